@@ -1,0 +1,38 @@
+# Every target works on a machine that has only Python 3.11 or newer and make: it builds its own .venv here.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PLAIN  := .venv-lint
+WORKERS ?= 2
+# The tests' ranks and Inductor's builds must not oversubscribe the machine.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint bench clean
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "farskip-compile needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/farskip demo
+
+test: $(VENV)/.installed
+	$(PY) -m pytest -n $(WORKERS)
+
+# mypy can not see the package-dir mapping of an editable install, so lint checks what is shipped: a plain install.
+lint: $(VENV)/.installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	rm -rf build $(PLAIN) && mkdir -p $(PLAIN)
+	$(PY) -m pip install --quiet --no-deps --target $(PLAIN) .
+	cd $(PLAIN) && MYPYPATH=. ../$(PY) -m mypy --config-file ../pyproject.toml -p farskip_compile
+
+bench: $(VENV)/.installed
+	$(PY) benchmarks/compile_cost.py
+
+clean:
+	rm -rf $(VENV) $(PLAIN) build out *.egg-info

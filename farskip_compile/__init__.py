@@ -1,0 +1,1 @@
+"""farskip-compile: `torch.compile(model, backend="farskip")` for Mixture-of-Experts models."""

@@ -1,0 +1,111 @@
+"""Every error this package raises on purpose, all under `FarSkipError`.
+
+Contract: an error says where (layer, graph node, the user's source line if the graph knows it), why, and the way
+out. It is raised before anything is changed: the model stays as it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Where:
+    """The place an error is about; unknown parts are None."""
+
+    layer: int | None = None
+    """Index of the decoder layer, counted by token-mixing sub-blocks."""
+    node: str | None = None
+    """Name of the FX node."""
+    source: str | None = None
+    """`file:line` of the user's code that made the node."""
+
+    def __str__(self) -> str:
+        parts = []
+        if self.layer is not None:
+            parts.append(f"layer {self.layer}")
+        if self.node is not None:
+            parts.append(f"node {self.node!r}")
+        if self.source is not None:
+            parts.append(f"at {self.source}")
+        return ", ".join(parts)
+
+
+class FarSkipError(Exception):
+    """Base class. `where`, `reason` and `way_out` are kept as attributes for tools.
+
+    Args:
+        reason: what is wrong, one sentence.
+        way_out: what the user can do about it.
+        where: the layer, node and source line concerned.
+    """
+
+    def __init__(self, reason: str, *, way_out: str = "", where: Where | None = None) -> None:
+        self.reason = reason
+        self.way_out = way_out
+        self.where = where or Where()
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        lines = [self.reason]
+        if where := str(self.where):
+            lines.append(f"  where:   {where}")
+        if self.way_out:
+            lines.append(f"  way out: {self.way_out}")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # keyword-only arguments would be lost by the default reduction, and errors cross process boundaries
+        return (_rebuild, (type(self), self.reason, self.way_out, self.where))
+
+
+def _rebuild(cls: type[FarSkipError], reason: str, way_out: str, where: Where) -> FarSkipError:
+    return cls(reason, way_out=way_out, where=where)
+
+
+class ConfigError(FarSkipError):
+    """An unknown option, a value of the wrong type, or options that exclude each other."""
+
+
+class LayerRangeError(ConfigError):
+    """`layers` lies outside the layers of the model, or holds nothing that `connectivity` changes."""
+
+
+class ConnectivityError(ConfigError):
+    """A user's table names a sub-block or a term that the model does not have, or that is not read."""
+
+
+class DenseModelError(FarSkipError):
+    """The model has a residual stack, but no routed experts in it."""
+
+
+class NoResidualStackError(FarSkipError):
+    """A residual stack was demanded (`farskip explain`, `verify`), and the graph has none."""
+
+
+class NotASumError(FarSkipError):
+    """The residual stream is not a plain sum of terms: normalised, mixed or counted twice on the way."""
+
+
+class PartialModelError(FarSkipError):
+    """The graph holds only a part of the model: cut by a graph break, or compiled layer by layer."""
+
+
+class DDPSplitError(PartialModelError):
+    """`torch._dynamo.config.optimize_ddp` would hand the model to the backend in pieces."""
+
+
+class UnsupportedPatternError(FarSkipError):
+    """A construct whose rewiring would not be sound, so it is refused."""
+
+
+class InseparableExpertsError(UnsupportedPatternError):
+    """Routed and shared output can't be told apart where the connectivity needs one without the other."""
+
+
+class VerificationError(FarSkipError):
+    """The table read off the rewired graph is not the one that was asked for: a defect of this package."""
+
+
+class ParallelismError(FarSkipError):
+    """Sizes that don't fit the process group: for example a world size that doesn't divide the experts."""

@@ -1,0 +1,1 @@
+"""Plain Mixture-of-Experts models and their hand-written FarSkip forms."""
