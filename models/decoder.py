@@ -1,0 +1,88 @@
+"""The plain decoder: token embedding, layers, final norm, language-model head.
+
+Contract: the residual stream is a plain sum. Every layer reads all of it, and this is what the compiler changes:
+    x = x + attention(norm(x))
+    x = x + feed_forward(norm(x))
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from farskip_compile.models.attention import make_attention
+from farskip_compile.models.config import LayerKind, ModelConfig, ParallelConfig
+from farskip_compile.models.mlp import MLP
+from farskip_compile.models.moe import MoE
+from farskip_compile.models.norm import make_norm
+from farskip_compile.models.rope import Rope, rope_tables
+from farskip_compile.models.sharding import initialise
+
+
+class DecoderLayer(nn.Module):
+    """Attention and a feed-forward, each behind a norm; or, in a parallel block, both behind one shared norm."""
+
+    def __init__(self, kind: LayerKind, config: ModelConfig, parallel: ParallelConfig) -> None:
+        super().__init__()
+        self.residual_scale = config.residual_scale
+        self.attention_norm = make_norm(config)
+        self.attention = make_attention(config, parallel)
+        self.feed_forward_norm = None if config.parallel_block else make_norm(config)
+        self.feed_forward: MLP | MoE
+        if kind == "moe":
+            self.feed_forward = MoE(config, parallel)
+        else:
+            self.feed_forward = MLP(config, config.intermediate_size, parallel)
+
+    def scaled(self, branch: torch.Tensor) -> torch.Tensor:
+        """What is added to the stream for the output of a branch."""
+        return branch if self.residual_scale == 1.0 else branch * self.residual_scale
+
+    def forward(self, x: torch.Tensor, rope: Rope) -> torch.Tensor:
+        """Stream [B, T, D] -> stream [B, T, D]."""
+        h = self.attention_norm(x)
+        x = x + self.scaled(self.attention(h, rope))
+        if self.feed_forward_norm is not None:  # otherwise the feed-forward reads what the attention has read
+            h = self.feed_forward_norm(x)
+        return x + self.scaled(self.feed_forward(h))
+
+
+class Decoder(nn.Module):
+    """Token ids [B, T] -> logits [B, T, vocabulary]."""
+
+    def __init__(self, config: ModelConfig, parallel: ParallelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.parallel = parallel
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(kind, config, parallel) for kind in config.layers)
+        self.final_norm = make_norm(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def rope(self, x: torch.Tensor) -> Rope:
+        """Rotary tables for the positions of a stream [B, T, D]."""
+        config = self.config
+        width = config.head_dim if config.attention == "gqa" else config.rope_head_dim
+        return rope_tables(x, width, config.rope_theta)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids [B, T] -> logits [B, T, vocabulary]."""
+        x = self.token_embedding(ids)  # [B, T, D]
+        rope = self.rope(x)
+        for layer in self.layers:
+            x = layer(x, rope)
+        return self.lm_head(self.final_norm(x))
+
+
+def build_decoder(
+    config: ModelConfig,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    parallel: ParallelConfig | None = None,
+) -> Decoder:
+    """A decoder with seeded weights; the same seed gives each rank its slice of the same whole model."""
+    model = Decoder(config, parallel or ParallelConfig())
+    initialise(model.to(device=device, dtype=dtype), seed)
+    return model

@@ -1,0 +1,144 @@
+"""The FarSkip form of a decoder, written by hand from the paper (arXiv 2511.11505): the oracle.
+
+Two streams go from layer to layer (a: attention, r: routed experts, s: shared experts):
+    x    the residual stream, everything summed
+    n    the same without the routed output of the previous layer: it exists before that layer's combine has arrived
+A FarSkip layer with experts is then
+    a      = attention(norm(n))
+    r, s   = experts(norm(x))                    before a is added: dispatch need not wait for the attention
+    x_next = (x + a) + (r + s)
+    n_next = (x + a) + s
+and a dense layer is a parallel block: x_next = n_next = (x + attention(norm(n))) + mlp(norm(x)).
+
+Contract: plain eager code that shares the decoder's modules and weights, and nothing of the compiler. Sums are formed
+in the order in which the plain model forms them, so that equality can be asked for bit by bit.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast, get_args
+
+import torch
+from torch import nn
+
+from farskip_compile.errors import ConfigError, LayerRangeError
+from farskip_compile.models.decoder import Decoder, DecoderLayer
+from farskip_compile.models.moe import MoE
+from farskip_compile.models.rope import Rope
+
+Connectivity = Literal["full", "attention", "mlp", "none"]
+
+
+class FarSkipForm(nn.Module):
+    """Token ids [B, T] -> logits [B, T, vocabulary], with the decoder's weights in the FarSkip wiring.
+
+    Args:
+        decoder: a plain model; its modules are used, not copied.
+        connectivity: "full"; "attention": only attentions read n, feed-forwards read x + a as in the plain model;
+            "mlp": only feed-forwards read x (without a), attentions read x; "none": the plain model.
+        layers: first and last layer that are rewired, both included; None: all. A layer before the range is plain,
+            but the first layer in the range does read its n.
+        merge_reductions: under tensor parallelism, add the unreduced attention and shared outputs before one
+            all-reduce, instead of one for each. Equal up to rounding.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        connectivity: Connectivity = "full",
+        layers: tuple[int, int] | None = None,
+        merge_reductions: bool = False,
+    ) -> None:
+        super().__init__()
+        if connectivity not in get_args(Connectivity):
+            raise ConfigError(f"connectivity must be one of {get_args(Connectivity)}, not {connectivity!r}")
+        if merge_reductions and (connectivity != "full" or decoder.parallel.tp_group is None):
+            raise ConfigError(
+                "merge_reductions needs tensor parallelism and the full connectivity",
+                way_out="only then are attention and shared output both partial sums that nobody needs apart",
+            )
+        last = len(decoder.layers) - 1
+        self.first_layer, self.last_layer = (0, last) if layers is None else layers
+        if not 0 <= self.first_layer <= self.last_layer <= last:
+            raise LayerRangeError(f"layers {layers} lie outside the model's 0 to {last}")
+        self.decoder = decoder
+        self.connectivity = connectivity
+        self.merge_reductions = merge_reductions
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids [B, T] -> logits [B, T, vocabulary]."""
+        x = self.decoder.token_embedding(ids)  # [B, T, D]
+        n = x
+        rope = self.decoder.rope(x)
+        for index in range(len(self.decoder.layers)):
+            x, n = self.layer(index, x, n, rope)
+        return self.decoder.lm_head(self.decoder.final_norm(x))  # n ends here: nothing may be left out
+
+    # Who reads what
+
+    def attention_reads_n(self, index: int) -> bool:
+        """Whether this layer exists, lies in the range, and has its attention rewired."""
+        return self.first_layer <= index <= self.last_layer and self.connectivity in ("full", "attention")
+
+    def feed_forward_reads_x(self, index: int) -> bool:
+        """Whether this layer lies in the range, and its feed-forward is rewired to skip the attention."""
+        return self.first_layer <= index <= self.last_layer and self.connectivity in ("full", "mlp")
+
+    # One layer
+
+    def layer(self, index: int, x: torch.Tensor, n: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
+        """Streams (x, n) -> streams (x, n), each [B, T, D]."""
+        layer = cast(DecoderLayer, self.decoder.layers[index])
+        feed_forward = layer.feed_forward
+        exports_n = isinstance(feed_forward, MoE) and self.attention_reads_n(index + 1)
+        attention_input = layer.attention_norm(n if self.attention_reads_n(index) else x)
+
+        if self.merge_reductions and exports_n and self.feed_forward_reads_x(index) and feed_forward.shared_experts:
+            return self._merged(layer, attention_input, x, rope)
+
+        x_and_a = x + layer.scaled(layer.attention(attention_input, rope))
+        h = self._feed_forward_input(layer, x, x if self.feed_forward_reads_x(index) else x_and_a)
+        if not exports_n:  # dense, or nobody leaves the routed output out: the streams collapse
+            x = x_and_a + layer.scaled(feed_forward(h))
+            return x, x
+        return self._split(layer, x_and_a, h)
+
+    def _feed_forward_input(self, layer: DecoderLayer, x: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+        """The normed stream; a parallel block has one norm, and its feed-forward reads x in any case."""
+        if layer.feed_forward_norm is None:
+            return layer.attention_norm(x)
+        return layer.feed_forward_norm(read)
+
+    def _split(self, layer: DecoderLayer, x_and_a: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """An MoE layer whose routed output the next attention leaves out."""
+        moe = cast(MoE, layer.feed_forward)
+        routed, shared = moe.routed(h), moe.shared(h)
+        if not shared:
+            return x_and_a + layer.scaled(moe.reduce(routed)), x_and_a
+        s = _sum(shared)
+        if moe.tp_group is not None:  # reduced apart: s must not wait for the routed experts
+            s = moe.reduce(s)
+            everything = moe.reduce(routed) + s
+        else:
+            everything = _sum([routed, *shared])
+        return x_and_a + layer.scaled(everything), x_and_a + layer.scaled(s)
+
+    def _merged(
+        self, layer: DecoderLayer, attention_input: torch.Tensor, x: torch.Tensor, rope: Rope
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same with one all-reduce for a + s: x_next = (x + AR(a + s)) + AR(r), n_next = x + AR(a + s)."""
+        moe = cast(MoE, layer.feed_forward)
+        a = layer.attention.partial(attention_input, rope)
+        h = self._feed_forward_input(layer, x, x)
+        routed, s = moe.routed(h), _sum(moe.shared(h))
+        n = x + layer.scaled(moe.reduce(a + s))
+        return n + layer.scaled(moe.reduce(routed)), n
+
+
+def _sum(parts: list[torch.Tensor]) -> torch.Tensor:
+    """((first + second) + third), the order in which the plain model adds."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total

@@ -1,0 +1,41 @@
+"""A small Mixtral: few wide experts, a softmax over the two chosen ones, and no shared expert.
+
+Contract: `config(**overrides)` is the preset, `build(...)` the model with seeded weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from farskip_compile.models.config import ModelConfig, ParallelConfig
+from farskip_compile.models.decoder import Decoder, build_decoder
+
+
+def config(**overrides: Any) -> ModelConfig:
+    """The preset; any field of `ModelConfig` can be replaced."""
+    preset: dict[str, Any] = {
+        "layers": ("moe", "moe", "moe", "moe"),
+        "attention": "gqa",
+        "norm_epsilon": 1e-5,
+        "rope_theta": 1_000_000.0,
+        "experts": 4,
+        "top_k": 2,
+        "moe_intermediate_size": 64,
+        "router": "softmax",
+        "renormalise_weights": True,
+    }
+    return ModelConfig(**(preset | overrides))
+
+
+def build(
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    parallel: ParallelConfig | None = None,
+    **overrides: Any,
+) -> Decoder:
+    """The model with seeded weights, or this rank's slice of it."""
+    return build_decoder(config(**overrides), seed=seed, dtype=dtype, device=device, parallel=parallel)

@@ -1,0 +1,76 @@
+"""The Mixture-of-Experts feed-forward: routed experts plus shared experts.
+
+Contract: `routed(h)` and `shared(h)` are this rank's shares of the two parts, not reduced over the tensor-parallel
+ranks. `forward` adds the parts one after another, ((routed + shared 1) + shared 2), and reduces the sum once.
+The FarSkip form calls the parts by themselves.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+from torch import nn
+
+from farskip_compile.models.config import ModelConfig, ParallelConfig
+from farskip_compile.models.experts import Experts
+from farskip_compile.models.mlp import MLP
+from farskip_compile.models.router import make_router
+from farskip_compile.models.sharding import all_reduce
+
+
+class MoE(nn.Module):
+    """A router, its experts, and the shared experts that every token goes through."""
+
+    def __init__(self, config: ModelConfig, parallel: ParallelConfig) -> None:
+        super().__init__()
+        self.tp_group = parallel.tp_group
+        self.top_k = config.top_k
+        self.weights_scale_input = config.router == "sigmoid_top1"
+        factor = parallel.capacity_factor
+        self.room: Fraction | None = None
+        """Slots of an expert per token; None: one, since a token chooses an expert at most once."""
+        if factor is not None:
+            self.room = Fraction(factor).limit_denominator(1000) * config.top_k / config.experts
+        self.router = make_router(config)
+        self.experts = Experts(config, parallel)
+        self.shared_experts = nn.ModuleList(
+            MLP(config, config.moe_intermediate_size, parallel) for _ in range(config.shared_experts)
+        )
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+
+    def slots(self, tokens: int) -> int:
+        """Room per expert in a padded exchange of this many tokens, rounded up."""
+        if self.room is None:
+            return tokens
+        numerator, denominator = self.room.numerator, self.room.denominator
+        return (tokens * numerator + denominator - 1) // denominator
+
+    def routed(self, h: torch.Tensor) -> torch.Tensor:
+        """The weighted sum of each token's chosen experts, [B, T, D]."""
+        tokens = h.flatten(0, 1)  # [N, D]
+        experts, weights = self.router(tokens)  # [N, k]
+        weights = weights.to(h.dtype).unsqueeze(-1)  # [N, k, 1]
+        rows = tokens.unsqueeze(1).expand(-1, self.top_k, -1)  # [N, k, D]
+        if self.weights_scale_input:
+            rows = rows * weights
+        outputs = self.experts(rows.flatten(0, 1), experts.flatten(), self.slots(tokens.shape[0]))
+        outputs = outputs.unflatten(0, (-1, self.top_k))  # [N, k, D]
+        if not self.weights_scale_input:
+            outputs = outputs * weights
+        return self.dropout(outputs.sum(1).view_as(h))
+
+    def shared(self, h: torch.Tensor) -> list[torch.Tensor]:
+        """The output of each shared expert, [B, T, D]."""
+        return [expert.partial(h) for expert in self.shared_experts]
+
+    def reduce(self, partial: torch.Tensor) -> torch.Tensor:
+        """Sum over the tensor-parallel ranks."""
+        return all_reduce(partial, self.tp_group)
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        """Routed and shared experts together, [B, T, D]."""
+        total = self.routed(h)
+        for shared in self.shared(h):
+            total = total + shared
+        return self.reduce(total)

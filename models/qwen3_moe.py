@@ -1,0 +1,40 @@
+"""A small Qwen3-MoE: grouped-query attention with normed queries and keys, and no shared expert.
+
+Contract: `config(**overrides)` is the preset, `build(...)` the model with seeded weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from farskip_compile.models.config import ModelConfig, ParallelConfig
+from farskip_compile.models.decoder import Decoder, build_decoder
+
+
+def config(**overrides: Any) -> ModelConfig:
+    """The preset; any field of `ModelConfig` can be replaced."""
+    preset: dict[str, Any] = {
+        "layers": ("moe", "moe", "moe", "moe"),
+        "attention": "gqa",
+        "qk_norm": True,
+        "rope_theta": 1_000_000.0,
+        "experts": 8,
+        "top_k": 2,
+        "router": "softmax",
+        "renormalise_weights": True,
+    }
+    return ModelConfig(**(preset | overrides))
+
+
+def build(
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    parallel: ParallelConfig | None = None,
+    **overrides: Any,
+) -> Decoder:
+    """The model with seeded weights, or this rank's slice of it."""
+    return build_decoder(config(**overrides), seed=seed, dtype=dtype, device=device, parallel=parallel)

@@ -1,0 +1,94 @@
+"""Routers: for each token, which experts and with which weight.
+
+Contract: `router(h)` takes [T, D] and returns (experts [T, top_k], weights [T, top_k]). Scores are computed in
+float32 at least. No sizes depend on the data.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from farskip_compile.models.config import ModelConfig
+
+Routing = tuple[torch.Tensor, torch.Tensor]
+"""Chosen experts and their weights, both [T, top_k]."""
+
+
+class Router(nn.Module):
+    """What all routers share: one score per expert from a linear map. It is whole on every rank."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.zeros(config.experts, config.hidden_size))
+
+    def logits(self, h: torch.Tensor) -> torch.Tensor:
+        """Raw scores, [T, experts]."""
+        wide = torch.promote_types(h.dtype, torch.float32)
+        return F.linear(h.to(wide), self.weight.to(wide)).to(wide)
+
+    def normalised(self, weights: torch.Tensor) -> torch.Tensor:
+        """Make the weights of a token's chosen experts sum to one, if the config asks for it."""
+        if not self.config.renormalise_weights:
+            return weights
+        return weights / (weights.sum(-1, keepdim=True) + 1e-20)
+
+    def forward(self, h: torch.Tensor) -> Routing:
+        """Choose experts for every token."""
+        raise NotImplementedError
+
+
+class SoftmaxRouter(Router):
+    """The largest probabilities of a softmax over all experts (Mixtral, Qwen3)."""
+
+    def forward(self, h: torch.Tensor) -> Routing:
+        """Choose experts for every token."""
+        weights, experts = self.logits(h).softmax(-1).topk(self.config.top_k, dim=-1)
+        return experts, self.normalised(weights)
+
+
+class SigmoidGroupRouter(Router):
+    """Sigmoid scores; experts are chosen from the best groups only (DeepSeek-V3).
+
+    A correction bias balances the load: it takes part in the choice, never in the weights.
+    """
+
+    correction_bias: torch.Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.register_buffer("correction_bias", torch.zeros(config.experts))
+
+    def forward(self, h: torch.Tensor) -> Routing:
+        """Choose experts for every token."""
+        config = self.config
+        scores = self.logits(h).sigmoid()  # [T, E]
+        by_group = (scores + self.correction_bias).unflatten(-1, (config.router_groups, -1))  # [T, G, E / G]
+        group_scores = by_group.topk(2, dim=-1).values.sum(-1)  # [T, G]
+        best_groups = group_scores.topk(config.router_top_groups, dim=-1).indices
+        allowed = torch.zeros_like(group_scores).scatter(1, best_groups, 1.0).bool()  # [T, G]
+        candidates = by_group.masked_fill(~allowed.unsqueeze(-1), float("-inf")).flatten(1)  # [T, E]
+        experts = candidates.topk(config.top_k, dim=-1).indices
+        weights = self.normalised(scores.gather(1, experts))
+        return experts, weights * config.routed_scaling_factor
+
+
+class SigmoidRouter(Router):
+    """The largest logits; the sigmoid of a logit will scale the expert's *input* (Llama-4)."""
+
+    def forward(self, h: torch.Tensor) -> Routing:
+        """Choose experts for every token."""
+        logits, experts = self.logits(h).topk(self.config.top_k, dim=-1)
+        return experts, logits.sigmoid()
+
+
+def make_router(config: ModelConfig) -> Router:
+    """The router that the config asks for."""
+    kinds: dict[str, type[Router]] = {
+        "softmax": SoftmaxRouter,
+        "sigmoid_groups": SigmoidGroupRouter,
+        "sigmoid_top1": SigmoidRouter,
+    }
+    return kinds[config.router](config)

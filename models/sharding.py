@@ -1,0 +1,93 @@
+"""Weights that are the same on one rank and on many: drawn whole from a seed, then cut.
+
+Contract: a module that holds a slice of a weight says so in `self.shards` (parameter name -> cuts).
+`initialise(model, seed)` walks the model in order and draws every *whole* weight from one generator, so that each
+rank of a parallel run ends up with exactly its slice of the one-process model with the same seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from farskip_compile._compat import functional_collectives as fc
+
+
+@dataclass(frozen=True)
+class Shard:
+    """This rank holds an equal part of the weight along one dimension."""
+
+    dim: int
+    """The dimension that is cut."""
+    group: dist.ProcessGroup | None
+    """The ranks among which it is cut; None: it is whole."""
+
+    @property
+    def ranks(self) -> int:
+        """Number of parts."""
+        return 1 if self.group is None else self.group.size()
+
+    @property
+    def index(self) -> int:
+        """Which part this rank holds."""
+        return 0 if self.group is None else self.group.rank()
+
+
+Shards = dict[str, tuple[Shard, ...]]
+
+
+def local_slice(whole: torch.Tensor, shards: tuple[Shard, ...]) -> torch.Tensor:
+    """The part of a whole weight that this rank holds."""
+    for shard in shards:
+        whole = whole.chunk(shard.ranks, dim=shard.dim)[shard.index]
+    return whole
+
+
+def shards_of(model: nn.Module) -> Shards:
+    """The cuts of every parameter and buffer of a model, by full name; whole ones have an empty tuple."""
+    cuts: Shards = {}
+    for path, module in model.named_modules():
+        own: Shards = getattr(module, "shards", {})
+        names = [name for name, _ in module.named_parameters(recurse=False)]
+        names += [name for name, _ in module.named_buffers(recurse=False)]
+        for name in names:
+            cuts[f"{path}.{name}" if path else name] = own.get(name, ())
+    return cuts
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, seed: int) -> None:
+    """Fill the model with seeded weights of such size that every term of the residual stream matters."""
+    generator = torch.Generator().manual_seed(seed)
+    cuts = shards_of(model)
+    for name, local in model.state_dict(keep_vars=True).items():
+        whole_shape = list(local.shape)
+        for shard in cuts[name]:
+            whole_shape[shard.dim] *= shard.ranks
+        draw = torch.randn(whole_shape, generator=generator, dtype=torch.float64)
+        local.copy_(local_slice(_scaled(name, draw), cuts[name]))
+
+
+def _scaled(name: str, draw: torch.Tensor) -> torch.Tensor:
+    """Bring standard normal numbers to the size that fits the parameter's role."""
+    if name.endswith("token_embedding.weight"):
+        return draw
+    if draw.dim() == 1:  # norm weights near one, biases near zero: never trivial, so that a mix-up shows
+        return 0.1 * draw + (1.0 if name.endswith("weight") else 0.0)
+    inputs = draw.shape[-1] if draw.dim() == 2 else draw.shape[-2]  # nn.Linear is [out, in], experts [E, in, out]
+    return draw / inputs**0.5
+
+
+def all_reduce(partial: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """Sum over the tensor-parallel ranks; without a group, the tensor itself.
+
+    Its backward is an all-reduce as well. So the loss is understood as summed over the ranks: with `tp` ranks that
+    all compute the same loss, scale it by `1 / tp`. Then the gradient of a slice is the slice of the one-process
+    gradient, and gradients of whole (replicated) weights have to be summed over the ranks.
+    """
+    if group is None:
+        return partial
+    return fc.all_reduce(partial, "sum", group)
