@@ -1,1 +1,52 @@
-"""farskip-compile: `torch.compile(model, backend="farskip")` for Mixture-of-Experts models."""
+"""farskip-compile: `torch.compile(model, backend="farskip")` for Mixture-of-Experts models.
+
+Rewires the residual stream to the FarSkip form (arXiv 2511.11505): attention reads it without the routed experts of
+the layer before, the feed-forward part without the attention of its own layer, so that expert-parallel and
+tensor-parallel communication no longer stands in the way of compute. Weights stay as they are; the function changes.
+"""
+
+from farskip_compile.backend import Backend, FarSkipWarning, backend, farskip
+from farskip_compile.config import FarSkipConfig
+from farskip_compile.errors import (
+    ConfigError,
+    ConnectivityError,
+    DDPSplitError,
+    DenseModelError,
+    FarSkipError,
+    InseparableExpertsError,
+    LayerRangeError,
+    NoResidualStackError,
+    NotASumError,
+    ParallelismError,
+    PartialModelError,
+    UnsupportedPatternError,
+    VerificationError,
+)
+from farskip_compile.report import CompileReport, Outcome, clear_reports, last_reports
+from farskip_compile.verification import verify
+
+__all__ = [
+    "Backend",
+    "CompileReport",
+    "ConfigError",
+    "ConnectivityError",
+    "DDPSplitError",
+    "DenseModelError",
+    "FarSkipConfig",
+    "FarSkipError",
+    "FarSkipWarning",
+    "InseparableExpertsError",
+    "LayerRangeError",
+    "NoResidualStackError",
+    "NotASumError",
+    "Outcome",
+    "ParallelismError",
+    "PartialModelError",
+    "UnsupportedPatternError",
+    "VerificationError",
+    "backend",
+    "clear_reports",
+    "farskip",
+    "last_reports",
+    "verify",
+]

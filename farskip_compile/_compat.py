@@ -1,11 +1,119 @@
 """Every private or semi-private PyTorch API that this package touches, and nothing else.
 
 Contract: other modules import these names from here only, so that a new PyTorch release is checked in one place.
-Checked by running on torch 2.13.0; signatures compared by reading on 2.11, 2.12, 2.14 and 2.15.
+Checked by running on torch 2.13.0; presence and signatures by reading on 2.11, 2.12, 2.14 and 2.15.
 """
 
 from __future__ import annotations
 
-import torch.distributed._functional_collectives as functional_collectives
+from collections.abc import Callable, Sequence
+from typing import Any
 
-__all__ = ["functional_collectives"]
+import torch
+import torch.distributed._functional_collectives as functional_collectives
+from torch import fx
+from torch._dynamo.backends.registry import lookup_backend
+from torch._dynamo.exc import ShortenTraceback
+from torch._dynamo.output_graph import GraphCompileReason
+from torch._dynamo.utils import get_optimize_ddp_mode, graph_break_reasons
+from torch._higher_order_ops.wrap import TagActivationCheckpoint
+from torch._inductor import config as inductor_config
+from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch._logging import trace_structured
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+from torch.utils.checkpoint import CheckpointPolicy
+
+PREFER_RECOMPUTE = CheckpointPolicy.PREFER_RECOMPUTE
+
+__all__ = [
+    "PREFER_RECOMPUTE",
+    "CustomGraphPass",
+    "HigherOrderOperator",
+    "OpOverload",
+    "OpOverloadPacket",
+    "TransparentError",
+    "compile_with_inductor",
+    "ddp_splits_graphs",
+    "functional_collectives",
+    "graph_break_reason",
+    "inductor_config",
+    "is_module_state",
+    "is_resumed",
+    "last_graph_break",
+    "lookup_backend",
+    "same_dim",
+    "split_checkpoint_kwargs",
+    "trace_artifact",
+]
+
+TransparentError = ShortenTraceback
+"""Base class of the exceptions that Dynamo hands to the user as they are, not wrapped in `BackendCompilerFailed`."""
+
+
+def compile_with_inductor(
+    module: fx.GraphModule, inputs: Sequence[Any], options: dict[str, Any], mode: str | None
+) -> Callable[..., Any]:
+    """Compile with Inductor; `options` are in force for the lazily compiled backward graph too."""
+    compiled: Callable[..., Any] = torch._TorchCompileInductorWrapper(mode, options, None)(module, inputs)
+    return compiled
+
+
+def ddp_splits_graphs() -> bool:
+    """Whether Dynamo is about to cut the graph of an active `DistributedDataParallel` into buckets."""
+    ddp = torch.nn.parallel.DistributedDataParallel
+    return get_optimize_ddp_mode() == "ddp_optimizer" and ddp._get_active_ddp_module() is not None
+
+
+def graph_break_reason(module: fx.GraphModule) -> str | None:
+    """Why and where Dynamo ended this graph, if it was by a graph break."""
+    reason = getattr(module, "compile_subgraph_reason", None)
+    return _describe(reason) if reason is not None and reason.graph_break else None
+
+
+def last_graph_break() -> str | None:
+    """The newest graph break of this process."""
+    return _describe(graph_break_reasons[-1]) if graph_break_reasons else None
+
+
+def _describe(reason: GraphCompileReason) -> str:
+    text = " ".join(str(reason.reason).split())
+    frame = next((f for f in reversed(reason.user_stack) if "/torch/" not in f.filename), None)
+    return f"{text[:300]} ({frame.filename}:{frame.lineno}: {frame.line})" if frame is not None else text[:300]
+
+
+def is_resumed(module: fx.GraphModule) -> bool:
+    """Whether the graph is the continuation of a frame behind a graph break."""
+    traces = (str(node.meta.get("stack_trace") or "") for node in module.graph.nodes if node.op != "placeholder")
+    return any("torch_dynamo_resume_in" in trace for trace in traces)
+
+
+def trace_artifact(name: str, payload: Callable[[], str]) -> None:
+    """Write a JSON artifact to the structured trace (`TORCH_TRACE`), where tlparse shows it."""
+    trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": "json"}, payload_fn=payload)
+
+
+def split_checkpoint_kwargs(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split the keyword arguments of a `tag_activation_checkpoint` node: (the checkpoint's, the body's)."""
+    checkpoint, body = TagActivationCheckpoint.divide_kwargs(kwargs)
+    return checkpoint, body
+
+
+def same_dim(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
+    """Equal sizes, decided by comparing expressions: `a == b` on a SymInt would install a guard."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    left = a.node.expr if isinstance(a, torch.SymInt) else a
+    right = b.node.expr if isinstance(b, torch.SymInt) else b
+    return bool(left == right)
+
+
+def is_module_state(placeholder: fx.Node) -> bool:
+    """Whether a Dynamo placeholder is a parameter or buffer of a module, not an input of the call."""
+    value = placeholder.meta.get("example_value", placeholder.meta.get("val"))
+    if isinstance(value, torch.nn.Parameter):
+        return True
+    source = getattr(placeholder.meta.get("grapharg"), "source", None)
+    guard_source = getattr(source, "guard_source", None)
+    if callable(guard_source):  # a method before it became a property
+        guard_source = guard_source()
+    return "NN_MODULE" in getattr(guard_source, "name", "")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from farskip_compile._compat import TransparentError
+
 
 @dataclass(frozen=True)
 class Where:
@@ -31,8 +33,8 @@ class Where:
         return ", ".join(parts)
 
 
-class FarSkipError(Exception):
-    """Base class. `where`, `reason` and `way_out` are kept as attributes for tools.
+class FarSkipError(TransparentError):
+    """Base class; reaches the user as it is, also out of `torch.compile`. Its parts are attributes, for tools.
 
     Args:
         reason: what is wrong, one sentence.
@@ -44,7 +46,7 @@ class FarSkipError(Exception):
         self.reason = reason
         self.way_out = way_out
         self.where = where or Where()
-        super().__init__(str(self))
+        super().__init__(str(self), first_useful_frame=None)
 
     def __str__(self) -> str:
         lines = [self.reason]

@@ -1,0 +1,137 @@
+"""What the user asks for: one frozen configuration, checked before anything is compiled.
+
+Contract: `FarSkipConfig` holds every option; `from_options` turns the dictionary of
+`torch.compile(..., options={...})` into one and refuses unknown keys and wrong types.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from farskip_compile.errors import ConfigError
+from farskip_compile.passes.connectivity import Connectivity, Named
+
+Inner = Literal["inductor", "aot_eager", "eager"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FarSkipConfig:
+    """Options of the backend.
+
+    Raises:
+        ConfigError: a value of the wrong type, or options that exclude each other.
+    """
+
+    connectivity: Connectivity = "full"
+    """`"full"`, `"attention"`, `"mlp"`, `"none"` (paper section 3), or a table: sub-block name -> names of the terms
+    that it leaves out, as `farskip explain` prints them."""
+
+    layers: tuple[int, int] | None = None
+    """First and last layer to rewire, both inclusive; None for all. A layer begins at each token mixer. The first
+    attention in the range also leaves out the routed experts of the layer before it."""
+
+    inner: Inner = "inductor"
+    """The backend that compiles the rewired graph."""
+
+    strict: bool = True
+    """Raise if the model can't be rewired exactly as asked. False: compile it unchanged, with one warning."""
+
+    inductor: Mapping[str, Any] = field(default_factory=dict)
+    """Options for Inductor, as `torch.compile(..., options=...)` takes them; they reach the backward graph too."""
+
+    merge_reductions: bool = False
+    """Tensor parallelism: reduce the attention's and the shared experts' partial sums together (one all-reduce for
+    both). Equal in real arithmetic, not bit for bit. Needs `connectivity="full"`."""
+
+    on_report: Callable[[Any], None] | None = None
+    """Called with the `CompileReport` of each graph that the backend receives."""
+
+    def __post_init__(self) -> None:
+        self._check_connectivity()
+        if self.layers is not None:
+            ok = isinstance(self.layers, Sequence) and len(self.layers) == 2
+            if not ok or not all(isinstance(x, int) and not isinstance(x, bool) for x in self.layers):
+                raise ConfigError(
+                    f"layers={self.layers!r} is no pair of integers", way_out="layers=(first, last), both inclusive"
+                )
+            object.__setattr__(self, "layers", tuple(self.layers))
+        if self.inner not in get_args(Inner):
+            raise ConfigError(f"inner={self.inner!r} is unknown", way_out=f"one of {', '.join(get_args(Inner))}")
+        for name in ("strict", "merge_reductions"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}={getattr(self, name)!r} is no bool", way_out=f"{name}=True or {name}=False")
+        if not isinstance(self.inductor, Mapping) or not all(isinstance(key, str) for key in self.inductor):
+            raise ConfigError("inductor= takes a dictionary of Inductor options", way_out="inductor={...}")
+        if self.inductor and self.inner != "inductor":
+            raise ConfigError(
+                f"Inductor options are given, but inner={self.inner!r}", way_out='inner="inductor", or drop them'
+            )
+        if self.merge_reductions and self.connectivity != "full":
+            raise ConfigError(
+                f'merge_reductions needs connectivity="full", not {self.connectivity!r}: otherwise something reads '
+                "the stream between the two reductions",
+                way_out='connectivity="full", or merge_reductions=False',
+            )
+        if self.on_report is not None and not callable(self.on_report):
+            raise ConfigError("on_report is not callable", way_out="pass a function of one report")
+
+    def _check_connectivity(self) -> None:
+        wish = self.connectivity
+        if isinstance(wish, str):
+            if wish not in get_args(Named):
+                raise ConfigError(
+                    f"connectivity={wish!r} is unknown",
+                    way_out=f"one of {', '.join(get_args(Named))}, or a table of the terms that sub-blocks leave out",
+                )
+            return
+        is_table = isinstance(wish, Mapping) and all(
+            isinstance(row, str) and not isinstance(terms, str) and all(isinstance(term, str) for term in terms)
+            for row, terms in wish.items()
+        )
+        if not is_table:
+            raise ConfigError(
+                "connectivity is neither a name nor a table",
+                way_out='for example connectivity={"attention.2": ["r1"], "moe.2": ["a2"]}',
+            )
+        if self.layers is not None:
+            raise ConfigError(
+                "a connectivity table already says which layers change",
+                way_out="drop `layers`, or use a named connectivity",
+            )
+        object.__setattr__(self, "connectivity", {row: tuple(terms) for row, terms in wish.items()})
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any] | None) -> FarSkipConfig:
+        """The configuration for `torch.compile(model, backend="farskip", options=options)`.
+
+        Raises:
+            ConfigError: an unknown key, with the closest known one; or a wrong value.
+        """
+        known = [entry.name for entry in dataclasses.fields(cls)]
+        for key in options or {}:
+            if key not in known:
+                close = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known options: {', '.join(known)}"
+                inductor = ' Inductor\'s own options go into options={"inductor": {...}}.'
+                raise ConfigError(f"unknown option {key!r}", way_out=hint + inductor)
+        return cls(**dict(options or {}))
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that decides the result, as plain data (also the cache identity of the configuration)."""
+        table = (
+            self.connectivity
+            if isinstance(self.connectivity, str)
+            else {k: list(v) for k, v in self.connectivity.items()}
+        )
+        return {
+            "connectivity": table,
+            "layers": list(self.layers) if self.layers else None,
+            "inner": self.inner,
+            "strict": self.strict,
+            "merge_reductions": self.merge_reductions,
+            "inductor": {key: repr(value) for key, value in sorted(self.inductor.items())},
+        }

@@ -1,0 +1,191 @@
+"""What happened in each compile: one plain record, kept for the user and written to the structured trace.
+
+Contract: a report is made for every graph that the backend receives, rewired or not, refused or not, also when the
+caches are warm (the rewiring runs before any cache is asked). It holds names and numbers only, no graph and no tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from farskip_compile._compat import trace_artifact
+from farskip_compile.passes.kinds import Kind
+from farskip_compile.passes.table import ResidualTable
+
+log = logging.getLogger("farskip_compile")
+
+KEPT_REPORTS = 256
+
+
+class Outcome(StrEnum):
+    """What became of a graph."""
+
+    REWIRED = "rewired"
+    ALREADY = "already in the form asked for"
+    UNCHANGED = "unchanged as asked"
+    NO_STACK = "no residual stack"
+    REFUSED = "refused, compiled unchanged"
+
+
+@dataclass(frozen=True)
+class RowReport:
+    """One sub-block: what it is, and what it reads before and after."""
+
+    name: str
+    layer: int
+    kind: Kind
+    terms: tuple[str, ...]
+    evidence: str
+    where: str
+    collectives: tuple[str, ...]
+    reads_before: tuple[tuple[int, int], ...]
+    """Intervals of term indices."""
+    reads_after: tuple[tuple[int, int], ...]
+    left_out: tuple[str, ...]
+    """Terms that the rewiring took away from it."""
+    skipped_before: tuple[str, ...]
+    """Terms of earlier sub-blocks that it does not read in the model as written."""
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """One graph that the backend received."""
+
+    outcome: Outcome
+    nodes: int
+    """Nodes of the graph as Dynamo handed it over."""
+    config: dict[str, Any] = field(default_factory=dict)
+    terms: tuple[str, ...] = ()
+    term_kinds: tuple[Kind, ...] = ()
+    rows: tuple[RowReport, ...] = ()
+    wiring_before: str = ""
+    """`standard`, `parallel`, `attention`, `full` or `other`."""
+    wiring_after: str = ""
+    reason: str = ""
+    """Why a graph was refused or left alone."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time of each pass."""
+    checkpoints_opened: int = 0
+    writes_replaced: int = 0
+    collectives_parted: int = 0
+    reductions_merged: int = 0
+
+    @property
+    def rewired_rows(self) -> tuple[str, ...]:
+        """Names of the sub-blocks that read something else than before."""
+        return tuple(row.name for row in self.rows if row.left_out)
+
+    def summary(self) -> str:
+        """One line for the log."""
+        if self.outcome is Outcome.REWIRED:
+            layers = 1 + max(row.layer for row in self.rows)
+            moe = sum(row.kind is Kind.ROUTED for row in self.rows)
+            return (
+                f"rewired {len(self.rewired_rows)} of {len(self.rows)} sub-blocks ({layers} layers, {moe} MoE): "
+                f"{self.wiring_before} -> {self.wiring_after}, verified"
+            )
+        return f"{self.outcome} ({self.nodes} nodes)" + (f": {self.reason.splitlines()[0]}" if self.reason else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        return {
+            "outcome": str(self.outcome),
+            "nodes": self.nodes,
+            "config": self.config,
+            "terms": list(self.terms),
+            "wiring_before": self.wiring_before,
+            "wiring_after": self.wiring_after,
+            "reason": self.reason,
+            "seconds": self.seconds,
+            "checkpoints_opened": self.checkpoints_opened,
+            "writes_replaced": self.writes_replaced,
+            "collectives_parted": self.collectives_parted,
+            "reductions_merged": self.reductions_merged,
+            "sub_blocks": [
+                {
+                    "name": row.name,
+                    "layer": row.layer,
+                    "kind": str(row.kind),
+                    "terms": list(row.terms),
+                    "evidence": row.evidence,
+                    "where": row.where,
+                    "collectives": list(row.collectives),
+                    "reads_before": self._names(row.reads_before),
+                    "reads_after": self._names(row.reads_after),
+                    "left_out": list(row.left_out),
+                    "skipped_before": list(row.skipped_before),
+                }
+                for row in self.rows
+            ],
+        }
+
+    def _names(self, intervals: tuple[tuple[int, int], ...]) -> list[str]:
+        return [self.terms[index] for low, high in intervals for index in range(low, high)]
+
+
+def row_reports(before: ResidualTable, after: ResidualTable) -> tuple[RowReport, ...]:
+    """Pair the rows of two tables with the same terms."""
+    rows = []
+    seen = 0
+    for old, new in zip(before.rows, after.rows, strict=True):
+        first = before.terms[old.terms[0]]
+        earlier = type(old.reads)(((0, max(seen, old.reads.newest + 1)),))
+        rows.append(
+            RowReport(
+                name=old.name,
+                layer=old.layer,
+                kind=old.kind,
+                terms=tuple(before.terms[index].name for index in old.terms),
+                evidence=_evidence(before, old.terms, old.kind, first.evidence),
+                where=str(first.where.source or first.where.node or ""),
+                collectives=tuple(name for index in old.terms for name in before.terms[index].collectives),
+                reads_before=old.reads.intervals,
+                reads_after=new.reads.intervals,
+                left_out=tuple(before.names(old.reads - new.reads)),
+                skipped_before=tuple(before.names(earlier - old.reads)),
+            )
+        )
+        seen = max(seen, *old.terms) + 1 if old.terms else seen
+    return tuple(rows)
+
+
+def _evidence(table: ResidualTable, terms: tuple[int, ...], kind: Kind, default: str) -> str:
+    deciding = (table.terms[index] for index in terms if table.terms[index].kind is kind)
+    term = next(deciding, None)
+    if term is None:
+        return default
+    inside = " (its shared experts are behind the same norm)" if term.shared_inside else ""
+    return term.evidence + inside
+
+
+_reports: deque[CompileReport] = deque(maxlen=KEPT_REPORTS)
+_lock = threading.Lock()
+
+
+def last_reports() -> tuple[CompileReport, ...]:
+    """Reports of this process, oldest first: one for each graph that the backend received (the last 256)."""
+    with _lock:
+        return tuple(_reports)
+
+
+def clear_reports() -> None:
+    """Forget all reports."""
+    with _lock:
+        _reports.clear()
+
+
+def publish(report: CompileReport, callback: Callable[[CompileReport], None] | None) -> None:
+    """Keep `report`, log it, write it to the structured trace (`TORCH_TRACE`, tlparse), and tell the user."""
+    with _lock:
+        _reports.append(report)
+    log.info("%s", report.summary())
+    trace_artifact("farskip_report", lambda: json.dumps(report.to_json(), indent=1))
+    if callback is not None:
+        callback(report)

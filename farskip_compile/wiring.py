@@ -1,0 +1,33 @@
+"""Name the wiring that a table shows: standard, parallel, or a FarSkip form.
+
+Contract: looks at the cells only. `parallel` and `mlp` are the same cells (each feed-forward sub-block reads the
+stream without the attention of its layer); the name is `parallel`, because that is what such models call themselves.
+"""
+
+from __future__ import annotations
+
+from farskip_compile.passes.connectivity import rule
+from farskip_compile.passes.table import ResidualTable
+
+
+def classify_wiring(table: ResidualTable) -> str:
+    """`standard`, `parallel`, `attention`, `full`, or `other` for anything in between (such as a layer range)."""
+    attention = _share(table, "attention")
+    feed_forward = _share(table, "mlp")
+    names = {
+        ("none", "none"): "standard",
+        ("none", "all"): "parallel",
+        ("all", "none"): "attention",
+        ("all", "all"): "full",
+    }
+    has_other = any(table.earlier(row) - row.reads - rule(table, row, "full") for row in table.rows)
+    return "other" if has_other else names.get((attention, feed_forward), "other")
+
+
+def _share(table: ResidualTable, connectivity: str) -> str:
+    rules = [(row, rule(table, row, connectivity)) for row in table.rows]  # type: ignore[arg-type]
+    concerned = [(row, terms) for row, terms in rules if terms]
+    left_out = [not terms & row.reads for row, terms in concerned]
+    if not concerned:
+        return "none"
+    return "all" if all(left_out) else "some" if any(left_out) else "none"

@@ -1,0 +1,271 @@
+"""What an FX node does: the only file that knows operator names.
+
+Contract: pure questions about one node, answered from its target and its fake value; no graph is walked or changed.
+Works on Dynamo's torch IR (functions, methods, `operator`), on ATen overloads and on custom ops alike, by reducing
+all of them to one canonical name: `add` for `operator.add`, `torch.add`, `Tensor.add` and `aten.add.Tensor`;
+`namespace::name` for an op of another namespace.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import fx
+
+from farskip_compile._compat import HigherOrderOperator, OpOverload, OpOverloadPacket, same_dim
+from farskip_compile.errors import Where
+
+SHAPE_OPS = frozenset(
+    [
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "view_as",
+        "reshape_as",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "contiguous",
+        "clone",
+        "alias",
+    ]
+)
+CAST_OPS = frozenset(["to", "float", "double", "half", "bfloat16", "type", "type_as", "_to_copy"])
+SELECTION_OPS = frozenset(["topk", "argmax", "argmin", "argsort", "sort", "msort", "multinomial", "kthvalue"])
+INDEX_OPS = frozenset(["getitem", "index", "index_select", "embedding", "gather", "take_along_dim"])
+NORM_STEPS = frozenset(
+    [
+        "pow",
+        "square",
+        "mean",
+        "var",
+        "var_mean",
+        "rsqrt",
+        "sqrt",
+        "mul",
+        "div",
+        "truediv",
+        "add",
+        "sub",
+        "neg",
+        "reciprocal",
+    ]
+)
+LINEAR_COLLECTIVES = frozenset(
+    f"_c10d_functional::{name}"
+    for name in ("all_reduce", "all_reduce_", "reduce_scatter_tensor", "all_gather_into_tensor")
+)
+LINEAR_REDUCTIONS = frozenset({"sum", "avg"})
+
+
+def op_name(node: fx.Node) -> str:
+    """Canonical operator name of a call node; the empty string for nodes that call nothing."""
+    if node.op == "call_method":
+        return str(node.target)
+    if node.op != "call_function":
+        return ""
+    target = node.target
+    if isinstance(target, OpOverload):
+        target = target.overloadpacket
+    if isinstance(target, OpOverloadPacket):
+        namespace, _, name = target._qualified_op_name.partition("::")
+        return name if namespace in ("aten", "prims") else f"{namespace}::{name}"
+    if isinstance(target, HigherOrderOperator):
+        return f"higher_order::{target.name()}"
+    return str(getattr(target, "__name__", target))
+
+
+def fake(node: fx.Node) -> object:
+    """The fake value that Dynamo or a fake interpreter recorded for `node`."""
+    meta = node.meta
+    return meta["example_value"] if "example_value" in meta else meta.get("val")
+
+
+def tensor(node: fx.Node) -> torch.Tensor | None:
+    """The fake tensor of `node`, or None if its value is no tensor."""
+    value = fake(node)
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def is_floating(node: fx.Node) -> bool:
+    """Whether the value of `node` is a floating-point tensor."""
+    value = tensor(node)
+    return value is not None and value.is_floating_point()
+
+
+def same_shape(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal shapes, decided without installing a guard on a symbolic size."""
+    return a.dim() == b.dim() and all(same_dim(x, y) for x, y in zip(a.shape, b.shape, strict=True))
+
+
+def is_sum(node: fx.Node) -> bool:
+    """A floating-point `a + b` or `a - b` of two nodes of the result's own shape (no broadcast, no `alpha`)."""
+    if op_name(node) not in ("add", "sub") or len(node.args) != 2 or node.kwargs.get("alpha", 1) != 1:
+        return False
+    if not all(isinstance(arg, fx.Node) for arg in node.args):
+        return False
+    if not all(is_floating(part) for part in (node, *node.args)):  # type: ignore[arg-type]
+        return False
+    out, left, right = tensor(node), tensor(node.args[0]), tensor(node.args[1])  # type: ignore[arg-type]
+    return same_shape(out, left) and same_shape(out, right)  # type: ignore[arg-type]
+
+
+def is_collective(node: fx.Node) -> bool:
+    """A launch of a functional collective (not its wait)."""
+    name = op_name(node)
+    return name.startswith(("_c10d_functional::", "c10d_functional::")) and not is_wait(node)
+
+
+def is_wait(node: fx.Node) -> bool:
+    """The wait of a functional collective."""
+    return op_name(node).endswith("c10d_functional::wait_tensor")
+
+
+def is_all_to_all(node: fx.Node) -> bool:
+    """A token exchange: the dispatch or combine of expert parallelism."""
+    return "all_to_all" in op_name(node)
+
+
+def is_linear_collective(node: fx.Node) -> bool:
+    """A collective C with C(a + b) = C(a) + C(b): a sum or mean reduction, a gather, or the wait of one."""
+    name = op_name(node)
+    if name not in LINEAR_COLLECTIVES:
+        return False
+    return "reduce" not in name or any(str(arg).lower() in LINEAR_REDUCTIONS for arg in node.args[1:2])
+
+
+def is_matmul(node: fx.Node) -> bool:
+    """Any product of matrices: linear, mm, bmm, einsum, grouped matmul, also as a custom op."""
+    name = op_name(node)
+    return any(part in name for part in ("linear", "matmul", "einsum")) or bool(re.search(r"mm(_|$)", name))
+
+
+def is_attention(node: fx.Node) -> bool:
+    """A fused attention operator, also inside a higher-order operator."""
+    return any("attention" in name or "flash_attn" in name for name in _names_inside(node))
+
+
+def is_scan(node: fx.Node) -> bool:
+    """A recurrence or a convolution along tokens."""
+    return any(re.search(r"(^|_)conv(1d|olution)|scan", name) for name in _names_inside(node))
+
+
+def is_selection(node: fx.Node) -> bool:
+    """Picks indices by value: the decision of a router (also of a sparse attention's indexer)."""
+    return not SELECTION_OPS.isdisjoint(_names_inside(node))
+
+
+def is_norm(node: fx.Node) -> bool:
+    """A normalisation operator, or one elementwise step of an open-coded one."""
+    name = op_name(node)
+    return name.endswith("norm") or name in NORM_STEPS or name in CAST_OPS or name in SHAPE_OPS
+
+
+def is_pure(node: fx.Node) -> bool:
+    """May be computed twice with the same result: no mutation, no randomness, no collective."""
+    if node.op != "call_function" and node.op != "call_method":
+        return False
+    name = op_name(node)
+    if name.startswith("higher_order::") or is_collective(node) or is_wait(node) or mutated_args(node):
+        return False
+    return not is_random(node)
+
+
+def is_random(node: fx.Node) -> bool:
+    """Draws from a generator, by the tag of its ATen operator."""
+    name = op_name(node)
+    packet = getattr(torch.ops.aten, name.rstrip("_"), None) or getattr(torch.ops.aten, name, None)
+    if packet is None or "::" in name:
+        return False
+    tags = (getattr(packet, overload).tags for overload in packet.overloads())
+    return any(torch.Tag.nondeterministic_seeded in tag for tag in tags)
+
+
+def mutated_args(node: fx.Node) -> list[fx.Node]:
+    """The arguments that `node` writes to."""
+    if node.op not in ("call_function", "call_method"):
+        return []
+    first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+    written: list[fx.Node] = []
+    if isinstance(node.target, OpOverload):
+        schema = node.target._schema
+        for index, arg in enumerate(schema.arguments):
+            value = node.args[index] if index < len(node.args) else node.kwargs.get(arg.name)
+            if arg.alias_info is not None and arg.alias_info.is_write and isinstance(value, fx.Node):
+                written.append(value)
+        return written
+    name = op_name(node)
+    in_place_method = name.endswith("_") and not name.endswith("__") and "::" not in name
+    in_place_operator = node.op == "call_function" and (
+        name == "setitem" or (getattr(node.target, "__module__", "") == "_operator" and name in _IN_PLACE_OPERATORS)
+    )
+    if first is not None and (in_place_method or in_place_operator or _asks_in_place(node)):
+        written.append(first)
+    out = node.kwargs.get("out")
+    written.extend(value for value in (out if isinstance(out, tuple | list) else (out,)) if isinstance(value, fx.Node))
+    return [arg for arg in written if tensor(arg) is not None]
+
+
+_IN_PLACE_OPERATORS = frozenset(
+    [
+        "iadd",
+        "isub",
+        "imul",
+        "itruediv",
+        "ifloordiv",
+        "imod",
+        "ipow",
+        "iand",
+        "ior",
+        "ixor",
+        "imatmul",
+        "ilshift",
+        "irshift",
+    ]
+)
+
+
+def _asks_in_place(node: fx.Node) -> bool:
+    return node.kwargs.get("inplace") is True
+
+
+def storage(node: fx.Node) -> int | None:
+    """Identity of the memory behind `node`: equal for a tensor and its views."""
+    if "farskip_storage" in node.meta:
+        return int(node.meta["farskip_storage"])
+    value = tensor(node)
+    if value is None:
+        return None
+    try:
+        return int(value.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # wrapper subclasses own no storage of their own
+        return id(value)
+
+
+def source_line(node: fx.Node) -> str | None:
+    """`file:line` of the innermost frame outside torch that made `node`."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', str(node.meta.get("stack_trace") or ""))
+    own = [frame for frame in frames if "/torch/" not in frame[0].replace("\\", "/")]
+    return ":".join((own or frames)[-1]) if frames else None
+
+
+def where(node: fx.Node, layer: int | None = None) -> Where:
+    """The place of `node`, for an error."""
+    return Where(layer=layer, node=node.name, source=source_line(node))
+
+
+def _names_inside(node: fx.Node) -> Iterator[str]:
+    """Operator name of `node` and, for a higher-order operator, of all nodes in its bodies."""
+    name = op_name(node)
+    yield name
+    if not name.startswith("higher_order::") and "autograd_function_apply" not in name:
+        return
+    owner = node.graph.owning_module
+    for arg in node.all_input_nodes:
+        body = getattr(owner, str(arg.target), None) if arg.op == "get_attr" else None
+        if isinstance(body, fx.GraphModule):
+            for inner in body.graph.nodes:
+                yield from _names_inside(inner)

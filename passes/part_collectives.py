@@ -1,0 +1,69 @@
+"""Part a linear collective that hides a sum: C(r + s) becomes C(r) + C(s).
+
+In:    a normalised graph, its table, and a `Request`.
+Out:   the graph, in which every linear collective (all-reduce or reduce-scatter of a sum) holds either only terms
+       that the request leaves out, or none of them; and its table, read again.
+Never: touches a collective that the request does not need parted. Exact in real arithmetic, not in floating point.
+
+Tensor-parallel models sum routed and shared experts before one all-reduce. Attention must read the shared part without
+waiting for the routed one, so both are reduced apart (farskip_spec: two reductions, as in the published engines).
+"""
+
+from __future__ import annotations
+
+import operator
+
+from torch import fx
+
+from farskip_compile.passes import ops
+from farskip_compile.passes.connectivity import Request
+from farskip_compile.passes.residual import read_table
+from farskip_compile.passes.stream import Stream
+from farskip_compile.passes.substitute import Substitution
+from farskip_compile.passes.table import ResidualTable
+from farskip_compile.passes.termset import TermSet
+
+
+def part_collectives(module: fx.GraphModule, table: ResidualTable, request: Request) -> tuple[ResidualTable, int]:
+    """Part what `request` needs parted.
+
+    Returns:
+        The table of the graph as it is then (the same one if nothing was parted), and how many were parted.
+    """
+    assert table.handles is not None
+    stream = table.handles.stream
+    dropped = TermSet.of(sorted({index for terms in request.left_out.values() for index in terms}))
+    tops = [node for node in stream.tree if _hides_both(stream, node, dropped)]
+    if not tops:
+        return table, 0
+    substitution = Substitution(stream, module.graph)
+    for top in tops:
+        terms = stream.tree[top]
+        kept = substitution.without(top, terms & dropped, behind=top)
+        left = substitution.without(top, terms - dropped, behind=kept or top)
+        assert kept is not None
+        assert left is not None
+        users = list(top.users)
+        with module.graph.inserting_after(left):
+            total = module.graph.call_function(operator.add, (left, kept))
+        total.meta = {**kept.meta, "example_value": left.meta["example_value"]}
+        for user in users:
+            user.replace_input_with(top, total)
+    parted = read_table(module.graph)
+    assert parted is not None
+    return parted, len(tops)
+
+
+def _hides_both(stream: Stream, node: fx.Node, dropped: TermSet) -> bool:
+    """`node` ends a chain of linear unary ops with a collective in it, over terms of both sorts."""
+    terms = stream.tree[node]
+    parent = stream.parents.get(node)
+    if not terms & dropped or not terms - dropped or 0 in terms:
+        return False
+    if parent is not None and len(stream.below[parent]) == 1:
+        return False  # not the end of the chain
+    communicates = False
+    while len(stream.below[node]) == 1:
+        communicates = communicates or ops.is_collective(node)
+        node = stream.below[node][0]
+    return communicates

@@ -1,0 +1,118 @@
+"""Which nodes compute each term, and which residual values it reads.
+
+In:    a graph and its `Stream`.
+Out:   for each term a `Region`: the nodes that it owns and the residual values that it reads; terms that turn out
+       to be one (an inner `h + f(h)` behind the experts) are merged first.
+Never: changes the graph.
+
+Algorithm (each node is owned once, so linear in the graph):
+1. front(node) = newest residual value that reaches `node` without passing another one; one forward walk.
+2. For each term, in graph order, walk back until residual values. Nodes reached first are owned; nodes that an
+   earlier term owns are met.
+3. Values reached directly are reads. A met node is a read of its front if that is as new as the newest direct read
+   (a norm that two sub-blocks share), else a side channel (keys and values, router state, reused indices of an
+   earlier layer), which belongs to the region that makes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from farskip_compile.passes.stream import Stream
+from farskip_compile.passes.termset import TermSet
+
+
+@dataclass
+class Region:
+    """What computes one term."""
+
+    leaf: fx.Node
+    owned: list[fx.Node] = field(default_factory=list)
+    read_values: list[fx.Node] = field(default_factory=list)
+    """Residual values that it reads, in graph order."""
+    met: list[fx.Node] = field(default_factory=list)
+    """Nodes of other regions that it uses to reach what it reads (a shared norm)."""
+    side_channels: list[fx.Node] = field(default_factory=list)
+    """Nodes of earlier regions that it uses beside the residual stream."""
+    passes_leaf: fx.Node | None = None
+    """Another term that it uses directly, not through the residual stream."""
+
+
+def find_regions(stream: Stream) -> list[Region]:
+    """One region for each leaf of `stream`, by term index."""
+    newest = _fronts(stream)
+    owner: dict[fx.Node, int] = {}
+    regions = [Region(leaf) for leaf in stream.leaves]
+    leaf_index = {leaf: index for index, leaf in enumerate(stream.leaves)}
+    for index in sorted(range(1, len(regions)), key=lambda i: stream.order[stream.leaves[i]]):
+        region = regions[index]
+        direct: dict[fx.Node, None] = {}
+        met: list[fx.Node] = []
+        stack = [region.leaf]
+        while stack:
+            node = stack.pop()
+            if node in stream.values:
+                direct[node] = None
+            elif owner.get(node, index) != index:
+                met.append(node)
+                if node in leaf_index:
+                    region.passes_leaf = node
+            elif node not in owner and node in stream.depends:
+                owner[node] = index
+                region.owned.append(node)
+                stack.extend(stream.inputs(node))
+        _split_reads(stream, region, direct, met, newest)
+    return regions
+
+
+def rank(stream: Stream, value: fx.Node) -> tuple[int, int]:
+    """Age of a residual value: newest term first, then how many terms it holds."""
+    terms = stream.values[value]
+    return terms.newest, len(terms)
+
+
+def _fronts(stream: Stream) -> dict[fx.Node, fx.Node]:
+    """The newest residual value behind each node that depends on the stream."""
+    newest: dict[fx.Node, fx.Node] = {}
+    for node in stream.order:
+        if node not in stream.depends:
+            continue
+        best: fx.Node | None = None
+        for arg in stream.inputs(node):
+            value = arg if arg in stream.values else newest.get(arg)
+            if value is not None and (best is None or rank(stream, value) > rank(stream, best)):
+                best = value
+        if best is not None:
+            newest[node] = best
+    return newest
+
+
+def _split_reads(
+    stream: Stream,
+    region: Region,
+    direct: dict[fx.Node, None],
+    met: list[fx.Node],
+    newest: dict[fx.Node, fx.Node],
+) -> None:
+    """Tell shared reads from side channels among the met nodes."""
+    fronts = [newest[node] for node in met if node in newest]
+    limit = max((rank(stream, value) for value in (direct or fronts)), default=None)
+    reads = dict(direct)
+    for node in met:
+        value = newest.get(node)
+        if value is not None and limit is not None and rank(stream, value) >= limit:
+            reads[value] = None
+            region.met.append(node)
+        else:
+            region.side_channels.append(node)
+    region.read_values = sorted(reads, key=lambda value: stream.order[value])
+
+
+def reads(stream: Stream, region: Region) -> TermSet:
+    """The terms that `region` reads, through any of its residual values."""
+    total = TermSet()
+    for value in region.read_values:
+        total = total | stream.values[value]
+    return total

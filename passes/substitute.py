@@ -1,0 +1,76 @@
+"""Build "this residual value with these terms set to zero" out of nodes that the graph already has.
+
+In:    a residual value and the terms to leave out.
+Out:   a node with that value; every sub-expression that holds none of the terms is shared, `0 + y` is `y`.
+Never: changes an existing node; computes anything that the value itself does not compute.
+
+This keeps the order of additions of the model, so the result is bit-equal to a module written by hand in that order:
+from (x + a) + (r + s) without r comes (x + a) + s. Casts, multipliers and collectives in between are applied anew.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from farskip_compile.passes import ops
+from farskip_compile.passes.single_assignment import fresh_like
+from farskip_compile.passes.stream import Stream
+from farskip_compile.passes.termset import TermSet
+
+
+@dataclass
+class Substitution:
+    """Builds values with terms left out; equal wishes give the same node."""
+
+    stream: Stream
+    graph: fx.Graph
+    made: dict[tuple[fx.Node, TermSet], fx.Node | None] = field(default_factory=dict)
+
+    def without(self, node: fx.Node, dropped: TermSet, *, behind: fx.Node) -> fx.Node | None:
+        """`node` with the terms in `dropped` set to zero; None if nothing is left.
+
+        New nodes are placed right behind the node `behind`, which must come after all that `node` is made of.
+        """
+        terms = self.terms(node)
+        dropped = dropped & terms
+        if not dropped:
+            return node
+        if not terms - dropped:
+            return None
+        key = (node, dropped)
+        if key not in self.made:
+            parts = [self.without(arg, dropped, behind=behind) for arg in self.stream.below[node]]
+            self.made[key] = self._rebuild(node, parts, behind)
+        return self.made[key]
+
+    def terms(self, node: fx.Node) -> TermSet:
+        """The terms that a tree node or residual value is the sum of."""
+        known = self.stream.tree.get(node)
+        return known if known is not None else self.stream.partial[node]
+
+    def _rebuild(self, node: fx.Node, parts: list[fx.Node | None], behind: fx.Node) -> fx.Node | None:
+        old = self.stream.below[node]
+        if len(parts) == 2 and (parts[0] is None or parts[1] is None):
+            if parts[0] is None and ops.op_name(node) == "sub":
+                return self._place(self.graph.call_function, (operator.neg, (parts[1],)), node, behind)
+            return parts[1] if parts[0] is None else parts[0]
+        replacement = {arg: part for arg, part in zip(old, parts, strict=True) if part is not None}
+        args = fx.map_arg(node.args, lambda arg: replacement.get(arg, arg))
+        return self._place(self.graph.create_node, (node.op, node.target, args, dict(node.kwargs)), node, behind)
+
+    def _place(self, create: object, arguments: tuple[object, ...], like: fx.Node, behind: fx.Node) -> fx.Node:
+        last = self._last.get(behind, behind)
+        with self.graph.inserting_after(last):
+            new: fx.Node = create(*arguments)  # type: ignore[operator]
+        self._last[behind] = new
+        new.meta = dict(like.meta)
+        new.meta.pop("farskip_storage", None)
+        value = ops.tensor(like)
+        if value is not None:
+            new.meta["example_value"] = fresh_like(value)
+        return new
+
+    _last: dict[fx.Node, fx.Node] = field(default_factory=dict)

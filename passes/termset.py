@@ -1,0 +1,71 @@
+"""Sets of terms as a few intervals, so that a table of n rows costs O(n) and not O(n^2).
+
+Terms are numbered along the residual stream, so what a sub-block reads is "all up to here, except one or two":
+a handful of half-open intervals, whatever the depth of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TermSet:
+    """An immutable set of term indices, kept as sorted, disjoint, non-adjacent half-open intervals."""
+
+    intervals: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of(cls, indices: Iterable[int]) -> TermSet:
+        """The set of the given indices."""
+        return cls.from_intervals((i, i + 1) for i in indices)
+
+    @classmethod
+    def from_intervals(cls, intervals: Iterable[tuple[int, int]]) -> TermSet:
+        """The union of half-open intervals in any order."""
+        merged: list[tuple[int, int]] = []
+        for low, high in sorted(intervals):
+            if low >= high:
+                continue
+            if merged and low <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+            else:
+                merged.append((low, high))
+        return cls(tuple(merged))
+
+    def __or__(self, other: TermSet) -> TermSet:
+        return TermSet.from_intervals([*self.intervals, *other.intervals])
+
+    def __sub__(self, other: TermSet) -> TermSet:
+        result: list[tuple[int, int]] = []
+        for low, high in self.intervals:
+            for cut_low, cut_high in other.intervals:
+                if cut_high <= low or cut_low >= high:
+                    continue
+                if low < cut_low:
+                    result.append((low, cut_low))
+                low = max(low, cut_high)
+            result.append((low, high))
+        return TermSet.from_intervals(result)
+
+    def __and__(self, other: TermSet) -> TermSet:
+        return self - (self - other)
+
+    def __contains__(self, index: int) -> bool:
+        return any(low <= index < high for low, high in self.intervals)
+
+    def __iter__(self) -> Iterator[int]:
+        for low, high in self.intervals:
+            yield from range(low, high)
+
+    def __len__(self) -> int:
+        return sum(high - low for low, high in self.intervals)
+
+    def __bool__(self) -> bool:
+        return bool(self.intervals)
+
+    @property
+    def newest(self) -> int:
+        """The largest index, -1 if empty."""
+        return self.intervals[-1][1] - 1 if self.intervals else -1
