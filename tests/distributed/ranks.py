@@ -1,0 +1,82 @@
+"""Run one function on several gloo ranks of this machine, and bring their results or their errors back."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch.multiprocessing.spawn import ProcessException
+
+
+class RankError(AssertionError):
+    """A rank raised; the message holds the traceback of every rank that did."""
+
+
+def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0) -> list[Any]:
+    """Call `fn(rank, world_size, *args)` on every rank, and return what the ranks returned.
+
+    Args:
+        fn: a function at the top level of a module (the ranks import it by name).
+        world_size: number of processes.
+        *args: passed on; they and the results must be picklable.
+        timeout: seconds after which all ranks are ended and `TimeoutError` is raised.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        context = multiprocessing.spawn(
+            _rank_main, (fn, world_size, args, folder, timeout), nprocs=world_size, join=False
+        )
+        deadline = time.monotonic() + timeout
+        try:
+            while not context.join(timeout=1.0):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{fn.__name__} on {world_size} ranks took more than {timeout} s")
+        except ProcessException as error:
+            raise RankError(_errors(Path(folder)) or str(error)) from None
+        finally:
+            for process in context.processes:
+                if process.is_alive():
+                    process.kill()
+                process.join()
+        return [pickle.loads((Path(folder) / f"{rank}.result").read_bytes()) for rank in range(world_size)]
+
+
+def _errors(folder: Path) -> str:
+    """The tracebacks that the ranks left behind, earliest first: later ones are often mere consequences."""
+    reports = sorted(folder.glob("*.error"), key=lambda file: file.stat().st_mtime_ns)
+    return "\n".join(f"rank {file.stem}:\n{file.read_text()}" for file in reports)
+
+
+def _rank_main(
+    rank: int, fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], folder: str, timeout: float
+) -> None:
+    torch.set_num_threads(1)
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # no name resolution of this host needed
+    try:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/store",
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout),
+        )
+        result = fn(rank, world_size, *args)
+        (Path(folder) / f"{rank}.result").write_bytes(pickle.dumps(result))
+        dist.barrier()  # a rank that leaves early would break the connections of the others
+    except BaseException:
+        (Path(folder) / f"{rank}.error").write_text(traceback.format_exc())
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
