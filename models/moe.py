@@ -8,6 +8,7 @@ The FarSkip form calls the parts by themselves.
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import cast
 
 import torch
 from torch import nn
@@ -62,7 +63,7 @@ class MoE(nn.Module):
 
     def shared(self, h: torch.Tensor) -> list[torch.Tensor]:
         """The output of each shared expert, [B, T, D]."""
-        return [expert.partial(h) for expert in self.shared_experts]
+        return [cast(MLP, expert).partial(h) for expert in self.shared_experts]
 
     def reduce(self, partial: torch.Tensor) -> torch.Tensor:
         """Sum over the tensor-parallel ranks."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 import torch
 
 Rope = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines, each [T, width / 2], float32."""
+"""Cosines and sines, each [T, width / 2], in float32 at least."""
 
 
 def rope_tables(x: torch.Tensor, width: int, theta: float) -> Rope:
     """Angles for every position of `x` [B, T, D] and every pair of a head of `width` channels."""
-    pairs = torch.arange(0, width, 2, device=x.device, dtype=torch.float32)  # [width / 2]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    pairs = torch.arange(0, width, 2, device=x.device, dtype=wide)  # [width / 2]
     frequencies = theta ** (-pairs / width)
-    positions = torch.arange(x.shape[1], device=x.device, dtype=torch.float32)  # [T]
+    positions = torch.arange(x.shape[1], device=x.device, dtype=wide)  # [T]
     angles = positions[:, None] * frequencies  # [T, width / 2]
     return angles.cos(), angles.sin()
 
