@@ -66,7 +66,7 @@ class CompileReport:
     term_kinds: tuple[Kind, ...] = ()
     rows: tuple[RowReport, ...] = ()
     wiring_before: str = ""
-    """`standard`, `parallel`, `attention`, `full` or `other`."""
+    """`standard`, `attention`, `mlp (parallel block)`, `full` or `other`."""
     wiring_after: str = ""
     reason: str = ""
     """Why a graph was refused or left alone."""

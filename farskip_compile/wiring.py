@@ -1,7 +1,7 @@
 """Name the wiring that a table shows: standard, parallel, or a FarSkip form.
 
-Contract: looks at the cells only. `parallel` and `mlp` are the same cells (each feed-forward sub-block reads the
-stream without the attention of its layer); the name is `parallel`, because that is what such models call themselves.
+Contract: looks at the cells only. A parallel block and the connectivity `mlp` are the same cells (each feed-forward
+sub-block reads the stream without the attention of its layer), so they share a name.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from farskip_compile.passes.table import ResidualTable
 
 
 def classify_wiring(table: ResidualTable) -> str:
-    """`standard`, `parallel`, `attention`, `full`, or `other` for anything in between (such as a layer range)."""
+    """`standard`, `attention`, `mlp (parallel block)`, `full`, or `other` for anything in between (such as a layer range)."""
     attention = _share(table, "attention")
     feed_forward = _share(table, "mlp")
     names = {
         ("none", "none"): "standard",
-        ("none", "all"): "parallel",
+        ("none", "all"): "mlp (parallel block)",
         ("all", "none"): "attention",
         ("all", "all"): "full",
     }

@@ -55,15 +55,17 @@ def part_collectives(module: fx.GraphModule, table: ResidualTable, request: Requ
 
 
 def _hides_both(stream: Stream, node: fx.Node, dropped: TermSet) -> bool:
-    """`node` ends a chain of linear unary ops with a collective in it, over terms of both sorts."""
+    """`node` is the last collective (or its wait) on the way from a sum of terms of both sorts to the next sum."""
     terms = stream.tree[node]
-    parent = stream.parents.get(node)
-    if not terms & dropped or not terms - dropped or 0 in terms:
+    if not _communicates(node) or 0 in terms or not terms & dropped or not terms - dropped:
         return False
-    if parent is not None and len(stream.below[parent]) == 1:
-        return False  # not the end of the chain
-    communicates = False
-    while len(stream.below[node]) == 1:
-        communicates = communicates or ops.is_collective(node)
-        node = stream.below[node][0]
-    return communicates
+    parent = stream.parents.get(node)
+    while parent is not None and len(stream.below[parent]) == 1:
+        if _communicates(parent):
+            return False
+        parent = stream.parents.get(parent)
+    return True
+
+
+def _communicates(node: fx.Node) -> bool:
+    return ops.is_collective(node) or ops.is_wait(node)
