@@ -64,6 +64,15 @@ def test_captures_whole_with_dynamic_shapes(name):
     torch._dynamo.reset()
 
 
+def test_room_per_expert_follows_a_dynamic_length():
+    model = build("mixtral", layers=("moe",), parallel=ParallelConfig(capacity_factor=1.25))
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for shape in ((2, 7), (3, 11)):
+            assert torch.equal(compiled(ids(*shape)), model(ids(*shape)))
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_half_precision_and_autocast(name):
     model = build(name)

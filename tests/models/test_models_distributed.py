@@ -17,7 +17,7 @@ TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 
 def all_ids(ep_size: int) -> torch.Tensor:
     batch, length = TOKENS_PER_RANK
-    return torch.randint(0, 128, (ep_size * batch, length), generator=torch.Generator().manual_seed(1))
+    return torch.randint(0, 127, (ep_size * batch, length), generator=torch.Generator().manual_seed(1))
 
 
 def loss_of(logits: torch.Tensor) -> torch.Tensor:
@@ -30,14 +30,16 @@ def summed(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tenso
     return tensor
 
 
-def check_equals_one_process(name: str, parallel: ParallelConfig, compiled: str | None = None) -> None:
+def check_equals_one_process(
+    name: str, parallel: ParallelConfig, compiled: str | None = None, **overrides: object
+) -> None:
     ep_rank = 0 if parallel.ep_group is None else parallel.ep_group.rank()
     ids = all_ids(parallel.ep_size)
-    whole = build(name, seed=3, dtype=torch.float64)
+    whole = build(name, seed=3, dtype=torch.float64, **overrides)
     expected = whole(ids)
     loss_of(expected).backward()
 
-    local: Decoder = build(name, seed=3, dtype=torch.float64, parallel=parallel)
+    local: Decoder = build(name, seed=3, dtype=torch.float64, parallel=parallel, **overrides)
     run = local if compiled is None else torch.compile(local, backend=compiled, fullgraph=True)
     actual = run(ids.chunk(parallel.ep_size)[ep_rank])
     torch.testing.assert_close(actual, expected.chunk(parallel.ep_size)[ep_rank], **TOLERANCE)
@@ -71,7 +73,7 @@ def compiled_ranks(rank: int, world_size: int, backend: str) -> None:
         ParallelConfig(ep_group=world, ep_mode="dropless"),
         ParallelConfig(tp_group=world),
     ):
-        check_equals_one_process("llama4", parallel, compiled=backend)
+        check_equals_one_process("llama4", parallel, compiled=backend, layers=("dense", "moe"))
         torch._dynamo.reset()
 
 
@@ -109,11 +111,38 @@ def refusals(rank: int, world_size: int) -> None:
         build("mixtral", moe_intermediate_size=33, parallel=ParallelConfig(tp_group=world))
 
 
+def skewed_load(rank: int, world_size: int) -> None:
+    """Other counts, down to a rank whose experts get nothing, need no new compilation."""
+    world = dist.group.WORLD
+    dropless, padded = (
+        build(
+            "deepseek_v3",
+            layers=("dense", "moe"),
+            dtype=torch.float64,
+            parallel=ParallelConfig(ep_group=world, ep_mode=mode),
+        )
+        for mode in ("dropless", "padded")
+    )
+    compiled = torch.compile(dropless, backend="aot_eager", fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for bias in (0.0, 100.0):
+            for layer in [*dropless.layers[1:], *padded.layers[1:]]:
+                layer.feed_forward.router.correction_bias[:2] += bias  # rank 0 holds experts 0 to 3
+            actual, expected = compiled(all_ids(1) + rank), padded(all_ids(1) + rank)
+            torch.testing.assert_close(actual, expected, **TOLERANCE)
+            for model, logits in ((dropless, actual), (padded, expected)):
+                model.zero_grad()
+                loss_of(logits).backward()
+            for one, other in zip(dropless.parameters(), padded.parameters(), strict=True):
+                torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-12)
+
+
 def two_ranks_all(rank: int, world_size: int) -> None:
     two_ranks(rank, world_size)
     hand_written_forms(rank, world_size)
     refusals(rank, world_size)
     compiled_ranks(rank, world_size, "aot_eager")
+    skewed_load(rank, world_size)
 
 
 def fail_on_one(rank: int, world_size: int) -> None:
