@@ -13,7 +13,7 @@ import torch
 import torch.distributed._functional_collectives as functional_collectives
 from torch import fx
 from torch._dynamo.backends.registry import lookup_backend
-from torch._dynamo.exc import ShortenTraceback
+from torch._dynamo.exc import BackendCompilerFailed, ShortenTraceback, TorchDynamoException
 from torch._dynamo.output_graph import GraphCompileReason
 from torch._dynamo.utils import get_optimize_ddp_mode, graph_break_reasons
 from torch._higher_order_ops.wrap import TagActivationCheckpoint
@@ -27,11 +27,14 @@ PREFER_RECOMPUTE = CheckpointPolicy.PREFER_RECOMPUTE
 
 __all__ = [
     "PREFER_RECOMPUTE",
+    "BackendCompilerFailed",
     "CustomGraphPass",
     "HigherOrderOperator",
     "OpOverload",
     "OpOverloadPacket",
+    "TorchDynamoException",
     "TransparentError",
+    "capture_place",
     "compile_with_inductor",
     "ddp_splits_graphs",
     "functional_collectives",
@@ -79,6 +82,12 @@ def _describe(reason: GraphCompileReason) -> str:
     text = " ".join(str(reason.reason).split())
     frame = next((f for f in reversed(reason.user_stack) if "/torch/" not in f.filename), None)
     return f"{text[:300]} ({frame.filename}:{frame.lineno}: {frame.line})" if frame is not None else text[:300]
+
+
+def capture_place(error: TorchDynamoException) -> str | None:
+    """`file:line` of the user's innermost frame at which Dynamo failed to capture a model."""
+    frames = [frame for frame in getattr(error, "real_stack", None) or () if "/torch/" not in frame.filename]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
 
 
 def is_resumed(module: fx.GraphModule) -> bool:

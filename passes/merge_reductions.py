@@ -29,16 +29,15 @@ def merge_reductions(module: fx.GraphModule) -> int:
     assert table is not None
     assert table.handles is not None
     stream = table.handles.stream
-    merged = 0
+    renamed: dict[fx.Node, fx.Node] = {}
     for side in [value for value in stream.values if value not in stream.tree]:
         found = _match(stream, side)
         if found is not None:
-            _merge(graph, side, *found)
-            merged += 1
-    if merged:
+            _merge(graph, renamed, side, *found)
+    if renamed:
         erase_dead(graph)
         graph.lint()
-    return merged
+    return len(renamed)
 
 
 def _match(stream: Stream, side: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, fx.Node, fx.Node] | None:
@@ -76,6 +75,7 @@ def _launch(node: fx.Node) -> fx.Node | None:
 
 def _merge(
     graph: fx.Graph,
+    renamed: dict[fx.Node, fx.Node],
     side: fx.Node,
     value: fx.Node,
     attention: fx.Node,
@@ -93,12 +93,13 @@ def _merge(
             copy = graph.node_copy(step, lambda arg, old=step.args[0], new=reduced: new if arg is old else arg)  # type: ignore[misc]
             copy.meta["example_value"] = fresh_like(ops.tensor(step))  # type: ignore[arg-type]
             reduced = copy
-        early = _add(graph, value, reduced, like=side)
+        early = _add(graph, renamed.get(value, value), reduced, like=side)
         late = _add(graph, early, routed, like=main)
     side.replace_all_uses_with(early)
     main.replace_all_uses_with(late)
     for node in (side, main):
         graph.erase_node(node)
+    renamed[main] = late
 
 
 def _steps(node: fx.Node) -> list[fx.Node]:

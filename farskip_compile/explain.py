@@ -1,0 +1,163 @@
+"""What would `torch.compile(model, backend="farskip")` do to this model? Ask without compiling or running it.
+
+Contract: `explain` captures the model once, as `torch.compile(fullgraph=True)` does, rewires the captured graph, and
+returns what was found. A model that can't be captured or rewired gives an `Explanation` with a `Refusal`, and with
+the table of the model as written if there is one. The model is not run, so its state and mode stay as they are, and
+a model on the meta device can be explained too. Compiled code of this process is forgotten (`torch.compiler.reset`).
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import fx
+
+from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException, capture_place
+from farskip_compile.backend import Backend, backend
+from farskip_compile.config import FarSkipConfig
+from farskip_compile.errors import FarSkipError, NoResidualStackError
+from farskip_compile.in_flight import independent
+from farskip_compile.passes.connectivity import Connectivity, LayerRange
+from farskip_compile.report import CompileReport, Outcome
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a model can't be rewired as asked."""
+
+    error: str
+    """Name of the exception's class."""
+    reason: str
+    where: str = ""
+    way_out: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """Plain data for `json.dumps`."""
+        return {"error": self.error, "reason": self.reason, "where": self.where, "way_out": self.way_out}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What was found in a model, and what the backend makes of it."""
+
+    model: str
+    config: FarSkipConfig
+    report: CompileReport | None
+    """Rows before and after; the model as written if the rewiring is refused; None if no table could be read."""
+    refusal: Refusal | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        report = self.report.to_json() if self.report is not None else None
+        if self.report is not None and report is not None:
+            for row, plain in zip(self.report.rows, report["sub_blocks"], strict=True):
+                plain["independent_before"] = list(independent(self.report, row, after=False))
+                plain["independent_after"] = list(independent(self.report, row, after=True))
+        config = self.config.to_json()
+        return {
+            "model": self.model,
+            "connectivity": config["connectivity"],
+            "layers": config["layers"],
+            "refusal": self.refusal.to_json() if self.refusal is not None else None,
+            "report": report,
+            "versions": versions(),
+        }
+
+
+def explain(
+    model: Callable[..., Any], *args: Any, connectivity: Connectivity = "full", layers: LayerRange = None, **kwargs: Any
+) -> Explanation:
+    """Explain `torch.compile(model, backend="farskip")` for a call `model(*args, **kwargs)`.
+
+    Args:
+        model: a module, or a function that calls one.
+        *args: example inputs.
+        connectivity: as in `FarSkipConfig`.
+        layers: as in `FarSkipConfig`.
+        **kwargs: example inputs by name.
+
+    Raises:
+        ConfigError: wrong options, noticed before the model is looked at.
+    """
+    config = FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager")
+    name = type(model).__name__ if isinstance(model, torch.nn.Module) else getattr(model, "__name__", str(model))
+    try:
+        return Explanation(name, config, _capture(model, args, kwargs, config))
+    except FarSkipError as error:
+        refusal = Refusal(type(error).__name__, error.reason, str(error.where), error.way_out)
+    except BackendCompilerFailed:
+        raise  # a defect of this package, whose traceback is needed
+    except TorchDynamoException as error:
+        return Explanation(name, config, None, _not_captured(error))
+    try:
+        as_written = _capture(model, args, kwargs, FarSkipConfig(connectivity="none", inner="eager"))
+    except FarSkipError:
+        as_written = None
+    return Explanation(name, config, as_written, refusal)
+
+
+class _Captured(Exception):
+    """Ends the call once the graph is known, before anything is computed."""
+
+
+def _capture(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], config: FarSkipConfig
+) -> CompileReport:
+    """The report of the one graph of `model`."""
+    reports: list[CompileReport] = []
+    rewiring: Backend = backend(
+        connectivity=config.connectivity, layers=config.layers, inner=config.inner, on_report=reports.append
+    )
+
+    def stop(*_: Any) -> Any:
+        raise _Captured
+
+    def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        rewiring(module, inputs)
+        return stop
+
+    torch.compiler.reset()
+    try:
+        with torch.no_grad():
+            torch.compile(model, backend=capture, fullgraph=True)(*args, **kwargs)
+    except _Captured:
+        pass
+    finally:
+        torch.compiler.reset()
+    if not reports or reports[-1].outcome is Outcome.NO_STACK:
+        raise NoResidualStackError(
+            "the model has no residual stack: no sum that a sub-block reads from",
+            way_out="give the whole model, from token ids to logits",
+        )
+    return reports[-1]
+
+
+def _not_captured(error: TorchDynamoException) -> Refusal:
+    """Dynamo's message, without its links and its stack."""
+    message = str(error).split("\nfrom user code:")[0]
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    hints = [line.removeprefix("Hint:").strip() for line in lines if line.startswith("Hint:")]
+    explanations = [line.removeprefix("Explanation:").strip() for line in lines if line.startswith("Explanation:")]
+    reason = ": ".join([*lines[:1], *explanations])
+    return Refusal(
+        type(error).__name__,
+        f"torch.compile can't capture the model as one graph. {reason}",
+        f"at {place}" if (place := capture_place(error)) else "",
+        " ".join(hints) or "torch.compile(model, fullgraph=True) shows the whole message",
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that decides what a model's graph looks like."""
+    found = {"python": platform.python_version()}
+    for package in ("farskip-compile", "torch", "transformers"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

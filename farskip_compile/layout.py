@@ -1,0 +1,122 @@
+"""How a connectivity table is laid out for a reader, whatever it is drawn with: text, picture or page.
+
+Contract: takes a `CompileReport`, gives plain data; draws nothing. `cells` says what each cell shows, `reads_text`
+writes a set of terms in a few characters, `shown_layers` picks the layers that tell everything about a deep model.
+
+A layer is left out of a drawing only if the pair (layer before, layer) has been shown already: same sub-blocks, same
+evidence, same collectives, and the same terms left out, counted from the layer itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+
+from farskip_compile.report import CompileReport, RowReport
+
+Intervals = Sequence[tuple[int, int]]
+
+MOST_SHOWN = 12
+HEAD, TAIL = 6, 3
+
+
+class Cell(StrEnum):
+    """What a cell of the table shows; the value is its legend."""
+
+    READ = "read"
+    LEFT_OUT = "left out by the rewiring"
+    SKIPPED = "not read in the model as written"
+    OWN = "what the sub-block adds"
+    LATER = "does not exist yet"
+
+
+def cells(report: CompileReport) -> list[list[Cell]]:
+    """One list for each row of `report`, one cell for each term."""
+    return [_row_cells(report, row) for row in report.rows]
+
+
+def _row_cells(report: CompileReport, row: RowReport) -> list[Cell]:
+    own, left_out, skipped = set(row.terms), set(row.left_out), set(row.skipped_before)
+    read = {report.terms[index] for low, high in row.reads_before for index in range(low, high)}
+
+    def cell(name: str) -> Cell:
+        if name in own:
+            return Cell.OWN
+        if name in left_out:
+            return Cell.LEFT_OUT
+        if name in read:
+            return Cell.READ
+        return Cell.SKIPPED if name in skipped else Cell.LATER
+
+    return [cell(name) for name in report.terms]
+
+
+def reads_text(terms: Sequence[str], intervals: Intervals, most: int = 3) -> str:
+    """A set of terms in a few characters: `e..s2 without r1`, at any depth."""
+    indices = [index for low, high in intervals for index in range(low, high)]
+    if len(indices) <= 2:
+        return ", ".join(terms[index] for index in indices) or "nothing"
+    present = set(indices)
+    missing = [terms[index] for index in range(indices[0], indices[-1]) if index not in present]
+    if len(missing) <= most:
+        text = f"{terms[indices[0]]}..{terms[indices[-1]]}"
+        return f"{text} without {', '.join(missing)}" if missing else text
+    parts = [terms[low] if high == low + 1 else f"{terms[low]}..{terms[high - 1]}" for low, high in intervals]
+    return ", ".join(parts) if len(parts) <= most else f"{', '.join(parts[:most])}, ... ({len(indices)} terms)"
+
+
+def counted(names: Iterable[str]) -> str:
+    """Repeated names once, with their number: `all_to_all_single x2`."""
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return ", ".join(name if count == 1 else f"{name} x{count}" for name, count in counts.items())
+
+
+def shown_layers(report: CompileReport) -> list[int]:
+    """Layers that a short drawing shows: each pattern where it first occurs, each change, and the last layer."""
+    layers = 1 + max((row.layer for row in report.rows), default=-1)
+    patterns = [_pattern(report, layer) for layer in range(layers)]
+    seen: set[tuple[object, object]] = set()
+    shown = []
+    for layer, pattern in enumerate(patterns):
+        pair = (patterns[layer - 1] if layer else None, pattern)
+        if pair not in seen or layer == layers - 1:
+            shown.append(layer)
+        seen.add(pair)
+    if len(shown) > MOST_SHOWN:
+        shown = [*range(HEAD), *range(layers - TAIL, layers)]
+    gaps_of_one = {layer + 1 for layer in shown if layer + 2 in shown}
+    return sorted({*shown, *gaps_of_one})
+
+
+def hidden_layers(shown: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """First and last of the layers left out behind a shown layer, by that layer."""
+    pairs = zip(shown, shown[1:], strict=False)
+    return {before: (before + 1, after - 1) for before, after in pairs if after > before + 1}
+
+
+def layer_of_term(name: str) -> int | None:
+    """The layer in the name of a term (`r12` or `m3.1`); None for the embedding."""
+    match = re.match(r"[a-z](\d+)", name)
+    return int(match[1]) if match else None
+
+
+def _pattern(report: CompileReport, layer: int) -> tuple[object, ...]:
+    rows = [row for row in report.rows if row.layer == layer]
+    return tuple(
+        (
+            row.kind,
+            row.evidence,
+            row.collectives,
+            *(tuple(_relative(name, layer) for name in names) for names in (row.terms, row.left_out)),
+            tuple(_relative(name, layer) for name in row.skipped_before),
+        )
+        for row in rows
+    )
+
+
+def _relative(name: str, layer: int) -> str:
+    of = layer_of_term(name)
+    return name if of is None else re.sub(r"\d+", str(of - layer), name, count=1)

@@ -1,0 +1,101 @@
+"""Strategies: generated MoE architectures, and wishes for their connectivity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+
+from farskip_compile.models import FarSkipForm, ModelConfig, build_decoder
+from farskip_compile.models.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, an input size, and what is asked of the backend."""
+
+    config: ModelConfig
+    connectivity: str
+    layers: tuple[int, int] | None
+    batch: int
+    sequence: int
+    seed: int
+
+    def model(self, dtype: torch.dtype = torch.float64) -> Decoder:
+        return build_decoder(self.config, seed=self.seed, dtype=dtype)
+
+    def ids(self) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randint(0, self.config.vocab_size, (self.batch, self.sequence), generator=generator)
+
+    def options(self, **more: Any) -> dict[str, Any]:
+        layers = {} if self.layers is None else {"layers": self.layers}
+        return {"connectivity": self.connectivity, **layers, **more}
+
+    def oracle(self, model: Decoder) -> FarSkipForm:
+        return FarSkipForm(model, connectivity=self.connectivity, layers=self.layers)
+
+
+@st.composite
+def configs(draw: st.DrawFn, max_layers: int = 5) -> ModelConfig:
+    """Small decoders that differ in everything that detection or rewiring could trip over."""
+    pattern = draw(st.lists(st.sampled_from(["dense", "moe"]), min_size=1, max_size=max_layers))
+    if "moe" not in pattern:
+        pattern[draw(st.integers(0, len(pattern) - 1))] = "moe"
+    attention = draw(st.sampled_from(["gqa", "mla"]))
+    heads = draw(st.sampled_from([1, 2, 4]))
+    router = draw(st.sampled_from(["softmax", "sigmoid_groups", "sigmoid_top1"]))
+    experts = draw(st.sampled_from([2, 4, 6]))
+    groups = draw(st.sampled_from([1, 2])) if router == "sigmoid_groups" and experts >= 4 else 1
+    top_k = draw(st.integers(1, 2))
+    # the renormalised weight of a single expert is 1: the router's gradient would be rounding noise around zero
+    renormalise = top_k > 1 and draw(st.booleans())
+    return ModelConfig(
+        vocab_size=17,
+        hidden_size=16,
+        layers=tuple(pattern),
+        norm=draw(st.sampled_from(["rms", "layer"])),
+        residual_scale=draw(st.sampled_from([1.0, 0.22, 0.5])),
+        parallel_block=draw(st.booleans()),
+        attention=attention,
+        heads=heads,
+        kv_heads=draw(st.sampled_from([h for h in (1, 2, 4) if h <= heads])),
+        head_dim=8,
+        qk_norm=draw(st.booleans()),
+        query_rank=draw(st.sampled_from([None, 8])),
+        kv_rank=8,
+        nope_head_dim=4,
+        rope_head_dim=4,
+        value_head_dim=4,
+        intermediate_size=24,
+        moe_intermediate_size=8,
+        experts=experts,
+        top_k=top_k,
+        shared_experts=draw(st.integers(0, 2)),
+        router=router,
+        renormalise_weights=renormalise,
+        router_groups=groups,
+        router_top_groups=1 if groups == 1 else draw(st.integers(1, groups)),
+        routed_scaling_factor=draw(st.sampled_from([1.0, 2.5])),
+    )
+
+
+@st.composite
+def cases(draw: st.DrawFn, max_layers: int = 5) -> Case:
+    """A model and a wish that it can meet or that is refused for a stated reason."""
+    config = draw(configs(max_layers))
+    last = len(config.layers) - 1
+    layers = None
+    if draw(st.booleans()):
+        first = draw(st.integers(0, last))
+        layers = (first, draw(st.integers(first, last)))
+    return Case(
+        config=config,
+        connectivity=draw(st.sampled_from(["full", "attention", "mlp", "none"])),
+        layers=layers,
+        batch=draw(st.integers(1, 3)),
+        sequence=draw(st.integers(2, 7)),
+        seed=draw(st.integers(0, 3)),
+    )

@@ -1,0 +1,119 @@
+"""Generated architectures against the hand-written FarSkip form: the central claim of the package."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+
+import farskip_compile
+from farskip_compile import LayerRangeError, Outcome
+from farskip_compile.models import ModelConfig
+from tests.architectures import Case, cases
+from tests.compare import assert_gradients_close, relative_difference, run_with_gradients
+
+
+def compiled(case: Case, model: torch.nn.Module, inner: str):
+    torch.compiler.reset()
+    return torch.compile(model, backend="farskip", fullgraph=True, options=case.options(inner=inner))
+
+
+def nothing_to_leave_out(case: Case) -> bool:
+    """Written from the rules of the paper, not from the passes: is there a row in the range that could change?"""
+    first, last = case.layers or (0, len(case.config.layers) - 1)
+    for layer in range(first, last + 1):
+        if case.connectivity in ("full", "mlp"):
+            return False
+        if case.connectivity == "attention" and layer > 0 and case.config.layers[layer - 1] == "moe":
+            return False
+    return case.connectivity != "none"
+
+
+@settings(max_examples=120)
+@given(case=cases())
+def test_bit_equal_to_the_oracle(case: Case) -> None:
+    model = case.model()
+    if nothing_to_leave_out(case):
+        with pytest.raises(LayerRangeError):
+            compiled(case, model, "eager")(case.ids())
+        return
+    expected, expected_gradients = run_with_gradients(case.oracle(model), model, case.ids())
+    output, gradients = run_with_gradients(compiled(case, model, "eager"), model, case.ids())
+    assert torch.equal(output, expected)
+    assert_gradients_close(gradients, expected_gradients, 1e-12)
+
+
+@settings(max_examples=25)
+@given(case=cases(max_layers=4))
+def test_aot_eager_is_close_to_the_oracle(case: Case) -> None:
+    if nothing_to_leave_out(case):
+        return
+    model = case.model()
+    expected, expected_gradients = run_with_gradients(case.oracle(model), model, case.ids())
+    output, gradients = run_with_gradients(compiled(case, model, "aot_eager"), model, case.ids())
+    assert relative_difference(output, expected) < 1e-12
+    assert_gradients_close(gradients, expected_gradients, 1e-10)
+
+
+INDUCTOR_CASES = [
+    Case(ModelConfig(vocab_size=17, hidden_size=16, layers=("dense", "moe", "moe"), head_dim=8, heads=2, kv_heads=1,
+                     intermediate_size=24, moe_intermediate_size=8, experts=4, shared_experts=1, qk_norm=True),
+         "full", None, 2, 5, 0),
+    Case(ModelConfig(vocab_size=17, hidden_size=16, layers=("moe", "moe"), attention="mla", heads=2, kv_rank=8,
+                     query_rank=8, nope_head_dim=4, rope_head_dim=4, value_head_dim=4, experts=4, shared_experts=2,
+                     moe_intermediate_size=8, router="sigmoid_groups", router_groups=2, router_top_groups=1,
+                     residual_scale=0.22), "full", None, 1, 4, 1),
+    Case(ModelConfig(vocab_size=17, hidden_size=16, layers=("moe", "dense", "moe"), head_dim=8, heads=2, kv_heads=2,
+                     intermediate_size=24, moe_intermediate_size=8, experts=4, router="sigmoid_top1", top_k=1,
+                     norm="layer"), "mlp", (1, 2), 2, 3, 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", INDUCTOR_CASES, ids=["gqa", "mla", "llama"])
+def test_inductor_is_close_to_the_oracle(case: Case) -> None:
+    model = case.model()
+    expected, expected_gradients = run_with_gradients(case.oracle(model), model, case.ids())
+    output, gradients = run_with_gradients(compiled(case, model, "inductor"), model, case.ids())
+    assert relative_difference(output, expected) < 1e-10
+    assert_gradients_close(gradients, expected_gradients, 1e-9)
+    assert farskip_compile.last_reports()[-1].outcome is Outcome.REWIRED
+
+
+@settings(max_examples=30)
+@given(case=cases(max_layers=4))
+def test_none_changes_no_bit(case: Case) -> None:
+    model = case.model()
+    case = Case(case.config, "none", case.layers, case.batch, case.sequence, case.seed)
+    expected, expected_gradients = run_with_gradients(model, model, case.ids())
+    output, gradients = run_with_gradients(compiled(case, model, "eager"), model, case.ids())
+    assert torch.equal(output, expected)
+    assert_gradients_close(gradients, expected_gradients, 0.0)
+
+
+@settings(max_examples=30)
+@given(case=cases(max_layers=4))
+def test_without_routed_output_attention_connectivity_is_the_original(case: Case) -> None:
+    """If every routed expert returns zero, leaving the routed experts out changes nothing."""
+    case = Case(case.config, "attention", case.layers, case.batch, case.sequence, case.seed)
+    if nothing_to_leave_out(case):
+        return
+    model = case.model()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".experts." in name and "down" in name:
+                parameter.zero_()
+    with torch.no_grad():
+        assert torch.equal(compiled(case, model, "eager")(case.ids()), model(case.ids()))
+
+
+@settings(max_examples=20)
+@given(case=cases(max_layers=4))
+@example(case=INDUCTOR_CASES[0])
+def test_rewiring_is_no_identity(case: Case) -> None:
+    """The checks above could not fail if the rewired model computed the same as the plain one."""
+    case = Case(case.config, "full", None, case.batch, case.sequence, case.seed)
+    model = case.model()
+    with torch.no_grad():
+        rewired, plain = compiled(case, model, "eager")(case.ids()), model(case.ids())
+    changes = farskip_compile.last_reports()[-1].rewired_rows
+    assert bool(changes) == (not torch.equal(rewired, plain))
