@@ -6,7 +6,7 @@ Checked by running on torch 2.13.0; presence and signatures by reading on 2.11, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.exc import BackendCompilerFailed, ShortenTraceback, TorchDynamoException
 from torch._dynamo.output_graph import GraphCompileReason
 from torch._dynamo.utils import get_optimize_ddp_mode, graph_break_reasons
+from torch._guards import CompileContext
 from torch._higher_order_ops.wrap import TagActivationCheckpoint
 from torch._inductor import config as inductor_config
 from torch._inductor.custom_graph_pass import CustomGraphPass
@@ -35,10 +36,11 @@ __all__ = [
     "TorchDynamoException",
     "TransparentError",
     "capture_place",
-    "compile_with_inductor",
+    "current_compile_id",
     "ddp_splits_graphs",
     "functional_collectives",
     "graph_break_reason",
+    "inductor_compiler",
     "inductor_config",
     "is_module_state",
     "is_resumed",
@@ -53,12 +55,23 @@ TransparentError = ShortenTraceback
 """Base class of the exceptions that Dynamo hands to the user as they are, not wrapped in `BackendCompilerFailed`."""
 
 
-def compile_with_inductor(
-    module: fx.GraphModule, inputs: Sequence[Any], options: dict[str, Any], mode: str | None
-) -> Callable[..., Any]:
-    """Compile with Inductor; `options` are in force for the lazily compiled backward graph too."""
-    compiled: Callable[..., Any] = torch._TorchCompileInductorWrapper(mode, options, None)(module, inputs)
-    return compiled
+def inductor_compiler(options: dict[str, Any], mode: str | None) -> Callable[..., Callable[..., Any]]:
+    """Inductor with `options`, in force for the lazily compiled backward graph too.
+
+    Raises:
+        RuntimeError: an unknown mode or option, or an option of the wrong type.
+    """
+    compiler: Callable[..., Callable[..., Any]] = torch._TorchCompileInductorWrapper(mode, options, None)
+    return compiler
+
+
+def current_compile_id() -> str:
+    """Dynamo's id of the compile in progress, for example `0/1`; empty outside of one.
+
+    A restarted analysis (`0/0_1`) has the id of the compile that it belongs to.
+    """
+    compile_id = CompileContext.current_compile_id()
+    return str(compile_id) if compile_id is not None else ""
 
 
 def ddp_splits_graphs() -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import fx
 
-from farskip_compile._compat import compile_with_inductor, ddp_splits_graphs, is_resumed, lookup_backend
+from farskip_compile._compat import ddp_splits_graphs, inductor_compiler, is_resumed, lookup_backend
 from farskip_compile.cache_identity import with_identity
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, PartialModelError
@@ -62,6 +62,14 @@ class Backend:
             raise ConfigError(
                 f"mode={self.mode!r} is a mode of Inductor, but inner={self.config.inner!r}", way_out='inner="inductor"'
             )
+        if self.config.inner == "inductor":
+            try:
+                inductor_compiler(dict(self.config.inductor), self.mode)
+            except RuntimeError as error:
+                raise ConfigError(
+                    f"Inductor refuses the options or mode: {str(error)[:200]}",
+                    way_out="keys and types of torch._inductor.config, as in torch.compile(..., options={...})",
+                ) from error
 
     @property
     def __name__(self) -> str:
@@ -73,7 +81,7 @@ class Backend:
         publish(self._rewire(module), self.config.on_report)
         if self.config.inner == "inductor":
             options = with_identity(dict(self.config.inductor), self.config, module)
-            return compile_with_inductor(module, example_inputs, options, self.mode)
+            return inductor_compiler(options, self.mode)(module, example_inputs)
         compiled: Compiled = lookup_backend(self.config.inner)(module, list(example_inputs))
         return compiled
 

@@ -11,11 +11,11 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from farskip_compile._compat import trace_artifact
+from farskip_compile._compat import current_compile_id, trace_artifact
 from farskip_compile.passes.kinds import Kind
 from farskip_compile.passes.table import ResidualTable
 
@@ -70,6 +70,8 @@ class CompileReport:
     wiring_after: str = ""
     reason: str = ""
     """Why a graph was refused or left alone."""
+    compile_id: str = ""
+    """Dynamo's id of the compile, as in tlparse: `[frame/recompile]`."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of each pass."""
     checkpoints_opened: int = 0
@@ -97,6 +99,7 @@ class CompileReport:
         """Plain data for `json.dumps`."""
         return {
             "outcome": str(self.outcome),
+            "compile_id": self.compile_id,
             "nodes": self.nodes,
             "config": self.config,
             "terms": list(self.terms),
@@ -182,8 +185,14 @@ def clear_reports() -> None:
 
 
 def publish(report: CompileReport, callback: Callable[[CompileReport], None] | None) -> None:
-    """Keep `report`, log it, write it to the structured trace (`TORCH_TRACE`, tlparse), and tell the user."""
+    """Keep `report`, log it, write it to the structured trace (`TORCH_TRACE`, tlparse), and tell the user.
+
+    Dynamo may analyse a frame twice in one compile; the second report then takes the place of the first.
+    """
+    report = replace(report, compile_id=current_compile_id())
     with _lock:
+        if _reports and report.compile_id and _reports[-1].compile_id == report.compile_id:
+            _reports.pop()
         _reports.append(report)
     log.info("%s", report.summary())
     trace_artifact("farskip_report", lambda: json.dumps(report.to_json(), indent=1))

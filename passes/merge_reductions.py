@@ -17,7 +17,7 @@ from torch import fx
 
 from farskip_compile.passes import ops
 from farskip_compile.passes.residual import read_table
-from farskip_compile.passes.rewire import erase_dead
+from farskip_compile.passes.rewire import erase_dead, used_nodes
 from farskip_compile.passes.single_assignment import fresh_like
 from farskip_compile.passes.stream import Stream
 
@@ -29,13 +29,14 @@ def merge_reductions(module: fx.GraphModule) -> int:
     assert table is not None
     assert table.handles is not None
     stream = table.handles.stream
+    used_before = used_nodes(graph)
     renamed: dict[fx.Node, fx.Node] = {}
     for side in [value for value in stream.values if value not in stream.tree]:
         found = _match(stream, side)
         if found is not None:
             _merge(graph, renamed, side, *found)
     if renamed:
-        erase_dead(graph)
+        erase_dead(graph, used_before)
         graph.lint()
     return len(renamed)
 

@@ -165,8 +165,8 @@ def is_norm(node: fx.Node) -> bool:
 
 
 def is_pure(node: fx.Node) -> bool:
-    """May be computed twice with the same result: no mutation, no randomness, no collective."""
-    if node.op != "call_function" and node.op != "call_method":
+    """Computes a value and does nothing else: no write, no randomness, no collective, no switch such as autocast."""
+    if node.op not in ("call_function", "call_method") or node.is_impure():
         return False
     name = op_name(node)
     if name.startswith("higher_order::") or is_collective(node) or is_wait(node) or mutated_args(node):
@@ -174,8 +174,19 @@ def is_pure(node: fx.Node) -> bool:
     return not is_random(node)
 
 
+def is_inactive_dropout(node: fx.Node) -> bool:
+    """A dropout that returns its input: not in training mode, or with probability 0."""
+    if not op_name(node).endswith("dropout"):
+        return False
+    probability = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+    training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", node.kwargs.get("train", True))
+    return training is False or probability == 0
+
+
 def is_random(node: fx.Node) -> bool:
     """Draws from a generator, by the tag of its ATen operator."""
+    if is_inactive_dropout(node):
+        return False
     name = op_name(node)
     packet = getattr(torch.ops.aten, name.rstrip("_"), None) or getattr(torch.ops.aten, name, None)
     if packet is None or "::" in name:

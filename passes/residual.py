@@ -65,6 +65,7 @@ def read_table(graph: fx.Graph) -> ResidualTable | None:
         if stream is None:
             return None
         regions = find_regions(stream)
+    _refuse_second_stack(stream, regions, graph)
     facts = gather_facts(stream, graph)
     findings = [classify(stream, facts, region) for region in regions]
     _refuse_readless(stream, regions, findings)
@@ -99,6 +100,42 @@ def _refuse_readless(stream: Stream, regions: list[Region], findings: list[Findi
                 way_out="compile the whole model with fullgraph=True; streams that are not a sum are not supported",
                 where=ops.where(region.leaf),
             )
+
+
+def _refuse_second_stack(stream: Stream, regions: list[Region], graph: fx.Graph) -> None:
+    """Outside of all regions there may be no other `u + f(u)` of the stream's shape.
+
+    Such a sum is a part of the stack that the residual sum does not reach, because the stream is normalised or mixed
+    in between. Rewiring only the larger part would be a different architecture from the one asked for.
+    """
+    known = {node for region in regions for node in region.owned} | set(stream.tree) | set(stream.partial)
+    shape = ops.tensor(stream.root)
+    assert shape is not None
+    for node in graph.nodes:
+        if node in known or not ops.is_sum(node) or not ops.same_shape(ops.tensor(node), shape):  # type: ignore[arg-type]
+            continue
+        left, right = sorted(stream.below[node], key=lambda arg: stream.order[arg])
+        if _depends_on(stream, right, left):
+            raise NotASumError(
+                "a part of the residual stack is cut off from the rest: the stream is normalised, mixed or projected "
+                "between two layers",
+                way_out="streams that are not one sum are not supported; compile next-token heads apart from the model",
+                where=ops.where(node),
+            )
+
+
+def _depends_on(stream: Stream, node: fx.Node, earlier: fx.Node) -> bool:
+    """Whether `node` depends on `earlier`; looks only at what lies between them in the graph."""
+    seen = {node}
+    stack = [node]
+    while stack:
+        for arg in stream.inputs(stack.pop()):
+            if arg is earlier:
+                return True
+            if arg not in seen and stream.order[arg] > stream.order[earlier]:
+                seen.add(arg)
+                stack.append(arg)
+    return False
 
 
 def _group(stream: Stream, regions: list[Region], findings: list[Finding]) -> list[_Group]:

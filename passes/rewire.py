@@ -15,7 +15,7 @@ Algorithm:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from torch import fx
 
@@ -41,6 +41,7 @@ def rewire(module: fx.GraphModule, table: ResidualTable, request: Request) -> in
     """
     if not request.left_out:
         return 0
+    used_before = used_nodes(module.graph)
     table, parted = part_collectives(module, table, request)
     assert table.handles is not None
     handles, graph = table.handles, module.graph
@@ -51,16 +52,22 @@ def rewire(module: fx.GraphModule, table: ResidualTable, request: Request) -> in
         dropped = request.left_out.get(row.name)
         if dropped:
             _rewire_row(graph, handles, row, dropped, request.left_out, owner, visitors, substitution)
-    erase_dead(graph)
+    erase_dead(graph, used_before)
     graph.lint()
     return parted
 
 
-def erase_dead(graph: fx.Graph) -> None:
-    """Erase nodes without users that compute nothing but a value: also collectives, on every rank alike."""
+def erase_dead(graph: fx.Graph, used_before: Set[fx.Node]) -> None:
+    """Erase nodes that had users before the edit and have none now: also collectives, on every rank alike."""
     for node in reversed(list(graph.nodes)):
-        if not node.users and (ops.is_collective(node) or ops.is_wait(node) or ops.is_pure(node)):
+        communicates = ops.is_collective(node) or ops.is_wait(node)
+        if not node.users and node in used_before and (communicates or ops.is_pure(node)):
             graph.erase_node(node)
+
+
+def used_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes with at least one user."""
+    return {node for node in graph.nodes if node.users}
 
 
 def _visitors(

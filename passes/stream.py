@@ -77,7 +77,7 @@ def operands(node: fx.Node, constant: set[fx.Node], order: dict[fx.Node, int]) -
         return ()
     if name in ops.SHAPE_OPS or name in ops.CAST_OPS or name == "neg":
         return (first,)
-    if ops.is_linear_collective(node) or ops.is_wait(node):
+    if ops.is_linear_collective(node) or ops.is_wait(node) or ops.is_inactive_dropout(node):
         return (first,)
     if name in ("mul", "div", "truediv") and len(node.args) == 2:
         return _scaled(node, constant, order)

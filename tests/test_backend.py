@@ -1,0 +1,274 @@
+"""The backend as users call it: names, options, shapes, modes, training, checkpoints, autocast."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import farskip_compile
+from farskip_compile import FarSkipConfig, Outcome, backend
+from farskip_compile.models import FarSkipForm, build
+from tests.compare import assert_gradients_close, relative_difference, run_with_gradients
+
+SMALL: dict[str, Any] = {"vocab_size": 32, "hidden_size": 32, "layers": ("dense", "moe", "moe")}
+
+
+def ids(batch: int = 2, sequence: int = 6, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 32, (batch, sequence), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return build("deepseek_v3", dtype=torch.float64, **SMALL)
+
+
+def test_is_listed_by_its_entry_point() -> None:
+    assert "farskip" in torch._dynamo.list_backends()
+
+
+def test_named_and_configured_backends_agree(model: nn.Module) -> None:
+    expected = FarSkipForm(model)(ids())
+    by_name = torch.compile(model, backend="farskip", options={"inner": "eager"})(ids())
+    torch.compiler.reset()
+    by_config = torch.compile(model, backend=backend(FarSkipConfig(inner="eager")))(ids())
+    torch.compiler.reset()
+    by_keyword = torch.compile(model, backend=backend(inner="eager"))(ids())
+    assert all(torch.equal(output, expected) for output in (by_name, by_config, by_keyword))
+
+
+def test_default_is_full_on_inductor() -> None:
+    model = build("llama4", **SMALL)
+    with torch.no_grad():
+        output = torch.compile(model, backend="farskip", fullgraph=True)(ids())
+        torch.testing.assert_close(output, FarSkipForm(model)(ids()), rtol=1e-4, atol=1e-5)
+    (report,) = farskip_compile.last_reports()
+    assert report.outcome is Outcome.REWIRED
+    assert report.config["connectivity"] == "full"
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+def test_inference(model: nn.Module, mode: Any, inner: str) -> None:
+    with mode():
+        output = torch.compile(model, backend="farskip", fullgraph=True, options={"inner": inner})(ids())
+        assert relative_difference(output, FarSkipForm(model)(ids())) <= (0.0 if inner == "eager" else 1e-12)
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+def test_dynamic_shapes_do_not_recompile(model: nn.Module, inner: str) -> None:
+    compiled = torch.compile(model, backend="farskip", fullgraph=True, dynamic=True, options={"inner": inner})
+    reports = []
+    for batch, sequence in ((2, 6), (3, 9), (5, 4)):
+        x = ids(batch, sequence)
+        assert relative_difference(compiled(x), FarSkipForm(model)(x)) < 1e-12
+        reports.append(len(farskip_compile.last_reports()))
+    assert reports[0] == reports[-1] == 1
+
+
+def test_marked_dimensions_train_without_recompiling(model: nn.Module) -> None:
+    compiled = torch.compile(model, backend="farskip", fullgraph=True, options={"inner": "aot_eager"})
+    for batch, sequence in ((2, 6), (3, 9)):
+        x = ids(batch, sequence)
+        torch._dynamo.mark_dynamic(x, 0)
+        torch._dynamo.mark_dynamic(x, 1)
+        expected, expected_gradients = run_with_gradients(FarSkipForm(model), model, ids(batch, sequence))
+        output, gradients = run_with_gradients(compiled, model, x)
+        assert relative_difference(output, expected) < 1e-12
+        assert_gradients_close(gradients, expected_gradients, 1e-10)
+    assert len(farskip_compile.last_reports()) == 1
+
+
+def test_dynamic_inductor_training() -> None:
+    model = build("llama4", dtype=torch.float64, **SMALL)
+    compiled = torch.compile(model, backend="farskip", fullgraph=True, dynamic=True)
+    for batch, sequence in ((2, 6), (3, 9)):
+        x = ids(batch, sequence)
+        expected, expected_gradients = run_with_gradients(FarSkipForm(model), model, x)
+        output, gradients = run_with_gradients(compiled, model, x)
+        assert relative_difference(output, expected) < 1e-10
+        assert_gradients_close(gradients, expected_gradients, 1e-9)
+    assert len(farskip_compile.last_reports()) == 1  # Dynamo analysed twice (symbolic floats): one report
+
+
+def test_bf16_autocast_bit_equal() -> None:
+    model = build("deepseek_v3", **SMALL)
+    compiled = torch.compile(model, backend="farskip", fullgraph=True, options={"inner": "eager"})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, expected_gradients = run_with_gradients(FarSkipForm(model), model, ids())
+        output, gradients = run_with_gradients(compiled, model, ids())
+    assert torch.equal(output, expected)
+    assert_gradients_close(gradients, expected_gradients, 1e-2)  # bf16 sums of a fan-out in another order
+
+
+def test_autocast_inside_the_model_bit_equal() -> None:
+    class Autocast(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return self.inner(x)
+
+    model = build("mixtral", **SMALL)
+    with torch.no_grad():
+        output = torch.compile(Autocast(model), backend="farskip", fullgraph=True, options={"inner": "eager"})(ids())
+        assert torch.equal(output, Autocast(FarSkipForm(model))(ids()))
+
+
+def test_dropout_draws_the_same_numbers(model: nn.Module) -> None:
+    model = build("deepseek_v3", dtype=torch.float64, dropout=0.3, **SMALL).train()
+    compiled = torch.compile(model, backend="farskip", fullgraph=True, options={"inner": "eager"})
+    torch.manual_seed(5)
+    expected, expected_gradients = run_with_gradients(FarSkipForm(model), model, ids())
+    torch.manual_seed(5)
+    output, gradients = run_with_gradients(compiled, model, ids())
+    assert torch.equal(output, expected)
+    assert_gradients_close(gradients, expected_gradients, 1e-12)
+
+
+class Checkpointed(nn.Module):
+    """A decoder whose layers are checkpointed one by one."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.decoder.token_embedding(x)
+        rope = self.decoder.rope(hidden)
+        for layer in self.decoder.layers:
+            hidden = checkpoint(layer, hidden, rope, use_reentrant=False)
+        return self.decoder.lm_head(self.decoder.final_norm(hidden))
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager", "inductor"])
+def test_activation_checkpointing(model: nn.Module, inner: str) -> None:
+    expected, expected_gradients = run_with_gradients(FarSkipForm(model), model, ids())
+    compiled = torch.compile(Checkpointed(model), backend="farskip", fullgraph=True, options={"inner": inner})
+    output, gradients = run_with_gradients(compiled, model, ids())
+    if inner == "eager":
+        assert torch.equal(output, expected)
+    assert relative_difference(output, expected) < 1e-10
+    assert_gradients_close(gradients, expected_gradients, 1e-12 if inner == "eager" else 1e-9)
+    assert farskip_compile.last_reports()[-1].checkpoints_opened == 3
+
+
+def backward_graph_nodes(model: nn.Module, target: nn.Module) -> int:
+    """Number of nodes of the backward graph that the inner AOT backend compiles."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+    sizes: list[int] = []
+    inner = aot_autograd(
+        fw_compiler=lambda gm, _: gm.forward,
+        bw_compiler=lambda gm, _: (sizes.append(len(gm.graph.nodes)), gm.forward)[1],
+        partition_fn=min_cut_rematerialization_partition,
+    )
+
+    def rewire_then(module: torch.fx.GraphModule, inputs: Any) -> Any:
+        farskip_compile.pipeline.run(module, FarSkipConfig())
+        return inner(module, inputs)
+
+    torch.compiler.reset()
+    run_with_gradients(torch.compile(target, backend=rewire_then, fullgraph=True), model, ids())
+    return sizes[0]
+
+
+def test_opened_checkpoints_still_recompute(model: nn.Module) -> None:
+    plain, checkpointed = backward_graph_nodes(model, model), backward_graph_nodes(model, Checkpointed(model))
+    assert checkpointed > 1.3 * plain
+
+
+def test_optimizer_steps_follow_the_oracle() -> None:
+    losses: dict[str, list[float]] = {}
+    for kind in ("oracle", "compiled"):
+        model = build("mixtral", dtype=torch.float64, **SMALL)
+        run = FarSkipForm(model) if kind == "oracle" else torch.compile(
+            model, backend="farskip", fullgraph=True, options={"inner": "eager"}
+        )  # fmt: skip
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        losses[kind] = []
+        for step in range(5):
+            x = ids(seed=step)
+            loss = nn.functional.cross_entropy(run(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
+            losses[kind].append(loss.item())
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert losses["compiled"] == pytest.approx(losses["oracle"], rel=1e-9)
+    assert losses["compiled"][-1] != losses["compiled"][0]
+
+
+def test_loss_and_sampler_graphs_pass_through() -> None:
+    def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(logits, target) + 1e-4 * logits.logsumexp(-1).square().mean()
+
+    logits = torch.randn(4, 8)
+    target = torch.arange(4)
+    compiled = torch.compile(loss, backend="farskip", fullgraph=True, options={"inner": "eager"})
+    assert torch.equal(compiled(logits, target), loss(logits, target))
+    assert farskip_compile.last_reports()[-1].outcome is Outcome.NO_STACK
+
+
+def test_a_user_table(model: nn.Module) -> None:
+    table = {"attention.2": ["r1"], "mlp.0": ["a0"], "moe.1": ["a1"], "moe.2": ["a2"]}
+    options = {"connectivity": table, "inner": "eager"}
+    output = torch.compile(model, backend="farskip", fullgraph=True, options=options)(ids())
+    assert torch.equal(output, FarSkipForm(model)(ids()))
+
+
+def test_farskip_form_is_recognised_and_left_alone(model: nn.Module) -> None:
+    form = FarSkipForm(model)
+    output = torch.compile(form, backend="farskip", fullgraph=True, options={"inner": "eager"})(ids())
+    assert torch.equal(output, form(ids()))
+    report = farskip_compile.last_reports()[-1]
+    assert report.outcome is Outcome.ALREADY
+    assert report.wiring_before == report.wiring_after == "full"
+
+
+def test_half_converted_model_is_completed(model: nn.Module) -> None:
+    half = FarSkipForm(model, connectivity="attention")
+    output = torch.compile(half, backend="farskip", fullgraph=True, options={"inner": "eager"})(ids())
+    assert torch.equal(output, FarSkipForm(model)(ids()))
+    assert farskip_compile.last_reports()[-1].wiring_before == "attention"
+
+
+def test_report_callback_json_log_and_trace(model: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[farskip_compile.CompileReport] = []
+    with caplog.at_level(logging.INFO, logger="farskip_compile"):
+        torch.compile(model, backend="farskip", options={"inner": "eager", "on_report": seen.append})(ids())
+    assert seen == list(farskip_compile.last_reports())
+    data = json.loads(json.dumps(seen[0].to_json()))
+    rows = {row["name"]: row for row in data["sub_blocks"]}
+    assert rows["attention.2"]["left_out"] == ["r1"]
+    assert rows["attention.2"]["reads_after"] == ["e", "a0", "m0", "a1", "s1"]
+    assert rows["moe.2"]["reads_after"] == ["e", "a0", "m0", "a1", "r1", "s1"]
+    assert any("standard -> full, verified" in record.getMessage() for record in caplog.records)
+
+
+def test_inductor_options_reach_forward_and_backward() -> None:
+    """The pass is in force for both graphs, also the backward one, which is compiled later."""
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+
+    class Count(CustomGraphPass):
+        graphs = 0
+
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            Count.graphs += 1
+
+        def uuid(self) -> str:
+            return "count-graphs"
+
+    model = build("llama4", **{**SMALL, "layers": ("moe", "moe")})
+    options = {"inductor": {"post_grad_custom_post_pass": Count(), "fx_graph_cache": False}}
+    output = torch.compile(model, backend="farskip", fullgraph=True, options=options)(ids())
+    assert Count.graphs == 1
+    output.sum().backward()
+    assert Count.graphs == 2

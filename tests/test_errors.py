@@ -1,0 +1,305 @@
+"""Bad input: each mistake is a typed error with a place, a reason and a way out, and the model stays as it was."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import farskip_compile
+from farskip_compile import (
+    ConfigError,
+    ConnectivityError,
+    DDPSplitError,
+    DenseModelError,
+    FarSkipConfig,
+    FarSkipError,
+    FarSkipWarning,
+    InseparableExpertsError,
+    LayerRangeError,
+    NotASumError,
+    Outcome,
+    ParallelismError,
+    PartialModelError,
+)
+from farskip_compile.models import ParallelConfig, build
+from farskip_compile.models.config import shard_size
+from tests.distributed.ranks import run_ranks
+
+SMALL: dict[str, Any] = {"vocab_size": 32, "hidden_size": 32, "layers": ("dense", "moe", "moe")}
+IDS = torch.arange(12).view(2, 6)
+
+
+def compile_and_run(model: nn.Module, *, fullgraph: bool = True, **options: Any) -> torch.Tensor:
+    return torch.compile(model, backend="farskip", fullgraph=fullgraph, options={"inner": "eager", **options})(IDS)
+
+
+def assert_refused(model: nn.Module, kind: type[FarSkipError], words: str, *, fullgraph: bool = True, **options: Any):
+    """The error of the given kind, with a way out; and under strict=False one warning and the original result."""
+    with pytest.raises(kind, match=words) as caught:
+        compile_and_run(model, fullgraph=fullgraph, **options)
+    assert caught.value.way_out
+    torch.compiler.reset()
+    expected = model(IDS)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        output = compile_and_run(model, fullgraph=fullgraph, strict=False, **options)
+    assert torch.equal(output, expected)
+    assert len([w for w in seen if issubclass(w.category, FarSkipWarning)]) == 1
+    outcomes = [report.outcome for report in farskip_compile.last_reports()]
+    assert Outcome.REFUSED in outcomes
+    assert Outcome.REWIRED not in outcomes
+    return caught.value
+
+
+class Wrapped(nn.Module):
+    """A decoder of which one step can be changed."""
+
+    def __init__(self, **overrides: Any) -> None:
+        super().__init__()
+        self.decoder = build("deepseek_v3", dtype=torch.float64, **{**SMALL, **overrides})
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden = self.decoder.token_embedding(ids)
+        rope = self.decoder.rope(hidden)
+        for index, layer in enumerate(self.decoder.layers):
+            hidden = self.between(index, layer(self.before(index, hidden), rope))
+        return self.decoder.lm_head(self.decoder.final_norm(hidden))
+
+    def before(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+    def between(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+
+def test_dense_model() -> None:
+    model = build("mixtral", vocab_size=32, hidden_size=32, layers=("dense", "dense"))
+    assert_refused(model, DenseModelError, "no routed experts")
+
+
+def test_residual_that_is_normalised_on_the_way() -> None:
+    class Normed(Wrapped):
+        def before(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
+            return nn.functional.layer_norm(hidden, hidden.shape[-1:]) if index == 1 else hidden
+
+    error = assert_refused(Normed(), FarSkipError, "normalised")
+    assert error.where.node
+
+
+def test_residual_that_is_counted_twice() -> None:
+    class Twice(Wrapped):
+        def between(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
+            return hidden + hidden if index == 1 else hidden
+
+    error = assert_refused(Twice(), NotASumError, "twice")
+    assert error.where.source is not None
+    assert "test_errors.py" in error.where.source or "decoder.py" in error.where.source
+
+
+class Breaking(Wrapped):
+    """A graph break in front of one layer, outside of a loop (in a loop Dynamo skips the whole frame)."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden = self.decoder.token_embedding(ids)
+        rope = self.decoder.rope(hidden)
+        hidden = self.decoder.layers[0](hidden, rope)
+        hidden = self.decoder.layers[1](hidden, rope)
+        torch._dynamo.graph_break()
+        hidden = self.decoder.layers[2](hidden, rope)
+        return self.decoder.lm_head(self.decoder.final_norm(hidden))
+
+
+def test_graph_break_inside_the_stack() -> None:
+    error = assert_refused(Breaking(), PartialModelError, "graph break cuts the residual stack", fullgraph=False)
+    assert "test_errors.py" in error.reason
+
+
+def test_graph_break_inside_a_layer() -> None:
+    class InLayer(Breaking):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            hidden = self.decoder.token_embedding(ids)
+            rope = self.decoder.rope(hidden)
+            layer = self.decoder.layers[1]
+            hidden = self.decoder.layers[0](hidden, rope)
+            hidden = hidden + layer.attention(layer.attention_norm(hidden), rope)
+            normed = layer.feed_forward_norm(hidden)
+            print(end="")
+            hidden = hidden + layer.feed_forward(normed)
+            return self.decoder.lm_head(self.decoder.final_norm(hidden))
+
+    assert_refused(InLayer(), PartialModelError, "graph break", fullgraph=False)
+
+
+def test_graph_break_behind_the_model_is_fine() -> None:
+    class Logged(Wrapped):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            logits = super().forward(ids)
+            torch._dynamo.graph_break()
+            return logits * 2
+
+    compile_and_run(Logged(), fullgraph=False)
+    outcomes = [report.outcome for report in farskip_compile.last_reports()]
+    assert outcomes == [Outcome.REWIRED, Outcome.NO_STACK]
+
+
+def test_layers_compiled_one_by_one() -> None:
+    model = build("mixtral", **SMALL)
+    for layer in model.layers:
+        layer.compile(backend="farskip", fullgraph=True)
+    with pytest.raises(PartialModelError, match="layers seem to be compiled one by one"):
+        model(IDS)
+
+
+def ddp_on_rank(rank: int, world_size: int) -> str:
+    model = nn.parallel.DistributedDataParallel(build("mixtral", **SMALL))
+    compiled = torch.compile(model, backend="farskip", options={"inner": "eager"})
+    try:
+        compiled(IDS)
+    except DDPSplitError as error:
+        refused = error.way_out
+    else:
+        return "not refused"
+    torch.compiler.reset()
+    torch._dynamo.config.optimize_ddp = False
+    compiled(IDS).sum().backward()
+    return refused if farskip_compile.last_reports()[-1].outcome is Outcome.REWIRED else "not rewired"
+
+
+def test_ddp_graph_splitting() -> None:
+    for answer in run_ranks(ddp_on_rank, 2):
+        assert "optimize_ddp = False" in answer
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "words"),
+    [
+        ({"conectivity": "full"}, ConfigError, "unknown option 'conectivity'"),
+        ({"connectivity": "half"}, ConfigError, "connectivity='half' is unknown"),
+        ({"connectivity": 3}, ConfigError, "neither a name nor a table"),
+        ({"connectivity": {"moe.1": "a1"}}, ConfigError, "neither a name nor a table"),
+        ({"connectivity": {"moe.1": ["a1"]}, "layers": (0, 1)}, ConfigError, "already says which layers"),
+        ({"layers": (1,)}, ConfigError, "no pair of integers"),
+        ({"layers": (0, True)}, ConfigError, "no pair of integers"),
+        ({"inner": "tvm"}, ConfigError, "inner='tvm' is unknown"),
+        ({"strict": 1}, ConfigError, "no bool"),
+        ({"inductor": {"max_autotune": True}}, ConfigError, "inner='eager'"),
+        ({"inner": "inductor", "inductor": {"max_autotone": True}}, ConfigError, "Inductor refuses"),
+        ({"inner": "inductor", "inductor": {"max_autotune": "yes"}}, ConfigError, "Inductor refuses"),
+        ({"merge_reductions": True, "connectivity": "mlp"}, ConfigError, 'needs connectivity="full"'),
+        ({"on_report": 3}, ConfigError, "not callable"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], kind: type[FarSkipError], words: str) -> None:
+    """Wrong options are errors under strict=False too: nobody asked for them."""
+    for strict in (True, False):
+        torch.compiler.reset()
+        with pytest.raises(kind, match=words) as caught:
+            compile_and_run(build("mixtral", **SMALL), **{"strict": strict, **options})
+        assert caught.value.way_out
+
+
+def test_close_option_is_suggested() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'connectivity'"):
+        FarSkipConfig.from_options({"conectivity": "full"})
+
+
+def test_mode_needs_inductor() -> None:
+    with pytest.raises(ConfigError, match="is a mode of Inductor"):
+        farskip_compile.backend(inner="eager", mode="max-autotune-no-cudagraphs")
+
+
+@pytest.mark.parametrize("layers", [(0, 3), (-1, 1), (2, 1), (7, 9)])
+def test_range_out_of_bounds(layers: tuple[int, int]) -> None:
+    assert_refused(build("mixtral", **SMALL), LayerRangeError, "layers 0 to 2", layers=layers)
+
+
+def test_range_that_changes_nothing() -> None:
+    model = build("deepseek_v3", **SMALL)
+    assert_refused(model, LayerRangeError, "changes nothing", layers=(0, 1), connectivity="attention")
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"attention.9": ["r1"]}, "does not have"),
+        ({"attention.2": ["r7"]}, "does not have"),
+        ({"attention.1": ["r2"]}, "does not read"),
+        ({"attention.0": ["e"]}, "nothing to read"),
+    ],
+)
+def test_table_of_absent_terms(table: dict[str, list[str]], words: str) -> None:
+    assert_refused(build("deepseek_v3", **SMALL), ConnectivityError, words, connectivity=table)
+
+
+class DroppedOut(nn.Module):
+    """A decoder whose MoE output, routed and shared together, goes through a dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = build("deepseek_v3", dtype=torch.float64, **SMALL)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden = self.decoder.token_embedding(ids)
+        rope = self.decoder.rope(hidden)
+        for layer in self.decoder.layers:
+            hidden = hidden + layer.attention(layer.attention_norm(hidden), rope)
+            out = layer.feed_forward(layer.feed_forward_norm(hidden))
+            hidden = hidden + nn.functional.dropout(out, 0.5, self.training)
+        return self.decoder.lm_head(self.decoder.final_norm(hidden))
+
+
+def test_routed_output_that_cant_be_told_from_shared() -> None:
+    model = DroppedOut().train()
+    with pytest.raises(InseparableExpertsError, match=r"shared experts of layer 1.*'dropout'") as caught:
+        compile_and_run(model)
+    assert caught.value.where.layer == 1
+    assert "test_errors.py" in str(caught.value.where.source)
+    torch.compiler.reset()
+    compile_and_run(model, connectivity="mlp")
+    assert farskip_compile.last_reports()[-1].outcome is Outcome.REWIRED
+    torch.compiler.reset()
+    compile_and_run(model.eval())
+    assert farskip_compile.last_reports()[-1].outcome is Outcome.REWIRED
+
+
+def experts_on_rank(rank: int, world_size: int) -> str:
+    try:
+        build("mixtral", experts=3, parallel=ParallelConfig(ep_group=torch.distributed.group.WORLD))
+    except ParallelismError as error:
+        return str(error)
+    return "not refused"
+
+
+def test_world_size_that_does_not_divide_the_experts() -> None:
+    with pytest.raises(ParallelismError, match="3 experts can't be divided among 2 ranks"):
+        shard_size(3, 2, "experts")
+    for answer in run_ranks(experts_on_rank, 2):
+        assert "can't be divided among 2 ranks" in answer
+        assert "way out" in answer
+
+
+def test_errors_survive_pickling_and_show_their_parts() -> None:
+    error = LayerRangeError("too far", way_out="come back", where=farskip_compile.errors.Where(layer=3, node="add_7"))
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (LayerRangeError, str(error))
+    assert str(error) == "too far\n  where:   layer 3, node 'add_7'\n  way out: come back"
+
+
+def test_a_refusal_leaves_the_graph_as_it_was() -> None:
+    graphs: list[tuple[str, str]] = []
+
+    def run_twice(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        before = module.graph.python_code("self").src
+        with pytest.raises(LayerRangeError):
+            farskip_compile.pipeline.run(module, FarSkipConfig(layers=(0, 9)))
+        graphs.append((before, module.graph.python_code("self").src))
+        return module.forward
+
+    model = build("llama4", **SMALL)
+    assert torch.equal(torch.compile(model, backend=run_twice, fullgraph=True)(IDS), model(IDS))
+    assert graphs[0][0] == graphs[0][1]
