@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from farskip_compile.report import CompileReport, RowReport
 
@@ -74,10 +76,33 @@ def counted(names: Iterable[str]) -> str:
     return ", ".join(name if count == 1 else f"{name} x{count}" for name, count in counts.items())
 
 
-def shown_layers(report: CompileReport) -> list[int]:
+@dataclass(frozen=True)
+class Shown:
+    """The layers of a drawing."""
+
+    layers: tuple[int, ...]
+    repeats: bool = True
+    """Whether every layer that is left out repeats a pattern that is shown."""
+
+    def gap_behind(self, layer: int) -> tuple[int, int] | None:
+        """First and last of the layers left out behind `layer`, which is shown."""
+        following = [other for other in self.layers if other > layer]
+        return (layer + 1, following[0] - 1) if following and following[0] > layer + 1 else None
+
+    def gap_text(self, gap: tuple[int, int]) -> str:
+        """A note for the place of a gap."""
+        return f"layers {gap[0]} to {gap[1]} {'alike' if self.repeats else 'not shown'}"
+
+
+def shown_layers(report: CompileReport, *, everything: bool = False) -> Shown:
     """Layers that a short drawing shows: each pattern where it first occurs, each change, and the last layer."""
     layers = 1 + max((row.layer for row in report.rows), default=-1)
-    patterns = [_pattern(report, layer) for layer in range(layers)]
+    if everything:
+        return Shown(tuple(range(layers)))
+    by_layer: dict[int, list[RowReport]] = {}
+    for row in report.rows:
+        by_layer.setdefault(row.layer, []).append(row)
+    patterns = [_pattern(by_layer.get(layer, []), layer) for layer in range(layers)]
     seen: set[tuple[object, object]] = set()
     shown = []
     for layer, pattern in enumerate(patterns):
@@ -85,16 +110,18 @@ def shown_layers(report: CompileReport) -> list[int]:
         if pair not in seen or layer == layers - 1:
             shown.append(layer)
         seen.add(pair)
-    if len(shown) > MOST_SHOWN:
+    repeats = len(shown) <= MOST_SHOWN
+    if not repeats:
         shown = [*range(HEAD), *range(layers - TAIL, layers)]
     gaps_of_one = {layer + 1 for layer in shown if layer + 2 in shown}
-    return sorted({*shown, *gaps_of_one})
+    return Shown(tuple(sorted({*shown, *gaps_of_one})), repeats)
 
 
-def hidden_layers(shown: Sequence[int]) -> dict[int, tuple[int, int]]:
-    """First and last of the layers left out behind a shown layer, by that layer."""
-    pairs = zip(shown, shown[1:], strict=False)
-    return {before: (before + 1, after - 1) for before, after in pairs if after > before + 1}
+def short_place(place: str) -> str:
+    """`file:line`, relative to the working directory or to site-packages where that is shorter."""
+    for prefix in (f"{Path.cwd()}/", r".*/site-packages/"):
+        place = re.sub(rf"(^|(?<=at )){prefix}", "", place)
+    return place
 
 
 def layer_of_term(name: str) -> int | None:
@@ -103,15 +130,18 @@ def layer_of_term(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _pattern(report: CompileReport, layer: int) -> tuple[object, ...]:
-    rows = [row for row in report.rows if row.layer == layer]
+def _pattern(rows: Sequence[RowReport], layer: int) -> tuple[object, ...]:
+    def relative(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(_relative(name, layer) for name in names)
+
     return tuple(
         (
             row.kind,
             row.evidence,
             row.collectives,
-            *(tuple(_relative(name, layer) for name in names) for names in (row.terms, row.left_out)),
-            tuple(_relative(name, layer) for name in row.skipped_before),
+            relative(row.terms),
+            relative(row.left_out),
+            relative(row.skipped_before),
         )
         for row in rows
     )

@@ -1,0 +1,123 @@
+"""The command line: `farskip explain MODEL` and `farskip demo`.
+
+Contract: exit status 0 if all went well, 1 if a model was refused or a check failed, 2 for wrong usage. Errors of this
+package are a short panel, never a traceback. With `--json`, stdout holds one JSON document and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import re
+import traceback
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from farskip_compile import render_text
+from farskip_compile.errors import ConfigError
+from farskip_compile.explain import Refusal, explain, versions
+from farskip_compile.model_source import Loaded, built_in_names, load
+
+app = typer.Typer(
+    help="Rewires Mixture-of-Experts models to FarSkip connectivity inside torch.compile.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+
+class Wish(StrEnum):
+    """Values of --connectivity."""
+
+    FULL = "full"
+    ATTENTION = "attention"
+    MLP = "mlp"
+    NONE = "none"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(", ".join(f"{package} {version}" for package, version in reversed(versions().items())))
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and exit.")
+    ] = False,
+) -> None:
+    """Rewires Mixture-of-Experts models to FarSkip connectivity inside torch.compile."""
+
+
+@app.command("explain")
+def explain_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help=f"One of {', '.join(built_in_names())}; or package.module:callable for one of yours."
+        ),
+    ],
+    connectivity: Annotated[Wish, typer.Option(help="What to rewire.")] = Wish.FULL,
+    layers: Annotated[
+        str | None, typer.Option(metavar="A:B", help="First and last layer to rewire, both inclusive.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    png: Annotated[Path | None, typer.Option(help="Draw the table into this file (needs matplotlib).")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show every layer of a deep model.")] = False,
+) -> None:
+    """Show what the backend finds in a model and what it would change. The model is captured, not run."""
+    layer_range = _layer_range(layers)
+    errors = Console(stderr=True)
+    logging.getLogger("torch").setLevel(logging.CRITICAL)  # a refusal says what Dynamo logs
+    loaded = _load(model, errors)
+    try:
+        found = explain(
+            loaded.model, *loaded.args, connectivity=connectivity.value, layers=layer_range, **loaded.kwargs
+        )
+        found = dataclasses.replace(found, model=model)
+        if png is not None and found.report is not None and found.report.rows:
+            from farskip_compile.render_png import draw
+
+            draw(found.report, png, title=render_text.heading(found))
+    except ConfigError as error:
+        errors.print(render_text.error(error))
+        raise typer.Exit(2) from None
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=1))
+    else:
+        console = Console(highlight=False)
+        console.print(render_text.explanation(found, console, everything=everything))
+        if png is not None and png.exists():
+            console.print(f"\nPicture: {png}", soft_wrap=True)
+    if found.refusal is not None:
+        raise typer.Exit(1)
+
+
+def _layer_range(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if match is None:
+        raise typer.BadParameter(
+            f"{text!r} is no range: give A:B, for example 3:60 for layers 3 to 60", param_hint="--layers"
+        )
+    return int(match[1]), int(match[2])
+
+
+def _load(model: str, errors: Console) -> Loaded:
+    try:
+        return load(model)
+    except ConfigError as error:
+        errors.print(render_text.error(error))
+        raise typer.Exit(2) from None
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raised = Refusal(type(error).__name__, f"{model} raised: {error}", f"at {last.filename}:{last.lineno}")
+        errors.print(render_text.refusal(raised))
+        raise typer.Exit(1) from None
