@@ -1,0 +1,150 @@
+"""Inductor's caches stay on and stay right: warm in a second process, never stale after a change."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from farskip_compile import FarSkipConfig
+from farskip_compile.cache_identity import OPTION, with_identity
+
+ROOT = Path(__file__).parent.parent
+
+SCRIPT = textwrap.dedent(
+    """
+    import json, sys
+    import torch
+    import farskip_compile
+    from farskip_compile import cache_identity
+    from farskip_compile.models import FarSkipForm, build
+    from tests.compare import run_with_gradients
+
+    wish = json.loads(sys.argv[1])
+    if wish.get("edited_source"):
+        cache_identity.source_hash = lambda: "the package after an edit"
+    torch.set_num_threads(1)
+    model = build("llama4", dtype=torch.float64, vocab_size=32, hidden_size=32, layers=("moe", "moe"))
+    ids = torch.arange(12).view(2, 6)
+    compiled = torch.compile(model, backend="farskip", fullgraph=True, options=wish["options"])
+    oracle = FarSkipForm(model, connectivity=wish["options"].get("connectivity", "full"))
+    if wish.get("train"):
+        output, gradients = run_with_gradients(compiled, model, ids)
+        expected, expected_gradients = run_with_gradients(oracle, model, ids)
+        for name, gradient in expected_gradients.items():
+            torch.testing.assert_close(gradients[name], gradient, rtol=1e-7, atol=1e-7)
+    else:
+        with torch.no_grad():
+            output, expected = compiled(ids), oracle(ids)
+    torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9)
+    counters = torch._dynamo.utils.counters
+    report = farskip_compile.last_reports()[-1]
+    print(json.dumps({
+        "fx_hits": counters["inductor"]["fxgraph_cache_hit"],
+        "fx_misses": counters["inductor"]["fxgraph_cache_miss"],
+        "aot_hits": counters["aot_autograd"]["autograd_cache_hit"],
+        "aot_misses": counters["aot_autograd"]["autograd_cache_miss"],
+        "bypasses": counters["inductor"]["fxgraph_cache_bypass"] + counters["aot_autograd"]["autograd_cache_bypass"],
+        "outcome": str(report.outcome),
+        "rewired": list(report.rewired_rows),
+    }))
+    """
+)
+
+
+def run(folder: Path, **wish: Any) -> dict[str, Any]:
+    """Compile and train one step in a process of its own; its cache counters and its report."""
+    wish.setdefault("options", {})
+    environment = {
+        **os.environ,
+        "TORCHINDUCTOR_CACHE_DIR": str(folder),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "TORCHINDUCTOR_FX_GRAPH_CACHE": "1",
+        "TORCHINDUCTOR_AUTOGRAD_CACHE": "1",
+    }
+    process = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(wish)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds the inference artifact of the default configuration."""
+    folder = tmp_path_factory.mktemp("cache")
+    cold = run(folder)
+    assert (cold["aot_hits"], cold["aot_misses"], cold["bypasses"]) == (0, 1, 0)
+    return folder
+
+
+def test_second_process_hits_and_still_reports(folder: Path) -> None:
+    again = run(folder)
+    assert (again["aot_hits"], again["aot_misses"], again["bypasses"]) == (1, 0, 0)
+    assert again["outcome"] == "rewired"
+    assert again["rewired"] == ["moe.0", "attention.1", "moe.1"]
+
+
+def test_second_training_process_hits(tmp_path: Path) -> None:
+    """Forward and backward come from the cache, and the gradients are still the oracle's (checked in the script)."""
+    assert run(tmp_path, train=True)["aot_hits"] == 0
+    assert run(tmp_path, train=True)["aot_hits"] == 1
+
+
+@pytest.mark.parametrize("connectivity", ["none", "mlp"])
+def test_other_connectivity_gets_no_stale_artifact(folder: Path, connectivity: str) -> None:
+    """The script compares the results with the oracle of the connectivity asked for."""
+    found = run(folder, options={"connectivity": connectivity})
+    assert (found["aot_hits"], found["aot_misses"]) == (0, 1)
+
+
+def test_other_inductor_option_misses(folder: Path) -> None:
+    assert run(folder, options={"inductor": {"epilogue_fusion": False}})["aot_hits"] == 0
+
+
+def test_edited_source_misses(folder: Path) -> None:
+    found = run(folder, edited_source=True)
+    assert (found["aot_hits"], found["aot_misses"]) == (0, 1)
+
+
+def test_identity_covers_configuration_and_checkpoint_tags() -> None:
+    """Opened checkpoints differ from none in metadata only, which Inductor's own keys ignore."""
+
+    def uuid(config: FarSkipConfig, tagged: bool) -> Any:
+        graph = torch.fx.Graph()
+        node = graph.call_function(torch.relu, (graph.placeholder("x"),))
+        graph.output(node)
+        if tagged:
+            node.meta["recompute"] = "PREFER_RECOMPUTE"
+        return with_identity({}, config, torch.fx.GraphModule({}, graph))[OPTION].uuid()
+
+    base = uuid(FarSkipConfig(), tagged=False)
+    assert base == uuid(FarSkipConfig(), tagged=False)
+    others = [uuid(FarSkipConfig(), tagged=True)]
+    others += [uuid(FarSkipConfig(**wish), tagged=False) for wish in ({"connectivity": "mlp"}, {"layers": (0, 1)})]
+    assert len({base, *others}) == 4
+
+
+def test_a_pass_of_the_user_without_identity_turns_caching_off() -> None:
+    options = with_identity({OPTION: print}, FarSkipConfig(), torch.fx.GraphModule({}, torch.fx.Graph()))
+    assert options[OPTION].uuid() is None
+
+
+def test_structured_trace_holds_the_report(folder: Path, tmp_path: Path) -> None:
+    os.environ["TORCH_TRACE"] = str(tmp_path)
+    try:
+        run(folder)
+    finally:
+        del os.environ["TORCH_TRACE"]
+    lines = "".join(path.read_text() for path in tmp_path.iterdir())
+    assert '"name": "farskip_report"' in lines
+    assert '"outcome": "rewired"' in lines
