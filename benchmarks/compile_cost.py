@@ -1,0 +1,305 @@
+"""What the rewiring adds to compile time, and how that grows with the size of the model.
+
+Usage: python benchmarks/compile_cost.py [--quick] [--json FILE]
+
+Measured on a DeepSeek-V3 (latent attention, group-limited sigmoid router, one shared expert) of tiny widths with 2,
+8, 32 and 61 layers; 61 is the depth of the real one. Width does not matter: the passes see nodes, not numbers. Each
+size has a process of its own, with one thread, an empty compile cache directory and all of PyTorch's caches off:
+
+* `cold total`: the first call of the compiled model, a prefill under `no_grad`: Dynamo, our backend, the inner
+  backend with its C++ builds, guards, and the run itself. Measured once.
+* `ours, cold`: the part of that call that was spent in our backend. To time it apart, our backend is called with
+  inner="eager", which adds nothing, and the graph that it rewired is then handed to the inner backend.
+* `share`: `ours, cold` over `cold total`.
+* per-pass times: medians over repetitions of our whole backend on copies of the graph that Dynamo captured, in the
+  same process, after the cold call. `other` is what the reports don't time: the report, the cache identity.
+  Python's garbage collector is left as it is, because users pay for it too.
+
+The last line is the verdict, and the exit status is 0 only if both hold:
+
+* growth is linear: the least-squares slope of log(ours, median) over log(nodes) from 8 layers on is at most 1.15.
+  That is the exponent of a power law, so 1 is linear and 2 quadratic. From 8 to 61 layers nodes grow about 8.6
+  times: n log n would show as 1.12 to 1.15 (so it is let through), n * sqrt(n) as 1.5, and a quadratic part that is
+  only a fifth of the time at 8 layers as 1.6. Two layers are left out of the fit: fixed costs dominate there.
+* the share at the largest size is under 3 %.
+
+`--quick` compiles with inner="aot_eager" (Dynamo, AOTAutograd and its decompositions, but no code generation) and
+measures the 61 layers beside the other sizes. Its totals are therefore much smaller than Inductor's, and the share is
+that much larger: passing the limit there is harder than in the full run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import dataclasses
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LAYERS = (2, 8, 32, 61)
+FIT_FROM_LAYERS = 8
+MAX_EXPONENT = 1.15
+MAX_SHARE = 0.03
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model size; all times in seconds."""
+
+    layers: int
+    nodes: int
+    inner: str
+    passes: dict[str, float]
+    """Median of each pass."""
+    ours: float
+    """Median of our whole backend, without the inner one."""
+    ours_cold: float
+    """Our whole backend in the cold call."""
+    total: float
+    """The cold call."""
+
+    @property
+    def share(self) -> float:
+        """Our part of the cold call."""
+        return self.ours_cold / self.total
+
+
+# The verdict
+
+
+def exponent(points: Sequence[tuple[float, float]]) -> float:
+    """Least-squares slope of log(y) over log(x): p of y = c * x^p."""
+    if len({x for x, _ in points}) < 2:
+        raise ValueError("a slope needs two different sizes")
+    xs = [math.log(x) for x, _ in points]
+    ys = [math.log(y) for _, y in points]
+    x_mean, y_mean = statistics.fmean(xs), statistics.fmean(ys)
+    covariance = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True))
+    return covariance / sum((x - x_mean) ** 2 for x in xs)
+
+
+def verdict(measurements: Sequence[Measurement]) -> tuple[bool, str]:
+    """Whether growth and share are as they should be, and one line that says so with the figures."""
+    fitted = [m for m in measurements if m.layers >= FIT_FROM_LAYERS]
+    largest = max(measurements, key=lambda m: m.layers)
+    growth = exponent([(m.nodes, m.ours) for m in fitted])
+    linear, cheap = growth <= MAX_EXPONENT, largest.share < MAX_SHARE
+    span = f"{min(m.layers for m in fitted)} to {largest.layers} layers"
+    line = (
+        f"{'PASS' if linear and cheap else 'FAIL'}: time ~ nodes^{growth:.2f} from {span} "
+        f"(limit {MAX_EXPONENT}: {_word(linear)}); {100 * largest.share:.2f} % of a cold {largest.inner} compile of "
+        f"{largest.layers} layers ({1e3 * largest.ours_cold:.0f} ms of {largest.total:.1f} s; "
+        f"limit {100 * MAX_SHARE:g} %: {_word(cheap)})"
+    )
+    return linear and cheap, line
+
+
+def _word(holds: bool) -> str:
+    return "met" if holds else "missed"
+
+
+# One size, in a process of its own
+
+
+def measure(layers: int, inner: str, repetitions: int) -> Measurement:
+    """Compile once cold, then repeat our backend on copies of the captured graph."""
+    import torch
+
+    import farskip_compile
+    from farskip_compile.cache_identity import with_identity
+    from farskip_compile.models import build
+
+    torch.set_num_threads(1)
+    torch.compiler.config.force_disable_caches = True
+    warnings.filterwarnings("ignore", message=".*force_disable_caches.*")
+
+    dense = min(3, layers - 1)
+    model = build(
+        "deepseek_v3",
+        layers=("dense",) * dense + ("moe",) * (layers - dense),
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        moe_intermediate_size=16,
+    )
+    ids = torch.randint(0, 64, (1, 16), generator=torch.Generator().manual_seed(0))
+    config = farskip_compile.FarSkipConfig(inner="eager")
+    ours = farskip_compile.backend(config)
+    captured: list[torch.fx.GraphModule] = []
+    spent = {"copy": 0.0, "ours": 0.0}
+
+    def run_ours(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> None:
+        """Rewire `module` in place, as our backend does before it calls the inner one."""
+        ours(module, inputs)
+        with_identity({}, config, module)
+
+    def cold(module: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        with _timed(spent, "copy"):
+            captured.append(_copy(module))
+        with _timed(spent, "ours"):
+            run_ours(module, inputs)
+        return torch._dynamo.lookup_backend(inner)(module, inputs)
+
+    start = time.perf_counter()
+    with torch.no_grad():
+        torch.compile(model, backend=cold, fullgraph=True)(ids)
+    total = time.perf_counter() - start - spent["copy"]
+    report = farskip_compile.last_reports()[-1]
+    if len(captured) != 1 or report.outcome is not farskip_compile.Outcome.REWIRED:
+        raise RuntimeError(f"expected one rewired graph: {len(captured)} graphs, {report.summary()}")
+
+    rows: list[dict[str, float]] = []
+    for _ in range(repetitions):
+        module = _copy(captured[0])
+        whole = {"ours": 0.0}
+        with _timed(whole, "ours"):
+            run_ours(module, [])
+        timed = farskip_compile.last_reports()[-1].seconds
+        rows.append({**timed, "other": whole["ours"] - sum(timed.values()), **whole})
+    medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+    return Measurement(
+        layers=layers,
+        nodes=report.nodes,
+        inner=inner,
+        ours=medians.pop("ours"),
+        passes=medians,
+        ours_cold=spent["ours"],
+        total=total,
+    )
+
+
+def _copy(module: Any) -> Any:
+    """A graph module of the same class (Dynamo's generate their code lazily) with a graph of its own."""
+    kind = next(base for base in type(module).__mro__ if not base.__qualname__.endswith("GraphModuleImpl"))
+    return kind(module, copy.deepcopy(module.graph))
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[name] += time.perf_counter() - start
+
+
+def measure_apart(layers: int, inner: str, repetitions: int) -> Measurement:
+    """`measure` in a fresh process with an empty cache directory."""
+    command = [sys.executable, __file__, "--worker", str(layers), "--inner", inner, "--repetitions", str(repetitions)]
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"measuring {layers} layers failed:\n{done.stderr[-4000:]}")
+    return Measurement(**json.loads(done.stdout.splitlines()[-1]))
+
+
+# Output
+
+
+def table(measurements: Sequence[Measurement]) -> str:
+    """Rows are sizes; times in ms, but totals in s."""
+    passes = list(measurements[-1].passes)
+    head = ["layers", "nodes", *passes, "ours", "ms/1000 nodes", "ours, cold", "cold total", "share"]
+    lines = [head]
+    for m in measurements:
+        lines.append(
+            [
+                str(m.layers),
+                str(m.nodes),
+                *(f"{1e3 * m.passes[name]:.1f}" for name in passes),
+                f"{1e3 * m.ours:.1f}",
+                f"{1e6 * m.ours / m.nodes:.1f}",
+                f"{1e3 * m.ours_cold:.1f}",
+                f"{m.total:.1f} s",
+                f"{100 * m.share:.2f} %",
+            ]
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def machine() -> str:
+    """Processor, cores and load."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
+    return f"{name}, {os.cpu_count()} cores, {platform.system()}{load}"
+
+
+def versions() -> str:
+    """Python, PyTorch and this package."""
+    from importlib.metadata import version
+
+    return f"Python {platform.python_version()}, torch {version('torch')}, farskip-compile {version('farskip-compile')}"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="inner=aot_eager, two processes at a time: under 50 s")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
+    parser.add_argument("--inner", choices=("inductor", "aot_eager"), help="the inner backend (default: inductor)")
+    parser.add_argument("--repetitions", type=int, help="of our backend, per size (default: 7; quick: 3)")
+    parser.add_argument("--worker", type=int, metavar="LAYERS", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.inner = args.inner or ("aot_eager" if args.quick else "inductor")
+    args.repetitions = args.repetitions or (3 if args.quick else 7)
+    return args
+
+
+def main() -> int:
+    args = arguments()
+    if args.worker:
+        print(json.dumps(dataclasses.asdict(measure(args.worker, args.inner, args.repetitions))))
+        return 0
+    start = time.perf_counter()
+    described, software, command = machine(), versions(), " ".join(["python", *sys.argv])
+    lanes = [LAYERS[:-1], LAYERS[-1:]] if args.quick else [LAYERS]
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        found = pool.map(lambda lane: [measure_apart(size, args.inner, args.repetitions) for size in lane], lanes)
+        measurements = [measurement for lane in found for measurement in lane]
+    elapsed = time.perf_counter() - start
+    passed, line = verdict(measurements)
+
+    print(f"Cost of the rewiring: DeepSeek-V3 of tiny widths, prefill of 16 tokens, inner={args.inner!r}")
+    print(f"machine:  {described}\nversions: {software}\ncommand:  {command}")
+    print(
+        f"method:   passes in ms, median of {args.repetitions} on copies of the captured graph; cold total once, "
+        f"caches off, empty cache directory; {len(lanes)} process{'es' * (len(lanes) > 1)} at a time; {elapsed:.0f} s"
+    )
+    print(table(measurements))
+    if args.json is not None:
+        record = {
+            "machine": described,
+            "versions": software,
+            "command": command,
+            "repetitions": args.repetitions,
+            "elapsed": elapsed,
+            "measurements": [dataclasses.asdict(m) | {"share": m.share} for m in measurements],
+            "exponent": exponent([(m.nodes, m.ours) for m in measurements if m.layers >= FIT_FROM_LAYERS]),
+            "passed": passed,
+            "verdict": line,
+        }
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
+    print(line)
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
