@@ -151,7 +151,11 @@ class Recorder(Eager):
         self.root = nn.Module()
 
     def placeholder(self, name: str, value: torch.Tensor) -> fx.Node:
-        with self.graph.inserting_after(self.last_placeholder) if self.last_placeholder else self.graph.inserting_before():
+        with (
+            self.graph.inserting_after(self.last_placeholder)
+            if self.last_placeholder
+            else self.graph.inserting_before()
+        ):
             node = self.graph.placeholder(name)
         self.last_placeholder = node
         node.meta["example_value"] = self.mode.from_tensor(value)
@@ -250,7 +254,9 @@ def _walk(network: Network, api: Eager, x: Any, left_out: Mapping[int, frozenset
         described = network.values[step]
         if described.op == "embedding":
             term = 0
-            terms[term] = api.call(F.embedding, x, api.parameter("table", (VOCABULARY, WIDTH))) if network.from_ids else x
+            terms[term] = (
+                api.call(F.embedding, x, api.parameter("table", (VOCABULARY, WIDTH))) if network.from_ids else x
+            )
             api.mark(term, terms[term])
         elif described.op == "position":
             (term,) = described.terms
@@ -304,7 +310,9 @@ def _norm(api: Eager, style: str, x: Any, name: str) -> Any:
     if style == "layer_norm":
         return api.call(F.layer_norm, x, (WIDTH,), weight)
     h = api.call("to", x, torch.float64)
-    scale = api.call(torch.rsqrt, api.call(operator.add, api.call("mean", api.call("pow", h, 2), -1, keepdim=True), 1e-6))
+    scale = api.call(
+        torch.rsqrt, api.call(operator.add, api.call("mean", api.call("pow", h, 2), -1, keepdim=True), 1e-6)
+    )
     return api.call(operator.mul, weight, api.call(operator.mul, h, scale))
 
 
