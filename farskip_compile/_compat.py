@@ -20,7 +20,7 @@ from torch._guards import CompileContext
 from torch._higher_order_ops.wrap import TagActivationCheckpoint
 from torch._inductor import config as inductor_config
 from torch._inductor.custom_graph_pass import CustomGraphPass
-from torch._logging import trace_structured
+from torch._logging._internal import trace_structured
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.utils.checkpoint import CheckpointPolicy
 

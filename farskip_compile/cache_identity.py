@@ -22,7 +22,7 @@ from farskip_compile.config import FarSkipConfig
 OPTION = "post_grad_custom_post_pass"
 
 
-class CacheIdentity(CustomGraphPass):  # type: ignore[misc]
+class CacheIdentity(CustomGraphPass):
     """A pass that does nothing but carry an identity; calls the user's own pass, if there is one.
 
     Args:

@@ -186,7 +186,8 @@ def _expert_step(stream: Stream, facts: Facts, node: fx.Node) -> str | None:
         if data in facts.projected or data in stream.depends:
             return "top-k picks token rows" if name in ("index", "getitem", "index_select") else None
     if name == "mul" and len(node.args) == 2:
-        for gate, value in (node.args, node.args[::-1]):
+        left, right = node.args
+        for gate, value in ((left, right), (right, left)):
             if isinstance(gate, fx.Node) and isinstance(value, fx.Node) and gate in facts.selected:
                 shape = getattr(ops.tensor(gate), "shape", ())
                 if value in facts.projected and value not in facts.selected and len(shape) and shape[-1] == 1:
@@ -201,11 +202,7 @@ def _with_shared(stream: Stream, facts: Facts, region: Region, evidence: str, no
     while True:
         if ops.is_sum(current):
             left, right = current.args[0], current.args[1]
-            shared = [
-                a
-                for a in (left, right)
-                if a in facts.projected and a not in facts.selected  # type: ignore[comparison-overlap]
-            ]
+            shared = [a for a in (left, right) if a in facts.projected and a not in facts.selected]
             if len(shared) == 1:
                 blocking = next((step for step in path if not _normalises(step)), None)
                 return Finding(Kind.ROUTED, evidence, node, shared_inside=current, inseparable=blocking)

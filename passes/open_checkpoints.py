@@ -55,7 +55,7 @@ def _open(module: fx.GraphModule, call: fx.Node, region: int) -> None:
     outer_storage: dict[int, int] = {}
     placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
     for placeholder, value in zip(placeholders, inputs, strict=True):
-        copies[placeholder] = value  # type: ignore[assignment]
+        copies[placeholder] = value
         if isinstance(value, fx.Node) and (outer := ops.storage(value)) is not None:
             inner = ops.storage(placeholder)
             if inner is not None:
@@ -76,7 +76,7 @@ def _open(module: fx.GraphModule, call: fx.Node, region: int) -> None:
             copy.meta.setdefault("ac_graph_id", region)
             # views of the body's arguments must be known as views of the outer tensors
             if (inner := ops.storage(node)) in outer_storage:
-                copy.meta["farskip_storage"] = outer_storage[inner]  # type: ignore[index]
+                copy.meta["farskip_storage"] = outer_storage[inner]
             copies[node] = copy
     assert output is not None
     results = fx.map_arg(output.args[0], lambda inner: copies[inner])

@@ -180,7 +180,7 @@ def is_inactive_dropout(node: fx.Node) -> bool:
         return False
     probability = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
     training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", node.kwargs.get("train", True))
-    return training is False or probability == 0
+    return training is False or (isinstance(probability, int | float) and probability == 0)
 
 
 def is_random(node: fx.Node) -> bool:

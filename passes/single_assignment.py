@@ -135,7 +135,7 @@ def _out_of_place(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
         return None
 
     def build(graph: fx.Graph) -> fx.Node:
-        new = graph.create_node(write.op, target, write.args, kwargs)  # type: ignore[arg-type]
+        new = graph.create_node(write.op, target, write.args, kwargs)
         new.meta = dict(write.meta)
         new.meta["example_value"] = _promoted(write)
         return new
