@@ -18,9 +18,9 @@ size has a process of its own, with one thread, an empty compile cache directory
 The last line is the verdict, and the exit status is 0 only if both hold:
 
 * growth is linear: the least-squares slope of log(ours, median) over log(nodes) from 8 layers on is at most 1.15.
-  That is the exponent of a power law, so 1 is linear and 2 quadratic. From 8 to 61 layers nodes grow about 8.6
-  times: n log n would show as 1.12 to 1.15 (so it is let through), n * sqrt(n) as 1.5, and a quadratic part that is
-  only a fifth of the time at 8 layers as 1.6. Two layers are left out of the fit: fixed costs dominate there.
+  That is the exponent of a power law, so 1 is linear and 2 quadratic. From 8 to 61 layers nodes grow 8.6 times:
+  n log n would show as 1.12, a quadratic part that is a tenth of the time at 8 layers as 1.25, n * sqrt(n) as 1.5.
+  Two layers are left out of the fit: fixed costs dominate there.
 * the share at the largest size is under 3 %.
 
 `--quick` compiles with inner="aot_eager" (Dynamo, AOTAutograd and its decompositions, but no code generation) and
