@@ -11,7 +11,7 @@ from farskip_compile.passes.table import ResidualTable
 
 
 def classify_wiring(table: ResidualTable) -> str:
-    """`standard`, `attention`, `mlp (parallel block)`, `full`, or `other` for anything in between (such as a layer range)."""
+    """`standard`, `attention`, `mlp (parallel block)`, `full`, or `other` for anything in between (a layer range)."""
     attention = _share(table, "attention")
     feed_forward = _share(table, "mlp")
     names = {

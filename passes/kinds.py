@@ -186,11 +186,9 @@ def _expert_step(stream: Stream, facts: Facts, node: fx.Node) -> str | None:
         if data in facts.projected or data in stream.depends:
             return "top-k picks token rows" if name in ("index", "getitem", "index_select") else None
     if name == "mul" and len(node.args) == 2:
-        left, right = node.args
-        for gate, value in ((left, right), (right, left)):
+        for gate, value in (node.args, node.args[::-1]):
             if isinstance(gate, fx.Node) and isinstance(value, fx.Node) and gate in facts.selected:
-                shape = getattr(ops.tensor(gate), "shape", ())
-                if value in facts.projected and value not in facts.selected and len(shape) and shape[-1] == 1:
+                if value in facts.projected and value not in facts.selected and ops.is_per_token(gate):
                     return "a selected gate scales an expert's output per token"
     return None
 

@@ -96,6 +96,12 @@ def is_floating(node: fx.Node) -> bool:
     return value is not None and value.is_floating_point()
 
 
+def is_per_token(node: fx.Node) -> bool:
+    """Whether the value of `node` is one number for each token: its last dimension is 1."""
+    value = tensor(node)
+    return value is not None and value.dim() > 0 and same_dim(value.shape[-1], 1)
+
+
 def same_shape(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal shapes, decided without installing a guard on a symbolic size."""
     return a.dim() == b.dim() and all(same_dim(x, y) for x, y in zip(a.shape, b.shape, strict=True))

@@ -99,10 +99,16 @@ def _replace_write(
             cast = graph.call_method("to", (new, value.dtype))
             cast.meta = dict(new.meta)
             new = cast
-        new.meta["example_value"] = fresh_like(value)
+        # the new name stands for the old memory: the next write to it must find its views, and readers the write
+        memory = ops.storage(base)
+        new.meta |= {"example_value": fresh_like(value), "farskip_storage": memory}
         for node in others:
-            view = graph.call_method("view_as", (new, node))
-            view.meta = {**node.meta, "example_value": new.meta["example_value"].view(ops.tensor(node).shape)}  # type: ignore[union-attr]
+            view = graph.call_method("view_as", (new, names.get(node, node)))
+            view.meta = {
+                **node.meta,
+                "example_value": new.meta["example_value"].view(ops.tensor(node).shape),  # type: ignore[union-attr]
+                "farskip_storage": memory,
+            }
             names[node] = view
     for node in (base, write, *(n for n in later if n not in others)):
         names[node] = new
@@ -144,7 +150,10 @@ def _out_of_place(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
 
 
 def _copy_source(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
-    """`a.copy_(b)`: later readers of `a` read `b` itself, if it needs no broadcast (a cast is added if needed)."""
+    """`a.copy_(b)`: later readers of `a` read a copy of `b`, if it needs no broadcast.
+
+    Not `b` itself: a write to either that has no out-of-place form would then change both.
+    """
     base, source = write.args[0], write.args[1]
     if not isinstance(source, fx.Node) or not isinstance(base, fx.Node):
         return None
@@ -153,7 +162,7 @@ def _copy_source(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
         return None
 
     def build(graph: fx.Graph) -> fx.Node:
-        copy = graph.call_method("to", (source, value.dtype))
+        copy = graph.call_method("to", (source, value.dtype), {"copy": True})
         copy.meta = {**write.meta, "example_value": value}
         return copy
 

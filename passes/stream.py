@@ -255,7 +255,9 @@ def _add_side_sums(stream: Stream, graph: fx.Graph) -> None:
 
 def _refuse_written_in_place(stream: Stream, graph: fx.Graph) -> None:
     """After normalisation no tree node may still be written: its readers would see two values under one name."""
-    memory = {ops.storage(node): node for node in (*stream.tree, *stream.values)} if stream.after else {}
+    memory: dict[int | None, fx.Node] = {}
+    for node in sorted((*stream.tree, *stream.values), key=lambda n: stream.order[n]) if stream.after else ():
+        memory.setdefault(ops.storage(node), node)  # names of one memory: the oldest has the most to lose
     for node in graph.nodes:
         for base in ops.mutated_args(node):
             victim = memory.get(ops.storage(base))
