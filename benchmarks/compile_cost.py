@@ -11,21 +11,24 @@ size has a process of its own, with one thread, an empty compile cache directory
 * `ours, cold`: the part of that call that was spent in our backend. To time it apart, our backend is called with
   inner="eager", which adds nothing, and the graph that it rewired is then handed to the inner backend.
 * `share`: `ours, cold` over `cold total`.
-* per-pass times: medians over repetitions of our whole backend on copies of the graph that Dynamo captured, in the
-  same process, after the cold call. `other` is what the reports don't time: the report, the cache identity.
-  Python's garbage collector is left as it is, because users pay for it too.
+* per-pass times and `ours`: medians over repetitions of our whole backend on copies of the graph that Dynamo
+  captured, after the cold calls. `other` is what the reports don't time: the report itself, the cache identity.
+  The sizes take turns, so that a busy machine slows all of them and not one. Python's garbage collector runs as it
+  does for users.
 
 The last line is the verdict, and the exit status is 0 only if both hold:
 
-* growth is linear: the least-squares slope of log(ours, median) over log(nodes) from 8 layers on is at most 1.15.
-  That is the exponent of a power law, so 1 is linear and 2 quadratic. From 8 to 61 layers nodes grow 8.6 times:
-  n log n would show as 1.12, a quadratic part that is a tenth of the time at 8 layers as 1.25, n * sqrt(n) as 1.5.
-  Two layers are left out of the fit: fixed costs dominate there.
+* growth is linear: the least-squares slope of log(fastest repetition) over log(nodes) from 8 layers on is at most
+  1.15. The slope is the exponent of a power law, so 1 is linear and 2 quadratic. From 8 to 61 layers nodes grow 8.6
+  times: n log n would show as 1.12, a quadratic part that is a tenth of the time at 8 layers as 1.25, n * sqrt(n) as
+  1.5. The fastest repetition, because what other processes add is noise, and never negative. Two layers are left out
+  of the fit: fixed costs dominate there.
 * the share at the largest size is under 3 %.
 
-`--quick` compiles with inner="aot_eager" (Dynamo, AOTAutograd and its decompositions, but no code generation) and
-measures the 61 layers beside the other sizes. Its totals are therefore much smaller than Inductor's, and the share is
-that much larger: passing the limit there is harder than in the full run.
+`--quick` compiles 61 layers with inner="aot_eager" (Dynamo, AOTAutograd and its decompositions, but no code
+generation), and beside it captures the other sizes in one process, without compiling them further: they have no
+total. The total is much smaller than Inductor's and the share that much larger: its limit is harder to meet than in
+the full run.
 """
 
 from __future__ import annotations
@@ -45,7 +48,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,8 @@ LAYERS = (2, 8, 32, 61)
 FIT_FROM_LAYERS = 8
 MAX_EXPONENT = 1.15
 MAX_SHARE = 0.03
+CAPTURE_ONLY = "none"
+"""In the place of an inner backend: the call ends when our backend is done."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +71,17 @@ class Measurement:
     """Median of each pass."""
     ours: float
     """Median of our whole backend, without the inner one."""
+    fastest: float
+    """The same, the fastest repetition."""
     ours_cold: float
     """Our whole backend in the cold call."""
-    total: float
-    """The cold call."""
+    total: float | None
+    """The cold call; None if it ended with the capture."""
 
     @property
     def share(self) -> float:
         """Our part of the cold call."""
-        return self.ours_cold / self.total
+        return math.nan if self.total is None else self.ours_cold / self.total
 
 
 # The verdict
@@ -96,13 +102,13 @@ def verdict(measurements: Sequence[Measurement]) -> tuple[bool, str]:
     """Whether growth and share are as they should be, and one line that says so with the figures."""
     fitted = [m for m in measurements if m.layers >= FIT_FROM_LAYERS]
     largest = max(measurements, key=lambda m: m.layers)
-    growth = exponent([(m.nodes, m.ours) for m in fitted])
+    growth = exponent([(m.nodes, m.fastest) for m in fitted])
     linear, cheap = growth <= MAX_EXPONENT, largest.share < MAX_SHARE
     span = f"{min(m.layers for m in fitted)} to {largest.layers} layers"
     line = (
         f"{'PASS' if linear and cheap else 'FAIL'}: time ~ nodes^{growth:.2f} from {span} "
         f"(limit {MAX_EXPONENT}: {_word(linear)}); {100 * largest.share:.2f} % of a cold {largest.inner} compile of "
-        f"{largest.layers} layers ({1e3 * largest.ours_cold:.0f} ms of {largest.total:.1f} s; "
+        f"{largest.layers} layers ({1e3 * largest.ours_cold:.0f} ms of {largest.total or math.nan:.1f} s; "
         f"limit {100 * MAX_SHARE:g} %: {_word(cheap)})"
     )
     return linear and cheap, line
@@ -112,74 +118,96 @@ def _word(holds: bool) -> str:
     return "met" if holds else "missed"
 
 
-# One size, in a process of its own
+# One size
 
 
-def measure(layers: int, inner: str, repetitions: int) -> Measurement:
-    """Compile once cold, then repeat our backend on copies of the captured graph."""
-    import torch
+class Probe:
+    """One model size: compiled once cold, then our backend as often as wanted on copies of the captured graph."""
 
-    import farskip_compile
-    from farskip_compile.cache_identity import with_identity
-    from farskip_compile.models import build
+    def __init__(self, layers: int, inner: str) -> None:
+        import torch
 
-    torch.set_num_threads(1)
-    torch.compiler.config.force_disable_caches = True
-    warnings.filterwarnings("ignore", message=".*force_disable_caches.*")
+        import farskip_compile
+        from farskip_compile.cache_identity import with_identity
+        from farskip_compile.models import build
 
-    dense = min(3, layers - 1)
-    model = build(
-        "deepseek_v3",
-        layers=("dense",) * dense + ("moe",) * (layers - dense),
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=32,
-        moe_intermediate_size=16,
-    )
-    ids = torch.randint(0, 64, (1, 16), generator=torch.Generator().manual_seed(0))
-    config = farskip_compile.FarSkipConfig(inner="eager")
-    ours = farskip_compile.backend(config)
-    captured: list[torch.fx.GraphModule] = []
-    spent = {"copy": 0.0, "ours": 0.0}
+        torch.set_num_threads(1)
+        torch.compiler.config.force_disable_caches = True
+        warnings.filterwarnings("ignore", message=".*force_disable_caches.*")
 
-    def run_ours(module: torch.fx.GraphModule, inputs: Sequence[Any]) -> None:
-        """Rewire `module` in place, as our backend does before it calls the inner one."""
-        ours(module, inputs)
-        with_identity({}, config, module)
+        dense = min(3, layers - 1)
+        model = build(
+            "deepseek_v3",
+            layers=("dense",) * dense + ("moe",) * (layers - dense),
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=32,
+            moe_intermediate_size=16,
+        )
+        ids = torch.randint(0, 64, (1, 16), generator=torch.Generator().manual_seed(0))
+        config = farskip_compile.FarSkipConfig(inner="eager")
+        self.layers, self.inner = layers, inner
+        self.rows: list[dict[str, float]] = []
+        self._ours = farskip_compile.backend(config)
+        self._identity = lambda module: with_identity({}, config, module)
+        self._last_report = lambda: farskip_compile.last_reports()[-1]
+        captured: list[torch.fx.GraphModule] = []
+        spent = {"copy": 0.0, "ours": 0.0}
 
-    def cold(module: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        with _timed(spent, "copy"):
-            captured.append(_copy(module))
-        with _timed(spent, "ours"):
-            run_ours(module, inputs)
-        return torch._dynamo.lookup_backend(inner)(module, inputs)
+        def cold(module: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+            with _timed(spent, "copy"):
+                captured.append(_copy(module))
+            with _timed(spent, "ours"):
+                self._rewire(module, inputs)
+            return _stop if inner == CAPTURE_ONLY else torch._dynamo.lookup_backend(inner)(module, inputs)
 
-    start = time.perf_counter()
-    with torch.no_grad():
-        torch.compile(model, backend=cold, fullgraph=True)(ids)
-    total = time.perf_counter() - start - spent["copy"]
-    report = farskip_compile.last_reports()[-1]
-    if len(captured) != 1 or report.outcome is not farskip_compile.Outcome.REWIRED:
-        raise RuntimeError(f"expected one rewired graph: {len(captured)} graphs, {report.summary()}")
+        start = time.perf_counter()
+        with torch.no_grad(), contextlib.suppress(_Captured):
+            torch.compile(model, backend=cold, fullgraph=True)(ids)
+        total = time.perf_counter() - start - spent["copy"]
+        self.total = None if inner == CAPTURE_ONLY else total
+        self.ours_cold = spent["ours"]
+        report = self._last_report()
+        if len(captured) != 1 or report.outcome is not farskip_compile.Outcome.REWIRED:
+            raise RuntimeError(f"expected one rewired graph: {len(captured)} graphs, {report.summary()}")
+        self.nodes = report.nodes
+        self._graph = captured[0]
 
-    rows: list[dict[str, float]] = []
-    for _ in range(repetitions):
-        module = _copy(captured[0])
+    def repeat(self) -> None:
+        """Time our backend once more."""
+        module = _copy(self._graph)
         whole = {"ours": 0.0}
         with _timed(whole, "ours"):
-            run_ours(module, [])
-        timed = farskip_compile.last_reports()[-1].seconds
-        rows.append({**timed, "other": whole["ours"] - sum(timed.values()), **whole})
-    medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
-    return Measurement(
-        layers=layers,
-        nodes=report.nodes,
-        inner=inner,
-        ours=medians.pop("ours"),
-        passes=medians,
-        ours_cold=spent["ours"],
-        total=total,
-    )
+            self._rewire(module, [])
+        timed = self._last_report().seconds
+        self.rows.append({**timed, "other": whole["ours"] - sum(timed.values()), **whole})
+
+    def _rewire(self, module: Any, inputs: Sequence[Any]) -> None:
+        """Rewire `module` in place, with all that our backend does before it calls the inner one."""
+        self._ours(module, inputs)
+        self._identity(module)
+
+    def result(self) -> Measurement:
+        """Medians of the repetitions so far."""
+        medians = {name: statistics.median(row[name] for row in self.rows) for name in self.rows[0]}
+        return Measurement(
+            layers=self.layers,
+            nodes=self.nodes,
+            inner=self.inner,
+            ours=medians.pop("ours"),
+            fastest=min(row["ours"] for row in self.rows),
+            passes=medians,
+            ours_cold=self.ours_cold,
+            total=self.total,
+        )
+
+
+class _Captured(Exception):
+    """Ends a call whose graph is all that is wanted."""
+
+
+def _stop(*args: Any) -> Any:
+    raise _Captured
 
 
 def _copy(module: Any) -> Any:
@@ -197,15 +225,73 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
         seconds[name] += time.perf_counter() - start
 
 
-def measure_apart(layers: int, inner: str, repetitions: int) -> Measurement:
-    """`measure` in a fresh process with an empty cache directory."""
-    command = [sys.executable, __file__, "--worker", str(layers), "--inner", inner, "--repetitions", str(repetitions)]
-    with tempfile.TemporaryDirectory() as cache:
+# Processes
+
+
+def serve(sizes: Sequence[int], inner: str) -> None:
+    """In a worker: compile each size, say so, repeat for each line of input, and print the results at its end."""
+    probes = [Probe(size, inner) for size in sizes]
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        for probe in probes:
+            probe.repeat()
+        print("done", flush=True)
+    print(json.dumps([dataclasses.asdict(probe.result()) for probe in probes]))
+
+
+class Worker:
+    """A fresh process with an empty cache directory that measures some sizes."""
+
+    def __init__(self, sizes: Sequence[int], inner: str, cache: str) -> None:
+        self.sizes = sizes
+        command = [sys.executable, __file__, "--inner", inner, "--worker", *map(str, sizes)]
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"measuring {layers} layers failed:\n{done.stderr[-4000:]}")
-    return Measurement(**json.loads(done.stdout.splitlines()[-1]))
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def wait(self, word: str) -> None:
+        """Until the worker prints `word`."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.strip() == word:
+                return
+        raise SystemExit(f"measuring {self.sizes} layers failed with exit status {self._process.wait()}")
+
+    def repeat(self) -> None:
+        """One repetition of each of its sizes."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        self.wait("done")
+
+    def results(self) -> list[Measurement]:
+        """End the worker."""
+        output, _ = self._process.communicate()
+        return [Measurement(**fields) for fields in json.loads(output.splitlines()[-1])]
+
+    def stop(self) -> None:
+        """End the worker in any case."""
+        self._process.kill()
+        self._process.wait()
+
+
+def measure_all(lots: Sequence[tuple[Sequence[int], str]], repetitions: int, together: bool) -> list[Measurement]:
+    """One worker for each lot of sizes and their inner backend; cold calls one after another or all together."""
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for sizes, inner in lots:
+            worker = Worker(sizes, inner, stack.enter_context(tempfile.TemporaryDirectory()))
+            stack.callback(worker.stop)
+            workers.append(worker)
+            if not together:
+                worker.wait("ready")
+        for worker in workers if together else ():
+            worker.wait("ready")
+        for _ in range(repetitions):
+            for worker in workers:
+                worker.repeat()
+        return sorted((found for worker in workers for found in worker.results()), key=lambda m: m.layers)
 
 
 # Output
@@ -225,8 +311,8 @@ def table(measurements: Sequence[Measurement]) -> str:
                 f"{1e3 * m.ours:.1f}",
                 f"{1e6 * m.ours / m.nodes:.1f}",
                 f"{1e3 * m.ours_cold:.1f}",
-                f"{m.total:.1f} s",
-                f"{100 * m.share:.2f} %",
+                "-" if m.total is None else f"{m.total:.1f} s",
+                "-" if m.total is None else f"{100 * m.share:.2f} %",
             ]
         )
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
@@ -252,11 +338,13 @@ def versions() -> str:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="inner=aot_eager, two processes at a time: under 50 s")
+    parser.add_argument("--quick", action="store_true", help="compile the largest size only, inner=aot_eager: < 50 s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
-    parser.add_argument("--inner", choices=("inductor", "aot_eager"), help="the inner backend (default: inductor)")
+    parser.add_argument(
+        "--inner", choices=("inductor", "aot_eager", CAPTURE_ONLY), help="the inner backend (default: inductor)"
+    )
     parser.add_argument("--repetitions", type=int, help="of our backend, per size (default: 7; quick: 3)")
-    parser.add_argument("--worker", type=int, metavar="LAYERS", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", type=int, nargs="+", metavar="LAYERS", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.inner = args.inner or ("aot_eager" if args.quick else "inductor")
     args.repetitions = args.repetitions or (3 if args.quick else 7)
@@ -266,14 +354,13 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     args = arguments()
     if args.worker:
-        print(json.dumps(dataclasses.asdict(measure(args.worker, args.inner, args.repetitions))))
+        serve(args.worker, args.inner)
         return 0
     start = time.perf_counter()
     described, software, command = machine(), versions(), " ".join(["python", *sys.argv])
-    lanes = [LAYERS[:-1], LAYERS[-1:]] if args.quick else [LAYERS]
-    with ThreadPoolExecutor(len(lanes)) as pool:
-        found = pool.map(lambda lane: [measure_apart(size, args.inner, args.repetitions) for size in lane], lanes)
-        measurements = [measurement for lane in found for measurement in lane]
+    *small, largest = LAYERS
+    lots = [([largest], args.inner), (small, CAPTURE_ONLY)] if args.quick else [([n], args.inner) for n in LAYERS]
+    measurements = measure_all(lots, args.repetitions, together=args.quick)
     elapsed = time.perf_counter() - start
     passed, line = verdict(measurements)
 
@@ -281,7 +368,7 @@ def main() -> int:
     print(f"machine:  {described}\nversions: {software}\ncommand:  {command}")
     print(
         f"method:   passes in ms, median of {args.repetitions} on copies of the captured graph; cold total once, "
-        f"caches off, empty cache directory; {len(lanes)} process{'es' * (len(lanes) > 1)} at a time; {elapsed:.0f} s"
+        f"caches off, empty cache directory{', smaller sizes captured meanwhile' * args.quick}; {elapsed:.0f} s in all"
     )
     print(table(measurements))
     if args.json is not None:
@@ -291,8 +378,10 @@ def main() -> int:
             "command": command,
             "repetitions": args.repetitions,
             "elapsed": elapsed,
-            "measurements": [dataclasses.asdict(m) | {"share": m.share} for m in measurements],
-            "exponent": exponent([(m.nodes, m.ours) for m in measurements if m.layers >= FIT_FROM_LAYERS]),
+            "measurements": [
+                dataclasses.asdict(m) | {"share": None if m.total is None else m.share} for m in measurements
+            ],
+            "exponent": exponent([(m.nodes, m.fastest) for m in measurements if m.layers >= FIT_FROM_LAYERS]),
             "passed": passed,
             "verdict": line,
         }
