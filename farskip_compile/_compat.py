@@ -15,7 +15,7 @@ from torch import fx
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.exc import BackendCompilerFailed, ShortenTraceback, TorchDynamoException
 from torch._dynamo.output_graph import GraphCompileReason
-from torch._dynamo.utils import get_optimize_ddp_mode, graph_break_reasons
+from torch._dynamo.utils import counters, get_optimize_ddp_mode, graph_break_reasons
 from torch._guards import CompileContext
 from torch._higher_order_ops.wrap import TagActivationCheckpoint
 from torch._inductor import config as inductor_config
@@ -87,8 +87,12 @@ def graph_break_reason(module: fx.GraphModule) -> str | None:
 
 
 def last_graph_break() -> str | None:
-    """The newest graph break of this process."""
-    return _describe(graph_break_reasons[-1]) if graph_break_reasons else None
+    """The newest graph break of this process: also one for which Dynamo gave a whole frame up (a break in a loop)."""
+    if graph_break_reasons:
+        return _describe(graph_break_reasons[-1])
+    newest = next(reversed(counters["unimplemented"]), None)
+    lines = [line.strip() for line in str(newest or "").splitlines() if "visit: http" not in line]
+    return " ".join(line for line in lines if line)[:1000] or None
 
 
 def _describe(reason: GraphCompileReason) -> str:

@@ -135,6 +135,20 @@ def test_graph_break_inside_a_layer() -> None:
     assert_refused(InLayer(), PartialModelError, "graph break", fullgraph=False)
 
 
+def test_graph_break_in_the_loop_over_layers() -> None:
+    """Dynamo gives the whole frame up and compiles layer by layer; the error still tells which break it was."""
+
+    class InLoop(Wrapped):
+        def between(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
+            torch._dynamo.graph_break()
+            return hidden
+
+    torch._dynamo.utils.counters.clear()
+    torch._dynamo.utils.graph_break_reasons.clear()
+    with pytest.raises(PartialModelError, match=r"compiled one by one.*torch\._dynamo\.graph_break"):
+        compile_and_run(InLoop(), fullgraph=False)
+
+
 def test_graph_break_behind_the_model_is_fine() -> None:
     class Logged(Wrapped):
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
