@@ -197,10 +197,10 @@ def test_the_count_sees_quadratic_work() -> None:
 
 
 @pytest.mark.parametrize("inner", ["eager", "none"])
-def test_the_benchmark_measures_what_the_backend_does(cost: Any, inner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_benchmark_measures_what_the_backend_does(cost: Any, inner: str) -> None:
     """One small size in this process: all passes are there, and the parts add up to the whole."""
-    monkeypatch.setattr(torch.compiler.config, "force_disable_caches", False)  # the probe sets it; this sets it back
-    probe = cost.Probe(2, inner)
+    with torch.compiler.config.patch(force_disable_caches=False):  # the probe sets it; this sets it back
+        probe = cost.Probe(2, inner)
     for _ in range(3):
         probe.repeat()
     found = probe.result()
