@@ -34,7 +34,7 @@ def assign_once(graph: fx.Graph) -> int:
     inputs = {ops.storage(n) for n in graph.nodes if n.op in ("placeholder", "get_attr")}
     names: dict[fx.Node, fx.Node] = {}
     same_memory: dict[int, list[fx.Node]] = defaultdict(list)
-    replaced = 0
+    replaced: list[fx.Node] = []
     for node in list(graph.nodes):
         for arg in node.all_input_nodes:
             if arg in names:
@@ -47,8 +47,11 @@ def assign_once(graph: fx.Graph) -> int:
             if written in inputs or written is None:
                 continue
             later = [n for n in same_memory[written] if n is not node and last_use.get(n, -1) > order[node]]
-            replaced += _replace_write(graph, node, base, later, names)
-    return replaced
+            if _replace_write(graph, node, base, later, names):
+                replaced.append(node)
+    for node in reversed(replaced):
+        graph.erase_node(node)
+    return len(replaced)
 
 
 def mutation_edges(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
@@ -73,8 +76,8 @@ def mutation_edges(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
 
 def _replace_write(
     graph: fx.Graph, write: fx.Node, base: fx.Node, later: list[fx.Node], names: dict[fx.Node, fx.Node]
-) -> int:
-    """Replace `write` to `base` and enter the new names of everything in `later`; 0 if it must stay in place."""
+) -> bool:
+    """Replace `write` to `base` and enter the new names of everything in `later`; False if it must stay in place."""
     others = [node for node in later if names.get(node, node) is not base]
     value = ops.tensor(base)
     assert value is not None
@@ -91,7 +94,7 @@ def _replace_write(
             renamed.meta = dict(base.meta)
             for node in [base, *(n for n in later if names.get(n, n) is base)]:
                 names[node] = renamed
-        return 0
+        return False
     with graph.inserting_before(write):
         new = functional(graph)
         result = ops.tensor(new)
@@ -112,9 +115,7 @@ def _replace_write(
             names[node] = view
     for node in (base, write, *(n for n in later if n not in others)):
         names[node] = new
-    write.replace_all_uses_with(new)
-    graph.erase_node(write)
-    return 1
+    return True
 
 
 def _out_of_place(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
@@ -122,7 +123,7 @@ def _out_of_place(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
     name = ops.op_name(write)
     if name == "copy_":
         return _copy_source(write)
-    if ops.is_random(write) or "out" in write.kwargs:
+    if ops.is_random(write) or "out" in write.kwargs or len(ops.mutated_args(write)) > 1:
         return None
     kwargs = dict(write.kwargs)
     target: object = None
