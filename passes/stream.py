@@ -71,16 +71,18 @@ def operands(node: fx.Node, constant: set[fx.Node], order: dict[fx.Node, int]) -
     """The summands of `node`: two of a sum, one of a linear unary op, none otherwise."""
     if ops.is_sum(node):
         return node.args[0], node.args[1]  # type: ignore[return-value]
+    if not ops.is_floating(node):
+        return ()
     name = ops.op_name(node)
+    if name in ("mul", "div", "truediv") and len(node.args) == 2:
+        return _scaled(node, constant, order)
     first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-    if first is None or not ops.is_floating(node):
+    if first is None:
         return ()
     if name in ops.SHAPE_OPS or name in ops.CAST_OPS or name == "neg":
         return (first,)
     if ops.is_linear_collective(node) or ops.is_wait(node) or ops.is_inactive_dropout(node):
         return (first,)
-    if name in ("mul", "div", "truediv") and len(node.args) == 2:
-        return _scaled(node, constant, order)
     return ()
 
 
@@ -159,18 +161,28 @@ def read_stream(graph: fx.Graph, whole: Set[fx.Node] = frozenset()) -> Stream | 
         chain.append(parents[chain[-1]])
     leaves, joins, sets = _number(chain, below, size)
     values = {node: sets[node] for node in chain}
-    cores = [_core(leaf, below) for leaf in leaves]
+    images = [_images(leaf, below, sets) for leaf in leaves]
+    cores = [image[-1] for image in images]
+    if len(set(cores)) < len(cores):
+        again = next(leaf for index, leaf in enumerate(leaves) if cores[index] in cores[:index])
+        raise NotASumError(
+            "one value enters the residual sum as two terms, with different multipliers",
+            way_out="add it once, with the sum of the multipliers",
+            where=ops.where(again),
+        )
     stream = Stream(root, base, leaves, cores, joins, values, sets, {}, below, parents, order, after)
-    _add_side_sums(stream, graph)
+    _add_side_sums(stream, graph, images)
     stream.depends = _depends_on(graph, stream.values, after)
     _refuse_written_in_place(stream, graph)
     return stream
 
 
-def _core(leaf: fx.Node, below: dict[fx.Node, tuple[fx.Node, ...]]) -> fx.Node:
-    while len(below[leaf]) == 1:
-        leaf = below[leaf][0]
-    return leaf
+def _images(leaf: fx.Node, below: dict[fx.Node, tuple[fx.Node, ...]], tree: dict[fx.Node, TermSet]) -> list[fx.Node]:
+    """`leaf` and what it is a linear image of, down to the node that identifies the term."""
+    images = [leaf]
+    while len(below[images[-1]]) == 1 and below[images[-1]][0] not in tree:
+        images.append(below[images[-1]][0])
+    return images
 
 
 def _flatten(
@@ -237,9 +249,14 @@ def _number(
     return leaves, joins, sets
 
 
-def _add_side_sums(stream: Stream, graph: fx.Graph) -> None:
-    """Enter sums and linear images of tree nodes that are not in the tree themselves."""
-    known = dict(stream.tree)
+def _add_side_sums(stream: Stream, graph: fx.Graph, images: list[list[fx.Node]]) -> None:
+    """Enter sums and linear images of tree nodes that are not in the tree themselves.
+
+    A side sum may hold a term through another cast, view or multiplier than the main chain does.
+    """
+    for index, below_leaf in enumerate(images[1:], start=1):
+        stream.partial.update(dict.fromkeys(below_leaf[1:], TermSet(((index, index + 1),))))
+    known = {**stream.tree, **stream.partial}
     for node in graph.nodes:
         below = stream.below[node]
         if node in known or not below or not all(arg in known for arg in below):
