@@ -39,8 +39,8 @@ def part_collectives(module: fx.GraphModule, table: ResidualTable, request: Requ
     substitution = Substitution(stream, module.graph)
     for top in tops:
         terms = stream.tree[top]
-        kept = substitution.without(top, terms & dropped, behind=top)
-        left = substitution.without(top, terms - dropped, behind=kept or top)
+        kept = substitution.without(top, terms & dropped)
+        left = substitution.without(top, terms - dropped)
         assert kept is not None
         assert left is not None
         users = list(top.users)

@@ -102,7 +102,7 @@ def _rewire_row(
     replacement: dict[fx.Node, fx.Node] = {}
     for index in row.terms:
         for value in handles.regions[index].read_values:
-            new = substitution.without(value, dropped, behind=value)
+            new = substitution.without(value, dropped)
             if new is None:
                 raise UnsupportedPatternError(
                     f"{row.name} would read nothing through {value.name!r}", where=ops.where(value, row.layer)

@@ -29,10 +29,10 @@ class Substitution:
     graph: fx.Graph
     made: dict[tuple[fx.Node, TermSet], fx.Node | None] = field(default_factory=dict)
 
-    def without(self, node: fx.Node, dropped: TermSet, *, behind: fx.Node) -> fx.Node | None:
+    def without(self, node: fx.Node, dropped: TermSet) -> fx.Node | None:
         """`node` with the terms in `dropped` set to zero; None if nothing is left.
 
-        New nodes are placed right behind the node `behind`, which must come after all that `node` is made of.
+        Each new node is placed right behind the one that it stands for, so that any reader of that can use it.
         """
         terms = self.terms(node)
         dropped = dropped & terms
@@ -42,8 +42,8 @@ class Substitution:
             return None
         key = (node, dropped)
         if key not in self.made:
-            parts = [self.without(arg, dropped, behind=behind) for arg in self.stream.below[node]]
-            self.made[key] = self._rebuild(node, parts, behind)
+            parts = [self.without(arg, dropped) for arg in self.stream.below[node]]
+            self.made[key] = self._rebuild(node, parts)
         return self.made[key]
 
     def terms(self, node: fx.Node) -> TermSet:
@@ -51,21 +51,26 @@ class Substitution:
         known = self.stream.tree.get(node)
         return known if known is not None else self.stream.partial[node]
 
-    def _rebuild(self, node: fx.Node, parts: list[fx.Node | None], behind: fx.Node) -> fx.Node | None:
+    def _rebuild(self, node: fx.Node, parts: list[fx.Node | None]) -> fx.Node | None:
         old = self.stream.below[node]
         if len(parts) == 2 and (parts[0] is None or parts[1] is None):
             if parts[0] is None and ops.op_name(node) == "sub":
-                return self._place(self.graph.call_function, (operator.neg, (parts[1],)), node, behind)
-            return parts[1] if parts[0] is None else parts[0]
+                return self._place(self.graph.call_function, (operator.neg, (parts[1],)), node)
+            rest = parts[1] if parts[0] is None else parts[0]
+            value = ops.tensor(node)
+            assert value is not None
+            if rest is not None and (kept := ops.tensor(rest)) is not None and kept.dtype != value.dtype:
+                return self._place(self.graph.call_method, ("to", (rest, value.dtype)), node)
+            return rest
         replacement = {arg: part for arg, part in zip(old, parts, strict=True) if part is not None}
         args = fx.map_arg(node.args, lambda arg: replacement.get(arg, arg))
-        return self._place(self.graph.create_node, (node.op, node.target, args, dict(node.kwargs)), node, behind)
+        return self._place(self.graph.create_node, (node.op, node.target, args, dict(node.kwargs)), node)
 
-    def _place(self, create: object, arguments: tuple[object, ...], like: fx.Node, behind: fx.Node) -> fx.Node:
-        last = self._last.get(behind, behind)
+    def _place(self, create: object, arguments: tuple[object, ...], like: fx.Node) -> fx.Node:
+        last = self._last.get(like, like)
         with self.graph.inserting_after(last):
             new: fx.Node = create(*arguments)  # type: ignore[operator]
-        self._last[behind] = new
+        self._last[like] = new
         new.meta = dict(like.meta)
         new.meta.pop("farskip_storage", None)
         value = ops.tensor(like)
