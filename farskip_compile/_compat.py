@@ -6,6 +6,7 @@ Checked by running on torch 2.13.0; presence and signatures by reading on 2.11, 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,7 @@ __all__ = [
     "TorchDynamoException",
     "TransparentError",
     "capture_place",
-    "current_compile_id",
+    "current_compile",
     "ddp_splits_graphs",
     "functional_collectives",
     "graph_break_reason",
@@ -65,13 +66,14 @@ def inductor_compiler(options: dict[str, Any], mode: str | None) -> Callable[...
     return compiler
 
 
-def current_compile_id() -> str:
-    """Dynamo's id of the compile in progress, for example `0/1`; empty outside of one.
+def current_compile() -> tuple[str, object]:
+    """Dynamo's id of the compile in progress (`0/1`), and a weak reference to it that outlives no other compile.
 
-    A restarted analysis (`0/0_1`) has the id of the compile that it belongs to.
+    The id alone does not do as an identity: it starts anew after `torch.compiler.reset()`. Both are empty outside of
+    a compile. A restarted analysis (`0/0_1`) is the same compile.
     """
-    compile_id = CompileContext.current_compile_id()
-    return str(compile_id) if compile_id is not None else ""
+    context = CompileContext.try_get()
+    return (str(context.compile_id), weakref.ref(context)) if context is not None else ("", None)
 
 
 def ddp_splits_graphs() -> bool:

@@ -7,6 +7,7 @@ was. A graph without a residual stack is not touched.
 from __future__ import annotations
 
 import copy
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,23 @@ def run(module: fx.GraphModule, config: FarSkipConfig) -> CompileReport:
     Raises:
         FarSkipError: any reason not to; the graph is then as it was.
     """
+    with _collector_paused():
+        return _run_or_restore(module, config)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """A full garbage collection of a large process costs as much as all passes, which keep what they allocate."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _run_or_restore(module: fx.GraphModule, config: FarSkipConfig) -> CompileReport:
     timer = Timer()
     with timer("backup"):
         original = copy.deepcopy(module.graph)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from farskip_compile._compat import current_compile_id, trace_artifact
+from farskip_compile._compat import current_compile, trace_artifact
 from farskip_compile.passes.kinds import Kind
 from farskip_compile.passes.table import ResidualTable
 
@@ -168,14 +168,15 @@ def _evidence(table: ResidualTable, terms: tuple[int, ...], kind: Kind, default:
     return term.evidence + inside
 
 
-_reports: deque[CompileReport] = deque(maxlen=KEPT_REPORTS)
+_reports: deque[tuple[object, CompileReport]] = deque(maxlen=KEPT_REPORTS)
+"""With the compile that each report belongs to (a weak reference, or None)."""
 _lock = threading.Lock()
 
 
 def last_reports() -> tuple[CompileReport, ...]:
     """Reports of this process, oldest first: one for each graph that the backend received (the last 256)."""
     with _lock:
-        return tuple(_reports)
+        return tuple(report for _, report in _reports)
 
 
 def clear_reports() -> None:
@@ -189,11 +190,12 @@ def publish(report: CompileReport, callback: Callable[[CompileReport], None] | N
 
     Dynamo may analyse a frame twice in one compile; the second report then takes the place of the first.
     """
-    report = replace(report, compile_id=current_compile_id())
+    compile_id, compiling = current_compile()
+    report = replace(report, compile_id=compile_id)
     with _lock:
-        if _reports and report.compile_id and _reports[-1].compile_id == report.compile_id:
+        if _reports and compiling is not None and _reports[-1][0] == compiling:
             _reports.pop()
-        _reports.append(report)
+        _reports.append((compiling, report))
     log.info("%s", report.summary())
     trace_artifact("farskip_report", lambda: json.dumps(report.to_json(), indent=1))
     if callback is not None:

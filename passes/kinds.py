@@ -187,9 +187,11 @@ def _expert_step(stream: Stream, facts: Facts, node: fx.Node) -> str | None:
             return "top-k picks token rows" if name in ("index", "getitem", "index_select") else None
     if name == "mul" and len(node.args) == 2:
         for gate, value in (node.args, node.args[::-1]):
-            if isinstance(gate, fx.Node) and isinstance(value, fx.Node) and gate in facts.selected:
-                if value in facts.projected and value not in facts.selected and ops.is_per_token(gate):
-                    return "a selected gate scales an expert's output per token"
+            if not isinstance(gate, fx.Node) or not isinstance(value, fx.Node):
+                continue
+            unselected_product = value in facts.projected and value not in facts.selected
+            if gate in facts.selected and unselected_product and ops.is_per_token(gate):
+                return "a selected gate scales an expert's output per token"
     return None
 
 

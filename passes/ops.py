@@ -8,6 +8,7 @@ all of them to one canonical name: `add` for `operator.add`, `torch.add`, `Tenso
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 
@@ -65,9 +66,11 @@ def op_name(node: fx.Node) -> str:
     """Canonical operator name of a call node; the empty string for nodes that call nothing."""
     if node.op == "call_method":
         return str(node.target)
-    if node.op != "call_function":
-        return ""
-    target = node.target
+    return _function_name(node.target) if node.op == "call_function" else ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _function_name(target: object) -> str:
     if isinstance(target, OpOverload):
         target = target.overloadpacket
     if isinstance(target, OpOverloadPacket):
@@ -145,7 +148,11 @@ def is_linear_collective(node: fx.Node) -> bool:
 
 def is_matmul(node: fx.Node) -> bool:
     """Any product of matrices: linear, mm, bmm, einsum, grouped matmul, also as a custom op."""
-    name = op_name(node)
+    return _names_matmul(op_name(node))
+
+
+@functools.lru_cache(maxsize=4096)
+def _names_matmul(name: str) -> bool:
     return any(part in name for part in ("linear", "matmul", "einsum")) or bool(re.search(r"mm(_|$)", name))
 
 
@@ -193,7 +200,11 @@ def is_random(node: fx.Node) -> bool:
     """Draws from a generator, by the tag of its ATen operator."""
     if is_inactive_dropout(node):
         return False
-    name = op_name(node)
+    return _names_random(op_name(node))
+
+
+@functools.lru_cache(maxsize=4096)
+def _names_random(name: str) -> bool:
     packet = getattr(torch.ops.aten, name.rstrip("_"), None) or getattr(torch.ops.aten, name, None)
     if packet is None or "::" in name:
         return False

@@ -240,6 +240,13 @@ def test_half_converted_model_is_completed(model: nn.Module) -> None:
     assert farskip_compile.last_reports()[-1].wiring_before == "attention"
 
 
+def test_reports_of_two_compiles_are_both_kept(model: nn.Module) -> None:
+    for _ in range(2):
+        torch.compile(model, backend="farskip", options={"inner": "eager"})(ids())
+        torch.compiler.reset()  # Dynamo's compile ids start anew
+    assert len(farskip_compile.last_reports()) == 2
+
+
 def test_report_callback_json_log_and_trace(model: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
     seen: list[farskip_compile.CompileReport] = []
     with caplog.at_level(logging.INFO, logger="farskip_compile"):
