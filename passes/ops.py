@@ -156,6 +156,11 @@ def _names_matmul(name: str) -> bool:
     return any(part in name for part in ("linear", "matmul", "einsum")) or bool(re.search(r"mm(_|$)", name))
 
 
+def multiplies(node: fx.Node) -> bool:
+    """May apply a weight: a product of matrices, a convolution, or an operator from outside of ATen."""
+    return is_matmul(node) or is_scan(node) or "::" in op_name(node)
+
+
 def is_attention(node: fx.Node) -> bool:
     """A fused attention operator, also inside a higher-order operator."""
     return any("attention" in name or "flash_attn" in name for name in _names_inside(node))

@@ -6,8 +6,8 @@ Out:   `Stream`: the leaves of the final sum (the terms) and every residual valu
 Never: changes the graph; looks at names, classes or module paths.
 
 Algorithm (linear in the graph):
-1. size(node) = number of sums below it, through linear unary ops that keep tokens apart. The largest is the final
-   hidden state, the root.
+1. size(node) = number of sums below it, through linear unary ops that keep tokens apart. The largest in which one
+   summand is computed from others with weights is the final hidden state, the root.
 2. Flatten the tree under the root. A leaf that depends on no other part of the tree and lies deepest is the base
    (the embedding); the path from the root to it is the main chain. The other leaves are what the sub-blocks added.
 3. A residual value is a node of the main chain, or any other sum (or linear image) of tree nodes that holds the base:
@@ -134,14 +134,12 @@ def read_stream(graph: fx.Graph, whole: Set[fx.Node] = frozenset()) -> Stream | 
     size: dict[fx.Node, int] = {}
     for node in graph.nodes:
         size[node] = sum(size[arg] for arg in below[node]) + (len(below[node]) == 2)
-    root = max(graph.nodes, key=lambda node: (size[node], len(below[node]) == 2), default=None)
-    if root is None or size[root] == 0:
-        return None
     after = mutation_edges(graph)
+    root = _find_root(graph, below, size, constant, after)
+    if root is None:
+        return None
     tree, tree_leaves, depth, twice = _flatten(root, below, size)
     depends = _depends_on(graph, [*tree, *tree_leaves], after)
-    if not any(leaf in depends for leaf in tree_leaves):
-        return None  # a sum of things that do not read each other: a loss, a mask, a rotation
     if twice is not None:
         raise NotASumError(
             "a value enters the residual sum twice, so no table can say which reader gets which copy",
@@ -175,6 +173,41 @@ def read_stream(graph: fx.Graph, whole: Set[fx.Node] = frozenset()) -> Stream | 
     stream.depends = _depends_on(graph, stream.values, after)
     _refuse_written_in_place(stream, graph)
     return stream
+
+
+def _find_root(
+    graph: fx.Graph,
+    below: dict[fx.Node, tuple[fx.Node, ...]],
+    size: dict[fx.Node, int],
+    constant: set[fx.Node],
+    after: dict[fx.Node, tuple[fx.Node, ...]],
+) -> fx.Node | None:
+    """The largest sum in which a summand is computed, with weights, from a smaller part of the sum.
+
+    A loss, a rotation or the sum of many experts behind a norm has no summand that depends on another one; the state
+    of a recurrence over chunks of tokens does, but without weights. Either can be larger than the stream.
+    """
+    covered: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if len(below[node]) == 2 or node in covered:
+            covered.update(below[node])
+    second_best: fx.Node | None = None
+    sums = [node for node in graph.nodes if len(below[node]) == 2 and node not in covered]
+    for root in sorted(sums, key=lambda node: -size[node]):
+        tree, leaves, _, _ = _flatten(root, below, size)
+        depends = _depends_on(graph, [*tree, *leaves], after)
+        if not any(leaf in depends for leaf in leaves):
+            continue
+        weighted: set[fx.Node] = set()
+        for node in graph.nodes:
+            inputs = (*node.all_input_nodes, *after.get(node, ()))
+            has_weight = ops.multiplies(node) and any(arg in constant for arg in inputs)
+            if node in depends and (has_weight or any(arg in weighted for arg in inputs)):
+                weighted.add(node)
+        if any(leaf in weighted for leaf in leaves):
+            return root
+        second_best = second_best or root
+    return second_best
 
 
 def _images(leaf: fx.Node, below: dict[fx.Node, tuple[fx.Node, ...]], tree: dict[fx.Node, TermSet]) -> list[fx.Node]:
