@@ -10,6 +10,8 @@ import dataclasses
 import json
 import logging
 import re
+import shlex
+import sys
 import traceback
 from enum import StrEnum
 from pathlib import Path
@@ -121,3 +123,35 @@ def _load(model: str, errors: Console) -> Loaded:
         raised = Refusal(type(error).__name__, f"{model} raised: {error}", f"at {last.filename}:{last.lineno}")
         errors.print(render_text.refusal(raised))
         raise typer.Exit(1) from None
+
+
+@app.command("demo")
+def demo_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("out"),
+) -> None:
+    """Rewire MoE models, on two ranks of this machine, and check them against their hand-written FarSkip forms."""
+    from farskip_compile.demo import run_demo
+    from farskip_compile.render_demo import case_lines, closing
+    from farskip_compile.render_html import page
+
+    console = Console(highlight=False, stderr=as_json)
+    report = out / "farskip_demo.html"
+    try:  # before a minute of work, not after it
+        out.mkdir(parents=True, exist_ok=True)
+        report.touch()
+    except OSError as error:
+        raise typer.BadParameter(f"can't write {report}: {error.strerror}", param_hint="--out") from None
+    console.print("This takes a minute or so; most of it is Inductor building kernels the first time.", style="dim")
+    with console.status("starting") as status:
+        demo = run_demo(
+            tell=lambda step: status.update(step),
+            done=lambda case: console.print(case_lines(case, console)),
+            command=shlex.join(["farskip", *sys.argv[1:]]),
+        )
+    report.write_text(page(demo), encoding="utf-8")
+    console.print(closing(demo, report))
+    if as_json:
+        typer.echo(json.dumps({**demo.to_json(), "html": str(report)}, indent=1))
+    if not demo.passed:
+        raise typer.Exit(1)

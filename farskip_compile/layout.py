@@ -118,9 +118,10 @@ def shown_layers(report: CompileReport, *, everything: bool = False) -> Shown:
 
 
 def short_place(place: str) -> str:
-    """`file:line`, relative to the working directory or to site-packages where that is shorter."""
-    for prefix in (f"{Path.cwd()}/", r".*/site-packages/"):
-        place = re.sub(rf"(^|(?<=at )){prefix}", "", place)
+    """`file:line`, relative to the working directory, to site-packages or to where this package lies."""
+    roots = [re.escape(f"{root}/") for root in (Path.cwd(), Path(__file__).resolve().parent.parent)]
+    for root in (*roots, r"\S*/site-packages/"):
+        place = re.sub(rf"(^|(?<=at )){root}", "", place)
     return place
 
 
