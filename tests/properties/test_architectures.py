@@ -29,7 +29,7 @@ def nothing_to_leave_out(case: Case) -> bool:
     return case.connectivity != "none"
 
 
-@settings(max_examples=120)
+@settings(max_examples=80)
 @given(case=cases())
 def test_bit_equal_to_the_oracle(case: Case) -> None:
     model = case.model()
@@ -43,7 +43,7 @@ def test_bit_equal_to_the_oracle(case: Case) -> None:
     assert_gradients_close(gradients, expected_gradients, 1e-12)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(case=cases(max_layers=4))
 def test_aot_eager_is_close_to_the_oracle(case: Case) -> None:
     if nothing_to_leave_out(case):
@@ -79,7 +79,7 @@ def test_inductor_is_close_to_the_oracle(case: Case) -> None:
     assert farskip_compile.last_reports()[-1].outcome is Outcome.REWIRED
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(case=cases(max_layers=4))
 def test_none_changes_no_bit(case: Case) -> None:
     model = case.model()
@@ -90,7 +90,7 @@ def test_none_changes_no_bit(case: Case) -> None:
     assert_gradients_close(gradients, expected_gradients, 0.0)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(case=cases(max_layers=4))
 def test_without_routed_output_attention_connectivity_is_the_original(case: Case) -> None:
     """If every routed expert returns zero, leaving the routed experts out changes nothing."""
