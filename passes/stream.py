@@ -16,7 +16,7 @@ Algorithm (linear in the graph):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Container, Iterable, Set
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -139,7 +139,8 @@ def read_stream(graph: fx.Graph, whole: Set[fx.Node] = frozenset()) -> Stream | 
     if root is None:
         return None
     tree, tree_leaves, depth, twice = _flatten(root, below, size)
-    depends = _depends_on(graph, [*tree, *tree_leaves], after)
+    image_of = {leaf: _images(leaf, below, tree) for leaf in tree_leaves}
+    depends = _depends_on(graph, [*tree, *(node for images in image_of.values() for node in images)], after)
     if twice is not None:
         raise NotASumError(
             "a value enters the residual sum twice, so no table can say which reader gets which copy",
@@ -147,13 +148,14 @@ def read_stream(graph: fx.Graph, whole: Set[fx.Node] = frozenset()) -> Stream | 
             where=ops.where(twice),
         )
     base = max(
-        (leaf for leaf in tree_leaves if leaf not in depends),
+        (leaf for leaf in tree_leaves if image_of[leaf][-1] not in depends),
         key=lambda leaf: (depth[leaf], -order[leaf]),
         default=None,
     )
     if base is None:
         return None
-    parents = {arg: node for node in tree for arg in below[node]}
+    parents = {arg: node for node in (*tree, *image_of[base]) for arg in below[node]}
+    base = image_of[base][-1]  # the first sub-block may read it without the multiplier that its skip has
     chain = [base]
     while chain[-1] is not root:
         chain.append(parents[chain[-1]])
@@ -195,8 +197,9 @@ def _find_root(
     sums = [node for node in graph.nodes if len(below[node]) == 2 and node not in covered]
     for root in sorted(sums, key=lambda node: -size[node]):
         tree, leaves, _, _ = _flatten(root, below, size)
-        depends = _depends_on(graph, [*tree, *leaves], after)
-        if not any(leaf in depends for leaf in leaves):
+        images = [_images(leaf, below, tree) for leaf in leaves]
+        depends = _depends_on(graph, [*tree, *(node for path in images for node in path)], after)
+        if not any(path[-1] in depends for path in images):
             continue
         weighted: set[fx.Node] = set()
         for node in graph.nodes:
@@ -204,13 +207,13 @@ def _find_root(
             has_weight = ops.multiplies(node) and any(arg in constant for arg in inputs)
             if node in depends and (has_weight or any(arg in weighted for arg in inputs)):
                 weighted.add(node)
-        if any(leaf in weighted for leaf in leaves):
+        if any(path[-1] in weighted for path in images):
             return root
         second_best = second_best or root
     return second_best
 
 
-def _images(leaf: fx.Node, below: dict[fx.Node, tuple[fx.Node, ...]], tree: dict[fx.Node, TermSet]) -> list[fx.Node]:
+def _images(leaf: fx.Node, below: dict[fx.Node, tuple[fx.Node, ...]], tree: Container[fx.Node]) -> list[fx.Node]:
     """`leaf` and what it is a linear image of, down to the node that identifies the term."""
     images = [leaf]
     while len(below[images[-1]]) == 1 and below[images[-1]][0] not in tree:
