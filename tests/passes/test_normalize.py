@@ -1,0 +1,28 @@
+"""The pass as a whole: counts what it did, and has nothing to do the second time."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+
+from farskip_compile.passes.normalize import Normalized, normalize
+from tests.graphs import Layer, MoE, Network, Stack, capture, dynamo, ids, networks
+
+
+def test_a_clean_graph_is_left_alone():
+    module, _ = dynamo(Stack(lambda: Layer(MoE())), ids())
+    code = module.code
+    assert normalize(module) == Normalized(checkpoints_opened=0, writes_replaced=0)
+    module.recompile()
+    assert module.code == code
+
+
+@settings(max_examples=15)
+@given(network=networks())
+def test_the_second_time_there_is_nothing_to_do(network: Network):
+    module = capture(network).module
+    normalize(module)
+    module.recompile()
+    code = module.code
+    assert normalize(module).writes_replaced == 0
+    module.recompile()
+    assert module.code == code
