@@ -59,13 +59,13 @@ def _missing_compiler() -> str | None:
     return compiler if shutil.which(compiler) is None else None
 
 
-def transformers_case(tell: Tell = lambda _: None) -> Case:
+def transformers_case(tell: Tell = lambda _: None, layers: int = 4) -> Case:
     """The unmodified `transformers` model against its hand-written form."""
     if importlib.util.find_spec("transformers") is None:
         problem = "transformers is not installed: pip install 'farskip-compile[hf]'"
         return Case(TRANSFORMERS_TITLE, TRANSFORMERS_ABOUT, problem=problem, skipped=True)
     try:
-        model = tiny_deepseek_v3(layers=4).to(torch.float64)
+        model = tiny_deepseek_v3(layers=layers).to(torch.float64)
         model.set_experts_implementation("batched_mm")  # the one that takes float64 and is captured whole
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, model.config.vocab_size, (2, 8), generator=generator)

@@ -3,8 +3,9 @@
 Contract: takes a `CompileReport`, gives plain data; draws nothing. `cells` says what each cell shows, `reads_text`
 writes a set of terms in a few characters, `shown_layers` picks the layers that tell everything about a deep model.
 
-A layer is left out of a drawing only if the pair (layer before, layer) has been shown already: same sub-blocks, same
-evidence, same collectives, and the same terms left out, counted from the layer itself.
+A layer is left out of a drawing only if it is like the layer before it, or if the same change from one layer to the
+next has been shown already. Alike means: same sub-blocks, same evidence, same collectives, and the same terms left
+out, counted from the layer itself.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from farskip_compile.report import CompileReport, RowReport
 Intervals = Sequence[tuple[int, int]]
 
 MOST_SHOWN = 12
+SMALLEST_GAP = 3
 HEAD, TAIL = 6, 3
 
 
@@ -106,15 +108,16 @@ def shown_layers(report: CompileReport, *, everything: bool = False) -> Shown:
     seen: set[tuple[object, object]] = set()
     shown = []
     for layer, pattern in enumerate(patterns):
-        pair = (patterns[layer - 1] if layer else None, pattern)
-        if pair not in seen or layer == layers - 1:
+        change = (patterns[layer - 1] if layer else None, pattern)
+        if layer in (0, layers - 1) or (change not in seen and change[0] != change[1]):
             shown.append(layer)
-        seen.add(pair)
+        seen.add(change)
     repeats = len(shown) <= MOST_SHOWN
     if not repeats:
         shown = [*range(HEAD), *range(layers - TAIL, layers)]
-    gaps_of_one = {layer + 1 for layer in shown if layer + 2 in shown}
-    return Shown(tuple(sorted({*shown, *gaps_of_one})), repeats)
+    pairs = zip(shown, shown[1:], strict=False)
+    small_gaps = {layer for low, high in pairs if high - low <= SMALLEST_GAP for layer in range(low, high)}
+    return Shown(tuple(sorted({*shown, *small_gaps})), repeats)
 
 
 def short_place(place: str) -> str:

@@ -79,13 +79,13 @@ def sub_blocks(report: CompileReport, shown: Shown, width: int) -> Table:
     communicates = any(row.collectives for row in report.rows)
     wide, very_wide = width >= 100, width >= 116
     table = _table()
-    table.add_column("layer", justify="right", style="dim", no_wrap=True)
-    table.add_column("sub-block", no_wrap=True)
+    table.add_column("layer", justify="right", style="dim", min_width=len("layer"))
+    table.add_column("sub-block", min_width=max(len(row.name) for row in report.rows))
     columns = [("kind", wide), ("evidence", True), ("reads", True), ("after rewiring", changed)]
     columns += [("collectives", communicates), ("where", very_wide)]
     for name, is_there in columns:
         if is_there:
-            table.add_column(name, style="dim" if name == "where" else "", no_wrap=name == "kind")
+            table.add_column(name, style="dim" if name == "where" else "", overflow="fold")
     last_evidence: dict[str, str] = {}
     for row in _visible(report, shown):
         if isinstance(row, str):
@@ -207,10 +207,9 @@ def _append_legend(text: Text, report: CompileReport, symbols: dict[Cell, str], 
 def beside(report: CompileReport, shown: Shown) -> Table:
     """What can be computed while a sub-block's communication is under way."""
     table = _table("What can run beside the communication of a sub-block")
-    table.add_column("sub-block", no_wrap=True)
-    table.add_column("collectives in this graph")
-    table.add_column("as written")
-    table.add_column("rewired")
+    table.add_column("sub-block", min_width=max(len(row.name) for row in report.rows))
+    for name in ("collectives in this graph", "as written", "rewired"):
+        table.add_column(name, overflow="fold")
     for row in _visible(report, shown):
         if isinstance(row, str):
             table.add_row("...", Text(row, style="dim"), "", "")
