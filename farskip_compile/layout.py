@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 
 from farskip_compile.report import CompileReport, RowReport
@@ -115,8 +116,7 @@ def shown_layers(report: CompileReport, *, everything: bool = False) -> Shown:
     repeats = len(shown) <= MOST_SHOWN
     if not repeats:
         shown = [*range(HEAD), *range(layers - TAIL, layers)]
-    pairs = zip(shown, shown[1:], strict=False)
-    small_gaps = {layer for low, high in pairs if high - low <= SMALLEST_GAP for layer in range(low, high)}
+    small_gaps = {layer for low, high in pairwise(shown) if high - low <= SMALLEST_GAP for layer in range(low, high)}
     return Shown(tuple(sorted({*shown, *small_gaps})), repeats)
 
 

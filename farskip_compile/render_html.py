@@ -172,7 +172,7 @@ def _timings(cases: Iterable[Case]) -> str:
             ]
         )
     head = [("", "model"), ("number", "graph nodes"), *(("number", escape(step)) for step in (*steps, "sum"))]
-    note = '<p class="soft">Milliseconds for one graph, on the rank shown; capture and inner compiler not counted.</p>'
+    note = '<p class="soft">Milliseconds for the first graph, on rank 0; capture and inner compiler not counted.</p>'
     return f"<h2>Time of each pass</h2>{note}{_table(head, rows)}" if rows else ""
 
 
