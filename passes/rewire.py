@@ -7,7 +7,7 @@ Never: touches a residual sum of the model (every term still reaches the final h
 
 Algorithm:
 1. Where a collective hides a sum of terms of which only some are left out, part it (`part_collectives`).
-2. For each row and each residual value v that it reads: build v without the terms (`substitute`), right behind v.
+2. For each row and each residual value v that it reads: build v without the terms (`substitute`).
 3. Point the row's own nodes at the new value. Nodes that another row reads too, such as the one norm of a parallel
    block, are copied for the row that changes.
 4. Erase what has become dead, collectives included, and lint.
@@ -42,19 +42,30 @@ def rewire(module: fx.GraphModule, table: ResidualTable, request: Request) -> in
     if not request.left_out:
         return 0
     used_before = used_nodes(module.graph)
+    before = table
     table, parted = part_collectives(module, table, request)
+    left_out = _renumbered(request.left_out, before, table) if parted else request.left_out
     assert table.handles is not None
     handles, graph = table.handles, module.graph
     owner = {node: row.name for row in table.rows for index in row.terms for node in handles.regions[index].owned}
     visitors = _visitors(table, handles, owner)
     substitution = Substitution(handles.stream, graph)
     for row in table.rows:
-        dropped = request.left_out.get(row.name)
+        dropped = left_out.get(row.name)
         if dropped:
-            _rewire_row(graph, handles, row, dropped, request.left_out, owner, visitors, substitution)
+            _rewire_row(graph, handles, row, dropped, left_out, owner, visitors, substitution)
     erase_dead(graph, used_before)
     graph.lint()
     return parted
+
+
+def _renumbered(left_out: Mapping[str, TermSet], before: ResidualTable, after: ResidualTable) -> dict[str, TermSet]:
+    """The same terms by their indices in the table read after parting: C(s + r) becomes C(r) + C(s)."""
+    assert before.handles is not None
+    assert after.handles is not None
+    index_of = {core: index for index, core in enumerate(after.handles.stream.cores)}
+    cores = before.handles.stream.cores
+    return {name: TermSet.of(index_of[cores[index]] for index in terms) for name, terms in left_out.items()}
 
 
 def erase_dead(graph: fx.Graph, used_before: Set[fx.Node]) -> None:
