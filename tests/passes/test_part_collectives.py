@@ -1,0 +1,237 @@
+"""Linear collectives are parted where a request needs it, and nowhere else; other reductions never."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
+from torch import nn
+
+from farskip_compile.errors import InseparableExpertsError
+from farskip_compile.passes import ops
+from farskip_compile.passes.connectivity import ask
+from farskip_compile.passes.merge_reductions import merge_reductions
+from farskip_compile.passes.normalize import normalize
+from farskip_compile.passes.residual import read_table
+from farskip_compile.passes.rewire import rewire
+from farskip_compile.verification import core_names, verify
+from tests.graphs import Experts, Layer, MoE, Stack, dynamo, ids, reads
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rank(tmp_path_factory):
+    """A group of one rank: every reduction returns what it is given, so values can be compared."""
+    store = dist.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def reduce(value: torch.Tensor, operation: str = "sum") -> torch.Tensor:
+    return funcol.all_reduce(value, operation, dist.group.WORLD)
+
+
+class Tensorparallel(Layer):
+    """Attention and MoE end in one reduction each."""
+
+    operation = "sum"
+    multiplier = 1.0
+
+    def forward(self, x):
+        x = x + reduce(self.attention(self.norm1(x)))
+        out = reduce(self.feed_forward(self.norm2(x)), self.operation)
+        return x + (out if self.multiplier == 1 else self.multiplier * out)
+
+
+class ByHand(Stack):
+    """Full FarSkip with routed and shared reduced apart."""
+
+    def forward(self, ids):
+        x = n = self.embedding(ids)
+        for layer in self.layers:
+            a = layer.attention(layer.norm1(n))
+            h = layer.norm2(x)
+            r, s = layer.feed_forward.routed(h), layer.feed_forward.shared(h)
+            n = x + a + layer.multiplier * s
+            x = x + a + layer.multiplier * (r + s)
+        return self.head(self.norm(x))
+
+
+def rewired(model, wish, *, merge=False):
+    done = {}
+
+    def edit(module):
+        normalize(module)
+        table = read_table(module.graph)
+        request = ask(table, wish)
+        wanted, cores = request.wanted(table), core_names(table)
+        done["parted"] = rewire(module, table, request)
+        done["merged"] = merge_reductions(module) if merge else 0
+        done["table"] = verify(module, wanted, cores)
+
+    module, output = dynamo(model, ids(), edit=edit)
+    return module, output, done
+
+
+def launches(module) -> int:
+    return sum(ops.is_collective(node) for node in module.graph.nodes)
+
+
+@pytest.mark.parametrize("multiplier", [1.0, 0.22])
+def test_only_what_a_later_attention_reads_is_parted(multiplier):
+    class Scaled(Tensorparallel):
+        pass
+
+    Scaled.multiplier = multiplier
+    model = Stack(lambda: Scaled(MoE()), 3)
+    module, output, done = rewired(model, "full")
+    # layers 0 and 1 have an attention behind them; the last layer's reduction stays whole
+    assert done["parted"] == 2
+    assert launches(module) == 6 + 2
+    assert reads(done["table"])["attention.2"].split()[-1] == "s1"
+    assert torch.equal(output, ByHand(lambda: Scaled(MoE()), 3)(ids()))
+
+
+@pytest.mark.parametrize(
+    ("wish", "feed_forward", "parted"),
+    [
+        ("mlp", MoE, 0),  # the attention is left out whole
+        ("full", Experts, 0),  # nothing but the routed experts in the reduction
+        ("attention", MoE, 1),
+        ({"attention.1": ["s0", "r0"]}, MoE, 0),  # both are left out
+        ({"moe.1": ["s0"]}, MoE, 1),
+    ],
+)
+def test_parted_only_where_needed(wish, feed_forward, parted):
+    module, _, done = rewired(Stack(lambda: Tensorparallel(feed_forward())), wish)
+    assert done["parted"] == parted
+    assert launches(module) == 4 + parted
+
+
+def test_reduce_scatter_and_gather_are_linear():
+    class Sequence(Layer):
+        def forward(self, x):
+            x = x + self.attention(self.norm1(x))
+            out = self.feed_forward(self.norm2(x))
+            out = funcol.reduce_scatter_tensor(out, "sum", 0, dist.group.WORLD)
+            return x + funcol.all_gather_tensor(out, 0, dist.group.WORLD)
+
+    Sequence.multiplier = 1.0
+    model = Stack(lambda: Sequence(MoE()), 3)
+    module, output, done = rewired(model, "full")
+    assert done["parted"] == 2
+    assert launches(module) == 6 + 4
+    assert torch.equal(output, ByHand(lambda: Sequence(MoE()), 3)(ids()))
+
+
+@pytest.mark.parametrize("operation", ["max", "product"])
+def test_other_reductions_are_never_parted(operation):
+    """Behind a maximum routed and shared are one term, which is left out whole or not at all."""
+
+    class Nonlinear(Tensorparallel):
+        pass
+
+    Nonlinear.operation = operation
+    table = []
+
+    def edit(module):
+        normalize(module)
+        table.append(read_table(module.graph))
+        collectives = [node for node in module.graph.nodes if ops.is_collective(node)]
+        assert [ops.is_linear_collective(node) for node in collectives] == [True, False] * 2
+
+    dynamo(Stack(lambda: Nonlinear(MoE())), ids(), edit=edit)
+    assert reads(table[0])["attention.1"] == "e a0 r0"
+    with pytest.raises(InseparableExpertsError, match="all_reduce"):
+        rewired(Stack(lambda: Nonlinear(MoE())), "full")
+    module, _, done = rewired(Stack(lambda: Nonlinear(MoE())), "mlp")
+    assert done["parted"] == 0
+    assert launches(module) == 4
+
+
+def test_average_is_linear():
+    """Gloo can't average, so only the operator is looked at."""
+    graph = torch.fx.Graph()
+    value = graph.placeholder("value")
+    kinds = {
+        name: ops.is_linear_collective(
+            graph.call_function(torch.ops._c10d_functional.all_reduce.default, (value, name, "0"))
+        )
+        for name in ("sum", "avg", "AVG", "max", "min", "product", "band")
+    }
+    assert [name for name, linear in kinds.items() if linear] == ["sum", "avg", "AVG"]
+
+
+class TestMerge:
+    """Reductions of attention and shared experts become one, on request."""
+
+    def test_one_reduction_for_both(self):
+        model = Stack(lambda: Tensorparallel(MoE()), 3)
+        module, output, done = rewired(model, "full", merge=True)
+        # the last layer's sum of routed and shared is not parted, so its attention keeps a reduction of its own
+        assert (done["parted"], done["merged"]) == (2, 2)
+        assert launches(module) == 6
+        expected = ByHand(lambda: Tensorparallel(MoE()), 3)(ids())
+        assert torch.allclose(output, expected, rtol=1e-12, atol=1e-12)
+
+    def test_not_where_the_stream_between_is_read(self):
+        model = Stack(lambda: Tensorparallel(MoE()), 3)
+        module, _, done = rewired(model, "attention", merge=True)
+        assert done["merged"] == 0
+        assert launches(module) == 6 + done["parted"]
+
+    def test_nothing_to_merge_without_collectives(self):
+        _, output, done = rewired(Stack(lambda: Layer(MoE()), 3), "full", merge=True)
+        assert done["merged"] == 0
+        assert isinstance(output, torch.Tensor)
+
+
+def test_the_copy_that_hands_an_all_reduce_back_is_seen_through():
+    """transformers reduces in place: functional all_reduce, wait, and a `copy_` without users."""
+
+    class InPlace(Tensorparallel):
+        def forward(self, x):
+            x = x + self.attention(self.norm1(x))
+            out = self.feed_forward(self.norm2(x))
+            dist.all_reduce(out)
+            return x + out
+
+    model = Stack(lambda: InPlace(MoE()), 3)
+    _, output, done = rewired(model, "full")
+    assert done["parted"] == 2
+    assert torch.equal(output, ByHand(lambda: InPlace(MoE()), 3)(ids()))
+
+
+class SharedFirst(MoE):
+    """Hunyuan and Llama 4 add the routed experts to the shared one."""
+
+    def forward(self, h):
+        out = self.shared(h)
+        out += self.routed(h)
+        return out
+
+
+@pytest.mark.parametrize("wish", ["full", {"attention.1": ["r0"]}, {"attention.1": ["s0"]}, {"moe.1": ["s0"]}])
+def test_terms_are_numbered_anew_after_parting(wish):
+    """Parting changes the order of the terms; what is left out must not."""
+    model = Stack(lambda: Tensorparallel(SharedFirst()))
+    _, output, done = rewired(model, wish)
+    assert done["parted"] == 1
+    if wish == "full":
+        assert torch.equal(output, ByHand(lambda: Tensorparallel(MoE()))(ids()))
+
+
+def test_a_bias_behind_the_reduction_keeps_the_term_whole():
+    class Biased(Tensorparallel):
+        def __init__(self, feed_forward):
+            super().__init__(feed_forward)
+            self.bias = nn.Parameter(torch.ones(8))
+
+        def forward(self, x):
+            x = x + (reduce(self.attention(self.norm1(x))) + self.bias)
+            return x + (reduce(self.feed_forward(self.norm2(x))) + self.bias)
+
+    _, _, done = rewired(Stack(lambda: Biased(MoE())), "full")
+    assert done["parted"] == 0
+    assert reads(done["table"])["attention.1"] == "e a0"
