@@ -187,7 +187,8 @@ def _find_root(
     """The largest sum in which a summand is computed, with weights, from a smaller part of the sum.
 
     A loss, a rotation or the sum of many experts behind a norm has no summand that depends on another one; the state
-    of a recurrence over chunks of tokens does, but without weights. Either can be larger than the stream.
+    of a recurrence over chunks of tokens does, but without weights. Either can be larger than the stream. So can what
+    a sub-block reads that mixes two residual values; but that holds the older one twice.
     """
     covered: set[fx.Node] = set()
     for node in reversed(graph.nodes):
@@ -196,7 +197,7 @@ def _find_root(
     second_best: fx.Node | None = None
     sums = [node for node in graph.nodes if len(below[node]) == 2 and node not in covered]
     for root in sorted(sums, key=lambda node: -size[node]):
-        tree, leaves, _, _ = _flatten(root, below, size)
+        tree, leaves, _, twice = _flatten(root, below, size)
         images = [_images(leaf, below, tree) for leaf in leaves]
         depends = _depends_on(graph, [*tree, *(node for path in images for node in path)], after)
         if not any(path[-1] in depends for path in images):
@@ -207,7 +208,7 @@ def _find_root(
             has_weight = ops.multiplies(node) and any(arg in constant for arg in inputs)
             if node in depends and (has_weight or any(arg in weighted for arg in inputs)):
                 weighted.add(node)
-        if any(path[-1] in weighted for path in images):
+        if twice is None and any(path[-1] in weighted for path in images):
             return root
         second_best = second_best or root
     return second_best
