@@ -289,7 +289,7 @@ def test_a_lost_stack_is_refused():
         graph.verify()
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(network=networks(), data=st.data())
 def test_any_other_table_is_refused(network: Network, data: st.DataObject):
     """A graph has one table: verification passes for that one only."""

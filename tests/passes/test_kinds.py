@@ -63,7 +63,18 @@ class Bank(Attention):
         return self.o(F.scaled_dot_product_attention(q, k, v))
 
 
-@pytest.mark.parametrize("attention", [Attention, Matmuls, Sparse, Bank])
+class SparseBank(Sparse):
+    """A top-k decides what meets a stacked weight, and still it is attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.stacked = nn.Parameter(torch.randn(2, WIDTH, WIDTH) * 0.3)
+
+    def forward(self, h):
+        return torch.einsum("btd,nde->bte", super().forward(h), self.stacked)
+
+
+@pytest.mark.parametrize("attention", [Attention, Matmuls, Sparse, Bank, SparseBank])
 def test_attention(attention):
     assert kinds(attention) == ["attention", "routed", "shared"]
 

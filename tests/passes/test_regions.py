@@ -30,7 +30,7 @@ def test_parallel_block_that_adds_the_experts_first():
     class Swapped(Layer):
         def forward(self, x):
             h = self.norm1(x)
-            return self.feed_forward(h) + self.attention(h) + x
+            return x + self.feed_forward(h) + self.attention(h)
 
     table = table_of(Stack(lambda: Swapped(MoE())))
     assert [(row.name, row.layer) for row in table.rows] == [

@@ -166,6 +166,34 @@ def test_sandwich_leaves_out_the_whole_term():
     assert torch.equal(output, ByHand(lambda: Sandwich(MoE()), 3)(ids()))
 
 
+def test_a_reader_of_two_streams_leaves_the_term_out_of_both():
+    class Mixes(Stack):
+        def read(self, x, before, n, n_before):
+            return x + 0.5 * before
+
+        def forward(self, ids):
+            x = before = n = n_before = self.embedding(ids)
+            for layer in self.layers:
+                h = layer.norm1(self.read(x, before, n, n_before))
+                before, n_before = x, n
+                a = layer.attention(h)
+                g = layer.norm2(x + a)
+                r, s = layer.feed_forward.routed(g), layer.feed_forward.shared(g)
+                n = x + a + s
+                x = x + a + (r + s)
+            return self.head(self.norm(x))
+
+    class ByHand(Mixes):
+        """The routed part of the layer before is left out of the newer stream; the older never had it."""
+
+        def read(self, x, before, n, n_before):
+            return n + 0.5 * before
+
+    make = lambda: Layer(MoE())  # noqa: E731
+    _, output, _ = rewired(Mixes(make, 3), "attention")
+    assert torch.equal(output, ByHand(make, 3)(ids()))
+
+
 def test_caches_stay_in_order():
     class Cached(Stack):
         def forward(self, ids, keys):
