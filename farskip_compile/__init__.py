@@ -22,8 +22,9 @@ from farskip_compile.errors import (
     UnsupportedPatternError,
     VerificationError,
 )
+from farskip_compile.explain import Explanation, explain
 from farskip_compile.report import CompileReport, Outcome, clear_reports, last_reports
-from farskip_compile.verification import verify
+from farskip_compile.verification import Snapshot, snapshot, verify
 
 __all__ = [
     "Backend",
@@ -32,6 +33,7 @@ __all__ = [
     "ConnectivityError",
     "DDPSplitError",
     "DenseModelError",
+    "Explanation",
     "FarSkipConfig",
     "FarSkipError",
     "FarSkipWarning",
@@ -42,11 +44,14 @@ __all__ = [
     "Outcome",
     "ParallelismError",
     "PartialModelError",
+    "Snapshot",
     "UnsupportedPatternError",
     "VerificationError",
     "backend",
     "clear_reports",
+    "explain",
     "farskip",
     "last_reports",
+    "snapshot",
     "verify",
 ]

@@ -27,7 +27,7 @@ from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire import rewire
 from farskip_compile.passes.table import ResidualTable
 from farskip_compile.report import CompileReport, Outcome, row_reports
-from farskip_compile.verification import core_names, verify
+from farskip_compile.verification import snapshot, verify
 from farskip_compile.wiring import classify_wiring
 
 
@@ -74,13 +74,15 @@ def _run_or_restore(module: fx.GraphModule, config: FarSkipConfig) -> CompileRep
     with timer("backup"):
         original = copy.deepcopy(module.graph)
         attributes = set(module._modules)
+    report = None
     try:
-        return _run(module, config, timer)
-    except Exception:
-        module.graph = original
-        for name in set(module._modules) - attributes:
-            delattr(module, name)
-        raise
+        report = _run(module, config, timer)
+    finally:
+        if report is None or report.outcome is Outcome.NO_STACK:
+            module.graph = original
+            for name in set(module._modules) - attributes:
+                delattr(module, name)
+    return report
 
 
 def _run(module: fx.GraphModule, config: FarSkipConfig, timer: Timer) -> CompileReport:
@@ -97,17 +99,16 @@ def _run(module: fx.GraphModule, config: FarSkipConfig, timer: Timer) -> Compile
         "writes_replaced": normalized.writes_replaced,
     }
     if table is None:
-        module.recompile()
         return CompileReport(Outcome.NO_STACK, reason="no sum that a sub-block reads from", **common)
     with timer("request"):
         request = ask(table, config.connectivity, config.layers)
         wanted = request.wanted(table)
-        cores = core_names(table)
+        before = snapshot(table)
     with timer("rewire"):
         parted = rewire(module, table, request)
         merged = merge_reductions(module) if config.merge_reductions and request.left_out else 0
     with timer("verify"):
-        verify(module, wanted, cores)
+        verify(module, wanted, before)
     module.recompile()
     return CompileReport(
         _outcome(request),
@@ -143,6 +144,14 @@ def _read_whole(module: fx.GraphModule) -> ResidualTable | None:
             raise _partial("inside a layer", broken or last_graph_break(), error.where.node) from error
         raise
     if table is None or table.handles is None:
+        if (mixer := next((node for node in module.graph.nodes if ops.is_attention(node)), None)) is not None:
+            if broken or resumed:
+                raise _partial("inside a layer", broken or last_graph_break(), mixer.name)
+            raise NotASumError(
+                "there is attention in the graph, but no residual stream: what the layers add is no sum",
+                way_out="compile the whole model; streams that are mixed or scaled by activations are not supported",
+                where=ops.where(mixer),
+            )
         return None
     stream = table.handles.stream
     outputs = set(next(iter(reversed(module.graph.nodes))).all_input_nodes)

@@ -142,6 +142,12 @@ def _from_user(table: ResidualTable, wish: Mapping[str, Sequence[str]]) -> Reque
                 f"the connectivity table leaves {row_name!r} nothing to read",
                 way_out="keep at least one term",
             )
+        if 0 in dropped:
+            raise ConnectivityError(
+                f"the connectivity table leaves the embedding {table.terms[0].name!r} out of {row_name!r}: what is "
+                "left is no residual value",
+                way_out="leave out terms of sub-blocks only",
+            )
         if dropped:
             left_out[row_name] = dropped
     _refuse_inseparable(table, left_out)

@@ -101,6 +101,24 @@ def test_residual_that_is_counted_twice() -> None:
     assert "test_errors.py" in error.where.source or "decoder.py" in error.where.source
 
 
+def test_streams_that_are_mixed_by_activations() -> None:
+    """Hyper-connection style: no two layers share a sum, so nothing may pass through as "no residual stack"."""
+
+    class Mixed(Wrapped):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            hidden = self.decoder.token_embedding(ids)
+            rope = self.decoder.rope(hidden)
+            for layer in self.decoder.layers:
+                gate = hidden.mean(-1, keepdim=True).sigmoid()
+                branch = layer.attention(layer.attention_norm(hidden), rope)
+                hidden = torch.stack([hidden, branch], -1).mul(gate.unsqueeze(-1)).sum(-1)
+                branch = layer.feed_forward(layer.feed_forward_norm(hidden))
+                hidden = torch.stack([hidden, branch], -1).sum(-1)
+            return self.decoder.lm_head(self.decoder.final_norm(hidden))
+
+    assert_refused(Mixed(), NotASumError, "no residual stream")
+
+
 class Breaking(Wrapped):
     """A graph break in front of one layer, outside of a loop (in a loop Dynamo skips the whole frame)."""
 
@@ -244,6 +262,7 @@ def test_range_that_changes_nothing() -> None:
         ({"attention.2": ["r7"]}, "does not have"),
         ({"attention.1": ["r2"]}, "does not read"),
         ({"attention.0": ["e"]}, "nothing to read"),
+        ({"attention.1": ["e"]}, "no residual value"),
     ],
 )
 def test_table_of_absent_terms(table: dict[str, list[str]], words: str) -> None:

@@ -15,7 +15,7 @@ from farskip_compile.passes.merge_reductions import merge_reductions
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire import rewire
-from farskip_compile.verification import core_names, verify
+from farskip_compile.verification import snapshot, verify
 from tests.graphs import Experts, Layer, MoE, Stack, dynamo, ids, reads
 
 
@@ -65,10 +65,10 @@ def rewired(model, wish, *, merge=False):
         normalize(module)
         table = read_table(module.graph)
         request = ask(table, wish)
-        wanted, cores = request.wanted(table), core_names(table)
+        wanted, before = request.wanted(table), snapshot(table)
         done["parted"] = rewire(module, table, request)
         done["merged"] = merge_reductions(module) if merge else 0
-        done["table"] = verify(module, wanted, cores)
+        done["table"] = verify(module, wanted, before)
 
     module, output = dynamo(model, ids(), edit=edit)
     return module, output, done

@@ -13,7 +13,7 @@ from farskip_compile.passes.connectivity import Request, ask
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire import rewire
-from farskip_compile.verification import core_names, verify
+from farskip_compile.verification import snapshot, verify
 from tests.graphs import WIDTH, Experts, Layer, MoE, Stack, dynamo, ids, reads
 
 
@@ -25,9 +25,9 @@ def rewired(model, wish, *inputs):
         normalize(module)
         table = read_table(module.graph)
         request = ask(table, wish)
-        wanted, cores = request.wanted(table), core_names(table)
+        wanted, before = request.wanted(table), snapshot(table)
         rewire(module, table, request)
-        tables.append(verify(module, wanted, cores))
+        tables.append(verify(module, wanted, before))
 
     module, output = dynamo(model, *(inputs or (ids(),)), edit=edit)
     return module, output, tables[0]

@@ -16,7 +16,7 @@ from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire import rewire
 from farskip_compile.passes.table import ResidualTable
-from farskip_compile.verification import core_names, verify
+from farskip_compile.verification import snapshot, verify
 from tests.graphs import Captured, Network, capture, evaluate, networks
 
 
@@ -83,9 +83,9 @@ def test_normalising_changes_no_bit(network: Network) -> None:
 
 def check_rewired(network: Network, captured: Captured, table: ResidualTable, ours: list[int], request: Request):
     wish = left_out_of_blocks(network, table, ours, request)
-    wanted, cores = request.wanted(table), core_names(table)
+    wanted, before = request.wanted(table), snapshot(table)
     rewire(captured.module, table, request)
-    verify(captured.module, wanted, cores)
+    verify(captured.module, wanted, before)
     assert_same_bits(captured.run(network), evaluate(network, wish))
 
 
