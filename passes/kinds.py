@@ -28,7 +28,7 @@ from torch import fx
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes import ops
 from farskip_compile.passes.regions import Region
-from farskip_compile.passes.stream import Stream, constants
+from farskip_compile.passes.stream import Stream
 
 
 class Kind(StrEnum):
@@ -72,7 +72,7 @@ class Facts:
 
 def gather_facts(stream: Stream, graph: fx.Graph) -> Facts:
     """Walk `graph` forward once and collect the facts."""
-    facts = Facts(constants(graph), set(), set(), set())
+    facts = Facts(set(stream.flow.constant), set(), set(), set())
     cut = set(stream.tree) | set(stream.values)
     inner = cut - set(stream.leaves[1:])
     for node in graph.nodes:
@@ -92,7 +92,7 @@ def gather_facts(stream: Stream, graph: fx.Graph) -> Facts:
         if ops.is_matmul(node):
             if _activations(stream, facts, node, unselected=True) >= 2:
                 facts.scored.add(node)
-            elif any(arg in facts.weight for arg in node.all_input_nodes) and node in stream.depends:
+            elif any(arg in facts.weight for arg in stream.inputs(node)) and node in stream.depends:
                 facts.projected.add(node)
         elif any(arg in facts.scored for arg in sources):
             facts.scored.add(node)

@@ -9,8 +9,9 @@ all of them to one canonical name: `add` for `operator.add`, `torch.add`, `Tenso
 from __future__ import annotations
 
 import functools
+import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import fx
@@ -163,17 +164,27 @@ def multiplies(node: fx.Node) -> bool:
 
 def is_attention(node: fx.Node) -> bool:
     """A fused attention operator, also inside a higher-order operator."""
-    return any("attention" in name or "flash_attn" in name for name in _names_inside(node))
+    return _any_name(node, _names_attention)
+
+
+@functools.lru_cache(maxsize=4096)
+def _names_attention(name: str) -> bool:
+    return "attention" in name or "flash_attn" in name
 
 
 def is_scan(node: fx.Node) -> bool:
     """A recurrence or a convolution along tokens."""
-    return any(re.search(r"(^|_)conv(1d|olution)|scan", name) for name in _names_inside(node))
+    return _any_name(node, _names_scan)
+
+
+@functools.lru_cache(maxsize=4096)
+def _names_scan(name: str) -> bool:
+    return bool(re.search(r"(^|_)conv(1d|olution)|scan", name))
 
 
 def is_selection(node: fx.Node) -> bool:
     """Picks indices by value: the decision of a router (also of a sparse attention's indexer)."""
-    return not SELECTION_OPS.isdisjoint(_names_inside(node))
+    return _any_name(node, SELECTION_OPS.__contains__)
 
 
 def is_norm(node: fx.Node) -> bool:
@@ -221,48 +232,37 @@ def mutated_args(node: fx.Node) -> list[fx.Node]:
     """The arguments that `node` writes to."""
     if node.op not in ("call_function", "call_method"):
         return []
-    first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-    written: list[fx.Node] = []
+    written: list[object] = []
     if isinstance(node.target, OpOverload):
-        schema = node.target._schema
-        for index, arg in enumerate(schema.arguments):
-            value = node.args[index] if index < len(node.args) else node.kwargs.get(arg.name)
-            if arg.alias_info is not None and arg.alias_info.is_write and isinstance(value, fx.Node):
-                written.append(value)
-        return written
-    name = op_name(node)
-    in_place_method = name.endswith("_") and not name.endswith("__") and "::" not in name
-    in_place_operator = node.op == "call_function" and (
-        name == "setitem" or (getattr(node.target, "__module__", "") == "_operator" and name in _IN_PLACE_OPERATORS)
-    )
-    if first is not None and (in_place_method or in_place_operator or _asks_in_place(node)):
-        written.append(first)
-    out = node.kwargs.get("out")
-    written.extend(value for value in (out if isinstance(out, tuple | list) else (out,)) if isinstance(value, fx.Node))
-    return [arg for arg in written if tensor(arg) is not None]
+        for index, name in _written_parameters(node.target):
+            written.append(node.args[index] if index < len(node.args) else node.kwargs.get(name))
+    else:
+        is_function = node.op == "call_function"
+        if node.args and (_writes_first(node.target, is_function) or node.kwargs.get("inplace") is True):
+            written.append(node.args[0])
+        if "out" in node.kwargs:
+            out = node.kwargs["out"]
+            written.extend(out if isinstance(out, tuple | list) else (out,))
+    return [arg for arg in written if isinstance(arg, fx.Node) and tensor(arg) is not None] if written else []
 
 
-_IN_PLACE_OPERATORS = frozenset(
-    [
-        "iadd",
-        "isub",
-        "imul",
-        "itruediv",
-        "ifloordiv",
-        "imod",
-        "ipow",
-        "iand",
-        "ior",
-        "ixor",
-        "imatmul",
-        "ilshift",
-        "irshift",
-    ]
-)
+@functools.lru_cache(maxsize=4096)
+def _written_parameters(target: OpOverload) -> tuple[tuple[int, str], ...]:
+    """Position and name of the parameters that the schema of `target` marks as written."""
+    arguments = enumerate(target._schema.arguments)
+    return tuple((i, arg.name) for i, arg in arguments if arg.alias_info is not None and arg.alias_info.is_write)
 
 
-def _asks_in_place(node: fx.Node) -> bool:
-    return node.kwargs.get("inplace") is True
+@functools.lru_cache(maxsize=4096)
+def _writes_first(target: object, is_function: bool) -> bool:
+    """Whether a method or function is in place by its name: `add_`, `operator.iadd`, `operator.setitem`."""
+    name = _function_name(target) if is_function else str(target)
+    if name.endswith("_") and not name.endswith("__") and "::" not in name:
+        return True
+    if not is_function or getattr(target, "__module__", "") != "_operator":
+        return False
+    in_place_twin = name.startswith("i") and (hasattr(operator, name[1:]) or hasattr(operator, f"{name[1:]}_"))
+    return name == "setitem" or in_place_twin
 
 
 def storage(node: fx.Node) -> int | None:
@@ -290,11 +290,17 @@ def where(node: fx.Node, layer: int | None = None) -> Where:
     return Where(layer=layer, node=node.name, source=source_line(node))
 
 
+def _any_name(node: fx.Node, holds: Callable[[str], bool]) -> bool:
+    """Whether `holds` is true of the operator of `node` or of one inside it."""
+    name = op_name(node)
+    return any(map(holds, _names_inside(node))) if name.startswith("higher_order::") else holds(name)
+
+
 def _names_inside(node: fx.Node) -> Iterator[str]:
     """Operator name of `node` and, for a higher-order operator, of all nodes in its bodies."""
     name = op_name(node)
     yield name
-    if not name.startswith("higher_order::") and "autograd_function_apply" not in name:
+    if not name.startswith("higher_order::"):
         return
     owner = node.graph.owning_module
     for arg in node.all_input_nodes:
