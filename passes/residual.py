@@ -65,7 +65,16 @@ def read_table(graph: fx.Graph) -> ResidualTable | None:
         if stream is None:
             return None
         regions = find_regions(stream)
-    _refuse_second_stack(stream, regions, graph)
+    second = _second_stack(stream, regions, graph)
+    if second is not None and not any(ops.is_attention(n) or ops.is_selection(n) or ops.is_scan(n) for n in graph.nodes):
+        return None  # unrelated sums, such as the updates of an optimizer
+    if second is not None:
+        raise NotASumError(
+            "a part of the residual stack is cut off from the rest: the stream is normalised, mixed or projected "
+            "between two layers",
+            way_out="streams that are not one sum are not supported; compile next-token heads apart from the model",
+            where=ops.where(second),
+        )
     facts = gather_facts(stream, graph)
     findings = [classify(stream, facts, region) for region in regions]
     _refuse_readless(stream, regions, findings)
@@ -102,8 +111,8 @@ def _refuse_readless(stream: Stream, regions: list[Region], findings: list[Findi
             )
 
 
-def _refuse_second_stack(stream: Stream, regions: list[Region], graph: fx.Graph) -> None:
-    """Outside of all regions there may be no other `u + f(u)` of the stream's shape.
+def _second_stack(stream: Stream, regions: list[Region], graph: fx.Graph) -> fx.Node | None:
+    """A sum `u + f(u)` of the stream's shape outside of all regions.
 
     Such a sum is a part of the stack that the residual sum does not reach, because the stream is normalised or mixed
     in between. Rewiring only the larger part would be a different architecture from the one asked for.
@@ -116,12 +125,8 @@ def _refuse_second_stack(stream: Stream, regions: list[Region], graph: fx.Graph)
             continue
         left, right = sorted(stream.below[node], key=lambda arg: stream.order[arg])
         if _depends_on(stream, right, left):
-            raise NotASumError(
-                "a part of the residual stack is cut off from the rest: the stream is normalised, mixed or projected "
-                "between two layers",
-                way_out="streams that are not one sum are not supported; compile next-token heads apart from the model",
-                where=ops.where(node),
-            )
+            return node
+    return None
 
 
 def _depends_on(stream: Stream, node: fx.Node, earlier: fx.Node) -> bool:

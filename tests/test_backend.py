@@ -217,6 +217,19 @@ def test_loss_and_sampler_graphs_pass_through() -> None:
     assert farskip_compile.last_reports()[-1].outcome is Outcome.NO_STACK
 
 
+def test_unrelated_sums_pass_through() -> None:
+    """An optimizer that multiplies matrices: many sums `p + f(p)`, no stream between them."""
+
+    def update(weights: list[torch.Tensor], moment: torch.Tensor) -> list[torch.Tensor]:
+        return [weight + weight @ (weight.mT @ moment).tanh() for weight in weights]
+
+    weights = [torch.randn(8, 8) for _ in range(3)]
+    moment = torch.randn(8, 8)
+    compiled = torch.compile(update, backend="farskip", fullgraph=True, options={"inner": "eager"})
+    assert all(map(torch.equal, compiled(weights, moment), update(weights, moment)))
+    assert farskip_compile.last_reports()[-1].outcome is Outcome.NO_STACK
+
+
 def test_a_user_table(model: nn.Module) -> None:
     table = {"attention.2": ["r1"], "mlp.0": ["a0"], "moe.1": ["a1"], "moe.2": ["a2"]}
     options = {"connectivity": table, "inner": "eager"}
