@@ -58,12 +58,13 @@ def with_identity(options: dict[str, Any], config: FarSkipConfig, module: fx.Gra
 
 @functools.cache
 def source_hash() -> str:
-    """Hash of every source file of this package, its passes included."""
+    """Hash of every source file of this package, its passes and hardware profiles included."""
     import farskip_compile.passes
 
     digest = hashlib.sha256()
     for package in (farskip_compile, farskip_compile.passes):
-        for path in sorted(Path(str(package.__file__)).parent.glob("*.py")):
-            digest.update(path.name.encode())
+        root = Path(str(package.__file__)).parent
+        for path in sorted(path for kind in ("*.py", "*.json") for path in root.rglob(kind)):
+            digest.update(str(path.relative_to(root)).encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()

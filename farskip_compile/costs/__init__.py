@@ -1,0 +1,1 @@
+"""What operators and collectives cost, estimated without running anything."""
