@@ -1,0 +1,266 @@
+"""Order a program so that collectives start early, are waited for late, and compute runs in between.
+
+In:    a `Program` and `Limits`.
+Out:   a `Schedule`: a permutation that keeps every dependence and the order of the launches on each channel, never
+       slower than the original order by `simulate`, within the limits on memory; and both timelines.
+Never: changes a task; uses a clock, a hash or a rank: ties break by index, so every rank decides the same.
+
+Algorithm, O(n log n): discrete events. Time advances with each compute task.
+1. urgency(task) = seconds of the longest path from the task to the end, through compute and through the wire.
+2. A launch is issued as soon as it is ready and its channel's turn has come.
+3. A wait is taken when its collective is through, or when nothing else is ready: ready work goes before waiting.
+4. Among ready compute tasks the most urgent goes first, then the one that came first. Weight gradients lead to nothing,
+   so they are left for the gaps.
+5. A task that would break a limit on memory is passed over for the most urgent one that does not; if every one would,
+   the earliest in the original order is taken.
+6. If the order still breaks the limit on peak memory, the tasks that made memory too early are held back: each may run
+   only so many places ahead of the first task that has not run, a fourth of what it was. Then start again. With every
+   task held back to its own place this is the original order, so the limit is always kept.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from farskip_compile.passes.program import Program, Role, Timeline, live_bytes, simulate
+
+CANDIDATES = 16
+"""How many ready tasks are looked at for one that fits into memory; bounds the time per step."""
+
+ROUNDS = 12
+"""How often the schedule is made anew with tasks held back before the original order is kept."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on the memory that overlapping may cost."""
+
+    memory_increase: float = 0.05
+    """Peak bytes may grow by this part over the original order."""
+    in_flight_bytes: int = 5_000_000_000
+    """Bytes that collectives in flight read and write, in all; a single collective is always allowed."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """An order of a program's tasks, and what it brings."""
+
+    order: tuple[int, ...]
+    before: Timeline
+    after: Timeline
+    rounds: int
+    """How many orders were built until one kept the limits; 0: the original order stayed."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether any task moved."""
+        return self.order != tuple(range(len(self.order)))
+
+
+def list_schedule(program: Program, limits: Limits | None = None) -> Schedule:
+    """The best order found for `program`."""
+    limits = limits or Limits()
+    original = tuple(range(len(program.tasks)))
+    before = simulate(program, original)
+    unchanged = Schedule(original, before, before, 0)
+    if before.communication == 0.0:
+        return unchanged
+    peak = int(before.peak_bytes * (1 + limits.memory_increase))
+    flight = max(limits.in_flight_bytes, before.peak_in_flight_bytes)
+    urgency = _urgency(program)
+    release = [0] * len(original)
+    for rounds in range(1, ROUNDS + 1):
+        run = _Run(program, urgency, release, peak, flight)
+        order = tuple(run.order())
+        early = _made_too_early(program, order, run.firsts, peak)
+        if not early:
+            after = simulate(program, order)
+            if after.makespan >= before.makespan or after.peak_in_flight_bytes > flight:
+                return unchanged
+            return Schedule(order, before, after, rounds)
+        for index, first in early.items():
+            release[index] = index - (index - first) // 4
+    return unchanged
+
+
+def _made_too_early(program: Program, order: Sequence[int], firsts: Sequence[int], peak: int) -> dict[int, int]:
+    """Tasks whose memory is alive where there is too much of it, though the first task that has not run is before them.
+
+    There is one wherever the peak is exceeded: without such memory, no more is alive than in the original order at
+    that first task. With each the first task that had not run.
+    """
+    alive = live_bytes(program, order)
+    place = [0] * len(order)
+    for position, index in enumerate(order):
+        place[index] = position
+    crowded = [len(order)] * (len(order) + 1)  # for each position, the next one at which the peak is exceeded
+    for position in range(len(order) - 1, -1, -1):
+        crowded[position] = position if alive[position] > peak else crowded[position + 1]
+    early: dict[int, int] = {}
+    for buffer in program.buffers:
+        if buffer.maker < 0 or buffer.size == 0:
+            continue
+        made = place[buffer.maker]
+        last = len(order) - 1 if buffer.kept else max((place[user] for user in buffer.users), default=made)
+        position = crowded[made]
+        if position <= max(made, last) and firsts[position] < buffer.maker:
+            early[buffer.maker] = min(firsts[position], early.get(buffer.maker, buffer.maker))
+    return early
+
+
+def _urgency(program: Program) -> list[float]:
+    """Seconds from the start of each task to the end of the program, on the longest path."""
+    urgency = [0.0] * len(program.tasks)
+    for index in range(len(program.tasks) - 1, -1, -1):
+        task = program.tasks[index]
+        urgency[index] += task.seconds
+        for need in (*task.needs, task.launch) if task.role is Role.WAIT else task.needs:
+            urgency[need] = max(urgency[need], urgency[index])
+    return urgency
+
+
+class _Memory:
+    """Bytes alive and in flight while an order is built."""
+
+    def __init__(self, program: Program) -> None:
+        self.allocates = [0] * len(program.tasks)
+        self.uses: list[list[int]] = [[] for _ in program.tasks]
+        self.left: list[int] = []
+        self.sizes: list[int] = []
+        self.held = program.in_flight()
+        self.alive = self.flying = 0
+        for number, buffer in enumerate(program.buffers):
+            if buffer.maker >= 0:
+                self.allocates[buffer.maker] += buffer.size
+            else:
+                self.alive += buffer.size
+            users = {index for index in (buffer.maker, *buffer.users) if index >= 0}
+            self.left.append(len(users) + buffer.kept)
+            self.sizes.append(buffer.size)
+            for index in users:
+                self.uses[index].append(number)
+
+    def run(self, index: int, launch: int) -> None:
+        """Account for a task that runs; `launch` is the collective that it waits for, or -1."""
+        self.alive += self.allocates[index]
+        for number in self.uses[index]:
+            self.left[number] -= 1
+            if self.left[number] == 0:
+                self.alive -= self.sizes[number]
+        self.flying += self.held.get(index, 0)
+        if launch >= 0:
+            self.flying -= self.held.pop(launch, 0)
+
+
+class _Run:
+    """One pass of the list scheduler."""
+
+    def __init__(self, program: Program, urgency: list[float], release: list[int], peak: int, flight: int) -> None:
+        self.tasks = program.tasks
+        self.urgency = urgency
+        self.release = release
+        self.firsts: list[int] = []
+        self.peak = peak
+        self.flight = flight
+        self.memory = _Memory(program)
+        self.followers: list[list[int]] = [[] for _ in self.tasks]
+        self.missing = [0] * len(self.tasks)
+        turn: dict[str, int] = {}
+        for index, task in enumerate(self.tasks):
+            needs = set(task.needs)
+            if task.role is Role.WAIT:
+                needs.add(task.launch)
+            elif task.role is Role.LAUNCH:
+                if task.channel in turn:
+                    needs.add(turn[task.channel])  # launches of one channel keep their order
+                turn[task.channel] = index
+            self.missing[index] = len(needs)
+            for need in needs:
+                self.followers[need].append(index)
+        self.compute: list[tuple[float, int]] = []
+        self.launches: list[int] = []
+        self.waits: list[tuple[float, int]] = []
+        self.late: list[tuple[int, int]] = []  # ready, but held back
+        self.end: dict[int, float] = {}
+        self.free: dict[str, float] = {}
+        self.done = [False] * len(self.tasks)
+        self.first = 0
+        self.now = 0.0
+
+    def order(self) -> Iterator[int]:
+        """The tasks, one after another."""
+        for index in range(len(self.tasks)):
+            if self.missing[index] == 0:
+                self._ready(index)
+        for _ in self.tasks:
+            index = self._next()
+            self.firsts.append(self.first)
+            yield index
+            self._ran(index)
+
+    def _ready(self, index: int) -> None:
+        task = self.tasks[index]
+        if self.release[index] > self.first:
+            heapq.heappush(self.late, (self.release[index], index))
+        elif task.role is Role.COMPUTE:
+            heapq.heappush(self.compute, (-self.urgency[index], index))
+        elif task.role is Role.LAUNCH:
+            heapq.heappush(self.launches, index)
+        else:
+            heapq.heappush(self.waits, (self.end[task.launch], index))
+
+    def _next(self) -> int:
+        while self.late and self.late[0][0] <= self.first:
+            self._ready(heapq.heappop(self.late)[1])
+        if self.launches and self._fits_in_flight(self.launches[0]):
+            return heapq.heappop(self.launches)
+        if self.waits and self.waits[0][0] <= self.now:
+            return heapq.heappop(self.waits)[1]
+        if self.compute:
+            return self._fitting()
+        if self.waits:
+            return heapq.heappop(self.waits)[1]
+        return heapq.heappop(self.launches)  # alone it would not fit either
+
+    def _fits_in_flight(self, index: int) -> bool:
+        if self.memory.alive + self.memory.allocates[index] > self.peak and (self.waits or self.compute):
+            return False
+        flying = self.memory.flying
+        return flying == 0 or flying + self.memory.held[index] <= self.flight
+
+    def _fitting(self) -> int:
+        """The most urgent compute task that fits into memory, else the earliest of those looked at."""
+        passed: list[tuple[float, int]] = []
+        chosen: tuple[float, int] | None = None
+        while self.compute and len(passed) < CANDIDATES:
+            entry = heapq.heappop(self.compute)
+            if self.memory.alive + self.memory.allocates[entry[1]] <= self.peak:
+                chosen = entry
+                break
+            passed.append(entry)
+        if chosen is None:
+            chosen = min(passed, key=lambda entry: entry[1])
+            passed.remove(chosen)
+        for entry in passed:
+            heapq.heappush(self.compute, entry)
+        return chosen[1]
+
+    def _ran(self, index: int) -> None:
+        task = self.tasks[index]
+        self.memory.run(index, task.launch if task.role is Role.WAIT else -1)
+        if task.role is Role.LAUNCH:
+            begin = max(self.now, self.free.get(task.channel, 0.0))
+            self.end[index] = self.free[task.channel] = begin + task.seconds
+        else:
+            if task.role is Role.WAIT:
+                self.now = max(self.now, self.end[task.launch])
+            self.now += task.seconds
+        self.done[index] = True
+        while self.first < len(self.tasks) and self.done[self.first]:
+            self.first += 1
+        for follower in self.followers[index]:
+            self.missing[follower] -= 1
+            if self.missing[follower] == 0:
+                self._ready(follower)

@@ -1,0 +1,185 @@
+"""What the scheduler sees: tasks, the memory they hold, and what an order of them costs.
+
+In:    a `Program`, which an adapter reads off an FX graph or off Inductor's kernels, and an order of its tasks.
+Out:   a `Timeline`: when each task runs, how much communication is exposed, and the bytes that are alive.
+Never: knows what a task computes; looks at a clock. Equal programs give equal timelines on every rank.
+
+The machine model: the compute stream runs one task after another. A launch costs it next to nothing and occupies its
+channel (a process group) for `seconds`, behind the launches before it. A wait stops the compute stream until the
+collective it waits for is through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """What a task does to the two kinds of streams."""
+
+    COMPUTE = "compute"
+    LAUNCH = "launch"
+    WAIT = "wait"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One step of a program; its position in the program is its index."""
+
+    name: str
+    needs: tuple[int, ...] = ()
+    """Tasks that must run before it."""
+    seconds: float = 0.0
+    """Time on the compute stream; of a launch: time of the collective on its channel."""
+    role: Role = Role.COMPUTE
+    channel: str = ""
+    """Process group of a launch."""
+    launch: int = -1
+    """Of a wait: the launch that it waits for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A piece of memory: from the task that makes it to the last task that uses it."""
+
+    size: int
+    """Bytes."""
+    maker: int = -1
+    """Task that makes it; -1 for an input."""
+    users: tuple[int, ...] = ()
+    kept: bool = False
+    """Alive at the end, or not ours to free: an output, a parameter."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """Tasks in their original order, and the memory they use.
+
+    Raises:
+        ValueError: a task needs itself or a later one, or a wait names no launch before it.
+    """
+
+    tasks: tuple[Task, ...]
+    buffers: tuple[Buffer, ...] = ()
+
+    def __post_init__(self) -> None:
+        for index, task in enumerate(self.tasks):
+            if any(not 0 <= need < index for need in task.needs):
+                raise ValueError(f"task {index} ({task.name}) needs a task that is not before it: {task.needs}")
+            if task.role is Role.WAIT:
+                if not 0 <= task.launch < index or self.tasks[task.launch].role is not Role.LAUNCH:
+                    raise ValueError(f"wait {index} ({task.name}) names no launch before it: {task.launch}")
+
+    def in_flight(self) -> dict[int, int]:
+        """For each launch, the bytes that it keeps from being freed or used while in flight: what it reads and makes."""
+        held = {index: 0 for index, task in enumerate(self.tasks) if task.role is Role.LAUNCH}
+        for buffer in self.buffers:
+            for index in {buffer.maker, *buffer.users} & held.keys():
+                held[index] += buffer.size
+        return held
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What an order of a program's tasks costs, in the machine model."""
+
+    start: tuple[float, ...]
+    """Seconds at which each task starts, by task index; of a launch: at which its channel takes it up."""
+    end: tuple[float, ...]
+    """Seconds at which it is through; of a launch: at which its collective is."""
+    makespan: float
+    """Seconds until everything is through."""
+    compute: float
+    """Seconds of compute tasks."""
+    communication: float
+    """Seconds of collectives, summed over the channels."""
+    exposed: float
+    """Seconds in which the compute stream stands still for a collective."""
+    peak_bytes: int
+    """Most bytes alive at once."""
+    peak_in_flight_bytes: int
+    """Most bytes that launched and not yet awaited collectives read and write."""
+
+
+def simulate(program: Program, order: Sequence[int]) -> Timeline:
+    """Run `order` in the machine model. `order` must be a permutation that keeps every dependence.
+
+    Raises:
+        ValueError: it is not.
+    """
+    check_order(program, order)
+    tasks = program.tasks
+    start, end = [0.0] * len(tasks), [0.0] * len(tasks)
+    channel_free: dict[str, float] = {}
+    now = exposed = 0.0
+    for index in order:
+        task = tasks[index]
+        if task.role is Role.LAUNCH:
+            start[index] = max(now, channel_free.get(task.channel, 0.0))
+            end[index] = channel_free[task.channel] = start[index] + task.seconds
+            continue
+        start[index] = now
+        if task.role is Role.WAIT:
+            exposed += max(0.0, end[task.launch] - now)
+            now = max(now, end[task.launch])
+        now += task.seconds
+        end[index] = now
+    tail = max([now, *channel_free.values()])
+    return Timeline(
+        tuple(start),
+        tuple(end),
+        makespan=tail,
+        compute=sum(task.seconds for task in tasks if task.role is not Role.LAUNCH),
+        communication=sum(task.seconds for task in tasks if task.role is Role.LAUNCH),
+        exposed=exposed + (tail - now),
+        peak_bytes=max(live_bytes(program, order), default=0),
+        peak_in_flight_bytes=max(bytes_in_flight(program, order), default=0),
+    )
+
+
+def check_order(program: Program, order: Sequence[int]) -> None:
+    """Raise unless `order` is a permutation of the tasks in which every task comes after what it needs."""
+    if sorted(order) != list(range(len(program.tasks))):
+        raise ValueError("the order is not a permutation of the tasks")
+    position = {index: place for place, index in enumerate(order)}
+    for index, task in enumerate(program.tasks):
+        needs = (*task.needs, task.launch) if task.role is Role.WAIT else task.needs
+        for need in needs:
+            if position[need] > position[index]:
+                raise ValueError(f"{task.name} comes before {program.tasks[need].name}, which it needs")
+
+
+def live_bytes(program: Program, order: Sequence[int]) -> list[int]:
+    """Bytes alive while each task of `order` runs: allocated before it, freed after it."""
+    position = {index: place for place, index in enumerate(order)}
+    change = [0] * (len(order) + 1)
+    for buffer in program.buffers:
+        first = position[buffer.maker] if buffer.maker >= 0 else 0
+        change[first] += buffer.size
+        if not buffer.kept:
+            last = max((position[user] for user in buffer.users), default=first)
+            change[max(first, last) + 1] -= buffer.size
+    alive, total = [], 0
+    for delta in change[:-1]:
+        total += delta
+        alive.append(total)
+    return alive
+
+
+def bytes_in_flight(program: Program, order: Sequence[int]) -> list[int]:
+    """Bytes that collectives in flight read and write, after each task of `order`."""
+    held = program.in_flight()
+    waits: dict[int, int] = {}
+    for place, index in enumerate(order):
+        if program.tasks[index].role is Role.WAIT:
+            waits.setdefault(program.tasks[index].launch, place)
+    flying, total, landing = [], 0, dict[int, int]()
+    for place, index in enumerate(order):
+        if index in held:
+            total += held[index]
+            landing[waits.get(index, len(order))] = landing.get(waits.get(index, len(order)), 0) + held[index]
+        total -= landing.get(place, 0)
+        flying.append(total)
+    return flying
