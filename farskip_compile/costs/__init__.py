@@ -1,1 +1,42 @@
-"""What operators and collectives cost, estimated without running anything."""
+"""What operators and collectives cost, estimated without running anything.
+
+Contract: pure functions of a graph and a hardware profile. Nothing is run, measured or sent, so all ranks that use
+one profile come to the same numbers. Start reading at `operators.py`, then `collectives.py` and `profile.py`.
+"""
+
+from __future__ import annotations
+
+from farskip_compile.costs.collectives import CollectiveCost, collective_cost, collective_seconds, is_launch
+from farskip_compile.costs.operators import OpCost, op_cost, op_seconds
+from farskip_compile.costs.profile import (
+    COLLECTIVE_KINDS,
+    CollectiveKind,
+    Efficiency,
+    HardwareProfile,
+    Link,
+    PeakFlops,
+    PerCollective,
+)
+from farskip_compile.costs.shipped import default_profile, load_profile, profiles
+from farskip_compile.costs.sizes import SizeHints
+
+__all__ = [
+    "COLLECTIVE_KINDS",
+    "CollectiveCost",
+    "CollectiveKind",
+    "Efficiency",
+    "HardwareProfile",
+    "Link",
+    "OpCost",
+    "PeakFlops",
+    "PerCollective",
+    "SizeHints",
+    "collective_cost",
+    "collective_seconds",
+    "default_profile",
+    "is_launch",
+    "load_profile",
+    "op_cost",
+    "op_seconds",
+    "profiles",
+]

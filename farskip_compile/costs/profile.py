@@ -1,0 +1,229 @@
+"""The figures of one kind of hardware, and how they are read from and written to JSON.
+
+In:    a JSON file, or figures that somebody measured.
+Out:   an immutable `HardwareProfile`, checked: nothing unknown, nothing missing, everything in range, every figure with
+       a source.
+Never: looks at the machine it runs on. A profile is data, so that all ranks can share one and decide alike.
+
+Units everywhere: seconds, bytes, FLOP/s, bytes/s. A peak is what a data sheet says; an efficiency is the part of it
+that a well-shaped call attains. Costs use their product.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from farskip_compile.costs.schema import decode, encode
+from farskip_compile.errors import ConfigError
+
+SCHEMA = 1
+"""Version of the JSON format."""
+
+CollectiveKind = Literal["all_to_all", "all_reduce", "all_gather", "reduce_scatter", "broadcast"]
+COLLECTIVE_KINDS: tuple[CollectiveKind, ...] = get_args(CollectiveKind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeakFlops:
+    """Dense peak of matrix products in FLOP/s, by input type; None: the hardware has no unit for it."""
+
+    float32: float
+    """Without TF32."""
+    float64: float | None = None
+    """Double precision."""
+    tfloat32: float | None = None
+    """float32 inputs rounded to TF32, where the user allows it."""
+    bfloat16: float | None = None
+    """bfloat16 inputs."""
+    float16: float | None = None
+    """float16 inputs."""
+    float8: float | None = None
+    """Any 8-bit floating-point format."""
+    int8: float | None = None
+    """int8 inputs, in operations per second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Efficiency:
+    """Part of the peak that is attained, in (0, 1]."""
+
+    matmul: float
+    """Dense matrix products and convolutions."""
+    attention: float
+    """Fused attention kernels, forward and backward."""
+    grouped_matmul: float
+    """One matrix product per expert in one kernel."""
+    memory: float
+    """Reading and writing memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerCollective:
+    """One figure for each kind of collective."""
+
+    all_to_all: float
+    """Every rank sends a part to every other."""
+    all_reduce: float
+    """The sum ends on every rank."""
+    all_gather: float
+    """Every rank ends with everybody's part."""
+    reduce_scatter: float
+    """Every rank ends with its part of the sum."""
+    broadcast: float
+    """One rank sends to all."""
+
+    def of(self, kind: CollectiveKind) -> float:
+        """The figure of `kind`."""
+        value: float = getattr(self, kind)
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """What connects the ranks: alpha and beta of `collective_seconds`."""
+
+    bandwidth: float
+    """Peak bytes/s that one rank can send, in one direction, while it receives as much."""
+    efficiency: PerCollective
+    """Part of the bandwidth that a large collective attains, in (0, 1]."""
+    latency: PerCollective
+    """Seconds that a collective takes however small it is, from launch to completion."""
+    step_latency: float
+    """Seconds that each further step of the algorithm adds (ring: one hop)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareProfile:
+    """What one kind of hardware can do.
+
+    Raises:
+        ConfigError: a figure out of range or without a source.
+    """
+
+    name: str
+    """Short name, for reports."""
+    description: str
+    """One sentence: which device, which network."""
+    devices: tuple[str, ...]
+    """Regular expressions, case ignored, found in the device names that this profile is for."""
+    peak_flops: PeakFlops
+    """Dense peaks."""
+    efficiency: Efficiency
+    """Attainable parts of the compute and memory peaks."""
+    memory_bandwidth: float
+    """Peak bytes/s, reads and writes together."""
+    launch_seconds: float
+    """Added to each kernel: the gap between two kernels, or the call of one."""
+    ranks_per_node: int
+    """Ranks that share `intra_node`; others are reached by `inter_node`."""
+    intra_node: Link
+    """Between ranks of one node."""
+    inter_node: Link
+    """Between nodes, for each rank alone."""
+    sources: Mapping[str, str] = field(hash=False)
+    """Where each figure is from. Keys are dotted paths; a key also covers everything below it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sources", dict(self.sources))
+        object.__setattr__(self, "devices", tuple(self.devices))
+        for path, value in figures(self):
+            self._check(path, value)
+        if self.ranks_per_node < 1:
+            self._refuse(f"ranks_per_node = {self.ranks_per_node} must be at least 1")
+        known = {path for path, _ in figures(self)} | {"ranks_per_node"}
+        for path in sorted(known):
+            if self.source(path) is None:
+                self._refuse(f"{path} has no source", f'add "{path}" to sources: a URL or a document')
+        covers = {prefix for path in known for prefix in _prefixes(path)}
+        for path in self.sources:
+            if path not in covers:
+                self._refuse(f"sources names {path!r}, which is no figure", f"figures: {', '.join(sorted(known))}")
+
+    def _check(self, path: str, value: float) -> None:
+        fraction = "efficiency" in path.split(".")
+        may_be_zero = path.rsplit(".", 1)[-1] in ("step_latency", "launch_seconds") or ".latency." in path
+        if not math.isfinite(value) or value < 0 or (value == 0 and not may_be_zero):
+            self._refuse(f"{path} = {value} must be a positive number")
+        if fraction and value > 1:
+            self._refuse(f"{path} = {value} is a part of the peak: at most 1")
+
+    def _refuse(self, reason: str, way_out: str = "correct the figure") -> None:
+        raise ConfigError(f"hardware profile {self.name!r}: {reason}", way_out=way_out)
+
+    def source(self, path: str) -> str | None:
+        """Where the figure at `path` (`"intra_node.latency.all_to_all"`) is from."""
+        return next((self.sources[prefix] for prefix in _prefixes(path) if prefix in self.sources), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `from_json` makes an equal profile of it."""
+        return {"schema": SCHEMA, **encode(self)}
+
+    @classmethod
+    def from_json(cls, data: object, *, origin: str = "hardware profile") -> HardwareProfile:
+        """A profile of plain data.
+
+        Args:
+            data: what `to_json` returned, or the content of a profile's file.
+            origin: where it is from, for errors.
+
+        Raises:
+            ConfigError: another schema; a field unknown, missing, of the wrong type or out of range.
+        """
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"{origin}: a profile is a JSON object, not {type(data).__name__}")
+        data = dict(data)
+        if (schema := data.pop("schema", None)) != SCHEMA:
+            raise ConfigError(
+                f"{origin}: schema is {schema!r}, and this version reads schema {SCHEMA}",
+                way_out="write the profile again with this version of farskip-compile",
+            )
+        return decode(cls, data, origin=origin)
+
+    def save(self, path: str | Path) -> None:
+        """Write the profile to a JSON file."""
+        Path(path).write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> HardwareProfile:
+        """Read a profile from a JSON file.
+
+        Raises:
+            ConfigError: no such file, no JSON, or as `from_json`.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"can't read the hardware profile {str(path)!r}: {error}",
+                way_out="give the path of a JSON file that HardwareProfile.save wrote",
+            ) from error
+        return cls.from_json(data, origin=f"hardware profile {str(path)!r}")
+
+    def digest(self) -> str:
+        """Hash of all figures (not of names and sources): equal digests give equal costs."""
+        text = json.dumps([*figures(self), ["ranks_per_node", self.ranks_per_node]])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def figures(part: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Every float of a profile that is not None, as (dotted path, value)."""
+    for entry in fields(part):
+        value = getattr(part, entry.name)
+        here = f"{path}.{entry.name}" if path else entry.name
+        if is_dataclass(value):
+            yield from figures(value, here)
+        elif isinstance(value, float):
+            yield here, value
+
+
+def _prefixes(path: str) -> Iterator[str]:
+    """`a.b.c`, `a.b`, `a`."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]

@@ -1,0 +1,84 @@
+"""Frozen dataclasses to plain JSON data and back, with an error for whatever does not fit.
+
+Contract: knows str, int, float, tuples of strings, string-to-string mappings, optional floats and nested dataclasses,
+which is what a hardware profile is made of; anything else is a defect of the dataclass, not of the data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from farskip_compile.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def encode(value: Any) -> Any:
+    """Plain data of a dataclass; optional fields that are None are left out."""
+    if dataclasses.is_dataclass(value):
+        entries = ((entry.name, getattr(value, entry.name)) for entry in dataclasses.fields(value))
+        return {name: encode(inner) for name, inner in entries if inner is not None}
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def decode(cls: type[T], data: object, *, origin: str, path: str = "") -> T:
+    """The dataclass `cls` of plain data.
+
+    Args:
+        cls: a dataclass.
+        data: what `encode` returned.
+        origin: where the data is from, for errors.
+        path: dotted path of this part.
+
+    Raises:
+        ConfigError: a field unknown, missing or of the wrong type, named by its path.
+    """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{origin}: {path} must be a JSON object, not {_kind(data)}")
+    hints = get_type_hints(cls)
+    entries = {entry.name: entry for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    prefix = f"{path}." if path else ""
+    for name in data:
+        if name not in entries:
+            close = difflib.get_close_matches(str(name), entries, n=1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"known fields: {', '.join(entries)}"
+            raise ConfigError(f"{origin}: unknown field {prefix}{name}", way_out=hint)
+    values: dict[str, Any] = {}
+    for name, entry in entries.items():
+        if name in data:
+            values[name] = _value(hints[name], data[name], origin, prefix + name)
+        elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{origin}: the field {prefix}{name} is missing", way_out="add it; there is no default")
+    return cls(**values)
+
+
+def _value(hint: Any, value: object, origin: str, path: str) -> Any:
+    if get_origin(hint) is types.UnionType:  # X | None; None is written by leaving the field out
+        hint = next(arg for arg in get_args(hint) if arg is not type(None))
+    if dataclasses.is_dataclass(hint):
+        return decode(hint, value, origin=origin, path=path)  # type: ignore[arg-type]
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint is str and isinstance(value, str):
+        return value
+    if get_origin(hint) is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if get_origin(hint) is Mapping and isinstance(value, Mapping):
+        if all(isinstance(item, str) for item in (*value, *value.values())):
+            return dict(value)
+        raise ConfigError(f"{origin}: {path} must map strings to strings")
+    wanted = {float: "a number", int: "an integer", str: "a string"}.get(hint)
+    wanted = wanted or ("a list of strings" if get_origin(hint) is tuple else "a JSON object")
+    raise ConfigError(f"{origin}: {path} must be {wanted}, not {_kind(value)}")
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else f"{type(value).__name__} {value!r}"[:80]
