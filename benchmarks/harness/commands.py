@@ -1,0 +1,145 @@
+"""What a network is made of, as lists of iproute2 commands. Nothing is run here.
+
+    host 0                    switch                    host 1        three network namespaces
+    farskip0 ───────── port0 ─ bridge ─ port1 ───────── farskip0      two veth pairs and a bridge
+    10.77.0.1                                           10.77.0.2
+
+A token bucket (`tc tbf`) sits at both ends of every pair: at the host's end it limits what the host sends, at the
+switch's end what it receives. So each host has the wanted rate up and down, as with a full-duplex cable.
+
+Contract: the switch has a namespace of its own, in which no process ever runs. Nothing is created in the namespace of
+the machine, whose bridges and firewall don't matter therefore, and removing the switch's end of a pair removes the
+other end too, even if a process that can't be killed holds the host's namespace.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+Command = tuple[str, ...]
+
+INTERFACE = "farskip0"
+"""Name of every host's interface, for GLOO_SOCKET_IFNAME."""
+BRIDGE = "bridge"
+_NAMESPACE = re.compile(r"farskip-(\d+-\d+)-(?:switch|host\d+)")
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names in one network. Each network has a token of its own: `<process id>-<number>`."""
+
+    token: str
+    hosts: int
+
+    @property
+    def switch(self) -> str:
+        """Namespace of the bridge."""
+        return f"farskip-{self.token}-switch"
+
+    def host(self, index: int) -> str:
+        """Namespace of one host."""
+        return f"farskip-{self.token}-host{index}"
+
+    @property
+    def namespaces(self) -> list[str]:
+        """All of them, hosts first."""
+        return [*map(self.host, range(self.hosts)), self.switch]
+
+    @staticmethod
+    def port(index: int) -> str:
+        """The switch's end of a host's pair."""
+        return f"port{index}"
+
+    @staticmethod
+    def address(index: int) -> str:
+        """Of one host; any will do, since nothing outside can be reached."""
+        return f"10.77.0.{index + 1}"
+
+
+def token_of(namespace: str) -> str | None:
+    """The token in the name of a namespace; None if it is not one of ours."""
+    match = _NAMESPACE.fullmatch(namespace)
+    return match and match[1]
+
+
+@dataclass(frozen=True)
+class Link:
+    """The cable of every host."""
+
+    rate: int | None = None
+    """Bits per second in each direction; None: as fast as the processors are."""
+    delay: float | None = None
+    """Seconds from a host to the switch; needs the kernel's netem."""
+
+    @property
+    def burst(self) -> int:
+        """Bytes that may pass at once: a millisecond's worth, and at least one segment of the largest size (64 KiB),
+        which the kernel would otherwise cut into packets one by one."""
+        return max(68_000, round((self.rate or 0) / 8 * 1e-3))
+
+
+def setup(names: Names, link: Link) -> list[Command]:
+    """Build the network. The first command is the one that fails for want of rights."""
+    switch = names.switch
+    commands: list[Command] = [("ip", "netns", "add", name) for name in names.namespaces]
+    commands.append(("ip", "-n", switch, "link", "add", BRIDGE, "type", "bridge"))
+    commands.append(("ip", "-n", switch, "link", "set", BRIDGE, "up"))
+    for index in range(names.hosts):
+        host, port = names.host(index), names.port(index)
+        pair = ("type", "veth", "peer", "name", INTERFACE, "netns", host)
+        commands += [
+            ("ip", "link", "add", "name", port, "netns", switch, *pair),
+            ("ip", "-n", switch, "link", "set", port, "master", BRIDGE, "up"),
+            ("ip", "-n", host, "address", "add", f"{names.address(index)}/24", "dev", INTERFACE),
+            ("ip", "-n", host, "link", "set", INTERFACE, "up"),
+            ("ip", "-n", host, "link", "set", "lo", "up"),
+        ]
+    return commands + limit(names, link)
+
+
+def limit(names: Names, link: Link) -> list[Command]:
+    """Give every end of every pair the wanted rate; also on a network that has another one already."""
+    commands: list[Command] = []
+    for index in range(names.hosts):
+        for namespace, device in ((names.host(index), INTERFACE), (names.switch, names.port(index))):
+            queue: Command = ("noqueue",)
+            if link.rate is not None:
+                bucket = ("tbf", "rate", f"{link.rate}bit", "burst", str(link.burst), "latency", "100ms")
+                queue = ("handle", "1:", *bucket)
+            commands.append(("tc", "-n", namespace, "qdisc", "replace", "dev", device, "root", *queue))
+    return commands
+
+
+def delay(names: Names, link: Link) -> list[Command]:
+    """Hold every packet back at its host for `link.delay`: behind the bucket of `limit`, if there is one."""
+    if link.delay is None:
+        return []
+    place = ("root",) if link.rate is None else ("parent", "1:1")
+    held = ("handle", "2:", "netem", "delay", f"{round(link.delay * 1e6)}us", "limit", "100000")
+    return [
+        ("tc", "-n", names.host(index), "qdisc", "replace", "dev", INTERFACE, *place, *held)
+        for index in range(names.hosts)
+    ]
+
+
+def tune(names: Names) -> list[Command]:
+    """TCP as it is in a data centre, whatever this machine's defaults are: each may fail, and little is lost.
+
+    CUBIC, because BBR takes long to find out the rate after each pause; and no slow start after a pause, because a
+    training step is all pauses.
+    """
+    wanted = (("tcp_congestion_control", "cubic"), ("tcp_slow_start_after_idle", "0"))
+    return [
+        ("ip", "netns", "exec", names.host(index), "sh", "-c", f"echo {value} > /proc/sys/net/ipv4/{key}")
+        for index in range(names.hosts)
+        for key, value in wanted
+    ]
+
+
+def teardown(names: Names) -> list[Command]:
+    """Remove the network; each command may fail, since any part may be missing. Processes are killed before."""
+    switch = names.switch
+    commands: list[Command] = [("ip", "-n", switch, "link", "delete", names.port(i)) for i in range(names.hosts)]
+    commands.append(("ip", "-n", switch, "link", "delete", BRIDGE))
+    return commands + [("ip", "netns", "delete", name) for name in names.namespaces]

@@ -1,0 +1,242 @@
+"""Start one process for each rank, follow what they print, and bring back one result from each.
+
+Contract: `run_ranks` returns only when no process that it started is left, be it by the end of all ranks, a failure, a
+timeout or an exception in this process. The first rank that fails takes the others with it; the error has the last
+lines of each rank that failed by itself.
+
+    1. Start each rank in a session of its own, through `launch.py`, which ties it to this process and pins it.
+    2. One thread for each rank reads its lines, another waits for its end. The main thread sleeps until one ends.
+    3. A bad end: wait a moment for others that fail for the same reason, then kill every session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import Failure, HarnessError, RankError, RankFailedError, RankTimeoutError
+
+Target = Callable[..., Any] | Sequence[str]
+Log = Callable[[int, str], None]
+LAST_LINES = 25
+GRACE = 1.0
+"""Seconds that the other ranks have to fail by themselves after the first has."""
+
+
+@dataclass(frozen=True)
+class RankResult:
+    """What one rank brought back."""
+
+    rank: int
+    value: Any
+    """What the function returned, or the command wrote into the file named by FARSKIP_RESULT; None: nothing."""
+    network: str
+    """The network it ran on, in words; says so if it was none."""
+    lines: tuple[str, ...]
+    """The last lines that it printed."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one rank runs."""
+
+    prefix: tuple[str, ...] = ()
+    """Put before the command, for example to enter a namespace."""
+    core: int | None = None
+    """The processor it may use; None: all."""
+
+
+def cores_for(ranks: int, allowed: Sequence[int]) -> list[int | None]:
+    """One core for each rank, if there are enough; otherwise no pinning."""
+    return list(sorted(allowed)[:ranks]) if len(allowed) >= ranks else [None] * ranks
+
+
+def allowed_cores() -> list[int]:
+    """The processors this process may use; none where that can't be known or set."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def print_line(rank: int, line: str) -> None:
+    """The default log: standard error, behind the number of the rank."""
+    print(f"[rank {rank}] {line}", file=sys.stderr, flush=True)
+
+
+def run_ranks(
+    target: Target,
+    arguments: Callable[[int], Sequence[Any]],
+    places: Sequence[Place],
+    environment: Mapping[str, str],
+    folder: Path,
+    network: str,
+    timeout: float,
+    log: Log | None = print_line,
+) -> list[RankResult]:
+    """Run `target` once on each place; rank i runs on place i.
+
+    Args:
+        target: a function at the top level of an importable module, or the beginning of a command.
+        arguments: of each rank: what the function is called with (picklable), or the rest of the command.
+        places: where the ranks run.
+        environment: set for all ranks; RANK and FARSKIP_RESULT are added.
+        folder: an existing folder for results; it must be this call's own.
+        network: the description that results carry.
+        timeout: seconds from the start of the first rank to the end of the last.
+        log: called with each line of each rank, from other threads; None: nobody listens.
+
+    Raises:
+        RankFailedError: a rank ended with a bad status, or a function without a result.
+        RankTimeoutError: not all had ended in time.
+        HarnessError: `target` is a function that other processes can't import.
+    """
+    commands = [_command(target, arguments(rank), folder / f"{rank}.call") for rank in range(len(places))]
+    ended: queue.SimpleQueue[_Rank] = queue.SimpleQueue()
+    ranks: list[_Rank] = []
+    deadline = time.monotonic() + timeout
+    try:
+        for rank, (place, command) in enumerate(zip(places, commands, strict=True)):
+            variables = {**environment, "RANK": str(rank), "FARSKIP_RESULT": str(folder / f"{rank}.json")}
+            ranks.append(_Rank(rank, place, command, variables, log, ended))
+        failures = _follow(ranks, ended, deadline, timeout)
+    finally:
+        for rank_ in ranks:
+            rank_.kill()
+    if failures:
+        raise failures
+    values = [_value(rank, folder / f"{rank.rank}.json", owed=callable(target)) for rank in ranks]
+    return [RankResult(r.rank, value, network, tuple(r.lines)) for r, value in zip(ranks, values, strict=True)]
+
+
+class _Rank:
+    """One process, the thread that reads it, and the thread that waits for it."""
+
+    def __init__(
+        self,
+        rank: int,
+        place: Place,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log: Log | None,
+        ended: queue.SimpleQueue[_Rank],
+    ) -> None:
+        self.rank = rank
+        self.lines: deque[str] = deque(maxlen=LAST_LINES)
+        core = "-" if place.core is None else str(place.core)
+        launcher = (sys.executable, "-P", str(Path(__file__).with_name("launch.py")), str(os.getpid()), core)
+        self._process = subprocess.Popen(
+            [*place.prefix, *launcher, *command],
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # so that whatever it starts can be killed with it
+        )
+        self._log = log
+        self._ended = ended
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._waiter = threading.Thread(target=self._wait, daemon=True)
+        self._reader.start()
+        self._waiter.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.lines.append(line.rstrip("\n"))
+            if self._log is not None:
+                self._log(self.rank, line.rstrip("\n"))
+
+    def _wait(self) -> None:
+        # not reaped yet: until `kill` has killed its session, nobody else may get its number
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        self._ended.put(self)
+
+    def kill(self) -> None:
+        """Kill it, if it still runs, and all that it has started; then read the rest of its lines."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._waiter.join()
+            self._process.wait()
+        self._reader.join(GRACE)  # longer only if a process that left the session holds the pipe
+
+    def bad_end(self) -> str | None:
+        """How it ended, if badly. Only for a rank that has ended."""
+        self.kill()
+        status = self._process.returncode
+        if status == 0:
+            return None
+        if status > 0:
+            return f"exit status {status}"
+        try:
+            return f"killed by {signal.Signals(-status).name}"
+        except ValueError:
+            return f"killed by signal {-status}"
+
+    def failure(self, how: str) -> Failure:
+        """The same with its lines."""
+        return Failure(self.rank, how, tuple(self.lines))
+
+
+def _follow(
+    ranks: Sequence[_Rank], ended: queue.SimpleQueue[_Rank], deadline: float, timeout: float
+) -> RankError | None:
+    """Until all ranks have ended well, or one badly, or the time is over; None: all is well."""
+    running, failures = list(ranks), list[Failure]()
+    while running:
+        try:
+            rank = ended.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            break
+        running.remove(rank)
+        if how := rank.bad_end():
+            failures.append(rank.failure(how))
+            if len(failures) == 1:
+                deadline = time.monotonic() + GRACE
+    if failures:
+        return RankFailedError(failures)
+    if running:
+        for rank in running:
+            rank.kill()
+        return RankTimeoutError([rank.failure(f"still running after {timeout:g} s") for rank in running])
+    return None
+
+
+def _command(target: Target, arguments: Sequence[Any], file: Path) -> list[str]:
+    """What `launch.py` is given: a command, or a file with the call in it."""
+    if not callable(target):
+        return ["exec", *target, *map(str, arguments)]
+    module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", "")
+    if module in (None, "__main__") or "." in name or getattr(sys.modules.get(module), name, None) is not target:
+        raise HarnessError(
+            f"ranks can't import {target!r}",
+            way_out="pass a function at the top level of a module other than the script that is being run",
+        )
+    file.write_bytes(pickle.dumps((sys.path, module, name, pickle.dumps(tuple(arguments)))))
+    return ["call", str(file)]
+
+
+def _value(rank: _Rank, file: Path, owed: bool) -> Any:
+    """The result that a rank left."""
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        if owed:
+            raise RankFailedError([rank.failure("no result, but exit status 0")]) from None
+        return None
+    except ValueError as error:
+        raise RankFailedError([rank.failure(f"a result that is no JSON: {error}")]) from None
