@@ -1,0 +1,78 @@
+"""Reads a Chrome trace file: JSON, or JSON in gzip, as `torch.profiler` exports it.
+
+Contract: gives the document as a dictionary whose `traceEvents` is a list, or raises an error that tells a file that
+is cut off from one that never was a trace. The file is read whole; 200 MB take a few seconds.
+"""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from farskip_compile.profiling.errors import NotATraceError, TraceError, TruncatedTraceError
+
+Document = dict[str, Any]
+
+_EXPORT = "give a file that torch.profiler's export_chrome_trace wrote, or that farskip_compile.profiling.record wrote"
+_CUT_OFF = "let the process that writes it finish, and export the trace again"
+
+
+def load(path: Path) -> Document:
+    """The document in `path`.
+
+    Raises:
+        TraceError: the file can't be read.
+        NotATraceError: it is no Chrome trace.
+        TruncatedTraceError: it ends in the middle.
+    """
+    text = _text(path)
+    try:
+        with collector_paused():
+            document = json.loads(text, strict=False)
+    except json.JSONDecodeError as error:
+        if text.lstrip()[:1] in ("{", "[") and text.rstrip()[-1:] not in ("}", "]"):
+            raise TruncatedTraceError(f"{path} ends in the middle of the trace", way_out=_CUT_OFF) from None
+        if error.pos >= len(text.rstrip()) and text.strip():
+            raise TruncatedTraceError(f"{path} ends in the middle of the trace", way_out=_CUT_OFF) from None
+        raise NotATraceError(f"{path} is no JSON: {error}", way_out=_EXPORT) from None
+    except RecursionError:
+        raise NotATraceError(f"{path} is nested too deeply for a trace", way_out=_EXPORT) from None
+    if isinstance(document, list):  # the bare form of the format: events, and nothing about them
+        document = {"traceEvents": document}
+    if not isinstance(document, dict) or not isinstance(document.get("traceEvents"), list):
+        raise NotATraceError(f"{path} holds JSON, but no traceEvents: it is no Chrome trace", way_out=_EXPORT)
+    return document
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+    except EOFError:
+        raise TruncatedTraceError(f"{path} ends in the middle of its gzip stream", way_out=_CUT_OFF) from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise NotATraceError(f"{path} is a damaged gzip file: {error}", way_out=_EXPORT) from None
+    except OSError as error:
+        raise TraceError(f"can't read {path}: {error.strerror}") from None
+    if not content.strip():
+        raise TruncatedTraceError(f"{path} is empty", way_out=_CUT_OFF)
+    return content.decode("utf-8", errors="replace")  # kernels may have any name; JSON itself is ASCII
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """The collector would walk the million objects of a large trace again and again; none of them is garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

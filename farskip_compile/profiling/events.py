@@ -1,0 +1,154 @@
+"""What a profiler event is, told from its category and name: the only file that knows how profilers name things.
+
+Contract: pure questions about names; no trace is walked here. The names are those that `torch.profiler` was seen to
+write on CPU with gloo (torch 2.13), and those that it is documented to write for CUDA and HIP. Where a name leaves a
+doubt, the answer is the one under which less compute is counted: exposure may come out too large, never too small.
+
+On CPU an event is compute if it is
+- an operator of PyTorch (`aten::mm`), or a fused kernel of Inductor (`graph_0_cpp_fused_gelu_1`), except where
+  something that communicates or waits runs inside (`lanes.py`);
+- an operator of another namespace (`mylib::permute`) that runs no operator inside: one that does may be Python.
+
+Everything else that a profiler shows on a thread is glue around these: Dynamo's cache lookups, compiled regions,
+autograd's nodes, `record_function` ranges.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from functools import lru_cache
+
+
+class Role(Enum):
+    """What an operator event on a CPU thread does."""
+
+    COMPUTE = "compute"
+    """An operator of PyTorch, or a fused kernel."""
+    LEAF = "leaf"
+    """Compute, if no other operator runs inside."""
+    LAUNCH = "launch"
+    """Launches a collective, or is a part of that: not compute."""
+    WAIT = "wait"
+    """Blocks the thread until a collective is done."""
+    GLUE = "glue"
+    """Anything else."""
+
+
+COMMUNICATION_OPS = frozenset(
+    ["c10d", "_c10d_functional", "c10d_functional", "_c10d_functional_autograd", "_dtensor", "symm_mem"]
+)
+NATIVE_OPS = frozenset(["aten", "prims", "quantized", "mkldnn", "mkl", "onednn", "torchvision"])
+GLUE_OPS = frozenset(["autograd", "torch", "profiler", "rpc", "jit"])
+LAUNCH_RECORDS = frozenset(["record_param_comms"])
+
+_OPERATOR = re.compile(r"(\w+)::([\w.]+)\Z")
+_FUSED_KERNEL = re.compile(r"(graph_\d+_)?(cpp|triton)_\w+\Z|aoti_torch_\w+\Z")
+_CPU_COLLECTIVE = re.compile(r"(gloo|mpi|ucc|ccl|oneccl):(\w+)\Z")
+_GPU_COLLECTIVE = re.compile(r"(nccl|rccl|msccl)", re.IGNORECASE)
+_GPU_KIND = re.compile(r"(?:nccl|rccl|msccl)\w*?Kernel_([A-Za-z]+?)(?:_|\(|Z|\Z)", re.IGNORECASE)
+_PEER_COPY = re.compile(r"Memcpy (PtoP|P2P)\b")
+_LAYER = re.compile(r"(?<![A-Za-z0-9])(?:layers?|blocks?)[ ._:=#/\[-]*(\d+)(?!\d|\s*[-:]\s*\d)", re.IGNORECASE)
+
+GPU_CATEGORIES = frozenset(["kernel", "gpu_memcpy", "gpu_memset", "Kernel", "Memcpy", "Memset"])
+COPY_CATEGORIES = frozenset(["gpu_memcpy", "gpu_memset", "Memcpy", "Memset"])
+OPERATOR_CATEGORIES = frozenset(["cpu_op", "Operator"])
+ANNOTATION_CATEGORIES = frozenset(["user_annotation"])
+RUNTIME_CATEGORIES = frozenset(["cuda_runtime", "cuda_driver", "Runtime"])
+
+LOOSE_KINDS = frozenset(["send", "recv", "send_recv", "broadcast", "reduce", "gather", "scatter", "collective"])
+"""Kinds that some rank may finish before another begins, or that may be such."""
+
+LAUNCH_KINDS: dict[str, tuple[str, str]] = {
+    "alltoall_base_": ("all_to_all_single", "all_to_all"),
+    "alltoall_": ("all_to_all", "all_to_all"),
+    "allreduce_": ("all_reduce", "all_reduce"),
+    "allreduce_coalesced_": ("all_reduce_coalesced", "all_reduce"),
+    "allgather_": ("all_gather", "all_gather"),
+    "allgather_coalesced_": ("all_gather_coalesced", "all_gather"),
+    "_allgather_base_": ("all_gather_into_tensor", "all_gather"),
+    "allgather_into_tensor_coalesced_": ("all_gather_into_tensor", "all_gather"),
+    "reduce_scatter_": ("reduce_scatter", "reduce_scatter"),
+    "_reduce_scatter_base_": ("reduce_scatter_tensor", "all_reduce"),
+    "reduce_scatter_tensor_coalesced_": ("reduce_scatter_tensor", "all_reduce"),
+    "broadcast_": ("broadcast", "broadcast"),
+    "reduce_": ("reduce", "reduce"),
+    "gather_": ("gather", "gather"),
+    "scatter_": ("scatter", "scatter"),
+    "barrier": ("barrier", "barrier"),
+    "send": ("send", "send"),
+    "recv_": ("recv", "recv"),
+    "recv_any_source_": ("recv", "recv"),
+}
+"""Operator of `c10d`: the collective that it launches, and the name that gloo's work goes by (a reduce-scatter on gloo
+is an all-reduce, of which each rank keeps a part)."""
+
+
+@lru_cache(maxsize=65536)
+def role(name: str) -> Role:
+    """What the operator event `name` on a CPU thread does."""
+    if name in LAUNCH_RECORDS or _CPU_COLLECTIVE.match(name):
+        return Role.LAUNCH
+    if _FUSED_KERNEL.match(name):
+        return Role.COMPUTE
+    match = _OPERATOR.match(name)
+    if match is None or match[1] in GLUE_OPS:
+        return Role.GLUE
+    if match[1] in COMMUNICATION_OPS:
+        return Role.WAIT if match[2] == "wait_tensor" else Role.LAUNCH
+    return Role.COMPUTE if match[1] in NATIVE_OPS else Role.LEAF
+
+
+@lru_cache(maxsize=65536)
+def is_fused_kernel(name: str) -> bool:
+    """Whether `name` is a kernel that Inductor made."""
+    return _FUSED_KERNEL.match(name) is not None
+
+
+def is_compiled_region(name: str) -> bool:
+    """Whether `name` marks a run of code that Inductor compiled."""
+    return name.startswith("## Call CompiledFxGraph")
+
+
+@lru_cache(maxsize=65536)
+def launched_kind(name: str) -> tuple[str, str] | None:
+    """The collective that the operator `name` launches, and what gloo calls its work; None if it launches none."""
+    return LAUNCH_KINDS.get(name[len("c10d::") :]) if name.startswith("c10d::") else None
+
+
+@lru_cache(maxsize=65536)
+def cpu_collective(name: str) -> str | None:
+    """Kind of the collective whose work on a CPU the event `name` is: `gloo:all_to_all` gives `all_to_all`."""
+    match = _CPU_COLLECTIVE.match(name)
+    return match[2] if match is not None else None
+
+
+@lru_cache(maxsize=65536)
+def is_gpu_collective(kernel: str) -> bool:
+    """Whether a GPU kernel is a collective of NCCL, RCCL or MSCCL."""
+    return _GPU_COLLECTIVE.match(kernel) is not None
+
+
+@lru_cache(maxsize=65536)
+def gpu_kind(kernel: str) -> str:
+    """Kind of a collective kernel: `ncclDevKernel_AllReduce_Sum_f32_RING_LL(...)` gives `all_reduce`.
+
+    RCCL's `ncclDevKernel_Generic` says nothing, and is called `collective`.
+    """
+    match = _GPU_KIND.match(kernel)
+    if match is None or match[1] == "Generic":
+        return "collective"
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", match[1]).lower()
+
+
+@lru_cache(maxsize=65536)
+def is_peer_copy(name: str) -> bool:
+    """Whether a copy goes from one GPU to another: neither a collective of a library, nor compute."""
+    return _PEER_COPY.match(name) is not None
+
+
+@lru_cache(maxsize=65536)
+def layer_of(annotation: str) -> int | None:
+    """The layer that a `record_function` range names: `layer 3`, `layers.3.mlp`, `block_3`; None if none or several."""
+    found = set(_LAYER.findall(annotation))
+    return int(found.pop()) if len(found) == 1 else None

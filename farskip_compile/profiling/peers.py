@@ -1,0 +1,99 @@
+"""How long each collective waited for the last rank to join it.
+
+In:    the traces of several ranks.
+Out:   for each collective the moment on which its last rank had launched it, where that can be known; or why not.
+Never: matches collectives that may not belong together.
+
+The event of a collective on one rank lasts from that rank's start to its end, and includes the wait for ranks that
+come later (rank skew). Where every rank needs something of every other, none ends before the last has begun, so the time
+until then is not the price of the network. It is an upper bound of the wait: a ring has something to send before the
+last rank is there. Broadcasts and the like, where one rank may be done early, are left alone.
+
+The n-th collective of a kind and process group on one rank is the n-th on every other. That needs all ranks of the
+group, equal counts on all, and a known group: on CPU traces name no groups, so all groups must have the same ranks.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from farskip_compile.profiling.events import LOOSE_KINDS
+from farskip_compile.profiling.trace import Collective, Trace
+
+TOLERANCE_NS = 50_000
+"""A collective that ends this long before another rank begins it shows that clocks or matching are wrong."""
+
+_Key = tuple[str, str | None, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Peers:
+    """Outcome of the matching."""
+
+    joined: Mapping[int, Sequence[int | None]]
+    """By rank: for each collective the start on its last rank, None if not known. Empty if nothing could be matched."""
+    missing: str
+    """Why nothing could be matched, or the empty string."""
+    notes: tuple[str, ...] = ()
+
+
+def match(traces: Mapping[int, Trace]) -> Peers:
+    """Match the collectives of `traces`, which are keyed by rank."""
+    if reason := _unsound(traces):
+        return Peers({}, reason)
+    sequences: dict[_Key, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for rank, trace in traces.items():
+        for index in sorted(range(len(trace.collectives)), key=lambda i: _order(trace.collectives[i])):
+            one = trace.collectives[index]
+            sequences[one.kind, one.group, one.ranks or tuple(traces)][rank].append(index)
+    joined: dict[int, list[int | None]] = {rank: [None] * len(trace.collectives) for rank, trace in traces.items()}
+    unmatched = early = worst = 0
+    for (kind, _, ranks), by_rank in sequences.items():
+        if kind in LOOSE_KINDS:
+            continue
+        if set(ranks) != set(by_rank) or len({len(indices) for indices in by_rank.values()}) != 1:
+            unmatched += sum(map(len, by_rank.values()))
+            continue
+        for together in zip(*by_rank.values(), strict=True):
+            members = [(rank, index) for rank, index in zip(by_rank, together, strict=True)]
+            last = max(traces[rank].collectives[index].start for rank, index in members)
+            for rank, index in members:
+                joined[rank][index] = last
+                lead = last - traces[rank].collectives[index].end
+                if lead > TOLERANCE_NS:
+                    early, worst = early + 1, max(worst, lead)
+    return Peers(joined, "", tuple(_notes(traces, unmatched, early, worst)))
+
+
+def _order(one: Collective) -> tuple[int, int]:
+    return (one.start if one.launched is None else one.launched, one.start)
+
+
+def _unsound(traces: Mapping[int, Trace]) -> str:
+    if len(traces) < 2:
+        return "there is only one trace"
+    sizes = {trace.world_size for trace in traces.values()} - {None}
+    if sizes and sizes != {len(traces)}:
+        missing = sorted(set(range(max(size for size in sizes if size is not None))) - set(traces))
+        return f"there is no trace of rank {', '.join(map(str, missing))}"
+    nameless = any(one.group is None for trace in traces.values() for one in trace.collectives)
+    if nameless and len({ranks for trace in traces.values() for ranks in trace.groups}) > 1:
+        return "there are several process groups, and the traces do not say which collective belongs to which"
+    return ""
+
+
+def _notes(traces: Mapping[int, Trace], unmatched: int, early: int, worst: int) -> list[str]:
+    notes = []
+    if unmatched:
+        notes.append(f"{unmatched} collectives have no counterpart on every rank; what they waited for is not known.")
+    if early:
+        notes.append(
+            f"{early} collectives end before another rank begins them, by up to {worst / 1e6:.3g} ms: the clocks of "
+            "the ranks differ, and so waiting for peers is not measured well."
+        )
+    hosts = sorted({trace.host for trace in traces.values()})
+    if len(hosts) > 1:
+        notes.append(f"The clocks of {len(hosts)} hosts are compared as they are.")
+    return notes

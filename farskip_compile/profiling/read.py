@@ -1,0 +1,244 @@
+"""Reads one rank's profile: a Chrome trace file, or a `torch.profiler` object.
+
+In:    the path of an exported trace (`.json`, `.json.gz`), or a profile that has ended.
+Out:   a `Trace`.
+Never: changes the profile; keeps the raw events.
+
+What is compute and what is communication depends on the device:
+- If the trace shows kernels of a GPU, collectives are the kernels of NCCL, RCCL or MSCCL, and compute is every other
+  kernel on any stream. Copies and fills are kept apart. Collectives of CPU tensors (gloo) are left out, with a note.
+- Otherwise collectives are the works of gloo, MPI or UCC, which run on threads of their own, and compute is what
+  `lanes.compute_only` finds on all other threads. Operators that such a work runs itself are a part of it.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from farskip_compile.profiling import events
+from farskip_compile.profiling.chrome import Document, collector_paused, load
+from farskip_compile.profiling.errors import NotATraceError, TraceError
+from farskip_compile.profiling.events import Role
+from farskip_compile.profiling.intervals import Span, union
+from farskip_compile.profiling.lanes import Segment, compute_only, segments
+from farskip_compile.profiling.launches import Launch, Layers, Place, link_by_id, link_by_order
+from farskip_compile.profiling.trace import Collective, Device, Trace
+
+
+@runtime_checkable
+class Profile(Protocol):
+    """`torch.profiler.profile` and `torch.autograd.profiler.profile`."""
+
+    def export_chrome_trace(self, path: str) -> Any:
+        """Write the trace to `path`."""
+
+
+Source = str | PathLike[str] | Profile
+
+
+def read_trace(source: Source, *, rank: int | None = None) -> Trace:
+    """Read the profile of one rank.
+
+    Args:
+        source: a trace file, or a profile whose `with` block has ended and that was not exported before.
+        rank: the rank, if the trace does not know it (profiles taken before `init_process_group`).
+
+    Raises:
+        TraceError: the file can't be read, or the profile has nothing to export.
+        NotATraceError: the file is no Chrome trace, or holds several ranks.
+        TruncatedTraceError: the file ends in the middle.
+    """
+    if isinstance(source, (str, PathLike)):
+        path = Path(source)
+        return from_document(load(path), str(path), rank=rank)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        try:
+            source.export_chrome_trace(str(path))
+        except (RuntimeError, AssertionError) as error:
+            raise TraceError(
+                f"the profile can't be exported: {error}",
+                way_out="read it after its `with` block, and once; if it was exported before, read that file instead",
+            ) from None
+        return from_document(load(path), "profile", rank=rank)
+
+
+def from_document(document: Document, source: str, *, rank: int | None = None) -> Trace:
+    """Read a trace that is already parsed.
+
+    Raises:
+        NotATraceError: its events are not those of a Chrome trace, or it holds several ranks.
+    """
+    if "farskipRanks" in document:
+        raise NotATraceError(
+            f"{source} holds the traces of ranks {document['farskipRanks']}, merged for viewing",
+            way_out="give the traces that it was made of, one file for each rank",
+        )
+    raw = _Raw()
+    base = document.get("baseTimeNanoseconds") or 0
+    try:
+        with collector_paused():
+            for event in document["traceEvents"]:
+                if event.get("ph") == "X":
+                    raw.add(event, base)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise NotATraceError(
+            f"{source} has an event that is none of torch.profiler's ({type(error).__name__}: {error})",
+            way_out="give a trace as export_chrome_trace wrote it",
+        ) from None
+    info = document.get("distributedInfo") or {}
+    found = info.get("rank")
+    if found is None:
+        named = re.search(r"rank[_\-. ]?(\d+)", Path(source).name, re.IGNORECASE)
+        found = int(named[1]) if named is not None else None
+    groups = [group.get("ranks") for group in info.get("pg_config") or () if isinstance(group, dict)]
+    return raw.trace(
+        source=source,
+        rank=found if rank is None else rank,
+        world_size=info.get("world_size"),
+        groups=tuple(sorted({tuple(ranks) for ranks in groups if ranks and len(ranks) > 1})),
+        host=str(document.get("host_name") or ""),
+    )
+
+
+@dataclass
+class _Raw:
+    """The events of a trace, sorted by what they are."""
+
+    operators: dict[str, list[Segment]] = field(default_factory=lambda: defaultdict(list))
+    ranges: dict[str, list[Segment]] = field(default_factory=lambda: defaultdict(list))
+    kernels: dict[str, list[Segment]] = field(default_factory=lambda: defaultdict(list))
+    copies: dict[str, list[Segment]] = field(default_factory=lambda: defaultdict(list))
+    peer_copies: list[Span] = field(default_factory=list)
+    gpu_collectives: list[tuple[Collective, int | None]] = field(default_factory=list)
+    cpu_collectives: list[tuple[Collective, str]] = field(default_factory=list)
+    launches: list[Launch] = field(default_factory=list)
+    runtime: dict[int, Place] = field(default_factory=dict)
+    runs_compiled_code: bool = False
+    shows_fused_kernels: bool = False
+    unfinished: int = 0
+
+    def add(self, event: dict[str, Any], base: int) -> None:
+        """Sort in one complete event (`"ph": "X"`)."""
+        category, name = event.get("cat"), event["name"]
+        start = base + round(event["ts"] * 1000)
+        end = start + round(event["dur"] * 1000)
+        if end < start:
+            self.unfinished += 1
+            return
+        thread = f"{event['pid']}/{event['tid']}"
+        if category in events.OPERATOR_CATEGORIES or category in events.ANNOTATION_CATEGORIES:
+            kind = events.cpu_collective(name)
+            if kind is not None:
+                self.cpu_collectives.append((Collective(kind, start, end, name.split(":")[0]), thread))
+            elif category in events.ANNOTATION_CATEGORIES:
+                self.runs_compiled_code |= events.is_compiled_region(name)
+                if events.layer_of(name) is not None:
+                    self.ranges[thread].append((start, end, name))
+            else:
+                self._add_operator(name, start, end, thread)
+        elif category in events.GPU_CATEGORIES:
+            self._add_gpu(event, start, end)
+        elif category in events.RUNTIME_CATEGORIES and "correlation" in event.get("args", {}):
+            self.runtime[event["args"]["correlation"]] = (thread, start)
+
+    def _add_operator(self, name: str, start: int, end: int, thread: str) -> None:
+        if events.role(name) is Role.GLUE:
+            return
+        self.operators[thread].append((start, end, name))
+        self.shows_fused_kernels |= events.is_fused_kernel(name)
+        if (launched := events.launched_kind(name)) is not None:
+            self.launches.append(Launch(*launched, (thread, start)))
+
+    def _add_gpu(self, event: dict[str, Any], start: int, end: int) -> None:
+        name, args = event["name"], event.get("args", {})
+        stream = f"GPU {args.get('device', event['pid'])} stream {args.get('stream', event['tid'])}"
+        if events.is_gpu_collective(name):
+            group = args.get("Process Group Name")
+            kind = args.get("Collective name") or events.gpu_kind(name)
+            label = args.get("Process Group Description") or group
+            lane = stream if label is None else f"{label} ({stream})"
+            collective = Collective(kind, start, end, lane, group, _ranks(args.get("Process Group Ranks")))
+            self.gpu_collectives.append((collective, args.get("correlation")))
+        elif events.is_peer_copy(name):
+            self.peer_copies.append((start, end))
+        elif event["cat"] in events.COPY_CATEGORIES:
+            self.copies[stream].append((start, end, name))
+        else:
+            self.kernels[stream].append((start, end, name))
+
+    def trace(
+        self, source: str, rank: int | None, world_size: int | None, groups: tuple[tuple[int, ...], ...], host: str
+    ) -> Trace:
+        """All of it, with launches and layers."""
+        layers = Layers(self.ranges)
+        on_gpu = bool(self.kernels or self.gpu_collectives)
+        if on_gpu:
+            places = [(one, self.runtime.get(key) if key is not None else None) for one, key in self.gpu_collectives]
+            collectives = sorted(link_by_id(places, layers), key=lambda one: (one.start, one.end))
+        else:
+            in_order = sorted((one for one, _ in self.cpu_collectives), key=lambda one: (one.start, one.end))
+            collectives = link_by_order(in_order, self.launches, layers)
+        return Trace(
+            source=source,
+            rank=rank,
+            world_size=world_size,
+            device=Device.GPU if on_gpu else Device.CPU,
+            collectives=tuple(collectives),
+            work=_by_lane(self.kernels) if on_gpu else self._cpu_work(),
+            copies=_by_lane(self.copies) if on_gpu else {},
+            waits=[] if on_gpu else self._waits(),
+            groups=groups,
+            host=host,
+            notes=tuple(self._notes(on_gpu)),
+        )
+
+    def _cpu_work(self) -> dict[str, list[Segment]]:
+        """Compute of every thread but those that do nothing except the work of collectives."""
+        launching = {thread for thread, found in self.operators.items() if any(map(_communicates, found))}
+        workers = {thread for _, thread in self.cpu_collectives} - launching
+        lanes = ((t, compute_only(found)) for t, found in sorted(self.operators.items()) if t not in workers)
+        return {f"thread {thread.split('/')[1]}": lane for thread, lane in lanes if lane}
+
+    def _waits(self) -> list[Span]:
+        found = (one for lane in self.operators.values() for one in lane if events.role(one[2]) is Role.WAIT)
+        return union((start, end) for start, end, _ in found)
+
+    def _notes(self, on_gpu: bool) -> list[str]:
+        notes = []
+        if not on_gpu and self.runs_compiled_code and not self.shows_fused_kernels:
+            notes.append(
+                "compiled code ran, but no fused kernel has an event: what such kernels hid is missing here. Compile "
+                "with torch._inductor.config.cpp.enable_kernel_profile, as farskip_compile.profiling.record does."
+            )
+        if on_gpu and self.cpu_collectives:
+            notes.append(f"{len(self.cpu_collectives)} collectives of CPU tensors are left out; the GPU's count.")
+        if self.peer_copies:
+            notes.append(f"{len(self.peer_copies)} copies between GPUs count neither as collectives nor as compute.")
+        if self.unfinished:
+            notes.append(f"{self.unfinished} events have no end and are left out.")
+        return notes
+
+
+def _by_lane(found: dict[str, list[Segment]]) -> dict[str, list[Segment]]:
+    return {stream: segments(kernels) for stream, kernels in sorted(found.items())}
+
+
+def _communicates(operator: Segment) -> bool:
+    return events.role(operator[2]) in (Role.LAUNCH, Role.WAIT)
+
+
+def _ranks(text: object) -> tuple[int, ...] | None:
+    """The ranks of a group as a kernel's arguments have them: `[0, 1, 2, 3]`, cut short with dots if they are many."""
+    if isinstance(text, (list, tuple)):
+        return tuple(int(rank) for rank in text)
+    if not isinstance(text, str) or "..." in text:
+        return None
+    found = tuple(int(rank) for rank in re.findall(r"\d+", text))
+    return found or None

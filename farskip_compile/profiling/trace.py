@@ -1,0 +1,73 @@
+"""What the overlap report needs to know of one rank's profile: collectives, compute and waits, as intervals.
+
+Contract: all times are whole nanoseconds since the epoch (as the profiler's clock has it). A trace is of one rank.
+Nothing is judged here: `read.py` fills a `Trace`, `overlap.py` asks it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from farskip_compile.profiling.intervals import Span
+from farskip_compile.profiling.lanes import Segment
+
+
+class Device(StrEnum):
+    """Where the collectives of a trace run, and with them what counts as compute."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """One collective of one rank, from the start of its work to its end."""
+
+    kind: str
+    """`all_to_all_single`, `all_reduce`, ...: as the operator that launched it, or else as the event is called."""
+    start: int
+    end: int
+    lane: str
+    """What it shares its place in the timeline with: its process group or stream, or the backend on CPU."""
+    group: str | None = None
+    """Name of its process group; None if the trace does not say."""
+    ranks: tuple[int, ...] | None = None
+    """Ranks of its process group; None if the trace does not say."""
+    launched: int | None = None
+    """When its launch began; None if the launch is not known."""
+    layer: int | None = None
+    """The layer that the code around its launch named; None if none is known."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The profile of one rank."""
+
+    source: str
+    """The file, or what else it was read from."""
+    rank: int | None
+    """None if the profile does not say."""
+    world_size: int | None
+    device: Device
+    collectives: tuple[Collective, ...]
+    """In order of their starts."""
+    work: dict[str, list[Segment]] = field(repr=False)
+    """Compute by thread or stream: disjoint segments in order."""
+    copies: dict[str, list[Segment]] = field(default_factory=dict, repr=False)
+    """Copies and fills of GPU memory, likewise."""
+    waits: list[Span] = field(default_factory=list, repr=False)
+    """When a CPU thread stood in a wait for a collective; a union."""
+    groups: tuple[tuple[int, ...], ...] = ()
+    """The ranks of each process group that this rank belongs to; empty if the profile does not say."""
+    host: str = ""
+    notes: tuple[str, ...] = ()
+    """What the reader of a report must know to trust it."""
+
+    @property
+    def span(self) -> Span:
+        """From the first to the last moment of anything in the trace."""
+        lanes = [lane for lane in (*self.work.values(), *self.copies.values()) if lane]
+        starts = [lane[0][0] for lane in lanes] + [one.start for one in self.collectives]
+        ends = [lane[-1][1] for lane in lanes] + [one.end for one in self.collectives]
+        return (min(starts), max(ends)) if starts else (0, 0)
