@@ -128,7 +128,7 @@ class Probe:
         import torch
 
         import farskip_compile
-        from farskip_compile.cache_identity import with_identity
+        from farskip_compile.cache_identity import identity_of
         from farskip_compile.models import build
 
         torch.set_num_threads(1)
@@ -149,7 +149,7 @@ class Probe:
         self.layers, self.inner = layers, inner
         self.rows: list[dict[str, float]] = []
         self._ours = farskip_compile.backend(config)
-        self._identity = lambda module: with_identity({}, config, module)
+        self._identity = lambda module: identity_of(config, module, None)
         self._last_report = lambda: farskip_compile.last_reports()[-1]
         captured: list[torch.fx.GraphModule] = []
         spent = {"copy": 0.0, "ours": 0.0}

@@ -146,7 +146,10 @@ class Network:
         """One line that belongs to every result."""
         if not self.is_network:
             return LOOPBACK
-        parts = [f"{self.hosts} hosts (network namespaces)", f"{format_rate(self.link.rate)} up and down each" if self.link.rate else "links without limit"]
+        parts = [
+            f"{self.hosts} hosts (network namespaces)",
+            f"{format_rate(self.link.rate)} up and down each" if self.link.rate else "links without limit",
+        ]
         if self.link.delay is not None:
             parts.append(f"{1e3 * self.link.delay:g} ms delay")
         if self.delay_problem is not None:
@@ -208,6 +211,7 @@ class Network:
             places = [Place((*enter, names.host(index)), core) for index, core in enumerate(self.cores)]
             port, interface = FIRST_PORT + next(self._runs), INTERFACE
         environment = {
+            "TORCH_CPP_LOG_LEVEL": "ERROR",  # it warns that hosts have no names
             **os.environ,
             "LOCAL_RANK": "0",
             "WORLD_SIZE": str(self.hosts),
@@ -239,7 +243,8 @@ class _Signals:
         self.installed = True
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGHUP):
-                self._before[number] = signal.signal(number, self._raise)
+                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                    self._before[number] = signal.signal(number, self._raise)
 
     def restore(self) -> None:
         self.installed = False
