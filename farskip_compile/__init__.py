@@ -8,6 +8,7 @@ tensor-parallel communication no longer stands in the way of compute. Weights st
 from farskip_compile.backend import Backend, FarSkipWarning, backend, farskip
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import (
+    AsyncCollectiveError,
     ConfigError,
     ConnectivityError,
     DDPSplitError,
@@ -17,6 +18,7 @@ from farskip_compile.errors import (
     LayerRangeError,
     NoResidualStackError,
     NotASumError,
+    OrderMismatchError,
     ParallelismError,
     PartialModelError,
     UnsupportedPatternError,
@@ -24,9 +26,11 @@ from farskip_compile.errors import (
 )
 from farskip_compile.explain import Explanation, explain
 from farskip_compile.report import CompileReport, Outcome, clear_reports, last_reports
+from farskip_compile.schedule_report import ScheduleReport, clear_schedules, last_schedules
 from farskip_compile.verification import Snapshot, snapshot, verify
 
 __all__ = [
+    "AsyncCollectiveError",
     "Backend",
     "CompileReport",
     "ConfigError",
@@ -41,17 +45,21 @@ __all__ = [
     "LayerRangeError",
     "NoResidualStackError",
     "NotASumError",
+    "OrderMismatchError",
     "Outcome",
     "ParallelismError",
     "PartialModelError",
+    "ScheduleReport",
     "Snapshot",
     "UnsupportedPatternError",
     "VerificationError",
     "backend",
     "clear_reports",
+    "clear_schedules",
     "explain",
     "farskip",
     "last_reports",
+    "last_schedules",
     "snapshot",
     "verify",
 ]

@@ -15,14 +15,23 @@ from typing import Any
 
 from torch import fx
 
-from farskip_compile._compat import ddp_splits_graphs, inductor_compiler, is_resumed, lookup_backend
-from farskip_compile.cache_identity import with_identity
+from farskip_compile._compat import (
+    ddp_splits_graphs,
+    inductor_compiler,
+    inductor_config,
+    is_resumed,
+    lookup_backend,
+)
+from farskip_compile._compat_inductor import scheduling_options
+from farskip_compile.cache_identity import identity_of
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, PartialModelError
+from farskip_compile.overlap_passes import KernelPass, PostGradPass, make_plan
 from farskip_compile.pipeline import run
 from farskip_compile.report import CompileReport, Outcome, last_reports, publish
 
 Compiled = Callable[..., Any]
+POST_GRAD = "post_grad_custom_post_pass"
 
 
 class FarSkipWarning(UserWarning):
@@ -80,10 +89,20 @@ class Backend:
         """Rewire `module` and compile it with the inner backend."""
         publish(self._rewire(module), self.config.on_report)
         if self.config.inner == "inductor":
-            options = with_identity(dict(self.config.inductor), self.config, module)
-            return inductor_compiler(options, self.mode)(module, example_inputs)
+            return inductor_compiler(self._inductor_options(module), self.mode)(module, example_inputs)
         compiled: Compiled = lookup_backend(self.config.inner)(module, list(example_inputs))
         return compiled
+
+    def _inductor_options(self, module: fx.GraphModule) -> dict[str, Any]:
+        """The user's options for Inductor and, added to them, our two passes."""
+        options = dict(self.config.inductor)
+        plan = make_plan(self.config, module)
+        identity = identity_of(self.config, module, plan)
+        theirs = options.get(POST_GRAD, getattr(inductor_config, POST_GRAD))
+        options[POST_GRAD] = PostGradPass(identity, theirs, plan)
+        if plan is not None:
+            options.update(scheduling_options(KernelPass(plan, identity)))
+        return options
 
     def _rewire(self, module: fx.GraphModule) -> CompileReport:
         try:

@@ -1,9 +1,9 @@
 """Make Inductor's caches tell our compiles apart.
 
-Contract: adds one pass to Inductor's options that changes no graph. Its `uuid` enters the keys of the FX-graph cache
-and of the AOTAutograd cache, and covers everything that decides the result but is not visible in the graph's code: the
-source of this package, the configuration, and the recompute tags of opened checkpoints (tags are metadata, which the
-keys ignore: without this, a model with and one without checkpointing would share an artifact).
+Contract: one hash that covers everything that decides the result but is not visible in the graph's code: the source
+of this package, the configuration, the hardware profile, and the recompute tags of opened checkpoints (tags are
+metadata, which the cache keys ignore: without this, a model with and one without checkpointing would share an
+artifact). `overlap_passes` brings it into the keys of the FX-graph cache and of the AOTAutograd cache.
 """
 
 from __future__ import annotations
@@ -12,48 +12,19 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from torch import fx
 
-from farskip_compile._compat import CustomGraphPass, inductor_config
 from farskip_compile.config import FarSkipConfig
-
-OPTION = "post_grad_custom_post_pass"
-
-
-class CacheIdentity(CustomGraphPass):
-    """A pass that does nothing but carry an identity; calls the user's own pass, if there is one.
-
-    Args:
-        identity: hash of all that is not visible in the graph.
-        inner: the user's pass in the same place.
-    """
-
-    def __init__(self, identity: str, inner: Any = None) -> None:
-        self.identity = identity
-        self.inner = inner
-
-    def __call__(self, graph: fx.Graph) -> None:
-        """Run the user's pass."""
-        for one in self.inner if isinstance(self.inner, list | tuple) else [self.inner]:
-            if one is not None:
-                one(graph)
-
-    def uuid(self) -> Any:
-        """Identity of both passes; None (no caching) if the user's pass has none."""
-        inner = self.inner if isinstance(self.inner, list | tuple) else [self.inner]
-        identities = [one.uuid() if isinstance(one, CustomGraphPass) else None for one in inner if one is not None]
-        return None if None in identities else (self.identity, *map(str, identities))
+from farskip_compile.overlap_passes import Plan
 
 
-def with_identity(options: dict[str, Any], config: FarSkipConfig, module: fx.GraphModule) -> dict[str, Any]:
-    """`options` for Inductor with the identity of this compile added."""
+def identity_of(config: FarSkipConfig, module: fx.GraphModule, plan: Plan | None) -> str:
+    """Hash of everything that decides the result of a compile and is not visible in the code of its graph."""
     tags = [(node.name, str(node.meta["recompute"])) for node in module.graph.nodes if "recompute" in node.meta]
-    parts = [source_hash(), json.dumps(config.to_json(), sort_keys=True), json.dumps(tags)]
-    identity = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    theirs = options.get(OPTION, getattr(inductor_config, OPTION))
-    return {**options, OPTION: CacheIdentity(identity, theirs)}
+    profile = plan.profile.to_json() if plan is not None else None
+    parts = [source_hash(), json.dumps(config.to_json(), sort_keys=True), json.dumps(tags), json.dumps(profile)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 @functools.cache

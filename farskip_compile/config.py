@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from farskip_compile.costs import HardwareProfile, load_profile, profiles
 from farskip_compile.errors import ConfigError
 from farskip_compile.passes.connectivity import Connectivity, Named
 
@@ -47,6 +48,27 @@ class FarSkipConfig:
     """Tensor parallelism: reduce the attention's and the shared experts' partial sums together (one all-reduce for
     both). Equal in real arithmetic, not bit for bit. Needs `connectivity="full"`."""
 
+    schedule: bool = True
+    """Order collectives and compute for overlap, forward and backward. Needs `inner="inductor"` (other inner backends
+    run the graph as it is) and an initialised `torch.distributed`; changes no result."""
+
+    profile: str | HardwareProfile | None = None
+    """Hardware profile behind the cost estimates: the name of a shipped one, the path of a JSON file, or a
+    `farskip_compile.costs.HardwareProfile`. None: by the device. Must be the same on all ranks."""
+
+    memory_increase: float = 0.05
+    """Part by which scheduling may raise the estimated peak memory of a graph."""
+
+    in_flight_bytes: int = 5_000_000_000
+    """Bytes that collectives in flight may read and write in all."""
+
+    ep_group: str | Any | None = None
+    """Process group, or its name, that all-to-alls are moved to, so that they do not queue behind other collectives of
+    theirs: `farskip_compile.comm.expert_group(group)`. None: they stay where they are."""
+
+    check_order: bool = True
+    """Compare the order of collectives across the ranks at the first run of each graph, and raise instead of hang."""
+
     on_report: Callable[[Any], None] | None = None
     """Called with the `CompileReport` of each graph that the backend receives."""
 
@@ -61,7 +83,7 @@ class FarSkipConfig:
             object.__setattr__(self, "layers", tuple(self.layers))
         if self.inner not in get_args(Inner):
             raise ConfigError(f"inner={self.inner!r} is unknown", way_out=f"one of {', '.join(get_args(Inner))}")
-        for name in ("strict", "merge_reductions"):
+        for name in ("strict", "merge_reductions", "schedule", "check_order"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}={getattr(self, name)!r} is no bool", way_out=f"{name}=True or {name}=False")
         if not isinstance(self.inductor, Mapping) or not all(isinstance(key, str) for key in self.inductor):
@@ -78,6 +100,35 @@ class FarSkipConfig:
             )
         if self.on_report is not None and not callable(self.on_report):
             raise ConfigError("on_report is not callable", way_out="pass a function of one report")
+
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        if isinstance(self.profile, str):
+            object.__setattr__(self, "profile", load_profile(self.profile))
+        if self.profile is not None and not isinstance(self.profile, HardwareProfile):
+            raise ConfigError(
+                f"profile={self.profile!r} is no hardware profile", way_out=f"one of {', '.join(profiles())}, or a path"
+            )
+        number = isinstance(self.memory_increase, int | float) and not isinstance(self.memory_increase, bool)
+        if not number or not 0 <= self.memory_increase < float("inf"):
+            raise ConfigError(
+                f"memory_increase={self.memory_increase!r} is no part of the peak", way_out="0.05 allows 5 % more"
+            )
+        if (
+            not isinstance(self.in_flight_bytes, int)
+            or isinstance(self.in_flight_bytes, bool)
+            or self.in_flight_bytes < 0
+        ):
+            raise ConfigError(f"in_flight_bytes={self.in_flight_bytes!r} is no number of bytes", way_out="an int >= 0")
+        if self.ep_group is not None:
+            name = getattr(self.ep_group, "group_name", self.ep_group)
+            if not isinstance(name, str):
+                raise ConfigError(
+                    f"ep_group={self.ep_group!r} is no process group",
+                    way_out="farskip_compile.comm.expert_group(group)",
+                )
+            object.__setattr__(self, "ep_group", name)
 
     def _check_connectivity(self) -> None:
         wish = self.connectivity
@@ -133,5 +184,11 @@ class FarSkipConfig:
             "inner": self.inner,
             "strict": self.strict,
             "merge_reductions": self.merge_reductions,
+            "schedule": self.schedule,
+            "profile": self.profile.to_json() if isinstance(self.profile, HardwareProfile) else None,
+            "memory_increase": self.memory_increase,
+            "in_flight_bytes": self.in_flight_bytes,
+            "ep_group": self.ep_group,
+            "check_order": self.check_order,
             "inductor": {key: repr(value) for key, value in sorted(self.inductor.items())},
         }

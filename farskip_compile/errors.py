@@ -109,5 +109,13 @@ class VerificationError(FarSkipError):
     """The table read off the rewired graph is not the one that was asked for: a defect of this package."""
 
 
+class OrderMismatchError(FarSkipError):
+    """Two ranks are about to launch different collectives on one process group, which would hang."""
+
+
+class AsyncCollectiveError(PartialModelError):
+    """A collective is called with `async_op=True`, which cuts the graph."""
+
+
 class ParallelismError(FarSkipError):
     """Sizes that don't fit the process group: for example a world size that doesn't divide the experts."""

@@ -68,12 +68,12 @@ class Program:
         for index, task in enumerate(self.tasks):
             if any(not 0 <= need < index for need in task.needs):
                 raise ValueError(f"task {index} ({task.name}) needs a task that is not before it: {task.needs}")
-            if task.role is Role.WAIT:
-                if not 0 <= task.launch < index or self.tasks[task.launch].role is not Role.LAUNCH:
-                    raise ValueError(f"wait {index} ({task.name}) names no launch before it: {task.launch}")
+            launched = 0 <= task.launch < index and self.tasks[task.launch].role is Role.LAUNCH
+            if task.role is Role.WAIT and not launched:
+                raise ValueError(f"wait {index} ({task.name}) names no launch before it: {task.launch}")
 
     def in_flight(self) -> dict[int, int]:
-        """For each launch, the bytes that it keeps from being freed or used while in flight: what it reads and makes."""
+        """For each launch, the bytes that are not free for others while it is in flight: what it reads and makes."""
         held = {index: 0 for index, task in enumerate(self.tasks) if task.role is Role.LAUNCH}
         for buffer in self.buffers:
             for index in {buffer.maker, *buffer.users} & held.keys():

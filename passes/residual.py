@@ -66,7 +66,9 @@ def read_table(graph: fx.Graph) -> ResidualTable | None:
             return None
         regions = find_regions(stream)
     second = _second_stack(stream, regions, graph)
-    if second is not None and not any(ops.is_attention(n) or ops.is_selection(n) or ops.is_scan(n) for n in graph.nodes):
+    if second is not None and not any(
+        ops.is_attention(n) or ops.is_selection(n) or ops.is_scan(n) for n in graph.nodes
+    ):
         return None  # unrelated sums, such as the updates of an optimizer
     if second is not None:
         raise NotASumError(

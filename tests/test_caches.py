@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from farskip_compile import FarSkipConfig
-from farskip_compile.cache_identity import OPTION, with_identity
+from farskip_compile.cache_identity import identity_of
+from farskip_compile.overlap_passes import PostGradPass
 
 ROOT = Path(__file__).parent.parent
 
@@ -125,7 +126,7 @@ def test_identity_covers_configuration_and_checkpoint_tags() -> None:
         graph.output(node)
         if tagged:
             node.meta["recompute"] = "PREFER_RECOMPUTE"
-        return with_identity({}, config, torch.fx.GraphModule({}, graph))[OPTION].uuid()
+        return PostGradPass(identity_of(config, torch.fx.GraphModule({}, graph), None)).uuid()
 
     base = uuid(FarSkipConfig(), tagged=False)
     assert base == uuid(FarSkipConfig(), tagged=False)
@@ -135,8 +136,8 @@ def test_identity_covers_configuration_and_checkpoint_tags() -> None:
 
 
 def test_a_pass_of_the_user_without_identity_turns_caching_off() -> None:
-    options = with_identity({OPTION: print}, FarSkipConfig(), torch.fx.GraphModule({}, torch.fx.Graph()))
-    assert options[OPTION].uuid() is None
+    assert PostGradPass("ours").uuid() == ("ours",)
+    assert PostGradPass("ours", print).uuid() is None
 
 
 def test_structured_trace_holds_the_report(folder: Path, tmp_path: Path) -> None:

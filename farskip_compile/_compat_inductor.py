@@ -1,0 +1,135 @@
+"""The private Inductor APIs behind scheduling; see `_compat`, which this file is a part of.
+
+Contract: other modules see Inductor's scheduler nodes ("kernels") only through these functions.
+Checked by running on torch 2.13.0; presence and signatures by reading on 2.11, 2.12, 2.14 and 2.15.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import fx
+from torch._inductor import config as inductor_config
+from torch._inductor import ir
+from torch._inductor.fx_passes.control_dependencies import preserve_node_ordering
+from torch._inductor.fx_passes.reinplace import inplaceable_ops
+from torch._inductor.utils import contains_collective, contains_wait
+from torch._inductor.virtualized import V
+from torch.utils._ordered_set import OrderedSet
+
+Kernel = Any
+"""`torch._inductor.scheduler.BaseSchedulerNode`: one kernel, or an extern call, after fusion."""
+
+
+def in_place_arguments(node: fx.Node) -> tuple[int, ...]:
+    """Positions of the arguments that Inductor may let an out-of-place operator write to, if nobody reads them."""
+    found = inplaceable_ops.get(node.target)  # type: ignore[call-overload]
+    if found is not None:
+        return tuple(found.mutated_args)
+    # functionalised custom operators and user-defined kernels: any argument may be meant
+    if "auto_functionalized" in str(node.target) or "triton_kernel_wrapper_functional" in str(node.target):
+        return tuple(range(len(node.args)))
+    return ()
+
+
+def pin(graph: fx.Graph, waits: Mapping[fx.Node, Iterable[fx.Node]]) -> None:
+    """Let each wait depend, for order alone, on the nodes given for it."""
+    preserve_node_ordering(graph, {wait: OrderedSet(nodes) for wait, nodes in waits.items()})
+
+
+def kernel_name(kernel: Kernel) -> str:
+    """Name of a kernel in Inductor's logs."""
+    return str(kernel.get_name())
+
+
+def kernel_needs(kernel: Kernel) -> list[str]:
+    """Buffers that must be made before `kernel` runs, control dependences included."""
+    return sorted({dep.name for dep in kernel.unmet_dependencies})
+
+
+def kernel_makes(kernel: Kernel) -> list[str]:
+    """Buffers that are ready once `kernel` has run."""
+    return [str(name) for name in kernel.get_buffer_names()]
+
+
+def is_launch_kernel(kernel: Kernel) -> bool:
+    """Whether `kernel` launches a collective."""
+    return bool(contains_collective(kernel))
+
+
+def is_wait_kernel(kernel: Kernel) -> bool:
+    """Whether `kernel` waits for a collective."""
+    return bool(contains_wait(kernel))
+
+
+def kernel_parts(kernel: Kernel) -> list[tuple[bool, list[fx.Node]]]:
+    """For each kernel that was fused into `kernel`: whether it is a call of a library, and the nodes behind it.
+
+    The node that stands for the whole part comes first, if Inductor knows it.
+    """
+    parts = []
+    for part in kernel.get_nodes():
+        node = part.node
+        if node is None:
+            continue
+        origin = node.get_origin_node()
+        origins = [origin] if origin is not None else []
+        origins += [one for one in node.origins if one is not origin]
+        extern = isinstance(node, ir.ExternKernel | ir.TemplateBuffer) and not isinstance(node, ir.NopKernel)
+        parts.append((extern, origins))
+    return parts
+
+
+def kernel_traffic(kernel: Kernel) -> int:
+    """Bytes that `kernel` reads and writes in main memory."""
+    return int(kernel.get_read_write_buffers_sizes())
+
+
+def kernel_buffers(kernels: Sequence[Kernel]) -> list[tuple[int, int, list[int], bool]]:
+    """Memory of a program of kernels: (bytes, index of the maker or -1 for an input, indices of users, kept)."""
+    index = {kernel: i for i, kernel in enumerate(kernels)}
+    outputs = set(V.graph.get_output_names())
+    found: list[tuple[int, int, list[int], bool]] = []
+    inputs: dict[str, Any] = {}
+    for i, kernel in enumerate(kernels):
+        for buffer in kernel.get_outputs():
+            info = buffer.mpi_buffer
+            if info.size_free:
+                users = [index[user] for user in info.succ_nodes if user in index]
+                found.append((int(info.size_free), i, users, buffer.get_name() in outputs))
+        planning = getattr(kernel, "mpi_node", None)  # absent if reorder_for_peak_memory is off
+        for buffer in planning.pred_buffers if planning is not None else ():
+            if not hasattr(buffer, "node"):
+                inputs[buffer.get_name()] = buffer.mpi_buffer
+    for name, info in inputs.items():
+        users = [index[user] for user in info.succ_nodes if user in index]
+        found.append((int(info.size_free), -1, users, name in outputs))
+    return found
+
+
+def scheduling_options(hook: Any) -> dict[str, Any]:
+    """Inductor options that give `hook` (kernels -> kernels) the last word on the order of kernels."""
+    options: dict[str, Any] = {
+        "reorder_for_compute_comm_overlap": True,
+        "reorder_for_compute_comm_overlap_passes": [hook],
+    }
+    simple = "aten_distributed_optimizations.enable_simple_overlap"  # torch 2.14: would move our launches and waits
+    if simple in inductor_config.get_config_copy():
+        options[simple] = False
+    return options
+
+
+def calls(kernel: Kernel, operator: Any) -> bool:
+    """Whether `kernel` is a call of `operator` that was not lowered to anything else."""
+    return getattr(kernel.node, "op_overload", None) is operator
+
+
+def text_argument(kernel: Kernel) -> str:
+    """The first constant argument of an operator call."""
+    return str(kernel.node.constant_args[0])
+
+
+def set_text_argument(kernel: Kernel, text: str) -> None:
+    """Replace the first constant argument of an operator call."""
+    kernel.node.constant_args = (text, *kernel.node.constant_args[1:])

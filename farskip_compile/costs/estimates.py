@@ -1,0 +1,96 @@
+"""The cost model as the scheduler asks for it: seconds of graph nodes, of launches and of Inductor's kernels.
+
+Contract: as everything in this package, a function of the graph and the profile alone.
+
+Before fusion the bytes of elementwise work are not known. They are estimated as if everything between two operators
+that don't fuse (products, attention, collectives, library calls) became one kernel: a node pays for what it reads from
+such operators or from the graph's inputs, and for what it writes for them or for the graph's outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import fx
+
+from farskip_compile.costs.alpha_beta import collective_seconds
+from farskip_compile.costs.collectives import collective_cost
+from farskip_compile.costs.memory import tensor_bytes, tensors_of
+from farskip_compile.costs.operators import FREE, OpCost, op_cost, op_seconds
+from farskip_compile.costs.profile import HardwareProfile
+from farskip_compile.costs.sizes import SizeHints
+from farskip_compile.passes import ops
+
+COMPUTED = ("matmul", "attention", "grouped_matmul")
+
+
+@dataclass
+class Estimates:
+    """Costs of the nodes of one graph.
+
+    Args:
+        graph: the ATen graph that all nodes belong to.
+        profile: the hardware.
+    """
+
+    graph: fx.Graph
+    profile: HardwareProfile
+
+    def __post_init__(self) -> None:
+        self.size = SizeHints(self.graph)
+        self._costs: dict[fx.Node, OpCost] = {}
+        self._tf32 = torch.backends.cuda.matmul.allow_tf32
+
+    def cost(self, node: fx.Node) -> OpCost:
+        """What `node` does, by itself."""
+        if node not in self._costs:
+            self._costs[node] = op_cost(node, self.size)
+        return self._costs[node]
+
+    def bytes(self, node: fx.Node) -> int:
+        """Bytes of the value of a node, all its tensors."""
+        return sum(tensor_bytes(value, self.size) for value in tensors_of(ops.fake(node)))
+
+    def collective(self, node: fx.Node) -> float:
+        """Seconds of a launch on its channel."""
+        cost = collective_cost(node, self.size)
+        return collective_seconds(cost.kind, cost.bytes, cost.ranks, self.profile)
+
+    def compute(self, node: fx.Node) -> float:
+        """Seconds of a node before fusion."""
+        cost = self.cost(node)
+        if cost.launches == 0 or not self._fuses(node):
+            return op_seconds(cost, self.profile)
+        reads = sum(self.bytes(arg) for arg in node.all_input_nodes if not self._fuses(arg))
+        stays = all(self._fuses(user) for user in node.users)
+        writes = 0 if stays else self.bytes(node)
+        fused = replace(cost, bytes_read=reads, bytes_written=writes, launches=0 if stays else 1)
+        return op_seconds(fused, self.profile)
+
+    def kernel(self, parts: Iterable[tuple[bool, list[fx.Node]]], traffic: int) -> float:
+        """Seconds of a fused kernel.
+
+        Args:
+            parts: for each kernel fused into it, whether it calls a library, and the nodes behind it, the one that
+                stands for it first.
+            traffic: bytes that the kernel reads and writes.
+        """
+        flops = [self._product(origins) for extern, origins in parts if extern]
+        seconds = [op_seconds(cost, self.profile) for cost in flops if cost.kind in COMPUTED]
+        if seconds:
+            return sum(seconds)
+        launches = 0 if traffic == 0 else 1
+        return op_seconds(OpCost(0, traffic, 0, None, "memory", launches=launches), self.profile)
+
+    def _product(self, origins: list[fx.Node]) -> OpCost:
+        """The costliest product among the nodes behind a library call."""
+        return max(map(self.cost, origins), key=lambda cost: cost.flops, default=FREE)
+
+    def _fuses(self, node: fx.Node) -> bool:
+        """Whether Inductor computes `node` inside of a larger kernel: neither an input nor a library call."""
+        if node.op != "call_function" or ops.is_collective(node) or ops.is_wait(node):
+            return False
+        cost = self.cost(node)
+        return cost.kind not in COMPUTED and (cost.launches == 0 or "::" not in ops.op_name(node))

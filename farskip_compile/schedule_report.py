@@ -1,0 +1,128 @@
+"""What scheduling did to one compiled graph, as plain numbers.
+
+Contract: the report travels inside the compiled graph (see `order_check`), so it is published at the graph's first
+run, also when the caches are warm and no pass has run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from farskip_compile._compat import trace_artifact
+from farskip_compile.passes.list_schedule import Schedule
+from farskip_compile.passes.program import Timeline
+
+log = logging.getLogger("farskip_compile")
+
+KEPT = 256
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What the machine model says of one order of a graph."""
+
+    seconds: float
+    """Time of the whole graph."""
+    compute_seconds: float
+    communication_seconds: float
+    exposed_seconds: float
+    """Time in which compute stands still for a collective."""
+    peak_bytes: int
+    """Most memory alive at once."""
+    in_flight_bytes: int
+    """Most memory held by collectives in flight."""
+
+    @classmethod
+    def of(cls, timeline: Timeline) -> Predicted:
+        """The figures of `timeline`."""
+        return cls(
+            timeline.makespan,
+            timeline.compute,
+            timeline.communication,
+            timeline.exposed,
+            timeline.peak_bytes,
+            timeline.peak_in_flight_bytes,
+        )
+
+
+@dataclass(frozen=True)
+class ScheduleReport:
+    """One compiled graph with collectives in it."""
+
+    phase: str
+    """`forward`, `backward` or `inference`."""
+    orders: dict[str, list[str]] = field(default_factory=dict)
+    """Process group -> its launches in order."""
+    before: Predicted | None = None
+    """The order as Inductor had it: its kernels, or before fusion the graph."""
+    after: Predicted | None = None
+    """The order that runs."""
+    level: str = "graph"
+    """`kernels` if the figures are of fused kernels, `graph` if they are of the graph before fusion."""
+    waits_pinned: int = 0
+    """Waits held behind the products that hide their collectives."""
+    waits_collapsed: int = 0
+    """Superfluous waits removed."""
+    profile: str = ""
+    """Name of the hardware profile behind the figures."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ScheduleReport:
+        """The report that `to_json` was called on; other keys are ignored."""
+        known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
+        for name in ("before", "after"):
+            if known.get(name) is not None:
+                known[name] = Predicted(**known[name])
+        return cls(**known)
+
+    def summary(self) -> str:
+        """One line for the log."""
+        launches = sum(map(len, self.orders.values()))
+        text = f"{self.phase} graph with {launches} collectives on {len(self.orders)} process groups"
+        if self.before is None or self.after is None:
+            return f"{text}, not scheduled"
+        before, after = self.before, self.after
+        growth = after.peak_bytes / before.peak_bytes - 1 if before.peak_bytes else 0.0
+        return (
+            f"{text}: exposed communication {before.exposed_seconds * 1e3:.3g} -> {after.exposed_seconds * 1e3:.3g} of "
+            f"{after.communication_seconds * 1e3:.3g} ms, peak memory {growth:+.1%}, "
+            f"{after.in_flight_bytes / 1e6:.3g} MB in flight (estimates, {self.profile})"
+        )
+
+
+def timelines(schedule: Schedule) -> dict[str, Any]:
+    """The part of a report that a schedule fills."""
+    return {"before": asdict(Predicted.of(schedule.before)), "after": asdict(Predicted.of(schedule.after))}
+
+
+_reports: deque[ScheduleReport] = deque(maxlen=KEPT)
+_lock = threading.Lock()
+
+
+def last_schedules() -> tuple[ScheduleReport, ...]:
+    """Reports of this process, oldest first: each compiled graph with collectives that has run (the last 256)."""
+    with _lock:
+        return tuple(_reports)
+
+
+def clear_schedules() -> None:
+    """Forget all reports."""
+    with _lock:
+        _reports.clear()
+
+
+def publish_schedule(report: ScheduleReport) -> None:
+    """Keep `report`, log it, and write it to the structured trace."""
+    with _lock:
+        _reports.append(report)
+    log.info("%s", report.summary())
+    trace_artifact("farskip_schedule", lambda: json.dumps(report.to_json(), indent=1))

@@ -1,0 +1,69 @@
+"""Read a `Program` off Inductor's kernels after fusion, for the same scheduler.
+
+In:    the kernels of one graph in an order that respects their dependences; costs.
+Out:   the program; task i is kernel i.
+Never: changes a kernel.
+
+A kernel needs whatever makes a buffer that it depends on; Inductor's own dependences already hold control
+dependences, the order of writes, and that memory of a collective in flight is read by its wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import fx
+
+from farskip_compile import _compat_inductor as inductor
+from farskip_compile.passes import ops
+from farskip_compile.passes.program import Buffer, Program, Role, Task
+
+
+class KernelEstimate(Protocol):
+    """What the adapter asks of a cost model."""
+
+    def collective(self, node: fx.Node) -> float:
+        """Seconds of a launch on its channel."""
+
+    def kernel(self, parts: list[tuple[bool, list[fx.Node]]], traffic: int) -> float:
+        """Seconds of a kernel: what was fused into it, and the bytes it moves."""
+
+
+def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate) -> Program:
+    """Read the program of `kernels`."""
+    maker = {name: i for i, kernel in enumerate(kernels) for name in inductor.kernel_makes(kernel)}
+    tasks: list[Task] = []
+    for i, kernel in enumerate(kernels):
+        needed = {maker[name] for name in inductor.kernel_needs(kernel) if name in maker} - {i}
+        needs = tuple(sorted(needed))
+        parts = inductor.kernel_parts(kernel)
+        name = inductor.kernel_name(kernel)
+        launch = _launch_node(parts) if inductor.is_launch_kernel(kernel) else None
+        awaited = _awaited(tasks, needs) if inductor.is_wait_kernel(kernel) else None
+        if launch is not None:
+            group = ops.process_group(launch)
+            tasks.append(Task(name, needs, estimate.collective(launch), Role.LAUNCH, channel=group))
+        elif awaited is not None:
+            tasks.append(Task(name, needs, 0.0, Role.WAIT, launch=awaited))
+        else:
+            tasks.append(Task(name, needs, estimate.kernel(parts, inductor.kernel_traffic(kernel))))
+    buffers = (Buffer(size, made, tuple(users), kept) for size, made, users, kept in inductor.kernel_buffers(kernels))
+    return Program(tuple(tasks), tuple(buffers))
+
+
+def _launch_node(parts: list[tuple[bool, list[fx.Node]]]) -> fx.Node | None:
+    """The graph node of a launch. Inductor's first origin may be its wait."""
+    return next((node for _, origins in parts for node in origins if ops.is_collective(node)), None)
+
+
+def _awaited(tasks: Sequence[Task], needs: tuple[int, ...]) -> int | None:
+    """The launch behind a wait: the newest one among its needs, through the kernels that take results apart."""
+    for need in reversed(needs):
+        if tasks[need].role is Role.LAUNCH:
+            return need
+    for need in reversed(needs):
+        for further in reversed(tasks[need].needs):
+            if tasks[further].role is Role.LAUNCH:
+                return further
+    return None

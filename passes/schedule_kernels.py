@@ -1,0 +1,22 @@
+"""The last word on order: the list scheduler over Inductor's kernels, after fusion.
+
+In:    Inductor's kernels of one graph in the order Inductor has found.
+Out:   the same kernels, ordered for overlap; a permutation that keeps every dependence.
+Never: fuses, splits or changes a kernel; raises the simulated time or, beyond the limit, the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from farskip_compile import _compat_inductor as inductor
+from farskip_compile.passes.kernel_program import KernelEstimate, read_kernels
+from farskip_compile.passes.list_schedule import Limits, Schedule, list_schedule
+
+
+def schedule_kernels(
+    kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, limits: Limits
+) -> tuple[list[inductor.Kernel], Schedule]:
+    """The kernels in their new order, and the schedule behind it."""
+    schedule = list_schedule(read_kernels(kernels, estimate), limits)
+    return [kernels[index] for index in schedule.order], schedule
