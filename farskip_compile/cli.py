@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 
 from farskip_compile import render_text
+from farskip_compile.cli_overlap import overlap_command
 from farskip_compile.errors import ConfigError
 from farskip_compile.explain import Refusal, explain, versions
 from farskip_compile.model_source import Loaded, built_in_names, load
@@ -31,6 +32,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+
+app.command("overlap")(overlap_command)
 
 
 class Wish(StrEnum):

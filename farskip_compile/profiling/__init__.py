@@ -9,9 +9,14 @@ from farskip_compile.profiling.errors import (
     TraceError,
     TruncatedTraceError,
 )
-from farskip_compile.profiling.overlap import overlap
+from farskip_compile.profiling.html_page import overlap_page
+from farskip_compile.profiling.measure import overlap
+from farskip_compile.profiling.merge import merge_traces
 from farskip_compile.profiling.read import read_trace
+from farskip_compile.profiling.recording import kernels_visible, record
 from farskip_compile.profiling.report import CollectiveReport, Hider, Overlap, OverlapReport, PartReport, RankReport
+from farskip_compile.profiling.text import report_text
+from farskip_compile.profiling.timeline import timeline_svg
 from farskip_compile.profiling.trace import Collective, Device, Trace
 
 __all__ = [
@@ -29,6 +34,12 @@ __all__ = [
     "Trace",
     "TraceError",
     "TruncatedTraceError",
+    "kernels_visible",
+    "merge_traces",
     "overlap",
+    "overlap_page",
     "read_trace",
+    "record",
+    "report_text",
+    "timeline_svg",
 ]

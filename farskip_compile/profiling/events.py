@@ -123,6 +123,13 @@ def cpu_collective(name: str) -> str | None:
     return match[2] if match is not None else None
 
 
+def is_collective(category: object, name: str, *, on_gpu: bool) -> bool:
+    """Whether an event is the work of a collective, on the device that its trace is about."""
+    if on_gpu:
+        return category in GPU_CATEGORIES and is_gpu_collective(name)
+    return category in (OPERATOR_CATEGORIES | ANNOTATION_CATEGORIES) and cpu_collective(name) is not None
+
+
 @lru_cache(maxsize=65536)
 def is_gpu_collective(kernel: str) -> bool:
     """Whether a GPU kernel is a collective of NCCL, RCCL or MSCCL."""

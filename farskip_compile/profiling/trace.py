@@ -1,7 +1,7 @@
 """What the overlap report needs to know of one rank's profile: collectives, compute and waits, as intervals.
 
 Contract: all times are whole nanoseconds since the epoch (as the profiler's clock has it). A trace is of one rank.
-Nothing is judged here: `read.py` fills a `Trace`, `overlap.py` asks it.
+Nothing is judged here: `read.py` fills a `Trace`, `measure.py` asks it.
 """
 
 from __future__ import annotations

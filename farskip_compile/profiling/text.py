@@ -1,0 +1,213 @@
+"""The overlap report on a terminal.
+
+Contract: gives a renderable for a `rich` console of any width from 80 columns on; understandable without colours, and
+in ASCII where the terminal has nothing else. Times of several ranks are means; `exposed` is what costs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from farskip_compile.profiling.report import Hider, Overlap, OverlapReport, PartReport, RankReport
+from farskip_compile.profiling.trace import Device
+
+WIDE = 110
+BAR = 20
+FEW_RANKS, FEW_COLLECTIVES = 8, 5
+IN_FLIGHT = "in flight"
+LEGEND = (
+    "exposed: in flight while the rank computes nothing; in wait: of that, time in which a thread stood in a wait; "
+    "for late ranks: time in flight before the last rank had joined"
+)
+
+
+def report_text(report: OverlapReport, console: Console, *, everything: bool = False) -> RenderableType:
+    """All of a report.
+
+    Args:
+        report: what to show.
+        console: where; its width and encoding decide what fits.
+        everything: every rank and every collective, not only those that cost most.
+    """
+    draw = _Draw(console)
+    parts: list[RenderableType] = [Text(headline(report), style="bold")]
+    parts += [Text(), draw.ranks(report, everything)]
+    parts.append(draw.parts("By collective", "collective", report, lambda rank: rank.kinds))
+    if any(rank.layers for rank in report.ranks):
+        parts.append(draw.parts("By layer", "layer", report, lambda rank: rank.layers))
+    parts.append(draw.collectives(report, everything))
+    for note in report.notes:
+        parts.append(Text.assemble(("note: ", "bold yellow"), note))
+    parts.append(Text(LEGEND, style="dim"))
+    return Group(*parts)
+
+
+def headline(report: OverlapReport) -> str:
+    """One line: how much is hidden, of what."""
+    ranks = f"{len(report.ranks)} ranks" if len(report.ranks) > 1 else f"rank {report.ranks[0].rank}"
+    if report.world_size is not None and report.world_size > len(report.ranks):
+        ranks += f" of {report.world_size}"
+    place = "GPU" if report.device is Device.GPU else "CPU"
+    mean = " a rank" if len(report.ranks) > 1 else ""
+    exposed, communication = (
+        time_text(time / len(report.ranks)) for time in (report.total.exposed_ns, report.total.communication_ns)
+    )
+    without = ", waits for late ranks subtracted" if report.peer_wait_subtracted else ""
+    where = f"({place}, {ranks}{without})"
+    return f"{percent(report.total)} of communication hidden: {exposed} of {communication}{mean} exposed {where}"
+
+
+def time_text(time_ns: float) -> str:
+    """A time with three digits: `12.3 ms`."""
+    for unit, size in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
+        if time_ns >= 0.9995 * size:
+            value = time_ns / size
+            return f"{value:.0f} {unit}" if value >= 999.5 else f"{value:#.3g}".rstrip(".") + f" {unit}"
+    return f"{time_ns:.0f} ns"
+
+
+def percent(share: Overlap) -> str:
+    """How much is hidden; a dash without communication."""
+    if share.fraction is None:
+        return "-"
+    return f"{100 * share.fraction:.0f}%" if share.fraction in (0, 1) else f"{100 * share.fraction:.1f}%"
+
+
+def short_name(name: str) -> str:
+    """A kernel's name without template arguments, parameters and namespaces that say nothing."""
+    bare = name
+    while (stripped := re.sub(r"<[^<>]*>|\([^()]*\)", "", bare)) != bare:
+        bare = stripped
+    bare = bare.strip().removeprefix("void ").removeprefix("at::native::").removeprefix("aten::") or name
+    return re.sub(r"^(graph_\d+_)?(cpp|triton_\w+?)_(?=fused_)", "", bare)
+
+
+class _Draw:
+    """The tables, for one console."""
+
+    def __init__(self, console: Console) -> None:
+        self.wide = console.width >= WIDE
+        self.width = console.width
+        self.unicode = "utf" in (console.encoding or "").lower()
+
+    def ranks(self, report: OverlapReport, everything: bool) -> Table:
+        """One row for each rank: a bar of what is hidden, and what the exposed time went to."""
+        shown = report.ranks
+        if not everything and len(shown) > FEW_RANKS:
+            shown = tuple(sorted(shown, key=lambda rank: (-rank.exposed_ns, rank.rank))[:FEW_RANKS])
+        waiting = any(rank.waiting_ns for rank in shown)
+        peers = any(rank.peer_wait_ns for rank in shown) and not report.peer_wait_subtracted
+        table = _table("Ranks" if len(shown) == len(report.ranks) else f"The {FEW_RANKS} ranks with most exposed time")
+        for name in ("rank", IN_FLIGHT, "exposed", "hidden"):
+            table.add_column(name, justify="right")
+        table.add_column("")
+        if waiting:
+            table.add_column("in wait", justify="right")
+        if peers:
+            table.add_column("for late ranks", justify="right")
+        if self.wide:
+            table.add_column("compute", justify="right")
+        for rank in shown:
+            fields: list[str | Text] = [str(rank.rank), *_times(rank), self.bar(rank)]
+            if waiting:
+                fields.append(time_text(rank.waiting_ns or 0))
+            if peers:
+                fields.append("?" if rank.peer_wait_ns is None else time_text(rank.peer_wait_ns))
+            if self.wide:
+                fields.append(time_text(rank.compute_ns))
+            table.add_row(*fields)
+        return table
+
+    def parts(
+        self, title: str, column: str, report: OverlapReport, of: Callable[[RankReport], Sequence[PartReport]]
+    ) -> Table:
+        """One row for each kind or layer, as a mean over the ranks that have it."""
+        found: dict[str, list[PartReport]] = defaultdict(list)
+        for rank in report.ranks:
+            for part in of(rank):
+                found[part.name].append(part)
+        table = _table(title + (", mean of a rank" if len(report.ranks) > 1 else ""))
+        table.add_column(column, no_wrap=True, min_width=max(map(len, found)))
+        for name in ("count", IN_FLIGHT, "exposed", "hidden"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("hidden by", overflow="fold")
+        for name, parts in found.items():
+            mean = Overlap(
+                communication_ns=sum(part.communication_ns for part in parts) // len(parts),
+                exposed_ns=sum(part.exposed_ns for part in parts) // len(parts),
+            )
+            count = sum(part.count for part in parts) / len(parts)
+            hidden = (hider for part in parts for hider in part.hidden_by)
+            table.add_row(name, f"{count:g}", *_times(mean), self.hiders(hidden))
+        return table
+
+    def collectives(self, report: OverlapReport, everything: bool) -> Table:
+        """The collectives that cost most, or all of them in order."""
+        found = [(rank, one) for rank in report.ranks for one in rank.collectives]
+        title = "Every collective"
+        if not everything:
+            exposed = [pair for pair in found if pair[1].exposed_ns]
+            found = sorted(exposed, key=lambda pair: -pair[1].exposed_ns)[:FEW_COLLECTIVES]
+            title = "Most exposed" if found else "No collective is exposed"
+        several = len(report.ranks) > 1
+        layers = any(one.layer is not None for _, one in found)
+        groups = self.wide and any(one.group is not None for _, one in found)
+        table = _table(title)
+        columns = [("rank", several), ("layer", layers), ("at", True)]
+        for name, is_there in columns:
+            if is_there:
+                table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("collective", no_wrap=True, min_width=max((len(one.kind) for _, one in found), default=0))
+        if groups:
+            table.add_column("group", overflow="fold")
+        for name in (IN_FLIGHT, "exposed", "hidden"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("hidden by", overflow="fold")
+        for rank, one in found:
+            fields: list[str | Text] = [str(rank.rank)] if several else []
+            if layers:
+                fields.append("?" if one.layer is None else str(one.layer))
+            fields += [time_text(one.start_ns), one.kind]
+            if groups:
+                fields.append(one.group or "?")
+            table.add_row(*fields, *_times(one), self.hiders(one.hidden_by, few=True))
+        return table
+
+    def bar(self, share: Overlap) -> Text:
+        """Hidden and exposed parts, to scale."""
+        length = BAR if self.wide else BAR // 2
+        hidden = round(length * (share.fraction or 0))
+        full, empty = ("█", "░") if self.unicode else ("#", ".")
+        return Text.assemble((full * hidden, "green"), (empty * (length - hidden), "red"))
+
+    def hiders(self, hiders: Iterable[Hider], *, few: bool = False) -> str:
+        """The names that hid most, with their parts of the whole."""
+        times: Counter[str] = Counter()
+        for hider in hiders:
+            times[short_name(hider.name)] += hider.time_ns
+        whole = times.total()
+        count = (3 if few else 4) if self.wide else (1 if few else 2)
+        most = [(name, time) for name, time in times.most_common(count) if time >= 0.005 * whole]
+        return ", ".join(f"{name} {100 * time / whole:.0f}%" for name, time in most) if whole else "nothing"
+
+
+def _times(share: Overlap) -> list[str | Text]:
+    style = "" if share.exposed_ns == 0 else "bold red" if (share.fraction or 0) < 0.5 else "yellow"
+    return [
+        time_text(share.communication_ns),
+        Text(time_text(share.exposed_ns), style=style),
+        percent(share),
+    ]
+
+
+def _table(title: str) -> Table:
+    return Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left", title_style="bold"
+    )
