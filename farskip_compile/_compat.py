@@ -23,9 +23,7 @@ from torch._inductor import config as inductor_config
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._logging._internal import trace_structured
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
-from torch.distributed import distributed_c10d
 from torch.utils.checkpoint import CheckpointPolicy
-from torch.utils.flop_counter import flop_registry
 
 PREFER_RECOMPUTE = CheckpointPolicy.PREFER_RECOMPUTE
 
@@ -41,11 +39,8 @@ __all__ = [
     "capture_place",
     "current_compile",
     "ddp_splits_graphs",
-    "evaluate_size",
-    "flop_registry",
     "functional_collectives",
     "graph_break_reason",
-    "group_name_and_size",
     "inductor_compiler",
     "inductor_config",
     "is_module_state",
@@ -55,7 +50,6 @@ __all__ = [
     "same_dim",
     "split_checkpoint_kwargs",
     "trace_artifact",
-    "unbacked_symbols",
 ]
 
 TransparentError = ShortenTraceback
@@ -151,42 +145,3 @@ def is_module_state(placeholder: fx.Node) -> bool:
     if callable(guard_source):  # a method before it became a property
         guard_source = guard_source()
     return "NN_MODULE" in getattr(guard_source, "name", "")
-
-
-def group_name_and_size(node: fx.Node) -> tuple[str, int]:
-    """Name and size of the process group of a functional collective.
-
-    The group is an argument: its name, or the group itself where a graph is compiled for all ranks at once.
-    """
-    names = [entry.name for entry in node.target._schema.arguments]  # type: ignore[union-attr]
-    at = names.index("group_name") if "group_name" in names else names.index("group")
-    group: Any = node.args[at] if at < len(node.args) else node.kwargs[names[at]]
-    if isinstance(group, fx.Node):
-        group = group.meta["val"]
-    if isinstance(group, str):
-        resolved = distributed_c10d._resolve_process_group(group)  # type: ignore[attr-defined,arg-type,unused-ignore]
-        return group, resolved.size()
-    return group.group_name, group.size()
-
-
-def unbacked_symbols(length: int | torch.SymInt) -> list[Any]:
-    """Symbols of a size that no example gave a value, in order of their names."""
-    if not isinstance(length, torch.SymInt):
-        return []
-    known = _symbol_values(length)
-    return sorted((symbol for symbol in length.node.expr.free_symbols if symbol not in known), key=str)
-
-
-def evaluate_size(length: int | torch.SymInt, guess: Callable[[Any], int]) -> int:
-    """The value of a size, with no guard: symbols have the values of the example inputs, others what `guess` says."""
-    if not isinstance(length, torch.SymInt):
-        return int(length)
-    expr, known = length.node.expr, _symbol_values(length)
-    symbols = sorted(expr.free_symbols, key=str)
-    return int(expr.xreplace({symbol: known[symbol] if symbol in known else guess(symbol) for symbol in symbols}))
-
-
-def _symbol_values(length: torch.SymInt) -> dict[Any, Any]:
-    env = length.node.shape_env
-    values: dict[Any, Any] = env.backed_var_to_val if hasattr(env, "backed_var_to_val") else env.var_to_val
-    return values

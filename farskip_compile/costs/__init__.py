@@ -6,7 +6,9 @@ one profile come to the same numbers. Start reading at `operators.py`, then `col
 
 from __future__ import annotations
 
-from farskip_compile.costs.collectives import CollectiveCost, collective_cost, collective_seconds, is_launch
+from farskip_compile.costs.alpha_beta import collective_seconds
+from farskip_compile.costs.collectives import CollectiveCost, collective_cost, is_launch
+from farskip_compile.costs.fit import Sample, fit_link
 from farskip_compile.costs.operators import OpCost, op_cost, op_seconds
 from farskip_compile.costs.profile import (
     COLLECTIVE_KINDS,
@@ -30,10 +32,12 @@ __all__ = [
     "OpCost",
     "PeakFlops",
     "PerCollective",
+    "Sample",
     "SizeHints",
     "collective_cost",
     "collective_seconds",
     "default_profile",
+    "fit_link",
     "is_launch",
     "load_profile",
     "op_cost",

@@ -1,39 +1,118 @@
-"""How many bytes a fake tensor stands for.
+"""How many bytes fake tensors stand for, and which of them an operator moves.
 
-Contract: sizes may be symbolic and are turned into numbers by the caller's `size`; no size is ever compared, which
-would install a guard.
+In:    fake tensors; nodes of an ATen graph.
+Out:   bytes.
+Never: compares a symbolic size, which would install a guard: the caller's `size` turns each into a number first.
+
+An operator reads its inputs and writes its outputs once, except that
+1. views and allocations move nothing;
+2. a lookup reads as much of its table as it returns;
+3. a fill, or a copy over a tensor, does not read what it overwrites;
+4. a scatter in place touches only what it is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
+from torch import fx
+
+from farskip_compile._compat import OpOverload
+from farskip_compile.passes import ops
 
 Size = Callable[[int | torch.SymInt], int]
 
+FREE_OPS = frozenset(
+    [
+        "getitem",
+        "_unsafe_view",
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "empty_permuted",
+        "new_empty",
+        "new_empty_strided",
+    ]
+)
+"""Operators that move nothing, beside the views and those that return no tensor."""
+LOOKUPS = frozenset(
+    ["embedding", "gather", "index", "index_select", "take", "take_along_dim", "_unsafe_index", "_unsafe_masked_index"]
+)
+"""The first argument is a table, of which some rows are read."""
+FILLS = frozenset(
+    [
+        "full_like",
+        "zeros_like",
+        "ones_like",
+        "rand_like",
+        "randn_like",
+        "randint_like",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "fill",
+        "fill_",
+        "zero",
+        "zero_",
+    ]
+)
+"""Tensor arguments give only a shape or one number."""
+OVERWRITES = frozenset(["copy", "copy_"])
+"""The first argument is not read."""
+SCATTERS = frozenset(
+    ["index_put_", "_index_put_impl_", "index_add_", "index_copy_", "scatter_", "scatter_add_", "scatter_reduce_"]
+)
+"""In place, at some places of the first argument."""
+
 
 def tensors_of(value: object) -> list[torch.Tensor]:
-    """The tensors in the value of a node: itself, or the members of a list or tuple."""
+    """The tensors in the value of a node: itself, or the members of a list, tuple or mapping."""
     if isinstance(value, torch.Tensor):
         return [value]
-    return [t for part in value for t in tensors_of(part)] if isinstance(value, list | tuple) else []
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    return [tensor for part in value for tensor in tensors_of(part)] if isinstance(value, list | tuple) else []
 
 
 def tensor_bytes(value: torch.Tensor, size: Size) -> int:
     """Bytes of the elements that `value` shows; a broadcast dimension (stride 0) counts once."""
-    if value.layout is not torch.strided:
-        return numel(value, size) * value.dtype.itemsize
-    count = 1
-    for length, stride in zip(value.shape, value.stride(), strict=True):
-        if not (type(stride) is int and stride == 0):
+    strides = value.stride() if value.layout is torch.strided else (1,) * value.dim()
+    count = value.dtype.itemsize
+    for length, stride in zip(value.shape, strides, strict=True):
+        if type(stride) is not int or stride != 0:
             count *= size(length)
-    return count * value.dtype.itemsize
-
-
-def numel(value: torch.Tensor, size: Size) -> int:
-    """Number of elements of `value`."""
-    count = 1
-    for length in value.shape:
-        count *= size(length)
     return count
+
+
+def is_free(node: fx.Node) -> bool:
+    """Whether `node` moves nothing: a view, an allocation, arithmetic on sizes, an input or an output."""
+    if node.op != "call_function" or ops.op_name(node) in FREE_OPS:
+        return True
+    if isinstance(node.target, OpOverload) and node.target.is_view:
+        return True
+    return not tensors_of(ops.fake(node)) and not is_sync(node)
+
+
+def is_sync(node: fx.Node) -> bool:
+    """Whether `node` reads a number on the host, which waits for the device."""
+    return ops.op_name(node) in ("_local_scalar_dense", "item")
+
+
+def traffic(node: fx.Node, size: Size) -> tuple[int, int]:
+    """Bytes that the operator `node` (read, wrote) if it runs alone."""
+    name = ops.op_name(node)
+    written = sum(tensor_bytes(value, size) for value in tensors_of(ops.fake(node)))
+    first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+    if name in FILLS:
+        return 0, written
+    skipped = first if name in LOOKUPS | OVERWRITES | SCATTERS else None
+    read = sum(
+        tensor_bytes(value, size)
+        for source in node.all_input_nodes
+        if source is not skipped
+        for value in tensors_of(ops.fake(source))
+    )
+    if name in LOOKUPS:
+        return read + written, written
+    return (read, min(read, written)) if name in SCATTERS else (read, written)

@@ -1,31 +1,38 @@
 """What one operator computes, reads and writes; and how long that takes: the roofline model.
 
-In:    a node of an ATen graph with fake values in `meta["val"]`.
+In:    a node of an ATen graph, forward or backward, with fake values in `meta["val"]`.
 Out:   an `OpCost`, or seconds.
 Never: runs the operator, or installs a guard on a symbolic size.
 
-1. Views, size arithmetic, placeholders and outputs cost nothing; launches and waits of collectives neither (see
-   `collectives`).
-2. Where torch's FLOP registry or `flops` has a formula: its FLOPs, and the bytes of inputs and outputs.
-3. Everything else is bound by memory: bytes only.
+1. Views, allocations, arithmetic on sizes, inputs and outputs cost nothing. Launches and waits of collectives cost
+   nothing here: their time passes on the wire (`collectives`).
+2. A higher-order operator without a formula of its own costs what its bodies cost.
+3. Where there is a FLOP formula (`flops`): its FLOPs, and the bytes of inputs and outputs.
+4. Everything else is bound by memory: bytes only (`memory`; `fusion` for the share that is left after fusion).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import fx
 
-from farskip_compile.costs.flops import count_flops
-from farskip_compile.costs.memory import tensor_bytes, tensors_of
+from farskip_compile._compat import HigherOrderOperator, OpOverload
+from farskip_compile.costs.flops import count_flops, executed_part, flop_kind, formula_of
+from farskip_compile.costs.fusion import fused_traffic
+from farskip_compile.costs.memory import is_free, is_sync, tensors_of, traffic
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.passes import ops
 
 Size = Callable[[int | torch.SymInt], int]
-Kind = Literal["matmul", "attention", "grouped_matmul", "memory", "free", "collective", "wait", "unknown"]
+OpKind = Literal["matmul", "attention", "grouped_matmul", "memory", "free", "collective", "wait", "sync", "unknown"]
+
+KNOWN_NAMESPACES = frozenset(["aten", "prims", "inductor", "rngprims", "quantized_decomposed"])
+"""Where an operator without a FLOP formula is known to be bound by memory."""
 
 
 @dataclass(frozen=True)
@@ -39,43 +46,69 @@ class OpCost:
     bytes_written: int
     """Bytes written to memory."""
     dtype: torch.dtype | None
-    """Type that is computed in; None for operators that compute nothing."""
-    kind: Kind
-    """Which efficiency applies."""
+    """Type of the operands; None for operators that cost nothing."""
+    kind: OpKind
+    """Which efficiency applies. `sync` reads a number on the host; `unknown` is an operator that torch does not
+    define, counted by its bytes."""
     launches: int = 1
     """Kernels started."""
     executed: float = 1.0
-    """Part of `flops` that the kernel really executes: a causal mask saves half."""
+    """Part of `flops` that the kernel executes: a causal mask saves half."""
 
 
 FREE = OpCost(0, 0, 0, None, "free", launches=0)
 
 
-def op_cost(node: fx.Node, size: Size) -> OpCost:
+def op_cost(node: fx.Node, size: Size, *, fused: bool = False) -> OpCost:
     """What `node` computes, reads and writes.
 
     Args:
         node: any node of an ATen graph.
         size: turns a size, which may be symbolic, into a number; see `SizeHints`.
+        fused: count pointwise operators and reductions as Inductor will fuse them, not as kernels of their own.
     """
-    if node.op != "call_function" or ops.op_name(node) == "getitem":
-        return FREE
     if ops.is_wait(node):
-        return OpCost(0, 0, 0, None, "wait", launches=0)
+        return dataclasses.replace(FREE, kind="wait")
     if ops.is_collective(node):
-        return OpCost(0, 0, 0, None, "collective", launches=0)
-    written = tensors_of(ops.fake(node))
-    if not written or getattr(node.target, "is_view", False):
+        return dataclasses.replace(FREE, kind="collective")
+    formula = formula_of(node) if node.op == "call_function" else None
+    if formula is None and isinstance(node.target, HigherOrderOperator) and (bodies := _bodies(node)):
+        costs = [combine(op_cost(inner, size, fused=fused) for inner in body.nodes) for body in bodies]
+        return max(costs, key=_size) if node.target.name() == "cond" else combine(costs)
+    if is_free(node):
         return FREE
-    read = [value for arg in node.all_input_nodes for value in tensors_of(ops.fake(arg))]
-    flops, kind = count_flops(node, size)
+    read, written = fused_traffic(node, size) if fused else traffic(node, size)
+    dtype = _dtype(node)
+    if is_sync(node):
+        return OpCost(0, read, 0, dtype, "sync")
+    if formula is not None:
+        flops = count_flops(node, formula, size)
+        return OpCost(flops, read, written, dtype, flop_kind(node), executed=executed_part(node))
+    known = isinstance(node.target, OpOverload) and node.target.namespace in KNOWN_NAMESPACES
+    return OpCost(0, read, written, dtype, "memory" if known else "unknown", launches=1 if written else 0)
+
+
+def combine(costs: Iterable[OpCost]) -> OpCost:
+    """The cost of several operators together; type and kind are those of the one that computes or moves most."""
+    costs = list(costs)
+    if not costs:
+        return FREE
+    main = max(costs, key=_size)
+    flops = sum(cost.flops for cost in costs)
     return OpCost(
         flops,
-        sum(tensor_bytes(value, size) for value in read),
-        sum(tensor_bytes(value, size) for value in written),
-        (read or written)[0].dtype,
-        kind,
+        sum(cost.bytes_read for cost in costs),
+        sum(cost.bytes_written for cost in costs),
+        main.dtype,
+        main.kind,
+        launches=sum(cost.launches for cost in costs),
+        executed=sum(cost.flops * cost.executed for cost in costs) / flops if flops else 1.0,
     )
+
+
+def kernel_cost(costs: Iterable[OpCost], *, bytes_read: int, bytes_written: int) -> OpCost:
+    """The cost of operators that became one kernel, whose true traffic is known after fusion."""
+    return dataclasses.replace(combine(costs), bytes_read=bytes_read, bytes_written=bytes_written, launches=1)
 
 
 def op_seconds(cost: OpCost, profile: HardwareProfile, *, tf32: bool = False) -> float:
@@ -88,14 +121,37 @@ def op_seconds(cost: OpCost, profile: HardwareProfile, *, tf32: bool = False) ->
     """
     compute = 0.0
     if cost.flops:
-        efficiency = getattr(profile.efficiency, cost.kind, profile.efficiency.matmul)
+        efficiency: float = getattr(profile.efficiency, cost.kind, profile.efficiency.matmul)
         compute = cost.flops * cost.executed / (peak_flops(cost.dtype, profile, tf32=tf32) * efficiency)
     memory = (cost.bytes_read + cost.bytes_written) / (profile.memory_bandwidth * profile.efficiency.memory)
     return max(compute, memory) + cost.launches * profile.launch_seconds
 
 
 def peak_flops(dtype: torch.dtype | None, profile: HardwareProfile, *, tf32: bool = False) -> float:
-    """Peak FLOP/s for inputs of `dtype`; that of float32 where the profile has none."""
+    """Peak FLOP/s for operands of `dtype`; that of float32 where the profile has none."""
     name = str(dtype).removeprefix("torch.")
-    name = "float8" if name.startswith("float8") else "tfloat32" if tf32 and name == "float32" else name
+    if name.startswith("float8"):
+        name = "float8"
+    elif name == "float32" and tf32 and profile.peak_flops.tfloat32 is not None:
+        name = "tfloat32"
     return getattr(profile.peak_flops, name, None) or profile.peak_flops.float32
+
+
+def _size(cost: OpCost) -> tuple[float, int]:
+    return cost.flops * cost.executed, cost.bytes_read + cost.bytes_written
+
+
+def _dtype(node: fx.Node) -> torch.dtype | None:
+    """Type of the first floating-point operand, else of the first tensor that there is."""
+    operands = [value for arg in node.all_input_nodes for value in tensors_of(ops.fake(arg))]
+    tensors = [*operands, *tensors_of(ops.fake(node))]
+    return next((value.dtype for value in tensors if value.is_floating_point()), tensors[0].dtype if tensors else None)
+
+
+def _bodies(node: fx.Node) -> list[fx.Graph]:
+    """Graphs that a higher-order operator runs."""
+    owner = node.graph.owning_module
+    if owner is None:
+        return []
+    found = (getattr(owner, str(arg.target), None) for arg in node.all_input_nodes if arg.op == "get_attr")
+    return [body.graph for body in found if isinstance(body, fx.GraphModule)]

@@ -96,6 +96,9 @@ class Link:
     """Seconds that a collective takes however small it is, from launch to completion."""
     step_latency: float
     """Seconds that each further step of the algorithm adds (ring: one hop)."""
+    peer_bandwidth: float | None = None
+    """Bytes/s to any one peer, where ranks are wired in pairs (a mesh): a small group then has only a part of
+    `bandwidth`. None: a switch, so that two ranks have all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,25 +2,145 @@
 
 In:    an ATen graph, forward or backward.
 Out:   a function from sizes to numbers.
-Never: installs a guard or changes the graph's shape environment.
+Never: installs a guard, or changes the graph or its shape environment.
+
+Sizes that come from inputs have the values of the example inputs. Sizes that depend on data (the rows that experts
+get) have none, and are estimated:
+1. A symbol that the user gave a hint for has that value.
+2. An equality that the program asserts at run time, such as `u0 + u1 + u2 = 4 s0`, is shared out evenly among its
+   unknown symbols.
+3. An all-to-all with split lists is taken as balanced: a rank receives as many rows as it sends, and the rows are
+   shared out evenly among the unknown symbols of each list.
+   Steps 2 and 3 are repeated until nothing new is learnt. (The first exchange of a backward graph may know the rows of
+   neither side; then it is the equality asserted by the forward that helps.)
+4. Symbols of a split list that are still unknown share `fallback` rows; any other symbol counts as `fallback`, brought
+   into the range that is known for it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
 import torch
 from torch import fx
 
-from farskip_compile._compat import evaluate_size
+from farskip_compile._compat_costs import SymbolicSizes
+from farskip_compile.costs.memory import tensors_of
+from farskip_compile.passes import ops
 
 FALLBACK = 4096
+"""Rows that are assumed where nothing is known."""
+
+
+@dataclass(frozen=True)
+class _Side:
+    """What an all-to-all takes or gives: its rows, and the list that splits them."""
+
+    rows: sympy.Expr
+    splits: tuple[sympy.Expr, ...]
 
 
 class SizeHints:
-    """Callable: a size, which may be symbolic, to a number."""
+    """Callable: a size to a number.
+
+    Args:
+        graph: the graph whose sizes will be asked for; its exchanges say how data-dependent sizes are estimated.
+        fallback: rows where nothing is known.
+    """
 
     def __init__(self, graph: fx.Graph, *, fallback: int = FALLBACK) -> None:
         self.fallback = fallback
+        self._sizes = SymbolicSizes.of(value for node in graph.nodes for value in _lengths(ops.fake(node)))
+        self._numbers: dict[sympy.Symbol, int] = dict(self._sizes.known())
+        self._cache: dict[sympy.Expr, int] = {}
+        self._learn([side for node in graph.nodes for side in self._sides(node)])
 
-    def __call__(self, length: int | torch.SymInt) -> int:
-        """The number that stands for `length`."""
-        return length if type(length) is int else evaluate_size(length, lambda symbol: self.fallback)
+    def __call__(self, length: int | torch.SymInt | sympy.Expr) -> int:
+        """The number that stands for `length`, a size of the graph or an expression of its symbols; never negative."""
+        if type(length) is int:
+            return length
+        expr = self._sizes.expression(length)
+        if expr not in self._cache:
+            self._cache[expr] = self._evaluate(expr)
+        return self._cache[expr]
+
+    def _evaluate(self, expr: sympy.Expr) -> int:
+        values = {s: self._numbers[s] if s in self._numbers else self._guess(s) for s in expr.free_symbols}
+        try:
+            return max(int(expr.xreplace(values)), 0)
+        except (TypeError, ValueError, ZeroDivisionError):  # a division by an estimate of zero
+            return self.fallback
+
+    def _guess(self, symbol: sympy.Symbol) -> int:
+        lower, upper = self._sizes.range(symbol)
+        return max(lower, self.fallback if upper is None else min(self.fallback, upper))
+
+    def _learn(self, sides: Sequence[_Side]) -> None:
+        pairs = list(zip(sides[::2], sides[1::2], strict=True))
+        equalities = self._sizes.equalities()
+        learning = True
+        while learning:
+            learning = False
+            for left, right in equalities:
+                learning |= self._share([left], right) or self._share([right], left)
+            for taken, given in pairs:
+                for side, other in ((taken, given), (given, taken)):
+                    learning |= self._share(side.splits, side.rows) or self._share(side.splits, other.rows)
+        for side in sides:
+            self._share(side.splits, sympy.Integer(self.fallback))
+
+    def _share(self, parts: Sequence[sympy.Expr], total: sympy.Expr) -> bool:
+        """Share `total` out among the unknown symbols of the sum of `parts`; whether any became known.
+
+        Nothing happens if `total` has unknown symbols itself, or an unknown symbol is in more than a plain term.
+        """
+        if not self._knows(total):
+            return False
+        rest, unknown = self._evaluate(total), []
+        for term, factor in _terms(parts):
+            if self._knows(term):
+                rest -= int(factor) * self._evaluate(term)
+            elif term.is_Symbol and factor == 1:
+                unknown.append(term)
+            else:
+                return False
+        share, extra = divmod(max(rest, 0), max(len(unknown), 1))
+        self._numbers.update({symbol: share + (i < extra) for i, symbol in enumerate(unknown)})
+        return bool(unknown)
+
+    def _knows(self, expr: sympy.Expr) -> bool:
+        return all(symbol in self._numbers for symbol in expr.free_symbols)
+
+    def _sides(self, node: fx.Node) -> Iterator[_Side]:
+        """The two sides of an all-to-all with split lists: what it takes, what it gives."""
+        if not ops.is_all_to_all(node) or len(node.args) < 3 or not isinstance(node.args[0], fx.Node):
+            return
+        values = (ops.tensor(node.args[0]), ops.tensor(node))
+        for value, splits in zip(values, (node.args[2], node.args[1]), strict=True):
+            if value is None or not isinstance(splits, list | tuple):
+                return
+        for value, splits in zip(values, (node.args[2], node.args[1]), strict=True):
+            lengths = (ops.fake(entry) if isinstance(entry, fx.Node) else entry for entry in splits)  # type: ignore[union-attr]
+            yield _Side(
+                self._sizes.expression(value.shape[0]),  # type: ignore[union-attr]
+                tuple(self._sizes.expression(length) for length in lengths),
+            )
+
+
+def _lengths(value: object) -> Iterator[Any]:
+    """Every size in the value of a node."""
+    if isinstance(value, torch.SymInt):
+        yield value
+    for tensor in tensors_of(value):
+        yield from tensor.shape
+
+
+def _terms(parts: Sequence[sympy.Expr]) -> Iterator[tuple[sympy.Expr, sympy.Expr]]:
+    """(term, factor) of the sum of `parts`, in an order that does not depend on hashes."""
+    for part in parts:
+        terms = sympy.Add.make_args(sympy.expand(part))
+        pairs = [term.as_coeff_Mul()[::-1] for term in terms]
+        yield from sorted(pairs, key=lambda pair: (len(str(pair[0])), str(pair[0])))

@@ -1,0 +1,80 @@
+"""The private PyTorch APIs behind the cost model; see `_compat`, which this file is a part of.
+
+Contract: looks only. Sizes are read off expressions, never compared or converted as symbolic numbers: that would
+install guards.
+Checked by running on torch 2.13.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch.distributed import distributed_c10d
+from torch.utils.flop_counter import flop_registry
+
+__all__ = ["SymbolicSizes", "flop_registry", "group_name_and_size"]
+
+
+def group_name_and_size(node: fx.Node) -> tuple[str, int]:
+    """Name and size of the process group of a functional collective.
+
+    The group is an argument: its name, or the group itself where a graph is compiled for all ranks at once.
+    """
+    names = [entry.name for entry in node.target._schema.arguments]  # type: ignore[union-attr]
+    at = names.index("group_name") if "group_name" in names else names.index("group")
+    group: Any = node.args[at] if at < len(node.args) else node.kwargs[names[at]]
+    if isinstance(group, fx.Node):
+        group = group.meta["val"]
+    if isinstance(group, str):
+        resolved = distributed_c10d._resolve_process_group(group)  # type: ignore[attr-defined,arg-type,unused-ignore]
+        return group, resolved.size()
+    return group.group_name, group.size()
+
+
+class SymbolicSizes:
+    """What a shape environment knows of the symbols in sizes; looks only, so that no guard is installed.
+
+    Args:
+        env: the `ShapeEnv` that the sizes belong to; None if no size is symbolic.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self._env = env
+
+    @classmethod
+    def of(cls, lengths: Iterable[int | torch.SymInt]) -> SymbolicSizes:
+        """Of the environment that the first symbolic size among `lengths` belongs to."""
+        return cls(next((x.node.shape_env for x in lengths if isinstance(x, torch.SymInt)), None))
+
+    def expression(self, length: Any) -> sympy.Expr:
+        """`length` (an int, a `SymInt` or an expression) as an expression of the symbols that remain."""
+        if isinstance(length, torch.SymInt):
+            return sympy.sympify(length.node.expr)
+        expr = sympy.sympify(length)
+        return self._env.replace(expr) if self._env is not None and expr.free_symbols else expr
+
+    def known(self) -> dict[sympy.Symbol, int]:
+        """Values of the example inputs, and the user's hints for sizes that depend on data."""
+        if self._env is None:
+            return {}
+        values = self._env.backed_var_to_val if hasattr(self._env, "backed_var_to_val") else self._env.var_to_val
+        hints = getattr(self._env, "var_to_hint_override", {})
+        return {symbol: int(value) for symbol, value in {**hints, **values}.items() if symbol.is_integer}
+
+    def equalities(self) -> list[tuple[sympy.Expr, sympy.Expr]]:
+        """Equalities of sizes that the program asserts when it runs, in the order in which it was traced."""
+        asserts = getattr(self._env, "deferred_runtime_asserts", {})
+        found = [entry.expr for entries in asserts.values() for entry in entries if isinstance(entry.expr, sympy.Eq)]
+        return [(self.expression(equal.lhs), self.expression(equal.rhs)) for equal in found]
+
+    def range(self, symbol: sympy.Symbol) -> tuple[int, int | None]:
+        """(smallest, largest) value of a symbol that is zero or more; None: unbounded."""
+        bounds = getattr(self._env, "var_to_range", {}).get(symbol)
+        if bounds is None:
+            return 0, None
+        lower, upper = bounds.lower, bounds.upper
+        return max(int(lower), 0) if lower.is_Integer else 0, int(upper) if upper.is_Integer else None

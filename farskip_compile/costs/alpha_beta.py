@@ -1,0 +1,85 @@
+"""How long a collective takes: a fixed time (alpha) and a time for each byte (beta).
+
+In:    kind, bytes n, ranks p of the group, r of them on one node, and a hardware profile.
+Out:   seconds.
+Never: communicates, or looks at which ranks a group holds: groups of one size cost the same on every rank.
+
+Each rank sends a part of n in a number of steps, by the usual algorithms:
+
+    kind             sent          steps
+    all_to_all       n (p-1)/p     p-1        pairwise exchange
+    all_gather       n (p-1)/p     p-1        ring
+    reduce_scatter   n (p-1)/p     p-1        ring
+    all_reduce       n 2(p-1)/p    2(p-1)     ring: a reduce-scatter, then an all-gather
+    broadcast        n             p-1        ring, pipelined
+
+    seconds = latency[kind] + (steps - 1) * step_latency + sent / (bandwidth * efficiency[kind])
+
+- On one node all figures are those of the intra-node link. Where a node is wired in pairs, q ranks have only q-1 wires
+  each: bandwidth = min(bandwidth, (q-1) * peer_bandwidth).
+- Across nodes the latencies are those of the inter-node link.
+  All-to-all: n (p-r)/p leaves through this rank's own inter-node link while n (r-1)/p moves inside the node; the
+  slower of the two counts.
+  Rings: libraries run r rings at once, and each leaves the node at another rank. One ring step then has up to r times
+  one rank's inter-node bandwidth, but not more than the node has inside.
+"""
+
+from __future__ import annotations
+
+from farskip_compile.costs.profile import COLLECTIVE_KINDS, CollectiveKind, HardwareProfile, Link
+from farskip_compile.errors import ConfigError
+
+
+def steps(kind: CollectiveKind, ranks: int) -> int:
+    """Steps of the algorithm, one after another."""
+    return (2 if kind == "all_reduce" else 1) * (ranks - 1)
+
+
+def sent_part(kind: CollectiveKind, ranks: int) -> float:
+    """Bytes that one rank sends, as a part of n."""
+    return 1.0 if kind == "broadcast" else steps(kind, ranks) / ranks
+
+
+def collective_seconds(
+    kind: CollectiveKind, bytes: int, ranks: int, profile: HardwareProfile, ranks_per_node: int | None = None
+) -> float:
+    """Seconds from launch to completion, if nothing else is on the wire.
+
+    Args:
+        kind: the collective, as in `CollectiveCost`.
+        bytes: n: input of all-to-all, all-reduce, reduce-scatter and broadcast; output of all-gather.
+        ranks: size of the group; a group of one only copies, which costs one kernel.
+        profile: the hardware.
+        ranks_per_node: how many ranks *of the group* share a node: 1 if it takes one rank of each node. None: the group
+            fills one node after another, each with `profile.ranks_per_node` ranks.
+
+    Raises:
+        ConfigError: an unknown kind, or numbers that can't be.
+    """
+    if kind not in COLLECTIVE_KINDS:
+        raise ConfigError(f"unknown collective {kind!r}", way_out=f"one of {', '.join(COLLECTIVE_KINDS)}")
+    if ranks < 1 or bytes < 0 or (ranks_per_node is not None and ranks_per_node < 1):
+        raise ConfigError(f"no collective has {bytes} bytes on {ranks} ranks, {ranks_per_node} of them on a node")
+    if ranks == 1:
+        return profile.launch_seconds + 2 * bytes / (profile.memory_bandwidth * profile.efficiency.memory)
+    local = min(ranks, ranks_per_node or profile.ranks_per_node)
+    inside, outside = _rate(profile.intra_node, kind, local), _rate(profile.inter_node, kind, ranks)
+    if local == ranks:
+        return _latency(profile.intra_node, kind, ranks) + bytes * sent_part(kind, ranks) / inside
+    latency = _latency(profile.inter_node, kind, ranks)
+    if kind == "all_to_all":
+        return latency + max(bytes * (ranks - local) / ranks / outside, bytes * (local - 1) / ranks / inside)
+    rate = outside if local == 1 else min(inside, local * outside)
+    return latency + bytes * sent_part(kind, ranks) / rate
+
+
+def _latency(link: Link, kind: CollectiveKind, ranks: int) -> float:
+    return link.latency.of(kind) + (steps(kind, ranks) - 1) * link.step_latency
+
+
+def _rate(link: Link, kind: CollectiveKind, ranks: int) -> float:
+    """Bytes/s that one of `ranks` ranks attains."""
+    bandwidth = link.bandwidth
+    if link.peer_bandwidth is not None:
+        bandwidth = min(bandwidth, link.peer_bandwidth * max(ranks - 1, 1))
+    return bandwidth * link.efficiency.of(kind)
