@@ -12,7 +12,7 @@ Algorithm, O(n log n): discrete events. Time advances with each compute task.
 4. Among ready compute tasks the most urgent goes first, then the one that came first. Weight gradients lead to nothing,
    so they are left for the gaps.
 5. A task that would break a limit on memory is passed over for the most urgent one that does not; if every one would,
-   the earliest in the original order is taken.
+   the earliest in the original order is taken, be it a wait.
 6. If the order still breaks the limit on peak memory, the tasks that made memory too early are held back: each may run
    only so many places ahead of the first task that has not run, a fourth of what it was. Then start again. With every
    task held back to its own place this is the original order, so the limit is always kept.
@@ -222,7 +222,7 @@ class _Run:
             return self._fitting()
         if self.waits:
             return heapq.heappop(self.waits)[1]
-        return heapq.heappop(self.launches)  # alone it would not fit either
+        return heapq.heappop(self.launches)  # it does not fit, but there is nothing else
 
     def _fits_in_flight(self, index: int) -> bool:
         if self.memory.alive + self.memory.allocates[index] > self.peak and (self.waits or self.compute):
@@ -231,21 +231,24 @@ class _Run:
         return flying == 0 or flying + self.memory.held[index] <= self.flight
 
     def _fitting(self) -> int:
-        """The most urgent compute task that fits into memory, else the earliest of those looked at."""
+        """The most urgent compute task that fits into memory, else the earliest ready task, be it a wait."""
         passed: list[tuple[float, int]] = []
-        chosen: tuple[float, int] | None = None
         while self.compute and len(passed) < CANDIDATES:
             entry = heapq.heappop(self.compute)
             if self.memory.alive + self.memory.allocates[entry[1]] <= self.peak:
-                chosen = entry
+                chosen = entry[1]
                 break
             passed.append(entry)
-        if chosen is None:
-            chosen = min(passed, key=lambda entry: entry[1])
-            passed.remove(chosen)
+        else:
+            earliest = min(passed, key=lambda entry: entry[1])
+            if self.waits and self.waits[0][1] < earliest[1]:
+                chosen = heapq.heappop(self.waits)[1]
+            else:
+                passed.remove(earliest)
+                chosen = earliest[1]
         for entry in passed:
             heapq.heappush(self.compute, entry)
-        return chosen[1]
+        return chosen
 
     def _ran(self, index: int) -> None:
         task = self.tasks[index]

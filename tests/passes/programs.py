@@ -1,0 +1,53 @@
+"""Random programs for the scheduler, as hypothesis strategies."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from farskip_compile.passes.program import Buffer, Program, Role, Task
+
+SECONDS = st.integers(0, 20).map(lambda tenths: tenths / 10)  # ties are as important as differences
+
+
+@st.composite
+def programs(draw: st.DrawFn, most: int = 40) -> Program:
+    """Compute, launches on up to three channels, zero to two waits for each launch, and memory."""
+    count = draw(st.integers(1, most))
+    tasks: list[Task] = []
+    launches: list[int] = []
+    for index in range(count):
+        needs = tuple(sorted(draw(st.sets(st.integers(0, index - 1), max_size=3)))) if index else ()
+        roles = [Role.COMPUTE, Role.COMPUTE, Role.LAUNCH] + ([Role.WAIT] if launches else [])
+        role = draw(st.sampled_from(roles))
+        name = f"{role}{index}"
+        if role is Role.LAUNCH:
+            launches.append(index)
+            tasks.append(Task(name, needs, draw(SECONDS), role, channel=draw(st.sampled_from("abc"))))
+        elif role is Role.WAIT:
+            tasks.append(Task(name, needs, 0.0, role, launch=draw(st.sampled_from(launches))))
+        else:
+            tasks.append(Task(name, needs, draw(SECONDS)))
+    return Program(tuple(tasks), tuple(draw(st.lists(buffers(count), max_size=count))))
+
+
+@st.composite
+def buffers(draw: st.DrawFn, count: int) -> Buffer:
+    """Memory made by some task, or an input, and used by later ones."""
+    maker = draw(st.integers(-1, count - 1))
+    later = st.integers(maker + 1, count - 1)
+    users = sorted(draw(st.sets(later, max_size=3))) if maker + 1 < count else []
+    return Buffer(draw(st.integers(0, 100)), maker, tuple(users), draw(st.booleans()))
+
+
+def consistent(program: Program) -> Program:
+    """The program with a need for each use of a buffer, as real programs have."""
+    needs = [set(task.needs) for task in program.tasks]
+    for buffer in program.buffers:
+        for user in buffer.users:
+            if buffer.maker >= 0:
+                needs[user].add(buffer.maker)
+    tasks = tuple(
+        Task(task.name, tuple(sorted(need)), task.seconds, task.role, task.channel, task.launch)
+        for task, need in zip(program.tasks, needs, strict=True)
+    )
+    return Program(tasks, program.buffers)
