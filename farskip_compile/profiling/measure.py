@@ -64,7 +64,7 @@ def overlap(
             f"waiting for peers can't be subtracted: {peers.missing}",
             way_out="give the traces of all ranks, or leave the wait in",
         )
-    origin = min(trace.span[0] for trace in by_rank.values() if trace.span != (0, 0))
+    origin = min(trace.span[0] for trace in by_rank.values() if trace.span is not None)
     reports = [
         _rank(rank, trace, peers, origin, subtract_peer_wait=subtract_peer_wait, count_copies=count_copies)
         for rank, trace in by_rank.items()
@@ -191,8 +191,9 @@ class _Hiders:
     def __call__(self, stretch: Sequence[Span]) -> tuple[Hider, ...]:
         """Longest first, of equal ones by name."""
         times: Counter[str] = Counter()
+        lengthy = [(start, end) for start, end in stretch if start < end]
         for lane, ends in self._lanes:
-            for start, end in stretch:
+            for start, end in lengthy:
                 for index in range(bisect_right(ends, start), len(lane)):
                     if lane[index][0] >= end:
                         break

@@ -72,12 +72,13 @@ def _order(one: Collective) -> tuple[int, int]:
 
 
 def _unsound(traces: Mapping[int, Trace]) -> str:
+    sizes = {trace.world_size for trace in traces.values() if trace.world_size is not None}
+    if missing := sorted(set(range(max(sizes, default=0))) - set(traces)):
+        return f"there is no trace of rank {', '.join(map(str, missing))}"
     if len(traces) < 2:
         return "there is only one trace"
-    sizes = {trace.world_size for trace in traces.values()} - {None}
     if sizes and sizes != {len(traces)}:
-        missing = sorted(set(range(max(size for size in sizes if size is not None))) - set(traces))
-        return f"there is no trace of rank {', '.join(map(str, missing))}"
+        return f"the traces are of runs with {' and '.join(map(str, sorted(sizes)))} ranks"
     nameless = any(one.group is None for trace in traces.values() for one in trace.collectives)
     if nameless and len({ranks for trace in traces.values() for ranks in trace.groups}) > 1:
         return "there are several process groups, and the traces do not say which collective belongs to which"

@@ -88,7 +88,7 @@ def timeline_svg(
     report = overlap(shown) if isinstance(shown, Trace) else shown
     wanted = [rank.rank for rank in report.ranks][:MOST_RANKS] if ranks is None else list(ranks)
     chosen = [pair for pair in zip(report.ranks, report.traces, strict=True) if pair[0].rank in wanted]
-    spans = [trace.span for _, trace in chosen] or [(0, 1)]
+    spans = [trace.span for _, trace in chosen if trace.span is not None] or [(0, 1)]
     origin = min(start for start, _ in spans)
     duration = max(1, duration_ns or max(end for _, end in spans) - origin)
     scale = _Scale(origin, (width - NAMES - RIGHT) / duration)
@@ -102,8 +102,9 @@ def timeline_svg(
     height = y + AXIS
     label = f"Timeline of {len(chosen)} ranks: {percent(report.total)} of communication hidden"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="tl tl-picture" viewBox="0 0 {width} {height:g}" width="{width}" '
-        f'role="img" aria-label="{escape(label)}"><style>{_COLOURS}{_RULES}</style>{"".join(parts)}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="tl tl-picture" viewBox="0 0 {width} {height:g}" '
+        f'width="{width}" role="img" aria-label="{escape(label)}">'
+        f"<style>{_COLOURS}{_RULES}</style>{''.join(parts)}</svg>"
     )
 
 

@@ -65,9 +65,9 @@ class Trace:
     """What the reader of a report must know to trust it."""
 
     @property
-    def span(self) -> Span:
-        """From the first to the last moment of anything in the trace."""
+    def span(self) -> Span | None:
+        """From the first to the last moment of any compute or collective; None if there is none."""
         lanes = [lane for lane in (*self.work.values(), *self.copies.values()) if lane]
         starts = [lane[0][0] for lane in lanes] + [one.start for one in self.collectives]
         ends = [lane[-1][1] for lane in lanes] + [one.end for one in self.collectives]
-        return (min(starts), max(ends)) if starts else (0, 0)
+        return (min(starts), max(ends)) if starts else None

@@ -1,0 +1,79 @@
+"""Waiting for late ranks: what can be told from the traces of all ranks, and what can't."""
+
+from __future__ import annotations
+
+import pytest
+
+from farskip_compile.profiling import RanksMissingError, overlap
+from farskip_compile.profiling.text import headline
+from tests.profiling.gpu_traces import SEND_RECV, kernel
+from tests.profiling.traces import OTHER_WORKER, gloo, op, trace
+
+
+def ranks(*events, world=None, **kwargs):
+    return [trace(of_rank, rank, world_size=world or len(events), **kwargs) for rank, of_rank in enumerate(events)]
+
+
+def test_the_last_rank_decides():
+    early = [op("aten::mm", 5, 15), gloo("all_reduce", 0, 40), gloo("all_reduce", 50, 60)]
+    late = [gloo("all_reduce", 30, 41), gloo("all_reduce", 50, 61), gloo("broadcast", 70, 71)]
+    raw = overlap(ranks(early, late))
+    assert [one.peer_wait_ns for one in raw.ranks[0].collectives] == [30_000, 0]
+    assert [one.peer_wait_ns for one in raw.ranks[1].collectives] == [0, 0, None]
+    assert raw.ranks[0].peer_wait_ns == 30_000
+    assert raw.ranks[1].peer_wait_ns is None
+    assert (raw.ranks[0].communication_ns, raw.ranks[0].exposed_ns) == (50_000, 40_000)
+    without = overlap(ranks(early, late), subtract_peer_wait=True)
+    first = without.ranks[0].collectives[0]
+    assert (first.start_ns, first.communication_ns, first.exposed_ns, first.hidden_by) == (30_000, 10_000, 10_000, ())
+    assert (without.ranks[0].communication_ns, without.ranks[0].exposed_ns) == (20_000, 20_000)
+    assert "waits for late ranks subtracted" in headline(without)
+
+
+def test_collectives_at_once_wait_only_while_none_moves():
+    first = [gloo("all_reduce", 0, 40), gloo("all_to_all", 0, 20, OTHER_WORKER)]
+    second = [gloo("all_reduce", 30, 40), gloo("all_to_all", 10, 20, OTHER_WORKER)]
+    assert overlap(ranks(first, second)).ranks[0].peer_wait_ns == 20_000, "0 to 10 and 20 to 30"
+
+
+def test_clocks_that_differ_are_noticed():
+    report = overlap(ranks([gloo("all_reduce", 0, 40)], [gloo("all_reduce", 940, 950)]))
+    assert "by up to 0.9 ms" in report.notes[0]
+    assert report.ranks[0].collectives[0].peer_wait_ns == 40_000, "not more than the whole"
+
+
+def test_unequal_counts_are_not_matched():
+    report = overlap(ranks([gloo("all_reduce", 0, 4)], [gloo("all_reduce", 0, 4), gloo("all_reduce", 5, 9)]))
+    assert report.ranks[0].peer_wait_ns is None
+    assert report.notes == ("3 collectives have no counterpart on every rank; what they waited for is not known.",)
+
+
+def test_several_groups_on_cpu_can_not_be_told_apart():
+    events = [gloo("all_reduce", 0, 4)]
+    same = ranks(events, events, groups=[[0, 1], [1, 0]])
+    assert overlap(same).ranks[0].peer_wait_ns is None
+    assert overlap(ranks(events, events, groups=[[0, 1], [0, 1]])).ranks[0].peer_wait_ns == 0
+    with pytest.raises(RanksMissingError, match="several process groups"):
+        overlap(same, subtract_peer_wait=True)
+
+
+def test_groups_of_some_ranks_on_gpu():
+    def dispatch(start, end, ranks):
+        name = {"Collective name": "all_to_allv", "Process Group Name": str(ranks), "Process Group Ranks": str(ranks)}
+        return [kernel(SEND_RECV, start, end, 20, **name)]
+
+    traces = ranks(dispatch(0, 9, [0, 1]), dispatch(4, 9, [0, 1]), dispatch(20, 30, [2, 3]), dispatch(27, 30, [2, 3]))
+    waits = [rank.collectives[0].peer_wait_ns for rank in overlap(traces, subtract_peer_wait=True).ranks]
+    assert waits == [4_000, 0, 7_000, 0]
+
+
+def test_traces_of_different_runs():
+    events = [gloo("all_reduce", 0, 4)]
+    with pytest.raises(RanksMissingError, match="runs with 1 and 2 ranks"):
+        overlap([trace(events, 0, world_size=2), trace(events, 1)], subtract_peer_wait=True)
+
+
+def test_hosts_are_noted():
+    events = [gloo("all_reduce", 0, 4)]
+    two = [trace(events, rank, world_size=2, host_name=f"host{rank}") for rank in (0, 1)]
+    assert overlap(two).notes == ("The clocks of 2 hosts are compared as they are.",)
