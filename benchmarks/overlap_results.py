@@ -102,7 +102,7 @@ def _or_infinite(error: float) -> float:
 
 def describe(phase: Phase, width: int) -> str:
     """Title, table and checks of one phase."""
-    wide = width >= 110
+    wide = width >= 112
     head = ["variant", "median", "spread", "speed-up", "in flight", "exposed", "hidden"]
     lines = [head + ["computing", "over bound", "compiled in"] * wide]
     for name, figures in phase.exposed.items():
@@ -123,14 +123,12 @@ def describe(phase: Phase, width: int) -> str:
         lines.append([f"{name} alone", _ms(timing.median), _ms(timing.spread), *["-"] * (len(lines[0]) - 3)])
     best = phase.timings[PLAIN].median / phase.bound
     lines.append(["bound", _ms(phase.bound), "-", f"{best:.2f} x", *["-"] * (len(lines[0]) - 4)])
-    title = f"{phase.name}: communication / compute = {phase.ratio:.2f}; {phase.network}"
     equal = [
-        f"{one} = {other}: {'yes' if error <= TOLERANCE else 'NO'}, {error:.1e} ({worst})"
+        f"  {one} = {other}: {'yes' if error <= TOLERANCE else 'NO'}, apart by {error:.1e} of the norm ({worst})"
         for (one, other), error, worst in zip(PAIRS, phase.errors, phase.worst, strict=True)
     ]
-    return "\n".join([title, columns(lines, indent="  "), f"  same results ({phase.tensors} tensors): {equal[0]};"]) + (
-        f"\n    {equal[1]}"
-    )
+    title = f"{phase.name}: communication / compute = {phase.ratio:.2f}"
+    return "\n".join([title, f"  {phase.network}", columns(lines, indent="  "), *equal])
 
 
 def verdict(phases: Sequence[Phase], ratio: float, problem: str | None) -> tuple[bool, list[str]]:
