@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -190,7 +191,9 @@ class HardwareProfile:
 
     def save(self, path: str | Path) -> None:
         """Write the profile to a JSON file."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(self.to_json(), indent=2)
+        text = re.sub(r"(?<=: )\d{7,}\.0(?=,?\n)", lambda number: _short(float(number[0])), text)
+        Path(path).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> HardwareProfile:
@@ -223,6 +226,12 @@ def figures(part: Any, path: str = "") -> Iterator[tuple[str, float]]:
             yield from figures(value, here)
         elif isinstance(value, float):
             yield here, value
+
+
+def _short(number: float) -> str:
+    """`3.35e+12` for people to read, if that is the same number."""
+    text = f"{number:.6g}"
+    return text if float(text) == number else repr(number)
 
 
 def _prefixes(path: str) -> Iterator[str]:

@@ -16,8 +16,8 @@ from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.errors import ConfigError
 
 CPU = "cpu-gloo"
-FALLBACK_AMD = "mi300x"
-FALLBACK = "h100"
+STAND_INS = ((r"\b(AMD|Instinct|Radeon)\b", "mi300x"), (r"\bG?B[1-3]00\b|Blackwell", "b200"), (r"", "h100"))
+"""(regular expression found in a device's name, the profile used for want of its own), first match wins."""
 
 log = logging.getLogger("farskip_compile")
 
@@ -61,11 +61,10 @@ def default_profile(device_type: str, device_name: str = "") -> HardwareProfile:
         profile = load_profile(name)
         if any(re.search(pattern, device_name, re.IGNORECASE) for pattern in profile.devices):
             return profile
-    is_amd = re.search(r"\b(AMD|Instinct|Radeon)\b", device_name, re.IGNORECASE)
-    name = FALLBACK_AMD if is_amd else FALLBACK
+    name = next(name for pattern, name in STAND_INS if re.search(pattern, device_name, re.IGNORECASE))
     log.warning(
         "no hardware profile for %s device %r: costs are those of %r, so overlap may be planned badly. "
-        "Shipped profiles: %s; your own: HardwareProfile.save() writes a JSON file, load_profile(path) reads it.",
+        'Choose one with options={"profile": ...}: %s, or the path of a JSON file that HardwareProfile.save() wrote.',
         device_type,
         device_name,
         name,
