@@ -129,6 +129,32 @@ def is_collective(node: fx.Node) -> bool:
     return name.startswith(("_c10d_functional::", "c10d_functional::")) and not is_wait(node)
 
 
+def process_group(node: fx.Node) -> str:
+    """Name of the process group of a launch."""
+    position, name = _group_parameter(node.target)
+    group = node.args[position] if position < len(node.args) else node.kwargs.get(name)
+    return str(getattr(group, "group_name", group))
+
+
+def set_process_group(node: fx.Node, group: str) -> None:
+    """Let a launch use another process group."""
+    position, name = _group_parameter(node.target)
+    if position < len(node.args):
+        node.update_arg(position, group)
+    else:
+        node.update_kwarg(name, group)
+
+
+@functools.lru_cache(maxsize=256)
+def _group_parameter(target: object) -> tuple[int, str]:
+    packet = target if isinstance(target, OpOverload) else getattr(target, "default", None)
+    if isinstance(packet, OpOverload):
+        for position, argument in enumerate(packet._schema.arguments):
+            if argument.name in ("group_name", "group"):
+                return position, argument.name
+    raise ValueError(f"{target} names no process group")
+
+
 def is_wait(node: fx.Node) -> bool:
     """The wait of a functional collective."""
     return op_name(node).endswith("c10d_functional::wait_tensor")
