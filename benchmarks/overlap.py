@@ -98,6 +98,7 @@ def run_phase(network: Network, phase: str, settings: Mapping[str, Any], args: a
     results = network.run(
         ranks.measure,
         lambda rank: (rank, settings, phase, profile, exchanges, args.repetitions, traces),
+        env={"KINETO_LOG_LEVEL": "99"},  # the profiler's own log
         timeout=TIMEOUT,
     )
     return summarise(phase, network.describe(), network.link.rate if network.is_network else None, _values(results))

@@ -115,7 +115,7 @@ class HalfDuplex:
     def describe(self):
         return "made up"
 
-    def run(self, target, args, timeout):
+    def run(self, target, args, timeout, env=None):
         if target is overlap_ranks.calibrate:
             value = {"seconds": [self.compute] * 3, "exchanges": [(10**6, "float32")] * 6}
         elif target is overlap_ranks.probe:
