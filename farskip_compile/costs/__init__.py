@@ -9,7 +9,7 @@ from __future__ import annotations
 from farskip_compile.costs.alpha_beta import collective_seconds
 from farskip_compile.costs.collectives import CollectiveCost, collective_cost, is_launch
 from farskip_compile.costs.fit import Sample, fit_link
-from farskip_compile.costs.operators import OpCost, op_cost, op_seconds
+from farskip_compile.costs.operators import OpCost, combine, kernel_cost, op_cost, op_seconds
 from farskip_compile.costs.profile import (
     COLLECTIVE_KINDS,
     CollectiveKind,
@@ -36,9 +36,11 @@ __all__ = [
     "SizeHints",
     "collective_cost",
     "collective_seconds",
+    "combine",
     "default_profile",
     "fit_link",
     "is_launch",
+    "kernel_cost",
     "load_profile",
     "op_cost",
     "op_seconds",

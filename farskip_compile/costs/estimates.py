@@ -2,15 +2,13 @@
 
 Contract: as everything in this package, a function of the graph and the profile alone.
 
-Before fusion the bytes of elementwise work are not known. They are estimated as if everything between two operators
-that don't fuse (products, attention, collectives, library calls) became one kernel: a node pays for what it reads from
-such operators or from the graph's inputs, and for what it writes for them or for the graph's outputs.
+Before fusion the bytes of elementwise work are not known; `fusion` estimates them. After it they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -60,14 +58,7 @@ class Estimates:
 
     def compute(self, node: fx.Node) -> float:
         """Seconds of a node before fusion."""
-        cost = self.cost(node)
-        if cost.launches == 0 or not self._fuses(node):
-            return op_seconds(cost, self.profile)
-        reads = sum(self.bytes(arg) for arg in node.all_input_nodes if not self._fuses(arg))
-        stays = all(self._fuses(user) for user in node.users)
-        writes = 0 if stays else self.bytes(node)
-        fused = replace(cost, bytes_read=reads, bytes_written=writes, launches=0 if stays else 1)
-        return op_seconds(fused, self.profile)
+        return op_seconds(op_cost(node, self.size, fused=True), self.profile, tf32=self._tf32)
 
     def kernel(self, parts: Iterable[tuple[bool, list[fx.Node]]], traffic: int) -> float:
         """Seconds of a fused kernel.
@@ -78,7 +69,7 @@ class Estimates:
             traffic: bytes that the kernel reads and writes.
         """
         flops = [self._product(origins) for extern, origins in parts if extern]
-        seconds = [op_seconds(cost, self.profile) for cost in flops if cost.kind in COMPUTED]
+        seconds = [op_seconds(cost, self.profile, tf32=self._tf32) for cost in flops if cost.kind in COMPUTED]
         if seconds:
             return sum(seconds)
         launches = 0 if traffic == 0 else 1
@@ -87,10 +78,3 @@ class Estimates:
     def _product(self, origins: list[fx.Node]) -> OpCost:
         """The costliest product among the nodes behind a library call."""
         return max(map(self.cost, origins), key=lambda cost: cost.flops, default=FREE)
-
-    def _fuses(self, node: fx.Node) -> bool:
-        """Whether Inductor computes `node` inside of a larger kernel: neither an input nor a library call."""
-        if node.op != "call_function" or ops.is_collective(node) or ops.is_wait(node):
-            return False
-        cost = self.cost(node)
-        return cost.kind not in COMPUTED and (cost.launches == 0 or "::" not in ops.op_name(node))

@@ -107,12 +107,10 @@ def traffic(node: fx.Node, size: Size) -> tuple[int, int]:
     if name in FILLS:
         return 0, written
     skipped = first if name in LOOKUPS | OVERWRITES | SCATTERS else None
-    read = sum(
-        tensor_bytes(value, size)
-        for source in node.all_input_nodes
-        if source is not skipped
-        for value in tensors_of(ops.fake(source))
-    )
+    sources = [source for source in node.all_input_nodes if source is not skipped]
+    reads = [sum(tensor_bytes(value, size) for value in tensors_of(ops.fake(source))) for source in sources]
     if name in LOOKUPS:
-        return read + written, written
-    return (read, min(read, written)) if name in SCATTERS else (read, written)
+        return sum(reads) + written, written
+    if name in SCATTERS:  # what is scattered comes last
+        return sum(reads), reads[-1] if reads else 0
+    return sum(reads), written
