@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException, capture_place
+from farskip_compile.async_calls import async_collective
 from farskip_compile.backend import Backend, backend
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import FarSkipError, NoResidualStackError
@@ -139,6 +140,8 @@ def _capture(
 
 def _not_captured(error: TorchDynamoException) -> Refusal:
     """Dynamo's message, without its links and its stack."""
+    if (call := async_collective(str(error))) is not None:
+        return Refusal(type(call).__name__, call.reason, str(call.where), call.way_out)
     message = str(error).split("\nfrom user code:")[0]
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     hints = [line.removeprefix("Hint:").strip() for line in lines if line.startswith("Hint:")]

@@ -17,6 +17,7 @@ from typing import Any
 from torch import fx
 
 from farskip_compile._compat import graph_break_reason, is_module_state, is_resumed, last_graph_break
+from farskip_compile.async_calls import async_collective
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import NotASumError, PartialModelError, Where
 from farskip_compile.passes import ops
@@ -163,7 +164,7 @@ def _read_whole(module: fx.GraphModule) -> ResidualTable | None:
     if resumed and begins_open:
         raise _partial("before its beginning", last_graph_break(), stream.base.name)
     if begins_open and ends_open and all(user.op == "output" for user in stream.root.users):
-        raise PartialModelError(
+        raise async_collective(last_graph_break(), stream.base.name) or PartialModelError(
             f"the graph begins and ends with the raw residual stream ({len(table.rows)} sub-blocks in it): layers seem "
             "to be compiled one by one, and FarSkip connects two layers"
             + (f"; last graph break: {last_graph_break()}" if last_graph_break() else ""),
@@ -174,7 +175,7 @@ def _read_whole(module: fx.GraphModule) -> ResidualTable | None:
 
 
 def _partial(place: str, reason: str | None, node: str | None) -> PartialModelError:
-    return PartialModelError(
+    return async_collective(reason, node) or PartialModelError(
         f"a graph break cuts the residual stack {place}: {reason or 'reason unknown'}",
         way_out="remove the break or move it out of the model; torch.compile(..., fullgraph=True) shows it as an error",
         where=Where(node=node),

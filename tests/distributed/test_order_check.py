@@ -1,0 +1,98 @@
+"""Ranks that would launch different collectives raise, all of them and at once, instead of hanging."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch._dynamo.utils import counters
+
+import farskip_compile
+from farskip_compile.errors import OrderMismatchError
+from farskip_compile.models import ParallelConfig, build
+from farskip_compile.order_check import check_across_ranks
+from tests.distributed.ranks import run_ranks
+
+SMALL: dict[str, Any] = {"vocab_size": 32, "layers": ("moe",), "hidden_size": 16, "moe_intermediate_size": 16}
+
+
+def raise_on_rank(rank: int, world_size: int, orders: tuple[Any, ...]) -> tuple[str, float]:
+    start = time.monotonic()
+    try:
+        for phase, order in orders[rank]:
+            check_across_ranks({"0": order}, phase)
+    except OrderMismatchError as error:
+        return str(error), time.monotonic() - start
+    return "", time.monotonic() - start
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_all_ranks_raise_and_show_both_orders(world_size: int) -> None:
+    usual = [("forward", ["all_to_all_single float32", "all_reduce sum float32"])]
+    other = [("forward", ["all_reduce sum float32", "all_to_all_single float32"])]
+    orders = tuple(other if rank == 1 else usual for rank in range(world_size))
+    for rank, (message, seconds) in enumerate(run_ranks(raise_on_rank, world_size, orders)):
+        assert seconds < 30  # the timeout of the group is 120
+        assert f"rank {rank}:" in message
+        assert "rank 1:" in message
+        assert "> 0: all_to_all_single float32" in message
+        assert "> 0: all_reduce sum float32" in message
+
+
+def test_a_shorter_order_and_another_phase_differ_too() -> None:
+    short = [("forward", ["all_reduce sum float32"])]
+    long = [("forward", ["all_reduce sum float32", "all_reduce sum float32"])]
+    assert all("> 1: " in message for message, _ in run_ranks(raise_on_rank, 2, (short, long)))
+    backward = [("backward", ["all_reduce sum float32"])]
+    assert all("backward, 1 collectives" in message for message, _ in run_ranks(raise_on_rank, 2, (short, backward)))
+
+
+def test_ranks_may_meet_known_graphs_again_and_compile_different_numbers_of_them() -> None:
+    """Rank 1 recompiles for another size: the same order, met a second time by this rank alone."""
+    a, b = ("inference", ["all_reduce sum float32"]), ("inference", ["all_to_all_single float32"])
+    results = run_ranks(raise_on_rank, 2, ([a, b], [a, b, a, b]))
+    assert [message for message, _ in results] == ["", ""]
+
+
+def compiled_on_rank(rank: int, world_size: int, folder: str, connectivity: tuple[str, ...]) -> dict[str, Any]:
+    torch._inductor.config.fx_graph_cache = True
+    model = build("qwen3_moe", parallel=ParallelConfig(ep_group=dist.group.WORLD), **SMALL)
+    if connectivity[rank] == "twice":  # a fault: this rank exchanges once more than the others
+        layer = model.layers[0]
+        plain = layer.forward
+        layer.forward = lambda x, rope: plain(plain(x, rope), rope)  # type: ignore[method-assign]
+    compiled = torch.compile(model, backend="farskip", fullgraph=True, options={"connectivity": "none"})
+    start = time.monotonic()
+    try:
+        compiled(torch.randint(0, 32, (1, 4))).sum().backward()
+    except OrderMismatchError as error:
+        return {"message": str(error), "seconds": time.monotonic() - start}
+    schedules = [report.to_json() for report in farskip_compile.last_schedules()]
+    return {"message": "", "schedules": schedules, "hits": counters["inductor"]["fxgraph_cache_hit"]}
+
+
+def test_compiled_models_that_differ_raise(tmp_path: Path) -> None:
+    for found in run_ranks(compiled_on_rank, 2, str(tmp_path), ("none", "twice")):
+        assert "would launch different collectives" in found["message"]
+        assert "all_to_all_single float32" in found["message"]
+
+
+def test_on_a_warm_cache_the_order_is_checked_and_reported_all_the_same(tmp_path: Path) -> None:
+    import os
+
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path)
+    try:
+        cold, _ = run_ranks(compiled_on_rank, 2, str(tmp_path), ("none", "none"))
+        warm, _ = run_ranks(compiled_on_rank, 2, str(tmp_path), ("none", "none"))
+        for found in run_ranks(compiled_on_rank, 2, str(tmp_path), ("none", "twice")):  # one rank hits, one misses
+            assert "would launch different collectives" in found["message"]
+    finally:
+        del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    assert (cold["hits"], warm["hits"]) == (0, 2)
+    assert [schedule["phase"] for schedule in warm["schedules"]] == ["forward", "backward"]
+    assert warm["schedules"] == cold["schedules"]
+    assert all(schedule["level"] == "kernels" for schedule in warm["schedules"])
