@@ -138,7 +138,7 @@ class _Raw:
             if kind is not None:
                 self.cpu_collectives.append((Collective(kind, start, end, name.split(":")[0]), thread))
             elif category in events.ANNOTATION_CATEGORIES:
-                self.runs_compiled_code |= events.is_compiled_region(name)
+                self.runs_compiled_code |= events.is_compiled_region(name)  # an annotation, if shapes are recorded
                 if events.layer_of(name) is not None:
                     self.ranges[thread].append((start, end, name))
             else:
@@ -150,6 +150,7 @@ class _Raw:
 
     def _add_operator(self, name: str, start: int, end: int, thread: str) -> None:
         if events.role(name) is Role.GLUE:
+            self.runs_compiled_code |= events.is_compiled_region(name)
             return
         self.operators[thread].append((start, end, name))
         self.shows_fused_kernels |= events.is_fused_kernel(name)
