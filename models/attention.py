@@ -15,7 +15,7 @@ from farskip_compile.models.config import ModelConfig, ParallelConfig, shard_siz
 from farskip_compile.models.linear import ColumnLinear, RowLinear
 from farskip_compile.models.norm import RMSNorm
 from farskip_compile.models.rope import Rope, rotate
-from farskip_compile.models.sharding import all_reduce
+from farskip_compile.models.tensor_parallel import reduce_partial
 
 
 class Attention(nn.Module):
@@ -23,7 +23,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, parallel: ParallelConfig) -> None:
         super().__init__()
-        self.tp_group = parallel.tp_group
+        self.parallel = parallel
         self.heads = shard_size(config.heads, parallel.tp_size, "attention heads")
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
@@ -32,11 +32,11 @@ class Attention(nn.Module):
         raise NotImplementedError
 
     def reduce(self, partial: torch.Tensor) -> torch.Tensor:
-        """Sum over the tensor-parallel ranks."""
-        return all_reduce(partial, self.tp_group)
+        """Sum over the tensor-parallel ranks, for the tokens of this rank's stream."""
+        return reduce_partial(partial, self.parallel)
 
     def forward(self, h: torch.Tensor, rope: Rope) -> torch.Tensor:
-        """Output of all heads, [B, T, D]."""
+        """Output of all heads, for the tokens of this rank's stream."""
         return self.reduce(self.partial(h, rope))
 
 

@@ -7,7 +7,7 @@ forward pass. Nothing here holds weights.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch.distributed as dist
 
@@ -15,6 +15,7 @@ from farskip_compile.errors import ConfigError, ParallelismError
 
 LayerKind = Literal["dense", "moe"]
 RouterKind = Literal["softmax", "sigmoid_groups", "sigmoid_top1"]
+EpMode = Literal["padded", "dropless", "allgather"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,17 +132,32 @@ class ParallelConfig:
     """Which ranks share the work. The default is one process that holds everything."""
 
     ep_group: dist.ProcessGroup | None = None
-    """Expert parallelism: each rank holds a slice of the experts, and has tokens of its own."""
+    """Expert parallelism: each rank holds a slice of the experts, and has tokens of its own. So attention is
+    data-parallel, with whole weights on each rank."""
     tp_group: dist.ProcessGroup | None = None
     """Tensor parallelism: each rank holds a slice of every head and inner width, and has the same tokens."""
-    ep_mode: Literal["padded", "dropless"] = "padded"
-    """Equal splits with room per expert, or splits that are counted first; see `dispatch.py`."""
+    ep_mode: EpMode = "padded"
+    """How tokens and experts meet. "padded", "dropless": all-to-all to the expert's rank and back, with room per expert
+    or with splits that are counted first (`farskip_compile.comm`). "allgather": every rank gathers the tokens of all
+    ranks, applies its own experts to them, and a reduce-scatter brings home the sums; equally many tokens on each."""
     capacity_factor: float | None = None
-    """Room per expert, as a multiple of a balanced load; tokens beyond it are dropped. None: room for every token."""
+    """Room per expert, as a multiple of a balanced load; tokens beyond it are dropped. None: room for every token.
+    The load of one rank's tokens; of all ranks' tokens where these are gathered."""
+    sequence_parallel: bool = False
+    """Between the sub-blocks, each rank of `tp_group` holds only its part of the tokens; see `tensor_parallel.py`."""
 
     def __post_init__(self) -> None:
-        if self.ep_mode not in ("padded", "dropless"):
-            raise ConfigError(f"ep_mode must be 'padded' or 'dropless', not {self.ep_mode!r}")
+        if self.ep_mode not in get_args(EpMode):
+            raise ConfigError(f"ep_mode must be one of {get_args(EpMode)}, not {self.ep_mode!r}")
+        if self.sequence_parallel and self.tp_group is None:
+            raise ConfigError("sequence_parallel needs tensor parallelism", way_out="give tp_group as well")
+        if self.ep_group is not None and self.tp_group is not None:
+            both = {*dist.get_process_group_ranks(self.ep_group)} & {*dist.get_process_group_ranks(self.tp_group)}
+            if len(both) > 1:
+                raise ParallelismError(
+                    f"ranks {sorted(both)} share both experts and matrices, so a slice of an expert would be cut twice",
+                    way_out="lay the groups out as the rows and columns of one mesh",
+                )
         if self.capacity_factor is not None and self.capacity_factor <= 0:
             raise ConfigError(f"capacity_factor must be positive, not {self.capacity_factor}")
         if self.capacity_factor is not None and self.ep_mode == "dropless":

@@ -3,6 +3,7 @@
 Contract: the residual stream is a plain sum. Every layer reads all of it, and this is what the compiler changes:
     x = x + attention(norm(x))
     x = x + feed_forward(norm(x))
+A rank's stream x is [B, T, D], or under sequence parallelism [B * T / ranks, D]; then `gather` stands behind each norm.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from farskip_compile.models.moe import MoE
 from farskip_compile.models.norm import make_norm
 from farskip_compile.models.rope import Rope, rope_tables
 from farskip_compile.models.sharding import initialise
+from farskip_compile.models.tensor_parallel import gather_stream, own_tokens
 
 
 class DecoderLayer(nn.Module):
@@ -24,6 +26,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, kind: LayerKind, config: ModelConfig, parallel: ParallelConfig) -> None:
         super().__init__()
+        self.parallel = parallel
         self.residual_scale = config.residual_scale
         self.attention_norm = make_norm(config)
         self.attention = make_attention(config, parallel)
@@ -38,12 +41,16 @@ class DecoderLayer(nn.Module):
         """What is added to the stream for the output of a branch."""
         return branch if self.residual_scale == 1.0 else branch * self.residual_scale
 
+    def gather(self, h: torch.Tensor, rope: Rope) -> torch.Tensor:
+        """The normed stream of this rank -> that of all tokens, [B, T, D]."""
+        return gather_stream(h, rope[0].shape[0], self.parallel)
+
     def forward(self, x: torch.Tensor, rope: Rope) -> torch.Tensor:
-        """Stream [B, T, D] -> stream [B, T, D]."""
-        h = self.attention_norm(x)
+        """This rank's stream -> this rank's stream."""
+        h = self.gather(self.attention_norm(x), rope)
         x = x + self.scaled(self.attention(h, rope))
         if self.feed_forward_norm is not None:  # otherwise the feed-forward reads what the attention has read
-            h = self.feed_forward_norm(x)
+            h = self.gather(self.feed_forward_norm(x), rope)
         return x + self.scaled(self.feed_forward(h))
 
 
@@ -59,19 +66,27 @@ class Decoder(nn.Module):
         self.final_norm = make_norm(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def rope(self, x: torch.Tensor) -> Rope:
-        """Rotary tables for the positions of a stream [B, T, D]."""
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids [B, T] -> this rank's stream."""
+        return self.token_embedding(own_tokens(ids, self.parallel))
+
+    def rope(self, x: torch.Tensor, length: int) -> Rope:
+        """Rotary tables for `length` positions, for a stream with the dtype of `x`."""
         config = self.config
         width = config.head_dim if config.attention == "gqa" else config.rope_head_dim
-        return rope_tables(x, width, config.rope_theta)
+        return rope_tables(x, length, width, config.rope_theta)
+
+    def head(self, x: torch.Tensor, length: int) -> torch.Tensor:
+        """This rank's stream -> logits of all its sequences of `length` tokens, [B, T, vocabulary]."""
+        return self.lm_head(gather_stream(self.final_norm(x), length, self.parallel))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids [B, T] -> logits [B, T, vocabulary]."""
-        x = self.token_embedding(ids)  # [B, T, D]
-        rope = self.rope(x)
+        x = self.embed(ids)
+        rope = self.rope(x, ids.shape[1])
         for layer in self.layers:
             x = layer(x, rope)
-        return self.lm_head(self.final_norm(x))
+        return self.head(x, ids.shape[1])
 
 
 def build_decoder(

@@ -2,7 +2,8 @@
 
 Contract: `forward(rows, expert_of_row, slots)` gives row i the output of expert `expert_of_row[i]`, wherever that
 expert lives. Under expert parallelism a rank holds experts / ranks of them; under tensor parallelism a slice of
-every inner width, and the output is a partial sum.
+every inner width, and the output is a partial sum. `local` is for rows that are on every rank: it communicates nothing,
+and rows of other ranks' experts get zeros, so that the sum over the ranks is the output.
 """
 
 from __future__ import annotations
@@ -11,13 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from farskip_compile.comm import combine, dispatch
 from farskip_compile.models.config import ModelConfig, ParallelConfig, shard_size
-from farskip_compile.models.dispatch import (
-    combine_dropless,
-    combine_padded,
-    dispatch_dropless,
-    dispatch_padded,
-)
 from farskip_compile.models.sharding import Shard, Shards
 
 
@@ -35,6 +31,8 @@ class Experts(nn.Module):
         self.up = nn.Parameter(torch.empty(local, config.hidden_size, inner))  # [E, D, I]
         self.down = nn.Parameter(torch.empty(local, inner, config.hidden_size))  # [E, I, D]
         by_expert = Shard(0, parallel.ep_group)
+        self.local_experts = local
+        self.first_expert = by_expert.index * local
         self.shards: Shards = {
             "gate": (by_expert, Shard(2, parallel.tp_group)),
             "up": (by_expert, Shard(2, parallel.tp_group)),
@@ -44,10 +42,16 @@ class Experts(nn.Module):
     def forward(self, rows: torch.Tensor, expert_of_row: torch.Tensor, slots: int) -> torch.Tensor:
         """Rows [R, D] through their experts, [R, D]. `slots` is the room per expert of a padded exchange."""
         if self.dropless and self.ep_group is not None:
-            segments, sizes = dispatch_dropless(rows, expert_of_row, self.experts, self.ep_group)
-            return combine_dropless([self._one(i, segment) for i, segment in enumerate(segments)], sizes)
-        buffer, places = dispatch_padded(rows, expert_of_row, self.experts, slots, self.ep_group)
-        return combine_padded(self._all(buffer), places)
+            segments, sizes = dispatch(rows, expert_of_row, experts=self.experts, group=self.ep_group)
+            return combine([self._one(i, segment) for i, segment in enumerate(segments)], sizes)
+        buffer, places = dispatch(rows, expert_of_row, experts=self.experts, group=self.ep_group, slots=slots)
+        return combine(self._all(buffer), places)
+
+    def local(self, rows: torch.Tensor, expert_of_row: torch.Tensor, slots: int) -> torch.Tensor:
+        """Rows [R, D] through those of their experts that live here, [R, D]; zeros for all other rows."""
+        here = expert_of_row - self.first_expert  # below 0 or too large elsewhere: such rows are dropped
+        buffer, places = dispatch(rows, here, experts=self.local_experts, group=None, slots=slots)
+        return combine(self._all(buffer), places)
 
     def _all(self, buffer: torch.Tensor) -> torch.Tensor:
         """Every local expert on its block: [E, slots, D] -> [E, slots, D]."""

@@ -9,6 +9,8 @@ A FarSkip layer with experts is then
     x_next = (x + a) + (r + s)
     n_next = (x + a) + s
 and a dense layer is a parallel block: x_next = n_next = (x + attention(norm(n))) + mlp(norm(x)).
+Where a layer ends in one reduction over tensor-parallel ranks, r and s are reduced apart here. The all-gather behind a
+norm (sequence parallelism) belongs to the reader: two readers of different streams gather twice.
 
 Contract: plain eager code that shares the decoder's modules and weights, and nothing of the compiler. Sums are formed
 in the order in which the plain model forms them, so that equality can be asked for bit by bit.
@@ -68,12 +70,12 @@ class FarSkipForm(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids [B, T] -> logits [B, T, vocabulary]."""
-        x = self.decoder.token_embedding(ids)  # [B, T, D]
+        x = self.decoder.embed(ids)
         n = x
-        rope = self.decoder.rope(x)
+        rope = self.decoder.rope(x, ids.shape[1])
         for index in range(len(self.decoder.layers)):
             x, n = self.layer(index, x, n, rope)
-        return self.decoder.lm_head(self.decoder.final_norm(x))  # n ends here: nothing may be left out
+        return self.decoder.head(x, ids.shape[1])  # n ends here: nothing may be left out
 
     # Who reads what
 
@@ -88,27 +90,26 @@ class FarSkipForm(nn.Module):
     # One layer
 
     def layer(self, index: int, x: torch.Tensor, n: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
-        """Streams (x, n) -> streams (x, n), each [B, T, D]."""
+        """Streams (x, n) of this rank -> streams (x, n)."""
         layer = cast(DecoderLayer, self.decoder.layers[index])
         feed_forward = layer.feed_forward
         exports_n = isinstance(feed_forward, MoE) and self.attention_reads_n(index + 1)
-        attention_input = layer.attention_norm(n if self.attention_reads_n(index) else x)
+        attention_input = layer.gather(layer.attention_norm(n if self.attention_reads_n(index) else x), rope)
 
         if self.merge_reductions and exports_n and self.feed_forward_reads_x(index) and feed_forward.shared_experts:
             return self._merged(layer, attention_input, x, rope)
 
         x_and_a = x + layer.scaled(layer.attention(attention_input, rope))
-        h = self._feed_forward_input(layer, x, x if self.feed_forward_reads_x(index) else x_and_a)
+        h = self._feed_forward_input(layer, x, x if self.feed_forward_reads_x(index) else x_and_a, rope)
         if not exports_n:  # dense, or nobody leaves the routed output out: the streams collapse
             x = x_and_a + layer.scaled(feed_forward(h))
             return x, x
         return self._split(layer, x_and_a, h)
 
-    def _feed_forward_input(self, layer: DecoderLayer, x: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+    def _feed_forward_input(self, layer: DecoderLayer, x: torch.Tensor, read: torch.Tensor, rope: Rope) -> torch.Tensor:
         """The normed stream; a parallel block has one norm, and its feed-forward reads x in any case."""
-        if layer.feed_forward_norm is None:
-            return layer.attention_norm(x)
-        return layer.feed_forward_norm(read)
+        normed = layer.attention_norm(x) if layer.feed_forward_norm is None else layer.feed_forward_norm(read)
+        return layer.gather(normed, rope)
 
     def _split(self, layer: DecoderLayer, x_and_a: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """An MoE layer whose routed output the next attention leaves out."""
@@ -117,7 +118,7 @@ class FarSkipForm(nn.Module):
         if not shared:
             return x_and_a + layer.scaled(moe.reduce(routed)), x_and_a
         s = _sum(shared)
-        if moe.tp_group is not None:  # reduced apart: s must not wait for the routed experts
+        if moe.parallel.tp_group is not None:  # reduced apart: s must not wait for the routed experts
             s = moe.reduce(s)
             everything = moe.reduce(routed) + s
         else:
@@ -130,7 +131,7 @@ class FarSkipForm(nn.Module):
         """The same with one all-reduce for a + s: x_next = (x + AR(a + s)) + AR(r), n_next = x + AR(a + s)."""
         moe = cast(MoE, layer.feed_forward)
         a = layer.attention.partial(attention_input, rope)
-        h = self._feed_forward_input(layer, x, x)
+        h = self._feed_forward_input(layer, x, x, rope)
         routed, s = moe.routed(h), _sum(moe.shared(h))
         n = x + layer.scaled(moe.reduce(a + s))
         return n + layer.scaled(moe.reduce(routed)), n

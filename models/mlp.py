@@ -12,7 +12,7 @@ from torch import nn
 
 from farskip_compile.models.config import ModelConfig, ParallelConfig
 from farskip_compile.models.linear import ColumnLinear, RowLinear
-from farskip_compile.models.sharding import all_reduce
+from farskip_compile.models.tensor_parallel import reduce_partial
 
 
 class MLP(nn.Module):
@@ -20,10 +20,11 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig, inner: int, parallel: ParallelConfig) -> None:
         super().__init__()
-        self.tp_group = parallel.tp_group
-        self.gate = ColumnLinear(config.hidden_size, inner, self.tp_group, "inner channels of an MLP")
-        self.up = ColumnLinear(config.hidden_size, inner, self.tp_group, "inner channels of an MLP")
-        self.down = RowLinear(inner, config.hidden_size, self.tp_group, "inner channels of an MLP")
+        self.parallel = parallel
+        group = parallel.tp_group
+        self.gate = ColumnLinear(config.hidden_size, inner, group, "inner channels of an MLP")
+        self.up = ColumnLinear(config.hidden_size, inner, group, "inner channels of an MLP")
+        self.down = RowLinear(inner, config.hidden_size, group, "inner channels of an MLP")
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def partial(self, h: torch.Tensor) -> torch.Tensor:
@@ -31,5 +32,5 @@ class MLP(nn.Module):
         return self.dropout(self.down(F.silu(self.gate(h)) * self.up(h)))
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
-        """The whole output, [B, T, D]."""
-        return all_reduce(self.partial(h), self.tp_group)
+        """The output for the tokens of this rank's stream."""
+        return reduce_partial(self.partial(h), self.parallel)

@@ -3,6 +3,10 @@
 Contract: `routed(h)` and `shared(h)` are this rank's shares of the two parts, not reduced over the tensor-parallel
 ranks. `forward` adds the parts one after another, ((routed + shared 1) + shared 2), and reduces the sum once.
 The FarSkip form calls the parts by themselves.
+
+Three ways to the experts of other ranks (`ParallelConfig.ep_mode`). By all-to-all, padded or dropless: `experts` sends
+each token's copies where they belong. By all-gather: everybody routes everybody's tokens, applies the experts that live
+here, and the sum over the ranks is scattered back to the tokens' owners. Shared experts see local tokens only, always.
 """
 
 from __future__ import annotations
@@ -13,11 +17,12 @@ from typing import cast
 import torch
 from torch import nn
 
+from farskip_compile import _compat_collectives as collectives
 from farskip_compile.models.config import ModelConfig, ParallelConfig
 from farskip_compile.models.experts import Experts
 from farskip_compile.models.mlp import MLP
 from farskip_compile.models.router import make_router
-from farskip_compile.models.sharding import all_reduce
+from farskip_compile.models.tensor_parallel import reduce_partial
 
 
 class MoE(nn.Module):
@@ -25,7 +30,8 @@ class MoE(nn.Module):
 
     def __init__(self, config: ModelConfig, parallel: ParallelConfig) -> None:
         super().__init__()
-        self.tp_group = parallel.tp_group
+        self.parallel = parallel
+        self.gather_group = parallel.ep_group if parallel.ep_mode == "allgather" else None
         self.top_k = config.top_k
         self.weights_scale_input = config.router == "sigmoid_top1"
         factor = parallel.capacity_factor
@@ -50,27 +56,33 @@ class MoE(nn.Module):
     def routed(self, h: torch.Tensor) -> torch.Tensor:
         """The weighted sum of each token's chosen experts, [B, T, D]."""
         tokens = h.flatten(0, 1)  # [N, D]
+        if self.gather_group is not None:
+            tokens = collectives.all_gather(tokens, 0, self.gather_group)  # [ranks * N, D], routed alike on every rank
         experts, weights = self.router(tokens)  # [N, k]
         weights = weights.to(h.dtype).unsqueeze(-1)  # [N, k, 1]
         rows = tokens.unsqueeze(1).expand(-1, self.top_k, -1)  # [N, k, D]
         if self.weights_scale_input:
             rows = rows * weights
-        outputs = self.experts(rows.flatten(0, 1), experts.flatten(), self.slots(tokens.shape[0]))
+        apply = self.experts if self.gather_group is None else self.experts.local
+        outputs = apply(rows.flatten(0, 1), experts.flatten(), self.slots(tokens.shape[0]))
         outputs = outputs.unflatten(0, (-1, self.top_k))  # [N, k, D]
         if not self.weights_scale_input:
             outputs = outputs * weights
-        return self.dropout(outputs.sum(1).view_as(h))
+        summed = outputs.sum(1)  # [N, D]
+        if self.gather_group is not None:
+            summed = collectives.reduce_scatter(summed, "sum", 0, self.gather_group)
+        return self.dropout(summed.view_as(h))
 
     def shared(self, h: torch.Tensor) -> list[torch.Tensor]:
         """The output of each shared expert, [B, T, D]."""
         return [cast(MLP, expert).partial(h) for expert in self.shared_experts]
 
     def reduce(self, partial: torch.Tensor) -> torch.Tensor:
-        """Sum over the tensor-parallel ranks."""
-        return all_reduce(partial, self.tp_group)
+        """Sum over the tensor-parallel ranks, for the tokens of this rank's stream."""
+        return reduce_partial(partial, self.parallel)
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
-        """Routed and shared experts together, [B, T, D]."""
+        """Routed and shared experts together, for the tokens of this rank's stream."""
         total = self.routed(h)
         for shared in self.shared(h):
             total = total + shared

@@ -13,8 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from farskip_compile._compat import functional_collectives as fc
-
 
 @dataclass(frozen=True)
 class Shard:
@@ -79,15 +77,3 @@ def _scaled(name: str, draw: torch.Tensor) -> torch.Tensor:
         return 0.1 * draw + (1.0 if name.endswith("weight") else 0.0)
     inputs = draw.shape[-1] if draw.dim() == 2 else draw.shape[-2]  # nn.Linear is [out, in], experts [E, in, out]
     return draw / inputs**0.5
-
-
-def all_reduce(partial: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
-    """Sum over the tensor-parallel ranks; without a group, the tensor itself.
-
-    Its backward is an all-reduce as well. So the loss is understood as summed over the ranks: with `tp` ranks that
-    all compute the same loss, scale it by `1 / tp`. Then the gradient of a slice is the slice of the one-process
-    gradient, and gradients of whole (replicated) weights have to be summed over the ranks.
-    """
-    if group is None:
-        return partial
-    return fc.all_reduce(partial, "sum", group)

@@ -142,7 +142,7 @@ class Checkpointed(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = self.decoder.token_embedding(x)
-        rope = self.decoder.rope(hidden)
+        rope = self.decoder.rope(hidden, hidden.shape[1])
         for layer in self.decoder.layers:
             hidden = checkpoint(layer, hidden, rope, use_reentrant=False)
         return self.decoder.lm_head(self.decoder.final_norm(hidden))

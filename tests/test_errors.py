@@ -65,7 +65,7 @@ class Wrapped(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         hidden = self.decoder.token_embedding(ids)
-        rope = self.decoder.rope(hidden)
+        rope = self.decoder.rope(hidden, hidden.shape[1])
         for index, layer in enumerate(self.decoder.layers):
             hidden = self.between(index, layer(self.before(index, hidden), rope))
         return self.decoder.lm_head(self.decoder.final_norm(hidden))
@@ -107,7 +107,7 @@ def test_streams_that_are_mixed_by_activations() -> None:
     class Mixed(Wrapped):
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             hidden = self.decoder.token_embedding(ids)
-            rope = self.decoder.rope(hidden)
+            rope = self.decoder.rope(hidden, hidden.shape[1])
             for layer in self.decoder.layers:
                 gate = hidden.mean(-1, keepdim=True).sigmoid()
                 branch = layer.attention(layer.attention_norm(hidden), rope)
@@ -124,7 +124,7 @@ class Breaking(Wrapped):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         hidden = self.decoder.token_embedding(ids)
-        rope = self.decoder.rope(hidden)
+        rope = self.decoder.rope(hidden, hidden.shape[1])
         hidden = self.decoder.layers[0](hidden, rope)
         hidden = self.decoder.layers[1](hidden, rope)
         torch._dynamo.graph_break()
@@ -141,7 +141,7 @@ def test_graph_break_inside_a_layer() -> None:
     class InLayer(Breaking):
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             hidden = self.decoder.token_embedding(ids)
-            rope = self.decoder.rope(hidden)
+            rope = self.decoder.rope(hidden, hidden.shape[1])
             layer = self.decoder.layers[1]
             hidden = self.decoder.layers[0](hidden, rope)
             hidden = hidden + layer.attention(layer.attention_norm(hidden), rope)
@@ -278,7 +278,7 @@ class DroppedOut(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         hidden = self.decoder.token_embedding(ids)
-        rope = self.decoder.rope(hidden)
+        rope = self.decoder.rope(hidden, hidden.shape[1])
         for layer in self.decoder.layers:
             hidden = hidden + layer.attention(layer.attention_norm(hidden), rope)
             out = layer.feed_forward(layer.feed_forward_norm(hidden))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from farskip_compile.comm import combine, dispatch
 from farskip_compile.errors import ConfigError, LayerRangeError
 from farskip_compile.models import MODELS, Decoder, FarSkipForm, ModelConfig, ParallelConfig, build
-from farskip_compile.models.dispatch import combine_padded, dispatch_padded
 from farskip_compile.models.moe import MoE
 from farskip_compile.models.router import SigmoidGroupRouter
 
@@ -93,13 +93,13 @@ def test_same_seed_same_model():
 def test_experts_get_their_own_rows_and_no_more_than_fit():
     rows = torch.arange(12.0).view(6, 2) + 1
     expert_of_row = torch.tensor([1, 0, 1, 1, 2, 0])
-    buffer, places = dispatch_padded(rows, expert_of_row, experts=3, slots=2, group=None)
+    buffer, places = dispatch(rows, expert_of_row, experts=3, slots=2, group=None)
     assert torch.equal(buffer[0], rows[[1, 5]])
     assert torch.equal(buffer[1], rows[[0, 2]])
     assert torch.equal(buffer[2], torch.stack([rows[4], torch.zeros(2)]))
     expected = rows.clone()
     expected[3] = 0  # the third row of expert 1 did not fit
-    assert torch.equal(combine_padded(buffer, places), expected)
+    assert torch.equal(combine(buffer, places), expected)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -180,7 +180,7 @@ def test_swapping_the_streams_changes_the_output(model):
 def test_full_form_spelled_out_for_one_shared_expert():
     model = build("deepseek_v3", dtype=torch.float64)
     x = n = model.token_embedding(ids())
-    rope = model.rope(x)
+    rope = model.rope(x, ids().shape[1])
     for layer in model.layers:
         a = layer.attention(layer.attention_norm(n), rope)
         h = layer.feed_forward_norm(x)
@@ -195,7 +195,7 @@ def test_full_form_spelled_out_for_one_shared_expert():
 def test_layer_range_leaves_earlier_layers_plain_but_its_first_attention_reads_n():
     model = build("qwen3_moe", dtype=torch.float64)
     x = model.token_embedding(ids())
-    rope = model.rope(x)
+    rope = model.rope(x, ids().shape[1])
     for layer in model.layers[:2]:
         n = x + layer.attention(layer.attention_norm(x), rope)
         x = n + layer.feed_forward(layer.feed_forward_norm(n))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.distributed as dist
 
-from farskip_compile.errors import ParallelismError
+from farskip_compile.errors import ConfigError, ParallelismError
 from farskip_compile.models import MODELS, Decoder, FarSkipForm, ParallelConfig, build
 from farskip_compile.models.sharding import local_slice, shards_of
 from tests.distributed.ranks import RankError, run_ranks
@@ -63,7 +65,9 @@ def two_ranks(rank: int, world_size: int) -> None:
     for name in MODELS:
         check_equals_one_process(name, ParallelConfig(ep_group=world))
         check_equals_one_process(name, ParallelConfig(ep_group=world, ep_mode="dropless"))
+        check_equals_one_process(name, ParallelConfig(ep_group=world, ep_mode="allgather"))
         check_equals_one_process(name, ParallelConfig(tp_group=world))
+        check_equals_one_process(name, ParallelConfig(tp_group=world, sequence_parallel=True))
 
 
 def compiled_ranks(rank: int, world_size: int, backend: str) -> None:
@@ -71,7 +75,9 @@ def compiled_ranks(rank: int, world_size: int, backend: str) -> None:
     for parallel in (
         ParallelConfig(ep_group=world),
         ParallelConfig(ep_group=world, ep_mode="dropless"),
+        ParallelConfig(ep_group=world, ep_mode="allgather"),
         ParallelConfig(tp_group=world),
+        ParallelConfig(tp_group=world, sequence_parallel=True),
     ):
         check_equals_one_process("llama4", parallel, compiled=backend, layers=("dense", "moe"))
         torch._dynamo.reset()
@@ -80,18 +86,25 @@ def compiled_ranks(rank: int, world_size: int, backend: str) -> None:
 def four_ranks(rank: int, world_size: int) -> None:
     mesh = dist.device_mesh.init_device_mesh("cpu", (2, 2), mesh_dim_names=("ep", "tp"))
     ep_group, tp_group = mesh.get_group("ep"), mesh.get_group("tp")
-    for mode in ("padded", "dropless"):
-        check_equals_one_process("deepseek_v3", ParallelConfig(ep_group=ep_group, tp_group=tp_group, ep_mode=mode))
+    for mode, sequence_parallel in (("padded", False), ("padded", True), ("dropless", False), ("allgather", True)):
+        parallel = ParallelConfig(
+            ep_group=ep_group, tp_group=tp_group, ep_mode=mode, sequence_parallel=sequence_parallel
+        )
+        check_equals_one_process("deepseek_v3", parallel)
     check_equals_one_process("qwen3_moe", ParallelConfig(ep_group=ep_group, tp_group=tp_group))
+    world = dist.group.WORLD
+    check_equals_one_process("llama4", ParallelConfig(ep_group=world, ep_mode="allgather"))
+    check_equals_one_process("llama4", ParallelConfig(tp_group=world, sequence_parallel=True), kv_heads=4)
 
 
 def hand_written_forms(rank: int, world_size: int) -> None:
     world = dist.group.WORLD
     ids = all_ids(1)
-    for name in ("deepseek_v3", "qwen3_moe"):
+    for name, sequence_parallel in itertools.product(("deepseek_v3", "qwen3_moe"), (False, True)):
         overrides = {"shared_experts": 2} if name == "deepseek_v3" else {}
+        parallel = ParallelConfig(tp_group=world, sequence_parallel=sequence_parallel)
         whole = build(name, dtype=torch.float64, **overrides)
-        local = build(name, dtype=torch.float64, parallel=ParallelConfig(tp_group=world), **overrides)
+        local = build(name, dtype=torch.float64, parallel=parallel, **overrides)
         assert torch.equal(FarSkipForm(local, connectivity="none")(ids), local(ids))
         for connectivity in ("full", "attention", "mlp"):
             form = FarSkipForm(local, connectivity=connectivity, layers=(1, 3))
@@ -109,6 +122,14 @@ def refusals(rank: int, world_size: int) -> None:
         build("mixtral", kv_heads=1, parallel=ParallelConfig(tp_group=world))
     with pytest.raises(ParallelismError, match="inner channels"):
         build("mixtral", moe_intermediate_size=33, parallel=ParallelConfig(tp_group=world))
+    with pytest.raises(ParallelismError, match="3 tokens"):
+        build("mixtral", parallel=ParallelConfig(tp_group=world, sequence_parallel=True))(all_ids(1)[:1, :3])
+    with pytest.raises(ParallelismError, match="cut twice"):
+        ParallelConfig(ep_group=world, tp_group=world)
+    with pytest.raises(ConfigError, match="tensor parallelism"):
+        ParallelConfig(ep_group=world, sequence_parallel=True)
+    with pytest.raises(ConfigError, match="ep_mode"):
+        ParallelConfig(ep_group=world, ep_mode="gather")
 
 
 def skewed_load(rank: int, world_size: int) -> None:
