@@ -5,8 +5,13 @@ Out:   the graph, in which every linear collective (all-reduce or reduce-scatter
        that the request leaves out, or none of them; and its table, read again.
 Never: touches a collective that the request does not need parted. Exact in real arithmetic, not in floating point.
 
-Tensor-parallel models sum routed and shared experts before one all-reduce. Attention must read the shared part without
-waiting for the routed one, so both are reduced apart (farskip_spec: two reductions, as in the published engines).
+Tensor-parallel models sum routed and shared experts before one all-reduce, or reduce-scatter with sequence parallelism.
+Attention must read the shared part without waiting for the routed one, so both are reduced apart: two reductions, as in
+the published engines of FarSkip.
+
+Order. The order of launches in the graph is the order in which a process group runs them. What the next attention waits
+for is launched first, and as soon as it is computed: in a model that computes its shared experts first, in front of the
+routed ones. Waits and the addition of the two parts stay where the sum was.
 """
 
 from __future__ import annotations
@@ -43,6 +48,7 @@ def part_collectives(module: fx.GraphModule, table: ResidualTable, request: Requ
         left = substitution.without(top, terms - dropped)
         assert kept is not None
         assert left is not None
+        _launch_early(stream, kept)
         users = list(top.users)
         with module.graph.inserting_after(left):
             total = module.graph.call_function(operator.add, (left, kept))
@@ -52,6 +58,26 @@ def part_collectives(module: fx.GraphModule, table: ResidualTable, request: Requ
     parted = read_table(module.graph)
     assert parted is not None
     return parted, len(tops)
+
+
+def _launch_early(stream: Stream, kept: fx.Node) -> None:
+    """Move the new nodes behind `kept`, up to the first launch, to right behind what they are computed from."""
+    fresh: list[fx.Node] = []
+    stack = [kept]
+    while stack:
+        node = stack.pop()
+        if node not in stream.order and node not in fresh:
+            fresh.append(node)
+            stack.extend(node.all_input_nodes)
+    place = dict(stream.order)
+    last_behind: dict[int, fx.Node] = {}
+    for node in reversed(fresh):
+        if ops.is_wait(node):
+            return
+        latest = max(node.all_input_nodes, key=lambda arg: place[arg])
+        place[node] = place[latest]
+        last_behind.get(place[latest], latest).append(node)
+        last_behind[place[latest]] = node
 
 
 def _hides_both(stream: Stream, node: fx.Node, dropped: TermSet) -> bool:

@@ -10,6 +10,7 @@ Algorithm:
 2. For each row and each residual value v that it reads: build v without the terms (`substitute`).
 3. Point the row's own nodes at the new value. Nodes that another row reads too, such as the one norm of a parallel
    block, are copied for the row that changes.
+   Also an all-gather behind a norm (sequence parallelism): its copy is one more collective, on every rank alike.
 4. Erase what has become dead, collectives included, and lint.
 """
 
@@ -36,8 +37,7 @@ def rewire(module: fx.GraphModule, table: ResidualTable, request: Request) -> in
         How many collectives had to be parted.
 
     Raises:
-        UnsupportedPatternError: a node that would have to be copied draws random numbers, writes memory or
-            communicates.
+        UnsupportedPatternError: a node that would have to be copied draws random numbers or writes memory.
     """
     if not request.left_out:
         return 0
@@ -134,8 +134,13 @@ def _rewire_row(
             replacement[node] = _copy(graph, node, replacement, row)
 
 
+def _is_functional_collective(node: fx.Node) -> bool:
+    """A launch that writes none of its inputs, or a wait: every rank makes the same edit, so all of them make two."""
+    return ops.is_wait(node) or (ops.is_collective(node) and not ops.op_name(node).endswith("_"))
+
+
 def _copy(graph: fx.Graph, node: fx.Node, replacement: Mapping[fx.Node, fx.Node], row: SubBlock) -> fx.Node:
-    if not ops.is_pure(node):
+    if not ops.is_pure(node) and not _is_functional_collective(node):
         raise UnsupportedPatternError(
             f"{row.name} shares {ops.op_name(node)!r} with a sub-block that keeps what it reads, and it can't be "
             "computed twice",

@@ -150,6 +150,38 @@ def test_other_reductions_are_never_parted(operation):
     assert launches(module) == 4
 
 
+def test_a_gather_behind_a_shared_norm_is_made_twice():
+    """Sequence parallelism in a parallel block: attention and MoE read one gathered norm, and then two streams."""
+
+    class Parallel(Layer):
+        multiplier = 1.0
+
+        def forward(self, x):
+            h = gather(self.norm1(x))
+            a = scatter(self.attention(h))
+            return x + a + scatter(self.feed_forward(h))
+
+    class ByHand(Stack):
+        def forward(self, ids):
+            x = n = self.embedding(ids)
+            for layer in self.layers:
+                a = layer.attention(layer.norm1(n))
+                h = layer.norm1(x)
+                r, s = layer.feed_forward.routed(h), layer.feed_forward.shared(h)
+                n = x + a + s
+                x = x + a + (r + s)
+            return self.head(self.norm(x))
+
+    module, output, done = rewired(Stack(lambda: Parallel(MoE()), 3), "full")
+    # three collectives a layer; two layers have an attention behind them, two an attention that reads something else
+    assert launches(module) == 9 + done["parted"] + 2 == 13
+    assert torch.equal(output, ByHand(lambda: Parallel(MoE()), 3)(ids()))
+
+
+def gather(value: torch.Tensor) -> torch.Tensor:
+    return funcol.all_gather_single(value.flatten(0, 1), 0, dist.group.WORLD).view_as(value)
+
+
 def test_average_is_linear():
     """Gloo can't average, so only the operator is looked at."""
     graph = torch.fx.Graph()
@@ -210,6 +242,47 @@ class SharedFirst(MoE):
         out = self.shared(h)
         out += self.routed(h)
         return out
+
+
+@pytest.mark.parametrize("how", ["all_reduce", "reduce_scatter"])
+@pytest.mark.parametrize("feed_forward", [MoE, SharedFirst])
+def test_what_the_next_attention_waits_for_is_launched_first(feed_forward, how):
+    class Either(Tensorparallel):
+        def forward(self, x):
+            x = x + reduce(self.attention(self.norm1(x)))
+            out = self.feed_forward(self.norm2(x))
+            return x + (reduce(out) if how == "all_reduce" else scatter(out))
+
+    module, _, done = rewired(Stack(lambda: Either(feed_forward())), "full")
+    assert done["parted"] == 1
+    place = {node: index for index, node in enumerate(module.graph.nodes)}
+    chosen = next(node for node in place if ops.is_selection(node))
+    [summands] = [pair for node in place if ops.is_sum(node) for pair in [list(map(wait_of, node.args))] if all(pair)]
+    routed, shared = summands
+    assert depends(launch_of(routed), chosen)
+    assert not depends(launch_of(shared), chosen)
+    assert place[launch_of(shared)] < place[launch_of(routed)] < min(place[routed], place[shared])
+    if feed_forward is SharedFirst:  # its launch does not wait for the routed experts to be computed
+        assert place[launch_of(shared)] < place[chosen]
+
+
+def wait_of(node):
+    """The wait that `node` is, or a view of one."""
+    while ops.op_name(node) in ops.SHAPE_OPS:
+        node = node.args[0]
+    return node if ops.is_wait(node) else None
+
+
+def launch_of(wait):
+    return wait.args[0]
+
+
+def depends(node, earlier):
+    return node is earlier or any(depends(arg, earlier) for arg in node.all_input_nodes)
+
+
+def scatter(value: torch.Tensor) -> torch.Tensor:
+    return funcol.reduce_scatter_single(value.flatten(0, 1), "sum", 0, dist.group.WORLD).view_as(value)
 
 
 @pytest.mark.parametrize("wish", ["full", {"attention.1": ["r0"]}, {"attention.1": ["s0"]}, {"moe.1": ["s0"]}])
