@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,3 +100,23 @@ def cases(draw: st.DrawFn, max_layers: int = 5) -> Case:
         sequence=draw(st.integers(2, 7)),
         seed=draw(st.integers(0, 3)),
     )
+
+
+@st.composite
+def parallel_cases(draw: st.DrawFn, layout: str, max_layers: int = 3) -> Case:
+    """A case whose experts, heads, widths and tokens two ranks can share; it is never refused."""
+    case = draw(cases(max_layers).filter(lambda case: not nothing_to_leave_out(case)))
+    config = dataclasses.replace(case.config, heads=4, kv_heads=draw(st.sampled_from([2, 4])))
+    sequence = draw(st.sampled_from([2, 4, 6])) if layout.endswith("sp") else case.sequence
+    return dataclasses.replace(case, config=config, sequence=sequence)
+
+
+def nothing_to_leave_out(case: Case) -> bool:
+    """Written from the rules of the paper, not from the passes: is there a row in the range that could change?"""
+    first, last = case.layers or (0, len(case.config.layers) - 1)
+    for layer in range(first, last + 1):
+        if case.connectivity in ("full", "mlp"):
+            return False
+        if case.connectivity == "attention" and layer > 0 and case.config.layers[layer - 1] == "moe":
+            return False
+    return case.connectivity != "none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -19,20 +20,19 @@ Result = dict[str, tuple[bool, float, float]]
 def compare_on_rank(
     rank: int,
     world_size: int,
-    layout: str,
+    layouts: tuple[str, ...],
     names: tuple[str, ...],
     wishes: tuple[dict[str, Any], ...],
-    inner: str,
+    inners: tuple[str, ...] = ("eager",),
 ) -> Result:
-    """For each model and wish: outputs bit-equal?, largest output and gradient differences."""
-    parallel = parallel_config(layout, world_size)
+    """For each layout, model, wish and inner: outputs bit-equal?, largest output and gradient differences."""
     results: Result = {}
-    for name in names:
-        for wish in wishes:
+    for layout in layouts:
+        parallel = parallel_config(layout, world_size)
+        for name, wish, inner in itertools.product(names, wishes, inners):
             torch.compiler.reset()
             model = build(name, dtype=torch.float64, parallel=parallel, **SMALL)
-            ids_seed = 1 if layout == "tp" else rank // 2 if layout == "ep+tp" else rank
-            ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(ids_seed))
+            ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(tokens_of(parallel)))
             oracle = FarSkipForm(model, **wish)
             expected, expected_gradients = run_with_gradients(oracle, model, ids)
             options = {key: value for key, value in wish.items() if value is not None}
@@ -40,7 +40,7 @@ def compare_on_rank(
             output, gradients = run_with_gradients(compiled, model, ids)
             assert gradients.keys() == expected_gradients.keys()
             worst = max(relative_difference(gradients[key], expected_gradients[key]) for key in gradients)
-            key = f"{name} {sorted(options.items())}"
+            key = f"{layout} {name} {inner} {sorted(options.items())}"
             results[key] = (torch.equal(output, expected), relative_difference(output, expected), worst)
     return results
 
@@ -54,15 +54,25 @@ WISHES: tuple[dict[str, Any], ...] = tuple(
 
 
 def parallel_config(layout: str, world_size: int) -> ParallelConfig:
+    """`layout` names an `ep_mode`, "tp", or both (two ranks by two); "sp" after it adds sequence parallelism."""
+    *ways, last = layout.split("+")
+    sequence_parallel = last == "sp"
+    ways = ways if sequence_parallel else [*ways, last]
+    mode = next((way for way in ways if way != "tp"), "padded")
     world = dist.group.WORLD
-    if layout in ("padded", "dropless"):
-        return ParallelConfig(ep_group=world, ep_mode=layout)  # type: ignore[arg-type]
-    if layout == "tp":
-        return ParallelConfig(tp_group=world)
-    tp_groups = [dist.new_group([first, first + 1]) for first in range(0, world_size, 2)]
-    ep_groups = [dist.new_group(list(range(first, world_size, 2))) for first in range(2)]
-    rank = dist.get_rank()
-    return ParallelConfig(ep_group=ep_groups[rank % 2], tp_group=tp_groups[rank // 2])
+    if len(ways) == 1:
+        groups = {"tp_group" if ways == ["tp"] else "ep_group": world}
+    else:
+        tp_groups = [dist.new_group([first, first + 1]) for first in range(0, world_size, 2)]
+        ep_groups = [dist.new_group(list(range(first, world_size, 2))) for first in range(2)]
+        rank = dist.get_rank()
+        groups = {"ep_group": ep_groups[rank % 2], "tp_group": tp_groups[rank // 2]}
+    return ParallelConfig(ep_mode=mode, sequence_parallel=sequence_parallel, **groups)  # type: ignore[arg-type]
+
+
+def tokens_of(parallel: ParallelConfig) -> int:
+    """A seed for this rank's tokens: ranks of one tensor-parallel group have the same ones, others their own."""
+    return 0 if parallel.ep_group is None else parallel.ep_group.rank()
 
 
 def check(results: list[Result], *, bits: bool = True, tolerance: float = 1e-12) -> None:
@@ -76,39 +86,44 @@ def check(results: list[Result], *, bits: bool = True, tolerance: float = 1e-12)
     assert not bad, bad
 
 
-@pytest.mark.parametrize("layout", ["padded", "dropless", "tp"])
+TWO_RANKS = ("padded", "dropless", "allgather", "tp", "tp+sp")
+FULL = ({"connectivity": "full", "layers": None},)
+
+
+@pytest.mark.parametrize("layout", TWO_RANKS)
 def test_two_ranks_bit_equal(layout: str) -> None:
-    """Both with a shared expert and without one; the tensor-parallel form parts its reductions."""
-    check(run_ranks(compare_on_rank, 2, layout, ("deepseek_v3", "mixtral"), WISHES, "eager"))
+    """Both with a shared expert and without one; the tensor-parallel forms part their reductions."""
+    check(run_ranks(compare_on_rank, 2, (layout,), ("deepseek_v3", "mixtral"), WISHES))
 
 
-@pytest.mark.parametrize("layout", ["padded", "dropless", "tp"])
+@pytest.mark.parametrize("layout", TWO_RANKS)
 def test_two_ranks_under_aot_and_inductor(layout: str) -> None:
-    wish = ({"connectivity": "full", "layers": None},)
-    check(run_ranks(compare_on_rank, 2, layout, ("llama4",), wish, "aot_eager"), bits=False, tolerance=1e-11)
-    check(run_ranks(compare_on_rank, 2, layout, ("llama4",), wish, "inductor"), bits=False, tolerance=1e-9)
+    results = run_ranks(compare_on_rank, 2, (layout,), ("llama4",), FULL, ("aot_eager", "inductor"))
+    check(results, bits=False, tolerance=1e-9)
+    check([{k: v for k, v in result.items() if "aot" in k} for result in results], bits=False, tolerance=1e-11)
 
 
 def test_merged_reductions_bit_equal() -> None:
     wishes = tuple({"connectivity": "full", "layers": layers, "merge_reductions": True} for layers in (None, (1, 2)))
-    check(run_ranks(compare_on_rank, 2, "tp", ("deepseek_v3", "llama4", "mixtral"), wishes, "eager"))
+    check(run_ranks(compare_on_rank, 2, ("tp", "tp+sp"), ("deepseek_v3", "mixtral"), wishes))
 
 
-def test_four_ranks_both_parallelisms() -> None:
-    wishes = WISHES[:1] + WISHES[2:3]
-    check(run_ranks(compare_on_rank, 4, "ep+tp", ("deepseek_v3", "qwen3_moe"), wishes, "eager"))
+def test_four_ranks() -> None:
+    """Two ways to be parallel at once, with and without sequence parallelism; and one way over all four."""
+    layouts = ("padded+tp", "padded+tp+sp", "dropless+tp", "allgather+tp+sp", "allgather")
+    check(run_ranks(compare_on_rank, 4, layouts, ("deepseek_v3", "qwen3_moe"), FULL))
 
 
 def report_on_rank(rank: int, world_size: int) -> dict[str, Any]:
     """Counts of collectives that the reports of one rank show."""
     found: dict[str, Any] = {}
-    for layout in ("padded", "tp", "tp merged"):
+    for layout in ("padded", "allgather", "tp", "tp merged", "tp+sp"):
         torch.compiler.reset()
         model = build("deepseek_v3", parallel=parallel_config(layout.split()[0], world_size), **SMALL)
         options = {"inner": "eager", **({"merge_reductions": True} if "merged" in layout else {})}
         with torch.no_grad():
             torch.compile(model, backend="farskip", fullgraph=True, options=options)(
-                torch.zeros(1, 3, dtype=torch.long)
+                torch.zeros(2, 3, dtype=torch.long)
             )
         report = farskip_compile.last_reports()[-1]
         found[layout] = (
@@ -129,3 +144,10 @@ def test_reports_name_the_collectives() -> None:
         assert (parted, merged) == (1, 0)  # moe.1 feeds the attention of layer 2; nothing reads behind moe.2
         assert set(rows["attention.1"]) == {"all_reduce"}
         assert found["tp merged"][:2] == (1, 1)
+        parted, _, rows = found["allgather"]
+        assert parted == 0
+        assert rows["moe.1"] == ("all_gather_into_tensor", "reduce_scatter_tensor")
+        parted, _, rows = found["tp+sp"]
+        assert parted == 1
+        assert rows["attention.1"] == ("all_gather_into_tensor", "reduce_scatter_tensor")
+        assert rows["moe.1"] == ("all_gather_into_tensor", "reduce_scatter_tensor", "reduce_scatter_tensor")

@@ -9,24 +9,13 @@ from hypothesis import example, given, settings
 import farskip_compile
 from farskip_compile import LayerRangeError, Outcome
 from farskip_compile.models import ModelConfig
-from tests.architectures import Case, cases
+from tests.architectures import Case, cases, nothing_to_leave_out
 from tests.compare import assert_gradients_close, relative_difference, run_with_gradients
 
 
 def compiled(case: Case, model: torch.nn.Module, inner: str):
     torch.compiler.reset()
     return torch.compile(model, backend="farskip", fullgraph=True, options=case.options(inner=inner))
-
-
-def nothing_to_leave_out(case: Case) -> bool:
-    """Written from the rules of the paper, not from the passes: is there a row in the range that could change?"""
-    first, last = case.layers or (0, len(case.config.layers) - 1)
-    for layer in range(first, last + 1):
-        if case.connectivity in ("full", "mlp"):
-            return False
-        if case.connectivity == "attention" and layer > 0 and case.config.layers[layer - 1] == "moe":
-            return False
-    return case.connectivity != "none"
 
 
 @settings(max_examples=80)
