@@ -90,7 +90,11 @@ def test_grouped_products(groups: int, t: int, k: int, n: int) -> None:
     def weights(x, y, offsets):
         return torch._grouped_mm(x.t(), y, offsets.to(torch.int32))
 
-    for function, shapes in ((rows, [(t, k), (groups, n, k)]), (weights, [(t, k), (t, n)])):
+    def columns(w, y, offsets):
+        return torch._grouped_mm(w, y.t(), offsets.to(torch.int32))
+
+    cases = ((rows, [(t, k), (groups, n, k)]), (weights, [(t, k), (t, n)]), (columns, [(groups, n, k), (t, k)]))
+    for function, shapes in cases:
         graph = trace_fake(function, *shapes, (groups,), device="cuda", dtype=torch.bfloat16)
         (node,) = [node for node in graph.nodes if "grouped_mm" in str(node.target)]
         cost = op_cost(node, int)
@@ -266,3 +270,6 @@ def test_fusion_leaves_what_crosses_kernels() -> None:
     ]
     alone = [op_cost(n, int) for n in graph.nodes]
     assert sum(c.bytes_written for c in alone) == 4 * 64
+    behind_a_view = trace(lambda x: x.sin().view(4, 4).exp(), torch.zeros(16))
+    sin, _, exp = (op_cost(n, int, fused=True) for n in behind_a_view.nodes if n.op == "call_function")
+    assert (sin.bytes_written, exp.bytes_read) == (0, 0)

@@ -201,6 +201,14 @@ def test_a_fitted_link_gives_the_measured_times_back(
         assert seconds == pytest.approx(sample.seconds, rel=1e-3)
 
 
+def test_errors_of_large_messages_leave_the_latency_alone() -> None:
+    """Errors count relative to the time: 5 % of a second are no reason to misjudge 100 microseconds."""
+    sizes = (10**3, 10**4, 10**6, 10**9)
+    exact = [Sample(kind, size, 2, 100e-6 + size / 1e9) for kind in COLLECTIVE_KINDS for size in sizes]
+    noisy = [replace(s, seconds=s.seconds * 1.05) if s.bytes == 10**9 else s for s in exact]
+    assert fit_link(noisy).latency.all_to_all == pytest.approx(100e-6, rel=0.05)
+
+
 def test_measurements_that_fit_no_link() -> None:
     good = [Sample(kind, size, 2, size / 1e9 + 1e-6) for kind in COLLECTIVE_KINDS for size in (10, 10**6)]
     fit_link(good)
