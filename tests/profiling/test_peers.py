@@ -48,6 +48,16 @@ def test_unequal_counts_are_not_matched():
     assert report.notes == ("3 collectives have no counterpart on every rank; what they waited for is not known.",)
 
 
+def test_a_rank_without_a_counterpart_is_no_match():
+    report = overlap(ranks([gloo("all_reduce", 0, 9)], [gloo("all_reduce", 4, 9)], [gloo("all_to_all", 0, 4)]))
+    assert [rank.collectives[0].peer_wait_ns for rank in report.ranks] == [None, None, None]
+
+
+def test_collectives_with_a_root_may_end_early():
+    report = overlap(ranks([gloo("broadcast", 0, 4)], [gloo("broadcast", 2, 9)]))
+    assert [rank.collectives[0].peer_wait_ns for rank in report.ranks] == [None, None]
+
+
 def test_several_groups_on_cpu_can_not_be_told_apart():
     events = [gloo("all_reduce", 0, 4)]
     same = ranks(events, events, groups=[[0, 1], [1, 0]])

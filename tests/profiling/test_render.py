@@ -196,8 +196,8 @@ def test_merged_traces_keep_times_and_tell_ranks_apart(name, tmp_path):
     names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
     assert names == {1: "rank 0 CPU", 1001: "rank 1"}
     assert [e["id"] for e in events if e["ph"] == "s"] == ["0:5"]
-    exposed = [(e["ts"], e["dur"]) for e in events if e["name"] == "exposed" and e["pid"] == 1]
-    assert exposed == [(10, 10), (60, 80)]
+    exposed = [(e["pid"], e["ts"], e["dur"]) for e in events if e["name"] == "exposed"]
+    assert exposed == [(1, 10, 10), (1, 60, 80), (1001, 1010, 10), (1001, 1060, 80)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.json", "1.json", name], "no half-written file"
 
 
