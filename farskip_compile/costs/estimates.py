@@ -8,7 +8,7 @@ Before fusion the bytes of elementwise work are not known; `fusion` estimates th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -16,7 +16,7 @@ from torch import fx
 from farskip_compile.costs.alpha_beta import collective_seconds
 from farskip_compile.costs.collectives import collective_cost
 from farskip_compile.costs.memory import tensor_bytes, tensors_of
-from farskip_compile.costs.operators import FREE, OpCost, op_cost, op_seconds
+from farskip_compile.costs.operators import FREE, OpCost, kernel_cost, op_cost, op_seconds
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.costs.sizes import SizeHints
 from farskip_compile.passes import ops
@@ -68,12 +68,14 @@ class Estimates:
                 stands for it first.
             traffic: bytes that the kernel reads and writes.
         """
+        parts = list(parts)
         flops = [self._product(origins) for extern, origins in parts if extern]
         seconds = [op_seconds(cost, self.profile, tf32=self._tf32) for cost in flops if cost.kind in COMPUTED]
         if seconds:
             return sum(seconds)
-        launches = 0 if traffic == 0 else 1
-        return op_seconds(OpCost(0, traffic, 0, None, "memory", launches=launches), self.profile)
+        loops = dict.fromkeys(node for extern, origins in parts if not extern for node in origins)
+        loop = kernel_cost(map(self.cost, loops), bytes_read=traffic, bytes_written=0)
+        return op_seconds(replace(loop, flops=0, launches=0 if traffic == 0 else 1), self.profile)
 
     def _product(self, origins: list[fx.Node]) -> OpCost:
         """The costliest product among the nodes behind a library call."""

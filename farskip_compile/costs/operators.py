@@ -8,7 +8,8 @@ Never: runs the operator, or installs a guard on a symbolic size.
    nothing here: their time passes on the wire (`collectives`).
 2. A higher-order operator without a formula of its own costs what its bodies cost.
 3. Where there is a FLOP formula (`flops`): its FLOPs, and the bytes of inputs and outputs.
-4. Everything else is bound by memory: bytes only (`memory`; `fusion` for the share that is left after fusion).
+4. Everything else: bytes (`memory`; `fusion` for the share that is left after fusion), and the arithmetic of pointwise
+   operators and reductions (`elementwise`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import HigherOrderOperator, OpOverload
+from farskip_compile.costs.elementwise import element_ops
 from farskip_compile.costs.flops import count_flops, executed_part, flop_kind, formula_of
 from farskip_compile.costs.fusion import fused_traffic
 from farskip_compile.costs.memory import is_free, is_sync, tensors_of, traffic
@@ -54,6 +56,8 @@ class OpCost:
     """Kernels started."""
     executed: float = 1.0
     """Part of `flops` that the kernel executes: a causal mask saves half."""
+    element_ops: int = 0
+    """Operations of pointwise operators and reductions; not in `flops`, as torch does not count them."""
 
 
 FREE = OpCost(0, 0, 0, None, "free", launches=0)
@@ -85,7 +89,8 @@ def op_cost(node: fx.Node, size: Size, *, fused: bool = False) -> OpCost:
         flops = count_flops(node, formula, size)
         return OpCost(flops, read, written, dtype, flop_kind(node), executed=executed_part(node))
     known = isinstance(node.target, OpOverload) and node.target.namespace in KNOWN_NAMESPACES
-    return OpCost(0, read, written, dtype, "memory" if known else "unknown", launches=1 if written else 0)
+    kind: OpKind = "memory" if known else "unknown"
+    return OpCost(0, read, written, dtype, kind, launches=1 if written else 0, element_ops=element_ops(node, size))
 
 
 def combine(costs: Iterable[OpCost]) -> OpCost:
@@ -103,6 +108,7 @@ def combine(costs: Iterable[OpCost]) -> OpCost:
         main.kind,
         launches=sum(cost.launches for cost in costs),
         executed=sum(cost.flops * cost.executed for cost in costs) / flops if flops else 1.0,
+        element_ops=sum(cost.element_ops for cost in costs),
     )
 
 
@@ -112,17 +118,19 @@ def kernel_cost(costs: Iterable[OpCost], *, bytes_read: int, bytes_written: int)
 
 
 def op_seconds(cost: OpCost, profile: HardwareProfile, *, tf32: bool = False) -> float:
-    """Seconds by the roofline: max(FLOPs / attainable FLOP/s, bytes / attainable bytes/s) + launch overhead.
+    """Seconds by the roofline: max(arithmetic, bytes / attainable bytes/s) + launch overhead.
+
+    Arithmetic is FLOPs / attainable FLOP/s + elementwise operations / attained rate.
 
     Args:
         cost: from `op_cost`.
         profile: the hardware.
         tf32: whether float32 products may use TF32, where the hardware has it.
     """
-    compute = 0.0
+    compute = cost.element_ops / profile.element_rate
     if cost.flops:
         efficiency: float = getattr(profile.efficiency, cost.kind, profile.efficiency.matmul)
-        compute = cost.flops * cost.executed / (peak_flops(cost.dtype, profile, tf32=tf32) * efficiency)
+        compute += cost.flops * cost.executed / (peak_flops(cost.dtype, profile, tf32=tf32) * efficiency)
     memory = (cost.bytes_read + cost.bytes_written) / (profile.memory_bandwidth * profile.efficiency.memory)
     return max(compute, memory) + cost.launches * profile.launch_seconds
 
@@ -137,8 +145,8 @@ def peak_flops(dtype: torch.dtype | None, profile: HardwareProfile, *, tf32: boo
     return getattr(profile.peak_flops, name, None) or profile.peak_flops.float32
 
 
-def _size(cost: OpCost) -> tuple[float, int]:
-    return cost.flops * cost.executed, cost.bytes_read + cost.bytes_written
+def _size(cost: OpCost) -> tuple[float, int, int]:
+    return cost.flops * cost.executed, cost.bytes_read + cost.bytes_written, cost.element_ops
 
 
 def _dtype(node: fx.Node) -> torch.dtype | None:

@@ -122,6 +122,8 @@ class HardwareProfile:
     """Attainable parts of the compute and memory peaks."""
     memory_bandwidth: float
     """Peak bytes/s, reads and writes together."""
+    element_rate: float
+    """Elementwise operations/s that fused loops attain (as `OpCost.element_ops` counts them)."""
     launch_seconds: float
     """Added to each kernel: the gap between two kernels, or the call of one."""
     ranks_per_node: int

@@ -30,8 +30,16 @@ from farskip_compile.costs import (
 from farskip_compile.costs.profile import figures
 from farskip_compile.errors import ConfigError, FarSkipError
 
-LINK_NAMES = ("intra_node", "inter_node")
-PARTS = ("peak_flops", "efficiency", "memory_bandwidth", "launch_seconds", "ranks_per_node", *LINK_NAMES)
+FIGURES = ("peak_flops", "efficiency", "memory_bandwidth", "element_rate", "launch_seconds")
+PARTS = (*FIGURES, "ranks_per_node", "intra_node", "inter_node")
+    "peak_flops",
+    "efficiency",
+    "memory_bandwidth",
+    "element_rate",
+    "launch_seconds",
+    *LINK_NAMES,
+    "ranks_per_node",
+)
 POSITIVE = st.floats(1e-3, 1e18)
 SMALL = st.floats(0, 10.0)
 FRACTION = st.floats(1e-3, 1.0)
@@ -57,6 +65,7 @@ PROFILES = st.builds(
     peak_flops=st.builds(PeakFlops, float32=POSITIVE, bfloat16=st.none() | POSITIVE),
     efficiency=st.builds(Efficiency, matmul=FRACTION, attention=FRACTION, grouped_matmul=FRACTION, memory=FRACTION),
     memory_bandwidth=POSITIVE,
+    element_rate=POSITIVE,
     launch_seconds=SMALL,
     ranks_per_node=st.integers(1, 1000),
     intra_node=LINKS,
