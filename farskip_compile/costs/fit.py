@@ -53,10 +53,10 @@ def fit_link(samples: Iterable[Sample], *, bandwidth: float | None = None, step_
         sent = [sample.bytes * sent_part(kind, sample.ranks) for sample in mine]
         lines[kind] = _line(kind, [(x, s.seconds - t) for x, s, t in zip(sent, mine, later, strict=True)])
     peak = bandwidth if bandwidth is not None else max(rate for _, rate in lines.values())
-    for kind, (_, rate) in lines.items():
+    for name, (_, rate) in lines.items():
         if rate > peak:
             raise ConfigError(
-                f"{kind} attained {rate:.3g} bytes/s, more than the bandwidth of {peak:.3g}",
+                f"{name} attained {rate:.3g} bytes/s, more than the bandwidth of {peak:.3g}",
                 way_out="leave bandwidth at None, or correct it",
             )
     return Link(

@@ -32,14 +32,6 @@ from farskip_compile.errors import ConfigError, FarSkipError
 
 FIGURES = ("peak_flops", "efficiency", "memory_bandwidth", "element_rate", "launch_seconds")
 PARTS = (*FIGURES, "ranks_per_node", "intra_node", "inter_node")
-    "peak_flops",
-    "efficiency",
-    "memory_bandwidth",
-    "element_rate",
-    "launch_seconds",
-    *LINK_NAMES,
-    "ranks_per_node",
-)
 POSITIVE = st.floats(1e-3, 1e18)
 SMALL = st.floats(0, 10.0)
 FRACTION = st.floats(1e-3, 1.0)
