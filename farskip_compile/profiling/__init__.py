@@ -1,4 +1,14 @@
-"""What a profile shows: communication, how much of it was exposed, and what hid the rest."""
+"""What a profile shows: communication, how much of it was exposed, and what hid the rest.
+
+    report = record(step, path="trace{rank}.json")              # on every rank; this rank's report
+    report = overlap([read_trace(path) for path in paths])      # of all ranks; `farskip overlap` does the same
+
+Exposed is the time during which a collective is in flight and no compute of the same rank runs; overlap is
+1 - exposed / communication. Both are measured on unions of intervals, on CPU with gloo and on CUDA or HIP streams.
+What counts as compute is said in `events.py`, `lanes.py` (CPU) and `read.py` (GPU); in doubt less does. A collective is
+in flight while its event lasts, not while it queues; on each rank this includes the wait for ranks that come later,
+which `overlap(..., subtract_peer_wait=True)` takes out if the traces of all ranks are given.
+"""
 
 from __future__ import annotations
 

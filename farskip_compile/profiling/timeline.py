@@ -10,7 +10,7 @@ Exposed parts differ from hidden ones in lightness as well as in hue.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import accumulate
@@ -21,8 +21,9 @@ from farskip_compile.profiling.intervals import Span, difference, union
 from farskip_compile.profiling.lanes import Segment
 from farskip_compile.profiling.measure import overlap
 from farskip_compile.profiling.report import CollectiveReport, OverlapReport, RankReport
+from farskip_compile.profiling.shapes import Pieces, blocks
 from farskip_compile.profiling.text import percent, short_name, time_text
-from farskip_compile.profiling.trace import Trace
+from farskip_compile.profiling.trace import Collective, Trace
 
 NAMES, RIGHT = 132, 12
 ROW, GAP, RANK_GAP, AXIS = 20, 4, 14, 30
@@ -54,14 +55,48 @@ _RULES = """
 
 
 @dataclass(frozen=True)
-class _Scale:
-    """From nanoseconds to pixels."""
+class _Canvas:
+    """From nanoseconds to pixels, and the shapes made of them."""
 
     origin: int
     per_ns: float
+    right: float
 
-    def __call__(self, time: int) -> float:
+    @property
+    def sliver(self) -> float:
+        """Shortest time that has a shape of its own."""
+        return SLIVER / self.per_ns
+
+    def x(self, time: float) -> float:
+        """Horizontal place of a moment."""
         return NAMES + (time - self.origin) * self.per_ns
+
+    def shows(self, time: int) -> bool:
+        """Whether a moment lies within the picture."""
+        return self.x(time) < self.right
+
+    def box(self, style: str, start: int, end: int, y: float, tip: str = "", *, gap: float = 0.0) -> str:
+        """A rectangle; empty if nothing of it lies within the picture."""
+        x, right = self.x(start), min(self.x(end), self.right)
+        if right <= x:
+            return ""
+        place = f'x="{x:.2f}" y="{y:g}" width="{max(0.3, right - x - gap):.2f}" height="{ROW - 2}"'
+        return f'<rect class="{style}" {place}>' + (f"<title>{escape(tip)}</title></rect>" if tip else "</rect>")
+
+    def label(self, style: str, span: Span, y: float, text: str) -> str:
+        """Text inside of a rectangle; empty if there is no room for it."""
+        x, right = self.x(span[0]), min(self.x(span[1]), self.right)
+        if right - x <= LETTER * len(text) + 6:
+            return ""
+        return f'<text class="{style}" x="{x + 4:.2f}" y="{y + 13:g}">{escape(text)}</text>'
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """One collective: when it was in flight, and what the report says of it."""
+
+    span: Span
+    found: CollectiveReport
 
 
 def timeline_svg(
@@ -91,14 +126,14 @@ def timeline_svg(
     spans = [trace.span for _, trace in chosen if trace.span is not None] or [(0, 1)]
     origin = min(start for start, _ in spans)
     duration = max(1, duration_ns or max(end for _, end in spans) - origin)
-    scale = _Scale(origin, (width - NAMES - RIGHT) / duration)
+    canvas = _Canvas(origin, (width - NAMES - RIGHT) / duration, width - RIGHT)
     y = 24.0 if title else 6.0
     parts = [f'<text class="tl-rank" x="0" y="14">{escape(title)}</text>'] if title else []
     top = y
     for rank, trace in chosen:
-        drawn, y = _rank(rank, trace, scale, y, width)
+        drawn, y = _rank(rank, trace, canvas, y)
         parts += drawn
-    parts[1 if title else 0 : 0] = _axis(duration, scale, top, y, width)  # the grid lies under the lanes
+    parts[1 if title else 0 : 0] = _axis(duration, canvas, top, y, width)  # the grid lies under the lanes
     height = y + AXIS
     label = f"Timeline of {len(chosen)} ranks: {percent(report.total)} of communication hidden"
     return (
@@ -119,78 +154,75 @@ def legend() -> str:
     return f'<p class="legend">{"".join(items)}</p>'
 
 
-def _rank(rank: RankReport, trace: Trace, scale: _Scale, y: float, width: int) -> tuple[list[str], float]:
+def _rank(rank: RankReport, trace: Trace, canvas: _Canvas, y: float) -> tuple[list[str], float]:
     lanes = (*trace.work.values(), *trace.copies.values())
     segments = sorted((segment for lane in lanes for segment in lane), key=lambda segment: segment[:2])
     compute = union((start, end) for start, end, _ in segments)
-    head = f'<text class="tl-rank" x="0" y="{y + 14:g}">rank {rank.rank}</text>'
-    hidden = f'<text class="tl-soft" x="{NAMES - 10}" y="{y + 14:g}" text-anchor="end">compute</text>'
-    parts = [head, hidden, *_compute(segments, scale, y, width)]
+    parts = [
+        f'<text class="tl-rank" x="0" y="{y + 14:g}">rank {rank.rank}</text>',
+        f'<text class="tl-soft" x="{NAMES - 10}" y="{y + 14:g}" text-anchor="end">compute</text>',
+        *_compute(segments, canvas, y),
+    ]
     y += ROW + GAP
-    by_lane: dict[str, list[tuple[Span, CollectiveReport]]] = {}
-    for one, found in zip(trace.collectives, rank.collectives, strict=True):
-        by_lane.setdefault(one.lane, []).append(((one.start, one.end), found))
-    for number, (lane, collectives) in enumerate(by_lane.items()):
-        rows = _rows([span for span, _ in collectives])
+    by_lane: dict[str, list[_Flight]] = {}
+    for one, found in _pairs(trace, rank):
+        by_lane.setdefault(one.lane, []).append(_Flight((one.start, one.end), found))
+    counted = union((one.end - found.communication_ns, one.end) for one, found in _pairs(trace, rank))
+    exposed = Pieces(difference(counted, compute))
+    for number, (lane, flights) in enumerate(by_lane.items()):
         parts.append(f'<text class="tl-soft" x="{NAMES - 10}" y="{y + 14:g}" text-anchor="end">{escape(lane)}</text>')
         if number == 0:
             parts.append(f'<text class="tl-soft" x="0" y="{y + 14:g}">{percent(rank)} hidden</text>')
-        for (span, found), row in zip(collectives, rows, strict=True):
-            if scale(span[0]) < width - RIGHT:
-                parts.append(_collective(span, found, compute, scale, y + row * ROW, width))
-        y += ROW * (1 + max(rows)) + GAP
+        for row in _rows(flights):
+            parts += _flights(row, exposed, canvas, y)
+            y += ROW
+        y += GAP
     return parts, y + RANK_GAP
 
 
-def _compute(segments: Iterable[Segment], scale: _Scale, y: float, width: int) -> Iterator[str]:
+def _compute(segments: Sequence[Segment], canvas: _Canvas, y: float) -> Iterator[str]:
     """Wide segments each, narrow ones in blocks."""
-    for start, end, name, count in _blocks(segments, SLIVER / scale.per_ns):
-        x, right = scale(start), min(scale(end), width - RIGHT)
-        if x >= width - RIGHT:
-            return
-        label = short_name(name)
-        tip = f"{name}, {time_text(end - start)}" if count == 1 else f"{count} operators in {time_text(end - start)}"
-        shown = max(0.5, right - x - 0.4)
-        yield (
-            f'<rect class="tl-compute" x="{x:.2f}" y="{y:g}" width="{shown:.2f}" height="{ROW - 2}">'
-            f"<title>{escape(tip)}</title></rect>"
-        )
-        if count == 1 and right - x > LETTER * len(label) + 6:
-            yield f'<text class="tl-in" x="{x + 4:.2f}" y="{y + 13:g}">{escape(label)}</text>'
+    for block in blocks([(start, end) for start, end, _ in segments], canvas.sliver):
+        name = segments[block.first][2]
+        many = f"{block.count} operators, {time_text(block.busy)} in {time_text(block.end - block.start)}"
+        tip = f"{name}, {time_text(block.busy)}" if block.count == 1 else many
+        shape = canvas.box("tl-compute", block.start, block.start + block.busy, y, tip, gap=0.4)
+        if shape:
+            yield shape
+            if block.count == 1:
+                yield canvas.label("tl-in", (block.start, block.end), y, short_name(name))
 
 
-def _blocks(segments: Iterable[Segment], sliver: float) -> Iterator[tuple[int, int, str, int]]:
-    """Segments of at least `sliver` as they are; shorter ones together, as far as no gap of that size parts them."""
-    pending: tuple[int, int, str, int] | None = None
-    for start, end, name in segments:
-        if pending is not None and (end - start >= sliver or start - pending[1] >= sliver / 4):
-            yield pending
-            pending = None
-        if end - start >= sliver:
-            yield start, end, name, 1
-        elif pending is None:
-            pending = (start, end, name, 1)
+def _rows(flights: Sequence[_Flight]) -> list[list[_Flight]]:
+    """Rows in which no two overlap; `flights` are in order of their starts."""
+    rows: list[list[_Flight]] = []
+    for flight in flights:
+        row = next((row for row in rows if row[-1].span[1] <= flight.span[0]), None)
+        if row is None:
+            rows.append([flight])
         else:
-            pending = (pending[0], max(pending[1], end), name, pending[3] + 1)
-    if pending is not None:
-        yield pending
-
-
-def _rows(spans: Sequence[Span]) -> list[int]:
-    """A row for each span, so that no two of a row overlap; spans are in order of their starts."""
-    ends: list[int] = []
-    rows = []
-    for start, end in spans:
-        row = next((row for row, last in enumerate(ends) if last <= start), len(ends))
-        ends[row : row + 1] = [end]
-        rows.append(row)
+            row.append(flight)
     return rows
 
 
-def _collective(
-    span: Span, found: CollectiveReport, compute: Sequence[Span], scale: _Scale, y: float, width: int
-) -> str:
-    start, end = span
+def _flights(row: Sequence[_Flight], exposed: Pieces, canvas: _Canvas, y: float) -> Iterator[str]:
+    """Wide collectives each, narrow ones in blocks of which the exposed part comes first."""
+    for block in blocks([flight.span for flight in row], canvas.sliver):
+        if not canvas.shows(block.start):
+            return
+        if block.count == 1:
+            yield _flight(row[block.first], exposed, canvas, y)
+            continue
+        found = [row[index].found for index in block.indices]
+        flying, bare = sum(one.communication_ns for one in found), sum(one.exposed_ns for one in found)
+        tip = f"{len(found)} collectives: {time_text(flying)}, {time_text(bare)} exposed"
+        shapes = canvas.box("tl-exposed", block.start, block.start + bare, y)
+        shapes += canvas.box("tl-hidden", block.start + bare, block.start + flying, y)
+        yield f"<g><title>{escape(tip)}</title>{shapes}</g>"
+
+
+def _flight(flight: _Flight, exposed: Pieces, canvas: _Canvas, y: float) -> str:
+    (start, end), found = flight.span, flight.found
     counted = end - found.communication_ns  # later than the start if the wait for late ranks is subtracted
     layer = "" if found.layer is None else f", layer {found.layer}"
     most = ", ".join(short_name(hider.name) for hider in found.hidden_by[:3])
@@ -198,32 +230,25 @@ def _collective(
     tip += f", hidden by {most}" if most else ""
     parts = [f"<title>{escape(tip)}</title>"]
     if counted > start:
-        parts.append(_box("tl-late", scale(start), scale(counted), y, width))
-    exposed = difference([(counted, end)], compute)
-    pieces = [("tl-exposed", "tl-on", piece) for piece in exposed]
-    pieces += [("tl-hidden", "tl-in", piece) for piece in difference([(counted, end)], exposed)]
-    parts += [_box(style, scale(piece[0]), scale(piece[1]), y, width) for style, _, piece in pieces]
-    parts.append(_box("tl-edge", scale(start), scale(end), y, width))
+        parts.append(canvas.box("tl-late", start, counted, y))
+    pieces = list(exposed.of(counted, end, canvas.sliver))
+    parts += [canvas.box("tl-exposed" if bare else "tl-hidden", left, right, y) for left, right, bare in pieces]
+    parts.append(canvas.box("tl-edge", start, end, y))
     if pieces:
-        _, style, widest = max(pieces, key=lambda item: item[2][1] - item[2][0])
-        x, right = scale(widest[0]), min(scale(widest[1]), width - RIGHT)
-        if right - x > LETTER * len(found.kind) + 6:
-            parts.append(f'<text class="{style}" x="{x + 4:.2f}" y="{y + 13:g}">{escape(found.kind)}</text>')
+        left, right, bare = max(pieces, key=lambda piece: piece[1] - piece[0])
+        parts.append(canvas.label("tl-on" if bare else "tl-in", (left, right), y, found.kind))
     return f"<g>{''.join(parts)}</g>"
 
 
-def _box(style: str, x: float, right: float, y: float, width: int) -> str:
-    right = min(right, width - RIGHT)
-    if right <= x:
-        return ""
-    return f'<rect class="{style}" x="{x:.2f}" y="{y:g}" width="{max(0.6, right - x):.2f}" height="{ROW - 2}"/>'
+def _pairs(trace: Trace, rank: RankReport) -> Iterator[tuple[Collective, CollectiveReport]]:
+    return zip(trace.collectives, rank.collectives, strict=True)
 
 
-def _axis(duration: int, scale: _Scale, top: float, y: float, width: int) -> Iterator[str]:
+def _axis(duration: int, canvas: _Canvas, top: float, y: float, width: int) -> Iterator[str]:
     """Ticks at 1, 2 or 5 times a power of ten, some eight of them."""
     step = next(step for step in _steps() if duration / step <= 9)
     for tick in range(0, duration + 1, step):
-        x = scale(scale.origin + tick)
+        x = canvas.x(canvas.origin + tick)
         yield f'<path class="tl-rule" d="M{x:.2f} {top:g}V{y:g}"/>'
         anchor = "end" if x > width - 22 else "middle"
         yield f'<text class="tl-soft" x="{x:.2f}" y="{y + 16:g}" text-anchor="{anchor}">{_tick(tick, step)}</text>'

@@ -121,8 +121,13 @@ def test_timeline_shows_subtracted_waits_and_stays_small():
     ranks = [trace([gloo("all_reduce", 0, 90)], 0, world_size=2), trace(late, 1, world_size=2)]
     report = overlap(ranks, subtract_peer_wait=True)
     assert len(boxes(timeline_svg(report), "tl-late")) == 1
-    busy = [gloo("all_reduce", 0, 90_000), *(op("aten::mm", 3 * i, 3 * i + 2) for i in range(30_000))]
-    assert len(boxes(timeline_svg(trace(busy)), "tl-compute")) < 1000
+    busy = [op("aten::mm", 3 * i, 3 * i + 2) for i in range(3_000)]
+    flying = [gloo("all_reduce", 0, 4_500), *(gloo("all_to_all", i, i + 1) for i in range(4_500, 9_000))]
+    svg = timeline_svg(trace([*busy, *flying]))
+    for style, share in (("tl-compute", 2 / 3), ("tl-hidden", 2 / 3), ("tl-exposed", 1 / 3)):
+        drawn = [float(rect.get("width")) for rect in boxes(svg, style)]
+        assert len(drawn) < 1000
+        assert sum(drawn) / (960 - 132 - 12) == pytest.approx(share, abs=0.12)
 
 
 class Tags(HTMLParser):
