@@ -56,7 +56,7 @@ class SizeHints:
         self._sizes = SymbolicSizes.of(value for node in graph.nodes for value in _lengths(ops.fake(node)))
         self._numbers: dict[sympy.Symbol, int] = dict(self._sizes.known())
         self._cache: dict[sympy.Expr, int] = {}
-        self._learn([side for node in graph.nodes for side in self._sides(node)])
+        self._learn([pair for node in graph.nodes if (pair := self._exchange(node)) is not None])
 
     def __call__(self, length: int | torch.SymInt | sympy.Expr) -> int:
         """The number that stands for `length`, a size of the graph or an expression of its symbols; never negative."""
@@ -78,18 +78,17 @@ class SizeHints:
         lower, upper = self._sizes.range(symbol)
         return max(lower, self.fallback if upper is None else min(self.fallback, upper))
 
-    def _learn(self, sides: Sequence[_Side]) -> None:
-        pairs = list(zip(sides[::2], sides[1::2], strict=True))
+    def _learn(self, exchanges: Sequence[tuple[_Side, _Side]]) -> None:
         equalities = self._sizes.equalities()
         learning = True
         while learning:
             learning = False
             for left, right in equalities:
                 learning |= self._share([left], right) or self._share([right], left)
-            for taken, given in pairs:
+            for taken, given in exchanges:
                 for side, other in ((taken, given), (given, taken)):
                     learning |= self._share(side.splits, side.rows) or self._share(side.splits, other.rows)
-        for side in sides:
+        for side in (side for pair in exchanges for side in pair):
             self._share(side.splits, sympy.Integer(self.fallback))
 
     def _share(self, parts: Sequence[sympy.Expr], total: sympy.Expr) -> bool:
@@ -114,20 +113,21 @@ class SizeHints:
     def _knows(self, expr: sympy.Expr) -> bool:
         return all(symbol in self._numbers for symbol in expr.free_symbols)
 
-    def _sides(self, node: fx.Node) -> Iterator[_Side]:
-        """The two sides of an all-to-all with split lists: what it takes, what it gives."""
-        if not ops.is_all_to_all(node) or len(node.args) < 3 or not isinstance(node.args[0], fx.Node):
-            return
-        values = (ops.tensor(node.args[0]), ops.tensor(node))
-        for value, splits in zip(values, (node.args[2], node.args[1]), strict=True):
-            if value is None or not isinstance(splits, list | tuple):
-                return
-        for value, splits in zip(values, (node.args[2], node.args[1]), strict=True):
-            lengths = (ops.fake(entry) if isinstance(entry, fx.Node) else entry for entry in splits)  # type: ignore[union-attr]
-            yield _Side(
-                self._sizes.expression(value.shape[0]),  # type: ignore[union-attr]
-                tuple(self._sizes.expression(length) for length in lengths),
-            )
+    def _exchange(self, node: fx.Node) -> tuple[_Side, _Side] | None:
+        """(what it takes, what it gives) of an all-to-all with split lists; None for other nodes."""
+        if not ops.is_all_to_all(node) or len(node.args) < 3:
+            return None
+        source, given_splits, taken_splits = node.args[:3]
+        taken = self._side(source, taken_splits)
+        given = self._side(node, given_splits)
+        return (taken, given) if taken and given else None
+
+    def _side(self, node: object, splits: object) -> _Side | None:
+        value = ops.tensor(node) if isinstance(node, fx.Node) else None
+        if value is None or not isinstance(splits, list | tuple):
+            return None
+        lengths = (ops.fake(entry) if isinstance(entry, fx.Node) else entry for entry in splits)
+        return _Side(self._sizes.expression(value.shape[0]), tuple(map(self._sizes.expression, lengths)))
 
 
 def _lengths(value: object) -> Iterator[Any]:
