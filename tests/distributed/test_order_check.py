@@ -76,7 +76,7 @@ def compiled_on_rank(rank: int, world_size: int, folder: str, connectivity: tupl
 
 
 def test_compiled_models_that_differ_raise(tmp_path: Path) -> None:
-    for found in run_ranks(compiled_on_rank, 2, str(tmp_path), ("none", "twice")):
+    for found in run_ranks(compiled_on_rank, 2, str(tmp_path), ("none", "twice"), timeout=400):
         assert "would launch different collectives" in found["message"]
         assert "all_to_all_single float32" in found["message"]
 
@@ -86,9 +86,11 @@ def test_on_a_warm_cache_the_order_is_checked_and_reported_all_the_same(tmp_path
 
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path)
     try:
-        cold, _ = run_ranks(compiled_on_rank, 2, str(tmp_path), ("none", "none"))
-        warm, _ = run_ranks(compiled_on_rank, 2, str(tmp_path), ("none", "none"))
-        for found in run_ranks(compiled_on_rank, 2, str(tmp_path), ("none", "twice")):  # one rank hits, one misses
+        cold, _ = run_ranks(compiled_on_rank, 2, str(tmp_path), ("none", "none"), timeout=400)
+        warm, _ = run_ranks(compiled_on_rank, 2, str(tmp_path), ("none", "none"), timeout=400)
+        for found in run_ranks(
+            compiled_on_rank, 2, str(tmp_path), ("none", "twice"), timeout=400
+        ):  # one rank hits, one misses
             assert "would launch different collectives" in found["message"]
     finally:
         del os.environ["TORCHINDUCTOR_CACHE_DIR"]

@@ -1,0 +1,179 @@
+"""What Inductor generates: launch, then the compute that should hide it, then the wait, forward and backward."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch._inductor.graph import GraphLowering
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from farskip_compile.costs import COLLECTIVE_KINDS, HardwareProfile, PerCollective, load_profile
+from farskip_compile.models import MODELS, ParallelConfig, build
+from farskip_compile.schedule_report import ScheduleReport
+
+SMALL: dict[str, Any] = {"vocab_size": 32, "layers": ("moe", "moe"), "hidden_size": 64}
+PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
+
+
+@pytest.fixture
+def two_ranks() -> Iterator[Any]:
+    """Rank 0 of two, on a process group that sends nothing: compiling needs no more."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        yield dist.group.WORLD
+    finally:
+        dist.destroy_process_group()
+
+
+def steps(code: str) -> list[str]:
+    """What the generated program does, in order: collectives by name, `wait`, products, `kernel` for the rest."""
+    found = []
+    body = code[code.index("def call(") :]
+    for line in body[: body.index("return (")].splitlines():
+        if collective := re.search(r"_c10d_functional\.(\w+)\.default\(", line):
+            found.append("wait" if collective.group(1) == "wait_tensor" else collective.group(1))
+        elif "farskip.announce" in line:
+            found.append("announce")
+        elif product := re.search(r"extern_kernels\.(\w+)\(|aten\.(_scaled_dot\w+|_flash\w+)", line):
+            found.append(product.group(1) or "attention")
+        elif re.match(r"\s*cpp_fused\w*\(", line):
+            found.append("kernel")
+    return found
+
+
+def hiding_steps(program: list[str]) -> list[int]:
+    """For each collective, how many kernels and products run while it is in flight (collectives are waited for in order)."""
+    counts: list[int] = []
+    flying: list[int] = []
+    for step in program:
+        if step == "wait":
+            flying.pop(0)
+        elif step in ("kernel", "attention", *PRODUCTS):
+            for number in flying:
+                counts[number] += 1
+        elif step != "announce":
+            flying.append(len(counts))
+            counts.append(0)
+    assert not flying
+    return counts
+
+
+def programs(model: torch.nn.Module, **options: Any) -> list[list[str]]:
+    """Generated forward and backward program; nothing is built or run."""
+    compiled = torch.compile(model, backend="farskip", fullgraph=True, options={"profile": quick_link(), **options})
+    with (
+        torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
+        torch._inductor.config.patch(fx_graph_cache=False),
+    ):
+        codes = get_code_of(compiled, torch.randint(0, 32, (1, 16)))
+    return [steps(code) for code in codes]
+
+
+def get_code_of(compiled: Any, ids: torch.Tensor) -> list[str]:
+    """The programs that Inductor generates, forward first."""
+    codes: list[str] = []
+
+    def keep(self: GraphLowering) -> Any:
+        codes.append(self.codegen()[0].value)
+        return mock.Mock(call=lambda args: None)
+
+    with mock.patch.object(GraphLowering, "compile_to_module", keep), contextlib.suppress(Exception):
+        torch.compiler.reset()
+        compiled(ids)
+    assert len(codes) == 2, "forward and backward"
+    return codes if "tangents" not in codes[0] else codes[::-1]
+
+
+def quick_link() -> HardwareProfile:
+    """A CPU whose network takes about as long as half of an attention in these tiny models."""
+    cpu = load_profile("cpu-gloo")
+    link = dataclasses.replace(
+        cpu.inter_node,
+        bandwidth=2e9,
+        step_latency=0.0,
+        latency=PerCollective(**dict.fromkeys(COLLECTIVE_KINDS, 0.0)),
+    )
+    return dataclasses.replace(cpu, intra_node=link, inter_node=link)
+
+
+def parallel(layout: str, group: Any) -> ParallelConfig:
+    return ParallelConfig(tp_group=group) if layout == "tp" else ParallelConfig(ep_group=group, ep_mode=layout)  # type: ignore[arg-type]
+
+
+LAYOUTS = {"deepseek_v3": "padded", "llama4": "tp", "mixtral": "padded", "qwen3_moe": "dropless"}
+
+
+def test_every_model_has_its_turn() -> None:
+    assert set(LAYOUTS) == set(MODELS)
+
+
+@pytest.mark.parametrize(("name", "layout"), LAYOUTS.items())
+def test_rewired_models_hide_collectives_forward_and_backward(name: str, layout: str, two_ranks: Any) -> None:
+    model = build(name, parallel=parallel(layout, two_ranks), **SMALL)
+    for phase, program in zip(("forward", "backward"), programs(model), strict=True):
+        assert program[0] == "announce"
+        hidden = hiding_steps(program)
+        assert sum(count > 0 for count in hidden) >= len(hidden) / 2, (phase, hidden, program)
+
+
+def test_without_a_schedule_each_launch_stands_next_to_its_wait(two_ranks: Any) -> None:
+    """The difference that scheduling makes: rewiring alone hides nothing in the forward graph."""
+    model = build("deepseek_v3", parallel=parallel("padded", two_ranks), **SMALL)
+    program, _ = programs(model, schedule=False)
+    assert "announce" not in program
+    assert hiding_steps(program) == [0] * 4, program
+
+
+def test_weight_gradients_hide_collectives_of_the_plain_model(two_ranks: Any) -> None:
+    """Under `none` the backward graph has more to hide behind than the forward graph."""
+    model = build("qwen3_moe", parallel=parallel("padded", two_ranks), **SMALL)
+    forward, backward = programs(model, connectivity="none")
+    hidden = hiding_steps(backward)
+    assert sum(hidden) > sum(hiding_steps(forward))
+    assert sum(count > 0 for count in hidden) >= len(hidden) / 2
+
+
+def test_a_group_of_other_ranks_is_refused(two_ranks: Any) -> None:
+    alone = dist.new_group([0])
+    model = build("deepseek_v3", parallel=parallel("padded", two_ranks), **SMALL)
+    compiled = torch.compile(model, backend="farskip", fullgraph=True, options={"ep_group": alone})
+    with pytest.raises(Exception, match="no all-to-all of the model is among just these"):
+        compiled(torch.randint(0, 32, (1, 16)))
+
+
+def reports(model: torch.nn.Module, **options: Any) -> list[ScheduleReport]:
+    """What the generated programs announce."""
+    compiled = torch.compile(model, backend="farskip", fullgraph=True, options={"profile": quick_link(), **options})
+    with (
+        torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
+        torch._inductor.config.patch(fx_graph_cache=False),
+    ):
+        codes = get_code_of(compiled, torch.randint(0, 32, (1, 16)))
+    texts = [re.search(r"farskip\.announce\.default\((.*)\)", code) for code in codes]
+    return [ScheduleReport.from_json(json.loads(ast.literal_eval(text.group(1)))) for text in texts if text]
+
+
+def test_reports_say_what_was_gained_and_keep_the_limit_on_memory(two_ranks: Any) -> None:
+    model = build("deepseek_v3", parallel=parallel("padded", two_ranks), **SMALL)
+    own = dist.new_group([0, 1])
+    found = reports(model, memory_increase=0.02, ep_group=own)
+    assert [report.phase for report in found] == ["forward", "backward"]
+    for report in found:
+        assert report.level == "kernels"
+        assert set(report.orders) == {own.group_name}  # all-to-alls are on a group of their own
+        assert report.before is not None
+        assert report.after is not None
+        assert report.after.exposed_seconds <= report.before.exposed_seconds
+        assert report.after.peak_bytes <= 1.02 * report.before.peak_bytes
+        assert report.after.in_flight_bytes > 0
+        assert "exposed communication" in report.summary()
