@@ -52,7 +52,7 @@ def steps(code: str) -> list[str]:
 
 
 def hiding_steps(program: list[str]) -> list[int]:
-    """For each collective, how many kernels and products run while it is in flight (collectives are waited for in order)."""
+    """For each collective, how many kernels and products run while it is in flight; waits come in launch order."""
     counts: list[int] = []
     flying: list[int] = []
     for step in program:
