@@ -30,6 +30,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from local_exchange import LocalExchange, local_exchange
 
+from farskip_compile import clear_schedules, last_schedules
 from farskip_compile.costs import HardwareProfile
 from farskip_compile.models import Decoder, FarSkipForm, ParallelConfig, build
 from farskip_compile.profiling import kernels_visible, record
@@ -121,18 +122,18 @@ def measure(
     rank: int,
     settings: Settings,
     phase: str,
-    profile: Mapping[str, Any],
+    options: Mapping[str, Any],
     exchanges: Sequence[Exchange],
     repetitions: int,
     traces: str | None,
 ) -> dict[str, Any]:
-    """All variants in turn: `seconds` of each, `checks` of their results, and `exposed` communication.
+    """All variants in turn: `seconds` of each, `checks` of their results, `exposed` communication, and `estimates`.
 
     Args:
         rank: of this process.
         settings: of the model.
         phase: which step.
-        profile: the hardware profile for our backend, as JSON.
+        options: for our backend, beside the connectivity; its `profile` as JSON.
         exchanges: from `calibrate`.
         repetitions: of each variant.
         traces: folder for Chrome traces; None: they are not kept.
@@ -141,13 +142,16 @@ def measure(
     world = dist.group.WORLD
     assert world is not None
     step = _step(settings, phase, rank)
-    variants = [*_compared(settings, world, profile), _compute(settings, local_exchange())]
-    built = {}
+    variants = [*_compared(settings, world, options), _compute(settings, local_exchange())]
+    built, estimates = {}, {}
     with kernels_visible():
         for variant in variants:
+            clear_schedules()
             start = time.perf_counter()
             step(variant)
             built[variant.name] = time.perf_counter() - start
+            if variant.name in (NONE, FULL):
+                estimates[variant.name] = [schedule.to_json() for schedule in last_schedules()]
             if rank == 0:
                 print(f"{phase}: {variant.name} compiled in {built[variant.name]:.0f} s")
             dist.barrier()
@@ -168,7 +172,8 @@ def measure(
                 "exposed": report.exposed_ns / 1e9,
                 "compute": report.compute_ns / 1e9,
             }
-    return _leave({"seconds": seconds, "compile_seconds": built, "checks": checks, "exposed": exposed})
+    found = {"seconds": seconds, "compile_seconds": built, "checks": checks, "exposed": exposed, "estimates": estimates}
+    return _leave(found)
 
 
 def compare(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -210,13 +215,13 @@ def _overrides(settings: Settings) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in settings["overrides"].items()}
 
 
-def _compared(settings: Settings, group: dist.ProcessGroup, profile: Mapping[str, Any]) -> list[Variant]:
+def _compared(settings: Settings, group: dist.ProcessGroup, options: Mapping[str, Any]) -> list[Variant]:
+    ours = {**options, "profile": HardwareProfile.from_json(options["profile"])}
     variants = []
     for name in (PLAIN, NONE, FULL, HAND):
         model = _model(settings, group)
         if name in (NONE, FULL):
-            options = {"connectivity": name, "profile": HardwareProfile.from_json(profile)}
-            compiled = torch.compile(model, backend="farskip", fullgraph=True, options=options)
+            compiled = torch.compile(model, backend="farskip", fullgraph=True, options={"connectivity": name, **ours})
         else:
             compiled = torch.compile(FarSkipForm(model) if name == HAND else model, fullgraph=True)
         variants.append(Variant(name, model, compiled))

@@ -51,6 +51,8 @@ class Phase:
     worst: Sequence[str]
     """Names of those tensors."""
     tensors: int
+    estimates: Mapping[str, Sequence[Mapping[str, Any]]]
+    """By variant of ours: what the scheduler expected of each of its graphs (`ScheduleReport.to_json`)."""
     raw: Sequence[Mapping[str, Sequence[float]]]
     """Seconds by rank, variant and repetition."""
 
@@ -92,6 +94,7 @@ def summarise(phase: str, network: str, rate: int | None, values: Sequence[Mappi
         errors=[check["error"] for check in worst],
         worst=[check["worst"] for check in worst],
         tensors=worst[0]["tensors"],
+        estimates=values[0]["estimates"],
         raw=[value["seconds"] for value in values],
     )
 
@@ -127,8 +130,20 @@ def describe(phase: Phase, width: int) -> str:
         f"  {one} = {other}: {'yes' if error <= TOLERANCE else 'NO'}, apart by {error:.1e} of the norm ({worst})"
         for (one, other), error, worst in zip(PAIRS, phase.errors, phase.worst, strict=True)
     ]
+    expected = [f"  {name}, estimated: {_estimate(graphs)}" for name, graphs in phase.estimates.items()]
     title = f"{phase.name}: communication / compute = {phase.ratio:.2f}"
-    return "\n".join([title, f"  {phase.network}", columns(lines, indent="  "), *equal])
+    return "\n".join([title, f"  {phase.network}", columns(lines, indent="  "), *expected, *equal])
+
+
+def _estimate(graphs: Sequence[Mapping[str, Any]]) -> str:
+    """Of all graphs of one variant together; the peak of the one that grows most."""
+    scheduled = [graph for graph in graphs if graph["before"] and graph["after"]]
+    if not scheduled:
+        return "nothing was scheduled"
+    before, after = (sum(graph[when]["exposed_seconds"] for graph in scheduled) for when in ("before", "after"))
+    in_flight = sum(graph["after"]["communication_seconds"] for graph in scheduled)
+    growth = max(graph["after"]["peak_bytes"] / graph["before"]["peak_bytes"] - 1 for graph in scheduled)
+    return f"exposed {_ms(before)} -> {_ms(after)} of {_ms(in_flight)}, peak {100 * growth:+.1f} %"
 
 
 def verdict(phases: Sequence[Phase], ratio: float, problem: str | None) -> tuple[bool, list[str]]:

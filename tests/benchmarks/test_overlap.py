@@ -24,6 +24,14 @@ from farskip_compile.costs import HardwareProfile, collective_seconds
 VARIANTS = ("plain", "none", "full", "hand-written")
 
 
+def estimate(before, after, peak, peak_after):
+    """What the scheduler says of one graph."""
+    return {
+        "before": {"exposed_seconds": before, "communication_seconds": 0.4, "peak_bytes": peak},
+        "after": {"exposed_seconds": after, "communication_seconds": 0.4, "peak_bytes": peak_after},
+    }
+
+
 def values(full=0.6, error=0.0, ranks=2):
     """What ranks return; the last is 10 ms slower than the others."""
     seconds = {"plain": 0.9, "none": 0.8, "full": full, "hand-written": 0.91, "compute": 0.55, "communication": 0.275}
@@ -35,6 +43,7 @@ def values(full=0.6, error=0.0, ranks=2):
                 {"tensors": 2, "worst": "logits", "error": 0.0},
                 {"tensors": 2, "worst": f"w{rank}", "error": error * rank},
             ],
+            "estimates": {"none": [], "full": [estimate(0.3, 0.1, 100, 104), estimate(0.6, 0.2, 100, 90)]},
             "exposed": {name: {"communication": 0.3, "exposed": 0.1 * (1 + rank), "compute": 0.5} for name in VARIANTS},
         }
         for rank in range(ranks)
@@ -97,6 +106,8 @@ def test_the_table_fits(width):
     assert max(map(len, text.splitlines())) <= width
     assert "full = hand-written: NO, apart by 1.0e+00 of the norm (w1)" in text
     assert "none = plain: yes" in text
+    assert "full, estimated: exposed 900 ms -> 300 ms of 800 ms, peak +4.0 %" in text
+    assert "none, estimated: nothing was scheduled" in text
     assert ("compiled in" in text) is (width == 120)
 
 
@@ -121,7 +132,7 @@ class HalfDuplex:
         elif target is overlap_ranks.probe:
             value = [2 * 8 * 12e6 / self.link.rate] * 3
         else:
-            self.profile = HardwareProfile.from_json(args(0)[3])
+            self.profile = HardwareProfile.from_json(args(0)[3]["profile"])
             return [RankResult(rank, v, "", ()) for rank, v in enumerate(values())]
         return [RankResult(rank, value, "", ()) for rank in range(2)]
 
@@ -129,7 +140,7 @@ class HalfDuplex:
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 1.0])
 def test_the_rate_gives_the_wanted_ratio(ratio):
     network = HalfDuplex(compute=0.55)
-    args = argparse.Namespace(ratio=ratio, repetitions=3, traces=None)
+    args = argparse.Namespace(ratio=ratio, repetitions=3, traces=None, memory_increase=None)
     found = overlap.run_phase(network, "prefill", {}, args)
     assert network.rates[0] is None  # compute was measured without a limit
     reached = 2 * 8 * 12e6 / network.rates[-1]
@@ -143,7 +154,9 @@ def test_the_rate_gives_the_wanted_ratio(ratio):
 @pytest.mark.parametrize(("compute", "limit"), [(100.0, SLOWEST), (1e-3, FASTEST)])
 def test_the_rate_stays_what_a_link_can_have(compute, limit):
     network = HalfDuplex(compute)
-    overlap.run_phase(network, "prefill", {}, argparse.Namespace(ratio=0.5, repetitions=3, traces=None))
+    overlap.run_phase(
+        network, "prefill", {}, argparse.Namespace(ratio=0.5, repetitions=3, traces=None, memory_increase=None)
+    )
     assert network.rates[-1] == limit
 
 
