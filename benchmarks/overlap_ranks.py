@@ -17,7 +17,9 @@ Its variants:
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -127,7 +129,7 @@ def measure(
     repetitions: int,
     traces: str | None,
 ) -> dict[str, Any]:
-    """All variants in turn: `seconds` of each, `checks` of their results, `exposed` communication, and `estimates`.
+    """All variants in turn: `seconds` of each, `checks` of their results, `exposed` communication, `estimates`, `busy`.
 
     Args:
         rank: of this process.
@@ -160,7 +162,9 @@ def measure(
     del results
 
     runs = {variant.name: (lambda variant=variant: step(variant)) for variant in variants}
+    before = _processor_seconds()
     seconds = _interleaved({**runs, COMMUNICATION: _communication(exchanges)}, repetitions)
+    busy = [now - then for now, then in zip(_processor_seconds(), before, strict=True)]
     exposed = {}
     for variant in variants:
         if variant.name != COMPUTE:
@@ -173,7 +177,7 @@ def measure(
                 "compute": report.compute_ns / 1e9,
             }
     found = {"seconds": seconds, "compile_seconds": built, "checks": checks, "exposed": exposed, "estimates": estimates}
-    return _leave(found)
+    return _leave({**found, "busy": busy})
 
 
 def compare(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -247,6 +251,15 @@ def _communication(exchanges: Sequence[Exchange]) -> Callable[[], None]:
             dist.all_to_all_single(received, sent)
 
     return run
+
+
+def _processor_seconds() -> tuple[float, float, float]:
+    """So far: by the clock, of this process, of all processes of the machine; user time only, on all cores."""
+    machine = 0.0
+    with contextlib.suppress(OSError):  # not Linux
+        user, nice = Path("/proc/stat").read_text().split()[1:3]
+        machine = (int(user) + int(nice)) / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter(), os.times().user, machine
 
 
 def _interleaved(runs: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, list[float]]:

@@ -18,6 +18,8 @@ PAIRS = (("none", PLAIN), (FULL, "hand-written"))
 WANTED = {PREFILL: 1.2, TRAINING: 1.15}
 WANTED_AT = 0.5
 TOLERANCE = 1e-4
+MOST_OTHERS = 0.2
+"""Cores that other processes may keep busy before the table says so."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Phase:
     tensors: int
     estimates: Mapping[str, Sequence[Mapping[str, Any]]]
     """By variant of ours: what the scheduler expected of each of its graphs (`ScheduleReport.to_json`)."""
+    others: float
+    """Cores that processes other than the ranks kept busy meanwhile."""
     raw: Sequence[Mapping[str, Sequence[float]]]
     """Seconds by rank, variant and repetition."""
 
@@ -84,6 +88,8 @@ def summarise(phase: str, network: str, rate: int | None, values: Sequence[Mappi
         variant: {key: statistics.fmean(value["exposed"][variant][key] for value in values) for key in figures}
         for variant, figures in values[0]["exposed"].items()
     }
+    wall, _, machine = values[0]["busy"]
+    others = max(0.0, machine - sum(value["busy"][1] for value in values)) / wall
     return Phase(
         name=phase,
         network=network,
@@ -95,6 +101,7 @@ def summarise(phase: str, network: str, rate: int | None, values: Sequence[Mappi
         worst=[check["worst"] for check in worst],
         tensors=worst[0]["tensors"],
         estimates=values[0]["estimates"],
+        others=others,
         raw=[value["seconds"] for value in values],
     )
 
@@ -132,7 +139,10 @@ def describe(phase: Phase, width: int) -> str:
     ]
     expected = [f"  {name}, estimated: {_estimate(graphs)}" for name, graphs in phase.estimates.items()]
     title = f"{phase.name}: communication / compute = {phase.ratio:.2f}"
-    return "\n".join([title, f"  {phase.network}", columns(lines, indent="  "), *expected, *equal])
+    quiet = f"  other processes kept {phase.others:.2f} cores busy"
+    if phase.others > MOST_OTHERS:
+        quiet += ": TOO MANY TO TRUST THESE FIGURES"
+    return "\n".join([title, f"  {phase.network}", quiet, columns(lines, indent="  "), *expected, *equal])
 
 
 def _estimate(graphs: Sequence[Mapping[str, Any]]) -> str:

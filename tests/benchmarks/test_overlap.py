@@ -43,6 +43,7 @@ def values(full=0.6, error=0.0, ranks=2):
                 {"tensors": 2, "worst": "logits", "error": 0.0},
                 {"tensors": 2, "worst": f"w{rank}", "error": error * rank},
             ],
+            "busy": [10.0, 9.0, 19.0],
             "estimates": {"none": [], "full": [estimate(0.3, 0.1, 100, 104), estimate(0.6, 0.2, 100, 90)]},
             "exposed": {name: {"communication": 0.3, "exposed": 0.1 * (1 + rank), "compute": 0.5} for name in VARIANTS},
         }
@@ -66,6 +67,7 @@ def test_ranks_are_put_together():
     assert found.exposed["full"] == pytest.approx({"communication": 0.3, "exposed": 0.15, "compute": 0.5})
     assert found.compile_seconds == dict.fromkeys(VARIANTS, 11.0)
     assert (list(found.errors), list(found.worst)) == ([0.0, 2e-5], ["logits", "w1"])
+    assert found.others == pytest.approx(0.1)  # a second of ten, on top of the two ranks' nine each
     assert found.ratio == pytest.approx(0.276 / 0.551)
     assert found.bound == found.timings["compute"].median
     assert found.speed_up("full") == pytest.approx(0.901 / 0.601)
@@ -109,6 +111,12 @@ def test_the_table_fits(width):
     assert "full, estimated: exposed 900 ms -> 300 ms of 800 ms, peak +4.0 %" in text
     assert "none, estimated: nothing was scheduled" in text
     assert ("compiled in" in text) is (width == 120)
+
+
+def test_a_busy_machine_is_told():
+    assert "TRUST" not in describe(phase(), 80)
+    busy = [{**value, "busy": [10.0, 9.0, 21.0]} for value in values()]
+    assert "kept 0.30 cores busy: TOO MANY TO TRUST" in describe(summarise("prefill", "2 hosts", 10**9, busy), 80)
 
 
 class HalfDuplex:
