@@ -49,7 +49,7 @@ def process_group_store(name: str) -> StoreClient | None:
     backend, store = distributed_c10d._world.pg_map[group]
     if group.size() == 1 or str(backend).lower() in SILENT_BACKENDS or store is None:
         return None
-    timeout = distributed_c10d._get_default_timeout(backend)
+    timeout = distributed_c10d._get_default_timeout(dist.Backend(backend))
     return StoreClient(name, group.rank(), group.size(), timeout.total_seconds(), store)
 
 

@@ -24,7 +24,7 @@ Kernel = Any
 
 def in_place_arguments(node: fx.Node) -> tuple[int, ...]:
     """Positions of the arguments that Inductor may let an out-of-place operator write to, if nobody reads them."""
-    found = inplaceable_ops.get(node.target)  # type: ignore[call-overload]
+    found = inplaceable_ops.get(node.target) if callable(node.target) else None
     if found is not None:
         return tuple(found.mutated_args)
     # functionalised custom operators and user-defined kernels: any argument may be meant
