@@ -1,4 +1,4 @@
-"""The command line: `farskip explain MODEL`, `farskip demo`, `farskip overlap TRACE...` (`cli_overlap.py`).
+"""The command line: `farskip explain MODEL` and `farskip demo`.
 
 Contract: exit status 0 if all went well, 1 if a model was refused or a check failed, 2 for wrong usage. Errors of this
 package are a short panel, never a traceback. With `--json`, stdout holds one JSON document and nothing else.
@@ -153,8 +153,6 @@ def demo_command(
             command=shlex.join(["farskip", *sys.argv[1:]]),
         )
     report.write_text(page(demo), encoding="utf-8")
-    if demo.overlap is not None:
-        demo.overlap.write_traces(out)
     console.print(closing(demo, report))
     if as_json:
         typer.echo(json.dumps({**demo.to_json(), "html": str(report)}, indent=1))

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from farskip_compile.demo_compared import Comparison
 from farskip_compile.report import CompileReport, Outcome
 
 LEAST_CHANGE = 1e-3
@@ -91,18 +90,11 @@ class Demo:
     command: str = "farskip demo"
     started: str = ""
     versions: dict[str, str] = field(default_factory=dict)
-    overlap: Comparison | None = None
-    """The variants of the overlap part side by side."""
 
     @property
-    def parts(self) -> tuple[Case | Comparison, ...]:
-        """The cases, and the comparison if there is one."""
-        return self.cases if self.overlap is None else (*self.cases, self.overlap)
-
-    @property
-    def failed(self) -> tuple[Case | Comparison, ...]:
-        """Parts that ran and did not pass."""
-        return tuple(part for part in self.parts if not part.passed and not part.skipped)
+    def failed(self) -> tuple[Case, ...]:
+        """Cases that ran and did not pass."""
+        return tuple(case for case in self.cases if not case.passed and not case.skipped)
 
     @property
     def passed(self) -> bool:
@@ -113,7 +105,7 @@ class Demo:
         """One sentence."""
         checks = [check for case in self.cases for check in case.checks]
         good = sum(check.passed for check in checks)
-        skipped = sum(part.skipped for part in self.parts)
+        skipped = sum(case.skipped for case in self.cases)
         text = f"{good} of {len(checks)} checks passed"
         if self.failed:
             text += f"; failed: {', '.join(case.title for case in self.failed)}"
@@ -129,7 +121,6 @@ class Demo:
             "seconds": self.seconds,
             "versions": self.versions,
             "cases": [case.to_json() for case in self.cases],
-            "overlap": None if self.overlap is None else self.overlap.to_json(),
         }
 
 
