@@ -173,24 +173,27 @@ def report(args: argparse.Namespace) -> int:
     start, described, command = time.perf_counter(), machine(), " ".join(["python", *sys.argv])
     settings = {**SETTINGS, "overrides": {**MODEL, "layers": QUICK_LAYERS if args.quick else FULL_LAYERS}}
     width = shutil.get_terminal_size((80, 24)).columns
+    phases = []
     with Network(args.hosts, None) as network:
-        problem, cores = network.problem, network.cores
-        phases = [run_phase(network, phase, settings, args) for phase in args.phases]
+        problem = network.problem
+        pinned = "one core each" if network.cores[0] is not None else "cores shared"
+        facts = {
+            "model": f"{settings['model']} style, {len(settings['overrides']['layers'])} layers, width "
+            f"{MODEL['hidden_size']}, {MODEL['experts']} experts over {args.hosts} hosts, {settings['tokens']} tokens "
+            "each, float32",
+            "machine": described,
+            "versions": versions(),
+            "command": command,
+            "method": f"median and interquartile range of {args.repetitions} interleaved repetitions, slowest rank; "
+            f"exposed: one profiled step, mean over ranks; {pinned}",
+        }
+        for name, text in facts.items():
+            print(textwrap.fill(text, min(width, 120), initial_indent=f"{name + ':':10}", subsequent_indent=" " * 10))
+        for phase in args.phases:
+            phases.append(run_phase(network, phase, settings, args))
+            print(f"\n{describe(phases[-1], width)}", flush=True)
     passed, last = verdict(phases, args.ratio, problem)
-    pinned = "one core each" if cores[0] is not None else "cores shared"
-    method = (
-        f"median and interquartile range of {args.repetitions} interleaved repetitions, slowest rank; exposed: one "
-        f"profiled step, mean over ranks; {pinned}; {time.perf_counter() - start:.0f} s in all"
-    )
-    model = (
-        f"{settings['model']} style, {len(settings['overrides']['layers'])} layers, width {MODEL['hidden_size']}, "
-        f"{MODEL['experts']} experts over {args.hosts} hosts, {settings['tokens']} tokens each, float32"
-    )
-    facts = {"model": model, "machine": described, "versions": versions(), "command": command, "method": method}
-    for name, text in facts.items():
-        print(textwrap.fill(text, min(width, 120), initial_indent=f"{name + ':':10}", subsequent_indent=" " * 10))
-    for phase in phases:
-        print(f"\n{describe(phase, width)}")
+    elapsed = time.perf_counter() - start
     if args.json is not None:
         record = {
             **facts,
@@ -198,6 +201,7 @@ def report(args: argparse.Namespace) -> int:
             "hosts": args.hosts,
             "is_network": problem is None,
             "wanted_ratio": args.ratio,
+            "elapsed": elapsed,
             "phases": [
                 {
                     **dataclasses.asdict(phase),
@@ -211,7 +215,7 @@ def report(args: argparse.Namespace) -> int:
             "verdict": last,
         }
         args.json.write_text(json.dumps(record, indent=1) + "\n")
-    print("\n" + "\n".join(last))
+    print(f"\n{elapsed:.0f} s in all\n" + "\n".join(last))
     return NO_NETWORK if problem is not None else OK if passed else WRONG
 
 
