@@ -1,6 +1,6 @@
 """The passes, in the order in which they run on a Dynamo graph.
 
-    normalize           open_checkpoints, single_assignment: one name per value, nothing hidden     same function
+    normalize           open_checkpoints, axis_moves, single_assignment: one name per value          same function
     residual            stream -> regions -> kinds -> table: read the connectivity table off        analysis only
     connectivity        the wish, as the terms that each row leaves out                              analysis only
     rewire              part_collectives, substitute: edit the graph to match                        NEW FUNCTION

@@ -33,6 +33,12 @@ SHAPE_OPS = frozenset(
         "contiguous",
         "clone",
         "alias",
+        "movedim",
+        "moveaxis",
+        "transpose",
+        "permute",
+        "swapaxes",
+        "swapdims",
     ]
 )
 CAST_OPS = frozenset(["to", "float", "double", "half", "bfloat16", "type", "type_as", "_to_copy"])

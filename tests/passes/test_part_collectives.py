@@ -28,6 +28,10 @@ def one_rank(tmp_path_factory):
     dist.destroy_process_group()
 
 
+def world() -> dist.ProcessGroup:
+    return dist.group.WORLD
+
+
 def reduce(value: torch.Tensor, operation: str = "sum") -> torch.Tensor:
     return funcol.all_reduce(value, operation, dist.group.WORLD)
 
@@ -109,13 +113,32 @@ def test_parted_only_where_needed(wish, feed_forward, parted):
     assert launches(module) == 4 + parted
 
 
-def test_reduce_scatter_and_gather_are_linear():
+def scattered(out, dim):
+    return funcol.all_gather_single(funcol.reduce_scatter_single(out, "sum", dim, world()), dim, world())
+
+
+def scattered_in_place(out, dim):
+    part, whole = torch.empty_like(out), torch.empty_like(out)
+    dist.reduce_scatter_tensor(part, out)
+    dist.all_gather_into_tensor(whole, part)
+    return whole
+
+
+def scattered_transposed(out, dim):
+    return scattered(out.transpose(0, 1).contiguous(), 0).transpose(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("collectives", "dim"),
+    [(scattered, 0), (scattered, 1), (scattered, 2), (scattered_in_place, 0), (scattered_transposed, 1)],
+)
+def test_reduce_scatter_and_gather_are_linear(collectives, dim):
+    """Along any dimension, also where torch can only do it along the first."""
+
     class Sequence(Layer):
         def forward(self, x):
             x = x + self.attention(self.norm1(x))
-            out = self.feed_forward(self.norm2(x))
-            out = funcol.reduce_scatter_tensor(out, "sum", 0, dist.group.WORLD)
-            return x + funcol.all_gather_tensor(out, 0, dist.group.WORLD)
+            return x + collectives(self.feed_forward(self.norm2(x)), dim)
 
     Sequence.multiplier = 1.0
     model = Stack(lambda: Sequence(MoE()), 3)
