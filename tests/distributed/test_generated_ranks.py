@@ -37,7 +37,7 @@ def compare_generated(rank: int, world_size: int, generated: tuple[Case, ...]) -
 @settings(max_examples=2)
 @given(generated=st.tuples(*map(parallel_cases, TWO_RANKS)))
 def test_two_ranks_agree_with_the_oracle(generated: tuple[Case, ...]) -> None:
-    for results in run_ranks(compare_generated, 2, generated):
+    for results in run_ranks(compare_generated, 2, generated, timeout=300):
         for layout, case, (equal, gradient_difference) in zip(TWO_RANKS, generated, results, strict=True):
             assert equal, (layout, case)
             assert gradient_difference <= 1e-12, (layout, case)
