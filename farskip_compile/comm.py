@@ -37,6 +37,7 @@ import torch.nn.functional as F
 
 from farskip_compile import _compat_collectives as collectives
 from farskip_compile.errors import ConfigError, ParallelismError
+from farskip_compile.traced_errors import refuse
 
 __all__ = ["DroplessReceipt", "PaddedReceipt", "Receipt", "combine", "dispatch", "expert_group"]
 
@@ -102,19 +103,22 @@ def dispatch(
     """
     local_experts = _local_experts(experts, group)
     if rows.dim() != 2 or expert_of_row.dim() != 1 or rows.shape[0] != expert_of_row.shape[0]:
-        raise ConfigError(
-            f"dispatch takes rows [R, D] and expert_of_row [R], not {list(rows.shape)} and {list(expert_of_row.shape)}",
+        refuse(
+            ConfigError,
+            f"dispatch takes rows [R, D] and expert_of_row [R] with one R, and got {rows.dim()} and "
+            f"{expert_of_row.dim()} dimensions or unequal R",
             way_out="flatten tokens and their top-k copies into one dimension first",
         )
     if expert_of_row.is_floating_point() or expert_of_row.is_complex() or expert_of_row.dtype == torch.bool:
-        raise ConfigError(
+        refuse(
+            ConfigError,
             f"expert_of_row holds {expert_of_row.dtype}, and experts are numbered by integers",
             way_out="pass the indices that topk returns, not the weights",
         )
     if slots is None:
         return _dispatch_dropless(rows, expert_of_row.long(), experts, local_experts, group)
     if slots < 1:
-        raise ConfigError(f"slots must be at least 1, not {slots}", way_out="leave it out for a dropless exchange")
+        refuse(ConfigError, f"slots must be at least 1, not {slots}", way_out="leave it out for a dropless exchange")
     return _dispatch_padded(rows, expert_of_row.long(), experts, local_experts, slots, group)
 
 
@@ -136,14 +140,16 @@ def combine(outputs: torch.Tensor | Sequence[torch.Tensor], receipt: Receipt) ->
         buffer = outputs if isinstance(outputs, torch.Tensor) else torch.stack(list(outputs))
         places = [receipt.local_experts, receipt.rows_per_expert]
         if buffer.dim() != 3 or list(buffer.shape[:2]) != places:
-            raise ConfigError(
+            refuse(
+                ConfigError,
                 f"combine takes {places} and a width, [local experts, rows, D], not {list(buffer.shape)}",
                 way_out="give each local expert's rows back in the place in which dispatch has laid them",
             )
         return _combine_padded(buffer, receipt)
     segments = list(outputs)
     if len(segments) != len(receipt.received[0]):
-        raise ConfigError(
+        refuse(
+            ConfigError,
             f"combine takes one tensor for each of the {len(receipt.received[0])} local experts, not {len(segments)}",
             way_out="an expert that got no rows gives back none: keep its empty tensor in the list",
         )
@@ -151,7 +157,7 @@ def combine(outputs: torch.Tensor | Sequence[torch.Tensor], receipt: Receipt) ->
         for expert, segment in enumerate(segments):
             rows = sum(per_rank[expert] for per_rank in receipt.received)
             if segment.shape[0] != rows:
-                raise ConfigError(f"local expert {expert} got {rows} rows and gives back {segment.shape[0]}")
+                refuse(ConfigError, f"local expert {expert} got {rows} rows and gives back {segment.shape[0]}")
     return _combine_dropless(segments, receipt)
 
 
@@ -258,13 +264,14 @@ def _combine_dropless(segments: list[torch.Tensor], receipt: DroplessReceipt) ->
 
 def _local_experts(experts: int, group: Group) -> int:
     if experts < 1:
-        raise ConfigError(f"experts must be at least 1, not {experts}")
+        refuse(ConfigError, f"experts must be at least 1, not {experts}")
     if group is None:
         return experts
     _refuse_strangers(group)
     ranks = group.size()
     if experts % ranks:
-        raise ParallelismError(
+        refuse(
+            ParallelismError,
             f"{experts} experts can't be divided among {ranks} ranks",
             way_out=f"use a group whose size divides {experts}",
         )
@@ -273,7 +280,8 @@ def _local_experts(experts: int, group: Group) -> int:
 
 def _refuse_strangers(group: object) -> None:
     if not isinstance(group, dist.ProcessGroup):
-        raise ParallelismError(
+        refuse(
+            ParallelismError,
             f"{group!r} is no process group that this process is a member of",
             way_out="pass what dist.new_group or mesh.get_group gave to a member of the group",
         )

@@ -30,6 +30,7 @@ import torch
 from farskip_compile import _compat_collectives as collectives
 from farskip_compile.errors import ParallelismError
 from farskip_compile.models.config import ParallelConfig
+from farskip_compile.traced_errors import refuse
 
 
 def reduce_partial(partial: torch.Tensor, parallel: ParallelConfig) -> torch.Tensor:
@@ -58,7 +59,8 @@ def own_tokens(ids: torch.Tensor, parallel: ParallelConfig) -> torch.Tensor:
     if group is None or not parallel.sequence_parallel:
         return ids
     if ids.numel() % group.size():
-        raise ParallelismError(
+        refuse(
+            ParallelismError,
             f"{ids.numel()} tokens can't be divided among {group.size()} ranks",
             way_out="pad the batch, so that sequence parallelism gets as many tokens on each rank",
         )

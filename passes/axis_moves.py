@@ -9,6 +9,8 @@ Never: touches a cat that is not next to a collective, or that leaves a chunk ou
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx
 
 from farskip_compile.passes import ops
@@ -39,17 +41,16 @@ def _match(cat: fx.Node) -> tuple[fx.Node, int, int, int] | None:
     """(tensor, dimension that is cut, dimension that is glued, number of chunks), or None."""
     if ops.op_name(cat) != "cat":
         return None
-    pieces = cat.args[0]
-    if not isinstance(pieces, tuple | list) or not all(isinstance(p, fx.Node) for p in pieces):
-        return None
-    chunk = pieces[0].args[0] if pieces and ops.op_name(pieces[0]) == "getitem" else None  # type: ignore[union-attr]
+    glue = cat.args[0]
+    pieces = [piece for piece in glue if isinstance(piece, fx.Node)] if isinstance(glue, tuple | list) else []
+    chunk = pieces[0].args[0] if pieces and ops.op_name(pieces[0]) == "getitem" else None
     if not isinstance(chunk, fx.Node) or ops.op_name(chunk) != "chunk" or not isinstance(chunk.args[0], fx.Node):
         return None
     source, chunks = chunk.args[0], ops.fake(chunk)
     if not ops.is_wait(source) and not any(ops.is_collective(user) for user in cat.users):
         return None
-    in_order = [(ops.op_name(p), p.args) for p in pieces] == [  # type: ignore[union-attr]
-        ("getitem", (chunk, i)) for i in range(len(pieces))
+    in_order = [(ops.op_name(piece), piece.args) for piece in pieces] == [
+        ("getitem", (chunk, index)) for index in range(len(pieces))
     ]
     value = ops.tensor(source)
     if not in_order or value is None or not isinstance(chunks, tuple | list) or len(chunks) != len(pieces):
@@ -66,7 +67,7 @@ def _dim(node: fx.Node, position: int, dims: int) -> int | None:
     return dim % dims if isinstance(dim, int) else None
 
 
-def _call(graph: fx.Graph, source: fx.Node, method: str, *args: object) -> fx.Node:
+def _call(graph: fx.Graph, source: fx.Node, method: str, *args: Any) -> fx.Node:
     value = ops.tensor(source)
     assert value is not None
     node = graph.call_method(method, (source, *args))

@@ -83,8 +83,10 @@ ROWS, EXPERT_OF_ROW = torch.ones(4, 2), torch.tensor([0, 1, 1, 0])
 )
 def test_what_dispatch_refuses(wrong, message):
     arguments = {"rows": ROWS, "expert_of_row": EXPERT_OF_ROW, "experts": 2, "group": None, **wrong}
-    with pytest.raises(ConfigError, match=message):
-        dispatch(arguments.pop("rows"), arguments.pop("expert_of_row"), **arguments)
+    rows, expert_of_row = arguments.pop("rows"), arguments.pop("expert_of_row")
+    for run in (dispatch, torch.compile(dispatch, backend="eager", fullgraph=True)):  # traced, the error is the same
+        with pytest.raises(ConfigError, match=message):
+            run(rows, expert_of_row, **arguments)
 
 
 def test_what_combine_refuses():
