@@ -42,7 +42,7 @@ def pids(folder):
     return [int(word) for file in Path(folder).glob("*.pid") for word in file.read_text().split()]
 
 
-def wait_until(condition, seconds=20.0):
+def wait_until(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "nothing happened in time"

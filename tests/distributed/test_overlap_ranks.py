@@ -48,7 +48,7 @@ def compare_on_rank(
 
 @pytest.mark.parametrize(
     ("layout", "name", "connectivity"),
-    [("dropless", "qwen3_moe", "full"), ("tp", "llama4", "none")],
+    [("padded", "deepseek_v3", "full")],  # other layouts run under Inductor in test_rewire_ranks
 )
 def test_results_and_gradients(layout: str, name: str, connectivity: str) -> None:
     for results in run_ranks(compare_on_rank, 2, layout, (name,), connectivity, timeout=400):

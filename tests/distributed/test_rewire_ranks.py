@@ -24,6 +24,7 @@ def compare_on_rank(
     names: tuple[str, ...],
     wishes: tuple[dict[str, Any], ...],
     inners: tuple[str, ...] = ("eager",),
+    layers: tuple[str, ...] = ("dense", "moe", "moe"),
 ) -> Result:
     """For each layout, model, wish and inner: outputs bit-equal?, largest output and gradient differences."""
     results: Result = {}
@@ -31,7 +32,7 @@ def compare_on_rank(
         parallel = parallel_config(layout, world_size)
         for name, wish, inner in itertools.product(names, wishes, inners):
             torch.compiler.reset()
-            model = build(name, dtype=torch.float64, parallel=parallel, **SMALL)
+            model = build(name, dtype=torch.float64, parallel=parallel, **{**SMALL, "layers": layers})
             ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(tokens_of(parallel)))
             oracle = FarSkipForm(model, **wish)
             expected, expected_gradients = run_with_gradients(oracle, model, ids)
@@ -104,7 +105,8 @@ def test_two_ranks_bit_equal(layout: str) -> None:
 
 @pytest.mark.parametrize("layout", TWO_RANKS)
 def test_two_ranks_under_aot_and_inductor(layout: str) -> None:
-    results = run_ranks(compare_on_rank, 2, (layout,), ("llama4",), FULL, ("aot_eager", "inductor"), timeout=300)
+    arguments = ((layout,), ("llama4",), FULL, ("aot_eager", "inductor"), ("moe", "moe"))
+    results = run_ranks(compare_on_rank, 2, *arguments, timeout=300)
     check(results, bits=False, tolerance=1e-9)
     check([{k: v for k, v in result.items() if "aot" in k} for result in results], bits=False, tolerance=1e-11)
 
