@@ -45,6 +45,7 @@ __all__ = [
     "inductor_config",
     "is_module_state",
     "is_resumed",
+    "keep_sources",
     "last_graph_break",
     "lookup_backend",
     "same_dim",
@@ -133,6 +134,13 @@ def same_dim(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
     left = a.node.expr if isinstance(a, torch.SymInt) else a
     right = b.node.expr if isinstance(b, torch.SymInt) else b
     return bool(left == right)
+
+
+def keep_sources(graph: fx.Graph, duplicate: fx.Graph) -> None:
+    """Carry Dynamo's note of where each input comes from over to a copy of `graph`: AOTAutograd asks for it."""
+    for node, twin in zip(graph.nodes, duplicate.nodes, strict=True):
+        if hasattr(node, "_dynamo_source"):
+            twin._dynamo_source = node._dynamo_source
 
 
 def is_module_state(placeholder: fx.Node) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import fx
 
-from farskip_compile._compat import graph_break_reason, is_module_state, is_resumed, last_graph_break
+from farskip_compile._compat import graph_break_reason, is_module_state, is_resumed, keep_sources, last_graph_break
 from farskip_compile.async_calls import async_collective
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import NotASumError, PartialModelError, Where
@@ -74,6 +74,7 @@ def _run_or_restore(module: fx.GraphModule, config: FarSkipConfig) -> CompileRep
     timer = Timer()
     with timer("backup"):
         original = copy.deepcopy(module.graph)
+        keep_sources(module.graph, original)
         attributes = set(module._modules)
     report = None
     try:
