@@ -22,7 +22,7 @@ from farskip_compile._compat import (
     is_resumed,
     lookup_backend,
 )
-from farskip_compile._compat_inductor import scheduling_options
+from farskip_compile._compat.inductor import scheduling_options
 from farskip_compile.cache_identity import identity_of
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, PartialModelError

@@ -35,7 +35,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from farskip_compile import _compat_collectives as collectives
+from farskip_compile._compat import collectives
 from farskip_compile.errors import ConfigError, ParallelismError
 from farskip_compile.traced_errors import refuse
 

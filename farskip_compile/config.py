@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from farskip_compile.costs import HardwareProfile, load_profile, profiles
 from farskip_compile.errors import ConfigError
 from farskip_compile.passes.connectivity import Connectivity, Named
+from farskip_compile.passes.list_schedule import Limits
 
 Inner = Literal["inductor", "aot_eager", "eager"]
 
@@ -56,10 +57,10 @@ class FarSkipConfig:
     """Hardware profile behind the cost estimates: the name of a shipped one, the path of a JSON file, or a
     `farskip_compile.costs.HardwareProfile`. None: by the device. Must be the same on all ranks."""
 
-    memory_increase: float = 0.05
+    memory_increase: float = Limits.memory_increase
     """Part by which scheduling may raise the estimated peak memory of a graph."""
 
-    in_flight_bytes: int = 5_000_000_000
+    in_flight_bytes: int = Limits.in_flight_bytes
     """Bytes that collectives in flight may read and write in all."""
 
     ep_group: str | Any | None = None

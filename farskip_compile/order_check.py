@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from farskip_compile._compat_distributed import StoreClient, process_group_store, world_group
+from farskip_compile._compat.distributed import StoreClient, process_group_store, world_group
 from farskip_compile.errors import OrderMismatchError
 from farskip_compile.passes import ops
 from farskip_compile.schedule_report import ScheduleReport, publish_schedule

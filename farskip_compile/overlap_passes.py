@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from farskip_compile import _compat_inductor as inductor
-from farskip_compile._compat import CustomGraphPass
-from farskip_compile._compat_distributed import group_ranks, world_group
+from farskip_compile._compat import CustomGraphPass, inductor
+from farskip_compile._compat.distributed import group_ranks, world_group
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.costs import default_profile
 from farskip_compile.costs.estimates import Estimates

@@ -7,7 +7,6 @@ was. A graph without a residual stack is not touched.
 from __future__ import annotations
 
 import copy
-import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from torch import fx
 
 from farskip_compile._compat import graph_break_reason, is_module_state, is_resumed, keep_sources, last_graph_break
 from farskip_compile.async_calls import async_collective
+from farskip_compile.collector import collector_paused
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import NotASumError, PartialModelError, Where
 from farskip_compile.passes import ops
@@ -54,20 +54,8 @@ def run(module: fx.GraphModule, config: FarSkipConfig) -> CompileReport:
     Raises:
         FarSkipError: any reason not to; the graph is then as it was.
     """
-    with _collector_paused():
+    with collector_paused():  # a full collection of a large process costs as much as all passes
         return _run_or_restore(module, config)
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """A full garbage collection of a large process costs as much as all passes, which keep what they allocate."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _run_or_restore(module: fx.GraphModule, config: FarSkipConfig) -> CompileReport:

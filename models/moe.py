@@ -17,7 +17,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from farskip_compile import _compat_collectives as collectives
+from farskip_compile._compat import collectives
 from farskip_compile.models.config import ModelConfig, ParallelConfig
 from farskip_compile.models.experts import Experts
 from farskip_compile.models.mlp import MLP

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import torch
 
-from farskip_compile import _compat_collectives as collectives
+from farskip_compile._compat import collectives
 from farskip_compile.errors import ParallelismError
 from farskip_compile.models.config import ParallelConfig
 from farskip_compile.traced_errors import refuse

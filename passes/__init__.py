@@ -1,4 +1,6 @@
-"""The passes, in the order in which they run on a Dynamo graph.
+"""The passes, in the order in which they run.
+
+On the Dynamo graph, before differentiation:
 
     normalize           open_checkpoints, axis_moves, single_assignment: one name per value          same function
     residual            stream -> regions -> kinds -> table: read the connectivity table off        analysis only
@@ -6,6 +8,14 @@
     rewire              part_collectives, substitute: edit the graph to match                        NEW FUNCTION
     merge_reductions    on request, under tensor parallelism                                         same up to rounding
 
-`farskip_compile.verification` then reads the table off again and compares. Shared ground: `ops` (the only file that
-knows operator names), `termset` (sets of terms as intervals), `table` (the one data structure).
+`farskip_compile.verification` then reads the table off again and compares.
+
+In Inductor, once for the forward and once for the backward graph (`farskip_compile.overlap_passes` runs them):
+
+    collectives         one launch and one wait each                                                 same function
+    schedule_graph      graph_program -> list_schedule: order the ATen graph, pin the waits          same function
+    schedule_kernels    kernel_program -> list_schedule: order the fused kernels                     same function
+
+`program` is what the scheduler sees: tasks, memory, and what an order of them costs. Shared ground of all: `ops` (the
+only file that knows operator names), `termset` (sets of terms as intervals), `table` (the one data structure).
 """

@@ -101,7 +101,7 @@ def _order_memory(
     for i, node in enumerate(nodes):
         written = _places(ops.mutated_args(node))
         touched = _places([*node.all_input_nodes, *in_flight.get(launch_of.get(node, node), ())])
-        for place in sorted(touched | written):
+        for place in touched | written:
             state = memory.setdefault(place, _Memory())
             if state.writer is not None:
                 needs[i].add(state.writer)
@@ -123,14 +123,14 @@ def _order_in_place(
     landed: dict[int, list[int]] = {}
     may_write: dict[int, list[int]] = {}
     for i, node in enumerate(nodes):
-        for place in sorted(_places(_arguments(node, in_place(node)))):
+        for place in _places(_arguments(node, in_place(node))):
             needs[i].update(landed.get(place, ()))
             may_write.setdefault(place, []).append(i)
         if node in in_flight:
-            for place in sorted(_places(in_flight[node])):
+            for place in _places(in_flight[node]):
                 needs[i].update(writer for writer in may_write.get(place, ()) if writer != i)
         elif node in launch_of:
-            for place in sorted(_places(in_flight[launch_of[node]])):
+            for place in _places(in_flight[launch_of[node]]):
                 landed.setdefault(place, []).append(i)
 
 

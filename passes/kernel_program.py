@@ -15,7 +15,7 @@ from typing import Protocol
 
 from torch import fx
 
-from farskip_compile import _compat_inductor as inductor
+from farskip_compile._compat import inductor
 from farskip_compile.passes import ops
 from farskip_compile.passes.program import Buffer, Program, Role, Task
 

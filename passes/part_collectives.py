@@ -62,22 +62,23 @@ def part_collectives(module: fx.GraphModule, table: ResidualTable, request: Requ
 
 def _launch_early(stream: Stream, kept: fx.Node) -> None:
     """Move the new nodes behind `kept`, up to the first launch, to right behind what they are computed from."""
-    fresh: list[fx.Node] = []
+    fresh: dict[fx.Node, None] = {}
     stack = [kept]
     while stack:
         node = stack.pop()
         if node not in stream.order and node not in fresh:
-            fresh.append(node)
+            fresh[node] = None
             stack.extend(node.all_input_nodes)
-    place = dict(stream.order)
+    place: dict[fx.Node, int] = {}
     last_behind: dict[int, fx.Node] = {}
     for node in reversed(fresh):
         if ops.is_wait(node):
             return
-        latest = max(node.all_input_nodes, key=lambda arg: place[arg])
-        place[node] = place[latest]
-        last_behind.get(place[latest], latest).append(node)
-        last_behind[place[latest]] = node
+        behind = ((place[arg] if arg in place else stream.order[arg], arg) for arg in node.all_input_nodes)
+        position, latest = max(behind, key=lambda pair: pair[0])
+        place[node] = position
+        last_behind.get(position, latest).append(node)
+        last_behind[position] = node
 
 
 def _hides_both(stream: Stream, node: fx.Node, dropped: TermSet) -> bool:

@@ -15,6 +15,7 @@ it in the new order, without those that it needs anyway, are its pins.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Sequence
 
 from torch import fx
@@ -57,12 +58,13 @@ def pins(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """For each wait of `graph`, the products that hide its collective, in graph order: they must run before it."""
     position = {node: place for place, node in enumerate(graph.nodes)}
     products = [node for node in graph.nodes if _hides(node)]
+    places = [position[node] for node in products]
     waiting: dict[fx.Node, list[fx.Node]] = {}
     for launch, waits in launches_with_waits(graph).items():
         for wait in waits:
-            between = [node for node in products if position[launch] < position[node] < position[wait]]
-            if between:
-                waiting[wait] = between
+            first, last = (bisect(places, position[node]) for node in (launch, wait))
+            if first < last:
+                waiting[wait] = products[first:last]
     return waiting
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from farskip_compile import _compat_inductor as inductor
+from farskip_compile._compat import inductor
 from farskip_compile.passes.kernel_program import KernelEstimate, read_kernels
 from farskip_compile.passes.list_schedule import Limits, Schedule, list_schedule
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import farskip_compile
 from farskip_compile import (
+    AsyncCollectiveError,
     ConfigError,
     ConnectivityError,
     DDPSplitError,
@@ -80,6 +85,14 @@ class Wrapped(nn.Module):
 def test_dense_model() -> None:
     model = build("mixtral", vocab_size=32, hidden_size=32, layers=("dense", "dense"))
     assert_refused(model, DenseModelError, "no routed experts")
+
+
+@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
+def test_a_refused_model_compiles_unchanged_with_every_inner_backend(inner: str) -> None:
+    model = build("mixtral", vocab_size=32, hidden_size=32, layers=("dense",))
+    with pytest.warns(FarSkipWarning, match="no routed experts"):
+        output = compile_and_run(model, inner=inner, strict=False)
+    torch.testing.assert_close(output, model(IDS))
 
 
 def test_residual_that_is_normalised_on_the_way() -> None:
@@ -167,6 +180,45 @@ def test_graph_break_in_the_loop_over_layers() -> None:
         compile_and_run(InLoop(), fullgraph=False)
 
 
+class Asynchronous(Wrapped):
+    """A collective with a handle in front of the last layer, as hand-written overlap has it."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden = self.decoder.token_embedding(ids)
+        rope = self.decoder.rope(hidden, ids.shape[1])
+        hidden = self.decoder.layers[1](self.decoder.layers[0](hidden, rope), rope)
+        reduced = hidden.clone()
+        dist.all_reduce(reduced, async_op=True).wait()
+        hidden = self.decoder.layers[2](hidden + reduced, rope)
+        return self.decoder.lm_head(self.decoder.final_norm(hidden))
+
+
+@pytest.fixture
+def one_of_two_ranks() -> Iterator[None]:
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_of_two_ranks")
+def test_async_op_names_the_line_and_the_functional_call() -> None:
+    error = assert_refused(
+        Asynchronous(), AsyncCollectiveError, "all_reduce is called with async_op=True", fullgraph=False
+    )
+    line = inspect.getsourcelines(Asynchronous)[1] + 8
+    assert error.where.source is not None
+    assert error.where.source.endswith(f"test_errors.py:{line}")
+    assert '_functional_collectives.all_reduce(tensor, "sum", group)' in error.way_out
+
+
+@pytest.mark.usefixtures("one_of_two_ranks")
+def test_explain_knows_async_op_too() -> None:
+    refusal = farskip_compile.explain(Asynchronous(), IDS).refusal
+    assert refusal is not None
+    assert refusal.error == "AsyncCollectiveError"
+    assert "test_errors.py" in refusal.where
+
+
 def test_graph_break_behind_the_model_is_fine() -> None:
     class Logged(Wrapped):
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -224,6 +276,13 @@ def test_ddp_graph_splitting() -> None:
         ({"inner": "inductor", "inductor": {"max_autotune": "yes"}}, ConfigError, "Inductor refuses"),
         ({"merge_reductions": True, "connectivity": "mlp"}, ConfigError, 'needs connectivity="full"'),
         ({"on_report": 3}, ConfigError, "not callable"),
+        ({"schedule": "yes"}, ConfigError, "schedule='yes' is no bool"),
+        ({"profile": "h1000"}, ConfigError, "no hardware profile is called 'h1000'"),
+        ({"profile": 3}, ConfigError, "profile=3 is no hardware profile"),
+        ({"memory_increase": -0.1}, ConfigError, "no part of the peak"),
+        ({"memory_increase": float("nan")}, ConfigError, "no part of the peak"),
+        ({"in_flight_bytes": 1.5}, ConfigError, "no number of bytes"),
+        ({"ep_group": 3}, ConfigError, "ep_group=3 is no process group"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], kind: type[FarSkipError], words: str) -> None:

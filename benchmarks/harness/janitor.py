@@ -160,6 +160,9 @@ def signals_held_back() -> Iterator[None]:
 def watch(token: str) -> None:
     """Wait for the end of the owner, then remove what it has left."""
     sys.stdin.buffer.read()
-    with _one_at_a_time():
-        if not _owned(token):
-            demolish(token)
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:  # a dying process may lose the pipe before the lock
+        with _one_at_a_time():
+            if not _owned(token):
+                return demolish(token)
+        time.sleep(0.05)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from farskip_compile._compat_costs import group_name_and_size
+from farskip_compile._compat.distributed import group_size
 from farskip_compile.costs.memory import tensor_bytes, tensors_of
 from farskip_compile.costs.profile import COLLECTIVE_KINDS, CollectiveKind
 from farskip_compile.errors import UnsupportedPatternError
@@ -60,15 +60,14 @@ def collective_cost(node: fx.Node, size: Size) -> CollectiveCost:
             way_out="ask is_launch(node) first",
             where=ops.where(node),
         )
-    name, ranks = group_name_and_size(node)
+    group = ops.process_group(node)
+    ranks = 2 if ops.op_name(node).endswith(POINT_TO_POINT) else group_size(group)
     given = [value for arg in node.all_input_nodes for value in tensors_of(ops.fake(arg))]
     if isinstance(out := node.kwargs.get("out"), fx.Node):
         given = [value for value in given if value is not ops.fake(out)]
     got = tensors_of(ops.fake(node))
     most = max(sum(tensor_bytes(value, size) for value in values) for values in (given, got))
-    if any(ops.op_name(node).endswith(name) for name in POINT_TO_POINT):
-        ranks = 2
-    return CollectiveCost(kind, most, name, ranks)
+    return CollectiveCost(kind, most, group, ranks)
 
 
 def is_launch(node: fx.Node) -> bool:

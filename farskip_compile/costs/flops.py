@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import OpOverload
-from farskip_compile._compat_costs import flop_registry
+from farskip_compile._compat.costs import flop_registry
 from farskip_compile.passes import ops
 
 Size = Callable[[int | torch.SymInt], int]

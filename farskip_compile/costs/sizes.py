@@ -27,7 +27,7 @@ import sympy
 import torch
 from torch import fx
 
-from farskip_compile._compat_costs import SymbolicSizes
+from farskip_compile._compat.costs import SymbolicSizes
 from farskip_compile.costs.memory import tensors_of
 from farskip_compile.passes import ops
 

@@ -6,15 +6,13 @@ is cut off from one that never was a trace. The file is read whole; 200 MB take 
 
 from __future__ import annotations
 
-import gc
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from farskip_compile.collector import collector_paused
 from farskip_compile.profiling.errors import NotATraceError, TraceError, TruncatedTraceError
 
 Document = dict[str, Any]
@@ -64,15 +62,3 @@ def _text(path: Path) -> str:
     if not content.strip():
         raise TruncatedTraceError(f"{path} is empty", way_out=_CUT_OFF)
     return content.decode("utf-8", errors="replace")  # kernels may have any name; JSON itself is ASCII
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """The collector would walk the million objects of a large trace again and again; none of them is garbage."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -21,8 +21,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from farskip_compile.collector import collector_paused
 from farskip_compile.profiling import events
-from farskip_compile.profiling.chrome import Document, collector_paused, load
+from farskip_compile.profiling.chrome import Document, load
 from farskip_compile.profiling.errors import NotATraceError, TraceError
 from farskip_compile.profiling.events import Role
 from farskip_compile.profiling.intervals import Span, union

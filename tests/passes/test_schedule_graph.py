@@ -12,7 +12,7 @@ from torch import fx
 from torch._subclasses import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from farskip_compile._compat_inductor import in_place_arguments
+from farskip_compile._compat.inductor import in_place_arguments
 from farskip_compile.passes import ops
 from farskip_compile.passes.collectives import launches_with_waits, normalize_collectives
 from farskip_compile.passes.graph_program import read_program

@@ -1,4 +1,4 @@
-"""The private torch.distributed APIs behind the order check; see `_compat`, which this file is a part of.
+"""The private torch.distributed APIs behind the order check; a part of `_compat`.
 
 Checked by running on torch 2.13.0; presence and signatures by reading on 2.11, 2.12, 2.14 and 2.15.
 """
@@ -51,6 +51,11 @@ def process_group_store(name: str) -> StoreClient | None:
         return None
     timeout = distributed_c10d._get_default_timeout(dist.Backend(backend))
     return StoreClient(name, group.rank(), group.size(), timeout.total_seconds(), store)
+
+
+def group_size(name: str) -> int:
+    """Number of ranks of the process group called `name`."""
+    return int(distributed_c10d._resolve_process_group(name).size())  # type: ignore[attr-defined,arg-type,unused-ignore]
 
 
 def group_ranks(name: str) -> list[int]:

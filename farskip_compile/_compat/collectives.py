@@ -1,4 +1,4 @@
-"""The functional collectives that the models and `comm` call; see `_compat`, which this file is a part of.
+"""The functional collectives that the models and `comm` call; a part of `_compat`.
 
 Checked by running on torch 2.13.0; presence and signatures by reading on 2.11, 2.12, 2.14 and 2.15.
 """

@@ -1,4 +1,4 @@
-"""The private Inductor APIs behind scheduling; see `_compat`, which this file is a part of.
+"""The private Inductor APIs behind scheduling; a part of `_compat`.
 
 Contract: other modules see Inductor's scheduler nodes ("kernels") only through these functions.
 Checked by running on torch 2.13.0; presence and signatures by reading on 2.11, 2.12, 2.14 and 2.15.

@@ -1,4 +1,4 @@
-"""The private PyTorch APIs behind the cost model; see `_compat`, which this file is a part of.
+"""The private PyTorch APIs behind the cost model; a part of `_compat`.
 
 Contract: looks only. Sizes are read off expressions, never compared or converted as symbolic numbers: that would
 install guards.
@@ -12,27 +12,9 @@ from typing import Any
 
 import sympy
 import torch
-from torch import fx
-from torch.distributed import distributed_c10d
 from torch.utils.flop_counter import flop_registry
 
-__all__ = ["SymbolicSizes", "flop_registry", "group_name_and_size"]
-
-
-def group_name_and_size(node: fx.Node) -> tuple[str, int]:
-    """Name and size of the process group of a functional collective.
-
-    The group is an argument: its name, or the group itself where a graph is compiled for all ranks at once.
-    """
-    names = [entry.name for entry in node.target._schema.arguments]  # type: ignore[union-attr]
-    at = names.index("group_name") if "group_name" in names else names.index("group")
-    group: Any = node.args[at] if at < len(node.args) else node.kwargs[names[at]]
-    if isinstance(group, fx.Node):
-        group = group.meta["val"]
-    if isinstance(group, str):
-        resolved = distributed_c10d._resolve_process_group(group)  # type: ignore[attr-defined,arg-type,unused-ignore]
-        return group, resolved.size()
-    return group.group_name, group.size()
+__all__ = ["SymbolicSizes", "flop_registry"]
 
 
 class SymbolicSizes:
