@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import fx
 
-from farskip_compile._compat import graph_break_reason, is_module_state, is_resumed, keep_sources, last_graph_break
+from farskip_compile._compat import callers_graph_break, graph_break_reason, is_module_state, is_resumed, keep_sources
 from farskip_compile.async_calls import async_collective
 from farskip_compile.collector import collector_paused
 from farskip_compile.config import FarSkipConfig
@@ -131,12 +131,12 @@ def _read_whole(module: fx.GraphModule) -> ResidualTable | None:
         table = read_table(module.graph)
     except NotASumError as error:
         if broken or resumed:
-            raise _partial("inside a layer", broken or last_graph_break(), error.where.node) from error
+            raise _partial("inside a layer", broken or callers_graph_break(), error.where.node) from error
         raise
     if table is None or table.handles is None:
         if (mixer := next((node for node in module.graph.nodes if ops.is_attention(node)), None)) is not None:
             if broken or resumed:
-                raise _partial("inside a layer", broken or last_graph_break(), mixer.name)
+                raise _partial("inside a layer", broken or callers_graph_break(), mixer.name)
             raise NotASumError(
                 "there is attention in the graph, but no residual stream: what the layers add is no sum",
                 way_out="compile the whole model; streams that are mixed or scaled by activations are not supported",
@@ -151,12 +151,13 @@ def _read_whole(module: fx.GraphModule) -> ResidualTable | None:
     if broken and ends_open:
         raise _partial("before its end", broken, stream.root.name)
     if resumed and begins_open:
-        raise _partial("before its beginning", last_graph_break(), stream.base.name)
+        raise _partial("before its beginning", callers_graph_break(), stream.base.name)
     if begins_open and ends_open and all(user.op == "output" for user in stream.root.users):
-        raise async_collective(last_graph_break(), stream.base.name) or PartialModelError(
+        cut = callers_graph_break()
+        raise async_collective(cut, stream.base.name) or PartialModelError(
             f"the graph begins and ends with the raw residual stream ({len(table.rows)} sub-blocks in it): layers seem "
             "to be compiled one by one, and FarSkip connects two layers"
-            + (f"; last graph break: {last_graph_break()}" if last_graph_break() else ""),
+            + (f", because Dynamo met a graph break: {cut}" if cut else ""),
             way_out='compile the whole model: torch.compile(model, backend="farskip", fullgraph=True)',
             where=ops.where(stream.base),
         )

@@ -174,8 +174,6 @@ def test_graph_break_in_the_loop_over_layers() -> None:
             torch._dynamo.graph_break()
             return hidden
 
-    torch._dynamo.utils.counters.clear()
-    torch._dynamo.utils.graph_break_reasons.clear()
     with pytest.raises(PartialModelError, match=r"compiled one by one.*torch\._dynamo\.graph_break"):
         compile_and_run(InLoop(), fullgraph=False)
 
@@ -231,12 +229,17 @@ def test_graph_break_behind_the_model_is_fine() -> None:
     assert outcomes == [Outcome.REWIRED, Outcome.NO_STACK]
 
 
+@pytest.mark.usefixtures("one_of_two_ranks")
 def test_layers_compiled_one_by_one() -> None:
+    """A graph break in another model of this process is not the reason."""
+    with pytest.raises(AsyncCollectiveError):
+        compile_and_run(Asynchronous(), fullgraph=False)
     model = build("mixtral", **SMALL)
     for layer in model.layers:
         layer.compile(backend="farskip", fullgraph=True)
-    with pytest.raises(PartialModelError, match="layers seem to be compiled one by one"):
+    with pytest.raises(PartialModelError, match="layers seem to be compiled one by one") as caught:
         model(IDS)
+    assert "graph break" not in caught.value.reason
 
 
 def ddp_on_rank(rank: int, world_size: int) -> str:

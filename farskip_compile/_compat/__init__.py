@@ -8,6 +8,7 @@ Checked by running on torch 2.13.0; presence and signatures by reading on 2.11, 
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from torch import fx
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.exc import BackendCompilerFailed, ShortenTraceback, TorchDynamoException
 from torch._dynamo.output_graph import GraphCompileReason
-from torch._dynamo.utils import counters, get_optimize_ddp_mode, graph_break_reasons
+from torch._dynamo.utils import get_compilation_metrics, get_optimize_ddp_mode, graph_break_reasons
 from torch._guards import CompileContext
 from torch._higher_order_ops.wrap import TagActivationCheckpoint
 from torch._inductor import config as inductor_config
@@ -38,6 +39,7 @@ __all__ = [
     "OpOverloadPacket",
     "TorchDynamoException",
     "TransparentError",
+    "callers_graph_break",
     "capture_place",
     "current_compile",
     "ddp_splits_graphs",
@@ -48,7 +50,6 @@ __all__ = [
     "is_module_state",
     "is_resumed",
     "keep_sources",
-    "last_graph_break",
     "lookup_backend",
     "same_dim",
     "split_checkpoint_kwargs",
@@ -91,13 +92,30 @@ def graph_break_reason(module: fx.GraphModule) -> str | None:
     return _describe(reason) if reason is not None and reason.graph_break else None
 
 
-def last_graph_break() -> str | None:
-    """The newest graph break of this process: also one for which Dynamo gave a whole frame up (a break in a loop)."""
-    if graph_break_reasons:
-        return _describe(graph_break_reasons[-1])
-    newest = next(reversed(counters["unimplemented"]), None)
-    lines = [line.strip() for line in str(newest or "").splitlines() if "visit: http" not in line]
-    return " ".join(line for line in lines if line)[:1000] or None
+def callers_graph_break() -> str | None:
+    """The graph break because of which the frame in compilation does not belong to one graph with its callers.
+
+    Dynamo ended a graph in a frame that is now on the Python stack, or gave that frame up as a whole (a break in a
+    loop); the innermost such frame counts. None if no caller was ever cut: breaks in other code of this process say
+    nothing about this model.
+    """
+    given_up = {
+        (one.co_filename, one.co_firstlineno): one
+        for one in get_compilation_metrics()
+        if one.fail_type is not None and not one.has_guarded_code
+    }
+    ended = {(one.user_stack[0].filename, one.user_stack[0].name): one for one in graph_break_reasons if one.user_stack}
+    frame = sys._getframe().f_back
+    while frame is not None:
+        code = frame.f_code
+        if (failure := given_up.get((code.co_filename, code.co_firstlineno))) is not None:
+            lines = [line.strip() for line in (failure.fail_reason or "").splitlines() if "visit: http" not in line]
+            place = f" ({failure.fail_user_frame_filename}:{failure.fail_user_frame_lineno}: )"
+            return " ".join(line for line in lines if line)[:1000] + place
+        if (reason := ended.get((code.co_filename, code.co_name))) is not None:
+            return _describe(reason)
+        frame = frame.f_back
+    return None
 
 
 def _describe(reason: GraphCompileReason) -> str:
