@@ -21,7 +21,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/farskip demo
 
 test: $(VENV)/.installed
-	$(PY) -m pytest -n $(WORKERS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadgroup
 
 # mypy can not see the package-dir mapping of an editable install, so lint checks what is shipped: a plain install.
 lint: $(VENV)/.installed

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from farskip_compile._compat import CustomGraphPass
 from farskip_compile.costs import HardwareProfile, load_profile, profiles
 from farskip_compile.errors import ConfigError
 from farskip_compile.passes.connectivity import Connectivity, Named
@@ -191,5 +192,14 @@ class FarSkipConfig:
             "in_flight_bytes": self.in_flight_bytes,
             "ep_group": self.ep_group,
             "check_order": self.check_order,
-            "inductor": {key: repr(value) for key, value in sorted(self.inductor.items())},
+            "inductor": {key: _stable(value) for key, value in sorted(self.inductor.items())},
         }
+
+
+def _stable(value: Any) -> str:
+    """The value of an option as text that is the same in every process: a pass by its identity, not its address."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_stable, value))}]"
+    if isinstance(value, CustomGraphPass):
+        return f"{type(value).__module__}.{type(value).__qualname__}({value.uuid()!r})"
+    return repr(value)

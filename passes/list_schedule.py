@@ -9,6 +9,10 @@ Algorithm, O(n log n): discrete events. Time advances with each compute task.
 1. urgency(task) = seconds of the longest path from the task to the end, through compute and through the wire.
 2. A launch is issued as soon as it is ready and its channel's turn has come.
 3. A wait is taken when its collective is through, or when nothing else is ready: ready work goes before waiting.
+   But a task that runs past the end of a collective delays whatever is behind that wait, such as the next launch. If
+   that is more urgent, a task that ends in time is taken instead; and if there is none, the compute stream may stand
+   still until the wait, if that costs less than `patience` times the delay. Schedules are made for several values of
+   patience, 0 among them, and the best by `simulate` is kept.
 4. Among ready compute tasks the most urgent goes first, then the one that came first. Weight gradients lead to nothing,
    so they are left for the gaps.
 5. A task that would break a limit on memory is passed over for the most urgent one that does not; if every one would,
@@ -28,6 +32,9 @@ from farskip_compile.passes.program import Program, Role, Timeline, live_bytes, 
 
 CANDIDATES = 16
 """How many ready tasks are looked at for one that fits into memory; bounds the time per step."""
+
+PATIENCE = (0.0, 0.5, 1.0, 2.0, float("inf"))
+"""Seconds of standing still that one second of delay behind a wait is worth."""
 
 ROUNDS = 12
 """How often the schedule is made anew with tasks held back before the original order is kept."""
@@ -70,19 +77,29 @@ def list_schedule(program: Program, limits: Limits | None = None) -> Schedule:
     peak = int(before.peak_bytes * (1 + limits.memory_increase))
     flight = max(limits.in_flight_bytes, before.peak_in_flight_bytes)
     urgency = _urgency(program)
-    release = [0] * len(original)
+    found = [_within_limits(program, urgency, patience, peak, flight) for patience in PATIENCE]
+    best = unchanged
+    for order, rounds in filter(None, found):
+        after = simulate(program, order)
+        if after.makespan < best.after.makespan and after.peak_in_flight_bytes <= flight:
+            best = Schedule(order, before, after, rounds)
+    return best
+
+
+def _within_limits(
+    program: Program, urgency: list[float], patience: float, peak: int, flight: int
+) -> tuple[tuple[int, ...], int] | None:
+    """An order that keeps the limit on peak memory, and how many were built until one did; None: none did."""
+    release = [0] * len(program.tasks)
     for rounds in range(1, ROUNDS + 1):
-        run = _Run(program, urgency, release, peak, flight)
+        run = _Run(program, urgency, release, patience, peak, flight)
         order = tuple(run.order())
         early = _made_too_early(program, order, run.firsts, peak)
         if not early:
-            after = simulate(program, order)
-            if after.makespan >= before.makespan or after.peak_in_flight_bytes > flight:
-                return unchanged
-            return Schedule(order, before, after, rounds)
+            return order, rounds
         for index, first in early.items():
             release[index] = index - (index - first) // 4
-    return unchanged
+    return None
 
 
 def _made_too_early(program: Program, order: Sequence[int], firsts: Sequence[int], peak: int) -> dict[int, int]:
@@ -157,10 +174,13 @@ class _Memory:
 class _Run:
     """One pass of the list scheduler."""
 
-    def __init__(self, program: Program, urgency: list[float], release: list[int], peak: int, flight: int) -> None:
+    def __init__(
+        self, program: Program, urgency: list[float], release: list[int], patience: float, peak: int, flight: int
+    ) -> None:
         self.tasks = program.tasks
         self.urgency = urgency
         self.release = release
+        self.patience = patience
         self.firsts: list[int] = []
         self.peak = peak
         self.flight = flight
@@ -231,24 +251,38 @@ class _Run:
         return flying == 0 or flying + self.memory.held[index] <= self.flight
 
     def _fitting(self) -> int:
-        """The most urgent compute task that fits into memory, else the earliest ready task, be it a wait."""
+        """The task to run: of the most urgent ready compute tasks that fit into memory one, or a wait."""
         passed: list[tuple[float, int]] = []
+        first = chosen = -1
         while self.compute and len(passed) < CANDIDATES:
             entry = heapq.heappop(self.compute)
-            if self.memory.alive + self.memory.allocates[entry[1]] <= self.peak:
-                chosen = entry[1]
-                break
+            index = entry[1]
             passed.append(entry)
-        else:
-            earliest = min(passed, key=lambda entry: entry[1])
-            if self.waits and self.waits[0][1] < earliest[1]:
-                chosen = heapq.heappop(self.waits)[1]
-            else:
-                passed.remove(earliest)
-                chosen = earliest[1]
+            if self.memory.alive + self.memory.allocates[index] > self.peak:
+                continue
+            first = index if first < 0 else first
+            if not self._delays_a_wait(index, self.urgency[first]):
+                chosen = index
+                break
+        if chosen < 0 and first >= 0:  # every one delays a wait that is more urgent
+            gap = self.waits[0][0] - self.now
+            idle = gap < self.patience * (self.tasks[first].seconds - gap)
+            chosen = self.waits[0][1] if idle else first
+        elif chosen < 0:  # none fits into memory: the earliest, be it a wait
+            chosen = min(index for _, index in [*passed, *self.waits[:1]])
+        if self.waits and chosen == self.waits[0][1]:
+            heapq.heappop(self.waits)
         for entry in passed:
-            heapq.heappush(self.compute, entry)
+            if entry[1] != chosen:
+                heapq.heappush(self.compute, entry)
         return chosen
+
+    def _delays_a_wait(self, index: int, urgency: float) -> bool:
+        """Whether a task would run past the end of a collective behind which something is more urgent."""
+        if not self.waits or self.patience == 0.0:
+            return False
+        end, wait = self.waits[0]
+        return end < self.now + self.tasks[index].seconds and self.urgency[wait] > urgency
 
     def _ran(self, index: int) -> None:
         task = self.tasks[index]

@@ -138,7 +138,7 @@ def is_collective(node: fx.Node) -> bool:
 def process_group(node: fx.Node) -> str:
     """Name of the process group of a launch."""
     position, name = _group_parameter(node.target)
-    group = node.args[position] if position < len(node.args) else node.kwargs.get(name)
+    group: object = node.args[position] if position < len(node.args) else node.kwargs.get(name)
     group = fake(group) if isinstance(group, fx.Node) else group  # an input, where one graph serves all ranks
     return str(getattr(group, "group_name", group))
 

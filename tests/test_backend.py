@@ -85,7 +85,7 @@ def test_marked_dimensions_train_without_recompiling(model: nn.Module) -> None:
 
 
 def test_dynamic_inductor_training() -> None:
-    model = build("llama4", dtype=torch.float64, **SMALL)
+    model = build("llama4", dtype=torch.float64, **{**SMALL, "layers": ("moe", "dense")})
     compiled = torch.compile(model, backend="farskip", fullgraph=True, dynamic=True)
     for batch, sequence in ((2, 6), (3, 9)):
         x = ids(batch, sequence)
@@ -149,7 +149,11 @@ class Checkpointed(nn.Module):
 
 
 @pytest.mark.parametrize("inner", ["eager", "aot_eager", "inductor"])
-def test_activation_checkpointing(model: nn.Module, inner: str) -> None:
+def test_activation_checkpointing(inner: str) -> None:
+    layers = ("moe", "moe") if inner == "inductor" else ("dense", "moe", "moe")  # each kernel takes long to build
+    model = build(
+        "mixtral" if inner == "inductor" else "deepseek_v3", dtype=torch.float64, **{**SMALL, "layers": layers}
+    )
     expected, expected_gradients = run_with_gradients(FarSkipForm(model), model, ids())
     compiled = torch.compile(Checkpointed(model), backend="farskip", fullgraph=True, options={"inner": inner})
     output, gradients = run_with_gradients(compiled, model, ids())
@@ -157,7 +161,7 @@ def test_activation_checkpointing(model: nn.Module, inner: str) -> None:
         assert torch.equal(output, expected)
     assert relative_difference(output, expected) < 1e-10
     assert_gradients_close(gradients, expected_gradients, 1e-12 if inner == "eager" else 1e-9)
-    assert farskip_compile.last_reports()[-1].checkpoints_opened == 3
+    assert farskip_compile.last_reports()[-1].checkpoints_opened == len(layers)
 
 
 def backward_graph_nodes(model: nn.Module, target: nn.Module) -> int:
@@ -287,7 +291,7 @@ def test_inductor_options_reach_forward_and_backward() -> None:
         def uuid(self) -> str:
             return "count-graphs"
 
-    model = build("llama4", **{**SMALL, "layers": ("moe", "moe")})
+    model = build("llama4", **{**SMALL, "layers": ("moe",)})
     options = {"inductor": {"post_grad_custom_post_pass": Count(), "fx_graph_cache": False}}
     output = torch.compile(model, backend="farskip", fullgraph=True, options=options)(ids())
     assert Count.graphs == 1

@@ -110,7 +110,7 @@ def parallel(layout: str, group: Any) -> ParallelConfig:
     return ParallelConfig(tp_group=group) if layout == "tp" else ParallelConfig(ep_group=group, ep_mode=layout)  # type: ignore[arg-type]
 
 
-LAYOUTS = {"deepseek_v3": "padded", "llama4": "tp", "mixtral": "padded", "qwen3_moe": "dropless"}
+LAYOUTS = {"deepseek_v3": "padded", "llama4": "tp", "mixtral": "allgather", "qwen3_moe": "dropless"}
 
 
 def test_every_model_has_its_turn() -> None:

@@ -102,7 +102,7 @@ def callers_graph_break() -> str | None:
     given_up = {
         (one.co_filename, one.co_firstlineno): one
         for one in get_compilation_metrics()
-        if one.fail_type is not None and not one.has_guarded_code
+        if one.fail_type == "Unsupported" and not one.has_guarded_code  # not an error of the backend
     }
     ended = {(one.user_stack[0].filename, one.user_stack[0].name): one for one in graph_break_reasons if one.user_stack}
     frame = sys._getframe().f_back

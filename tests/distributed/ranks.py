@@ -15,15 +15,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+import torch.multiprocessing
 from torch.multiprocessing.spawn import ProcessException
+
+PRELOADED = ["torch._inductor.compile_fx", "farskip_compile.models", "pytest", "hypothesis"]
+"""What ranks that are forked have imported already: it takes longer than most of what they are asked to do."""
 
 
 class RankError(AssertionError):
     """A rank raised; the message holds the traceback of every rank that did."""
 
 
-def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0) -> list[Any]:
+def run_ranks(
+    fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0, fresh: bool = False
+) -> list[Any]:
     """Call `fn(rank, world_size, *args)` on every rank, and return what the ranks returned.
 
     Args:
@@ -31,10 +36,18 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: floa
         world_size: number of processes.
         *args: passed on; they and the results must be picklable.
         timeout: seconds after which all ranks are ended and `TimeoutError` is raised.
+        fresh: start interpreters anew, each with a hash seed of its own and with this process's environment as it is
+            now, instead of forking a server that this process starts once.
     """
+    method = "spawn" if fresh else "forkserver"
+    torch.multiprocessing.get_context(method).set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
-        context = multiprocessing.spawn(
-            _rank_main, (fn, world_size, args, folder, timeout), nprocs=world_size, join=False
+        context = torch.multiprocessing.start_processes(
+            _rank_main,
+            (fn, world_size, args, folder, timeout),
+            nprocs=world_size,
+            join=False,
+            start_method=method,
         )
         deadline = time.monotonic() + timeout
         try:
