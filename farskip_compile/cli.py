@@ -153,6 +153,8 @@ def demo_command(
             command=shlex.join(["farskip", *sys.argv[1:]]),
         )
     report.write_text(page(demo), encoding="utf-8")
+    if demo.overlap is not None:
+        demo.overlap.write_traces(out)
     console.print(closing(demo, report))
     if as_json:
         typer.echo(json.dumps({**demo.to_json(), "html": str(report)}, indent=1))

@@ -1,4 +1,4 @@
-"""`farskip demo`: rewire two models, and compare them with their hand-written FarSkip forms.
+"""`farskip demo`: rewire models, compare them with hand-written FarSkip forms, and show what overlaps.
 
 Contract: `run_demo` needs no GPU and no network. It starts two gloo ranks on this machine, then checks an unmodified
 `transformers` model in this process. A part that can't run is in the result with the reason: skipped if a program or
@@ -17,7 +17,9 @@ from datetime import datetime
 import torch
 
 from farskip_compile.demo_checks import PREFILL, TRAINING, check
+from farskip_compile.demo_compared import Comparison
 from farskip_compile.demo_launch import Done, Tell, run_on_ranks
+from farskip_compile.demo_overlap import OVERLAP
 from farskip_compile.demo_ranks import DROPLESS, INDUCTOR, PADDED
 from farskip_compile.demo_results import Case, Demo
 from farskip_compile.explain import versions
@@ -33,24 +35,29 @@ def run_demo(tell: Tell, done: Done, command: str = "farskip demo") -> Demo:
 
     Args:
         tell: called with what is being done.
-        done: called with each finished case.
+        done: called with each finished case, and with the comparison of the overlap part.
         command: what the user typed, for the report.
     """
     start = time.perf_counter()
     started = datetime.now().astimezone().isoformat(timespec="seconds")
     cases: list[Case] = []
+    comparisons: list[Comparison] = []
 
-    def finish(case: Case) -> None:
-        cases.append(case)
-        done(case)
+    def finish(part: Case | Comparison) -> None:
+        if isinstance(part, Comparison):
+            comparisons.append(part)
+        else:
+            cases.append(part)
+        done(part)
 
     missing = _missing_compiler()
-    run_on_ranks([PADDED, DROPLESS] if missing else [PADDED, DROPLESS, INDUCTOR], RANKS, tell, finish)
+    run_on_ranks([PADDED, DROPLESS] if missing else [PADDED, DROPLESS, INDUCTOR, OVERLAP], RANKS, tell, finish)
     if missing:
         problem = f"Inductor needs a C++ compiler, and there is no {missing}"
         finish(Case(INDUCTOR.title, INDUCTOR.about, ranks=RANKS, problem=problem, skipped=True))
+        finish(Comparison(OVERLAP.title, OVERLAP.about, RANKS, problem=problem, skipped=True))
     finish(transformers_case(tell))
-    return Demo(tuple(cases), time.perf_counter() - start, command, started, versions())
+    return Demo(tuple(cases), time.perf_counter() - start, command, started, versions(), comparisons[-1])
 
 
 def _missing_compiler() -> str | None:

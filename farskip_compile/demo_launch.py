@@ -20,14 +20,16 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from farskip_compile.demo_compared import Comparison, compared
+from farskip_compile.demo_overlap import OverlapCase, RankOverlap
 from farskip_compile.demo_ranks import PROGRESS, RankCase, rank_main, result_file
 from farskip_compile.demo_results import Case, over_ranks
 
 Tell = Callable[[str], None]
-Done = Callable[[Case], None]
+Done = Callable[[Case | Comparison], None]
 
 
-def run_on_ranks(cases: Sequence[RankCase], ranks: int, tell: Tell, done: Done) -> None:
+def run_on_ranks(cases: Sequence[RankCase | OverlapCase], ranks: int, tell: Tell, done: Done) -> None:
     """Run `cases` on `ranks` new processes.
 
     Args:
@@ -58,7 +60,10 @@ def run_on_ranks(cases: Sequence[RankCase], ranks: int, tell: Tell, done: Done) 
         except ChildFailedError as error:
             problem = _message(error)
         for case in cases[follower.finished :]:
-            done(Case(case.title, case.about, ranks=ranks, problem=problem))
+            if isinstance(case, OverlapCase):
+                done(Comparison(case.title, case.about, ranks, problem=problem))
+            else:
+                done(Case(case.title, case.about, ranks=ranks, problem=problem))
 
 
 class _Follower:
@@ -94,7 +99,7 @@ class _Follower:
             if not all(file.exists() for file in files):
                 break
             self.finished += 1
-            self.done(over_ranks([pickle.loads(file.read_bytes()) for file in files]))
+            self.done(_together([pickle.loads(file.read_bytes()) for file in files]))
         progress = self.folder / PROGRESS
         lines = progress.read_text().splitlines() if progress.exists() else []
         if len(lines) > self._lines:
@@ -102,10 +107,15 @@ class _Follower:
             self.tell(lines[-1])
 
 
+def _together(per_rank: Sequence[Case] | Sequence[RankOverlap]) -> Case | Comparison:
+    first = per_rank[0]
+    return compared(per_rank) if isinstance(first, RankOverlap) else over_ranks(per_rank)  # type: ignore[arg-type]
+
+
 @contextmanager
 def _environment() -> Iterator[None]:
     """One thread for each rank, gloo on the loopback interface, and no log of the launcher's own."""
-    wanted = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    wanted = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "2", "TORCH_WARM_POOL": "0"}
     if sys.platform == "linux":
         wanted["GLOO_SOCKET_IFNAME"] = "lo"  # no name resolution of this host needed
     added = [name for name in wanted if name not in os.environ]

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from farskip_compile.demo_checks import PREFILL, TRAINING, check
+from farskip_compile.demo_overlap import OverlapCase, RankOverlap, run_overlap
 from farskip_compile.demo_results import Case
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
 from farskip_compile.models.config import LayerKind
@@ -82,7 +83,7 @@ def run_case(case: RankCase, group: dist.ProcessGroup, tell: Callable[[str], Non
     return Case(case.title, case.about, ranks=group.size(), report=report, checks=tuple(checks))
 
 
-def rank_main(cases: Sequence[RankCase], folder: str) -> None:
+def rank_main(cases: Sequence[RankCase | OverlapCase], folder: str) -> None:
     """Entry point of a rank.
 
     Args:
@@ -95,7 +96,11 @@ def rank_main(cases: Sequence[RankCase], folder: str) -> None:
     assert world is not None
     try:
         for index, case in enumerate(cases):
-            result = run_case(case, world, _teller(case, Path(folder) / PROGRESS))
+            tell = _teller(case, Path(folder) / PROGRESS)
+            if isinstance(case, OverlapCase):
+                result: Case | RankOverlap = run_overlap(case, world, folder, tell)
+            else:
+                result = run_case(case, world, tell)
             target = result_file(folder, index, world.rank())
             part = target.with_name(f"{target.name}.part")
             part.write_bytes(pickle.dumps(result))
@@ -110,7 +115,7 @@ def result_file(folder: str | Path, index: int, rank: int) -> Path:
     return Path(folder) / f"case{index}.rank{rank}"
 
 
-def _teller(case: RankCase, progress: Path) -> Callable[[str], None]:
+def _teller(case: RankCase | OverlapCase, progress: Path) -> Callable[[str], None]:
     def tell(phase: str) -> None:
         if dist.get_rank() == 0:
             with progress.open("a") as file:

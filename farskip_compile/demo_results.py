@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from farskip_compile.demo_compared import Comparison
 from farskip_compile.report import CompileReport, Outcome
 
 LEAST_CHANGE = 1e-3
@@ -90,11 +91,18 @@ class Demo:
     command: str = "farskip demo"
     started: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    overlap: Comparison | None = None
+    """The variants of the overlap part side by side."""
 
     @property
-    def failed(self) -> tuple[Case, ...]:
-        """Cases that ran and did not pass."""
-        return tuple(case for case in self.cases if not case.passed and not case.skipped)
+    def parts(self) -> tuple[Case | Comparison, ...]:
+        """The cases, and the comparison if there is one."""
+        return self.cases if self.overlap is None else (*self.cases, self.overlap)
+
+    @property
+    def failed(self) -> tuple[Case | Comparison, ...]:
+        """Parts that ran and did not pass."""
+        return tuple(part for part in self.parts if not part.passed and not part.skipped)
 
     @property
     def passed(self) -> bool:
@@ -105,7 +113,7 @@ class Demo:
         """One sentence."""
         checks = [check for case in self.cases for check in case.checks]
         good = sum(check.passed for check in checks)
-        skipped = sum(case.skipped for case in self.cases)
+        skipped = sum(part.skipped for part in self.parts)
         text = f"{good} of {len(checks)} checks passed"
         if self.failed:
             text += f"; failed: {', '.join(case.title for case in self.failed)}"
@@ -121,6 +129,7 @@ class Demo:
             "seconds": self.seconds,
             "versions": self.versions,
             "cases": [case.to_json() for case in self.cases],
+            "overlap": None if self.overlap is None else self.overlap.to_json(),
         }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from farskip_compile import render_svg
+from farskip_compile.demo_overlap_page import overlap_section
 from farskip_compile.demo_results import Case, Check, Demo, bits, number
 from farskip_compile.html_style import style_sheet
 from farskip_compile.in_flight import independent
@@ -28,6 +29,7 @@ def page(demo: Demo) -> str:
         '<h2 id="checks">Checked against the hand-written form</h2>',
         _checks_intro(),
         _checks(demo.cases),
+        overlap_section(demo.overlap),
         "<h2>What was found and rewired</h2>",
         *(_case(case) for case in demo.cases),
         _timings(demo.cases),

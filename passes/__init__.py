@@ -16,6 +16,7 @@ In Inductor, once for the forward and once for the backward graph (`farskip_comp
     schedule_graph      graph_program -> list_schedule: order the ATen graph, pin the waits          same function
     schedule_kernels    kernel_program -> list_schedule: order the fused kernels                     same function
 
-`program` is what the scheduler sees: tasks, memory, and what an order of them costs. Shared ground of all: `ops` (the
-only file that knows operator names), `termset` (sets of terms as intervals), `table` (the one data structure).
+`program` is what the scheduler sees: tasks, memory, and what an order of them costs (`live_memory`: while
+it grows). Shared ground of all: `ops` (the only file that knows operator names), `termset` (sets of terms as
+intervals), `table` (the one data structure).
 """

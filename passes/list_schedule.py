@@ -17,27 +17,29 @@ Algorithm, O(n log n): discrete events. Time advances with each compute task.
    so they are left for the gaps.
 5. A task that would break a limit on memory is passed over for the most urgent one that does not; if every one would,
    the earliest in the original order is taken, be it a wait.
-6. If the order still breaks the limit on peak memory, the tasks that made memory too early are held back: each may run
-   only so many places ahead of the first task that has not run, a fourth of what it was. Then start again. With every
-   task held back to its own place this is the original order, so the limit is always kept.
+6. If the order still breaks the limit on peak memory, or others might be better, it is made anew with a window: a task
+   may run only so many places ahead of the first task that has not run. With a window of 0 this is the original order,
+   so the limit is always kept. Windows shrink by a third while that may still help; the best order within the limits is
+   kept.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from farskip_compile.passes.program import Program, Role, Timeline, live_bytes, simulate
+from farskip_compile.passes.live_memory import LiveMemory
+from farskip_compile.passes.program import Program, Role, Timeline, simulate
 
 CANDIDATES = 16
 """How many ready tasks are looked at for one that fits into memory; bounds the time per step."""
 
-PATIENCE = (0.0, 0.5, 1.0, 2.0, float("inf"))
+PATIENCE = (0.0, 0.5, 2.0, float("inf"))
 """Seconds of standing still that one second of delay behind a wait is worth."""
 
-ROUNDS = 12
-"""How often the schedule is made anew with tasks held back before the original order is kept."""
+WORSE = 1.5
+"""A window in which this much more is exposed than in the best one is small enough to stop at."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Schedule:
     order: tuple[int, ...]
     before: Timeline
     after: Timeline
-    rounds: int
-    """How many orders were built until one kept the limits; 0: the original order stayed."""
+    window: int
+    """Within which the order was found; 0: the original order stayed."""
 
     @property
     def changed(self) -> bool:
@@ -71,60 +73,27 @@ def list_schedule(program: Program, limits: Limits | None = None) -> Schedule:
     limits = limits or Limits()
     original = tuple(range(len(program.tasks)))
     before = simulate(program, original)
-    unchanged = Schedule(original, before, before, 0)
+    unchanged = Schedule(original, before, before, window=0)
     if before.communication == 0.0:
         return unchanged
     peak = int(before.peak_bytes * (1 + limits.memory_increase))
     flight = max(limits.in_flight_bytes, before.peak_in_flight_bytes)
     urgency = _urgency(program)
-    found = [_within_limits(program, urgency, patience, peak, flight) for patience in PATIENCE]
     best = unchanged
-    for order, rounds in filter(None, found):
-        after = simulate(program, order)
-        if after.makespan < best.after.makespan and after.peak_in_flight_bytes <= flight:
-            best = Schedule(order, before, after, rounds)
+    window = len(original)
+    while window:
+        exposed = float("inf")
+        for patience in PATIENCE:
+            order = tuple(_Run(program, urgency, window, patience, peak, flight).order())
+            after = simulate(program, order)
+            exposed = min(exposed, after.exposed)
+            within = after.peak_bytes <= peak and after.peak_in_flight_bytes <= flight
+            if within and after.makespan < best.after.makespan:
+                best = Schedule(order, before, after, window)
+        if best is not unchanged and exposed >= WORSE * best.after.exposed:  # none are exposed, or the window is small
+            break
+        window = window * 2 // 3
     return best
-
-
-def _within_limits(
-    program: Program, urgency: list[float], patience: float, peak: int, flight: int
-) -> tuple[tuple[int, ...], int] | None:
-    """An order that keeps the limit on peak memory, and how many were built until one did; None: none did."""
-    release = [0] * len(program.tasks)
-    for rounds in range(1, ROUNDS + 1):
-        run = _Run(program, urgency, release, patience, peak, flight)
-        order = tuple(run.order())
-        early = _made_too_early(program, order, run.firsts, peak)
-        if not early:
-            return order, rounds
-        for index, first in early.items():
-            release[index] = index - (index - first) // 4
-    return None
-
-
-def _made_too_early(program: Program, order: Sequence[int], firsts: Sequence[int], peak: int) -> dict[int, int]:
-    """Tasks whose memory is alive where there is too much of it, though the first task that has not run is before them.
-
-    There is one wherever the peak is exceeded: without such memory, no more is alive than in the original order at
-    that first task. With each the first task that had not run.
-    """
-    alive = live_bytes(program, order)
-    place = [0] * len(order)
-    for position, index in enumerate(order):
-        place[index] = position
-    crowded = [len(order)] * (len(order) + 1)  # for each position, the next one at which the peak is exceeded
-    for position in range(len(order) - 1, -1, -1):
-        crowded[position] = position if alive[position] > peak else crowded[position + 1]
-    early: dict[int, int] = {}
-    for buffer in program.buffers:
-        if buffer.maker < 0 or buffer.size == 0:
-            continue
-        made = place[buffer.maker]
-        last = len(order) - 1 if buffer.kept else max((place[user] for user in buffer.users), default=made)
-        position = crowded[made]
-        if position <= max(made, last) and firsts[position] < buffer.maker:
-            early[buffer.maker] = min(firsts[position], early.get(buffer.maker, buffer.maker))
-    return early
 
 
 def _urgency(program: Program) -> list[float]:
@@ -138,53 +107,19 @@ def _urgency(program: Program) -> list[float]:
     return urgency
 
 
-class _Memory:
-    """Bytes alive and in flight while an order is built."""
-
-    def __init__(self, program: Program) -> None:
-        self.allocates = [0] * len(program.tasks)
-        self.uses: list[list[int]] = [[] for _ in program.tasks]
-        self.left: list[int] = []
-        self.sizes: list[int] = []
-        self.held = program.in_flight()
-        self.alive = self.flying = 0
-        for number, buffer in enumerate(program.buffers):
-            if buffer.maker >= 0:
-                self.allocates[buffer.maker] += buffer.size
-            else:
-                self.alive += buffer.size
-            users = {index for index in (buffer.maker, *buffer.users) if index >= 0}
-            self.left.append(len(users) + buffer.kept)
-            self.sizes.append(buffer.size)
-            for index in users:
-                self.uses[index].append(number)
-
-    def run(self, index: int, launch: int) -> None:
-        """Account for a task that runs; `launch` is the collective that it waits for, or -1."""
-        self.alive += self.allocates[index]
-        for number in self.uses[index]:
-            self.left[number] -= 1
-            if self.left[number] == 0:
-                self.alive -= self.sizes[number]
-        self.flying += self.held.get(index, 0)
-        if launch >= 0:
-            self.flying -= self.held.pop(launch, 0)
-
-
 class _Run:
     """One pass of the list scheduler."""
 
     def __init__(
-        self, program: Program, urgency: list[float], release: list[int], patience: float, peak: int, flight: int
+        self, program: Program, urgency: list[float], window: int, patience: float, peak: int, flight: int
     ) -> None:
         self.tasks = program.tasks
         self.urgency = urgency
-        self.release = release
+        self.window = window
         self.patience = patience
-        self.firsts: list[int] = []
         self.peak = peak
         self.flight = flight
-        self.memory = _Memory(program)
+        self.memory = LiveMemory(program)
         self.followers: list[list[int]] = [[] for _ in self.tasks]
         self.missing = [0] * len(self.tasks)
         turn: dict[str, int] = {}
@@ -202,7 +137,7 @@ class _Run:
         self.compute: list[tuple[float, int]] = []
         self.launches: list[int] = []
         self.waits: list[tuple[float, int]] = []
-        self.late: list[tuple[int, int]] = []  # ready, but held back
+        self.late: list[int] = []  # ready, but beyond the window
         self.end: dict[int, float] = {}
         self.free: dict[str, float] = {}
         self.done = [False] * len(self.tasks)
@@ -216,14 +151,13 @@ class _Run:
                 self._ready(index)
         for _ in self.tasks:
             index = self._next()
-            self.firsts.append(self.first)
             yield index
             self._ran(index)
 
     def _ready(self, index: int) -> None:
         task = self.tasks[index]
-        if self.release[index] > self.first:
-            heapq.heappush(self.late, (self.release[index], index))
+        if index - self.first > self.window:
+            heapq.heappush(self.late, index)
         elif task.role is Role.COMPUTE:
             heapq.heappush(self.compute, (-self.urgency[index], index))
         elif task.role is Role.LAUNCH:
@@ -232,8 +166,8 @@ class _Run:
             heapq.heappush(self.waits, (self.end[task.launch], index))
 
     def _next(self) -> int:
-        while self.late and self.late[0][0] <= self.first:
-            self._ready(heapq.heappop(self.late)[1])
+        while self.late and self.late[0] - self.first <= self.window:
+            self._ready(heapq.heappop(self.late))
         if self.launches and self._fits_in_flight(self.launches[0]):
             return heapq.heappop(self.launches)
         if self.waits and self.waits[0][0] <= self.now:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,10 @@ import torch.distributed as dist
 
 from farskip_compile.demo import transformers_case
 from farskip_compile.demo_checks import PREFILL, TRAINING, check
+from farskip_compile.demo_compared import Comparison, compared
 from farskip_compile.demo_launch import run_on_ranks
+from farskip_compile.demo_overlap import OVERLAP, VARIANTS, run_overlap
+from farskip_compile.demo_overlap_page import overlap_section
 from farskip_compile.demo_ranks import DROPLESS, PADDED, run_case
 from farskip_compile.demo_results import over_ranks
 from farskip_compile.models import FarSkipForm, build
@@ -66,3 +70,35 @@ def test_without_transformers_the_case_is_skipped(monkeypatch):
     case = transformers_case()
     assert case.skipped
     assert "pip install" in case.problem
+
+
+def overlap_on_two_ranks(rank: int, world_size: int, folder: str):
+    small = replace(OVERLAP, tokens=16, overrides={})
+    return run_overlap(small, dist.group.WORLD, folder)
+
+
+def test_variants_side_by_side(tmp_path):
+    seen = run_ranks(overlap_on_two_ranks, 2, str(tmp_path))
+    found = compared(seen)
+    assert found.passed, found.to_json()
+    assert [variant.name for variant in found.variants] == list(VARIANTS)
+    for variant, path in zip(found.variants, found.write_traces(tmp_path), strict=True):
+        assert json.loads(path.read_text())["farskipRanks"] == [0, 1]
+        assert [len(rank.collectives) for rank in variant.report.ranks] == [4, 4]  # two exchanges in each MoE layer
+        assert 0 <= variant.exposed_ns <= variant.communication_ns
+    plain, *ours = found.variants
+    assert plain.predicted is None
+    assert all(variant.predicted_exposed_ns is not None for variant in ours)
+    section = overlap_section(found)
+    assert section.count("<title>all_to_all_single") + section.count("tl-picture") > len(VARIANTS)
+    assert "loopback" in section
+    assert "src=" not in section
+    wrong = replace(found, variants=(replace(plain, difference=0.5), *ours))
+    assert not wrong.passed
+    (tmp_path / "broken.json").write_text("no trace")
+    broken = replace(seen[0], variants=(replace(seen[0].variants[0], traces=(str(tmp_path / "broken.json"),)),))
+    assert compared([broken]).problem
+
+
+def test_a_failed_comparison_fails_the_demo():
+    assert not Comparison("title", "about", 2, problem="rank 0 failed").passed

@@ -113,6 +113,30 @@ def test_weight_gradients_fill_a_wait() -> None:
     assert schedule.after.exposed == 0.0
 
 
+def test_standing_still_pays_where_a_long_task_would_delay_the_next_launch() -> None:
+    """A core attention (10 s) is ready 1 s before a combine is through, behind which the next dispatch (8 s) waits."""
+    program = Program(
+        (
+            Task("combine", (), 3.0, Role.LAUNCH, "ep"),
+            Task("projections", (), 1.0),
+            Task("combined", (), 0.0, Role.WAIT, launch=0),
+            Task("router", (2,), 0.1),
+            Task("dispatch", (3,), 8.0, Role.LAUNCH, "ep"),
+            Task("dispatched", (), 0.0, Role.WAIT, launch=4),
+            Task("experts", (5,), 4.0),
+            Task("attention", (1,), 10.0),
+            Task("shared", (), 1.0),
+            Task("end", (6, 7, 8), 0.0),
+        )
+    )
+    schedule = list_schedule(program)
+    assert [program.tasks[index].name for index in schedule.order] == [
+        "combine", "projections", "shared", "combined", "router", "dispatch", "attention", "dispatched",
+        "experts", "end",
+    ]  # fmt: skip
+    assert schedule.after.exposed == pytest.approx(1.0)  # without standing still 8 s of the dispatch are exposed
+
+
 def test_memory_forbids_what_time_would_gain() -> None:
     """Eight independent products would all fit under the collective, but each result stays alive."""
     work = [Task(f"work{i}", (), 1.0) for i in range(8)]
