@@ -64,7 +64,7 @@ def test_inference(model: nn.Module, mode: Any, inner: str) -> None:
 def test_dynamic_shapes_do_not_recompile(model: nn.Module, inner: str) -> None:
     compiled = torch.compile(model, backend="farskip", fullgraph=True, dynamic=True, options={"inner": inner})
     reports = []
-    for batch, sequence in ((2, 6), (3, 9), (5, 4)):
+    for batch, sequence in ((2, 6), (3, 9)):
         x = ids(batch, sequence)
         assert relative_difference(compiled(x), FarSkipForm(model)(x)) < 1e-12
         reports.append(len(farskip_compile.last_reports()))

@@ -34,7 +34,7 @@ def compare_generated(rank: int, world_size: int, generated: tuple[Case, ...]) -
     return results
 
 
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(generated=st.tuples(*map(parallel_cases, TWO_RANKS)))
 def test_two_ranks_agree_with_the_oracle(generated: tuple[Case, ...]) -> None:
     for results in run_ranks(compare_generated, 2, generated, timeout=300):

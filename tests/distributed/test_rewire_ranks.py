@@ -51,8 +51,7 @@ WISHES: tuple[dict[str, Any], ...] = tuple(
     for connectivity, layers in (
         ("full", None),
         ("full", (2, 2)),
-        ("attention", None),
-        ("attention", (2, 2)),
+        ("attention", (1, 2)),
         ("mlp", None),
         ("none", None),
     )
@@ -124,7 +123,8 @@ def test_merged_reductions_bit_equal() -> None:
 def test_four_ranks() -> None:
     """Two ways to be parallel at once, with and without sequence parallelism; and one way over all four."""
     layouts = ("padded+tp", "padded+tp+sp", "dropless+tp", "allgather+tp+sp", "allgather")
-    check(run_ranks(compare_on_rank, 4, layouts, {"deepseek_v3": FULL, "qwen3_moe": FULL}, timeout=300))
+    check(run_ranks(compare_on_rank, 4, layouts, {"deepseek_v3": FULL}, timeout=300))
+    check(run_ranks(compare_on_rank, 4, layouts[:1], {"qwen3_moe": FULL}, timeout=300))
 
 
 def report_on_rank(rank: int, world_size: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def compiled(case: Case, model: torch.nn.Module, inner: str):
     return torch.compile(model, backend="farskip", fullgraph=True, options=case.options(inner=inner))
 
 
-@settings(max_examples=36)
+@settings(max_examples=30)
 @given(case=cases())
 def test_bit_equal_to_the_oracle(case: Case) -> None:
     model = case.model()
@@ -32,7 +32,7 @@ def test_bit_equal_to_the_oracle(case: Case) -> None:
     assert_gradients_close(gradients, expected_gradients, 1e-12)
 
 
-@settings(max_examples=7)
+@settings(max_examples=5)
 @given(case=cases(max_layers=4))
 def test_aot_eager_is_close_to_the_oracle(case: Case) -> None:
     if nothing_to_leave_out(case):
@@ -68,7 +68,7 @@ def test_inductor_is_close_to_the_oracle(case: Case) -> None:
     assert farskip_compile.last_reports()[-1].outcome is Outcome.REWIRED
 
 
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(case=cases(max_layers=4))
 def test_none_changes_no_bit(case: Case) -> None:
     model = case.model()
@@ -79,7 +79,7 @@ def test_none_changes_no_bit(case: Case) -> None:
     assert_gradients_close(gradients, expected_gradients, 0.0)
 
 
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(case=cases(max_layers=4))
 def test_without_routed_output_attention_connectivity_is_the_original(case: Case) -> None:
     """If every routed expert returns zero, leaving the routed experts out changes nothing."""
@@ -95,7 +95,7 @@ def test_without_routed_output_attention_connectivity_is_the_original(case: Case
         assert torch.equal(compiled(case, model, "eager")(case.ids()), model(case.ids()))
 
 
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(case=cases(max_layers=4))
 @example(case=INDUCTOR_CASES[0])
 def test_rewiring_is_no_identity(case: Case) -> None:
