@@ -3,8 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 PY     := $(VENV)/bin/python
 PLAIN  := .venv-lint
-# One more than the cores that CI has: tests that wait for their ranks leave them idle.
-WORKERS ?= 3
+WORKERS ?= 2
 # The tests' ranks and Inductor's builds must not oversubscribe the machine.
 export OMP_NUM_THREADS ?= 1
 

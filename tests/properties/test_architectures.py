@@ -18,7 +18,7 @@ def compiled(case: Case, model: torch.nn.Module, inner: str):
     return torch.compile(model, backend="farskip", fullgraph=True, options=case.options(inner=inner))
 
 
-@settings(max_examples=30)
+@settings(max_examples=25)
 @given(case=cases())
 def test_bit_equal_to_the_oracle(case: Case) -> None:
     model = case.model()
