@@ -132,7 +132,7 @@ def _compiled(case: OverlapCase, model: torch.nn.Module, name: str) -> Callable[
     if name == PLAIN:
         compiled: Callable[..., Any] = torch.compile(model, fullgraph=True)
         return compiled
-    options = {"connectivity": CONNECTIVITY[name], "memory_increase": case.memory_increase}
+    options: dict[str, Any] = {"connectivity": CONNECTIVITY[name], "memory_increase": case.memory_increase}
     compiled = torch.compile(model, backend="farskip", fullgraph=True, options=options)
     return compiled
 
