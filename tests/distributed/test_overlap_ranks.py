@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
+from torch import nn
 
 import farskip_compile
 from farskip_compile.models import FarSkipForm, build
@@ -59,3 +62,43 @@ def test_results_and_gradients(layout: str, name: str, connectivity: str) -> Non
             assert found["launched"] > 0
             assert found["phases"] == ["forward", "backward"]
             assert any(found["moved"]), results
+
+
+class Branches(nn.Module):
+    """Two exchanges, each with a branch beside it that could hide it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weights = nn.ParameterList(torch.randn(4, 16, 16, generator=generator).unbind())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, beside, second, last = self.weights
+        for weight in (first, second):
+            exchanged = funcol.all_to_all_single(torch.tanh(x @ weight), None, None, dist.group.WORLD)
+            x = exchanged @ last + torch.relu(x @ beside) @ beside
+        return x
+
+
+def scheduled_and_not(rank: int, world_size: int) -> tuple[list[bool], bool]:
+    """Whether results and gradients are equal bit for bit, and whether scheduling changed anything."""
+    model, x = Branches(), torch.randn(8, 16, generator=torch.Generator().manual_seed(rank))
+    results = []
+    for schedule in (False, True):
+        torch.compiler.reset()
+        farskip_compile.clear_schedules()
+        options: dict[str, Any] = {"connectivity": "none", "schedule": schedule, "memory_increase": 4.0}
+        compiled = torch.compile(model, backend="farskip", fullgraph=True, options=options)
+        output, gradients = run_with_gradients(compiled, model, x)
+        results.append([output, *gradients.values()])
+    moved = [
+        report.before.exposed_seconds > report.after.exposed_seconds for report in farskip_compile.last_schedules()
+    ]
+    return [torch.equal(one, other) for one, other in zip(*results, strict=True)], any(moved) and len(moved) == 2
+
+
+def test_scheduling_alone_changes_no_bit() -> None:
+    for equal, moved in run_ranks(scheduled_and_not, 2):
+        assert len(equal) == 5
+        assert all(equal)
+        assert moved
