@@ -82,7 +82,10 @@ class GenericFarSkipForm(nn.Module):
                 first = self._run(args, kwargs, None)
             self.readers = first[1].reads
             self.left_out = self._terms_to_leave_out(first[1])
-        return self._run(args, kwargs, self.readers)[0]
+        output, run = self._run(args, kwargs, self.readers)
+        if len(run.reads) != len(self.readers):
+            raise NotImplementedError("the model reads its stream another number of times than in its first call")
+        return output
 
     def _run(self, args: Any, kwargs: Any, readers: list[SubBlock | None] | None) -> tuple[Any, _Run]:
         run = _Run()
@@ -100,7 +103,7 @@ class GenericFarSkipForm(nn.Module):
             if readers is None:
                 run.pending += [] if run.inside else [number]
                 return expression.value
-            reader = readers[number]
+            reader = readers[number] if number < len(readers) else None  # too many reads: refused when it ends
             value = expression.without(self.left_out.get(reader.name, frozenset())) if reader else expression.value
             assert value is not None
             return value

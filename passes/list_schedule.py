@@ -5,7 +5,7 @@ Out:   a `Schedule`: a permutation that keeps every dependence and the order of 
        slower than the original order by `simulate`, within the limits on memory; and both timelines.
 Never: changes a task; uses a clock, a hash or a rank: ties break by index, so every rank decides the same.
 
-Algorithm, O(n log n): discrete events. Time advances with each compute task.
+Algorithm: discrete events, time advances with each compute task. O(n log n) for an order; some log n are made at most.
 1. urgency(task) = seconds of the longest path from the task to the end, through compute and through the wire.
 2. A launch is issued as soon as it is ready and its channel's turn has come.
 3. A wait is taken when its collective is through, or when nothing else is ready: ready work goes before waiting.

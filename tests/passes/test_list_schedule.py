@@ -152,6 +152,55 @@ def test_memory_forbids_what_time_would_gain() -> None:
     assert tight.after.peak_bytes == 200
 
 
+def test_windows_find_what_the_limit_on_memory_leaves() -> None:
+    """With every task free to run early, this program breaks the limit whatever the patience: nothing is hidden."""
+    tasks = far_skip_layers(4, rewired=True).tasks
+    sizes = [
+        0,
+        0,
+        0,
+        1,
+        0,
+        1,
+        1,
+        30,
+        0,
+        30,
+        0,
+        30,
+        0,
+        10,
+        10,
+        30,
+        1,
+        30,
+        10,
+        30,
+        1,
+        0,
+        0,
+        1,
+        10,
+        1,
+        10,
+        10,
+        30,
+        0,
+        30,
+        0,
+        0,
+    ]
+    users: list[list[int]] = [[] for _ in tasks]
+    for index, task in enumerate(tasks):
+        for need in (*task.needs, *([task.launch] if task.launch >= 0 else [])):
+            users[need].append(index)
+    buffers = tuple(Buffer(size, maker, tuple(users[maker])) for maker, size in enumerate(sizes))
+    schedule = list_schedule(Program(tasks, buffers), Limits(0.05))
+    assert 0 < schedule.window < len(tasks)
+    assert schedule.before.exposed == 8.0
+    assert schedule.after.exposed == pytest.approx(1.0)
+
+
 def test_a_bound_on_bytes_in_flight() -> None:
     """Two collectives fit, three do not."""
     tasks = [Task("start", (), 0.1)]
