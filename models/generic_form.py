@@ -1,22 +1,21 @@
-"""The FarSkip form of any decoder of `transformers`, in eager mode: one oracle for all families.
+"""The FarSkip form of any decoder, in eager mode: one oracle for all families and code bases.
 
 Contract: runs the model's own forward and adds the residual terms itself (`residual_tensor`): hooks tell which
-sub-block is at work, and each reader of the residual stream gets the sum without the terms that FarSkip leaves out
-(spec: attention without the routed experts of the layer before, experts and dense layers without the attention of
-their own layer). Shares parameters with the model, and nothing with the compiler: no graph, no pass. What it can't do
-raises `NotImplementedError`: parallel blocks (one read for two sub-blocks).
+sub-block is at work (`sub_blocks`), and each reader of the residual stream gets the sum without the terms that FarSkip
+leaves out (spec: attention without the routed experts of the layer before, experts and dense layers without the
+attention of their own layer). Shares parameters with the model, and nothing with the compiler: no graph, no pass.
+Caches, padding, labels and gradients pass through. What it can't do raises `NotImplementedError`.
 
-How sub-blocks are told apart, by what they do:
-1. The decoder's layers are the largest list of modules. Their children with weight matrices are sub-blocks.
-2. A sub-block is a mixer if its output at the last token depends on its input at the first one.
-3. Any other with a module called `experts` in it is routed; the output of that module is the routed term.
-
-Two runs: the first finds out for which sub-block each read of the stream is; the second leaves terms out.
+1. A first run on a few tokens, without a cache, finds out in which order the sub-blocks are at work, what each of them
+   is, and which of them share one read of the stream (parallel blocks).
+2. In every other run a read of the stream is for the sub-block at work, or for the one that begins next. Where
+   sub-blocks that share a read leave out different terms, what is computed from it is computed for each of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -24,21 +23,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from farskip_compile.models.residual_tensor import Expression, ResidualTensor, plain, reading
+from farskip_compile.models.residual_tensor import Expression, ForkedTensor, ResidualTensor, plain, reading
+from farskip_compile.models.sub_blocks import SubBlock, find_sub_blocks, kind_of
 
 Connectivity = Literal["full", "attention", "mlp", "none"]
 EMBEDDING = "e"
-
-
-@dataclass
-class SubBlock:
-    """A module that adds to the residual stream."""
-
-    name: str
-    module: nn.Module
-    kind: str = ""
-    """`mixer`, `moe` or `mlp`."""
-    experts: nn.Module | None = None
 
 
 @dataclass
@@ -48,11 +37,9 @@ class _Run:
     order: list[SubBlock] = field(default_factory=list)
     """Sub-blocks in the order in which they begin."""
     inside: list[SubBlock] = field(default_factory=list)
-    reads: list[SubBlock | None] = field(default_factory=list)
-    """For each read of the stream, the sub-block at work, or that begins next."""
-    pending: list[int] = field(default_factory=list)
-    """Reads since the last sub-block ended."""
-    sharing: list[SubBlock] = field(default_factory=list)
+    reads: int = 0
+    """Reads of the stream since the last sub-block ended."""
+    sharing: set[SubBlock] = field(default_factory=set)
     """Sub-blocks that began without a read of their own: they share the one of the sub-block before."""
     quiet: bool = False
     """A sub-block runs a second time, to find out what it is."""
@@ -64,30 +51,35 @@ class GenericFarSkipForm(nn.Module):
     Args:
         model: a causal language model; its parameters are shared.
         connectivity: which rows change.
+        layers: (first, last), both inclusive, as the compiler counts them: a layer begins at each mixer.
     """
 
-    def __init__(self, model: nn.Module, connectivity: Connectivity = "full") -> None:
+    def __init__(
+        self, model: nn.Module, connectivity: Connectivity = "full", layers: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.connectivity = connectivity
-        self.blocks: list[SubBlock] | None = None
-        self.readers: list[SubBlock | None] = []
-        self.left_out: dict[str, frozenset[str]] = {}
+        self.layers = layers
+        self.original = model.forward
+        self.blocks: list[SubBlock] = find_sub_blocks(model)
+        self.known: _Run | None = None
+        self.left_out: dict[SubBlock, frozenset[str]] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's own forward."""
-        if self.blocks is None:
-            self.blocks = _sub_blocks(self.model)
+        if self.known is None:
             with torch.no_grad():
-                first = self._run(args, kwargs, None)
-            self.readers = first[1].reads
-            self.left_out = self._terms_to_leave_out(first[1])
-        output, run = self._run(args, kwargs, self.readers)
-        if len(run.reads) != len(self.readers):
-            raise NotImplementedError("the model reads its stream another number of times than in its first call")
+                ids = torch.arange(1, 7, device=next(self.model.parameters()).device).unsqueeze(0)
+                known = self._run((ids,), {}, None)[1]
+            self.left_out = self._terms_to_leave_out(known)
+            self.known = known
+        output, run = self._run(args, kwargs, self.known)
+        if run.order != self.known.order:
+            raise NotImplementedError("the sub-blocks are at work in another order than in the first run")
         return output
 
-    def _run(self, args: Any, kwargs: Any, readers: list[SubBlock | None] | None) -> tuple[Any, _Run]:
+    def _run(self, args: Any, kwargs: Any, known: _Run | None) -> tuple[Any, _Run]:
         run = _Run()
 
         def label(value: torch.Tensor, beside: frozenset[str]) -> Expression:
@@ -98,39 +90,56 @@ class GenericFarSkipForm(nn.Module):
         def read(expression: Expression) -> torch.Tensor:
             if EMBEDDING not in expression.labels:
                 return expression.value
-            number = len(run.reads)
-            run.reads.append(run.inside[-1] if run.inside else None)
-            if readers is None:
-                run.pending += [] if run.inside else [number]
+            run.reads += not run.inside
+            readers = self._readers(run, known)
+            if not readers:
                 return expression.value
-            reader = readers[number] if number < len(readers) else None  # too many reads: refused when it ends
-            value = expression.without(self.left_out.get(reader.name, frozenset())) if reader else expression.value
-            assert value is not None
-            return value
+            values = {block.name: expression.without(self.left_out.get(block, frozenset())) for block in readers}
+            first = values[readers[0].name]
+            assert first is not None
+            same = all(value is first for value in values.values())
+            return first if same else ForkedTensor.of(values)  # type: ignore[arg-type]
 
-        handles = self._hooks(run, measure=readers is None)
+        handles = self._hooks(run, measure=known is None)
         try:
             with reading(label, read):
-                output = self.model(*args, **kwargs)
+                output = self.original(*args, **kwargs)
         finally:
             for handle in handles:
                 handle.remove()
         return _plain_everywhere(output), run
 
+    @staticmethod
+    def _readers(run: _Run, known: _Run | None) -> list[SubBlock]:
+        """For which sub-blocks the stream is being read."""
+        if known is None:
+            return []
+        if run.inside:
+            return run.inside[-1:]
+        readers: list[SubBlock] = []
+        for block in known.order[len(run.order) :]:
+            if readers and block not in known.sharing:
+                break
+            readers.append(block)
+        return readers
+
     def _hooks(self, run: _Run, *, measure: bool) -> list[Any]:
         """On the embedding, the sub-blocks and their experts."""
 
-        def begin(block: SubBlock) -> Callable[..., None]:
-            def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        def begin(block: SubBlock) -> Callable[..., Any]:
+            def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
                 if run.quiet:
-                    return
-                if not run.pending and not any(isinstance(v, ResidualTensor) for v in (*args, *kwargs.values())):
-                    run.sharing.append(block)
-                for number in run.pending:
-                    run.reads[number] = block
-                run.pending.clear()
+                    return None
+                if not run.reads and not any(isinstance(v, ResidualTensor) for v in (*args, *kwargs.values())):
+                    run.sharing.add(block)
+                run.reads = 0
                 run.order.append(block)
                 run.inside.append(block)
+                mine = [v.alternatives.get(block.name) if isinstance(v, ForkedTensor) else v for v in args]
+                named = {
+                    k: v.alternatives.get(block.name) if isinstance(v, ForkedTensor) else v for k, v in kwargs.items()
+                }
+                return tuple(mine), named
 
             return hook
 
@@ -141,87 +150,80 @@ class GenericFarSkipForm(nn.Module):
                 run.inside.pop()
                 if measure:
                     run.quiet = True
-                    block.kind = _kind(block, args, kwargs, output)
+                    block.kind = kind_of(block, args, kwargs, output)
                     run.quiet = False
-                return output
+                return _as_term(output, f"{block.name} whole")
 
             return hook
 
         def routed(block: SubBlock) -> Callable[..., Any]:
-            def hook(module: nn.Module, args: Any, output: Any) -> Any:
-                if run.quiet:
-                    return output
-                if isinstance(output, tuple):
-                    return (ResidualTensor.term(output[0], f"{block.name} routed"), *output[1:])
-                return ResidualTensor.term(output, f"{block.name} routed")
+            return lambda _, __, output: output if run.quiet else _as_term(output, f"{block.name} routed")
 
-            return hook
-
-        assert self.blocks is not None
-        embedding = self.model.get_input_embeddings()  # type: ignore[operator]
-        handles = [embedding.register_forward_hook(lambda _, __, out: ResidualTensor.term(out, EMBEDDING))]
+        handles = [_embedding(self.model).register_forward_hook(lambda _, __, out: ResidualTensor.term(out, EMBEDDING))]
         for block in self.blocks:
             handles.append(block.module.register_forward_pre_hook(begin(block), with_kwargs=True))
-            handles.append(block.module.register_forward_hook(end(block), with_kwargs=True))
             if block.experts is not None:
                 handles.append(block.experts.register_forward_hook(routed(block)))
+            handles.append(block.module.register_forward_hook(end(block), with_kwargs=True))
         return handles
 
-    def _terms_to_leave_out(self, run: _Run) -> dict[str, frozenset[str]]:
+    def _terms_to_leave_out(self, run: _Run) -> dict[SubBlock, frozenset[str]]:
         """For each sub-block the labels that it does not read."""
-        left_out: dict[str, frozenset[str]] = {}
+        for before, block in pairwise(run.order):
+            if block in run.sharing and block.kind == "mixer":
+                raise NotImplementedError(f"{before.name} and {block.name} share one read, the mixer second")
+        left_out: dict[SubBlock, frozenset[str]] = {}
         since_mixer: list[SubBlock] = []
         mixer: SubBlock | None = None
-        for before, block in pairwise(run.order):
-            if block in run.sharing and "mixer" in (before.kind, block.kind):
-                raise NotImplementedError(f"{before.name} and {block.name} are parallel: they share one read")
-        for block in run.order:
+        layer = 0
+        for position, block in enumerate(run.order):
+            layer += block.kind == "mixer" and position > 0
+            block.layer = layer
             if block.kind == "mixer":
-                if self.connectivity in ("full", "attention"):
-                    routed = [b.name for b in since_mixer if b.kind == "moe"]
-                    left_out[block.name] = frozenset(
-                        f"{name} {part}" for name in routed for part in ("routed", "whole")
-                    )
+                routed = [b.name for b in since_mixer if b.kind == "moe"]
+                labels = frozenset(f"{name} {part}" for name in routed for part in ("routed", "whole"))
+                wanted = self.connectivity in ("full", "attention")
                 mixer, since_mixer = block, []
             else:
-                if mixer is not None and self.connectivity in ("full", "mlp"):
-                    left_out[block.name] = frozenset([f"{mixer.name} whole"])
+                labels = frozenset([f"{mixer.name} whole"] if mixer is not None else [])
+                wanted = self.connectivity in ("full", "mlp")
                 since_mixer.append(block)
+            if wanted and (self.layers is None or self.layers[0] <= layer <= self.layers[1]):
+                left_out[block] = labels
         return left_out
 
 
-def _sub_blocks(model: nn.Module) -> list[SubBlock]:
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    name, layers = max(lists, key=lambda pair: (sum(p.numel() for p in pair[1].parameters()), -len(pair[0])))
-    found = []
-    for number, layer in enumerate(layers):
-        for child_name, child in layer.named_children():
-            if any(p.dim() > 1 for p in child.parameters()):
-                experts = next((m for n, m in child.named_modules() if n.split(".")[-1] == "experts"), None)
-                found.append(SubBlock(f"{name}.{number}.{child_name}", child, experts=experts))
-    return found
+@contextmanager
+def installed(
+    model: nn.Module, connectivity: Connectivity = "full", layers: tuple[int, int] | None = None
+) -> Iterator[GenericFarSkipForm]:
+    """Within the block, `model` itself is in FarSkip form: also where others call it, as `model.generate` does."""
+    form = GenericFarSkipForm(model, connectivity, layers)
+    model.forward = form.forward
+    try:
+        yield form
+    finally:
+        model.forward = form.original
 
 
-def _kind(block: SubBlock, args: Any, kwargs: Any, output: Any) -> str:
-    """Run the sub-block again with another first token, and see whether the last one changes."""
-    values = [*args, *kwargs.values()]
-    hidden = next(v for v in values if isinstance(v, torch.Tensor) and v.is_floating_point() and v.dim() == 3)
-    other = plain(hidden).clone()
-    other[:, 0] += 1.0
+def _embedding(model: nn.Module) -> nn.Module:
+    if hasattr(model, "get_input_embeddings"):
+        return model.get_input_embeddings()  # type: ignore[operator]
+    return next(module for module in model.modules() if isinstance(module, nn.Embedding))
 
-    def swap(value: Any) -> Any:
-        return other if value is hidden else plain(value)
 
-    changed = block.module(*map(swap, args), **{key: swap(value) for key, value in kwargs.items()})
-    tokens = (*hidden.shape[:2], -1)  # some sub-blocks return a flat list of tokens
-    first, second = (plain(o[0] if isinstance(o, tuple) else o).reshape(tokens) for o in (output, changed))
-    if not torch.equal(first[:, -1], second[:, -1]):
-        return "mixer"
-    return "moe" if block.experts is not None else "mlp"
+def _as_term(output: Any, label: str) -> Any:
+    """`output` as a term, unless it is a sum of terms already."""
+    if isinstance(output, tuple):
+        return (_as_term(output[0], label), *output[1:])
+    if isinstance(output, torch.Tensor) and not isinstance(output, ResidualTensor):
+        return ResidualTensor.term(output, label)
+    return output
 
 
 def _plain_everywhere(output: Any) -> Any:
+    if isinstance(output, tuple | list) and type(output) in (tuple, list):
+        return type(output)(map(_plain_everywhere, output))
     for key, value in list(output.items()) if hasattr(output, "items") else []:
-        if isinstance(value, ResidualTensor):
-            output[key] = plain(value)
+        output[key] = _plain_everywhere(value)
     return plain(output)

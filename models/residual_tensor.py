@@ -88,6 +88,8 @@ class ResidualTensor(torch.Tensor):
             return args[0]
         tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
         sums = [arg for arg in tensors if isinstance(arg, ResidualTensor)]
+        if any(isinstance(arg, ForkedTensor) for arg in tensors):  # something else of the same read, for many readers
+            return ForkedTensor.__torch_function__(func, types, args, kwargs)
         if func in ADDS and len(tensors) == len(args) == 2 and tensors[0].shape == tensors[1].shape and not kwargs:
             return _add(func, tensors[0], tensors[1])
         if func in MULTIPLIES and len(sums) == 1 and not kwargs:
@@ -95,7 +97,42 @@ class ResidualTensor(torch.Tensor):
             return _map(lambda x: _call(torch.mul, (x, factor), {}), sums[0].expression)
         if func in KEEPS_SUMS and len(sums) == 1 and sums[0] is args[0]:
             return _map(lambda x: _call(func, (x, *args[1:]), kwargs), sums[0].expression)
-        return _call(func, [_read(value) for value in args], {key: _read(value) for key, value in kwargs.items()})
+        values, named = [_read(value) for value in args], {key: _read(value) for key, value in kwargs.items()}
+        if any(isinstance(value, ForkedTensor) for value in (*values, *named.values())):
+            return ForkedTensor.__torch_function__(func, types, values, named)
+        return _call(func, values, named)
+
+
+class ForkedTensor(torch.Tensor):
+    """What several readers compute from one read of a sum of which they leave out different terms: one value each."""
+
+    alternatives: Mapping[str, torch.Tensor]
+
+    @staticmethod
+    def of(alternatives: Mapping[str, Any]) -> ForkedTensor:
+        """The values by reader. The object itself has the first one."""
+        tensor = next(iter(alternatives.values())).as_subclass(ForkedTensor)
+        tensor.alternatives = alternatives
+        return tensor
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Compute it for each reader."""
+        if func.__name__ in METADATA:
+            return _call(func, args, dict(kwargs or {}))
+        args = [_read(arg) for arg in args]
+        forks = [arg for arg in (*args, *(kwargs or {}).values()) if isinstance(arg, ForkedTensor)]
+        results = {}
+        for reader in forks[0].alternatives:
+            mine = [arg.alternatives[reader] if isinstance(arg, ForkedTensor) else arg for arg in args]
+            named = {
+                key: arg.alternatives[reader] if isinstance(arg, ForkedTensor) else arg
+                for key, arg in (kwargs or {}).items()
+            }
+            results[reader] = func(*mine, **named)
+        return ForkedTensor.of(results)
 
 
 def plain(value: Any) -> Any:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from farskip_compile.models.generic_form import GenericFarSkipForm
+from farskip_compile.models.generic_form import GenericFarSkipForm, installed
 from farskip_compile.models.transformers_form import TransformersFarSkipForm, tiny_deepseek_v3
+from tests.compare import assert_gradients_close, run_with_gradients
 from tests.models.test_transformers import compiled, exact, ids
 
 transformers = pytest.importorskip("transformers")
@@ -57,8 +58,14 @@ def llama4() -> Any:
     return transformers.Llama4ForCausalLM(config)
 
 
+def cohere() -> Any:
+    """Attention and experts side by side: they share one norm, of which only the attention's reading changes."""
+    config = transformers.Cohere2MoeConfig(**COMMON, num_experts=8, num_experts_per_tok=2, head_dim=16)
+    return transformers.Cohere2MoeForCausalLM(config)
+
+
 @pytest.mark.parametrize("connectivity", ["full", "attention", "mlp"])
-@pytest.mark.parametrize("family", [granite, qwen2, mixtral, llama4])
+@pytest.mark.parametrize("family", [granite, qwen2, mixtral, llama4, cohere])
 def test_compiled_models_are_bit_equal_to_it(family: Any, connectivity: Any) -> None:
     torch.manual_seed(0)
     model = family().eval().double()
@@ -66,7 +73,8 @@ def test_compiled_models_are_bit_equal_to_it(family: Any, connectivity: Any) -> 
         model.set_experts_implementation("batched_mm")  # takes float64
     with torch.no_grad():
         expected = GenericFarSkipForm(model, connectivity)(input_ids=ids()).logits
-        assert not torch.equal(expected, model(ids()).logits)
+        unchanged = family is cohere and connectivity == "mlp"  # whose experts don't read the attention beside them
+        assert torch.equal(expected, model(ids()).logits) == unchanged
         assert torch.equal(compiled(model, connectivity=connectivity)(ids()).logits, expected)
 
 
@@ -77,8 +85,33 @@ def test_equal_to_the_form_written_by_hand() -> None:
         assert torch.equal(GenericFarSkipForm(model, "none")(input_ids=ids()).logits, model(ids()).logits)
 
 
-def test_a_parallel_block_is_refused() -> None:
-    config = transformers.Cohere2MoeConfig(**COMMON, num_experts=8, num_experts_per_tok=2, head_dim=16)
-    model = transformers.Cohere2MoeForCausalLM(config).eval()
-    with pytest.raises(NotImplementedError, match="share one read"):
-        GenericFarSkipForm(model)(input_ids=ids())
+def test_layer_range() -> None:
+    model = exact(tiny_deepseek_v3())
+    with torch.no_grad():
+        expected = GenericFarSkipForm(model, "full", (2, 2))(ids()).logits
+        assert torch.equal(compiled(model, connectivity="full", layers=(2, 2))(ids()).logits, expected)
+        assert not torch.equal(expected, GenericFarSkipForm(model)(ids()).logits)
+
+
+def test_gradients() -> None:
+    model = exact(tiny_deepseek_v3())
+    expected = run_with_gradients(TransformersFarSkipForm(model), model, ids())
+    form = GenericFarSkipForm(model)
+    output = run_with_gradients(lambda tokens: form(tokens).logits, model, ids())
+    assert torch.equal(output[0], expected[0])
+    assert_gradients_close(output[1], expected[1], 1e-12)
+
+
+def test_installed_with_a_cache() -> None:
+    """Prefill and decode steps through the model's own `generate`, against the whole sequence at once."""
+    model = exact(tiny_deepseek_v3())
+    prompt = ids()[:, :5]
+    with torch.no_grad(), installed(model):
+        tokens = model.generate(prompt, max_new_tokens=4, do_sample=False, use_cache=True)
+        whole = prompt
+        for _ in range(4):
+            whole = torch.cat([whole, model(whole).logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(tokens, whole)
+    assert model.forward.__func__ is type(model).forward
+    plainly = model.generate(prompt, max_new_tokens=4, do_sample=False, use_cache=True)
+    assert not torch.equal(plainly, tokens)

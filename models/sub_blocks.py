@@ -1,0 +1,83 @@
+"""The sub-blocks of any decoder as an eager oracle sees them: modules, told apart by what they do.
+
+Contract: `find_sub_blocks` lists the modules that add to the residual stream; `kind_of` says what one of them is, by
+running it again on other tokens. Parameters and state stay as they are. Nothing of the compiler is used.
+
+1. The decoder's layers are the list (or dictionary) of modules that holds most parameters. Their children with weight
+   matrices are sub-blocks; a child that is a list itself holds several.
+2. A sub-block is a mixer if its output at the last token depends on what it gets at others.
+3. Any other that holds experts is routed. Experts are a module that is called with the indices of a selection beside
+   the tokens, or, where none is, one that is called `experts`; its output is the routed term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from farskip_compile.models.residual_tensor import plain
+
+
+@dataclass(eq=False)
+class SubBlock:
+    """A module that adds to the residual stream."""
+
+    name: str
+    module: nn.Module
+    kind: str = ""
+    """`mixer`, `moe` or `mlp`."""
+    experts: nn.Module | None = None
+    layer: int = 0
+    """As the compiler counts: a layer begins at each mixer."""
+
+
+def find_sub_blocks(model: nn.Module) -> list[SubBlock]:
+    """In the order of the layers; which of them are at work, and in which order, only a run shows."""
+    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList | nn.ModuleDict)]
+    name, layers = max(lists, key=lambda pair: (sum(p.numel() for p in pair[1].parameters()), -len(pair[0])))
+    found = []
+    for layer_name, layer in layers.named_children():
+        for child_name, child in _children(layer):
+            if any(p.dim() > 1 for p in child.parameters()):
+                experts = next((m for n, m in child.named_modules() if n.split(".")[-1] == "experts"), None)
+                experts = child if child_name == "experts" else experts
+                found.append(SubBlock(f"{name}.{layer_name}.{child_name}", child, experts=experts))
+    return found
+
+
+def _children(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in layer.named_children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from ((f"{name}.{inner_name}", inner) for inner_name, inner in child.named_children())
+        else:
+            yield name, child
+
+
+def kind_of(block: SubBlock, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> str:
+    """Run the sub-block again with all tokens but the last one changed, and see whether the last one's output changes.
+
+    Raises:
+        NotImplementedError: it gets no hidden states [B, T, D] or [B * T, D].
+    """
+    values = [*args, *kwargs.values()]
+    hidden = next((v for v in values if isinstance(v, torch.Tensor) and v.is_floating_point() and v.dim() >= 2), None)
+    if hidden is None:
+        raise NotImplementedError(f"{block.name} gets no hidden states")
+    other = plain(hidden).clone()
+    other[..., :-1, :] += torch.linspace(-1.0, 1.0, other[..., :-1, :].numel(), dtype=other.dtype).view_as(
+        other[..., :-1, :]
+    )
+
+    def swap(value: Any) -> Any:
+        return other if value is hidden else plain(value)
+
+    changed = block.module(*map(swap, args), **{key: swap(value) for key, value in kwargs.items()})
+    first, second = (plain(o[0] if isinstance(o, tuple) else o) for o in (output, changed))
+    last = [v.reshape(-1, v.shape[-1])[-1] for v in (first, second)]
+    if not torch.allclose(*last, rtol=1e-3, atol=1e-4 * last[0].abs().max().item()):
+        return "mixer"
+    return "moe" if block.experts is not None else "mlp"
