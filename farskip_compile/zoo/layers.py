@@ -1,0 +1,101 @@
+"""Choose a few layers that stand for all kinds of layers that a configuration has.
+
+Contract: come in the default values of a configuration's fields and the number of layers wanted; out come the numbers
+of the chosen layers, in order, and the per-layer fields cut to them. A few layers more than wanted are chosen if the
+kinds need it, or if there were less than two with experts.
+
+1. A per-layer field is a list as long as there are layers; another form is a rising list of layer numbers.
+2. The kind of a layer is the tuple of its entries. The first layer of each kind is chosen,
+3. then the earliest layers with experts, until there are enough.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MORE = 2
+"""How many more layers than wanted there may be."""
+_EXPERTS = re.compile(r"sparse|moe|expert")
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """The per-layer fields of a configuration."""
+
+    lists: Mapping[str, list[Any]]
+    numbers: Mapping[str, list[int]]
+    """Fields that list layers by number."""
+    length: int
+
+    def chosen(self, layers: int) -> list[int]:
+        """Numbers of the layers that stand for all."""
+        if not self.lists and not self.numbers:
+            return list(range(layers))
+        first: dict[Any, int] = {}
+        for number in range(self.length):
+            first.setdefault(self.kind(number), number)
+        if len(first) > layers + MORE:  # too many combinations: each entry once
+            first = {}
+            for number in range(self.length):
+                for place, entry in enumerate(self.kind(number)):
+                    first.setdefault((place, entry), number)
+        chosen = sorted(set(first.values()))[: layers + MORE]
+        others = [n for n in range(self.length) if n not in chosen]
+        for number in sorted(others, key=lambda n: not self.has_experts(n)):
+            if len(chosen) < layers:
+                chosen.append(number)
+        chosen.sort()
+        # a list that is itself short goes around once more
+        while sum(map(self.has_experts, chosen)) < 2 and len(chosen) < layers + MORE:
+            chosen.append(chosen[len(chosen) - self.length] if len(chosen) >= self.length else len(chosen))
+        return chosen
+
+    def kind(self, number: int) -> tuple[Any, ...]:
+        """What this layer is."""
+        return (*(str(v[number]) for v in self.lists.values()), *(number in v for v in self.numbers.values()))
+
+    def has_experts(self, number: int) -> bool:
+        """Whether this layer has routed experts, as far as the lists tell."""
+        for entries in self.lists.values():
+            if any(isinstance(e, str) and _EXPERTS.search(e) for e in entries):
+                return _EXPERTS.search(str(entries[number])) is not None
+        for name, numbers in self.numbers.items():
+            if re.search(r"mlp_only|dense", name):
+                return number not in numbers
+            if _EXPERTS.search(name):
+                return number in numbers
+        return True
+
+    def cut(self, chosen: list[int]) -> dict[str, list[Any]]:
+        """The fields for the chosen layers."""
+        lists = {name: [entries[n] for n in chosen] for name, entries in self.lists.items()}
+        numbers = {name: [i for i, n in enumerate(chosen) if n in entries] for name, entries in self.numbers.items()}
+        return lists | numbers
+
+
+def per_layer(fields: Mapping[str, Any], length: int) -> PerLayer:
+    """The per-layer fields among `fields` of a configuration with `length` layers."""
+    lists, numbers = {}, {}
+    for name, value in fields.items():
+        if not isinstance(value, (list, tuple)) or not value:
+            continue
+        rising = all(type(v) is int for v in value) and list(value) == sorted(set(value))
+        if rising and re.search(r"layers|ids", name):
+            numbers[name] = list(value)
+        elif len(value) == length > 2:
+            lists[name] = list(value)
+    return PerLayer(lists, numbers, length)
+
+
+def with_named_kinds(cut: dict[str, list[Any]], fields: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Every second layer of another kind, where rotary parameters name a kind that no layer has."""
+    rope, kinds = fields.get("rope_parameters"), cut.get("layer_types")
+    if not isinstance(rope, dict) or not kinds or not all(kind in rope for kind in kinds):
+        return cut
+    unused = [k for k, v in rope.items() if isinstance(v, dict) and k not in kinds]
+    if not unused or not fields.get("sliding_window"):
+        return cut
+    return cut | {"layer_types": [unused[0] if i % 2 else kind for i, kind in enumerate(kinds)]}
