@@ -26,6 +26,7 @@ from torch._inductor import config as inductor_config
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._logging._internal import trace_structured
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils.checkpoint import CheckpointPolicy
 
 PREFER_RECOMPUTE = CheckpointPolicy.PREFER_RECOMPUTE
@@ -148,12 +149,16 @@ def split_checkpoint_kwargs(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dic
 
 
 def same_dim(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
-    """Equal sizes, decided by comparing expressions: `a == b` on a SymInt would install a guard."""
+    """Equal sizes, decided by what is known of them: branching on `a == b` of a SymInt would install a guard.
+
+    Sizes are often equal although their expressions differ: of s tokens, padded to chunks of 8, there are
+    `8 * (pad(s) // 8)`, and the guards of the graph say that this is s.
+    """
     if isinstance(a, int) and isinstance(b, int):
         return a == b
     left = a.node.expr if isinstance(a, torch.SymInt) else a
     right = b.node.expr if isinstance(b, torch.SymInt) else b
-    return bool(left == right)
+    return bool(left == right) or statically_known_true(a == b)
 
 
 def keep_sources(graph: fx.Graph, duplicate: fx.Graph) -> None:
