@@ -25,6 +25,7 @@ from farskip_compile.errors import (
     VerificationError,
 )
 from farskip_compile.explain import Explanation, explain
+from farskip_compile.prepare import Preparation, prepare
 from farskip_compile.report import CompileReport, Outcome, clear_reports, last_reports
 from farskip_compile.schedule_report import ScheduleReport, clear_schedules, last_schedules
 from farskip_compile.verification import Snapshot, snapshot, verify
@@ -60,6 +61,7 @@ __all__ = [
     "farskip",
     "last_reports",
     "last_schedules",
+    "prepare",
     "snapshot",
     "verify",
 ]

@@ -1,0 +1,69 @@
+"""What `prepare` did, and the way back.
+
+Contract: plain records. A `Change` says what was set, from what to what, and why; a `Preparation` is all of them, in
+the order in which they were made, with notes about what was left as it is. `undo` restores in reverse order, once.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+WIDTH = 80
+
+
+def _nothing() -> None:
+    """Nothing to restore."""
+
+
+def named(modules: list[str]) -> str:
+    """The first of them, and how many more."""
+    first = modules[0] or "the model itself"
+    return first if len(modules) == 1 else f"{first} and {len(modules) - 1} more"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that `prepare` set."""
+
+    what: str
+    before: str
+    after: str
+    why: str
+    restore: Callable[[], None] = field(default=_nothing, repr=False, compare=False)
+    """Puts `before` back."""
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                textwrap.fill(self.what, WIDTH, initial_indent="* ", subsequent_indent="  "),
+                *(
+                    textwrap.fill(text, WIDTH, initial_indent=f"    {name:<8}", subsequent_indent=" " * 12)
+                    for name, text in (("before", self.before), ("after", self.after), ("why", self.why))
+                ),
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The result of `prepare`; `print` it."""
+
+    changes: tuple[Change, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was left as it is although it may stand in the way, and why."""
+    _undone: list[bool] = field(default_factory=list, repr=False, compare=False)
+
+    def undo(self) -> None:
+        """Put everything back, the last change first. A second call does nothing."""
+        if self._undone:
+            return
+        self._undone.append(True)
+        for change in reversed(self.changes):
+            change.restore()
+
+    def __str__(self) -> str:
+        blocks = [str(change) for change in self.changes] or ["nothing had to be changed"]
+        blocks += [textwrap.fill(n, WIDTH, initial_indent="* left alone: ", subsequent_indent="  ") for n in self.notes]
+        return "\n".join(blocks)

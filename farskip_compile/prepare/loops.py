@@ -1,0 +1,216 @@
+"""Replace loops over experts in modules that follow transformers' experts interface, but are not dispatched by it.
+
+Contract: in comes a model, out come changes and notes. Looked at are modules whose forward takes
+(hidden_states, top_k_index, top_k_weights), and which transformers does not dispatch by configuration. Their loop
+depends on data and can't be captured. In its place come transformers' own `grouped_mm` (float64: `batched_mm`), if
+and only if that is the same function by behaviour (`probe`): no model is known by name. Otherwise the module is left
+alone, and a note says why.
+
+1. The layout is read off the shapes of the stacked weights. Where shapes leave several, each is tried.
+2. Indices for which one of the two projections has no weights are experts without computation: identity, or nothing.
+   Both are tried. For the kernels they are what indices of another rank are under expert parallelism, which they
+   skip; tokens take the place of what was skipped before routing weights apply, so the output stays one routed term.
+3. The forward is set on the module itself, as transformers' expert parallelism does. Modules whose forward was
+   replaced by others are left alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+from farskip_compile.prepare.changes import Change, named
+from farskip_compile.prepare.implementation import BATCHED, GROUPED, MARK, WHY_LOOP, float_dtype, is_dispatched
+from farskip_compile.prepare.probe import HIDDEN, INTERMEDIATE, Experts, difference
+
+INTERFACE = ("hidden_states", "top_k_index", "top_k_weights")
+DOWN = "down_proj"
+BIAS = "_bias"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How stacked weights are stored, in the terms of transformers' interface."""
+
+    up: str
+    """`gate_up_proj`, or `up_proj` without a gate."""
+    is_transposed: bool
+    has_bias: bool
+    computing: int
+    """Experts with both projections."""
+    indices: int
+    """All that may be routed to."""
+    identity: bool = False
+    """Experts without computation return their tokens, not zero."""
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether gate and up projection are stored as one."""
+        return self.up == "gate_up_proj"
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of small weights of this layout; as many experts as there are, so indices mean the same."""
+        wide = INTERMEDIATE * (2 if self.has_gate else 1)
+        up, down = (wide, HIDDEN), (HIDDEN, INTERMEDIATE)
+        if self.is_transposed:
+            up, down = up[::-1], down[::-1]
+        shapes: dict[str, tuple[int, ...]] = {self.up: (self.indices, *up), DOWN: (self.computing, *down)}
+        if self.has_bias:
+            shapes |= {self.up + BIAS: (self.indices, wide), DOWN + BIAS: (self.computing, HIDDEN)}
+        return shapes
+
+    def describe(self) -> str:
+        """In words."""
+        idle = self.indices - self.computing
+        kind = "identities" if self.identity else "without output"
+        return f"{self.computing} experts" + (f" and {idle} {kind}" if idle else "")
+
+
+class _Stacked:
+    """What transformers' functions read from an experts module, for a module that does not have all of it."""
+
+    has_post_expert_norm = False
+
+    def __init__(self, module: Any, layout: Layout) -> None:
+        self.module = module
+        self.num_experts = layout.computing
+        self.has_gate = layout.has_gate
+        self.has_bias = layout.has_bias
+        self.is_transposed = layout.is_transposed
+        self._is_expert_parallel = layout.indices > layout.computing
+        """They skip indices without an expert, then."""
+        self.act_fn = getattr(module, "act_fn", None)
+        for name in layout.shapes():
+            weight = getattr(module, name)
+            setattr(self, name, weight if len(weight) == layout.computing else weight[: layout.computing])
+
+    def _apply_gate(self, gate_and_up: torch.Tensor) -> torch.Tensor:
+        """The module's own way, or transformers' default one."""
+        if hasattr(self.module, "_apply_gate"):
+            return self.module._apply_gate(gate_and_up)
+        gate, up = gate_and_up.chunk(2, dim=-1)
+        return self.module.act_fn(gate) * up
+
+
+def replace_loops(model: nn.Module) -> tuple[list[Change], list[str]]:
+    """Replace each loop for which an implementation of transformers is the same function."""
+    groups: dict[Layout | str, list[tuple[str, nn.Module]]] = {}
+    known: dict[object, Layout | str] = {}
+    for name, module in model.named_modules():
+        if not _has_own_loop(module):
+            continue
+        shapes = tuple((n, tuple(p.shape)) for n, p in module.named_parameters())
+        key = (type(module), repr(module), shapes, _plain(module))
+        if key not in known:
+            known[key] = _find(module)
+        groups.setdefault(known[key], []).append((name, module))
+    changes, notes = [], []
+    for layout, group in groups.items():
+        what = f"loop over experts in {named([name for name, _ in group])}"
+        if isinstance(layout, str):
+            notes.append(f"{what}: {layout}")
+        else:
+            modules = [module for _, module in group]
+            after = f"grouped_mm (float64: batched_mm), {layout.describe()}"
+            changes.append(Change(what, "eager", after, WHY_LOOP, _install(modules, layout)))
+    return changes, notes
+
+
+def _has_own_loop(module: nn.Module) -> bool:
+    if is_dispatched(module) or "forward" in vars(module):
+        return False
+    parameters = list(inspect.signature(type(module).forward).parameters)[1:]
+    return tuple(parameters[:3]) == INTERFACE
+
+
+def _plain(module: nn.Module) -> tuple[tuple[str, object], ...]:
+    """Numbers and flags of the module: modules that differ in one may compute differently."""
+    return tuple((k, v) for k, v in sorted(vars(module).items()) if isinstance(v, bool | int | float | str | None))
+
+
+def _find(module: nn.Module) -> Layout | str:
+    """The layout under which transformers' functions are this module's forward, or why there is none."""
+    layouts = _layouts(module)
+    if isinstance(layouts, str):
+        return layouts
+    reason = ""
+    for layout in layouts:
+        reasons = (
+            difference(module, type(module).forward, _forward(layout), layout.shapes(), layout.indices, dtype)
+            for dtype in (torch.float64, torch.float32)  # for batched_mm and for grouped_mm
+        )
+        reason = next((r for r in reasons if r), "")
+        if not reason:
+            return layout
+    return f"transformers' implementation {reason}"
+
+
+def _layouts(module: nn.Module) -> list[Layout] | str:
+    """All readings of the shapes of the weights, or why there is none."""
+    weights = dict(module.named_parameters())
+    up = next((n for n in ("gate_up_proj", "up_proj") if n in weights), "gate_up_proj")
+    if not (weights.keys() >= {up, DOWN} and weights[up].dim() == weights[DOWN].dim() == 3):
+        return f"its weights are not stacked as [experts, rows, columns] in {up} and {DOWN}"
+    if float_dtype(module) is None:
+        return "its weights are quantised"
+    has_bias = weights.keys() >= {up + BIAS, DOWN + BIAS}
+    allowed = {up, DOWN, *([up + BIAS, DOWN + BIAS] if has_bias else [])}
+    if others := sorted((weights.keys() | dict(module.named_buffers()).keys()) - allowed):
+        return f"it has weights that the interface does not know: {', '.join(others)}"
+    (indices, *up_shape), (computing, *down_shape) = weights[up].shape, weights[DOWN].shape
+    if computing > indices:
+        return f"{DOWN} has more experts than {up}"
+    found = []
+    for transposed in (False, True):
+        wide, hidden = up_shape[::-1] if transposed else up_shape
+        hidden_out, narrow = down_shape[::-1] if transposed else down_shape
+        if hidden == hidden_out and wide == narrow * (2 if up == "gate_up_proj" else 1):
+            for identity in (True, False) if indices > computing else (False,):
+                found.append(Layout(up, transposed, has_bias, computing, indices, identity))
+    return found or f"the shapes of {up} and {DOWN} don't fit each other"
+
+
+def _forward(layout: Layout) -> Experts:
+    """Transformers' function for this layout; which one depends on the dtype at the time of the call."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    grouped, batched = ALL_EXPERTS_FUNCTIONS[GROUPED], ALL_EXPERTS_FUNCTIONS[BATCHED]
+
+    def forward(
+        self: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        function = batched if hidden_states.dtype == torch.float64 else grouped
+        experts = _Stacked(self, layout)
+        if layout.indices == layout.computing:
+            return function(experts, hidden_states, top_k_index, top_k_weights)
+        # each pair of a token and an expert on its own, so that an identity can take the place of what is skipped
+        tokens, k = top_k_index.shape
+        pairs = hidden_states.unsqueeze(1).expand(-1, k, -1)  # [T, K, D]
+        flat = top_k_index.reshape(-1, 1)  # [T*K, 1]
+        one = torch.ones_like(flat, dtype=hidden_states.dtype)
+        computed = function(experts, pairs.reshape(tokens * k, -1), flat, one).view_as(pairs)
+        idle = (top_k_index >= layout.computing).unsqueeze(-1)  # [T, K, 1]
+        results = torch.where(idle, pairs if layout.identity else torch.zeros_like(pairs), computed)
+        return (results * top_k_weights.unsqueeze(-1)).sum(dim=1).to(hidden_states.dtype)
+
+    setattr(forward, MARK, True)
+    return forward
+
+
+def _install(modules: list[nn.Module], layout: Layout) -> Callable[[], None]:
+    """Set the forward on each module; returns what removes it again."""
+    forward = _forward(layout)
+    for module in modules:
+        vars(module)["forward"] = MethodType(forward, module)
+
+    def restore() -> None:
+        for module in modules:
+            vars(module).pop("forward", None)
+
+    return restore

@@ -1,0 +1,63 @@
+"""`prepare`: the steps in their order. See the package for the contract."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import nn
+
+from farskip_compile._compat.compiled import is_compiled
+from farskip_compile.errors import ConfigError
+from farskip_compile.prepare.changes import Change, Preparation
+from farskip_compile.prepare.generation import keep_generate_from_compiling
+from farskip_compile.prepare.implementation import choose_implementation
+from farskip_compile.prepare.loops import replace_loops
+from farskip_compile.prepare.recording import install_recording
+from farskip_compile.prepare.warm_up import warm_up
+
+
+def prepare(model: nn.Module, *args: Any, **kwargs: Any) -> Preparation:
+    """Make a model ready for `torch.compile(model, backend="farskip", fullgraph=True)`, in place.
+
+    Args:
+        model: the model, not compiled yet, in the dtype it will run in.
+        args: example inputs. If there are any, the model is called once on copies of them, without gradients.
+        kwargs: the same, by name.
+
+    Returns:
+        What was changed, with a way back.
+    """
+    _refuse_compiled(model)
+    changes: list[Change] = []
+    notes: list[str] = []
+    if "transformers" in sys.modules:  # else no part of the model can come from it
+        changes += _switch_expert_parallel(model)
+        changes += choose_implementation(model)
+        replaced, notes = replace_loops(model)
+        changes += replaced
+        changes += install_recording(model)
+        changes += keep_generate_from_compiling(model)
+    preparation = Preparation(tuple(changes), tuple(notes))
+    if args or kwargs:
+        try:
+            warm_up(model, args, kwargs)
+        except BaseException:
+            preparation.undo()
+            raise
+    return preparation
+
+
+def _refuse_compiled(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"prepare takes a module, not {type(model).__name__}", way_out="pass the model itself")
+    for name, module in model.named_modules():
+        if is_compiled(module):
+            raise ConfigError(
+                f"{name or 'the model'} is compiled already, prepare changes what is to be compiled",
+                way_out="prepare(model) first, then torch.compile(model)",
+            )
+
+
+def _switch_expert_parallel(model: nn.Module) -> list[Change]:
+    return []
