@@ -32,6 +32,9 @@ from farskip_compile.passes.schedule_graph import pins, schedule_graph
 from farskip_compile.passes.schedule_kernels import schedule_kernels
 from farskip_compile.schedule_report import ScheduleReport, timelines
 
+NOT_AN_ACCELERATOR = ("cpu", "meta")
+"""Models make tensors on `meta` to ask for a shape or a stride."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -52,7 +55,8 @@ def make_plan(config: FarSkipConfig, module: fx.GraphModule) -> Plan | None:
     profile = config.profile
     if profile is None:
         values = (ops.tensor(node) for node in module.graph.nodes)
-        device = next((value.device for value in values if value is not None and value.device.type != "cpu"), None)
+        devices = (value.device for value in values if value is not None)
+        device = next((device for device in devices if device.type not in NOT_AN_ACCELERATOR), None)
         name = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else ""
         profile = default_profile(device.type if device is not None else "cpu", name)
     assert isinstance(profile, HardwareProfile)

@@ -1,0 +1,34 @@
+"""For which device a graph is scheduled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import fx
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from farskip_compile.config import FarSkipConfig
+from farskip_compile.costs import default_profile
+from farskip_compile.overlap_passes import make_plan
+
+
+@pytest.fixture
+def two_ranks() -> Iterator[None]:
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("two_ranks")
+def test_a_tensor_on_meta_is_no_device() -> None:
+    """Tensor-parallel layers of transformers ask such a tensor for its stride."""
+
+    graph = fx.Graph()
+    graph.placeholder("x").meta["example_value"] = torch.ones(3)
+    graph.call_function(torch.ones, (3,), {"device": "meta"}).meta["example_value"] = torch.ones(3, device="meta")
+    plan = make_plan(FarSkipConfig(), fx.GraphModule({}, graph))
+    assert plan is not None
+    assert plan.profile == default_profile("cpu")
