@@ -4,9 +4,8 @@ Contract: `build_deepseek_v3` and `build_qwen3` give the library's own debug mod
 inputs; `EagerForm` is another wiring of a model's own sub-modules and uses nothing of the compiler. torchtitan is
 imported when a function is called, not before. What a CPU needs is all in here:
 
-1. `titan()` puts an empty module in place of `torchtitan.distributed.minimal_async_ep` while it imports: that
-   dispatcher is made of Triton kernels and imports Triton at the top, but there is no Triton for CPUs. The models use
-   another dispatcher.
+1. `titan()` puts an empty module in place of `torchtitan.distributed.minimal_async_ep` where there is no Triton: that
+   dispatcher is made of Triton's kernels, so that importing it fails. The models use another one.
 2. `on_cpu()` replaces three things for a while. The library compiles flex attention and the making of its mask apart
    with Inductor; both run here operator by operator, as the compiled model does under `inner="eager"`, so that results
    can be compared bit by bit. And PyTorch refuses flex attention on a CPU where a gradient is needed, since Inductor
@@ -23,11 +22,11 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
-import torch._inductor.compile_fx  # looks for Triton when it is first imported; must not do so within `titan()`
 from torch import nn
 from torch.nn.attention import flex_attention
 
@@ -45,16 +44,11 @@ IMPORTED_FROM_IT = (
 
 def titan(name: str) -> Any:
     """The module `torchtitan.models.<name>`."""
-    if "torchtitan.models.common" in sys.modules:
-        return import_module(f"torchtitan.models.{name}")
-    empty = types.ModuleType(NEEDS_TRITON)
-    for attribute in IMPORTED_FROM_IT:
-        setattr(empty, attribute, None)
-    with patch.dict(sys.modules):
+    if NEEDS_TRITON not in sys.modules and find_spec("triton") is None:
+        empty = types.ModuleType(NEEDS_TRITON)
+        for attribute in IMPORTED_FROM_IT:
+            setattr(empty, attribute, None)
         sys.modules[NEEDS_TRITON] = empty
-        import_module("torchtitan.models.common")
-        imported = {key: module for key, module in sys.modules.items() if module is not empty}
-    sys.modules.update(imported)
     return import_module(f"torchtitan.models.{name}")
 
 
