@@ -17,8 +17,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 CAUSAL_LM = "ForCausalLM"
@@ -79,7 +81,7 @@ def has_experts(config_class: type[Any]) -> bool:
     if any(counts_experts(field.name) and _is_integer(field) for field in dataclasses.fields(config_class)):
         return True
     parts: dict[str, Any] = getattr(config_class, "sub_configs", None) or {}
-    return any(not part.model_type and has_experts(part) for part in parts.values() if dataclasses.is_dataclass(part))
+    return any(hasattr(part, "model_type") and not part.model_type and has_experts(part) for part in parts.values())
 
 
 def _is_integer(field: dataclasses.Field[Any]) -> bool:
@@ -104,6 +106,10 @@ def _family(config_class: type[Any], registered: str | None) -> Family | None:
             return None  # a multimodal model stands in for a causal language model
         return Family(class_name=registered, module=model_class.__module__, **described)
     try:
+        spec = importlib.util.find_spec(module)
+        # most of these modules are large, and have none: look before importing
+        if spec is None or spec.origin is None or CAUSAL_LM not in Path(spec.origin).read_text(encoding="utf-8"):
+            return None
         members = vars(importlib.import_module(module))
     except Exception:  # no model beside the configuration
         return None

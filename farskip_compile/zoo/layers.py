@@ -88,14 +88,3 @@ def per_layer(fields: Mapping[str, Any], length: int) -> PerLayer:
         elif len(value) == length > 2:
             lists[name] = list(value)
     return PerLayer(lists, numbers, length)
-
-
-def with_named_kinds(cut: dict[str, list[Any]], fields: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Every second layer of another kind, where rotary parameters name a kind that no layer has."""
-    rope, kinds = fields.get("rope_parameters"), cut.get("layer_types")
-    if not isinstance(rope, dict) or not kinds or not all(kind in rope for kind in kinds):
-        return cut
-    unused = [k for k, v in rope.items() if isinstance(v, dict) and k not in kinds]
-    if not unused or not fields.get("sliding_window"):
-        return cut
-    return cut | {"layer_types": [unused[0] if i % 2 else kind for i, kind in enumerate(kinds)]}

@@ -38,6 +38,8 @@ class Sizes:
     """Shorter than the ten tokens of the test input, so that a window hides something."""
     lora: int = 32
     small: int = 16
+    fill: bool = False
+    """Give numbers of heads and the like a value that the default leaves open, for code that needs one."""
 
 
 Fields = Mapping[str, Any]
@@ -60,7 +62,7 @@ def shrink(name: str, value: Any, fields: Fields, sizes: Sizes) -> Any:
     if isinstance(value, bool):
         return value or ("moe" in name and _SWITCH.search(name) is not None)
     if value is None or value == 0:
-        return _switched_on(name, value, sizes)
+        return _switched_on(name, value, fields, sizes)
     if isinstance(value, float) or (value == 1 and _MULTIPLIER.search(name)):
         return _number(name, value)
     if isinstance(value, int) and counts_experts(name) and "zero" not in name:
@@ -68,22 +70,26 @@ def shrink(name: str, value: Any, fields: Fields, sizes: Sizes) -> Any:
     if isinstance(value, int):
         return next((rule(name, value, fields, sizes) for pattern, rule in _RULES if re.search(pattern, name)), value)
     if isinstance(value, (list, tuple)):
-        return [shrink(name, item, fields, sizes) for item in value]
+        return type(value)(shrink(name, item, fields, sizes) for item in value)
     if isinstance(value, dict) and name.endswith("rates"):
         return {key: shrink(name, item, fields, sizes) for key, item in value.items()}
     return value
 
 
-def _switched_on(name: str, value: Any, sizes: Sizes) -> Any:
+def _switched_on(name: str, value: Any, fields: Fields, sizes: Sizes) -> Any:
     """Experts that the default leaves out."""
     if counts_experts(name):
         return sizes.experts
     if re.search(_TOP_K, name):
         return sizes.top_k
+    if value is None and sizes.fill:
+        return next((fill(fields, sizes) for pattern, fill in _FILL if re.search(pattern, name)), None)
     if re.search(_SHARED_COUNT, name):
         return 1
     if re.search(r"^moe_intermediate_size$|^shared_(expert_)?intermediate_size$", name):
         return sizes.expert
+    if name == "first_k_dense_replace":  # a kind of layer that the code has
+        return 1
     return value
 
 
@@ -188,4 +194,18 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     (r"intermediate_size|ffn_hidden_size|ffn_dim|d_ff$", _to(lambda sizes: sizes.dense)),
     (r"^hidden_size$|^d_model$", _to(lambda sizes: sizes.hidden)),
     (r"hidden_size|embed_dim$|latent_size$", _share_of_hidden),
+)
+
+_FILL: tuple[tuple[str, Callable[[Fields, Sizes], int]], ...] = (
+    (r"kv_heads$", lambda fields, sizes: 1),
+    (r"heads$", lambda fields, sizes: 2),
+    (
+        r"head_dim$",
+        lambda fields, sizes: (
+            _head_dim("", fields["head_dim"], fields, sizes) if fields.get("head_dim") else sizes.hidden // sizes.heads
+        ),
+    ),
+    (r"budget$", lambda fields, sizes: 4),
+    (r"ratio$", lambda fields, sizes: 2),
+    (r"clip", lambda fields, sizes: 8),
 )

@@ -4,24 +4,30 @@ Contract: comes in a `Family`; out comes its model in eval mode, with random wei
 few layers that stand for all kinds, eight experts of which two are used. The global random state is left as it was.
 A family that can't be built or run raises `CannotBuild` with the reason and the line of the family's source.
 
-1. Take the defaults of the configuration's fields, shrink each by its role (`sizes`), cut per-layer fields (`layers`).
-   What the class derives by itself, it derives again.
+1. Take the defaults of the configuration's fields, shrink each by its role (`sizes`), cut per-layer fields (`layers`),
+   mix in kinds of layers that the code has, and the default does not use (`kinds`).
 2. Build the model, give visible values to parameters that start out constant, and run it once.
-3. If that fails, try other sizes: some classes allow one expert per token only, or as many key heads as heads.
+3. If that fails, try without those kinds, with values for numbers that the default leaves open, with one expert per
+   token.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 import traceback
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 from torch import nn
 
 from farskip_compile.errors import FarSkipError, Where
-from farskip_compile.zoo.families import Family
-from farskip_compile.zoo.layers import per_layer, with_named_kinds
+from farskip_compile.zoo.families import Family, counts_experts
+from farskip_compile.zoo.kinds import WORDS, mixed
+from farskip_compile.zoo.layers import per_layer
 from farskip_compile.zoo.sizes import Sizes, shrink
 
 NOISE = 0.1
@@ -43,14 +49,14 @@ def build_tiny(family: Family, layers: int = 4, seed: int = 0) -> nn.Module:
     if family.reason is not None:
         raise CannotBuild(f"{family.class_name} can't be imported: {family.reason}", way_out="install what is missing")
     model_class, config_class = family.load()
+    source = inspect.getsource(inspect.getmodule(model_class) or model_class)
     sizes = Sizes(layers=layers)
     failure: Exception | None = None
-    for attempt in (sizes, dataclasses.replace(sizes, top_k=1), dataclasses.replace(sizes, experts=16)):
+    for attempt, text in product((sizes, replace(sizes, fill=True), replace(sizes, top_k=1)), (source, "")):
         try:
-            config = tiny_config(config_class, attempt)
-            return _checked(_built(model_class, config, seed), attempt)
+            return _built_and_run(model_class, partial(tiny_config, config_class, attempt, text), seed)
         except Exception as error:  # whatever a model's own code raises
-            failure = failure or error
+            failure = error if attempt is sizes or failure is None else failure
     assert failure is not None
     raise CannotBuild(
         f"{family.class_name}: {type(failure).__name__}: {failure}",
@@ -59,34 +65,44 @@ def build_tiny(family: Family, layers: int = 4, seed: int = 0) -> nn.Module:
     ) from failure
 
 
-def tiny_config(config_class: type[Any], sizes: Sizes) -> Any:
-    """A configuration of this class, with the default's structure and tiny sizes."""
+def tiny_config(config_class: type[Any], sizes: Sizes, source: str = "") -> Any:
+    """A configuration of this class, with the default's structure and tiny sizes.
+
+    Args:
+        config_class: of the configuration.
+        sizes: to use.
+        source: of the model; kinds of layers that it knows are mixed in where the default has one kind only.
+    """
     default = config_class()
     # not by getattr: a value that differs from layer to layer may not be read that way
-    values = {field.name: vars(default).get(field.name) for field in dataclasses.fields(config_class)}
-    length = getattr(default, "num_hidden_layers", 0)
-    listed = per_layer(values, length)
+    alias = getattr(config_class, "attribute_map", None) or {}
+    values = {field.name: vars(default).get(alias.get(field.name, field.name)) for field in fields(config_class)}
+    listed = per_layer(values, getattr(default, "num_hidden_layers", 0))
     chosen = listed.chosen(sizes.layers)
-    sizes = dataclasses.replace(sizes, layers=len(chosen))
-    cut = with_named_kinds(listed.cut(chosen), values)
+    sizes = replace(sizes, layers=len(chosen))
+    cut = listed.cut(chosen)
+    if source:
+        missing = {name: None for name in values if name.endswith(WORDS) and not values[name]}
+        cut.update(mixed(cut | missing, source, len(chosen)))
     given: dict[str, Any] = {}
-    for field in dataclasses.fields(config_class):
+    for field in fields(config_class):
         value = values[field.name]
         if hasattr(value, "sub_configs"):
             given[field.name] = tiny_config(type(value), sizes)
         elif field.name in cut:
             entries = cut[field.name]
             given[field.name] = entries if field.name in listed.numbers else shrink(field.name, entries, values, sizes)
-        elif field.default is not None or value is None:
+        else:
             small = shrink(field.name, value, values, sizes)
-            if small is not value and small != value:
+            if small is not value and small != value:  # what is the same, the class finds out again
                 given[field.name] = small
+    if any("sliding" in str(kind) for kind in cut.get("layer_types", ())) and not values.get("sliding_window"):
+        given["sliding_window"] = sizes.window
+        given.update({name: True for name in values if name == "use_sliding_window"})
     overrides = default.to_dict().get("per_layer_config") or {}
     if overrides:
         given["per_layer_config"] = _cut_overrides(overrides, chosen, values, sizes)
-    if "use_cache" in values:
-        given["use_cache"] = False
-    return config_class(**given)
+    return config_class(**given, use_cache=False)
 
 
 def _cut_overrides(overrides: dict[Any, Any], chosen: list[int], values: Any, sizes: Sizes) -> dict[int, Any]:
@@ -98,24 +114,45 @@ def _cut_overrides(overrides: dict[Any, Any], chosen: list[int], values: Any, si
     }
 
 
-def _built(model_class: type[Any], config: Any, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model: nn.Module = model_class(config).eval()
-        _unhide(model)
-    return model
+def _built_and_run(model_class: type[Any], make_config: Callable[[], Any], seed: int) -> nn.Module:
+    """Build and run; what the code looks for on a part of the configuration in vain, gets there from the others."""
+    supplied: dict[type[Any], dict[str, Any]] = {}
+    while True:
+        config = make_config()
+        parts = [config, *(vars(config)[name] for name in getattr(config, "sub_configs", None) or {})]
+        for part in parts:
+            for name, value in supplied.get(type(part), {}).items():
+                setattr(part, name, value)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model: nn.Module = model_class(config).eval()
+                _unhide(model, config)
+            return _checked(model, config)
+        except AttributeError as error:
+            known = {**(getattr(config, "rope_parameters", None) or {}), **vars(config)}
+            name, kind = str(error.name), type(error.obj)
+            if name not in known or name in supplied.get(kind, {}) or kind not in map(type, parts):
+                raise
+            supplied.setdefault(kind, {})[name] = known[name]
 
 
 @torch.no_grad()
-def _unhide(model: nn.Module) -> None:
-    """Add noise to constants: a weight of one or a gate of zero hides what it multiplies."""
+def _unhide(model: nn.Module, config: Any) -> None:
+    """Noise for constants: a weight of one or a gate of zero hides what it multiplies, a table of zeros all experts."""
+    experts = next((v for k, v in vars(config).items() if counts_experts(k) and isinstance(v, int)), 1)
     for tensor in model.state_dict(keep_vars=True).values():
-        if tensor.is_floating_point() and tensor.numel() > 0 and bool((tensor == tensor.flatten()[0]).all()):
+        if tensor.numel() == 0 or not bool((tensor == tensor.flatten()[0]).all()):
+            continue
+        if tensor.is_floating_point():
             tensor.add_(torch.randn(tensor.shape) * NOISE)
+        elif tensor.dim() == 2 and tensor.shape[0] == config.vocab_size and tensor.shape[1] <= experts:
+            # experts by token, which a checkpoint would bring along
+            tensor.copy_(torch.rand(tensor.shape[0], experts).argsort(1)[:, : tensor.shape[1]])
 
 
-def _checked(model: nn.Module, sizes: Sizes) -> nn.Module:
-    ids = torch.arange(20).view(2, 10) * 5 % sizes.vocabulary
+def _checked(model: nn.Module, config: Any) -> nn.Module:
+    ids = torch.arange(20).view(2, 10) * 5 % config.vocab_size
     with torch.no_grad():
         logits = model(ids).logits
     if not bool(torch.isfinite(logits).all()):
