@@ -173,7 +173,8 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     # layers
     (r"^(num|n)_(hidden_)?layers$", _to(lambda sizes: sizes.layers)),
     (r"first_k_dense|num_dense_layers|decoder_sparse_step", _at_most(1)),
-    (r"layer(_index)?_(start|end)|layer_index|layers_per.*block", _border),
+    (r"layer(_index)?_(start|end)|layer_index", _border),
+    (r"layers_per.*block", _at_most(1)),  # borders are multiples of it
     (r"offset$", _offset),
     (r"(pattern|period|interval|step|_layers|layer_group_size)$", _at_most(lambda sizes: sizes.layers)),
     # heads
