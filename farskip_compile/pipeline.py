@@ -16,10 +16,10 @@ from typing import Any
 from torch import fx
 
 from farskip_compile._compat import callers_graph_break, graph_break_reason, is_module_state, is_resumed, keep_sources
-from farskip_compile.async_calls import async_collective
 from farskip_compile.collector import collector_paused
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import NotASumError, PartialModelError, Where
+from farskip_compile.known_breaks import known_break
 from farskip_compile.passes import ops
 from farskip_compile.passes.connectivity import Request, ask
 from farskip_compile.passes.merge_reductions import merge_reductions
@@ -154,7 +154,7 @@ def _read_whole(module: fx.GraphModule) -> ResidualTable | None:
         raise _partial("before its beginning", callers_graph_break(), stream.base.name)
     if begins_open and ends_open and all(user.op == "output" for user in stream.root.users):
         cut = callers_graph_break()
-        raise async_collective(cut, stream.base.name) or PartialModelError(
+        raise known_break(cut, stream.base.name) or PartialModelError(
             f"the graph begins and ends with the raw residual stream ({len(table.rows)} sub-blocks in it): layers seem "
             "to be compiled one by one, and FarSkip connects two layers"
             + (f", because Dynamo met a graph break: {cut}" if cut else ""),
@@ -165,7 +165,7 @@ def _read_whole(module: fx.GraphModule) -> ResidualTable | None:
 
 
 def _partial(place: str, reason: str | None, node: str | None) -> PartialModelError:
-    return async_collective(reason, node) or PartialModelError(
+    return known_break(reason, node) or PartialModelError(
         f"a graph break cuts the residual stack {place}: {reason or 'reason unknown'}",
         way_out="remove the break or move it out of the model; torch.compile(..., fullgraph=True) shows it as an error",
         where=Where(node=node),

@@ -180,6 +180,11 @@ def is_linear_collective(node: fx.Node) -> bool:
     return "reduce" not in name or any(str(arg).lower() in LINEAR_REDUCTIONS for arg in node.args[1:2])
 
 
+def is_redistribution(node: fx.Node) -> bool:
+    """A DTensor brought to other placements: a collective, but one that shows only after differentiation."""
+    return op_name(node).endswith("redistribute") or op_name(node) == "full_tensor"
+
+
 def is_matmul(node: fx.Node) -> bool:
     """Any product of matrices: linear, mm, bmm, einsum, grouped matmul, also as a custom op."""
     return _names_matmul(op_name(node))
@@ -290,10 +295,9 @@ def _written_parameters(target: OpOverload) -> tuple[tuple[int, str], ...]:
 def _writes_first(target: object, is_function: bool) -> bool:
     """Whether a method or function is in place by its name: `add_`, `operator.iadd`, `operator.setitem`."""
     name = _function_name(target) if is_function else str(target)
-    if name.endswith("_") and not name.endswith("__") and "::" not in name:
-        return True
     if not is_function or getattr(target, "__module__", "") != "_operator":
-        return False
+        return name.endswith("_") and not name.endswith("__") and "::" not in name
+    # here an underscore only avoids a keyword: operator.and_ writes nothing
     in_place_twin = name.startswith("i") and (hasattr(operator, name[1:]) or hasattr(operator, f"{name[1:]}_"))
     return name == "setitem" or in_place_twin
 

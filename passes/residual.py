@@ -22,6 +22,7 @@ from torch import fx
 
 from farskip_compile.errors import NotASumError
 from farskip_compile.passes import ops
+from farskip_compile.passes.hidden_collectives import collectives_of
 from farskip_compile.passes.kinds import Finding, Kind, classify, gather_facts
 from farskip_compile.passes.regions import Region, find_regions, reads
 from farskip_compile.passes.stream import Stream, read_stream
@@ -229,14 +230,12 @@ def _name_terms(
 
 def _collectives(stream: Stream, region: Region) -> tuple[str, ...]:
     """Collectives in the region and on the way from the term to the main chain."""
-    found = [node for node in region.owned if ops.is_collective(node)]
+    nodes = list(region.owned)
     node = region.leaf
     while (parent := stream.parents.get(node)) is not None and parent not in stream.values:
         node = parent
-        if ops.is_collective(node):
-            found.append(node)
-    names = (ops.op_name(n).split("::")[1] for n in sorted(found, key=lambda n: stream.order[n]))
-    return tuple(names)
+        nodes.append(node)
+    return tuple(name for node in sorted(nodes, key=lambda n: stream.order[n]) for name in collectives_of(node))
 
 
 def _name_rows(groups: list[_Group], kinds: list[Kind]) -> tuple[SubBlock, ...]:

@@ -177,4 +177,5 @@ def is_module_state(placeholder: fx.Node) -> bool:
     guard_source = getattr(source, "guard_source", None)
     if callable(guard_source):  # a method before it became a property
         guard_source = guard_source()
-    return "NN_MODULE" in getattr(guard_source, "name", "")
+    name = getattr(guard_source, "name", "")
+    return "NN_MODULE" in name or "FSDP_MODULE" in name

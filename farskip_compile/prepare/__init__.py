@@ -15,6 +15,7 @@ is not the same function, is left alone and noted. `transformers` is imported on
 """
 
 from farskip_compile.prepare.changes import Change, Preparation
+from farskip_compile.prepare.expert_parallel import register_expert_parallel, switch_expert_parallel
 from farskip_compile.prepare.main import prepare
 
-__all__ = ["Change", "Preparation", "prepare"]
+__all__ = ["Change", "Preparation", "prepare", "register_expert_parallel", "switch_expert_parallel"]

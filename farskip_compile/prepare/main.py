@@ -10,6 +10,7 @@ from torch import nn
 from farskip_compile._compat.compiled import is_compiled
 from farskip_compile.errors import ConfigError
 from farskip_compile.prepare.changes import Change, Preparation
+from farskip_compile.prepare.expert_parallel import switch_expert_parallel
 from farskip_compile.prepare.generation import keep_generate_from_compiling
 from farskip_compile.prepare.implementation import choose_implementation
 from farskip_compile.prepare.loops import replace_loops
@@ -32,7 +33,7 @@ def prepare(model: nn.Module, *args: Any, **kwargs: Any) -> Preparation:
     changes: list[Change] = []
     notes: list[str] = []
     if "transformers" in sys.modules:  # else no part of the model can come from it
-        changes += _switch_expert_parallel(model)
+        changes += switch_expert_parallel(model)
         changes += choose_implementation(model)
         replaced, notes = replace_loops(model)
         changes += replaced
@@ -57,7 +58,3 @@ def _refuse_compiled(model: object) -> None:
                 f"{name or 'the model'} is compiled already, prepare changes what is to be compiled",
                 way_out="prepare(model) first, then torch.compile(model)",
             )
-
-
-def _switch_expert_parallel(model: nn.Module) -> list[Change]:
-    return []
