@@ -12,7 +12,7 @@ imported when a function is called, not before. What a CPU needs is all in here:
    has no such kernel for CPUs; operator by operator there is one.
 
 Apart from that the models differ from the library's debug models in the values of their weights, in the experts' inner
-size, and in the number of layers where one is given.
+size, and in the number of layers where some are picked.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torch import nn
 from torch.nn.attention import flex_attention
 
 Example = tuple[nn.Module, tuple[Any, ...]]
+ALL = slice(None)
 
 NEEDS_TRITON = "torchtitan.distributed.minimal_async_ep"
 IMPORTED_FROM_IT = (
@@ -68,25 +69,35 @@ def token_ids(seed: int = 0, batch: int = 2, length: int = 10) -> torch.Tensor:
     return torch.randint(0, 2048, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def build_deepseek_v3(layers: int | None = None, dtype: torch.dtype = torch.float32, seed: int = 0) -> Example:
-    """`debugmodel`: a dense layer, then five with eight experts and shared ones; latent attention."""
-    return _build(titan("deepseek_v3").model_registry("debugmodel"), layers, dtype, seed)
+def build_deepseek_v3(
+    layers: slice = ALL, dtype: torch.dtype = torch.float32, *, expert_parallel: bool = False
+) -> Example:
+    """`debugmodel`: a dense layer, then five with eight experts and shared ones; latent attention.
+
+    Args:
+        layers: which of them.
+        dtype: of parameters and counters.
+        expert_parallel: with what the model's `parallelize` has to know; it is not called.
+    """
+    config = titan("deepseek_v3").model_registry("debugmodel").model
+    if expert_parallel:
+        titan("deepseek_v3.sharding").set_deepseek_v3_sharding_config(config, enable_sp=False, enable_ep=True)
+    return _build(config, layers, dtype)
 
 
-def build_qwen3(layers: int | None = None, dtype: torch.dtype = torch.float32, seed: int = 0) -> Example:
+def build_qwen3(layers: slice = ALL, dtype: torch.dtype = torch.float32) -> Example:
     """`debugmodel_moe`: eight layers with 64 experts and no shared ones; grouped-query attention."""
-    return _build(titan("qwen3").model_registry("debugmodel_moe"), layers, dtype, seed)
+    return _build(titan("qwen3").model_registry("debugmodel_moe").model, layers, dtype)
 
 
-def _build(spec: Any, layers: int | None, dtype: torch.dtype, seed: int) -> Example:
-    config = spec.model
-    config.layers = config.layers[:layers]
+def _build(config: Any, layers: slice, dtype: torch.dtype) -> Example:
+    config.layers = config.layers[layers]
     for layer in config.layers:
         if layer.moe is not None:
             layer.moe.routed_experts.inner_experts.hidden_dim = 32
     model = config.build()
     model.init_states()  # rotations and counters too
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         # the library's own start is so small a step from the identity that connections hardly show, and norms are one
         spread = 0.3 if parameter.dim() == 1 else parameter.shape[-1] ** -0.5
