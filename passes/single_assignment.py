@@ -135,7 +135,8 @@ def _out_of_place(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
     elif write.op == "call_method":
         target = name.removesuffix("_") if hasattr(torch.Tensor, name.removesuffix("_")) else None
     elif getattr(write.target, "__module__", "") == "_operator":
-        target = getattr(operator, name.removeprefix("i"), None) if name != "setitem" else None
+        plain = name.removeprefix("i")
+        target = getattr(operator, plain, getattr(operator, f"{plain}_", None)) if name != "setitem" else None
     else:
         target = getattr(torch, name.removesuffix("_"), None) or getattr(torch.nn.functional, name.rstrip("_"), None)
     if target is None:

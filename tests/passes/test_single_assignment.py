@@ -57,6 +57,14 @@ def operators(x, s):
     return (y * 1,)
 
 
+def logical_operators(x, s):
+    mask = x > 0
+    both = mask & (s > 1.5)  # operator.and_, which writes nothing
+    either = mask | both
+    either &= s > 1.2
+    return mask * 1, both * 1, either * 1
+
+
 def through_a_view(x, s):
     y = x * 2
     y.view(-1).add_(s.view(-1))
@@ -123,6 +131,7 @@ def no_op_cast_is_the_same_memory(x, s):
     [
         add_twice,
         operators,
+        logical_operators,
         through_a_view,
         two_views,
         result_of_the_write,
