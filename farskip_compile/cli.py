@@ -1,4 +1,4 @@
-"""The command line: `farskip explain MODEL`, `farskip demo` and `farskip overlap TRACE...` (in `cli_overlap`).
+"""The command line: `farskip explain MODEL`, `farskip demo`; `farskip overlap` and `farskip zoo` have files of their own.
 
 Contract: exit status 0 if all went well, 1 if a model was refused or a check failed, 2 for wrong usage. Errors of this
 package are a short panel, never a traceback. With `--json`, stdout holds one JSON document and nothing else.
@@ -22,6 +22,7 @@ from rich.console import Console
 
 from farskip_compile import render_text
 from farskip_compile.cli_overlap import overlap_command
+from farskip_compile.cli_zoo import zoo_command
 from farskip_compile.errors import ConfigError
 from farskip_compile.explain import Refusal, explain, versions
 from farskip_compile.model_source import Loaded, built_in_names, load
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 
 app.command("overlap")(overlap_command)
+app.command("zoo")(zoo_command)
 
 
 class Wish(StrEnum):

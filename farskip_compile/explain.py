@@ -94,7 +94,7 @@ def explain(
     except BackendCompilerFailed:
         raise  # a defect of this package, whose traceback is needed
     except TorchDynamoException as error:
-        return Explanation(name, config, None, _not_captured(error))
+        return Explanation(name, config, None, not_captured(error))
     try:
         as_written = _capture(model, args, kwargs, FarSkipConfig(connectivity="none", inner="eager"))
     except FarSkipError:
@@ -138,7 +138,7 @@ def _capture(
     return reports[-1]
 
 
-def _not_captured(error: TorchDynamoException) -> Refusal:
+def not_captured(error: TorchDynamoException) -> Refusal:
     """Dynamo's message, without its links and its stack."""
     if (call := async_collective(str(error))) is not None:
         return Refusal(type(call).__name__, call.reason, str(call.where), call.way_out)

@@ -1,4 +1,4 @@
-"""The MODEL argument of the command line: a built-in name, or `package.module:callable`.
+"""The MODEL argument of the command line: a built-in name, `transformers:FAMILY`, or `package.module:callable`.
 
 Contract: `load` returns a model and example inputs, or raises a `ConfigError` that says what the argument should be.
 What the user's callable itself raises is passed on. The current directory is importable.
@@ -20,10 +20,9 @@ from torch import nn
 
 from farskip_compile.errors import ConfigError
 from farskip_compile.models import MODELS, build
-from farskip_compile.models.transformers_form import tiny_deepseek_v3
 
-TRANSFORMERS = {"transformers:deepseek_v3": tiny_deepseek_v3}
-"""Models that `transformers` builds, tiny and random."""
+TRANSFORMERS = "transformers:"
+"""What stands before the model type of a family of the zoo, which is built tiny and random."""
 
 EXAMPLE_SHAPE = (2, 8)
 
@@ -39,7 +38,7 @@ class Loaded:
 
 def built_in_names() -> list[str]:
     """What MODEL can be, besides `package.module:callable`."""
-    return [*MODELS, *TRANSFORMERS]
+    return [*MODELS, f"{TRANSFORMERS}FAMILY"]
 
 
 def load(name: str) -> Loaded:
@@ -50,10 +49,8 @@ def load(name: str) -> Loaded:
     """
     if name in MODELS:
         return _with_inputs(name, build(name))
-    if name in TRANSFORMERS:
-        if importlib.util.find_spec("transformers") is None:
-            raise ConfigError(f"{name} needs transformers", way_out="pip install 'farskip-compile[hf]'")
-        return _with_inputs(name, TRANSFORMERS[name]())
+    if name.startswith(TRANSFORMERS):
+        return _from_zoo(name)
     if ":" not in name:
         close = difflib.get_close_matches(name, built_in_names(), n=1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -62,6 +59,26 @@ def load(name: str) -> Loaded:
             way_out=f"{hint}one of {', '.join(built_in_names())}, or package.module:callable for a model of yours",
         )
     return _from_callable(name, _attribute(name))
+
+
+def _from_zoo(name: str) -> Loaded:
+    if importlib.util.find_spec("transformers") is None:
+        raise ConfigError(f"{name} needs transformers", way_out="pip install 'farskip-compile[hf]'")
+    from farskip_compile.zoo.families import moe_families
+    from farskip_compile.zoo.tiny import CannotBuild, build_tiny
+
+    families = {family.model_type: family for family in moe_families()}
+    wanted = name.removeprefix(TRANSFORMERS)
+    if wanted not in families:
+        close = difflib.get_close_matches(wanted, families, n=1)
+        raise ConfigError(
+            f"transformers has no MoE family {wanted!r}",
+            way_out=(f"did you mean {close[0]}? " if close else "") + "`farskip zoo --list` names all",
+        )
+    try:
+        return _with_inputs(name, build_tiny(families[wanted]))
+    except CannotBuild as error:
+        raise ConfigError(error.reason, way_out=error.way_out, where=error.where) from error
 
 
 def _attribute(name: str) -> Any:

@@ -1,7 +1,7 @@
 """A tensor that remembers of which terms it is the sum: eager mode's view of the residual stream.
 
 Contract: `ResidualTensor` holds the value that the model computed and the expression behind it. Adds and steps that
-keep a sum a sum (views, casts, scalings by what is no sum itself) extend the expression; every other operator *reads*
+keep a sum a sum (views, casts, scalings by a number or a vector of channels) extend the expression; every other operator *reads*
 the sum, and gets the value that `reading` decides on. `Expression.without(labels)` is the value with some terms set to
 zero: 0 + y is y, and what holds none of them is taken as it is, so that the order of additions stays the model's.
 Nothing here knows graphs; nothing of the compiler is used.
@@ -94,13 +94,12 @@ class ResidualTensor(torch.Tensor):
             return _add(func, tensors[0], tensors[1])
         if func in MULTIPLIES and len(sums) == 1 and not kwargs:
             (factor,) = (arg for arg in args if arg is not sums[0])
+            if isinstance(factor, torch.Tensor) and factor.dim() > 1:
+                return _through(torch.mul, types, args, kwargs)  # the scale of a norm is computed from the sum itself
             return _map(lambda x: _call(torch.mul, (x, factor), {}), sums[0].expression)
         if func in KEEPS_SUMS and len(sums) == 1 and sums[0] is args[0]:
             return _map(lambda x: _call(func, (x, *args[1:]), kwargs), sums[0].expression)
-        values, named = [_read(value) for value in args], {key: _read(value) for key, value in kwargs.items()}
-        if any(isinstance(value, ForkedTensor) for value in (*values, *named.values())):
-            return ForkedTensor.__torch_function__(func, types, values, named)
-        return _call(func, values, named)
+        return _through(func, types, args, kwargs)
 
 
 class ForkedTensor(torch.Tensor):
@@ -183,6 +182,14 @@ def _read(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map(_read, value))
     return value
+
+
+def _through(func: Callable[..., Any], types: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """A step that reads the sums among its arguments."""
+    values, named = [_read(value) for value in args], {key: _read(value) for key, value in kwargs.items()}
+    if any(isinstance(value, ForkedTensor) for value in (*values, *named.values())):
+        return ForkedTensor.__torch_function__(func, types, values, named)
+    return _call(func, values, named)
 
 
 Label = Callable[[torch.Tensor, Labels], Expression]

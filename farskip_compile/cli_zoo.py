@@ -1,0 +1,93 @@
+"""The command `farskip zoo [FAMILY...]`: what this package makes of every MoE model of the installed transformers.
+
+Contract: exit status 0 if no family is wrong or unchecked and, with `--against`, none that worked before stopped
+working; 1 otherwise; 2 for wrong usage. With `--json`, stdout holds one JSON document and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+WORKS = ("rewired", "rewired in part", "recognised", "refused")
+"""From best to worst: a refusal with a reason is a true answer, too."""
+BAD = ("WRONG", "unchecked")
+
+
+def zoo_command(
+    families: Annotated[
+        list[str] | None, typer.Argument(metavar="[FAMILY]...", help="Model types; none: every family.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    page: Annotated[Path | None, typer.Option(help="Write the table as a Markdown page, and its JSON beside it.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="JSON of an earlier run that must not be better.")
+    ] = None,
+    listing: Annotated[bool, typer.Option("--list", help="Name the families and stop.")] = False,
+) -> None:
+    """Build every MoE family of transformers tiny, capture it, rewire it, and compare it with an eager oracle."""
+    if importlib.util.find_spec("transformers") is None:
+        raise typer.BadParameter("needs transformers: pip install 'farskip-compile[hf]'")
+    _quiet()
+    from farskip_compile.zoo.families import moe_families
+    from farskip_compile.zoo.run import Entry, check_family
+    from farskip_compile.zoo.table import page as markdown
+    from farskip_compile.zoo.table import summary, text
+
+    known = {family.model_type: family for family in moe_families()}
+    if listing:
+        typer.echo("\n".join(known))
+        return
+    unknown = [name for name in families or [] if name not in known]
+    if unknown:
+        raise typer.BadParameter(f"no MoE family {', '.join(unknown)}; `farskip zoo --list` names them all")
+    wanted = [known[name] for name in families or known]
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    entries: list[Entry] = []
+    with errors.status("") as status:
+        for family in wanted:
+            status.update(f"{len(entries) + 1} of {len(wanted)}: {family.model_type}")
+            entries.append(check_family(family))
+    if page is not None:
+        page.write_text(markdown(entries), encoding="utf-8")
+        page.with_suffix(".json").write_text(json.dumps([entry.to_json() for entry in entries], indent=1) + "\n")
+    if as_json:
+        typer.echo(json.dumps({"families": [e.to_json() for e in entries], "summary": summary(entries)}, indent=1))
+    else:
+        console.print(text(entries, console.width))
+    worse = regressions(entries, json.loads(against.read_text())) if against is not None else []
+    for line in worse:
+        errors.print(line, style="red")
+    if worse or any(entry.status in BAD for entry in entries):
+        raise typer.Exit(1)
+
+
+def regressions(entries: list[Any], recorded: list[dict[str, Any]]) -> list[str]:
+    """One line for each family that is worse than it was; families that are not recorded are new."""
+    before = {old["family"]: old["status"] for old in recorded}
+    return [
+        f"{entry.family} was {before[entry.family]!r} and is {entry.status!r}: {entry.reason}"
+        for entry in entries
+        if entry.family in before and rank(entry.status) > rank(before[entry.family])
+    ]
+
+
+def rank(status: str) -> int:
+    """Smaller is better."""
+    return WORKS.index(status) if status in WORKS else len(WORKS)
+
+
+def _quiet() -> None:
+    """Tiny configurations make transformers complain."""
+    logging.getLogger("torch").setLevel(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    from transformers.utils import logging as theirs
+
+    theirs.set_verbosity_error()
