@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +23,7 @@ from tests.models.test_transformers import COMMON, compiled, left_out, llama4, s
 
 transformers = pytest.importorskip("transformers")
 
-STEPS = 6
+STEPS = 8
 PADS = 4
 
 
@@ -78,12 +81,15 @@ def prompts() -> dict[str, torch.Tensor]:
     return {"input_ids": tokens, "attention_mask": mask}
 
 
-def generate(model: Any, **options: Any) -> Any:
+def generate(model: Any, tokens: torch.Tensor | None = None, **options: Any) -> Any:
     """Greedy, all steps, with a static cache."""
-    fixed = {"do_sample": False, "use_cache": True, "eos_token_id": None, "pad_token_id": 0}
+    inputs = prompts() if tokens is None else {"input_ids": tokens, "attention_mask": (tokens != 0).long()}
     return model.generate(
-        **prompts(),
-        **fixed,
+        **inputs,
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=None,
+        pad_token_id=0,
         max_new_tokens=STEPS,
         cache_implementation="static",
         return_dict_in_generate=True,
@@ -213,14 +219,23 @@ def test_a_compiled_wrapper_generates_with_the_original_model() -> None:
     assert not farskip_compile.last_reports()
 
 
-def test_inductor() -> None:
-    """Float32, other kernels: logits within rounding, and the same tokens."""
-    model: Any = mixtral(2)
-    prepare(model)
-    with oracle(model):
-        expected = generate(model)
-    model.compile(backend="farskip", fullgraph=True)
-    output = generate(model)
+def test_the_page_on_generation_with_inductor(capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/generation.md runs as shown and prints what it says. Float32, other kernels: logits within rounding."""
+    page = (Path(__file__).parents[2] / "docs" / "generation.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    shown: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(code, shown)
+    assert capsys.readouterr().out == "".join(
+        f"{line}\n" for line in re.findall(r"^    (rewired .*)", page, re.MULTILINE)
+    )
+    torch.manual_seed(0)
+    fresh = transformers.MixtralForCausalLM(copy.deepcopy(shown["config"])).eval()
+    fresh.config.use_cache = False  # `generate` asks for a cache itself; the oracle looks around without one
+    with oracle(fresh):
+        expected = generate(fresh, shown["prompts"])
+    output = generate(shown["model"], shown["prompts"])
     assert torch.equal(output.sequences, expected.sequences)
+    assert torch.equal(shown["tokens"][:, : output.sequences.shape[1]], expected.sequences)
+    assert not torch.equal(generate(fresh, shown["prompts"]).sequences, expected.sequences)
     assert all(relative_difference(*pair) < 1e-5 for pair in zip(output.logits, expected.logits, strict=True))
-    assert [report.outcome for report in farskip_compile.last_reports()] == [Outcome.REWIRED] * 2
