@@ -7,7 +7,8 @@ attention of their own layer). Shares parameters with the model, and nothing wit
 Caches, padding, labels and gradients pass through. What it can't do raises `NotImplementedError`.
 
 1. A first run on a few tokens, without a cache, finds out in which order the sub-blocks are at work, what each of them
-   is, and which of them share one read of the stream (parallel blocks).
+   is, and which of them share one read of the stream (parallel blocks). Routed is what the experts return, or, where
+   they are no module of their own, what depends on a selection (`selected_terms`).
 2. In every other run a read of the stream is for the sub-block at work, or for the one that begins next. Where
    sub-blocks that share a read leave out different terms, what is computed from it is computed for each of them.
 """
@@ -24,6 +25,7 @@ import torch
 from torch import nn
 
 from farskip_compile.models.residual_tensor import Expression, ForkedTensor, ResidualTensor, plain, reading
+from farskip_compile.models.selected_terms import SelectedTerms
 from farskip_compile.models.sub_blocks import SubBlock, find_sub_blocks, kind_of
 
 Connectivity = Literal["full", "attention", "mlp", "none"]
@@ -41,6 +43,8 @@ class _Run:
     """Reads of the stream since the last sub-block ended."""
     sharing: set[SubBlock] = field(default_factory=set)
     """Sub-blocks that began without a read of their own: they share the one of the sub-block before."""
+    consumed: set[str] = field(default_factory=set)
+    """Names of sub-blocks whose output something computes with, instead of adding it."""
     quiet: bool = False
     """A sub-block runs a second time, to find out what it is."""
 
@@ -72,6 +76,10 @@ class GenericFarSkipForm(nn.Module):
             with torch.no_grad():
                 ids = torch.arange(1, 7, device=next(self.model.parameters()).device).unsqueeze(0)
                 known = self._run((ids,), {}, None)[1]
+                in_front = [a for a, b in pairwise(known.order) if b in known.sharing and a.name in known.consumed]
+                if in_front:  # modules that prepare what a sub-block gets are parts of it
+                    self.blocks = [block for block in self.blocks if block not in in_front]
+                    known = self._run((ids,), {}, None)[1]
             self.left_out = self._terms_to_leave_out(known)
             self.known = known
         output, run = self._run(args, kwargs, self.known)
@@ -89,6 +97,7 @@ class GenericFarSkipForm(nn.Module):
 
         def read(expression: Expression) -> torch.Tensor:
             if EMBEDDING not in expression.labels:
+                run.consumed |= {label.rpartition(" ")[0] for label in expression.labels}
                 return expression.value
             run.reads += not run.inside
             readers = self._readers(run, known)
@@ -100,9 +109,13 @@ class GenericFarSkipForm(nn.Module):
             same = all(value is first for value in values.values())
             return first if same else ForkedTensor.of(values)  # type: ignore[arg-type]
 
-        handles = self._hooks(run, measure=known is None)
+        def selected() -> str | None:
+            return f"{run.inside[-1].name} routed" if run.inside and run.inside[-1].experts is None else None
+
+        selection = SelectedTerms(selected)
+        handles = self._hooks(run, selection, measure=known is None)
         try:
-            with reading(label, read):
+            with reading(label, read), selection:
                 output = self.original(*args, **kwargs)
         finally:
             for handle in handles:
@@ -123,7 +136,7 @@ class GenericFarSkipForm(nn.Module):
             readers.append(block)
         return readers
 
-    def _hooks(self, run: _Run, *, measure: bool) -> list[Any]:
+    def _hooks(self, run: _Run, selection: SelectedTerms, *, measure: bool) -> list[Any]:
         """On the embedding, the sub-blocks and their experts."""
 
         def begin(block: SubBlock) -> Callable[..., Any]:
@@ -147,17 +160,17 @@ class GenericFarSkipForm(nn.Module):
             def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
                 if run.quiet:
                     return output
-                run.inside.pop()
                 if measure:
                     run.quiet = True
-                    block.kind = kind_of(block, args, kwargs, output)
+                    block.kind = kind_of(block, args, kwargs, output, selection.follows(output))
                     run.quiet = False
+                run.inside.pop()
                 return _as_term(output, f"{block.name} whole")
 
             return hook
 
         def routed(block: SubBlock) -> Callable[..., Any]:
-            return lambda _, __, output: output if run.quiet else _as_term(output, f"{block.name} routed")
+            return lambda _, __, output: _as_term(output, f"{block.name} routed")
 
         handles = [_embedding(self.model).register_forward_hook(lambda _, __, out: ResidualTensor.term(out, EMBEDDING))]
         for block in self.blocks:

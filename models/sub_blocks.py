@@ -6,8 +6,8 @@ running it again on other tokens. Parameters and state stay as they are. Nothing
 1. The decoder's layers are the list (or dictionary) of modules that holds most parameters. Their children with weight
    matrices are sub-blocks; a child that is a list itself holds several.
 2. A sub-block is a mixer if its output at the last token depends on what it gets at others.
-3. Any other that holds experts is routed. Experts are a module that is called with the indices of a selection beside
-   the tokens, or, where none is, one that is called `experts`; its output is the routed term.
+   Where its routed part is known, the rest decides: a router may mix tokens.
+3. Any other is routed if it holds a module called `experts`, whose output is the routed term, or selects by itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from farskip_compile.models.residual_tensor import plain
+from farskip_compile.models.residual_tensor import ResidualTensor, plain
 
 
 @dataclass(eq=False)
@@ -57,8 +57,15 @@ def _children(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, child
 
 
-def kind_of(block: SubBlock, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> str:
+def kind_of(block: SubBlock, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any, selects: bool) -> str:
     """Run the sub-block again with all tokens but the last one changed, and see whether the last one's output changes.
+
+    Args:
+        block: which one.
+        args: what it was called with.
+        kwargs: likewise.
+        output: what it returned.
+        selects: whether its output depends on a selection.
 
     Raises:
         NotImplementedError: it gets no hidden states [B, T, D] or [B * T, D].
@@ -76,8 +83,17 @@ def kind_of(block: SubBlock, args: Sequence[Any], kwargs: Mapping[str, Any], out
         return other if value is hidden else plain(value)
 
     changed = block.module(*map(swap, args), **{key: swap(value) for key, value in kwargs.items()})
-    first, second = (plain(o[0] if isinstance(o, tuple) else o) for o in (output, changed))
-    last = [v.reshape(-1, v.shape[-1])[-1] for v in (first, second)]
+    first, second = (o[0] if isinstance(o, tuple) else o for o in (output, changed))
+    routed = {label for o in (first, second) if isinstance(o, ResidualTensor) for label in o.expression.labels}
+    routed = {label for label in routed if label.endswith(" routed")}
+    last = [_without(o, frozenset(routed)).reshape(-1, o.shape[-1])[-1] for o in (first, second)]
     if not torch.allclose(*last, rtol=1e-3, atol=1e-4 * last[0].abs().max().item()):
         return "mixer"
-    return "moe" if block.experts is not None else "mlp"
+    return "moe" if block.experts is not None or routed or selects else "mlp"
+
+
+def _without(value: torch.Tensor, labels: frozenset[str]) -> torch.Tensor:
+    if not isinstance(value, ResidualTensor):
+        return value
+    rest = value.expression.without(labels)
+    return value.expression.value if rest is None else rest
