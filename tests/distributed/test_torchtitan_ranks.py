@@ -1,7 +1,8 @@
-"""torchtitan's expert parallelism on two gloo ranks: its own `parallelize` and all-to-all dispatcher.
+"""torchtitan's parallel models on two gloo ranks: its own `parallelize` and all-to-all dispatcher.
 
-Each rank has tokens of its own and half of the experts. The graph is captured and rewired, and the compiled model does
-what eager forms do on the ranks. Gradients: see `tests/models/test_torchtitan.py`.
+Expert parallelism: each rank has tokens of its own and half of the experts. The graph is captured and rewired, and the
+compiled model does what eager forms do on the ranks. With tensor and sequence parallelism besides, ranks share tokens,
+and the model does what one process does. Gradients: see `tests/models/test_torchtitan.py`.
 
 torchtitan has several ways to keep shares of parameters. Its trainer's default, `spmd_types`, calls an all-to-all in
 eager mode that gloo does not have for parts of unequal size. So eager forms run under `partial_dtensor`, and the
@@ -26,6 +27,8 @@ from tests.distributed.ranks import run_ranks
 pytest.importorskip("torchtitan")
 
 GRADIENTS = 1e-8
+SOME = slice(1, 3)
+"""Two layers with experts."""
 Result = dict[str, tuple[bool, float]]
 ALL_TO_ALLS = ("all_to_all_single",) * 3  # of token counts, of tokens, of what the experts made of them
 
@@ -33,13 +36,20 @@ LEFT_OUT = {"attention.0": (), "moe.0": ("a0",), "attention.1": ("r0",), "moe.1"
 
 
 @contextmanager
-def expert_parallel(model: nn.Module, world_size: int, spmd_backend: str) -> Iterator[None]:
-    """Within the block, `model` is in parallel form; its experts stay apart."""
+def parallel(model: nn.Module, world_size: int, spmd_backend: str, tensor_parallel: int = 1) -> Iterator[None]:
+    """Within the block, `model` is in parallel form, its experts too."""
     from torchtitan.distributed import ParallelDims, parallel_dims, utils
 
     with patch.object(parallel_dims, "device_type", "cpu"):  # "cuda", where there is no accelerator
         dims = ParallelDims(
-            dp_replicate=1, dp_shard=2, cp=1, tp=1, pp=1, ep=2, world_size=world_size, spmd_backend=spmd_backend
+            dp_replicate=1,
+            dp_shard=world_size // tensor_parallel,
+            cp=1,
+            tp=tensor_parallel,
+            pp=1,
+            ep=world_size,
+            world_size=world_size,
+            spmd_backend=spmd_backend,
         )
         dims.build_mesh()
     utils.set_spmd_backend(spmd_backend)
@@ -71,11 +81,12 @@ def compare_on_rank(rank: int, world_size: int) -> tuple[Result, list[dict[str, 
         results[name] = (torch.equal(one[0], other[0]), worst)
 
     with titan.on_cpu():
-        model, (_, *others) = titan.build_deepseek_v3(slice(1, 3), torch.float64, expert_parallel=True)
+        sharding = {"enable_ep": True, "enable_sp": False}
+        model, (_, *others) = titan.build_deepseek_v3(SOME, torch.float64, sharding)
         args = (titan.token_ids(rank), *others)
         whole = model(*args).detach()
         model.train()
-        with expert_parallel(model, world_size, "partial_dtensor"):
+        with parallel(model, world_size, "partial_dtensor"):
             as_written = run(compiled(model, inner="eager", connectivity="none"), model, args)
             results["as written, and one process"] = (torch.equal(as_written[0], whole), 0.0)
             compare("as written, and eager", as_written, run(model, model, args))
@@ -83,11 +94,27 @@ def compare_on_rank(rank: int, world_size: int) -> tuple[Result, list[dict[str, 
             full = run(compiled(model, inner="eager"), model, args)
             compare("full, and its form by hand", full, run(titan.EagerForm(model), model, args))
             assert relative_difference(full[0], as_written[0]) > 1e-3
-        model, _ = titan.build_deepseek_v3(slice(1, 3), torch.float64, expert_parallel=True)
+        model, _ = titan.build_deepseek_v3(SOME, torch.float64, sharding)
         model.train()
-        with expert_parallel(model, world_size, "spmd_types"):
+        with parallel(model, world_size, "spmd_types"):
             compare("full, with types instead of DTensors", run(compiled(model, inner="eager"), model, args), full)
-    reports = [
+    return results, reports()
+
+
+def shared_tokens_on_rank(rank: int, world_size: int) -> tuple[float, list[dict[str, Any]]]:
+    """Tensor, sequence and expert parallelism: difference of outputs from one process, and what the report says."""
+    from tests.models import titan
+
+    with titan.on_cpu(), torch.no_grad():
+        model, args = titan.build_deepseek_v3(SOME, torch.float64, {"enable_ep": True, "enable_sp": True})
+        expected = titan.EagerForm(model)(*args)
+        with parallel(model, world_size, "partial_dtensor", tensor_parallel=world_size):
+            output: Any = compiled(model, inner="eager")(*args)
+        return relative_difference(output.full_tensor(), expected), reports()
+
+
+def reports() -> list[dict[str, Any]]:
+    return [
         {
             "wiring": report.wiring_after,
             "left out": {row.name: row.left_out for row in report.rows},
@@ -95,7 +122,6 @@ def compare_on_rank(rank: int, world_size: int) -> tuple[Result, list[dict[str, 
         }
         for report in farskip_compile.last_reports()
     ]
-    return results, reports
 
 
 def test_expert_parallel_training_step() -> None:
@@ -110,3 +136,14 @@ def test_expert_parallel_training_step() -> None:
             assert report["wiring"] == "full"
             assert report["left out"] == LEFT_OUT
             assert report["collectives"] == {n: ALL_TO_ALLS if n.startswith("moe") else () for n in LEFT_OUT}
+
+
+def test_tensor_sequence_and_expert_parallel() -> None:
+    gather_and_scatter = ("all_gather_into_tensor", "reduce_scatter_tensor")
+    for difference, (report,) in run_ranks(shared_tokens_on_rank, 2, timeout=300):
+        assert difference < 1e-8
+        assert report["wiring"] == "full"
+        assert report["left out"] == LEFT_OUT
+        for name, collectives in report["collectives"].items():
+            experts = ALL_TO_ALLS if name.startswith("moe") else ()
+            assert collectives == (*experts, *gather_and_scatter), name  # these of shared experts, or of attention

@@ -70,18 +70,18 @@ def token_ids(seed: int = 0, batch: int = 2, length: int = 10) -> torch.Tensor:
 
 
 def build_deepseek_v3(
-    layers: slice = ALL, dtype: torch.dtype = torch.float32, *, expert_parallel: bool = False
+    layers: slice = ALL, dtype: torch.dtype = torch.float32, sharding: dict[str, bool] | None = None
 ) -> Example:
     """`debugmodel`: a dense layer, then five with eight experts and shared ones; latent attention.
 
     Args:
         layers: which of them.
         dtype: of parameters and counters.
-        expert_parallel: with what the model's `parallelize` has to know; it is not called.
+        sharding: what the model's `parallelize` has to know; it is not called.
     """
     config = titan("deepseek_v3").model_registry("debugmodel").model
-    if expert_parallel:
-        titan("deepseek_v3.sharding").set_deepseek_v3_sharding_config(config, enable_sp=False, enable_ep=True)
+    if sharding is not None:
+        titan("deepseek_v3.sharding").set_deepseek_v3_sharding_config(config, **sharding)
     return _build(config, layers, dtype)
 
 
