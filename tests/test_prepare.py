@@ -124,6 +124,17 @@ def test_nested_models_are_found(wrap: bool) -> None:
     assert set(inner.get_experts_implementation().values()) == {"eager"}
 
 
+def test_only_the_configuration_that_dispatches_is_written() -> None:
+    model = vision_language_model()
+    for module in model.modules():
+        if hasattr(module, "_is_expert_parallel"):
+            module.config = model.config  # dispatched by the outer one, then
+    model.config._experts_implementation = {"": "eager", "text_config": "batched_mm"}
+    prepare(model)
+    implementations = model.get_experts_implementation()
+    assert (implementations[""], implementations["text_config"]) == ("grouped_mm", "batched_mm")
+
+
 # Experts with a loop of their own
 
 
