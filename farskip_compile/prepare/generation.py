@@ -1,9 +1,10 @@
 """Keep `generate` from compiling the decode steps itself.
 
-Contract: in comes a model, out come the changes. With a static cache on an accelerator, `generate` compiles its
-decode steps with Inductor, straight from the model's own forward: a forward that was compiled with this backend would
-be looked through, and the decode steps would be those of the original model, behind a prefill of the rewired one.
-`disable_compile`, transformers' switch for that, is set in the generation configuration; configurations passed to
+Contract: in comes a model, out come the changes. With a static cache on an accelerator, `generate` puts decode steps,
+and only these, through a `torch.compile` of its own, with Inductor and other options. A model or a forward that is
+compiled inside of it keeps its backend (seen with torch 2.13), but which of two nested compiles wins is nowhere
+promised, and if it were the outer one, decode steps of the original model would follow a prefill of the rewired one.
+So `disable_compile`, transformers' switch for that, is set in the generation configuration; configurations passed to
 `generate` take it from there unless they set it themselves.
 """
 
@@ -38,7 +39,7 @@ def keep_generate_from_compiling(model: nn.Module) -> list[Change]:
                 what=f"{name + '.' if name else ''}generation_config.disable_compile",
                 before=str(before),
                 after="True",
-                why="generate would compile decode steps of the original model behind a prefill of the rewired one",
+                why="generate would compile decode steps once more, with a backend and options of its own",
                 restore=restore,
             )
         )
