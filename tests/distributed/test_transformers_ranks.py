@@ -1,0 +1,109 @@
+"""Models of transformers, loaded in parallel from a checkpoint, compiled whole, against the whole model in eager mode.
+
+The oracle is independent of all that is tested here: the unsharded checkpoint, no ranks, no compiler. float64; norms
+and routers of transformers compute in float32 in any case, so that a last bit may flip one of theirs: hence 1e-6.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import farskip_compile
+from tests.compare import relative_difference
+from tests.distributed.ranks import run_ranks
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from tests.distributed.hf_ranks import IDS, compiled, difference, equal, load, oracle, run_with_gradients, save
+
+ROUNDING = 1e-6
+LAYERS = 3
+MODES = ("tp", "all_reduce", "farskip_all_to_all")
+LEFT_OUT = {
+    "qwen2_moe": {
+        "moe.0": ("a0",), "attention.1": ("r0",), "moe.1": ("a1",), "attention.2": ("r1",), "moe.2": ("a2",),
+    },
+    "deepseek_v3": {"mlp.0": ("a0",), "moe.1": ("a1",), "attention.2": ("r1",), "moe.2": ("a2",)},
+}  # fmt: skip
+SHARED = {"qwen2_moe": (), "deepseek_v3": ("all_reduce",)}
+"""Of the shared experts: transformers replicates those of Qwen2-MoE."""
+ROUTED = {
+    "tp": ("all_reduce",),
+    "all_reduce": ("all_reduce",),
+    "farskip_all_to_all": (*["all_to_all_single"] * 3, "all_gather_into_tensor"),
+}
+"""All-to-alls: of counts, dispatch and combine."""
+
+
+def report() -> dict[str, Any]:
+    found = farskip_compile.last_reports()[-1]
+    routed = [row for row in found.rows if any(term.startswith("r") for term in row.terms)]
+    return {
+        "wiring": (found.wiring_before, found.wiring_after),
+        "left_out": {row.name: row.left_out for row in found.rows if row.left_out},
+        "collectives": {row.collectives for row in routed},
+        "evidence": {row.evidence for row in routed},
+    }
+
+
+def compare_on_rank(
+    rank: int, world_size: int, path: str, modes: tuple[str, ...], same_function: bool
+) -> dict[str, dict[str, Any]]:
+    """For each mode, training and inference: what was found, and how far it is from the oracle."""
+    whole = load(path, rank, world_size).train()
+    expected = run_with_gradients(oracle(whole), whole, IDS)
+    standard = run_with_gradients(oracle(whole, "none"), whole, IDS)
+    results: dict[str, dict[str, Any]] = {}
+    for mode in modes:
+        model = load(path, rank, world_size, mode).train()
+        trained = run_with_gradients(compiled(model), model, IDS)
+        found = results[f"{mode} train"] = {**report(), "oracle": difference(trained, expected)}
+        found["standard"] = difference(trained, standard)[0]
+        if same_function:
+            as_written = run_with_gradients(compiled(model, connectivity="none"), model, IDS)
+            found["as plain compile"] = equal(as_written, run_with_gradients(compiled(model, "eager"), model, IDS))
+        model.eval()
+        with torch.no_grad():
+            logits = compiled(model)(IDS)
+            found = results[f"{mode} eval"] = {**report(), "oracle": (relative_difference(logits, expected[0]),)}
+            found["standard"] = relative_difference(logits, standard[0])
+            found["as eager on ranks"] = torch.equal(logits, oracle(model)(IDS))
+            if same_function:
+                as_written = compiled(model, connectivity="none")(IDS)
+                found["as plain compile"] = torch.equal(as_written, compiled(model, "eager")(IDS))
+    return results
+
+
+def check(family: str, modes: tuple[str, ...], results: dict[str, dict[str, Any]]) -> None:
+    assert len(results) == 2 * len(modes)
+    for name, found in results.items():
+        mode = name.split()[0]
+        assert found["wiring"] == ("standard", "full"), name
+        assert found["left_out"] == LEFT_OUT[family], name
+        (collectives,) = found["collectives"]
+        assert sorted(collectives) == sorted(ROUTED[mode] + SHARED[family]), name
+        (evidence,) = found["evidence"]
+        assert ("all-to-all" if "all_to_all" in mode else "top-k") in evidence, name
+        assert max(found["oracle"]) < ROUNDING, (name, found)
+        assert found["standard"] > 1e-2, "FarSkip is another function"
+        assert found.get("as plain compile", True), name
+        assert found.get("as eager on ranks", True), name
+
+
+@pytest.mark.parametrize("family", LEFT_OUT)
+def test_two_ranks(family: str, tmp_path: Path) -> None:
+    """Under `none` nothing changes, bit for bit (one family: the comparison costs as much as all the others)."""
+    path = save(family, LAYERS, tmp_path)
+    for results in run_ranks(compare_on_rank, 2, path, MODES, family == "qwen2_moe", timeout=400):
+        check(family, MODES, results)
+
+
+def test_four_ranks(tmp_path: Path) -> None:
+    path = save("qwen2_moe", LAYERS, tmp_path)
+    for results in run_ranks(compare_on_rank, 4, path, MODES[-1:], False, timeout=400):
+        check("qwen2_moe", MODES[-1:], results)
