@@ -119,7 +119,10 @@ class Apart:
     loss: float = 0.0
     """From equal parameters."""
     gradients: float = 0.0
-    """From equal parameters."""
+    """From equal parameters, of the parameter where they are furthest apart."""
+    whole_gradient: float = 0.0
+    """From equal parameters, all gradients as one vector (Euclidean norm): still small if rounding sends a token to
+    another expert, although the gradient of that expert is another one."""
     free_loss: float = 0.0
     """Of runs that part at the first step."""
     free_parameters: float = 0.0
@@ -158,6 +161,7 @@ def train(
             apart.loss = max(apart.loss, relative_difference(losses[0], losses[1]))
             apart.free_loss = max(apart.free_loss, relative_difference(losses[0], losses[2]))
         apart.gradients = max(apart.gradients, largest_difference(gradients(model), gradients(follower)))
+        apart.whole_gradient = max(apart.whole_gradient, distance(gradients(model), gradients(follower)))
         for one in optimizers:
             one.step()
     apart.free_parameters = largest_difference(dict(model.named_parameters()), dict(free.named_parameters()))
@@ -175,3 +179,9 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
 def largest_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
     assert left.keys() == right.keys()
     return max(relative_difference(left[name].detach(), right[name].detach()) for name in left)
+
+
+def distance(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    """Of two vectors, relative to the second."""
+    one, other = (torch.cat([value.flatten().double() for value in side.values()]) for side in (left, right))
+    return ((one - other).norm() / other.norm()).item()

@@ -12,8 +12,9 @@ Tolerances, and what they rest on:
     DRIFT      losses and parameters after five steps on its own, float64: AdamW divides by the size of the gradient, so
                rounding of one that is nearly zero counts as much as the step (seen: 5e-13)
     BFLOAT16   gradients and parameters under autocast: a sum of gradients rounds by 2**-9, and once more in every step
-               of the backward pass behind it (seen: 3e-2). SGD, which does not blow such noise up.
-The tolerances of Inductor are at their tests.
+               of the backward pass behind it (seen: 9e-3). SGD, which does not blow such noise up.
+    OTHER      whole gradient and parameters where losses are not equal under autocast: rounding may send a token to
+               another expert (seen: 6e-3; plain Inductor: 5e-2; the model as written, which is another one: 0.7)
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ EQUAL = 0.0
 ROUNDING = 1e-12
 DRIFT = 1e-9
 BFLOAT16 = 5e-2
+OTHER = 0.1
 ROUTER_LOSS = {"output_router_logits": True, "router_aux_loss_coef": 0.1}
 
 FAMILIES: dict[str, Callable[..., Any]] = {
@@ -68,12 +70,12 @@ def assert_exact(apart: Apart) -> None:
     assert apart.free_parameters <= DRIFT
 
 
-def assert_close(apart: Apart, *, loss: float, gradients: float, free_parameters: float) -> None:
-    print(apart)
+def assert_close(apart: Apart, *, loss: float, free_parameters: float, **gradients: float) -> None:
     assert apart.loss <= loss
     assert apart.free_loss <= loss
-    assert apart.gradients <= gradients
     assert apart.free_parameters <= free_parameters
+    for measure, tolerance in gradients.items():
+        assert getattr(apart, measure) <= tolerance
 
 
 def assert_rewired_alike(graphs: int = 1, checkpoints: int = 0) -> None:
@@ -156,7 +158,7 @@ def test_router_losses(family: str) -> None:
     assert_rewired_alike()
     for (ids,), output in zip(batches(), apart.outputs, strict=True):
         language = nn.functional.cross_entropy(output.logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten())
-        assert output.aux_loss.item() >= 1.0  # what perfectly balanced experts have
+        assert output.aux_loss.item() > 1.0  # near 2, the experts per token, if they are balanced
         assert output.loss.item() == pytest.approx((language + 0.1 * output.aux_loss).item(), rel=1e-6)
 
 
@@ -167,7 +169,7 @@ def test_everything_at_once() -> None:
     checkpointed(model)
     function = compiled(model, dynamic=True, inner="aot_eager")
     apart = train(model, function, oracle, batches((9, 14, 6, 11, 8), micro_batches=2), sgd, autocast)
-    assert_close(apart, loss=1e-2, gradients=BFLOAT16, free_parameters=BFLOAT16)
+    assert_close(apart, loss=1e-2, whole_gradient=OTHER, free_parameters=OTHER)
     assert_rewired_alike(checkpoints=model.config.num_hidden_layers)
 
 
@@ -189,7 +191,7 @@ def test_inductor_autocast() -> None:
     model = in_training(mixtral, torch.float32)
     oracle = copy.deepcopy(model)
     apart = train(model, compiled(model, inner="inductor"), oracle, batches(), sgd, autocast)
-    assert_close(apart, loss=1e-2, gradients=BFLOAT16, free_parameters=BFLOAT16)
+    assert_close(apart, loss=1e-2, whole_gradient=OTHER, free_parameters=OTHER)
     assert_rewired_alike()
 
 
