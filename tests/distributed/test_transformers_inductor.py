@@ -1,0 +1,87 @@
+"""Models of transformers under Inductor on two ranks: results, and what runs while the routed experts communicate."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._inductor.utils import run_and_get_code
+
+import farskip_compile
+from tests.compare import relative_difference
+from tests.distributed.late_collectives import late_collectives
+from tests.distributed.ranks import run_ranks
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from tests.distributed.hf_ranks import IDS, compiled, difference, load, oracle, run_with_gradients, save
+
+ROUNDING = 1e-5
+"""Norms and routers are float32."""
+
+
+def in_flight_at_attention(code: str) -> list[list[str]]:
+    """For each attention of a generated program, the collectives that are in flight while it runs."""
+    flying: dict[str, str] = {}
+    found: list[list[str]] = []
+    body = code[code.index("def call(") :]
+    for line in body[: body.index("return (")].splitlines():
+        launch = re.search(r"(?:(\w+) = )?torch\.ops\._c10d_functional\.(\w+)\.default\((\w+)", line)
+        if launch is not None:
+            result, name, argument = launch.groups()
+            if name == "wait_tensor":
+                flying.pop(argument, None)
+            else:
+                flying[argument if name.endswith("_") else result] = name
+        elif re.search(r"aten\._scaled_dot\w+\.default\(", line):
+            found.append(list(flying.values()))
+    return found
+
+
+def run_on_rank(rank: int, world_size: int, path: str) -> dict[str, Any]:
+    """Inference with an all-reduce, training with all-to-alls."""
+    whole = load(path, rank, world_size).train()
+    expected = run_with_gradients(oracle(whole), whole, IDS)
+    results: dict[str, Any] = {}
+
+    model = load(path, rank, world_size, "all_reduce").eval()
+    for connectivity in ("full", "none"):
+        farskip_compile.clear_schedules()
+        options = {"inner": "inductor", "connectivity": connectivity}
+        with torch.no_grad(), torch._inductor.config.patch(fx_graph_cache=False):
+            logits, (code,) = run_and_get_code(compiled(model, **options), IDS)
+        (schedule,) = farskip_compile.last_schedules()
+        results[connectivity] = {
+            "standard or full": [relative_difference(logits, oracle(whole, c)(IDS)) for c in ("none", "full")],
+            "in flight": in_flight_at_attention(code),
+            "profile": schedule.profile,
+        }
+
+    model = load(path, rank, world_size, "farskip_all_to_all").train()
+    farskip_compile.clear_schedules()
+    with late_collectives() as launched:
+        trained = run_with_gradients(compiled(model, inner="inductor"), model, IDS)
+    results["training"] = {
+        "difference": difference(trained, expected),
+        "launched": launched.count("all_to_all_single"),
+        "phases": [schedule.phase for schedule in farskip_compile.last_schedules()],
+    }
+    return results
+
+
+def test_the_next_attention_runs_while_the_routed_experts_are_reduced(tmp_path: Path) -> None:
+    """It needs every other collective that was launched before it, so what is in flight is the routed reduction."""
+    for results in run_ranks(run_on_rank, 2, save("qwen2_moe", 2, tmp_path), timeout=500, fresh=True):
+        full, none, training = results["full"], results["none"], results["training"]
+        assert full["in flight"] == [[], ["all_reduce_"]], results
+        assert none["in flight"] == [[], []], results
+        assert full["standard or full"][1] < ROUNDING < full["standard or full"][0]
+        assert none["standard or full"][0] < ROUNDING < none["standard or full"][1]
+        assert "gloo" in full["profile"]
+        assert max(training["difference"]) < ROUNDING, results
+        assert training["launched"] == 2 * (3 + 2), "counts are not differentiated"
+        assert training["phases"] == ["forward", "backward"]
