@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException, capture_place
+from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException, capture_place, failing_line
 from farskip_compile.async_calls import async_collective
 from farskip_compile.backend import Backend, backend
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import FarSkipError, NoResidualStackError
 from farskip_compile.in_flight import independent
+from farskip_compile.known_breaks import known_break
 from farskip_compile.passes.connectivity import Connectivity, LayerRange
 from farskip_compile.report import CompileReport, Outcome
 
@@ -140,9 +141,10 @@ def _capture(
 
 def not_captured(error: TorchDynamoException) -> Refusal:
     """Dynamo's message, without its links and its stack."""
-    if (call := async_collective(str(error))) is not None:
-        return Refusal(type(call).__name__, call.reason, str(call.where), call.way_out)
     message = str(error).split("\nfrom user code:")[0]
+    known = async_collective(str(error)) or known_break(f"{message} {failing_line(error)}")
+    if known is not None:
+        return Refusal(type(known).__name__, known.reason, str(known.where), known.way_out)
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     hints = [line.removeprefix("Hint:").strip() for line in lines if line.startswith("Hint:")]
     explanations = [line.removeprefix("Explanation:").strip() for line in lines if line.startswith("Explanation:")]

@@ -24,7 +24,7 @@ class Known:
 
 PLACES = (
     Known(
-        "torch/distributed/fsdp/",
+        "torch/distributed/fsdp/_fully_shard",
         "FSDP (fully_shard) gathers the parameters of each layer in hooks that Dynamo does not trace, so every sharded "
         "layer is a graph of its own",
         "shard the root module only, fully_shard(model) without a call on its layers; or shard by a parametrization "

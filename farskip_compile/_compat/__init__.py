@@ -44,6 +44,7 @@ __all__ = [
     "capture_place",
     "current_compile",
     "ddp_splits_graphs",
+    "failing_line",
     "functional_collectives",
     "graph_break_reason",
     "inductor_compiler",
@@ -129,6 +130,12 @@ def capture_place(error: TorchDynamoException) -> str | None:
     """`file:line` of the user's innermost frame at which Dynamo failed to capture a model."""
     frames = [frame for frame in getattr(error, "real_stack", None) or () if "/torch/" not in frame.filename]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
+
+
+def failing_line(error: TorchDynamoException) -> str:
+    """`file:line` of the innermost frame at which Dynamo failed, torch's own among them; empty if unknown."""
+    frames = list(getattr(error, "real_stack", None) or ())
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
 def is_resumed(module: fx.GraphModule) -> bool:

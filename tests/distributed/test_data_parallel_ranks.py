@@ -123,18 +123,22 @@ def test_gradients_are_averaged() -> None:
             assert found[how]["sharded"] == (how in ("root", "parametrization")), how
 
 
-def refused_on_rank(rank: int, world_size: int) -> tuple[str, str]:
-    """FSDP2 on each layer cuts the model between its layers."""
-    _, compiled = parallel("layers", world_size)
+def refused_on_rank(rank: int, world_size: int) -> list[tuple[str, str]]:
+    """FSDP2 on each layer cuts the model between its layers: what compiling says, and what `explain` does."""
+    model, compiled = parallel("layers", world_size)
     try:
         compiled(tokens(rank))
     except PartialModelError as error:
-        return error.reason, error.way_out
-    return "not refused", ""
+        refusal = farskip_compile.explain(model, tokens(rank)).refusal
+        assert refusal is not None
+        return [(error.reason, error.way_out), (refusal.reason, refusal.way_out)]
+    return []
 
 
 def test_fully_shard_on_layers_is_refused() -> None:
-    for reason, way_out in run_ranks(refused_on_rank, 2, timeout=400):
-        assert "in hooks that Dynamo does not trace" in reason
-        assert "shard the root module only" in way_out
-        assert "parametrization" in way_out
+    for answers in run_ranks(refused_on_rank, 2, timeout=400):
+        assert len(answers) == 2
+        for reason, way_out in answers:
+            assert "in hooks that Dynamo does not trace" in reason
+            assert "shard the root module only" in way_out
+            assert "parametrization" in way_out

@@ -105,6 +105,8 @@ def switch_on_rank(rank: int, world_size: int, path: str) -> dict[str, Any]:
         torch.compile(model, backend="farskip", options={"inner": "eager"})(IDS)
     except PartialModelError as error:
         found["refused"] = (error.reason, error.way_out)
+    theirs = load(path, rank, world_size, "all_to_all")
+    found["explained"] = farskip_compile.explain(theirs, IDS).refusal.reason
     preparation = farskip_compile.prepare(model)
     found["changes"] = [change.what for change in preparation.changes if "exchange of tokens" in change.what]
     found["again"] = len(farskip_compile.prepare(model).changes)
@@ -119,6 +121,7 @@ def test_a_loaded_model_is_switched(tmp_path: Path) -> None:
     for found in run_ranks(switch_on_rank, 2, save("qwen2_moe", 2, tmp_path), timeout=400):
         reason, way_out = found["refused"]
         assert "branches on how many tokens" in reason
+        assert found["explained"] == reason
         assert "prepare(model)" in way_out
         assert "farskip_all_to_all" in way_out
         assert found["changes"] == [f"exchange of tokens of model.layers.{n}.mlp.experts" for n in (0, 1)]
