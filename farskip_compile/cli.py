@@ -1,4 +1,4 @@
-"""The command line: `farskip explain MODEL`, `farskip demo`; `farskip overlap` and `farskip zoo` have files of their own.
+"""The command line: `farskip explain MODEL` and `farskip demo`; `overlap` and `zoo` have files of their own.
 
 Contract: exit status 0 if all went well, 1 if a model was refused or a check failed, 2 for wrong usage. Errors of this
 package are a short panel, never a traceback. With `--json`, stdout holds one JSON document and nothing else.

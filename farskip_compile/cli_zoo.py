@@ -26,7 +26,9 @@ def zoo_command(
         list[str] | None, typer.Argument(metavar="[FAMILY]...", help="Model types; none: every family.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
-    page: Annotated[Path | None, typer.Option(help="Write the table as a Markdown page, and its JSON beside it.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Write the table as a Markdown page, and its JSON beside it.")
+    ] = None,
     against: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="JSON of an earlier run that must not be better.")
     ] = None,

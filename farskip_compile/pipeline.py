@@ -24,6 +24,7 @@ from farskip_compile.passes import ops
 from farskip_compile.passes.connectivity import Request, ask
 from farskip_compile.passes.merge_reductions import merge_reductions
 from farskip_compile.passes.normalize import normalize
+from farskip_compile.passes.not_a_sum import not_a_sum
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire import rewire
 from farskip_compile.passes.table import ResidualTable
@@ -137,7 +138,7 @@ def _read_whole(module: fx.GraphModule) -> ResidualTable | None:
         if (mixer := next((node for node in module.graph.nodes if ops.is_attention(node)), None)) is not None:
             if broken or resumed:
                 raise _partial("inside a layer", broken or callers_graph_break(), mixer.name)
-            raise NotASumError(
+            raise not_a_sum(module.graph) or NotASumError(
                 "there is attention in the graph, but no residual stream: what the layers add is no sum",
                 way_out="compile the whole model; streams that are mixed or scaled by activations are not supported",
                 where=ops.where(mixer),

@@ -66,7 +66,7 @@ class CompileReport:
     term_kinds: tuple[Kind, ...] = ()
     rows: tuple[RowReport, ...] = ()
     wiring_before: str = ""
-    """`standard`, `attention`, `mlp (parallel block)`, `full` or `other`."""
+    """`standard`, `attention`, `mlp (parallel block)`, `full`, `shortcut MoE` or `other`."""
     wiring_after: str = ""
     reason: str = ""
     """Why a graph was refused or left alone."""

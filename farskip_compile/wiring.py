@@ -1,4 +1,4 @@
-"""Name the wiring that a table shows: standard, parallel, or a FarSkip form.
+"""Name the wiring that a table shows: standard, parallel, shortcut, or a FarSkip form.
 
 Contract: looks at the cells only. A parallel block and the connectivity `mlp` are the same cells (each feed-forward
 sub-block reads the stream without the attention of its layer), so they share a name.
@@ -6,12 +6,16 @@ sub-block reads the stream without the attention of its layer), so they share a 
 
 from __future__ import annotations
 
-from farskip_compile.passes.connectivity import rule
+from farskip_compile.passes.connectivity import is_shortcut, rule
+from farskip_compile.passes.kinds import Kind
 from farskip_compile.passes.table import ResidualTable
 
 
 def classify_wiring(table: ResidualTable) -> str:
-    """`standard`, `attention`, `mlp (parallel block)`, `full`, or `other` for anything in between (a layer range)."""
+    """`standard`, `attention`, `mlp (parallel block)`, `full`, `shortcut MoE`, or `other` for anything in between."""
+    routed = [row for row in table.rows if row.kind is Kind.ROUTED]
+    if routed and all(is_shortcut(table, row) for row in routed):
+        return "shortcut MoE"
     attention = _share(table, "attention")
     feed_forward = _share(table, "mlp")
     names = {

@@ -15,6 +15,7 @@ Caches, padding, labels and gradients pass through. What it can't do raises `Not
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +42,10 @@ class _Run:
     inside: list[SubBlock] = field(default_factory=list)
     reads: int = 0
     """Reads of the stream since the last sub-block ended."""
+    held: frozenset[str] = frozenset()
+    """Labels of the terms that reads of the stream since the last sub-block held."""
+    holds: dict[SubBlock, frozenset[str]] = field(default_factory=dict)
+    """Of the terms that each sub-block's reads hold."""
     sharing: set[SubBlock] = field(default_factory=set)
     """Sub-blocks that began without a read of their own: they share the one of the sub-block before."""
     consumed: set[str] = field(default_factory=set)
@@ -73,19 +78,29 @@ class GenericFarSkipForm(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's own forward."""
         if self.known is None:
-            with torch.no_grad():
-                ids = torch.arange(1, 7, device=next(self.model.parameters()).device).unsqueeze(0)
-                known = self._run((ids,), {}, None)[1]
+            with torch.no_grad(), _buffers_kept(self.model):
+                args_, kwargs_ = self._few_tokens(args, kwargs)
+                known = self._run(args_, kwargs_, None)[1]
                 in_front = [a for a, b in pairwise(known.order) if b in known.sharing and a.name in known.consumed]
                 if in_front:  # modules that prepare what a sub-block gets are parts of it
                     self.blocks = [block for block in self.blocks if block not in in_front]
-                    known = self._run((ids,), {}, None)[1]
+                    known = self._run(args_, kwargs_, None)[1]
             self.left_out = self._terms_to_leave_out(known)
             self.known = known
         output, run = self._run(args, kwargs, self.known)
         if run.order != self.known.order:
             raise NotImplementedError("the sub-blocks are at work in another order than in the first run")
         return output
+
+    def _few_tokens(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """For the first run: without a cache, which a sub-block that runs twice would fill twice.
+
+        What has no cache is called as it is called now.
+        """
+        if not hasattr(self.model, "get_input_embeddings"):
+            return args, kwargs
+        ids = torch.arange(1, 7, device=next(self.model.parameters()).device).unsqueeze(0)
+        return (ids,), {"use_cache": False}
 
     def _run(self, args: Any, kwargs: Any, known: _Run | None) -> tuple[Any, _Run]:
         run = _Run()
@@ -100,6 +115,7 @@ class GenericFarSkipForm(nn.Module):
                 run.consumed |= {label.rpartition(" ")[0] for label in expression.labels}
                 return expression.value
             run.reads += not run.inside
+            run.held |= expression.labels
             readers = self._readers(run, known)
             if not readers:
                 return expression.value
@@ -145,7 +161,8 @@ class GenericFarSkipForm(nn.Module):
                     return None
                 if not run.reads and not any(isinstance(v, ResidualTensor) for v in (*args, *kwargs.values())):
                     run.sharing.add(block)
-                run.reads = 0
+                run.holds[block] = run.held
+                run.reads, run.held = 0, frozenset()
                 run.order.append(block)
                 run.inside.append(block)
                 mine = [v.alternatives.get(block.name) if isinstance(v, ForkedTensor) else v for v in args]
@@ -182,6 +199,12 @@ class GenericFarSkipForm(nn.Module):
 
     def _terms_to_leave_out(self, run: _Run) -> dict[SubBlock, frozenset[str]]:
         """For each sub-block the labels that it does not read."""
+        routed = [block for block in run.order if block.kind == "moe"]
+        shortcut = [block for block in routed if self._is_shortcut(run, block)]
+        if shortcut and shortcut == routed:
+            return {}  # overlapped by design
+        if shortcut:
+            raise NotImplementedError(f"{shortcut[0].name} is a shortcut MoE, others are not")
         for before, block in pairwise(run.order):
             if block in run.sharing and block.kind == "mixer":
                 raise NotImplementedError(f"{before.name} and {block.name} share one read, the mixer second")
@@ -205,6 +228,13 @@ class GenericFarSkipForm(nn.Module):
                 left_out[block] = labels
         return left_out
 
+    @staticmethod
+    def _is_shortcut(run: _Run, moe: SubBlock) -> bool:
+        """Whether the next mixer reads the stream without it: it joins only afterwards."""
+        later = run.order[run.order.index(moe) + 1 :]
+        mixer = next((block for block in later if block.kind == "mixer"), None)
+        return mixer is not None and not any(label.startswith(f"{moe.name} ") for label in run.holds[mixer])
+
 
 @contextmanager
 def installed(
@@ -212,11 +242,27 @@ def installed(
 ) -> Iterator[GenericFarSkipForm]:
     """Within the block, `model` itself is in FarSkip form: also where others call it, as `model.generate` does."""
     form = GenericFarSkipForm(model, connectivity, layers)
-    model.forward = form.forward
+
+    @functools.wraps(form.original)  # others look at its parameters
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return form(*args, **kwargs)
+
+    model.forward = forward
     try:
         yield form
     finally:
         model.forward = form.original
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Counters of the model must not count the first run."""
+    before = {buffer: buffer.clone() for buffer in model.buffers()}
+    try:
+        yield
+    finally:
+        for buffer, value in before.items():
+            buffer.copy_(value)
 
 
 def _embedding(model: nn.Module) -> nn.Module:

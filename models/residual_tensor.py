@@ -1,9 +1,10 @@
 """A tensor that remembers of which terms it is the sum: eager mode's view of the residual stream.
 
 Contract: `ResidualTensor` holds the value that the model computed and the expression behind it. Adds and steps that
-keep a sum a sum (views, casts, scalings by a number or a vector of channels) extend the expression; every other operator *reads*
-the sum, and gets the value that `reading` decides on. `Expression.without(labels)` is the value with some terms set to
-zero: 0 + y is y, and what holds none of them is taken as it is, so that the order of additions stays the model's.
+keep a sum a sum (views, casts, scalings by a number or a vector of channels) extend the expression; every other
+operator *reads* the sum, and gets the value that `reading` decides on. `Expression.without(labels)` is the value with
+some terms set to zero: 0 + y is y, and what holds none of them is taken as it is, so that the order of additions stays
+the model's.
 Nothing here knows graphs; nothing of the compiler is used.
 """
 
@@ -92,6 +93,10 @@ class ResidualTensor(torch.Tensor):
             return ForkedTensor.__torch_function__(func, types, args, kwargs)
         if func in ADDS and len(tensors) == len(args) == 2 and tensors[0].shape == tensors[1].shape and not kwargs:
             return _add(func, tensors[0], tensors[1])
+        if func in ADDS and len(sums) == 1 and len(tensors) == len(args) == 2 and not kwargs:
+            (shift,) = (arg for arg in args if arg is not sums[0])
+            if shift.dim() <= 1:  # a vector of channels
+                return _map(lambda x: _call(torch.add, (x, shift), {}), sums[0].expression)
         if func in MULTIPLIES and len(sums) == 1 and not kwargs:
             (factor,) = (arg for arg in args if arg is not sums[0])
             if isinstance(factor, torch.Tensor) and factor.dim() > 1:

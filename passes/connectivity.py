@@ -8,7 +8,8 @@ Rules (arXiv 2511.11505 sections 3 and 5.1; L is a layer in the range):
   attention row of L  leaves out the routed terms of layer L-1, whether L-1 is in the range or not   (full, attention)
   feed-forward row of L  leaves out the attention of L; a dense layer is treated like a MoE          (full, mlp)
 A sub-block of the first layer, of a layer behind a dense one or in a parallel block has less or nothing to leave out;
-the final norm always reads everything.
+the final norm always reads everything. A shortcut MoE (arXiv 2404.05019, LongCat-Flash) hides its collectives under a
+whole layer already: where all routed experts are such, there is nothing to change.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ def ask(table: ResidualTable, connectivity: Connectivity, layers: LayerRange = N
         )
     if isinstance(connectivity, Mapping):
         return _from_user(table, connectivity)
+    if all(is_shortcut(table, row) for row in table.rows if row.kind is Kind.ROUTED):
+        return Request({}, tuple(row.name for row in table.rows if row.kind is Kind.ROUTED))
     left_out: dict[str, TermSet] = {}
     already: list[str] = []
     for row in table.rows:
@@ -106,6 +109,13 @@ def rule(table: ResidualTable, row: SubBlock, connectivity: Named) -> TermSet:
     if connectivity == "attention":
         return TermSet()
     return TermSet.of(index for other in table.rows_of(row.layer) if other.kind.mixes_tokens for index in other.terms)
+
+
+def is_shortcut(table: ResidualTable, row: SubBlock) -> bool:
+    """Whether a MoE stands beside a whole layer: it reads neither the mixer nor a dense block added before it is."""
+    missed = table.earlier(row) - row.reads
+    others = [other for other in table.rows if other.terms[0] in missed]
+    return any(o.kind.mixes_tokens for o in others) and any(o.kind is Kind.DENSE for o in others)
 
 
 def _check_range(table: ResidualTable, layers: LayerRange) -> None:

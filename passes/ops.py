@@ -295,6 +295,8 @@ def _written_parameters(target: OpOverload) -> tuple[tuple[int, str], ...]:
 def _writes_first(target: object, is_function: bool) -> bool:
     """Whether a method or function is in place by its name: `add_`, `operator.iadd`, `operator.setitem`."""
     name = _function_name(target) if is_function else str(target)
+    if name == "requires_grad_":
+        return False  # a flag, not data
     if not is_function or getattr(target, "__module__", "") != "_operator":
         return name.endswith("_") and not name.endswith("__") and "::" not in name
     # here an underscore only avoids a keyword: operator.and_ writes nothing
@@ -317,9 +319,15 @@ def storage(node: fx.Node) -> int | None:
 
 def source_line(node: fx.Node) -> str | None:
     """`file:line` of the innermost frame outside torch that made `node`."""
+    lines = source_lines(node)
+    return lines[-1] if lines else None
+
+
+def source_lines(node: fx.Node) -> list[str]:
+    """`file:line` of the frames outside torch (all, if there are only torch's) that made `node`, outermost first."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', str(node.meta.get("stack_trace") or ""))
     own = [frame for frame in frames if "/torch/" not in frame[0].replace("\\", "/")]
-    return ":".join((own or frames)[-1]) if frames else None
+    return [":".join(frame) for frame in own or frames]
 
 
 def where(node: fx.Node, layer: int | None = None) -> Where:

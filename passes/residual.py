@@ -24,6 +24,7 @@ from farskip_compile.errors import NotASumError
 from farskip_compile.passes import ops
 from farskip_compile.passes.hidden_collectives import collectives_of
 from farskip_compile.passes.kinds import Finding, Kind, classify, gather_facts
+from farskip_compile.passes.not_a_sum import not_a_sum
 from farskip_compile.passes.regions import Region, find_regions, reads
 from farskip_compile.passes.stream import Stream, read_stream
 from farskip_compile.passes.table import GraphHandles, ResidualTable, SubBlock, Term
@@ -72,7 +73,7 @@ def read_table(graph: fx.Graph) -> ResidualTable | None:
     ):
         return None  # unrelated sums, such as the updates of an optimizer
     if second is not None:
-        raise NotASumError(
+        raise not_a_sum(graph) or NotASumError(
             "a part of the residual stack is cut off from the rest: the stream is normalised, mixed or projected "
             "between two layers",
             way_out="streams that are not one sum are not supported; compile next-token heads apart from the model",
@@ -126,10 +127,17 @@ def _second_stack(stream: Stream, regions: list[Region], graph: fx.Graph) -> fx.
     for node in graph.nodes:
         if node in known or not ops.is_sum(node) or not ops.same_shape(ops.tensor(node), shape):  # type: ignore[arg-type]
             continue
-        left, right = sorted(stream.below[node], key=lambda arg: stream.order[arg])
+        left, right = sorted((_core(stream, arg) for arg in stream.below[node]), key=lambda arg: stream.order[arg])
         if _depends_on(stream, right, left):
             return node
     return None
+
+
+def _core(stream: Stream, node: fx.Node) -> fx.Node:
+    """What `node` is a linear image of."""
+    while len(stream.below[node]) == 1:
+        node = stream.below[node][0]
+    return node
 
 
 def _depends_on(stream: Stream, node: fx.Node, earlier: fx.Node) -> bool:

@@ -56,7 +56,7 @@ def read_dataflow(graph: fx.Graph) -> Dataflow:
 
 
 def operands(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:
-    """The summands of `node`: two of a sum, one of a linear unary op, none otherwise."""
+    """The summands of `node`: two of a sum, one of a linear unary op or of a shift, none otherwise."""
     if ops.is_sum(node):
         return node.args[0], node.args[1]  # type: ignore[return-value]
     if not ops.is_floating(node):
@@ -64,6 +64,8 @@ def operands(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:
     name = ops.op_name(node)
     if name in ("mul", "div", "truediv") and len(node.args) == 2:
         return _scaled(node, flow)
+    if name == "add" and len(node.args) == 2:
+        return _shifted(node, flow)
     first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
     if first is None:
         return ()
@@ -89,6 +91,16 @@ def _scaled(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:
         if not isinstance(value, fx.Node) or not isinstance(factor, fx.Node) or flow.order[factor] > flow.order[value]:
             continue
         # a gate computed before the value can't depend on it, so the product is linear in the value
+        if value not in flow.constant and ops.same_shape(ops.tensor(value), ops.tensor(node)):  # type: ignore[arg-type]
+            return (value,)
+    return ()
+
+
+def _shifted(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:
+    """The summand beside a constant of another shape: a vector that belongs to the stream or to the term itself."""
+    for value, shift in (node.args, node.args[::-1]):
+        if not isinstance(value, fx.Node) or not isinstance(shift, fx.Node) or shift not in flow.constant:
+            continue
         if value not in flow.constant and ops.same_shape(ops.tensor(value), ops.tensor(node)):  # type: ignore[arg-type]
             return (value,)
     return ()

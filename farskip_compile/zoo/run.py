@@ -96,8 +96,7 @@ def check_family(family: Family) -> Entry:
     if not finding.captured:
         from farskip_compile.prepare import prepare
 
-        with torch.no_grad():
-            changes = prepare(model).changes
+        changes = prepare(model).changes
         prepared = tuple(change.what for change in changes)
         finding = check(model, ids) if changes else finding
     return entry(family, finding, prepared)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
 from farskip_compile.errors import ConnectivityError, DenseModelError, LayerRangeError
-from farskip_compile.passes.connectivity import Request, ask
-from tests.graphs import Dense, Experts, Layer, MoE, Stack, table_of
+from farskip_compile.passes.connectivity import Request, ask, is_shortcut
+from farskip_compile.wiring import classify_wiring
+from tests.graphs import WIDTH, Attention, Dense, Experts, Layer, MoE, Stack, table_of
 
 
 def table(pattern: str):
@@ -68,6 +71,38 @@ def test_dense_model():
         with pytest.raises(DenseModelError):
             ask(dense, wish)
     assert ask(dense, "none") == Request({})
+
+
+class Shortcut(nn.Module):
+    """The experts stand beside a dense block and the attention behind it, and join at the end of the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.RMSNorm(WIDTH) for _ in range(4))
+        self.attention, self.attention_2, self.dense, self.dense_2 = Attention(), Attention(), Dense(), Dense()
+        self.experts = Experts()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(self.norms[0](x))
+        h = self.norms[1](x)
+        routed = self.experts(h)
+        x = x + self.dense(h)
+        x = x + self.attention_2(self.norms[2](x))
+        return x + self.dense_2(self.norms[3](x)) + routed
+
+
+def test_shortcut_experts_are_hidden_by_design():
+    shortcut = table_of(Stack(Shortcut))
+    for connectivity in ("full", "attention", "mlp"):
+        assert ask(shortcut, connectivity) == Request({}, ("moe.1", "moe.3"))
+    assert classify_wiring(shortcut) == "shortcut MoE"
+    assert left_out(shortcut, {"attention.2": ["r1"]}) == {"attention.2": "r1"}  # who asks for more gets it
+
+
+def test_experts_without_the_attention_of_their_layer_are_no_shortcut(mixed):
+    assert not any(is_shortcut(mixed, row) for row in mixed.rows)
+    rewired = ask(mixed, "full").wanted(mixed)
+    assert not any(is_shortcut(rewired, row) for row in rewired.rows)
 
 
 def test_wanted_table(mixed):

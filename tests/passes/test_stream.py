@@ -44,6 +44,18 @@ class ScaledBothSides(Layer):
         return x * self.alpha + self.feed_forward(self.norm2(x)) / 2
 
 
+class Shifted(Layer):
+    """Zaya: learned vectors are added to the stream and to the branch, and scale both."""
+
+    def __init__(self, feed_forward):
+        super().__init__(feed_forward)
+        self.scale, self.shift = nn.Parameter(torch.full((WIDTH,), 0.8)), nn.Parameter(torch.full((WIDTH,), 0.3))
+
+    def forward(self, x):
+        x = (self.attention(self.norm1(x)) + self.shift) * self.scale + (x + self.shift) * self.scale
+        return (self.feed_forward(self.norm2(x)) + self.shift) + (self.shift + x) * self.scale
+
+
 class FinishedSumScaled(Layer):
     """Gemma 4: `hidden *= layer_scalar`, in place."""
 
@@ -72,7 +84,7 @@ class InPlace(Layer):
 
 
 @pytest.mark.parametrize(
-    "layer", [Layer, BranchFirst, Granite, ScaledBothSides, FinishedSumScaled, HalfPrecisionBranch, InPlace]
+    "layer", [Layer, BranchFirst, Granite, ScaledBothSides, Shifted, FinishedSumScaled, HalfPrecisionBranch, InPlace]
 )
 def test_standard_wiring_in_many_forms(layer):
     assert reads(table_of(stack(layer))) == STANDARD
