@@ -1,7 +1,7 @@
 """Graph breaks whose way out we know: each becomes an error that names it.
 
-Contract: reads the text of Dynamo's reason, which holds the line at which it gave up; None for any other reason. The
-libraries that are named here are those of the break, never those of a model.
+Contract: reads the text of Dynamo's reason, which holds the line at which it gave up (not those of its callers); None
+for any other reason. The libraries that are named here are those of the break, never those of a model.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Known:
 
 PLACES = (
     Known(
-        "torch/distributed/fsdp/_fully_shard",
-        "FSDP (fully_shard) gathers the parameters of each layer in hooks that Dynamo does not trace, so every sharded "
-        "layer is a graph of its own",
+        "torch/distributed/fsdp/",
+        "FSDP gathers the parameters of each sharded layer in hooks that Dynamo does not trace, so every such layer is "
+        "a graph of its own",
         "shard the root module only, fully_shard(model) without a call on its layers; or shard by a parametrization "
         "that gathers DTensor parameters inside of the graph (docs/parallel.md)",
     ),

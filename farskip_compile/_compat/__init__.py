@@ -123,7 +123,10 @@ def callers_graph_break() -> str | None:
 def _describe(reason: GraphCompileReason) -> str:
     text = " ".join(str(reason.reason).split())
     frame = next((f for f in reversed(reason.user_stack) if "/torch/" not in f.filename), None)
-    return f"{text[:300]} ({frame.filename}:{frame.lineno}: {frame.line})" if frame is not None else text[:300]
+    place = f" ({frame.filename}:{frame.lineno}: {frame.line})" if frame is not None else ""
+    last = reason.user_stack[-1] if reason.user_stack else frame
+    inside = f", called in {last.filename}:{last.lineno}" if last is not None and last is not frame else ""
+    return f"{text[:300]}{place}{inside}"
 
 
 def capture_place(error: TorchDynamoException) -> str | None:

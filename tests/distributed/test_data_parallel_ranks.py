@@ -81,9 +81,9 @@ def parallel(how: str, world_size: int) -> tuple[nn.Module, Callable[..., Any]]:
         return model, model
     if how == "root":
         fully_shard(model, mesh=mesh)
-    elif how == "layers":
+    elif how in ("layers", "experts"):
         for layer in model.model.layers:
-            fully_shard(layer, mesh=mesh)
+            fully_shard(layer if how == "layers" else layer.mlp.experts, mesh=mesh)
         fully_shard(model, mesh=mesh)
         return model, torch.compile(model, **(whole | {"fullgraph": False}))
     elif how == "parametrization":
@@ -124,20 +124,23 @@ def test_gradients_are_averaged() -> None:
 
 
 def refused_on_rank(rank: int, world_size: int) -> list[tuple[str, str]]:
-    """FSDP2 on each layer cuts the model between its layers: what compiling says, and what `explain` does."""
-    model, compiled = parallel("layers", world_size)
-    try:
-        compiled(tokens(rank))
-    except PartialModelError as error:
-        refusal = farskip_compile.explain(model, tokens(rank)).refusal
-        assert refusal is not None
-        return [(error.reason, error.way_out), (refusal.reason, refusal.way_out)]
-    return []
+    """FSDP2 on a part of each layer cuts the model: what compiling says, and what `explain` does."""
+    answers = []
+    for how in ("layers", "experts"):
+        torch.compiler.reset()
+        model, compiled = parallel(how, world_size)
+        try:
+            compiled(tokens(rank))
+        except PartialModelError as error:
+            answers.append((error.reason, error.way_out))
+    refusal = farskip_compile.explain(model, tokens(rank)).refusal
+    assert refusal is not None
+    return [*answers, (refusal.reason, refusal.way_out)]
 
 
 def test_fully_shard_on_layers_is_refused() -> None:
     for answers in run_ranks(refused_on_rank, 2, timeout=400):
-        assert len(answers) == 2
+        assert len(answers) == 3
         for reason, way_out in answers:
             assert "in hooks that Dynamo does not trace" in reason
             assert "shard the root module only" in way_out
