@@ -48,8 +48,8 @@ class _Run:
     """Of the terms that each sub-block's reads hold."""
     sharing: set[SubBlock] = field(default_factory=set)
     """Sub-blocks that began without a read of their own: they share the one of the sub-block before."""
-    consumed: set[str] = field(default_factory=set)
-    """Names of sub-blocks whose output something computes with, instead of adding it."""
+    seen: set[str] = field(default_factory=set)
+    """Names of sub-blocks that added to the stream before somebody read it."""
     quiet: bool = False
     """A sub-block runs a second time, to find out what it is."""
 
@@ -81,9 +81,9 @@ class GenericFarSkipForm(nn.Module):
             with torch.no_grad(), _buffers_kept(self.model):
                 args_, kwargs_ = self._few_tokens(args, kwargs)
                 known = self._run(args_, kwargs_, None)[1]
-                in_front = [a for a, b in pairwise(known.order) if b in known.sharing and a.name in known.consumed]
-                if in_front:  # modules that prepare what a sub-block gets are parts of it
-                    self.blocks = [block for block in self.blocks if block not in in_front]
+                # what never reaches the stream itself, such as a router, is part of the sub-block that follows
+                if any(block.name not in known.seen for block in known.order):
+                    self.blocks = [block for block in self.blocks if block.name in known.seen]
                     known = self._run(args_, kwargs_, None)[1]
             self.left_out = self._terms_to_leave_out(known)
             self.known = known
@@ -112,10 +112,13 @@ class GenericFarSkipForm(nn.Module):
 
         def read(expression: Expression) -> torch.Tensor:
             if EMBEDDING not in expression.labels:
-                run.consumed |= {label.rpartition(" ")[0] for label in expression.labels}
                 return expression.value
             run.reads += not run.inside
-            run.held |= expression.labels
+            run.seen |= {label.rpartition(" ")[0] for label in expression.labels}
+            if run.inside:
+                run.holds[run.inside[-1]] |= expression.labels
+            else:
+                run.held |= expression.labels
             readers = self._readers(run, known)
             if not readers:
                 return expression.value
