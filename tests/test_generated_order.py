@@ -44,7 +44,7 @@ def steps(code: str) -> list[str]:
             found.append("wait" if collective.group(1) == "wait_tensor" else collective.group(1))
         elif "farskip.announce" in line:
             found.append("announce")
-        elif product := re.search(r"extern_kernels\.(\w+)\(|aten\.(_scaled_dot\w+|_flash\w+)", line):
+        elif product := re.search(r"extern_kernels\.(\w+)\(|aten\.(_scaled_dot\w+|_flash\w+)\.default\(", line):
             found.append(product.group(1) or "attention")
         elif re.match(r"\s*cpp_fused\w*\(", line):
             found.append("kernel")
