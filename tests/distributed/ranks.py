@@ -18,8 +18,11 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch.multiprocessing.spawn import ProcessException
 
-PRELOADED = ["torch._inductor.compile_fx", "farskip_compile.models", "pytest", "hypothesis"]
-"""What ranks that are forked have imported already: it takes longer than most of what they are asked to do."""
+PRELOADED = [
+    "torch._inductor.compile_fx", "farskip_compile.models", "pytest", "hypothesis", "transformers.modeling_utils"
+]  # fmt: skip
+"""What ranks that are forked have imported already: it takes longer than most of what they are asked to do. A package
+that is not there is left out."""
 
 
 class RankError(AssertionError):
