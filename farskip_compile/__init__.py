@@ -50,6 +50,7 @@ __all__ = [
     "Outcome",
     "ParallelismError",
     "PartialModelError",
+    "Preparation",
     "ScheduleReport",
     "Snapshot",
     "UnsupportedPatternError",

@@ -28,7 +28,7 @@ from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, PartialModelError
 from farskip_compile.overlap_passes import KernelPass, PostGradPass, make_plan
 from farskip_compile.pipeline import run
-from farskip_compile.report import CompileReport, Outcome, last_reports, publish
+from farskip_compile.report import CompileReport, Outcome, earlier_outcome, last_reports, publish
 
 Compiled = Callable[..., Any]
 POST_GRAD = "post_grad_custom_post_pass"
@@ -111,10 +111,20 @@ class Backend:
                     "DistributedDataParallel is active and Dynamo would hand the model over bucket by bucket",
                     way_out='set torch._dynamo.config.optimize_ddp = False (or "python_reducer") before compiling',
                 )
+            if not self.config.strict and earlier_outcome() is Outcome.REFUSED:
+                raise PartialModelError("another graph of this model could not be rewired, so none of them is")
             return run(module, self.config)
         except FarSkipError as error:
             if self.config.strict:
                 raise
+            if earlier_outcome() is Outcome.REWIRED:
+                raise PartialModelError(
+                    "another graph of this model is rewired already, and this one can't be: together they would be "
+                    f"neither the model nor its FarSkip form. {error.reason}",
+                    way_out="torch.compiler.reset(), and strict=False again with inputs that can't be rewired first; or "
+                    "make all inputs take a way through the model that can be rewired",
+                    where=error.where,
+                ) from error
             return self._unchanged(module, error)
 
     def _unchanged(self, module: fx.GraphModule, error: FarSkipError) -> CompileReport:

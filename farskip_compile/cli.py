@@ -26,6 +26,7 @@ from farskip_compile.cli_zoo import zoo_command
 from farskip_compile.errors import ConfigError
 from farskip_compile.explain import Refusal, explain, versions
 from farskip_compile.model_source import Loaded, built_in_names, load
+from farskip_compile.prepare import prepare
 
 app = typer.Typer(
     help="Rewires Mixture-of-Experts models to FarSkip connectivity inside torch.compile.",
@@ -77,6 +78,9 @@ def explain_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
     png: Annotated[Path | None, typer.Option(help="Draw the table into this file (needs matplotlib).")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Show every layer of a deep model.")] = False,
+    prepared: Annotated[
+        bool, typer.Option("--prepare", help="Make the model ready for capture first, as farskip_compile.prepare does.")
+    ] = False,
 ) -> None:
     """Show what the backend finds in a model and what it would change. The model is captured, not run."""
     layer_range = _layer_range(layers)
@@ -84,6 +88,8 @@ def explain_command(
     logging.getLogger("torch").setLevel(logging.CRITICAL)  # a refusal says what Dynamo logs
     loaded = _load(model, errors)
     try:
+        if prepared:
+            errors.print(str(prepare(loaded.model)), style="dim", highlight=False)  # type: ignore[arg-type]
         found = explain(
             loaded.model, *loaded.args, connectivity=connectivity.value, layers=layer_range, **loaded.kwargs
         )

@@ -149,11 +149,18 @@ def not_captured(error: TorchDynamoException) -> Refusal:
     hints = [line.removeprefix("Hint:").strip() for line in lines if line.startswith("Hint:")]
     explanations = [line.removeprefix("Explanation:").strip() for line in lines if line.startswith("Explanation:")]
     reason = ": ".join([*lines[:1], *explanations])
+    way_out = " ".join(hints) or "torch.compile(model, fullgraph=True) shows the whole message"
+    if "data-dependent" in reason:
+        reason = f"A loop or a branch depends on values that are only known when the model runs. {reason}"
+        way_out = (
+            "write this step so that its shape does not depend on values; where it is a loop over experts, "
+            "farskip_compile.prepare(model) replaces it, if transformers has the same function without a loop"
+        )
     return Refusal(
         type(error).__name__,
         f"torch.compile can't capture the model as one graph. {reason}",
         f"at {place}" if (place := capture_place(error)) else "",
-        " ".join(hints) or "torch.compile(model, fullgraph=True) shows the whole message",
+        way_out,
     )
 
 

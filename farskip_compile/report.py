@@ -93,7 +93,10 @@ class CompileReport:
                 f"rewired {len(self.rewired_rows)} of {len(self.rows)} sub-blocks ({layers} layers, {moe} MoE): "
                 f"{self.wiring_before} -> {self.wiring_after}, verified"
             )
-        return f"{self.outcome} ({self.nodes} nodes)" + (f": {self.reason.splitlines()[0]}" if self.reason else "")
+        wiring = f"{self.wiring_before}, " if self.outcome is Outcome.ALREADY else ""
+        return f"{self.outcome} ({wiring}{self.nodes} nodes)" + (
+            f": {self.reason.splitlines()[0]}" if self.reason else ""
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
@@ -177,6 +180,17 @@ def last_reports() -> tuple[CompileReport, ...]:
     """Reports of this process, oldest first: one for each graph that the backend received (the last 256)."""
     with _lock:
         return tuple(report for _, report in _reports)
+
+
+def earlier_outcome() -> Outcome | None:
+    """What became of the last graph that was compiled of the function that is being compiled again; None if none was."""
+    compile_id, _ = current_compile()
+    frame, _, number = compile_id.partition("_")[0].rpartition("/")
+    if not number.isdigit() or int(number) == 0:
+        return None
+    with _lock:
+        found = [report for _, report in _reports if report.compile_id.partition("_")[0].rpartition("/")[0] == frame]
+    return found[-1].outcome if found else None
 
 
 def clear_reports() -> None:

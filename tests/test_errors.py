@@ -95,6 +95,31 @@ def test_a_refused_model_compiles_unchanged_with_every_inner_backend(inner: str)
     torch.testing.assert_close(output, model(IDS))
 
 
+class SometimesNormed(Wrapped):
+    """Can be rewired for sequences of five tokens or more."""
+
+    def before(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        return nn.functional.layer_norm(hidden, hidden.shape[-1:]) if index == 1 and hidden.shape[1] < 5 else hidden
+
+
+@pytest.mark.parametrize("rewired_first", [True, False])
+def test_graphs_of_one_model_are_not_mixed(rewired_first: bool) -> None:
+    """Where one graph can't be rewired: none is, or, if one is already, an error; never some of each."""
+    model = SometimesNormed()
+    long, short = IDS, IDS[:, :4]
+    options = {"inner": "eager", "strict": False}
+    compiled = torch.compile(model, backend="farskip", fullgraph=True, dynamic=False, options=options)
+    if rewired_first:
+        assert not torch.equal(compiled(long), model(long))
+        with pytest.raises(PartialModelError, match="another graph of this model is rewired already"):
+            compiled(short)
+    else:
+        with pytest.warns(FarSkipWarning):
+            assert torch.equal(compiled(short), model(short))
+        assert torch.equal(compiled(long), model(long))
+        assert {report.outcome for report in farskip_compile.last_reports()} == {Outcome.REFUSED}
+
+
 def test_residual_that_is_normalised_on_the_way() -> None:
     class Normed(Wrapped):
         def before(self, index: int, hidden: torch.Tensor) -> torch.Tensor:

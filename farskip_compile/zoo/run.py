@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from farskip_compile.explain import Refusal
+from farskip_compile.layout import short_place
 from farskip_compile.passes.kinds import Kind
 from farskip_compile.report import CompileReport
 from farskip_compile.zoo.check import Finding, Verdict, check
@@ -88,7 +89,11 @@ def check_family(family: Family) -> Entry:
         model = build_tiny(family)
     except CannotBuild as error:
         return Entry(
-            family.model_type, family.class_name, built=False, reason=error.reason, where=str(error.where.source or "")
+            family.model_type,
+            family.class_name,
+            built=False,
+            reason=error.reason,
+            where=short_place(error.where.source or ""),
         )
     ids = torch.randint(0, VOCABULARY, IDS_SHAPE, generator=torch.Generator().manual_seed(0))
     finding = check(model, ids)
@@ -116,7 +121,7 @@ def entry(family: Family, finding: Finding, prepared: tuple[str, ...] = ()) -> E
         wiring=finding.report.wiring_before if finding.report is not None else "",
         verdicts={name: str(verdict) for name, verdict in finding.verdicts.items()},
         reason=f"{refusal.error}: {refusal.reason}" if refusal.error else "",
-        where=refusal.where,
+        where=short_place(refusal.where),
         seconds=round(finding.seconds, 2),
     )
 

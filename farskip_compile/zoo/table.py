@@ -16,7 +16,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from farskip_compile.layout import short_place
 from farskip_compile.zoo.run import REWIRED, Entry
 
 STYLES = {
@@ -89,7 +88,7 @@ def text(entries: Sequence[Entry], width: int) -> RenderableType:
     for entry in entries:
         if entry.reason:
             line = Text(f"{entry.family}: ", style="bold").append(entry.reason, style="")
-            parts.append(line.append(f" ({short_place(entry.where)})" if entry.where else ""))
+            parts.append(line.append(f" ({entry.where})" if entry.where else ""))
     parts += [Text(), Text(summary(entries), style="bold")]
     return Group(*parts)
 
@@ -125,7 +124,7 @@ def page(entries: Sequence[Entry]) -> str:
     lines += ["", "## Why not", ""]
     for entry in entries:
         if entry.reason:
-            place = f" (`{short_place(entry.where)}`)" if entry.where else ""
+            place = f" (`{entry.where}`)" if entry.where else ""
             lines.append(f"- **{entry.family}**, {entry.status}: {entry.reason}{place}")
     return "\n".join(lines) + "\n"
 
