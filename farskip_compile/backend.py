@@ -121,7 +121,7 @@ class Backend:
                 raise PartialModelError(
                     "another graph of this model is rewired already, and this one can't be: together they would be "
                     f"neither the model nor its FarSkip form. {error.reason}",
-                    way_out="torch.compiler.reset(), and strict=False again with inputs that can't be rewired first; or "
+                    way_out="torch.compiler.reset(), and call the model with inputs like these first; or "
                     "make all inputs take a way through the model that can be rewired",
                     where=error.where,
                 ) from error

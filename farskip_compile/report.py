@@ -183,7 +183,7 @@ def last_reports() -> tuple[CompileReport, ...]:
 
 
 def earlier_outcome() -> Outcome | None:
-    """What became of the last graph that was compiled of the function that is being compiled again; None if none was."""
+    """What became of the last graph of the function that is being compiled again; None if there was none."""
     compile_id, _ = current_compile()
     frame, _, number = compile_id.partition("_")[0].rpartition("/")
     if not number.isdigit() or int(number) == 0:

@@ -75,9 +75,8 @@ def kind_of(block: SubBlock, args: Sequence[Any], kwargs: Mapping[str, Any], out
     if hidden is None:
         raise NotImplementedError(f"{block.name} gets no hidden states")
     other = plain(hidden).clone()
-    other[..., :-1, :] += torch.linspace(-1.0, 1.0, other[..., :-1, :].numel(), dtype=other.dtype).view_as(
-        other[..., :-1, :]
-    )
+    earlier = other[:, :-1] if other.dim() > 2 else other[:-1]
+    earlier += torch.linspace(-1.0, 1.0, earlier.numel(), dtype=other.dtype, device=other.device).view_as(earlier)
 
     def swap(value: Any) -> Any:
         return other if value is hidden else plain(value)
@@ -86,7 +85,8 @@ def kind_of(block: SubBlock, args: Sequence[Any], kwargs: Mapping[str, Any], out
     first, second = (o[0] if isinstance(o, tuple) else o for o in (output, changed))
     routed = {label for o in (first, second) if isinstance(o, ResidualTensor) for label in o.expression.labels}
     routed = {label for label in routed if label.endswith(" routed")}
-    last = [_without(o, frozenset(routed)).reshape(-1, o.shape[-1])[-1] for o in (first, second)]
+    parts = [_without(o, frozenset(routed)) for o in (first, second)]
+    last = [part[:, -1] if part.dim() > 2 else part[-1] for part in parts]
     if not torch.allclose(*last, rtol=1e-3, atol=1e-4 * last[0].abs().max().item()):
         return "mixer"
     return "moe" if block.experts is not None or routed or selects else "mlp"
