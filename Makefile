@@ -7,7 +7,7 @@ WORKERS ?= 2
 # The tests' ranks and Inductor's builds must not oversubscribe the machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench zoo clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -15,6 +15,7 @@ $(VENV)/.installed: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet --editable '.[dev]'
+	# its models are tested, its other half (loggers, datasets: 577 MB) is not needed for that
 	$(PY) -m pip install --quiet --no-deps torchtitan==0.3.0
 	touch $@
 
@@ -34,6 +35,10 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(PY) benchmarks/compile_cost.py
+
+# Every MoE family of the installed transformers; writes docs/zoo.md and fails where a family was better before.
+zoo: $(VENV)/.installed
+	$(VENV)/bin/farskip zoo --against docs/zoo.json --page docs/zoo.md
 
 clean:
 	rm -rf $(VENV) $(PLAIN) build out *.egg-info

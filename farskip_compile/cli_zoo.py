@@ -51,6 +51,7 @@ def zoo_command(
     if unknown:
         raise typer.BadParameter(f"no MoE family {', '.join(unknown)}; `farskip zoo --list` names them all")
     wanted = [known[name] for name in families or known]
+    recorded = json.loads(against.read_text()) if against is not None else []  # which `page` may write anew
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     entries: list[Entry] = []
     with errors.status("") as status:
@@ -64,7 +65,7 @@ def zoo_command(
         typer.echo(json.dumps({"families": [e.to_json() for e in entries], "summary": summary(entries)}, indent=1))
     else:
         console.print(text(entries, console.width))
-    worse = regressions(entries, json.loads(against.read_text())) if against is not None else []
+    worse = regressions(entries, recorded)
     for line in worse:
         errors.print(line, style="red")
     if worse or any(entry.status in BAD for entry in entries):

@@ -4,6 +4,7 @@ On the Dynamo graph, before differentiation:
 
     normalize           open_checkpoints, axis_moves, single_assignment: one name per value          same function
     residual            stream -> regions -> kinds -> table: read the connectivity table off        analysis only
+                        not_a_sum: if there is none, say why; hidden_collectives: those inside of other operators
     connectivity        the wish, as the terms that each row leaves out                              analysis only
     rewire              part_collectives, substitute: edit the graph to match                        NEW FUNCTION
     merge_reductions    on request, under tensor parallelism                                         same up to rounding
