@@ -151,7 +151,8 @@ def not_captured(error: TorchDynamoException) -> Refusal:
     reason = ": ".join([*lines[:1], *explanations])
     way_out = " ".join(hints) or "torch.compile(model, fullgraph=True) shows the whole message"
     if "data-dependent" in reason:
-        reason = f"A loop or a branch depends on values that are only known when the model runs. {reason}"
+        stated = next(line for line in lines if "data-dependent" in line).split(" (unhinted")[0]
+        reason = f"A loop or a branch depends on values that are only known when the model runs. {stated}"
         way_out = (
             "write this step so that its shape does not depend on values; where it is a loop over experts, "
             "farskip_compile.prepare(model) replaces it, if transformers has the same function without a loop"

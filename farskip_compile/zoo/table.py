@@ -103,7 +103,9 @@ def page(entries: Sequence[Entry]) -> str:
         "",
         "The families are found by introspection of the installed package, built tiny and random from their own "
         "configuration classes, captured by `torch.compile(fullgraph=True)`, rewired, and compared bit for bit "
-        "(float32, eager inner backend) with an eager oracle that knows no graph (`models/generic_form.py`).",
+        "(float32, eager inner backend) with an eager oracle that knows no graph (`models/generic_form.py`). Families "
+        "for which transformers has no causal language model class (encoder-decoders, text parts of some multimodal "
+        "models) are not in it.",
         "",
         f"**{summary(entries)}.**",
         "",
@@ -116,10 +118,10 @@ def page(entries: Sequence[Entry]) -> str:
     ]
     for entry in entries:
         cells = [CELLS.get(entry.verdicts.get(name, ""), "") for name in ("none", *REWIRED)]
-        mark = " ¹" if entry.prepared else ""
+        mark = " ¹" if entry.captured and entry.prepared else ""
         row = [f"{entry.family}{mark}", entry.status, str(entry.nodes or ""), entry.layers, entry.wiring, *cells]
         lines.append("| " + " | ".join(row) + " |")
-    if any(entry.prepared for entry in entries):
+    if any(entry.captured and entry.prepared for entry in entries):
         lines += ["", "¹ captured after `farskip_compile.prepare(model)`."]
     lines += ["", "## Why not", ""]
     for entry in entries:
