@@ -13,11 +13,21 @@ import torch
 
 from farskip_compile.errors import ConfigError
 from farskip_compile.models import deepseek_v3, llama4, mixtral, qwen3_moe
+from farskip_compile.models.cache import KeyValueCache
 from farskip_compile.models.config import ModelConfig, ParallelConfig
 from farskip_compile.models.decoder import Decoder, build_decoder
 from farskip_compile.models.farskip_form import FarSkipForm
 
-__all__ = ["MODELS", "Decoder", "FarSkipForm", "ModelConfig", "ParallelConfig", "build", "build_decoder"]
+__all__ = [
+    "MODELS",
+    "Decoder",
+    "FarSkipForm",
+    "KeyValueCache",
+    "ModelConfig",
+    "ParallelConfig",
+    "build",
+    "build_decoder",
+]
 
 MODELS: dict[str, Callable[..., ModelConfig]] = {
     "deepseek_v3": deepseek_v3.config,

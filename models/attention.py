@@ -2,10 +2,14 @@
 
 Contract: `partial(h, rope)` maps the normed stream [B, T, D] to the output of this rank's heads [B, T, D], *not*
 reduced over the tensor-parallel ranks; `forward` is `partial` followed by that reduction. Keeping the two apart lets
-the FarSkip form add other partial sums before it reduces.
+the FarSkip form add other partial sums before it reduces. `partial` itself is `project` (queries, keys, values) and
+then `mix` (the attention proper and the output projection): an overlapped schedule puts other work between the two.
+With a cache (`rope.past`), `mix` appends the keys and values to it and attends to all that it holds.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,19 +21,42 @@ from farskip_compile.models.norm import RMSNorm
 from farskip_compile.models.rope import Rope, rotate
 from farskip_compile.models.tensor_parallel import reduce_partial
 
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Queries [B, H, T, .], keys [B, KV, T, .] and values [B, KV, T, .] of this rank, rotated."""
+
 
 class Attention(nn.Module):
-    """What both kinds share: the reduction over the tensor-parallel ranks."""
+    """What both kinds share: the attention proper, and the reduction over the tensor-parallel ranks."""
 
-    def __init__(self, config: ModelConfig, parallel: ParallelConfig) -> None:
+    output: RowLinear
+
+    def __init__(self, config: ModelConfig, parallel: ParallelConfig, index: int) -> None:
         super().__init__()
         self.parallel = parallel
+        self.index = index
+        """Of the layer, which is where a cache keeps its keys and values."""
         self.heads = shard_size(config.heads, parallel.tp_size, "attention heads")
+        self.options: dict[str, Any] = {}
+        """Of the kernel: whether several query heads share a key."""
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+
+    def project(self, h: torch.Tensor, rope: Rope) -> Heads:
+        """The normed stream [B, T, D] -> what the attention proper works on."""
+        raise NotImplementedError
+
+    def mix(self, heads: Heads, rope: Rope) -> torch.Tensor:
+        """The attention proper and the output projection: output of this rank's heads, [B, T, D]."""
+        query, key, value = heads
+        if rope.past is None:
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, **self.options)
+        else:
+            keys, values = rope.past.append(self.index, key, value)
+            mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=rope.past.mask, **self.options)
+        return self.dropout(self.output(mixed.transpose(1, 2).flatten(2)))  # mixed: [B, H, T, .]
 
     def partial(self, h: torch.Tensor, rope: Rope) -> torch.Tensor:
         """Output of this rank's heads, [B, T, D]."""
-        raise NotImplementedError
+        return self.mix(self.project(h, rope), rope)
 
     def reduce(self, partial: torch.Tensor) -> torch.Tensor:
         """Sum over the tensor-parallel ranks, for the tokens of this rank's stream."""
@@ -43,8 +70,9 @@ class Attention(nn.Module):
 class GroupedQueryAttention(Attention):
     """Several query heads share one key and value head."""
 
-    def __init__(self, config: ModelConfig, parallel: ParallelConfig) -> None:
-        super().__init__(config, parallel)
+    def __init__(self, config: ModelConfig, parallel: ParallelConfig, index: int) -> None:
+        super().__init__(config, parallel, index)
+        self.options = {"enable_gqa": True}
         shard_size(config.kv_heads, parallel.tp_size, "key/value heads")
         self.head_dim = config.head_dim
         width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
@@ -63,22 +91,19 @@ class GroupedQueryAttention(Attention):
         """[B, T, H * head_dim] -> [B, T, H, head_dim]."""
         return flat.unflatten(-1, (-1, self.head_dim))
 
-    def partial(self, h: torch.Tensor, rope: Rope) -> torch.Tensor:
-        """Output of this rank's heads, [B, T, D]."""
+    def project(self, h: torch.Tensor, rope: Rope) -> Heads:
+        """The normed stream [B, T, D] -> what the attention proper works on."""
         query = self.query_norm(self._split_heads(self.query(h))).transpose(1, 2)  # [B, H, T, head_dim]
         key = self.key_norm(self._split_heads(self.key(h))).transpose(1, 2)  # [B, KV, T, head_dim]
         value = self._split_heads(self.value(h)).transpose(1, 2)  # [B, KV, T, head_dim]
-        mixed = F.scaled_dot_product_attention(
-            rotate(query, rope), rotate(key, rope), value, is_causal=True, enable_gqa=True
-        )  # [B, H, T, head_dim]
-        return self.dropout(self.output(mixed.transpose(1, 2).flatten(2)))
+        return rotate(query, rope), rotate(key, rope), value
 
 
 class LatentAttention(Attention):
     """Keys and values are expanded from one narrow latent per token; positions travel in channels of their own."""
 
-    def __init__(self, config: ModelConfig, parallel: ParallelConfig) -> None:
-        super().__init__(config, parallel)
+    def __init__(self, config: ModelConfig, parallel: ParallelConfig, index: int) -> None:
+        super().__init__(config, parallel, index)
         self.kv_rank = config.kv_rank
         self.nope_head_dim = config.nope_head_dim
         self.rope_head_dim = config.rope_head_dim
@@ -99,8 +124,8 @@ class LatentAttention(Attention):
         self.kv_up = ColumnLinear(config.kv_rank, kv_width, group, "key and value channels")
         self.output = RowLinear(config.heads * config.value_head_dim, config.hidden_size, group, "attention channels")
 
-    def partial(self, h: torch.Tensor, rope: Rope) -> torch.Tensor:
-        """Output of this rank's heads, [B, T, D]."""
+    def project(self, h: torch.Tensor, rope: Rope) -> Heads:
+        """The normed stream [B, T, D] -> what the attention proper works on."""
         query = self.query_up(self.query_down(h)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         query_nope, query_rope = query.split([self.nope_head_dim, self.rope_head_dim], dim=-1)  # [B, H, T, .]
 
@@ -109,16 +134,11 @@ class LatentAttention(Attention):
         key_nope, value = key_value.split([self.nope_head_dim, self.value_head_dim], dim=-1)  # [B, H, T, .]
         key_rope = rotate(key_rope.unsqueeze(1), rope).expand(-1, self.heads, -1, -1)  # one for all heads
 
-        mixed = F.scaled_dot_product_attention(
-            torch.cat([query_nope, rotate(query_rope, rope)], dim=-1),
-            torch.cat([key_nope, key_rope], dim=-1),
-            value,
-            is_causal=True,
-        )  # [B, H, T, value_head_dim]
-        return self.dropout(self.output(mixed.transpose(1, 2).flatten(2)))
+        query = torch.cat([query_nope, rotate(query_rope, rope)], dim=-1)
+        return query, torch.cat([key_nope, key_rope], dim=-1), value
 
 
-def make_attention(config: ModelConfig, parallel: ParallelConfig) -> Attention:
-    """The attention that the config asks for."""
+def make_attention(config: ModelConfig, parallel: ParallelConfig, index: int) -> Attention:
+    """The attention that the config asks for, of layer `index`."""
     kind = GroupedQueryAttention if config.attention == "gqa" else LatentAttention
-    return kind(config, parallel)
+    return kind(config, parallel, index)

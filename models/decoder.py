@@ -4,6 +4,7 @@ Contract: the residual stream is a plain sum. Every layer reads all of it, and t
     x = x + attention(norm(x))
     x = x + feed_forward(norm(x))
 A rank's stream x is [B, T, D], or under sequence parallelism [B * T / ranks, D]; then `gather` stands behind each norm.
+With a cache (see `cache.py`) the ids continue the sequences in it, and the logits are those of these tokens alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from farskip_compile.models.attention import make_attention
+from farskip_compile.models.cache import CacheStep, KeyValueCache
 from farskip_compile.models.config import LayerKind, ModelConfig, ParallelConfig
 from farskip_compile.models.mlp import MLP
 from farskip_compile.models.moe import MoE
@@ -24,12 +26,12 @@ from farskip_compile.models.tensor_parallel import gather_stream, own_tokens
 class DecoderLayer(nn.Module):
     """Attention and a feed-forward, each behind a norm; or, in a parallel block, both behind one shared norm."""
 
-    def __init__(self, kind: LayerKind, config: ModelConfig, parallel: ParallelConfig) -> None:
+    def __init__(self, kind: LayerKind, config: ModelConfig, parallel: ParallelConfig, index: int) -> None:
         super().__init__()
         self.parallel = parallel
         self.residual_scale = config.residual_scale
         self.attention_norm = make_norm(config)
-        self.attention = make_attention(config, parallel)
+        self.attention = make_attention(config, parallel, index)
         self.feed_forward_norm = None if config.parallel_block else make_norm(config)
         self.feed_forward: MLP | MoE
         if kind == "moe":
@@ -62,7 +64,9 @@ class Decoder(nn.Module):
         self.config = config
         self.parallel = parallel
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(kind, config, parallel) for kind in config.layers)
+        self.layers = nn.ModuleList(
+            DecoderLayer(kind, config, parallel, index) for index, kind in enumerate(config.layers)
+        )
         self.final_norm = make_norm(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -70,22 +74,53 @@ class Decoder(nn.Module):
         """Token ids [B, T] -> this rank's stream."""
         return self.token_embedding(own_tokens(ids, self.parallel))
 
-    def rope(self, x: torch.Tensor, length: int) -> Rope:
-        """Rotary tables for `length` positions, for a stream with the dtype of `x`."""
+    def new_cache(self, batch: int, length: int) -> KeyValueCache:
+        """An empty cache of `length` tokens for `batch` sequences of this rank, like the weights in dtype and device.
+
+        Raises:
+            ConfigError: no room for any token.
+        """
+        like = self.token_embedding.weight
+        return KeyValueCache(
+            self.config, batch=batch, length=length, parallel=self.parallel, dtype=like.dtype, device=like.device
+        )
+
+    def positions(self, x: torch.Tensor, ids: torch.Tensor, cache: KeyValueCache | None) -> Rope:
+        """What the attentions have to know about where the tokens of `ids` [B, T] stand; `x` is their stream.
+
+        Raises:
+            ConfigError: the cache is one for another batch, or shorter than T.
+        """
+        batch, length = ids.shape
+        return self.rope(x, length, None if cache is None else cache.begin(batch, length))
+
+    def rope(self, x: torch.Tensor, length: int, past: CacheStep | None = None) -> Rope:
+        """Rotary tables for `length` positions, behind those of `past`, for a stream with the dtype of `x`."""
         config = self.config
         width = config.head_dim if config.attention == "gqa" else config.rope_head_dim
-        return rope_tables(x, length, width, config.rope_theta)
+        return rope_tables(x, length, width, config.rope_theta, past)
 
     def head(self, x: torch.Tensor, length: int) -> torch.Tensor:
         """This rank's stream -> logits of all its sequences of `length` tokens, [B, T, vocabulary]."""
         return self.lm_head(gather_stream(self.final_norm(x), length, self.parallel))
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token ids [B, T] -> logits [B, T, vocabulary]."""
+    def forward(self, ids: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
+        """Token ids [B, T] -> logits [B, T, vocabulary].
+
+        Args:
+            ids: of this rank's sequences.
+            cache: what went before them, and where they are appended; None: nothing did.
+
+        Raises:
+            ConfigError: the cache is one for another batch, or shorter than T, or a gradient would be needed.
+            ParallelismError: the tokens can't be divided among the sequence-parallel ranks.
+        """
         x = self.embed(ids)
-        rope = self.rope(x, ids.shape[1])
+        rope = self.positions(x, ids, cache)
         for layer in self.layers:
             x = layer(x, rope)
+        if cache is not None:
+            cache.advance(ids.shape[1])
         return self.head(x, ids.shape[1])
 
 

@@ -11,6 +11,7 @@ A FarSkip layer with experts is then
 and a dense layer is a parallel block: x_next = n_next = (x + attention(norm(n))) + mlp(norm(x)).
 Where a layer ends in one reduction over tensor-parallel ranks, r and s are reduced apart here. The all-gather behind a
 norm (sequence parallelism) belongs to the reader: two readers of different streams gather twice.
+A cache holds keys and values of norm(n), so that it can't be shared with the plain model.
 
 Contract: plain eager code that shares the decoder's modules and weights, and nothing of the compiler. Sums are formed
 in the order in which the plain model forms them, so that equality can be asked for bit by bit.
@@ -24,6 +25,7 @@ import torch
 from torch import nn
 
 from farskip_compile.errors import ConfigError, LayerRangeError
+from farskip_compile.models.cache import KeyValueCache
 from farskip_compile.models.decoder import Decoder, DecoderLayer
 from farskip_compile.models.moe import MoE
 from farskip_compile.models.rope import Rope
@@ -68,13 +70,15 @@ class FarSkipForm(nn.Module):
         self.connectivity = connectivity
         self.merge_reductions = merge_reductions
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token ids [B, T] -> logits [B, T, vocabulary]."""
+    def forward(self, ids: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
+        """Token ids [B, T] -> logits [B, T, vocabulary]; with a cache as in `Decoder.forward`."""
         x = self.decoder.embed(ids)
         n = x
-        rope = self.decoder.rope(x, ids.shape[1])
+        rope = self.decoder.positions(x, ids, cache)
         for index in range(len(self.decoder.layers)):
             x, n = self.layer(index, x, n, rope)
+        if cache is not None:
+            cache.advance(ids.shape[1])
         return self.decoder.head(x, ids.shape[1])  # n ends here: nothing may be left out
 
     # Who reads what

@@ -1,28 +1,52 @@
 """Rotary positions: each pair of a head's channels is turned by an angle that grows with the position.
 
-Contract: tables are made from the length of the input alone, so that batch and sequence may be dynamic.
+Contract: tables are made from the length of the input alone, so that batch and sequence may be dynamic; or, in a call
+with a cache, from the positions that the tokens have there.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
-Rope = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines, each [T, width / 2], in float32 at least."""
+from farskip_compile.models.cache import CacheStep
 
 
-def rope_tables(x: torch.Tensor, length: int, width: int, theta: float) -> Rope:
-    """Angles for `length` positions and every pair of a head of `width` channels, in `x`'s dtype or a wider one."""
+class Rope(NamedTuple):
+    """Where the tokens of a call stand: what every attention has to know about it."""
+
+    cos: torch.Tensor
+    """Cosines, [T, width / 2], in float32 at least."""
+    sin: torch.Tensor
+    """Sines, [T, width / 2]."""
+    past: CacheStep | None = None
+    """Keys and values of the tokens before them; None: there are none, the first token has position 0."""
+
+
+def rope_tables(x: torch.Tensor, length: int, width: int, theta: float, past: CacheStep | None = None) -> Rope:
+    """Angles for `length` positions and every pair of a head of `width` channels, in `x`'s dtype or a wider one.
+
+    Args:
+        x: of the dtype and on the device of the stream.
+        length: tokens T per sequence.
+        width: channels of a head, even.
+        theta: base of the frequencies.
+        past: where the tokens stand behind others; None: at 0 to T - 1.
+    """
     wide = torch.promote_types(x.dtype, torch.float32)
     pairs = torch.arange(0, width, 2, device=x.device, dtype=wide)  # [width / 2]
     frequencies = theta ** (-pairs / width)
-    positions = torch.arange(length, device=x.device, dtype=wide)  # [T]
+    if past is None:
+        positions = torch.arange(length, device=x.device, dtype=wide)  # [T]
+    else:
+        positions = past.positions.to(wide)
     angles = positions[:, None] * frequencies  # [T, width / 2]
-    return angles.cos(), angles.sin()
+    return Rope(angles.cos(), angles.sin(), past)
 
 
 def rotate(heads: torch.Tensor, rope: Rope) -> torch.Tensor:
     """Turn `heads` [B, H, T, width]; channel i is paired with channel i + width / 2."""
-    cos, sin = (table.to(heads.dtype) for table in rope)
+    cos, sin = rope.cos.to(heads.dtype), rope.sin.to(heads.dtype)
     first, second = heads.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
