@@ -1,15 +1,17 @@
 """What operators and collectives cost, estimated without running anything.
 
 Contract: pure functions of a graph and a hardware profile. Nothing is run, measured or sent, so all ranks that use
-one profile come to the same numbers. Start reading at `operators.py`, then `collectives.py` and `profile.py`.
+one profile come to the same numbers. Start reading at `operators.py`, then `roofline.py`,
+`collectives.py` and `profile.py`.
 """
 
 from __future__ import annotations
 
-from farskip_compile.costs.alpha_beta import collective_seconds
+from farskip_compile.costs.alpha_beta import collective_seconds, interference
 from farskip_compile.costs.collectives import CollectiveCost, collective_cost, is_launch
+from farskip_compile.costs.curves import Curve, Curves
 from farskip_compile.costs.fit import Sample, fit_link
-from farskip_compile.costs.operators import OpCost, combine, kernel_cost, op_cost, op_seconds
+from farskip_compile.costs.operators import OpCost, combine, kernel_cost, op_cost
 from farskip_compile.costs.profile import (
     COLLECTIVE_KINDS,
     CollectiveKind,
@@ -19,6 +21,7 @@ from farskip_compile.costs.profile import (
     PeakFlops,
     PerCollective,
 )
+from farskip_compile.costs.roofline import op_seconds
 from farskip_compile.costs.shipped import default_profile, load_profile, profiles
 from farskip_compile.costs.sizes import SizeHints
 
@@ -26,6 +29,8 @@ __all__ = [
     "COLLECTIVE_KINDS",
     "CollectiveCost",
     "CollectiveKind",
+    "Curve",
+    "Curves",
     "Efficiency",
     "HardwareProfile",
     "Link",
@@ -39,6 +44,7 @@ __all__ = [
     "combine",
     "default_profile",
     "fit_link",
+    "interference",
     "is_launch",
     "kernel_cost",
     "load_profile",

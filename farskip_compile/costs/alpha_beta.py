@@ -22,6 +22,7 @@ Each rank sends a part of n in a number of steps, by the usual algorithms:
   slower of the two counts.
   Rings: libraries run r rings at once, and each leaves the node at another rank. One ring step then has up to r times
   one rank's inter-node bandwidth, but not more than the node has inside.
+- Where a link has a `correction` (it was measured, and the formula is off), the formula's seconds are multiplied by it.
 """
 
 from __future__ import annotations
@@ -63,6 +64,26 @@ def collective_seconds(
     if ranks == 1:
         return profile.launch_seconds + 2 * bytes / (profile.memory_bandwidth * profile.efficiency.memory)
     local = min(ranks, ranks_per_node or profile.ranks_per_node)
+    link = profile.intra_node if local == ranks else profile.inter_node
+    return _formula(kind, bytes, ranks, local, profile) * _correction(link, kind, ranks, bytes)
+
+
+def interference(ranks: int, profile: HardwareProfile, ranks_per_node: int | None = None) -> float:
+    """Compute takes (1 + this) times as long while a collective of so many ranks is in flight; 0 if not measured.
+
+    Args:
+        ranks: size of the group.
+        profile: the hardware.
+        ranks_per_node: as for `collective_seconds`.
+    """
+    if ranks < 2:
+        return 0.0
+    within = ranks <= (ranks_per_node or profile.ranks_per_node)
+    return (profile.intra_node if within else profile.inter_node).interference or 0.0
+
+
+def _formula(kind: CollectiveKind, bytes: int, ranks: int, local: int, profile: HardwareProfile) -> float:
+    """Alpha and beta, without what was measured beside them."""
     inside, outside = _rate(profile.intra_node, kind, local), _rate(profile.inter_node, kind, ranks)
     if local == ranks:
         return _latency(profile.intra_node, kind, ranks) + bytes * sent_part(kind, ranks) / inside
@@ -71,6 +92,12 @@ def collective_seconds(
         return latency + max(bytes * (ranks - local) / ranks / outside, bytes * (local - 1) / ranks / inside)
     rate = outside if local == 1 else min(inside, local * outside)
     return latency + bytes * sent_part(kind, ranks) / rate
+
+
+def _correction(link: Link, kind: CollectiveKind, ranks: int, bytes: int) -> float:
+    """Measured / formula, for a kind that the formula does not meet."""
+    curve = link.correction.get(kind) if link.correction is not None else None
+    return curve.at(ranks, max(bytes, 1)) if curve is not None else 1.0
 
 
 def _latency(link: Link, kind: CollectiveKind, ranks: int) -> float:

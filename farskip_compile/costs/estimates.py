@@ -13,11 +13,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from farskip_compile.costs.alpha_beta import collective_seconds
+from farskip_compile.costs.alpha_beta import collective_seconds, interference
 from farskip_compile.costs.collectives import collective_cost
+from farskip_compile.costs.fresh import fresh_bytes
+from farskip_compile.costs.loops import loop_ops, transposed_bytes
 from farskip_compile.costs.memory import tensor_bytes, tensors_of
-from farskip_compile.costs.operators import FREE, OpCost, kernel_cost, op_cost, op_seconds
+from farskip_compile.costs.operators import FREE, OpCost, op_cost
 from farskip_compile.costs.profile import HardwareProfile
+from farskip_compile.costs.roofline import op_seconds
 from farskip_compile.costs.sizes import SizeHints
 from farskip_compile.passes import ops
 
@@ -39,12 +42,14 @@ class Estimates:
     def __post_init__(self) -> None:
         self.size = SizeHints(self.graph)
         self._costs: dict[fx.Node, OpCost] = {}
+        pages = self.profile.curves is not None and self.profile.curves.fresh is not None
+        self._fresh = fresh_bytes(self.graph, self.size) if pages else {}
         self._tf32 = torch.backends.cuda.matmul.allow_tf32
 
     def cost(self, node: fx.Node) -> OpCost:
         """What `node` does, by itself."""
         if node not in self._costs:
-            self._costs[node] = op_cost(node, self.size)
+            self._costs[node] = self._with_pages(node, op_cost(node, self.size))
         return self._costs[node]
 
     def bytes(self, node: fx.Node) -> int:
@@ -56,9 +61,14 @@ class Estimates:
         cost = collective_cost(node, self.size)
         return collective_seconds(cost.kind, cost.bytes, cost.ranks, self.profile)
 
+    def interference(self, node: fx.Node) -> float:
+        """Compute takes (1 + this) times as long while the collective that `node` launches is in flight."""
+        return interference(collective_cost(node, self.size).ranks, self.profile)
+
     def compute(self, node: fx.Node) -> float:
         """Seconds of a node before fusion."""
-        return op_seconds(op_cost(node, self.size, fused=True), self.profile, tf32=self._tf32)
+        cost = self._with_pages(node, op_cost(node, self.size, fused=True))
+        return op_seconds(cost, self.profile, tf32=self._tf32)
 
     def kernel(self, parts: Iterable[tuple[bool, list[fx.Node]]], traffic: int) -> float:
         """Seconds of a fused kernel.
@@ -73,10 +83,27 @@ class Estimates:
         seconds = [op_seconds(cost, self.profile, tf32=self._tf32) for cost in flops if cost.kind in COMPUTED]
         if seconds:
             return sum(seconds)
-        loops = dict.fromkeys(node for extern, origins in parts if not extern for node in origins)
-        loop = kernel_cost(map(self.cost, loops), bytes_read=traffic, bytes_written=0)
-        return op_seconds(replace(loop, flops=0, launches=0 if traffic == 0 else 1), self.profile)
+        if any(extern and self._product(origins).kind == "sync" for extern, origins in parts):
+            return op_seconds(OpCost(0, traffic, 0, None, "sync"), self.profile)
+        loops = [origins for extern, origins in parts if not extern]
+        made = {origins[0]: self._fresh[origins[0]] for origins in loops if origins and origins[0] in self._fresh}
+        cost = OpCost(
+            0,
+            traffic,
+            0,
+            None,
+            "memory",
+            launches=0 if traffic == 0 else 1,
+            element_ops=sum(loop_ops(origins, self.size) for origins in loops),
+            transposed_bytes=sum(transposed_bytes(origins, self.size) for origins in loops),
+            fresh=tuple(made.values()),
+        )
+        return op_seconds(cost, self.profile)
 
     def _product(self, origins: list[fx.Node]) -> OpCost:
-        """The costliest product among the nodes behind a library call."""
-        return max(map(self.cost, origins), key=lambda cost: cost.flops, default=FREE)
+        """The costliest product among the nodes behind a library call, else the first node."""
+        costs = list(map(self.cost, origins))
+        return max(costs, key=lambda cost: cost.flops, default=FREE)
+
+    def _with_pages(self, node: fx.Node, cost: OpCost) -> OpCost:
+        return replace(cost, fresh=(self._fresh[node],)) if node in self._fresh else cost

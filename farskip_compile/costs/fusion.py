@@ -63,7 +63,7 @@ def fused_traffic(node: fx.Node, size: Size) -> tuple[int, int]:
         if source is not table and is_fusible(_behind_views(source))
         for value in tensors_of(ops.fake(source))
     )
-    return max(read - saved, 0), 0 if all(is_fusible(reader) for reader in _readers(node)) else written
+    return max(read - saved, 0), 0 if all(is_fusible(reader) for reader in readers(node)) else written
 
 
 def _behind_views(node: fx.Node) -> fx.Node:
@@ -72,9 +72,10 @@ def _behind_views(node: fx.Node) -> fx.Node:
     return node
 
 
-def _readers(node: fx.Node) -> Iterator[fx.Node]:
+def readers(node: fx.Node) -> Iterator[fx.Node]:
+    """What reads the memory of `node`, through views."""
     for user in node.users:
         if user.op == "call_function" and is_free(user):
-            yield from _readers(user)
+            yield from readers(user)
         else:
             yield user

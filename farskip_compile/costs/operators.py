@@ -1,7 +1,7 @@
-"""What one operator computes, reads and writes; and how long that takes: the roofline model.
+"""What one operator computes, reads and writes.
 
 In:    a node of an ATen graph, forward or backward, with fake values in `meta["val"]`.
-Out:   an `OpCost`, or seconds.
+Out:   an `OpCost`; `roofline` turns it into seconds.
 Never: runs the operator, or installs a guard on a symbolic size.
 
 1. Views, allocations, arithmetic on sizes, inputs and outputs cost nothing. Launches and waits of collectives cost
@@ -27,7 +27,7 @@ from farskip_compile.costs.elementwise import element_ops
 from farskip_compile.costs.flops import count_flops, executed_part, flop_kind, formula_of
 from farskip_compile.costs.fusion import fused_traffic
 from farskip_compile.costs.memory import is_free, is_sync, tensors_of, traffic
-from farskip_compile.costs.profile import HardwareProfile
+from farskip_compile.costs.product_shapes import is_backward, product_shape
 from farskip_compile.passes import ops
 
 Size = Callable[[int | torch.SymInt], int]
@@ -58,6 +58,17 @@ class OpCost:
     """Part of `flops` that the kernel executes: a causal mask saves half."""
     element_ops: int = 0
     """Operations of pointwise operators and reductions; not in `flops`, as torch does not count them."""
+    shape: tuple[int, int, int] | None = None
+    """Of one product (rows, inner, columns), of attention (queries, keys, width of a head); None: not known, or several
+    products together."""
+    batch: int = 1
+    """How many products of that shape: a batch, the groups, the heads."""
+    backward: bool = False
+    """Whether it is the backward of an attention kernel."""
+    transposed_bytes: int = 0
+    """Part of the traffic that is across the memory's order."""
+    fresh: tuple[int, ...] = ()
+    """Bytes of each large buffer that is made in memory that nothing has used before."""
 
 
 FREE = OpCost(0, 0, 0, None, "free", launches=0)
@@ -87,7 +98,18 @@ def op_cost(node: fx.Node, size: Size, *, fused: bool = False) -> OpCost:
         return OpCost(0, read, 0, dtype, "sync")
     if formula is not None:
         flops = count_flops(node, formula, size)
-        return OpCost(flops, read, written, dtype, flop_kind(node), executed=executed_part(node))
+        batch, shape = product_shape(node, size)
+        return OpCost(
+            flops,
+            read,
+            written,
+            dtype,
+            flop_kind(node),
+            executed=executed_part(node),
+            shape=shape,
+            batch=batch,
+            backward=is_backward(node),
+        )
     known = isinstance(node.target, OpOverload) and node.target.namespace in KNOWN_NAMESPACES
     kind: OpKind = "memory" if known else "unknown"
     return OpCost(0, read, written, dtype, kind, launches=1 if written else 0, element_ops=element_ops(node, size))
@@ -99,7 +121,9 @@ def combine(costs: Iterable[OpCost]) -> OpCost:
     if not costs:
         return FREE
     main = max(costs, key=_size)
-    flops = sum(cost.flops for cost in costs)
+    products = [cost for cost in costs if cost.flops]
+    flops = sum(cost.flops for cost in products)
+    alone = products[0] if len(products) == 1 else FREE
     return OpCost(
         flops,
         sum(cost.bytes_read for cost in costs),
@@ -109,40 +133,17 @@ def combine(costs: Iterable[OpCost]) -> OpCost:
         launches=sum(cost.launches for cost in costs),
         executed=sum(cost.flops * cost.executed for cost in costs) / flops if flops else 1.0,
         element_ops=sum(cost.element_ops for cost in costs),
+        shape=alone.shape,
+        batch=alone.batch,
+        backward=alone.backward,
+        transposed_bytes=sum(cost.transposed_bytes for cost in costs),
+        fresh=tuple(one for cost in costs for one in cost.fresh),
     )
 
 
 def kernel_cost(costs: Iterable[OpCost], *, bytes_read: int, bytes_written: int) -> OpCost:
     """The cost of operators that became one kernel, whose true traffic is known after fusion."""
     return dataclasses.replace(combine(costs), bytes_read=bytes_read, bytes_written=bytes_written, launches=1)
-
-
-def op_seconds(cost: OpCost, profile: HardwareProfile, *, tf32: bool = False) -> float:
-    """Seconds by the roofline: max(arithmetic, bytes / attainable bytes/s) + launch overhead.
-
-    Arithmetic is FLOPs / attainable FLOP/s + elementwise operations / attained rate.
-
-    Args:
-        cost: from `op_cost`.
-        profile: the hardware.
-        tf32: whether float32 products may use TF32, where the hardware has it.
-    """
-    compute = cost.element_ops / profile.element_rate
-    if cost.flops:
-        efficiency: float = getattr(profile.efficiency, cost.kind, profile.efficiency.matmul)
-        compute += cost.flops * cost.executed / (peak_flops(cost.dtype, profile, tf32=tf32) * efficiency)
-    memory = (cost.bytes_read + cost.bytes_written) / (profile.memory_bandwidth * profile.efficiency.memory)
-    return max(compute, memory) + cost.launches * profile.launch_seconds
-
-
-def peak_flops(dtype: torch.dtype | None, profile: HardwareProfile, *, tf32: bool = False) -> float:
-    """Peak FLOP/s for operands of `dtype`; that of float32 where the profile has none."""
-    name = str(dtype).removeprefix("torch.")
-    if name.startswith("float8"):
-        name = "float8"
-    elif name == "float32" and tf32 and profile.peak_flops.tfloat32 is not None:
-        name = "tfloat32"
-    return getattr(profile.peak_flops, name, None) or profile.peak_flops.float32
 
 
 def _size(cost: OpCost) -> tuple[float, int, int]:

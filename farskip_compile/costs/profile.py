@@ -20,11 +20,16 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from farskip_compile.costs.curves import ByType, Curves
 from farskip_compile.costs.schema import decode, encode
 from farskip_compile.errors import ConfigError
 
-SCHEMA = 1
-"""Version of the JSON format."""
+SCHEMA = 2
+"""Version of the JSON format that is written."""
+READABLE = (1, SCHEMA)
+"""Versions that are read: 1 had no curves, and nothing else that it lacks is needed."""
+
+MAY_BE_ZERO = ("step_latency", "launch_seconds", "sync_seconds", "interference")
 
 CollectiveKind = Literal["all_to_all", "all_reduce", "all_gather", "reduce_scatter", "broadcast"]
 COLLECTIVE_KINDS: tuple[CollectiveKind, ...] = get_args(CollectiveKind)
@@ -100,6 +105,11 @@ class Link:
     peer_bandwidth: float | None = None
     """Bytes/s to any one peer, where ranks are wired in pairs (a mesh): a small group then has only a part of
     `bandwidth`. None: a switch, so that two ranks have all of it."""
+    interference: float | None = None
+    """Compute takes (1 + this) times as long while a collective of this link is in flight. None: not measured."""
+    correction: ByType | None = field(default=None, hash=False)
+    """By kind of collective: seconds measured / seconds of the formula, by (ranks, bytes). Only for the kinds that the
+    formula does not meet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +144,10 @@ class HardwareProfile:
     """Between nodes, for each rank alone."""
     sources: Mapping[str, str] = field(hash=False)
     """Where each figure is from. Keys are dotted paths; a key also covers everything below it."""
+    curves: Curves | None = None
+    """Rates by size, which then count instead of the efficiencies. None: not measured."""
+    sync_seconds: float | None = None
+    """Reading a number on the host, beside the wait for the kernels before it. None: as a launch."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", dict(self.sources))
@@ -153,7 +167,7 @@ class HardwareProfile:
 
     def _check(self, path: str, value: float) -> None:
         fraction = "efficiency" in path.split(".")
-        may_be_zero = path.rsplit(".", 1)[-1] in ("step_latency", "launch_seconds") or ".latency." in path
+        may_be_zero = path.rsplit(".", 1)[-1] in MAY_BE_ZERO or ".latency." in path
         if not math.isfinite(value) or value < 0 or (value == 0 and not may_be_zero):
             self._refuse(f"{path} = {value} must be a positive number")
         if fraction and value > 1:
@@ -184,9 +198,9 @@ class HardwareProfile:
         if not isinstance(data, Mapping):
             raise ConfigError(f"{origin}: a profile is a JSON object, not {type(data).__name__}")
         data = dict(data)
-        if (schema := data.pop("schema", None)) != SCHEMA:
+        if (schema := data.pop("schema", None)) not in READABLE:
             raise ConfigError(
-                f"{origin}: schema is {schema!r}, and this version reads schema {SCHEMA}",
+                f"{origin}: schema is {schema!r}, and this version reads {' and '.join(map(str, READABLE))}",
                 way_out="write the profile again with this version of farskip-compile",
             )
         return decode(cls, data, origin=origin)
@@ -220,14 +234,27 @@ class HardwareProfile:
 
 
 def figures(part: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Every float of a profile that is not None, as (dotted path, value)."""
+    """Every float of a profile that is not None, curves included, as (dotted path, value)."""
     for entry in fields(part):
         value = getattr(part, entry.name)
         here = f"{path}.{entry.name}" if path else entry.name
-        if is_dataclass(value):
-            yield from figures(value, here)
-        elif isinstance(value, float):
-            yield here, value
+        for name, one in _parts(here, value):
+            if is_dataclass(one):
+                yield from figures(one, name)
+            elif isinstance(one, float):
+                yield name, one
+
+
+def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """`value`, or if it holds others these, each with its path."""
+    if isinstance(value, Mapping):
+        for key in sorted(value):
+            yield from _parts(f"{path}.{key}", value[key])
+    elif isinstance(value, tuple):
+        for index, one in enumerate(value):
+            yield from _parts(f"{path}.{index}", one)
+    else:
+        yield path, value
 
 
 def _short(number: float) -> str:

@@ -1,7 +1,8 @@
 """Frozen dataclasses to plain JSON data and back, with an error for whatever does not fit.
 
-Contract: knows str, int, float, tuples of strings, string-to-string mappings, optional floats and nested dataclasses,
-which is what a hardware profile is made of; anything else is a defect of the dataclass, not of the data.
+Contract: knows str, int, float, nested dataclasses, tuples of one type, mappings from strings to one type, and each of
+them optional, which is what a hardware profile is made of; anything else is a defect of the dataclass, not of the
+data.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def encode(value: Any) -> Any:
         entries = ((entry.name, getattr(value, entry.name)) for entry in dataclasses.fields(value))
         return {name: encode(inner) for name, inner in entries if inner is not None}
     if isinstance(value, Mapping):
-        return dict(value)
-    return list(value) if isinstance(value, tuple) else value
+        return {key: encode(inner) for key, inner in value.items()}
+    return [encode(inner) for inner in value] if isinstance(value, tuple) else value
 
 
 def decode(cls: type[T], data: object, *, origin: str, path: str = "") -> T:
@@ -69,14 +70,21 @@ def _value(hint: Any, value: object, origin: str, path: str) -> Any:
         return value
     if hint is str and isinstance(value, str):
         return value
-    if get_origin(hint) is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(value)
+    if get_origin(hint) is tuple and isinstance(value, list):
+        inner = get_args(hint)[0]
+        if inner is not str or all(isinstance(item, str) for item in value):
+            return tuple(_value(inner, item, origin, f"{path}.{index}") for index, item in enumerate(value))
     if get_origin(hint) is Mapping and isinstance(value, Mapping):
-        if all(isinstance(item, str) for item in (*value, *value.values())):
-            return dict(value)
+        inner = get_args(hint)[1]
+        if all(isinstance(key, str) for key in value) and (
+            inner is not str or all(isinstance(item, str) for item in value.values())
+        ):
+            return {key: _value(inner, item, origin, f"{path}.{key}") for key, item in value.items()}
         raise ConfigError(f"{origin}: {path} must map strings to strings")
     wanted = {float: "a number", int: "an integer", str: "a string"}.get(hint)
-    wanted = wanted or ("a list of strings" if get_origin(hint) is tuple else "a JSON object")
+    if wanted is None:
+        strings = get_origin(hint) is tuple and get_args(hint)[0] is str
+        wanted = "a list of strings" if strings else "a list" if get_origin(hint) is tuple else "a JSON object"
     raise ConfigError(f"{origin}: {path} must be {wanted}, not {_kind(value)}")
 
 

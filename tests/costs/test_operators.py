@@ -150,7 +150,7 @@ def test_what_each_kind_of_operator_moves() -> None:
 
 
 def test_arithmetic_of_loops() -> None:
-    """One operation an element; a series counts as five; a reduction counts what it reads; moves count nothing."""
+    """One operation an element; a series counts as several; a reduction counts what it reads; moves count nothing."""
     x, row = torch.zeros(6, 8), torch.zeros(8)
 
     def counted(function, *inputs):
@@ -158,6 +158,9 @@ def test_arithmetic_of_loops() -> None:
 
     assert counted(lambda x, row: x + row, x, row) == 48
     assert counted(torch.exp, x) == 5 * 48
+    assert counted(torch.erf, x) == 8 * 48
+    assert (counted(lambda x: x**2, x), counted(lambda x: 2.0**x, x)) == (48, 24 * 48)
+    assert (counted(lambda x: x <= 1, x), counted(lambda x: x + 1, x.long())) == (3 * 48, 2 * 48)
     assert counted(lambda x: x.sum(1), x) == 48
     assert counted(lambda x: aten.cat([x, x]), x) == 0
     assert counted(lambda x: x @ x.t(), x) == 0
@@ -216,7 +219,7 @@ def test_symbolic_sizes_install_no_guard(batch: int, tokens: int) -> None:
 def test_estimates_that_do_not_fit_each_other_still_count() -> None:
     """Formulas assert equal sizes; estimates of data-dependent ones need not be."""
     graph = trace(torch.mm, torch.zeros(6, 10), torch.zeros(10, 7), dynamic=True)
-    numbers = iter([6, 10, 11, 7, 6, 7] * 2)  # the inner size, asked for twice, has two answers
+    numbers = iter([6, 10, 11, 7, 6, 7] * 4)  # the inner size, asked for twice, has two answers
     (node,) = [node for node in graph.nodes if node.op == "call_function" and "mm" in node.name]
     assert op_cost(node, lambda length: next(numbers)).flops == 2 * 6 * 7 * 10
 

@@ -95,7 +95,7 @@ def broken(change: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "value", "message"),
     [
-        ("schema", 2, "schema is 2"),
+        ("schema", 3, "schema is 3"),
         ("schema", ..., "schema is None"),
         ("memory_bandwith", 1.0, "unknown field memory_bandwith[^$]*did you mean memory_bandwidth"),
         ("intra_node.latency.all_two_all", 1.0, "unknown field intra_node.latency.all_two_all"),

@@ -1,0 +1,102 @@
+"""Measured rates by size: what refines the scalar efficiencies of a profile, where somebody has measured.
+
+In:    a grid of sizes and the rate measured at each point; then a size.
+Out:   the rate at that size: linear between the points in the logarithms of sizes and rates, so that a rate that grows
+       with the size is met exactly; beyond the grid the rate at its edge.
+Never: extrapolates, or measures anything itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from farskip_compile.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A positive figure on a grid of sizes.
+
+    Raises:
+        ConfigError: sizes that do not ascend, numbers that are not positive, or not one value for each point.
+    """
+
+    axes: tuple[tuple[float, ...], ...]
+    """Sizes along each dimension, ascending."""
+    values: tuple[float, ...]
+    """The figure at each point of the grid; the last axis runs fastest."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "axes", tuple(tuple(map(float, axis)) for axis in self.axes))
+        object.__setattr__(self, "values", tuple(map(float, self.values)))
+        points = math.prod(map(len, self.axes))
+        numbers = [*self.values, *itertools.chain(*self.axes)]
+        if not self.axes or points == 0 or points != len(self.values):
+            raise ConfigError(
+                f"a curve on a grid of {' x '.join(str(len(axis)) for axis in self.axes) or 'no'} points has "
+                f"{len(self.values)} values",
+                way_out="give one value for each point of the grid",
+            )
+        if not all(math.isfinite(number) and number > 0 for number in numbers):
+            raise ConfigError("a curve has a number that is not positive", way_out="sizes and rates must be above 0")
+        if any(first >= second for axis in self.axes for first, second in itertools.pairwise(axis)):
+            raise ConfigError("the sizes of a curve do not ascend", way_out="sort them, and name each size once")
+
+    def at(self, *sizes: float) -> float:
+        """The figure at `sizes`, one for each axis; sizes beyond the grid count as its edge.
+
+        Raises:
+            ConfigError: not one size for each axis.
+        """
+        if len(sizes) != len(self.axes):
+            raise ConfigError(f"a curve of {len(self.axes)} sizes was asked with {len(sizes)}")
+        corners = [(0, 1.0)]
+        for axis, size in zip(self.axes, sizes, strict=True):
+            low, part = _place(axis, size)
+            steps = [(low, 1.0 - part), (low + 1, part)] if part else [(low, 1.0)]
+            corners = [(at * len(axis) + step, share * more) for at, share in corners for step, more in steps]
+        return math.exp(sum(share * math.log(self.values[at]) for at, share in corners))
+
+
+def _place(axis: tuple[float, ...], size: float) -> tuple[int, float]:
+    """(index of the point below, how far `size` is on the way to the next one, by logarithms)."""
+    if size <= axis[0]:
+        return 0, 0.0
+    if size >= axis[-1]:
+        return len(axis) - 1, 0.0
+    low = bisect_right(axis, size) - 1
+    return low, math.log(size / axis[low]) / math.log(axis[low + 1] / axis[low])
+
+
+ByType = Mapping[str, Curve]
+"""Type of the operands, as `float32`, and the curve measured with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """What was measured of one device; None: only the scalars of the profile are known."""
+
+    matmul: ByType | None = field(default=None, hash=False)
+    """FLOP/s of a dense product by (rows, inner, columns); a batch is so many products."""
+    attention: ByType | None = field(default=None, hash=False)
+    """FLOP/s of fused attention, forward, by (queries, keys, width of a head)."""
+    attention_backward: ByType | None = field(default=None, hash=False)
+    """FLOP/s of its backward, likewise."""
+    grouped_matmul: ByType | None = field(default=None, hash=False)
+    """FLOP/s of one product per group by (rows of a group, inner, columns)."""
+    memory: Curve | None = None
+    """Bytes/s of a fused kernel that reads and writes in order, by the bytes it moves: caches make small ones fast."""
+    strided: Curve | None = None
+    """Bytes/s of one that transposes, likewise."""
+    fresh: Curve | None = None
+    """Bytes/s at which the pages of a new buffer are handed out at its first use, by its size. CPU only: beyond some
+    size (32 MiB with glibc) an allocator takes them from the system each time."""
+
+    def of(self, kind: str, dtype: str) -> Curve | None:
+        """The curve of products of `kind` (a field of this class) and type; None if it was not measured."""
+        found: ByType | None = getattr(self, kind, None)
+        return found.get(dtype) if found is not None else None

@@ -1,0 +1,73 @@
+"""What a fused kernel of Inductor does, beside the bytes it moves: arithmetic, and access across the memory's order.
+
+In:    for each loop that was fused, the nodes of the ATen graph behind it.
+Out:   its elementwise operations, and how much of its traffic is transposed.
+Never: looks at generated code.
+
+A node that is computed inside of a loop is computed for every step of the loop, also where its own value is smaller:
+a rotary table, or the mask in front of a softmax, again for each head. And each loop that reads it computes it again.
+So the operations of a loop are those of its nodes for one step, times the steps of its largest node.
+
+A loop transposes if a view behind it moves the innermost dimension, and it reads or writes a tensor that has that
+dimension apart: the last one is then not the one that lies together in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import torch
+from torch import fx
+
+from farskip_compile._compat import OpOverload
+from farskip_compile.costs.elementwise import weight
+from farskip_compile.costs.memory import tensor_bytes, tensors_of
+from farskip_compile.passes import ops
+
+Size = Callable[[int | torch.SymInt], int]
+
+TRANSPOSES = ("permute", "transpose", "t")
+
+
+def loop_ops(nodes: Sequence[fx.Node], size: Size) -> int:
+    """Elementwise operations of the loop that computes `nodes`."""
+    weights = sum(map(weight, nodes))
+    if not weights:
+        return 0
+    steps = max((_elements(value, size) for node in nodes if weight(node) for value in _touched(node)), default=0)
+    return weights * steps
+
+
+def transposed_bytes(nodes: Sequence[fx.Node], size: Size) -> int:
+    """Bytes that the loop behind `nodes` reads or writes across the memory's order; both sides of such a copy."""
+    moved = [node for node in nodes if _moves_the_innermost(node)]
+    values = [value for node in moved for value in tensors_of(ops.fake(node))]
+    return 2 * max((tensor_bytes(value, size) for value in values), default=0)
+
+
+def _moves_the_innermost(node: fx.Node) -> bool:
+    if not isinstance(node.target, OpOverload) or ops.op_name(node) not in TRANSPOSES:
+        return False
+    value = ops.tensor(node)
+    if value is None or value.dim() < 2:
+        return False
+    if ops.op_name(node) == "permute":
+        order = node.args[1]
+        return isinstance(order, list | tuple) and order[-1] not in (-1, value.dim() - 1)
+    if ops.op_name(node) == "t":
+        return True
+    return any(isinstance(dim, int) and dim % value.dim() == value.dim() - 1 for dim in node.args[1:3])
+
+
+def _touched(node: fx.Node) -> list[torch.Tensor]:
+    reads = node.all_input_nodes if _is_reduction(node) else []
+    return [value for one in (node, *reads) for value in tensors_of(ops.fake(one))]
+
+
+def _is_reduction(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and torch.Tag.reduction in node.target.tags
+
+
+def _elements(value: torch.Tensor, size: Size) -> int:
+    return prod(size(length) for length in value.shape)
