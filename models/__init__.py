@@ -17,6 +17,7 @@ from farskip_compile.models.cache import KeyValueCache
 from farskip_compile.models.config import ModelConfig, ParallelConfig
 from farskip_compile.models.decoder import Decoder, build_decoder
 from farskip_compile.models.farskip_form import FarSkipForm
+from farskip_compile.models.overlapped_form import OverlappedForm
 
 __all__ = [
     "MODELS",
@@ -24,6 +25,7 @@ __all__ = [
     "FarSkipForm",
     "KeyValueCache",
     "ModelConfig",
+    "OverlappedForm",
     "ParallelConfig",
     "build",
     "build_decoder",

@@ -43,19 +43,23 @@ class Experts(nn.Module):
         """Rows [R, D] through their experts, [R, D]. `slots` is the room per expert of a padded exchange."""
         if self.dropless and self.ep_group is not None:
             segments, sizes = dispatch(rows, expert_of_row, experts=self.experts, group=self.ep_group)
-            return combine([self._one(i, segment) for i, segment in enumerate(segments)], sizes)
+            return combine(self.each(segments), sizes)
         buffer, places = dispatch(rows, expert_of_row, experts=self.experts, group=self.ep_group, slots=slots)
-        return combine(self._all(buffer), places)
+        return combine(self.all(buffer), places)
 
     def local(self, rows: torch.Tensor, expert_of_row: torch.Tensor, slots: int) -> torch.Tensor:
         """Rows [R, D] through those of their experts that live here, [R, D]; zeros for all other rows."""
         here = expert_of_row - self.first_expert  # below 0 or too large elsewhere: such rows are dropped
         buffer, places = dispatch(rows, here, experts=self.local_experts, group=None, slots=slots)
-        return combine(self._all(buffer), places)
+        return combine(self.all(buffer), places)
 
-    def _all(self, buffer: torch.Tensor) -> torch.Tensor:
+    def all(self, buffer: torch.Tensor) -> torch.Tensor:
         """Every local expert on its block: [E, slots, D] -> [E, slots, D]."""
         return torch.bmm(F.silu(torch.bmm(buffer, self.gate)) * torch.bmm(buffer, self.up), self.down)
+
+    def each(self, segments: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Every local expert on its own number of rows, [?, D] each."""
+        return [self._one(expert, segment) for expert, segment in enumerate(segments)]
 
     def _one(self, expert: int, rows: torch.Tensor) -> torch.Tensor:
         """One local expert on its rows: [?, D] -> [?, D]."""

@@ -2,7 +2,8 @@
 
 Contract: `routed(h)` and `shared(h)` are this rank's shares of the two parts, not reduced over the tensor-parallel
 ranks. `forward` adds the parts one after another, ((routed + shared 1) + shared 2), and reduces the sum once.
-The FarSkip form calls the parts by themselves.
+The FarSkip form calls the parts by themselves. `routed` itself is `assign`, the experts, and `weigh`: an overlapped
+schedule puts other work between these.
 
 Three ways to the experts of other ranks (`ParallelConfig.ep_mode`). By all-to-all, padded or dropless: `experts` sends
 each token's copies where they belong. By all-gather: everybody routes everybody's tokens, applies the experts that live
@@ -53,22 +54,30 @@ class MoE(nn.Module):
         numerator, denominator = self.room.numerator, self.room.denominator
         return (tokens * numerator + denominator - 1) // denominator
 
+    def assign(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Tokens [N, D] -> their copies [N * k, D], the expert of each copy [N * k], and its weight [N, k, 1]."""
+        experts, weights = self.router(tokens)  # [N, k]
+        weights = weights.to(tokens.dtype).unsqueeze(-1)  # [N, k, 1]
+        rows = tokens.unsqueeze(1).expand(-1, self.top_k, -1)  # [N, k, D]
+        if self.weights_scale_input:
+            rows = rows * weights
+        return rows.flatten(0, 1), experts.flatten(), weights
+
+    def weigh(self, outputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """The experts' outputs [N * k, D] and the copies' weights [N, k, 1] -> one sum per token, [N, D]."""
+        outputs = outputs.unflatten(0, (-1, self.top_k))  # [N, k, D]
+        if not self.weights_scale_input:
+            outputs = outputs * weights
+        return outputs.sum(1)
+
     def routed(self, h: torch.Tensor) -> torch.Tensor:
         """The weighted sum of each token's chosen experts, [B, T, D]."""
         tokens = h.flatten(0, 1)  # [N, D]
         if self.gather_group is not None:
             tokens = collectives.all_gather(tokens, 0, self.gather_group)  # [ranks * N, D], routed alike on every rank
-        experts, weights = self.router(tokens)  # [N, k]
-        weights = weights.to(h.dtype).unsqueeze(-1)  # [N, k, 1]
-        rows = tokens.unsqueeze(1).expand(-1, self.top_k, -1)  # [N, k, D]
-        if self.weights_scale_input:
-            rows = rows * weights
+        rows, experts, weights = self.assign(tokens)
         apply = self.experts if self.gather_group is None else self.experts.local
-        outputs = apply(rows.flatten(0, 1), experts.flatten(), self.slots(tokens.shape[0]))
-        outputs = outputs.unflatten(0, (-1, self.top_k))  # [N, k, D]
-        if not self.weights_scale_input:
-            outputs = outputs * weights
-        summed = outputs.sum(1)  # [N, D]
+        summed = self.weigh(apply(rows, experts, self.slots(tokens.shape[0])), weights)
         if self.gather_group is not None:
             summed = collectives.reduce_scatter(summed, "sum", 0, self.gather_group)
         return self.dropout(summed.view_as(h))
@@ -81,9 +90,13 @@ class MoE(nn.Module):
         """Sum over the tensor-parallel ranks, for the tokens of this rank's stream."""
         return reduce_partial(partial, self.parallel)
 
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
-        """Routed and shared experts together, for the tokens of this rank's stream."""
+    def partial(self, h: torch.Tensor) -> torch.Tensor:
+        """This rank's share of routed and shared experts together, [B, T, D]."""
         total = self.routed(h)
         for shared in self.shared(h):
             total = total + shared
-        return self.reduce(total)
+        return total
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        """Routed and shared experts together, for the tokens of this rank's stream."""
+        return self.reduce(self.partial(h))

@@ -1,0 +1,168 @@
+"""Collectives that are launched now and waited for later, in backward as well; and the order of backward.
+
+In:    a tensor that nothing else uses, and the ranks that take part.
+Out:   `Launched`, whose `wait()` gives the result. Reading `value` before that is reading memory in flight.
+Never: waits by itself in forward. In backward it does: the engine can't be told to do anything else meanwhile.
+
+Eager PyTorch overlaps in forward whatever the caller puts between launch and wait. Backward has no caller: the engine
+runs the nodes. Two things make it overlap (arXiv 2511.11505, section 4.1 and appendix C):
+    1. The backward of a launch launches the transposed collective (all-to-all with the splits swapped; all-reduce for
+       all-reduce) and returns memory in flight. A hook on the collective's input waits, just before that gradient is
+       used.
+    2. Among the nodes that are ready, the engine runs the one with the highest sequence number, which is its number in
+       the order of creation unless it is set. So the node behind a launch gets the highest of all, to be launched at
+       once, and nodes that would wait get low ones, so that what is independent of them runs first: `backward_at`.
+The handles of forward and backward are two: the graph may be run while another forward is under way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+FIRST = 2**31 - 1
+"""Sequence number of what runs as soon as it is ready."""
+
+Group = dist.ProcessGroup
+
+
+class Launched:
+    """A collective in flight, or, if `work` is None, a value that needs none."""
+
+    def __init__(self, value: torch.Tensor, work: dist.Work | None = None) -> None:
+        self.value = value
+        self.work = work
+
+    def wait(self) -> torch.Tensor:
+        """The result. On an accelerator this holds up the current stream, and not the host."""
+        if self.work is not None:
+            self.work.wait()
+            self.work = None  # the backend keeps the memory alive until here, and no longer
+        return self.value
+
+
+class _Transposed:
+    """The handle of the collective that backward launches."""
+
+    def __init__(self) -> None:
+        self.in_flight: Launched | None = None
+
+    def launch(self, value: torch.Tensor, work: dist.Work) -> torch.Tensor:
+        self.in_flight = Launched(value, work)
+        return value
+
+    def wait(self, _: torch.Tensor) -> None:
+        """The hook: what it is given may still be in flight."""
+        if self.in_flight is not None:
+            self.in_flight.wait()
+            self.in_flight = None
+
+
+class _AllToAll(torch.autograd.Function):
+    """The launch of an all-to-all; its backward is the launch of the transposed one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        received: list[int],
+        sent: list[int],
+        group: Group,
+        handle: list[dist.Work],
+        transposed: _Transposed,
+    ) -> torch.Tensor:
+        ctx.received, ctx.sent, ctx.group, ctx.transposed = received, sent, group, transposed
+        output = x.new_empty([sum(received), *x.shape[1:]])
+        handle.append(dist.all_to_all_single(output, x, received, sent, group=group, async_op=True))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        (gradient,) = gradients
+        output = gradient.new_empty([sum(ctx.sent), *gradient.shape[1:]])
+        work = dist.all_to_all_single(
+            output, gradient.contiguous(), ctx.sent, ctx.received, group=ctx.group, async_op=True
+        )
+        return ctx.transposed.launch(output, work), None, None, None, None, None
+
+
+class _AllReduce(torch.autograd.Function):
+    """The launch of an all-reduce; its backward is the launch of another one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, group: Group, handle: list[dist.Work], transposed: _Transposed
+    ) -> torch.Tensor:
+        ctx.group, ctx.transposed = group, transposed
+        output = x.clone(memory_format=torch.contiguous_format)
+        handle.append(dist.all_reduce(output, group=group, async_op=True))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        output = gradients[0].clone(memory_format=torch.contiguous_format)  # others may read the same gradient
+        work = dist.all_reduce(output, group=ctx.group, async_op=True)
+        return ctx.transposed.launch(output, work), None, None, None
+
+
+def launch_all_to_all(
+    x: torch.Tensor, received: list[int], sent: list[int], group: Group | None, *, wait_at: int
+) -> Launched:
+    """Rows to all ranks and from all ranks.
+
+    Args:
+        x: [sum(sent), ...], contiguous, sorted by the rank that the rows go to; nothing else may use it.
+        received: rows from each rank.
+        sent: rows to each rank.
+        group: the ranks; None: the rows stay here, and there is nothing to wait for.
+        wait_at: sequence number of what waits in backward, which is the node that has made `x`.
+    """
+    if group is None:
+        return Launched(x)
+    handle: list[dist.Work] = []
+    transposed = _Transposed()
+    output = _AllToAll.apply(x, received, sent, group, handle, transposed)
+    backward_at(wait_at, x)
+    return _launched(x, output, handle, transposed)
+
+
+def launch_all_reduce(partial: torch.Tensor, group: Group | None, *, wait_at: int | None = None) -> Launched:
+    """The sum over all ranks.
+
+    Args:
+        partial: this rank's share; nothing else may use it. Where no gradient is needed, it is overwritten.
+        group: the ranks; None: it is whole already.
+        wait_at: sequence number of what waits in backward; None: the one that it has.
+    """
+    if group is None:
+        return Launched(partial)
+    if not partial.requires_grad:
+        return Launched(partial, dist.all_reduce(partial, group=group, async_op=True))
+    handle: list[dist.Work] = []
+    transposed = _Transposed()
+    output = _AllReduce.apply(partial, group, handle, transposed)
+    if wait_at is not None:
+        backward_at(wait_at, partial)
+    return _launched(partial, output, handle, transposed)
+
+
+def _launched(x: torch.Tensor, output: torch.Tensor, handle: list[dist.Work], transposed: _Transposed) -> Launched:
+    if x.requires_grad:
+        x.register_hook(transposed.wait)
+        backward_at(FIRST, output)
+    return Launched(output, handle[0])
+
+
+def backward_at(number: int, *tensors: torch.Tensor) -> None:
+    """Have the nodes that produced the tensors run in backward as if they had this sequence number."""
+    for tensor in tensors:
+        node: Any = tensor.grad_fn
+        if node is not None:
+            node._set_sequence_nr(number)  # private, as is the getter below; both are there from torch 2.11 to 2.15
+
+
+def sequence_number() -> int:
+    """The number that the next node of the graph will get in this thread."""
+    return int(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]

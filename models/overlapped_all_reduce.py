@@ -1,0 +1,78 @@
+"""One FarSkip layer under tensor parallelism, by hand: what runs while the all-reduces are in flight.
+
+In:    a decoder layer, the streams in front of it and the tokens' positions; all ranks have the same tokens.
+Out:   the streams behind it, the routed experts' all-reduce possibly in flight; sums in the order of `FarSkipForm`.
+Never: has anything in flight that is not needed: r is reduced apart from what the next attention reads.
+
+Forward, layer k (arXiv 2511.11505, section 4.2):
+    1. attention on n, this rank's share a                       all-reduce of r of layer k-1 in flight
+    2. launch the all-reduce of a
+    3. wait for r of layer k-1; x, norm
+    4. shared experts s; launch their all-reduce                 a in flight
+    5. router, routed experts r                                  a and s in flight
+    6. wait for a and s; launch the all-reduce of r; n           r in flight, up to step 3 of layer k + 1
+Merged, step 2 is left out, and step 4 launches one all-reduce of a + s. In the last layer r and s are reduced as one
+sum, since nobody reads the stream in between; in a dense layer the MLP's reduction is waited for at once.
+
+Backward. The gradient of r needs that of x only, and that of a and s needs that of n as well, which comes from the next
+attention. So every attention is held back until the layer's x is through, with the all-reduce of r of layer k-1
+launched: it runs the attention of layer k, and then that of a and s runs the routed experts of layer k-1.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from farskip_compile.models.async_collectives import backward_at, launch_all_reduce, sequence_number
+from farskip_compile.models.decoder import DecoderLayer
+from farskip_compile.models.mlp import MLP
+from farskip_compile.models.moe import MoE
+from farskip_compile.models.overlapped_streams import Streams, feed_forward_norm, summed
+from farskip_compile.models.rope import Rope
+
+
+def all_reduce_layer(layer: DecoderLayer, streams: Streams, rope: Rope, *, last: bool, merge: bool) -> Streams:
+    """The streams [B, T, D] behind one layer.
+
+    Args:
+        layer: of the decoder.
+        streams: in front of it.
+        rope: where the tokens stand.
+        last: no layer follows.
+        merge: reduce attention and shared experts together where both exist and are needed apart from r.
+    """
+    feed_forward, group = layer.feed_forward, layer.parallel.tp_group
+    held_back = sequence_number()  # as if the attention were older than all else in this layer
+    a = layer.attention.partial(layer.attention_norm(streams.n), rope)
+    if merge and not last and isinstance(feed_forward, MoE) and feed_forward.shared_experts:
+        return _merged(layer, feed_forward, a, streams, held_back)
+    attention = launch_all_reduce(a, group, wait_at=held_back)
+    x = streams.x()
+    h = feed_forward_norm(layer)(x)
+    if last or isinstance(feed_forward, MLP):
+        partial = feed_forward.partial(h)
+        x_and_a = x + layer.scaled(attention.wait())
+        return Streams(x_and_a + layer.scaled(launch_all_reduce(partial, group).wait()))
+
+    shared = [launch_all_reduce(summed(parts), group) for parts in [feed_forward.shared(h)] if parts]
+    routed = feed_forward.routed(h)
+    a, s = attention.wait(), [launched.wait() for launched in shared]
+    in_flight = launch_all_reduce(routed, group)
+    x_and_a = x + layer.scaled(a)
+
+    def late() -> torch.Tensor:
+        return x_and_a + layer.scaled(summed([in_flight.wait(), *s]))
+
+    return Streams(summed([x_and_a, *map(layer.scaled, s)]), late)
+
+
+def _merged(layer: DecoderLayer, moe: MoE, a: torch.Tensor, streams: Streams, held_back: int) -> Streams:
+    group = layer.parallel.tp_group
+    backward_at(held_back, a)
+    x = streams.x()
+    h = feed_forward_norm(layer)(x)
+    attention_and_shared = launch_all_reduce(a + summed(moe.shared(h)), group)
+    routed = moe.routed(h)
+    n = x + layer.scaled(attention_and_shared.wait())
+    in_flight = launch_all_reduce(routed, group)
+    return Streams(n, lambda: n + layer.scaled(in_flight.wait()))

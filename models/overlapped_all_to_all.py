@@ -1,0 +1,81 @@
+"""One FarSkip layer under expert parallelism, by hand: what runs while dispatch and combine are in flight.
+
+In:    a decoder layer, the streams in front of it and the tokens' positions.
+Out:   the streams behind it, a combine possibly in flight; sums in the order of `FarSkipForm`.
+Never: waits before the point where the plain order of work leaves no other choice.
+
+Forward, layer k behind an MoE layer (arXiv 2511.11505, section 4.1):
+    1. project: norm, queries, keys, values of n                 combine k-1 in flight
+    2. wait for combine k-1; x
+    3. norm of x, router, permutation of the rows
+    4. launch dispatch k
+    5. mix: the attention proper and its output projection       dispatch k in flight
+    6. wait for dispatch k; routed experts
+    7. launch combine k
+    8. shared experts; n of the next layer                       combine k in flight, up to step 2 of layer k + 1
+With no combine in flight, the router comes first, and all of the attention runs under dispatch k. A dense layer runs
+all of its attention under combine k-1.
+
+Backward, by the sequence numbers of `BackwardOrder`:
+    launch combine k transposed; shared experts, mix; wait; routed experts
+    launch dispatch k transposed; project, router's weights; wait; permutation, norm of x; layer k - 1
+
+The weights of the chosen experts stay on the token's rank here, where they are needed, and are not dispatched. So the
+router's backward need not wait for the dispatch either.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from farskip_compile.models.async_collectives import backward_at
+from farskip_compile.models.attention import Heads
+from farskip_compile.models.decoder import DecoderLayer
+from farskip_compile.models.mlp import MLP
+from farskip_compile.models.moe import MoE
+from farskip_compile.models.overlapped_exchange import make_exchange
+from farskip_compile.models.overlapped_streams import BackwardOrder, Streams, feed_forward_norm, summed
+from farskip_compile.models.rope import Rope
+
+
+def all_to_all_layer(layer: DecoderLayer, streams: Streams, rope: Rope) -> Streams:
+    """The streams [B, T, D] of this rank's tokens behind one layer."""
+    if isinstance(layer.feed_forward, MLP):
+        return _dense(layer, layer.feed_forward, streams, rope)
+    return _moe(layer, layer.feed_forward, streams, rope)
+
+
+def _dense(layer: DecoderLayer, mlp: MLP, streams: Streams, rope: Rope) -> Streams:
+    a = layer.attention(layer.attention_norm(streams.n), rope)
+    x = streams.x()
+    return Streams((x + layer.scaled(a)) + layer.scaled(mlp(feed_forward_norm(layer)(x))))
+
+
+def _moe(layer: DecoderLayer, moe: MoE, streams: Streams, rope: Rope) -> Streams:
+    heads = None if streams.late is None else _project(layer, streams.n, rope)
+    x = streams.x()
+    backward_at(BackwardOrder.STREAM, x)
+    h = feed_forward_norm(layer)(x)
+    tokens = h.flatten(0, 1)
+    rows, expert_of_row, weights = moe.assign(tokens)
+    backward_at(BackwardOrder.ROUTING, weights)
+    exchange = make_exchange(moe.experts, moe.slots(tokens.shape[0]))
+    exchange.dispatch(rows, expert_of_row)
+
+    if heads is None:
+        heads = _project(layer, streams.n, rope)
+    x_and_a = x + layer.scaled(layer.attention.mix(heads, rope))
+    exchange.combine(exchange.compute())
+    shared = moe.shared(h)
+
+    def late() -> torch.Tensor:
+        routed = moe.dropout(moe.weigh(exchange.returned(), weights).view_as(h))
+        return x_and_a + layer.scaled(summed([routed, *shared]))
+
+    return Streams(x_and_a + layer.scaled(summed(shared)) if shared else x_and_a, late)
+
+
+def _project(layer: DecoderLayer, n: torch.Tensor, rope: Rope) -> Heads:
+    heads = layer.attention.project(layer.attention_norm(n), rope)
+    backward_at(BackwardOrder.PROJECTIONS, *heads)
+    return heads

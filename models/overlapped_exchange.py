@@ -1,0 +1,136 @@
+"""The way of one layer's rows to their experts and back, in four steps that other work may stand between.
+
+In:    rows [R, D] and the expert of each, as `farskip_compile.comm.dispatch` takes them.
+Out:   the same blocks and rows, bit for bit, as `dispatch` and `combine` of that module give.
+Never: communicates in `compute` or `returned`, which only wait.
+
+    exchange = make_exchange(experts, slots)
+    exchange.dispatch(rows, expert_of_row)    # permute, launch
+    results = exchange.compute()              # wait, sort by local expert, run the experts, sort by rank
+    exchange.combine(results)                 # launch
+    rows = exchange.returned()                # wait, undo the permutation
+
+Padded: room for `slots` rows per expert and source rank. Dropless: the rows are counted, the counts exchanged and read
+on the host (the one synchronisation, arXiv 2511.11505 section 4.1) before the dispatch can be launched.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from farskip_compile.models.async_collectives import Launched, launch_all_to_all
+from farskip_compile.models.experts import Experts
+from farskip_compile.models.overlapped_streams import BackwardOrder
+
+
+class Exchange:
+    """One layer's rows on their way; an object is used once, its methods in the order in which they stand here."""
+
+    _outward: Launched
+    _homeward: Launched
+
+    def __init__(self, experts: Experts) -> None:
+        self.experts = experts
+        self.group = experts.ep_group
+        self.ranks = 1 if self.group is None else self.group.size()
+
+    def dispatch(self, rows: torch.Tensor, expert_of_row: torch.Tensor) -> None:
+        """Launch rows [R, D] towards the experts [R]."""
+        raise NotImplementedError
+
+    def compute(self) -> torch.Tensor:
+        """Wait for everybody's rows, and run this rank's experts on them: what `combine` takes, [rows, D]."""
+        raise NotImplementedError
+
+    def combine(self, results: torch.Tensor) -> None:
+        """Launch the results, sorted by rank, towards where the rows came from."""
+        raise NotImplementedError
+
+    def returned(self) -> torch.Tensor:
+        """Wait for the results of this rank's rows, [R, D], in their order."""
+        raise NotImplementedError
+
+
+class PaddedExchange(Exchange):
+    """All sizes are known beforehand; rows beyond the last slot of an expert are dropped."""
+
+    def __init__(self, experts: Experts, slots: int) -> None:
+        super().__init__(experts)
+        self.slots = slots
+        self.places = [experts.local_experts * slots] * self.ranks
+        """Rows to, and from, each rank."""
+
+    def dispatch(self, rows: torch.Tensor, expert_of_row: torch.Tensor) -> None:
+        """Launch rows [R, D] towards the experts [R]."""
+        experts, slots = self.experts.experts, self.slots
+        chosen = (expert_of_row.unsqueeze(-1) == torch.arange(experts, device=rows.device)).long()  # [R, E]
+        slot = (chosen.cumsum(0) * chosen).sum(-1) - 1  # [R]: how many earlier rows chose the same expert
+        self.place = torch.where(slot < slots, expert_of_row * slots + slot, experts * slots)  # [R]; last: dropped
+        buffer = rows.new_zeros(experts * slots + 1, rows.shape[-1]).index_copy(0, self.place, rows)
+        self._outward = launch_all_to_all(
+            buffer[:-1], self.places, self.places, self.group, wait_at=BackwardOrder.DISPATCH
+        )
+
+    def compute(self) -> torch.Tensor:
+        """Wait for everybody's rows, and run this rank's experts on them: what `combine` takes, [rows, D]."""
+        by_source = self._outward.wait().unflatten(0, (self.ranks, -1, self.slots))  # [ranks, E / ranks, slots, D]
+        results = self.experts.all(by_source.transpose(0, 1).flatten(1, 2))  # [E / ranks, ranks * slots, D]
+        return results.unflatten(1, (self.ranks, -1)).transpose(0, 1).reshape(-1, results.shape[-1])
+
+    def combine(self, results: torch.Tensor) -> None:
+        """Launch the results, sorted by rank, towards where the rows came from."""
+        self._homeward = launch_all_to_all(results, self.places, self.places, self.group, wait_at=BackwardOrder.COMBINE)
+
+    def returned(self) -> torch.Tensor:
+        """Wait for the results of this rank's rows, [R, D], in their order; zeros for dropped ones."""
+        return F.pad(self._homeward.wait(), (0, 0, 0, 1)).index_select(0, self.place)
+
+
+class DroplessExchange(Exchange):
+    """No row is dropped and no room wasted, but the sizes depend on the data."""
+
+    def dispatch(self, rows: torch.Tensor, expert_of_row: torch.Tensor) -> None:
+        """Count the rows of each expert on all ranks, and launch rows [R, D] towards the experts [R]."""
+        counts = expert_of_row.new_zeros(self.experts.experts).scatter_add(
+            0, expert_of_row, torch.ones_like(expert_of_row)
+        )
+        self.order = expert_of_row.argsort(stable=True)  # [R]
+        outgoing = rows.index_select(0, self.order)
+        counts_from_all = torch.empty_like(counts)
+        dist.all_to_all_single(counts_from_all, counts, group=self.group)
+        both = torch.stack([counts, counts_from_all]).unflatten(1, (self.ranks, -1)).tolist()  # waits for the device
+        self.sent = [sum(per_rank) for per_rank in both[0]]
+        self.counts: list[list[int]] = both[1]
+        """Rows received, by source rank and local expert."""
+        self.received = [sum(per_rank) for per_rank in self.counts]
+        self._outward = launch_all_to_all(
+            outgoing, self.received, self.sent, self.group, wait_at=BackwardOrder.DISPATCH
+        )
+
+    def compute(self) -> torch.Tensor:
+        """Wait for everybody's rows, and run this rank's experts on them: what `combine` takes, [rows, D]."""
+        pieces = self._outward.wait().split([count for per_rank in self.counts for count in per_rank])
+        local = self.experts.local_experts
+        segments = self.experts.each([torch.cat(pieces[expert::local]) for expert in range(local)])
+        by_expert = [
+            segment.split([per_rank[expert] for per_rank in self.counts]) for expert, segment in enumerate(segments)
+        ]
+        return torch.cat([piece for from_rank in zip(*by_expert, strict=True) for piece in from_rank])
+
+    def combine(self, results: torch.Tensor) -> None:
+        """Launch the results, sorted by rank, towards where the rows came from."""
+        self._homeward = launch_all_to_all(results, self.sent, self.received, self.group, wait_at=BackwardOrder.COMBINE)
+
+    def returned(self) -> torch.Tensor:
+        """Wait for the results of this rank's rows, [R, D], in their order."""
+        results = self._homeward.wait()
+        return torch.zeros_like(results).index_copy(0, self.order, results)
+
+
+def make_exchange(experts: Experts, slots: int) -> Exchange:
+    """The exchange that the model's parallelism asks for; `slots` is the room per expert of a padded one."""
+    if experts.dropless and experts.ep_group is not None:
+        return DroplessExchange(experts)
+    return PaddedExchange(experts, slots)
