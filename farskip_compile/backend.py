@@ -27,6 +27,7 @@ from farskip_compile.cache_identity import identity_of
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, PartialModelError
 from farskip_compile.overlap_passes import KernelPass, PostGradPass, make_plan
+from farskip_compile.passes.pin_products import pin_products
 from farskip_compile.pipeline import run
 from farskip_compile.report import CompileReport, Outcome, earlier_outcome, last_reports, publish
 
@@ -101,7 +102,7 @@ class Backend:
         theirs = options.get(POST_GRAD, getattr(inductor_config, POST_GRAD))
         options[POST_GRAD] = PostGradPass(identity, theirs, plan)
         if plan is not None:
-            options.update(scheduling_options(KernelPass(plan, identity)))
+            options.update(scheduling_options(KernelPass(plan, identity), pin_products, identity))
         return options
 
     def _rewire(self, module: fx.GraphModule) -> CompileReport:

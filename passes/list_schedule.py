@@ -6,37 +6,49 @@ Out:   a `Schedule`: a permutation that keeps every dependence and the order of 
 Never: changes a task; uses a clock, a hash or a rank: ties break by index, so every rank decides the same.
 
 Algorithm: discrete events, time advances with each compute task. O(n log n) for an order; some log n are made at most.
-1. urgency(task) = seconds of the longest path from the task to the end, through compute and through the wire.
+1. urgency(task) = the longest path from the task to the end, where a second of compute counts as `share` of a second on
+   the wire. With a share of 1 this is the classic critical path. But all compute shares one stream, so time on it is no
+   loss, and time in which the wire idles may be one: with a small share, what leads to a launch goes first.
 2. A launch is issued as soon as it is ready and its channel's turn has come.
 3. A wait is taken when its collective is through, or when nothing else is ready: ready work goes before waiting.
    But a task that runs past the end of a collective delays whatever is behind that wait, such as the next launch. If
    that is more urgent, a task that ends in time is taken instead; and if there is none, the compute stream may stand
-   still until the wait, if that costs less than `patience` times the delay. Schedules are made for several values of
-   patience, 0 among them, and the best by `simulate` is kept.
+   still until the wait, if that costs less than `patience` times the delay.
 4. Among ready compute tasks the most urgent goes first, then the one that came first. Weight gradients lead to nothing,
    so they are left for the gaps.
 5. A task that would break a limit on memory is passed over for the most urgent one that does not; if every one would,
    the earliest in the original order is taken, be it a wait.
 6. If the order still breaks the limit on peak memory, or others might be better, it is made anew with a window: a task
    may run only so many places ahead of the first task that has not run. With a window of 0 this is the original order,
-   so the limit is always kept. Windows shrink by a third while that may still help; the best order within the limits is
-   kept.
+   so the limit is always kept. Windows shrink by a third while that may still help.
+Orders are made for several shares and several values of patience, 0 among them, and as if the network were slower by
+`MARGIN`, until one exposes nothing even then. Else the best by `simulate`, on the network as it is and on the slower
+one, is kept: real collectives take longer now and then, and a wait that can as well be taken later should be.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from farskip_compile.passes.live_memory import LiveMemory
-from farskip_compile.passes.program import Program, Role, Timeline, simulate
+from farskip_compile.passes.program import Program, Role, Timeline, makespan, simulate
 
 CANDIDATES = 16
 """How many ready tasks are looked at for one that fits into memory; bounds the time per step."""
 
+SHARES = (0.5, 1.0, 0.1)
+"""What a second of compute counts on a path, in seconds on the wire. The one that is best most often comes first."""
+
 PATIENCE = (0.0, 0.5, 2.0, float("inf"))
 """Seconds of standing still that one second of delay behind a wait is worth."""
+
+MARGIN = 0.2
+"""Part by which a collective may take longer than estimated without being exposed, if that costs nothing otherwise."""
+
+NOTHING = 1e-6
+"""Part of the communication that may be exposed in an order that needs no improvement."""
 
 WORSE = 1.5
 """A window in which this much more is exposed than in the best one is small enough to stop at."""
@@ -78,30 +90,48 @@ def list_schedule(program: Program, limits: Limits | None = None) -> Schedule:
         return unchanged
     peak = int(before.peak_bytes * (1 + limits.memory_increase))
     flight = max(limits.in_flight_bytes, before.peak_in_flight_bytes)
-    urgency = _urgency(program)
-    best = unchanged
+    slow = _stretched(program)
+    ways = [
+        (build, _urgency(build, share), patience)
+        for build in (slow, program)
+        for share in SHARES
+        for patience in PATIENCE
+    ]
+    best, least = unchanged, before.makespan + simulate(slow, original).makespan
     window = len(original)
     while window:
-        exposed = float("inf")
-        for patience in PATIENCE:
-            order = tuple(_Run(program, urgency, window, patience, peak, flight).order())
+        lowest = float("inf")
+        fits = False
+        for build, urgency, patience in ways:
+            order = tuple(_Run(build, urgency, window, patience, peak, flight).order())
+            seconds, slower = makespan(program, order), makespan(slow, order)
+            if seconds + slower < lowest:
+                lowest, fits = seconds + slower, False
+            if seconds > before.makespan or seconds + slower >= least:
+                continue
             after = simulate(program, order)
-            exposed = min(exposed, after.exposed)
-            within = after.peak_bytes <= peak and after.peak_in_flight_bytes <= flight
-            if within and after.makespan < best.after.makespan:
-                best = Schedule(order, before, after, window)
-        if best is not unchanged and exposed >= WORSE * best.after.exposed:  # none are exposed, or the window is small
+            if after.peak_bytes <= peak and after.peak_in_flight_bytes <= flight:
+                best, least, fits = Schedule(order, before, after, window), seconds + slower, seconds + slower == lowest
+                if slower - after.compute <= NOTHING * slower:
+                    return best
+        if fits or lowest >= least:  # a smaller window would not bring more
             break
         window = window * 2 // 3
     return best
 
 
-def _urgency(program: Program) -> list[float]:
-    """Seconds from the start of each task to the end of the program, on the longest path."""
+def _stretched(program: Program) -> Program:
+    """`program` on a network that is slower by `MARGIN`."""
+    tasks = (replace(t, seconds=t.seconds * (1 + MARGIN)) if t.role is Role.LAUNCH else t for t in program.tasks)
+    return Program(tuple(tasks), program.buffers)
+
+
+def _urgency(program: Program, share: float) -> list[float]:
+    """The longest path from the start of each task to the end of the program; of compute, only `share` counts."""
     urgency = [0.0] * len(program.tasks)
     for index in range(len(program.tasks) - 1, -1, -1):
         task = program.tasks[index]
-        urgency[index] += task.seconds
+        urgency[index] += task.seconds if task.role is Role.LAUNCH else share * task.seconds
         for need in (*task.needs, task.launch) if task.role is Role.WAIT else task.needs:
             urgency[need] = max(urgency[need], urgency[index])
     return urgency

@@ -139,6 +139,24 @@ def simulate(program: Program, order: Sequence[int]) -> Timeline:
     )
 
 
+def makespan(program: Program, order: Sequence[int]) -> float:
+    """`simulate(program, order).makespan`, unchecked."""
+    tasks = program.tasks
+    end: dict[int, float] = {}
+    channel_free: dict[str, float] = {}
+    now = 0.0
+    for index in order:
+        task = tasks[index]
+        if task.role is Role.LAUNCH:
+            begin = max(now, channel_free.get(task.channel, 0.0))
+            end[index] = channel_free[task.channel] = begin + task.seconds
+            continue
+        if task.role is Role.WAIT:
+            now = max(now, end[task.launch])
+        now += task.seconds
+    return max([now, *channel_free.values()])
+
+
 def check_order(program: Program, order: Sequence[int]) -> None:
     """Raise unless `order` is a permutation of the tasks in which every task comes after what it needs."""
     if sorted(order) != list(range(len(program.tasks))):

@@ -17,8 +17,13 @@ import torch.distributed as dist
 from torch._inductor.graph import GraphLowering
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from farskip_compile._compat.collectives import all_to_all_single
+from farskip_compile._compat.inductor import scheduling_options
 from farskip_compile.costs import COLLECTIVE_KINDS, HardwareProfile, PerCollective, load_profile
 from farskip_compile.models import MODELS, ParallelConfig, build
+from farskip_compile.overlap_passes import KernelPass, Plan, PostGradPass
+from farskip_compile.passes.list_schedule import Limits
+from farskip_compile.passes.pin_products import pin_products
 from farskip_compile.schedule_report import ScheduleReport
 
 SMALL: dict[str, Any] = {"vocab_size": 32, "layers": ("moe", "moe"), "hidden_size": 64}
@@ -79,7 +84,7 @@ def programs(model: torch.nn.Module, **options: Any) -> list[list[str]]:
     return [steps(code) for code in codes]
 
 
-def get_code_of(compiled: Any, ids: torch.Tensor) -> list[str]:
+def get_code_of(compiled: Any, *inputs: torch.Tensor, graphs: int = 2) -> list[str]:
     """The programs that Inductor generates, forward first."""
     codes: list[str] = []
 
@@ -89,8 +94,8 @@ def get_code_of(compiled: Any, ids: torch.Tensor) -> list[str]:
 
     with mock.patch.object(GraphLowering, "compile_to_module", keep), contextlib.suppress(Exception):
         torch.compiler.reset()
-        compiled(ids)
-    assert len(codes) == 2, "forward and backward"
+        compiled(*inputs)
+    assert len(codes) == graphs
     return codes if "tangents" not in codes[0] else codes[::-1]
 
 
@@ -177,3 +182,31 @@ def test_reports_say_what_was_gained_and_keep_the_limit_on_memory(two_ranks: Any
         assert report.after.peak_bytes <= 1.02 * report.before.peak_bytes
         assert report.after.in_flight_bytes > 0
         assert "exposed communication" in report.summary()
+
+
+def fused_with_what_hides_it(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """What is sent and what follows the product read one tensor: Inductor would make one kernel of the two."""
+    received = all_to_all_single(x.sin(), None, None, dist.group.WORLD)
+    hiding = (x.cos() * (weight @ weight)) @ weight
+    return received * hiding
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_no_fusion_makes_a_launch_wait_for_what_hides_it(pinned: bool, two_ranks: Any) -> None:
+    link = quick_link().inter_node
+    slow = dataclasses.replace(link, bandwidth=1e7)
+    plan = Plan(dataclasses.replace(quick_link(), intra_node=slow, inter_node=slow), Limits(memory_increase=10.0))
+    pin = pin_products if pinned else lambda kernels: None
+    options = {
+        "post_grad_custom_post_pass": PostGradPass("test", None, plan),
+        **scheduling_options(KernelPass(plan, "test"), pin, "test"),
+    }
+    compiled = torch.compile(fused_with_what_hides_it, fullgraph=True, options=options)
+    x = torch.randn(128, 128)
+    with torch.no_grad(), torch._inductor.config.patch(fx_graph_cache=False):
+        (code,) = get_code_of(compiled, x, x, graphs=1)
+    program = steps(code)
+    if pinned:
+        assert program == ["announce", "kernel", "all_to_all_single", "mm", "kernel", "mm", "wait", "kernel"]
+    else:  # the fusion that the pin is for
+        assert program == ["announce", "mm", "kernel", "all_to_all_single", "mm", "wait", "kernel"]

@@ -6,17 +6,23 @@ Checked by running on torch 2.13.0; presence and signatures by reading on 2.11, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import fx
 from torch._inductor import config as inductor_config
 from torch._inductor import ir
+from torch._inductor.dependencies import WeakDep
 from torch._inductor.fx_passes.control_dependencies import preserve_node_ordering
 from torch._inductor.fx_passes.reinplace import inplaceable_ops
 from torch._inductor.utils import contains_collective, contains_wait
 from torch._inductor.virtualized import V
 from torch.utils._ordered_set import OrderedSet
+
+try:  # a pass on kernels that caches can be keyed by; absent from some of the supported versions
+    from torch._inductor.custom_graph_pass import CustomSchedulerPass
+except ImportError:
+    CustomSchedulerPass = None  # type: ignore[assignment, misc]
 
 Kernel = Any
 """`torch._inductor.scheduler.BaseSchedulerNode`: one kernel, or an extern call, after fusion."""
@@ -36,6 +42,17 @@ def in_place_arguments(node: fx.Node) -> tuple[int, ...]:
 def pin(graph: fx.Graph, waits: Mapping[fx.Node, Iterable[fx.Node]]) -> None:
     """Let each wait depend, for order alone, on the nodes given for it."""
     preserve_node_ordering(graph, {wait: OrderedSet(nodes) for wait, nodes in waits.items()})
+
+
+def pin_kernels(pins: Sequence[tuple[Kernel, Kernel]]) -> None:
+    """Before fusion: let the second kernel of each pair run after the first, for order alone.
+
+    Such a dependence keeps no memory alive, and a fusion against it is a cycle, which Inductor does not make.
+    """
+    for first, then in pins:
+        then.add_fake_dep(WeakDep(next(iter(first.get_buffer_names())), mutating_buf=then.get_name(), is_fake=True))
+    if pins:
+        pins[0][0].scheduler.compute_ancestors()
 
 
 def kernel_name(kernel: Kernel) -> str:
@@ -108,16 +125,49 @@ def kernel_buffers(kernels: Sequence[Kernel]) -> list[tuple[int, int, list[int],
     return found
 
 
-def scheduling_options(hook: Any) -> dict[str, Any]:
-    """Inductor options that give `hook` (kernels -> kernels) the last word on the order of kernels."""
+def scheduling_options(hook: Any, before_fusion: Callable[[list[Kernel]], None], identity: str) -> dict[str, Any]:
+    """Inductor options that give `hook` (kernels -> kernels) the last word on the order of kernels.
+
+    Args:
+        hook: an object that Inductor can pickle: its caches are keyed by that.
+        before_fusion: sees the kernels before fusion, and may pin them.
+        identity: stands for `before_fusion` in the keys of the caches.
+    """
     options: dict[str, Any] = {
         "reorder_for_compute_comm_overlap": True,
         "reorder_for_compute_comm_overlap_passes": [hook],
     }
+    if CustomSchedulerPass is not None and PRE_FUSION in inductor_config.get_config_copy():
+        options[PRE_FUSION] = _PreFusion(before_fusion, identity, getattr(inductor_config, PRE_FUSION))
     simple = "aten_distributed_optimizations.enable_simple_overlap"  # torch 2.14: would move our launches and waits
     if simple in inductor_config.get_config_copy():
         options[simple] = False
     return options
+
+
+PRE_FUSION = "_pre_fusion_custom_pass"
+
+if CustomSchedulerPass is not None:
+
+    class _PreFusion(CustomSchedulerPass):
+        """The user's own pass in this place, then ours."""
+
+        def __init__(self, ours: Callable[[list[Kernel]], None], identity: str, theirs: Any) -> None:
+            self.ours = ours
+            self.identity = identity
+            self.theirs = theirs
+
+        def __call__(self, nodes: list[Kernel]) -> list[Kernel]:
+            if self.theirs is not None:
+                nodes = self.theirs(nodes)
+            self.ours(nodes)
+            return nodes
+
+        def uuid(self) -> Any:
+            if self.theirs is None:
+                return (self.identity,)
+            known = self.theirs.uuid() if isinstance(self.theirs, CustomSchedulerPass) else None
+            return None if known is None else (self.identity, known)
 
 
 def calls(kernel: Kernel, operator: Any) -> bool:

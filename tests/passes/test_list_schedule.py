@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farskip_compile.passes.list_schedule import Limits, list_schedule
-from farskip_compile.passes.program import Buffer, Program, Role, Task, bytes_in_flight, check_order, simulate
+from farskip_compile.passes.program import Buffer, Program, Role, Task, bytes_in_flight, check_order, makespan, simulate
 from tests.passes.programs import consistent, programs
 
 LIMITS = st.builds(Limits, st.sampled_from([0.0, 0.05, 0.5, 10.0]), st.sampled_from([0, 100, 1_000_000]))
@@ -135,6 +135,49 @@ def test_standing_still_pays_where_a_long_task_would_delay_the_next_launch() -> 
         "experts", "end",
     ]  # fmt: skip
     assert schedule.after.exposed == pytest.approx(1.0)  # without standing still 8 s of the dispatch are exposed
+
+
+def test_what_leads_to_a_launch_goes_before_a_longer_path_of_compute() -> None:
+    """By the critical path alone, attention (6 s) is more urgent than the router, and the last combine is exposed."""
+    program = Program(
+        (
+            Task("attention", (), 3.0),
+            Task("output", (0,), 3.0),
+            Task("router", (), 0.1),
+            Task("dispatch", (2,), 2.0, Role.LAUNCH, "ep"),
+            Task("dispatched", (), 0.0, Role.WAIT, launch=3),
+            Task("experts", (4,), 1.0),
+            Task("combine", (5,), 2.0, Role.LAUNCH, "ep"),
+            Task("combined", (), 0.0, Role.WAIT, launch=6),
+            Task("norm", (1,), 1.0),
+            Task("head", (7, 8), 0.5),
+        )
+    )
+    schedule = list_schedule(program)
+    names = [program.tasks[index].name for index in schedule.order]
+    assert names[:3] == ["router", "dispatch", "attention"]
+    assert schedule.after.exposed == 0.0
+
+
+def test_a_wait_that_can_be_taken_later_is() -> None:
+    """By the estimate either of two tasks is enough; the second one costs nothing before the wait."""
+    tasks = (
+        Task("launch", (), 1.0, Role.LAUNCH, "ep"),
+        Task("one", (), 1.0),
+        Task("wait", (), 0.0, Role.WAIT, launch=0),
+        Task("reader", (2,), 1.0),
+        Task("two", (), 0.5),
+        Task("end", (3, 4), 0.0),
+    )
+    order = list_schedule(Program(tasks)).order
+    assert order.index(4) < order.index(2)
+
+
+@settings(max_examples=100, deadline=None)
+@given(programs())
+def test_the_quick_makespan_is_that_of_the_machine_model(program: Program) -> None:
+    order = range(len(program.tasks))
+    assert makespan(program, order) == simulate(program, order).makespan
 
 
 def test_memory_forbids_what_time_would_gain() -> None:
