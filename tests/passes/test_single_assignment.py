@@ -254,6 +254,18 @@ def test_cache_writes_stay_in_place_and_in_order():
     assert edges[sums[1]] == (written[-1],)
 
 
+def test_a_flag_is_no_write():
+    """`requires_grad_` ends in an underscore and changes no data: reads around it may move."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    y = graph.call_function(operator.mul, (x, 2))
+    y.meta["example_value"] = torch.empty(2)
+    flagged = graph.call_method("requires_grad_", (y,))
+    graph.output(graph.call_function(operator.add, (flagged, y)))
+    assert not ops.mutated_args(flagged)
+    assert ops.mutated_args(graph.call_method("add_", (y, 1))) == [y]
+
+
 def test_random_writes_stay():
     def f(x):
         y = x * 2
