@@ -11,7 +11,7 @@ runs the nodes. Two things make it overlap (arXiv 2511.11505, section 4.1 and ap
        used.
     2. Among the nodes that are ready, the engine runs the one with the highest sequence number, which is its number in
        the order of creation unless it is set. So the node behind a launch gets the highest of all, to be launched at
-       once, and nodes that would wait get low ones, so that what is independent of them runs first: `backward_at`.
+       once, and nodes that would wait may get low ones, so that what is independent of them runs first: `backward_at`.
 The handles of forward and backward are two: the graph may be run while another forward is under way.
 """
 
@@ -128,13 +128,12 @@ def launch_all_to_all(
     return _launched(x, output, handle, transposed)
 
 
-def launch_all_reduce(partial: torch.Tensor, group: Group | None, *, wait_at: int | None = None) -> Launched:
+def launch_all_reduce(partial: torch.Tensor, group: Group | None) -> Launched:
     """The sum over all ranks.
 
     Args:
         partial: this rank's share; nothing else may use it. Where no gradient is needed, it is overwritten.
         group: the ranks; None: it is whole already.
-        wait_at: sequence number of what waits in backward; None: the one that it has.
     """
     if group is None:
         return Launched(partial)
@@ -143,8 +142,6 @@ def launch_all_reduce(partial: torch.Tensor, group: Group | None, *, wait_at: in
     handle: list[dist.Work] = []
     transposed = _Transposed()
     output = _AllReduce.apply(partial, group, handle, transposed)
-    if wait_at is not None:
-        backward_at(wait_at, partial)
     return _launched(partial, output, handle, transposed)
 
 
@@ -160,9 +157,4 @@ def backward_at(number: int, *tensors: torch.Tensor) -> None:
     for tensor in tensors:
         node: Any = tensor.grad_fn
         if node is not None:
-            node._set_sequence_nr(number)  # private, as is the getter below; both are there from torch 2.11 to 2.15
-
-
-def sequence_number() -> int:
-    """The number that the next node of the graph will get in this thread."""
-    return int(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
+            node._set_sequence_nr(number)  # no public name for it

@@ -14,16 +14,17 @@ Forward, layer k (arXiv 2511.11505, section 4.2):
 Merged, step 2 is left out, and step 4 launches one all-reduce of a + s. In the last layer r and s are reduced as one
 sum, since nobody reads the stream in between; in a dense layer the MLP's reduction is waited for at once.
 
-Backward. The gradient of r needs that of x only, and that of a and s needs that of n as well, which comes from the next
-attention. So every attention is held back until the layer's x is through, with the all-reduce of r of layer k-1
-launched: it runs the attention of layer k, and then that of a and s runs the routed experts of layer k-1.
+Backward. The gradient of r needs that of x only, and those of a and s need that of n as well, which comes from the next
+attention. A layer's attention is the oldest of its nodes, and so the last to run: when the gradient of x is through,
+and the all-reduce of r of layer k-1 launched. That has the attention of layer k to run under, and those of a and s have
+the routed experts of layer k-1. Launches alone need a sequence number to be set.
 """
 
 from __future__ import annotations
 
 import torch
 
-from farskip_compile.models.async_collectives import backward_at, launch_all_reduce, sequence_number
+from farskip_compile.models.async_collectives import launch_all_reduce
 from farskip_compile.models.decoder import DecoderLayer
 from farskip_compile.models.mlp import MLP
 from farskip_compile.models.moe import MoE
@@ -42,11 +43,10 @@ def all_reduce_layer(layer: DecoderLayer, streams: Streams, rope: Rope, *, last:
         merge: reduce attention and shared experts together where both exist and are needed apart from r.
     """
     feed_forward, group = layer.feed_forward, layer.parallel.tp_group
-    held_back = sequence_number()  # as if the attention were older than all else in this layer
     a = layer.attention.partial(layer.attention_norm(streams.n), rope)
     if merge and not last and isinstance(feed_forward, MoE) and feed_forward.shared_experts:
-        return _merged(layer, feed_forward, a, streams, held_back)
-    attention = launch_all_reduce(a, group, wait_at=held_back)
+        return _merged(layer, feed_forward, a, streams)
+    attention = launch_all_reduce(a, group)
     x = streams.x()
     h = feed_forward_norm(layer)(x)
     if last or isinstance(feed_forward, MLP):
@@ -66,9 +66,8 @@ def all_reduce_layer(layer: DecoderLayer, streams: Streams, rope: Rope, *, last:
     return Streams(summed([x_and_a, *map(layer.scaled, s)]), late)
 
 
-def _merged(layer: DecoderLayer, moe: MoE, a: torch.Tensor, streams: Streams, held_back: int) -> Streams:
+def _merged(layer: DecoderLayer, moe: MoE, a: torch.Tensor, streams: Streams) -> Streams:
     group = layer.parallel.tp_group
-    backward_at(held_back, a)
     x = streams.x()
     h = feed_forward_norm(layer)(x)
     attention_and_shared = launch_all_reduce(a + summed(moe.shared(h)), group)

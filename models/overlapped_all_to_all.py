@@ -54,7 +54,6 @@ def _dense(layer: DecoderLayer, mlp: MLP, streams: Streams, rope: Rope) -> Strea
 def _moe(layer: DecoderLayer, moe: MoE, streams: Streams, rope: Rope) -> Streams:
     heads = None if streams.late is None else _project(layer, streams.n, rope)
     x = streams.x()
-    backward_at(BackwardOrder.STREAM, x)
     h = feed_forward_norm(layer)(x)
     tokens = h.flatten(0, 1)
     rows, expert_of_row, weights = moe.assign(tokens)

@@ -34,20 +34,19 @@ class Streams:
 class BackwardOrder(IntEnum):
     """Sequence numbers of nodes that must run after all that is independent of them; higher ones come first.
 
-    Among themselves: while the transposed combine is in flight, the shared experts and the attention proper have their
-    own, large numbers, and then COMBINE waits for it. The experts run, and the transposed dispatch is launched; under
-    it run PROJECTIONS and ROUTING, and then DISPATCH waits for it. Last comes x, and with it the layer before.
+    Among themselves: while the transposed combine is in flight, the shared experts and the attention proper run by
+    their own, large numbers, and then COMBINE waits for it. The experts run, and the transposed dispatch is launched;
+    under it run PROJECTIONS and ROUTING, and then DISPATCH waits for it. x, and with it the layer before, needs no
+    number: it is not ready before that.
     """
 
     DISPATCH = 0
     """Input of the dispatch."""
-    STREAM = 1
-    """x."""
-    ROUTING = 2
+    ROUTING = 1
     """Weights of the chosen experts."""
-    PROJECTIONS = 3
+    PROJECTIONS = 2
     """Queries, keys and values."""
-    COMBINE = 4
+    COMBINE = 3
     """Input of the combine."""
 
 

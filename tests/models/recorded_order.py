@@ -93,6 +93,7 @@ def recorded(model: nn.Module, names: Sequence[str]) -> Iterator[list[str]]:
 
     def late_all_to_all(output: Any, x: Any, *splits: Any, async_op: bool = False, **options: Any) -> Any:
         if not async_op:
+            recorder.note("counts")
             return all_to_all(output, x, *splits, **options)
         output.fill_(float("nan"))
         return recorder.launch(lambda: all_to_all(output, x, *splits, **options))

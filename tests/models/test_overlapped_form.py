@@ -25,6 +25,8 @@ from tests.compare import assert_gradients_close, run_with_gradients
 from tests.distributed.ranks import run_ranks
 from tests.models.recorded_order import recorded
 
+pytestmark = pytest.mark.xdist_group("overlapped form")  # one worker: the ranks record all orders at once
+
 SMALL: dict[str, Any] = {"vocab_size": 32, "hidden_size": 32, "layers": ("dense", "moe", "moe")}
 VARIANTS = {
     "two shared experts": ("deepseek_v3", {"shared_experts": 2}),
@@ -163,14 +165,15 @@ def events(text: str) -> list[str]:
 @pytest.mark.parametrize("exchange", ["padded", "dropless"])
 def test_all_to_all_forward(orders: Any, exchange: str) -> None:
     """Dispatch under the attention proper, combine under shared experts and the next layer's projections."""
+    expected = events(
+        """project 0, attention, mix 0, mlp 0, router 1, counts,
+        launch D1, project 1, attention, mix 1, wait D1, routed 1,
+        launch C1, shared 1, project 2, wait C1, router 2, counts,
+        launch D2, attention, mix 2, wait D2, routed 2,
+        launch C2, shared 2, wait C2, head"""
+    )
     for found in orders:
-        assert found[exchange][0] == events(
-            """project 0, attention, mix 0, mlp 0, router 1,
-            launch D1, project 1, attention, mix 1, wait D1, routed 1,
-            launch C1, shared 1, project 2, wait C1, router 2,
-            launch D2, attention, mix 2, wait D2, routed 2,
-            launch C2, shared 2, wait C2, head"""
-        )
+        assert found[exchange][0] == [event for event in expected if exchange == "dropless" or event != "counts"]
 
 
 @pytest.mark.parametrize("exchange", ["padded", "dropless"])
