@@ -1,4 +1,4 @@
-"""The command line: `farskip explain MODEL` and `farskip demo`; `overlap` and `zoo` have files of their own.
+"""The command line: `farskip explain MODEL`, `farskip demo`; `overlap`, `zoo`, `calibrate` have files of their own.
 
 Contract: exit status 0 if all went well, 1 if a model was refused or a check failed, 2 for wrong usage. Errors of this
 package are a short panel, never a traceback. With `--json`, stdout holds one JSON document and nothing else.
@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 
 from farskip_compile import render_text
+from farskip_compile.cli_calibrate import calibrate_command
 from farskip_compile.cli_overlap import overlap_command
 from farskip_compile.cli_zoo import zoo_command
 from farskip_compile.errors import ConfigError
@@ -37,6 +38,7 @@ app = typer.Typer(
 
 app.command("overlap")(overlap_command)
 app.command("zoo")(zoo_command)
+app.command("calibrate")(calibrate_command)
 
 
 class Wish(StrEnum):

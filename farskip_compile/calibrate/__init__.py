@@ -1,0 +1,17 @@
+"""Measures the machine at hand, and makes a hardware profile of it.
+
+    profile = calibrate()                                   # on every rank of an initialised process group, or on one
+    profile = calibrate_link(profile, group)                # the network has changed: only that anew
+    torch.compile(model, backend="farskip", options={"profile": profile})
+
+`farskip calibrate FILE` does the same from the command line, under torchrun or alone. Start reading at `main.py`; what
+the figures mean is said in `costs/`.
+"""
+
+from __future__ import annotations
+
+from farskip_compile.calibrate.main import calibrate, calibrate_compute, calibrate_link, measure
+from farskip_compile.calibrate.results import Calibration, Row
+from farskip_compile.calibrate.table import calibration_text
+
+__all__ = ["Calibration", "Row", "calibrate", "calibrate_compute", "calibrate_link", "calibration_text", "measure"]

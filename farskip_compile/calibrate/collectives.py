@@ -1,0 +1,194 @@
+"""Measures the collectives of one link: seconds by kind and size, and how much compute slows meanwhile.
+
+In:    ranks that share one link, message sizes, a budget.
+Out:   rows, samples for `costs.fit_link`, and the interference.
+Never: lets ranks disagree: how often and up to which size is measured is said by rank 0.
+
+Seconds are those of the slowest rank, from a barrier on; small messages are timed several in a row, so that the end of
+the barrier does not count. Sizes grow until one call takes too long for the budget.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+
+from farskip_compile.calibrate.ranks import Ranks
+from farskip_compile.calibrate.results import Row
+from farskip_compile.calibrate.stopwatch import Times
+from farskip_compile.costs import COLLECTIVE_KINDS, CollectiveKind, Sample
+
+LEAST_SIZES = 2
+SMALL = 64 * 2**10
+"""Bytes below which calls are timed several in a row."""
+IN_A_ROW = 4
+REPETITIONS = 7
+WORTHWHILE = 20e-3
+"""Seconds that a collective should be in flight to see what it does to compute."""
+
+
+@dataclass
+class LinkFindings:
+    """What was measured of one link."""
+
+    samples: list[Sample] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    interference: float | None = None
+
+
+class Collectives:
+    """Measures over `ranks`, at least two of them.
+
+    Args:
+        ranks: who takes part.
+        clock: seconds since some moment, for CPU and accelerators alike: a collective's end is waited for.
+    """
+
+    def __init__(self, ranks: Ranks, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.ranks, self.clock = ranks, clock
+        self.found = LinkFindings()
+
+    def measure(self, messages: tuple[int, ...], seconds: float) -> LinkFindings:
+        """All kinds by size, then the interference."""
+        share = 0.8 * seconds / len(COLLECTIVE_KINDS)
+        for kind in COLLECTIVE_KINDS:
+            self._kind(kind, messages, share)
+        self.found.interference = self._interference(messages, 0.2 * seconds)
+        return self.found
+
+    def _kind(self, kind: CollectiveKind, messages: tuple[int, ...], seconds: float) -> None:
+        left, longest = seconds, 0.0
+        for place, size in enumerate(messages):
+            count = IN_A_ROW if size < SMALL else 1
+            call = self._call(kind, size)
+            once = self._time(call, 1, 2)[-1]
+            budget = left / (len(messages) - place)
+            repetitions = max(3, min(REPETITIONS, int(budget / max(once * count, 1e-9))))
+            times = Times(tuple(self._time(call, count, repetitions)))
+            longest = max(longest, times.median)  # a larger message is never the faster one
+            self.found.samples.append(Sample(kind, size, self.ranks.size, longest))
+            self.found.rows.append(
+                Row(
+                    f"{kind}, {self.ranks.size} ranks",
+                    (size,),
+                    times.median,
+                    times.spread,
+                    repetitions,
+                    size / times.median,
+                    "B/s",
+                )
+            )
+            left -= sum(times.seconds) * count + 2 * once
+            grown = messages[place + 1] / size if place + 1 < len(messages) else 0.0
+            if place + 1 >= LEAST_SIZES and grown * longest * 3 > max(left, 0.0):
+                break
+
+    def _time(self, call: Callable[[], object], count: int, repetitions: int) -> list[float]:
+        """Seconds of one call on the slowest rank; the first of several repetitions warms up."""
+        seconds = torch.zeros(repetitions, dtype=torch.float64)
+        for repetition in range(repetitions):
+            self.ranks.barrier()
+            start = self.clock()
+            for _ in range(count):
+                call()
+            self._settle()
+            seconds[repetition] = max(self.clock() - start, 1e-9) / count
+        return list(map(float, self.ranks.slowest(seconds.float())))
+
+    def _settle(self) -> None:
+        if self.ranks.device.type != "cpu":
+            torch.accelerator.synchronize(self.ranks.device)
+
+    def _call(self, kind: CollectiveKind, size: int) -> Callable[[], object]:
+        """A call that moves `size` bytes, as `costs.CollectiveCost` counts them."""
+        ranks, group = self.ranks.size, self.ranks.group
+        count = max(size // 4 // ranks, 1) * ranks
+        whole = torch.zeros(count, device=self.ranks.device)
+        other = torch.zeros(count, device=self.ranks.device)
+        part = torch.zeros(count // ranks, device=self.ranks.device)
+        assert group is not None
+        calls: dict[str, Callable[[], object]] = {
+            "all_to_all": lambda: dist.all_to_all_single(other, whole, group=group),
+            "all_reduce": lambda: dist.all_reduce(whole, group=group),
+            "all_gather": lambda: dist.all_gather_into_tensor(whole, part, group=group),
+            "reduce_scatter": lambda: dist.reduce_scatter_tensor(part, whole, group=group),
+            "broadcast": lambda: dist.broadcast(whole, dist.get_global_rank(group, 0), group=group),
+        }
+        return calls[kind]
+
+    def _interference(self, messages: tuple[int, ...], seconds: float) -> float | None:
+        """How much longer compute takes while an all-to-all is in flight; None if none is long enough to see."""
+        known = [sample for sample in self.found.samples if sample.kind == "all_to_all"]
+        rate = known[-1].bytes / known[-1].seconds
+        size = int(min(max(WORTHWHILE * rate, known[-1].bytes), 4 * messages[-1]))
+        work = _Work(self.ranks.device)
+        step = self.ranks.agreed(work.tuned(self.clock, self._settle))
+        work.repeat = step
+        repetitions = max(3, min(REPETITIONS, int(seconds / (3 * max(size / rate, 1e-3)))))
+        slowed: list[float] = []
+        for _ in range(repetitions):
+            alone = self._pace(work, size, in_flight=False)
+            busy = self._pace(work, size, in_flight=True)
+            if alone is not None and busy is not None:
+                slowed.append(busy / alone - 1)
+        enough = self.ranks.agreed(len(slowed) >= 2)
+        return max(0.0, self.ranks.agreed(statistics.median(slowed) if slowed else 0.0)) if enough else None
+
+    def _pace(self, work: _Work, size: int, *, in_flight: bool) -> float | None:
+        """Seconds of one step of work, while an all-to-all is in flight or while nothing is."""
+        count = max(size // 4 // self.ranks.size, 1) * self.ranks.size
+        sent = torch.zeros(count, device=self.ranks.device)
+        received = torch.zeros_like(sent)
+        self.ranks.barrier()
+        self._settle()
+        handle = None
+        if in_flight:
+            handle = dist.all_to_all_single(received, sent, group=self.ranks.group, async_op=True)
+        start, steps, inside = self.clock(), 0, 0.0
+        while steps < 200:
+            work()
+            self._settle_work()
+            now = self.clock() - start
+            if handle is not None and handle.is_completed():
+                break  # the step in which it ended is only partly beside it
+            steps, inside = steps + 1, now
+            if handle is None and steps >= 5:
+                break
+        if handle is not None:
+            handle.wait()
+        return inside / steps if steps else None
+
+    def _settle_work(self) -> None:
+        """Wait for compute alone: the collective is on a stream of its own."""
+        if self.ranks.device.type != "cpu":
+            torch.accelerator.current_stream(self.ranks.device).synchronize()
+
+
+class _Work:
+    """A matrix product and a pass over memory, as compute to be slowed."""
+
+    def __init__(self, device: torch.device) -> None:
+        side = 192 if device.type == "cpu" else 4096
+        self.left = torch.full((side, side), 0.01, device=device)
+        self.right, self.out = self.left.clone(), self.left.clone()
+        self.stream = torch.zeros(2**17 if device.type == "cpu" else 2**24, device=device)
+        self.repeat = 1
+
+    def __call__(self) -> None:
+        for _ in range(self.repeat):
+            torch.mm(self.left, self.right, out=self.out)
+            self.stream.add_(1.0)
+
+    def tuned(self, clock: Callable[[], float], settle: Callable[[], None]) -> int:
+        """How often one step repeats, so that it takes about a millisecond."""
+        self()
+        settle()
+        start = clock()
+        self()
+        settle()
+        return max(1, min(100, round(1e-3 / max(clock() - start, 1e-6))))

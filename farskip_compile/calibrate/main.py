@@ -1,0 +1,269 @@
+"""Calibration: measures a machine on the ranks it runs on, and makes a hardware profile of it.
+
+Contract: collective over the group; every rank gets the same profile, rank 0's. All ranks measure at the same time, so
+that what they share (memory bandwidth, a network card) is in the figures. Figures that are not measured, or can't be
+here, are those of the base profile, and the sources say which is which. Measures only; changes no state of torch's but
+what running kernels changes.
+
+    1. compute: launches, memory, Inductor's kernels, products by shape       (calibrate_compute)
+    2. links: inside a node among its ranks, between nodes among one rank each   (calibrate_link)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+
+from farskip_compile.calibrate.assemble import with_compute, with_link
+from farskip_compile.calibrate.collectives import Collectives, LinkFindings
+from farskip_compile.calibrate.memory import Memory
+from farskip_compile.calibrate.products import Products
+from farskip_compile.calibrate.ranks import Ranks
+from farskip_compile.calibrate.results import Calibration, Row
+from farskip_compile.calibrate.settings import QUICK_SECONDS, check_budget, grids
+from farskip_compile.calibrate.stopwatch import Stopwatch
+from farskip_compile.costs import Curve, HardwareProfile, default_profile
+from farskip_compile.errors import ConfigError
+
+Device = torch.device | str | None
+Clock = Callable[[], float]
+DEFAULT_SECONDS = 45.0
+COMPUTE_PART = 0.65
+"""Part of the budget that goes to compute where there are links to measure, too."""
+
+
+def calibrate(
+    group: dist.ProcessGroup | None = None,
+    *,
+    device: Device = None,
+    dtypes: Sequence[torch.dtype] = (torch.float32,),
+    budget_seconds: float = DEFAULT_SECONDS,
+    ranks_per_node: int | None = None,
+    base: HardwareProfile | None = None,
+) -> HardwareProfile:
+    """Measure compute and links; the same profile on every rank.
+
+    Args:
+        group: the ranks that call this; None: the default group, or without one this process alone, which then has no
+            link to measure.
+        device: what to measure; None: the accelerator that is current, else the CPU.
+        dtypes: of the products.
+        budget_seconds: about how long it may take, beside building two kernels; below 20 fewer points are measured.
+        ranks_per_node: ranks of the group that share a node; None: as the launcher or the host names say.
+        base: where figures that are not measured come from; None: the shipped profile for the device.
+
+    Raises:
+        ConfigError: a budget that is no time, no types, or ranks that can't be so on nodes.
+    """
+    return measure(
+        group,
+        device=device,
+        dtypes=dtypes,
+        budget_seconds=budget_seconds,
+        ranks_per_node=ranks_per_node,
+        base=base,
+    ).profile
+
+
+def calibrate_compute(
+    group: dist.ProcessGroup | None = None,
+    *,
+    device: Device = None,
+    dtypes: Sequence[torch.dtype] = (torch.float32,),
+    budget_seconds: float = DEFAULT_SECONDS * COMPUTE_PART,
+    base: HardwareProfile | None = None,
+) -> HardwareProfile:
+    """Measure compute alone, on all ranks at once; the links are those of `base`. Arguments as for `calibrate`."""
+    return measure(group, device=device, dtypes=dtypes, budget_seconds=budget_seconds, base=base, links=False).profile
+
+
+def calibrate_link(
+    profile: HardwareProfile,
+    group: dist.ProcessGroup | None = None,
+    *,
+    device: Device = None,
+    budget_seconds: float = DEFAULT_SECONDS * (1 - COMPUTE_PART),
+    ranks_per_node: int | None = None,
+) -> HardwareProfile:
+    """`profile` with links that are measured anew: after a change of the network, or from another machine.
+
+    Args:
+        profile: everything else.
+        group: at least two ranks, all of which call this.
+        device: as for `calibrate`.
+        budget_seconds: about how long it may take.
+        ranks_per_node: as for `calibrate`; 1 measures the link between nodes only.
+
+    Raises:
+        ConfigError: there is only one rank, or as for `calibrate`.
+    """
+    return measure(
+        group,
+        device=device,
+        budget_seconds=budget_seconds,
+        ranks_per_node=ranks_per_node,
+        base=profile,
+        compute=False,
+    ).profile
+
+
+def measure(
+    group: dist.ProcessGroup | None = None,
+    *,
+    device: Device = None,
+    dtypes: Sequence[torch.dtype] = (torch.float32,),
+    budget_seconds: float = DEFAULT_SECONDS,
+    ranks_per_node: int | None = None,
+    base: HardwareProfile | None = None,
+    compute: bool = True,
+    links: bool = True,
+    tell: Callable[[str], None] = lambda step: None,
+    clock: Clock = time.perf_counter,
+) -> Calibration:
+    """What `calibrate` does, with every measured point.
+
+    Args:
+        group: as for `calibrate`, likewise the other arguments that it has.
+        device: as above.
+        dtypes: as above.
+        budget_seconds: as above.
+        ranks_per_node: as above.
+        base: as above.
+        compute: whether to measure compute.
+        links: whether to measure links, if there is more than one rank.
+        tell: called on rank 0 with what is being measured.
+        clock: seconds since some moment, for work on a CPU.
+
+    Raises:
+        ConfigError: as for `calibrate`; or nothing is to be measured.
+    """
+    seconds = check_budget(budget_seconds)
+    where = _device(device)
+    ranks = Ranks(group, where)
+    if not dtypes and compute:
+        raise ConfigError("dtypes names no type", way_out="dtypes=(torch.float32,)")
+    if not compute and ranks.size == 1:
+        raise ConfigError(
+            "one rank has no link to measure", way_out="call this on the ranks of an initialised process group"
+        )
+    if base is None:
+        base = default_profile(where.type, _name(where))
+    profile = base
+    start = time.perf_counter()
+    say = tell if ranks.rank == 0 else lambda step: None
+    rows: list[Row] = []
+    notes: list[str] = []
+    links = links and ranks.size > 1
+    count = f"{ranks.size} ranks at once" if ranks.size > 1 else "one rank"
+    what = f"farskip calibrate on {count}, {_name(where)}, torch {torch.__version__}"
+    quick = seconds < QUICK_SECONDS
+    if compute:
+        share = seconds * (COMPUTE_PART if links else 1.0)
+        profile = _compute(profile, Stopwatch(where, clock), ranks, dtypes, share, quick, what, say, rows, notes)
+        seconds -= share
+    if links:
+        per_node = ranks.per_node() if ranks_per_node is None else ranks_per_node
+        profile = _links(profile, ranks, per_node, seconds, quick, what, say, rows, notes, clock)
+    profile = replace(profile, name="calibrated", description=what, devices=())
+    found = Calibration(profile, tuple(rows), _name(where), ranks.size, time.perf_counter() - start, tuple(notes))
+    return Calibration.from_json(ranks.agreed(found.to_json()))
+
+
+def _compute(
+    profile: HardwareProfile,
+    watch: Stopwatch,
+    ranks: Ranks,
+    dtypes: Sequence[torch.dtype],
+    seconds: float,
+    quick: bool,
+    what: str,
+    say: Callable[[str], None],
+    rows: list[Row],
+    notes: list[str],
+) -> HardwareProfile:
+    sizes = grids(watch.device, quick=quick)
+    memory = Memory(watch, dtypes[0], sizes)
+    parts: tuple[tuple[str, Callable[[float], None], float], ...] = (
+        ("launches", memory.overheads, 0.02),
+        ("memory", memory.streaming, 0.15),
+        ("new pages", memory.fresh, 0.08),
+        ("fused kernels", memory.compiled, 0.15),
+    )
+    for name, run, part in parts:
+        say(name)
+        ranks.barrier()
+        run(seconds * part)
+    rows += memory.found.rows
+    notes += memory.found.notes
+    curves: dict[str, dict[str, Curve]] = {}
+    for dtype in dtypes:
+        say(f"products of {str(dtype).removeprefix('torch.')}")
+        ranks.barrier()
+        products = Products(watch, dtype, sizes, memory.found.launch_seconds)
+        for kind, curve in products.measure(0.6 * seconds / len(dtypes)).items():
+            curves.setdefault(kind, {})[products.name] = curve
+        rows += products.rows
+        notes += products.notes
+    ranks.barrier()
+    return with_compute(profile, memory.found, curves, what)
+
+
+def _links(
+    profile: HardwareProfile,
+    ranks: Ranks,
+    per_node: int,
+    seconds: float,
+    quick: bool,
+    what: str,
+    say: Callable[[str], None],
+    rows: list[Row],
+    notes: list[str],
+    clock: Clock,
+) -> HardwareProfile:
+    """Inside a node among all ranks of each; between nodes among the ranks of one place in each node."""
+    if per_node < 1 or (per_node < ranks.size and ranks.size % per_node):
+        raise ConfigError(
+            f"{ranks.size} ranks are not {per_node} on each node", way_out="give ranks_per_node, a divisor of the ranks"
+        )
+    messages = grids(ranks.device, quick=quick).messages
+    nodes = [list(range(first, first + per_node)) for first in range(0, ranks.size, per_node)]
+    across = [list(place) for place in zip(*nodes, strict=True)]
+    plans = [
+        (name, members) for name, members in (("intra_node", nodes), ("inter_node", across)) if len(members[0]) > 1
+    ]
+    for name, members in plans:
+        say(f"collectives, {name.replace('_', ' ')}")
+        alone = len(members) == 1
+        own = ranks if alone else Ranks(ranks.part(members), ranks.device)
+        ranks.barrier()
+        found = Collectives(own, clock).measure(messages, seconds / len(plans))
+        findings: LinkFindings = ranks.agreed(found)
+        profile = with_link(profile, name, findings, what)
+        rows += findings.rows
+        if not alone and own.group is not None:
+            dist.destroy_process_group(own.group)
+    per_node_known = replace(profile, ranks_per_node=per_node, sources={**profile.sources, "ranks_per_node": what})
+    if len(plans) == 1:
+        other = "inter_node" if plans[0][0] == "intra_node" else "intra_node"
+        notes.append(f"{other} can't be measured on these ranks: its figures are those of {profile.name!r}")
+        if plans[0][0] == "intra_node":  # a node may hold more ranks than run here
+            return replace(per_node_known, ranks_per_node=max(per_node, profile.ranks_per_node))
+    return per_node_known
+
+
+def _device(device: Device) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    if torch.accelerator.is_available():
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return torch.device("cpu")
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return "CPU, " + f"{torch.get_num_threads()} threads" if device.type == "cpu" else device.type

@@ -1,0 +1,142 @@
+"""Measures what is bound by memory, and small fixed costs: kernels by bytes, transposes, new pages, launches, reads.
+
+In:    a stopwatch, a type, the grids, a budget.
+Out:   rows and figures.
+Never: communicates.
+
+Streaming is one product of two tensors into a third, which every backend runs at the speed of its memory. Arithmetic
+and transposes depend on the compiler, so that Inductor's own kernels are timed: a softmax, whose row stays in the
+cache, and a transposed copy. Compiling two of them takes some seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from farskip_compile.calibrate.products import CACHE
+from farskip_compile.calibrate.results import Row
+from farskip_compile.calibrate.settings import Budget, Grids
+from farskip_compile.calibrate.stopwatch import Pool, Stopwatch, Times, rotating, time_just_written
+from farskip_compile.costs import Curve
+
+SOFTMAX_OPS = 9
+"""Elementwise operations of a softmax as `costs.elementwise` counts them: 5 for exp, and 4 others."""
+SOFTMAX_SHAPE = (1024, 1024)
+FASTEST = 1e13
+"""Bytes/s that stand for new pages which cost nothing."""
+
+
+@dataclass
+class MemoryFigures:
+    """What was found; None: not measured here."""
+
+    launch_seconds: float = 0.0
+    sync_seconds: float = 0.0
+    memory: Curve | None = None
+    strided: Curve | None = None
+    fresh: Curve | None = None
+    element_rate: float | None = None
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Memory:
+    """Measures on one device with one type.
+
+    Args:
+        watch: times the calls.
+        dtype: of the operands.
+        grids: which sizes.
+    """
+
+    def __init__(self, watch: Stopwatch, dtype: torch.dtype, grids: Grids) -> None:
+        self.watch, self.dtype, self.grids = watch, dtype, grids
+        self.found = MemoryFigures()
+        self._pool = Pool(watch.device, dtype, CACHE)
+
+    def overheads(self, seconds: float) -> None:
+        """Launches of a kernel that does nothing to speak of; reading a number that is there."""
+        budget = Budget(seconds, 2, self.watch.clock)
+        few = torch.ones(4, dtype=self.dtype, device=self.watch.device)
+        times = self.watch.time(lambda: torch.add(few, few, out=few), budget)
+        self._row("launch", (few.nbytes,), times)
+        self.found.launch_seconds = times.median
+        one = few[:1]
+        times = self.watch.time(one.item, budget)
+        self._row("read a number", (one.nbytes,), times)
+        self.found.sync_seconds = times.median
+
+    def streaming(self, seconds: float) -> None:
+        """Kernels that read two tensors and write one, by all the bytes they move."""
+        budget = Budget(seconds, len(self.grids.memory), self.watch.clock)
+        rates = []
+        for size in self.grids.memory:
+            take = self._operands([(size // (3 * self.dtype.itemsize),)] * 3, size)
+            times = self._run(take, lambda a, b, c: torch.mul(a, b, out=c), budget)
+            rates.append(self._row("memory", (size,), times, size))
+        self.found.memory = Curve(axes=(self.grids.memory,), values=tuple(rates))
+
+    def fresh(self, seconds: float) -> None:
+        """How much longer it takes to fill a new buffer than an old one."""
+        sizes = self.grids.fresh
+        if not sizes:
+            return
+        budget = Budget(seconds, 2 * len(sizes), self.watch.clock)
+        rates = []
+        for size in sizes:
+            count = size // self.dtype.itemsize
+            old = torch.zeros(count, dtype=self.dtype, device=self.watch.device)
+            known = self.watch.time(partial(old.fill_, 0), budget)
+            times = self.watch.time(partial(self._new, count), budget)
+            extra = max(times.median - known.median, size / FASTEST)
+            self._row("new pages", (size,), Times((extra,)), size)
+            rates.append(size / extra)
+        self.found.fresh = Curve(axes=(sizes,), values=tuple(rates))
+
+    def _new(self, count: int) -> None:
+        torch.empty(count, dtype=self.dtype, device=self.watch.device).fill_(0)
+
+    def compiled(self, seconds: float) -> None:
+        """Inductor's kernels: arithmetic, and transposes by bytes. Not measured where Inductor can't compile."""
+        budget = Budget(seconds, 1 + len(self.grids.strided), self.watch.clock)
+        try:
+            if self.watch.device.type == "cpu":  # a GPU's arithmetic hides behind its memory, and can't be seen so
+                self._softmax(budget)
+            self._transposes(budget)
+        except Exception as error:  # no compiler, no Triton: whatever it is, the figures of the base stay
+            self.found.notes.append(f"Inductor's kernels are not measured: {str(error).splitlines()[0][:100]}")
+
+    def _softmax(self, budget: Budget) -> None:
+        run = torch.compile(lambda x: torch.softmax(x, -1), dynamic=False)
+        count = SOFTMAX_SHAPE[0] * SOFTMAX_SHAPE[1]
+        times = self._run(self._operands([SOFTMAX_SHAPE], 2 * count * self.dtype.itemsize), run, budget)
+        self._row("fused softmax", SOFTMAX_SHAPE, times, 2 * count * self.dtype.itemsize)
+        self.found.element_rate = SOFTMAX_OPS * count / times.median
+
+    def _transposes(self, budget: Budget) -> None:
+        run = torch.compile(lambda x: x.t().contiguous(), dynamic=True)
+        rates = []
+        for size in self.grids.strided:
+            take = self._operands([(size // (2 * self.dtype.itemsize * 1024), 1024)], size)
+            times = self._run(take, run, budget)
+            rates.append(self._row("fused transpose", (size,), times, size))
+        self.found.strided = Curve(axes=(self.grids.strided,), values=tuple(rates))
+
+    def _operands(self, shapes: Sequence[tuple[int, ...]], moved: int) -> Callable[[], Sequence[torch.Tensor]]:
+        """Operands of a kernel that moves so many bytes, others each time."""
+        return rotating(lambda: self._pool.take(*shapes), CACHE // moved)
+
+    def _run(self, take: Callable[[], Sequence[torch.Tensor]], call: Callable[..., object], budget: Budget) -> Times:
+        return time_just_written(self.watch, take, call, budget)
+
+    def _row(self, section: str, size: tuple[int, ...], times: Times, moved: int | None = None) -> float:
+        """Keep a row; the rate, in bytes/s."""
+        rate = moved / times.median if moved else 0.0
+        unit = "B/s" if moved else ""
+        row = Row(section, size, times.median, times.spread, len(times.seconds), rate if moved else None, unit)
+        self.found.rows.append(row)
+        return rate
