@@ -103,6 +103,6 @@ def _corrections(profile: HardwareProfile, name: str, link: Link, samples: list[
 
 
 def _with(profile: HardwareProfile, name: str, link: Link, **more: Any) -> HardwareProfile:
-    return (
-        replace(profile, intra_node=link, **more) if name == "intra_node" else replace(profile, inter_node=link, **more)
-    )
+    if name == "intra_node":
+        return replace(profile, intra_node=link, **more)
+    return replace(profile, inter_node=link, **more)

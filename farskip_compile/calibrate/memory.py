@@ -26,6 +26,7 @@ from farskip_compile.costs import Curve
 SOFTMAX_OPS = 9
 """Elementwise operations of a softmax as `costs.elementwise` counts them: 5 for exp, and 4 others."""
 SOFTMAX_SHAPE = (1024, 1024)
+PAGES = "new pages"
 FASTEST = 1e13
 """Bytes/s that stand for new pages which cost nothing."""
 
@@ -93,7 +94,7 @@ class Memory:
             known = self.watch.time(partial(old.fill_, 0), budget)
             times = self.watch.time(partial(self._new, count), budget)
             extra = max(times.median - known.median, size / FASTEST)
-            self._row("new pages", (size,), Times((extra,)), size)
+            self._row(PAGES, (size,), Times((extra,)), size)
             rates.append(size / extra)
         self.found.fresh = Curve(axes=(sizes,), values=tuple(rates))
 

@@ -22,6 +22,7 @@ from farskip_compile.calibrate.settings import Axes, Budget, Grids
 from farskip_compile.calibrate.stopwatch import Pool, Stopwatch, Times, rotating, time_just_written
 from farskip_compile.costs import Curve
 
+LABELS = {"attention_backward": "attention bwd", "grouped_matmul": "grouped matmul"}
 CACHE = 64 * 2**20
 """Bytes of operands after which the first ones are no longer in a cache."""
 
@@ -70,7 +71,7 @@ class Products:
             times, flops = measure(*shape, budget)
             seconds = max(times.median - self.launch, 0.1 * times.median)
             rates.append(flops / seconds)
-            section = f"{kind.replace('_', ' ')} {self.name}"
+            section = f"{LABELS.get(kind, kind)} {self.name}"
             rows.append(Row(section, shape, times.median, times.spread, len(times.seconds), rates[-1], "FLOP/s"))
         self.rows += rows
         return Curve(axes=axes, values=tuple(rates))

@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from farskip_compile.calibrate.memory import PAGES
 from farskip_compile.calibrate.results import Calibration, Row
 from farskip_compile.profiling.text import time_text
 
@@ -33,7 +34,7 @@ def calibration_text(found: Calibration, console: Console, *, everything: bool =
         best[row.unit] = max(best.get(row.unit, 0.0), row.rate or 0.0)
     ranks = f"{found.ranks} ranks at once" if found.ranks > 1 else "one rank"
     parts: list[RenderableType] = [Text(f"{found.device}, {ranks}, {found.seconds:.0f} s", style="bold"), Text()]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("what", no_wrap=True)
     for name in ("size", "time", "spread", "rate", "of best"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -41,7 +42,7 @@ def calibration_text(found: Calibration, console: Console, *, everything: bool =
         rows = [row for row in found.rows if row.section == section]
         shown = rows if everything or len(rows) <= FEW else _some(rows)
         for row in shown:
-            part = 100 * row.rate / _peak(found.rows, row, best) if row.rate else None
+            part = 100 * row.rate / _peak(found.rows, row, best) if row.rate and row.section != PAGES else None
             table.add_row(
                 section if row is shown[0] else "",
                 size_text(row),
@@ -65,7 +66,7 @@ def _peak(rows: tuple[Row, ...], row: Row, best: dict[str, float]) -> float:
         return max(other.rate or 0.0 for other in rows if other.unit == row.unit and other.section.endswith(name))
     wire = "ranks" in row.section
     same = [other for other in rows if other.unit == row.unit and ("ranks" in other.section) == wire]
-    return max((other.rate or 0.0 for other in same if other.section != "new pages"), default=best[row.unit]) or 1.0
+    return max((other.rate or 0.0 for other in same if other.section != PAGES), default=best[row.unit]) or 1.0
 
 
 def _some(rows: list[Row]) -> list[Row]:
