@@ -16,6 +16,7 @@ from farskip_compile.models import deepseek_v3, llama4, mixtral, qwen3_moe
 from farskip_compile.models.cache import KeyValueCache
 from farskip_compile.models.config import ModelConfig, ParallelConfig
 from farskip_compile.models.decoder import Decoder, build_decoder
+from farskip_compile.models.expert_load import load_per_expert
 from farskip_compile.models.farskip_form import FarSkipForm
 from farskip_compile.models.overlapped_form import OverlappedForm
 
@@ -29,6 +30,7 @@ __all__ = [
     "ParallelConfig",
     "build",
     "build_decoder",
+    "load_per_expert",
 ]
 
 MODELS: dict[str, Callable[..., ModelConfig]] = {

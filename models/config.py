@@ -82,6 +82,9 @@ class ModelConfig:
     """Groups that a token may choose experts from; `sigmoid_groups` only."""
     routed_scaling_factor: float = 1.0
     """Multiplies the weights of the chosen experts; `sigmoid_groups` only."""
+    router_skew: float = 0.0
+    """How uneven the load of the experts is: expert e - 1 is chosen about in proportion to 1 / e^router_skew, by a bias
+    on the scores (`skew.py`). 0.0: no such node, the load that the weights give."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "heads", "kv_heads", "intermediate_size", "experts", "top_k"):
@@ -103,6 +106,8 @@ class ModelConfig:
             raise ConfigError(f"shared_experts must be 0, 1 or 2, not {self.shared_experts}")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}")
+        if not 0.0 <= self.router_skew < float("inf"):
+            raise ConfigError(f"router_skew must be 0 or more, not {self.router_skew}", way_out="1.0 is Zipf's law")
         if self.router == "sigmoid_groups":
             self._check_router_groups()
 

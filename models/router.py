@@ -1,7 +1,7 @@
 """Routers: for each token, which experts and with which weight.
 
 Contract: `router(h)` takes [T, D] and returns (experts [T, top_k], weights [T, top_k]). Scores are computed in
-float32 at least. No sizes depend on the data.
+float32 at least. No sizes depend on the data. A skew (`ModelConfig.router_skew`) is a constant that is added to them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from farskip_compile.models.config import ModelConfig
+from farskip_compile.models.skew import skew_bias
 
 Routing = tuple[torch.Tensor, torch.Tensor]
 """Chosen experts and their weights, both [T, top_k]."""
@@ -19,15 +20,21 @@ Routing = tuple[torch.Tensor, torch.Tensor]
 class Router(nn.Module):
     """What all routers share: one score per expert from a linear map. It is whole on every rank."""
 
+    skew_bias: torch.Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.zeros(config.experts, config.hidden_size))
+        if config.router_skew:  # no part of the state, so that the seeded weights are the same with it and without
+            bias = skew_bias(config.experts, config.top_k, config.router_skew)
+            self.register_buffer("skew_bias", bias.to(torch.get_default_dtype()), persistent=False)
 
     def logits(self, h: torch.Tensor) -> torch.Tensor:
         """Raw scores, [T, experts]."""
         wide = torch.promote_types(h.dtype, torch.float32)
-        return F.linear(h.to(wide), self.weight.to(wide)).to(wide)
+        logits = F.linear(h.to(wide), self.weight.to(wide)).to(wide)
+        return logits + self.skew_bias.to(wide) if self.config.router_skew else logits
 
     def normalised(self, weights: torch.Tensor) -> torch.Tensor:
         """Make the weights of a token's chosen experts sum to one, if the config asks for it."""

@@ -76,7 +76,7 @@ def test_the_farskip_form_caches_what_it_projects_from_n() -> None:
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_compiled_whole_and_once(name: str) -> None:
     """Prefill and decode step are two graphs, in which all terms are found; no further ones from token to token."""
-    model = build(name, dtype=torch.float64, **SMALL)
+    model = build(name, dtype=torch.float64, **(SMALL | {"layers": ("moe", "moe")}))
     expected_cache, cache = model.new_cache(2, ROOM), model.new_cache(2, ROOM)
     expected = step_by_step(FarSkipForm(model), ids(), expected_cache)
     compiled = torch.compile(
