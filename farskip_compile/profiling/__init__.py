@@ -19,6 +19,7 @@ from farskip_compile.profiling.errors import (
     TraceError,
     TruncatedTraceError,
 )
+from farskip_compile.profiling.estimated import EstimateReport, StepTimes
 from farskip_compile.profiling.html_page import overlap_page
 from farskip_compile.profiling.measure import overlap
 from farskip_compile.profiling.merge import merge_traces
@@ -33,6 +34,7 @@ __all__ = [
     "Collective",
     "CollectiveReport",
     "Device",
+    "EstimateReport",
     "Hider",
     "NoCollectivesError",
     "NotATraceError",
@@ -41,6 +43,7 @@ __all__ = [
     "PartReport",
     "RankReport",
     "RanksMissingError",
+    "StepTimes",
     "Trace",
     "TraceError",
     "TruncatedTraceError",

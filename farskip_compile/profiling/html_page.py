@@ -11,7 +11,7 @@ from html import escape
 
 from farskip_compile.html_style import style_sheet
 from farskip_compile.profiling.report import Hider, Overlap, OverlapReport, PartReport, RankReport
-from farskip_compile.profiling.text import LEGEND, headline, percent, short_name, time_text
+from farskip_compile.profiling.text import LEGEND, estimate_times, headline, percent, short_name, time_text
 from farskip_compile.profiling.timeline import legend, timeline_svg
 
 MOST_COLLECTIVES = 200
@@ -36,6 +36,8 @@ def overlap_page(report: OverlapReport) -> str:
     ]
     if any(rank.layers for rank in report.ranks):
         body += ["<h2>By layer</h2>", parts_table(report, "layer", lambda rank: rank.layers)]
+    if report.estimates:
+        body += ["<h2>Estimated and measured</h2>", estimates_table(report)]
     body += ["<h2>Every collective</h2>", _collectives(report), f'<p class="soft small">Read from {sources}.</p>']
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -63,6 +65,19 @@ def parts_table(report: OverlapReport, column: str, of: Callable[[RankReport], S
                 for part in of(rank)
                 if part.name == name
             ]
+    return _table(head, rows)
+
+
+def estimates_table(report: OverlapReport) -> str:
+    """What the scheduler expected of each graph, and what the trace shows; two rows each."""
+    head: list[Field] = [("", "graph"), ("", ""), ("", "hardware profile"), ("number", "collectives")]
+    head += [("number", name) for name in ("compute", "communication", "exposed", "step")]
+    rows: list[list[Field]] = []
+    for row in report.estimates:
+        for label, times in (("estimated", row.estimated), ("measured", row.measured)):
+            texts = ["&ndash;"] * 4 if times is None else map(time_text, estimate_times(times))
+            names = [("tight", escape(row.name)), ("", label), ("", escape(row.profile))]
+            rows.append([*names, ("number", str(row.collectives)), *(("number", text) for text in texts)])
     return _table(head, rows)
 
 

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from farskip_compile.profiling.errors import NoCollectivesError, RanksMissingError, TraceError
+from farskip_compile.profiling.estimated import estimates
 from farskip_compile.profiling.intervals import Coverage, Span, difference, intersection, total, union
 from farskip_compile.profiling.lanes import Segment
 from farskip_compile.profiling.peers import Peers, match
@@ -76,6 +77,7 @@ def overlap(
         world_size=max(sizes, default=None),
         peer_wait_subtracted=subtract_peer_wait,
         notes=tuple(_notes(by_rank, peers)),
+        estimates=estimates(list(by_rank.values())),
         traces=tuple(by_rank.values()),
     )
 

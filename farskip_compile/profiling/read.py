@@ -31,6 +31,9 @@ from farskip_compile.profiling.lanes import Segment, compute_only, segments
 from farskip_compile.profiling.launches import Launch, Layers, Place, link_by_id, link_by_order
 from farskip_compile.profiling.trace import Collective, Device, Trace
 
+SCHEDULES = "farskip_schedules"
+"""Where `record` puts the schedules of the process into a trace."""
+
 
 @runtime_checkable
 class Profile(Protocol):
@@ -104,6 +107,7 @@ def from_document(document: Document, source: str, *, rank: int | None = None) -
         rank=found if rank is None else rank,
         world_size=info.get("world_size"),
         groups=tuple(sorted({tuple(ranks) for ranks in groups if ranks and len(ranks) > 1})),
+        schedules=_schedules(document.get(SCHEDULES)),
         host=str(document.get("host_name") or ""),
     )
 
@@ -121,7 +125,7 @@ class _Raw:
     cpu_collectives: list[tuple[Collective, str]] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
     runtime: dict[int, Place] = field(default_factory=dict)
-    runs_compiled_code: bool = False
+    graphs: list[Segment] = field(default_factory=list)
     shows_fused_kernels: bool = False
     unfinished: int = 0
 
@@ -139,7 +143,7 @@ class _Raw:
             if kind is not None:
                 self.cpu_collectives.append((Collective(kind, start, end, name.split(":")[0]), thread))
             elif category in events.ANNOTATION_CATEGORIES:
-                self.runs_compiled_code |= events.is_compiled_region(name)  # an annotation, if shapes are recorded
+                self._add_region(name, start, end)  # an annotation, if shapes are recorded
                 if events.layer_of(name) is not None:
                     self.ranges[thread].append((start, end, name))
             else:
@@ -151,12 +155,16 @@ class _Raw:
 
     def _add_operator(self, name: str, start: int, end: int, thread: str) -> None:
         if events.role(name) is Role.GLUE:
-            self.runs_compiled_code |= events.is_compiled_region(name)
+            self._add_region(name, start, end)
             return
         self.operators[thread].append((start, end, name))
         self.shows_fused_kernels |= events.is_fused_kernel(name)
         if (launched := events.launched_kind(name)) is not None:
             self.launches.append(Launch(*launched, (thread, start)))
+
+    def _add_region(self, name: str, start: int, end: int) -> None:
+        if events.is_compiled_region(name):
+            self.graphs.append((start, end, name))
 
     def _add_gpu(self, event: dict[str, Any], start: int, end: int) -> None:
         name, args = event["name"], event.get("args", {})
@@ -176,7 +184,13 @@ class _Raw:
             self.kernels[stream].append((start, end, name))
 
     def trace(
-        self, source: str, rank: int | None, world_size: int | None, groups: tuple[tuple[int, ...], ...], host: str
+        self,
+        source: str,
+        rank: int | None,
+        world_size: int | None,
+        groups: tuple[tuple[int, ...], ...],
+        schedules: tuple[dict[str, Any], ...],
+        host: str,
     ) -> Trace:
         """All of it, with launches and layers."""
         layers = Layers(self.ranges)
@@ -197,6 +211,8 @@ class _Raw:
             copies=_by_lane(self.copies) if on_gpu else {},
             waits=[] if on_gpu else self._waits(),
             groups=groups,
+            graphs=sorted(self.graphs),
+            schedules=schedules,
             host=host,
             notes=tuple(self._notes(on_gpu)),
         )
@@ -214,7 +230,7 @@ class _Raw:
 
     def _notes(self, on_gpu: bool) -> list[str]:
         notes = []
-        if not on_gpu and self.runs_compiled_code and not self.shows_fused_kernels:
+        if not on_gpu and self.graphs and not self.shows_fused_kernels:
             notes.append(
                 "compiled code ran, but no fused kernel has an event: what such kernels hid is missing here. Compile "
                 "with torch._inductor.config.cpp.enable_kernel_profile, as farskip_compile.profiling.record does."
@@ -226,6 +242,12 @@ class _Raw:
         if self.unfinished:
             notes.append(f"{self.unfinished} events have no end and are left out.")
         return notes
+
+
+def _schedules(found: object) -> tuple[dict[str, Any], ...]:
+    """Those of the schedules in a trace that are such."""
+    entries = found if isinstance(found, list) else []
+    return tuple(entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("orders"), dict))
 
 
 def _by_lane(found: dict[str, list[Segment]]) -> dict[str, list[Segment]]:

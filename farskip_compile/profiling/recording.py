@@ -11,6 +11,7 @@ inside `kernels_visible()`, they are. What was compiled before stays as it was: 
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -23,8 +24,9 @@ from torch.profiler import profile, supported_activities
 from farskip_compile._compat import inductor_config
 from farskip_compile.profiling.errors import TraceError
 from farskip_compile.profiling.measure import overlap
-from farskip_compile.profiling.read import read_trace
+from farskip_compile.profiling.read import SCHEDULES, read_trace
 from farskip_compile.profiling.report import OverlapReport
+from farskip_compile.schedule_report import last_schedules
 
 
 def kernels_visible() -> AbstractContextManager[None]:
@@ -40,7 +42,7 @@ def record(
     warmup: int = 1,
     recompile: bool = False,
 ) -> OverlapReport:
-    """Profile one call of `fn` on this rank.
+    """Profile one call of `fn` on this rank. What the scheduler expected of the graphs goes into the trace.
 
     Args:
         fn: a step that communicates, for example a forward and backward pass. It must wait for its own collectives.
@@ -62,6 +64,7 @@ def record(
         with profile(activities=supported_activities()) as prof:
             fn()
             _synchronize()
+            prof.add_metadata_json(SCHEDULES, json.dumps([schedule.to_json() for schedule in last_schedules()]))
         kept = Path(folder) / "trace.json" if path is None else Path(str(path).replace("{rank}", str(_rank())))
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from farskip_compile.profiling.estimated import EstimateReport
 from farskip_compile.profiling.trace import Device, Trace
 
 
@@ -140,6 +141,8 @@ class OverlapReport:
     peer_wait_subtracted: bool
     """Whether collectives count from the moment on which the last rank joined."""
     notes: tuple[str, ...]
+    estimates: tuple[EstimateReport, ...]
+    """Each scheduled graph, and their sum: estimate and measurement. Empty if the traces hold no schedule."""
     traces: tuple[Trace, ...] = field(repr=False, compare=False)
     """What the report was made of, in order of rank; for drawings."""
 
@@ -159,6 +162,7 @@ class OverlapReport:
             "peer_wait_subtracted": self.peer_wait_subtracted,
             "total": self.total.times(),
             "notes": list(self.notes),
+            "estimates": [graph.to_json() for graph in self.estimates],
             "ranks": [rank.to_json() for rank in self.ranks],
         }
 

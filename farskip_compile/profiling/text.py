@@ -15,6 +15,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from farskip_compile.profiling.estimated import StepTimes
 from farskip_compile.profiling.report import Hider, Overlap, OverlapReport, PartReport, RankReport
 from farskip_compile.profiling.trace import Device
 
@@ -43,6 +44,8 @@ def report_text(report: OverlapReport, console: Console, *, everything: bool = F
     if any(rank.layers for rank in report.ranks):
         parts.append(draw.parts("By layer", "layer", report, lambda rank: rank.layers))
     parts.append(draw.collectives(report, everything))
+    if report.estimates:
+        parts.append(draw.estimates(report))
     for note in report.notes:
         parts.append(Text.assemble(("note: ", "bold yellow"), note))
     parts.append(Text(LEGEND, style="dim"))
@@ -180,6 +183,23 @@ class _Draw:
             table.add_row(*fields, *_times(one), self.hiders(one.hidden_by, few=True))
         return table
 
+    def estimates(self, report: OverlapReport) -> Table:
+        """Estimate and measurement of each scheduled graph, and of all."""
+        several = len(report.ranks) > 1
+        profiles = ", ".join(dict.fromkeys(row.profile for row in report.estimates))
+        table = _table(f"Estimated ({profiles}) and measured" + (", mean of a rank" if several else ""))
+        table.add_column("graph", no_wrap=True)
+        table.add_column("", no_wrap=True)
+        for name in ("compute", "communication", "exposed", "step"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in report.estimates:
+            table.add_row(row.name, "estimated", *map(time_text, estimate_times(row.estimated)))
+            if row.measured is None:
+                table.add_row("", "measured", *["?"] * 4, style="dim")
+            else:
+                table.add_row("", "measured", *map(time_text, estimate_times(row.measured)))
+        return table
+
     def bar(self, share: Overlap) -> Text:
         """Hidden and exposed parts, to scale."""
         length = BAR if self.wide else BAR // 2
@@ -196,6 +216,11 @@ class _Draw:
         count = (3 if few else 4) if self.wide else (1 if few else 2)
         most = [(name, time) for name, time in times.most_common(count) if time >= 0.005 * whole]
         return ", ".join(f"{name} {100 * time / whole:.0f}%" for name, time in most) if whole else "nothing"
+
+
+def estimate_times(times: StepTimes) -> tuple[int, int, int, int]:
+    """In the order of the table's columns."""
+    return times.compute_ns, times.communication_ns, times.exposed_ns, times.step_ns
 
 
 def _times(share: Overlap) -> list[str | Text]:

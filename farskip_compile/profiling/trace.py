@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from farskip_compile.profiling.intervals import Span
 from farskip_compile.profiling.lanes import Segment
@@ -60,6 +61,10 @@ class Trace:
     """When a CPU thread stood in a wait for a collective; a union."""
     groups: tuple[tuple[int, ...], ...] = ()
     """The ranks of each process group that this rank belongs to; empty if the profile does not say."""
+    graphs: list[Segment] = field(default_factory=list, repr=False)
+    """Runs of compiled graphs, each with the name that the profiler gives the graph; in order."""
+    schedules: tuple[dict[str, Any], ...] = ()
+    """What the scheduler announced in the process that was profiled (`ScheduleReport.to_json`), oldest first."""
     host: str = ""
     notes: tuple[str, ...] = ()
     """What the reader of a report must know to trust it."""

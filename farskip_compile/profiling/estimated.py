@@ -1,0 +1,199 @@
+"""The scheduler's estimates next to what the trace shows, for each compiled graph and in total.
+
+In:    traces that hold the schedules of the process that was profiled (`record` writes them into the trace), each with
+       the runs of its compiled graphs.
+Out:   a row for each scheduled graph that ran, and their sum; nothing if no schedule is known.
+Never: guesses. A graph whose runs can't be told is left without measurement.
+
+Algorithm:
+1. On a CPU a graph's run is a marked stretch of one thread. Its compute is what of the rank's compute lies inside; its
+   communication is the union of the collectives that were launched inside; exposed is what of that lies outside of
+   compute. Runs of one graph are averaged, and so are ranks.
+2. A trace does not say which schedule a graph has. Both are known in order, and so is how many collectives each
+   launches; they are matched from the last to the first, since older schedules may be of models that did not run.
+3. On a GPU kernels run apart from the code that launches them, so there is only the sum, of the whole trace. It is
+   compared with the schedules of one step, so that one step must be profiled.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from farskip_compile.profiling.intervals import Span, difference, intersection, total, union
+from farskip_compile.profiling.trace import Device, Trace
+
+TOTAL = "total"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTimes:
+    """Of one run of a graph, or of all graphs together."""
+
+    compute_ns: int
+    communication_ns: int
+    exposed_ns: int
+    step_ns: int
+
+    def to_json(self) -> dict[str, int]:
+        """For `json.dumps`."""
+        return {
+            "compute_ns": self.compute_ns,
+            "communication_ns": self.communication_ns,
+            "exposed_ns": self.exposed_ns,
+            "step_ns": self.step_ns,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateReport:
+    """One scheduled graph: what the scheduler expected of the order that runs, and what the trace shows."""
+
+    name: str
+    """`forward`, `backward` or `inference`, with a number if there are several; `total` for their sum."""
+    collectives: int
+    """Launches of one run."""
+    profile: str
+    """Name of the hardware profile behind the estimate."""
+    estimated: StepTimes
+    measured: StepTimes | None
+    """Mean over runs and ranks; None: the trace does not tell this graph's runs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For `json.dumps`."""
+        return {
+            "name": self.name,
+            "collectives": self.collectives,
+            "profile": self.profile,
+            "estimated": self.estimated.to_json(),
+            "measured": self.measured.to_json() if self.measured is not None else None,
+        }
+
+
+@dataclass
+class _Graph:
+    """One compiled graph of one rank: its runs."""
+
+    name: str
+    runs: list[StepTimes]
+    launches: int
+
+
+def estimates(traces: Sequence[Trace]) -> tuple[EstimateReport, ...]:
+    """Rows for all scheduled graphs in `traces`, the sum last; empty if the traces hold no schedule."""
+    known = next((trace.schedules for trace in traces if trace.schedules), ())
+    schedules = [one for one in known if one.get("after") is not None]
+    if not schedules:
+        return ()
+    matched: dict[int, list[StepTimes]] = {}
+    for trace in traces:
+        for index, graph in _match(schedules, _graphs(trace)):
+            matched.setdefault(index, []).append(_mean(graph.runs))
+    shown = sorted(matched) or range(len(schedules))
+    rows = [
+        EstimateReport(
+            name=_name(schedules, index, shown),
+            collectives=_launches(schedules[index]),
+            profile=str(schedules[index].get("profile", "")),
+            estimated=_estimated(schedules[index]),
+            measured=_mean(matched[index]) if index in matched else None,
+        )
+        for index in shown
+    ]
+    found = [row.measured for row in rows if row.measured is not None]
+    whole = _sum(found) if len(found) == len(rows) else _mean([_whole(trace) for trace in traces])
+    return (
+        *rows,
+        EstimateReport(
+            name=TOTAL,
+            collectives=sum(row.collectives for row in rows),
+            profile=", ".join(dict.fromkeys(row.profile for row in rows)),
+            estimated=_sum([row.estimated for row in rows]),
+            measured=whole,
+        ),
+    )
+
+
+def _graphs(trace: Trace) -> list[_Graph]:
+    """The compiled graphs of a rank that launch collectives, in the order in which they first ran."""
+    if trace.device is not Device.CPU or not trace.graphs:
+        return []
+    compute = union((start, end) for lane in trace.work.values() for start, end, _ in lane)
+    launched = sorted((one.launched or one.start, one.start, one.end) for one in trace.collectives)
+    moments = [moment for moment, _, _ in launched]
+    graphs: dict[str, _Graph] = {}
+    for start, end, name in trace.graphs:
+        inside = launched[bisect_right(moments, start - 1) : bisect_right(moments, end)]
+        if inside:
+            graph = graphs.setdefault(name, _Graph(name, [], len(inside)))
+            graph.runs.append(_times((start, end), compute, [(first, last) for _, first, last in inside]))
+    return list(graphs.values())
+
+
+def _times(stretch: Span, compute: Sequence[Span], collectives: Sequence[Span]) -> StepTimes:
+    flying = union(collectives)
+    return StepTimes(
+        compute_ns=total(intersection([stretch], compute)),
+        communication_ns=total(flying),
+        exposed_ns=total(difference(flying, compute)),
+        step_ns=stretch[1] - stretch[0],
+    )
+
+
+def _whole(trace: Trace) -> StepTimes:
+    """All of a trace, as one run."""
+    compute = union((start, end) for lane in (*trace.work.values(), *trace.copies.values()) for start, end, _ in lane)
+    return _times(trace.span or (0, 0), compute, [(one.start, one.end) for one in trace.collectives])
+
+
+def _match(schedules: Sequence[dict[str, Any]], graphs: Sequence[_Graph]) -> list[tuple[int, _Graph]]:
+    """(index of a schedule, its graph), from the last to the first."""
+    pairs: list[tuple[int, _Graph]] = []
+    left = len(schedules)
+    for graph in reversed(graphs):
+        index = next((i for i in reversed(range(left)) if _launches(schedules[i]) == graph.launches), None)
+        if index is not None:
+            pairs.append((index, graph))
+            left = index
+    return pairs
+
+
+def _launches(schedule: dict[str, Any]) -> int:
+    return sum(map(len, schedule.get("orders", {}).values()))
+
+
+def _estimated(schedule: dict[str, Any]) -> StepTimes:
+    after = schedule["after"]
+    return StepTimes(
+        compute_ns=round(1e9 * after["compute_seconds"]),
+        communication_ns=round(1e9 * after["communication_seconds"]),
+        exposed_ns=round(1e9 * after["exposed_seconds"]),
+        step_ns=round(1e9 * after["seconds"]),
+    )
+
+
+def _name(schedules: Sequence[dict[str, Any]], index: int, shown: Sequence[int]) -> str:
+    phase = str(schedules[index].get("phase", "graph"))
+    same = [i for i in shown if schedules[i].get("phase") == schedules[index].get("phase")]
+    return phase if len(same) == 1 else f"{phase} {same.index(index) + 1}"
+
+
+def _sum(times: Sequence[StepTimes]) -> StepTimes:
+    return StepTimes(
+        compute_ns=sum(one.compute_ns for one in times),
+        communication_ns=sum(one.communication_ns for one in times),
+        exposed_ns=sum(one.exposed_ns for one in times),
+        step_ns=sum(one.step_ns for one in times),
+    )
+
+
+def _mean(times: Sequence[StepTimes]) -> StepTimes:
+    whole = _sum(times)
+    return StepTimes(
+        compute_ns=whole.compute_ns // len(times),
+        communication_ns=whole.communication_ns // len(times),
+        exposed_ns=whole.exposed_ns // len(times),
+        step_ns=whole.step_ns // len(times),
+    )
