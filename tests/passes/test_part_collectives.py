@@ -318,16 +318,27 @@ def test_terms_are_numbered_anew_after_parting(wish):
         assert torch.equal(output, ByHand(lambda: Tensorparallel(MoE()))(ids()))
 
 
-def test_a_bias_behind_the_reduction_keeps_the_term_whole():
+def test_a_bias_behind_the_reduction_is_a_shift_of_the_stream():
+    """The bias of the experts' output is there before the routed part is, so the next attention reads it."""
+
     class Biased(Tensorparallel):
         def __init__(self, feed_forward):
             super().__init__(feed_forward)
-            self.bias = nn.Parameter(torch.ones(8))
+            self.bias = nn.Parameter(torch.linspace(1, 2, 8))
 
         def forward(self, x):
             x = x + (reduce(self.attention(self.norm1(x))) + self.bias)
             return x + (reduce(self.feed_forward(self.norm2(x))) + self.bias)
 
-    _, _, done = rewired(Stack(lambda: Biased(MoE())), "full")
-    assert done["parted"] == 0
-    assert reads(done["table"])["attention.1"] == "e a0"
+    model = Stack(lambda: Biased(MoE()))
+    _, output, done = rewired(model, "full")
+    assert done["parted"] == 1
+    assert reads(done["table"])["attention.1"] == "e a0 s0"
+    x = n = model.embedding(ids())
+    for layer in model.layers:
+        a = layer.attention(layer.norm1(n)) + layer.bias
+        h = layer.norm2(x)
+        r, s = layer.feed_forward.routed(h), layer.feed_forward.shared(h)
+        n = x + a + (s + layer.bias)
+        x = x + a + ((r + s) + layer.bias)
+    assert torch.equal(output, model.head(model.norm(x)))
