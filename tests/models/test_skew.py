@@ -14,7 +14,7 @@ import farskip_compile
 from farskip_compile import Outcome
 from farskip_compile.errors import ConfigError
 from farskip_compile.models import FarSkipForm, OverlappedForm, ParallelConfig, build, load_per_expert
-from farskip_compile.models.skew import shares, skew_bias
+from farskip_compile.models.skew import CERTAIN, shares, skew_bias
 from tests.compare import relative_difference
 from tests.distributed.ranks import run_ranks
 
@@ -38,6 +38,7 @@ def test_shares_follow_the_law_up_to_certainty(experts: int, top_k: int, skew: f
     wanted = shares(experts, top_k, skew)
     assert math.isclose(sum(wanted), top_k)
     assert wanted == sorted(wanted, reverse=True)
+    assert wanted[0] <= max(CERTAIN, top_k / experts)
     below = [share for share in wanted if share < max(wanted)]
     first = experts - len(below) + 1
     assert all(math.isclose(below[0] / share, ((first + i) / first) ** skew) for i, share in enumerate(below))
