@@ -126,7 +126,7 @@ class GenericFarSkipForm(nn.Module):
             first = values[readers[0].name]
             assert first is not None
             same = all(value is first for value in values.values())
-            return first if same else ForkedTensor.of(values)  # type: ignore[arg-type]
+            return first if same else ForkedTensor.of(values)
 
         def selected() -> str | None:
             return f"{run.inside[-1].name} routed" if run.inside and run.inside[-1].experts is None else None
@@ -219,8 +219,8 @@ class GenericFarSkipForm(nn.Module):
             layer += block.kind == "mixer" and position > 0
             block.layer = layer
             if block.kind == "mixer":
-                routed = [b.name for b in since_mixer if b.kind == "moe"]
-                labels = frozenset(f"{name} {part}" for name in routed for part in ("routed", "whole"))
+                names = [b.name for b in since_mixer if b.kind == "moe"]
+                labels = frozenset(f"{name} {part}" for name in names for part in ("routed", "whole"))
                 wanted = self.connectivity in ("full", "attention")
                 mixer, since_mixer = block, []
             else:

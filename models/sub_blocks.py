@@ -86,8 +86,8 @@ def kind_of(block: SubBlock, args: Sequence[Any], kwargs: Mapping[str, Any], out
     routed = {label for o in (first, second) if isinstance(o, ResidualTensor) for label in o.expression.labels}
     routed = {label for label in routed if label.endswith(" routed")}
     parts = [_without(o, frozenset(routed)) for o in (first, second)]
-    last = [part[:, -1] if part.dim() > 2 else part[-1] for part in parts]
-    if not torch.allclose(*last, rtol=1e-3, atol=1e-4 * last[0].abs().max().item()):
+    was, now = (part[:, -1] if part.dim() > 2 else part[-1] for part in parts)
+    if not torch.allclose(was, now, rtol=1e-3, atol=1e-4 * was.abs().max().item()):
         return "mixer"
     return "moe" if block.experts is not None or routed or selects else "mlp"
 
