@@ -1,211 +1,346 @@
-"""The overlap benchmark: its group that sends nothing, its choice of the rate, its arithmetic and its verdict.
+"""The overlap benchmark's parts that measure: the grid, the rate, the group that sends nothing, code and profiles.
 
 What it measures is shown by running it; no step is timed here.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
 import math
+import threading
 
 import overlap
-import overlap_ranks
 import pytest
 import torch
 import torch.distributed as dist
-from harness import RankResult
-from harness.commands import Link
 from harness.quantities import FASTEST, SLOWEST
-from local_exchange import local_exchange
-from overlap_results import PLAIN, Phase, Timing, describe, summarise, verdict
+from overlap_bench import cells, settings
+from overlap_bench.cells import Cell, CellError, Group
+from overlap_bench.communication import communication
+from overlap_bench.kernel_cache import without_counters
+from overlap_bench.mailbox import Desk, Mailbox
+from overlap_bench.output_code import CodeFacts, facts, flights
+from overlap_bench.rates import Probe, find_rate
+from overlap_bench.replay import Exchange, replay_group
+from overlap_bench.steps import compare
+from overlap_bench.timing import interleaved
 
-from farskip_compile.costs import HardwareProfile, collective_seconds
+from farskip_compile.profiling import Collective, Device, Trace
 
-VARIANTS = ("plain", "none", "full", "hand-written")
-
-
-def estimate(before, after, peak, peak_after):
-    """What the scheduler says of one graph."""
-    return {
-        "before": {"exposed_seconds": before, "communication_seconds": 0.4, "peak_bytes": peak},
-        "after": {"exposed_seconds": after, "communication_seconds": 0.4, "peak_bytes": peak_after},
-    }
+# The grid
 
 
-def values(full=0.6, error=0.0, ranks=2):
-    """What ranks return; the last is 10 ms slower than the others."""
-    seconds = {"plain": 0.9, "none": 0.8, "full": full, "hand-written": 0.91, "compute": 0.55, "communication": 0.275}
-    return [
-        {
-            "seconds": {name: [s, s + 0.002, s - 0.002, s + 0.01 * (rank == ranks - 1)] for name, s in seconds.items()},
-            "compile_seconds": dict.fromkeys((*VARIANTS, "compute"), 10.0 + rank),
-            "checks": [
-                {"tensors": 2, "worst": "logits", "error": 0.0},
-                {"tensors": 2, "worst": f"w{rank}", "error": error * rank},
-            ],
-            "busy": [10.0, 9.0, 19.0],
-            "estimates": {"none": [], "full": [estimate(0.3, 0.1, 100, 104), estimate(0.6, 0.2, 100, 90)]},
-            "exposed": {name: {"communication": 0.3, "exposed": 0.1 * (1 + rank), "compute": 0.5} for name in VARIANTS},
-        }
-        for rank in range(ranks)
+def test_the_grid():
+    whole = cells.grid()
+    assert len(whole) == 3 * 3 * 2 * 2 * 4 == len(set(whole))
+    assert [Cell.parse(str(cell)) for cell in whole] == whole
+    groups = cells.by_group(whole)
+    assert len(groups) == 36
+    assert set(map(tuple, groups.values())) == {cells.RATIOS}
+    assert [str(cell) for cell in cells.quick()] == [
+        "deepseek_v3/prefill/balanced/2/0.5",
+        "deepseek_v3/training/balanced/2/0.5",
     ]
 
 
-def phase(name="prefill", **wanted) -> Phase:
-    return summarise(name, "2 hosts", 10**9, values(**wanted))
-
-
-def test_a_step_takes_as_long_as_on_its_slowest_rank():
-    timing = Timing.of([[1.0, 5.0, 3.0], [2.0, 1.0, 4.0]])  # 2, 5, 4
-    assert timing.median == 4.0
-    assert timing.spread == pytest.approx(1.5)
-
-
-def test_ranks_are_put_together():
-    found = phase(error=2e-5)
-    assert found.timings[PLAIN].median == pytest.approx(0.901)
-    assert found.exposed["full"] == pytest.approx({"communication": 0.3, "exposed": 0.15, "compute": 0.5})
-    assert found.compile_seconds == dict.fromkeys(VARIANTS, 11.0)
-    assert (list(found.errors), list(found.worst)) == ([0.0, 2e-5], ["logits", "w1"])
-    assert found.others == pytest.approx(0.1)  # a second of ten, on top of the two ranks' nine each
-    assert found.ratio == pytest.approx(0.276 / 0.551)
-    assert found.bound == found.timings["compute"].median
-    assert found.speed_up("full") == pytest.approx(0.901 / 0.601)
-
-
 @pytest.mark.parametrize(
-    ("name", "full", "error", "ratio", "passed", "word"),
+    ("text", "word"),
     [
-        ("prefill", 0.74, 0.0, 0.5, True, "met"),
-        ("prefill", 0.76, 0.0, 0.5, False, "missed"),
-        ("training", 0.77, 0.0, 0.5, True, "met"),
-        ("training", 0.79, 0.0, 0.5, False, "missed"),
-        ("prefill", 0.76, 0.0, 0.25, True, "not judged at a ratio of 0.25"),
-        ("prefill", 0.5, 2e-4, 0.5, False, "RESULTS DIFFER"),
-        ("prefill", 0.5, math.nan, 0.5, False, "RESULTS DIFFER"),
-        ("prefill", 0.5, 2e-4, 0.25, False, "RESULTS DIFFER"),
+        ("deepseek_v3/prefill", "is no cell: write model/phase"),
+        ("deepseek_v3/prefill/balanced/two/0.5", "is no cell: write model/phase"),
+        ("mixtral/prefill/balanced/2/0.5", "mixtral is not one of deepseek_v3"),
+        ("deepseek_v3/prefill/balanced/3/0.5", "3 is not one of 2, 4"),
+        ("deepseek_v3/prefill/balanced/2/-1", "a ratio is positive"),
+        ("deepseek_v3/prefill/balanced/2/nan", "a ratio is positive"),
     ],
 )
-def test_the_verdict(name, full, error, ratio, passed, word):
-    found, lines = verdict([phase(name, full=full, error=error)], ratio, None)
-    assert found is passed
-    assert word in lines[0]
-    assert lines[-1] == ("PASS" if passed else "FAIL")
+def test_what_is_no_cell(text, word):
+    with pytest.raises(CellError, match=word):
+        Cell.parse(text)
 
 
-def test_one_bad_phase_is_enough_and_loopback_is_never_a_pass():
-    good, bad = phase(full=0.5), phase("training", full=0.9)
-    assert verdict([good, bad], 0.5, None)[0] is False
-    assert verdict([bad, good], 0.5, None)[0] is False
-    passed, lines = verdict([good], 0.5, "no root")
-    assert not passed
-    assert lines[-1] == "NOT CHECKED: loopback, not a network (no root)"
+def test_arguments_choose_cells(capsys):
+    def chosen(*given):
+        return [str(cell) for cell in overlap.arguments(list(given)).wanted]
+
+    assert len(chosen()) == 144
+    assert chosen("--cells", "llama4/decode/skewed/4/0.7") == ["llama4/decode/skewed/4/0.7"]
+    some = chosen("--models", "qwen3_moe", "--phases", "decode", "--routing", "skewed", "--hosts", "2", "--ratios", "1")
+    assert some == ["qwen3_moe/decode/skewed/2/1"]
+    assert len(chosen("--quick")) == 2
+    with pytest.raises(SystemExit):
+        overlap.arguments(["--cells", "nothing"])
+    assert "is no cell: write model/phase/routing/hosts/ratio" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        overlap.arguments(["--ratios", "0"])
+    assert overlap.arguments([]).json == overlap.JSON
+    assert overlap.arguments(["--quick"]).json is None  # a small run never replaces what docs/ shows
 
 
-@pytest.mark.parametrize("width", [80, 120])
-def test_the_table_fits(width):
-    text = describe(phase(error=1.0), width)
-    assert max(map(len, text.splitlines())) <= width
-    assert "full = hand-written: NO, apart by 1.0e+00 of the norm (w1)" in text
-    assert "none = plain: yes" in text
-    assert "full, estimated: exposed 900 ms -> 300 ms of 800 ms, peak +4.0 %" in text
-    assert "none, estimated: nothing was scheduled" in text
-    assert ("compiled in" in text) is (width == 120)
+def test_cells_that_are_done_are_skipped_on_request(tmp_path):
+    from overlap_bench.store import Store
+
+    from tests.benchmarks.overlap_samples import result
+
+    path = tmp_path / "r.json"
+    Store(path).add(result())
+    given = ["--quick", "--json", str(path)]
+    assert len(overlap.Run(overlap.arguments(given)).wanted) == 2
+    assert [str(cell) for cell in overlap.Run(overlap.arguments([*given, "--resume"])).wanted] == [
+        "deepseek_v3/training/balanced/2/0.5"
+    ]
 
 
-def test_a_busy_machine_is_told():
-    assert "TRUST" not in describe(phase(), 80)
-    busy = [{**value, "busy": [10.0, 9.0, 21.0]} for value in values()]
-    assert "kept 0.30 cores busy: TOO MANY TO TRUST" in describe(summarise("prefill", "2 hosts", 10**9, busy), 80)
+@pytest.mark.parametrize("group", cells.by_group(cells.grid()), ids=str)
+def test_every_group_is_a_model_that_can_be_built(group: Group):
+    from farskip_compile.models import MODELS
+
+    for effort in (settings.FULL, settings.SMOKE):
+        found = settings.settings_of(group, effort)
+        json.dumps(found)
+        overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in found["overrides"].items()}
+        config = MODELS[group.model](**overrides)
+        assert "moe" in config.layers
+        assert found["tensor_parallel"] is (group.model == "llama4")
+        for count in (config.experts, config.heads, config.intermediate_size, config.moe_intermediate_size):
+            assert count % group.hosts == 0
+        assert (found["capacity_factor"] is None) is (group.routing == "skewed")
 
 
-class HalfDuplex:
-    """A network on which communication takes twice as long as the link's rate says, as gloo's all-to-all does."""
-
-    hosts, is_network = 2, True
-
-    def __init__(self, compute):
-        self.compute, self.link, self.rates, self.profile = compute, Link(None), [], None
-
-    def set_rate(self, rate):
-        self.link = Link(rate)
-        self.rates.append(rate)
-
-    def describe(self):
-        return "made up"
-
-    def run(self, target, args, timeout, env=None):
-        if target is overlap_ranks.calibrate:
-            value = {"seconds": [self.compute] * 3, "exchanges": [(10**6, "float32")] * 6}
-        elif target is overlap_ranks.probe:
-            value = [2 * 8 * 12e6 / self.link.rate] * 3
-        else:
-            self.profile = HardwareProfile.from_json(args(0)[3]["profile"])
-            return [RankResult(rank, v, "", ()) for rank, v in enumerate(values())]
-        return [RankResult(rank, value, "", ()) for rank in range(2)]
+# The rate
 
 
-@pytest.mark.parametrize("ratio", [0.25, 0.5, 1.0])
-def test_the_rate_gives_the_wanted_ratio(ratio):
-    network = HalfDuplex(compute=0.55)
-    args = argparse.Namespace(ratio=ratio, repetitions=3, traces=None, memory_increase=None)
-    found = overlap.run_phase(network, "prefill", {}, args)
-    assert network.rates[0] is None  # compute was measured without a limit
-    reached = 2 * 8 * 12e6 / network.rates[-1]
-    assert reached / 0.55 == pytest.approx(ratio, rel=0.05)
-    assert found.rate == network.rates[-1]
-    # and our backend is told how long one exchange takes
-    told = collective_seconds("all_to_all", 4 * 10**6, 2, network.profile)
-    assert told == pytest.approx(reached / 6, rel=0.01)
+@pytest.mark.parametrize("wanted", [0.1, 0.3, 1.0])
+def test_the_rate_gives_the_wanted_time(wanted):
+    """On a link that takes twice as long as its rate says, as gloo's all-to-all does."""
+    rates = []
+
+    def measured(rate):
+        rates.append(rate)
+        return Probe(rate, 2 * 8 * 12e6 / rate, {"rate": rate, "text": ""})
+
+    found = find_rate(wanted, 12e6, measured)
+    assert found.seconds == pytest.approx(wanted, rel=0.05)
+    assert found.rate == rates[-1]
+    assert len(rates) == 2
 
 
-@pytest.mark.parametrize(("compute", "limit"), [(100.0, SLOWEST), (1e-3, FASTEST)])
-def test_the_rate_stays_what_a_link_can_have(compute, limit):
-    network = HalfDuplex(compute)
-    overlap.run_phase(
-        network, "prefill", {}, argparse.Namespace(ratio=0.5, repetitions=3, traces=None, memory_increase=None)
-    )
-    assert network.rates[-1] == limit
+@pytest.mark.parametrize(("wanted", "limit"), [(1e-6, FASTEST), (1e6, SLOWEST)])
+def test_the_rate_stays_what_a_link_can_have(wanted, limit):
+    assert find_rate(wanted, 12e6, lambda rate: Probe(rate, 1.0, {"rate": rate})).rate == limit
+
+
+def test_without_a_network_one_try_is_enough():
+    tries = []
+    find_rate(1.0, 12e6, lambda rate: tries.append(rate) or Probe(rate, 9.0, {"rate": None}))
+    assert len(tries) == 1
+
+
+# Questions of the ranks
+
+
+def test_questions_are_answered_in_order(tmp_path):
+    asked = []
+    with Desk(tmp_path, lambda question: asked.append(question) or len(asked)):
+        mailbox = Mailbox(str(tmp_path))
+        assert [mailbox.ask({"rate": rate}) for rate in (None, 5)] == [1, 2]
+    assert asked == [{"rate": None}, {"rate": 5}]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_desk_can_not_do_is_an_error_on_both_ends(tmp_path):
+    failures = []
+
+    def rank():
+        try:
+            Mailbox(str(tmp_path)).ask("?")
+        except RuntimeError as error:
+            failures.append(str(error))
+
+    def refuse(question):
+        raise KeyError(question)
+
+    def serve():
+        with Desk(tmp_path, refuse):
+            thread = threading.Thread(target=rank)
+            thread.start()
+            thread.join()
+
+    with pytest.raises(KeyError):
+        serve()
+    assert failures == ["the process that started this rank could not do as asked: KeyError: '?'"]
+
+
+# Timing and comparing
 
 
 def test_how_far_results_are_apart():
     wanted = {"a": torch.tensor([3.0, 4.0]), "b": torch.ones(2), "zero": torch.zeros(2)}
-    found = overlap_ranks.compare({**wanted, "a": torch.tensor([3.0, 4.5])}, wanted)
+    found = compare({**wanted, "a": torch.tensor([3.0, 4.5])}, wanted)
     assert found == {"tensors": 3, "worst": "a", "error": pytest.approx(0.1)}
-    assert overlap_ranks.compare({**wanted, "b": torch.tensor([1.0, math.nan])}, wanted)["worst"] == "b"
-    assert overlap_ranks.compare({**wanted, "zero": torch.ones(2)}, wanted)["worst"] == "zero"
+    assert compare({**wanted, "b": torch.tensor([1.0, math.nan])}, wanted)["worst"] == "b"
+    assert compare({**wanted, "zero": torch.ones(2)}, wanted)["worst"] == "zero"
     with pytest.raises(AssertionError, match="only one of two variants has"):
-        overlap_ranks.compare({"a": wanted["a"]}, wanted)
+        compare({"a": wanted["a"]}, wanted)
 
 
 def test_variants_take_turns_in_a_changing_order(monkeypatch):
     monkeypatch.setattr(dist, "barrier", lambda: None)
     order = []
-    seconds = overlap_ranks._interleaved({name: lambda name=name: order.append(name) for name in "abc"}, 4)
+    seconds = interleaved({name: lambda name=name: order.append(name) for name in "abc"}, 4)
     assert "".join(order) == "abc" + "bca" + "cab" + "abc"
     assert {name: len(times) for name, times in seconds.items()} == {"a": 4, "b": 4, "c": 4}
 
 
-def test_the_group_that_sends_nothing():
-    """Its exchange is a copy, forward and backward, also in compiled code, and each is remembered."""
+# The group that sends nothing
+
+
+@pytest.fixture
+def one_rank():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_collectives_give_what_they_once_gave(one_rank, monkeypatch):
+    """Forward and backward, also in compiled code; and nothing is sent any more."""
     from farskip_compile._compat import functional_collectives as fc
 
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        group = local_exchange()
-        x = torch.arange(8.0, requires_grad=True)
+    group = replay_group()
+    x = torch.arange(8.0).view(4, 2).requires_grad_()
 
-        def step(x):
-            return fc.all_to_all_single(x * 2, None, None, group) * 3
+    def step(x):
+        sent = fc.all_to_all_single(x * 2, [4], [4], group)
+        return fc.all_reduce(sent, "sum", group) * 3
 
-        for run in (step, torch.compile(step, backend="aot_eager", fullgraph=True)):
-            x.grad = None
-            group.sent.clear()
-            y = run(x)
-            y.sum().backward()
-            assert torch.equal(y, 6 * x)
-            assert torch.equal(x.grad, torch.full((8,), 6.0))
-            assert group.sent == [(8, torch.float32)] * 2
-        assert local_exchange().group_name != group.group_name
-    finally:
-        dist.destroy_process_group()
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+
+    def run(one):
+        x.grad = None
+        y = one(x)
+        y.sum().backward()
+        return y.detach(), x.grad
+
+    group.record()
+    wanted = run(compiled)
+    assert torch.equal(wanted[0], 6 * x)
+    to_all, summed, *backward = group.exchanges
+    assert to_all == Exchange("all_to_all", 8, 8, torch.float32, (4,), (4,), 2)
+    assert summed == Exchange("all_reduce", 8, 8, torch.float32)
+    assert len(backward) == 2
+    monkeypatch.setattr(dist, "all_to_all_single", None)
+    monkeypatch.setattr(dist, "all_reduce", None)
+    for one in (compiled, step, compiled):
+        group.rewind()
+        found = run(one)
+        assert torch.equal(found[0], wanted[0])
+        assert torch.equal(found[1], wanted[1])
+    assert len(group.exchanges) == 4
+    assert replay_group().group_name != group.group_name
+
+
+def test_communication_alone_repeats_the_exchanges(one_rank, monkeypatch):
+    called = []
+    monkeypatch.setattr(dist, "all_reduce", lambda sent: called.append(sent.numel()))
+    monkeypatch.setattr(dist, "all_to_all_single", lambda *given: called.append(given))
+    rows = Exchange("all_to_all", 8, 6, torch.float32, (1, 3), (2, 1), 2)
+    equal = Exchange("all_to_all", 8, 8, torch.int64)
+    communication([rows, Exchange("all_reduce", 5, 5, torch.float32), equal])()
+    (received, sent, *splits), reduced, (_, counted, *none) = called
+    assert (sent.shape, received.shape, splits) == ((4, 2), (3, 2), [[2, 1], [1, 3]])
+    assert reduced == 5
+    assert (counted.dtype, none) == (torch.int64, [None, None])
+
+
+def test_bytes_that_leave_a_rank():
+    assert Exchange("all_to_all", 8, 8, torch.float32).bytes_out(0, 4) == 6 * 4
+    assert Exchange("all_to_all", 8, 6, torch.float32, (1, 3), (2, 1), 2).bytes_out(0, 2) == 3 * 2 * 4
+    assert Exchange("all_reduce", 8, 8, torch.float32).bytes_out(1, 4) == 2 * 8 * 4 * 3 / 4
+
+
+# Generated code
+
+CODE = """
+    buf0 = torch.ops._c10d_functional.all_to_all_single.default(buf9, [1], [1], '0')
+    extern_kernels.mm(a, b, out=buf1)
+    cpp_fused_add_0(buf1)
+    buf2 = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(q, k, v)
+    torch.ops._c10d_functional.wait_tensor.default(buf0)
+    extern_kernels.bmm(a, b, out=buf3)
+    torch.ops._c10d_functional.all_reduce_.default(buf3, 'sum', '0')
+    torch.ops._c10d_functional.wait_tensor.default(buf3)
+    buf5 = torch.ops._c10d_functional.all_to_all_single.default(buf3, [1], [1], '0')
+    buf7 = torch.ops.mkl._mkl_linear(buf5, w)
+    extern_kernels.addmm(c, a, b, alpha=1, beta=1, out=buf6)
+"""
+
+
+def test_heavy_kernels_between_launch_and_wait():
+    assert [flight.heavy for flight in flights(CODE)] == [2, 0, 1]  # the last is never waited for
+    assert facts([CODE, CODE]) == CodeFacts(collectives=6, covered=4, heavy=6)
+    assert facts([]) == CodeFacts(0, 0, 0)
+
+
+def test_kernels_are_called_after_what_was_fused_alone():
+    name = "graph_3_cpp_fused_add_mul_17"
+    code = f'torch::aot_inductor::RAIIAtenRecordFunctionHandle record_{name}_("{name}", nullptr);\nx = y_17;'
+    clean = 'torch::aot_inductor::RAIIAtenRecordFunctionHandle record_kernel_("cpp_fused_add_mul", nullptr);\nx = y_17;'
+    assert without_counters(code) == clean
+    from farskip_compile.profiling.events import is_fused_kernel
+
+    assert is_fused_kernel("cpp_fused_add_mul")  # still counts as compute
+
+
+# Profiles
+
+
+def test_forward_and_backward_are_told_apart():
+    from overlap_bench.exposure import figures_of
+
+    trace = Trace(
+        source="made up",
+        rank=0,
+        world_size=2,
+        device=Device.CPU,
+        collectives=(Collective("a", 0, 10 * 10**9, "gloo"), Collective("b", 20 * 10**9, 30 * 10**9, "gloo")),
+        work={"thread 1": [(2 * 10**9, 8 * 10**9, "mm"), (25 * 10**9, 40 * 10**9, "mm")]},
+    )
+    assert figures_of(trace, 15 * 10**9) == {
+        "communication": 20.0,
+        "exposed": 4.0 + 5.0,
+        "compute": 21.0,
+        "forward": {"communication": 10.0, "exposed": 4.0},
+        "backward": {"communication": 10.0, "exposed": 5.0},
+    }
+    assert "forward" not in figures_of(trace, None)
+
+
+def test_the_profiler_shows_backward_and_memory(one_rank, tmp_path):
+    """On real profiles, since their format is not ours."""
+    from overlap_bench.exposure import backward_start, peak_bytes
+    from overlap_bench.steps import BACKWARD
+    from torch.profiler import record_function
+
+    from farskip_compile.profiling import record
+
+    weight = torch.ones(1000, requires_grad=True)
+
+    def step():
+        dist.all_reduce(torch.ones(4))
+        loss = (weight * 2).sum()
+        with record_function(BACKWARD):
+            loss.backward()
+        dist.all_reduce(weight.grad)
+
+    path = tmp_path / "trace.json"
+    (trace,) = record(step, path=path).traces
+    start = backward_start(path)
+    first, last = trace.collectives
+    assert first.end < start < last.start
+
+    def allocate():
+        big = torch.zeros(10**6)  # 4 MB
+        del big
+        return torch.zeros(10**5)
+
+    assert 4 * 10**6 <= peak_bytes(allocate) < 4.4 * 10**6

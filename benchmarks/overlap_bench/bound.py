@@ -1,0 +1,114 @@
+"""The least time that any schedule of a program needs, and the part of it that no schedule can hide.
+
+In:    a `Program` of `farskip_compile.passes.program`: the kernels of one compiled graph, with their costs.
+Out:   seconds; never more than the makespan of any order that keeps every dependence and, on each channel, the order of
+       the launches, as every schedule here does.
+Never: decides anything: it is for reports.
+
+For launches c in their order, with S(...) the compute of a set of tasks:
+    head(c)   the collective of c can't be taken up before: S(ancestors of c), and, for every earlier launch b of which
+              a wait is an ancestor of c, or that is on the same channel, head(b) + seconds(b) + S(what comes behind a
+              wait of b and before c)
+    tail(c)   S(what comes behind a wait of c)
+    bound     max(all compute, the communication of each channel, head(c) + seconds(c) + tail(c) for each c)
+Sets are bits of an integer; O(launches^2) of them are made.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from farskip_compile.passes.program import Program, Role
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Of one program, or of several that run one after another; seconds."""
+
+    total: float
+    """No schedule takes less."""
+    compute: float
+    communication: float
+    """Of the busiest channel."""
+
+    @property
+    def unhideable(self) -> float:
+        """What no schedule can hide: `total` over the larger of compute and communication."""
+        return self.total - max(self.compute, self.communication)
+
+
+def bound_of(programs: Iterable[Program]) -> Bound:
+    """Of programs that run one after another, such as forward and backward graph: nothing is hidden across them."""
+    bounds = [_bound(program) for program in programs]
+    return Bound(
+        total=sum(bound.total for bound in bounds),
+        compute=sum(bound.compute for bound in bounds),
+        communication=sum(bound.communication for bound in bounds),
+    )
+
+
+def _bound(program: Program) -> Bound:
+    tasks = program.tasks
+    before = _ancestors(program)
+    launches = [index for index, task in enumerate(tasks) if task.role is Role.LAUNCH]
+    waits: dict[int, int] = defaultdict(int)
+    for index, task in enumerate(tasks):
+        if task.role is Role.WAIT:
+            waits[task.launch] |= 1 << index
+    behind = {c: _descendants(before, waits[c]) for c in launches}
+
+    def compute(members: int) -> float:
+        return sum(tasks[i].seconds for i in _members(members) if tasks[i].role is not Role.LAUNCH)
+
+    head: dict[int, float] = {}
+    least = 0.0
+    for c in launches:
+        earliest = compute(before[c])
+        for b in head:
+            if waits[b] & before[c] or tasks[b].channel == tasks[c].channel:
+                earliest = max(earliest, head[b] + tasks[b].seconds + compute(behind[b] & before[c]))
+        head[c] = earliest
+        least = max(least, earliest + tasks[c].seconds + compute(behind[c]))
+    channels: dict[str, float] = defaultdict(float)
+    for c in launches:
+        channels[tasks[c].channel] += tasks[c].seconds
+    all_compute = sum(task.seconds for task in tasks if task.role is not Role.LAUNCH)
+    busiest = max(channels.values(), default=0.0)
+    return Bound(total=max(least, all_compute, busiest), compute=all_compute, communication=busiest)
+
+
+def _ancestors(program: Program) -> list[int]:
+    """For each task the tasks that run before it in every order; launches of one channel keep theirs."""
+    found: list[int] = []
+    last: dict[str, int] = {}
+    for index, task in enumerate(program.tasks):
+        needs = set(task.needs)
+        if task.role is Role.WAIT:
+            needs.add(task.launch)
+        if task.role is Role.LAUNCH:
+            if task.channel in last:
+                needs.add(last[task.channel])
+            last[task.channel] = index
+        bits = 0
+        for need in needs:
+            bits |= found[need] | 1 << need
+        found.append(bits)
+    return found
+
+
+def _descendants(before: list[int], of: int) -> int:
+    """Tasks of which one of `of` is an ancestor, and `of` itself."""
+    bits = of
+    for index, ancestors in enumerate(before):
+        if ancestors & of:
+            bits |= 1 << index
+    return bits
+
+
+def _members(bits: int) -> Iterable[int]:
+    while bits:
+        lowest = bits & -bits
+        yield lowest.bit_length() - 1
+        bits ^= lowest

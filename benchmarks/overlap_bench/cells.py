@@ -1,0 +1,103 @@
+"""The grid: which combinations of model, phase, routing, hosts and ratio there are, and how a cell is named.
+
+Contract: `deepseek_v3/prefill/balanced/2/0.5` is model/phase/routing/hosts/ratio of communication to compute. Cells
+that differ in the ratio alone form a group: one launch of the ranks measures them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+PREFILL, DECODE, TRAINING = "prefill", "decode", "training"
+BALANCED, SKEWED = "balanced", "skewed"
+MODELS = ("deepseek_v3", "qwen3_moe", "llama4")
+PHASES = (PREFILL, DECODE, TRAINING)
+ROUTINGS = (BALANCED, SKEWED)
+HOSTS = (2, 4)
+RATIOS = (0.25, 0.5, 1.0, 2.0)
+
+
+class CellError(ValueError):
+    """Text that names no cell."""
+
+
+@dataclass(frozen=True, order=True)
+class Group:
+    """What one launch of the ranks measures, at several ratios."""
+
+    model: str
+    phase: str
+    routing: str
+    hosts: int
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.phase}/{self.routing}/{self.hosts}"
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One cell of the grid."""
+
+    group: Group
+    ratio: float
+
+    def __str__(self) -> str:
+        return f"{self.group}/{self.ratio:g}"
+
+    @staticmethod
+    def parse(text: str) -> Cell:
+        """The cell of that name; the ratio may be any positive number, the rest is one of the grid's values.
+
+        Raises:
+            CellError: it is none.
+        """
+        parts = text.split("/")
+        try:
+            model, phase, routing, hosts, ratio = parts
+            cell = Cell(Group(model, phase, routing, int(hosts)), float(ratio))
+        except ValueError:
+            raise CellError(f"{text!r} is no cell: write model/phase/routing/hosts/ratio, {EXAMPLE}") from None
+        known = ((model, MODELS), (phase, PHASES), (routing, ROUTINGS), (cell.group.hosts, HOSTS))
+        for value, allowed in known:
+            if value not in allowed:
+                raise CellError(f"{text!r} is no cell: {value} is not one of {', '.join(map(str, allowed))}")
+        if not 0 < cell.ratio < 100:
+            raise CellError(f"{text!r} is no cell: a ratio is positive and less than 100")
+        return cell
+
+
+EXAMPLE = "such as deepseek_v3/prefill/balanced/2/0.5"
+
+
+def grid(
+    models: Sequence[str] = MODELS,
+    phases: Sequence[str] = PHASES,
+    routings: Sequence[str] = ROUTINGS,
+    hosts: Sequence[int] = HOSTS,
+    ratios: Sequence[float] = RATIOS,
+) -> list[Cell]:
+    """All combinations, what the targets are about first: two hosts before four, balanced before skewed."""
+    return [
+        Cell(Group(model, phase, routing, count), ratio)
+        for count in hosts
+        for routing in routings
+        for model in models
+        for phase in phases
+        for ratio in ratios
+    ]
+
+
+def quick() -> list[Cell]:
+    """A small part of the grid: two of the cells that most targets are about."""
+    return grid(MODELS[:1], (PREFILL, TRAINING), (BALANCED,), (2,), (0.5,))
+
+
+def by_group(cells: Iterable[Cell]) -> dict[Group, list[float]]:
+    """Ratios by group, in the order of the cells."""
+    groups: dict[Group, list[float]] = {}
+    for cell in cells:
+        ratios = groups.setdefault(cell.group, [])
+        if cell.ratio not in ratios:
+            ratios.append(cell.ratio)
+    return groups

@@ -1,0 +1,95 @@
+"""What the profiler says of one step: communication that nothing hid, forward and backward apart, and peak memory.
+
+Contract: every rank makes the same calls. Exposed is what `farskip_compile.profiling` calls so. The backward pass
+begins where `steps.py` has marked it; no collective is in flight there, since the loss needs all of them. Seconds and
+bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
+
+from farskip_compile.profiling import Trace, record
+from farskip_compile.profiling.chrome import load
+from farskip_compile.profiling.intervals import Span, difference, intersection, total, union
+from overlap_bench.steps import BACKWARD
+
+Figures = dict[str, Any]
+
+
+def exposure(run: Callable[[], Any], times: int, keep: Path | None = None) -> Figures:
+    """Of `times` profiled steps the one with the median exposure: seconds of `communication`, `exposed`, `compute`;
+    where there is a backward pass, `communication` and `exposed` of `forward` and of `backward` as well.
+
+    Args:
+        run: the step.
+        times: how many steps are profiled; at least one.
+        keep: where the Chrome trace of the first is kept; None: nowhere.
+    """
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(times):
+            path = keep if number == 0 and keep is not None else Path(folder) / f"{number}.json"
+            dist.barrier()
+            report = record(run, path=path, warmup=0)
+            found.append(figures_of(report.traces[0], backward_start(path)))
+    found.sort(key=lambda figures: figures["exposed"])
+    return found[len(found) // 2]
+
+
+def figures_of(trace: Trace, start: int | None) -> Figures:
+    """Of one trace; `start` of the backward pass in nanoseconds, None if there is none."""
+    lanes = (*trace.work.values(), *trace.copies.values())
+    compute = union((begin, end) for lane in lanes for begin, end, _ in lane)
+    flying = union((one.start, one.end) for one in trace.collectives)
+    figures: Figures = {**_share(flying, compute), "compute": total(compute) / 1e9}
+    if start is not None and flying:
+        first, last = min(flying[0][0], start), max(flying[-1][1], start)
+        figures["forward"] = _share(intersection(flying, [(first, start)]), compute)
+        figures["backward"] = _share(intersection(flying, [(start, last)]), compute)
+    return figures
+
+
+def _share(flying: list[Span], compute: list[Span]) -> dict[str, float]:
+    return {"communication": total(flying) / 1e9, "exposed": total(difference(flying, compute)) / 1e9}
+
+
+def backward_start(path: Path) -> int | None:
+    """When the backward pass begins, on the clock of `Trace`; None: the step has none."""
+    document = load(path)
+    base = document.get("baseTimeNanoseconds") or 0
+    starts = (event["ts"] for event in document["traceEvents"] if event.get("name") == BACKWARD)
+    found = min(starts, default=None)
+    return None if found is None else base + round(found * 1000)
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """Most bytes that one step holds at once, over what was allocated before it."""
+    dist.barrier()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "memory.json"
+        prof.export_chrome_trace(str(path))
+        return peak_of(json.loads(path.read_text())["traceEvents"])
+
+
+def peak_of(events: Iterable[dict[str, Any]]) -> int:
+    """The highest sum of the allocations and frees of the CPU so far."""
+    changes = [
+        (event["ts"], event["args"]["Bytes"])
+        for event in events
+        if event.get("name") == "[memory]" and event["args"].get("Device Type") == 0
+    ]
+    alive = peak = 0
+    for _, change in sorted(changes, key=lambda pair: pair[0]):
+        alive += change
+        peak = max(peak, alive)
+    return peak

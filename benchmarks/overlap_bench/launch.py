@@ -1,0 +1,79 @@
+"""Runs the ranks of one group of cells, and does for them what only their starter can: change the network.
+
+Contract: `run_group` calls back with each cell as soon as it is finished; what was finished before a rank failed stays.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import Network
+
+from overlap_bench.cells import Cell, Group
+from overlap_bench.mailbox import Desk
+from overlap_bench.results import Result, summarise
+from overlap_bench.settings import describe
+
+TIMEOUT = 3600.0
+"""Seconds for a group."""
+
+
+def run_group(
+    network: Network,
+    group: Group,
+    ratios: Sequence[float],
+    settings: Mapping[str, Any],
+    *,
+    options: Mapping[str, Any],
+    profile: dict[str, Any] | None,
+    traces: Path | None,
+    finished: Callable[[Result], None],
+) -> dict[str, Any]:
+    """Measure the cells of `group`; returns the profile of this machine's compute.
+
+    Args:
+        network: as many hosts as the group has, inside of its `with` block.
+        group: which model and step.
+        ratios: of communication to compute.
+        settings: from `settings_of`.
+        options: further ones of our backend.
+        profile: of this machine's compute, if it is known.
+        traces: folder for Chrome traces; None: they are not kept.
+        finished: called with each cell, from another thread.
+    """
+    from overlap_bench import ranks  # with torch, which the tables do without
+
+    cores = "one core for each rank"
+    if network.cores[0] is None:
+        cores = f"{group.hosts} ranks SHARE the cores of this machine"
+
+    def answer(question: dict[str, Any]) -> Any:
+        if "rate" in question:
+            network.set_rate(question["rate"])
+            return {"rate": network.link.rate if network.is_network else None, "text": network.describe()}
+        handed = question["cell"]
+        finished(
+            summarise(
+                Cell(group, handed["ratio"]),
+                handed,
+                about=describe(group, dict(settings)),
+                cores=cores,
+                when=time.strftime("%Y-%m-%d %H:%M"),
+                is_network=network.is_network,
+            )
+        )
+        return None
+
+    with tempfile.TemporaryDirectory(prefix="mailbox-") as folder, Desk(Path(folder), answer):
+        results = network.run(
+            ranks.measure_group,
+            lambda rank: (rank, settings, ratios, options, profile, folder, None if traces is None else str(traces)),
+            env={"KINETO_LOG_LEVEL": "99"},  # the profiler's own log
+            timeout=TIMEOUT,
+        )
+    found: dict[str, Any] = results[0].value
+    return found

@@ -1,0 +1,29 @@
+"""Names of the variants; `variants.py` makes them. Apart, so that tables can be made without torch.
+
+plain             the plain model, compiled by Inductor: torch.compile as everybody uses it
+inductor overlap  the same with Inductor's own overlap scheduling, on the graph (`own_overlap.py`)
+inductor passes   the same with its passes on kernels
+overlapped eager  the FarSkip form written by hand, in eager mode, as AMD trains it: async collectives, hooks that
+                  wait for those of the backward pass, and an autograd engine with other priorities
+hand-written      the FarSkip form written by hand, compiled by Inductor
+none              the plain model by our backend, connectivity "none": scheduled, not rewired
+full              the same, connectivity "full": rewired and scheduled
+compute           like plain, with collectives that give what they once gave: the compute of the step
+communication     the collectives of the step one after another, and nothing else
+"""
+
+from __future__ import annotations
+
+PLAIN, OVERLAP, PASSES = "plain", "inductor overlap", "inductor passes"
+EAGER, HAND = "overlapped eager", "hand-written"
+NONE, FULL = "none", "full"
+COMPUTE, COMMUNICATION = "compute", "communication"
+
+ORDER = (PLAIN, OVERLAP, PASSES, EAGER, HAND, NONE, FULL)
+"""As tables have them: baselines, then ours."""
+OURS = (NONE, FULL)
+BASELINES = (PLAIN, OVERLAP, PASSES, EAGER, HAND)
+PROFILED = (OVERLAP, PASSES, *OURS)
+"""Variants that a profile of the hardware decides, so that another link needs another compile."""
+COMPARED = ((OVERLAP, PLAIN), (PASSES, PLAIN), (NONE, PLAIN), (FULL, HAND), (EAGER, HAND))
+"""(variant, what it must equal)."""

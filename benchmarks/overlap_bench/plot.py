@@ -1,0 +1,104 @@
+"""Draws the results: for each phase, hidden communication and step time over the bound, by ratio and variant.
+
+Contract: from the file of results alone. A mark is the median over the cells of a phase and ratio that were measured
+(models, routings, hosts), and the line behind it goes from the lowest to the highest. Needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from overlap_bench.cells import PHASES
+from overlap_bench.names import EAGER, FULL, HAND, NONE, ORDER, OVERLAP, PASSES, PLAIN
+from overlap_bench.results import Result
+from overlap_bench.targets import HIDDEN, OVER_BOUND
+
+COLOURS = {
+    PLAIN: "#8a929b",
+    OVERLAP: "#c9a227",
+    PASSES: "#b5651d",
+    EAGER: "#8f4fbf",
+    HAND: "#5c9b6a",
+    NONE: "#5aa9e6",
+    FULL: "#0b3d91",
+}
+MARKS = {PLAIN: "o", OVERLAP: "s", PASSES: "D", EAGER: "^", HAND: "v", NONE: "P", FULL: "*"}
+"""So that variants differ in more than colour."""
+WIDTH = 0.82
+"""Of the marks of one ratio, in steps between ratios."""
+
+
+def write_plot(results: Sequence[Result], path: Path) -> None:
+    """One picture as PNG; a column for each phase that was measured.
+
+    Raises:
+        ImportError: there is no matplotlib.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    phases = [phase for phase in PHASES if any(result.at.group.phase == phase for result in results)]
+    figure, axes = pyplot.subplots(
+        2, len(phases), figsize=(2.2 + 4.3 * len(phases), 7.2), squeeze=False, layout="constrained"
+    )
+    for column, phase in enumerate(phases):
+        members = [result for result in results if result.at.group.phase == phase]
+        hidden, over = axes[0][column], axes[1][column]
+        _marks(hidden, members, lambda result, name: _percent(result.hidden(name)))
+        _marks(over, members, lambda result, name: result.over_bound(name))
+        hidden.set_ylim(-4, 104)
+        hidden.set_title(f"{phase} ({len(members)} cell{'s' * (len(members) != 1)})", fontsize=12)
+        over.set_ylim(bottom=0.95)
+        over.axhline(1.0, color="#1d2126", linewidth=1)
+        over.set_xlabel("communication / compute")
+        _target(hidden, HIDDEN.get((phase, None)), 100)
+        _target(over, OVER_BOUND.get(phase), 1)
+        if column == 0:
+            hidden.set_ylabel("communication hidden, %")
+            over.set_ylabel("step time / bound")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), frameon=False, fontsize=9)
+    figure.savefig(path, dpi=130, metadata={"Software": None})  # equal results, equal bytes
+    pyplot.close(figure)
+
+
+def _marks(axis: Any, results: Sequence[Result], figure: Callable[[Result, str], float | None]) -> None:
+    ratios = sorted({result.at.ratio for result in results})
+    names = [name for name in ORDER if any(name in result.exposed for result in results)]
+    for place, name in enumerate(names):
+        offset = WIDTH * ((place + 0.5) / len(names) - 0.5)
+        label = name
+        for step, ratio in enumerate(ratios):
+            found = [figure(result, name) for result in results if result.at.ratio == ratio and name in result.exposed]
+            values = [value for value in found if value is not None]
+            if not values:
+                continue
+            x = step + offset
+            axis.plot([x, x], [min(values), max(values)], color=COLOURS[name], linewidth=2.2, alpha=0.45)
+            size = 150 if name == FULL else 52
+            axis.scatter(
+                [x], [statistics.median(values)], color=COLOURS[name], marker=MARKS[name], s=size, label=label, zorder=3
+            )
+            label = "_"  # one entry in the legend
+    for step in range(len(ratios) - 1):
+        axis.axvline(step + 0.5, color="#e3e5e8", linewidth=1)
+    axis.set_xticks(range(len(ratios)), [f"{ratio:g}" for ratio in ratios])
+    axis.set_xlim(-0.5, len(ratios) - 0.5)
+    axis.grid(axis="y", color="#eef0f2")
+    axis.set_axisbelow(True)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+
+
+def _target(axis: Any, wanted: float | None, scale: float) -> None:
+    if wanted is not None:
+        axis.axhline(scale * wanted, color="#c0392b", linewidth=1, linestyle="--", label="target (ratios 0.5 to 1)")
+
+
+def _percent(part: float | None) -> float | None:
+    return None if part is None else 100 * part

@@ -1,0 +1,258 @@
+"""What each rank runs: one group of cells, that is one model and step at several ratios of communication to compute.
+
+Contract: `measure_group` is called on every rank with the same arguments but `rank`, in a process of its own. Rank 0
+asks the process that started it for the rate of the network, and hands each finished cell over as plain data.
+
+    1. Compute alone, without a limit on the network; this also finds out which collectives a step has.
+    2. Compile what knows nothing of the network.
+    3. For each ratio: find the rate at which communication alone takes that part of compute alone; calibrate the link;
+       compile what is scheduled by it, unless an earlier ratio had the same profile; compare results; time all variants
+       in turn; profile each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+
+from farskip_compile import clear_schedules, last_schedules
+from farskip_compile.costs import HardwareProfile
+from farskip_compile.passes import schedule_kernels
+from farskip_compile.passes.program import Program
+from farskip_compile.profiling import kernels_visible
+from overlap_bench.bound import Bound, bound_of
+from overlap_bench.communication import communication
+from overlap_bench.exposure import exposure, peak_bytes
+from overlap_bench.hardware import compute_profile, link_profile
+from overlap_bench.kernel_cache import shared_kernels
+from overlap_bench.mailbox import Mailbox
+from overlap_bench.names import COMMUNICATION, COMPARED, COMPUTE, FULL, ORDER, OURS
+from overlap_bench.output_code import captured_code, facts
+from overlap_bench.own_overlap import device_figures
+from overlap_bench.rates import Probe, find_rate
+from overlap_bench.replay import Exchange, replay_group
+from overlap_bench.results import slowest_median
+from overlap_bench.steps import Step, Variant, compare
+from overlap_bench.timing import interleaved, processor_seconds
+from overlap_bench.variants import Variants, compute_alone
+
+PROBES = 5
+"""Repetitions of compute alone, and of communication alone, to find the rate."""
+
+
+@dataclass
+class Built:
+    """A compiled variant."""
+
+    variant: Variant
+    seconds: float
+    """Of its first step."""
+    code: dict[str, int]
+    """`CodeFacts` of what Inductor generated."""
+    estimates: list[dict[str, Any]]
+    """Of our scheduler, for each graph."""
+    programs: list[Program]
+    """That our scheduler saw."""
+
+
+def measure_group(
+    rank: int,
+    settings: Mapping[str, Any],
+    ratios: Sequence[float],
+    options: Mapping[str, Any],
+    known_profile: dict[str, Any] | None,
+    folder: str,
+    traces: str | None,
+) -> dict[str, Any]:
+    """Measure cells; each is handed over when it is finished. Returns the profile of this machine's compute.
+
+    Args:
+        rank: of this process.
+        settings: of the group, from `settings_of`.
+        ratios: of communication to compute.
+        options: further ones of our backend.
+        known_profile: what an earlier call has returned; None: calibrate.
+        folder: of the mailbox.
+        traces: folder for Chrome traces; None: they are not kept.
+    """
+    torch.set_num_threads(1)
+    # every pass must run, since programs and code are taken from it; compiled kernels are still found on disk
+    torch._inductor.config.fx_graph_cache = False
+    torch._functorch.config.enable_autograd_cache = False
+    torch._dynamo.config.recompile_limit = 256
+    dist.init_process_group("gloo", timeout=timedelta(minutes=10))
+    machine = compute_profile(known_profile, calibrated=settings["calibrated"])
+    group = _Group(rank, settings, options, Mailbox(folder), machine)
+    for ratio in ratios:
+        group.measure(ratio, None if traces is None else Path(traces))
+    dist.barrier()  # a rank that leaves early would break the connections of the others
+    dist.destroy_process_group()
+    return machine.to_json()
+
+
+class _Group:
+    """The state of a group between its cells."""
+
+    def __init__(
+        self,
+        rank: int,
+        settings: Mapping[str, Any],
+        options: Mapping[str, Any],
+        mailbox: Mailbox,
+        machine: HardwareProfile,
+    ) -> None:
+        self.rank, self.settings, self.options, self.mailbox, self.machine = rank, settings, options, mailbox, machine
+        assert dist.group.WORLD is not None
+        self.variants = Variants(settings, dist.group.WORLD)
+        self.step = Step(settings, rank, self.variants.model)
+        self.built: dict[str, Built] = {}
+        self.digest = ""
+        self._tell("compute alone")
+        self._compute_alone()
+        for variant in self.variants.fixed():
+            self._build(variant, machine)
+
+    def _tell(self, text: str) -> None:
+        if self.rank == 0:
+            print(text, flush=True)
+
+    def _ask(self, question: dict[str, Any]) -> Any:
+        """All ranks get the answer that rank 0 got."""
+        dist.barrier()
+        answer = [self.mailbox.ask(question) if self.rank == 0 else None]
+        dist.broadcast_object_list(answer, src=0)
+        return answer[0]
+
+    def _compute_alone(self) -> None:
+        self._ask({"rate": None})
+        group = replay_group()
+        variant = compute_alone(self.settings, group)
+        with kernels_visible(), shared_kernels():
+            self.step(variant)
+        group.record()
+        self.step(variant)
+        self.exchanges: list[Exchange] = list(group.exchanges)
+
+        def run() -> None:
+            group.rewind()
+            self.step(variant)
+
+        self.run_compute = run
+        self.compute = slowest_median(_gathered(interleaved({COMPUTE: run}, PROBES)[COMPUTE]))
+
+    def _build(self, variant: Variant, profile: HardwareProfile) -> None:
+        programs: list[Program] = []
+        read = schedule_kernels.read_kernels
+
+        def reading(*args: Any) -> Program:
+            programs.append(read(*args))
+            return programs[-1]
+
+        clear_schedules()
+        start = time.perf_counter()
+        with ExitStack() as stack:
+            stack.enter_context(kernels_visible())
+            stack.enter_context(shared_kernels())
+            stack.enter_context(device_figures(profile))
+            stack.enter_context(mock.patch.object(schedule_kernels, "read_kernels", reading))
+            codes = stack.enter_context(captured_code())
+            self.step(variant)
+        seconds = time.perf_counter() - start
+        estimates = [schedule.to_json() for schedule in last_schedules()] if variant.name in OURS else []
+        self.built[variant.name] = Built(variant, seconds, asdict(facts(codes)), estimates, programs)
+        self._tell(f"{variant.name}: first step after {seconds:.0f} s")
+        dist.barrier()
+
+    def measure(self, ratio: float, traces: Path | None) -> None:
+        """One cell."""
+        run = communication(self.exchanges)
+        run()
+        probed = self._probe(ratio, run)
+        network = probed.network
+        self._tell(
+            f"ratio {ratio:g}: compute {1e3 * self.compute:.0f} ms, communication {1e3 * probed.seconds:.0f} ms; "
+            f"{network['text']}"
+        )
+        profile = link_profile(
+            self.machine,
+            self.exchanges,
+            network["rate"],
+            probed.seconds,
+            network["text"],
+            calibrated=self.settings["calibrated"],
+        )
+        if profile.digest() != self.digest:
+            for variant in self.variants.profiled(profile, self.options):
+                self._build(variant, profile)
+            self.digest = profile.digest()
+
+        variants = {name: self.built[name].variant for name in ORDER if name in self.built}
+        results = {name: self.step.results(variant) for name, variant in variants.items()}
+        checks = [
+            {"one": one, "other": other, **compare(results[one], results[other])}
+            for one, other in COMPARED
+            if one in results and other in results
+        ]
+        del results
+        runs = {name: (lambda variant=variant: self.step(variant)) for name, variant in variants.items()}
+        before = processor_seconds()
+        seconds = interleaved(
+            {**runs, COMPUTE: self.run_compute, COMMUNICATION: run}, int(self.settings["repetitions"])
+        )
+        busy = [now - then for now, then in zip(processor_seconds(), before, strict=True)]
+        exposed, peaks = {}, {}
+        for name in variants:
+            path = None
+            if traces is not None:
+                path = (
+                    traces / f"{self.settings['model']}-{self.settings['phase']}-{ratio:g}-{name}-{self.rank}.json.gz"
+                )
+            exposed[name] = exposure(runs[name], int(self.settings["profiles"]), path)
+            peaks[name] = peak_bytes(runs[name])
+        value = {"seconds": seconds, "checks": checks, "exposed": exposed, "peak_bytes": peaks, "busy": busy}
+        self._hand_over(ratio, network, profile, _gathered(value))
+
+    def _probe(self, ratio: float, run: Any) -> Probe:
+        """Set the rate."""
+        ranks = dist.get_world_size()
+        own = sum(exchange.bytes_out(self.rank, ranks) for exchange in self.exchanges)
+
+        def measured(rate: float) -> Probe:
+            network = self._ask({"rate": rate})
+            return Probe(rate, slowest_median(_gathered(interleaved({"": run}, PROBES)[""])), network)
+
+        return find_rate(ratio * self.compute, max(_gathered(own)), measured)
+
+    def _hand_over(
+        self, ratio: float, network: dict[str, Any], profile: HardwareProfile, values: list[dict[str, Any]]
+    ) -> None:
+        bound: Bound = bound_of(self.built[FULL].programs)
+        cell = {
+            "ratio": ratio,
+            "network": network,
+            "ranks": values,
+            "exchanges": len(self.exchanges),
+            "compile_seconds": {name: built.seconds for name, built in self.built.items()},
+            "code": {name: built.code for name, built in self.built.items()},
+            "estimates": {name: self.built[name].estimates for name in OURS},
+            "model_bound": {**asdict(bound), "unhideable": bound.unhideable},
+            "profile": profile.to_json(),
+            "missing": self.variants.missing,
+        }
+        self._ask({"cell": cell})
+
+
+def _gathered(value: Any) -> list[Any]:
+    """Of all ranks."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found

@@ -1,0 +1,139 @@
+"""A process group that sends nothing: every rank gets what it once got. For the compute of a step, apart.
+
+Contract: while it records, a collective runs on all ranks of the job as usual and its result is kept; afterwards, the
+collectives of a step give these results again, in the same order, and wait for nobody. So a model that is compiled on
+this group runs the same kernels on the same numbers and sizes, whatever decides them. The copy of the result stays in
+the measured time; it is what a rank would do for its own share. `exchanges` says what was sent, for whoever wants to
+repeat it over a real group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+BACKEND = "farskip_replay"
+ALL_TO_ALL, ALL_REDUCE = "all_to_all", "all_reduce"
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One collective, as one rank sees it."""
+
+    kind: str
+    sent: int
+    """Numbers that this rank puts in."""
+    received: int
+    """Numbers that it gets."""
+    dtype: torch.dtype
+    sent_rows: tuple[int, ...] = ()
+    """Rows for each rank; empty: equal parts."""
+    received_rows: tuple[int, ...] = ()
+    row: int = 1
+    """Numbers in a row."""
+
+    def bytes_out(self, rank: int, ranks: int) -> float:
+        """Bytes that leave this rank, by the usual algorithms."""
+        if self.kind == ALL_REDUCE:
+            return 2 * self.sent * self.dtype.itemsize * (ranks - 1) / ranks
+        kept = self.sent_rows[rank] * self.row if self.sent_rows else self.sent / ranks
+        return (self.sent - kept) * self.dtype.itemsize
+
+
+class Done(dist.Work):
+    """A collective that is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def wait(self, timeout: timedelta = timedelta()) -> bool:
+        """At once."""
+        return True
+
+    def is_completed(self) -> bool:
+        """Always."""
+        return True
+
+
+class Replay(dist.ProcessGroup):
+    """The group; make it with `replay_group`."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        super().__init__(rank, size)  # type: ignore[call-arg]
+        self.exchanges: list[Exchange] = []
+        """Of one step."""
+        self._results: list[torch.Tensor] = []
+        self._recording = True
+        self._next = 0
+        self._name = ""
+
+    def record(self) -> None:
+        """From now on send, and remember what comes."""
+        self.exchanges.clear()
+        self._results.clear()
+        self._recording = True
+
+    def rewind(self) -> None:
+        """From now on give what was remembered, from its beginning."""
+        self._recording = False
+        self._next = 0
+
+    def alltoall_base(
+        self, output: torch.Tensor, sent: torch.Tensor, output_splits: list[int], splits: list[int], options: Any = None
+    ) -> Done:
+        """Called by the all-to-alls of a model."""
+        if self._recording:
+            dist.all_to_all_single(output, sent, list(output_splits) or None, list(splits) or None)
+            row = sent[0].numel() if sent.dim() > 1 and len(sent) else 1
+            self._remember(
+                Exchange(
+                    ALL_TO_ALL, sent.numel(), output.numel(), sent.dtype, tuple(splits), tuple(output_splits), row
+                ),
+                output,
+            )
+        else:
+            self._give(output)
+        return Done()
+
+    def allreduce(self, tensors: list[torch.Tensor], options: Any = None) -> Done:
+        """Called by the all-reduces of a model."""
+        for tensor in tensors:
+            if self._recording:
+                dist.all_reduce(tensor)
+                self._remember(Exchange(ALL_REDUCE, tensor.numel(), tensor.numel(), tensor.dtype), tensor)
+            else:
+                self._give(tensor)
+        return Done()
+
+    def _remember(self, exchange: Exchange, result: torch.Tensor) -> None:
+        self.exchanges.append(exchange)
+        self._results.append(result.clone())
+
+    def _give(self, output: torch.Tensor) -> None:
+        output.copy_(self._results[self._next].view_as(output))
+        self._next += 1
+
+    def setGroupName(self, name: str) -> None:
+        """Called by `dist.new_group`."""
+        self._name = name
+
+    def getGroupName(self) -> str:
+        """The name by which compiled code finds the group."""
+        return self._name
+
+    def getBackendName(self) -> str:
+        """What `dist.get_backend` says."""
+        return BACKEND
+
+
+def replay_group() -> Replay:
+    """A new group over all ranks of the job; all of them call this."""
+    if BACKEND not in dist.Backend.backend_list:
+        dist.Backend.register_backend(BACKEND, lambda store, rank, size, timeout: Replay(rank, size), devices="cpu")
+    group = dist.new_group(backend=BACKEND)
+    assert isinstance(group, Replay)
+    return group

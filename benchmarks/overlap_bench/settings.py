@@ -1,0 +1,123 @@
+"""What is run in a cell: sizes of the models, tokens, and how often.
+
+Contract: plain data, so that every rank is given the same. Widths keep the proportions of the real models where that
+matters for overlap: what attention, dense and expert layers compute for each byte that is sent.
+
+Routing. Balanced: a padded exchange, with room for 1.25 times a balanced load. Skewed: a dropless one, and a router
+that prefers some experts, so that ranks get unequal loads. Llama-4 style has its matrices cut among the ranks (tensor
+parallelism): every rank has every expert's slice, and skew only moves work between experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from overlap_bench.cells import BALANCED, DECODE, Group
+
+CAPACITY = 1.25
+SKEW = 1.0
+"""Exponent of the Zipf law by which a skewed router prefers experts."""
+
+_WIDTHS: dict[str, Any] = {"vocab_size": 1024, "hidden_size": 512, "heads": 16, "experts": 8}
+WIDTHS: dict[str, dict[str, Any]] = {
+    # attention and dense layers in DeepSeek-V3's proportions to the width; a token has two experts instead of eight,
+    # so each is larger
+    "deepseek_v3": {
+        **_WIDTHS,
+        "query_rank": 128,
+        "kv_rank": 64,
+        "nope_head_dim": 64,
+        "rope_head_dim": 32,
+        "value_head_dim": 64,
+        "intermediate_size": 1344,
+        "moe_intermediate_size": 256,
+    },
+    # twice the width in the heads, eight query heads to one of keys and values, as in Qwen3-30B-A3B
+    "qwen3_moe": {**_WIDTHS, "kv_heads": 2, "head_dim": 64, "moe_intermediate_size": 384},
+    # dense and MoE layers in turn, five query heads to one: four here; one routed and one shared expert per token
+    "llama4": {**_WIDTHS, "kv_heads": 4, "head_dim": 32, "intermediate_size": 1600, "moe_intermediate_size": 800},
+}
+TINY: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "heads": 4,
+    "experts": 8,
+    "intermediate_size": 64,
+    "moe_intermediate_size": 32,
+}
+"""For smoke runs: the presets' widths but these."""
+TENSOR_PARALLEL = ("llama4",)
+LAYERS = {
+    "deepseek_v3": ("dense", "moe", "moe", "moe", "moe", "moe", "moe"),
+    "qwen3_moe": ("moe",) * 6,
+    "llama4": ("dense", "moe") * 3,
+}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How large and how often."""
+
+    layers: int
+    """At most."""
+    tokens: int
+    """Of each rank in prefill and training, one sequence."""
+    sequences: int
+    """Of each rank in a decode step, one token each."""
+    cached: int
+    """Tokens of each sequence before the one that is decoded."""
+    repetitions: int
+    """Of each variant."""
+    profiles: int = 3
+    """Steps of each variant under the profiler; the one with the median exposure counts."""
+    width: int | None = None
+    """Of the residual stream; None: `WIDTHS`."""
+    calibrated: bool = True
+    """Whether the hardware profile is calibrated here."""
+    tiny: bool = False
+
+
+FULL = Effort(layers=7, tokens=1024, sequences=128, cached=48, repetitions=15)
+QUICK = Effort(layers=4, tokens=1024, sequences=128, cached=48, repetitions=7)
+SMOKE = Effort(layers=3, tokens=64, sequences=16, cached=8, repetitions=3, profiles=1, calibrated=False, tiny=True)
+
+
+def settings_of(group: Group, effort: Effort) -> dict[str, Any]:
+    """Of the model and its step, as plain data for the ranks."""
+    overrides: dict[str, Any] = {**(TINY if effort.tiny else WIDTHS[group.model])}
+    if group.model == "qwen3_moe":
+        overrides.pop("intermediate_size", None)
+    if effort.width is not None:
+        overrides["hidden_size"] = effort.width
+    overrides["layers"] = list(LAYERS[group.model][: effort.layers])
+    balanced = group.routing == BALANCED
+    if not balanced:
+        overrides["router_skew"] = SKEW
+    return {
+        "model": group.model,
+        "phase": group.phase,
+        "tensor_parallel": group.model in TENSOR_PARALLEL,
+        "capacity_factor": CAPACITY if balanced else None,
+        "batch": effort.sequences if group.phase == DECODE else 1,
+        "tokens": 1 if group.phase == DECODE else effort.tokens,
+        "cached": effort.cached if group.phase == DECODE else 0,
+        "repetitions": effort.repetitions,
+        "profiles": effort.profiles,
+        "calibrated": effort.calibrated,
+        "overrides": overrides,
+    }
+
+
+def describe(group: Group, settings: dict[str, Any]) -> str:
+    """Model and step in one line."""
+    overrides = settings["overrides"]
+    spread = "matrices cut among" if settings["tensor_parallel"] else f"{overrides['experts']} experts over"
+    exchange = "padded exchange" if settings["capacity_factor"] else "dropless exchange, skewed router"
+    step = f"{settings['tokens']} tokens"
+    if group.phase == DECODE:
+        step = f"{settings['batch']} sequences of {settings['cached'] + 1} tokens, one of them new"
+    return (
+        f"{group.model} style, {len(overrides['layers'])} layers, width {overrides['hidden_size']}, {spread} "
+        f"{group.hosts} hosts, {exchange}, {step} on each, float32"
+    )

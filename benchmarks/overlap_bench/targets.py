@@ -1,0 +1,103 @@
+"""What this benchmark is to show, and whether a cell shows it, by how much.
+
+    hidden            of prefill 98 % of the communication; of a training step 95 %, of its backward pass 93 %
+    over the bound    prefill at most 1.05 times, training at most 1.10 times the bound
+    both on two hosts, at a ratio of communication to compute of 0.5 to 1
+    fastest           than every baseline, wherever communication is more than 10 % of plain Inductor's step
+    not slower        than plain Inductor by more than 2 %, in any cell; `none` and `full`
+    results           equal: every variant with what it must equal, in any cell
+
+Contract: `judge` says of each target that a cell is under whether it is met, with the figures. The cell's own model of
+the machine says what no schedule could have hidden; that is told where a target is missed, and excuses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from overlap_bench.cells import PREFILL, TRAINING
+from overlap_bench.names import BASELINES, COMMUNICATION, FULL, OURS, PLAIN
+from overlap_bench.results import Result
+
+HIDDEN = {(PREFILL, None): 0.98, (TRAINING, None): 0.95, (TRAINING, "backward"): 0.93}
+OVER_BOUND = {PREFILL: 1.05, TRAINING: 1.10}
+RATIOS, HOSTS = (0.5, 1.0), 2
+WEIGHT = 0.10
+SLOWER = 0.02
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One target in one cell."""
+
+    cell: str
+    target: str
+    met: bool
+    text: str
+    """The figures, and by how much it is missed."""
+
+    def line(self) -> str:
+        """For the terminal."""
+        return f"{'met   ' if self.met else 'MISSED'} {self.cell} {self.target}: {self.text}"
+
+
+def judge(result: Result) -> list[Verdict]:
+    """All targets that the cell is under."""
+    cell = result.at
+    verdicts: list[Verdict] = []
+
+    def say(target: str, met: bool, text: str) -> None:
+        verdicts.append(Verdict(result.cell, target, met, text))
+
+    if cell.group.hosts == HOSTS and RATIOS[0] <= cell.ratio <= RATIOS[1]:
+        for (phase, part), wanted in HIDDEN.items():
+            hidden = result.hidden(FULL, part) if phase == cell.group.phase else None
+            if hidden is not None:
+                where = "hidden" if part is None else f"hidden in {part}"
+                say(where, hidden >= wanted, _hidden(result, hidden, wanted))
+        wanted_over = OVER_BOUND.get(cell.group.phase)
+        if wanted_over is not None:
+            over = result.over_bound(FULL)
+            missed = "" if over <= wanted_over else f", missed by {_ms((over - wanted_over) * result.bound)}"
+            say("over the bound", over <= wanted_over, f"{over:.3f} x (at most {wanted_over:.2f} x){missed}")
+    if result.weight > WEIGHT:
+        faster = {name: result.timings[name].median / result.timings[FULL].median - 1 for name in _baselines(result)}
+        name, gain = min(faster.items(), key=lambda item: item[1])
+        missed = "" if gain > 0 else ", is to be faster"
+        say("fastest", gain > 0, f"{100 * gain:+.1f} % against the best baseline, {name}{missed}")
+    for name in OURS:
+        slower = result.timings[name].median / result.timings[PLAIN].median - 1
+        missed = "" if slower <= SLOWER else f", missed by {100 * (slower - SLOWER):.1f} points"
+        say(f"not slower, {name}", slower <= SLOWER, f"{100 * slower:+.1f} % against plain (at most +2 %){missed}")
+    apart = [f"{c['one']} and {c['other']} by {c['error']:.1e} of the norm ({c['worst']})" for c in result.differs]
+    say("results", not apart, "RESULTS DIFFER: " + "; ".join(apart) if apart else f"{len(result.checks)} pairs agree")
+    return verdicts
+
+
+def _baselines(result: Result) -> list[str]:
+    return [name for name in BASELINES if name in result.timings]
+
+
+def _hidden(result: Result, hidden: float, wanted: float) -> str:
+    text = f"{100 * hidden:.1f} % (at least {100 * wanted:.0f} %)"
+    if hidden >= wanted:
+        return text
+    never = result.unhideable / result.timings[COMMUNICATION].median
+    return (
+        f"{text}, missed by {100 * (wanted - hidden):.1f} points; {100 * never:.1f} % can't be hidden by any schedule"
+    )
+
+
+def summary(verdicts: Iterable[Verdict]) -> list[tuple[str, int, int]]:
+    """By target: cells that meet it, and cells that are under it."""
+    counts: dict[str, list[int]] = {}
+    for verdict in verdicts:
+        count = counts.setdefault(verdict.target, [0, 0])
+        count[0] += verdict.met
+        count[1] += 1
+    return [(target, met, total) for target, (met, total) in counts.items()]
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f} ms"

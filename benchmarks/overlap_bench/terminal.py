@@ -1,0 +1,137 @@
+"""What the command prints of a cell.
+
+Contract: fits into 80 columns; from 112 on there are more of them.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.bandwidth import columns
+
+from overlap_bench.cells import TRAINING
+from overlap_bench.names import COMMUNICATION, COMPUTE, ORDER, OURS, PLAIN
+from overlap_bench.results import TOLERANCE, Result
+
+WIDE = 112
+MOST_OTHERS = 0.2
+"""Cores that other processes may keep busy before it is told."""
+
+
+def cell_text(result: Result, width: int) -> str:
+    """Title, table and checks of one cell."""
+    lines = [f"{result.cell}: communication / compute = {result.ratio:.2f}"]
+    lines += _wrapped(f"{result.network}; {result.cores}", width)
+    quiet = f"other processes kept {result.others:.2f} cores busy"
+    if result.others > MOST_OTHERS:
+        quiet += ": TOO MANY TO TRUST THESE FIGURES"
+    lines += _wrapped(quiet, width)
+    lines.append(columns(_table(result, wide=width >= WIDE), indent="  "))
+    lines += _wrapped(
+        f"bound: max(compute, communication) + {ms(result.unhideable)} that no schedule can hide, by the model", width
+    )
+    for name in ORDER:
+        if (acted := acted_text(result, name)) is not None:
+            lines += _wrapped(acted, width)
+    for name, graphs in result.estimates.items():
+        lines += _wrapped(f"{name}, estimated: {estimate(graphs)}", width)
+    for name, why in result.missing.items():
+        lines += _wrapped(f"{name} is missing: {why}", width)
+    for part in ("forward", "backward"):
+        shares = [f"{name} {percent(share)}" for name in OURS if (share := result.hidden(name, part)) is not None]
+        if shares:
+            lines += _wrapped(f"hidden in {part}: {', '.join(shares)}", width)
+    lines += _wrapped(checks_text(result), width)
+    return "\n".join(line.rstrip() for text in lines for line in text.splitlines())
+
+
+def checks_text(result: Result) -> str:
+    """Whether results are equal."""
+    if not result.differs:
+        most = max((check["error"] for check in result.checks), default=0.0)
+        pairs = ", ".join(f"{check['one']} = {check['other']}" for check in result.checks)
+        return f"results agree to {most:.1e} of the norm: {pairs}"
+    apart = (
+        f"{c['one']} = {c['other']}: NO, apart by {c['error']:.1e} of the norm ({c['worst']})" for c in result.differs
+    )
+    return f"RESULTS DIFFER by more than {TOLERANCE:g}: {'; '.join(apart)}"
+
+
+def _table(result: Result, *, wide: bool) -> list[list[str]]:
+    training = result.at.group.phase == TRAINING
+    head = ["variant", "median", "spread", "speed-up", "hidden", "/ bound"]
+    more = ["exposed", *(["in fwd", "in bwd"] if training else ["of"]), "covered", "peak MB", "first run"]
+    rows = [head + more * wide]
+    for name in ORDER:
+        if name not in result.exposed:
+            continue
+        timing, figures, code = result.timings[name], result.exposed[name], result.code.get(name)
+        row = [
+            name,
+            ms(timing.median),
+            ms(timing.spread),
+            f"{result.speed_up(name):.2f} x",
+            percent(result.hidden(name)),
+            f"{result.over_bound(name):.2f} x",
+        ]
+        apart = [ms(figures["communication"])]
+        if training:
+            apart = [percent(result.hidden(name, part)) for part in ("forward", "backward")]
+        covered = f"{code['covered']}/{code['collectives']}" if code and code["collectives"] else "-"
+        first = f"{result.compile_seconds[name]:.0f} s"
+        peak = f"{result.peak_bytes[name] / 1e6:.0f}"
+        rows.append(row + [ms(figures["exposed"]), *apart, covered, peak, first] * wide)
+    for name in (COMPUTE, COMMUNICATION):
+        timing = result.timings[name]
+        rows.append([f"{name} alone", ms(timing.median), ms(timing.spread)])
+    rows.append(["bound", ms(result.bound), "", f"{result.timings[PLAIN].median / result.bound:.2f} x"])
+    return [row + [""] * (len(rows[0]) - len(row)) for row in rows]
+
+
+def acted_text(result: Result, name: str) -> str | None:
+    """Whether Inductor's own overlap moved anything, by its generated code; None: not such a variant."""
+    acted = result.acted(name)
+    if acted is None:
+        return None
+    plain, code = result.code[PLAIN], result.code[name]
+    before = f"{plain['heavy']} -> {code['heavy']}"
+    covered = f"{plain['covered']} -> {code['covered']} of {code['collectives']}"
+    word = "acted" if acted else "DID NOT ACT"
+    return f"{name} {word}: heavy kernels between launch and wait {before}, collectives covered {covered}"
+
+
+def estimate(graphs: Sequence[Mapping[str, Any]]) -> str:
+    """What our scheduler expected of all graphs of one variant together; the peak of the one that grows most."""
+    scheduled = [graph for graph in graphs if graph["before"] and graph["after"]]
+    if not scheduled:
+        return "nothing was scheduled"
+    before, after = (sum(graph[when]["exposed_seconds"] for graph in scheduled) for when in ("before", "after"))
+    in_flight = sum(graph["after"]["communication_seconds"] for graph in scheduled)
+    growth = max(graph["after"]["peak_bytes"] / graph["before"]["peak_bytes"] - 1 for graph in scheduled)
+    return f"exposed {ms(before)} -> {ms(after)} of {ms(in_flight)}, peak {100 * growth:+.1f} %"
+
+
+def facts_text(facts: Mapping[str, str], width: int) -> str:
+    """The lines on top."""
+    lines = (
+        textwrap.fill(text, min(width, 120), initial_indent=f"{name + ':':10}", subsequent_indent=" " * 10)
+        for name, text in facts.items()
+    )
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, min(width, 120), initial_indent="  ", subsequent_indent="    ")
+
+
+def ms(seconds: float) -> str:
+    """With a tenth below 100 ms: decode steps are short."""
+    value = 1e3 * seconds
+    return f"{value:.1f} ms" if abs(value) < 99.95 else f"{value:.0f} ms"
+
+
+def percent(part: float | None) -> str:
+    """Of the communication; a tenth of a percent matters near 100."""
+    return "-" if part is None else f"{100 * part:.1f} %"

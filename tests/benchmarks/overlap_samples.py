@@ -1,0 +1,92 @@
+"""Results of the overlap benchmark as they could be, for tests of what is said of them."""
+
+from __future__ import annotations
+
+from overlap_bench.cells import Cell
+from overlap_bench.names import COMMUNICATION, COMPARED, COMPUTE, ORDER
+from overlap_bench.results import Result, summarise
+
+STEPS = {
+    "plain": 0.9,
+    "inductor overlap": 0.85,
+    "inductor passes": 0.86,
+    "overlapped eager": 0.8,
+    "hand-written": 0.91,
+    "none": 0.84,
+    "full": 0.57,
+    COMPUTE: 0.55,
+    COMMUNICATION: 0.275,
+}
+HEAVY = {"plain": 0, "hand-written": 0, "inductor overlap": 6, "inductor passes": 0, "none": 4, "full": 30}
+
+
+def estimate(before, after, peak, peak_after):
+    """What the scheduler says of one graph."""
+    return {
+        "before": {"exposed_seconds": before, "communication_seconds": 0.4, "peak_bytes": peak},
+        "after": {"exposed_seconds": after, "communication_seconds": 0.4, "peak_bytes": peak_after},
+    }
+
+
+def handed(*, seconds=None, hidden=0.99, backward=0.96, error=0.0, ranks=2, busy=19.0, phase="prefill", missing=()):
+    """What the ranks hand over; the last is 10 ms slower than the others, and has twice the exposure."""
+    seconds = {name: s for name, s in {**STEPS, **(seconds or {})}.items() if name not in missing}
+    names = [name for name in ORDER if name in seconds]
+
+    def exposed(name, rank):
+        part = (1 - hidden) / 1.5 if name == "full" else 0.5
+        figures = {"communication": 0.3, "exposed": 0.3 * part * (1 + rank), "compute": 0.5}
+        if phase == "training":
+            bare = (1 - backward) if name == "full" else 0.5
+            figures["forward"] = {"communication": 0.1, "exposed": 0.0}
+            figures["backward"] = {"communication": 0.2, "exposed": 0.2 * bare}
+        return figures
+
+    def of(rank):
+        pairs = [(one, other) for one, other in COMPARED if one in seconds and other in seconds]
+        return {
+            "seconds": {name: [s, s + 0.002, s - 0.002, s + 0.01 * (rank == ranks - 1)] for name, s in seconds.items()},
+            "checks": [
+                {
+                    "one": a,
+                    "other": b,
+                    "tensors": 2,
+                    "worst": f"w{rank}",
+                    "error": error if a == "full" and rank else 0.0,
+                }
+                for a, b in pairs
+            ],
+            "exposed": {name: exposed(name, rank) for name in names},
+            "peak_bytes": dict.fromkeys(names, 10**8 + rank),
+            "busy": [10.0, 9.0, busy],
+        }
+
+    return {
+        "ratio": 0.5,
+        "network": {"rate": 10**9, "text": "2 hosts (network namespaces), 1 Gbit/s up and down each"},
+        "ranks": [of(rank) for rank in range(ranks)],
+        "exchanges": 12,
+        "compile_seconds": dict.fromkeys(names, 11.0),
+        "code": {
+            name: {"collectives": 12, "covered": min(12, HEAVY[name]), "heavy": HEAVY[name]}
+            for name in names
+            if name in HEAVY
+        },
+        "estimates": {"none": [], "full": [estimate(0.3, 0.1, 100, 104), estimate(0.6, 0.2, 100, 90)]},
+        "model_bound": {"total": 0.61, "compute": 0.6, "communication": 0.3, "unhideable": 0.01},
+        "profile": {"name": "made up"},
+        "missing": dict.fromkeys(missing, "nobody wrote it"),
+    }
+
+
+def result(name="deepseek_v3/prefill/balanced/2/0.5", **wanted) -> Result:
+    cell = Cell.parse(name)
+    data = handed(phase=cell.group.phase, **wanted)
+    return summarise(
+        cell,
+        data,
+        about="a model",
+        cores="one core for each rank",
+        when="2026-01-01 12:00",
+        is_network=True,
+    )

@@ -1,0 +1,101 @@
+"""The bound: small programs with known answers, and never above the best of all orders."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from overlap_bench.bound import bound_of
+
+from farskip_compile.passes.program import Program, Role, Task, check_order, simulate
+from tests.passes.programs import consistent, programs
+
+
+def compute(name, seconds, *needs):
+    return Task(name, needs, seconds)
+
+
+def launch(name, seconds, *needs, channel="a"):
+    return Task(name, needs, seconds, Role.LAUNCH, channel=channel)
+
+
+def wait(name, of, *needs):
+    return Task(name, needs, 0.0, Role.WAIT, launch=of)
+
+
+def bound(*tasks):
+    return bound_of([Program(tasks)])
+
+
+def test_what_comes_before_the_first_and_behind_the_last_collective_hides_nothing_of_it():
+    # 1 before, 4 on the wire, 2 behind; 3 more that depend on nothing fit in between
+    found = bound(compute("a", 1.0), launch("l", 4.0, 0), wait("w", 1), compute("b", 2.0, 2), compute("free", 3.0))
+    assert found.total == 7.0
+    assert (found.compute, found.communication) == (6.0, 4.0)
+    assert found.unhideable == 1.0
+
+
+def test_collectives_of_one_channel_run_one_after_another():
+    tasks = [launch("l0", 4.0), launch("l1", 3.0), wait("w0", 0), wait("w1", 1), compute("b", 1.0, 3)]
+    assert bound(*tasks).total == 8.0
+    tasks[1] = launch("l1", 3.0, channel="b")
+    assert bound(*tasks).total == 4.0
+
+
+def test_compute_between_two_collectives_is_on_the_way():
+    # dispatch, experts, combine: 2 + 3 + 2, whatever else there is
+    tasks = [
+        launch("dispatch", 2.0),
+        wait("w0", 0),
+        compute("experts", 3.0, 1),
+        launch("combine", 2.0, 2),
+        wait("w1", 3),
+        compute("attention", 1.0),
+    ]
+    assert bound(*tasks).total == 7.0
+    assert bound(*tasks).unhideable == 3.0
+
+
+def test_a_launch_that_nobody_waits_for_is_no_ancestor_of_what_needs_its_issue():
+    """Such a need is an order only: the other channel is free at once."""
+    assert bound(launch("l0", 5.0), launch("l1", 2.0, 0, channel="b"), wait("w1", 1)).total == 5.0
+
+
+def test_programs_one_after_another_and_none_at_all():
+    one = Program((launch("l", 2.0), wait("w", 0), compute("b", 1.0, 1)))
+    both = bound_of([one, one])
+    assert (both.total, both.compute, both.communication) == (6.0, 2.0, 4.0)
+    assert bound_of([]).total == 0.0
+    assert bound(compute("a", 1.5)).unhideable == 0.0
+
+
+@settings(max_examples=250, deadline=None)
+@given(programs(most=7).map(consistent))
+def test_no_order_beats_it(program: Program) -> None:
+    found = bound_of([program]).total
+    assert found <= _best(program) + 1e-9
+    assert found >= simulate(program, range(len(program.tasks))).compute - 1e-9
+
+
+def _best(program: Program) -> float:
+    """Of all orders that keep the dependences and the order of the launches on each channel."""
+    best = float("inf")
+    for order in itertools.permutations(range(len(program.tasks))):
+        try:
+            check_order(program, order)
+        except ValueError:
+            continue
+        channels: dict[str, list[int]] = {}
+        for index in order:
+            if program.tasks[index].role is Role.LAUNCH:
+                channels.setdefault(program.tasks[index].channel, []).append(index)
+        if all(launches == sorted(launches) for launches in channels.values()):
+            best = min(best, simulate(program, order).makespan)
+    return best
+
+
+def test_it_is_reached_where_everything_can_be_hidden():
+    tasks = [launch("l", 2.0), compute("a", 3.0), wait("w", 0), compute("b", 0.5, 2)]
+    program = Program(tuple(tasks))
+    assert bound_of([program]).total == pytest.approx(_best(program)) == 3.5

@@ -1,0 +1,195 @@
+"""What the overlap benchmark says of its measurements: medians, targets, tables, the page, the picture, the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import overlap
+import pytest
+from overlap_bench import page, plot
+from overlap_bench.names import FULL, PLAIN
+from overlap_bench.results import Result, Timing
+from overlap_bench.store import Store, StoreError
+from overlap_bench.targets import judge, summary
+from overlap_bench.terminal import cell_text
+
+from tests.benchmarks.overlap_samples import result
+
+TRAINING = "deepseek_v3/training/balanced/2/0.5"
+
+
+def verdicts(found: Result) -> dict[str, bool]:
+    return {verdict.target: verdict.met for verdict in judge(found)}
+
+
+def test_a_step_takes_as_long_as_on_its_slowest_rank():
+    timing = Timing.of([[1.0, 5.0, 3.0], [2.0, 1.0, 4.0]])  # 2, 5, 4
+    assert timing.median == 4.0
+    assert timing.spread == pytest.approx(1.5)
+
+
+def test_ranks_are_put_together():
+    found = result(error=2e-5)
+    assert found.timings[PLAIN].median == pytest.approx(0.901)
+    assert found.hidden(FULL) == pytest.approx(0.99)
+    assert found.hidden(PLAIN) == pytest.approx(0.25)
+    check = next(check for check in found.checks if check["one"] == FULL)
+    assert (check["error"], check["worst"]) == (2e-5, "w1")
+    assert found.others == pytest.approx(0.1)  # a second of ten, on top of the two ranks' nine each
+    assert found.ratio == pytest.approx(0.276 / 0.551)
+    assert found.bound == pytest.approx(0.551 + 0.01)  # and what no schedule can hide
+    assert found.over_bound(FULL) == pytest.approx(0.571 / 0.561)
+    assert found.peak_bytes[FULL] == 10**8 + 1
+    assert found.memory_growth() == pytest.approx(0.04)
+
+
+def test_not_a_number_is_the_worst():
+    found = result(error=math.nan)
+    assert [check["one"] for check in found.differs] == [FULL]
+
+
+@pytest.mark.parametrize(
+    ("cell", "wanted", "target", "met"),
+    [
+        ("deepseek_v3/prefill/balanced/2/0.5", {"hidden": 0.981}, "hidden", True),
+        ("deepseek_v3/prefill/balanced/2/0.5", {"hidden": 0.979}, "hidden", False),
+        ("deepseek_v3/prefill/balanced/2/1", {"hidden": 0.979}, "hidden", False),
+        ("deepseek_v3/prefill/balanced/2/2", {"hidden": 0.5}, "hidden", None),
+        ("deepseek_v3/prefill/balanced/2/0.25", {"hidden": 0.5}, "hidden", None),
+        ("deepseek_v3/prefill/balanced/4/0.5", {"hidden": 0.5}, "hidden", None),
+        ("deepseek_v3/decode/balanced/2/0.5", {"hidden": 0.5}, "hidden", None),
+        (TRAINING, {"hidden": 0.951}, "hidden", True),
+        (TRAINING, {"hidden": 0.949}, "hidden", False),
+        (TRAINING, {"backward": 0.931}, "hidden in backward", True),
+        (TRAINING, {"backward": 0.929}, "hidden in backward", False),
+        ("deepseek_v3/prefill/balanced/2/0.5", {"seconds": {"full": 0.587}}, "over the bound", True),
+        ("deepseek_v3/prefill/balanced/2/0.5", {"seconds": {"full": 0.589}}, "over the bound", False),
+        (TRAINING, {"seconds": {"full": 0.615}}, "over the bound", True),
+        (TRAINING, {"seconds": {"full": 0.617}}, "over the bound", False),
+        ("deepseek_v3/decode/skewed/4/2", {"seconds": {"full": 0.79}}, "fastest", True),
+        ("deepseek_v3/decode/skewed/4/2", {"seconds": {"full": 0.81}}, "fastest", False),
+        ("deepseek_v3/decode/skewed/4/2", {"seconds": {"communication": 0.08, "full": 0.91}}, "fastest", None),
+        ("deepseek_v3/decode/skewed/4/2", {"seconds": {"full": 0.917}}, "not slower, full", True),
+        ("deepseek_v3/decode/skewed/4/2", {"seconds": {"full": 0.92}}, "not slower, full", False),
+        ("deepseek_v3/decode/skewed/4/2", {"seconds": {"none": 0.92}}, "not slower, none", False),
+        (TRAINING, {"error": 0.9e-4}, "results", True),
+        (TRAINING, {"error": 2e-4}, "results", False),
+        (TRAINING, {"error": math.nan}, "results", False),
+    ],
+)
+def test_each_target(cell, wanted, target, met):
+    assert verdicts(result(cell, **wanted)).get(target) is met
+
+
+def test_a_missed_target_says_by_how_much():
+    texts = {verdict.target: verdict.line() for verdict in judge(result(hidden=0.95, seconds={"full": 0.66}))}
+    assert "MISSED deepseek_v3/prefill/balanced/2/0.5 hidden: 95.0 %" in texts["hidden"]
+    assert "missed by 3.0 points; 3.6 % can't be hidden by any schedule" in texts["hidden"]
+    assert "missed by 72 ms" in texts["over the bound"]
+    assert "+21.2 % against the best baseline, overlapped eager" in texts["fastest"]
+
+
+def test_a_baseline_that_is_missing_is_told_and_beats_nobody():
+    found = result(missing=("overlapped eager",))
+    assert "overlapped eager is missing: nobody wrote it" in cell_text(found, 80)
+    assert verdicts(found)["fastest"]
+
+
+def test_whether_inductors_own_overlap_acted_is_read_off_its_code():
+    found = result()
+    assert (found.acted("inductor overlap"), found.acted("inductor passes"), found.acted(FULL)) == (True, False, None)
+    text = " ".join(cell_text(found, 80).split())
+    assert "inductor overlap acted: heavy kernels between launch and wait 0 -> 6" in text
+    assert "inductor passes DID NOT ACT" in text
+
+
+@pytest.mark.parametrize("cell", [TRAINING, "qwen3_moe/decode/skewed/4/2"])
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits(width, cell):
+    text = cell_text(result(cell, error=1.0), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "full = hand-written: NO, apart by 1.0e+00 of the norm (w1)" in " ".join(text.split())
+    assert "full, estimated: exposed 900 ms -> 300 ms of 800 ms, peak +4.0 %" in text
+    assert "none, estimated: nothing was scheduled" in text
+    assert ("hidden in backward: none 50.0 %, full 96.0 %" in text) is (cell == TRAINING)
+    assert ("first run" in text) is (width == 120)
+    assert ("in bwd" in text) is (width == 120 and cell == TRAINING)
+
+
+def test_results_that_agree_take_one_line():
+    text = " ".join(cell_text(result(error=3e-5), 80).split())
+    assert "results agree to 3.0e-05 of the norm: inductor overlap = plain, inductor passes = plain, none" in text
+
+
+def test_a_busy_machine_is_told():
+    assert "TRUST" not in cell_text(result(), 80)
+    assert "kept 0.30 cores busy: TOO MANY TO TRUST" in cell_text(result(busy=21.0), 80)
+
+
+def test_the_file_holds_every_finished_cell_and_is_read_again(tmp_path):
+    path = tmp_path / "results.json"
+    store = Store(path, {"machine": "made up"})
+    first, second = result(), result(TRAINING)
+    for one in (second, first):
+        store.add(one)
+        json.loads(path.read_text())  # whole after each
+    store.add(dataclasses.replace(second, when="later"))  # measured again
+    again = Store.load(path)
+    assert [found.cell for found in again.ordered()] == [first.cell, second.cell]
+    assert again.results[TRAINING].when == "later"
+    assert again.results[first.cell] == first
+    assert again.facts == {"machine": "made up"}
+
+
+def test_files_that_are_something_else(tmp_path):
+    with pytest.raises(StoreError, match="measure first"):
+        Store.load(tmp_path / "nothing.json")
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(StoreError, match="no result of this benchmark"):
+        Store.load(tmp_path / "other.json")
+    (tmp_path / "old.json").write_text('{"schema": 0}')
+    with pytest.raises(StoreError, match="measure again"):
+        Store.load(tmp_path / "old.json")
+
+
+def test_page_and_picture_are_made_from_the_file_alone(tmp_path, monkeypatch, capsys):
+    store = Store(tmp_path / "benchmarks.json", {"machine": "a machine", "versions": "torch 9", "command": "python x"})
+    for found in (
+        result(hidden=0.9),
+        result(TRAINING),
+        result("llama4/decode/skewed/4/2", missing=("overlapped eager",)),
+    ):
+        store.add(found)
+    monkeypatch.setattr(overlap, "PAGE", tmp_path / "benchmarks.md")
+    monkeypatch.setattr(overlap, "PICTURE", tmp_path / "benchmarks.png")
+    monkeypatch.setattr("sys.argv", ["overlap.py", "--table", "--plot", "--json", str(store.path)])
+    assert overlap.main() == 0
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert (tmp_path / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
+    for part in (
+        "a machine",
+        "torch 9",
+        "python x",
+        "](benchmarks.png)",
+        "`benchmarks.json`",
+        "inductor passes DID NOT",
+    ):
+        assert part in text
+    assert "| hidden | 1 | 2 |" in text
+    assert "- `deepseek_v3/prefill/balanced/2/0.5` hidden: 90.0 % (at least 98 %)" in text
+    rows = [line for line in text.splitlines() if line.startswith("| 0.5 | **full** ")]
+    assert len(rows) == 2
+    assert "96.0 %" in rows[1]
+    tables = [line.count("|") for line in text.splitlines() if line.startswith("|")]
+    assert set(tables) == {4, 10, 12}
+    monkeypatch.setattr("sys.argv", ["overlap.py", "--table", "--json", str(tmp_path / "none.json")])
+    assert overlap.main() == overlap.USAGE
+    assert "measure first" in capsys.readouterr().err
+
+
+def test_a_page_without_results_or_targets():
+    assert "## Cells" in page.page(Store(None), "x.json", None)
+    assert summary([]) == []
+    assert plot.MARKS.keys() == plot.COLOURS.keys()
