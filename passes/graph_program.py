@@ -35,6 +35,9 @@ class Estimate(Protocol):
     def collective(self, node: fx.Node) -> float:
         """Seconds of a launch on its channel."""
 
+    def interference(self, node: fx.Node) -> float:
+        """Part by which compute takes longer while a launch is in flight."""
+
     def bytes(self, node: fx.Node) -> int:
         """Bytes of the value of a node, all its tensors."""
 
@@ -82,7 +85,8 @@ def read_program(
         required = tuple(sorted(needs[i]))
         if waits_of.get(node):
             group = ops.process_group(node)
-            tasks.append(Task(node.name, required, estimate.collective(node), Role.LAUNCH, channel=group))
+            seconds, slows = estimate.collective(node), estimate.interference(node)
+            tasks.append(Task(node.name, required, seconds, Role.LAUNCH, channel=group, slows=slows))
         elif node in launch_of:
             tasks.append(Task(node.name, required, 0.0, Role.WAIT, launch=index[launch_of[node]]))
         else:

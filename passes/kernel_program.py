@@ -26,6 +26,9 @@ class KernelEstimate(Protocol):
     def collective(self, node: fx.Node) -> float:
         """Seconds of a launch on its channel."""
 
+    def interference(self, node: fx.Node) -> float:
+        """Part by which compute takes longer while a launch is in flight."""
+
     def kernel(self, parts: list[tuple[bool, list[fx.Node]]], traffic: int) -> float:
         """Seconds of a kernel: what was fused into it, and the bytes it moves."""
 
@@ -43,7 +46,8 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate) -
         awaited = _awaited(tasks, needs) if inductor.is_wait_kernel(kernel) else None
         if launch is not None:
             group = ops.process_group(launch)
-            tasks.append(Task(name, needs, estimate.collective(launch), Role.LAUNCH, channel=group))
+            seconds, slows = estimate.collective(launch), estimate.interference(launch)
+            tasks.append(Task(name, needs, seconds, Role.LAUNCH, channel=group, slows=slows))
         elif awaited is not None:
             tasks.append(Task(name, needs, 0.0, Role.WAIT, launch=awaited))
         else:

@@ -33,7 +33,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from farskip_compile.passes.live_memory import LiveMemory
-from farskip_compile.passes.program import Program, Role, Timeline, makespan, simulate
+from farskip_compile.passes.program import Program, Role, Timeline, Wires, makespan, simulate
 
 CANDIDATES = 16
 """How many ready tasks are looked at for one that fits into memory; bounds the time per step."""
@@ -48,7 +48,7 @@ MARGIN = 0.2
 """Part by which a collective may take longer than estimated without being exposed, if that costs nothing otherwise."""
 
 NOTHING = 1e-6
-"""Part of the communication that may be exposed in an order that needs no improvement."""
+"""Part of the time in which communication may be exposed in an order that needs no improvement."""
 
 WORSE = 1.5
 """A window in which this much more is exposed than in the best one is small enough to stop at."""
@@ -112,7 +112,7 @@ def list_schedule(program: Program, limits: Limits | None = None) -> Schedule:
             after = simulate(program, order)
             if after.peak_bytes <= peak and after.peak_in_flight_bytes <= flight:
                 best, least, fits = Schedule(order, before, after, window), seconds + slower, seconds + slower == lowest
-                if slower - after.compute <= NOTHING * slower:
+                if simulate(slow, order).exposed <= NOTHING * slower:
                     return best
         if fits or lowest >= least:  # a smaller window would not bring more
             break
@@ -169,7 +169,7 @@ class _Run:
         self.waits: list[tuple[float, int]] = []
         self.late: list[int] = []  # ready, but beyond the window
         self.end: dict[int, float] = {}
-        self.free: dict[str, float] = {}
+        self.wires = Wires()
         self.done = [False] * len(self.tasks)
         self.first = 0
         self.now = 0.0
@@ -252,12 +252,11 @@ class _Run:
         task = self.tasks[index]
         self.memory.run(index, task.launch if task.role is Role.WAIT else -1)
         if task.role is Role.LAUNCH:
-            begin = max(self.now, self.free.get(task.channel, 0.0))
-            self.end[index] = self.free[task.channel] = begin + task.seconds
+            _, self.end[index] = self.wires.launch(self.now, task)
         else:
             if task.role is Role.WAIT:
                 self.now = max(self.now, self.end[task.launch])
-            self.now += task.seconds
+            self.now = self.wires.run(self.now, task.seconds)
         self.done[index] = True
         while self.first < len(self.tasks) and self.done[self.first]:
             self.first += 1

@@ -6,7 +6,8 @@ Never: knows what a task computes; looks at a clock. Equal programs give equal t
 
 The machine model: the compute stream runs one task after another. A launch costs it next to nothing and occupies its
 channel (a process group) for `seconds`, behind the launches before it. A wait stops the compute stream until the
-collective it waits for is through.
+collective it waits for is through. While a launch is in flight, compute takes `1 + slows` times as long: it shares
+memory, processors or compute units with the network.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Task:
     """Process group of a launch."""
     launch: int = -1
     """Of a wait: the launch that it waits for."""
+    slows: float = 0.0
+    """Of a launch: part by which compute takes longer while it is in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,39 @@ class Program:
         return held
 
 
+class Wires:
+    """The channels of a program, and how their traffic slows compute."""
+
+    def __init__(self) -> None:
+        self._free: dict[str, float] = {}
+        self._slows: dict[str, float] = {}
+
+    def launch(self, now: float, task: Task) -> tuple[float, float]:
+        """When a launch that is issued `now` starts, behind those before it on its channel, and is through."""
+        start = max(now, self._free.get(task.channel, 0.0))
+        self._free[task.channel] = start + task.seconds
+        if task.slows:
+            self._slows[task.channel] = task.slows
+        return start, start + task.seconds
+
+    def run(self, now: float, seconds: float) -> float:
+        """When `seconds` of compute that start `now` are done."""
+        if self._slows and seconds:
+            busy = sorted((end, self._slows.get(name, 0.0)) for name, end in self._free.items() if end > now)
+            slows = sum(slow for _, slow in busy)
+            for end, slow in busy:
+                if (end - now) >= seconds * (1 + slows):
+                    return now + seconds * (1 + slows)
+                seconds -= (end - now) / (1 + slows)
+                now = end
+                slows -= slow
+        return now + seconds
+
+    def idle_at(self) -> float:
+        """When everything that has been launched is through."""
+        return max(self._free.values(), default=0.0)
+
+
 @dataclass(frozen=True)
 class Timeline:
     """What an order of a program's tasks costs, in the machine model."""
@@ -92,7 +128,7 @@ class Timeline:
     makespan: float
     """Seconds until everything is through."""
     compute: float
-    """Seconds of compute tasks."""
+    """Seconds of compute tasks, longer than estimated where launches in flight slow them."""
     communication: float
     """Seconds of collectives, summed over the channels."""
     exposed: float
@@ -112,26 +148,26 @@ def simulate(program: Program, order: Sequence[int]) -> Timeline:
     check_order(program, order)
     tasks = program.tasks
     start, end = [0.0] * len(tasks), [0.0] * len(tasks)
-    channel_free: dict[str, float] = {}
-    now = exposed = 0.0
+    wires = Wires()
+    now = exposed = compute = 0.0
     for index in order:
         task = tasks[index]
         if task.role is Role.LAUNCH:
-            start[index] = max(now, channel_free.get(task.channel, 0.0))
-            end[index] = channel_free[task.channel] = start[index] + task.seconds
+            start[index], end[index] = wires.launch(now, task)
             continue
         start[index] = now
         if task.role is Role.WAIT:
             exposed += max(0.0, end[task.launch] - now)
             now = max(now, end[task.launch])
-        now += task.seconds
-        end[index] = now
-    tail = max([now, *channel_free.values()])
+        end[index] = wires.run(now, task.seconds)
+        compute += end[index] - now
+        now = end[index]
+    tail = max(now, wires.idle_at())
     return Timeline(
         tuple(start),
         tuple(end),
         makespan=tail,
-        compute=sum(task.seconds for task in tasks if task.role is not Role.LAUNCH),
+        compute=compute,
         communication=sum(task.seconds for task in tasks if task.role is Role.LAUNCH),
         exposed=exposed + (tail - now),
         peak_bytes=max(live_bytes(program, order), default=0),
@@ -143,18 +179,17 @@ def makespan(program: Program, order: Sequence[int]) -> float:
     """`simulate(program, order).makespan`, unchecked."""
     tasks = program.tasks
     end: dict[int, float] = {}
-    channel_free: dict[str, float] = {}
+    wires = Wires()
     now = 0.0
     for index in order:
         task = tasks[index]
         if task.role is Role.LAUNCH:
-            begin = max(now, channel_free.get(task.channel, 0.0))
-            end[index] = channel_free[task.channel] = begin + task.seconds
+            _, end[index] = wires.launch(now, task)
             continue
         if task.role is Role.WAIT:
             now = max(now, end[task.launch])
-        now += task.seconds
-    return max([now, *channel_free.values()])
+        now = wires.run(now, task.seconds)
+    return max(now, wires.idle_at())
 
 
 def check_order(program: Program, order: Sequence[int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from farskip_compile.passes.program import Buffer, Program, Role, Task
@@ -22,7 +24,8 @@ def programs(draw: st.DrawFn, most: int = 40) -> Program:
         name = f"{role}{index}"
         if role is Role.LAUNCH:
             launches.append(index)
-            tasks.append(Task(name, needs, draw(SECONDS), role, channel=draw(st.sampled_from("abc"))))
+            channel, slows = draw(st.sampled_from("abc")), draw(st.sampled_from([0.0, 0.0, 0.25]))
+            tasks.append(Task(name, needs, draw(SECONDS), role, channel=channel, slows=slows))
         elif role is Role.WAIT:
             tasks.append(Task(name, needs, 0.0, role, launch=draw(st.sampled_from(launches))))
         else:
@@ -46,8 +49,5 @@ def consistent(program: Program) -> Program:
         for user in buffer.users:
             if buffer.maker >= 0:
                 needs[user].add(buffer.maker)
-    tasks = tuple(
-        Task(task.name, tuple(sorted(need)), task.seconds, task.role, task.channel, task.launch)
-        for task, need in zip(program.tasks, needs, strict=True)
-    )
+    tasks = tuple(replace(task, needs=tuple(sorted(need))) for task, need in zip(program.tasks, needs, strict=True))
     return Program(tasks, program.buffers)

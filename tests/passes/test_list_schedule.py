@@ -173,6 +173,21 @@ def test_a_wait_that_can_be_taken_later_is() -> None:
     assert order.index(4) < order.index(2)
 
 
+def test_compute_is_slower_while_something_is_in_flight() -> None:
+    """4 s of work, of which the first 2.5 s on the clock do only 2 s of it; a second network slows it further."""
+    tasks = (
+        Task("launch", (), 2.5, Role.LAUNCH, "ep", slows=0.25),
+        Task("work", (), 4.0),
+        Task("wait", (), 0.0, Role.WAIT, launch=0),
+    )
+    timeline = simulate(Program(tasks), range(3))
+    assert timeline.makespan == timeline.compute == 4.5
+    assert timeline.exposed == 0.0
+    other = Task("other", (), 1.0, Role.LAUNCH, "tp", slows=0.75)  # 1 s at half the speed, then 1.5 s at four fifths
+    both = Program((tasks[0], other, Task("work", (), 4.0)))
+    assert simulate(both, range(3)).compute == pytest.approx(1.0 + 1.5 + (4.0 - 0.5 - 1.2))
+
+
 @settings(max_examples=100, deadline=None)
 @given(programs())
 def test_the_quick_makespan_is_that_of_the_machine_model(program: Program) -> None:
