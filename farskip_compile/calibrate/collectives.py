@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -62,7 +62,7 @@ class Collectives:
         return self.found
 
     def _kind(self, kind: CollectiveKind, messages: tuple[int, ...], seconds: float) -> None:
-        left, longest = seconds, 0.0
+        left, measured = seconds, []
         for place, size in enumerate(messages):
             count = IN_A_ROW if size < SMALL else 1
             call = self._call(kind, size)
@@ -70,8 +70,7 @@ class Collectives:
             budget = left / (len(messages) - place)
             repetitions = max(3, min(REPETITIONS, int(budget / max(once * count, 1e-9))))
             times = Times(tuple(self._time(call, count, repetitions)))
-            longest = max(longest, times.median)  # a larger message is never the faster one
-            self.found.samples.append(Sample(kind, size, self.ranks.size, longest))
+            measured.append((size, times.median))
             self.found.rows.append(
                 Row(
                     f"{kind}, {self.ranks.size} ranks",
@@ -85,8 +84,9 @@ class Collectives:
             )
             left -= sum(times.seconds) * count + 2 * once
             grown = messages[place + 1] / size if place + 1 < len(messages) else 0.0
-            if place + 1 >= LEAST_SIZES and grown * longest * 3 > max(left, 0.0):
+            if place + 1 >= LEAST_SIZES and grown * times.median * 3 > max(left, 0.0):
                 break
+        self.found.samples += [Sample(kind, size, self.ranks.size, value) for size, value in monotone(measured)]
 
     def _time(self, call: Callable[[], object], count: int, repetitions: int) -> list[float]:
         """Seconds of one call on the slowest rank; the first of several repetitions warms up."""
@@ -170,6 +170,20 @@ class Collectives:
         """Wait for compute alone: the collective is on a stream of its own."""
         if self.ranks.device.type != "cpu":
             torch.accelerator.current_stream(self.ranks.device).synchronize()
+
+
+def monotone(measured: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """(bytes, seconds) that grow: a small message is never slower than a larger one, and noise only adds time.
+
+    If all take alike, the largest takes a hundredth more, so that there is a rate.
+    """
+    found: list[tuple[int, float]] = []
+    least = float("inf")
+    for size, seconds in reversed(measured):
+        least = min(least, seconds)
+        found.insert(0, (size, least))
+    size, seconds = found[-1]
+    return [*found[:-1], (size, max(seconds, 1.01 * found[0][1]))]
 
 
 class _Work:

@@ -25,7 +25,8 @@ from farskip_compile.costs import Curve
 
 SOFTMAX_OPS = 9
 """Elementwise operations of a softmax as `costs.elementwise` counts them: 5 for exp, and 4 others."""
-SOFTMAX_SHAPE = (1024, 1024)
+SOFTMAX_ROWS, SOFTMAX_COLUMNS = (96, 384), 1024
+"""Small enough for the second level of a CPU's cache."""
 PAGES = "new pages"
 FASTEST = 1e13
 """Bytes/s that stand for new pages which cost nothing."""
@@ -57,7 +58,7 @@ class Memory:
     def __init__(self, watch: Stopwatch, dtype: torch.dtype, grids: Grids) -> None:
         self.watch, self.dtype, self.grids = watch, dtype, grids
         self.found = MemoryFigures()
-        self._pool = Pool(watch.device, dtype, CACHE)
+        self._pool, self._results = (Pool(watch.device, dtype, CACHE) for _ in range(2))
 
     def overheads(self, seconds: float) -> None:
         """Launches of a kernel that does nothing to speak of; reading a number that is there."""
@@ -76,7 +77,8 @@ class Memory:
         budget = Budget(seconds, len(self.grids.memory), self.watch.clock)
         rates = []
         for size in self.grids.memory:
-            take = self._operands([(size // (3 * self.dtype.itemsize),)] * 3, size)
+            count = size // (3 * self.dtype.itemsize)
+            take = self._operands([(count,)] * 2, size, [(count,)])
             times = self._run(take, lambda a, b, c: torch.mul(a, b, out=c), budget)
             rates.append(self._row("memory", (size,), times, size))
         self.found.memory = Curve(axes=(self.grids.memory,), values=tuple(rates))
@@ -103,7 +105,7 @@ class Memory:
 
     def compiled(self, seconds: float) -> None:
         """Inductor's kernels: arithmetic, and transposes by bytes. Not measured where Inductor can't compile."""
-        budget = Budget(seconds, 1 + len(self.grids.strided), self.watch.clock)
+        budget = Budget(seconds, 2 + len(self.grids.strided), self.watch.clock)
         try:
             if self.watch.device.type == "cpu":  # a GPU's arithmetic hides behind its memory, and can't be seen so
                 self._softmax(budget)
@@ -112,11 +114,18 @@ class Memory:
             self.found.notes.append(f"Inductor's kernels are not measured: {str(error).splitlines()[0][:100]}")
 
     def _softmax(self, budget: Budget) -> None:
-        run = torch.compile(lambda x: torch.softmax(x, -1), dynamic=False)
-        count = SOFTMAX_SHAPE[0] * SOFTMAX_SHAPE[1]
-        times = self._run(self._operands([SOFTMAX_SHAPE], 2 * count * self.dtype.itemsize), run, budget)
-        self._row("fused softmax", SOFTMAX_SHAPE, times, 2 * count * self.dtype.itemsize)
-        self.found.element_rate = SOFTMAX_OPS * count / times.median
+        """Of two heights, whose difference is free of what a call costs beside its loops."""
+        run = torch.compile(lambda x: torch.softmax(x, -1), dynamic=True)
+        seconds = []
+        for rows in SOFTMAX_ROWS:
+            moved = 2 * rows * SOFTMAX_COLUMNS * self.dtype.itemsize
+            shape = (rows, SOFTMAX_COLUMNS)
+            times = self._run(self._operands([shape], moved), run, budget)
+            self._row("fused softmax", shape, times, moved)
+            seconds.append(times.median)
+        more = (SOFTMAX_ROWS[1] - SOFTMAX_ROWS[0]) * SOFTMAX_COLUMNS
+        if seconds[1] > seconds[0]:
+            self.found.element_rate = SOFTMAX_OPS * more / (seconds[1] - seconds[0])
 
     def _transposes(self, budget: Budget) -> None:
         run = torch.compile(lambda x: x.t().contiguous(), dynamic=True)
@@ -127,9 +136,11 @@ class Memory:
             rates.append(self._row("fused transpose", (size,), times, size))
         self.found.strided = Curve(axes=(self.grids.strided,), values=tuple(rates))
 
-    def _operands(self, shapes: Sequence[tuple[int, ...]], moved: int) -> Callable[[], Sequence[torch.Tensor]]:
-        """Operands of a kernel that moves so many bytes, others each time."""
-        return rotating(lambda: self._pool.take(*shapes), CACHE // moved)
+    def _operands(
+        self, shapes: Sequence[tuple[int, ...]], moved: int, results: Sequence[tuple[int, ...]] = ()
+    ) -> Callable[[], Sequence[torch.Tensor]]:
+        """Operands of a kernel that moves so many bytes, others each time, and where it writes."""
+        return rotating(lambda: [*self._pool.take(*shapes), *self._results.take(*results)], CACHE // moved)
 
     def _run(self, take: Callable[[], Sequence[torch.Tensor]], call: Callable[..., object], budget: Budget) -> Times:
         return time_just_written(self.watch, take, call, budget)

@@ -43,6 +43,8 @@ class Products:
         self.rows: list[Row] = []
         self.notes: list[str] = []
         self._pool = Pool(watch.device, dtype, CACHE)
+        # results of results shrink to denormal numbers, which are a hundred times as slow: no operand is a result
+        self._results = Pool(watch.device, dtype, CACHE)
 
     def measure(self, seconds: float) -> dict[str, Curve]:
         """Kind of product, as a field of `costs.Curves`, and its curve; kinds that do not run here are left out."""
@@ -80,7 +82,7 @@ class Products:
         """By a weight [columns, inner], as in a linear layer."""
         numbers = rows * inner + columns * inner + rows * columns
         take = rotating(
-            lambda: self._pool.take((rows, inner), (columns, inner), (rows, columns)),
+            lambda: [*self._pool.take((rows, inner), (columns, inner)), *self._results.take((rows, columns))],
             CACHE // (numbers * self.dtype.itemsize),
         )
         times = self._run(take, lambda x, w, y: torch.mm(x, w.t(), out=y), budget)

@@ -61,6 +61,11 @@ class Estimates:
         cost = collective_cost(node, self.size)
         return collective_seconds(cost.kind, cost.bytes, cost.ranks, self.profile)
 
+    def link(self, node: fx.Node) -> str:
+        """Which link of the profile a launch uses; groups on one link share it. Empty for a group of one rank."""
+        ranks = collective_cost(node, self.size).ranks
+        return "" if ranks < 2 else "intra_node" if ranks <= self.profile.ranks_per_node else "inter_node"
+
     def interference(self, node: fx.Node) -> float:
         """Compute takes (1 + this) times as long while the collective that `node` launches is in flight."""
         return interference(collective_cost(node, self.size).ranks, self.profile)

@@ -38,14 +38,19 @@ def fresh_bytes(graph: fx.Graph, size: Size) -> dict[fx.Node, int]:
     ends = {node: max((place[reader] for reader in readers(node)), default=place[node]) for node in large}
     dead: Counter[int] = Counter()
     found: dict[fx.Node, int] = {}
+    replaced: set[fx.Node] = set()
     pending = sorted(large, key=lambda node: ends[node])
     for node in large:
         while pending and ends[pending[0]] < place[node]:
-            dead[large[pending.pop(0)]] += 1
+            dead[large[pending[0]]] += pending[0] not in replaced
+            pending.pop(0)
         total = large[node]
         if is_fusible(node):
-            if not _replaces_an_operand(node, large, ends, place):
+            operand = _replaced(node, large, ends, place)
+            if operand is None:
                 found[node] = total
+            else:
+                replaced.add(operand)
         elif dead[total]:
             dead[total] -= 1
         else:
@@ -64,21 +69,27 @@ def _own_bytes(node: fx.Node, size: Size) -> int:
     return max((tensor_bytes(value, size) for value in tensors_of(ops.fake(node))), default=0)
 
 
-def _replaces_an_operand(
+def _replaced(
     node: fx.Node, large: dict[fx.Node, int], ends: dict[fx.Node, int], place: dict[fx.Node, int]
-) -> bool:
-    """Whether a value of the same size dies in the loop that makes `node`, and no reduction stands in between."""
+) -> fx.Node | None:
+    """A value of the same size that dies in the loop that makes `node`, if no reduction stands in between."""
     seen, stack = {node}, [node]
     operands: list[fx.Node] = []
     while stack:
-        for source in stack.pop().all_input_nodes:
+        one = stack.pop()
+        if _reduces(one):
+            return None
+        for source in one.all_input_nodes:
             if source in seen:
                 continue
             seen.add(source)
             if source in large:
                 operands.append(source)
             elif source.op == "call_function" and (is_free(source) or is_fusible(source)):
-                if isinstance(source.target, OpOverload) and torch.Tag.reduction in source.target.tags:
-                    return False
                 stack.append(source)
-    return any(large[one] == large[node] and ends[one] <= place[node] for one in operands)
+    return next((one for one in operands if large[one] == large[node] and ends[one] <= place[node]), None)
+
+
+def _reduces(node: fx.Node) -> bool:
+    tagged = isinstance(node.target, OpOverload) and torch.Tag.reduction in node.target.tags
+    return tagged or "softmax" in ops.op_name(node)

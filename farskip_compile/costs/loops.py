@@ -6,7 +6,8 @@ Never: looks at generated code.
 
 A node that is computed inside of a loop is computed for every step of the loop, also where its own value is smaller:
 a rotary table, or the mask in front of a softmax, again for each head. And each loop that reads it computes it again.
-So the operations of a loop are those of its nodes for one step, times the steps of its largest node.
+Only what is equal along the innermost dimension is computed once for a row of it: the factor of a norm, a row's index.
+So the operations of a loop are those of its nodes for one step, times the steps of its largest node, or times its rows.
 
 A loop transposes if a view behind it moves the innermost dimension, and it reads or writes a tensor that has that
 dimension apart: the last one is then not the one that lies together in memory.
@@ -32,11 +33,15 @@ TRANSPOSES = ("permute", "transpose", "t")
 
 def loop_ops(nodes: Sequence[fx.Node], size: Size) -> int:
     """Elementwise operations of the loop that computes `nodes`."""
-    weights = sum(map(weight, nodes))
-    if not weights:
+    shapes = {node: max((_shape(value, size) for value in _touched(node)), key=prod) for node in nodes if weight(node)}
+    if not shapes:
         return 0
-    steps = max((_elements(value, size) for node in nodes if weight(node) for value in _touched(node)), default=0)
-    return weights * steps
+    largest = max(shapes.values(), key=prod)
+    steps, row = prod(largest), max(largest[-1], 1) if largest else 1
+    return sum(
+        weight(node) * (steps if prod(shape) == steps or (shape and shape[-1] == row) else -(-steps // row))
+        for node, shape in shapes.items()
+    )
 
 
 def transposed_bytes(nodes: Sequence[fx.Node], size: Size) -> int:
@@ -69,5 +74,5 @@ def _is_reduction(node: fx.Node) -> bool:
     return isinstance(node.target, OpOverload) and torch.Tag.reduction in node.target.tags
 
 
-def _elements(value: torch.Tensor, size: Size) -> int:
-    return prod(size(length) for length in value.shape)
+def _shape(value: torch.Tensor, size: Size) -> tuple[int, ...]:
+    return tuple(size(length) for length in value.shape)

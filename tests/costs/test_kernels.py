@@ -1,0 +1,146 @@
+"""What is asked of a graph beside FLOPs and bytes: shapes of products, loops, transposes, new memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import fx
+
+from farskip_compile.costs import Curve, Curves, OpCost, SizeHints, load_profile, op_cost, op_seconds
+from farskip_compile.costs.estimates import Estimates
+from farskip_compile.costs.fresh import LARGE, fresh_bytes
+from farskip_compile.costs.loops import loop_ops, transposed_bytes
+from tests.costs.traced import only, trace, trace_fake
+
+aten = torch.ops.aten
+
+
+def shape_of(function, *shapes, **kwargs):
+    cost = only(trace_fake(function, *shapes, **kwargs))
+    return cost.batch, cost.shape
+
+
+def test_shapes_of_products() -> None:
+    assert shape_of(torch.mm, (3, 5), (5, 7)) == (1, (3, 5, 7))
+    assert shape_of(torch.addmm, (7,), (3, 5), (5, 7)) == (1, (3, 5, 7))
+    assert shape_of(torch.bmm, (4, 3, 5), (4, 5, 7)) == (4, (3, 5, 7))
+    assert shape_of(torch.baddbmm, (4, 3, 7), (4, 3, 5), (4, 5, 7)) == (4, (3, 5, 7))
+    assert shape_of(torch.mv, (3, 5), (5,)) == (1, (3, 5, 1))
+    assert shape_of(torch.dot, (5,), (5,)) == (1, None)  # not known: the scalar counts
+
+
+def test_shapes_of_attention_and_of_its_backward() -> None:
+    q, kv, lse = (2, 4, 24, 8), (2, 4, 48, 8), (2, 4, 24)
+
+    def forward(q, k, v):
+        return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
+
+    def backward(grad, q, k, v, out, lse):
+        return aten._scaled_dot_product_flash_attention_for_cpu_backward(grad, q, k, v, out, lse, 0.0, False)
+
+    assert shape_of(forward, q, kv, kv) == (8, (24, 48, 8))
+    assert shape_of(backward, q, q, kv, kv, q, lse) == (8, (24, 48, 8))
+    assert only(trace_fake(backward, q, q, kv, kv, q, lse)).backward
+    assert not only(trace_fake(forward, q, kv, kv)).backward
+
+
+def test_groups_share_out_the_rows() -> None:
+    def rows(x, w, offsets):
+        return torch._grouped_mm(x, w.transpose(1, 2), offsets.to(torch.int32))
+
+    def weights(x, y, offsets):
+        return torch._grouped_mm(x.t(), y, offsets.to(torch.int32))
+
+    kwargs = {"device": "cuda", "dtype": torch.bfloat16}
+    for function, shapes, expected in (
+        (rows, [(64, 32), (4, 48, 32)], (4, (16, 32, 48))),
+        (weights, [(64, 32), (64, 48)], (4, (32, 16, 48))),
+    ):
+        graph = trace_fake(function, *shapes, (4,), **kwargs)
+        (node,) = [node for node in graph.nodes if "grouped_mm" in str(node.target)]
+        cost = op_cost(node, int)
+        assert (cost.batch, cost.shape) == expected
+
+
+def calls(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.op == "call_function"]
+
+
+def test_a_loop_computes_small_values_again_at_every_step() -> None:
+    def table_times_heads(x, angles):
+        return x * angles.cos()
+
+    graph = trace_fake(table_times_heads, (16, 64, 8), (64, 8))
+    cos, mul = calls(graph)
+    assert loop_ops([cos, mul], int) == (5 + 1) * 16 * 64 * 8
+    assert loop_ops([cos], int) == 5 * 64 * 8
+    assert loop_ops([], int) == 0
+    norm = trace_fake(lambda x: x * (x.sum(-1, keepdim=True) + 1).rsqrt(), (4, 32))
+    total, more, root, scaled = calls(norm)
+    assert loop_ops([total], int) == loop_ops([scaled], int) == 4 * 32
+    assert loop_ops([more, root, scaled], int) == 4 * 32 + (1 + 5) * 4  # once for each row
+    summed = trace_fake(lambda x: x.sum(-1), (4, 32))
+    assert loop_ops(calls(summed), int) == 4 * 32
+
+
+def test_transposes_are_those_of_the_innermost_dimension() -> None:
+    heads = trace_fake(lambda x: x.transpose(0, 1).contiguous(), (8, 4, 64))
+    across = trace_fake(lambda x: x.permute(0, 2, 1).contiguous(), (8, 4, 64))
+    flat = trace_fake(lambda x: x.t().contiguous(), (8, 64))
+    assert transposed_bytes(calls(heads), int) == 0
+    assert transposed_bytes(calls(across), int) == 2 * 4 * 8 * 4 * 64
+    assert transposed_bytes(calls(flat), int) == 2 * 4 * 8 * 64
+
+
+SIDE = 2048
+BIG = 4 * 2 * SIDE * SIDE
+
+
+def test_large_results_take_new_memory_unless_equal_memory_is_free() -> None:
+    """Two layers of scores and softmax: the second scores get the first's memory, a softmax never does."""
+    assert BIG >= LARGE
+
+    def layers(q, k, v):
+        for _ in range(2):
+            q = torch.softmax(q @ k, -1) @ v
+        return q
+
+    graph = trace_fake(layers, (2, SIDE, 8), (2, 8, SIDE), (2, SIDE, 8))
+    found = fresh_bytes(graph, int)
+    names = [str(node.target).split(".")[1] for node in found]
+    assert names == ["bmm", "_softmax", "_softmax"]
+    assert set(found.values()) == {BIG}
+    assert fresh_bytes(trace_fake(layers, (2, 64, 8), (2, 8, 64), (2, 64, 8)), int) == {}
+
+
+def test_a_plain_loop_replaces_the_operand_that_dies_with_it() -> None:
+    graph = trace_fake(lambda x, w: (x @ w).relu() @ w, (2 * SIDE, SIDE), (SIDE, SIDE))
+    first, relu, second = calls(graph)
+    found = fresh_bytes(graph, int)
+    assert relu not in found
+    assert list(found) == [first, second]
+    kept = trace_fake(lambda x, w: ((y := x @ w).relu() @ w, y @ w), (2 * SIDE, SIDE), (SIDE, SIDE))
+    assert "relu" in [node.name for node in fresh_bytes(kept, int)]
+
+
+def test_estimates_put_all_of_it_together() -> None:
+    """A fused kernel costs the larger of arithmetic and traffic, and its new memory."""
+    base = load_profile("cpu-gloo")
+    rate = Curve(axes=((1,),), values=(1e9,))
+    curves = Curves(memory=rate, strided=replace(rate, values=(1e8,)), fresh=replace(rate, values=(1e9,)))
+    profile = replace(
+        base, curves=curves, element_rate=1e9, launch_seconds=0.0, sources={**base.sources, "curves": "drawn"}
+    )
+    graph = trace_fake(lambda x: x.relu().exp(), (2 * SIDE, SIDE))
+    relu, exp = calls(graph)
+    estimates = Estimates(graph, profile)
+    steps = 2 * SIDE * SIDE
+    assert estimates.kernel([(False, [exp, relu])], 2 * BIG) == pytest.approx(max(6 * steps, 2 * BIG) / 1e9 + BIG / 1e9)
+    assert estimates.kernel([(False, [relu])], 8) == pytest.approx(steps / 1e9)
+    graph = trace(lambda x: x.sum() + x.sum().item(), torch.ones(3))
+    (sync,) = [node for node in graph.nodes if op_cost(node, SizeHints(graph)).kind == "sync"]
+    told = replace(profile, sync_seconds=0.25, sources={**profile.sources, "sync_seconds": "drawn"})
+    assert Estimates(graph, told).kernel([(True, [sync])], 4) == 0.25
+    assert op_seconds(OpCost(0, 0, 0, None, "memory"), profile) == 0.0
