@@ -35,6 +35,9 @@ class Estimate(Protocol):
     def collective(self, node: fx.Node) -> float:
         """Seconds of a launch on its channel."""
 
+    def link(self, node: fx.Node) -> str:
+        """The wires that a launch uses, by a name that all ranks give them."""
+
     def interference(self, node: fx.Node) -> float:
         """Part by which compute takes longer while a launch is in flight."""
 
@@ -85,8 +88,8 @@ def read_program(
         required = tuple(sorted(needs[i]))
         if waits_of.get(node):
             group = ops.process_group(node)
-            seconds, slows = estimate.collective(node), estimate.interference(node)
-            tasks.append(Task(node.name, required, seconds, Role.LAUNCH, channel=group, slows=slows))
+            seconds, link, slows = estimate.collective(node), estimate.link(node), estimate.interference(node)
+            tasks.append(Task(node.name, required, seconds, Role.LAUNCH, channel=group, link=link, slows=slows))
         elif node in launch_of:
             tasks.append(Task(node.name, required, 0.0, Role.WAIT, launch=index[launch_of[node]]))
         else:

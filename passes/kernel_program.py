@@ -26,6 +26,9 @@ class KernelEstimate(Protocol):
     def collective(self, node: fx.Node) -> float:
         """Seconds of a launch on its channel."""
 
+    def link(self, node: fx.Node) -> str:
+        """The wires that a launch uses, by a name that all ranks give them."""
+
     def interference(self, node: fx.Node) -> float:
         """Part by which compute takes longer while a launch is in flight."""
 
@@ -46,8 +49,8 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate) -
         awaited = _awaited(tasks, needs) if inductor.is_wait_kernel(kernel) else None
         if launch is not None:
             group = ops.process_group(launch)
-            seconds, slows = estimate.collective(launch), estimate.interference(launch)
-            tasks.append(Task(name, needs, seconds, Role.LAUNCH, channel=group, slows=slows))
+            seconds, link, slows = estimate.collective(launch), estimate.link(launch), estimate.interference(launch)
+            tasks.append(Task(name, needs, seconds, Role.LAUNCH, channel=group, link=link, slows=slows))
         elif awaited is not None:
             tasks.append(Task(name, needs, 0.0, Role.WAIT, launch=awaited))
         else:

@@ -5,8 +5,9 @@ Out:   a `Timeline`: when each task runs, how much communication is exposed, and
 Never: knows what a task computes; looks at a clock. Equal programs give equal timelines on every rank.
 
 The machine model: the compute stream runs one task after another. A launch costs it next to nothing and occupies its
-channel (a process group) for `seconds`, behind the launches before it. A wait stops the compute stream until the
-collective it waits for is through. While a launch is in flight, compute takes `1 + slows` times as long: it shares
+channel (a process group) and the link that this shares with other groups for `seconds`, behind the launches before it:
+on a link, one collective after another takes as long in all as several at once. A wait stops the compute stream until
+the collective it waits for is through. While a launch is in flight, compute takes `1 + slows` times as long: it shares
 memory, processors or compute units with the network.
 """
 
@@ -39,6 +40,8 @@ class Task:
     """Process group of a launch."""
     launch: int = -1
     """Of a wait: the launch that it waits for."""
+    link: str = ""
+    """Of a launch: the wires that its channel shares with others; empty: it has its own."""
     slows: float = 0.0
     """Of a launch: part by which compute takes longer while it is in flight."""
 
@@ -88,21 +91,23 @@ class Wires:
     """The channels of a program, and how their traffic slows compute."""
 
     def __init__(self) -> None:
-        self._free: dict[str, float] = {}
+        self._channels: dict[str, float] = {}
+        self._links: dict[str, float] = {}
         self._slows: dict[str, float] = {}
 
     def launch(self, now: float, task: Task) -> tuple[float, float]:
-        """When a launch that is issued `now` starts, behind those before it on its channel, and is through."""
-        start = max(now, self._free.get(task.channel, 0.0))
-        self._free[task.channel] = start + task.seconds
+        """When a launch that is issued `now` starts, behind those on its channel and its link, and is through."""
+        link = task.link or task.channel
+        start = max(now, self._channels.get(task.channel, 0.0), self._links.get(link, 0.0))
+        self._channels[task.channel] = self._links[link] = start + task.seconds
         if task.slows:
-            self._slows[task.channel] = task.slows
+            self._slows[link] = task.slows
         return start, start + task.seconds
 
     def run(self, now: float, seconds: float) -> float:
         """When `seconds` of compute that start `now` are done."""
         if self._slows and seconds:
-            busy = sorted((end, self._slows.get(name, 0.0)) for name, end in self._free.items() if end > now)
+            busy = sorted((end, self._slows.get(name, 0.0)) for name, end in self._links.items() if end > now)
             slows = sum(slow for _, slow in busy)
             for end, slow in busy:
                 if (end - now) >= seconds * (1 + slows):
@@ -114,7 +119,7 @@ class Wires:
 
     def idle_at(self) -> float:
         """When everything that has been launched is through."""
-        return max(self._free.values(), default=0.0)
+        return max(self._links.values(), default=0.0)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ def programs(draw: st.DrawFn, most: int = 40) -> Program:
         if role is Role.LAUNCH:
             launches.append(index)
             channel, slows = draw(st.sampled_from("abc")), draw(st.sampled_from([0.0, 0.0, 0.25]))
-            tasks.append(Task(name, needs, draw(SECONDS), role, channel=channel, slows=slows))
+            link = draw(st.sampled_from(["", "wire"]))
+            tasks.append(Task(name, needs, draw(SECONDS), role, channel=channel, link=link, slows=slows))
         elif role is Role.WAIT:
             tasks.append(Task(name, needs, 0.0, role, launch=draw(st.sampled_from(launches))))
         else:

@@ -188,6 +188,15 @@ def test_compute_is_slower_while_something_is_in_flight() -> None:
     assert simulate(both, range(3)).compute == pytest.approx(1.0 + 1.5 + (4.0 - 0.5 - 1.2))
 
 
+@pytest.mark.parametrize(("link", "seconds"), [("", 2.0), ("wire", 3.0)])
+def test_groups_share_a_link(link: str, seconds: float) -> None:
+    tasks = (
+        Task("dispatch", (), 1.0, Role.LAUNCH, "ep", link=link),
+        Task("all-reduce", (), 2.0, Role.LAUNCH, "tp", link=link),
+    )
+    assert simulate(Program(tasks), range(2)).makespan == seconds
+
+
 @settings(max_examples=100, deadline=None)
 @given(programs())
 def test_the_quick_makespan_is_that_of_the_machine_model(program: Program) -> None:

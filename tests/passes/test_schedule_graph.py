@@ -29,6 +29,9 @@ class Constant:
     def compute(self, node: fx.Node) -> float:
         return 1.0 if ops.is_matmul(node) else 0.1
 
+    def link(self, node: fx.Node) -> str:
+        return ""
+
     def interference(self, node: fx.Node) -> float:
         return 0.0
 
