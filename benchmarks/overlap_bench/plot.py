@@ -14,7 +14,7 @@ from typing import Any
 from overlap_bench.cells import PHASES
 from overlap_bench.names import EAGER, FULL, HAND, NONE, ORDER, OVERLAP, PASSES, PLAIN
 from overlap_bench.results import Result
-from overlap_bench.targets import HIDDEN, OVER_BOUND
+from overlap_bench.targets import HIDDEN, HOSTS, OVER_BOUND, RATIOS
 
 COLOURS = {
     PLAIN: "#8a929b",
@@ -53,16 +53,21 @@ def write_plot(results: Sequence[Result], path: Path) -> None:
         _marks(over, members, lambda result, name: result.over_bound(name))
         hidden.set_ylim(-4, 104)
         hidden.set_title(f"{phase} ({len(members)} cell{'s' * (len(members) != 1)})", fontsize=12)
-        over.set_ylim(bottom=0.95)
+        over.set_ylim(bottom=min(0.95, over.get_ylim()[0]))
         over.axhline(1.0, color="#1d2126", linewidth=1)
         over.set_xlabel("communication / compute")
-        _target(hidden, HIDDEN.get((phase, None)), 100)
-        _target(over, OVER_BOUND.get(phase), 1)
+        ratios = sorted({result.at.ratio for result in members})
+        _target(hidden, ratios, HIDDEN.get((phase, None)), 100)
+        _target(over, ratios, OVER_BOUND.get(phase), 1)
         if column == 0:
             hidden.set_ylabel("communication hidden, %")
             over.set_ylabel("step time / bound")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), frameon=False, fontsize=9)
+    shown: dict[str, Any] = {}
+    for axis in axes.flat:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            shown.setdefault(label, handle)
+    columns = 4 * len(phases)
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     figure.savefig(path, dpi=130, metadata={"Software": None})  # equal results, equal bytes
     pyplot.close(figure)
 
@@ -95,9 +100,13 @@ def _marks(axis: Any, results: Sequence[Result], figure: Callable[[Result, str],
         axis.spines[side].set_visible(False)
 
 
-def _target(axis: Any, wanted: float | None, scale: float) -> None:
-    if wanted is not None:
-        axis.axhline(scale * wanted, color="#c0392b", linewidth=1, linestyle="--", label="target (ratios 0.5 to 1)")
+def _target(axis: Any, ratios: Sequence[float], wanted: float | None, scale: float) -> None:
+    """A line under the ratios that the target is about."""
+    steps = [step for step, ratio in enumerate(ratios) if RATIOS[0] <= ratio <= RATIOS[1]]
+    if wanted is not None and steps:
+        span = [min(steps) - 0.5, max(steps) + 0.5]
+        label = f"target for full, {HOSTS} hosts"
+        axis.plot(span, [scale * wanted] * 2, color="#c0392b", linewidth=1.4, linestyle="--", label=label)
 
 
 def _percent(part: float | None) -> float | None:

@@ -90,7 +90,7 @@ def measure_group(
     torch._functorch.config.enable_autograd_cache = False
     torch._dynamo.config.recompile_limit = 256
     dist.init_process_group("gloo", timeout=timedelta(minutes=10))
-    machine = compute_profile(known_profile, calibrated=settings["calibrated"])
+    machine = compute_profile(known_profile, settings["calibration"])
     group = _Group(rank, settings, options, Mailbox(folder), machine)
     for ratio in ratios:
         group.measure(ratio, None if traces is None else Path(traces))
@@ -153,8 +153,8 @@ class _Group:
         programs: list[Program] = []
         read = schedule_kernels.read_kernels
 
-        def reading(*args: Any) -> Program:
-            programs.append(read(*args))
+        def reading(*args: Any, **options: Any) -> Program:
+            programs.append(read(*args, **options))
             return programs[-1]
 
         clear_schedules()
@@ -184,11 +184,10 @@ class _Group:
         )
         profile = link_profile(
             self.machine,
-            self.exchanges,
-            network["rate"],
-            probed.seconds,
-            network["text"],
-            calibrated=self.settings["calibrated"],
+            self.settings["calibration"],
+            exchanges=self.exchanges,
+            rate=network["rate"],
+            alone=probed.seconds,
         )
         if profile.digest() != self.digest:
             for variant in self.variants.profiled(profile, self.options):

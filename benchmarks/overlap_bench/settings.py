@@ -73,14 +73,14 @@ class Effort:
     """Steps of each variant under the profiler; the one with the median exposure counts."""
     width: int | None = None
     """Of the residual stream; None: `WIDTHS`."""
-    calibrated: bool = True
-    """Whether the hardware profile is calibrated here."""
+    calibration: float = 40.0
+    """Seconds to calibrate the hardware profile; 0: the shipped one is used."""
     tiny: bool = False
 
 
 FULL = Effort(layers=7, tokens=1024, sequences=128, cached=48, repetitions=15)
-QUICK = Effort(layers=4, tokens=1024, sequences=128, cached=48, repetitions=7)
-SMOKE = Effort(layers=3, tokens=64, sequences=16, cached=8, repetitions=3, profiles=1, calibrated=False, tiny=True)
+QUICK = Effort(layers=4, tokens=1024, sequences=128, cached=48, repetitions=7, calibration=25.0)
+SMOKE = Effort(layers=3, tokens=64, sequences=16, cached=8, repetitions=3, profiles=1, calibration=0.0, tiny=True)
 
 
 def settings_of(group: Group, effort: Effort) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def settings_of(group: Group, effort: Effort) -> dict[str, Any]:
         "cached": effort.cached if group.phase == DECODE else 0,
         "repetitions": effort.repetitions,
         "profiles": effort.profiles,
-        "calibrated": effort.calibrated,
+        "calibration": effort.calibration,
         "overrides": overrides,
     }
 

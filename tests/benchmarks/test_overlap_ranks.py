@@ -1,0 +1,116 @@
+"""The overlap benchmark from end to end on one rank without compiling, and Inductor's own overlap in compiled code."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+from overlap_bench import ranks, settings
+from overlap_bench.cells import Cell
+from overlap_bench.mailbox import Desk
+from overlap_bench.names import EAGER, FULL, ORDER, OVERLAP, PASSES, PLAIN
+from overlap_bench.output_code import captured_code, facts
+from overlap_bench.own_overlap import device_figures, options_for
+from overlap_bench.results import Result, summarise
+from overlap_bench.terminal import cell_text
+
+from farskip_compile.costs import default_profile
+
+
+@pytest.fixture
+def nothing_is_compiled(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model, **options: model)
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    threads = torch.get_num_threads()
+    with (
+        torch._inductor.config.patch(fx_graph_cache=True),
+        torch._functorch.config.patch(enable_autograd_cache=True),
+        torch._dynamo.config.patch(recompile_limit=8),
+    ):
+        yield
+    torch.set_num_threads(threads)
+    if dist.is_initialized():  # after a failure
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deepseek_v3/training/balanced/2/0.5",
+        "qwen3_moe/decode/skewed/2/1",
+        "llama4/prefill/balanced/2/2",
+        "llama4/training/skewed/4/1",
+    ],
+)
+def test_a_cell_from_end_to_end(name, nothing_is_compiled, tmp_path):
+    """All that is between the ranks and the table. Uncompiled, `full` is the plain model, and differs."""
+    cell = Cell.parse(name)
+    wanted = settings.settings_of(cell.group, settings.SMOKE)
+    handed, rates = [], []
+
+    def answer(question):
+        if "cell" in question:
+            return handed.append(question["cell"])
+        rates.append(question["rate"])
+        return {"rate": question["rate"], "text": "made up"}
+
+    with Desk(tmp_path, answer):
+        profile = ranks.measure_group(0, wanted, [cell.ratio, 0.25], {}, None, str(tmp_path), None)
+    assert profile["name"] == default_profile("cpu").name
+    assert [one["ratio"] for one in handed] == [cell.ratio, 0.25]
+    assert rates[0] is None  # compute is measured without a limit
+    assert None not in rates[1:]
+    result = summarise(cell, handed[0], about="", cores="", when="", is_network=True)
+    assert Result.from_json(json.loads(json.dumps(result.to_json()))) == result
+    assert set(result.exposed) == set(ORDER)
+    apart = {(check["one"], check["other"]) for check in result.differs}
+    assert apart == {(FULL, "hand-written")}
+    assert result.rate in rates
+    for variant in ORDER:
+        assert len(result.raw[0][variant]) == 3
+        assert result.peak_bytes[variant] > 0
+        assert result.exposed[variant]["communication"] > 0
+        if cell.group.phase == "training":
+            parts = [result.exposed[variant][part]["communication"] for part in ("forward", "backward")]
+            assert min(parts) > 0
+            assert sum(parts) == pytest.approx(result.exposed[variant]["communication"])
+    assert EAGER in cell_text(result, 80)
+
+
+def test_inductors_own_overlap_acts_in_the_code_that_it_generates():
+    """Both ways to switch it on move a product between launch and wait; the old flag alone does nothing."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from farskip_compile._compat import functional_collectives as fc
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+
+        def step(x, w):
+            sent = fc.all_to_all_single(x @ w, None, None, dist.group.WORLD)
+            return sent @ (w @ w @ w)
+
+        def code_of(options):
+            torch._dynamo.reset()
+            with torch._inductor.config.patch(fx_graph_cache=False), captured_code() as codes, torch.no_grad():
+                torch.compile(step, fullgraph=True, options=options)(torch.ones(256, 256), torch.ones(256, 256))
+            return facts(codes)
+
+        profile = default_profile("cpu")
+        found = {"flag": code_of({"reorder_for_compute_comm_overlap": True}), PLAIN: code_of({})}
+        with device_figures(profile):
+            found |= {name: code_of(options_for(name, profile)) for name in (OVERLAP, PASSES)}
+    finally:
+        dist.destroy_process_group()
+    assert {name: facts.heavy > 0 for name, facts in found.items()} == {
+        "flag": False,
+        PLAIN: False,
+        OVERLAP: True,
+        PASSES: True,
+    }
+    assert all(facts.collectives == 1 for facts in found.values())
+    one, same, other = (options_for(PASSES, profile) for profile in (profile, profile, default_profile("cuda", "H100")))
+    assert one == same != other  # so that Dynamo compiles anew for another profile
