@@ -9,9 +9,9 @@ matrices cut among them (all-reduce); prefill, decode and training steps; float3
 exchanges) or skewed (dropless ones). Hosts are joined by a network with a limited rate (`network.py`), 2 or 4 of them.
 A cell is one combination, `deepseek_v3/prefill/balanced/2/0.5`: the last is the ratio of communication to compute,
 both measured alone, for which the rate is chosen.
-* compute: the same step compiled by plain Inductor, its collectives giving what they once gave instead of sending. So
-  it is the same kernels in the same order, without network, waiting or the other ranks.
-* communication: the step's collectives one after another at this rate, nothing else.
+* compute: the step of the hand-written FarSkip form, compiled by plain Inductor, its collectives giving what they once
+  gave instead of sending: its kernels, without network, waiting or the other ranks.
+* communication: the collectives of this step one after another at this rate, nothing else.
 * bound: the larger of the two, and what no schedule can hide (`overlap_bench/bound.py`).
 
 `overlap_bench/names.py` says what the variants are. All of them, compute and communication take turns in one process on

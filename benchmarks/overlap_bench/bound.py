@@ -10,7 +10,9 @@ For launches c in their order, with S(...) the compute of a set of tasks:
               a wait is an ancestor of c, or that is on the same channel, head(b) + seconds(b) + S(what comes behind a
               wait of b and before c)
     tail(c)   S(what comes behind a wait of c)
-    bound     max(all compute, the communication of each channel, head(c) + seconds(c) + tail(c) for each c)
+    bound     max(all compute, the communication of each link, head(c) + seconds(c) + tail(c) for each c)
+That compute is slower while a collective is in flight is left out of it, and told apart: on a link that is busy for B
+seconds and slows compute C by the part s, nothing takes less than B + max(0, C - B / (1 + s)).
 Sets are bits of an integer; O(launches^2) of them are made.
 """
 
@@ -31,7 +33,9 @@ class Bound:
     """No schedule takes less."""
     compute: float
     communication: float
-    """Of the busiest channel."""
+    """Of the busiest link."""
+    slowed: float
+    """The same as `total`, with compute that is slower while a collective is in flight."""
 
     @property
     def unhideable(self) -> float:
@@ -46,6 +50,7 @@ def bound_of(programs: Iterable[Program]) -> Bound:
         total=sum(bound.total for bound in bounds),
         compute=sum(bound.compute for bound in bounds),
         communication=sum(bound.communication for bound in bounds),
+        slowed=sum(bound.slowed for bound in bounds),
     )
 
 
@@ -71,12 +76,17 @@ def _bound(program: Program) -> Bound:
                 earliest = max(earliest, head[b] + tasks[b].seconds + compute(behind[b] & before[c]))
         head[c] = earliest
         least = max(least, earliest + tasks[c].seconds + compute(behind[c]))
-    channels: dict[str, float] = defaultdict(float)
+    busy: dict[str, float] = defaultdict(float)
+    slows: dict[str, float] = {}
     for c in launches:
-        channels[tasks[c].channel] += tasks[c].seconds
-    all_compute = sum(task.seconds for task in tasks if task.role is not Role.LAUNCH)
-    busiest = max(channels.values(), default=0.0)
-    return Bound(total=max(least, all_compute, busiest), compute=all_compute, communication=busiest)
+        link = tasks[c].link or tasks[c].channel
+        busy[link] += tasks[c].seconds
+        slows[link] = min(slows.get(link, tasks[c].slows), tasks[c].slows)
+    everything = sum(task.seconds for task in tasks if task.role is not Role.LAUNCH)
+    busiest = max(busy.values(), default=0.0)
+    total = max(least, everything, busiest)
+    slower = (seconds + max(0.0, everything - seconds / (1 + slows[link])) for link, seconds in busy.items())
+    return Bound(total, everything, busiest, slowed=max(total, *slower) if busy else total)
 
 
 def _ancestors(program: Program) -> list[int]:

@@ -18,7 +18,7 @@ _LAUNCH = re.compile(r"^\s*(?:(\w+) = )?torch\.ops\._c10d_functional\.(?!wait_te
 _WAIT = re.compile(r"^\s*(?:\w+ = )?torch\.ops\._c10d_functional\.wait_tensor\.default\((\w+)")
 _HEAVY = re.compile(
     r"extern_kernels\.(?:mm|bmm|addmm|baddbmm|_mm_plus_mm|convolution|_grouped_mm)\w*\("
-    r"|torch\.ops\.(?:aten|mkl|mkldnn)\.\w*(?:mm|attention|linear|matmul|convolution)\w*\.\w+\("
+    r"|torch\.ops\.(?:aten|mkl|mkldnn)\.\w*(?:mm|attention|linear|matmul|convolution)\w*(?:\.\w+)?\("
 )
 
 

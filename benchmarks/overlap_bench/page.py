@@ -30,7 +30,9 @@ turns in one process on each host. Times are medians over repetitions of the slo
   (`farskip_compile.profiling`), mean over ranks. Of Llama-4 style this counts attention's all-reduces, too.
 - **bound**: max(compute alone, communication alone) + what no schedule can hide: the least makespan of the kernels of
   `full` in the scheduler's model of the machine, over the larger of compute and communication in that model
-  (`benchmarks/overlap_bench/bound.py`). Forward and backward count one after another.
+  (`benchmarks/overlap_bench/bound.py`). Forward and backward count one after another. Compute and communication are
+  those of the FarSkip form. It leaves out that compute is slower while a collective is in flight, since that hangs on a
+  single figure of the model; where a target is missed, that part is told.
 - **covered**: collectives between whose launch and wait a product of matrices or an attention stands in the code that
   Inductor generated. For eager mode there is no such code.
 - **peak**: most bytes that one step holds over what was there before, of the rank that holds most.

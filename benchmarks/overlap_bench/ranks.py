@@ -243,7 +243,7 @@ class _Group:
             "compile_seconds": {name: built.seconds for name, built in self.built.items()},
             "code": {name: built.code for name, built in self.built.items()},
             "estimates": {name: self.built[name].estimates for name in OURS},
-            "model_bound": {**asdict(bound), "unhideable": bound.unhideable},
+            "model_bound": {**asdict(bound), "unhideable": bound.unhideable, "slowing": bound.slowed - bound.total},
             "profile": profile.to_json(),
             "missing": self.variants.missing,
         }

@@ -86,6 +86,11 @@ class Result:
         return self.model_bound["unhideable"]
 
     @property
+    def slowing(self) -> float:
+        """Seconds that compute takes longer under collectives in any schedule, by the model; not in `bound`."""
+        return self.model_bound["slowing"]
+
+    @property
     def bound(self) -> float:
         """The larger of compute and communication, and what no schedule can hide."""
         return max(self.timings[COMPUTE].median, self.timings[COMMUNICATION].median) + self.unhideable

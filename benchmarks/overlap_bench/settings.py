@@ -3,9 +3,10 @@
 Contract: plain data, so that every rank is given the same. Widths keep the proportions of the real models where that
 matters for overlap: what attention, dense and expert layers compute for each byte that is sent.
 
-Routing. Balanced: a padded exchange, with room for 1.25 times a balanced load. Skewed: a dropless one, and a router
-that prefers some experts, so that ranks get unequal loads. Llama-4 style has its matrices cut among the ranks (tensor
-parallelism): every rank has every expert's slice, and skew only moves work between experts.
+Routing. Balanced: experts have room for 1.25 times a balanced load, and exchanges are padded to that. Skewed: a router
+that prefers some experts, and dropless exchanges, so that ranks get unequal loads. Llama-4 style has its matrices cut
+among the ranks (tensor parallelism): every rank has a slice of every expert and no exchange. There, skew only moves the
+load between experts, whose room stays what it was.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from overlap_bench.cells import BALANCED, DECODE, Group
+from overlap_bench.cells import DECODE, SKEWED, Group
 
 CAPACITY = 1.25
 SKEW = 1.0
@@ -42,6 +43,7 @@ TINY: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 64,
     "heads": 4,
+    "kv_heads": 4,
     "experts": 8,
     "intermediate_size": 64,
     "moe_intermediate_size": 32,
@@ -91,14 +93,15 @@ def settings_of(group: Group, effort: Effort) -> dict[str, Any]:
     if effort.width is not None:
         overrides["hidden_size"] = effort.width
     overrides["layers"] = list(LAYERS[group.model][: effort.layers])
-    balanced = group.routing == BALANCED
-    if not balanced:
+    if group.routing == SKEWED:
         overrides["router_skew"] = SKEW
+    tensor_parallel = group.model in TENSOR_PARALLEL
+    dropless = group.routing == SKEWED and not tensor_parallel
     return {
         "model": group.model,
         "phase": group.phase,
-        "tensor_parallel": group.model in TENSOR_PARALLEL,
-        "capacity_factor": CAPACITY if balanced else None,
+        "tensor_parallel": tensor_parallel,
+        "capacity_factor": None if dropless else CAPACITY,
         "batch": effort.sequences if group.phase == DECODE else 1,
         "tokens": 1 if group.phase == DECODE else effort.tokens,
         "cached": effort.cached if group.phase == DECODE else 0,
@@ -112,12 +115,15 @@ def settings_of(group: Group, effort: Effort) -> dict[str, Any]:
 def describe(group: Group, settings: dict[str, Any]) -> str:
     """Model and step in one line."""
     overrides = settings["overrides"]
-    spread = "matrices cut among" if settings["tensor_parallel"] else f"{overrides['experts']} experts over"
-    exchange = "padded exchange" if settings["capacity_factor"] else "dropless exchange, skewed router"
+    spread = f"{overrides['experts']} experts over {group.hosts} hosts, "
+    spread += "padded exchange" if settings["capacity_factor"] else "dropless exchange"
+    if settings["tensor_parallel"]:
+        spread = f"{overrides['experts']} experts, matrices cut among {group.hosts} hosts"
+    router = ", skewed router" if group.routing == SKEWED else ""
     step = f"{settings['tokens']} tokens"
     if group.phase == DECODE:
-        step = f"{settings['batch']} sequences of {settings['cached'] + 1} tokens, one of them new"
+        step = f"a new token for {settings['batch']} sequences of {settings['cached']}"
     return (
-        f"{group.model} style, {len(overrides['layers'])} layers, width {overrides['hidden_size']}, {spread} "
-        f"{group.hosts} hosts, {exchange}, {step} on each, float32"
+        f"{group.model} style, {len(overrides['layers'])} layers, width {overrides['hidden_size']}, {spread}{router}, "
+        f"{step} on each, float32"
     )

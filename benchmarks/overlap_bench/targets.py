@@ -59,7 +59,9 @@ def judge(result: Result) -> list[Verdict]:
         wanted_over = OVER_BOUND.get(cell.group.phase)
         if wanted_over is not None:
             over = result.over_bound(FULL)
-            missed = "" if over <= wanted_over else f", missed by {_ms((over - wanted_over) * result.bound)}"
+            missed = f", missed by {_ms((over - wanted_over) * result.bound)}; by the model, compute is "
+            missed += f"{_ms(result.slowing)} slower under collectives in any schedule"
+            missed = "" if over <= wanted_over else missed
             say("over the bound", over <= wanted_over, f"{over:.3f} x (at most {wanted_over:.2f} x){missed}")
     if result.weight > WEIGHT:
         faster = {name: result.timings[name].median / result.timings[FULL].median - 1 for name in _baselines(result)}

@@ -30,7 +30,9 @@ def cell_text(result: Result, width: int) -> str:
     lines += _wrapped(quiet, width)
     lines.append(columns(_table(result, wide=width >= WIDE), indent="  "))
     lines += _wrapped(
-        f"bound: max(compute, communication) + {ms(result.unhideable)} that no schedule can hide, by the model", width
+        f"bound: max(compute, communication) + {ms(result.unhideable)} that no schedule can hide, by the model; it "
+        f"leaves out that compute is {ms(result.slowing)} slower under collectives",
+        width,
     )
     for name in ORDER:
         if (acted := acted_text(result, name)) is not None:

@@ -73,7 +73,14 @@ def handed(*, seconds=None, hidden=0.99, backward=0.96, error=0.0, ranks=2, busy
             if name in HEAVY
         },
         "estimates": {"none": [], "full": [estimate(0.3, 0.1, 100, 104), estimate(0.6, 0.2, 100, 90)]},
-        "model_bound": {"total": 0.61, "compute": 0.6, "communication": 0.3, "unhideable": 0.01},
+        "model_bound": {
+            "total": 0.61,
+            "compute": 0.6,
+            "communication": 0.3,
+            "unhideable": 0.01,
+            "slowed": 0.63,
+            "slowing": 0.02,
+        },
         "profile": {"name": "made up"},
         "missing": dict.fromkeys(missing, "nobody wrote it"),
     }
