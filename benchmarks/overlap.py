@@ -71,6 +71,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="at most")
     parser.add_argument("--tokens", type=int, help="of each rank in prefill and training")
     parser.add_argument("--width", type=int, help="of the residual stream")
+    parser.add_argument("--calibration", type=float, metavar="SECONDS", help="0: schedule by the shipped profile")
     parser.add_argument("--memory-increase", type=float, help="option of our backend (default: its own)")
     args = parser.parse_args(given)
     if args.repetitions is not None and args.repetitions < 2:
@@ -102,7 +103,8 @@ def wanted_cells(args: argparse.Namespace) -> list[Cell]:
 def effort_of(args: argparse.Namespace) -> settings.Effort:
     """How large and how often."""
     effort = settings.SMOKE if args.smoke else settings.QUICK if args.quick else settings.FULL
-    given = {"repetitions": args.repetitions, "layers": args.layers, "tokens": args.tokens, "width": args.width}
+    names = ("repetitions", "layers", "tokens", "width", "calibration")
+    given = {name: getattr(args, name) for name in names}
     return dataclasses.replace(effort, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -8,8 +8,11 @@ overlapped eager  the FarSkip form written by hand, in eager mode, as AMD trains
 hand-written      the FarSkip form written by hand, compiled by Inductor
 none              the plain model by our backend, connectivity "none": scheduled, not rewired
 full              the same, connectivity "full": rewired and scheduled
-compute           like plain, with collectives that give what they once gave: the compute of the step
-communication     the collectives of the step one after another, and nothing else
+compute           like hand-written, with collectives that give what they once gave: the compute of the step
+communication     the collectives of that step one after another, and nothing else
+
+The last two are of the FarSkip form, which the bound is for: under tensor parallelism its backward pass has fewer
+all-reduces than the plain model's, because Inductor finds that some are of the same gradient.
 """
 
 from __future__ import annotations
