@@ -58,17 +58,25 @@ class Stopwatch:
         self.device = device
         self.clock = clock
 
-    def time(self, call: Callable[[], object], budget: Budget, *, before: Callable[[], object] | None = None) -> Times:
+    def time(
+        self,
+        call: Callable[[], object],
+        budget: Budget,
+        *,
+        before: Callable[[], object] | None = None,
+        least: float = SHORT,
+    ) -> Times:
         """Seconds of one call, as often as the budget allows.
 
         Args:
             call: what is timed.
             budget: how often.
             before: runs in front of each repetition, untimed: makes the operands as the operator before would.
+            least: seconds that one repetition should take; a shorter call is repeated within it.
         """
         call()
         once = self._span(call, 1, before)
-        count = max(1, min(1000, round(SHORT / max(once, 1e-7))))
+        count = max(1, min(1000, round(least / max(once, 1e-7))))
         repetitions = budget.repetitions(once * count * (2 if before else 1))
         return Times(tuple(self._span(call, count, before) for _ in range(repetitions)))
 

@@ -16,7 +16,7 @@ from torch import fx
 from farskip_compile.costs.alpha_beta import collective_seconds, interference
 from farskip_compile.costs.collectives import collective_cost
 from farskip_compile.costs.fresh import fresh_bytes
-from farskip_compile.costs.loops import loop_ops, transposed_bytes
+from farskip_compile.costs.loops import kernel_ops, transposed_bytes
 from farskip_compile.costs.memory import tensor_bytes, tensors_of
 from farskip_compile.costs.operators import FREE, OpCost, op_cost
 from farskip_compile.costs.profile import HardwareProfile
@@ -99,7 +99,7 @@ class Estimates:
             None,
             "memory",
             launches=0 if traffic == 0 else 1,
-            element_ops=sum(loop_ops(origins, self.size) for origins in loops),
+            element_ops=kernel_ops(loops, self.size),
             transposed_bytes=sum(transposed_bytes(origins, self.size) for origins in loops),
             fresh=tuple(made.values()),
         )

@@ -8,6 +8,8 @@ A node that is computed inside of a loop is computed for every step of the loop,
 a rotary table, or the mask in front of a softmax, again for each head. And each loop that reads it computes it again.
 Only what is equal along the innermost dimension is computed once for a row of it: the factor of a norm, a row's index.
 So the operations of a loop are those of its nodes for one step, times the steps of its largest node, or times its rows.
+Loops of one kernel that run over the same steps are one loop, which computes what they share once; but a reduction must
+be through before its result is read, so that reductions and other loops stay apart.
 
 A loop transposes if a view behind it moves the innermost dimension, and it reads or writes a tensor that has that
 dimension apart: the last one is then not the one that lies together in memory.
@@ -31,9 +33,18 @@ Size = Callable[[int | torch.SymInt], int]
 TRANSPOSES = ("permute", "transpose", "t")
 
 
+def kernel_ops(loops: Sequence[Sequence[fx.Node]], size: Size) -> int:
+    """Elementwise operations of a kernel that was fused from `loops`."""
+    merged: dict[tuple[bool, int], dict[fx.Node, None]] = {}
+    for nodes in loops:
+        steps = max((prod(_steps(node, size)) for node in nodes if weight(node)), default=0)
+        merged.setdefault((any(map(_is_reduction, nodes)), steps), {}).update(dict.fromkeys(nodes))
+    return sum(loop_ops(list(nodes), size) for nodes in merged.values())
+
+
 def loop_ops(nodes: Sequence[fx.Node], size: Size) -> int:
     """Elementwise operations of the loop that computes `nodes`."""
-    shapes = {node: max((_shape(value, size) for value in _touched(node)), key=prod) for node in nodes if weight(node)}
+    shapes = {node: _steps(node, size) for node in nodes if weight(node)}
     if not shapes:
         return 0
     largest = max(shapes.values(), key=prod)
@@ -65,9 +76,11 @@ def _moves_the_innermost(node: fx.Node) -> bool:
     return any(isinstance(dim, int) and dim % value.dim() == value.dim() - 1 for dim in node.args[1:3])
 
 
-def _touched(node: fx.Node) -> list[torch.Tensor]:
+def _steps(node: fx.Node, size: Size) -> tuple[int, ...]:
+    """The shape that `node` runs over: of its value, or of what it reduces."""
     reads = node.all_input_nodes if _is_reduction(node) else []
-    return [value for one in (node, *reads) for value in tensors_of(ops.fake(one))]
+    shapes = [_shape(value, size) for one in (node, *reads) for value in tensors_of(ops.fake(one))]
+    return max(shapes, key=prod, default=())
 
 
 def _is_reduction(node: fx.Node) -> bool:

@@ -11,7 +11,7 @@ from torch import fx
 from farskip_compile.costs import Curve, Curves, OpCost, SizeHints, load_profile, op_cost, op_seconds
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.costs.fresh import LARGE, fresh_bytes
-from farskip_compile.costs.loops import loop_ops, transposed_bytes
+from farskip_compile.costs.loops import kernel_ops, loop_ops, transposed_bytes
 from tests.costs.traced import only, trace, trace_fake
 
 aten = torch.ops.aten
@@ -81,15 +81,19 @@ def test_a_loop_computes_small_values_again_at_every_step() -> None:
     total, more, root, scaled = calls(norm)
     assert loop_ops([total], int) == loop_ops([scaled], int) == 4 * 32
     assert loop_ops([more, root, scaled], int) == 4 * 32 + (1 + 5) * 4  # once for each row
+    assert kernel_ops([[scaled], [scaled, root]], int) == loop_ops([scaled, root], int)  # shared: computed once
+    assert kernel_ops([[total], [scaled]], int) == 2 * 4 * 32  # a reduction comes first
+    assert kernel_ops([[total, root], [scaled, root]], int) == 2 * (4 * 32 + 5 * 4)  # and is no part of the other loop
     summed = trace_fake(lambda x: x.sum(-1), (4, 32))
     assert loop_ops(calls(summed), int) == 4 * 32
 
 
 def test_transposes_are_those_of_the_innermost_dimension() -> None:
     heads = trace_fake(lambda x: x.transpose(0, 1).contiguous(), (8, 4, 64))
+    order = trace_fake(lambda x: x.permute(1, 0, 2).contiguous(), (8, 4, 64))
     across = trace_fake(lambda x: x.permute(0, 2, 1).contiguous(), (8, 4, 64))
     flat = trace_fake(lambda x: x.t().contiguous(), (8, 64))
-    assert transposed_bytes(calls(heads), int) == 0
+    assert transposed_bytes(calls(heads), int) == transposed_bytes(calls(order), int) == 0
     assert transposed_bytes(calls(across), int) == 2 * 4 * 8 * 4 * 64
     assert transposed_bytes(calls(flat), int) == 2 * 4 * 8 * 64
 
