@@ -91,7 +91,7 @@ class Estimates:
         if any(extern and self._product(origins).kind == "sync" for extern, origins in parts):
             return op_seconds(OpCost(0, traffic, 0, None, "sync"), self.profile)
         loops = [origins for extern, origins in parts if not extern]
-        made = {origins[0]: self._fresh[origins[0]] for origins in loops if origins and origins[0] in self._fresh}
+        made = {node: self._fresh[node] for origins in loops for node in origins if node in self._fresh}
         cost = OpCost(
             0,
             traffic,

@@ -142,6 +142,8 @@ def test_estimates_put_all_of_it_together() -> None:
     estimates = Estimates(graph, profile)
     steps = 2 * SIDE * SIDE
     assert estimates.kernel([(False, [exp, relu])], 2 * BIG) == pytest.approx(max(6 * steps, 2 * BIG) / 1e9 + BIG / 1e9)
+    behind = estimates.kernel([(False, [relu, exp])], 2 * BIG)  # a view or another node may stand for the loop
+    assert behind == estimates.kernel([(False, [exp, relu])], 2 * BIG)
     assert estimates.kernel([(False, [relu])], 8) == pytest.approx(steps / 1e9)
     graph = trace(lambda x: x.sum() + x.sum().item(), torch.ones(3))
     (sync,) = [node for node in graph.nodes if op_cost(node, SizeHints(graph)).kind == "sync"]
