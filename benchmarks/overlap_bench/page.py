@@ -118,7 +118,7 @@ def _rows(result: Result, training: bool) -> list[list[str]]:
                 percent(result.hidden(name)),
                 *apart,
                 f"{code['covered']}/{code['collectives']}" if code and code["collectives"] else "-",
-                f"{result.peak_bytes[name] / 1e6:.0f} MB",
+                f"{result.peak_bytes[name] / 1e6:.3g} MB",
             ]
         )
     return rows

@@ -83,7 +83,7 @@ def _table(result: Result, *, wide: bool) -> list[list[str]]:
             apart = [percent(result.hidden(name, part)) for part in ("forward", "backward")]
         covered = f"{code['covered']}/{code['collectives']}" if code and code["collectives"] else "-"
         first = f"{result.compile_seconds[name]:.0f} s"
-        peak = f"{result.peak_bytes[name] / 1e6:.0f}"
+        peak = f"{result.peak_bytes[name] / 1e6:.3g}"
         rows.append(row + [ms(figures["exposed"]), *apart, covered, peak, first] * wide)
     for name in (COMPUTE, COMMUNICATION):
         timing = result.timings[name]

@@ -82,7 +82,7 @@ def test_programs_one_after_another_and_none_at_all():
     assert bound(compute("a", 1.5)).unhideable == 0.0
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(programs(most=7).map(consistent))
 def test_no_order_beats_it(program: Program) -> None:
     found = bound_of([program])
