@@ -23,10 +23,12 @@ from farskip_compile.calibrate.settings import Budget, Grids
 from farskip_compile.calibrate.stopwatch import Pool, Stopwatch, Times, rotating, time_just_written
 from farskip_compile.costs import Curve
 
-SOFTMAX_OPS = 9
-"""Elementwise operations of a softmax as `costs.elementwise` counts them: 5 for exp, and 4 others."""
+SOFTMAX_OPS = 13
+"""Elementwise operations of a softmax as `costs.loops` counts them: 5 for exp, 4 others, and 4 passes over the row."""
 SOFTMAX_ROWS, SOFTMAX_COLUMNS = (64, 256), 1024
 """Small enough for the second level of a CPU's cache."""
+TRANSPOSED = (256, 128)
+"""Rows and columns that are exchanged; as many of them as make the bytes."""
 PAGES = "new pages"
 IN_A_ROW = 2e-3
 """Seconds of a loop in a row, so that only its arithmetic is left."""
@@ -117,12 +119,12 @@ class Memory:
 
     def _softmax(self, budget: Budget) -> None:
         """Of two heights, whose difference is free of what a call costs beside its loops."""
-        run = torch.compile(lambda x: torch.softmax(x, -1), dynamic=True)
+        run = torch.compile(lambda x: torch.softmax(x, -1))
         seconds = []
         for rows in SOFTMAX_ROWS:
             moved = 2 * rows * SOFTMAX_COLUMNS * self.dtype.itemsize
             shape = (rows, SOFTMAX_COLUMNS)
-            call = partial(run, *self._pool.take(shape))
+            call = partial(run, *_of_any_length(self._pool.take(shape)))
             with torch.no_grad():
                 times = self.watch.time(call, budget, least=IN_A_ROW)
             self._row("fused softmax", shape, times, moved)
@@ -132,11 +134,12 @@ class Memory:
             self.found.element_rate = SOFTMAX_OPS * more / (seconds[1] - seconds[0])
 
     def _transposes(self, budget: Budget) -> None:
-        run = torch.compile(lambda x: x.t().contiguous(), dynamic=True)
-        rates = []
+        run = torch.compile(lambda x: x.transpose(1, 2).contiguous())
+        rates: list[float] = []
+        rows, columns = TRANSPOSED
         for size in self.grids.strided:
-            take = self._operands([(size // (2 * self.dtype.itemsize * 1024), 1024)], size)
-            times = self._run(take, run, budget)
+            take = self._operands([(size // (2 * self.dtype.itemsize * rows * columns), rows, columns)], size)
+            times = self._run(partial(_of_any_length_later, take), run, budget)
             rates.append(self._row("fused transpose", (size,), times, size))
         self.found.strided = Curve(axes=(self.grids.strided,), values=tuple(rates))
 
@@ -156,3 +159,14 @@ class Memory:
         row = Row(section, size, times.median, times.spread, len(times.seconds), rate if moved else None, unit)
         self.found.rows.append(row)
         return rate
+
+
+def _of_any_length(operands: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """Let one kernel serve all lengths of the first dimension; the others are constants, as they are in a model."""
+    for operand in operands:
+        torch._dynamo.mark_dynamic(operand, 0)
+    return operands
+
+
+def _of_any_length_later(take: Callable[[], Sequence[torch.Tensor]]) -> Sequence[torch.Tensor]:
+    return _of_any_length(take())

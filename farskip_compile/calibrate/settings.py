@@ -51,7 +51,7 @@ def grids(device: torch.device, *, quick: bool) -> Grids:
             heads=4,
             groups=4,
             memory=tuple(2**power for power in range(16, 29, 3 if quick else 2)),
-            strided=(mega, 16 * mega) if quick else (mega // 4, mega, 4 * mega, 16 * mega),
+            strided=(mega, 16 * mega) if quick else (mega // 2, 2 * mega, 16 * mega),
             fresh=(24 * mega, 40 * mega) if quick else (24 * mega, 40 * mega, 128 * mega),
             messages=tuple(kilo * 4**power for power in range(0, 8, 2 if quick else 1)),
         )

@@ -8,8 +8,9 @@ A node that is computed inside of a loop is computed for every step of the loop,
 a rotary table, or the mask in front of a softmax, again for each head. And each loop that reads it computes it again.
 Only what is equal along the innermost dimension is computed once for a row of it: the factor of a norm, a row's index.
 So the operations of a loop are those of its nodes for one step, times the steps of its largest node, or times its rows.
-Loops of one kernel that run over the same steps are one loop, which computes what they share once; but a reduction must
-be through before its result is read, so that reductions and other loops stay apart.
+Loops of one kernel that run over the same steps and share nodes are one loop, which computes these once; but a reduction
+must be through before its result is read, so that reductions and other loops stay apart. Each loop has one operation
+more, which stands for its loads and stores: a softmax passes over its rows four times.
 
 A loop transposes if a view behind it moves the innermost dimension, and it reads or writes a tensor that has that
 dimension apart: the last one is then not the one that lies together in memory.
@@ -35,11 +36,20 @@ TRANSPOSES = ("permute", "transpose", "t")
 
 def kernel_ops(loops: Sequence[Sequence[fx.Node]], size: Size) -> int:
     """Elementwise operations of a kernel that was fused from `loops`."""
-    merged: dict[tuple[bool, int], dict[fx.Node, None]] = {}
+    merged: list[tuple[tuple[bool, int], dict[fx.Node, None]]] = []
     for nodes in loops:
-        steps = max((prod(_steps(node, size)) for node in nodes if weight(node)), default=0)
-        merged.setdefault((any(map(_is_reduction, nodes)), steps), {}).update(dict.fromkeys(nodes))
-    return sum(loop_ops(list(nodes), size) for nodes in merged.values())
+        computed = dict.fromkeys(node for node in nodes if weight(node))
+        if not computed:
+            continue
+        key = any(map(_is_reduction, computed)), max(prod(_steps(node, size)) for node in computed)
+        shared = next(
+            (others for kind, others in merged if kind == key and not others.keys().isdisjoint(computed)), None
+        )
+        if shared is None:
+            merged.append((key, computed))
+        else:
+            shared.update(computed)
+    return sum(loop_ops(list(nodes), size) + steps for (_, steps), nodes in merged)
 
 
 def loop_ops(nodes: Sequence[fx.Node], size: Size) -> int:
