@@ -104,6 +104,7 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan) -> ScheduleReport:
         profile=plan.profile.name,
     )
     data = {**report.to_json(), **timelines(schedule), "check": plan.check_order}
+    data["unscheduled"] = data["before"]
     insert_announcement(graph, json.dumps(data, sort_keys=True))
     inductor.pin(graph, waiting)
     graph.lint()

@@ -58,6 +58,8 @@ class ScheduleReport:
     """`forward`, `backward` or `inference`."""
     orders: dict[str, list[str]] = field(default_factory=dict)
     """Process group -> its launches in order."""
+    unscheduled: Predicted | None = None
+    """The graph as it came, each wait behind its launch; before fusion, so its compute is estimated more roughly."""
     before: Predicted | None = None
     """The order as Inductor had it: its kernels, or before fusion the graph."""
     after: Predicted | None = None
@@ -79,7 +81,7 @@ class ScheduleReport:
     def from_json(cls, data: dict[str, Any]) -> ScheduleReport:
         """The report that `to_json` was called on; other keys are ignored."""
         known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
-        for name in ("before", "after"):
+        for name in ("unscheduled", "before", "after"):
             if known.get(name) is not None:
                 known[name] = Predicted(**known[name])
         return cls(**known)
@@ -91,9 +93,10 @@ class ScheduleReport:
         if self.before is None or self.after is None:
             return f"{text}, not scheduled"
         before, after = self.before, self.after
+        exposed = (self.unscheduled or before).exposed_seconds
         growth = after.peak_bytes / before.peak_bytes - 1 if before.peak_bytes else 0.0
         return (
-            f"{text}: exposed communication {before.exposed_seconds * 1e3:.3g} -> {after.exposed_seconds * 1e3:.3g} of "
+            f"{text}: exposed communication {exposed * 1e3:.3g} -> {after.exposed_seconds * 1e3:.3g} of "
             f"{after.communication_seconds * 1e3:.3g} ms, peak memory {growth:+.1%}, "
             f"{after.in_flight_bytes / 1e6:.3g} MB in flight (estimates, {self.profile})"
         )

@@ -176,9 +176,11 @@ def test_reports_say_what_was_gained_and_keep_the_limit_on_memory(two_ranks: Any
     for report in found:
         assert report.level == "kernels"
         assert set(report.orders) == {own.group_name}  # all-to-alls are on a group of their own
+        assert report.unscheduled is not None
         assert report.before is not None
         assert report.after is not None
         assert report.after.exposed_seconds <= report.before.exposed_seconds
+        assert report.after.exposed_seconds < report.unscheduled.exposed_seconds
         assert report.after.peak_bytes <= 1.02 * report.before.peak_bytes
         assert report.after.in_flight_bytes > 0
         assert "exposed communication" in report.summary()

@@ -109,7 +109,7 @@ def estimate(graphs: Sequence[Mapping[str, Any]]) -> str:
     scheduled = [graph for graph in graphs if graph["before"] and graph["after"]]
     if not scheduled:
         return "nothing was scheduled"
-    before, after = (sum(graph[when]["exposed_seconds"] for graph in scheduled) for when in ("before", "after"))
+    before, after = (sum(graph[when]["exposed_seconds"] for graph in scheduled) for when in ("unscheduled", "after"))
     in_flight = sum(graph["after"]["communication_seconds"] for graph in scheduled)
     growth = max(graph["after"]["peak_bytes"] / graph["before"]["peak_bytes"] - 1 for graph in scheduled)
     return f"exposed {ms(before)} -> {ms(after)} of {ms(in_flight)}, peak {100 * growth:+.1f} %"

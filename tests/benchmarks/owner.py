@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup, which has it ignored
     benchmarks, folder, kind = sys.argv[1:]
     sys.path[:0] = [benchmarks, str(Path(__file__).parents[2])]
     from harness import Network, iproute

@@ -43,7 +43,7 @@ def compare_on_rank(
             "gradients": max(relative_difference(gradients[key], expected_gradients[key]) for key in gradients),
             "again": relative_difference(again, expected),
             "launched": len(launched),
-            "moved": [r.before.exposed_seconds > r.after.exposed_seconds for r in farskip_compile.last_schedules()],
+            "moved": [r.unscheduled.exposed_seconds > r.after.exposed_seconds for r in farskip_compile.last_schedules()],
             "phases": [r.phase for r in farskip_compile.last_schedules()],
         }
     return found
@@ -92,7 +92,8 @@ def scheduled_and_not(rank: int, world_size: int) -> tuple[list[bool], bool]:
         output, gradients = run_with_gradients(compiled, model, x)
         results.append([output, *gradients.values()])
     moved = [
-        report.before.exposed_seconds > report.after.exposed_seconds for report in farskip_compile.last_schedules()
+        report.unscheduled.exposed_seconds > report.after.exposed_seconds
+        for report in farskip_compile.last_schedules()
     ]
     return [torch.equal(one, other) for one, other in zip(*results, strict=True)], any(moved) and len(moved) == 2
 
