@@ -8,9 +8,9 @@ A node that is computed inside of a loop is computed for every step of the loop,
 a rotary table, or the mask in front of a softmax, again for each head. And each loop that reads it computes it again.
 Only what is equal along the innermost dimension is computed once for a row of it: the factor of a norm, a row's index.
 So the operations of a loop are those of its nodes for one step, times the steps of its largest node, or times its rows.
-Loops of one kernel that run over the same steps and share nodes are one loop, which computes these once; but a reduction
-must be through before its result is read, so that reductions and other loops stay apart. Each loop has one operation
-more, which stands for its loads and stores: a softmax passes over its rows four times.
+Loops of one kernel that run over the same steps and share nodes are one loop, which computes these once; but a
+reduction must be through before its result is read, so that reductions and other loops stay apart. Each loop has one
+operation more, which stands for its loads and stores: a softmax passes over its rows four times.
 
 A loop transposes if a view behind it moves the innermost dimension, and it reads or writes a tensor that has that
 dimension apart: the last one is then not the one that lies together in memory.
