@@ -30,6 +30,7 @@ SOFTMAX_ROWS, SOFTMAX_COLUMNS = (64, 256), 1024
 TRANSPOSED = (256, 128)
 """Rows and columns that are exchanged; as many of them as make the bytes."""
 PAGES = "new pages"
+MOST_COMMON = 0.1
 IN_A_ROW = 2e-3
 """Seconds of a loop in a row, so that only its arithmetic is left."""
 FASTEST = 1e13
@@ -118,7 +119,7 @@ class Memory:
             self.found.notes.append(f"Inductor's kernels are not measured: {str(error).splitlines()[0][:100]}")
 
     def _softmax(self, budget: Budget) -> None:
-        """Of two heights, whose difference is free of what a call costs beside its loops."""
+        """Of two heights, which tell what a call costs beside its loops."""
         run = torch.compile(lambda x: torch.softmax(x, -1))
         seconds = []
         for rows in SOFTMAX_ROWS:
@@ -129,9 +130,7 @@ class Memory:
                 times = self.watch.time(call, budget, least=IN_A_ROW)
             self._row("fused softmax", shape, times, moved)
             seconds.append(times.median)
-        more = (SOFTMAX_ROWS[1] - SOFTMAX_ROWS[0]) * SOFTMAX_COLUMNS
-        if seconds[1] > seconds[0]:
-            self.found.element_rate = SOFTMAX_OPS * more / (seconds[1] - seconds[0])
+        self.found.element_rate = softmax_rate(*seconds)
 
     def _transposes(self, budget: Budget) -> None:
         run = torch.compile(lambda x: x.transpose(1, 2).contiguous())
@@ -159,6 +158,16 @@ class Memory:
         row = Row(section, size, times.median, times.spread, len(times.seconds), rate if moved else None, unit)
         self.found.rows.append(row)
         return rate
+
+
+def softmax_rate(low: float, high: float) -> float:
+    """Elementwise operations/s, from the seconds of the softmax of each height.
+
+    What the two have in common is no arithmetic; it is a small part of the time, and more than that is noise.
+    """
+    ratio = SOFTMAX_ROWS[1] / SOFTMAX_ROWS[0]
+    common = min(max((ratio * low - high) / (ratio - 1), 0.0), MOST_COMMON * high)
+    return SOFTMAX_OPS * SOFTMAX_ROWS[1] * SOFTMAX_COLUMNS / (high - common)
 
 
 def _of_any_length(operands: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from farskip_compile.calibrate import Calibration, Row, calibrate, calibrate_link, calibration_text, main
 from farskip_compile.calibrate.assemble import with_compute, with_link
 from farskip_compile.calibrate.collectives import LinkFindings
-from farskip_compile.calibrate.memory import MemoryFigures
+from farskip_compile.calibrate.memory import SOFTMAX_OPS, MemoryFigures, softmax_rate
 from farskip_compile.calibrate.products import Products
 from farskip_compile.calibrate.settings import MOST, QUICK_SECONDS, Budget, Grids, grids
 from farskip_compile.calibrate.stopwatch import Pool, Stopwatch, Times, rotating
@@ -123,6 +123,14 @@ def test_a_kind_that_does_not_run_is_left_out_with_a_note(monkeypatch: pytest.Mo
     assert "grouped_matmul" not in products.measure(0.01)
     assert products.notes == ["grouped_matmul float32 does not run here: no such kernel"]
     assert not any("grouped" in row.section for row in products.rows)
+
+
+def test_the_arithmetic_of_a_softmax_is_free_of_its_call_within_reason() -> None:
+    work = SOFTMAX_OPS * 256 * 1024
+    assert softmax_rate(0.25, 1.0) == pytest.approx(work)
+    assert softmax_rate(0.25 + 0.05, 1.0 + 0.05) == pytest.approx(work)
+    assert softmax_rate(0.9, 1.0) == pytest.approx(work / 0.9)  # noise
+    assert softmax_rate(0.1, 1.0) == pytest.approx(work)
 
 
 def test_figures_of_a_profile_come_from_the_curves() -> None:
