@@ -13,7 +13,7 @@ from rich.console import Console
 
 from farskip_compile.calibrate import Calibration, Row, calibrate, calibrate_link, calibration_text, main
 from farskip_compile.calibrate.assemble import with_compute, with_link
-from farskip_compile.calibrate.collectives import LinkFindings
+from farskip_compile.calibrate.collectives import LinkFindings, monotone
 from farskip_compile.calibrate.memory import SOFTMAX_OPS, MemoryFigures, softmax_rate
 from farskip_compile.calibrate.products import Products
 from farskip_compile.calibrate.settings import MOST, QUICK_SECONDS, Budget, Grids, grids
@@ -49,12 +49,12 @@ class Clock:
 def test_the_budget_decides_how_often_and_is_shared_out() -> None:
     clock = Clock()
     budget = Budget(1.0, 4, clock)
-    assert budget.repetitions(0.05) == 4
+    assert budget.repetitions(0.02) == 12
     clock.now += 0.5
-    assert budget.repetitions(0.05) == 3  # a third of the half that is left, and never less than three
+    assert budget.repetitions(0.02) == 8  # a third of the half that is left
     assert budget.repetitions(1e-6) == MOST
     clock.now += 10
-    assert budget.repetitions(0.05) == 3
+    assert budget.repetitions(0.02) == 3  # never fewer
 
 
 def test_times_are_of_the_call_alone_and_the_first_call_is_not_among_them() -> None:
@@ -123,6 +123,11 @@ def test_a_kind_that_does_not_run_is_left_out_with_a_note(monkeypatch: pytest.Mo
     assert "grouped_matmul" not in products.measure(0.01)
     assert products.notes == ["grouped_matmul float32 does not run here: no such kernel"]
     assert not any("grouped" in row.section for row in products.rows)
+
+
+def test_noise_only_adds_time_and_larger_messages_are_not_faster() -> None:
+    assert monotone([(1, 5.0), (2, 3.0), (3, 9.0), (4, 4.0)]) == [(1, 3.0), (2, 3.0), (3, 4.0), (4, 4.0)]
+    assert monotone([(1, 2.0), (2, 2.0)]) == [(1, 2.0), (2, pytest.approx(2.02))]
 
 
 def test_the_arithmetic_of_a_softmax_is_free_of_its_call_within_reason() -> None:

@@ -67,6 +67,16 @@ def test_several_runs_of_one_graph_are_averaged_and_graphs_of_one_phase_are_numb
     assert report.estimates[0].measured.compute_ns == 60_000
 
 
+def test_graphs_with_equally_many_collectives_go_by_order() -> None:
+    events = [*graph("aa", 0, 2, 50), *graph("bb", 200, 2, 100)]
+    known = [schedule("inference", 2), schedule("forward", 2), schedule("backward", 2)]  # the first is of another model
+    forward, backward, _ = overlap(trace(events, known)).estimates
+    assert (forward.name, backward.name) == ("forward", "backward")
+    assert forward.measured is not None
+    assert backward.measured is not None
+    assert (forward.measured.compute_ns, backward.measured.compute_ns) == (50_000, 100_000)
+
+
 def test_what_can_not_be_told_is_not_guessed() -> None:
     report = overlap(trace(step(), [schedule("forward", 9)]))
     forward, total = report.estimates
