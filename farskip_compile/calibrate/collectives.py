@@ -4,8 +4,10 @@ In:    ranks that share one link, message sizes, a budget.
 Out:   rows, samples for `costs.fit_link`, and the interference.
 Never: lets ranks disagree: how often and up to which size is measured is said by rank 0.
 
-Seconds are those of the slowest rank, from a barrier on; small messages are timed several in a row, so that the end of
-the barrier does not count. Sizes grow until one call takes too long for the budget.
+Seconds are those of the slowest rank, behind a call that is not timed, as ranks that have just computed do not start at
+the same moment either. This matters: gloo's all-to-all moves both ways at once only if all ranks start together, since a
+rank that is late tells the others that they may send behind what it sends itself, and takes twice as long otherwise.
+Small messages are timed several in a row. Sizes grow until one call takes too long for the budget.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ class Collectives:
             call = self._call(kind, size)
             once = self._time(call, 1, 2)[-1]
             budget = left / (len(messages) - place)
-            repetitions = max(3, min(REPETITIONS, int(budget / max(once * count, 1e-9))))
+            repetitions = max(3, min(REPETITIONS, int(budget / max(once * (count + 1), 1e-9))))
             times = Times(tuple(self._time(call, count, repetitions)))
             measured.append((size, times.median))
             self.found.rows.append(
@@ -82,7 +84,7 @@ class Collectives:
                     "B/s",
                 )
             )
-            left -= sum(times.seconds) * count + 2 * once
+            left -= sum(times.seconds) * (count + 1) + 4 * once
             grown = messages[place + 1] / size if place + 1 < len(messages) else 0.0
             if place + 1 >= LEAST_SIZES and grown * times.median * 3 > max(left, 0.0):
                 break
@@ -93,6 +95,8 @@ class Collectives:
         seconds = torch.zeros(repetitions, dtype=torch.float64)
         for repetition in range(repetitions):
             self.ranks.barrier()
+            call()
+            self._settle()
             start = self.clock()
             for _ in range(count):
                 call()
