@@ -18,6 +18,14 @@ from overlap_bench.mailbox import Desk
 from overlap_bench.results import Result, summarise
 from overlap_bench.settings import describe
 
+ENVIRONMENT = {
+    "KINETO_LOG_LEVEL": "99",  # the profiler's own log
+    # the allocator keeps large buffers, as those of accelerators do: else every step waits for new pages
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(10**11),
+    "MALLOC_TOP_PAD_": str(2**27),
+}
+"""Of every rank, for all variants alike."""
 TIMEOUT = 3600.0
 """Seconds for a group."""
 
@@ -72,7 +80,7 @@ def run_group(
         results = network.run(
             ranks.measure_group,
             lambda rank: (rank, settings, ratios, options, profile, folder, None if traces is None else str(traces)),
-            env={"KINETO_LOG_LEVEL": "99"},  # the profiler's own log
+            env=ENVIRONMENT,
             timeout=TIMEOUT,
         )
     found: dict[str, Any] = results[0].value

@@ -4,10 +4,11 @@ In:    ranks that share one link, message sizes, a budget.
 Out:   rows, samples for `costs.fit_link`, and the interference.
 Never: lets ranks disagree: how often and up to which size is measured is said by rank 0.
 
-Seconds are those of the slowest rank, behind a call that is not timed, as ranks that have just computed do not start
-at the same moment either. This matters: gloo's all-to-all moves both ways at once only if all ranks start together,
-since a rank that is late tells the others that they may send behind what it sends itself, and takes twice as long
-otherwise. Small messages are timed several in a row. Sizes grow until one call takes too long for the budget.
+Seconds are those of the slowest rank, from when the last one has started. On CPUs every other rank starts late, as ranks
+that have just computed do not start at the same moment either. This matters: a rank that is late tells the others that
+they may send behind what it sends itself, so gloo's all-to-all moves both ways at once only if all start together, and
+takes twice as long else. Small messages are timed several in a row. Sizes grow until one call takes too long for the
+budget.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ SMALL = 64 * 2**10
 """Bytes below which calls are timed several in a row."""
 IN_A_ROW = 4
 REPETITIONS = 7
+LATE = 0.5e-3
+"""Seconds by which every other rank starts late; more than a message takes to the other side."""
 WORTHWHILE = 20e-3
 """Seconds that a collective should be in flight to see what it does to compute."""
 
@@ -70,7 +73,7 @@ class Collectives:
             call = self._call(kind, size)
             once = self._time(call, 1, 2)[-1]
             budget = left / (len(messages) - place)
-            repetitions = max(3, min(REPETITIONS, int(budget / max(once * (count + 1), 1e-9))))
+            repetitions = max(3, min(REPETITIONS, int(budget / max(once * count, 1e-9))))
             times = Times(tuple(self._time(call, count, repetitions)))
             measured.append((size, times.median))
             self.found.rows.append(
@@ -84,7 +87,7 @@ class Collectives:
                     "B/s",
                 )
             )
-            left -= sum(times.seconds) * (count + 1) + 4 * once
+            left -= sum(times.seconds) * count + 2 * once
             grown = messages[place + 1] / size if place + 1 < len(messages) else 0.0
             if place + 1 >= LEAST_SIZES and grown * times.median * 3 > max(left, 0.0):
                 break
@@ -92,16 +95,17 @@ class Collectives:
 
     def _time(self, call: Callable[[], object], count: int, repetitions: int) -> list[float]:
         """Seconds of one call on the slowest rank; the first of several repetitions warms up."""
+        late = LATE if count == 1 and self.ranks.device.type == "cpu" else 0.0
         seconds = torch.zeros(repetitions, dtype=torch.float64)
         for repetition in range(repetitions):
             self.ranks.barrier()
-            call()
-            self._settle()
             start = self.clock()
+            if late and self.ranks.rank % 2:
+                time.sleep(late)
             for _ in range(count):
                 call()
             self._settle()
-            seconds[repetition] = max(self.clock() - start, 1e-9) / count
+            seconds[repetition] = max(self.clock() - start - late, 1e-9) / count
         return list(map(float, self.ranks.slowest(seconds.float())))
 
     def _settle(self) -> None:
