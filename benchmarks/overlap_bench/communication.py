@@ -16,7 +16,6 @@ import torch.distributed as dist
 
 from overlap_bench.replay import ALL_REDUCE, Exchange
 
-
 LATE = 0.5e-3
 """Seconds; more than a message takes to the other side."""
 

@@ -4,11 +4,11 @@ In:    ranks that share one link, message sizes, a budget.
 Out:   rows, samples for `costs.fit_link`, and the interference.
 Never: lets ranks disagree: how often and up to which size is measured is said by rank 0.
 
-Seconds are those of the slowest rank, from when the last one has started. On CPUs every other rank starts late, as ranks
-that have just computed do not start at the same moment either. This matters: a rank that is late tells the others that
-they may send behind what it sends itself, so gloo's all-to-all moves both ways at once only if all start together, and
-takes twice as long else. Small messages are timed several in a row. Sizes grow until one call takes too long for the
-budget.
+Seconds are those of the slowest rank, from when the last one has started. On CPUs every other rank starts late, as
+ranks that have just computed do not start at the same moment either. This matters: a rank that is late tells the others
+that they may send behind what it sends itself, so gloo's all-to-all moves both ways at once only if all start together,
+and takes twice as long else. Small messages are timed several in a row. Sizes grow until one call takes too long for
+the budget.
 """
 
 from __future__ import annotations
