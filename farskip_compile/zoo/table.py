@@ -82,7 +82,8 @@ def text(entries: Sequence[Entry], width: int) -> RenderableType:
     for entry in entries:
         cells = [CELLS.get(entry.verdicts.get(name, ""), "") for name in ("none", *REWIRED)]
         status = Text(entry.status, style=STYLES[entry.status])
-        row: list[RenderableType] = [entry.family, status, *([str(entry.nodes or "")] if wide else []), entry.layers, *cells]
+        nodes = [str(entry.nodes or "")] if wide else []
+        row: list[RenderableType] = [entry.family, status, *nodes, entry.layers, *cells]
         table.add_row(*row, *([f"{entry.seconds:.1f}"] if wide else []))
     parts: list[RenderableType] = [table, Text(LEGEND, style="dim"), Text()]
     for entry in entries:

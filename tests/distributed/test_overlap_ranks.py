@@ -38,13 +38,14 @@ def compare_on_rank(
         with late_collectives() as launched:
             output, gradients = run_with_gradients(compiled, model, ids)
         again, _ = run_with_gradients(compiled, model, ids)  # with the real collectives
+        reports = farskip_compile.last_schedules()
         found[name] = {
             "output": relative_difference(output, expected),
             "gradients": max(relative_difference(gradients[key], expected_gradients[key]) for key in gradients),
             "again": relative_difference(again, expected),
             "launched": len(launched),
-            "moved": [r.unscheduled.exposed_seconds > r.after.exposed_seconds for r in farskip_compile.last_schedules()],
-            "phases": [r.phase for r in farskip_compile.last_schedules()],
+            "moved": [r.unscheduled.exposed_seconds > r.after.exposed_seconds for r in reports],
+            "phases": [r.phase for r in reports],
         }
     return found
 
