@@ -93,8 +93,7 @@ def scheduled_and_not(rank: int, world_size: int) -> tuple[list[bool], bool]:
         output, gradients = run_with_gradients(compiled, model, x)
         results.append([output, *gradients.values()])
     moved = [
-        report.unscheduled.exposed_seconds > report.after.exposed_seconds
-        for report in farskip_compile.last_schedules()
+        report.unscheduled.exposed_seconds > report.after.exposed_seconds for report in farskip_compile.last_schedules()
     ]
     return [torch.equal(one, other) for one, other in zip(*results, strict=True)], any(moved) and len(moved) == 2
 
