@@ -102,7 +102,7 @@ class Backend:
         theirs = options.get(POST_GRAD, getattr(inductor_config, POST_GRAD))
         options[POST_GRAD] = PostGradPass(identity, theirs, plan)
         if plan is not None:
-            options.update(scheduling_options(KernelPass(plan, identity), pin_products, identity))
+            options.update(scheduling_options(options, KernelPass(plan, identity), pin_products, identity))
         return options
 
     def _rewire(self, module: fx.GraphModule) -> CompileReport:

@@ -5,7 +5,8 @@ Out:   a `Schedule`: a permutation that keeps every dependence and the order of 
        slower than the original order by `simulate`, within the limits on memory; and both timelines.
 Never: changes a task; uses a clock, a hash or a rank: ties break by index, so every rank decides the same.
 
-Algorithm: discrete events, time advances with each compute task. O(n log n) for an order; some log n are made at most.
+Algorithm: discrete events, time advances with each compute task. O(n log n) for an order; a fixed number of orders is
+made for a window, and there are log n windows at most.
 1. urgency(task) = the longest path from the task to the end, where a second of compute counts as `share` of a second on
    the wire. With a share of 1 this is the classic critical path. But all compute shares one stream, so time on it is no
    loss, and time in which the wire idles may be one: with a small share, what leads to a launch goes first.
@@ -18,9 +19,9 @@ Algorithm: discrete events, time advances with each compute task. O(n log n) for
    so they are left for the gaps.
 5. A task that would break a limit on memory is passed over for the most urgent one that does not; if every one would,
    the earliest in the original order is taken, be it a wait.
-6. If the order still breaks the limit on peak memory, or others might be better, it is made anew with a window: a task
-   may run only so many places ahead of the first task that has not run. With a window of 0 this is the original order,
-   so the limit is always kept. Windows shrink by a third while that may still help.
+6. While the best order breaks a limit on memory, orders are made anew with a smaller window: a task may run only so
+   many places ahead of the first task that has not run. With a window of 0 this is the original order, so the limits
+   are always kept. Windows shrink by a third.
 Orders are made for several shares and several values of patience, 0 among them, and as if the network were slower by
 `MARGIN`, until one exposes nothing even then. Else the best by `simulate`, on the network as it is and on the slower
 one, is kept: real collectives take longer now and then, and a wait that can as well be taken later should be.
@@ -49,9 +50,6 @@ MARGIN = 0.2
 
 NOTHING = 1e-6
 """Part of the time in which communication may be exposed in an order that needs no improvement."""
-
-WORSE = 1.5
-"""A window in which this much more is exposed than in the best one is small enough to stop at."""
 
 
 @dataclass(frozen=True)

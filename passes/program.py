@@ -151,6 +151,26 @@ def simulate(program: Program, order: Sequence[int]) -> Timeline:
         ValueError: it is not.
     """
     check_order(program, order)
+    start, end, compute, exposed, makespan = _play(program, order)
+    return Timeline(
+        tuple(start),
+        tuple(end),
+        makespan=makespan,
+        compute=compute,
+        communication=sum(task.seconds for task in program.tasks if task.role is Role.LAUNCH),
+        exposed=exposed,
+        peak_bytes=max(live_bytes(program, order), default=0),
+        peak_in_flight_bytes=max(bytes_in_flight(program, order), default=0),
+    )
+
+
+def makespan(program: Program, order: Sequence[int]) -> float:
+    """Seconds until everything is through; `order` is not checked."""
+    return _play(program, order)[-1]
+
+
+def _play(program: Program, order: Sequence[int]) -> tuple[list[float], list[float], float, float, float]:
+    """Start and end of each task; seconds of compute, of exposed communication, and of all."""
     tasks = program.tasks
     start, end = [0.0] * len(tasks), [0.0] * len(tasks)
     wires = Wires()
@@ -168,33 +188,7 @@ def simulate(program: Program, order: Sequence[int]) -> Timeline:
         compute += end[index] - now
         now = end[index]
     tail = max(now, wires.idle_at())
-    return Timeline(
-        tuple(start),
-        tuple(end),
-        makespan=tail,
-        compute=compute,
-        communication=sum(task.seconds for task in tasks if task.role is Role.LAUNCH),
-        exposed=exposed + (tail - now),
-        peak_bytes=max(live_bytes(program, order), default=0),
-        peak_in_flight_bytes=max(bytes_in_flight(program, order), default=0),
-    )
-
-
-def makespan(program: Program, order: Sequence[int]) -> float:
-    """`simulate(program, order).makespan`, unchecked."""
-    tasks = program.tasks
-    end: dict[int, float] = {}
-    wires = Wires()
-    now = 0.0
-    for index in order:
-        task = tasks[index]
-        if task.role is Role.LAUNCH:
-            _, end[index] = wires.launch(now, task)
-            continue
-        if task.role is Role.WAIT:
-            now = max(now, end[task.launch])
-        now = wires.run(now, task.seconds)
-    return max(now, wires.idle_at())
+    return start, end, compute, exposed + (tail - now), tail
 
 
 def check_order(program: Program, order: Sequence[int]) -> None:

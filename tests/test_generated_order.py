@@ -18,7 +18,7 @@ from torch._inductor.graph import GraphLowering
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from farskip_compile._compat.collectives import all_to_all_single
-from farskip_compile._compat.inductor import scheduling_options
+from farskip_compile._compat.inductor import PRE_FUSION, CustomSchedulerPass, scheduling_options
 from farskip_compile.costs import COLLECTIVE_KINDS, HardwareProfile, PerCollective, load_profile
 from farskip_compile.models import MODELS, ParallelConfig, build
 from farskip_compile.overlap_passes import KernelPass, Plan, PostGradPass
@@ -148,6 +148,31 @@ def test_weight_gradients_hide_collectives_of_the_plain_model(two_ranks: Any) ->
     assert sum(count > 0 for count in hidden) >= len(hidden) / 2
 
 
+def test_a_pass_of_the_user_before_fusion_runs_too(two_ranks: Any) -> None:
+    seen: list[int] = []
+
+    class Theirs(CustomSchedulerPass):
+        def __call__(self, nodes: list[Any]) -> list[Any]:
+            seen.append(len(nodes))
+            return nodes
+
+        def uuid(self) -> str:
+            return "theirs"
+
+    model = build("deepseek_v3", parallel=parallel("padded", two_ranks), **SMALL)
+    forward, _ = programs(model, inductor={PRE_FUSION: Theirs()})
+    assert len(seen) == 2
+    assert any(hiding_steps(forward)), "and ours"
+    plan = Plan(quick_link())
+
+    def key(theirs: Any) -> Any:
+        return scheduling_options({PRE_FUSION: theirs}, KernelPass(plan, "x"), pin_products, "x")[PRE_FUSION].uuid()
+
+    assert key(Theirs()) == ("x", "theirs")
+    assert key(None) == ("x",)
+    assert key(lambda nodes: nodes) is None, "what has no identity can't be cached"
+
+
 def test_a_group_of_other_ranks_is_refused(two_ranks: Any) -> None:
     alone = dist.new_group([0])
     model = build("deepseek_v3", parallel=parallel("padded", two_ranks), **SMALL)
@@ -201,7 +226,7 @@ def test_no_fusion_makes_a_launch_wait_for_what_hides_it(pinned: bool, two_ranks
     pin = pin_products if pinned else lambda kernels: None
     options = {
         "post_grad_custom_post_pass": PostGradPass("test", None, plan),
-        **scheduling_options(KernelPass(plan, "test"), pin, "test"),
+        **scheduling_options({}, KernelPass(plan, "test"), pin, "test"),
     }
     compiled = torch.compile(fused_with_what_hides_it, fullgraph=True, options=options)
     x = torch.randn(128, 128)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed._functional_collectives as functional_collectives
 from torch import fx
+from torch._dynamo import mark_dynamic
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.exc import BackendCompilerFailed, ShortenTraceback, TorchDynamoException
 from torch._dynamo.output_graph import GraphCompileReason
@@ -53,6 +54,7 @@ __all__ = [
     "is_resumed",
     "keep_sources",
     "lookup_backend",
+    "mark_dynamic",
     "same_dim",
     "split_checkpoint_kwargs",
     "trace_artifact",

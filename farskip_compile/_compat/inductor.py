@@ -125,10 +125,13 @@ def kernel_buffers(kernels: Sequence[Kernel]) -> list[tuple[int, int, list[int],
     return found
 
 
-def scheduling_options(hook: Any, before_fusion: Callable[[list[Kernel]], None], identity: str) -> dict[str, Any]:
+def scheduling_options(
+    theirs: Mapping[str, Any], hook: Any, before_fusion: Callable[[list[Kernel]], None], identity: str
+) -> dict[str, Any]:
     """Inductor options that give `hook` (kernels -> kernels) the last word on the order of kernels.
 
     Args:
+        theirs: the user's options; a pass of theirs before fusion runs ahead of ours.
         hook: an object that Inductor can pickle: its caches are keyed by that.
         before_fusion: sees the kernels before fusion, and may pin them.
         identity: stands for `before_fusion` in the keys of the caches.
@@ -138,7 +141,8 @@ def scheduling_options(hook: Any, before_fusion: Callable[[list[Kernel]], None],
         "reorder_for_compute_comm_overlap_passes": [hook],
     }
     if CustomSchedulerPass is not None and PRE_FUSION in inductor_config.get_config_copy():
-        options[PRE_FUSION] = _PreFusion(before_fusion, identity, getattr(inductor_config, PRE_FUSION))
+        first = theirs.get(PRE_FUSION, getattr(inductor_config, PRE_FUSION))
+        options[PRE_FUSION] = _PreFusion(before_fusion, identity, first)
     simple = "aten_distributed_optimizations.enable_simple_overlap"  # torch 2.14: would move our launches and waits
     if simple in inductor_config.get_config_copy():
         options[simple] = False

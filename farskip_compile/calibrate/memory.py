@@ -17,6 +17,7 @@ from functools import partial
 
 import torch
 
+from farskip_compile._compat import mark_dynamic
 from farskip_compile.calibrate.products import CACHE
 from farskip_compile.calibrate.results import Row
 from farskip_compile.calibrate.settings import Budget, Grids
@@ -173,7 +174,7 @@ def softmax_rate(low: float, high: float) -> float:
 def _of_any_length(operands: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
     """Let one kernel serve all lengths of the first dimension; the others are constants, as they are in a model."""
     for operand in operands:
-        torch._dynamo.mark_dynamic(operand, 0)
+        mark_dynamic(operand, 0)
     return operands
 
 

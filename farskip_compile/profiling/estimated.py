@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from farskip_compile.profiling.intervals import Span, difference, intersection, total, union
@@ -39,12 +39,7 @@ class StepTimes:
 
     def to_json(self) -> dict[str, int]:
         """For `json.dumps`."""
-        return {
-            "compute_ns": self.compute_ns,
-            "communication_ns": self.communication_ns,
-            "exposed_ns": self.exposed_ns,
-            "step_ns": self.step_ns,
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +58,7 @@ class EstimateReport:
 
     def to_json(self) -> dict[str, Any]:
         """For `json.dumps`."""
-        return {
-            "name": self.name,
-            "collectives": self.collectives,
-            "profile": self.profile,
-            "estimated": self.estimated.to_json(),
-            "measured": self.measured.to_json() if self.measured is not None else None,
-        }
+        return asdict(self)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farskip_compile.passes.list_schedule import Limits, list_schedule
-from farskip_compile.passes.program import Buffer, Program, Role, Task, bytes_in_flight, check_order, makespan, simulate
+from farskip_compile.passes.program import Buffer, Program, Role, Task, bytes_in_flight, check_order, simulate
 from tests.passes.programs import consistent, programs
 
 LIMITS = st.builds(Limits, st.sampled_from([0.0, 0.05, 0.5, 10.0]), st.sampled_from([0, 100, 1_000_000]))
@@ -195,13 +195,6 @@ def test_groups_share_a_link(link: str, seconds: float) -> None:
         Task("all-reduce", (), 2.0, Role.LAUNCH, "tp", link=link),
     )
     assert simulate(Program(tasks), range(2)).makespan == seconds
-
-
-@settings(max_examples=100, deadline=None)
-@given(programs())
-def test_the_quick_makespan_is_that_of_the_machine_model(program: Program) -> None:
-    order = range(len(program.tasks))
-    assert makespan(program, order) == simulate(program, order).makespan
 
 
 def test_memory_forbids_what_time_would_gain() -> None:
