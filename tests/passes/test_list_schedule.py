@@ -183,6 +183,8 @@ def test_compute_is_slower_while_something_is_in_flight() -> None:
     timeline = simulate(Program(tasks), range(3))
     assert timeline.makespan == timeline.compute == 4.5
     assert timeline.exposed == 0.0
+    within = Program((tasks[0], Task("work", (), 1.0)))  # done long before the collective is
+    assert simulate(within, range(2)).compute == 1.25
     other = Task("other", (), 1.0, Role.LAUNCH, "tp", slows=0.75)  # 1 s at half the speed, then 1.5 s at four fifths
     both = Program((tasks[0], other, Task("work", (), 4.0)))
     assert simulate(both, range(3)).compute == pytest.approx(1.0 + 1.5 + (4.0 - 0.5 - 1.2))
