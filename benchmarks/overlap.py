@@ -151,12 +151,14 @@ class Run:
     def measure(self) -> int:
         """All cells that are wanted; then what was found."""
         start = time.perf_counter()
+        least = min(settings.LEAST, self.effort.repetitions)
         self.store.facts = {
             "machine": machine(),
             "versions": versions(),
             "command": " ".join(["python", *sys.argv]),
-            "method": f"median and interquartile range of {self.effort.repetitions} interleaved repetitions, slowest "
-            f"rank; hidden: the median of {self.effort.profiles} profiled steps, mean over ranks",
+            "method": f"median and interquartile range of {least} to {self.effort.repetitions} interleaved repetitions "
+            f"(no more after {self.effort.seconds:g} s), slowest rank; hidden: the median of {self.effort.profiles} "
+            f"profiled steps, mean over ranks",
         }
         print(facts_text(self.store.facts, self.width))
         groups = cells.by_group(self.wanted)

@@ -24,7 +24,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from harness import commands, iproute, janitor
-from harness.commands import INTERFACE, Link, Names
+from harness.commands import INTERFACE, LARGE_SEGMENT, SEGMENT, Link, Names
 from harness.errors import HarnessError, NetworkUnavailableError, QuantityError
 from harness.quantities import check_rate, format_rate, parse_delay, parse_rate
 from harness.ranks import Log, Place, RankResult, Target, allowed_cores, cores_for, print_line, run_ranks
@@ -150,20 +150,34 @@ class Network:
             f"{self.hosts} hosts (network namespaces)",
             f"{format_rate(self.link.rate)} up and down each" if self.link.rate else "links without limit",
         ]
+        if self.link.segment != SEGMENT:
+            parts.append(f"segments of {self.link.segment >> 10} KiB")
         if self.link.delay is not None:
             parts.append(f"{1e3 * self.link.delay:g} ms delay")
         if self.delay_problem is not None:
             parts.append("no delay: not supported here")
         return ", ".join(parts)
 
-    def set_rate(self, rate: str | int | None) -> None:
+    def set_rate(self, rate: str | int | None, *, large_segments: bool = False) -> None:
         """Another rate from now on; without effect on the loopback interface.
+
+        Args:
+            rate: of each cable in each direction.
+            large_segments: TCP hands 256 KiB to the link at once instead of 64, where the kernel can do that. It takes
+                less of the processor, but so much passes at once after every pause: for messages of many segments.
 
         Raises:
             QuantityError: no rate, or out of range.
             NetworkUnavailableError: the kernel refuses.
         """
-        self.link = replace(self.link, rate=_rate(rate))
+        wanted = replace(self.link, rate=_rate(rate), segment=LARGE_SEGMENT if large_segments else SEGMENT)
+        if self._names is not None and wanted.segment != self.link.segment:
+            done = all(iproute.attempt(command)[0] == 0 for command in commands.segments(self._names, wanted))
+            if not done:  # an older kernel: then as before
+                wanted = replace(wanted, segment=SEGMENT)
+                for command in commands.segments(self._names, wanted):
+                    iproute.attempt(command)
+        self.link = wanted
         if self._names is not None:
             iproute.execute(commands.limit(self._names, self.link))
             iproute.execute(commands.delay(self._names, self.link))

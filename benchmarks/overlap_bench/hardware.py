@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed as dist
 
 from farskip_compile.calibrate import calibrate_compute, calibrate_link
-from farskip_compile.costs import HardwareProfile, default_profile
+from farskip_compile.costs import CollectiveKind, HardwareProfile, default_profile
 from overlap_bench.replay import Exchange
 
 COMPUTE_PART = 0.75
@@ -43,7 +43,14 @@ def link_profile(
         alone: seconds that the exchanges take one after another.
     """
     if seconds:
-        return calibrate_link(machine, budget_seconds=seconds * (1 - COMPUTE_PART), ranks_per_node=1)
+        largest: dict[CollectiveKind, int] = {}
+        for exchange in exchanges:
+            size = exchange.sent * exchange.dtype.itemsize
+            largest[exchange.kind] = max(largest.get(exchange.kind, 0), size)
+        found: list[Any] = [largest]
+        dist.broadcast_object_list(found, src=0)
+        budget = seconds * (1 - COMPUTE_PART)
+        return calibrate_link(machine, budget_seconds=budget, ranks_per_node=1, largest=found[0])
     sizes: list[tuple[float, int]] = [(0.0, 0)] * dist.get_world_size()
     rank = dist.get_rank()
     own = sum(exchange.bytes_out(rank, len(sizes)) for exchange in exchanges)

@@ -61,7 +61,7 @@ def run_group(
 
     def answer(question: dict[str, Any]) -> Any:
         if "rate" in question:
-            network.set_rate(question["rate"])
+            network.set_rate(question["rate"], large_segments=question.get("large_segments", False))
             return {"rate": network.link.rate if network.is_network else None, "text": network.describe()}
         handed = question["cell"]
         finished(

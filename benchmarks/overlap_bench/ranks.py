@@ -47,6 +47,8 @@ from overlap_bench.variants import Variants, compute_alone
 
 PROBES = 5
 """Repetitions of compute alone, and of communication alone, to find the rate."""
+LARGE_MESSAGE = 600_000
+"""Bytes to another rank, on average, from which on TCP may hand over larger segments."""
 
 
 @dataclass
@@ -147,7 +149,9 @@ class _Group:
             self.step(variant)
 
         self.run_compute = run
-        self.compute = slowest_median(_gathered(interleaved({COMPUTE: run}, PROBES)[COMPUTE]))
+        # the shortest, since a moment in which the machine is slow would make the network slower in all cells
+        probed = _gathered(interleaved({COMPUTE: run}, 2 * PROBES)[COMPUTE])
+        self.compute = min(map(max, zip(*probed, strict=True)))
 
     def _build(self, variant: Variant, profile: HardwareProfile) -> None:
         programs: list[Program] = []
@@ -205,7 +209,10 @@ class _Group:
         runs = {name: (lambda variant=variant: self.step(variant)) for name, variant in variants.items()}
         before = processor_seconds()
         seconds = interleaved(
-            {**runs, COMPUTE: self.run_compute, COMMUNICATION: run}, int(self.settings["repetitions"])
+            {**runs, COMPUTE: self.run_compute, COMMUNICATION: run},
+            int(self.settings["repetitions"]),
+            least=int(self.settings["least"]),
+            budget=float(self.settings["seconds"]),
         )
         busy = [now - then for now, then in zip(processor_seconds(), before, strict=True)]
         exposed, peaks = {}, {}
@@ -224,9 +231,10 @@ class _Group:
         """Set the rate."""
         ranks = dist.get_world_size()
         own = sum(exchange.bytes_out(self.rank, ranks) for exchange in self.exchanges)
+        large = own > LARGE_MESSAGE * len(self.exchanges) * (ranks - 1)
 
         def measured(rate: float) -> Probe:
-            network = self._ask({"rate": rate})
+            network = self._ask({"rate": rate, "large_segments": large})
             return Probe(rate, slowest_median(_gathered(interleaved({"": run}, PROBES)[""])), network)
 
         return find_rate(ratio * self.compute, max(_gathered(own)), measured)

@@ -11,20 +11,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
 
+from farskip_compile.costs import CollectiveKind
+
 BACKEND = "farskip_replay"
-ALL_TO_ALL, ALL_REDUCE = "all_to_all", "all_reduce"
+ALL_TO_ALL: Final = "all_to_all"
+ALL_REDUCE: Final = "all_reduce"
 
 
 @dataclass(frozen=True)
 class Exchange:
     """One collective, as one rank sees it."""
 
-    kind: str
+    kind: CollectiveKind
     sent: int
     """Numbers that this rank puts in."""
     received: int

@@ -20,12 +20,14 @@ CAPACITY = 1.25
 SKEW = 1.0
 """Exponent of the Zipf law by which a skewed router prefers experts."""
 
-_WIDTHS: dict[str, Any] = {"vocab_size": 1024, "hidden_size": 512, "heads": 16, "experts": 8}
+_WIDTHS: dict[str, Any] = {"vocab_size": 1024, "experts": 8}
 WIDTHS: dict[str, dict[str, Any]] = {
     # attention and dense layers in DeepSeek-V3's proportions to the width; a token has two experts instead of eight,
     # so each is larger
     "deepseek_v3": {
         **_WIDTHS,
+        "hidden_size": 512,
+        "heads": 16,
         "query_rank": 128,
         "kv_rank": 64,
         "nope_head_dim": 64,
@@ -35,9 +37,24 @@ WIDTHS: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 256,
     },
     # twice the width in the heads, eight query heads to one of keys and values, as in Qwen3-30B-A3B
-    "qwen3_moe": {**_WIDTHS, "kv_heads": 2, "head_dim": 64, "moe_intermediate_size": 384},
+    "qwen3_moe": {
+        **_WIDTHS,
+        "hidden_size": 512,
+        "heads": 16,
+        "kv_heads": 2,
+        "head_dim": 64,
+        "moe_intermediate_size": 384,
+    },
     # dense and MoE layers in turn, five query heads to one: four here; one routed and one shared expert per token
-    "llama4": {**_WIDTHS, "kv_heads": 4, "head_dim": 32, "intermediate_size": 1600, "moe_intermediate_size": 800},
+    "llama4": {
+        **_WIDTHS,
+        "hidden_size": 1536,
+        "heads": 48,
+        "kv_heads": 12,
+        "head_dim": 32,
+        "intermediate_size": 4800,
+        "moe_intermediate_size": 2400,
+    },
 }
 TINY: dict[str, Any] = {
     "vocab_size": 64,
@@ -51,10 +68,15 @@ TINY: dict[str, Any] = {
 """For smoke runs: the presets' widths but these."""
 TENSOR_PARALLEL = ("llama4",)
 LAYERS = {
-    "deepseek_v3": ("dense", "moe", "moe", "moe", "moe", "moe", "moe"),
-    "qwen3_moe": ("moe",) * 6,
+    "deepseek_v3": ("dense", "moe", "moe", "moe"),
+    "qwen3_moe": ("moe",) * 4,
     "llama4": ("dense", "moe") * 3,
 }
+
+
+TOKENS = {"deepseek_v3": 1024, "qwen3_moe": 1536, "llama4": 384}
+"""Of each of two ranks in prefill and training, one sequence: where a model computes little for each byte that it
+sends, a longer one. Of each of four, which share the processor, half as many."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +85,16 @@ class Effort:
 
     layers: int
     """At most."""
-    tokens: int
-    """Of each rank in prefill and training, one sequence."""
+    tokens: int | None
+    """Of each rank in prefill and training, one sequence; None: `TOKENS`."""
     sequences: int
     """Of each rank in a decode step, one token each."""
     cached: int
     """Tokens of each sequence before the one that is decoded."""
     repetitions: int
-    """Of each variant."""
+    """Of each variant, at most."""
+    seconds: float
+    """After so many for a cell there are no more repetitions; but at least `LEAST`."""
     profiles: int = 3
     """Steps of each variant under the profiler; the one with the median exposure counts."""
     width: int | None = None
@@ -80,9 +104,13 @@ class Effort:
     tiny: bool = False
 
 
-FULL = Effort(layers=7, tokens=1024, sequences=128, cached=48, repetitions=15)
-QUICK = Effort(layers=4, tokens=1024, sequences=128, cached=48, repetitions=7, calibration=25.0)
-SMOKE = Effort(layers=3, tokens=64, sequences=16, cached=8, repetitions=3, profiles=1, calibration=0.0, tiny=True)
+FULL = Effort(layers=6, tokens=None, sequences=128, cached=48, repetitions=15, seconds=60.0)
+QUICK = Effort(layers=4, tokens=None, sequences=128, cached=48, repetitions=7, seconds=60.0, calibration=25.0)
+SMOKE = Effort(
+    layers=3, tokens=64, sequences=16, cached=8, repetitions=3, seconds=0.0, profiles=1, calibration=0.0, tiny=True
+)
+LEAST = 5
+"""Repetitions of every variant, unless fewer are the most."""
 
 
 def settings_of(group: Group, effort: Effort) -> dict[str, Any]:
@@ -103,9 +131,11 @@ def settings_of(group: Group, effort: Effort) -> dict[str, Any]:
         "tensor_parallel": tensor_parallel,
         "capacity_factor": None if dropless else CAPACITY,
         "batch": effort.sequences if group.phase == DECODE else 1,
-        "tokens": 1 if group.phase == DECODE else effort.tokens,
+        "tokens": 1 if group.phase == DECODE else effort.tokens or TOKENS[group.model] * 2 // group.hosts,
         "cached": effort.cached if group.phase == DECODE else 0,
         "repetitions": effort.repetitions,
+        "least": min(LEAST, effort.repetitions),
+        "seconds": effort.seconds,
         "profiles": effort.profiles,
         "calibration": effort.calibration,
         "overrides": overrides,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -16,13 +17,28 @@ from typing import Any
 import torch.distributed as dist
 
 
-def interleaved(runs: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of each run; all take turns, and who is first changes."""
+def interleaved(
+    runs: Mapping[str, Callable[[], Any]], repetitions: int, *, least: int = 0, budget: float = math.inf
+) -> dict[str, list[float]]:
+    """Seconds of each run; all take turns, and who is first changes.
+
+    Args:
+        runs: by name.
+        repetitions: of each, at most.
+        least: repetitions that there are in any case.
+        budget: seconds after which there are no more; by the clock of rank 0, so that all ranks stop together.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
     gc.collect()
     gc.disable()
+    begun = time.perf_counter()
     for repetition in range(repetitions):
+        if repetition >= least and budget < math.inf:
+            over = [time.perf_counter() - begun > budget]
+            dist.broadcast_object_list(over, src=0)
+            if over[0]:
+                break
         shift = repetition % len(names)
         for name in names[shift:] + names[:shift]:
             dist.barrier()

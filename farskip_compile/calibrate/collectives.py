@@ -8,14 +8,14 @@ Seconds are those of the slowest rank, from when the last one has started. On CP
 ranks that have just computed do not start at the same moment either. This matters: a rank that is late tells the others
 that they may send behind what it sends itself, so gloo's all-to-all moves both ways at once only if all start together,
 and takes twice as long else. Small messages are timed several in a row. Sizes grow until one call takes too long for
-the budget.
+the budget; kinds for which the user names the largest message are measured up to that in any case, and get most of it.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -33,8 +33,10 @@ IN_A_ROW = 4
 REPETITIONS = 7
 LATE = 0.5e-3
 """Seconds by which every other rank starts late; more than a message takes to the other side."""
-WORTHWHILE = 20e-3
-"""Seconds that a collective should be in flight to see what it does to compute."""
+WORTHWHILE = 60e-3
+"""Seconds that a collective should be in flight to see what it does to compute: on CPUs, starting takes a few."""
+NAMED = 4
+"""Times as much of the budget goes to a kind that the user names."""
 
 
 @dataclass
@@ -58,15 +60,28 @@ class Collectives:
         self.ranks, self.clock = ranks, clock
         self.found = LinkFindings()
 
-    def measure(self, messages: tuple[int, ...], seconds: float) -> LinkFindings:
-        """All kinds by size, then the interference."""
-        share = 0.8 * seconds / len(COLLECTIVE_KINDS)
-        for kind in COLLECTIVE_KINDS:
-            self._kind(kind, messages, share)
+    def measure(
+        self, messages: tuple[int, ...], seconds: float, largest: Mapping[CollectiveKind, int] | None = None
+    ) -> LinkFindings:
+        """All kinds by size, then the interference.
+
+        Args:
+            messages: sizes in bytes.
+            seconds: for all of it.
+            largest: bytes of the largest message of some kinds.
+        """
+        largest = largest or {}
+        weights = {kind: NAMED if kind in largest else 1 for kind in COLLECTIVE_KINDS}
+        for kind, weight in weights.items():
+            own = messages
+            if kind in largest:
+                own = (*(size for size in messages if size < largest[kind] / 2), largest[kind])
+                own = own if len(own) > 1 else (max(largest[kind] // 16, 1), *own)
+            self._kind(kind, own, 0.8 * seconds * weight / sum(weights.values()), whole=kind in largest)
         self.found.interference = self._interference(messages, 0.2 * seconds)
         return self.found
 
-    def _kind(self, kind: CollectiveKind, messages: tuple[int, ...], seconds: float) -> None:
+    def _kind(self, kind: CollectiveKind, messages: tuple[int, ...], seconds: float, *, whole: bool) -> None:
         left, measured = seconds, []
         for place, size in enumerate(messages):
             count = IN_A_ROW if size < SMALL else 1
@@ -89,7 +104,7 @@ class Collectives:
             )
             left -= sum(times.seconds) * count + 2 * once
             grown = messages[place + 1] / size if place + 1 < len(messages) else 0.0
-            if place + 1 >= LEAST_SIZES and grown * times.median * 3 > max(left, 0.0):
+            if not whole and place + 1 >= LEAST_SIZES and grown * times.median * 3 > max(left, 0.0):
                 break
         self.found.samples += [Sample(kind, size, self.ranks.size, value) for size, value in monotone(measured)]
 
@@ -136,7 +151,7 @@ class Collectives:
         """How much longer compute takes while an all-to-all is in flight; None if none is long enough to see."""
         known = [sample for sample in self.found.samples if sample.kind == "all_to_all"]
         rate = known[-1].bytes / known[-1].seconds
-        size = int(min(max(WORTHWHILE * rate, known[-1].bytes), 4 * messages[-1]))
+        size = int(max(min(WORTHWHILE * rate, 4 * messages[-1]), known[-1].bytes))
         work = _Work(self.ranks.device)
         step = self.ranks.agreed(work.tuned(self.clock, self._settle))
         work.repeat = step
@@ -151,7 +166,8 @@ class Collectives:
         return max(0.0, self.ranks.agreed(statistics.median(slowed) if slowed else 0.0)) if enough else None
 
     def _pace(self, work: _Work, size: int, *, in_flight: bool) -> float | None:
-        """Seconds of one step of work, while an all-to-all is in flight or while nothing is."""
+        """Seconds of one step of work, while an all-to-all is in flight or while nothing is. The first does not count:
+        starting a collective takes a CPU a moment, which its latency holds already."""
         count = max(size // 4 // self.ranks.size, 1) * self.ranks.size
         sent = torch.zeros(count, device=self.ranks.device)
         received = torch.zeros_like(sent)
@@ -160,8 +176,10 @@ class Collectives:
         handle = None
         if in_flight:
             handle = dist.all_to_all_single(received, sent, group=self.ranks.group, async_op=True)
+        work()
+        self._settle_work()
         start, steps, inside = self.clock(), 0, 0.0
-        while steps < 200:
+        while steps < 500:
             work()
             self._settle_work()
             now = self.clock() - start

@@ -12,8 +12,8 @@ what running kernels changes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,7 @@ from farskip_compile.calibrate.ranks import Ranks
 from farskip_compile.calibrate.results import Calibration, Row
 from farskip_compile.calibrate.settings import QUICK_SECONDS, check_budget, grids
 from farskip_compile.calibrate.stopwatch import Stopwatch
-from farskip_compile.costs import Curve, HardwareProfile, default_profile
+from farskip_compile.costs import COLLECTIVE_KINDS, CollectiveKind, Curve, HardwareProfile, default_profile
 from farskip_compile.errors import ConfigError
 
 Device = torch.device | str | None
@@ -88,6 +88,7 @@ def calibrate_link(
     device: Device = None,
     budget_seconds: float = DEFAULT_SECONDS * (1 - COMPUTE_PART),
     ranks_per_node: int | None = None,
+    largest: Mapping[CollectiveKind, int] | None = None,
 ) -> HardwareProfile:
     """`profile` with links that are measured anew: after a change of the network, or from another machine.
 
@@ -97,6 +98,9 @@ def calibrate_link(
         device: as for `calibrate`.
         budget_seconds: about how long it may take.
         ranks_per_node: as for `calibrate`; 1 measures the link between nodes only.
+        largest: what the model sends, as bytes of the largest message of each kind, such as
+            {"all_to_all": 16_000_000}; these kinds are measured up to there, and more often. None: all kinds alike, as
+            far as the budget goes.
 
     Raises:
         ConfigError: there is only one rank, or as for `calibrate`.
@@ -108,6 +112,7 @@ def calibrate_link(
         ranks_per_node=ranks_per_node,
         base=profile,
         compute=False,
+        largest=largest,
     ).profile
 
 
@@ -121,6 +126,7 @@ def measure(
     base: HardwareProfile | None = None,
     compute: bool = True,
     links: bool = True,
+    largest: Mapping[CollectiveKind, int] | None = None,
     tell: Callable[[str], None] = lambda step: None,
     clock: Clock = time.perf_counter,
 ) -> Calibration:
@@ -135,6 +141,7 @@ def measure(
         base: as above.
         compute: whether to measure compute.
         links: whether to measure links, if there is more than one rank.
+        largest: as for `calibrate_link`.
         tell: called on rank 0 with what is being measured.
         clock: seconds since some moment, for work on a CPU.
 
@@ -154,105 +161,108 @@ def measure(
         base = default_profile(where.type, _name(where))
     profile = base
     start = time.perf_counter()
-    say = tell if ranks.rank == 0 else lambda step: None
-    rows: list[Row] = []
-    notes: list[str] = []
     links = links and ranks.size > 1
     count = f"{ranks.size} ranks at once" if ranks.size > 1 else "one rank"
     what = f"farskip calibrate on {count}, {_name(where)}, torch {torch.__version__}"
-    quick = seconds < QUICK_SECONDS
+    run = _Run(ranks, clock, seconds < QUICK_SECONDS, what, tell if ranks.rank == 0 else lambda step: None)
     if compute:
         share = seconds * (COMPUTE_PART if links else 1.0)
-        profile = _compute(profile, Stopwatch(where, clock), ranks, dtypes, share, quick, what, say, rows, notes)
+        profile = run.compute(profile, dtypes, share)
         seconds -= share
     if links:
         per_node = ranks.per_node() if ranks_per_node is None else ranks_per_node
-        profile = _links(profile, ranks, per_node, seconds, quick, what, say, rows, notes, clock)
+        profile = run.links(profile, per_node, seconds, _known_kinds(largest))
     profile = replace(profile, name="calibrated", description=what, devices=())
-    found = Calibration(profile, tuple(rows), _name(where), ranks.size, time.perf_counter() - start, tuple(notes))
+    took = time.perf_counter() - start
+    found = Calibration(profile, tuple(run.rows), _name(where), ranks.size, took, tuple(run.notes))
     return Calibration.from_json(ranks.agreed(found.to_json()))
 
 
-def _compute(
-    profile: HardwareProfile,
-    watch: Stopwatch,
-    ranks: Ranks,
-    dtypes: Sequence[torch.dtype],
-    seconds: float,
-    quick: bool,
-    what: str,
-    say: Callable[[str], None],
-    rows: list[Row],
-    notes: list[str],
-) -> HardwareProfile:
-    sizes = grids(watch.device, quick=quick)
-    memory = Memory(watch, dtypes[0], sizes)
-    parts: tuple[tuple[str, Callable[[float], None], float], ...] = (
-        ("launches", memory.overheads, 0.02),
-        ("memory", memory.streaming, 0.15),
-        ("new pages", memory.fresh, 0.08),
-        ("fused kernels", memory.compiled, 0.15),
-    )
-    for name, run, part in parts:
-        say(name)
-        ranks.barrier()
-        run(seconds * part)
-    rows += memory.found.rows
-    notes += memory.found.notes
-    curves: dict[str, dict[str, Curve]] = {}
-    for dtype in dtypes:
-        say(f"products of {str(dtype).removeprefix('torch.')}")
-        ranks.barrier()
-        products = Products(watch, dtype, sizes, memory.found.launch_seconds)
-        for kind, curve in products.measure(0.6 * seconds / len(dtypes)).items():
-            curves.setdefault(kind, {})[products.name] = curve
-        rows += products.rows
-        notes += products.notes
-    ranks.barrier()
-    return with_compute(profile, memory.found, curves, what)
+def _known_kinds(largest: Mapping[CollectiveKind, int] | None) -> Mapping[CollectiveKind, int]:
+    for kind, size in (largest or {}).items():
+        if kind not in COLLECTIVE_KINDS or size < 1:
+            raise ConfigError(
+                f"largest={{{kind!r}: {size}}} is no message",
+                way_out=f"kinds are {', '.join(COLLECTIVE_KINDS)}; in bytes",
+            )
+    return largest or {}
 
 
-def _links(
-    profile: HardwareProfile,
-    ranks: Ranks,
-    per_node: int,
-    seconds: float,
-    quick: bool,
-    what: str,
-    say: Callable[[str], None],
-    rows: list[Row],
-    notes: list[str],
-    clock: Clock,
-) -> HardwareProfile:
-    """Inside a node among all ranks of each; between nodes among the ranks of one place in each node."""
-    if per_node < 1 or (per_node < ranks.size and ranks.size % per_node):
-        raise ConfigError(
-            f"{ranks.size} ranks are not {per_node} on each node", way_out="give ranks_per_node, a divisor of the ranks"
+@dataclass
+class _Run:
+    """One calibration: who measures, and what was found so far."""
+
+    ranks: Ranks
+    clock: Clock
+    quick: bool
+    what: str
+    say: Callable[[str], None]
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def compute(self, profile: HardwareProfile, dtypes: Sequence[torch.dtype], seconds: float) -> HardwareProfile:
+        """`profile` with this machine's compute."""
+        watch = Stopwatch(self.ranks.device, self.clock)
+        sizes = grids(watch.device, quick=self.quick)
+        memory = Memory(watch, dtypes[0], sizes)
+        parts: tuple[tuple[str, Callable[[float], None], float], ...] = (
+            ("launches", memory.overheads, 0.02),
+            ("memory", memory.streaming, 0.15),
+            ("new pages", memory.fresh, 0.08),
+            ("fused kernels", memory.compiled, 0.15),
         )
-    messages = grids(ranks.device, quick=quick).messages
-    nodes = [list(range(first, first + per_node)) for first in range(0, ranks.size, per_node)]
-    across = [list(place) for place in zip(*nodes, strict=True)]
-    plans = [
-        (name, members) for name, members in (("intra_node", nodes), ("inter_node", across)) if len(members[0]) > 1
-    ]
-    for name, members in plans:
-        say(f"collectives, {name.replace('_', ' ')}")
-        alone = len(members) == 1
-        own = ranks if alone else Ranks(ranks.part(members), ranks.device)
-        ranks.barrier()
-        found = Collectives(own, clock).measure(messages, seconds / len(plans))
-        findings: LinkFindings = ranks.agreed(found)
-        profile = with_link(profile, name, findings, what)
-        rows += findings.rows
-        if not alone and own.group is not None:
-            dist.destroy_process_group(own.group)
-    per_node_known = replace(profile, ranks_per_node=per_node, sources={**profile.sources, "ranks_per_node": what})
-    if len(plans) == 1:
-        other = "inter_node" if plans[0][0] == "intra_node" else "intra_node"
-        notes.append(f"{other} can't be measured on these ranks: its figures are those of {profile.name!r}")
-        if plans[0][0] == "intra_node":  # a node may hold more ranks than run here
-            return replace(per_node_known, ranks_per_node=max(per_node, profile.ranks_per_node))
-    return per_node_known
+        for name, run, part in parts:
+            self.say(name)
+            self.ranks.barrier()
+            run(seconds * part)
+        self.rows += memory.found.rows
+        self.notes += memory.found.notes
+        curves: dict[str, dict[str, Curve]] = {}
+        for dtype in dtypes:
+            self.say(f"products of {str(dtype).removeprefix('torch.')}")
+            self.ranks.barrier()
+            products = Products(watch, dtype, sizes, memory.found.launch_seconds)
+            for kind, curve in products.measure(0.6 * seconds / len(dtypes)).items():
+                curves.setdefault(kind, {})[products.name] = curve
+            self.rows += products.rows
+            self.notes += products.notes
+        self.ranks.barrier()
+        return with_compute(profile, memory.found, curves, self.what)
+
+    def links(
+        self, profile: HardwareProfile, per_node: int, seconds: float, largest: Mapping[CollectiveKind, int]
+    ) -> HardwareProfile:
+        """Inside a node among all ranks of each; between nodes among the ranks of one place in each node."""
+        ranks, what = self.ranks, self.what
+        if per_node < 1 or (per_node < ranks.size and ranks.size % per_node):
+            raise ConfigError(
+                f"{ranks.size} ranks are not {per_node} on each node",
+                way_out="give ranks_per_node, a divisor of the ranks",
+            )
+        messages = grids(ranks.device, quick=self.quick).messages
+        nodes = [list(range(first, first + per_node)) for first in range(0, ranks.size, per_node)]
+        across = [list(place) for place in zip(*nodes, strict=True)]
+        plans = [
+            (name, members) for name, members in (("intra_node", nodes), ("inter_node", across)) if len(members[0]) > 1
+        ]
+        for name, members in plans:
+            self.say(f"collectives, {name.replace('_', ' ')}")
+            alone = len(members) == 1
+            own = ranks if alone else Ranks(ranks.part(members), ranks.device)
+            ranks.barrier()
+            found = Collectives(own, self.clock).measure(messages, seconds / len(plans), largest)
+            findings: LinkFindings = ranks.agreed(found)
+            profile = with_link(profile, name, findings, what)
+            self.rows += findings.rows
+            if not alone and own.group is not None:
+                dist.destroy_process_group(own.group)
+        known = replace(profile, ranks_per_node=per_node, sources={**profile.sources, "ranks_per_node": what})
+        if len(plans) == 1:
+            other = "inter_node" if plans[0][0] == "intra_node" else "intra_node"
+            self.notes.append(f"{other} can't be measured on these ranks: its figures are those of {profile.name!r}")
+            if plans[0][0] == "intra_node":  # a node may hold more ranks than run here
+                return replace(known, ranks_per_node=max(per_node, profile.ranks_per_node))
+        return known
 
 
 def _device(device: Device) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import LOOPBACK, Network, NetworkUnavailableError, QuantityError, TeardownError, iproute, janitor
+from harness import (
+    LOOPBACK,
+    Network,
+    NetworkUnavailableError,
+    QuantityError,
+    TeardownError,
+    commands,
+    iproute,
+    janitor,
+)
 from harness.commands import Names, token_of
 
 from tests.benchmarks import rank_functions
@@ -118,6 +128,40 @@ def test_the_kernel_has_the_rate_that_was_set():
             for namespace, device in ends:
                 _, output, _ = iproute.attempt(("tc", "-n", namespace, "qdisc", "show", "dev", device))
                 assert shown in output, output
+
+
+@namespaces
+def test_segments_are_large_where_they_are_asked_for_and_the_kernel_can():
+    with Network(2, "400mbit", log=None, require=True) as network:
+        names = network._names
+
+        def found() -> set[int]:
+            ends = [(names.host(i), "farskip0") for i in range(2)] + [(names.switch, f"port{i}") for i in range(2)]
+            shown = [iproute.attempt(("ip", "-n", n, "-d", "-j", "link", "show", "dev", d))[1] for n, d in ends]
+            return {json.loads(text)[0]["gso_ipv4_max_size"] for text in shown}
+
+        network.set_rate("400mbit", large_segments=True)
+        if network.link.segment == commands.SEGMENT:
+            assert "KiB" not in network.describe()
+            assert found() == {commands.SEGMENT}
+        else:
+            assert "segments of 256 KiB" in network.describe()
+            assert found() == {commands.LARGE_SEGMENT}
+        network.set_rate("500mbit")
+        assert "KiB" not in network.describe()
+        assert found() == {commands.SEGMENT}
+
+
+@namespaces
+def test_a_kernel_without_large_segments_keeps_its_own(monkeypatch):
+    with Network(2, "400mbit", log=None, require=True) as network:
+        attempt = iproute.attempt
+        large = str(commands.LARGE_SEGMENT)
+        monkeypatch.setattr(iproute, "attempt", lambda c: (1, "", "no") if large in c else attempt(c))
+        network.set_rate("500mbit", large_segments=True)
+        assert network.link.segment == commands.SEGMENT
+        assert network.link.rate == 500_000_000
+        assert "KiB" not in network.describe()
 
 
 @namespaces

@@ -24,6 +24,12 @@ def everything(rank: int, world_size: int) -> dict[str, Any]:
     compute = calibrate_compute(budget_seconds=0.3, device="cpu")
     across = calibrate_link(compute, budget_seconds=0.3, device="cpu", ranks_per_node=1)
     within = calibrate_link(across, budget_seconds=0.3, device="cpu", ranks_per_node=2)
+    named = main.measure(
+        device="cpu", compute=False, budget_seconds=1e-3, ranks_per_node=1, base=compute, largest={"all_reduce": 2**20}
+    )
+    sizes: dict[str, list[int]] = {}
+    for row in named.rows:
+        sizes.setdefault(row.section.split(",")[0], []).append(row.size[0])
     try:
         calibrate(device="cpu", ranks_per_node=0)
         refused = ""
@@ -34,6 +40,7 @@ def everything(rank: int, world_size: int) -> dict[str, Any]:
         "profiles": {name: profile.to_json() for name, profile in profiles.items()},
         "digests": [profile.digest() for profile in profiles.values()],
         "refused": refused,
+        "sizes": sizes,
         "said": Ranks(None, CPU).agreed(f"rank {rank}"),
     }
 
@@ -43,6 +50,9 @@ def test_all_ranks_get_one_profile_and_links_are_measured_apart() -> None:
     assert first == second
     assert first["said"] == "rank 0"
     assert "2 ranks are not 0 on each node" in first["refused"]
+    # what is sent is measured whatever the budget, up to the largest message; of the rest, what a line needs
+    assert first["sizes"]["all_reduce"] == [2**8, 2**12, 2**16, 2**20]
+    assert all(sizes == [2**8, 2**12] for kind, sizes in first["sizes"].items() if kind != "all_reduce")
     found, base = first["profiles"], load_profile("cpu-gloo").to_json()
     assert len(set(first["digests"])) == 4
     for name, links in (

@@ -173,6 +173,22 @@ def test_a_wait_that_can_be_taken_later_is() -> None:
     assert order.index(4) < order.index(2)
 
 
+def test_compute_beside_a_collective_may_take_a_quarter_less_than_estimated() -> None:
+    """By the estimate, and on a network a fifth slower, one and two are enough, and three may come behind the wait."""
+    tasks = (
+        Task("launch", (), 1.0, Role.LAUNCH, "ep"),
+        Task("one", (), 1.0),
+        Task("two", (), 0.25),
+        Task("wait", (), 0.0, Role.WAIT, launch=0),
+        Task("reader", (3,), 1.0),
+        Task("three", (), 0.25),
+        Task("end", (4, 5), 0.0),
+    )
+    schedule = list_schedule(Program(tasks))
+    assert schedule.after.exposed == 0.0
+    assert schedule.order.index(5) < schedule.order.index(3)
+
+
 def test_compute_is_slower_while_something_is_in_flight() -> None:
     """4 s of work, of which the first 2.5 s on the clock do only 2 s of it; a second network slows it further."""
     tasks = (
