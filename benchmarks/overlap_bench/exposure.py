@@ -1,20 +1,17 @@
-"""What the profiler says of one step: communication that nothing hid, forward and backward apart, and peak memory.
+"""What the profiler says of one step: communication that nothing hid, forward and backward apart.
 
 Contract: every rank makes the same calls. Exposed is what `farskip_compile.profiling` calls so. The backward pass
-begins where `steps.py` has marked it; no collective is in flight there, since the loss needs all of them. Seconds and
-bytes.
+begins where `steps.py` has marked it; no collective is in flight there, since the loss needs all of them. Seconds.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch.profiler import ProfilerActivity, profile
 
 from farskip_compile.profiling import Trace, record
 from farskip_compile.profiling.chrome import load
@@ -68,28 +65,3 @@ def backward_start(path: Path) -> int | None:
     starts = (event["ts"] for event in document["traceEvents"] if event.get("name") == BACKWARD)
     found = min(starts, default=None)
     return None if found is None else base + round(found * 1000)
-
-
-def peak_bytes(run: Callable[[], Any]) -> int:
-    """Most bytes that one step holds at once, over what was allocated before it."""
-    dist.barrier()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-        run()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "memory.json"
-        prof.export_chrome_trace(str(path))
-        return peak_of(json.loads(path.read_text())["traceEvents"])
-
-
-def peak_of(events: Iterable[dict[str, Any]]) -> int:
-    """The highest sum of the allocations and frees of the CPU so far."""
-    changes = [
-        (event["ts"], event["args"]["Bytes"])
-        for event in events
-        if event.get("name") == "[memory]" and event["args"].get("Device Type") == 0
-    ]
-    alive = peak = 0
-    for _, change in sorted(changes, key=lambda pair: pair[0]):
-        alive += change
-        peak = max(peak, alive)
-    return peak

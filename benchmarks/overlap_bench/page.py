@@ -41,15 +41,19 @@ Variants: `plain` is torch.compile as everybody uses it. `inductor overlap` is I
 (`aten_distributed_optimizations.enable_overlap_scheduling`), `inductor passes` the three passes on kernels that its
 configuration recommends for `reorder_for_compute_comm_overlap_passes`; the flag without that list does nothing. Both
 need a GPU's figures to estimate costs, and on a CPU the first raises and the second takes all kernels for free: here
-they are given the very estimates that our scheduler uses, patched into the process of the benchmark alone.
-`overlapped eager` is the FarSkip form written by hand with async collectives, hooks that wait for those of the backward
-pass, and re-prioritised autograd; `hand-written` the same form compiled by plain Inductor; `none` and `full` are ours.
-`none` and both of Inductor's were compared with `plain`, `full` and `overlapped eager` with `hand-written`, on every
-rank: logits, or loss and all gradients, to 1e-4 of their norms.
+they are given the very estimates that our scheduler uses, patched into the process of the benchmark alone. Where they
+"did not act", the standard form has nothing that is independent of an exchange (Qwen3-MoE style has no shared experts)
+or of an all-reduce. `overlapped eager` is the FarSkip form written by hand with async collectives, hooks that wait for
+those of the backward pass, and re-prioritised autograd; `hand-written` the same form compiled by plain Inductor; `none`
+and `full` are ours. `none` and both of Inductor's were compared with `plain`, `full` and `overlapped eager` with
+`hand-written`, on every rank: logits, or loss and all gradients, to 1e-4 of their norms.
 
-Limits. A link lets up to 80 KB pass at once after a pause, so that the small messages of decode steps travel faster
-next to compute than alone. Where four hosts share two cores, compute is measured in the same way, four at a time; what
-one rank leaves idle another uses, so that hiding communication gains less in step time than it would on real hosts.
+Limits. The processors that compute also carry the bytes: a collective in flight costs them part of the time, which the
+bound does not count (told where a target is missed). Where messages are large, TCP hands segments of 256 KiB to the
+link (BIG TCP), which halves that. A link lets 1.25 segments pass at once after a pause, 80 KB with segments of 64 KiB,
+so that the small messages of decode steps travel faster next to compute than alone. Where four hosts share two cores,
+compute is measured in the same way, four at a time; what one rank leaves idle another uses, so that hiding
+communication gains less in step time than it would on real hosts.
 """
 
 

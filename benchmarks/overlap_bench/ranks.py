@@ -31,10 +31,11 @@ from farskip_compile.passes.program import Program
 from farskip_compile.profiling import kernels_visible
 from overlap_bench.bound import Bound, bound_of
 from overlap_bench.communication import communication
-from overlap_bench.exposure import exposure, peak_bytes
+from overlap_bench.exposure import exposure
 from overlap_bench.hardware import compute_profile, link_profile
 from overlap_bench.kernel_cache import shared_kernels
 from overlap_bench.mailbox import Mailbox
+from overlap_bench.memory import peak_bytes
 from overlap_bench.names import COMMUNICATION, COMPARED, COMPUTE, FULL, ORDER, OURS
 from overlap_bench.output_code import captured_code, facts
 from overlap_bench.own_overlap import device_figures
@@ -216,6 +217,7 @@ class _Group:
         )
         busy = [now - then for now, then in zip(processor_seconds(), before, strict=True)]
         exposed, peaks = {}, {}
+        messages = {exchange.sent * exchange.dtype.itemsize for exchange in self.exchanges}
         for name in variants:
             path = None
             if traces is not None:
@@ -223,7 +225,7 @@ class _Group:
                     traces / f"{self.settings['model']}-{self.settings['phase']}-{ratio:g}-{name}-{self.rank}.json.gz"
                 )
             exposed[name] = exposure(runs[name], int(self.settings["profiles"]), path)
-            peaks[name] = peak_bytes(runs[name])
+            peaks[name] = peak_bytes(runs[name], messages)
         value = {"seconds": seconds, "checks": checks, "exposed": exposed, "peak_bytes": peaks, "busy": busy}
         self._hand_over(ratio, network, profile, _gathered(value))
 

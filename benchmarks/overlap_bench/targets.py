@@ -5,6 +5,8 @@
     both on two hosts, at a ratio of communication to compute of 0.5 to 1
     fastest           than every baseline, wherever communication is more than 10 % of plain Inductor's step
     not slower        than plain Inductor by more than 2 %, in any cell; `none` and `full`
+    memory            measured peak of `full` at most 5 % over the hand-written form's, of `none` over plain's, in any
+                      cell: our backend's default limit, `memory_increase`
     results           equal: every variant with what it must equal, in any cell
 
 Contract: `judge` says of each target that a cell is under whether it is met, with the figures. The cell's own model of
@@ -17,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from overlap_bench.cells import PREFILL, TRAINING
-from overlap_bench.names import BASELINES, COMMUNICATION, FULL, OURS, PLAIN
+from overlap_bench.names import BASELINES, COMMUNICATION, FULL, HAND, NONE, OURS, PLAIN
 from overlap_bench.results import Result
 
 HIDDEN = {(PREFILL, None): 0.98, (TRAINING, None): 0.95, (TRAINING, "backward"): 0.93}
@@ -25,6 +27,9 @@ OVER_BOUND = {PREFILL: 1.05, TRAINING: 1.10}
 RATIOS, HOSTS = (0.5, 1.0), 2
 WEIGHT = 0.10
 SLOWER = 0.02
+MEMORY = {FULL: HAND, NONE: PLAIN}
+"""Whose peak a variant's is held against: the same function, compiled by plain Inductor."""
+MEMORY_INCREASE = 0.05
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,13 @@ def judge(result: Result) -> list[Verdict]:
         slower = result.timings[name].median / result.timings[PLAIN].median - 1
         missed = "" if slower <= SLOWER else f", missed by {100 * (slower - SLOWER):.1f} points"
         say(f"not slower, {name}", slower <= SLOWER, f"{100 * slower:+.1f} % against plain (at most +2 %){missed}")
+    for name, other in MEMORY.items():
+        peak, base = result.peak_bytes[name], result.peak_bytes[other]
+        more = peak / base - 1
+        missed = "" if more <= MEMORY_INCREASE else f", missed by {(peak - (1 + MEMORY_INCREASE) * base) / 1e6:.3g} MB"
+        most = f"at most {100 * MEMORY_INCREASE:+.0f} %"
+        text = f"{100 * more:+.1f} % against {other}'s {base / 1e6:.3g} MB ({most}){missed}"
+        say(f"memory, {name}", more <= MEMORY_INCREASE, text)
     apart = [f"{c['one']} and {c['other']} by {c['error']:.1e} of the norm ({c['worst']})" for c in result.differs]
     say("results", not apart, "RESULTS DIFFER: " + "; ".join(apart) if apart else f"{len(result.checks)} pairs agree")
     return verdicts

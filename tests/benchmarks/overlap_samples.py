@@ -29,7 +29,9 @@ def estimate(before, after, peak, peak_after):
     }
 
 
-def handed(*, seconds=None, hidden=0.99, backward=0.96, error=0.0, ranks=2, busy=19.0, phase="prefill", missing=()):
+def handed(
+    *, seconds=None, hidden=0.99, backward=0.96, error=0.0, ranks=2, busy=19.0, phase="prefill", missing=(), peaks=None
+):
     """What the ranks hand over; the last is 10 ms slower than the others, and has twice the exposure."""
     seconds = {name: s for name, s in {**STEPS, **(seconds or {})}.items() if name not in missing}
     names = [name for name in ORDER if name in seconds]
@@ -58,7 +60,7 @@ def handed(*, seconds=None, hidden=0.99, backward=0.96, error=0.0, ranks=2, busy
                 for a, b in pairs
             ],
             "exposed": {name: exposed(name, rank) for name in names},
-            "peak_bytes": dict.fromkeys(names, 10**8 + rank),
+            "peak_bytes": {**dict.fromkeys(names, 10**8 + rank), **(peaks or {})},
             "busy": [10.0, 9.0, busy],
         }
 

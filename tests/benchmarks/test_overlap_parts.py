@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from overlap_bench.communication import communication
 from overlap_bench.kernel_cache import without_counters
+from overlap_bench.memory import peak_of
 from overlap_bench.output_code import CodeFacts, facts, flights
 from overlap_bench.replay import Exchange, replay_group
 from overlap_bench.steps import compare
@@ -168,7 +169,8 @@ def test_forward_and_backward_are_told_apart():
 
 def test_the_profiler_shows_backward_and_memory(one_rank, tmp_path):
     """On real profiles, since their format is not ours."""
-    from overlap_bench.exposure import backward_start, peak_bytes
+    from overlap_bench.exposure import backward_start
+    from overlap_bench.memory import peak_bytes
     from overlap_bench.steps import BACKWARD
     from torch.profiler import record_function
 
@@ -194,4 +196,35 @@ def test_the_profiler_shows_backward_and_memory(one_rank, tmp_path):
         del big
         return torch.zeros(10**5)
 
-    assert 4 * 10**6 <= peak_bytes(allocate) < 4.4 * 10**6
+    assert 4 * 10**6 <= peak_bytes(allocate, ()) < 4.4 * 10**6
+
+
+def memory_events(*changes):
+    """From (microseconds, address, bytes)."""
+    return [
+        {"name": "[memory]", "ts": at, "args": {"Addr": address, "Bytes": size, "Device Type": 0}}
+        for at, address, size in changes
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "flights", "peak"),
+    [
+        # freed where the profiler sees it
+        ([(0, 0, 100), (1, 0, -100), (2, 200, 100)], [], 100),
+        # what gloo has freed is gone when its collective is over: launched behind the allocation, whatever ends before
+        ([(0, 0, 100), (9, 500, 80)], [(1000, 8000)], 100),
+        ([(0, 0, 100), (7, 500, 80)], [(1000, 8000)], 180),
+        ([(3, 0, 100), (9, 500, 80)], [(1000, 4000), (5000, 10000)], 180),
+        # at the latest when something else lies there; also what is no message
+        ([(0, 0, 100), (3, 50, 100)], [(1000, 8000)], 100),
+        ([(0, 0, 30), (3, 10, 100)], [], 100),
+        # what is no message, such as a gradient, stays; so does a message that no collective has taken
+        ([(0, 0, 90), (9, 500, 80)], [(1000, 8000)], 170),
+        ([(0, 0, 100), (9, 500, 80)], [], 180),
+        # what was there before
+        ([(0, 900, -100), (1, 0, 150)], [], 50),
+    ],
+)
+def test_peak_memory_knows_what_another_thread_has_freed(changes, flights, peak):
+    assert peak_of(memory_events(*changes), flights, {100}) == peak
