@@ -60,7 +60,9 @@ def make_plan(config: FarSkipConfig, module: fx.GraphModule) -> Plan | None:
         name = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else ""
         profile = default_profile(device.type if device is not None else "cpu", name)
     assert isinstance(profile, HardwareProfile)
-    limits = Limits(config.memory_increase, config.in_flight_bytes)
+    # the graph is ordered, and then its kernels, whose order follows the graph's: both together keep the limit
+    each = (1 + config.memory_increase) ** 0.5 - 1
+    limits = Limits(each, config.in_flight_bytes)
     return Plan(profile, limits, config.ep_group, config.check_order)
 
 

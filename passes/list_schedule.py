@@ -21,7 +21,7 @@ made for a window, and there are log n windows at most.
    the earliest in the original order is taken, be it a wait.
 6. While the best order breaks a limit on memory, orders are made anew with a smaller window: a task may run only so
    many places ahead of the first task that has not run. With a window of 0 this is the original order, so the limits
-   are always kept. Windows shrink by a third.
+   are always kept. Windows are halved; only the ways (below) that were best without one are tried again.
 Orders are made for several shares and several values of patience, 0 among them, and as if the network were slower by
 each of `MARGINS`, until one exposes nothing even by the widest. Else the best by `simulate`, on the network as it is
 and on the slowest one, is kept: collectives take longer now and then, what is to hide one takes less than estimated,
@@ -50,6 +50,9 @@ MARGINS = (0.5, 0.2, 0.0)
 """Parts by which a collective may take longer than estimated without being exposed, if that costs nothing otherwise.
 Estimates of kernels are up to a quarter off, so that no less than the widest is needed; where compute is too short for
 it, orders made with a narrower one are better."""
+
+KEPT = 4
+"""Of all ways to make an order, so many are tried with smaller windows: those that were best with the largest."""
 
 NOTHING = 1e-6
 """Part of the time in which communication may be exposed in an order that needs no improvement."""
@@ -103,9 +106,11 @@ def list_schedule(program: Program, limits: Limits | None = None) -> Schedule:
     while window:
         lowest = float("inf")
         fits = False
+        scores: list[float] = []
         for build, urgency, patience in ways:
             order = tuple(_Run(build, urgency, window, patience, peak, flight).order())
             seconds, slower = makespan(program, order), makespan(slow, order)
+            scores.append(seconds + slower)
             if seconds + slower < lowest:
                 lowest, fits = seconds + slower, False
             if seconds > before.makespan or seconds + slower >= least:
@@ -117,7 +122,10 @@ def list_schedule(program: Program, limits: Limits | None = None) -> Schedule:
                     return best
         if fits or lowest >= least:  # a smaller window would not bring more
             break
-        window = window * 2 // 3
+        window //= 2
+        if len(ways) > KEPT:
+            ranked = sorted(range(len(ways)), key=lambda way: (scores[way], way))
+            ways = [ways[way] for way in sorted(ranked[:KEPT])]
     return best
 
 

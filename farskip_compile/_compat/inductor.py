@@ -83,12 +83,13 @@ def is_wait_kernel(kernel: Kernel) -> bool:
 def kernel_parts(kernel: Kernel) -> list[tuple[bool, list[fx.Node]]]:
     """For each kernel that was fused into `kernel`: whether it is a call of a library, and the nodes behind it.
 
-    The node that stands for the whole part comes first, if Inductor knows it.
+    The node that stands for the whole part comes first, if Inductor knows it. What takes one result out of a call's
+    many is no part: it runs nothing, although Inductor names the call itself behind it.
     """
     parts = []
     for part in kernel.get_nodes():
         node = part.node
-        if node is None:
+        if node is None or isinstance(node, ir.MultiOutput):
             continue
         origin = node.get_origin_node()
         origins = [origin] if origin is not None else []

@@ -11,7 +11,7 @@ count: attention on the CPU, grouped products, matrix-vector products.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
+from math import ceil, prod
 from typing import Any, Literal
 
 import torch
@@ -70,18 +70,30 @@ def flop_kind(node: fx.Node) -> FlopKind:
     return "grouped_matmul" if "grouped_mm" in name else "matmul"
 
 
-def executed_part(node: fx.Node) -> float:
-    """Part of the FLOPs that the kernel executes: those on GPUs skip what a causal mask hides.
+CPU_KEYS = 512
+"""Keys that the attention kernel for CPUs takes at a time (torch's `flash_attention_kernel`)."""
 
-    That is a half where queries and keys are equally many. The kernel for CPUs gains little by it (measured).
+
+def executed_part(node: fx.Node, keys: int | None) -> float:
+    """Part of the FLOPs that an attention executes: kernels skip what a causal mask hides.
+
+    That is a half where queries and keys are equally many. The kernel for CPUs skips whole blocks of keys, so that it
+    gains nothing up to the size of one, and a third at three (measured, forward and backward: 0.69).
+
+    Args:
+        node: any operator; whatever has no causal mask executes all.
+        keys: of an attention; None: not known.
     """
     target = node.target
-    if not isinstance(target, OpOverload) or "for_cpu" in ops.op_name(node):
+    if not isinstance(target, OpOverload):
         return 1.0
     for position, argument in enumerate(target._schema.arguments):
         if argument.name == "is_causal":
             value = node.args[position] if position < len(node.args) else node.kwargs.get("is_causal", False)
-            return 0.5 if value is True else 1.0
+            if value is not True:
+                return 1.0
+            blocks = ceil((keys or 1) / CPU_KEYS)
+            return (blocks + 1) / (2 * blocks) if "for_cpu" in ops.op_name(node) else 0.5
     return 1.0
 
 

@@ -105,7 +105,7 @@ def op_cost(node: fx.Node, size: Size, *, fused: bool = False) -> OpCost:
             written,
             dtype,
             flop_kind(node),
-            executed=executed_part(node),
+            executed=executed_part(node, shape[1] if shape is not None else None),
             shape=shape,
             batch=batch,
             backward=is_backward(node),

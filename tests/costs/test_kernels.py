@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import fx
+from torch._inductor import config as inductor_config
 
+from farskip_compile._compat import inductor
 from farskip_compile.calibrate.memory import SOFTMAX_OPS
 from farskip_compile.costs import Curve, Curves, OpCost, SizeHints, load_profile, op_cost, op_seconds
 from farskip_compile.costs.estimates import Estimates
@@ -156,3 +159,26 @@ def test_estimates_put_all_of_it_together() -> None:
     told = replace(profile, sync_seconds=0.25, sources={**profile.sources, "sync_seconds": "drawn"})
     assert Estimates(graph, told).kernel([(True, [sync])], 4) == 0.25
     assert op_seconds(OpCost(0, 0, 0, None, "memory"), profile) == 0.0
+
+
+def test_taking_a_result_out_of_a_call_costs_nothing() -> None:
+    """Inductor names the call behind it, so that attention would be counted once for each of its results."""
+    seconds: dict[str, float] = {}
+
+    def read(kernels: Sequence[inductor.Kernel]) -> Sequence[inductor.Kernel]:
+        graph = next(n.graph for kernel in kernels for _, nodes in inductor.kernel_parts(kernel) for n in nodes)
+        estimates = Estimates(graph, load_profile("cpu-gloo"))
+        for kernel in kernels:
+            cost = estimates.kernel(inductor.kernel_parts(kernel), inductor.kernel_traffic(kernel))
+            seconds[inductor.kernel_name(kernel)] = cost
+        return kernels
+
+    def attention(q, k, v):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v).sin()
+
+    with inductor_config.patch(_post_fusion_custom_pass=read, fx_graph_cache=False):
+        torch.compile(attention)(*torch.rand(3, 1, 2, 64, 16))
+    call, *results, _ = seconds.values()
+    assert call > 0
+    assert results == [0.0] * len(results)
+    assert results

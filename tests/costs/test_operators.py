@@ -296,3 +296,14 @@ def test_fusion_leaves_what_crosses_kernels() -> None:
     behind_a_view = trace(lambda x: x.sin().view(4, 4).exp(), torch.zeros(16))
     sin, _, exp = (op_cost(n, int, fused=True) for n in behind_a_view.nodes if n.op == "call_function")
     assert (sin.bytes_written, exp.bytes_read) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("length", "part"), [(24, 1.0), (512, 1.0), (513, 0.75), (1024, 0.75), (1536, 2 / 3), (2048, 0.625)]
+)
+def test_the_kernel_for_cpus_skips_whole_blocks_of_keys(length: int, part: float) -> None:
+    def attention(q, k, v):
+        return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)[0]
+
+    shape = (1, 2, length, 8)
+    assert only(trace_fake(attention, shape, shape, shape)).executed == pytest.approx(part)
