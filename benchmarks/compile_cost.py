@@ -319,14 +319,19 @@ def table(measurements: Sequence[Measurement]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def machine() -> str:
-    """Processor, cores and load."""
+def processor() -> str:
+    """Its name, how many cores, and the system."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return f"{name}, {os.cpu_count()} cores, {platform.system()}"
+
+
+def machine() -> str:
+    """Processor, cores and load."""
     load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
-    return f"{name}, {os.cpu_count()} cores, {platform.system()}{load}"
+    return processor() + load
 
 
 def versions() -> str:

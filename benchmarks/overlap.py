@@ -153,14 +153,13 @@ class Run:
         start = time.perf_counter()
         least = min(settings.LEAST, self.effort.repetitions)
         self.store.facts = {
-            "machine": machine(),
             "versions": versions(),
             "command": " ".join(["python", *sys.argv]),
             "method": f"median and interquartile range of {least} to {self.effort.repetitions} interleaved repetitions "
             f"(no more after {self.effort.seconds:g} s), slowest rank; hidden: the median of {self.effort.profiles} "
             f"profiled steps, mean over ranks",
         }
-        print(facts_text(self.store.facts, self.width))
+        print(facts_text({"machine": machine(), **self.store.facts}, self.width))
         groups = cells.by_group(self.wanted)
         print(f"cells:    {len(self.wanted)} in {len(groups)} groups", flush=True)
         for group, ratios in groups.items():

@@ -27,6 +27,7 @@ from farskip_compile.errors import ConfigError
 from farskip_compile.order_check import announcement, collective_orders, insert_announcement
 from farskip_compile.passes import ops
 from farskip_compile.passes.collectives import normalize_collectives
+from farskip_compile.passes.graph_program import input_bytes
 from farskip_compile.passes.list_schedule import Limits
 from farskip_compile.passes.schedule_graph import pins, schedule_graph
 from farskip_compile.passes.schedule_kernels import schedule_kernels
@@ -60,9 +61,7 @@ def make_plan(config: FarSkipConfig, module: fx.GraphModule) -> Plan | None:
         name = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else ""
         profile = default_profile(device.type if device is not None else "cpu", name)
     assert isinstance(profile, HardwareProfile)
-    # the graph is ordered, and then its kernels, whose order follows the graph's: both together keep the limit
-    each = (1 + config.memory_increase) ** 0.5 - 1
-    limits = Limits(each, config.in_flight_bytes)
+    limits = Limits(config.memory_increase, config.in_flight_bytes)
     return Plan(profile, limits, config.ep_group, config.check_order)
 
 
@@ -152,7 +151,9 @@ class KernelPass:
         first = [kernel for kernel in kernels if inductor.calls(kernel, announcement())]
         rest = [kernel for kernel in kernels if kernel not in first]
         graph = next(node.graph for _, origins in inductor.kernel_parts(launches[0]) for node in origins)
-        ordered, schedule = schedule_kernels(rest, Estimates(graph, self.plan.profile), self.plan.limits)
+        inductor.unpin_kernels(rest)
+        estimates = Estimates(graph, self.plan.profile)
+        ordered, schedule = schedule_kernels(rest, estimates, self.plan.limits, input_bytes(graph, estimates))
         for kernel in first:
             data = json.loads(inductor.text_argument(kernel))
             data.update(timelines(schedule), level="kernels")

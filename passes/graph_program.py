@@ -199,6 +199,11 @@ def _buffers(
     return found
 
 
+def input_bytes(graph: fx.Graph, estimate: Estimate) -> int:
+    """Bytes of the inputs that a compiled graph may not free: parameters, caches, what the caller holds."""
+    return sum(estimate.bytes(node) for node in graph.find_nodes(op="placeholder") if not _freeable(node))
+
+
 def _freeable(placeholder: fx.Node) -> bool:
     """Whether the compiled graph may free an input: what the forward graph has saved for the backward graph."""
     return not placeholder.name.startswith(("primals", "arg", "fwd_rng_state", "bwd_rng_state", "tangents"))

@@ -36,8 +36,8 @@ class KernelEstimate(Protocol):
         """Seconds of a kernel: what was fused into it, and the bytes it moves."""
 
 
-def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate) -> Program:
-    """Read the program of `kernels`."""
+def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, inputs: int = 0) -> Program:
+    """Read the program of `kernels`; `inputs` are the bytes of what it is given and may not free."""
     maker = {name: i for i, kernel in enumerate(kernels) for name in inductor.kernel_makes(kernel)}
     tasks: list[Task] = []
     for i, kernel in enumerate(kernels):
@@ -55,8 +55,8 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate) -
             tasks.append(Task(name, needs, 0.0, Role.WAIT, launch=awaited))
         else:
             tasks.append(Task(name, needs, estimate.kernel(parts, inductor.kernel_traffic(kernel))))
-    buffers = (Buffer(size, made, tuple(users), kept) for size, made, users, kept in inductor.kernel_buffers(kernels))
-    return Program(tuple(tasks), tuple(buffers))
+    buffers = [Buffer(size, made, tuple(users), kept) for size, made, users, kept in inductor.kernel_buffers(kernels)]
+    return Program(tuple(tasks), (*buffers, Buffer(inputs, kept=True)))
 
 
 def _launch_node(parts: list[tuple[bool, list[fx.Node]]]) -> fx.Node | None:

@@ -51,8 +51,9 @@ MARGINS = (0.5, 0.2, 0.0)
 Estimates of kernels are up to a quarter off, so that no less than the widest is needed; where compute is too short for
 it, orders made with a narrower one are better."""
 
-KEPT = 4
-"""Of all ways to make an order, so many are tried with smaller windows: those that were best with the largest."""
+KEPT, WORK = 4, 10_000
+"""Of all ways to make an order, so many are tried with smaller windows, or as many as keep ways times tasks within
+`WORK`: those that were best with the largest."""
 
 NOTHING = 1e-6
 """Part of the time in which communication may be exposed in an order that needs no improvement."""
@@ -63,7 +64,7 @@ class Limits:
     """Bounds on the memory that overlapping may cost."""
 
     memory_increase: float = 0.05
-    """Peak bytes may grow by this part over the original order."""
+    """Peak bytes may grow by this part: of all that is alive, with parameters and other inputs."""
     in_flight_bytes: int = 5_000_000_000
     """Bytes that collectives in flight read and write, in all; a single collective is always allowed."""
 
@@ -84,15 +85,23 @@ class Schedule:
         return self.order != tuple(range(len(self.order)))
 
 
-def list_schedule(program: Program, limits: Limits | None = None) -> Schedule:
-    """The best order found for `program`."""
+def list_schedule(program: Program, limits: Limits | None = None, usual: int | None = None) -> Schedule:
+    """The best order found for `program`.
+
+    Args:
+        program: in its original order.
+        limits: bounds on memory.
+        usual: peak bytes that `limits` starts from; None: those of the original order. What that order itself holds is
+            always allowed.
+    """
     limits = limits or Limits()
     original = tuple(range(len(program.tasks)))
     before = simulate(program, original)
     unchanged = Schedule(original, before, before, window=0)
     if before.communication == 0.0:
         return unchanged
-    peak = int(before.peak_bytes * (1 + limits.memory_increase))
+    usual = before.peak_bytes if usual is None else usual
+    peak = max(int(usual * (1 + limits.memory_increase)), before.peak_bytes)
     flight = max(limits.in_flight_bytes, before.peak_in_flight_bytes)
     slow, *others = (_stretched(program, margin) for margin in MARGINS)
     ways = [
@@ -123,9 +132,10 @@ def list_schedule(program: Program, limits: Limits | None = None) -> Schedule:
         if fits or lowest >= least:  # a smaller window would not bring more
             break
         window //= 2
-        if len(ways) > KEPT:
+        kept = max(KEPT, WORK // len(original))
+        if len(ways) > kept:
             ranked = sorted(range(len(ways)), key=lambda way: (scores[way], way))
-            ways = [ways[way] for way in sorted(ranked[:KEPT])]
+            ways = [ways[way] for way in sorted(ranked[:kept])]
     return best
 
 

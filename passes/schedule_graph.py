@@ -24,6 +24,7 @@ from farskip_compile.passes import ops
 from farskip_compile.passes.collectives import launches_with_waits
 from farskip_compile.passes.graph_program import Estimate, read_program
 from farskip_compile.passes.list_schedule import Limits, Schedule, list_schedule
+from farskip_compile.passes.unscheduled import remember_order
 
 
 def schedule_graph(
@@ -40,6 +41,7 @@ def schedule_graph(
         limits: bounds on memory.
         in_place: positions of the arguments that a later pass may let a node write to.
     """
+    remember_order(graph)
     found = read_program(graph, estimate, in_place)
     schedule = list_schedule(found.program, limits)
     if schedule.changed:

@@ -12,11 +12,20 @@ from collections.abc import Sequence
 from farskip_compile._compat import inductor
 from farskip_compile.passes.kernel_program import KernelEstimate, read_kernels
 from farskip_compile.passes.list_schedule import Limits, Schedule, list_schedule
+from farskip_compile.passes.unscheduled import unscheduled_peak
 
 
 def schedule_kernels(
-    kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, limits: Limits
+    kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, limits: Limits, inputs: int = 0
 ) -> tuple[list[inductor.Kernel], Schedule]:
-    """The kernels in their new order, and the schedule behind it."""
-    schedule = list_schedule(read_kernels(kernels, estimate), limits)
+    """The kernels in their new order, and the schedule behind it.
+
+    Args:
+        kernels: of one graph.
+        estimate: costs.
+        limits: bounds on memory; a part of what the kernels would hold if neither they nor the graph were scheduled.
+        inputs: bytes that the graph is given and may not free, such as parameters.
+    """
+    program = read_kernels(kernels, estimate, inputs)
+    schedule = list_schedule(program, limits, unscheduled_peak(kernels, program))
     return [kernels[index] for index in schedule.order], schedule

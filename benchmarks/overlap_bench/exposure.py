@@ -1,13 +1,15 @@
-"""What the profiler says of one step: communication that nothing hid, forward and backward apart.
+"""What the profiler says of one step: communication that nothing hid, forward and backward apart; peak memory.
 
 Contract: every rank makes the same calls. Exposed is what `farskip_compile.profiling` calls so. The backward pass
-begins where `steps.py` has marked it; no collective is in flight there, since the loss needs all of them. Seconds.
+begins where `steps.py` has marked it; no collective is in flight there, since the loss needs all of them. Seconds, and
+bytes over what was allocated before the step. Accounts of memory may hold a message a little too long (`memory.py`),
+and how long hangs on chance: of several steps the least peak counts.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +18,36 @@ import torch.distributed as dist
 from farskip_compile.profiling import Trace, record
 from farskip_compile.profiling.chrome import load
 from farskip_compile.profiling.intervals import Span, difference, intersection, total, union
+from overlap_bench.memory import peak_bytes
 from overlap_bench.steps import BACKWARD
 
 Figures = dict[str, Any]
 
 
-def exposure(run: Callable[[], Any], times: int, keep: Path | None = None) -> Figures:
+def exposure(
+    run: Callable[[], Any], times: int, messages: Collection[int], keep: Path | None = None
+) -> tuple[Figures, int]:
     """Of `times` profiled steps the one with the median exposure: seconds of `communication`, `exposed`, `compute`;
-    where there is a backward pass, `communication` and `exposed` of `forward` and of `backward` as well.
+    where there is a backward pass, `communication` and `exposed` of `forward` and of `backward` as well. And the peak
+    memory.
 
     Args:
         run: the step.
         times: how many steps are profiled; at least one.
+        messages: sizes in bytes of what its collectives send.
         keep: where the Chrome trace of the first is kept; None: nowhere.
     """
-    found = []
+    found, peaks = [], []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(times):
             path = keep if number == 0 and keep is not None else Path(folder) / f"{number}.json"
             dist.barrier()
-            report = record(run, path=path, warmup=0)
-            found.append(figures_of(report.traces[0], backward_start(path)))
+            (trace,) = record(run, path=path, warmup=0, memory=True).traces
+            document = load(path)
+            found.append(figures_of(trace, backward_start(document)))
+            peaks.append(peak_bytes(document, trace, messages))
     found.sort(key=lambda figures: figures["exposed"])
-    return found[len(found) // 2]
+    return found[len(found) // 2], min(peaks)
 
 
 def figures_of(trace: Trace, start: int | None) -> Figures:
@@ -58,9 +67,8 @@ def _share(flying: list[Span], compute: list[Span]) -> dict[str, float]:
     return {"communication": total(flying) / 1e9, "exposed": total(difference(flying, compute)) / 1e9}
 
 
-def backward_start(path: Path) -> int | None:
+def backward_start(document: dict[str, Any]) -> int | None:
     """When the backward pass begins, on the clock of `Trace`; None: the step has none."""
-    document = load(path)
     base = document.get("baseTimeNanoseconds") or 0
     starts = (event["ts"] for event in document["traceEvents"] if event.get("name") == BACKWARD)
     found = min(starts, default=None)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compile_cost import processor
 from harness import Network
 
 from overlap_bench.cells import Cell, Group
@@ -71,6 +72,7 @@ def run_group(
                 about=describe(group, dict(settings)),
                 cores=cores,
                 when=time.strftime("%Y-%m-%d %H:%M"),
+                machine=processor(),
                 is_network=network.is_network,
             )
         )

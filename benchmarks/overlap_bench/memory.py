@@ -1,6 +1,6 @@
 """Peak memory of one step, by the profiler.
 
-Contract: every rank makes the same calls. Bytes, over what was allocated before the step.
+Contract: bytes, over what was allocated before the step.
 
 The profiler sees allocations and frees of the thread that runs the step. gloo's own thread holds what a collective
 sends until it is over, and where the step waits at once, that thread is the last to let go of it: the profiler never
@@ -8,40 +8,28 @@ hears of it, and every message of the step would count as alive to its end. So a
 never freed counts as freed when
 * a later block takes its place, or
 * the first collective that was launched after its allocation is over,
-whichever is first.
+whichever is first. By the second rule it may count for a little too long.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Collection, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-import torch.distributed as dist
-from torch.profiler import ProfilerActivity, profile
-
-from farskip_compile.profiling import read_trace
-from farskip_compile.profiling.chrome import load
+from farskip_compile.profiling import Trace
 
 
-def peak_bytes(run: Callable[[], Any], messages: Collection[int]) -> int:
-    """Most bytes that one step holds at once.
+def peak_bytes(document: dict[str, Any], trace: Trace, messages: Collection[int]) -> int:
+    """Most bytes that a profiled step holds at once.
 
     Args:
-        run: the step.
+        document: its Chrome trace.
+        trace: the same, read.
         messages: sizes in bytes of what its collectives send.
     """
-    dist.barrier()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-        run()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "memory.json"
-        prof.export_chrome_trace(str(path))
-        document = load(path)
-        base = document.get("baseTimeNanoseconds") or 0
-        flights = [(one.start - base, one.end - base) for one in read_trace(path).collectives]
-        return peak_of(document["traceEvents"], flights, messages)
+    base = document.get("baseTimeNanoseconds") or 0
+    flights = [(one.start - base, one.end - base) for one in trace.collectives]
+    return peak_of(document["traceEvents"], flights, messages)
 
 
 def peak_of(

@@ -6,6 +6,7 @@ draws the picture that it shows.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -35,7 +36,8 @@ turns in one process on each host. Times are medians over repetitions of the slo
   single figure of the model; where a target is missed, that part is told.
 - **covered**: collectives between whose launch and wait a product of matrices or an attention stands in the code that
   Inductor generated. For eager mode there is no such code.
-- **peak**: most bytes that one step holds over what was there before, of the rank that holds most.
+- **peak**: most bytes that one step holds over what was there before, of the rank that holds most. The target on memory
+  counts parameters and caches, too.
 
 Variants: `plain` is torch.compile as everybody uses it. `inductor overlap` is Inductor's own scheduler of the graph
 (`aten_distributed_optimizations.enable_overlap_scheduling`), `inductor passes` the three passes on kernels that its
@@ -77,7 +79,9 @@ def write_page(store: Store, path: Path, json_path: Path, picture: Path | None) 
 
 
 def _facts(store: Store) -> str:
-    return "\n".join(f"- {name}: {text}" for name, text in store.facts.items()) + "\n"
+    machines = Counter(result.machine for result in store.ordered())
+    facts = {"machine": "; ".join(f"{name} ({cells} cells)" for name, cells in machines.items()), **store.facts}
+    return "\n".join(f"- {name}: {text}" for name, text in facts.items()) + "\n"
 
 
 def _targets(verdicts: Sequence[Verdict]) -> str:
@@ -94,7 +98,8 @@ def _group(name: str, results: Sequence[Result]) -> str:
     training = results[0].at.group.phase == TRAINING
     apart = ["hidden fwd", "hidden bwd"] if training else []
     head = ["ratio", "variant", "step", "spread", "speed-up", "/ bound", "hidden", *apart, "covered", "peak"]
-    lines = [f"### {name}", "", f"{results[0].about}; {results[0].cores}.", ""]
+    machines = ", ".join(sorted({result.machine for result in results}))
+    lines = [f"### {name}", "", f"{results[0].about}; {results[0].cores}; {machines}.", ""]
     lines += [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for result in results:
         lines += [f"| {' | '.join(row)} |" for row in _rows(result, training)]

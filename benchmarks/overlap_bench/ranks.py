@@ -35,7 +35,6 @@ from overlap_bench.exposure import exposure
 from overlap_bench.hardware import compute_profile, link_profile
 from overlap_bench.kernel_cache import shared_kernels
 from overlap_bench.mailbox import Mailbox
-from overlap_bench.memory import peak_bytes
 from overlap_bench.names import COMMUNICATION, COMPARED, COMPUTE, FULL, ORDER, OURS
 from overlap_bench.output_code import captured_code, facts
 from overlap_bench.own_overlap import device_figures
@@ -224,8 +223,7 @@ class _Group:
                 path = (
                     traces / f"{self.settings['model']}-{self.settings['phase']}-{ratio:g}-{name}-{self.rank}.json.gz"
                 )
-            exposed[name] = exposure(runs[name], int(self.settings["profiles"]), path)
-            peaks[name] = peak_bytes(runs[name], messages)
+            exposed[name], peaks[name] = exposure(runs[name], int(self.settings["profiles"]), messages, path)
         value = {"seconds": seconds, "checks": checks, "exposed": exposed, "peak_bytes": peaks, "busy": busy}
         self._hand_over(ratio, network, profile, _gathered(value))
 
@@ -250,6 +248,7 @@ class _Group:
             "network": network,
             "ranks": values,
             "exchanges": len(self.exchanges),
+            "resident_bytes": self.step.resident_bytes(self.variants.model),
             "compile_seconds": {name: built.seconds for name, built in self.built.items()},
             "code": {name: built.code for name, built in self.built.items()},
             "estimates": {name: self.built[name].estimates for name in OURS},

@@ -51,12 +51,16 @@ class Result:
     cores: str
     """How the ranks shared the processor, in words."""
     when: str
+    machine: str
+    """On which it was measured: cells of one file may come from several runs."""
     timings: Mapping[str, Timing]
     exposed: Mapping[str, Mapping[str, Any]]
     """By variant: seconds of `communication`, of it `exposed`, and of `compute`; of `forward` and `backward`, if there
     is a backward pass, `communication` and `exposed`. Means over ranks."""
     peak_bytes: Mapping[str, int]
     """By variant: most bytes that a step holds over what was there before; of the rank that holds most."""
+    resident_bytes: int
+    """Parameters, buffers and cache of rank 0, there before the step."""
     compile_seconds: Mapping[str, float]
     checks: Sequence[Mapping[str, Any]]
     """`one` variant against the `other` that it must equal: `error` of the `worst` of all `tensors`, worst rank."""
@@ -154,10 +158,12 @@ class Result:
         return Result(**fields)
 
 
-def summarise(cell: Cell, handed: Mapping[str, Any], *, about: str, cores: str, when: str, is_network: bool) -> Result:
+def summarise(
+    cell: Cell, handed: Mapping[str, Any], *, about: str, cores: str, when: str, machine: str, is_network: bool
+) -> Result:
     """Put together what `measure_group` handed over."""
     ranks = handed["ranks"]
-    wall, _, machine = ranks[0]["busy"]
+    wall, _, all_cores = ranks[0]["busy"]
     names = list(ranks[0]["exposed"])
     return Result(
         cell=str(cell),
@@ -166,9 +172,11 @@ def summarise(cell: Cell, handed: Mapping[str, Any], *, about: str, cores: str, 
         rate=handed["network"]["rate"] if is_network else None,
         cores=cores,
         when=when,
+        machine=machine,
         timings={name: Timing.of([rank["seconds"][name] for rank in ranks]) for name in ranks[0]["seconds"]},
         exposed={name: _mean([rank["exposed"][name] for rank in ranks]) for name in names},
         peak_bytes={name: max(rank["peak_bytes"][name] for rank in ranks) for name in names},
+        resident_bytes=handed["resident_bytes"],
         compile_seconds=handed["compile_seconds"],
         checks=[
             max((rank["checks"][i] for rank in ranks), key=lambda check: _or_infinite(check["error"]))
@@ -179,7 +187,7 @@ def summarise(cell: Cell, handed: Mapping[str, Any], *, about: str, cores: str, 
         model_bound=handed["model_bound"],
         profile=handed["profile"],
         missing=handed["missing"],
-        others=max(0.0, machine - sum(rank["busy"][1] for rank in ranks)) / wall,
+        others=max(0.0, all_cores - sum(rank["busy"][1] for rank in ranks)) / wall,
         raw=[rank["seconds"] for rank in ranks],
     )
 

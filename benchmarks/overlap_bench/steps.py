@@ -74,6 +74,11 @@ class Step:
             loss.backward()
         return loss.detach()
 
+    def resident_bytes(self, model: Decoder) -> int:
+        """Bytes that are there before the step and after it: parameters, buffers, and the cache."""
+        cached = (*self.cache.keys, *self.cache.values) if self.cache is not None else ()
+        return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers(), *cached))
+
     def results(self, variant: Variant) -> dict[str, torch.Tensor]:
         """Logits; or loss and gradients by parameter."""
         output = self(variant)

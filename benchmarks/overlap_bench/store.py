@@ -14,7 +14,7 @@ from typing import Any
 from overlap_bench.cells import MODELS, PHASES, ROUTINGS, Cell
 from overlap_bench.results import Result
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class StoreError(Exception):
@@ -28,7 +28,7 @@ class Store:
     path: Path | None
     """None: nothing is kept."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """`machine`, `versions`, `command`, `method`: of the last run that wrote here."""
+    """`versions`, `command`, `method`: of the last run that wrote here."""
     results: dict[str, Result] = field(default_factory=dict)
     """By name of the cell."""
 

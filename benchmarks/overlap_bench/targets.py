@@ -6,7 +6,7 @@
     fastest           than every baseline, wherever communication is more than 10 % of plain Inductor's step
     not slower        than plain Inductor by more than 2 %, in any cell; `none` and `full`
     memory            measured peak of `full` at most 5 % over the hand-written form's, of `none` over plain's, in any
-                      cell: our backend's default limit, `memory_increase`
+                      cell: our backend's default limit, `memory_increase`, a part of all memory, with parameters
     results           equal: every variant with what it must equal, in any cell
 
 Contract: `judge` says of each target that a cell is under whether it is met, with the figures. The cell's own model of
@@ -78,7 +78,7 @@ def judge(result: Result) -> list[Verdict]:
         missed = "" if slower <= SLOWER else f", missed by {100 * (slower - SLOWER):.1f} points"
         say(f"not slower, {name}", slower <= SLOWER, f"{100 * slower:+.1f} % against plain (at most +2 %){missed}")
     for name, other in MEMORY.items():
-        peak, base = result.peak_bytes[name], result.peak_bytes[other]
+        peak, base = (result.resident_bytes + result.peak_bytes[one] for one in (name, other))
         more = peak / base - 1
         missed = "" if more <= MEMORY_INCREASE else f", missed by {(peak - (1 + MEMORY_INCREASE) * base) / 1e6:.3g} MB"
         most = f"at most {100 * MEMORY_INCREASE:+.0f} %"

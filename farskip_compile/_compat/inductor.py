@@ -44,15 +44,27 @@ def pin(graph: fx.Graph, waits: Mapping[fx.Node, Iterable[fx.Node]]) -> None:
     preserve_node_ordering(graph, {wait: OrderedSet(nodes) for wait, nodes in waits.items()})
 
 
+PINNED = "pinned by farskip"
+"""Stands where other dependences for order alone name what they are for, such as a write to memory that is read."""
+
+
 def pin_kernels(pins: Sequence[tuple[Kernel, Kernel]]) -> None:
     """Before fusion: let the second kernel of each pair run after the first, for order alone.
 
     Such a dependence keeps no memory alive, and a fusion against it is a cycle, which Inductor does not make.
     """
     for first, then in pins:
-        then.add_fake_dep(WeakDep(next(iter(first.get_buffer_names())), mutating_buf=then.get_name(), is_fake=True))
+        then.add_fake_dep(WeakDep(next(iter(first.get_buffer_names())), mutating_buf=PINNED, is_fake=True))
     if pins:
         pins[0][0].scheduler.compute_ancestors()
+
+
+def unpin_kernels(kernels: Iterable[Kernel]) -> None:
+    """After fusion: forget what `pin_kernels` has added."""
+    for kernel in kernels:
+        for dep in [dep for dep in kernel.unmet_dependencies if isinstance(dep, WeakDep)]:
+            if dep.mutating_buf == PINNED:
+                kernel.unmet_dependencies.discard(dep)
 
 
 def kernel_name(kernel: Kernel) -> str:
@@ -63,6 +75,12 @@ def kernel_name(kernel: Kernel) -> str:
 def kernel_needs(kernel: Kernel) -> list[str]:
     """Buffers that must be made before `kernel` runs, control dependences included."""
     return sorted({dep.name for dep in kernel.unmet_dependencies})
+
+
+def kernel_reads(kernel: Kernel) -> list[str]:
+    """Those of them whose contents, or whose end, `kernel` needs: without what is for order alone."""
+    dependences = kernel.unmet_dependencies
+    return sorted({dep.name for dep in dependences if not (isinstance(dep, WeakDep) and dep.is_fake)})
 
 
 def kernel_makes(kernel: Kernel) -> list[str]:

@@ -41,6 +41,7 @@ def record(
     path: str | PathLike[str] | None = None,
     warmup: int = 1,
     recompile: bool = False,
+    memory: bool = False,
 ) -> OverlapReport:
     """Profile one call of `fn` on this rank. What the scheduler expected of the graphs goes into the trace.
 
@@ -50,6 +51,7 @@ def record(
         warmup: calls before the one that is profiled, so that nothing compiles under the profiler.
         recompile: forget all code that this process has compiled (`torch.compiler.reset()`) first, so that it is
             compiled anew with visible kernels.
+        memory: keep allocations in the trace, too.
 
     Raises:
         NoCollectivesError: `fn` communicates nothing.
@@ -61,7 +63,7 @@ def record(
         for _ in range(warmup):
             fn()
         _synchronize()
-        with profile(activities=supported_activities()) as prof:
+        with profile(activities=supported_activities(), profile_memory=memory) as prof:
             fn()
             _synchronize()
             prof.add_metadata_json(SCHEDULES, json.dumps([schedule.to_json() for schedule in last_schedules()]))

@@ -30,7 +30,17 @@ def estimate(before, after, peak, peak_after):
 
 
 def handed(
-    *, seconds=None, hidden=0.99, backward=0.96, error=0.0, ranks=2, busy=19.0, phase="prefill", missing=(), peaks=None
+    *,
+    seconds=None,
+    hidden=0.99,
+    backward=0.96,
+    error=0.0,
+    ranks=2,
+    busy=19.0,
+    phase="prefill",
+    missing=(),
+    peaks=None,
+    resident=0,
 ):
     """What the ranks hand over; the last is 10 ms slower than the others, and has twice the exposure."""
     seconds = {name: s for name, s in {**STEPS, **(seconds or {})}.items() if name not in missing}
@@ -69,6 +79,7 @@ def handed(
         "network": {"rate": 10**9, "text": "2 hosts (network namespaces), 1 Gbit/s up and down each"},
         "ranks": [of(rank) for rank in range(ranks)],
         "exchanges": 12,
+        "resident_bytes": resident,
         "compile_seconds": dict.fromkeys(names, 11.0),
         "code": {
             name: {"collectives": 12, "covered": min(12, HEAVY[name]), "heavy": HEAVY[name]}
@@ -97,6 +108,7 @@ def result(name="deepseek_v3/prefill/balanced/2/0.5", **wanted) -> Result:
         data,
         about="a model",
         cores="one core for each rank",
+        machine="a machine",
         when="2026-01-01 12:00",
         is_network=True,
     )

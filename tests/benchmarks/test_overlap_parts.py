@@ -169,12 +169,12 @@ def test_forward_and_backward_are_told_apart():
 
 def test_the_profiler_shows_backward_and_memory(one_rank, tmp_path):
     """On real profiles, since their format is not ours."""
-    from overlap_bench.exposure import backward_start
-    from overlap_bench.memory import peak_bytes
+    from overlap_bench.exposure import backward_start, exposure
     from overlap_bench.steps import BACKWARD
     from torch.profiler import record_function
 
     from farskip_compile.profiling import record
+    from farskip_compile.profiling.chrome import load
 
     weight = torch.ones(1000, requires_grad=True)
 
@@ -187,16 +187,18 @@ def test_the_profiler_shows_backward_and_memory(one_rank, tmp_path):
 
     path = tmp_path / "trace.json"
     (trace,) = record(step, path=path).traces
-    start = backward_start(path)
+    start = backward_start(load(path))
     first, last = trace.collectives
     assert first.end < start < last.start
 
     def allocate():
         big = torch.zeros(10**6)  # 4 MB
         del big
+        dist.all_reduce(torch.ones(4))
         return torch.zeros(10**5)
 
-    assert 4 * 10**6 <= peak_bytes(allocate, ()) < 4.4 * 10**6
+    _, peak = exposure(allocate, 2, ())
+    assert 4 * 10**6 <= peak < 4.4 * 10**6
 
 
 def memory_events(*changes):

@@ -63,7 +63,7 @@ def test_a_cell_from_end_to_end(name, nothing_is_compiled, tmp_path):
     assert [one["ratio"] for one in handed] == [cell.ratio, 0.25]
     assert rates[0] is None  # compute is measured without a limit
     assert None not in rates[1:]
-    result = summarise(cell, handed[0], about="", cores="", when="", is_network=True)
+    result = summarise(cell, handed[0], about="", cores="", when="", machine="", is_network=True)
     assert Result.from_json(json.loads(json.dumps(result.to_json()))) == result
     assert set(result.exposed) == set(ORDER)
     apart = {(check["one"], check["other"]) for check in result.differs}

@@ -1,0 +1,74 @@
+"""What kernels would hold in the order of the graph before it was scheduled; and pins that end with fusion."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import fx
+from torch._inductor.dependencies import StarDep, WeakDep
+
+from farskip_compile._compat import inductor
+from farskip_compile.passes.program import Buffer, Program, Task, live_bytes
+from farskip_compile.passes.unscheduled import PLACE, remember_order, unscheduled_peak
+
+
+class Kernel:
+    """As much of Inductor's as is asked: one operator that makes one buffer of its name."""
+
+    def __init__(self, name: str, node: fx.Node | None, *needs: str, order: tuple[str, ...] = ()) -> None:
+        self.name = name
+        parts = [] if node is None else [SimpleNamespace(get_origin_node=lambda: node, origins=[node])]
+        self.parts = [SimpleNamespace(node=part) for part in parts]
+        deps = [*(StarDep(need) for need in needs), *(WeakDep(need, "elsewhere", is_fake=True) for need in order)]
+        self.unmet_dependencies = set(deps)
+        self.scheduler = SimpleNamespace(compute_ancestors=lambda: None)
+
+    def get_buffer_names(self):
+        return [self.name]
+
+    def get_nodes(self):
+        return self.parts
+
+    def add_fake_dep(self, dep):
+        self.unmet_dependencies.add(dep)
+
+
+def test_the_first_order_of_the_graph_decides() -> None:
+    """Two large values, each folded into a small one: at first one after another, then both at once."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    make = [graph.call_function(torch.exp, (x,)), graph.call_function(torch.sin, (x,))]
+    fold = [graph.call_function(torch.sum, (node,)) for node in make]
+    make[1].append(fold[0])
+    fold[0].append(make[1])
+    a, b, a_sum, b_sum = make[0], make[1], fold[0], fold[1]
+    assert [node.name for node in graph.nodes] == [node.name for node in (x, a, a_sum, b, b_sum)]
+    remember_order(graph)
+    a_sum.append(b_sum)
+    a.append(b)  # scheduled
+    remember_order(graph)  # a second pass over the same graph changes nothing
+    assert [node.meta[PLACE] for node in (x, a, a_sum, b, b_sum)] == [0, 1, 2, 3, 4]
+    kernels = [
+        Kernel("a", a),
+        Kernel("b", b),
+        Kernel("taken", None, "b"),  # in no node: it comes behind what it needs
+        Kernel("a_sum", a_sum, "a", order=("b",)),  # a pin, which there was not at first
+        Kernel("b_sum", b_sum, "taken"),
+    ]
+    tasks = tuple(Task(kernel.name, needs) for kernel, needs in zip(kernels, [(), (), (1,), (0, 1), (2,)], strict=True))
+    buffers = (Buffer(100, 0, (3,)), Buffer(100, 1, (2, 4)), Buffer(1, 3, kept=True), Buffer(1, 4, kept=True))
+    program = Program(tasks, (*buffers, Buffer(1000, kept=True)))
+    assert max(live_bytes(program, range(5))) == 1201
+    assert unscheduled_peak(kernels, program) == 1102
+    assert unscheduled_peak([], Program(())) == 0
+
+
+def test_pins_end_with_fusion_and_nothing_else_does() -> None:
+    launch, product = Kernel("launch", None), Kernel("product", None, "x", order=("reader",))
+    before = set(product.unmet_dependencies)
+    inductor.pin_kernels([(launch, product)])
+    assert inductor.kernel_needs(product) == ["launch", "reader", "x"]
+    assert inductor.kernel_reads(product) == ["x"]
+    inductor.unpin_kernels([launch, product])
+    assert product.unmet_dependencies == before
