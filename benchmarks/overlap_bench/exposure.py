@@ -9,7 +9,7 @@ and how long hangs on chance: of several steps the least peak counts.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ Figures = dict[str, Any]
 def exposure(
     run: Callable[[], Any], times: int, messages: Collection[int], keep: Path | None = None
 ) -> tuple[Figures, int]:
-    """Of `times` profiled steps the one with the median exposure: seconds of `communication`, `exposed`, `compute`;
-    where there is a backward pass, `communication` and `exposed` of `forward` and of `backward` as well. And the peak
-    memory.
+    """Of `times` profiled steps the one with the median exposure: seconds of `communication`, `exposed`, `compute`, and
+    `waiting`, the part of `exposed` in which another rank had not launched that collective yet; where there is a
+    backward pass, the same of `forward` and of `backward`, but for `compute`. And the peak memory.
 
     Args:
         run: the step.
@@ -44,27 +44,39 @@ def exposure(
             dist.barrier()
             (trace,) = record(run, path=path, warmup=0, memory=True).traces
             document = load(path)
-            found.append(figures_of(trace, backward_start(document)))
+            found.append(figures_of(trace, backward_start(document), joined(trace)))
             peaks.append(peak_bytes(document, trace, messages))
     found.sort(key=lambda figures: figures["exposed"])
     return found[len(found) // 2], min(peaks)
 
 
-def figures_of(trace: Trace, start: int | None) -> Figures:
-    """Of one trace; `start` of the backward pass in nanoseconds, None if there is none."""
+def joined(trace: Trace) -> list[int]:
+    """When the last rank has launched each collective of this rank, in their order; clocks of one host agree."""
+    launched = sorted(one.start for one in trace.collectives)
+    found: list[list[int]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(found, launched)
+    return [max(times) for times in zip(*found, strict=True)]
+
+
+def figures_of(trace: Trace, start: int | None, joined: Sequence[int]) -> Figures:
+    """Of one trace; `start` of the backward pass in nanoseconds, None if there is none; `joined` as above."""
     lanes = (*trace.work.values(), *trace.copies.values())
     compute = union((begin, end) for lane in lanes for begin, end, _ in lane)
-    flying = union((one.start, one.end) for one in trace.collectives)
-    figures: Figures = {**_share(flying, compute), "compute": total(compute) / 1e9}
+    in_order = sorted((one.start, one.end) for one in trace.collectives)
+    flying = union(in_order)
+    moving = union((min(last, end), end) for (_, end), last in zip(in_order, joined, strict=True))
+    figures: Figures = {**_share(flying, moving, compute), "compute": total(compute) / 1e9}
     if start is not None and flying:
         first, last = min(flying[0][0], start), max(flying[-1][1], start)
-        figures["forward"] = _share(intersection(flying, [(first, start)]), compute)
-        figures["backward"] = _share(intersection(flying, [(start, last)]), compute)
+        for name, part in (("forward", [(first, start)]), ("backward", [(start, last)])):
+            figures[name] = _share(intersection(flying, part), intersection(moving, part), compute)
     return figures
 
 
-def _share(flying: list[Span], compute: list[Span]) -> dict[str, float]:
-    return {"communication": total(flying) / 1e9, "exposed": total(difference(flying, compute)) / 1e9}
+def _share(flying: list[Span], moving: list[Span], compute: list[Span]) -> dict[str, float]:
+    exposed = difference(flying, compute)
+    waiting = total(exposed) - total(intersection(exposed, moving))
+    return {"communication": total(flying) / 1e9, "exposed": total(exposed) / 1e9, "waiting": waiting / 1e9}
 
 
 def backward_start(document: dict[str, Any]) -> int | None:

@@ -55,8 +55,8 @@ class Result:
     """On which it was measured: cells of one file may come from several runs."""
     timings: Mapping[str, Timing]
     exposed: Mapping[str, Mapping[str, Any]]
-    """By variant: seconds of `communication`, of it `exposed`, and of `compute`; of `forward` and `backward`, if there
-    is a backward pass, `communication` and `exposed`. Means over ranks."""
+    """By variant: seconds of `communication`, of it `exposed`, of that `waiting` for a rank that launches later, and of
+    `compute`; of `forward` and `backward`, if there is a backward pass, the first three. Means over ranks."""
     peak_bytes: Mapping[str, int]
     """By variant: most bytes that a step holds over what was there before; of the rank that holds most."""
     resident_bytes: int
@@ -115,6 +115,11 @@ class Result:
         if not figures or not figures["communication"]:
             return None
         return 1 - figures["exposed"] / figures["communication"]
+
+    def waiting(self, variant: str, part: str | None = None) -> float:
+        """Part of the communication that is exposed while another rank has not launched it yet."""
+        figures = self.exposed[variant] if part is None else self.exposed[variant][part]
+        return float(figures["waiting"] / figures["communication"])
 
     def over_bound(self, variant: str) -> float:
         """Step time over the bound."""

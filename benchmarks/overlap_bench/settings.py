@@ -104,7 +104,7 @@ class Effort:
     tiny: bool = False
 
 
-FULL = Effort(layers=6, tokens=None, sequences=128, cached=48, repetitions=15, seconds=45.0)
+FULL = Effort(layers=6, tokens=None, sequences=128, cached=48, repetitions=15, seconds=90.0)
 QUICK = Effort(layers=4, tokens=None, sequences=128, cached=48, repetitions=7, seconds=60.0, calibration=25.0)
 SMOKE = Effort(
     layers=3, tokens=64, sequences=16, cached=8, repetitions=3, seconds=0.0, profiles=1, calibration=0.0, tiny=True

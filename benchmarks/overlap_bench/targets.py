@@ -60,7 +60,7 @@ def judge(result: Result) -> list[Verdict]:
             hidden = result.hidden(FULL, part) if phase == cell.group.phase else None
             if hidden is not None:
                 where = "hidden" if part is None else f"hidden in {part}"
-                say(where, hidden >= wanted, _hidden(result, hidden, wanted))
+                say(where, hidden >= wanted, _hidden(result, part, hidden, wanted))
         wanted_over = OVER_BOUND.get(cell.group.phase)
         if wanted_over is not None:
             over = result.over_bound(FULL)
@@ -93,13 +93,15 @@ def _baselines(result: Result) -> list[str]:
     return [name for name in BASELINES if name in result.timings]
 
 
-def _hidden(result: Result, hidden: float, wanted: float) -> str:
+def _hidden(result: Result, part: str | None, hidden: float, wanted: float) -> str:
     text = f"{100 * hidden:.1f} % (at least {100 * wanted:.0f} %)"
     if hidden >= wanted:
         return text
     never = result.unhideable / result.timings[COMMUNICATION].median
+    waiting = result.waiting(FULL, part)
     return (
-        f"{text}, missed by {100 * (wanted - hidden):.1f} points; {100 * never:.1f} % can't be hidden by any schedule"
+        f"{text}, missed by {100 * (wanted - hidden):.1f} points; {100 * waiting:.1f} % is waiting for another rank to "
+        f"launch, {100 * never:.1f} % of a step's can't be hidden by any schedule"
     )
 
 

@@ -48,11 +48,11 @@ def handed(
 
     def exposed(name, rank):
         part = (1 - hidden) / 1.5 if name == "full" else 0.5
-        figures = {"communication": 0.3, "exposed": 0.3 * part * (1 + rank), "compute": 0.5}
+        figures = {"communication": 0.3, "exposed": 0.3 * part * (1 + rank), "waiting": 0.003, "compute": 0.5}
         if phase == "training":
             bare = (1 - backward) if name == "full" else 0.5
-            figures["forward"] = {"communication": 0.1, "exposed": 0.0}
-            figures["backward"] = {"communication": 0.2, "exposed": 0.2 * bare}
+            figures["forward"] = {"communication": 0.1, "exposed": 0.0, "waiting": 0.0}
+            figures["backward"] = {"communication": 0.2, "exposed": 0.2 * bare, "waiting": 0.001}
         return figures
 
     def of(rank):

@@ -157,14 +157,16 @@ def test_forward_and_backward_are_told_apart():
         collectives=(Collective("a", 0, 10 * 10**9, "gloo"), Collective("b", 20 * 10**9, 30 * 10**9, "gloo")),
         work={"thread 1": [(2 * 10**9, 8 * 10**9, "mm"), (25 * 10**9, 40 * 10**9, "mm")]},
     )
-    assert figures_of(trace, 15 * 10**9) == {
+    # the other rank launched the first one a second later, and the second one when this rank computed already
+    assert figures_of(trace, 15 * 10**9, [10**9, 27 * 10**9]) == {
         "communication": 20.0,
         "exposed": 4.0 + 5.0,
+        "waiting": 1.0 + 5.0,
         "compute": 21.0,
-        "forward": {"communication": 10.0, "exposed": 4.0},
-        "backward": {"communication": 10.0, "exposed": 5.0},
+        "forward": {"communication": 10.0, "exposed": 4.0, "waiting": 1.0},
+        "backward": {"communication": 10.0, "exposed": 5.0, "waiting": 5.0},
     }
-    assert "forward" not in figures_of(trace, None)
+    assert "forward" not in figures_of(trace, None, [0, 20 * 10**9])
 
 
 def test_the_profiler_shows_backward_and_memory(one_rank, tmp_path):

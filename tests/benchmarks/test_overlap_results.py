@@ -92,7 +92,9 @@ def test_each_target(cell, wanted, target, met):
 def test_a_missed_target_says_by_how_much():
     texts = {verdict.target: verdict.line() for verdict in judge(result(hidden=0.95, seconds={"full": 0.66}))}
     assert "MISSED deepseek_v3/prefill/balanced/2/0.5 hidden: 95.0 %" in texts["hidden"]
-    assert "missed by 3.0 points; 3.6 % can't be hidden by any schedule" in texts["hidden"]
+    assert "missed by 3.0 points; 1.0 % is waiting for another rank to launch, 3.6 % of" in texts["hidden"]
+    late = {verdict.target: verdict.line() for verdict in judge(result(TRAINING, backward=0.9))}
+    assert "0.5 % is waiting for another rank to launch" in late["hidden in backward"]
     assert "missed by 72 ms; by the model, compute is 20 ms slower under collectives" in texts["over the bound"]
     assert "+21.2 % against the best baseline, overlapped eager" in texts["fastest"]
 

@@ -1,0 +1,242 @@
+"""What scheduling adds to compile time, and how that grows with the size of the model.
+
+Usage: python benchmarks/schedule_cost.py [--quick] [--phases ...] [--layers N ...] [--json FILE]
+
+Measured on a DeepSeek-V3 of tiny widths with 8, 32 and 61 layers, its experts spread over 8 ranks; 61 is the depth of
+the real one, which has four all-to-alls for each MoE layer in a training step. A process group that sends nothing
+stands for the ranks: compiling needs no more. Width does not matter: the scheduler sees kernels, not numbers. The
+shipped profile makes communication much longer than these kernels, so that the search never ends early for having
+hidden everything: its longest case. Each size and phase has a process of its own, with one thread, an empty compile
+cache directory and all of PyTorch's caches off:
+
+* `total`: the first call of the compiled model, with `connectivity="full"`. Prefill: the forward pass under `no_grad`.
+  Training: the forward pass, whose call compiles the backward graph, too.
+* `graph`: collectives normalised, estimates, the order of the post-grad graph, and its pins; `pins`: those before
+  fusion, for which Inductor looks up ancestors anew; `kernels`: estimates and the order of the fused kernels.
+* `share`: all three over `total`.
+
+The last line is the verdict, and the exit status is 0 only if both hold at the largest size, in every phase: the share
+is under 2 %; the exponent of scheduling time over kernels, by least squares over all sizes, is at most 1.3. Orders cost
+n log n; there are fewer ways and more windows where n is larger. `--quick` measures 2 and 8 layers of prefill: it shows
+that the benchmark runs, its share is no more than a hint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from compile_cost import exponent, machine, versions
+
+LAYERS, QUICK_LAYERS = (8, 32, 61), (2, 8)
+PHASES = ("prefill", "training")
+RANKS = 8
+MAX_SHARE, MAX_EXPONENT = 0.02, 1.3
+PARTS = ("graph", "pins", "kernels")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One size and phase; times in seconds."""
+
+    layers: int
+    phase: str
+    nodes: int
+    """Of the ATen graphs that were ordered, forward and backward together."""
+    kernels: int
+    collectives: int
+    seconds: dict[str, float]
+    """By part of the scheduling."""
+    total: float
+
+    @property
+    def scheduling(self) -> float:
+        """Seconds of all parts."""
+        return sum(self.seconds.values())
+
+    @property
+    def share(self) -> float:
+        """Of the first call."""
+        return self.scheduling / self.total
+
+
+def measure(layers: int, phase: str) -> Measurement:
+    """Compile one model in this process, which must be fresh."""
+    import torch
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from farskip_compile.models import ParallelConfig, build
+
+    torch.set_num_threads(1)
+    torch.compiler.config.force_disable_caches = True
+    warnings.filterwarnings("ignore", message=".*force_disable_caches.*")
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=RANKS)
+    dense = min(3, layers - 1)
+    model = build(
+        "deepseek_v3",
+        parallel=ParallelConfig(ep_group=dist.group.WORLD, capacity_factor=1.0),
+        layers=("dense",) * dense + ("moe",) * (layers - dense),
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        moe_intermediate_size=16,
+        experts=2 * RANKS,
+    )
+    ids = torch.randint(0, 64, (1, 16), generator=torch.Generator().manual_seed(0))
+    # no other rank answers, so none can be compared with
+    compiled = torch.compile(
+        model, backend="farskip", fullgraph=True, options={"connectivity": "full", "check_order": False}
+    )
+    with contextlib.ExitStack() as stack:
+        seconds, counts = stack.enter_context(_timed_parts())
+        stack.enter_context(torch._functorch.config.patch(force_non_lazy_backward_lowering=True))
+        if phase == "prefill":
+            stack.enter_context(torch.no_grad())
+        start = time.perf_counter()
+        compiled(ids)
+        total = time.perf_counter() - start
+    dist.destroy_process_group()
+    return Measurement(layers, phase, seconds=seconds, total=total, **counts)
+
+
+@contextlib.contextmanager
+def _timed_parts() -> Iterator[tuple[dict[str, float], dict[str, int]]]:
+    """Time what Inductor calls of ours, and count what it is called for."""
+    import farskip_compile.backend  # noqa: F401  (the package has a function of that name)
+    from farskip_compile import overlap_passes
+    from farskip_compile._compat import inductor
+    from farskip_compile.passes import ops
+
+    backend = sys.modules["farskip_compile.backend"]
+    seconds = dict.fromkeys(PARTS, 0.0)
+    counts = {"nodes": 0, "kernels": 0, "collectives": 0}
+
+    def timed(part: str, function: Callable[..., Any], count: Callable[..., None]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            count(*args)
+            start = time.perf_counter()
+            try:
+                return function(*args)
+            finally:
+                seconds[part] += time.perf_counter() - start
+
+        return call
+
+    def graph(graph: Any, *_: Any) -> None:
+        counts["nodes"] += len(graph.nodes)
+        counts["collectives"] += sum(map(ops.is_collective, graph.nodes))
+
+    def kernels(_: Any, kernels: Sequence[Any]) -> None:
+        counts["kernels"] += len(kernels) * any(map(inductor.is_launch_kernel, kernels))
+
+    order = timed("graph", overlap_passes.schedule_post_grad, graph)
+    pin = timed("pins", backend.pin_products, lambda *_: None)
+    reorder = timed("kernels", overlap_passes.KernelPass.__call__, kernels)
+    with (
+        mock.patch.object(overlap_passes, "schedule_post_grad", order),
+        mock.patch.object(backend, "pin_products", pin),
+        mock.patch.object(overlap_passes.KernelPass, "__call__", reorder),
+    ):
+        yield seconds, counts
+
+
+def measure_apart(layers: int, phase: str) -> Measurement:
+    """The same in a fresh process with an empty cache directory."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, __file__, "--worker", "--layers", str(layers), "--phases", phase]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"measuring {phase} with {layers} layers failed with exit status {done.returncode}")
+    return Measurement(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def verdict(measurements: Sequence[Measurement]) -> tuple[bool, str]:
+    """Whether share and growth are as they should be, and one line for each phase that says so with the figures."""
+    good, lines = True, []
+    for phase in dict.fromkeys(m.phase for m in measurements):
+        sizes = [m for m in measurements if m.phase == phase]
+        largest = max(sizes, key=lambda m: m.layers)
+        growth = exponent([(m.kernels, m.scheduling) for m in sizes])
+        cheap, even = largest.share < MAX_SHARE, growth <= MAX_EXPONENT
+        good = good and cheap and even
+        lines.append(
+            f"{'PASS' if cheap and even else 'FAIL'}: {phase}, {largest.layers} layers: scheduling is "
+            f"{100 * largest.share:.2f} % of a cold compile ({largest.scheduling:.1f} s of {largest.total:.0f} s; "
+            f"limit {100 * MAX_SHARE:g} %: {_word(cheap)}); time ~ kernels^{growth:.2f} "
+            f"(limit {MAX_EXPONENT}: {_word(even)})"
+        )
+    return good, "\n".join(lines)
+
+
+def _word(holds: bool) -> str:
+    return "met" if holds else "missed"
+
+
+def table(measurements: Sequence[Measurement]) -> str:
+    """Rows are sizes; times in seconds."""
+    lines = [["phase", "layers", "nodes", "kernels", "collectives", *PARTS, "ms/1000 kernels", "total", "share"]]
+    for m in measurements:
+        lines.append(
+            [
+                m.phase,
+                *map(str, (m.layers, m.nodes, m.kernels, m.collectives)),
+                *(f"{m.seconds[part]:.2f}" for part in PARTS),
+                f"{1e6 * m.scheduling / m.kernels:.0f}",
+                f"{m.total:.1f}",
+                f"{100 * m.share:.2f} %",
+            ]
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes, prefill")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, help="default: both")
+    parser.add_argument("--layers", type=int, nargs="+", metavar="N", help="default: 8 32 61; two sizes at least")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.layers = args.layers or (QUICK_LAYERS if args.quick else LAYERS)
+    args.phases = args.phases or (PHASES[:1] if args.quick else PHASES)
+    if len(set(args.layers)) < 2 and not args.worker:
+        parser.error("growth needs two sizes")
+    return args
+
+
+def main() -> int:
+    args = arguments()
+    if args.worker:
+        print(json.dumps(dataclasses.asdict(measure(args.layers[0], args.phases[0]))))
+        return 0
+    facts = {"machine": machine(), "versions": versions(), "command": " ".join(["python", *sys.argv])}
+    print("Cost of scheduling: DeepSeek-V3 of tiny widths, experts over 8 ranks, 16 tokens on each")
+    print("\n".join(f"{f'{name}:':9} {text}" for name, text in facts.items()), flush=True)
+    measurements = [measure_apart(layers, phase) for phase in args.phases for layers in args.layers]
+    passed, line = verdict(measurements)
+    print(table(measurements))
+    if args.json is not None:
+        figures = [dataclasses.asdict(m) | {"share": m.share} for m in measurements]
+        args.json.write_text(json.dumps({**facts, "measurements": figures, "verdict": line}, indent=1) + "\n")
+    print(line)
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
