@@ -5,40 +5,29 @@ Out:   a `Schedule`: a permutation that keeps every dependence and the order of 
        slower than the original order by `simulate`, within the limits on memory; and both timelines.
 Never: changes a task; uses a clock, a hash or a rank: ties break by index, so every rank decides the same.
 
-Algorithm: discrete events, time advances with each compute task. O(n log n) for an order; a fixed number of orders is
-made for a window, and there are log n windows at most.
-1. urgency(task) = the longest path from the task to the end, where a second of compute counts as `share` of a second on
-   the wire. With a share of 1 this is the classic critical path. But all compute shares one stream, so time on it is no
-   loss, and time in which the wire idles may be one: with a small share, what leads to a launch goes first.
-2. A launch is issued as soon as it is ready and its channel's turn has come.
-3. A wait is taken when its collective is through, or when nothing else is ready: ready work goes before waiting.
-   But a task that runs past the end of a collective delays whatever is behind that wait, such as the next launch. If
-   that is more urgent, a task that ends in time is taken instead; and if there is none, the compute stream may stand
-   still until the wait, if that costs less than `patience` times the delay.
-4. Among ready compute tasks the most urgent goes first, then the one that came first. Weight gradients lead to nothing,
-   so they are left for the gaps.
-5. A task that would break a limit on memory is passed over for the most urgent one that does not; if every one would,
-   the earliest in the original order is taken, be it a wait.
-6. While the best order breaks a limit on memory, orders are made anew with a smaller window: a task may run only so
+Algorithm: `list_order` makes one order in O(n log n); here several are made, in several ways, and the best is kept.
+1. A way has three settings. `share`: urgency(task) is the longest path from it to the end, where a second of compute
+   counts as so much of a second on the wire. With 1 this is the classic critical path; but all compute shares one
+   stream, so time on it is no loss, and time in which the wire idles may be one: with a small share, what leads to a
+   launch goes first. `patience`: see `list_order`. `margin`: the order is made as if the network were slower by it.
+2. The best is that of the least makespan by `simulate`, on the network as it is and on the slowest one together:
+   collectives take longer now and then, what is to hide one takes less than estimated, and a wait that can as well be
+   taken later should be. An order that exposes nothing on either ends the search.
+3. Small programs are ordered in all ways. Of large ones one setting after another is decided: the others stay as they
+   were best so far.
+4. While the best order breaks a limit on memory, orders are made anew within half the window: a task may run only so
    many places ahead of the first task that has not run. With a window of 0 this is the original order, so the limits
-   are always kept. Windows are halved; only the ways (below) that were best without one are tried again.
-Orders are made for several shares and several values of patience, 0 among them, and as if the network were slower by
-each of `MARGINS`, until one exposes nothing even by the widest. Else the best by `simulate`, on the network as it is
-and on the slowest one, is kept: collectives take longer now and then, what is to hide one takes less than estimated,
-and a wait that can as well be taken later should be.
+   are always kept. Only the ways that were best in the window before are tried again. There are log n windows at most.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
-from farskip_compile.passes.live_memory import LiveMemory
-from farskip_compile.passes.program import Program, Role, Timeline, Wires, makespan, simulate
-
-CANDIDATES = 16
-"""How many ready tasks are looked at for one that fits into memory; bounds the time per step."""
+from farskip_compile.passes.list_order import Frame, Way, make_order
+from farskip_compile.passes.program import Program, Role, Timeline, makespan, simulate
 
 SHARES = (0.5, 1.0, 0.1)
 """What a second of compute counts on a path, in seconds on the wire. The one that is best most often comes first."""
@@ -51,12 +40,17 @@ MARGINS = (0.5, 0.2, 0.0)
 Estimates of kernels are up to a quarter off, so that no less than the widest is needed; where compute is too short for
 it, orders made with a narrower one are better."""
 
-KEPT, WORK = 4, 10_000
-"""Of all ways to make an order, so many are tried with smaller windows, or as many as keep ways times tasks within
-`WORK`: those that were best with the largest."""
+WORK = 10_000
+"""Tasks that are placed, in all orders of a window together, before a program counts as large."""
+
+KEPT = 4
+"""Of all ways, so many at least are tried with a smaller window."""
 
 NOTHING = 1e-6
 """Part of the time in which communication may be exposed in an order that needs no improvement."""
+
+Setting = tuple[int, int, int]
+"""Of a way: which share, which patience, which margin."""
 
 
 @dataclass(frozen=True)
@@ -94,53 +88,85 @@ def list_schedule(program: Program, limits: Limits | None = None, usual: int | N
         usual: peak bytes that `limits` starts from; None: those of the original order. What that order itself holds is
             always allowed.
     """
-    limits = limits or Limits()
-    original = tuple(range(len(program.tasks)))
-    before = simulate(program, original)
-    unchanged = Schedule(original, before, before, window=0)
-    if before.communication == 0.0:
-        return unchanged
-    usual = before.peak_bytes if usual is None else usual
-    peak = max(int(usual * (1 + limits.memory_increase)), before.peak_bytes)
-    flight = max(limits.in_flight_bytes, before.peak_in_flight_bytes)
-    slow, *others = (_stretched(program, margin) for margin in MARGINS)
-    ways = [
-        (build, _urgency(build, share), patience)
-        for build in (slow, *others)
-        for share in SHARES
-        for patience in PATIENCE
-    ]
-    best, least = unchanged, before.makespan + simulate(slow, original).makespan
-    window = len(original)
-    while window:
-        lowest = float("inf")
-        fits = False
-        scores: list[float] = []
-        for build, urgency, patience in ways:
-            order = tuple(_Run(build, urgency, window, patience, peak, flight).order())
-            seconds, slower = makespan(program, order), makespan(slow, order)
-            scores.append(seconds + slower)
-            if seconds + slower < lowest:
-                lowest, fits = seconds + slower, False
-            if seconds > before.makespan or seconds + slower >= least:
-                continue
-            after = simulate(program, order)
-            if after.peak_bytes <= peak and after.peak_in_flight_bytes <= flight:
-                best, least, fits = Schedule(order, before, after, window), seconds + slower, seconds + slower == lowest
-                if simulate(slow, order).exposed <= NOTHING * slower:
-                    return best
-        if fits or lowest >= least:  # a smaller window would not bring more
-            break
-        window //= 2
-        kept = max(KEPT, WORK // len(original))
-        if len(ways) > kept:
-            ranked = sorted(range(len(ways)), key=lambda way: (scores[way], way))
-            ways = [ways[way] for way in sorted(ranked[:kept])]
-    return best
+    before = simulate(program, range(len(program.tasks)))
+    search = _Search(program, before, limits or Limits(), usual)
+    if before.communication > 0.0:
+        search.run()
+    return search.best
+
+
+class _Search:
+    """The orders of one program that have been tried, and the best of them."""
+
+    def __init__(self, program: Program, before: Timeline, limits: Limits, usual: int | None) -> None:
+        self.program = program
+        self.frame = Frame(program)
+        self.slower = [_stretched(program, margin) for margin in MARGINS]
+        self.urgencies: dict[tuple[int, int], list[float]] = {}
+        usual = before.peak_bytes if usual is None else usual
+        self.peak = max(int(usual * (1 + limits.memory_increase)), before.peak_bytes)
+        self.flight = max(limits.in_flight_bytes, before.peak_in_flight_bytes)
+        original = tuple(range(len(program.tasks)))
+        self.best = Schedule(original, before, before, window=0)
+        self.least = before.makespan + makespan(self.slower[0], original)
+        self.scores: dict[Setting, float] = {}
+        """Of the present window."""
+        self.fits = False
+        """Whether the best of the present window keeps the limits."""
+        self.done = False
+
+    def run(self) -> None:
+        """Try windows until a smaller one would not bring more."""
+        window = len(self.program.tasks)
+        every = list(product(range(len(SHARES)), range(len(PATIENCE)), range(len(MARGINS))))
+        ways = iter(sorted(every, key=lambda way: way[2])) if len(every) * window <= WORK else self._one_by_one()
+        while window:
+            self.scores, self.fits = {}, False
+            for way in ways:
+                self._try(way, window)
+                if self.done:
+                    return
+            if self.fits or min(self.scores.values()) >= self.least:
+                return
+            kept = max(KEPT, WORK // len(self.program.tasks))
+            ways = iter(sorted(self.scores, key=lambda way: (self.scores[way], way))[:kept])
+            window //= 2
+
+    def _one_by_one(self) -> Iterator[Setting]:
+        """Each setting in turn, with the others as they were best so far."""
+        for place, values in enumerate((SHARES, PATIENCE, MARGINS)):
+            best = min(self.scores, key=lambda way: (self.scores[way], way), default=(0, 0, 0))
+            for value in range(len(values)):
+                way = (*best[:place], value, *best[place + 1 :])
+                if way not in self.scores:
+                    yield way  # type: ignore[misc]
+
+    def _try(self, way: Setting, window: int) -> None:
+        share, patience, margin = way
+        tasks = self.slower[margin].tasks
+        if (share, margin) not in self.urgencies:
+            self.urgencies[share, margin] = _urgency(self.slower[margin], SHARES[share])
+        urgency = self.urgencies[share, margin]
+        order = make_order(self.frame, Way(tasks, urgency, PATIENCE[patience]), window, self.peak, self.flight)
+        seconds, slower = makespan(self.program, order), makespan(self.slower[0], order)
+        score = seconds + slower
+        if score < min(self.scores.values(), default=float("inf")):
+            self.fits = False
+        lowest = score <= min(self.scores.values(), default=score)
+        self.scores[way] = score
+        if seconds > self.best.before.makespan or score >= self.least:
+            return
+        after = simulate(self.program, order)
+        if after.peak_bytes <= self.peak and after.peak_in_flight_bytes <= self.flight:
+            self.best, self.least = Schedule(order, self.best.before, after, window), score
+            self.fits = lowest
+            self.done = simulate(self.slower[0], order).exposed <= NOTHING * slower
 
 
 def _stretched(program: Program, margin: float) -> Program:
     """`program` on a network that is slower by `margin`."""
+    if margin == 0.0:
+        return program
     tasks = (replace(t, seconds=t.seconds * (1 + margin)) if t.role is Role.LAUNCH else t for t in program.tasks)
     return Program(tuple(tasks), program.buffers)
 
@@ -154,132 +180,3 @@ def _urgency(program: Program, share: float) -> list[float]:
         for need in (*task.needs, task.launch) if task.role is Role.WAIT else task.needs:
             urgency[need] = max(urgency[need], urgency[index])
     return urgency
-
-
-class _Run:
-    """One pass of the list scheduler."""
-
-    def __init__(
-        self, program: Program, urgency: list[float], window: int, patience: float, peak: int, flight: int
-    ) -> None:
-        self.tasks = program.tasks
-        self.urgency = urgency
-        self.window = window
-        self.patience = patience
-        self.peak = peak
-        self.flight = flight
-        self.memory = LiveMemory(program)
-        self.followers: list[list[int]] = [[] for _ in self.tasks]
-        self.missing = [0] * len(self.tasks)
-        turn: dict[str, int] = {}
-        for index, task in enumerate(self.tasks):
-            needs = set(task.needs)
-            if task.role is Role.WAIT:
-                needs.add(task.launch)
-            elif task.role is Role.LAUNCH:
-                if task.channel in turn:
-                    needs.add(turn[task.channel])  # launches of one channel keep their order
-                turn[task.channel] = index
-            self.missing[index] = len(needs)
-            for need in needs:
-                self.followers[need].append(index)
-        self.compute: list[tuple[float, int]] = []
-        self.launches: list[int] = []
-        self.waits: list[tuple[float, int]] = []
-        self.late: list[int] = []  # ready, but beyond the window
-        self.end: dict[int, float] = {}
-        self.wires = Wires()
-        self.done = [False] * len(self.tasks)
-        self.first = 0
-        self.now = 0.0
-
-    def order(self) -> Iterator[int]:
-        """The tasks, one after another."""
-        for index in range(len(self.tasks)):
-            if self.missing[index] == 0:
-                self._ready(index)
-        for _ in self.tasks:
-            index = self._next()
-            yield index
-            self._ran(index)
-
-    def _ready(self, index: int) -> None:
-        task = self.tasks[index]
-        if index - self.first > self.window:
-            heapq.heappush(self.late, index)
-        elif task.role is Role.COMPUTE:
-            heapq.heappush(self.compute, (-self.urgency[index], index))
-        elif task.role is Role.LAUNCH:
-            heapq.heappush(self.launches, index)
-        else:
-            heapq.heappush(self.waits, (self.end[task.launch], index))
-
-    def _next(self) -> int:
-        while self.late and self.late[0] - self.first <= self.window:
-            self._ready(heapq.heappop(self.late))
-        if self.launches and self._fits_in_flight(self.launches[0]):
-            return heapq.heappop(self.launches)
-        if self.waits and self.waits[0][0] <= self.now:
-            return heapq.heappop(self.waits)[1]
-        if self.compute:
-            return self._fitting()
-        if self.waits:
-            return heapq.heappop(self.waits)[1]
-        return heapq.heappop(self.launches)  # it does not fit, but there is nothing else
-
-    def _fits_in_flight(self, index: int) -> bool:
-        if self.memory.alive + self.memory.allocates[index] > self.peak and (self.waits or self.compute):
-            return False
-        flying = self.memory.flying
-        return flying == 0 or flying + self.memory.held[index] <= self.flight
-
-    def _fitting(self) -> int:
-        """The task to run: of the most urgent ready compute tasks that fit into memory one, or a wait."""
-        passed: list[tuple[float, int]] = []
-        first = chosen = -1
-        while self.compute and len(passed) < CANDIDATES:
-            entry = heapq.heappop(self.compute)
-            index = entry[1]
-            passed.append(entry)
-            if self.memory.alive + self.memory.allocates[index] > self.peak:
-                continue
-            first = index if first < 0 else first
-            if not self._delays_a_wait(index, self.urgency[first]):
-                chosen = index
-                break
-        if chosen < 0 and first >= 0:  # every one delays a wait that is more urgent
-            gap = self.waits[0][0] - self.now
-            idle = gap < self.patience * (self.tasks[first].seconds - gap)
-            chosen = self.waits[0][1] if idle else first
-        elif chosen < 0:  # none fits into memory: the earliest, be it a wait
-            chosen = min(index for _, index in [*passed, *self.waits[:1]])
-        if self.waits and chosen == self.waits[0][1]:
-            heapq.heappop(self.waits)
-        for entry in passed:
-            if entry[1] != chosen:
-                heapq.heappush(self.compute, entry)
-        return chosen
-
-    def _delays_a_wait(self, index: int, urgency: float) -> bool:
-        """Whether a task would run past the end of a collective behind which something is more urgent."""
-        if not self.waits or self.patience == 0.0:
-            return False
-        end, wait = self.waits[0]
-        return end < self.now + self.tasks[index].seconds and self.urgency[wait] > urgency
-
-    def _ran(self, index: int) -> None:
-        task = self.tasks[index]
-        self.memory.run(index, task.launch if task.role is Role.WAIT else -1)
-        if task.role is Role.LAUNCH:
-            _, self.end[index] = self.wires.launch(self.now, task)
-        else:
-            if task.role is Role.WAIT:
-                self.now = max(self.now, self.end[task.launch])
-            self.now = self.wires.run(self.now, task.seconds)
-        self.done[index] = True
-        while self.first < len(self.tasks) and self.done[self.first]:
-            self.first += 1
-        for follower in self.followers[index]:
-            self.missing[follower] -= 1
-            if self.missing[follower] == 0:
-                self._ready(follower)

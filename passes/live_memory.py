@@ -10,8 +10,8 @@ from __future__ import annotations
 from farskip_compile.passes.program import Program
 
 
-class LiveMemory:
-    """Accounts of an order in the making."""
+class MemoryPlan:
+    """What every order of a program has in common: who allocates how much, and who uses what."""
 
     def __init__(self, program: Program) -> None:
         self.allocates = [0] * len(program.tasks)
@@ -19,17 +19,27 @@ class LiveMemory:
         self.left: list[int] = []
         self.sizes: list[int] = []
         self.held = program.in_flight()
-        self.alive = self.flying = 0
+        self.inputs = 0
         for number, buffer in enumerate(program.buffers):
             if buffer.maker >= 0:
                 self.allocates[buffer.maker] += buffer.size
             else:
-                self.alive += buffer.size
+                self.inputs += buffer.size
             users = {index for index in (buffer.maker, *buffer.users) if index >= 0}
             self.left.append(len(users) + buffer.kept)
             self.sizes.append(buffer.size)
             for index in users:
                 self.uses[index].append(number)
+
+
+class LiveMemory:
+    """Accounts of an order in the making."""
+
+    def __init__(self, plan: MemoryPlan) -> None:
+        self.allocates, self.uses, self.sizes = plan.allocates, plan.uses, plan.sizes
+        self.left = plan.left.copy()
+        self.held = plan.held.copy()
+        self.alive, self.flying = plan.inputs, 0
 
     def run(self, index: int, launch: int) -> None:
         """Account for a task that runs; `launch` is the collective that it waits for, or -1."""
