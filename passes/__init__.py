@@ -14,9 +14,10 @@ On the Dynamo graph, before differentiation:
 In Inductor, once for the forward and once for the backward graph (`farskip_compile.overlap_passes` runs them):
 
     collectives         one launch and one wait each                                                 same function
-    schedule_graph      graph_program -> list_schedule (list_order): order the ATen graph            same function
+    schedule_graph      graph_program -> list_schedule -> list_order: order the ATen graph           same function
     pin_products        pins, so that fusion keeps what the order hides                              same function
-    schedule_kernels    kernel_program -> list_schedule, within what `unscheduled` says: the kernels   same function
+    schedule_kernels    kernel_program -> list_schedule: order the fused kernels (`unscheduled`:     same function
+                        the memory that the limit is a part of)
 
 `program` is what the scheduler sees: tasks, memory, and what an order of them costs (`live_memory`: while
 it grows). Shared ground of all: `ops` (the only file that knows operator names), `termset` (sets of terms as

@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from farskip_compile.passes import list_schedule as search
 from farskip_compile.passes.list_schedule import Limits, list_schedule
 from farskip_compile.passes.program import Buffer, Program, Role, Task, bytes_in_flight, check_order, simulate
 from tests.passes.programs import consistent, programs
@@ -18,9 +21,10 @@ LIMITS = st.builds(Limits, st.sampled_from([0.0, 0.05, 0.5, 10.0]), st.sampled_f
 
 
 @settings(max_examples=300, deadline=None)
-@given(programs().map(consistent), LIMITS, st.none() | st.integers(0, 3000))
-def test_every_promise_of_a_schedule(program: Program, limits: Limits, usual: int | None) -> None:
-    schedule = list_schedule(program, limits, usual)
+@given(programs().map(consistent), LIMITS, st.none() | st.integers(0, 3000), st.booleans())
+def test_every_promise_of_a_schedule(program: Program, limits: Limits, usual: int | None, large: bool) -> None:
+    with mock.patch.object(search, "WORK", 0 if large else search.WORK):
+        schedule = list_schedule(program, limits, usual)
     check_order(program, schedule.order)  # a permutation; every dependence; no wait before its launch
     for channel in "abc":
         launches = [i for i in schedule.order if program.tasks[i].channel == channel]
@@ -307,6 +311,21 @@ from tests.passes.test_list_schedule import far_skip_layers
 from farskip_compile.passes.list_schedule import list_schedule
 print(list_schedule(far_skip_layers(6, rewired=True)).order)
 """
+
+
+def test_large_programs_need_few_orders_and_fare_no_worse() -> None:
+    """A network too slow to be hidden, so that no order ends the search."""
+    program = far_skip_layers(100, rewired=True)
+    slow = [replace(t, seconds=3 * t.seconds) if t.role is Role.LAUNCH else t for t in program.tasks]
+    program = replace(program, tasks=tuple(slow))
+    with mock.patch.object(search, "make_order", wraps=search.make_order) as make_order:
+        found = list_schedule(program)
+        assert make_order.call_count <= len(search.SHARES) + len(search.PATIENCE) + len(search.MARGINS) - 2
+        with mock.patch.object(search, "WORK", 10**9):
+            best = list_schedule(program)
+        assert make_order.call_count > 36
+    assert found.after.exposed > 0
+    assert found.after.makespan <= 1.001 * best.after.makespan
 
 
 def test_the_same_order_whatever_the_hash_seed() -> None:
