@@ -59,7 +59,8 @@ class FarSkipConfig:
     `farskip_compile.costs.HardwareProfile`. None: by the device. Must be the same on all ranks."""
 
     memory_increase: float = Limits.memory_increase
-    """Part by which scheduling may raise the estimated peak memory of a graph."""
+    """Part by which scheduling may raise the estimated peak of all memory that a graph holds, with parameters and other
+    inputs, over what it is unscheduled."""
 
     in_flight_bytes: int = Limits.in_flight_bytes
     """Bytes that collectives in flight may read and write in all."""
