@@ -19,6 +19,7 @@ from torch import fx
 
 from farskip_compile._compat import CustomGraphPass, inductor
 from farskip_compile._compat.distributed import group_ranks, world_group
+from farskip_compile.collector import collector_paused
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.costs import default_profile
 from farskip_compile.costs.estimates import Estimates
@@ -92,6 +93,7 @@ class PostGradPass(CustomGraphPass):
         return None if None in identities else (self.identity, *map(str, identities))
 
 
+@collector_paused()
 def schedule_post_grad(graph: fx.Graph, plan: Plan) -> ScheduleReport:
     """Order `graph` in place, announce its collectives and pin its waits."""
     collapsed = normalize_collectives(graph, _regroup(graph, plan.ep_group))
@@ -143,6 +145,7 @@ class KernelPass:
     identity: str
     """Hash of this package's source: Inductor keys its caches by the fields of this object."""
 
+    @collector_paused()
     def __call__(self, kernels: list[inductor.Kernel]) -> list[inductor.Kernel]:
         """The kernels in the order in which they will run."""
         launches = [kernel for kernel in kernels if inductor.is_launch_kernel(kernel)]

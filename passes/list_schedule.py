@@ -13,8 +13,8 @@ Algorithm: `list_order` makes one order in O(n log n); here several are made, in
 2. The best is that of the least makespan by `simulate`, on the network as it is and on the slowest one together:
    collectives take longer now and then, what is to hide one takes less than estimated, and a wait that can as well be
    taken later should be. An order that exposes nothing on either ends the search.
-3. Small programs are ordered in all ways. Of large ones one setting after another is decided: the others stay as they
-   were best so far.
+3. Small programs are ordered in all ways. Of others, one setting after another is decided: the rest stay as they were
+   best so far. Large ones are made smaller first (`coarsen`).
 4. While the best order breaks a limit on memory, orders are made anew within half the window: a task may run only so
    many places ahead of the first task that has not run. With a window of 0 this is the original order, so the limits
    are always kept. Only the ways that were best in the window before are tried again. There are log n windows at most.
@@ -26,8 +26,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
+from farskip_compile.passes.coarsen import coarsen
 from farskip_compile.passes.list_order import Frame, Way, make_order
-from farskip_compile.passes.program import Program, Role, Timeline, makespan, simulate
+from farskip_compile.passes.program import Program, Role, Timeline, bytes_in_flight, live_bytes, played, simulate
 
 SHARES = (0.5, 1.0, 0.1)
 """What a second of compute counts on a path, in seconds on the wire. The one that is best most often comes first."""
@@ -41,7 +42,10 @@ Estimates of kernels are up to a quarter off, so that no less than the widest is
 it, orders made with a narrower one are better."""
 
 WORK = 10_000
-"""Tasks that are placed, in all orders of a window together, before a program counts as large."""
+"""Tasks that are placed in all orders of a window together; if that is not enough for all ways, some are left out."""
+
+LARGE = 2000
+"""Tasks from which on a program is made smaller. Groups leave less choice where memory is scarce."""
 
 KEPT = 4
 """Of all ways, so many at least are tried with a smaller window."""
@@ -51,6 +55,11 @@ NOTHING = 1e-6
 
 Setting = tuple[int, int, int]
 """Of a way: which share, which patience, which margin."""
+
+WAYS: tuple[Setting, ...] = tuple(
+    (share, patience, margin)
+    for margin, share, patience in product(range(len(MARGINS)), range(len(SHARES)), range(len(PATIENCE)))
+)
 
 
 @dataclass(frozen=True)
@@ -89,48 +98,50 @@ def list_schedule(program: Program, limits: Limits | None = None, usual: int | N
             always allowed.
     """
     before = simulate(program, range(len(program.tasks)))
-    search = _Search(program, before, limits or Limits(), usual)
-    if before.communication > 0.0:
-        search.run()
-    return search.best
+    if before.communication == 0.0:
+        return Schedule(tuple(range(len(program.tasks))), before, before, window=0)
+    return _Search(program, before, limits or Limits(), usual).run()
 
 
 class _Search:
     """The orders of one program that have been tried, and the best of them."""
 
     def __init__(self, program: Program, before: Timeline, limits: Limits, usual: int | None) -> None:
-        self.program = program
-        self.frame = Frame(program)
-        self.slower = [_stretched(program, margin) for margin in MARGINS]
-        self.urgencies: dict[tuple[int, int], list[float]] = {}
+        self.whole = program
+        self.before = before
+        self.best = tuple(range(len(program.tasks)))
+        self.window = 0
         usual = before.peak_bytes if usual is None else usual
         self.peak = max(int(usual * (1 + limits.memory_increase)), before.peak_bytes)
         self.flight = max(limits.in_flight_bytes, before.peak_in_flight_bytes)
-        original = tuple(range(len(program.tasks)))
-        self.best = Schedule(original, before, before, window=0)
-        self.least = before.makespan + makespan(self.slower[0], original)
+        self.coarse = coarsen(program) if len(program.tasks) > LARGE else None
+        self.program = program if self.coarse is None else self.coarse.program
+        self.frame = Frame(self.program)
+        self.slower = [_stretched(self.program, margin) for margin in MARGINS]
+        self.urgencies: dict[tuple[int, int], list[float]] = {}
+        self.least = before.makespan + played(_stretched(program, MARGINS[0]), self.best)[0]
         self.scores: dict[Setting, float] = {}
         """Of the present window."""
         self.fits = False
         """Whether the best of the present window keeps the limits."""
         self.done = False
 
-    def run(self) -> None:
+    def run(self) -> Schedule:
         """Try windows until a smaller one would not bring more."""
-        window = len(self.program.tasks)
-        every = list(product(range(len(SHARES)), range(len(PATIENCE)), range(len(MARGINS))))
-        ways = iter(sorted(every, key=lambda way: way[2])) if len(every) * window <= WORK else self._one_by_one()
+        size = window = len(self.program.tasks)
+        ways = iter(WAYS) if len(WAYS) * size <= WORK else self._one_by_one()
         while window:
             self.scores, self.fits = {}, False
             for way in ways:
                 self._try(way, window)
                 if self.done:
-                    return
-            if self.fits or min(self.scores.values()) >= self.least:
-                return
-            kept = max(KEPT, WORK // len(self.program.tasks))
-            ways = iter(sorted(self.scores, key=lambda way: (self.scores[way], way))[:kept])
+                    break
+            if self.done or self.fits or min(self.scores.values()) >= self.least:
+                break
+            ways = iter(sorted(self.scores, key=lambda way: (self.scores[way], way))[: max(KEPT, WORK // size)])
             window //= 2
+        after = self.before if self.window == 0 else simulate(self.whole, self.best)
+        return Schedule(self.best, self.before, after, self.window)
 
     def _one_by_one(self) -> Iterator[Setting]:
         """Each setting in turn, with the others as they were best so far."""
@@ -148,19 +159,19 @@ class _Search:
             self.urgencies[share, margin] = _urgency(self.slower[margin], SHARES[share])
         urgency = self.urgencies[share, margin]
         order = make_order(self.frame, Way(tasks, urgency, PATIENCE[patience]), window, self.peak, self.flight)
-        seconds, slower = makespan(self.program, order), makespan(self.slower[0], order)
+        (seconds, _), (slower, exposed) = played(self.program, order), played(self.slower[0], order)
         score = seconds + slower
-        if score < min(self.scores.values(), default=float("inf")):
-            self.fits = False
-        lowest = score <= min(self.scores.values(), default=score)
+        lowest = score < min(self.scores.values(), default=float("inf"))
         self.scores[way] = score
-        if seconds > self.best.before.makespan or score >= self.least:
+        self.fits &= not lowest
+        if seconds > self.before.makespan or score >= self.least:
             return
-        after = simulate(self.program, order)
-        if after.peak_bytes <= self.peak and after.peak_in_flight_bytes <= self.flight:
-            self.best, self.least = Schedule(order, self.best.before, after, window), score
-            self.fits = lowest
-            self.done = simulate(self.slower[0], order).exposed <= NOTHING * slower
+        whole = order if self.coarse is None else self.coarse.expand(order)
+        if max(live_bytes(self.whole, whole)) > self.peak or max(bytes_in_flight(self.whole, whole)) > self.flight:
+            return
+        self.best, self.least, self.window = whole, score, window
+        self.fits = lowest
+        self.done = exposed <= NOTHING * slower
 
 
 def _stretched(program: Program, margin: float) -> Program:

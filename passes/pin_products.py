@@ -23,7 +23,7 @@ def pin_products(kernels: Sequence[inductor.Kernel]) -> None:
     """Pin the products of one graph, by one walk over its kernels."""
     made_by = {name: kernel for kernel in kernels for name in inductor.kernel_makes(kernel)}
     in_flight: dict[inductor.Kernel, None] = {}
-    pins: list[tuple[inductor.Kernel, inductor.Kernel]] = []
+    pins: dict[inductor.Kernel, list[inductor.Kernel]] = {}
     for kernel in kernels:
         if inductor.is_launch_kernel(kernel):
             in_flight[kernel] = None
@@ -31,8 +31,8 @@ def pin_products(kernels: Sequence[inductor.Kernel]) -> None:
             for launch in _launches_behind(kernel, made_by):
                 in_flight.pop(launch, None)
         elif in_flight and _is_product(kernel):
-            pins += [(launch, kernel) for launch in in_flight]
-    inductor.pin_kernels(pins)
+            pins[kernel] = list(in_flight)
+    inductor.pin_kernels(kernels, pins)
 
 
 def _launches_behind(wait: inductor.Kernel, made_by: dict[str, inductor.Kernel]) -> list[inductor.Kernel]:

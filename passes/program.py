@@ -164,9 +164,10 @@ def simulate(program: Program, order: Sequence[int]) -> Timeline:
     )
 
 
-def makespan(program: Program, order: Sequence[int]) -> float:
-    """Seconds until everything is through; `order` is not checked."""
-    return _play(program, order)[-1]
+def played(program: Program, order: Sequence[int]) -> tuple[float, float]:
+    """Seconds until everything is through, and of exposed communication; `order` is not checked."""
+    _, _, _, exposed, makespan = _play(program, order)
+    return makespan, exposed
 
 
 def _play(program: Program, order: Sequence[int]) -> tuple[list[float], list[float], float, float, float]:

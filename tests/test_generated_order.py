@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -171,6 +172,24 @@ def test_a_pass_of_the_user_before_fusion_runs_too(two_ranks: Any) -> None:
     assert key(Theirs()) == ("x", "theirs")
     assert key(None) == ("x",)
     assert key(lambda nodes: nodes) is None, "what has no identity can't be cached"
+
+
+def test_pins_are_among_the_ancestors_by_which_inductor_knows_cycles(two_ranks: Any) -> None:
+    """Only those that grow are told; here all are computed anew."""
+    compared = []
+
+    def pin(kernels: list[Any]) -> None:
+        before = {kernel: set(kernel.ancestors) for kernel in kernels}
+        pin_products(kernels)
+        told = {kernel: set(kernel.ancestors) for kernel in kernels}
+        kernels[0].scheduler.compute_ancestors()
+        assert told == {kernel: set(kernel.ancestors) for kernel in kernels}
+        compared.append(told != before)
+
+    model = build("deepseek_v3", parallel=parallel("padded", two_ranks), **SMALL)
+    with mock.patch.object(sys.modules["farskip_compile.backend"], "pin_products", pin):
+        programs(model)
+    assert compared == [True, True]
 
 
 def test_a_group_of_other_ranks_is_refused(two_ranks: Any) -> None:

@@ -48,15 +48,30 @@ PINNED = "pinned by farskip"
 """Stands where other dependences for order alone name what they are for, such as a write to memory that is read."""
 
 
-def pin_kernels(pins: Sequence[tuple[Kernel, Kernel]]) -> None:
-    """Before fusion: let the second kernel of each pair run after the first, for order alone.
+def pin_kernels(kernels: Sequence[Kernel], pins: Mapping[Kernel, Sequence[Kernel]]) -> None:
+    """Before fusion: let a kernel run after those given for it, for order alone.
 
-    Such a dependence keeps no memory alive, and a fusion against it is a cycle, which Inductor does not make.
+    Such a dependence keeps no memory alive, and a fusion against it is a cycle, which Inductor does not make. It knows
+    cycles by the ancestors of each kernel; those that grow are told here, since to compute all of them anew takes time
+    and memory that are quadratic in the size of the graph.
+
+    Args:
+        kernels: all, each after those that it needs.
+        pins: kernels that come before it, by kernel.
     """
-    for first, then in pins:
-        then.add_fake_dep(WeakDep(next(iter(first.get_buffer_names())), mutating_buf=PINNED, is_fake=True))
-    if pins:
-        pins[0][0].scheduler.compute_ancestors()
+    maker = {name: kernel for kernel in kernels for name in kernel.get_buffer_names()} if pins else {}
+    grown: set[Kernel] = set()
+    for kernel in kernels if pins else ():
+        sources = {maker[dep.name] for dep in kernel.unmet_dependencies if maker.get(dep.name) in grown}
+        for first in pins.get(kernel, ()):
+            kernel.add_fake_dep(WeakDep(next(iter(first.get_buffer_names())), mutating_buf=PINNED, is_fake=True))
+            sources.add(first)
+        before = len(kernel.ancestors)
+        for source in sorted(sources, key=lambda one: str(one.get_name())):
+            kernel.ancestors |= source.get_operation_names()
+            kernel.ancestors |= source.ancestors
+        if len(kernel.ancestors) > before:
+            grown.add(kernel)
 
 
 def unpin_kernels(kernels: Iterable[Kernel]) -> None:

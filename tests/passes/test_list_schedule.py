@@ -23,7 +23,7 @@ LIMITS = st.builds(Limits, st.sampled_from([0.0, 0.05, 0.5, 10.0]), st.sampled_f
 @settings(max_examples=300, deadline=None)
 @given(programs().map(consistent), LIMITS, st.none() | st.integers(0, 3000), st.booleans())
 def test_every_promise_of_a_schedule(program: Program, limits: Limits, usual: int | None, large: bool) -> None:
-    with mock.patch.object(search, "WORK", 0 if large else search.WORK):
+    with mock.patch.multiple(search, **({"WORK": 0, "LARGE": 0} if large else {"WORK": search.WORK})):
         schedule = list_schedule(program, limits, usual)
     check_order(program, schedule.order)  # a permutation; every dependence; no wait before its launch
     for channel in "abc":

@@ -22,7 +22,13 @@ class Kernel:
         self.parts = [SimpleNamespace(node=part) for part in parts]
         deps = [*(StarDep(need) for need in needs), *(WeakDep(need, "elsewhere", is_fake=True) for need in order)]
         self.unmet_dependencies = set(deps)
-        self.scheduler = SimpleNamespace(compute_ancestors=lambda: None)
+        self.ancestors: set[str] = {*needs, *order}
+
+    def get_name(self):
+        return self.name
+
+    def get_operation_names(self):
+        return {self.name}
 
     def get_buffer_names(self):
         return [self.name]
@@ -67,7 +73,8 @@ def test_the_first_order_of_the_graph_decides() -> None:
 def test_pins_end_with_fusion_and_nothing_else_does() -> None:
     launch, product = Kernel("launch", None), Kernel("product", None, "x", order=("reader",))
     before = set(product.unmet_dependencies)
-    inductor.pin_kernels([(launch, product)])
+    inductor.pin_kernels([launch, product], {product: [launch]})
+    assert product.ancestors == {"launch", "reader", "x"}
     assert inductor.kernel_needs(product) == ["launch", "reader", "x"]
     assert inductor.kernel_reads(product) == ["x"]
     inductor.unpin_kernels([launch, product])
