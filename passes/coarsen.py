@@ -10,9 +10,9 @@ Half of the nodes of an ATen graph are views and other things that take no time,
 kernel behind them.
 
 Algorithm: tasks from the last to the first. A compute task whose followers are all in one group joins that group,
-unless the tasks before its last one would become too long, or the task frees more memory than it takes and should not be put off. No cycle can
-arise: whatever leads away from such a task leads into the group. Within a group the original order stays; a group
-stands where its last task stood. Linear.
+unless the tasks before its last one would become too long, or the task frees more memory than it takes and should not
+be put off. No cycle can arise: whatever leads away from such a task leads into the group. Within a group the original
+order stays; a group stands where its last task stood. Linear.
 """
 
 from __future__ import annotations
