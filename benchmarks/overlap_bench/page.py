@@ -25,10 +25,13 @@ Made by `benchmarks/overlap.py` from `{json}`; renew with `--table` (nothing is 
 
 One network namespace stands for each host, with one rank on it; links have a limited rate (`benchmarks/network.py`).
 For each cell the rate is such that communication alone takes *ratio* times as long as compute alone. All variants take
-turns in one process on each host. Times are medians over repetitions of the slowest rank, with interquartile range.
+turns in one process on each host. Times are medians over repetitions of the slowest rank, with interquartile range;
+what is faster by how much (*speed-up* is over `plain`) is a median, too, of the ratios within each repetition.
 
 - **hidden**: part of the time with a collective in flight during which the same rank computes, by the profiler
   (`farskip_compile.profiling`), mean over ranks. Of Llama-4 style this counts attention's all-reduces, too.
+  A rank that launches first also waits for the others, which no order of its own avoids; where a target is missed, that
+  part is told.
 - **bound**: max(compute alone, communication alone) + what no schedule can hide: the least makespan of the kernels of
   `full` in the scheduler's model of the machine, over the larger of compute and communication in that model
   (`benchmarks/overlap_bench/bound.py`). Forward and backward count one after another. Compute and communication are
@@ -49,6 +52,13 @@ or of an all-reduce. `overlapped eager` is the FarSkip form written by hand with
 those of the backward pass, and re-prioritised autograd; `hand-written` the same form compiled by plain Inductor; `none`
 and `full` are ours. `none` and both of Inductor's were compared with `plain`, `full` and `overlapped eager` with
 `hand-written`, on every rank: logits, or loss and all gradients, to 1e-4 of their norms.
+
+What no schedule can hide. In FarSkip form the MoEs are a chain: dispatch, experts, combine, the next router. While its
+experts compute, nothing of that chain is in flight, so where communication is as long as compute, about the experts'
+time stays exposed. The last combine has no more than the last layer's attention and shared experts to hide behind. In a
+training step both passes exchange equally much, but the forward pass computes half as much: at a ratio of 0.5 in all,
+its own is 0.75 or more. In Llama-4 style every other layer is dense, and the next attention reads what it adds: FarSkip
+leaves out routed experts only, so the all-reduce of a dense layer is not hidden.
 
 Limits. The processors that compute also carry the bytes: a collective in flight costs them part of the time, which the
 bound does not count (told where a target is missed). Where messages are large, TCP hands segments of 256 KiB to the

@@ -116,18 +116,25 @@ class Result:
             return None
         return 1 - figures["exposed"] / figures["communication"]
 
-    def waiting(self, variant: str, part: str | None = None) -> float:
-        """Part of the communication that is exposed while another rank has not launched it yet."""
+    def waiting(self, variant: str, part: str | None = None) -> float | None:
+        """Part of the communication that is exposed while another rank has not launched it yet; None if the cell was
+        measured before that was told."""
         figures = self.exposed[variant] if part is None else self.exposed[variant][part]
-        return float(figures["waiting"] / figures["communication"])
+        return figures["waiting"] / figures["communication"] if "waiting" in figures else None
 
     def over_bound(self, variant: str) -> float:
         """Step time over the bound."""
         return self.timings[variant].median / self.bound
 
+    def times_as_fast(self, variant: str, as_other: str) -> float:
+        """Median over the repetitions, in each of which both took their turn: what slows a whole repetition is no
+        difference between them."""
+        one, other = (map(max, zip(*(rank[name] for rank in self.raw), strict=True)) for name in (variant, as_other))
+        return statistics.median(theirs / ours for ours, theirs in zip(one, other, strict=True))
+
     def speed_up(self, variant: str) -> float:
         """Over plain Inductor."""
-        return self.timings[PLAIN].median / self.timings[variant].median
+        return self.times_as_fast(variant, PLAIN)
 
     def acted(self, variant: str) -> bool | None:
         """Whether Inductor's own overlap moved anything: more heavy kernels stand between launches and waits than in

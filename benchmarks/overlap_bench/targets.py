@@ -69,12 +69,12 @@ def judge(result: Result) -> list[Verdict]:
             missed = "" if over <= wanted_over else missed
             say("over the bound", over <= wanted_over, f"{over:.3f} x (at most {wanted_over:.2f} x){missed}")
     if result.weight > WEIGHT:
-        faster = {name: result.timings[name].median / result.timings[FULL].median - 1 for name in _baselines(result)}
+        faster = {name: result.times_as_fast(FULL, name) - 1 for name in _baselines(result)}
         name, gain = min(faster.items(), key=lambda item: item[1])
         missed = "" if gain > 0 else ", is to be faster"
         say("fastest", gain > 0, f"{100 * gain:+.1f} % against the best baseline, {name}{missed}")
     for name in OURS:
-        slower = result.timings[name].median / result.timings[PLAIN].median - 1
+        slower = 1 / result.times_as_fast(name, PLAIN) - 1
         missed = "" if slower <= SLOWER else f", missed by {100 * (slower - SLOWER):.1f} points"
         say(f"not slower, {name}", slower <= SLOWER, f"{100 * slower:+.1f} % against plain (at most +2 %){missed}")
     for name, other in MEMORY.items():
@@ -99,10 +99,9 @@ def _hidden(result: Result, part: str | None, hidden: float, wanted: float) -> s
         return text
     never = result.unhideable / result.timings[COMMUNICATION].median
     waiting = result.waiting(FULL, part)
-    return (
-        f"{text}, missed by {100 * (wanted - hidden):.1f} points; {100 * waiting:.1f} % is waiting for another rank to "
-        f"launch, {100 * never:.1f} % of a step's can't be hidden by any schedule"
-    )
+    told = "" if waiting is None else f"{100 * waiting:.1f} % is waiting for another rank to launch, "
+    missed = f"missed by {100 * (wanted - hidden):.1f} points"
+    return f"{text}, {missed}; {told}{100 * never:.1f} % of a step's can't be hidden by any schedule"
 
 
 def summary(verdicts: Iterable[Verdict]) -> list[tuple[str, int, int]]:

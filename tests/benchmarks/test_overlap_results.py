@@ -89,12 +89,27 @@ def test_each_target(cell, wanted, target, met):
     assert verdicts(result(cell, **wanted)).get(target) is met
 
 
+def test_what_slows_a_whole_repetition_is_no_difference():
+    """The machine is twice as slow in half of the repetitions; the slower rank counts."""
+    slow = [1.0, 2.0, 1.0, 2.0, 2.0]
+    raw = [
+        {PLAIN: [1.0 * by for by in slow], FULL: [0.8 * by for by in slow[:-1]] + [0.8]},
+        {PLAIN: [0.5] * 5, FULL: [0.1] * 5},
+    ]
+    found = dataclasses.replace(result(), raw=raw)
+    assert found.times_as_fast(FULL, PLAIN) == found.speed_up(FULL) == pytest.approx(1.25)
+
+
 def test_a_missed_target_says_by_how_much():
     texts = {verdict.target: verdict.line() for verdict in judge(result(hidden=0.95, seconds={"full": 0.66}))}
     assert "MISSED deepseek_v3/prefill/balanced/2/0.5 hidden: 95.0 %" in texts["hidden"]
     assert "missed by 3.0 points; 1.0 % is waiting for another rank to launch, 3.6 % of" in texts["hidden"]
     late = {verdict.target: verdict.line() for verdict in judge(result(TRAINING, backward=0.9))}
     assert "0.5 % is waiting for another rank to launch" in late["hidden in backward"]
+    found = result(hidden=0.95)
+    for figures in found.exposed.values():
+        del figures["waiting"]  # a cell of an older file
+    assert "missed by 3.0 points; 3.6 % of a step's" in judge(found)[0].line()
     assert "missed by 72 ms; by the model, compute is 20 ms slower under collectives" in texts["over the bound"]
     assert "+21.2 % against the best baseline, overlapped eager" in texts["fastest"]
 
