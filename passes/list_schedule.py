@@ -12,7 +12,8 @@ Algorithm: `list_order` makes one order in O(n log n); here several are made, in
    launch goes first. `patience`: see `list_order`. `margin`: the order is made as if the network were slower by it.
 2. The best is that of the least makespan by `simulate`, on the network as it is and on the slowest one together:
    collectives take longer now and then, what is to hide one takes less than estimated, and a wait that can as well be
-   taken later should be. An order that exposes nothing on either ends the search.
+   taken later should be. What holds more memory must save more than next to nothing. An order that exposes nothing on
+   either ends the search.
 3. Small programs are ordered in all ways. Of others, one setting after another is decided: the rest stay as they were
    best so far. Large ones are made smaller first (`coarsen`).
 4. While the best order breaks a limit on memory, orders are made anew within half the window: a task may run only so
@@ -49,6 +50,9 @@ LARGE = 2000
 
 KEPT = 4
 """Of all ways, so many at least are tried with a smaller window."""
+
+WORTH = 0.003
+"""Part of the time that an order must save over the best one so far if it holds more memory."""
 
 NOTHING = 1e-6
 """Part of the time in which communication may be exposed in an order that needs no improvement."""
@@ -94,7 +98,7 @@ def list_schedule(program: Program, limits: Limits | None = None, usual: int | N
     Args:
         program: in its original order.
         limits: bounds on memory.
-        usual: peak bytes that `limits` starts from; None: those of the original order. What that order itself holds is
+        usual: peak bytes that `limits` starts from, unless the original order holds less. What that order holds is
             always allowed.
     """
     before = simulate(program, range(len(program.tasks)))
@@ -111,7 +115,8 @@ class _Search:
         self.before = before
         self.best = tuple(range(len(program.tasks)))
         self.window = 0
-        usual = before.peak_bytes if usual is None else usual
+        self.held = before.peak_bytes
+        usual = before.peak_bytes if usual is None else min(usual, before.peak_bytes)
         self.peak = max(int(usual * (1 + limits.memory_increase)), before.peak_bytes)
         self.flight = max(limits.in_flight_bytes, before.peak_in_flight_bytes)
         self.coarse = coarsen(program) if len(program.tasks) > LARGE else None
@@ -167,10 +172,13 @@ class _Search:
         if seconds > self.before.makespan or score >= self.least:
             return
         whole = order if self.coarse is None else self.coarse.expand(order)
-        if max(live_bytes(self.whole, whole)) > self.peak or max(bytes_in_flight(self.whole, whole)) > self.flight:
+        held = max(live_bytes(self.whole, whole))
+        if held > self.peak or max(bytes_in_flight(self.whole, whole)) > self.flight:
             return
-        self.best, self.least, self.window = whole, score, window
-        self.fits = lowest
+        self.fits |= lowest
+        if held > self.held and score > (1 - WORTH) * self.least:
+            return
+        self.best, self.least, self.held, self.window = whole, score, held, window
         self.done = exposed <= NOTHING * slower
 
 

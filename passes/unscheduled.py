@@ -4,8 +4,8 @@ In:    a graph, before it is ordered; later the kernels that Inductor made of it
 Out:   the peak, in bytes, of the kernels in the order that the graph had at first.
 Never: moves anything; adds anything to a node but its place.
 
-Inductor's own order of the kernels can't stand for that: it follows the scheduled graph, so that what overlapping costs
-is in it already.
+Inductor's own order of the kernels can't stand for that alone: it follows the scheduled graph, so that what overlapping
+costs may be in it already. Where it holds less, since it is made to, the limit starts from there.
 
 Algorithm: each node is told its place. A kernel's place is that of the last node in it; if it has none, that of the
 last kernel that it needs. In that order the kernels run, each after those whose results it needs; what it needs for

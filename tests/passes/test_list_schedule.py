@@ -31,7 +31,7 @@ def test_every_promise_of_a_schedule(program: Program, limits: Limits, usual: in
         assert launches == sorted(launches)
     assert schedule.after == simulate(program, schedule.order)
     assert schedule.after.makespan <= schedule.before.makespan
-    usual = schedule.before.peak_bytes if usual is None else usual
+    usual = schedule.before.peak_bytes if usual is None else min(usual, schedule.before.peak_bytes)
     assert schedule.after.peak_bytes <= max(usual * (1 + limits.memory_increase), schedule.before.peak_bytes)
     flight = max(limits.in_flight_bytes, schedule.before.peak_in_flight_bytes)
     assert schedule.after.peak_in_flight_bytes <= flight
@@ -311,6 +311,21 @@ from tests.passes.test_list_schedule import far_skip_layers
 from farskip_compile.passes.list_schedule import list_schedule
 print(list_schedule(far_skip_layers(6, rewired=True)).order)
 """
+
+
+@pytest.mark.parametrize(("seconds", "moves"), [(0.5, True), (0.002, False)])
+def test_memory_is_not_given_for_next_to_nothing(seconds: float, moves: bool) -> None:
+    """What could hide a part of the collective takes the place of what is sent, if it waits."""
+    tasks = (
+        Task("make"),
+        Task("send", (0,), 1.0, Role.LAUNCH, channel="ep"),
+        Task("wait", (1,), role=Role.WAIT, launch=1),
+        Task("other", (), seconds),
+        Task("last", (2, 3), 0.1),
+    )
+    buffers = (Buffer(1000, 0, (1, 2)), Buffer(1000, 3, (4,)))
+    assert list_schedule(Program(tasks, buffers), Limits(memory_increase=10.0)).changed is moves
+    assert list_schedule(Program(tasks), Limits(memory_increase=10.0)).changed
 
 
 def test_large_programs_need_few_orders_and_fare_no_worse() -> None:
