@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import HealthCheck, settings
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import farskip_compile
 
@@ -26,3 +31,13 @@ def fresh_compiler():
     farskip_compile.clear_reports()
     yield
     torch.compiler.reset()
+
+
+@pytest.fixture
+def two_ranks() -> Iterator[Any]:
+    """Rank 0 of two, on a process group that sends nothing: compiling needs no more."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        yield dist.group.WORLD
+    finally:
+        dist.destroy_process_group()

@@ -8,18 +8,18 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch._inductor.dependencies import WeakDep
 from torch._inductor.graph import GraphLowering
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from farskip_compile import overlap_passes
 from farskip_compile._compat.collectives import all_to_all_single
-from farskip_compile._compat.inductor import PRE_FUSION, CustomSchedulerPass, scheduling_options
+from farskip_compile._compat.inductor import PINNED, PRE_FUSION, CustomSchedulerPass, scheduling_options
 from farskip_compile.costs import COLLECTIVE_KINDS, HardwareProfile, PerCollective, load_profile
 from farskip_compile.models import MODELS, ParallelConfig, build
 from farskip_compile.overlap_passes import KernelPass, Plan, PostGradPass
@@ -29,16 +29,6 @@ from farskip_compile.schedule_report import ScheduleReport
 
 SMALL: dict[str, Any] = {"vocab_size": 32, "layers": ("moe", "moe"), "hidden_size": 64}
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
-
-
-@pytest.fixture
-def two_ranks() -> Iterator[Any]:
-    """Rank 0 of two, on a process group that sends nothing: compiling needs no more."""
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
-    try:
-        yield dist.group.WORLD
-    finally:
-        dist.destroy_process_group()
 
 
 def steps(code: str) -> list[str]:
@@ -192,6 +182,21 @@ def test_pins_are_among_the_ancestors_by_which_inductor_knows_cycles(two_ranks: 
     assert compared == [True, True]
 
 
+def test_no_pin_is_left_when_kernels_are_ordered(two_ranks: Any) -> None:
+    seen = []
+    order = overlap_passes.schedule_kernels
+
+    def schedule_kernels(kernels: list[Any], *args: Any) -> Any:
+        seen.extend(dep for kernel in kernels for dep in kernel.unmet_dependencies if isinstance(dep, WeakDep))
+        return order(kernels, *args)
+
+    model = build("deepseek_v3", parallel=parallel("padded", two_ranks), **SMALL)
+    with mock.patch.object(overlap_passes, "schedule_kernels", schedule_kernels):
+        programs(model)
+    assert seen, "those of the waits stay"
+    assert PINNED not in [dep.mutating_buf for dep in seen]
+
+
 def test_a_group_of_other_ranks_is_refused(two_ranks: Any) -> None:
     alone = dist.new_group([0])
     model = build("deepseek_v3", parallel=parallel("padded", two_ranks), **SMALL)
@@ -228,6 +233,9 @@ def test_reports_say_what_was_gained_and_keep_the_limit_on_memory(two_ranks: Any
         assert report.after.peak_bytes <= 1.02 * report.before.peak_bytes
         assert report.after.in_flight_bytes > 0
         assert "exposed communication" in report.summary()
+    parameters = sum(parameter.nbytes for parameter in model.parameters())
+    assert found[0].before is not None
+    assert found[0].before.peak_bytes > parameters, "what is given counts, too"
 
 
 def fused_with_what_hides_it(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

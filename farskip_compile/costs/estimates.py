@@ -84,8 +84,6 @@ class Estimates:
             traffic: bytes that the kernel reads and writes.
         """
         parts = list(parts)
-        if not parts:
-            return 0.0
         flops = [self._product(origins) for extern, origins in parts if extern]
         seconds = [op_seconds(cost, self.profile, tf32=self._tf32) for cost in flops if cost.kind in COMPUTED]
         if seconds:

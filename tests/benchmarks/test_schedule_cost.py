@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import schedule_cost
 import torch
-import torch.distributed as dist
 from schedule_cost import Measurement
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from farskip_compile.models import ParallelConfig, build
 from tests.test_generated_order import get_code_of
@@ -51,18 +48,9 @@ def test_the_table_names_every_part() -> None:
     assert max(map(len, (head, *rows))) <= 120
 
 
-@pytest.fixture
-def ranks() -> Iterator[Any]:
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
-    try:
-        yield dist.group.WORLD
-    finally:
-        dist.destroy_process_group()
-
-
-def test_every_part_of_a_compile_is_timed(ranks: Any) -> None:
+def test_every_part_of_a_compile_is_timed(two_ranks: Any) -> None:
     model = build(
-        "deepseek_v3", parallel=ParallelConfig(ep_group=ranks), vocab_size=32, layers=("moe",), hidden_size=64
+        "deepseek_v3", parallel=ParallelConfig(ep_group=two_ranks), vocab_size=32, layers=("moe",), hidden_size=64
     )
     compiled = torch.compile(model, backend="farskip", fullgraph=True, options={"check_order": False})
     with torch._functorch.config.patch(force_non_lazy_backward_lowering=True), schedule_cost._timed_parts() as found:
