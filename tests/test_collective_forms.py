@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from tests.test_generated_order import get_code_of, hiding_steps, quick_link, steps, two_ranks  # noqa: F401
+from tests.test_generated_order import get_code_of, hiding_steps, quick_link, steps
 
 OPTIONS: dict[str, Any] = {"profile": quick_link(), "memory_increase": 4.0}  # tensors this small are all of the peak
 
@@ -42,7 +42,7 @@ MESH: list[DeviceMesh] = []
 
 
 @pytest.fixture
-def mesh(two_ranks: Any) -> Iterator[None]:  # noqa: F811
+def mesh(two_ranks: Any) -> Iterator[None]:
     MESH[:] = [init_device_mesh("cpu", (2,))]
     yield
     MESH.clear()
@@ -127,10 +127,7 @@ def test_every_form_ends_as_launch_compute_wait(name: str) -> None:
     form, *launches = FORMS[name]
     model = Model(form, 8 if name.endswith("Shard(1)") else 16)
     compiled = torch.compile(model, backend="farskip", fullgraph=True, options=OPTIONS)
-    with (
-        torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
-        torch._inductor.config.patch(fx_graph_cache=False),
-    ):
+    with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
         programs = [steps(code) for code in get_code_of(compiled, torch.randn(8, 16))]
     for program, launch in zip(programs, launches, strict=True):
         assert program.count("wait") == bool(launch), program

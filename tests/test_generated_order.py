@@ -67,10 +67,7 @@ def hiding_steps(program: list[str]) -> list[int]:
 def programs(model: torch.nn.Module, **options: Any) -> list[list[str]]:
     """Generated forward and backward program; nothing is built or run."""
     compiled = torch.compile(model, backend="farskip", fullgraph=True, options={"profile": quick_link(), **options})
-    with (
-        torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
-        torch._inductor.config.patch(fx_graph_cache=False),
-    ):
+    with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
         codes = get_code_of(compiled, torch.randint(0, 32, (1, 16)))
     return [steps(code) for code in codes]
 
@@ -83,7 +80,11 @@ def get_code_of(compiled: Any, *inputs: torch.Tensor, graphs: int = 2) -> list[s
         codes.append(self.codegen()[0].value)
         return mock.Mock(call=lambda args: None)
 
-    with mock.patch.object(GraphLowering, "compile_to_module", keep), contextlib.suppress(Exception):
+    with (
+        mock.patch.object(GraphLowering, "compile_to_module", keep),
+        torch._inductor.config.patch(fx_graph_cache=False),  # what an earlier compile left generates nothing
+        contextlib.suppress(Exception),
+    ):
         torch.compiler.reset()
         compiled(*inputs)
     assert len(codes) == graphs
@@ -208,10 +209,7 @@ def test_a_group_of_other_ranks_is_refused(two_ranks: Any) -> None:
 def reports(model: torch.nn.Module, **options: Any) -> list[ScheduleReport]:
     """What the generated programs announce."""
     compiled = torch.compile(model, backend="farskip", fullgraph=True, options={"profile": quick_link(), **options})
-    with (
-        torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
-        torch._inductor.config.patch(fx_graph_cache=False),
-    ):
+    with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
         codes = get_code_of(compiled, torch.randint(0, 32, (1, 16)))
     texts = [re.search(r"farskip\.announce\.default\((.*)\)", code) for code in codes]
     return [ScheduleReport.from_json(json.loads(ast.literal_eval(text.group(1)))) for text in texts if text]
@@ -257,7 +255,7 @@ def test_no_fusion_makes_a_launch_wait_for_what_hides_it(pinned: bool, two_ranks
     }
     compiled = torch.compile(fused_with_what_hides_it, fullgraph=True, options=options)
     x = torch.randn(128, 128)
-    with torch.no_grad(), torch._inductor.config.patch(fx_graph_cache=False):
+    with torch.no_grad():
         (code,) = get_code_of(compiled, x, x, graphs=1)
     program = steps(code)
     if pinned:
