@@ -160,5 +160,6 @@ class KernelPass:
         for kernel in first:
             data = json.loads(inductor.text_argument(kernel))
             data.update(timelines(schedule), level="kernels")
+            data["unscheduled"]["peak_bytes"] = schedule.usual
             inductor.set_text_argument(kernel, json.dumps(data, sort_keys=True))
         return [*first, *ordered]

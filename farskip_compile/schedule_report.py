@@ -59,7 +59,8 @@ class ScheduleReport:
     orders: dict[str, list[str]] = field(default_factory=dict)
     """Process group -> its launches in order."""
     unscheduled: Predicted | None = None
-    """The graph as it came, each wait behind its launch; before fusion, so its compute is estimated more roughly."""
+    """The graph as it came, each wait behind its launch; before fusion, so its compute is estimated more roughly. Its
+    peak is that of Inductor's kernels, if those are known: the limit on memory starts from it."""
     before: Predicted | None = None
     """The order as Inductor had it: its kernels, or before fusion the graph."""
     after: Predicted | None = None
@@ -94,7 +95,8 @@ class ScheduleReport:
             return f"{text}, not scheduled"
         before, after = self.before, self.after
         exposed = (self.unscheduled or before).exposed_seconds
-        growth = after.peak_bytes / before.peak_bytes - 1 if before.peak_bytes else 0.0
+        held = min(before.peak_bytes, (self.unscheduled or before).peak_bytes)
+        growth = after.peak_bytes / held - 1 if held else 0.0
         return (
             f"{text}: exposed communication {exposed * 1e3:.3g} -> {after.exposed_seconds * 1e3:.3g} of "
             f"{after.communication_seconds * 1e3:.3g} ms, peak memory {growth:+.1%}, "

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from farskip_compile.passes.live_memory import LiveMemory, MemoryPlan
-from farskip_compile.passes.program import Program, Role, Task, Wires
+from farskip_compile.passes.program import Program, Role, Task, Wires, needs_of
 
 CANDIDATES = 16
 """How many ready tasks are looked at for one that fits into memory; bounds the time per step."""
@@ -37,15 +37,7 @@ class Frame:
         self.memory = MemoryPlan(program)
         self.followers: list[list[int]] = [[] for _ in program.tasks]
         self.missing = [0] * len(program.tasks)
-        turn: dict[str, int] = {}
-        for index, task in enumerate(program.tasks):
-            needs = set(task.needs)
-            if task.role is Role.WAIT:
-                needs.add(task.launch)
-            elif task.role is Role.LAUNCH:
-                if task.channel in turn:
-                    needs.add(turn[task.channel])  # launches of one channel keep their order
-                turn[task.channel] = index
+        for index, needs in enumerate(needs_of(program)):
             self.missing[index] = len(needs)
             for need in needs:
                 self.followers[need].append(index)

@@ -16,9 +16,11 @@ Algorithm: `list_order` makes one order in O(n log n); here several are made, in
    either ends the search.
 3. Small programs are ordered in all ways. Of others, one setting after another is decided: the rest stay as they were
    best so far. Large ones are made smaller first (`coarsen`).
-4. While the best order breaks a limit on memory, orders are made anew within half the window: a task may run only so
-   many places ahead of the first task that has not run. With a window of 0 this is the original order, so the limits
-   are always kept. Only the ways that were best in the window before are tried again. There are log n windows at most.
+4. An order that holds too much has some of its tasks moved (`lower_peak`). While the best order still breaks a limit on
+   memory, orders are made anew within half the window: a task may run only so many places ahead of the first task that
+   has not run. With a window of 0 this is the original order, so the limits are always kept. Only the ways that were
+   best in the window before are tried again. There are log n windows at most.
+5. Last, memory that the best order does not need to be as fast is given back, again by moves.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from itertools import product
 
 from farskip_compile.passes.coarsen import coarsen
 from farskip_compile.passes.list_order import Frame, Way, make_order
+from farskip_compile.passes.lower_peak import lower_peak
 from farskip_compile.passes.program import Program, Role, Timeline, bytes_in_flight, live_bytes, played, simulate
 
 SHARES = (0.5, 1.0, 0.1)
@@ -85,6 +88,8 @@ class Schedule:
     after: Timeline
     window: int
     """Within which the order was found; 0: the original order stayed."""
+    usual: int = 0
+    """Peak bytes that the limit on memory started from."""
 
     @property
     def changed(self) -> bool:
@@ -103,7 +108,7 @@ def list_schedule(program: Program, limits: Limits | None = None, usual: int | N
     """
     before = simulate(program, range(len(program.tasks)))
     if before.communication == 0.0:
-        return Schedule(tuple(range(len(program.tasks))), before, before, window=0)
+        return Schedule(tuple(range(len(program.tasks))), before, before, 0, before.peak_bytes)
     return _Search(program, before, limits or Limits(), usual).run()
 
 
@@ -116,15 +121,17 @@ class _Search:
         self.best = tuple(range(len(program.tasks)))
         self.window = 0
         self.held = before.peak_bytes
-        usual = before.peak_bytes if usual is None else min(usual, before.peak_bytes)
-        self.peak = max(int(usual * (1 + limits.memory_increase)), before.peak_bytes)
+        self.usual = before.peak_bytes if usual is None else min(usual, before.peak_bytes)
+        self.limit = int(self.usual * (1 + limits.memory_increase))
+        self.peak = max(self.limit, before.peak_bytes)
         self.flight = max(limits.in_flight_bytes, before.peak_in_flight_bytes)
         self.coarse = coarsen(program) if len(program.tasks) > LARGE else None
         self.program = program if self.coarse is None else self.coarse.program
         self.frame = Frame(self.program)
         self.slower = [_stretched(self.program, margin) for margin in MARGINS]
         self.urgencies: dict[tuple[int, int], list[float]] = {}
-        self.least = before.makespan + played(_stretched(program, MARGINS[0]), self.best)[0]
+        self.slow = _stretched(program, MARGINS[0])
+        self.least = before.makespan + played(self.slow, self.best)[0]
         self.scores: dict[Setting, float] = {}
         """Of the present window."""
         self.fits = False
@@ -145,8 +152,18 @@ class _Search:
                 break
             ways = iter(sorted(self.scores, key=lambda way: (self.scores[way], way))[: max(KEPT, WORK // size)])
             window //= 2
-        after = self.before if self.window == 0 else simulate(self.whole, self.best)
-        return Schedule(self.best, self.before, after, self.window)
+        self._give_back()
+        unchanged = self.best == tuple(range(len(self.best)))
+        after = self.before if unchanged else simulate(self.whole, self.best)
+        return Schedule(self.best, self.before, after, self.window, self.usual)
+
+    def _give_back(self) -> None:
+        """Memory that the best order does not need to be as fast."""
+        if self.held > self.usual:
+            order = lower_peak(self.whole, self.best, self.usual)
+            seconds, slower = played(self.whole, order)[0], played(self.slow, order)[0]
+            if seconds <= self.before.makespan and seconds + slower <= self.least:
+                self.best = order
 
     def _one_by_one(self) -> Iterator[Setting]:
         """Each setting in turn, with the others as they were best so far."""
@@ -173,6 +190,13 @@ class _Search:
             return
         whole = order if self.coarse is None else self.coarse.expand(order)
         held = max(live_bytes(self.whole, whole))
+        if held > self.limit and lowest:
+            whole = lower_peak(self.whole, whole, self.limit)
+            held = max(live_bytes(self.whole, whole))
+            (seconds, _), (slower, exposed) = played(self.whole, whole), played(self.slow, whole)
+            score = seconds + slower
+            if seconds > self.before.makespan or score >= self.least:
+                return
         if held > self.peak or max(bytes_in_flight(self.whole, whole)) > self.flight:
             return
         self.fits |= lowest

@@ -87,6 +87,23 @@ class Program:
         return held
 
 
+def needs_of(program: Program) -> list[set[int]]:
+    """For each task all that must run before it: what it needs, the launch that it waits for, and the launch before it
+    on its channel, since those keep their order."""
+    found = []
+    turn: dict[str, int] = {}
+    for index, task in enumerate(program.tasks):
+        needs = set(task.needs)
+        if task.role is Role.WAIT:
+            needs.add(task.launch)
+        elif task.role is Role.LAUNCH:
+            if task.channel in turn:
+                needs.add(turn[task.channel])
+            turn[task.channel] = index
+        found.append(needs)
+    return found
+
+
 class Wires:
     """The channels of a program, and how their traffic slows compute."""
 

@@ -60,6 +60,12 @@ training step both passes exchange equally much, but the forward pass computes h
 its own is 0.75 or more. In Llama-4 style every other layer is dense, and the next attention reads what it adds: FarSkip
 leaves out routed experts only, so the all-reduce of a dense layer is not hidden.
 
+Memory. The scheduler keeps its limit (`memory_increase`, 5 %) by the same account as Inductor: buffers live from their
+kernel to the last that reads them, with parameters. What Inductor generates holds less, since it writes in place, and
+not always equally much less: it keeps a freed block for a later buffer of the same size where, by that account, the
+peak does not grow. Where one layer's attention runs between the experts of another, more blocks are kept. So a
+measured peak may grow by more than the account says; where the target is missed, the page tells both.
+
 Limits. The processors that compute also carry the bytes: a collective in flight costs them part of the time, which the
 bound does not count (told where a target is missed). Where messages are large, TCP hands segments of 256 KiB to the
 link (BIG TCP), which halves that. A link lets 1.25 segments pass at once after a pause, 80 KB with segments of 64 KiB,

@@ -6,7 +6,7 @@ Contract: arithmetic only; a `Result` is plain data, to JSON and back. Times are
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +29,13 @@ class Timing:
         """From each rank's repetitions: a step takes as long as on its slowest rank."""
         low, middle, high = statistics.quantiles(map(max, zip(*ranks, strict=True)), n=4, method="inclusive")
         return Timing(middle, high - low)
+
+
+def peak_growth(scheduled: Iterable[Mapping[str, Any]]) -> float:
+    """By which part the estimated peak grows where it grows most, over the unscheduled graph's or, where that is less,
+    Inductor's order: of graphs in the form of `ScheduleReport.to_json`."""
+    peaks = [{when: graph[when]["peak_bytes"] for when in ("unscheduled", "before", "after")} for graph in scheduled]
+    return max(peak["after"] / min(peak["unscheduled"], peak["before"]) - 1 for peak in peaks)
 
 
 def slowest_median(ranks: Sequence[Sequence[float]]) -> float:
@@ -148,10 +155,10 @@ class Result:
         """Checks that failed; not-a-number fails."""
         return [check for check in self.checks if not check["error"] <= TOLERANCE]
 
-    def memory_growth(self) -> float | None:
-        """Of the estimated peak of `full` over Inductor's order, as a part: the graph that grows most."""
-        scheduled = [graph for graph in self.estimates.get(FULL, ()) if graph["before"] and graph["after"]]
-        return max((g["after"]["peak_bytes"] / g["before"]["peak_bytes"] - 1 for g in scheduled), default=None)
+    def memory_growth(self, name: str = FULL) -> float | None:
+        """By which part the estimated peak of a variant is above the unscheduled one; None if nothing is scheduled."""
+        scheduled = [graph for graph in self.estimates.get(name, ()) if graph["before"] and graph["after"]]
+        return peak_growth(scheduled) if scheduled else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, with the figures that follow from it for readers of the file."""

@@ -80,7 +80,11 @@ def judge(result: Result) -> list[Verdict]:
     for name, other in MEMORY.items():
         peak, base = (result.resident_bytes + result.peak_bytes[one] for one in (name, other))
         more = peak / base - 1
-        missed = "" if more <= MEMORY_INCREASE else f", missed by {(peak - (1 + MEMORY_INCREASE) * base) / 1e6:.3g} MB"
+        missed = ""
+        if more > MEMORY_INCREASE:
+            missed = f", missed by {(peak - (1 + MEMORY_INCREASE) * base) / 1e6:.3g} MB"
+            if (expected := result.memory_growth(name)) is not None:
+                missed += f"; by our estimate {100 * expected:+.1f} %"
         most = f"at most {100 * MEMORY_INCREASE:+.0f} %"
         text = f"{100 * more:+.1f} % against {other}'s {base / 1e6:.3g} MB ({most}){missed}"
         say(f"memory, {name}", more <= MEMORY_INCREASE, text)

@@ -13,7 +13,7 @@ from harness.bandwidth import columns
 
 from overlap_bench.cells import TRAINING
 from overlap_bench.names import COMMUNICATION, COMPUTE, ORDER, OURS, PLAIN
-from overlap_bench.results import TOLERANCE, Result
+from overlap_bench.results import TOLERANCE, Result, peak_growth
 
 WIDE = 112
 MOST_OTHERS = 0.2
@@ -111,8 +111,7 @@ def estimate(graphs: Sequence[Mapping[str, Any]]) -> str:
         return "nothing was scheduled"
     before, after = (sum(graph[when]["exposed_seconds"] for graph in scheduled) for when in ("unscheduled", "after"))
     in_flight = sum(graph["after"]["communication_seconds"] for graph in scheduled)
-    growth = max(graph["after"]["peak_bytes"] / graph["before"]["peak_bytes"] - 1 for graph in scheduled)
-    return f"exposed {ms(before)} -> {ms(after)} of {ms(in_flight)}, peak {100 * growth:+.1f} %"
+    return f"exposed {ms(before)} -> {ms(after)} of {ms(in_flight)}, peak {100 * peak_growth(scheduled):+.1f} %"
 
 
 def facts_text(facts: Mapping[str, str], width: int) -> str:

@@ -1,0 +1,138 @@
+"""Orders that hold too much memory: what is moved, and that nothing else changes."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from farskip_compile.passes.list_schedule import Limits, list_schedule
+from farskip_compile.passes.lower_peak import MOVES, WORK, lower_peak
+from farskip_compile.passes.program import Buffer, Program, Role, Task, check_order, live_bytes, simulate
+from tests.passes.programs import consistent, programs
+
+
+def above(program: Program, order: tuple[int, ...], limit: int) -> int:
+    return sum(max(0, live - limit) for live in live_bytes(program, order))
+
+
+@given(programs().map(consistent), st.floats(0.3, 1.0))
+def test_it_keeps_dependences_launches_and_waits_and_never_holds_more(program: Program, part: float) -> None:
+    order = tuple(range(len(program.tasks)))
+    limit = int(part * max(live_bytes(program, order)))
+    found = lower_peak(program, order, limit)
+    check_order(program, found)
+    communication = [index for index in order if program.tasks[index].role is not Role.COMPUTE]
+    assert [index for index in found if index in communication] == communication
+    assert above(program, found, limit) <= above(program, order, limit)
+    if above(program, order, limit) == 0:
+        assert found == order
+
+
+def moved(buffers: tuple[Buffer, ...], tasks: tuple[Task, ...], limit: int) -> list[str]:
+    program = Program(tasks, buffers)
+    order = lower_peak(program, range(len(tasks)), limit)
+    assert max(live_bytes(program, order)) <= limit
+    return [tasks[index].name for index in order]
+
+
+def test_a_task_goes_where_less_is_alive() -> None:
+    """It takes three times what it keeps; earlier there is room for that."""
+    tasks = (Task("start"), Task("large"), Task("sum of it", (1,)), Task("splits", (0,)), Task("end", (2, 3)))
+    buffers = (Buffer(10, 0, (3,)), Buffer(50, 1, (2,)), Buffer(20, 2, (4,)), Buffer(60, 3), Buffer(10, 3, (4,)))
+    assert moved(buffers, tasks, 80) == ["start", "splits", "large", "sum of it", "end"]
+
+
+def test_what_is_used_later_is_made_later() -> None:
+    tasks = (Task("early"), Task("large"), Task("end", (1,)), Task("uses it", (0,)))
+    buffers = (Buffer(40, 0, (3,)), Buffer(70, 1, (2,)))
+    assert moved(buffers, tasks, 70) == ["large", "end", "early", "uses it"]
+
+
+def test_the_last_user_comes_first() -> None:
+    tasks = (Task("makes"), Task("large", (0,)), Task("end", (1,)), Task("uses it", (0,)))
+    buffers = (Buffer(40, 0, (3,)), Buffer(5, 3, kept=True), Buffer(70, 1, (2,)))
+    assert moved(buffers, tasks, 75) == ["makes", "uses it", "large", "end"]
+
+
+def test_launches_and_waits_stay_although_that_would_hold_less() -> None:
+    tasks = (
+        Task("send", (), 1.0, Role.LAUNCH, channel="ep"),
+        Task("large"),
+        Task("end", (1,)),
+        Task("wait", (0,), role=Role.WAIT, launch=0),
+    )
+    program = Program(tasks, (Buffer(40, 0, (3,)), Buffer(70, 1, (2,))))
+    assert lower_peak(program, range(4), 70) == (0, 1, 2, 3)
+    tasks = (
+        Task("send first", (), 1.0, Role.LAUNCH, channel="tp"),
+        Task("large"),
+        Task("send", (), 1.0, Role.LAUNCH, channel="ep"),
+        Task("wait for the first", (0, 1), role=Role.WAIT, launch=0),
+        Task("wait", (2,), role=Role.WAIT, launch=2),
+    )
+    program = Program(tasks, (Buffer(70, 1, (3,)), Buffer(40, 2, (4,))))
+    assert lower_peak(program, range(5), 70) == (0, 1, 2, 3, 4)
+
+
+def test_large_programs_get_few_moves() -> None:
+    """Pairs that hold too much one after another: each takes a move."""
+    pairs = 2 * MOVES
+    tasks, buffers = [], []
+    for _ in range(pairs):
+        one = len(tasks)
+        tasks += [Task("early"), Task("large"), Task("end", (one + 1,)), Task("uses it", (one,))]
+        buffers += [Buffer(40, one, (one + 3,)), Buffer(70, one + 1, (one + 2,))]
+
+    def left(extra: int) -> int:
+        padding = tuple(Task("nothing") for _ in range(extra))
+        program = Program((*tasks, *padding), tuple(buffers))
+        order = lower_peak(program, range(len(program.tasks)), 70)
+        return sum(live > 70 for live in live_bytes(program, order)) // 2
+
+    assert left(0) == pairs - MOVES
+    assert left(WORK) == pairs - 1
+
+
+def test_memory_that_no_time_is_saved_by_is_given_back() -> None:
+    """Both orders hide the collective behind the large piece of work; the original one holds more."""
+    tasks = (
+        Task("early"),
+        Task("send", (), 1.0, Role.LAUNCH, channel="ep"),
+        Task("large", (), 1.0),
+        Task("wait", (1,), role=Role.WAIT, launch=1),
+        Task("end", (0, 2, 3)),
+    )
+    program = Program(tasks, (Buffer(40, 0, (4,)), Buffer(70, 2), Buffer(10, 2, (4,))))
+    found = list_schedule(program, usual=80)
+    assert found.before.peak_bytes == 120
+    assert (found.after.peak_bytes, found.after.exposed) == (80, 0.0)
+    assert found.after == simulate(program, found.order)
+    assert list_schedule(program, usual=120).after.peak_bytes == 120, "the limit is kept as it is"
+
+
+def test_the_scheduler_hides_a_collective_where_it_can_not_foresee_that_room_gets_scarce() -> None:
+    """Compute that hides the collective needs a large piece of memory for a moment. In front of the launch there is
+    room for that, and the way there is not urgent."""
+    tasks = (
+        Task("router"),
+        Task("splits", (), 0.01),
+        Task("send", (0,), 1.0, Role.LAUNCH, channel="ep"),
+        Task("wait", (2,), role=Role.WAIT, launch=2),
+        Task("experts", (3,), 0.1),
+        Task("attention", (1,), 1.0),
+        Task("end", (4, 5), 0.1),
+    )
+    buffers = (
+        Buffer(10, -1, (1,)),
+        Buffer(20, 1),
+        Buffer(10, 1, (5,)),
+        Buffer(20, 2, (3, 4)),
+        Buffer(10, 4, (6,)),
+        Buffer(10, 5, (6,)),
+    )
+    program = Program(tasks, buffers)
+    original = simulate(program, range(7))
+    assert (original.exposed, original.peak_bytes) == (1.0, 40)
+    found = list_schedule(program, Limits(memory_increase=0.0))
+    assert found.after.exposed < 0.02
+    assert found.after.peak_bytes <= 40
