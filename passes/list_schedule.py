@@ -51,6 +51,9 @@ WORK = 10_000
 LARGE = 2000
 """Tasks from which on a program is made smaller. Groups leave less choice where memory is scarce."""
 
+REPAIRS = 40_000
+"""Tasks of all orders that are made to hold less, together; two orders at least."""
+
 KEPT = 4
 """Of all ways, so many at least are tried with a smaller window."""
 
@@ -132,6 +135,7 @@ class _Search:
         self.urgencies: dict[tuple[int, int], list[float]] = {}
         self.slow = _stretched(program, MARGINS[0])
         self.least = before.makespan + played(self.slow, self.best)[0]
+        self.repairs = max(2, REPAIRS // max(len(program.tasks), 1))
         self.scores: dict[Setting, float] = {}
         """Of the present window."""
         self.fits = False
@@ -162,7 +166,8 @@ class _Search:
         if self.held > self.usual:
             order = lower_peak(self.whole, self.best, self.usual)
             seconds, slower = played(self.whole, order)[0], played(self.slow, order)[0]
-            if seconds <= self.before.makespan and seconds + slower <= self.least:
+            held = max(live_bytes(self.whole, order))  # less above what is usual may still be more in one place
+            if held < self.held and seconds <= self.before.makespan and seconds + slower <= self.least:
                 self.best = order
 
     def _one_by_one(self) -> Iterator[Setting]:
@@ -190,7 +195,8 @@ class _Search:
             return
         whole = order if self.coarse is None else self.coarse.expand(order)
         held = max(live_bytes(self.whole, whole))
-        if held > self.limit and lowest:
+        if held > self.limit and lowest and self.repairs:
+            self.repairs -= 1
             whole = lower_peak(self.whole, whole, self.limit)
             held = max(live_bytes(self.whole, whole))
             (seconds, _), (slower, exposed) = played(self.whole, whole), played(self.slow, whole)

@@ -16,6 +16,7 @@ each costs O(n).
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 
 from farskip_compile.passes.program import Program, Role, live_bytes, needs_of
@@ -25,6 +26,9 @@ MOVES = 16
 
 WORK = 40_000
 """Tasks of all moves together."""
+
+BUFFERS = 8
+"""Of those that are alive at the peak, so many are looked at, the largest first."""
 
 
 def lower_peak(program: Program, order: Sequence[int], limit: int) -> tuple[int, ...]:
@@ -80,12 +84,13 @@ def _moves(
         for places in (range(first(here), peak), range(peak + 1, last(here) + 1)):
             if places:
                 yield peak, min(places, key=live.__getitem__)
+    alive = []
     for buffer in program.buffers:
-        if buffer.kept or buffer.maker < 0 or position[buffer.maker] > peak:
-            continue
-        freer = max((buffer.maker, *buffer.users), key=position.__getitem__)
-        if position[freer] <= peak:
-            continue
+        if buffer.size and not buffer.kept and buffer.maker >= 0 and position[buffer.maker] <= peak:
+            freer = max((buffer.maker, *buffer.users), key=position.__getitem__)
+            if position[freer] > peak:
+                alive.append((buffer, freer))
+    for buffer, freer in heapq.nlargest(BUFFERS, alive, key=lambda one: one[0].size):
         if buffer.maker != here and program.tasks[buffer.maker].role is Role.COMPUTE and last(buffer.maker) > peak:
             yield position[buffer.maker], last(buffer.maker)
         if program.tasks[freer].role is Role.COMPUTE and first(freer) <= peak:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farskip_compile.passes import list_schedule as search
 from farskip_compile.passes.list_schedule import Limits, list_schedule
 from farskip_compile.passes.lower_peak import MOVES, WORK, lower_peak
 from farskip_compile.passes.program import Buffer, Program, Role, Task, check_order, live_bytes, simulate
 from tests.passes.programs import consistent, programs
+from tests.passes.test_list_schedule import far_skip_layers
 
 
 def above(program: Program, order: tuple[int, ...], limit: int) -> int:
@@ -108,6 +112,35 @@ def test_memory_that_no_time_is_saved_by_is_given_back() -> None:
     assert (found.after.peak_bytes, found.after.exposed) == (80, 0.0)
     assert found.after == simulate(program, found.order)
     assert list_schedule(program, usual=120).after.peak_bytes == 120, "the limit is kept as it is"
+
+
+def test_what_is_given_back_is_memory_and_no_time() -> None:
+    """Less above what is usual, but more in one place; or as much less as one likes, but late."""
+    tasks = (
+        Task("send", (), 1.0, Role.LAUNCH, channel="ep"),
+        Task("work", (), 1.0),
+        Task("wait", (0,), role=Role.WAIT, launch=0),
+    )
+    program = Program(tasks, (Buffer(10, 1), Buffer(20, 2)))
+    for held, order in ((30, (0, 1, 2)), (20, (1, 0, 2)), (10, (1, 0, 2))):
+        with (
+            mock.patch.object(search, "lower_peak", lambda program, best, limit, order=order: order),
+            mock.patch.object(search, "live_bytes", lambda program, order, held=held: [held]),
+        ):
+            assert list_schedule(program, usual=5).order == (0, 1, 2)
+
+
+def test_few_orders_of_a_large_program_are_made_to_hold_less() -> None:
+    layers = far_skip_layers(4, rewired=True)
+    buffers = tuple(Buffer(10 + index, index, tuple(range(index + 1, len(layers.tasks), 7))) for index in range(30))
+    program = Program(layers.tasks, buffers)
+    for repairs in (2, 3, 7):
+        with (
+            mock.patch.object(search, "REPAIRS", repairs * len(program.tasks)),
+            mock.patch.object(search, "lower_peak", side_effect=lambda program, order, limit: order) as moved,
+        ):
+            list_schedule(program, Limits(memory_increase=0.0))
+        assert moved.call_count <= repairs + 1  # what is given back in the end
 
 
 def test_the_scheduler_hides_a_collective_where_it_can_not_foresee_that_room_gets_scarce() -> None:
