@@ -71,7 +71,7 @@ class Exchanging(nn.Module):
 
 
 class Label(CustomGraphPass):
-    """Does nothing, but is a part of the cache keys: artifacts of one test are not found by another."""
+    """Does nothing, but is a part of the cache keys: artifacts of one test, or rank, are not found by another."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -86,7 +86,7 @@ class Label(CustomGraphPass):
 def compiled_on_rank(rank: int, world_size: int, folder: str, connectivity: tuple[str, ...]) -> dict[str, Any]:
     torch._inductor.config.fx_graph_cache = True
     model = Exchanging(2 if connectivity[rank] == "twice" else 1)  # a fault: once more than the other rank
-    options = {"connectivity": "none", "inductor": {"post_grad_custom_post_pass": Label(folder)}}
+    options = {"connectivity": "none", "inductor": {"post_grad_custom_post_pass": Label(f"{folder} {rank}")}}
     compiled = torch.compile(model, backend="farskip", fullgraph=True, options=options)
     start = time.monotonic()
     try:
