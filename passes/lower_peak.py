@@ -24,7 +24,7 @@ from farskip_compile.passes.program import Program, Role, live_bytes, needs_of
 MOVES = 16
 """At most."""
 
-WORK = 40_000
+WORK = 10_000
 """Tasks of all moves together."""
 
 BUFFERS = 8
