@@ -90,7 +90,7 @@ class Schedule:
     before: Timeline
     after: Timeline
     window: int
-    """Within which the order was found; 0: the original order stayed."""
+    """Within which the order was found; 0: the original order stayed, but for memory that was given back."""
     usual: int = 0
     """Peak bytes that the limit on memory started from."""
 

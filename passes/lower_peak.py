@@ -1,7 +1,8 @@
 """Make an order hold less memory where it holds too much: a few tasks move, the rest stays.
 
 In:    a `Program`, an order of its tasks that holds more than a limit somewhere, and the limit.
-Out:   an order that holds less; it keeps every dependence and the order of the launches. The same one if nothing helps.
+Out:   an order that holds less above the limit, all places together; one of them may hold more. It keeps every
+       dependence and the order of launches and waits. The same one if nothing helps.
 Never: moves a launch or a wait, which would cost overlap; asks what the new order costs in time.
 
 The list scheduler builds an order from the front and can't know that a task for which there is just enough room now
@@ -40,7 +41,7 @@ def lower_peak(program: Program, order: Sequence[int], limit: int) -> tuple[int,
             followers[need].append(index)
     best = list(order)
     above = _above(live := live_bytes(program, best), limit)
-    for _ in range(min(MOVES, max(1, WORK // len(best)))):
+    for _ in range(min(MOVES, max(1, WORK // max(len(best), 1)))):
         if not above:
             break
         found: tuple[tuple[int, float, int], list[int]] | None = None

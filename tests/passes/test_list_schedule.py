@@ -235,7 +235,7 @@ def test_memory_forbids_what_time_would_gain() -> None:
     assert tight.after.peak_bytes == 200
 
 
-def test_windows_find_what_the_limit_on_memory_leaves() -> None:
+def scarce_memory() -> Program:
     """With every task free to run early, this program breaks the limit whatever the patience: nothing is hidden."""
     tasks = far_skip_layers(4, rewired=True).tasks
     sizes = [
@@ -278,11 +278,15 @@ def test_windows_find_what_the_limit_on_memory_leaves() -> None:
         for need in (*task.needs, *([task.launch] if task.launch >= 0 else [])):
             users[need].append(index)
     buffers = tuple(Buffer(size, maker, tuple(users[maker])) for maker, size in enumerate(sizes))
-    program = Program(tasks, buffers)
+    return Program(tasks, buffers)
+
+
+def test_windows_find_what_the_limit_on_memory_leaves() -> None:
+    program = scarce_memory()
     assert list_schedule(program, Limits(0.05)).after.exposed <= 1.0  # with moves
     with mock.patch.object(search, "lower_peak", lambda program, order, limit: order):
         schedule = list_schedule(program, Limits(0.05))
-    assert 0 < schedule.window < len(tasks)
+    assert 0 < schedule.window < len(program.tasks)
     assert schedule.before.exposed == 8.0
     assert schedule.after.exposed == pytest.approx(1.0)
 
