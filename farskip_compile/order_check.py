@@ -43,13 +43,12 @@ _checked: dict[str, weakref.ref[Any]] = {}
 def collective_orders(graph: fx.Graph) -> dict[str, list[str]]:
     """For each process group of `graph`, its launches in order: operator, reduction and type."""
     orders: dict[str, list[str]] = {}
-    for node in graph.nodes:
-        if ops.is_collective(node):
-            name = ops.op_name(node).split("::")[1]
-            reduction = [arg for arg in node.args[1:2] if isinstance(arg, str) and "reduce" in name]
-            value = next((ops.tensor(arg) for arg in node.all_input_nodes if ops.tensor(arg) is not None), None)
-            kind = [str(value.dtype).removeprefix("torch.")] if value is not None else []
-            orders.setdefault(ops.process_group(node), []).append(" ".join([name, *reduction, *kind]))
+    for node in ops.calls(graph, ops.is_collective):
+        name = ops.op_name(node).split("::")[1]
+        reduction = [arg for arg in node.args[1:2] if isinstance(arg, str) and "reduce" in name]
+        value = next((ops.tensor(arg) for arg in node.all_input_nodes if ops.tensor(arg) is not None), None)
+        kind = [str(value.dtype).removeprefix("torch.")] if value is not None else []
+        orders.setdefault(ops.process_group(node), []).append(" ".join([name, *reduction, *kind]))
     return orders
 
 

@@ -116,7 +116,7 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan) -> ScheduleReport:
 
 def _regroup(graph: fx.Graph, target: str | None) -> dict[str, str]:
     """Process groups of all-to-alls that have the same ranks as `target`."""
-    groups = {ops.process_group(node) for node in graph.nodes if ops.is_all_to_all(node)} - {target}
+    groups = {ops.process_group(node) for node in ops.calls(graph, ops.is_all_to_all)} - {target}
     if target is None or not groups:
         return {}
     ranks = group_ranks(target)

@@ -36,15 +36,15 @@ def normalize_collectives(graph: fx.Graph, regroup: dict[str, str] | None = None
     """
     first: dict[fx.Node, fx.Node] = {}
     waits = moved = 0
-    for node in list(graph.nodes):
+    for node in ops.calls(graph, lambda node: ops.is_wait(node) or ops.is_all_to_all(node)):
         if ops.is_wait(node):
-            result = node.args[0]
+            result = node.all_input_nodes[0]
             known = result if ops.is_wait(result) else first.setdefault(result, node)
             if known is not node:
                 node.replace_all_uses_with(known)
                 graph.erase_node(node)
                 waits += 1
-        elif ops.is_all_to_all(node) and (target := (regroup or {}).get(ops.process_group(node))):
+        elif target := (regroup or {}).get(ops.process_group(node)):
             ops.set_process_group(node, target)
             moved += 1
     return Collapsed(waits, moved)
@@ -53,10 +53,10 @@ def normalize_collectives(graph: fx.Graph, regroup: dict[str, str] | None = None
 def launches_with_waits(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """Each launch of `graph` with the waits of its results, in graph order."""
     pairs: dict[fx.Node, list[fx.Node]] = {}
-    for node in graph.nodes:
+    for node in ops.calls(graph, lambda node: ops.is_wait(node) or ops.is_collective(node)):
         if ops.is_collective(node):
             pairs[node] = []
-        elif ops.is_wait(node) and (launch := launch_of(node)) is not None:
+        elif (launch := launch_of(node)) is not None:
             pairs[launch].append(node)
     return pairs
 

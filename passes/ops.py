@@ -66,18 +66,33 @@ LINEAR_COLLECTIVES = frozenset(
     f"_c10d_functional::{name}"
     for name in ("all_reduce", "all_reduce_", "reduce_scatter_tensor", "all_gather_into_tensor")
 )
+NAMES = 4096
+"""Operators whose names are remembered."""
 LINEAR_REDUCTIONS = frozenset({"sum", "avg"})
 
 
 def op_name(node: fx.Node) -> str:
     """Canonical operator name of a call node; the empty string for nodes that call nothing."""
-    if node.op == "call_method":
-        return str(node.target)
-    return _function_name(node.target) if node.op == "call_function" else ""
+    if node.op == "call_function":
+        target = node.target
+        known = _names.get(id(target))
+        return known[1] if known is not None else _function_name(target)
+    return str(node.target) if node.op == "call_method" else ""
 
 
-@functools.lru_cache(maxsize=4096)
+_names: dict[int, tuple[object, str]] = {}
+"""By identity, since an operator hashes itself in Python; each entry keeps its target alive, so that none is reused."""
+
+
 def _function_name(target: object) -> str:
+    if len(_names) >= NAMES:
+        _names.clear()
+    name = _name_of(target)
+    _names[id(target)] = target, name
+    return name
+
+
+def _name_of(target: object) -> str:
     if isinstance(target, OpOverload):
         target = target.overloadpacket
     if isinstance(target, OpOverloadPacket):
@@ -86,6 +101,22 @@ def _function_name(target: object) -> str:
     if isinstance(target, HigherOrderOperator):
         return f"higher_order::{target.name()}"
     return str(getattr(target, "__name__", target))
+
+
+def calls(graph: fx.Graph, holds: Callable[[fx.Node], bool]) -> list[fx.Node]:
+    """The function calls for which `holds` is true, in order; it must hang on the operator alone, and is asked once
+    for each: graphs have many nodes, and few operators."""
+    answers: dict[object, bool] = {}
+    found = []
+    for node in graph.nodes:
+        if node.op == "call_function":
+            target = node.target
+            answer = answers.get(target)
+            if answer is None:
+                answer = answers[target] = holds(node)
+            if answer:
+                found.append(node)
+    return found
 
 
 def fake(node: fx.Node) -> object:

@@ -7,6 +7,7 @@ Checked by running on torch 2.13.0; presence and signatures by reading on 2.11, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from torch import fx
@@ -60,18 +61,20 @@ def pin_kernels(kernels: Sequence[Kernel], pins: Mapping[Kernel, Sequence[Kernel
         pins: kernels that come before it, by kernel.
     """
     maker = {name: kernel for kernel in kernels for name in kernel.get_buffer_names()} if pins else {}
-    grown: set[Kernel] = set()
+    added: dict[Kernel, list[str]] = {}
+    """What each kernel has got as new ancestors: few, while all of them are many."""
     for kernel in kernels if pins else ():
-        sources = {maker[dep.name] for dep in kernel.unmet_dependencies if maker.get(dep.name) in grown}
-        for first in pins.get(kernel, ()):
-            kernel.add_fake_dep(WeakDep(next(iter(first.get_buffer_names())), mutating_buf=PINNED, is_fake=True))
-            sources.add(first)
+        sources = {maker[dep.name] for dep in kernel.unmet_dependencies if maker.get(dep.name) in added}
         before = len(kernel.ancestors)
         for source in sorted(sources, key=lambda one: str(one.get_name())):
-            kernel.ancestors |= source.get_operation_names()
-            kernel.ancestors |= source.ancestors
-        if len(kernel.ancestors) > before:
-            grown.add(kernel)
+            kernel.ancestors.update(added[source])
+        for first in pins.get(kernel, ()):
+            kernel.add_fake_dep(WeakDep(next(iter(first.get_buffer_names())), mutating_buf=PINNED, is_fake=True))
+            if not first.get_operation_names() <= kernel.ancestors:
+                kernel.ancestors |= first.get_operation_names()
+                kernel.ancestors |= first.ancestors
+        if grown := len(kernel.ancestors) - before:
+            added[kernel] = list(islice(reversed(kernel.ancestors), grown))
 
 
 def unpin_kernels(kernels: Iterable[Kernel]) -> None:

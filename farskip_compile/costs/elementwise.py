@@ -12,6 +12,7 @@ vector twice as fast. The counts are ratios, measured on loops that Inductor mad
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from math import prod
 
@@ -48,21 +49,26 @@ def element_ops(node: fx.Node, size: Size) -> int:
 
 def weight(node: fx.Node) -> int:
     """Elementwise operations of `node` for one element; 0 if it does no arithmetic."""
-    if not isinstance(node.target, OpOverload):
-        return 0
-    if torch.Tag.pointwise not in node.target.tags and torch.Tag.reduction not in node.target.tags:
-        return 0
     name = ops.op_name(node)
+    usual = _weight(name, node.target) if isinstance(node.target, OpOverload) else 0
+    if usual == 1:
+        value = ops.tensor(node)
+        return 2 if value is not None and value.dtype == torch.int64 else 1
+    return 1 if name == "pow" and usual and _is_small(node.args[1]) else usual
+
+
+@functools.lru_cache(maxsize=4096)
+def _weight(name: str, target: OpOverload) -> int:
+    """Of one element of 32 bits or less."""
+    if torch.Tag.pointwise not in target.tags and torch.Tag.reduction not in target.tags:
+        return 0
     if name in SERIES:
         return SERIES_OPS
     if name in LONG_SERIES:
         return LONG_SERIES_OPS
     if name in POWERS:
-        return 1 if name == "pow" and _is_small(node.args[1]) else POWER_OPS
-    if name in COMPARISONS:
-        return COMPARISON_OPS
-    value = ops.tensor(node)
-    return 2 if value is not None and value.dtype == torch.int64 else 1
+        return POWER_OPS
+    return COMPARISON_OPS if name in COMPARISONS else 1
 
 
 def _is_small(exponent: object) -> bool:

@@ -17,12 +17,10 @@ from farskip_compile.costs.alpha_beta import collective_seconds, interference
 from farskip_compile.costs.collectives import collective_cost
 from farskip_compile.costs.fresh import fresh_bytes
 from farskip_compile.costs.loops import kernel_ops, transposed_bytes
-from farskip_compile.costs.memory import tensor_bytes, tensors_of
 from farskip_compile.costs.operators import FREE, OpCost, op_cost
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.costs.roofline import op_seconds
 from farskip_compile.costs.sizes import SizeHints
-from farskip_compile.passes import ops
 
 COMPUTED = ("matmul", "attention", "grouped_matmul")
 
@@ -54,7 +52,7 @@ class Estimates:
 
     def bytes(self, node: fx.Node) -> int:
         """Bytes of the value of a node, all its tensors."""
-        return sum(tensor_bytes(value, self.size) for value in tensors_of(ops.fake(node)))
+        return self.size.bytes_of(node)
 
     def collective(self, node: fx.Node) -> float:
         """Seconds of a launch on its channel."""

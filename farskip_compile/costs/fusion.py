@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import OpOverload
-from farskip_compile.costs.memory import LOOKUPS, is_free, tensor_bytes, tensors_of, traffic
+from farskip_compile.costs.memory import LOOKUPS, is_free, node_bytes, traffic
 from farskip_compile.passes import ops
 
 Size = Callable[[int | torch.SymInt], int]
@@ -58,10 +58,9 @@ def fused_traffic(node: fx.Node, size: Size) -> tuple[int, int]:
         return read, written
     table = node.args[0] if ops.op_name(node) in LOOKUPS else None
     saved = sum(
-        tensor_bytes(value, size)
+        node_bytes(source, size)
         for source in node.all_input_nodes
         if source is not table and is_fusible(_behind_views(source))
-        for value in tensors_of(ops.fake(source))
     )
     return max(read - saved, 0), 0 if all(is_fusible(reader) for reader in readers(node)) else written
 

@@ -14,6 +14,7 @@ An operator reads its inputs and writes its outputs once, except that
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import fx
@@ -66,6 +67,33 @@ SCATTERS = frozenset(
 """In place, at some places of the first argument."""
 
 
+class Sizes:
+    """A function from sizes to numbers that remembers the bytes of nodes: each is asked for by all its readers."""
+
+    def __init__(self) -> None:
+        self._bytes: dict[fx.Node, int] = {}
+
+    def __call__(self, length: Any) -> int:
+        """The number that stands for `length`."""
+        raise NotImplementedError
+
+    def bytes_of(self, node: fx.Node) -> int:
+        """Bytes of the value of `node`, all its tensors."""
+        known = self._bytes.get(node)
+        if known is None:
+            known = self._bytes[node] = _bytes(node, self)
+        return known
+
+
+def node_bytes(node: fx.Node, size: Size) -> int:
+    """Bytes of the value of a node, all its tensors."""
+    return size.bytes_of(node) if isinstance(size, Sizes) else _bytes(node, size)
+
+
+def _bytes(node: fx.Node, size: Size) -> int:
+    return sum(tensor_bytes(value, size) for value in tensors_of(ops.fake(node)))
+
+
 def tensors_of(value: object) -> list[torch.Tensor]:
     """The tensors in the value of a node: itself, or the members of a list, tuple or mapping."""
     if isinstance(value, torch.Tensor):
@@ -102,13 +130,13 @@ def is_sync(node: fx.Node) -> bool:
 def traffic(node: fx.Node, size: Size) -> tuple[int, int]:
     """Bytes that the operator `node` (read, wrote) if it runs alone."""
     name = ops.op_name(node)
-    written = sum(tensor_bytes(value, size) for value in tensors_of(ops.fake(node)))
+    written = node_bytes(node, size)
     first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
     if name in FILLS:
         return 0, written
     skipped = first if name in LOOKUPS | OVERWRITES | SCATTERS else None
     sources = [source for source in node.all_input_nodes if source is not skipped]
-    reads = [sum(tensor_bytes(value, size) for value in tensors_of(ops.fake(source))) for source in sources]
+    reads = [node_bytes(source, size) for source in sources]
     if name in LOOKUPS:
         return sum(reads) + written, written
     if name in SCATTERS:  # what is scattered comes last

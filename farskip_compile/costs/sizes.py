@@ -28,7 +28,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat.costs import SymbolicSizes
-from farskip_compile.costs.memory import tensors_of
+from farskip_compile.costs.memory import Sizes, tensors_of
 from farskip_compile.passes import ops
 
 FALLBACK = 4096
@@ -43,7 +43,7 @@ class _Side:
     splits: tuple[sympy.Expr, ...]
 
 
-class SizeHints:
+class SizeHints(Sizes):
     """Callable: a size to a number.
 
     Args:
@@ -52,11 +52,12 @@ class SizeHints:
     """
 
     def __init__(self, graph: fx.Graph, *, fallback: int = FALLBACK) -> None:
+        super().__init__()
         self.fallback = fallback
         self._sizes = SymbolicSizes.of(value for node in graph.nodes for value in _lengths(ops.fake(node)))
         self._numbers: dict[sympy.Symbol, int] = dict(self._sizes.known())
         self._cache: dict[sympy.Expr, int] = {}
-        self._learn([pair for node in graph.nodes if (pair := self._exchange(node)) is not None])
+        self._learn([pair for node in ops.calls(graph, ops.is_all_to_all) if (pair := self._exchange(node))])
 
     def __call__(self, length: int | torch.SymInt | sympy.Expr) -> int:
         """The number that stands for `length`, a size of the graph or an expression of its symbols; never negative."""
@@ -114,8 +115,8 @@ class SizeHints:
         return all(symbol in self._numbers for symbol in expr.free_symbols)
 
     def _exchange(self, node: fx.Node) -> tuple[_Side, _Side] | None:
-        """(what it takes, what it gives) of an all-to-all with split lists; None for other nodes."""
-        if not ops.is_all_to_all(node) or len(node.args) < 3:
+        """(what it takes, what it gives) of an all-to-all; None if it has no split lists."""
+        if len(node.args) < 3:
             return None
         source, given_splits, taken_splits = node.args[:3]
         taken = self._side(source, taken_splits)

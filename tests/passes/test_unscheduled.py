@@ -5,8 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import fx
 from torch._inductor.dependencies import StarDep, WeakDep
+from torch.utils._ordered_set import OrderedSet
 
 from farskip_compile._compat import inductor
 from farskip_compile.passes.program import Buffer, Program, Task, live_bytes
@@ -22,13 +25,13 @@ class Kernel:
         self.parts = [SimpleNamespace(node=part) for part in parts]
         deps = [*(StarDep(need) for need in needs), *(WeakDep(need, "elsewhere", is_fake=True) for need in order)]
         self.unmet_dependencies = set(deps)
-        self.ancestors: set[str] = {*needs, *order}
+        self.ancestors = OrderedSet((*needs, *order))
 
     def get_name(self):
         return self.name
 
     def get_operation_names(self):
-        return {self.name}
+        return OrderedSet([self.name])
 
     def get_buffer_names(self):
         return [self.name]
@@ -74,8 +77,29 @@ def test_pins_end_with_fusion_and_nothing_else_does() -> None:
     launch, product = Kernel("launch", None), Kernel("product", None, "x", order=("reader",))
     before = set(product.unmet_dependencies)
     inductor.pin_kernels([launch, product], {product: [launch]})
-    assert product.ancestors == {"launch", "reader", "x"}
+    assert set(product.ancestors) == {"launch", "reader", "x"}
     assert inductor.kernel_needs(product) == ["launch", "reader", "x"]
     assert inductor.kernel_reads(product) == ["x"]
     inductor.unpin_kernels([launch, product])
     assert product.unmet_dependencies == before
+
+
+def closure(needs: list[set[int]]) -> list[set[int]]:
+    found: list[set[int]] = []
+    for one in needs:
+        found.append(one.union(*(found[need] for need in one)))
+    return found
+
+
+@given(st.data())
+def test_pinned_kernels_know_all_their_ancestors(data: st.DataObject) -> None:
+    """Inductor makes no fusion that would be a cycle only if each kernel knows all that comes before it."""
+    count = data.draw(st.integers(1, 12))
+    earlier = [st.sets(st.integers(0, max(index - 1, 0)), max_size=2 if index else 0) for index in range(count)]
+    needs, pins = [data.draw(one) for one in earlier], [data.draw(one) for one in earlier]
+    kernels = [Kernel(str(index), None, *map(str, sorted(one))) for index, one in enumerate(needs)]
+    for kernel, ancestors in zip(kernels, closure(needs), strict=True):
+        kernel.ancestors = OrderedSet(map(str, sorted(ancestors)))
+    inductor.pin_kernels(kernels, {kernels[i]: [kernels[p] for p in sorted(one)] for i, one in enumerate(pins) if one})
+    wanted = closure([one | pinned for one, pinned in zip(needs, pins, strict=True)])
+    assert [set(map(int, kernel.ancestors)) for kernel in kernels] == wanted

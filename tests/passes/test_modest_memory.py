@@ -1,0 +1,64 @@
+"""Orders that take most of what the limit on memory allows, where others do with less."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from farskip_compile.passes import list_schedule as search
+from farskip_compile.passes.list_schedule import MARGINS, MODEST, WORTH, Limits, Schedule, list_schedule
+from farskip_compile.passes.program import Buffer, Program, played
+from tests.passes.programs import consistent, programs
+from tests.passes.test_list_schedule import far_skip_layers
+
+INCREASE = 0.3
+SIZES = [10, 1, 10, 1, 30, 1, 1, 0, 30, 1, 1, 1, 30, 1, 0, 0, 30]
+"""Bytes that each task of two layers makes."""
+FASTER = [30, 30, 30, 1, 1, 30, 1, 0, 30, 10, 1, 0, 0, 30, 30, 1, 0]
+
+
+def greedy(program: Program, increase: float) -> Schedule:
+    """Without trying to do with less."""
+    with mock.patch.object(search, "MODEST", ()):
+        return list_schedule(program, Limits(increase))
+
+
+def seconds(program: Program, found: Schedule) -> float:
+    """By which orders are compared: on the network as it is and on the slowest."""
+    return played(program, found.order)[0] + played(search._stretched(program, MARGINS[0]), found.order)[0]
+
+
+def layers_with_memory(sizes: list[int]) -> Program:
+    tasks = far_skip_layers(2, rewired=True).tasks
+    users: list[list[int]] = [[] for _ in tasks]
+    for index, task in enumerate(tasks):
+        for need in task.needs:
+            users[need].append(index)
+    return Program(tasks, tuple(Buffer(size, maker, tuple(users[maker])) for maker, size in enumerate(sizes)))
+
+
+def test_of_two_orders_that_are_as_fast_the_one_that_holds_less_is_taken() -> None:
+    program = layers_with_memory(SIZES)
+    more, less = greedy(program, INCREASE), list_schedule(program, Limits(INCREASE))
+    assert (more.usual, more.after.peak_bytes, less.after.peak_bytes) == (33, 41, 33)
+    assert less.after.makespan == more.after.makespan < more.before.makespan
+
+
+@given(programs().map(consistent), st.sampled_from([0.1, INCREASE, 1.0]))
+def test_less_memory_costs_next_to_no_time(program: Program, increase: float) -> None:
+    more, less = greedy(program, increase), list_schedule(program, Limits(increase))
+    if less.order == more.order:
+        return
+    assert more.after.peak_bytes > more.usual * (1 + increase * MODEST[-1])
+    assert less.after.peak_bytes <= max(less.before.peak_bytes, less.usual * (1 + increase * MODEST[0]))
+    assert seconds(program, less) <= (1 + WORTH) * seconds(program, more) + 1e-9
+
+
+def test_memory_that_saves_time_is_taken() -> None:
+    """As far as the limit allows: within half of it, the order found is slower by more than next to nothing."""
+    program = layers_with_memory(FASTER)
+    more, less = list_schedule(program, Limits(INCREASE)), list_schedule(program, Limits(INCREASE * MODEST[0]))
+    assert more.after.peak_bytes > more.usual * (1 + INCREASE * MODEST[0])
+    assert more.after.makespan < less.after.makespan * (1 - WORTH)
