@@ -47,6 +47,10 @@ def pin(graph: fx.Graph, waits: Mapping[fx.Node, Iterable[fx.Node]]) -> None:
 
 PINNED = "pinned by farskip"
 """Stands where other dependences for order alone name what they are for, such as a write to memory that is read."""
+WRITTEN = "kept by farskip"
+"""The same, of a dependence on a write in place."""
+ADDED = "_farskip_ancestors"
+"""Attribute of a kernel: the ancestors that it has through pins alone."""
 
 
 def pin_kernels(kernels: Sequence[Kernel], pins: Mapping[Kernel, Sequence[Kernel]]) -> None:
@@ -62,7 +66,6 @@ def pin_kernels(kernels: Sequence[Kernel], pins: Mapping[Kernel, Sequence[Kernel
     """
     maker = {name: kernel for kernel in kernels for name in kernel.get_buffer_names()} if pins else {}
     added: dict[Kernel, list[str]] = {}
-    """What each kernel has got as new ancestors: few, while all of them are many."""
     for kernel in kernels if pins else ():
         sources = {maker[dep.name] for dep in kernel.unmet_dependencies if maker.get(dep.name) in added}
         before = len(kernel.ancestors)
@@ -75,11 +78,19 @@ def pin_kernels(kernels: Sequence[Kernel], pins: Mapping[Kernel, Sequence[Kernel
                 kernel.ancestors |= first.ancestors
         if grown := len(kernel.ancestors) - before:
             added[kernel] = list(islice(reversed(kernel.ancestors), grown))
+            setattr(kernel, ADDED, added[kernel])  # what is new: few, while all of them are many
 
 
 def unpin_kernels(kernels: Iterable[Kernel]) -> None:
-    """After fusion: forget what `pin_kernels` has added."""
+    """After fusion: forget what `pin_kernels` has added.
+
+    Ancestors, too: Inductor takes what an ancestor reads for read, and lets a kernel write over it. But without the
+    pins an order may well put that ancestor behind the kernel.
+    """
     for kernel in kernels:
+        for part in kernel.get_nodes():
+            for name in part.__dict__.pop(ADDED, ()):
+                part.ancestors.discard(name)
         for dep in [dep for dep in kernel.unmet_dependencies if isinstance(dep, WeakDep)]:
             if dep.mutating_buf == PINNED:
                 kernel.unmet_dependencies.discard(dep)
@@ -91,8 +102,34 @@ def kernel_name(kernel: Kernel) -> str:
 
 
 def kernel_needs(kernel: Kernel) -> list[str]:
-    """Buffers that must be made before `kernel` runs, control dependences included."""
-    return sorted({dep.name for dep in kernel.unmet_dependencies})
+    """Buffers that must be made before `kernel` runs, control dependences included.
+
+    Also those that `keep_order_of_writes` is about, so that an order without them can't pass for a right one.
+    """
+    needs = {dep.name for dep in kernel.unmet_dependencies}
+    for part in kernel.get_nodes():
+        needs.update(_renamed_reads(part))
+    return sorted(needs)
+
+
+def keep_order_of_writes(kernels: Iterable[Kernel]) -> None:
+    """Before fusion: let readers of a buffer that is written in place stay behind the write.
+
+    The write gives the buffer a new name, under which later readers depend on it. Where Inductor works out the loops of
+    a reader anew to fuse it (`SchedulerNode.recompute_size_and_body`, on 2.13), the dependence is on the old name
+    again, unless the reader has a dependence for order alone besides: then all are renamed. Without it, Inductor's own
+    sort after fusion may put the reader in front of the write.
+    """
+    for kernel in kernels:
+        for name in sorted(_renamed_reads(kernel)):
+            kernel.add_fake_dep(WeakDep(name, mutating_buf=WRITTEN, is_fake=True))
+
+
+def _renamed_reads(kernel: Kernel) -> set[str]:
+    """The names that buffers had when `kernel`, one that is not fused, was to read them, of those that were written."""
+    renames = kernel.mutation_renames
+    reads = {dep.name for dep in kernel.read_writes.reads} if renames else set()
+    return {new for old, new in renames.items() if old in reads or new in reads}
 
 
 def kernel_reads(kernel: Kernel) -> list[str]:

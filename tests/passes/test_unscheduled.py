@@ -21,10 +21,11 @@ class Kernel:
 
     def __init__(self, name: str, node: fx.Node | None, *needs: str, order: tuple[str, ...] = ()) -> None:
         self.name = name
-        parts = [] if node is None else [SimpleNamespace(get_origin_node=lambda: node, origins=[node])]
-        self.parts = [SimpleNamespace(node=part) for part in parts]
+        self.node = None if node is None else SimpleNamespace(get_origin_node=lambda: node, origins=[node])
+        self.mutation_renames: dict[str, str] = {}
         deps = [*(StarDep(need) for need in needs), *(WeakDep(need, "elsewhere", is_fake=True) for need in order)]
         self.unmet_dependencies = set(deps)
+        self.read_writes = SimpleNamespace(reads=set(deps))
         self.ancestors = OrderedSet((*needs, *order))
 
     def get_name(self):
@@ -37,7 +38,7 @@ class Kernel:
         return [self.name]
 
     def get_nodes(self):
-        return self.parts
+        return [self]
 
     def add_fake_dep(self, dep):
         self.unmet_dependencies.add(dep)
@@ -82,6 +83,21 @@ def test_pins_end_with_fusion_and_nothing_else_does() -> None:
     assert inductor.kernel_reads(product) == ["x"]
     inductor.unpin_kernels([launch, product])
     assert product.unmet_dependencies == before
+    assert set(product.ancestors) == {"reader", "x"}, "what an ancestor reads may be written over"
+
+
+def test_a_reader_stays_behind_a_write_whose_name_it_may_forget() -> None:
+    """`zeros` is written in place by `scatter`, under which name the reader depends on it, until its loops are worked
+    out anew."""
+    reader, other = Kernel("reader", None, "scatter", "x"), Kernel("other", None, "zeros")
+    reader.mutation_renames = {"zeros": "scatter"}
+    inductor.keep_order_of_writes([reader, other])
+    (added,) = reader.unmet_dependencies - reader.read_writes.reads
+    assert (added.name, added.is_fake) == ("scatter", True)
+    assert other.unmet_dependencies == other.read_writes.reads
+    reader.read_writes = SimpleNamespace(reads={StarDep("zeros"), StarDep("x")})
+    reader.unmet_dependencies = set(reader.read_writes.reads)
+    assert inductor.kernel_needs(reader) == ["scatter", "x", "zeros"]
 
 
 def closure(needs: list[set[int]]) -> list[set[int]]:
