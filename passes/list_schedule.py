@@ -151,7 +151,8 @@ class _Search:
 
     def run(self) -> Schedule:
         """The best order that keeps the limits."""
-        self._search(self._all_ways())
+        few = len(WAYS) * len(self.program.tasks) <= WORK
+        self._search(iter(WAYS) if few else self._one_by_one())
         self._do_with_less()
         self._give_back()
         unchanged = self.best == tuple(range(len(self.best)))
@@ -177,9 +178,6 @@ class _Search:
             ways = self._best_ways()
             window //= 2
 
-    def _all_ways(self) -> Iterator[Setting]:
-        return iter(WAYS) if len(WAYS) * len(self.program.tasks) <= WORK else self._one_by_one()
-
     def _best_ways(self) -> Iterator[Setting]:
         """Of the present window."""
         most = max(KEPT, WORK // len(self.program.tasks))
@@ -188,14 +186,13 @@ class _Search:
     def _do_with_less(self) -> None:
         """The best order within a part of the increase, if there is one that is as fast."""
         found = self.best, self.least, self.held, self.window
-        again = self._all_ways if self.done else self._best_ways
         for part in MODEST:
             self._allow(part * self.increase)
             if self.held <= self.peak:
                 break
             self.best, self.least = tuple(range(len(self.best))), self.unordered
             self.held, self.window = self.before.peak_bytes, 0
-            self._search(again())
+            self._search(self._best_ways())
             if self.held <= self.peak and self.least <= (1 + WORTH) * found[1]:
                 break
             self.best, self.least, self.held, self.window = found

@@ -21,7 +21,6 @@ from farskip_compile.passes import ops
 
 def pin_products(kernels: Sequence[inductor.Kernel]) -> None:
     """Pin the products of one graph, by one walk over its kernels."""
-    inductor.keep_order_of_writes(kernels)
     made_by = {name: kernel for kernel in kernels for name in inductor.kernel_makes(kernel)}
     in_flight: dict[inductor.Kernel, None] = {}
     pins: dict[inductor.Kernel, list[inductor.Kernel]] = {}

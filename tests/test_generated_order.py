@@ -141,6 +141,24 @@ def test_rewired_models_hide_collectives_forward_and_backward(name: str, layout:
         assert sum(count > 0 for count in hidden) >= len(hidden) / 2, (phase, hidden, program)
 
 
+@pytest.mark.parametrize(
+    ("lines", "wrong"),
+    [
+        (["buf1 = empty(); use(buf1)", "del buf1"], []),
+        (
+            ["buf1 = empty()", "del buf1", "extern.mm(x, out=buf1)", "use(buf1)"],
+            ["extern.mm(x, out=buf1)", "use(buf1)"],
+        ),
+        (["buf2 = buf1; del buf1  # reuse", "use(buf2)"], []),
+        (["buf2 = buf1; del buf1  # reuse", "use(reinterpret_tensor(buf1, 1))"], ["use(reinterpret_tensor(buf1, 1))"]),
+        (["del buf1", "buf1 = empty()", "use(buf1)"], []),
+        (["del mm, buf1", "kernels.mm(buf2, out=buf3)"], []),
+    ],
+)
+def test_what_counts_as_used_when_freed(lines: list[str], wrong: list[str]) -> None:
+    assert freed_and_used("\n".join(["def call(args):", *lines, "return (x,)"])) == wrong
+
+
 @pytest.mark.parametrize("bandwidth", [2e7, 5e8])
 @pytest.mark.parametrize("name", MODELS)
 def test_no_buffer_is_used_when_it_is_freed(name: str, bandwidth: float, two_ranks: Any) -> None:

@@ -50,7 +50,8 @@ PINNED = "pinned by farskip"
 WRITTEN = "kept by farskip"
 """The same, of a dependence on a write in place."""
 ADDED = "_farskip_ancestors"
-"""Attribute of a kernel: the ancestors that it has through pins alone."""
+"""Attribute of Inductor's scheduler: by kernel, the ancestors that it has through pins alone. Not one of the kernel, in
+whose place fusion may put another one of the same name."""
 
 
 def pin_kernels(kernels: Sequence[Kernel], pins: Mapping[Kernel, Sequence[Kernel]]) -> None:
@@ -77,8 +78,8 @@ def pin_kernels(kernels: Sequence[Kernel], pins: Mapping[Kernel, Sequence[Kernel
                 kernel.ancestors |= first.get_operation_names()
                 kernel.ancestors |= first.ancestors
         if grown := len(kernel.ancestors) - before:
-            added[kernel] = list(islice(reversed(kernel.ancestors), grown))
-            setattr(kernel, ADDED, added[kernel])  # what is new: few, while all of them are many
+            added[kernel] = list(islice(reversed(kernel.ancestors), grown))  # few, while all of them are many
+            vars(kernel.scheduler).setdefault(ADDED, {})[kernel.get_name()] = added[kernel]
 
 
 def unpin_kernels(kernels: Iterable[Kernel]) -> None:
@@ -89,7 +90,7 @@ def unpin_kernels(kernels: Iterable[Kernel]) -> None:
     """
     for kernel in kernels:
         for part in kernel.get_nodes():
-            for name in part.__dict__.pop(ADDED, ()):
+            for name in vars(part.scheduler).get(ADDED, {}).pop(part.get_name(), ()):
                 part.ancestors.discard(name)
         for dep in [dep for dep in kernel.unmet_dependencies if isinstance(dep, WeakDep)]:
             if dep.mutating_buf == PINNED:
@@ -228,7 +229,7 @@ PRE_FUSION = "_pre_fusion_custom_pass"
 if CustomSchedulerPass is not None:
 
     class _PreFusion(CustomSchedulerPass):
-        """The user's own pass in this place, then ours."""
+        """The user's own pass in this place, then what Inductor would forget, then ours."""
 
         def __init__(self, ours: Callable[[list[Kernel]], None], identity: str, theirs: Any) -> None:
             self.ours = ours
@@ -238,6 +239,7 @@ if CustomSchedulerPass is not None:
         def __call__(self, nodes: list[Kernel]) -> list[Kernel]:
             if self.theirs is not None:
                 nodes = self.theirs(nodes)
+            keep_order_of_writes(nodes)
             self.ours(nodes)
             return nodes
 

@@ -13,6 +13,7 @@ An operator reads its inputs and writes its outputs once, except that
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,15 +68,15 @@ SCATTERS = frozenset(
 """In place, at some places of the first argument."""
 
 
-class Sizes:
+class Sizes(ABC):
     """A function from sizes to numbers that remembers the bytes of nodes: each is asked for by all its readers."""
 
     def __init__(self) -> None:
         self._bytes: dict[fx.Node, int] = {}
 
+    @abstractmethod
     def __call__(self, length: Any) -> int:
         """The number that stands for `length`."""
-        raise NotImplementedError
 
     def bytes_of(self, node: fx.Node) -> int:
         """Bytes of the value of `node`, all its tensors."""

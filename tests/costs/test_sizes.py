@@ -10,7 +10,7 @@ from torch import fx
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from farskip_compile.costs import SizeHints
+from farskip_compile.costs import SizeHints, op_cost
 from tests.costs.traced import shape_env, trace
 
 all_to_all = torch.ops._c10d_functional.all_to_all_single.default
@@ -94,3 +94,14 @@ def test_sizes_of_inputs_have_their_example_values_and_get_no_guard() -> None:
     assert size(symbol * 2 + 1) == 13  # Inductor's kernels have expressions, not SymInts
     assert size(sympy.Integer(4)) == 4
     assert (list(env.guards), dict(env.replacements)) == before
+
+
+def test_bytes_of_a_node_are_the_same_however_often_they_are_asked_for() -> None:
+    graph = trace(lambda x: torch.sort(x.T)[0] + x.sum(0)[:, None], torch.ones(3, 5))
+    size = SizeHints(graph)
+    sort = next(node for node in graph.nodes if "sort" in node.name)
+    assert [size.bytes_of(sort) for _ in range(2)] == [15 * 4 + 15 * 8] * 2, "values and indices"
+    for node in graph.nodes:
+        if node.op == "call_function":
+            assert op_cost(node, size, fused=True) == op_cost(node, int, fused=True)
+            assert op_cost(node, size) == op_cost(node, int)

@@ -273,6 +273,11 @@ def scarce_memory() -> Program:
         0,
         0,
     ]
+    return with_memory(tasks, sizes)
+
+
+def with_memory(tasks: tuple[Task, ...], sizes: list[int]) -> Program:
+    """Each task makes a buffer of its size for those that need it; a wait uses what its launch makes."""
     users: list[list[int]] = [[] for _ in tasks]
     for index, task in enumerate(tasks):
         for need in (*task.needs, *([task.launch] if task.launch >= 0 else [])):

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from unittest import mock
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from farskip_compile.passes import list_schedule as search
-from farskip_compile.passes.list_schedule import MARGINS, MODEST, WORTH, Limits, Schedule, list_schedule
-from farskip_compile.passes.program import Buffer, Program, played
+from farskip_compile.passes.list_schedule import MODEST, WORTH, Limits, Schedule, list_schedule
+from farskip_compile.passes.program import Program, Role, simulate
 from tests.passes.programs import consistent, programs
-from tests.passes.test_list_schedule import far_skip_layers
+from tests.passes.test_list_schedule import far_skip_layers, with_memory
 
 INCREASE = 0.3
 SIZES = [10, 1, 10, 1, 30, 1, 1, 0, 30, 1, 1, 1, 30, 1, 0, 0, 30]
 """Bytes that each task of two layers makes."""
+LITTLE = [30, 1, 30, 10, 30, 1, 10, 1, 30, 1, 10, 1, 10, 10, 30, 10, 1, 1, 30, 1, 0, 1, 0, 10, 30]
+"""Of three layers, where an order is as fast within a third of the increase, but none is found within 0.6 of it."""
 FASTER = [30, 30, 30, 1, 1, 30, 1, 0, 30, 10, 1, 0, 0, 30, 30, 1, 0]
 
 
@@ -27,22 +30,28 @@ def greedy(program: Program, increase: float) -> Schedule:
 
 def seconds(program: Program, found: Schedule) -> float:
     """By which orders are compared: on the network as it is and on the slowest."""
-    return played(program, found.order)[0] + played(search._stretched(program, MARGINS[0]), found.order)[0]
+    tasks = [replace(t, seconds=t.seconds * 1.5) if t.role is Role.LAUNCH else t for t in program.tasks]
+    both = program, Program(tuple(tasks), program.buffers)
+    return sum(simulate(one, found.order).makespan for one in both)
 
 
 def layers_with_memory(sizes: list[int]) -> Program:
-    tasks = far_skip_layers(2, rewired=True).tasks
-    users: list[list[int]] = [[] for _ in tasks]
-    for index, task in enumerate(tasks):
-        for need in task.needs:
-            users[need].append(index)
-    return Program(tasks, tuple(Buffer(size, maker, tuple(users[maker])) for maker, size in enumerate(sizes)))
+    return with_memory(far_skip_layers(len(sizes) // 8, rewired=True).tasks, sizes)
 
 
 def test_of_two_orders_that_are_as_fast_the_one_that_holds_less_is_taken() -> None:
     program = layers_with_memory(SIZES)
     more, less = greedy(program, INCREASE), list_schedule(program, Limits(INCREASE))
     assert (more.usual, more.after.peak_bytes, less.after.peak_bytes) == (33, 41, 33)
+    assert less.after.makespan == more.after.makespan < more.before.makespan
+
+
+def test_where_a_part_of_the_limit_brings_nothing_a_smaller_one_may() -> None:
+    program = layers_with_memory(LITTLE)
+    with mock.patch.object(search, "MODEST", MODEST[:1]):
+        more = list_schedule(program, Limits(INCREASE))
+    less = list_schedule(program, Limits(INCREASE))
+    assert (more.usual, more.after.peak_bytes, less.after.peak_bytes) == (54, 70, 54)
     assert less.after.makespan == more.after.makespan < more.before.makespan
 
 

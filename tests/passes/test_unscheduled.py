@@ -15,12 +15,15 @@ from farskip_compile._compat import inductor
 from farskip_compile.passes.program import Buffer, Program, Task, live_bytes
 from farskip_compile.passes.unscheduled import PLACE, remember_order, unscheduled_peak
 
+SCHEDULER = SimpleNamespace()
+
 
 class Kernel:
     """As much of Inductor's as is asked: one operator that makes one buffer of its name."""
 
     def __init__(self, name: str, node: fx.Node | None, *needs: str, order: tuple[str, ...] = ()) -> None:
         self.name = name
+        self.scheduler = SCHEDULER
         self.node = None if node is None else SimpleNamespace(get_origin_node=lambda: node, origins=[node])
         self.mutation_renames: dict[str, str] = {}
         deps = [*(StarDep(need) for need in needs), *(WeakDep(need, "elsewhere", is_fake=True) for need in order)]
