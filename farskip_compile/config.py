@@ -62,6 +62,10 @@ class FarSkipConfig:
     """Part by which scheduling may raise the estimated peak of all memory that a graph holds, with parameters and other
     inputs, over what it is unscheduled."""
 
+    load_imbalance: float = 1.0
+    """Rows that the fullest rank gets in a dispatch without drops, over the mean; costs and memory are estimated for
+    that rank. 1: balanced. Of a dispatch whose sizes do not depend on data, all is known."""
+
     in_flight_bytes: int = Limits.in_flight_bytes
     """Bytes that collectives in flight may read and write in all."""
 
@@ -113,10 +117,14 @@ class FarSkipConfig:
             raise ConfigError(
                 f"profile={self.profile!r} is no hardware profile", way_out=f"one of {', '.join(profiles())}, or a path"
             )
-        number = isinstance(self.memory_increase, int | float) and not isinstance(self.memory_increase, bool)
-        if not number or not 0 <= self.memory_increase < float("inf"):
+        if not _is_number(self.memory_increase, least=0.0):
             raise ConfigError(
                 f"memory_increase={self.memory_increase!r} is no part of the peak", way_out="0.05 allows 5 % more"
+            )
+        if not _is_number(self.load_imbalance, least=1.0):
+            raise ConfigError(
+                f"load_imbalance={self.load_imbalance!r} is no ratio of the most to the mean",
+                way_out="1.0 for balanced experts, 2.0 if the fullest rank gets twice the mean",
             )
         if (
             not isinstance(self.in_flight_bytes, int)
@@ -190,11 +198,16 @@ class FarSkipConfig:
             "schedule": self.schedule,
             "profile": self.profile.to_json() if isinstance(self.profile, HardwareProfile) else None,
             "memory_increase": self.memory_increase,
+            "load_imbalance": self.load_imbalance,
             "in_flight_bytes": self.in_flight_bytes,
             "ep_group": self.ep_group,
             "check_order": self.check_order,
             "inductor": {key: _stable(value) for key, value in sorted(self.inductor.items())},
         }
+
+
+def _is_number(value: object, *, least: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value < float("inf")
 
 
 def _stable(value: Any) -> str:

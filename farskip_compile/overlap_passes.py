@@ -11,7 +11,7 @@ source of this package never gets a stale artifact. Nothing is communicated or m
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,10 @@ from farskip_compile.schedule_report import ScheduleReport, timelines
 NOT_AN_ACCELERATOR = ("cpu", "meta")
 """Models make tensors on `meta` to ask for a shape or a stride."""
 
+UNFUSED = 2.0
+"""How much more memory may grow in the graph than in its kernels, which have the last word. In a graph, what fusion
+will keep out of memory grows too; and kernels that were fused for one order can't take another."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -46,6 +50,8 @@ class Plan:
     limits: Limits = field(default_factory=Limits)
     ep_group: str | None = None
     """Name of the process group that all-to-alls are moved to."""
+    imbalance: float = 1.0
+    """Rows that the fullest rank gets in a dispatch without drops, over the mean."""
     check_order: bool = True
     """Compare the order of the collectives across ranks at the first run."""
 
@@ -63,7 +69,7 @@ def make_plan(config: FarSkipConfig, module: fx.GraphModule) -> Plan | None:
         profile = default_profile(device.type if device is not None else "cpu", name)
     assert isinstance(profile, HardwareProfile)
     limits = Limits(config.memory_increase, config.in_flight_bytes)
-    return Plan(profile, limits, config.ep_group, config.check_order)
+    return Plan(profile, limits, config.ep_group, config.load_imbalance, config.check_order)
 
 
 class PostGradPass(CustomGraphPass):
@@ -97,7 +103,10 @@ class PostGradPass(CustomGraphPass):
 def schedule_post_grad(graph: fx.Graph, plan: Plan) -> ScheduleReport:
     """Order `graph` in place, announce its collectives and pin its waits."""
     collapsed = normalize_collectives(graph, _regroup(graph, plan.ep_group))
-    schedule = schedule_graph(graph, Estimates(graph, plan.profile), plan.limits, inductor.in_place_arguments)
+    estimates = Estimates(graph, plan.profile, plan.imbalance)
+    estimates.size.tell_inductor()
+    limits = replace(plan.limits, memory_increase=UNFUSED * plan.limits.memory_increase)
+    schedule = schedule_graph(graph, estimates, limits, inductor.in_place_arguments)
     waiting = pins(graph)
     report = ScheduleReport(
         phase=_phase(graph),
@@ -155,7 +164,7 @@ class KernelPass:
         rest = [kernel for kernel in kernels if kernel not in first]
         graph = next(node.graph for _, origins in inductor.kernel_parts(launches[0]) for node in origins)
         inductor.unpin_kernels(rest)
-        estimates = Estimates(graph, self.plan.profile)
+        estimates = Estimates(graph, self.plan.profile, self.plan.imbalance)
         ordered, schedule = schedule_kernels(rest, estimates, self.plan.limits, input_bytes(graph, estimates))
         for kernel in first:
             data = json.loads(inductor.text_argument(kernel))

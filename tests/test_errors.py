@@ -309,6 +309,8 @@ def test_ddp_graph_splitting() -> None:
         ({"profile": 3}, ConfigError, "profile=3 is no hardware profile"),
         ({"memory_increase": -0.1}, ConfigError, "no part of the peak"),
         ({"memory_increase": float("nan")}, ConfigError, "no part of the peak"),
+        ({"load_imbalance": 0.9}, ConfigError, "no ratio of the most to the mean"),
+        ({"load_imbalance": float("inf")}, ConfigError, "no ratio of the most to the mean"),
         ({"in_flight_bytes": 1.5}, ConfigError, "no number of bytes"),
         ({"ep_group": 3}, ConfigError, "ep_group=3 is no process group"),
     ],

@@ -19,10 +19,10 @@ Sets are bits of an integer; O(launches^2) of them are made.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from farskip_compile.passes.program import Program, Role
+from farskip_compile.passes.program import Program, Role, Task
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,25 @@ class Bound:
     def unhideable(self) -> float:
         """What no schedule can hide: `total` over the larger of compute and communication."""
         return self.total - max(self.compute, self.communication)
+
+
+def scaled(programs: Sequence[Program], compute: float, communication: float) -> list[Program]:
+    """`programs` with seconds that sum up to what was measured: estimates say how they are shared out.
+
+    Args:
+        programs: that run one after another.
+        compute: seconds of all of it alone.
+        communication: seconds of all collectives, one after another.
+    """
+    tasks = [task for program in programs for task in program.tasks]
+    on_wire = sum(task.seconds for task in tasks if task.role is Role.LAUNCH)
+    computed = sum(task.seconds for task in tasks if task.role is not Role.LAUNCH)
+    wire, own = communication / on_wire if on_wire else 1.0, compute / computed if computed else 1.0
+
+    def resized(task: Task) -> Task:
+        return replace(task, seconds=task.seconds * (wire if task.role is Role.LAUNCH else own))
+
+    return [replace(program, tasks=tuple(map(resized, program.tasks))) for program in programs]
 
 
 def bound_of(programs: Iterable[Program]) -> Bound:

@@ -41,9 +41,9 @@ _PART = 0.75
 """Of the peak: what torch assumes that a kernel attains."""
 
 
-def options_for(name: str, profile: HardwareProfile) -> dict[str, Any]:
+def options_for(name: str, profile: HardwareProfile, imbalance: float = 1.0) -> dict[str, Any]:
     """Options of Inductor for the variant `name`."""
-    estimate = OurEstimate(profile)
+    estimate = OurEstimate(profile, imbalance)
     if name == PASSES:
         return {
             "reorder_for_compute_comm_overlap": True,
@@ -58,7 +58,7 @@ def options_for(name: str, profile: HardwareProfile) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def device_figures(profile: HardwareProfile) -> Iterator[None]:
+def device_figures(profile: HardwareProfile, imbalance: float = 1.0) -> Iterator[None]:
     """Answer Inductor's questions about the device out of `profile`, and its passes' about kernels."""
     memory = profile.memory_bandwidth * profile.efficiency.memory / 1e9
 
@@ -67,7 +67,7 @@ def device_figures(profile: HardwareProfile) -> Iterator[None]:
         peak: float = getattr(peaks, str(dtype).removeprefix("torch."), None) or peaks.float32
         return peak * profile.efficiency.matmul / _PART / 1e12
 
-    estimate = OurEstimate(profile)
+    estimate = OurEstimate(profile, imbalance)
     with (
         mock.patch.object(_runtime_estimation, "get_gpu_dram_gbps", return_value=memory),
         mock.patch.object(_runtime_estimation, "get_device_tflops", flops),
@@ -89,8 +89,8 @@ class _Unchanged:
 class OurEstimate:
     """Our cost model, asked as Inductor asks; milliseconds."""
 
-    def __init__(self, profile: HardwareProfile) -> None:
-        self._profile = profile
+    def __init__(self, profile: HardwareProfile, imbalance: float) -> None:
+        self._profile, self._imbalance = profile, imbalance
         self._graphs: dict[fx.Graph, Estimates] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OurEstimate:
@@ -99,7 +99,9 @@ class OurEstimate:
 
     def _of(self, graph: fx.Graph) -> Estimates:
         if graph not in self._graphs:
-            self._graphs = {graph: Estimates(graph, self._profile)}  # graphs are asked about one after another
+            estimates = Estimates(graph, self._profile, self._imbalance)
+            estimates.size.tell_inductor()
+            self._graphs = {graph: estimates}  # graphs are asked about one after another
         return self._graphs[graph]
 
     def node(self, node: fx.Node, override_size: int | None = None) -> float:

@@ -64,9 +64,8 @@ Memory. The scheduler keeps its limit (`memory_increase`, 5 %) by the same accou
 kernel to the last that reads them, with parameters. What Inductor generates holds less, since it writes in place, and
 not always equally much less: it keeps a freed block for a later buffer of the same size where, by that account, the
 peak does not grow. Where one layer's attention runs between the experts of another, more blocks are kept. So a
-measured peak may grow by more than the account says; where the target is missed, the page tells both. Sizes that
-depend on data are estimated as if routing were balanced: with skewed routing and no drops the account does not know of
-the rank that gets most rows.
+measured peak may grow by more than the account says; where the target is missed, the page tells both. With skewed
+routing and no drops, sizes that depend on data are estimated as those of the rank that gets most rows.
 
 Limits. The processors that compute also carry the bytes: a collective in flight costs them part of the time, which the
 bound does not count (told where a target is missed). Where messages are large, TCP hands segments of 256 KiB to the

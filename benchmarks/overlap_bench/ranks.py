@@ -29,7 +29,7 @@ from farskip_compile.costs import HardwareProfile
 from farskip_compile.passes import schedule_kernels
 from farskip_compile.passes.program import Program
 from farskip_compile.profiling import kernels_visible
-from overlap_bench.bound import Bound, bound_of
+from overlap_bench.bound import Bound, bound_of, scaled
 from overlap_bench.communication import communication
 from overlap_bench.exposure import exposure
 from overlap_bench.hardware import compute_profile, link_profile
@@ -39,7 +39,7 @@ from overlap_bench.names import COMMUNICATION, COMPARED, COMPUTE, FULL, ORDER, O
 from overlap_bench.output_code import captured_code, facts
 from overlap_bench.own_overlap import device_figures
 from overlap_bench.rates import Probe, find_rate
-from overlap_bench.replay import Exchange, replay_group
+from overlap_bench.replay import Exchange, imbalance, replay_group
 from overlap_bench.results import slowest_median
 from overlap_bench.steps import Step, Variant, compare
 from overlap_bench.timing import interleaved, processor_seconds
@@ -143,6 +143,7 @@ class _Group:
         group.record()
         self.step(variant)
         self.exchanges: list[Exchange] = list(group.exchanges)
+        self.imbalance = imbalance(_gathered(self.exchanges))
 
         def run() -> None:
             group.rewind()
@@ -166,7 +167,7 @@ class _Group:
         with ExitStack() as stack:
             stack.enter_context(kernels_visible())
             stack.enter_context(shared_kernels())
-            stack.enter_context(device_figures(profile))
+            stack.enter_context(device_figures(profile, self.imbalance))
             stack.enter_context(mock.patch.object(schedule_kernels, "read_kernels", reading))
             codes = stack.enter_context(captured_code())
             self.step(variant)
@@ -194,7 +195,8 @@ class _Group:
             alone=probed.seconds,
         )
         if profile.digest() != self.digest:
-            for variant in self.variants.profiled(profile, self.options):
+            options = {"load_imbalance": self.imbalance, **self.options}
+            for variant in self.variants.profiled(profile, options):
                 self._build(variant, profile)
             self.digest = profile.digest()
 
@@ -242,7 +244,8 @@ class _Group:
     def _hand_over(
         self, ratio: float, network: dict[str, Any], profile: HardwareProfile, values: list[dict[str, Any]]
     ) -> None:
-        bound: Bound = bound_of(self.built[FULL].programs)
+        alone = [slowest_median([value["seconds"][what] for value in values]) for what in (COMPUTE, COMMUNICATION)]
+        bound: Bound = bound_of(scaled(self.built[FULL].programs, *alone))
         cell = {
             "ratio": ratio,
             "network": network,

@@ -9,6 +9,7 @@ repeat it over a real group.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -45,6 +46,21 @@ class Exchange:
             return 2 * self.sent * self.dtype.itemsize * (ranks - 1) / ranks
         kept = self.sent_rows[rank] * self.row if self.sent_rows else self.sent / ranks
         return (self.sent - kept) * self.dtype.itemsize
+
+
+def imbalance(ranks: Sequence[Sequence[Exchange]]) -> float:
+    """Rows that the fullest rank gets in a dispatch, or gives in a combine, over the mean; of the exchange of which it
+    is most. 1 if all are equal, or if there are none.
+
+    Args:
+        ranks: the exchanges of each.
+    """
+    most = 1.0
+    for exchange in zip(*ranks, strict=True):
+        rows = [max(sum(one.sent_rows), sum(one.received_rows)) for one in exchange]
+        mean = sum(sum(one.sent_rows) for one in exchange) / len(exchange)
+        most = max(most, max(rows) / mean if mean else 1.0)
+    return most
 
 
 class Done(dist.Work):

@@ -62,7 +62,9 @@ class Variants:
         if name in OURS:
             ours = {**options, "connectivity": name, "profile": profile}
             return torch.compile(self.model, backend="farskip", fullgraph=True, options=ours)
-        return torch.compile(self.model, fullgraph=True, options=options_for(name, profile))
+        return torch.compile(
+            self.model, fullgraph=True, options=options_for(name, profile, options.get("load_imbalance", 1.0))
+        )
 
     def _overlapped_eager(self) -> Variant | None:
         form = getattr(models, "OverlappedForm", None)

@@ -1,13 +1,12 @@
 """The private PyTorch APIs behind the cost model; a part of `_compat`.
 
-Contract: looks only. Sizes are read off expressions, never compared or converted as symbolic numbers: that would
-install guards.
+Contract: sizes are read off expressions, never compared or converted as symbolic numbers: that would install guards.
 Checked by running on torch 2.13.0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sympy
@@ -18,7 +17,7 @@ __all__ = ["SymbolicSizes", "flop_registry"]
 
 
 class SymbolicSizes:
-    """What a shape environment knows of the symbols in sizes; looks only, so that no guard is installed.
+    """What a shape environment knows of the symbols in sizes.
 
     Args:
         env: the `ShapeEnv` that the sizes belong to; None if no size is symbolic.
@@ -46,6 +45,13 @@ class SymbolicSizes:
         values = self._env.backed_var_to_val if hasattr(self._env, "backed_var_to_val") else self._env.var_to_val
         hints = getattr(self._env, "var_to_hint_override", {})
         return {symbol: int(value) for symbol, value in {**hints, **values}.items() if symbol.is_integer}
+
+    def hint(self, numbers: Mapping[sympy.Symbol, int]) -> None:
+        """Tell Inductor sizes that depend on data, as `torch._dynamo.override_optimization_hint` does, but for those
+        that the user has told."""
+        hints = getattr(self._env, "var_to_hint_override", None)
+        if hints is not None:
+            hints.update({s: n for s, n in numbers.items() if s not in hints and self._env.is_unbacked_symint(s)})
 
     def equalities(self) -> list[tuple[sympy.Expr, sympy.Expr]]:
         """Equalities of sizes that the program asserts when it runs, in the order in which it was traced."""

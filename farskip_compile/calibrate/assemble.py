@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from farskip_compile.calibrate.collectives import LinkFindings
+from farskip_compile.calibrate.collectives import LinkFindings, Uneven
 from farskip_compile.calibrate.memory import MemoryFigures
 from farskip_compile.costs import Curve, Curves, HardwareProfile, Link, PeakFlops, Sample, collective_seconds, fit_link
 
 TOLERANCE = 0.1
-"""A formula that is off by more than this part anywhere gets a correction."""
+"""A formula that is off by more than this part anywhere gets a correction. And two times must differ by so much that a
+third one can be said to be nearer to one of them."""
 KINDS = ("matmul", "attention", "grouped_matmul")
 
 
@@ -83,16 +84,29 @@ def with_link(profile: HardwareProfile, name: str, found: LinkFindings, what: st
     step = shortest.seconds / (4 * max(shortest.ranks - 1, 1))
     link = replace(fit_link(found.samples, step_latency=step), interference=found.interference)
     link = replace(link, correction=_corrections(profile, name, link, found.samples))
+    if found.uneven is not None:
+        link = replace(link, duplex=_duplex(profile, name, link, found.uneven))
     above = {path: text for path, text in profile.sources.items() if not path.startswith(f"{name}.")}
     sources = {**above, name: f"measured: {what}", f"{name}.step_latency": "estimate: a quarter of the shortest step"}
     return _with(profile, name, link, sources=sources)
 
 
+def _duplex(profile: HardwareProfile, name: str, link: Link, found: Uneven) -> float | None:
+    """Where between the seconds of a link whose ways take turns and those of a duplex one the measured ones lie."""
+
+    def seconds(duplex: float) -> float:
+        fitted = _fitted(profile, name, replace(link, duplex=duplex))
+        return collective_seconds("all_to_all", found.most, found.ranks, fitted, fewer=found.fewer)
+
+    in_turns, at_once = seconds(0.0), seconds(1.0)
+    if at_once < (1 + TOLERANCE) * in_turns:
+        return None
+    return min(max((found.seconds - in_turns) / (at_once - in_turns), 0.0), 1.0)
+
+
 def _corrections(profile: HardwareProfile, name: str, link: Link, samples: list[Sample]) -> dict[str, Curve] | None:
     """Measured / formula by (ranks, bytes), for the kinds of which some size is off."""
-    per_node = 10**9 if name == "intra_node" else 1
-    sources = {**profile.sources, name: "fitted"}
-    plain = _with(profile, name, link, ranks_per_node=per_node, sources=sources)
+    plain = _fitted(profile, name, link)
     found: dict[str, Curve] = {}
     for kind in dict.fromkeys(sample.kind for sample in samples):
         mine = [sample for sample in samples if sample.kind == kind]
@@ -100,6 +114,12 @@ def _corrections(profile: HardwareProfile, name: str, link: Link, samples: list[
         if any(abs(ratio - 1) > TOLERANCE for ratio in ratios):
             found[kind] = Curve(axes=((mine[0].ranks,), tuple(s.bytes for s in mine)), values=tuple(ratios))
     return found or None
+
+
+def _fitted(profile: HardwareProfile, name: str, link: Link) -> HardwareProfile:
+    """`profile` with `link`, over which all groups go."""
+    per_node = 10**9 if name == "intra_node" else 1
+    return _with(profile, name, link, ranks_per_node=per_node, sources={**profile.sources, name: "fitted"})
 
 
 def _with(profile: HardwareProfile, name: str, link: Link, **more: Any) -> HardwareProfile:

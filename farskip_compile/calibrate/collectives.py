@@ -1,7 +1,7 @@
 """Measures the collectives of one link: seconds by kind and size, and how much compute slows meanwhile.
 
 In:    ranks that share one link, message sizes, a budget.
-Out:   rows, samples for `costs.fit_link`, and the interference.
+Out:   rows, samples for `costs.fit_link`, an uneven all-to-all, and the interference.
 Never: lets ranks disagree: how often and up to which size is measured is said by rank 0.
 
 Seconds are those of the slowest rank, from when the last one has started. On CPUs every other rank starts late, as
@@ -39,6 +39,21 @@ ALONE = 40
 """Steps of about a millisecond, by which compute is timed without a collective."""
 NAMED = 4
 """Times as much of the budget goes to a kind that the user names."""
+FULLER = 1.5
+"""Of an uneven all-to-all: what one rank gets, over the mean."""
+
+
+@dataclass(frozen=True)
+class Uneven:
+    """An all-to-all in which one rank gets more than it gives."""
+
+    most: int
+    """Bytes that it gets."""
+    fewer: int
+    """Bytes that it gives, as all do."""
+    ranks: int
+    seconds: float
+    """Of the slowest rank."""
 
 
 @dataclass
@@ -48,6 +63,7 @@ class LinkFindings:
     samples: list[Sample] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     interference: float | None = None
+    uneven: Uneven | None = None
 
 
 class Collectives:
@@ -65,7 +81,7 @@ class Collectives:
     def measure(
         self, messages: tuple[int, ...], seconds: float, largest: Mapping[CollectiveKind, int] | None = None
     ) -> LinkFindings:
-        """All kinds by size, then the interference.
+        """All kinds by size, then an uneven all-to-all, then the interference.
 
         Args:
             messages: sizes in bytes.
@@ -79,7 +95,8 @@ class Collectives:
             if kind in largest:
                 own = (*(size for size in messages if size < largest[kind] / 2), largest[kind])
                 own = own if len(own) > 1 else (max(largest[kind] // 16, 1), *own)
-            self._kind(kind, own, 0.8 * seconds * weight / sum(weights.values()), whole=kind in largest)
+            self._kind(kind, own, 0.75 * seconds * weight / sum(weights.values()), whole=kind in largest)
+        self.found.uneven = self._uneven(0.05 * seconds)
         self.found.interference = self._interference(messages, 0.2 * seconds)
         return self.found
 
@@ -148,6 +165,25 @@ class Collectives:
             "broadcast": lambda: dist.broadcast(whole, dist.get_global_rank(group, 0), group=group),
         }
         return calls[kind]
+
+    def _uneven(self, seconds: float) -> Uneven:
+        """As large an all-to-all as was measured, on the rank that gets most."""
+        largest = next(sample for sample in reversed(self.found.samples) if sample.kind == "all_to_all")
+        ranks = self.ranks.size
+        fuller = max(largest.bytes // 4 // ranks, 1)  # numbers that each rank gives to the first one
+        rest = max(round(fuller * (ranks / FULLER - 1) / (ranks - 1)), 1)
+        given = [fuller, *[rest] * (ranks - 1)]
+        got = [given[self.ranks.rank]] * ranks
+        sent = torch.zeros(sum(given), device=self.ranks.device)
+        received = torch.zeros(sum(got), device=self.ranks.device)
+        group = self.ranks.group
+
+        def call() -> object:
+            return dist.all_to_all_single(received, sent, got, given, group=group)
+
+        once = self._time(call, 1, 2)[-1]
+        repetitions = max(3, min(REPETITIONS, int(seconds / max(once, 1e-9))))
+        return Uneven(4 * fuller * ranks, 4 * sum(given), ranks, Times(tuple(self._time(call, 1, repetitions))).median)
 
     def _interference(self, messages: tuple[int, ...], seconds: float) -> float | None:
         """How much longer compute takes while an all-to-all is in flight; None if none is long enough to see."""

@@ -81,6 +81,8 @@ def _summary(found: Calibration) -> list[Text]:
     for name, link in (("inside a node", profile.intra_node), ("between nodes", profile.inter_node)):
         if link.interference is not None:
             lines.append(f"{name}: compute takes {1 + link.interference:.2f} times as long beside a collective")
+        if link.duplex is not None:
+            lines.append(f"{name}: the two ways of an uneven all-to-all overlap by {100 * link.duplex:.0f} %")
     if profile.sync_seconds is not None:
         lines.append(f"reading a number on the host: {time_text(1e9 * profile.sync_seconds)}")
     return [Text(line) for line in lines]

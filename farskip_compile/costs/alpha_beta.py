@@ -22,7 +22,11 @@ Each rank sends a part of n in a number of steps, by the usual algorithms:
   slower of the two counts.
   Rings: libraries run r rings at once, and each leaves the node at another rank. One ring step then has up to r times
   one rank's inter-node bandwidth, but not more than the node has inside.
+- An all-to-all in which a rank gives and gets unequally much, n and m < n: if the link is duplex, it counts as one of n
+  bytes each way, and if both ways take turns, as one of (p m + (p-2) n) / 2(p-1). (The rank that gets most gets n/p
+  from everybody, itself included, and sends m - n/p.)
 - Where a link has a `correction` (it was measured, and the formula is off), the formula's seconds are multiplied by it.
+  Between two sizes that were measured, seconds grow linearly.
 """
 
 from __future__ import annotations
@@ -42,7 +46,13 @@ def sent_part(kind: CollectiveKind, ranks: int) -> float:
 
 
 def collective_seconds(
-    kind: CollectiveKind, bytes: int, ranks: int, profile: HardwareProfile, ranks_per_node: int | None = None
+    kind: CollectiveKind,
+    bytes: int,
+    ranks: int,
+    profile: HardwareProfile,
+    ranks_per_node: int | None = None,
+    *,
+    fewer: int | None = None,
 ) -> float:
     """Seconds from launch to completion, if nothing else is on the wire.
 
@@ -53,6 +63,7 @@ def collective_seconds(
         profile: the hardware.
         ranks_per_node: how many ranks *of the group* share a node: 1 if it takes one rank of each node. None: the group
             fills one node after another, each with `profile.ranks_per_node` ranks.
+        fewer: m of an all-to-all: what the rank with n on one side has on the other; None: n.
 
     Raises:
         ConfigError: an unknown kind, or numbers that can't be.
@@ -65,7 +76,18 @@ def collective_seconds(
         return profile.launch_seconds + 2 * bytes / (profile.memory_bandwidth * profile.efficiency.memory)
     local = min(ranks, ranks_per_node or profile.ranks_per_node)
     link = profile.intra_node if local == ranks else profile.inter_node
-    return _formula(kind, bytes, ranks, local, profile) * _correction(link, kind, ranks, bytes)
+    even = bytes if fewer is None else _even(bytes, fewer, ranks, 1.0 if link.duplex is None else link.duplex)
+    curve = link.correction.get(kind) if link.correction is not None else None
+    if curve is None:
+        return _formula(kind, even, ranks, local, profile)
+
+    def measured(size: float) -> float:
+        return _formula(kind, size, ranks, local, profile) * curve.at(ranks, max(size, 1))
+
+    low, high = curve.around(1, even)
+    if low == high:
+        return measured(even)
+    return measured(low) + (measured(high) - measured(low)) * (even - low) / (high - low)
 
 
 def interference(ranks: int, profile: HardwareProfile, ranks_per_node: int | None = None) -> float:
@@ -82,7 +104,13 @@ def interference(ranks: int, profile: HardwareProfile, ranks_per_node: int | Non
     return (profile.intra_node if within else profile.inter_node).interference or 0.0
 
 
-def _formula(kind: CollectiveKind, bytes: int, ranks: int, local: int, profile: HardwareProfile) -> float:
+def _even(most: int, fewer: int, ranks: int, duplex: float) -> float:
+    """n of an all-to-all with equal parts that takes as long as the uneven one."""
+    in_turns = (ranks * fewer + (ranks - 2) * most) / (2 * (ranks - 1))
+    return in_turns + duplex * (most - in_turns)
+
+
+def _formula(kind: CollectiveKind, bytes: float, ranks: int, local: int, profile: HardwareProfile) -> float:
     """Alpha and beta, without what was measured beside them."""
     inside, outside = _rate(profile.intra_node, kind, local), _rate(profile.inter_node, kind, ranks)
     if local == ranks:
@@ -92,12 +120,6 @@ def _formula(kind: CollectiveKind, bytes: int, ranks: int, local: int, profile: 
         return latency + max(bytes * (ranks - local) / ranks / outside, bytes * (local - 1) / ranks / inside)
     rate = outside if local == 1 else min(inside, local * outside)
     return latency + bytes * sent_part(kind, ranks) / rate
-
-
-def _correction(link: Link, kind: CollectiveKind, ranks: int, bytes: int) -> float:
-    """Measured / formula, for a kind that the formula does not meet."""
-    curve = link.correction.get(kind) if link.correction is not None else None
-    return curve.at(ranks, max(bytes, 1)) if curve is not None else 1.0
 
 
 def _latency(link: Link, kind: CollectiveKind, ranks: int) -> float:

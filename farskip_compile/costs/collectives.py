@@ -41,6 +41,8 @@ class CollectiveCost:
     """Process group; launches of one group run one after another."""
     ranks: int
     """Size of the group."""
+    fewer: int | None = None
+    """The smaller of the two, of an all-to-all in which they differ."""
 
 
 def collective_cost(node: fx.Node, size: Size) -> CollectiveCost:
@@ -66,8 +68,8 @@ def collective_cost(node: fx.Node, size: Size) -> CollectiveCost:
     if isinstance(out := node.kwargs.get("out"), fx.Node):
         given = [value for value in given if value is not ops.fake(out)]
     got = tensors_of(ops.fake(node))
-    most = max(sum(tensor_bytes(value, size) for value in values) for values in (given, got))
-    return CollectiveCost(kind, most, group, ranks)
+    fewer, most = sorted(sum(tensor_bytes(value, size) for value in values) for values in (given, got))
+    return CollectiveCost(kind, most, group, ranks, fewer if kind == "all_to_all" and fewer < most else None)
 
 
 def is_launch(node: fx.Node) -> bool:

@@ -61,6 +61,11 @@ class Curve:
             corners = [(at * len(axis) + step, share * more) for at, share in corners for step, more in steps]
         return math.exp(sum(share * math.log(self.values[at]) for at, share in corners))
 
+    def around(self, axis: int, size: float) -> tuple[float, float]:
+        """The sizes of an axis that are next to `size`, below and above; twice the same if there are no two."""
+        low, part = _place(self.axes[axis], size)
+        return self.axes[axis][low], self.axes[axis][low + 1 if part else low]
+
 
 def _place(axis: tuple[float, ...], size: float) -> tuple[int, float]:
     """(index of the point below, how far `size` is on the way to the next one, by logarithms)."""

@@ -32,13 +32,15 @@ class Estimates:
     Args:
         graph: the ATen graph that all nodes belong to.
         profile: the hardware.
+        imbalance: rows that the fullest rank gets in a dispatch without drops, over the mean.
     """
 
     graph: fx.Graph
     profile: HardwareProfile
+    imbalance: float = 1.0
 
     def __post_init__(self) -> None:
-        self.size = SizeHints(self.graph)
+        self.size = SizeHints(self.graph, imbalance=self.imbalance)
         self._costs: dict[fx.Node, OpCost] = {}
         pages = self.profile.curves is not None and self.profile.curves.fresh is not None
         self._fresh = fresh_bytes(self.graph, self.size) if pages else {}
@@ -57,7 +59,7 @@ class Estimates:
     def collective(self, node: fx.Node) -> float:
         """Seconds of a launch on its channel."""
         cost = collective_cost(node, self.size)
-        return collective_seconds(cost.kind, cost.bytes, cost.ranks, self.profile)
+        return collective_seconds(cost.kind, cost.bytes, cost.ranks, self.profile, fewer=cost.fewer)
 
     def link(self, node: fx.Node) -> str:
         """Which link of the profile a launch uses; groups on one link share it. Empty for a group of one rank."""

@@ -29,7 +29,7 @@ SCHEMA = 2
 READABLE = (1, SCHEMA)
 """Versions that are read: 1 had no curves, and nothing else that it lacks is needed."""
 
-MAY_BE_ZERO = ("step_latency", "launch_seconds", "sync_seconds", "interference")
+MAY_BE_ZERO = ("step_latency", "launch_seconds", "sync_seconds", "interference", "duplex")
 
 CollectiveKind = Literal["all_to_all", "all_reduce", "all_gather", "reduce_scatter", "broadcast"]
 COLLECTIVE_KINDS: tuple[CollectiveKind, ...] = get_args(CollectiveKind)
@@ -107,6 +107,9 @@ class Link:
     `bandwidth`. None: a switch, so that two ranks have all of it."""
     interference: float | None = None
     """Compute takes (1 + this) times as long while a collective of this link is in flight. None: not measured."""
+    duplex: float | None = None
+    """Of an all-to-all in which a rank gives and gets unequally much: 1 if both ways move at once, so that the fuller
+    one counts; 0 if they take turns, so that their sum does; in [0, 1]. None: not measured, 1."""
     correction: ByType | None = field(default=None, hash=False)
     """By kind of collective: seconds measured / seconds of the formula, by (ranks, bytes). Only for the kinds that the
     formula does not meet."""
@@ -166,12 +169,12 @@ class HardwareProfile:
                 self._refuse(f"sources names {path!r}, which is no figure", f"figures: {', '.join(sorted(known))}")
 
     def _check(self, path: str, value: float) -> None:
-        fraction = "efficiency" in path.split(".")
+        fraction = not {"efficiency", "duplex"}.isdisjoint(path.split("."))
         may_be_zero = path.rsplit(".", 1)[-1] in MAY_BE_ZERO or ".latency." in path
         if not math.isfinite(value) or value < 0 or (value == 0 and not may_be_zero):
             self._refuse(f"{path} = {value} must be a positive number")
         if fraction and value > 1:
-            self._refuse(f"{path} = {value} is a part of the peak: at most 1")
+            self._refuse(f"{path} = {value} is a part: at most 1")
 
     def _refuse(self, reason: str, way_out: str = "correct the figure") -> None:
         raise ConfigError(f"hardware profile {self.name!r}: {reason}", way_out=way_out)

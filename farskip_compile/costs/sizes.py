@@ -2,15 +2,16 @@
 
 In:    an ATen graph, forward or backward.
 Out:   a function from sizes to numbers.
-Never: installs a guard, or changes the graph or its shape environment.
+Never: installs a guard, or changes the graph; its shape environment is told the estimates if `tell_inductor` is called.
 
 Sizes that come from inputs have the values of the example inputs. Sizes that depend on data (the rows that experts
 get) have none, and are estimated:
 1. A symbol that the user gave a hint for has that value.
 2. An equality that the program asserts at run time, such as `u0 + u1 + u2 = 4 s0`, is shared out evenly among its
    unknown symbols.
-3. An all-to-all with split lists is taken as balanced: a rank receives as many rows as it sends, and the rows are
-   shared out evenly among the unknown symbols of each list.
+3. An all-to-all with split lists: the side whose rows are known is that of the tokens, and shares them out evenly among
+   the unknown symbols of its list. On the other side, that of the experts, are `imbalance` times as many: as many as
+   on the fullest rank, which the others wait for.
    Steps 2 and 3 are repeated until nothing new is learnt. (The first exchange of a backward graph may know the rows of
    neither side; then it is the equality asserted by the forward that helps.)
 4. Symbols of a split list that are still unknown share `fallback` rows; any other symbol counts as `fallback`, brought
@@ -49,11 +50,14 @@ class SizeHints(Sizes):
     Args:
         graph: the graph whose sizes will be asked for; its exchanges say how data-dependent sizes are estimated.
         fallback: rows where nothing is known.
+        imbalance: rows that the fullest rank gets in a dispatch, over the mean.
     """
 
-    def __init__(self, graph: fx.Graph, *, fallback: int = FALLBACK) -> None:
+    def __init__(self, graph: fx.Graph, *, fallback: int = FALLBACK, imbalance: float = 1.0) -> None:
         super().__init__()
+        self._graph = graph
         self.fallback = fallback
+        self.imbalance = imbalance
         self._sizes = SymbolicSizes.of(value for node in graph.nodes for value in _lengths(ops.fake(node)))
         self._numbers: dict[sympy.Symbol, int] = dict(self._sizes.known())
         self._cache: dict[sympy.Expr, int] = {}
@@ -67,6 +71,18 @@ class SizeHints(Sizes):
         if expr not in self._cache:
             self._cache[expr] = self._evaluate(expr)
         return self._cache[expr]
+
+    def tell_inductor(self) -> None:
+        """Give Inductor the estimates of this graph's sizes that depend on data, as hints.
+
+        It would count such tensors as empty: when it orders kernels for less memory, and when it keeps the block of a
+        dead tensor for a later one, which is free if nothing else seems to be alive.
+        """
+        lengths = (length for node in self._graph.nodes for length in _lengths(ops.fake(node)))
+        symbolic = (self._sizes.expression(length) for length in lengths if isinstance(length, torch.SymInt))
+        self._sizes.hint(
+            {symbol: self(symbol) for symbol in dict.fromkeys(s for e in symbolic for s in e.free_symbols)}
+        )
 
     def _evaluate(self, expr: sympy.Expr) -> int:
         values = {s: self._numbers[s] if s in self._numbers else self._guess(s) for s in expr.free_symbols}
@@ -88,18 +104,19 @@ class SizeHints(Sizes):
                 learning |= self._share([left], right) or self._share([right], left)
             for taken, given in exchanges:
                 for side, other in ((taken, given), (given, taken)):
-                    learning |= self._share(side.splits, side.rows) or self._share(side.splits, other.rows)
+                    learning |= self._share(side.splits, side.rows)
+                    learning |= self._share(side.splits, other.rows, self.imbalance)
         for side in (side for pair in exchanges for side in pair):
             self._share(side.splits, sympy.Integer(self.fallback))
 
-    def _share(self, parts: Sequence[sympy.Expr], total: sympy.Expr) -> bool:
-        """Share `total` out among the unknown symbols of the sum of `parts`; whether any became known.
+    def _share(self, parts: Sequence[sympy.Expr], total: sympy.Expr, times: float = 1.0) -> bool:
+        """Share `times` `total` out among the unknown symbols of the sum of `parts`; whether any became known.
 
         Nothing happens if `total` has unknown symbols itself, or an unknown symbol is in more than a plain term.
         """
         if not self._knows(total):
             return False
-        rest, unknown = self._evaluate(total), []
+        rest, unknown = round(times * self._evaluate(total)), []
         for term, factor in _terms(parts):
             if self._knows(term):
                 rest -= int(factor) * self._evaluate(term)

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 from hypothesis import given, settings
-from overlap_bench.bound import bound_of
+from overlap_bench.bound import bound_of, scaled
 
 from farskip_compile.passes.program import Program, Role, Task, check_order, simulate
 from tests.passes.programs import consistent, programs
@@ -72,6 +72,15 @@ def test_compute_between_two_collectives_is_on_the_way():
 def test_a_launch_that_nobody_waits_for_is_no_ancestor_of_what_needs_its_issue():
     """Such a need is an order only: the other channel is free at once."""
     assert bound(launch("l0", 5.0), launch("l1", 2.0, 0, channel="b"), wait("w1", 1)).total == 5.0
+
+
+def test_estimates_that_are_off_are_scaled_to_what_was_measured():
+    one = Program((launch("l", 2.0), wait("w", 0), compute("b", 1.0, 1)))
+    two = Program((launch("l", 6.0), compute("a", 3.0), wait("w", 0)))
+    found = scaled([one, two], 12.0, 4.0)
+    assert [[task.seconds for task in program.tasks] for program in found] == [[1.0, 0.0, 3.0], [3.0, 9.0, 0.0]]
+    assert (bound_of(found).compute, bound_of(found).communication, bound_of(found).total) == (12.0, 4.0, 13.0)
+    assert scaled([Program((compute("a", 0.0),))], 2.0, 1.0)[0].tasks[0].seconds == 0.0
 
 
 def test_programs_one_after_another_and_none_at_all():

@@ -14,7 +14,7 @@ from overlap_bench.communication import communication
 from overlap_bench.kernel_cache import without_counters
 from overlap_bench.memory import peak_of
 from overlap_bench.output_code import CodeFacts, facts, flights
-from overlap_bench.replay import Exchange, replay_group
+from overlap_bench.replay import Exchange, imbalance, replay_group
 from overlap_bench.steps import compare
 from overlap_bench.timing import interleaved
 
@@ -105,6 +105,17 @@ def test_bytes_that_leave_a_rank():
     assert Exchange("all_to_all", 8, 8, torch.float32).bytes_out(0, 4) == 6 * 4
     assert Exchange("all_to_all", 8, 6, torch.float32, (1, 3), (2, 1), 2).bytes_out(0, 2) == 3 * 2 * 4
     assert Exchange("all_reduce", 8, 8, torch.float32).bytes_out(1, 4) == 2 * 8 * 4 * 3 / 4
+
+
+def test_imbalance_is_that_of_the_fullest_rank():
+    def exchange(sent, received):
+        return Exchange("all_to_all", 2 * sum(sent), 2 * sum(received), torch.float32, sent, received, 2)
+
+    equal = Exchange("all_to_all", 8, 8, torch.int64)
+    hot = [equal, exchange((4, 2), (4, 5)), exchange((4, 5), (4, 2))]  # its 6 tokens' rows, 9 for its experts
+    cold = [equal, exchange((5, 1), (2, 1)), exchange((2, 1), (5, 1))]
+    assert imbalance([hot, cold]) == imbalance([cold, hot]) == 1.5
+    assert imbalance([[equal], [equal]]) == imbalance([[], []]) == 1.0
 
 
 # Generated code

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from farskip_compile.calibrate import Calibration, Row, calibrate, calibrate_link, calibration_text, main
 from farskip_compile.calibrate.assemble import with_compute, with_link
-from farskip_compile.calibrate.collectives import LinkFindings, monotone
+from farskip_compile.calibrate.collectives import LinkFindings, Uneven, monotone
 from farskip_compile.calibrate.memory import SOFTMAX_OPS, MemoryFigures, softmax_rate
 from farskip_compile.calibrate.products import Products
 from farskip_compile.calibrate.settings import MOST, QUICK_SECONDS, Budget, Grids, grids
@@ -179,6 +179,25 @@ def test_a_link_is_fitted_and_what_the_formula_misses_is_kept(name: str) -> None
     for sample in samples(slow=1.5):
         seconds = collective_seconds(sample.kind, sample.bytes, 2, off, ranks_per_node=2 if name == "intra_node" else 1)
         assert seconds == pytest.approx(sample.seconds, rel=0.1)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("duplex", [0.0, 0.4, 1.0])
+def test_both_ways_of_an_uneven_exchange(ranks: int, duplex: float) -> None:
+    """One rank gets 1.5 times what all give: in turns, its sum counts; at once, the larger."""
+    base = load_profile("cpu-gloo")
+    most, fewer = 3 * 2**20, 2 * 2**20
+    gets, gives = most * (ranks - 1) / ranks, fewer - most / ranks  # over the link
+    even = [replace(sample, ranks=ranks) for sample in samples()]
+    in_turns, at_once = (1e-4 + n * ranks / (ranks - 1) / 1e9 for n in ((gets + gives) / 2, max(gets, gives)))
+    uneven = Uneven(most, fewer, ranks, in_turns + duplex * (at_once - in_turns))
+    profile = with_link(base, "inter_node", LinkFindings(even, uneven=uneven), "a test")
+    assert profile.inter_node.duplex == pytest.approx(duplex, abs=0.02)
+    seconds = collective_seconds("all_to_all", most, ranks, profile, ranks_per_node=1, fewer=fewer)
+    assert seconds == pytest.approx(uneven.seconds, rel=0.02)
+    assert seconds <= 1.0001 * collective_seconds("all_to_all", most, ranks, profile, ranks_per_node=1)
+    tiny = replace(uneven, most=3 * 2**8, fewer=2 * 2**8)
+    assert with_link(base, "inter_node", LinkFindings(even, uneven=tiny), "a test").inter_node.duplex is None
 
 
 def test_a_small_budget_measures_fewer_points() -> None:

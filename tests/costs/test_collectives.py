@@ -114,6 +114,14 @@ def test_symbolic_rows_install_no_guard() -> None:
     assert list(env.guards) == before
 
 
+def test_an_uneven_exchange_has_two_sides() -> None:
+    def exchange(x):
+        return c10d.wait_tensor(c10d.all_to_all_single(x, [1] * RANKS, [ROWS // RANKS] * RANKS, "0"))
+
+    (launch,) = launches(trace(exchange, torch.zeros(ROWS, 6)))
+    assert collective_cost(launch, int) == CollectiveCost("all_to_all", ROWS * 6 * 4, "0", RANKS, RANKS * 6 * 4)
+
+
 def launches(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if is_launch(node)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,7 @@ def test_profiles_with_curves_survive_a_file_and_the_digest_covers_every_number(
     link = replace(
         load_profile("cpu-gloo").intra_node,
         interference=0.4,
+        duplex=0.25,
         correction={"all_to_all": Curve(axes=((2,), (1024,)), values=(1.5,))},
     )
     profile = with_curves(intra_node=link)
@@ -105,6 +107,7 @@ def test_profiles_with_curves_survive_a_file_and_the_digest_covers_every_number(
         {"curves": replace(profile.curves, fresh=None)},
         {"sync_seconds": 3e-6},
         {"intra_node": replace(link, interference=0.5)},
+        {"intra_node": replace(link, duplex=0.5)},
         {"intra_node": replace(link, correction=None)},
     )
     digests = {replace(profile, **change).digest() for change in changes}
@@ -160,4 +163,12 @@ def test_corrections_and_interference_of_the_link_that_a_group_uses() -> None:
             kind, 5000, 8, replace(base, ranks_per_node=4)
         )
     assert [interference(ranks, profile) for ranks in (1, 2, 4, 8)] == [0.0, 0.5, 0.5, 0.0]
+    # between two sizes seconds grow linearly, whatever the formula says; below and above as the formula's
+    all_to_all = functools.partial(collective_seconds, "all_to_all", ranks=2, profile=profile)
+    low, high = all_to_all(10), all_to_all(1000)
+    assert [all_to_all(size) for size in (10, 505, 604)] == pytest.approx(
+        [low, (low + high) / 2, low + 0.6 * (high - low)]
+    )
+    assert all_to_all(5) == pytest.approx(2 * collective_seconds("all_to_all", 5, 2, replace(base, ranks_per_node=4)))
+    assert all_to_all(0) > 0
     assert interference(2, profile, ranks_per_node=1) == 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -182,3 +183,34 @@ def test_taking_a_result_out_of_a_call_costs_nothing() -> None:
     assert call > 0
     assert results == [0.0] * len(results)
     assert results
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_inductor_counts_rows_that_depend_on_data_if_it_is_told_of_them(told: bool) -> None:
+    rows, width = 100, 64
+    found: dict[str, Any] = {}
+
+    def tell(graph: fx.Graph) -> None:
+        if told:
+            SizeHints(graph, fallback=rows).tell_inductor()
+
+    def read(kernels: Sequence[inductor.Kernel]) -> Sequence[inductor.Kernel]:
+        found["traffic"] = max(map(inductor.kernel_traffic, kernels))
+        found["buffers"] = [bytes for bytes, *_ in inductor.kernel_buffers(kernels)]
+        return kernels
+
+    def rows_of_a_table(which, table):
+        return (table[which.nonzero()[:, 0]] * 2) @ table[:5].T
+
+    options = {
+        "post_grad_custom_post_pass": tell,
+        "reorder_for_compute_comm_overlap": True,
+        "reorder_for_compute_comm_overlap_passes": [read],
+        "fx_graph_cache": False,
+    }
+    with inductor_config.patch(options), torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        torch.compile(rows_of_a_table, fullgraph=True)(torch.ones(rows), torch.rand(rows, width))
+    sizes = {"rows": rows * width * 4, "product": rows * 5 * 4}
+    assert [size in found["buffers"] for size in sizes.values()] == [told, told]
+    assert (found["traffic"] >= 2 * sizes["rows"]) is told  # else of the table alone
+    assert found["traffic"] < 3 * sizes["rows"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sympy
 import torch
 from hypothesis import given, settings
@@ -41,7 +43,7 @@ class Exchange:
         node.meta["val"] = value
         return node
 
-    def numbers(self, **kwargs: int) -> dict[str, list[int]]:
+    def numbers(self, **kwargs: Any) -> dict[str, list[int]]:
         size = SizeHints(self.graph, **kwargs)
         return {name: [size(symbol) for symbol in part] for name, part in self.symbols.items()}
 
@@ -58,6 +60,15 @@ def test_routing_is_taken_as_balanced(rows: int, ranks: int, experts: int) -> No
     assert Exchange(None, ranks, experts, static_out=rows).numbers() == numbers
 
 
+@settings(max_examples=20)
+@given(st.integers(0, 200), st.integers(1, 4), st.integers(1, 3), st.sampled_from([1.0, 1.5, 2.0]))
+def test_the_fullest_rank_has_more_rows_for_its_experts(rows: int, ranks: int, experts: int, imbalance: float) -> None:
+    numbers = Exchange(rows, ranks, experts).numbers(imbalance=imbalance)
+    assert (sum(numbers["sent"]), sum(numbers["got"])) == (rows, round(imbalance * rows)), "a dispatch"
+    numbers = Exchange(None, ranks, experts, static_out=rows).numbers(imbalance=imbalance)
+    assert (sum(numbers["sent"]), sum(numbers["got"])) == (round(imbalance * rows), rows), "a combine"
+
+
 def test_an_asserted_equality_helps_where_neither_side_is_known() -> None:
     exchange = Exchange(None, 2, 2)
     assert exchange.numbers(fallback=80) == {"sent": [20] * 4, "got": [20] * 4}  # nothing known: the fallback, shared
@@ -69,6 +80,19 @@ def test_a_hint_of_the_user_wins() -> None:
     exchange = Exchange(10, 2, 1)
     exchange.env.var_to_hint_override[exchange.symbols["sent"][0].node.expr] = 7
     assert exchange.numbers() == {"sent": [7, 3], "got": [5, 5]}
+
+
+def test_inductor_is_told_the_estimates_of_a_graph_but_not_against_the_user() -> None:
+    exchange = Exchange(10, 2, 1)
+    free = exchange.env.create_unbacked_symint().node.expr
+    sent, got = ([symbol.node.expr for symbol in exchange.symbols[name]] for name in ("sent", "got"))
+    exchange.env.var_to_hint_override[sent[0]] = 7
+    SizeHints(exchange.graph, imbalance=2.0).tell_inductor()
+    hints = exchange.env.var_to_hint_override
+    assert [hints[symbol] for symbol in (*sent, *got)] == [7, 3, 10, 10]
+    assert free not in hints, "no size of this graph"
+    static = trace(lambda x: x + 1, torch.zeros(3))
+    SizeHints(static).tell_inductor()  # nothing to tell
 
 
 def test_other_unknown_sizes_keep_their_range() -> None:
