@@ -1,7 +1,7 @@
 """Read a `Program` off Inductor's kernels after fusion, for the same scheduler.
 
 In:    the kernels of one graph in an order that respects their dependences; costs.
-Out:   the program; task i is kernel i.
+Out:   the program; task i is kernel i. Or an `UnsupportedPatternError`, if the order it comes in breaks a dependence.
 Never: changes a kernel.
 
 A kernel needs whatever makes a buffer that it depends on; Inductor's own dependences already hold control
@@ -16,6 +16,7 @@ from typing import Protocol
 from torch import fx
 
 from farskip_compile._compat import inductor
+from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes import ops
 from farskip_compile.passes.program import Buffer, Program, Role, Task
 
@@ -45,6 +46,8 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, i
         needs = tuple(sorted(needed))
         parts = inductor.kernel_parts(kernel)
         name = inductor.kernel_name(kernel)
+        if needs and needs[-1] > i:
+            raise _out_of_order(name, inductor.kernel_name(kernels[needs[-1]]), parts)
         launch = _launch_node(parts) if inductor.is_launch_kernel(kernel) else None
         awaited = _awaited(tasks, needs) if inductor.is_wait_kernel(kernel) else None
         if launch is not None:
@@ -57,6 +60,15 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, i
             tasks.append(Task(name, needs, estimate.kernel(parts, inductor.kernel_traffic(kernel))))
     buffers = [Buffer(size, made, tuple(users), kept) for size, made, users, kept in inductor.kernel_buffers(kernels)]
     return Program(tuple(tasks), (*buffers, Buffer(inputs, kept=True)))
+
+
+def _out_of_order(reader: str, writer: str, parts: list[tuple[bool, list[fx.Node]]]) -> UnsupportedPatternError:
+    node = next((node for _, origins in parts for node in origins), None)
+    return UnsupportedPatternError(
+        f"Inductor would run the kernel {reader} in front of {writer}, which writes what it reads, in place",
+        way_out="torch 2.13 and later can be told to keep them in order: update torch, or write that tensor out of place",
+        where=ops.where(node) if node is not None else None,
+    )
 
 
 def _launch_node(parts: list[tuple[bool, list[fx.Node]]]) -> fx.Node | None:

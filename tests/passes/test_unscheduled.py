@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,8 @@ from torch._inductor.dependencies import StarDep, WeakDep
 from torch.utils._ordered_set import OrderedSet
 
 from farskip_compile._compat import inductor
+from farskip_compile.errors import UnsupportedPatternError
+from farskip_compile.passes.kernel_program import read_kernels
 from farskip_compile.passes.program import Buffer, Program, Task, live_bytes
 from farskip_compile.passes.unscheduled import PLACE, remember_order, unscheduled_peak
 
@@ -122,3 +125,13 @@ def test_pinned_kernels_know_all_their_ancestors(data: st.DataObject) -> None:
     inductor.pin_kernels(kernels, {kernels[i]: [kernels[p] for p in sorted(one)] for i, one in enumerate(pins) if one})
     wanted = closure([one | pinned for one, pinned in zip(needs, pins, strict=True)])
     assert [set(map(int, kernel.ancestors)) for kernel in kernels] == wanted
+
+
+def test_an_order_that_breaks_a_dependence_is_refused() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    reader, writer = graph.call_function(torch.exp, (x,)), graph.call_function(torch.sin, (x,))
+    kernels = [Kernel("reader", reader, "writer"), Kernel("writer", writer)]
+    with pytest.raises(UnsupportedPatternError, match="reader in front of writer") as caught:
+        read_kernels(kernels, None)
+    assert caught.value.where.node == reader.name
