@@ -66,7 +66,7 @@ def _out_of_order(reader: str, writer: str, parts: list[tuple[bool, list[fx.Node
     node = next((node for _, origins in parts for node in origins), None)
     return UnsupportedPatternError(
         f"Inductor would run the kernel {reader} in front of {writer}, which writes what it reads, in place",
-        way_out="torch 2.13 and later can be told to keep them in order: update torch, or write that tensor out of place",
+        way_out="torch 2.13 and later can be told to keep the order: update torch, or write that tensor out of place",
         where=ops.where(node) if node is not None else None,
     )
 

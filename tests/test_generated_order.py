@@ -289,6 +289,18 @@ def test_reports_say_what_was_gained_and_keep_the_limit_on_memory(two_ranks: Any
     assert found[0].before.peak_bytes > parameters, "what is given counts, too"
 
 
+def test_the_fullest_rank_counts_before_and_after_fusion(two_ranks: Any) -> None:
+    """Routing without drops: its experts' rows are sent, computed and held."""
+    model = build("deepseek_v3", parallel=parallel("dropless", two_ranks), **SMALL)
+    for even, uneven in zip(reports(model), reports(model, load_imbalance=2.0), strict=True):
+        for one, other in ((even.unscheduled, uneven.unscheduled), (even.after, uneven.after)):
+            assert one is not None
+            assert other is not None
+            assert other.communication_seconds > 1.5 * one.communication_seconds
+            assert one.compute_seconds < other.compute_seconds
+            assert one.peak_bytes < other.peak_bytes
+
+
 def fused_with_what_hides_it(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """What is sent and what follows the product read one tensor: Inductor would make one kernel of the two."""
     received = all_to_all_single(x.sin(), None, None, dist.group.WORLD)

@@ -47,11 +47,10 @@ class SymbolicSizes:
         return {symbol: int(value) for symbol, value in {**hints, **values}.items() if symbol.is_integer}
 
     def hint(self, numbers: Mapping[sympy.Symbol, int]) -> None:
-        """Tell Inductor sizes that depend on data, as `torch._dynamo.override_optimization_hint` does, but for those
-        that the user has told."""
+        """Tell Inductor sizes that depend on data, as `torch._dynamo.override_optimization_hint` does."""
         hints = getattr(self._env, "var_to_hint_override", None)
         if hints is not None:
-            hints.update({s: n for s, n in numbers.items() if s not in hints and self._env.is_unbacked_symint(s)})
+            hints.update({s: n for s, n in numbers.items() if self._env.is_unbacked_symint(s)})
 
     def equalities(self) -> list[tuple[sympy.Expr, sympy.Expr]]:
         """Equalities of sizes that the program asserts when it runs, in the order in which it was traced."""

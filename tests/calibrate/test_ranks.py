@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
+import pytest
 import torch.distributed as dist
 
 from farskip_compile.calibrate import calibrate, calibrate_compute, calibrate_link, main
+from farskip_compile.calibrate.collectives import FULLER, Collectives
 from farskip_compile.calibrate.ranks import Ranks
 from farskip_compile.costs import COLLECTIVE_KINDS, load_profile
 from farskip_compile.errors import ConfigError
@@ -42,12 +44,16 @@ def everything(rank: int, world_size: int) -> dict[str, Any]:
         "refused": refused,
         "sizes": sizes,
         "said": Ranks(None, CPU).agreed(f"rank {rank}"),
+        "uneven": asdict(Collectives(Ranks(None, CPU)).measure((2**12, 2**16), 0.02).uneven),
     }
 
 
 def test_all_ranks_get_one_profile_and_links_are_measured_apart() -> None:
     first, second = run_ranks(everything, 2)
     assert first == second
+    seconds = first["uneven"].pop("seconds")  # of an exchange that all ranks took part in
+    assert seconds > 0
+    assert first["uneven"] == {"most": 2**16, "fewer": pytest.approx(2**16 / FULLER, rel=1e-3), "ranks": 2}
     assert first["said"] == "rank 0"
     assert "2 ranks are not 0 on each node" in first["refused"]
     # what is sent is measured whatever the budget, up to the largest message; of the rest, what a line needs

@@ -28,6 +28,7 @@ from farskip_compile.costs import (
     op_cost,
     profiles,
 )
+from farskip_compile.costs.estimates import Estimates
 from farskip_compile.errors import ConfigError, UnsupportedPatternError
 from tests.costs.traced import fake_ranks, trace
 
@@ -120,6 +121,12 @@ def test_an_uneven_exchange_has_two_sides() -> None:
 
     (launch,) = launches(trace(exchange, torch.zeros(ROWS, 6)))
     assert collective_cost(launch, int) == CollectiveCost("all_to_all", ROWS * 6 * 4, "0", RANKS, RANKS * 6 * 4)
+    base = load_profile("cpu-gloo")
+    in_turns, at_once, unknown = (
+        Estimates(launch.graph, replace(base, intra_node=replace(base.intra_node, duplex=part))).collective(launch)
+        for part in (0.0, 1.0, None)
+    )
+    assert in_turns < at_once == unknown
 
 
 def launches(graph: fx.Graph) -> list[fx.Node]:
