@@ -46,6 +46,10 @@ class SymbolicSizes:
         hints = getattr(self._env, "var_to_hint_override", {})
         return {symbol: int(value) for symbol, value in {**hints, **values}.items() if symbol.is_integer}
 
+    def depend_on_data(self) -> bool:
+        """Whether there is any size whose value nobody knows yet."""
+        return any(map(self._env.is_unbacked_symint, self._env.var_to_range)) if self._env is not None else False
+
     def hint(self, numbers: Mapping[sympy.Symbol, int]) -> None:
         """Tell Inductor sizes that depend on data, as `torch._dynamo.override_optimization_hint` does."""
         hints = getattr(self._env, "var_to_hint_override", None)

@@ -78,6 +78,8 @@ class SizeHints(Sizes):
         It would count such tensors as empty: when it orders kernels for less memory, and when it keeps the block of a
         dead tensor for a later one, which is free if nothing else seems to be alive.
         """
+        if not self._sizes.depend_on_data():
+            return
         lengths = (length for node in self._graph.nodes for length in _lengths(ops.fake(node)))
         symbolic = (self._sizes.expression(length) for length in lengths if isinstance(length, torch.SymInt))
         self._sizes.hint(
