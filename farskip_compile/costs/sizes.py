@@ -6,7 +6,7 @@ Never: installs a guard, or changes the graph; its shape environment is told the
 
 Sizes that come from inputs have the values of the example inputs. Sizes that depend on data (the rows that experts
 get) have none, and are estimated:
-1. A symbol that the user gave a hint for has that value.
+1. A symbol with a hint has that value: the user's, or in a backward graph what the forward graph has told Inductor.
 2. An equality that the program asserts at run time, such as `u0 + u1 + u2 = 4 s0`, is shared out evenly among its
    unknown symbols.
 3. An all-to-all with split lists: the side whose rows are known is that of the tokens, and shares them out evenly among
@@ -82,9 +82,7 @@ class SizeHints(Sizes):
             return
         lengths = (length for node in self._graph.nodes for length in _lengths(ops.fake(node)))
         symbolic = (self._sizes.expression(length) for length in lengths if isinstance(length, torch.SymInt))
-        self._sizes.hint(
-            {symbol: self(symbol) for symbol in dict.fromkeys(s for e in symbolic for s in e.free_symbols)}
-        )
+        self._sizes.hint({symbol: self(symbol) for expr in symbolic for symbol in expr.free_symbols})
 
     def _evaluate(self, expr: sympy.Expr) -> int:
         values = {s: self._numbers[s] if s in self._numbers else self._guess(s) for s in expr.free_symbols}

@@ -149,6 +149,13 @@ def test_measured_rates_count_instead_of_efficiencies() -> None:
     assert op_seconds(OpCost(0, 4, 0, torch.float32, "sync"), profile) == 2e-6
 
 
+@pytest.mark.parametrize("duplex", [-0.1, 1.1, float("nan")])
+def test_ways_overlap_by_a_part(duplex: float) -> None:
+    base = load_profile("cpu-gloo")
+    with pytest.raises(ConfigError, match=r"intra_node\.duplex"):
+        replace(base, intra_node=replace(base.intra_node, duplex=duplex))
+
+
 def test_corrections_and_interference_of_the_link_that_a_group_uses() -> None:
     base = load_profile("cpu-gloo")
     inside = replace(
