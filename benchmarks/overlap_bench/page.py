@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+from overlap_bench import cells
 from overlap_bench.cells import TRAINING
 from overlap_bench.names import COMMUNICATION, FULL, ORDER, OVERLAP, PASSES
 from overlap_bench.results import Result
@@ -80,7 +81,7 @@ def page(store: Store, json_name: str, picture: str | None) -> str:
     """The whole page."""
     results = store.ordered()
     verdicts = [verdict for result in results for verdict in judge(result)]
-    parts = [INTRO.format(json=json_name), _facts(store)]
+    parts = [INTRO.format(json=json_name), _facts(store), _not_measured(results)]
     if picture is not None:
         parts.append(f"![hidden communication and step time over the bound]({picture})\n")
     parts += [_targets(verdicts), "## Cells\n"]
@@ -97,8 +98,22 @@ def write_page(store: Store, path: Path, json_path: Path, picture: Path | None) 
 
 def _facts(store: Store) -> str:
     machines = Counter(result.machine for result in store.ordered())
-    facts = {"machine": "; ".join(f"{name} ({cells} cells)" for name, cells in machines.items()), **store.facts}
+    facts = {"machine": "; ".join(f"{name} ({count} cells)" for name, count in machines.items()), **store.facts}
     return "\n".join(f"- {name}: {text}" for name, text in facts.items()) + "\n"
+
+
+def _not_measured(results: Sequence[Result]) -> str:
+    """The cells of the grid that are not on the page, so that nobody takes what is for all."""
+    measured = {str(result.at) for result in results}
+    wanted = cells.grid()
+    missing = cells.by_group(cell for cell in wanted if str(cell) not in measured)
+    if not missing:
+        return f"All {len(wanted)} cells of the grid are measured.\n"
+    count = sum(map(len, missing.values()))
+    names = "; ".join(
+        f"`{group}` at {', '.join(f'{ratio:g}' for ratio in ratios)}" for group, ratios in missing.items()
+    )
+    return f"Of the grid's {len(wanted)} cells, {count} are not measured (`--resume` measures them): {names}.\n"
 
 
 def _targets(verdicts: Sequence[Verdict]) -> str:

@@ -211,6 +211,8 @@ def test_page_and_picture_are_made_from_the_file_alone(tmp_path, monkeypatch, ca
     ):
         assert part in text
     assert "| hidden | 1 | 2 |" in text
+    assert "Of the grid's 144 cells, 141 are not measured" in text
+    assert "`deepseek_v3/prefill/balanced/2` at 0.25, 1, 2;" in text
     assert "- `deepseek_v3/prefill/balanced/2/0.5` hidden: 90.0 % (at least 98 %)" in text
     rows = [line for line in text.splitlines() if line.startswith("| 0.5 | **full** ")]
     assert len(rows) == 2
@@ -223,6 +225,8 @@ def test_page_and_picture_are_made_from_the_file_alone(tmp_path, monkeypatch, ca
 
 
 def test_a_page_without_results_or_targets():
-    assert "## Cells" in page.page(Store(None), "x.json", None)
+    empty = page.page(Store(None), "x.json", None)
+    assert "## Cells" in empty
+    assert "144 are not measured" in empty
     assert summary([]) == []
     assert plot.MARKS.keys() == plot.COLOURS.keys()
