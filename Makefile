@@ -7,7 +7,7 @@ WORKERS ?= 2
 # The tests' ranks and Inductor's builds must not oversubscribe the machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint bench zoo clean
+.PHONY: demo test lint bench zoo compat fuzz clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -41,5 +41,14 @@ bench: $(VENV)/.installed
 zoo: $(VENV)/.installed
 	$(VENV)/bin/farskip zoo --against docs/zoo.json --page docs/zoo.md
 
+# The core tests on other versions of torch and transformers, in environments of their own (gigabytes each, removed at
+# once); writes docs/compat.json and the table in the README. COMPAT="--only torch-2.11 --keep" for one of them.
+compat:
+	$(PYTHON) -m tests.compat --workers $(WORKERS) $(COMPAT)
+
+# Generated graphs and models in any number: FUZZ="--seconds 600 --seed 7" for another, shorter run.
+fuzz: $(VENV)/.installed
+	$(PY) -m tests.fuzz --jobs $(WORKERS) $(FUZZ)
+
 clean:
-	rm -rf $(VENV) $(PLAIN) build out *.egg-info
+	rm -rf $(VENV) $(PLAIN) .compat build out *.egg-info

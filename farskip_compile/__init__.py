@@ -16,15 +16,19 @@ from farskip_compile.errors import (
     FarSkipError,
     InseparableExpertsError,
     LayerRangeError,
+    ManifestError,
     NoResidualStackError,
     NotASumError,
+    OptionsMismatchError,
     OrderMismatchError,
     ParallelismError,
     PartialModelError,
+    RankFailedError,
     UnsupportedPatternError,
     VerificationError,
 )
 from farskip_compile.explain import Explanation, explain
+from farskip_compile.manifest import Manifest, describe, load_manifest, save_manifest
 from farskip_compile.prepare import Preparation, prepare
 from farskip_compile.report import CompileReport, Outcome, clear_reports, last_reports
 from farskip_compile.schedule_report import ScheduleReport, clear_schedules, last_schedules
@@ -44,13 +48,17 @@ __all__ = [
     "FarSkipWarning",
     "InseparableExpertsError",
     "LayerRangeError",
+    "Manifest",
+    "ManifestError",
     "NoResidualStackError",
     "NotASumError",
+    "OptionsMismatchError",
     "OrderMismatchError",
     "Outcome",
     "ParallelismError",
     "PartialModelError",
     "Preparation",
+    "RankFailedError",
     "ScheduleReport",
     "Snapshot",
     "UnsupportedPatternError",
@@ -58,11 +66,14 @@ __all__ = [
     "backend",
     "clear_reports",
     "clear_schedules",
+    "describe",
     "explain",
     "farskip",
     "last_reports",
     "last_schedules",
+    "load_manifest",
     "prepare",
+    "save_manifest",
     "snapshot",
     "verify",
 ]

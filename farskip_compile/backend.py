@@ -9,8 +9,11 @@ training, inference, autocast; FX-graph and AOTAutograd caches stay on.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import fx
@@ -18,21 +21,28 @@ from torch import fx
 from farskip_compile._compat import (
     ddp_splits_graphs,
     inductor_compiler,
-    inductor_config,
     is_resumed,
     lookup_backend,
 )
-from farskip_compile._compat.inductor import scheduling_options
-from farskip_compile.cache_identity import identity_of
+from farskip_compile._compat.distributed import world_group
+from farskip_compile._compat.inductor import inductor_setting, scheduling_options
+from farskip_compile._compat.inner_compile import compile_inside
+from farskip_compile._compat.names import POST_GRAD
+from farskip_compile.cache_identity import identity_of, source_hash
+from farskip_compile.common_options import common_options
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, PartialModelError
-from farskip_compile.overlap_passes import KernelPass, PostGradPass, make_plan
+from farskip_compile.overlap_passes import KernelPass, Plan, PostGradPass, make_plan
 from farskip_compile.passes.pin_products import pin_products
 from farskip_compile.pipeline import run
+from farskip_compile.rank_failures import failure_told
 from farskip_compile.report import CompileReport, Outcome, earlier_outcome, last_reports, publish
+from farskip_compile.stale_artifacts import expect
+from farskip_compile.unscheduled import checked_at_first_run, orders_as_captured
 
 Compiled = Callable[..., Any]
-POST_GRAD = "post_grad_custom_post_pass"
+telling = partial(failure_told, "failed to compile")
+"""Around what other ranks may come to wait for."""
 
 
 class FarSkipWarning(UserWarning):
@@ -57,7 +67,8 @@ def farskip(
     Raises:
         FarSkipError: see `farskip_compile.errors`.
     """
-    return Backend(FarSkipConfig.from_options(options), mode)(module, example_inputs)
+    with telling() if _take.get() is None else nullcontext():
+        return Backend(FarSkipConfig.from_options(options), mode)(module, example_inputs)
 
 
 @dataclass(frozen=True)
@@ -88,20 +99,38 @@ class Backend:
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
         """Rewire `module` and compile it with the inner backend."""
-        publish(self._rewire(module), self.config.on_report)
-        if self.config.inner == "inductor":
-            return inductor_compiler(self._inductor_options(module), self.mode)(module, example_inputs)
-        compiled: Compiled = lookup_backend(self.config.inner)(module, list(example_inputs))
-        return compiled
+        take = _take.get()
+        with telling() if take is None else nullcontext():
+            report = self._rewire(module)
+            publish(report, self.config.on_report if take is None else None)
+            if take is not None:
+                return take(self, module, example_inputs, report)
+            return self.compile(module, example_inputs, report)
 
-    def _inductor_options(self, module: fx.GraphModule) -> dict[str, Any]:
+    def compile(
+        self, module: fx.GraphModule, example_inputs: Sequence[Any], report: CompileReport | None = None
+    ) -> Compiled:
+        """Compile a graph that is rewired already with the inner backend."""
+        common = common_options(self.config, report, source_hash())
+        inductor = self.config.inner == "inductor"
+        plan = make_plan(self.config, module, common) if inductor else None
+        unannounced = plan is None and self.config.check_order and world_group() is not None
+        orders = orders_as_captured(module.graph) if unannounced else {}
+        if inductor:
+            compiler = inductor_compiler(self._inductor_options(module, plan), self.mode)
+            compiled = compile_inside(compiler, module, example_inputs, telling)
+        else:
+            compiled = lookup_backend(self.config.inner)(module, list(example_inputs))
+        return checked_at_first_run(compiled, orders, common)
+
+    def _inductor_options(self, module: fx.GraphModule, plan: Plan | None) -> dict[str, Any]:
         """The user's options for Inductor and, added to them, our two passes."""
         options = dict(self.config.inductor)
-        plan = make_plan(self.config, module)
         identity = identity_of(self.config, module, plan)
-        theirs = options.get(POST_GRAD, getattr(inductor_config, POST_GRAD))
+        theirs = options.get(POST_GRAD, inductor_setting(POST_GRAD))
         options[POST_GRAD] = PostGradPass(identity, theirs, plan)
         if plan is not None:
+            expect(identity, plan.common)
             options.update(scheduling_options(options, KernelPass(plan, identity), pin_products, identity))
         return options
 
@@ -136,6 +165,22 @@ class Backend:
         return CompileReport(
             Outcome.REFUSED, nodes=len(module.graph.nodes), config=self.config.to_json(), reason=str(error)
         )
+
+
+Take = Callable[[Backend, fx.GraphModule, Sequence[Any], CompileReport], Compiled]
+"""Gets a backend, a rewired graph, its example inputs and the report; says what is to be called for the graph."""
+
+_take: ContextVar[Take | None] = ContextVar("farskip_take", default=None)
+
+
+@contextmanager
+def taking(take: Take) -> Iterator[None]:
+    """Within the block and in this thread, backends rewire what they get and hand it to `take` instead of compiling."""
+    token = _take.set(take)
+    try:
+        yield
+    finally:
+        _take.reset(token)
 
 
 def backend(config: FarSkipConfig | None = None, /, *, mode: str | None = None, **options: Any) -> Backend:

@@ -1,4 +1,4 @@
-"""The command line: `farskip explain MODEL`, `farskip demo`; `overlap`, `zoo`, `calibrate` have files of their own.
+"""The command line: `farskip explain MODEL`, `farskip demo`; the other commands have files of their own.
 
 Contract: exit status 0 if all went well, 1 if a model was refused or a check failed, 2 for wrong usage. Errors of this
 package are a short panel, never a traceback. With `--json`, stdout holds one JSON document and nothing else.
@@ -9,11 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import re
 import shlex
 import sys
-import traceback
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -22,11 +19,12 @@ from rich.console import Console
 
 from farskip_compile import render_text
 from farskip_compile.cli_calibrate import calibrate_command
+from farskip_compile.cli_manifest import manifest_command
+from farskip_compile.cli_model import MODEL_HELP, Wish, layer_range, load_model
 from farskip_compile.cli_overlap import overlap_command
 from farskip_compile.cli_zoo import zoo_command
 from farskip_compile.errors import ConfigError
-from farskip_compile.explain import Refusal, explain, versions
-from farskip_compile.model_source import Loaded, built_in_names, load
+from farskip_compile.explain import explain, versions
 from farskip_compile.prepare import prepare
 
 app = typer.Typer(
@@ -39,15 +37,7 @@ app = typer.Typer(
 app.command("overlap")(overlap_command)
 app.command("zoo")(zoo_command)
 app.command("calibrate")(calibrate_command)
-
-
-class Wish(StrEnum):
-    """Values of --connectivity."""
-
-    FULL = "full"
-    ATTENTION = "attention"
-    MLP = "mlp"
-    NONE = "none"
+app.command("manifest")(manifest_command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -69,9 +59,7 @@ def main(
 def explain_command(
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL", help=f"One of {', '.join(built_in_names())}; or package.module:callable for one of yours."
-        ),
+        typer.Argument(metavar="MODEL", help=MODEL_HELP),
     ],
     connectivity: Annotated[Wish, typer.Option(help="What to rewire.")] = Wish.FULL,
     layers: Annotated[
@@ -85,16 +73,14 @@ def explain_command(
     ] = False,
 ) -> None:
     """Show what the backend finds in a model and what it would change. The model is captured, not run."""
-    layer_range = _layer_range(layers)
+    chosen = layer_range(layers)
     errors = Console(stderr=True)
     logging.getLogger("torch").setLevel(logging.CRITICAL)  # a refusal says what Dynamo logs
-    loaded = _load(model, errors)
+    loaded = load_model(model, errors)
     try:
         if prepared:
             errors.print(str(prepare(loaded.model)), style="dim", highlight=False)  # type: ignore[arg-type]
-        found = explain(
-            loaded.model, *loaded.args, connectivity=connectivity.value, layers=layer_range, **loaded.kwargs
-        )
+        found = explain(loaded.model, *loaded.args, connectivity=connectivity.value, layers=chosen, **loaded.kwargs)
         found = dataclasses.replace(found, model=model)
         if png is not None and found.report is not None and found.report.rows:
             from farskip_compile.render_png import draw
@@ -112,30 +98,6 @@ def explain_command(
             console.print(f"\nPicture: {png}", soft_wrap=True)
     if found.refusal is not None:
         raise typer.Exit(1)
-
-
-def _layer_range(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+):(\d+)", text)
-    if match is None:
-        raise typer.BadParameter(
-            f"{text!r} is no range: give A:B, for example 3:60 for layers 3 to 60", param_hint="--layers"
-        )
-    return int(match[1]), int(match[2])
-
-
-def _load(model: str, errors: Console) -> Loaded:
-    try:
-        return load(model)
-    except ConfigError as error:
-        errors.print(render_text.error(error))
-        raise typer.Exit(2) from None
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raised = Refusal(type(error).__name__, f"{model} raised: {error}", f"at {last.filename}:{last.lineno}")
-        errors.print(render_text.refusal(raised))
-        raise typer.Exit(1) from None
 
 
 @app.command("demo")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -15,10 +16,18 @@ from typing import Any, Literal, get_args
 from farskip_compile._compat import CustomGraphPass
 from farskip_compile.costs import HardwareProfile, load_profile, profiles
 from farskip_compile.errors import ConfigError
+from farskip_compile.manifest import Manifest, load_manifest, read_manifest
 from farskip_compile.passes.connectivity import Connectivity, Named
 from farskip_compile.passes.list_schedule import Limits
 
 Inner = Literal["inductor", "aot_eager", "eager"]
+
+
+class _Unsaid(str):
+    """A default that nobody asked for, equal to the same text: a manifest may say something else."""
+
+
+UNSAID: Any = _Unsaid("full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +38,17 @@ class FarSkipConfig:
         ConfigError: a value of the wrong type, or options that exclude each other.
     """
 
-    connectivity: Connectivity = "full"
+    connectivity: Connectivity = UNSAID
     """`"full"`, `"attention"`, `"mlp"`, `"none"` (paper section 3), or a table: sub-block name -> names of the terms
     that it leaves out, as `farskip explain` prints them."""
 
     layers: tuple[int, int] | None = None
     """First and last layer to rewire, both inclusive; None for all. A layer begins at each token mixer. The first
     attention in the range also leaves out the routed experts of the layer before it."""
+
+    manifest: Manifest | Mapping[str, Any] | str | os.PathLike[str] | None = None
+    """Manifest of the checkpoint: as it is, as parsed JSON, or the path of a file or checkpoint folder
+    (`farskip_compile.load_manifest`). It says `connectivity` and `layers`; a model that is not its own is refused."""
 
     inner: Inner = "inductor"
     """The backend that compiles the rewired graph."""
@@ -74,12 +87,15 @@ class FarSkipConfig:
     theirs: `farskip_compile.comm.expert_group(group)`. None: they stay where they are."""
 
     check_order: bool = True
-    """Compare the order of collectives across the ranks at the first run of each graph, and raise instead of hang."""
+    """Compare the order of collectives, and the options, across the ranks at the first run of each graph, and raise
+    instead of hang or compute with different models. The same on all ranks."""
 
     on_report: Callable[[Any], None] | None = None
     """Called with the `CompileReport` of each graph that the backend receives."""
 
     def __post_init__(self) -> None:
+        self._check_connectivity()  # what the caller said
+        self._take_manifest()
         self._check_connectivity()
         if self.layers is not None:
             ok = isinstance(self.layers, Sequence) and len(self.layers) == 2
@@ -109,6 +125,28 @@ class FarSkipConfig:
             raise ConfigError("on_report is not callable", way_out="pass a function of one report")
 
         self._check_schedule()
+
+    def _take_manifest(self) -> None:
+        if self.manifest is None:
+            return
+        found = self.manifest
+        if isinstance(found, Mapping):
+            found = read_manifest(found, "the manifest")
+        elif isinstance(found, str | os.PathLike):
+            found = load_manifest(found)
+        if not isinstance(found, Manifest):
+            raise ConfigError(
+                f"manifest={self.manifest!r} is no manifest", way_out="a Manifest, its parsed JSON, or a path"
+            )
+        object.__setattr__(self, "manifest", found)
+        for name, unsaid in (("connectivity", isinstance(self.connectivity, _Unsaid)), ("layers", self.layers is None)):
+            given, theirs = _as_lists(getattr(self, name)), _as_lists(getattr(found, name))
+            if not unsaid and given != theirs:
+                raise ConfigError(
+                    f"{name}={given!r} contradicts {found}, in which it is {theirs!r}",
+                    way_out=f"drop {name}, or the manifest",
+                )
+            object.__setattr__(self, name, getattr(found, name))
 
     def _check_schedule(self) -> None:
         if isinstance(self.profile, str):
@@ -185,13 +223,14 @@ class FarSkipConfig:
     def to_json(self) -> dict[str, Any]:
         """Everything that decides the result, as plain data (also the cache identity of the configuration)."""
         table = (
-            self.connectivity
+            str(self.connectivity)
             if isinstance(self.connectivity, str)
             else {k: list(v) for k, v in self.connectivity.items()}
         )
         return {
             "connectivity": table,
             "layers": list(self.layers) if self.layers else None,
+            "manifest": self.manifest.digest if isinstance(self.manifest, Manifest) else None,
             "inner": self.inner,
             "strict": self.strict,
             "merge_reductions": self.merge_reductions,
@@ -204,6 +243,13 @@ class FarSkipConfig:
             "check_order": self.check_order,
             "inductor": {key: _stable(value) for key, value in sorted(self.inductor.items())},
         }
+
+
+def _as_lists(value: Any) -> Any:
+    """A connectivity or a range of layers, in one form however it was given."""
+    if isinstance(value, Mapping):
+        return {row: list(terms) for row, terms in value.items()}
+    return list(value) if isinstance(value, list | tuple) else value
 
 
 def _is_number(value: object, *, least: float) -> bool:

@@ -77,6 +77,10 @@ class ConnectivityError(ConfigError):
     """A user's table names a sub-block or a term that the model does not have, or that is not read."""
 
 
+class ManifestError(ConfigError):
+    """A manifest that can't be read or written, or that is of another model than the one that is compiled."""
+
+
 class DenseModelError(FarSkipError):
     """The model has a residual stack, but no routed experts in it."""
 
@@ -106,11 +110,20 @@ class InseparableExpertsError(UnsupportedPatternError):
 
 
 class VerificationError(FarSkipError):
-    """The table read off the rewired graph is not the one that was asked for: a defect of this package."""
+    """What was made is not what was asked for: the wiring or a value of the rewired graph, the order of the scheduled
+    one, or a compiled graph from a cache. A defect of this package."""
 
 
 class OrderMismatchError(FarSkipError):
     """Two ranks are about to launch different collectives on one process group, which would hang."""
+
+
+class OptionsMismatchError(OrderMismatchError):
+    """Ranks of one process group have compiled with other options, other versions, or to another result."""
+
+
+class RankFailedError(FarSkipError):
+    """This rank waits for one that has failed to compile, or does not come within the timeout of the process group."""
 
 
 class AsyncCollectiveError(PartialModelError):

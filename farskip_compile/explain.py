@@ -9,23 +9,22 @@ a model on the meta device can be explained too. Compiled code of this process i
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 import torch
-from torch import fx
 
 from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException, capture_place, failing_line
 from farskip_compile.async_calls import async_collective
-from farskip_compile.backend import Backend, backend
+from farskip_compile.capture import capture
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.errors import FarSkipError, NoResidualStackError
+from farskip_compile.errors import FarSkipError
 from farskip_compile.in_flight import independent
 from farskip_compile.known_breaks import known_break
 from farskip_compile.passes.connectivity import Connectivity, LayerRange
-from farskip_compile.report import CompileReport, Outcome
+from farskip_compile.report import CompileReport
 
 
 @dataclass(frozen=True)
@@ -103,40 +102,12 @@ def explain(
     return Explanation(name, config, as_written, refusal)
 
 
-class _Captured(Exception):
-    """Ends the call once the graph is known, before anything is computed."""
-
-
 def _capture(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], config: FarSkipConfig
 ) -> CompileReport:
     """The report of the one graph of `model`."""
-    reports: list[CompileReport] = []
-    rewiring: Backend = backend(
-        connectivity=config.connectivity, layers=config.layers, inner=config.inner, on_report=reports.append
-    )
-
-    def stop(*_: Any) -> Any:
-        raise _Captured
-
-    def capture(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        rewiring(module, inputs)
-        return stop
-
-    torch.compiler.reset()
-    try:
-        with torch.no_grad():
-            torch.compile(model, backend=capture, fullgraph=True)(*args, **kwargs)
-    except _Captured:
-        pass
-    finally:
-        torch.compiler.reset()
-    if not reports or reports[-1].outcome is Outcome.NO_STACK:
-        raise NoResidualStackError(
-            "the model has no residual stack: no sum that a sub-block reads from",
-            way_out="give the whole model, from token ids to logits",
-        )
-    return reports[-1]
+    with torch.no_grad():
+        return capture(model, args, kwargs, config).report
 
 
 def not_captured(error: TorchDynamoException) -> Refusal:

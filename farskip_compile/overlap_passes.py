@@ -4,13 +4,15 @@ Contract: configuration is bound at construction; equal passes make equal schedu
 the cache keys (`uuid` of the one, the pickled fields of the other), so a change of configuration, hardware profile or
 source of this package never gets a stale artifact. Nothing is communicated or measured.
 
-    PostGradPass   the user's own passes -> collectives -> schedule_graph -> announcement -> pins
-    KernelPass     schedule_kernels; its figures go into the announcement
+    PostGradPass   the user's own passes -> collectives -> schedule_graph -> announcement -> pins -> order_verification
+    KernelPass     schedule_kernels; its figures go into the announcement; kernel_verification
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +27,10 @@ from farskip_compile.costs import default_profile
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.errors import ConfigError
+from farskip_compile.graph_before import remember
+from farskip_compile.kernel_verification import verify_kernels
 from farskip_compile.order_check import announcement, collective_orders, insert_announcement
+from farskip_compile.order_verification import verify_order
 from farskip_compile.passes import ops
 from farskip_compile.passes.collectives import normalize_collectives
 from farskip_compile.passes.graph_program import input_bytes
@@ -54,10 +59,18 @@ class Plan:
     """Rows that the fullest rank gets in a dispatch without drops, over the mean."""
     check_order: bool = True
     """Compare the order of the collectives across ranks at the first run."""
+    common: Mapping[str, Any] = field(default_factory=dict)
+    """What else all ranks must have in common, see `common_options`; compared with the order."""
 
 
-def make_plan(config: FarSkipConfig, module: fx.GraphModule) -> Plan | None:
-    """How `config` wants a graph from Dynamo scheduled; None if not at all, or if there is no `torch.distributed`."""
+def make_plan(config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str, Any] | None = None) -> Plan | None:
+    """How `config` wants a graph from Dynamo scheduled; None if not at all, or if there is no `torch.distributed`.
+
+    Args:
+        config: the configuration.
+        module: the graph.
+        common: what all ranks must have in common, but for the profile, which is found here.
+    """
     if not config.schedule or world_group() is None:
         return None
     profile = config.profile
@@ -69,7 +82,9 @@ def make_plan(config: FarSkipConfig, module: fx.GraphModule) -> Plan | None:
         profile = default_profile(device.type if device is not None else "cpu", name)
     assert isinstance(profile, HardwareProfile)
     limits = Limits(config.memory_increase, config.in_flight_bytes)
-    return Plan(profile, limits, config.ep_group, config.load_imbalance, config.check_order)
+    figures = hashlib.sha256(json.dumps(profile.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+    common = {**(common or {}), "profile": f"{profile.name} {figures}"}
+    return Plan(profile, limits, config.ep_group, config.load_imbalance, config.check_order, common)
 
 
 class PostGradPass(CustomGraphPass):
@@ -91,7 +106,7 @@ class PostGradPass(CustomGraphPass):
         for one in self.inner:
             one(graph)
         if self.plan is not None and collective_orders(graph):
-            schedule_post_grad(graph, self.plan)
+            schedule_post_grad(graph, self.plan, self.identity)
 
     def uuid(self) -> Any:
         """Identity of all passes; None (no caching) if one of the user's has none."""
@@ -100,9 +115,15 @@ class PostGradPass(CustomGraphPass):
 
 
 @collector_paused()
-def schedule_post_grad(graph: fx.Graph, plan: Plan) -> ScheduleReport:
-    """Order `graph` in place, announce its collectives and pin its waits."""
-    collapsed = normalize_collectives(graph, _regroup(graph, plan.ep_group))
+def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> ScheduleReport:
+    """Order `graph` in place, announce its collectives and pin its waits; `identity` is that of the compile.
+
+    Raises:
+        VerificationError: the graph that comes out could not take the place of the one that came in.
+    """
+    before = remember(graph, inductor.in_place_arguments)
+    regroup = _regroup(graph, plan.ep_group)
+    collapsed = normalize_collectives(graph, regroup)
     estimates = Estimates(graph, plan.profile, plan.imbalance)
     estimates.size.tell_inductor()
     limits = replace(plan.limits, memory_increase=UNFUSED * plan.limits.memory_increase)
@@ -115,10 +136,11 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan) -> ScheduleReport:
         waits_collapsed=collapsed.waits,
         profile=plan.profile.name,
     )
-    data = {**report.to_json(), **timelines(schedule), "check": plan.check_order}
-    data["unscheduled"] = data["before"]
+    data = {**report.to_json(), **timelines(schedule), "check": plan.check_order, "common": plan.common}
+    data |= {"unscheduled": data["before"], "identity": identity}
     insert_announcement(graph, json.dumps(data, sort_keys=True))
     inductor.pin(graph, waiting)
+    verify_order(graph, before, regroup)
     graph.lint()
     return ScheduleReport.from_json(data)
 
@@ -171,4 +193,5 @@ class KernelPass:
             data.update(timelines(schedule), level="kernels")
             data["unscheduled"]["peak_bytes"] = schedule.usual
             inductor.set_text_argument(kernel, json.dumps(data, sort_keys=True))
+        verify_kernels(kernels, [*first, *ordered])
         return [*first, *ordered]

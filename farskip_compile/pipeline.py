@@ -1,7 +1,7 @@
 """The four steps on one Dynamo graph: normalize, residual, rewire, verify.
 
-Contract: `run` edits the graph in place and returns the report, or raises a `FarSkipError` and leaves the graph as it
-was. A graph without a residual stack is not touched.
+Contract: `run` edits the graph in place and returns the report, which says what was read off the edited graph, or
+raises a `FarSkipError` and leaves the graph as it was. A graph without a residual stack is not touched.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ from typing import Any
 from torch import fx
 
 from farskip_compile._compat import callers_graph_break, graph_break_reason, is_module_state, is_resumed, keep_sources
+from farskip_compile._compat.modules import child_names
 from farskip_compile.collector import collector_paused
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import NotASumError, PartialModelError, Where
 from farskip_compile.known_breaks import known_break
+from farskip_compile.manifest import Manifest
+from farskip_compile.manifest.check import check_as_written, check_rewired
+from farskip_compile.manifest.graph_parameters import graph_parameters
 from farskip_compile.passes import ops
 from farskip_compile.passes.connectivity import Request, ask
 from farskip_compile.passes.merge_reductions import merge_reductions
@@ -28,8 +32,9 @@ from farskip_compile.passes.not_a_sum import not_a_sum
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire import rewire
 from farskip_compile.passes.table import ResidualTable
+from farskip_compile.passes.term_tags import tag_terms
 from farskip_compile.report import CompileReport, Outcome, row_reports
-from farskip_compile.verification import snapshot, verify
+from farskip_compile.verification import as_found, renumbered, snapshot, verify
 from farskip_compile.wiring import classify_wiring
 
 
@@ -64,14 +69,14 @@ def _run_or_restore(module: fx.GraphModule, config: FarSkipConfig) -> CompileRep
     with timer("backup"):
         original = copy.deepcopy(module.graph)
         keep_sources(module.graph, original)
-        attributes = set(module._modules)
+        attributes = child_names(module)
     report = None
     try:
         report = _run(module, config, timer)
     finally:
         if report is None or report.outcome is Outcome.NO_STACK:
             module.graph = original
-            for name in set(module._modules) - attributes:
+            for name in child_names(module) - attributes:
                 delattr(module, name)
     return report
 
@@ -91,23 +96,35 @@ def _run(module: fx.GraphModule, config: FarSkipConfig, timer: Timer) -> Compile
     }
     if table is None:
         return CompileReport(Outcome.NO_STACK, reason="no sum that a sub-block reads from", **common)
+    manifest = config.manifest if isinstance(config.manifest, Manifest) else None
     with timer("request"):
+        parameters = graph_parameters(table)
+        if manifest is not None:
+            check_as_written(manifest, table, parameters)
         request = ask(table, config.connectivity, config.layers)
         wanted = request.wanted(table)
+        if manifest is not None:
+            check_rewired(manifest, wanted)
         before = snapshot(table)
     with timer("rewire"):
         parted = rewire(module, table, request)
         merged = merge_reductions(module) if config.merge_reductions and request.left_out else 0
     with timer("verify"):
-        verify(module, wanted, before)
+        found = verify(module, wanted, before)
+        after = as_found(table, found, before)
+    with timer("tag"):
+        assert found.handles is not None
+        names = [table.terms[index].name for index in renumbered(found, before)]
+        tag_terms(found.handles.stream, found.handles.regions, names)
     module.recompile()
     return CompileReport(
         _outcome(request),
         terms=tuple(term.name for term in table.terms),
         term_kinds=tuple(term.kind for term in table.terms),
-        rows=row_reports(table, wanted),
+        rows=row_reports(table, after),
+        sub_block_parameters=parameters.used,
         wiring_before=classify_wiring(table),
-        wiring_after=classify_wiring(wanted),
+        wiring_after=classify_wiring(after),
         collectives_parted=parted,
         reductions_merged=merged,
         **common,

@@ -65,6 +65,8 @@ class CompileReport:
     terms: tuple[str, ...] = ()
     term_kinds: tuple[Kind, ...] = ()
     rows: tuple[RowReport, ...] = ()
+    sub_block_parameters: tuple[str, ...] = ()
+    """Parameters that the sub-blocks use, by the names under which the traced code reached them (not in the JSON)."""
     wiring_before: str = ""
     """`standard`, `attention`, `mlp (parallel block)`, `full`, `shortcut MoE` or `other`."""
     wiring_after: str = ""

@@ -10,12 +10,13 @@ import json
 import logging
 import threading
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 from farskip_compile._compat import trace_artifact
 from farskip_compile.passes.list_schedule import Schedule
-from farskip_compile.passes.program import Timeline
+from farskip_compile.passes.program import Flight, Timeline
 
 log = logging.getLogger("farskip_compile")
 
@@ -73,6 +74,8 @@ class ScheduleReport:
     """Superfluous waits removed."""
     profile: str = ""
     """Name of the hardware profile behind the figures."""
+    flights: tuple[Flight, ...] = ()
+    """Each collective in the order that runs: launch, wait and what is computed in between."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
@@ -85,6 +88,8 @@ class ScheduleReport:
         for name in ("unscheduled", "before", "after"):
             if known.get(name) is not None:
                 known[name] = Predicted(**known[name])
+        if "flights" in known:
+            known["flights"] = tuple(_flight(one) for one in known["flights"])
         return cls(**known)
 
     def summary(self) -> str:
@@ -105,8 +110,23 @@ class ScheduleReport:
 
 
 def timelines(schedule: Schedule) -> dict[str, Any]:
-    """The part of a report that a schedule fills."""
-    return {"before": asdict(Predicted.of(schedule.before)), "after": asdict(Predicted.of(schedule.after))}
+    """The part of a report that a schedule fills, as short as can be: it is a text in the compiled graph."""
+    return {
+        "before": asdict(Predicted.of(schedule.before)),
+        "after": asdict(Predicted.of(schedule.after)),
+        "flights": [[_short(value) for value in astuple(flight)] for flight in schedule.flights],
+    }
+
+
+def _short(value: Any) -> Any:
+    """Estimates are not better than four digits."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _flight(data: Mapping[str, Any] | Sequence[Any]) -> Flight:
+    """From the form of `to_json`, or that of `timelines`."""
+    known = dict(data) if isinstance(data, Mapping) else dict(zip(Flight.__dataclass_fields__, data, strict=True))
+    return Flight(**{**known, "terms": tuple(known["terms"])})
 
 
 _reports: deque[ScheduleReport] = deque(maxlen=KEPT)

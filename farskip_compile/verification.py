@@ -1,25 +1,35 @@
-"""Proof of the rewiring: read the table off the edited graph again, and compare it with what was asked for.
+"""Proof of the rewiring: the graph says once more what it is wired like, and that it still computes the rest.
 
-Contract: runs after every compile. Uses the graph only (never a record of what `rewire` meant to do), compares every
-cell of every row and the final hidden state, and changes nothing.
+Contract: runs after every compile. Uses graphs only (never a record of what `rewire` meant to do), and changes nothing.
+Linear in the graph.
 
-Algorithm: a term is identified by the node below its linear ops, which rewiring keeps. For each term: the set of
-terms that its region reads must be the one asked for. The final sum must hold every term exactly once. Whatever reads
-the stream and is no sub-block (the final norm, returned hidden states) must read the same terms as before.
+Algorithm, three comparisons:
+1. The table is read off again. A term is identified by the node below its linear ops, which rewiring keeps. For each
+   term: the set of terms that its region reads must be the one asked for. The final sum must hold every term exactly
+   once. Whatever reads the stream and is no sub-block (the final norm, returned hidden states) must read the same terms
+   as before.
+2. What is done besides computing a value (writes to caches, random numbers, checks) must be done once, in old order.
+3. Every value has a number (`term_values`), and must have the one that follows from the graph before and from the terms
+   that are left out (`wanted_values`). That shows the rest: coefficients, masks and weights that a sub-block uses, when
+   it reads a cache, what is returned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import fx
 
 from farskip_compile.errors import FarSkipError, VerificationError, Where
+from farskip_compile.passes import ops
 from farskip_compile.passes.regions import reads
 from farskip_compile.passes.residual import read_table
-from farskip_compile.passes.table import ResidualTable
+from farskip_compile.passes.table import GraphHandles, ResidualTable
 from farskip_compile.passes.termset import TermSet
+from farskip_compile.term_values import Step, Steps, evaluate, read_steps
+from farskip_compile.wanted_values import Wanted, Wiring, read_wiring
 
 
 @dataclass(frozen=True)
@@ -30,23 +40,65 @@ class Snapshot:
     """The node that identifies each term, by term index."""
     outside: Mapping[str, tuple[TermSet, ...]]
     """Terms of each residual value that a reader outside of all sub-blocks reads."""
+    wiring: Wiring
+    """The whole graph."""
 
 
 def snapshot(table: ResidualTable) -> Snapshot:
     """Record what rewiring must keep of the graph of `table`."""
     assert table.handles is not None
-    stream = table.handles.stream
-    known = {node for region in table.handles.regions for node in region.owned} | set(stream.tree) | set(stream.partial)
+    return Snapshot(_cores(table.handles), _outside(table.handles), read_wiring(table))
+
+
+def _cores(handles: GraphHandles) -> tuple[str, ...]:
+    return tuple(core.name for core in handles.stream.cores)
+
+
+def renumbered(found: ResidualTable, before: Snapshot) -> list[int]:
+    """For each term of `found`, a table of the edited graph, its index in the table that `before` was taken of."""
+    assert found.handles is not None
+    index_of = {name: index for index, name in enumerate(before.cores)}
+    return [index_of[name] for name in _cores(found.handles)]
+
+
+def as_found(table: ResidualTable, found: ResidualTable, before: Snapshot) -> ResidualTable:
+    """`table`, whose terms and sub-blocks `before` was taken of, with what they read by `found`, which is verified."""
+    assert found.handles is not None
+    handles, numbers = found.handles, renumbered(found, before)
+    translate = _translation(numbers)
+    reads_of = {
+        number: translate(reads(handles.stream, region))
+        for number, region in zip(numbers, handles.regions, strict=True)
+    }
+    rows = []
+    for row in table.rows:
+        total = TermSet()
+        for index in row.terms:
+            total = total | reads_of[index]
+        rows.append(replace(row, reads=total))
+    return replace(table, rows=tuple(rows), final=translate(found.final), handles=None)
+
+
+def _translation(numbers: Sequence[int]) -> Callable[[TermSet], TermSet]:
+    """From terms as they are numbered in one table to another one's numbers for them."""
+    if list(numbers) == list(range(len(numbers))):
+        return lambda terms: terms
+    return lambda terms: TermSet.of(numbers[index] for index in terms)
+
+
+def _outside(handles: GraphHandles) -> dict[str, tuple[TermSet, ...]]:
+    stream = handles.stream
+    known = {node for region in handles.regions for node in region.owned} | set(stream.tree) | set(stream.partial)
     outside: dict[str, tuple[TermSet, ...]] = {}
     for node in stream.order:
         held = tuple(stream.values[arg] for arg in node.all_input_nodes if arg in stream.values)
         if held and node not in known:
             outside[node.name] = held
-    return Snapshot(tuple(core.name for core in stream.cores), outside)
+    return outside
 
 
 def verify(module: fx.GraphModule, wanted: ResidualTable, before: Snapshot) -> ResidualTable:
-    """Check that the wiring of `module` is `wanted`.
+    """Check that the wiring of `module` is `wanted`, and that nothing else has changed.
 
     Args:
         module: the graph to check.
@@ -57,7 +109,7 @@ def verify(module: fx.GraphModule, wanted: ResidualTable, before: Snapshot) -> R
         The table read off `module`, for the report.
 
     Raises:
-        VerificationError: naming the first differing row and the terms in question.
+        VerificationError: naming the first differing row and the terms in question, or the first value that differs.
     """
     try:
         found = read_table(module.graph)
@@ -67,9 +119,16 @@ def verify(module: fx.GraphModule, wanted: ResidualTable, before: Snapshot) -> R
         ) from error
     if found is None or found.handles is None:
         raise VerificationError("the rewired graph has no residual stack any more", way_out=_REPORT)
+    _compare_terms(found, found.handles, wanted, before)
+    program = read_steps(found.handles.stream.flow)
+    _compare_effects(program, before.wiring.program)
+    _compare_values(program, found.handles, wanted, before.wiring)
+    return found
+
+
+def _compare_terms(found: ResidualTable, handles: GraphHandles, wanted: ResidualTable, before: Snapshot) -> None:
     index_of = {name: index for index, name in enumerate(before.cores)}
-    after = snapshot(found)
-    names = after.cores
+    names = _cores(handles)
     unknown = [name for name in names if name not in index_of]
     if unknown or len(names) != len(before.cores):
         raise VerificationError(
@@ -78,36 +137,79 @@ def verify(module: fx.GraphModule, wanted: ResidualTable, before: Snapshot) -> R
             way_out=_REPORT,
         )
     to_wanted = [index_of[name] for name in names]
-    identity = to_wanted == list(range(len(to_wanted)))
-
-    def translate(terms: TermSet) -> TermSet:
-        return terms if identity else TermSet.of(to_wanted[index] for index in terms)
-
+    translate = _translation(to_wanted)
     expected = {index: row for row in wanted.rows for index in row.terms}
-    for index, region in enumerate(found.handles.regions):
+    for index, region in enumerate(handles.regions):
         row = expected.get(to_wanted[index])
-        is_read = translate(reads(found.handles.stream, region)) if region.owned else TermSet()
+        is_read = translate(reads(handles.stream, region)) if region.owned else TermSet()
         should = row.reads if row is not None else TermSet()
         if is_read != should:
             name = row.name if row is not None else wanted.terms[to_wanted[index]].name
-            extra, missing = wanted.names(is_read - should), wanted.names(should - is_read)
+            extra, missing = (wanted.names(is_read - should), wanted.names(should - is_read))
             raise VerificationError(
                 f"{name} reads {extra or 'nothing'} that it should not, and misses {missing or 'nothing'}",
                 way_out=_REPORT,
-                where=found.handles.place(index, row.layer if row is not None else None),
+                where=handles.place(index, row.layer if row is not None else None),
             )
     if translate(found.final) != wanted.final:
         missing = wanted.names(wanted.final - translate(found.final))
         raise VerificationError(f"the final hidden state misses {missing}", way_out=_REPORT)
-    for name in {**before.outside, **after.outside}:
-        reads_now = tuple(map(translate, after.outside.get(name, ())))
-        if reads_now != before.outside.get(name, ()):
+    after = _outside(handles)
+    for name in {**before.outside, **after}:
+        if tuple(map(translate, after.get(name, ()))) != before.outside.get(name, ()):
             raise VerificationError(
                 f"{name!r}, which is no part of a sub-block, no longer reads the residual values that it read",
                 way_out=_REPORT,
                 where=Where(node=name),
             )
-    return found
+
+
+def _compare_effects(program: Steps, before: Steps) -> None:
+    now, then = program.effect_names(), before.effect_names()
+    if now == then:
+        return
+    lost, new = Counter(then) - Counter(now), Counter(now) - Counter(then)
+    name = next(iter(lost or new), None) or next(name for name, old in zip(now, then, strict=True) if name != old)
+    what = "is not done any more" if lost else "was not there before" if new else "is done in another order than before"
+    raise VerificationError(
+        f"{name!r}, which does more than compute a value (a write, a random number, a check), {what}",
+        way_out=_REPORT,
+        where=Where(node=name),
+    )
+
+
+def _compare_values(program: Steps, handles: GraphHandles, wanted: ResidualTable, before: Wiring) -> None:
+    left_out = {row.name: gone for row in wanted.rows if (gone := before.reads[row.name] - row.reads)}
+    expected = Wanted(before, left_out)
+    numbers = evaluate(program.steps)
+    for place, step in enumerate(program.steps):
+        old = before.place_of.get(step.name)
+        if old is None or numbers[place] in expected.numbers[old]:
+            continue
+        node = handles.stream.flow.nodes[place]
+        owner = next((row for row in wanted.rows if row.name == before.owner.get(old)), None)
+        whose = f"{owner.name}: " if owner is not None else ""
+        wrong = [numbers[new] != number for new, number in zip(step.inputs, expected.read(old), strict=False)]
+        raise VerificationError(
+            f"{whose}{step.name!r} ({ops.op_name(node) or node.op}) does not have the value asked for: "
+            + _difference(program, step, before, before.program.steps[old], wrong),
+            way_out=_REPORT,
+            where=ops.where(node, owner.layer if owner is not None else None),
+        )
+
+
+def _difference(program: Steps, step: Step, before: Wiring, old: Step, wrong: Sequence[bool]) -> str:
+    """Why a value differs: those of its inputs that are wrong are new nodes, or stand where another node stood."""
+    if (step.rule, step.key, step.weights) != (old.rule, old.key, old.weights):
+        return "it is another operator, or has other constants, than before"
+    pairs = zip(step.inputs, old.inputs, wrong, strict=True)
+    differing = [(program.steps[new].name, before.program.steps[then].name) for new, then, bad in pairs if bad]
+    if not differing:
+        return "it reads memory before or behind another write, or stands in another place among random numbers"
+    new, name = differing[0]
+    if new in before.place_of:
+        return f"it reads {new!r} in the place of {name!r}"
+    return f"{new!r}, which it reads in the place of {name!r}, has terms with another coefficient, or other inputs"
 
 
 _REPORT = (

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from farskip_compile._compat.tensors import set_sequence_number
+
 FIRST = 2**31 - 1
 """Sequence number of what runs as soon as it is ready."""
 
@@ -157,4 +159,4 @@ def backward_at(number: int, *tensors: torch.Tensor) -> None:
     for tensor in tensors:
         node: Any = tensor.grad_fn
         if node is not None:
-            node._set_sequence_nr(number)  # no public name for it
+            set_sequence_number(node, number)

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from farskip_compile._compat.tensors import without_subclass_functions
+
 Labels = frozenset[str]
 
 
@@ -151,7 +153,7 @@ def _wrap(expression: Expression) -> ResidualTensor:
 
 
 def _call(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    with torch._C.DisableTorchFunctionSubclass():
+    with without_subclass_functions():
         return func(*args, **kwargs)
 
 

@@ -9,7 +9,8 @@ On the Dynamo graph, before differentiation:
     rewire              part_collectives, substitute: edit the graph to match                        NEW FUNCTION
     merge_reductions    on request, under tensor parallelism                                         same up to rounding
 
-`farskip_compile.verification` then reads the table off again and compares.
+`farskip_compile.verification` then reads the table off again and compares. Last, `term_tags` notes on each node which
+terms it computes, for reports on what becomes of it.
 
 In Inductor, once for the forward and once for the backward graph (`farskip_compile.overlap_passes` runs them):
 

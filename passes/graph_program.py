@@ -24,6 +24,7 @@ from torch import fx
 from farskip_compile.passes import ops
 from farskip_compile.passes.collectives import launches_with_waits
 from farskip_compile.passes.program import Buffer, Program, Role, Task
+from farskip_compile.passes.term_tags import terms_of
 
 
 class Estimate(Protocol):
@@ -89,7 +90,10 @@ def read_program(
         if waits_of.get(node):
             group = ops.process_group(node)
             seconds, link, slows = estimate.collective(node), estimate.link(node), estimate.interference(node)
-            tasks.append(Task(node.name, required, seconds, Role.LAUNCH, channel=group, link=link, slows=slows))
+            terms = terms_of(node)
+            tasks.append(
+                Task(node.name, required, seconds, Role.LAUNCH, channel=group, link=link, slows=slows, terms=terms)
+            )
         elif node in launch_of:
             tasks.append(Task(node.name, required, 0.0, Role.WAIT, launch=index[launch_of[node]]))
         else:

@@ -24,18 +24,19 @@ def collectives_of(node: fx.Node) -> Iterator[str]:
     if ops.is_collective(node):
         yield name.split("::")[1]
     elif name.startswith("higher_order::"):
-        for body in _bodies(node):
+        found = bodies(node)
+        for body in found[:1] if name == "higher_order::autograd_function_apply" else found:
             for inner in body.graph.nodes:
                 yield from collectives_of(inner)
     elif ops.is_redistribution(node):
         yield from _between(_placements(node.args[0]), _placements(node))
 
 
-def _bodies(node: fx.Node) -> list[fx.GraphModule]:
+def bodies(node: fx.Node) -> list[fx.GraphModule]:
+    """The graphs that a higher-order operator is given; of an `autograd.Function` the forward one first."""
     owner = node.graph.owning_module
     found = [getattr(owner, str(arg.target), None) for arg in node.all_input_nodes if arg.op == "get_attr"]
-    bodies = [body for body in found if isinstance(body, fx.GraphModule)]
-    return bodies[:1] if ops.op_name(node) == "higher_order::autograd_function_apply" else bodies
+    return [body for body in found if isinstance(body, fx.GraphModule)]
 
 
 def _placements(value: object) -> tuple[Any, ...]:

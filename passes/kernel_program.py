@@ -19,6 +19,7 @@ from farskip_compile._compat import inductor
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes import ops
 from farskip_compile.passes.program import Buffer, Program, Role, Task
+from farskip_compile.passes.term_tags import terms_of
 
 
 class KernelEstimate(Protocol):
@@ -53,7 +54,8 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, i
         if launch is not None:
             group = ops.process_group(launch)
             seconds, link, slows = estimate.collective(launch), estimate.link(launch), estimate.interference(launch)
-            tasks.append(Task(name, needs, seconds, Role.LAUNCH, channel=group, link=link, slows=slows))
+            terms = terms_of(launch)
+            tasks.append(Task(name, needs, seconds, Role.LAUNCH, channel=group, link=link, slows=slows, terms=terms))
         elif awaited is not None:
             tasks.append(Task(name, needs, 0.0, Role.WAIT, launch=awaited))
         else:

@@ -35,7 +35,17 @@ from itertools import product
 from farskip_compile.passes.coarsen import coarsen
 from farskip_compile.passes.list_order import Frame, Way, make_order
 from farskip_compile.passes.lower_peak import lower_peak
-from farskip_compile.passes.program import Program, Role, Timeline, bytes_in_flight, live_bytes, played, simulate
+from farskip_compile.passes.program import (
+    Flight,
+    Program,
+    Role,
+    Timeline,
+    bytes_in_flight,
+    flights,
+    live_bytes,
+    played,
+    simulate,
+)
 
 SHARES = (0.5, 1.0, 0.1)
 """What a second of compute counts on a path, in seconds on the wire. The one that is best most often comes first."""
@@ -100,6 +110,8 @@ class Schedule:
     """Within which the order was found; 0: the original order stayed, but for memory that was given back."""
     usual: int = 0
     """Peak bytes that the limit on memory started from."""
+    flights: tuple[Flight, ...] = ()
+    """The collectives in this order."""
 
     @property
     def changed(self) -> bool:
@@ -118,7 +130,8 @@ def list_schedule(program: Program, limits: Limits | None = None, usual: int | N
     """
     before = simulate(program, range(len(program.tasks)))
     if before.communication == 0.0:
-        return Schedule(tuple(range(len(program.tasks))), before, before, 0, before.peak_bytes)
+        order = tuple(range(len(program.tasks)))
+        return Schedule(order, before, before, 0, before.peak_bytes, flights(program, order))
     return _Search(program, before, limits or Limits(), usual).run()
 
 
@@ -157,7 +170,7 @@ class _Search:
         self._give_back()
         unchanged = self.best == tuple(range(len(self.best)))
         after = self.before if unchanged else simulate(self.whole, self.best)
-        return Schedule(self.best, self.before, after, self.window, self.usual)
+        return Schedule(self.best, self.before, after, self.window, self.usual, flights(self.whole, self.best))
 
     def _allow(self, increase: float) -> None:
         self.limit = int(self.usual * (1 + increase))

@@ -17,6 +17,8 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import HigherOrderOperator, OpOverload, OpOverloadPacket, same_dim
+from farskip_compile._compat.operators import parameters, qualified_name
+from farskip_compile._compat.tensors import storage_identity
 from farskip_compile.errors import Where
 
 SHAPE_OPS = frozenset(
@@ -96,7 +98,7 @@ def _name_of(target: object) -> str:
     if isinstance(target, OpOverload):
         target = target.overloadpacket
     if isinstance(target, OpOverloadPacket):
-        namespace, _, name = target._qualified_op_name.partition("::")
+        namespace, _, name = qualified_name(target).partition("::")
         return name if namespace in ("aten", "prims") else f"{namespace}::{name}"
     if isinstance(target, HigherOrderOperator):
         return f"higher_order::{target.name()}"
@@ -187,7 +189,7 @@ def set_process_group(node: fx.Node, group: str) -> None:
 def _group_parameter(target: object) -> tuple[int, str]:
     packet = target if isinstance(target, OpOverload) else getattr(target, "default", None)
     if isinstance(packet, OpOverload):
-        for position, argument in enumerate(packet._schema.arguments):
+        for position, argument in enumerate(parameters(packet)):
             if argument.name in ("group_name", "group"):
                 return position, argument.name
     raise ValueError(f"{target} names no process group")
@@ -291,7 +293,7 @@ def is_random(node: fx.Node) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _names_random(name: str) -> bool:
     packet = getattr(torch.ops.aten, name.rstrip("_"), None) or getattr(torch.ops.aten, name, None)
-    if packet is None or "::" in name:
+    if not isinstance(packet, OpOverloadPacket) or "::" in name:
         return False
     tags = (getattr(packet, overload).tags for overload in packet.overloads())
     return any(torch.Tag.nondeterministic_seeded in tag for tag in tags)
@@ -318,7 +320,7 @@ def mutated_args(node: fx.Node) -> list[fx.Node]:
 @functools.lru_cache(maxsize=4096)
 def _written_parameters(target: OpOverload) -> tuple[tuple[int, str], ...]:
     """Position and name of the parameters that the schema of `target` marks as written."""
-    arguments = enumerate(target._schema.arguments)
+    arguments = enumerate(parameters(target))
     return tuple((i, arg.name) for i, arg in arguments if arg.alias_info is not None and arg.alias_info.is_write)
 
 
@@ -343,7 +345,7 @@ def storage(node: fx.Node) -> int | None:
     if value is None:
         return None
     try:
-        return int(value.untyped_storage()._cdata)
+        return storage_identity(value)
     except (NotImplementedError, RuntimeError):  # wrapper subclasses own no storage of their own
         return id(value)
 

@@ -45,7 +45,7 @@ def part_collectives(module: fx.GraphModule, table: ResidualTable, request: Requ
     for top in tops:
         terms = stream.tree[top]
         kept = substitution.without(top, terms & dropped)
-        left = substitution.without(top, terms - dropped)
+        left = substitution.without(top, terms - dropped, bare=True)
         assert kept is not None
         assert left is not None
         _launch_early(stream, kept)

@@ -44,6 +44,8 @@ class Task:
     """Of a launch: the wires that its channel shares with others; empty: it has its own."""
     slows: float = 0.0
     """Of a launch: part by which compute takes longer while it is in flight."""
+    terms: tuple[str, ...] = ()
+    """Of a launch: names of the terms of the residual stream that it is a part of; for reports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +209,49 @@ def _play(program: Program, order: Sequence[int]) -> tuple[list[float], list[flo
         now = end[index]
     tail = max(now, wires.idle_at())
     return start, end, compute, exposed + (tail - now), tail
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A collective from its launch to its wait, in one order of a program; times in the machine model."""
+
+    launch: str
+    """Name of the task."""
+    terms: tuple[str, ...]
+    """The terms of the residual stream that it is a part of; empty if none is known."""
+    channel: str
+    """Process group."""
+    start: float
+    """Seconds at which its channel takes it up."""
+    seconds: float
+    """On the wire."""
+    compute: float
+    """Seconds of compute between launch and wait, none of which needs its result."""
+    exposed: float
+    """Seconds in which the compute stream stands still for it."""
+
+
+def flights(program: Program, order: Sequence[int]) -> tuple[Flight, ...]:
+    """The flight of each launch of `program`, in the order of the launches; `order` is not checked. Linear."""
+    start, end, _, _, _ = _play(program, order)
+    done = max((end[i] for i, task in enumerate(program.tasks) if task.role is not Role.LAUNCH), default=0.0)
+    waited: dict[int, int] = {}
+    before = [0.0]  # compute in front of each place
+    for place, index in enumerate(order):
+        task = program.tasks[index]
+        if task.role is Role.WAIT:
+            waited.setdefault(task.launch, place)
+        before.append(before[-1] + (task.seconds if task.role is Role.COMPUTE else 0.0))
+    found = []
+    for place, index in enumerate(order):
+        task = program.tasks[index]
+        if task.role is Role.LAUNCH:
+            wait = waited.get(index)
+            compute = before[wait if wait is not None else -1] - before[place]
+            awaited = start[order[wait]] if wait is not None else done
+            exposed = max(0.0, end[index] - awaited)
+            found.append(Flight(task.name, task.terms, task.channel, start[index], task.seconds, compute, exposed))
+    return tuple(found)
 
 
 def check_order(program: Program, order: Sequence[int]) -> None:

@@ -9,9 +9,10 @@ Algorithm (each node is owned once, so linear in the graph):
 1. front(node) = newest residual value that reaches `node` without passing another one; one forward walk.
 2. For each term, in graph order, walk back until residual values. Nodes reached first are owned; nodes that an
    earlier term owns are met.
-3. Values reached directly are reads. A met node is a read of its front if that is as new as the newest direct read
-   (a norm that two sub-blocks share), else a side channel (keys and values, router state, reused indices of an
-   earlier layer), which belongs to the region that makes it.
+3. Values reached directly are reads; so is another term, where a region uses what a sub-block adds as it is. A met
+   node is a read of its front if that is as new as the newest direct read (a norm that two sub-blocks share), else a
+   side channel (keys and values, router state, reused indices of an earlier layer), which belongs to the region that
+   makes it.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Region:
     """Nodes of other regions that it uses to reach what it reads (a shared norm)."""
     side_channels: list[fx.Node] = field(default_factory=list)
     """Nodes of earlier regions that it uses beside the residual stream."""
-    passes_leaf: fx.Node | None = None
-    """Another term that it uses directly, not through the residual stream."""
+    direct: TermSet = field(default_factory=TermSet)
+    """Other terms that it uses as they are, not through a residual value."""
 
 
 def find_regions(stream: Stream) -> list[Region]:
@@ -45,7 +46,11 @@ def find_regions(stream: Stream) -> list[Region]:
     newest = _fronts(stream)
     owner: dict[fx.Node, int] = {}
     regions = [Region(leaf) for leaf in stream.leaves]
-    leaf_index = {leaf: index for index, leaf in enumerate(stream.leaves)}
+    term_of = {
+        node: terms.newest
+        for node, terms in (*stream.tree.items(), *stream.partial.items())
+        if len(terms) == 1 and node not in stream.values
+    }
     for index in sorted(range(1, len(regions)), key=lambda i: stream.order[stream.leaves[i]]):
         region = regions[index]
         direct: dict[fx.Node, None] = {}
@@ -56,9 +61,10 @@ def find_regions(stream: Stream) -> list[Region]:
             if node in stream.values:
                 direct[node] = None
             elif owner.get(node, index) != index:
-                met.append(node)
-                if node in leaf_index:
-                    region.passes_leaf = node
+                if term_of.get(node, index) != index:
+                    region.direct = region.direct | TermSet.of([term_of[node]])
+                else:
+                    met.append(node)
             elif node not in owner and node in stream.depends:
                 owner[node] = index
                 region.owned.append(node)
@@ -111,8 +117,8 @@ def _split_reads(
 
 
 def reads(stream: Stream, region: Region) -> TermSet:
-    """The terms that `region` reads, through any of its residual values."""
-    total = TermSet()
+    """The terms that `region` reads, through any of its residual values or as they are."""
+    total = region.direct
     for value in region.read_values:
         total = total | stream.values[value]
     return total

@@ -92,16 +92,15 @@ def read_table(graph: fx.Graph) -> ResidualTable | None:
 
 def _entangled_sums(stream: Stream, regions: list[Region]) -> set[fx.Node]:
     """For each branch in which one term uses another one directly: the smallest sum that holds both."""
-    index = {leaf: i for i, leaf in enumerate(stream.leaves)}
     whole: set[fx.Node] = set()
-    for i, region in enumerate(regions):
-        other = index.get(region.passes_leaf) if region.passes_leaf is not None else None
-        if other is None or stream.joins[other] != stream.joins[i]:
-            continue
-        node = region.leaf
-        while other not in stream.tree[node]:
-            node = stream.parents[node]
-        whole.add(node)
+    for index, region in enumerate(regions):
+        for other in region.direct:
+            if stream.joins[other] != stream.joins[index]:
+                continue
+            node = region.leaf
+            while other not in stream.tree[node]:
+                node = stream.parents[node]
+            whole.add(node)
     return whole
 
 

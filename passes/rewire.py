@@ -112,6 +112,13 @@ def _rewire_row(
     stream = handles.stream
     replacement: dict[fx.Node, fx.Node] = {}
     for index in row.terms:
+        if uses := handles.regions[index].direct & dropped:
+            term = handles.leaf(next(iter(uses)))
+            raise UnsupportedPatternError(
+                f"{row.name} uses what another sub-block adds ({term.name!r}) as it is, not through the stream",
+                way_out="it can't be left out without another model; leave this sub-block as it is",
+                where=ops.where(term, row.layer),
+            )
         for value in handles.regions[index].read_values:
             new = substitution.without(value, dropped)
             if new is None:

@@ -24,6 +24,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import OpOverload, same_dim
+from farskip_compile._compat.operators import overload_name
 from farskip_compile.passes import ops
 
 
@@ -131,7 +132,7 @@ def _out_of_place(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
         kwargs["inplace"], target = False, write.target
     elif isinstance(write.target, OpOverload):
         packet = getattr(torch.ops.aten, name.rstrip("_"), None)
-        target = getattr(packet, write.target._overloadname, None)
+        target = getattr(packet, overload_name(write.target), None)
     elif write.op == "call_method":
         target = name.removesuffix("_") if hasattr(torch.Tensor, name.removesuffix("_")) else None
     elif getattr(write.target, "__module__", "") == "_operator":

@@ -9,21 +9,32 @@ Algorithm (linear in the graph):
 1. size(node) = number of sums below it, through linear unary ops that keep tokens apart. The largest in which one
    summand is computed from others with weights is the final hidden state, the root.
 2. Flatten the tree under the root. A leaf that depends on no other part of the tree and lies deepest is the base
-   (the embedding); the path from the root to it is the main chain. The other leaves are what the sub-blocks added.
+   (the embedding; a parameter, such as learned positions, only if there is no other); the path from the root to it is
+   the main chain. The other leaves are what the sub-blocks added.
 3. A residual value is a node of the main chain, or any other sum (or linear image) of tree nodes that holds the base:
    such as the stream without the routed experts in a graph that is in FarSkip form already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
 from torch import fx
 
 from farskip_compile.errors import NotASumError, UnsupportedPatternError
 from farskip_compile.passes import ops
-from farskip_compile.passes.sum_tree import Dataflow, depends_on, find_root, flatten, images_of, operands, read_dataflow
+from farskip_compile.passes.sum_tree import (
+    Dataflow,
+    Summands,
+    depends_on,
+    find_root,
+    flatten,
+    gates,
+    images_of,
+    operands,
+    read_dataflow,
+)
 from farskip_compile.passes.termset import TermSet
 
 
@@ -45,7 +56,7 @@ class Stream:
     """All inner nodes of the sum (also partial sums that do not hold the base)."""
     partial: dict[fx.Node, TermSet]
     """Sums and linear images of tree nodes beside the tree, residual values among them."""
-    below: dict[fx.Node, tuple[fx.Node, ...]]
+    below: Summands
     """The summands of each node of the graph: two of a sum, one of a linear unary op, none otherwise."""
     parents: dict[fx.Node, fx.Node]
     """The tree node that a tree node is a summand of."""
@@ -94,11 +105,14 @@ def read_stream(graph: fx.Graph, whole: Set[fx.Node] = frozenset()) -> Stream | 
         )
     base = max(
         (leaf for leaf in tree_leaves if image_of[leaf][-1] not in depends),
-        key=lambda leaf: (depth[leaf], -flow.order[leaf]),
+        key=lambda leaf: (leaf not in flow.constant, depth[leaf], -flow.order[leaf]),
         default=None,
     )
     if base is None:
         return None
+    moving = {*tree, *depends, *(node for images in image_of.values() for node in images)}
+    if gated := _gated([*tree, *image_of[base]], below, moving):
+        return read_stream(graph, {*whole, *gated})
     parents = {arg: node for node in (*tree, *image_of[base]) for arg in below[node]}
     base = image_of[base][-1]  # the first sub-block may read it without the multiplier that its skip has
     chain = [base]
@@ -106,7 +120,8 @@ def read_stream(graph: fx.Graph, whole: Set[fx.Node] = frozenset()) -> Stream | 
         chain.append(parents[chain[-1]])
     leaves, joins, sets = _number(chain, below, size)
     values = {node: sets[node] for node in chain}
-    images = [images_of(leaf, below, sets) for leaf in leaves]
+    inner = sets.keys() - set(leaves[1:])  # an image may be a leaf itself: the same value with another multiplier
+    images = [images_of(leaf, below, inner) for leaf in leaves]
     cores = [image[-1] for image in images]
     if len(set(cores)) < len(cores):
         again = next(leaf for index, leaf in enumerate(leaves) if cores[index] in cores[:index])
@@ -116,14 +131,14 @@ def read_stream(graph: fx.Graph, whole: Set[fx.Node] = frozenset()) -> Stream | 
             where=ops.where(again),
         )
     stream = Stream(root, base, leaves, cores, joins, values, sets, {}, below, parents, flow)
-    _add_side_sums(stream, graph, images)
+    _add_side_sums(stream, graph, images, moving)
     stream.depends = depends_on(flow, stream.values)
     _refuse_written_in_place(stream, graph)
     return stream
 
 
 def _number(
-    chain: list[fx.Node], below: dict[fx.Node, tuple[fx.Node, ...]], size: dict[fx.Node, int]
+    chain: list[fx.Node], below: Summands, size: dict[fx.Node, int]
 ) -> tuple[list[fx.Node], list[int], dict[fx.Node, TermSet]]:
     """Number the leaves from the base upwards, so that every tree node holds one interval of them."""
     leaves = [chain[0]]
@@ -149,17 +164,29 @@ def _number(
     return leaves, joins, sets
 
 
-def _add_side_sums(stream: Stream, graph: fx.Graph, images: list[list[fx.Node]]) -> None:
+def _gated(nodes: Iterable[fx.Node], below: Summands, moving: Set[fx.Node]) -> set[fx.Node]:
+    """Products of the stream, or of a part of it, with a gate that hangs on the stream: linear in neither.
+
+    A gate on a single term is another matter: it belongs to the sub-block that computes the term.
+    """
+    return {node for node in nodes if any(gate in moving for gate in gates(node, below))}
+
+
+def _add_side_sums(stream: Stream, graph: fx.Graph, images: list[list[fx.Node]], moving: Set[fx.Node]) -> None:
     """Enter sums and linear images of tree nodes that are not in the tree themselves.
 
-    A side sum may hold a term through another cast, view or multiplier than the main chain does.
+    A side sum may hold a term through another cast, view or multiplier than the main chain does; not through a gate of
+    its own that hangs on the stream (`moving`).
     """
+    own_gates = {gate for path in images for node in path for gate in gates(node, stream.below)}
     for index, below_leaf in enumerate(images[1:], start=1):
         stream.partial.update(dict.fromkeys(below_leaf[1:], TermSet(((index, index + 1),))))
     known = {**stream.tree, **stream.partial}
     for node in graph.nodes:
         below = stream.below[node]
         if node in known or not below or not all(arg in known for arg in below):
+            continue
+        if any(gate in moving and gate not in own_gates for gate in gates(node, stream.below)):
             continue
         parts = [known[arg] for arg in below]
         total = parts[0] if len(parts) == 1 else parts[0] | parts[1]

@@ -27,10 +27,13 @@ class Substitution:
 
     stream: Stream
     graph: fx.Graph
-    made: dict[tuple[fx.Node, TermSet], fx.Node | None] = field(default_factory=dict)
+    made: dict[tuple[fx.Node, TermSet, bool], fx.Node | None] = field(default_factory=dict)
 
-    def without(self, node: fx.Node, dropped: TermSet) -> fx.Node | None:
+    def without(self, node: fx.Node, dropped: TermSet, *, bare: bool = False) -> fx.Node | None:
         """`node` with the terms in `dropped` set to zero; None if nothing is left.
+
+        With `bare`, also without the constants that are added to sums which hold some of them: for the other part of a
+        sum that is made of two.
 
         Each new node is placed right behind the one that it stands for, so that any reader of that can use it.
         """
@@ -40,10 +43,11 @@ class Substitution:
             return node
         if not terms - dropped:
             return None
-        key = (node, dropped)
+        key = (node, dropped, bare)
         if key not in self.made:
-            parts = [self.without(arg, dropped) for arg in self.stream.below[node]]
-            self.made[key] = self._rebuild(node, parts)
+            parts = [self.without(arg, dropped, bare=bare) for arg in self.stream.below[node]]
+            is_shift = len(parts) == 1 and ops.op_name(node) == "add"
+            self.made[key] = self._rebuild(node, [*parts, None] if bare and is_shift else parts)
         return self.made[key]
 
     def terms(self, node: fx.Node) -> TermSet:

@@ -21,6 +21,7 @@ from farskip_compile.passes.single_assignment import mutation_edges
 
 Summands = dict[fx.Node, tuple[fx.Node, ...]]
 Uses = dict[fx.Node, tuple[fx.Node, ...]]
+PRODUCTS = ("mul", "div", "truediv")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def operands(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:
     if not ops.is_floating(node):
         return ()
     name = ops.op_name(node)
-    if name in ("mul", "div", "truediv") and len(node.args) == 2:
+    if name in PRODUCTS and len(node.args) == 2:
         return _scaled(node, flow)
     if name == "add" and len(node.args) == 2:
         return _shifted(node, flow)
@@ -88,12 +89,19 @@ def _scaled(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:
         if not isinstance(factor, fx.Node) or ops.tensor(factor) is None or factor in flow.constant:
             return (value,)
     for value, factor in candidates:
-        if not isinstance(value, fx.Node) or not isinstance(factor, fx.Node) or flow.order[factor] > flow.order[value]:
+        if not isinstance(value, fx.Node) or not isinstance(factor, fx.Node) or flow.order[factor] >= flow.order[value]:
             continue
-        # a gate computed before the value can't depend on it, so the product is linear in the value
+        # a gate computed before the value can't depend on it, so the product is linear in the value alone
         if value not in flow.constant and ops.same_shape(ops.tensor(value), ops.tensor(node)):  # type: ignore[arg-type]
             return (value,)
     return ()
+
+
+def gates(node: fx.Node, below: Summands) -> list[fx.Node]:
+    """What a product that counts as a linear image of one factor multiplies it by."""
+    if len(below[node]) != 1 or ops.op_name(node) not in PRODUCTS:
+        return []
+    return [arg for arg in node.all_input_nodes if arg is not below[node][0]]
 
 
 def _shifted(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:

@@ -7,6 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from farskip_compile.testing import relative_difference
+
+__all__ = ["assert_gradients_close", "relative_difference", "run_with_gradients"]
+
 
 def run_with_gradients(
     function: Callable[..., torch.Tensor], model: nn.Module, *args: torch.Tensor
@@ -19,12 +23,6 @@ def run_with_gradients(
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return output.detach(), gradients
-
-
-def relative_difference(left: torch.Tensor, right: torch.Tensor) -> float:
-    """Largest absolute difference over the largest absolute entry."""
-    scale = max(left.abs().max().item(), right.abs().max().item(), 1e-300)
-    return (left - right).abs().max().item() / scale
 
 
 def assert_gradients_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float) -> None:

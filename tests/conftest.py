@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import HealthCheck, settings
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
-import farskip_compile
+# The package is imported by the fixtures: where it can not be, `test_private_apis.py` says why, and must be collected.
 
 settings.register_profile(
     "suite",
@@ -26,6 +24,8 @@ settings.load_profile("suite")
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
+    import farskip_compile
+
     torch.set_num_threads(1)
     torch.compiler.reset()
     farskip_compile.clear_reports()
@@ -36,8 +36,7 @@ def fresh_compiler():
 @pytest.fixture
 def two_ranks() -> Iterator[Any]:
     """Rank 0 of two, on a process group that sends nothing: compiling needs no more."""
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
-    try:
-        yield dist.group.WORLD
-    finally:
-        dist.destroy_process_group()
+    from farskip_compile.testing import fake_ranks
+
+    with fake_ranks(2) as group:
+        yield group

@@ -93,3 +93,17 @@ def test_wrong_options_are_the_callers_error():
 def test_errors_of_the_model_itself_are_passed_on():
     with pytest.raises(TypeError, match="positional argument"):
         explain(build("mixtral", layers=("moe",)))
+
+
+@pytest.mark.parametrize("how", ["wrapped", "in place", "forward"])
+def test_a_compiled_model_is_explained_for_what_is_asked(how):
+    """Not for what it was compiled with, whatever backend that was."""
+    model = build("mixtral", layers=("moe", "moe"))
+    if how == "wrapped":
+        model = torch.compile(model, backend="eager")
+    elif how == "in place":
+        model.compile(backend="farskip", options={"connectivity": "mlp", "inner": "eager"})
+    else:
+        model.forward = torch.compile(model.forward, backend="farskip", options={"connectivity": "none"})
+    assert explain(model, IDS).report.rewired_rows == ("moe.0", "attention.1", "moe.1")
+    assert explain(model, IDS, connectivity="mlp").report.rewired_rows == ("moe.0", "moe.1")

@@ -19,6 +19,7 @@ from torch._inductor.graph import GraphLowering
 
 from farskip_compile import overlap_passes
 from farskip_compile._compat.collectives import all_to_all_single
+from farskip_compile._compat.costs import HINTS_REACH_MEMORY
 from farskip_compile._compat.inductor import PINNED, PRE_FUSION, CustomSchedulerPass, scheduling_options
 from farskip_compile.costs import COLLECTIVE_KINDS, HardwareProfile, PerCollective, load_profile
 from farskip_compile.models import MODELS, ParallelConfig, build
@@ -209,7 +210,8 @@ def test_a_pass_of_the_user_before_fusion_runs_too(two_ranks: Any) -> None:
     plan = Plan(quick_link())
 
     def key(theirs: Any) -> Any:
-        return scheduling_options({PRE_FUSION: theirs}, KernelPass(plan, "x"), pin_products, "x")[PRE_FUSION].uuid()
+        found = scheduling_options({PRE_FUSION: theirs}, KernelPass(plan, "x"), pin_products, "x")[PRE_FUSION]
+        return found.uuid() if isinstance(found, CustomSchedulerPass) else None
 
     assert key(Theirs()) == ("x", "theirs")
     assert key(None) == ("x",)
@@ -298,7 +300,7 @@ def test_the_fullest_rank_counts_before_and_after_fusion(two_ranks: Any) -> None
             assert other is not None
             assert other.communication_seconds > 1.5 * one.communication_seconds
             assert one.compute_seconds < other.compute_seconds
-            assert one.peak_bytes < other.peak_bytes
+            assert one.peak_bytes < other.peak_bytes or not HINTS_REACH_MEMORY
 
 
 def fused_with_what_hides_it(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed._functional_collectives as functional_collectives
 from torch import fx
 from torch._dynamo import mark_dynamic
 from torch._dynamo.backends.registry import lookup_backend
@@ -23,7 +22,6 @@ from torch._dynamo.output_graph import GraphCompileReason
 from torch._dynamo.utils import get_compilation_metrics, get_optimize_ddp_mode, graph_break_reasons
 from torch._guards import CompileContext
 from torch._higher_order_ops.wrap import TagActivationCheckpoint
-from torch._inductor import config as inductor_config
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._logging._internal import trace_structured
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
@@ -46,10 +44,8 @@ __all__ = [
     "current_compile",
     "ddp_splits_graphs",
     "failing_line",
-    "functional_collectives",
     "graph_break_reason",
     "inductor_compiler",
-    "inductor_config",
     "is_module_state",
     "is_resumed",
     "keep_sources",
@@ -123,12 +119,14 @@ def callers_graph_break() -> str | None:
 
 
 def _describe(reason: GraphCompileReason) -> str:
-    text = " ".join(str(reason.reason).split())
+    # the explanation names the call that Dynamo did not trace until 2.14; from 2.15 on only the context behind it does
+    text, _, context = " ".join(str(reason.reason).split()).partition(" Developer debug context: ")
+    text = f"{text[:300]} [{context.partition(', args=')[0][:100]}]" if context else text[:300]
     frame = next((f for f in reversed(reason.user_stack) if "/torch/" not in f.filename), None)
     place = f" ({frame.filename}:{frame.lineno}: {frame.line})" if frame is not None else ""
     last = reason.user_stack[-1] if reason.user_stack else frame
     inside = f", called in {last.filename}:{last.lineno}" if last is not None and last is not frame else ""
-    return f"{text[:300]}{place}{inside}"
+    return f"{text}{place}{inside}"
 
 
 def capture_place(error: TorchDynamoException) -> str | None:
@@ -187,7 +185,5 @@ def is_module_state(placeholder: fx.Node) -> bool:
         return True
     source = getattr(placeholder.meta.get("grapharg"), "source", None)
     guard_source = getattr(source, "guard_source", None)
-    if callable(guard_source):  # a method before it became a property
-        guard_source = guard_source()
     name = getattr(guard_source, "name", "")
     return "NN_MODULE" in name or "FSDP_MODULE" in name

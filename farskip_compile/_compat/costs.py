@@ -6,14 +6,56 @@ Checked by running on torch 2.13.0.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import sympy
 import torch
-from torch.utils.flop_counter import flop_registry
+from torch._inductor.sizevars import SizeVarAllocator
+from torch.utils import flop_counter
+from torch.utils.flop_counter import sdpa_flop_count
 
-__all__ = ["SymbolicSizes", "flop_registry"]
+__all__ = ["HINTS_REACH_MEMORY", "SymbolicSizes", "flop_registry"]
+
+HINTS_REACH_MEMORY = not hasattr(SizeVarAllocator, "size_hint")
+"""Whether Inductor's estimates of memory take hints for sizes that depend on data. On 2.11 they count such tensors as
+empty, whatever is known: orders of a model that routes without drops may hold more there than the limit says."""
+
+
+def _grouped_queries(formula: Callable[..., int], queries: int) -> Callable[..., int]:
+    """On 2.11 formulas of attention refuse fewer heads of keys and values than of queries: count as many of them.
+
+    Args:
+        formula: takes shapes.
+        queries: position of the queries among its arguments; keys and values come behind them.
+    """
+
+    def counted(*args: Any, **kwargs: Any) -> int:
+        heads = args[queries].shape[1]
+        widened = list(args)
+        for position in (queries + 1, queries + 2):
+            batch, _, *rest = args[position].shape
+            widened[position] = type(args[position])((batch, heads, *rest))
+        return formula(*widened, **kwargs)
+
+    return counted
+
+
+def _registry() -> dict[Any, Any]:
+    """Operator -> its FLOP formula: torch's own registry, so that formulas of the user's count too."""
+    registry: dict[Any, Any] = flop_counter.flop_registry
+    try:
+        sdpa_flop_count((1, 2, 1, 1), (1, 1, 1, 1), (1, 1, 1, 1))
+    except AssertionError:
+        changed = dict(registry)
+        for target, formula in registry.items():
+            if "scaled_dot_product" in str(target):
+                changed[target] = _grouped_queries(formula, 1 if "backward" in str(target) else 0)
+        return changed
+    return registry
+
+
+flop_registry = _registry()
 
 
 class SymbolicSizes:
@@ -42,9 +84,8 @@ class SymbolicSizes:
         """Values of the example inputs, and the user's hints for sizes that depend on data."""
         if self._env is None:
             return {}
-        values = self._env.backed_var_to_val if hasattr(self._env, "backed_var_to_val") else self._env.var_to_val
-        hints = getattr(self._env, "var_to_hint_override", {})
-        return {symbol: int(value) for symbol, value in {**hints, **values}.items() if symbol.is_integer}
+        values = {**self._env.var_to_hint_override, **self._env.backed_var_to_val}
+        return {symbol: int(value) for symbol, value in values.items() if symbol.is_integer}
 
     def depend_on_data(self) -> bool:
         """Whether there is any size whose value nobody knows yet."""
@@ -52,9 +93,9 @@ class SymbolicSizes:
 
     def hint(self, numbers: Mapping[sympy.Symbol, int]) -> None:
         """Tell Inductor sizes that depend on data, as `torch._dynamo.override_optimization_hint` does."""
-        hints = getattr(self._env, "var_to_hint_override", None)
-        if hints is not None:
-            hints.update({s: n for s, n in numbers.items() if self._env.is_unbacked_symint(s)})
+        if self._env is not None:
+            known = {s: n for s, n in numbers.items() if self._env.is_unbacked_symint(s)}
+            self._env.var_to_hint_override.update(known)
 
     def equalities(self) -> list[tuple[sympy.Expr, sympy.Expr]]:
         """Equalities of sizes that the program asserts when it runs, in the order in which it was traced."""

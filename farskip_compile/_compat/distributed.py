@@ -5,6 +5,8 @@ Checked by running on torch 2.13.0; presence and signatures by reading on 2.11, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,27 +17,54 @@ SILENT_BACKENDS = ("fake", "undefined")
 """Backends that send nothing, so that nothing can hang."""
 
 
+class StoreLost(Exception):
+    """The store can't be reached: the process that keeps it has ended."""
+
+
 @dataclass(frozen=True)
 class StoreClient:
-    """The store of a process group, as one of its ranks sees it."""
+    """The store of a process group, as one of its ranks sees it.
+
+    Raises:
+        StoreLost: any of the methods.
+    """
 
     group: str
     rank: int
-    size: int
+    """Number of this rank in the group."""
+    ranks: tuple[int, ...]
+    """Global numbers of the ranks, in the order of the group."""
     timeout_seconds: float
+    """Of the collectives of the group."""
     store: Any
 
     def set(self, key: str, value: str) -> None:
         """Write a value."""
-        self.store.set(key, value)
+        with _told_apart():
+            self.store.set(key, value)
 
-    def has(self, key: str) -> bool:
-        """Whether a key has been written; does not block."""
-        return bool(self.store.check([key]))
+    def has(self, *keys: str) -> bool:
+        """Whether all keys have been written, in one request; does not block."""
+        with _told_apart():
+            return bool(self.store.check(list(keys)))
 
     def get(self, key: str) -> str:
         """The value of a key, or the empty string; does not block."""
-        return self.store.get(key).decode() if self.has(key) else ""
+        with _told_apart():
+            return self.store.get(key).decode() if self.store.check([key]) else ""
+
+    def remove(self, key: str) -> None:
+        """Forget a key."""
+        with _told_apart():
+            self.store.delete_key(key)
+
+
+@contextmanager
+def _told_apart() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # `dist.DistError`, or whatever else a kind of store throws
+        raise StoreLost(str(error)) from error
 
 
 def world_group() -> Any | None:
@@ -49,8 +78,22 @@ def process_group_store(name: str) -> StoreClient | None:
     backend, store = distributed_c10d._world.pg_map[group]
     if group.size() == 1 or str(backend).lower() in SILENT_BACKENDS or store is None:
         return None
-    timeout = distributed_c10d._get_default_timeout(dist.Backend(backend))
-    return StoreClient(name, group.rank(), group.size(), timeout.total_seconds(), store)
+    ranks = tuple(dist.get_process_group_ranks(group))
+    return StoreClient(name, group.rank(), ranks, _timeout_seconds(group, backend), store)
+
+
+def world_store() -> StoreClient | None:
+    """The store of the default process group, in which ranks have their global numbers."""
+    world = world_group()
+    return process_group_store(world.group_name) if world is not None else None
+
+
+def _timeout_seconds(group: Any, backend: Any) -> float:
+    """How long a collective of `group` may take; the longest, if it has a backend for each device."""
+    options = [getattr(group._get_backend(device), "options", None) for device in group._device_types]
+    timeouts = [timeout for one in options if (timeout := getattr(one, "_timeout", None)) is not None]
+    timeout = max(timeouts) if timeouts else distributed_c10d._get_default_timeout(dist.Backend(backend))
+    return float(timeout.total_seconds())
 
 
 def group_size(name: str) -> int:

@@ -7,6 +7,7 @@ Checked by running on torch 2.13.0; presence and signatures by reading on 2.11, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
 
@@ -14,19 +15,32 @@ from torch import fx
 from torch._inductor import config as inductor_config
 from torch._inductor import ir
 from torch._inductor.dependencies import WeakDep
-from torch._inductor.fx_passes.control_dependencies import preserve_node_ordering
+from torch._inductor.fx_passes.control_dependencies import control_deps, preserve_node_ordering
 from torch._inductor.fx_passes.reinplace import inplaceable_ops
 from torch._inductor.utils import contains_collective, contains_wait
 from torch._inductor.virtualized import V
 from torch.utils._ordered_set import OrderedSet
 
-try:  # a pass on kernels that caches can be keyed by; absent from some of the supported versions
+from farskip_compile._compat.names import PRE_FUSION, REORDER, REORDER_PASSES, SIMPLE_OVERLAP
+
+try:
     from torch._inductor.custom_graph_pass import CustomSchedulerPass
-except ImportError:
-    CustomSchedulerPass = None  # type: ignore[assignment, misc]
+except ImportError:  # until 2.12 caches know every pass that they can be keyed by by one class, whatever it runs on
+    from torch._inductor.custom_graph_pass import CustomGraphPass as CustomSchedulerPass  # type: ignore[assignment]
 
 Kernel = Any
 """`torch._inductor.scheduler.BaseSchedulerNode`: one kernel, or an extern call, after fusion."""
+
+
+def inductor_setting(key: str) -> Any:
+    """The value that a key of Inductor's configuration has now."""
+    return getattr(inductor_config, key)
+
+
+def inductor_settings(values: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Other values of keys of Inductor's configuration, inside of the `with` block."""
+    context: AbstractContextManager[None] = inductor_config.patch(dict(values))
+    return context
 
 
 def in_place_arguments(node: fx.Node) -> tuple[int, ...]:
@@ -43,6 +57,19 @@ def in_place_arguments(node: fx.Node) -> tuple[int, ...]:
 def pin(graph: fx.Graph, waits: Mapping[fx.Node, Iterable[fx.Node]]) -> None:
     """Let each wait depend, for order alone, on the nodes given for it."""
     preserve_node_ordering(graph, {wait: OrderedSet(nodes) for wait, nodes in waits.items()})
+
+
+def pinned(node: fx.Node) -> tuple[Sequence[fx.Node], fx.Node, object, tuple[object, ...], dict[str, object]] | None:
+    """What `pin` has made of a node: what it is behind, the node that holds the call, and the call's operator,
+    arguments and keyword arguments; None for any other node."""
+    if node.target is not control_deps:
+        return None
+    pins, body, *inputs = node.args
+    inner = getattr(node.graph.owning_module, str(body.target)).graph  # type: ignore[union-attr]
+    outer = dict(zip(inner.find_nodes(op="placeholder"), inputs, strict=True))
+    call = next(one for one in inner.nodes if one.op == "call_function")
+    args, kwargs = fx.map_arg((call.args, call.kwargs), outer.__getitem__)
+    return pins, body, call.target, args, kwargs  # type: ignore[return-value]
 
 
 PINNED = "pinned by farskip"
@@ -211,43 +238,35 @@ def scheduling_options(
         before_fusion: sees the kernels before fusion, and may pin them.
         identity: stands for `before_fusion` in the keys of the caches.
     """
-    options: dict[str, Any] = {
-        "reorder_for_compute_comm_overlap": True,
-        "reorder_for_compute_comm_overlap_passes": [hook],
-    }
-    if CustomSchedulerPass is not None and PRE_FUSION in inductor_config.get_config_copy():
-        first = theirs.get(PRE_FUSION, getattr(inductor_config, PRE_FUSION))
-        options[PRE_FUSION] = _PreFusion(before_fusion, identity, first)
-    simple = "aten_distributed_optimizations.enable_simple_overlap"  # torch 2.14: would move our launches and waits
-    if simple in inductor_config.get_config_copy():
-        options[simple] = False
+    options: dict[str, Any] = {REORDER: True, REORDER_PASSES: [hook]}
+    ours = _PreFusion(before_fusion, identity, theirs.get(PRE_FUSION, inductor_setting(PRE_FUSION)))
+    # what has no identity must not be of that class: the caches ask for the class, and take None for an identity
+    options[PRE_FUSION] = ours if ours.uuid() is not None else ours.__call__
+    if SIMPLE_OVERLAP in inductor_config.get_config_copy():  # would move our launches and waits
+        options[SIMPLE_OVERLAP] = False
     return options
 
 
-PRE_FUSION = "_pre_fusion_custom_pass"
+class _PreFusion(CustomSchedulerPass):
+    """The user's own pass in this place, then what Inductor would forget, then ours."""
 
-if CustomSchedulerPass is not None:
+    def __init__(self, ours: Callable[[list[Kernel]], None], identity: str, theirs: Any) -> None:
+        self.ours = ours
+        self.identity = identity
+        self.theirs = theirs
 
-    class _PreFusion(CustomSchedulerPass):
-        """The user's own pass in this place, then what Inductor would forget, then ours."""
+    def __call__(self, nodes: list[Kernel]) -> list[Kernel]:
+        if self.theirs is not None:
+            nodes = self.theirs(nodes)
+        keep_order_of_writes(nodes)
+        self.ours(nodes)
+        return nodes
 
-        def __init__(self, ours: Callable[[list[Kernel]], None], identity: str, theirs: Any) -> None:
-            self.ours = ours
-            self.identity = identity
-            self.theirs = theirs
-
-        def __call__(self, nodes: list[Kernel]) -> list[Kernel]:
-            if self.theirs is not None:
-                nodes = self.theirs(nodes)
-            keep_order_of_writes(nodes)
-            self.ours(nodes)
-            return nodes
-
-        def uuid(self) -> Any:
-            if self.theirs is None:
-                return (self.identity,)
-            known = self.theirs.uuid() if isinstance(self.theirs, CustomSchedulerPass) else None
-            return None if known is None else (self.identity, known)
+    def uuid(self) -> Any:
+        if self.theirs is None:
+            return (self.identity,)
+        known = self.theirs.uuid() if isinstance(self.theirs, CustomSchedulerPass) else None
+        return None if known is None else (self.identity, known)
 
 
 def calls(kernel: Kernel, operator: Any) -> bool:

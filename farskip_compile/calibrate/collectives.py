@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
+from farskip_compile._compat.collectives import all_gather_in_place, reduce_scatter_in_place
 from farskip_compile.calibrate.ranks import Ranks
 from farskip_compile.calibrate.results import Row
 from farskip_compile.calibrate.stopwatch import Times
@@ -154,14 +155,11 @@ class Collectives:
         other = torch.zeros(count, device=self.ranks.device)
         part = torch.zeros(count // ranks, device=self.ranks.device)
         assert group is not None
-        # the newer names first: the older ones warn where there are both
-        gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-        scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
         calls: dict[str, Callable[[], object]] = {
             "all_to_all": lambda: dist.all_to_all_single(other, whole, group=group),
             "all_reduce": lambda: dist.all_reduce(whole, group=group),
-            "all_gather": lambda: gather(whole, part, group=group),
-            "reduce_scatter": lambda: scatter(part, whole, group=group),
+            "all_gather": lambda: all_gather_in_place(whole, part, group=group),
+            "reduce_scatter": lambda: reduce_scatter_in_place(part, whole, group=group),
             "broadcast": lambda: dist.broadcast(whole, dist.get_global_rank(group, 0), group=group),
         }
         return calls[kind]

@@ -95,7 +95,7 @@ class Products:
             lambda: self._pool.take((groups * rows, inner), (groups, columns, inner)),
             CACHE // (groups * (rows + columns) * inner * self.dtype.itemsize),
         )
-        times = self._run(take, lambda x, w: torch._grouped_mm(x, w.transpose(1, 2), ends), budget)
+        times = self._run(take, lambda x, w: F.grouped_mm(x, w.transpose(1, 2), offs=ends), budget)
         return times, 2.0 * groups * rows * inner * columns
 
     def _attention(self, queries: int, keys: int, width: int, budget: Budget) -> tuple[Times, float]:

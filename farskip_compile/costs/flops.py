@@ -19,6 +19,7 @@ from torch import fx
 
 from farskip_compile._compat import OpOverload
 from farskip_compile._compat.costs import flop_registry
+from farskip_compile._compat.operators import parameters
 from farskip_compile.passes import ops
 
 Size = Callable[[int | torch.SymInt], int]
@@ -87,7 +88,7 @@ def executed_part(node: fx.Node, keys: int | None) -> float:
     target = node.target
     if not isinstance(target, OpOverload):
         return 1.0
-    for position, argument in enumerate(target._schema.arguments):
+    for position, argument in enumerate(parameters(target)):
         if argument.name == "is_causal":
             value = node.args[position] if position < len(node.args) else node.kwargs.get("is_causal", False)
             if value is not True:

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from farskip_compile._compat.modules import forward_hooks
 from farskip_compile.prepare.changes import Change
 
 INSTALLED = "_output_capturing_hooks_installed"
@@ -55,7 +56,7 @@ def install_recording(model: nn.Module) -> list[Change]:
         for hooks, key in _hooks(model) - hooks_before:
             for part in model.modules():
                 if id(part) == hooks:
-                    part._forward_hooks.pop(key, None)
+                    forward_hooks(part).pop(key, None)
         for part in model.modules():
             if part not in flags_before and hasattr(part, INSTALLED):
                 delattr(part, INSTALLED)
@@ -72,4 +73,4 @@ def install_recording(model: nn.Module) -> list[Change]:
 
 
 def _hooks(model: nn.Module) -> set[tuple[int, Any]]:
-    return {(id(module), key) for module in model.modules() for key in module._forward_hooks}
+    return {(id(module), key) for module in model.modules() for key in forward_hooks(module)}

@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 from torch.profiler import profile, supported_activities
 
-from farskip_compile._compat import inductor_config
+from farskip_compile._compat.inductor import inductor_settings
+from farskip_compile._compat.names import KERNEL_PROFILE
 from farskip_compile.profiling.errors import TraceError
 from farskip_compile.profiling.measure import overlap
 from farskip_compile.profiling.read import SCHEDULES, read_trace
@@ -31,8 +32,7 @@ from farskip_compile.schedule_report import last_schedules
 
 def kernels_visible() -> AbstractContextManager[None]:
     """Compile fused CPU kernels with profiler events, inside of the `with` block. They cost about a microsecond."""
-    context: AbstractContextManager[None] = inductor_config.patch({"cpp.enable_kernel_profile": True})
-    return context
+    return inductor_settings({KERNEL_PROFILE: True})
 
 
 def record(

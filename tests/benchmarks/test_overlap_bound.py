@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from overlap_bench.bound import bound_of, scaled
 
 from farskip_compile.passes.program import Program, Role, Task, check_order, simulate
-from tests.passes.programs import consistent, programs
+from farskip_compile.testing.strategies import consistent, programs
 
 
 def compute(name, seconds, *needs):

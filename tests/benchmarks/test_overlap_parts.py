@@ -53,7 +53,7 @@ def one_rank():
 
 def test_collectives_give_what_they_once_gave(one_rank, monkeypatch):
     """Forward and backward, also in compiled code; and nothing is sent any more."""
-    from farskip_compile._compat import functional_collectives as fc
+    import torch.distributed._functional_collectives as fc
 
     group = replay_group()
     x = torch.arange(8.0).view(4, 2).requires_grad_()

@@ -82,9 +82,8 @@ def test_a_cell_from_end_to_end(name, nothing_is_compiled, tmp_path):
 
 def test_inductors_own_overlap_acts_in_the_code_that_it_generates():
     """Both ways to switch it on move a product between launch and wait; the old flag alone does nothing."""
+    import torch.distributed._functional_collectives as fc
     from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    from farskip_compile._compat import functional_collectives as fc
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     try:

@@ -115,10 +115,10 @@ def test_the_launch_is_taken_out_of_a_products_time() -> None:
 
 
 def test_a_kind_that_does_not_run_is_left_out_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("no such kernel\nand more")
 
-    monkeypatch.setattr(torch, "_grouped_mm", refuse)
+    monkeypatch.setattr(torch.nn.functional, "grouped_mm", refuse)
     products = Products(Stopwatch(CPU, Clock()), torch.float32, TINY, launch_seconds=0.0)
     assert "grouped_matmul" not in products.measure(0.01)
     assert products.notes == ["grouped_matmul float32 does not run here: no such kernel"]

@@ -17,10 +17,19 @@ from tests.costs.traced import compiled_graphs, fake_ranks
 aten = torch.ops.aten
 LAYERS = ("dense", "moe")
 TOKENS, RANKS = 16, 4
+
+
+def as_many(keys: Any, queries: Any) -> tuple[int, ...]:
+    """Keys or values with as many heads as the queries: older counters know no others."""
+    return (keys[0], queries[1], *keys[2:])
+
+
 CPU_ATTENTION = {  # torch's counter does not know these two
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
+        q, as_many(k, q), as_many(v, q)
+    ),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(
-        g, q, k, v
+        g, q, as_many(k, q), as_many(v, q)
     ),
 }
 

@@ -6,7 +6,7 @@ No graph here is run: values are fake, and process groups are torch's `fake` one
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -51,13 +51,21 @@ def shape_env(graph: fx.Graph) -> ShapeEnv:
     return next(length.node.shape_env for length in lengths if isinstance(length, torch.SymInt))
 
 
+class _NotRun(Exception):
+    """In the place of what was compiled: collectives that send nothing give no numbers that sizes could depend on."""
+
+
+def _not_run(*_: Any) -> Any:
+    raise _NotRun
+
+
 def compiled_graphs(model: nn.Module, ids: torch.Tensor, look: Callable[[fx.Graph], Any]) -> list[Any]:
-    """What `look` finds in the forward and in the backward graph, as Inductor would get them."""
+    """What `look` finds in the forward and in the backward graph, as Inductor would get them; neither is run."""
     found = []
 
     def compiler(module: fx.GraphModule, _: object) -> Callable[..., Any]:
         found.append(look(module.graph))
-        return make_boxed_func(module)
+        return make_boxed_func(_not_run)
 
     backend = aot_autograd(
         fw_compiler=compiler,
@@ -65,7 +73,8 @@ def compiled_graphs(model: nn.Module, ids: torch.Tensor, look: Callable[[fx.Grap
         decompositions=select_decomp_table(),
         partition_fn=min_cut_rematerialization_partition,
     )
-    torch.compile(model, fullgraph=True, backend=backend)(ids).sum().backward()
+    with torch._functorch.config.patch(force_non_lazy_backward_lowering=True), suppress(_NotRun):
+        torch.compile(model, fullgraph=True, backend=backend)(ids)
     return found
 
 

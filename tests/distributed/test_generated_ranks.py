@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farskip_compile.models import FarSkipForm, build_decoder
-from tests.architectures import Case, parallel_cases
+from farskip_compile.testing.strategies import Case, parallel_cases
 from tests.compare import relative_difference, run_with_gradients
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_rewire_ranks import TWO_RANKS, parallel_config, tokens_of

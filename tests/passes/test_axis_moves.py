@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from farskip_compile._compat import collectives
 from farskip_compile.passes import ops
 from farskip_compile.passes.axis_moves import move_axes
 from tests.graphs import dynamo
@@ -48,15 +49,15 @@ def without_collectives(module):
 
 
 def along_0(x):
-    return funcol.all_gather_single(funcol.reduce_scatter_single(2 * x, "sum", 0, world()).relu(), 0, world()) * 3
+    return collectives.all_gather(collectives.reduce_scatter(2 * x, "sum", 0, world()).relu(), 0, world()) * 3
 
 
 def along_1(x):
-    return funcol.all_gather_single(funcol.reduce_scatter_single(2 * x, "sum", 1, world()).relu(), 1, world()) * 3
+    return collectives.all_gather(collectives.reduce_scatter(2 * x, "sum", 1, world()).relu(), 1, world()) * 3
 
 
 def along_2(x):
-    return funcol.all_gather_single(funcol.reduce_scatter_single(2 * x, "sum", 2, world()).relu(), 2, world()) * 3
+    return collectives.all_gather(collectives.reduce_scatter(2 * x, "sum", 2, world()).relu(), 2, world()) * 3
 
 
 def world():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 
 from farskip_compile.passes.coarsen import LONGEST, coarsen
 from farskip_compile.passes.program import Buffer, Program, Role, Task, check_order, live_bytes, played
-from tests.passes.programs import consistent, programs
+from farskip_compile.testing.strategies import consistent, programs
 
 
 def light(program: Program) -> Program:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from farskip_compile.passes import list_schedule as search
 from farskip_compile.passes.list_schedule import Limits, list_schedule
 from farskip_compile.passes.program import Buffer, Program, Role, Task, bytes_in_flight, check_order, simulate
-from tests.passes.programs import consistent, programs
+from farskip_compile.testing.strategies import consistent, programs
 
 LIMITS = st.builds(Limits, st.sampled_from([0.0, 0.05, 0.5, 10.0]), st.sampled_from([0, 100, 1_000_000]))
 

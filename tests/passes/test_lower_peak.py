@@ -12,7 +12,7 @@ from farskip_compile.passes import list_schedule as search
 from farskip_compile.passes.list_schedule import Limits, list_schedule
 from farskip_compile.passes.lower_peak import MOVES, WORK, lower_peak
 from farskip_compile.passes.program import Buffer, Program, Role, Task, check_order, live_bytes, simulate
-from tests.passes.programs import consistent, programs
+from farskip_compile.testing.strategies import consistent, programs
 from tests.passes.test_list_schedule import scarce_memory
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from farskip_compile.passes import list_schedule as search
 from farskip_compile.passes.list_schedule import MODEST, WORTH, Limits, Schedule, list_schedule
 from farskip_compile.passes.program import Program, Role, simulate
-from tests.passes.programs import consistent, programs
+from farskip_compile.testing.strategies import consistent, programs
 from tests.passes.test_list_schedule import far_skip_layers, with_memory
 
 INCREASE = 0.3

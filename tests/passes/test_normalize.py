@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 
 from farskip_compile.passes.normalize import Normalized, normalize
-from tests.graphs import Layer, MoE, Network, Stack, capture, dynamo, ids, networks
+from farskip_compile.testing.strategies import Network, capture, networks
+from tests.graphs import Layer, MoE, Stack, dynamo, ids
 
 
 def test_a_clean_graph_is_left_alone():

@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 from torch import nn
 
+from farskip_compile._compat import collectives
 from farskip_compile.errors import InseparableExpertsError
 from farskip_compile.passes import ops
 from farskip_compile.passes.connectivity import ask
@@ -16,7 +17,7 @@ from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire import rewire
 from farskip_compile.verification import snapshot, verify
-from tests.graphs import Experts, Layer, MoE, Stack, dynamo, ids, reads
+from tests.graphs import WIDTH, Experts, Layer, MoE, Stack, dynamo, ids, reads
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,7 +115,7 @@ def test_parted_only_where_needed(wish, feed_forward, parted):
 
 
 def scattered(out, dim):
-    return funcol.all_gather_single(funcol.reduce_scatter_single(out, "sum", dim, world()), dim, world())
+    return collectives.all_gather(collectives.reduce_scatter(out, "sum", dim, world()), dim, world())
 
 
 def scattered_in_place(out, dim):
@@ -146,6 +147,33 @@ def test_reduce_scatter_and_gather_are_linear(collectives, dim):
     assert done["parted"] == 2
     assert launches(module) == 6 + 4
     assert torch.equal(output, ByHand(lambda: Sequence(MoE()), 3)(ids()))
+
+
+def test_a_bias_in_a_reduction_is_counted_once():
+    """It is added to the sum of routed and shared experts, and goes with what is not left out."""
+
+    class Biased(Tensorparallel):
+        def __init__(self, feed_forward):
+            super().__init__(feed_forward)
+            self.bias = nn.Parameter(torch.linspace(-1.0, 1.0, WIDTH))
+
+        def forward(self, x):
+            x = x + reduce(self.attention(self.norm1(x)))
+            return x + reduce(self.feed_forward(self.norm2(x)) + self.bias)
+
+    class ByHandBiased(Stack):
+        def forward(self, ids):
+            x = n = self.embedding(ids)
+            for layer in self.layers:
+                a, h = layer.attention(layer.norm1(n)), layer.norm2(x)
+                r, s = layer.feed_forward.routed(h), layer.feed_forward.shared(h)
+                n = x + a + (s + layer.bias)
+                x = x + a + (r + (s + layer.bias))
+            return self.head(self.norm(x))
+
+    _, output, done = rewired(Stack(lambda: Biased(MoE()), 3), "full")
+    assert done["parted"] == 2
+    assert torch.allclose(output, ByHandBiased(lambda: Biased(MoE()), 3)(ids()), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("operation", ["max", "product"])
@@ -202,7 +230,7 @@ def test_a_gather_behind_a_shared_norm_is_made_twice():
 
 
 def gather(value: torch.Tensor) -> torch.Tensor:
-    return funcol.all_gather_single(value.flatten(0, 1), 0, dist.group.WORLD).view_as(value)
+    return collectives.all_gather(value.flatten(0, 1), 0, dist.group.WORLD).view_as(value)
 
 
 def test_average_is_linear():
@@ -305,7 +333,7 @@ def depends(node, earlier):
 
 
 def scatter(value: torch.Tensor) -> torch.Tensor:
-    return funcol.reduce_scatter_single(value.flatten(0, 1), "sum", 0, dist.group.WORLD).view_as(value)
+    return collectives.reduce_scatter(value.flatten(0, 1), "sum", 0, dist.group.WORLD).view_as(value)
 
 
 @pytest.mark.parametrize("wish", ["full", {"attention.1": ["r0"]}, {"attention.1": ["s0"]}, {"moe.1": ["s0"]}])

@@ -14,7 +14,8 @@ from torch import fx, nn
 from farskip_compile.passes import ops
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.single_assignment import assign_once, mutation_edges
-from tests.graphs import Recorder, dynamo
+from farskip_compile.testing.strategies.network_graph import Recorder
+from tests.graphs import dynamo
 
 
 def targets(module: fx.GraphModule) -> list[str]:

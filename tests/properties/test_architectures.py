@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 import farskip_compile
 from farskip_compile import LayerRangeError, Outcome
 from farskip_compile.models import ModelConfig
-from tests.architectures import Case, cases, nothing_to_leave_out
+from farskip_compile.testing.strategies import Case, cases, nothing_to_leave_out
 from tests.compare import assert_gradients_close, relative_difference, run_with_gradients
 
 

@@ -1,4 +1,4 @@
-"""The connectivity table and its rewiring on graphs whose table is known by construction (`tests.graphs`)."""
+"""The connectivity table and its rewiring on graphs whose table is known by construction (`strategies.networks`)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire import rewire
 from farskip_compile.passes.table import ResidualTable
+from farskip_compile.testing.strategies import Captured, Network, capture, evaluate, networks
 from farskip_compile.verification import snapshot, verify
-from tests.graphs import Captured, Network, capture, evaluate, networks
 
 
 def terms_by_mark(table: ResidualTable, captured: Captured) -> list[int]:

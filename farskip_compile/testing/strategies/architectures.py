@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from hypothesis import strategies as st
 
 from farskip_compile.models import FarSkipForm, ModelConfig, build_decoder
+from farskip_compile.models.config import LayerKind, RouterKind
 from farskip_compile.models.decoder import Decoder
+from farskip_compile.models.farskip_form import Connectivity
 
 
 @dataclass(frozen=True)
@@ -19,35 +21,44 @@ class Case:
 
     config: ModelConfig
     connectivity: str
+    """`full`, `attention`, `mlp` or `none`."""
     layers: tuple[int, int] | None
     batch: int
     sequence: int
     seed: int
+    """Of the weights and the tokens."""
 
     def model(self, dtype: torch.dtype = torch.float64) -> Decoder:
+        """The plain model, with seeded weights."""
         return build_decoder(self.config, seed=self.seed, dtype=dtype)
 
     def ids(self) -> torch.Tensor:
+        """Token ids [batch, sequence]."""
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randint(0, self.config.vocab_size, (self.batch, self.sequence), generator=generator)
 
     def options(self, **more: Any) -> dict[str, Any]:
+        """Options for `torch.compile`."""
         layers = {} if self.layers is None else {"layers": self.layers}
         return {"connectivity": self.connectivity, **layers, **more}
 
     def oracle(self, model: Decoder) -> FarSkipForm:
-        return FarSkipForm(model, connectivity=self.connectivity, layers=self.layers)
+        """What is asked for, written by hand around the modules of `model`."""
+        return FarSkipForm(model, connectivity=cast(Connectivity, self.connectivity), layers=self.layers)
 
 
 @st.composite
 def configs(draw: st.DrawFn, max_layers: int = 5) -> ModelConfig:
     """Small decoders that differ in everything that detection or rewiring could trip over."""
-    pattern = draw(st.lists(st.sampled_from(["dense", "moe"]), min_size=1, max_size=max_layers))
+    kinds: tuple[LayerKind, ...] = ("dense", "moe")
+    mixers: tuple[Literal["gqa", "mla"], ...] = ("gqa", "mla")
+    routers: tuple[RouterKind, ...] = ("softmax", "sigmoid_groups", "sigmoid_top1")
+    pattern = draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=max_layers))
     if "moe" not in pattern:
         pattern[draw(st.integers(0, len(pattern) - 1))] = "moe"
-    attention = draw(st.sampled_from(["gqa", "mla"]))
+    attention = draw(st.sampled_from(mixers))
     heads = draw(st.sampled_from([1, 2, 4]))
-    router = draw(st.sampled_from(["softmax", "sigmoid_groups", "sigmoid_top1"]))
+    router = draw(st.sampled_from(routers))
     experts = draw(st.sampled_from([2, 4, 6]))
     groups = draw(st.sampled_from([1, 2])) if router == "sigmoid_groups" and experts >= 4 else 1
     top_k = draw(st.integers(1, 2))
@@ -104,7 +115,13 @@ def cases(draw: st.DrawFn, max_layers: int = 5) -> Case:
 
 @st.composite
 def parallel_cases(draw: st.DrawFn, layout: str, max_layers: int = 3) -> Case:
-    """A case whose experts, heads, widths and tokens two ranks can share; it is never refused."""
+    """A case whose experts, heads, widths and tokens two ranks can share; it is never refused.
+
+    Args:
+        draw: by hypothesis.
+        layout: how it is parallel: `padded`, `dropless`, `allgather`, `tp`; `sp` at the end for sequence parallelism.
+        max_layers: at most.
+    """
     case = draw(cases(max_layers).filter(lambda case: not nothing_to_leave_out(case)))
     config = dataclasses.replace(case.config, heads=4, kv_heads=draw(st.sampled_from([2, 4])))
     sequence = draw(st.sampled_from([2, 4, 6])) if layout.endswith("sp") else case.sequence
@@ -112,7 +129,7 @@ def parallel_cases(draw: st.DrawFn, layout: str, max_layers: int = 3) -> Case:
 
 
 def nothing_to_leave_out(case: Case) -> bool:
-    """Written from the rules of the paper, not from the passes: is there a row in the range that could change?"""
+    """Whether no sub-block in the range could change: by the rules of the paper, not by the passes."""
     first, last = case.layers or (0, len(case.config.layers) - 1)
     for layer in range(first, last + 1):
         if case.connectivity in ("full", "mlp"):

@@ -1,4 +1,7 @@
-"""Random programs for the scheduler, as hypothesis strategies."""
+"""Strategies: random programs for a scheduler.
+
+Times are multiples of a tenth of a second: ties are as important as differences.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from hypothesis import strategies as st
 
 from farskip_compile.passes.program import Buffer, Program, Role, Task
 
-SECONDS = st.integers(0, 20).map(lambda tenths: tenths / 10)  # ties are as important as differences
+SECONDS = st.integers(0, 20).map(lambda tenths: tenths / 10)
 
 
 @st.composite

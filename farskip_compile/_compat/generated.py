@@ -1,0 +1,52 @@
+"""Let Inductor compile down to the order of its kernels, and build and run nothing; a part of `_compat`.
+
+Checked by running on torch 2.13.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+from torch._functorch import config as functorch_config
+from torch._inductor import config as inductor_config
+from torch._inductor.graph import GraphLowering
+
+from farskip_compile._compat.inductor import Kernel
+from farskip_compile._compat.names import EAGER_BACKWARD, NO_CACHES
+
+__all__ = ["generating_only"]
+
+
+@contextmanager
+def generating_only(take: Callable[[list[Kernel]], None]) -> Iterator[None]:
+    """Within the block, every graph that Inductor compiles ends with its program, which is not built.
+
+    Backward graphs are compiled with their forward graphs, and no cache is asked or filled: so all passes run. What
+    comes out of the compiler must not be called. Compiles of other threads are affected too.
+
+    Args:
+        take: called with the kernels of each graph in the order in which they would run, forward before backward.
+    """
+
+    def generate(graph: GraphLowering) -> Any:
+        if graph.cpp_wrapper:
+            graph.codegen_with_cpp_wrapper()
+        else:
+            graph.codegen()
+        take(list(graph.scheduler.nodes))
+        return SimpleNamespace(call=_never)
+
+    whole = GraphLowering.compile_to_module
+    GraphLowering.compile_to_module = generate  # type: ignore[method-assign, assignment]
+    try:
+        with inductor_config.patch({NO_CACHES: True}), functorch_config.patch({EAGER_BACKWARD: True}):
+            yield
+    finally:
+        GraphLowering.compile_to_module = whole  # type: ignore[method-assign]
+
+
+def _never(*_: Any) -> NoReturn:
+    raise RuntimeError("this program was generated to be looked at, not to be run")

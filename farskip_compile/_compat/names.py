@@ -1,0 +1,140 @@
+"""What this package takes from PyTorch by names that no import shows: data only, and nothing of torch is imported.
+
+Contract: `_compat` reads these attributes of private objects, and these keys of configurations, and no others; a test
+holds the source of `_compat` against this list, and this list against the torch that is installed. A name that is not
+there in every supported version stands in `VERSIONS` too: until a version has it, or after one has dropped it, the code
+that asks for it does without. What is no longer needed once the oldest supported version moves on shows there.
+"""
+
+from __future__ import annotations
+
+POST_GRAD = "post_grad_custom_post_pass"
+PRE_FUSION = "_pre_fusion_custom_pass"
+REORDER = "reorder_for_compute_comm_overlap"
+REORDER_PASSES = "reorder_for_compute_comm_overlap_passes"
+SIMPLE_OVERLAP = "aten_distributed_optimizations.enable_simple_overlap"
+KERNEL_PROFILE = "cpp.enable_kernel_profile"
+NO_CACHES = "force_disable_caches"
+EAGER_BACKWARD = "force_non_lazy_backward_lowering"
+
+CONFIG_KEYS: dict[str, tuple[str, ...]] = {
+    "torch._inductor.config": (
+        POST_GRAD,
+        PRE_FUSION,
+        REORDER,
+        REORDER_PASSES,
+        SIMPLE_OVERLAP,
+        KERNEL_PROFILE,
+        NO_CACHES,
+    ),
+    "torch._functorch.config": (EAGER_BACKWARD,),
+}
+"""Configuration -> its keys."""
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    # why Dynamo ended a graph, and where a compile stands
+    "torch._dynamo.output_graph.GraphCompileReason": ("reason", "user_stack", "graph_break"),
+    "torch._dynamo.output_graph.OutputGraph": ("compile_subgraph_reason",),  # also put on the graph module
+    "torch._dynamo.utils.CompilationMetrics": (
+        "co_filename",
+        "co_firstlineno",
+        "fail_type",
+        "fail_reason",
+        "fail_user_frame_filename",
+        "fail_user_frame_lineno",
+        "has_guarded_code",
+    ),
+    "torch._dynamo.exc.TorchRuntimeError": ("real_stack",),  # one of many that have it
+    "torch._guards.CompileContext": ("compile_id",),
+    # where the inputs of a graph come from
+    "torch._dynamo.variables.builder.GraphArg": ("source",),
+    "torch._guards.Source": ("guard_source",),
+    "torch._dynamo.source.LocalSource": ("local_name",),
+    "torch._dynamo.source.GlobalSource": ("global_name",),
+    "torch._dynamo.source.AttrSource": ("base", "member"),
+    "torch._dynamo.source.GetItemSource": ("base", "index"),
+    # what compiles, and what is compiled
+    "torch._TorchCompileInductorWrapper": ("config",),
+    "torch._dynamo.eval_frame.OptimizedModule": ("_orig_mod",),
+    "torch.nn.Module": ("_compiled_call_impl", "_forward_hooks", "_modules"),
+    "torch.nn.parallel.DistributedDataParallel": ("_get_active_ddp_module", "module"),
+    # process groups
+    "torch.distributed.ProcessGroup": ("_device_types", "_get_backend"),
+    "torch._C._distributed_c10d.ProcessGroupGloo": ("options",),  # not all kinds of groups have them
+    "torch._C._distributed_c10d.Backend.Options": ("_timeout",),
+    # symbolic sizes
+    "torch.fx.experimental.sym_node.SymNode": ("expr", "shape_env"),
+    "torch.fx.experimental.symbolic_shapes.ShapeEnv": (
+        "backed_var_to_val",
+        "deferred_runtime_asserts",
+        "is_unbacked_symint",
+        "replace",
+        "var_to_hint_override",
+        "var_to_range",
+    ),
+    "torch.fx.experimental.symbolic_shapes.RuntimeAssert": ("expr",),
+    "torch.utils._sympy.value_ranges.ValueRanges": ("lower", "upper"),
+    # operators, tensors and the nodes of autograd
+    "torch._ops.OpOverload": ("_overloadname", "_schema"),
+    "torch._ops.OpOverloadPacket": ("_qualified_op_name",),
+    "torch.FunctionSchema": ("arguments",),
+    "torch.UntypedStorage": ("_cdata",),
+    "torch._C._functions.AccumulateGrad": ("_set_sequence_nr",),  # one of many that have it
+    # kernels, before and after fusion
+    "torch._inductor.scheduler.BaseSchedulerNode": (
+        "add_fake_dep",
+        "ancestors",
+        "get_buffer_names",
+        "get_name",
+        "get_nodes",
+        "get_operation_names",
+        "get_outputs",
+        "get_read_write_buffers_sizes",
+        "mpi_node",
+        "mutation_renames",
+        "node",
+        "read_writes",
+        "scheduler",
+        "unmet_dependencies",
+    ),
+    "torch._inductor.scheduler.Scheduler": ("nodes",),
+    "torch._inductor.scheduler.SchedulerBuffer": ("get_name", "mpi_buffer", "node"),
+    "torch._inductor.memory.FreeableInputBuffer": ("get_name", "mpi_buffer"),
+    "torch._inductor.memory.MemoryPlanningInfoForBuffer": ("size_free", "succ_nodes"),
+    "torch._inductor.memory.MemoryPlanningInfoForNode": ("pred_buffers",),
+    "torch._inductor.dependencies.ReadWrites": ("reads",),
+    "torch._inductor.dependencies.WeakDep": ("is_fake", "mutating_buf", "name"),
+    "torch._inductor.ir.IRNode": ("get_origin_node", "origins"),
+    "torch._inductor.ir.ExternKernel": ("constant_args", "op_overload"),
+    "torch._inductor.graph.GraphLowering": (
+        "codegen",
+        "codegen_with_cpp_wrapper",
+        "compile_to_module",
+        "cpp_wrapper",
+        "get_output_names",
+        "scheduler",
+    ),
+    "torch._inductor.fx_passes.reinplace.InplaceableOp": ("mutated_args",),
+    "torch._inductor.custom_graph_pass.CustomGraphPass": ("uuid",),
+}
+"""Class -> attributes and methods of its objects. What an object has got from elsewhere stands in `MARKS`."""
+
+MARKS: dict[str, tuple[str, ...]] = {
+    "torch._dynamo.output_graph": ("_dynamo_source", "compile_subgraph_reason"),
+    "torch._dynamo.eval_frame": ("_torchdynamo_disable", "_torchdynamo_orig_callable"),
+}
+"""Module -> attributes that it sets on objects of other classes: its source has to name them."""
+
+CLASSES: dict[str, str] = {"torch._inductor.virtualized.V.graph": "torch._inductor.graph.GraphLowering"}
+"""What is there only inside a compile -> the class that it then has."""
+
+VERSIONS: dict[str, tuple[str, str | None]] = {
+    "torch._inductor.config:aten_distributed_optimizations.enable_simple_overlap": ("2.14", None),
+    "torch._inductor.custom_graph_pass.CustomSchedulerPass": ("2.13", None),
+    "torch._inductor.sizevars.SizeVarAllocator.size_hint": ("2.11", "2.11"),
+    "torch.distributed._functional_collectives.all_gather_single": ("2.13", None),
+    "torch.distributed._functional_collectives.reduce_scatter_single": ("2.13", None),
+    "torch.distributed.all_gather_single": ("2.13", None),
+    "torch.distributed.reduce_scatter_single": ("2.13", None),
+}
+"""Name (an attribute or a key behind a colon) -> the first torch that has it, and the last one; None: it still does."""

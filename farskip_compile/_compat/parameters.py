@@ -1,0 +1,54 @@
+"""What PyTorch keeps about a module's parameters: where a graph has them from, and what wrappers add to their names; a
+part of `_compat`.
+
+Contract: for comparing a model, or a graph of it, with names and shapes that were written down; nothing is decided by
+what a name says. Checked by running on torch 2.13.0; presence by reading on 2.11, 2.12, 2.14 and 2.15.
+"""
+
+from __future__ import annotations
+
+from torch import fx, nn
+from torch._dynamo import OptimizedModule
+
+__all__ = ["parameter_name", "plain_name", "unwrapped"]
+
+REGISTRIES = frozenset(["_modules", "_parameters", "_buffers"])
+"""Dictionaries in which `nn.Module` keeps what it has: steps of a path in a graph, no parts of a name."""
+
+WRAPPERS = frozenset(["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+"""Attributes in which modules that PyTorch puts around others keep these."""
+
+
+def parameter_name(placeholder: fx.Node) -> str | None:
+    """The dotted path by which the traced code reached the parameter that a Dynamo placeholder stands for.
+
+    It begins with the name that the traced function had for what holds it: `self` for a model's own forward, a variable
+    for a model or a module around it. None: no parameter.
+    """
+    value = placeholder.meta.get("example_value", placeholder.meta.get("val"))
+    if not isinstance(value, nn.Parameter):
+        return None
+    source = getattr(placeholder.meta.get("grapharg"), "source", None) or getattr(placeholder, "_dynamo_source", None)
+    parts: list[str] = []
+    while (base := getattr(source, "base", None)) is not None:
+        part = getattr(source, "member", getattr(source, "index", None))
+        if part is not None:
+            parts.append(str(part))
+        source = base
+    root = getattr(source, "local_name", getattr(source, "global_name", None))
+    if root is not None:  # tells two modules apart that one function calls
+        parts.append(str(root))
+    return plain_name(".".join(part for part in reversed(parts) if part not in REGISTRIES))
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter without what PyTorch's wrappers put in between."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside of `torch.compile` and of data parallelism."""
+    while isinstance(model, OptimizedModule | nn.parallel.DistributedDataParallel | nn.DataParallel):
+        inner: nn.Module = model._orig_mod if isinstance(model, OptimizedModule) else model.module
+        model = inner
+    return model

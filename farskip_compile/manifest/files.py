@@ -1,0 +1,151 @@
+"""Manifests on disk: a file of their own, one beside a checkpoint, or a key of a Hugging Face `config.json`.
+
+Contract: a path is one of three things.
+  a folder        `farskip.json` in it, beside the weights; read from `config.json` if that is all there is
+  `config.json`   its key `farskip`; every other character of the file stays as it was
+  any other file  the manifest and nothing else
+A write is atomic: into a temporary file of the same folder, which then takes the place of the old one and has its
+permissions; if it fails, the old file is as it was. Never: overwrites a file that is no manifest, or AMD's keys.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from farskip_compile.errors import ManifestError
+from farskip_compile.manifest.amd_keys import AMD_KEYS, from_amd_keys, has_amd_keys
+from farskip_compile.manifest.description import Manifest
+from farskip_compile.manifest.json_text import compact, with_key
+
+FILE = "farskip.json"
+"""The manifest's name in a checkpoint folder."""
+CONFIG = "config.json"
+KEY = "farskip"
+"""Of the manifest in a `config.json`."""
+
+
+def save_manifest(manifest: Manifest, path: str | os.PathLike[str]) -> Path:
+    """Write `manifest`.
+
+    Args:
+        manifest: what to write.
+        path: a checkpoint folder, its `config.json`, or a JSON file for the manifest alone.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        ManifestError: it can't be written there, or would overwrite something that is no manifest.
+    """
+    target = Path(path)
+    if target.is_dir():
+        target = target / FILE
+    if target.name != CONFIG:
+        if target.exists() and "schema" not in _object(target):
+            raise ManifestError(
+                f"{target} exists and is no manifest", way_out="give another name, or the folder of the checkpoint"
+            )
+        _write(target, compact(manifest.to_json()) + "\n")
+        return target
+    config = _object(target)
+    theirs = [key for key in AMD_KEYS if key in config and not (key == KEY and isinstance(config[key], Mapping))]
+    if theirs:
+        raise ManifestError(
+            f"{target} has AMD's key {theirs[0]!r}; a manifest under {KEY!r} would change what it says to AMD's code",
+            way_out=f"save the manifest beside it: save_manifest(manifest, {str(target.parent)!r})",
+        )
+    _write(target, with_key(_text(target), KEY, manifest.to_json()))
+    return target
+
+
+def load_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """Read a manifest.
+
+    Args:
+        path: a checkpoint folder (`farskip.json`, else `config.json` with our key or with AMD's), or one of the files.
+
+    Raises:
+        ManifestError: there is none, or it is damaged; names the file and the key.
+    """
+    target = Path(path)
+    if not target.is_dir():
+        return read_manifest(_object(target), str(target))
+    if (target / FILE).exists():
+        return read_manifest(_object(target / FILE), str(target / FILE))
+    if (target / CONFIG).exists():
+        return read_manifest(_object(target / CONFIG), str(target / CONFIG))
+    raise ManifestError(
+        f"there is no manifest in {target}: neither {FILE} nor {CONFIG}",
+        way_out="make one: farskip_compile.save_manifest(farskip_compile.describe(model, ...), folder)",
+    )
+
+
+def read_manifest(data: Mapping[str, Any], origin: str) -> Manifest:
+    """The manifest that parsed JSON holds.
+
+    Args:
+        data: the manifest itself, or a Hugging Face configuration with our key or with AMD's.
+        origin: where it is from, for messages.
+
+    Raises:
+        ManifestError: there is none, or it is damaged.
+    """
+    if isinstance(data.get(KEY), Mapping):
+        return Manifest.from_json(data[KEY], origin)
+    if has_amd_keys(data):
+        return from_amd_keys(data, origin)
+    if "schema" in data:
+        return Manifest.from_json(data, origin)
+    raise ManifestError(
+        f"{origin} holds no manifest: neither an object under {KEY!r}, nor AMD's keys ({', '.join(AMD_KEYS)}), nor the "
+        "keys of a manifest",
+        way_out="make one: farskip_compile.save_manifest(farskip_compile.describe(model, ...), path)",
+    )
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    try:
+        found = json.loads(_text(path))
+    except ValueError as error:
+        raise ManifestError(f"{path} is no JSON: {error}", way_out="restore the file, or write it anew") from error
+    if not isinstance(found, dict):
+        raise ManifestError(f"{path} holds no JSON object", way_out="give a manifest or a config.json")
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()  # not read_text, which would make other line ends of \r\n
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path} is no text in UTF-8: {error}", way_out="restore the file") from error
+    except OSError as error:
+        raise ManifestError(
+            f"can't read {path}: {error.strerror}", way_out="give a checkpoint folder, its config.json, or a manifest"
+        ) from error
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        try:
+            with open(temporary, "xb") as file:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            if path.exists():
+                shutil.copymode(path, temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ManifestError(
+            f"can't write {path}: {error.strerror}",
+            way_out="give an existing folder with the right to write; what was there before is unchanged",
+        ) from error

@@ -1,0 +1,57 @@
+"""Which parameters a Dynamo graph shows, and which of them the sub-blocks of the residual stack use.
+
+In:    the table of a graph, with its handles.
+Out:   `GraphParameters`.
+Never: changes the graph; guards on a symbolic size.
+
+Algorithm (linear in the graph): a parameter is a placeholder with a name; from the nodes of the sub-blocks and of the
+sum itself walk back through what depends on parameters and buffers only. The embedding is no sub-block.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from torch import fx
+
+from farskip_compile._compat.parameters import parameter_name
+from farskip_compile.passes import ops
+from farskip_compile.passes.table import ResidualTable
+
+GraphShape = tuple[int | None, ...]
+"""None for a size that is symbolic."""
+
+
+@dataclass(frozen=True)
+class GraphParameters:
+    """Parameters by the names under which the traced code reached them."""
+
+    shapes: dict[str, GraphShape]
+    """All of them, in graph order; of a distributed tensor the shape of the whole."""
+    used: tuple[str, ...]
+    """Those that sub-blocks use, in graph order."""
+
+
+def graph_parameters(table: ResidualTable) -> GraphParameters:
+    """The parameters in the graph of `table`."""
+    assert table.handles is not None
+    stream = table.handles.stream
+    names: dict[fx.Node, str] = {}
+    shapes: dict[str, GraphShape] = {}
+    for node in stream.order:
+        name = parameter_name(node) if node.op == "placeholder" else None
+        value = ops.tensor(node)
+        if name is not None and value is not None:
+            names[node] = sys.intern(name)  # reports of many compiles hold the same names
+            shapes[names[node]] = tuple(size if isinstance(size, int) else None for size in value.shape)
+    inside = [node for region in table.handles.regions for node in region.owned]
+    inside += [node for node in stream.tree if node is not stream.base]
+    stack = [arg for node in inside for arg in stream.inputs(node)]
+    seen: set[fx.Node] = set()
+    while stack:
+        node = stack.pop()
+        if node not in seen and node in stream.flow.constant:
+            seen.add(node)
+            stack.extend(stream.inputs(node))
+    return GraphParameters(shapes, tuple(name for node, name in names.items() if node in seen))

@@ -1,0 +1,91 @@
+"""JSON as text: written readably, and edited in place without touching what stands around.
+
+Contract: `compact` writes what fits on one line on one line. `with_key` sets one key of the outermost object and keeps
+every other character as it was: order, indentation and numbers as they are written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+WIDTH = 120
+UNIT = "  "
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def compact(value: Any, indent: str = "") -> str:
+    """JSON with one entry a line, where an entry, or a list of plain values, is not broken.
+
+    Args:
+        value: what to write.
+        indent: in front of each line but the first.
+    """
+    line = json.dumps(value, ensure_ascii=False)
+    entries: list[str]
+    if isinstance(value, Mapping) and value:
+        entries = [
+            f"{json.dumps(key, ensure_ascii=False)}: {compact(one, indent + UNIT)}" for key, one in value.items()
+        ]
+        opening, closing = "{", "}"
+    elif isinstance(value, list) and any(isinstance(one, list | Mapping) for one in value):
+        entries = [compact(one, indent + UNIT) for one in value]
+        opening, closing = "[", "]"
+    else:
+        return line
+    if indent and len(indent) + len(line) <= WIDTH:
+        return line
+    body = f",\n{indent}{UNIT}".join(entries)
+    return f"{opening}\n{indent}{UNIT}{body}\n{indent}{closing}"
+
+
+def with_key(text: str, key: str, value: Any) -> str:
+    """`text`, an object, with `key` set to `value`; a new key stands last.
+
+    Raises:
+        ValueError: `text` is no JSON object.
+    """
+    decoder = json.JSONDecoder()
+    places: dict[str, tuple[int, int]] = {}
+    position = first = _expect(text, 0, "{")
+    while text[position] != "}":
+        if places:
+            position = _expect(text, position, ",")
+        name, end = decoder.raw_decode(text, position)
+        if not isinstance(name, str):
+            raise ValueError(f"no key at character {position}")
+        start = _expect(text, end, ":")
+        places[name], position = _value_at(decoder, text, start)
+    opening = text[text.index("{") + 1 : first]  # what stands in front of the first key stands in front of each
+    indent = opening.rpartition("\n")[2] if "\n" in opening else UNIT
+    written = compact(value, indent)
+    if key in places:
+        start, end = places[key]
+        return text[:start] + written + text[end:]
+    entry = f"{json.dumps(key)}: {written}"
+    if not places:
+        return f"{text[: text.index('{') + 1]}\n{UNIT}{entry}\n{text[position:]}"
+    end = max(stop for _, stop in places.values())
+    return f"{text[:end]},{opening or ' '}{entry}{text[end:]}"
+
+
+def _value_at(decoder: json.JSONDecoder, text: str, start: int) -> tuple[tuple[int, int], int]:
+    """Where the value at `start` begins and ends, and where the next character behind it stands."""
+    _, end = decoder.raw_decode(text, start)
+    return (start, end), _skip(text, end)
+
+
+def _expect(text: str, position: int, character: str) -> int:
+    """The place behind `character`, and behind the white space around it."""
+    position = _skip(text, position)
+    if text[position : position + 1] != character:
+        raise ValueError(f"{character!r} is missing at character {position}")
+    return _skip(text, position + 1)
+
+
+def _skip(text: str, position: int) -> int:
+    found = _SPACE.match(text, position)
+    return found.end() if found is not None else position

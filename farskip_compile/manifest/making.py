@@ -1,0 +1,121 @@
+"""Make a manifest: by capturing a model once, or from the report of a compile.
+
+Contract: takes the model and what it was, or is to be, compiled with; gives a `Manifest`. The model is captured and not
+run, and nothing of it is changed (`farskip_compile.explain`). What can't be rewired as asked has no manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException
+from farskip_compile._compat.parameters import unwrapped
+from farskip_compile.errors import FarSkipError, ManifestError
+from farskip_compile.manifest.description import Manifest, ManifestRow
+from farskip_compile.manifest.fingerprint import Fingerprint, align, parameters_of
+from farskip_compile.passes.connectivity import Connectivity, LayerRange
+from farskip_compile.passes.termset import TermSet
+from farskip_compile.report import CompileReport, Outcome
+
+
+def describe(
+    model: Callable[..., Any], *args: Any, connectivity: Connectivity = "full", layers: LayerRange = None, **kwargs: Any
+) -> Manifest:
+    """The manifest of `model` in the FarSkip form that `connectivity` and `layers` ask for.
+
+    Best called on the whole model, before it is sharded; one on the meta device will do, with inputs there.
+
+    Args:
+        model: a module, as it is or compiled or wrapped; or its `forward`.
+        *args: example inputs.
+        connectivity: as in `FarSkipConfig`.
+        layers: as in `FarSkipConfig`.
+        **kwargs: example inputs by name.
+
+    Raises:
+        ConfigError: wrong options; `ManifestError` if `model` is no module.
+        FarSkipError: the model can't be rewired as asked.
+    """
+    # these need the configuration, which needs manifests
+    from farskip_compile.capture import capture
+    from farskip_compile.config import FarSkipConfig
+    from farskip_compile.explain import not_captured
+
+    module = _module(model)
+    config = FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager")
+    try:
+        with torch.no_grad():
+            return from_report(capture(module, args, kwargs, config).report, module)
+    except (FarSkipError, BackendCompilerFailed):
+        raise
+    except TorchDynamoException as error:
+        why = not_captured(error)
+        reason = why.reason + (f" ({why.where})" if why.where else "")
+        raise ManifestError(reason, way_out=why.way_out) from error
+
+
+def from_report(report: CompileReport, model: Callable[..., Any]) -> Manifest:
+    """The manifest of a model that was compiled already.
+
+    Args:
+        report: of the compile: from `farskip_compile.last_reports()`, or from `on_report`.
+        model: the module that was compiled.
+
+    Raises:
+        ManifestError: the report is of another model, or of a graph without a residual stack or that was refused.
+    """
+    from farskip_compile.explain import versions
+
+    if not report.rows or report.outcome is Outcome.REFUSED:
+        raise ManifestError(
+            f"the report is of a graph that has no FarSkip form ({report.outcome})",
+            way_out="give the report of the model's own graph; farskip_compile.last_reports() has one for each graph",
+        )
+    shapes = parameters_of(_module(model))
+    rename = align(report.sub_block_parameters, shapes)
+    used = {rename(name) for name in report.sub_block_parameters}
+    for name in sorted(used):
+        if name not in shapes:
+            raise ManifestError(
+                f"the report is of another model: {name!r}, which its sub-blocks use, is no parameter of this one",
+                way_out="give the module that was compiled, with all of its parameters",
+            )
+    index = {name: position for position, name in enumerate(report.terms)}
+    rows = tuple(
+        ManifestRow(
+            row.name,
+            row.kind,
+            row.layer,
+            row.terms,
+            TermSet.from_intervals(row.reads_after),
+            TermSet.of(index[name] for name in row.left_out),
+        )
+        for row in report.rows
+    )
+    connectivity, layers = report.config["connectivity"], report.config["layers"]
+    return Manifest(
+        connectivity if isinstance(connectivity, str) else {row: tuple(terms) for row, terms in connectivity.items()},  # type: ignore[arg-type]
+        (layers[0], layers[1]) if layers is not None else None,
+        report.terms,
+        rows,
+        Fingerprint(
+            {name: shape for name, shape in shapes.items() if name in used},
+            {name: shape for name, shape in shapes.items() if name not in used},
+        ),
+        versions(),
+    )
+
+
+def _module(model: Callable[..., Any]) -> nn.Module:
+    """The module that `model` is, without what `torch.compile` or data parallelism puts around it."""
+    owner = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
+    if not isinstance(owner, nn.Module):
+        raise ManifestError(
+            f"{getattr(model, '__name__', model)!r} is no module, so it has no parameters that a manifest could name",
+            way_out="give the model itself",
+        )
+    return unwrapped(owner)

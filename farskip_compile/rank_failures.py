@@ -1,0 +1,103 @@
+"""A rank that fails leaves a note in the store, so that ranks that wait for it raise at once.
+
+Contract: `failure_told` goes around what other ranks may come to wait for: compiling, and comparing collectives at the
+first run of a graph. It hides no error, delays none, and never waits for anybody; where there is no process group it
+does nothing. `failure_among` is for a rank that waits already. A rank that is killed leaves no note: then the timeout
+of the process group ends the wait.
+
+Algorithm. All ranks often fail alike, at a dense model, say, and go on to something else, some of them sooner: a note
+of a failure that this rank has had itself must not disturb it. So failures are numbered:
+1. a rank that fails writes a note under its next number;
+2. a rank that waits heeds only notes with a higher number than its own, takes that number over, and fails too: with
+   that, ranks that have failed for one reason are at the same number again;
+3. a rank that begins something new takes its note back.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from farskip_compile._compat.distributed import StoreLost, world_store
+from farskip_compile._compat.inner_compile import restarts_analysis
+
+log = logging.getLogger("farskip_compile")
+
+ANY = "farskip/failed"
+"""Key that is there once any rank has ever failed; with a rank behind it, the key of the note of that rank."""
+LONGEST = 2000
+"""Most characters of a note."""
+
+_here = threading.local()
+_lock = threading.Lock()
+_number = 0
+"""Failures that this process has had, or has taken over from other ranks."""
+
+
+@contextmanager
+def failure_told(what: str) -> Iterator[None]:
+    """Tell the other ranks if the block raises. Inside of another such block, that one tells.
+
+    Args:
+        what: what has failed then, a verb in the past tense: "failed to compile".
+    """
+    if getattr(_here, "inside", False):
+        yield
+        return
+    before = _number
+    _here.inside = True
+    try:
+        if getattr(_here, "told", False):
+            _here.told = False
+            _write("")
+        yield
+    except BaseException as error:
+        if not restarts_analysis(error) and not isinstance(error.__cause__, StoreLost):
+            _tell(f"{what}: {type(error).__name__}: {error}".removesuffix(": "), before)
+        raise
+    finally:
+        _here.inside = False
+
+
+def failure_among(ranks: Sequence[int]) -> tuple[int, str] | None:
+    """A rank that has failed at something that this one has not, and its note; the note counts as heeded then.
+
+    Args:
+        ranks: global ranks.
+    """
+    global _number
+    world = world_store()
+    if world is None or not world.has(ANY):
+        return None
+    for rank in ranks:
+        number, _, text = world.get(f"{ANY}/{rank}").partition(" ")
+        with _lock:
+            if number and int(number) > _number:
+                _number = int(number)
+                return rank, text
+    return None
+
+
+def _tell(text: str, before: int) -> None:
+    global _number
+    with _lock:
+        number = max(_number, before + 1)  # higher already: another rank's failure was taken over meanwhile
+        if _write(f"{number} {text[:LONGEST]}"):
+            _number = number
+            _here.told = True
+
+
+def _write(note: str) -> bool:
+    """Write this rank's note, if there is a store. What goes wrong must not hide what the note is about."""
+    try:
+        world = world_store()
+        if world is None:
+            return False
+        world.set(f"{ANY}/{world.rank}", note)
+        world.set(ANY, "1")
+    except Exception as error:
+        log.warning("the other ranks can't be told of a failure of this one: %s", error)
+        return False
+    return True

@@ -1,0 +1,122 @@
+"""How two results are compared: bit for bit, or relative to the largest entry.
+
+Contract: `differences` gives one `Difference` for each pair of values that do not agree, with a figure by which the
+worst can be found. Integers and booleans must be equal; infinities and NaN must stand in the same places, whatever the
+tolerance. Bit for bit means equal values (0.0 and -0.0 are), NaN in the same places, and equal types and shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+SMALLEST = 1e-300
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two values under one name that do not agree."""
+
+    name: str
+    by: float
+    """Relative to the largest entry; infinite if they can't be close: other shapes, types, integers, NaN."""
+    detail: str
+
+    def __str__(self) -> str:
+        figure = f" by {self.by:.2g} of the largest entry" if self.by < float("inf") else ""
+        return f"{self.name} differs{figure}: {self.detail}"
+
+
+def relative_difference(left: torch.Tensor, right: torch.Tensor) -> float:
+    """Largest absolute difference over the largest absolute entry; infinite where NaN or infinities differ."""
+    left, right = (_comparable(one if one.is_complex() else one.double()) for one in (left, right))
+    if left.shape != right.shape:
+        return float("inf")
+    finite = left.isfinite() & right.isfinite()
+    same = finite | (left == right) | (left.isnan() & right.isnan())
+    if not bool(same.all()):
+        return float("inf")
+    left, right = left.masked_fill(~finite, 0), right.masked_fill(~finite, 0)
+    if left.numel() == 0:
+        return 0.0
+    scale = max(left.abs().max().item(), right.abs().max().item(), SMALLEST)
+    return (left - right).abs().max().item() / scale
+
+
+def differences(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], tolerance: float | None = None
+) -> list[Difference]:
+    """What does not agree, the worst first.
+
+    Args:
+        found: values by name.
+        wanted: values by name.
+        tolerance: largest relative difference; None: bit for bit.
+    """
+    result = []
+    for name in [*found, *(name for name in wanted if name not in found)]:
+        if name not in wanted or name not in found:
+            result.append(
+                Difference(name, float("inf"), f"only the {'model' if name in found else 'reference'} has it")
+            )
+        elif (difference := _difference(name, found[name], wanted[name], tolerance)) is not None:
+            result.append(difference)
+    return sorted(result, key=lambda one: -one.by)
+
+
+def _difference(name: str, found: Any, wanted: Any, tolerance: float | None) -> Difference | None:
+    if isinstance(found, torch.Tensor) and isinstance(wanted, torch.Tensor):
+        return _tensor_difference(name, found, wanted, tolerance)
+    if isinstance(found, float) and isinstance(wanted, float):
+        a, b = (torch.tensor(value, dtype=torch.float64) for value in (found, wanted))
+        return _tensor_difference(name, a, b, tolerance)
+    infinite = float("inf")
+    if type(found) is not type(wanted):
+        return Difference(name, infinite, f"{type(found).__name__} against {type(wanted).__name__}")
+    if hasattr(found, "__dict__") or callable(found):
+        return None if found is wanted else Difference(name, infinite, f"{type(found).__name__} can't be compared")
+    return None if found == wanted else Difference(name, infinite, f"{found!r} against {wanted!r}"[:200])
+
+
+def _tensor_difference(
+    name: str, found: torch.Tensor, wanted: torch.Tensor, tolerance: float | None
+) -> Difference | None:
+    found, wanted = local(found), local(wanted)
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        kinds = [f"{str(one.dtype).removeprefix('torch.')} {list(one.shape)}" for one in (found, wanted)]
+        return Difference(name, float("inf"), " against ".join(kinds))
+    inexact = found.is_floating_point() or found.is_complex()
+    a, b = _comparable(found), _comparable(wanted)
+    unequal = (a != b) & ~(a.isnan() & b.isnan()) if inexact else a != b
+    if not bool(unequal.any()):
+        return None
+    by = relative_difference(found, wanted) if inexact else float("inf")
+    if inexact and tolerance is not None and by <= tolerance:
+        return None
+    worst = _worst(a, b, unequal) if inexact else unequal
+    place = tuple(int(index) for index in worst.nonzero()[0])
+    count = f"{int(unequal.sum())} of {unequal.numel()} entries"
+    return Difference(name, by, f"{count}, at {place} {a[place].item()!r} against {b[place].item()!r}")
+
+
+def _worst(a: torch.Tensor, b: torch.Tensor, unequal: torch.Tensor) -> torch.Tensor:
+    """Where the difference is largest, or not a number."""
+    distance = (a - b).abs().nan_to_num(nan=float("inf")).masked_fill(~unequal, -1.0)
+    return distance == distance.max()
+
+
+def local(value: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a distributed tensor, or the tensor itself."""
+    value = value.detach()
+    return value.to_local() if hasattr(value, "to_local") else value
+
+
+def _comparable(value: torch.Tensor) -> torch.Tensor:
+    """On the CPU, in the widest type of its kind."""
+    value = local(value).cpu()
+    if value.is_complex():
+        return value.to(torch.complex128)
+    return value.to(torch.float64) if value.is_floating_point() else value

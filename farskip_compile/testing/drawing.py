@@ -1,0 +1,125 @@
+"""A connectivity table in which the wrong cells are marked, for the text of a failed assertion.
+
+Contract: plain characters without colours, `failure.WIDTH` columns at most. Of a large model it shows the first wrong
+sub-blocks with a few around them, and of the terms those in question and as many of their neighbours as fit.
+
+    sub-block    e  a0  r0  a1  r1
+    attention.1  x   x [x]   +          [x] read, and must not be
+    moe.1        x   x   x   .   +      [ ] not read, and must be
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from farskip_compile.passes.termset import TermSet
+from farskip_compile.report import CompileReport, RowReport
+from farskip_compile.testing.failure import WIDTH
+
+INDENT = 2
+MOST_ROWS = 9
+ROWS_BEFORE = 2
+GAP = ".."
+LEGEND = "[x] read, must not be  [ ] not read, must be  x read  . not read  + its own"
+
+
+@dataclass(frozen=True)
+class WrongRow:
+    """A sub-block that does not read what it has to."""
+
+    row: RowReport
+    extra: TermSet
+    """Read, and must not be."""
+    missing: TermSet
+    """Not read, and must be."""
+
+    def text(self, report: CompileReport) -> str:
+        """In words."""
+        parts = [
+            f"{verb} {', '.join(report.terms[index] for index in terms)}"
+            for verb, terms in (("must not read", self.extra), ("must read", self.missing))
+            if terms
+        ]
+        return f"{self.row.name} " + " and ".join(parts)
+
+
+def wrong_rows(report: CompileReport, reads: Mapping[str, TermSet], expected: Mapping[str, TermSet]) -> list[WrongRow]:
+    """The rows of `report` that read something else than `expected`."""
+    found = []
+    for row in report.rows:
+        extra, missing = reads[row.name] - expected[row.name], expected[row.name] - reads[row.name]
+        if extra or missing:
+            found.append(WrongRow(row, extra, missing))
+    return found
+
+
+def drawing(report: CompileReport, reads: Mapping[str, TermSet], wrong: Sequence[WrongRow]) -> str:
+    """The table of `report`, as far as it concerns the `wrong` rows, which are some of its rows.
+
+    Args:
+        report: names of rows and terms.
+        reads: what each row reads.
+        wrong: what is to be marked; at least one row.
+    """
+    marked = {one.row.name: one for one in wrong}
+    first = next(place for place, row in enumerate(report.rows) if row.name in marked)
+    start = max(0, min(first - ROWS_BEFORE, len(report.rows) - MOST_ROWS))
+    rows = report.rows[start : start + MOST_ROWS]
+    names = max(len("sub-block"), *(len(row.name) for row in rows))
+    width = 1 + max(3, *(len(name) for name in report.terms))
+    columns = _columns(report, rows, marked, (WIDTH - 2 * INDENT - names) // width)
+    lines = [f"{'sub-block':<{names}}" + "".join(f"{_label(report, column):>{width}}" for column in columns)]
+    for row in rows:
+        cells = (_cell(report, row, reads[row.name], marked.get(row.name), column) for column in columns)
+        lines.append((f"{row.name:<{names}}" + "".join(f"{cell:>{width}}" for cell in cells)).rstrip())
+    shown = {row.name for row in rows}
+    if more := [one.row.name for one in wrong if one.row.name not in shown]:
+        lines.append(f"and {len(more)} more sub-blocks, the last one {more[-1]}")
+    return "\n".join([*lines, LEGEND])
+
+
+def _label(report: CompileReport, column: int | None) -> str:
+    return GAP if column is None else report.terms[column]
+
+
+def _cell(report: CompileReport, row: RowReport, reads: TermSet, wrong: WrongRow | None, column: int | None) -> str:
+    own = [report.terms.index(name) for name in row.terms]
+    if column is None:
+        return ""
+    if wrong is not None and (column in wrong.extra or column in wrong.missing):
+        return "[x]" if column in wrong.extra else "[ ]"
+    if column in own:
+        return "+ "
+    if column in reads:
+        return "x "
+    return ". " if column < min(own) else ""
+
+
+def _columns(
+    report: CompileReport, rows: Sequence[RowReport], marked: Mapping[str, WrongRow], room: int
+) -> list[int | None]:
+    """Indices of terms, None for a gap: the wrong ones of the rows, then their neighbours, as many as there is room."""
+    wrong = [
+        index for row in rows if row.name in marked for index in (*marked[row.name].extra, *marked[row.name].missing)
+    ]
+    own = [report.terms.index(name) for row in rows for name in row.terms]
+    nearest = sorted(range(len(report.terms)), key=lambda index: min(abs(index - one) for one in own))
+    chosen: set[int] = set()
+    for index in [*wrong, *own, *nearest]:
+        if len(_with_gaps(sorted({*chosen, index}), len(report.terms))) <= max(room, 3):
+            chosen.add(index)
+    return _with_gaps(sorted(chosen), len(report.terms))
+
+
+def _with_gaps(indices: Sequence[int], count: int) -> list[int | None]:
+    columns: list[int | None] = []
+    last = -1
+    for index in indices:
+        if index != last + 1:
+            columns.append(None)
+        columns.append(index)
+        last = index
+    if last != count - 1:
+        columns.append(None)
+    return columns

@@ -1,0 +1,134 @@
+"""What each sub-block has to read, worked out from the kinds and layers of the rows, as the paper states it.
+
+Contract: in come a report (which rows there are, in which layer, of which kind, and what they read as written) and a
+wish; out comes what each row must read. Nothing here knows how the compiler turns a wish into an edit
+(`passes/connectivity.py`): it is what the compiler is held against.
+
+Rules (arXiv 2511.11505, section 3; x_k is the stream in front of layer k, a attention, s shared, r routed experts):
+  attention of layer k        reads n_k, which is x_k without r of layer k - 1        full, attention
+  MoE or dense MLP of layer k reads x_k, which is without a of layer k                full, mlp
+  layers outside of the range are as they were. A shortcut MoE (arXiv 2404.05019) has nothing to be rewired.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from farskip_compile.passes.connectivity import Connectivity, LayerRange
+from farskip_compile.passes.kinds import Kind
+from farskip_compile.passes.termset import TermSet
+from farskip_compile.report import CompileReport, RowReport
+from farskip_compile.testing.failure import failure, some
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the rows of a report must read."""
+
+    reads: dict[str, TermSet]
+    """By name of the row."""
+    concerned: tuple[str, ...]
+    """Rows that have to leave something out."""
+
+
+def reads_as_written(report: CompileReport) -> dict[str, TermSet]:
+    """What each row reads in the model as it is written."""
+    return {row.name: TermSet(row.reads_before) for row in report.rows}
+
+
+def reads_in_standard_wiring(report: CompileReport) -> dict[str, TermSet]:
+    """What each row would read in a model without any skipping: all that was added before it, of an attention all that
+    was added in front of its layer."""
+    layer_of = {name: row.layer for row in report.rows for name in row.terms}
+    found = {}
+    for row in report.rows:
+        first = min(report.terms.index(name) for name in row.terms)
+        same_layer = (i for i, name in enumerate(report.terms[:first]) if layer_of.get(name) == row.layer)
+        beside = TermSet.of(same_layer) if row.kind.mixes_tokens else TermSet()
+        found[row.name] = TermSet(((0, first),)) - beside
+    return found
+
+
+def expected_reads(
+    report: CompileReport, base: dict[str, TermSet], connectivity: Connectivity, layers: LayerRange = None
+) -> Expected:
+    """What each row must read if `base` is what it reads without FarSkip.
+
+    Args:
+        report: of any compile or capture of the model.
+        base: `reads_as_written` or `reads_in_standard_wiring`.
+        connectivity: a name, or a table of the terms that rows leave out.
+        layers: first and last layer that the name is about, both inclusive.
+
+    Raises:
+        AssertionError: the wish is about rows, terms or layers that the model does not have, or about nothing.
+    """
+    gone = _by_name(report, connectivity, layers) if isinstance(connectivity, str) else _by_table(report, connectivity)
+    concerned = tuple(row.name for row in report.rows if gone.get(row.name))
+    if connectivity != "none" and not concerned:
+        raise failure(
+            f"connectivity {connectivity!r} takes nothing away from any sub-block"
+            + (f" in layers {layers[0]} to {layers[1]}" if layers else "")
+            + ", so that asserting it would prove nothing",
+            way_out="widen `layers`, or assert connectivity 'none'",
+        )
+    return Expected({name: reads - gone.get(name, TermSet()) for name, reads in base.items()}, concerned)
+
+
+def _by_name(report: CompileReport, connectivity: str, layers: LayerRange) -> dict[str, TermSet]:
+    last = max(row.layer for row in report.rows)
+    if layers is not None and not 0 <= layers[0] <= layers[1] <= last:
+        raise failure(
+            f"layers {layers[0]} to {layers[1]} are asked for, but the model has layers 0 to {last}",
+            way_out="(first, last), both inclusive; a layer begins at each attention or other token mixer",
+        )
+    if connectivity == "none":
+        return {}
+    routed = [row for row in report.rows if row.kind is Kind.ROUTED]
+    if not routed:
+        raise failure(
+            "no sub-block of the model has routed experts, so that there is nothing to rewire for",
+            way_out="`farskip explain` shows what each sub-block was taken for",
+        )
+    if all(_is_shortcut(report, row) for row in routed):
+        return {row.name: TermSet.of(_skipped(report, row)) for row in routed}  # it leaves them out as it is
+    mixed: dict[int, set[int]] = {}
+    from_experts: dict[int, set[int]] = {}
+    for row in report.rows:
+        for index in map(report.terms.index, row.terms):
+            if row.kind.mixes_tokens:
+                mixed.setdefault(row.layer, set()).add(index)
+            elif report.term_kinds[index] is Kind.ROUTED:
+                from_experts.setdefault(row.layer, set()).add(index)
+    gone = {}
+    for row in report.rows:
+        if layers is not None and not layers[0] <= row.layer <= layers[1]:
+            continue
+        if row.kind.mixes_tokens and connectivity != "mlp":
+            gone[row.name] = TermSet.of(from_experts.get(row.layer - 1, ()))
+        elif not row.kind.mixes_tokens and connectivity != "attention":
+            gone[row.name] = TermSet.of(mixed.get(row.layer, ()))
+    return gone
+
+
+def _by_table(report: CompileReport, wish: Connectivity) -> dict[str, TermSet]:
+    assert not isinstance(wish, str)
+    rows, terms = [row.name for row in report.rows], list(report.terms)
+    for row, names in wish.items():
+        if row not in rows:
+            raise failure(f"the model has no sub-block {row!r}, only {some(rows, 12)}")
+        if unknown := [name for name in names if name not in terms]:
+            raise failure(f"the model has no term {unknown[0]!r}, only {some(terms, 12)}")
+    return {row: TermSet.of(map(terms.index, names)) for row, names in wish.items()}
+
+
+def _skipped(report: CompileReport, row: RowReport) -> list[int]:
+    """Terms that were added in front of a row's own and that it does not read, in the model as written."""
+    reads = TermSet(row.reads_before)
+    return [index for index in range(min(map(report.terms.index, row.terms))) if index not in reads]
+
+
+def _is_shortcut(report: CompileReport, row: RowReport) -> bool:
+    """It stands beside a whole layer, an attention and a dense block, both of which it does not read."""
+    kinds = {report.term_kinds[index] for index in _skipped(report, row)}
+    return Kind.DENSE in kinds and any(kind.mixes_tokens for kind in kinds)

@@ -1,0 +1,109 @@
+"""Does each sub-block read what the paper says? Asserted of what the compiler makes, or of a model written by hand.
+
+Contract: a model is captured once and not run. What each sub-block reads is read off the graph; what it has to read is
+worked out by `expected` from kinds and layers alone. A failure shows the table with the wrong cells marked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from farskip_compile.config import FarSkipConfig
+from farskip_compile.passes.connectivity import Connectivity, LayerRange
+from farskip_compile.passes.termset import TermSet
+from farskip_compile.report import CompileReport
+from farskip_compile.testing.captured import captured, wish_of
+from farskip_compile.testing.drawing import drawing, wrong_rows
+from farskip_compile.testing.expected import expected_reads, reads_as_written, reads_in_standard_wiring
+from farskip_compile.testing.failure import failure
+
+MOST_IN_WORDS = 4
+
+
+def assert_rewired(
+    model: Callable[..., Any],
+    *args: Any,
+    connectivity: Connectivity = "full",
+    layers: LayerRange = None,
+    **kwargs: Any,
+) -> CompileReport:
+    """Assert that the backend gives `model` this connectivity.
+
+    A model that is not compiled is rewired as the assertion asks for. One that is compiled, with `backend="farskip"` or
+    `farskip_compile.backend(...)`, is rewired as it was compiled: that must come to the same.
+
+    Args:
+        model: a module, or a function that calls one.
+        *args: example inputs.
+        connectivity: as in `FarSkipConfig`; "none": each sub-block reads what it reads in the model as written.
+        layers: as in `FarSkipConfig`.
+        **kwargs: example inputs by name.
+
+    Returns:
+        The report of the compile.
+
+    Raises:
+        AssertionError: a sub-block reads something else, or the model is refused.
+        ConfigError: wrong options, noticed before the model is looked at.
+    """
+    config = FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager")
+    report = captured(model, args, kwargs, config).report
+    expected = expected_reads(report, reads_as_written(report), config.connectivity, config.layers)
+    reads = {row.name: TermSet(row.reads_after) for row in report.rows}
+    _compare(report, reads, expected.reads, config, f"compiled with: {wish_of(report.config)}")
+    return report
+
+
+def assert_wiring(
+    model: Callable[..., Any],
+    *args: Any,
+    connectivity: Connectivity = "full",
+    layers: LayerRange = None,
+    **kwargs: Any,
+) -> CompileReport:
+    """Assert that `model`, as it is written, has this connectivity: a FarSkip model written by hand.
+
+    Nothing is rewired. What a sub-block has to read is counted from standard wiring, in which it reads everything that
+    was added before it; so `connectivity="none"` asserts standard wiring, and "mlp" is that of a parallel block.
+
+    Args:
+        model: a module, or a function that calls one; whether it is compiled makes no difference.
+        *args: example inputs.
+        connectivity: as in `FarSkipConfig`.
+        layers: first and last layer that have this connectivity, both inclusive; the others must be standard.
+        **kwargs: example inputs by name.
+
+    Returns:
+        The report of a compile that leaves the model as it is.
+
+    Raises:
+        AssertionError: a sub-block reads something else, or no table can be read.
+        ConfigError: wrong options, noticed before the model is looked at.
+    """
+    wish = FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager")
+    report = captured(model, args, kwargs, FarSkipConfig(connectivity="none", inner="eager")).report
+    expected = expected_reads(report, reads_in_standard_wiring(report), wish.connectivity, wish.layers)
+    _compare(report, reads_as_written(report), expected.reads, wish, "read off the model as it is written")
+    return report
+
+
+def _compare(
+    report: CompileReport,
+    reads: Mapping[str, TermSet],
+    expected: Mapping[str, TermSet],
+    wish: FarSkipConfig,
+    what: str,
+) -> None:
+    wrong = wrong_rows(report, reads, expected)
+    if not wrong:
+        return
+    words = [one.text(report) for one in wrong[:MOST_IN_WORDS]]
+    if len(wrong) > MOST_IN_WORDS:
+        words.append(f"and {len(wrong) - MOST_IN_WORDS} more")
+    raise failure(
+        f"{len(wrong)} of {len(report.rows)} sub-blocks do not read what {wish_of(wish)} asks for",
+        what,
+        "\n".join(words),
+        drawing(report, reads, wrong),
+    )

@@ -1,0 +1,73 @@
+"""Which versions are tried, and what is asked of each.
+
+Contract: data. An environment names what pip is to install besides this package and the tools of the tests, and the
+tests that are the core for it. What is not installed in it is skipped by its tests, as everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TOOLS = ("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "numpy")
+
+CORE = (
+    "tests/passes",
+    "tests/properties",
+    "tests/costs",
+    "tests/test_backend.py",
+    "tests/test_caches.py",
+    "tests/test_collective_forms.py",
+    "tests/test_errors.py",
+    "tests/test_generated_order.py",
+    "tests/test_verification.py",
+    "tests/models/test_models.py",
+    "tests/models/test_overlapped_form.py",
+    "tests/distributed/test_order_check.py",
+    "tests/distributed/test_overlap_ranks.py",
+    "tests/distributed/test_rewire_ranks.py",
+)
+"""For a version of torch: every pass, what Inductor generates, caches, errors, gradients on two ranks."""
+
+FAMILIES = (
+    "tests/models/test_transformers.py",
+    "tests/models/test_generic_form.py",
+    "tests/models/test_generation.py",
+    "tests/test_prepare.py",
+    "tests/zoo",
+    "tests/distributed/test_transformers_ranks.py",
+)
+"""For a version of transformers: its models captured, rewired, generated with, and on two ranks."""
+
+PRIVATE = "tests/test_private_apis.py"
+"""Asked first everywhere: where a private name is gone, the others would only say so in worse words."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One row of the table.
+
+    Args:
+        name: of the row and of the folder.
+        subject: the package whose version is tried.
+        wanted: its versions, as pip takes them.
+        beside: what else is installed.
+        tests: what is run, as paths from the root.
+    """
+
+    name: str
+    subject: str
+    wanted: str
+    beside: tuple[str, ...] = ()
+    tests: tuple[str, ...] = CORE
+
+    @property
+    def requirements(self) -> tuple[str, ...]:
+        """All that pip is told, this package apart."""
+        return (f"{self.subject}{self.wanted}", *self.beside, *TOOLS)
+
+
+ENVIRONMENTS = (
+    *(Environment(f"torch-2.{minor}", "torch", f"==2.{minor}.*") for minor in range(11, 16)),
+    Environment("transformers-5.0", "transformers", "==5.0.*", ("torch==2.13.*", "accelerate>=1.0"), FAMILIES),
+    Environment("transformers-newest", "transformers", ">=5.0,<6", ("torch==2.13.*", "accelerate>=1.0"), FAMILIES),
+)

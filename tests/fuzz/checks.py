@@ -1,0 +1,42 @@
+"""The three kinds of examples, and what is demanded of each.
+
+`graphs`         networks whose table is known by construction (`described`): the table read is that one, or the network
+                 is refused; under every connectivity the graph computes bit for bit what the description says.
+`spoiled`        such graphs, made odd by edits (`spoiled`): refused, and untouched; or nothing changes under `none`,
+                 the table describes what the graph does, and rewired it does what the new table says (`meaning`).
+`architectures`  decoders through Dynamo (`architectures`): bit-equal to the FarSkip form written by hand, gradients up
+                 to rounding; refused exactly where nothing could be left out.
+
+Of all of them: no exception but a `FarSkipError` with a reason, and never a `VerificationError`, which says itself that
+it is a defect (`demands`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import strategies as st
+
+from farskip_compile.testing.strategies import cases
+from tests.fuzz.architectures import check_architecture
+from tests.fuzz.described import check_described, described
+from tests.fuzz.spoiled import check_spoiled, spoiled
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A strategy, and the check of what it draws; `chunk` examples take some 20 seconds."""
+
+    strategy: Callable[[], st.SearchStrategy[Any]]
+    check: Callable[[Any], Counter[str]]
+    chunk: int
+
+
+KINDS = {
+    "graphs": Kind(described, check_described, 100),
+    "spoiled": Kind(spoiled, check_spoiled, 100),
+    "architectures": Kind(cases, check_architecture, 25),
+}

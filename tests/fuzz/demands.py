@@ -1,0 +1,75 @@
+"""What every graph may demand of the pipeline, whatever it is: an answer or a reasoned refusal, and then no trace.
+
+`attempt` runs the pipeline on a copy. A refusal must be a `FarSkipError` with a reason, must not be a
+`VerificationError` (which is a defect by its own words), and must leave the graph as it was, node by node. So must the
+answer that there is no residual stack.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from farskip_compile.config import FarSkipConfig
+from farskip_compile.errors import FarSkipError, VerificationError
+from farskip_compile.passes.connectivity import Connectivity, LayerRange
+from farskip_compile.pipeline import run
+from farskip_compile.report import CompileReport, Outcome
+from tests.fuzz.machine import duplicate, fingerprint
+
+
+class Broken(AssertionError):
+    """A demand is not met."""
+
+
+@dataclass
+class Attempt:
+    """What the pipeline made of a copy of a graph: a report, or an error."""
+
+    module: fx.GraphModule
+    report: CompileReport | None = None
+    error: FarSkipError | None = None
+
+    @property
+    def said(self) -> str:
+        """For counting: the outcome, or the class of the error."""
+        return type(self.error).__name__ if self.report is None else str(self.report.outcome)
+
+
+def demand(holds: bool, complaint: str) -> None:
+    """Complain unless `holds`.
+
+    Raises:
+        Broken: with the complaint.
+    """
+    if not holds:
+        raise Broken(complaint)
+
+
+def attempt(module: fx.GraphModule, connectivity: Connectivity, layers: LayerRange = None) -> Attempt:
+    """Ask the pipeline for `connectivity`, on a copy of `module`.
+
+    Raises:
+        Broken: the refusal has no reason, or left a trace.
+        Exception: anything that is no `FarSkipError` goes through.
+    """
+    made = Attempt(duplicate(module))
+    before = fingerprint(made.module)
+    config = FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager", schedule=False)
+    try:
+        made.report = run(made.module, config)
+    except FarSkipError as error:
+        check_refusal(error)
+        made.error = error
+    if made.report is None or made.report.outcome is Outcome.NO_STACK:
+        demand(fingerprint(made.module) == before, f"{made.said}: the graph is not as it was")
+    return made
+
+
+def check_refusal(error: FarSkipError) -> None:
+    """Raises:
+    Broken: this is no refusal, but a defect; or it gives no reason.
+    """
+    demand(not isinstance(error, VerificationError), f"the rewired graph did not verify: {error}")
+    demand(bool(error.reason.strip()), f"{type(error).__name__} without a reason")

@@ -1,0 +1,131 @@
+"""Networks whose table is known by construction: what is demanded of each.
+
+In:    a `Described`: a network, and a number from which ranges and user tables follow.
+Out:   counts; or the first demand that is not met, as `Broken`.
+
+Demands: the table read off the graph is the one of the construction, or the network is refused; `none` and every other
+connectivity is refused for the reason that `ask` gives, or the graph then computes, bit for bit, what the description
+says when its blocks leave those terms out (`evaluate` knows no graph). For standard wiring, the terms left out are
+those of the paper's rules, written down once more here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import strategies as st
+
+from farskip_compile.errors import FarSkipError
+from farskip_compile.passes.connectivity import LayerRange, ask
+from farskip_compile.passes.normalize import normalize
+from farskip_compile.passes.residual import read_table
+from farskip_compile.passes.table import ResidualTable
+from farskip_compile.testing.strategies import Captured, Network, capture, evaluate, networks
+from farskip_compile.testing.strategies.network import state
+from tests.fuzz.demands import attempt, check_refusal, demand
+from tests.fuzz.machine import duplicate, run_nodes, same
+from tests.fuzz.wishes import Wish, said, wishes
+from tests.properties.test_table import described_rows, left_out_of_blocks, terms_by_mark
+
+
+@dataclass(frozen=True)
+class Described:
+    """A network; `standard` if attention and feed-forward alternate and read the whole stream."""
+
+    network: Network
+    standard: bool
+    number: int
+
+
+@st.composite
+def described(draw: st.DrawFn) -> Described:
+    """Any wiring, or the standard one."""
+    standard = draw(st.booleans())
+    return Described(draw(networks(standard=standard)), standard, draw(st.integers(0, 999)))
+
+
+def check_described(example: Described) -> Counter[str]:
+    """Check one network.
+
+    Raises:
+        Broken: a demand is not met.
+    """
+    network = example.network
+    captured = capture(network)
+    arguments = _arguments(captured, network)
+    demand(
+        same(captured.run(network), evaluate(network)), "the captured graph does not compute what the description says"
+    )
+    normal = Captured(duplicate(captured.module), captured.marks, captured.states)
+    try:
+        normalize(normal.module)
+        table = read_table(normal.module.graph)
+    except FarSkipError as error:
+        check_refusal(error)
+        made = attempt(captured.module, "none")
+        demand(made.said == type(error).__name__, f"the passes raise {type(error).__name__}, the pipeline: {made.said}")
+        return Counter({f"refused {made.said}": 1})
+    if table is None:
+        made = attempt(captured.module, "none")
+        demand(made.error is not None, "no residual stack was found")
+        return Counter({f"refused {made.said}": 1})
+    ours = terms_by_mark(table, normal)
+    _demand_table(network, table, ours)
+    counts = Counter({"accepted": 1})
+    for wish in wishes(table, example.number):
+        counts += _check_wish(example, captured, table, ours, wish, arguments)
+    return counts
+
+
+def _demand_table(network: Network, table: ResidualTable, ours: list[int]) -> None:
+    terms = range(len(network.term_kinds))
+    demand(sorted(ours) == list(terms), f"terms found: {ours}")
+    kinds = {ours[term.index]: str(term.kind) for term in table.terms}
+    demand(kinds == {term: network.kind_of(term) for term in terms}, f"kinds found: {kinds}")
+    rows = described_rows(table, ours)
+    demand(rows == set(network.rows()), f"rows found: {rows}, described: {network.rows()}")
+    demand(set(table.final) == set(terms), f"the final state holds {table.final}")
+
+
+def _check_wish(
+    example: Described, captured: Captured, table: ResidualTable, ours: list[int], wish: Wish, arguments: list[Any]
+) -> Counter[str]:
+    connectivity, layers = wish
+    made = attempt(captured.module, connectivity, layers)
+    counted = Counter({said(connectivity, made.said): 1})
+    try:
+        request = ask(table, connectivity, layers)
+    except FarSkipError as error:
+        demand(made.said == type(error).__name__, f"{wish}: expected {error!r}, the pipeline: {made.said}")
+        return counted
+    if made.error is not None:
+        return counted
+    asked = left_out_of_blocks(example.network, table, ours, request)
+    if example.standard and isinstance(connectivity, str):
+        leaves_out = {block: terms for block, terms in asked.items() if terms}
+        rule = standard_wish(example.network, connectivity, layers)
+        demand(leaves_out == rule, f"{wish} leaves out {leaves_out}, the rule says {rule}")
+    output = run_nodes(made.module, arguments).outputs
+    demand(same(output, evaluate(example.network, asked)), f"{wish}: other bits than the description's")
+    return counted
+
+
+def standard_wish(network: Network, connectivity: str, layers: LayerRange) -> dict[int, frozenset[int]]:
+    """The rules of arXiv 2511.11505 for attention and feed-forward in turn: block -> terms left out."""
+    first, last = layers or (0, len(network.blocks) // 2 - 1)
+    wish: dict[int, frozenset[int]] = {}
+    for layer in range(first, last + 1):
+        attention, feed_forward = network.blocks[2 * layer : 2 * layer + 2]
+        if connectivity in ("full", "attention") and layer > 0:
+            before = network.blocks[2 * layer - 1]
+            wish[attention.index] = frozenset(t for t in before.terms if network.term_kinds[t] == "routed")
+        if connectivity in ("full", "mlp"):
+            wish[feed_forward.index] = frozenset(attention.terms)
+    return {block: terms for block, terms in wish.items() if terms}
+
+
+def _arguments(captured: Captured, network: Network) -> list[Any]:
+    inputs = [node for node in captured.module.graph.nodes if node.op == "placeholder"][1:]
+    return [*network.inputs(), *(state(str(n.target), tuple(n.meta["example_value"].shape)) for n in inputs)]

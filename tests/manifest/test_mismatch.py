@@ -1,0 +1,278 @@
+"""A graph that is not the manifest's is refused, and the first thing that differs is named with both values."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import farskip_compile
+from farskip_compile import FarSkipWarning, Manifest, ManifestError, Outcome, describe
+from farskip_compile.manifest.check import check_as_written, check_rewired
+from farskip_compile.manifest.graph_parameters import GraphParameters, graph_parameters
+from farskip_compile.models import FarSkipForm, ParallelConfig, build
+from farskip_compile.passes.connectivity import ask
+from farskip_compile.passes.kinds import Kind
+from farskip_compile.passes.normalize import normalize
+from farskip_compile.passes.residual import read_table
+from farskip_compile.passes.table import ResidualTable
+from farskip_compile.passes.termset import TermSet
+from tests.manifest.sample import IDS, SMALL, compiled, small
+
+
+@pytest.fixture(scope="module")
+def manifest() -> Manifest:
+    return describe(small(), IDS)
+
+
+class Renamed(nn.Module):
+    """The same model, with one parameter under another name."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self.decoder = small()
+        norm = self.decoder.layers[layer].attention_norm
+        norm.gain = norm.weight
+        norm.register_parameter("weight", None)
+        norm.forward = lambda x: nn.functional.rms_norm(x, norm.gain.shape, norm.gain, 1e-6)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.decoder(ids)
+
+
+class MixesByConvolution(nn.Module):
+    """Takes the place of an attention."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(width, width, 3, padding=2, dtype=torch.float64)
+
+    def forward(self, h: torch.Tensor, rope: Any) -> torch.Tensor:
+        return self.conv(h.transpose(1, 2))[..., : h.shape[1]].transpose(1, 2)
+
+
+def mixing() -> nn.Module:
+    model = small()
+    model.layers[1].attention = MixesByConvolution(32)
+    return model
+
+
+def without_a_norm() -> nn.Module:
+    """The graph uses fewer parameters: nothing is there that the manifest does not have."""
+    model = small()
+    model.layers[2].attention.kv_norm = nn.Identity()
+    return model
+
+
+MODELS: list[tuple[Any, list[str]]] = [
+    (
+        lambda: small(layers=("dense", "moe", "moe", "moe")),
+        ["the model has a sub-block attention.3 (attention, layer 3) behind the 6 of the manifest"],
+    ),
+    (
+        lambda: small(layers=("dense", "moe")),
+        ["the model ends behind 4 sub-blocks; the manifest has 6", "attention.2 (attention, layer 2)"],
+    ),
+    (
+        lambda: small(layers=("dense", "dense", "moe")),
+        ["a sub-block mlp.1 (dense, layer 1) where the manifest has moe.1 (routed, layer 1)"],
+    ),
+    (
+        lambda: small(layers=("dense", "dense", "dense")),
+        ["a sub-block mlp.1 (dense, layer 1) where the manifest has moe.1 (routed, layer 1)"],
+    ),
+    (mixing, ["a sub-block mixer.1 (mixer, layer 1) where the manifest has attention.1 (attention, layer 1)"]),
+    (lambda: small(shared_experts=0), ["moe.1 adds r1 to the stream; in the manifest it adds r1, s1"]),
+    (
+        lambda: small(moe_intermediate_size=48),
+        ["'layers.1.feed_forward.", "has shape [", "48", "in the manifest it has shape ["],
+    ),
+    (lambda: small(vocab_size=64), ["'token_embedding.weight' has shape [64, 32] in the model", "shape [32, 32]"]),
+    (
+        lambda: Renamed(1),
+        ["a parameter 'layers.1.attention_norm.gain' of shape [32]", "it has 'layers.1.attention_norm.weight'"],
+    ),
+    (
+        lambda: Renamed(0),
+        ["a parameter 'layers.0.attention_norm.gain' of shape [32]", "it has 'layers.0.attention_norm.weight'"],
+    ),
+    (without_a_norm, ["no sub-block of the model uses a parameter 'layers.2.attention.kv_norm.weight'", "[32]"]),
+    (
+        lambda: FarSkipForm(small(), connectivity="attention"),
+        ["attention.2 reads e..a1, s1 in the model as written; in the manifest it reads e..s1 there"],
+    ),
+    (
+        lambda: small(parallel_block=True),
+        ["mlp.0 reads e in the model as written; in the manifest it reads e..a0 there"],
+    ),
+]
+
+
+NOT_STRICT = [MODELS[index][1][0] for index in (0, 2, 9, 11)]
+"""A sub-block more, one of another kind, a renamed parameter, other reads."""
+
+
+@pytest.mark.parametrize(("build_other", "says"), MODELS, ids=[says[0][:60] for _, says in MODELS])
+def test_another_model(manifest: Manifest, build_other: Any, says: list[str]) -> None:
+    other = build_other()
+    with pytest.raises(ManifestError) as caught:
+        compiled(other, manifest=manifest)
+    for text in says:
+        assert text in caught.value.reason
+    assert "describe" in caught.value.way_out
+    assert not farskip_compile.last_reports()
+    if says[0] not in NOT_STRICT:
+        return
+    # one warning, and the model as it is, never with another wiring
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        output = compiled(other, manifest=manifest, strict=False)
+    assert torch.equal(output, other(IDS))
+    (warning,) = (w for w in seen if issubclass(w.category, FarSkipWarning))
+    assert says[0] in str(warning.message)
+    (report,) = farskip_compile.last_reports()
+    assert report.outcome is Outcome.REFUSED
+
+
+def row_changed(manifest: Manifest, row_name: str, **changes: Any) -> Manifest:
+    rows = [dataclasses.replace(row, **changes) if row.name == row_name else row for row in manifest.rows]
+    return dataclasses.replace(manifest, rows=tuple(rows), origin="weights/farskip.json")
+
+
+Graph = tuple[ResidualTable, GraphParameters]
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    """What is read off the graph of the manifest's own model."""
+    found: list[Graph] = []
+
+    def look(module: torch.fx.GraphModule, _: Any) -> Any:
+        normalize(module)
+        table = read_table(module.graph)
+        assert table is not None
+        found.append((table, graph_parameters(table)))
+        return module.forward
+
+    torch.compile(small(), backend=look, fullgraph=True)(IDS)
+    return found[0]
+
+
+def check(graph: Graph, manifest: Manifest) -> None:
+    """As the backend does it."""
+    table, parameters = graph
+    check_as_written(manifest, table, parameters)
+    check_rewired(manifest, ask(table, manifest.connectivity, manifest.layers).wanted(table))
+
+
+def test_its_own_graph_is_taken(manifest: Manifest, graph: Graph) -> None:
+    check(graph, manifest)
+    check(graph, Manifest("mlp"))
+
+
+def test_another_connectivity_than_the_rows_say(manifest: Manifest, graph: Graph) -> None:
+    """As it would be if another version of this package had other rules."""
+    for other in (
+        dataclasses.replace(manifest, connectivity="mlp"),
+        dataclasses.replace(manifest, layers=(0, 1)),
+        dataclasses.replace(manifest, connectivity={"moe.1": ["a1"]}),
+    ):
+        with pytest.raises(ManifestError, match="rewired, ") as caught:
+            check(graph, other)
+        assert "was made with farskip-compile" in caught.value.way_out
+    changed = row_changed(manifest, "attention.2", reads=TermSet.of([0, 1]), left_out=TermSet.of([2, 3, 4, 5]))
+    with pytest.raises(ManifestError, match=r"rewired, attention\.2 would read e\.\.a1, s1") as caught:
+        check(graph, changed)
+    assert "in the manifest weights/farskip.json it reads e..a0" in caught.value.reason
+    assert caught.value.where.layer == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"kind": Kind.DENSE},
+            "sub-block moe.1 (routed, layer 1) where the manifest weights/farskip.json has moe.1 (dense",
+        ),
+        ({"layer": 2}, "has moe.1 (routed, layer 2)"),
+        ({"name": "moe.1.1"}, "has moe.1.1 (routed, layer 1)"),
+        ({"terms": ("r1",)}, "moe.1 adds r1, s1 to the stream; in the manifest weights/farskip.json it adds r1"),
+        ({"left_out": TermSet()}, "moe.1 reads e..a1 in the model as written"),
+    ],
+    ids=str,
+)
+def test_a_row_that_differs(manifest: Manifest, graph: Graph, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        check(graph, row_changed(manifest, "moe.1", **changes))
+    assert says in caught.value.reason
+    assert caught.value.where.layer == 1
+    assert "decoder.py:" in str(caught.value.where.source) or caught.value.where.node
+
+
+def test_fewer_parameters_of_what_is_no_sub_block(manifest: Manifest) -> None:
+    """Without its head the model is still the one that the sub-blocks are of."""
+
+    class Headless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.decoder = small()
+            self.decoder.lm_head = nn.Identity()
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.decoder(ids)
+
+    model = Headless()
+    with torch.no_grad():
+        assert torch.equal(compiled(model, manifest=manifest), FarSkipForm(model.decoder)(IDS))
+
+
+def test_order_of_terms_plays_no_role(manifest: Manifest) -> None:
+    """Another kernel for experts may put the shared ones first in the graph."""
+    swap = {"r1": "s1", "s1": "r1", "r2": "s2", "s2": "r2"}
+    position = {name: index for index, name in enumerate(swap.get(name, name) for name in manifest.terms)}
+
+    def moved(terms: TermSet) -> TermSet:
+        return TermSet.of(position[manifest.terms[index]] for index in terms)
+
+    rows = tuple(dataclasses.replace(r, reads=moved(r.reads), left_out=moved(r.left_out)) for r in manifest.rows)
+    other = dataclasses.replace(manifest, terms=tuple(position), rows=rows)
+    assert other != manifest
+    model = small()
+    with torch.no_grad():
+        assert torch.equal(compiled(model, manifest=other), FarSkipForm(model)(IDS))
+
+
+# On a rank of several
+
+
+@pytest.mark.parametrize("layout", ["tp", "ep"])
+def test_shards_divide_the_whole(two_ranks: Any, layout: str) -> None:
+    whole = describe(build("deepseek_v3", **SMALL), IDS)
+    parallel = ParallelConfig(tp_group=two_ranks) if layout == "tp" else ParallelConfig(ep_group=two_ranks)
+    shard = build("deepseek_v3", parallel=parallel, **SMALL)
+    assert {tuple(p.shape) for p in shard.parameters()} != {
+        tuple(p.shape) for p in build("deepseek_v3", **SMALL).parameters()
+    }
+    assert describe(shard, IDS, connectivity="full").connectivity == "full"
+    options = {"inner": "eager", "manifest": whole}
+    with torch.no_grad():
+        torch.compile(shard, backend="farskip", fullgraph=True, options=options)(IDS)
+    assert farskip_compile.last_reports()[-1].outcome is Outcome.REWIRED
+
+
+def test_shards_of_another_width(two_ranks: Any) -> None:
+    whole = describe(build("deepseek_v3", **SMALL), IDS)
+    wider = build("deepseek_v3", parallel=ParallelConfig(tp_group=two_ranks), **{**SMALL, "moe_intermediate_size": 96})
+    with pytest.raises(ManifestError, match="or a shard of it"):
+        compiled(wider, manifest=whole)
+
+
+def test_one_rank_alone_has_no_shards() -> None:
+    """Half of every width would divide too."""
+    whole = describe(small(), IDS)
+    with pytest.raises(ManifestError, match="has shape"):
+        compiled(small(moe_intermediate_size=16), manifest=whole)
