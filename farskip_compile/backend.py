@@ -38,7 +38,7 @@ from farskip_compile.pipeline import run
 from farskip_compile.rank_failures import failure_told
 from farskip_compile.report import CompileReport, Outcome, earlier_outcome, last_reports, publish
 from farskip_compile.stale_artifacts import expect
-from farskip_compile.unscheduled import checked_at_first_run, orders_as_captured
+from farskip_compile.unannounced import checked_at_first_run, orders_as_captured
 
 Compiled = Callable[..., Any]
 telling = partial(failure_told, "failed to compile")

@@ -189,6 +189,8 @@ def test_another_connectivity_than_the_rows_say(manifest: Manifest, graph: Graph
         check(graph, changed)
     assert "in the manifest weights/farskip.json it reads e..a0" in caught.value.reason
     assert caught.value.where.layer == 2
+    with pytest.raises(ManifestError, match="rewired, "):  # the backend asks, too
+        compiled(small(), manifest=dataclasses.replace(manifest, connectivity="mlp"))
 
 
 @pytest.mark.parametrize(
