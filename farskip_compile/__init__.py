@@ -32,7 +32,7 @@ from farskip_compile.manifest import Manifest, describe, load_manifest, save_man
 from farskip_compile.prepare import Preparation, prepare
 from farskip_compile.report import CompileReport, Outcome, clear_reports, last_reports
 from farskip_compile.schedule_report import ScheduleReport, clear_schedules, last_schedules
-from farskip_compile.verification import Snapshot, snapshot, verify
+from farskip_compile.verification import Snapshot, Verified, snapshot, verify
 
 __all__ = [
     "AsyncCollectiveError",
@@ -63,6 +63,7 @@ __all__ = [
     "Snapshot",
     "UnsupportedPatternError",
     "VerificationError",
+    "Verified",
     "backend",
     "clear_reports",
     "clear_schedules",

@@ -15,7 +15,7 @@ from torch import fx
 
 from farskip_compile._compat import OpOverload
 from farskip_compile._compat.operators import parameters
-from farskip_compile.passes import ops
+from farskip_compile.passes import effects, ops
 from farskip_compile.term_values import SIZES
 
 InPlace = Callable[[fx.Node], tuple[int, ...]]
@@ -106,7 +106,7 @@ def remember(graph: fx.Graph, in_place: InPlace = lambda node: ()) -> Before:
         kind = traits.get(id(node.target))
         if kind is None:
             kind = traits[id(node.target)] = _traits(node, in_place)
-        if kind.may_write and (targets := ops.mutated_args(node)):
+        if kind.may_write and (targets := effects.mutated_args(node)):
             writes[node] = targets
         if kind.in_place:
             could_write[node] = _nodes_among(node.args[position] for position in in_place(node))
@@ -141,7 +141,7 @@ def _traits(node: fx.Node, in_place: InPlace) -> _Traits:
         wait,
         not isinstance(target, OpOverload) or any(_is_written(one) for one in parameters(target)),
         bool(in_place(node)),
-        not (launch or wait) and (ops.is_random(node) or node.is_impure()),
+        not (launch or wait) and (effects.is_random(node) or node.is_impure()),
         ops.is_matmul(node) or ops.is_attention(node),
     )
 
@@ -179,12 +179,12 @@ def _remember_memory(
 ) -> None:
     # what a superfluous wait returns is what the first one returns
     same = {
-        ops.storage(before.kept[name].node): ops.storage(before.kept[known].node)
+        effects.storage(before.kept[name].node): effects.storage(before.kept[known].node)
         for name, known in before.first_wait.items()
     }
 
     def places(some: Iterable[fx.Node]) -> set[int]:
-        found = (ops.storage(node) for node in some)
+        found = (effects.storage(node) for node in some)
         return {place for place in (same.get(one, one) for one in found) if place is not None}
 
     flying: dict[str, set[int]] = {}
@@ -203,7 +203,7 @@ def _remember_memory(
     launch_of = {wait: launch for launch, waits in before.waits.items() for wait in waits}
     place_of: dict[fx.Node, int] = {}
     for node in nodes:
-        storage = ops.storage(node)
+        storage = effects.storage(node)
         place = same.get(storage, storage)
         if place in concerned:
             place_of[node] = place

@@ -41,6 +41,7 @@ from farskip_compile.passes import ops
 from farskip_compile.rank_failures import failure_among, failure_told
 from farskip_compile.schedule_report import ScheduleReport, publish_schedule
 from farskip_compile.stale_artifacts import refuse_stale
+from farskip_compile.wording import amount
 
 POLL_SECONDS = 0.02
 
@@ -210,7 +211,7 @@ def _wait_for_all(place: _Place) -> None:
             )
         if missing and time.monotonic() > deadline:
             raise RankFailedError(
-                f"rank {_me(place)} waited {client.timeout_seconds:.0f} s, the timeout of the process group, for rank "
+                f"rank {_me(place)} waited {client.timeout_seconds:.3g} s, the timeout of the process group, for rank "
                 f"{', '.join(str(client.ranks[rank]) for rank in missing)}, {_doing(place)}",
                 way_out="every rank must run the same graphs, with the same `check_order`; look at what that rank does "
                 "instead: it has ended, it hangs, it still compiles, or it ran another graph",
@@ -252,7 +253,7 @@ def _numbered(order: str, other: str | None) -> str:
     """One line for each launch; the first one that differs is marked."""
     phase, launches, _ = json.loads(order)
     other_phase, other_launches, _ = json.loads(other) if other is not None else (phase, launches, None)
-    lines = [f"{phase}, {len(launches)} collectives"]
+    lines = [f"{phase}, {amount(len(launches), 'collective')}"]
     marked = phase != other_phase
     for number, launch in enumerate(launches):
         differs = number >= len(other_launches) or other_launches[number] != launch

@@ -6,7 +6,6 @@ raises a `FarSkipError` and leaves the graph as it was. A graph without a residu
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +14,9 @@ from typing import Any
 
 from torch import fx
 
-from farskip_compile._compat import callers_graph_break, graph_break_reason, is_module_state, is_resumed, keep_sources
+from farskip_compile._compat import callers_graph_break, graph_break_reason, is_module_state, is_resumed
 from farskip_compile._compat.modules import child_names
+from farskip_compile.backup import Backup
 from farskip_compile.collector import collector_paused
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import NotASumError, PartialModelError, Where
@@ -34,7 +34,7 @@ from farskip_compile.passes.rewire import rewire
 from farskip_compile.passes.table import ResidualTable
 from farskip_compile.passes.term_tags import tag_terms
 from farskip_compile.report import CompileReport, Outcome, row_reports
-from farskip_compile.verification import as_found, renumbered, snapshot, verify
+from farskip_compile.verification import snapshot, verify
 from farskip_compile.wiring import classify_wiring
 
 
@@ -67,15 +67,14 @@ def run(module: fx.GraphModule, config: FarSkipConfig) -> CompileReport:
 def _run_or_restore(module: fx.GraphModule, config: FarSkipConfig) -> CompileReport:
     timer = Timer()
     with timer("backup"):
-        original = copy.deepcopy(module.graph)
-        keep_sources(module.graph, original)
+        backup = Backup(module.graph)
         attributes = child_names(module)
     report = None
     try:
         report = _run(module, config, timer)
     finally:
         if report is None or report.outcome is Outcome.NO_STACK:
-            module.graph = original
+            module.graph = backup.restore()
             for name in child_names(module) - attributes:
                 delattr(module, name)
     return report
@@ -111,20 +110,17 @@ def _run(module: fx.GraphModule, config: FarSkipConfig, timer: Timer) -> Compile
         merged = merge_reductions(module) if config.merge_reductions and request.left_out else 0
     with timer("verify"):
         found = verify(module, wanted, before)
-        after = as_found(table, found, before)
     with timer("tag"):
-        assert found.handles is not None
-        names = [table.terms[index].name for index in renumbered(found, before)]
-        tag_terms(found.handles.stream, found.handles.regions, names)
+        tag_terms(found.stack.stream, found.stack.regions, found.names)
     module.recompile()
     return CompileReport(
         _outcome(request),
         terms=tuple(term.name for term in table.terms),
         term_kinds=tuple(term.kind for term in table.terms),
-        rows=row_reports(table, after),
+        rows=row_reports(table, found.table),
         sub_block_parameters=parameters.used,
         wiring_before=classify_wiring(table),
-        wiring_after=classify_wiring(after),
+        wiring_after=classify_wiring(found.table),
         collectives_parted=parted,
         reductions_merged=merged,
         **common,

@@ -18,6 +18,8 @@ from typing import Any
 from farskip_compile._compat import current_compile, trace_artifact
 from farskip_compile.passes.kinds import Kind
 from farskip_compile.passes.table import ResidualTable
+from farskip_compile.passes.termset import TermSet
+from farskip_compile.wording import amount
 
 log = logging.getLogger("farskip_compile")
 
@@ -92,11 +94,11 @@ class CompileReport:
             layers = 1 + max(row.layer for row in self.rows)
             moe = sum(row.kind is Kind.ROUTED for row in self.rows)
             return (
-                f"rewired {len(self.rewired_rows)} of {len(self.rows)} sub-blocks ({layers} layers, {moe} MoE): "
-                f"{self.wiring_before} -> {self.wiring_after}, verified"
+                f"rewired {len(self.rewired_rows)} of {amount(len(self.rows), 'sub-block')} "
+                f"({amount(layers, 'layer')}, {moe} MoE): {self.wiring_before} -> {self.wiring_after}, verified"
             )
         wiring = f"{self.wiring_before}, " if self.outcome is Outcome.ALREADY else ""
-        return f"{self.outcome} ({wiring}{self.nodes} nodes)" + (
+        return f"{self.outcome} ({wiring}{amount(self.nodes, 'node')})" + (
             f": {self.reason.splitlines()[0]}" if self.reason else ""
         )
 
@@ -141,10 +143,12 @@ class CompileReport:
 def row_reports(before: ResidualTable, after: ResidualTable) -> tuple[RowReport, ...]:
     """Pair the rows of two tables with the same terms."""
     rows = []
-    seen = 0
+    owned = {index for row in before.rows for index in row.terms}
+    nobodys = TermSet.of(index for index in range(len(before.terms)) if index not in owned)
+    seen = TermSet()
     for old, new in zip(before.rows, after.rows, strict=True):
         first = before.terms[old.terms[0]]
-        earlier = type(old.reads)(((0, max(seen, old.reads.newest + 1)),))
+        earlier = seen | (nobodys & before.earlier(old))
         rows.append(
             RowReport(
                 name=old.name,
@@ -160,7 +164,7 @@ def row_reports(before: ResidualTable, after: ResidualTable) -> tuple[RowReport,
                 skipped_before=tuple(before.names(earlier - old.reads)),
             )
         )
-        seen = max(seen, *old.terms) + 1 if old.terms else seen
+        seen = seen | TermSet.of(old.terms)
     return tuple(rows)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from farskip_compile._compat import trace_artifact
 from farskip_compile.passes.list_schedule import Schedule
 from farskip_compile.passes.program import Flight, Timeline
+from farskip_compile.wording import amount
 
 log = logging.getLogger("farskip_compile")
 
@@ -95,7 +96,9 @@ class ScheduleReport:
     def summary(self) -> str:
         """One line for the log."""
         launches = sum(map(len, self.orders.values()))
-        text = f"{self.phase} graph with {launches} collectives on {len(self.orders)} process groups"
+        text = (
+            f"{self.phase} graph with {amount(launches, 'collective')} on {amount(len(self.orders), 'process group')}"
+        )
         if self.before is None or self.after is None:
             return f"{text}, not scheduled"
         before, after = self.before, self.after

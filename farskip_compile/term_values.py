@@ -26,7 +26,7 @@ from functools import lru_cache
 import torch
 from torch import fx
 
-from farskip_compile.passes import ops
+from farskip_compile.passes import effects, ops
 from farskip_compile.passes.sum_tree import Dataflow
 
 PRIME = (1 << 61) - 1
@@ -34,6 +34,7 @@ SAME_VALUES = frozenset(["contiguous", "clone", "alias"])
 """Operators that give back what they are given."""
 SIZES = frozenset(["size", "stride", "numel", "dim", "getattr", "sym_size", "sym_stride", "sym_numel"])
 """Operators whose result hangs on the shape of a tensor, not on its data."""
+ELEMENTWISE = frozenset({"add", "sub"} | ops.PRODUCTS)
 _NODE, _OPEN, _CLOSE = 1, 2, 3
 
 
@@ -93,7 +94,7 @@ class Steps:
 def read_steps(flow: Dataflow) -> Steps:
     """The steps of a normalised graph."""
     steps: list[Step] = []
-    effects: list[int] = []
+    acting: list[int] = []
     impure: dict[object, bool] = {}
     last_random: tuple[int, ...] = ()
     last_switch: tuple[int, ...] = ()
@@ -105,18 +106,16 @@ def read_steps(flow: Dataflow) -> Steps:
             step.after = tuple(place_of[write] for write in writes)
         if step.rule is Rule.HASH:
             step.after += last_switch
-        if node.op in ("call_function", "call_method") and not (ops.is_collective(node) or ops.is_wait(node)):
-            if ops.is_random(node):
-                step.after += last_random
-                last_random = (place,)
-                effects.append(place)
-            elif ops.mutated_args(node):
-                effects.append(place)
-            elif _is_impure(node, impure):
-                last_switch = (place,)
-                effects.append(place)
+        writes_memory = bool(effects.mutated_args(node))
+        if effects.is_random(node):
+            step.after += last_random
+            last_random = (place,)
+            acting.append(place)
+        elif (writes_memory or _is_impure(node, impure)) and not (ops.is_collective(node) or ops.is_wait(node)):
+            last_switch = last_switch if writes_memory else (place,)
+            acting.append(place)
         steps.append(step)
-    return Steps(steps, effects)
+    return Steps(steps, acting)
 
 
 def evaluate(steps: Sequence[Step]) -> list[int]:
@@ -140,14 +139,13 @@ def _read(node: fx.Node, place_of: Mapping[fx.Node, int]) -> Step:
     if node.op in ("placeholder", "get_attr"):
         return Step(node.name, Rule.HASH, _word(f"{node.op} {node.target}"), ())
     name = ops.op_name(node) or f"{node.op} {node.target}"
-    plain = not node.kwargs or (len(node.kwargs) == 1 and node.kwargs.get("alpha") == 1)  # as of a sum: `ops.is_sum`
-    if len(node.args) == 2 and plain and name in ("add", "sub", "mul", "div", "truediv"):
+    if name in ELEMENTWISE and len(node.args) == 2 and (not node.kwargs or dict(node.kwargs) == {"alpha": 1}):
         step = _elementwise(node, name, place_of)
         if step is not None:
             return step
     if name in SIZES and ops.tensor(node) is None:
         return Step(node.name, Rule.HASH, _word(f"{name} {ops.fake(node)}"), ())
-    factor = _factor(node, name)
+    factor = _factor(node, name) if ops.may_be_linear(name) else None
     if factor is not None:
         return Step(node.name, Rule.AFFINE, 0, (place_of[node.args[0]],), (factor,))  # type: ignore[index]
     constants = [_word(name)]

@@ -25,11 +25,24 @@ from torch import fx
 from farskip_compile.errors import FarSkipError, VerificationError, Where
 from farskip_compile.passes import ops
 from farskip_compile.passes.regions import reads
-from farskip_compile.passes.residual import read_table
-from farskip_compile.passes.table import GraphHandles, ResidualTable
+from farskip_compile.passes.stack import Stack, read_stack
+from farskip_compile.passes.table import ResidualTable
 from farskip_compile.passes.termset import TermSet
 from farskip_compile.term_values import Step, Steps, evaluate, read_steps
 from farskip_compile.wanted_values import Wanted, Wiring, read_wiring
+from farskip_compile.wording import amount
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A graph that is wired as it was asked for."""
+
+    table: ResidualTable
+    """The table asked for, with the reads and the final sum that the graph shows; it has no handles."""
+    stack: Stack
+    """What was read off the graph."""
+    names: tuple[str, ...]
+    """Of its terms, by their index in `stack`."""
 
 
 @dataclass(frozen=True)
@@ -50,33 +63,8 @@ def snapshot(table: ResidualTable) -> Snapshot:
     return Snapshot(_cores(table.handles), _outside(table.handles), read_wiring(table))
 
 
-def _cores(handles: GraphHandles) -> tuple[str, ...]:
-    return tuple(core.name for core in handles.stream.cores)
-
-
-def renumbered(found: ResidualTable, before: Snapshot) -> list[int]:
-    """For each term of `found`, a table of the edited graph, its index in the table that `before` was taken of."""
-    assert found.handles is not None
-    index_of = {name: index for index, name in enumerate(before.cores)}
-    return [index_of[name] for name in _cores(found.handles)]
-
-
-def as_found(table: ResidualTable, found: ResidualTable, before: Snapshot) -> ResidualTable:
-    """`table`, whose terms and sub-blocks `before` was taken of, with what they read by `found`, which is verified."""
-    assert found.handles is not None
-    handles, numbers = found.handles, renumbered(found, before)
-    translate = _translation(numbers)
-    reads_of = {
-        number: translate(reads(handles.stream, region))
-        for number, region in zip(numbers, handles.regions, strict=True)
-    }
-    rows = []
-    for row in table.rows:
-        total = TermSet()
-        for index in row.terms:
-            total = total | reads_of[index]
-        rows.append(replace(row, reads=total))
-    return replace(table, rows=tuple(rows), final=translate(found.final), handles=None)
+def _cores(stack: Stack) -> tuple[str, ...]:
+    return tuple(core.name for core in stack.stream.cores)
 
 
 def _translation(numbers: Sequence[int]) -> Callable[[TermSet], TermSet]:
@@ -86,9 +74,9 @@ def _translation(numbers: Sequence[int]) -> Callable[[TermSet], TermSet]:
     return lambda terms: TermSet.of(numbers[index] for index in terms)
 
 
-def _outside(handles: GraphHandles) -> dict[str, tuple[TermSet, ...]]:
-    stream = handles.stream
-    known = {node for region in handles.regions for node in region.owned} | set(stream.tree) | set(stream.partial)
+def _outside(stack: Stack) -> dict[str, tuple[TermSet, ...]]:
+    stream = stack.stream
+    known = {node for region in stack.regions for node in region.owned} | set(stream.tree) | set(stream.partial)
     outside: dict[str, tuple[TermSet, ...]] = {}
     for node in stream.order:
         held = tuple(stream.values[arg] for arg in node.all_input_nodes if arg in stream.values)
@@ -97,7 +85,7 @@ def _outside(handles: GraphHandles) -> dict[str, tuple[TermSet, ...]]:
     return outside
 
 
-def verify(module: fx.GraphModule, wanted: ResidualTable, before: Snapshot) -> ResidualTable:
+def verify(module: fx.GraphModule, wanted: ResidualTable, before: Snapshot) -> Verified:
     """Check that the wiring of `module` is `wanted`, and that nothing else has changed.
 
     Args:
@@ -105,56 +93,56 @@ def verify(module: fx.GraphModule, wanted: ResidualTable, before: Snapshot) -> R
         wanted: the table that it must have.
         before: what must be as it was, from the graph that `wanted` was made for.
 
-    Returns:
-        The table read off `module`, for the report.
-
     Raises:
         VerificationError: naming the first differing row and the terms in question, or the first value that differs.
     """
     try:
-        found = read_table(module.graph)
+        stack = read_stack(module.graph)
     except FarSkipError as error:
         raise VerificationError(
             f"the rewired graph can't be read: {error.reason}", way_out=_REPORT, where=error.where
         ) from error
-    if found is None or found.handles is None:
+    if stack is None:
         raise VerificationError("the rewired graph has no residual stack any more", way_out=_REPORT)
-    _compare_terms(found, found.handles, wanted, before)
-    program = read_steps(found.handles.stream.flow)
+    found = _compare_terms(stack, wanted, before)
+    program = read_steps(stack.stream.flow)
     _compare_effects(program, before.wiring.program)
-    _compare_values(program, found.handles, wanted, before.wiring)
+    _compare_values(program, stack, wanted, before.wiring)
     return found
 
 
-def _compare_terms(found: ResidualTable, handles: GraphHandles, wanted: ResidualTable, before: Snapshot) -> None:
+def _compare_terms(stack: Stack, wanted: ResidualTable, before: Snapshot) -> Verified:
     index_of = {name: index for index, name in enumerate(before.cores)}
-    names = _cores(handles)
-    unknown = [name for name in names if name not in index_of]
-    if unknown or len(names) != len(before.cores):
+    cores = _cores(stack)
+    unknown = [name for name in cores if name not in index_of]
+    if unknown or len(cores) != len(before.cores):
         raise VerificationError(
-            f"the residual sum holds {len(names)} terms and should hold {len(before.cores)}"
+            f"the residual sum holds {amount(len(cores), 'term')} and should hold {len(before.cores)}"
             + (f"; unknown: {unknown[:5]}" if unknown else ""),
             way_out=_REPORT,
         )
-    to_wanted = [index_of[name] for name in names]
-    translate = _translation(to_wanted)
-    expected = {index: row for row in wanted.rows for index in row.terms}
-    for index, region in enumerate(handles.regions):
-        row = expected.get(to_wanted[index])
-        is_read = translate(reads(handles.stream, region)) if region.owned else TermSet()
+    numbers = [index_of[name] for name in cores]
+    translate = _translation(numbers)
+    row_of = {index: row for row in wanted.rows for index in row.terms}
+    shown: dict[str, TermSet] = {}
+    for index, (number, region) in enumerate(zip(numbers, stack.regions, strict=True)):
+        row = row_of.get(number)
+        is_read = translate(reads(stack.stream, region)) if region.owned else TermSet()
         should = row.reads if row is not None else TermSet()
         if is_read != should:
-            name = row.name if row is not None else wanted.terms[to_wanted[index]].name
+            name = row.name if row is not None else wanted.terms[number].name
             extra, missing = (wanted.names(is_read - should), wanted.names(should - is_read))
             raise VerificationError(
                 f"{name} reads {extra or 'nothing'} that it should not, and misses {missing or 'nothing'}",
                 way_out=_REPORT,
-                where=handles.place(index, row.layer if row is not None else None),
+                where=stack.place(index, row.layer if row is not None else None),
             )
-    if translate(found.final) != wanted.final:
-        missing = wanted.names(wanted.final - translate(found.final))
-        raise VerificationError(f"the final hidden state misses {missing}", way_out=_REPORT)
-    after = _outside(handles)
+        if row is not None:
+            shown[row.name] = is_read
+    final = translate(stack.stream.tree[stack.stream.root])
+    if final != wanted.final:
+        raise VerificationError(f"the final hidden state misses {wanted.names(wanted.final - final)}", way_out=_REPORT)
+    after = _outside(stack)
     for name in {**before.outside, **after}:
         if tuple(map(translate, after.get(name, ()))) != before.outside.get(name, ()):
             raise VerificationError(
@@ -162,6 +150,9 @@ def _compare_terms(found: ResidualTable, handles: GraphHandles, wanted: Residual
                 way_out=_REPORT,
                 where=Where(node=name),
             )
+    rows = tuple(replace(row, reads=shown[row.name]) for row in wanted.rows)
+    table = replace(wanted, rows=rows, final=final, handles=None)
+    return Verified(table, stack, tuple(wanted.terms[number].name for number in numbers))
 
 
 def _compare_effects(program: Steps, before: Steps) -> None:
@@ -178,7 +169,7 @@ def _compare_effects(program: Steps, before: Steps) -> None:
     )
 
 
-def _compare_values(program: Steps, handles: GraphHandles, wanted: ResidualTable, before: Wiring) -> None:
+def _compare_values(program: Steps, stack: Stack, wanted: ResidualTable, before: Wiring) -> None:
     left_out = {row.name: gone for row in wanted.rows if (gone := before.reads[row.name] - row.reads)}
     expected = Wanted(before, left_out)
     numbers = evaluate(program.steps)
@@ -186,7 +177,7 @@ def _compare_values(program: Steps, handles: GraphHandles, wanted: ResidualTable
         old = before.place_of.get(step.name)
         if old is None or numbers[place] in expected.numbers[old]:
             continue
-        node = handles.stream.flow.nodes[place]
+        node = stack.stream.flow.nodes[place]
         owner = next((row for row in wanted.rows if row.name == before.owner.get(old)), None)
         whose = f"{owner.name}: " if owner is not None else ""
         wrong = [numbers[new] != number for new, number in zip(step.inputs, expected.read(old), strict=False)]

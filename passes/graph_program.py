@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import fx
 
-from farskip_compile.passes import ops
+from farskip_compile.passes import effects, ops
 from farskip_compile.passes.collectives import launches_with_waits
 from farskip_compile.passes.program import Buffer, Program, Role, Task
 from farskip_compile.passes.term_tags import terms_of
@@ -110,7 +110,7 @@ def _order_memory(
     """Keep the order of each write and the reads around it; a wait reads what its collective reads and makes."""
     memory: dict[int, _Memory] = {}
     for i, node in enumerate(nodes):
-        written = _places(ops.mutated_args(node))
+        written = _places(effects.mutated_args(node))
         touched = _places([*node.all_input_nodes, *in_flight.get(launch_of.get(node, node), ())])
         for place in touched | written:
             state = memory.setdefault(place, _Memory())
@@ -147,7 +147,7 @@ def _order_in_place(
 
 def _places(nodes: Iterable[fx.Node]) -> set[int]:
     """The pieces of memory behind `nodes`."""
-    return {place for place in map(ops.storage, nodes) if place is not None}
+    return {place for place in map(effects.storage, nodes) if place is not None}
 
 
 def _arguments(node: fx.Node, positions: tuple[int, ...]) -> list[fx.Node]:
@@ -163,7 +163,7 @@ def _order_side_effects(nodes: list[fx.Node], needs: list[set[int]]) -> None:
     for i, node in enumerate(nodes):
         if node.op == "get_attr" or ops.is_collective(node) or ops.is_wait(node):
             continue
-        if ops.is_random(node) or node.is_impure():
+        if effects.is_random(node) or node.is_impure():
             if last is not None:
                 needs[i].add(last)
             last = i
@@ -179,7 +179,7 @@ def _buffers(
         parts = value if isinstance(value, list | tuple) else [value]
         if node.op == "output" or not any(isinstance(part, torch.Tensor) for part in parts):
             continue
-        place = ops.storage(node)
+        place = effects.storage(node)
         families.setdefault(place if place is not None else -1 - len(families), []).append(node)
     waits: dict[fx.Node, list[fx.Node]] = {}
     for wait, launch in launch_of.items():

@@ -16,19 +16,18 @@ import operator
 from torch import fx
 
 from farskip_compile.passes import ops
-from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire import erase_dead, used_nodes
 from farskip_compile.passes.single_assignment import fresh_like
+from farskip_compile.passes.stack import read_stack
 from farskip_compile.passes.stream import Stream
 
 
 def merge_reductions(module: fx.GraphModule) -> int:
     """Merge what can be merged in `module`, in place; returns how many pairs of reductions became one."""
     graph = module.graph
-    table = read_table(graph)
-    assert table is not None
-    assert table.handles is not None
-    stream = table.handles.stream
+    stack = read_stack(graph)
+    assert stack is not None
+    stream = stack.stream
     used_before = used_nodes(graph)
     renamed: dict[fx.Node, fx.Node] = {}
     for side in [value for value in stream.values if value not in stream.tree]:

@@ -19,7 +19,7 @@ from torch import fx
 
 from farskip_compile._compat import PREFER_RECOMPUTE, split_checkpoint_kwargs
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes import ops
+from farskip_compile.passes import effects, ops
 
 
 def open_checkpoints(module: fx.GraphModule) -> int:
@@ -56,8 +56,8 @@ def _open(module: fx.GraphModule, call: fx.Node, region: int) -> None:
     placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
     for placeholder, value in zip(placeholders, inputs, strict=True):
         copies[placeholder] = value
-        if isinstance(value, fx.Node) and (outer := ops.storage(value)) is not None:
-            inner = ops.storage(placeholder)
+        if isinstance(value, fx.Node) and (outer := effects.storage(value)) is not None:
+            inner = effects.storage(placeholder)
             if inner is not None:
                 outer_storage[inner] = outer
     output = None
@@ -75,7 +75,7 @@ def _open(module: fx.GraphModule, call: fx.Node, region: int) -> None:
             copy.meta.setdefault("recompute", PREFER_RECOMPUTE)
             copy.meta.setdefault("ac_graph_id", region)
             # views of the body's arguments must be known as views of the outer tensors
-            if (inner := ops.storage(node)) in outer_storage:
+            if (inner := effects.storage(node)) in outer_storage:
                 copy.meta["farskip_storage"] = outer_storage[inner]
             copies[node] = copy
     assert output is not None

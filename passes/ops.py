@@ -1,4 +1,4 @@
-"""What an FX node does: the only file that knows operator names.
+"""What an FX node computes: with `effects`, the only file that knows operator names.
 
 Contract: pure questions about one node, answered from its target and its fake value; no graph is walked or changed.
 Works on Dynamo's torch IR (functions, methods, `operator`), on ATen overloads and on custom ops alike, by reducing
@@ -9,7 +9,6 @@ all of them to one canonical name: `add` for `operator.add`, `torch.add`, `Tenso
 from __future__ import annotations
 
 import functools
-import operator
 import re
 from collections.abc import Callable, Iterator
 
@@ -18,7 +17,6 @@ from torch import fx
 
 from farskip_compile._compat import HigherOrderOperator, OpOverload, OpOverloadPacket, same_dim
 from farskip_compile._compat.operators import parameters, qualified_name
-from farskip_compile._compat.tensors import storage_identity
 from farskip_compile.errors import Where
 
 SHAPE_OPS = frozenset(
@@ -64,6 +62,7 @@ NORM_STEPS = frozenset(
         "reciprocal",
     ]
 )
+PRODUCTS = frozenset(["mul", "div", "truediv"])
 LINEAR_COLLECTIVES = frozenset(
     f"_c10d_functional::{name}"
     for name in ("all_reduce", "all_reduce_", "reduce_scatter_tensor", "all_gather_into_tensor")
@@ -78,7 +77,7 @@ def op_name(node: fx.Node) -> str:
     if node.op == "call_function":
         target = node.target
         known = _names.get(id(target))
-        return known[1] if known is not None else _function_name(target)
+        return known[1] if known is not None else function_name(target)
     return str(node.target) if node.op == "call_method" else ""
 
 
@@ -86,7 +85,8 @@ _names: dict[int, tuple[object, str]] = {}
 """By identity, since an operator hashes itself in Python; each entry keeps its target alive, so that none is reused."""
 
 
-def _function_name(target: object) -> str:
+def function_name(target: object) -> str:
+    """Canonical operator name of the target of a function call."""
     if len(_names) >= NAMES:
         _names.clear()
     name = _name_of(target)
@@ -213,6 +213,16 @@ def is_linear_collective(node: fx.Node) -> bool:
     return "reduce" not in name or any(str(arg).lower() in LINEAR_REDUCTIONS for arg in node.args[1:2])
 
 
+@functools.lru_cache(maxsize=4096)
+def may_be_linear(name: str) -> bool:
+    """Whether calls of an operator, by name, can be a sum or linear in one argument. Most operators never are."""
+    return (
+        name in ("add", "sub", "neg")
+        or any(name in names for names in (PRODUCTS, SHAPE_OPS, CAST_OPS, LINEAR_COLLECTIVES))
+        or name.endswith(("wait_tensor", "dropout"))
+    )
+
+
 def is_redistribution(node: fx.Node) -> bool:
     """A DTensor brought to other placements: a collective, but one that shows only after differentiation."""
     return op_name(node).endswith("redistribute") or op_name(node) == "full_tensor"
@@ -264,16 +274,6 @@ def is_norm(node: fx.Node) -> bool:
     return name.endswith("norm") or name in NORM_STEPS or name in CAST_OPS or name in SHAPE_OPS
 
 
-def is_pure(node: fx.Node) -> bool:
-    """Computes a value and does nothing else: no write, no randomness, no collective, no switch such as autocast."""
-    if node.op not in ("call_function", "call_method") or node.is_impure():
-        return False
-    name = op_name(node)
-    if name.startswith("higher_order::") or is_collective(node) or is_wait(node) or mutated_args(node):
-        return False
-    return not is_random(node)
-
-
 def is_inactive_dropout(node: fx.Node) -> bool:
     """A dropout that returns its input: not in training mode, or with probability 0."""
     if not op_name(node).endswith("dropout"):
@@ -281,73 +281,6 @@ def is_inactive_dropout(node: fx.Node) -> bool:
     probability = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
     training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", node.kwargs.get("train", True))
     return training is False or (isinstance(probability, int | float) and probability == 0)
-
-
-def is_random(node: fx.Node) -> bool:
-    """Draws from a generator, by the tag of its ATen operator."""
-    if is_inactive_dropout(node):
-        return False
-    return _names_random(op_name(node))
-
-
-@functools.lru_cache(maxsize=4096)
-def _names_random(name: str) -> bool:
-    packet = getattr(torch.ops.aten, name.rstrip("_"), None) or getattr(torch.ops.aten, name, None)
-    if not isinstance(packet, OpOverloadPacket) or "::" in name:
-        return False
-    tags = (getattr(packet, overload).tags for overload in packet.overloads())
-    return any(torch.Tag.nondeterministic_seeded in tag for tag in tags)
-
-
-def mutated_args(node: fx.Node) -> list[fx.Node]:
-    """The arguments that `node` writes to."""
-    if node.op not in ("call_function", "call_method"):
-        return []
-    written: list[object] = []
-    if isinstance(node.target, OpOverload):
-        for index, name in _written_parameters(node.target):
-            written.append(node.args[index] if index < len(node.args) else node.kwargs.get(name))
-    else:
-        is_function = node.op == "call_function"
-        if node.args and (_writes_first(node.target, is_function) or node.kwargs.get("inplace") is True):
-            written.append(node.args[0])
-        if "out" in node.kwargs:
-            out = node.kwargs["out"]
-            written.extend(out if isinstance(out, tuple | list) else (out,))
-    return [arg for arg in written if isinstance(arg, fx.Node) and tensor(arg) is not None] if written else []
-
-
-@functools.lru_cache(maxsize=4096)
-def _written_parameters(target: OpOverload) -> tuple[tuple[int, str], ...]:
-    """Position and name of the parameters that the schema of `target` marks as written."""
-    arguments = enumerate(parameters(target))
-    return tuple((i, arg.name) for i, arg in arguments if arg.alias_info is not None and arg.alias_info.is_write)
-
-
-@functools.lru_cache(maxsize=4096)
-def _writes_first(target: object, is_function: bool) -> bool:
-    """Whether a method or function is in place by its name: `add_`, `operator.iadd`, `operator.setitem`."""
-    name = _function_name(target) if is_function else str(target)
-    if name == "requires_grad_":
-        return False  # a flag, not data
-    if not is_function or getattr(target, "__module__", "") != "_operator":
-        return name.endswith("_") and not name.endswith("__") and "::" not in name
-    # here an underscore only avoids a keyword: operator.and_ writes nothing
-    in_place_twin = name.startswith("i") and (hasattr(operator, name[1:]) or hasattr(operator, f"{name[1:]}_"))
-    return name == "setitem" or in_place_twin
-
-
-def storage(node: fx.Node) -> int | None:
-    """Identity of the memory behind `node`: equal for a tensor and its views."""
-    if "farskip_storage" in node.meta:
-        return int(node.meta["farskip_storage"])
-    value = tensor(node)
-    if value is None:
-        return None
-    try:
-        return storage_identity(value)
-    except (NotImplementedError, RuntimeError):  # wrapper subclasses own no storage of their own
-        return id(value)
 
 
 def source_line(node: fx.Node) -> str | None:

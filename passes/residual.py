@@ -5,12 +5,10 @@ Out:   a `ResidualTable`, or None if the graph has no residual stack (a loss, a 
 Never: changes the graph.
 
 Algorithm:
-1. `stream`:  the residual sum, its terms and its residual values.
-2. `regions`: what computes each term, and what that reads. Terms of one branch that use each other directly (an
-   inner `h + f(h)`) are one term: take their sum as a whole and start again, once.
-3. `kinds`:   attention, mixer, dense or routed, by dataflow.
-4. Terms of the same class with the same reads form a sub-block; a dense term beside a routed one is shared.
-5. A layer begins at each token-mixing sub-block.
+1. `stack`: the residual sum, its terms, what computes each of them and what that reads.
+2. `kinds`: attention, mixer, dense or routed, by dataflow.
+3. Terms of the same class with the same reads form a sub-block; a dense term beside a routed one is shared.
+4. A layer begins at each token-mixing sub-block.
 """
 
 from __future__ import annotations
@@ -24,9 +22,9 @@ from farskip_compile.errors import NotASumError
 from farskip_compile.passes import ops
 from farskip_compile.passes.hidden_collectives import collectives_of
 from farskip_compile.passes.kinds import Finding, Kind, classify, gather_facts
-from farskip_compile.passes.not_a_sum import not_a_sum
-from farskip_compile.passes.regions import Region, find_regions, reads
-from farskip_compile.passes.stream import Stream, read_stream
+from farskip_compile.passes.regions import Region, reads
+from farskip_compile.passes.stack import read_stack
+from farskip_compile.passes.stream import Stream
 from farskip_compile.passes.table import GraphHandles, ResidualTable, SubBlock, Term
 from farskip_compile.passes.termset import TermSet
 
@@ -58,27 +56,10 @@ def read_table(graph: fx.Graph) -> ResidualTable | None:
         NotASumError: a value is added twice, or a term reads no residual value although an earlier one does.
         UnsupportedPatternError: a pattern that has no sound rewiring.
     """
-    stream = read_stream(graph)
-    if stream is None:
+    stack = read_stack(graph)
+    if stack is None:
         return None
-    regions = find_regions(stream)
-    if whole := _entangled_sums(stream, regions):
-        stream = read_stream(graph, whole)
-        if stream is None:
-            return None
-        regions = find_regions(stream)
-    second = _second_stack(stream, regions, graph)
-    if second is not None and not any(
-        ops.is_attention(n) or ops.is_selection(n) or ops.is_scan(n) for n in graph.nodes
-    ):
-        return None  # unrelated sums, such as the updates of an optimizer
-    if second is not None:
-        raise not_a_sum(graph) or NotASumError(
-            "a part of the residual stack is cut off from the rest: the stream is normalised, mixed or projected "
-            "between two layers",
-            way_out="streams that are not one sum are not supported; compile next-token heads apart from the model",
-            where=ops.where(second),
-        )
+    stream, regions = stack.stream, stack.regions
     facts = gather_facts(stream, graph)
     findings = [classify(stream, facts, region) for region in regions]
     _refuse_readless(stream, regions, findings)
@@ -90,20 +71,6 @@ def read_table(graph: fx.Graph) -> ResidualTable | None:
     return ResidualTable(terms, rows, stream.tree[stream.root], GraphHandles(stream, regions, findings))
 
 
-def _entangled_sums(stream: Stream, regions: list[Region]) -> set[fx.Node]:
-    """For each branch in which one term uses another one directly: the smallest sum that holds both."""
-    whole: set[fx.Node] = set()
-    for index, region in enumerate(regions):
-        for other in region.direct:
-            if stream.joins[other] != stream.joins[index]:
-                continue
-            node = region.leaf
-            while other not in stream.tree[node]:
-                node = stream.parents[node]
-            whole.add(node)
-    return whole
-
-
 def _refuse_readless(stream: Stream, regions: list[Region], findings: list[Finding]) -> None:
     for region, finding in zip(regions, findings, strict=True):
         if finding.kind is not Kind.EMBEDDING and not region.read_values:
@@ -112,45 +79,6 @@ def _refuse_readless(stream: Stream, regions: list[Region], findings: list[Findi
                 way_out="compile the whole model with fullgraph=True; streams that are not a sum are not supported",
                 where=ops.where(region.leaf),
             )
-
-
-def _second_stack(stream: Stream, regions: list[Region], graph: fx.Graph) -> fx.Node | None:
-    """A sum `u + f(u)` of the stream's shape outside of all regions.
-
-    Such a sum is a part of the stack that the residual sum does not reach, because the stream is normalised or mixed
-    in between. Rewiring only the larger part would be a different architecture from the one asked for.
-    """
-    known = {node for region in regions for node in region.owned} | set(stream.tree) | set(stream.partial)
-    shape = ops.tensor(stream.root)
-    assert shape is not None
-    for node in graph.nodes:
-        if node in known or not ops.is_sum(node) or not ops.same_shape(ops.tensor(node), shape):  # type: ignore[arg-type]
-            continue
-        left, right = sorted((_core(stream, arg) for arg in stream.below[node]), key=lambda arg: stream.order[arg])
-        if _depends_on(stream, right, left):
-            return node
-    return None
-
-
-def _core(stream: Stream, node: fx.Node) -> fx.Node:
-    """What `node` is a linear image of."""
-    while len(stream.below[node]) == 1:
-        node = stream.below[node][0]
-    return node
-
-
-def _depends_on(stream: Stream, node: fx.Node, earlier: fx.Node) -> bool:
-    """Whether `node` depends on `earlier`; looks only at what lies between them in the graph."""
-    seen = {node}
-    stack = [node]
-    while stack:
-        for arg in stream.inputs(stack.pop()):
-            if arg is earlier:
-                return True
-            if arg not in seen and stream.order[arg] > stream.order[earlier]:
-                seen.add(arg)
-                stack.append(arg)
-    return False
 
 
 def _group(stream: Stream, regions: list[Region], findings: list[Finding]) -> list[_Group]:

@@ -9,7 +9,8 @@ Algorithm:
 1. Where a collective hides a sum of terms of which only some are left out, part it (`part_collectives`).
 2. For each row and each residual value v that it reads: build v without the terms (`substitute`).
 3. Point the row's own nodes at the new value. Nodes that another row reads too, such as the one norm of a parallel
-   block, are copied for the row that changes.
+   block, are copied for the row that changes. Whatever else uses such a node, such as a model that returns the hidden
+   state behind the norm, goes on seeing what the row sees that owns it.
    Also an all-gather behind a norm (sequence parallelism): its copy is one more collective, on every rank alike.
 4. Erase what has become dead, collectives included, and lint.
 """
@@ -21,7 +22,7 @@ from collections.abc import Mapping, Set
 from torch import fx
 
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes import ops
+from farskip_compile.passes import effects, ops
 from farskip_compile.passes.connectivity import Request
 from farskip_compile.passes.part_collectives import part_collectives
 from farskip_compile.passes.single_assignment import fresh_like
@@ -72,7 +73,7 @@ def erase_dead(graph: fx.Graph, used_before: Set[fx.Node]) -> None:
     """Erase nodes that had users before the edit and have none now: also collectives, on every rank alike."""
     for node in reversed(list(graph.nodes)):
         communicates = ops.is_collective(node) or ops.is_wait(node)
-        if not node.users and node in used_before and (communicates or ops.is_pure(node)):
+        if not node.users and node in used_before and (communicates or effects.is_pure(node)):
             graph.erase_node(node)
 
 
@@ -105,7 +106,7 @@ def _rewire_row(
     row: SubBlock,
     dropped: TermSet,
     left_out: Mapping[str, TermSet],
-    owner: Mapping[fx.Node, str],
+    owner: dict[fx.Node, str],
     visitors: Mapping[fx.Node, Mapping[str, None]],
     substitution: Substitution,
 ) -> None:
@@ -138,7 +139,11 @@ def _rewire_row(
             for arg in changed:
                 node.replace_input_with(arg, replacement[arg])
         else:
-            replacement[node] = _copy(graph, node, replacement, row)
+            copy = replacement[node] = _copy(graph, node, replacement, row)
+            for user in list(node.users) if owner[node] == row.name else ():
+                if user not in owner:
+                    user.replace_input_with(node, copy)
+            owner[copy] = row.name
 
 
 def _is_functional_collective(node: fx.Node) -> bool:
@@ -147,7 +152,7 @@ def _is_functional_collective(node: fx.Node) -> bool:
 
 
 def _copy(graph: fx.Graph, node: fx.Node, replacement: Mapping[fx.Node, fx.Node], row: SubBlock) -> fx.Node:
-    if not ops.is_pure(node) and not _is_functional_collective(node):
+    if not effects.is_pure(node) and not _is_functional_collective(node):
         raise UnsupportedPatternError(
             f"{row.name} shares {ops.op_name(node)!r} with a sub-block that keeps what it reads, and it can't be "
             "computed twice",

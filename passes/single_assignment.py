@@ -25,14 +25,16 @@ from torch import fx
 
 from farskip_compile._compat import OpOverload, same_dim
 from farskip_compile._compat.operators import overload_name
-from farskip_compile.passes import ops
+from farskip_compile.passes import effects, ops
 
 
 def assign_once(graph: fx.Graph) -> int:
     """Bring `graph` to single-assignment form; returns how many writes were replaced."""
+    if not any(effects.mutated_args(node) for node in graph.nodes):
+        return 0
     order = {node: index for index, node in enumerate(graph.nodes)}
     last_use = {node: max((order[user] for user in node.users), default=-1) for node in graph.nodes}
-    inputs = {ops.storage(n) for n in graph.nodes if n.op in ("placeholder", "get_attr")}
+    inputs = {effects.storage(n) for n in graph.nodes if n.op in ("placeholder", "get_attr")}
     names: dict[fx.Node, fx.Node] = {}
     same_memory: dict[int, list[fx.Node]] = defaultdict(list)
     replaced: list[fx.Node] = []
@@ -40,11 +42,11 @@ def assign_once(graph: fx.Graph) -> int:
         for arg in node.all_input_nodes:
             if arg in names:
                 node.replace_input_with(arg, names[arg])
-        memory = ops.storage(node)
+        memory = effects.storage(node)
         if memory is not None and memory not in inputs:
             same_memory[memory].append(node)
-        for base in ops.mutated_args(node):
-            written = ops.storage(base)
+        for base in effects.mutated_args(node):
+            written = effects.storage(base)
             if written in inputs or written is None:
                 continue
             later = [n for n in same_memory[written] if n is not node and last_use.get(n, -1) > order[node]]
@@ -64,12 +66,12 @@ def mutation_edges(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
     last_write: dict[int, fx.Node] = {}
     edges: dict[fx.Node, tuple[fx.Node, ...]] = {}
     for node in graph.nodes:
-        memories = dict.fromkeys(ops.storage(arg) for arg in node.all_input_nodes) if last_write else {}
+        memories = dict.fromkeys(effects.storage(arg) for arg in node.all_input_nodes) if last_write else {}
         writes = [last_write[m] for m in memories if m is not None and m in last_write]
         if writes:
             edges[node] = tuple(writes)
-        for base in ops.mutated_args(node):
-            memory = ops.storage(base)
+        for base in effects.mutated_args(node):
+            memory = effects.storage(base)
             if memory is not None:
                 last_write[memory] = node
     return edges
@@ -84,17 +86,13 @@ def _replace_write(
     assert value is not None
     functional = _out_of_place(write)
     if functional is None or not all(_same_elements(ops.tensor(node), value) for node in others):
-        if ops.op_name(write) != "setitem" and ops.tensor(write) is not None:
-            names[base] = write
-            for node in later:
-                if names.get(node, node) is base:
-                    names[node] = write
-        elif ops.op_name(write) == "setitem":
+        renamed = write
+        if effects.storage(write) != effects.storage(base):  # returns nothing, or something else
             with graph.inserting_after(write):
                 renamed = graph.call_method("view_as", (base, base))
             renamed.meta = dict(base.meta)
-            for node in [base, *(n for n in later if names.get(n, n) is base)]:
-                names[node] = renamed
+        for node in [base, *(n for n in later if names.get(n, n) is base)]:
+            names[node] = renamed
         return False
     with graph.inserting_before(write):
         new = functional(graph)
@@ -104,7 +102,7 @@ def _replace_write(
             cast.meta = dict(new.meta)
             new = cast
         # the new name stands for the old memory: the next write to it must find its views, and readers the write
-        memory = ops.storage(base)
+        memory = effects.storage(base)
         new.meta |= {"example_value": fresh_like(value), "farskip_storage": memory}
         for node in others:
             view = graph.call_method("view_as", (new, names.get(node, node)))
@@ -124,12 +122,16 @@ def _out_of_place(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
     name = ops.op_name(write)
     if name == "copy_":
         return _copy_source(write)
-    if ops.is_random(write) or "out" in write.kwargs or len(ops.mutated_args(write)) > 1:
+    if effects.is_random(write) or "out" in write.kwargs or len(effects.mutated_args(write)) > 1:
         return None
-    kwargs = dict(write.kwargs)
+    args, kwargs = list(write.args), dict(write.kwargs)
     target: object = None
-    if kwargs.get("inplace") is True:
-        kwargs["inplace"], target = False, write.target
+    if effects.is_inplace_call(write):
+        target, position = write.target, effects.inplace_position(write.target)
+        if "inplace" in kwargs or position is None:
+            kwargs["inplace"] = False
+        else:
+            args[position] = False
     elif isinstance(write.target, OpOverload):
         packet = getattr(torch.ops.aten, name.rstrip("_"), None)
         target = getattr(packet, overload_name(write.target), None)
@@ -144,7 +146,7 @@ def _out_of_place(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
         return None
 
     def build(graph: fx.Graph) -> fx.Node:
-        new = graph.create_node(write.op, target, write.args, kwargs)
+        new = graph.create_node(write.op, target, tuple(args), kwargs)
         new.meta = dict(write.meta)
         new.meta["example_value"] = _promoted(write)
         return new

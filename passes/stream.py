@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from farskip_compile.errors import NotASumError, UnsupportedPatternError
-from farskip_compile.passes import ops
+from farskip_compile.passes import effects, ops
 from farskip_compile.passes.sum_tree import (
     Dataflow,
     Summands,
@@ -199,12 +199,14 @@ def _add_side_sums(stream: Stream, graph: fx.Graph, images: list[list[fx.Node]],
 
 def _refuse_written_in_place(stream: Stream, graph: fx.Graph) -> None:
     """After normalisation no tree node may still be written: its readers would see two values under one name."""
+    if not stream.flow.after:
+        return  # nothing is read after a write
     memory: dict[int | None, fx.Node] = {}
-    for node in sorted((*stream.tree, *stream.values), key=lambda n: stream.order[n]) if stream.flow.after else ():
-        memory.setdefault(ops.storage(node), node)  # names of one memory: the oldest has the most to lose
+    for node in sorted((*stream.tree, *stream.values), key=lambda n: stream.order[n]):
+        memory.setdefault(effects.storage(node), node)  # names of one memory: the oldest has the most to lose
     for node in graph.nodes:
-        for base in ops.mutated_args(node):
-            victim = memory.get(ops.storage(base))
+        for base in effects.mutated_args(node):
+            victim = memory.get(effects.storage(base))
             if victim is not None and stream.order[victim] < stream.order[node]:
                 raise UnsupportedPatternError(
                     f"{ops.op_name(node)!r} writes into the residual stream and has no out-of-place form",

@@ -58,13 +58,13 @@ class Substitution:
     def _rebuild(self, node: fx.Node, parts: list[fx.Node | None]) -> fx.Node | None:
         old = self.stream.below[node]
         if len(parts) == 2 and (parts[0] is None or parts[1] is None):
-            if parts[0] is None and ops.op_name(node) == "sub":
-                return self._place(self.graph.call_function, (operator.neg, (parts[1],)), node)
             rest = parts[1] if parts[0] is None else parts[0]
             value = ops.tensor(node)
             assert value is not None
             if rest is not None and (kept := ops.tensor(rest)) is not None and kept.dtype != value.dtype:
-                return self._place(self.graph.call_method, ("to", (rest, value.dtype)), node)
+                rest = self._place(self.graph.call_method, ("to", (rest, value.dtype)), node)
+            if parts[0] is None and ops.op_name(node) == "sub":
+                rest = self._place(self.graph.call_function, (operator.neg, (rest,)), node)
             return rest
         replacement = {arg: part for arg, part in zip(old, parts, strict=True) if part is not None}
         args = fx.map_arg(node.args, lambda arg: replacement.get(arg, arg))

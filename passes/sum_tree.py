@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from torch import fx
 
 from farskip_compile._compat import is_module_state
-from farskip_compile.passes import ops
+from farskip_compile.passes import effects, ops
 from farskip_compile.passes.single_assignment import mutation_edges
 
 Summands = dict[fx.Node, tuple[fx.Node, ...]]
 Uses = dict[fx.Node, tuple[fx.Node, ...]]
-PRODUCTS = ("mul", "div", "truediv")
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def read_dataflow(graph: fx.Graph) -> Dataflow:
         if inputs and ops.op_name(node) == "view_as":
             inputs = inputs[:1]
         is_state = node.op == "get_attr" or (node.op == "placeholder" and is_module_state(node))
-        if is_state or (inputs and all(arg in constant for arg in inputs) and not ops.is_random(node)):
+        if is_state or (inputs and all(arg in constant for arg in inputs) and not effects.is_random(node)):
             constant.add(node)
         uses[node] = inputs + after[node] if node in after else inputs
     return Dataflow(nodes, {node: index for index, node in enumerate(nodes)}, after, uses, frozenset(constant))
@@ -58,12 +57,14 @@ def read_dataflow(graph: fx.Graph) -> Dataflow:
 
 def operands(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:
     """The summands of `node`: two of a sum, one of a linear unary op or of a shift, none otherwise."""
+    name = ops.op_name(node)
+    if not ops.may_be_linear(name):
+        return ()
     if ops.is_sum(node):
         return node.args[0], node.args[1]  # type: ignore[return-value]
     if not ops.is_floating(node):
         return ()
-    name = ops.op_name(node)
-    if name in PRODUCTS and len(node.args) == 2:
+    if name in ops.PRODUCTS and len(node.args) == 2:
         return _scaled(node, flow)
     if name == "add" and len(node.args) == 2:
         return _shifted(node, flow)
@@ -99,7 +100,7 @@ def _scaled(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:
 
 def gates(node: fx.Node, below: Summands) -> list[fx.Node]:
     """What a product that counts as a linear image of one factor multiplies it by."""
-    if len(below[node]) != 1 or ops.op_name(node) not in PRODUCTS:
+    if len(below[node]) != 1 or ops.op_name(node) not in ops.PRODUCTS:
         return []
     return [arg for arg in node.all_input_nodes if arg is not below[node][0]]
 

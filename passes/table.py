@@ -11,13 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from torch import fx
-
 from farskip_compile.errors import Where
-from farskip_compile.passes import ops
 from farskip_compile.passes.kinds import Finding, Kind
-from farskip_compile.passes.regions import Region
-from farskip_compile.passes.stream import Stream
+from farskip_compile.passes.stack import Stack
 from farskip_compile.passes.termset import TermSet
 
 
@@ -111,19 +107,8 @@ class ResidualTable:
 
 
 @dataclass(frozen=True)
-class GraphHandles:
+class GraphHandles(Stack):
     """The graph side of a table: valid until the graph is edited."""
 
-    stream: Stream
-    regions: list[Region]
-    """By term index."""
     findings: list[Finding]
     """By term index."""
-
-    def place(self, index: int, layer: int | None = None) -> Where:
-        """Where a term is."""
-        return ops.where(self.regions[index].leaf, layer)
-
-    def leaf(self, index: int) -> fx.Node:
-        """The node of a term."""
-        return self.regions[index].leaf

@@ -11,7 +11,9 @@ from torch import nn
 from farskip_compile.errors import ConfigError
 from farskip_compile.explain import explain
 from farskip_compile.models import build
+from farskip_compile.report import row_reports
 from tests import sample_models
+from tests.graphs import Layer, MoE, Stack, table_of
 
 IDS = torch.zeros(1, 5, dtype=torch.long)
 
@@ -28,6 +30,17 @@ def test_before_and_after_twice():
     assert by_name["moe.1"]["independent_before"] == ["s1"]
     assert by_name["moe.1"]["independent_after"] == ["a1", "s1", "a2"]
     assert json.loads(json.dumps(first.to_json())) == first.to_json()
+
+
+def test_a_parallel_block_that_adds_its_experts_first_skips_its_attention_only():
+    class Swapped(Layer):
+        def forward(self, x):
+            h = self.norm1(x)
+            return x + self.feed_forward(h) + self.attention(h)
+
+    table = table_of(Stack(lambda: Swapped(MoE()), 3))
+    skipped = {row.name: row.skipped_before for row in row_reports(table, table)}
+    assert skipped == {f"attention.{n}": () for n in range(3)} | {f"moe.{n}": (f"a{n}",) for n in range(3)}
 
 
 def test_the_model_is_not_run_and_not_changed():

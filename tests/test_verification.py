@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import fx
 
 from farskip_compile.errors import VerificationError
 from farskip_compile.passes.connectivity import Request, ask
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
+from farskip_compile.passes.sum_tree import read_dataflow
 from farskip_compile.passes.termset import TermSet
 from farskip_compile.term_values import evaluate, read_steps
 from farskip_compile.testing.strategies import Network, capture, networks
-from farskip_compile.verification import as_found, renumbered, snapshot, verify
+from farskip_compile.verification import snapshot, verify
 from tests.graphs import reads
 from tests.mutation.bench import rewired
 from tests.mutation.models import PARALLEL, PLAIN, REDUCING, SCALED
@@ -51,11 +55,11 @@ def test_a_table_that_was_not_reached_is_refused():
 @pytest.mark.parametrize("base", [PLAIN, PARALLEL, REDUCING])
 def test_what_was_found_is_given_in_the_numbers_of_the_table_before(base):
     graph = rewired(base)
-    module_table = graph.wanted
-    found = as_found(module_table, graph.found, graph.before)
-    assert found == module_table
-    assert sorted(renumbered(graph.found, graph.before)) == list(range(len(module_table.terms)))
-    assert reads(found) == reads(module_table)
+    found = graph.verify()
+    assert found.table == graph.wanted
+    assert reads(found.table) == reads(graph.wanted)
+    for core, name in zip(found.stack.stream.cores, found.names, strict=True):
+        assert core.name == graph.before.cores[graph.wanted.term(name).index]
 
 
 @settings(max_examples=25)
@@ -111,6 +115,24 @@ def numbers(network: Network) -> list[int]:
 def test_equal_graphs_have_equal_numbers(network: Network):
     """Nothing hangs on an address or on what was done before."""
     assert numbers(network) == numbers(network)
+
+
+def test_a_sum_is_a_sum_however_it_is_written():
+    def last_number(how):
+        graph = fx.Graph()
+        x, y = (graph.placeholder(name) for name in "xy")
+        for node in (x, y, total := how(graph, x, y)):
+            node.meta["example_value"] = torch.empty(2, 3)
+        graph.output(total)
+        flow = read_dataflow(graph)
+        return evaluate(read_steps(flow).steps)[flow.order[total]]
+
+    plain = last_number(lambda graph, x, y: graph.call_function(operator.add, (x, y)))
+    assert plain == last_number(lambda graph, x, y: graph.call_function(torch.add, (y, x)))
+    assert plain == last_number(lambda graph, x, y: graph.call_function(torch.add, (x, y), {"alpha": 1}))
+    assert plain == last_number(lambda graph, x, y: graph.call_method("add", (x, y)))
+    assert plain != last_number(lambda graph, x, y: graph.call_function(torch.add, (x, y), {"alpha": 2}))
+    assert plain != last_number(lambda graph, x, y: graph.call_function(operator.sub, (x, y)))
 
 
 def test_a_lost_coefficient_is_told_as_such():

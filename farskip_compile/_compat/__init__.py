@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ __all__ = [
     "TransparentError",
     "callers_graph_break",
     "capture_place",
+    "codegen_of",
     "current_compile",
     "ddp_splits_graphs",
     "failing_line",
@@ -171,9 +172,14 @@ def same_dim(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
     return bool(left == right) or statically_known_true(a == b)
 
 
-def keep_sources(graph: fx.Graph, duplicate: fx.Graph) -> None:
-    """Carry Dynamo's note of where each input comes from over to a copy of `graph`: AOTAutograd asks for it."""
-    for node, twin in zip(graph.nodes, duplicate.nodes, strict=True):
+def codegen_of(graph: fx.Graph) -> fx.graph.CodeGen:
+    """How a graph is written as Python; the getter to `fx.Graph.set_codegen`."""
+    return graph._codegen
+
+
+def keep_sources(twins: Mapping[fx.Node, fx.Node]) -> None:
+    """Carry Dynamo's notes of where inputs come from over to copies of their nodes: AOTAutograd asks for them."""
+    for node, twin in twins.items():
         if hasattr(node, "_dynamo_source"):
             twin._dynamo_source = node._dynamo_source
 

@@ -62,6 +62,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch.distributed.ProcessGroup": ("_device_types", "_get_backend"),
     "torch._C._distributed_c10d.ProcessGroupGloo": ("options",),  # not all kinds of groups have them
     "torch._C._distributed_c10d.Backend.Options": ("_timeout",),
+    "torch.fx.Graph": ("_codegen",),
     # symbolic sizes
     "torch.fx.experimental.sym_node.SymNode": ("expr", "shape_env"),
     "torch.fx.experimental.symbolic_shapes.ShapeEnv": (

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from farskip_compile.profiling.events import LOOSE_KINDS
 from farskip_compile.profiling.trace import Collective, Trace
+from farskip_compile.wording import amount
 
 TOLERANCE_NS = 50_000
 """A collective that ends this long before another rank begins it shows that clocks or matching are wrong."""
@@ -88,11 +89,13 @@ def _unsound(traces: Mapping[int, Trace]) -> str:
 def _notes(traces: Mapping[int, Trace], unmatched: int, early: int, worst: int) -> list[str]:
     notes = []
     if unmatched:
-        notes.append(f"{unmatched} collectives have no counterpart on every rank; what they waited for is not known.")
+        notes.append(
+            f"{amount(unmatched, 'collective')} without a counterpart on every rank: waiting for peers not known."
+        )
     if early:
         notes.append(
-            f"{early} collectives end before another rank begins them, by up to {worst / 1e6:.3g} ms: the clocks of "
-            "the ranks differ, and so waiting for peers is not measured well."
+            f"{amount(early, 'collective')} ended before another rank had begun, by up to {worst / 1e6:.3g} ms: the "
+            "clocks of the ranks differ, and so waiting for peers is not measured well."
         )
     hosts = sorted({trace.host for trace in traces.values()})
     if len(hosts) > 1:

@@ -30,6 +30,7 @@ from farskip_compile.profiling.intervals import Span, union
 from farskip_compile.profiling.lanes import Segment, compute_only, segments
 from farskip_compile.profiling.launches import Launch, Layers, Place, link_by_id, link_by_order
 from farskip_compile.profiling.trace import Collective, Device, Trace
+from farskip_compile.wording import amount
 
 SCHEDULES = "farskip_schedules"
 """Where `record` puts the schedules of the process into a trace."""
@@ -236,9 +237,9 @@ class _Raw:
                 "with torch._inductor.config.cpp.enable_kernel_profile, as farskip_compile.profiling.record does."
             )
         if on_gpu and self.cpu_collectives:
-            notes.append(f"{len(self.cpu_collectives)} collectives of CPU tensors are left out; the GPU's count.")
+            notes.append(f"{amount(len(self.cpu_collectives), 'collective')} of CPU tensors left out; the GPU's count.")
         if self.peer_copies:
-            notes.append(f"{len(self.peer_copies)} copies between GPUs count neither as collectives nor as compute.")
+            notes.append(f"Copies between GPUs ({len(self.peer_copies)}) count neither as collectives nor as compute.")
         if self.unfinished:
             notes.append(f"{self.unfinished} events have no end and are left out.")
         return notes

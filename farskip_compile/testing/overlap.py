@@ -138,7 +138,7 @@ def _assert_phase(
     if not of_experts:
         others = sorted({" and ".join(flight.terms) or "no term" for flight in schedule.flights})
         raise failure(
-            f"none of the {len(schedule.flights)} collectives of the {phase} graph is one of the routed experts; they "
+            f"the routed experts have none of the {phase} graph's collectives ({len(schedule.flights)}), which "
             f"belong to {some(others)}"
         )
     asserted = (

@@ -21,7 +21,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
-from farskip_compile.passes import ops
+from farskip_compile.passes import effects
 
 
 @dataclass
@@ -62,7 +62,7 @@ def run_nodes(module: fx.GraphModule, arguments: Sequence[Any], pinned: Mapping[
             outputs = args[0]
             continue
         else:
-            if ops.is_random(node):
+            if effects.is_random(node):
                 torch.manual_seed(zlib.crc32(node.name.encode()))
             if node.op == "call_method":
                 value = getattr(args[0], node.target)(*args[1:], **kwargs)

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from farskip_compile.passes import ops
+from farskip_compile.passes import effects, ops
 from farskip_compile.passes.table import ResidualTable
 from farskip_compile.passes.termset import TermSet
 from tests.fuzz.machine import Run, run_nodes, same
@@ -56,17 +56,17 @@ class Meaning:
         self.plain = run_nodes(self.module, self.arguments)
 
     def _escaping(self) -> list[fx.Node]:
-        """Inner nodes of sub-blocks that something else uses too: router logits that are returned, dead code."""
+        """Inner nodes of sub-blocks that something else uses too: router logits that are returned, what is written."""
         owned = {node for region in self.regions for node in region.owned}
         inside = {*owned, *self.stream.tree, *self.stream.partial}
-        return [node for node in owned if any(user not in inside for user in node.users)]
+        return [node for node in owned if any(user not in inside or effects.mutated_args(user) for user in node.users)]
 
     def unjudged(self) -> str | None:
         """Why this graph can't be tried out by pinning, or None."""
-        written = {ops.storage(base) for node in self.module.graph.nodes for base in ops.mutated_args(node)}
+        written = {effects.storage(base) for node in self.module.graph.nodes for base in effects.mutated_args(node)}
         side = [node for region in self.regions for node in region.side_channels]
         pinned = [*self.stream.cores, *side, *self.escaping, *(node for nodes in self.images for node in nodes)]
-        if any(ops.storage(node) in written or ops.mutated_args(node) for node in pinned):
+        if any(effects.storage(node) in written or effects.mutated_args(node) for node in pinned):
             return "memory of a pinned value is written in place"
         if not all(ops.is_floating(core) for core in self.stream.cores):
             return "a term has no floating-point value"
@@ -111,7 +111,8 @@ class Meaning:
             row, name, other_name = self.row_of[other], self.table.terms[index].name, self.table.terms[other].name
             if changes and index not in row.reads:
                 complaints.append(f"{other_name} depends on {name}, but {row.name} does not read it")
-            if not changes and index in row.reads and not hidden and side.isdisjoint(region.met):
+            pinned_inside = not side.isdisjoint((*region.met, *region.owned))
+            if not changes and index in row.reads and not hidden and not pinned_inside:
                 complaints.append(f"{row.name} reads {name}, but {other_name} does not depend on it")
         return complaints
 

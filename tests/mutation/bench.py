@@ -38,7 +38,7 @@ from farskip_compile.passes.rewire import rewire
 from farskip_compile.passes.table import ResidualTable
 from farskip_compile.passes.termset import TermSet
 from farskip_compile.pipeline import run
-from farskip_compile.verification import Snapshot, snapshot, verify
+from farskip_compile.verification import Snapshot, Verified, snapshot, verify
 from tests.mutation.models import PLAIN, Base
 
 
@@ -135,7 +135,7 @@ class Rewired:
         new.meta["example_value"] = node.meta["example_value"].clone()
         return new
 
-    def verify(self) -> ResidualTable:
+    def verify(self) -> Verified:
         sort(self.graph)
         self.graph.lint()
         return verify(self.module, self.wanted, self.before)
@@ -203,7 +203,10 @@ def rewired(base: Base = PLAIN, wish: Any = "full", layers: Any = None, merge: b
     rewire(module, table, request)
     if merge:
         assert merge_reductions(module)
-    return Rewired(module, wanted, before, verify(module, wanted, before))
+    verify(module, wanted, before)
+    found = read_table(module.graph)
+    assert found is not None
+    return Rewired(module, wanted, before, found)
 
 
 class Simulated(fx.Interpreter):

@@ -121,7 +121,7 @@ FAULTS: list[Fault] = [
     in_pass(
         "rewire: writes without readers erased",
         rewire.erase_dead,
-        "if not node.users and node in used_before and (communicates or ops.is_pure(node))",
+        "if not node.users and node in used_before and (communicates or effects.is_pure(node))",
         'if not node.users and node.op.startswith("call")',
         DECODING,
     ),

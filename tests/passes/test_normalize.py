@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 
+from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.normalize import Normalized, normalize
 from farskip_compile.testing.strategies import Network, capture, networks
 from tests.graphs import Layer, MoE, Stack, dynamo, ids
@@ -27,3 +29,15 @@ def test_the_second_time_there_is_nothing_to_do(network: Network):
     assert normalize(module).writes_replaced == 0
     module.recompile()
     assert module.code == code
+
+
+def test_a_value_that_nothing_is_known_about_is_refused():
+    """Nobody could say which memory it shares, or whether it is a sum."""
+
+    def lose(module):
+        node = next(node for node in module.graph.nodes if node.name == "x")
+        del node.meta["example_value"]
+        normalize(module)
+
+    with pytest.raises(UnsupportedPatternError, match="'x': it carries no fake value"):
+        dynamo(Stack(lambda: Layer(MoE())), ids(), edit=lose)

@@ -73,7 +73,7 @@ def rewired(model, wish, *, merge=False):
         wanted, before = request.wanted(table), snapshot(table)
         done["parted"] = rewire(module, table, request)
         done["merged"] = merge_reductions(module) if merge else 0
-        done["table"] = verify(module, wanted, before)
+        done["table"] = verify(module, wanted, before).table
 
     module, output = dynamo(model, ids(), edit=edit)
     return module, output, done

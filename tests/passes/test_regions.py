@@ -8,7 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from farskip_compile.errors import UnsupportedPatternError
-from tests.graphs import WIDTH, Attention, Dense, Layer, MoE, Stack, ids, reads, table_of
+from farskip_compile.passes.connectivity import ask
+from farskip_compile.passes.normalize import normalize
+from farskip_compile.passes.residual import read_table
+from farskip_compile.passes.rewire import rewire
+from tests.graphs import WIDTH, Attention, Dense, Experts, Layer, MoE, Stack, dynamo, ids, reads, table_of
 
 STANDARD = {"attention.0": "e", "moe.0": "e a0", "attention.1": "e a0 r0 s0", "moe.1": "e a0 r0 s0 a1"}
 
@@ -205,3 +209,29 @@ def test_terms_seen_through_views_of_their_own():
     rows = {name: set(names.split()) for name, names in reads(table_of(Views(lambda: Layer(MoE())), ids())).items()}
     assert rows["attention.1"] == {"e", "a0", "s0"}
     assert rows["moe.1"] == {"e", "a0", "s0", "r0"}
+
+
+class UsesATerm(Stack):
+    """Each attention is told what the experts before it have added, beside the stream."""
+
+    def forward(self, ids):
+        x, added = self.embedding(ids), None
+        for layer in self.layers:
+            h = layer.norm1(x)
+            x = x + layer.attention(h if added is None else h + added)
+            added = layer.feed_forward(layer.norm2(x))
+            x = x + added
+        return self.head(self.norm(x))
+
+
+def test_a_term_that_is_used_as_it_is_can_not_be_left_out():
+    def edit(module):
+        normalize(module)
+        table = read_table(module.graph)
+        assert reads(table)["attention.1"] == "e a0 r0"
+        attention = table.handles.regions[table.term("a1").index]
+        assert table.names(attention.direct) == ["r0"]
+        rewire(module, table, ask(table, "attention"))
+
+    with pytest.raises(UnsupportedPatternError, match=r"attention\.1 uses what another sub-block adds"):
+        dynamo(UsesATerm(lambda: Layer(Experts())), ids(), edit=edit)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes import ops
+from farskip_compile.passes import effects, ops
 from farskip_compile.passes.connectivity import Request, ask
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
@@ -27,7 +27,7 @@ def rewired(model, wish, *inputs):
         request = ask(table, wish)
         wanted, before = request.wanted(table), snapshot(table)
         rewire(module, table, request)
-        tables.append(verify(module, wanted, before))
+        tables.append(verify(module, wanted, before).table)
 
     module, output = dynamo(model, *(inputs or (ids(),)), edit=edit)
     return module, output, tables[0]
@@ -64,6 +64,38 @@ def test_a_shared_norm_is_copied_for_the_row_that_changes():
     assert torch.equal(output, by_hand(ids()))
 
 
+@pytest.mark.parametrize(("row", "sees_all"), [("attention.1", False), ("moe.1", True)])
+def test_a_shared_norm_that_is_returned_is_the_one_of_its_owner(row, sees_all):
+    """The attention, which comes first, owns it; it may be the row that changes, or the one that does not."""
+
+    class Returns(Stack):
+        def forward(self, ids):
+            x = self.embedding(ids)
+            for layer in self.layers:
+                h = layer.norm1(x)
+                seen = h * 2
+                x = x + layer.attention(h) + layer.feed_forward(h)
+            return self.head(self.norm(x)), seen
+
+    class ByHand(Returns):
+        def forward(self, ids):
+            first, second = self.layers
+            x = self.embedding(ids)
+            h = first.norm1(x)
+            n = x + first.attention(h)
+            x = n + first.feed_forward(h)
+            whole, without = second.norm1(x), second.norm1(n)
+            a, m = (whole, without) if sees_all else (without, whole)
+            return self.head(self.norm(x + second.attention(a) + second.feed_forward(m))), a * 2
+
+    def make():
+        return Layer(Experts())
+
+    _, output, _ = rewired(Returns(make), {row: ["r0"]})
+    for ours, theirs in zip(output, ByHand(make)(ids()), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_rows_that_change_alike_share_the_norm():
     model = Stack(lambda: Parallel(MoE()))
     plain, _ = dynamo(model, ids())
@@ -84,7 +116,7 @@ def test_a_dropout_behind_a_shared_norm_can_not_be_computed_twice():
 def test_every_term_still_reaches_the_final_state():
     module, _, table = rewired(Stack(lambda: Layer(MoE()), 3), "full")
     assert list(table.final) == list(range(len(table.terms)))
-    assert not [node for node in module.graph.nodes if not node.users and ops.is_pure(node)]
+    assert not [node for node in module.graph.nodes if not node.users and effects.is_pure(node)]
 
 
 def test_dead_code_of_the_model_is_left_alone():
@@ -139,6 +171,25 @@ def test_the_rest_of_a_mixed_precision_sum_keeps_its_dtype():
     model, by_hand = Stack(lambda: Direct(Experts()), 1), Stack(lambda: ByHand(Experts()), 1)
     _, output, table = rewired(model, "full")
     assert reads(table) == {"attention.0": "e", "moe.0": "e"}
+    assert torch.equal(output, by_hand(ids()))
+
+
+def test_the_rest_of_a_mixed_precision_difference_keeps_its_dtype():
+    """A wide attention minus a narrow stream: without the attention, the stream negated, and wide."""
+
+    class Difference(Layer):
+        def forward(self, x):
+            x = x.to(torch.bfloat16)
+            x = self.attention(self.norm1(x.double())) - x
+            return x + self.feed_forward(x)
+
+    class ByHand(Difference):
+        def forward(self, x):
+            x = x.to(torch.bfloat16)
+            return self.attention(self.norm1(x.double())) - x + self.feed_forward(-x.double())
+
+    model, by_hand = Stack(lambda: Difference(Experts()), 1), Stack(lambda: ByHand(Experts()), 1)
+    _, output, _ = rewired(model, "full")
     assert torch.equal(output, by_hand(ids()))
 
 

@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from farskip_compile._compat.inductor import in_place_arguments
-from farskip_compile.passes import ops
+from farskip_compile.passes import effects, ops
 from farskip_compile.passes.collectives import launches_with_waits, normalize_collectives
 from farskip_compile.passes.graph_program import read_program
 from farskip_compile.passes.list_schedule import Limits
@@ -125,7 +125,9 @@ def _reinplaced(graph: fx.Graph) -> set[fx.Node]:
     for node in graph.nodes:
         if node.target is not aten.index_put.default:
             continue
-        family = [n for n in graph.nodes if ops.tensor(n) is not None and ops.storage(n) == ops.storage(node.args[0])]
+        family = [
+            n for n in graph.nodes if ops.tensor(n) is not None and effects.storage(n) == effects.storage(node.args[0])
+        ]
         later = any(position[user] > position[node] for member in family for user in member.users)
         if not later and all(member.op != "placeholder" for member in family):
             found.add(node)

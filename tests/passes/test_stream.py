@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from farskip_compile.errors import FarSkipError, NotASumError, UnsupportedPatternError
+from farskip_compile.passes import ops
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from tests.graphs import WIDTH, Attention, Dense, Layer, MoE, Stack, dynamo, ids, reads, table_of
@@ -218,7 +219,24 @@ class Doubled(Layer):
         return (x + x) + self.feed_forward(self.norm2(x))
 
 
-@pytest.mark.parametrize("layer", [Normed, NormedOnce, Lerp, Alpha, Projected, Twice, TwiceScaled, Doubled])
+class GatedByTheStream(Layer):
+    """The gate is computed before what it scales, and hangs on the stream all the same."""
+
+    def forward(self, x):
+        gate = torch.sigmoid(x.mean(-1, keepdim=True))
+        return super().forward(x) * gate
+
+
+class Squared(Layer):
+    def forward(self, x):
+        x = super().forward(x)
+        return x * x
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [Normed, NormedOnce, Lerp, Alpha, Projected, Twice, TwiceScaled, Doubled, GatedByTheStream, Squared],
+)
 def test_what_is_no_sum_is_refused(layer):
     with pytest.raises(NotASumError):
         table_of(stack(layer, layers=3))
@@ -286,6 +304,23 @@ def test_a_slice_written_after_an_in_place_add_is_refused():
 
     with pytest.raises(UnsupportedPatternError, match="out-of-place"):
         table_of(stack(Writes))
+
+
+def test_learned_positions_are_not_the_base():
+    class Positioned(Stack):
+        def __init__(self, make):
+            super().__init__(make)
+            self.positions = nn.Parameter(torch.zeros(2, 5, WIDTH, dtype=torch.float64))
+
+        def forward(self, ids):
+            x = self.positions + self.embedding(ids)
+            for layer in self.layers:
+                x = layer(x)
+            return self.head(self.norm(x))
+
+    table = table_of(Positioned(lambda: Layer(MoE())))
+    assert ops.op_name(table.handles.stream.base) == "embedding"
+    assert [row.name for row in table.rows] == list(STANDARD)
 
 
 def test_a_skip_from_the_embedding_is_a_reader_of_its_own():

@@ -76,8 +76,8 @@ def test_a_moe_layer():
     (without,) = overlap(found, count_copies=False).ranks
     assert without.exposed_ns == 30_000
     assert report.notes == (
-        "1 collectives of CPU tensors are left out; the GPU's count.",
-        "1 copies between GPUs count neither as collectives nor as compute.",
+        "1 collective of CPU tensors left out; the GPU's count.",
+        "Copies between GPUs (1) count neither as collectives nor as compute.",
     )
 
 

@@ -45,7 +45,7 @@ def test_clocks_that_differ_are_noticed():
 def test_unequal_counts_are_not_matched():
     report = overlap(ranks([gloo("all_reduce", 0, 4)], [gloo("all_reduce", 0, 4), gloo("all_reduce", 5, 9)]))
     assert report.ranks[0].peer_wait_ns is None
-    assert report.notes == ("3 collectives have no counterpart on every rank; what they waited for is not known.",)
+    assert report.notes == ("3 collectives without a counterpart on every rank: waiting for peers not known.",)
 
 
 def test_a_rank_without_a_counterpart_is_no_match():
