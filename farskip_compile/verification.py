@@ -24,7 +24,7 @@ from torch import fx
 
 from farskip_compile.errors import FarSkipError, VerificationError, Where
 from farskip_compile.passes import ops
-from farskip_compile.passes.regions import reads
+from farskip_compile.passes.regions import SideChannels, reads
 from farskip_compile.passes.stack import Stack, read_stack
 from farskip_compile.passes.table import ResidualTable
 from farskip_compile.passes.termset import TermSet
@@ -55,12 +55,14 @@ class Snapshot:
     """Terms of each residual value that a reader outside of all sub-blocks reads."""
     wiring: Wiring
     """The whole graph."""
+    side_channels: SideChannels
+    """What the terms use beside the stream."""
 
 
 def snapshot(table: ResidualTable) -> Snapshot:
     """Record what rewiring must keep of the graph of `table`."""
     assert table.handles is not None
-    return Snapshot(_cores(table.handles), _outside(table.handles), read_wiring(table))
+    return Snapshot(_cores(table.handles), _outside(table.handles), read_wiring(table), table.handles.side_channels())
 
 
 def _cores(stack: Stack) -> tuple[str, ...]:
@@ -97,7 +99,7 @@ def verify(module: fx.GraphModule, wanted: ResidualTable, before: Snapshot) -> V
         VerificationError: naming the first differing row and the terms in question, or the first value that differs.
     """
     try:
-        stack = read_stack(module.graph)
+        stack = read_stack(module.graph, before.side_channels)
     except FarSkipError as error:
         raise VerificationError(
             f"the rewired graph can't be read: {error.reason}", way_out=_REPORT, where=error.where

@@ -17,12 +17,17 @@ Algorithm (each node is owned once, so linear in the graph):
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import fx
 
 from farskip_compile.passes.stream import Stream
 from farskip_compile.passes.termset import TermSet
+
+SideChannels = Mapping[str, frozenset[str]]
+"""Names of the nodes that a term uses beside the stream, by name of the term's core."""
+NO_SIDE_CHANNELS: SideChannels = {}
 
 
 @dataclass
@@ -41,8 +46,14 @@ class Region:
     """Other terms that it uses as they are, not through a residual value."""
 
 
-def find_regions(stream: Stream) -> list[Region]:
-    """One region for each leaf of `stream`, by term index."""
+def find_regions(stream: Stream, side: SideChannels = NO_SIDE_CHANNELS) -> list[Region]:
+    """One region for each leaf of `stream`, by term index.
+
+    Args:
+        stream: of the graph.
+        side: side channels that are known from an earlier reading. By age alone they can look like shared norms once
+            the region reads less of the stream.
+    """
     newest = _fronts(stream)
     owner: dict[fx.Node, int] = {}
     regions = [Region(leaf) for leaf in stream.leaves]
@@ -69,7 +80,7 @@ def find_regions(stream: Stream) -> list[Region]:
                 owner[node] = index
                 region.owned.append(node)
                 stack.extend(stream.inputs(node))
-        _split_reads(stream, region, direct, met, newest)
+        _split_reads(stream, region, direct, met, newest, side.get(stream.cores[index].name, frozenset()))
     return regions
 
 
@@ -101,13 +112,14 @@ def _split_reads(
     direct: dict[fx.Node, None],
     met: list[fx.Node],
     newest: dict[fx.Node, fx.Node],
+    side: frozenset[str],
 ) -> None:
     """Tell shared reads from side channels among the met nodes."""
-    fronts = [newest[node] for node in met if node in newest]
+    fronts = [newest[node] for node in met if node in newest and node.name not in side]
     limit = max((rank(stream, value) for value in (direct or fronts)), default=None)
     reads = dict(direct)
     for node in met:
-        value = newest.get(node)
+        value = newest.get(node) if node.name not in side else None
         if value is not None and limit is not None and rank(stream, value) >= limit:
             reads[value] = None
             region.met.append(node)

@@ -20,7 +20,7 @@ from torch import fx
 from farskip_compile.errors import NotASumError, Where
 from farskip_compile.passes import ops
 from farskip_compile.passes.not_a_sum import not_a_sum
-from farskip_compile.passes.regions import Region, find_regions
+from farskip_compile.passes.regions import NO_SIDE_CHANNELS, Region, SideChannels, find_regions
 from farskip_compile.passes.stream import Stream, read_stream
 
 
@@ -32,6 +32,11 @@ class Stack:
     regions: list[Region]
     """By term index."""
 
+    def side_channels(self) -> dict[str, frozenset[str]]:
+        """To read the graph again with, once it is edited."""
+        named = ((core.name, region) for core, region in zip(self.stream.cores, self.regions, strict=True))
+        return {core: frozenset(node.name for node in region.side_channels) for core, region in named}
+
     def place(self, index: int, layer: int | None = None) -> Where:
         """Where a term is."""
         return ops.where(self.leaf(index), layer)
@@ -41,8 +46,12 @@ class Stack:
         return self.regions[index].leaf
 
 
-def read_stack(graph: fx.Graph) -> Stack | None:
+def read_stack(graph: fx.Graph, side: SideChannels = NO_SIDE_CHANNELS) -> Stack | None:
     """Find the residual stack of `graph`.
+
+    Args:
+        graph: a normalised graph.
+        side: side channels that are known from an earlier reading.
 
     Raises:
         NotASumError: a value is added twice, or a part of the stack is cut off from the rest.
@@ -51,12 +60,12 @@ def read_stack(graph: fx.Graph) -> Stack | None:
     stream = read_stream(graph)
     if stream is None:
         return None
-    regions = find_regions(stream)
+    regions = find_regions(stream, side)
     if whole := _entangled_sums(stream, regions):
         stream = read_stream(graph, whole)
         if stream is None:
             return None
-        regions = find_regions(stream)
+        regions = find_regions(stream, side)
     second = _second_stack(stream, regions, graph)
     if second is not None and not any(
         ops.is_attention(n) or ops.is_selection(n) or ops.is_scan(n) for n in graph.nodes

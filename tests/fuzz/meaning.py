@@ -111,10 +111,20 @@ class Meaning:
             row, name, other_name = self.row_of[other], self.table.terms[index].name, self.table.terms[other].name
             if changes and index not in row.reads:
                 complaints.append(f"{other_name} depends on {name}, but {row.name} does not read it")
-            pinned_inside = not side.isdisjoint((*region.met, *region.owned))
+            pinned_inside = not side.isdisjoint(self._behind(region.leaf))
             if not changes and index in row.reads and not hidden and not pinned_inside:
                 complaints.append(f"{row.name} reads {name}, but {other_name} does not depend on it")
         return complaints
+
+    def _behind(self, leaf: fx.Node) -> set[fx.Node]:
+        """What a term is computed from, up to residual values."""
+        found = {leaf}
+        stack = [leaf]
+        while stack:
+            further = [arg for arg in self.stream.inputs(stack.pop()) if arg not in found]
+            found.update(further)
+            stack += [arg for arg in further if arg not in self.stream.values]
+        return found
 
     def _wrong_values(self, index: int, once: Run, twice: Run, hidden: bool) -> list[str]:
         complaints = []

@@ -96,6 +96,41 @@ def test_a_shared_norm_that_is_returned_is_the_one_of_its_owner(row, sees_all):
         assert torch.equal(ours, theirs)
 
 
+def test_a_side_channel_stays_one_where_its_reader_reads_an_older_stream():
+    """The experts see the keys of the attention beside them; the stream that they read then is older than the keys."""
+
+    class SeesKeys(Stack):
+        def block(self, layer, x, n):
+            h = layer.norm1(x)
+            q, k, v = layer.attention.q(h), layer.attention.k(h), layer.attention.v(h)
+            a = layer.attention.o(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+            seen = x + a if n is None else n
+            return a, layer.feed_forward(layer.norm2(seen) * k.mean(-1, keepdim=True))
+
+        def forward(self, ids):
+            x = self.embedding(ids)
+            for layer in self.layers:
+                a, f = self.block(layer, x, None)
+                x = x + a + f
+            return self.head(self.norm(x))
+
+    class ByHand(SeesKeys):
+        def forward(self, ids):
+            first, second = self.layers
+            e = self.embedding(ids)
+            a0, f0 = self.block(first, e, None)
+            x = e + a0 + f0
+            a1, f1 = self.block(second, x, e + f0)
+            return self.head(self.norm(x + a1 + f1))
+
+    def make():
+        return Layer(Experts())
+
+    _, output, table = rewired(SeesKeys(make), {"moe.1": ["a0", "a1"]})
+    assert reads(table)["moe.1"] == "e r0"
+    assert torch.equal(output, ByHand(make)(ids()))
+
+
 def test_rows_that_change_alike_share_the_norm():
     model = Stack(lambda: Parallel(MoE()))
     plain, _ = dynamo(model, ids())
