@@ -27,6 +27,7 @@ from farskip_compile.passes.list_schedule import Limits
 from farskip_compile.passes.pin_products import pin_products
 from farskip_compile.schedule_report import ScheduleReport
 
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 SMALL: dict[str, Any] = {"vocab_size": 32, "layers": ("moe", "moe"), "hidden_size": 64}
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")
 
@@ -173,7 +174,13 @@ def test_no_buffer_is_used_when_it_is_freed(name: str, bandwidth: float, two_ran
     options = {"profile": profile, "check_order": False}
     compiled = torch.compile(model, backend="farskip", fullgraph=True, options=options)
     with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
-        codes = get_code_of(compiled, torch.randint(0, 32, (1, 16)))
+        try:
+            codes = get_code_of(compiled, torch.randint(0, 32, (1, 16)))
+        except Exception as error:
+            # until 2.12 Inductor itself may order a reader behind a write; such an order is refused, not run
+            assert TORCH < (2, 13), error
+            assert "torch 2.13 and later can be told to keep the order" in str(error)
+            return
     assert [freed_and_used(code) for code in codes] == [[], []]
 
 
