@@ -4,10 +4,10 @@ Contract: runs after every compile. Uses graphs only (never a record of what `re
 Linear in the graph.
 
 Algorithm, three comparisons:
-1. The table is read off again. A term is identified by the node below its linear ops, which rewiring keeps. For each
-   term: the set of terms that its region reads must be the one asked for. The final sum must hold every term exactly
-   once. Whatever reads the stream and is no sub-block (the final norm, returned hidden states) must read the same terms
-   as before.
+1. The stream and its regions are read off again. A term is identified by the node below its linear ops, and what it
+   uses beside the stream by name; rewiring keeps both. For each term: the set of terms that its region reads must be
+   the one asked for. The final sum must hold every term exactly once. Whatever reads the stream and is no sub-block
+   (the final norm, returned hidden states) must read the same terms as before.
 2. What is done besides computing a value (writes to caches, random numbers, checks) must be done once, in old order.
 3. Every value has a number (`term_values`), and must have the one that follows from the graph before and from the terms
    that are left out (`wanted_values`). That shows the rest: coefficients, masks and weights that a sub-block uses, when

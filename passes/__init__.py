@@ -3,13 +3,13 @@
 On the Dynamo graph, before differentiation:
 
     normalize           open_checkpoints, axis_moves, single_assignment: one name per value          same function
-    residual            stream -> regions -> kinds -> table: read the connectivity table off        analysis only
+    residual            stream -> regions -> stack -> kinds -> table: read the table off            analysis only
                         not_a_sum: if there is none, say why; hidden_collectives: those inside of other operators
     connectivity        the wish, as the terms that each row leaves out                              analysis only
     rewire              part_collectives, substitute: edit the graph to match                        NEW FUNCTION
     merge_reductions    on request, under tensor parallelism                                         same up to rounding
 
-`farskip_compile.verification` then reads the table off again and compares. Last, `term_tags` notes on each node which
+`farskip_compile.verification` then reads the stack off again and compares. Last, `term_tags` notes on each node which
 terms it computes, for reports on what becomes of it.
 
 In Inductor, once for the forward and once for the backward graph (`farskip_compile.overlap_passes` runs them):
@@ -21,6 +21,6 @@ In Inductor, once for the forward and once for the backward graph (`farskip_comp
                         the memory that the limit is a part of)
 
 `program` is what the scheduler sees: tasks, memory, and what an order of them costs (`live_memory`: while
-it grows). Shared ground of all: `ops` (the only file that knows operator names), `termset` (sets of terms as
-intervals), `table` (the one data structure).
+it grows). Shared ground of all: `ops` and `effects` (the only files that know operator names: what is
+computed, and what is done besides), `termset` (sets of terms as intervals), `table` (the one data structure).
 """
