@@ -9,8 +9,8 @@ Algorithm:
 1. Where a collective hides a sum of terms of which only some are left out, part it (`part_collectives`).
 2. For each row and each residual value v that it reads: build v without the terms (`substitute`).
 3. Point the row's own nodes at the new value. Nodes that another row reads too, such as the one norm of a parallel
-   block, are copied for the row that changes. Whatever else uses such a node, such as a model that returns the hidden
-   state behind the norm, goes on seeing what the row sees that owns it.
+   block, are copied for the row that changes. Whatever else uses such a node (the caller, if it is returned; a
+   later sub-block, beside the stream) goes on seeing what the row sees that owns it.
    Also an all-gather behind a norm (sequence parallelism): its copy is one more collective, on every rank alike.
 4. Erase what has become dead, collectives included, and lint.
 """
@@ -140,8 +140,9 @@ def _rewire_row(
                 node.replace_input_with(arg, replacement[arg])
         else:
             copy = replacement[node] = _copy(graph, node, replacement, row)
+            readers = {row.name, *visitors.get(node, ())}
             for user in list(node.users) if owner[node] == row.name else ():
-                if user not in owner:
+                if owner.get(user) not in readers:
                     user.replace_input_with(node, copy)
             owner[copy] = row.name
 

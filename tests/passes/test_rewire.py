@@ -96,6 +96,40 @@ def test_a_shared_norm_that_is_returned_is_the_one_of_its_owner(row, sees_all):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize(("row", "sees_all"), [("attention.1", False), ("moe.1", True)])
+def test_a_shared_norm_that_a_later_block_uses_too_is_the_one_of_its_owner(row, sees_all):
+    """As above, beside the stream: the last experts are scaled by what the norm before them has given."""
+
+    class Remembers(Stack):
+        def forward(self, ids):
+            x, kept = self.embedding(ids), None
+            for layer in self.layers:
+                h = layer.norm1(x)
+                a, f = layer.attention(h), layer.feed_forward(h)
+                x = x + a + (f if kept is None else f * kept.mean(-1, keepdim=True))
+                kept = h if layer is self.layers[1] else None
+            return self.head(self.norm(x))
+
+    class ByHand(Remembers):
+        def forward(self, ids):
+            first, second, third = self.layers
+            x = self.embedding(ids)
+            h = first.norm1(x)
+            n = x + first.attention(h)
+            x = n + first.feed_forward(h)
+            whole, without = second.norm1(x), second.norm1(n)
+            a, m = (whole, without) if sees_all else (without, whole)
+            x = x + second.attention(a) + second.feed_forward(m)
+            h = third.norm1(x)
+            return self.head(self.norm(x + third.attention(h) + third.feed_forward(h) * a.mean(-1, keepdim=True)))
+
+    def make():
+        return Layer(Experts())
+
+    _, output, _ = rewired(Remembers(make, 3), {row: ["r0"]})
+    assert torch.equal(output, ByHand(make, 3)(ids()))
+
+
 def test_a_side_channel_stays_one_where_its_reader_reads_an_older_stream():
     """The experts see the keys of the attention beside them; the stream that they read then is older than the keys."""
 
