@@ -154,6 +154,9 @@ class Meaning:
                         pins[node] = torch.zeros_like(self.plain.values[node])
                     elif node in known:
                         pins[node] = known[node]
+            for node, terms in {**self.stream.tree, **self.stream.partial}.items():
+                if not terms - gone:  # a constant that is added to such a sum goes with it
+                    pins[node] = torch.zeros_like(self.plain.values[node])
             run = run_nodes(self.module, self.arguments, pins)
             known.update({node: run.values[node] for node in (*region.owned, *self.images[index])})
         last = [*self.escaping, *(node for nodes in self.images for node in nodes)]
