@@ -10,7 +10,7 @@ from tests.fuzz.batch import Chunk, chunks, run_chunk
 from tests.fuzz.checks import KINDS
 from tests.fuzz.edits import EDITS
 
-SLICE = {"graphs": 200, "spoiled": 200, "architectures": 25}
+SLICE = {"graphs": 200, "spoiled": 100, "architectures": 25}
 SEED = 20_251_111
 LEAST = {"graphs": (0.98, 0.3), "spoiled": (0.5, 0.15), "architectures": (0.98, 0.3)}
 """Parts that must be accepted, and rewired to `full`: whoever refuses everything meets every demand."""
