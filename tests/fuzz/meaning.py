@@ -68,6 +68,9 @@ class Meaning:
         pinned = [*self.stream.cores, *side, *self.escaping, *(node for nodes in self.images for node in nodes)]
         if any(effects.storage(node) in written or effects.mutated_args(node) for node in pinned):
             return "memory of a pinned value is written in place"
+        owned = [node for region in self.regions for node in region.owned if effects.mutated_args(node)]
+        if any(arg in self.stream.values for node in owned for arg in node.all_input_nodes):
+            return "a sub-block writes the stream to memory, which can't be pinned for it alone"
         if not all(ops.is_floating(core) for core in self.stream.cores):
             return "a term has no floating-point value"
         if not all(_is_finite(value) for value in self.plain.values.values()):
