@@ -7,8 +7,8 @@ Never: changes the graph.
 
 Algorithm (each node is owned once, so linear in the graph):
 1. front(node) = newest residual value that reaches `node` without passing another one; one forward walk.
-2. For each term, in graph order, walk back until residual values. Nodes reached first are owned; nodes that an
-   earlier term owns are met.
+2. For each term, in the order of their cores (what uses a core comes behind it), walk back until residual values.
+   Nodes reached first are owned; nodes that an earlier term owns are met.
 3. Values reached directly are reads; so is another term, where a region uses what a sub-block adds as it is. A met
    node is a read of its front if that is as new as the newest direct read (a norm that two sub-blocks share), else a
    side channel (keys and values, router state, reused indices of an earlier layer), which belongs to the region that
@@ -62,7 +62,7 @@ def find_regions(stream: Stream, side: SideChannels = NO_SIDE_CHANNELS) -> list[
         for node, terms in (*stream.tree.items(), *stream.partial.items())
         if len(terms) == 1 and node not in stream.values
     }
-    for index in sorted(range(1, len(regions)), key=lambda i: stream.order[stream.leaves[i]]):
+    for index in sorted(range(1, len(regions)), key=lambda i: stream.order[stream.cores[i]]):
         region = regions[index]
         direct: dict[fx.Node, None] = {}
         met: list[fx.Node] = []

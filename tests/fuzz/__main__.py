@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: generate, check, count, and print what failed, small enough to be understood.
+"""`python -m tests.fuzz`: generate, check, count, and print what failed; `--replay` makes it small.
 
 Exit status 0: every demand was met; 1: not (also if a process died). `--seconds` stops early, and says so.
 """
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="which examples")
     parser.add_argument("--seconds", type=float, default=0.0, help="stop after this time")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
-    parser.add_argument("--replay", default="", help="KIND:SEED:CHUNK of a failure: run that chunk again, here")
+    parser.add_argument("--replay", default="", help="KIND:SEED:CHUNK: run that chunk again, here, and shrink")
     return parser
 
 

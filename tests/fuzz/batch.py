@@ -1,7 +1,7 @@
 """Any number of examples from one seed, in chunks, in processes that are renewed now and then.
 
 In:    how many examples of each kind, a seed, a number of processes, and a time limit if there is one.
-Out:   a `Result` for each chunk, as they come; failures shrunk by hypothesis.
+Out:   a `Result` for each chunk, as they come; failures shrunk by hypothesis if asked, which may take minutes each.
 Never: stops at a failure; keeps anything between runs. The same seed gives the same examples, whatever the processes.
 
 A chunk is what is replayed: kind, seed and number say which examples are drawn. Hypothesis stops at a failure; the rest
@@ -48,7 +48,7 @@ class Chunk:
 
 @dataclass
 class Failure:
-    """An unmet demand, and the smallest example that was found for it."""
+    """An unmet demand, and the smallest example that was found for it (the first, if nothing was shrunk)."""
 
     chunk: Chunk
     index: int
@@ -83,25 +83,26 @@ def chunks(examples: dict[str, int], seed: int) -> list[Chunk]:
     return [chunk for _, chunk in sorted(made, key=lambda pair: pair[0])]
 
 
-def run_chunk(chunk: Chunk, deadline: float = math.inf) -> Result:
+def run_chunk(chunk: Chunk, deadline: float = math.inf, *, shrink: bool = True) -> Result:
     """Run one chunk in this process.
 
     Args:
         chunk: which examples.
         deadline: no example begins after this time (`time.time()`).
+        shrink: look for a smaller example of each failure.
     """
     torch.set_num_threads(1)
     started = time.perf_counter()
     result = Result(chunk)
     attempt = 0
     while result.ran < chunk.examples and result.complete and len(result.failures) < MOST_FAILURES:
-        _until_failure(result, zlib.crc32(f"{chunk.name}:{attempt}".encode()), deadline)
+        _until_failure(result, zlib.crc32(f"{chunk.name}:{attempt}".encode()), deadline, shrink)
         attempt += 1
     result.seconds = time.perf_counter() - started
     return result
 
 
-def _until_failure(result: Result, chosen_seed: int, deadline: float) -> None:
+def _until_failure(result: Result, chosen_seed: int, deadline: float, shrink: bool) -> None:
     kind = KINDS[result.chunk.kind]
     failure: Failure | None = None
 
@@ -124,15 +125,17 @@ def _until_failure(result: Result, chosen_seed: int, deadline: float) -> None:
             result.seen.add(zlib.crc32(repr(example).encode()))
 
     try:
-        _driven(kind.strategy(), check, result.chunk.examples - result.ran, chosen_seed)()
+        _driven(kind.strategy(), check, result.chunk.examples - result.ran, chosen_seed, shrink)()
     except Exception as error:
         if failure is None:
             failure = Failure(result.chunk, result.ran, "", f"drawing failed: {_described(error)}")
         result.failures.append(failure)
 
 
-def _driven(strategy: Any, check: Callable[[Any], None], examples: int, chosen_seed: int) -> Callable[[], None]:
-    """`check` on examples from hypothesis, which shrinks the first that fails."""
+def _driven(
+    strategy: Any, check: Callable[[Any], None], examples: int, chosen_seed: int, shrink: bool
+) -> Callable[[], None]:
+    """`check` on examples from hypothesis, which stops at the first that fails, and may shrink it."""
 
     def body(example: Any) -> None:
         check(example)
@@ -142,7 +145,7 @@ def _driven(strategy: Any, check: Callable[[Any], None], examples: int, chosen_s
         database=None,
         deadline=None,
         derandomize=False,
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
         print_blob=False,
@@ -158,7 +161,7 @@ def _described(error: Exception) -> str:
 
 
 def run_all(todo: Iterable[Chunk], jobs: int, deadline: float = math.inf) -> Iterator[Result]:
-    """Run chunks in `jobs` processes; yields results as they come.
+    """Run chunks in `jobs` processes, failures as they are; yields results as they come.
 
     A process that dies takes its chunk with it: a failure, and the end of the run.
     """
@@ -168,7 +171,7 @@ def run_all(todo: Iterable[Chunk], jobs: int, deadline: float = math.inf) -> Ite
     with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=CHUNKS_PER_PROCESS) as pool:
         while True:
             while len(pending) < jobs and time.time() < deadline and (chunk := next(waiting, None)) is not None:
-                pending[pool.submit(run_chunk, chunk, deadline)] = chunk
+                pending[pool.submit(run_chunk, chunk, deadline, shrink=False)] = chunk
             if not pending:
                 return
             done, _ = wait(pending, return_when=FIRST_COMPLETED)

@@ -147,7 +147,7 @@ class Meaning:
     def predicted(self, left_out: Mapping[str, TermSet]) -> tuple[Any, ...]:
         """What a caller must see of the graph if each row leaves out the given terms."""
         known: dict[fx.Node, Any] = {}
-        for index in sorted(range(1, len(self.regions)), key=lambda i: self.stream.order[self.regions[i].leaf]):
+        for index in sorted(range(1, len(self.regions)), key=lambda i: self.stream.order[self.stream.cores[i]]):
             row, region = self.row_of.get(index), self.regions[index]
             gone = left_out.get(row.name, TermSet()) if row is not None else TermSet()
             pins = {node: known[node] for node in region.side_channels if node in known}

@@ -154,6 +154,23 @@ def test_a_dense_residual_inside_the_mlp_is_one_term():
     }
 
 
+def test_a_term_that_scales_its_neighbour_is_its_own_even_if_it_is_rounded_later():
+    """The routed output is rounded behind the shared expert that it scales: both are one term, and it is routed."""
+
+    class Scales(MoE):
+        def forward(self, h):
+            routed = self.routed(h)
+            shared = self.shared(h * routed.sigmoid().mean(-1, keepdim=True))
+            return shared + routed.float().double()
+
+    assert reads(table_of(Stack(lambda: Layer(Scales())))) == {
+        "attention.0": "e",
+        "moe.0": "e a0",
+        "attention.1": "e a0 r0",
+        "moe.1": "e a0 r0 a1",
+    }
+
+
 class FarSkipForm(Stack):
     """Written by hand: attention reads n, the MoE reads x."""
 
