@@ -150,7 +150,9 @@ class Meaning:
         for index in sorted(range(1, len(self.regions)), key=lambda i: self.stream.order[self.stream.cores[i]]):
             row, region = self.row_of.get(index), self.regions[index]
             gone = left_out.get(row.name, TermSet()) if row is not None else TermSet()
-            pins = {node: known[node] for node in region.side_channels if node in known}
+            together = row.terms if row is not None else (index,)  # a norm that they share may hang on one, too
+            beside = {node for other in together for node in self.regions[other].side_channels} - {*region.met}
+            pins = {node: known[node] for node in beside if node in known}
             for other, nodes in enumerate(self.images):
                 for node in nodes if other != index else ():
                     if other in gone:
