@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from farskip_compile.testing import relative_difference
+from farskip_compile.testing.comparing import scale_of_gradients
 
-__all__ = ["assert_gradients_close", "relative_difference", "run_with_gradients"]
+__all__ = ["assert_gradients_close", "far_gradients", "relative_difference", "run_with_gradients"]
 
 
 def run_with_gradients(
@@ -28,6 +29,12 @@ def run_with_gradients(
 def assert_gradients_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float) -> None:
     """Every parameter, and the same parameters on both sides."""
     assert left.keys() == right.keys()
-    worst = {name: relative_difference(left[name], right[name]) for name in left}
-    bad = {name: value for name, value in worst.items() if not value <= tolerance}
-    assert not bad, bad
+    far = far_gradients(left, right, tolerance)
+    assert not far, far
+
+
+def far_gradients(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float) -> dict[str, float]:
+    """How far those gradients are apart that are farther than `tolerance`."""
+    scale = scale_of_gradients([*left.values(), *right.values()])
+    apart = {name: relative_difference(left[name], right[name], scale) for name in left}
+    return {name: by for name, by in apart.items() if not by <= tolerance}

@@ -3,17 +3,21 @@
 Contract: `differences` gives one `Difference` for each pair of values that do not agree, with a figure by which the
 worst can be found. Integers and booleans must be equal; infinities and NaN must stand in the same places, whatever the
 tolerance. Bit for bit means equal values (0.0 and -0.0 are), NaN in the same places, and equal types and shapes.
+A gradient that cancels out holds rounding and nothing else, so gradients are measured by all of them together
+(`scale_of_gradients`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 SMALLEST = 1e-300
+VANISHING = 1e-3
+"""A gradient below this part of the largest one of all is compared as if it were as large."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,14 @@ class Difference:
         return f"{self.name} differs{figure}: {self.detail}"
 
 
-def relative_difference(left: torch.Tensor, right: torch.Tensor) -> float:
-    """Largest absolute difference over the largest absolute entry; infinite where NaN or infinities differ."""
+def relative_difference(left: torch.Tensor, right: torch.Tensor, least_scale: float = 0.0) -> float:
+    """Largest absolute difference over the largest absolute entry; infinite where NaN or infinities differ.
+
+    Args:
+        left: a tensor.
+        right: another one.
+        least_scale: what the difference is divided by at least.
+    """
     left, right = (_comparable(one if one.is_complex() else one.double()) for one in (left, right))
     if left.shape != right.shape:
         return float("inf")
@@ -42,12 +52,19 @@ def relative_difference(left: torch.Tensor, right: torch.Tensor) -> float:
     left, right = left.masked_fill(~finite, 0), right.masked_fill(~finite, 0)
     if left.numel() == 0:
         return 0.0
-    scale = max(left.abs().max().item(), right.abs().max().item(), SMALLEST)
+    scale = max(left.abs().max().item(), right.abs().max().item(), least_scale, SMALLEST)
     return (left - right).abs().max().item() / scale
 
 
+def scale_of_gradients(gradients: Iterable[torch.Tensor]) -> float:
+    """The `least_scale` by which the gradients of one model are compared: one that vanishes against the others (keys
+    and queries of equal tokens) is a sum whose terms cancel, and has their rounding."""
+    finite = (one[one.isfinite()] for one in map(_comparable, gradients))
+    return VANISHING * max((one.abs().max().item() for one in finite if one.numel()), default=0.0)
+
+
 def differences(
-    found: Mapping[str, Any], wanted: Mapping[str, Any], tolerance: float | None = None
+    found: Mapping[str, Any], wanted: Mapping[str, Any], tolerance: float | None = None, least_scale: float = 0.0
 ) -> list[Difference]:
     """What does not agree, the worst first.
 
@@ -55,6 +72,7 @@ def differences(
         found: values by name.
         wanted: values by name.
         tolerance: largest relative difference; None: bit for bit.
+        least_scale: what differences are divided by at least.
     """
     result = []
     for name in [*found, *(name for name in wanted if name not in found)]:
@@ -62,17 +80,17 @@ def differences(
             result.append(
                 Difference(name, float("inf"), f"only the {'model' if name in found else 'reference'} has it")
             )
-        elif (difference := _difference(name, found[name], wanted[name], tolerance)) is not None:
+        elif (difference := _difference(name, found[name], wanted[name], tolerance, least_scale)) is not None:
             result.append(difference)
     return sorted(result, key=lambda one: -one.by)
 
 
-def _difference(name: str, found: Any, wanted: Any, tolerance: float | None) -> Difference | None:
+def _difference(name: str, found: Any, wanted: Any, tolerance: float | None, least_scale: float) -> Difference | None:
     if isinstance(found, torch.Tensor) and isinstance(wanted, torch.Tensor):
-        return _tensor_difference(name, found, wanted, tolerance)
+        return _tensor_difference(name, found, wanted, tolerance, least_scale)
     if isinstance(found, float) and isinstance(wanted, float):
         a, b = (torch.tensor(value, dtype=torch.float64) for value in (found, wanted))
-        return _tensor_difference(name, a, b, tolerance)
+        return _tensor_difference(name, a, b, tolerance, least_scale)
     infinite = float("inf")
     if type(found) is not type(wanted):
         return Difference(name, infinite, f"{type(found).__name__} against {type(wanted).__name__}")
@@ -82,7 +100,7 @@ def _difference(name: str, found: Any, wanted: Any, tolerance: float | None) -> 
 
 
 def _tensor_difference(
-    name: str, found: torch.Tensor, wanted: torch.Tensor, tolerance: float | None
+    name: str, found: torch.Tensor, wanted: torch.Tensor, tolerance: float | None, least_scale: float
 ) -> Difference | None:
     found, wanted = local(found), local(wanted)
     if found.shape != wanted.shape or found.dtype != wanted.dtype:
@@ -93,7 +111,7 @@ def _tensor_difference(
     unequal = (a != b) & ~(a.isnan() & b.isnan()) if inexact else a != b
     if not bool(unequal.any()):
         return None
-    by = relative_difference(found, wanted) if inexact else float("inf")
+    by = relative_difference(found, wanted, least_scale) if inexact else float("inf")
     if inexact and tolerance is not None and by <= tolerance:
         return None
     worst = _worst(a, b, unequal) if inexact else unequal

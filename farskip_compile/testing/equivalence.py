@@ -16,7 +16,7 @@ from farskip_compile.backend import backend
 from farskip_compile.capture import compiled_with
 from farskip_compile.errors import ConfigError, NoResidualStackError
 from farskip_compile.report import CompileReport, Outcome
-from farskip_compile.testing.comparing import differences
+from farskip_compile.testing.comparing import differences, scale_of_gradients
 from farskip_compile.testing.failure import failure, refusals_fail, some
 from farskip_compile.testing.running import Run, named_buffers, named_parameters, run
 
@@ -45,7 +45,8 @@ def assert_equivalent(
         model: a module or a function, compiled or not.
         reference: another one, such as the model before a change, or a FarSkip form written by hand.
         *args: inputs of both.
-        tolerance: largest difference, relative to the largest entry of each tensor; None: bit for bit.
+        tolerance: largest difference, relative to the largest entry of each tensor (of a gradient that is smaller than
+            a thousandth of the largest one, relative to that thousandth); None: bit for bit.
         **kwargs: inputs of both by name.
 
     Raises:
@@ -131,7 +132,8 @@ def _run_and_compare(
         has = "model" if alone[0] in found.flows else "reference"
         raise failure(f"{some(alone)}: only what the {has} returns has a gradient")
     values = differences(found.values, wanted.values, tolerance)
-    gradients = differences(found.gradients, wanted.gradients, tolerance)
+    scale = scale_of_gradients([*found.gradients.values(), *wanted.gradients.values()])
+    gradients = differences(found.gradients, wanted.gradients, tolerance, scale)
     if not values and not gradients:
         return
     shown = [*values[:MOST_SHOWN], *gradients[:MOST_SHOWN]]

@@ -24,7 +24,7 @@ from torch import fx
 
 from farskip_compile import FarSkipConfig, FarSkipError, LayerRangeError, backend, clear_reports
 from farskip_compile.testing.strategies import Case, nothing_to_leave_out
-from tests.compare import relative_difference, run_with_gradients
+from tests.compare import far_gradients, run_with_gradients
 from tests.fuzz.demands import check_refusal, demand
 from tests.fuzz.wishes import NAMED
 
@@ -96,11 +96,6 @@ def _check_case(case: Case, backends: Backends, model: Any, ids: torch.Tensor, p
         expected, expected_gradients = run_with_gradients(case.oracle(model), model, ids)
     demand(torch.equal(output, expected), f"{wish}: outputs differ from the form written by hand")
     demand(gradients.keys() == expected_gradients.keys(), f"{wish}: other parameters have gradients")
-    limit = 0.0 if case.connectivity == "none" else TOLERANCE
-    far = {
-        name: difference
-        for name, value in gradients.items()
-        if not (difference := relative_difference(value, expected_gradients[name])) <= limit
-    }
+    far = far_gradients(gradients, expected_gradients, 0.0 if case.connectivity == "none" else TOLERANCE)
     demand(not far, f"{wish}: gradients differ by {far}")
     return "rewired" if case.connectivity != "none" else "unchanged"

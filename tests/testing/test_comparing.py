@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from farskip_compile.testing import relative_difference
-from farskip_compile.testing.comparing import differences
+from farskip_compile.testing.comparing import differences, scale_of_gradients
 
 INF, NAN = float("inf"), float("nan")
 
@@ -48,6 +48,17 @@ def test_values_are_told_by_name_and_sorted():
     assert [one.name for one in differences(found, wanted)] == ["new", "far", "close"]
     assert [one.name for one in differences(found, wanted, 0.2)] == ["new", "far"]
     assert "at (1,) 5.0 against 1.0" in str(differences(found, wanted, 0.2)[1])
+
+
+def test_a_gradient_that_cancels_out_is_measured_by_the_others():
+    """Found by fuzzing: keys and queries of two equal tokens have no gradient, but 1e-16 of rounding."""
+    found = {"weight": torch.tensor([1.0, 30.0]), "key": torch.tensor([1e-16]), "lost": torch.tensor([0.0])}
+    wanted = {"weight": torch.tensor([1.0, 30.0]), "key": torch.tensor([-4e-16]), "lost": torch.tensor([1e-9])}
+    scale = scale_of_gradients([*found.values(), *wanted.values(), torch.tensor([INF, NAN]), torch.tensor([])])
+    assert scale == pytest.approx(0.03)
+    assert [one.name for one in differences(found, wanted, 1e-12)] == ["key", "lost"]
+    assert [one.name for one in differences(found, wanted, 1e-12, scale)] == ["lost"]
+    assert [one.name for one in differences(found, wanted, None, scale)] == ["lost", "key"]
 
 
 def test_large_integers_are_compared_as_integers():

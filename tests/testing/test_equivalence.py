@@ -15,7 +15,7 @@ import farskip_compile.pipeline as pipeline
 from farskip_compile import ConfigError
 from farskip_compile.models import FarSkipForm, build
 from farskip_compile.passes import ops
-from farskip_compile.testing import assert_equivalent, assert_unchanged
+from farskip_compile.testing import assert_equivalent, assert_unchanged, equivalence
 from farskip_compile.testing.strategies import Case, cases
 from tests import sample_models
 from tests.graphs import Dense, Layer, MoE, Stack, ids
@@ -165,6 +165,19 @@ def test_nested_outputs(kind: str):
 def test_what_no_tolerance_allows(one, other, words):
     text = failure_of(assert_equivalent, lambda: one, lambda: other, tolerance=1e9)
     assert words in " ".join(text.split())
+
+
+def test_a_gradient_of_rounding_only_is_measured_by_the_largest_gradient():
+    model = nn.ParameterDict({"weight": nn.Parameter(torch.ones(2)), "key": nn.Parameter(torch.ones(2))}).double()
+
+    def with_gradient(by):
+        return lambda: (30.0 * model["weight"] + by * model["key"]).sum()
+
+    with mock.patch.object(equivalence, "named_parameters", return_value=dict(model.named_parameters())):
+        assert_equivalent(with_gradient(1e-16), with_gradient(-4e-16), tolerance=1e-12)
+        text = failure_of(assert_equivalent, with_gradient(1e-9), with_gradient(-4e-16), tolerance=1e-12)
+        assert "gradient of key" in text
+        assert "gradient of key" in failure_of(assert_equivalent, with_gradient(1e-16), with_gradient(-4e-16))
 
 
 def test_tolerance_is_relative_to_the_largest_entry():
