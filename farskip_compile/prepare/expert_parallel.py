@@ -50,7 +50,7 @@ def register_expert_parallel() -> str:
     if interface is None:
         raise ConfigError(
             "there is no transformers with a registry of expert-parallel implementations",
-            way_out='pip install "transformers>=5.24" accelerate',
+            way_out='pip install "transformers>=5.22" accelerate',
         )
     interface.register(NAME, _implementation())
     return NAME

@@ -68,6 +68,6 @@ class Environment:
 
 ENVIRONMENTS = (
     *(Environment(f"torch-2.{minor}", "torch", f"==2.{minor}.*") for minor in range(11, 16)),
-    Environment("transformers-5.0", "transformers", "==5.0.*", ("torch==2.13.*", "accelerate>=1.0"), FAMILIES),
-    Environment("transformers-newest", "transformers", ">=5.0,<6", ("torch==2.13.*", "accelerate>=1.0"), FAMILIES),
+    Environment("transformers-5.20", "transformers", "==5.20.*", ("torch==2.13.*", "accelerate>=1.0"), FAMILIES),
+    Environment("transformers-newest", "transformers", ">=5.20,<6", ("torch==2.13.*", "accelerate>=1.0"), FAMILIES),
 )

@@ -18,6 +18,7 @@ from tests.distributed.ranks import run_ranks
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
+pytest.importorskip("transformers.distributed.expert_parallel")  # since 5.22
 
 from tests.distributed.hf_ranks import IDS, compiled, difference, equal, load, oracle, run_with_gradients, save
 
