@@ -3,7 +3,7 @@
 Contract: other modules import these names from here only, so that a new PyTorch release is checked in one place. What
 Dynamo and AOTAutograd need stands here; then `inductor` (scheduling), `distributed` (groups and their stores),
 `collectives` (functional ones), `costs` (FLOP formulas, symbolic sizes).
-Checked by running on torch 2.13.0 and 2.15.0; presence and signatures by reading on 2.11, 2.12 and 2.14.
+Checked by running on torch 2.11.0, 2.13.0 and 2.15.0; presence and signatures by reading on 2.12 and 2.14.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The private PyTorch APIs behind the cost model; a part of `_compat`.
 
 Contract: sizes are read off expressions, never compared or converted as symbolic numbers: that would install guards.
-Checked by running on torch 2.13.0 and 2.15.0.
+Checked by running on torch 2.11.0, 2.13.0 and 2.15.0.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The private Inductor APIs behind scheduling; a part of `_compat`.
 
 Contract: other modules see Inductor's scheduler nodes ("kernels") only through these functions.
-Checked by running on torch 2.13.0 and 2.15.0; presence and signatures by reading on 2.11, 2.12 and 2.14.
+Checked by running on torch 2.11.0, 2.13.0 and 2.15.0; presence and signatures by reading on 2.12 and 2.14.
 """
 
 from __future__ import annotations

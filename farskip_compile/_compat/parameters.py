@@ -2,7 +2,7 @@
 part of `_compat`.
 
 Contract: for comparing a model, or a graph of it, with names and shapes that were written down; nothing is decided by
-what a name says. Checked by running on torch 2.13.0 and 2.15.0; presence by reading on 2.11, 2.12 and 2.14.
+what a name says. Checked by running on torch 2.11.0, 2.13.0 and 2.15.0; presence by reading on 2.12 and 2.14.
 """
 
 from __future__ import annotations
