@@ -132,3 +132,7 @@ class AsyncCollectiveError(PartialModelError):
 
 class ParallelismError(FarSkipError):
     """Sizes that don't fit the process group: for example a world size that doesn't divide the experts."""
+
+
+class DistillationError(FarSkipError):
+    """Training can't go on: a loss that is no number, or batches without a target."""

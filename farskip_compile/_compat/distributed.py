@@ -5,13 +5,17 @@ Checked by running on torch 2.11.0, 2.13.0 and 2.15.0; presence and signatures b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch._dynamo.config as dynamo_config
 import torch.distributed as dist
+from torch import nn
 from torch.distributed import distributed_c10d
+
+from farskip_compile._compat.names import DDP_CUTS
 
 SILENT_BACKENDS = ("fake", "undefined")
 """Backends that send nothing, so that nothing can hang."""
@@ -105,3 +109,14 @@ def group_ranks(name: str) -> list[int]:
     """Global ranks of the process group called `name`, in order."""
     group = distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined,arg-type,unused-ignore]
     return dist.get_process_group_ranks(group)
+
+
+def leave_to_owner(module: nn.Module, names: Iterable[str]) -> None:
+    """Let `DistributedDataParallel` neither send nor sum these parameters of `module`, by name."""
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(names))
+
+
+def whole_graphs_under_ddp() -> AbstractContextManager[None]:
+    """Within it, Dynamo does not cut graphs at the buckets of `DistributedDataParallel`."""
+    found: AbstractContextManager[None] = dynamo_config.patch({DDP_CUTS: False})
+    return found

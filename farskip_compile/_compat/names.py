@@ -15,6 +15,7 @@ REORDER_PASSES = "reorder_for_compute_comm_overlap_passes"
 SIMPLE_OVERLAP = "aten_distributed_optimizations.enable_simple_overlap"
 KERNEL_PROFILE = "cpp.enable_kernel_profile"
 NO_CACHES = "force_disable_caches"
+DDP_CUTS = "optimize_ddp"
 EAGER_BACKWARD = "force_non_lazy_backward_lowering"
 
 CONFIG_KEYS: dict[str, tuple[str, ...]] = {
@@ -28,6 +29,7 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
         NO_CACHES,
     ),
     "torch._functorch.config": (EAGER_BACKWARD,),
+    "torch._dynamo.config": (DDP_CUTS,),
 }
 """Configuration -> its keys."""
 
@@ -57,7 +59,11 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch._TorchCompileInductorWrapper": ("config",),
     "torch._dynamo.eval_frame.OptimizedModule": ("_orig_mod",),
     "torch.nn.Module": ("_compiled_call_impl", "_forward_hooks", "_modules"),
-    "torch.nn.parallel.DistributedDataParallel": ("_get_active_ddp_module", "module"),
+    "torch.nn.parallel.DistributedDataParallel": (
+        "_get_active_ddp_module",
+        "_set_params_and_buffers_to_ignore_for_model",
+        "module",
+    ),
     # process groups
     "torch.distributed.ProcessGroup": ("_device_types", "_get_backend"),
     "torch._C._distributed_c10d.ProcessGroupGloo": ("options",),  # not all kinds of groups have them

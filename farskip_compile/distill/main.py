@@ -1,0 +1,178 @@
+"""`self_distill`: a trained model learns to be itself under another connectivity (FCSD, arXiv 2511.11505, section 2.2).
+
+In:    a causal model with trained weights, batches of token ids, a configuration.
+Out:   the same model with other weights, good for `torch.compile(model, backend="farskip")` under that connectivity
+       only; `Distilled`: the manifest that says so, and what was reached.
+Never: leaves other weights in the model than the best that were seen; trains a model that can't be rewired as asked.
+
+Steps:
+1. Capture the model as the student will be compiled: a refusal ends the run before anything is computed.
+2. Teacher: frozen copies of the parameters, or the original's logits on disk.
+3. For each step: `accumulate` batches on each rank; loss = sum over targets / targets of all ranks; AdamW.
+4. Each `evaluate_every` steps: held-out KL, the best weights, early stopping. Each `save_every` steps: a state.
+5. Restore the best weights, write the checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from farskip_compile.distill import state
+from farskip_compile.distill.batches import as_batch
+from farskip_compile.distill.calling import arguments, named_arguments
+from farskip_compile.distill.config import DistillConfig
+from farskip_compile.distill.evaluate import HeldOut
+from farskip_compile.distill.ranks import Ranks, Sharded
+from farskip_compile.distill.records import Records
+from farskip_compile.distill.run import Run
+from farskip_compile.distill.save import save_checkpoint
+from farskip_compile.errors import ConfigError
+from farskip_compile.manifest import Manifest, describe
+
+CHECKPOINT = "model"
+"""Folder of the result, in `output`."""
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What a run came to."""
+
+    model: nn.Module
+    """With the best weights."""
+    manifest: Manifest
+    """Which form they are for; `torch.compile(model, backend="farskip", options={"manifest": ...})`."""
+    before: HeldOut
+    """Rewired, with the original's weights."""
+    after: HeldOut
+    """Rewired, with the weights that the model has now."""
+    best_step: int
+    """Steps behind which these weights were; 0: the original's."""
+    steps: int
+    """Steps taken."""
+    tokens: int
+    """Targets seen in these steps, by all ranks."""
+    stopped_early: bool
+    history: tuple[tuple[int, HeldOut], ...] = field(default=(), repr=False)
+    """Evaluations of this process, with the step that each was made behind."""
+    _ranks: Ranks | None = field(default=None, repr=False, compare=False)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write checkpoint and manifest into `folder`; on several ranks, on all of them."""
+        assert self._ranks is not None
+        save_checkpoint(self.model, self.manifest, Path(folder), self._ranks)
+        return Path(folder)
+
+
+def self_distill(
+    model: nn.Module,
+    data: Iterable[Any],
+    config: DistillConfig | None = None,
+    *,
+    held_out: Sequence[Any] | Iterable[Any],
+    sharded: Sharded | None = None,
+    **options: Any,
+) -> Distilled:
+    """Train `model` to say under the wanted connectivity what it says now.
+
+    The loss is KL(original || student), a mean over target tokens (paper, eq. 4). All parameters that require a
+    gradient are trained. The model is the student, so that its weights are the healed ones afterwards.
+
+    Args:
+        model: maps token ids [B, T] to logits [B, T, V], or to something with `.logits`; not compiled. One of
+            transformers may need `farskip_compile.prepare` first.
+        data: batches, as `farskip_compile.distill.batches` has them: anything that can be gone through, again and again
+            if it holds less than all steps need. On several ranks, each has its own.
+        config: what is wanted; or give its fields as keyword arguments.
+        held_out: batches for evaluation: the best weights are chosen by them.
+        sharded: on several ranks, whether a parameter (name, parameter) is this rank's part of one that is spread over
+            them; None: what differs between the ranks is. DTensors need nothing.
+        **options: fields of `DistillConfig`.
+
+    Raises:
+        ConfigError: wrong options, data or model; or a state in `output` that is of another run.
+        DistillationError: the loss is no number any more.
+        FarSkipError: the model can't be rewired as asked.
+    """
+    if config is not None and options:
+        raise ConfigError("both a configuration and options are given", way_out="give one of them")
+    config = config if config is not None else DistillConfig.from_mapping(options)
+    held_out = list(held_out)
+    if not held_out:
+        raise ConfigError(
+            "there are no held-out batches", way_out="held_out=[...]: the best weights are chosen by them"
+        )
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.random.fork_rng():
+            model.train()
+            found = _describe(model, held_out[0], config)
+            run = Run(model, data, held_out, config, sharded)
+            return _take_steps(run, found)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _take_steps(run: Run, manifest: Manifest) -> Distilled:
+    config, ranks = run.config, run.ranks
+    if ranks.parts:  # its shapes are this rank's
+        manifest = dataclasses.replace(manifest, fingerprint=None)
+    before = run.evaluate()
+    history = [(0, before)]
+    kept = state.newest(config.output) if config.output is not None and config.resume else None
+    if kept is not None:
+        run.restore(kept)
+    else:
+        run.best.tell(0, _score(before))
+    stopped = run.best.exhausted
+    records = Records(config, run.taken, first=ranks.rank == 0)
+    try:
+        if kept is None:
+            records.tell(0, **before.to_json())
+        while run.taken < config.steps and not stopped:
+            step = run.step()
+            told: dict[str, Any] = {**dataclasses.asdict(step), "tokens": run.tokens}
+            if run.taken % config.evaluate_every == 0 or run.taken == config.steps:
+                history.append((run.taken, run.evaluate()))
+                told |= history[-1][1].to_json()
+                stopped = run.best.tell(run.taken, _score(history[-1][1]))
+            records.tell(run.taken, **told)
+            if config.output is not None and (
+                run.taken % config.save_every == 0 or run.taken == config.steps or stopped
+            ):
+                run.save()
+    finally:
+        records.close()
+        run.best.restore()
+    done = Distilled(
+        model=run.model,
+        manifest=manifest,
+        before=before,
+        after=run.evaluate(),
+        best_step=run.best.step,
+        steps=run.taken,
+        tokens=run.tokens,
+        stopped_early=stopped,
+        history=tuple(history),
+        _ranks=ranks,
+    )
+    if config.output is not None:
+        done.save(config.output / CHECKPOINT)
+    return done
+
+
+def _describe(model: nn.Module, example: Any, config: DistillConfig) -> Manifest:
+    batch = as_batch(example, next(model.parameters()).device)
+    args, kwargs = arguments(batch, named_arguments(model))
+    return describe(model, *args, connectivity=config.connectivity, layers=config.layers, **kwargs)
+
+
+def _score(found: HeldOut) -> float:
+    return found.kl if found.kl is not None else found.loss

@@ -1,0 +1,132 @@
+"""Training on several ranks: who has what, and how gradients are put together.
+
+In:    a model on each rank of the default process group, each with data of its own; parameters are either the same on
+       all ranks (data parallelism) or parts of one that is spread over them (experts).
+Out:   `Ranks`: sums over ranks, the gradients of a step as one process would have them, their common norm.
+Never: guesses what is a part. Told by `sharded=...`, or seen: what differs between the ranks is a part. A parameter
+       that is the same number everywhere (a bias of zeros) may be either, and beside parts it must be told.
+
+The loss of each rank is its sum over targets, divided by the targets of all ranks. Gradients of what all ranks have are
+summed by `DistributedDataParallel`; a part's gradient is whole as it is, since the exchange of tokens brings home the
+gradients of all ranks' tokens. DTensors take care of themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from farskip_compile._compat.distributed import leave_to_owner, world_group
+from farskip_compile._compat.parameters import plain_name
+from farskip_compile.errors import ConfigError
+
+Sharded = Callable[[str, nn.Parameter], bool]
+
+
+class Ranks:
+    """The ranks that train one model together; a single process is one rank.
+
+    Args:
+        model: this rank's.
+        sharded: whether a parameter, by name, is this rank's part of one; None: it is seen.
+    """
+
+    def __init__(self, model: nn.Module, sharded: Sharded | None = None) -> None:
+        world = world_group()
+        self.active = world is not None and world.size() > 1
+        self.rank = dist.get_rank() if self.active else 0
+        self.size = dist.get_world_size() if self.active else 1
+        self.device = next(model.parameters()).device
+        self.model = model
+        self.parts: frozenset[str] = frozenset()
+        if self.active:
+            self.parts = frozenset(_told(model, sharded) if sharded is not None else _seen(model))
+
+    def wrap(self, compiled: nn.Module) -> nn.Module:
+        """The compiled model, whose backward averages the gradients of what all ranks have."""
+        if not self.active:
+            return compiled
+        leave_to_owner(compiled, [name for name, _ in compiled.named_parameters() if plain_name(name) in self.parts])
+        return DistributedDataParallel(compiled, broadcast_buffers=False)
+
+    def sum(self, *values: float) -> list[float]:
+        """Sums over all ranks, the same on each."""
+        if not self.active:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def finish_gradients(self, limit: float | None) -> float:
+        """Make the gradients those of the sum of all ranks' losses, with a common norm of at most `limit`.
+
+        Returns:
+            The norm before, the same on all ranks.
+        """
+        grads = {name: value.grad for name, value in self.model.named_parameters() if value.grad is not None}
+        mine = {name for name in grads if name in self.parts}
+        spread = {name for name, grad in grads.items() if hasattr(grad, "full_tensor")}
+        everywhere = grads.keys() - mine - spread
+        if self.active:
+            for name in everywhere:
+                grads[name].mul_(self.size)  # DDP has averaged them
+        norms = [_norm([grads[name] for name in sorted(names)]) for names in (everywhere, spread)]
+        norm = math.sqrt(sum(one**2 for one in norms) + self.sum(_norm([grads[name] for name in sorted(mine)]) ** 2)[0])
+        if limit is not None:
+            trained = [value for value in self.model.parameters() if value.grad is not None]
+            total = torch.tensor(norm, dtype=torch.float64, device=self.device)
+            torch.nn.utils.clip_grads_with_norm_(trained, limit, total)
+        return norm
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.active:
+            dist.barrier()
+
+
+def _told(model: nn.Module, sharded: Sharded) -> list[str]:
+    return [name for name, value in model.named_parameters() if sharded(name, value)]
+
+
+def _seen(model: nn.Module) -> list[str]:
+    """Parameters that differ between the ranks, by the hash of their bytes."""
+    named = [(name, value.detach()) for name, value in model.named_parameters() if not hasattr(value, "to_local")]
+    mine = {name: (list(value.shape), _hash(value), _is_one_number(value)) for name, value in named}
+    theirs: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(theirs, mine)
+    if any(one.keys() != mine.keys() for one in theirs):
+        raise ConfigError(
+            "the ranks have parameters of other names", way_out="the same model on each rank; pipelines are not trained"
+        )
+    parts = [name for name in mine if any(one[name] != mine[name] for one in theirs)]
+    homes = {name.rpartition(".")[0] for name in parts}
+    unclear = [n for n, (_, _, one) in mine.items() if one and n not in parts and n.rpartition(".")[0] in homes]
+    if unclear:
+        raise ConfigError(
+            f"{unclear[0]} is one number, the same on all ranks, beside parameters that differ between ranks: it may "
+            "be a part of a spread parameter, or not",
+            way_out="self_distill(..., sharded=lambda name, parameter: ...)",
+        )
+    return parts
+
+
+def _hash(value: torch.Tensor) -> str:
+    return hashlib.blake2b(value.cpu().contiguous().view(torch.uint8).numpy().tobytes(), digest_size=16).hexdigest()
+
+
+def _is_one_number(value: torch.Tensor) -> bool:
+    return value.numel() > 0 and bool((value == value.flatten()[0]).all())
+
+
+def _norm(grads: list[torch.Tensor]) -> float:
+    if not grads:
+        return 0.0
+    norm: Any = torch.nn.utils.get_total_norm(grads)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)

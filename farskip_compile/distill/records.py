@@ -1,0 +1,97 @@
+"""What a run tells while it goes on: JSON lines, a progress bar, TensorBoard.
+
+In:    a dictionary of numbers for each step that is told.
+Out:   `metrics.jsonl` (one JSON object a line, flushed); on a terminal a bar; if asked, TensorBoard's files.
+Never: tells anything on another rank than the first; leaves lines of steps that a resumed run takes again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from farskip_compile.distill.config import DistillConfig
+from farskip_compile.errors import ConfigError
+
+FILE = "metrics.jsonl"
+
+
+class Records:
+    """Open from the first step to the last.
+
+    Args:
+        config: of the run.
+        step: steps that were taken before.
+        first: whether this is the first rank.
+    """
+
+    def __init__(self, config: DistillConfig, step: int, *, first: bool) -> None:
+        self.file: Any = None
+        self.board: Any = None
+        self.bar: Progress | None = None
+        if not first:
+            return
+        if config.output is not None:
+            config.output.mkdir(parents=True, exist_ok=True)
+            path = config.output / FILE
+            kept = [line for line in _lines(path) if step and json.loads(line)["step"] <= step]
+            path.write_text("".join(f"{line}\n" for line in kept))
+            self.file = path.open("a")
+            if config.tensorboard:
+                self.board = _writer(config.output, step)
+        if config.progress and sys.stderr.isatty():
+            self.bar = Progress(
+                TextColumn("distill"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[told]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self.bar.start()
+            self.task = self.bar.add_task("", total=config.steps, completed=step, told="")
+
+    def tell(self, step: int, **numbers: float | int | None) -> None:
+        """Numbers of one step; `step` counts from 1."""
+        if self.file is not None:
+            self.file.write(json.dumps({"step": step, **numbers}) + "\n")
+            self.file.flush()
+        if self.board is not None:
+            for name, value in numbers.items():
+                if value is not None:
+                    self.board.add_scalar(name, value, step)
+        if self.bar is not None:
+            shown = {name: numbers[name] for name in ("loss", "held_out_kl", "held_out_loss") if name in numbers}
+            told = " ".join(f"{name.replace('_', '-')} {value:.4f}" for name, value in shown.items())
+            self.bar.update(self.task, completed=step)
+            if told:
+                self.bar.update(self.task, told=told)
+
+    def close(self) -> None:
+        """At the end, however it ended."""
+        for one in (self.file, self.board):
+            if one is not None:
+                one.close()
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines; the last one may have been cut off when a run was killed."""
+    text = path.read_text() if path.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def _writer(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "TensorBoard is not installed", way_out="pip install tensorboard, or tensorboard=False"
+        ) from error
+    return SummaryWriter(str(folder), purge_step=step + 1)

@@ -1,0 +1,209 @@
+"""A run: the student, its teacher and its optimizer, taken from step to step.
+
+In:    a model that can be rewired as asked, data, and a configuration.
+Out:   `Run`: `step` takes one optimizer step on all ranks; `save` and `restore` keep everything that changes.
+Never: a step whose gradients are not finite.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from farskip_compile._compat.distributed import whole_graphs_under_ddp
+from farskip_compile.backend import backend
+from farskip_compile.distill import state
+from farskip_compile.distill.batches import Batch, Feed, Position, as_batch
+from farskip_compile.distill.calling import caller
+from farskip_compile.distill.config import DistillConfig
+from farskip_compile.distill.early_stop import Best
+from farskip_compile.distill.evaluate import Evaluation, HeldOut
+from farskip_compile.distill.loss import forward_kl, next_token_loss
+from farskip_compile.distill.optimizer import make_optimizer
+from farskip_compile.distill.ranks import Ranks, Sharded
+from farskip_compile.distill.teacher import FrozenCheck, FrozenTeacher, Teacher
+from farskip_compile.distill.teacher_cache import CachedTeacher, checksum
+from farskip_compile.errors import DistillationError
+
+
+@dataclass(frozen=True)
+class Step:
+    """Of one optimizer step; the same on all ranks."""
+
+    loss: float
+    """Mean over the targets of the step, before it is taken, in nats."""
+    gradient_norm: float
+    """Before clipping."""
+    learning_rate: float
+    tokens: int
+    """Targets of all ranks."""
+
+
+class Run:
+    """See the module.
+
+    Args:
+        model: trained in place.
+        data: batches for training.
+        held_out: batches for evaluation, gone through once.
+        config: of the run.
+        sharded: as in `Ranks`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Iterable[Any],
+        held_out: Iterable[Any],
+        config: DistillConfig,
+        sharded: Sharded | None = None,
+    ) -> None:
+        self.model, self.data, self.config = model, data, config
+        self.ranks = Ranks(model, sharded)
+        self.device = self.ranks.device
+        self.taken, self.tokens = 0, 0
+        self.about = {"configuration": config.digest(), "number of ranks": self.ranks.size, "model": checksum(model)}
+        compiled: Any = torch.compile(model, backend=backend(config.backend_config()), fullgraph=True)
+        self.wrapped = self.ranks.wrap(compiled)
+        self.optimizer, self.scheduler = make_optimizer(model, config)
+        self.best = Best(model, config.patience, config.least_improvement)
+        torch.manual_seed(config.seed + self.ranks.rank)
+        batches = [as_batch(one, self.device) for one in held_out]
+        self.teacher = self._make_teacher(batches) if config.objective == "kl" else None
+        with self._autocast():
+            self.evaluation = Evaluation(batches, self.teacher, self.ranks)
+        self.feed = Feed(data, self.device)
+        self._is_checked = False
+
+    def step(self) -> Step:
+        """Take one step.
+
+        Raises:
+            DistillationError: the loss or its gradients are not finite.
+            ConfigError: the data has ended, or the teacher moves with the student.
+        """
+        batches = [next(self.feed) for _ in range(self.config.accumulate)]
+        check: FrozenCheck | None = None
+        if isinstance(self.teacher, FrozenTeacher) and not self._is_checked:
+            with self._autocast():
+                check = FrozenCheck(self.teacher, batches[0])
+        (tokens,) = self.ranks.sum(sum(batch.tokens for batch in batches))
+        if not tokens:
+            raise DistillationError("no token of this step's batches is a target", way_out="look at labels and masks")
+        loss = 0.0
+        for number, batch in enumerate(batches, start=1):
+            last = number == len(batches)
+            with nullcontext() if last else self._without_sums():
+                part = self._loss(batch) / tokens
+                part.backward()
+            loss += part.item()
+        norm = self.ranks.finish_gradients(self.config.clip)
+        (loss,) = self.ranks.sum(loss)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise DistillationError(
+                f"step {self.taken + 1}: the loss is {loss}, the norm of its gradients {norm}",
+                way_out="a smaller learning rate, a longer warm-up, or a lower clip",
+            )
+        rate = float(self.scheduler.get_last_lr()[0])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        self.taken, self.tokens = self.taken + 1, self.tokens + int(tokens)
+        if check is not None:
+            self._is_checked = True
+            with self._autocast():
+                check.assert_frozen()
+        return Step(loss, norm, rate, int(tokens))
+
+    def evaluate(self) -> HeldOut:
+        """On the held-out batches."""
+        with self._autocast(), whole_graphs_under_ddp():
+            return self.evaluation(caller(self.wrapped, self.model), self.model)
+
+    def save(self) -> None:
+        """Write a state, on all ranks."""
+        assert self.config.output is not None
+        tensors = {
+            name: {"value": value.detach(), "optimizer": self.optimizer.state.get(value, {}), "best": best.get(name)}
+            for best in (self.best.weights,)
+            for name, value in (*self.model.named_parameters(), *self.model.named_buffers())
+        }
+        own = {
+            "about": self.about,
+            "taken": self.taken,
+            "tokens": self.tokens,
+            "scheduler": self.scheduler.state_dict(),
+            "best": self.best.state(),
+            "position": vars(self.feed.position),
+            "generator": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        state.save(self.config.output, self.taken, tensors, own, self.ranks)
+
+    @torch.no_grad()
+    def restore(self, path: Any) -> None:
+        """Go on from a state that `save` wrote.
+
+        Raises:
+            ConfigError: it is of another run.
+        """
+        tensors, own = state.load(path, self.ranks, self.about)
+        for name, value in (*self.model.named_parameters(), *self.model.named_buffers()):
+            kept = tensors[name]
+            value.copy_(kept["value"])
+            if kept["optimizer"]:
+                self.optimizer.state[value] = {
+                    key: one.to(value.device) if one.dim() else one.clone() for key, one in kept["optimizer"].items()
+                }
+        self.taken, self.tokens = own["taken"], own["tokens"]
+        self.scheduler.load_state_dict(own["scheduler"])
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        best = {name: kept["best"] for name, kept in tensors.items() if kept["best"] is not None}
+        self.best.load(own["best"], best)
+        self.feed = Feed(self.data, self.device, Position(**own["position"]))
+        torch.set_rng_state(own["generator"])
+        if own["cuda"]:
+            torch.cuda.set_rng_state_all(own["cuda"])
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        with self._autocast():
+            said = self.teacher(batch) if self.teacher is not None else None
+            with whole_graphs_under_ddp():
+                logits = caller(self.wrapped, self.model)(batch)
+        if said is None:
+            return next_token_loss(logits, batch.targets)
+        return forward_kl(logits, said, batch.targets)
+
+    def _make_teacher(self, held_out: Iterable[Batch]) -> Teacher:
+        if self.config.teacher == "copy":
+            return FrozenTeacher(self.model)
+        folder = self.config.cache_folder
+        assert folder is not None
+        original = FrozenTeacher(self.model, copied=False)
+        about = {key: self.about[key] for key in ("model", "number of ranks")} | {"precision": self.config.precision}
+        cached = CachedTeacher(folder, about, self.config.top_k, self.ranks.rank)
+        generator = torch.get_rng_state()
+        with self._autocast():
+            cached.fill(itertools.chain(held_out, (as_batch(one, self.device) for one in self.data)), original)
+        torch.set_rng_state(generator)
+        self.ranks.barrier()
+        cached.look()
+        return cached
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def _without_sums(self) -> AbstractContextManager[Any]:
+        """Gradients of all but the last batch of a step stay on their rank."""
+        no_sync: Callable[[], AbstractContextManager[Any]] | None = getattr(self.wrapped, "no_sync", None)
+        return no_sync() if no_sync is not None else nullcontext()

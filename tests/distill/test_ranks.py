@@ -1,0 +1,113 @@
+"""Distillation on two ranks is that of one process with the data of both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from farskip_compile import ConfigError, load_manifest
+from farskip_compile.distill import self_distill
+from farskip_compile.distill.ranks import Ranks
+from farskip_compile.models import ParallelConfig
+from tests.compare import relative_difference
+from tests.distill.common import EAGER, batches, small, weights
+from tests.distributed.ranks import run_ranks
+
+DATA, HELD_OUT = batches(6), batches(2, seed=7)
+OPTIONS = {
+    "steps": 4, "learning_rate": 1e-3, "options": EAGER, "evaluate_every": 2, "clip": 0.5, "patience": None,
+    "progress": False, "save_every": 2,
+}  # fmt: skip
+
+
+def on_rank(rank, world_size, folder, parallel):
+    """Each rank has every second batch; the second time, the first two steps are those of an earlier run."""
+
+    def make():
+        group = ParallelConfig(ep_group=dist.group.WORLD, ep_mode="dropless") if parallel == "ep" else None
+        return small(parallel=group)
+
+    options = {**OPTIONS, "held_out": HELD_OUT[rank : rank + 1]}
+    data = [ids[: 1 if rank else 2] for ids in DATA[rank::world_size]]  # not the same number of tokens on each rank
+    model = make()
+    done = self_distill(model, data, output=f"{folder}/whole", **options)
+
+    class Short(list):
+        def __iter__(self):
+            yield from self[:2]
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        self_distill(make(), Short(data), output=f"{folder}/parts", **options)
+    again = make()
+    self_distill(again, data, output=f"{folder}/parts", **options)
+    same = all(torch.equal(value, weights(again)[name]) for name, value in weights(model).items())
+    return weights(model), done.before, done.after, done.tokens, sorted(Ranks(model).parts), same
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "ep"])
+def test_two_ranks_are_one_process_with_all_data(parallel, tmp_path):
+    results = run_ranks(on_rank, 2, str(tmp_path), parallel, timeout=240.0)
+    whole = small()
+
+    class Both:
+        """The targets of both ranks in one batch, of which one rank's second row is none."""
+
+        def __iter__(self):
+            for first, second in zip(DATA[::2], DATA[1::2], strict=True):
+                yield {"input_ids": torch.cat([first, second[:1]])}
+
+    held_out = [torch.cat(HELD_OUT)]
+    done = self_distill(
+        whole, Both(), held_out=held_out, **{name: v for name, v in OPTIONS.items() if name != "save_every"}
+    )
+    expected = weights(whole)
+    experts = {name for name in expected if ".experts." in name}
+    for rank, (found, before, after, tokens, parts, same) in enumerate(results):
+        assert same, "resumed"
+        assert set(parts) == (experts if parallel == "ep" else set())
+        assert tokens == done.tokens
+        assert before.kl == pytest.approx(done.before.kl, rel=1e-9)
+        assert after.kl == pytest.approx(done.after.kl, rel=1e-6)
+        for name, value in found.items():
+            wanted = expected[name]
+            if name in parts:
+                wanted = wanted.chunk(2)[rank]
+            assert relative_difference(value, wanted) < 1e-6, name
+    manifest = load_manifest(Path(tmp_path) / "whole" / "model")
+    assert (manifest.fingerprint is None) == (parallel == "ep")
+    files = sorted(path.name for path in (tmp_path / "whole" / "model").iterdir())
+    if parallel == "ep":
+        assert files == ["farskip.json", *(f"model-rank-0000{rank}-of-00002.safetensors" for rank in (0, 1))]
+    else:
+        assert files == ["farskip.json", "model.safetensors"]
+
+
+class Parts(nn.Module):
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.experts = nn.Linear(3, 3)
+        self.router = nn.Linear(3, 3)
+        with torch.no_grad():
+            self.router.weight.fill_(0.5)
+            self.router.bias.zero_()
+            self.experts.weight.fill_(0.1).diagonal().fill_(1.0 + rank)
+            self.experts.bias.zero_()
+
+
+def what_is_a_part(rank, world_size):
+    model = Parts(rank)
+    with pytest.raises(ConfigError, match=r"experts\.bias is one number"):
+        Ranks(model)
+    told = Ranks(model, lambda name, _: name.startswith("experts."))
+    assert told.parts == {"experts.weight", "experts.bias"}
+    model.experts.bias.data[0] = float(rank)
+    return Ranks(model).parts
+
+
+def test_a_bias_of_zeros_beside_parts_must_be_told():
+    assert run_ranks(what_is_a_part, 2) == [{"experts.weight", "experts.bias"}] * 2
