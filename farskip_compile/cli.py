@@ -19,6 +19,7 @@ from rich.console import Console
 
 from farskip_compile import render_text
 from farskip_compile.cli_calibrate import calibrate_command
+from farskip_compile.cli_distill import distill_command
 from farskip_compile.cli_manifest import manifest_command
 from farskip_compile.cli_model import MODEL_HELP, Wish, layer_range, load_model
 from farskip_compile.cli_overlap import overlap_command
@@ -38,6 +39,7 @@ app.command("overlap")(overlap_command)
 app.command("zoo")(zoo_command)
 app.command("calibrate")(calibrate_command)
 app.command("manifest")(manifest_command)
+app.command("distill")(distill_command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -119,6 +119,9 @@ class Feed:
 
     def _begin(self) -> None:
         self.position.generator, self.position.taken = torch.get_rng_state(), 0
+        for one in (self.data, getattr(self.data, "sampler", None)):  # torch.utils.data.DistributedSampler
+            if callable(set_epoch := getattr(one, "set_epoch", None)):
+                set_epoch(self.position.epoch)
         self._batches = iter(self.data)
 
     def _next_or_none(self) -> Any:

@@ -1,0 +1,157 @@
+"""`farskip distill CONFIG`: a model of transformers, text files, a tokenizer; and what a file can get wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+pytest.importorskip("transformers")
+pytest.importorskip("datasets")
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+import farskip_compile
+from farskip_compile import ConfigError
+from farskip_compile.cli import app
+from farskip_compile.distill import text_batches
+from farskip_compile.distill.job import read_job
+from farskip_compile.models.transformers_form import TransformersFarSkipForm, tiny_deepseek_v3
+
+TEXT = Path(__file__).parents[2].joinpath("README.md").read_text()
+JOB = """
+model = "checkpoint"
+[data]
+train = ["train-*.txt"]
+held_out = "held.txt"
+sequence_length = 16
+batch_size = 4
+held_out_sequences = 8
+[distill]
+steps = 30
+learning_rate = 3e-3
+evaluate_every = 15
+output = "healed"
+tensorboard = true
+options = { inner = "eager" }
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Text, a tokenizer that was trained on it, and a small DeepSeek-V3 that says something."""
+    path = tmp_path_factory.mktemp("job")
+    (path / "train-1.txt").write_text(TEXT[:3000])
+    (path / "train-2.txt").write_text(TEXT[3000:-1500])
+    (path / "held.txt").write_text(TEXT[-1500:])
+    (path / "job.toml").write_text(JOB)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    model = tiny_deepseek_v3(2)
+    trainer = trainers.BpeTrainer(vocab_size=model.config.vocab_size, special_tokens=["<end>"])
+    tokenizer.train([str(path / "train-1.txt")], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(path / "checkpoint")
+    with torch.no_grad():
+        for value in model.parameters():
+            value.mul_(4.0 if value.dim() > 1 else 1.0)
+    model.save_pretrained(path / "checkpoint")
+    return path
+
+
+class Board:
+    """Stands for tensorboard's writer, which is not installed with the tests."""
+
+    told: list
+
+    def __init__(self, folder, purge_step):
+        type(self).told = []
+        self.about = (folder, purge_step)
+
+    def add_scalar(self, name, value, step):
+        self.told.append((name, value, step))
+
+    def close(self):
+        self.told.append("closed")
+
+
+def test_a_checkpoint_is_healed(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Board))
+    done = CliRunner().invoke(app, ["distill", str(folder / "job.toml"), "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout[done.stdout.index("{") :])
+    checkpoint = folder / "healed" / "model"
+    assert told["checkpoint"] == str(checkpoint)
+    assert told["steps"] == 30
+    original = AutoModelForCausalLM.from_pretrained(folder / "checkpoint")
+    healed = AutoModelForCausalLM.from_pretrained(checkpoint)  # with its tokenizer and its manifest
+    held_out = torch.cat(list(read_job(folder / "job.toml").held_out))
+    assert held_out.shape == (8, 16)
+    with torch.no_grad():
+        p = original(held_out).logits[:, :-1].log_softmax(-1)
+        for model, key in ((original, "before"), (healed, "after")):
+            q = TransformersFarSkipForm(model)(held_out)[:, :-1].log_softmax(-1)
+            kl = (p.exp() * (p - q)).sum(-1).mean().item()
+            assert told[key]["held_out_kl"] == pytest.approx(kl, rel=1e-4)
+    assert told["after"]["held_out_kl"] < 0.9 * told["before"]["held_out_kl"]
+    manifest = farskip_compile.load_manifest(checkpoint)
+    assert farskip_compile.load_manifest(checkpoint / "config.json") == manifest
+    function = torch.compile(
+        healed, backend="farskip", fullgraph=True, options={"manifest": manifest, "inner": "eager"}
+    )
+    with torch.no_grad():
+        assert torch.equal(function(held_out).logits, TransformersFarSkipForm(healed)(held_out))
+    assert ("held_out_kl", told["before"]["held_out_kl"], 0) in Board.told
+    assert [one for one in Board.told if one[0] == "learning_rate"][-1][2] == 30
+    assert Board.told[-1] == "closed"
+
+
+def test_text_is_cut_into_sequences_and_shuffled(folder):
+    tokenizer = read_job(folder / "job.toml").tokenizer
+    files = sorted(folder.glob("train-*.txt"))
+    whole = [token for file in files for token in [*tokenizer(file.read_text())["input_ids"], tokenizer.eos_token_id]]
+    inputs = {"sequence_length": 16, "batch_size": 4}
+    in_order = torch.cat(list(text_batches(files, tokenizer, shuffle=False, **inputs)))
+    assert in_order.flatten().tolist() == whole[: in_order.numel()]
+    assert len(whole) - in_order.numel() < 16 * 4
+    loader = text_batches(files, tokenizer, **inputs)
+    first, second = (torch.cat(list(loader)) for _ in range(2))
+    assert not torch.equal(first, second)
+    sequences = {tuple(row) for row in torch.tensor(whole[: len(whole) // 16 * 16]).view(-1, 16).tolist()}
+    assert {tuple(row) for row in first.tolist()} <= sequences
+    with pytest.raises(ConfigError, match="less than one batch"):
+        text_batches(files, tokenizer, sequence_length=100_000, batch_size=4)
+    with pytest.raises(ConfigError, match="there is no file"):
+        text_batches([folder / "nothing.txt"], tokenizer, **inputs)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("model =", "modell =", "did you mean model?"),
+        ('"checkpoint"', '"chekpoint"', "unknown model"),
+        ("train-*.txt", "none-*.txt", "data.train matches no file"),
+        ("batch_size = 4", "batch_size = 0", "data.batch_size=0 is no count"),
+        ("batch_size = 4", "", "no data.batch_size"),
+        ("sequence_length", "sequence_lenght", "did you mean data.sequence_length?"),
+        ("steps = 30", "stepps = 30", "did you mean 'steps'"),
+        ('output = "healed"', "", "TensorBoard needs a folder"),
+        ('output = "healed"\ntensorboard = true', "", "has no distill.output"),
+        ("[data]", "[data", "can't read"),
+        ("steps = 30", "connectivity = 'half'", "connectivity='half'"),
+        ("[data]", "dtype = 'int64'\n[data]", "dtype='int64' is none"),
+    ],
+)
+def test_what_a_file_can_get_wrong(folder, old, new, words):
+    job = folder / "wrong.toml"
+    assert old in JOB
+    job.write_text(JOB.replace(old, new))
+    done = CliRunner().invoke(app, ["distill", str(job)])
+    assert done.exit_code == 2
+    assert words in " ".join(done.stderr.replace("│", " ").split())
+    assert "Traceback" not in done.stderr
