@@ -62,7 +62,7 @@ def text_batches(
         whole = len(tokens) // sequence_length * sequence_length
         return {"input_ids": [tokens[at : at + sequence_length] for at in range(0, whole, sequence_length)]}
 
-    sequences = lines.map(cut, batched=True, batch_size=None, remove_columns=lines.column_names)
+    sequences: Any = lines.map(cut, batched=True, batch_size=None, remove_columns=lines.column_names)
     if limit is not None:
         sequences = sequences.select(range(min(limit, len(sequences))))
     world = world_group()
@@ -75,11 +75,11 @@ def text_batches(
         )
     sampler: Sampler[int]
     if ranks > 1:
-        sampler = DistributedSampler(sequences, shuffle=shuffle, drop_last=True)  # type: ignore[arg-type]
+        sampler = DistributedSampler(sequences, shuffle=shuffle, drop_last=True)
     else:
-        sampler = RandomSampler(sequences) if shuffle else SequentialSampler(sequences)  # type: ignore[arg-type]
+        sampler = RandomSampler(sequences) if shuffle else SequentialSampler(sequences)
     return DataLoader(
-        sequences.with_format("torch"),  # type: ignore[arg-type]
+        sequences.with_format("torch"),
         batch_size=batch_size,
         sampler=sampler,
         drop_last=True,
