@@ -1,0 +1,41 @@
+"""The ATen graphs that AOTAutograd makes of a graph of Dynamo, without a compiler behind it; a part of `_compat`.
+
+Checked by running on torch 2.13.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import fx
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch import config as functorch_config
+
+from farskip_compile._compat.names import EAGER_BACKWARD
+
+__all__ = ["aten_graphs"]
+
+
+def aten_graphs(module: fx.GraphModule, inputs: Sequence[Any]) -> list[tuple[str, fx.Graph]]:
+    """Phase (`forward`, `backward` or `inference`) and graph; a backward graph only where gradients are enabled.
+
+    Args:
+        module: from Dynamo; it may be used up.
+        inputs: its fake inputs.
+    """
+    found: list[tuple[str, fx.Graph]] = []
+
+    def keep(phase: str) -> Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]:
+        def compiler(graph: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+            found.append((phase, graph.graph))
+            return graph.forward
+
+        return compiler
+
+    compiler = aot_autograd(
+        fw_compiler=keep("forward"), bw_compiler=keep("backward"), inference_compiler=keep("inference")
+    )
+    with functorch_config.patch({EAGER_BACKWARD: True}):
+        compiler(module, inputs)
+    return found

@@ -1,0 +1,32 @@
+"""Convert only what pays: which rows of a model to rewire (arXiv 2511.11505, section 5.1, converts the last layers).
+
+    damage     what each row does to held-out text when it is rewired alone (`variants`: one capture, many wishes)
+    exposure   how much communication a connectivity leaves exposed, by the cost model
+    choose     the rows that hide most for their damage
+    front      both together: `find_front`
+
+    damage = measure_damage(model, held_out)
+    with fake_ranks(8):
+        front = find_front(parallel_model, inputs, damage, config=FarSkipConfig(profile="h100"))
+    point = front.for_share(0.8)
+    manifest = describe(model, ids, connectivity=connectivity_of(damage, point))
+
+Healing comes afterwards: `farskip_compile.distill`.
+"""
+
+from farskip_compile.plan.choose import Front, Point
+from farskip_compile.plan.damage import Damage, RowDamage, measure_damage
+from farskip_compile.plan.exposure import Exposure, with_estimates
+from farskip_compile.plan.front import connectivity_of, find_front
+
+__all__ = [
+    "Damage",
+    "Exposure",
+    "Front",
+    "Point",
+    "RowDamage",
+    "connectivity_of",
+    "find_front",
+    "measure_damage",
+    "with_estimates",
+]

@@ -1,0 +1,130 @@
+"""How much communication a connectivity leaves exposed, by estimate.
+
+In:    a model on ranks (real ones, or `farskip_compile.testing.fake_ranks`), example inputs, connectivities.
+Out:   for each an `Exposure`: seconds of collectives, and of these the seconds in which nothing is computed, in the
+       order that the scheduler would choose with the given hardware profile; forward and, if asked, backward.
+Never: runs or compiles anything: one capture by Dynamo, and for each connectivity the ATen graphs of the rewired graph
+       and one search for an order. Fused kernels are not known here, so that compute counts as operators do: what a
+       compile reports afterwards (`last_schedules`) is nearer to the truth.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import fx, nn
+
+from farskip_compile._compat.aot import aten_graphs
+from farskip_compile._compat.distributed import world_group
+from farskip_compile.config import FarSkipConfig
+from farskip_compile.costs.estimates import Estimates
+from farskip_compile.errors import ConfigError
+from farskip_compile.overlap_passes import Plan, make_plan
+from farskip_compile.passes.collectives import normalize_collectives
+from farskip_compile.passes.connectivity import Connectivity, LayerRange
+from farskip_compile.passes.schedule_graph import schedule_graph
+from farskip_compile.pipeline import run
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """Of one call, or one training step, on one rank; estimates in seconds."""
+
+    communication: float
+    exposed: float
+    compute: float
+
+    @property
+    def hidden(self) -> float:
+        """Part of the communication that runs beside compute; 0 where there is none."""
+        return 1.0 - self.exposed / self.communication if self.communication else 0.0
+
+
+class Estimate(Protocol):
+    """Estimates a connectivity, in a range of layers."""
+
+    def __call__(self, wish: Connectivity, layers: LayerRange = None) -> Exposure:
+        """See `with_estimates` for what it raises."""
+        ...
+
+
+T = TypeVar("T")
+
+
+class _Captured(BaseException):
+    """Ends the call once the graph is known."""
+
+
+def with_estimates(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    search: Callable[[Estimate], T],
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    config: FarSkipConfig | None = None,
+    backward: bool = False,
+) -> T:
+    """Call `search` with a function that estimates a connectivity, and return what it returns.
+
+    Args:
+        model: in parallel form; captured, not run.
+        args: example inputs of one rank.
+        search: may estimate as many connectivities as it likes, one after another.
+        kwargs: example inputs by name.
+        config: profile and limits of the scheduler.
+        backward: a training step instead of a call without gradients.
+
+    Raises:
+        ConfigError: there is no process group, or the model has no collectives.
+        FarSkipError: it can't be rewired as one of the wishes asks.
+    """
+    if world_group() is None:
+        raise ConfigError(
+            "torch.distributed is not initialised, so that there is no communication to estimate",
+            way_out="build the model within farskip_compile.testing.fake_ranks(8), or on real ranks",
+        )
+    base = config or FarSkipConfig()
+    found: list[T] = []
+
+    def receive(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        def estimate(wish: Connectivity, layers: LayerRange = None) -> Exposure:
+            one = replace(base, connectivity=wish, layers=layers, manifest=None)
+            rewired = fx.GraphModule(module, copy.deepcopy(module.graph))
+            run(rewired, one)
+            plan = make_plan(one, rewired)
+            assert plan is not None
+            exposure = _total(rewired, inputs, plan)
+            if not exposure.communication:
+                raise ConfigError(
+                    "the model has no collectives, so that nothing can be hidden",
+                    way_out="build the model in parallel form",
+                )
+            return exposure
+
+        found.append(search(estimate))
+        raise _Captured
+
+    torch.compiler.reset()
+    try:
+        with torch.set_grad_enabled(backward):
+            torch.compile(model, backend=receive, fullgraph=True)(*args, **(kwargs or {}))
+    except _Captured:
+        pass
+    finally:
+        torch.compiler.reset()
+    return found[0]
+
+
+def _total(module: fx.GraphModule, inputs: Sequence[Any], plan: Plan) -> Exposure:
+    communication = exposed = compute = 0.0
+    for _, graph in aten_graphs(module, inputs):
+        normalize_collectives(graph, {})
+        after = schedule_graph(graph, Estimates(graph, plan.profile, plan.imbalance), plan.limits).after
+        communication += after.communication
+        exposed += after.exposed
+        compute += after.compute
+    return Exposure(communication, exposed, compute)

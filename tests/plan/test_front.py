@@ -1,0 +1,68 @@
+"""Exposure by the cost model, and the front of a model on ranks that send nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from farskip_compile import ConfigError, ConnectivityError, FarSkipConfig, describe
+from farskip_compile.models import ParallelConfig
+from farskip_compile.plan import connectivity_of, find_front, measure_damage, with_estimates
+from farskip_compile.testing import fake_ranks
+from tests.distill.common import batches, small
+
+SIZES = {"layers": ("moe", "moe"), "hidden_size": 64, "moe_intermediate_size": 64}
+IDS = batches(1, size=4, length=64)[0]
+CONFIG = FarSkipConfig(profile="h100", memory_increase=1.0)  # of so small a model, 5 % is less than a buffer
+
+
+def parallel(**more):
+    return small(parallel=ParallelConfig(ep_group=dist.group.WORLD), **{**SIZES, **more})
+
+
+def test_rewired_rows_hide_communication():
+    """Rewired rows hide communication, which itself does not change."""
+    wishes = {"none": "none", "one": {"moe.1": ["a1"]}, "mlp": "mlp", "full": "full"}
+    with fake_ranks(8):
+        for backward in (False, True):
+            found = with_estimates(
+                parallel(),
+                (IDS,),
+                lambda estimate: {name: estimate(wish) for name, wish in wishes.items()},
+                config=CONFIG,
+                backward=backward,
+            )
+            times = {round(one.communication, 12) for one in found.values()}
+            assert len(times) == 1
+            assert found["full"].exposed <= found["mlp"].exposed <= found["one"].exposed < found["none"].exposed
+            assert 0.0 <= found["none"].hidden < found["full"].hidden <= 1.0
+
+
+def test_the_front_of_a_model():
+    damage = measure_damage(small(**SIZES), batches(1, seed=7))
+    with fake_ranks(8):
+        sets = []
+        front = find_front(parallel(), (IDS,), damage, config=CONFIG, told=sets.append)
+        assert len(sets) == len(set(sets))
+        assert {(), tuple(row.row for row in damage.rows)} <= set(sets)
+        point = front.for_share(0.8)
+        assert front.freed(point) >= 0.8
+        assert point.damage <= front.whole.damage
+        assert len(point.rows) < len(front.whole.rows)
+        wish = connectivity_of(damage, point)
+        again = with_estimates(parallel(), (IDS,), lambda estimate: estimate(wish), config=CONFIG)
+        assert again == point.exposure
+    assert describe(small(**SIZES), IDS, connectivity=wish).connectivity == wish
+
+
+def test_what_can_not_be_estimated():
+    damage = measure_damage(small(**SIZES), batches(1, seed=7))
+    with pytest.raises(ConfigError, match="not initialised"):
+        find_front(small(**SIZES), (IDS,), damage)
+    with fake_ranks(8):
+        with pytest.raises(ConfigError, match="no collectives"):
+            find_front(small(**SIZES), (IDS,), damage)
+        with pytest.raises(ConnectivityError):
+            find_front(parallel(layers=("moe",)), (IDS,), damage)
+    assert torch.distributed.is_initialized() is False
