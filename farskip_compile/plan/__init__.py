@@ -4,20 +4,21 @@
     exposure   how much communication a connectivity leaves exposed, by the cost model
     choose     the rows that hide most for their damage
     front      both together: `find_front`
+    render     the front as a table and as a picture
 
     damage = measure_damage(model, held_out)
     with fake_ranks(8):
         front = find_front(parallel_model, inputs, damage, config=FarSkipConfig(profile="h100"))
     point = front.for_share(0.8)
-    manifest = describe(model, ids, connectivity=connectivity_of(damage, point))
+    manifest = describe(model, ids, connectivity=connectivity_of(damage, point.rows))
 
 Healing comes afterwards: `farskip_compile.distill`.
 """
 
 from farskip_compile.plan.choose import Front, Point
-from farskip_compile.plan.damage import Damage, RowDamage, measure_damage
+from farskip_compile.plan.damage import Damage, RowDamage, connectivity_of, measure_damage, measure_together
 from farskip_compile.plan.exposure import Exposure, with_estimates
-from farskip_compile.plan.front import connectivity_of, find_front
+from farskip_compile.plan.front import find_front
 
 __all__ = [
     "Damage",
@@ -28,5 +29,6 @@ __all__ = [
     "connectivity_of",
     "find_front",
     "measure_damage",
+    "measure_together",
     "with_estimates",
 ]

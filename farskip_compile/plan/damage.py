@@ -21,7 +21,7 @@ from farskip_compile.distill.batches import Batch, as_batch
 from farskip_compile.distill.evaluate import Evaluation, HeldOut
 from farskip_compile.distill.ranks import Ranks
 from farskip_compile.distill.teacher import FrozenTeacher
-from farskip_compile.errors import ConfigError
+from farskip_compile.errors import ConfigError, ConnectivityError
 from farskip_compile.passes.connectivity import Connectivity, LayerRange
 from farskip_compile.plan.variants import Variants
 
@@ -74,11 +74,7 @@ def measure_damage(
         FarSkipError: the model can't be rewired to `connectivity`.
         ConfigError: there are no held-out batches.
     """
-    ranks = Ranks(model)
-    batches = [as_batch(one, ranks.device) for one in held_out]
-    if not batches:
-        raise ConfigError("there are no held-out batches", way_out="held_out=[...]: the damage is measured on them")
-    evaluation = Evaluation(batches, FrozenTeacher(model, copied=False), ranks)
+    evaluation = _evaluation(model, held_out)
     whole = Variants(model, {ALL: FarSkipConfig(connectivity=connectivity, layers=layers)})
     together = evaluation(lambda batch: whole.logits(ALL, batch), model)
     changed = [row for row in whole.reports[ALL].rows if row.left_out]
@@ -95,6 +91,43 @@ def measure_damage(
         tuple(RowDamage(row.name, row.layer, tuple(row.left_out), found[row.name]) for row in changed),
         together,
     )
+
+
+def measure_together(
+    model: nn.Module, held_out: Iterable[Any], damage: Damage, sets: Iterable[tuple[str, ...]]
+) -> dict[tuple[str, ...], HeldOut]:
+    """What sets of rows do to held-out text when each is rewired as a whole.
+
+    Args:
+        model: as in `measure_damage`.
+        held_out: batches.
+        damage: of the model.
+        sets: of its rows, such as those of the points of a `Front`.
+    """
+    evaluation = _evaluation(model, held_out)
+    wishes = {rows: FarSkipConfig(connectivity=connectivity_of(damage, rows) if rows else "none") for rows in sets}
+    variants = Variants(model, {" ".join(rows): one for rows, one in wishes.items()})
+    return {rows: evaluation(_under(variants, " ".join(rows)), model) for rows in wishes}
+
+
+def connectivity_of(damage: Damage, rows: Iterable[str]) -> Connectivity:
+    """The table that rewires just these rows.
+
+    Raises:
+        ConnectivityError: one of them is not a row of `damage`.
+    """
+    chosen, known = list(rows), {row.row: row.left_out for row in damage.rows}
+    if unknown := [row for row in chosen if row not in known]:
+        raise ConnectivityError(f"no damage is known of {unknown[0]}", way_out=f"one of {', '.join(known)}")
+    return {row: known[row] for row in known if row in chosen}
+
+
+def _evaluation(model: nn.Module, held_out: Iterable[Any]) -> Evaluation:
+    ranks = Ranks(model)
+    batches = [as_batch(one, ranks.device) for one in held_out]
+    if not batches:
+        raise ConfigError("there are no held-out batches", way_out="held_out=[...]: the damage is measured on them")
+    return Evaluation(batches, FrozenTeacher(model, copied=False), ranks)
 
 
 def _under(variants: Variants, name: str) -> Callable[[Batch], torch.Tensor]:

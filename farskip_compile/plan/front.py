@@ -1,7 +1,8 @@
 """The sets of rows of a model that pay: damage from held-out text, gain from the cost model.
 
 In:    the `Damage` of a model's rows, and the model in parallel form, on ranks or `fake_ranks`.
-Out:   a `Front`; the connectivity of one of its points, which `FarSkipConfig`, `self_distill` and `describe` take.
+Out:   a `Front`, from which a point is chosen; `connectivity_of(damage, point.rows)` is what `FarSkipConfig`,
+       `self_distill` and `describe` take.
 Never: takes rows of one model for those of another: the parallel model must have the same rows, by name.
 """
 
@@ -13,10 +14,8 @@ from typing import Any
 from torch import nn
 
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.errors import ConnectivityError
-from farskip_compile.passes.connectivity import Connectivity
-from farskip_compile.plan.choose import Front, Point, choose
-from farskip_compile.plan.damage import Damage
+from farskip_compile.plan.choose import Front, choose
+from farskip_compile.plan.damage import Damage, connectivity_of
 from farskip_compile.plan.exposure import Estimate, Exposure, with_estimates
 
 
@@ -54,16 +53,3 @@ def find_front(
         return choose({row.row: row.held_out.kl or 0.0 for row in damage.rows}, of)
 
     return with_estimates(model, args, search, kwargs=kwargs, config=config, backward=backward)
-
-
-def connectivity_of(damage: Damage, rows: tuple[str, ...] | Point) -> Connectivity:
-    """The table that rewires just these rows.
-
-    Raises:
-        ConnectivityError: one of them is not a row of `damage`.
-    """
-    chosen = rows.rows if isinstance(rows, Point) else rows
-    known = {row.row: row.left_out for row in damage.rows}
-    if unknown := [row for row in chosen if row not in known]:
-        raise ConnectivityError(f"no damage is known of {unknown[0]}", way_out=f"one of {', '.join(known)}")
-    return {row: known[row] for row in known if row in chosen}

@@ -7,7 +7,7 @@ import torch
 
 from farskip_compile import ConfigError, ConnectivityError, LayerRangeError, describe
 from farskip_compile.models import FarSkipForm
-from farskip_compile.plan import connectivity_of, measure_damage
+from farskip_compile.plan import connectivity_of, measure_damage, measure_together
 from tests.distill.common import EAGER, batches, small, weights
 
 HELD_OUT = batches(2, seed=7)
@@ -62,6 +62,15 @@ def test_rows_make_a_connectivity_that_a_manifest_takes(measured):
         assert torch.equal(compiled(HELD_OUT[0]), FarSkipForm(model, layers=(2, 2))(HELD_OUT[0]))
     with pytest.raises(ConnectivityError, match=r"no damage is known of moe\.7"):
         connectivity_of(damage, ("moe.7",))
+
+
+def test_sets_of_rows_as_a_whole(measured):
+    model, damage = measured
+    everything = tuple(row.row for row in damage.rows)
+    found = measure_together(model, HELD_OUT, damage, [(), ("moe.2", "attention.2"), everything])
+    assert found[()] == damage.original
+    assert found["moe.2", "attention.2"].kl == pytest.approx(kl(model, FarSkipForm(model, layers=(2, 2))), rel=1e-9)
+    assert found[everything] == damage.together
 
 
 def test_a_range_and_wrong_wishes():

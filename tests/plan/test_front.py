@@ -50,7 +50,7 @@ def test_the_front_of_a_model():
         assert front.freed(point) >= 0.8
         assert point.damage <= front.whole.damage
         assert len(point.rows) < len(front.whole.rows)
-        wish = connectivity_of(damage, point)
+        wish = connectivity_of(damage, point.rows)
         again = with_estimates(parallel(), (IDS,), lambda estimate: estimate(wish), config=CONFIG)
         assert again == point.exposure
     assert describe(small(**SIZES), IDS, connectivity=wish).connectivity == wish

@@ -1,0 +1,125 @@
+"""The front as a table in the terminal, and as a picture.
+
+Contract: from a `Front` alone, and what was measured of its sets, if it was. The table has a line for each set: what it
+hides, what it frees of what all rows free, its damage, and which rows came and went since the line before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.table import Table
+
+from farskip_compile.plan.choose import Front, Point
+
+INK, LINE, SUM, CHOSEN = "#1d2126", "#8a929b", "#0b3d91", "#d9480f"
+
+
+def front_table(
+    front: Front, chosen: Point | None = None, measured: Mapping[tuple[str, ...], float] | None = None
+) -> Table:
+    """For a terminal.
+
+    Args:
+        front: to be shown.
+        chosen: the set that is marked.
+        measured: KL of sets that were rewired together, nats per token.
+    """
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for name in ("hidden", "freed", "damage", *(["measured"] if measured else [])):
+        table.add_column(name, justify="right")
+    table.add_column("rows", overflow="fold")
+    before: frozenset[str] = frozenset()
+    for point in front.points:
+        kl = (measured or {}).get(point.rows)
+        table.add_row(
+            ">" if point == chosen else "",
+            f"{point.exposure.hidden:.1%}",
+            f"{front.freed(point):.0%}",
+            f"{point.damage:.3f}",
+            *([f"{kl:.3f}" if kl is not None else "-"] if measured else []),
+            _changes(point, before),
+        )
+        before = frozenset(point.rows)
+    return table
+
+
+def _changes(point: Point, before: frozenset[str]) -> str:
+    came = [f"+{row}" for row in point.rows if row not in before]
+    went = [f"-{row}" for row in sorted(before - {*point.rows})]
+    return " ".join((*came, *went)) or "none"
+
+
+def draw_front(
+    front: Front,
+    path: Path,
+    *,
+    chosen: Point | None = None,
+    measured: Mapping[tuple[str, ...], float] | None = None,
+    title: str = "",
+) -> None:
+    """Hidden communication over damage, as PNG.
+
+    Raises:
+        ImportError: there is no matplotlib.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.6), layout="constrained")
+    hidden = [100 * point.exposure.hidden for point in front.points]
+    axes.step(
+        [point.damage for point in front.points],
+        hidden,
+        where="post",
+        color=SUM,
+        marker="o",
+        label="sum of the rows' damages",
+    )
+    known = (
+        [
+            (measured[point.rows], 100 * point.exposure.hidden)
+            for point in front.points
+            if point.rows in (measured or {})
+        ]
+        if measured
+        else []
+    )
+    if known:
+        axes.plot(*zip(*known, strict=True), color=LINE, marker="s", linestyle="--", label="measured together")
+    if chosen is not None:
+        axes.plot(
+            [chosen.damage],
+            [100 * chosen.exposure.hidden],
+            "*",
+            color=CHOSEN,
+            markersize=17,
+            label=f"{len(chosen.rows)} of {len(front.whole.rows)} rows",
+            zorder=5,
+        )
+    axes.axhline(100 * front.whole.exposure.hidden, color=LINE, linewidth=1, linestyle=":")
+    axes.annotate(
+        "all rows",
+        (0, 100 * front.whole.exposure.hidden),
+        xytext=(3, -11),
+        textcoords="offset points",
+        color=INK,
+        fontsize=9,
+    )
+    axes.set_xlabel("damage before healing: KL to the original, nats per token")
+    axes.set_ylabel("communication hidden, % (estimate)")
+    axes.set_ylim(0, 104)
+    axes.set_xlim(left=0)
+    axes.grid(color="#e3e6ea", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if title:
+        axes.set_title(title, loc="left", fontsize=11)
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
