@@ -1,4 +1,4 @@
 """Parts of `benchmarks/distillation.py`: train small MoE models on real text, rewire them, heal them, compare.
 
-    texts      English text: a dictionary for training, short quotations as another domain; or what Python itself has
+texts      English text: a dictionary for training, short quotations as another domain; or what Python itself has
 """
