@@ -20,6 +20,7 @@ from farskip_compile.distill.batches import Batch
 from farskip_compile.distill.loss import TopLogits, agreement, forward_kl, next_token_loss
 from farskip_compile.distill.ranks import Ranks
 from farskip_compile.distill.teacher import Teacher, evaluating
+from farskip_compile.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,19 @@ class Evaluation:
         batches: on the model's device.
         teacher: None: only the loss is computed.
         ranks: of the run; each has held-out batches of its own, or the same.
+
+    Raises:
+        ConfigError: the ranks have different numbers of batches, so that an exchange of tokens would hang.
     """
 
     def __init__(self, batches: Sequence[Batch], teacher: Teacher | None, ranks: Ranks) -> None:
         self.batches, self.ranks = batches, ranks
+        total, squares = ranks.sum(len(batches), len(batches) ** 2)
+        if squares * ranks.size != total**2:
+            raise ConfigError(
+                f"this rank has {len(batches)} held-out batches, the {ranks.size} ranks together {total:.0f}",
+                way_out="equally many on each rank",
+            )
         self.said: list[torch.Tensor | TopLogits | None] = [
             teacher(batch) if teacher is not None else None for batch in batches
         ]

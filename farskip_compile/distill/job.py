@@ -16,6 +16,7 @@ Never: trains.
     held_out_sequences = 64             # that are used; left out: all
 
     [distill]                           # any option of DistillConfig
+    manifest = "plan.json"              # says connectivity and layers; or
     connectivity = "full"
     steps = 2000
     output = "healed"
@@ -37,6 +38,7 @@ from torch import nn
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.distill.texts import text_batches
 from farskip_compile.errors import ConfigError
+from farskip_compile.manifest import load_manifest
 from farskip_compile.model_source import load
 from farskip_compile.prepare import prepare
 
@@ -78,7 +80,14 @@ def read_job(path: Path) -> Job:
     for key in ("output", "teacher_cache"):
         if key in options:
             options[key] = path.parent / options[key]
-    if "layers" in options:
+    if "manifest" in options:
+        if clash := {"connectivity", "layers"} & {*options}:
+            raise ConfigError(
+                f"{path} has distill.manifest and distill.{min(clash)}", way_out="one of them: the manifest says both"
+            )
+        found = load_manifest(path.parent / options.pop("manifest"))
+        options |= {"connectivity": found.connectivity, "layers": found.layers}
+    if options.get("layers") is not None:
         options["layers"] = tuple(options["layers"])
     config = DistillConfig.from_mapping(options)
     model = _model(said["model"], path.parent, said.get("dtype"))

@@ -130,6 +130,17 @@ def test_text_is_cut_into_sequences_and_shuffled(folder):
         text_batches([folder / "nothing.txt"], tokenizer, **inputs)
 
 
+def test_a_manifest_says_connectivity_and_layers(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder / "checkpoint")
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    for name, wish in (("a", {"connectivity": "mlp", "layers": (1, 1)}), ("b", {"connectivity": {"moe.1": ["a1"]}})):
+        manifest = farskip_compile.describe(model, ids, **wish)
+        farskip_compile.save_manifest(manifest, folder / f"{name}.json")
+        (folder / f"{name}.toml").write_text(JOB.replace("steps = 30", f'manifest = "{name}.json"'))
+        config = read_job(folder / f"{name}.toml").config
+        assert (config.connectivity, config.layers) == (manifest.connectivity, manifest.layers)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
@@ -143,6 +154,8 @@ def test_text_is_cut_into_sequences_and_shuffled(folder):
         ('output = "healed"', "", "TensorBoard needs a folder"),
         ('output = "healed"\ntensorboard = true', "", "has no distill.output"),
         ("[data]", "[data", "can't read"),
+        ("steps = 30", 'manifest = "plan.json"', "can't read"),
+        ("steps = 30", 'manifest = "plan.json"\nconnectivity = "mlp"', "distill.manifest and distill.connectivity"),
         ("steps = 30", "connectivity = 'half'", "connectivity='half'"),
         ("[data]", "dtype = 'int64'\n[data]", "dtype='int64' is none"),
     ],

@@ -87,6 +87,15 @@ def test_two_ranks_are_one_process_with_all_data(parallel, tmp_path):
         assert files == ["farskip.json", "model.safetensors"]
 
 
+def uneven(rank, world_size):
+    with pytest.raises(ConfigError, match="held-out batches, the 2 ranks together 3"):
+        self_distill(small(), DATA, **{**OPTIONS, "held_out": HELD_OUT[: 1 + rank]})
+
+
+def test_ranks_with_different_numbers_of_held_out_batches_do_not_hang():
+    run_ranks(uneven, 2)
+
+
 class Parts(nn.Module):
     def __init__(self, rank: int) -> None:
         super().__init__()

@@ -1,0 +1,55 @@
+"""docs/conversion.md is true: its files and commands run as they stand, in their order, on a folder of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("datasets")
+
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "conversion.md").read_text()
+BLOCKS = dict(re.findall(r"^```\w+\n# (\S+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
+COMMANDS = re.findall(r"^    ((?:python|farskip) .*)$", PAGE, re.MULTILINE)
+
+
+def test_the_page_runs(tmp_path: Path) -> None:
+    for name, text in BLOCKS.items():
+        (tmp_path / name).write_text(text)
+    assert [command.split()[0:2] for command in COMMANDS] == [
+        ["python", "make_checkpoint.py"],
+        ["farskip", "explain"],
+        ["python", "choose.py"],
+        ["farskip", "distill"],
+        ["python", "use.py"],
+    ]
+    scripts = str(Path(sys.executable).parent)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{scripts}:{os.environ['PATH']}", "COLUMNS": "100"}
+    said = {}
+    for command in COMMANDS:
+        done = subprocess.run(
+            command.split(), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=400
+        )
+        assert done.returncode == 0, (command, done.stdout[-3000:], done.stderr[-3000:])
+        said[command] = done.stdout
+    shown, chosen, healed = (said[command] for command in COMMANDS[1:4])
+    assert "moe.3" in shown
+    (mark,) = [line for line in chosen.splitlines() if line.startswith(">")]
+    manifest = json.loads((tmp_path / "plan.json").read_text())
+    rows = [row["name"] for row in manifest["sub_blocks"] if row["left_out"]]
+    assert 0 < len(rows) < 6
+    assert int(mark.split("%")[1].split()[-1]) >= 80
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert "rewired" in healed
+    written = json.loads((tmp_path / "healed" / "model" / "config.json").read_text())["farskip"]
+    assert written["connectivity"] == manifest["connectivity"]
+    lines = [json.loads(line) for line in (tmp_path / "healed" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(41))
+    assert min(line["held_out_kl"] for line in lines[1:] if "held_out_kl" in line) < lines[0]["held_out_kl"]
+    assert said[COMMANDS[4]].startswith("The standard library")
