@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -62,9 +63,11 @@ def test_two_ranks_are_one_process_with_all_data(parallel, tmp_path):
                 yield {"input_ids": torch.cat([first, second[:1]])}
 
     held_out = [torch.cat(HELD_OUT)]
-    done = self_distill(
-        whole, Both(), held_out=held_out, **{name: v for name, v in OPTIONS.items() if name != "save_every"}
-    )
+    done = self_distill(whole, Both(), held_out=held_out, output=tmp_path / "one", **OPTIONS)
+    one, two = (told(tmp_path / folder / "metrics.jsonl") for folder in ("one", "whole"))
+    assert [line["step"] for line in two] == [0, 1, 2, 3, 4]
+    for line, other in zip(one, two, strict=True):  # the norm, too: what AdamW makes of a gradient has no scale
+        assert other == {name: pytest.approx(value, rel=1e-6) for name, value in line.items()}
     expected = weights(whole)
     experts = {name for name in expected if ".experts." in name}
     for rank, (found, before, after, tokens, parts, same) in enumerate(results):
@@ -94,6 +97,10 @@ def uneven(rank, world_size):
 
 def test_ranks_with_different_numbers_of_held_out_batches_do_not_hang():
     run_ranks(uneven, 2)
+
+
+def told(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 class Parts(nn.Module):
