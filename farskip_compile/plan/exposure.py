@@ -75,7 +75,7 @@ def with_estimates(
         args: example inputs of one rank.
         search: may estimate as many connectivities as it likes, one after another.
         kwargs: example inputs by name.
-        config: profile and limits of the scheduler.
+        config: profile and limits of the scheduler; what else it says does not matter.
         backward: a training step instead of a call without gradients.
 
     Raises:
@@ -92,7 +92,7 @@ def with_estimates(
 
     def receive(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         def estimate(wish: Connectivity, layers: LayerRange = None) -> Exposure:
-            one = replace(base, connectivity=wish, layers=layers, manifest=None)
+            one = replace(base, connectivity=wish, layers=layers, manifest=None, inner="inductor", schedule=True)
             rewired = fx.GraphModule(module, copy.deepcopy(module.graph))
             run(rewired, one)
             plan = make_plan(one, rewired)
