@@ -14,6 +14,9 @@ from torch import nn
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.errors import ConfigError
 
+FUSED = ("cpu", "cuda", "xpu")
+"""Devices for which torch has a fused AdamW."""
+
 
 def learning_rate_at(step: int, config: DistillConfig) -> float:
     """Part of the learning rate with which step `step`, counted from 0, is taken."""
@@ -39,5 +42,10 @@ def make_optimizer(
         {"params": [value for value in trained if value.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [value for value in trained if value.dim() < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], config.learning_rate, config.betas)
+    # one kernel for all of a group: without it the update holds temporaries as large as the parameters. It does not
+    # take DTensors beside other ones
+    fused = all(type(value) is nn.Parameter and value.device.type in FUSED for value in trained)
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]], config.learning_rate, config.betas, fused=fused
+    )
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_at(step, config))

@@ -160,7 +160,7 @@ class Run:
             value.copy_(kept["value"])
             if kept["optimizer"]:
                 self.optimizer.state[value] = {
-                    key: one.to(value.device) if one.dim() else one.clone() for key, one in kept["optimizer"].items()
+                    key: one.to(value.device) for key, one in kept["optimizer"].items()
                 }
         self.taken, self.tokens = own["taken"], own["tokens"]
         self.scheduler.load_state_dict(own["scheduler"])
