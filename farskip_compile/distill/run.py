@@ -159,9 +159,7 @@ class Run:
             kept = tensors[name]
             value.copy_(kept["value"])
             if kept["optimizer"]:
-                self.optimizer.state[value] = {
-                    key: one.to(value.device) for key, one in kept["optimizer"].items()
-                }
+                self.optimizer.state[value] = {key: one.to(value.device) for key, one in kept["optimizer"].items()}
         self.taken, self.tokens = own["taken"], own["tokens"]
         self.scheduler.load_state_dict(own["scheduler"])
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):

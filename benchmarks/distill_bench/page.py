@@ -1,0 +1,150 @@
+"""Writes docs/distillation.md from the file of results.
+
+Contract: everything on the page is from the file, so that it can be made anew without running anything (`--table`);
+`plot.py` draws the picture that it shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill_bench.results import FrontPoint, FrontResult, Result, Results, mean, spread
+from distill_bench.rows import FREED
+from distill_bench.targets import above, judge_targets
+
+INTRO = """\
+# Accuracy: measured
+
+Made by `benchmarks/distillation.py` from `{json}`; renew with `--table` (nothing is run then).
+
+Two models in the style of DeepSeek-V3 (latent attention, first layer dense, shared experts) and of Qwen3-MoE (no shared
+experts), unmodified ones of transformers, are trained on a dictionary of English (Debian's `dict-gcide`). The trained
+original is the *teacher*; every other row has FarSkip connectivity.
+
+- **loss**: cross-entropy on held-out text of the same source, nats per token, and by how much it is above the
+  teacher's; **other domain** the same on quotations (Debian's `fortunes`). **KL** is from the teacher, **top-1** how
+  often both find the same token most probable, both on held-out text.
+- **load**: tokens of the fullest expert over the mean, mean over the MoE layers; **moved**: part of the routed tokens
+  that are with another expert than the teacher's, as far as the loads tell. No loss balances the load here.
+- **tokens**: from which the row has learnt, behind the teacher's own where it starts from the teacher; evaluations do
+  not count. The best weights are chosen by other held-out text than the rows are judged by.
+- Rows of several seeds: mean and, behind ±, half of the largest difference. A seed decides the order of the text, and
+  from scratch the first weights. There is one teacher for each model.
+
+Healing is `farskip_compile.distill.self_distill` with the options that the rows name, the rest as in
+`benchmarks/distill_bench/scale.py`: AdamW, cosine, {heal}.
+"""
+
+
+def write_page(results: Results, path: Path, json: Path, picture: Path | None) -> None:
+    """Replace the page."""
+    parts = [INTRO.format(json=json.name, heal=results.facts["healing"])]
+    parts.append("".join(f"- {name}: {value}\n" for name, value in results.facts.items() if name != "healing"))
+    parts.append(_targets(results))
+    if picture is not None:
+        parts.append(f"![Held-out loss of every row]({picture.name})\n")
+    for model in results.models():
+        rows = results.of(model)
+        parts.append(f"## {model}\n")
+        parts.append(_curve(rows["teacher"][0]))
+        parts.append(_table(rows))
+        if (front := results.front(model)) is not None:
+            parts.append(_front(front))
+        parts.append(_samples(rows))
+    path.write_text("\n".join(part.rstrip() + "\n" for part in parts))
+
+
+def _targets(results: Results) -> str:
+    lines = ["| target | |", "|---|---|"]
+    for one in judge_targets(results):
+        lines.append(f"| {one.model}: {one.text} | {'met' if one.met else '**missed**'}: {one.found} |")
+    return "\n".join(lines) + "\n"
+
+
+def _curve(teacher: Result) -> str:
+    """Whether the teacher is on a plateau."""
+    (_, before, _), (_, last, _) = teacher.history[-2:]
+    return (
+        f"{teacher.parameters / 1e6:.2f} million parameters; the teacher saw {_tokens(teacher.tokens)} tokens, and its "
+        f"held-out loss fell by {before - last:.4f} in the last {teacher.history[-1][0] - teacher.history[-2][0]} of "
+        f"{teacher.steps} steps.\n"
+    )
+
+
+def _table(rows: dict[str, list[Result]]) -> str:
+    teacher = rows["teacher"]
+    lines = [
+        "| row | sub-blocks rewired | loss | above teacher | KL | top-1 | other domain | load | moved | tokens |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for label, found in rows.items():
+        cells = [
+            label,
+            str(found[0].rewired),
+            _several(found, "loss", 3),
+            "" if label == "teacher" else f"{above(found, teacher):+.2%}",
+            _several(found, "kl", 4),
+            f"{mean(found, lambda one: one.judged['held_out'].top1):.1%}",
+            "" if label == "teacher" else f"{above(found, teacher, 'other_domain'):+.2%}",
+            f"{mean(found, lambda one: one.fullest):.2f}",
+            f"{mean(found, lambda one: one.moved):.1%}",
+            _tokens(mean(found, lambda one: one.tokens)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _several(rows: Sequence[Result], name: str, digits: int) -> str:
+    text = f"{mean(rows, lambda one: getattr(one.judged['held_out'], name)):.{digits}f}"
+    if len(rows) > 1:
+        text += f" ± {spread(rows, lambda one: getattr(one.judged['held_out'], name)) / 2:.{digits}f}"
+    return text
+
+
+def _tokens(count: float) -> str:
+    return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.0f} k" if count else "0"
+
+
+def _front(front: FrontResult) -> str:
+    plan = front.plan
+    lines = [
+        "The plan. Damage is the KL to the teacher before any healing, on the text by which weights are chosen; hidden "
+        "communication is an estimate for H100s, experts over 32 ranks, at widths of real models "
+        f"(`distill_bench/planning.py`, {front.estimates} estimates). `>` is the choice: {FREED:.0%} of what all "
+        f"sub-blocks free, for the least damage. It rewires {len(plan.rows)} of {len(front.whole.rows)}: "
+        f"{', '.join(plan.rows)}.\n",
+        "| | sub-blocks | hidden | freed | damage, summed | measured together |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for number, point in enumerate(front.points):
+        lines.append(_point(">" if number == front.chosen else "", point))
+    if front.whole.rows != front.points[-1].rows:
+        lines.append(_point("all", front.whole))
+    worst = sorted(front.damages.items(), key=lambda one: -one[1])
+    alone = ", ".join(f"{name} {kl:.4f}" for name, kl in worst)
+    lines.append(f"\nEach sub-block alone, KL: {alone}.")
+    return "\n".join(lines) + "\n"
+
+
+def _point(mark: str, point: FrontPoint) -> str:
+    return (
+        f"| {mark} | {len(point.rows)} | {point.hidden:.0%} | {point.freed:.0%} | {point.damage:.4f} | "
+        f"{point.measured:.4f} |"
+    )
+
+
+def _samples(rows: dict[str, list[Result]]) -> str:
+    lines = ["How they go on, the most probable token each time (`model.generate`, with a cache):\n"]
+    told = {label: found[0].samples for label, found in rows.items() if found[0].samples}
+    if not told:
+        return ""
+    for number, (prompt, _) in enumerate(next(iter(told.values()))):
+        lines.append(f"> {_line(prompt)}\n")
+        lines += [f"- {label}: {_line(samples[number][1])}" for label, samples in told.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _line(text: str) -> str:
+    return "`" + " ".join(text.split()).replace("`", "'") + "`"

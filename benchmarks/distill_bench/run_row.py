@@ -1,0 +1,135 @@
+"""One row, from its start to its result on disk.
+
+In:    a row, a scale and the folder of the experiment, in which the rows that it needs are done.
+Out:   `folder/rows/<row>/result.json`, and the trained weights in `folder/rows/<row>/model`.
+Never: the same weights chosen and judged by the same text. A row that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from distill_bench.architectures import new_model, parameters
+from distill_bench.judge import judge
+from distill_bench.planning import find_plan
+from distill_bench.results import FILE, FrontResult, Result, digest_of, kept, write_json
+from distill_bench.rows import Row
+from distill_bench.samples import continue_prompts
+from distill_bench.scale import Scale
+from distill_bench.text_data import TextData, text_data
+from farskip_compile import prepare
+from farskip_compile.config import FarSkipConfig
+from farskip_compile.distill import DistillConfig, self_distill
+from farskip_compile.distill.main import CHECKPOINT
+
+ROWS = "rows"
+ABOUT = "row.txt"
+"""Which row at which scale the states in a folder are of."""
+
+
+def run_row(folder: Path, row: Row, scale: Scale) -> Result | FrontResult:
+    """The row's result; taken from disk if it is there.
+
+    Raises:
+        NoText: there is no text.
+        FarSkipError: the model can't be rewired or trained as asked.
+    """
+    rows = folder / ROWS
+    if (found := kept(rows, row, scale)) is not None:
+        return found
+    own = rows / row.key
+    _clear_if_other(own, digest_of(row, scale))
+    data = text_data(folder, scale)
+    result = (
+        find_plan(row, scale, teacher_of(rows, row), data)
+        if row.kind == "front"
+        else _trained_and_judged(rows, row, scale, data)
+    )
+    write_json(own / FILE, result.to_json())
+    return result
+
+
+def teacher_of(rows: Path, row: Row) -> Any:
+    """The trained original of the row's model."""
+    return load(rows / f"{row.model}-teacher" / CHECKPOINT)
+
+
+def load(checkpoint: Path) -> Any:
+    """A model from its checkpoint, prepared for capture."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    prepare(model)
+    return model
+
+
+def _trained_and_judged(rows: Path, row: Row, scale: Scale, data: TextData) -> Result:
+    started = time.perf_counter()
+    own = rows / row.key
+    model = new_model(row.model, scale, row.seed) if row.kind in ("teacher", "scratch") else teacher_of(rows, row)
+    wish = _wish(rows, row, scale)
+    config = FarSkipConfig(connectivity=wish, layers=row.layers, inner="eager")
+    steps = best = tokens = 0
+    history: list[tuple[int, float, float | None]] = []
+    if row.learns != "nothing":
+        done = self_distill(model, data.train, _configuration(row, scale, config, own), held_out=data.chosen_by)
+        steps, best, tokens = done.steps, done.best_step, done.tokens
+        history = [(step, one.loss, one.kl) for step, one in done.history]
+    teacher = model if row.kind == "teacher" else teacher_of(rows, row)
+    judged = judge(model, config, teacher, data.judged_by)
+    wants_samples = row.connectivity in ("full", "none") and row.layers is None and row.seed == scale.seeds[0]
+    samples = continue_prompts(model, config, data, scale.new_tokens) if wants_samples else []
+    return Result(
+        row=row,
+        digest=digest_of(row, scale),
+        judged=judged.sources,
+        fullest=judged.fullest,
+        moved=judged.moved,
+        rewired=judged.rewired,
+        steps=steps,
+        best_step=best,
+        tokens=tokens,
+        seconds=time.perf_counter() - started,
+        parameters=parameters(model),
+        history=history,
+        samples=samples,
+    )
+
+
+def _wish(rows: Path, row: Row, scale: Scale) -> Any:
+    if row.connectivity != "plan":
+        return row.connectivity
+    front = kept(rows, Row(row.model, "front", "front", "nothing", needs=("teacher",)), scale)
+    assert isinstance(front, FrontResult)
+    return front.connectivity
+
+
+def _configuration(row: Row, scale: Scale, config: FarSkipConfig, output: Path) -> DistillConfig:
+    heals = row.kind == "healed"
+    steps = scale.heal_steps() if heals else scale.steps
+    return DistillConfig(
+        connectivity=config.connectivity,
+        layers=config.layers,
+        options={"inner": config.inner},
+        objective="kl" if row.learns == "teacher" else "next_token",
+        steps=steps,
+        learning_rate=scale.heal_learning_rate if heals else scale.learning_rate,
+        warm_up_steps=scale.warm_up(steps),
+        weight_decay=0.0 if heals else 0.05,
+        evaluate_every=scale.evaluate_every(steps),
+        save_every=scale.evaluate_every(steps),
+        seed=row.seed,
+        output=output,
+        progress=False,
+    )
+
+
+def _clear_if_other(folder: Path, digest: str) -> None:
+    about = folder / ABOUT
+    if folder.exists() and (not about.exists() or about.read_text() != digest):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    about.write_text(digest)

@@ -1,0 +1,124 @@
+"""What rewiring does to a trained model, and how much of it comes back: on real English text, on two cores.
+
+Usage: python benchmarks/distillation.py [--quick] [--models ...] [--folder FOLDER] [--json FILE] [--table]
+
+Two models of some million parameters, in the style of DeepSeek-V3 (shared experts) and Qwen3-MoE (none), unmodified
+ones of transformers, are trained on a dictionary of English. Then each row (`distill_bench/rows.py`) is rewired by our
+backend and healed by `farskip_compile.distill`: by KL to the teacher, or by the text alone; under each connectivity; in
+the last layers alone; by the plan's choice. Others are trained from scratch under `full`. All are judged on held-out
+text of the same source and of another one (`distill_bench/judge.py`).
+
+Rows run two at a time, one thread each. Every finished row is kept in --folder, teachers and other weights too, and is
+not run again; a row that was interrupted goes on from its last state. What is random has a seed. At the end
+docs/distillation.md and its picture are made from the results, unless they are other ones (--quick, --json); `--table`
+makes them anew and runs nothing. The last lines are the targets, met or missed by how much.
+
+Exit status: 0 if all targets are met; 1 if not, or a row failed; 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from compile_cost import machine, versions
+from distill_bench import scale as scales
+from distill_bench.architectures import MODELS
+from distill_bench.page import write_page
+from distill_bench.plot import write_plot
+from distill_bench.results import FrontResult, Result, ResultError, Results
+from distill_bench.rows import rows_of
+from distill_bench.targets import judge_targets
+from distill_bench.terminal import facts_text, row_text, targets_text
+from distill_bench.texts import NoText
+from distill_bench.workers import run_rows
+
+from farskip_compile.errors import FarSkipError
+
+OK, WRONG, USAGE = 0, 1, 2
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+JSON, PAGE, PICTURE = DOCS / "distillation.json", DOCS / "distillation.md", DOCS / "distillation.png"
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="smaller models, less text, one seed: 5 minutes")
+    parser.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)  # a few steps: does it run?
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="default: both")
+    parser.add_argument("--workers", type=int, default=2, help="rows at a time (default: 2)")
+    parser.add_argument("--folder", type=Path, default=ROOT / "out" / "distillation", help="texts, weights, results")
+    parser.add_argument("--json", type=Path, metavar="FILE", help=f"results (default: {JSON.name} in docs/)")
+    parser.add_argument("--table", action="store_true", help=f"only make {PAGE.name} and its picture from --json")
+    args = parser.parse_args(given)
+    args.scale = scales.SMOKE if args.smoke else scales.QUICK if args.quick else scales.WHOLE
+    args.folder /= args.scale.name
+    args.publish = args.scale is scales.WHOLE and args.json is None and set(args.models) == set(MODELS)
+    if args.json is None:
+        args.json = JSON if args.publish or args.table else args.folder / "results.json"
+    return args
+
+
+def main() -> int:
+    args = arguments()
+    try:
+        if args.table:
+            publish(Results.load(args.json))
+            return OK
+        return measure(args)
+    except ResultError as error:
+        print(f"distillation.py: {error}", file=sys.stderr)
+        return USAGE
+    except (FarSkipError, NoText) as error:
+        print(f"FAIL: {error}", file=sys.stderr)
+        return WRONG
+
+
+def measure(args: argparse.Namespace) -> int:
+    """All rows; then what was found."""
+    started = time.perf_counter()
+    facts = {
+        "machine": machine(),
+        "versions": versions(),
+        "command": " ".join(["python", *sys.argv]),
+        "healing": args.scale.healing(),
+    }
+    results = Results(facts, [], [])
+    print(facts_text(results))
+    rows = sorted((row for model in args.models for row in rows_of(model, args.scale)), key=lambda row: ORDER[row.kind])
+    print(f"rows: {len(rows)}, {args.workers} at a time", flush=True)
+    teachers: dict[str, Result] = {}
+    for found in run_rows(args.folder, rows, args.scale, args.workers):
+        if isinstance(found, FrontResult):
+            results.fronts.append(found)
+        else:
+            results.rows.append(found)
+            if found.row.kind == "teacher":
+                teachers[found.row.model] = found
+        print(row_text(found, teachers.get(found.row.model)), flush=True)
+    results.sort(rows)
+    facts["seconds"] = round(sum(one.seconds for one in (*results.rows, *results.fronts)) / args.workers)
+    results.write(args.json)
+    targets = judge_targets(results)
+    print(f"\n{time.perf_counter() - started:.0f} s in all\n{targets_text(targets)}")
+    if args.publish:
+        publish(results)
+    passed = all(target.met for target in targets)
+    print("PASS" if passed else "FAIL")
+    return OK if passed else WRONG
+
+
+ORDER = {"teacher": 0, "front": 1, "scratch": 2, "healed": 3, "unhealed": 4}
+"""The longest first: no core is idle at the end."""
+
+
+def publish(results: Results) -> None:
+    """The page, and its picture."""
+    write_plot(results, PICTURE)
+    write_page(results, PAGE, JSON, PICTURE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
