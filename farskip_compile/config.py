@@ -7,7 +7,6 @@ Contract: `FarSkipConfig` holds every option; `from_options` turns the dictionar
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from farskip_compile.errors import ConfigError
 from farskip_compile.manifest import Manifest, load_manifest, read_manifest
 from farskip_compile.passes.connectivity import Connectivity, Named
 from farskip_compile.passes.list_schedule import Limits
+from farskip_compile.wording import did_you_mean
 
 Inner = Literal["inductor", "aot_eager", "eager"]
 
@@ -214,10 +214,9 @@ class FarSkipConfig:
         known = [entry.name for entry in dataclasses.fields(cls)]
         for key in options or {}:
             if key not in known:
-                close = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known options: {', '.join(known)}"
-                inductor = ' Inductor\'s own options go into options={"inductor": {...}}.'
-                raise ConfigError(f"unknown option {key!r}", way_out=hint + inductor)
+                inductor = 'Inductor\'s own options go into options={"inductor": {...}}.'
+                hint = did_you_mean(str(key), known, f"known options: {', '.join(known)}", always=inductor)
+                raise ConfigError(f"unknown option {key!r}", way_out=hint)
         return cls(**dict(options or {}))
 
     def to_json(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ What the user's callable itself raises is passed on. The current directory is im
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import sys
@@ -20,6 +19,7 @@ from torch import nn
 
 from farskip_compile.errors import ConfigError
 from farskip_compile.models import MODELS, build
+from farskip_compile.wording import did_you_mean
 
 TRANSFORMERS = "transformers:"
 """What stands before the model type of a family of the zoo, which is built tiny and random."""
@@ -52,12 +52,9 @@ def load(name: str) -> Loaded:
     if name.startswith(TRANSFORMERS):
         return _from_zoo(name)
     if ":" not in name:
-        close = difflib.get_close_matches(name, built_in_names(), n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise ConfigError(
-            f"unknown model {name!r}",
-            way_out=f"{hint}one of {', '.join(built_in_names())}, or package.module:callable for a model of yours",
-        )
+        names = built_in_names()
+        always = f"one of {', '.join(names)}, or package.module:callable for a model of yours"
+        raise ConfigError(f"unknown model {name!r}", way_out=did_you_mean(name, names, always=always))
     return _from_callable(name, _attribute(name))
 
 
@@ -70,10 +67,9 @@ def _from_zoo(name: str) -> Loaded:
     families = {family.model_type: family for family in moe_families()}
     wanted = name.removeprefix(TRANSFORMERS)
     if wanted not in families:
-        close = difflib.get_close_matches(wanted, families, n=1)
         raise ConfigError(
             f"transformers has no MoE family {wanted!r}",
-            way_out=(f"did you mean {close[0]}? " if close else "") + "`farskip zoo --list` names all",
+            way_out=did_you_mean(wanted, families, always="`farskip zoo --list` names all"),
         )
     try:
         return _with_inputs(name, build_tiny(families[wanted]))
@@ -98,10 +94,7 @@ def _attribute(name: str) -> Any:
     for part in path.split("."):
         if not hasattr(found, part):
             public = [key for key in vars(found) if not key.startswith("_")] if hasattr(found, "__dict__") else []
-            close = difflib.get_close_matches(part, public, n=1)
-            raise ConfigError(
-                f"module {module_name!r} has no {path!r}", way_out=f"did you mean {close[0]!r}?" if close else ""
-            )
+            raise ConfigError(f"module {module_name!r} has no {path!r}", way_out=did_you_mean(part, public))
         found = getattr(found, part)
     return found
 

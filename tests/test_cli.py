@@ -65,7 +65,7 @@ def test_layers_are_passed_on():
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["deepsek_v3"], "did you mean deepseek_v3?"),
+        (["deepsek_v3"], "did you mean 'deepseek_v3'?"),
         (["nothing.here:build"], "there is no module 'nothing.here'"),
         (["tests.sample_models:denes"], "did you mean 'dense'?"),
         (["tests.sample_models:no_vocabulary"], "no example inputs can be made"),

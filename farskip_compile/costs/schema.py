@@ -8,12 +8,12 @@ data.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from farskip_compile.errors import ConfigError
+from farskip_compile.wording import did_you_mean
 
 T = TypeVar("T")
 
@@ -47,8 +47,7 @@ def decode(cls: type[T], data: object, *, origin: str, path: str = "") -> T:
     prefix = f"{path}." if path else ""
     for name in data:
         if name not in entries:
-            close = difflib.get_close_matches(str(name), entries, n=1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known fields: {', '.join(entries)}"
+            hint = did_you_mean(str(name), entries, f"known fields: {', '.join(entries)}", prefix=prefix)
             raise ConfigError(f"{origin}: unknown field {prefix}{name}", way_out=hint)
     values: dict[str, Any] = {}
     for name, entry in entries.items():

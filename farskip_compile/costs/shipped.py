@@ -5,7 +5,6 @@ Contract: reads package data only. A device that no profile knows gets a stand-i
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.errors import ConfigError
+from farskip_compile.wording import did_you_mean
 
 CPU = "cpu-gloo"
 STAND_INS = ((r"\b(AMD|Instinct|Radeon)\b", "mi300x"), (r"\bG?B[1-3]00\b|Blackwell", "b200"), (r"", "h100"))
@@ -40,11 +40,11 @@ def load_profile(name_or_path: str | Path) -> HardwareProfile:
         return HardwareProfile.from_json(json.loads(text), origin=f"hardware profile {name!r}")
     if name.endswith(".json") or Path(name).is_file():
         return HardwareProfile.load(name)
-    close = difflib.get_close_matches(name, profiles(), n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
     raise ConfigError(
         f"no hardware profile is called {name!r}",
-        way_out=f"{hint}shipped: {', '.join(profiles())}; or give the path of a .json file",
+        way_out=did_you_mean(
+            name, profiles(), always=f"shipped: {', '.join(profiles())}; or give the path of a .json file"
+        ),
     )
 
 

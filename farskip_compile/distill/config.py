@@ -7,7 +7,6 @@ decides the result: a run is resumed only with an equal one.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -19,6 +18,7 @@ from typing import Any, Literal, get_args
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError
 from farskip_compile.passes.connectivity import Connectivity, LayerRange
+from farskip_compile.wording import did_you_mean
 
 Objective = Literal["kl", "next_token"]
 Teacher = Literal["copy", "cache"]
@@ -159,11 +159,8 @@ class DistillConfig:
         known = [entry.name for entry in dataclasses.fields(cls)]
         for key in data:
             if key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
-                raise ConfigError(
-                    f"unknown option {key!r}",
-                    way_out=f"did you mean {close[0]!r}?" if close else f"known options: {', '.join(known)}",
-                )
+                hint = did_you_mean(key, known, f"known options: {', '.join(known)}")
+                raise ConfigError(f"unknown option {key!r}", way_out=hint)
         return cls(**data)
 
 

@@ -24,7 +24,6 @@ Never: trains.
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -41,6 +40,7 @@ from farskip_compile.errors import ConfigError
 from farskip_compile.manifest import load_manifest
 from farskip_compile.model_source import load
 from farskip_compile.prepare import prepare
+from farskip_compile.wording import did_you_mean
 
 KEYS = ("model", "tokenizer", "dtype", "data", "distill")
 DATA_KEYS = ("train", "held_out", "sequence_length", "batch_size", "held_out_sequences")
@@ -116,11 +116,8 @@ def read_job(path: Path) -> Job:
 def _known(table: Mapping[str, Any], keys: tuple[str, ...], prefix: str) -> None:
     for key in table:
         if key not in keys:
-            close = difflib.get_close_matches(key, keys, n=1)
-            raise ConfigError(
-                f"unknown key {prefix}{key}",
-                way_out=f"did you mean {prefix}{close[0]}?" if close else f"known keys: {', '.join(keys)}",
-            )
+            hint = did_you_mean(key, keys, f"known keys: {', '.join(keys)}", prefix=prefix)
+            raise ConfigError(f"unknown key {prefix}{key}", way_out=hint)
 
 
 def _count(data: Mapping[str, Any], key: str) -> int:

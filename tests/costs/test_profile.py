@@ -97,7 +97,7 @@ def broken(change: str, value: Any) -> dict[str, Any]:
     [
         ("schema", 3, "schema is 3"),
         ("schema", ..., "schema is None"),
-        ("memory_bandwith", 1.0, "unknown field memory_bandwith[^$]*did you mean memory_bandwidth"),
+        ("memory_bandwith", 1.0, "unknown field memory_bandwith[^$]*did you mean 'memory_bandwidth'"),
         ("intra_node.latency.all_two_all", 1.0, "unknown field intra_node.latency.all_two_all"),
         ("memory_bandwidth", ..., "memory_bandwidth is missing"),
         ("inter_node.efficiency.broadcast", ..., "inter_node.efficiency.broadcast is missing"),

@@ -144,12 +144,12 @@ def test_a_manifest_says_connectivity_and_layers(folder):
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("model =", "modell =", "did you mean model?"),
+        ("model =", "modell =", "did you mean 'model'?"),
         ('"checkpoint"', '"chekpoint"', "unknown model"),
         ("train-*.txt", "none-*.txt", "data.train matches no file"),
         ("batch_size = 4", "batch_size = 0", "data.batch_size=0 is no count"),
         ("batch_size = 4", "", "no data.batch_size"),
-        ("sequence_length", "sequence_lenght", "did you mean data.sequence_length?"),
+        ("sequence_length", "sequence_lenght", "did you mean 'data.sequence_length'?"),
         ("steps = 30", "stepps = 30", "did you mean 'steps'"),
         ('output = "healed"', "", "TensorBoard needs a folder"),
         ('output = "healed"\ntensorboard = true', "", "has no distill.output"),
