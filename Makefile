@@ -36,6 +36,7 @@ lint: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(PY) benchmarks/compile_cost.py
 	$(PY) benchmarks/overlap.py --quick
+	$(PY) benchmarks/distillation.py --quick
 
 # Every MoE family of the installed transformers; writes docs/zoo.md and fails where a family was better before.
 zoo: $(VENV)/.installed

@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from compile_cost import machine, versions
@@ -30,8 +31,10 @@ from distill_bench.page import write_page
 from distill_bench.plot import write_plot
 from distill_bench.results import FrontResult, Result, ResultError, Results
 from distill_bench.rows import rows_of
+from distill_bench.run_row import run_row
 from distill_bench.targets import judge_targets
 from distill_bench.terminal import facts_text, row_text, targets_text
+from distill_bench.text_data import text_data
 from distill_bench.texts import NoText
 from distill_bench.workers import run_rows
 
@@ -87,10 +90,12 @@ def measure(args: argparse.Namespace) -> int:
     }
     results = Results(facts, [], [])
     print(facts_text(results))
-    rows = sorted((row for model in args.models for row in rows_of(model, args.scale)), key=lambda row: ORDER[row.kind])
+    told = [row for model in args.models for row in rows_of(model, args.scale)]
+    rows = sorted(told, key=lambda row: ORDER[row.kind])
     print(f"rows: {len(rows)}, {args.workers} at a time", flush=True)
     teachers: dict[str, Result] = {}
-    for found in run_rows(args.folder, rows, args.scale, args.workers):
+    text = partial(text_data, args.folder, args.scale)  # once: rows that begin together must not both download it
+    for found in run_rows(rows, args.workers, first=text, work=partial(run_row, args.folder, args.scale)):
         if isinstance(found, FrontResult):
             results.fronts.append(found)
         else:
@@ -98,7 +103,7 @@ def measure(args: argparse.Namespace) -> int:
             if found.row.kind == "teacher":
                 teachers[found.row.model] = found
         print(row_text(found, teachers.get(found.row.model)), flush=True)
-    results.sort(rows)
+    results.sort(told)
     facts["seconds"] = round(sum(one.seconds for one in (*results.rows, *results.fronts)) / args.workers)
     results.write(args.json)
     targets = judge_targets(results)

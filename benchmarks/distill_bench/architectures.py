@@ -2,7 +2,7 @@
 
 In:    a scale and a seed.
 Out:   an unmodified model of transformers with random weights, prepared for capture; and its parallel form, for the
-       plan: as many layers of the same kinds, at widths at which such models are trained, with experts on 8 ranks.
+       plan: as many layers of the same kinds, at widths of models in use, with experts spread over ranks.
 Never: weights in the parallel form that anything depends on.
 """
 

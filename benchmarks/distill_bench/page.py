@@ -11,6 +11,7 @@ from pathlib import Path
 
 from distill_bench.results import FrontPoint, FrontResult, Result, Results, mean, spread
 from distill_bench.rows import FREED
+from distill_bench.scale import PROFILE, RANKS
 from distill_bench.targets import above, judge_targets
 
 INTRO = """\
@@ -32,6 +33,9 @@ original is the *teacher*; every other row has FarSkip connectivity.
 - Rows of several seeds: mean and, behind ±, half of the largest difference. A seed decides the order of the text, and
   from scratch the first weights. There is one teacher for each model.
 
+A tenth of the teacher's tokens is little here: a model of a million parameters that learns for ten minutes has seen a
+few tokens for each of them, one in use some thousand. `healed-full-longer` has three tenths.
+
 Healing is `farskip_compile.distill.self_distill` with the options that the rows name, the rest as in
 `benchmarks/distill_bench/scale.py`: AdamW, cosine, {heal}.
 """
@@ -47,7 +51,7 @@ def write_page(results: Results, path: Path, json: Path, picture: Path | None) -
     for model in results.models():
         rows = results.of(model)
         parts.append(f"## {model}\n")
-        parts.append(_curve(rows["teacher"][0]))
+        parts.append(_curve(rows))
         parts.append(_table(rows))
         if (front := results.front(model)) is not None:
             parts.append(_front(front))
@@ -62,14 +66,24 @@ def _targets(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _curve(teacher: Result) -> str:
-    """Whether the teacher is on a plateau."""
-    (_, before, _), (_, last, _) = teacher.history[-2:]
-    return (
-        f"{teacher.parameters / 1e6:.2f} million parameters; the teacher saw {_tokens(teacher.tokens)} tokens, and its "
-        f"held-out loss fell by {before - last:.4f} in the last {teacher.history[-1][0] - teacher.history[-2][0]} of "
-        f"{teacher.steps} steps.\n"
+def _curve(rows: dict[str, list[Result]]) -> str:
+    """Whether the teacher is on a plateau, and what a difference between two trainings means."""
+    (teacher,) = rows["teacher"]
+    (earlier, before, _), (later, last, _) = teacher.history[-2:]
+    text = (
+        f"{teacher.parameters / 1e6:.2f} million parameters. The teacher saw {_tokens(teacher.tokens)} tokens, "
+        f"{teacher.tokens / teacher.parameters:.1f} for each parameter, and its held-out loss fell by "
+        f"{before - last:.4f} in the last {later - earlier} of {teacher.steps} steps."
     )
+    scratch = rows.get("scratch", [])
+    if len(scratch) > 1:
+        apart = spread(scratch, lambda one: one.judged["held_out"].loss) / teacher.judged["held_out"].loss
+        text += (
+            f" Trainings from scratch that differ by their seed alone end {apart:.1%} of the loss apart, and there is "
+            "one teacher: less than that, between it and `scratch`, means nothing. Healed rows start from the teacher "
+            "and are much closer together."
+        )
+    return text + "\n"
 
 
 def _table(rows: dict[str, list[Result]]) -> str:
@@ -80,7 +94,7 @@ def _table(rows: dict[str, list[Result]]) -> str:
     ]
     for label, found in rows.items():
         cells = [
-            label,
+            _name(label, found[0]),
             str(found[0].rewired),
             _several(found, "loss", 3),
             "" if label == "teacher" else f"{above(found, teacher):+.2%}",
@@ -93,6 +107,13 @@ def _table(rows: dict[str, list[Result]]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _name(label: str, row: Result) -> str:
+    if row.row.layers is None:
+        return label
+    first, last = row.row.layers
+    return f"{label} (layers {first} to {last})"
 
 
 def _several(rows: Sequence[Result], name: str, digits: int) -> str:
@@ -110,7 +131,7 @@ def _front(front: FrontResult) -> str:
     plan = front.plan
     lines = [
         "The plan. Damage is the KL to the teacher before any healing, on the text by which weights are chosen; hidden "
-        "communication is an estimate for H100s, experts over 32 ranks, at widths of real models "
+        f"communication is an estimate at widths of real models, experts over {RANKS} ranks, profile `{PROFILE}` "
         f"(`distill_bench/planning.py`, {front.estimates} estimates). `>` is the choice: {FREED:.0%} of what all "
         f"sub-blocks free, for the least damage. It rewires {len(plan.rows)} of {len(front.whole.rows)}: "
         f"{', '.join(plan.rows)}.\n",
@@ -129,7 +150,7 @@ def _front(front: FrontResult) -> str:
 
 def _point(mark: str, point: FrontPoint) -> str:
     return (
-        f"| {mark} | {len(point.rows)} | {point.hidden:.0%} | {point.freed:.0%} | {point.damage:.4f} | "
+        f"| {mark} | {len(point.rows)} | {max(point.hidden, 0.0):.0%} | {point.freed:.0%} | {point.damage:.4f} | "
         f"{point.measured:.4f} |"
     )
 

@@ -17,18 +17,11 @@ import torch.distributed as dist
 from distill_bench.architectures import parallel_model
 from distill_bench.results import FrontPoint, FrontResult, digest_of
 from distill_bench.rows import FREED, Row
-from distill_bench.scale import Scale
+from distill_bench.scale import MEMORY_INCREASE, PROFILE, RANKS, TOKENS, Scale
 from distill_bench.text_data import TextData
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.plan import Front, Point, connectivity_of, find_front, measure_damage, measure_together
 from farskip_compile.testing import fake_ranks
-
-RANKS = 32
-TOKENS = 4096
-"""Of each rank."""
-PROFILE = "h100"
-MEMORY_INCREASE = 0.5
-"""A model of so few layers holds little for long: what is in flight weighs more than in a deep one."""
 
 
 def find_plan(row: Row, scale: Scale, teacher: Any, data: TextData) -> FrontResult:

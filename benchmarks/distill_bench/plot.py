@@ -31,12 +31,13 @@ def write_plot(results: Results, path: Path) -> None:
             found = rows[label]
             value = 100 * above(found, teacher)
             axes.barh(place, value, color=_color(found[0], label), height=0.66)
+            seeds = [100 * above([one], teacher) for one in found]
             if len(found) > 1:
-                axes.plot([100 * above([one], teacher) for one in found], [place] * len(found), ".", color=INK, ms=4)
+                axes.plot(seeds, [place] * len(found), ".", color=INK, ms=4)
             axes.annotate(
                 f"{value:+.1f} %",
-                (max(value, 0), place),
-                xytext=(5, 0),
+                (max(0.0, value, *seeds), place),
+                xytext=(6, 0),
                 textcoords="offset points",
                 va="center",
                 color=INK,

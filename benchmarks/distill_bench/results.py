@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_bench.rows import Row
-from distill_bench.scale import Scale
+from distill_bench.scale import MEMORY_INCREASE, PROFILE, RANKS, TOKENS, Scale
 
 SCHEMA = 1
 FILE = "result.json"
@@ -207,7 +207,10 @@ def spread(rows: Sequence[Result], of: Callable[[Result], float]) -> float:
 
 def digest_of(row: Row, scale: Scale) -> str:
     """What a kept result must have in common with the row that is asked for."""
-    return hashlib.sha256(json.dumps([asdict(row), asdict(scale)], sort_keys=True).encode()).hexdigest()[:16]
+    decides: list[Any] = [asdict(row), asdict(scale)]
+    if row.kind == "front" or row.connectivity == "plan":
+        decides += [RANKS, TOKENS, PROFILE, MEMORY_INCREASE]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def kept(folder: Path, row: Row, scale: Scale) -> Result | FrontResult | None:

@@ -6,10 +6,11 @@ Never: a result.
 
     teacher      the original architecture, trained on the text
     unhealed     the teacher's weights under `full`, `attention`, `mlp`, as they are
-    healed       the same, then a tenth of the teacher's tokens by KL to the teacher (or by the text alone)
-    scratch      `full`, trained on the text with the teacher's budget
+    healed       the same, then a tenth of the teacher's tokens by KL to the teacher (or by the text alone); `longer`
+                 takes three tenths, to tell what more tokens would give
     front        no weights: what each set of sub-blocks would do to the text, and hide
     plan         healed: the sub-blocks that free 80 % of what `full` frees, for the least damage
+    scratch      `full`, trained on the text with the teacher's budget
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from farskip_compile.passes.connectivity import Named
 Learns = Literal["text", "teacher", "nothing"]
 CONNECTIVITIES: tuple[Named, ...] = ("full", "attention", "mlp")
 PARTS = (0.5, 0.75, 0.9)
+LONGER = 3
 FREED = 0.8
 """Part of the communication that `full` frees, which the plan is to free, too."""
 
@@ -39,6 +41,8 @@ class Row:
     learns: Learns
     connectivity: Named | Literal["plan"] = "full"
     layers: tuple[int, int] | None = None
+    times: int = 1
+    """As long as healing takes as a rule."""
     seed: int = 0
     needs: tuple[str, ...] = ()
     """Names of rows of the same model."""
@@ -64,13 +68,12 @@ def _rows(model: str, scale: Scale) -> Iterator[Row]:
     original = ("teacher",)
     yield Row(model, "teacher", "teacher", "text", "none", seed=first)
     yield Row(model, "front", "front", "nothing", needs=original)
-    for seed in scale.seeds:
-        yield Row(model, f"scratch@{seed}", "scratch", "text", seed=seed, needs=original)
     for connectivity in CONNECTIVITIES:
         yield Row(model, f"unhealed-{connectivity}", "unhealed", "nothing", connectivity, needs=original)
     for learns, name in (("teacher", "healed"), ("text", "healed-by-text")):
         for seed in scale.seeds:
             yield Row(model, f"{name}-full@{seed}", "healed", learns, seed=seed, needs=original)  # type: ignore[arg-type]
+    yield Row(model, "healed-full-longer", "healed", "teacher", times=LONGER, seed=first, needs=original)
     for connectivity in CONNECTIVITIES[1:]:
         yield Row(model, f"healed-{connectivity}", "healed", "teacher", connectivity, seed=first, needs=original)
     for part in PARTS:
@@ -84,3 +87,5 @@ def _rows(model: str, scale: Scale) -> Iterator[Row]:
             needs=original,
         )
     yield Row(model, "healed-plan", "healed", "teacher", "plan", seed=first, needs=(*original, "front"))
+    for seed in scale.seeds:
+        yield Row(model, f"scratch@{seed}", "scratch", "text", seed=seed, needs=original)

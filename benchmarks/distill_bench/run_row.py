@@ -30,7 +30,7 @@ ABOUT = "row.txt"
 """Which row at which scale the states in a folder are of."""
 
 
-def run_row(folder: Path, row: Row, scale: Scale) -> Result | FrontResult:
+def run_row(folder: Path, scale: Scale, row: Row) -> Result | FrontResult:
     """The row's result; taken from disk if it is there.
 
     Raises:
@@ -80,7 +80,9 @@ def _trained_and_judged(rows: Path, row: Row, scale: Scale, data: TextData) -> R
         history = [(step, one.loss, one.kl) for step, one in done.history]
     teacher = model if row.kind == "teacher" else teacher_of(rows, row)
     judged = judge(model, config, teacher, data.judged_by)
-    wants_samples = row.connectivity in ("full", "none") and row.layers is None and row.seed == scale.seeds[0]
+    wants_samples = (
+        row.connectivity in ("full", "none") and row.layers is None and (row.seed, row.times) == (scale.seeds[0], 1)
+    )
     samples = continue_prompts(model, config, data, scale.new_tokens) if wants_samples else []
     return Result(
         row=row,
@@ -109,7 +111,7 @@ def _wish(rows: Path, row: Row, scale: Scale) -> Any:
 
 def _configuration(row: Row, scale: Scale, config: FarSkipConfig, output: Path) -> DistillConfig:
     heals = row.kind == "healed"
-    steps = scale.heal_steps() if heals else scale.steps
+    steps = scale.heal_steps(row.times) if heals else scale.steps
     return DistillConfig(
         connectivity=config.connectivity,
         layers=config.layers,

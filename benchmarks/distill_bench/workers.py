@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from pathlib import Path
+from typing import TypeVar
 
-from distill_bench.results import FrontResult, Result
 from distill_bench.rows import Row
-from distill_bench.scale import Scale
 
 QUIET = {
     "OMP_NUM_THREADS": "1",
@@ -28,31 +27,48 @@ QUIET = {
 }
 
 
-def run_rows(folder: Path, rows: Sequence[Row], scale: Scale, workers: int) -> Iterator[Result | FrontResult]:
-    """Run `rows`, each of which comes behind those that it needs.
+R = TypeVar("R")
+
+
+def run_rows(
+    rows: Sequence[Row], workers: int, *, first: Callable[[], object], work: Callable[[Row], R]
+) -> Iterator[R]:
+    """Run `rows`.
+
+    Args:
+        rows: each behind those that it needs.
+        workers: processes.
+        first: done once, before any row.
+        work: gives a row's result; it and `first` go to other processes.
 
     Raises:
-        Exception: what the first row that failed has raised; rows that are at work are finished first.
+        Exception: what the first row that failed has raised; rows that are at work are finished before.
     """
     os.environ.update(QUIET)
     done: set[str] = set()
     waiting = list(rows)
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
-    running: dict[Future[Result | FrontResult], Row] = {}
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+    running: dict[Future[R], Row] = {}
     try:
+        pool.submit(_without_result, first).result()
         while waiting or running:
             for row in [one for one in waiting if all(f"{one.model}-{need}" in done for need in one.needs)]:
                 if len(running) == workers:
                     break
                 waiting.remove(row)
-                running[pool.submit(_work, folder, row, scale)] = row
+                running[pool.submit(work, row)] = row
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 row = running.pop(future)
+                if future.exception() is not None and running:
+                    print(f"{row.key} failed; waiting for what is at work", file=sys.stderr, flush=True)
                 yield future.result()
                 done.add(row.key)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _without_result(work: Callable[[], object]) -> None:
+    work()
 
 
 def _begin() -> None:
@@ -62,9 +78,3 @@ def _begin() -> None:
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-
-
-def _work(folder: Path, row: Row, scale: Scale) -> Result | FrontResult:
-    from distill_bench.run_row import run_row
-
-    return run_row(folder, row, scale)
