@@ -30,6 +30,21 @@ def judge_targets(results: Results) -> list[Target]:
     return [target for model in results.models() for target in _of(results, model)]
 
 
+def judge_healing(results: Results) -> list[Target]:
+    """What holds at any scale."""
+    targets = []
+    for model in results.models():
+        rows = results.of(model)
+        healed, unhealed, by_text = (
+            mean(rows[label], lambda one: one.judged["held_out"].kl)
+            for label in ("healed-full", "unhealed-full", "healed-by-text-full")
+        )
+        text = "healed by the teacher, full is nearer to it than unhealed or healed by the text"
+        found = f"KL {healed:.4f}, {unhealed:.4f}, {by_text:.4f}"
+        targets.append(Target(model, text, healed < min(unhealed, by_text), found))
+    return targets
+
+
 def above(rows: list[Result], teacher: list[Result], source: str = "held_out") -> float:
     """By which part the loss is above the teacher's."""
     return mean(rows, lambda one: one.judged[source].loss) / mean(teacher, lambda one: one.judged[source].loss) - 1

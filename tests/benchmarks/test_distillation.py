@@ -22,7 +22,7 @@ from distill_bench.plot import write_plot
 from distill_bench.results import FrontPoint, FrontResult, Judged, Result, ResultError, Results
 from distill_bench.rows import Row, rows_of
 from distill_bench.scale import QUICK, SMOKE, WHOLE
-from distill_bench.targets import judge_targets
+from distill_bench.targets import judge_healing, judge_targets
 from distill_bench.terminal import row_text, targets_text
 from distill_bench.workers import run_rows
 
@@ -42,6 +42,7 @@ def test_rows_come_after_those_that_they_need_and_have_names_of_their_own(scale)
 
 
 def test_ranges_of_the_last_layers():
+    assert [row.layers for row in rows_of("qwen3_moe", QUICK) if row.layers] == [(2, 2), (1, 2)]
     assert [WHOLE.last(part) for part in (0.5, 0.75, 0.9)] == [(3, 5), (2, 5), (1, 5)]
 
 
@@ -99,6 +100,19 @@ def test_targets(results, expected):
     targets = judge_targets(results)
     assert [target.met for target in targets] == expected
     assert targets_text(targets).count("MISSED") == expected.count(False)
+
+
+@pytest.mark.parametrize(
+    ("healed", "unhealed", "by_text", "met"),
+    [(0.1, 0.3, 0.2, True), (0.3, 0.2, 0.4, False), (0.3, 0.4, 0.2, False)],
+)
+def test_healing_must_heal_at_any_scale(healed, unhealed, by_text, met):
+    kls = {"healed-full@0": healed, "unhealed-full": unhealed, "healed-by-text-full@0": by_text}
+    rows = [
+        dataclasses.replace(result(name, 3.0), judged={"held_out": Judged(3.0, kl, 0.9)}) for name, kl in kls.items()
+    ]
+    (target,) = judge_healing(Results({}, rows, []))
+    assert target.met == met
 
 
 def test_without_shared_experts_more_is_allowed():
