@@ -104,7 +104,8 @@ def measure(args: argparse.Namespace) -> int:
                 teachers[found.row.model] = found
         print(row_text(found, teachers.get(found.row.model)), flush=True)
     results.sort(told)
-    facts["seconds"] = round(sum(one.seconds for one in (*results.rows, *results.fronts)) / args.workers)
+    seconds = sum(one.seconds for one in (*results.rows, *results.fronts)) / args.workers
+    facts["time"] = f"{seconds / 60:.0f} minutes, {args.workers} rows at a time"
     results.write(args.json)
     targets = judge_targets(results)
     print(f"\n{time.perf_counter() - started:.0f} s in all\n{targets_text(targets)}")

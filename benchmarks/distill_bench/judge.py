@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from distill_bench.expert_load import compiled_with_counts, fullest, moved
+from distill_bench.expert_load import Counting, compiled_with_counts, fullest, moved
 from distill_bench.results import Judged
 from farskip_compile import last_reports
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.distill.batches import as_batch
+from farskip_compile.distill.batches import Batch, as_batch
 from farskip_compile.distill.calling import caller
 from farskip_compile.distill.evaluate import Evaluation
 from farskip_compile.distill.ranks import Ranks
@@ -28,7 +28,8 @@ from farskip_compile.distill.teacher import FrozenTeacher
 class Verdict:
     """Of one row."""
 
-    sources: dict[str, Judged]
+    judged: dict[str, Judged]
+    """By source."""
     fullest: float
     moved: float
     rewired: int
@@ -37,12 +38,17 @@ class Verdict:
 def judge(model: Any, config: FarSkipConfig, teacher: Any, sources: Mapping[str, Sequence[torch.Tensor]]) -> Verdict:
     """Judge `model` under `config`; the load is that of the first source."""
     found: dict[str, Judged] = {}
-    loads: dict[str, list[torch.Tensor]] = {}
+    loads: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
     rewired = 0
+    original = FrozenTeacher(teacher, copied=False)
     for source, batches in sources.items():
-        ranks = Ranks(model)
-        own = [as_batch(one, ranks.device) for one in batches]
-        evaluation = Evaluation(own, FrozenTeacher(teacher, copied=False), ranks)
+        ranks, of_teacher = Ranks(model), Counting()
+
+        def said_by_teacher(batch: Batch, counting: Counting = of_teacher) -> torch.Tensor:
+            with counting:
+                return original(batch)
+
+        evaluation = Evaluation([as_batch(one, ranks.device) for one in batches], said_by_teacher, ranks)
         torch.compiler.reset()
         compiled, counting = compiled_with_counts(model, config)
         said = evaluation(caller(compiled, model), model)
@@ -50,11 +56,6 @@ def judge(model: Any, config: FarSkipConfig, teacher: Any, sources: Mapping[str,
         assert said.kl is not None
         assert said.top1 is not None
         found[source] = Judged(said.loss, said.kl, said.top1)
-        loads[source] = counting.load
-    first = next(iter(sources))
-    torch.compiler.reset()
-    original, counting = compiled_with_counts(teacher, FarSkipConfig(connectivity="none", inner="eager"))
-    with torch.no_grad():
-        for one in sources[first]:
-            caller(original, teacher)(as_batch(one, one.device))
-    return Verdict(found, fullest(loads[first]), moved(loads[first], counting.load), rewired)
+        loads.append((counting.load, of_teacher.load))
+    load, original_load = loads[0]
+    return Verdict(found, fullest(load), moved(load, original_load), rewired)

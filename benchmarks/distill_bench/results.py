@@ -164,13 +164,9 @@ class Results:
 
     def write(self, path: Path) -> None:
         """Replace the file."""
-        data = {
-            "schema": SCHEMA,
-            "facts": self.facts,
-            "rows": [one.to_json() for one in self.rows],
-            "fronts": [one.to_json() for one in self.fronts],
-        }
-        write_json(path, data)
+        rows, fronts = (",\n".join(json.dumps(one.to_json()) for one in found) for found in (self.rows, self.fronts))
+        facts = json.dumps(self.facts, indent=1)
+        replace(path, f'{{"schema": {SCHEMA},\n"facts": {facts},\n"rows": [\n{rows}\n],\n"fronts": [\n{fronts}\n]}}\n')
 
     @staticmethod
     def load(path: Path) -> Results:
@@ -224,11 +220,11 @@ def kept(folder: Path, row: Row, scale: Scale) -> Result | FrontResult | None:
     return FrontResult.from_json(data) if row.kind == "front" else Result.from_json(data)
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Replace the file."""
+def replace(path: Path, text: str) -> None:
+    """Write a file that is never seen half written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(data, indent=1) + "\n")
+    part.write_text(text)
     part.replace(path)
 
 

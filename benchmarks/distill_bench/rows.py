@@ -26,6 +26,7 @@ Learns = Literal["text", "teacher", "nothing"]
 CONNECTIVITIES: tuple[Named, ...] = ("full", "attention", "mlp")
 PARTS = (0.5, 0.75, 0.9)
 LONGER = 3
+"""As long as healing takes as a rule."""
 FREED = 0.8
 """Part of the communication that `full` frees, which the plan is to free, too."""
 

@@ -7,6 +7,7 @@ Never: the same weights chosen and judged by the same text. A row that was inter
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any
 from distill_bench.architectures import new_model, parameters
 from distill_bench.judge import judge
 from distill_bench.planning import find_plan
-from distill_bench.results import FILE, FrontResult, Result, digest_of, kept, write_json
-from distill_bench.rows import Row
+from distill_bench.results import FILE, FrontResult, Result, digest_of, kept, replace
+from distill_bench.rows import Row, rows_of
 from distill_bench.samples import continue_prompts
 from distill_bench.scale import Scale
 from distill_bench.text_data import TextData, text_data
@@ -48,7 +49,7 @@ def run_row(folder: Path, scale: Scale, row: Row) -> Result | FrontResult:
         if row.kind == "front"
         else _trained_and_judged(rows, row, scale, data)
     )
-    write_json(own / FILE, result.to_json())
+    replace(own / FILE, json.dumps(result.to_json()) + "\n")
     return result
 
 
@@ -79,7 +80,7 @@ def _trained_and_judged(rows: Path, row: Row, scale: Scale, data: TextData) -> R
         steps, best, tokens = done.steps, done.best_step, done.tokens
         history = [(step, one.loss, one.kl) for step, one in done.history]
     teacher = model if row.kind == "teacher" else teacher_of(rows, row)
-    judged = judge(model, config, teacher, data.judged_by)
+    verdict = judge(model, config, teacher, data.judged_by)
     wants_samples = (
         row.connectivity in ("full", "none") and row.layers is None and (row.seed, row.times) == (scale.seeds[0], 1)
     )
@@ -87,10 +88,7 @@ def _trained_and_judged(rows: Path, row: Row, scale: Scale, data: TextData) -> R
     return Result(
         row=row,
         digest=digest_of(row, scale),
-        judged=judged.sources,
-        fullest=judged.fullest,
-        moved=judged.moved,
-        rewired=judged.rewired,
+        **vars(verdict),
         steps=steps,
         best_step=best,
         tokens=tokens,
@@ -104,7 +102,7 @@ def _trained_and_judged(rows: Path, row: Row, scale: Scale, data: TextData) -> R
 def _wish(rows: Path, row: Row, scale: Scale) -> Any:
     if row.connectivity != "plan":
         return row.connectivity
-    front = kept(rows, Row(row.model, "front", "front", "nothing", needs=("teacher",)), scale)
+    front = kept(rows, next(one for one in rows_of(row.model, scale) if one.kind == "front"), scale)
     assert isinstance(front, FrontResult)
     return front.connectivity
 

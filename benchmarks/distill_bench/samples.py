@@ -2,7 +2,7 @@
 
 In:    a model, its configuration, and the text.
 Out:   for each prompt the most probable continuation, token by token, with a cache, by `model.generate`.
-Never: leaves the model compiled.
+Never: changes a weight. The model stays compiled: this is the last use of it.
 """
 
 from __future__ import annotations
@@ -24,23 +24,17 @@ def continue_prompts(model: Any, config: FarSkipConfig, data: TextData, new_toke
     ids = torch.cat(data.judged_by["held_out"])
     ids = ids[:: max(1, len(ids) // PROMPTS)][:PROMPTS, :PROMPT_TOKENS]
     torch.compiler.reset()
-    was_training = model.training
     model.eval()
     model.compile(backend=backend(config), fullgraph=True)
-    try:
-        with torch.no_grad():
-            found = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=new_tokens,
-                do_sample=False,
-                cache_implementation="static",
-                pad_token_id=data.tokenizer.eos_token_id,
-                eos_token_id=None,
-            )
-    finally:
-        model._compiled_call_impl = None
-        model.train(was_training)
-        torch.compiler.reset()
+    with torch.no_grad():
+        found = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            cache_implementation="static",
+            pad_token_id=data.tokenizer.eos_token_id,
+            eos_token_id=None,
+        )
     decode = data.tokenizer.decode
     return [(decode(row[: ids.shape[1]]), decode(row[ids.shape[1] :])) for row in found]

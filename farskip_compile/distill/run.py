@@ -156,10 +156,12 @@ class Run:
         """
         tensors, own = state.load(path, self.ranks, self.about)
         for name, value in (*self.model.named_parameters(), *self.model.named_buffers()):
-            kept = tensors[name]
-            value.copy_(kept["value"])
-            if kept["optimizer"]:
-                self.optimizer.state[value] = {key: one.to(value.device) for key, one in kept["optimizer"].items()}
+            value.copy_(tensors[name]["value"])
+        names = {value: name for name, value in self.model.named_parameters()}
+        trained = [value for group in self.optimizer.param_groups for value in group["params"]]
+        states = {place: tensors[names[value]]["optimizer"] for place, value in enumerate(trained)}
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": {k: v for k, v in states.items() if v}, "param_groups": groups})
         self.taken, self.tokens = own["taken"], own["tokens"]
         self.scheduler.load_state_dict(own["scheduler"])
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
