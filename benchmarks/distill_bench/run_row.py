@@ -25,6 +25,7 @@ from farskip_compile import prepare
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.distill import DistillConfig, self_distill
 from farskip_compile.distill.main import CHECKPOINT
+from farskip_compile.distill.records import FILE as METRICS
 
 ROWS = "rows"
 ABOUT = "row.txt"
@@ -78,7 +79,7 @@ def _trained_and_judged(rows: Path, row: Row, scale: Scale, data: TextData) -> R
     if row.learns != "nothing":
         done = self_distill(model, data.train, _configuration(row, scale, config, own), held_out=data.chosen_by)
         steps, best, tokens = done.steps, done.best_step, done.tokens
-        history = [(step, one.loss, one.kl) for step, one in done.history]
+        history = _history(own / METRICS)
     teacher = model if row.kind == "teacher" else teacher_of(rows, row)
     verdict = judge(model, config, teacher, data.judged_by)
     wants_samples = (
@@ -97,6 +98,12 @@ def _trained_and_judged(rows: Path, row: Row, scale: Scale, data: TextData) -> R
         history=history,
         samples=samples,
     )
+
+
+def _history(metrics: Path) -> list[tuple[int, float, float | None]]:
+    """All evaluations, also those of a process that was interrupted."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return [(one["step"], one["held_out_loss"], one["held_out_kl"]) for one in lines if "held_out_loss" in one]
 
 
 def _wish(rows: Path, row: Row, scale: Scale) -> Any:

@@ -236,6 +236,7 @@ def test_rows_are_run_once(tmp_path, monkeypatch):
     assert (found.steps, found.tokens, found.rewired) == (2, 2 * 8 * 127, 0)
     assert found.judged["held_out"].kl == 0.0
     assert found.judged["held_out"].top1 == 1.0
+    assert [step for step, _, _ in found.history] == [0, 1, 2]
     assert len(found.samples) == 3
     row = next(row for row in rows_of("qwen3_moe", scale) if row.name == "unhealed-full")
     rewired = runner.run_row(tmp_path, scale, row)
