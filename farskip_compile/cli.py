@@ -23,6 +23,7 @@ from farskip_compile.cli_distill import distill_command
 from farskip_compile.cli_manifest import manifest_command
 from farskip_compile.cli_model import MODEL_HELP, Wish, layer_range, load_model
 from farskip_compile.cli_overlap import overlap_command
+from farskip_compile.cli_simulate import simulate_command
 from farskip_compile.cli_zoo import zoo_command
 from farskip_compile.errors import ConfigError
 from farskip_compile.explain import explain, versions
@@ -40,6 +41,7 @@ app.command("zoo")(zoo_command)
 app.command("calibrate")(calibrate_command)
 app.command("manifest")(manifest_command)
 app.command("distill")(distill_command)
+app.command("simulate")(simulate_command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -33,13 +33,14 @@ CANDIDATES = 16
 class Frame:
     """What all orders of a program share: who follows whom, and the plan of its memory."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, needs: Sequence[set[int]] | None = None) -> None:
+        """Of `program`; `needs` is `needs_of(program)`, if it is known already."""
         self.memory = MemoryPlan(program)
         self.followers: list[list[int]] = [[] for _ in program.tasks]
         self.missing = [0] * len(program.tasks)
-        for index, needs in enumerate(needs_of(program)):
-            self.missing[index] = len(needs)
-            for need in needs:
+        for index, before in enumerate(needs_of(program) if needs is None else needs):
+            self.missing[index] = len(before)
+            for need in before:
                 self.followers[need].append(index)
 
 

@@ -28,7 +28,7 @@ Algorithm: `list_order` makes one order in O(n log n); here several are made, in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -43,6 +43,7 @@ from farskip_compile.passes.program import (
     bytes_in_flight,
     flights,
     live_bytes,
+    needs_of,
     played,
     simulate,
 )
@@ -150,7 +151,8 @@ class _Search:
         self.flight = max(limits.in_flight_bytes, before.peak_in_flight_bytes)
         self.coarse = coarsen(program) if len(program.tasks) > LARGE else None
         self.program = program if self.coarse is None else self.coarse.program
-        self.frame = Frame(self.program)
+        self.needs = needs_of(self.program)
+        self.frame = Frame(self.program, self.needs)
         self.slower = [_stretched(self.program, margin) for margin in MARGINS]
         self.urgencies: dict[tuple[int, int], list[float]] = {}
         self.slow = _stretched(program, MARGINS[0])
@@ -232,7 +234,7 @@ class _Search:
         share, patience, margin = way
         tasks = self.slower[margin].tasks
         if (share, margin) not in self.urgencies:
-            self.urgencies[share, margin] = _urgency(self.slower[margin], SHARES[share])
+            self.urgencies[share, margin] = _urgency(self.slower[margin], self.needs, SHARES[share])
         urgency = self.urgencies[share, margin]
         order = make_order(self.frame, Way(tasks, urgency, PATIENCE[patience]), window, self.peak, self.flight)
         (seconds, _), (slower, exposed) = played(self.program, order), played(self.slower[0], order)
@@ -269,12 +271,15 @@ def _stretched(program: Program, margin: float) -> Program:
     return Program(tuple(tasks), program.buffers)
 
 
-def _urgency(program: Program, share: float) -> list[float]:
-    """The longest path from the start of each task to the end of the program; of compute, only `share` counts."""
+def _urgency(program: Program, needs: Sequence[set[int]], share: float) -> list[float]:
+    """The longest path from the start of each task to the end of the program; of compute, only `share` counts.
+
+    A launch is on the path of the next one on its channel, which has to wait for its turn.
+    """
     urgency = [0.0] * len(program.tasks)
     for index in range(len(program.tasks) - 1, -1, -1):
         task = program.tasks[index]
         urgency[index] += task.seconds if task.role is Role.LAUNCH else share * task.seconds
-        for need in (*task.needs, task.launch) if task.role is Role.WAIT else task.needs:
+        for need in needs[index]:
             urgency[need] = max(urgency[need], urgency[index])
     return urgency

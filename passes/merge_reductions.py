@@ -6,7 +6,9 @@ Never: merges where the stream between the two reductions is read (then there is
        different groups. Equal in real arithmetic, not bit for bit (arXiv 2511.11505; farskip_spec 1.9).
 
 Algorithm: for each residual value n = v + C(s) beside the main chain, with v = x + C(a) read by nobody else than n and
-the chain: build C(a + s) and both sums anew, in front of the chain's sum.
+the chain: build C(a + s) and both sums anew. It is launched where the later of the two was: a process group runs its
+launches in their order, and behind C(r) the next attention would wait for both. Waits and sums stand in front of the
+chain's sum.
 """
 
 from __future__ import annotations
@@ -86,13 +88,13 @@ def _merge(
     launch_a, launch_s = _launch(attention), _launch(shared)
     assert launch_a is not None
     assert launch_s is not None
-    with graph.inserting_before(main):
+    with graph.inserting_before(max(launch_a, launch_s)):
         partial = _add(graph, launch_a.args[0], launch_s.args[0], like=launch_a)  # type: ignore[arg-type]
-        reduced = partial
-        for step in _steps(shared):
-            copy = graph.node_copy(step, lambda arg, old=step.args[0], new=reduced: new if arg is old else arg)  # type: ignore[misc]
-            copy.meta["example_value"] = fresh_like(ops.tensor(step))  # type: ignore[arg-type]
-            reduced = copy
+        launched, *steps = _steps(shared)
+        reduced = _copy(graph, launched, partial)
+    with graph.inserting_before(main):
+        for step in steps:
+            reduced = _copy(graph, step, reduced)
         early = _add(graph, renamed.get(value, value), reduced, like=side)
         late = _add(graph, early, routed, like=main)
     side.replace_all_uses_with(early)
@@ -108,6 +110,14 @@ def _steps(node: fx.Node) -> list[fx.Node]:
     while not ops.is_linear_collective(steps[-1]) or ops.is_wait(steps[-1]):
         steps.append(steps[-1].args[0])  # type: ignore[arg-type]
     return steps[::-1]
+
+
+def _copy(graph: fx.Graph, step: fx.Node, value: fx.Node) -> fx.Node:
+    """`step`, of `value` in place of its first argument."""
+    old = step.args[0]
+    copy = graph.node_copy(step, lambda arg: value if arg is old else arg)
+    copy.meta["example_value"] = fresh_like(ops.tensor(step))  # type: ignore[arg-type]
+    return copy
 
 
 def _add(graph: fx.Graph, left: fx.Node, right: fx.Node, like: fx.Node) -> fx.Node:

@@ -5,9 +5,11 @@ Checked by running on torch 2.13.0.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from functorch.compile import min_cut_rematerialization_partition
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch import config as functorch_config
@@ -19,6 +21,8 @@ __all__ = ["aten_graphs"]
 
 def aten_graphs(module: fx.GraphModule, inputs: Sequence[Any]) -> list[tuple[str, fx.Graph]]:
     """Phase (`forward`, `backward` or `inference`) and graph; a backward graph only where gradients are enabled.
+
+    What forward keeps for backward is decided as under Inductor.
 
     Args:
         module: from Dynamo; it may be used up.
@@ -34,7 +38,10 @@ def aten_graphs(module: fx.GraphModule, inputs: Sequence[Any]) -> list[tuple[str
         return compiler
 
     compiler = aot_autograd(
-        fw_compiler=keep("forward"), bw_compiler=keep("backward"), inference_compiler=keep("inference")
+        fw_compiler=keep("forward"),
+        bw_compiler=keep("backward"),
+        inference_compiler=keep("inference"),
+        partition_fn=functools.partial(min_cut_rematerialization_partition, compiler="inductor"),
     )
     with functorch_config.patch({EAGER_BACKWARD: True}):
         compiler(module, inputs)

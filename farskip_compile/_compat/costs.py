@@ -15,7 +15,7 @@ from torch._inductor.sizevars import SizeVarAllocator
 from torch.utils import flop_counter
 from torch.utils.flop_counter import sdpa_flop_count
 
-__all__ = ["HINTS_REACH_MEMORY", "SymbolicSizes", "flop_registry"]
+__all__ = ["HINTS_REACH_MEMORY", "SymbolicSizes", "flop_registry", "register_flop_formula"]
 
 HINTS_REACH_MEMORY = not hasattr(SizeVarAllocator, "size_hint")
 """Whether Inductor's estimates of memory take hints for sizes that depend on data. On 2.11 they count such tensors as
@@ -56,6 +56,17 @@ def _registry() -> dict[Any, Any]:
 
 
 flop_registry = _registry()
+
+
+def register_flop_formula(target: Any) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Make a formula, of shapes, the one of an operator of ours, for torch's own counter as well."""
+
+    def register(formula: Callable[..., int]) -> Callable[..., int]:
+        flop_counter.register_flop_formula(target)(formula)
+        flop_registry.setdefault(target, flop_counter.flop_registry[target])
+        return formula
+
+    return register
 
 
 class SymbolicSizes:

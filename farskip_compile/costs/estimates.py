@@ -72,8 +72,11 @@ class Estimates:
 
     def compute(self, node: fx.Node) -> float:
         """Seconds of a node before fusion."""
-        cost = self._with_pages(node, op_cost(node, self.size, fused=True))
-        return op_seconds(cost, self.profile, tf32=self._tf32)
+        return op_seconds(self.fused_cost(node), self.profile, tf32=self._tf32)
+
+    def fused_cost(self, node: fx.Node) -> OpCost:
+        """What `node` does if Inductor will fuse it as expected."""
+        return self._with_pages(node, op_cost(node, self.size, fused=True))
 
     def kernel(self, parts: Iterable[tuple[bool, list[fx.Node]]], traffic: int) -> float:
         """Seconds of a fused kernel.

@@ -10,24 +10,20 @@ Never: runs or compiles anything: one capture by Dynamo, and for each connectivi
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-import torch
-from torch import fx, nn
+from torch import nn
 
-from farskip_compile._compat.aot import aten_graphs
 from farskip_compile._compat.distributed import world_group
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.errors import ConfigError
 from farskip_compile.overlap_passes import Plan, make_plan
-from farskip_compile.passes.collectives import normalize_collectives
 from farskip_compile.passes.connectivity import Connectivity, LayerRange
 from farskip_compile.passes.schedule_graph import schedule_graph
-from farskip_compile.pipeline import run
+from farskip_compile.simulate.graphs import Graphs, GraphsOf, with_graphs
 
 
 @dataclass(frozen=True)
@@ -53,10 +49,6 @@ class Estimate(Protocol):
 
 
 T = TypeVar("T")
-
-
-class _Captured(BaseException):
-    """Ends the call once the graph is known."""
 
 
 def with_estimates(
@@ -88,16 +80,14 @@ def with_estimates(
             way_out="build the model within farskip_compile.testing.fake_ranks(8), or on real ranks",
         )
     base = config or FarSkipConfig()
-    found: list[T] = []
 
-    def receive(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    def use(graphs: GraphsOf) -> T:
         def estimate(wish: Connectivity, layers: LayerRange = None) -> Exposure:
             one = replace(base, connectivity=wish, layers=layers, manifest=None, inner="inductor", schedule=True)
-            rewired = fx.GraphModule(module, copy.deepcopy(module.graph))
-            run(rewired, one)
-            plan = make_plan(one, rewired)
+            found = graphs(one)
+            plan = make_plan(one, found.module)
             assert plan is not None
-            exposure = _total(rewired, inputs, plan)
+            exposure = _total(found, plan)
             if not exposure.communication:
                 raise ConfigError(
                     "the model has no collectives, so that nothing can be hidden",
@@ -105,24 +95,14 @@ def with_estimates(
                 )
             return exposure
 
-        found.append(search(estimate))
-        raise _Captured
+        return search(estimate)
 
-    torch.compiler.reset()
-    try:
-        with torch.set_grad_enabled(backward):
-            torch.compile(model, backend=receive, fullgraph=True)(*args, **(kwargs or {}))
-    except _Captured:
-        pass
-    finally:
-        torch.compiler.reset()
-    return found[0]
+    return with_graphs(model, args, kwargs or {}, use, backward=backward)
 
 
-def _total(module: fx.GraphModule, inputs: Sequence[Any], plan: Plan) -> Exposure:
+def _total(graphs: Graphs, plan: Plan) -> Exposure:
     communication = exposed = compute = 0.0
-    for _, graph in aten_graphs(module, inputs):
-        normalize_collectives(graph, {})
+    for _, graph in graphs.phases:
         after = schedule_graph(graph, Estimates(graph, plan.profile, plan.imbalance), plan.limits).after
         communication += after.communication
         exposed += after.exposed

@@ -1,0 +1,151 @@
+"""The attention of a rank as one fused kernel, for models of transformers that are captured and not run.
+
+In:    queries, keys and values as transformers hands them to an attention function: [B, heads, T, width].
+Out:   [B, T, heads, width], by an operator of our own that the cost model has a formula for.
+Never: computes anything; nothing runs these operators. Attention sinks and masks other than the causal one and a
+       sliding window are left out.
+
+Why own operators: on the device of a capture PyTorch falls back to plain products and a softmax over all pairs of
+tokens. Engines have kernels that do neither: they read keys and values once, also where several heads share them or
+values are narrower than keys (latent attention), and skip what the mask hides.
+
+In decode the operator reads a cache, a buffer of the attention module. Of latent attention the cache holds the latents,
+which is what engines read; the products with `kv_b` are as many either way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from farskip_compile._compat.costs import register_flop_formula
+
+NAME = "farskip_fused"
+"""Under which transformers knows the function."""
+CACHED_KEYS, CACHED_VALUES = "farskip_cached_keys", "farskip_cached_values"
+"""Buffers of an attention module, [B, heads, T, width]; of latent attention only the first."""
+BACKWARD = 2.5
+"""FLOPs of the backward over those of the forward, as torch counts them for flash attention: five products, not two."""
+
+Tensor = torch.Tensor
+WHOLE = 0
+"""As a window: all tokens before."""
+
+
+@torch.library.custom_op("farskip_compile::causal_attention", mutates_args=())
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
+    """[B, heads, T, width of a value]; each token reads the last `window` ones, itself included, or all."""
+    raise NotImplementedError("for captures: nothing runs it")
+
+
+@torch.library.custom_op("farskip_compile::causal_attention_backward", mutates_args=())
+def causal_attention_backward(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, window: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values."""
+    raise NotImplementedError("for captures: nothing runs it")
+
+
+@torch.library.custom_op("farskip_compile::cached_attention", mutates_args=())
+def cached_attention(query: Tensor, cached: Tensor, key: Tensor, value: Tensor, values: Tensor | None) -> Tensor:
+    """[B, heads, T, width of a value]: new tokens over a cache and themselves."""
+    raise NotImplementedError("for captures: nothing runs it")
+
+
+@causal_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
+    return query.new_empty(*query.shape[:3], value.shape[-1])
+
+
+@causal_attention_backward.register_fake
+def _(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, window: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+@cached_attention.register_fake
+def _(query: Tensor, cached: Tensor, key: Tensor, value: Tensor, values: Tensor | None) -> Tensor:
+    return query.new_empty(*query.shape[:3], value.shape[-1])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.window = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    found = torch.ops.farskip_compile.causal_attention_backward(gradient, *ctx.saved_tensors, ctx.window)
+    return (*found, None)
+
+
+causal_attention.register_autograd(_gradients, setup_context=_keep)
+
+
+def pairs(tokens: int, window: int) -> int:
+    """Pairs of a token and one that it reads."""
+    width = min(window or tokens, tokens)
+    return width * (width + 1) // 2 + (tokens - width) * width
+
+
+@register_flop_formula(torch.ops.farskip_compile.causal_attention)
+def _causal_flops(query: Any, key: Any, value: Any, window: int, *_: Any, **__: Any) -> int:
+    batch, heads, tokens, width = query
+    return 2 * int(batch * heads) * pairs(tokens, window) * int(width + value[-1])
+
+
+@register_flop_formula(torch.ops.farskip_compile.causal_attention_backward)
+def _backward_flops(gradient: Any, query: Any, key: Any, value: Any, window: int, *_: Any, **__: Any) -> int:
+    return int(BACKWARD * _causal_flops(query, key, value, window))
+
+
+@register_flop_formula(torch.ops.farskip_compile.cached_attention)
+def _cached_flops(query: Any, cached: Any, *_: Any, **__: Any) -> int:
+    batch, heads, tokens, _width = query
+    return 4 * int(batch * heads * tokens * cached[2] * cached[3])
+
+
+def fused_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **_: Any
+) -> tuple[Tensor, None]:
+    """An attention function of transformers."""
+    cached = getattr(module, CACHED_KEYS, None)
+    if cached is not None:
+        values = getattr(module, CACHED_VALUES, None)
+        out = torch.ops.farskip_compile.cached_attention(query, cached, key, value, values)
+    else:
+        window = getattr(module, "sliding_window", None) or WHOLE
+        out = torch.ops.farskip_compile.causal_attention(query, key, value, window)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def register_attention() -> str:
+    """Make transformers know the function, which needs no mask; returns its name."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, fused_attention)
+    AttentionMaskInterface.register(NAME, _no_mask)
+    return NAME
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None
+
+
+def give_caches(model: nn.Module, batch: int, length: int) -> None:
+    """Give each attention of `model`, which is cut for one rank, a cache of `length` tokens for `batch` sequences.
+
+    A sliding window bounds the cache.
+    """
+    for module in model.modules():
+        parts = {name: getattr(module, name, None) for name in ("kv_a_proj_with_mqa", "k_proj", "v_proj")}
+        latents, keys, values = parts.values()
+        tokens = min(length, getattr(module, "sliding_window", None) or length)
+        if isinstance(latents, nn.Linear):
+            cache = latents.weight.new_empty(batch, 1, tokens, latents.out_features)
+            module.register_buffer(CACHED_KEYS, cache, persistent=False)
+        elif isinstance(keys, nn.Linear) and isinstance(values, nn.Linear):
+            width = int(module.head_dim)  # type: ignore[arg-type]
+            for name, part in ((CACHED_KEYS, keys), (CACHED_VALUES, values)):
+                cache = part.weight.new_empty(batch, part.out_features // width, tokens, width)
+                module.register_buffer(name, cache, persistent=False)

@@ -1,0 +1,146 @@
+"""The experts of a rank, and how tokens get to them.
+
+In:    a model of transformers on the meta device, and the ranks among which experts are cut.
+Out:   the same model: each module of stacked experts holds this rank's, and its forward exchanges tokens.
+Never: computes anything of use.
+
+    all-to-all    `farskip_compile.prepare`'s exchange: dispatch and combine, with sizes that the data decide
+    all-reduce    all ranks hold all tokens. Each runs its experts on the rows that chose them; what it returns is its
+                  share of a sum, for the all-reduce behind the whole block (`cuts`). How many rows that are is fixed
+                  here, by the load of the fullest rank, since the kernels of engines read it on the device
+
+Experts of a form of their own (Llama-4's run every expert on every token, which no engine does) get transformers' usual
+interface first: rows, chosen experts, weights.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from farskip_compile.errors import ConfigError
+from farskip_compile.prepare.expert_parallel import NAME as ALL_TO_ALL
+from farskip_compile.prepare.expert_parallel import register_expert_parallel
+from farskip_compile.prepare.implementation import is_dispatched
+
+Tensor = torch.Tensor
+
+
+class ChosenExperts(nn.Module):
+    """Stacked experts [E, D, 2 I] and [E, I, D] on the rows that chose them, by grouped products."""
+
+    def __init__(self, gate_up: nn.Parameter, down: nn.Parameter, activation: nn.Module) -> None:
+        super().__init__()
+        self.gate_up_proj, self.down_proj, self.act_fn = gate_up, down, activation
+        self.num_experts = gate_up.shape[0]
+
+    def forward(self, rows: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """[T, D], [T, k], [T, k] -> [T, D]."""
+        k = chosen.shape[-1]
+        expert, order = chosen.flatten().sort(stable=True)
+        counts = expert.new_zeros(self.num_experts).index_add(0, expert, torch.ones_like(expert))
+        ends = counts.cumsum(0).to(torch.int32)
+        taken = rows[order // k] * weights.flatten()[order].unsqueeze(-1)
+        gate, up = F.grouped_mm(taken, self.gate_up_proj, offs=ends).chunk(2, dim=-1)
+        results = F.grouped_mm(up * self.act_fn(gate), self.down_proj, offs=ends)
+        return torch.zeros_like(rows).index_add(0, order // k, results)
+
+
+def give_usual_interface(model: nn.Module) -> None:
+    """Let blocks that run every expert on every token run the chosen ones."""
+    for block in model.modules():
+        experts, router = getattr(block, "experts", None), getattr(block, "router", None)
+        if isinstance(experts, nn.Module) and isinstance(router, nn.Module) and not is_dispatched(experts):
+            shared = getattr(block, "shared_expert", None)
+            if not isinstance(shared, nn.Module) or not hasattr(experts, "act_fn"):
+                raise ConfigError(
+                    f"{type(experts).__name__} has no interface that chosen experts can be told by",
+                    way_out="a model whose experts transformers dispatches",
+                )
+            block.experts = ChosenExperts(experts.gate_up_proj, experts.down_proj, experts.act_fn)  # type: ignore[arg-type]
+            block.forward = _chosen(block)
+
+
+def _chosen(block: Any) -> Any:
+    def forward(hidden: Tensor) -> tuple[Tensor, Tensor]:
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        scores, logits = block.router(rows)
+        weights, chosen = scores.topk(block.top_k, dim=-1)
+        return block.shared_expert(rows) + block.experts(rows, chosen, weights), logits
+
+    return forward
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether `module` is stacked experts with the usual interface."""
+    return isinstance(module, ChosenExperts) or is_dispatched(module)
+
+
+def spread_experts(model: nn.Module, ep_mesh: Any, tp_mesh: Any, exchange: str, imbalance: float) -> None:
+    """Cut the experts among the ranks of `ep_mesh`, and exchange tokens.
+
+    Args:
+        model: of transformers, on the meta device.
+        ep_mesh: the ranks of the experts.
+        tp_mesh: the ranks that hold the same tokens as this one.
+        exchange: `all-reduce` or `all-to-all`.
+        imbalance: rows of the fullest rank over the mean.
+
+    Raises:
+        ConfigError: the experts can't be cut so.
+    """
+    from transformers.distributed.expert_parallel import EPImplementationInterface
+
+    register_expert_parallel()
+    found = [(name, module) for name, module in model.named_modules() if is_experts(module)]
+    if not found:
+        raise ConfigError("the model has no routed experts", way_out="a Mixture-of-Experts model")
+    for name, module in found:
+        _cut(name, module, ep_mesh.size())
+        if exchange == "all-to-all":
+            module.forward = _in_dtype(EPImplementationInterface()[ALL_TO_ALL](module, ep_mesh, tp_mesh))
+        else:
+            module.forward = _own_share(module.forward, int(module.num_experts), ep_mesh, imbalance)
+
+
+def _cut(name: str, module: Any, ranks: int) -> None:
+    experts: int = module.num_experts
+    if experts % ranks:
+        raise ConfigError(
+            f"{experts} experts of {name} can't be cut among {ranks} ranks", way_out=f"an ep that divides {experts}"
+        )
+    module.num_experts = experts // ranks
+    for key, parameter in list(module.named_parameters(recurse=False)):
+        if parameter.shape[0] == experts:
+            cut = parameter.new_empty(experts // ranks, *parameter.shape[1:])
+            setattr(module, key, nn.Parameter(cut, requires_grad=parameter.requires_grad))
+
+
+def _in_dtype(run: Any) -> Any:
+    """Weights in float32 must not widen the stream; transformers casts in the same place."""
+
+    def forward(hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        output: Tensor = run(hidden, chosen, weights)
+        return output.to(hidden.dtype)
+
+    return forward
+
+
+def _own_share(run: Any, held: int, ep_mesh: Any, imbalance: float) -> Any:
+    ranks, first = ep_mesh.size(), ep_mesh.get_local_rank() * held
+
+    def forward(hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        tokens, k = chosen.shape
+        rows = min(tokens * k, ceil(tokens * k * imbalance / ranks))
+        local = chosen.flatten() - first
+        local = local.where((local >= 0) & (local < held), held)  # others' experts come last
+        expert, order = local.sort(stable=True)
+        expert, order = expert[:rows], order[:rows]
+        results = run(hidden[order // k], expert.unsqueeze(-1), weights.flatten()[order].unsqueeze(-1).to(hidden.dtype))
+        return torch.zeros_like(hidden).index_add(0, order // k, results)
+
+    return forward

@@ -1,0 +1,152 @@
+"""AMD's placement of launches and waits, as an order of the same program: what our schedule is compared with.
+
+In:    the program of an ATen graph that was rewired to `full`, and its nodes.
+Out:   an order of its tasks, which keeps every dependence and the order of the launches on each channel.
+Never: decides what the backend does.
+
+Published are the orders of the engines' hand-written layers (arXiv 2511.11505, sections 4.1 and 4.2, appendix C, and
+the code beside it). Within layer k, with the attention split at its kernel into a front (norm, projections, rotary
+embedding) and a back (kernel, output projection):
+
+    forward, all-to-all    front of a_k | x_k, norm, router, permutation -> dispatch k | back of a_k | routed experts ->
+                           combine k | shared experts, n of layer k + 1
+    forward, all-reduce    all of a_k | x_k, norm, shared experts -> all-reduce of a_k and s_k | routed experts ->
+                           all-reduce of r_k
+    backward, all-to-all   combine k transposed -> shared experts, back of a_k | routed experts -> dispatch k transposed
+                           -> front of a_k | router, norm of x_k
+
+A launch is issued as soon as its input is there, and a wait stands right in front of the first task that needs it.
+
+Algorithm: each task gets the place (layer, step) of the piece that it belongs to; what terms it computes is written on
+its node (`term_tags`). A launch has the place of the last task that it needs. A wait has that of the first task that
+needs it, and so has what undoes a permutation behind a combine, and what belongs to no term. Tasks are then taken in
+the order of their places, and of the program within one, each after all that it needs: linear but for a heap.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from farskip_compile.passes import ops
+from farskip_compile.passes.program import Program, Role, needs_of
+from farskip_compile.passes.term_tags import terms_of
+
+Place = tuple[int, int]
+"""(layer, step); layers count down in backward."""
+
+ALL_TO_ALL = {"front": 0, "dispatched": 1, "back": 2, "experts": 3, "rest": 4}
+ALL_REDUCE = {"front": 0, "back": 0, "rest": 1, "dispatched": 2, "experts": 2}
+BACKWARD = {"dispatched": 0, "rest": 1, "back": 1, "experts": 2, "front": 3, "combined": 4}
+"""Steps of the pieces of a layer, see `_piece`."""
+
+LAST: Place = (1 << 30, 0)
+
+
+def published_order(program: Program, nodes: Sequence[fx.Node], *, backward: bool) -> tuple[int, ...]:
+    """The order in which AMD's engines would run `program`.
+
+    Args:
+        program: of an ATen graph.
+        nodes: the node of each task.
+        backward: whether the graph is a backward one.
+    """
+    steps = BACKWARD if backward else ALL_TO_ALL if any(map(ops.is_all_to_all, nodes)) else ALL_REDUCE
+    places: list[Place | None] = [None] * len(nodes)
+    pick = max if backward else min
+    behind = _behind(nodes, program)
+    for index, node in enumerate(nodes):
+        pieces = {term: _piece(term[0], behind[index], backward=backward) for term in terms_of(node)}
+        found = [
+            (-int(term[1:]) if backward else int(term[1:]), steps[piece])
+            for term, piece in pieces.items()
+            if term[1:].isdigit() and piece in steps
+        ]
+        if len(found) == len(pieces) > 0 and program.tasks[index].role is Role.COMPUTE:
+            places[index] = pick(found)
+    return _by_place(program, _filled(program, places))
+
+
+def _piece(kind: str, behind: _Behind, *, backward: bool) -> str:
+    """The piece of a layer that a task is in, by the kind of its term and what it is behind.
+
+    Of the attention: `front` or `back`. Of the routed experts: `dispatched`, what leads to the first exchange of rows;
+    `experts`, between the two; `combined`, behind both. All else: `rest`, shared experts or a dense feed-forward.
+    """
+    if kind == "a":
+        return "back" if behind.kernel != backward else "front"
+    if kind == "r":
+        return ("dispatched", "experts", "combined")[min(behind.exchanges, 2)]
+    return "rest"
+
+
+@dataclass(frozen=True)
+class _Behind:
+    """What a task is behind, of what computes its own term."""
+
+    kernel: bool = False
+    """The attention's kernel; true of the kernel itself."""
+    exchanges: int = 0
+    """Exchanges of rows, in a row."""
+
+
+def _behind(nodes: Sequence[fx.Node], program: Program) -> list[_Behind]:
+    found: list[_Behind] = []
+    for index, node in enumerate(nodes):
+        terms, task = set(terms_of(node)), program.tasks[index]
+        before = [found[need] for need in task.needs if not terms.isdisjoint(terms_of(nodes[need]))]
+        value = ops.tensor(node)
+        arrives = task.role is Role.WAIT and value is not None and value.is_floating_point()
+        found.append(
+            _Behind(
+                kernel=ops.is_attention(node) or any(one.kernel for one in before),
+                exchanges=max((one.exchanges for one in before), default=0)
+                + (arrives and ops.is_all_to_all(nodes[task.launch])),
+            )
+        )
+    return found
+
+
+def _filled(program: Program, places: Sequence[Place | None]) -> list[Place]:
+    """Places of all tasks: a launch has that of the last task it needs, others without one that of their first user."""
+    tasks = program.tasks
+    first = [LAST] * len(tasks)
+    filled: list[Place] = [LAST] * len(tasks)
+    for index in range(len(tasks) - 1, -1, -1):
+        place = places[index]
+        filled[index] = first[index] if place is None else place
+        for need in tasks[index].needs:
+            first[need] = min(first[need], filled[index])
+    for index, task in enumerate(tasks):
+        if task.role is Role.LAUNCH:
+            filled[index] = max((filled[need] for need in task.needs), default=filled[index])
+    return filled
+
+
+def _by_place(program: Program, places: Sequence[Place]) -> tuple[int, ...]:
+    """The tasks by their places, each behind all that it needs. Launches go first within a place, waits last."""
+    turn = {Role.LAUNCH: 0, Role.COMPUTE: 1, Role.WAIT: 2}
+    needs = needs_of(program)
+    missing = [len(one) for one in needs]
+    followers: list[list[int]] = [[] for _ in needs]
+    for index, one in enumerate(needs):
+        for need in one:
+            followers[need].append(index)
+
+    def entry(index: int) -> tuple[Place, int, int]:
+        return places[index], turn[program.tasks[index].role], index
+
+    ready = [entry(index) for index, count in enumerate(missing) if count == 0]
+    heapq.heapify(ready)
+    order: list[int] = []
+    while ready:
+        index = heapq.heappop(ready)[-1]
+        order.append(index)
+        for follower in followers[index]:
+            missing[follower] -= 1
+            if missing[follower] == 0:
+                heapq.heappush(ready, entry(follower))
+    return tuple(order)

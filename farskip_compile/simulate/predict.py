@@ -1,0 +1,204 @@
+"""Predict one step of a scenario: as the model is written, and under FarSkip by AMD's placement and by ours.
+
+In:    a `Scenario`.
+Out:   a `Prediction`.
+Never: runs the model; needs the hardware; depends on a clock: equal scenarios give equal predictions.
+
+1. The model of one rank, at full size on fake tensors (`rank_model`), within fake ranks.
+2. One capture, and the ATen graphs of two connectivities, by the code that the backend runs (`graphs`).
+3. Each graph becomes a program of tasks, by the cost model and the profile (`estimate`, `passes.graph_program`), and is
+   played on two resources, compute and the network, in several orders (`passes.program.simulate`):
+
+       written     the model as it is, each collective awaited where it is launched
+       scheduled   the model as it is, in the order of our scheduler: what overlapping alone brings
+       published   FarSkip, by AMD's placement (`placement`)
+       farskip     FarSkip, in the order of our scheduler
+
+All ranks do the same, so that one stands for all; with skewed routing it is the fullest one, for which all others wait.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from farskip_compile.config import FarSkipConfig
+from farskip_compile.passes.graph_program import GraphProgram, read_program
+from farskip_compile.passes.list_schedule import Limits, list_schedule
+from farskip_compile.passes.program import Flight, Program, Timeline, flights, simulate
+from farskip_compile.simulate.estimate import ScenarioEstimates
+from farskip_compile.simulate.graphs import Graphs, GraphsOf, with_graphs
+from farskip_compile.simulate.placement import published_order
+from farskip_compile.simulate.rank_model import RankModel, rank_model
+from farskip_compile.simulate.scenario import Scenario
+from farskip_compile.testing.fake_ranks import fake_ranks
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """One graph in one order."""
+
+    phase: str
+    """`inference`, `forward` or `backward`."""
+    program: Program = field(repr=False)
+    order: tuple[int, ...] = field(repr=False)
+    timeline: Timeline = field(repr=False)
+    flights: tuple[Flight, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One step in one order; seconds."""
+
+    phases: tuple[PhaseResult, ...]
+
+    @property
+    def seconds(self) -> float:
+        """From its start until everything is through."""
+        return sum(one.timeline.makespan for one in self.phases)
+
+    @property
+    def compute(self) -> float:
+        """On the compute stream."""
+        return sum(one.timeline.compute for one in self.phases)
+
+    @property
+    def communication(self) -> float:
+        """Of all collectives."""
+        return sum(one.timeline.communication for one in self.phases)
+
+    @property
+    def exposed(self) -> float:
+        """In which the compute stream stands still for a collective."""
+        return sum(one.timeline.exposed for one in self.phases)
+
+    @property
+    def hidden(self) -> float:
+        """Part of the communication that runs beside compute; 0 where there is none."""
+        return 1 - self.exposed / self.communication if self.communication else 0.0
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes alive at once, with parameters and inputs."""
+        return max(one.timeline.peak_bytes for one in self.phases)
+
+    def hidden_in(self, phase: str) -> float:
+        """The same as `hidden`, of one phase."""
+        parts = [one.timeline for one in self.phases if one.phase == phase]
+        total = sum(one.communication for one in parts)
+        return 1 - sum(one.exposed for one in parts) / total if total else 0.0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What FarSkip brings in a scenario."""
+
+    scenario: Scenario
+    written: StepResult
+    scheduled: StepResult
+    published: StepResult
+    farskip: StepResult
+    imbalance: float
+    """Rows of the fullest rank over the mean."""
+    parameters: int
+    """That a rank holds."""
+    nodes: int
+    """Of the graph that was captured."""
+    rewired: str
+    """What the passes say of it."""
+    took: Mapping[str, float] = field(default_factory=dict, compare=False)
+    """Seconds of this prediction, by part."""
+
+    @property
+    def speedup(self) -> float:
+        """Time as written over time under FarSkip, in our order."""
+        return self.written.seconds / self.farskip.seconds
+
+    @property
+    def published_speedup(self) -> float:
+        """The same, by AMD's placement."""
+        return self.written.seconds / self.published.seconds
+
+    @property
+    def scheduled_speedup(self) -> float:
+        """The same, of overlapping without FarSkip."""
+        return self.written.seconds / self.scheduled.seconds
+
+
+def predict(scenario: Scenario) -> Prediction:
+    """Predict one step of `scenario`.
+
+    Raises:
+        ConfigError: the model can't be cut as it says.
+        FarSkipError: the model can't be rewired.
+    """
+    took: dict[str, float] = {}
+    start = time.perf_counter()
+    with fake_ranks(scenario.ranks):
+        model = rank_model(scenario)
+        took["model"] = time.perf_counter() - start
+
+        def use(graphs: GraphsOf) -> Prediction:
+            return _predict(scenario, model, graphs, took)
+
+        with model.mode:
+            return with_graphs(model.module, (), model.kwargs, use, backward=scenario.trains)
+
+
+def _predict(scenario: Scenario, model: RankModel, graphs: GraphsOf, took: dict[str, float]) -> Prediction:
+    begun = time.perf_counter()
+    standard = FarSkipConfig(connectivity="none", inner="inductor")
+    as_written = graphs(standard)
+    took["graphs"] = time.perf_counter() - begun
+    programs = _programs(scenario, model, as_written)
+    written = _step(programs, [tuple(range(len(program.program.tasks))) for _, program in programs])
+    scheduled = _step(programs, [list_schedule(program.program, Limits()).order for _, program in programs])
+
+    begun = time.perf_counter()
+    merges = scenario.exchanges == "all-reduce"
+    full = graphs(replace(standard, connectivity="full", merge_reductions=merges))
+    took["graphs"] += time.perf_counter() - begun
+    begun = time.perf_counter()
+    programs = _programs(scenario, model, full)
+    published = _step(
+        programs,
+        [published_order(one.program, one.nodes, backward=phase == "backward") for phase, one in programs],
+    )
+    farskip = _step(programs, [list_schedule(program.program, Limits()).order for _, program in programs])
+    took["orders"] = time.perf_counter() - begun
+    return Prediction(
+        scenario,
+        written,
+        scheduled,
+        published,
+        farskip,
+        imbalance=model.imbalance,
+        parameters=model.parameters,
+        nodes=full.report.nodes,
+        rewired=full.report.summary(),
+        took=took,
+    )
+
+
+def _programs(scenario: Scenario, model: RankModel, graphs: Graphs) -> list[tuple[str, GraphProgram]]:
+    found = []
+    for phase, graph in graphs.phases:
+        estimates = ScenarioEstimates(
+            graph,
+            scenario.profile,
+            model.imbalance,
+            float8=scenario.products == "float8",
+            slows=scenario.interference,
+        )
+        found.append((phase, read_program(graph, estimates)))
+    return found
+
+
+def _step(programs: list[tuple[str, GraphProgram]], orders: list[tuple[int, ...]]) -> StepResult:
+    return StepResult(
+        tuple(
+            PhaseResult(phase, one.program, order, simulate(one.program, order), flights(one.program, order))
+            for (phase, one), order in zip(programs, orders, strict=True)
+        )
+    )

@@ -1,0 +1,122 @@
+"""The model of one rank, at full size and without memory: code of transformers on fake tensors, cut and wired.
+
+In:    a `Scenario`, within `farskip_compile.testing.fake_ranks` of its ranks.
+Out:   the module to capture, and its example inputs.
+Never: allocates a weight, downloads anything, or patches transformers: attention and exchange come in by its own
+       registries, the rest by attributes of this one model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from farskip_compile._compat.fakes import FakeTensorMode
+from farskip_compile.errors import ConfigError
+from farskip_compile.prepare import prepare
+from farskip_compile.simulate.attention import give_caches, register_attention
+from farskip_compile.simulate.cuts import cut_matrices
+from farskip_compile.simulate.experts import give_usual_interface, spread_experts
+from farskip_compile.simulate.scenario import Phase, Scenario
+from farskip_compile.simulate.skew import imbalance, zipf_loads
+from farskip_compile.zoo.families import counts_experts
+
+
+@dataclass(frozen=True)
+class RankModel:
+    """What one rank runs in one step."""
+
+    module: nn.Module
+    kwargs: dict[str, Any]
+    """Example inputs, by name."""
+    mode: FakeTensorMode
+    """Of its tensors: whatever is done with the model is done within it."""
+    imbalance: float
+    """Rows of the fullest rank over the mean."""
+    parameters: int
+    """That this rank holds."""
+
+
+class _Loss(nn.Module):
+    """A step of training: the mean loss of the next tokens."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **kwargs: Any) -> torch.Tensor:
+        """A scalar."""
+        loss: torch.Tensor = self.model(**kwargs).loss
+        return loss
+
+
+def rank_model(scenario: Scenario) -> RankModel:
+    """The model of the first rank.
+
+    Raises:
+        ConfigError: it can't be cut as the scenario says.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = scenario.architecture.config(scenario.layers)
+    rows = imbalance(_loads(scenario, config), scenario.ep)
+    meshes = _Meshes(
+        init_device_mesh("cpu", (scenario.groups, scenario.tp), mesh_dim_names=("dp", "tp"))["tp"],
+        init_device_mesh("cpu", (scenario.ranks // scenario.ep, scenario.ep), mesh_dim_names=("copies", "ep"))["ep"],
+    )
+    mode = FakeTensorMode()
+    with mode:
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=register_attention())
+        model.train(scenario.trains)
+        _cut(model, scenario, meshes, rows)
+        prepare(model)
+        kwargs = _inputs(model, scenario)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return RankModel(_Loss(model) if scenario.trains else model, kwargs, mode, rows, count)
+
+
+@dataclass(frozen=True)
+class _Meshes:
+    tp: DeviceMesh
+    """The ranks that hold the tokens of this one."""
+    ep: DeviceMesh
+    """The ranks of the experts."""
+
+
+def _cut(model: Any, scenario: Scenario, meshes: _Meshes, rows: float) -> None:
+    give_usual_interface(model)
+    if scenario.tp > 1:
+        plan = {**model.tp_plan, **{f"model.{key}": style for key, style in scenario.architecture.cuts.items()}}
+        cut_matrices(model, plan, meshes.tp.get_group(), reduce_blocks=scenario.exchanges == "all-reduce")
+    spread_experts(model, meshes.ep, meshes.tp, scenario.exchanges, rows)
+
+
+def _inputs(model: nn.Module, scenario: Scenario) -> dict[str, Any]:
+    sequences, decodes = scenario.batch // scenario.groups, scenario.phase is Phase.DECODE
+    tokens = torch.zeros(sequences, 1 if decodes else scenario.prompt, dtype=torch.int64)
+    kwargs: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
+    if decodes:
+        give_caches(model, sequences, scenario.prompt)
+        kwargs["position_ids"] = torch.zeros_like(tokens)
+    if scenario.trains:
+        kwargs["labels"] = torch.zeros_like(tokens)
+    else:
+        kwargs["logits_to_keep"] = 1
+    return kwargs
+
+
+def _loads(scenario: Scenario, config: Any) -> list[float]:
+    """How often each expert is chosen."""
+    counts = [value for key, value in config.to_dict().items() if counts_experts(key) and isinstance(value, int)]
+    if not counts:
+        raise ConfigError(f"{scenario.architecture.name} has no routed experts", way_out="a Mixture-of-Experts model")
+    experts = max(counts)
+    if scenario.loads is not None:
+        if len(scenario.loads) != experts:
+            raise ConfigError(f"{len(scenario.loads)} loads are given, but the model has {experts} experts")
+        return list(scenario.loads)
+    return zipf_loads(experts, config.num_experts_per_tok, scenario.skew)

@@ -1,0 +1,71 @@
+"""A prediction as a Chrome trace, for ui.perfetto.dev or chrome://tracing.
+
+Contract: one process for each order, with a lane for compute and one for each channel; the phases of a step one behind
+the other. Views and what else takes no time are left out.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from farskip_compile.errors import ConfigError
+from farskip_compile.passes.program import Role
+from farskip_compile.simulate.predict import Prediction, StepResult
+from farskip_compile.simulate.text import NAMES
+
+COMPUTE = 0
+SHORTEST = 1e-9
+"""Seconds."""
+
+
+def write_trace(found: Prediction, path: Path) -> None:
+    """Write all orders of a prediction to `path`, packed if it ends in `.gz`.
+
+    Raises:
+        ConfigError: it can't be written.
+    """
+    events: list[dict[str, Any]] = []
+    for process, (key, name) in enumerate(NAMES.items()):
+        events.extend(_events(process, name, getattr(found, key)))
+    text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
+    try:
+        path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    except OSError as error:
+        raise ConfigError(f"can't write {path}: {error.strerror}") from None
+
+
+def _events(process: int, name: str, step: StepResult) -> Iterator[dict[str, Any]]:
+    yield _named("process_name", process, COMPUTE, name)
+    yield _named("thread_name", process, COMPUTE, "compute")
+    lanes: dict[str, int] = {}
+    begin = 0.0
+    for phase in step.phases:
+        for index in phase.order:
+            task, start, end = phase.program.tasks[index], phase.timeline.start[index], phase.timeline.end[index]
+            if end - start < SHORTEST:
+                continue
+            lane = COMPUTE
+            if task.role is Role.LAUNCH:
+                lane = lanes.setdefault(task.channel, len(lanes) + 1)
+                start = end - task.seconds
+            yield {
+                "ph": "X",
+                "pid": process,
+                "tid": lane,
+                "name": "wait" if task.role is Role.WAIT else task.name,
+                "cat": str(task.role),
+                "ts": 1e6 * (begin + start),
+                "dur": 1e6 * (end - start),
+                "args": {"phase": phase.phase, "terms": " ".join(task.terms)},
+            }
+        begin += phase.timeline.makespan
+    for channel, lane in lanes.items():
+        yield _named("thread_name", process, lane, f"collectives of group {channel}")
+
+
+def _named(what: str, process: int, lane: int, name: str) -> dict[str, Any]:
+    return {"ph": "M", "pid": process, "tid": lane, "name": what, "args": {"name": name}}
