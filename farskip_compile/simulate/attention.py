@@ -34,13 +34,13 @@ WHOLE = 0
 """As a window: all tokens before."""
 
 
-@torch.library.custom_op("farskip_compile::causal_attention", mutates_args=())
+@torch.library.custom_op("farskip::causal_attention", mutates_args=())
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
     """[B, heads, T, width of a value]; each token reads the last `window` ones, itself included, or all."""
     raise NotImplementedError("for captures: nothing runs it")
 
 
-@torch.library.custom_op("farskip_compile::causal_attention_backward", mutates_args=())
+@torch.library.custom_op("farskip::causal_attention_backward", mutates_args=())
 def causal_attention_backward(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, window: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,7 +48,7 @@ def causal_attention_backward(
     raise NotImplementedError("for captures: nothing runs it")
 
 
-@torch.library.custom_op("farskip_compile::cached_attention", mutates_args=())
+@torch.library.custom_op("farskip::cached_attention", mutates_args=())
 def cached_attention(query: Tensor, cached: Tensor, key: Tensor, value: Tensor, values: Tensor | None) -> Tensor:
     """[B, heads, T, width of a value]: new tokens over a cache and themselves."""
     raise NotImplementedError("for captures: nothing runs it")
@@ -75,7 +75,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    found = torch.ops.farskip_compile.causal_attention_backward(gradient, *ctx.saved_tensors, ctx.window)
+    found = torch.ops.farskip.causal_attention_backward(gradient, *ctx.saved_tensors, ctx.window)
     return (*found, None)
 
 
@@ -88,18 +88,18 @@ def pairs(tokens: int, window: int) -> int:
     return width * (width + 1) // 2 + (tokens - width) * width
 
 
-@register_flop_formula(torch.ops.farskip_compile.causal_attention)
+@register_flop_formula(torch.ops.farskip.causal_attention)
 def _causal_flops(query: Any, key: Any, value: Any, window: int, *_: Any, **__: Any) -> int:
     batch, heads, tokens, width = query
     return 2 * int(batch * heads) * pairs(tokens, window) * int(width + value[-1])
 
 
-@register_flop_formula(torch.ops.farskip_compile.causal_attention_backward)
+@register_flop_formula(torch.ops.farskip.causal_attention_backward)
 def _backward_flops(gradient: Any, query: Any, key: Any, value: Any, window: int, *_: Any, **__: Any) -> int:
     return int(BACKWARD * _causal_flops(query, key, value, window))
 
 
-@register_flop_formula(torch.ops.farskip_compile.cached_attention)
+@register_flop_formula(torch.ops.farskip.cached_attention)
 def _cached_flops(query: Any, cached: Any, *_: Any, **__: Any) -> int:
     batch, heads, tokens, _width = query
     return 4 * int(batch * heads * tokens * cached[2] * cached[3])
@@ -112,10 +112,10 @@ def fused_attention(
     cached = getattr(module, CACHED_KEYS, None)
     if cached is not None:
         values = getattr(module, CACHED_VALUES, None)
-        out = torch.ops.farskip_compile.cached_attention(query, cached, key, value, values)
+        out = torch.ops.farskip.cached_attention(query, cached, key, value, values)
     else:
         window = getattr(module, "sliding_window", None) or WHOLE
-        out = torch.ops.farskip_compile.causal_attention(query, key, value, window)
+        out = torch.ops.farskip.causal_attention(query, key, value, window)
     return out.transpose(1, 2).contiguous(), None
 
 
