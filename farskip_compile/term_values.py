@@ -7,7 +7,8 @@ Algorithm (linear): the graph is evaluated once, at a random point of a prime fi
 1. Elementwise sums, differences, products and quotients are those of numbers, and a Python number is itself. So the
    coefficient of each term counts, its sign, and how often it is added; the order of additions does not.
 2. What is linear and more than a view of memory (a cast that rounds, a collective, a transposition) multiplies by a
-   random number of its own; equal operators with equal constants have equal ones.
+   random number of its own; equal operators with equal constants have equal ones. Each shape has a number, too: a
+   `view` multiplies by that of the new shape and divides by that of the old one, so that there and back is nothing.
 3. Everything else is a hash of its operator, its constants and the numbers that it reads. So is a write to memory: what
    reads that memory later reads the write too. A random operator reads the one before it, and whatever stands behind a
    switch, such as the beginning of autocast, reads that.
@@ -32,6 +33,9 @@ from farskip_compile.passes.sum_tree import Dataflow
 PRIME = (1 << 61) - 1
 SAME_VALUES = frozenset(["contiguous", "clone", "alias"])
 """Operators that give back what they are given."""
+KEEPS_ORDER = frozenset(["view", "reshape", "_unsafe_view"])
+"""Operators that give back what they are given in the shape that they name. One behind the other, they are the one from
+the first shape to the last."""
 SIZES = frozenset(["size", "stride", "numel", "dim", "getattr", "sym_size", "sym_stride", "sym_numel"])
 """Operators whose result hangs on the shape of a tensor, not on its data."""
 ELEMENTWISE = frozenset({"add", "sub"} | ops.PRODUCTS)
@@ -195,6 +199,9 @@ def _factor(node: fx.Node, name: str) -> int | None:
         return 1
     if name == "neg":
         return -1
+    if name in KEEPS_ORDER and _names_its_shape(node):
+        before, after = (str(tuple(ops.tensor(one).shape)) for one in (first, node))  # type: ignore[union-attr]
+        return _word(after) * _inverse(before) % PRIME
     if name in ("view_as", "reshape_as"):
         return _word(name)
     if name in ops.SHAPE_OPS or ops.is_linear_collective(node):
@@ -204,6 +211,18 @@ def _factor(node: fx.Node, name: str) -> int | None:
             constants.append(_word(str(fx.map_arg(value, lambda arg: str(ops.fake(arg))))))
         return hash(tuple(constants)) % PRIME
     return None
+
+
+def _names_its_shape(node: fx.Node) -> bool:
+    """Whether the sizes that a change of shape asks for are those that it is known to give: only then they say all."""
+    sizes = node.args[1:]
+    if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
+        sizes = tuple(sizes[0])
+    value = ops.tensor(node)
+    if value is None or len(sizes) != value.dim() or node.kwargs or sizes.count(-1) > 1:
+        return False
+    asked = (ops.fake(size) if isinstance(size, fx.Node) else size for size in sizes)
+    return all(one == -1 or str(one) == str(length) for one, length in zip(asked, value.shape, strict=True))
 
 
 def _cast_factor(before: torch.Tensor, after: torch.Tensor) -> int:
@@ -240,6 +259,12 @@ def _fraction(value: float) -> int | None:
         return None
     numerator, denominator = value.as_integer_ratio()
     return numerator * pow(denominator, -1, PRIME) % PRIME
+
+
+@lru_cache(maxsize=4096)
+def _inverse(text: str) -> int:
+    """One over the random number of a text."""
+    return pow(_word(text), -1, PRIME)
 
 
 @lru_cache(maxsize=1 << 16)

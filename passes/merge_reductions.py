@@ -14,7 +14,9 @@ chain's sum.
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from farskip_compile.passes import ops
@@ -33,39 +35,77 @@ def merge_reductions(module: fx.GraphModule) -> int:
     used_before = used_nodes(graph)
     renamed: dict[fx.Node, fx.Node] = {}
     for side in [value for value in stream.values if value not in stream.tree]:
-        found = _match(stream, side)
-        if found is not None:
-            _merge(graph, renamed, side, *found)
+        pair = _match(stream, side)
+        if pair is not None:
+            _merge(graph, renamed, side, pair)
     if renamed:
         erase_dead(graph, used_before)
         graph.lint()
     return len(renamed)
 
 
-def _match(stream: Stream, side: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, fx.Node, fx.Node] | None:
-    """(x, C(a), C(s), C(r), main sum) if `side` is (x + C(a)) + C(s) and the main sum (x + C(a)) + (C(r) + C(s))."""
+@dataclass(frozen=True)
+class _Pair:
+    """What `side` and the main sum are made of, where they can be merged."""
+
+    before: fx.Node
+    """x"""
+    attention: fx.Node
+    """C(a), as it is added."""
+    shared: fx.Node
+    """C(s), as it is added to x + C(a)."""
+    routed: fx.Node
+    """C(r), as it is added to C(s)."""
+    both: fx.Node
+    """C(r) + C(s)"""
+    added: fx.Node
+    """The same as it is added to x + C(a): perhaps in another shape."""
+    main: fx.Node
+    """The main sum."""
+
+
+def _match(stream: Stream, side: fx.Node) -> _Pair | None:
+    """The parts if `side` is (x + C(a)) + C(s) and the main sum (x + C(a)) + (C(r) + C(s))."""
     if not ops.is_sum(side) or ops.op_name(side) != "add":
         return None
     for early, shared in (stream.below[side], stream.below[side][::-1]):
         main = stream.parents.get(early)
         if main is None or early not in stream.values or not ops.is_sum(early) or set(early.users) != {main, side}:
             continue
-        both = next((arg for arg in stream.below[main] if arg is not early), None)
-        if both is None or not ops.is_sum(both) or shared not in stream.below[both] or set(both.users) != {main}:
+        added = next((arg for arg in stream.below[main] if arg is not early), None)
+        both, alone = (added, True) if added is None else _inside(added, main)
+        kept, _ = _inside(shared, side)
+        if both is None or not alone or not ops.is_sum(both) or kept not in stream.below[both]:
             continue
-        routed = next(arg for arg in stream.below[both] if arg is not shared)
+        routed = next(arg for arg in stream.below[both] if arg is not kept)
         for before, attention in (stream.below[early], stream.below[early][::-1]):
             if before in stream.values and _same_reduction(attention, shared):
-                return before, attention, shared, routed, main
+                assert added is not None
+                return _Pair(before, attention, shared, routed, both, added, main)
     return None
 
 
+def _inside(node: fx.Node, user: fx.Node) -> tuple[fx.Node, bool]:
+    """(`node` without the changes of its shape, whether `user` and they are all that reads it)."""
+    alone = set(node.users) == {user}
+    while ops.op_name(node) in ops.SHAPE_OPS and isinstance(node.args[0], fx.Node):
+        node, user = node.args[0], node
+        alone = alone and set(node.users) == {user}
+    return node, alone
+
+
 def _same_reduction(left: fx.Node, right: fx.Node) -> bool:
-    """Both are the wait of the same reduction over the same group."""
-    pair = [_launch(left), _launch(right)]
-    if pair[0] is None or pair[1] is None:
+    """Both are the wait of the same reduction over the same group, of partial sums that can be added."""
+    one, other = _launch(left), _launch(right)
+    if one is None or other is None or one.target != other.target or one.args[1:] != other.args[1:]:
         return False
-    return pair[0].target == pair[1].target and pair[0].args[1:] == pair[1].args[1:]
+    return _shape(one) == _shape(other) or all(isinstance(size, int) for size in (*_shape(one), *_shape(other)))
+
+
+def _shape(launch: fx.Node) -> tuple[int | torch.SymInt, ...]:
+    """Of what `launch` reduces."""
+    partial = ops.tensor(launch.args[0])  # type: ignore[arg-type]
+    return () if partial is None else tuple(partial.shape)
 
 
 def _launch(node: fx.Node) -> fx.Node | None:
@@ -75,41 +115,47 @@ def _launch(node: fx.Node) -> fx.Node | None:
     return node if ops.is_linear_collective(node) else None
 
 
-def _merge(
-    graph: fx.Graph,
-    renamed: dict[fx.Node, fx.Node],
-    side: fx.Node,
-    value: fx.Node,
-    attention: fx.Node,
-    shared: fx.Node,
-    routed: fx.Node,
-    main: fx.Node,
-) -> None:
-    launch_a, launch_s = _launch(attention), _launch(shared)
+def _merge(graph: fx.Graph, renamed: dict[fx.Node, fx.Node], side: fx.Node, pair: _Pair) -> None:
+    launch_a, launch_s = _launch(pair.attention), _launch(pair.shared)
     assert launch_a is not None
     assert launch_s is not None
     with graph.inserting_before(max(launch_a, launch_s)):
-        partial = _add(graph, launch_a.args[0], launch_s.args[0], like=launch_a)  # type: ignore[arg-type]
-        launched, *steps = _steps(shared)
+        partial = _add(graph, _reshaped(graph, launch_a, _shape(launch_s)), launch_s.args[0], like=launch_s)  # type: ignore[arg-type]
+        launched, *steps = _path(launch_s, pair.shared)
         reduced = _copy(graph, launched, partial)
-    with graph.inserting_before(main):
+    with graph.inserting_before(pair.main):
         for step in steps:
             reduced = _copy(graph, step, reduced)
-        early = _add(graph, renamed.get(value, value), reduced, like=side)
-        late = _add(graph, early, routed, like=main)
+        early = _add(graph, renamed.get(pair.before, pair.before), reduced, like=side)
+        routed = pair.routed
+        for step in _path(pair.both, pair.added)[1:]:
+            routed = _copy(graph, step, routed)
+        late = _add(graph, early, routed, like=pair.main)
     side.replace_all_uses_with(early)
-    main.replace_all_uses_with(late)
-    for node in (side, main):
+    pair.main.replace_all_uses_with(late)
+    for node in (side, pair.main):
         graph.erase_node(node)
-    renamed[main] = late
+    renamed[pair.main] = late
 
 
-def _steps(node: fx.Node) -> list[fx.Node]:
-    """From the launch of a reduction to `node`."""
-    steps = [node]
-    while not ops.is_linear_collective(steps[-1]) or ops.is_wait(steps[-1]):
-        steps.append(steps[-1].args[0])  # type: ignore[arg-type]
-    return steps[::-1]
+def _reshaped(graph: fx.Graph, launch: fx.Node, shape: tuple[int | torch.SymInt, ...]) -> fx.Node:
+    """What `launch` reduces, in this shape."""
+    partial = launch.args[0]
+    assert isinstance(partial, fx.Node)
+    if _shape(launch) == shape:
+        return partial
+    node = graph.call_function(torch.reshape, (partial, shape))
+    node.meta = dict(partial.meta)
+    node.meta["example_value"] = ops.tensor(partial).reshape(shape)  # type: ignore[union-attr]
+    return node
+
+
+def _path(first: fx.Node, last: fx.Node) -> list[fx.Node]:
+    """From `first` to `last`, which it leads to by first arguments."""
+    found = [last]
+    while found[-1] is not first:
+        found.append(found[-1].args[0])  # type: ignore[arg-type]
+    return found[::-1]
 
 
 def _copy(graph: fx.Graph, step: fx.Node, value: fx.Node) -> fx.Node:

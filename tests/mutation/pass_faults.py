@@ -163,8 +163,9 @@ FAULTS: list[Fault] = [
     in_pass(
         "merge_reductions: attention reduced twice",
         merge_reductions._merge,
-        "early = _add(graph, renamed.get(value, value), reduced, like=side)",
-        "early = _add(graph, _add(graph, renamed.get(value, value), attention, like=side), reduced, like=side)",
+        "early = _add(graph, renamed.get(pair.before, pair.before), reduced, like=side)",
+        "early = _add(graph, _add(graph, renamed.get(pair.before, pair.before), pair.attention, like=side), reduced, "
+        "like=side)",
         REDUCING,
         merge=True,
     ),

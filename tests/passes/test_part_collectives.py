@@ -258,6 +258,33 @@ class TestMerge:
         expected = ByHand(lambda: Tensorparallel(MoE()), 3)(ids())
         assert torch.allclose(output, expected, rtol=1e-12, atol=1e-12)
 
+    def test_partial_sums_of_other_shapes(self):
+        """Llama 4 sums its experts as [tokens, D], and its attention as [B, T, D]."""
+
+        class Flat(Tensorparallel):
+            def forward(self, x):
+                x = x + reduce(self.attention(self.norm1(x)))
+                return x + reduce(self.feed_forward(self.norm2(x)).flatten(0, 1)).view(x.shape)
+
+        model = Stack(lambda: Flat(SharedFirst()), 3)
+        module, output, done = rewired(model, "full", merge=True)
+        assert (done["parted"], done["merged"]) == (2, 2)
+        assert launches(module) == 6
+        expected = ByHand(lambda: Tensorparallel(SharedFirst()), 3)(ids())
+        assert torch.allclose(output, expected, rtol=1e-12, atol=1e-12)
+
+    def test_it_is_launched_in_front_of_the_routed_experts_one(self):
+        """Behind it, in the order of the process group, the next attention would wait for both."""
+        module, _, done = rewired(Stack(lambda: Tensorparallel(MoE()), 3), "full", merge=True)
+        assert done["merged"] == 2
+        chosen = [node for node in module.graph.nodes if ops.is_selection(node)]
+        launched = [node for node in module.graph.nodes if ops.is_linear_collective(node) and not ops.is_wait(node)]
+        for_routed = [any(depends(one, top) for top in chosen) for one in launched]
+        of_first_layers = [
+            depends(one.args[0], chosen[layer]) for layer in (0, 1) for one in launched[2 * layer : 2 * layer + 2]
+        ]
+        assert of_first_layers == [False, True] * 2, for_routed
+
     def test_not_where_the_stream_between_is_read(self):
         model = Stack(lambda: Tensorparallel(MoE()), 3)
         module, _, done = rewired(model, "attention", merge=True)
