@@ -41,6 +41,9 @@ def simulate_command(
     interference: Annotated[
         float | None, typer.Option(help="Part by which compute is slower while a collective is in flight.")
     ] = None,
+    measured: Annotated[
+        float | None, typer.Option(help="Seconds of the step as written, if measured: the prediction starts from them.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
     trace: Annotated[Path | None, typer.Option(help="Write a Chrome trace (.json or .json.gz).")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the prediction into this file (needs matplotlib).")] = None,
@@ -71,6 +74,7 @@ def simulate_command(
             loads=_loads(loads),
             layers=layers,
             interference=interference,
+            measured=measured,
         )
         with errors.status(f"{scenario.architecture.name} on {scenario.ranks} x {scenario.profile.name}"):
             found = predict(scenario)

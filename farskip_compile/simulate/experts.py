@@ -4,10 +4,13 @@ In:    a model of transformers on the meta device, and the ranks among which exp
 Out:   the same model: each module of stacked experts holds this rank's, and its forward exchanges tokens.
 Never: computes anything of use.
 
-    all-to-all    `farskip_compile.prepare`'s exchange: dispatch and combine, with sizes that the data decide
+    all-to-all    as `farskip_compile.prepare`'s exchange: ranks that share tokens take a slice each; counts are exchanged,
+                  rows are dispatched, the local experts run, rows are combined and weighted, slices are gathered
     all-reduce    all ranks hold all tokens. Each runs its experts on the rows that chose them; what it returns is its
-                  share of a sum, for the all-reduce behind the whole block (`cuts`). How many rows that are is fixed
-                  here, by the load of the fullest rank, since the kernels of engines read it on the device
+                  share of a sum, for the all-reduce behind the whole block (`cuts`)
+
+How many rows a rank gets is decided by data. Here it is fixed, as many as the fullest rank gets: with a symbol for each
+pair of ranks in each layer, 256 ranks could not be captured in a day.
 
 Experts of a form of their own (Llama-4's run every expert on every token, which no engine does) get transformers' usual
 interface first: rows, chosen experts, weights.
@@ -22,9 +25,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from farskip_compile._compat.collectives import all_gather, all_to_all_single, wait_tensor
 from farskip_compile.errors import ConfigError
-from farskip_compile.prepare.expert_parallel import NAME as ALL_TO_ALL
-from farskip_compile.prepare.expert_parallel import register_expert_parallel
 from farskip_compile.prepare.implementation import is_dispatched
 
 Tensor = torch.Tensor
@@ -93,16 +95,13 @@ def spread_experts(model: nn.Module, ep_mesh: Any, tp_mesh: Any, exchange: str, 
     Raises:
         ConfigError: the experts can't be cut so.
     """
-    from transformers.distributed.expert_parallel import EPImplementationInterface
-
-    register_expert_parallel()
     found = [(name, module) for name, module in model.named_modules() if is_experts(module)]
     if not found:
         raise ConfigError("the model has no routed experts", way_out="a Mixture-of-Experts model")
     for name, module in found:
         _cut(name, module, ep_mesh.size())
         if exchange == "all-to-all":
-            module.forward = _in_dtype(EPImplementationInterface()[ALL_TO_ALL](module, ep_mesh, tp_mesh))
+            module.forward = _exchange(module.forward, int(module.num_experts), ep_mesh, tp_mesh, imbalance)  # type: ignore[arg-type]
         else:
             module.forward = _own_share(module.forward, int(module.num_experts), ep_mesh, imbalance)
 
@@ -120,14 +119,36 @@ def _cut(name: str, module: Any, ranks: int) -> None:
             setattr(module, key, nn.Parameter(cut, requires_grad=parameter.requires_grad))
 
 
-def _in_dtype(run: Any) -> Any:
-    """Weights in float32 must not widen the stream; transformers casts in the same place."""
+def _exchange(run: Any, held: int, ep_mesh: Any, tp_mesh: Any, imbalance: float) -> Any:
+    ranks, group = ep_mesh.size(), ep_mesh.get_group()
 
     def forward(hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        output: Tensor = run(hidden, chosen, weights)
-        return output.to(hidden.dtype)
+        if tp_mesh.size() > 1:
+            hidden, chosen, weights = (_slice(value, tp_mesh) for value in (hidden, chosen, weights))
+        tokens, k = chosen.shape
+        each = ceil(tokens * k / ranks)  # rows to each rank
+        most = ceil(tokens * k * imbalance / ranks)  # rows that the fullest one gets from each
+        expert = chosen.flatten()
+        order = F.pad(expert.argsort(stable=True), (0, each * ranks - tokens * k))
+        counts = expert.new_zeros(ranks * held).scatter_add(0, expert, torch.ones_like(expert))
+        incoming = wait_tensor(all_to_all_single(counts, None, None, group))
+        rows = wait_tensor(all_to_all_single(hidden[order // k], [most] * ranks, [each] * ranks, group))
+        local = torch.arange(held, device=rows.device).repeat(ranks)
+        local = local.repeat_interleave(incoming, output_size=most * ranks).unsqueeze(-1)
+        results = run(rows, local, torch.ones_like(local, dtype=rows.dtype))
+        back = wait_tensor(all_to_all_single(results, [each] * ranks, [most] * ranks, group))
+        back = torch.zeros_like(back).index_copy(0, order, back)[: tokens * k]
+        # weights in float32 must not widen the stream; transformers casts in the same place
+        output = (back.view(tokens, k, -1) * weights.unsqueeze(-1)).sum(1).to(hidden.dtype)
+        return all_gather(output, 0, tp_mesh.get_group()) if tp_mesh.size() > 1 else output
 
     return forward
+
+
+def _slice(value: Tensor, mesh: Any) -> Tensor:
+    """The part of a rank of the rows that all ranks of `mesh` hold."""
+    size = ceil(value.shape[0] / mesh.size())
+    return value[mesh.get_local_rank() * size :][:size]
 
 
 def _own_share(run: Any, held: int, ep_mesh: Any, imbalance: float) -> Any:

@@ -19,7 +19,7 @@ A launch is issued as soon as its input is there, and a wait stands right in fro
 
 Algorithm: each task gets the place (layer, step) of the piece that it belongs to; what terms it computes is written on
 its node (`term_tags`). A launch has the place of the last task that it needs. A wait has that of the first task that
-needs it, and so has what undoes a permutation behind a combine, and what belongs to no term. Tasks are then taken in
+needs it, and so has what stands behind a combine or a reduction, and what belongs to no term. Tasks are then taken in
 the order of their places, and of the program within one, each after all that it needs: linear but for a heap.
 """
 
@@ -74,8 +74,11 @@ def _piece(kind: str, behind: _Behind, *, backward: bool) -> str:
     """The piece of a layer that a task is in, by the kind of its term and what it is behind.
 
     Of the attention: `front` or `back`. Of the routed experts: `dispatched`, what leads to the first exchange of rows;
-    `experts`, between the two; `combined`, behind both. All else: `rest`, shared experts or a dense feed-forward.
+    `experts`, between the two; `combined`, behind both. All else: `rest`, shared experts or a dense feed-forward. What
+    is behind a reduction belongs to who reads it: `reduced`.
     """
+    if behind.reduced:
+        return "reduced"
     if kind == "a":
         return "back" if behind.kernel != backward else "front"
     if kind == "r":
@@ -91,6 +94,8 @@ class _Behind:
     """The attention's kernel; true of the kernel itself."""
     exchanges: int = 0
     """Exchanges of rows, in a row."""
+    reduced: bool = False
+    """A reduction over the ranks."""
 
 
 def _behind(nodes: Sequence[fx.Node], program: Program) -> list[_Behind]:
@@ -99,12 +104,13 @@ def _behind(nodes: Sequence[fx.Node], program: Program) -> list[_Behind]:
         terms, task = set(terms_of(node)), program.tasks[index]
         before = [found[need] for need in task.needs if not terms.isdisjoint(terms_of(nodes[need]))]
         value = ops.tensor(node)
-        arrives = task.role is Role.WAIT and value is not None and value.is_floating_point()
+        launch = nodes[task.launch] if task.role is Role.WAIT else None
+        rows = launch is not None and ops.is_all_to_all(launch) and value is not None and value.is_floating_point()
         found.append(
             _Behind(
                 kernel=ops.is_attention(node) or any(one.kernel for one in before),
-                exchanges=max((one.exchanges for one in before), default=0)
-                + (arrives and ops.is_all_to_all(nodes[task.launch])),
+                exchanges=max((one.exchanges for one in before), default=0) + rows,
+                reduced=any(one.reduced for one in before) or (launch is not None and ops.is_linear_collective(launch)),
             )
         )
     return found

@@ -23,16 +23,24 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from torch import fx
+
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.passes.graph_program import GraphProgram, read_program
+from farskip_compile.errors import ConfigError
+from farskip_compile.overlap_passes import UNFUSED
+from farskip_compile.passes.graph_program import read_program
 from farskip_compile.passes.list_schedule import Limits, list_schedule
-from farskip_compile.passes.program import Flight, Program, Timeline, flights, simulate
+from farskip_compile.passes.program import Flight, Program, Role, Timeline, flights, simulate
 from farskip_compile.simulate.estimate import ScenarioEstimates
 from farskip_compile.simulate.graphs import Graphs, GraphsOf, with_graphs
 from farskip_compile.simulate.placement import published_order
 from farskip_compile.simulate.rank_model import RankModel, rank_model
 from farskip_compile.simulate.scenario import Scenario
 from farskip_compile.testing.fake_ranks import fake_ranks
+
+
+LIMITS = Limits(memory_increase=UNFUSED * Limits.memory_increase)
+"""On memory, as the backend sets them for a graph whose kernels are not fused yet."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,8 @@ class Prediction:
     """Of the graph that was captured."""
     rewired: str
     """What the passes say of it."""
+    slower: float = 1.0
+    """How many times as long compute takes as the profile says, by `Scenario.measured`."""
     took: Mapping[str, float] = field(default_factory=dict, compare=False)
     """Seconds of this prediction, by part."""
 
@@ -147,26 +157,24 @@ def predict(scenario: Scenario) -> Prediction:
 
 
 def _predict(scenario: Scenario, model: RankModel, graphs: GraphsOf, took: dict[str, float]) -> Prediction:
+    def timed(part: str, begun: float) -> None:
+        took[part] = took.get(part, 0.0) + time.perf_counter() - begun
+
     begun = time.perf_counter()
     standard = FarSkipConfig(connectivity="none", inner="inductor")
     as_written = graphs(standard)
-    took["graphs"] = time.perf_counter() - begun
-    programs = _programs(scenario, model, as_written)
-    written = _step(programs, [tuple(range(len(program.program.tasks))) for _, program in programs])
-    scheduled = _step(programs, [list_schedule(program.program, Limits()).order for _, program in programs])
+    full = graphs(replace(standard, connectivity="full", merge_reductions=scenario.exchanges == "all-reduce"))
+    timed("graphs", begun)
 
     begun = time.perf_counter()
-    merges = scenario.exchanges == "all-reduce"
-    full = graphs(replace(standard, connectivity="full", merge_reductions=merges))
-    took["graphs"] += time.perf_counter() - begun
-    begun = time.perf_counter()
-    programs = _programs(scenario, model, full)
-    published = _step(
-        programs,
-        [published_order(one.program, one.nodes, backward=phase == "backward") for phase, one in programs],
-    )
-    farskip = _step(programs, [list_schedule(program.program, Limits()).order for _, program in programs])
-    took["orders"] = time.perf_counter() - begun
+    programs = _programs(scenario, model, as_written)
+    slower = _slower(scenario, _written(programs))
+    programs = [one.times(slower) for one in programs]
+    written, scheduled = _written(programs), _scheduled(programs)
+    programs = [one.times(slower) for one in _programs(scenario, model, full)]
+    published = _step(programs, [published_order(one.program, one.nodes, backward=one.backward) for one in programs])
+    farskip = _scheduled(programs)
+    timed("orders", begun)
     return Prediction(
         scenario,
         written,
@@ -177,28 +185,68 @@ def _predict(scenario: Scenario, model: RankModel, graphs: GraphsOf, took: dict[
         parameters=model.parameters,
         nodes=full.report.nodes,
         rewired=full.report.summary(),
+        slower=slower,
         took=took,
     )
 
 
-def _programs(scenario: Scenario, model: RankModel, graphs: Graphs) -> list[tuple[str, GraphProgram]]:
+@dataclass(frozen=True)
+class _Phase:
+    """One graph as a program."""
+
+    name: str
+    program: Program
+    nodes: list[fx.Node]
+
+    @property
+    def backward(self) -> bool:
+        return self.name == "backward"
+
+    def times(self, slower: float) -> _Phase:
+        """With compute that takes so many times as long."""
+        tasks = (
+            task if task.role is Role.LAUNCH else replace(task, seconds=task.seconds * slower)
+            for task in self.program.tasks
+        )
+        return self if slower == 1.0 else replace(self, program=replace(self.program, tasks=tuple(tasks)))
+
+
+def _programs(scenario: Scenario, model: RankModel, graphs: Graphs) -> list[_Phase]:
     found = []
     for phase, graph in graphs.phases:
         estimates = ScenarioEstimates(
-            graph,
-            scenario.profile,
-            model.imbalance,
-            float8=scenario.products == "float8",
-            slows=scenario.interference,
+            graph, scenario.profile, model.imbalance, float8=scenario.products == "float8", slows=scenario.interference
         )
-        found.append((phase, read_program(graph, estimates)))
+        one = read_program(graph, estimates)
+        found.append(_Phase(phase, one.program, one.nodes))
     return found
 
 
-def _step(programs: list[tuple[str, GraphProgram]], orders: list[tuple[int, ...]]) -> StepResult:
+def _slower(scenario: Scenario, written: StepResult) -> float:
+    """How many times as long compute takes as the profile says, by what was measured."""
+    if scenario.measured is None:
+        return 1.0
+    if scenario.measured <= written.exposed:
+        raise ConfigError(
+            f"{scenario.measured} s were measured, but the collectives alone take {written.exposed:.4g} s by "
+            f"{scenario.profile.name}",
+            way_out="a profile of the hardware that it was measured on, and seconds of one step",
+        )
+    return (scenario.measured - written.exposed) / written.compute
+
+
+def _written(programs: list[_Phase]) -> StepResult:
+    return _step(programs, [tuple(range(len(one.program.tasks))) for one in programs])
+
+
+def _scheduled(programs: list[_Phase]) -> StepResult:
+    return _step(programs, [list_schedule(one.program, LIMITS).order for one in programs])
+
+
+def _step(programs: list[_Phase], orders: list[tuple[int, ...]]) -> StepResult:
     return StepResult(
         tuple(
-            PhaseResult(phase, one.program, order, simulate(one.program, order), flights(one.program, order))
-            for (phase, one), order in zip(programs, orders, strict=True)
+            PhaseResult(one.name, one.program, order, simulate(one.program, order), flights(one.program, order))
+            for one, order in zip(programs, orders, strict=True)
         )
     )

@@ -68,6 +68,9 @@ class Scenario:
     """Only the first so many layers."""
     interference: float | None = None
     """Part by which compute takes longer while a collective is in flight; None: what the profile says."""
+    measured: float | None = None
+    """Seconds of the step as it is written, if somebody has measured it: compute then counts so many times as long that
+    the prediction meets it. A profile knows what kernels attain, and not what an engine makes of them."""
 
     def __post_init__(self) -> None:
         if isinstance(self.model, str):
@@ -94,6 +97,11 @@ class Scenario:
                 way_out=f"a batch that is a multiple of {self.groups}",
             )
         self._check_exchange()
+        if self.exchanges == "all-to-all" and self.tokens % self.tp:
+            raise ConfigError(
+                f"{self.tokens} tokens can't be sliced for {self.tp} ranks",
+                way_out="a batch or a prompt that tp divides",
+            )
 
     @property
     def ranks(self) -> int:
@@ -141,6 +149,8 @@ class Scenario:
             raise ConfigError(f"skew={self.skew!r} is no exponent of Zipf's law", way_out="0 is balanced, 1 is strong")
         if self.interference is not None and not 0 <= self.interference <= 10:
             raise ConfigError(f"interference={self.interference!r} is no part", way_out="0.1: a tenth longer")
+        if self.measured is not None and not 0 < self.measured < 1e6:
+            raise ConfigError(f"measured={self.measured!r} is no time in seconds")
         if self.loads is not None:
             if self.skew:
                 raise ConfigError("skew and recorded loads say the same thing twice", way_out="drop one of them")

@@ -1,0 +1,134 @@
+"""Predictions for published cells, as plain data.
+
+In:    a line of `published`.
+Out:   a `Row`: for each scenario what AMD's placement and ours bring, and by which factor compute would have to be slower
+       for the prediction to meet what was published.
+Never: fits anything: profiles are what the package ships.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from typing import Any
+
+from paper_bench.published import PUBLISHED, Published
+
+WITHIN = 0.05
+"""Speed-ups count as predicted within so much."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """One scenario."""
+
+    prompt: int
+    written: float
+    """Seconds as written."""
+    communication: float
+    """Seconds of collectives as written."""
+    scheduled: float
+    """Speed-up of overlapping without FarSkip."""
+    published: float
+    """Speed-up by AMD's placement."""
+    farskip: float
+    """Speed-up by ours."""
+    hidden: dict[str, float]
+    """By AMD's placement: total, and by phase."""
+    hidden_ours: float
+    exposed: tuple[float, float]
+    """Seconds, by AMD's placement and by ours."""
+    compute: float
+    took: float
+
+    def slower(self, speedup: float) -> float:
+        """How many times as long compute would have to take for AMD's placement to bring `speedup`."""
+        return (self.communication - speedup * self.exposed[0]) / (self.compute * (speedup - 1))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A published speed-up and the predicted one."""
+
+    published: float
+    predicted: float
+
+    @property
+    def met(self) -> bool:
+        """Whether they are within what counts as predicted."""
+        return abs(self.published - self.predicted) <= WITHIN
+
+
+@dataclass(frozen=True)
+class Row:
+    """A published line and its predictions."""
+
+    name: str
+    predicted: tuple[Predicted, ...]
+
+    @property
+    def line(self) -> Published:
+        """What was published."""
+        return next(one for one in PUBLISHED if one.name == self.name)
+
+    def compared(self) -> list[Compared]:
+        """Each published speed-up with ours: of a range, its ends with our lowest and highest."""
+        found = sorted(one.published for one in self.predicted)
+        ends = found if len(self.line.speedup) == 1 else [found[0], found[-1]]
+        return [Compared(*pair) for pair in zip(self.line.speedup, ends, strict=True)]
+
+    def to_json(self) -> dict[str, Any]:
+        """For `json.dumps`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Row:
+        """What `to_json` gave."""
+        fields = [{**one, "exposed": tuple(one["exposed"])} for one in data["predicted"]]
+        return cls(data["name"], tuple(Predicted(**one) for one in fields))
+
+
+def predict_all(names: list[str], layers: int | None, workers: int) -> list[Row]:
+    """All scenarios of the named lines, several at a time."""
+    tasks = [(name, place, layers) for name in names for place in range(len(_line(name).scenarios))]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        found = dict(zip(tasks, pool.map(_predict, tasks), strict=True))
+    return [Row(name, tuple(found[task] for task in tasks if task[0] == name)) for name in names]
+
+
+def _line(name: str) -> Published:
+    return next(one for one in PUBLISHED if one.name == name)
+
+
+def _predict(task: tuple[str, int, int | None]) -> Predicted:
+    import logging
+    import warnings
+
+    import torch
+
+    from farskip_compile.simulate import predict
+
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    name, place, layers = task
+    scenario = _line(name).scenarios[place]()
+    if layers is not None:
+        scenario = dataclasses.replace(scenario, layers=min(layers, scenario.architecture.config().num_hidden_layers))
+    found = predict(scenario)
+    phases = {phase.phase: found.published.hidden_in(phase.phase) for phase in found.published.phases}
+    return Predicted(
+        prompt=scenario.prompt,
+        written=found.written.seconds,
+        communication=found.written.communication,
+        scheduled=found.scheduled_speedup,
+        published=found.published_speedup,
+        farskip=found.speedup,
+        hidden={"total": found.published.hidden, **phases},
+        hidden_ours=found.farskip.hidden,
+        exposed=(found.published.exposed, found.farskip.exposed),
+        compute=found.published.compute,
+        took=sum(found.took.values()),
+    )

@@ -1,0 +1,115 @@
+"""What AMD published, cell by cell: the setting, and the figures.
+
+Contract: data (arXiv 2511.11505 and its v3 abstract). Settings that the source leaves open are said in `open_points`.
+Of a range over several prompts only its ends are published: the lowest and the highest of our predictions are compared
+with them, whichever prompts they belong to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from farskip_compile.simulate import Architecture, Scenario, architecture
+
+PREFILL, TRAIN = "prefill", "train"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One line of a table of AMD's."""
+
+    name: str
+    where: str
+    """Model, engine and hardware, in words."""
+    scenarios: tuple[Callable[[], Scenario], ...]
+    """One, or one for each prompt of a range."""
+    speedup: tuple[float, ...]
+    """One, or the lowest and the highest."""
+    source: str
+    overlap: dict[str, float] = field(default_factory=dict)
+    """Part of the communication that is hidden: `total`, `forward`, `backward`."""
+    open_points: str = ""
+
+
+def six_layers() -> Architecture:
+    """DeepSeek-V3 cut to 6 layers. 71 billion parameters are 6 layers with experts and none without."""
+    whole = architecture("deepseek-v3")
+    fields = {**whole.fields, "num_hidden_layers": 6, "first_k_dense_replace": 0}
+    return replace(whole, name="deepseek-v3-6-layers", fields=fields)
+
+
+def _train(model: str | Callable[[], Architecture], ep: int, each: int) -> Callable[[], Scenario]:
+    return lambda: Scenario(
+        model=model if isinstance(model, str) else model(),
+        device="mi325x",
+        ep=ep,
+        phase=TRAIN,
+        prompt=4096,
+        batch=each * ep,
+    )
+
+
+def _prefill(model: str, prompt: int, batch: int) -> Callable[[], Scenario]:
+    return lambda: Scenario(
+        model=model, device="mi300x", ep=8, tp=8, phase=PREFILL, prompt=prompt, batch=batch, products="float8"
+    )
+
+
+PROMPTS = (512, 1024, 2048)
+PUBLISHED = (
+    Published(
+        "v2-lite-train",
+        "DeepSeek-V2-Lite, Megatron, 8 x MI325X, EP8, 8 sequences of 4096 tokens on a rank",
+        (_train("deepseek-v2-lite", 8, 8),),
+        (1.11,),
+        "table 3",
+        {"forward": 0.876, "backward": 0.890, "total": 0.884},
+        "how overlap is measured; attention without a fused kernel for latent attention",
+    ),
+    Published(
+        "v3-6-layers-train",
+        "DeepSeek-V3 cut to 6 layers, Megatron, 8 x MI325X, EP8, 1 sequence of 4096 tokens on a rank",
+        (_train(six_layers, 8, 1),),
+        (1.04,),
+        "table 3",
+        {"forward": 0.929, "backward": 0.841, "total": 0.889},
+        "as above; optimizer step and reduction of gradients are in the published time and not in ours",
+    ),
+    Published(
+        "v3-6-layers-train-ep32",
+        "the same on 4 nodes, EP32, 400 Gb/s between nodes",
+        (_train(six_layers, 32, 1),),
+        (1.22,),
+        "figure 5",
+        {},
+        "strong scaling: how many sequences a rank has; here as many as on one node",
+    ),
+    Published(
+        "llama4-scout-prefill",
+        "Llama-4 Scout, vLLM, 8 x MI300X, EP8 and TP8, float8, 16 prompts of 512, 1024 or 2048 tokens",
+        tuple(_prefill("llama4-scout", prompt, 16) for prompt in PROMPTS),
+        (1.122, 1.185),
+        "section 5.2",
+        {"total": 0.953},
+        "which prompt belongs to which figure",
+    ),
+    Published(
+        "v2-prefill",
+        "DeepSeek-V2, vLLM, 8 x MI300X, EP8 and TP8, float8, 16 prompts of 512, 1024 or 2048 tokens",
+        tuple(_prefill("deepseek-v2", prompt, 16) for prompt in PROMPTS),
+        (1.082, 1.168),
+        "section 5.2",
+        {"total": 0.976},
+        "which prompt belongs to which figure",
+    ),
+    Published(
+        "v3-prefill",
+        "DeepSeek-V3, SGLang, 8 x MI300X, EP8 and TP8, 32 prompts of 2048 tokens",
+        (_prefill("deepseek-v3", 2048, 32),),
+        (1.326,),
+        "abstract of version 3; batch and prompt from the public benchmark script",
+        {"total": 0.973},
+        "precision: float8 as the checkpoint has it",
+    ),
+)

@@ -1,0 +1,76 @@
+"""AMD's published figures for FarSkip, next to predictions for the same settings.
+
+Usage: python benchmarks/paper_tables.py [--quick] [--cells CELL ...] [--workers N] [--table]
+
+For each published cell (`paper_bench/published.py`) the model at full size is captured, rewired and played on the
+profile of the hardware, by AMD's placement of launches and waits and in our order (`farskip_compile.simulate`). The
+profiles are those that the package ships: data sheets and public measurements, each with its source, written before the
+cells were looked at. Nothing is fitted. So that it can be seen how far a prediction is off for want of knowing an engine,
+the last column says how many times as long compute would have to take for it to meet what was published.
+
+`--quick` predicts the first 8 layers of each model only: in minutes, and with other numbers. Results go to
+docs/paper_tables.json and into docs/paper_tables.md between its marks; `--table` writes the page again from the file.
+The last lines are the targets. Exit status: 0 all met, 1 not, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from compile_cost import machine, versions
+from paper_bench.page import overlap_table, speed_table, targets, time_table
+from paper_bench.predicted import Row, predict_all
+from paper_bench.published import PUBLISHED
+
+DOCS = Path(__file__).parents[1] / "docs"
+JSON, PAGE = DOCS / "paper_tables.json", DOCS / "paper_tables.md"
+BEGIN, END = "<!-- written by benchmarks/paper_tables.py -->", "<!-- until here -->"
+QUICK_LAYERS = 8
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    names = [one.name for one in PUBLISHED]
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_LAYERS} layers of each model; writes no page")
+    parser.add_argument("--cells", nargs="+", choices=names, default=names, metavar="CELL", help=", ".join(names))
+    parser.add_argument("--workers", type=int, default=2, help="predictions at a time")
+    parser.add_argument("--table", action="store_true", help="only write the page, from the results that there are")
+    return parser.parse_args(given)
+
+
+def main(given: list[str] | None = None) -> int:
+    options = arguments(given)
+    if options.table:
+        kept = json.loads(JSON.read_text())
+        rows, about = [Row.from_json(one) for one in kept["rows"]], kept["about"]
+    else:
+        start = time.perf_counter()
+        rows = predict_all(options.cells, QUICK_LAYERS if options.quick else None, options.workers)
+        command = " ".join(["python benchmarks/paper_tables.py", *(given or sys.argv[1:])])
+        about = {"machine": machine(), "versions": versions(), "command": command}
+        about["took"] = f"{time.perf_counter() - start:.0f} s"
+    whole = options.table or (not options.quick and len(options.cells) == len(PUBLISHED))
+    if whole:
+        JSON.write_text(json.dumps({"about": about, "rows": [row.to_json() for row in rows]}, indent=1) + "\n")
+        text = PAGE.read_text(encoding="utf-8")
+        before, after = text.split(BEGIN)[0], text.split(END)[1]
+        PAGE.write_text(f"{before}{BEGIN}\n\n{body(rows, about)}\n\n{END}{after}", encoding="utf-8")
+    print(body(rows, about))
+    return 0 if all(one.met for one in targets(rows)) else 1
+
+
+def body(rows: list[Row], about: dict[str, str]) -> str:
+    """The tables and the targets, as Markdown."""
+    lines = ["### Speed-ups", "", *speed_table(rows), "", "### Communication hidden", "", *overlap_table(rows), ""]
+    lines += ["### What they are made of", "", *time_table(rows), "", "### Targets", ""]
+    lines += [f"- {'met' if one.met else 'MISSED'}: {one.text}: {one.found}" for one in targets(rows)]
+    lines += ["", f"{about['machine']}; {about['versions']}; `{about['command']}`; {about['took']}."]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
