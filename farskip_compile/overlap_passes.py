@@ -127,7 +127,8 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
     estimates = Estimates(graph, plan.profile, plan.imbalance)
     estimates.size.tell_inductor()
     limits = replace(plan.limits, memory_increase=UNFUSED * plan.limits.memory_increase)
-    schedule = schedule_graph(graph, estimates, limits, inductor.in_place_arguments)
+    backward = _phase(graph) == "backward"
+    schedule = schedule_graph(graph, estimates, limits, inductor.in_place_arguments, backward=backward)
     waiting = pins(graph)
     report = ScheduleReport(
         phase=_phase(graph),

@@ -10,6 +10,7 @@ Algorithm: `list_order` makes one order in O(n log n); here several are made, in
    counts as so much of a second on the wire. With 1 this is the classic critical path; but all compute shares one
    stream, so time on it is no loss, and time in which the wire idles may be one: with a small share, what leads to a
    launch goes first. `patience`: see `list_order`. `margin`: the order is made as if the network were slower by it.
+   What the caller knows already, such as the order of engines with hand-written overlap, is looked at first.
 2. The best is that of the least makespan by `simulate`, on the network as it is and on the slowest one together:
    collectives take longer now and then, what is to hide one takes less than estimated, and a wait that can as well be
    taken later should be. What holds more memory must save more than next to nothing. An order that exposes nothing on
@@ -120,7 +121,12 @@ class Schedule:
         return self.order != tuple(range(len(self.order)))
 
 
-def list_schedule(program: Program, limits: Limits | None = None, usual: int | None = None) -> Schedule:
+def list_schedule(
+    program: Program,
+    limits: Limits | None = None,
+    usual: int | None = None,
+    begin_with: Sequence[tuple[int, ...]] = (),
+) -> Schedule:
     """The best order found for `program`.
 
     Args:
@@ -128,12 +134,13 @@ def list_schedule(program: Program, limits: Limits | None = None, usual: int | N
         limits: bounds on memory.
         usual: peak bytes that `limits` starts from, unless the original order holds less. What that order holds is
             always allowed.
+        begin_with: orders that somebody knows already; each keeps every dependence.
     """
     before = simulate(program, range(len(program.tasks)))
     if before.communication == 0.0:
         order = tuple(range(len(program.tasks)))
         return Schedule(order, before, before, 0, before.peak_bytes, flights(program, order))
-    return _Search(program, before, limits or Limits(), usual).run()
+    return _Search(program, before, limits or Limits(), usual).run(begin_with)
 
 
 class _Search:
@@ -164,8 +171,10 @@ class _Search:
         """Whether the best of the present window keeps the limits."""
         self.done = False
 
-    def run(self) -> Schedule:
+    def run(self, begin_with: Sequence[tuple[int, ...]] = ()) -> Schedule:
         """The best order that keeps the limits."""
+        for order in begin_with:
+            self._begin_with(order)
         few = len(WAYS) * len(self.program.tasks) <= WORK
         self._search(iter(WAYS) if few else self._one_by_one())
         self._do_with_less()
@@ -173,6 +182,18 @@ class _Search:
         unchanged = self.best == tuple(range(len(self.best)))
         after = self.before if unchanged else simulate(self.whole, self.best)
         return Schedule(self.best, self.before, after, self.window, self.usual, flights(self.whole, self.best))
+
+    def _begin_with(self, order: tuple[int, ...]) -> None:
+        """Keep `order` if it is better than the best one and within the limits."""
+        held = max(live_bytes(self.whole, order))
+        if held > self.limit:
+            order = lower_peak(self.whole, order, self.limit)
+            held = max(live_bytes(self.whole, order))
+        seconds = played(self.whole, order)[0]
+        score = seconds + played(self.slow, order)[0]
+        fits = held <= self.peak and max(bytes_in_flight(self.whole, order)) <= self.flight
+        if fits and seconds <= self.before.makespan and score < self.least:
+            self.best, self.least, self.held, self.window = order, score, held, len(order)
 
     def _allow(self, increase: float) -> None:
         self.limit = int(self.usual * (1 + increase))

@@ -9,8 +9,9 @@ Why pins: Inductor orders its kernels anew after fusion, and may fuse an early k
 result, which would pull the wait in front of everything that should hide it. The pin makes that fusion a cycle, so
 it does not happen; every other fusion still does.
 
-Algorithm: read the program, schedule it, move the nodes. For each wait, the products that stand between its launch and
-it in the new order, without those that it needs anyway, are its pins.
+Algorithm: read the program; schedule it, beginning with AMD's placement, than which the result is no worse; move the
+nodes. For each wait, the products that stand between its launch and it in the new order, without those that it needs
+anyway, are its pins.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from farskip_compile.passes import ops
 from farskip_compile.passes.collectives import launches_with_waits
 from farskip_compile.passes.graph_program import Estimate, read_program
 from farskip_compile.passes.list_schedule import Limits, Schedule, list_schedule
+from farskip_compile.passes.placement import published_order
 from farskip_compile.passes.unscheduled import remember_order
 
 
@@ -32,6 +34,8 @@ def schedule_graph(
     estimate: Estimate,
     limits: Limits,
     in_place: Callable[[fx.Node], tuple[int, ...]] = lambda node: (),
+    *,
+    backward: bool = False,
 ) -> Schedule:
     """Order `graph` in place.
 
@@ -40,10 +44,12 @@ def schedule_graph(
         estimate: costs of its nodes.
         limits: bounds on memory.
         in_place: positions of the arguments that a later pass may let a node write to.
+        backward: whether it is the graph of a backward.
     """
     remember_order(graph)
     found = read_program(graph, estimate, in_place)
-    schedule = list_schedule(found.program, limits)
+    known = published_order(found.program, found.nodes, backward=backward)
+    schedule = list_schedule(found.program, limits, begin_with=[known])
     if schedule.changed:
         _move(graph, [found.nodes[index] for index in schedule.order])
         graph.lint()

@@ -1,8 +1,8 @@
 """Predictions for published cells, as plain data.
 
 In:    a line of `published`.
-Out:   a `Row`: for each scenario what AMD's placement and ours bring, and by which factor compute would have to be slower
-       for the prediction to meet what was published.
+Out:   a `Row`: for each scenario what AMD's placement and ours bring, and by which factor compute would have to be
+       slower for the prediction to meet what was published.
 Never: fits anything: profiles are what the package ships.
 """
 

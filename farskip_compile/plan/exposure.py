@@ -102,8 +102,9 @@ def with_estimates(
 
 def _total(graphs: Graphs, plan: Plan) -> Exposure:
     communication = exposed = compute = 0.0
-    for _, graph in graphs.phases:
-        after = schedule_graph(graph, Estimates(graph, plan.profile, plan.imbalance), plan.limits).after
+    for phase, graph in graphs.phases:
+        estimates = Estimates(graph, plan.profile, plan.imbalance)
+        after = schedule_graph(graph, estimates, plan.limits, backward=phase == "backward").after
         communication += after.communication
         exposed += after.exposed
         compute += after.compute

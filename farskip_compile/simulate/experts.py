@@ -4,8 +4,8 @@ In:    a model of transformers on the meta device, and the ranks among which exp
 Out:   the same model: each module of stacked experts holds this rank's, and its forward exchanges tokens.
 Never: computes anything of use.
 
-    all-to-all    as `farskip_compile.prepare`'s exchange: ranks that share tokens take a slice each; counts are exchanged,
-                  rows are dispatched, the local experts run, rows are combined and weighted, slices are gathered
+    all-to-all    as `farskip_compile.prepare`'s exchange: ranks that share tokens take a slice each; counts are
+                  exchanged, rows are dispatched, the local experts run, rows are combined and weighted, slices gathered
     all-reduce    all ranks hold all tokens. Each runs its experts on the rows that chose them; what it returns is its
                   share of a sum, for the all-reduce behind the whole block (`cuts`)
 

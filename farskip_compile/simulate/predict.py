@@ -30,14 +30,13 @@ from farskip_compile.errors import ConfigError
 from farskip_compile.overlap_passes import UNFUSED
 from farskip_compile.passes.graph_program import read_program
 from farskip_compile.passes.list_schedule import Limits, list_schedule
+from farskip_compile.passes.placement import published_order
 from farskip_compile.passes.program import Flight, Program, Role, Timeline, flights, simulate
 from farskip_compile.simulate.estimate import ScenarioEstimates
 from farskip_compile.simulate.graphs import Graphs, GraphsOf, with_graphs
-from farskip_compile.simulate.placement import published_order
 from farskip_compile.simulate.rank_model import RankModel, rank_model
 from farskip_compile.simulate.scenario import Scenario
 from farskip_compile.testing.fake_ranks import fake_ranks
-
 
 LIMITS = Limits(memory_increase=UNFUSED * Limits.memory_increase)
 """On memory, as the backend sets them for a graph whose kernels are not fused yet."""
@@ -172,8 +171,8 @@ def _predict(scenario: Scenario, model: RankModel, graphs: GraphsOf, took: dict[
     programs = [one.times(slower) for one in programs]
     written, scheduled = _written(programs), _scheduled(programs)
     programs = [one.times(slower) for one in _programs(scenario, model, full)]
-    published = _step(programs, [published_order(one.program, one.nodes, backward=one.backward) for one in programs])
-    farskip = _scheduled(programs)
+    published = _step(programs, [one.published() for one in programs])
+    farskip = _scheduled(programs, published)
     timed("orders", begun)
     return Prediction(
         scenario,
@@ -198,9 +197,9 @@ class _Phase:
     program: Program
     nodes: list[fx.Node]
 
-    @property
-    def backward(self) -> bool:
-        return self.name == "backward"
+    def published(self) -> tuple[int, ...]:
+        """The order of AMD's engines."""
+        return published_order(self.program, self.nodes, backward=self.name == "backward")
 
     def times(self, slower: float) -> _Phase:
         """With compute that takes so many times as long."""
@@ -239,8 +238,17 @@ def _written(programs: list[_Phase]) -> StepResult:
     return _step(programs, [tuple(range(len(one.program.tasks))) for one in programs])
 
 
-def _scheduled(programs: list[_Phase]) -> StepResult:
-    return _step(programs, [list_schedule(one.program, LIMITS).order for one in programs])
+def _scheduled(programs: list[_Phase], rival: StepResult | None = None) -> StepResult:
+    """In the order of our scheduler, which may take as much memory as `rival` does: time alone is compared."""
+    orders = []
+    for place, one in enumerate(programs):
+        limits, known = LIMITS, one.published()
+        if rival is not None:
+            usual = simulate(one.program, range(len(one.program.tasks))).peak_bytes
+            increase = rival.phases[place].timeline.peak_bytes / max(usual, 1) - 1
+            limits = replace(LIMITS, memory_increase=max(LIMITS.memory_increase, increase))
+        orders.append(list_schedule(one.program, limits, begin_with=[known]).order)
+    return _step(programs, orders)
 
 
 def _step(programs: list[_Phase], orders: list[tuple[int, ...]]) -> StepResult:

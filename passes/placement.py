@@ -80,7 +80,8 @@ def _piece(kind: str, behind: _Behind, *, backward: bool) -> str:
     if behind.reduced:
         return "reduced"
     if kind == "a":
-        return "back" if behind.kernel != backward else "front"
+        front = behind.kernel and not behind.is_kernel if backward else not behind.kernel
+        return "front" if front else "back"
     if kind == "r":
         return ("dispatched", "experts", "combined")[min(behind.exchanges, 2)]
     return "rest"
@@ -92,6 +93,7 @@ class _Behind:
 
     kernel: bool = False
     """The attention's kernel; true of the kernel itself."""
+    is_kernel: bool = False
     exchanges: int = 0
     """Exchanges of rows, in a row."""
     reduced: bool = False
@@ -109,6 +111,7 @@ def _behind(nodes: Sequence[fx.Node], program: Program) -> list[_Behind]:
         found.append(
             _Behind(
                 kernel=ops.is_attention(node) or any(one.kernel for one in before),
+                is_kernel=ops.is_attention(node),
                 exchanges=max((one.exchanges for one in before), default=0) + rows,
                 reduced=any(one.reduced for one in before) or (launch is not None and ops.is_linear_collective(launch)),
             )

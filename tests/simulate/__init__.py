@@ -1,0 +1,1 @@
+"""Predictions at full size: what is cut, captured, placed, played and told."""

@@ -1,0 +1,87 @@
+"""AMD's placement: what the published text says of the order, read off predictions; and any program at all."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from torch import fx
+
+from farskip_compile.passes.program import Program, Role, check_order
+from farskip_compile.passes.placement import published_order
+from farskip_compile.simulate.predict import PhaseResult
+from farskip_compile.testing.strategies.programs import programs
+from tests.simulate.tiny import predicted
+
+pytest.importorskip("transformers")
+
+
+@given(programs())
+def test_any_program_is_ordered(program: Program) -> None:
+    graph = fx.Graph()
+    nodes = [graph.placeholder(f"n{index}") for index in range(len(program.tasks))]
+    for backward in (False, True):
+        order = published_order(program, nodes, backward=backward)
+        check_order(program, order)
+        launched = [i for i in order if program.tasks[i].role is Role.LAUNCH]
+        for channel in "abc":
+            own = [i for i in launched if program.tasks[i].channel == channel]
+            assert own == sorted(own), "a process group keeps its order"
+
+
+def events(phase: PhaseResult) -> list[str]:
+    """Kernels, launches and waits, in order, by what they are of: `dispatch 2`, `wait dispatch 2`, `attention 2`."""
+    tasks, names, seen = phase.program.tasks, {}, dict[str, int]()
+    for index, task in enumerate(tasks):
+        if task.role is Role.LAUNCH:
+            term = "+".join(task.terms)
+            seen[term] = seen.get(term, 0) + 1
+            names[index] = f"{term}#{seen[term]}" if "all_to_all" in task.name else term
+    found = []
+    for index in phase.order:
+        task = tasks[index]
+        if task.role is Role.LAUNCH:
+            found.append(names[index])
+        elif task.role is Role.WAIT:
+            found.append(f"wait {names[task.launch]}")
+        elif "attention" in task.name:
+            found.append("attention")
+        elif "grouped_mm" in task.name:
+            found.append("experts")
+    return found
+
+
+def test_inference_by_all_reduce() -> None:
+    """Section 4.2: attention and shared experts are reduced under the routed experts, and those under the next attention.
+    The first layer is dense, and the last one keeps one reduction."""
+    (phase,) = predicted().published.phases
+    assert events(phase) == [
+        "attention", "a0", "m0", "wait a0", "wait m0",
+        "attention", "a1+s1", "experts", "experts", "r1", "wait a1+s1",
+        "attention", "wait r1", "a2+s2", "experts", "experts", "r2", "wait a2+s2",
+        "attention", "a3", "wait r2", "experts", "experts", "r3+s3", "wait a3", "wait r3+s3",
+    ]  # fmt: skip
+
+
+def test_training_by_all_to_all() -> None:
+    """Section 4.1 and appendix C: the attention's kernel runs under the dispatch, and in backward under the transposed
+    combine."""
+    found = predicted(tp=1, phase="train", prompt=64)
+    forward, backward = found.published.phases
+    order = events(forward)
+    for layer in (1, 2, 3):
+        counts, dispatch, combine = (order.index(f"r{layer}#{number}") for number in (1, 2, 3))
+        inside = order[dispatch : order.index(f"wait r{layer}#2")]
+        assert counts < dispatch < combine
+        assert inside.count("attention") == 1, (layer, inside)
+        assert order[order.index(f"wait r{layer}#2") + 1 : combine] == ["experts", "experts"]
+    order = events(backward)
+    for layer in (3, 2, 1):
+        combine, dispatch = (order.index(f"r{layer}#{number}") for number in (1, 2))
+        assert order[combine : order.index(f"wait r{layer}#1")].count("attention") == 1, layer
+        assert "experts" in order[order.index(f"wait r{layer}#1") : dispatch]
+
+
+def test_what_it_hides() -> None:
+    """All that may be hidden (spec: all but the reductions of dense layers, of the last layer, and the first transposed
+    combine)."""
+    assert predicted(tp=1, phase="train", prompt=4096).published.hidden > 0.5

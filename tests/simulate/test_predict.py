@@ -1,0 +1,126 @@
+"""Predictions: against sums done by hand, and against each other."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from farskip_compile.costs import collective_seconds, load_profile
+from farskip_compile.errors import ConfigError
+from farskip_compile.passes.program import Role, check_order, simulate
+from farskip_compile.simulate import Prediction, predict
+from farskip_compile.simulate.result_json import ORDERS, prediction_json
+from tests.simulate.tiny import predicted, scenario
+
+pytest.importorskip("transformers")
+
+CASES: list[dict[str, Any]] = [
+    {},
+    {"name": "llama4-scout"},
+    {"name": "qwen3-30b-a3b"},
+    {"products": "float8"},
+    {"tp": 1},
+    {"tp": 2, "exchange": "all-to-all"},
+    {"tp": 1, "phase": "train", "prompt": 64},
+    {"phase": "decode"},
+    {"skew": 1.0, "tp": 1},
+    {"interference": 0.2},
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_orders(case: dict[str, Any]) -> None:
+    found = predicted(**case)
+    for name in ORDERS:
+        step = getattr(found, name)
+        for phase in step.phases:
+            check_order(phase.program, phase.order)
+            assert simulate(phase.program, phase.order) == phase.timeline
+        assert step.seconds == pytest.approx(step.compute + step.exposed)
+        assert 0 <= step.exposed <= step.communication + 1e-12
+    assert found.written.exposed == pytest.approx(found.written.communication, rel=0.02), "awaited where it is launched"
+    assert found.farskip.seconds <= found.written.seconds * (1 + 1e-9)
+    assert found.farskip.seconds <= found.published.seconds * (1 + 1e-9), "never behind AMD's placement"
+    assert found.scheduled.seconds <= found.written.seconds * (1 + 1e-9)
+    assert "verified" in found.rewired
+
+
+def test_communication_by_hand() -> None:
+    """Of 4 layers, each reduces [8 * 512, 512] in bfloat16 behind its attention and behind its feed-forward."""
+    profile = load_profile("mi300x")
+    one = collective_seconds("all_reduce", 8 * 512 * 512 * 2, 4, profile)
+    found = predicted()
+    assert found.written.communication == pytest.approx(8 * one)
+    assert found.farskip.communication == pytest.approx(8 * one), "attention and shared experts share a reduction"
+
+
+def test_dispatch_by_hand() -> None:
+    """3 layers with experts: 2 sequences on each of 4 ranks, top 4; dispatch, combine, and counts of experts."""
+    profile = load_profile("mi300x")
+    rows = collective_seconds("all_to_all", 2 * 512 * 4 * 512 * 2, 4, profile)
+    counts = collective_seconds("all_to_all", 32 * 8, 4, profile)
+    assert predicted(tp=1).written.communication == pytest.approx(3 * (2 * rows + counts))
+
+
+def test_products_by_hand() -> None:
+    """FLOPs of a rank, as the architecture has them."""
+    from farskip_compile.costs.roofline import peak_flops
+
+    profile, tokens = load_profile("mi300x"), 8 * 512
+    found = predicted("qwen3-30b-a3b")
+    expert = sum(
+        task.seconds
+        for phase in found.written.phases
+        for task in phase.program.tasks
+        if "grouped_mm" in task.name and task.role is Role.COMPUTE
+    )
+    flops = 2 * (tokens * 4 // 4) * 512 * (3 * 128) * 3  # rows of a rank, gate and up and down, layers
+    rate = peak_flops(__import__("torch").bfloat16, profile) * profile.efficiency.grouped_matmul
+    weights = 3 * 8 * 3 * 128 * 512 * 2 / (profile.memory_bandwidth * profile.efficiency.memory)
+    assert expert >= flops / rate
+    assert expert <= flops / rate + weights + 6 * profile.launch_seconds + 6e-5
+
+
+def test_half_the_bytes_and_twice_the_rate() -> None:
+    assert predicted(products="float8").written.compute < predicted().written.compute
+    assert predicted(products="float8").written.communication == predicted().written.communication
+
+
+def test_skew_makes_the_fullest_rank_slower() -> None:
+    balanced, skewed = predicted(tp=1), predicted(tp=1, skew=1.0)
+    assert skewed.imbalance > 1.2
+    assert skewed.written.compute > balanced.written.compute
+    assert skewed.written.communication > balanced.written.communication
+
+
+def test_interference_slows_what_runs_beside_a_collective() -> None:
+    assert predicted(interference=0.2).farskip.compute > predicted().farskip.compute
+    assert predicted(interference=0.2).written.compute == pytest.approx(predicted().written.compute, rel=0.02)
+
+
+def test_it_starts_from_what_was_measured() -> None:
+    plain = predicted()
+    seconds = 3 * plain.written.seconds
+    found: Prediction = predicted(measured=seconds)
+    assert found.written.seconds == pytest.approx(seconds, rel=0.01)
+    assert found.slower == pytest.approx((seconds - plain.written.exposed) / plain.written.compute)
+    assert 1 < found.speedup < plain.speedup, "communication is a smaller part"
+    with pytest.raises(ConfigError, match="the collectives alone take"):
+        predict(scenario(measured=plain.written.communication / 2))
+
+
+def test_equal_scenarios_give_equal_predictions() -> None:
+    again = predict(scenario())
+    assert again == predicted()
+    assert again.took != predicted().took
+
+
+def test_json() -> None:
+    found = json.loads(json.dumps(prediction_json(predicted())))
+    assert found["scenario"]["model"] == "deepseek-v3"
+    assert found["speedup"]["farskip"] == predicted().speedup
+    rows = found["orders"]["farskip"]["phases"]["inference"]["collectives"]
+    assert sum(row["count"] for row in rows) == 8
+    assert sum(row["exposed"] for row in rows) == pytest.approx(found["orders"]["farskip"]["exposed"])
