@@ -20,12 +20,13 @@ All ranks do the same, so that one stands for all; with skewed routing it is the
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import fx
 
 from farskip_compile.config import FarSkipConfig
+from farskip_compile.costs import HardwareProfile
 from farskip_compile.errors import ConfigError
 from farskip_compile.overlap_passes import UNFUSED
 from farskip_compile.passes.graph_program import read_program
@@ -117,7 +118,7 @@ class Prediction:
     slower: float = 1.0
     """How many times as long compute takes as the profile says, by `Scenario.measured`."""
     took: Mapping[str, float] = field(default_factory=dict, compare=False)
-    """Seconds of this prediction, by part."""
+    """Seconds of this prediction: `model`, `graphs` (of them the rewiring: `passes`), `orders`."""
 
     @property
     def speedup(self) -> float:
@@ -142,29 +143,42 @@ def predict(scenario: Scenario) -> Prediction:
         ConfigError: the model can't be cut as it says.
         FarSkipError: the model can't be rewired.
     """
+    return predict_on(scenario, [scenario.profile])[0]
+
+
+def predict_on(scenario: Scenario, profiles: Sequence[HardwareProfile]) -> list[Prediction]:
+    """Predict one step of `scenario` on several kinds of hardware, from one capture.
+
+    Args:
+        scenario: its own device does not count.
+        profiles: the hardware.
+
+    Raises:
+        ConfigError, FarSkipError: as `predict`.
+    """
     took: dict[str, float] = {}
     start = time.perf_counter()
     with fake_ranks(scenario.ranks):
         model = rank_model(scenario)
         took["model"] = time.perf_counter() - start
 
-        def use(graphs: GraphsOf) -> Prediction:
-            return _predict(scenario, model, graphs, took)
+        def use(graphs: GraphsOf) -> list[Prediction]:
+            begun = time.perf_counter()
+            standard = FarSkipConfig(connectivity="none", inner="inductor")
+            merges = scenario.exchanges == "all-reduce"
+            as_written = graphs(standard)
+            full = graphs(replace(standard, connectivity="full", merge_reductions=merges))
+            took["graphs"] = time.perf_counter() - begun
+            took["passes"] = sum(full.report.seconds.values())
+            return [_predict(replace(scenario, device=one), model, as_written, full, took) for one in profiles]
 
         with model.mode:
             return with_graphs(model.module, (), model.kwargs, use, backward=scenario.trains)
 
 
-def _predict(scenario: Scenario, model: RankModel, graphs: GraphsOf, took: dict[str, float]) -> Prediction:
-    def timed(part: str, begun: float) -> None:
-        took[part] = took.get(part, 0.0) + time.perf_counter() - begun
-
-    begun = time.perf_counter()
-    standard = FarSkipConfig(connectivity="none", inner="inductor")
-    as_written = graphs(standard)
-    full = graphs(replace(standard, connectivity="full", merge_reductions=scenario.exchanges == "all-reduce"))
-    timed("graphs", begun)
-
+def _predict(
+    scenario: Scenario, model: RankModel, as_written: Graphs, full: Graphs, took: Mapping[str, float]
+) -> Prediction:
     begun = time.perf_counter()
     programs = _programs(scenario, model, as_written)
     slower = _slower(scenario, _written(programs))
@@ -173,7 +187,6 @@ def _predict(scenario: Scenario, model: RankModel, graphs: GraphsOf, took: dict[
     programs = [one.times(slower) for one in _programs(scenario, model, full)]
     published = _step(programs, [one.published() for one in programs])
     farskip = _scheduled(programs, published)
-    timed("orders", begun)
     return Prediction(
         scenario,
         written,
@@ -185,7 +198,7 @@ def _predict(scenario: Scenario, model: RankModel, graphs: GraphsOf, took: dict[
         nodes=full.report.nodes,
         rewired=full.report.summary(),
         slower=slower,
-        took=took,
+        took={**took, "orders": time.perf_counter() - begun},
     )
 
 

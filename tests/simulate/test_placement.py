@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from torch import fx
 
-from farskip_compile.passes.program import Program, Role, check_order
 from farskip_compile.passes.placement import published_order
+from farskip_compile.passes.program import Program, Role, check_order
 from farskip_compile.simulate.predict import PhaseResult
 from farskip_compile.testing.strategies.programs import programs
 from tests.simulate.tiny import predicted
@@ -51,7 +51,7 @@ def events(phase: PhaseResult) -> list[str]:
 
 
 def test_inference_by_all_reduce() -> None:
-    """Section 4.2: attention and shared experts are reduced under the routed experts, and those under the next attention.
+    """Section 4.2: attention and shared experts are reduced under the routed experts, those under the next attention.
     The first layer is dense, and the last one keeps one reduction."""
     (phase,) = predicted().published.phases
     assert events(phase) == [

@@ -1,0 +1,4 @@
+"""Where FarSkip pays and where it does not, by prediction: sweeps over scenarios at full size.
+
+sweeps -> points -> page, plot
+"""

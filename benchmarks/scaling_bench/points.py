@@ -1,0 +1,88 @@
+"""Predictions of sweeps, as plain data, each in a process of its own so that its memory can be told.
+
+Contract: nothing is measured but the time and memory that predicting takes.
+"""
+
+from __future__ import annotations
+
+import resource
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from typing import Any
+
+from scaling_bench.sweeps import SWEEPS, Sweep
+
+
+@dataclass(frozen=True)
+class Found:
+    """One prediction."""
+
+    sweep: str
+    label: str
+    written: float
+    """Seconds of the step as written."""
+    communication: float
+    exposed: float
+    """Seconds under FarSkip in our order."""
+    scheduled: float
+    """Speed-ups over the step as written."""
+    published: float
+    farskip: float
+    imbalance: float
+    parameters: int
+    nodes: int
+    took: dict[str, float]
+    peak_gib: float
+    """Of the process that predicted."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For `json.dumps`."""
+        return asdict(self)
+
+
+def run_sweeps(names: list[str], workers: int) -> list[Found]:
+    """All points of the named sweeps, several at a time."""
+    tasks = [(sweep.name, place) for sweep in SWEEPS if sweep.name in names for place in range(len(sweep.points()))]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        return [one for found in pool.map(_run, tasks) for one in found]
+
+
+def _sweep(name: str) -> Sweep:
+    return next(one for one in SWEEPS if one.name == name)
+
+
+def _run(task: tuple[str, int]) -> list[Found]:
+    import logging
+    import warnings
+
+    import torch
+
+    from farskip_compile.simulate import Scenario, predict_on
+
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    name, place = task
+    point = _sweep(name).points()[place]
+    predictions = predict_on(Scenario(**point.options), point.profiles())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    labels = [f"{one:g}" for one in point.faster] or [point.label]
+    return [
+        Found(
+            sweep=name,
+            label=label,
+            written=one.written.seconds,
+            communication=one.written.communication,
+            exposed=one.farskip.exposed,
+            scheduled=one.scheduled_speedup,
+            published=one.published_speedup,
+            farskip=one.speedup,
+            imbalance=one.imbalance,
+            parameters=one.parameters,
+            nodes=one.nodes,
+            took=dict(one.took),
+            peak_gib=peak,
+        )
+        for label, one in zip(labels, predictions, strict=True)
+    ]

@@ -1,0 +1,115 @@
+"""What is swept: named lists of scenarios at full size.
+
+Contract: data. A sweep has one axis; each of its points is a scenario, or several kinds of hardware for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from farskip_compile.costs import HardwareProfile, load_profile
+
+TOKENS = 4096
+"""Of the one sequence of a rank, in prefill by all-to-all."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One prediction, or several from one capture."""
+
+    label: str
+    options: dict[str, Any]
+    """Of a `Scenario`."""
+    faster: tuple[float, ...] = ()
+    """Bandwidths between nodes over that of the profile, one prediction for each."""
+
+    def profiles(self) -> list[HardwareProfile]:
+        """The hardware of its predictions."""
+        profile = load_profile(self.options["device"])
+        return [with_bandwidth(profile, one) for one in self.faster] if self.faster else [profile]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Points along one axis."""
+
+    name: str
+    title: str
+    axis: str
+    points: Callable[[], list[Point]]
+
+
+def with_bandwidth(profile: HardwareProfile, faster: float) -> HardwareProfile:
+    """The same hardware with another network between its nodes."""
+    link = replace(profile.inter_node, bandwidth=profile.inter_node.bandwidth * faster)
+    return replace(profile, name=f"{profile.name}, network x {faster:g}", inter_node=link)
+
+
+def _ranks(model: str, device: str, most: int) -> list[Point]:
+    return [
+        Point(str(ep), {"model": model, "device": device, "ep": ep, "prompt": TOKENS, "batch": ep})
+        for ep in (8, 16, 32, 64, 128, 256)
+        if ep <= most
+    ]
+
+
+V3 = {"model": "deepseek-v3", "device": "h100"}
+EP64 = {**V3, "ep": 64, "prompt": TOKENS, "batch": 64}
+ONE_NODE = {"device": "mi300x", "ep": 8, "tp": 8}
+MODELS = (
+    "deepseek-v3", "deepseek-v2", "deepseek-v2-lite", "llama4-scout", "qwen3-30b-a3b", "qwen3-235b-a22b",
+    "mixtral-8x22b", "gpt-oss-120b", "kimi-k2", "instella-moe-16b",
+)  # fmt: skip
+
+SWEEPS = (
+    Sweep(
+        "ranks-v3",
+        "DeepSeek-V3, H100, expert parallelism over more and more ranks (8 to a node)",
+        "ranks",
+        lambda: _ranks("deepseek-v3", "h100", 256),
+    ),
+    Sweep(
+        "ranks-qwen3",
+        "Qwen3-235B-A22B, H100, the same",
+        "ranks",
+        lambda: _ranks("qwen3-235b-a22b", "h100", 128),
+    ),
+    Sweep(
+        "bandwidth",
+        "DeepSeek-V3, 64 x H100, other networks between the nodes (1: 400 Gb/s for each GPU)",
+        "bandwidth",
+        lambda: [Point("", EP64, faster=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0))],
+    ),
+    Sweep(
+        "skew",
+        "DeepSeek-V3, 64 x H100, experts chosen by Zipf's law (0: equally often)",
+        "exponent",
+        lambda: [Point(f"{skew:g}", {**EP64, "skew": skew}) for skew in (0.0, 0.3, 0.6, 0.9, 1.2)],
+    ),
+    Sweep(
+        "decode",
+        "DeepSeek-V3, 8 x MI300X by all-reduce, decode behind 2048 tokens",
+        "sequences",
+        lambda: [
+            Point(str(batch), {**ONE_NODE, "model": "deepseek-v3", "phase": "decode", "prompt": 2048, "batch": batch})
+            for batch in (8, 64, 256, 1024)
+        ],
+    ),
+    Sweep(
+        "models",
+        "Ten models, 8 x MI300X by all-reduce, prefill of 16 sequences of 2048 tokens",
+        "model",
+        lambda: [Point(name, {**ONE_NODE, "model": name, "prompt": 2048, "batch": 16}) for name in MODELS],
+    ),
+    Sweep(
+        "depth",
+        "How predicting grows with depth: DeepSeek-V3 as among the ten models",
+        "layers",
+        lambda: [
+            Point(str(layers), {**ONE_NODE, "model": "deepseek-v3", "prompt": 2048, "batch": 16, "layers": layers})
+            for layers in (8, 16, 31, 61)
+        ],
+    ),
+)

@@ -1,0 +1,114 @@
+"""Published and predicted: arithmetic of the comparison, its targets, its tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import paper_tables
+import pytest
+from paper_bench.own_cells import own_cells, own_table
+from paper_bench.page import overlap_table, speed_table, targets, time_table
+from paper_bench.predicted import Predicted, Row
+from paper_bench.published import PUBLISHED, six_layers
+
+
+def predicted(published: float, farskip: float = 0.0, **changes: float) -> Predicted:
+    fields = {"written": 2.0, "communication": 0.5, "compute": 1.5, "hidden_ours": 1.0, "took": 1.0, **changes}
+    return Predicted(
+        prompt=512,
+        scheduled=1.0,
+        published=published,
+        farskip=farskip or published,
+        hidden={"total": 0.9, "forward": 0.8, "backward": 1.0},
+        exposed=(0.1, 0.0),
+        **fields,
+    )
+
+
+def rows(**speedups: tuple[float, ...]) -> list[Row]:
+    """All lines, predicted as they were published but for some."""
+    found = []
+    for line in PUBLISHED:
+        name = line.name.replace("-", "_")
+        values = speedups.get(name, line.speedup)
+        each = values if len(line.scenarios) == len(values) else (values[0], *values, values[-1])[: len(line.scenarios)]
+        found.append(Row(line.name, tuple(map(predicted, each))))
+    return found
+
+
+OWN = Path(paper_tables.OWN)
+
+
+def test_all_met() -> None:
+    assert [one.met for one in targets(rows(), own_cells(OWN))] == [True, True, True]
+
+
+def test_a_cell_is_met_within_five_points() -> None:
+    (row,) = [one for one in rows(v3_prefill=(1.376,)) if one.name == "v3-prefill"]
+    assert [pair.met for pair in row.compared()] == [True]
+    (row,) = [one for one in rows(v3_prefill=(1.377,)) if one.name == "v3-prefill"]
+    assert [pair.met for pair in row.compared()] == [False]
+
+
+def test_ends_of_a_range_are_compared_with_the_lowest_and_the_highest() -> None:
+    row = Row("v2-prefill", tuple(map(predicted, (1.3, 1.1, 1.2))))
+    assert [(pair.published, pair.predicted) for pair in row.compared()] == [(1.082, 1.1), (1.168, 1.3)]
+
+
+def test_too_few_cells() -> None:
+    missed = rows(v3_prefill=(1.5,), v2_lite_train=(1.5,))
+    assert next((one.met, one.found) for one in targets(missed, own_cells(OWN))) == (False, "6 of 8")
+
+
+def test_an_order_behind_amds() -> None:
+    behind = [*rows()[:-1], Row("v3-prefill", (predicted(1.326, 1.32),))]
+    assert [(one.met, one.found) for one in targets(behind, own_cells(OWN))][1] == (
+        False,
+        "v3-prefill: 0.60 points behind",
+    )
+
+
+def test_how_much_slower_compute_would_have_to_be() -> None:
+    one = predicted(1.3)
+    factor = one.slower(1.1)
+    assert (factor * one.compute + one.communication) / (factor * one.compute + one.exposed[0]) == pytest.approx(1.1)
+
+
+def test_tables() -> None:
+    text = "\n".join([*speed_table(rows()), *overlap_table(rows()), *time_table(rows()), *own_table(own_cells(OWN))])
+    for part in ("| v3-prefill | 1.326 x | 1.326 x |", "| v2-lite-train | forward | 87.6% | 80.0% |", "| all |"):
+        assert part in text, part
+
+
+def test_the_published_cells_can_be_asked_for() -> None:
+    pytest.importorskip("transformers")
+    for line in PUBLISHED:
+        for make in line.scenarios:
+            scenario = make()
+            assert scenario.architecture.config().num_hidden_layers > 0
+    assert six_layers().config().num_hidden_layers == 6
+
+
+def test_own_cells(tmp_path) -> None:
+    graph = {order: {"seconds": seconds} for order, seconds in (("unscheduled", 3.0), ("after", 2.0))}
+    cell = {
+        "cell": "m/prefill/balanced/2/1.0",
+        "estimates": {"none": [graph], "full": [graph, graph]},
+        "timings": {"plain": {"median": 2.0}, "none": {"median": 2.5}, "full": {"median": 4.0}},
+    }
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"cells": [cell]}))
+    found = {one.name: (one.cells, one.middle, one.worst) for one in own_cells(path)}
+    assert found == {
+        "prefill, FarSkip": (1, 0.0, 0.0),
+        "prefill, as written": (1, 0.5, 0.5),
+        "prefill, overlapped only": (1, pytest.approx(0.2), pytest.approx(-0.2)),
+        "all": (3, pytest.approx(0.2), 0.5),
+    }
+
+
+def test_the_page_is_that_of_its_results() -> None:
+    kept = json.loads(paper_tables.JSON.read_text())
+    body = paper_tables.body([Row.from_json(one) for one in kept["rows"]], kept["about"])
+    assert body in paper_tables.PAGE.read_text(encoding="utf-8")
