@@ -1,0 +1,75 @@
+"""Sweeps at full size: their scenarios, tables and targets."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from scaling_bench.page import draw, tables, targets
+from scaling_bench.points import Found
+from scaling_bench.sweeps import SWEEPS, with_bandwidth
+
+from farskip_compile.costs import load_profile
+
+FOUND = Found(
+    sweep="models",
+    label="deepseek-v3",
+    written=2.0,
+    communication=0.5,
+    exposed=0.1,
+    scheduled=1.0,
+    published=1.2,
+    farskip=1.25,
+    imbalance=1.0,
+    parameters=85_000_000_000,
+    nodes=11_000,
+    took={"model": 2.0, "graphs": 50.0, "passes": 1.5, "orders": 3.0},
+    peak_gib=0.9,
+)
+
+
+def test_every_point_is_a_scenario() -> None:
+    pytest.importorskip("transformers")
+    from farskip_compile.simulate import Scenario
+
+    names = [sweep.name for sweep in SWEEPS]
+    assert len(set(names)) == len(names)
+    for sweep in SWEEPS:
+        for point in sweep.points():
+            assert Scenario(**point.options).ranks in (8, 16, 32, 64, 128, 256)
+
+
+def test_another_network() -> None:
+    profile = load_profile("h100")
+    faster = with_bandwidth(profile, 4.0)
+    assert faster.inter_node.bandwidth == 4 * profile.inter_node.bandwidth
+    assert faster.intra_node == profile.intra_node
+
+
+def test_tables() -> None:
+    slow = dataclasses.replace(FOUND, label="gpt-oss-120b", farskip=1.01, imbalance=1.5)
+    text = "\n".join(tables([FOUND, slow]))
+    assert "| deepseek-v3 | 2.00 s | 25% | 1.000 x | 1.200 x | 1.250 x | 100.0 ms |  |" in text
+    assert "| gpt-oss-120b (fullest rank 1.50 x) |" in text
+    assert text.count("not worth it") == 1
+    assert "| deepseek-v3 | 85.0 B | 11000 | 48.5 s | 1.50 s | 3.0 s | 55 s | 0.9 GiB |" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "met"),
+    [
+        ({}, [True, True, True]),
+        ({"took": {**FOUND.took, "graphs": 500.0}}, [False, True, True]),
+        ({"peak_gib": 21.0}, [True, False, True]),
+        ({"farskip": 1.19}, [True, True, False]),
+    ],
+)
+def test_targets(changes: dict[str, object], met: list[bool]) -> None:
+    assert [one for one, _ in targets([dataclasses.replace(FOUND, **changes)])] == met
+
+
+def test_picture(tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    found = [dataclasses.replace(FOUND, sweep=sweep.name, label=str(place)) for sweep in SWEEPS for place in range(3)]
+    draw(found, tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
