@@ -61,7 +61,7 @@ def cut_matrices(model: nn.Module, plan: Mapping[str, str], group: Group, *, red
 
 
 def _outputs(model: nn.Module, name: str, module: nn.Linear, ranks: int) -> int:
-    """How many outputs a rank has: whole heads, where they are heads; one, where there are fewer heads than ranks."""
+    """How many outputs a rank has: whole heads, where they are heads; one of keys and values, if ranks are more."""
     owner = model.get_submodule(name.rpartition(".")[0])
     width = getattr(owner, "qk_head_dim", None) if name.endswith(("q_proj", "q_b_proj")) else None
     if width is None and name.endswith("kv_b_proj"):
@@ -70,7 +70,7 @@ def _outputs(model: nn.Module, name: str, module: nn.Linear, ranks: int) -> int:
     parts, rest = divmod(module.out_features, width)
     if rest:
         parts, width = module.out_features, 1
-    if parts < ranks and ranks % parts == 0 and width > 1:
+    if name.endswith(("k_proj", "v_proj")) and parts < ranks and ranks % parts == 0:
         return width
     if parts % ranks:
         raise _refused(name, parts, ranks)

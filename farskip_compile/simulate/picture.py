@@ -71,14 +71,10 @@ def _stretch(axes: Any, found: Prediction) -> None:
 
 
 def _middle(found: Prediction, phase: PhaseResult) -> tuple[float, float]:
-    layers = max(1, sum(kind[0] == "a" for kind in _attention_terms(phase)))
-    span = LAYERS * found.written.phases[0].timeline.makespan / layers
+    layers = len({term[1:] for task in phase.program.tasks for term in task.terms})
+    span = LAYERS * found.written.phases[0].timeline.makespan / max(layers, 1)
     start = max(0.0, phase.timeline.makespan / 2 - span / 2)
     return start, start + span
-
-
-def _attention_terms(phase: PhaseResult) -> set[str]:
-    return {term for task in phase.program.tasks for term in task.terms if term[0] in "ar"} or {"a"}
 
 
 def _left(axes: Any) -> Any:

@@ -35,7 +35,7 @@ def prediction_text(found: Prediction) -> RenderableType:
 
 
 def heading(found: Prediction) -> str:
-    """Two lines: the scenario, and the model of a rank."""
+    """Three lines: the work, the cluster, the model of a rank."""
     s = found.scenario
     where = f"{s.ranks} x {s.profile.name}, ep {s.ep}, tp {s.tp}, {s.exchanges}, {s.products}"
     work = f"{s.batch} sequences of {s.prompt} tokens" + (" in the cache" if s.phase is Phase.DECODE else "")
