@@ -82,6 +82,9 @@ where memory is scarce, orders are not the better the more of it they may take."
 NOTHING = 1e-6
 """Part of the time in which communication may be exposed in an order that needs no improvement."""
 
+SAME = 1e-9
+"""Part by which two sums of the same times may differ."""
+
 Setting = tuple[int, int, int]
 """Of a way: which share, which patience, which margin."""
 
@@ -163,6 +166,8 @@ class _Search:
         self.slower = [_stretched(self.program, margin) for margin in MARGINS]
         self.urgencies: dict[tuple[int, int], list[float]] = {}
         self.slow = _stretched(program, MARGINS[0])
+        self.slowest = before.makespan
+        """Seconds that no order may take longer than: those of the original one, or of one that the caller knows."""
         self.least = self.unordered = before.makespan + played(self.slow, self.best)[0]
         self.repairs = 0
         self.scores: dict[Setting, float] = {}
@@ -192,8 +197,9 @@ class _Search:
         seconds = played(self.whole, order)[0]
         score = seconds + played(self.slow, order)[0]
         fits = held <= self.peak and max(bytes_in_flight(self.whole, order)) <= self.flight
-        if fits and seconds <= self.before.makespan and score < self.least:
+        if fits and seconds <= self.slowest and score < self.least:
             self.best, self.least, self.held, self.window = order, score, held, len(order)
+            self.slowest = seconds * (1 + SAME)
 
     def _allow(self, increase: float) -> None:
         self.limit = int(self.usual * (1 + increase))
@@ -239,7 +245,7 @@ class _Search:
             order = lower_peak(self.whole, self.best, self.usual)
             seconds, slower = played(self.whole, order)[0], played(self.slow, order)[0]
             held = max(live_bytes(self.whole, order))  # less above what is usual may still be more in one place
-            if held < self.held and seconds <= self.before.makespan and seconds + slower <= self.least:
+            if held < self.held and seconds <= self.slowest and seconds + slower <= self.least:
                 self.best = order
 
     def _one_by_one(self) -> Iterator[Setting]:
@@ -263,7 +269,7 @@ class _Search:
         lowest = score < min(self.scores.values(), default=float("inf"))
         self.scores[way] = score
         self.fits &= not lowest
-        if seconds > self.before.makespan or score >= self.least:
+        if seconds > self.slowest or score >= self.least:
             return
         whole = order if self.coarse is None else self.coarse.expand(order)
         held = max(live_bytes(self.whole, whole))
@@ -273,7 +279,7 @@ class _Search:
             held = max(live_bytes(self.whole, whole))
             (seconds, _), (slower, exposed) = played(self.whole, whole), played(self.slow, whole)
             score = seconds + slower
-            if seconds > self.before.makespan or score >= self.least:
+            if seconds > self.slowest or score >= self.least:
                 return
         if held > self.peak or max(bytes_in_flight(self.whole, whole)) > self.flight:
             return
