@@ -50,7 +50,7 @@ def main(given: list[str] | None = None) -> int:
     goals = targets(found)
     lines = [*tables(found), "### Targets", ""]
     lines += [f"- {'met' if met else 'MISSED'}: {text}" for met, text in goals]
-    lines += ["", f"{about['machine']}; {about['versions']}; `{about['command']}`; {about['took']}."]
+    lines += ["", f"Last run: {about['machine']}; {about['versions']}; `{about['command']}`; {about['took']}."]
     text = PAGE.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}", encoding="utf-8")

@@ -11,8 +11,8 @@ from farskip_compile.simulate.text import WORTH, duration
 from scaling_bench.points import Found
 from scaling_bench.sweeps import SWEEPS, Sweep
 
-COST = ("models", "depth")
-"""Sweeps of which the cost of predicting is told, too."""
+ROOM = 1.6
+"""Height of a panel over its highest speed-up; where much is exposed, the line of the ideal leaves it."""
 SECONDS, GIB = 300.0, 20.0
 """Within which DeepSeek-V3 is to be predicted."""
 INK, FARSKIP, ALONE, PART, GRID = "#1d2126", "#0b3d91", "#8a929b", "#d9480f", "#e3e6ea"
@@ -99,7 +99,8 @@ def draw(found: list[Found], path: Path) -> None:
         axes.set_xlabel(sweep.axis, fontsize=9)
         axes.set_ylabel("speed-up over the model as written", fontsize=9)
         axes.set_title(sweep.title.partition(",")[0] + ": " + sweep.name.partition("-")[0], fontsize=10, loc="left")
-        axes.set_ylim(bottom=0.98)
+        highest = max(one.farskip for one in rows)
+        axes.set_ylim(0.98, 1 + ROOM * (highest - 1))
         axes.grid(color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(labelsize=9)

@@ -23,7 +23,7 @@ from farskip_compile.errors import ConfigError
 from farskip_compile.overlap_passes import Plan, make_plan
 from farskip_compile.passes.connectivity import Connectivity, LayerRange
 from farskip_compile.passes.schedule_graph import schedule_graph
-from farskip_compile.simulate.graphs import Graphs, GraphsOf, with_graphs
+from farskip_compile.step_graphs import Graphs, GraphsOf, with_graphs
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def spread_experts(model: nn.Module, ep_mesh: Any, tp_mesh: Any, exchange: str, 
     for name, module in found:
         _cut(name, module, ep_mesh.size())
         if exchange == "all-to-all":
-            module.forward = _exchange(module.forward, int(module.num_experts), ep_mesh, tp_mesh, imbalance)  # type: ignore[arg-type]
+            module.forward = _exchange(module.forward, int(module.num_experts), ep_mesh, tp_mesh, imbalance)
         else:
             module.forward = _own_share(module.forward, int(module.num_experts), ep_mesh, imbalance)
 
