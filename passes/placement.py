@@ -1,8 +1,9 @@
-"""AMD's placement of launches and waits, as an order of the same program: what our schedule is compared with.
+"""AMD's placement of launches and waits, as an order of the same program: what our scheduler begins with.
 
 In:    the program of an ATen graph that was rewired to `full`, and its nodes.
 Out:   an order of its tasks, which keeps every dependence and the order of the launches on each channel.
-Never: decides what the backend does.
+Never: judges it: whether it is kept, `list_schedule` decides. In a graph without terms it is the original order, but
+       for launches, which are issued early, and waits.
 
 Published are the orders of the engines' hand-written layers (arXiv 2511.11505, sections 4.1 and 4.2, appendix C, and
 the code beside it). Within layer k, with the attention split at its kernel into a front (norm, projections, rotary
