@@ -15,7 +15,7 @@ terms it computes, for reports on what becomes of it.
 In Inductor, once for the forward and once for the backward graph (`farskip_compile.overlap_passes` runs them):
 
     collectives         one launch and one wait each                                                 same function
-    schedule_graph      graph_program -> list_schedule -> list_order: order the ATen graph           same function
+    schedule_graph      graph_program -> placement, list_schedule -> list_order: order the graph     same function
     pin_products        pins, so that fusion keeps what the order hides                              same function
     schedule_kernels    kernel_program -> list_schedule: order the fused kernels (`unscheduled`:     same function
                         the memory that the limit is a part of)

@@ -4,7 +4,8 @@ In:    a Dynamo graph, its stream and regions, and a name for each term.
 Out:   the same graph; each node behind a term names it in `meta["custom"]`. AOTAutograd carries that over to the
        ATen nodes that it traces, forward and backward, so that a collective can be told by the term it is a part of,
        whatever operator it is and however it came about: called, redistributed, or the gradient of another one.
-Never: changes what is computed, or what caches are keyed by; decides anything: the names are for reports.
+Never: changes what is computed, or what caches are keyed by. The names are for reports, and for the order that the
+       scheduler begins with (`placement`): the configuration that leads to them is part of the caches' keys.
 
 A node that several terms need, such as an all-gather behind a norm that they share, or the reduction of their sum,
 names all of them. Linear but for those. The bodies of higher-order operators are tagged too, that of an
