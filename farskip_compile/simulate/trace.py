@@ -51,7 +51,6 @@ def _events(process: int, name: str, step: StepResult) -> Iterator[dict[str, Any
             lane = COMPUTE
             if task.role is Role.LAUNCH:
                 lane = lanes.setdefault(task.channel, len(lanes) + 1)
-                start = end - task.seconds
             yield {
                 "ph": "X",
                 "pid": process,
