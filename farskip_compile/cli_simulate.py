@@ -50,8 +50,8 @@ def simulate_command(
 ) -> None:
     """Predict what FarSkip brings to a model at full size, on hardware that is not here."""
     errors = Console(stderr=True)
-    logging.disable(logging.WARNING)  # of torch and transformers: nothing of the model is run
-    warnings.filterwarnings("ignore")
+    for name in ("torch", "transformers"):  # nothing of the model is run, and a refusal says what matters
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         from farskip_compile.simulate.picture import draw_prediction
         from farskip_compile.simulate.predict import predict
@@ -77,7 +77,8 @@ def simulate_command(
             measured=measured,
         )
         with errors.status(f"{scenario.architecture.name} on {scenario.ranks} x {scenario.profile.name}"):
-            found = predict(scenario)
+            with warnings.catch_warnings(action="ignore"):
+                found = predict(scenario)
         if trace is not None:
             write_trace(found, trace)
         if png is not None:

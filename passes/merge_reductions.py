@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import fx
@@ -73,14 +74,15 @@ def _match(stream: Stream, side: fx.Node) -> _Pair | None:
         if main is None or early not in stream.values or not ops.is_sum(early) or set(early.users) != {main, side}:
             continue
         added = next((arg for arg in stream.below[main] if arg is not early), None)
-        both, alone = (added, True) if added is None else _inside(added, main)
+        if added is None:
+            continue
+        both, alone = _inside(added, main)
         kept, _ = _inside(shared, side)
-        if both is None or not alone or not ops.is_sum(both) or kept not in stream.below[both]:
+        if not alone or not ops.is_sum(both) or kept not in stream.below[both]:
             continue
         routed = next(arg for arg in stream.below[both] if arg is not kept)
         for before, attention in (stream.below[early], stream.below[early][::-1]):
             if before in stream.values and _same_reduction(attention, shared):
-                assert added is not None
                 return _Pair(before, attention, shared, routed, both, added, main)
     return None
 
@@ -99,7 +101,9 @@ def _same_reduction(left: fx.Node, right: fx.Node) -> bool:
     one, other = _launch(left), _launch(right)
     if one is None or other is None or one.target != other.target or one.args[1:] != other.args[1:]:
         return False
-    return _shape(one) == _shape(other) or all(isinstance(size, int) for size in (*_shape(one), *_shape(other)))
+    shapes = _shape(one), _shape(other)
+    known = all(isinstance(size, int) for shape in shapes for size in shape)
+    return shapes[0] == shapes[1] or (known and prod(shapes[0]) == prod(shapes[1]))
 
 
 def _shape(launch: fx.Node) -> tuple[int | torch.SymInt, ...]:

@@ -26,13 +26,13 @@ the order of their places, and of the program within one, each after all that it
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import fx
 
 from farskip_compile.passes import ops
+from farskip_compile.passes.key_order import order_by_key
 from farskip_compile.passes.program import Program, Role, needs_of
 from farskip_compile.passes.term_tags import terms_of
 
@@ -44,6 +44,8 @@ ALL_REDUCE = {"front": 0, "back": 0, "rest": 1, "dispatched": 2, "experts": 2}
 BACKWARD = {"dispatched": 0, "rest": 1, "back": 1, "experts": 2, "front": 3, "combined": 4}
 """Steps of the pieces of a layer, see `_piece`."""
 
+TURN = {Role.LAUNCH: 0, Role.COMPUTE: 1, Role.WAIT: 2}
+"""Within a place: launches go first, waits last."""
 LAST: Place = (1 << 30, 0)
 
 
@@ -68,7 +70,8 @@ def published_order(program: Program, nodes: Sequence[fx.Node], *, backward: boo
         ]
         if len(found) == len(pieces) > 0 and program.tasks[index].role is Role.COMPUTE:
             places[index] = pick(found)
-    return _by_place(program, _filled(program, places))
+    keys = [(place, TURN[task.role]) for place, task in zip(_filled(program, places), program.tasks, strict=True)]
+    return tuple(order_by_key(keys, needs_of(program)))
 
 
 def _piece(kind: str, behind: _Behind, *, backward: bool) -> str:
@@ -134,29 +137,3 @@ def _filled(program: Program, places: Sequence[Place | None]) -> list[Place]:
         if task.role is Role.LAUNCH:
             filled[index] = max((filled[need] for need in task.needs), default=filled[index])
     return filled
-
-
-def _by_place(program: Program, places: Sequence[Place]) -> tuple[int, ...]:
-    """The tasks by their places, each behind all that it needs. Launches go first within a place, waits last."""
-    turn = {Role.LAUNCH: 0, Role.COMPUTE: 1, Role.WAIT: 2}
-    needs = needs_of(program)
-    missing = [len(one) for one in needs]
-    followers: list[list[int]] = [[] for _ in needs]
-    for index, one in enumerate(needs):
-        for need in one:
-            followers[need].append(index)
-
-    def entry(index: int) -> tuple[Place, int, int]:
-        return places[index], turn[program.tasks[index].role], index
-
-    ready = [entry(index) for index, count in enumerate(missing) if count == 0]
-    heapq.heapify(ready)
-    order: list[int] = []
-    while ready:
-        index = heapq.heappop(ready)[-1]
-        order.append(index)
-        for follower in followers[index]:
-            missing[follower] -= 1
-            if missing[follower] == 0:
-                heapq.heappush(ready, entry(follower))
-    return tuple(order)

@@ -14,12 +14,12 @@ order alone, such as our pins, was not there at first.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 
 from torch import fx
 
 from farskip_compile._compat import inductor
+from farskip_compile.passes.key_order import order_by_key
 from farskip_compile.passes.program import Program, live_bytes
 
 PLACE = "farskip_place"
@@ -42,24 +42,4 @@ def unscheduled_peak(kernels: Sequence[inductor.Kernel], program: Program) -> in
         nodes = (node for _, origins in inductor.kernel_parts(kernel) for node in origins)
         own = [node.meta[PLACE] for node in nodes if PLACE in node.meta]
         places.append(max(own or [places[need] for need in needs[i] if need < i], default=0))
-    return max(live_bytes(program, _by_place(places, needs)), default=0)
-
-
-def _by_place(places: Sequence[int], needs: Sequence[set[int]]) -> list[int]:
-    """All indices, each after those that it needs, else by place."""
-    missing = [len(one) for one in needs]
-    followers: list[list[int]] = [[] for _ in needs]
-    for index, one in enumerate(needs):
-        for need in one:
-            followers[need].append(index)
-    ready = [(places[index], index) for index, count in enumerate(missing) if count == 0]
-    heapq.heapify(ready)
-    order = []
-    while ready:
-        index = heapq.heappop(ready)[1]
-        order.append(index)
-        for follower in followers[index]:
-            missing[follower] -= 1
-            if missing[follower] == 0:
-                heapq.heappush(ready, (places[follower], follower))
-    return order
+    return max(live_bytes(program, order_by_key(places, needs)), default=0)

@@ -1,6 +1,6 @@
 """Tensor parallelism by shapes: what one rank holds of each matrix, and where partial sums are reduced.
 
-In:    a model of transformers on the meta device, its plan for tensor parallelism, and the ranks.
+In:    a model of transformers on fake tensors, its plan for tensor parallelism, and the ranks.
 Out:   the same model with the matrices of one rank, and one all-reduce behind each sub-block, as serving engines have
        it: behind the attention's output, behind a dense feed-forward, behind the whole of a Mixture-of-Experts block
        (shared and routed experts are summed first).
@@ -33,7 +33,7 @@ def cut_matrices(model: nn.Module, plan: Mapping[str, str], group: Group, *, red
     """Cut the matrices of `model`, in place.
 
     Args:
-        model: on the meta device.
+        model: on fake tensors.
         plan: transformers' style by name of a module, with `*` for the number of a layer.
         group: the ranks.
         reduce_blocks: reduce behind a whole Mixture-of-Experts block, whose routed experts return partial sums, too;

@@ -1,6 +1,6 @@
 """The experts of a rank, and how tokens get to them.
 
-In:    a model of transformers on the meta device, and the ranks among which experts are cut.
+In:    a model of transformers on fake tensors, and the ranks among which experts are cut.
 Out:   the same model: each module of stacked experts holds this rank's, and its forward exchanges tokens.
 Never: computes anything of use.
 
@@ -86,7 +86,7 @@ def spread_experts(model: nn.Module, ep_mesh: Any, tp_mesh: Any, exchange: str, 
     """Cut the experts among the ranks of `ep_mesh`, and exchange tokens.
 
     Args:
-        model: of transformers, on the meta device.
+        model: of transformers, on fake tensors.
         ep_mesh: the ranks of the experts.
         tp_mesh: the ranks that hold the same tokens as this one.
         exchange: `all-reduce` or `all-to-all`.

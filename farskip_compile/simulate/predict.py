@@ -255,11 +255,12 @@ def _scheduled(programs: list[_Phase], rival: StepResult | None = None) -> StepR
     """In the order of our scheduler, which may take as much memory as `rival` does: time alone is compared."""
     orders = []
     for place, one in enumerate(programs):
-        limits, known = LIMITS, one.published()
+        limits = LIMITS
         if rival is not None:
             usual = simulate(one.program, range(len(one.program.tasks))).peak_bytes
             increase = rival.phases[place].timeline.peak_bytes / max(usual, 1) - 1
             limits = replace(LIMITS, memory_increase=max(LIMITS.memory_increase, increase))
+        known = rival.phases[place].order if rival is not None else one.published()
         orders.append(list_schedule(one.program, limits, begin_with=[known]).order)
     return _step(programs, orders)
 
