@@ -76,9 +76,9 @@ def simulate_command(
             interference=interference,
             measured=measured,
         )
-        with errors.status(f"{scenario.architecture.name} on {scenario.ranks} x {scenario.profile.name}"):
-            with warnings.catch_warnings(action="ignore"):
-                found = predict(scenario)
+        status = errors.status(f"{scenario.architecture.name} on {scenario.ranks} x {scenario.profile.name}")
+        with status, warnings.catch_warnings(action="ignore"):
+            found = predict(scenario)
         if trace is not None:
             write_trace(found, trace)
         if png is not None:

@@ -80,6 +80,13 @@ class Architecture:
         return config
 
 
+V2_LITE = {
+    "num_hidden_layers": 27, "first_k_dense_replace": 1, "hidden_size": 2048, "vocab_size": 102400,
+    "intermediate_size": 10944, "moe_intermediate_size": 1408, "num_attention_heads": 16,
+    "num_key_value_heads": 16, "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6,
+    "n_group": 1, "topk_group": 1, "topk_method": "greedy", "q_lora_rank": None, "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "max_position_embeddings": 163840,
+}  # fmt: skip
 DEEPSEEK = "https://huggingface.co/deepseek-ai"
 KNOWN = (
     Architecture(
@@ -111,13 +118,7 @@ KNOWN = (
     Architecture(
         "deepseek-v2-lite",
         "deepseek_v2",
-        {
-            "num_hidden_layers": 27, "first_k_dense_replace": 1, "hidden_size": 2048, "vocab_size": 102400,
-            "intermediate_size": 10944, "moe_intermediate_size": 1408, "num_attention_heads": 16,
-            "num_key_value_heads": 16, "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6,
-            "n_group": 1, "topk_group": 1, "topk_method": "greedy", "q_lora_rank": None, "kv_lora_rank": 512,
-            "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "max_position_embeddings": 163840,
-        },
+        V2_LITE,
         f"{DEEPSEEK}/DeepSeek-V2-Lite/blob/main/config.json",
     ),
     Architecture(
@@ -188,13 +189,7 @@ KNOWN = (
     Architecture(
         "instella-moe-16b",
         "deepseek_v2",
-        {
-            "num_hidden_layers": 27, "first_k_dense_replace": 1, "hidden_size": 2048, "vocab_size": 102400,
-            "intermediate_size": 10944, "moe_intermediate_size": 1408, "num_attention_heads": 16,
-            "num_key_value_heads": 16, "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6,
-            "n_group": 1, "topk_group": 1, "topk_method": "greedy", "q_lora_rank": None, "kv_lora_rank": 512,
-            "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "max_position_embeddings": 4096,
-        },
+        {**V2_LITE, "max_position_embeddings": 4096},
         "arXiv 2609.00791: 27 layers, the first one dense, hidden 2048, 64 routed experts, top 6, 2 shared, latent "
         "attention; what it does not say in the text that we have is as in DeepSeek-V2-Lite, of the same size; the "
         "gates of its attention are left out",
