@@ -27,10 +27,10 @@ from paper_bench.own_cells import own_cells, own_table
 from paper_bench.page import overlap_table, speed_table, targets, time_table
 from paper_bench.predicted import Row, predict_all
 from paper_bench.published import PUBLISHED
+from predicting import write_between_marks
 
 DOCS = Path(__file__).parents[1] / "docs"
 JSON, PAGE, OWN = DOCS / "paper_tables.json", DOCS / "paper_tables.md", DOCS / "benchmarks.json"
-BEGIN, END = "<!-- written by benchmarks/paper_tables.py -->", "<!-- until here -->"
 QUICK_LAYERS = 8
 
 
@@ -58,9 +58,7 @@ def main(given: list[str] | None = None) -> int:
     whole = options.table or (not options.quick and len(options.cells) == len(PUBLISHED))
     if whole:
         JSON.write_text(json.dumps({"about": about, "rows": [row.to_json() for row in rows]}, indent=1) + "\n")
-        text = PAGE.read_text(encoding="utf-8")
-        before, after = text.split(BEGIN)[0], text.split(END)[1]
-        PAGE.write_text(f"{before}{BEGIN}\n\n{body(rows, about)}\n\n{END}{after}", encoding="utf-8")
+        write_between_marks(PAGE, "benchmarks/paper_tables.py", [body(rows, about)])
     print(body(rows, about))
     return 0 if all(one.met for one in targets(rows, own_cells(OWN))) else 1
 

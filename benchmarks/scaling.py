@@ -18,13 +18,13 @@ import time
 from pathlib import Path
 
 from compile_cost import machine, versions
+from predicting import write_between_marks
 from scaling_bench.page import draw, tables, targets
 from scaling_bench.points import Found, run_sweeps
 from scaling_bench.sweeps import SWEEPS
 
 DOCS = Path(__file__).parents[1] / "docs"
 JSON, PAGE, PICTURE = DOCS / "scaling.json", DOCS / "scaling.md", DOCS / "scaling.png"
-BEGIN, END = "<!-- written by benchmarks/scaling.py -->", "<!-- until here -->"
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -51,9 +51,7 @@ def main(given: list[str] | None = None) -> int:
     lines = [*tables(found), "### Targets", ""]
     lines += [f"- {'met' if met else 'MISSED'}: {text}" for met, text in goals]
     lines += ["", f"Last run: {about['machine']}; {about['versions']}; `{about['command']}`; {about['took']}."]
-    text = PAGE.read_text(encoding="utf-8")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}", encoding="utf-8")
+    write_between_marks(PAGE, "benchmarks/scaling.py", lines)
     if {one.name for one in SWEEPS} <= {one.sweep for one in found}:
         draw(found, PICTURE)
     print("\n".join(lines))

@@ -9,10 +9,10 @@ Never: fits anything: profiles are what the package ships.
 from __future__ import annotations
 
 import dataclasses
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from typing import Any
+
+from predicting import each_in_a_process
 
 from paper_bench.published import PUBLISHED, Published
 
@@ -93,8 +93,7 @@ class Row:
 def predict_all(names: list[str], layers: int | None, workers: int) -> list[Row]:
     """All scenarios of the named lines, several at a time."""
     tasks = [(name, place, layers) for name in names for place in range(len(_line(name).scenarios))]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        found = dict(zip(tasks, pool.map(_predict, tasks), strict=True))
+    found = dict(zip(tasks, each_in_a_process(_predict, tasks, workers), strict=True))
     return [Row(name, tuple(found[task] for task in tasks if task[0] == name)) for name in names]
 
 
@@ -103,16 +102,8 @@ def _line(name: str) -> Published:
 
 
 def _predict(task: tuple[str, int, int | None]) -> Predicted:
-    import logging
-    import warnings
-
-    import torch
-
     from farskip_compile.simulate import predict
 
-    torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore")
     name, place, layers = task
     scenario = _line(name).scenarios[place]()
     if layers is not None:

@@ -6,10 +6,10 @@ Contract: nothing is measured but the time and memory that predicting takes.
 from __future__ import annotations
 
 import resource
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from typing import Any
+
+from predicting import each_in_a_process
 
 from scaling_bench.sweeps import SWEEPS, Sweep
 
@@ -44,8 +44,7 @@ class Found:
 def run_sweeps(names: list[str], workers: int) -> list[Found]:
     """All points of the named sweeps, several at a time."""
     tasks = [(sweep.name, place) for sweep in SWEEPS if sweep.name in names for place in range(len(sweep.points()))]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        return [one for found in pool.map(_run, tasks) for one in found]
+    return [one for found in each_in_a_process(_run, tasks, workers) for one in found]
 
 
 def _sweep(name: str) -> Sweep:
@@ -53,16 +52,8 @@ def _sweep(name: str) -> Sweep:
 
 
 def _run(task: tuple[str, int]) -> list[Found]:
-    import logging
-    import warnings
-
-    import torch
-
     from farskip_compile.simulate import Scenario, predict_on
 
-    torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore")
     name, place = task
     point = _sweep(name).points()[place]
     predictions = predict_on(Scenario(**point.options), point.profiles())
