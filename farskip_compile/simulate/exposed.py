@@ -7,10 +7,10 @@ Never: guesses: a reason is read off the order.
 
 Collectives are alike if the same operator computes the same terms of the residual stream, whatever the layer. Reasons:
 
-    waits for its turn          the channel or the link was busy when it was launched
+    waits for its turn          the channel or the link was busy when it was launched: that is all that can hold up one
+                                under which enough is computed
     nothing left to compute     next to no compute stood between its launch and its wait: all that was left needed it
     too little to compute       some did, and took less time than it does
-    slower than expected        enough did; the wait came early, for the sake of something else
 """
 
 from __future__ import annotations
@@ -79,10 +79,6 @@ def _issued(result: PhaseResult) -> dict[str, float]:
 
 
 def _reason(flight: Flight, issued: float) -> str:
-    if flight.start - issued > 0.5 * flight.exposed > 0:
+    if flight.start - issued > 0.5 * flight.exposed or flight.compute >= flight.seconds:
         return "waits for its turn"
-    if flight.compute < NEXT_TO_NOTHING * flight.seconds:
-        return "nothing left to compute"
-    if flight.compute < flight.seconds:
-        return "too little to compute"
-    return "slower than expected"
+    return "nothing left to compute" if flight.compute < NEXT_TO_NOTHING * flight.seconds else "too little to compute"
