@@ -30,7 +30,7 @@ def simulate_command(
     prompt: Annotated[int, typer.Option(help="Tokens of a sequence; in decode, tokens in its cache.")] = 2048,
     batch: Annotated[int, typer.Option(help="Sequences of all ranks together.")] = 8,
     exchange: Annotated[
-        str | None, typer.Option(help="all-reduce or all-to-all; by default as serving engines do.")
+        str | None, typer.Option(help="all-reduce, all-to-all or all-gather; by default as serving engines do.")
     ] = None,
     products: Annotated[str, typer.Option(help="bfloat16, or float8 as engines serve 8-bit checkpoints.")] = "bfloat16",
     skew: Annotated[float, typer.Option(help="Exponent of Zipf's law by which experts are chosen.")] = 0.0,

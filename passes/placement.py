@@ -13,6 +13,7 @@ embedding) and a back (kernel, output projection):
                            combine k | shared experts, n of layer k + 1
     forward, all-reduce    all of a_k | x_k, norm, shared experts -> all-reduce of a_k and s_k | routed experts ->
                            all-reduce of r_k
+    forward, all-gather    all of a_k | x_k, norm -> gather k | shared experts | routed experts -> reduce-scatter of r_k
     backward, all-to-all   combine k transposed -> shared experts, back of a_k | routed experts -> dispatch k transposed
                            -> front of a_k | router, norm of x_k
 
@@ -40,12 +41,13 @@ Place = tuple[int, int]
 """(layer, step); layers count down in backward."""
 
 ALL_TO_ALL = {"front": 0, "dispatched": 1, "back": 2, "experts": 3, "rest": 4}
+ALL_GATHER = {"front": 0, "back": 0, "dispatched": 1, "rest": 2, "experts": 3}
 ALL_REDUCE = {"front": 0, "back": 0, "rest": 1, "dispatched": 2, "experts": 2}
 BACKWARD = {"dispatched": 0, "rest": 1, "back": 1, "experts": 2, "front": 3, "combined": 4}
 """Steps of the pieces of a layer, see `_piece`."""
 
 TURN = {Role.LAUNCH: 0, Role.COMPUTE: 1, Role.WAIT: 2}
-"""Within a place: launches go first, waits last."""
+"""Within a place."""
 LAST: Place = (1 << 30, 0)
 
 
@@ -57,7 +59,7 @@ def published_order(program: Program, nodes: Sequence[fx.Node], *, backward: boo
         nodes: the node of each task.
         backward: whether the graph is a backward one.
     """
-    steps = BACKWARD if backward else ALL_TO_ALL if any(map(ops.is_all_to_all, nodes)) else ALL_REDUCE
+    steps = BACKWARD if backward else _steps(nodes)
     places: list[Place | None] = [None] * len(nodes)
     pick = max if backward else min
     behind = _behind(nodes, program)
@@ -70,8 +72,24 @@ def published_order(program: Program, nodes: Sequence[fx.Node], *, backward: boo
         ]
         if len(found) == len(pieces) > 0 and program.tasks[index].role is Role.COMPUTE:
             places[index] = pick(found)
-    keys = [(place, TURN[task.role]) for place, task in zip(_filled(program, places), program.tasks, strict=True)]
+    keys = list(zip(_filled(program, places), _turns(program), strict=True))
     return tuple(order_by_key(keys, needs_of(program)))
+
+
+def _steps(nodes: Sequence[fx.Node]) -> dict[str, int]:
+    """Of a forward graph, by how its tokens get to their experts."""
+    if any(map(ops.is_all_to_all, nodes)):
+        return ALL_TO_ALL
+    return ALL_GATHER if any(ops.is_collective(node) and _moves_rows(node) for node in nodes) else ALL_REDUCE
+
+
+def _moves_rows(launch: fx.Node) -> bool:
+    """Whether a launch takes tokens to experts or back: an all-to-all; of routed experts also a gather or a scatter."""
+    name = ops.op_name(launch)
+    if ops.is_all_to_all(launch):
+        return True
+    routed = any(term.startswith("r") for term in terms_of(launch))
+    return routed and ("all_gather" in name or "reduce_scatter" in name)
 
 
 def _piece(kind: str, behind: _Behind, *, backward: bool) -> str:
@@ -109,18 +127,30 @@ def _behind(nodes: Sequence[fx.Node], program: Program) -> list[_Behind]:
     for index, node in enumerate(nodes):
         terms, task = set(terms_of(node)), program.tasks[index]
         before = [found[need] for need in task.needs if not terms.isdisjoint(terms_of(nodes[need]))]
-        value = ops.tensor(node)
         launch = nodes[task.launch] if task.role is Role.WAIT else None
-        rows = launch is not None and ops.is_all_to_all(launch) and value is not None and value.is_floating_point()
+        moves = launch is not None and _moves_rows(launch)
+        counts = moves and ops.is_all_to_all(launch) and not ops.is_floating(node)  # how many rows will come
+        reduces = launch is not None and not moves and ops.is_linear_collective(launch)
         found.append(
             _Behind(
                 kernel=ops.is_attention(node) or any(one.kernel for one in before),
                 is_kernel=ops.is_attention(node),
-                exchanges=max((one.exchanges for one in before), default=0) + rows,
-                reduced=any(one.reduced for one in before) or (launch is not None and ops.is_linear_collective(launch)),
+                exchanges=max((one.exchanges for one in before), default=0) + (moves and not counts),
+                reduced=any(one.reduced for one in before) or reduces,
             )
         )
     return found
+
+
+def _turns(program: Program) -> list[int]:
+    """Within a place: launches go first, with what costs nothing and leads to them, waits last."""
+    turns = [TURN[task.role] for task in program.tasks]
+    for index in range(len(turns) - 1, -1, -1):
+        if turns[index] == TURN[Role.LAUNCH]:
+            for need in program.tasks[index].needs:
+                if program.tasks[need].role is Role.COMPUTE and not program.tasks[need].seconds:
+                    turns[need] = turns[index]
+    return turns
 
 
 def _filled(program: Program, places: Sequence[Place | None]) -> list[Place]:

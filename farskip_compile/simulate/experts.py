@@ -8,6 +8,9 @@ Never: computes anything of use.
                   exchanged, rows are dispatched, the local experts run, rows are combined and weighted, slices gathered
     all-reduce    all ranks hold all tokens. Each runs its experts on the rows that chose them; what it returns is its
                   share of a sum, for the all-reduce behind the whole block (`cuts`)
+    all-gather    the tokens of all ranks, their choices and weights are gathered on each; what its experts make of them
+                  is its share of a sum, which a reduce-scatter brings back. So do engines with data-parallel attention
+                  that know no all-to-all. (AMD's gathers first and then routes all tokens on each rank: the same.)
 
 How many rows a rank gets is decided by data. Here it is fixed, as many as the fullest rank gets: with a symbol for each
 pair of ranks in each layer, 256 ranks could not be captured in a day.
@@ -25,7 +28,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from farskip_compile._compat.collectives import all_gather, all_to_all_single, wait_tensor
+from farskip_compile._compat.collectives import all_gather, all_to_all_single, reduce_scatter, wait_tensor
 from farskip_compile.errors import ConfigError
 from farskip_compile.prepare.implementation import is_dispatched
 
@@ -89,7 +92,7 @@ def spread_experts(model: nn.Module, ep_mesh: Any, tp_mesh: Any, exchange: str, 
         model: of transformers, on fake tensors.
         ep_mesh: the ranks of the experts.
         tp_mesh: the ranks that hold the same tokens as this one.
-        exchange: `all-reduce` or `all-to-all`.
+        exchange: `all-reduce`, `all-to-all` or `all-gather`.
         imbalance: rows of the fullest rank over the mean.
 
     Raises:
@@ -100,10 +103,14 @@ def spread_experts(model: nn.Module, ep_mesh: Any, tp_mesh: Any, exchange: str, 
         raise ConfigError("the model has no routed experts", way_out="a Mixture-of-Experts model")
     for name, module in found:
         _cut(name, module, ep_mesh.size())
+        held = int(module.num_experts)
         if exchange == "all-to-all":
-            module.forward = _exchange(module.forward, int(module.num_experts), ep_mesh, tp_mesh, imbalance)
+            module.forward = _sliced(_all_to_all(module.forward, held, ep_mesh, imbalance), tp_mesh)
+        elif exchange == "all-gather":
+            own_share = _own_share(module.forward, held, ep_mesh, imbalance)
+            module.forward = _sliced(_all_gather(own_share, ep_mesh), tp_mesh)
         else:
-            module.forward = _own_share(module.forward, int(module.num_experts), ep_mesh, imbalance)
+            module.forward = _own_share(module.forward, held, ep_mesh, imbalance)
 
 
 def _cut(name: str, module: Any, ranks: int) -> None:
@@ -119,12 +126,10 @@ def _cut(name: str, module: Any, ranks: int) -> None:
             setattr(module, key, nn.Parameter(cut, requires_grad=parameter.requires_grad))
 
 
-def _exchange(run: Any, held: int, ep_mesh: Any, tp_mesh: Any, imbalance: float) -> Any:
+def _all_to_all(run: Any, held: int, ep_mesh: Any, imbalance: float) -> Any:
     ranks, group = ep_mesh.size(), ep_mesh.get_group()
 
     def forward(hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        if tp_mesh.size() > 1:
-            hidden, chosen, weights = (_slice(value, tp_mesh) for value in (hidden, chosen, weights))
         tokens, k = chosen.shape
         each = ceil(tokens * k / ranks)  # rows to each rank
         most = ceil(tokens * k * imbalance / ranks)  # rows that the fullest one gets from each
@@ -139,8 +144,29 @@ def _exchange(run: Any, held: int, ep_mesh: Any, tp_mesh: Any, imbalance: float)
         back = wait_tensor(all_to_all_single(results, [each] * ranks, [most] * ranks, group))
         back = torch.zeros_like(back).index_copy(0, order, back)[: tokens * k]
         # weights in float32 must not widen the stream; transformers casts in the same place
-        output = (back.view(tokens, k, -1) * weights.unsqueeze(-1)).sum(1).to(hidden.dtype)
-        return all_gather(output, 0, tp_mesh.get_group()) if tp_mesh.size() > 1 else output
+        return (back.view(tokens, k, -1) * weights.unsqueeze(-1)).sum(1).to(hidden.dtype)
+
+    return forward
+
+
+def _all_gather(own_share: Any, ep_mesh: Any) -> Any:
+    group = ep_mesh.get_group()
+
+    def forward(hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        gathered = (wait_tensor(all_gather(value, 0, group)) for value in (hidden, chosen, weights))
+        return wait_tensor(reduce_scatter(own_share(*gathered), "sum", 0, group))
+
+    return forward
+
+
+def _sliced(exchange: Any, mesh: Any) -> Any:
+    """Of rows that all ranks of `mesh` hold, each exchanges its part, and the results are gathered."""
+    if mesh.size() == 1:
+        return exchange
+
+    def forward(hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        results = exchange(*(_slice(value, mesh) for value in (hidden, chosen, weights)))
+        return all_gather(results, 0, mesh.get_group())
 
     return forward
 

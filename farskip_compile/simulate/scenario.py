@@ -29,7 +29,7 @@ class Phase(StrEnum):
     """Forward and backward."""
 
 
-Exchange = Literal["all-reduce", "all-to-all"]
+Exchange = Literal["all-reduce", "all-to-all", "all-gather"]
 Products = Literal["bfloat16", "float8"]
 
 
@@ -56,8 +56,9 @@ class Scenario:
     """Sequences of all ranks together, of one micro-batch."""
     exchange: Exchange | None = None
     """How tokens get to their experts. `all-reduce`: all ranks hold all tokens, run their own experts, and sum.
-    `all-to-all`: dispatch and combine. None: the first where `tp == ep` and nothing is trained, as serving engines do,
-    else the second."""
+    `all-to-all`: dispatch and combine. `all-gather`, of data-parallel attention in engines without an all-to-all: the
+    tokens of all ranks are gathered, results reduced and scattered. None: the first where `tp == ep` and nothing is
+    trained, as serving engines do, else the second."""
     products: Products = "bfloat16"
     """In what matrix products compute. `float8`: as engines serve 8-bit checkpoints; the router in bfloat16."""
     skew: float = 0.0
@@ -97,7 +98,7 @@ class Scenario:
                 way_out=f"a batch that is a multiple of {self.groups}",
             )
         self._check_exchange()
-        if self.exchanges == "all-to-all" and self.tokens % self.tp:
+        if self.exchanges != "all-reduce" and self.tokens % self.tp:
             raise ConfigError(
                 f"{self.tokens} tokens can't be sliced for {self.tp} ranks",
                 way_out="a batch or a prompt that tp divides",
@@ -165,9 +166,9 @@ class Scenario:
         if self.exchanges == "all-reduce" and self.tp != self.ep:
             raise ConfigError(
                 f"an all-reduce needs all tokens on all ranks of the experts, but tp is {self.tp} and ep {self.ep}",
-                way_out="tp equal to ep, or exchange all-to-all",
+                way_out="tp equal to ep, or exchange all-to-all or all-gather",
             )
-        if self.exchanges == "all-to-all" and self.tp > self.ep:
+        if self.exchanges != "all-reduce" and self.tp > self.ep:
             raise ConfigError(
                 f"tp {self.tp} is more than ep {self.ep}: ranks without experts can't dispatch",
                 way_out="ep of at least tp",

@@ -62,6 +62,30 @@ def test_inference_by_all_reduce() -> None:
     ]  # fmt: skip
 
 
+def test_inference_by_all_gather() -> None:
+    """Data-parallel attention: tokens are gathered under the shared experts, results scattered under the next
+    attention. Each time the rows go first, then the choices and their weights."""
+    (phase,) = predicted(tp=1, exchange="all-gather").published.phases
+    first = ["attention", "attention", "r1", "r1", "r1", "wait r1", "wait r1", "wait r1", "experts", "experts", "r1"]
+    found = events(phase)
+    assert sorted(found[: len(first)]) == sorted(first)
+    following = found[len(first) :]
+    assert following[: following.index("wait r1") + 1] == ["attention", "wait r1"]
+    names = [phase.program.tasks[index].name for index in phase.order]
+    launch, wait = (next(i for i, name in enumerate(names) if word in name) for word in ("all_gather", "_grouped_mm"))
+    beside = [name for name in names[launch:wait] if name.split("_")[0] == "mm"]
+    assert len(beside) == 4, "the router's product and three of the shared experts"
+    gathers = [flight for flight in phase.flights if "all_gather" in flight.launch]
+    assert len(gathers) == 9
+    for flight in gathers:
+        assert flight.compute > 0, flight
+        assert flight.exposed == 0, flight
+    *scatters, last = [flight for flight in phase.flights if "reduce_scatter" in flight.launch]
+    assert len(scatters) == 2
+    assert all(flight.compute > flight.seconds and flight.exposed == 0 for flight in scatters)
+    assert last.exposed > 0.9 * last.seconds, "nothing is left to do under it"
+
+
 def test_training_by_all_to_all() -> None:
     """Section 4.1 and appendix C: the attention's kernel runs under the dispatch, and in backward under the transposed
     combine."""

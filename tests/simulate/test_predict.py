@@ -23,6 +23,8 @@ CASES: list[dict[str, Any]] = [
     {"products": "float8"},
     {"tp": 1},
     {"tp": 2, "exchange": "all-to-all"},
+    {"tp": 1, "exchange": "all-gather"},
+    {"tp": 2, "exchange": "all-gather", "phase": "decode"},
     {"tp": 1, "phase": "train", "prompt": 64},
     {"phase": "decode"},
     {"skew": 1.0, "tp": 1},

@@ -29,7 +29,15 @@ def whole_shapes(name: str) -> dict[str, torch.Size]:
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("cut", [{"ep": 4, "tp": 4}, {"ep": 4, "tp": 1}, {"ep": 4, "tp": 2, "exchange": "all-to-all"}])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"ep": 4, "tp": 4},
+        {"ep": 4, "tp": 1},
+        {"ep": 4, "tp": 2, "exchange": "all-to-all"},
+        {"ep": 4, "tp": 2, "exchange": "all-gather"},
+    ],
+)
 def test_every_matrix_is_cut_along_one_dimension_or_whole(name: str, cut: dict[str, Any]) -> None:
     whole = whole_shapes(name)
     found = {key: value.shape for key, value in model_of(name, **cut).module.named_parameters()}

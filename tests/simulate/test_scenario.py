@@ -32,6 +32,7 @@ def made(**options: Any) -> Scenario:
         ({"ep": 8, "batch": 12}, "12 sequences can't be shared out among 8 data-parallel groups"),
         ({"ep": 16, "tp": 8, "exchange": "all-reduce"}, "all tokens on all ranks"),
         ({"ep": 4, "tp": 8}, "ranks without experts"),
+        ({"ep": 4, "tp": 8, "exchange": "all-gather"}, "ranks without experts"),
         ({"tp": 8, "phase": "train"}, "data-parallel attention only"),
         ({"phase": "prefil"}, "phase='prefil'"),
         ({"products": "int4"}, "products='int4'"),
@@ -63,6 +64,8 @@ def test_an_absurd_profile_is_refused() -> None:
         ({"ep": 8, "tp": 8, "exchange": "all-to-all"}, "all-to-all", 8, 1),
         ({"ep": 64, "tp": 8}, "all-to-all", 64, 8),
         ({"ep": 8, "tp": 1}, "all-to-all", 8, 8),
+        ({"ep": 8, "tp": 1, "exchange": "all-gather"}, "all-gather", 8, 8),
+        ({"ep": 64, "tp": 8, "exchange": "all-gather"}, "all-gather", 64, 8),
         ({"ep": 1, "tp": 1, "phase": "train"}, "all-to-all", 1, 1),
     ],
 )
