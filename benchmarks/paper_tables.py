@@ -24,7 +24,7 @@ from pathlib import Path
 
 from compile_cost import machine, versions
 from paper_bench.own_cells import own_cells, own_table
-from paper_bench.page import overlap_table, speed_table, targets, time_table
+from paper_bench.page import overlap_table, speed_table, step_time_table, targets, time_table
 from paper_bench.predicted import Row, predict_all
 from paper_bench.published import PUBLISHED
 from predicting import write_between_marks
@@ -66,6 +66,8 @@ def main(given: list[str] | None = None) -> int:
 def body(rows: list[Row], about: dict[str, str]) -> str:
     """The tables and the targets, as Markdown."""
     lines = ["### Speed-ups", "", *speed_table(rows), "", "### Communication hidden", "", *overlap_table(rows), ""]
+    if any(one.from_step_time for row in rows for one in row.predicted):
+        lines += ["### From published times of the step as written", "", *step_time_table(rows), ""]
     own = own_cells(OWN)
     lines += ["### What they are made of", "", *time_table(rows), ""]
     lines += ["### Our own measured cells", "", *own_table(own), "", "### Targets", ""]

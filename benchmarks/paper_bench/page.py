@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paper_bench.own_cells import LIMIT, Errors
-from paper_bench.predicted import WITHIN, Row
+from paper_bench.predicted import WITHIN, Compared, Row
 
 PART = 0.8
 """Of the published speed-ups that are to be predicted."""
@@ -96,6 +96,29 @@ def time_table(rows: list[Row]) -> list[str]:
                 f"{1e3 * one.exposed[0]:.1f} ms | {1e3 * one.exposed[1]:.1f} ms | {one.took:.0f} s |"
             )
     return lines
+
+
+def step_time_table(rows: list[Row]) -> list[str]:
+    """Predictions that start from published times, as Markdown."""
+    lines = [
+        "| cell | as written, by the profile | compute slower by | so as written | published speed-up | "
+        "AMD's placement | ours | within |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    sources = []
+    for row in rows:
+        for one in row.predicted:
+            start, known = one.from_step_time, row.line.step_time
+            if start is None or known is None:
+                continue
+            met = Compared(row.line.speedup[0], start.published).met
+            lines.append(
+                f"| {row.name} | {1e3 * one.written:.0f} ms | {start.slower:.2f} x | {1e3 * start.written:.0f} ms | "
+                f"{row.line.speedup[0]:.3f} x | {start.published:.3f} x | {start.farskip:.3f} x | "
+                f"{'yes' if met else 'no'} |"
+            )
+            sources.append(f"{row.name}: {1e3 * known.seconds:.0f} ms, {known.where} ({known.source})")
+    return [*lines, "", *(f"- {source}" for source in sources)]
 
 
 def _range(values: list[float]) -> str:

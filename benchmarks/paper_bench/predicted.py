@@ -2,7 +2,8 @@
 
 In:    a line of `published`.
 Out:   a `Row`: for each scenario what AMD's placement and ours bring, and by which factor compute would have to be
-       slower for the prediction to meet what was published.
+       slower for the prediction to meet what was published; where the time of a step as written is public, also what
+       they bring if the prediction starts from it.
 Never: fits anything: profiles are what the package ships.
 """
 
@@ -14,10 +15,23 @@ from typing import Any
 
 from predicting import each_in_a_process
 
-from paper_bench.published import PUBLISHED, Published
+from farskip_compile.simulate import Prediction
+from paper_bench.published import PUBLISHED, Published, StepTime
 
 WITHIN = 0.05
 """Speed-ups count as predicted within so much."""
+
+
+@dataclass(frozen=True)
+class FromStepTime:
+    """A prediction that starts from a published time of the step as it is written."""
+
+    slower: float
+    """How many times as long compute took as the profile says."""
+    written: float
+    """Seconds of the cell as written, with compute so much slower."""
+    published: float
+    farskip: float
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,7 @@ class Predicted:
     """Seconds, by AMD's placement and by ours."""
     compute: float
     took: float
+    from_step_time: FromStepTime | None = None
 
     def slower(self, speedup: float) -> float:
         """How many times as long compute would have to take for AMD's placement to bring `speedup`."""
@@ -86,8 +101,14 @@ class Row:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Row:
         """What `to_json` gave."""
-        fields = [{**one, "exposed": tuple(one["exposed"])} for one in data["predicted"]]
-        return cls(data["name"], tuple(Predicted(**one) for one in fields))
+        return cls(data["name"], tuple(_predicted(one) for one in data["predicted"]))
+
+
+def _predicted(data: dict[str, Any]) -> Predicted:
+    start = data.get("from_step_time")
+    return Predicted(
+        **{**data, "exposed": tuple(data["exposed"]), "from_step_time": FromStepTime(**start) if start else None}
+    )
 
 
 def predict_all(names: list[str], layers: int | None, workers: int) -> list[Row]:
@@ -105,7 +126,8 @@ def _predict(task: tuple[str, int, int | None]) -> Predicted:
     from farskip_compile.simulate import predict
 
     name, place, layers = task
-    scenario = _line(name).scenarios[place]()
+    line = _line(name)
+    scenario = line.scenarios[place]()
     if layers is not None:
         scenario = dataclasses.replace(scenario, layers=min(layers, scenario.architecture.config().num_hidden_layers))
     found = predict(scenario)
@@ -122,4 +144,15 @@ def _predict(task: tuple[str, int, int | None]) -> Predicted:
         exposed=(found.published.exposed, found.farskip.exposed),
         compute=found.published.compute,
         took=found.took["model"] + found.took["graphs"] + found.took["orders"],
+        from_step_time=_from_step_time(line.step_time, found) if line.step_time and layers is None else None,
     )
+
+
+def _from_step_time(known: StepTime, found: Prediction) -> FromStepTime:
+    """The same scenario, with compute as much slower as the published step was."""
+    from farskip_compile.simulate import predict
+
+    slower = predict(dataclasses.replace(known.scenario(), measured=known.seconds)).slower
+    written = slower * found.written.compute + found.written.exposed
+    again = predict(dataclasses.replace(found.scenario, measured=written))
+    return FromStepTime(slower, again.written.seconds, again.published_speedup, again.speedup)

@@ -12,7 +12,22 @@ from dataclasses import dataclass, field, replace
 
 from farskip_compile.simulate import Architecture, Scenario, architecture
 
-PREFILL, TRAIN = "prefill", "train"
+PREFILL, DECODE, TRAIN = "prefill", "decode", "train"
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """A published time of a step of the model as it is, on the same kind of device: from it a second prediction starts.
+
+    Chosen by the setting alone, the nearest one that is public.
+    """
+
+    scenario: Callable[[], Scenario]
+    """What was measured."""
+    seconds: float
+    where: str
+    """Engine and setting, in words."""
+    source: str
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,7 @@ class Published:
     overlap: dict[str, float] = field(default_factory=dict)
     """Part of the communication that is hidden: `total`, `forward`, `backward`."""
     open_points: str = ""
+    step_time: StepTime | None = None
 
 
 def six_layers() -> Architecture:
@@ -50,9 +66,9 @@ def _train(model: str | Callable[[], Architecture], ep: int, each: int) -> Calla
     )
 
 
-def _prefill(model: str, prompt: int, batch: int) -> Callable[[], Scenario]:
+def _serve(model: str, prompt: int, batch: int, *, ranks: int = 8, phase: str = PREFILL) -> Callable[[], Scenario]:
     return lambda: Scenario(
-        model=model, device="mi300x", ep=8, tp=8, phase=PREFILL, prompt=prompt, batch=batch, products="float8"
+        model=model, device="mi300x", ep=ranks, tp=ranks, phase=phase, prompt=prompt, batch=batch, products="float8"
     )
 
 
@@ -66,6 +82,12 @@ PUBLISHED = (
         "table 3",
         {"forward": 0.876, "backward": 0.890, "total": 0.884},
         "how overlap is measured; attention without a fused kernel for latent attention",
+        StepTime(
+            _train("deepseek-v2-lite", 8, 8),
+            8 * 4096 / 18143,
+            "Primus with TorchTitan, the same model, sequences and ranks: 18 143 tokens/s on each",
+            "https://github.com/AMD-AGI/Primus/pull/1022",
+        ),
     ),
     Published(
         "v3-6-layers-train",
@@ -88,7 +110,7 @@ PUBLISHED = (
     Published(
         "llama4-scout-prefill",
         "Llama-4 Scout, vLLM, 8 x MI300X, EP8 and TP8, float8, 16 prompts of 512, 1024 or 2048 tokens",
-        tuple(_prefill("llama4-scout", prompt, 16) for prompt in PROMPTS),
+        tuple(_serve("llama4-scout", prompt, 16) for prompt in PROMPTS),
         (1.122, 1.185),
         "section 5.2",
         {"total": 0.953},
@@ -97,7 +119,7 @@ PUBLISHED = (
     Published(
         "v2-prefill",
         "DeepSeek-V2, vLLM, 8 x MI300X, EP8 and TP8, float8, 16 prompts of 512, 1024 or 2048 tokens",
-        tuple(_prefill("deepseek-v2", prompt, 16) for prompt in PROMPTS),
+        tuple(_serve("deepseek-v2", prompt, 16) for prompt in PROMPTS),
         (1.082, 1.168),
         "section 5.2",
         {"total": 0.976},
@@ -106,10 +128,25 @@ PUBLISHED = (
     Published(
         "v3-prefill",
         "DeepSeek-V3, SGLang, 8 x MI300X, EP8 and TP8, 32 prompts of 2048 tokens",
-        (_prefill("deepseek-v3", 2048, 32),),
+        (_serve("deepseek-v3", 2048, 32),),
         (1.326,),
         "abstract of version 3; batch and prompt from the public benchmark script",
         {"total": 0.973},
         "precision: float8 as the checkpoint has it",
+        StepTime(
+            _serve("deepseek-v3", 512, 64),
+            1.50748,
+            "SGLang with AITER, 64 prompts of 512 tokens at once, TP8",
+            "https://rocm.blogs.amd.com/artificial-intelligence/aiter-intergration-s/README.html",
+        ),
+    ),
+    Published(
+        "v3-decode",
+        "DeepSeek-V3, SGLang, 2 nodes of 8 x MI300X, EP16 and TP16, 1024 sequences behind 256 tokens",
+        (_serve("deepseek-v3", 256, 1024, ranks=16, phase=DECODE),),
+        (1.25,),
+        "figure 7; the number is from a report on it",
+        {},
+        "which prompt the number belongs to; batch and prompt from the public benchmark script",
     ),
 )

@@ -209,9 +209,10 @@ class HardwareProfile:
         return decode(cls, data, origin=origin)
 
     def save(self, path: str | Path) -> None:
-        """Write the profile to a JSON file."""
+        """Write the profile to a JSON file, for people to read: short numbers, a curve's in a line."""
         text = json.dumps(self.to_json(), indent=2)
-        text = re.sub(r"(?<=: )\d{7,}\.0(?=,?\n)", lambda number: _short(float(number[0])), text)
+        text = re.sub(r"(?<=[ \[])\d{7,}\.0(?=[,\]\n])", lambda number: _short(float(number[0])), text)
+        text = re.sub(r"\[\s+([\d.e+-]+(?:,\s+[\d.e+-]+)*)\s+\]", lambda row: f"[{' '.join(row[1].split())}]", text)
         Path(path).write_text(text + "\n", encoding="utf-8")
 
     @classmethod

@@ -140,8 +140,8 @@ def even(value: float) -> PerCollective:
     return PerCollective(**dict.fromkeys(COLLECTIVE_KINDS, value))
 
 
-INSIDE = Link(bandwidth=100e9, efficiency=even(0.5), latency=even(10e-6), step_latency=1e-6)
-OUTSIDE = Link(bandwidth=10e9, efficiency=even(0.8), latency=even(50e-6), step_latency=5e-6)
+INSIDE = Link(bandwidth=100e9, efficiency=even(0.5), latency=even(10e-6), step_latency=1e-6, interference=0.2)
+OUTSIDE = Link(bandwidth=10e9, efficiency=even(0.8), latency=even(50e-6), step_latency=5e-6, interference=0.1)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
@@ -10,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farskip_compile.costs import (
     COLLECTIVE_KINDS,
+    Curve,
     Efficiency,
     HardwareProfile,
     Link,
+    OpCost,
     PeakFlops,
     PerCollective,
     Sample,
@@ -28,6 +32,7 @@ from farskip_compile.costs import (
     profiles,
 )
 from farskip_compile.costs.profile import figures
+from farskip_compile.costs.roofline import flop_rate
 from farskip_compile.errors import ConfigError, FarSkipError
 
 FIGURES = ("peak_flops", "efficiency", "memory_bandwidth", "element_rate", "launch_seconds")
@@ -152,6 +157,67 @@ def test_every_shipped_profile_loads_and_every_figure_has_a_source() -> None:
     assert len(digests) == len(profiles())
 
 
+AMD = {
+    "matmul": ["float8"],
+    "attention": ["bfloat16"],
+    "attention_backward": ["bfloat16"],
+    "grouped_matmul": ["bfloat16", "float8"],
+}
+HOPPER = {**AMD, "matmul": ["bfloat16", "float8"]}
+BLACKWELL = {**{kind: HOPPER[kind] for kind in ("matmul", "attention", "attention_backward")}, "grouped_matmul": []}
+CURVES = {"mi300x": AMD, "mi325x": AMD, "h100": HOPPER, "h200": HOPPER, "b200": BLACKWELL}
+"""Which rates by size were found for each GPU: kind, and types of the operands."""
+
+
+def lines(curve: Curve, axis: int) -> list[list[tuple[float, float]]]:
+    """The curve's points (size, rate) along one axis, once for each point of the others."""
+    found = []
+    for rest in itertools.product(*(sizes for other, sizes in enumerate(curve.axes) if other != axis)):
+        points = [(size, (*rest[:axis], size, *rest[axis:])) for size in curve.axes[axis]]
+        found.append([(size, curve.at(*point)) for size, point in points])
+    return found
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_rates_by_size_stay_below_the_peak_and_grow_with_the_rows(name: str) -> None:
+    """Rates of rows (of attention: keys) may fall by noise alone, and may not grow so fast that more work is faster."""
+    profile = load_profile(name)
+    assert profile.curves is not None
+    for kind, dtypes in CURVES[name].items():
+        by_type = getattr(profile.curves, kind) or {}
+        assert sorted(by_type) == dtypes, kind
+        for dtype, curve in by_type.items():
+            peak = getattr(profile.peak_flops, dtype)
+            assert len(curve.axes) == 3
+            assert 1e12 < min(curve.values) < max(curve.values) < peak, (kind, dtype)
+            assert max(curve.values) > 0.25 * peak, (kind, dtype)
+            for line in lines(curve, axis=1 if "attention" in kind else 0):
+                for (size, rate), (larger, faster) in itertools.pairwise(line):
+                    assert 0.9 * rate < faster < 1.1 * rate * larger / size, (kind, dtype, size, larger)
+            source = profile.source(f"curves.{kind}.{dtype}.values.0") or ""
+            assert "https://github.com/" in source, (kind, dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "dtype", "shape", "rate"),
+    [
+        ("mi300x", "matmul", torch.float8_e4m3fnuz, (16, 7168, 512), 6.39e12),
+        ("mi300x", "matmul", torch.float8_e4m3fnuz, (4096, 2304, 7168), 707.9e12),
+        ("mi300x", "grouped_matmul", torch.float8_e4m3fnuz, (70, 7168, 4096), 431.1e12),
+        ("mi300x", "attention", torch.bfloat16, (4096, 4096, 128), 433.9e12),
+        ("h100", "matmul", torch.bfloat16, (64, 7168, 2112), 163.5e12),
+        ("h200", "attention", torch.bfloat16, (8192, 8192, 192), 641.5e12),
+        ("b200", "matmul", torch.float8_e4m3fn, (1, 4096, 6144), 8.451e12),
+        ("b200", "grouped_matmul", torch.bfloat16, (512, 7168, 4096), 0.45 * 2.25e15),  # nothing found: the scalar
+    ],
+)
+def test_shipped_rates_at_shapes_of_their_sources(
+    name: str, kind: Any, dtype: torch.dtype, shape: tuple[int, int, int], rate: float
+) -> None:
+    cost = OpCost(10**12, 0, 0, dtype, kind, shape=shape)
+    assert flop_rate(cost, load_profile(name)) == pytest.approx(rate)
+
+
 @pytest.mark.parametrize(
     ("device_type", "device", "name", "warns"),
     [
@@ -188,7 +254,7 @@ def test_a_fitted_link_gives_the_measured_times_back(
 ) -> None:
     peak = max(rates.of(kind) for kind in COLLECTIVE_KINDS)
     efficiency = PerCollective(**{kind: rates.of(kind) / peak for kind in COLLECTIVE_KINDS})
-    link = Link(bandwidth=peak, efficiency=efficiency, latency=latency, step_latency=step)
+    link = Link(bandwidth=peak, efficiency=efficiency, latency=latency, step_latency=step, interference=0.0)
     profile = replace(load_profile("h100"), intra_node=link, ranks_per_node=64)
     samples = [
         Sample(kind, size, ranks, collective_seconds(kind, size, ranks, profile))
@@ -196,7 +262,7 @@ def test_a_fitted_link_gives_the_measured_times_back(
         for ranks in groups
         for size in (10**3, 10**6, 10**9)
     ]
-    fitted = replace(profile, intra_node=fit_link(samples, step_latency=step))
+    fitted = replace(profile, intra_node=replace(fit_link(samples, step_latency=step), interference=0.0))
     for sample in samples:
         seconds = collective_seconds(sample.kind, sample.bytes, sample.ranks, fitted)
         assert seconds == pytest.approx(sample.seconds, rel=1e-3)
