@@ -44,6 +44,9 @@ def simulate_command(
     measured: Annotated[
         float | None, typer.Option(help="Seconds of the step as written, if measured: the prediction starts from them.")
     ] = None,
+    slower: Annotated[
+        float | None, typer.Option(help="How many times as long compute takes as by the profile, as another step told.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
     trace: Annotated[Path | None, typer.Option(help="Write a Chrome trace (.json or .json.gz).")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the prediction into this file (needs matplotlib).")] = None,
@@ -75,6 +78,7 @@ def simulate_command(
             layers=layers,
             interference=interference,
             measured=measured,
+            slower=slower,
         )
         status = errors.status(f"{scenario.architecture.name} on {scenario.ranks} x {scenario.profile.name}")
         with status, warnings.catch_warnings(action="ignore"):

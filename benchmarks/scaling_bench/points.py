@@ -6,7 +6,7 @@ Contract: nothing is measured but the time and memory that predicting takes.
 from __future__ import annotations
 
 import resource
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from predicting import each_in_a_process
@@ -52,11 +52,12 @@ def _sweep(name: str) -> Sweep:
 
 
 def _run(task: tuple[str, int]) -> list[Found]:
-    from farskip_compile.simulate import Scenario, predict_on
+    from farskip_compile.simulate import Scenario, predict_each
 
     name, place = task
     point = _sweep(name).points()[place]
-    predictions = predict_on(Scenario(**point.options), point.profiles())
+    scenario = Scenario(**point.options)
+    predictions = predict_each([replace(scenario, device=profile) for profile in point.profiles()])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     labels = [f"{one:g}" for one in point.faster] or [point.label]
     return [

@@ -7,7 +7,7 @@ of transformers what one rank runs, `placement` is AMD's order.
 """
 
 from farskip_compile.simulate.architectures import KNOWN, Architecture, architecture
-from farskip_compile.simulate.predict import PhaseResult, Prediction, StepResult, predict, predict_on
+from farskip_compile.simulate.predict import PhaseResult, Prediction, StepResult, predict, predict_each
 from farskip_compile.simulate.scenario import Phase, Scenario
 
 __all__ = [
@@ -20,5 +20,5 @@ __all__ = [
     "StepResult",
     "architecture",
     "predict",
-    "predict_on",
+    "predict_each",
 ]

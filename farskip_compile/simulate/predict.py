@@ -26,7 +26,6 @@ from dataclasses import dataclass, field, replace
 from torch import fx
 
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.costs import HardwareProfile
 from farskip_compile.errors import ConfigError
 from farskip_compile.overlap_passes import UNFUSED
 from farskip_compile.passes.graph_program import read_program
@@ -41,6 +40,8 @@ from farskip_compile.testing.fake_ranks import fake_ranks
 
 LIMITS = Limits(memory_increase=UNFUSED * Limits.memory_increase)
 """On memory, as the backend sets them for a graph whose kernels are not fused yet."""
+AFTER_THE_CAPTURE = ("device", "measured", "slower", "interference")
+"""What scenarios of one capture may differ in."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Prediction:
     rewired: str
     """What the passes say of it."""
     slower: float = 1.0
-    """How many times as long compute takes as the profile says, by `Scenario.measured`."""
+    """How many times as long compute takes as the profile says, by `Scenario.measured` or `Scenario.slower`."""
     took: Mapping[str, float] = field(default_factory=dict, compare=False)
     """Seconds of this prediction: `model`, `graphs` (of them the rewiring: `passes`), `orders`."""
 
@@ -143,19 +144,28 @@ def predict(scenario: Scenario) -> Prediction:
         ConfigError: the model can't be cut as it says.
         FarSkipError: the model can't be rewired.
     """
-    return predict_on(scenario, [scenario.profile])[0]
+    return predict_each([scenario])[0]
 
 
-def predict_on(scenario: Scenario, profiles: Sequence[HardwareProfile]) -> list[Prediction]:
-    """Predict one step of `scenario` on several kinds of hardware, from one capture.
+def predict_each(scenarios: Sequence[Scenario]) -> list[Prediction]:
+    """Predict several scenarios from one capture.
 
     Args:
-        scenario: its own device does not count.
-        profiles: the hardware.
+        scenarios: the same model, cut and fed alike; they differ in device, measured, slower and interference only.
 
     Raises:
-        ConfigError, FarSkipError: as `predict`.
+        ConfigError: they differ in more, or as `predict`.
+        FarSkipError: as `predict`.
     """
+    if not scenarios:
+        return []
+    scenario = scenarios[0]
+    for one in scenarios[1:]:
+        if replace(one, **{name: getattr(scenario, name) for name in AFTER_THE_CAPTURE}) != scenario:
+            raise ConfigError(
+                "scenarios that differ in what is captured can't share a capture",
+                way_out=f"predict them one by one; only {', '.join(AFTER_THE_CAPTURE)} may differ",
+            )
     took: dict[str, float] = {}
     start = time.perf_counter()
     with fake_ranks(scenario.ranks):
@@ -170,7 +180,7 @@ def predict_on(scenario: Scenario, profiles: Sequence[HardwareProfile]) -> list[
             full = graphs(replace(standard, connectivity="full", merge_reductions=merges))
             took["graphs"] = time.perf_counter() - begun
             took["passes"] = sum(full.report.seconds.values())
-            return [_predict(replace(scenario, device=one), model, as_written, full, took) for one in profiles]
+            return [_predict(one, model, as_written, full, took) for one in scenarios]
 
         with model.mode:
             return with_graphs(model.module, (), model.kwargs, use, backward=scenario.trains)
@@ -235,9 +245,9 @@ def _programs(scenario: Scenario, model: RankModel, graphs: Graphs) -> list[_Pha
 
 
 def _slower(scenario: Scenario, written: StepResult) -> float:
-    """How many times as long compute takes as the profile says, by what was measured."""
+    """How many times as long compute takes as the profile says, as told or by what was measured."""
     if scenario.measured is None:
-        return 1.0
+        return scenario.slower or 1.0
     if scenario.measured <= written.exposed:
         raise ConfigError(
             f"{scenario.measured} s were measured, but the collectives alone take {written.exposed:.4g} s by "

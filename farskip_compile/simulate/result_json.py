@@ -35,6 +35,7 @@ def prediction_json(found: Prediction) -> dict[str, Any]:
             "layers": scenario.layers,
             "interference": scenario.interference,
             "measured": scenario.measured,
+            "slower": scenario.slower,
         },
         "imbalance": found.imbalance,
         "compute_slower": found.slower,

@@ -72,6 +72,9 @@ class Scenario:
     measured: float | None = None
     """Seconds of the step as it is written, if somebody has measured it: compute then counts so many times as long that
     the prediction meets it. A profile knows what kernels attain, and not what an engine makes of them."""
+    slower: float | None = None
+    """How many times as long compute takes as the profile says: `Prediction.slower` of a step that was measured, to
+    predict others of the same engine."""
 
     def __post_init__(self) -> None:
         if isinstance(self.model, str):
@@ -152,6 +155,10 @@ class Scenario:
             raise ConfigError(f"interference={self.interference!r} is no part", way_out="0.1: a tenth longer")
         if self.measured is not None and not 0 < self.measured < 1e6:
             raise ConfigError(f"measured={self.measured!r} is no time in seconds")
+        if self.slower is not None and not 0.01 <= self.slower <= 1000:
+            raise ConfigError(f"slower={self.slower!r} is no factor", way_out="2: compute takes twice as long")
+        if self.slower is not None and self.measured is not None:
+            raise ConfigError("measured and slower both say how long compute takes", way_out="drop one of them")
         if self.loads is not None:
             if self.skew:
                 raise ConfigError("skew and recorded loads say the same thing twice", way_out="drop one of them")

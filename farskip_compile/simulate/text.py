@@ -40,7 +40,8 @@ def heading(found: Prediction) -> str:
     where = f"{s.ranks} x {s.profile.name}, ep {s.ep}, tp {s.tp}, {s.exchanges}, {s.products}"
     work = f"{s.batch} sequences of {s.prompt} tokens" + (" in the cache" if s.phase is Phase.DECODE else "")
     skewed = f", fullest rank {found.imbalance:.2f} x the mean" if found.imbalance > 1.005 else ""
-    slower = f"; compute {found.slower:.2f} x what the profile says, as measured" if s.measured is not None else ""
+    why = "as measured" if s.measured is not None else "as told"
+    slower = f"; compute {found.slower:.2f} x what the profile says, {why}" if found.slower != 1.0 else ""
     return (
         f"{s.architecture.name}, {s.phase}: {work}\n{where}{skewed}{slower}\n"
         f"{found.parameters / 1e9:.1f} B parameters on a rank; {found.rewired}"

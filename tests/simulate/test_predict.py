@@ -10,7 +10,7 @@ import pytest
 from farskip_compile.costs import collective_seconds, load_profile
 from farskip_compile.errors import ConfigError
 from farskip_compile.passes.program import check_order, simulate
-from farskip_compile.simulate import Prediction, predict
+from farskip_compile.simulate import Prediction, predict, predict_each
 from farskip_compile.simulate.result_json import ORDERS, prediction_json
 from tests.simulate.tiny import predicted, scenario
 
@@ -106,6 +106,23 @@ def test_interference_slows_what_runs_beside_a_collective() -> None:
     none, much = predicted(interference=0.0), predicted(interference=0.5)
     assert none.farskip.compute < predicted().farskip.compute < much.farskip.compute, "by the profile 0.22"
     assert much.written.compute == pytest.approx(none.written.compute, rel=0.02)
+
+
+def test_several_from_one_capture() -> None:
+    """They are what each is alone, and a factor is what a measured step says."""
+    plain = predicted()
+    cases = [{}, {"slower": 3.0}, {"device": "h100"}, {"interference": 0.0}]
+    found = predict_each([scenario(**case) for case in cases])
+    assert [one.written.seconds for one in found[:1]] == [plain.written.seconds]
+    assert found[1].slower == 3.0
+    assert found[1].written.compute == pytest.approx(3 * plain.written.compute)
+    again = predicted(measured=found[1].written.seconds)
+    assert again.slower == pytest.approx(3.0, rel=0.01)
+    assert found[2].written.seconds == predicted(device="h100").written.seconds
+    assert found[3].farskip.seconds == predicted(interference=0.0).farskip.seconds
+    assert predict_each([]) == []
+    with pytest.raises(ConfigError, match="only device, measured, slower, interference may differ"):
+        predict_each([scenario(), scenario(prompt=256)])
 
 
 def test_it_starts_from_what_was_measured() -> None:

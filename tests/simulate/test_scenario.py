@@ -43,6 +43,8 @@ def made(**options: Any) -> Scenario:
         ({"loads": (0.0, 0.0)}, "not all of them 0"),
         ({"interference": -0.1}, "interference=-0.1"),
         ({"measured": 0.0}, "measured=0.0"),
+        ({"slower": 0.0}, "slower=0.0"),
+        ({"slower": 2.0, "measured": 1.0}, "both say how long compute takes"),
         ({"ep": 8, "tp": 8, "exchange": "all-to-all", "batch": 1, "prompt": 3}, "can't be sliced"),
     ],
 )
