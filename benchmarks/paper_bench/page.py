@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paper_bench.own_cells import LIMIT, Errors
-from paper_bench.predicted import WITHIN, Compared, Row
+from paper_bench.predicted import WITHIN, Row
+from paper_bench.published import StepTime
 
 PART = 0.8
 """Of the published speed-ups that are to be predicted."""
@@ -101,24 +102,31 @@ def time_table(rows: list[Row]) -> list[str]:
 def step_time_table(rows: list[Row]) -> list[str]:
     """Predictions that start from published times, as Markdown."""
     lines = [
-        "| cell | as written, by the profile | compute slower by | so as written | published speed-up | "
-        "AMD's placement | ours | within |",
-        "|---|---:|---:|---:|---:|---:|---:|---|",
+        "| cell | as written, by the profile | compute slower by | so as written | published | AMD's placement | met |",
+        "|---|---:|---:|---:|---:|---:|---|",
     ]
-    sources = []
+    sources: dict[StepTime, list[str]] = {}
     for row in rows:
-        for one in row.predicted:
-            start, known = one.from_step_time, row.line.step_time
-            if start is None or known is None:
-                continue
-            met = Compared(row.line.speedup[0], start.published).met
-            lines.append(
-                f"| {row.name} | {1e3 * one.written:.0f} ms | {start.slower:.2f} x | {1e3 * start.written:.0f} ms | "
-                f"{row.line.speedup[0]:.3f} x | {start.published:.3f} x | {start.farskip:.3f} x | "
-                f"{'yes' if met else 'no'} |"
-            )
-            sources.append(f"{row.name}: {1e3 * known.seconds:.0f} ms, {known.where} ({known.source})")
-    return [*lines, "", *(f"- {source}" for source in sources)]
+        starts = [one.from_step_time for one in row.predicted if one.from_step_time is not None]
+        if not starts or row.line.step_time is None:
+            continue
+        pairs = row.compared(from_step_times=True)
+        met = ", ".join("yes" if pair.met else "no" for pair in pairs)
+        lines.append(
+            f"| {row.name} | {_milliseconds([one.written for one in row.predicted])} | {starts[0].slower:.2f} x | "
+            f"{_milliseconds([one.written for one in starts])} | {_range([pair.published for pair in pairs])} | "
+            f"{_range([pair.predicted for pair in pairs])} | {met} |"
+        )
+        sources.setdefault(row.line.step_time, []).append(row.name)
+    notes = []
+    for known, names in sources.items():
+        notes.append(f"- {', '.join(names)}: {1e3 * known.seconds:.0f} ms, {known.where}: {known.source}")
+    return [*lines, "", *notes]
+
+
+def _milliseconds(values: list[float]) -> str:
+    low, high = f"{1e3 * min(values):.0f} ms", f"{1e3 * max(values):.0f} ms"
+    return low if low == high else f"{low} to {high}"
 
 
 def _range(values: list[float]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from predicting import each_in_a_process
 
 from farskip_compile.simulate import Prediction
-from paper_bench.published import PUBLISHED, Published, StepTime
+from paper_bench.published import PUBLISHED, STEP_TIMES, Published
 
 WITHIN = 0.05
 """Speed-ups count as predicted within so much."""
@@ -24,7 +24,7 @@ WITHIN = 0.05
 
 @dataclass(frozen=True)
 class FromStepTime:
-    """A prediction that starts from a published time of the step as it is written."""
+    """A prediction that starts from a published time of a step as written."""
 
     slower: float
     """How many times as long compute took as the profile says."""
@@ -88,9 +88,10 @@ class Row:
         """What was published."""
         return next(one for one in PUBLISHED if one.name == self.name)
 
-    def compared(self) -> list[Compared]:
+    def compared(self, from_step_times: bool = False) -> list[Compared]:
         """Each published speed-up with ours: of a range, its ends with our lowest and highest."""
-        found = sorted(one.published for one in self.predicted)
+        starts = [one.from_step_time for one in self.predicted if one.from_step_time is not None]
+        found = sorted(one.published for one in (starts if from_step_times else self.predicted))
         ends = found if len(self.line.speedup) == 1 else [found[0], found[-1]]
         return [Compared(*pair) for pair in zip(self.line.speedup, ends, strict=True)]
 
@@ -113,7 +114,14 @@ def _predicted(data: dict[str, Any]) -> Predicted:
 
 def predict_all(names: list[str], layers: int | None, workers: int) -> list[Row]:
     """All scenarios of the named lines, several at a time."""
-    tasks = [(name, place, layers) for name in names for place in range(len(_line(name).scenarios))]
+    known = [] if layers else [one for one in STEP_TIMES if one in [_line(name).step_time for name in names]]
+    factors = each_in_a_process(_slower, [STEP_TIMES.index(one) for one in known], workers)
+    slower = dict(zip(known, factors, strict=True))
+    tasks = [
+        (name, place, layers, slower.get(_line(name).step_time))
+        for name in names
+        for place in range(len(_line(name).scenarios))
+    ]
     found = dict(zip(tasks, each_in_a_process(_predict, tasks, workers), strict=True))
     return [Row(name, tuple(found[task] for task in tasks if task[0] == name)) for name in names]
 
@@ -122,15 +130,22 @@ def _line(name: str) -> Published:
     return next(one for one in PUBLISHED if one.name == name)
 
 
-def _predict(task: tuple[str, int, int | None]) -> Predicted:
+def _slower(index: int) -> float:
+    """How many times as long compute takes in a published step as by the profile."""
     from farskip_compile.simulate import predict
 
-    name, place, layers = task
-    line = _line(name)
-    scenario = line.scenarios[place]()
+    known = STEP_TIMES[index]
+    return predict(dataclasses.replace(known.scenario(), measured=known.seconds)).slower
+
+
+def _predict(task: tuple[str, int, int | None, float | None]) -> Predicted:
+    from farskip_compile.simulate import predict_each
+
+    name, place, layers, slower = task
+    scenario = _line(name).scenarios[place]()
     if layers is not None:
         scenario = dataclasses.replace(scenario, layers=min(layers, scenario.architecture.config().num_hidden_layers))
-    found = predict(scenario)
+    found, *started = predict_each([scenario, *([dataclasses.replace(scenario, slower=slower)] if slower else [])])
     phases = {phase.phase: found.published.hidden_in(phase.phase) for phase in found.published.phases}
     return Predicted(
         prompt=scenario.prompt,
@@ -144,15 +159,9 @@ def _predict(task: tuple[str, int, int | None]) -> Predicted:
         exposed=(found.published.exposed, found.farskip.exposed),
         compute=found.published.compute,
         took=found.took["model"] + found.took["graphs"] + found.took["orders"],
-        from_step_time=_from_step_time(line.step_time, found) if line.step_time and layers is None else None,
+        from_step_time=next((_from_step_time(one) for one in started), None),
     )
 
 
-def _from_step_time(known: StepTime, found: Prediction) -> FromStepTime:
-    """The same scenario, with compute as much slower as the published step was."""
-    from farskip_compile.simulate import predict
-
-    slower = predict(dataclasses.replace(known.scenario(), measured=known.seconds)).slower
-    written = slower * found.written.compute + found.written.exposed
-    again = predict(dataclasses.replace(found.scenario, measured=written))
-    return FromStepTime(slower, again.written.seconds, again.published_speedup, again.speedup)
+def _from_step_time(found: Prediction) -> FromStepTime:
+    return FromStepTime(found.slower, found.written.seconds, found.published_speedup, found.speedup)

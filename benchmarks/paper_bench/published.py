@@ -17,9 +17,10 @@ PREFILL, DECODE, TRAIN = "prefill", "decode", "train"
 
 @dataclass(frozen=True)
 class StepTime:
-    """A published time of a step of the model as it is, on the same kind of device: from it a second prediction starts.
+    """A published time of a step as written, on the same kind of device.
 
-    Chosen by the setting alone, the nearest one that is public.
+    It says how many times as long compute takes there as by the profile: a second prediction starts from that. Chosen
+    by model, engine and setting alone, the nearest that is public.
     """
 
     scenario: Callable[[], Scenario]
@@ -73,6 +74,13 @@ def _serve(model: str, prompt: int, batch: int, *, ranks: int = 8, phase: str = 
 
 
 PROMPTS = (512, 1024, 2048)
+VLLM = StepTime(
+    _serve("deepseek-v3", 3200, 16),
+    5.440,
+    "vLLM 0.7.3 with the kernels that it has by default, DeepSeek-R1, 16 prompts of 3200 tokens at once, TP8: the last "
+    "one's time to first token",
+    "https://github.com/dstackai/benchmarks/blob/main/Deepseek-R1/raw_data/online_results.csv",
+)
 PUBLISHED = (
     Published(
         "v2-lite-train",
@@ -115,6 +123,7 @@ PUBLISHED = (
         "section 5.2",
         {"total": 0.953},
         "which prompt belongs to which figure",
+        VLLM,
     ),
     Published(
         "v2-prefill",
@@ -124,6 +133,7 @@ PUBLISHED = (
         "section 5.2",
         {"total": 0.976},
         "which prompt belongs to which figure",
+        VLLM,
     ),
     Published(
         "v3-prefill",
@@ -150,3 +160,4 @@ PUBLISHED = (
         "which prompt the number belongs to; batch and prompt from the public benchmark script",
     ),
 )
+STEP_TIMES = tuple(dict.fromkeys(one.step_time for one in PUBLISHED if one.step_time is not None))

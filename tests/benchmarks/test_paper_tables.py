@@ -89,13 +89,18 @@ def test_from_published_times() -> None:
     found = [Row("v3-prefill", (replace(predicted(1.5), from_step_time=start),)), Row("v3-decode", (predicted(1.2),))]
     assert [Row.from_json(json.loads(json.dumps(row.to_json()))) for row in found] == found
     table = step_time_table(found)
-    assert "| v3-prefill | 2000 ms | 1.50 x | 3 ms | 1.326 x | 1.280 x | 1.290 x | yes |" in table
+    assert "| v3-prefill | 2000 ms | 1.50 x | 3 ms | 1.326 x | 1.280 x | yes |" in table
     assert not any("v3-decode" in line for line in table)
     (source,) = [line for line in table if line.startswith("- ")]
     assert "1507 ms" in source
     assert "https://rocm.blogs.amd.com" in source
     found = [Row("v3-prefill", (replace(predicted(1.5), from_step_time=other),))]
     assert step_time_table(found)[2].endswith("| no |")
+    starts = [replace(start, published=one, written=one) for one in (1.15, 1.11, 1.4)]
+    found = [Row("v2-prefill", tuple(replace(predicted(1.5), from_step_time=one) for one in starts))]
+    assert step_time_table(found)[2].endswith(
+        "| 1.50 x | 1110 ms to 1400 ms | 1.082 x to 1.168 x | 1.110 x to 1.400 x | yes, no |"
+    )
 
 
 def test_the_published_cells_can_be_asked_for() -> None:
