@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.economy import collect_rarely, no_vector_instructions
+
 # The package is imported by the fixtures: where it can not be, `test_private_apis.py` says why, and must be collected.
 
 settings.register_profile(
@@ -20,6 +22,13 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("suite")
+
+no_vector_instructions()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def economy():
+    collect_rarely()  # not earlier: all tests have been imported now
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,8 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch.multiprocessing.spawn import ProcessException
 
+from tests.economy import collect_rarely
+
 PRELOADED = [
     "torch._inductor.compile_fx", "farskip_compile.models", "pytest", "hypothesis", "transformers.modeling_utils"
 ]  # fmt: skip
@@ -76,6 +78,7 @@ def _errors(folder: Path) -> str:
 def _rank_main(
     rank: int, fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], folder: str, timeout: float
 ) -> None:
+    collect_rarely()
     torch.set_num_threads(1)
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # no name resolution of this host needed

@@ -32,6 +32,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from tests.distributed.ranks import PRELOADED
+from tests.economy import collect_rarely
 
 LIMIT = 100.0
 """Seconds for one scene; a rank that takes longer is killed, and its outcome is `did not end`."""
@@ -199,6 +200,7 @@ def _main(
     global _pipe
     _pipe = pipe
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    collect_rarely()
     torch.set_num_threads(1)
     os.environ.update(environment)
     if sys.platform == "linux":
