@@ -129,7 +129,7 @@ def _behind(nodes: Sequence[fx.Node], program: Program) -> list[_Behind]:
         before = [found[need] for need in task.needs if not terms.isdisjoint(terms_of(nodes[need]))]
         launch = nodes[task.launch] if task.role is Role.WAIT else None
         moves = launch is not None and _moves_rows(launch)
-        counts = moves and ops.is_all_to_all(launch) and not ops.is_floating(node)  # how many rows will come
+        counts = launch is not None and ops.is_all_to_all(launch) and not ops.is_floating(node)  # of rows
         reduces = launch is not None and not moves and ops.is_linear_collective(launch)
         found.append(
             _Behind(
