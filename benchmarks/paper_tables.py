@@ -4,9 +4,10 @@ Usage: python benchmarks/paper_tables.py [--quick] [--cells CELL ...] [--workers
 
 For each published cell (`paper_bench/published.py`) the model at full size is captured, rewired and played on the
 profile of the hardware, by AMD's placement of launches and waits and in our order (`farskip_compile.simulate`). The
-profiles are those that the package ships: data sheets and public measurements, each with its source, written before
-the cells were looked at. Nothing is fitted. So that it can be seen how far a prediction is off for want of knowing an
-engine, the last column says how many times as long compute would have to take for it to meet what was published.
+profiles are those that the package ships: data sheets and public measurements, each with its source. Nothing is fitted
+to a cell. How far a prediction is off for want of knowing an engine is told twice: by how many times as long compute
+would have to take for it to meet what was published, and, where somebody else published the time of a step, by a
+prediction that starts from it.
 
 `--quick` predicts the first 8 layers of each model only: in minutes, and with other numbers. Results go to
 docs/paper_tables.json and into docs/paper_tables.md between its marks; `--table` writes the page again from the file.

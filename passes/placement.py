@@ -129,13 +129,14 @@ def _behind(nodes: Sequence[fx.Node], program: Program) -> list[_Behind]:
         before = [found[need] for need in task.needs if not terms.isdisjoint(terms_of(nodes[need]))]
         launch = nodes[task.launch] if task.role is Role.WAIT else None
         moves = launch is not None and _moves_rows(launch)
-        counts = launch is not None and ops.is_all_to_all(launch) and not ops.is_floating(node)  # of rows
+        # an all-to-all of whole numbers tells how many rows will come, before they do
+        tells = launch is not None and ops.is_all_to_all(launch) and not ops.is_floating(node)
         reduces = launch is not None and not moves and ops.is_linear_collective(launch)
         found.append(
             _Behind(
                 kernel=ops.is_attention(node) or any(one.kernel for one in before),
                 is_kernel=ops.is_attention(node),
-                exchanges=max((one.exchanges for one in before), default=0) + (moves and not counts),
+                exchanges=max((one.exchanges for one in before), default=0) + (moves and not tells),
                 reduced=any(one.reduced for one in before) or reduces,
             )
         )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.economy import collect_rarely, no_vector_instructions
+from tests.economy import collect_rarely
 
 # The package is imported by the fixtures: where it can not be, `test_private_apis.py` says why, and must be collected.
 
@@ -22,8 +22,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("suite")
-
-no_vector_instructions()
 
 
 @pytest.fixture(scope="session", autouse=True)

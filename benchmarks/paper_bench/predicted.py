@@ -55,12 +55,18 @@ class Predicted:
     exposed: tuple[float, float]
     """Seconds, by AMD's placement and by ours."""
     compute: float
+    """Seconds of compute by AMD's placement, with what interference adds."""
     took: float
     from_step_time: FromStepTime | None = None
 
     def slower(self, speedup: float) -> float:
-        """How many times as long compute would have to take for AMD's placement to bring `speedup`."""
-        return (self.communication - speedup * self.exposed[0]) / (self.compute * (speedup - 1))
+        """How many times as long compute would have to take for AMD's placement to bring `speedup`.
+
+        What interference adds does not grow with it: it lasts as long as the collectives do.
+        """
+        alone = self.written - self.communication
+        added = self.compute - alone + self.exposed[0]
+        return (self.communication - speedup * added) / (alone * (speedup - 1))
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,8 @@ PROMPTS = (512, 1024, 2048)
 VLLM = StepTime(
     _serve("deepseek-v3", 3200, 16),
     5.440,
-    "vLLM 0.7.3 with the kernels that it has by default, DeepSeek-R1, 16 prompts of 3200 tokens at once, TP8: the last "
-    "one's time to first token",
+    "vLLM 0.7.3 with the kernels that it has by default, DeepSeek-R1, 16 prompts of 3200 tokens at once, TP8: 99th "
+    "percentile of the time to first token, read as when all prompts were through",
     "https://github.com/dstackai/benchmarks/blob/main/Deepseek-R1/raw_data/online_results.csv",
 )
 PUBLISHED = (
@@ -93,7 +93,7 @@ PUBLISHED = (
         StepTime(
             _train("deepseek-v2-lite", 8, 8),
             8 * 4096 / 18143,
-            "Primus with TorchTitan, the same model, sequences and ranks: 18 143 tokens/s on each",
+            "Primus with TorchTitan, the same model, sequences and cut: 18 143 tokens/s, read as those of one GPU",
             "https://github.com/AMD-AGI/Primus/pull/1022",
         ),
     ),

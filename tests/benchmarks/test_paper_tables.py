@@ -70,10 +70,12 @@ def test_an_order_behind_amds() -> None:
     )
 
 
-def test_how_much_slower_compute_would_have_to_be() -> None:
-    one = predicted(1.3)
-    factor = one.slower(1.1)
-    assert (factor * one.compute + one.communication) / (factor * one.compute + one.exposed[0]) == pytest.approx(1.1)
+@pytest.mark.parametrize("interference", [0.0, 0.1])
+def test_how_much_slower_compute_would_have_to_be(interference: float) -> None:
+    """1.5 s of compute, and 0.1 s of 0.5 s of communication exposed."""
+    factor = predicted(1.3, compute=1.5 + interference).slower(1.1)
+    written, published = factor * 1.5 + 0.5, factor * 1.5 + interference + 0.1
+    assert written / published == pytest.approx(1.1)
 
 
 def test_tables() -> None:
@@ -89,7 +91,7 @@ def test_from_published_times() -> None:
     found = [Row("v3-prefill", (replace(predicted(1.5), from_step_time=start),)), Row("v3-decode", (predicted(1.2),))]
     assert [Row.from_json(json.loads(json.dumps(row.to_json()))) for row in found] == found
     table = step_time_table(found)
-    assert "| v3-prefill | 2000 ms | 1.50 x | 3 ms | 1.326 x | 1.280 x | yes |" in table
+    assert "| v3-prefill | 2000 ms | 1.50 x | 3 ms | 1.326 x | 1.280 x | 1.290 x | yes |" in table
     assert not any("v3-decode" in line for line in table)
     (source,) = [line for line in table if line.startswith("- ")]
     assert "1507 ms" in source
@@ -99,7 +101,7 @@ def test_from_published_times() -> None:
     starts = [replace(start, published=one, written=one) for one in (1.15, 1.11, 1.4)]
     found = [Row("v2-prefill", tuple(replace(predicted(1.5), from_step_time=one) for one in starts))]
     assert step_time_table(found)[2].endswith(
-        "| 1.50 x | 1110 ms to 1400 ms | 1.082 x to 1.168 x | 1.110 x to 1.400 x | yes, no |"
+        "| 1.50 x | 1110 ms to 1400 ms | 1.082 x to 1.168 x | 1.110 x to 1.400 x | 1.290 x | yes, no |"
     )
 
 
