@@ -97,6 +97,8 @@ def test_training_by_all_to_all() -> None:
         inside = order[dispatch : order.index(f"wait r{layer}#2")]
         assert counts < dispatch < combine
         assert inside.count("attention") == 1, (layer, inside)
+        told = order.index(f"wait r{layer}#1")
+        assert told < order.index("attention", dispatch), "how many rows will come is known before the kernel starts"
         assert order[order.index(f"wait r{layer}#2") + 1 : combine] == ["experts", "experts"]
     order = events(backward)
     for layer in (3, 2, 1):
