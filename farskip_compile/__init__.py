@@ -28,7 +28,8 @@ from farskip_compile.errors import (
     VerificationError,
 )
 from farskip_compile.explain import Explanation, explain
-from farskip_compile.manifest import Manifest, describe, load_manifest, save_manifest
+from farskip_compile.describe import describe
+from farskip_compile.manifest import Manifest, load_manifest, save_manifest
 from farskip_compile.prepare import Preparation, prepare
 from farskip_compile.report import CompileReport, Outcome, clear_reports, last_reports
 from farskip_compile.schedule_report import ScheduleReport, clear_schedules, last_schedules

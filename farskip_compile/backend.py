@@ -126,7 +126,7 @@ class Backend:
     def _inductor_options(self, module: fx.GraphModule, plan: Plan | None) -> dict[str, Any]:
         """The user's options for Inductor and, added to them, our two passes."""
         options = dict(self.config.inductor)
-        identity = identity_of(self.config, module, plan)
+        identity = identity_of(self.config, module, plan.profile if plan is not None else None)
         theirs = options.get(POST_GRAD, inductor_setting(POST_GRAD))
         options[POST_GRAD] = PostGradPass(identity, theirs, plan)
         if plan is not None:

@@ -16,14 +16,14 @@ from pathlib import Path
 from torch import fx
 
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.overlap_passes import Plan
+from farskip_compile.costs.profile import HardwareProfile
 
 
-def identity_of(config: FarSkipConfig, module: fx.GraphModule, plan: Plan | None) -> str:
+def identity_of(config: FarSkipConfig, module: fx.GraphModule, profile: HardwareProfile | None) -> str:
     """Hash of everything that decides the result of a compile and is not visible in the code of its graph."""
     tags = [(node.name, str(node.meta["recompute"])) for node in module.graph.nodes if "recompute" in node.meta]
-    profile = plan.profile.to_json() if plan is not None else None
-    parts = [source_hash(), json.dumps(config.to_json(), sort_keys=True), json.dumps(tags), json.dumps(profile)]
+    figures = profile.to_json() if profile is not None else None
+    parts = [source_hash(), json.dumps(config.to_json(), sort_keys=True), json.dumps(tags), json.dumps(figures)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

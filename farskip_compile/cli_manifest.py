@@ -16,7 +16,8 @@ from rich.console import Console
 from farskip_compile import render_text
 from farskip_compile.cli_model import MODEL_HELP, Wish, layer_range, load_model
 from farskip_compile.errors import ConfigError, FarSkipError
-from farskip_compile.manifest import describe, save_manifest
+from farskip_compile.describe import describe
+from farskip_compile.manifest import save_manifest
 from farskip_compile.manifest.json_text import compact
 
 

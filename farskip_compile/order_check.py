@@ -1,7 +1,6 @@
 """All ranks must launch the same collectives in the same order: checked once for each graph, at its first run.
 
-Contract: the order is written into the compiled graph itself, as the text argument of an operator that runs before
-the first launch, so it is there on a warm cache too; with it, what else all ranks must have in common
+Contract: the order comes out of the compiled graph itself (see `announce`), so it is there on a warm cache too; with it, what else all ranks must have in common
 (`common_options`). At the first run the ranks of each process group compare what they are about to do, through the
 group's store. If two ranks wait for each other with different orders or options, both raise an `OrderMismatchError`
 that shows both, instead of hanging. A rank that waits for one that has failed, or never comes, raises a
@@ -31,13 +30,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import fx
-
 from farskip_compile._compat.distributed import StoreClient, StoreLost, process_group_store, world_group
+from farskip_compile.announce import LIBRARY
 from farskip_compile.common_options import differences
 from farskip_compile.errors import OptionsMismatchError, OrderMismatchError, RankFailedError
-from farskip_compile.passes import ops
 from farskip_compile.rank_failures import failure_among, failure_told
 from farskip_compile.schedule_report import ScheduleReport, publish_schedule
 from farskip_compile.stale_artifacts import refuse_stale
@@ -45,8 +41,6 @@ from farskip_compile.wording import amount
 
 POLL_SECONDS = 0.02
 
-_library = torch.library.Library("farskip", "FRAGMENT")
-_library.define("announce(str text) -> ()")
 _lock = threading.Lock()
 _locks: dict[str, threading.Lock] = {}
 """For each text: its check waits for other ranks, and must not keep other threads from checking other graphs."""
@@ -55,31 +49,6 @@ _checked: dict[str, weakref.ref[Any]] = {}
 _waits = itertools.count(1)
 _seen: set[tuple[str, int, str]] = set()
 """Process group, rank, and the place of that rank which this one has raised about."""
-
-
-def collective_orders(graph: fx.Graph) -> dict[str, list[str]]:
-    """For each process group of `graph`, its launches in order: operator, reduction and type."""
-    orders: dict[str, list[str]] = {}
-    for node in ops.calls(graph, ops.is_collective):
-        name = ops.op_name(node).split("::")[1]
-        reduction = [arg for arg in node.args[1:2] if isinstance(arg, str) and "reduce" in name]
-        value = next((ops.tensor(arg) for arg in node.all_input_nodes if ops.tensor(arg) is not None), None)
-        kind = [str(value.dtype).removeprefix("torch.")] if value is not None else []
-        orders.setdefault(ops.process_group(node), []).append(" ".join([name, *reduction, *kind]))
-    return orders
-
-
-def insert_announcement(graph: fx.Graph, text: str) -> None:
-    """Let `graph` announce `text` before anything else it does."""
-    first = next((node for node in graph.nodes if node.op not in ("placeholder", "get_attr")), None)
-    assert first is not None
-    with graph.inserting_before(first):
-        graph.call_function(announcement(), (text,))
-
-
-def announcement() -> Any:
-    """The operator `farskip::announce`."""
-    return torch.ops.farskip.announce.default
 
 
 def _announce(text: str) -> None:
@@ -97,9 +66,7 @@ def _announce(text: str) -> None:
     check_once(text, run)
 
 
-_library.impl("announce", _announce, "CompositeExplicitAutograd")
-torch.library.register_fake("farskip::announce", lambda text: None, lib=_library)
-torch.fx.node.has_side_effect(announcement())
+LIBRARY.impl("announce", _announce, "CompositeExplicitAutograd")
 
 
 def check_once(text: str, run: Callable[[], None]) -> None:

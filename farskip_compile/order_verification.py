@@ -28,7 +28,7 @@ from torch import fx
 from farskip_compile._compat import inductor
 from farskip_compile.errors import VerificationError
 from farskip_compile.graph_before import Before, Kept
-from farskip_compile.order_check import announcement
+from farskip_compile.announce import announcement
 from farskip_compile.passes import ops
 
 

@@ -29,7 +29,7 @@ from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.errors import ConfigError
 from farskip_compile.graph_before import remember
 from farskip_compile.kernel_verification import verify_kernels
-from farskip_compile.order_check import announcement, collective_orders, insert_announcement
+from farskip_compile.announce import announcement, collective_orders, insert_announcement
 from farskip_compile.order_verification import verify_order
 from farskip_compile.passes import ops
 from farskip_compile.passes.collectives import normalize_collectives

@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import fx
 
-from farskip_compile.order_check import check_across_ranks, check_once, collective_orders
+from farskip_compile.announce import collective_orders
+from farskip_compile.order_check import check_across_ranks, check_once
 
 PHASE = "captured"
 

@@ -34,7 +34,8 @@ from farskip_compile.distill.records import Records
 from farskip_compile.distill.run import Run
 from farskip_compile.distill.save import save_checkpoint
 from farskip_compile.errors import ConfigError
-from farskip_compile.manifest import Manifest, describe
+from farskip_compile.describe import describe
+from farskip_compile.manifest import Manifest
 
 CHECKPOINT = "model"
 """Folder of the result, in `output`."""

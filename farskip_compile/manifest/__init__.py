@@ -6,25 +6,23 @@ without a word, and compute something else. A manifest is the word: JSON beside 
     description        the record: connectivity, layers, sub-blocks, fingerprint, versions
     fingerprint        names and shapes of the parameters; `patterns` writes them in a few lines
     graph_parameters   which parameters a Dynamo graph shows
-    making             from a model, by capturing it once, or from the report of a compile
     files              to and from disk: a file of its own, a checkpoint folder, a Hugging Face `config.json`
     amd_keys           AMD's keys in a `config.json`, which say connectivity and layers only
     check              a graph against a manifest
+
+`farskip_compile.describe` makes one: from a model, by capturing it once, or from the report of a compile.
 """
 
 from farskip_compile.manifest.amd_keys import from_amd_keys
 from farskip_compile.manifest.description import Manifest, ManifestRow
 from farskip_compile.manifest.files import load_manifest, read_manifest, save_manifest
 from farskip_compile.manifest.fingerprint import Fingerprint
-from farskip_compile.manifest.making import describe, from_report
 
 __all__ = [
     "Fingerprint",
     "Manifest",
     "ManifestRow",
-    "describe",
     "from_amd_keys",
-    "from_report",
     "load_manifest",
     "read_manifest",
     "save_manifest",

@@ -21,7 +21,7 @@ from farskip_compile._compat.distributed import group_ranks
 from farskip_compile.cache_identity import source_hash
 from farskip_compile.capture import Capture
 from farskip_compile.layout import reads_text, short_place
-from farskip_compile.order_check import collective_orders
+from farskip_compile.announce import collective_orders
 from farskip_compile.passes import ops
 from farskip_compile.report import CompileReport
 

@@ -29,7 +29,7 @@ from farskip_compile.capture import Capture
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError
 from farskip_compile.in_flight import independent
-from farskip_compile.order_check import announcement
+from farskip_compile.announce import announcement
 from farskip_compile.passes.kinds import Kind
 from farskip_compile.passes.program import Flight
 from farskip_compile.report import CompileReport

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import farskip_compile
 from farskip_compile import Manifest, ManifestError, describe
-from farskip_compile.manifest import from_report
+from farskip_compile.describe import from_report
 from farskip_compile.testing.strategies import Case, cases, nothing_to_leave_out
 
 

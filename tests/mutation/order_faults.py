@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-from farskip_compile import order_check
+from farskip_compile import announce
 from farskip_compile._compat import inductor
 from farskip_compile.passes import collectives, graph_program, ops, program, schedule_graph
 from tests.mutation.bench import Fault
@@ -216,6 +216,6 @@ FAULTS: list[Fault] = [
         "last pin forgotten", schedule_graph.pins, "products[first:last]", "products[first : last - 1]", "forward graph"
     ),
     in_scheduler(
-        "order announced backwards", order_check.collective_orders, "[]).append(", "[]).insert(0, ", "reductions"
+        "order announced backwards", announce.collective_orders, "[]).append(", "[]).insert(0, ", "reductions"
     ),
 ]

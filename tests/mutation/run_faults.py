@@ -209,10 +209,10 @@ def compile_for(forget: str = "", **wish: Any) -> tuple[str, dict[str, Any]]:
     """Identity and options of a compile, by an `identity_of` that may have forgotten something."""
     config = FarSkipConfig(**wish)
     if not forget:
-        identity = cache_identity.identity_of(config, fresh(PLAIN), plan())
+        identity = cache_identity.identity_of(config, fresh(PLAIN), plan().profile)
     else:
         with mutated(cache_identity.identity_of, forget, '""'):
-            identity = cache_identity.identity_of(config, fresh(PLAIN), plan())
+            identity = cache_identity.identity_of(config, fresh(PLAIN), plan().profile)
     return identity, options(**wish)
 
 
@@ -220,7 +220,7 @@ def recomputed() -> tuple[str, dict[str, Any]]:
     """The same with activation checkpoints."""
     module = fresh(PLAIN)
     next(iter(module.graph.nodes)).meta["recompute"] = "PREFER_RECOMPUTE"
-    return cache_identity.identity_of(FarSkipConfig(), module, plan()), options()
+    return cache_identity.identity_of(FarSkipConfig(), module, plan().profile), options()
 
 
 CONFIG = "json.dumps(config.to_json(), sort_keys=True)"

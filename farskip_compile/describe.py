@@ -14,7 +14,10 @@ from torch import nn
 
 from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException
 from farskip_compile._compat.parameters import unwrapped
+from farskip_compile.capture import capture
+from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import FarSkipError, ManifestError
+from farskip_compile.explain import not_captured, versions
 from farskip_compile.manifest.description import Manifest, ManifestRow
 from farskip_compile.manifest.fingerprint import Fingerprint, align, parameters_of
 from farskip_compile.passes.connectivity import Connectivity, LayerRange
@@ -40,11 +43,6 @@ def describe(
         ConfigError: wrong options; `ManifestError` if `model` is no module.
         FarSkipError: the model can't be rewired as asked.
     """
-    # these need the configuration, which needs manifests
-    from farskip_compile.capture import capture
-    from farskip_compile.config import FarSkipConfig
-    from farskip_compile.explain import not_captured
-
     module = _module(model)
     config = FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager")
     try:
@@ -68,8 +66,6 @@ def from_report(report: CompileReport, model: Callable[..., Any]) -> Manifest:
     Raises:
         ManifestError: the report is of another model, or of a graph without a residual stack or that was refused.
     """
-    from farskip_compile.explain import versions
-
     if not report.rows or report.outcome is Outcome.REFUSED:
         raise ManifestError(
             f"the report is of a graph that has no FarSkip form ({report.outcome})",
