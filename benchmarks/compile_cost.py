@@ -128,8 +128,8 @@ class Probe:
         import torch
 
         import farskip_compile
-        from farskip_compile.cache_identity import identity_of
         from farskip_compile.models import build
+        from farskip_compile.ranks.identity import identity_of
 
         torch.set_num_threads(1)
         torch.compiler.config.force_disable_caches = True

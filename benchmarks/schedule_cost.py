@@ -117,9 +117,9 @@ def measure(layers: int, phase: str) -> Measurement:
 def _timed_parts() -> Iterator[tuple[dict[str, float], dict[str, int]]]:
     """Time what Inductor calls of ours, and count what it is called for."""
     import farskip_compile.backend  # noqa: F401  (the package has a function of that name)
-    from farskip_compile import overlap_passes
+    from farskip_compile import inductor_passes
     from farskip_compile._compat import inductor
-    from farskip_compile.passes import ops
+    from farskip_compile.passes.graph import ops
 
     backend = sys.modules["farskip_compile.backend"]
     seconds = dict.fromkeys(PARTS, 0.0)
@@ -143,13 +143,13 @@ def _timed_parts() -> Iterator[tuple[dict[str, float], dict[str, int]]]:
     def kernels(_: Any, kernels: Sequence[Any]) -> None:
         counts["kernels"] += len(kernels) * any(map(inductor.is_launch_kernel, kernels))
 
-    order = timed("graph", overlap_passes.schedule_post_grad, graph)
+    order = timed("graph", inductor_passes.schedule_post_grad, graph)
     pin = timed("pins", backend.pin_products, lambda *_: None)
-    reorder = timed("kernels", overlap_passes.KernelPass.__call__, kernels)
+    reorder = timed("kernels", inductor_passes.KernelPass.__call__, kernels)
     with (
-        mock.patch.object(overlap_passes, "schedule_post_grad", order),
+        mock.patch.object(inductor_passes, "schedule_post_grad", order),
         mock.patch.object(backend, "pin_products", pin),
-        mock.patch.object(overlap_passes.KernelPass, "__call__", reorder),
+        mock.patch.object(inductor_passes.KernelPass, "__call__", reorder),
     ):
         yield seconds, counts
 

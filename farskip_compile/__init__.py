@@ -7,6 +7,7 @@ tensor-parallel communication no longer stands in the way of compute. Weights st
 
 from farskip_compile.backend import Backend, FarSkipWarning, backend, farskip
 from farskip_compile.config import FarSkipConfig
+from farskip_compile.describe import describe
 from farskip_compile.errors import (
     AsyncCollectiveError,
     ConfigError,
@@ -28,12 +29,11 @@ from farskip_compile.errors import (
     VerificationError,
 )
 from farskip_compile.explain import Explanation, explain
-from farskip_compile.describe import describe
 from farskip_compile.manifest import Manifest, load_manifest, save_manifest
 from farskip_compile.prepare import Preparation, prepare
-from farskip_compile.report import CompileReport, Outcome, clear_reports, last_reports
-from farskip_compile.schedule_report import ScheduleReport, clear_schedules, last_schedules
-from farskip_compile.verification import Snapshot, Verified, snapshot, verify
+from farskip_compile.report.compile import CompileReport, Outcome, clear_reports, last_reports
+from farskip_compile.report.schedule import ScheduleReport, clear_schedules, last_schedules
+from farskip_compile.verify.rewiring import Snapshot, Verified, snapshot, verify
 
 __all__ = [
     "AsyncCollectiveError",

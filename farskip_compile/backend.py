@@ -28,17 +28,17 @@ from farskip_compile._compat.distributed import world_group
 from farskip_compile._compat.inductor import inductor_setting, scheduling_options
 from farskip_compile._compat.inner_compile import compile_inside
 from farskip_compile._compat.names import POST_GRAD
-from farskip_compile.cache_identity import identity_of, source_hash
-from farskip_compile.common_options import common_options
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, PartialModelError
-from farskip_compile.overlap_passes import KernelPass, Plan, PostGradPass, make_plan
-from farskip_compile.passes.pin_products import pin_products
+from farskip_compile.inductor_passes import KernelPass, Plan, PostGradPass, make_plan
+from farskip_compile.passes.schedule.pins import pin_products
 from farskip_compile.pipeline import run
-from farskip_compile.rank_failures import failure_told
-from farskip_compile.report import CompileReport, Outcome, earlier_outcome, last_reports, publish
-from farskip_compile.stale_artifacts import expect
-from farskip_compile.unannounced import checked_at_first_run, orders_as_captured
+from farskip_compile.ranks.captured import checked_at_first_run, orders_as_captured
+from farskip_compile.ranks.common import common_options
+from farskip_compile.ranks.failures import failure_told
+from farskip_compile.ranks.identity import identity_of, source_hash
+from farskip_compile.ranks.stale import expect
+from farskip_compile.report.compile import CompileReport, Outcome, earlier_outcome, last_reports, publish
 
 Compiled = Callable[..., Any]
 telling = partial(failure_told, "failed to compile")

@@ -23,7 +23,7 @@ from farskip_compile._compat.compiled import is_compiled
 from farskip_compile.backend import Backend, taking
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import NoResidualStackError, PartialModelError
-from farskip_compile.report import CompileReport, Outcome
+from farskip_compile.report.compile import CompileReport, Outcome
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ import torch.nn.functional as F
 
 from farskip_compile._compat import collectives
 from farskip_compile.errors import ConfigError, ParallelismError
-from farskip_compile.traced_errors import refuse
+from farskip_compile.raise_in_graph import refuse
 
 __all__ = ["DroplessReceipt", "PaddedReceipt", "Receipt", "combine", "dispatch", "expert_group"]
 

@@ -16,9 +16,9 @@ from farskip_compile._compat import CustomGraphPass
 from farskip_compile.costs import HardwareProfile, load_profile, profiles
 from farskip_compile.errors import ConfigError
 from farskip_compile.manifest import Manifest, load_manifest, read_manifest
-from farskip_compile.passes.connectivity import Connectivity, Named
-from farskip_compile.passes.list_schedule import Limits
-from farskip_compile.wording import did_you_mean
+from farskip_compile.passes.rewire.request import Connectivity, Named
+from farskip_compile.passes.schedule.search import Limits
+from farskip_compile.text_utils import did_you_mean
 
 Inner = Literal["inductor", "aot_eager", "eager"]
 

@@ -20,9 +20,9 @@ from farskip_compile.errors import FarSkipError, ManifestError
 from farskip_compile.explain import not_captured, versions
 from farskip_compile.manifest.description import Manifest, ManifestRow
 from farskip_compile.manifest.fingerprint import Fingerprint, align, parameters_of
-from farskip_compile.passes.connectivity import Connectivity, LayerRange
-from farskip_compile.passes.termset import TermSet
-from farskip_compile.report import CompileReport, Outcome
+from farskip_compile.passes.residual.termset import TermSet
+from farskip_compile.passes.rewire.request import Connectivity, LayerRange
+from farskip_compile.report.compile import CompileReport, Outcome
 
 
 def describe(

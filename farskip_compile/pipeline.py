@@ -16,26 +16,26 @@ from torch import fx
 
 from farskip_compile._compat import callers_graph_break, graph_break_reason, is_module_state, is_resumed
 from farskip_compile._compat.modules import child_names
-from farskip_compile.backup import Backup
-from farskip_compile.collector import collector_paused
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import NotASumError, PartialModelError, Where
-from farskip_compile.known_breaks import known_break
+from farskip_compile.gc_pause import collector_paused
+from farskip_compile.graph_break_hints import known_break
 from farskip_compile.manifest import Manifest
 from farskip_compile.manifest.check import check_as_written, check_rewired
 from farskip_compile.manifest.graph_parameters import graph_parameters
-from farskip_compile.passes import ops
-from farskip_compile.passes.connectivity import Request, ask
-from farskip_compile.passes.merge_reductions import merge_reductions
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.graph_snapshot import Backup
 from farskip_compile.passes.normalize import normalize
-from farskip_compile.passes.not_a_sum import not_a_sum
 from farskip_compile.passes.residual import read_table
+from farskip_compile.passes.residual.not_a_sum import not_a_sum
+from farskip_compile.passes.residual.table import ResidualTable
+from farskip_compile.passes.residual.tags import tag_terms
 from farskip_compile.passes.rewire import rewire
-from farskip_compile.passes.table import ResidualTable
-from farskip_compile.passes.term_tags import tag_terms
-from farskip_compile.report import CompileReport, Outcome, row_reports
-from farskip_compile.verification import snapshot, verify
-from farskip_compile.wiring import classify_wiring
+from farskip_compile.passes.rewire.merge_reductions import merge_reductions
+from farskip_compile.passes.rewire.request import Request, ask
+from farskip_compile.report.compile import CompileReport, Outcome, row_reports
+from farskip_compile.report.wiring import classify_wiring
+from farskip_compile.verify.rewiring import snapshot, verify
 
 
 @dataclass

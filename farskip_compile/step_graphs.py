@@ -19,9 +19,9 @@ from torch import fx, nn
 
 from farskip_compile._compat.aot import aten_graphs
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.passes.collectives import normalize_collectives
+from farskip_compile.passes.schedule.collectives import normalize_collectives
 from farskip_compile.pipeline import run
-from farskip_compile.report import CompileReport
+from farskip_compile.report.compile import CompileReport
 
 T = TypeVar("T")
 

@@ -27,7 +27,7 @@ import torch
 
 from farskip_compile.errors import ConfigError
 from farskip_compile.models.config import ModelConfig, ParallelConfig, shard_size
-from farskip_compile.traced_errors import refuse
+from farskip_compile.raise_in_graph import refuse
 
 
 class KeyValueCache:

@@ -9,10 +9,10 @@ On the Dynamo graph, before differentiation:
     rewire              part_collectives, substitute: edit the graph to match                        NEW FUNCTION
     merge_reductions    on request, under tensor parallelism                                         same up to rounding
 
-`farskip_compile.verification` then reads the stack off again and compares. Last, `term_tags` notes on each node which
+`farskip_compile.verify.rewiring` then reads the stack off again and compares. Last, `tags` notes on each node which
 terms it computes, for reports on what becomes of it.
 
-In Inductor, once for the forward and once for the backward graph (`farskip_compile.overlap_passes` runs them):
+In Inductor, once for the forward and once for the backward graph (`farskip_compile.inductor_passes` runs them):
 
     collectives         one launch and one wait each                                                 same function
     schedule_graph      graph_program -> placement, list_schedule -> list_order: order the graph     same function

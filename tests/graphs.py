@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
-from farskip_compile.passes.table import ResidualTable
+from farskip_compile.passes.residual.table import ResidualTable
 from farskip_compile.testing.strategies.network import EXPERTS, TOP_K, VOCABULARY, WIDTH
 
 

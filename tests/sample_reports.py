@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from farskip_compile.demo_results import Case, Check, Demo
-from farskip_compile.passes.kinds import Kind
-from farskip_compile.passes.termset import TermSet
-from farskip_compile.report import CompileReport, Outcome, RowReport
+from farskip_compile.demo.results import Case, Check, Demo
+from farskip_compile.passes.residual.kinds import Kind
+from farskip_compile.passes.residual.termset import TermSet
+from farskip_compile.report.compile import CompileReport, Outcome, RowReport
 
 
 def farskip_report(layers: str, rewired: range | None = None) -> CompileReport:

@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from torch import fx
 
-from farskip_compile.backup import Backup
 from farskip_compile.errors import FarSkipError
-from farskip_compile.passes.connectivity import ask
+from farskip_compile.passes.graph.graph_snapshot import Backup
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire import rewire
+from farskip_compile.passes.rewire.request import ask
 from farskip_compile.testing.strategies import Network, capture, networks
 
 

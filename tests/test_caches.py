@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from farskip_compile import FarSkipConfig
-from farskip_compile.cache_identity import identity_of
-from farskip_compile.overlap_passes import PostGradPass
+from farskip_compile.inductor_passes import PostGradPass
+from farskip_compile.ranks.identity import identity_of
 
 pytestmark = pytest.mark.xdist_group("caches")  # one worker, so that the cache of `folder` is filled once
 

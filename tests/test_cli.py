@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from farskip_compile.cli import app
-from farskip_compile.demo_results import Case
+from farskip_compile.demo.results import Case
 from farskip_compile.models import MODELS
 from tests.sample_reports import check, demo, farskip_report
 

@@ -183,7 +183,7 @@ def test_operations_grow_linearly(connectivity: str) -> None:
 
 def test_the_count_sees_quadratic_work() -> None:
     """The same measure on a pass that looks at pairs of nodes."""
-    from farskip_compile.passes import ops
+    from farskip_compile.passes.graph import ops
 
     def pairs(nodes: list[torch.fx.Node]) -> None:
         for left in nodes:

@@ -10,13 +10,13 @@ import torch
 import torch.distributed as dist
 
 from farskip_compile.demo import transformers_case
-from farskip_compile.demo_checks import PREFILL, TRAINING, check
-from farskip_compile.demo_compared import Comparison, compared
-from farskip_compile.demo_launch import run_on_ranks
-from farskip_compile.demo_overlap import OVERLAP, VARIANTS, run_overlap
-from farskip_compile.demo_overlap_page import overlap_section
-from farskip_compile.demo_ranks import DROPLESS, PADDED, run_case
-from farskip_compile.demo_results import over_ranks
+from farskip_compile.demo.checks import PREFILL, TRAINING, check
+from farskip_compile.demo.compared import Comparison, compared
+from farskip_compile.demo.launch import run_on_ranks
+from farskip_compile.demo.overlap import OVERLAP, VARIANTS, run_overlap
+from farskip_compile.demo.overlap_page import overlap_section
+from farskip_compile.demo.ranks import DROPLESS, PADDED, run_case
+from farskip_compile.demo.results import over_ranks
 from farskip_compile.models import FarSkipForm, build
 from tests.distributed.ranks import run_ranks
 

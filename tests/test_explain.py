@@ -11,7 +11,7 @@ from torch import nn
 from farskip_compile.errors import ConfigError
 from farskip_compile.explain import explain
 from farskip_compile.models import build
-from farskip_compile.report import row_reports
+from farskip_compile.report.compile import row_reports
 from tests import sample_models
 from tests.graphs import Layer, MoE, Stack, table_of
 

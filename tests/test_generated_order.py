@@ -16,16 +16,16 @@ import torch.distributed as dist
 from torch._inductor.dependencies import WeakDep
 from torch._inductor.graph import GraphLowering
 
-from farskip_compile import overlap_passes
+from farskip_compile import inductor_passes
 from farskip_compile._compat.collectives import all_to_all_single
 from farskip_compile._compat.costs import HINTS_REACH_MEMORY
 from farskip_compile._compat.inductor import PINNED, PRE_FUSION, CustomSchedulerPass, scheduling_options
 from farskip_compile.costs import COLLECTIVE_KINDS, HardwareProfile, PerCollective, load_profile
+from farskip_compile.inductor_passes import KernelPass, Plan, PostGradPass
 from farskip_compile.models import MODELS, ParallelConfig, build
-from farskip_compile.overlap_passes import KernelPass, Plan, PostGradPass
-from farskip_compile.passes.list_schedule import Limits
-from farskip_compile.passes.pin_products import pin_products
-from farskip_compile.schedule_report import ScheduleReport
+from farskip_compile.passes.schedule.pins import pin_products
+from farskip_compile.passes.schedule.search import Limits
+from farskip_compile.report.schedule import ScheduleReport
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 SMALL: dict[str, Any] = {"vocab_size": 32, "layers": ("moe", "moe"), "hidden_size": 64}
@@ -247,14 +247,14 @@ def test_pins_are_among_the_ancestors_by_which_inductor_knows_cycles(two_ranks: 
 
 def test_no_pin_is_left_when_kernels_are_ordered(two_ranks: Any) -> None:
     seen = []
-    order = overlap_passes.schedule_kernels
+    order = inductor_passes.schedule_kernels
 
     def schedule_kernels(kernels: list[Any], *args: Any) -> Any:
         seen.extend(dep for kernel in kernels for dep in kernel.unmet_dependencies if isinstance(dep, WeakDep))
         return order(kernels, *args)
 
     model = build("deepseek_v3", parallel=parallel("padded", two_ranks), **SMALL)
-    with mock.patch.object(overlap_passes, "schedule_kernels", schedule_kernels):
+    with mock.patch.object(inductor_passes, "schedule_kernels", schedule_kernels):
         programs(model)
     assert seen, "those of the waits stay"
     assert PINNED not in [dep.mutating_buf for dep in seen]

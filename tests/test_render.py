@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from farskip_compile import palette, render_demo, render_svg, render_text
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.demo_results import Case, over_ranks
+from farskip_compile.demo import terminal
+from farskip_compile.demo.page import page
+from farskip_compile.demo.results import Case, over_ranks
 from farskip_compile.errors import ConfigError
-from farskip_compile.explain import Explanation, Refusal
-from farskip_compile.in_flight import independent
-from farskip_compile.layout import Cell, cells, counted, reads_text, short_place, shown_layers
-from farskip_compile.render_html import page
+from farskip_compile.explain import Explanation, Refusal, palette, svg
+from farskip_compile.explain import text as render_text
+from farskip_compile.explain.layout import Cell, cells, counted, reads_text, short_place, shown_layers
+from farskip_compile.explain.overlappable import independent
 from tests.sample_reports import check, demo, farskip_report
 
 DEEP = farskip_report("ddd" + "m" * 58)
@@ -132,7 +133,7 @@ def test_refusals_show_reason_place_and_way_out():
 
 
 def test_pictures_of_any_depth(tmp_path):
-    render_png = pytest.importorskip("farskip_compile.render_png")
+    render_png = pytest.importorskip("farskip_compile.explain.png")
     pytest.importorskip("matplotlib")
     for name, report in (("small", SMALL), ("deep", DEEP)):
         render_png.draw(report, tmp_path / "new" / f"{name}.png", f"{name}\nsecond line")
@@ -191,7 +192,7 @@ def test_the_page_of_a_failure_says_so():
 
 
 def test_drawings_of_deep_models_are_short():
-    drawing = render_svg.connectivity(DEEP)
+    drawing = svg.connectivity(DEEP)
     assert "moe.60" in drawing
     assert "moe.30" not in drawing
     assert drawing.count("<title>attention.4 read r3 as written; the rewiring leaves it out</title>") == 1
@@ -220,11 +221,11 @@ def test_the_demo_on_a_terminal():
     finished = demo()
     console = Console(width=80)
     for case in finished.cases:
-        text = printed(render_demo.case_lines(case, console))
+        text = printed(terminal.case_lines(case, console))
         assert case.title in text
         assert max(map(len, text.splitlines())) <= 80
-    assert "bit-equal" in printed(render_demo.case_lines(finished.cases[0], console))
-    assert "1 of 1 checks passed" in printed(render_demo.closing(finished, Path("out/page.html")))
+    assert "bit-equal" in printed(terminal.case_lines(finished.cases[0], console))
+    assert "1 of 1 checks passed" in printed(terminal.closing(finished, Path("out/page.html")))
 
 
 def test_colours_differ_in_lightness_too():

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch import fx
 
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.connectivity import Request, ask
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
-from farskip_compile.passes.sum_tree import read_dataflow
-from farskip_compile.passes.termset import TermSet
-from farskip_compile.term_values import evaluate, read_steps
+from farskip_compile.passes.residual.sums import read_dataflow
+from farskip_compile.passes.residual.termset import TermSet
+from farskip_compile.passes.rewire.request import Request, ask
 from farskip_compile.testing.strategies import Network, capture, networks
-from farskip_compile.verification import snapshot, verify
+from farskip_compile.verify.rewiring import snapshot, verify
+from farskip_compile.verify.values import evaluate, read_steps
 from tests.graphs import reads
 from tests.mutation.bench import rewired
 from tests.mutation.models import PARALLEL, PLAIN, REDUCING, SCALED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from farskip_compile.wording import amount, did_you_mean
+from farskip_compile.text_utils import amount, did_you_mean
 
 KNOWN = ("prefill", "decode", "train")
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distill_bench.scale import Scale
-from farskip_compile.passes.connectivity import Named
+from farskip_compile.passes.rewire.request import Named
 
 Learns = Literal["text", "teacher", "nothing"]
 CONNECTIVITIES: tuple[Named, ...] = ("full", "attention", "mlp")

@@ -1,6 +1,6 @@
 """The least time that any schedule of a program needs, and the part of it that no schedule can hide.
 
-In:    a `Program` of `farskip_compile.passes.program`: the kernels of one compiled graph, with their costs.
+In:    a `Program` of `farskip_compile.passes.schedule.program`: the kernels of one compiled graph, with their costs.
 Out:   seconds; never more than the makespan of any order that keeps every dependence and, on each channel, the order of
        the launches, as every schedule here does.
 Never: decides anything: it is for reports.
@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from farskip_compile.passes.program import Program, Role, Task
+from farskip_compile.passes.schedule.program import Program, Role, Task
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from torch.utils import _runtime_estimation
 from farskip_compile._compat import inductor
 from farskip_compile.costs import HardwareProfile
 from farskip_compile.costs.estimates import Estimates
-from farskip_compile.passes import ops
+from farskip_compile.passes.graph import ops
 from overlap_bench.names import PASSES
 
 TRIO = [

@@ -26,8 +26,8 @@ import torch.distributed as dist
 
 from farskip_compile import clear_schedules, last_schedules
 from farskip_compile.costs import HardwareProfile
-from farskip_compile.passes import schedule_kernels
-from farskip_compile.passes.program import Program
+from farskip_compile.passes.schedule import kernels
+from farskip_compile.passes.schedule.program import Program
 from farskip_compile.profiling import kernels_visible
 from overlap_bench.bound import Bound, bound_of, scaled
 from overlap_bench.communication import communication
@@ -156,7 +156,7 @@ class _Group:
 
     def _build(self, variant: Variant, profile: HardwareProfile) -> None:
         programs: list[Program] = []
-        read = schedule_kernels.read_kernels
+        read = kernels.read_kernels
 
         def reading(*args: Any, **options: Any) -> Program:
             programs.append(read(*args, **options))
@@ -168,7 +168,7 @@ class _Group:
             stack.enter_context(kernels_visible())
             stack.enter_context(shared_kernels())
             stack.enter_context(device_figures(profile, self.imbalance))
-            stack.enter_context(mock.patch.object(schedule_kernels, "read_kernels", reading))
+            stack.enter_context(mock.patch.object(kernels, "read_kernels", reading))
             codes = stack.enter_context(captured_code())
             self.step(variant)
         seconds = time.perf_counter() - start

@@ -21,7 +21,7 @@ from farskip_compile._compat.distributed import group_size
 from farskip_compile.costs.memory import tensor_bytes, tensors_of
 from farskip_compile.costs.profile import COLLECTIVE_KINDS, CollectiveKind
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes import ops
+from farskip_compile.passes.graph import ops
 
 Size = Callable[[int | torch.SymInt], int]
 

@@ -21,7 +21,7 @@ from torch import fx
 
 from farskip_compile._compat import OpOverload
 from farskip_compile.costs.memory import tensors_of
-from farskip_compile.passes import ops
+from farskip_compile.passes.graph import ops
 
 Size = Callable[[int | torch.SymInt], int]
 

@@ -20,7 +20,7 @@ from torch import fx
 from farskip_compile._compat import OpOverload
 from farskip_compile._compat.costs import flop_registry
 from farskip_compile._compat.operators import parameters
-from farskip_compile.passes import ops
+from farskip_compile.passes.graph import ops
 
 Size = Callable[[int | torch.SymInt], int]
 FlopKind = Literal["matmul", "attention", "grouped_matmul"]

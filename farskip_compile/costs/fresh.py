@@ -21,7 +21,7 @@ from torch import fx
 from farskip_compile._compat import OpOverload
 from farskip_compile.costs.fusion import is_fusible, readers
 from farskip_compile.costs.memory import is_free, tensor_bytes, tensors_of
-from farskip_compile.passes import ops
+from farskip_compile.passes.graph import ops
 
 Size = Callable[[int | torch.SymInt], int]
 

@@ -27,7 +27,7 @@ from torch import fx
 from farskip_compile._compat import OpOverload
 from farskip_compile.costs.elementwise import weight
 from farskip_compile.costs.memory import tensor_bytes, tensors_of
-from farskip_compile.passes import ops
+from farskip_compile.passes.graph import ops
 
 Size = Callable[[int | torch.SymInt], int]
 

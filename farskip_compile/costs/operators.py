@@ -28,7 +28,7 @@ from farskip_compile.costs.flops import count_flops, executed_part, flop_kind, f
 from farskip_compile.costs.fusion import fused_traffic
 from farskip_compile.costs.memory import is_free, is_sync, tensors_of, traffic
 from farskip_compile.costs.product_shapes import is_backward, product_shape
-from farskip_compile.passes import ops
+from farskip_compile.passes.graph import ops
 
 Size = Callable[[int | torch.SymInt], int]
 OpKind = Literal["matmul", "attention", "grouped_matmul", "memory", "free", "collective", "wait", "sync", "unknown"]

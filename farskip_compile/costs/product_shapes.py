@@ -16,7 +16,7 @@ from math import prod
 import torch
 from torch import fx
 
-from farskip_compile.passes import ops
+from farskip_compile.passes.graph import ops
 
 Size = Callable[[int | torch.SymInt], int]
 Shape3 = tuple[int, int, int]

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from farskip_compile.errors import ConfigError
-from farskip_compile.wording import did_you_mean
+from farskip_compile.text_utils import did_you_mean
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.errors import ConfigError
-from farskip_compile.wording import did_you_mean
+from farskip_compile.text_utils import did_you_mean
 
 CPU = "cpu-gloo"
 STAND_INS = ((r"\b(AMD|Instinct|Radeon)\b", "mi300x"), (r"\bG?B[1-3]00\b|Blackwell", "b200"), (r"", "h100"))

@@ -30,7 +30,7 @@ from torch import fx
 
 from farskip_compile._compat.costs import SymbolicSizes
 from farskip_compile.costs.memory import Sizes, tensors_of
-from farskip_compile.passes import ops
+from farskip_compile.passes.graph import ops
 
 FALLBACK = 4096
 """Rows that are assumed where nothing is known."""

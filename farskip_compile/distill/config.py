@@ -17,8 +17,8 @@ from typing import Any, Literal, get_args
 
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError
-from farskip_compile.passes.connectivity import Connectivity, LayerRange
-from farskip_compile.wording import did_you_mean
+from farskip_compile.passes.rewire.request import Connectivity, LayerRange
+from farskip_compile.text_utils import did_you_mean
 
 Objective = Literal["kl", "next_token"]
 Teacher = Literal["copy", "cache"]

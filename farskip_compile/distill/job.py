@@ -38,9 +38,9 @@ from farskip_compile.distill.config import DistillConfig
 from farskip_compile.distill.texts import text_batches
 from farskip_compile.errors import ConfigError
 from farskip_compile.manifest import load_manifest
-from farskip_compile.model_source import load
 from farskip_compile.prepare import prepare
-from farskip_compile.wording import did_you_mean
+from farskip_compile.text_utils import did_you_mean
+from farskip_compile.zoo.model_source import load
 
 KEYS = ("model", "tokenizer", "dtype", "data", "distill")
 DATA_KEYS = ("train", "held_out", "sequence_length", "batch_size", "held_out_sequences")

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from farskip_compile.describe import describe
 from farskip_compile.distill import state
 from farskip_compile.distill.batches import as_batch
 from farskip_compile.distill.calling import arguments, named_arguments
@@ -34,7 +35,6 @@ from farskip_compile.distill.records import Records
 from farskip_compile.distill.run import Run
 from farskip_compile.distill.save import save_checkpoint
 from farskip_compile.errors import ConfigError
-from farskip_compile.describe import describe
 from farskip_compile.manifest import Manifest
 
 CHECKPOINT = "model"

@@ -19,7 +19,7 @@ from typing import Any
 
 from farskip_compile.errors import ManifestError
 from farskip_compile.manifest.description import Manifest
-from farskip_compile.passes.connectivity import LayerRange, Named
+from farskip_compile.passes.rewire.request import LayerRange, Named
 
 SWITCH = "farskip"
 START, END = "farskip_start_idx", "farskip_end_idx"

@@ -25,8 +25,8 @@ from farskip_compile.manifest.description import Manifest, ManifestRow, interval
 from farskip_compile.manifest.fingerprint import Fingerprint, align
 from farskip_compile.manifest.graph_parameters import GraphParameters, GraphShape
 from farskip_compile.manifest.patterns import Shape
-from farskip_compile.passes.table import ResidualTable, SubBlock
-from farskip_compile.passes.termset import TermSet
+from farskip_compile.passes.residual.table import ResidualTable, SubBlock
+from farskip_compile.passes.residual.termset import TermSet
 
 WAY_OUT = (
     "compile the model that the manifest was made for, or make one of this model: farskip_compile.describe(model, ...)"

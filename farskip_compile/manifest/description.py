@@ -19,9 +19,9 @@ from typing import Any, get_args
 
 from farskip_compile.manifest.fields import Fields, is_count, is_list_of_texts
 from farskip_compile.manifest.fingerprint import Fingerprint
-from farskip_compile.passes.connectivity import Connectivity, LayerRange, Named
-from farskip_compile.passes.kinds import Kind
-from farskip_compile.passes.termset import TermSet
+from farskip_compile.passes.residual.kinds import Kind
+from farskip_compile.passes.residual.termset import TermSet
+from farskip_compile.passes.rewire.request import Connectivity, LayerRange, Named
 
 SCHEMA = 1
 ROW_KINDS = (Kind.ATTENTION, Kind.MIXER, Kind.DENSE, Kind.ROUTED)

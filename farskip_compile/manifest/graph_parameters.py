@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from torch import fx
 
 from farskip_compile._compat.parameters import parameter_name
-from farskip_compile.passes import ops
-from farskip_compile.passes.table import ResidualTable
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.residual.table import ResidualTable
 
 GraphShape = tuple[int | None, ...]
 """None for a size that is symbolic."""

@@ -22,7 +22,7 @@ from farskip_compile.distill.evaluate import Evaluation, HeldOut
 from farskip_compile.distill.ranks import Ranks
 from farskip_compile.distill.teacher import FrozenTeacher
 from farskip_compile.errors import ConfigError, ConnectivityError
-from farskip_compile.passes.connectivity import Connectivity, LayerRange
+from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.plan.variants import Variants
 
 ALL = "all rows"

@@ -20,9 +20,9 @@ from farskip_compile._compat.distributed import world_group
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.errors import ConfigError
-from farskip_compile.overlap_passes import Plan, make_plan
-from farskip_compile.passes.connectivity import Connectivity, LayerRange
-from farskip_compile.passes.schedule_graph import schedule_graph
+from farskip_compile.inductor_passes import Plan, make_plan
+from farskip_compile.passes.rewire.request import Connectivity, LayerRange
+from farskip_compile.passes.schedule.graph import schedule_graph
 from farskip_compile.step_graphs import Graphs, GraphsOf, with_graphs
 
 

@@ -20,7 +20,7 @@ from farskip_compile.backend import backend
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.distill.batches import Batch
 from farskip_compile.distill.calling import caller
-from farskip_compile.report import CompileReport
+from farskip_compile.report.compile import CompileReport
 
 
 class Variants:

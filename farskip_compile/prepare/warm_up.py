@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from farskip_compile.kept_state import copied, state_kept
+from farskip_compile.prepare.preserve_state import copied, state_kept
 
 
 def warm_up(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

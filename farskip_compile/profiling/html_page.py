@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 
-from farskip_compile.html_style import style_sheet
+from farskip_compile.explain.style import style_sheet
 from farskip_compile.profiling.report import Hider, Overlap, OverlapReport, PartReport, RankReport
 from farskip_compile.profiling.text import LEGEND, estimate_times, headline, percent, short_name, time_text
 from farskip_compile.profiling.timeline import legend, timeline_svg

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from farskip_compile.profiling.events import LOOSE_KINDS
 from farskip_compile.profiling.trace import Collective, Trace
-from farskip_compile.wording import amount
+from farskip_compile.text_utils import amount
 
 TOLERANCE_NS = 50_000
 """A collective that ends this long before another rank begins it shows that clocks or matching are wrong."""

@@ -21,7 +21,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from farskip_compile.collector import collector_paused
+from farskip_compile.gc_pause import collector_paused
 from farskip_compile.profiling import events
 from farskip_compile.profiling.chrome import Document, load
 from farskip_compile.profiling.errors import NotATraceError, TraceError
@@ -30,7 +30,7 @@ from farskip_compile.profiling.intervals import Span, union
 from farskip_compile.profiling.lanes import Segment, compute_only, segments
 from farskip_compile.profiling.launches import Launch, Layers, Place, link_by_id, link_by_order
 from farskip_compile.profiling.trace import Collective, Device, Trace
-from farskip_compile.wording import amount
+from farskip_compile.text_utils import amount
 
 SCHEDULES = "farskip_schedules"
 """Where `record` puts the schedules of the process into a trace."""

@@ -27,7 +27,7 @@ from farskip_compile.profiling.errors import TraceError
 from farskip_compile.profiling.measure import overlap
 from farskip_compile.profiling.read import SCHEDULES, read_trace
 from farskip_compile.profiling.report import OverlapReport
-from farskip_compile.schedule_report import last_schedules
+from farskip_compile.report.schedule import last_schedules
 
 
 def kernels_visible() -> AbstractContextManager[None]:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from html import escape
 from itertools import accumulate
 
-from farskip_compile.layout import Cell
-from farskip_compile.palette import DARK, LIGHT
+from farskip_compile.explain.layout import Cell
+from farskip_compile.explain.palette import DARK, LIGHT
 from farskip_compile.profiling.intervals import Span, difference, union
 from farskip_compile.profiling.lanes import Segment
 from farskip_compile.profiling.measure import overlap

@@ -3,7 +3,7 @@
     scenario -> rank_model -> graphs -> programs -> orders -> prediction
 
 Start reading at `predict.py`. `architectures` knows models by name, `cuts`, `experts` and `attention` make of the code
-of transformers what one rank runs, `placement` is AMD's order.
+of transformers what one rank runs, `published` is AMD's order.
 """
 
 from farskip_compile.simulate.architectures import KNOWN, Architecture, architecture

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from farskip_compile.errors import ConfigError
-from farskip_compile.wording import did_you_mean
+from farskip_compile.text_utils import did_you_mean
 
 MLA_CUTS = {
     "layers.*.self_attn.q_proj": "colwise",

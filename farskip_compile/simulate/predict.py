@@ -11,7 +11,7 @@ Never: runs the model; needs the hardware; depends on a clock: equal scenarios g
 
        written     the model as it is, each collective awaited where it is launched
        scheduled   the model as it is, in the order of our scheduler: what overlapping alone brings
-       published   FarSkip, by AMD's placement (`placement`)
+       published   FarSkip, by AMD's placement (`published`)
        farskip     FarSkip, in the order of our scheduler
 
 All ranks do the same, so that one stands for all; with skewed routing it is the fullest one, for which all others wait.
@@ -27,11 +27,11 @@ from torch import fx
 
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError
-from farskip_compile.overlap_passes import UNFUSED
-from farskip_compile.passes.graph_program import read_program
-from farskip_compile.passes.list_schedule import Limits, list_schedule
-from farskip_compile.passes.placement import published_order
-from farskip_compile.passes.program import Flight, Program, Role, Timeline, flights, simulate
+from farskip_compile.inductor_passes import UNFUSED
+from farskip_compile.passes.schedule.from_graph import read_program
+from farskip_compile.passes.schedule.program import Flight, Program, Role, Timeline, flights, simulate
+from farskip_compile.passes.schedule.published import published_order
+from farskip_compile.passes.schedule.search import Limits, list_schedule
 from farskip_compile.simulate.estimate import ScenarioEstimates
 from farskip_compile.simulate.rank_model import RankModel, rank_model
 from farskip_compile.simulate.scenario import Scenario

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from farskip_compile.errors import ConfigError
-from farskip_compile.passes.program import Role
+from farskip_compile.passes.schedule.program import Role
 from farskip_compile.simulate.predict import Prediction, StepResult
 from farskip_compile.simulate.text import NAMES
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from farskip_compile.capture import Capture, Then, capture, is_compiled_inside
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.report import Outcome
+from farskip_compile.report.compile import Outcome
 from farskip_compile.testing.failure import failure, refusals_fail
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from farskip_compile.passes.termset import TermSet
-from farskip_compile.report import CompileReport, RowReport
+from farskip_compile.passes.residual.termset import TermSet
+from farskip_compile.report.compile import CompileReport, RowReport
 from farskip_compile.testing.failure import WIDTH
 
 INDENT = 2

@@ -15,7 +15,7 @@ from torch import nn
 from farskip_compile.backend import backend
 from farskip_compile.capture import compiled_with
 from farskip_compile.errors import ConfigError, NoResidualStackError
-from farskip_compile.report import CompileReport, Outcome
+from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.testing.comparing import differences, scale_of_gradients
 from farskip_compile.testing.failure import failure, refusals_fail, some
 from farskip_compile.testing.running import Run, named_buffers, named_parameters, run

@@ -2,7 +2,7 @@
 
 Contract: in come a report (which rows there are, in which layer, of which kind, and what they read as written) and a
 wish; out comes what each row must read. Nothing here knows how the compiler turns a wish into an edit
-(`passes/connectivity.py`): it is what the compiler is held against.
+(`passes/rewire/request.py`): it is what the compiler is held against.
 
 Rules (arXiv 2511.11505, section 3; x_k is the stream in front of layer k, a attention, s shared, r routed experts):
   attention of layer k        reads n_k, which is x_k without r of layer k - 1        full, attention
@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from farskip_compile.passes.connectivity import Connectivity, LayerRange
-from farskip_compile.passes.kinds import Kind
-from farskip_compile.passes.termset import TermSet
-from farskip_compile.report import CompileReport, RowReport
+from farskip_compile.passes.residual.kinds import Kind
+from farskip_compile.passes.residual.termset import TermSet
+from farskip_compile.passes.rewire.request import Connectivity, LayerRange
+from farskip_compile.report.compile import CompileReport, RowReport
 from farskip_compile.testing.failure import failure, some
 
 

@@ -18,12 +18,12 @@ import torch
 from torch import fx
 
 from farskip_compile._compat.distributed import group_ranks
-from farskip_compile.cache_identity import source_hash
 from farskip_compile.capture import Capture
-from farskip_compile.layout import reads_text, short_place
-from farskip_compile.announce import collective_orders
-from farskip_compile.passes import ops
-from farskip_compile.report import CompileReport
+from farskip_compile.explain.layout import reads_text, short_place
+from farskip_compile.passes.graph import ops
+from farskip_compile.ranks.announce import collective_orders
+from farskip_compile.ranks.identity import source_hash
+from farskip_compile.report.compile import CompileReport
 
 NUMBER = "#"
 

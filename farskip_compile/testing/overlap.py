@@ -5,7 +5,7 @@ nothing is built and nothing runs. What is asserted is read off that order by es
 configuration: no clock is involved, so the result is the same on every machine.
 
 Which collectives are those of the routed experts is decided by dataflow: the compiler notes on every node of the graph
-which terms of the residual stream it computes (`passes/term_tags.py`), and AOTAutograd carries that to the collectives,
+which terms of the residual stream it computes (`residual.tags`), and AOTAutograd carries that to the collectives,
 also to those of the backward graph.
 
 Two collectives have the least to hide behind (arXiv 2511.11505, section 4.1), and in some models nothing: the last one
@@ -28,12 +28,12 @@ from farskip_compile._compat.generated import generating_only
 from farskip_compile.capture import Capture
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError
-from farskip_compile.in_flight import independent
-from farskip_compile.announce import announcement
-from farskip_compile.passes.kinds import Kind
-from farskip_compile.passes.program import Flight
-from farskip_compile.report import CompileReport
-from farskip_compile.schedule_report import ScheduleReport
+from farskip_compile.explain.overlappable import independent
+from farskip_compile.passes.residual.kinds import Kind
+from farskip_compile.passes.schedule.program import Flight
+from farskip_compile.ranks.announce import announcement
+from farskip_compile.report.compile import CompileReport
+from farskip_compile.report.schedule import ScheduleReport
 from farskip_compile.testing.captured import captured, wish_of
 from farskip_compile.testing.failure import failure, some
 

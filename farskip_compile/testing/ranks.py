@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from farskip_compile._compat.distributed import SILENT_BACKENDS, world_group
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.passes.termset import TermSet
+from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.testing.captured import captured
 from farskip_compile.testing.drawing import drawing, wrong_rows
 from farskip_compile.testing.failure import failure, some

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.passes.connectivity import Connectivity, LayerRange
-from farskip_compile.passes.termset import TermSet
-from farskip_compile.report import CompileReport
+from farskip_compile.passes.residual.termset import TermSet
+from farskip_compile.passes.rewire.request import Connectivity, LayerRange
+from farskip_compile.report.compile import CompileReport
 from farskip_compile.testing.captured import captured, wish_of
 from farskip_compile.testing.drawing import drawing, wrong_rows
 from farskip_compile.testing.expected import expected_reads, reads_as_written, reads_in_standard_wiring

@@ -29,7 +29,7 @@ from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import FarSkipError, NoResidualStackError
 from farskip_compile.explain import Refusal, not_captured
 from farskip_compile.models.generic_form import GenericFarSkipForm
-from farskip_compile.report import CompileReport, Outcome
+from farskip_compile.report.compile import CompileReport, Outcome
 
 CONNECTIVITIES = ("none", "full", "attention", "mlp")
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from farskip_compile.explain import Refusal
-from farskip_compile.layout import short_place
-from farskip_compile.passes.kinds import Kind
-from farskip_compile.report import CompileReport
+from farskip_compile.explain.layout import short_place
+from farskip_compile.passes.residual.kinds import Kind
+from farskip_compile.report.compile import CompileReport
 from farskip_compile.zoo.check import Finding, Verdict, check
 from farskip_compile.zoo.families import Family
 from farskip_compile.zoo.tiny import CannotBuild, build_tiny

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from overlap_bench.bound import bound_of, scaled
 
-from farskip_compile.passes.program import Program, Role, Task, check_order, simulate
+from farskip_compile.passes.schedule.program import Program, Role, Task, check_order, simulate
 from farskip_compile.testing.strategies import consistent, programs
 
 

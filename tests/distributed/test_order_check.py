@@ -16,7 +16,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 import farskip_compile
 from farskip_compile.errors import OrderMismatchError
-from farskip_compile.order_check import check_across_ranks
+from farskip_compile.ranks.agree import check_across_ranks
 from tests.distributed.ranks import run_ranks
 
 

@@ -35,10 +35,10 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.graph import GraphLowering
 from torch.distributed import distributed_c10d
 
-from farskip_compile import order_check
 from farskip_compile._compat.distributed import world_store
 from farskip_compile.errors import FarSkipError
-from farskip_compile.rank_failures import failure_told
+from farskip_compile.ranks import agree
+from farskip_compile.ranks.failures import failure_told
 from tests.faults.outcomes import reached
 
 ON_PURPOSE = "broken on purpose"
@@ -48,8 +48,8 @@ KERNELS = "our pass on kernels"
 INDUCTOR = "Inductor's code generator"
 CACHE = "Inductor's writing of its cache"
 PLACES: dict[str, tuple[Any, str]] = {
-    OUR_PASS: ("farskip_compile.overlap_passes", "schedule_graph"),
-    KERNELS: ("farskip_compile.overlap_passes", "schedule_kernels"),
+    OUR_PASS: ("farskip_compile.inductor_passes", "schedule_graph"),
+    KERNELS: ("farskip_compile.inductor_passes", "schedule_kernels"),
     INDUCTOR: (GraphLowering, "codegen"),
     CACHE: (pathlib.Path, "rename"),
     "normalize": ("farskip_compile.pipeline", "normalize"),
@@ -223,7 +223,7 @@ def step_again(rank: int, first: Sequence[Mapping[str, Any]], then: Sequence[Map
         raise AssertionError("nothing was raised")
     world = world_store()
     assert world is not None
-    sleep = order_check.time.sleep
+    sleep = agree.time.sleep
 
     def polled(seconds: float) -> None:
         world.set("test/polled", "1")
@@ -231,7 +231,7 @@ def step_again(rank: int, first: Sequence[Mapping[str, Any]], then: Sequence[Map
 
     if rank == 1:
         world.store.wait(["test/polled"])
-    with mock.patch.object(order_check.time, "sleep", polled):
+    with mock.patch.object(agree.time, "sleep", polled):
         return compiled_step(then[rank])
 
 
@@ -254,7 +254,7 @@ def too_late(rank: int) -> None:
     else:
         set_timeout(0.5)
     try:
-        order_check.check_across_ranks({world.group: ["all_reduce sum float32"]}, "inference")
+        agree.check_across_ranks({world.group: ["all_reduce sum float32"]}, "inference")
     finally:
         world.set("test/gave up", "1")
 
@@ -265,4 +265,4 @@ def in_a_row(rank: int) -> None:
     if rank == 0:
         with failure_told("failed to compile"):
             raise ValueError(ON_PURPOSE)
-    order_check.check_across_ranks({groups[rank - 1].group_name: ["all_reduce sum float32"]}, "inference")
+    agree.check_across_ranks({groups[rank - 1].group_name: ["all_reduce sum float32"]}, "inference")

@@ -13,9 +13,9 @@ from torch import fx
 
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import FarSkipError, VerificationError
-from farskip_compile.passes.connectivity import Connectivity, LayerRange
+from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.pipeline import run
-from farskip_compile.report import CompileReport, Outcome
+from farskip_compile.report.compile import CompileReport, Outcome
 from tests.fuzz.machine import duplicate, fingerprint
 
 

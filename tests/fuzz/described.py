@@ -18,10 +18,10 @@ from typing import Any
 from hypothesis import strategies as st
 
 from farskip_compile.errors import FarSkipError
-from farskip_compile.passes.connectivity import LayerRange, ask
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
-from farskip_compile.passes.table import ResidualTable
+from farskip_compile.passes.residual.table import ResidualTable
+from farskip_compile.passes.rewire.request import LayerRange, ask
 from farskip_compile.testing.strategies import Captured, Network, capture, evaluate, networks
 from farskip_compile.testing.strategies.network import state
 from tests.fuzz.demands import attempt, check_refusal, demand

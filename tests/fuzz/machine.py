@@ -21,7 +21,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
-from farskip_compile.passes import effects
+from farskip_compile.passes.graph import effects
 
 
 @dataclass

@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from farskip_compile.passes import effects, ops
-from farskip_compile.passes.table import ResidualTable
-from farskip_compile.passes.termset import TermSet
+from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.residual.table import ResidualTable
+from farskip_compile.passes.residual.termset import TermSet
 from tests.fuzz.machine import Run, run_nodes, same
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import fx
 
-from farskip_compile.passes.connectivity import ask
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
+from farskip_compile.passes.residual.table import ResidualTable
+from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire import rewire
-from farskip_compile.passes.table import ResidualTable
-from farskip_compile.passes.termset import TermSet
+from farskip_compile.passes.rewire.request import ask
 from tests.fuzz.machine import duplicate, run_nodes, same
 from tests.fuzz.meaning import Meaning
 from tests.graphs import Layer, MoE, Stack, ids

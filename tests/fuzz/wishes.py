@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from farskip_compile.passes.connectivity import Connectivity, LayerRange
-from farskip_compile.passes.table import ResidualTable
+from farskip_compile.passes.residual.table import ResidualTable
+from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 
 NAMED = ("none", "full", "attention", "mlp")
 USER_TABLES = 2

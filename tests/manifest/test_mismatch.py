@@ -15,12 +15,12 @@ from farskip_compile import FarSkipWarning, Manifest, ManifestError, Outcome, de
 from farskip_compile.manifest.check import check_as_written, check_rewired
 from farskip_compile.manifest.graph_parameters import GraphParameters, graph_parameters
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
-from farskip_compile.passes.connectivity import ask
-from farskip_compile.passes.kinds import Kind
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
-from farskip_compile.passes.table import ResidualTable
-from farskip_compile.passes.termset import TermSet
+from farskip_compile.passes.residual.kinds import Kind
+from farskip_compile.passes.residual.table import ResidualTable
+from farskip_compile.passes.residual.termset import TermSet
+from farskip_compile.passes.rewire.request import ask
 from tests.manifest.sample import IDS, SMALL, compiled, small
 
 

@@ -29,16 +29,16 @@ from torch import fx
 
 from farskip_compile import FarSkipConfig, backend, testing
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes import ops
-from farskip_compile.passes.connectivity import ask
-from farskip_compile.passes.merge_reductions import merge_reductions
+from farskip_compile.passes.graph import ops
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
+from farskip_compile.passes.residual.table import ResidualTable
+from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire import rewire
-from farskip_compile.passes.table import ResidualTable
-from farskip_compile.passes.termset import TermSet
+from farskip_compile.passes.rewire.merge_reductions import merge_reductions
+from farskip_compile.passes.rewire.request import ask
 from farskip_compile.pipeline import run
-from farskip_compile.verification import Snapshot, Verified, snapshot, verify
+from farskip_compile.verify.rewiring import Snapshot, Verified, snapshot, verify
 from tests.mutation.models import PLAIN, Base
 
 

@@ -24,11 +24,11 @@ from farskip_compile import testing
 from farskip_compile._compat import inductor
 from farskip_compile.costs import load_profile
 from farskip_compile.errors import VerificationError
+from farskip_compile.inductor_passes import Plan, schedule_post_grad
 from farskip_compile.models import ParallelConfig, build
-from farskip_compile.announce import announcement
-from farskip_compile.overlap_passes import Plan, schedule_post_grad
-from farskip_compile.passes import ops
-from farskip_compile.passes.list_schedule import Limits
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.schedule.search import Limits
+from farskip_compile.ranks.announce import announcement
 from tests.mutation.bench import Fault, Verdict, code, mutated
 
 aten = torch.ops.aten

@@ -8,9 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-from farskip_compile import announce
 from farskip_compile._compat import inductor
-from farskip_compile.passes import collectives, graph_program, ops, program, schedule_graph
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.schedule import collectives, from_graph, program
+from farskip_compile.passes.schedule import graph as schedule_graph
+from farskip_compile.ranks import announce
 from tests.mutation.bench import Fault
 from tests.mutation.order_bench import Scheduled, in_schedule, in_scheduler
 
@@ -176,28 +178,28 @@ FAULTS: list[Fault] = [
     in_schedule("announcement of another order", "backward graph", announces_one_launch_less),
     in_scheduler(
         "writes don't wait for readers",
-        graph_program._order_memory,
+        from_graph._order_memory,
         "needs[i].update(reader for reader in state.readers if reader != i)",
         "pass",
         "read, then written",
     ),
     in_scheduler(
         "a wait reads nothing that is in flight",
-        graph_program._order_memory,
+        from_graph._order_memory,
         "[*node.all_input_nodes, *in_flight.get(launch_of.get(node, node), ())]",
         "node.all_input_nodes",
         "sent, then written",
     ),
     in_scheduler(
         "what Inductor may write counts as read only",
-        graph_program._order_in_place,
+        from_graph._order_in_place,
         "    landed: dict",
         "    return\n    landed: dict",
         "sent, then put",
     ),
     in_scheduler(
         "side effects have no order",
-        graph_program._order_side_effects,
+        from_graph._order_side_effects,
         "    last: int | None = None\n",
         "    return\n",
         "drawn twice",

@@ -4,8 +4,9 @@ against comes from a faulty pass, `farskip_compile.testing` must see it."""
 from __future__ import annotations
 
 from farskip_compile import pipeline
-from farskip_compile.passes import connectivity, merge_reductions, part_collectives, residual, rewire, substitute
-from farskip_compile.passes import single_assignment as assignment
+from farskip_compile.passes import residual, rewire
+from farskip_compile.passes.normalize import single_assignment as assignment
+from farskip_compile.passes.rewire import merge_reductions, request, split_collectives, substitute
 from tests.mutation.bench import Fault, in_pass
 from tests.mutation.models import (
     BIASED,
@@ -24,25 +25,23 @@ from tests.mutation.models import (
 IN_RANGE = "layers[0] <= row.layer <= layers[1]"
 
 FAULTS: list[Fault] = [
-    in_pass("rule: attention leaves out an older layer", connectivity.rule, "row.layer - 1", "row.layer - 2"),
-    in_pass(
-        "rule: n misses s too", connectivity.rule, "index].kind is Kind.ROUTED", "index].kind is not Kind.EMBEDDING"
-    ),
+    in_pass("rule: attention leaves out an older layer", request.rule, "row.layer - 1", "row.layer - 2"),
+    in_pass("rule: n misses s too", request.rule, "index].kind is Kind.ROUTED", "index].kind is not Kind.EMBEDDING"),
     in_pass(
         "rule: attention reads x under `full`",
-        connectivity.rule,
+        request.rule,
         'connectivity == "mlp"',
         'connectivity in ("mlp", "full")',
     ),
     in_pass(
         "rule: MoE reads x + a under `full`",
-        connectivity.rule,
+        request.rule,
         'connectivity == "attention"',
         'connectivity in ("attention", "full")',
     ),
     in_pass(
         "rule: `attention` and `mlp` exchanged",
-        connectivity.rule,
+        request.rule,
         "    if row.kind.mixes_tokens:",
         '    connectivity = {"attention": "mlp", "mlp": "attention"}.get(connectivity, connectivity)\n'
         "    if row.kind.mixes_tokens:",
@@ -50,41 +49,41 @@ FAULTS: list[Fault] = [
     ),
     in_pass(
         "rule: dense layer not parallel",
-        connectivity.rule,
+        request.rule,
         'connectivity == "attention"',
         'connectivity == "attention" or row.kind is Kind.DENSE',
         DENSE_FIRST,
     ),
     in_pass(
         "off-by-one range: end exclusive",
-        connectivity.ask,
+        request.ask,
         IN_RANGE,
         IN_RANGE.replace("<= lay", "< lay"),
         layers=(1, 2),
     ),
     in_pass(
         "off-by-one range: layers counted from 1",
-        connectivity.ask,
+        request.ask,
         IN_RANGE,
         IN_RANGE.replace("row.layer", "row.layer + 1"),
         layers=(1, 2),
     ),
     in_pass(
         "export rule forgotten",
-        connectivity.ask,
+        request.ask,
         "if not terms or (",
         "if not terms or (row.kind.mixes_tokens and layers is not None and row.layer == layers[0]) or (",
         layers=(1, 2),
     ),
     in_pass(
         "wish: the last layer is left out",
-        connectivity.ask,
+        request.ask,
         "for row in table.rows:\n",
         "for row in table.rows[:-2]:\n",
     ),
     in_pass(
         "wish: only the first layer that matches",
-        connectivity.ask,
+        request.ask,
         "    return Request(left_out, tuple(already))",
         "    return Request(dict(list(left_out.items())[:2]), tuple(already))",
     ),
@@ -154,12 +153,12 @@ FAULTS: list[Fault] = [
     ),
     in_pass(
         "part_collectives: one part not reduced",
-        part_collectives.part_collectives,
+        split_collectives.part_collectives,
         "    _launch_early(stream, kept)\n",
         "    kept = kept.all_input_nodes[0].all_input_nodes[0]\n",
         REDUCING,
     ),
-    in_pass("part_collectives: a bias in both parts", part_collectives.part_collectives, ", bare=True", "", BIASED),
+    in_pass("part_collectives: a bias in both parts", split_collectives.part_collectives, ", bare=True", "", BIASED),
     in_pass(
         "merge_reductions: attention reduced twice",
         merge_reductions._merge,

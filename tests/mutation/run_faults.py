@@ -15,22 +15,17 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 
-from farskip_compile import (
-    FarSkipConfig,
-    backend,
-    cache_identity,
-    order_check,
-    overlap_passes,
-    stale_artifacts,
-    testing,
-)
+from farskip_compile import FarSkipConfig, backend, inductor_passes, testing
 from farskip_compile._compat.distributed import StoreClient
 from farskip_compile._compat.generated import generating_only
-from farskip_compile.common_options import common_options
 from farskip_compile.errors import OrderMismatchError, VerificationError
-from farskip_compile.kernel_verification import verify_kernels
 from farskip_compile.models import ParallelConfig, build
-from farskip_compile.passes import part_collectives, schedule_kernels
+from farskip_compile.passes.rewire import split_collectives
+from farskip_compile.passes.schedule import kernels as schedule_kernels
+from farskip_compile.ranks import agree, stale
+from farskip_compile.ranks import identity as cache_identity
+from farskip_compile.ranks.common import common_options
+from farskip_compile.verify.kernels import verify_kernels
 from tests.distributed.ranks import run_ranks
 from tests.mutation.bench import Fault, Verdict, fresh, mutated
 from tests.mutation.models import PLAIN, SHARED_FIRST
@@ -81,8 +76,8 @@ def kernel_verdicts() -> dict[str, Verdict | None]:
     order = schedule_kernels.schedule_kernels
     torch.compiler.reset()
     with (
-        mock.patch.object(overlap_passes, "schedule_kernels", keep),
-        mock.patch.object(overlap_passes, "verify_kernels", check),
+        mock.patch.object(inductor_passes, "schedule_kernels", keep),
+        mock.patch.object(inductor_passes, "verify_kernels", check),
         testing.fake_ranks(2),
         torch.no_grad(),
         generating_only(lambda kernels: None),
@@ -110,11 +105,11 @@ def compare(*said_by: Mapping[str, Any]) -> list[BaseException | None]:
         local.rank = number
         data = said_by[number]
         try:
-            order_check.check_across_ranks(data["orders"], data["phase"], data["common"])
+            agree.check_across_ranks(data["orders"], data["phase"], data["common"])
         except OrderMismatchError as error:
             errors[number] = error
 
-    with mock.patch.object(order_check, "process_group_store", client):
+    with mock.patch.object(agree, "process_group_store", client):
         threads = [threading.Thread(target=rank, args=(number,)) for number in range(len(said_by))]
         for thread in threads:
             thread.start()
@@ -164,7 +159,7 @@ def options(**wish: Any) -> dict[str, Any]:
 def assert_same(rank: int, world_size: int) -> str:
     """On rank 1, parted reductions are launched where they stood; the order says the same, the graph does not."""
     model = SHARED_FIRST.make()
-    with mutated(part_collectives.part_collectives, "_launch_early(stream, kept)", "pass") if rank else nullcontext():
+    with mutated(split_collectives.part_collectives, "_launch_early(stream, kept)", "pass") if rank else nullcontext():
         try:
             testing.assert_same_on_all_ranks(model, *SHARED_FIRST.inputs())
         except AssertionError as error:
@@ -194,10 +189,10 @@ def from_a_cache(
         (identity, common), asked = made_for(), asked_for()
         assert (identity, common) != asked, "both are the same"
         text = {**announced(graph, common=common), "identity": identity}
-        with mock.patch.object(stale_artifacts, "_asked", {}):
-            stale_artifacts.expect(*asked)
+        with mock.patch.object(stale, "_asked", {}):
+            stale.expect(*asked)
             try:
-                stale_artifacts.refuse_stale(text)
+                stale.refuse_stale(text)
             except VerificationError as error:
                 return Verdict.of("artifact check", error)
         return None
@@ -230,7 +225,7 @@ CONFIG = "json.dumps(config.to_json(), sort_keys=True)"
 
 def backward_is_not_scheduled() -> Verdict | None:
     with mutated(
-        overlap_passes.PostGradPass.__call__,
+        inductor_passes.PostGradPass.__call__,
         "if self.plan is not None and",
         'if self.plan is not None and _phase(graph) != "backward" and',
     ):

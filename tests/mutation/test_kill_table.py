@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from farskip_compile import stale_artifacts, testing
+from farskip_compile import testing
+from farskip_compile.ranks import stale
 from tests.mutation import run_faults
 from tests.mutation.bench import fake_ranks_if, rewired
 from tests.mutation.models import BASES, DECODING, DENSE_FIRST, PLAIN, REDUCING, Base
@@ -77,12 +78,12 @@ def test_ranks_that_agree_pass() -> None:
 
 
 def test_an_artifact_that_was_asked_for_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stale_artifacts, "_asked", {})
+    monkeypatch.setattr(stale, "_asked", {})
     identity, common = run_faults.compile_for()
     text = {**run_faults.announced(common=common), "identity": identity}
-    stale_artifacts.refuse_stale(text)  # nothing was asked for: the graph came as a package
-    stale_artifacts.expect(identity, common)
-    stale_artifacts.refuse_stale(text)
+    stale.refuse_stale(text)  # nothing was asked for: the graph came as a package
+    stale.expect(identity, common)
+    stale.refuse_stale(text)
 
 
 def test_a_scheduled_backward_passes() -> None:

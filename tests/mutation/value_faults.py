@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import fx
 
-from farskip_compile.passes import ops
+from farskip_compile.passes.graph import ops
 from tests.mutation.bench import Fault, Rewired, in_graph
 from tests.mutation.models import DECODING, REDUCING, ROUNDED, SCALED, TRAINING
 from tests.mutation.wiring_faults import N1, X1

@@ -9,8 +9,8 @@ import torch.distributed._functional_collectives as funcol
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from farskip_compile._compat import collectives
-from farskip_compile.passes import ops
-from farskip_compile.passes.axis_moves import move_axes
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.normalize.axis_moves import move_axes
 from tests.graphs import dynamo
 
 

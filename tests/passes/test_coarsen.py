@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 
-from farskip_compile.passes.coarsen import LONGEST, coarsen
-from farskip_compile.passes.program import Buffer, Program, Role, Task, check_order, live_bytes, played
+from farskip_compile.passes.schedule.coarsen import LONGEST, coarsen
+from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task, check_order, live_bytes, played
 from farskip_compile.testing.strategies import consistent, programs
 
 

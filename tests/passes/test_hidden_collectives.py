@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from farskip_compile.passes.hidden_collectives import collectives_of
+from farskip_compile.passes.graph.hidden_collectives import collectives_of
 
 
 @pytest.fixture

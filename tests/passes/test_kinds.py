@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from farskip_compile.errors import InseparableExpertsError, UnsupportedPatternError
-from farskip_compile.passes.connectivity import ask
+from farskip_compile.passes.rewire.request import ask
 from tests.graphs import EXPERTS, WIDTH, Attention, Dense, Experts, Layer, MoE, Stack, table_of
 
 

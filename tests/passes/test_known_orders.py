@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 
-from farskip_compile.passes.list_schedule import Limits, list_schedule
-from farskip_compile.passes.program import Buffer, Program, Role, Task, check_order
+from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task, check_order
+from farskip_compile.passes.schedule.search import Limits, list_schedule
 from farskip_compile.testing.strategies.programs import consistent, programs
 
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farskip_compile.passes import list_schedule as search
-from farskip_compile.passes.list_schedule import Limits, list_schedule
-from farskip_compile.passes.program import Buffer, Program, Role, Task, bytes_in_flight, check_order, simulate
+from farskip_compile.passes.schedule import search
+from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task, bytes_in_flight, check_order, simulate
+from farskip_compile.passes.schedule.search import Limits, list_schedule
 from farskip_compile.testing.strategies import consistent, programs
 
 LIMITS = st.builds(Limits, st.sampled_from([0.0, 0.05, 0.5, 10.0]), st.sampled_from([0, 100, 1_000_000]))
@@ -320,7 +320,7 @@ def test_a_program_must_be_in_order() -> None:
 
 SCRIPT = """
 from tests.passes.test_list_schedule import far_skip_layers
-from farskip_compile.passes.list_schedule import list_schedule
+from farskip_compile.passes.schedule.search import list_schedule
 print(list_schedule(far_skip_layers(6, rewired=True)).order)
 """
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farskip_compile.passes import list_schedule as search
-from farskip_compile.passes.list_schedule import Limits, list_schedule
-from farskip_compile.passes.lower_peak import MOVES, WORK, lower_peak
-from farskip_compile.passes.program import Buffer, Program, Role, Task, check_order, live_bytes, simulate
+from farskip_compile.passes.schedule import search
+from farskip_compile.passes.schedule.lower_peak import MOVES, WORK, lower_peak
+from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task, check_order, live_bytes, simulate
+from farskip_compile.passes.schedule.search import Limits, list_schedule
 from farskip_compile.testing.strategies import consistent, programs
 from tests.passes.test_list_schedule import scarce_memory
 

@@ -8,9 +8,9 @@ from unittest import mock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farskip_compile.passes import list_schedule as search
-from farskip_compile.passes.list_schedule import MODEST, WORTH, Limits, Schedule, list_schedule
-from farskip_compile.passes.program import Program, Role, simulate
+from farskip_compile.passes.schedule import search
+from farskip_compile.passes.schedule.program import Program, Role, simulate
+from farskip_compile.passes.schedule.search import MODEST, WORTH, Limits, Schedule, list_schedule
 from farskip_compile.testing.strategies import consistent, programs
 from tests.passes.test_list_schedule import far_skip_layers, with_memory
 

@@ -9,9 +9,9 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes import ops
+from farskip_compile.passes.graph import ops
 from farskip_compile.passes.normalize import normalize
-from farskip_compile.passes.open_checkpoints import open_checkpoints
+from farskip_compile.passes.normalize.checkpoints import open_checkpoints
 from farskip_compile.passes.residual import read_table
 from tests.graphs import Layer, MoE, Stack, dynamo, ids, reads, table_of
 

@@ -10,13 +10,13 @@ from torch import nn
 
 from farskip_compile._compat import collectives
 from farskip_compile.errors import InseparableExpertsError
-from farskip_compile.passes import ops
-from farskip_compile.passes.connectivity import ask
-from farskip_compile.passes.merge_reductions import merge_reductions
+from farskip_compile.passes.graph import ops
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire import rewire
-from farskip_compile.verification import snapshot, verify
+from farskip_compile.passes.rewire.merge_reductions import merge_reductions
+from farskip_compile.passes.rewire.request import ask
+from farskip_compile.verify.rewiring import snapshot, verify
 from tests.graphs import WIDTH, Experts, Layer, MoE, Stack, dynamo, ids, reads
 
 

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.connectivity import ask
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire import rewire
+from farskip_compile.passes.rewire.request import ask
 from tests.graphs import WIDTH, Attention, Dense, Experts, Layer, MoE, Stack, dynamo, ids, reads, table_of
 
 STANDARD = {"attention.0": "e", "moe.0": "e a0", "attention.1": "e a0 r0 s0", "moe.1": "e a0 r0 s0 a1"}

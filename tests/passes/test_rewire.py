@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes import effects, ops
-from farskip_compile.passes.connectivity import Request, ask
+from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire import rewire
-from farskip_compile.verification import snapshot, verify
+from farskip_compile.passes.rewire.request import Request, ask
+from farskip_compile.verify.rewiring import snapshot, verify
 from tests.graphs import WIDTH, Experts, Layer, MoE, Stack, dynamo, ids, reads
 
 

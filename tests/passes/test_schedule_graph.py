@@ -13,11 +13,11 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from farskip_compile._compat.inductor import in_place_arguments
-from farskip_compile.passes import effects, ops
-from farskip_compile.passes.collectives import launches_with_waits, normalize_collectives
-from farskip_compile.passes.graph_program import read_program
-from farskip_compile.passes.list_schedule import Limits
-from farskip_compile.passes.schedule_graph import pins, schedule_graph
+from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.schedule.collectives import launches_with_waits, normalize_collectives
+from farskip_compile.passes.schedule.from_graph import read_program
+from farskip_compile.passes.schedule.graph import pins, schedule_graph
+from farskip_compile.passes.schedule.search import Limits
 
 aten = torch.ops.aten
 c10d = torch.ops._c10d_functional

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
-from farskip_compile.passes import effects, ops
+from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.normalize import normalize
-from farskip_compile.passes.single_assignment import assign_once, mutation_edges
+from farskip_compile.passes.normalize.single_assignment import assign_once, mutation_edges
 from farskip_compile.testing.strategies.network_graph import Recorder
 from tests.graphs import dynamo
 

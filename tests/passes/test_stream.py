@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from farskip_compile.errors import FarSkipError, NotASumError, UnsupportedPatternError
-from farskip_compile.passes import ops
+from farskip_compile.passes.graph import ops
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from tests.graphs import WIDTH, Attention, Dense, Layer, MoE, Stack, dynamo, ids, reads, table_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from farskip_compile.passes import ops
+from farskip_compile.passes.graph import ops
 
 CHUNK = 8
 

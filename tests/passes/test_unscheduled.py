@@ -14,9 +14,9 @@ from torch.utils._ordered_set import OrderedSet
 
 from farskip_compile._compat import inductor
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.kernel_program import read_kernels
-from farskip_compile.passes.program import Buffer, Program, Task, live_bytes
-from farskip_compile.passes.unscheduled import PLACE, remember_order, unscheduled_peak
+from farskip_compile.passes.schedule.from_kernels import read_kernels
+from farskip_compile.passes.schedule.program import Buffer, Program, Task, live_bytes
+from farskip_compile.passes.schedule.unscheduled import PLACE, remember_order, unscheduled_peak
 
 SCHEDULER = SimpleNamespace()
 

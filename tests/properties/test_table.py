@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import fx
 
 from farskip_compile.errors import ConnectivityError, DenseModelError, LayerRangeError
-from farskip_compile.passes.connectivity import Request, ask
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
+from farskip_compile.passes.residual.table import ResidualTable
 from farskip_compile.passes.rewire import rewire
-from farskip_compile.passes.table import ResidualTable
+from farskip_compile.passes.rewire.request import Request, ask
 from farskip_compile.testing.strategies import Captured, Network, capture, evaluate, networks
-from farskip_compile.verification import snapshot, verify
+from farskip_compile.verify.rewiring import snapshot, verify
 
 
 def terms_by_mark(table: ResidualTable, captured: Captured) -> list[int]:

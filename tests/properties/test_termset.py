@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farskip_compile.passes.termset import TermSet
+from farskip_compile.passes.residual.termset import TermSet
 
 indices = st.sets(st.integers(0, 12))
 

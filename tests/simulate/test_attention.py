@@ -57,7 +57,7 @@ def test_the_costs_know_them() -> None:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     from farskip_compile.costs import SizeHints, op_cost
-    from farskip_compile.passes import ops
+    from farskip_compile.passes.graph import ops
 
     def function(query, key, value):
         return attention.causal_attention(query, key, value, attention.WHOLE)

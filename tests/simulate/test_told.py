@@ -12,7 +12,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from farskip_compile.cli import app
-from farskip_compile.passes.program import Program, Role, Task, flights, simulate
+from farskip_compile.passes.schedule.program import Program, Role, Task, flights, simulate
 from farskip_compile.simulate.exposed import exposed_rows
 from farskip_compile.simulate.picture import draw_prediction
 from farskip_compile.simulate.predict import PhaseResult

@@ -10,10 +10,10 @@ from farskip_compile import FarSkipConfig, NoResidualStackError, Outcome, Partia
 from farskip_compile._compat.compiled import is_compiled
 from farskip_compile.capture import capture, is_compiled_inside
 from farskip_compile.models import build
-from farskip_compile.passes import ops
+from farskip_compile.passes.graph import ops
 from farskip_compile.passes.residual import read_table
-from farskip_compile.passes.term_tags import CUSTOM, KEY, terms_of
-from farskip_compile.report import row_reports
+from farskip_compile.passes.residual.tags import CUSTOM, KEY, terms_of
+from farskip_compile.report.compile import row_reports
 
 IDS = torch.zeros(1, 5, dtype=torch.long)
 EAGER = FarSkipConfig(inner="eager")

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 import farskip_compile.pipeline as pipeline
 from farskip_compile import ConfigError
 from farskip_compile.models import FarSkipForm, build
-from farskip_compile.passes import ops
+from farskip_compile.passes.graph import ops
 from farskip_compile.testing import assert_equivalent, assert_unchanged, equivalence
 from farskip_compile.testing.strategies import Case, cases
 from tests import sample_models

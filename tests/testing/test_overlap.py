@@ -13,9 +13,9 @@ import torch.utils.checkpoint
 from torch import nn
 from torch._inductor.graph import GraphLowering
 
-from farskip_compile import ConfigError, FarSkipConfig, overlap_passes
+from farskip_compile import ConfigError, FarSkipConfig, inductor_passes
 from farskip_compile.models import build
-from farskip_compile.passes.program import flights
+from farskip_compile.passes.schedule.program import flights
 from farskip_compile.testing import assert_overlappable, fake_ranks
 from tests.graphs import Layer, MoE, Stack
 from tests.graphs import ids as few_ids
@@ -80,7 +80,7 @@ def test_standard_wiring_is_seen_to_hide_little(two_ranks: Any) -> None:
 
 def test_an_order_that_waits_at_once_is_seen(two_ranks: Any) -> None:
     """Rewired, and compiled as if it were scheduled, but each wait follows its launch: as without scheduling."""
-    true = overlap_passes.schedule_kernels
+    true = inductor_passes.schedule_kernels
 
     def wait_at_once(kernels: Any, *args: Any) -> Any:
         _, schedule = true(kernels, *args)
@@ -89,8 +89,8 @@ def test_an_order_that_waits_at_once_is_seen(two_ranks: Any) -> None:
         return [kernels[i] for i in order], dataclasses.replace(schedule, order=order, flights=flights(program, order))
 
     with (
-        mock.patch.object(overlap_passes, "schedule_kernels", wait_at_once),
-        mock.patch.object(overlap_passes, "verify_kernels"),
+        mock.patch.object(inductor_passes, "schedule_kernels", wait_at_once),
+        mock.patch.object(inductor_passes, "verify_kernels"),
     ):
         text = failure_of(
             assert_overlappable, model_in("padded", two_ranks).eval(), IDS, at_least=SHORT, config=config()
@@ -99,7 +99,7 @@ def test_an_order_that_waits_at_once_is_seen(two_ranks: Any) -> None:
 
 
 def overlap_program(kernels: Any, estimates: Any, limits: Any, inputs: int) -> Any:
-    from farskip_compile.passes.kernel_program import read_kernels
+    from farskip_compile.passes.schedule.from_kernels import read_kernels
 
     return read_kernels(kernels, estimates, inputs)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import farskip_compile.testing
 from farskip_compile.models.decoder import Decoder
-from farskip_compile.passes.program import check_order
+from farskip_compile.passes.schedule.program import check_order
 from farskip_compile.testing import strategies
 from farskip_compile.testing.strategies import (
     Case,

@@ -15,8 +15,8 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from farskip_compile import FarSkipConfig
 from farskip_compile.capture import capture
 from farskip_compile.models import build
-from farskip_compile.passes import ops
-from farskip_compile.passes.term_tags import terms_of
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.residual.tags import terms_of
 from tests.graphs import Experts, Layer, Stack
 from tests.graphs import ids as few_ids
 from tests.test_generated_order import LAYOUTS, SMALL, parallel

@@ -12,8 +12,8 @@ from torch import nn
 
 from farskip_compile import ConfigError, LayerRangeError, Outcome, backend
 from farskip_compile.models import FarSkipForm, build
-from farskip_compile.passes import connectivity as rules
-from farskip_compile.passes.termset import TermSet
+from farskip_compile.passes.residual.termset import TermSet
+from farskip_compile.passes.rewire import request as rules
 from farskip_compile.testing import assert_rewired, assert_wiring
 from farskip_compile.testing.drawing import MOST_ROWS, drawing, wrong_rows
 from farskip_compile.testing.expected import expected_reads, reads_as_written, reads_in_standard_wiring

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from farskip_compile.cli import app
-from farskip_compile.cli_zoo import regressions
+from farskip_compile.cli.zoo import regressions
 from farskip_compile.zoo.run import Entry, check_family
 from farskip_compile.zoo.table import counts, page, summary
 

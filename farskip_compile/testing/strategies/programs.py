@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from farskip_compile.passes.program import Buffer, Program, Role, Task
+from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
 
 SECONDS = st.integers(0, 20).map(lambda tenths: tenths / 10)
 

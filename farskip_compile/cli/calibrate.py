@@ -1,0 +1,105 @@
+"""The command `farskip calibrate FILE`: measure this machine, and write its hardware profile.
+
+Contract: under torchrun all ranks measure together and rank 0 writes and prints; alone, one process measures compute.
+Exit status 0 if the profile is written, 2 for wrong usage. With `--json`, stdout holds one JSON document and nothing
+else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from farskip_compile.errors import ConfigError
+from farskip_compile.explain import text
+
+QUICK, NORMAL = 10.0, 45.0
+
+
+def calibrate_command(
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="Write the profile here (.json).")],
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer points, in 10 seconds or so.")] = False,
+    budget: Annotated[float | None, typer.Option(metavar="SECONDS", help="How long it may take (default: 45).")] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="Type of the products, as torch calls it; may be repeated.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="What to measure (default: the accelerator, else cpu).")] = None,
+    ranks_per_node: Annotated[int | None, typer.Option(min=1, help="Ranks that share a node.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Profile that gives what is not measured: a name or a file.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(metavar="compute|links", help="Measure only this.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show every measured point.")] = False,
+) -> None:
+    """Measure this machine on the ranks of torchrun, or on one: a profile for the backend's option "profile"."""
+    import torch
+
+    from farskip_compile.calibrate.main import measure
+    from farskip_compile.calibrate.table import calibration_text
+    from farskip_compile.costs import load_profile
+
+    first = os.environ.get("RANK", "0") == "0"
+    errors = Console(stderr=True, highlight=False, quiet=not first)
+    if only not in (None, "compute", "links"):
+        raise typer.BadParameter("compute or links", param_hint="--only")
+    dtypes = [getattr(torch, name, None) for name in dtype or ["float32"]]
+    if any(not isinstance(one, torch.dtype) for one in dtypes):
+        raise typer.BadParameter("a type of torch: float32, bfloat16, ...", param_hint="--dtype")
+    try:
+        if first:
+            out.touch()
+    except OSError as error:
+        raise typer.BadParameter(f"can't write {out}: {error.strerror}", param_hint="FILE") from None
+    try:
+        with _ranks(device), errors.status("") as status:
+            found = measure(
+                device=device,
+                dtypes=[one for one in dtypes if isinstance(one, torch.dtype)],
+                budget_seconds=budget if budget is not None else QUICK if quick else NORMAL,
+                ranks_per_node=ranks_per_node,
+                base=load_profile(profile) if profile is not None else None,
+                compute=only != "links",
+                links=only != "compute",
+                tell=lambda step: status.update(step),
+            )
+    except ConfigError as error:
+        errors.print(text.error(error))
+        raise typer.Exit(2) from None
+    if not first:
+        return
+    found.profile.save(out)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=1))
+        return
+    console = Console(highlight=False)
+    console.print(calibration_text(found, console, everything=everything))
+    console.print(f"\nProfile: {out}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _ranks(device: str | None) -> Iterator[None]:
+    """The process group of torchrun's ranks, if this process is one of them."""
+    import torch
+    import torch.distributed as dist
+
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield
+        return
+    accelerator = (device or "").partition(":")[0] != "cpu" and torch.accelerator.is_available()
+    if accelerator:
+        torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group()
+    else:
+        dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

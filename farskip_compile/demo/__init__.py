@@ -1,0 +1,85 @@
+"""`farskip demo`: rewire models, compare them with hand-written FarSkip forms, and show what overlaps.
+
+Contract: `run_demo` needs no GPU and no network. It starts two gloo ranks on this machine, then checks an unmodified
+`transformers` model in this process. A part that can't run is in the result with the reason: skipped if a program or
+package is missing, failed otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import time
+from datetime import datetime
+
+import torch
+
+from farskip_compile.demo.checks import PREFILL, TRAINING, check
+from farskip_compile.demo.compared import Comparison
+from farskip_compile.demo.launch import Done, Tell, run_on_ranks
+from farskip_compile.demo.overlap import OVERLAP
+from farskip_compile.demo.ranks import DROPLESS, INDUCTOR, PADDED
+from farskip_compile.demo.results import Case, Demo
+from farskip_compile.explain import versions
+from farskip_compile.models.transformers_form import TransformersFarSkipForm, tiny_deepseek_v3
+
+RANKS = 2
+TRANSFORMERS_TITLE = "transformers DeepseekV3ForCausalLM"
+TRANSFORMERS_ABOUT = "The unmodified class of the transformers library, tiny and random, in one process"
+
+
+def run_demo(tell: Tell, done: Done, command: str = "farskip demo") -> Demo:
+    """Run everything.
+
+    Args:
+        tell: called with what is being done.
+        done: called with each finished case, and with the comparison of the overlap part.
+        command: what the user typed, for the report.
+    """
+    start = time.perf_counter()
+    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    cases: list[Case] = []
+    comparisons: list[Comparison] = []
+
+    def finish(part: Case | Comparison) -> None:
+        if isinstance(part, Comparison):
+            comparisons.append(part)
+        else:
+            cases.append(part)
+        done(part)
+
+    missing = _missing_compiler()
+    run_on_ranks([PADDED, DROPLESS] if missing else [PADDED, DROPLESS, INDUCTOR, OVERLAP], RANKS, tell, finish)
+    if missing:
+        problem = f"Inductor needs a C++ compiler, and there is no {missing}"
+        finish(Case(INDUCTOR.title, INDUCTOR.about, ranks=RANKS, problem=problem, skipped=True))
+        finish(Comparison(OVERLAP.title, OVERLAP.about, RANKS, problem=problem, skipped=True))
+    finish(transformers_case(tell))
+    return Demo(tuple(cases), time.perf_counter() - start, command, started, versions(), comparisons[-1])
+
+
+def _missing_compiler() -> str | None:
+    """The name of the C++ compiler that Inductor would call, if it is not there."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    return compiler if shutil.which(compiler) is None else None
+
+
+def transformers_case(tell: Tell = lambda _: None, layers: int = 4) -> Case:
+    """The unmodified `transformers` model against its hand-written form."""
+    if importlib.util.find_spec("transformers") is None:
+        problem = "transformers is not installed: pip install 'farskip-compile[hf]'"
+        return Case(TRANSFORMERS_TITLE, TRANSFORMERS_ABOUT, problem=problem, skipped=True)
+    try:
+        model = tiny_deepseek_v3(layers=layers).to(torch.float64)
+        model.set_experts_implementation("batched_mm")  # the one that takes float64 and is captured whole
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(0, model.config.vocab_size, (2, 8), generator=generator)
+        oracle = TransformersFarSkipForm(model)
+        report, checks = check(
+            model, oracle, ids, "eager", (PREFILL, TRAINING), lambda phase: tell(f"{TRANSFORMERS_TITLE}: {phase}")
+        )
+    except Exception as error:
+        return Case(TRANSFORMERS_TITLE, TRANSFORMERS_ABOUT, problem=f"{type(error).__name__}: {error}")
+    return Case(TRANSFORMERS_TITLE, TRANSFORMERS_ABOUT, report=report, checks=tuple(checks))

@@ -1,0 +1,95 @@
+"""The demo on the terminal: what was rewired in each case, and how it compares with the oracle.
+
+Contract: takes the records of a demo, gives text for rich; readable at 80 columns; draws nothing that is not in them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from farskip_compile.demo.compared import Comparison
+from farskip_compile.demo.overlap import trace_name
+from farskip_compile.demo.results import Case, Check, Demo
+from farskip_compile.explain import text
+from farskip_compile.explain.layout import shown_layers
+from farskip_compile.profiling.text import percent, time_text
+
+STYLES = {True: "bold green", False: "bold red"}
+
+
+def case_lines(case: Case | Comparison, console: Console) -> RenderableType:
+    """One case: what it is, what was rewired, the connectivity table, the checks. Or the variants side by side."""
+    if isinstance(case, Comparison):
+        return _comparison(case)
+    ranks = f" ({case.ranks} ranks)" if case.ranks > 1 else ""
+    parts: list[RenderableType] = [Text(f"\n{case.title}{ranks}", style="bold"), Text(case.about)]
+    if case.problem:
+        parts.append(Text(case.problem, style="yellow" if case.skipped else "red"))
+    if case.report is not None:
+        parts.append(Text(case.report.summary()))
+        if case.report.rows:
+            parts.append(text.connectivity(case.report, shown_layers(case.report), console))
+    if case.checks:
+        parts.append(_checks(case.checks))
+    return Group(*parts)
+
+
+def closing(demo: Demo, report: Path) -> RenderableType:
+    """The verdict, and where the report is."""
+    verdict = Text(f"\n{'PASS' if demo.passed else 'FAIL'}: ", style=STYLES[demo.passed])
+    verdict.append(f"{demo.verdict()}, {demo.seconds:.0f} s", style="default")
+    lines = [verdict, Text(f"report: {report}")]
+    if demo.overlap is not None and demo.overlap.variants:
+        lines.append(Text("traces of both ranks, for ui.perfetto.dev:"))
+        lines += [Text(f"  {report.parent / trace_name(variant.name)}") for variant in demo.overlap.variants]
+    return Group(*lines)
+
+
+def _comparison(found: Comparison) -> RenderableType:
+    parts: list[RenderableType] = [Text(f"\n{found.title} ({found.ranks} ranks)", style="bold"), Text(found.about)]
+    if found.problem:
+        return Group(*parts, Text(found.problem, style="yellow" if found.skipped else "red"))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("variant", no_wrap=True)
+    for heading in ("in flight", "exposed", "hidden", "predicted", "vs eager"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    for variant in found.variants:
+        predicted = variant.predicted_exposed_ns
+        table.add_row(
+            variant.name,
+            time_text(variant.communication_ns),
+            time_text(variant.exposed_ns),
+            percent(variant.report.total),
+            "-" if predicted is None else time_text(predicted),
+            f"{variant.difference:.1e}",
+            Text("pass" if variant.passed else "FAIL", style=STYLES[variant.passed]),
+        )
+    meaning = "predicted: exposed time by the scheduler's cost model; vs eager: the same wiring, not compiled"
+    return Group(*parts, table, Text(meaning, style="dim"), Text(found.note, style="yellow"))
+
+
+def _checks(checks: tuple[Check, ...]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), title="against the hand-written FarSkip form", title_justify="left")
+    for heading in ("phase", "inner", "outputs", "gradients", "vs plain", ""):
+        table.add_column(heading)
+    for check in checks:
+        table.add_row(
+            check.phase,
+            f"{check.inner} {check.dtype}",
+            _difference(check.outputs_equal, check.output_difference),
+            _difference(check.gradients_equal, check.gradient_difference),
+            f"{check.plain_difference:.1e}",
+            Text("pass" if check.passed else "FAIL", style=STYLES[check.passed]),
+        )
+    return table
+
+
+def _difference(equal: bool | None, difference: float | None) -> str:
+    if difference is None:
+        return "-"
+    return "bit-equal" if equal else f"max diff {difference:.1e}"

@@ -1,0 +1,147 @@
+"""What would `torch.compile(model, backend="farskip")` do to this model? Ask without compiling or running it.
+
+Contract: `explain` captures the model once, as `torch.compile(fullgraph=True)` does, rewires the captured graph, and
+returns what was found. A model that can't be captured or rewired gives an `Explanation` with a `Refusal`, and with
+the table of the model as written if there is one. The model is not run, so its state and mode stay as they are, and
+a model on the meta device can be explained too. Compiled code of this process is forgotten (`torch.compiler.reset`).
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException, capture_place, failing_line
+from farskip_compile.async_calls import async_collective
+from farskip_compile.capture import capture
+from farskip_compile.config import FarSkipConfig
+from farskip_compile.errors import FarSkipError
+from farskip_compile.explain.overlappable import independent
+from farskip_compile.graph_break_hints import known_break
+from farskip_compile.passes.rewire.request import Connectivity, LayerRange
+from farskip_compile.report.compile import CompileReport
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a model can't be rewired as asked."""
+
+    error: str
+    """Name of the exception's class."""
+    reason: str
+    where: str = ""
+    way_out: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """Plain data for `json.dumps`."""
+        return {"error": self.error, "reason": self.reason, "where": self.where, "way_out": self.way_out}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What was found in a model, and what the backend makes of it."""
+
+    model: str
+    config: FarSkipConfig
+    report: CompileReport | None
+    """Rows before and after; the model as written if the rewiring is refused; None if no table could be read."""
+    refusal: Refusal | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        report = self.report.to_json() if self.report is not None else None
+        if self.report is not None and report is not None:
+            for row, plain in zip(self.report.rows, report["sub_blocks"], strict=True):
+                plain["independent_before"] = list(independent(self.report, row, after=False))
+                plain["independent_after"] = list(independent(self.report, row, after=True))
+        config = self.config.to_json()
+        return {
+            "model": self.model,
+            "connectivity": config["connectivity"],
+            "layers": config["layers"],
+            "refusal": self.refusal.to_json() if self.refusal is not None else None,
+            "report": report,
+            "versions": versions(),
+        }
+
+
+def explain(
+    model: Callable[..., Any], *args: Any, connectivity: Connectivity = "full", layers: LayerRange = None, **kwargs: Any
+) -> Explanation:
+    """Explain `torch.compile(model, backend="farskip")` for a call `model(*args, **kwargs)`.
+
+    Args:
+        model: a module, or a function that calls one.
+        *args: example inputs.
+        connectivity: as in `FarSkipConfig`.
+        layers: as in `FarSkipConfig`.
+        **kwargs: example inputs by name.
+
+    Raises:
+        ConfigError: wrong options, noticed before the model is looked at.
+    """
+    config = FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager")
+    name = type(model).__name__ if isinstance(model, torch.nn.Module) else getattr(model, "__name__", str(model))
+    try:
+        return Explanation(name, config, _capture(model, args, kwargs, config))
+    except FarSkipError as error:
+        refusal = Refusal(type(error).__name__, error.reason, str(error.where), error.way_out)
+    except BackendCompilerFailed:
+        raise  # a defect of this package, whose traceback is needed
+    except TorchDynamoException as error:
+        return Explanation(name, config, None, not_captured(error))
+    try:
+        as_written = _capture(model, args, kwargs, FarSkipConfig(connectivity="none", inner="eager"))
+    except FarSkipError:
+        as_written = None
+    return Explanation(name, config, as_written, refusal)
+
+
+def _capture(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], config: FarSkipConfig
+) -> CompileReport:
+    """The report of the one graph of `model`."""
+    with torch.no_grad():
+        return capture(model, args, kwargs, config).report
+
+
+def not_captured(error: TorchDynamoException) -> Refusal:
+    """Dynamo's message, without its links and its stack."""
+    message = str(error).split("\nfrom user code:")[0]
+    known = async_collective(str(error)) or known_break(f"{message} {failing_line(error)}")
+    if known is not None:
+        return Refusal(type(known).__name__, known.reason, str(known.where), known.way_out)
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    hints = [line.removeprefix("Hint:").strip() for line in lines if line.startswith("Hint:")]
+    explanations = [line.removeprefix("Explanation:").strip() for line in lines if line.startswith("Explanation:")]
+    reason = ": ".join([*lines[:1], *explanations])
+    way_out = " ".join(hints) or "torch.compile(model, fullgraph=True) shows the whole message"
+    if "data-dependent" in reason:
+        stated = next(line for line in lines if "data-dependent" in line).split(" (unhinted")[0]
+        reason = f"A loop or a branch depends on values that are only known when the model runs. {stated}"
+        way_out = (
+            "write this step so that its shape does not depend on values; where it is a loop over experts, "
+            "farskip_compile.prepare(model) replaces it, if transformers has the same function without a loop"
+        )
+    return Refusal(
+        type(error).__name__,
+        f"torch.compile can't capture the model as one graph. {reason}",
+        f"at {place}" if (place := capture_place(error)) else "",
+        way_out,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that decides what a model's graph looks like."""
+    found = {"python": platform.python_version()}
+    for package in ("farskip-compile", "torch", "transformers"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,156 @@
+"""How a connectivity table is laid out for a reader, whatever it is drawn with: text, picture or page.
+
+Contract: takes a `CompileReport`, gives plain data; draws nothing. `cells` says what each cell shows, `reads_text`
+writes a set of terms in a few characters, `shown_layers` picks the layers that tell everything about a deep model.
+
+A layer is left out of a drawing only if it is like the layer before it, or if the same change from one layer to the
+next has been shown already. Alike means: same sub-blocks, same evidence, same collectives, and the same terms left
+out, counted from the layer itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+from pathlib import Path
+
+from farskip_compile.report.compile import CompileReport, RowReport
+
+Intervals = Sequence[tuple[int, int]]
+
+MOST_SHOWN = 12
+SMALLEST_GAP = 3
+HEAD, TAIL = 6, 3
+
+
+class Cell(StrEnum):
+    """What a cell of the table shows; the value is its legend."""
+
+    READ = "read"
+    LEFT_OUT = "left out by the rewiring"
+    SKIPPED = "not read in the model as written"
+    OWN = "what the sub-block adds"
+    LATER = "does not exist yet"
+
+
+def cells(report: CompileReport) -> list[list[Cell]]:
+    """One list for each row of `report`, one cell for each term."""
+    return [_row_cells(report, row) for row in report.rows]
+
+
+def _row_cells(report: CompileReport, row: RowReport) -> list[Cell]:
+    own, left_out, skipped = set(row.terms), set(row.left_out), set(row.skipped_before)
+    read = {report.terms[index] for low, high in row.reads_before for index in range(low, high)}
+
+    def cell(name: str) -> Cell:
+        if name in own:
+            return Cell.OWN
+        if name in left_out:
+            return Cell.LEFT_OUT
+        if name in read:
+            return Cell.READ
+        return Cell.SKIPPED if name in skipped else Cell.LATER
+
+    return [cell(name) for name in report.terms]
+
+
+def reads_text(terms: Sequence[str], intervals: Intervals, most: int = 3) -> str:
+    """A set of terms in a few characters: `e..s2 without r1`, at any depth."""
+    indices = [index for low, high in intervals for index in range(low, high)]
+    if len(indices) <= 2:
+        return ", ".join(terms[index] for index in indices) or "nothing"
+    present = set(indices)
+    missing = [terms[index] for index in range(indices[0], indices[-1]) if index not in present]
+    if len(missing) <= most:
+        text = f"{terms[indices[0]]}..{terms[indices[-1]]}"
+        return f"{text} without {', '.join(missing)}" if missing else text
+    parts = [terms[low] if high == low + 1 else f"{terms[low]}..{terms[high - 1]}" for low, high in intervals]
+    return ", ".join(parts) if len(parts) <= most else f"{', '.join(parts[:most])}, ... ({len(indices)} terms)"
+
+
+def counted(names: Iterable[str]) -> str:
+    """Repeated names once, with their number: `all_to_all_single x2`."""
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return ", ".join(name if count == 1 else f"{name} x{count}" for name, count in counts.items())
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The layers of a drawing."""
+
+    layers: tuple[int, ...]
+    repeats: bool = True
+    """Whether every layer that is left out repeats a pattern that is shown."""
+
+    def gap_behind(self, layer: int) -> tuple[int, int] | None:
+        """First and last of the layers left out behind `layer`, which is shown."""
+        following = [other for other in self.layers if other > layer]
+        return (layer + 1, following[0] - 1) if following and following[0] > layer + 1 else None
+
+    def gap_text(self, gap: tuple[int, int]) -> str:
+        """A note for the place of a gap."""
+        return f"layers {gap[0]} to {gap[1]} {'alike' if self.repeats else 'not shown'}"
+
+
+def shown_layers(report: CompileReport, *, everything: bool = False) -> Shown:
+    """Layers that a short drawing shows: each pattern where it first occurs, each change, and the last layer."""
+    layers = 1 + max((row.layer for row in report.rows), default=-1)
+    if everything:
+        return Shown(tuple(range(layers)))
+    by_layer: dict[int, list[RowReport]] = {}
+    for row in report.rows:
+        by_layer.setdefault(row.layer, []).append(row)
+    patterns = [_pattern(by_layer.get(layer, []), layer) for layer in range(layers)]
+    seen: set[tuple[object, object]] = set()
+    shown = []
+    for layer, pattern in enumerate(patterns):
+        change = (patterns[layer - 1] if layer else None, pattern)
+        if layer in (0, layers - 1) or (change not in seen and change[0] != change[1]):
+            shown.append(layer)
+        seen.add(change)
+    repeats = len(shown) <= MOST_SHOWN
+    if not repeats:
+        shown = [*range(HEAD), *range(layers - TAIL, layers)]
+    small_gaps = {layer for low, high in pairwise(shown) if high - low <= SMALLEST_GAP for layer in range(low, high)}
+    return Shown(tuple(sorted({*shown, *small_gaps})), repeats)
+
+
+def short_place(place: str) -> str:
+    """`file:line`, relative to the working directory, to site-packages or to where this package lies."""
+    roots = [re.escape(f"{root}/") for root in (Path.cwd(), Path(__file__).resolve().parent.parent)]
+    for root in (*roots, r"\S*/site-packages/"):
+        place = re.sub(rf"(^|(?<=at )){root}", "", place)
+    return place
+
+
+def layer_of_term(name: str) -> int | None:
+    """The layer in the name of a term (`r12` or `m3.1`); None for the embedding."""
+    match = re.match(r"[a-z](\d+)", name)
+    return int(match[1]) if match else None
+
+
+def _pattern(rows: Sequence[RowReport], layer: int) -> tuple[object, ...]:
+    def relative(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(_relative(name, layer) for name in names)
+
+    return tuple(
+        (
+            row.kind,
+            row.evidence,
+            row.collectives,
+            relative(row.terms),
+            relative(row.left_out),
+            relative(row.skipped_before),
+        )
+        for row in rows
+    )
+
+
+def _relative(name: str, layer: int) -> str:
+    of = layer_of_term(name)
+    return name if of is None else re.sub(r"\d+", str(of - layer), name, count=1)

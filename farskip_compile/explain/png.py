@@ -1,0 +1,186 @@
+"""A connectivity table as a picture.
+
+Contract: `draw` writes one picture of the whole table, readable from one layer to about a hundred. Up to `MOST_NAMED`
+terms every row and column has its name; above that the axes count layers, and a magnified part stands in the corner
+that a connectivity table leaves empty (nothing can be read before it exists).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from farskip_compile.errors import ConfigError
+from farskip_compile.explain.layout import Cell, cells, layer_of_term
+from farskip_compile.explain.palette import LIGHT
+from farskip_compile.report.compile import CompileReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_NAMED = 40
+INK, FAINT = "#22262b", "#868e96"
+CELL_INCHES = 0.34
+
+
+def draw(report: CompileReport, path: Path, title: str) -> None:
+    """Write the table of `report` to `path`; its suffix decides the format.
+
+    Args:
+        report: a report with rows.
+        path: file to write.
+        title: one or two lines above the picture.
+
+    Raises:
+        ConfigError: matplotlib is missing, or does not know the format.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("a picture needs matplotlib", way_out="pip install 'farskip-compile[plot]'") from error
+    is_named = len(report.terms) <= MOST_NAMED
+    columns, rows = len(report.terms), len(report.rows)
+    cell = CELL_INCHES if is_named else 12.0 / columns
+    size = (max(7.0, columns * cell + 1.7), rows * cell + 1.65)
+    figure: Figure = Figure(figsize=size, dpi=160, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    if path.suffix.lstrip(".").lower() not in canvas.get_supported_filetypes():
+        known = ", ".join(sorted(canvas.get_supported_filetypes()))
+        raise ConfigError(f"pictures can't be written as {path.suffix or 'a file without suffix'!r}", way_out=known)
+    left = 1.3
+    area = (left / size[0], 0.25 / size[1], columns * cell / size[0], rows * cell / size[1])
+    axes = figure.add_axes(area)
+    _cells(axes, report, range(rows), range(columns), lines=1.2 if is_named else 0.0)
+    if is_named:
+        _name_axes(axes, report, range(rows), range(columns), size=9)
+    else:
+        _count_layers(axes, report)
+        _magnify(figure, axes, report)
+    head, _, rest = title.partition("\n")
+    margin = 0.2 / size[0]
+    figure.text(margin, 1 - 0.18 / size[1], head, fontsize=12, fontweight="bold", color=INK, va="top")
+    figure.text(margin, 1 - 0.42 / size[1], rest, fontsize=9, color=INK, va="top")
+    _legend(figure, report, (margin, 1 - 0.72 / size[1]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _cells(axes: Axes, report: CompileReport, rows: range, columns: range, lines: float) -> None:
+    """Coloured squares, and a ring in those that the rewiring leaves out."""
+    from matplotlib.colors import ListedColormap
+
+    kinds = list(Cell)
+    table = cells(report)
+    values = [[kinds.index(table[row][column]) for column in columns] for row in rows]
+    axes.pcolormesh(
+        [c - 0.5 for c in (*columns, columns.stop)],
+        [r - 0.5 for r in (*rows, rows.stop)],
+        values,
+        cmap=ListedColormap([LIGHT[kind] for kind in kinds]),
+        vmin=-0.5,
+        vmax=len(kinds) - 0.5,
+        edgecolors="white" if lines else "none",
+        linewidth=lines,
+        antialiased=bool(lines),
+    )
+    if lines:
+        rings = [(c, r) for r in rows for c in columns if table[r][c] is Cell.LEFT_OUT]
+        axes.plot([c for c, _ in rings], [r for _, r in rings], "o", mfc="none", mec="white", mew=1.3, ms=7)
+        own = [(c, r) for r in rows for c in columns if table[r][c] is Cell.OWN]
+        axes.plot([c for c, _ in own], [r for _, r in own], "+", mec=FAINT, mew=1.0, ms=6)
+    axes.set_xlim(columns.start - 0.5, columns.stop - 0.5)
+    axes.set_ylim(rows.stop - 0.5, rows.start - 0.5)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False, colors=INK, pad=3)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def _name_axes(axes: Axes, report: CompileReport, rows: range, columns: range, size: float) -> None:
+    axes.set_xticks(list(columns), [report.terms[c] for c in columns], fontsize=size)
+    axes.set_yticks(list(rows), [report.rows[r].name for r in rows], fontsize=size)
+
+
+def _count_layers(axes: Axes, report: CompileReport) -> None:
+    """Layer numbers on both axes, thin lines between every ten layers."""
+    first_row: dict[int, int] = {}
+    for index, row in enumerate(report.rows):
+        first_row.setdefault(row.layer, index)
+    first_column: dict[int, int] = {}
+    for index, name in enumerate(report.terms):
+        layer = layer_of_term(name)
+        if layer is not None:
+            first_column.setdefault(layer, index)
+    marked = [layer for layer in first_row if layer % 10 == 0]
+    axes.set_yticks([first_row[layer] for layer in marked], [f"layer {layer}" for layer in marked], fontsize=9)
+    axes.set_xticks([first_column[layer] for layer in marked], [str(layer) for layer in marked], fontsize=9)
+    axes.set_xlabel("terms of the residual sum, by layer", fontsize=9, color=INK)
+    axes.xaxis.set_label_position("top")
+    for layer in marked[1:]:
+        axes.axhline(first_row[layer] - 0.5, color="white", linewidth=0.6)
+        axes.axvline(first_column[layer] - 0.5, color="white", linewidth=0.6)
+
+
+def _magnify(figure: Figure, axes: Axes, report: CompileReport) -> None:
+    """Three layers in full detail, in the empty corner."""
+    rewired = [row.layer for row in report.rows if row.left_out]
+    last = report.rows[-1].layer
+    first = min(rewired[min(len(rewired) - 1, 4)] if rewired else last, max(last - 2, 0))
+    inside = range(first, min(first + 3, last + 1))
+    rows = [index for index, row in enumerate(report.rows) if row.layer in inside]
+    columns = [index for index, name in enumerate(report.terms) if layer_of_term(name) in (first - 1, *inside)]
+    row_range, column_range = range(rows[0], rows[-1] + 1), range(columns[0], columns[-1] + 1)
+    area = axes.get_position()
+    width, height = figure.get_size_inches()
+    cell = min(0.32, 0.42 * area.width * width / len(columns), 0.36 * area.height * height / len(rows))
+    part = figure.add_axes(
+        (
+            area.x1 - len(columns) * cell / width,
+            area.y1 - (0.55 + len(rows) * cell) / height,
+            len(columns) * cell / width,
+            len(rows) * cell / height,
+        )
+    )
+    _cells(part, report, row_range, column_range, lines=1.0)
+    _name_axes(part, report, row_range, column_range, size=7.5)
+    part.set_title(f"layers {inside.start} to {inside.stop - 1}, magnified", fontsize=9, color=INK, loc="left", pad=16)
+    _connect(axes, part, row_range, column_range)
+
+
+def _connect(axes: Axes, part: Axes, rows: range, columns: range) -> None:
+    """A frame around what is magnified, and a line from it to the magnified part."""
+    from matplotlib.patches import ConnectionPatch, Rectangle
+
+    corner = (columns.start - 0.5, rows.start - 0.5)
+    axes.add_patch(Rectangle(corner, len(columns), len(rows), fill=False, edgecolor=INK, linewidth=0.9))
+    axes.add_artist(
+        ConnectionPatch(
+            (columns.stop - 0.5, rows.start + len(rows) / 2 - 0.5),
+            (columns.start - 0.5 - 2.6, rows.start + len(rows) / 2 - 0.5),
+            axes.transData,
+            part.transData,
+            color=FAINT,
+            linewidth=0.9,
+        )
+    )
+
+
+def _legend(figure: Figure, report: CompileReport, place: tuple[float, float]) -> None:
+    from matplotlib.patches import Patch
+
+    present = {cell for line in cells(report) for cell in line}
+    handles = [Patch(facecolor=LIGHT[cell], label=str(cell)) for cell in Cell if cell in present - {Cell.LATER}]
+    figure.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=place,
+        ncols=len(handles),
+        frameon=False,
+        fontsize=8.5,
+        handlelength=1.0,
+        handleheight=1.0,
+        borderpad=0,
+        borderaxespad=0,
+        columnspacing=1.4,
+    )

@@ -1,0 +1,246 @@
+"""A connectivity table in a terminal.
+
+Contract: gives renderables for a `rich` console of any width from 80 columns on, understandable without colours, and
+in ASCII where the terminal has nothing else. Deep models show the layers that `layout.shown_layers` picks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from farskip_compile.errors import FarSkipError
+from farskip_compile.explain import Explanation, Refusal
+from farskip_compile.explain.layout import (
+    Cell,
+    Shown,
+    cells,
+    counted,
+    layer_of_term,
+    reads_text,
+    short_place,
+    shown_layers,
+)
+from farskip_compile.explain.overlappable import independent
+from farskip_compile.report.compile import CompileReport, RowReport
+
+STYLES = {
+    Cell.READ: "blue",
+    Cell.LEFT_OUT: "bold yellow",
+    Cell.SKIPPED: "magenta",
+    Cell.OWN: "dim",
+    Cell.LATER: "",
+}
+SYMBOLS = {Cell.READ: "●", Cell.LEFT_OUT: "○", Cell.SKIPPED: "◌", Cell.OWN: "+", Cell.LATER: " "}
+ASCII = {Cell.READ: "x", Cell.LEFT_OUT: "O", Cell.SKIPPED: "-", Cell.OWN: "+", Cell.LATER: " "}
+INDENT = 2
+
+
+def explanation(found: Explanation, console: Console, *, everything: bool = False) -> RenderableType:
+    """All of an `Explanation`: sub-blocks, refusal, connectivity, what can run beside what."""
+    parts: list[RenderableType] = [Text(heading(found), style="bold")]
+    if found.report is not None and found.report.rows:
+        shown = shown_layers(found.report, everything=everything)
+        parts += [Text(), sub_blocks(found.report, shown, console.width)]
+        if found.refusal is not None:
+            parts += [refusal(found.refusal), Text()]
+        parts += [connectivity(found.report, shown, console), Text()]
+        if found.refusal is None:
+            parts.append(beside(found.report, shown))
+    elif found.refusal is not None:
+        parts += [Text(), refusal(found.refusal)]
+    return Group(*parts)
+
+
+def heading(found: Explanation) -> str:
+    """Two lines: what was asked for and what came out."""
+    wish = found.config.connectivity if isinstance(found.config.connectivity, str) else "a table"
+    where = f", layers {found.config.layers[0]} to {found.config.layers[1]}" if found.config.layers else ""
+    if found.refusal is not None:
+        kept = " The model as it is:" if found.report is not None and found.report.rows else ""
+        return f"{found.model}, connectivity {wish}{where}\nrefused.{kept}"
+    assert found.report is not None
+    return f"{found.model}, connectivity {wish}{where}\n{found.report.summary()}"
+
+
+def refusal(reason: Refusal) -> Panel:
+    """Why not, where, and the way out."""
+    body = Text(reason.reason)
+    for label, text in (("where", short_place(reason.where)), ("way out", reason.way_out)):
+        if text:
+            body.append(f"\n{label + ':':9}", style="bold").append(text)
+    return Panel(body, title=reason.error, title_align="left", border_style="red", box=box.ROUNDED)
+
+
+def error(problem: FarSkipError) -> Panel:
+    """An error of this package, without a traceback."""
+    return refusal(Refusal(type(problem).__name__, problem.reason, str(problem.where), problem.way_out))
+
+
+def sub_blocks(report: CompileReport, shown: Shown, width: int) -> Table:
+    """One row for each sub-block: what it is, why, and what it reads. Wide consoles show more columns."""
+    changed = any(row.left_out for row in report.rows)
+    communicates = any(row.collectives for row in report.rows)
+    wide, very_wide = width >= 100, width >= 116
+    table = _table()
+    table.add_column("layer", justify="right", style="dim", min_width=len("layer"))
+    table.add_column("sub-block", min_width=max(len(row.name) for row in report.rows))
+    columns = [("kind", wide), ("evidence", True), ("reads", True), ("after rewiring", changed)]
+    columns += [("collectives", communicates), ("where", very_wide)]
+    for name, is_there in columns:
+        if is_there:
+            table.add_column(name, style="dim" if name == "where" else "", overflow="fold")
+    last_evidence: dict[str, str] = {}
+    for row in _visible(report, shown):
+        if isinstance(row, str):
+            note = {"evidence": Text(row, style="dim")}
+            table.add_row("", "...", *[note.get(name, "") for name, is_there in columns if is_there])
+            continue
+        repeated = last_evidence.get(row.kind) == row.evidence
+        last_evidence[row.kind] = row.evidence
+        after = reads_text(report.terms, row.reads_after)
+        content: dict[str, RenderableType] = {
+            "kind": str(row.kind),
+            "evidence": Text("same", style="dim") if repeated else row.evidence,
+            "reads": reads_text(report.terms, row.reads_before),
+            "after rewiring": Text(after, "bold yellow") if row.left_out else Text("unchanged", "dim"),
+            "collectives": counted(row.collectives),
+            "where": short_place(row.where),
+        }
+        table.add_row(str(row.layer), row.name, *[content[name] for name, is_there in columns if is_there])
+    return table
+
+
+def _visible(report: CompileReport, shown: Shown) -> Iterator[RowReport | str]:
+    """The rows of the shown layers, with a note where layers are left out."""
+    last: int | None = None
+    for row in report.rows:
+        if row.layer not in shown.layers:
+            continue
+        gap = shown.gap_behind(last) if last is not None and row.layer != last else None
+        if gap is not None:
+            yield shown.gap_text(gap)
+        last = row.layer
+        yield row
+
+
+def connectivity(report: CompileReport, shown: Shown, console: Console) -> Text:
+    """The table itself: rows are sub-blocks, columns are the terms of the residual sum."""
+    symbols = SYMBOLS if _speaks_unicode(console) else ASCII
+    dots = "…" if _speaks_unicode(console) else ".."
+    columns = _columns(report, shown, dots)
+    width = 1 + max(len(label) for label, _ in columns)
+    names = max(len("sub-block"), *(len(row.name) for row in report.rows), len("final norm"))
+    room = max(1, (console.width - INDENT - names - 1) // width)
+    text = Text("Who reads what", style="bold")
+    text.append("  (columns: the terms of the residual sum)\n", style="not bold dim")
+    for start in range(0, len(columns), room):
+        _append_block(text, report, shown, columns[start : start + room], names, width, symbols, dots)
+        text.append("\n")
+    return _append_legend(text, report, symbols, console.width)
+
+
+def _columns(report: CompileReport, shown: Shown, dots: str) -> list[tuple[str, int | None]]:
+    """Label and term index of each column; the index is None where layers are left out."""
+    columns: list[tuple[str, int | None]] = []
+    last: int | None = None
+    for index, name in enumerate(report.terms):
+        layer = layer_of_term(name)
+        if layer is not None and layer not in shown.layers:
+            continue
+        if last is not None and layer is not None and layer != last and shown.gap_behind(last) is not None:
+            columns.append((dots, None))
+        last = layer if layer is not None else last
+        columns.append((name, index))
+    return columns
+
+
+def _append_block(
+    text: Text,
+    report: CompileReport,
+    shown: Shown,
+    columns: Sequence[tuple[str, int | None]],
+    names: int,
+    width: int,
+    symbols: dict[Cell, str],
+    dots: str,
+) -> None:
+    margin = " " * INDENT
+    text.append(f"{margin}{'sub-block':<{names}} " + "".join(f"{label:>{width}}" for label, _ in columns) + "\n", "dim")
+    by_name = {row.name: row_cells for row, row_cells in zip(report.rows, cells(report), strict=True)}
+    for row in _visible(report, shown):
+        if isinstance(row, str):
+            text.append(f"{margin}{dots:<{names}}  {row}\n", style="dim")
+            continue
+        line = by_name[row.name]
+        if all(line[index] is Cell.LATER for _, index in columns if index is not None):
+            continue
+        text.append(f"{margin}{row.name:<{names}} ")
+        for position, (label, index) in enumerate(columns):
+            if index is not None:
+                text.append(f"{symbols[line[index]]:>{width}}", style=STYLES[line[index]])
+            else:
+                before = columns[position - 1][1] if position else None
+                open_ended = before is not None and line[before] is not Cell.LATER
+                text.append(f"{label if open_ended else '':>{width}}", style="dim")
+        text.append("\n")
+    text.append(f"{margin}{'final norm':<{names}} ", style="dim")
+    for label, index in columns:
+        symbol = label if index is None else symbols[Cell.READ]
+        text.append(f"{symbol:>{width}}", style="dim" if index is None else STYLES[Cell.READ])
+    text.append("\n")
+
+
+def _append_legend(text: Text, report: CompileReport, symbols: dict[Cell, str], width: int) -> Text:
+    present = {cell for line in cells(report) for cell in line}
+    parts = [(cell, symbols[cell]) for cell in Cell if cell in present and cell is not Cell.LATER]
+    used = INDENT
+    text.append(" " * INDENT)
+    for number, (cell, symbol) in enumerate(parts):
+        length = len(symbol) + 1 + len(cell) + 3
+        if number and used + length > width:
+            text.append("\n" + " " * INDENT)
+            used = INDENT
+        text.append(symbol, style=STYLES[cell]).append(f" {cell}   ")
+        used += length
+    text.rstrip()
+    kinds = "e embedding, a attention or mixer, m dense, s shared, r routed; number: layer"
+    return text.append("\n" + " " * INDENT).append(kinds, style="dim")
+
+
+def beside(report: CompileReport, shown: Shown) -> Table:
+    """What can be computed while a sub-block's communication is under way."""
+    table = _table("What can run beside the communication of a sub-block")
+    table.add_column("sub-block", min_width=max(len(row.name) for row in report.rows))
+    for name in ("collectives in this graph", "as written", "rewired"):
+        table.add_column(name, overflow="fold")
+    for row in _visible(report, shown):
+        if isinstance(row, str):
+            table.add_row("...", Text(row, style="dim"), "", "")
+            continue
+        before, after = (", ".join(independent(report, row, after=flag)) for flag in (False, True))
+        style = "bold green" if before != after else ""
+        table.add_row(
+            row.name, counted(row.collectives) or Text("none", style="dim"), before or "-", Text(after or "-", style)
+        )
+    return table
+
+
+def _table(title: str | None = None) -> Table:
+    return Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        title=title,
+        title_justify="left",
+        title_style="bold",
+    )
+
+
+def _speaks_unicode(console: Console) -> bool:
+    return "utf" in (console.encoding or "").lower()

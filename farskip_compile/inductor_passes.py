@@ -1,0 +1,198 @@
+"""The two passes that Inductor runs for us: on the post-grad graph, and on its kernels after fusion.
+
+Contract: configuration is bound at construction; equal passes make equal schedules on every rank; both are part of
+the cache keys (`uuid` of the one, the pickled fields of the other), so a change of configuration, hardware profile or
+source of this package never gets a stale artifact. Nothing is communicated or measured.
+
+    PostGradPass   the user's own passes -> collectives -> schedule_graph -> announcement -> pins -> order_verification
+    KernelPass     schedule_kernels; its figures go into the announcement; kernel_verification
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from farskip_compile._compat import CustomGraphPass, inductor
+from farskip_compile._compat.distributed import group_ranks, world_group
+from farskip_compile.config import FarSkipConfig
+from farskip_compile.costs import default_profile
+from farskip_compile.costs.estimates import Estimates
+from farskip_compile.costs.profile import HardwareProfile
+from farskip_compile.errors import ConfigError
+from farskip_compile.gc_pause import collector_paused
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.schedule.collectives import normalize_collectives
+from farskip_compile.passes.schedule.from_graph import input_bytes
+from farskip_compile.passes.schedule.graph import pins, schedule_graph
+from farskip_compile.passes.schedule.kernels import schedule_kernels
+from farskip_compile.passes.schedule.search import Limits
+from farskip_compile.ranks.announce import announcement, collective_orders, insert_announcement
+from farskip_compile.report.schedule import ScheduleReport, timelines
+from farskip_compile.verify.before import remember
+from farskip_compile.verify.kernels import verify_kernels
+from farskip_compile.verify.schedule import verify_order
+
+NOT_AN_ACCELERATOR = ("cpu", "meta")
+"""Models make tensors on `meta` to ask for a shape or a stride."""
+
+UNFUSED = 2.0
+"""How much more memory may grow in the graph than in its kernels, which have the last word. In a graph, what fusion
+will keep out of memory grows too; and kernels that were fused for one order can't take another."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to schedule: equal on all ranks."""
+
+    profile: HardwareProfile
+    limits: Limits = field(default_factory=Limits)
+    ep_group: str | None = None
+    """Name of the process group that all-to-alls are moved to."""
+    imbalance: float = 1.0
+    """Rows that the fullest rank gets in a dispatch without drops, over the mean."""
+    check_order: bool = True
+    """Compare the order of the collectives across ranks at the first run."""
+    common: Mapping[str, Any] = field(default_factory=dict)
+    """What else all ranks must have in common, see `common_options`; compared with the order."""
+
+
+def make_plan(config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str, Any] | None = None) -> Plan | None:
+    """How `config` wants a graph from Dynamo scheduled; None if not at all, or if there is no `torch.distributed`.
+
+    Args:
+        config: the configuration.
+        module: the graph.
+        common: what all ranks must have in common, but for the profile, which is found here.
+    """
+    if not config.schedule or world_group() is None:
+        return None
+    profile = config.profile
+    if profile is None:
+        values = (ops.tensor(node) for node in module.graph.nodes)
+        devices = (value.device for value in values if value is not None)
+        device = next((device for device in devices if device.type not in NOT_AN_ACCELERATOR), None)
+        name = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else ""
+        profile = default_profile(device.type if device is not None else "cpu", name)
+    assert isinstance(profile, HardwareProfile)
+    limits = Limits(config.memory_increase, config.in_flight_bytes)
+    figures = hashlib.sha256(json.dumps(profile.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+    common = {**(common or {}), "profile": f"{profile.name} {figures}"}
+    return Plan(profile, limits, config.ep_group, config.load_imbalance, config.check_order, common)
+
+
+class PostGradPass(CustomGraphPass):
+    """Inductor's `post_grad_custom_post_pass`: schedules, or without a plan only carries the identity of a compile.
+
+    Args:
+        identity: hash of all that decides the result and is not visible in the graph.
+        inner: the user's pass, or passes, in the same place.
+        plan: how to schedule; None: not at all.
+    """
+
+    def __init__(self, identity: str, inner: Any = None, plan: Plan | None = None) -> None:
+        self.identity = identity
+        self.inner = inner if isinstance(inner, list | tuple) else [inner] if inner is not None else []
+        self.plan = plan
+
+    def __call__(self, graph: fx.Graph) -> None:
+        """Run the user's passes, then ours, on `graph` in place."""
+        for one in self.inner:
+            one(graph)
+        if self.plan is not None and collective_orders(graph):
+            schedule_post_grad(graph, self.plan, self.identity)
+
+    def uuid(self) -> Any:
+        """Identity of all passes; None (no caching) if one of the user's has none."""
+        identities = [one.uuid() if isinstance(one, CustomGraphPass) else None for one in self.inner]
+        return None if None in identities else (self.identity, *map(str, identities))
+
+
+@collector_paused()
+def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> ScheduleReport:
+    """Order `graph` in place, announce its collectives and pin its waits; `identity` is that of the compile.
+
+    Raises:
+        VerificationError: the graph that comes out could not take the place of the one that came in.
+    """
+    before = remember(graph, inductor.in_place_arguments)
+    regroup = _regroup(graph, plan.ep_group)
+    collapsed = normalize_collectives(graph, regroup)
+    estimates = Estimates(graph, plan.profile, plan.imbalance)
+    estimates.size.tell_inductor()
+    limits = replace(plan.limits, memory_increase=UNFUSED * plan.limits.memory_increase)
+    backward = _phase(graph) == "backward"
+    schedule = schedule_graph(graph, estimates, limits, inductor.in_place_arguments, backward=backward)
+    waiting = pins(graph)
+    report = ScheduleReport(
+        phase=_phase(graph),
+        orders=collective_orders(graph),
+        waits_pinned=len(waiting),
+        waits_collapsed=collapsed.waits,
+        profile=plan.profile.name,
+    )
+    data = {**report.to_json(), **timelines(schedule), "check": plan.check_order, "common": plan.common}
+    data |= {"unscheduled": data["before"], "identity": identity}
+    insert_announcement(graph, json.dumps(data, sort_keys=True))
+    inductor.pin(graph, waiting)
+    verify_order(graph, before, regroup)
+    graph.lint()
+    return ScheduleReport.from_json(data)
+
+
+def _regroup(graph: fx.Graph, target: str | None) -> dict[str, str]:
+    """Process groups of all-to-alls that have the same ranks as `target`."""
+    groups = {ops.process_group(node) for node in ops.calls(graph, ops.is_all_to_all)} - {target}
+    if target is None or not groups:
+        return {}
+    ranks = group_ranks(target)
+    same = sorted(group for group in groups if group_ranks(group) == ranks)
+    if not same:
+        raise ConfigError(
+            f"ep_group {target!r} has the ranks {ranks}, but no all-to-all of the model is among just these: "
+            + ", ".join(f"{group!r} has {group_ranks(group)}" for group in sorted(groups)),
+            way_out="make the group with farskip_compile.comm.expert_group(group of the all-to-alls)",
+        )
+    return dict.fromkeys(same, target)
+
+
+def _phase(graph: fx.Graph) -> str:
+    names = [node.name for node in graph.nodes if node.op == "placeholder"]
+    if any(name.startswith("tangents") for name in names):
+        return "backward"
+    return "forward" if any(name.startswith("primals") for name in names) else "inference"
+
+
+@dataclass(frozen=True)
+class KernelPass:
+    """A member of Inductor's `reorder_for_compute_comm_overlap_passes`."""
+
+    plan: Plan
+    identity: str
+    """Hash of this package's source: Inductor keys its caches by the fields of this object."""
+
+    @collector_paused()
+    def __call__(self, kernels: list[inductor.Kernel]) -> list[inductor.Kernel]:
+        """The kernels in the order in which they will run."""
+        launches = [kernel for kernel in kernels if inductor.is_launch_kernel(kernel)]
+        if not launches:
+            return kernels
+        first = [kernel for kernel in kernels if inductor.calls(kernel, announcement())]
+        rest = [kernel for kernel in kernels if kernel not in first]
+        graph = next(node.graph for _, origins in inductor.kernel_parts(launches[0]) for node in origins)
+        inductor.unpin_kernels(rest)
+        estimates = Estimates(graph, self.plan.profile, self.plan.imbalance)
+        ordered, schedule = schedule_kernels(rest, estimates, self.plan.limits, input_bytes(graph, estimates))
+        for kernel in first:
+            data = json.loads(inductor.text_argument(kernel))
+            data.update(timelines(schedule), level="kernels")
+            data["unscheduled"]["peak_bytes"] = schedule.usual
+            inductor.set_text_argument(kernel, json.dumps(data, sort_keys=True))
+        verify_kernels(kernels, [*first, *ordered])
+        return [*first, *ordered]

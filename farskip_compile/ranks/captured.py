@@ -1,0 +1,50 @@
+"""A graph in which nothing is announced compares its collectives across ranks all the same, at its first run.
+
+Contract: for graphs that are not scheduled (`schedule=False`, or an inner backend other than Inductor): there no pass
+writes an announcement into the compiled graph, see `ranks.agree`. What Dynamo has captured is compared, in its order:
+the options and the collectives of the forward graph, as far as they show. Collectives inside of an `autograd.Function`,
+those that DTensor makes and those of the backward graph do not. After its first run a graph costs the test of a flag.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import fx
+
+from farskip_compile.ranks.agree import check_across_ranks, check_once
+from farskip_compile.ranks.announce import collective_orders
+
+PHASE = "captured"
+
+
+def orders_as_captured(graph: fx.Graph) -> dict[str, list[str]]:
+    """For each process group, the launches that show in a graph from Dynamo. To be asked before it is compiled."""
+    return collective_orders(graph)
+
+
+def checked_at_first_run(
+    compiled: Callable[..., Any], orders: Mapping[str, list[str]], common: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """`compiled`, which compares `orders` and `common` across ranks before it runs for the first time.
+
+    Args:
+        compiled: what runs the graph.
+        orders: see `orders_as_captured`.
+        common: see `common_options`.
+    """
+    if not orders:
+        return compiled
+    text = json.dumps([PHASE, orders, common], sort_keys=True)
+    unchecked = True
+
+    def run(*args: Any) -> Any:
+        nonlocal unchecked
+        if unchecked:
+            check_once(text, lambda: check_across_ranks(orders, PHASE, common))
+            unchecked = False
+        return compiled(*args)
+
+    return run

@@ -1,0 +1,68 @@
+"""What all ranks of a process group must have in common, beyond the collectives that they launch.
+
+In:    the configuration, and the report of the graph that was rewired by it.
+Out:   plain data that travels with the order of the collectives (see `ranks.agree`), and what differs between two.
+Never: takes in what may rightly differ: names of process groups, callbacks, options of Inductor, sizes of a batch.
+
+Other connectivity, or another range of layers, is another function with the same collectives: nothing hangs, and what
+the ranks compute together is no model at all. Other limits or figures behind the schedule may order collectives
+differently for other inputs, if not for these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from farskip_compile.config import FarSkipConfig
+from farskip_compile.report.compile import CompileReport
+
+OPTIONS = (
+    "connectivity",
+    "layers",
+    "inner",
+    "merge_reductions",
+    "schedule",
+    "memory_increase",
+    "load_imbalance",
+    "in_flight_bytes",
+)
+ABSENT = "nothing"
+SHOWN = 200
+"""Most characters of a value in a message."""
+
+
+def common_options(config: FarSkipConfig, report: CompileReport | None, package: str) -> dict[str, Any]:
+    """What must be the same on all ranks that run a graph together, as plain data.
+
+    Args:
+        config: the configuration that the graph was compiled with.
+        report: of the graph: without `strict`, it may be refused on one rank alone. None: not known.
+        package: hash of this package's source.
+    """
+    wish = config.to_json()
+    result = (str(report.outcome), report.wiring_after) if report is not None else ()
+    return {
+        **{name: wish[name] for name in OPTIONS},
+        "ep_group": config.ep_group is not None,
+        "result": ", ".join(filter(None, result)),
+        "package": package[:16],
+        "torch": str(torch.__version__),
+    }
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What differs: its name, the one value and the other, as text. In a table, each row for itself."""
+    for name in sorted({*ours, *theirs}):
+        one, other = ours.get(name, ABSENT), theirs.get(name, ABSENT)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from ((f"{name}[{row!r}]", mine, its) for row, mine, its in differences(one, other))
+        elif one != other:
+            yield name, _shown(one), _shown(other)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -1,0 +1,41 @@
+"""Make Inductor's caches tell our compiles apart.
+
+Contract: one hash that covers everything that decides the result but is not visible in the graph's code: the source
+of this package, the configuration, the hardware profile, and the recompute tags of opened checkpoints (tags are
+metadata, which the cache keys ignore: without this, a model with and one without checkpointing would share an
+artifact). `inductor_passes` brings it into the keys of the FX-graph cache and of the AOTAutograd cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+from torch import fx
+
+from farskip_compile.config import FarSkipConfig
+from farskip_compile.costs.profile import HardwareProfile
+
+
+def identity_of(config: FarSkipConfig, module: fx.GraphModule, profile: HardwareProfile | None) -> str:
+    """Hash of everything that decides the result of a compile and is not visible in the code of its graph."""
+    tags = [(node.name, str(node.meta["recompute"])) for node in module.graph.nodes if "recompute" in node.meta]
+    figures = profile.to_json() if profile is not None else None
+    parts = [source_hash(), json.dumps(config.to_json(), sort_keys=True), json.dumps(tags), json.dumps(figures)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@functools.cache
+def source_hash() -> str:
+    """Hash of every source file of this package, its passes and hardware profiles included."""
+    import farskip_compile.passes
+
+    digest = hashlib.sha256()
+    for package in (farskip_compile, farskip_compile.passes):
+        root = Path(str(package.__file__)).parent
+        for path in sorted(path for kind in ("*.py", "*.json") for path in root.rglob(kind)):
+            digest.update(str(path.relative_to(root)).encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,222 @@
+"""What happened in each compile: one plain record, kept for the user and written to the structured trace.
+
+Contract: a report is made for every graph that the backend receives, rewired or not, refused or not, also when the
+caches are warm (the rewiring runs before any cache is asked). It holds names and numbers only, no graph and no tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from farskip_compile._compat import current_compile, trace_artifact
+from farskip_compile.passes.residual.kinds import Kind
+from farskip_compile.passes.residual.table import ResidualTable
+from farskip_compile.passes.residual.termset import TermSet
+from farskip_compile.text_utils import amount
+
+log = logging.getLogger("farskip_compile")
+
+KEPT_REPORTS = 256
+
+
+class Outcome(StrEnum):
+    """What became of a graph."""
+
+    REWIRED = "rewired"
+    ALREADY = "already in the form asked for"
+    UNCHANGED = "unchanged as asked"
+    NO_STACK = "no residual stack"
+    REFUSED = "refused, compiled unchanged"
+
+
+@dataclass(frozen=True)
+class RowReport:
+    """One sub-block: what it is, and what it reads before and after."""
+
+    name: str
+    layer: int
+    kind: Kind
+    terms: tuple[str, ...]
+    evidence: str
+    where: str
+    collectives: tuple[str, ...]
+    reads_before: tuple[tuple[int, int], ...]
+    """Intervals of term indices."""
+    reads_after: tuple[tuple[int, int], ...]
+    left_out: tuple[str, ...]
+    """Terms that the rewiring took away from it."""
+    skipped_before: tuple[str, ...]
+    """Terms of earlier sub-blocks that it does not read in the model as written."""
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """One graph that the backend received."""
+
+    outcome: Outcome
+    nodes: int
+    """Nodes of the graph as Dynamo handed it over."""
+    config: dict[str, Any] = field(default_factory=dict)
+    terms: tuple[str, ...] = ()
+    term_kinds: tuple[Kind, ...] = ()
+    rows: tuple[RowReport, ...] = ()
+    sub_block_parameters: tuple[str, ...] = ()
+    """Parameters that the sub-blocks use, by the names under which the traced code reached them (not in the JSON)."""
+    wiring_before: str = ""
+    """`standard`, `attention`, `mlp (parallel block)`, `full`, `shortcut MoE` or `other`."""
+    wiring_after: str = ""
+    reason: str = ""
+    """Why a graph was refused or left alone."""
+    compile_id: str = ""
+    """Dynamo's id of the compile, as in tlparse: `[frame/recompile]`."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time of each pass."""
+    checkpoints_opened: int = 0
+    writes_replaced: int = 0
+    collectives_parted: int = 0
+    reductions_merged: int = 0
+
+    @property
+    def rewired_rows(self) -> tuple[str, ...]:
+        """Names of the sub-blocks that read something else than before."""
+        return tuple(row.name for row in self.rows if row.left_out)
+
+    def summary(self) -> str:
+        """One line for the log."""
+        if self.outcome is Outcome.REWIRED:
+            layers = 1 + max(row.layer for row in self.rows)
+            moe = sum(row.kind is Kind.ROUTED for row in self.rows)
+            return (
+                f"rewired {len(self.rewired_rows)} of {amount(len(self.rows), 'sub-block')} "
+                f"({amount(layers, 'layer')}, {moe} MoE): {self.wiring_before} -> {self.wiring_after}, verified"
+            )
+        wiring = f"{self.wiring_before}, " if self.outcome is Outcome.ALREADY else ""
+        return f"{self.outcome} ({wiring}{amount(self.nodes, 'node')})" + (
+            f": {self.reason.splitlines()[0]}" if self.reason else ""
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        return {
+            "outcome": str(self.outcome),
+            "compile_id": self.compile_id,
+            "nodes": self.nodes,
+            "config": self.config,
+            "terms": list(self.terms),
+            "wiring_before": self.wiring_before,
+            "wiring_after": self.wiring_after,
+            "reason": self.reason,
+            "seconds": self.seconds,
+            "checkpoints_opened": self.checkpoints_opened,
+            "writes_replaced": self.writes_replaced,
+            "collectives_parted": self.collectives_parted,
+            "reductions_merged": self.reductions_merged,
+            "sub_blocks": [
+                {
+                    "name": row.name,
+                    "layer": row.layer,
+                    "kind": str(row.kind),
+                    "terms": list(row.terms),
+                    "evidence": row.evidence,
+                    "where": row.where,
+                    "collectives": list(row.collectives),
+                    "reads_before": self._names(row.reads_before),
+                    "reads_after": self._names(row.reads_after),
+                    "left_out": list(row.left_out),
+                    "skipped_before": list(row.skipped_before),
+                }
+                for row in self.rows
+            ],
+        }
+
+    def _names(self, intervals: tuple[tuple[int, int], ...]) -> list[str]:
+        return [self.terms[index] for low, high in intervals for index in range(low, high)]
+
+
+def row_reports(before: ResidualTable, after: ResidualTable) -> tuple[RowReport, ...]:
+    """Pair the rows of two tables with the same terms."""
+    rows = []
+    owned = {index for row in before.rows for index in row.terms}
+    nobodys = TermSet.of(index for index in range(len(before.terms)) if index not in owned)
+    seen = TermSet()
+    for old, new in zip(before.rows, after.rows, strict=True):
+        first = before.terms[old.terms[0]]
+        earlier = seen | (nobodys & before.earlier(old))
+        rows.append(
+            RowReport(
+                name=old.name,
+                layer=old.layer,
+                kind=old.kind,
+                terms=tuple(before.terms[index].name for index in old.terms),
+                evidence=_evidence(before, old.terms, old.kind, first.evidence),
+                where=str(first.where.source or first.where.node or ""),
+                collectives=tuple(name for index in old.terms for name in before.terms[index].collectives),
+                reads_before=old.reads.intervals,
+                reads_after=new.reads.intervals,
+                left_out=tuple(before.names(old.reads - new.reads)),
+                skipped_before=tuple(before.names(earlier - old.reads)),
+            )
+        )
+        seen = seen | TermSet.of(old.terms)
+    return tuple(rows)
+
+
+def _evidence(table: ResidualTable, terms: tuple[int, ...], kind: Kind, default: str) -> str:
+    deciding = (table.terms[index] for index in terms if table.terms[index].kind is kind)
+    term = next(deciding, None)
+    if term is None:
+        return default
+    inside = " (its shared experts are behind the same norm)" if term.shared_inside else ""
+    return term.evidence + inside
+
+
+_reports: deque[tuple[object, CompileReport]] = deque(maxlen=KEPT_REPORTS)
+"""With the compile that each report belongs to (a weak reference, or None)."""
+_lock = threading.Lock()
+
+
+def last_reports() -> tuple[CompileReport, ...]:
+    """Reports of this process, oldest first: one for each graph that the backend received (the last 256)."""
+    with _lock:
+        return tuple(report for _, report in _reports)
+
+
+def earlier_outcome() -> Outcome | None:
+    """What became of the last graph of the function that is being compiled again; None if there was none."""
+    compile_id, _ = current_compile()
+    frame, _, number = compile_id.partition("_")[0].rpartition("/")
+    if not number.isdigit() or int(number) == 0:
+        return None
+    with _lock:
+        found = [report for _, report in _reports if report.compile_id.partition("_")[0].rpartition("/")[0] == frame]
+    return found[-1].outcome if found else None
+
+
+def clear_reports() -> None:
+    """Forget all reports."""
+    with _lock:
+        _reports.clear()
+
+
+def publish(report: CompileReport, callback: Callable[[CompileReport], None] | None) -> None:
+    """Keep `report`, log it, write it to the structured trace (`TORCH_TRACE`, tlparse), and tell the user.
+
+    Dynamo may analyse a frame twice in one compile; the second report then takes the place of the first.
+    """
+    compile_id, compiling = current_compile()
+    report = replace(report, compile_id=compile_id)
+    with _lock:
+        if _reports and compiling is not None and _reports[-1][0] == compiling:
+            _reports.pop()
+        _reports.append((compiling, report))
+    log.info("%s", report.summary())
+    trace_artifact("farskip_report", lambda: json.dumps(report.to_json(), indent=1))
+    if callback is not None:
+        callback(report)

@@ -1,0 +1,156 @@
+"""What scheduling did to one compiled graph, as plain numbers.
+
+Contract: the report travels inside the compiled graph (see `ranks.agree`), so it is published at the graph's first
+run, also when the caches are warm and no pass has run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field
+from typing import Any
+
+from farskip_compile._compat import trace_artifact
+from farskip_compile.passes.schedule.program import Flight, Timeline
+from farskip_compile.passes.schedule.search import Schedule
+from farskip_compile.text_utils import amount
+
+log = logging.getLogger("farskip_compile")
+
+KEPT = 256
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What the machine model says of one order of a graph."""
+
+    seconds: float
+    """Time of the whole graph."""
+    compute_seconds: float
+    communication_seconds: float
+    exposed_seconds: float
+    """Time in which compute stands still for a collective."""
+    peak_bytes: int
+    """Most memory alive at once."""
+    in_flight_bytes: int
+    """Most memory held by collectives in flight."""
+
+    @classmethod
+    def of(cls, timeline: Timeline) -> Predicted:
+        """The figures of `timeline`."""
+        return cls(
+            timeline.makespan,
+            timeline.compute,
+            timeline.communication,
+            timeline.exposed,
+            timeline.peak_bytes,
+            timeline.peak_in_flight_bytes,
+        )
+
+
+@dataclass(frozen=True)
+class ScheduleReport:
+    """One compiled graph with collectives in it."""
+
+    phase: str
+    """`forward`, `backward` or `inference`."""
+    orders: dict[str, list[str]] = field(default_factory=dict)
+    """Process group -> its launches in order."""
+    unscheduled: Predicted | None = None
+    """The graph as it came, each wait behind its launch; before fusion, so its compute is estimated more roughly. Its
+    peak is that of Inductor's kernels, if those are known: the limit on memory starts from it."""
+    before: Predicted | None = None
+    """The order as Inductor had it: its kernels, or before fusion the graph."""
+    after: Predicted | None = None
+    """The order that runs."""
+    level: str = "graph"
+    """`kernels` if the figures are of fused kernels, `graph` if they are of the graph before fusion."""
+    waits_pinned: int = 0
+    """Waits held behind the products that hide their collectives."""
+    waits_collapsed: int = 0
+    """Superfluous waits removed."""
+    profile: str = ""
+    """Name of the hardware profile behind the figures."""
+    flights: tuple[Flight, ...] = ()
+    """Each collective in the order that runs: launch, wait and what is computed in between."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ScheduleReport:
+        """The report that `to_json` was called on; other keys are ignored."""
+        known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
+        for name in ("unscheduled", "before", "after"):
+            if known.get(name) is not None:
+                known[name] = Predicted(**known[name])
+        if "flights" in known:
+            known["flights"] = tuple(_flight(one) for one in known["flights"])
+        return cls(**known)
+
+    def summary(self) -> str:
+        """One line for the log."""
+        launches = sum(map(len, self.orders.values()))
+        text = (
+            f"{self.phase} graph with {amount(launches, 'collective')} on {amount(len(self.orders), 'process group')}"
+        )
+        if self.before is None or self.after is None:
+            return f"{text}, not scheduled"
+        before, after = self.before, self.after
+        exposed = (self.unscheduled or before).exposed_seconds
+        held = min(before.peak_bytes, (self.unscheduled or before).peak_bytes)
+        growth = after.peak_bytes / held - 1 if held else 0.0
+        return (
+            f"{text}: exposed communication {exposed * 1e3:.3g} -> {after.exposed_seconds * 1e3:.3g} of "
+            f"{after.communication_seconds * 1e3:.3g} ms, peak memory {growth:+.1%}, "
+            f"{after.in_flight_bytes / 1e6:.3g} MB in flight (estimates, {self.profile})"
+        )
+
+
+def timelines(schedule: Schedule) -> dict[str, Any]:
+    """The part of a report that a schedule fills, as short as can be: it is a text in the compiled graph."""
+    return {
+        "before": asdict(Predicted.of(schedule.before)),
+        "after": asdict(Predicted.of(schedule.after)),
+        "flights": [[_short(value) for value in astuple(flight)] for flight in schedule.flights],
+    }
+
+
+def _short(value: Any) -> Any:
+    """Estimates are not better than four digits."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _flight(data: Mapping[str, Any] | Sequence[Any]) -> Flight:
+    """From the form of `to_json`, or that of `timelines`."""
+    known = dict(data) if isinstance(data, Mapping) else dict(zip(Flight.__dataclass_fields__, data, strict=True))
+    return Flight(**{**known, "terms": tuple(known["terms"])})
+
+
+_reports: deque[ScheduleReport] = deque(maxlen=KEPT)
+_lock = threading.Lock()
+
+
+def last_schedules() -> tuple[ScheduleReport, ...]:
+    """Reports of this process, oldest first: each compiled graph with collectives that has run (the last 256)."""
+    with _lock:
+        return tuple(_reports)
+
+
+def clear_schedules() -> None:
+    """Forget all reports."""
+    with _lock:
+        _reports.clear()
+
+
+def publish_schedule(report: ScheduleReport) -> None:
+    """Keep `report`, log it, and write it to the structured trace."""
+    with _lock:
+        _reports.append(report)
+    log.info("%s", report.summary())
+    trace_artifact("farskip_schedule", lambda: json.dumps(report.to_json(), indent=1))

@@ -1,0 +1,52 @@
+"""Proof of the last word on order: the kernels that run are those that Inductor has made, each behind what it needs.
+
+Contract: looks at the dependences that Inductor itself keeps, not at the program that the order was made by; changes
+nothing. Linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from farskip_compile._compat import inductor
+from farskip_compile.errors import VerificationError, Where
+from farskip_compile.passes.graph import ops
+
+
+def verify_kernels(before: Sequence[inductor.Kernel], after: Sequence[inductor.Kernel]) -> None:
+    """Check that `after` holds the kernels of `before`, each behind what it needs, and launches in the old order.
+
+    Raises:
+        VerificationError: naming the first kernel that is not as it must be, and why.
+    """
+    place = {kernel: index for index, kernel in enumerate(after)}
+    for kernel in before:
+        if kernel not in place:
+            raise _error(kernel, "it was to run, and does not any more")
+    if not len(before) == len(after) == len(place):
+        raise _error(after[-1], f"{len(before)} kernels were to run, each once, and now there are {len(after)}")
+    maker = {name: kernel for kernel in after for name in inductor.kernel_makes(kernel)}
+    for kernel in after:
+        for name in inductor.kernel_needs(kernel):
+            if name in maker and place[maker[name]] > place[kernel]:
+                raise _error(kernel, f"it comes before {inductor.kernel_name(maker[name])}, whose {name!r} it needs")
+    last: dict[str, inductor.Kernel] = {}
+    for kernel in before:
+        if not inductor.is_launch_kernel(kernel):
+            continue
+        origins = (node for _, nodes in inductor.kernel_parts(kernel) for node in nodes)
+        launch = next((node for node in origins if ops.is_collective(node)), None)
+        group = ops.process_group(launch) if launch is not None else ""
+        earlier = last.get(group)
+        if earlier is not None and place[earlier] > place[kernel]:
+            raise _error(kernel, f"it is launched before {inductor.kernel_name(earlier)}, on the same process group")
+        last[group] = kernel
+
+
+def _error(kernel: inductor.Kernel, reason: str) -> VerificationError:
+    name = inductor.kernel_name(kernel)
+    return VerificationError(
+        f"scheduling has broken the order of kernels at {name!r}: {reason}",
+        way_out="please report this: it is a defect of farskip-compile. `schedule=False` goes around it",
+        where=Where(node=name),
+    )

@@ -1,0 +1,66 @@
+"""First pass: one name for each value, and nothing hidden in sub-graphs.
+
+In:    the graph that Dynamo hands to a backend.
+Out:   the same function, bit for bit, in a form in which dataflow is readable off the edges.
+Never: changes a value, a dtype, what is recomputed, or the order of writes to graph inputs.
+
+A node whose value is used must carry a fake value, as Dynamo leaves it: without one nobody knows which tensors share
+memory, and what is a sum. A graph that lost some is refused.
+
+Algorithm: open activation checkpoints (`checkpoints`), write collectives along inner dimensions as moves of axes
+(`axis_moves`), then single assignment (`single_assignment`), then lint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from operator import attrgetter
+
+import torch
+from torch import fx
+
+from farskip_compile.errors import UnsupportedPatternError
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.normalize.axis_moves import move_axes
+from farskip_compile.passes.normalize.checkpoints import open_checkpoints
+from farskip_compile.passes.normalize.single_assignment import assign_once
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """What the pass did."""
+
+    checkpoints_opened: int
+    writes_replaced: int
+
+
+def normalize(module: fx.GraphModule) -> Normalized:
+    """Normalise `module` in place.
+
+    Raises:
+        UnsupportedPatternError: a checkpoint that can't be opened without changing what is recomputed, or a value that
+            nothing is known about.
+    """
+    _refuse_unknown_values(module)
+    opened = open_checkpoints(module)
+    move_axes(module.graph)
+    replaced = assign_once(module.graph)
+    module.graph.lint()
+    return Normalized(checkpoints_opened=opened, writes_replaced=replaced)
+
+
+def _refuse_unknown_values(module: fx.GraphModule) -> None:
+    for node in module.graph.nodes:
+        if ops.fake(node) is not None or not any(_needs_data(user) for user in node.users):
+            continue
+        if node.op == "get_attr" and not isinstance(attrgetter(str(node.target))(module), torch.Tensor):
+            continue  # the body of a higher-order operator
+        raise UnsupportedPatternError(
+            f"nothing is known about the value of {node.name!r}: it carries no fake value",
+            way_out="hand over the graph as Dynamo made it, with node.meta['example_value']",
+            where=ops.where(node),
+        )
+
+
+def _needs_data(user: fx.Node) -> bool:
+    return user.op == "output" or ops.tensor(user) is not None

@@ -1,0 +1,109 @@
+"""Open activation checkpoints, so that the residual stream is visible from end to end.
+
+In:    a Dynamo graph, in which each `torch.utils.checkpoint` region is one `tag_activation_checkpoint` node.
+Out:   the same function; the bodies stand in the graph, and their nodes carry the tags that make AOTAutograd's
+       partitioner recompute them in the backward pass, as it would have with the bodies closed.
+Never: changes what is recomputed or how randomness is drawn.
+
+Algorithm, for each such node:
+1. Map the body's placeholders to the call's arguments.
+2. Copy the body's nodes in front of the call, tagged `recompute` and `ac_graph_id` (one id for each region).
+3. Replace the call's results by the copies of the body's outputs; erase the call and the body.
+"""
+
+from __future__ import annotations
+
+import operator
+
+from torch import fx
+
+from farskip_compile._compat import PREFER_RECOMPUTE, split_checkpoint_kwargs
+from farskip_compile.errors import UnsupportedPatternError
+from farskip_compile.passes.graph import effects, ops
+
+
+def open_checkpoints(module: fx.GraphModule) -> int:
+    """Open all non-reentrant checkpoints of `module`, nested ones too.
+
+    Returns:
+        How many regions were opened.
+
+    Raises:
+        UnsupportedPatternError: a region has a selective policy (`context_fn`), which can't be kept.
+    """
+    opened = 0
+    while calls := [n for n in module.graph.nodes if ops.op_name(n) == "higher_order::tag_activation_checkpoint"]:
+        for call in calls:
+            opened += 1
+            _open(module, call, region=opened)
+    return opened
+
+
+def _open(module: fx.GraphModule, call: fx.Node, region: int) -> None:
+    graph = module.graph
+    body_node = call.args[0]
+    body = getattr(module, str(body_node.target))  # type: ignore[union-attr]
+    checkpoint_kwargs, body_kwargs = split_checkpoint_kwargs(call.kwargs)
+    if checkpoint_kwargs.get("context_fn") is not None or "_checkpoint_context_fn" in body.meta:
+        raise UnsupportedPatternError(
+            "a checkpoint with a selective policy (context_fn) hides a part of the residual stream",
+            way_out="use torch.utils.checkpoint without context_fn, or torch._functorch's activation_memory_budget",
+            where=ops.where(call),
+        )
+    inputs = [*call.args[1:], *body_kwargs.values()]
+    copies: dict[fx.Node, fx.Node] = {}
+    outer_storage: dict[int, int] = {}
+    placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
+    for placeholder, value in zip(placeholders, inputs, strict=True):
+        copies[placeholder] = value
+        if isinstance(value, fx.Node) and (outer := effects.storage(value)) is not None:
+            inner = effects.storage(placeholder)
+            if inner is not None:
+                outer_storage[inner] = outer
+    output = None
+    with graph.inserting_before(call):
+        for node in body.graph.nodes:
+            if node.op == "placeholder":
+                continue
+            if node.op == "output":
+                output = node
+                continue
+            if node.op == "get_attr":
+                copies[node] = _copy_attribute(module, body, node)
+                continue
+            copy = graph.node_copy(node, lambda inner: copies[inner])
+            copy.meta.setdefault("recompute", PREFER_RECOMPUTE)
+            copy.meta.setdefault("ac_graph_id", region)
+            # views of the body's arguments must be known as views of the outer tensors
+            if (inner := effects.storage(node)) in outer_storage:
+                copy.meta["farskip_storage"] = outer_storage[inner]
+            copies[node] = copy
+    assert output is not None
+    results = fx.map_arg(output.args[0], lambda inner: copies[inner])
+    for user in list(call.users):
+        if user.target is not operator.getitem:
+            raise UnsupportedPatternError("a checkpoint's results are used as a whole", where=ops.where(user))
+        user.replace_all_uses_with(results[user.args[1]])
+        graph.erase_node(user)
+    graph.erase_node(call)
+    if not body_node.users:  # type: ignore[union-attr]
+        graph.erase_node(body_node)  # type: ignore[arg-type]
+
+
+def _copy_attribute(module: fx.GraphModule, body: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """A sub-module or constant of the body, moved to the outer module under a free name."""
+    name = str(node.target).replace(".", "_")
+    value: object = body
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    taken = getattr(module, name, None)
+    suffix = 0
+    while taken is not None and taken is not value:
+        suffix += 1
+        taken = getattr(module, f"{name}_{suffix}", None)
+    name = f"{name}_{suffix}" if suffix else name
+    if taken is None:
+        setattr(module, name, value)
+    copy = module.graph.get_attr(name)
+    copy.meta = dict(node.meta)
+    return copy

@@ -1,0 +1,208 @@
+"""Give every mutated value a new name, so that dataflow can be read off the edges.
+
+In:    a Dynamo graph. In-place ops have no users there: later nodes go on reading the *old* node, so the written
+       value looks dead and the reader seems to see the value before the write.
+Out:   the same function. A write to an intermediate is replaced by its out-of-place form where one exists; where
+       none does, later readers read the result of the write. Writes to graph inputs (caches, counters) stay as they
+       are, in order.
+Never: moves a node; touches a graph input; changes a dtype.
+
+Algorithm, one walk in graph order:
+1. Rename the arguments of each node to the newest version of what they name.
+2. At a write to an intermediate: build the out-of-place form (cast to the old dtype, as the in-place form does).
+3. Views of the same memory that are read later: made anew from the new value if they hold the same elements in the
+   same order; if not, the write stays in place and its readers are ordered behind it by `mutation_edges`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+from torch import fx
+
+from farskip_compile._compat import OpOverload, same_dim
+from farskip_compile._compat.operators import overload_name
+from farskip_compile.passes.graph import effects, ops
+
+
+def assign_once(graph: fx.Graph) -> int:
+    """Bring `graph` to single-assignment form; returns how many writes were replaced."""
+    if not any(effects.mutated_args(node) for node in graph.nodes):
+        return 0
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    last_use = {node: max((order[user] for user in node.users), default=-1) for node in graph.nodes}
+    inputs = {effects.storage(n) for n in graph.nodes if n.op in ("placeholder", "get_attr")}
+    names: dict[fx.Node, fx.Node] = {}
+    same_memory: dict[int, list[fx.Node]] = defaultdict(list)
+    replaced: list[fx.Node] = []
+    for node in list(graph.nodes):
+        for arg in node.all_input_nodes:
+            if arg in names:
+                node.replace_input_with(arg, names[arg])
+        memory = effects.storage(node)
+        if memory is not None and memory not in inputs:
+            same_memory[memory].append(node)
+        for base in effects.mutated_args(node):
+            written = effects.storage(base)
+            if written in inputs or written is None:
+                continue
+            later = [n for n in same_memory[written] if n is not node and last_use.get(n, -1) > order[node]]
+            if _replace_write(graph, node, base, later, names):
+                replaced.append(node)
+    for node in reversed(replaced):
+        graph.erase_node(node)
+    return len(replaced)
+
+
+def mutation_edges(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    """For each reader of memory that was written in place, the last write before it.
+
+    These are the dependences that the edges of the graph do not show: of cache reads on cache writes, and of the
+    writes that `assign_once` had to leave.
+    """
+    last_write: dict[int, fx.Node] = {}
+    edges: dict[fx.Node, tuple[fx.Node, ...]] = {}
+    for node in graph.nodes:
+        memories = dict.fromkeys(effects.storage(arg) for arg in node.all_input_nodes) if last_write else {}
+        writes = [last_write[m] for m in memories if m is not None and m in last_write]
+        if writes:
+            edges[node] = tuple(writes)
+        for base in effects.mutated_args(node):
+            memory = effects.storage(base)
+            if memory is not None:
+                last_write[memory] = node
+    return edges
+
+
+def _replace_write(
+    graph: fx.Graph, write: fx.Node, base: fx.Node, later: list[fx.Node], names: dict[fx.Node, fx.Node]
+) -> bool:
+    """Replace `write` to `base` and enter the new names of everything in `later`; False if it must stay in place."""
+    others = [node for node in later if names.get(node, node) is not base]
+    value = ops.tensor(base)
+    assert value is not None
+    functional = _out_of_place(write)
+    if functional is None or not all(_same_elements(ops.tensor(node), value) for node in others):
+        renamed = write
+        if effects.storage(write) != effects.storage(base):  # returns nothing, or something else
+            with graph.inserting_after(write):
+                renamed = graph.call_method("view_as", (base, base))
+            renamed.meta = dict(base.meta)
+        for node in [base, *(n for n in later if names.get(n, n) is base)]:
+            names[node] = renamed
+        return False
+    with graph.inserting_before(write):
+        new = functional(graph)
+        result = ops.tensor(new)
+        if result is not None and result.dtype != value.dtype:
+            cast = graph.call_method("to", (new, value.dtype))
+            cast.meta = dict(new.meta)
+            new = cast
+        # the new name stands for the old memory: the next write to it must find its views, and readers the write
+        memory = effects.storage(base)
+        new.meta |= {"example_value": fresh_like(value), "farskip_storage": memory}
+        for node in others:
+            view = graph.call_method("view_as", (new, names.get(node, node)))
+            view.meta = {
+                **node.meta,
+                "example_value": new.meta["example_value"].view(ops.tensor(node).shape),  # type: ignore[union-attr]
+                "farskip_storage": memory,
+            }
+            names[node] = view
+    for node in (base, write, *(n for n in later if n not in others)):
+        names[node] = new
+    return True
+
+
+def _out_of_place(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
+    """A builder of the out-of-place form of `write`, or None if the operator has none."""
+    name = ops.op_name(write)
+    if name == "copy_":
+        return _copy_source(write)
+    if effects.is_random(write) or "out" in write.kwargs or len(effects.mutated_args(write)) > 1:
+        return None
+    args, kwargs = list(write.args), dict(write.kwargs)
+    target: object = None
+    if effects.is_inplace_call(write):
+        target, position = write.target, effects.inplace_position(write.target)
+        if "inplace" in kwargs or position is None:
+            kwargs["inplace"] = False
+        else:
+            args[position] = False
+    elif isinstance(write.target, OpOverload):
+        packet = getattr(torch.ops.aten, name.rstrip("_"), None)
+        target = getattr(packet, overload_name(write.target), None)
+    elif write.op == "call_method":
+        target = name.removesuffix("_") if hasattr(torch.Tensor, name.removesuffix("_")) else None
+    elif getattr(write.target, "__module__", "") == "_operator":
+        plain = name.removeprefix("i")
+        target = getattr(operator, plain, getattr(operator, f"{plain}_", None)) if name != "setitem" else None
+    else:
+        target = getattr(torch, name.removesuffix("_"), None) or getattr(torch.nn.functional, name.rstrip("_"), None)
+    if target is None:
+        return None
+
+    def build(graph: fx.Graph) -> fx.Node:
+        new = graph.create_node(write.op, target, tuple(args), kwargs)
+        new.meta = dict(write.meta)
+        new.meta["example_value"] = _promoted(write)
+        return new
+
+    return build
+
+
+def _copy_source(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
+    """`a.copy_(b)`: later readers of `a` read a copy of `b`, if it needs no broadcast.
+
+    Not `b` itself: a write to either that has no out-of-place form would then change both.
+    """
+    base, source = write.args[0], write.args[1]
+    if not isinstance(source, fx.Node) or not isinstance(base, fx.Node):
+        return None
+    value, new = ops.tensor(base), ops.tensor(source)
+    if value is None or new is None or not ops.same_shape(value, new):
+        return None
+
+    def build(graph: fx.Graph) -> fx.Node:
+        copy = graph.call_method("to", (source, value.dtype), {"copy": True})
+        copy.meta = {**write.meta, "example_value": value}
+        return copy
+
+    return build
+
+
+def _promoted(write: fx.Node) -> torch.Tensor | None:
+    """A fake tensor with the dtype that the out-of-place form of `write` returns."""
+    values = [ops.tensor(arg) if isinstance(arg, fx.Node) else arg for arg in write.args]
+    base = values[0]
+    assert isinstance(base, torch.Tensor)
+    dtype = base.dtype
+    for value in values[1:]:
+        if isinstance(value, torch.Tensor | int | float | complex) and not isinstance(value, bool):
+            dtype = torch.result_type(torch.empty((1,) * base.dim(), dtype=dtype, device="meta"), _on_meta(value))
+    return fresh_like(base, dtype=dtype)
+
+
+def _on_meta(value: torch.Tensor | complex) -> torch.Tensor | complex:
+    return (
+        torch.empty((1,) * value.dim(), dtype=value.dtype, device="meta") if isinstance(value, torch.Tensor) else value
+    )
+
+
+def fresh_like(value: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A fake tensor like `value`, with memory of its own."""
+    mode = getattr(value, "fake_mode", None)
+    if mode is None:
+        return torch.empty_like(value, dtype=dtype, device="meta")
+    with mode:
+        return torch.empty_like(value, dtype=dtype)
+
+
+def _same_elements(view: torch.Tensor | None, base: torch.Tensor) -> bool:
+    """Both hold the same elements in the same order, so either is a `view_as` of the other."""
+    if view is None or not view.is_contiguous() or not base.is_contiguous() or view.dtype != base.dtype:
+        return False
+    return same_dim(view.numel(), base.numel()) and same_dim(view.storage_offset(), base.storage_offset())

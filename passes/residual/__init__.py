@@ -1,0 +1,186 @@
+"""Second pass, an analysis: read the connectivity table off a graph.
+
+In:    a normalised graph.
+Out:   a `ResidualTable`, or None if the graph has no residual stack (a loss, a sampler).
+Never: changes the graph.
+
+Algorithm:
+1. `stack`: the residual sum, its terms, what computes each of them and what that reads.
+2. `kinds`: attention, mixer, dense or routed, by dataflow.
+3. Terms of the same class with the same reads form a sub-block; a dense term beside a routed one is shared.
+4. A layer begins at each token-mixing sub-block.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from farskip_compile.errors import NotASumError
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.hidden_collectives import collectives_of
+from farskip_compile.passes.residual.kinds import Finding, Kind, classify, gather_facts
+from farskip_compile.passes.residual.regions import Region, reads
+from farskip_compile.passes.residual.stack import read_stack
+from farskip_compile.passes.residual.stream import Stream
+from farskip_compile.passes.residual.table import GraphHandles, ResidualTable, SubBlock, Term
+from farskip_compile.passes.residual.termset import TermSet
+
+LETTERS = {
+    Kind.EMBEDDING: "e",
+    Kind.ATTENTION: "a",
+    Kind.MIXER: "a",
+    Kind.DENSE: "m",
+    Kind.SHARED: "s",
+    Kind.ROUTED: "r",
+}
+ROW_NAMES = {Kind.ATTENTION: "attention", Kind.MIXER: "mixer", Kind.DENSE: "mlp", Kind.ROUTED: "moe"}
+
+
+@dataclass
+class _Group:
+    """Terms that will become one sub-block."""
+
+    reads: TermSet
+    mixes: bool
+    terms: list[int] = field(default_factory=list)
+    layer: int = 0
+
+
+def read_table(graph: fx.Graph) -> ResidualTable | None:
+    """Read the connectivity table off `graph`.
+
+    Raises:
+        NotASumError: a value is added twice, or a term reads no residual value although an earlier one does.
+        UnsupportedPatternError: a pattern that has no sound rewiring.
+    """
+    stack = read_stack(graph)
+    if stack is None:
+        return None
+    stream, regions = stack.stream, stack.regions
+    facts = gather_facts(stream, graph)
+    findings = [classify(stream, facts, region) for region in regions]
+    _refuse_readless(stream, regions, findings)
+    groups = _parallel_in_order(_group(stream, regions, findings))
+    _assign_layers(groups)
+    kinds = _with_shared(groups, findings)
+    terms = _name_terms(stream, regions, findings, groups, kinds)
+    rows = _name_rows(groups, kinds)
+    return ResidualTable(terms, rows, stream.tree[stream.root], GraphHandles(stream, regions, findings))
+
+
+def _refuse_readless(stream: Stream, regions: list[Region], findings: list[Finding]) -> None:
+    for region, finding in zip(regions, findings, strict=True):
+        if finding.kind is not Kind.EMBEDDING and not region.read_values:
+            raise NotASumError(
+                "a term of the residual sum reads no residual value: the stream is normalised, mixed or cut before it",
+                way_out="compile the whole model with fullgraph=True; streams that are not a sum are not supported",
+                where=ops.where(region.leaf),
+            )
+
+
+def _group(stream: Stream, regions: list[Region], findings: list[Finding]) -> list[_Group]:
+    """Sub-blocks in stream order: terms of one class that read the same."""
+
+    def key(index: int) -> tuple[int, bool, int]:
+        return stream.joins[index], not findings[index].kind.mixes_tokens, stream.order[stream.leaves[index]]
+
+    groups: list[_Group] = []
+    latest: dict[bool, _Group] = {}
+    for index in sorted(range(len(regions)), key=key):
+        if findings[index].kind is Kind.EMBEDDING:
+            continue
+        mixes = findings[index].kind.mixes_tokens
+        terms_read = reads(stream, regions[index])
+        group = latest.get(mixes)
+        if group is None or group.reads != terms_read:
+            group = latest[mixes] = _Group(terms_read, mixes)
+            groups.append(group)
+        group.terms.append(index)
+    return groups
+
+
+def _parallel_in_order(groups: list[_Group]) -> list[_Group]:
+    """Put the mixer first in a parallel block whose feed-forward part is added first.
+
+    A feed-forward block and the mixer behind it that read the same are such a block if no mixer stands right before
+    them; otherwise they are the feed-forward block of one layer and the mixer of the next (ladder wiring).
+    """
+    ordered: list[_Group] = []
+    for group in groups:
+        before = ordered[-1] if ordered else None
+        parallel = group.mixes and before is not None and not before.mixes and before.reads == group.reads
+        if parallel and (len(ordered) < 2 or not ordered[-2].mixes):
+            ordered.insert(-1, group)
+        else:
+            ordered.append(group)
+    return ordered
+
+
+def _assign_layers(groups: list[_Group]) -> None:
+    layer = 0
+    for position, group in enumerate(groups):
+        if group.mixes and position > 0:
+            layer += 1
+        group.layer = layer
+
+
+def _with_shared(groups: list[_Group], findings: list[Finding]) -> list[Kind]:
+    kinds = [finding.kind for finding in findings]
+    for group in groups:
+        if any(kinds[index] is Kind.ROUTED for index in group.terms):
+            for index in group.terms:
+                kinds[index] = Kind.SHARED if kinds[index] is Kind.DENSE else kinds[index]
+    return kinds
+
+
+def _name_terms(
+    stream: Stream, regions: list[Region], findings: list[Finding], groups: list[_Group], kinds: list[Kind]
+) -> tuple[Term, ...]:
+    layer_of = {index: group.layer for group in groups for index in group.terms}
+    taken: Counter[str] = Counter()
+    terms = []
+    for index, (region, finding, kind) in enumerate(zip(regions, findings, kinds, strict=True)):
+        layer = layer_of.get(index, 0)
+        stem = LETTERS[kind] if kind is Kind.EMBEDDING else f"{LETTERS[kind]}{layer}"
+        name = f"{stem}.{taken[stem]}" if taken[stem] else stem
+        taken[stem] += 1
+        terms.append(
+            Term(
+                index=index,
+                name=name,
+                kind=kind,
+                layer=layer,
+                node=region.leaf.name,
+                evidence=finding.evidence,
+                where=ops.where(finding.node or region.leaf, layer),
+                collectives=_collectives(stream, region),
+                shared_inside=finding.shared_inside is not None,
+            )
+        )
+    return tuple(terms)
+
+
+def _collectives(stream: Stream, region: Region) -> tuple[str, ...]:
+    """Collectives in the region and on the way from the term to the main chain."""
+    nodes = list(region.owned)
+    node = region.leaf
+    while (parent := stream.parents.get(node)) is not None and parent not in stream.values:
+        node = parent
+        nodes.append(node)
+    return tuple(name for node in sorted(nodes, key=lambda n: stream.order[n]) for name in collectives_of(node))
+
+
+def _name_rows(groups: list[_Group], kinds: list[Kind]) -> tuple[SubBlock, ...]:
+    taken: Counter[str] = Counter()
+    rows = []
+    for group in groups:
+        members = [kinds[index] for index in group.terms]
+        kind = next((k for k in (Kind.ATTENTION, Kind.ROUTED, Kind.MIXER) if k in members), Kind.DENSE)
+        stem = f"{ROW_NAMES[kind]}.{group.layer}"
+        name = f"{stem}.{taken[stem]}" if taken[stem] else stem
+        taken[stem] += 1
+        rows.append(SubBlock(name, kind, group.layer, tuple(group.terms), group.reads))
+    return tuple(rows)

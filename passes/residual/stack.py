@@ -1,0 +1,134 @@
+"""The residual stack of a graph: the stream, and for each term what computes it and what that reads.
+
+In:    a normalised graph.
+Out:   a `Stack`, or None if the graph has none (a loss, a sampler).
+Never: changes the graph; says what kind of sub-block computes a term, which `residual` does.
+
+Algorithm:
+1. `stream`:  the residual sum, its terms and its residual values.
+2. `regions`: what computes each term, and what that reads. Terms of one branch that use each other directly (an
+   inner `h + f(h)`) are one term: take their sum as a whole and start again, once.
+3. A second stack in the graph is refused: the stream would be cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from farskip_compile.errors import NotASumError, Where
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.residual.not_a_sum import not_a_sum
+from farskip_compile.passes.residual.regions import NO_SIDE_CHANNELS, Region, SideChannels, find_regions
+from farskip_compile.passes.residual.stream import Stream, read_stream
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Valid until the graph is edited."""
+
+    stream: Stream
+    regions: list[Region]
+    """By term index."""
+
+    def side_channels(self) -> dict[str, frozenset[str]]:
+        """To read the graph again with, once it is edited."""
+        named = ((core.name, region) for core, region in zip(self.stream.cores, self.regions, strict=True))
+        return {core: frozenset(node.name for node in region.side_channels) for core, region in named}
+
+    def place(self, index: int, layer: int | None = None) -> Where:
+        """Where a term is."""
+        return ops.where(self.leaf(index), layer)
+
+    def leaf(self, index: int) -> fx.Node:
+        """The node of a term."""
+        return self.regions[index].leaf
+
+
+def read_stack(graph: fx.Graph, side: SideChannels = NO_SIDE_CHANNELS) -> Stack | None:
+    """Find the residual stack of `graph`.
+
+    Args:
+        graph: a normalised graph.
+        side: side channels that are known from an earlier reading.
+
+    Raises:
+        NotASumError: a value is added twice, or a part of the stack is cut off from the rest.
+        UnsupportedPatternError: a part of the stream is written in place in a way that has no out-of-place form.
+    """
+    stream = read_stream(graph)
+    if stream is None:
+        return None
+    regions = find_regions(stream, side)
+    if whole := _entangled_sums(stream, regions):
+        stream = read_stream(graph, whole)
+        if stream is None:
+            return None
+        regions = find_regions(stream, side)
+    second = _second_stack(stream, regions, graph)
+    if second is not None and not any(
+        ops.is_attention(n) or ops.is_selection(n) or ops.is_scan(n) for n in graph.nodes
+    ):
+        return None  # unrelated sums, such as the updates of an optimizer
+    if second is not None:
+        raise not_a_sum(graph) or NotASumError(
+            "a part of the residual stack is cut off from the rest: the stream is normalised, mixed or projected "
+            "between two layers",
+            way_out="streams that are not one sum are not supported; compile next-token heads apart from the model",
+            where=ops.where(second),
+        )
+    return Stack(stream, regions)
+
+
+def _entangled_sums(stream: Stream, regions: list[Region]) -> set[fx.Node]:
+    """For each branch in which one term uses another one directly: the smallest sum that holds both."""
+    whole: set[fx.Node] = set()
+    for index, region in enumerate(regions):
+        for other in region.direct:
+            if stream.joins[other] != stream.joins[index]:
+                continue
+            node = region.leaf
+            while other not in stream.tree[node]:
+                node = stream.parents[node]
+            whole.add(node)
+    return whole
+
+
+def _second_stack(stream: Stream, regions: list[Region], graph: fx.Graph) -> fx.Node | None:
+    """A sum `u + f(u)` of the stream's shape outside of all regions.
+
+    Such a sum is a part of the stack that the residual sum does not reach, because the stream is normalised or mixed
+    in between. Rewiring only the larger part would be a different architecture from the one asked for.
+    """
+    known = {node for region in regions for node in region.owned} | set(stream.tree) | set(stream.partial)
+    shape = ops.tensor(stream.root)
+    assert shape is not None
+    for node in graph.nodes:
+        if node in known or not ops.is_sum(node) or not ops.same_shape(ops.tensor(node), shape):  # type: ignore[arg-type]
+            continue
+        left, right = sorted((_core(stream, arg) for arg in stream.below[node]), key=lambda arg: stream.order[arg])
+        if _depends_on(stream, right, left):
+            return node
+    return None
+
+
+def _core(stream: Stream, node: fx.Node) -> fx.Node:
+    """What `node` is a linear image of."""
+    while len(stream.below[node]) == 1:
+        node = stream.below[node][0]
+    return node
+
+
+def _depends_on(stream: Stream, node: fx.Node, earlier: fx.Node) -> bool:
+    """Whether `node` depends on `earlier`; looks only at what lies between them in the graph."""
+    seen = {node}
+    stack = [node]
+    while stack:
+        for arg in stream.inputs(stack.pop()):
+            if arg is earlier:
+                return True
+            if arg not in seen and stream.order[arg] > stream.order[earlier]:
+                seen.add(arg)
+                stack.append(arg)
+    return False

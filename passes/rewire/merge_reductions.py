@@ -1,0 +1,177 @@
+"""Fourth pass, on request: reduce the attention's and the shared experts' partial sums together.
+
+In:    a graph rewired to `full` under tensor parallelism: (x + C(a)) + (C(r) + C(s)) and (x + C(a)) + C(s).
+Out:   (x + C(a + s)) + C(r) and x + C(a + s): one all-reduce fewer per MoE layer, and C(a + s) is ready early.
+Never: merges where the stream between the two reductions is read (then there is nothing to gain), or reductions over
+       different groups. Equal in real arithmetic, not bit for bit (arXiv 2511.11505; farskip_spec 1.9).
+
+Algorithm: for each residual value n = v + C(s) beside the main chain, with v = x + C(a) read by nobody else than n and
+the chain: build C(a + s) and both sums anew. It is launched where the later of the two was: a process group runs its
+launches in their order, and behind C(r) the next attention would wait for both. Waits and sums stand in front of the
+chain's sum.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import fx
+
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.normalize.single_assignment import fresh_like
+from farskip_compile.passes.residual.stack import read_stack
+from farskip_compile.passes.residual.stream import Stream
+from farskip_compile.passes.rewire import erase_dead, used_nodes
+
+
+def merge_reductions(module: fx.GraphModule) -> int:
+    """Merge what can be merged in `module`, in place; returns how many pairs of reductions became one."""
+    graph = module.graph
+    stack = read_stack(graph)
+    assert stack is not None
+    stream = stack.stream
+    used_before = used_nodes(graph)
+    renamed: dict[fx.Node, fx.Node] = {}
+    for side in [value for value in stream.values if value not in stream.tree]:
+        pair = _match(stream, side)
+        if pair is not None:
+            _merge(graph, renamed, side, pair)
+    if renamed:
+        erase_dead(graph, used_before)
+        graph.lint()
+    return len(renamed)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """What `side` and the main sum are made of, where they can be merged."""
+
+    before: fx.Node
+    """x"""
+    attention: fx.Node
+    """C(a), as it is added."""
+    shared: fx.Node
+    """C(s), as it is added to x + C(a)."""
+    routed: fx.Node
+    """C(r), as it is added to C(s)."""
+    both: fx.Node
+    """C(r) + C(s)"""
+    added: fx.Node
+    """The same as it is added to x + C(a): perhaps in another shape."""
+    main: fx.Node
+    """The main sum."""
+
+
+def _match(stream: Stream, side: fx.Node) -> _Pair | None:
+    """The parts if `side` is (x + C(a)) + C(s) and the main sum (x + C(a)) + (C(r) + C(s))."""
+    if not ops.is_sum(side) or ops.op_name(side) != "add":
+        return None
+    for early, shared in (stream.below[side], stream.below[side][::-1]):
+        main = stream.parents.get(early)
+        if main is None or early not in stream.values or not ops.is_sum(early) or set(early.users) != {main, side}:
+            continue
+        added = next((arg for arg in stream.below[main] if arg is not early), None)
+        if added is None:
+            continue
+        both, alone = _inside(added, main)
+        kept, _ = _inside(shared, side)
+        if not alone or not ops.is_sum(both) or kept not in stream.below[both]:
+            continue
+        routed = next(arg for arg in stream.below[both] if arg is not kept)
+        for before, attention in (stream.below[early], stream.below[early][::-1]):
+            if before in stream.values and _same_reduction(attention, shared):
+                return _Pair(before, attention, shared, routed, both, added, main)
+    return None
+
+
+def _inside(node: fx.Node, user: fx.Node) -> tuple[fx.Node, bool]:
+    """(`node` without the changes of its shape, whether `user` and they are all that reads it)."""
+    alone = set(node.users) == {user}
+    while ops.op_name(node) in ops.SHAPE_OPS and isinstance(node.args[0], fx.Node):
+        node, user = node.args[0], node
+        alone = alone and set(node.users) == {user}
+    return node, alone
+
+
+def _same_reduction(left: fx.Node, right: fx.Node) -> bool:
+    """Both are the wait of the same reduction over the same group, of partial sums that can be added."""
+    one, other = _launch(left), _launch(right)
+    if one is None or other is None or one.target != other.target or one.args[1:] != other.args[1:]:
+        return False
+    shapes = _shape(one), _shape(other)
+    known = all(isinstance(size, int) for shape in shapes for size in shape)
+    return shapes[0] == shapes[1] or (known and prod(shapes[0]) == prod(shapes[1]))
+
+
+def _shape(launch: fx.Node) -> tuple[int | torch.SymInt, ...]:
+    """Of what `launch` reduces."""
+    partial = ops.tensor(launch.args[0])  # type: ignore[arg-type]
+    return () if partial is None else tuple(partial.shape)
+
+
+def _launch(node: fx.Node) -> fx.Node | None:
+    """The linear collective that `node` waits for, if nothing else stands between."""
+    while ops.is_wait(node) or ops.op_name(node) in ops.SHAPE_OPS or ops.op_name(node) in ops.CAST_OPS:
+        node = node.args[0]  # type: ignore[assignment]
+    return node if ops.is_linear_collective(node) else None
+
+
+def _merge(graph: fx.Graph, renamed: dict[fx.Node, fx.Node], side: fx.Node, pair: _Pair) -> None:
+    launch_a, launch_s = _launch(pair.attention), _launch(pair.shared)
+    assert launch_a is not None
+    assert launch_s is not None
+    with graph.inserting_before(max(launch_a, launch_s)):
+        partial = _add(graph, _reshaped(graph, launch_a, _shape(launch_s)), launch_s.args[0], like=launch_s)  # type: ignore[arg-type]
+        launched, *steps = _path(launch_s, pair.shared)
+        reduced = _copy(graph, launched, partial)
+    with graph.inserting_before(pair.main):
+        for step in steps:
+            reduced = _copy(graph, step, reduced)
+        early = _add(graph, renamed.get(pair.before, pair.before), reduced, like=side)
+        routed = pair.routed
+        for step in _path(pair.both, pair.added)[1:]:
+            routed = _copy(graph, step, routed)
+        late = _add(graph, early, routed, like=pair.main)
+    side.replace_all_uses_with(early)
+    pair.main.replace_all_uses_with(late)
+    for node in (side, pair.main):
+        graph.erase_node(node)
+    renamed[pair.main] = late
+
+
+def _reshaped(graph: fx.Graph, launch: fx.Node, shape: tuple[int | torch.SymInt, ...]) -> fx.Node:
+    """What `launch` reduces, in this shape."""
+    partial = launch.args[0]
+    assert isinstance(partial, fx.Node)
+    if _shape(launch) == shape:
+        return partial
+    node = graph.call_function(torch.reshape, (partial, shape))
+    node.meta = dict(partial.meta)
+    node.meta["example_value"] = ops.tensor(partial).reshape(shape)  # type: ignore[union-attr]
+    return node
+
+
+def _path(first: fx.Node, last: fx.Node) -> list[fx.Node]:
+    """From `first` to `last`, which it leads to by first arguments."""
+    found = [last]
+    while found[-1] is not first:
+        found.append(found[-1].args[0])  # type: ignore[arg-type]
+    return found[::-1]
+
+
+def _copy(graph: fx.Graph, step: fx.Node, value: fx.Node) -> fx.Node:
+    """`step`, of `value` in place of its first argument."""
+    old = step.args[0]
+    copy = graph.node_copy(step, lambda arg: value if arg is old else arg)
+    copy.meta["example_value"] = fresh_like(ops.tensor(step))  # type: ignore[arg-type]
+    return copy
+
+
+def _add(graph: fx.Graph, left: fx.Node, right: fx.Node, like: fx.Node) -> fx.Node:
+    total = graph.call_function(operator.add, (left, right))
+    total.meta = dict(like.meta)
+    total.meta["example_value"] = fresh_like(ops.tensor(left))  # type: ignore[arg-type]
+    return total

@@ -1,0 +1,186 @@
+"""What is asked for: from a connectivity and a layer range to the terms that each sub-block leaves out.
+
+In:    the table of the graph as it is, and the user's wish.
+Out:   a `Request`: for each row that changes, the terms to leave out; and the rows that already leave them out.
+Never: adds a read; changes a row outside the range; guesses (what can't be met exactly is an error).
+
+Rules (arXiv 2511.11505 sections 3 and 5.1; L is a layer in the range):
+  attention row of L  leaves out the routed terms of layer L-1, whether L-1 is in the range or not   (full, attention)
+  feed-forward row of L  leaves out the attention of L; a dense layer is treated like a MoE          (full, mlp)
+A sub-block of the first layer, of a layer behind a dense one or in a parallel block has less or nothing to leave out;
+the final norm always reads everything. A shortcut MoE (arXiv 2404.05019, LongCat-Flash) hides its collectives under a
+whole layer already: where all routed experts are such, there is nothing to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from farskip_compile.errors import (
+    ConnectivityError,
+    DenseModelError,
+    InseparableExpertsError,
+    LayerRangeError,
+)
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.residual.kinds import Kind
+from farskip_compile.passes.residual.table import ResidualTable, SubBlock
+from farskip_compile.passes.residual.termset import TermSet
+
+Named = Literal["full", "attention", "mlp", "none"]
+Connectivity = Named | Mapping[str, Sequence[str]]
+LayerRange = tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """Terms to leave out, by row name."""
+
+    left_out: Mapping[str, TermSet]
+    already: tuple[str, ...] = ()
+    """Rows that `connectivity` concerns, and that leave these terms out already."""
+
+    def wanted(self, table: ResidualTable) -> ResidualTable:
+        """The table as it must read after rewiring."""
+        rows = tuple(
+            replace(row, reads=row.reads - self.left_out[row.name]) if row.name in self.left_out else row
+            for row in table.rows
+        )
+        return replace(table, rows=rows, handles=None)
+
+
+def ask(table: ResidualTable, connectivity: Connectivity, layers: LayerRange = None) -> Request:
+    """Translate the user's wish for `table` into a `Request`.
+
+    Raises:
+        DenseModelError: no sub-block of the model is a MoE.
+        LayerRangeError: the range lies outside the model, or holds nothing that could be left out.
+        ConnectivityError: a user's table names a row or a term that is absent or not read.
+        InseparableExpertsError: routed and shared output are summed in front of a step that can't be parted.
+    """
+    _check_range(table, layers)
+    if connectivity == "none":
+        return Request({})
+    if not table.has_routed:
+        kinds = ", ".join(dict.fromkeys(str(row.kind) for row in table.rows))
+        raise DenseModelError(
+            f"no routed experts in the residual stack ({len(table.rows)} sub-blocks, all of kind {kinds})",
+            way_out='compile dense models with backend="inductor"; if this is a MoE, `farskip explain` shows what '
+            "each sub-block was taken for",
+        )
+    if isinstance(connectivity, Mapping):
+        return _from_user(table, connectivity)
+    if all(is_shortcut(table, row) for row in table.rows if row.kind is Kind.ROUTED):
+        return Request({}, tuple(row.name for row in table.rows if row.kind is Kind.ROUTED))
+    left_out: dict[str, TermSet] = {}
+    already: list[str] = []
+    for row in table.rows:
+        terms = rule(table, row, connectivity)
+        if not terms or (layers is not None and not layers[0] <= row.layer <= layers[1]):
+            continue
+        if terms & row.reads:
+            left_out[row.name] = terms & row.reads
+        else:
+            already.append(row.name)
+    if not left_out and not already:
+        raise LayerRangeError(
+            f"connectivity {connectivity!r} changes nothing in layers {layers}: no sub-block there reads "
+            "what it would leave out",
+            way_out=f"widen `layers` (the model has layers 0 to {table.num_layers - 1})",
+        )
+    _refuse_inseparable(table, left_out)
+    return Request(left_out, tuple(already))
+
+
+def rule(table: ResidualTable, row: SubBlock, connectivity: Named) -> TermSet:
+    """The terms that `row` leaves out under `connectivity`, whether it reads them or not."""
+    if row.kind.mixes_tokens:
+        if connectivity == "mlp":
+            return TermSet()
+        return TermSet.of(
+            index
+            for other in table.rows_of(row.layer - 1)
+            if other.kind is Kind.ROUTED
+            for index in other.terms
+            if table.terms[index].kind is Kind.ROUTED
+        )
+    if connectivity == "attention":
+        return TermSet()
+    return TermSet.of(index for other in table.rows_of(row.layer) if other.kind.mixes_tokens for index in other.terms)
+
+
+def is_shortcut(table: ResidualTable, row: SubBlock) -> bool:
+    """Whether a MoE stands beside a whole layer: it reads neither the mixer nor a dense block added before it is."""
+    missed = table.earlier(row) - row.reads
+    others = [other for other in table.rows if other.terms[0] in missed]
+    return any(o.kind.mixes_tokens for o in others) and any(o.kind is Kind.DENSE for o in others)
+
+
+def _check_range(table: ResidualTable, layers: LayerRange) -> None:
+    if layers is None:
+        return
+    first, last = layers
+    if not 0 <= first <= last < table.num_layers:
+        raise LayerRangeError(
+            f"layers {layers} lies outside the model, which has layers 0 to {table.num_layers - 1}",
+            way_out="give (first, last), both inclusive; a layer begins at each attention or other token mixer",
+        )
+
+
+def _from_user(table: ResidualTable, wish: Mapping[str, Sequence[str]]) -> Request:
+    left_out: dict[str, TermSet] = {}
+    for row_name, term_names in wish.items():
+        row = table.row(row_name)
+        if row is None:
+            raise ConnectivityError(
+                f"the connectivity table names the sub-block {row_name!r}, which the model does not have",
+                way_out=f"sub-blocks of this model: {_some([r.name for r in table.rows])}",
+            )
+        for name in term_names:
+            term = table.term(name)
+            if term is None or term.index not in row.reads:
+                why = "does not have" if term is None else f"has, but {row_name!r} does not read"
+                raise ConnectivityError(
+                    f"the connectivity table leaves out the term {name!r}, which the model {why}",
+                    way_out=f"terms that {row_name!r} reads: {_some(table.names(row.reads))}",
+                )
+        dropped = TermSet.of(table.term(name).index for name in term_names)  # type: ignore[union-attr]
+        if not row.reads - dropped:
+            raise ConnectivityError(
+                f"the connectivity table leaves {row_name!r} nothing to read",
+                way_out="keep at least one term",
+            )
+        if 0 in dropped:
+            raise ConnectivityError(
+                f"the connectivity table leaves the embedding {table.terms[0].name!r} out of {row_name!r}: what is "
+                "left is no residual value",
+                way_out="leave out terms of sub-blocks only",
+            )
+        if dropped:
+            left_out[row_name] = dropped
+    _refuse_inseparable(table, left_out)
+    return Request(left_out)
+
+
+def _refuse_inseparable(table: ResidualTable, left_out: Mapping[str, TermSet]) -> None:
+    if table.handles is None:
+        return
+    for row_name, terms in left_out.items():
+        for index in terms:
+            step = table.handles.findings[index].inseparable
+            if step is not None:
+                layer = table.terms[index].layer
+                raise InseparableExpertsError(
+                    f"{row_name} must read the shared experts of layer {layer} without the routed ones, but both "
+                    f"are summed in front of {ops.op_name(step)!r}, which is not linear",
+                    way_out="apply that step to each branch before the sum, compile in eval mode if it is a dropout, "
+                    'or use connectivity="mlp"',
+                    where=ops.where(step, layer),
+                )
+
+
+def _some(names: list[str], most: int = 12) -> str:
+    head = ", ".join(names[:most])
+    return f"{head}, ... ({len(names)} in all)" if len(names) > most else head

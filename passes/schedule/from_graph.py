@@ -1,0 +1,213 @@
+"""Read a `Program` off an ATen graph, for the scheduler.
+
+In:    a post-grad graph with fake values, and an `Estimate` of what its nodes cost.
+Out:   the program, and the node of each task.
+Never: changes the graph.
+
+A task needs what its node reads, and besides, so that any order that keeps the needs gives the same values:
+- a write waits for every earlier reader and writer of that memory, and every later one waits for it;
+- random operators and other side effects keep their order among themselves;
+- memory that a collective in flight reads or writes counts as read until its wait. So an operator that Inductor may
+  turn into an in-place one on such memory comes after that wait, or stays before the launch.
+Memory: one buffer for all nodes that are views of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import fx
+
+from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.residual.tags import terms_of
+from farskip_compile.passes.schedule.collectives import launches_with_waits
+from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
+
+
+class Estimate(Protocol):
+    """What the adapters ask of a cost model. Must be a function of the node alone: equal on every rank."""
+
+    def compute(self, node: fx.Node) -> float:
+        """Seconds of a node on the compute stream."""
+
+    def collective(self, node: fx.Node) -> float:
+        """Seconds of a launch on its channel."""
+
+    def link(self, node: fx.Node) -> str:
+        """The wires that a launch uses, by a name that all ranks give them."""
+
+    def interference(self, node: fx.Node) -> float:
+        """Part by which compute takes longer while a launch is in flight."""
+
+    def bytes(self, node: fx.Node) -> int:
+        """Bytes of the value of a node, all its tensors."""
+
+
+@dataclass
+class GraphProgram:
+    """A program and the graph nodes behind it."""
+
+    program: Program
+    nodes: list[fx.Node]
+    """The node of each task."""
+
+
+@dataclass
+class _Memory:
+    """Who has touched one piece of memory so far."""
+
+    writer: int | None = None
+    readers: list[int] = field(default_factory=list)
+
+
+def read_program(
+    graph: fx.Graph,
+    estimate: Estimate,
+    in_place: Callable[[fx.Node], tuple[int, ...]] = lambda node: (),
+) -> GraphProgram:
+    """Read the program of `graph`.
+
+    Args:
+        graph: a post-grad graph.
+        estimate: costs.
+        in_place: positions of the arguments that a later pass may let a node write to.
+    """
+    nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    index = {node: i for i, node in enumerate(nodes)}
+    waits_of = launches_with_waits(graph)
+    launch_of = {wait: launch for launch, waits in waits_of.items() for wait in waits}
+    needs: list[set[int]] = [{index[arg] for arg in node.all_input_nodes if arg in index} for node in nodes]
+    in_flight = {launch: [launch, *launch.all_input_nodes] for launch, waits in waits_of.items() if waits}
+    _order_memory(nodes, needs, in_flight, launch_of)
+    _order_in_place(nodes, needs, in_flight, launch_of, in_place)
+    _order_side_effects(nodes, needs)
+    tasks = []
+    for i, node in enumerate(nodes):
+        required = tuple(sorted(needs[i]))
+        if waits_of.get(node):
+            group = ops.process_group(node)
+            seconds, link, slows = estimate.collective(node), estimate.link(node), estimate.interference(node)
+            terms = terms_of(node)
+            tasks.append(
+                Task(node.name, required, seconds, Role.LAUNCH, channel=group, link=link, slows=slows, terms=terms)
+            )
+        elif node in launch_of:
+            tasks.append(Task(node.name, required, 0.0, Role.WAIT, launch=index[launch_of[node]]))
+        else:
+            tasks.append(Task(node.name, required, estimate.compute(node)))
+    return GraphProgram(Program(tuple(tasks), tuple(_buffers(graph, index, launch_of, estimate))), nodes)
+
+
+def _order_memory(
+    nodes: list[fx.Node],
+    needs: list[set[int]],
+    in_flight: Mapping[fx.Node, list[fx.Node]],
+    launch_of: Mapping[fx.Node, fx.Node],
+) -> None:
+    """Keep the order of each write and the reads around it; a wait reads what its collective reads and makes."""
+    memory: dict[int, _Memory] = {}
+    for i, node in enumerate(nodes):
+        written = _places(effects.mutated_args(node))
+        touched = _places([*node.all_input_nodes, *in_flight.get(launch_of.get(node, node), ())])
+        for place in touched | written:
+            state = memory.setdefault(place, _Memory())
+            if state.writer is not None:
+                needs[i].add(state.writer)
+            if place in written:
+                needs[i].update(reader for reader in state.readers if reader != i)
+                state.writer, state.readers = i, []
+            else:
+                state.readers.append(i)
+
+
+def _order_in_place(
+    nodes: list[fx.Node],
+    needs: list[set[int]],
+    in_flight: Mapping[fx.Node, list[fx.Node]],
+    launch_of: Mapping[fx.Node, fx.Node],
+    in_place: Callable[[fx.Node], tuple[int, ...]],
+) -> None:
+    """Keep operators that may become in-place ones out of the flight of a collective on the same memory."""
+    landed: dict[int, list[int]] = {}
+    may_write: dict[int, list[int]] = {}
+    for i, node in enumerate(nodes):
+        for place in _places(_arguments(node, in_place(node))):
+            needs[i].update(landed.get(place, ()))
+            may_write.setdefault(place, []).append(i)
+        if node in in_flight:
+            for place in _places(in_flight[node]):
+                needs[i].update(writer for writer in may_write.get(place, ()) if writer != i)
+        elif node in launch_of:
+            for place in _places(in_flight[launch_of[node]]):
+                landed.setdefault(place, []).append(i)
+
+
+def _places(nodes: Iterable[fx.Node]) -> set[int]:
+    """The pieces of memory behind `nodes`."""
+    return {place for place in map(effects.storage, nodes) if place is not None}
+
+
+def _arguments(node: fx.Node, positions: tuple[int, ...]) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    for position in positions:
+        arg = node.args[position] if position < len(node.args) else None
+        found.extend(a for a in (arg if isinstance(arg, list | tuple) else [arg]) if isinstance(a, fx.Node))
+    return found
+
+
+def _order_side_effects(nodes: list[fx.Node], needs: list[set[int]]) -> None:
+    last: int | None = None
+    for i, node in enumerate(nodes):
+        if node.op == "get_attr" or ops.is_collective(node) or ops.is_wait(node):
+            continue
+        if effects.is_random(node) or node.is_impure():
+            if last is not None:
+                needs[i].add(last)
+            last = i
+
+
+def _buffers(
+    graph: fx.Graph, index: Mapping[fx.Node, int], launch_of: Mapping[fx.Node, fx.Node], estimate: Estimate
+) -> list[Buffer]:
+    """One buffer for each piece of memory."""
+    families: dict[int, list[fx.Node]] = {}
+    for node in graph.nodes:
+        value = ops.fake(node)
+        parts = value if isinstance(value, list | tuple) else [value]
+        if node.op == "output" or not any(isinstance(part, torch.Tensor) for part in parts):
+            continue
+        place = effects.storage(node)
+        families.setdefault(place if place is not None else -1 - len(families), []).append(node)
+    waits: dict[fx.Node, list[fx.Node]] = {}
+    for wait, launch in launch_of.items():
+        waits.setdefault(launch, []).append(wait)
+    outputs = set(next(iter(reversed(graph.nodes))).all_input_nodes)
+    found = []
+    for members in families.values():
+        users = dict.fromkeys(user for member in members for user in member.users if user in index)
+        for user in [*users, members[0]]:  # a collective in flight holds what it reads and makes
+            users.update(dict.fromkeys(waits.get(user, ())))
+        first = members[0]
+        kept = any(member in outputs for member in members) or (first.op == "placeholder" and not _freeable(first))
+        found.append(
+            Buffer(
+                max(estimate.bytes(member) for member in members),
+                index.get(first, -1),
+                tuple(index[user] for user in users),
+                kept,
+            )
+        )
+    return found
+
+
+def input_bytes(graph: fx.Graph, estimate: Estimate) -> int:
+    """Bytes of the inputs that a compiled graph may not free: parameters, caches, what the caller holds."""
+    return sum(estimate.bytes(node) for node in graph.find_nodes(op="placeholder") if not _freeable(node))
+
+
+def _freeable(placeholder: fx.Node) -> bool:
+    """Whether the compiled graph may free an input: what the forward graph has saved for the backward graph."""
+    return not placeholder.name.startswith(("primals", "arg", "fwd_rng_state", "bwd_rng_state", "tangents"))

@@ -1,0 +1,81 @@
+"""Post-grad: order an ATen graph for overlap, and pin the waits where the order puts them.
+
+In:    an ATen graph, forward or backward, with collectives as launches and waits; costs; limits on memory.
+Out:   the same nodes in another order; and, under Inductor, each wait behind a control dependence on the matrix
+       products and attentions that hide its collective.
+Never: adds, removes or changes a computation; wraps compute; changes the order of the launches of a process group.
+
+Why pins: Inductor orders its kernels anew after fusion, and may fuse an early kernel with one that reads a wait's
+result, which would pull the wait in front of everything that should hide it. The pin makes that fusion a cycle, so
+it does not happen; every other fusion still does.
+
+Algorithm: read the program; schedule it, beginning with AMD's placement, than which the result is no worse; move the
+nodes. For each wait, the products that stand between its launch and it in the new order, without those that it needs
+anyway, are its pins.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Callable, Sequence
+
+from torch import fx
+
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.schedule.collectives import launches_with_waits
+from farskip_compile.passes.schedule.from_graph import Estimate, read_program
+from farskip_compile.passes.schedule.published import published_order
+from farskip_compile.passes.schedule.search import Limits, Schedule, list_schedule
+from farskip_compile.passes.schedule.unscheduled import remember_order
+
+
+def schedule_graph(
+    graph: fx.Graph,
+    estimate: Estimate,
+    limits: Limits,
+    in_place: Callable[[fx.Node], tuple[int, ...]] = lambda node: (),
+    *,
+    backward: bool = False,
+) -> Schedule:
+    """Order `graph` in place.
+
+    Args:
+        graph: a post-grad graph.
+        estimate: costs of its nodes.
+        limits: bounds on memory.
+        in_place: positions of the arguments that a later pass may let a node write to.
+        backward: whether it is the graph of a backward.
+    """
+    remember_order(graph)
+    found = read_program(graph, estimate, in_place)
+    known = published_order(found.program, found.nodes, backward=backward)
+    schedule = list_schedule(found.program, limits, begin_with=[known])
+    if schedule.changed:
+        _move(graph, [found.nodes[index] for index in schedule.order])
+        graph.lint()
+    return schedule
+
+
+def _move(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
+    output = next(iter(reversed(graph.nodes)))
+    for node in nodes:
+        output.prepend(node)
+
+
+def pins(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """For each wait of `graph`, the products that hide its collective, in graph order: they must run before it."""
+    position = {node: place for place, node in enumerate(graph.nodes)}
+    products = [node for node in graph.nodes if _hides(node)]
+    places = [position[node] for node in products]
+    waiting: dict[fx.Node, list[fx.Node]] = {}
+    for launch, waits in launches_with_waits(graph).items():
+        for wait in waits:
+            first, last = (bisect(places, position[node]) for node in (launch, wait))
+            if first < last:
+                waiting[wait] = products[first:last]
+    return waiting
+
+
+def _hides(node: fx.Node) -> bool:
+    """A product of matrices or an attention with one tensor as its result: heavy, and never fused away."""
+    return (ops.is_matmul(node) or ops.is_attention(node)) and ops.tensor(node) is not None

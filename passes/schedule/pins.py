@@ -1,0 +1,54 @@
+"""Before fusion: keep the products that hide a collective behind its launch.
+
+In:    Inductor's kernels before fusion, in the order of the scheduled graph.
+Out:   the same kernels; each product of matrices or attention between a launch and its wait now depends on the launch,
+       for order alone.
+Never: reorders, fuses or changes a kernel; keeps memory alive.
+
+Why: Inductor may fuse a kernel on the way to a launch, such as a router, with one behind a product that is to hide that
+very launch, such as the softmax of an attention. Then the launch has to wait for the product, and nothing is hidden.
+With the dependence, that fusion is a cycle. Every other fusion is still made. (The waits have such pins in the graph,
+see `schedule_graph`; products have theirs here, because in the graph a pin hides what it pins from other passes.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from farskip_compile._compat import inductor
+from farskip_compile.passes.graph import ops
+
+
+def pin_products(kernels: Sequence[inductor.Kernel]) -> None:
+    """Pin the products of one graph, by one walk over its kernels."""
+    made_by = {name: kernel for kernel in kernels for name in inductor.kernel_makes(kernel)}
+    in_flight: dict[inductor.Kernel, None] = {}
+    pins: dict[inductor.Kernel, list[inductor.Kernel]] = {}
+    for kernel in kernels:
+        if inductor.is_launch_kernel(kernel):
+            in_flight[kernel] = None
+        elif inductor.is_wait_kernel(kernel):
+            for launch in _launches_behind(kernel, made_by):
+                in_flight.pop(launch, None)
+        elif in_flight and _is_product(kernel):
+            pins[kernel] = list(in_flight)
+    inductor.pin_kernels(kernels, pins)
+
+
+def _launches_behind(wait: inductor.Kernel, made_by: dict[str, inductor.Kernel]) -> list[inductor.Kernel]:
+    """The launches that a wait reads from, through kernels that take results apart. Its pins are products."""
+    found = []
+    for need in inductor.kernel_needs(wait):
+        maker = made_by.get(need)
+        if maker is None:
+            continue
+        further = [maker, *(made_by[name] for name in inductor.kernel_needs(maker) if name in made_by)]
+        found += [kernel for kernel in further if inductor.is_launch_kernel(kernel)][:1]
+    return found
+
+
+def _is_product(kernel: inductor.Kernel) -> bool:
+    return any(
+        extern and origins and (ops.is_matmul(origins[0]) or ops.is_attention(origins[0]))
+        for extern, origins in inductor.kernel_parts(kernel)
+    )
