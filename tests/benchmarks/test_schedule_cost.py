@@ -10,7 +10,7 @@ import torch
 from schedule_cost import Measurement
 
 from farskip_compile.models import ParallelConfig, build
-from tests.test_generated_order import get_code_of
+from tests.inductor.test_generated_order import get_code_of
 
 
 def measurements(share: float, power: float, phase: str = "prefill") -> list[Measurement]:

@@ -15,14 +15,14 @@ CORE = (
     "tests/properties",
     "tests/costs",
     "tests/test_backend.py",
-    "tests/test_caches.py",
-    "tests/test_collective_forms.py",
+    "tests/ranks/test_caches.py",
+    "tests/inductor/test_collective_forms.py",
     "tests/test_errors.py",
-    "tests/test_generated_order.py",
-    "tests/test_verification.py",
+    "tests/inductor/test_generated_order.py",
+    "tests/verify/test_rewiring.py",
     "tests/models/test_models.py",
     "tests/models/test_overlapped_form.py",
-    "tests/distributed/test_order_check.py",
+    "tests/ranks/test_agree.py",
     "tests/distributed/test_overlap_ranks.py",
     "tests/distributed/test_rewire_ranks.py",
 )
@@ -32,13 +32,13 @@ FAMILIES = (
     "tests/models/test_transformers.py",
     "tests/models/test_generic_form.py",
     "tests/models/test_generation.py",
-    "tests/test_prepare.py",
+    "tests/prepare/test_prepare.py",
     "tests/zoo",
     "tests/distributed/test_transformers_ranks.py",
 )
 """For a version of transformers: its models captured, rewired, generated with, and on two ranks."""
 
-PRIVATE = "tests/test_private_apis.py"
+PRIVATE = "tests/_compat/test_private_apis.py"
 """Asked first everywhere: where a private name is gone, the others would only say so in worse words."""
 
 

@@ -27,11 +27,11 @@ from farskip_compile.ranks import identity as cache_identity
 from farskip_compile.ranks.common import common_options
 from farskip_compile.verify.kernels import verify_kernels
 from tests.distributed.ranks import run_ranks
+from tests.inductor.test_generated_order import quick_link
 from tests.mutation.bench import Fault, Verdict, fresh, mutated
 from tests.mutation.models import PLAIN, SHARED_FIRST
 from tests.mutation.order_bench import fresh as fresh_graph
 from tests.mutation.order_bench import plan, said, schedule
-from tests.test_generated_order import quick_link
 
 # Kernels
 

@@ -19,7 +19,7 @@ from farskip_compile.passes.schedule.program import flights
 from farskip_compile.testing import assert_overlappable, fake_ranks
 from tests.graphs import Layer, MoE, Stack
 from tests.graphs import ids as few_ids
-from tests.test_generated_order import SMALL, parallel, quick_link
+from tests.inductor.test_generated_order import SMALL, parallel, quick_link
 from tests.testing.texts import failure_of
 
 IDS = torch.randint(0, 32, (1, 16), generator=torch.Generator().manual_seed(0))

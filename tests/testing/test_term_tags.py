@@ -19,7 +19,7 @@ from farskip_compile.passes.graph import ops
 from farskip_compile.passes.residual.tags import terms_of
 from tests.graphs import Experts, Layer, Stack
 from tests.graphs import ids as few_ids
-from tests.test_generated_order import LAYOUTS, SMALL, parallel
+from tests.inductor.test_generated_order import LAYOUTS, SMALL, parallel
 
 IDS = torch.zeros(1, 16, dtype=torch.long)
 

@@ -19,9 +19,9 @@ from farskip_compile.testing.drawing import MOST_ROWS, drawing, wrong_rows
 from farskip_compile.testing.expected import expected_reads, reads_as_written, reads_in_standard_wiring
 from farskip_compile.testing.strategies import Case, cases, nothing_to_leave_out
 from tests import sample_models
+from tests.explain.sample_reports import farskip_report
 from tests.graphs import Dense, Layer, MoE, Stack
 from tests.graphs import ids as few_ids
-from tests.sample_reports import farskip_report
 from tests.testing.texts import failure_of
 
 IDS = few_ids()

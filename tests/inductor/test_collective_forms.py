@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from tests.test_generated_order import get_code_of, hiding_steps, quick_link, steps
+from tests.inductor.test_generated_order import get_code_of, hiding_steps, quick_link, steps
 
 OPTIONS: dict[str, Any] = {"profile": quick_link(), "memory_increase": 4.0}  # tensors this small are all of the peak
 

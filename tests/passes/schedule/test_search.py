@@ -319,7 +319,7 @@ def test_a_program_must_be_in_order() -> None:
 
 
 SCRIPT = """
-from tests.passes.test_list_schedule import far_skip_layers
+from tests.passes.schedule.test_search import far_skip_layers
 from farskip_compile.passes.schedule.search import list_schedule
 print(list_schedule(far_skip_layers(6, rewired=True)).order)
 """

@@ -19,7 +19,7 @@ from farskip_compile.ranks.identity import identity_of
 
 pytestmark = pytest.mark.xdist_group("caches")  # one worker, so that the cache of `folder` is filled once
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 SCRIPT = textwrap.dedent(
     """

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.graphs import Experts, Layer, Stack, ids, reads
-from tests.passes.test_rewire import rewired
+from tests.passes.rewire.test_rewire import rewired
 
 
 @pytest.mark.parametrize(("row", "sees_all"), [("attention.1", False), ("moe.1", True)])

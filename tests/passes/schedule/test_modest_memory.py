@@ -12,7 +12,7 @@ from farskip_compile.passes.schedule import search
 from farskip_compile.passes.schedule.program import Program, Role, simulate
 from farskip_compile.passes.schedule.search import MODEST, WORTH, Limits, Schedule, list_schedule
 from farskip_compile.testing.strategies import consistent, programs
-from tests.passes.test_list_schedule import far_skip_layers, with_memory
+from tests.passes.schedule.test_search import far_skip_layers, with_memory
 
 INCREASE = 0.3
 SIZES = [10, 1, 10, 1, 30, 1, 1, 0, 30, 1, 1, 1, 30, 1, 0, 0, 30]

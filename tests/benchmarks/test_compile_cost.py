@@ -19,7 +19,7 @@ from farskip_compile import FarSkipConfig
 from farskip_compile.models import build
 from farskip_compile.pipeline import run
 
-BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "compile_cost.py"
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "compile_cost.py"
 
 
 @pytest.fixture(scope="module")

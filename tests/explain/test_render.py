@@ -19,7 +19,7 @@ from farskip_compile.explain import Explanation, Refusal, palette, svg
 from farskip_compile.explain import text as render_text
 from farskip_compile.explain.layout import Cell, cells, counted, reads_text, short_place, shown_layers
 from farskip_compile.explain.overlappable import independent
-from tests.sample_reports import check, demo, farskip_report
+from tests.explain.sample_reports import check, demo, farskip_report
 
 DEEP = farskip_report("ddd" + "m" * 58)
 SMALL = farskip_report("dmm")

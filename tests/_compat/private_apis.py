@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 COMPAT = ROOT / "farskip_compile" / "_compat"
 PACKAGE = tuple(ROOT / name for name in ("farskip_compile", "passes", "models"))
 SEMI_PRIVATE = ("torch.fx.experimental", "torch.utils.flop_counter", "torch.distributed.distributed_c10d")

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from farskip_compile.cli import app
 from farskip_compile.demo.results import Case
 from farskip_compile.models import MODELS
-from tests.sample_reports import check, demo, farskip_report
+from tests.explain.sample_reports import check, demo, farskip_report
 
 ROWS = {
     "deepseek_v3": ["mlp.0", "moe.1", "attention.2", "moe.2", "attention.3", "moe.3"],

@@ -13,7 +13,7 @@ from farskip_compile.passes.schedule.lower_peak import MOVES, WORK, lower_peak
 from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task, check_order, live_bytes, simulate
 from farskip_compile.passes.schedule.search import Limits, list_schedule
 from farskip_compile.testing.strategies import consistent, programs
-from tests.passes.test_list_schedule import scarce_memory
+from tests.passes.schedule.test_search import scarce_memory
 
 
 def above(program: Program, order: tuple[int, ...], limit: int) -> int:

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import fx, nn
 
-from tests.private_apis import COMPAT, PACKAGE, Source, Use, files, names_by_string, private, read
+from tests._compat.private_apis import COMPAT, PACKAGE, Source, Use, files, names_by_string, private, read
 
 TABLES = names_by_string()
 NOT_PYTORCHS = frozenset(["_apply_gate", "_experts_implementation", "_fields"])
