@@ -16,6 +16,7 @@ from typing import Any
 from torch import fx
 
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.walk import bodies
 
 
 def collectives_of(node: fx.Node) -> Iterator[str]:
@@ -30,13 +31,6 @@ def collectives_of(node: fx.Node) -> Iterator[str]:
                 yield from collectives_of(inner)
     elif ops.is_redistribution(node):
         yield from _between(_placements(node.args[0]), _placements(node))
-
-
-def bodies(node: fx.Node) -> list[fx.GraphModule]:
-    """The graphs that a higher-order operator is given; of an `autograd.Function` the forward one first."""
-    owner = node.graph.owning_module
-    found = [getattr(owner, str(arg.target), None) for arg in node.all_input_nodes if arg.op == "get_attr"]
-    return [body for body in found if isinstance(body, fx.GraphModule)]
 
 
 def _placements(value: object) -> tuple[Any, ...]:

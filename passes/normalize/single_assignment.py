@@ -26,6 +26,7 @@ from torch import fx
 from farskip_compile._compat import OpOverload, same_dim
 from farskip_compile._compat.operators import overload_name
 from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph.walk import fresh_like
 
 
 def assign_once(graph: fx.Graph) -> int:
@@ -190,15 +191,6 @@ def _on_meta(value: torch.Tensor | complex) -> torch.Tensor | complex:
     return (
         torch.empty((1,) * value.dim(), dtype=value.dtype, device="meta") if isinstance(value, torch.Tensor) else value
     )
-
-
-def fresh_like(value: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """A fake tensor like `value`, with memory of its own."""
-    mode = getattr(value, "fake_mode", None)
-    if mode is None:
-        return torch.empty_like(value, dtype=dtype, device="meta")
-    with mode:
-        return torch.empty_like(value, dtype=dtype)
 
 
 def _same_elements(view: torch.Tensor | None, base: torch.Tensor) -> bool:

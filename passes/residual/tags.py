@@ -15,12 +15,12 @@ keeps one, and the terms of that one; in a backward graph that is the one of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import fx
 
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.graph.hidden_collectives import bodies
+from farskip_compile.passes.graph.walk import bodies, walk_back
 from farskip_compile.passes.residual.regions import Region
 from farskip_compile.passes.residual.stream import Stream
 
@@ -40,7 +40,7 @@ def tag_terms(stream: Stream, regions: Sequence[Region], names: Sequence[str]) -
     owned = {node for region in regions for node in region.owned}
     tags: dict[fx.Node, dict[str, None]] = {}
     for region, name in zip(regions, names, strict=True):
-        for node in (*region.owned, *_shared(stream, region, owned), *_up_to_the_chain(stream, region.leaf)):
+        for node in (*region.owned, *_shared(stream, region, owned), *stream.up_to_chain(region.leaf)):
             tags.setdefault(node, {})[name] = None
     for node, terms in list(tags.items()):
         _tag_bodies(node, terms, tags)
@@ -62,21 +62,6 @@ def _tag_bodies(node: fx.Node, terms: Mapping[str, None], tags: dict[fx.Node, di
             _tag_bodies(inner, terms, tags)
 
 
-def _shared(stream: Stream, region: Region, owned: set[fx.Node]) -> list[fx.Node]:
-    """Nodes of other regions by which `region` gets at what it reads."""
-    seen: dict[fx.Node, None] = {}
-    stack = list(region.met)
-    while stack:
-        node = stack.pop()
-        if node in owned and node not in seen and node not in stream.values:
-            seen[node] = None
-            stack.extend(stream.inputs(node))
-    return list(seen)
-
-
-def _up_to_the_chain(stream: Stream, leaf: fx.Node) -> list[fx.Node]:
-    """What stands between a term and the main chain, such as the reduction of a sum that it is in."""
-    found = [leaf]
-    while (parent := stream.parents.get(found[-1])) is not None and parent not in stream.values:
-        found.append(parent)
-    return found
+def _shared(stream: Stream, region: Region, owned: set[fx.Node]) -> Iterator[fx.Node]:
+    """Nodes of other regions through which `region` reaches what it reads."""
+    return walk_back(region.met, lambda node: node not in owned or stream.is_residual(node), stream.inputs)

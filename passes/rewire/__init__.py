@@ -23,7 +23,7 @@ from torch import fx
 
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import effects, ops
-from farskip_compile.passes.normalize.single_assignment import fresh_like
+from farskip_compile.passes.graph.walk import fresh_like
 from farskip_compile.passes.residual.table import GraphHandles, ResidualTable, SubBlock
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire.request import Request

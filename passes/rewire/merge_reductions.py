@@ -21,7 +21,7 @@ import torch
 from torch import fx
 
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.normalize.single_assignment import fresh_like
+from farskip_compile.passes.graph.walk import fresh_like
 from farskip_compile.passes.residual.stack import read_stack
 from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.rewire import erase_dead, used_nodes
@@ -71,7 +71,7 @@ def _match(stream: Stream, side: fx.Node) -> _Pair | None:
         return None
     for early, shared in (stream.below[side], stream.below[side][::-1]):
         main = stream.parents.get(early)
-        if main is None or early not in stream.values or not ops.is_sum(early) or set(early.users) != {main, side}:
+        if main is None or not stream.is_residual(early) or not ops.is_sum(early) or set(early.users) != {main, side}:
             continue
         added = next((arg for arg in stream.below[main] if arg is not early), None)
         if added is None:
@@ -82,7 +82,7 @@ def _match(stream: Stream, side: fx.Node) -> _Pair | None:
             continue
         routed = next(arg for arg in stream.below[both] if arg is not kept)
         for before, attention in (stream.below[early], stream.below[early][::-1]):
-            if before in stream.values and _same_reduction(attention, shared):
+            if stream.is_residual(before) and _same_reduction(attention, shared):
                 return _Pair(before, attention, shared, routed, both, added, main)
     return None
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.normalize.single_assignment import fresh_like
+from farskip_compile.passes.graph.walk import fresh_like
 from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.residual.termset import TermSet
 
@@ -37,7 +37,7 @@ class Substitution:
 
         Each new node is placed right behind the one that it stands for, so that any reader of that can use it.
         """
-        terms = self.terms(node)
+        terms = self.stream.terms_of(node)
         dropped = dropped & terms
         if not dropped:
             return node
@@ -49,11 +49,6 @@ class Substitution:
             is_shift = len(parts) == 1 and ops.op_name(node) == "add"
             self.made[key] = self._rebuild(node, [*parts, None] if bare and is_shift else parts)
         return self.made[key]
-
-    def terms(self, node: fx.Node) -> TermSet:
-        """The terms that a tree node or residual value is the sum of."""
-        known = self.stream.tree.get(node)
-        return known if known is not None else self.stream.partial[node]
 
     def _rebuild(self, node: fx.Node, parts: list[fx.Node | None]) -> fx.Node | None:
         old = self.stream.below[node]
