@@ -164,7 +164,7 @@ def _keep_collectives(before: Before, calls: Calls) -> dict[fx.Node, str]:
             elif result in made:
                 before.waits.setdefault(made[result], []).append(node.name)
         elif node.args and node.args[0] in made and ops.op_name(node) == "getitem":
-            made[node] = made[node.args[0]]
+            made[node] = made[node.args[0]]  # type: ignore[index]
     return made
 
 

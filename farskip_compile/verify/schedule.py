@@ -79,8 +79,10 @@ class _Check:
 
     def _compare_call(self, node: fx.Node, old: Kept) -> list[fx.Node]:
         """Compare a node, without its pins; returns the body of these."""
-        target, args, kwargs = node.target, node.args, node.kwargs
-        bodies = []
+        target: object = node.target
+        args: Sequence[object] = node.args
+        kwargs: Mapping[str, object] = node.kwargs
+        bodies: list[fx.Node] = []
         if target is not old.target and (pinned := inductor.pinned(node)) is not None:
             pins, body, target, args, kwargs = pinned
             self.pins[node.name] = [pin.name for pin in pins]

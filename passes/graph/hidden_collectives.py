@@ -1,11 +1,12 @@
-"""Which collectives a node of a Dynamo graph stands for, also where they do not show yet.
+"""Which collectives a node of a Dynamo graph launches, including those that appear only after differentiation.
 
 In:    one node.
 Out:   the names of the collectives that it launches in the forward pass, as the functional operators are called.
-Never: walks further than into the bodies of the node itself; decides anything: the names are for reports.
+Never: looks further than into the bodies of the node itself; decides anything: the names are for reports.
 
-A launch is one by itself. An `autograd.Function` is a node with a body for each direction; the first one counts. A
-redistribution of a DTensor is a collective only after differentiation: here its placements before and after tell.
+A launch is a collective itself. An `autograd.Function` is a node with a body for each direction; the first one counts.
+A redistribution of a DTensor becomes a collective only after differentiation: its placements before and after show
+which.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def collectives_of(node: fx.Node) -> Iterator[str]:
 
 
 def _placements(value: object) -> tuple[Any, ...]:
-    """How a DTensor lies on its mesh; empty for anything else."""
+    """The placements of a DTensor on its mesh; empty for anything else."""
     return tuple(getattr(ops.fake(value), "placements", ())) if isinstance(value, fx.Node) else ()
 
 

@@ -2,8 +2,8 @@
 
 Rows are sub-blocks, columns are the terms of the residual sum, a cell says whether the sub-block reads the term.
 Standard, parallel, ladder and FarSkip wiring differ in these cells and in nothing else (arXiv 2511.11505, eq. 8).
-The table is read off a graph (`residual`), another one is asked for (`rewire.request`), the graph is edited to match
-(`rewire`), and the table is read off again and compared (`farskip_compile.verify.rewiring`).
+The table is read from a graph (`residual`), another one is requested (`rewire.request`), the graph is edited to match
+(`rewire`), and the table is read again and compared (`farskip_compile.verify.rewiring`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Term:
     collectives: tuple[str, ...] = ()
     """Canonical names of the collectives that compute it, in graph order."""
     shared_inside: bool = False
-    """A routed term that holds its shared expert too, behind a normalisation (so they stay together)."""
+    """A routed term that holds its shared expert too, before a normalisation (so they stay together)."""
 
 
 @dataclass(frozen=True)

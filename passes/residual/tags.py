@@ -1,16 +1,16 @@
 """Note on each node which terms of the residual stream it computes, in a way that differentiation keeps.
 
 In:    a Dynamo graph, its stream and regions, and a name for each term.
-Out:   the same graph; each node behind a term names it in `meta["custom"]`. AOTAutograd carries that over to the
-       ATen nodes that it traces, forward and backward, so that a collective can be told by the term it is a part of,
-       whatever operator it is and however it came about: called, redistributed, or the gradient of another one.
+Out:   the same graph; each node that computes a term names it in `meta["custom"]`. AOTAutograd carries that over to
+       the ATen nodes that it traces, forward and backward, so that a collective can be identified by the term it is
+       part of, whatever operator it is and whether it was called, redistributed, or is the gradient of another one.
 Never: changes what is computed, or what caches are keyed by. The names are for reports, and for the order that the
        scheduler begins with (`published`): the configuration that leads to them is part of the caches' keys.
 
-A node that several terms need, such as an all-gather behind a norm that they share, or the reduction of their sum,
-names all of them. Linear but for those. The bodies of higher-order operators are tagged too, that of an
-`autograd.Function`'s gradient among them: tracers go by the nodes in them. Where AOTAutograd finds two equal nodes, it
-keeps one, and the terms of that one; in a backward graph that is the one of the later term.
+A node that several terms need, such as an all-gather after a norm that they share, or the reduction of their sum,
+names all of them. Linear but for those. The bodies of higher-order operators are tagged too, including that of an
+`autograd.Function`'s gradient: tracers read the nodes in them. Where AOTAutograd finds two equal nodes, it keeps one,
+and the terms of that one; in a backward graph that is the one of the later term.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from farskip_compile.passes.residual.regions import Region
 from farskip_compile.passes.residual.stream import Stream
 
 CUSTOM = "custom"
-"""Key of a node's `meta` that belongs to the users of the graph: its dictionary is kept by all of PyTorch's tracers."""
+"""Key of a node's `meta` that belongs to the users of the graph: all of PyTorch's tracers keep its dictionary."""
 KEY = "farskip_terms"
 
 
@@ -35,7 +35,7 @@ def tag_terms(stream: Stream, regions: Sequence[Region], names: Sequence[str]) -
     Args:
         stream: its residual stream.
         regions: what computes each term, by term index.
-        names: of the terms, by term index.
+        names: the names of the terms, by term index.
     """
     owned = {node for region in regions for node in region.owned}
     tags: dict[fx.Node, dict[str, None]] = {}
@@ -49,7 +49,7 @@ def tag_terms(stream: Stream, regions: Sequence[Region], names: Sequence[str]) -
 
 
 def terms_of(node: fx.Node) -> tuple[str, ...]:
-    """The terms that `node` computes a part of, as far as it is known."""
+    """The terms that `node` computes a part of, as far as is known."""
     return tuple(str(node.meta.get(CUSTOM, {}).get(KEY, "")).split())
 
 

@@ -27,7 +27,7 @@ from farskip_compile.passes.graph.walk import fresh_like
 from farskip_compile.passes.residual.table import GraphHandles, ResidualTable, SubBlock
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire.request import Request
-from farskip_compile.passes.rewire.split_collectives import part_collectives
+from farskip_compile.passes.rewire.split_collectives import split_sums
 from farskip_compile.passes.rewire.substitute import Substitution
 
 
@@ -44,7 +44,7 @@ def rewire(module: fx.GraphModule, table: ResidualTable, request: Request) -> in
         return 0
     used_before = used_nodes(module.graph)
     before = table
-    table, parted = part_collectives(module, table, request)
+    table, parted = split_sums(module, table, request)
     left_out = _renumbered(request.left_out, before, table) if parted else request.left_out
     assert table.handles is not None
     handles, graph = table.handles, module.graph

@@ -23,7 +23,7 @@ from farskip_compile.passes.residual.termset import TermSet
 
 @dataclass
 class Substitution:
-    """Builds values with terms left out; equal wishes give the same node."""
+    """Builds values with terms left out; the same terms of the same value give the same node."""
 
     stream: Stream
     graph: fx.Graph
@@ -32,10 +32,10 @@ class Substitution:
     def without(self, node: fx.Node, dropped: TermSet, *, bare: bool = False) -> fx.Node | None:
         """`node` with the terms in `dropped` set to zero; None if nothing is left.
 
-        With `bare`, also without the constants that are added to sums which hold some of them: for the other part of a
-        sum that is made of two.
+        With `bare`, also without the constants that are added to sums which hold some of them: for the second part of a
+        sum that is split in two.
 
-        Each new node is placed right behind the one that it stands for, so that any reader of that can use it.
+        Each new node is placed right after the one that it replaces, so that any reader of that one can use it.
         """
         terms = self.stream.terms_of(node)
         dropped = dropped & terms
