@@ -186,7 +186,7 @@ def flatten(root: fx.Node, below: Summands, size: Mapping[fx.Node, int]) -> SumT
 
 
 def images_of(leaf: fx.Node, below: Summands, tree: Container[fx.Node] = ()) -> list[fx.Node]:
-    """`leaf` and what it is a linear image of, down to the first node that is no image, or the last outside `tree`."""
+    """`leaf` and what it is a linear image of, down to a node that is not an image, or is one of a node in `tree`."""
     images = [leaf]
     while len(below[images[-1]]) == 1 and below[images[-1]][0] not in tree:
         images.append(below[images[-1]][0])
