@@ -63,13 +63,13 @@ class ByHand(Stack):
         return self.head(self.norm(x))
 
 
-def rewired(model, wish, *, merge=False):
+def rewired(model, connectivity, *, merge=False):
     done = {}
 
     def edit(module):
         normalize(module)
         table = read_table(module.graph)
-        request = ask(table, wish)
+        request = ask(table, connectivity)
         wanted, before = request.wanted(table), snapshot(table)
         done["split"] = rewire(module, table, request)
         done["merged"] = merge_reductions(module) if merge else 0
@@ -91,7 +91,7 @@ def test_only_what_a_later_attention_reads_is_split(multiplier):
     Scaled.multiplier = multiplier
     model = Stack(lambda: Scaled(MoE()), 3)
     module, output, done = rewired(model, "full")
-    # layers 0 and 1 have an attention behind them; the last layer's reduction stays whole
+    # layers 0 and 1 have an attention after them; the last layer's reduction stays whole
     assert done["split"] == 2
     assert launches(module) == 6 + 2
     assert reads(done["table"])["attention.2"].split()[-1] == "s1"
@@ -99,7 +99,7 @@ def test_only_what_a_later_attention_reads_is_split(multiplier):
 
 
 @pytest.mark.parametrize(
-    ("wish", "feed_forward", "split"),
+    ("connectivity", "feed_forward", "split"),
     [
         ("mlp", MoE, 0),  # the attention is left out whole
         ("full", Experts, 0),  # nothing but the routed experts in the reduction
@@ -108,8 +108,8 @@ def test_only_what_a_later_attention_reads_is_split(multiplier):
         ({"moe.1": ["s0"]}, MoE, 1),
     ],
 )
-def test_split_only_where_needed(wish, feed_forward, split):
-    module, _, done = rewired(Stack(lambda: Tensorparallel(feed_forward())), wish)
+def test_split_only_where_needed(connectivity, feed_forward, split):
+    module, _, done = rewired(Stack(lambda: Tensorparallel(feed_forward())), connectivity)
     assert done["split"] == split
     assert launches(module) == 4 + split
 
@@ -201,7 +201,7 @@ def test_other_reductions_are_never_split(operation):
     assert launches(module) == 4
 
 
-def test_a_gather_behind_a_shared_norm_is_made_twice():
+def test_a_gather_after_a_shared_norm_is_made_twice():
     """Sequence parallelism in a parallel block: attention and MoE read one gathered norm, and then two streams."""
 
     class Parallel(Layer):
@@ -224,7 +224,7 @@ def test_a_gather_behind_a_shared_norm_is_made_twice():
             return self.head(self.norm(x))
 
     module, output, done = rewired(Stack(lambda: Parallel(MoE()), 3), "full")
-    # three collectives a layer; two layers have an attention behind them, two an attention that reads something else
+    # three collectives a layer; two layers have an attention after them, two an attention that reads something else
     assert launches(module) == 9 + done["split"] + 2 == 13
     assert torch.equal(output, ByHand(lambda: Parallel(MoE()), 3)(ids()))
 
@@ -363,17 +363,17 @@ def scatter(value: torch.Tensor) -> torch.Tensor:
     return collectives.reduce_scatter(value.flatten(0, 1), "sum", 0, dist.group.WORLD).view_as(value)
 
 
-@pytest.mark.parametrize("wish", ["full", {"attention.1": ["r0"]}, {"attention.1": ["s0"]}, {"moe.1": ["s0"]}])
-def test_terms_are_numbered_anew_after_parting(wish):
-    """Parting changes the order of the terms; what is left out must not."""
+@pytest.mark.parametrize("connectivity", ["full", {"attention.1": ["r0"]}, {"attention.1": ["s0"]}, {"moe.1": ["s0"]}])
+def test_terms_are_numbered_anew_after_splitting(connectivity):
+    """Splitting changes the order of the terms; what is left out must not."""
     model = Stack(lambda: Tensorparallel(SharedFirst()))
-    _, output, done = rewired(model, wish)
+    _, output, done = rewired(model, connectivity)
     assert done["split"] == 1
-    if wish == "full":
+    if connectivity == "full":
         assert torch.equal(output, ByHand(lambda: Tensorparallel(MoE()))(ids()))
 
 
-def test_a_bias_behind_the_reduction_is_a_shift_of_the_stream():
+def test_a_bias_after_the_reduction_is_a_shift_of_the_stream():
     """The bias of the experts' output is there before the routed part is, so the next attention reads it."""
 
     class Biased(Tensorparallel):
