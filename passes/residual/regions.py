@@ -56,10 +56,11 @@ def find_regions(stream: Stream, side: SideChannels = NO_SIDE_CHANNELS) -> list[
             the region reads less of the stream.
     """
     newest = _newest_values(stream)  # 1
+    values, depends = stream.values, stream.depends
     taken: set[fx.Node] = set()
 
     def leaves_region(node: fx.Node) -> bool:
-        return stream.is_residual(node) or node in taken or node not in stream.depends
+        return node in values or node in taken or node not in depends
 
     regions = [Region(leaf) for leaf in stream.leaves]
     for index in sorted(range(1, len(regions)), key=lambda i: stream.order[stream.cores[i]]):
@@ -69,14 +70,14 @@ def find_regions(stream: Stream, side: SideChannels = NO_SIDE_CHANNELS) -> list[
         met = [node for node in border if node in taken]
         taken.update(region.owned)
         # 3
-        values = [node for node in border if stream.is_residual(node)]
+        direct = [node for node in border if node in values]
         others = {node: terms for node in met if (terms := _other_term(stream, node, index))}
         for terms in others.values():
             region.direct = region.direct | terms
         # 4
         known = side.get(stream.cores[index].name, frozenset())
         met_values = {node: None if node.name in known else newest.get(node) for node in met if node not in others}
-        _split_met(stream, region, values, met_values)
+        _split_met(stream, region, direct, met_values)
     return regions
 
 
@@ -88,14 +89,16 @@ def rank(stream: Stream, value: fx.Node) -> tuple[int, int]:
 
 def _newest_values(stream: Stream) -> dict[fx.Node, fx.Node]:
     """The newest residual value that reaches each node that depends on the stream."""
+    values, uses = stream.values, stream.flow.uses
     newest: dict[fx.Node, fx.Node] = {}
-    for node in stream.order:
-        if node not in stream.depends:
-            continue
-        reaching = (arg if stream.is_residual(arg) else newest.get(arg) for arg in stream.inputs(node))
-        values = [value for value in reaching if value is not None]
-        if values:
-            newest[node] = max(values, key=lambda value: rank(stream, value))
+    for node in stream.flow.nodes:
+        if node in stream.depends:
+            reaching = {arg if arg in values else newest.get(arg): None for arg in uses[node]}
+            reaching.pop(None, None)
+            if len(reaching) == 1:
+                (newest[node],) = reaching
+            elif reaching:
+                newest[node] = max(reaching, key=lambda value: rank(stream, value))
     return newest
 
 
@@ -105,14 +108,14 @@ def _other_term(stream: Stream, node: fx.Node, index: int) -> TermSet:
     return terms if len(terms) == 1 and terms.newest != index and not stream.is_residual(node) else TermSet()
 
 
-def _split_met(stream: Stream, region: Region, values: list[fx.Node], met: dict[fx.Node, fx.Node | None]) -> None:
+def _split_met(stream: Stream, region: Region, direct: list[fx.Node], met: dict[fx.Node, fx.Node | None]) -> None:
     """Tell shared reads from side channels among the met nodes, which are given with their newest values.
 
     A node without one is known to be a side channel.
     """
     newest = [value for value in met.values() if value is not None]
-    limit = max((rank(stream, value) for value in values or newest), default=None)
-    reads = dict.fromkeys(values)
+    limit = max((rank(stream, value) for value in direct or newest), default=None)
+    reads = dict.fromkeys(direct)
     for node, value in met.items():
         if value is not None and limit is not None and rank(stream, value) >= limit:
             reads[value] = None

@@ -257,7 +257,10 @@ def _find_side_sums(
     foreign = found.moving - own_gates
     known = {**tree, **side_sums}
     for node in found.flow.nodes:
-        terms = _NO_TERMS if node in known else _sum_of(found.below[node], known)
+        summands = found.below[node]
+        if not summands or node in known:
+            continue
+        terms = _sum_of(summands, known)
         if terms and foreign.isdisjoint(gates(node, found.below)):
             known[node] = side_sums[node] = terms
     return side_sums
@@ -271,9 +274,9 @@ def _sum_of(summands: Iterable[fx.Node], known: Mapping[fx.Node, TermSet]) -> Te
     total = _NO_TERMS
     for arg in summands:
         terms = known.get(arg)
-        if terms is None or terms & total:
+        if terms is None or (total and terms & total):
             return _NO_TERMS
-        total = total | terms
+        total = total | terms if total else terms
     return total
 
 
