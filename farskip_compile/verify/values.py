@@ -197,9 +197,7 @@ def _of_node_and_number(node: str, name: str, places: tuple[int, ...], number: i
 def _factor(node: fx.Node, name: str) -> int | None:
     """Rule 2: what a linear operator multiplies its first argument by; None if it is not linear."""
     first = node.args[0] if node.args else None
-    if not isinstance(first, fx.Node):
-        return None
-    value, result = ops.tensor(first), ops.tensor(node)
+    value, result = ops.tensor(first) if isinstance(first, fx.Node) else None, ops.tensor(node)
     if value is None or result is None:
         return None
     if name in ops.CAST_OPS:
