@@ -141,18 +141,18 @@ def _is_impure(node: fx.Node, known: dict[object, bool]) -> bool:
 
 def _read(node: fx.Node, place_of: Mapping[fx.Node, int]) -> Step:
     if node.op in ("placeholder", "get_attr"):
-        return Step(node.name, Rule.HASH, _word(f"{node.op} {node.target}"), ())
+        return Step(node.name, Rule.HASH, _number_of(f"{node.op} {node.target}"), ())
     name = ops.op_name(node) or f"{node.op} {node.target}"
     if name in ELEMENTWISE and len(node.args) == 2 and (not node.kwargs or dict(node.kwargs) == {"alpha": 1}):
         step = _elementwise(node, name, place_of)
         if step is not None:
             return step
     if name in SIZES and ops.tensor(node) is None:
-        return Step(node.name, Rule.HASH, _word(f"{name} {ops.fake(node)}"), ())
+        return Step(node.name, Rule.HASH, _number_of(f"{name} {ops.fake(node)}"), ())
     factor = _factor(node, name) if ops.may_be_linear(name) else None
     if factor is not None:
         return Step(node.name, Rule.AFFINE, 0, (place_of[node.args[0]],), (factor,))  # type: ignore[index]
-    constants = [_word(name)]
+    constants = [_number_of(name)]
     inputs: list[int] = []
     _scan(node.args, place_of, inputs, constants)
     if node.kwargs:
@@ -207,15 +207,15 @@ def _factor(node: fx.Node, name: str) -> int | None:
     if name == "neg":
         return -1
     if name in KEEPS_ORDER and _names_its_shape(node):
-        return _word(str(tuple(result.shape))) * _inverse(str(tuple(value.shape))) % PRIME
+        return _number_of(str(tuple(result.shape))) * _inverse(str(tuple(value.shape))) % PRIME
     if name in ("view_as", "reshape_as"):
-        return _word(name)
+        return _number_of(name)
     if name in ops.SHAPE_OPS or ops.is_linear_collective(node):
         # a size is not followed: it is the same wherever it comes from
         constants = (
             fx.map_arg(arg, lambda size: str(ops.fake(size))) for arg in (*node.args[1:], *node.kwargs.items())
         )
-        return hash((_word(name), *(_word(str(one)) for one in constants))) % PRIME
+        return hash((_number_of(name), *(_number_of(str(one)) for one in constants))) % PRIME
     return None
 
 
@@ -234,7 +234,7 @@ def _names_its_shape(node: fx.Node) -> bool:
 def _cast_factor(before: torch.Tensor, after: torch.Tensor) -> int:
     """A cast that keeps every number multiplies by 1."""
     keeps = torch.promote_types(before.dtype, after.dtype) == after.dtype
-    return 1 if keeps else _word(f"round to {after.dtype}")
+    return 1 if keeps else _number_of(f"round to {after.dtype}")
 
 
 def _scan(value: object, place_of: Mapping[fx.Node, int], inputs: list[int], constants: list[int]) -> None:
@@ -249,13 +249,13 @@ def _scan(value: object, place_of: Mapping[fx.Node, int], inputs: list[int], con
         constants.append(_CLOSE)
     elif isinstance(value, Mapping):
         for key, part in value.items():
-            constants.append(_word(str(key)))
+            constants.append(_number_of(str(key)))
             _scan(part, place_of, inputs, constants)
     elif isinstance(value, slice):
         _scan((value.start, value.stop, value.step), place_of, inputs, constants)
     else:
         group = getattr(value, "group_name", None)
-        constants.append(_word(f"{type(value).__name__} {value if group is None else group}"))
+        constants.append(_number_of(f"{type(value).__name__} {value if group is None else group}"))
 
 
 @lru_cache(maxsize=4096, typed=True)
@@ -270,10 +270,10 @@ def _fraction(value: float) -> int | None:
 @lru_cache(maxsize=4096)
 def _inverse(text: str) -> int:
     """One over the random number of a text."""
-    return pow(_word(text), -1, PRIME)
+    return pow(_number_of(text), -1, PRIME)
 
 
 @lru_cache(maxsize=1 << 16)
-def _word(text: str) -> int:
+def _number_of(text: str) -> int:
     """A random number for each text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") % PRIME
