@@ -24,7 +24,7 @@ from farskip_compile.manifest import Manifest
 from farskip_compile.manifest.check import check_as_written, check_rewired
 from farskip_compile.manifest.graph_parameters import graph_parameters
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.graph.graph_snapshot import Backup
+from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import Reading, read_table
 from farskip_compile.passes.residual.not_a_sum import not_a_sum
@@ -66,7 +66,7 @@ def run(module: fx.GraphModule, config: FarSkipConfig) -> CompileReport:
 def _run_or_restore(module: fx.GraphModule, config: FarSkipConfig) -> CompileReport:
     timer = Timer()
     with timer("backup"):
-        backup = Backup(module.graph)
+        backup = GraphSnapshot(module.graph)
         attributes = child_names(module)
     report = None
     try:

@@ -6,7 +6,7 @@ On the Dynamo graph, before differentiation:
     residual            stream -> regions -> stack -> kinds -> table: read the table off            analysis only
                         not_a_sum: if there is none, say why; hidden_collectives: those inside of other operators
     connectivity        the wish, as the terms that each row leaves out                              analysis only
-    rewire              part_collectives, substitute: edit the graph to match                        NEW FUNCTION
+    rewire              split_sums, substitute: edit the graph to match                        NEW FUNCTION
     merge_reductions    on request, under tensor parallelism                                         same up to rounding
 
 `farskip_compile.verify.rewiring` then reads the stack off again and compares. Last, `tags` notes on each node which

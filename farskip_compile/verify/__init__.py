@@ -1,1 +1,1 @@
-"""verify."""
+"""Proofs that run after each compile: of the rewiring, the schedule, and the order of kernels."""

@@ -1,8 +1,10 @@
-"""A post-grad graph as it was before scheduling: what `verify.schedule` holds against it afterwards.
+"""A post-grad graph as it was before scheduling, for `verify.schedule` to compare with afterwards.
 
 Contract: `remember` is called before anything is moved or changed. It looks at the graph only, changes nothing, and
-shares nothing with `from_graph`, which decides what may move. Nodes go by name: pins replace them, and keep names.
-Linear in the graph, and in what uses memory that is written.
+shares nothing with `from_graph`, which decides what may move. Nodes are known by name: pins replace nodes, and keep
+names. Linear in the graph, and in what uses memory that is written.
+
+The laws named below are those of `verify.schedule`.
 """
 
 from __future__ import annotations
@@ -38,13 +40,13 @@ class Before:
 
     kept: dict[str, Kept] = field(default_factory=dict)
     first_wait: dict[str, str] = field(default_factory=dict)
-    """Of a wait for what is waited for already: the wait that comes first."""
+    """For each wait for what is waited for already: the wait that comes first."""
     launches: dict[str, str] = field(default_factory=dict)
     """Process group of each launch, in order."""
     waits: dict[str, list[str]] = field(default_factory=dict)
     """The waits for the results of each launch."""
     past_wait: list[tuple[str, str]] = field(default_factory=list)
-    """A node that reads what a launch returns, not what its wait does, but behind a wait; and that wait."""
+    """A node that reads what a launch returns, not what its wait does, but after a wait; and that wait."""
     effects: list[str] = field(default_factory=list)
     """Nodes with side effects, such as random numbers, in order."""
     products: set[str] = field(default_factory=set)
@@ -55,11 +57,11 @@ class Before:
     """Memory that a node writes, or that Inductor may let it write."""
     in_flight: dict[str, frozenset[int]] = field(default_factory=dict)
     """Memory that a launch reads and makes: until the last wait."""
-    over: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """For each node that may write: launches that are in flight on that memory where it stands."""
+    flights_before: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """For each node that may write: launches that are in flight on that memory when it runs."""
 
     def flights(self, order: Iterable[str]) -> dict[str, frozenset[str]]:
-        """The same, if the nodes run in another order."""
+        """`flights_before`, if the nodes run in another order."""
         launch_of = {wait: launch for launch, waits in self.waits.items() for wait in waits}
         left = {launch: len(waits) for launch, waits in self.waits.items()}
         flying: dict[int, dict[str, None]] = {}
@@ -90,47 +92,43 @@ class _Traits:
     product: bool
 
 
+Calls = Sequence[tuple[fx.Node, _Traits]]
+Memories = Callable[[Iterable[fx.Node]], set[int]]
+"""The memory of some nodes."""
+
+
 def remember(graph: fx.Graph, in_place: InPlace = lambda node: ()) -> Before:
-    """Take down what scheduling must keep of `graph`, a post-grad graph in the order in which it came."""
+    """Record what scheduling must keep of `graph`, a post-grad graph in the order in which it came."""
     before = Before()
-    traits: dict[int, _Traits] = {}  # by identity, since an operator hashes itself in Python
     nodes = list(graph.nodes)
-    made: dict[fx.Node, str] = {}  # results of launches, also one of many
-    first: dict[fx.Node, fx.Node] = {}
-    writes: dict[fx.Node, list[fx.Node]] = {}
-    could_write: dict[fx.Node, list[fx.Node]] = {}
+    calls = _calls(nodes, in_place)
+    before.kept = {node.name: Kept(node, node.target, node.args, node.kwargs) for node in nodes}
+    before.effects = [node.name for node, does in calls if does.effect]
+    before.products = {node.name for node, does in calls if does.product and ops.tensor(node) is not None}
+    made = _keep_collectives(before, calls)
+    writes = {node: found for node, does in calls if does.may_write and (found := effects.mutated_args(node))}
+    if made:
+        _keep_late_readers(before, nodes, made)
+    if made or writes:
+        memories = _memories(before)
+        written = {node.name: memories(targets) for node, targets in writes.items()}
+        _keep_flights(before, made, memories)
+        _keep_writers(before, calls, in_place, memories, written)
+        _keep_accesses(before, nodes, memories, written)
+    return before
+
+
+def _calls(nodes: Iterable[fx.Node], in_place: InPlace) -> Calls:
+    traits: dict[int, _Traits] = {}  # by identity, since an operator hashes itself in Python
+    calls = []
     for node in nodes:
-        before.kept[node.name] = Kept(node, node.target, node.args, node.kwargs)
         if node.op != "call_function":
             continue
-        kind = traits.get(id(node.target))
-        if kind is None:
-            kind = traits[id(node.target)] = _traits(node, in_place)
-        if kind.may_write and (targets := effects.mutated_args(node)):
-            writes[node] = targets
-        if kind.in_place:
-            could_write[node] = _nodes_among(node.args[position] for position in in_place(node))
-        if kind.effect:
-            before.effects.append(node.name)
-        if kind.product and ops.tensor(node) is not None:
-            before.products.add(node.name)
-        if kind.launch:
-            before.launches[node.name] = ops.process_group(node)
-            made[node] = node.name
-        elif kind.wait:
-            result = node.all_input_nodes[0]
-            known = result if ops.is_wait(result) else first.setdefault(result, node)
-            if known is not node:
-                before.first_wait[node.name] = before.first_wait.get(known.name, known.name)
-            elif result in made:
-                before.waits.setdefault(made[result], []).append(node.name)
-        elif node.args and node.args[0] in made and ops.op_name(node) == "getitem":
-            made[node] = made[node.args[0]]
-    if made:
-        _remember_readers(before, nodes, made)
-    if made or writes:
-        _remember_memory(before, nodes, made, writes, could_write)
-    return before
+        does = traits.get(id(node.target))
+        if does is None:
+            does = traits[id(node.target)] = _traits(node, in_place)
+        calls.append((node, does))
+    return calls
 
 
 def _traits(node: fx.Node, in_place: InPlace) -> _Traits:
@@ -150,6 +148,74 @@ def _is_written(parameter: Any) -> bool:
     return parameter.alias_info is not None and bool(parameter.alias_info.is_write)
 
 
+def _keep_collectives(before: Before, calls: Calls) -> dict[fx.Node, str]:
+    """Laws 1, 5 and 6: launches and waits; returns the results of launches, also one of many, with their launch."""
+    made: dict[fx.Node, str] = {}
+    first: dict[fx.Node, fx.Node] = {}
+    for node, does in calls:
+        if does.launch:
+            before.launches[node.name] = ops.process_group(node)
+            made[node] = node.name
+        elif does.wait:
+            result = node.all_input_nodes[0]
+            known = result if ops.is_wait(result) else first.setdefault(result, node)
+            if known is not node:
+                before.first_wait[node.name] = before.first_wait.get(known.name, known.name)
+            elif result in made:
+                before.waits.setdefault(made[result], []).append(node.name)
+        elif node.args and node.args[0] in made and ops.op_name(node) == "getitem":
+            made[node] = made[node.args[0]]  # type: ignore[index]
+    return made
+
+
+def _keep_late_readers(before: Before, nodes: Sequence[fx.Node], made: Mapping[fx.Node, str]) -> None:
+    """Law 2, for what reads the result of a launch."""
+    place = {node.name: index for index, node in enumerate(nodes)}
+    for result, launch in made.items():
+        for user in result.users:
+            if user not in made and not ops.is_wait(user) and ops.op_name(user) not in SIZES:
+                earlier = (wait for wait in before.waits.get(launch, ()) if place[wait] < place[user.name])
+                before.past_wait.extend((user.name, wait) for wait in earlier)
+
+
+def _memories(before: Before) -> Memories:
+    # what a superfluous wait returns is what the first one returns
+    same = {
+        effects.storage(before.kept[name].node): effects.storage(before.kept[known].node)
+        for name, known in before.first_wait.items()
+    }
+
+    def memories(nodes: Iterable[fx.Node]) -> set[int]:
+        found = (effects.storage(node) for node in nodes)
+        return {memory for memory in (same.get(one, one) for one in found) if memory is not None}
+
+    return memories
+
+
+def _keep_flights(before: Before, made: Mapping[fx.Node, str], memories: Memories) -> None:
+    """Laws 3 and 4: what launches have in flight."""
+    flying: dict[str, set[int]] = {}
+    for result, launch in made.items():
+        held = flying.setdefault(launch, memories(before.kept[launch].node.all_input_nodes))
+        held.update(memories([result]))
+    before.in_flight = {launch: frozenset(held) for launch, held in flying.items() if launch in before.waits}
+
+
+def _keep_writers(
+    before: Before, calls: Calls, in_place: InPlace, memories: Memories, written: Mapping[str, set[int]]
+) -> None:
+    """Law 4: what may write to memory, and what is in flight there."""
+    could_write = {
+        node.name: memories(_nodes_among(node.args[position] for position in in_place(node)))
+        for node, does in calls
+        if does.in_place
+    }
+    before.may_write = {
+        name: frozenset(written.get(name, set()) | could_write.get(name, set())) for name in {**written, **could_write}
+    }
+    before.flights_before = before.flights(before.kept)
+
+
 def _nodes_among(values: Iterable[object]) -> list[fx.Node]:
     """The nodes among arguments, in lists too."""
     found: list[fx.Node] = []
@@ -161,57 +227,20 @@ def _nodes_among(values: Iterable[object]) -> list[fx.Node]:
     return found
 
 
-def _remember_readers(before: Before, nodes: Sequence[fx.Node], made: Mapping[fx.Node, str]) -> None:
-    place = {node.name: index for index, node in enumerate(nodes)}
-    for result, launch in made.items():
-        for user in result.users:
-            if user not in made and not ops.is_wait(user) and ops.op_name(user) not in SIZES:
-                behind = (wait for wait in before.waits.get(launch, ()) if place[wait] < place[user.name])
-                before.past_wait.extend((user.name, wait) for wait in behind)
-
-
-def _remember_memory(
-    before: Before,
-    nodes: Sequence[fx.Node],
-    made: Mapping[fx.Node, str],
-    writes: Mapping[fx.Node, list[fx.Node]],
-    could_write: Mapping[fx.Node, list[fx.Node]],
+def _keep_accesses(
+    before: Before, nodes: Sequence[fx.Node], memories: Memories, written: Mapping[str, set[int]]
 ) -> None:
-    # what a superfluous wait returns is what the first one returns
-    same = {
-        effects.storage(before.kept[name].node): effects.storage(before.kept[known].node)
-        for name, known in before.first_wait.items()
-    }
-
-    def places(some: Iterable[fx.Node]) -> set[int]:
-        found = (effects.storage(node) for node in some)
-        return {place for place in (same.get(one, one) for one in found) if place is not None}
-
-    flying: dict[str, set[int]] = {}
-    for result, launch in made.items():
-        flying.setdefault(launch, places(before.kept[launch].node.all_input_nodes)).update(places([result]))
-    before.in_flight = {launch: frozenset(held) for launch, held in flying.items() if launch in before.waits}
-    written = {node.name: places(targets) for node, targets in writes.items()}
-    could = {node.name: places(targets) for node, targets in could_write.items()}
-    before.may_write = {
-        name: frozenset(written.get(name, set()) | could.get(name, set())) for name in {**written, **could}
-    }
-    before.over = before.flights(node.name for node in nodes)
-    concerned = set().union(*written.values())
+    """Law 3: who uses memory that is written. A wait uses what its launch has in flight."""
+    concerned: set[int] = set().union(*written.values())
     if not concerned:
         return
     launch_of = {wait: launch for launch, waits in before.waits.items() for wait in waits}
-    place_of: dict[fx.Node, int] = {}
-    for node in nodes:
-        storage = effects.storage(node)
-        place = same.get(storage, storage)
-        if place in concerned:
-            place_of[node] = place
+    memory_of = {node: memory for node in nodes if (memory := memories([node]) & concerned)}
     for node in nodes:
         if node.op != "call_function":
             continue
-        touched = {place_of[arg] for arg in node.all_input_nodes if arg in place_of}
+        touched: set[int] = set().union(*(memory_of[arg] for arg in node.all_input_nodes if arg in memory_of))
         if node.name in launch_of:
             touched |= before.in_flight[launch_of[node.name]] & concerned
         own = written.get(node.name, set())
-        before.accesses.extend((node.name, place, place in own) for place in sorted(touched | own))
+        before.accesses.extend((node.name, memory, memory in own) for memory in sorted(touched | own))

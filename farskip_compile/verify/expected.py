@@ -1,6 +1,6 @@
 """The numbers that the values of a graph must have once some sub-blocks leave terms out of what they read.
 
-Contract: `read_wiring` takes down a graph before it is rewired; `Wanted` says what must come out, from the terms that
+Contract: `read_wiring` records a graph before it is rewired; `Expected` says what must come out, from the terms that
 each sub-block leaves out. Nothing here looks at the rewired graph, or at what `rewire` and its helpers do.
 
 Algorithm: the graph before rewiring is evaluated (`values`) in its order, with one difference. Where a sub-block
@@ -11,12 +11,14 @@ block, has a number for each of them. Linear in the graph and in the sums that c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx
 
+from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual import Reading
+from farskip_compile.passes.residual.table import SubBlock
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.verify.values import Steps, read_steps
 
@@ -29,13 +31,13 @@ class Wiring:
     place_of: Mapping[str, int]
     """By name of a node."""
     owner: Mapping[int, str]
-    """The sub-block that a node is computed for, of those that read the stream."""
+    """The sub-block that a node is computed for."""
     visitors: Mapping[int, Sequence[str]]
     """Other sub-blocks that read the stream through it."""
     values: frozenset[int]
     """Residual values."""
     terms: Mapping[int, TermSet]
-    """Of residual values, and of all other sums of terms."""
+    """What residual values and all other sums of terms hold."""
     below: Mapping[int, tuple[int, ...]]
     """What these are sums or linear images of."""
     reads: Mapping[str, TermSet]
@@ -44,46 +46,44 @@ class Wiring:
 
 def read_wiring(reading: Reading) -> Wiring:
     """Record the graph of `reading`."""
-    stream = reading.stream
+    stream, rows = reading.stream, reading.table.rows
     program = read_steps(stream.flow)
     place_of = stream.order
-    terms = {place_of[node]: held for node, held in (*stream.partial.items(), *stream.tree.items())}
-    below = {place_of[node]: tuple(place_of[arg] for arg in stream.below[node]) for node in stream.partial}
-    below |= {place_of[node]: tuple(place_of[arg] for arg in stream.below[node]) for node in stream.tree}
-    owner = {
-        node: row.name for row in reading.table.rows for index in row.terms for node in reading.regions[index].owned
-    }
+    sums = dict(stream.sums())
+    owner = {node: row.name for row in rows for index in row.terms for node in reading.regions[index].owned}
     return Wiring(
         program,
         {step.name: place for place, step in enumerate(program.steps)},
         {place_of[node]: row for node, row in owner.items()},
         _visitors(reading, owner),
         frozenset(place_of[node] for node in stream.values),
-        terms,
-        below,
-        {row.name: row.reads for row in reading.table.rows},
+        {place_of[node]: held for node, held in sums.items()},
+        {place_of[node]: tuple(place_of[arg] for arg in stream.below[node]) for node in sums},
+        {row.name: row.reads for row in rows},
     )
 
 
 def _visitors(reading: Reading, owner: Mapping[fx.Node, str]) -> dict[int, list[str]]:
-    """For each node of a sub-block the others that read the stream through it: what they have met is computed by it."""
-    stream = reading.stream
+    """For each node of a sub-block the others that read the stream through it."""
     visitors: dict[int, list[str]] = {}
     for row in reading.table.rows:
-        stack = [node for index in row.terms for node in reading.regions[index].met]
-        seen = set(stack)
-        while stack:
-            node = stack.pop()
-            if node in stream.values or owner.get(node, row.name) == row.name:
-                continue
-            visitors.setdefault(stream.order[node], []).append(row.name)
-            further = [arg for arg in stream.inputs(node) if arg not in seen]
-            seen.update(further)
-            stack.extend(further)
+        for node in _visited(row, reading, owner):
+            visitors.setdefault(reading.stream.order[node], []).append(row.name)
     return visitors
 
 
-class Wanted:
+def _visited(row: SubBlock, reading: Reading, owner: Mapping[fx.Node, str]) -> Iterator[fx.Node]:
+    """The nodes of other sub-blocks through which `row` reads the stream."""
+    stream = reading.stream
+    met = [node for index in row.terms for node in reading.regions[index].met]
+
+    def ends(node: fx.Node) -> bool:
+        return stream.is_residual(node) or owner.get(node, row.name) == row.name
+
+    return walk_back(met, ends, stream.inputs)
+
+
+class Expected:
     """What must come out once each sub-block leaves out what `left_out` says.
 
     Args:

@@ -1,12 +1,17 @@
-"""Proof of the last word on order: the kernels that run are those that Inductor has made, each behind what it needs.
+"""Proof of the final order: the kernels that run are those that Inductor has made, each after what it needs.
 
-Contract: looks at the dependences that Inductor itself keeps, not at the program that the order was made by; changes
+Contract: looks at the dependences that Inductor itself keeps, not at the program that the order was made from; changes
 nothing. Linear.
+
+What must hold:
+1. The kernels are those from before, each once.
+2. Each kernel comes after those that make what it needs.
+3. The launches of each process group are in the order they had.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from farskip_compile._compat import inductor
 from farskip_compile.errors import VerificationError, Where
@@ -14,22 +19,36 @@ from farskip_compile.passes.graph import ops
 
 
 def verify_kernels(before: Sequence[inductor.Kernel], after: Sequence[inductor.Kernel]) -> None:
-    """Check that `after` holds the kernels of `before`, each behind what it needs, and launches in the old order.
+    """Check that `after` holds the kernels of `before` in an order that may replace the old one.
 
     Raises:
         VerificationError: naming the first kernel that is not as it must be, and why.
     """
     place = {kernel: index for index, kernel in enumerate(after)}
+    _law_1_kernels(before, after, place)
+    _law_2_needs(after, place)
+    _law_3_launches(before, place)
+
+
+def _law_1_kernels(
+    before: Sequence[inductor.Kernel], after: Sequence[inductor.Kernel], place: Mapping[inductor.Kernel, int]
+) -> None:
     for kernel in before:
         if kernel not in place:
-            raise _error(kernel, "it was to run, and does not any more")
+            raise _error(kernel, "it no longer runs")
     if not len(before) == len(after) == len(place):
         raise _error(after[-1], f"{len(before)} kernels were to run, each once, and now there are {len(after)}")
+
+
+def _law_2_needs(after: Sequence[inductor.Kernel], place: Mapping[inductor.Kernel, int]) -> None:
     maker = {name: kernel for kernel in after for name in inductor.kernel_makes(kernel)}
     for kernel in after:
         for name in inductor.kernel_needs(kernel):
             if name in maker and place[maker[name]] > place[kernel]:
                 raise _error(kernel, f"it comes before {inductor.kernel_name(maker[name])}, whose {name!r} it needs")
+
+
+def _law_3_launches(before: Sequence[inductor.Kernel], place: Mapping[inductor.Kernel, int]) -> None:
     last: dict[str, inductor.Kernel] = {}
     for kernel in before:
         if not inductor.is_launch_kernel(kernel):
@@ -47,6 +66,6 @@ def _error(kernel: inductor.Kernel, reason: str) -> VerificationError:
     name = inductor.kernel_name(kernel)
     return VerificationError(
         f"scheduling has broken the order of kernels at {name!r}: {reason}",
-        way_out="please report this: it is a defect of farskip-compile. `schedule=False` goes around it",
+        way_out="please report this: it is a defect of farskip-compile. `schedule=False` avoids it",
         where=Where(node=name),
     )

@@ -1,17 +1,19 @@
-"""Proof of the rewiring: the graph says once more what it is wired like, and that it still computes the rest.
+"""Proof of the rewiring: read what the graph is wired like once more, and that it still computes all else.
 
 Contract: runs after every compile. Uses graphs only (never a record of what `rewire` meant to do), and changes nothing.
 Linear in the graph.
 
-Algorithm, three comparisons:
-1. The stream and its regions are read off again. A term is identified by the node below its linear ops, and what it
-   uses beside the stream by name; rewiring keeps both. For each term: the set of terms that its region reads must be
-   the one asked for. The final sum must hold every term exactly once. Whatever reads the stream and is no sub-block
-   (the final norm, returned hidden states) must read the same terms as before.
-2. What is done besides computing a value (writes to caches, random numbers, checks) must be done once, in old order.
-3. Every value has a number (`values`), and must have the one that follows from the graph before and from the terms
-   that are left out (`expected`). That shows the rest: coefficients, masks and weights that a sub-block uses, when
-   it reads a cache, what is returned.
+Algorithm: the stream and its regions are read again. A term is identified by its core, the node below its linear ops,
+and what it uses beside the stream by name; rewiring keeps both. What must hold:
+1. The final sum holds the terms that it held, each once.
+2. For each term: its region reads the set of terms that was asked for.
+3. The final hidden state holds all that it should.
+4. Whatever reads the stream and is not a sub-block (the final norm, returned hidden states) reads the same terms as
+   before.
+5. What is done besides computing a value (writes to caches, random numbers, checks) is done once, in the old order.
+6. Every value has a number (`values`): the one that follows from the graph before and from the terms that are left out
+   (`expected`). That shows the rest: coefficients, masks and weights that a sub-block uses, when it reads a cache,
+   what is returned.
 """
 
 from __future__ import annotations
@@ -27,11 +29,14 @@ from farskip_compile.passes.graph import ops
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.regions import SideChannels, reads
 from farskip_compile.passes.residual.stack import Stack, read_stack
-from farskip_compile.passes.residual.table import Table
+from farskip_compile.passes.residual.table import SubBlock, Table
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.text_utils import amount
-from farskip_compile.verify.expected import Wanted, Wiring, read_wiring
+from farskip_compile.verify.expected import Expected, Wiring, read_wiring
 from farskip_compile.verify.values import Step, Steps, evaluate, read_steps
+
+Translation = Callable[[TermSet], TermSet]
+"""From the numbers of terms in one table to their numbers in another one."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,9 @@ class Verified:
     table: Table
     """The table asked for, with the reads and the final sum that the graph shows."""
     stack: Stack
-    """What was read off the graph."""
+    """What was read from the graph."""
     names: tuple[str, ...]
-    """Of its terms, by their index in `stack`."""
+    """Names of its terms, by their index in `stack`."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,8 @@ def _cores(stack: Stack) -> tuple[str, ...]:
     return tuple(core.name for core in stack.stream.cores)
 
 
-def _translation(numbers: Sequence[int]) -> Callable[[TermSet], TermSet]:
-    """From terms as they are numbered in one table to another one's numbers for them."""
+def _translation(numbers: Sequence[int]) -> Translation:
+    """From the numbers of terms in one table to their numbers in another one."""
     if list(numbers) == list(range(len(numbers))):
         return lambda terms: terms
     return lambda terms: TermSet.of(numbers[index] for index in terms)
@@ -78,11 +83,11 @@ def _translation(numbers: Sequence[int]) -> Callable[[TermSet], TermSet]:
 
 def _outside(stack: Stack) -> dict[str, tuple[TermSet, ...]]:
     stream = stack.stream
-    known = {node for region in stack.regions for node in region.owned} | set(stream.tree) | set(stream.partial)
+    owned = {node for region in stack.regions for node in region.owned}
     outside: dict[str, tuple[TermSet, ...]] = {}
     for node in stream.order:
-        held = tuple(stream.values[arg] for arg in node.all_input_nodes if arg in stream.values)
-        if held and node not in known:
+        held = tuple(stream.values[arg] for arg in node.all_input_nodes if stream.is_residual(arg))
+        if held and node not in owned and not stream.terms_of(node):
             outside[node.name] = held
     return outside
 
@@ -105,15 +110,20 @@ def verify(module: fx.GraphModule, wanted: Table, before: Snapshot) -> Verified:
             f"the rewired graph can't be read: {error.reason}", way_out=_REPORT, where=error.where
         ) from error
     if stack is None:
-        raise VerificationError("the rewired graph has no residual stack any more", way_out=_REPORT)
-    found = _compare_terms(stack, wanted, before)
+        raise VerificationError("the rewired graph no longer has a residual stack", way_out=_REPORT)
+    numbers = _compare_sum(stack, before)
+    translate = _translation(numbers)
+    rows = _compare_reads(stack, wanted, numbers, translate)
+    _compare_final(stack, wanted, translate)
+    _compare_outside(stack, before, translate)
     program = read_steps(stack.stream.flow)
     _compare_effects(program, before.wiring.program)
     _compare_values(program, stack, wanted, before.wiring)
-    return found
+    return Verified(replace(wanted, rows=rows), stack, tuple(wanted.terms[number].name for number in numbers))
 
 
-def _compare_terms(stack: Stack, wanted: Table, before: Snapshot) -> Verified:
+def _compare_sum(stack: Stack, before: Snapshot) -> list[int]:
+    """Law 1; returns the number that each term had before."""
     index_of = {name: index for index, name in enumerate(before.cores)}
     cores = _cores(stack)
     unknown = [name for name in cores if name not in index_of]
@@ -123,48 +133,57 @@ def _compare_terms(stack: Stack, wanted: Table, before: Snapshot) -> Verified:
             + (f"; unknown: {unknown[:5]}" if unknown else ""),
             way_out=_REPORT,
         )
-    numbers = [index_of[name] for name in cores]
-    translate = _translation(numbers)
+    return [index_of[name] for name in cores]
+
+
+def _compare_reads(stack: Stack, wanted: Table, numbers: Sequence[int], translate: Translation) -> tuple[SubBlock, ...]:
+    """Law 2; returns the rows with what each is seen to read."""
     row_of = {index: row for row in wanted.rows for index in row.terms}
     shown: dict[str, TermSet] = {}
     for index, (number, region) in enumerate(zip(numbers, stack.regions, strict=True)):
         row = row_of.get(number)
-        is_read = translate(reads(stack.stream, region)) if region.owned else TermSet()
+        found = translate(reads(stack.stream, region)) if region.owned else TermSet()
         should = row.reads if row is not None else TermSet()
-        if is_read != should:
+        if found != should:
             name = row.name if row is not None else wanted.terms[number].name
-            extra, missing = (wanted.names(is_read - should), wanted.names(should - is_read))
+            extra, missing = (wanted.names(found - should), wanted.names(should - found))
             raise VerificationError(
                 f"{name} reads {extra or 'nothing'} that it should not, and misses {missing or 'nothing'}",
                 way_out=_REPORT,
                 where=stack.place(index, row.layer if row is not None else None),
             )
         if row is not None:
-            shown[row.name] = is_read
-    final = translate(stack.stream.tree[stack.stream.root])
-    if final != wanted.everything:
-        missing = wanted.names(wanted.everything - final)
-        raise VerificationError(f"the final hidden state misses {missing}", way_out=_REPORT)
+            shown[row.name] = found
+    return tuple(replace(row, reads=shown[row.name]) for row in wanted.rows)
+
+
+def _compare_final(stack: Stack, wanted: Table, translate: Translation) -> None:
+    """Law 3."""
+    missing = wanted.everything - translate(stack.stream.terms_of(stack.stream.root))
+    if missing:
+        raise VerificationError(f"the final hidden state misses {wanted.names(missing)}", way_out=_REPORT)
+
+
+def _compare_outside(stack: Stack, before: Snapshot, translate: Translation) -> None:
+    """Law 4."""
     after = _outside(stack)
     for name in {**before.outside, **after}:
         if tuple(map(translate, after.get(name, ()))) != before.outside.get(name, ()):
             raise VerificationError(
-                f"{name!r}, which is no part of a sub-block, no longer reads the residual values that it read",
+                f"{name!r}, which is not part of a sub-block, no longer reads the residual values that it read",
                 way_out=_REPORT,
                 where=Where(node=name),
             )
-    rows = tuple(replace(row, reads=shown[row.name]) for row in wanted.rows)
-    table = replace(wanted, rows=rows)
-    return Verified(table, stack, tuple(wanted.terms[number].name for number in numbers))
 
 
 def _compare_effects(program: Steps, before: Steps) -> None:
+    """Law 5."""
     now, then = program.effect_names(), before.effect_names()
     if now == then:
         return
     lost, new = Counter(then) - Counter(now), Counter(now) - Counter(then)
     name = next(iter(lost or new), None) or next(name for name, old in zip(now, then, strict=True) if name != old)
-    what = "is not done any more" if lost else "was not there before" if new else "is done in another order than before"
+    what = "is no longer done" if lost else "was not there before" if new else "is done in another order than before"
     raise VerificationError(
         f"{name!r}, which does more than compute a value (a write, a random number, a check), {what}",
         way_out=_REPORT,
@@ -173,8 +192,9 @@ def _compare_effects(program: Steps, before: Steps) -> None:
 
 
 def _compare_values(program: Steps, stack: Stack, wanted: Table, before: Wiring) -> None:
+    """Law 6."""
     left_out = {row.name: gone for row in wanted.rows if (gone := before.reads[row.name] - row.reads)}
-    expected = Wanted(before, left_out)
+    expected = Expected(before, left_out)
     numbers = evaluate(program.steps)
     for place, step in enumerate(program.steps):
         old = before.place_of.get(step.name)
@@ -193,17 +213,17 @@ def _compare_values(program: Steps, stack: Stack, wanted: Table, before: Wiring)
 
 
 def _difference(program: Steps, step: Step, before: Wiring, old: Step, wrong: Sequence[bool]) -> str:
-    """Why a value differs: those of its inputs that are wrong are new nodes, or stand where another node stood."""
+    """Why a value differs: its wrong inputs are new nodes, or replace another node."""
     if (step.rule, step.key, step.weights) != (old.rule, old.key, old.weights):
         return "it is another operator, or has other constants, than before"
     pairs = zip(step.inputs, old.inputs, wrong, strict=True)
     differing = [(program.steps[new].name, before.program.steps[then].name) for new, then, bad in pairs if bad]
     if not differing:
-        return "it reads memory before or behind another write, or stands in another place among random numbers"
+        return "it reads memory before or after another write, or draws random numbers in another order"
     new, name = differing[0]
     if new in before.place_of:
-        return f"it reads {new!r} in the place of {name!r}"
-    return f"{new!r}, which it reads in the place of {name!r}, has terms with another coefficient, or other inputs"
+        return f"it reads {new!r} in place of {name!r}"
+    return f"{new!r}, which it reads in place of {name!r}, has terms with another coefficient, or other inputs"
 
 
 _REPORT = (

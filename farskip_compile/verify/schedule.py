@@ -1,18 +1,18 @@
-"""Proof of the scheduling: what Inductor goes on with is the graph that came in, in an order that may take its place.
+"""Proof of the scheduling: what Inductor goes on with is the graph that came in, in an order that may replace the old.
 
 Contract: looks at graphs only (never at the program or the schedule that the order was made by), and changes nothing.
 Linear.
 
 What must hold:
 1. The nodes are those from before, with their operators, constants and inputs. What this package adds is one
-   announcement, and pins around waits; what it takes away are waits for what another wait has waited for; and
-   all-to-alls may have moved to another process group, if that was asked for.
-2. Whatever a node reads stands before it; also what reads the result of a launch, if it stood behind the wait.
-3. Memory: each reader stands between the same writes, and writes stay in order. A wait reads what its collective reads
+   announcement, and pins around waits; what it removes are waits for what another wait has waited for; and all-to-alls
+   may have moved to another process group, if that was asked for.
+2. Whatever a node reads comes before it; so does a wait before a reader of the launch's result that came after it.
+3. Memory: each reader comes between the same writes, and writes stay in order. A wait reads what its collective reads
    and makes, since that is in flight until then.
-4. Nothing that writes, or that Inductor may let write, has come into the flight of a collective on the same memory.
-5. The launches of each process group, and random numbers and other side effects, are in the order they had.
-6. A wait is pinned behind each product that stands between its launch and it, and behind nothing else.
+4. Nothing that writes, or that Inductor may let write, has moved into the flight of a collective on the same memory.
+5. The launches of each process group, random numbers and other side effects, and inputs are in the order they had.
+6. A wait is pinned to each product between its launch and it, so that it runs after them, and to nothing else.
 7. The announcement comes before all else, and says what the graph launches.
 """
 
@@ -33,22 +33,24 @@ from farskip_compile.verify.before import Before, Kept
 
 
 def verify_order(graph: fx.Graph, before: Before, regroup: Mapping[str, str] | None = None) -> None:
-    """Check that `graph` is the one that `before` was taken of, in another order, and what this package adds.
+    """Check that `graph` is the one that `before` was made from, in another order, and what this package adds.
 
     Args:
         graph: after scheduling, announcement and pins.
-        before: what `graph_before.remember` has taken down.
+        before: what `verify.before.remember` has recorded.
         regroup: process group -> process group that its all-to-alls were to be moved to.
 
     Raises:
         VerificationError: naming the first node that is not as it must be, and why.
     """
     check = _Check(graph, before, regroup or {})
-    check.nodes_and_inputs()
-    check.memory()
-    check.kept_order()
-    check.pinned()
-    check.announced()
+    check.law_1_nodes()
+    check.law_2_inputs_come_first()
+    check.law_3_memory()
+    check.law_4_flights()
+    check.law_5_order()
+    check.law_6_pins()
+    check.law_7_announcement()
 
 
 class _Check:
@@ -58,38 +60,40 @@ class _Check:
         self.nodes = list(graph.nodes)
         self.place = {node.name: place for place, node in enumerate(self.nodes)}
         self.pins: dict[str, list[str]] = {}
+        """For each node with pins, what it is pinned to."""
 
-    def nodes_and_inputs(self) -> None:
-        kept, added = self.before.kept, []
-        bodies: set[fx.Node] = set()
-        for place, node in enumerate(self.nodes):
-            for arg in node.all_input_nodes:
-                if self.place.get(arg.name, place) >= place:
-                    raise _error(node, f"it comes before {arg.name!r}, which it reads")
-            old = kept.get(node.name)
-            if old is None:
+    def law_1_nodes(self) -> None:
+        added = []
+        bodies: set[fx.Node] = set()  # what a pin calls
+        for node in self.nodes:
+            if (old := self.before.kept.get(node.name)) is None:
                 added.append(node)
-                continue
-            target, args, kwargs = node.target, node.args, node.kwargs
-            if target is not old.target and (pinned := inductor.pinned(node)) is not None:
-                pins, body, target, args, kwargs = pinned
-                self.pins[node.name] = [pin.name for pin in pins]
-                bodies.add(body)
-            if target is not old.target:
-                raise _error(node, f"it was a call of {_name(old.target)} and is one of {_name(target)}")
-            if (args is not old.args and not self._same(args, old.args)) or (
-                kwargs is not old.kwargs and not self._same(kwargs, old.kwargs)
-            ):
-                self._refuse_inputs(node, args, kwargs, old)
-        for name, old in kept.items():
+            else:
+                bodies.update(self._compare_call(node, old))
+        for name, old in self.before.kept.items():
             if name not in self.place and name not in self.before.first_wait:
-                raise _error(old.node, "it was in the graph, and is not any more")
+                raise _error(old.node, "it is no longer in the graph")
         for node in added:
             if node not in bodies and node.target is not announcement():
                 raise _error(node, "it was not in the graph before")
-        for reader, wait in self.before.past_wait:
-            if self.place[reader] < self.place[wait]:
-                raise _error(self.nodes[self.place[reader]], f"it reads what {wait!r} waits for, and comes before it")
+
+    def _compare_call(self, node: fx.Node, old: Kept) -> list[fx.Node]:
+        """Compare a node, without its pins; returns the body of these."""
+        target: object = node.target
+        args: Sequence[object] = node.args
+        kwargs: Mapping[str, object] = node.kwargs
+        bodies: list[fx.Node] = []
+        if target is not old.target and (pinned := inductor.pinned(node)) is not None:
+            pins, body, target, args, kwargs = pinned
+            self.pins[node.name] = [pin.name for pin in pins]
+            bodies.append(body)
+        if target is not old.target:
+            raise _error(node, f"it was a call of {_name(old.target)} and is one of {_name(target)}")
+        if (args is not old.args and not self._same(args, old.args)) or (
+            kwargs is not old.kwargs and not self._same(kwargs, old.kwargs)
+        ):
+            self._refuse_inputs(node, args, kwargs, old)
+        return bodies
 
     def _same(self, new: object, old: object) -> bool:
         """Equal arguments, by name of the nodes in them."""
@@ -126,7 +130,16 @@ class _Check:
         """The process group that a launch must be on, which was on `group`."""
         return self.regroup.get(group, group) if ops.is_all_to_all(launch) else group
 
-    def memory(self) -> None:
+    def law_2_inputs_come_first(self) -> None:
+        for place, node in enumerate(self.nodes):
+            for arg in node.all_input_nodes:
+                if self.place.get(arg.name, place) >= place:
+                    raise _error(node, f"it comes before {arg.name!r}, which it reads")
+        for reader, wait in self.before.past_wait:
+            if self.place[reader] < self.place[wait]:
+                raise _error(self.nodes[self.place[reader]], f"it reads what {wait!r} waits for, and comes before it")
+
+    def law_3_memory(self) -> None:
         last_write: dict[int, str] = {}
         readers: dict[int, list[str]] = {}
         for name, memory, writes in self.before.accesses:
@@ -142,12 +155,14 @@ class _Check:
                 last_write[memory], readers[memory] = name, []
             else:
                 readers.setdefault(memory, []).append(name)
+
+    def law_4_flights(self) -> None:
         for name, flights in self.before.flights(node.name for node in self.nodes).items():
-            if entered := sorted(flights - self.before.over[name]):
+            if entered := sorted(flights - self.before.flights_before[name]):
                 reason = f"it may write to memory that {entered[0]!r} has in flight there"
                 raise _error(self.nodes[self.place[name]], reason)
 
-    def kept_order(self) -> None:
+    def law_5_order(self) -> None:
         last: dict[str, str] = {}
         for name, group in self.before.launches.items():
             node = self.nodes[self.place[name]]
@@ -162,43 +177,42 @@ class _Check:
                 if self.place[earlier] > self.place[name]:
                     raise _error(self.nodes[self.place[name]], f"it comes before {earlier!r}, and both {what}")
 
-    def pinned(self) -> None:
+    def law_6_pins(self) -> None:
         count = [0]  # products before each place
         for node in self.nodes:
             count.append(count[-1] + (node.name in self.before.products))
-        for launch, waits in self.before.waits.items():
-            for wait in waits:
-                first, last = self.place[launch], self.place[wait]
-                pins = self.pins.pop(wait, [])
-                hiding = [pin for pin in pins if pin in self.before.products and first < self.place[pin] < last]
-                if len(pins) != len(hiding) or len(set(pins)) != count[last] - count[first]:
-                    raise _error(
-                        self.nodes[last],
-                        f"it should be pinned behind the {count[last] - count[first]} products between {launch!r} and "
-                        f"it, and is pinned behind {', '.join(pins) or 'none'}",
-                    )
+        for launch, wait in ((launch, wait) for launch, waits in self.before.waits.items() for wait in waits):
+            first, last = self.place[launch], self.place[wait]
+            pins = self.pins.pop(wait, [])
+            hiding = [pin for pin in pins if pin in self.before.products and first < self.place[pin] < last]
+            if len(pins) != len(hiding) or len(set(pins)) != count[last] - count[first]:
+                raise _error(
+                    self.nodes[last],
+                    f"it should be pinned to the {count[last] - count[first]} products between {launch!r} and it, "
+                    f"and is pinned to {', '.join(pins) or 'none'}",
+                )
         for name, pins in self.pins.items():
-            raise _error(self.nodes[self.place[name]], f"it is no wait for a launch, and is pinned behind {pins}")
+            raise _error(self.nodes[self.place[name]], f"it is not a wait for a launch, and is pinned to {pins}")
 
-    def announced(self) -> None:
-        calls = [node for node in self.nodes if node.op not in ("placeholder", "get_attr", "output")]
-        found = [node for node in calls if node.target is announcement()]
+    def law_7_announcement(self) -> None:
         if not self.before.launches:
             return
+        calls = [node for node in self.nodes if node.op not in ("placeholder", "get_attr", "output")]
+        found = [node for node in calls if node.target is announcement()]
         if len(found) != 1 or found[0] is not calls[0]:
             raise _error(calls[0], f"the graph has {len(found)} announcements, and should begin with its only one")
         left = {group: iter(order) for group, order in json.loads(str(found[0].args[0]))["orders"].items()}
         for node in calls:
-            if node.name in self.before.launches and not _says(
-                next(left.get(ops.process_group(node), iter(())), ""), node
-            ):
-                raise _error(node, f"it is not announced as the next launch of {ops.process_group(node)!r}")
+            if node.name in self.before.launches:
+                group = ops.process_group(node)
+                if not _announces(next(left.get(group, iter(())), ""), node):
+                    raise _error(node, f"it is not announced as the next launch of {group!r}")
         for group, more in left.items():
             if (launch := next(more, None)) is not None:
                 raise _error(found[0], f"it announces {launch!r} on {group!r}, which is not in the graph")
 
 
-def _says(text: str, launch: fx.Node) -> bool:
+def _announces(text: str, launch: fx.Node) -> bool:
     """Whether a line of an announcement can be about a launch: its operator first, then its constants and its type."""
     known = {str(arg) for arg in launch.args} | {
         str(value.dtype).removeprefix("torch.")
@@ -223,6 +237,6 @@ def _name(target: object) -> str:
 def _error(node: fx.Node, reason: str) -> VerificationError:
     return VerificationError(
         f"scheduling has broken the graph at {node.name!r} ({ops.op_name(node) or node.op}): {reason}",
-        way_out="please report this: it is a defect of farskip-compile. `schedule=False` goes around it",
+        way_out="please report this: it is a defect of farskip-compile. `schedule=False` avoids it",
         where=ops.where(node),
     )

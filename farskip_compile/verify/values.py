@@ -1,7 +1,7 @@
 """Each value of a graph as one number: graphs that compute the same have the same numbers, others differ by chance.
 
-Contract: `read_steps` reduces the nodes of a normalised graph to steps, `evaluate` turns steps into numbers. Looks at
-operators, constants, edges and fake values; computes no tensor. The same numbers in every process and on every rank.
+Contract: `read_steps` reduces the nodes of a normalised graph to steps, `evaluate` computes the numbers of steps. Looks
+at operators, constants, edges and fake values; computes no tensor. The same numbers in every process and on every rank.
 
 Algorithm (linear): the graph is evaluated once, at a random point of a prime field.
 1. Elementwise sums, differences, products and quotients are those of numbers, and a Python number is itself. So the
@@ -10,7 +10,7 @@ Algorithm (linear): the graph is evaluated once, at a random point of a prime fi
    random number of its own; equal operators with equal constants have equal ones. Each shape has a number, too: a
    `view` multiplies by that of the new shape and divides by that of the old one, so that there and back is nothing.
 3. Everything else is a hash of its operator, its constants and the numbers that it reads. So is a write to memory: what
-   reads that memory later reads the write too. A random operator reads the one before it, and whatever stands behind a
+   reads that memory later reads the write too. A random operator reads the one before it, and whatever comes after a
    switch, such as the beginning of autocast, reads that.
 Two different polynomials agree at a random point with a probability of about their degree over 2^61.
 """
@@ -34,10 +34,10 @@ PRIME = (1 << 61) - 1
 SAME_VALUES = frozenset(["contiguous", "clone", "alias"])
 """Operators that give back what they are given."""
 KEEPS_ORDER = frozenset(["view", "reshape", "_unsafe_view"])
-"""Operators that give back what they are given in the shape that they name. One behind the other, they are the one from
-the first shape to the last."""
+"""Operators that give back what they are given in the shape that they name. A chain of them is the same as one from the
+first shape to the last."""
 SIZES = frozenset(["size", "stride", "numel", "dim", "getattr", "sym_size", "sym_stride", "sym_numel"])
-"""Operators whose result hangs on the shape of a tensor, not on its data."""
+"""Operators whose result depends on the shape of a tensor, not on its data."""
 ELEMENTWISE = frozenset({"add", "sub"} | ops.PRODUCTS)
 _NODE, _OPEN, _CLOSE = 1, 2, 3
 
@@ -64,7 +64,7 @@ class Step:
     inputs: tuple[int, ...]
     weights: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
-    """What it reads beside its inputs: writes to their memory, and what stands before it by order alone."""
+    """What it reads beside its inputs: writes to their memory, and what comes before it by order alone."""
 
     def number(self, of: Callable[[int], int]) -> int:
         """The number of the node, from those of others by place."""
@@ -141,18 +141,18 @@ def _is_impure(node: fx.Node, known: dict[object, bool]) -> bool:
 
 def _read(node: fx.Node, place_of: Mapping[fx.Node, int]) -> Step:
     if node.op in ("placeholder", "get_attr"):
-        return Step(node.name, Rule.HASH, _word(f"{node.op} {node.target}"), ())
+        return Step(node.name, Rule.HASH, _number_of(f"{node.op} {node.target}"), ())
     name = ops.op_name(node) or f"{node.op} {node.target}"
     if name in ELEMENTWISE and len(node.args) == 2 and (not node.kwargs or dict(node.kwargs) == {"alpha": 1}):
         step = _elementwise(node, name, place_of)
         if step is not None:
             return step
     if name in SIZES and ops.tensor(node) is None:
-        return Step(node.name, Rule.HASH, _word(f"{name} {ops.fake(node)}"), ())
+        return Step(node.name, Rule.HASH, _number_of(f"{name} {ops.fake(node)}"), ())
     factor = _factor(node, name) if ops.may_be_linear(name) else None
     if factor is not None:
         return Step(node.name, Rule.AFFINE, 0, (place_of[node.args[0]],), (factor,))  # type: ignore[index]
-    constants = [_word(name)]
+    constants = [_number_of(name)]
     inputs: list[int] = []
     _scan(node.args, place_of, inputs, constants)
     if node.kwargs:
@@ -161,60 +161,66 @@ def _read(node: fx.Node, place_of: Mapping[fx.Node, int]) -> Step:
 
 
 def _elementwise(node: fx.Node, name: str, place_of: Mapping[fx.Node, int]) -> Step | None:
-    """A sum, difference, product or quotient of nodes and numbers; None if there is something else among them."""
+    """Rule 1: a sum, difference, product or quotient; None if something is among its arguments that has no number."""
     places = tuple(place_of[arg] for arg in node.args if isinstance(arg, fx.Node))
-    number = 0
-    if len(places) == 1:
-        constant = next(arg for arg in node.args if not isinstance(arg, fx.Node))
-        plain = isinstance(constant, int | float) and not isinstance(constant, bool)
-        found = _fraction(constant) if plain else None  # type: ignore[arg-type]
-        if found is None:
-            return None
-        number = found
-    elif not places:
-        return None
-    first = len(places) == 2 or isinstance(node.args[0], fx.Node)  # a - number, not number - a
-    if name == "add":
-        return Step(node.name, Rule.AFFINE, number, places, (1,) * len(places))
-    if name == "sub":
-        weights = (1, -1) if len(places) == 2 else (1 if first else -1,)
-        return Step(node.name, Rule.AFFINE, -number if first else number, places, weights)
     if len(places) == 2:
-        return Step(node.name, Rule.PRODUCT if name == "mul" else Rule.QUOTIENT, 1, places)
+        return _of_two(node.name, name, places)
+    if len(places) != 1:
+        return None
+    node_first = isinstance(node.args[0], fx.Node)
+    constant = node.args[1 if node_first else 0]
+    if not isinstance(constant, int | float) or isinstance(constant, bool):
+        return None
+    number = _fraction(constant)
+    return None if number is None else _of_node_and_number(node.name, name, places, number, node_first)
+
+
+def _of_two(node: str, name: str, places: tuple[int, ...]) -> Step:
+    if name in ("add", "sub"):
+        return Step(node, Rule.AFFINE, 0, places, (1, 1 if name == "add" else -1))
+    return Step(node, Rule.PRODUCT if name == "mul" else Rule.QUOTIENT, 1, places)
+
+
+def _of_node_and_number(node: str, name: str, places: tuple[int, ...], number: int, node_first: bool) -> Step | None:
+    """`number - a` and `number / a` are not `a - number` and `a / number`."""
+    if name == "add":
+        return Step(node, Rule.AFFINE, number, places, (1,))
+    if name == "sub":
+        return Step(node, Rule.AFFINE, -number if node_first else number, places, (1 if node_first else -1,))
     if name == "mul":
-        return Step(node.name, Rule.AFFINE, 0, places, (number,))
-    if not first:
-        return Step(node.name, Rule.QUOTIENT, number, places)
-    return Step(node.name, Rule.AFFINE, 0, places, (pow(number, PRIME - 2, PRIME),)) if number else None
+        return Step(node, Rule.AFFINE, 0, places, (number,))
+    if not node_first:
+        return Step(node, Rule.QUOTIENT, number, places)
+    return Step(node, Rule.AFFINE, 0, places, (pow(number, PRIME - 2, PRIME),)) if number else None
 
 
 def _factor(node: fx.Node, name: str) -> int | None:
-    """What a linear operator multiplies its first argument by; None if it is no such operator."""
+    """Rule 2: what a linear operator multiplies its first argument by; None if it is not linear."""
     first = node.args[0] if node.args else None
-    if not isinstance(first, fx.Node) or ops.tensor(first) is None or ops.tensor(node) is None:
+    value, result = ops.tensor(first) if isinstance(first, fx.Node) else None, ops.tensor(node)
+    if value is None or result is None:
         return None
     if name in ops.CAST_OPS:
-        return _cast_factor(ops.tensor(first), ops.tensor(node))  # type: ignore[arg-type]
-    if name in SAME_VALUES or ops.is_wait(node) or (name.endswith("dropout") and ops.is_inactive_dropout(node)):
+        return _cast_factor(value, result)
+    if name in SAME_VALUES or ops.is_wait(node) or ops.is_inactive_dropout(node):
         return 1
     if name == "neg":
         return -1
     if name in KEEPS_ORDER and _names_its_shape(node):
-        before, after = (str(tuple(ops.tensor(one).shape)) for one in (first, node))  # type: ignore[union-attr]
-        return _word(after) * _inverse(before) % PRIME
+        return _number_of(str(tuple(result.shape))) * _inverse(str(tuple(value.shape))) % PRIME
     if name in ("view_as", "reshape_as"):
-        return _word(name)
+        return _number_of(name)
     if name in ops.SHAPE_OPS or ops.is_linear_collective(node):
-        constants = [_word(name)]
-        for value in (*node.args[1:], *node.kwargs.items()):
-            # a size is not followed: it is the same wherever it comes from
-            constants.append(_word(str(fx.map_arg(value, lambda arg: str(ops.fake(arg))))))
-        return hash(tuple(constants)) % PRIME
+        # a size is not followed: it is the same wherever it comes from
+        constants = (
+            fx.map_arg(arg, lambda size: str(ops.fake(size))) for arg in (*node.args[1:], *node.kwargs.items())
+        )
+        return hash((_number_of(name), *(_number_of(str(one)) for one in constants))) % PRIME
     return None
 
 
 def _names_its_shape(node: fx.Node) -> bool:
-    """Whether the sizes that a change of shape asks for are those that it is known to give: only then they say all."""
+    """Whether the sizes that a change of shape asks for are those that it gives: only then they determine it."""
     sizes = node.args[1:]
     if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
         sizes = tuple(sizes[0])
@@ -226,13 +232,13 @@ def _names_its_shape(node: fx.Node) -> bool:
 
 
 def _cast_factor(before: torch.Tensor, after: torch.Tensor) -> int:
-    """A cast that keeps every number is none."""
+    """A cast that keeps every number multiplies by 1."""
     keeps = torch.promote_types(before.dtype, after.dtype) == after.dtype
-    return 1 if keeps else _word(f"round to {after.dtype}")
+    return 1 if keeps else _number_of(f"round to {after.dtype}")
 
 
 def _scan(value: object, place_of: Mapping[fx.Node, int], inputs: list[int], constants: list[int]) -> None:
-    """Part arguments into nodes and what is no node, such that both together are the arguments."""
+    """Split arguments into nodes and all else, such that both together determine the arguments."""
     if isinstance(value, fx.Node):
         inputs.append(place_of[value])
         constants.append(_NODE)
@@ -243,18 +249,18 @@ def _scan(value: object, place_of: Mapping[fx.Node, int], inputs: list[int], con
         constants.append(_CLOSE)
     elif isinstance(value, Mapping):
         for key, part in value.items():
-            constants.append(_word(str(key)))
+            constants.append(_number_of(str(key)))
             _scan(part, place_of, inputs, constants)
     elif isinstance(value, slice):
         _scan((value.start, value.stop, value.step), place_of, inputs, constants)
     else:
         group = getattr(value, "group_name", None)
-        constants.append(_word(f"{type(value).__name__} {value if group is None else group}"))
+        constants.append(_number_of(f"{type(value).__name__} {value if group is None else group}"))
 
 
 @lru_cache(maxsize=4096, typed=True)
 def _fraction(value: float) -> int | None:
-    """A Python number in the field; None if it is infinite or none."""
+    """A Python number in the field; None if it is infinite or NaN."""
     if not math.isfinite(value):
         return None
     numerator, denominator = value.as_integer_ratio()
@@ -264,10 +270,10 @@ def _fraction(value: float) -> int | None:
 @lru_cache(maxsize=4096)
 def _inverse(text: str) -> int:
     """One over the random number of a text."""
-    return pow(_word(text), -1, PRIME)
+    return pow(_number_of(text), -1, PRIME)
 
 
 @lru_cache(maxsize=1 << 16)
-def _word(text: str) -> int:
+def _number_of(text: str) -> int:
     """A random number for each text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") % PRIME

@@ -1,1 +1,1 @@
-"""graph."""
+"""Questions about the nodes of an FX graph, and walks over it: what all passes build on."""

@@ -1,4 +1,4 @@
-"""What an FX node does besides computing a value, and whose memory a value is.
+"""What an FX node does besides computing a value, and which memory a value is in.
 
 Contract: pure questions about one node, answered from its target, its arguments and its fake value, as in `ops`.
 A write is known by the schema of a registered operator; of Python's functions and tensor methods by what the names
@@ -67,7 +67,7 @@ def mutated_args(node: fx.Node) -> list[fx.Node]:
 
 
 def is_inplace_call(node: fx.Node) -> bool:
-    """Whether a function such as `torch.nn.functional.relu` is told to write its first argument."""
+    """Whether a function such as `torch.nn.functional.relu` is asked to write its first argument."""
     if "inplace" in node.kwargs:
         return node.kwargs["inplace"] is True
     position = inplace_position(node.target)
@@ -85,9 +85,9 @@ def inplace_position(target: object) -> int | None:
 
 @functools.lru_cache(maxsize=4096)
 def _written_parameters(target: OpOverload | OpOverloadPacket) -> tuple[tuple[int, str], ...]:
-    """Position and name of the parameters that the schema of `target` marks as written; of a packet, in any overload.
+    """Position and name of the parameters that the schema of `target`, or any overload of a packet, marks as written.
 
-    A parameter that is given by name only has a position that no call reaches.
+    A keyword-only parameter has a position that no call reaches.
     """
     overloads = [target] if isinstance(target, OpOverload) else [getattr(target, name) for name in target.overloads()]
     written: dict[tuple[int, str], None] = {}
@@ -112,7 +112,7 @@ def _writes_first(target: object, is_function: bool) -> bool:
 
 
 def storage(node: fx.Node) -> int | None:
-    """Identity of the memory behind `node`: equal for a tensor and its views."""
+    """Identity of the memory of `node`: equal for a tensor and its views."""
     if "farskip_storage" in node.meta:
         return int(node.meta["farskip_storage"])
     value = ops.tensor(node)

@@ -1,8 +1,8 @@
-"""A graph as it was: taken down before passes edit it, and built anew only where they fail.
+"""A graph as it was: recorded before passes edit it, and rebuilt only where they fail.
 
-Contract: no edit of the graph reaches what was taken down, whether it adds, moves, changes or erases nodes. The graph
-that `restore` builds has new nodes, with the names, the order and the metadata (a copy of each dictionary) of the old
-ones. Linear; nothing is created for a compile that succeeds, so it costs a sixth of a copy.
+Contract: no edit of the graph reaches the record, whether it adds, moves, changes or erases nodes. The graph that
+`restore` builds has new nodes, with the names, the order and the metadata (a copy of each dictionary) of the old ones.
+Linear; no node is created for a compile that succeeds, so it costs a sixth of a copy.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class _Record:
     meta: dict[str, Any]
 
 
-class Backup:
-    """What `graph` is when this is made."""
+class GraphSnapshot:
+    """A record of `graph` as it is now."""
 
     def __init__(self, graph: fx.Graph) -> None:
-        # arguments of nodes are never written to, but replaced
+        # arguments of nodes are replaced, never written to
         self._records = [
             _Record(node, node.op, node.name, node.target, node.args, node.kwargs, node.type, dict(node.meta))
             for node in graph.nodes

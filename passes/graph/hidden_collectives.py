@@ -1,11 +1,12 @@
-"""Which collectives a node of a Dynamo graph stands for, also where they do not show yet.
+"""Which collectives a node of a Dynamo graph launches, including those that appear only after differentiation.
 
 In:    one node.
 Out:   the names of the collectives that it launches in the forward pass, as the functional operators are called.
-Never: walks further than into the bodies of the node itself; decides anything: the names are for reports.
+Never: looks further than into the bodies of the node itself; decides anything: the names are for reports.
 
-A launch is one by itself. An `autograd.Function` is a node with a body for each direction; the first one counts. A
-redistribution of a DTensor is a collective only after differentiation: here its placements before and after tell.
+A launch is a collective itself. An `autograd.Function` is a node with a body for each direction; the first one counts.
+A redistribution of a DTensor becomes a collective only after differentiation: its placements before and after show
+which.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from torch import fx
 
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.walk import bodies
 
 
 def collectives_of(node: fx.Node) -> Iterator[str]:
@@ -32,15 +34,8 @@ def collectives_of(node: fx.Node) -> Iterator[str]:
         yield from _between(_placements(node.args[0]), _placements(node))
 
 
-def bodies(node: fx.Node) -> list[fx.GraphModule]:
-    """The graphs that a higher-order operator is given; of an `autograd.Function` the forward one first."""
-    owner = node.graph.owning_module
-    found = [getattr(owner, str(arg.target), None) for arg in node.all_input_nodes if arg.op == "get_attr"]
-    return [body for body in found if isinstance(body, fx.GraphModule)]
-
-
 def _placements(value: object) -> tuple[Any, ...]:
-    """How a DTensor lies on its mesh; empty for anything else."""
+    """The placements of a DTensor on its mesh; empty for anything else."""
     return tuple(getattr(ops.fake(value), "placements", ())) if isinstance(value, fx.Node) else ()
 
 

@@ -1,4 +1,4 @@
-"""What an FX node computes: with `effects`, the only file that knows operator names.
+"""What an FX node computes. Only this file and `effects` know operator names.
 
 Contract: pure questions about one node, answered from its target and its fake value; no graph is walked or changed.
 Works on Dynamo's torch IR (functions, methods, `operator`), on ATen overloads and on custom ops alike, by reducing
@@ -18,51 +18,18 @@ from torch import fx
 from farskip_compile._compat import HigherOrderOperator, OpOverload, OpOverloadPacket, same_dim
 from farskip_compile._compat.operators import parameters, qualified_name
 from farskip_compile.errors import Where
+from farskip_compile.passes.graph.walk import bodies
 
-SHAPE_OPS = frozenset(
-    [
-        "view",
-        "reshape",
-        "_unsafe_view",
-        "view_as",
-        "reshape_as",
-        "flatten",
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-        "contiguous",
-        "clone",
-        "alias",
-        "movedim",
-        "moveaxis",
-        "transpose",
-        "permute",
-        "swapaxes",
-        "swapdims",
-    ]
-)
+VIEWS = frozenset(["view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten", "unflatten"])
+COPIES = frozenset(["contiguous", "clone", "alias"])
+AXIS_MOVES = frozenset(["squeeze", "unsqueeze", "movedim", "moveaxis", "transpose", "permute", "swapaxes", "swapdims"])
+SHAPE_OPS = VIEWS | COPIES | AXIS_MOVES
 CAST_OPS = frozenset(["to", "float", "double", "half", "bfloat16", "type", "type_as", "_to_copy"])
 SELECTION_OPS = frozenset(["topk", "argmax", "argmin", "argsort", "sort", "msort", "multinomial", "kthvalue"])
 INDEX_OPS = frozenset(["getitem", "index", "index_select", "embedding", "gather", "take_along_dim"])
-NORM_STEPS = frozenset(
-    [
-        "pow",
-        "square",
-        "mean",
-        "var",
-        "var_mean",
-        "rsqrt",
-        "sqrt",
-        "mul",
-        "div",
-        "truediv",
-        "add",
-        "sub",
-        "neg",
-        "reciprocal",
-    ]
-)
 PRODUCTS = frozenset(["mul", "div", "truediv"])
+STATISTICS = frozenset(["pow", "square", "mean", "var", "var_mean", "rsqrt", "sqrt", "reciprocal"])
+NORM_STEPS = STATISTICS | PRODUCTS | {"add", "sub", "neg"}
 LINEAR_COLLECTIVES = frozenset(
     f"_c10d_functional::{name}"
     for name in ("all_reduce", "all_reduce_", "reduce_scatter_tensor", "all_gather_into_tensor")
@@ -106,8 +73,10 @@ def _name_of(target: object) -> str:
 
 
 def calls(graph: fx.Graph, holds: Callable[[fx.Node], bool]) -> list[fx.Node]:
-    """The function calls for which `holds` is true, in order; it must hang on the operator alone, and is asked once
-    for each: graphs have many nodes, and few operators."""
+    """The function calls for which `holds` is true, in order.
+
+    It must depend on the operator alone, and is asked once for each: graphs have many nodes, and few operators.
+    """
     answers: dict[object, bool] = {}
     found = []
     for node in graph.nodes:
@@ -128,7 +97,7 @@ def fake(node: fx.Node) -> object:
 
 
 def tensor(node: fx.Node) -> torch.Tensor | None:
-    """The fake tensor of `node`, or None if its value is no tensor."""
+    """The fake tensor of `node`, or None if its value is not a tensor."""
     value = fake(node)
     return value if isinstance(value, torch.Tensor) else None
 
@@ -215,7 +184,7 @@ def is_linear_collective(node: fx.Node) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def may_be_linear(name: str) -> bool:
-    """Whether calls of an operator, by name, can be a sum or linear in one argument. Most operators never are."""
+    """Whether calls of an operator, by name, can be a sum or linear in one argument. Those of most operators can't."""
     return (
         name in ("add", "sub", "neg")
         or any(name in names for names in (PRODUCTS, SHAPE_OPS, CAST_OPS, LINEAR_COLLECTIVES))
@@ -224,7 +193,7 @@ def may_be_linear(name: str) -> bool:
 
 
 def is_redistribution(node: fx.Node) -> bool:
-    """A DTensor brought to other placements: a collective, but one that shows only after differentiation."""
+    """A change of a DTensor's placements: a collective, but one that is seen only after differentiation."""
     return op_name(node).endswith("redistribute") or op_name(node) == "full_tensor"
 
 
@@ -239,7 +208,7 @@ def _names_matmul(name: str) -> bool:
 
 
 def multiplies(node: fx.Node) -> bool:
-    """May apply a weight: a product of matrices, a convolution, or an operator from outside of ATen."""
+    """May apply a weight: a product of matrices, a convolution, or an operator outside ATen."""
     return is_matmul(node) or is_scan(node) or "::" in op_name(node)
 
 
@@ -309,13 +278,8 @@ def _any_name(node: fx.Node, holds: Callable[[str], bool]) -> bool:
 
 def _names_inside(node: fx.Node) -> Iterator[str]:
     """Operator name of `node` and, for a higher-order operator, of all nodes in its bodies."""
-    name = op_name(node)
-    yield name
-    if not name.startswith("higher_order::"):
-        return
-    owner = node.graph.owning_module
-    for arg in node.all_input_nodes:
-        body = getattr(owner, str(arg.target), None) if arg.op == "get_attr" else None
-        if isinstance(body, fx.GraphModule):
+    yield op_name(node)
+    if op_name(node).startswith("higher_order::"):
+        for body in bodies(node):
             for inner in body.graph.nodes:
                 yield from _names_inside(inner)

@@ -1,14 +1,17 @@
-"""First pass: one name for each value, and nothing hidden in sub-graphs.
+"""First pass: one name for each value, and nothing hidden in nested graphs.
 
 In:    the graph that Dynamo hands to a backend.
-Out:   the same function, bit for bit, in a form in which dataflow is readable off the edges.
+Out:   the same function, bit for bit, in a form in which dataflow can be read from the edges.
 Never: changes a value, a dtype, what is recomputed, or the order of writes to graph inputs.
 
-A node whose value is used must carry a fake value, as Dynamo leaves it: without one nobody knows which tensors share
+A node whose value is used must carry a fake value, as Dynamo leaves it: without one it is unknown which tensors share
 memory, and what is a sum. A graph that lost some is refused.
 
-Algorithm: open activation checkpoints (`checkpoints`), write collectives along inner dimensions as moves of axes
-(`axis_moves`), then single assignment (`single_assignment`), then lint.
+Algorithm:
+1. Open activation checkpoints (`checkpoints`).
+2. Write collectives along inner dimensions as moves of axes (`axis_moves`).
+3. Single assignment (`single_assignment`).
+4. Lint.
 """
 
 from __future__ import annotations
@@ -42,10 +45,10 @@ def normalize(module: fx.GraphModule) -> Normalized:
             nothing is known about.
     """
     _refuse_unknown_values(module)
-    opened = open_checkpoints(module)
-    move_axes(module.graph)
-    replaced = assign_once(module.graph)
-    module.graph.lint()
+    opened = open_checkpoints(module)  # 1
+    move_axes(module.graph)  # 2
+    replaced = assign_once(module.graph)  # 3
+    module.graph.lint()  # 4
     return Normalized(checkpoints_opened=opened, writes_replaced=replaced)
 
 

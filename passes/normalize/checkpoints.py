@@ -1,19 +1,21 @@
 """Open activation checkpoints, so that the residual stream is visible from end to end.
 
 In:    a Dynamo graph, in which each `torch.utils.checkpoint` region is one `tag_activation_checkpoint` node.
-Out:   the same function; the bodies stand in the graph, and their nodes carry the tags that make AOTAutograd's
+Out:   the same function; the bodies are in the graph, and their nodes carry the tags that make AOTAutograd's
        partitioner recompute them in the backward pass, as it would have with the bodies closed.
 Never: changes what is recomputed or how randomness is drawn.
 
 Algorithm, for each such node:
 1. Map the body's placeholders to the call's arguments.
-2. Copy the body's nodes in front of the call, tagged `recompute` and `ac_graph_id` (one id for each region).
-3. Replace the call's results by the copies of the body's outputs; erase the call and the body.
+2. Copy the body's nodes before the call, tagged `recompute` and `ac_graph_id` (one id for each region).
+3. Replace the call's results with the copies of the body's outputs; erase the call and the body.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
+from typing import Any
 
 from torch import fx
 
@@ -40,9 +42,9 @@ def open_checkpoints(module: fx.GraphModule) -> int:
 
 
 def _open(module: fx.GraphModule, call: fx.Node, region: int) -> None:
-    graph = module.graph
     body_node = call.args[0]
-    body = getattr(module, str(body_node.target))  # type: ignore[union-attr]
+    assert isinstance(body_node, fx.Node)
+    body = getattr(module, str(body_node.target))
     checkpoint_kwargs, body_kwargs = split_checkpoint_kwargs(call.kwargs)
     if checkpoint_kwargs.get("context_fn") is not None or "_checkpoint_context_fn" in body.meta:
         raise UnsupportedPatternError(
@@ -50,44 +52,47 @@ def _open(module: fx.GraphModule, call: fx.Node, region: int) -> None:
             way_out="use torch.utils.checkpoint without context_fn, or torch._functorch's activation_memory_budget",
             where=ops.where(call),
         )
-    inputs = [*call.args[1:], *body_kwargs.values()]
-    copies: dict[fx.Node, fx.Node] = {}
-    outer_storage: dict[int, int] = {}
     placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
-    for placeholder, value in zip(placeholders, inputs, strict=True):
-        copies[placeholder] = value
-        if isinstance(value, fx.Node) and (outer := effects.storage(value)) is not None:
-            inner = effects.storage(placeholder)
-            if inner is not None:
-                outer_storage[inner] = outer
-    output = None
-    with graph.inserting_before(call):
-        for node in body.graph.nodes:
-            if node.op == "placeholder":
-                continue
-            if node.op == "output":
-                output = node
-                continue
-            if node.op == "get_attr":
-                copies[node] = _copy_attribute(module, body, node)
-                continue
-            copy = graph.node_copy(node, lambda inner: copies[inner])
-            copy.meta.setdefault("recompute", PREFER_RECOMPUTE)
-            copy.meta.setdefault("ac_graph_id", region)
-            # views of the body's arguments must be known as views of the outer tensors
-            if (inner := effects.storage(node)) in outer_storage:
-                copy.meta["farskip_storage"] = outer_storage[inner]
-            copies[node] = copy
-    assert output is not None
-    results = fx.map_arg(output.args[0], lambda inner: copies[inner])
+    copies = dict(zip(placeholders, [*call.args[1:], *body_kwargs.values()], strict=True))  # 1
+    with module.graph.inserting_before(call):
+        _copy_body(module, body, copies, region)  # 2
+    _replace_results(call, body, copies)  # 3
+    module.graph.erase_node(call)
+    if not body_node.users:
+        module.graph.erase_node(body_node)
+
+
+def _copy_body(module: fx.GraphModule, body: fx.GraphModule, copies: dict[fx.Node, Any], region: int) -> None:
+    """Copy the nodes of `body` but its placeholders, and enter them in `copies`."""
+    outer_storage = {
+        effects.storage(placeholder): outer
+        for placeholder, value in copies.items()
+        if isinstance(value, fx.Node) and (outer := effects.storage(value)) is not None
+    }
+    outer_storage.pop(None, None)
+    for node in body.graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        if node.op == "get_attr":
+            copies[node] = _copy_attribute(module, body, node)
+            continue
+        copy = module.graph.node_copy(node, copies.__getitem__)
+        copy.meta.setdefault("recompute", PREFER_RECOMPUTE)
+        copy.meta.setdefault("ac_graph_id", region)
+        # views of the body's arguments must be known as views of the outer tensors
+        if (inner := effects.storage(node)) in outer_storage:
+            copy.meta["farskip_storage"] = outer_storage[inner]
+        copies[node] = copy
+
+
+def _replace_results(call: fx.Node, body: fx.GraphModule, copies: Mapping[fx.Node, Any]) -> None:
+    (output,) = body.graph.find_nodes(op="output")
+    results = fx.map_arg(output.args[0], copies.__getitem__)
     for user in list(call.users):
         if user.target is not operator.getitem:
             raise UnsupportedPatternError("a checkpoint's results are used as a whole", where=ops.where(user))
         user.replace_all_uses_with(results[user.args[1]])
-        graph.erase_node(user)
-    graph.erase_node(call)
-    if not body_node.users:  # type: ignore[union-attr]
-        graph.erase_node(body_node)  # type: ignore[arg-type]
+        call.graph.erase_node(user)
 
 
 def _copy_attribute(module: fx.GraphModule, body: fx.GraphModule, node: fx.Node) -> fx.Node:

@@ -1,4 +1,4 @@
-"""Give every mutated value a new name, so that dataflow can be read off the edges.
+"""Give every mutated value a new name, so that dataflow can be read from the edges.
 
 In:    a Dynamo graph. In-place ops have no users there: later nodes go on reading the *old* node, so the written
        value looks dead and the reader seems to see the value before the write.
@@ -10,8 +10,8 @@ Never: moves a node; touches a graph input; changes a dtype.
 Algorithm, one walk in graph order:
 1. Rename the arguments of each node to the newest version of what they name.
 2. At a write to an intermediate: build the out-of-place form (cast to the old dtype, as the in-place form does).
-3. Views of the same memory that are read later: made anew from the new value if they hold the same elements in the
-   same order; if not, the write stays in place and its readers are ordered behind it by `mutation_edges`.
+3. Views of the same memory that are read later: make them anew from the new value if they hold the same elements in the
+   same order; if not, the write stays in place, and `mutation_edges` order its readers after it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import operator
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx
@@ -26,6 +27,7 @@ from torch import fx
 from farskip_compile._compat import OpOverload, same_dim
 from farskip_compile._compat.operators import overload_name
 from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph.walk import fresh_like
 
 
 def assign_once(graph: fx.Graph) -> int:
@@ -34,20 +36,20 @@ def assign_once(graph: fx.Graph) -> int:
         return 0
     order = {node: index for index, node in enumerate(graph.nodes)}
     last_use = {node: max((order[user] for user in node.users), default=-1) for node in graph.nodes}
-    inputs = {effects.storage(n) for n in graph.nodes if n.op in ("placeholder", "get_attr")}
+    kept = {None, *(effects.storage(n) for n in graph.nodes if n.op in ("placeholder", "get_attr"))}
     names: dict[fx.Node, fx.Node] = {}
-    same_memory: dict[int, list[fx.Node]] = defaultdict(list)
+    same_memory: dict[int | None, list[fx.Node]] = defaultdict(list)
     replaced: list[fx.Node] = []
     for node in list(graph.nodes):
+        # 1
         for arg in node.all_input_nodes:
             if arg in names:
                 node.replace_input_with(arg, names[arg])
-        memory = effects.storage(node)
-        if memory is not None and memory not in inputs:
-            same_memory[memory].append(node)
+        same_memory[effects.storage(node)].append(node)
+        # 2, 3
         for base in effects.mutated_args(node):
             written = effects.storage(base)
-            if written in inputs or written is None:
+            if written in kept:
                 continue
             later = [n for n in same_memory[written] if n is not node and last_use.get(n, -1) > order[node]]
             if _replace_write(graph, node, base, later, names):
@@ -60,8 +62,8 @@ def assign_once(graph: fx.Graph) -> int:
 def mutation_edges(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
     """For each reader of memory that was written in place, the last write before it.
 
-    These are the dependences that the edges of the graph do not show: of cache reads on cache writes, and of the
-    writes that `assign_once` had to leave.
+    These are the dependences that the edges of the graph do not show: of cache reads on cache writes, and on the writes
+    that `assign_once` had to leave.
     """
     last_write: dict[int, fx.Node] = {}
     edges: dict[fx.Node, tuple[fx.Node, ...]] = {}
@@ -82,39 +84,46 @@ def _replace_write(
 ) -> bool:
     """Replace `write` to `base` and enter the new names of everything in `later`; False if it must stay in place."""
     others = [node for node in later if names.get(node, node) is not base]
+    same = [node for node in later if node not in others]
     value = ops.tensor(base)
     assert value is not None
     functional = _out_of_place(write)
     if functional is None or not all(_same_elements(ops.tensor(node), value) for node in others):
-        renamed = write
-        if effects.storage(write) != effects.storage(base):  # returns nothing, or something else
-            with graph.inserting_after(write):
-                renamed = graph.call_method("view_as", (base, base))
-            renamed.meta = dict(base.meta)
-        for node in [base, *(n for n in later if names.get(n, n) is base)]:
-            names[node] = renamed
+        names.update(dict.fromkeys([base, *same], _result_in_place(graph, write, base)))
         return False
     with graph.inserting_before(write):
-        new = functional(graph)
-        result = ops.tensor(new)
-        if result is not None and result.dtype != value.dtype:
-            cast = graph.call_method("to", (new, value.dtype))
-            cast.meta = dict(new.meta)
-            new = cast
+        new = _cast(graph, functional(graph), value.dtype)
         # the new name stands for the old memory: the next write to it must find its views, and readers the write
         memory = effects.storage(base)
-        new.meta |= {"example_value": fresh_like(value), "farskip_storage": memory}
+        fresh = fresh_like(value)
+        new.meta |= {"example_value": fresh, "farskip_storage": memory}
         for node in others:
             view = graph.call_method("view_as", (new, names.get(node, node)))
-            view.meta = {
-                **node.meta,
-                "example_value": new.meta["example_value"].view(ops.tensor(node).shape),  # type: ignore[union-attr]
-                "farskip_storage": memory,
-            }
+            shape = ops.tensor(node).shape  # type: ignore[union-attr]
+            view.meta = {**node.meta, "example_value": fresh.view(shape), "farskip_storage": memory}
             names[node] = view
-    for node in (base, write, *(n for n in later if n not in others)):
-        names[node] = new
+    names.update(dict.fromkeys([base, write, *same], new))
     return True
+
+
+def _result_in_place(graph: fx.Graph, write: fx.Node, base: fx.Node) -> fx.Node:
+    """The name of `base` after a write that stays."""
+    if effects.storage(write) == effects.storage(base):
+        return write
+    with graph.inserting_after(write):  # it returns nothing, or something else
+        renamed = graph.call_method("view_as", (base, base))
+    renamed.meta = dict(base.meta)
+    return renamed
+
+
+def _cast(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
+    """`node`, cast if its dtype is another one."""
+    value = ops.tensor(node)
+    if value is None or value.dtype == dtype:
+        return node
+    cast = graph.call_method("to", (node, dtype))
+    cast.meta = dict(node.meta)
+    return cast
 
 
 def _out_of_place(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
@@ -125,23 +134,15 @@ def _out_of_place(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
     if effects.is_random(write) or "out" in write.kwargs or len(effects.mutated_args(write)) > 1:
         return None
     args, kwargs = list(write.args), dict(write.kwargs)
-    target: object = None
+    target: Any
     if effects.is_inplace_call(write):
         target, position = write.target, effects.inplace_position(write.target)
         if "inplace" in kwargs or position is None:
             kwargs["inplace"] = False
         else:
             args[position] = False
-    elif isinstance(write.target, OpOverload):
-        packet = getattr(torch.ops.aten, name.rstrip("_"), None)
-        target = getattr(packet, overload_name(write.target), None)
-    elif write.op == "call_method":
-        target = name.removesuffix("_") if hasattr(torch.Tensor, name.removesuffix("_")) else None
-    elif getattr(write.target, "__module__", "") == "_operator":
-        plain = name.removeprefix("i")
-        target = getattr(operator, plain, getattr(operator, f"{plain}_", None)) if name != "setitem" else None
     else:
-        target = getattr(torch, name.removesuffix("_"), None) or getattr(torch.nn.functional, name.rstrip("_"), None)
+        target = _functional_target(write, name)
     if target is None:
         return None
 
@@ -152,6 +153,22 @@ def _out_of_place(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
         return new
 
     return build
+
+
+def _functional_target(write: fx.Node, name: str) -> Any:
+    """What to call instead of an operator that is in place by its name; None if there is nothing."""
+    plain = name.removesuffix("_")
+    if isinstance(write.target, OpOverload):
+        packet = getattr(torch.ops.aten, name.rstrip("_"), None)
+        return getattr(packet, overload_name(write.target), None)
+    if write.op == "call_method":
+        return plain if hasattr(torch.Tensor, plain) else None
+    if getattr(write.target, "__module__", "") == "_operator":
+        if name == "setitem":
+            return None
+        plain = name.removeprefix("i")
+        return getattr(operator, plain, getattr(operator, f"{plain}_", None))
+    return getattr(torch, plain, None) or getattr(torch.nn.functional, name.rstrip("_"), None)
 
 
 def _copy_source(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
@@ -190,15 +207,6 @@ def _on_meta(value: torch.Tensor | complex) -> torch.Tensor | complex:
     return (
         torch.empty((1,) * value.dim(), dtype=value.dtype, device="meta") if isinstance(value, torch.Tensor) else value
     )
-
-
-def fresh_like(value: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """A fake tensor like `value`, with memory of its own."""
-    mode = getattr(value, "fake_mode", None)
-    if mode is None:
-        return torch.empty_like(value, dtype=dtype, device="meta")
-    with mode:
-        return torch.empty_like(value, dtype=dtype)
 
 
 def _same_elements(view: torch.Tensor | None, base: torch.Tensor) -> bool:

@@ -5,30 +5,37 @@ Out:   for each term a `Finding`: kind, evidence (the node that decided), and wh
        expert inside.
 Never: reads module names, class names or parameter names.
 
-Algorithm: four facts per node, in one forward walk that stops at residual values:
-  weight    data comes from parameters only, or is a row of a parameter picked by an index;
-  selected  depends on a selection by value (top-k, argmax, sort);
-  scored    elementwise image of a product of two activations that no selection has touched;
-  projected has passed a product with a weight.
-Then per region, first match wins:
-  attention  a fused attention operator, or a softmax of scores;
-  mixer      a scan or convolution along tokens, or a product of two unselected activations;
-  routed     selected, and expert weights are reached: stacked (3-D) weights, a weight picked by the selection, token
-             rows picked by the selection, an unselected product scaled per token by a selected gate, or an all-to-all;
-  dense      everything else.
+Algorithm:
+1. Four facts for each node, each spread forward from where it begins; the last three stop at residual values:
+     weight    data comes from parameters only, or is a row of a parameter picked by an index;
+     selected  depends on a selection by value (top-k, argmax, sort);
+     scored    elementwise image of a product of two activations that no selection has touched;
+     projected has passed a product with a weight.
+2. For each region the first piece of evidence that one of its nodes gives, in lists tried in this order:
+     ATTENTION  a fused attention operator, or a softmax of scores;
+     MIXER      a scan or convolution along tokens, or a product of two unselected activations;
+     EXPERTS    an all-to-all; or, in a selected term, where expert weights are reached: stacked (3-D) weights, a weight
+                or token rows picked by the selection, an unselected product scaled per token by a selected gate.
+   Without evidence it is dense.
+3. A routed term may hold its shared expert inside: a sum of a selected and an unselected product.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Set
+from dataclasses import dataclass, replace
 
+import torch
 from torch import fx
 
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.walk import spread
 from farskip_compile.passes.residual.regions import Region
 from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.residual.table import Kind
+
+PICKS_ROWS = frozenset(["index", "getitem", "index_select"])
 
 
 @dataclass(frozen=True)
@@ -39,50 +46,154 @@ class Finding:
     evidence: str
     node: fx.Node | None = None
     shared_inside: fx.Node | None = None
-    """The sum of routed and shared output that lies inside the term, behind a step that can't be parted."""
+    """The sum of routed and shared output that lies inside the term, before a step that can't be split."""
     inseparable: fx.Node | None = None
-    """The step behind that sum that is neither linear nor a normalisation."""
+    """The step after that sum that is neither linear nor a normalisation."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Facts:
     """The four facts, as sets of nodes."""
 
-    weight: set[fx.Node]
-    selected: set[fx.Node]
-    scored: set[fx.Node]
-    projected: set[fx.Node]
+    stream: Stream
+    weight: Set[fx.Node]
+    selected: Set[fx.Node]
+    scored: Set[fx.Node]
+    projected: Set[fx.Node]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a node may show about the kind of the term that it computes."""
+
+    text: str
+    """For reports; may name the `{operator}`."""
+    holds: Callable[[Facts, fx.Node], bool]
+
+
+# Step 1
 
 
 def gather_facts(stream: Stream, graph: fx.Graph) -> Facts:
-    """Walk `graph` forward once and collect the facts."""
-    facts = Facts(set(stream.flow.constant), set(), set(), set())
+    """Collect the facts about `graph`."""
     cut = set(stream.tree) | set(stream.values)
     inner = cut - set(stream.leaves[1:])
-    for node in graph.nodes:
-        if node.op not in ("call_function", "call_method") or node in inner:
-            continue
-        sources = [arg for arg in stream.inputs(node) if arg not in cut]
-        name = ops.op_name(node)
-        if ops.is_selection(node) or any(arg in facts.selected for arg in sources):
-            facts.selected.add(node)
-        data = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        picks = name in ops.INDEX_OPS or name in ops.SHAPE_OPS or name in ops.CAST_OPS
-        if name == "embedding" and len(node.args) > 1 and isinstance(node.args[1], fx.Node):
-            data = node.args[1]
-        if picks and data is not None and data in facts.weight:
-            facts.weight.add(node)
-            continue
-        if ops.is_matmul(node):
-            if _activations(stream, facts, node, unselected=True) >= 2:
-                facts.scored.add(node)
-            elif any(arg in facts.weight for arg in stream.inputs(node)) and node in stream.depends:
-                facts.projected.add(node)
-        elif any(arg in facts.scored for arg in sources):
-            facts.scored.add(node)
-        if any(arg in facts.projected for arg in sources):
-            facts.projected.add(node)
-    return facts
+    calls = [node for node in graph.nodes if node.op in ("call_function", "call_method") and node not in inner]
+    sources = {node: [arg for arg in stream.inputs(node) if arg not in cut] for node in calls}
+
+    selected = spread(calls, ops.is_selection, sources.__getitem__)
+    picked = {node: data for node in calls if (data := _picked_data(node)) is not None}
+    constant = stream.flow.constant
+    weight = constant | spread(picked, lambda node: picked[node] in constant, lambda node: [picked[node]])
+    calls = [node for node in calls if picked.get(node) not in weight]  # a picked weight is not an activation
+
+    def is_score(node: fx.Node) -> bool:
+        return ops.is_matmul(node) and _activations(stream, node, weight | selected) >= 2
+
+    scored = spread(calls, is_score, lambda node: () if ops.is_matmul(node) else sources[node])
+
+    def is_projection(node: fx.Node) -> bool:
+        if not ops.is_matmul(node) or node in scored or node not in stream.depends:
+            return False
+        return not weight.isdisjoint(stream.inputs(node))
+
+    return Facts(stream, weight, selected, scored, spread(calls, is_projection, sources.__getitem__))
+
+
+def _picked_data(node: fx.Node) -> fx.Node | None:
+    """What `node` picks elements of, or gives back in another shape or dtype."""
+    name = ops.op_name(node)
+    if name not in ops.INDEX_OPS and name not in ops.SHAPE_OPS and name not in ops.CAST_OPS:
+        return None
+    data = [arg if isinstance(arg, fx.Node) else None for arg in node.args[:2]]
+    table = data[1] if name == "embedding" and len(data) == 2 else None
+    return table or (data[0] if data else None)
+
+
+def _activations(stream: Stream, node: fx.Node, excluded: Set[fx.Node]) -> int:
+    """How many different inputs of `node` are activations, and not `excluded`."""
+    return sum(
+        (arg in stream.depends or stream.is_residual(arg)) and arg not in excluded and ops.is_floating(arg)
+        for arg in node.all_input_nodes
+    )
+
+
+# Step 2
+
+
+def _is_softmax_of_scores(facts: Facts, node: fx.Node) -> bool:
+    return "softmax" in ops.op_name(node) and not facts.scored.isdisjoint(node.all_input_nodes)
+
+
+def _is_product_of_activations(facts: Facts, node: fx.Node) -> bool:
+    return ops.is_matmul(node) and node in facts.scored
+
+
+def _is_cumsum_along_tokens(facts: Facts, node: fx.Node) -> bool:
+    return ops.op_name(node) == "cumsum" and node not in facts.selected and ops.is_floating(node)
+
+
+def _selects_groups(facts: Facts, node: fx.Node) -> bool:
+    return "grouped" in ops.op_name(node) and bool(_weights_of_product(facts, node))
+
+
+def _meets_stacked_weights(facts: Facts, node: fx.Node) -> bool:
+    return any(weight.dim() >= 3 for weight in _weights_of_product(facts, node))
+
+
+def _weights_of_product(facts: Facts, node: fx.Node) -> list[torch.Tensor]:
+    if not ops.is_matmul(node):
+        return []
+    return [value for arg in node.all_input_nodes if arg in facts.weight and (value := ops.tensor(arg)) is not None]
+
+
+def _picks_weight(facts: Facts, node: fx.Node) -> bool:
+    data = _data_picked_by_selection(facts, node)
+    return data is not None and data in facts.weight
+
+
+def _picks_token_rows(facts: Facts, node: fx.Node) -> bool:
+    data = _data_picked_by_selection(facts, node)
+    if data is None or data in facts.weight or ops.op_name(node) not in PICKS_ROWS:
+        return False
+    return data in facts.projected or data in facts.stream.depends
+
+
+def _data_picked_by_selection(facts: Facts, node: fx.Node) -> fx.Node | None:
+    """What a selected index picks elements of."""
+    data = _picked_data(node) if ops.op_name(node) in ops.INDEX_OPS else None
+    if data is None or data in facts.selected or not ops.is_floating(data):
+        return None
+    return None if facts.selected.isdisjoint(node.all_input_nodes) else data
+
+
+def _scales_by_selected_gate(facts: Facts, node: fx.Node) -> bool:
+    if ops.op_name(node) != "mul" or len(node.args) != 2:
+        return False
+    return any(
+        gate in facts.selected and ops.is_per_token(gate) and value in facts.projected and value not in facts.selected
+        for gate, value in (node.args, node.args[::-1])
+        if isinstance(gate, fx.Node) and isinstance(value, fx.Node)
+    )
+
+
+ATTENTION = (
+    Evidence("{operator}", lambda facts, node: ops.is_attention(node)),
+    Evidence("softmax of a product of two activations", _is_softmax_of_scores),
+)
+MIXER = (
+    Evidence("{operator} along tokens", lambda facts, node: ops.is_scan(node)),
+    Evidence("product of two activations", _is_product_of_activations),
+    Evidence("cumsum along tokens", _is_cumsum_along_tokens),
+)
+EXCHANGE = (Evidence("all-to-all of tokens", lambda facts, node: ops.is_all_to_all(node)),)
+EXPERTS = (
+    Evidence("top-k selects groups of {operator}", _selects_groups),
+    Evidence("top-k decides what meets a stacked expert weight", _meets_stacked_weights),
+    Evidence("top-k picks the expert weight", _picks_weight),
+    Evidence("top-k picks token rows", _picks_token_rows),
+    Evidence("a selected gate scales an expert's output per token", _scales_by_selected_gate),
+)
 
 
 def classify(stream: Stream, facts: Facts, region: Region) -> Finding:
@@ -93,10 +204,13 @@ def classify(stream: Stream, facts: Facts, region: Region) -> Finding:
     """
     if not region.owned:
         return Finding(Kind.EMBEDDING, "reads no residual value")
-    mixing = _mixing(stream, facts, region)
-    if mixing is not None and mixing.kind is Kind.ATTENTION:
-        return mixing
-    routing = _routing(stream, facts, region)
+    nodes = sorted(region.owned, key=stream.order.__getitem__)
+    if attention := _first(ATTENTION, Kind.ATTENTION, facts, nodes):
+        return attention
+    mixing = _first(MIXER, Kind.MIXER, facts, nodes)
+    routing = _first(EXCHANGE, Kind.ROUTED, facts, region.owned)
+    if routing is None and region.leaf in facts.selected:
+        routing = _first(EXPERTS, Kind.ROUTED, facts, nodes)
     if mixing is not None and routing is not None:
         raise UnsupportedPatternError(
             f"one term of the residual stream holds routed experts ({routing.evidence}) and mixes tokens "
@@ -104,97 +218,40 @@ def classify(stream: Stream, facts: Facts, region: Region) -> Finding:
             way_out="leave this layer out with `layers`, or add the two parts to the stream one by one",
             where=ops.where(mixing.node or region.leaf),
         )
-    return mixing or routing or Finding(Kind.DENSE, "no token mixing, no selection", region.leaf)
+    if routing is not None:
+        return _with_shared_inside(facts, region, routing)
+    return mixing or Finding(Kind.DENSE, "no token mixing, no selection", region.leaf)
 
 
-def _activations(stream: Stream, facts: Facts, node: fx.Node, *, unselected: bool) -> int:
-    """How many different inputs of `node` are activations."""
-    return sum(
-        (arg in stream.depends or arg in stream.values)
-        and arg not in facts.weight
-        and not (unselected and arg in facts.selected)
-        and ops.is_floating(arg)
-        for arg in node.all_input_nodes
-    )
+def _first(evidence: Iterable[Evidence], kind: Kind, facts: Facts, nodes: Iterable[fx.Node]) -> Finding | None:
+    """What the first node shows that shows anything."""
+    found = ((one, node) for node in nodes for one in evidence if one.holds(facts, node))
+    first = next(found, None)
+    return None if first is None else Finding(kind, first[0].text.format(operator=ops.op_name(first[1])), first[1])
 
 
-def _mixing(stream: Stream, facts: Facts, region: Region) -> Finding | None:
-    other: Finding | None = None
-    for node in sorted(region.owned, key=lambda n: stream.order[n]):
-        name = ops.op_name(node)
-        if ops.is_attention(node):
-            return Finding(Kind.ATTENTION, name, node)
-        if "softmax" in name and any(arg in facts.scored for arg in node.all_input_nodes):
-            return Finding(Kind.ATTENTION, "softmax of a product of two activations", node)
-        if other is not None:
-            continue
-        if ops.is_scan(node):
-            other = Finding(Kind.MIXER, f"{name} along tokens", node)
-        elif ops.is_matmul(node) and node in facts.scored and _activations(stream, facts, node, unselected=True) >= 2:
-            other = Finding(Kind.MIXER, "product of two activations", node)
-        elif name == "cumsum" and node not in facts.selected and ops.is_floating(node):
-            other = Finding(Kind.MIXER, "cumsum along tokens", node)
-    return other
+# Step 3
 
 
-def _routing(stream: Stream, facts: Facts, region: Region) -> Finding | None:
-    for node in region.owned:
-        if ops.is_all_to_all(node):
-            return _with_shared(stream, facts, region, "all-to-all of tokens", node)
-    if region.leaf not in facts.selected:
-        return None
-    for node in sorted(region.owned, key=lambda n: stream.order[n]):
-        evidence = _expert_step(stream, facts, node)
-        if evidence is not None:
-            return _with_shared(stream, facts, region, evidence, node)
-    return None
-
-
-def _expert_step(stream: Stream, facts: Facts, node: fx.Node) -> str | None:
-    """Why `node` reaches expert weights, or None."""
-    name = ops.op_name(node)
-    if ops.is_matmul(node):
-        weights = [arg for arg in node.all_input_nodes if arg in facts.weight and ops.tensor(arg) is not None]
-        if weights and "grouped" in name:
-            return f"top-k selects groups of {name}"
-        if any(ops.tensor(arg).dim() >= 3 for arg in weights):  # type: ignore[union-attr]
-            return "top-k decides what meets a stacked expert weight"
-        return None
-    if name in ops.INDEX_OPS:
-        indices = [arg for arg in node.all_input_nodes if arg in facts.selected]
-        data = node.args[1] if name == "embedding" else node.args[0]
-        if not indices or not isinstance(data, fx.Node) or not ops.is_floating(data) or data in indices:
-            return None
-        if data in facts.weight:
-            return "top-k picks the expert weight"
-        if data in facts.projected or data in stream.depends:
-            return "top-k picks token rows" if name in ("index", "getitem", "index_select") else None
-    if name == "mul" and len(node.args) == 2:
-        for gate, value in (node.args, node.args[::-1]):
-            if not isinstance(gate, fx.Node) or not isinstance(value, fx.Node):
-                continue
-            unselected_product = value in facts.projected and value not in facts.selected
-            if gate in facts.selected and unselected_product and ops.is_per_token(gate):
-                return "a selected gate scales an expert's output per token"
-    return None
-
-
-def _with_shared(stream: Stream, facts: Facts, region: Region, evidence: str, node: fx.Node) -> Finding:
-    """A routed finding; notes a sum of routed and shared output inside the term, and what stands behind it."""
+def _with_shared_inside(facts: Facts, region: Region, routing: Finding) -> Finding:
+    """`routing`; walks back to a sum of routed and shared output inside the term, and notes what follows that sum."""
+    owned = set(region.owned)
     path: list[fx.Node] = []
-    current, owned = region.leaf, set(region.owned)
-    while True:
-        if ops.is_sum(current):
-            left, right = current.args[0], current.args[1]
-            shared = [a for a in (left, right) if a in facts.projected and a not in facts.selected]
-            if len(shared) == 1:
-                blocking = next((step for step in path if not _normalises(step)), None)
-                return Finding(Kind.ROUTED, evidence, node, shared_inside=current, inseparable=blocking)
-        behind = [a for a in current.all_input_nodes if a in facts.selected and a in owned and a in facts.projected]
-        if ops.is_matmul(current) or not behind:
-            return Finding(Kind.ROUTED, evidence, node)
+    current: fx.Node | None = region.leaf
+    while current is not None:
+        if _adds_unselected_product(facts, current):
+            blocking = next((step for step in path if not _normalises(step)), None)
+            return replace(routing, shared_inside=current, inseparable=blocking)
         path.append(current)
-        current = min(behind, key=lambda n: stream.order[n])
+        inputs = () if ops.is_matmul(current) else current.all_input_nodes
+        routed = (arg for arg in inputs if arg in facts.selected and arg in owned and arg in facts.projected)
+        current = min(routed, key=facts.stream.order.__getitem__, default=None)
+    return routing
+
+
+def _adds_unselected_product(facts: Facts, node: fx.Node) -> bool:
+    """Whether `node` is a sum of which exactly one summand is a product that no selection has touched."""
+    return ops.is_sum(node) and sum(arg in facts.projected and arg not in facts.selected for arg in node.args) == 1
 
 
 def _normalises(node: fx.Node) -> bool:

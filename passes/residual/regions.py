@@ -2,17 +2,17 @@
 
 In:    a graph and its `Stream`.
 Out:   for each term a `Region`: the nodes that it owns and the residual values that it reads; terms that turn out
-       to be one (an inner `h + f(h)` behind the experts) are merged first.
+       to be one (an inner `h + f(h)` after the experts) are merged first.
 Never: changes the graph.
 
 Algorithm (each node is owned once, so linear in the graph):
-1. front(node) = newest residual value that reaches `node` without passing another one; one forward walk.
-2. For each term, in the order of their cores (what uses a core comes behind it), walk back until residual values.
-   Nodes reached first are owned; nodes that an earlier term owns are met.
-3. Values reached directly are reads; so is another term, where a region uses what a sub-block adds as it is. A met
-   node is a read of its front if that is as new as the newest direct read (a norm that two sub-blocks share), else a
-   side channel (keys and values, router state, reused indices of an earlier layer), which belongs to the region that
-   makes it.
+1. newest(node) = the newest residual value that reaches `node` without passing another one; one forward walk.
+2. For each term, in the order of their cores (users of a core come after it), walk back until residual values. Nodes
+   reached first are owned; nodes that an earlier term owns are met.
+3. Values reached directly are reads; so is another term, where a region uses what a sub-block adds as it is.
+4. A met node is a read of its newest value if that is as new as the newest direct read (a norm that two sub-blocks
+   share), else a side channel (keys and values, router state, reused indices of an earlier layer), which belongs to
+   the region that makes it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
+from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.residual.termset import TermSet
 
@@ -54,33 +55,29 @@ def find_regions(stream: Stream, side: SideChannels = NO_SIDE_CHANNELS) -> list[
         side: side channels that are known from an earlier reading. By age alone they can look like shared norms once
             the region reads less of the stream.
     """
-    newest = _fronts(stream)
-    owner: dict[fx.Node, int] = {}
+    newest = _newest_values(stream)  # 1
+    values, depends = stream.values, stream.depends
+    taken: set[fx.Node] = set()
+
+    def leaves_region(node: fx.Node) -> bool:
+        return node in values or node in taken or node not in depends
+
     regions = [Region(leaf) for leaf in stream.leaves]
-    term_of = {
-        node: terms.newest
-        for node, terms in (*stream.tree.items(), *stream.partial.items())
-        if len(terms) == 1 and node not in stream.values
-    }
     for index in sorted(range(1, len(regions)), key=lambda i: stream.order[stream.cores[i]]):
-        region = regions[index]
-        direct: dict[fx.Node, None] = {}
-        met: list[fx.Node] = []
-        stack = [region.leaf]
-        while stack:
-            node = stack.pop()
-            if node in stream.values:
-                direct[node] = None
-            elif owner.get(node, index) != index:
-                if term_of.get(node, index) != index:
-                    region.direct = region.direct | TermSet.of([term_of[node]])
-                else:
-                    met.append(node)
-            elif node not in owner and node in stream.depends:
-                owner[node] = index
-                region.owned.append(node)
-                stack.extend(stream.inputs(node))
-        _split_reads(stream, region, direct, met, newest, side.get(stream.cores[index].name, frozenset()))
+        # 2
+        region, border = regions[index], dict[fx.Node, None]()
+        region.owned = list(walk_back([region.leaf], leaves_region, stream.inputs, border))
+        met = [node for node in border if node in taken]
+        taken.update(region.owned)
+        # 3
+        direct = [node for node in border if node in values]
+        others = {node: terms for node in met if (terms := _other_term(stream, node, index))}
+        for terms in others.values():
+            region.direct = region.direct | terms
+        # 4
+        known = side.get(stream.cores[index].name, frozenset())
+        met_values = {node: None if node.name in known else newest.get(node) for node in met if node not in others}
+        _split_met(stream, region, direct, met_values)
     return regions
 
 
@@ -90,36 +87,36 @@ def rank(stream: Stream, value: fx.Node) -> tuple[int, int]:
     return terms.newest, len(terms)
 
 
-def _fronts(stream: Stream) -> dict[fx.Node, fx.Node]:
-    """The newest residual value behind each node that depends on the stream."""
+def _newest_values(stream: Stream) -> dict[fx.Node, fx.Node]:
+    """The newest residual value that reaches each node that depends on the stream."""
+    values, uses = stream.values, stream.flow.uses
     newest: dict[fx.Node, fx.Node] = {}
-    for node in stream.order:
-        if node not in stream.depends:
-            continue
-        best: fx.Node | None = None
-        for arg in stream.inputs(node):
-            value = arg if arg in stream.values else newest.get(arg)
-            if value is not None and (best is None or rank(stream, value) > rank(stream, best)):
-                best = value
-        if best is not None:
-            newest[node] = best
+    for node in stream.flow.nodes:
+        if node in stream.depends:
+            reaching = {arg if arg in values else newest.get(arg): None for arg in uses[node]}
+            reaching.pop(None, None)
+            if len(reaching) == 1:
+                (newest[node],) = reaching
+            elif reaching:
+                newest[node] = max(reaching, key=lambda value: rank(stream, value))
     return newest
 
 
-def _split_reads(
-    stream: Stream,
-    region: Region,
-    direct: dict[fx.Node, None],
-    met: list[fx.Node],
-    newest: dict[fx.Node, fx.Node],
-    side: frozenset[str],
-) -> None:
-    """Tell shared reads from side channels among the met nodes."""
-    fronts = [newest[node] for node in met if node in newest and node.name not in side]
-    limit = max((rank(stream, value) for value in (direct or fronts)), default=None)
-    reads = dict(direct)
-    for node in met:
-        value = newest.get(node) if node.name not in side else None
+def _other_term(stream: Stream, node: fx.Node, index: int) -> TermSet:
+    """The term that `node` holds, if it is a single one and not the one with this index."""
+    terms = stream.terms_of(node)
+    return terms if len(terms) == 1 and terms.newest != index and not stream.is_residual(node) else TermSet()
+
+
+def _split_met(stream: Stream, region: Region, direct: list[fx.Node], met: dict[fx.Node, fx.Node | None]) -> None:
+    """Tell shared reads from side channels among the met nodes, which are given with their newest values.
+
+    A node without one is known to be a side channel.
+    """
+    newest = [value for value in met.values() if value is not None]
+    limit = max((rank(stream, value) for value in direct or newest), default=None)
+    reads = dict.fromkeys(direct)
+    for node, value in met.items():
         if value is not None and limit is not None and rank(stream, value) >= limit:
             reads[value] = None
             region.met.append(node)

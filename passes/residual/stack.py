@@ -2,7 +2,7 @@
 
 In:    a normalised graph.
 Out:   a `Stack`, or None if the graph has none (a loss, a sampler).
-Never: changes the graph; says what kind of sub-block computes a term, which `residual` does.
+Never: changes the graph; says what kind of sub-block computes a term, which `kinds` does.
 
 Algorithm:
 1. `stream`:  the residual sum, its terms and its residual values.
@@ -19,9 +19,11 @@ from torch import fx
 
 from farskip_compile.errors import NotASumError, Where
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual.not_a_sum import not_a_sum
 from farskip_compile.passes.residual.regions import NO_SIDE_CHANNELS, Region, SideChannels, find_regions
 from farskip_compile.passes.residual.stream import Stream, read_stream
+from farskip_compile.passes.residual.sums import images_of
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def _entangled_sums(stream: Stream, regions: list[Region]) -> set[fx.Node]:
             if stream.joins[other] != stream.joins[index]:
                 continue
             node = region.leaf
-            while other not in stream.tree[node]:
+            while other not in stream.terms_of(node):
                 node = stream.parents[node]
             whole.add(node)
     return whole
@@ -101,34 +103,23 @@ def _second_stack(stream: Stream, regions: list[Region], graph: fx.Graph) -> fx.
     Such a sum is a part of the stack that the residual sum does not reach, because the stream is normalised or mixed
     in between. Rewiring only the larger part would be a different architecture from the one asked for.
     """
-    known = {node for region in regions for node in region.owned} | set(stream.tree) | set(stream.partial)
+    owned = {node for region in regions for node in region.owned}
     shape = ops.tensor(stream.root)
     assert shape is not None
     for node in graph.nodes:
-        if node in known or not ops.is_sum(node) or not ops.same_shape(ops.tensor(node), shape):  # type: ignore[arg-type]
+        if node in owned or stream.terms_of(node) or not ops.is_sum(node):
             continue
-        left, right = sorted((_core(stream, arg) for arg in stream.below[node]), key=lambda arg: stream.order[arg])
-        if _depends_on(stream, right, left):
+        if not ops.same_shape(ops.tensor(node), shape):  # type: ignore[arg-type]
+            continue
+        cores = [images_of(arg, stream.below)[-1] for arg in stream.below[node]]
+        earlier, later = sorted(cores, key=stream.order.__getitem__)
+        if _depends_on(stream, later, earlier):
             return node
     return None
 
 
-def _core(stream: Stream, node: fx.Node) -> fx.Node:
-    """What `node` is a linear image of."""
-    while len(stream.below[node]) == 1:
-        node = stream.below[node][0]
-    return node
-
-
 def _depends_on(stream: Stream, node: fx.Node, earlier: fx.Node) -> bool:
     """Whether `node` depends on `earlier`; looks only at what lies between them in the graph."""
-    seen = {node}
-    stack = [node]
-    while stack:
-        for arg in stream.inputs(stack.pop()):
-            if arg is earlier:
-                return True
-            if arg not in seen and stream.order[arg] > stream.order[earlier]:
-                seen.add(arg)
-                stack.append(arg)
-    return False
+    limit = stream.order[earlier]
+    found = walk_back(stream.inputs(node), lambda arg: stream.order[arg] < limit, stream.inputs)
+    return any(arg is earlier for arg in found)

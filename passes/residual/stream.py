@@ -5,74 +5,113 @@ Out:   `Stream`: the leaves of the final sum (the terms) and every residual valu
        the graph has no such sum.
 Never: changes the graph; looks at names, classes or module paths.
 
-Algorithm (linear in the graph):
-1. size(node) = number of sums below it, through linear unary ops that keep tokens apart. The largest in which one
-   summand is computed from others with weights is the final hidden state, the root.
-2. Flatten the tree under the root. A leaf that depends on no other part of the tree and lies deepest is the base
-   (the embedding; a parameter, such as learned positions, only if there is no other); the path from the root to it is
-   the main chain. The other leaves are what the sub-blocks added.
-3. A residual value is a node of the main chain, or any other sum (or linear image) of tree nodes that holds the base:
-   such as the stream without the routed experts in a graph that is in FarSkip form already.
+Algorithm (linear in the graph for each sum that step 1 or step 3 tries):
+1. Root: the largest sum in which one summand is computed from others with weights (`find_root`), flattened.
+2. Base (the embedding): the deepest leaf that depends on no other part of the tree; a parameter, such as learned
+   positions, only if there is no other.
+3. Gates: a product of the stream with a gate that depends on the stream is linear in neither. It is one term as a
+   whole; begin again.
+4. Number the leaves, the terms, along the main chain: the path from the base to the root. Each other leaf is what a
+   sub-block adds, and is identified by its core: the node below its linear unary ops.
+5. Side sums: a residual value is a node of the main chain, or any other sum (or linear image) of tree nodes that holds
+   the base, such as the stream without the routed experts in a graph that is in FarSkip form already.
+6. Refuse a stream that is written in place: its readers would see two values under one name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
 
 from torch import fx
 
 from farskip_compile.errors import NotASumError, UnsupportedPatternError
 from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual.sums import (
     Dataflow,
     Summands,
+    SumTree,
     depends_on,
     find_root,
-    flatten,
     gates,
     images_of,
-    operands,
     read_dataflow,
+    sizes_of,
+    summands_of,
 )
 from farskip_compile.passes.residual.termset import TermSet
 
+_NO_TERMS = TermSet()
 
-@dataclass
+
+@dataclass(frozen=True, eq=False)
 class Stream:
     """The sum tree of the residual stream of one graph."""
 
+    flow: Dataflow
+    """Dependences of the graph."""
+    below: Summands
+    """The summands of each node of the graph: two of a sum, one of a linear unary op, none otherwise."""
     root: fx.Node
-    base: fx.Node
+    """The final hidden state."""
     leaves: list[fx.Node]
     """The terms; the position in this list is the term's index."""
     cores: list[fx.Node]
-    """For each leaf, the node below its linear unary ops: its identity, whatever collective or cast it is behind."""
+    """For each leaf, the node below its linear unary ops: its identity, whatever collective or cast follows it."""
     joins: list[int]
     """For each leaf, the position on the main chain at which it is added."""
-    values: dict[fx.Node, TermSet]
-    """Residual values: nodes that hold the base, with the terms they are the sum of."""
-    tree: dict[fx.Node, TermSet]
-    """All inner nodes of the sum (also partial sums that do not hold the base)."""
-    partial: dict[fx.Node, TermSet]
-    """Sums and linear images of tree nodes beside the tree, residual values among them."""
-    below: Summands
-    """The summands of each node of the graph: two of a sum, one of a linear unary op, none otherwise."""
     parents: dict[fx.Node, fx.Node]
     """The tree node that a tree node is a summand of."""
-    flow: Dataflow
-    """Dependences of the graph."""
-    depends: set[fx.Node] = field(default_factory=set)
-    """Nodes that depend on a residual value."""
+    tree: dict[fx.Node, TermSet]
+    """All nodes of the sum, leaves and partial sums without the base included, with the terms that they hold."""
+    side_sums: dict[fx.Node, TermSet]
+    """Sums and linear images of tree nodes outside the tree, residual values among them."""
+
+    @property
+    def base(self) -> fx.Node:
+        """The embedding: term 0."""
+        return self.leaves[0]
 
     @property
     def order(self) -> Mapping[fx.Node, int]:
         """Position of each node in the graph."""
         return self.flow.order
 
+    @cached_property
+    def values(self) -> dict[fx.Node, TermSet]:
+        """Residual values: nodes that hold the base, with the terms that they are the sum of."""
+        return {node: terms for node, terms in self.sums() if 0 in terms}
+
+    @cached_property
+    def depends(self) -> Set[fx.Node]:
+        """Nodes that depend on a residual value."""
+        return depends_on(self.flow, self.values)
+
+    def sums(self) -> Iterator[tuple[fx.Node, TermSet]]:
+        """All nodes that are sums of terms (or a term itself), with these terms."""
+        yield from self.tree.items()
+        yield from self.side_sums.items()
+
+    def terms_of(self, node: fx.Node) -> TermSet:
+        """The terms that `node` is the sum of; empty if it is not a sum of terms."""
+        return self.tree.get(node) or self.side_sums.get(node, _NO_TERMS)
+
+    def is_residual(self, node: fx.Node) -> bool:
+        """Whether `node` is a residual value."""
+        return node in self.values
+
     def inputs(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """The nodes whose data `node` depends on, memory writes included, shape-only arguments excluded."""
         return self.flow.uses[node]
+
+    def up_to_chain(self, leaf: fx.Node) -> list[fx.Node]:
+        """`leaf` and what lies between it and the main chain, such as the reduction of a sum that it is part of."""
+        path = [leaf]
+        while (parent := self.parents.get(path[-1])) is not None and not self.is_residual(parent):
+            path.append(parent)
+        return path
 
 
 def read_stream(graph: fx.Graph, whole: Set[fx.Node] = frozenset()) -> Stream | None:
@@ -87,124 +126,167 @@ def read_stream(graph: fx.Graph, whole: Set[fx.Node] = frozenset()) -> Stream | 
         UnsupportedPatternError: a part of the stream is written in place in a way that has no out-of-place form.
     """
     flow = read_dataflow(graph)
-    below = {node: () if node in whole else operands(node, flow) for node in flow.nodes}
-    size: dict[fx.Node, int] = {}
-    for node in flow.nodes:
-        size[node] = sum(size[arg] for arg in below[node]) + (len(below[node]) == 2)
-    root = find_root(flow, below, size)
-    if root is None:
+    # 1, 2
+    found = _find_sum(flow, whole)
+    # 3
+    while found is not None and (gated := _gated(found)):
+        whole = {*whole, *gated}
+        found = _find_sum(flow, whole)
+    if found is None:
         return None
-    tree, tree_leaves, depth, twice = flatten(root, below, size)
-    image_of = {leaf: images_of(leaf, below, tree) for leaf in tree_leaves}
-    depends = depends_on(flow, [*tree, *(node for images in image_of.values() for node in images)])
-    if twice is not None:
-        raise NotASumError(
-            "a value enters the residual sum twice, so no table can say which reader gets which copy",
-            way_out="write the sum with a multiplication by a number instead",
-            where=ops.where(twice),
-        )
-    base = max(
-        (leaf for leaf in tree_leaves if image_of[leaf][-1] not in depends),
-        key=lambda leaf: (leaf not in flow.constant, depth[leaf], -flow.order[leaf]),
-        default=None,
-    )
-    if base is None:
-        return None
-    moving = {*tree, *depends, *(node for images in image_of.values() for node in images)}
-    if gated := _gated([*tree, *image_of[base]], below, moving):
-        return read_stream(graph, {*whole, *gated})
-    parents = {arg: node for node in (*tree, *image_of[base]) for arg in below[node]}
-    base = image_of[base][-1]  # the first sub-block may read it without the multiplier that its skip has
-    chain = [base]
-    while chain[-1] is not root:
+    # 4
+    below, path_to_base = found.below, found.tree.images[found.base]
+    parents = {arg: node for node in (*found.tree.inner, *path_to_base) for arg in below[node]}
+    chain = [path_to_base[-1]]  # the first sub-block may read it without the multiplier that its skip has
+    while chain[-1] is not found.tree.root:
         chain.append(parents[chain[-1]])
-    leaves, joins, sets = _number(chain, below, size)
-    values = {node: sets[node] for node in chain}
-    inner = sets.keys() - set(leaves[1:])  # an image may be a leaf itself: the same value with another multiplier
+    leaves, joins, tree = _number(chain, below, found.size)
+    inner = tree.keys() - set(leaves[1:])  # an image may be a leaf itself: the same value with another multiplier
     images = [images_of(leaf, below, inner) for leaf in leaves]
     cores = [image[-1] for image in images]
-    if len(set(cores)) < len(cores):
-        again = next(leaf for index, leaf in enumerate(leaves) if cores[index] in cores[:index])
-        raise NotASumError(
-            "one value enters the residual sum as two terms, with different multipliers",
-            way_out="add it once, with the sum of the multipliers",
-            where=ops.where(again),
-        )
-    stream = Stream(root, base, leaves, cores, joins, values, sets, {}, below, parents, flow)
-    _add_side_sums(stream, graph, images, moving)
-    stream.depends = depends_on(flow, stream.values)
-    _refuse_written_in_place(stream, graph)
+    _refuse_two_multipliers(leaves, cores)
+    # 5
+    side_sums = _find_side_sums(found, tree, images)
+    stream = Stream(flow, below, found.tree.root, leaves, cores, joins, parents, tree, side_sums)
+    # 6
+    _refuse_written_in_place(stream)
     return stream
 
 
-def _number(
-    chain: list[fx.Node], below: Summands, size: dict[fx.Node, int]
-) -> tuple[list[fx.Node], list[int], dict[fx.Node, TermSet]]:
-    """Number the leaves from the base upwards, so that every tree node holds one interval of them."""
-    leaves = [chain[0]]
-    joins = [0]
-    sets = {chain[0]: TermSet(((0, 1),))}
-    for position, node in enumerate(chain[1:], start=1):
-        for branch in below[node]:
-            if branch is chain[position - 1]:
-                continue
-            stack: list[tuple[fx.Node, int]] = [(branch, -1)]
-            while stack:
-                current, started = stack.pop()
-                if started >= 0:
-                    sets[current] = TermSet(((started, len(leaves)),))
-                elif size[current] == 0:
-                    sets[current] = TermSet(((len(leaves), len(leaves) + 1),))
-                    leaves.append(current)
-                    joins.append(position)
-                else:
-                    stack.append((current, len(leaves)))
-                    stack.extend((arg, -1) for arg in reversed(below[current]))
-        sets[node] = TermSet(((0, len(leaves)),))
-    return leaves, joins, sets
+@dataclass(frozen=True, eq=False)
+class _Sum:
+    """A candidate for the residual sum."""
+
+    flow: Dataflow
+    below: Summands
+    size: Mapping[fx.Node, int]
+    """How many sums are below each node."""
+    tree: SumTree
+    base: fx.Node
+    """The leaf of the base."""
+    moving: Set[fx.Node]
+    """Parts of the sum, and all that depends on them."""
 
 
-def _gated(nodes: Iterable[fx.Node], below: Summands, moving: Set[fx.Node]) -> set[fx.Node]:
-    """Products of the stream, or of a part of it, with a gate that hangs on the stream: linear in neither.
+def _find_sum(flow: Dataflow, whole: Set[fx.Node]) -> _Sum | None:
+    """Steps 1 and 2."""
+    below = summands_of(flow, whole)
+    size = sizes_of(flow.nodes, below)
+    tree = find_root(flow, below, size)
+    if tree is None:
+        return None
+    if tree.twice is not None:
+        raise NotASumError(
+            "a value enters the residual sum twice, so no table can say which reader gets which copy",
+            way_out="write the sum with a multiplication by a number instead",
+            where=ops.where(tree.twice),
+        )
+    parts = tree.parts()
+    depends = depends_on(flow, parts)
+    base = _choose_base(flow, tree, depends)
+    return None if base is None else _Sum(flow, below, size, tree, base, {*parts, *depends})
+
+
+def _choose_base(flow: Dataflow, tree: SumTree, depends: Set[fx.Node]) -> fx.Node | None:
+    return max(
+        (leaf for leaf, images in tree.images.items() if images[-1] not in depends),
+        key=lambda leaf: (leaf not in flow.constant, tree.depth[leaf], -flow.order[leaf]),
+        default=None,
+    )
+
+
+def _gated(found: _Sum) -> set[fx.Node]:
+    """Products of the stream, or of a part of it, with a gate that depends on the stream.
 
     A gate on a single term is another matter: it belongs to the sub-block that computes the term.
     """
-    return {node for node in nodes if any(gate in moving for gate in gates(node, below))}
+    nodes = (*found.tree.inner, *found.tree.images[found.base])
+    return {node for node in nodes if not found.moving.isdisjoint(gates(node, found.below))}
 
 
-def _add_side_sums(stream: Stream, graph: fx.Graph, images: list[list[fx.Node]], moving: Set[fx.Node]) -> None:
-    """Enter sums and linear images of tree nodes that are not in the tree themselves.
+def _number(
+    chain: Sequence[fx.Node], below: Summands, size: Mapping[fx.Node, int]
+) -> tuple[list[fx.Node], list[int], dict[fx.Node, TermSet]]:
+    """Number the leaves from the base upwards, so that every tree node holds one interval of them.
+
+    Returns:
+        The leaves, the position on the chain at which each is added, and the terms of each tree node.
+    """
+    leaves = [chain[0]]
+    joins = [0]
+    terms = {chain[0]: TermSet.of([0])}
+    for position, node in enumerate(chain[1:], start=1):
+        branches = [arg for arg in below[node] if arg is not chain[position - 1]]
+        added = list(walk_back(branches, inputs=lambda inner: below[inner][::-1] if size[inner] else ()))
+        for leaf in added:
+            if size[leaf] == 0:
+                terms[leaf] = TermSet.of([len(leaves)])
+                leaves.append(leaf)
+                joins.append(position)
+        for inner in reversed(added):
+            if size[inner] > 0:
+                terms[inner] = _sum_of(below[inner], terms)
+        terms[node] = TermSet(((0, len(leaves)),))
+    return leaves, joins, terms
+
+
+def _refuse_two_multipliers(leaves: Sequence[fx.Node], cores: Sequence[fx.Node]) -> None:
+    known: set[fx.Node] = set()
+    for leaf, core in zip(leaves, cores, strict=True):
+        if core in known:
+            raise NotASumError(
+                "one value enters the residual sum as two terms, with different multipliers",
+                way_out="add it once, with the sum of the multipliers",
+                where=ops.where(leaf),
+            )
+        known.add(core)
+
+
+def _find_side_sums(
+    found: _Sum, tree: Mapping[fx.Node, TermSet], images: Sequence[Sequence[fx.Node]]
+) -> dict[fx.Node, TermSet]:
+    """Sums and linear images of tree nodes that are not in the tree themselves.
 
     A side sum may hold a term through another cast, view or multiplier than the main chain does; not through a gate of
-    its own that hangs on the stream (`moving`).
+    its own that depends on the stream.
     """
-    own_gates = {gate for path in images for node in path for gate in gates(node, stream.below)}
-    for index, below_leaf in enumerate(images[1:], start=1):
-        stream.partial.update(dict.fromkeys(below_leaf[1:], TermSet(((index, index + 1),))))
-    known = {**stream.tree, **stream.partial}
-    for node in graph.nodes:
-        below = stream.below[node]
-        if node in known or not below or not all(arg in known for arg in below):
+    side_sums: dict[fx.Node, TermSet] = {}
+    for index, path in enumerate(images[1:], start=1):
+        side_sums.update(dict.fromkeys(path[1:], TermSet.of([index])))
+    own_gates = {gate for path in images for node in path for gate in gates(node, found.below)}
+    foreign = found.moving - own_gates
+    known = {**tree, **side_sums}
+    for node in found.flow.nodes:
+        summands = found.below[node]
+        if not summands or node in known:
             continue
-        if any(gate in moving and gate not in own_gates for gate in gates(node, stream.below)):
-            continue
-        parts = [known[arg] for arg in below]
-        total = parts[0] if len(parts) == 1 else parts[0] | parts[1]
-        if len(parts) == 2 and parts[0] & parts[1]:
-            continue  # a combination of two streams is what a sub-block computes, not a residual value
-        known[node] = stream.partial[node] = total
-        if 0 in total:
-            stream.values[node] = total
+        terms = _sum_of(summands, known)
+        if terms and foreign.isdisjoint(gates(node, found.below)):
+            known[node] = side_sums[node] = terms
+    return side_sums
 
 
-def _refuse_written_in_place(stream: Stream, graph: fx.Graph) -> None:
-    """After normalisation no tree node may still be written: its readers would see two values under one name."""
+def _sum_of(summands: Iterable[fx.Node], known: Mapping[fx.Node, TermSet]) -> TermSet:
+    """The terms of a sum; none if a summand is unknown, or if two hold the same term.
+
+    A combination of two streams is what a sub-block computes, not a residual value.
+    """
+    total = _NO_TERMS
+    for arg in summands:
+        terms = known.get(arg)
+        if terms is None or (total and terms & total):
+            return _NO_TERMS
+        total = total | terms if total else terms
+    return total
+
+
+def _refuse_written_in_place(stream: Stream) -> None:
     if not stream.flow.after:
         return  # nothing is read after a write
     memory: dict[int | None, fx.Node] = {}
-    for node in sorted((*stream.tree, *stream.values), key=lambda n: stream.order[n]):
+    for node in sorted({*stream.tree, *stream.values}, key=stream.order.__getitem__):
         memory.setdefault(effects.storage(node), node)  # names of one memory: the oldest has the most to lose
-    for node in graph.nodes:
+    for node in stream.flow.nodes:
         for base in effects.mutated_args(node):
             victim = memory.get(effects.storage(base))
             if victim is not None and stream.order[victim] < stream.order[node]:

@@ -1,11 +1,11 @@
 """Sums of a graph, and the one among them that is the residual stream.
 
 In:    a normalised graph.
-Out:   for each node the summands that it is made of; the root of the residual stream; the tree under a root.
-Never: changes the graph; walks more of it for a candidate than lies between its first and its last node.
+Out:   for each node the summands that it is made of; the tree of the sum that is the residual stream.
+Never: changes the graph; for a candidate, looks at more of it than lies between its first and its last node.
 
-Algorithm: a node is a sum of two, a linear image of one, or neither (`operands`). The root is the largest sum of which
-a summand is computed, with weights, from a smaller part of the same sum.
+Algorithm: a node is a sum of two, a linear image of one, or neither (`operands`). The residual stream is the largest
+sum in which a summand is computed, with weights, from a smaller part of the same sum (`find_root`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import fx
 
 from farskip_compile._compat import is_module_state
 from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph.walk import spread
 from farskip_compile.passes.normalize.single_assignment import mutation_edges
 
 Summands = dict[fx.Node, tuple[fx.Node, ...]]
@@ -37,6 +38,10 @@ class Dataflow:
     constant: frozenset[fx.Node]
     """Nodes that depend on parameters, buffers and literals only, not on an input of the call."""
 
+    def has_weight(self, node: fx.Node) -> bool:
+        """Whether `node` multiplies by a weight."""
+        return ops.multiplies(node) and any(arg in self.constant for arg in self.uses[node])
+
 
 def read_dataflow(graph: fx.Graph) -> Dataflow:
     """Gather the dependences of `graph` in one walk."""
@@ -55,6 +60,11 @@ def read_dataflow(graph: fx.Graph) -> Dataflow:
     return Dataflow(nodes, {node: index for index, node in enumerate(nodes)}, after, uses, frozenset(constant))
 
 
+def summands_of(flow: Dataflow, whole: Container[fx.Node] = ()) -> Summands:
+    """The summands of each node; none of those in `whole`."""
+    return {node: () if node in whole else operands(node, flow) for node in flow.nodes}
+
+
 def operands(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:
     """The summands of `node`: two of a sum, one of a linear unary op or of a shift, none otherwise."""
     name = ops.op_name(node)
@@ -68,34 +78,46 @@ def operands(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:
         return _scaled(node, flow)
     if name == "add" and len(node.args) == 2:
         return _shifted(node, flow)
-    first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-    if first is None:
-        return ()
+    first = node.args[0] if node.args else None
+    return (first,) if isinstance(first, fx.Node) and _is_linear_unary(node, name) else ()
+
+
+def _is_linear_unary(node: fx.Node, name: str) -> bool:
     if name in ops.SHAPE_OPS or name in ops.CAST_OPS or name == "neg":
-        return (first,)
-    if ops.is_linear_collective(node) or ops.is_wait(node) or ops.is_inactive_dropout(node):
-        return (first,)
-    return ()
+        return True
+    return ops.is_linear_collective(node) or ops.is_wait(node) or ops.is_inactive_dropout(node)
 
 
 def _scaled(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:
-    """The summand behind a multiplication by a number, a constant tensor, or a gate that was computed before it."""
+    """The summand that is multiplied by a number, a constant tensor, or a gate that was computed before it."""
     left, right = node.args
-    candidates = [(left, right)] if ops.op_name(node) != "mul" else [(left, right), (right, left)]
-    for value, factor in candidates:
-        if not isinstance(value, fx.Node) or ops.tensor(value) is None:
-            continue
-        if not ops.same_shape(ops.tensor(value), ops.tensor(node)):  # type: ignore[arg-type]
-            continue
+    pairs = [(left, right)] if ops.op_name(node) != "mul" else [(left, right), (right, left)]
+    pairs = [(value, factor) for value, factor in pairs if _has_shape_of(value, node)]
+    for value, factor in pairs:
         if not isinstance(factor, fx.Node) or ops.tensor(factor) is None or factor in flow.constant:
-            return (value,)
-    for value, factor in candidates:
-        if not isinstance(value, fx.Node) or not isinstance(factor, fx.Node) or flow.order[factor] >= flow.order[value]:
-            continue
+            return (value,)  # type: ignore[return-value]
+    for value, gate in pairs:
         # a gate computed before the value can't depend on it, so the product is linear in the value alone
-        if value not in flow.constant and ops.same_shape(ops.tensor(value), ops.tensor(node)):  # type: ignore[arg-type]
-            return (value,)
+        if isinstance(gate, fx.Node) and value not in flow.constant and flow.order[gate] < flow.order[value]:  # type: ignore[index]
+            return (value,)  # type: ignore[return-value]
     return ()
+
+
+def _shifted(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:
+    """The summand beside a constant of another shape: a vector that belongs to the stream or to the term itself."""
+    for value, shift in (node.args, node.args[::-1]):
+        known = isinstance(shift, fx.Node) and shift in flow.constant
+        if known and _has_shape_of(value, node) and value not in flow.constant:
+            return (value,)  # type: ignore[return-value]
+    return ()
+
+
+def _has_shape_of(value: object, node: fx.Node) -> bool:
+    """Whether `value` is a tensor node of the shape of `node`."""
+    if not isinstance(value, fx.Node):
+        return False
+    tensor, result = ops.tensor(value), ops.tensor(node)
+    return tensor is not None and result is not None and ops.same_shape(tensor, result)
 
 
 def gates(node: fx.Node, below: Summands) -> list[fx.Node]:
@@ -105,64 +127,44 @@ def gates(node: fx.Node, below: Summands) -> list[fx.Node]:
     return [arg for arg in node.all_input_nodes if arg is not below[node][0]]
 
 
-def _shifted(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:
-    """The summand beside a constant of another shape: a vector that belongs to the stream or to the term itself."""
-    for value, shift in (node.args, node.args[::-1]):
-        if not isinstance(value, fx.Node) or not isinstance(shift, fx.Node) or shift not in flow.constant:
-            continue
-        if value not in flow.constant and ops.same_shape(ops.tensor(value), ops.tensor(node)):  # type: ignore[arg-type]
-            return (value,)
-    return ()
+def parts_of_sums(nodes: Sequence[fx.Node], below: Summands) -> set[fx.Node]:
+    """The nodes that are summed in another one, directly or through linear ops."""
+    parts: set[fx.Node] = set()
+    for node in reversed(nodes):
+        if len(below[node]) == 2 or node in parts:
+            parts.update(below[node])
+    return parts
 
 
-def find_root(flow: Dataflow, below: Summands, size: Mapping[fx.Node, int]) -> fx.Node | None:
-    """The largest sum in which a summand is computed, with weights, from a smaller part of the sum.
-
-    A loss, a rotation or the sum of many experts behind a norm has no summand that depends on another one; the state
-    of a recurrence over chunks of tokens does, but without weights. Either can be larger than the stream. So can what
-    a sub-block reads that mixes two residual values; but that holds the older one twice.
-    """
-    covered: set[fx.Node] = set()
-    for node in reversed(flow.nodes):
-        if len(below[node]) == 2 or node in covered:
-            covered.update(below[node])
-    second_best: fx.Node | None = None
-    sums = [node for node in flow.nodes if len(below[node]) == 2 and node not in covered]
-    for root in sorted(sums, key=lambda node: -size[node]):
-        tree, leaves, _, twice = flatten(root, below, size)
-        images = [images_of(leaf, below, tree) for leaf in leaves]
-        parts = [*tree, *(node for path in images for node in path)]
-        span = flow.nodes[min(flow.order[node] for node in parts) : flow.order[root] + 1]
-        depends = depends_on(flow, parts, span)
-        if not any(path[-1] in depends for path in images):
-            continue
-        weighted: set[fx.Node] = set()
-        for node in span:
-            inputs = flow.uses[node]
-            has_weight = ops.multiplies(node) and any(arg in flow.constant for arg in inputs)
-            if node in depends and (has_weight or any(arg in weighted for arg in inputs)):
-                weighted.add(node)
-        if twice is None and any(path[-1] in weighted for path in images):
-            return root
-        second_best = second_best or root
-    return second_best
+def sizes_of(nodes: Sequence[fx.Node], below: Summands) -> dict[fx.Node, int]:
+    """How many sums are below each node, itself included."""
+    size: dict[fx.Node, int] = {}
+    for node in nodes:
+        size[node] = sum(size[arg] for arg in below[node]) + (len(below[node]) == 2)
+    return size
 
 
-def images_of(leaf: fx.Node, below: Summands, tree: Container[fx.Node]) -> list[fx.Node]:
-    """`leaf` and what it is a linear image of, down to the node that identifies the term."""
-    images = [leaf]
-    while len(below[images[-1]]) == 1 and below[images[-1]][0] not in tree:
-        images.append(below[images[-1]][0])
-    return images
+@dataclass(frozen=True, eq=False)
+class SumTree:
+    """All that is summed in one node."""
+
+    root: fx.Node
+    inner: Mapping[fx.Node, None]
+    """Sums and linear ops between the root and the leaves."""
+    images: Mapping[fx.Node, list[fx.Node]]
+    """For each leaf: it and what it is a linear image of, down to the node that identifies the term."""
+    depth: Mapping[fx.Node, int]
+    """Distance from the root."""
+    twice: fx.Node | None
+    """A node that is added twice, if there is one."""
+
+    def parts(self) -> list[fx.Node]:
+        """All nodes of the tree, and what its leaves are linear images of."""
+        return [*self.inner, *(node for path in self.images.values() for node in path)]
 
 
-def flatten(
-    root: fx.Node, below: Summands, size: Mapping[fx.Node, int]
-) -> tuple[dict[fx.Node, None], list[fx.Node], dict[fx.Node, int], fx.Node | None]:
-    """Inner nodes, leaves and depths of the sum under `root`, and a node that is reached twice, if there is one.
-
-    A linear op without a sum below it is a leaf itself.
-    """
+def flatten(root: fx.Node, below: Summands, size: Mapping[fx.Node, int]) -> SumTree:
+    """The tree of the sum `root`. A linear op without a sum below it is a leaf itself."""
     inner: dict[fx.Node, None] = {}
     leaves: list[fx.Node] = []
     depth = {root: 0}
@@ -180,7 +182,50 @@ def flatten(
                 continue
             depth[arg] = depth[node] + 1
             stack.append(arg)
-    return inner, leaves, depth, twice
+    return SumTree(root, inner, {leaf: images_of(leaf, below, inner) for leaf in leaves}, depth, twice)
+
+
+def images_of(leaf: fx.Node, below: Summands, tree: Container[fx.Node] = ()) -> list[fx.Node]:
+    """`leaf` and what it is a linear image of, down to a node that is not an image, or is one of a node in `tree`."""
+    images = [leaf]
+    while len(below[images[-1]]) == 1 and below[images[-1]][0] not in tree:
+        images.append(below[images[-1]][0])
+    return images
+
+
+def find_root(flow: Dataflow, below: Summands, size: Mapping[fx.Node, int]) -> SumTree | None:
+    """The largest sum in which a summand is computed, with weights, from a smaller part of the sum.
+
+    A loss, a rotation or the sum of many experts before a norm has no summand that depends on another one; the state
+    of a recurrence over chunks of tokens does, but without weights. Either can be larger than the stream. So can what
+    a sub-block reads that mixes two residual values; but that holds the older one twice. If all sums that depend on
+    themselves are such, the largest of these is given.
+    """
+    second_best: SumTree | None = None
+    for root in _largest_first(flow, below, size):
+        tree = flatten(root, below, size)
+        parts = tree.parts()
+        cores = {path[-1] for path in tree.images.values()}
+        span = flow.nodes[min(flow.order[node] for node in parts) : flow.order[root] + 1]
+        depends = depends_on(flow, parts, span)
+        if cores.isdisjoint(depends):
+            continue
+        if tree.twice is None and not cores.isdisjoint(_computed_with_weights(flow, span, depends)):
+            return tree
+        second_best = second_best or tree
+    return second_best
+
+
+def _largest_first(flow: Dataflow, below: Summands, size: Mapping[fx.Node, int]) -> list[fx.Node]:
+    """The sums that are not part of another sum."""
+    parts = parts_of_sums(flow.nodes, below)
+    tops = [node for node in flow.nodes if len(below[node]) == 2 and node not in parts]
+    return sorted(tops, key=lambda node: -size[node])
+
+
+def _computed_with_weights(flow: Dataflow, span: Iterable[fx.Node], depends: set[fx.Node]) -> set[fx.Node]:
+    """Those of `depends` with a product with a weight on the way to them."""
+    return spread((node for node in span if node in depends), flow.has_weight, flow.uses.__getitem__)
 
 
 def depends_on(flow: Dataflow, sources: Iterable[fx.Node], span: Iterable[fx.Node] | None = None) -> set[fx.Node]:
@@ -191,10 +236,6 @@ def depends_on(flow: Dataflow, sources: Iterable[fx.Node], span: Iterable[fx.Nod
         sources: where dependence begins.
         span: nodes to look at, in graph order; None for all.
     """
-    reached = set(sources)
-    found: set[fx.Node] = set()
-    for node in flow.nodes if span is None else span:
-        if not reached.isdisjoint(flow.uses[node]):
-            found.add(node)
-            reached.add(node)
-    return found
+    begin, uses = frozenset(sources), flow.uses
+    nodes = flow.nodes if span is None else span
+    return spread(nodes, lambda node: not begin.isdisjoint(uses[node]), uses.__getitem__)

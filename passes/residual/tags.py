@@ -1,31 +1,31 @@
 """Note on each node which terms of the residual stream it computes, in a way that differentiation keeps.
 
 In:    a Dynamo graph, its stream and regions, and a name for each term.
-Out:   the same graph; each node behind a term names it in `meta["custom"]`. AOTAutograd carries that over to the
-       ATen nodes that it traces, forward and backward, so that a collective can be told by the term it is a part of,
-       whatever operator it is and however it came about: called, redistributed, or the gradient of another one.
+Out:   the same graph; each node that computes a term names it in `meta["custom"]`. AOTAutograd carries that over to
+       the ATen nodes that it traces, forward and backward, so that a collective can be identified by the term it is
+       part of, whatever operator it is and whether it was called, redistributed, or is the gradient of another one.
 Never: changes what is computed, or what caches are keyed by. The names are for reports, and for the order that the
        scheduler begins with (`published`): the configuration that leads to them is part of the caches' keys.
 
-A node that several terms need, such as an all-gather behind a norm that they share, or the reduction of their sum,
-names all of them. Linear but for those. The bodies of higher-order operators are tagged too, that of an
-`autograd.Function`'s gradient among them: tracers go by the nodes in them. Where AOTAutograd finds two equal nodes, it
-keeps one, and the terms of that one; in a backward graph that is the one of the later term.
+A node that several terms need, such as an all-gather after a norm that they share, or the reduction of their sum,
+names all of them. Linear but for those. The bodies of higher-order operators are tagged too, including that of an
+`autograd.Function`'s gradient: tracers read the nodes in them. Where AOTAutograd finds two equal nodes, it keeps one,
+and the terms of that one; in a backward graph that is the one of the later term.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import fx
 
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.graph.hidden_collectives import bodies
+from farskip_compile.passes.graph.walk import bodies, walk_back
 from farskip_compile.passes.residual.regions import Region
 from farskip_compile.passes.residual.stream import Stream
 
 CUSTOM = "custom"
-"""Key of a node's `meta` that belongs to the users of the graph: its dictionary is kept by all of PyTorch's tracers."""
+"""Key of a node's `meta` that belongs to the users of the graph: all of PyTorch's tracers keep its dictionary."""
 KEY = "farskip_terms"
 
 
@@ -35,12 +35,12 @@ def tag_terms(stream: Stream, regions: Sequence[Region], names: Sequence[str]) -
     Args:
         stream: its residual stream.
         regions: what computes each term, by term index.
-        names: of the terms, by term index.
+        names: the names of the terms, by term index.
     """
     owned = {node for region in regions for node in region.owned}
     tags: dict[fx.Node, dict[str, None]] = {}
     for region, name in zip(regions, names, strict=True):
-        for node in (*region.owned, *_shared(stream, region, owned), *_up_to_the_chain(stream, region.leaf)):
+        for node in (*region.owned, *_shared(stream, region, owned), *stream.up_to_chain(region.leaf)):
             tags.setdefault(node, {})[name] = None
     for node, terms in list(tags.items()):
         _tag_bodies(node, terms, tags)
@@ -49,7 +49,7 @@ def tag_terms(stream: Stream, regions: Sequence[Region], names: Sequence[str]) -
 
 
 def terms_of(node: fx.Node) -> tuple[str, ...]:
-    """The terms that `node` computes a part of, as far as it is known."""
+    """The terms that `node` computes a part of, as far as is known."""
     return tuple(str(node.meta.get(CUSTOM, {}).get(KEY, "")).split())
 
 
@@ -62,21 +62,6 @@ def _tag_bodies(node: fx.Node, terms: Mapping[str, None], tags: dict[fx.Node, di
             _tag_bodies(inner, terms, tags)
 
 
-def _shared(stream: Stream, region: Region, owned: set[fx.Node]) -> list[fx.Node]:
-    """Nodes of other regions by which `region` gets at what it reads."""
-    seen: dict[fx.Node, None] = {}
-    stack = list(region.met)
-    while stack:
-        node = stack.pop()
-        if node in owned and node not in seen and node not in stream.values:
-            seen[node] = None
-            stack.extend(stream.inputs(node))
-    return list(seen)
-
-
-def _up_to_the_chain(stream: Stream, leaf: fx.Node) -> list[fx.Node]:
-    """What stands between a term and the main chain, such as the reduction of a sum that it is in."""
-    found = [leaf]
-    while (parent := stream.parents.get(found[-1])) is not None and parent not in stream.values:
-        found.append(parent)
-    return found
+def _shared(stream: Stream, region: Region, owned: set[fx.Node]) -> Iterator[fx.Node]:
+    """Nodes of other regions through which `region` reaches what it reads."""
+    return walk_back(region.met, lambda node: node not in owned or stream.is_residual(node), stream.inputs)

@@ -24,12 +24,12 @@ from torch import fx
 
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import effects, ops
-from farskip_compile.passes.normalize.single_assignment import fresh_like
+from farskip_compile.passes.graph.walk import fresh_like
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.table import SubBlock
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire.request import Request
-from farskip_compile.passes.rewire.split_collectives import split_collectives
+from farskip_compile.passes.rewire.split_collectives import split_sums
 from farskip_compile.passes.rewire.substitute import Substitution
 
 
@@ -46,7 +46,7 @@ def rewire(module: fx.GraphModule, reading: Reading, request: Request) -> int:
         return 0
     used_before = used_nodes(module.graph)
     # 1. split the collectives that hide a sum
-    whole, split = split_collectives(module, reading, request)
+    whole, split = split_sums(module, reading, request)
     left_out = _renumbered(request.left_out, reading, whole) if split else request.left_out
     # 2. and 3. one row after another
     edit = _Edit.of(module.graph, whole, left_out)

@@ -5,10 +5,12 @@ Out:   (x + C(a + s)) + C(r) and x + C(a + s): one all-reduce fewer per MoE laye
 Never: merges where the stream between the two reductions is read (then there is nothing to gain), or reductions over
        different groups. Equal in real arithmetic, not bit for bit (arXiv 2511.11505; farskip_spec 1.9).
 
-Algorithm: for each residual value n = v + C(s) beside the main chain, with v = x + C(a) read by nobody else than n and
-the chain: build C(a + s) and both sums anew. It is launched where the later of the two was: a process group runs its
-launches in their order, and behind C(r) the next attention would wait for both. Waits and sums stand in front of the
-chain's sum.
+Algorithm, for each residual value n = v + C(s) beside the main chain, where v = x + C(a) is read only by n and the
+chain:
+1. Match n, v and the chain's sum (`_Pair`).
+2. Build C(a + s). It is launched where the later of the two was: a process group runs its launches in their order, and
+   after C(r) the next attention would wait for both.
+3. Build both sums anew, right before the chain's sum; so are the waits.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import torch
 from torch import fx
 
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.normalize.single_assignment import fresh_like
+from farskip_compile.passes.graph.walk import fresh_like
 from farskip_compile.passes.residual.stack import read_stack
 from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.rewire import erase_dead, used_nodes
@@ -35,10 +37,10 @@ def merge_reductions(module: fx.GraphModule) -> int:
     stream = stack.stream
     used_before = used_nodes(graph)
     renamed: dict[fx.Node, fx.Node] = {}
-    for side in [value for value in stream.values if value not in stream.tree]:
-        pair = _match(stream, side)
+    for side in [value for value in stream.side_sums if stream.is_residual(value)]:
+        pair = _match(stream, side)  # 1
         if pair is not None:
-            _merge(graph, renamed, side, pair)
+            _merge(graph, renamed, pair)
     if renamed:
         erase_dead(graph, used_before)
         graph.lint()
@@ -49,6 +51,8 @@ def merge_reductions(module: fx.GraphModule) -> int:
 class _Pair:
     """What `side` and the main sum are made of, where they can be merged."""
 
+    side: fx.Node
+    """(x + C(a)) + C(s)"""
     before: fx.Node
     """x"""
     attention: fx.Node
@@ -69,26 +73,36 @@ def _match(stream: Stream, side: fx.Node) -> _Pair | None:
     """The parts if `side` is (x + C(a)) + C(s) and the main sum (x + C(a)) + (C(r) + C(s))."""
     if not ops.is_sum(side) or ops.op_name(side) != "add":
         return None
-    for early, shared in (stream.below[side], stream.below[side][::-1]):
-        main = stream.parents.get(early)
-        if main is None or early not in stream.values or not ops.is_sum(early) or set(early.users) != {main, side}:
-            continue
-        added = next((arg for arg in stream.below[main] if arg is not early), None)
-        if added is None:
-            continue
-        both, alone = _inside(added, main)
-        kept, _ = _inside(shared, side)
-        if not alone or not ops.is_sum(both) or kept not in stream.below[both]:
-            continue
-        routed = next(arg for arg in stream.below[both] if arg is not kept)
-        for before, attention in (stream.below[early], stream.below[early][::-1]):
-            if before in stream.values and _same_reduction(attention, shared):
-                return _Pair(before, attention, shared, routed, both, added, main)
+    orders = (stream.below[side], stream.below[side][::-1])
+    pairs = (_match_in_order(stream, side, early, shared) for early, shared in orders)
+    return next((pair for pair in pairs if pair is not None), None)
+
+
+def _match_in_order(stream: Stream, side: fx.Node, early: fx.Node, shared: fx.Node) -> _Pair | None:
+    """The parts if `early` is x + C(a) and `shared` is C(s)."""
+    main = stream.parents.get(early)
+    if main is None or not stream.is_residual(early) or not ops.is_sum(early) or set(early.users) != {main, side}:
+        return None
+    added = _other_summand(stream, main, early)
+    if added is None:
+        return None
+    both, alone = _inside(added, main)
+    kept, _ = _inside(shared, side)
+    routed = _other_summand(stream, both, kept) if alone and ops.is_sum(both) and kept in stream.below[both] else None
+    if routed is None:
+        return None
+    for before, attention in (stream.below[early], stream.below[early][::-1]):
+        if stream.is_residual(before) and _same_reduction(attention, shared):
+            return _Pair(side, before, attention, shared, routed, both, added, main)
     return None
 
 
+def _other_summand(stream: Stream, total: fx.Node, summand: fx.Node) -> fx.Node | None:
+    return next((arg for arg in stream.below[total] if arg is not summand), None)
+
+
 def _inside(node: fx.Node, user: fx.Node) -> tuple[fx.Node, bool]:
-    """(`node` without the changes of its shape, whether `user` and they are all that reads it)."""
+    """(`node` before the changes of its shape, whether only these and `user` read it)."""
     alone = set(node.users) == {user}
     while ops.op_name(node) in ops.SHAPE_OPS and isinstance(node.args[0], fx.Node):
         node, user = node.args[0], node
@@ -107,37 +121,37 @@ def _same_reduction(left: fx.Node, right: fx.Node) -> bool:
 
 
 def _shape(launch: fx.Node) -> tuple[int | torch.SymInt, ...]:
-    """Of what `launch` reduces."""
+    """The shape of what `launch` reduces."""
     partial = ops.tensor(launch.args[0])  # type: ignore[arg-type]
     return () if partial is None else tuple(partial.shape)
 
 
 def _launch(node: fx.Node) -> fx.Node | None:
-    """The linear collective that `node` waits for, if nothing else stands between."""
+    """The linear collective that `node` waits for, if nothing else comes between."""
     while ops.is_wait(node) or ops.op_name(node) in ops.SHAPE_OPS or ops.op_name(node) in ops.CAST_OPS:
         node = node.args[0]  # type: ignore[assignment]
     return node if ops.is_linear_collective(node) else None
 
 
-def _merge(graph: fx.Graph, renamed: dict[fx.Node, fx.Node], side: fx.Node, pair: _Pair) -> None:
+def _merge(graph: fx.Graph, renamed: dict[fx.Node, fx.Node], pair: _Pair) -> None:
     launch_a, launch_s = _launch(pair.attention), _launch(pair.shared)
     assert launch_a is not None
     assert launch_s is not None
-    with graph.inserting_before(max(launch_a, launch_s)):
+    with graph.inserting_before(max(launch_a, launch_s)):  # 2
         partial = _add(graph, _reshaped(graph, launch_a, _shape(launch_s)), launch_s.args[0], like=launch_s)  # type: ignore[arg-type]
         launched, *steps = _path(launch_s, pair.shared)
         reduced = _copy(graph, launched, partial)
-    with graph.inserting_before(pair.main):
+    with graph.inserting_before(pair.main):  # 3
         for step in steps:
             reduced = _copy(graph, step, reduced)
-        early = _add(graph, renamed.get(pair.before, pair.before), reduced, like=side)
+        early = _add(graph, renamed.get(pair.before, pair.before), reduced, like=pair.side)
         routed = pair.routed
         for step in _path(pair.both, pair.added)[1:]:
             routed = _copy(graph, step, routed)
         late = _add(graph, early, routed, like=pair.main)
-    side.replace_all_uses_with(early)
+    pair.side.replace_all_uses_with(early)
     pair.main.replace_all_uses_with(late)
-    for node in (side, pair.main):
+    for node in (pair.side, pair.main):
         graph.erase_node(node)
     renamed[pair.main] = late
 
@@ -155,7 +169,7 @@ def _reshaped(graph: fx.Graph, launch: fx.Node, shape: tuple[int | torch.SymInt,
 
 
 def _path(first: fx.Node, last: fx.Node) -> list[fx.Node]:
-    """From `first` to `last`, which it leads to by first arguments."""
+    """The nodes from `first` to `last`, each the first argument of the next one."""
     found = [last]
     while found[-1] is not first:
         found.append(found[-1].args[0])  # type: ignore[arg-type]
@@ -163,7 +177,7 @@ def _path(first: fx.Node, last: fx.Node) -> list[fx.Node]:
 
 
 def _copy(graph: fx.Graph, step: fx.Node, value: fx.Node) -> fx.Node:
-    """`step`, of `value` in place of its first argument."""
+    """`step`, with `value` in place of its first argument."""
     old = step.args[0]
     copy = graph.node_copy(step, lambda arg: value if arg is old else arg)
     copy.meta["example_value"] = fresh_like(ops.tensor(step))  # type: ignore[arg-type]

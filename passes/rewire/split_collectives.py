@@ -6,12 +6,15 @@ Out:   the graph, in which every linear collective (all-reduce or reduce-scatter
 Never: touches a collective that the request does not need split. Exact in real arithmetic, not in floating point.
 
 Tensor-parallel models sum routed and shared experts before one all-reduce, or reduce-scatter with sequence parallelism.
-Attention must read the shared part without waiting for the routed one, so both are reduced apart: two reductions, as in
-the published engines of FarSkip.
+Attention must read the shared part without waiting for the routed one, so each is reduced on its own: two reductions,
+as in the published engines of FarSkip.
 
-Order. The order of launches in the graph is the order in which a process group runs them. What the next attention waits
-for is launched first, and as soon as it is computed: in a model that computes its shared experts first, in front of the
-routed ones. Waits and the addition of the two parts stay where the sum was.
+Algorithm:
+1. Find the collectives that hide both sorts of terms.
+2. Build each without either sort (`substitute`), and add the two where the sum was, after both waits.
+3. The order of launches in the graph is the order in which a process group runs them. What the next attention waits for
+   is launched first, and as soon as it is computed: in a model that computes its shared experts first, before the
+   routed ones.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import operator
 from torch import fx
 
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual import Reading, read_table
 from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.residual.termset import TermSet
@@ -28,7 +32,7 @@ from farskip_compile.passes.rewire.request import Request
 from farskip_compile.passes.rewire.substitute import Substitution
 
 
-def split_collectives(module: fx.GraphModule, reading: Reading, request: Request) -> tuple[Reading, int]:
+def split_sums(module: fx.GraphModule, reading: Reading, request: Request) -> tuple[Reading, int]:
     """Split what `request` needs split.
 
     Returns:
@@ -36,12 +40,13 @@ def split_collectives(module: fx.GraphModule, reading: Reading, request: Request
     """
     stream = reading.stream
     dropped = TermSet.of(sorted({index for terms in request.left_out.values() for index in terms}))
-    tops = [node for node in stream.tree if _hides_both(stream, node, dropped)]
+    tops = [node for node in stream.tree if _hides_both(stream, node, dropped)]  # 1
     if not tops:
         return reading, 0
     substitution = Substitution(stream, module.graph)
     for top in tops:
-        terms = stream.tree[top]
+        # 2
+        terms = stream.terms_of(top)
         kept = substitution.without(top, terms & dropped)
         left = substitution.without(top, terms - dropped, bare=True)
         assert kept is not None
@@ -59,29 +64,23 @@ def split_collectives(module: fx.GraphModule, reading: Reading, request: Request
 
 
 def _launch_early(stream: Stream, kept: fx.Node) -> None:
-    """Move the new nodes behind `kept`, up to the first launch, to right behind what they are computed from."""
-    fresh: dict[fx.Node, None] = {}
-    stack = [kept]
-    while stack:
-        node = stack.pop()
-        if node not in stream.order and node not in fresh:
-            fresh[node] = None
-            stack.extend(node.all_input_nodes)
+    """Step 3: move the new nodes that `kept` depends on, up to the first wait, right after what they depend on."""
+    new = list(walk_back([kept], lambda node: node in stream.order))
     place: dict[fx.Node, int] = {}
-    last_behind: dict[int, fx.Node] = {}
-    for node in reversed(fresh):
+    last_after: dict[int, fx.Node] = {}
+    for node in reversed(new):
         if ops.is_wait(node):
             return
-        behind = ((place[arg] if arg in place else stream.order[arg], arg) for arg in node.all_input_nodes)
-        position, latest = max(behind, key=lambda pair: pair[0])
+        inputs = ((place[arg] if arg in place else stream.order[arg], arg) for arg in node.all_input_nodes)
+        position, latest = max(inputs, key=lambda pair: pair[0])
         place[node] = position
-        last_behind.get(position, latest).append(node)
-        last_behind[position] = node
+        last_after.get(position, latest).append(node)
+        last_after[position] = node
 
 
 def _hides_both(stream: Stream, node: fx.Node, dropped: TermSet) -> bool:
     """`node` is the last collective (or its wait) on the way from a sum of terms of both sorts to the next sum."""
-    terms = stream.tree[node]
+    terms = stream.terms_of(node)
     if not _communicates(node) or 0 in terms or not terms & dropped or not terms - dropped:
         return False
     parent = stream.parents.get(node)

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.normalize.single_assignment import fresh_like
+from farskip_compile.passes.graph.walk import fresh_like
 from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.residual.termset import TermSet
 
 
 @dataclass
 class Substitution:
-    """Builds values with terms left out; equal wishes give the same node."""
+    """Builds values with terms left out; the same terms of the same value give the same node."""
 
     stream: Stream
     graph: fx.Graph
@@ -32,12 +32,12 @@ class Substitution:
     def without(self, node: fx.Node, dropped: TermSet, *, bare: bool = False) -> fx.Node | None:
         """`node` with the terms in `dropped` set to zero; None if nothing is left.
 
-        With `bare`, also without the constants that are added to sums which hold some of them: for the other part of a
-        sum that is made of two.
+        With `bare`, also without the constants that are added to sums which hold some of them: for the second part of a
+        sum that is split in two.
 
-        Each new node is placed right behind the one that it stands for, so that any reader of that can use it.
+        Each new node is placed right after the one that it replaces, so that any reader of that one can use it.
         """
-        terms = self.terms(node)
+        terms = self.stream.terms_of(node)
         dropped = dropped & terms
         if not dropped:
             return node
@@ -49,11 +49,6 @@ class Substitution:
             is_shift = len(parts) == 1 and ops.op_name(node) == "add"
             self.made[key] = self._rebuild(node, [*parts, None] if bare and is_shift else parts)
         return self.made[key]
-
-    def terms(self, node: fx.Node) -> TermSet:
-        """The terms that a tree node or residual value is the sum of."""
-        known = self.stream.tree.get(node)
-        return known if known is not None else self.stream.partial[node]
 
     def _rebuild(self, node: fx.Node, parts: list[fx.Node | None]) -> fx.Node | None:
         old = self.stream.below[node]

@@ -17,9 +17,6 @@ PAGE = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
 def test_the_run_prints_what_the_page_says(tmp_path: Path) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     (printed,) = re.findall(r"```text\n(.*?)```", PAGE, re.S)
-        re.findall(r"```python\n(.*?)```", PAGE, re.S),
-        re.findall(r"```text\n(.*?)```", PAGE, re.S),
-    )
     script = tmp_path / "run.py"  # Dynamo reads the source
     script.write_text(program)
     torch.manual_seed(0)

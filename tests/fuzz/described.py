@@ -87,7 +87,7 @@ def _demand_table(network: Network, reading: Reading, ours: list[int]) -> None:
     demand(kinds == {term: network.kind_of(term) for term in terms}, f"kinds found: {kinds}")
     rows = described_rows(table, ours)
     demand(rows == set(network.rows()), f"rows found: {rows}, described: {network.rows()}")
-    final = reading.stream.tree[reading.stream.root]
+    final = reading.stream.terms_of(reading.stream.root)
     demand(set(final) == set(terms), f"the final state holds {final}")
 
 

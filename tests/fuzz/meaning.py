@@ -47,7 +47,7 @@ class Meaning:
     def __post_init__(self) -> None:
         self.table, self.stream, self.regions = self.reading.table, self.reading.stream, self.reading.regions
         self.images = [[] for _ in self.table.terms]
-        for node, terms in {**self.stream.tree, **self.stream.partial}.items():
+        for node, terms in self.stream.sums():
             if len(terms) == 1 and 0 not in terms:
                 self.images[terms.newest].append(node)
         self.row_of = {index: row for row in self.table.rows for index in row.terms}
@@ -57,7 +57,7 @@ class Meaning:
     def _escaping(self) -> list[fx.Node]:
         """Inner nodes of sub-blocks that something else uses too: router logits that are returned, what is written."""
         owned = {node for region in self.regions for node in region.owned}
-        inside = {*owned, *self.stream.tree, *self.stream.partial}
+        inside = {*owned, *(node for node, _ in self.stream.sums())}
         return [node for node in owned if any(user not in inside or effects.mutated_args(user) for user in node.users)]
 
     def unjudged(self) -> str | None:
@@ -158,7 +158,7 @@ class Meaning:
                         pins[node] = torch.zeros_like(self.plain.values[node])
                     elif node in known:
                         pins[node] = known[node]
-            for node, terms in {**self.stream.tree, **self.stream.partial}.items():
+            for node, terms in self.stream.sums():
                 if not terms - gone:  # a constant that is added to such a sum goes with it
                     pins[node] = torch.zeros_like(self.plain.values[node])
             run = run_nodes(self.module, self.arguments, pins)

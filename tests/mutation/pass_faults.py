@@ -157,19 +157,19 @@ FAULTS: list[Fault] = [
         "dropped = (terms - dropped) if terms - dropped and 0 not in terms else dropped & terms",
     ),
     in_pass(
-        "split_collectives: one part not reduced",
-        split_collectives.split_collectives,
+        "split_sums: one part not reduced",
+        split_collectives.split_sums,
         "    _launch_early(stream, kept)\n",
         "    kept = kept.all_input_nodes[0].all_input_nodes[0]\n",
         REDUCING,
     ),
-    in_pass("split_collectives: a bias in both parts", split_collectives.split_collectives, ", bare=True", "", BIASED),
+    in_pass("split_sums: a bias in both parts", split_collectives.split_sums, ", bare=True", "", BIASED),
     in_pass(
         "merge_reductions: attention reduced twice",
         merge_reductions._merge,
-        "early = _add(graph, renamed.get(pair.before, pair.before), reduced, like=side)",
-        "early = _add(graph, _add(graph, renamed.get(pair.before, pair.before), pair.attention, like=side), reduced, "
-        "like=side)",
+        "early = _add(graph, renamed.get(pair.before, pair.before), reduced, like=pair.side)",
+        "early = _add(graph, _add(graph, renamed.get(pair.before, pair.before), pair.attention, like=pair.side), "
+        "reduced, like=pair.side)",
         REDUCING,
         merge=True,
     ),

@@ -67,7 +67,7 @@ def test_table_is_the_one_of_the_construction(network: Network) -> None:
         term: network.kind_of(term) for term in range(len(network.term_kinds))
     }
     assert described_rows(table, ours) == set(network.rows())
-    assert set(reading.stream.tree[reading.stream.root]) == set(range(len(table.terms)))
+    assert set(reading.stream.terms_of(reading.stream.root)) == set(range(len(table.terms)))
 
 
 @settings(max_examples=20)

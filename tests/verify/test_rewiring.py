@@ -111,7 +111,7 @@ def numbers(network: Network) -> list[int]:
 @settings(max_examples=10)
 @given(network=networks())
 def test_equal_graphs_have_equal_numbers(network: Network):
-    """Nothing hangs on an address or on what was done before."""
+    """Nothing depends on an address or on what was done before."""
     assert numbers(network) == numbers(network)
 
 

@@ -1,4 +1,4 @@
-"""What `Backup` builds is the graph as it was, whatever has been done to it since."""
+"""What `GraphSnapshot` builds is the graph as it was, whatever has been done to it since."""
 
 import contextlib
 
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from torch import fx
 
 from farskip_compile.errors import FarSkipError
-from farskip_compile.passes.graph.graph_snapshot import Backup
+from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire import rewire
@@ -40,7 +40,7 @@ def test_no_edit_reaches_a_backup(network: Network):
     module = capture(network).module
     next(iter(module.graph.nodes))._dynamo_source = object()  # as Dynamo leaves it
     before = state(module.graph)
-    backup = Backup(module.graph)
+    backup = GraphSnapshot(module.graph)
 
     normalize(module)
     reading = read_table(module.graph)
@@ -62,5 +62,5 @@ def test_the_arguments_of_a_call_are_flattened_as_before():
 
     values = {"one": torch.ones(2), "two": torch.ones(2)}
     module = fx.symbolic_trace(added, concrete_args={"pair": {"one": fx.PH, "two": fx.PH}})
-    module.graph = Backup(module.graph).restore()
+    module.graph = GraphSnapshot(module.graph).restore()
     assert torch.equal(module(values), torch.full((2,), 2.0))

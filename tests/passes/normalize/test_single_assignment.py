@@ -253,17 +253,17 @@ def write_to_the_source_of_a_copy(x, s):
     ],
 )
 def test_writes_without_an_out_of_place_form_stay(function):
-    """And whatever reads the memory later is known to stand behind them."""
+    """And whatever reads the memory later is known to come after them."""
     module = check(function, x, s)
     assert writes(module)
-    behind = mutation_edges(module.graph)
+    writes_before = mutation_edges(module.graph)
     last = {effects.storage(base): node for node in module.graph.nodes for base in effects.mutated_args(node)}
     order = {node: place for place, node in enumerate(module.graph.nodes)}
     for node in module.graph.nodes:
         for arg in node.all_input_nodes if node.op == "call_function" else ():
             write = last.get(effects.storage(arg))
             if write is not None and order[write] < order[node]:
-                assert arg is write or write in behind[node]
+                assert arg is write or write in writes_before[node]
 
 
 def test_llama4_routed_part_gets_a_name():

@@ -134,7 +134,7 @@ class StackedDense(nn.Module):
 
 
 class SoftmaxGate(Dense):
-    """A gate over features is no attention."""
+    """A gate over features is not attention."""
 
     def forward(self, h):
         return self.down(self.up(h).softmax(-1) * h)
@@ -226,7 +226,7 @@ class Tables(Experts):
 
 
 class Latent(Experts):
-    """A projection behind the combine (nemotron)."""
+    """A projection after the combine (nemotron)."""
 
     def __init__(self):
         super().__init__()
@@ -271,7 +271,7 @@ class Sandwich(Layer):
         return x + self.post2(self.feed_forward(self.norm2(x)))
 
 
-def test_routed_and_shared_behind_a_norm_stay_together_and_that_is_noted():
+def test_routed_and_shared_before_a_norm_stay_together_and_that_is_noted():
     table = table_of(Stack(lambda: Sandwich(MoE())))
     assert [term.shared_inside for term in table.terms] == [False, False, True, False, True]
     assert {row.kind for row in table.rows} == {"attention", "routed"}
@@ -279,7 +279,7 @@ def test_routed_and_shared_behind_a_norm_stay_together_and_that_is_noted():
     assert table.names(request.left_out["attention.1"]) == ["r0"]
 
 
-def test_dropout_behind_routed_and_shared_is_inseparable():
+def test_dropout_after_routed_and_shared_is_inseparable():
     class Drops(Layer):
         def forward(self, x):
             x = x + self.attention(self.norm1(x))

@@ -1,4 +1,4 @@
-"""Streams that are no sum: the error says what stands in the place of the stream, and in which line."""
+"""Streams that are not a sum: the error says what takes the place of the stream, and in which line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.graphs import WIDTH, Attention, Experts, Layer, Stack, ids
 
 
 class Normed(Layer):
-    """The skip connections begin behind the norms."""
+    """The skip connections begin after the norms."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.norm1(x)
@@ -24,7 +24,7 @@ class Normed(Layer):
 
 
 class Projected(Layer):
-    """The stream passes a linear layer in front of each sub-block."""
+    """The stream passes a linear layer before each sub-block."""
 
     def __init__(self, feed_forward: nn.Module) -> None:
         super().__init__(feed_forward)

@@ -155,7 +155,7 @@ def test_a_dense_residual_inside_the_mlp_is_one_term():
 
 
 def test_a_term_that_scales_its_neighbour_is_its_own_even_if_it_is_rounded_later():
-    """The routed output is rounded behind the shared expert that it scales: both are one term, and it is routed."""
+    """The routed output is rounded after the shared expert that it scales: both are one term, and it is routed."""
 
     class Scales(MoE):
         def forward(self, h):
@@ -229,7 +229,7 @@ def test_terms_seen_through_views_of_their_own():
 
 
 class UsesATerm(Stack):
-    """Each attention is told what the experts before it have added, beside the stream."""
+    """Each attention is given what the experts before it have added, beside the stream."""
 
     def forward(self, ids):
         x, added = self.embedding(ids), None

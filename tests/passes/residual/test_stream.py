@@ -132,7 +132,7 @@ class Sandwich(Layer):
         return x + self.post(self.feed_forward(self.norm2(x)))
 
 
-def test_a_sum_of_experts_behind_a_norm_is_larger_than_the_stream():
+def test_a_sum_of_experts_before_a_norm_is_larger_than_the_stream():
     table = table_of(stack(Sandwich, Unrolled))
     assert reads(table) == {"attention.0": "e", "moe.0": "e a0", "attention.1": "e a0 r0", "moe.1": "e a0 r0 a1"}
 
@@ -163,7 +163,7 @@ def test_a_loss_is_no_stream():
 
 
 class Normed(Layer):
-    """MiniMax: the skip is taken behind the norm."""
+    """MiniMax: the skip is taken after the norm."""
 
     def forward(self, x):
         x = self.norm1(x)
@@ -220,7 +220,7 @@ class Doubled(Layer):
 
 
 class GatedByTheStream(Layer):
-    """The gate is computed before what it scales, and hangs on the stream all the same."""
+    """The gate is computed before what it scales, and depends on the stream all the same."""
 
     def forward(self, x):
         gate = torch.sigmoid(x.mean(-1, keepdim=True))

@@ -84,7 +84,7 @@ def test_a_dropout_behind_a_shared_norm_can_not_be_computed_twice():
 def test_every_term_still_reaches_the_final_state():
     module, _, table = rewired(Stack(lambda: Layer(MoE()), 3), "full")
     stream = read_table(module.graph).stream
-    assert len(stream.tree[stream.root]) == len(table.terms)
+    assert len(stream.terms_of(stream.root)) == len(table.terms)
     assert not [node for node in module.graph.nodes if not node.users and effects.is_pure(node)]
 
 

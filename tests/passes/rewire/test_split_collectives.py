@@ -1,4 +1,4 @@
-"""Linear collectives are parted where a request needs it, and nowhere else; other reductions never."""
+"""Linear collectives are split where a request needs it, and nowhere else; other reductions never."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ class ByHand(Stack):
         return self.head(self.norm(x))
 
 
-def rewired(model, wish, *, merge=False):
+def rewired(model, connectivity, *, merge=False):
     done = {}
 
     def edit(module):
         normalize(module)
         reading = read_table(module.graph)
-        request = ask(reading.table, wish)
+        request = ask(reading.table, connectivity)
         wanted, before = request.wanted(reading.table), snapshot(reading)
-        done["parted"] = rewire(module, reading, request)
+        done["split"] = rewire(module, reading, request)
         done["merged"] = merge_reductions(module) if merge else 0
         done["table"] = verify(module, wanted, before).table
 
@@ -84,22 +84,22 @@ def launches(module) -> int:
 
 
 @pytest.mark.parametrize("multiplier", [1.0, 0.22])
-def test_only_what_a_later_attention_reads_is_parted(multiplier):
+def test_only_what_a_later_attention_reads_is_split(multiplier):
     class Scaled(Tensorparallel):
         pass
 
     Scaled.multiplier = multiplier
     model = Stack(lambda: Scaled(MoE()), 3)
     module, output, done = rewired(model, "full")
-    # layers 0 and 1 have an attention behind them; the last layer's reduction stays whole
-    assert done["parted"] == 2
+    # layers 0 and 1 have an attention after them; the last layer's reduction stays whole
+    assert done["split"] == 2
     assert launches(module) == 6 + 2
     assert reads(done["table"])["attention.2"].split()[-1] == "s1"
     assert torch.equal(output, ByHand(lambda: Scaled(MoE()), 3)(ids()))
 
 
 @pytest.mark.parametrize(
-    ("wish", "feed_forward", "parted"),
+    ("connectivity", "feed_forward", "split"),
     [
         ("mlp", MoE, 0),  # the attention is left out whole
         ("full", Experts, 0),  # nothing but the routed experts in the reduction
@@ -108,10 +108,10 @@ def test_only_what_a_later_attention_reads_is_parted(multiplier):
         ({"moe.1": ["s0"]}, MoE, 1),
     ],
 )
-def test_parted_only_where_needed(wish, feed_forward, parted):
-    module, _, done = rewired(Stack(lambda: Tensorparallel(feed_forward())), wish)
-    assert done["parted"] == parted
-    assert launches(module) == 4 + parted
+def test_split_only_where_needed(connectivity, feed_forward, split):
+    module, _, done = rewired(Stack(lambda: Tensorparallel(feed_forward())), connectivity)
+    assert done["split"] == split
+    assert launches(module) == 4 + split
 
 
 def scattered(out, dim):
@@ -144,7 +144,7 @@ def test_reduce_scatter_and_gather_are_linear(collectives, dim):
     Sequence.multiplier = 1.0
     model = Stack(lambda: Sequence(MoE()), 3)
     module, output, done = rewired(model, "full")
-    assert done["parted"] == 2
+    assert done["split"] == 2
     assert launches(module) == 6 + 4
     assert torch.equal(output, ByHand(lambda: Sequence(MoE()), 3)(ids()))
 
@@ -172,12 +172,12 @@ def test_a_bias_in_a_reduction_is_counted_once():
             return self.head(self.norm(x))
 
     _, output, done = rewired(Stack(lambda: Biased(MoE()), 3), "full")
-    assert done["parted"] == 2
+    assert done["split"] == 2
     assert torch.allclose(output, ByHandBiased(lambda: Biased(MoE()), 3)(ids()), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("operation", ["max", "product"])
-def test_other_reductions_are_never_parted(operation):
+def test_other_reductions_are_never_split(operation):
     """Behind a maximum routed and shared are one term, which is left out whole or not at all."""
 
     class Nonlinear(Tensorparallel):
@@ -197,11 +197,11 @@ def test_other_reductions_are_never_parted(operation):
     with pytest.raises(InseparableExpertsError, match="all_reduce"):
         rewired(Stack(lambda: Nonlinear(MoE())), "full")
     module, _, done = rewired(Stack(lambda: Nonlinear(MoE())), "mlp")
-    assert done["parted"] == 0
+    assert done["split"] == 0
     assert launches(module) == 4
 
 
-def test_a_gather_behind_a_shared_norm_is_made_twice():
+def test_a_gather_after_a_shared_norm_is_made_twice():
     """Sequence parallelism in a parallel block: attention and MoE read one gathered norm, and then two streams."""
 
     class Parallel(Layer):
@@ -224,8 +224,8 @@ def test_a_gather_behind_a_shared_norm_is_made_twice():
             return self.head(self.norm(x))
 
     module, output, done = rewired(Stack(lambda: Parallel(MoE()), 3), "full")
-    # three collectives a layer; two layers have an attention behind them, two an attention that reads something else
-    assert launches(module) == 9 + done["parted"] + 2 == 13
+    # three collectives a layer; two layers have an attention after them, two an attention that reads something else
+    assert launches(module) == 9 + done["split"] + 2 == 13
     assert torch.equal(output, ByHand(lambda: Parallel(MoE()), 3)(ids()))
 
 
@@ -252,8 +252,8 @@ class TestMerge:
     def test_one_reduction_for_both(self):
         model = Stack(lambda: Tensorparallel(MoE()), 3)
         module, output, done = rewired(model, "full", merge=True)
-        # the last layer's sum of routed and shared is not parted, so its attention keeps a reduction of its own
-        assert (done["parted"], done["merged"]) == (2, 2)
+        # the last layer's sum of routed and shared is not split, so its attention keeps a reduction of its own
+        assert (done["split"], done["merged"]) == (2, 2)
         assert launches(module) == 6
         expected = ByHand(lambda: Tensorparallel(MoE()), 3)(ids())
         assert torch.allclose(output, expected, rtol=1e-12, atol=1e-12)
@@ -268,7 +268,7 @@ class TestMerge:
 
         model = Stack(lambda: Flat(SharedFirst()), 3)
         module, output, done = rewired(model, "full", merge=True)
-        assert (done["parted"], done["merged"]) == (2, 2)
+        assert (done["split"], done["merged"]) == (2, 2)
         assert launches(module) == 6
         expected = ByHand(lambda: Tensorparallel(SharedFirst()), 3)(ids())
         assert torch.allclose(output, expected, rtol=1e-12, atol=1e-12)
@@ -289,7 +289,7 @@ class TestMerge:
         model = Stack(lambda: Tensorparallel(MoE()), 3)
         module, _, done = rewired(model, "attention", merge=True)
         assert done["merged"] == 0
-        assert launches(module) == 6 + done["parted"]
+        assert launches(module) == 6 + done["split"]
 
     def test_nothing_to_merge_without_collectives(self):
         _, output, done = rewired(Stack(lambda: Layer(MoE()), 3), "full", merge=True)
@@ -309,7 +309,7 @@ def test_the_copy_that_hands_an_all_reduce_back_is_seen_through():
 
     model = Stack(lambda: InPlace(MoE()), 3)
     _, output, done = rewired(model, "full")
-    assert done["parted"] == 2
+    assert done["split"] == 2
     assert torch.equal(output, ByHand(lambda: InPlace(MoE()), 3)(ids()))
 
 
@@ -332,7 +332,7 @@ def test_what_the_next_attention_waits_for_is_launched_first(feed_forward, how):
             return x + (reduce(out) if how == "all_reduce" else scatter(out))
 
     module, _, done = rewired(Stack(lambda: Either(feed_forward())), "full")
-    assert done["parted"] == 1
+    assert done["split"] == 1
     place = {node: index for index, node in enumerate(module.graph.nodes)}
     chosen = next(node for node in place if ops.is_selection(node))
     [summands] = [pair for node in place if ops.is_sum(node) for pair in [list(map(wait_of, node.args))] if all(pair)]
@@ -363,17 +363,17 @@ def scatter(value: torch.Tensor) -> torch.Tensor:
     return collectives.reduce_scatter(value.flatten(0, 1), "sum", 0, dist.group.WORLD).view_as(value)
 
 
-@pytest.mark.parametrize("wish", ["full", {"attention.1": ["r0"]}, {"attention.1": ["s0"]}, {"moe.1": ["s0"]}])
-def test_terms_are_numbered_anew_after_parting(wish):
-    """Parting changes the order of the terms; what is left out must not."""
+@pytest.mark.parametrize("connectivity", ["full", {"attention.1": ["r0"]}, {"attention.1": ["s0"]}, {"moe.1": ["s0"]}])
+def test_terms_are_numbered_anew_after_splitting(connectivity):
+    """Splitting changes the order of the terms; what is left out must not."""
     model = Stack(lambda: Tensorparallel(SharedFirst()))
-    _, output, done = rewired(model, wish)
-    assert done["parted"] == 1
-    if wish == "full":
+    _, output, done = rewired(model, connectivity)
+    assert done["split"] == 1
+    if connectivity == "full":
         assert torch.equal(output, ByHand(lambda: Tensorparallel(MoE()))(ids()))
 
 
-def test_a_bias_behind_the_reduction_is_a_shift_of_the_stream():
+def test_a_bias_after_the_reduction_is_a_shift_of_the_stream():
     """The bias of the experts' output is there before the routed part is, so the next attention reads it."""
 
     class Biased(Tensorparallel):
@@ -387,7 +387,7 @@ def test_a_bias_behind_the_reduction_is_a_shift_of_the_stream():
 
     model = Stack(lambda: Biased(MoE()))
     _, output, done = rewired(model, "full")
-    assert done["parted"] == 1
+    assert done["split"] == 1
     assert reads(done["table"])["attention.1"] == "e a0 s0"
     x = n = model.embedding(ids())
     for layer in model.layers:
