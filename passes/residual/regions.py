@@ -93,12 +93,10 @@ def _newest_values(stream: Stream) -> dict[fx.Node, fx.Node]:
     newest: dict[fx.Node, fx.Node] = {}
     for node in stream.flow.nodes:
         if node in stream.depends:
-            reaching = {arg if arg in values else newest.get(arg): None for arg in uses[node]}
-            reaching.pop(None, None)
-            if len(reaching) == 1:
-                (newest[node],) = reaching
-            elif reaching:
-                newest[node] = max(reaching, key=lambda value: rank(stream, value))
+            reaching = dict.fromkeys(arg if arg in values else newest.get(arg, arg) for arg in uses[node])
+            found = [value for value in reaching if value in values]
+            if found:
+                newest[node] = found[0] if len(found) == 1 else max(found, key=lambda value: rank(stream, value))
     return newest
 
 
