@@ -1,13 +1,12 @@
 """The rows of the experiment: what each starts from, what it learns from, and under which connectivity.
 
 In:    a model's name and a scale.
-Out:   `Row`s, each after those that it needs.
-Never: a result.
+Out:   `Row`s, each after those it needs.
 
     teacher      the original architecture, trained on the text
     unhealed     the teacher's weights under `full`, `attention`, `mlp`, as they are
     healed       the same, then a tenth of the teacher's tokens by KL to the teacher (or by the text alone); `longer`
-                 takes three tenths, to tell what more tokens would give
+                 takes three tenths, to show what more tokens would yield
     front        no weights: what each set of sub-blocks would do to the text, and hide
     plan         healed: the sub-blocks that free 80 % of what `full` frees, for the least damage
     scratch      `full`, trained on the text with the teacher's budget
@@ -26,9 +25,9 @@ Learns = Literal["text", "teacher", "nothing"]
 CONNECTIVITIES: tuple[Named, ...] = ("full", "attention", "mlp")
 PARTS = (0.5, 0.75, 0.9)
 LONGER = 3
-"""As long as healing takes as a rule."""
+"""Times the usual length of healing."""
 FREED = 0.8
-"""Part of the communication that `full` frees, which the plan is to free, too."""
+"""Fraction of the communication freed by `full` that the plan is to free."""
 
 
 @dataclass(frozen=True)
@@ -37,25 +36,25 @@ class Row:
 
     model: str
     name: str
-    """With its seed; unique for a model."""
+    """With its seed; unique per model."""
     kind: Literal["teacher", "unhealed", "healed", "scratch", "front"]
     learns: Learns
     connectivity: Named | Literal["plan"] = "full"
     layers: tuple[int, int] | None = None
     times: int = 1
-    """As long as healing takes as a rule."""
+    """Times the usual length of healing."""
     seed: int = 0
     needs: tuple[str, ...] = ()
     """Names of rows of the same model."""
 
     @property
     def key(self) -> str:
-        """Unique in the experiment, and good for the name of a folder."""
+        """Unique in the experiment, and usable as a folder name."""
         return f"{self.model}-{self.name}"
 
     @property
     def label(self) -> str:
-        """The name without a seed: rows with equal labels differ by their seed alone."""
+        """The name without the seed: rows with equal labels differ in their seed alone."""
         return self.name.partition("@")[0]
 
 
@@ -79,16 +78,9 @@ def _rows(model: str, scale: Scale) -> Iterator[Row]:
         yield Row(model, f"healed-{connectivity}", "healed", "teacher", connectivity, seed=first, needs=original)
     for part in PARTS:
         if scale.last(part)[0] == 0:
-            continue  # of so few layers that is all of them
-        yield Row(
-            model,
-            f"healed-last-{part:.0%}".removesuffix("%"),
-            "healed",
-            "teacher",
-            layers=scale.last(part),
-            seed=first,
-            needs=original,
-        )
+            continue  # with so few layers that is all of them
+        name = f"healed-last-{100 * part:.0f}"
+        yield Row(model, name, "healed", "teacher", layers=scale.last(part), seed=first, needs=original)
     yield Row(model, "healed-plan", "healed", "teacher", "plan", seed=first, needs=(*original, "front"))
     for seed in scale.seeds:
         yield Row(model, f"scratch@{seed}", "scratch", "text", seed=seed, needs=original)

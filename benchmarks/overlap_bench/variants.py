@@ -1,6 +1,6 @@
-"""How each of the variants that `names.py` lists is made.
+"""Makes the variants that `names.py` lists.
 
-Contract: all variants of a rank have equal weights. Those that differ in the compiler alone share one model.
+Contract: all variants of a rank have equal weights. Those that differ only in the compiler share one model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from overlap_bench.steps import Variant
 
 
 def make_model(settings: Mapping[str, Any], group: dist.ProcessGroup) -> Decoder:
-    """The model of a cell with its matrices or experts spread over `group`."""
+    """The model of a cell, its matrices or experts spread over `group`."""
     capacity = settings["capacity_factor"]
     mode = "dropless" if capacity is None else "padded"
     where = {"tp_group" if settings["tensor_parallel"] else "ep_group": group}
@@ -43,10 +43,10 @@ class Variants:
         self._group = group
         self.model = make_model(settings, group)
         self.missing: dict[str, str] = {}
-        """Variants that can't be had, and why."""
+        """Variants that can't be made, and why."""
 
     def fixed(self) -> list[Variant]:
-        """Those that know nothing of the network."""
+        """Those that do not depend on the network."""
         made = [
             Variant(PLAIN, self.model, torch.compile(self.model, fullgraph=True)),
             Variant(HAND, self.model, torch.compile(FarSkipForm(self.model), fullgraph=True)),
@@ -55,7 +55,7 @@ class Variants:
         return made if eager is None else [*made, eager]
 
     def profiled(self, profile: HardwareProfile, options: Mapping[str, Any]) -> list[Variant]:
-        """Those that are scheduled by what `profile` says; `options` are further ones of our backend."""
+        """Those that are scheduled by `profile`; `options` are further ones of our backend."""
         return [Variant(name, self.model, self._profiled(name, profile, options)) for name in PROFILED]
 
     def _profiled(self, name: str, profile: HardwareProfile, options: Mapping[str, Any]) -> Callable[..., torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Predictions of sweeps, as plain data, each in a process of its own so that its memory can be told.
+"""Predictions of sweeps as plain data, each in its own process so that its memory can be measured.
 
 Contract: nothing is measured but the time and memory that predicting takes.
 """
@@ -6,12 +6,11 @@ Contract: nothing is measured but the time and memory that predicting takes.
 from __future__ import annotations
 
 import resource
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-from predicting import each_in_a_process
+from common import each_in_a_process
 
-from scaling_bench.sweeps import SWEEPS, Sweep
+from scaling_bench.sweeps import SWEEPS
 
 
 @dataclass(frozen=True)
@@ -36,26 +35,23 @@ class Found:
     peak_gib: float
     """Of the process that predicted."""
 
-    def to_json(self) -> dict[str, Any]:
-        """For `json.dumps`."""
-        return asdict(self)
+    @property
+    def seconds(self) -> float:
+        """What predicting took."""
+        return self.took["model"] + self.took["graphs"] + self.took["orders"]
 
 
 def run_sweeps(names: list[str], workers: int) -> list[Found]:
     """All points of the named sweeps, several at a time."""
-    tasks = [(sweep.name, place) for sweep in SWEEPS if sweep.name in names for place in range(len(sweep.points()))]
+    tasks = [(name, place) for name in SWEEPS if name in names for place in range(len(SWEEPS[name].points()))]
     return [one for found in each_in_a_process(_run, tasks, workers) for one in found]
-
-
-def _sweep(name: str) -> Sweep:
-    return next(one for one in SWEEPS if one.name == name)
 
 
 def _run(task: tuple[str, int]) -> list[Found]:
     from farskip_compile.simulate import Scenario, predict_each
 
     name, place = task
-    point = _sweep(name).points()[place]
+    point = SWEEPS[name].points()[place]
     scenario = Scenario(**point.options)
     predictions = predict_each([replace(scenario, device=profile) for profile in point.profiles()])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
