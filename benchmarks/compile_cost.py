@@ -40,13 +40,14 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -223,71 +224,46 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 # Processes
 
-
-def serve(sizes: Sequence[int], inner: str) -> None:
-    """In a worker: compile each size, report, repeat for each line of input, and print the results at the end."""
-    probes = [Probe(size, inner) for size in sizes]
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        for probe in probes:
-            probe.repeat()
-        print("done", flush=True)
-    print(json.dumps([dataclasses.asdict(probe.result()) for probe in probes]))
+_probes: list[Probe] = []
+"""Of this worker."""
 
 
-class Worker:
-    """A fresh process with an empty cache directory that measures some sizes."""
+def _begin(cache: str) -> None:
+    """Before anything imports torch."""
+    os.environ.update(TORCHINDUCTOR_CACHE_DIR=cache, OMP_NUM_THREADS="1")
 
-    def __init__(self, sizes: Sequence[int], inner: str, cache: str) -> None:
-        self.sizes = sizes
-        command = [sys.executable, __file__, "--inner", inner, "--worker", *map(str, sizes)]
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
 
-    def wait(self, word: str) -> None:
-        """Until the worker prints `word`."""
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.strip() == word:
-                return
-        raise SystemExit(f"measuring {self.sizes} layers failed with exit status {self._process.wait()}")
+def _compile(sizes: Sequence[int], inner: str) -> None:
+    _probes.extend(Probe(size, inner) for size in sizes)
 
-    def repeat(self) -> None:
-        """One repetition of each of its sizes."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        self.wait("done")
 
-    def results(self) -> list[Measurement]:
-        """End the worker."""
-        output, _ = self._process.communicate()
-        return [Measurement(**fields) for fields in json.loads(output.splitlines()[-1])]
+def _repeat() -> None:
+    for probe in _probes:
+        probe.repeat()
 
-    def stop(self) -> None:
-        """End the worker in any case."""
-        self._process.kill()
-        self._process.wait()
+
+def _results() -> list[Measurement]:
+    return [probe.result() for probe in _probes]
 
 
 def measure_all(lots: Sequence[tuple[Sequence[int], str]], repetitions: int, together: bool) -> list[Measurement]:
-    """One worker for each lot of sizes and their inner backend; cold calls one after another or all together."""
+    """One fresh process for each lot of sizes and their inner backend; cold calls one after another or all together."""
     with contextlib.ExitStack() as stack:
-        workers = []
+        workers, compiled = [], []
         for sizes, inner in lots:
-            worker = Worker(sizes, inner, stack.enter_context(tempfile.TemporaryDirectory()))
-            stack.callback(worker.stop)
-            workers.append(worker)
+            cache = stack.enter_context(tempfile.TemporaryDirectory())
+            context = get_context("spawn")
+            pool = ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(cache,))
+            workers.append(stack.enter_context(pool))
+            compiled.append(pool.submit(_compile, sizes, inner))
             if not together:
-                worker.wait("ready")
-        for worker in workers if together else ():
-            worker.wait("ready")
+                compiled[-1].result()
+        for one in compiled:
+            one.result()
         for _ in range(repetitions):
             for worker in workers:
-                worker.repeat()
-        return sorted((found for worker in workers for found in worker.results()), key=lambda m: m.layers)
+                worker.submit(_repeat).result()
+        return sorted((found for one in workers for found in one.submit(_results).result()), key=lambda m: m.layers)
 
 
 # Output
@@ -322,7 +298,6 @@ def arguments() -> argparse.Namespace:
         "--inner", choices=("inductor", "aot_eager", CAPTURE_ONLY), help="the inner backend (default: inductor)"
     )
     parser.add_argument("--repetitions", type=int, help="of our backend, per size (default: 7; quick: 3)")
-    parser.add_argument("--worker", type=int, nargs="+", metavar="LAYERS", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.inner = args.inner or ("aot_eager" if args.quick else "inductor")
     args.repetitions = args.repetitions or (3 if args.quick else 7)
@@ -331,9 +306,6 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = arguments()
-    if args.worker:
-        serve(args.worker, args.inner)
-        return 0
     start = time.perf_counter()
     about = facts()
     *small, largest = LAYERS
