@@ -101,18 +101,15 @@ def verdict(measurements: Sequence[Measurement]) -> tuple[bool, str]:
     largest = max(measurements, key=lambda m: m.layers)
     growth = exponent([(m.nodes, m.fastest) for m in fitted])
     linear, cheap = growth <= MAX_EXPONENT, largest.share < MAX_SHARE
+    words = ["met" if holds else "missed" for holds in (linear, cheap)]
     span = f"{min(m.layers for m in fitted)} to {largest.layers} layers"
     line = (
         f"{'PASS' if linear and cheap else 'FAIL'}: time ~ nodes^{growth:.2f} from {span} "
-        f"(limit {MAX_EXPONENT}: {_word(linear)}); {100 * largest.share:.2f} % of a cold {largest.inner} compile of "
+        f"(limit {MAX_EXPONENT}: {words[0]}); {100 * largest.share:.2f} % of a cold {largest.inner} compile of "
         f"{largest.layers} layers ({1e3 * largest.ours_cold:.0f} ms of {largest.total or math.nan:.1f} s; "
-        f"limit {100 * MAX_SHARE:g} %: {_word(cheap)})"
+        f"limit {100 * MAX_SHARE:g} %: {words[1]})"
     )
     return linear and cheap, line
-
-
-def _word(holds: bool) -> str:
-    return "met" if holds else "missed"
 
 
 # One size

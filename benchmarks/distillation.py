@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from common import DOCS, RecordsError, facts
-from distill_bench import scale as scales
+from distill_bench import rows as scales
 from distill_bench.architectures import MODELS
 from distill_bench.page import write_page
 from distill_bench.plot import write_plot

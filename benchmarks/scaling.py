@@ -19,8 +19,7 @@ from dataclasses import asdict
 
 from common import DOCS, decode, facts, replace, write_between_marks
 from scaling_bench.page import draw, tables, targets
-from scaling_bench.points import Found, run_sweeps
-from scaling_bench.sweeps import SWEEPS
+from scaling_bench.sweeps import SWEEPS, Found, run_sweeps
 
 JSON, PAGE, PICTURE = DOCS / "scaling.json", DOCS / "scaling.md", DOCS / "scaling.png"
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import farskip_compile
-from distill_bench.scale import Scale
+from distill_bench.rows import Scale
 from farskip_compile.models import ParallelConfig, build
 
 EXPERTS, TOP_K = 8, 2

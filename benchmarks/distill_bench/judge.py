@@ -1,7 +1,7 @@
 """What a row is judged by: loss, agreement with the teacher, where its routers send the tokens, and text to read.
 
 In:    a model with the weights of the row, its configuration, the teacher, and batches by source.
-Out:   `Verdict`; and continuations of prompts: the most probable token each time, with a cache, by `model.generate`.
+Out:   figures of a `Result`, and continuations of prompts: the most probable token each time, by `model.generate`.
 Never: a gradient; a changed weight; a row judged by its own word: the teacher runs as written, without this backend.
 
 How many tokens each expert got is what the grouped experts of transformers count themselves, with `histc`: a dispatch
@@ -11,7 +11,7 @@ mode reads it while the rewired graph runs operator by operator.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,21 +30,11 @@ from farskip_compile.distill.ranks import Ranks
 from farskip_compile.distill.teacher import FrozenTeacher
 
 PROMPTS, PROMPT_TOKENS = 3, 24
+Figures = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The verdict on one row."""
-
-    judged: dict[str, Judged]
-    """By source."""
-    fullest: float
-    moved: float
-    rewired: int
-
-
-def judge(model: Any, config: FarSkipConfig, teacher: Any, sources: Mapping[str, Sequence[torch.Tensor]]) -> Verdict:
-    """Judge `model` under `config`; expert loads are those of the first source."""
+def judge(model: Any, config: FarSkipConfig, teacher: Any, sources: Mapping[str, Sequence[torch.Tensor]]) -> Figures:
+    """What a `Result` says of `model` under `config`; expert loads are those of the first source."""
     found: dict[str, Judged] = {}
     loads: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
     original = FrozenTeacher(teacher, copied=False)
@@ -59,13 +49,17 @@ def judge(model: Any, config: FarSkipConfig, teacher: Any, sources: Mapping[str,
         torch.compiler.reset()
         compiled, counting = compiled_with_counts(model, config)
         said = evaluation(caller(compiled, model), model)
-        rewired = sum(bool(row.left_out) for row in last_reports()[-1].rows)
         assert said.kl is not None
         assert said.top1 is not None
         found[source] = Judged(said.loss, said.kl, said.top1)
         loads.append((counting.load, of_teacher.load))
     load, original_load = loads[0]
-    return Verdict(found, fullest(load), moved(load, original_load), rewired)
+    return {
+        "judged": found,
+        "fullest": fullest(load),
+        "moved": moved(load, original_load),
+        "rewired": sum(bool(row.left_out) for row in last_reports()[-1].rows),
+    }
 
 
 class Counting(TorchDispatchMode):

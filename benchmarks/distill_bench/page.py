@@ -12,8 +12,7 @@ from pathlib import Path
 from common import markdown, replace
 
 from distill_bench.results import FrontPoint, FrontResult, Result, Results, mean, spread
-from distill_bench.rows import FREED
-from distill_bench.scale import PROFILE, RANKS
+from distill_bench.rows import FREED, PROFILE, RANKS
 from distill_bench.targets import above, judge_targets
 
 INTRO = """\
@@ -39,7 +38,7 @@ A tenth of the teacher's tokens is little here: a model of a million parameters 
 few tokens per parameter, a production model some thousand. `healed-full-longer` has three tenths.
 
 Healing is `farskip_compile.distill.self_distill` with the options that the rows name, the rest as in
-`benchmarks/distill_bench/scale.py`: AdamW, cosine, {heal}.
+`benchmarks/distill_bench/rows.py`: AdamW, cosine, {heal}.
 """
 
 

@@ -16,8 +16,7 @@ import torch.distributed as dist
 
 from distill_bench.architectures import parallel_model
 from distill_bench.results import FrontPoint, FrontResult, digest_of
-from distill_bench.rows import FREED, Row
-from distill_bench.scale import MEMORY_INCREASE, PROFILE, RANKS, TOKENS, Scale
+from distill_bench.rows import FREED, MEMORY_INCREASE, PROFILE, RANKS, TOKENS, Row, Scale
 from distill_bench.texts import TextData
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.plan import Front, Point, connectivity_of, find_front, measure_damage, measure_together

@@ -15,8 +15,7 @@ from typing import Any
 
 from common import decode, load_records, write_records
 
-from distill_bench.rows import Row
-from distill_bench.scale import MEMORY_INCREASE, PROFILE, RANKS, TOKENS, Scale
+from distill_bench.rows import MEMORY_INCREASE, PROFILE, RANKS, TOKENS, Row, Scale
 
 SCHEMA = 1
 FILE = "result.json"

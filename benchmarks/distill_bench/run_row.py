@@ -20,8 +20,7 @@ from distill_bench.architectures import new_model, parameters
 from distill_bench.judge import continue_prompts, judge
 from distill_bench.planning import find_plan
 from distill_bench.results import FILE, FrontResult, Result, digest_of, kept
-from distill_bench.rows import Row, rows_of
-from distill_bench.scale import Scale
+from distill_bench.rows import Row, Scale, rows_of
 from distill_bench.texts import TextData, text_data
 from farskip_compile import prepare
 from farskip_compile.config import FarSkipConfig
@@ -82,13 +81,13 @@ def _trained_and_judged(rows: Path, row: Row, scale: Scale, data: TextData) -> R
         steps, best, tokens = done.steps, done.best_step, done.tokens
         history = _history(own / METRICS)
     teacher = model if row.kind == "teacher" else teacher_of(rows, row)
-    verdict = judge(model, config, teacher, data.judged_by)
+    figures = judge(model, config, teacher, data.judged_by)
     main = row.connectivity in ("full", "none") and row.layers is None and (row.seed, row.times) == (scale.seeds[0], 1)
     samples = continue_prompts(model, config, data, scale.new_tokens) if main else []
     return Result(
         row=row,
         digest=digest_of(row, scale),
-        **vars(verdict),
+        **figures,
         steps=steps,
         best_step=best,
         tokens=tokens,

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from distill_bench.scale import Scale
+from distill_bench.rows import Scale
 from farskip_compile.distill import text_batches
 
 END = "<end>"

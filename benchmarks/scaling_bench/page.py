@@ -10,8 +10,7 @@ from pathlib import Path
 from common import markdown, picture
 
 from farskip_compile.simulate.text import WORTH, duration
-from scaling_bench.points import Found
-from scaling_bench.sweeps import SWEEPS, Sweep
+from scaling_bench.sweeps import SWEEPS, Found, Sweep
 
 ROOM = 1.6
 """Height of a panel over its highest speed-up; where much is exposed, the ideal line leaves the panel."""

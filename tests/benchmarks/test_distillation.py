@@ -21,8 +21,7 @@ from distill_bench.judge import compiled_with_counts, fullest, moved
 from distill_bench.page import write_page
 from distill_bench.plot import write_plot
 from distill_bench.results import FrontPoint, FrontResult, Judged, Result, Results
-from distill_bench.rows import Row, rows_of
-from distill_bench.scale import QUICK, SMOKE, WHOLE
+from distill_bench.rows import QUICK, SMOKE, WHOLE, Row, rows_of
 from distill_bench.targets import judge_healing, judge_targets, row_text, targets_text
 from distill_bench.workers import run_rows
 

@@ -6,8 +6,7 @@ import dataclasses
 
 import pytest
 from scaling_bench.page import draw, tables, targets
-from scaling_bench.points import Found
-from scaling_bench.sweeps import SWEEPS, with_bandwidth
+from scaling_bench.sweeps import SWEEPS, Found, with_bandwidth
 
 from farskip_compile.costs import load_profile
 
