@@ -26,14 +26,13 @@ from farskip_compile.manifest.graph_parameters import graph_parameters
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.graph_snapshot import Backup
 from farskip_compile.passes.normalize import normalize
-from farskip_compile.passes.residual import read_table
+from farskip_compile.passes.residual import Reading, read_table
 from farskip_compile.passes.residual.not_a_sum import not_a_sum
-from farskip_compile.passes.residual.table import ResidualTable
 from farskip_compile.passes.residual.tags import tag_terms
 from farskip_compile.passes.rewire import rewire
 from farskip_compile.passes.rewire.merge_reductions import merge_reductions
 from farskip_compile.passes.rewire.request import Request, ask
-from farskip_compile.report.compile import CompileReport, Outcome, row_reports
+from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.report.wiring import classify_wiring
 from farskip_compile.verify.rewiring import snapshot, verify
 
@@ -85,7 +84,7 @@ def _run(module: fx.GraphModule, config: FarSkipConfig, timer: Timer) -> Compile
     with timer("normalize"):
         normalized = normalize(module)
     with timer("residual"):
-        table = _read_whole(module)
+        reading = _read_whole(module)
     common: dict[str, Any] = {
         "nodes": nodes,
         "config": config.to_json(),
@@ -93,20 +92,21 @@ def _run(module: fx.GraphModule, config: FarSkipConfig, timer: Timer) -> Compile
         "checkpoints_opened": normalized.checkpoints_opened,
         "writes_replaced": normalized.writes_replaced,
     }
-    if table is None:
+    if reading is None:
         return CompileReport(Outcome.NO_STACK, reason="no sum that a sub-block reads from", **common)
     manifest = config.manifest if isinstance(config.manifest, Manifest) else None
     with timer("request"):
-        parameters = graph_parameters(table)
+        table = reading.table
+        parameters = graph_parameters(reading)
         if manifest is not None:
             check_as_written(manifest, table, parameters)
         request = ask(table, config.connectivity, config.layers)
         wanted = request.wanted(table)
         if manifest is not None:
             check_rewired(manifest, wanted)
-        before = snapshot(table)
+        before = snapshot(reading)
     with timer("rewire"):
-        parted = rewire(module, table, request)
+        split = rewire(module, reading, request)
         merged = merge_reductions(module) if config.merge_reductions and request.left_out else 0
     with timer("verify"):
         found = verify(module, wanted, before)
@@ -115,13 +115,11 @@ def _run(module: fx.GraphModule, config: FarSkipConfig, timer: Timer) -> Compile
     module.recompile()
     return CompileReport(
         _outcome(request),
-        terms=tuple(term.name for term in table.terms),
-        term_kinds=tuple(term.kind for term in table.terms),
-        rows=row_reports(table, found.table),
+        table=found.table,
         sub_block_parameters=parameters.used,
         wiring_before=classify_wiring(table),
         wiring_after=classify_wiring(found.table),
-        collectives_parted=parted,
+        collectives_parted=split,
         reductions_merged=merged,
         **common,
     )
@@ -133,8 +131,8 @@ def _outcome(request: Request) -> Outcome:
     return Outcome.ALREADY if request.already else Outcome.UNCHANGED
 
 
-def _read_whole(module: fx.GraphModule) -> ResidualTable | None:
-    """The table of `module`, which must hold the whole residual stack.
+def _read_whole(module: fx.GraphModule) -> Reading | None:
+    """The reading of `module`, which must hold the whole residual stack.
 
     Raises:
         PartialModelError: Dynamo cut the stack, or the graph is a single layer.
@@ -142,12 +140,12 @@ def _read_whole(module: fx.GraphModule) -> ResidualTable | None:
     """
     broken, resumed = graph_break_reason(module), is_resumed(module)
     try:
-        table = read_table(module.graph)
+        reading = read_table(module.graph)
     except NotASumError as error:
         if broken or resumed:
             raise _partial("inside a layer", broken or callers_graph_break(), error.where.node) from error
         raise
-    if table is None or table.handles is None:
+    if reading is None:
         if (mixer := next((node for node in module.graph.nodes if ops.is_attention(node)), None)) is not None:
             if broken or resumed:
                 raise _partial("inside a layer", broken or callers_graph_break(), mixer.name)
@@ -157,9 +155,9 @@ def _read_whole(module: fx.GraphModule) -> ResidualTable | None:
                 where=ops.where(mixer),
             )
         return None
-    stream = table.handles.stream
+    stream, table = reading.stream, reading.table
     outputs = set(next(iter(reversed(module.graph.nodes))).all_input_nodes)
-    same_as_root = {stream.root, *(value for value in stream.values if stream.values[value] == table.final)}
+    same_as_root = {stream.root, *(value for value in stream.values if stream.values[value] == table.everything)}
     ends_open = not outputs.isdisjoint(same_as_root)
     begins_open = stream.base.op == "placeholder" and not is_module_state(stream.base)
     if broken and ends_open:
@@ -175,7 +173,7 @@ def _read_whole(module: fx.GraphModule) -> ResidualTable | None:
             way_out='compile the whole model: torch.compile(model, backend="farskip", fullgraph=True)',
             where=ops.where(stream.base),
         )
-    return table
+    return reading
 
 
 def _partial(place: str, reason: str | None, node: str | None) -> PartialModelError:
