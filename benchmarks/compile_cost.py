@@ -4,31 +4,30 @@ Usage: python benchmarks/compile_cost.py [--quick] [--json FILE]
 
 Measured on a DeepSeek-V3 (latent attention, group-limited sigmoid router, one shared expert) of tiny widths with 2,
 8, 32 and 61 layers; 61 is the depth of the real one. Width does not matter: the passes see nodes, not numbers. Each
-size has a process of its own, with one thread, an empty compile cache directory and all of PyTorch's caches off:
+size has its own process, with one thread, an empty compile cache directory and all of PyTorch's caches off:
 
 * `cold total`: the first call of the compiled model, a prefill under `no_grad`: Dynamo, our backend, the inner
   backend with its C++ builds, guards, and the run itself. Measured once.
-* `ours, cold`: the part of that call that was spent in our backend. To time it apart, our backend is called with
-  inner="eager", which adds nothing, and the graph that it rewired is then handed to the inner backend.
+* `ours, cold`: the time that this call spent in our backend. To time it separately, our backend is called with
+  inner="eager", which adds nothing, and the rewired graph is then handed to the inner backend.
 * `share`: `ours, cold` over `cold total`.
 * per-pass times and `ours`: medians over repetitions of our whole backend on copies of the graph that Dynamo
   captured, after the cold calls. `other` is what the reports don't time: the report itself, the cache identity.
-  The sizes take turns, so that a busy machine slows all of them and not one. Python's garbage collector runs as it
-  does for users.
+  The sizes are interleaved, so that a busy machine slows all of them alike. Python's garbage collector runs as usual.
 
 The last line is the verdict, and the exit status is 0 only if both hold:
 
 * growth is linear: the least-squares slope of log(fastest repetition) over log(nodes) from 8 layers on is at most
-  1.15. The slope is the exponent of a power law, so 1 is linear and 2 quadratic. From 8 to 61 layers nodes grow 8.6
-  times: n log n would show as 1.12, a quadratic part that is a tenth of the time at 8 layers as 1.25, n * sqrt(n) as
-  1.5. The fastest repetition, because what other processes add is noise, and never negative. Two layers are left out
-  of the fit: fixed costs dominate there.
+  1.15. The slope is the exponent of a power law: 1 is linear, 2 quadratic. From 8 to 61 layers nodes grow 8.6 times:
+  n log n would show as 1.12, a quadratic term that is a tenth of the time at 8 layers as 1.25, n * sqrt(n) as 1.5.
+  The fastest repetition, because noise from other processes is never negative. Two layers are left out of the fit:
+  fixed costs dominate there.
 * the share at the largest size is under 3 %.
 
 `--quick` compiles 61 layers with inner="aot_eager" (Dynamo, AOTAutograd and its decompositions, but no code
-generation), and beside it captures the other sizes in one process, without compiling them further: they have no
-total. The total is much smaller than Inductor's and the share that much larger: its limit is harder to meet than in
-the full run.
+generation), and meanwhile captures the other sizes in one process without compiling them further: they have no total.
+The total is much smaller than Inductor's and the share that much larger: its limit is harder to meet than in the full
+run.
 """
 
 from __future__ import annotations
@@ -40,24 +39,26 @@ import dataclasses
 import json
 import math
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from common import columns, facts
 
 LAYERS = (2, 8, 32, 61)
 FIT_FROM_LAYERS = 8
 MAX_EXPONENT = 1.15
 MAX_SHARE = 0.03
 CAPTURE_ONLY = "none"
-"""In the place of an inner backend: the call ends when our backend is done."""
+"""Instead of an inner backend: the call ends when our backend is done."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,17 @@ class Measurement:
     passes: dict[str, float]
     """Median of each pass."""
     ours: float
-    """Median of our whole backend, without the inner one."""
+    """Our whole backend without the inner one: median."""
     fastest: float
-    """The same, the fastest repetition."""
+    """The same: fastest repetition."""
     ours_cold: float
-    """Our whole backend in the cold call."""
+    """The same in the cold call."""
     total: float | None
     """The cold call; None if it ended with the capture."""
 
     @property
     def share(self) -> float:
-        """Our part of the cold call."""
+        """Our fraction of the cold call."""
         return math.nan if self.total is None else self.ours_cold / self.total
 
 
@@ -91,38 +92,31 @@ def exponent(points: Sequence[tuple[float, float]]) -> float:
     """Least-squares slope of log(y) over log(x): p of y = c * x^p."""
     if len({x for x, _ in points}) < 2:
         raise ValueError("a slope needs two different sizes")
-    xs = [math.log(x) for x, _ in points]
-    ys = [math.log(y) for _, y in points]
-    x_mean, y_mean = statistics.fmean(xs), statistics.fmean(ys)
-    covariance = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True))
-    return covariance / sum((x - x_mean) ** 2 for x in xs)
+    return statistics.linear_regression(*([math.log(one) for one in axis] for axis in zip(*points, strict=True))).slope
 
 
 def verdict(measurements: Sequence[Measurement]) -> tuple[bool, str]:
-    """Whether growth and share are as they should be, and one line that says so with the figures."""
+    """Whether growth and share are within their limits, and a line with the figures."""
     fitted = [m for m in measurements if m.layers >= FIT_FROM_LAYERS]
     largest = max(measurements, key=lambda m: m.layers)
     growth = exponent([(m.nodes, m.fastest) for m in fitted])
     linear, cheap = growth <= MAX_EXPONENT, largest.share < MAX_SHARE
+    words = ["met" if holds else "missed" for holds in (linear, cheap)]
     span = f"{min(m.layers for m in fitted)} to {largest.layers} layers"
     line = (
         f"{'PASS' if linear and cheap else 'FAIL'}: time ~ nodes^{growth:.2f} from {span} "
-        f"(limit {MAX_EXPONENT}: {_word(linear)}); {100 * largest.share:.2f} % of a cold {largest.inner} compile of "
+        f"(limit {MAX_EXPONENT}: {words[0]}); {100 * largest.share:.2f} % of a cold {largest.inner} compile of "
         f"{largest.layers} layers ({1e3 * largest.ours_cold:.0f} ms of {largest.total or math.nan:.1f} s; "
-        f"limit {100 * MAX_SHARE:g} %: {_word(cheap)})"
+        f"limit {100 * MAX_SHARE:g} %: {words[1]})"
     )
     return linear and cheap, line
-
-
-def _word(holds: bool) -> str:
-    return "met" if holds else "missed"
 
 
 # One size
 
 
 class Probe:
-    """One model size: compiled once cold, then our backend as often as wanted on copies of the captured graph."""
+    """One model size: one cold compile, then any number of runs of our backend on copies of the captured graph."""
 
     def __init__(self, layers: int, inner: str) -> None:
         import torch
@@ -183,7 +177,7 @@ class Probe:
         self.rows.append({**timed, "other": whole["ours"] - sum(timed.values()), **whole})
 
     def _rewire(self, module: Any, inputs: Sequence[Any]) -> None:
-        """Rewire `module` in place, with all that our backend does before it calls the inner one."""
+        """All that our backend does before it calls the inner one; `module` is rewired in place."""
         self._ours(module, inputs)
         self._identity(module)
 
@@ -203,7 +197,7 @@ class Probe:
 
 
 class _Captured(Exception):
-    """Ends a call whose graph is all that is wanted."""
+    """Ends a call once its graph is captured."""
 
 
 def _stop(*args: Any) -> Any:
@@ -211,7 +205,7 @@ def _stop(*args: Any) -> Any:
 
 
 def _copy(module: Any) -> Any:
-    """A graph module of the same class (Dynamo's generate their code lazily) with a graph of its own."""
+    """A graph module of the same class (Dynamo's generate their code lazily) with a copy of the graph."""
     kind = next(base for base in type(module).__mro__ if not base.__qualname__.endswith("GraphModuleImpl"))
     return kind(module, copy.deepcopy(module.graph))
 
@@ -227,71 +221,46 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 # Processes
 
-
-def serve(sizes: Sequence[int], inner: str) -> None:
-    """In a worker: compile each size, say so, repeat for each line of input, and print the results at its end."""
-    probes = [Probe(size, inner) for size in sizes]
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        for probe in probes:
-            probe.repeat()
-        print("done", flush=True)
-    print(json.dumps([dataclasses.asdict(probe.result()) for probe in probes]))
+_probes: list[Probe] = []
+"""Of this worker."""
 
 
-class Worker:
-    """A fresh process with an empty cache directory that measures some sizes."""
+def _begin(cache: str) -> None:
+    """Before anything imports torch."""
+    os.environ.update(TORCHINDUCTOR_CACHE_DIR=cache, OMP_NUM_THREADS="1")
 
-    def __init__(self, sizes: Sequence[int], inner: str, cache: str) -> None:
-        self.sizes = sizes
-        command = [sys.executable, __file__, "--inner", inner, "--worker", *map(str, sizes)]
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
 
-    def wait(self, word: str) -> None:
-        """Until the worker prints `word`."""
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.strip() == word:
-                return
-        raise SystemExit(f"measuring {self.sizes} layers failed with exit status {self._process.wait()}")
+def _compile(sizes: Sequence[int], inner: str) -> None:
+    _probes.extend(Probe(size, inner) for size in sizes)
 
-    def repeat(self) -> None:
-        """One repetition of each of its sizes."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        self.wait("done")
 
-    def results(self) -> list[Measurement]:
-        """End the worker."""
-        output, _ = self._process.communicate()
-        return [Measurement(**fields) for fields in json.loads(output.splitlines()[-1])]
+def _repeat() -> None:
+    for probe in _probes:
+        probe.repeat()
 
-    def stop(self) -> None:
-        """End the worker in any case."""
-        self._process.kill()
-        self._process.wait()
+
+def _results() -> list[Measurement]:
+    return [probe.result() for probe in _probes]
 
 
 def measure_all(lots: Sequence[tuple[Sequence[int], str]], repetitions: int, together: bool) -> list[Measurement]:
-    """One worker for each lot of sizes and their inner backend; cold calls one after another or all together."""
+    """One fresh process for each lot of sizes and their inner backend; cold calls one after another or all together."""
     with contextlib.ExitStack() as stack:
-        workers = []
+        workers, compiled = [], []
         for sizes, inner in lots:
-            worker = Worker(sizes, inner, stack.enter_context(tempfile.TemporaryDirectory()))
-            stack.callback(worker.stop)
-            workers.append(worker)
+            cache = stack.enter_context(tempfile.TemporaryDirectory())
+            context = get_context("spawn")
+            pool = ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(cache,))
+            workers.append(stack.enter_context(pool))
+            compiled.append(pool.submit(_compile, sizes, inner))
             if not together:
-                worker.wait("ready")
-        for worker in workers if together else ():
-            worker.wait("ready")
+                compiled[-1].result()
+        for one in compiled:
+            one.result()
         for _ in range(repetitions):
             for worker in workers:
-                worker.repeat()
-        return sorted((found for worker in workers for found in worker.results()), key=lambda m: m.layers)
+                worker.submit(_repeat).result()
+        return sorted((found for one in workers for found in one.submit(_results).result()), key=lambda m: m.layers)
 
 
 # Output
@@ -315,30 +284,7 @@ def table(measurements: Sequence[Measurement]) -> str:
                 "-" if m.total is None else f"{100 * m.share:.2f} %",
             ]
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-
-
-def processor() -> str:
-    """Its name, how many cores, and the system."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return f"{name}, {os.cpu_count()} cores, {platform.system()}"
-
-
-def machine() -> str:
-    """Processor, cores and load."""
-    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
-    return processor() + load
-
-
-def versions() -> str:
-    """Python, PyTorch and this package."""
-    from importlib.metadata import version
-
-    return f"Python {platform.python_version()}, torch {version('torch')}, farskip-compile {version('farskip-compile')}"
+    return columns(lines)
 
 
 def arguments() -> argparse.Namespace:
@@ -349,7 +295,6 @@ def arguments() -> argparse.Namespace:
         "--inner", choices=("inductor", "aot_eager", CAPTURE_ONLY), help="the inner backend (default: inductor)"
     )
     parser.add_argument("--repetitions", type=int, help="of our backend, per size (default: 7; quick: 3)")
-    parser.add_argument("--worker", type=int, nargs="+", metavar="LAYERS", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.inner = args.inner or ("aot_eager" if args.quick else "inductor")
     args.repetitions = args.repetitions or (3 if args.quick else 7)
@@ -358,11 +303,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = arguments()
-    if args.worker:
-        serve(args.worker, args.inner)
-        return 0
     start = time.perf_counter()
-    described, software, command = machine(), versions(), " ".join(["python", *sys.argv])
+    about = facts()
     *small, largest = LAYERS
     lots = [([largest], args.inner), (small, CAPTURE_ONLY)] if args.quick else [([n], args.inner) for n in LAYERS]
     measurements = measure_all(lots, args.repetitions, together=args.quick)
@@ -370,7 +312,7 @@ def main() -> int:
     passed, line = verdict(measurements)
 
     print(f"Cost of the rewiring: DeepSeek-V3 of tiny widths, prefill of 16 tokens, inner={args.inner!r}")
-    print(f"machine:  {described}\nversions: {software}\ncommand:  {command}")
+    print("\n".join(f"{name + ':':9} {value}" for name, value in about.items()))
     print(
         f"method:   passes in ms, median of {args.repetitions} on copies of the captured graph; cold total once, "
         f"caches off, empty cache directory{', smaller sizes captured meanwhile' * args.quick}; {elapsed:.0f} s in all"
@@ -378,9 +320,7 @@ def main() -> int:
     print(table(measurements))
     if args.json is not None:
         record = {
-            "machine": described,
-            "versions": software,
-            "command": command,
+            **about,
             "repetitions": args.repetitions,
             "elapsed": elapsed,
             "measurements": [

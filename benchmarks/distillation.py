@@ -1,17 +1,17 @@
-"""What rewiring does to a trained model, and how much of it comes back: on real English text, on two cores.
+"""How much rewiring damages a trained model, and how much healing recovers: on real English text, on two cores.
 
 Usage: python benchmarks/distillation.py [--quick] [--models ...] [--folder FOLDER] [--json FILE] [--table]
 
 Two models of some million parameters, in the style of DeepSeek-V3 (shared experts) and Qwen3-MoE (none), unmodified
-ones of transformers, are trained on a dictionary of English. Then each row (`distill_bench/rows.py`) is rewired by our
-backend and healed by `farskip_compile.distill`: by KL to the teacher, or by the text alone; under each connectivity; in
-the last layers alone; by the plan's choice. Others are trained from scratch under `full`. All are judged on held-out
-text of the same source and of another one (`distill_bench/judge.py`).
+models of transformers, are trained on a dictionary of English. Then our backend rewires each row
+(`distill_bench/rows.py`), and `farskip_compile.distill` heals it: by KL to the teacher, or by the text alone; under
+each connectivity; in the last layers alone; by the plan's choice. Others are trained from scratch under `full`. All are
+judged on held-out text of the same source and of another one (`distill_bench/judge.py`).
 
-Rows run two at a time, one thread each. Every finished row is kept in --folder, teachers and other weights too, and is
-not run again; a row that was interrupted goes on from its last state. What is random has a seed. At the end
-docs/distillation.md and its picture are made from the results, unless they are other ones (--quick, --json); `--table`
-makes them anew and runs nothing. The last lines are the targets, met or missed by how much.
+Rows run two at a time, one thread each. Every finished row is kept in --folder with its weights and is not run again;
+an interrupted row resumes from its last state. Everything random has a seed. At the end docs/distillation.md and its
+picture are made from the results (not with --quick or --json); `--table` remakes them and runs nothing. The last lines
+are the targets, met or missed by how much.
 
 Exit status: 0 if all targets are met (--quick: if healing heals); 1 if not, or a row failed; 2 wrong usage.
 """
@@ -24,25 +24,21 @@ import time
 from functools import partial
 from pathlib import Path
 
-from compile_cost import machine, versions
-from distill_bench import scale as scales
+from common import DOCS, RecordsError, facts
+from distill_bench import rows as scales
 from distill_bench.architectures import MODELS
 from distill_bench.page import write_page
 from distill_bench.plot import write_plot
-from distill_bench.results import FrontResult, Result, ResultError, Results
+from distill_bench.results import FrontResult, Result, Results
 from distill_bench.rows import rows_of
 from distill_bench.run_row import run_row
-from distill_bench.targets import judge_healing, judge_targets
-from distill_bench.terminal import facts_text, row_text, targets_text
-from distill_bench.text_data import text_data
-from distill_bench.texts import NoText
+from distill_bench.targets import judge_healing, judge_targets, row_text, targets_text
+from distill_bench.texts import NoText, text_data
 from distill_bench.workers import run_rows
 
 from farskip_compile.errors import FarSkipError
 
 OK, WRONG, USAGE = 0, 1, 2
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
 JSON, PAGE, PICTURE = DOCS / "distillation.json", DOCS / "distillation.md", DOCS / "distillation.png"
 
 
@@ -52,7 +48,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)  # a few steps: does it run?
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="default: both")
     parser.add_argument("--workers", type=int, default=2, help="rows at a time (default: 2)")
-    parser.add_argument("--folder", type=Path, default=ROOT / "out" / "distillation", help="texts, weights, results")
+    parser.add_argument(
+        "--folder", type=Path, default=DOCS.parent / "out" / "distillation", help="texts, weights, results"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help=f"results (default: {JSON.name} in docs/)")
     parser.add_argument("--table", action="store_true", help=f"only make {PAGE.name} and its picture from --json")
     args = parser.parse_args(given)
@@ -71,7 +69,7 @@ def main() -> int:
             publish(Results.load(args.json))
             return OK
         return measure(args)
-    except ResultError as error:
+    except RecordsError as error:
         print(f"distillation.py: {error}", file=sys.stderr)
         return USAGE
     except (FarSkipError, NoText) as error:
@@ -82,19 +80,16 @@ def main() -> int:
 def measure(args: argparse.Namespace) -> int:
     """All rows; then what was found."""
     started = time.perf_counter()
-    facts = {
-        "machine": machine(),
-        "versions": versions(),
-        "command": " ".join(["python", *sys.argv]),
-        "healing": args.scale.healing(),
-    }
-    results = Results(facts, [], [])
-    print(facts_text(results))
-    told = [row for model in args.models for row in rows_of(model, args.scale)]
-    rows = sorted(told, key=lambda row: ORDER[row.kind])
+    about = {**facts(), "healing": args.scale.healing()}
+    results = Results(about, [], [])
+    print("\n".join(f"{name}: {value}" for name, value in about.items()))
+    in_order = [row for model in args.models for row in rows_of(model, args.scale)]
+    rows = sorted(in_order, key=lambda row: ORDER[row.kind])
     print(f"rows: {len(rows)}, {args.workers} at a time", flush=True)
     teachers: dict[str, Result] = {}
-    text = partial(text_data, args.folder, args.scale)  # once: rows that begin together must not both download it
+    text = partial(
+        text_data, args.folder, args.scale
+    )  # called once: rows that begin together must not both download it
     for found in run_rows(rows, args.workers, first=text, work=partial(run_row, args.folder, args.scale)):
         if isinstance(found, FrontResult):
             results.fronts.append(found)
@@ -103,16 +98,16 @@ def measure(args: argparse.Namespace) -> int:
             if found.row.kind == "teacher":
                 teachers[found.row.model] = found
         print(row_text(found, teachers.get(found.row.model)), flush=True)
-    results.sort(told)
+    results.sort(in_order)
     seconds = sum(one.seconds for one in (*results.rows, *results.fronts)) / args.workers
-    facts["time"] = f"{seconds / 60:.0f} minutes, {args.workers} rows at a time"
+    about["time"] = f"{seconds / 60:.0f} minutes, {args.workers} rows at a time"
     results.write(args.json)
     targets = judge_targets(results)
     print(f"\n{time.perf_counter() - started:.0f} s in all\n{targets_text(targets)}")
     if args.publish:
         publish(results)
     if args.scale is not scales.WHOLE:
-        print("These targets are for the whole experiment. At any scale:")
+        print("These targets apply to the whole experiment. At any scale:")
         targets = judge_healing(results)
         print(targets_text(targets))
     passed = all(target.met for target in targets)
@@ -121,7 +116,6 @@ def measure(args: argparse.Namespace) -> int:
 
 
 ORDER = {"teacher": 0, "front": 1, "scratch": 2, "healed": 3, "unhealed": 4}
-"""The longest first: no core is idle at the end."""
 
 
 def publish(results: Results) -> None:

@@ -1,4 +1,4 @@
-"""Measure a network of namespaces against the rate that was set; or remove what killed runs have left.
+"""Measure a network of namespaces against the rate that was set; or remove what killed runs left.
 
 Usage: python benchmarks/network.py [--hosts 2] [--rate 400mbit] [--delay 1ms] [--json FILE] | --clean
 
@@ -6,8 +6,8 @@ One network namespace stands for each host, joined by veth pairs to a bridge; `t
 receives (see `harness/commands.py`). One process on each host measures all-to-all and all-reduce with gloo, by size.
 
 The last line is the verdict. Exit status: 0 the limit is in force (plain TCP reaches 88 to 102 % of it at the largest
-size; headers take 4 %), 1 it is not, or a rank failed, 2 wrong usage, 3 there are no namespaces here, and what was
-measured is the loopback interface, not a network. --rate none sets no limit, and checks none.
+size; headers take 4 %), 1 it is not, or a rank failed, 2 wrong usage, 3 namespaces are not available, and the loopback
+interface was measured instead. --rate none sets no limit, and checks none.
 
 As a library: `from harness import Network`, with this folder on `sys.path`.
 """
@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from compile_cost import machine, versions
+from common import facts
 from harness import HarnessError, Network, QuantityError, bandwidth, janitor
 from harness.iproute import why_not
 
@@ -35,7 +35,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=5, help="of each collective (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for all measurements (default: 300)")
-    parser.add_argument("--clean", action="store_true", help="only remove what killed runs have left")
+    parser.add_argument("--clean", action="store_true", help="only remove what killed runs left")
     return parser.parse_args()
 
 
@@ -66,7 +66,7 @@ def main() -> int:
 
 def report(network: Network, args: argparse.Namespace) -> int:
     """Measure, print, write, and judge."""
-    start, described, command = time.perf_counter(), machine(), " ".join(["python", *sys.argv])
+    start, about = time.perf_counter(), facts()
     sizes = bandwidth.sizes_for(network.link.rate)
     with network:
         what, before = network.describe(), network.sent_bytes()
@@ -83,7 +83,7 @@ def report(network: Network, args: argparse.Namespace) -> int:
         passed, line = False, f"NOT CHECKED: {what} ({problem})"
     wire = None if before is None or after is None else [b - a for a, b in zip(before, after, strict=True)]
 
-    print(f"network:  {what}\nmachine:  {described}\nversions: {versions()}\ncommand:  {command}")
+    print("\n".join(f"{name + ':':9} {value}" for name, value in {"network": what, **about}.items()))
     print(f"method:   gloo, median of {args.repetitions}, slowest rank, spread is the interquartile range;")
     print(f"          built in {built:.1f} s, {time.perf_counter() - start:.1f} s in all")
     if wire is not None:
@@ -98,9 +98,7 @@ def report(network: Network, args: argparse.Namespace) -> int:
             "is_network": is_network,
             "hosts": network.hosts,
             "rate": rate,
-            "machine": described,
-            "versions": versions(),
-            "command": command,
+            **about,
             "repetitions": args.repetitions,
             "rows": [bandwidth.as_json(row, rate) for row in rows],
             "sent_bytes": wire,

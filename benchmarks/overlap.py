@@ -1,4 +1,4 @@
-"""How much of a step's communication is hidden: our backend against everything else there is.
+"""How much of a step's communication is hidden: our backend against every baseline.
 
 Usage: python benchmarks/overlap.py [--quick] [--resume] [--cells CELL ...] [--models ...] [--phases ...]
                                     [--routings ...] [--hosts ...] [--ratios ...]
@@ -6,24 +6,25 @@ Usage: python benchmarks/overlap.py [--quick] [--resume] [--cells CELL ...] [--m
 
 Models in the style of DeepSeek-V3 and Qwen3-MoE, their experts spread over hosts (all-to-all), and of Llama-4, its
 matrices cut among them (all-reduce); prefill, decode and training steps; float32. Routing is balanced (padded
-exchanges) or skewed (dropless ones). Hosts are joined by a network with a limited rate (`network.py`), 2 or 4 of them.
-A cell is one combination, `deepseek_v3/prefill/balanced/2/0.5`: the last is the ratio of communication to compute,
-both measured alone, for which the rate is chosen.
-* compute: the step of the hand-written FarSkip form, compiled by plain Inductor, its collectives giving what they once
-  gave instead of sending: its kernels, without network, waiting or the other ranks.
+exchanges) or skewed (dropless ones). 2 or 4 hosts are joined by a network with a limited rate (`network.py`). A cell is
+one combination, `deepseek_v3/prefill/balanced/2/0.5`: the last is the ratio of communication to compute, both measured
+alone, for which the rate is chosen.
+* compute: the step of the hand-written FarSkip form, compiled by plain Inductor, with collectives that replay recorded
+  results: its kernels, without network, waiting or the other ranks.
 * communication: the collectives of this step one after another at this rate, nothing else.
-* bound: the larger of the two, and what no schedule can hide (`overlap_bench/bound.py`).
+* bound: the larger of the two, plus what no schedule can hide (`overlap_bench/bound.py`).
 
-`overlap_bench/names.py` says what the variants are. All of them, compute and communication take turns in one process on
-each host, so that a slow moment slows all alike. A step takes as long as on its slowest rank; given are the median over
+`overlap_bench/names.py` lists the variants. All of them, compute and communication are interleaved in one process on
+each host, so that a slow moment slows all alike. A step takes as long as on its slowest rank; shown are the median over
 repetitions and the interquartile range. Exposed communication (`farskip_compile.profiling`: a collective is in flight
-and nothing is computed) is that of further steps under the profiler, as a mean over ranks. Our backend, and Inductor's
-own overlap scheduling, are given a profile that is calibrated here. Results are compared on every rank in the same run.
+and nothing is computed) is measured in further steps under the profiler, as a mean over ranks. Our backend and
+Inductor's own overlap scheduling get a profile that is calibrated here. Results are compared on every rank in the same
+run.
 
 Every finished cell is written to --json at once; `--resume` skips what is there. At the end docs/benchmarks.md and its
 picture are made from that file, if it is the default one. The last lines are the targets (`overlap_bench/targets.py`),
-met or missed by how much. Exit status: 0 all met in the cells of this run; 1 not, or a rank failed; 2 wrong usage; 3 if
-there are no namespaces here and all this was measured on the loopback interface.
+met or missed by how much. Exit status: 0 all met in the cells of this run; 1 not, or a rank failed; 2 wrong usage; 3
+namespaces are not available, and all this was measured on the loopback interface.
 """
 
 from __future__ import annotations
@@ -36,19 +37,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from compile_cost import machine, versions
+from common import DOCS, RecordsError, facts
 from harness import HarnessError, Network, QuantityError
 from overlap_bench import cells, settings
 from overlap_bench.cells import Cell, CellError, Group
 from overlap_bench.page import write_page
 from overlap_bench.plot import write_plot
-from overlap_bench.results import Result
-from overlap_bench.store import Store, StoreError
+from overlap_bench.results import Result, Store
 from overlap_bench.targets import Verdict, judge, summary
 from overlap_bench.terminal import cell_text, facts_text
 
 OK, WRONG, USAGE, NO_NETWORK = 0, 1, 2, 3
-DOCS = Path(__file__).parents[1] / "docs"
 JSON, PAGE, PICTURE = DOCS / "benchmarks.json", DOCS / "benchmarks.md", DOCS / "benchmarks.png"
 
 
@@ -90,7 +89,7 @@ def wanted_cells(args: argparse.Namespace) -> list[Cell]:
     """The cells that the arguments name.
 
     Raises:
-        CellError: they name something else.
+        CellError: an argument does not name a cell.
     """
     if args.cells:
         return [Cell.parse(text) for text in args.cells]
@@ -101,7 +100,7 @@ def wanted_cells(args: argparse.Namespace) -> list[Cell]:
 
 
 def effort_of(args: argparse.Namespace) -> settings.Effort:
-    """How large and how often."""
+    """Sizes and repetitions."""
     effort = settings.SMOKE if args.smoke else settings.QUICK if args.quick else settings.FULL
     names = ("repetitions", "layers", "tokens", "width", "calibration")
     given = {name: getattr(args, name) for name in names}
@@ -114,7 +113,7 @@ def main() -> int:
         if args.table or args.plot:
             return rebuild(args)
         return Run(args).measure()
-    except (QuantityError, StoreError) as error:
+    except (QuantityError, RecordsError) as error:
         print(f"overlap.py: {error}", file=sys.stderr)
         return USAGE
     except HarnessError as error:
@@ -149,17 +148,17 @@ class Run:
         self.problem: str | None = None
 
     def measure(self) -> int:
-        """All cells that are wanted; then what was found."""
+        """Measure all requested cells, then print the verdicts."""
         start = time.perf_counter()
         least = min(settings.LEAST, self.effort.repetitions)
+        about = facts()
         self.store.facts = {
-            "versions": versions(),
-            "command": " ".join(["python", *sys.argv]),
+            **{name: about[name] for name in ("versions", "command")},
             "method": f"median and interquartile range of {least} to {self.effort.repetitions} interleaved repetitions "
             f"(no more after {self.effort.seconds:g} s), slowest rank; hidden: the median of {self.effort.profiles} "
             f"profiled steps, mean over ranks",
         }
-        print(facts_text({"machine": machine(), **self.store.facts}, self.width))
+        print(facts_text({"machine": about["machine"], **self.store.facts}, self.width))
         groups = cells.by_group(self.wanted)
         print(f"cells:    {len(self.wanted)} in {len(groups)} groups", flush=True)
         for group, ratios in groups.items():
@@ -207,7 +206,7 @@ class Run:
 
 
 def closing(verdicts: list[Verdict]) -> str:
-    """Each target in each cell, then how many cells meet it."""
+    """Each target in each cell, then the number of cells that meet it."""
     lines = [verdict.line() for verdict in verdicts]
     lines += [f"{target}: met in {met} of {total} cells" for target, met, total in summary(verdicts)]
     return "\n".join(lines)

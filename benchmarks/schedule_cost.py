@@ -39,7 +39,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from compile_cost import exponent, machine, versions
+from common import machine, versions
+from compile_cost import exponent
 
 LAYERS, QUICK_LAYERS = (8, 32, 61), (2, 8)
 PHASES = ("prefill", "training")

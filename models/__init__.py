@@ -1,7 +1,7 @@
 """Plain Mixture-of-Experts models and their hand-written FarSkip forms.
 
-Contract: the models know nothing of the compiler, and the hand-written forms use nothing of it either: they are what
-the compiler's result is compared with. Start reading at `decoder.py`, then `farskip_form.py`.
+Contract: neither the models nor the hand-written forms use the compiler: its results are compared with them. Start at
+`decoder.py`, then `farskip_form.py`.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def build(
 
     Args:
         name: a key of `MODELS`.
-        seed: of the weights; equal seeds give equal whole models.
+        seed: of the weights; equal seeds give equal models.
         dtype: of all weights.
-        device: where the weights are put.
+        device: of the weights.
         parallel: the ranks that share the model; None: this process has all of it.
         **overrides: fields of `ModelConfig`.
     """

@@ -1,18 +1,18 @@
 """Collectives that are launched now and waited for later, in backward as well; and the order of backward.
 
-In:    a tensor that nothing else uses, and the ranks that take part.
-Out:   `Launched`, whose `wait()` gives the result. Reading `value` before that is reading memory in flight.
-Never: waits by itself in forward. In backward it does: the engine can't be told to do anything else meanwhile.
+In:    a tensor that nothing else uses, and the participating ranks.
+Out:   `Launched`, whose `wait()` returns the result. Before that, `value` is memory in flight.
+Never: waits implicitly in forward. In backward it does: nothing else can be scheduled meanwhile.
 
-Eager PyTorch overlaps in forward whatever the caller puts between launch and wait. Backward has no caller: the engine
+In forward, eager PyTorch overlaps whatever the caller puts between launch and wait. Backward has no caller: the engine
 runs the nodes. Two things make it overlap (arXiv 2511.11505, section 4.1 and appendix C):
     1. The backward of a launch launches the transposed collective (all-to-all with the splits swapped; all-reduce for
        all-reduce) and returns memory in flight. A hook on the collective's input waits, just before that gradient is
        used.
-    2. Among the nodes that are ready, the engine runs the one with the highest sequence number, which is its number in
-       the order of creation unless it is set. So the node behind a launch gets the highest of all, to be launched at
-       once, and nodes that would wait may get low ones, so that what is independent of them runs first: `backward_at`.
-The handles of forward and backward are two: the graph may be run while another forward is under way.
+    2. Among the ready nodes, the engine runs the one with the highest sequence number, by default its number in the
+       order of creation. So the node of a launch gets the highest of all, to be launched at once, and nodes that would
+       wait may get low ones, so that independent ones run first: `backward_at`.
+Forward and backward have separate handles: backward may run while another forward is under way.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ import torch.distributed as dist
 from farskip_compile._compat.tensors import set_sequence_number
 
 FIRST = 2**31 - 1
-"""Sequence number of what runs as soon as it is ready."""
+"""Sequence number of nodes that run as soon as they are ready."""
 
 Group = dist.ProcessGroup
 
 
 class Launched:
-    """A collective in flight, or, if `work` is None, a value that needs none."""
+    """A collective in flight, or, if `work` is None, a value that is complete."""
 
     def __init__(self, value: torch.Tensor, work: dist.Work | None = None) -> None:
         self.value = value
         self.work = work
 
     def wait(self) -> torch.Tensor:
-        """The result. On an accelerator this holds up the current stream, and not the host."""
+        """The result. On an accelerator this blocks the current stream, not the host."""
         if self.work is not None:
             self.work.wait()
-            self.work = None  # the backend keeps the memory alive until here, and no longer
+            self.work = None  # the backend keeps the memory alive only until here
         return self.value
 
 
@@ -56,7 +56,7 @@ class _Transposed:
         return value
 
     def wait(self, _: torch.Tensor) -> None:
-        """The hook: what it is given may still be in flight."""
+        """The hook: its argument may still be in flight."""
         if self.in_flight is not None:
             self.in_flight.wait()
             self.in_flight = None
@@ -112,14 +112,14 @@ class _AllReduce(torch.autograd.Function):
 def launch_all_to_all(
     x: torch.Tensor, received: list[int], sent: list[int], group: Group | None, *, wait_at: int
 ) -> Launched:
-    """Rows to all ranks and from all ranks.
+    """Exchange rows with all ranks.
 
     Args:
-        x: [sum(sent), ...], contiguous, sorted by the rank that the rows go to; nothing else may use it.
+        x: [sum(sent), ...], contiguous, sorted by destination rank; nothing else may use it.
         received: rows from each rank.
         sent: rows to each rank.
         group: the ranks; None: the rows stay here, and there is nothing to wait for.
-        wait_at: sequence number of what waits in backward, which is the node that has made `x`.
+        wait_at: sequence number of the node that waits in backward, the one that made `x`.
     """
     if group is None:
         return Launched(x)
@@ -134,8 +134,8 @@ def launch_all_reduce(partial: torch.Tensor, group: Group | None) -> Launched:
     """The sum over all ranks.
 
     Args:
-        partial: this rank's share; nothing else may use it. Where no gradient is needed, it is overwritten.
-        group: the ranks; None: it is whole already.
+        partial: this rank's share; nothing else may use it. It is overwritten if no gradient is needed.
+        group: the ranks; None: it is already complete.
     """
     if group is None:
         return Launched(partial)
@@ -155,7 +155,7 @@ def _launched(x: torch.Tensor, output: torch.Tensor, handle: list[dist.Work], tr
 
 
 def backward_at(number: int, *tensors: torch.Tensor) -> None:
-    """Have the nodes that produced the tensors run in backward as if they had this sequence number."""
+    """Set the sequence number of the nodes that produced the tensors, for backward."""
     for tensor in tensors:
         node: Any = tensor.grad_fn
         if node is not None:

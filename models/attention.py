@@ -1,10 +1,10 @@
 """Causal self-attention: grouped-query (Qwen, Llama, Mixtral) and multi-head latent (DeepSeek).
 
 Contract: `partial(h, rope)` maps the normed stream [B, T, D] to the output of this rank's heads [B, T, D], *not*
-reduced over the tensor-parallel ranks; `forward` is `partial` followed by that reduction. Keeping the two apart lets
-the FarSkip form add other partial sums before it reduces. `partial` itself is `project` (queries, keys, values) and
-then `mix` (the attention proper and the output projection): an overlapped schedule puts other work between the two.
-With a cache (`rope.past`), `mix` appends the keys and values to it and attends to all that it holds.
+reduced over the tensor-parallel ranks; `forward` is `partial` followed by that reduction. Separating the two lets the
+FarSkip form add other partial sums before it reduces. `partial` is `project` (queries, keys, values) and then `mix`
+(the attention proper and the output projection): an overlapped schedule puts other work between them. With a cache
+(`rope.past`), `mix` appends the keys and values to it and attends to everything in it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Attention(nn.Module):
-    """What both kinds share: the attention proper, and the reduction over the tensor-parallel ranks."""
+    """Common to both kinds: the attention proper, and the reduction over the tensor-parallel ranks."""
 
     output: RowLinear
 
@@ -34,14 +34,14 @@ class Attention(nn.Module):
         super().__init__()
         self.parallel = parallel
         self.index = index
-        """Of the layer, which is where a cache keeps its keys and values."""
+        """Index of the layer, by which a cache stores keys and values."""
         self.heads = shard_size(config.heads, parallel.tp_size, "attention heads")
         self.options: dict[str, Any] = {}
-        """Of the kernel: whether several query heads share a key."""
+        """Options of the kernel: whether several query heads share a key."""
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def project(self, h: torch.Tensor, rope: Rope) -> Heads:
-        """The normed stream [B, T, D] -> what the attention proper works on."""
+        """The normed stream [B, T, D] -> the inputs of the attention proper."""
         raise NotImplementedError
 
     def mix(self, heads: Heads, rope: Rope) -> torch.Tensor:
@@ -92,7 +92,7 @@ class GroupedQueryAttention(Attention):
         return flat.unflatten(-1, (-1, self.head_dim))
 
     def project(self, h: torch.Tensor, rope: Rope) -> Heads:
-        """The normed stream [B, T, D] -> what the attention proper works on."""
+        """The normed stream [B, T, D] -> the inputs of the attention proper."""
         query = self.query_norm(self._split_heads(self.query(h))).transpose(1, 2)  # [B, H, T, head_dim]
         key = self.key_norm(self._split_heads(self.key(h))).transpose(1, 2)  # [B, KV, T, head_dim]
         value = self._split_heads(self.value(h)).transpose(1, 2)  # [B, KV, T, head_dim]
@@ -100,7 +100,7 @@ class GroupedQueryAttention(Attention):
 
 
 class LatentAttention(Attention):
-    """Keys and values are expanded from one narrow latent per token; positions travel in channels of their own."""
+    """Keys and values are expanded from one narrow latent per token; positions have separate channels."""
 
     def __init__(self, config: ModelConfig, parallel: ParallelConfig, index: int) -> None:
         super().__init__(config, parallel, index)
@@ -111,7 +111,7 @@ class LatentAttention(Attention):
         query_width = config.heads * (config.nope_head_dim + config.rope_head_dim)
         kv_width = config.heads * (config.nope_head_dim + config.value_head_dim)
         group = parallel.tp_group
-        # The narrow latents are whole on every rank; only what is per head is cut.
+        # every rank has the whole narrow latents; only what is per head is sharded
         self.query_down: nn.Module = nn.Identity()
         if config.query_rank is not None:
             self.query_down = nn.Sequential(
@@ -125,7 +125,7 @@ class LatentAttention(Attention):
         self.output = RowLinear(config.heads * config.value_head_dim, config.hidden_size, group, "attention channels")
 
     def project(self, h: torch.Tensor, rope: Rope) -> Heads:
-        """The normed stream [B, T, D] -> what the attention proper works on."""
+        """The normed stream [B, T, D] -> the inputs of the attention proper."""
         query = self.query_up(self.query_down(h)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         query_nope, query_rope = query.split([self.nope_head_dim, self.rope_head_dim], dim=-1)  # [B, H, T, .]
 

@@ -1,8 +1,8 @@
-"""Keys and values of the tokens seen so far, in memory of fixed size: what a decode step needs of them.
+"""Keys and values of the tokens seen so far, in memory of fixed size, for decode steps.
 
 In:    `KeyValueCache` gets the size of the model's keys and values, `begin` the shape of the ids of a call, and
        `CacheStep.append` the keys and values of one layer's attention for these tokens.
-Out:   all keys and values of that layer, and the mask that hides what is not written yet.
+Out:   all keys and values of that layer, and the mask that hides unwritten ones.
 Never: grows, synchronises with the device, or keeps a gradient.
 
     cache = decoder.new_cache(batch=8, length=1024)
@@ -75,15 +75,15 @@ class KeyValueCache:
         self.values = [torch.zeros(batch, heads, length, value_width, dtype=dtype, device=device) for _ in layers]
         """Per layer [B, KV heads of this rank, L, width of a value]."""
         self.position = torch.zeros((), dtype=torch.int64, device=device)
-        """Number of tokens cached so far, []. Set it to pretend that so many tokens went before."""
+        """Number of cached tokens, []. Set it to pretend that this many tokens came before."""
 
     def begin(self, batch: int, length: int) -> CacheStep:
         """Places for the tokens of a call with ids [batch, length].
 
         Raises:
-            ConfigError: another batch than the cache's, or more tokens than it has room for. Whether the places are
-                still free depends on `position`, on the device, and is not looked at: writing past the end is an
-                error of the device's index operation.
+            ConfigError: the batch differs from the cache's, or there are more tokens than it has room for. Whether the
+                places are still free depends on `position`, on the device, and is not checked: writing past the end is
+                an error of the device's index operation.
         """
         if batch != self.batch:
             refuse(ConfigError, "the batch is not the one that the cache was made for", way_out="decoder.new_cache")
@@ -94,11 +94,11 @@ class KeyValueCache:
         return CacheStep(self, positions, places <= positions.unsqueeze(-1))
 
     def advance(self, length: int) -> None:
-        """Count the tokens of a call that is complete."""
+        """Count the tokens of a completed call."""
         self.position.add_(length)
 
     def reset(self) -> None:
-        """Forget all tokens; the memory is kept, and what is in it stays behind the mask."""
+        """Forget all tokens; the memory is kept, its contents masked."""
         self.position.zero_()
 
 
@@ -116,7 +116,7 @@ class CacheStep:
         """Write one layer's keys [B, KV, T, .] and values [B, KV, T, .]; all of that layer, [B, KV, L, .] each.
 
         Raises:
-            ConfigError: a gradient would be needed, and memory that is overwritten keeps none.
+            ConfigError: a gradient would be needed, which overwritten memory can't provide.
         """
         if key.requires_grad or value.requires_grad:
             refuse(ConfigError, "a cache keeps no gradients", way_out="run the model under torch.no_grad()")

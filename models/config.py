@@ -1,7 +1,7 @@
-"""What a model is made of (`ModelConfig`) and how it is spread over ranks (`ParallelConfig`).
+"""The architecture of a model (`ModelConfig`) and how it is spread over ranks (`ParallelConfig`).
 
-Contract: both are immutable, and an impossible combination is an error when the object is made, not later in a
-forward pass. Nothing here holds weights.
+Contract: both are immutable, and an impossible combination is an error on construction, not later in a forward pass.
+Nothing here holds weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EpMode = Literal["padded", "dropless", "allgather"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The architecture of a decoder: enough knobs to write down DeepSeek-V3, Qwen3-MoE, Llama-4 or Mixtral."""
+    """The architecture of a decoder: enough options to express DeepSeek-V3, Qwen3-MoE, Llama-4 or Mixtral."""
 
     vocab_size: int = 128
     """Number of token ids."""
@@ -33,7 +33,7 @@ class ModelConfig:
     norm_epsilon: float = 1e-6
     """Added to the variance inside every norm."""
     residual_scale: float = 1.0
-    """Every branch output is multiplied by this before it is added to the stream (Granite). 1.0: no such node."""
+    """Multiplies every branch output before it is added to the stream (Granite). 1.0: no such node."""
     parallel_block: bool = False
     """Attention and feed-forward both read one shared norm of the stream (Cohere)."""
     dropout: float = 0.0
@@ -71,7 +71,7 @@ class ModelConfig:
     top_k: int = 2
     """Experts that each token is sent to."""
     shared_experts: int = 0
-    """Experts that every token goes through: separate modules, added one after another."""
+    """Experts that every token passes: separate modules, added one after another."""
     router: RouterKind = "softmax"
     """How experts are scored and chosen; see `router.py`."""
     renormalise_weights: bool = True
@@ -83,8 +83,8 @@ class ModelConfig:
     routed_scaling_factor: float = 1.0
     """Multiplies the weights of the chosen experts; `sigmoid_groups` only."""
     router_skew: float = 0.0
-    """How uneven the load of the experts is: expert e - 1 is chosen about in proportion to 1 / e^router_skew, by a bias
-    on the scores (`skew.py`). 0.0: no such node, the load that the weights give."""
+    """Skew of the experts' load: expert e - 1 is chosen about in proportion to 1 / e^router_skew, by a bias on scores
+    (`skew.py`). 0.0: no such node; the weights decide the load."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "heads", "kv_heads", "intermediate_size", "experts", "top_k"):
@@ -137,19 +137,19 @@ class ParallelConfig:
     """Which ranks share the work. The default is one process that holds everything."""
 
     ep_group: dist.ProcessGroup | None = None
-    """Expert parallelism: each rank holds a slice of the experts, and has tokens of its own. So attention is
-    data-parallel, with whole weights on each rank."""
+    """Expert parallelism: each rank holds a slice of the experts and its own tokens. So attention is data-parallel,
+    with whole weights on each rank."""
     tp_group: dist.ProcessGroup | None = None
     """Tensor parallelism: each rank holds a slice of every head and inner width, and has the same tokens."""
     ep_mode: EpMode = "padded"
-    """How tokens and experts meet. "padded", "dropless": all-to-all to the expert's rank and back, with room per expert
-    or with splits that are counted first (`farskip_compile.comm`). "allgather": every rank gathers the tokens of all
-    ranks, applies its own experts to them, and a reduce-scatter brings home the sums; equally many tokens on each."""
+    """How tokens reach experts. "padded", "dropless": all-to-all to the expert's rank and back, with room per expert or
+    with splits that are counted first (`farskip_compile.comm`). "allgather": every rank gathers the tokens of all,
+    applies its own experts, and a reduce-scatter returns the sums; equally many tokens on each rank."""
     capacity_factor: float | None = None
-    """Room per expert, as a multiple of a balanced load; tokens beyond it are dropped. None: room for every token.
-    The load of one rank's tokens; of all ranks' tokens where these are gathered."""
+    """Room per expert, as a multiple of a balanced load of one rank's tokens (all ranks' where these are gathered);
+    tokens beyond it are dropped. None: room for every token."""
     sequence_parallel: bool = False
-    """Between the sub-blocks, each rank of `tp_group` holds only its part of the tokens; see `tensor_parallel.py`."""
+    """Between sub-blocks, each rank of `tp_group` holds only its share of the tokens; see `tensor_parallel.py`."""
 
     def __post_init__(self) -> None:
         if self.ep_mode not in get_args(EpMode):

@@ -1,10 +1,10 @@
 """The plain decoder: token embedding, layers, final norm, language-model head.
 
-Contract: the residual stream is a plain sum. Every layer reads all of it, and this is what the compiler changes:
+Contract: the residual stream is a plain sum. Every layer reads all of it, which is what the compiler changes:
     x = x + attention(norm(x))
     x = x + feed_forward(norm(x))
-A rank's stream x is [B, T, D], or under sequence parallelism [B * T / ranks, D]; then `gather` stands behind each norm.
-With a cache (see `cache.py`) the ids continue the sequences in it, and the logits are those of these tokens alone.
+A rank's stream x is [B, T, D], or under sequence parallelism [B * T / ranks, D]; then `gather` follows each norm.
+With a cache (see `cache.py`) the ids continue the sequences in it, and the logits are of these tokens alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from farskip_compile.models.tensor_parallel import gather_stream, own_tokens
 
 
 class DecoderLayer(nn.Module):
-    """Attention and a feed-forward, each behind a norm; or, in a parallel block, both behind one shared norm."""
+    """Attention and a feed-forward, each after a norm; or, in a parallel block, both after one shared norm."""
 
     def __init__(self, kind: LayerKind, config: ModelConfig, parallel: ParallelConfig, index: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class DecoderLayer(nn.Module):
             self.feed_forward = MLP(config, config.intermediate_size, parallel)
 
     def scaled(self, branch: torch.Tensor) -> torch.Tensor:
-        """What is added to the stream for the output of a branch."""
+        """The output of a branch as it is added to the stream."""
         return branch if self.residual_scale == 1.0 else branch * self.residual_scale
 
     def gather(self, h: torch.Tensor, rope: Rope) -> torch.Tensor:
@@ -51,7 +51,7 @@ class DecoderLayer(nn.Module):
         """This rank's stream -> this rank's stream."""
         h = self.gather(self.attention_norm(x), rope)
         x = x + self.scaled(self.attention(h, rope))
-        if self.feed_forward_norm is not None:  # otherwise the feed-forward reads what the attention has read
+        if self.feed_forward_norm is not None:  # otherwise the feed-forward reads the attention's input
             h = self.gather(self.feed_forward_norm(x), rope)
         return x + self.scaled(self.feed_forward(h))
 
@@ -86,16 +86,16 @@ class Decoder(nn.Module):
         )
 
     def positions(self, x: torch.Tensor, ids: torch.Tensor, cache: KeyValueCache | None) -> Rope:
-        """What the attentions have to know about where the tokens of `ids` [B, T] stand; `x` is their stream.
+        """The positions of the tokens of `ids` [B, T], for the attentions; `x` is their stream.
 
         Raises:
-            ConfigError: the cache is one for another batch, or shorter than T.
+            ConfigError: the cache is for another batch, or shorter than T.
         """
         batch, length = ids.shape
         return self.rope(x, length, None if cache is None else cache.begin(batch, length))
 
     def rope(self, x: torch.Tensor, length: int, past: CacheStep | None = None) -> Rope:
-        """Rotary tables for `length` positions, behind those of `past`, for a stream with the dtype of `x`."""
+        """Rotary tables for `length` positions, after those of `past`, for a stream with the dtype of `x`."""
         config = self.config
         width = config.head_dim if config.attention == "gqa" else config.rope_head_dim
         return rope_tables(x, length, width, config.rope_theta, past)
@@ -109,10 +109,10 @@ class Decoder(nn.Module):
 
         Args:
             ids: of this rank's sequences.
-            cache: what went before them, and where they are appended; None: nothing did.
+            cache: what came before them, and where they are appended; None: nothing.
 
         Raises:
-            ConfigError: the cache is one for another batch, or shorter than T, or a gradient would be needed.
+            ConfigError: the cache is for another batch, or shorter than T, or a gradient would be needed.
             ParallelismError: the tokens can't be divided among the sequence-parallel ranks.
         """
         x = self.embed(ids)

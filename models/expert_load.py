@@ -1,8 +1,8 @@
 """How evenly the routers of a model spread their tokens over the experts.
 
 In:    a model and token ids.
-Out:   copies of tokens that each expert of each layer is sent.
-Never: changes the model; the hooks that count are gone afterwards.
+Out:   how many copies of tokens are sent to each expert of each layer.
+Never: changes the model; the counting hooks are removed afterwards.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from farskip_compile.models.router import Router, Routing
 
 @torch.no_grad()
 def load_per_expert(model: nn.Module, ids: torch.Tensor, *, group: dist.ProcessGroup | None = None) -> torch.Tensor:
-    """How many copies of tokens each expert is sent in a forward pass of `model(ids)`.
+    """How many copies of tokens are sent to each expert in a forward pass of `model(ids)`.
 
     Args:
         model: a decoder or one of its forms, not compiled.
-        ids: token ids [B, T]; under expert parallelism every rank makes the call with ids of its own.
+        ids: token ids [B, T]; under expert parallelism every rank calls this with its own ids.
         group: the ranks that share the experts, to count the tokens of all of them; None: those of this rank. (With
-            `ep_mode="allgather"` every rank routes the tokens of all ranks in any case: leave it out.)
+            `ep_mode="allgather"` every rank routes the tokens of all ranks anyway: leave it out.)
 
     Returns:
         [MoE layers, experts], int64, on the device of the ids; rows that a padded exchange drops are counted. Rank i of

@@ -2,19 +2,19 @@
 
 Two streams go from layer to layer (a: attention, r: routed experts, s: shared experts):
     x    the residual stream, everything summed
-    n    the same without the routed output of the previous layer: it exists before that layer's combine has arrived
+    n    the same without the routed output of the previous layer: available before that layer's combine has arrived
 A FarSkip layer with experts is then
     a      = attention(norm(n))
     r, s   = experts(norm(x))                    before a is added: dispatch need not wait for the attention
     x_next = (x + a) + (r + s)
     n_next = (x + a) + s
 and a dense layer is a parallel block: x_next = n_next = (x + attention(norm(n))) + mlp(norm(x)).
-Where a layer ends in one reduction over tensor-parallel ranks, r and s are reduced apart here. The all-gather behind a
-norm (sequence parallelism) belongs to the reader: two readers of different streams gather twice.
-A cache holds keys and values of norm(n), so that it can't be shared with the plain model.
+Where a layer ends in one reduction over tensor-parallel ranks, r and s are reduced separately here. The all-gather
+after a norm (sequence parallelism) belongs to the reader: two readers of different streams gather twice.
+A cache holds keys and values of norm(n), so it can't be shared with the plain model.
 
 Contract: plain eager code that shares the decoder's modules and weights, and nothing of the compiler. Sums are formed
-in the order in which the plain model forms them, so that equality can be asked for bit by bit.
+in the plain model's order, so that results can be compared bit for bit.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class FarSkipForm(nn.Module):
         decoder: a plain model; its modules are used, not copied.
         connectivity: "full"; "attention": only attentions read n, feed-forwards read x + a as in the plain model;
             "mlp": only feed-forwards read x (without a), attentions read x; "none": the plain model.
-        layers: first and last layer that are rewired, both included; None: all. A layer before the range is plain,
-            but the first layer in the range does read its n.
-        merge_reductions: under tensor parallelism, add the unreduced attention and shared outputs before one
-            all-reduce, instead of one for each. Equal up to rounding.
+        layers: first and last rewired layer, both inclusive; None: all. A layer before the range is plain, but the
+            first layer in the range reads its n.
+        merge_reductions: under tensor parallelism, one all-reduce of the sum of attention and shared outputs instead of
+            one for each. Equal up to rounding.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class FarSkipForm(nn.Module):
         if merge_reductions and (connectivity != "full" or decoder.parallel.tp_group is None):
             raise ConfigError(
                 "merge_reductions needs tensor parallelism and the full connectivity",
-                way_out="only then are attention and shared output both partial sums that nobody needs apart",
+                way_out="only then are attention and shared output both partial sums that nothing reads separately",
             )
         last = len(decoder.layers) - 1
         self.first_layer, self.last_layer = (0, last) if layers is None else layers
@@ -79,7 +79,7 @@ class FarSkipForm(nn.Module):
             x, n = self.layer(index, x, n, rope)
         if cache is not None:
             cache.advance(ids.shape[1])
-        return self.decoder.head(x, ids.shape[1])  # n ends here: nothing may be left out
+        return self.decoder.head(x, ids.shape[1])  # x: here nothing may be left out
 
     # Who reads what
 
@@ -105,13 +105,13 @@ class FarSkipForm(nn.Module):
 
         x_and_a = x + layer.scaled(layer.attention(attention_input, rope))
         h = self._feed_forward_input(layer, x, x if self.feed_forward_reads_x(index) else x_and_a, rope)
-        if not exports_n:  # dense, or nobody leaves the routed output out: the streams collapse
+        if not exports_n:  # dense, or no reader leaves the routed output out: one stream
             x = x_and_a + layer.scaled(feed_forward(h))
             return x, x
         return self._split(layer, x_and_a, h)
 
     def _feed_forward_input(self, layer: DecoderLayer, x: torch.Tensor, read: torch.Tensor, rope: Rope) -> torch.Tensor:
-        """The normed stream; a parallel block has one norm, and its feed-forward reads x in any case."""
+        """The normed stream; a parallel block has one norm, and its feed-forward always reads x."""
         normed = layer.attention_norm(x) if layer.feed_forward_norm is None else layer.feed_forward_norm(read)
         return layer.gather(normed, rope)
 
@@ -122,7 +122,7 @@ class FarSkipForm(nn.Module):
         if not shared:
             return x_and_a + layer.scaled(moe.reduce(routed)), x_and_a
         s = _sum(shared)
-        if moe.parallel.tp_group is not None:  # reduced apart: s must not wait for the routed experts
+        if moe.parallel.tp_group is not None:  # separately: s must not wait for the routed experts
             s = moe.reduce(s)
             everything = moe.reduce(routed) + s
         else:

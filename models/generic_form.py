@@ -1,16 +1,16 @@
 """The FarSkip form of any decoder, in eager mode: one oracle for all families and code bases.
 
-Contract: runs the model's own forward and adds the residual terms itself (`residual_tensor`): hooks tell which
-sub-block is at work (`sub_blocks`), and each reader of the residual stream gets the sum without the terms that FarSkip
-leaves out (spec: attention without the routed experts of the layer before, experts and dense layers without the
+Contract: runs the model's own forward and adds the residual terms itself (`residual_tensor`): hooks show which
+sub-block is running (`sub_blocks`), and each reader of the residual stream gets the sum without the terms that FarSkip
+leaves out (spec: attention without the routed experts of the previous layer, experts and dense layers without the
 attention of their own layer). Shares parameters with the model, and nothing with the compiler: no graph, no pass.
-Caches, padding, labels and gradients pass through. What it can't do raises `NotImplementedError`.
+Caches, padding, labels and gradients pass through. Anything unsupported raises `NotImplementedError`.
 
-1. A first run on a few tokens, without a cache, finds out in which order the sub-blocks are at work, what each of them
-   is, and which of them share one read of the stream (parallel blocks). Routed is what the experts return, or, where
-   they are no module of their own, what depends on a selection (`selected_terms`).
-2. In every other run a read of the stream is for the sub-block at work, or for the one that begins next. Where
-   sub-blocks that share a read leave out different terms, what is computed from it is computed for each of them.
+1. A first run on a few tokens, without a cache, finds the order of the sub-blocks, their kinds, and which of them share
+   one read of the stream (parallel blocks). Routed is what the experts return, or, where they are not a separate
+   module, what depends on a selection (`selected_terms`).
+2. In every other run a read of the stream is for the running sub-block, or for the one that begins next. Where
+   sub-blocks that share a read leave out different terms, everything computed from it is computed for each of them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ EMBEDDING = "e"
 
 @dataclass
 class _Run:
-    """What happens in one forward pass."""
+    """The events of one forward pass."""
 
     order: list[SubBlock] = field(default_factory=list)
     """Sub-blocks in the order in which they begin."""
@@ -45,13 +45,13 @@ class _Run:
     held: frozenset[str] = frozenset()
     """Labels of the terms that reads of the stream since the last sub-block held."""
     holds: dict[SubBlock, frozenset[str]] = field(default_factory=dict)
-    """Of the terms that each sub-block's reads hold."""
+    """Labels of the terms that each sub-block's reads hold."""
     sharing: set[SubBlock] = field(default_factory=set)
-    """Sub-blocks that began without a read of their own: they share the one of the sub-block before."""
+    """Sub-blocks that began without a read: they share that of the previous sub-block."""
     seen: set[str] = field(default_factory=set)
-    """Names of sub-blocks that added to the stream before somebody read it."""
+    """Names of sub-blocks that added to the stream before it was read."""
     quiet: bool = False
-    """A sub-block runs a second time, to find out what it is."""
+    """A sub-block runs a second time, to determine its kind."""
 
 
 class GenericFarSkipForm(nn.Module):
@@ -81,7 +81,7 @@ class GenericFarSkipForm(nn.Module):
             with torch.no_grad(), _buffers_kept(self.model):
                 args_, kwargs_ = self._few_tokens(args, kwargs)
                 known = self._run(args_, kwargs_, None)[1]
-                # what never reaches the stream itself, such as a router, is part of the sub-block that follows
+                # a module whose output never reaches the stream, such as a router, belongs to the next sub-block
                 if any(block.name not in known.seen for block in known.order):
                     self.blocks = [block for block in self.blocks if block.name in known.seen]
                     known = self._run(args_, kwargs_, None)[1]
@@ -93,9 +93,9 @@ class GenericFarSkipForm(nn.Module):
         return output
 
     def _few_tokens(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """For the first run: without a cache, which a sub-block that runs twice would fill twice.
+        """Inputs of the first run: without a cache, which a sub-block that runs twice would fill twice.
 
-        What has no cache is called as it is called now.
+        A model without a cache keeps its inputs.
         """
         if not hasattr(self.model, "get_input_embeddings"):
             return args, kwargs
@@ -107,7 +107,7 @@ class GenericFarSkipForm(nn.Module):
 
         def label(value: torch.Tensor, beside: frozenset[str]) -> Expression:
             last = run.order[-1].name if run.order else EMBEDDING
-            # what is added inside of a sub-block to its routed part is shared; what reaches the stream is all it adds
+            # a summand inside a sub-block, next to its routed part, is shared; one in the stream is all that it adds
             return Expression(value, frozenset([f"{last} {'whole' if EMBEDDING in beside else 'shared'}"]))
 
         def read(expression: Expression) -> torch.Tensor:
@@ -143,7 +143,7 @@ class GenericFarSkipForm(nn.Module):
 
     @staticmethod
     def _readers(run: _Run, known: _Run | None) -> list[SubBlock]:
-        """For which sub-blocks the stream is being read."""
+        """The sub-blocks for which the stream is being read."""
         if known is None:
             return []
         if run.inside:
@@ -201,7 +201,7 @@ class GenericFarSkipForm(nn.Module):
         return handles
 
     def _terms_to_leave_out(self, run: _Run) -> dict[SubBlock, frozenset[str]]:
-        """For each sub-block the labels that it does not read."""
+        """The labels that each sub-block does not read."""
         routed = [block for block in run.order if block.kind == "moe"]
         shortcut = [block for block in routed if self._is_shortcut(run, block)]
         if shortcut and shortcut == routed:
@@ -233,7 +233,7 @@ class GenericFarSkipForm(nn.Module):
 
     @staticmethod
     def _is_shortcut(run: _Run, moe: SubBlock) -> bool:
-        """Whether the next mixer reads the stream without it: it joins only afterwards."""
+        """Whether the next mixer reads the stream without it: it is added only afterwards."""
         later = run.order[run.order.index(moe) + 1 :]
         mixer = next((block for block in later if block.kind == "mixer"), None)
         return mixer is not None and not any(label.startswith(f"{moe.name} ") for label in run.holds[mixer])
@@ -243,10 +243,10 @@ class GenericFarSkipForm(nn.Module):
 def installed(
     model: nn.Module, connectivity: Connectivity = "full", layers: tuple[int, int] | None = None
 ) -> Iterator[GenericFarSkipForm]:
-    """Within the block, `model` itself is in FarSkip form: also where others call it, as `model.generate` does."""
+    """Within the block, `model` itself is in FarSkip form, also for other callers such as `model.generate`."""
     form = GenericFarSkipForm(model, connectivity, layers)
 
-    @functools.wraps(form.original)  # others look at its parameters
+    @functools.wraps(form.original)  # callers inspect its signature
     def forward(*args: Any, **kwargs: Any) -> Any:
         return form(*args, **kwargs)
 
@@ -259,7 +259,7 @@ def installed(
 
 @contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Counters of the model must not count the first run."""
+    """The first run must not change the model's counters."""
     before = {buffer: buffer.clone() for buffer in model.buffers()}
     try:
         yield

@@ -1,7 +1,7 @@
 """A linear layer without bias that knows which slice of it this rank holds.
 
 Contract: `ColumnLinear` holds some of the outputs, `RowLinear` some of the inputs. Neither communicates: the output
-of a row-sharded layer is a partial sum, and whoever uses it decides when to reduce it.
+of a row-sharded layer is a partial sum, and its user decides when to reduce it.
 """
 
 from __future__ import annotations

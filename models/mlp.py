@@ -1,4 +1,4 @@
-"""The SwiGLU feed-forward: of a dense layer, and of a shared expert.
+"""The SwiGLU feed-forward of a dense layer or a shared expert.
 
 Contract: `partial(h)` is this rank's share of the output, not reduced over the tensor-parallel ranks; `forward` is
 `partial` followed by that reduction.

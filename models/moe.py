@@ -2,12 +2,12 @@
 
 Contract: `routed(h)` and `shared(h)` are this rank's shares of the two parts, not reduced over the tensor-parallel
 ranks. `forward` adds the parts one after another, ((routed + shared 1) + shared 2), and reduces the sum once.
-The FarSkip form calls the parts by themselves. `routed` itself is `assign`, the experts, and `weigh`: an overlapped
-schedule puts other work between these.
+The FarSkip form calls the parts separately. `routed` is `assign`, the experts, and `weigh`: an overlapped schedule puts
+other work between these.
 
-Three ways to the experts of other ranks (`ParallelConfig.ep_mode`). By all-to-all, padded or dropless: `experts` sends
-each token's copies where they belong. By all-gather: everybody routes everybody's tokens, applies the experts that live
-here, and the sum over the ranks is scattered back to the tokens' owners. Shared experts see local tokens only, always.
+Three ways to reach the experts of other ranks (`ParallelConfig.ep_mode`). By all-to-all, padded or dropless: `experts`
+sends each token's copies to their ranks. By all-gather: every rank routes all tokens and applies its own experts, and
+the sum over the ranks is scattered back to the tokens' owners. Shared experts always see local tokens only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from farskip_compile.models.tensor_parallel import reduce_partial
 
 
 class MoE(nn.Module):
-    """A router, its experts, and the shared experts that every token goes through."""
+    """A router, its experts, and the shared experts that every token passes."""
 
     def __init__(self, config: ModelConfig, parallel: ParallelConfig) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class MoE(nn.Module):
         """The weighted sum of each token's chosen experts, [B, T, D]."""
         tokens = h.flatten(0, 1)  # [N, D]
         if self.gather_group is not None:
-            tokens = collectives.all_gather(tokens, 0, self.gather_group)  # [ranks * N, D], routed alike on every rank
+            tokens = collectives.all_gather(tokens, 0, self.gather_group)  # [ranks * N, D], all routed everywhere
         rows, experts, weights = self.assign(tokens)
         apply = self.experts if self.gather_group is None else self.experts.local
         summed = self.weigh(apply(rows, experts, self.slots(tokens.shape[0])), weights)

@@ -1,6 +1,6 @@
-"""The two norms that decoders use in front of a sub-block.
+"""The two norms that decoders use before a sub-block.
 
-Contract: the output has the dtype of the input, and statistics are taken in float32 at least.
+Contract: the output has the dtype of the input; statistics are computed in float32 at least.
 """
 
 from __future__ import annotations

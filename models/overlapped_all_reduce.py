@@ -1,8 +1,8 @@
 """One FarSkip layer under tensor parallelism, by hand: what runs while the all-reduces are in flight.
 
-In:    a decoder layer, the streams in front of it and the tokens' positions; all ranks have the same tokens.
-Out:   the streams behind it, the routed experts' all-reduce possibly in flight; sums in the order of `FarSkipForm`.
-Never: has anything in flight that is not needed: r is reduced apart from what the next attention reads.
+In:    a decoder layer, its input streams and the tokens' positions; all ranks have the same tokens.
+Out:   its output streams, the routed experts' all-reduce possibly in flight; sums in the order of `FarSkipForm`.
+Never: has anything unnecessary in flight: r is reduced separately from what the next attention reads.
 
 Forward, layer k (arXiv 2511.11505, section 4.2):
     1. attention on n, this rank's share a                       all-reduce of r of layer k-1 in flight
@@ -12,12 +12,12 @@ Forward, layer k (arXiv 2511.11505, section 4.2):
     5. router, routed experts r                                  a and s in flight
     6. wait for a and s; launch the all-reduce of r; n           r in flight, up to step 3 of layer k + 1
 Merged, step 2 is left out, and step 4 launches one all-reduce of a + s. In the last layer r and s are reduced as one
-sum, since nobody reads the stream in between; in a dense layer the MLP's reduction is waited for at once.
+sum, since nothing reads the stream in between; in a dense layer the MLP's reduction is waited for at once.
 
-Backward. The gradient of r needs that of x only, and those of a and s need that of n as well, which comes from the next
-attention. A layer's attention is the oldest of its nodes, and so the last to run: when the gradient of x is through,
-and the all-reduce of r of layer k-1 launched. That has the attention of layer k to run under, and those of a and s have
-the routed experts of layer k-1. Launches alone need a sequence number to be set.
+Backward. The gradient of r needs only that of x; those of a and s also need that of n, which comes from the next
+attention. A layer's attention is the oldest of its nodes, and so the last to run: after the gradient of x is complete
+and the all-reduce of r of layer k-1 is launched. The attention of layer k hides that one, and the routed experts of
+layer k-1 hide those of a and s. Only launches need a sequence number.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from farskip_compile.models.rope import Rope
 
 
 def all_reduce_layer(layer: DecoderLayer, streams: Streams, rope: Rope, *, last: bool, merge: bool) -> Streams:
-    """The streams [B, T, D] behind one layer.
+    """The output streams [B, T, D] of one layer.
 
     Args:
         layer: of the decoder.
-        streams: in front of it.
+        streams: its input.
         rope: where the tokens stand.
         last: no layer follows.
         merge: reduce attention and shared experts together where both exist and are needed apart from r.

@@ -1,10 +1,10 @@
 """One FarSkip layer under expert parallelism, by hand: what runs while dispatch and combine are in flight.
 
-In:    a decoder layer, the streams in front of it and the tokens' positions.
-Out:   the streams behind it, a combine possibly in flight; sums in the order of `FarSkipForm`.
-Never: waits before the point where the plain order of work leaves no other choice.
+In:    a decoder layer, its input streams and the tokens' positions.
+Out:   its output streams, a combine possibly in flight; sums in the order of `FarSkipForm`.
+Never: waits before the result is needed.
 
-Forward, layer k behind an MoE layer (arXiv 2511.11505, section 4.1):
+Forward, layer k after an MoE layer (arXiv 2511.11505, section 4.1):
     1. project: norm, queries, keys, values of n                 combine k-1 in flight
     2. wait for combine k-1; x
     3. norm of x, router, permutation of the rows
@@ -13,15 +13,15 @@ Forward, layer k behind an MoE layer (arXiv 2511.11505, section 4.1):
     6. wait for dispatch k; routed experts
     7. launch combine k
     8. shared experts; n of the next layer                       combine k in flight, up to step 2 of layer k + 1
-With no combine in flight, the router comes first, and all of the attention runs under dispatch k. A dense layer runs
-all of its attention under combine k-1.
+With no combine in flight, the router comes first, and the whole attention runs under dispatch k. A dense layer runs its
+whole attention under combine k-1.
 
 Backward, by the sequence numbers of `BackwardOrder`:
     launch combine k transposed; shared experts, mix; wait; routed experts
     launch dispatch k transposed; project, router's weights; wait; permutation, norm of x; layer k - 1
 
-The weights of the chosen experts stay on the token's rank here, where they are needed, and are not dispatched. So the
-router's backward need not wait for the dispatch either.
+The weights of the chosen experts stay on the token's rank, where they are needed, and are not dispatched. So the
+router's backward does not wait for the dispatch either.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from farskip_compile.models.rope import Rope
 
 
 def all_to_all_layer(layer: DecoderLayer, streams: Streams, rope: Rope) -> Streams:
-    """The streams [B, T, D] of this rank's tokens behind one layer."""
+    """The output streams [B, T, D] of one layer, for this rank's tokens."""
     if isinstance(layer.feed_forward, MLP):
         return _dense(layer, layer.feed_forward, streams, rope)
     return _moe(layer, layer.feed_forward, streams, rope)

@@ -1,7 +1,7 @@
-"""The way of one layer's rows to their experts and back, in four steps that other work may stand between.
+"""One layer's rows to their experts and back, in four steps with room for other work in between.
 
-In:    rows [R, D] and the expert of each, as `farskip_compile.comm.dispatch` takes them.
-Out:   the same blocks and rows, bit for bit, as `dispatch` and `combine` of that module give.
+In:    rows [R, D] and the expert of each, as for `farskip_compile.comm.dispatch`.
+Out:   the same blocks and rows, bit for bit, as from `dispatch` and `combine` of that module.
 Never: communicates in `compute` or `returned`, which only wait.
 
     exchange = make_exchange(experts, slots)
@@ -26,7 +26,7 @@ from farskip_compile.models.overlapped_streams import BackwardOrder
 
 
 class Exchange:
-    """One layer's rows on their way; an object is used once, its methods in the order in which they stand here."""
+    """One layer's rows in flight; an object is used once, its methods called in this order."""
 
     _outward: Launched
     _homeward: Launched
@@ -41,11 +41,11 @@ class Exchange:
         raise NotImplementedError
 
     def compute(self) -> torch.Tensor:
-        """Wait for everybody's rows, and run this rank's experts on them: what `combine` takes, [rows, D]."""
+        """Wait for the rows of all ranks, and run this rank's experts on them: the input of `combine`, [rows, D]."""
         raise NotImplementedError
 
     def combine(self, results: torch.Tensor) -> None:
-        """Launch the results, sorted by rank, towards where the rows came from."""
+        """Launch the results, sorted by rank, back to where the rows came from."""
         raise NotImplementedError
 
     def returned(self) -> torch.Tensor:
@@ -54,7 +54,7 @@ class Exchange:
 
 
 class PaddedExchange(Exchange):
-    """All sizes are known beforehand; rows beyond the last slot of an expert are dropped."""
+    """All sizes are known in advance; rows beyond the last slot of an expert are dropped."""
 
     def __init__(self, experts: Experts, slots: int) -> None:
         super().__init__(experts)
@@ -74,13 +74,13 @@ class PaddedExchange(Exchange):
         )
 
     def compute(self) -> torch.Tensor:
-        """Wait for everybody's rows, and run this rank's experts on them: what `combine` takes, [rows, D]."""
+        """Wait for the rows of all ranks, and run this rank's experts on them: the input of `combine`, [rows, D]."""
         by_source = self._outward.wait().unflatten(0, (self.ranks, -1, self.slots))  # [ranks, E / ranks, slots, D]
         results = self.experts.all(by_source.transpose(0, 1).flatten(1, 2))  # [E / ranks, ranks * slots, D]
         return results.unflatten(1, (self.ranks, -1)).transpose(0, 1).reshape(-1, results.shape[-1])
 
     def combine(self, results: torch.Tensor) -> None:
-        """Launch the results, sorted by rank, towards where the rows came from."""
+        """Launch the results, sorted by rank, back to where the rows came from."""
         self._homeward = launch_all_to_all(results, self.places, self.places, self.group, wait_at=BackwardOrder.COMBINE)
 
     def returned(self) -> torch.Tensor:
@@ -89,7 +89,7 @@ class PaddedExchange(Exchange):
 
 
 class DroplessExchange(Exchange):
-    """No row is dropped and no room wasted, but the sizes depend on the data."""
+    """No row is dropped and no room wasted, but sizes depend on the data."""
 
     def dispatch(self, rows: torch.Tensor, expert_of_row: torch.Tensor) -> None:
         """Count the rows of each expert on all ranks, and launch rows [R, D] towards the experts [R]."""
@@ -110,7 +110,7 @@ class DroplessExchange(Exchange):
         )
 
     def compute(self) -> torch.Tensor:
-        """Wait for everybody's rows, and run this rank's experts on them: what `combine` takes, [rows, D]."""
+        """Wait for the rows of all ranks, and run this rank's experts on them: the input of `combine`, [rows, D]."""
         pieces = self._outward.wait().split([count for per_rank in self.counts for count in per_rank])
         local = self.experts.local_experts
         segments = self.experts.each([torch.cat(pieces[expert::local]) for expert in range(local)])
@@ -120,7 +120,7 @@ class DroplessExchange(Exchange):
         return torch.cat([piece for from_rank in zip(*by_expert, strict=True) for piece in from_rank])
 
     def combine(self, results: torch.Tensor) -> None:
-        """Launch the results, sorted by rank, towards where the rows came from."""
+        """Launch the results, sorted by rank, back to where the rows came from."""
         self._homeward = launch_all_to_all(results, self.sent, self.received, self.group, wait_at=BackwardOrder.COMBINE)
 
     def returned(self) -> torch.Tensor:
@@ -130,7 +130,7 @@ class DroplessExchange(Exchange):
 
 
 def make_exchange(experts: Experts, slots: int) -> Exchange:
-    """The exchange that the model's parallelism asks for; `slots` is the room per expert of a padded one."""
+    """The exchange for the model's parallelism; `slots` is the room per expert of a padded one."""
     if experts.dropless and experts.ep_group is not None:
         return DroplessExchange(experts)
     return PaddedExchange(experts, slots)

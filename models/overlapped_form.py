@@ -50,7 +50,7 @@ class OverlappedForm(nn.Module):
         if merge_reductions and parallel.tp_group is None:
             raise ConfigError(
                 "merge_reductions needs tensor parallelism",
-                way_out="without it the attention's output is no partial sum, and nothing is reduced",
+                way_out="without it the attention's output is not a partial sum, and nothing is reduced",
             )
         if parallel.sequence_parallel or (parallel.tp_group is not None and parallel.ep_group is not None):
             raise ParallelismError(
@@ -59,7 +59,7 @@ class OverlappedForm(nn.Module):
             )
         if parallel.ep_group is not None and parallel.ep_mode == "allgather":
             raise ParallelismError(
-                "the overlapped form brings tokens to experts by all-to-all, not by all-gather",
+                "the overlapped form sends tokens to experts by all-to-all, not by all-gather",
                 way_out='ParallelConfig(ep_mode="padded") or "dropless"; or FarSkipForm',
             )
         self.decoder = decoder
@@ -79,4 +79,4 @@ class OverlappedForm(nn.Module):
                 streams = all_reduce_layer(layer, streams, rope, last=index == last, merge=self.merge_reductions)
         if cache is not None:
             cache.advance(ids.shape[1])
-        return self.decoder.head(streams.x(), ids.shape[1])  # n ends here: nothing may be left out
+        return self.decoder.head(streams.x(), ids.shape[1])  # x: here nothing may be left out

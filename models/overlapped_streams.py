@@ -1,8 +1,7 @@
-"""What goes from layer to layer of an overlapped FarSkip model, and the order of backward within a layer.
+"""The streams between the layers of an overlapped FarSkip model, and the order of backward within a layer.
 
-In:    nothing.
-Out:   `Streams`: n, which is there, and x, for which a routed output on its way may have to arrive.
-Never: waits unless x is asked for.
+Out:   `Streams`: n, which is available, and x, which may have to wait for a routed output in flight.
+Never: waits unless x is requested.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from farskip_compile.models.decoder import DecoderLayer
 
 @dataclass(frozen=True)
 class Streams:
-    """The two streams in front of a layer."""
+    """The two input streams of a layer."""
 
     n: torch.Tensor
-    """Without the routed output of the layer before: what the attention reads, [B, T, D]."""
+    """Without the routed output of the previous layer: what the attention reads, [B, T, D]."""
     late: Callable[[], torch.Tensor] | None = None
-    """Waits for that output and gives x, [B, T, D]; to be called once. None: nothing is on its way, x is n."""
+    """Waits for that output and returns x, [B, T, D]; to be called once. None: nothing is in flight, x is n."""
 
     def x(self) -> torch.Tensor:
         """Everything summed: what the feed-forward reads."""
@@ -32,12 +31,12 @@ class Streams:
 
 
 class BackwardOrder(IntEnum):
-    """Sequence numbers of nodes that must run after all that is independent of them; higher ones come first.
+    """Sequence numbers of nodes that must run after everything independent of them; higher ones come first.
 
-    Among themselves: while the transposed combine is in flight, the shared experts and the attention proper run by
-    their own, large numbers, and then COMBINE waits for it. The experts run, and the transposed dispatch is launched;
-    under it run PROJECTIONS and ROUTING, and then DISPATCH waits for it. x, and with it the layer before, needs no
-    number: it is not ready before that.
+    While the transposed combine is in flight, the shared experts and the attention proper run by their own, large
+    numbers, and then COMBINE waits for it. The experts run, and the transposed dispatch is launched; under it run
+    PROJECTIONS and ROUTING, and then DISPATCH waits for it. x, and with it the previous layer, needs no number: it is
+    not ready earlier.
     """
 
     DISPATCH = 0
@@ -51,7 +50,7 @@ class BackwardOrder(IntEnum):
 
 
 def feed_forward_norm(layer: DecoderLayer) -> nn.Module:
-    """The norm in front of the feed-forward; a parallel block has one norm for both readers."""
+    """The norm before the feed-forward; a parallel block has one norm for both readers."""
     return layer.attention_norm if layer.feed_forward_norm is None else layer.feed_forward_norm
 
 

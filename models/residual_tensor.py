@@ -1,11 +1,10 @@
-"""A tensor that remembers of which terms it is the sum: eager mode's view of the residual stream.
+"""A tensor that records the terms of its sum: eager mode's view of the residual stream.
 
-Contract: `ResidualTensor` holds the value that the model computed and the expression behind it. Adds and steps that
-keep a sum a sum (views, casts, scalings by a number or a vector of channels) extend the expression; every other
-operator *reads* the sum, and gets the value that `reading` decides on. `Expression.without(labels)` is the value with
-some terms set to zero: 0 + y is y, and what holds none of them is taken as it is, so that the order of additions stays
-the model's.
-Nothing here knows graphs; nothing of the compiler is used.
+Contract: `ResidualTensor` holds the value that the model computed and its expression. Adds and steps that keep a sum a
+sum (views, casts, scalings by a number or a vector of channels) extend the expression; every other operator *reads* the
+sum, and gets the value that `reading` decides on. `Expression.without(labels)` is the value with some terms set to
+zero: 0 + y is y, and a value without any of them is used unchanged, so that additions keep the model's order.
+Neither graphs nor the compiler are used.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ Labels = frozenset[str]
 
 @dataclass(eq=False)
 class Expression:
-    """A value, and how it came about."""
+    """A value, and how it was computed."""
 
     value: torch.Tensor
     labels: Labels
-    """Of the terms in it."""
+    """Labels of its terms."""
     parts: tuple[Expression, ...] = ()
     compute: Callable[..., torch.Tensor] | None = None
     """Computes the value from the values of the parts; None for a term."""
@@ -172,7 +171,7 @@ def _add(func: Callable[..., Any], left: torch.Tensor, right: torch.Tensor) -> R
 
     value = compute(parts[0].value, parts[1].value)
     expression = Expression(value, parts[0].labels | parts[1].labels, tuple(parts), compute)
-    if func in (torch.Tensor.add_, torch.Tensor.__iadd__):  # the caller goes on with the object that it added to
+    if func in (torch.Tensor.add_, torch.Tensor.__iadd__):  # the caller keeps using the object that it added to
         left.__class__ = ResidualTensor
         left.expression = expression  # type: ignore[attr-defined]
         return left  # type: ignore[return-value]
@@ -205,7 +204,7 @@ Read = Callable[[Expression], torch.Tensor]
 _reading: ContextVar[tuple[Label, Read]] = ContextVar(
     "reading", default=(lambda value, beside: Expression(value, frozenset()), lambda expression: expression.value)
 )
-"""Who names plain summands, and who decides what a reader gets."""
+"""Names plain summands, and decides what a reader gets."""
 
 
 @contextmanager

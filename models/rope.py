@@ -1,7 +1,7 @@
-"""Rotary positions: each pair of a head's channels is turned by an angle that grows with the position.
+"""Rotary positions: each pair of a head's channels is rotated by an angle that grows with the position.
 
-Contract: tables are made from the length of the input alone, so that batch and sequence may be dynamic; or, in a call
-with a cache, from the positions that the tokens have there.
+Contract: tables depend only on the length of the input, so that batch and sequence may be dynamic; or, in a call with a
+cache, on the positions of the tokens there.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from farskip_compile.models.cache import CacheStep
 
 
 class Rope(NamedTuple):
-    """Where the tokens of a call stand: what every attention has to know about it."""
+    """The positions of a call's tokens, for every attention."""
 
     cos: torch.Tensor
     """Cosines, [T, width / 2], in float32 at least."""
     sin: torch.Tensor
     """Sines, [T, width / 2]."""
     past: CacheStep | None = None
-    """Keys and values of the tokens before them; None: there are none, the first token has position 0."""
+    """Keys and values of earlier tokens; None: there are none, the first token has position 0."""
 
 
 def rope_tables(x: torch.Tensor, length: int, width: int, theta: float, past: CacheStep | None = None) -> Rope:
@@ -32,7 +32,7 @@ def rope_tables(x: torch.Tensor, length: int, width: int, theta: float, past: Ca
         length: tokens T per sequence.
         width: channels of a head, even.
         theta: base of the frequencies.
-        past: where the tokens stand behind others; None: at 0 to T - 1.
+        past: positions after earlier tokens; None: 0 to T - 1.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     pairs = torch.arange(0, width, 2, device=x.device, dtype=wide)  # [width / 2]
@@ -46,7 +46,7 @@ def rope_tables(x: torch.Tensor, length: int, width: int, theta: float, past: Ca
 
 
 def rotate(heads: torch.Tensor, rope: Rope) -> torch.Tensor:
-    """Turn `heads` [B, H, T, width]; channel i is paired with channel i + width / 2."""
+    """Rotate `heads` [B, H, T, width]; channel i is paired with channel i + width / 2."""
     cos, sin = rope.cos.to(heads.dtype), rope.sin.to(heads.dtype)
     first, second = heads.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -1,7 +1,7 @@
-"""Routers: for each token, which experts and with which weight.
+"""Routers: which experts each token uses, and with which weights.
 
 Contract: `router(h)` takes [T, D] and returns (experts [T, top_k], weights [T, top_k]). Scores are computed in
-float32 at least. No sizes depend on the data. A skew (`ModelConfig.router_skew`) is a constant that is added to them.
+float32 at least; a skew (`ModelConfig.router_skew`) adds a constant to them. No sizes depend on the data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Routing = tuple[torch.Tensor, torch.Tensor]
 
 
 class Router(nn.Module):
-    """What all routers share: one score per expert from a linear map. It is whole on every rank."""
+    """Common to all routers: one score per expert from a linear map, replicated on every rank."""
 
     skew_bias: torch.Tensor
 
@@ -26,7 +26,7 @@ class Router(nn.Module):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.zeros(config.experts, config.hidden_size))
-        if config.router_skew:  # no part of the state, so that the seeded weights are the same with it and without
+        if config.router_skew:  # not part of the state, so that the seeded weights are the same with and without it
             bias = skew_bias(config.experts, config.top_k, config.router_skew)
             self.register_buffer("skew_bias", bias.to(torch.get_default_dtype()), persistent=False)
 
@@ -37,7 +37,7 @@ class Router(nn.Module):
         return logits + self.skew_bias.to(wide) if self.config.router_skew else logits
 
     def normalised(self, weights: torch.Tensor) -> torch.Tensor:
-        """Make the weights of a token's chosen experts sum to one, if the config asks for it."""
+        """Make the weights of a token's chosen experts sum to one, if configured."""
         if not self.config.renormalise_weights:
             return weights
         return weights / (weights.sum(-1, keepdim=True) + 1e-20)
@@ -59,7 +59,7 @@ class SoftmaxRouter(Router):
 class SigmoidGroupRouter(Router):
     """Sigmoid scores; experts are chosen from the best groups only (DeepSeek-V3).
 
-    A correction bias balances the load: it takes part in the choice, never in the weights.
+    A correction bias balances the load: it affects the choice, never the weights.
     """
 
     correction_bias: torch.Tensor
@@ -83,7 +83,7 @@ class SigmoidGroupRouter(Router):
 
 
 class SigmoidRouter(Router):
-    """The largest logits; the sigmoid of a logit will scale the expert's *input* (Llama-4)."""
+    """The largest logits; the sigmoid of a logit scales the expert's *input* (Llama-4)."""
 
     def forward(self, h: torch.Tensor) -> Routing:
         """Choose experts for every token."""
@@ -92,7 +92,7 @@ class SigmoidRouter(Router):
 
 
 def make_router(config: ModelConfig) -> Router:
-    """The router that the config asks for."""
+    """The configured router."""
     kinds: dict[str, type[Router]] = {
         "softmax": SoftmaxRouter,
         "sigmoid_groups": SigmoidGroupRouter,

@@ -1,8 +1,7 @@
-"""Find the routed term of a sub-block whose experts are no module of their own: what depends on a selection.
+"""Find the routed term of a sub-block whose experts are not a separate module: whatever depends on a selection.
 
-Contract: while the mode is active and `label` names a sub-block, tensors that are computed from the outcome of a
-top-k are followed; where such a one is added to one that is not, it enters the sum as a term of that label. Values
-stay as they are.
+Contract: while the mode is active and `label` names a sub-block, tensors computed from the result of a top-k are
+followed; where one is added to a tensor that is not, it enters the sum as a term of that label. Values don't change.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ SELECTS = frozenset(["topk", "argmax"])
 
 
 class SelectedTerms(TorchFunctionMode):
-    """See the module.
+    """Follows what depends on a selection.
 
     Args:
-        label: of the routed term of the sub-block at work; None where nothing is to be followed.
+        label: of the routed term of the running sub-block; None where nothing is to be followed.
     """
 
     def __init__(self, label: Callable[[], str | None]) -> None:
         super().__init__()
         self.label = label
         self.followed: dict[int, torch.Tensor] = {}
-        """By identity; the tensors are kept, so that no other one gets the same."""
+        """By identity; the tensors are kept alive, so that ids stay unique."""
 
     def follows(self, output: Any) -> bool:
         """Whether a tensor in `output` is known to depend on a selection."""

@@ -1,8 +1,8 @@
-"""Weights that are the same on one rank and on many: drawn whole from a seed, then cut.
+"""Weights that are the same on one rank and on many: drawn whole from a seed, then sharded.
 
-Contract: a module that holds a slice of a weight says so in `self.shards` (parameter name -> cuts).
-`initialise(model, seed)` walks the model in order and draws every *whole* weight from one generator, so that each
-rank of a parallel run ends up with exactly its slice of the one-process model with the same seed.
+Contract: a module that holds a slice of a weight declares it in `self.shards` (parameter name -> shards).
+`initialise(model, seed)` walks the model in order and draws every *whole* weight from one generator, so that each rank
+of a parallel run gets exactly its slice of the one-process model with the same seed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Shard:
-    """This rank holds an equal part of the weight along one dimension."""
+    """This rank holds an equal share of the weight along one dimension."""
 
     dim: int
-    """The dimension that is cut."""
+    """The sharded dimension."""
     group: dist.ProcessGroup | None
-    """The ranks among which it is cut; None: it is whole."""
+    """The ranks that share it; None: it is whole."""
 
     @property
     def ranks(self) -> int:

@@ -1,13 +1,13 @@
-"""The sub-blocks of any decoder as an eager oracle sees them: modules, told apart by what they do.
+"""The sub-blocks of any decoder as an eager oracle sees them: modules, distinguished by behaviour.
 
-Contract: `find_sub_blocks` lists the modules that add to the residual stream; `kind_of` says what one of them is, by
-running it again on other tokens. Parameters and state stay as they are. Nothing of the compiler is used.
+Contract: `find_sub_blocks` lists the modules that add to the residual stream; `kind_of` determines the kind of one by
+running it again on other tokens. Parameters and state don't change. Nothing of the compiler is used.
 
-1. The decoder's layers are the list (or dictionary) of modules that holds most parameters. Their children with weight
-   matrices are sub-blocks; a child that is a list itself holds several.
-2. A sub-block is a mixer if its output at the last token depends on what it gets at others.
+1. The decoder's layers are the list (or dictionary) of modules with the most parameters. Their children with weight
+   matrices are sub-blocks; a child that is itself a list holds several.
+2. A sub-block is a mixer if its output at the last token depends on its input at others.
    Where its routed part is known, the rest decides: a router may mix tokens.
-3. Any other is routed if it holds a module called `experts`, whose output is the routed term, or selects by itself.
+3. Any other is routed if it holds a module called `experts`, whose output is the routed term, or selects itself.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class SubBlock:
     """`mixer`, `moe` or `mlp`."""
     experts: nn.Module | None = None
     layer: int = 0
-    """As the compiler counts: a layer begins at each mixer."""
+    """Counted as in the compiler: a layer begins at each mixer."""
 
 
 def find_sub_blocks(model: nn.Module) -> list[SubBlock]:
-    """In the order of the layers; which of them are at work, and in which order, only a run shows."""
+    """In the order of the layers; only a run shows which of them run, and in which order."""
     lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList | nn.ModuleDict)]
     name, layers = max(lists, key=lambda pair: (sum(p.numel() for p in pair[1].parameters()), -len(pair[0])))
     found = []
@@ -58,7 +58,7 @@ def _children(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def kind_of(block: SubBlock, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any, selects: bool) -> str:
-    """Run the sub-block again with all tokens but the last one changed, and see whether the last one's output changes.
+    """Run the sub-block again with all tokens but the last changed, and check whether the last one's output changes.
 
     Args:
         block: which one.
@@ -68,7 +68,7 @@ def kind_of(block: SubBlock, args: Sequence[Any], kwargs: Mapping[str, Any], out
         selects: whether its output depends on a selection.
 
     Raises:
-        NotImplementedError: it gets no hidden states [B, T, D] or [B * T, D].
+        NotImplementedError: its inputs include no hidden states [B, T, D] or [B * T, D].
     """
     values = [*args, *kwargs.values()]
     hidden = next((v for v in values if isinstance(v, torch.Tensor) and v.is_floating_point() and v.dim() >= 2), None)

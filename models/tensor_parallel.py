@@ -1,25 +1,25 @@
-"""Where matrices cut among ranks begin and end: what is gathered in front of them and reduced behind them.
+"""The borders of matrices sharded among ranks: what is gathered before them and reduced after them.
 
 In:    `gather_stream` gets the normed residual stream of this rank, `reduce_partial` this rank's share of a sub-block.
-Out:   the whole [B, T, D] in front of column-sharded matrices; the sub-block's term of this rank's stream.
-Never: sums weights' gradients over ranks; who trains the model does that (see below).
+Out:   the whole [B, T, D] before column-sharded matrices; the sub-block's term of this rank's stream.
+Never: sums weights' gradients over ranks, which is up to the training loop (see below).
 
-                          residual stream of a rank        in front of a sub-block   behind it
-    no group              [B, T, D]                        nothing                   nothing
-    tensor parallelism    [B, T, D], the same on all       nothing                   all-reduce
-    and sequence parallel [B * T / ranks, D], its tokens   all-gather                reduce-scatter
+                          residual stream of a rank        before a sub-block   after it
+    no group              [B, T, D]                        nothing              nothing
+    tensor parallelism    [B, T, D], the same on all       nothing              all-reduce
+    and sequence parallel [B * T / ranks, D], its tokens   all-gather           reduce-scatter
 
 With sequence parallelism the norms, the residual adds and the memory of the stream are divided among the ranks, and
-the bytes on the wire stay what they were: an all-reduce is a reduce-scatter and an all-gather. Tokens are counted
-sequence after sequence, so that each rank has one contiguous part of all B * T of them, as in serving engines; Megatron
-lays the stream out as [T, B, D] and cuts T, which is the same for one sequence. As in Megatron, the embedding looks up
-the local tokens only, and the stream is gathered once more behind the final norm, in front of the language-model head.
+the bytes on the wire are unchanged: an all-reduce is a reduce-scatter and an all-gather. Tokens are counted sequence
+after sequence, so that each rank has one contiguous slice of all B * T of them, as in serving engines; Megatron lays
+the stream out as [T, B, D] and shards T, which is the same for one sequence. As in Megatron, the embedding looks up
+local tokens only, and the stream is gathered once more after the final norm, before the language-model head.
 
 Gradients. Every collective's backward is its adjoint: all-reduce and all-reduce, all-gather and reduce-scatter. So the
-loss is understood as summed over the ranks. With `tp` ranks that all compute the same loss, scale it by `1 / tp`. Then
+loss counts as summed over the ranks. With `tp` ranks that all compute the same loss, scale it by `1 / tp`. Then
     a slice of a matrix           has the slice of the one-process gradient;
-    a whole (replicated) weight   has a part of it on each rank, to be summed over the group: norms, routers, embedding
-                                  and head, latent projections. Without sequence parallelism the parts come from the
+    a whole (replicated) weight   has a share of it on each rank, to be summed over the group: norms, routers, embedding
+                                  and head, latent projections. Without sequence parallelism the shares come from the
                                   slices that the weight feeds, with it also from the rank's own tokens.
 """
 
@@ -50,7 +50,7 @@ def gather_stream(h: torch.Tensor, length: int, parallel: ParallelConfig) -> tor
 
 
 def own_tokens(ids: torch.Tensor, parallel: ParallelConfig) -> torch.Tensor:
-    """Token ids [B, T] -> the ids of this rank's part of the stream: all of them, or [B * T / ranks].
+    """Token ids [B, T] -> the ids of this rank's slice of the stream: all of them, or [B * T / ranks].
 
     Raises:
         ParallelismError: the tokens can't be divided among the ranks.

@@ -1,7 +1,7 @@
 """The full FarSkip form of an unmodified `transformers` DeepSeek-V3, written by hand: a second oracle.
 
-Contract: uses the sub-modules of the model that it is given, and adds in the order in which transformers adds, so
-that equality can be asked for bit by bit. `transformers` is imported when a function is called, not before.
+Contract: uses the sub-modules of the given model, and adds in the order of transformers, so that results can be
+compared bit for bit. `transformers` is imported only when a function is called.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class TransformersFarSkipForm(nn.Module):
         self.hf_model = hf_model
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Two streams: x is everything, n leaves out the routed experts of the layer before."""
+        """Two streams: x is everything, n leaves out the routed experts of the previous layer."""
         from transformers.masking_utils import create_causal_mask
 
         model = self.hf_model.model

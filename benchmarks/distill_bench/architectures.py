@@ -1,9 +1,8 @@
 """The two models of the experiment: in the style of DeepSeek-V3, with shared experts, and of Qwen3-MoE, without.
 
 In:    a scale and a seed.
-Out:   an unmodified model of transformers with random weights, prepared for capture; and its parallel form, for the
-       plan: as many layers of the same kinds, at widths of models in use, with experts spread over ranks.
-Never: weights in the parallel form that anything depends on.
+Out:   an unmodified model of transformers with random weights, prepared for capture; and its parallel form for the
+       plan: the same layers at production widths, with experts spread over ranks, on the meta device.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 import farskip_compile
-from distill_bench.scale import Scale
+from distill_bench.rows import Scale
 from farskip_compile.models import ParallelConfig, build
 
 EXPERTS, TOP_K = 8, 2
@@ -32,12 +31,12 @@ def new_model(name: str, scale: Scale, seed: int) -> Any:
 
 
 def parameters(model: nn.Module) -> int:
-    """How many there are."""
+    """Number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def parallel_model(name: str, scale: Scale, group: Any) -> nn.Module:
-    """With the rows of `new_model`, experts spread over `group`, on the meta device."""
+    """With the sub-blocks of `new_model`, experts spread over `group`, on the meta device."""
     kinds = ("dense", *("moe",) * (scale.layers - 1)) if name in WITH_SHARED else ("moe",) * scale.layers
     return build(
         name,

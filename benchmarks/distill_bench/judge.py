@@ -1,21 +1,27 @@
-"""What a row is judged by: loss, agreement with the teacher, and where its routers send the tokens.
+"""What a row is judged by: loss, agreement with the teacher, where its routers send the tokens, and text to read.
 
 In:    a model with the weights of the row, its configuration, the teacher, and batches by source.
-Out:   `Verdict`.
-Never: a gradient; a row judged by its own word: the teacher is run as written, without this backend.
+Out:   figures of a `Result`, and continuations of prompts: the most probable token each time, by `model.generate`.
+Never: a gradient; a changed weight; a row judged by its own word: the teacher runs as written, without this backend.
+
+How many tokens each expert got is what the grouped experts of transformers count themselves, with `histc`: a dispatch
+mode reads it while the rewired graph runs operator by operator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill_bench.expert_load import Counting, compiled_with_counts, fullest, moved
 from distill_bench.results import Judged
+from distill_bench.texts import TextData
 from farskip_compile import last_reports
+from farskip_compile.backend import backend
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.distill.batches import Batch, as_batch
 from farskip_compile.distill.calling import caller
@@ -23,23 +29,14 @@ from farskip_compile.distill.evaluate import Evaluation
 from farskip_compile.distill.ranks import Ranks
 from farskip_compile.distill.teacher import FrozenTeacher
 
-
-@dataclass(frozen=True)
-class Verdict:
-    """Of one row."""
-
-    judged: dict[str, Judged]
-    """By source."""
-    fullest: float
-    moved: float
-    rewired: int
+PROMPTS, PROMPT_TOKENS = 3, 24
+Figures = dict[str, Any]
 
 
-def judge(model: Any, config: FarSkipConfig, teacher: Any, sources: Mapping[str, Sequence[torch.Tensor]]) -> Verdict:
-    """Judge `model` under `config`; the load is that of the first source."""
+def judge(model: Any, config: FarSkipConfig, teacher: Any, sources: Mapping[str, Sequence[torch.Tensor]]) -> Figures:
+    """What a `Result` says of `model` under `config`; expert loads are those of the first source."""
     found: dict[str, Judged] = {}
     loads: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
-    rewired = 0
     original = FrozenTeacher(teacher, copied=False)
     for source, batches in sources.items():
         ranks, of_teacher = Ranks(model), Counting()
@@ -52,10 +49,86 @@ def judge(model: Any, config: FarSkipConfig, teacher: Any, sources: Mapping[str,
         torch.compiler.reset()
         compiled, counting = compiled_with_counts(model, config)
         said = evaluation(caller(compiled, model), model)
-        rewired = sum(bool(row.left_out) for row in last_reports()[-1].rows)
         assert said.kl is not None
         assert said.top1 is not None
         found[source] = Judged(said.loss, said.kl, said.top1)
         loads.append((counting.load, of_teacher.load))
     load, original_load = loads[0]
-    return Verdict(found, fullest(load), moved(load, original_load), rewired)
+    return {
+        "judged": found,
+        "fullest": fullest(load),
+        "moved": moved(load, original_load),
+        "rewired": sum(bool(row.left_out) for row in last_reports()[-1].rows),
+    }
+
+
+class Counting(TorchDispatchMode):
+    """Adds up the counts of each MoE layer, in the order of the layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.load: list[torch.Tensor] = []
+        self._layer = 0
+
+    def __enter__(self) -> Counting:
+        self._layer = 0
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.histc.default:
+            count = out.double()
+            if self._layer == len(self.load):
+                self.load.append(torch.zeros_like(count))
+            self.load[self._layer] += count
+            self._layer += 1
+        return out
+
+
+def compiled_with_counts(model: Any, config: FarSkipConfig) -> tuple[Callable[..., Any], Counting]:
+    """`model` under `config`, and what its routers do in all calls from now on."""
+    counting = Counting()
+    eager = replace(config, inner="eager", schedule=False)
+
+    def receive(module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        run = backend(eager)(module, inputs)
+
+        def call(*values: Any) -> Any:
+            with counting:
+                return run(*values)
+
+        return call
+
+    return torch.compile(model, backend=receive, fullgraph=True), counting
+
+
+def fullest(load: Sequence[torch.Tensor]) -> float:
+    """Tokens of the fullest expert over the mean of its layer, averaged over layers; 1: perfectly balanced."""
+    return float(torch.stack([layer.max() / layer.mean() for layer in load]).mean())
+
+
+def moved(load: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+    """Fraction of the tokens that go to another expert, averaged over layers: a lower bound, from the loads."""
+    apart = [(one / one.sum() - two / two.sum()).abs().sum() / 2 for one, two in zip(load, other, strict=True)]
+    return float(torch.stack(apart).mean())
+
+
+def continue_prompts(model: Any, config: FarSkipConfig, data: TextData, new_tokens: int) -> list[tuple[str, str]]:
+    """Prompts (beginnings of held-out sequences) and their continuations. The model stays compiled: use it last."""
+    ids = torch.cat(data.judged_by["held_out"])
+    ids = ids[:: max(1, len(ids) // PROMPTS)][:PROMPTS, :PROMPT_TOKENS]
+    torch.compiler.reset()
+    model.eval()
+    model.compile(backend=backend(config), fullgraph=True)
+    with torch.no_grad():
+        found = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            cache_implementation="static",
+            pad_token_id=data.tokenizer.eos_token_id,
+            eos_token_id=None,
+        )
+    decode = data.tokenizer.decode
+    return [(decode(row[: ids.shape[1]]), decode(row[ids.shape[1] :])) for row in found]

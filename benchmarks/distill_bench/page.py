@@ -1,7 +1,7 @@
 """Writes docs/distillation.md from the file of results.
 
-Contract: everything on the page is from the file, so that it can be made anew without running anything (`--table`);
-`plot.py` draws the picture that it shows.
+Contract: everything on the page comes from the file, so that `--table` rewrites it without running anything; `plot.py`
+draws its picture.
 """
 
 from __future__ import annotations
@@ -9,35 +9,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from common import markdown, replace
+
 from distill_bench.results import FrontPoint, FrontResult, Result, Results, mean, spread
-from distill_bench.rows import FREED
-from distill_bench.scale import PROFILE, RANKS
+from distill_bench.rows import FREED, PROFILE, RANKS
 from distill_bench.targets import above, judge_targets
 
 INTRO = """\
 # Accuracy: measured
 
-Made by `benchmarks/distillation.py` from `{json}`; renew with `--table` (nothing is run then).
+Made by `benchmarks/distillation.py` from `{json}`; `--table` rewrites it without running anything.
 
 Two models in the style of DeepSeek-V3 (latent attention, first layer dense, shared experts) and of Qwen3-MoE (no shared
-experts), unmodified ones of transformers, are trained on a dictionary of English (Debian's `dict-gcide`). The trained
+experts), unmodified models of transformers, are trained on a dictionary of English (Debian's `dict-gcide`). The trained
 original is the *teacher*; every other row has FarSkip connectivity.
 
-- **loss**: cross-entropy on held-out text of the same source, nats per token, and by how much it is above the
-  teacher's; **other domain** the same on quotations (Debian's `fortunes`). **KL** is from the teacher, **top-1** how
-  often both find the same token most probable, both on held-out text.
-- **load**: tokens of the fullest expert over the mean, mean over the MoE layers; **moved**: part of the routed tokens
-  that are with another expert than the teacher's, as far as the loads tell. No loss balances the load here.
-- **tokens**: from which the row has learnt, behind the teacher's own where it starts from the teacher; evaluations do
-  not count. The best weights are chosen by other held-out text than the rows are judged by.
-- Rows of several seeds: mean and, behind ±, half of the largest difference. A seed decides the order of the text, and
-  from scratch the first weights. There is one teacher for each model.
+- **loss**: cross-entropy on held-out text of the same source, nats per token, and its increase over the teacher's;
+  **other domain** is that increase on quotations (Debian's `fortunes`). **KL** is from the teacher, **top-1** how often
+  both find the same token most probable, both on held-out text.
+- **load**: tokens of the fullest expert over the mean, averaged over the MoE layers; **moved**: fraction of the routed
+  tokens that go to another expert than the teacher's, a lower bound from the loads. No loss balances the load here.
+- **tokens**: what the row learned from, in addition to the teacher's tokens where it starts from the teacher;
+  evaluations do not count. The best weights are chosen by other held-out text than the rows are judged by.
+- Rows with several seeds: the mean and, after ±, half of the largest difference. A seed decides the order of the text
+  and, from scratch, the initial weights. There is one teacher per model.
 
-A tenth of the teacher's tokens is little here: a model of a million parameters that learns for ten minutes has seen a
-few tokens for each of them, one in use some thousand. `healed-full-longer` has three tenths.
+A tenth of the teacher's tokens is little here: a model of a million parameters that trains for ten minutes has seen a
+few tokens per parameter, a production model some thousand. `healed-full-longer` has three tenths.
 
 Healing is `farskip_compile.distill.self_distill` with the options that the rows name, the rest as in
-`benchmarks/distill_bench/scale.py`: AdamW, cosine, {heal}.
+`benchmarks/distill_bench/rows.py`: AdamW, cosine, {heal}.
 """
 
 
@@ -56,31 +57,30 @@ def write_page(results: Results, path: Path, json: Path, picture: Path | None) -
         if (front := results.front(model)) is not None:
             parts.append(_front(front))
         parts.append(_samples(rows))
-    path.write_text("\n".join(part.rstrip() + "\n" for part in parts))
+    replace(path, "\n".join(part.rstrip() + "\n" for part in parts))
 
 
 def _targets(results: Results) -> str:
-    lines = ["| target | |", "|---|---|"]
-    for one in judge_targets(results):
-        lines.append(f"| {one.model}: {one.text} | {'met' if one.met else '**missed**'}: {one.found} |")
-    return "\n".join(lines) + "\n"
+    targets = judge_targets(results)
+    rows = ([f"{one.model}: {one.text}", f"{'met' if one.met else '**missed**'}: {one.found}"] for one in targets)
+    return "\n".join(markdown(["target", ""], rows)) + "\n"
 
 
 def _curve(rows: dict[str, list[Result]]) -> str:
-    """Whether the teacher is on a plateau, and what a difference between two trainings means."""
+    """Whether the teacher has converged, and what a difference between two trainings means."""
     (teacher,) = rows["teacher"]
     (earlier, before, _), (later, last, _) = teacher.history[-2:]
     text = (
         f"{teacher.parameters / 1e6:.2f} million parameters. The teacher saw {_tokens(teacher.tokens)} tokens, "
-        f"{teacher.tokens / teacher.parameters:.1f} for each parameter, and its held-out loss fell by "
+        f"{teacher.tokens / teacher.parameters:.1f} per parameter, and its held-out loss fell by "
         f"{before - last:.4f} in the last {later - earlier} of {teacher.steps} steps."
     )
     scratch = rows.get("scratch", [])
     if len(scratch) > 1:
         apart = spread(scratch, lambda one: one.judged["held_out"].loss) / teacher.judged["held_out"].loss
         text += (
-            f" Trainings from scratch that differ by their seed alone end {apart:.1%} of the loss apart, and there is "
-            "one teacher: less than that, between it and `scratch`, means nothing. Healed rows start from the teacher "
+            f" Trainings from scratch that differ in their seed alone end {apart:.1%} of the loss apart, and there is "
+            "one teacher: a smaller difference between it and `scratch` is noise. Healed rows start from the teacher "
             "and are much closer together."
         )
     return text + "\n"
@@ -88,10 +88,8 @@ def _curve(rows: dict[str, list[Result]]) -> str:
 
 def _table(rows: dict[str, list[Result]]) -> str:
     teacher = rows["teacher"]
-    lines = [
-        "| row | sub-blocks rewired | loss | above teacher | KL | top-1 | other domain | load | moved | tokens |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
+    head = ["row", ">sub-blocks rewired", ">loss", ">above teacher", ">KL", ">top-1", ">other domain", ">load"]
+    lines = []
     for label, found in rows.items():
         cells = [
             _name(label, found[0]),
@@ -105,8 +103,8 @@ def _table(rows: dict[str, list[Result]]) -> str:
             f"{mean(found, lambda one: one.moved):.1%}",
             _tokens(mean(found, lambda one: one.tokens)),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return "\n".join(markdown([*head, ">moved", ">tokens"], lines)) + "\n"
 
 
 def _name(label: str, row: Result) -> str:
@@ -128,41 +126,34 @@ def _tokens(count: float) -> str:
 
 
 def _front(front: FrontResult) -> str:
-    plan = front.plan
-    lines = [
+    plan, whole = front.plan, front.whole
+    text = (
         "The plan. Damage is the KL to the teacher before any healing, on the text by which weights are chosen; hidden "
         f"communication is an estimate at widths of real models, experts over {RANKS} ranks, profile `{PROFILE}` "
         f"(`distill_bench/planning.py`, {front.estimates} estimates). `>` is the choice: {FREED:.0%} of what all "
-        f"sub-blocks free, for the least damage. It rewires {len(plan.rows)} of {len(front.whole.rows)}: "
-        f"{', '.join(plan.rows)}.\n",
-        "| | sub-blocks | hidden | freed | damage, summed | measured together |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
-    for number, point in enumerate(front.points):
-        lines.append(_point(">" if number == front.chosen else "", point))
-    if front.whole.rows != front.points[-1].rows:
-        lines.append(_point("all", front.whole))
-    worst = sorted(front.damages.items(), key=lambda one: -one[1])
-    alone = ", ".join(f"{name} {kl:.4f}" for name, kl in worst)
-    lines.append(f"\nEach sub-block alone, KL: {alone}.")
-    return "\n".join(lines) + "\n"
-
-
-def _point(mark: str, point: FrontPoint) -> str:
-    return (
-        f"| {mark} | {len(point.rows)} | {max(point.hidden, 0.0):.0%} | {point.freed:.0%} | {point.damage:.4f} | "
-        f"{point.measured:.4f} |"
+        f"sub-blocks free, for the least damage. It rewires {len(plan.rows)} of {len(whole.rows)}: "
+        f"{', '.join(plan.rows)}.\n"
     )
+    rows = [_point(">" if number == front.chosen else "", point) for number, point in enumerate(front.points)]
+    rows += [_point("all", whole)] if whole.rows != front.points[-1].rows else []
+    head = ["", ">sub-blocks", ">hidden", ">freed", ">damage, summed", ">measured together"]
+    alone = ", ".join(f"{name} {kl:.4f}" for name, kl in sorted(front.damages.items(), key=lambda one: -one[1]))
+    return "\n".join([text, *markdown(head, rows), f"\nEach sub-block alone, KL: {alone}.\n"])
+
+
+def _point(mark: str, point: FrontPoint) -> list[str]:
+    shares = [f"{share:.0%}" for share in (max(point.hidden, 0.0), point.freed)]
+    return [mark, str(len(point.rows)), *shares, f"{point.damage:.4f}", f"{point.measured:.4f}"]
 
 
 def _samples(rows: dict[str, list[Result]]) -> str:
-    lines = ["How they go on, the most probable token each time (`model.generate`, with a cache):\n"]
-    told = {label: found[0].samples for label, found in rows.items() if found[0].samples}
-    if not told:
+    lines = ["Continuations, the most probable token each time (`model.generate`, with a cache):\n"]
+    shown = {label: found[0].samples for label, found in rows.items() if found[0].samples}
+    if not shown:
         return ""
-    for number, (prompt, _) in enumerate(next(iter(told.values()))):
+    for number, (prompt, _) in enumerate(next(iter(shown.values()))):
         lines.append(f"> {_line(prompt)}\n")
-        lines += [f"- {label}: {_line(samples[number][1])}" for label, samples in told.items()]
+        lines += [f"- {label}: {_line(samples[number][1])}" for label, samples in shown.items()]
         lines.append("")
     return "\n".join(lines)
 

@@ -1,8 +1,8 @@
-"""The row `front`: what each set of sub-blocks does to the text, and what it hides; and which one the plan is.
+"""The row `front`: what each set of sub-blocks does to the text, what it hides, and which one the plan is.
 
 In:    the trained teacher, the text, and the model's parallel form on ranks that send nothing.
 Out:   `FrontResult`.
-Never: takes damages as additive where it tells them: every set of the front is rewired as a whole, too.
+Never: reports damages as additive: every set of the front is also rewired as a whole.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ import torch.distributed as dist
 
 from distill_bench.architectures import parallel_model
 from distill_bench.results import FrontPoint, FrontResult, digest_of
-from distill_bench.rows import FREED, Row
-from distill_bench.scale import MEMORY_INCREASE, PROFILE, RANKS, TOKENS, Scale
-from distill_bench.text_data import TextData
+from distill_bench.rows import FREED, MEMORY_INCREASE, PROFILE, RANKS, TOKENS, Row, Scale
+from distill_bench.texts import TextData
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.plan import Front, Point, connectivity_of, find_front, measure_damage, measure_together
 from farskip_compile.testing import fake_ranks
 
 
 def find_plan(row: Row, scale: Scale, teacher: Any, data: TextData) -> FrontResult:
-    """See the module."""
+    """Measure and estimate the front, and choose the plan."""
     started = time.perf_counter()
     damage = measure_damage(teacher, data.chosen_by)
     estimates = 0

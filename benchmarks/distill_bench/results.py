@@ -1,7 +1,6 @@
 """What came out of a row, and the file of all rows.
 
-Contract: plain data, to JSON and back. A file is never seen half written. A result is taken from disk only if it is of
-the same row at the same scale.
+Contract: plain data, to JSON and back. A kept result is used only for the same row at the same scale.
 """
 
 from __future__ import annotations
@@ -14,15 +13,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill_bench.rows import Row
-from distill_bench.scale import MEMORY_INCREASE, PROFILE, RANKS, TOKENS, Scale
+from common import decode, load_records, write_records
+
+from distill_bench.rows import MEMORY_INCREASE, PROFILE, RANKS, TOKENS, Row, Scale
 
 SCHEMA = 1
 FILE = "result.json"
-
-
-class ResultError(Exception):
-    """A file that can't be read."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Judged:
     kl: float
     """KL(teacher || row)."""
     top1: float
-    """Part of the tokens at which both find the same one most probable."""
+    """Fraction of the positions at which both find the same token most probable."""
 
 
 @dataclass(frozen=True)
@@ -48,37 +44,20 @@ class Result:
     fullest: float
     """Tokens of the fullest expert over the mean, mean over MoE layers."""
     moved: float
-    """Part of the routed tokens that are with another expert than the teacher's, as far as the loads tell."""
+    """Fraction of the routed tokens that went to another expert than the teacher's: a lower bound, from the loads."""
     rewired: int
     """Sub-blocks that read less than in the original."""
     steps: int
     best_step: int
     tokens: int
-    """Targets that were learnt from."""
+    """Targets that the row learned from."""
     seconds: float
-    """With everything; two rows run at a time."""
+    """For everything; two rows run at a time."""
     parameters: int
     history: list[tuple[int, float, float | None]] = field(default_factory=list)
     """Step, loss and KL on the text by which the best weights are chosen."""
     samples: list[tuple[str, str]] = field(default_factory=list)
-    """Prompt, and how the model goes on."""
-
-    def to_json(self) -> dict[str, Any]:
-        """For `json.dumps`."""
-        return asdict(self)
-
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> Result:
-        """What `to_json` gave."""
-        return Result(
-            **{
-                **data,
-                "row": _row(data["row"]),
-                "judged": {name: Judged(**one) for name, one in data["judged"].items()},
-                "history": [(step, loss, kl) for step, loss, kl in data["history"]],
-                "samples": [(prompt, text) for prompt, text in data["samples"]],
-            }
-        )
+    """Prompt and continuation."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +68,11 @@ class FrontPoint:
     damage: float
     """Sum of what each does alone: KL, nats per token."""
     measured: float
-    """KL with all of them rewired."""
+    """KL with all of them rewired together."""
     hidden: float
-    """Part of the communication, by the cost model."""
+    """Fraction of the communication, by the cost model."""
     freed: float
-    """Part of what `full` frees."""
+    """Fraction of what `full` frees."""
 
 
 @dataclass(frozen=True)
@@ -118,18 +97,6 @@ class FrontResult:
     def plan(self) -> FrontPoint:
         """The chosen one."""
         return self.points[self.chosen]
-
-    def to_json(self) -> dict[str, Any]:
-        """For `json.dumps`."""
-        return asdict(self)
-
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> FrontResult:
-        """What `to_json` gave."""
-        points = [_point(one) for one in data["points"]]
-        return FrontResult(
-            **{**data, "row": _row(data["row"]), "points": points, "whole": _point(data["whole"])},
-        )
 
 
 @dataclass(frozen=True)
@@ -158,36 +125,22 @@ class Results:
 
     def sort(self, rows: Sequence[Row]) -> None:
         """As in `rows`."""
-        place = {row.key: number for number, row in enumerate(rows)}
-        self.rows.sort(key=lambda one: place[one.row.key])
-        self.fronts.sort(key=lambda one: place[one.row.key])
+        place = [row.key for row in rows]
+        for found in (self.rows, self.fronts):
+            found.sort(key=lambda one: place.index(one.row.key))
 
     def write(self, path: Path) -> None:
         """Replace the file."""
-        rows, fronts = (",\n".join(json.dumps(one.to_json()) for one in found) for found in (self.rows, self.fronts))
-        facts = json.dumps(self.facts, indent=1)
-        replace(path, f'{{"schema": {SCHEMA},\n"facts": {facts},\n"rows": [\n{rows}\n],\n"fronts": [\n{fronts}\n]}}\n')
+        write_records(path, SCHEMA, self.facts, rows=map(asdict, self.rows), fronts=map(asdict, self.fronts))
 
     @staticmethod
     def load(path: Path) -> Results:
         """What `write` wrote.
 
         Raises:
-            ResultError: no such file, or another one.
+            RecordsError: there is no such file, or it holds something else.
         """
-        try:
-            data = json.loads(path.read_text())
-            if data["schema"] != SCHEMA:
-                raise ResultError(f"{path} has schema {data['schema']}, not {SCHEMA}: run the experiment again")
-            return Results(
-                data["facts"],
-                [Result.from_json(one) for one in data["rows"]],
-                [FrontResult.from_json(one) for one in data["fronts"]],
-            )
-        except FileNotFoundError:
-            raise ResultError(f"there is no {path}: run the experiment first") from None
-        except (KeyError, TypeError, ValueError) as error:
-            raise ResultError(f"{path} is no result of this benchmark: {type(error).__name__} {error}") from None
+        return load_records(path, SCHEMA, lambda data: decode(Results, data))
 
 
 def mean(rows: Sequence[Result], of: Callable[[Result], float]) -> float:
@@ -202,7 +155,7 @@ def spread(rows: Sequence[Result], of: Callable[[Result], float]) -> float:
 
 
 def digest_of(row: Row, scale: Scale) -> str:
-    """What a kept result must have in common with the row that is asked for."""
+    """Equal for a kept result and the row that is asked for."""
     decides: list[Any] = [asdict(row), asdict(scale)]
     if row.kind == "front" or row.connectivity == "plan":
         decides += [RANKS, TOKENS, PROFILE, MEMORY_INCREASE]
@@ -217,21 +170,4 @@ def kept(folder: Path, row: Row, scale: Scale) -> Result | FrontResult | None:
     data = json.loads(path.read_text())
     if data["digest"] != digest_of(row, scale):
         return None
-    return FrontResult.from_json(data) if row.kind == "front" else Result.from_json(data)
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file that is never seen half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text)
-    part.replace(path)
-
-
-def _row(data: dict[str, Any]) -> Row:
-    layers = data["layers"]
-    return Row(**{**data, "layers": tuple(layers) if layers else None, "needs": tuple(data["needs"])})
-
-
-def _point(data: dict[str, Any]) -> FrontPoint:
-    return FrontPoint(**{**data, "rows": tuple(data["rows"])})
+    return decode(FrontResult if row.kind == "front" else Result, data)

@@ -2,7 +2,7 @@
 
 In:    a row, a scale and the folder of the experiment, in which the rows that it needs are done.
 Out:   `folder/rows/<row>/result.json`, and the trained weights in `folder/rows/<row>/model`.
-Never: the same weights chosen and judged by the same text. A row that was interrupted goes on where it was.
+Never: the same weights chosen and judged by the same text. An interrupted row resumes.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from common import replace
+
 from distill_bench.architectures import new_model, parameters
-from distill_bench.judge import judge
+from distill_bench.judge import continue_prompts, judge
 from distill_bench.planning import find_plan
-from distill_bench.results import FILE, FrontResult, Result, digest_of, kept, replace
-from distill_bench.rows import Row, rows_of
-from distill_bench.samples import continue_prompts
-from distill_bench.scale import Scale
-from distill_bench.text_data import TextData, text_data
+from distill_bench.results import FILE, FrontResult, Result, digest_of, kept
+from distill_bench.rows import Row, Scale, rows_of
+from distill_bench.texts import TextData, text_data
 from farskip_compile import prepare
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.distill import DistillConfig, self_distill
@@ -29,14 +30,14 @@ from farskip_compile.distill.records import FILE as METRICS
 
 ROWS = "rows"
 ABOUT = "row.txt"
-"""Which row at which scale the states in a folder are of."""
+"""Which row at which scale the states in a folder belong to."""
 
 
 def run_row(folder: Path, scale: Scale, row: Row) -> Result | FrontResult:
-    """The row's result; taken from disk if it is there.
+    """The row's result, from disk if it is there.
 
     Raises:
-        NoText: there is no text.
+        NoText: no text is available.
         FarSkipError: the model can't be rewired or trained as asked.
     """
     rows = folder / ROWS
@@ -50,7 +51,7 @@ def run_row(folder: Path, scale: Scale, row: Row) -> Result | FrontResult:
         if row.kind == "front"
         else _trained_and_judged(rows, row, scale, data)
     )
-    replace(own / FILE, json.dumps(result.to_json()) + "\n")
+    replace(own / FILE, json.dumps(asdict(result)) + "\n")
     return result
 
 
@@ -72,8 +73,7 @@ def _trained_and_judged(rows: Path, row: Row, scale: Scale, data: TextData) -> R
     started = time.perf_counter()
     own = rows / row.key
     model = new_model(row.model, scale, row.seed) if row.kind in ("teacher", "scratch") else teacher_of(rows, row)
-    wish = _wish(rows, row, scale)
-    config = FarSkipConfig(connectivity=wish, layers=row.layers, inner="eager")
+    config = FarSkipConfig(connectivity=_connectivity(rows, row, scale), layers=row.layers, inner="eager")
     steps = best = tokens = 0
     history: list[tuple[int, float, float | None]] = []
     if row.learns != "nothing":
@@ -81,15 +81,13 @@ def _trained_and_judged(rows: Path, row: Row, scale: Scale, data: TextData) -> R
         steps, best, tokens = done.steps, done.best_step, done.tokens
         history = _history(own / METRICS)
     teacher = model if row.kind == "teacher" else teacher_of(rows, row)
-    verdict = judge(model, config, teacher, data.judged_by)
-    wants_samples = (
-        row.connectivity in ("full", "none") and row.layers is None and (row.seed, row.times) == (scale.seeds[0], 1)
-    )
-    samples = continue_prompts(model, config, data, scale.new_tokens) if wants_samples else []
+    figures = judge(model, config, teacher, data.judged_by)
+    main = row.connectivity in ("full", "none") and row.layers is None and (row.seed, row.times) == (scale.seeds[0], 1)
+    samples = continue_prompts(model, config, data, scale.new_tokens) if main else []
     return Result(
         row=row,
         digest=digest_of(row, scale),
-        **vars(verdict),
+        **figures,
         steps=steps,
         best_step=best,
         tokens=tokens,
@@ -101,12 +99,12 @@ def _trained_and_judged(rows: Path, row: Row, scale: Scale, data: TextData) -> R
 
 
 def _history(metrics: Path) -> list[tuple[int, float, float | None]]:
-    """All evaluations, also those of a process that was interrupted."""
+    """All evaluations, also those of an interrupted process."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     return [(one["step"], one["held_out_loss"], one["held_out_kl"]) for one in lines if "held_out_loss" in one]
 
 
-def _wish(rows: Path, row: Row, scale: Scale) -> Any:
+def _connectivity(rows: Path, row: Row, scale: Scale) -> Any:
     if row.connectivity != "plan":
         return row.connectivity
     front = kept(rows, next(one for one in rows_of(row.model, scale) if one.kind == "front"), scale)

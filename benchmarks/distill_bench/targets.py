@@ -1,23 +1,24 @@
-"""What the experiment was to show, and whether it does.
+"""What the experiment was to show, and whether it does; and what the command prints of it, in 80 columns.
 
 Contract: arithmetic on results. A target whose rows are missing is missed. Losses of several seeds count as their mean.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distill_bench.architectures import WITH_SHARED
-from distill_bench.results import Result, Results, mean
+from distill_bench.results import FrontResult, Result, Results, mean
 from distill_bench.rows import FREED
 
 HEALED, HEALED_WITHOUT_SHARED, SCRATCH, TOKENS, DAMAGE = 0.010, 0.015, 0.010, 0.10, 0.5
-"""Parts: of the teacher's held-out loss, of its tokens, and of the damage of rewiring everything."""
+"""Fractions of the teacher's held-out loss, of its tokens, and of the damage of rewiring everything."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One of them."""
+    """One target."""
 
     model: str
     text: str
@@ -26,12 +27,12 @@ class Target:
 
 
 def judge_targets(results: Results) -> list[Target]:
-    """Of all models."""
+    """The targets of the whole experiment, for all models."""
     return [target for model in results.models() for target in _of(results, model)]
 
 
 def judge_healing(results: Results) -> list[Target]:
-    """What holds at any scale."""
+    """What must hold at any scale."""
     targets = []
     for model in results.models():
         rows = results.of(model)
@@ -46,45 +47,47 @@ def judge_healing(results: Results) -> list[Target]:
 
 
 def above(rows: list[Result], teacher: list[Result], source: str = "held_out") -> float:
-    """By which part the loss is above the teacher's."""
+    """Relative increase of the loss over the teacher's."""
     return mean(rows, lambda one: one.judged[source].loss) / mean(teacher, lambda one: one.judged[source].loss) - 1
 
 
 def _of(results: Results, model: str) -> list[Target]:
     rows, front = results.of(model), results.front(model)
     teacher = rows.get("teacher", [])
-    healed, scratch = rows.get("healed-full", []), rows.get("scratch", [])
+    healed, scratch = (rows.get(name, []) if teacher else [] for name in ("healed-full", "scratch"))
     limit = HEALED if model in WITH_SHARED else HEALED_WITHOUT_SHARED
+    tokens = mean(healed, lambda one: one.tokens) / teacher[0].tokens if healed else None
+    loss = "the teacher's held-out loss"
+
+    def change(of: list[Result]) -> float | None:
+        return above(of, teacher) if of else None
+
     targets = []
-
-    def add(text: str, met: bool | None, found: str) -> None:
-        targets.append(Target(model, text, bool(met), found if met is not None else "not run"))
-
-    loss = above(healed, teacher) if healed and teacher else None
-    add(
-        f"healed full within {limit:.1%} of the teacher's held-out loss",
-        None if loss is None else loss <= limit,
-        f"{loss or 0:+.2%}",
-    )
-    part = mean(healed, lambda one: one.tokens) / teacher[0].tokens if healed and teacher else None
-    add(
-        f"with at most {TOKENS:.0%} of the teacher's tokens",
-        None if part is None else part <= TOKENS,
-        f"{part or 0:.1%}",
-    )
-    loss = above(scratch, teacher) if scratch and teacher else None
-    add(
-        f"FarSkip from scratch within {SCRATCH:.1%} of the teacher's held-out loss",
-        None if loss is None else loss <= SCRATCH,
-        f"{loss or 0:+.2%}",
-    )
+    for text, found, most, form in (
+        (f"healed full within {limit:.1%} of {loss}", change(healed), limit, "+.2%"),
+        (f"with at most {TOKENS:.0%} of the teacher's tokens", tokens, TOKENS, ".1%"),
+        (f"FarSkip from scratch within {SCRATCH:.1%} of {loss}", change(scratch), SCRATCH, "+.2%"),
+    ):
+        shown = "not run" if found is None else format(found, form)
+        targets.append(Target(model, text, found is not None and found <= most, shown))
     if front is None:
-        add("the plan", None, "")
-        return targets
+        return [*targets, Target(model, "the plan", False, "not run")]
     ratio = front.plan.measured / front.whole.measured
-    add(
-        f"the plan frees at least {FREED:.0%} of what full frees, at {DAMAGE:.0%} of its damage",
-        front.plan.freed >= FREED and ratio <= DAMAGE,
-        f"{front.plan.freed:.0%} at {ratio:.0%}",
-    )
-    return targets
+    text = f"the plan frees at least {FREED:.0%} of what full frees, at {DAMAGE:.0%} of its damage"
+    met = front.plan.freed >= FREED and ratio <= DAMAGE
+    return [*targets, Target(model, text, met, f"{front.plan.freed:.0%} at {ratio:.0%}")]
+
+
+def row_text(result: Result | FrontResult, teacher: Result | None) -> str:
+    """One line when a row is done."""
+    name = f"{result.row.model:12} {result.row.name:22}"
+    if isinstance(result, FrontResult):
+        return f"{name} plan: {len(result.plan.rows)} of {len(result.whole.rows)} sub-blocks  {result.seconds:.0f} s"
+    own = result.judged["held_out"]
+    over = f"{own.loss / teacher.judged['held_out'].loss - 1:+7.2%}" if teacher is not None else " " * 7
+    return f"{name} loss {own.loss:.4f} {over}  KL {own.kl:.4f}  {result.seconds:4.0f} s"
+
+
+def targets_text(targets: Sequence[Target]) -> str:
+    """One line for each."""
+    return "\n".join(f"{'met   ' if one.met else 'MISSED'} {one.model}: {one.text}: {one.found}" for one in targets)

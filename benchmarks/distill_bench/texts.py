@@ -1,12 +1,13 @@
-"""English text for small models: one corpus to train on, another domain to be held against.
+"""English text for small models, and as token ids: to train on, to choose weights by, and to judge rows by.
 
-In:    a folder for the files, and whether the run is a quick one.
-Out:   `Corpus`: three text files (training, held out of the same source, another domain), and where they come from.
-Never: the same line in training and held out: the source is cut once, at 97 %.
+In:    a folder and a scale.
+Out:   `TextData`: everything that a row is fed. The tokenizer is a byte-level BPE trained on the training text, kept in
+       the folder.
+Never: a line or a sequence in two of the three; another split in another run. The source is cut once, at 97 %.
 
-    whole   Webster's dictionary of 1913 with later additions (Debian's `dict-gcide`, 40 MB), held against `fortunes`
-    quick   the help texts of Python's language reference (`pydoc_data.topics`, 0.5 MB), held against its licences and
-            docstrings: nothing to download
+    whole   Webster's dictionary of 1913 with later additions (Debian's `dict-gcide`, 40 MB); other domain: `fortunes`
+    quick   the help texts of Python's language reference (`pydoc_data.topics`, 0.5 MB); other domain: docstrings of
+            its library. Nothing to download
 """
 
 from __future__ import annotations
@@ -19,17 +20,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from distill_bench.rows import Scale
+from farskip_compile.distill import text_batches
+
+END = "<end>"
 HELD_OUT = 0.03
 MOST_MEGABYTES = 24
-"""Of the dictionary: more than any run here goes through."""
-
-
+"""Of the dictionary: more than any run here consumes."""
 NO_PROSE = ("ascii-art", "perl", "translate-me")
-"""Of the quotations."""
+"""Files of quotations that are left out."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +49,18 @@ class Corpus:
 
 
 class NoText(Exception):
-    """There is no text, and why."""
+    """No text is available; the message says why."""
 
 
 def corpus(folder: Path, *, quick: bool) -> Corpus:
-    """The text, made once and then taken from `folder`.
+    """The text, made once and then read from `folder`.
 
     Raises:
         NoText: a package can't be downloaded.
     """
     folder = folder / ("quick" if quick else "whole")
     source = "pydoc_data.topics; docstrings" if quick else "dict-gcide; fortunes"
-    found = Corpus(folder / "train.txt", folder / "held_out.txt", folder / "other_domain.txt", source)
+    found = Corpus(*(folder / f"{name}.txt" for name in ("train", "held_out", "other_domain")), source)
     if not found.other_domain.exists():  # it is written last
         folder.mkdir(parents=True, exist_ok=True)
         text = _topics() if quick else _dictionary(folder)
@@ -68,7 +74,7 @@ def corpus(folder: Path, *, quick: bool) -> Corpus:
 def _dictionary(folder: Path) -> str:
     file = _package("dict-gcide", folder) / "usr/share/dictd/gcide.dict.dz"
     text = gzip.decompress(file.read_bytes()).decode("utf-8", errors="ignore")
-    text = text[text.index("\nAb") :]  # behind the preface
+    text = text[text.index("\nAb") :]  # after the preface
     text = re.sub(r"\n +\[[^\]\n]{1,40}\](?=\n)", "", text)  # who wrote an entry
     return text[-MOST_MEGABYTES * 1_000_000 :]
 
@@ -107,7 +113,7 @@ def _package(name: str, folder: Path) -> Path:
     if target.exists():
         return target
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        raise NoText(f"{name} is a package of Debian, and there is no apt-get here; --quick needs no download")
+        raise NoText(f"{name} is a Debian package, and this machine has no apt-get; --quick needs no download")
     with tempfile.TemporaryDirectory() as temporary:
         done = subprocess.run(["apt-get", "download", name], cwd=temporary, capture_output=True, text=True, check=False)
         files = sorted(Path(temporary).glob("*.deb"))
@@ -117,3 +123,59 @@ def _package(name: str, folder: Path) -> Path:
         subprocess.run(["dpkg-deb", "-x", str(files[0]), str(unpacked)], check=True)
         shutil.copytree(unpacked, target)
     return target
+
+
+@dataclass(frozen=True)
+class TextData:
+    """All text of an experiment as batches of token ids."""
+
+    tokenizer: Any
+    train: Any
+    """A `DataLoader`; shuffled by torch's generator."""
+    chosen_by: list[torch.Tensor]
+    """Held-out batches by which the best weights of a run are chosen."""
+    judged_by: Mapping[str, list[torch.Tensor]]
+    """Other batches, by source: `held_out` (the source of the training text) and `other_domain`."""
+    source: str
+
+
+def text_data(folder: Path, scale: Scale) -> TextData:
+    """Everything, made once and then read from `folder`.
+
+    Raises:
+        NoText: no text is available.
+    """
+    text = corpus(folder, quick=scale.name != "whole")
+    tokenizer = _tokenizer(text.train, text.train.parent / f"tokenizer-{scale.vocabulary}", scale.vocabulary)
+
+    sizes = {"sequence_length": scale.sequence, "batch_size": scale.batch}
+
+    def batches(file: Path, limit: int) -> list[torch.Tensor]:
+        return list(text_batches([file], tokenizer, **sizes, shuffle=False, limit=limit))
+
+    held_out = batches(text.held_out, scale.judged + scale.validated)
+    chosen = scale.validated // scale.batch
+    return TextData(
+        tokenizer,
+        text_batches([text.train], tokenizer, **sizes),
+        held_out[:chosen],
+        {"held_out": held_out[chosen:], "other_domain": batches(text.other_domain, scale.judged)},
+        text.source,
+    )
+
+
+def _tokenizer(file: Path, folder: Path, vocabulary: int) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if not (folder / "tokenizer.json").exists():
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+        )
+        tokenizer.train([str(file)], trainer)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END).save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)

@@ -1,8 +1,8 @@
 """Several rows at a time, each in a process with one thread.
 
-In:    rows, and what they need of one another.
-Out:   results, in the order in which they are done.
-Never: starts a row before what it needs is done; goes on when a row has failed.
+In:    rows, and which rows they need.
+Out:   results, in order of completion.
+Never: starts a row before those it needs are done; starts one after a row has failed.
 
 Two processes with one thread each finish far more small models in an hour than one process with two threads.
 """
@@ -36,13 +36,13 @@ def run_rows(
     """Run `rows`.
 
     Args:
-        rows: each behind those that it needs.
+        rows: each after those it needs.
         workers: processes.
-        first: done once, before any row.
-        work: gives a row's result; it and `first` go to other processes.
+        first: called once, before any row.
+        work: returns a row's result; it and `first` run in other processes.
 
     Raises:
-        Exception: what the first row that failed has raised; rows that are at work are finished before.
+        Exception: from the first row that failed; running rows finish first.
     """
     os.environ.update(QUIET)
     done: set[str] = set()
@@ -60,7 +60,7 @@ def run_rows(
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 row = running.pop(future)
                 if future.exception() is not None and running:
-                    print(f"{row.key} failed; waiting for what is at work", file=sys.stderr, flush=True)
+                    print(f"{row.key} failed; waiting for the running rows", file=sys.stderr, flush=True)
                 yield future.result()
                 done.add(row.key)
     finally:

@@ -1,8 +1,8 @@
-"""A real network on one machine, and processes on its hosts: what the benchmarks measure on.
+"""A real network on one machine, and processes on its hosts, for the benchmarks.
 
-Contract: `Network` is the only thing most readers need. Start reading at `network.py`; then `commands.py` (what is
-built, as data), `janitor.py` (how it is taken down whatever happens) and `ranks.py` (the processes). No part of
-farskip-compile imports this package, and nothing here imports torch before a rank does.
+Contract: `Network` is all that most readers need. Start at `network.py`; then `commands.py` (what is built, as data),
+`janitor.py` (how it is always torn down) and `ranks.py` (the processes). No part of farskip-compile imports this
+package, and nothing here imports torch before a rank does.
 """
 
 from harness.errors import (

@@ -6,10 +6,10 @@ is what each host has to send for it, whatever the algorithm, over its time:
     all-to-all of S bytes per host     (n - 1) / n * S         a share of its tensor to each of the others
     all-reduce of S bytes per host     2 * (n - 1) / n * S     reduce-scatter, then all-gather
 
-All hosts stream at once, so every cable is full in both directions. This tells whether the limit is in force; that no
-collective exceeds it is checked too, but not how near they come: that is gloo's business. Its all-to-all of two ranks
-that are not exactly in step sends first one way and then the other, since the word that the one is ready to receive
-waits behind what it sends itself. It takes up to twice its time then, on real networks also.
+All hosts stream at once, so every cable is full in both directions. This shows whether the limit is in force. That no
+collective exceeds it is checked too, but not how close they come: between two ranks that are not exactly in step,
+gloo's all-to-all sends first one way and then the other, since the message that one is ready to receive queues after
+what it sends itself. Then it takes up to twice as long, on real networks as well.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from common import columns
+
 STREAM, ALL_TO_ALL, ALL_REDUCE = "stream", "all-to-all", "all-reduce"
 OPERATIONS = (STREAM, ALL_TO_ALL, ALL_REDUCE)
 FLOOR, CEILING = 0.88, 1.02
-"""The largest stream must reach this part of the set rate, and nothing of that size more. Ethernet, IP and TCP headers
-take 4.4 %; a full bucket lets a millisecond's worth pass for nothing; a busy machine is slow to start."""
+"""Fractions of the set rate: the largest stream must reach the first, and nothing of that size may exceed the second.
+Ethernet, IP and TCP headers take 4.4 %; a full bucket lets a millisecond's worth pass at once; a busy machine starts
+slowly."""
 STREAM_PORT = 28500
 
 
@@ -48,12 +51,12 @@ class Row:
     """Bits per second that each host sent."""
 
     def share(self, rate: int | None) -> float | None:
-        """Part of the set rate."""
+        """Fraction of the set rate."""
         return None if rate is None else self.link_rate / rate
 
 
 def sizes_for(rate: int | None, longest: float = 0.4) -> list[int]:
-    """Powers of four in bytes, from 64 KiB to what takes `longest` seconds at this rate, at most 64 MiB."""
+    """Powers of four in bytes, from 64 KiB to `longest` seconds at this rate, at most 64 MiB."""
     most = 64 * 2**20 if rate is None else rate / 8 * longest
     return [size for power in range(6) if (size := 2**16 * 4**power) <= most]
 
@@ -66,7 +69,7 @@ def link_bytes(operation: str, size: int, hosts: int) -> float:
 
 
 def measure(rank: int, addresses: Sequence[str], sizes: Sequence[int], repetitions: int) -> list[list[float]]:
-    """On a rank: seconds of each repetition, for each operation and each size within it."""
+    """On a rank: seconds of each repetition, by operation, then size."""
     import torch
     import torch.distributed as dist
 
@@ -95,7 +98,7 @@ def measure(rank: int, addresses: Sequence[str], sizes: Sequence[int], repetitio
 
 
 class Stream(AbstractContextManager["Stream"]):
-    """A connection to the next host and one from the host before.
+    """A connection to the next host and one from the previous host.
 
     Args:
         rank: of this host.
@@ -123,7 +126,7 @@ class Stream(AbstractContextManager["Stream"]):
         while missing:
             got = self._into.recv_into(buffer, min(missing, len(buffer)))
             if not got:
-                raise ConnectionError("the host before has closed the connection")
+                raise ConnectionError("the previous host closed the connection")
             missing -= got
         sender.join()
 
@@ -143,7 +146,7 @@ def rows_of(measured: Sequence[Sequence[Sequence[float]]], sizes: Sequence[int])
 
 
 def verdict(rows: Sequence[Row], rate: int | None) -> tuple[bool, str]:
-    """Whether the rate is in force, by the largest size of each operation; and one line that says so."""
+    """Whether the rate is in force, by the largest size of each operation; and a line with the figures."""
     if rate is None:
         return True, "no limit was set, so none was checked"
     shares = {row.operation: row.link_rate / rate for row in rows}  # the last of each operation is the largest
@@ -152,7 +155,7 @@ def verdict(rows: Sequence[Row], rate: int | None) -> tuple[bool, str]:
     if max(shares.values()) > CEILING:
         return False, f"FAIL: the limit is not in force: {figures} {wanted}"
     if shares[STREAM] < FLOOR:
-        return False, f"FAIL: something else than the link is the limit: {figures} {wanted}"
+        return False, f"FAIL: the link is not the bottleneck: {figures} {wanted}"
     return True, f"PASS: the limit is in force: {figures} {wanted}"
 
 
@@ -172,15 +175,6 @@ def table(rows: Sequence[Row], rate: int | None) -> str:
             ]
         )
     return columns(lines)
-
-
-def columns(lines: Sequence[Sequence[str]], indent: str = "") -> str:
-    """Cells below one another; the first column to the left, the others to the right."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        indent + "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    )
 
 
 def as_json(row: Row, rate: int | None) -> Mapping[str, Any]:

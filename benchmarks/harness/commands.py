@@ -1,4 +1,4 @@
-"""What a network is made of, as lists of iproute2 commands. Nothing is run here.
+"""A network as lists of iproute2 commands. Nothing is run here.
 
     host 0                    switch                    host 1        three network namespaces
     farskip0 ───────── port0 ─ bridge ─ port1 ───────── farskip0      two veth pairs and a bridge
@@ -7,9 +7,9 @@
 A token bucket (`tc tbf`) sits at both ends of every pair: at the host's end it limits what the host sends, at the
 switch's end what it receives. So each host has the wanted rate up and down, as with a full-duplex cable.
 
-Contract: the switch has a namespace of its own, in which no process ever runs. Nothing is created in the namespace of
-the machine, whose bridges and firewall don't matter therefore, and removing the switch's end of a pair removes the
-other end too, even if a process that can't be killed holds the host's namespace.
+Contract: the switch has its own namespace, in which no process ever runs. Nothing is created in the machine's own
+namespace, so that its bridges and firewall don't matter. Removing the switch's end of a pair removes the other end too,
+even if a process that can't be killed holds the host's namespace.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NAMESPACE = re.compile(r"farskip-(\d+-\d+)-(?:switch|host\d+)")
 
 @dataclass(frozen=True)
 class Names:
-    """The names in one network. Each network has a token of its own: `<process id>-<number>`."""
+    """The names in one network. Each network has its own token: `<process id>-<number>`."""
 
     token: str
     hosts: int
@@ -55,7 +55,7 @@ class Names:
 
     @staticmethod
     def address(index: int) -> str:
-        """Of one host; any will do, since nothing outside can be reached."""
+        """Of one host; any address will do, since nothing outside can be reached."""
         return f"10.77.0.{index + 1}"
 
 
@@ -70,24 +70,23 @@ class Link:
     """The cable of every host."""
 
     rate: int | None = None
-    """Bits per second in each direction; None: as fast as the processors are."""
+    """Bits per second in each direction; None: no limit."""
     delay: float | None = None
     """Seconds from a host to the switch; needs the kernel's netem."""
 
     segment: int = SEGMENT
-    """Bytes that TCP hands to the interface at once; a real one cuts them into packets by itself. Each is an event, and
-    here on the cores that are to compute: at 700 Mbit/s and 64 KiB compute is 16 % slower, at 256 KiB 7 %."""
+    """Bytes that TCP hands to the interface at once; real hardware splits them into packets. Each is an event, here on
+    the cores that compute: at 700 Mbit/s, compute is 16 % slower with 64 KiB and 7 % with 256 KiB."""
 
     @property
     def burst(self) -> int:
-        """Bytes that may pass at once: a millisecond's worth, and at least one segment of the largest size with the
-        headers of all its packets. The kernel would cut a larger one into packets, which then need a timer each: 20
-        times as many events."""
+        """Bytes that may pass at once: a millisecond's worth, and at least one segment of the largest size with all
+        packet headers. The kernel would split a larger one into packets with a timer each: 20 times as many events."""
         return max(round(1.25 * self.segment), round((self.rate or 0) / 8 * 1e-3))
 
 
 def setup(names: Names, link: Link) -> list[Command]:
-    """Build the network. The first command is the one that fails for want of rights."""
+    """Build the network. The first command fails if permissions are missing."""
     switch = names.switch
     commands: list[Command] = [("ip", "netns", "add", name) for name in names.namespaces]
     commands.append(("ip", "-n", switch, "link", "add", BRIDGE, "type", "bridge"))
@@ -106,7 +105,7 @@ def setup(names: Names, link: Link) -> list[Command]:
 
 
 def limit(names: Names, link: Link) -> list[Command]:
-    """Give every end of every pair the wanted rate; also on a network that has another one already."""
+    """Set the rate at every end of every pair; also on a network that already has another one."""
     commands: list[Command] = []
     for index in range(names.hosts):
         for namespace, device in ((names.host(index), INTERFACE), (names.switch, names.port(index))):
@@ -119,7 +118,7 @@ def limit(names: Names, link: Link) -> list[Command]:
 
 
 def delay(names: Names, link: Link) -> list[Command]:
-    """Hold every packet back at its host for `link.delay`: behind the bucket of `limit`, if there is one."""
+    """Delay every packet at its host by `link.delay`: after the bucket of `limit`, if there is one."""
     if link.delay is None:
         return []
     place = ("root",) if link.rate is None else ("parent", "1:1")
@@ -131,7 +130,7 @@ def delay(names: Names, link: Link) -> list[Command]:
 
 
 def segments(names: Names, link: Link) -> list[Command]:
-    """The size of segments on both ends of every pair: above 64 KiB is what Linux calls BIG TCP (6.3 for IPv4)."""
+    """The segment size at both ends of every pair: above 64 KiB it is BIG TCP (Linux 6.3 for IPv4)."""
     keys = ("gso_max_size", "gro_max_size", "gso_ipv4_max_size", "gro_ipv4_max_size")
     sizes = [word for key in keys for word in (key, str(link.segment))]
     return [
@@ -142,10 +141,10 @@ def segments(names: Names, link: Link) -> list[Command]:
 
 
 def tune(names: Names) -> list[Command]:
-    """TCP as it is in a data centre, whatever this machine's defaults are: each may fail, and little is lost.
+    """TCP as in a data centre, whatever this machine's defaults are; each command may fail, at little loss.
 
-    CUBIC, because BBR takes long to find out the rate after each pause; and no slow start after a pause, because a
-    training step is all pauses.
+    CUBIC, because BBR takes long to find the rate after each pause; and no slow start after a pause, because a training
+    step is full of pauses.
     """
     wanted = (("tcp_congestion_control", "cubic"), ("tcp_slow_start_after_idle", "0"))
     return [
@@ -156,7 +155,7 @@ def tune(names: Names) -> list[Command]:
 
 
 def teardown(names: Names) -> list[Command]:
-    """Remove the network; each command may fail, since any part may be missing. Processes are killed before."""
+    """Remove the network, once its processes are killed; each command may fail, since any part may be missing."""
     switch = names.switch
     commands: list[Command] = [("ip", "-n", switch, "link", "delete", names.port(i)) for i in range(names.hosts)]
     commands.append(("ip", "-n", switch, "link", "delete", BRIDGE))

@@ -21,20 +21,20 @@ class HarnessError(RuntimeError):
 
 
 class QuantityError(HarnessError, ValueError):
-    """A rate, a delay or a number of hosts that can't be read or is out of range."""
+    """A rate, a delay or a number of hosts that can't be parsed or is out of range."""
 
 
 class NetworkUnavailableError(HarnessError):
-    """This machine or this user can't have network namespaces with limited links."""
+    """Network namespaces with limited links are not available on this machine or to this user."""
 
 
 class TeardownError(HarnessError):
-    """Something of a network could not be removed; the message names it."""
+    """Parts of a network could not be removed; the message names them."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """How one rank ended that should not have ended so."""
+    """How one rank failed."""
 
     rank: int
     how: str
@@ -48,7 +48,7 @@ class Failure:
 
 
 class RankError(HarnessError):
-    """One or several ranks failed; the others were killed. `failures` are in the order in which they happened."""
+    """One or more ranks failed; the others were killed. `failures` are in order of occurrence."""
 
     def __init__(self, failures: Sequence[Failure]) -> None:
         self.failures = tuple(failures)
@@ -56,8 +56,8 @@ class RankError(HarnessError):
 
 
 class RankFailedError(RankError):
-    """A rank ended with an error, or without the result that it owed."""
+    """A rank ended with an error, or without a result."""
 
 
 class RankTimeoutError(RankError):
-    """One or several ranks had not ended in time."""
+    """One or more ranks did not end in time."""

@@ -1,6 +1,6 @@
-"""Run iproute2 commands, each under a timeout, and ask what is there.
+"""Run iproute2 commands, each with a timeout, and query the state.
 
-Contract: `execute` raises with the command and what it said; `attempt` never raises for a command that fails.
+Contract: `execute` raises with the command and its error output; `attempt` never raises for a command that fails.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from harness.commands import INTERFACE, Command
 from harness.errors import NetworkUnavailableError
 
 COMMAND_TIMEOUT = 20.0
-"""Seconds; each takes milliseconds."""
+"""Seconds; a command takes milliseconds."""
 
 
 def why_not() -> str | None:
-    """What is missing for network namespaces, as far as can be seen without trying; None: nothing."""
+    """What is missing for network namespaces, as far as can be known without trying; None: nothing."""
     if not sys.platform.startswith("linux"):
-        return f"network namespaces are a feature of Linux, and this is {sys.platform}"
+        return f"network namespaces need Linux, and this is {sys.platform}"
     missing = [name for name in ("ip", "tc") if shutil.which(name) is None]
     if missing:
         return f"iproute2 is not installed: no {' and no '.join(missing)} on the path"
     if os.geteuid() != 0:
-        return "network namespaces need root, and this is another user"
+        return "network namespaces need root"
     return None
 
 
@@ -59,12 +59,12 @@ def namespaces() -> list[str]:
 
 
 def processes(namespace: str) -> list[int]:
-    """Ids of the processes in a namespace; none if there is no such namespace."""
+    """Ids of the processes in a namespace; empty if it does not exist."""
     _, output, _ = attempt(("ip", "netns", "pids", namespace))
     return [int(word) for word in output.split()]
 
 
 def sent_bytes(namespace: str) -> int:
-    """What has left a host since its interface was made, headers included."""
+    """Bytes that a host has sent since its interface was created, headers included."""
     _, output, _ = attempt(("ip", "-n", namespace, "-j", "-s", "link", "show", "dev", INTERFACE))
     return int(json.loads(output)[0]["stats64"]["tx"]["bytes"])

@@ -1,16 +1,16 @@
-"""Take networks down, whatever happened to the process that owned them.
+"""Tear networks down, whatever happened to the process that owned them.
 
-Every network has an owner, which holds a lock on a file for as long as it lives: the kernel releases it even on
-`kill -9`. Three ways lead to `demolish`, in this order:
-    1. the owner leaves its `with` block, by the end, an exception or a signal;
+Every network has an owner, which holds a lock on a file while it lives: the kernel releases it even on `kill -9`.
+`demolish` is called by the first of these:
+    1. the owner leaves its `with` block, at its end or by an exception or a signal;
     2. its watchman, a small process that waits for the owner's end of a pipe to close, finds the lock released;
-    3. the next run sweeps up whatever has a name of ours and no owner (the machine lost power to both, say).
+    3. the next run sweeps up whatever has one of our names and no owner (after a power failure, say).
 
-`demolish` kills what runs in the network's namespaces, removes the interfaces by name, then the namespaces, and looks
+`demolish` kills what runs in the network's namespaces, removes the interfaces by name, then the namespaces, and checks
 whether anything is left.
 
-Contract: a network whose owner lives is never touched. The watchman (`watch`) imports nothing outside
-the standard library and the harness.
+Contract: a network whose owner lives is never touched. The watchman (`watch`) imports only the standard library and the
+harness.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from harness.commands import Names, teardown, token_of
 from harness.errors import TeardownError
 
 FOLDER = Path("/run/farskip-net")
-"""One folder for each network, by its token, with its lock and its results; beside iproute2's own /run/netns."""
+"""One folder per network, named by its token, with its lock and results; next to iproute2's own /run/netns."""
 MOST_HOSTS = 4
 PATIENCE = 30.0
-"""Seconds to wait for another process that is just building or removing a network."""
+"""Seconds to wait for another process that is building or removing a network."""
 
 
 class Claim:
-    """A token that nobody else has, its folder, and a watchman; held until `release`."""
+    """A unique token, its folder, and a watchman; held until `release`."""
 
     def __init__(self) -> None:
         with _one_at_a_time():
@@ -50,23 +50,17 @@ class Claim:
             self.folder.mkdir()
             self._lock = (self.folder / "lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
-        package = str(Path(__file__).parents[1])
+        program = "import sys; from harness.janitor import watch; watch(sys.argv[1])"
         self._watchman = subprocess.Popen(
-            [
-                sys.executable,
-                "-S",
-                "-c",
-                "import sys; from harness.janitor import watch; watch(sys.argv[1])",
-                self.token,
-            ],
-            env={**os.environ, "PYTHONPATH": package},
+            [sys.executable, "-S", "-c", program, self.token],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            start_new_session=True,  # not reached by the terminal's Ctrl-C or a kill of our process group
+            start_new_session=True,  # out of reach of the terminal's Ctrl-C and of a kill of our process group
         )
 
     def release(self) -> None:
-        """Demolish the network of this token and give the token back; `TeardownError` if something is left."""
+        """Demolish the network of this token and release the token; `TeardownError` if something is left."""
         try:
             with _one_at_a_time():
                 demolish(self.token)
@@ -132,7 +126,7 @@ def _owned(token: str) -> bool:
 
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Claims, sweeps and demolitions of all processes exclude each other."""
+    """Claims, sweeps and demolitions are mutually exclusive across processes."""
     FOLDER.mkdir(exist_ok=True)
     deadline = time.monotonic() + PATIENCE
     with (FOLDER / "lock").open("w") as file:
@@ -142,7 +136,7 @@ def _one_at_a_time() -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise TeardownError(f"another process has held {FOLDER / 'lock'} for {PATIENCE:g} s") from None
+                    raise TeardownError(f"another process held {FOLDER / 'lock'} for {PATIENCE:g} s") from None
                 time.sleep(0.05)
         yield
 
@@ -158,7 +152,7 @@ def signals_held_back() -> Iterator[None]:
 
 
 def watch(token: str) -> None:
-    """Wait for the end of the owner, then remove what it has left."""
+    """Wait for the end of the owner, then remove what it left."""
     sys.stdin.buffer.read()
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:  # a dying process may lose the pipe before the lock

@@ -1,11 +1,11 @@
-"""What a rank's process starts with: tie it to its parent, pin it, then become the program or call the function.
+"""Entry point of a rank's process: tie it to its parent, pin it, then become the program or call the function.
 
     python -P launch.py PARENT CORE exec COMMAND...        become COMMAND
-    python -P launch.py PARENT CORE call FILE              call what `ranks.py` has pickled into FILE
+    python -P launch.py PARENT CORE call FILE              call what `ranks.py` pickled into FILE
 
-Contract: the process is killed as soon as its parent is dead, however that died. A called function's result is in the
-file named by FARSKIP_RESULT, as JSON, only if it is complete. If the function raises, the process ends at once with
-status 1 behind the traceback, and not after the goodbyes of libraries that may wait for other ranks.
+Contract: the process is killed as soon as its parent dies, however that happens. A called function's complete result is
+written as JSON to the file named by FARSKIP_RESULT. If the function raises, the process ends with status 1 right after
+the traceback, without cleanup by libraries that may wait for other ranks.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""A network of 2 to 4 hosts on this machine, with a rate that is in force, and one process on each.
+"""A network of 2 to 4 hosts on this machine, with an enforced rate, and one process on each host.
 
     with Network(hosts=2, rate="400mbit") as network:
         results = network.run(function_of_a_module, args=(1, 2), timeout=60)
 
-Contract: inside the `with` block there is either a network (`is_network`), or, where namespaces can't be had, this
-machine's loopback interface, whose every result is labelled "loopback, not a network". Behind the block nothing of it
-is left: see `janitor.py`.
+Contract: inside the `with` block there is either a network (`is_network`), or, where namespaces are not available, this
+machine's loopback interface, whose every result is labelled "loopback, not a network". After the block nothing of it is
+left: see `janitor.py`.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ LOOPBACK_INTERFACE = {"linux": "lo", "darwin": "lo0"}
 
 
 class Network:
-    """Hosts that are connected by cables of equal rate to one switch.
+    """Hosts connected by cables of equal rate to one switch.
 
     Args:
         hosts: 2 to 4.
         rate: of each cable in each direction, like "400mbit", or bits per second; None: no limit.
         delay: from a host to the switch, like "500us"; needs netem in the kernel; `describe` says if it is missing.
-        require: raise `NetworkUnavailableError` where namespaces can't be had, instead of using the loopback interface.
+        require: raise `NetworkUnavailableError` where namespaces are not available, instead of using the loopback
+            interface.
         pin: give each rank one core, if there are enough.
-        log: called with each line of each rank; None: nobody listens.
+        log: called with each line of each rank; None: lines are dropped.
 
     Raises:
         QuantityError: a number out of range.
@@ -94,7 +95,7 @@ class Network:
         self._leave()
 
     def _build(self) -> str | None:
-        """Make the network; what went wrong, if it can't be made, with nothing left of it."""
+        """Make the network; returns what went wrong, with nothing left of it, or None."""
         janitor.sweep()
         with janitor.signals_held_back():
             self._claim = janitor.Claim()
@@ -134,7 +135,7 @@ class Network:
 
     @property
     def is_network(self) -> bool:
-        """Whether there are hosts with links of their own, and not the loopback interface."""
+        """Whether the hosts have their own links, instead of the loopback interface."""
         return self._names is not None
 
     @property
@@ -159,21 +160,21 @@ class Network:
         return ", ".join(parts)
 
     def set_rate(self, rate: str | int | None, *, large_segments: bool = False) -> None:
-        """Another rate from now on; without effect on the loopback interface.
+        """Change the rate; without effect on the loopback interface.
 
         Args:
             rate: of each cable in each direction.
-            large_segments: TCP hands 256 KiB to the link at once instead of 64, where the kernel can do that. It takes
-                less of the processor, but so much passes at once after every pause: for messages of many segments.
+            large_segments: TCP hands 256 KiB instead of 64 to the link at once, where the kernel supports it: less
+                processor time, but as much passes at once after every pause. For messages of many segments.
 
         Raises:
-            QuantityError: no rate, or out of range.
+            QuantityError: not a rate, or out of range.
             NetworkUnavailableError: the kernel refuses.
         """
         wanted = replace(self.link, rate=_rate(rate), segment=LARGE_SEGMENT if large_segments else SEGMENT)
         if self._names is not None and wanted.segment != self.link.segment:
             done = all(iproute.attempt(command)[0] == 0 for command in commands.segments(self._names, wanted))
-            if not done:  # an older kernel: then as before
+            if not done:  # an older kernel
                 wanted = replace(wanted, segment=SEGMENT)
                 for command in commands.segments(self._names, wanted):
                     iproute.attempt(command)
@@ -183,7 +184,7 @@ class Network:
             iproute.execute(commands.delay(self._names, self.link))
 
     def sent_bytes(self) -> list[int] | None:
-        """What each host has put on its cable so far, headers included; None on the loopback interface."""
+        """Bytes that each host has sent so far, headers included; None on the loopback interface."""
         if self._names is None:
             return None
         return [iproute.sent_bytes(self._names.host(index)) for index in range(self.hosts)]
@@ -198,23 +199,23 @@ class Network:
     ) -> list[RankResult]:
         """Run one process on each host; results by rank.
 
-        The environment is this process's, and RANK, LOCAL_RANK (0), WORLD_SIZE, MASTER_ADDR, MASTER_PORT,
+        The environment is this process's, plus RANK, LOCAL_RANK (0), WORLD_SIZE, MASTER_ADDR, MASTER_PORT,
         OMP_NUM_THREADS=1, GLOO_SOCKET_IFNAME, FARSKIP_NETWORK (the description) and FARSKIP_RESULT (a file that a
         command may write JSON into).
 
         Args:
-            target: a function at the top level of an importable module, which returns what JSON can hold; or the
+            target: a function at the top level of an importable module that returns JSON-compatible data; or the
                 beginning of a command.
             args: of the function, or the rest of the command: the same on all ranks, or a function of the rank.
-            env: further variables, which come last.
-            timeout: seconds for all of it.
+            env: further variables, which override the others.
+            timeout: seconds for everything.
 
         Raises:
             RankFailedError: a rank failed; the others were killed.
-            RankTimeoutError: not all ranks had ended in time; they were killed.
+            RankTimeoutError: not all ranks ended in time; they were killed.
         """
         if not self._signals.installed:
-            raise HarnessError("a network runs processes inside its `with` block only")
+            raise HarnessError("a network runs processes only inside its `with` block")
         arguments = args if callable(args) else lambda rank: args
         names = self._names
         if names is None:
@@ -225,7 +226,7 @@ class Network:
             places = [Place((*enter, names.host(index)), core) for index, core in enumerate(self.cores)]
             port, interface = FIRST_PORT + next(self._runs), INTERFACE
         environment = {
-            "TORCH_CPP_LOG_LEVEL": "ERROR",  # it warns that hosts have no names
+            "TORCH_CPP_LOG_LEVEL": "ERROR",  # it warns about hosts without names
             **os.environ,
             "LOCAL_RANK": "0",
             "WORLD_SIZE": str(self.hosts),
@@ -243,11 +244,11 @@ class Network:
 
 
 class Terminated(SystemExit):
-    """SIGTERM or SIGHUP, as an exception, so that everything is taken down on the way out."""
+    """SIGTERM or SIGHUP as an exception, so that everything is torn down on the way out."""
 
 
 class _Signals:
-    """Turns SIGTERM and SIGHUP into exceptions; only the main thread of a process can."""
+    """Turns SIGTERM and SIGHUP into exceptions; possible only in the main thread."""
 
     def __init__(self) -> None:
         self.installed = False
@@ -276,7 +277,7 @@ def _rate(rate: str | int | None) -> int | None:
 
 
 def _free_port() -> int:
-    """A port of the loopback interface that nobody listens on now."""
+    """An unused port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

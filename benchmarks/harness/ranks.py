@@ -1,12 +1,12 @@
-"""Start one process for each rank, follow what they print, and bring back one result from each.
+"""Start one process per rank, follow what they print, and return one result from each.
 
-Contract: `run_ranks` returns only when no process that it started is left, be it by the end of all ranks, a failure, a
-timeout or an exception in this process. The first rank that fails takes the others with it; the error has the last
-lines of each rank that failed by itself.
+Contract: `run_ranks` returns only when no process that it started is left, after the end of all ranks, a failure, a
+timeout or an exception in this process. The first rank that fails ends the others; the error has the last lines of each
+rank that failed by itself.
 
-    1. Start each rank in a session of its own, through `launch.py`, which ties it to this process and pins it.
-    2. One thread for each rank reads its lines, another waits for its end. The main thread sleeps until one ends.
-    3. A bad end: wait a moment for others that fail for the same reason, then kill every session.
+    1. Start each rank in its own session, through `launch.py`, which ties it to this process and pins it.
+    2. One thread per rank reads its lines, another waits for its end. The main thread sleeps until one ends.
+    3. On a failure: wait a moment for others that fail for the same reason, then kill every session.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ Target = Callable[..., Any] | Sequence[str]
 Log = Callable[[int, str], None]
 LAST_LINES = 25
 GRACE = 1.0
-"""Seconds that the other ranks have to fail by themselves after the first has."""
+"""Seconds that the other ranks have to fail by themselves after the first one."""
 
 
 @dataclass(frozen=True)
 class RankResult:
-    """What one rank brought back."""
+    """What one rank returned."""
 
     rank: int
     value: Any
     """What the function returned, or the command wrote into the file named by FARSKIP_RESULT; None: nothing."""
     network: str
-    """The network it ran on, in words; says so if it was none."""
+    """The network it ran on, in words; says so if it was the loopback interface."""
     lines: tuple[str, ...]
     """The last lines that it printed."""
 
@@ -54,23 +54,23 @@ class Place:
     """Where one rank runs."""
 
     prefix: tuple[str, ...] = ()
-    """Put before the command, for example to enter a namespace."""
+    """Prefix of the command, for example to enter a namespace."""
     core: int | None = None
     """The processor it may use; None: all."""
 
 
 def cores_for(ranks: int, allowed: Sequence[int]) -> list[int | None]:
-    """One core for each rank, if there are enough; otherwise no pinning."""
+    """One core per rank if there are enough; otherwise no pinning."""
     return list(sorted(allowed)[:ranks]) if len(allowed) >= ranks else [None] * ranks
 
 
 def allowed_cores() -> list[int]:
-    """The processors this process may use; none where that can't be known or set."""
+    """The processors this process may use; empty where that can't be known or set."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def print_line(rank: int, line: str) -> None:
-    """The default log: standard error, behind the number of the rank."""
+    """The default log: standard error, after the number of the rank."""
     print(f"[rank {rank}] {line}", file=sys.stderr, flush=True)
 
 
@@ -91,14 +91,14 @@ def run_ranks(
         arguments: of each rank: what the function is called with (picklable), or the rest of the command.
         places: where the ranks run.
         environment: set for all ranks; RANK and FARSKIP_RESULT are added.
-        folder: an existing folder for results; it must be this call's own.
+        folder: an existing folder for results, used by this call alone.
         network: the description that results carry.
         timeout: seconds from the start of the first rank to the end of the last.
-        log: called with each line of each rank, from other threads; None: nobody listens.
+        log: called with each line of each rank, from other threads; None: lines are dropped.
 
     Raises:
-        RankFailedError: a rank ended with a bad status, or a function without a result.
-        RankTimeoutError: not all had ended in time.
+        RankFailedError: a rank ended with a non-zero status, or a function without a result.
+        RankTimeoutError: not all ended in time.
         HarnessError: `target` is a function that other processes can't import.
     """
     commands = [_command(target, arguments(rank), folder / f"{rank}.call") for rank in range(len(places))]
@@ -120,7 +120,7 @@ def run_ranks(
 
 
 class _Rank:
-    """One process, the thread that reads it, and the thread that waits for it."""
+    """One process, the thread that reads its output, and the thread that waits for it."""
 
     def __init__(
         self,
@@ -160,13 +160,13 @@ class _Rank:
                 self._log(self.rank, line.rstrip("\n"))
 
     def _wait(self) -> None:
-        # not reaped yet: until `kill` has killed its session, nobody else may get its number
+        # not reaped yet: its number must not be reused before `kill` has killed its session
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         self._ended.put(self)
 
     def kill(self) -> None:
-        """Kill it, if it still runs, and all that it has started; then read the rest of its lines."""
+        """Kill it, if it still runs, and all that it started; then read the rest of its lines."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -175,17 +175,15 @@ class _Rank:
         self._reader.join(GRACE)  # longer only if a process that left the session holds the pipe
 
     def bad_end(self) -> str | None:
-        """How it ended, if badly. Only for a rank that has ended."""
+        """How a rank that has ended failed; None: it did not."""
         self.kill()
         status = self._process.returncode
         if status == 0:
             return None
         if status > 0:
             return f"exit status {status}"
-        try:
-            return f"killed by {signal.Signals(-status).name}"
-        except ValueError:
-            return f"killed by signal {-status}"
+        names = {number.value: number.name for number in signal.Signals}
+        return f"killed by {names.get(-status, f'signal {-status}')}"
 
     def failure(self, how: str) -> Failure:
         """The same with its lines."""
@@ -195,7 +193,7 @@ class _Rank:
 def _follow(
     ranks: Sequence[_Rank], ended: queue.SimpleQueue[_Rank], deadline: float, timeout: float
 ) -> RankError | None:
-    """Until all ranks have ended well, or one badly, or the time is over; None: all is well."""
+    """Wait until all ranks have ended, one has failed, or the time is up; None: all succeeded."""
     running, failures = list(ranks), list[Failure]()
     while running:
         try:
@@ -217,7 +215,7 @@ def _follow(
 
 
 def _command(target: Target, arguments: Sequence[Any], file: Path) -> list[str]:
-    """What `launch.py` is given: a command, or a file with the call in it."""
+    """Arguments of `launch.py`: a command, or a file with the call in it."""
     if not callable(target):
         return ["exec", *target, *map(str, arguments)]
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", "")
@@ -239,4 +237,4 @@ def _value(rank: _Rank, file: Path, owed: bool) -> Any:
             raise RankFailedError([rank.failure("no result, but exit status 0")]) from None
         return None
     except ValueError as error:
-        raise RankFailedError([rank.failure(f"a result that is no JSON: {error}")]) from None
+        raise RankFailedError([rank.failure(f"a result that is not JSON: {error}")]) from None

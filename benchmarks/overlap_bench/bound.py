@@ -5,14 +5,13 @@ Out:   seconds; never more than the makespan of any order that keeps every depen
        the launches, as every schedule here does.
 Never: decides anything: it is for reports.
 
-For launches c in their order, with S(...) the compute of a set of tasks:
-    head(c)   the collective of c can't be taken up before: S(ancestors of c), and, for every earlier launch b of which
-              a wait is an ancestor of c, or that is on the same channel, head(b) + seconds(b) + S(what comes behind a
-              wait of b and before c)
-    tail(c)   S(what comes behind a wait of c)
+For launches c in order, with S(...) the compute of a set of tasks:
+    head(c)   the earliest start of c's collective: S(ancestors of c), and, for every earlier launch b with a wait among
+              the ancestors of c, or on the same channel, head(b) + seconds(b) + S(tasks after a wait of b and before c)
+    tail(c)   S(tasks after a wait of c)
     bound     max(all compute, the communication of each link, head(c) + seconds(c) + tail(c) for each c)
-That compute is slower while a collective is in flight is left out of it, and told apart: on a link that is busy for B
-seconds and slows compute C by the part s, nothing takes less than B + max(0, C - B / (1 + s)).
+It ignores that compute is slower while a collective is in flight, which is reported separately: on a link that is busy
+for B seconds and slows compute C by the fraction s, nothing takes less than B + max(0, C - B / (1 + s)).
 Sets are bits of an integer; O(launches^2) of them are made.
 """
 
@@ -20,14 +19,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from farskip_compile.passes.schedule.program import Program, Role, Task
 
 
 @dataclass(frozen=True)
 class Bound:
-    """Of one program, or of several that run one after another; seconds."""
+    """The bound of one program, or of several that run one after the other; seconds."""
 
     total: float
     """No schedule takes less."""
@@ -35,7 +34,7 @@ class Bound:
     communication: float
     """Of the busiest link."""
     slowed: float
-    """The same as `total`, with compute that is slower while a collective is in flight."""
+    """`total` with compute that is slower while a collective is in flight."""
 
     @property
     def unhideable(self) -> float:
@@ -44,12 +43,12 @@ class Bound:
 
 
 def scaled(programs: Sequence[Program], compute: float, communication: float) -> list[Program]:
-    """`programs` with seconds that sum up to what was measured: estimates say how they are shared out.
+    """`programs` with seconds that add up to what was measured, in proportion to the estimates.
 
     Args:
-        programs: that run one after another.
-        compute: seconds of all of it alone.
-        communication: seconds of all collectives, one after another.
+        programs: run one after the other.
+        compute: seconds of all compute alone.
+        communication: seconds of all collectives, one after the other.
     """
     tasks = [task for program in programs for task in program.tasks]
     on_wire = sum(task.seconds for task in tasks if task.role is Role.LAUNCH)
@@ -64,13 +63,8 @@ def scaled(programs: Sequence[Program], compute: float, communication: float) ->
 
 def bound_of(programs: Iterable[Program]) -> Bound:
     """Of programs that run one after another, such as forward and backward graph: nothing is hidden across them."""
-    bounds = [_bound(program) for program in programs]
-    return Bound(
-        total=sum(bound.total for bound in bounds),
-        compute=sum(bound.compute for bound in bounds),
-        communication=sum(bound.communication for bound in bounds),
-        slowed=sum(bound.slowed for bound in bounds),
-    )
+    bounds = [astuple(_bound(program)) for program in programs]
+    return Bound(*map(sum, zip((0.0,) * 4, *bounds, strict=True)))
 
 
 def _bound(program: Program) -> Bound:
@@ -81,7 +75,7 @@ def _bound(program: Program) -> Bound:
     for index, task in enumerate(tasks):
         if task.role is Role.WAIT:
             waits[task.launch] |= 1 << index
-    behind = {c: _descendants(before, waits[c]) for c in launches}
+    after = {c: _descendants(before, waits[c]) for c in launches}
 
     def compute(members: int) -> float:
         return sum(tasks[i].seconds for i in _members(members) if tasks[i].role is not Role.LAUNCH)
@@ -92,9 +86,9 @@ def _bound(program: Program) -> Bound:
         earliest = compute(before[c])
         for b in head:
             if waits[b] & before[c] or tasks[b].channel == tasks[c].channel:
-                earliest = max(earliest, head[b] + tasks[b].seconds + compute(behind[b] & before[c]))
+                earliest = max(earliest, head[b] + tasks[b].seconds + compute(after[b] & before[c]))
         head[c] = earliest
-        least = max(least, earliest + tasks[c].seconds + compute(behind[c]))
+        least = max(least, earliest + tasks[c].seconds + compute(after[c]))
     busy: dict[str, float] = defaultdict(float)
     slows: dict[str, float] = {}
     for c in launches:
@@ -109,7 +103,7 @@ def _bound(program: Program) -> Bound:
 
 
 def _ancestors(program: Program) -> list[int]:
-    """For each task the tasks that run before it in every order; launches of one channel keep theirs."""
+    """For each task the tasks that precede it in every order; launches of one channel keep their order."""
     found: list[int] = []
     last: dict[str, int] = {}
     for index, task in enumerate(program.tasks):
@@ -128,7 +122,7 @@ def _ancestors(program: Program) -> list[int]:
 
 
 def _descendants(before: list[int], of: int) -> int:
-    """Tasks of which one of `of` is an ancestor, and `of` itself."""
+    """Tasks with an ancestor in `of`, and `of` itself."""
     bits = of
     for index, ancestors in enumerate(before):
         if ancestors & of:

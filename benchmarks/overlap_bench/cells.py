@@ -1,7 +1,7 @@
-"""The grid: which combinations of model, phase, routing, hosts and ratio there are, and how a cell is named.
+"""The grid of combinations of model, phase, routing, hosts and ratio, and how a cell is named.
 
 Contract: `deepseek_v3/prefill/balanced/2/0.5` is model/phase/routing/hosts/ratio of communication to compute. Cells
-that differ in the ratio alone form a group: one launch of the ranks measures them all.
+that differ only in the ratio form a group, measured by one launch of the ranks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RATIOS = (0.25, 0.5, 1.0, 2.0)
 
 
 class CellError(ValueError):
-    """Text that names no cell."""
+    """Text that does not name a cell."""
 
 
 @dataclass(frozen=True, order=True)
@@ -50,21 +50,27 @@ class Cell:
         """The cell of that name; the ratio may be any positive number, the rest is one of the grid's values.
 
         Raises:
-            CellError: it is none.
+            CellError: the text does not name a cell.
         """
-        parts = text.split("/")
         try:
-            model, phase, routing, hosts, ratio = parts
+            model, phase, routing, hosts, ratio = text.split("/")
             cell = Cell(Group(model, phase, routing, int(hosts)), float(ratio))
         except ValueError:
-            raise CellError(f"{text!r} is no cell: write model/phase/routing/hosts/ratio, {EXAMPLE}") from None
+            raise CellError(f"{text!r} is not a cell: write model/phase/routing/hosts/ratio, {EXAMPLE}") from None
         known = ((model, MODELS), (phase, PHASES), (routing, ROUTINGS), (cell.group.hosts, HOSTS))
         for value, allowed in known:
             if value not in allowed:
-                raise CellError(f"{text!r} is no cell: {value} is not one of {', '.join(map(str, allowed))}")
+                raise CellError(f"{text!r} is not a cell: {value} is not one of {', '.join(map(str, allowed))}")
         if not 0 < cell.ratio < 100:
-            raise CellError(f"{text!r} is no cell: a ratio is positive and less than 100")
+            raise CellError(f"{text!r} is not a cell: a ratio is positive and less than 100")
         return cell
+
+    @property
+    def place(self) -> tuple[float, ...]:
+        """Sorts cells by hosts, phase, routing, model and ratio."""
+        group = self.group
+        known = ((PHASES, group.phase), (ROUTINGS, group.routing), (MODELS, group.model))
+        return (group.hosts, *(values.index(value) for values, value in known), self.ratio)
 
 
 EXAMPLE = "such as deepseek_v3/prefill/balanced/2/0.5"
@@ -77,7 +83,7 @@ def grid(
     hosts: Sequence[int] = HOSTS,
     ratios: Sequence[float] = RATIOS,
 ) -> list[Cell]:
-    """All combinations, what the targets are about first: two hosts before four, balanced before skewed."""
+    """All combinations, those under most targets first: two hosts before four, balanced before skewed."""
     return [
         Cell(Group(model, phase, routing, count), ratio)
         for count in hosts
@@ -89,7 +95,7 @@ def grid(
 
 
 def quick() -> list[Cell]:
-    """A small part of the grid: two of the cells that most targets are about."""
+    """A small part of the grid: two of the cells under most targets."""
     return grid(MODELS[:1], (PREFILL, TRAINING), (BALANCED,), (2,), (0.5,))
 
 

@@ -1,6 +1,6 @@
-"""Runs the ranks of one group of cells, and does for them what only their starter can: change the network.
+"""Runs the ranks of one group of cells, and changes the network for them.
 
-Contract: `run_group` calls back with each cell as soon as it is finished; what was finished before a rank failed stays.
+Contract: `run_group` calls back with each cell as soon as it is finished; cells finished before a rank fails are kept.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compile_cost import processor
+from common import processor
 from harness import Network
 
 from overlap_bench.cells import Cell, Group
@@ -21,12 +21,12 @@ from overlap_bench.settings import describe
 
 ENVIRONMENT = {
     "KINETO_LOG_LEVEL": "99",  # the profiler's own log
-    # the allocator keeps large buffers, as those of accelerators do: else every step waits for new pages
+    # the allocator keeps large buffers, as those of accelerators do: otherwise every step waits for new pages
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(10**11),
     "MALLOC_TOP_PAD_": str(2**27),
 }
-"""Of every rank, for all variants alike."""
+"""Of every rank, the same for all variants."""
 TIMEOUT = 3600.0
 """Seconds for a group."""
 
@@ -45,16 +45,16 @@ def run_group(
     """Measure the cells of `group`; returns the profile of this machine's compute.
 
     Args:
-        network: as many hosts as the group has, inside of its `with` block.
+        network: with the group's number of hosts, inside its `with` block.
         group: which model and step.
         ratios: of communication to compute.
         settings: from `settings_of`.
         options: further ones of our backend.
-        profile: of this machine's compute, if it is known.
+        profile: of this machine's compute, if known.
         traces: folder for Chrome traces; None: they are not kept.
         finished: called with each cell, from another thread.
     """
-    from overlap_bench import ranks  # with torch, which the tables do without
+    from overlap_bench import ranks  # imports torch, which the tables do not need
 
     cores = "one core for each rank"
     if network.cores[0] is None:

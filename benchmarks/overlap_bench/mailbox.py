@@ -1,40 +1,39 @@
-"""Questions of a running rank to the process that started it: to change the network, and to hand over what is finished.
+"""Questions of a running rank to the process that started it: to change the network, and to hand over results.
 
-Contract: one rank asks, one question after another; `Desk` answers each in the order in which they come. They meet in a
-folder, because network namespaces share the files and nothing else. What the desk can't answer is an error there.
+Contract: one rank asks, one question after another; `Desk` answers in order. They meet at a Unix socket in a folder,
+because network namespaces share the file system and nothing else. What the desk can't answer is an error on both ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
-import time
 from collections.abc import Callable
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-PAUSE = 0.005
 PATIENCE = 60.0
 """Seconds to wait for an answer."""
-
-Handler = Callable[[Any], Any]
+SOCKET = "desk"
 
 
 class Desk:
-    """Answers what comes into `folder`, in a thread, inside of a `with` block.
+    """Answers questions that arrive in `folder`, in a thread, inside a `with` block.
 
     Args:
         folder: an empty one.
-        handler: question -> answer, both plain data. What it raises is raised behind the block, instead of what the
-            ranks fail with for want of an answer.
+        handler: question -> answer, both plain data. What it raises is raised at the end of the block, in place of the
+            errors of the ranks that miss an answer.
     """
 
-    def __init__(self, folder: Path, handler: Handler) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, handler: Callable[[Any], Any]) -> None:
+        self._path = folder / SOCKET
         self._handler = handler
-        self._closed = threading.Event()
         self._problem: BaseException | None = None
+        self._listener = Listener(str(self._path), "AF_UNIX")
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def __enter__(self) -> Self:
@@ -42,33 +41,35 @@ class Desk:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._closed.set()
+        with contextlib.suppress(OSError), Client(str(self._path), "AF_UNIX") as end:
+            end.send_bytes(b"")
         self._thread.join()
+        self._listener.close()
         if self._problem is not None and (kind is None or issubclass(kind, Exception)):
             raise self._problem
 
     def _serve(self) -> None:
-        number = 0
-        while not self._closed.wait(PAUSE):
-            question = self._folder / f"question-{number}.json"
-            if not question.exists():
-                continue
-            try:
-                answer: Any = {"answer": self._handler(json.loads(question.read_text()))}
-            except Exception as error:
-                self._problem = error
-                answer = {"error": f"{type(error).__name__}: {error}"}
-            _write(self._folder / f"answer-{number}.json", answer)
-            question.unlink()
-            number += 1
+        """One connection per question; an empty one ends it."""
+        while True:
+            with contextlib.suppress(EOFError, OSError), self._listener.accept() as rank:
+                question = rank.recv_bytes()
+                if not question:
+                    return
+                rank.send_bytes(json.dumps(self._answer(json.loads(question))).encode())
+
+    def _answer(self, question: Any) -> dict[str, Any]:
+        try:
+            return {"answer": self._handler(question)}
+        except Exception as error:
+            self._problem = error
+            return {"error": f"{type(error).__name__}: {error}"}
 
 
 class Mailbox:
     """The asking end."""
 
     def __init__(self, folder: str) -> None:
-        self._folder = Path(folder)
-        self._number = 0
+        self._path = str(Path(folder) / SOCKET)
 
     def ask(self, question: Any) -> Any:
         """The answer to a question, both plain data.
@@ -76,22 +77,11 @@ class Mailbox:
         Raises:
             RuntimeError: there was no answer in time, or an error instead.
         """
-        _write(self._folder / f"question-{self._number}.json", question)
-        answer = self._folder / f"answer-{self._number}.json"
-        deadline = time.monotonic() + PATIENCE
-        while not answer.exists():
-            if time.monotonic() > deadline:
+        with Client(self._path, "AF_UNIX") as desk:
+            desk.send_bytes(json.dumps(question).encode())
+            if not desk.poll(PATIENCE):
                 raise RuntimeError(f"the process that started this rank did not answer within {PATIENCE:.0f} s")
-            time.sleep(PAUSE)
-        found = json.loads(answer.read_text())
-        answer.unlink()
-        self._number += 1
+            found = json.loads(desk.recv_bytes())
         if "error" in found:
-            raise RuntimeError(f"the process that started this rank could not do as asked: {found['error']}")
+            raise RuntimeError(f"the process that started this rank failed to answer: {found['error']}")
         return found["answer"]
-
-
-def _write(path: Path, data: Any) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(data))
-    part.replace(path)  # never seen half written

@@ -1,16 +1,15 @@
-"""Inductor's own overlap scheduling, truly on, as a baseline: the two ways that torch has.
+"""Inductor's own overlap scheduling, actually enabled, as a baseline: the two ways that torch has.
 
     inductor overlap   the scheduler on the post-grad graph, `aten_distributed_optimizations.enable_overlap_scheduling`
     inductor passes    the passes on kernels that `reorder_for_compute_comm_overlap_passes` recommends. The old flag
                        `reorder_for_compute_comm_overlap` alone runs none: its list is empty by default
 
-Both were made for GPUs and have no costs on a CPU: the first raises there, for want of Triton, while it asks for the
-device's speed, and the second takes every kernel for free. So that neither is at a disadvantage, both get the estimates
-that our scheduler uses, from the same profile, and the first also the two figures that it asks for. That is patched in
-this process alone. Nothing is benchmarked while compiling, as with ours.
+Both were made for GPUs and have no costs on a CPU: the first raises, lacking Triton, when it queries the device's
+speed, and the second takes every kernel to be free. So that neither is at a disadvantage, both get the estimates that
+our scheduler uses, from the same profile, and the first also the two figures that it queries. That is patched in this
+process alone. Nothing is benchmarked while compiling, as with ours.
 
-Contract: `options_for` is what goes into `torch.compile(options=...)`; compile, and run the first step, inside of
-`device_figures`.
+Contract: `options_for` goes into `torch.compile(options=...)`; compile and run the first step inside `device_figures`.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ TRIO = [
     "reorder_communication_preserving_peak_memory",
 ]
 """As torch's own configuration recommends them."""
-_PART = 0.75
-"""Of the peak: what torch assumes that a kernel attains."""
+_FRACTION = 0.75
+"""Of the peak, which torch assumes a kernel to attain."""
 
 
 def options_for(name: str, profile: HardwareProfile, imbalance: float = 1.0) -> dict[str, Any]:
-    """Options of Inductor for the variant `name`."""
+    """Inductor's options for the variant `name`."""
     estimate = OurEstimate(profile, imbalance)
     if name == PASSES:
         return {
@@ -59,13 +58,13 @@ def options_for(name: str, profile: HardwareProfile, imbalance: float = 1.0) -> 
 
 @contextlib.contextmanager
 def device_figures(profile: HardwareProfile, imbalance: float = 1.0) -> Iterator[None]:
-    """Answer Inductor's questions about the device out of `profile`, and its passes' about kernels."""
+    """Answer Inductor's queries about the device, and its passes' about kernels, from `profile`."""
     memory = profile.memory_bandwidth * profile.efficiency.memory / 1e9
 
     def flops(dtype: torch.dtype) -> float:
         peaks = profile.peak_flops
         peak: float = getattr(peaks, str(dtype).removeprefix("torch."), None) or peaks.float32
-        return peak * profile.efficiency.matmul / _PART / 1e12
+        return peak * profile.efficiency.matmul / _FRACTION / 1e12
 
     estimate = OurEstimate(profile, imbalance)
     with (
@@ -78,7 +77,7 @@ def device_figures(profile: HardwareProfile, imbalance: float = 1.0) -> Iterator
 
 @dataclass(frozen=True)
 class _Unchanged:
-    """A last pass that does nothing, but makes another compile of another profile: Dynamo compares options."""
+    """A last pass that does nothing: Dynamo compares options, so that another profile is another compile."""
 
     digest: str
 
@@ -87,14 +86,14 @@ class _Unchanged:
 
 
 class OurEstimate:
-    """Our cost model, asked as Inductor asks; milliseconds."""
+    """Our cost model behind Inductor's interface; milliseconds."""
 
     def __init__(self, profile: HardwareProfile, imbalance: float) -> None:
         self._profile, self._imbalance = profile, imbalance
         self._graphs: dict[fx.Graph, Estimates] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OurEstimate:
-        """Itself: Inductor copies its configuration, and graphs are not to be copied with it."""
+        """Itself: Inductor copies its configuration, and graphs must not be copied with it."""
         return self
 
     def _of(self, graph: fx.Graph) -> Estimates:
@@ -105,7 +104,7 @@ class OurEstimate:
         return self._graphs[graph]
 
     def node(self, node: fx.Node, override_size: int | None = None) -> float:
-        """Of a node of the graph. Another size is asked for only where collectives are bucketed, which is off."""
+        """Of a node of the graph. An override is given only where collectives are bucketed, which is off."""
         estimates = self._of(node.graph)
         return 1e3 * (estimates.collective(node) if ops.is_collective(node) else estimates.compute(node))
 

@@ -1,7 +1,7 @@
 """Writes docs/benchmarks.md from the file of results.
 
-Contract: everything on the page is from the file, so that it can be made anew without measuring (`--table`); `plot.py`
-draws the picture that it shows.
+Contract: everything on the page comes from the file, so that `--table` rewrites it without measuring; `plot.py` draws
+its picture.
 """
 
 from __future__ import annotations
@@ -11,69 +11,70 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+from common import markdown, replace
+
 from overlap_bench import cells
 from overlap_bench.cells import TRAINING
 from overlap_bench.names import COMMUNICATION, FULL, ORDER, OVERLAP, PASSES
-from overlap_bench.results import Result
-from overlap_bench.store import Store
+from overlap_bench.results import Result, Store
 from overlap_bench.targets import Verdict, judge, summary
-from overlap_bench.terminal import MOST_OTHERS, acted_text, ms, percent
+from overlap_bench.terminal import MOST_OTHERS, acted_text, ms, texts
 
 INTRO = """\
 # Overlap: measured
 
-Made by `benchmarks/overlap.py` from `{json}`; renew with `--table` (nothing is measured then).
+Made by `benchmarks/overlap.py` from `{json}`; `--table` rewrites it without measuring.
 
-One network namespace stands for each host, with one rank on it; links have a limited rate (`benchmarks/network.py`).
-For each cell the rate is such that communication alone takes *ratio* times as long as compute alone. All variants take
-turns in one process on each host. Times are medians over repetitions of the slowest rank, with interquartile range;
-what is faster by how much (*speed-up* is over `plain`) is a median, too, of the ratios within each repetition.
+One network namespace stands for each host, with one rank on it; links have a limited rate (`benchmarks/network.py`),
+chosen for each cell so that communication alone takes *ratio* times as long as compute alone. All variants are
+interleaved in one process on each host. Times are medians over repetitions of the slowest rank, with interquartile
+range; *speed-up* is the median, over repetitions, of the time of `plain` over the variant's.
 
-- **hidden**: part of the time with a collective in flight during which the same rank computes, by the profiler
-  (`farskip_compile.profiling`), mean over ranks. Of Llama-4 style this counts attention's all-reduces, too.
-  A rank that launches first also waits for the others, which no order of its own avoids; where a target is missed, that
-  part is told.
+- **hidden**: fraction of the time with a collective in flight during which the same rank computes, by the profiler
+  (`farskip_compile.profiling`), mean over ranks. In Llama-4 style this includes attention's all-reduces. A rank that
+  launches first also waits for the others, which no order of its own avoids; where a target is missed, that share is
+  reported.
 - **bound**: max(compute alone, communication alone) + what no schedule can hide: the least makespan of the kernels of
-  `full` in the scheduler's model of the machine, over the larger of compute and communication in that model
-  (`benchmarks/overlap_bench/bound.py`). Forward and backward count one after another. Compute and communication are
-  those of the FarSkip form. It leaves out that compute is slower while a collective is in flight, since that hangs on a
-  single figure of the model; where a target is missed, that part is told.
-- **covered**: collectives between whose launch and wait a product of matrices or an attention stands in the code that
-  Inductor generated. For eager mode there is no such code.
-- **peak**: most bytes that one step holds over what was there before, of the rank that holds most. The target on memory
-  counts parameters and caches, too.
+  `full` in the scheduler's model of the machine, less the larger of compute and communication in that model
+  (`benchmarks/overlap_bench/bound.py`). Forward and backward count one after the other. Compute and communication are
+  those of the FarSkip form. The bound ignores that collectives in flight slow compute, since that depends on a single
+  figure of the model; where a target is missed, the slowdown is reported.
+- **covered**: collectives with a matrix product or an attention between launch and wait in the code that Inductor
+  generated. Eager mode has no such code.
+- **peak**: most bytes that one step holds over what was allocated before, on the rank that holds most. The target on
+  memory includes parameters and caches.
 
-Variants: `plain` is torch.compile as everybody uses it. `inductor overlap` is Inductor's own scheduler of the graph
+Variants: `plain` is torch.compile out of the box. `inductor overlap` is Inductor's own scheduler of the graph
 (`aten_distributed_optimizations.enable_overlap_scheduling`), `inductor passes` the three passes on kernels that its
 configuration recommends for `reorder_for_compute_comm_overlap_passes`; the flag without that list does nothing. Both
-need a GPU's figures to estimate costs, and on a CPU the first raises and the second takes all kernels for free: here
-they are given the very estimates that our scheduler uses, patched into the process of the benchmark alone. Where they
-"did not act", the standard form has nothing that is independent of an exchange (Qwen3-MoE style has no shared experts)
-or of an all-reduce. `overlapped eager` is the FarSkip form written by hand with async collectives, hooks that wait for
-those of the backward pass, and re-prioritised autograd; `hand-written` the same form compiled by plain Inductor; `none`
-and `full` are ours. `none` and both of Inductor's were compared with `plain`, `full` and `overlapped eager` with
-`hand-written`, on every rank: logits, or loss and all gradients, to 1e-4 of their norms.
+need a GPU's figures to estimate costs; on a CPU the first raises and the second takes all kernels to be free. Here they
+get the very estimates that our scheduler uses, patched into the benchmark's process alone. Where they "did not act",
+the standard form has nothing independent of an exchange (Qwen3-MoE style has no shared experts) or of an all-reduce.
+`overlapped eager` is the FarSkip form written by hand with async collectives, hooks that wait for those of the backward
+pass, and re-prioritised autograd; `hand-written` is the same form compiled by plain Inductor; `none` and `full` are
+ours. `none` and both of Inductor's were compared with `plain`, `full` and `overlapped eager` with `hand-written`, on
+every rank: logits, or loss and all gradients, to 1e-4 of their norms.
 
 What no schedule can hide. In FarSkip form the MoEs are a chain: dispatch, experts, combine, the next router. While its
 experts compute, nothing of that chain is in flight, so where communication is as long as compute, about the experts'
-time stays exposed. The last combine has no more than the last layer's attention and shared experts to hide behind. In a
-training step both passes exchange equally much, but the forward pass computes half as much: at a ratio of 0.5 in all,
-its own is 0.75 or more. In Llama-4 style every other layer is dense, and the next attention reads what it adds: FarSkip
-leaves out routed experts only, so the all-reduce of a dense layer is not hidden.
+time stays exposed. Only the last layer's attention and shared experts can hide the last combine. In a training step
+both passes exchange equally much, but the forward pass computes half as much: at an overall ratio of 0.5, its own is
+0.75 or more. In Llama-4 style every other layer is dense, and the next attention reads what it adds: FarSkip leaves out
+routed experts only, so the all-reduce of a dense layer is not hidden.
 
-Memory. The scheduler keeps its limit (`memory_increase`, 5 %) by the same account as Inductor: buffers live from their
-kernel to the last that reads them, with parameters. What Inductor generates holds less, since it writes in place, and
-not always equally much less: it keeps a freed block for a later buffer of the same size where, by that account, the
-peak does not grow. Where one layer's attention runs between the experts of another, more blocks are kept. So a
-measured peak may grow by more than the account says; where the target is missed, the page tells both. With skewed
-routing and no drops, sizes that depend on data are estimated as those of the rank that gets most rows.
+Memory. The scheduler keeps its limit (`memory_increase`, 5 %) by Inductor's own accounting: buffers live from their
+kernel to the last reader, with parameters. Inductor's generated code holds less, since it writes in place, but by
+varying amounts: it keeps a freed block for a later buffer of the same size where, by that accounting, the peak does not
+grow. Where one layer's attention runs between another's experts, more blocks are kept. So a measured peak may grow by
+more than the accounting says; where the target is missed, the page shows both. With skewed routing and no drops,
+data-dependent sizes are estimated as those of the rank that gets most rows.
 
-Limits. The processors that compute also carry the bytes: a collective in flight costs them part of the time, which the
-bound does not count (told where a target is missed). Where messages are large, TCP hands segments of 256 KiB to the
-link (BIG TCP), which halves that. A link lets 1.25 segments pass at once after a pause, 80 KB with segments of 64 KiB,
-so that the small messages of decode steps travel faster next to compute than alone. Where four hosts share two cores,
-compute is measured in the same way, four at a time; what one rank leaves idle another uses, so that hiding
-communication gains less in step time than it would on real hosts.
+Limits. The processors that compute also carry the bytes: a collective in flight costs them time, which the bound does
+not count (reported where a target is missed). Where messages are large, TCP hands segments of 256 KiB to the link (BIG
+TCP), which halves that. After a pause, a link lets 1.25 segments pass at once (80 KB with segments of 64 KiB), so that
+the small messages of decode steps travel faster next to compute than alone. Where four hosts share two cores, compute
+is measured the same way, four at a time; what one rank leaves idle another uses, so that hiding communication gains
+less step time than on real hosts.
 """
 
 
@@ -93,7 +94,7 @@ def page(store: Store, json_name: str, picture: str | None) -> str:
 def write_page(store: Store, path: Path, json_path: Path, picture: Path | None) -> None:
     """The page as a file."""
     name = None if picture is None else picture.name
-    path.write_text(page(store, json_path.name, name))
+    replace(path, page(store, json_path.name, name))
 
 
 def _facts(store: Store) -> str:
@@ -103,7 +104,7 @@ def _facts(store: Store) -> str:
 
 
 def _not_measured(results: Sequence[Result]) -> str:
-    """The cells of the grid that are not on the page, so that nobody takes what is for all."""
+    """The cells of the grid that are not on the page, so that nobody takes it for complete."""
     measured = {str(result.at) for result in results}
     wanted = cells.grid()
     missing = cells.by_group(cell for cell in wanted if str(cell) not in measured)
@@ -113,12 +114,12 @@ def _not_measured(results: Sequence[Result]) -> str:
     names = "; ".join(
         f"`{group}` at {', '.join(f'{ratio:g}' for ratio in ratios)}" for group, ratios in missing.items()
     )
-    return f"Of the grid's {len(wanted)} cells, {count} are not measured (`--resume` measures them): {names}.\n"
+    return f"{count} of the grid's {len(wanted)} cells are not measured (`--resume` measures them): {names}.\n"
 
 
 def _targets(verdicts: Sequence[Verdict]) -> str:
-    lines = ["## Targets", "", "| target | met | cells |", "|---|---|---|"]
-    lines += [f"| {target} | {met} | {total} |" for target, met, total in summary(verdicts)]
+    rows = ([target, str(met), str(total)] for target, met, total in summary(verdicts))
+    lines = ["## Targets", "", *markdown(["target", "met", "cells"], rows)]
     missed = [verdict for verdict in verdicts if not verdict.met]
     if missed:
         lines += ["", "Missed:", ""]
@@ -127,46 +128,23 @@ def _targets(verdicts: Sequence[Verdict]) -> str:
 
 
 def _group(name: str, results: Sequence[Result]) -> str:
-    training = results[0].at.group.phase == TRAINING
-    apart = ["hidden fwd", "hidden bwd"] if training else []
+    apart = {"hidden fwd": "in fwd", "hidden bwd": "in bwd"} if results[0].at.group.phase == TRAINING else {}
     head = ["ratio", "variant", "step", "spread", "speed-up", "/ bound", "hidden", *apart, "covered", "peak"]
     machines = ", ".join(sorted({result.machine for result in results}))
-    lines = [f"### {name}", "", f"{results[0].about}; {results[0].cores}; {machines}.", ""]
-    lines += [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for result in results:
-        lines += [f"| {' | '.join(row)} |" for row in _rows(result, training)]
-    lines.append("")
-    for result in results:
-        lines.append(_notes(result))
-    return "\n".join([*lines, ""])
-
-
-def _rows(result: Result, training: bool) -> list[list[str]]:
     rows = []
-    for name in ORDER:
-        if name not in result.exposed:
-            continue
-        timing, code = result.timings[name], result.code.get(name)
-        apart = [percent(result.hidden(name, part)) for part in ("forward", "backward")] if training else []
-        rows.append(
-            [
-                f"{result.at.ratio:g}",
-                f"**{name}**" if name == FULL else name,
-                ms(timing.median),
-                ms(timing.spread),
-                f"{result.speed_up(name):.2f}",
-                f"{result.over_bound(name):.2f}",
-                percent(result.hidden(name)),
-                *apart,
-                f"{code['covered']}/{code['collectives']}" if code and code["collectives"] else "-",
-                f"{result.peak_bytes[name] / 1e6:.3g} MB",
-            ]
-        )
-    return rows
+    for result in results:
+        for variant in ORDER:
+            if variant in result.exposed:
+                found = texts(result, variant)
+                found |= {"ratio": f"{result.at.ratio:g}", "step": found["median"], "peak": f"{found['peak MB']} MB"}
+                found["variant"] = f"**{variant}**" if variant == FULL else variant
+                rows.append([found[apart.get(column, column)] for column in head])
+    text = f"{results[0].about}; {results[0].cores}; {machines}."
+    return "\n".join([f"### {name}", "", text, "", *markdown(head, rows), "", *map(_notes, results), ""])
 
 
 def _notes(result: Result) -> str:
-    """What belongs to one cell and not to a variant."""
+    """What applies to a whole cell."""
     rate = "no network: loopback" if result.rate is None else result.network
     parts = [
         f"ratio {result.at.ratio:g} ({result.ratio:.2f} reached): {rate}",

@@ -1,7 +1,7 @@
 """Draws the results: for each phase, hidden communication and step time over the bound, by ratio and variant.
 
-Contract: from the file of results alone. A mark is the median over the cells of a phase and ratio that were measured
-(models, routings, hosts), and the line behind it goes from the lowest to the highest. Needs matplotlib.
+Contract: drawn from the file of results alone. A mark is the median over the measured cells of a phase and ratio
+(models, routings, hosts), and its line goes from the lowest to the highest. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from common import picture
 
 from overlap_bench.cells import PHASES
 from overlap_bench.names import EAGER, FULL, HAND, NONE, ORDER, OVERLAP, PASSES, PLAIN
@@ -26,9 +28,9 @@ COLOURS = {
     FULL: "#0b3d91",
 }
 MARKS = {PLAIN: "o", OVERLAP: "s", PASSES: "D", EAGER: "^", HAND: "v", NONE: "P", FULL: "*"}
-"""So that variants differ in more than colour."""
+"""Variants differ in more than colour."""
 WIDTH = 0.82
-"""Of the marks of one ratio, in steps between ratios."""
+"""Width of the marks of one ratio, in steps between ratios."""
 
 
 def write_plot(results: Sequence[Result], path: Path) -> None:
@@ -37,39 +39,28 @@ def write_plot(results: Sequence[Result], path: Path) -> None:
     Raises:
         ImportError: there is no matplotlib.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     phases = [phase for phase in PHASES if any(result.at.group.phase == phase for result in results)]
-    figure, axes = pyplot.subplots(
-        2, len(phases), figsize=(2.2 + 4.3 * len(phases), 7.2), squeeze=False, layout="constrained"
-    )
-    for column, phase in enumerate(phases):
-        members = [result for result in results if result.at.group.phase == phase]
-        hidden, over = axes[0][column], axes[1][column]
-        _marks(hidden, members, lambda result, name: _percent(result.hidden(name)))
-        _marks(over, members, lambda result, name: result.over_bound(name))
-        hidden.set_ylim(-4, 104)
-        hidden.set_title(f"{phase} ({len(members)} cell{'s' * (len(members) != 1)})", fontsize=12)
-        over.set_ylim(bottom=min(0.95, over.get_ylim()[0]))
-        over.axhline(1.0, color="#1d2126", linewidth=1)
-        over.set_xlabel("communication / compute")
-        ratios = sorted({result.at.ratio for result in members})
-        _target(hidden, ratios, HIDDEN.get((phase, None)), 100)
-        _target(over, ratios, OVER_BOUND.get(phase), 1)
-        if column == 0:
-            hidden.set_ylabel("communication hidden, %")
-            over.set_ylabel("step time / bound")
-    shown: dict[str, Any] = {}
-    for axis in axes.flat:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            shown.setdefault(label, handle)
-    columns = 4 * len(phases)
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=130, metadata={"Software": None})  # equal results, equal bytes
-    pyplot.close(figure)
+    with picture(path, 2, len(phases), (2.2 + 4.3 * len(phases), 7.2)) as (figure, axes):
+        for column, phase in enumerate(phases):
+            members = [result for result in results if result.at.group.phase == phase]
+            hidden, over = axes[0][column], axes[1][column]
+            _marks(hidden, members, lambda result, name: _percent(result.hidden(name)))
+            _marks(over, members, lambda result, name: result.over_bound(name))
+            hidden.set_ylim(-4, 104)
+            hidden.set_title(f"{phase} ({len(members)} cell{'s' * (len(members) != 1)})", fontsize=12)
+            over.set_ylim(bottom=min(0.95, over.get_ylim()[0]))
+            over.axhline(1.0, color="#1d2126", linewidth=1)
+            over.set_xlabel("communication / compute")
+            ratios = sorted({result.at.ratio for result in members})
+            _target(hidden, ratios, HIDDEN.get((phase, None)), 100)
+            _target(over, ratios, OVER_BOUND.get(phase), 1)
+            if column == 0:
+                hidden.set_ylabel("communication hidden, %")
+                over.set_ylabel("step time / bound")
+        pairs = (pair for axis in axes.flat for pair in zip(*axis.get_legend_handles_labels(), strict=True))
+        shown = {label: handle for handle, label in pairs}
+        place = {"loc": "outside lower center", "ncols": 4 * len(phases)}
+        figure.legend(shown.values(), shown.keys(), **place, frameon=False, fontsize=9)
 
 
 def _marks(axis: Any, results: Sequence[Result], figure: Callable[[Result, str], float | None]) -> None:
@@ -95,13 +86,10 @@ def _marks(axis: Any, results: Sequence[Result], figure: Callable[[Result, str],
     axis.set_xticks(range(len(ratios)), [f"{ratio:g}" for ratio in ratios])
     axis.set_xlim(-0.5, len(ratios) - 0.5)
     axis.grid(axis="y", color="#eef0f2")
-    axis.set_axisbelow(True)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
 
 
 def _target(axis: Any, ratios: Sequence[float], wanted: float | None, scale: float) -> None:
-    """A line under the ratios that the target is about."""
+    """A line under the ratios that the target covers."""
     steps = [step for step, ratio in enumerate(ratios) if RATIOS[0] <= ratio <= RATIOS[1]]
     if wanted is not None and steps:
         span = [min(steps) - 0.5, max(steps) + 0.5]

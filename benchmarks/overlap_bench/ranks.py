@@ -1,13 +1,13 @@
 """What each rank runs: one group of cells, that is one model and step at several ratios of communication to compute.
 
-Contract: `measure_group` is called on every rank with the same arguments but `rank`, in a process of its own. Rank 0
-asks the process that started it for the rate of the network, and hands each finished cell over as plain data.
+Contract: `measure_group` is called on every rank with the same arguments except `rank`, in its own process. Rank 0 asks
+the process that started it for the rate of the network, and hands each finished cell over as plain data.
 
-    1. Compute alone, without a limit on the network; this also finds out which collectives a step has.
-    2. Compile what knows nothing of the network.
-    3. For each ratio: find the rate at which communication alone takes that part of compute alone; calibrate the link;
-       compile what is scheduled by it, unless an earlier ratio had the same profile; compare results; time all variants
-       in turn; profile each.
+    1. Compute alone, without a limit on the network; this also records which collectives a step has.
+    2. Compile the variants that do not depend on the network.
+    3. For each ratio: find the rate at which communication alone takes that fraction of compute alone; calibrate the
+       link; compile the variants that are scheduled by it, unless an earlier ratio had the same profile; compare
+       results; time all variants, interleaved; profile each.
 """
 
 from __future__ import annotations
@@ -30,15 +30,12 @@ from farskip_compile.passes.schedule import kernels
 from farskip_compile.passes.schedule.program import Program
 from farskip_compile.profiling import kernels_visible
 from overlap_bench.bound import Bound, bound_of, scaled
-from overlap_bench.communication import communication
-from overlap_bench.exposure import exposure
-from overlap_bench.hardware import compute_profile, link_profile
-from overlap_bench.kernel_cache import shared_kernels
+from overlap_bench.generated import captured_code, facts, shared_kernels
+from overlap_bench.link import Probe, communication, compute_profile, find_rate, link_profile
 from overlap_bench.mailbox import Mailbox
 from overlap_bench.names import COMMUNICATION, COMPARED, COMPUTE, FULL, ORDER, OURS
-from overlap_bench.output_code import captured_code, facts
 from overlap_bench.own_overlap import device_figures
-from overlap_bench.rates import Probe, find_rate
+from overlap_bench.profiled import exposure
 from overlap_bench.replay import Exchange, imbalance, replay_group
 from overlap_bench.results import slowest_median
 from overlap_bench.steps import Step, Variant, compare
@@ -48,7 +45,7 @@ from overlap_bench.variants import Variants, compute_alone
 PROBES = 5
 """Repetitions of compute alone, and of communication alone, to find the rate."""
 LARGE_MESSAGE = 600_000
-"""Bytes to another rank, on average, from which on TCP may hand over larger segments."""
+"""Average bytes to another rank from which TCP may hand over larger segments."""
 
 
 @dataclass
@@ -57,13 +54,13 @@ class Built:
 
     variant: Variant
     seconds: float
-    """Of its first step."""
+    """For its first step."""
     code: dict[str, int]
     """`CodeFacts` of what Inductor generated."""
     estimates: list[dict[str, Any]]
     """Of our scheduler, for each graph."""
     programs: list[Program]
-    """That our scheduler saw."""
+    """What our scheduler was given."""
 
 
 def measure_group(
@@ -75,19 +72,19 @@ def measure_group(
     folder: str,
     traces: str | None,
 ) -> dict[str, Any]:
-    """Measure cells; each is handed over when it is finished. Returns the profile of this machine's compute.
+    """Measure cells, and hand each over when it is finished. Returns the profile of this machine's compute.
 
     Args:
         rank: of this process.
         settings: of the group, from `settings_of`.
         ratios: of communication to compute.
         options: further ones of our backend.
-        known_profile: what an earlier call has returned; None: calibrate.
+        known_profile: what an earlier call returned; None: calibrate.
         folder: of the mailbox.
         traces: folder for Chrome traces; None: they are not kept.
     """
     torch.set_num_threads(1)
-    # every pass must run, since programs and code are taken from it; compiled kernels are still found on disk
+    # every pass must run, since programs and code are taken from it; compiled kernels are still cached on disk
     torch._inductor.config.fx_graph_cache = False
     torch._functorch.config.enable_autograd_cache = False
     torch._dynamo.config.recompile_limit = 256
@@ -118,17 +115,17 @@ class _Group:
         self.step = Step(settings, rank, self.variants.model)
         self.built: dict[str, Built] = {}
         self.digest = ""
-        self._tell("compute alone")
+        self._log("compute alone")
         self._compute_alone()
         for variant in self.variants.fixed():
             self._build(variant, machine)
 
-    def _tell(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         if self.rank == 0:
             print(text, flush=True)
 
     def _ask(self, question: dict[str, Any]) -> Any:
-        """All ranks get the answer that rank 0 got."""
+        """Rank 0's answer, on all ranks."""
         dist.barrier()
         answer = [self.mailbox.ask(question) if self.rank == 0 else None]
         dist.broadcast_object_list(answer, src=0)
@@ -150,7 +147,7 @@ class _Group:
             self.step(variant)
 
         self.run_compute = run
-        # the shortest, since a moment in which the machine is slow would make the network slower in all cells
+        # the shortest: a moment in which the machine is slow would make the network slower in all cells
         probed = _gathered(interleaved({COMPUTE: run}, 2 * PROBES)[COMPUTE])
         self.compute = min(map(max, zip(*probed, strict=True)))
 
@@ -174,7 +171,7 @@ class _Group:
         seconds = time.perf_counter() - start
         estimates = [schedule.to_json() for schedule in last_schedules()] if variant.name in OURS else []
         self.built[variant.name] = Built(variant, seconds, asdict(facts(codes)), estimates, programs)
-        self._tell(f"{variant.name}: first step after {seconds:.0f} s")
+        self._log(f"{variant.name}: first step after {seconds:.0f} s")
         dist.barrier()
 
     def measure(self, ratio: float, traces: Path | None) -> None:
@@ -183,17 +180,12 @@ class _Group:
         run()
         probed = self._probe(ratio, run)
         network = probed.network
-        self._tell(
+        self._log(
             f"ratio {ratio:g}: compute {1e3 * self.compute:.0f} ms, communication {1e3 * probed.seconds:.0f} ms; "
             f"{network['text']}"
         )
-        profile = link_profile(
-            self.machine,
-            self.settings["calibration"],
-            exchanges=self.exchanges,
-            rate=network["rate"],
-            alone=probed.seconds,
-        )
+        seconds, rate = self.settings["calibration"], network["rate"]
+        profile = link_profile(self.machine, seconds, exchanges=self.exchanges, rate=rate, alone=probed.seconds)
         if profile.digest() != self.digest:
             options = {"load_imbalance": self.imbalance, **self.options}
             for variant in self.variants.profiled(profile, options):
@@ -220,11 +212,8 @@ class _Group:
         exposed, peaks = {}, {}
         messages = {exchange.sent * exchange.dtype.itemsize for exchange in self.exchanges}
         for name in variants:
-            path = None
-            if traces is not None:
-                path = (
-                    traces / f"{self.settings['model']}-{self.settings['phase']}-{ratio:g}-{name}-{self.rank}.json.gz"
-                )
+            file = f"{self.settings['model']}-{self.settings['phase']}-{ratio:g}-{name}-{self.rank}.json.gz"
+            path = None if traces is None else traces / file
             exposed[name], peaks[name] = exposure(runs[name], int(self.settings["profiles"]), messages, path)
         value = {"seconds": seconds, "checks": checks, "exposed": exposed, "peak_bytes": peaks, "busy": busy}
         self._hand_over(ratio, network, profile, _gathered(value))
@@ -263,7 +252,7 @@ class _Group:
 
 
 def _gathered(value: Any) -> list[Any]:
-    """Of all ranks."""
+    """The values of all ranks."""
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
     return found

@@ -1,10 +1,9 @@
-"""A process group that sends nothing: every rank gets what it once got. For the compute of a step, apart.
+"""A process group that sends nothing and replays recorded results: the compute of a step alone.
 
-Contract: while it records, a collective runs on all ranks of the job as usual and its result is kept; afterwards, the
-collectives of a step give these results again, in the same order, and wait for nobody. So a model that is compiled on
-this group runs the same kernels on the same numbers and sizes, whatever decides them. The copy of the result stays in
-the measured time; it is what a rank would do for its own share. `exchanges` says what was sent, for whoever wants to
-repeat it over a real group.
+Contract: while it records, a collective runs on all ranks of the job as usual and its result is kept; afterwards the
+collectives of a step return these results in the same order and wait for nobody. So a model compiled on this group runs
+the same kernels on the same numbers and sizes. Copying a result stays in the measured time, as a rank would copy its
+own share. `exchanges` records what was sent, to be repeated over a real group.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ class Exchange:
 
     kind: CollectiveKind
     sent: int
-    """Numbers that this rank puts in."""
+    """Elements that this rank sends."""
     received: int
-    """Numbers that it gets."""
+    """Elements that it receives."""
     dtype: torch.dtype
     sent_rows: tuple[int, ...] = ()
-    """Rows for each rank; empty: equal parts."""
+    """Rows for each rank; empty: equal shares."""
     received_rows: tuple[int, ...] = ()
     row: int = 1
-    """Numbers in a row."""
+    """Elements in a row."""
 
     def bytes_out(self, rank: int, ranks: int) -> float:
         """Bytes that leave this rank, by the usual algorithms."""
@@ -49,8 +48,8 @@ class Exchange:
 
 
 def imbalance(ranks: Sequence[Sequence[Exchange]]) -> float:
-    """Rows that the fullest rank gets in a dispatch, or gives in a combine, over the mean; of the exchange of which it
-    is most. 1 if all are equal, or if there are none.
+    """Rows that the fullest rank receives in a dispatch, or sends in a combine, over the mean; the maximum over the
+    exchanges. 1 if all are equal, or if there are none.
 
     Args:
         ranks: the exchanges of each.
@@ -64,13 +63,13 @@ def imbalance(ranks: Sequence[Sequence[Exchange]]) -> float:
 
 
 class Done(dist.Work):
-    """A collective that is over."""
+    """A finished collective."""
 
     def __init__(self) -> None:
         super().__init__()
 
     def wait(self, timeout: timedelta = timedelta()) -> bool:
-        """At once."""
+        """Return at once."""
         return True
 
     def is_completed(self) -> bool:
@@ -91,13 +90,13 @@ class Replay(dist.ProcessGroup):
         self._name = ""
 
     def record(self) -> None:
-        """From now on send, and remember what comes."""
+        """From now on send, and keep the results."""
         self.exchanges.clear()
         self._results.clear()
         self._recording = True
 
     def rewind(self) -> None:
-        """From now on give what was remembered, from its beginning."""
+        """From now on replay the recorded results from the start."""
         self._recording = False
         self._next = 0
 
@@ -108,12 +107,8 @@ class Replay(dist.ProcessGroup):
         if self._recording:
             dist.all_to_all_single(output, sent, list(output_splits) or None, list(splits) or None)
             row = sent[0].numel() if sent.dim() > 1 and len(sent) else 1
-            self._remember(
-                Exchange(
-                    ALL_TO_ALL, sent.numel(), output.numel(), sent.dtype, tuple(splits), tuple(output_splits), row
-                ),
-                output,
-            )
+            rows = tuple(splits), tuple(output_splits)
+            self._remember(Exchange(ALL_TO_ALL, sent.numel(), output.numel(), sent.dtype, *rows, row), output)
         else:
             self._give(output)
         return Done()

@@ -1,18 +1,23 @@
-"""What was measured of one cell, put together from what its ranks handed over.
+"""The figures of one cell, put together from what its ranks handed over; and the file of all cells.
 
-Contract: arithmetic only; a `Result` is plain data, to JSON and back. Times are seconds.
+Contract: arithmetic only; a `Result` is plain data, to JSON and back. Times are seconds. The file is complete after
+every cell; a cell that is measured again replaces its entry, so that an interrupted run can resume (`--resume`).
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
+
+from common import decode, load_records, write_records
 
 from overlap_bench.cells import Cell
 from overlap_bench.names import COMMUNICATION, COMPUTE, FULL, OVERLAP, PASSES, PLAIN
 
+SCHEMA = 2
 TOLERANCE = 1e-4
 
 
@@ -32,8 +37,8 @@ class Timing:
 
 
 def peak_growth(scheduled: Iterable[Mapping[str, Any]]) -> float:
-    """By which part the estimated peak grows where it grows most, over the unscheduled graph's or, where that is less,
-    Inductor's order: of graphs in the form of `ScheduleReport.to_json`."""
+    """The largest relative growth of the estimated peak, over the unscheduled graph or, where that holds less,
+    Inductor's order; graphs as `ScheduleReport.to_json` writes them."""
     peaks = [{when: graph[when]["peak_bytes"] for when in ("unscheduled", "before", "after")} for graph in scheduled]
     return max(peak["after"] / min(peak["unscheduled"], peak["before"]) - 1 for peak in peaks)
 
@@ -52,35 +57,35 @@ class Result:
     about: str
     """Model and step in words."""
     network: str
-    """In words; says so if it was none."""
+    """In words; says so if it was the loopback interface."""
     rate: int | None
-    """Bits per second; None: it was no network."""
+    """Bits per second; None: it was not a network."""
     cores: str
     """How the ranks shared the processor, in words."""
     when: str
     machine: str
-    """On which it was measured: cells of one file may come from several runs."""
+    """Where it was measured: cells of one file may come from several runs."""
     timings: Mapping[str, Timing]
     exposed: Mapping[str, Mapping[str, Any]]
-    """By variant: seconds of `communication`, of it `exposed`, of that `waiting` for a rank that launches later, and of
-    `compute`; of `forward` and `backward`, if there is a backward pass, the first three. Means over ranks."""
+    """By variant: seconds of `communication`, how much of it is `exposed`, how much of that is `waiting` for a rank to
+    launch, and `compute`; the first three also for `forward` and `backward`, if any. Means over ranks."""
     peak_bytes: Mapping[str, int]
-    """By variant: most bytes that a step holds over what was there before; of the rank that holds most."""
+    """By variant: most bytes that a step holds over what was allocated before, on the rank that holds most."""
     resident_bytes: int
-    """Parameters, buffers and cache of rank 0, there before the step."""
+    """Parameters, buffers and cache of rank 0, allocated before the step."""
     compile_seconds: Mapping[str, float]
     checks: Sequence[Mapping[str, Any]]
     """`one` variant against the `other` that it must equal: `error` of the `worst` of all `tensors`, worst rank."""
     code: Mapping[str, Mapping[str, int]]
     """By compiled variant: `CodeFacts` of the generated code."""
     estimates: Mapping[str, Sequence[Mapping[str, Any]]]
-    """By variant of ours: what the scheduler expected of each of its graphs (`ScheduleReport.to_json`)."""
+    """By our variants: what the scheduler expected of each graph (`ScheduleReport.to_json`)."""
     model_bound: Mapping[str, float]
     """`Bound` of the kernels of `full`, in the scheduler's model of the machine."""
     profile: Mapping[str, Any]
     """The hardware profile that the variants were scheduled by."""
     missing: Mapping[str, str]
-    """Variants that could not be had, and why."""
+    """Variants that could not be made, and why."""
     others: float
     """Cores that processes other than the ranks kept busy meanwhile."""
     raw: Sequence[Mapping[str, Sequence[float]]]
@@ -98,34 +103,34 @@ class Result:
 
     @property
     def slowing(self) -> float:
-        """Seconds that compute takes longer under collectives in any schedule, by the model; not in `bound`."""
+        """Seconds by which collectives slow compute in any schedule, by the model; not in `bound`."""
         return self.model_bound["slowing"]
 
     @property
     def bound(self) -> float:
-        """The larger of compute and communication, and what no schedule can hide."""
+        """The larger of compute and communication, plus what no schedule can hide."""
         return max(self.timings[COMPUTE].median, self.timings[COMMUNICATION].median) + self.unhideable
 
     @property
     def ratio(self) -> float:
-        """Of communication to compute, as measured."""
+        """Communication over compute, as measured."""
         return self.timings[COMMUNICATION].median / self.timings[COMPUTE].median
 
     @property
     def weight(self) -> float:
-        """Communication as a part of the step of plain Inductor."""
+        """Communication over the step of plain Inductor."""
         return self.timings[COMMUNICATION].median / self.timings[PLAIN].median
 
     def hidden(self, variant: str, part: str | None = None) -> float | None:
-        """Part of the communication that is hidden; of `forward` or `backward` alone; None if there was none."""
+        """Fraction of the communication that is hidden, in all or in `forward` or `backward`; None: there was none."""
         figures = self.exposed[variant] if part is None else self.exposed[variant].get(part)
         if not figures or not figures["communication"]:
             return None
         return 1 - figures["exposed"] / figures["communication"]
 
     def waiting(self, variant: str, part: str | None = None) -> float | None:
-        """Part of the communication that is exposed while another rank has not launched it yet; None if the cell was
-        measured before that was told."""
+        """Fraction of the communication that is exposed while another rank has not launched it yet; None: an older cell
+        without that figure."""
         figures = self.exposed[variant] if part is None else self.exposed[variant][part]
         return figures["waiting"] / figures["communication"] if "waiting" in figures else None
 
@@ -134,8 +139,7 @@ class Result:
         return self.timings[variant].median / self.bound
 
     def times_as_fast(self, variant: str, as_other: str) -> float:
-        """Median over the repetitions, in each of which both took their turn: what slows a whole repetition is no
-        difference between them."""
+        """Median of the ratios within each repetition: what slows a whole repetition slows both."""
         one, other = (map(max, zip(*(rank[name] for rank in self.raw), strict=True)) for name in (variant, as_other))
         return statistics.median(theirs / ours for ours, theirs in zip(one, other, strict=True))
 
@@ -144,8 +148,8 @@ class Result:
         return self.times_as_fast(variant, PLAIN)
 
     def acted(self, variant: str) -> bool | None:
-        """Whether Inductor's own overlap moved anything: more heavy kernels stand between launches and waits than in
-        plain's code. None: the variant is something else, or is missing."""
+        """Whether Inductor's own overlap moved anything: more heavy kernels between launches and waits than in plain's
+        code. None: another variant, or a missing one."""
         if variant not in (OVERLAP, PASSES) or variant not in self.code:
             return None
         return self.code[variant]["heavy"] > self.code[PLAIN]["heavy"]
@@ -156,12 +160,12 @@ class Result:
         return [check for check in self.checks if not check["error"] <= TOLERANCE]
 
     def memory_growth(self, name: str = FULL) -> float | None:
-        """By which part the estimated peak of a variant is above the unscheduled one; None if nothing is scheduled."""
+        """Relative growth of a variant's estimated peak over the unscheduled one; None: nothing is scheduled."""
         scheduled = [graph for graph in self.estimates.get(name, ()) if graph["before"] and graph["after"]]
         return peak_growth(scheduled) if scheduled else None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, with the figures that follow from it for readers of the file."""
+        """Plain data, with derived figures for readers of the file."""
         figures = {
             "ratio": self.ratio,
             "bound": self.bound,
@@ -169,18 +173,47 @@ class Result:
         }
         return {**asdict(self), "figures": figures}
 
+
+@dataclass
+class Store:
+    """All results of a file, and the facts about the last run that wrote it."""
+
+    path: Path | None
+    """None: nothing is kept."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """`versions`, `command`, `method`."""
+    results: dict[str, Result] = field(default_factory=dict)
+    """By name of the cell."""
+
     @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Result:
-        """What `to_json` gave."""
-        fields = {key: value for key, value in data.items() if key in Result.__dataclass_fields__}
-        fields["timings"] = {name: Timing(**timing) for name, timing in data["timings"].items()}
-        return Result(**fields)
+    def load(path: Path) -> Store:
+        """What is in the file.
+
+        Raises:
+            RecordsError: there is no such file, or it holds something else.
+        """
+
+        def build(data: Mapping[str, Any]) -> Store:
+            cells: list[Result] = decode(list[Result], data["cells"])
+            return Store(path, data["facts"], {result.cell: result for result in cells})
+
+        return load_records(path, SCHEMA, build)
+
+    def add(self, result: Result) -> None:
+        """Keep a finished cell, and write the file."""
+        self.results[result.cell] = result
+        if self.path is not None:
+            write_records(self.path, SCHEMA, self.facts, cells=[one.to_json() for one in self.ordered()])
+
+    def ordered(self) -> list[Result]:
+        """By hosts, phase, routing, model and ratio."""
+        return sorted(self.results.values(), key=lambda result: result.at.place)
 
 
 def summarise(
     cell: Cell, handed: Mapping[str, Any], *, about: str, cores: str, when: str, machine: str, is_network: bool
 ) -> Result:
-    """Put together what `measure_group` handed over."""
+    """Put together what the ranks of `measure_group` handed over."""
     ranks = handed["ranks"]
     wall, _, all_cores = ranks[0]["busy"]
     names = list(ranks[0]["exposed"])
@@ -212,7 +245,7 @@ def summarise(
 
 
 def _mean(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of each figure, also of those in parts."""
+    """Mean of each figure, nested ones included."""
     return {
         key: _mean([one[key] for one in figures])
         if isinstance(value, Mapping)

@@ -1,12 +1,12 @@
-"""What is run in a cell: sizes of the models, tokens, and how often.
+"""What is run in a cell: model sizes, tokens, and repetitions.
 
-Contract: plain data, so that every rank is given the same. Widths keep the proportions of the real models where that
-matters for overlap: what attention, dense and expert layers compute for each byte that is sent.
+Contract: plain data, the same for every rank. Widths keep the proportions of the real models where that matters for
+overlap: what attention, dense and expert layers compute per byte sent.
 
 Routing. Balanced: experts have room for 1.25 times a balanced load, and exchanges are padded to that. Skewed: a router
 that prefers some experts, and dropless exchanges, so that ranks get unequal loads. Llama-4 style has its matrices cut
-among the ranks (tensor parallelism): every rank has a slice of every expert and no exchange. There, skew only moves the
-load between experts, whose room stays what it was.
+among the ranks (tensor parallelism): every rank has a slice of every expert and no exchange. There skew only moves the
+load between experts, whose room stays the same.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SKEW = 1.0
 
 _WIDTHS: dict[str, Any] = {"vocab_size": 1024, "experts": 8}
 WIDTHS: dict[str, dict[str, Any]] = {
-    # attention and dense layers in DeepSeek-V3's proportions to the width; a token has two experts instead of eight,
-    # so each is larger
+    # attention and dense layers proportional to the width as in DeepSeek-V3; two experts per token instead of eight, so
+    # each is larger
     "deepseek_v3": {
         **_WIDTHS,
         "hidden_size": 512,
@@ -36,7 +36,7 @@ WIDTHS: dict[str, dict[str, Any]] = {
         "intermediate_size": 1344,
         "moe_intermediate_size": 256,
     },
-    # twice the width in the heads, eight query heads to one of keys and values, as in Qwen3-30B-A3B
+    # heads of twice the width in all, eight query heads per key-value head, as in Qwen3-30B-A3B
     "qwen3_moe": {
         **_WIDTHS,
         "hidden_size": 512,
@@ -45,7 +45,8 @@ WIDTHS: dict[str, dict[str, Any]] = {
         "head_dim": 64,
         "moe_intermediate_size": 384,
     },
-    # dense and MoE layers in turn, five query heads to one: four here; one routed and one shared expert per token
+    # alternating dense and MoE layers, five query heads per key-value head: four here; one routed and one shared expert
+    # per token
     "llama4": {
         **_WIDTHS,
         "hidden_size": 1536,
@@ -75,8 +76,8 @@ LAYERS = {
 
 
 TOKENS = {"deepseek_v3": 1024, "qwen3_moe": 1536, "llama4": 384}
-"""Of each of two ranks in prefill and training, one sequence: where a model computes little for each byte that it
-sends, a longer one. Of each of four, which share the processor, half as many."""
+"""Tokens of each of two ranks in prefill and training, one sequence; more where a model computes little per byte sent.
+Half as many for each of four ranks, which share the processor."""
 
 
 @dataclass(frozen=True)
@@ -86,21 +87,21 @@ class Effort:
     layers: int
     """At most."""
     tokens: int | None
-    """Of each rank in prefill and training, one sequence; None: `TOKENS`."""
+    """Per rank in prefill and training, one sequence; None: `TOKENS`."""
     sequences: int
-    """Of each rank in a decode step, one token each."""
+    """Per rank in a decode step, one token each."""
     cached: int
-    """Tokens of each sequence before the one that is decoded."""
+    """Tokens of each sequence before the decoded one."""
     repetitions: int
     """Of each variant, at most."""
     seconds: float
-    """After so many for a cell there are no more repetitions; but at least `LEAST`."""
+    """Time limit for a cell's repetitions; at least `LEAST` are made."""
     profiles: int = 3
     """Steps of each variant under the profiler; the one with the median exposure counts."""
     width: int | None = None
     """Of the residual stream; None: `WIDTHS`."""
     calibration: float = 40.0
-    """Seconds to calibrate the hardware profile; 0: the shipped one is used."""
+    """Seconds to calibrate the hardware profile; 0: use the shipped one."""
     tiny: bool = False
 
 
@@ -110,7 +111,7 @@ SMOKE = Effort(
     layers=3, tokens=64, sequences=16, cached=8, repetitions=3, seconds=0.0, profiles=1, calibration=0.0, tiny=True
 )
 LEAST = 5
-"""Repetitions of every variant, unless fewer are the most."""
+"""Least repetitions of every variant, unless the maximum is lower."""
 
 
 def settings_of(group: Group, effort: Effort) -> dict[str, Any]:

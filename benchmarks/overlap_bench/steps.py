@@ -2,8 +2,8 @@
 
 prefill    the forward pass of one sequence under no_grad
 decode     one more token for each of many sequences, with the keys and values of those before in a cache of fixed
-           size; under no_grad. What is in the cache is random and the same for all variants, and every step writes
-           the same place again
+           size; under no_grad. The cache holds random values, the same for all variants, and every step writes the
+           same position
 training   forward, cross-entropy, and backward for the gradients of all parameters
 """
 
@@ -40,8 +40,8 @@ class Step:
 
     Args:
         settings: of the cell.
-        rank: of this process. Each has tokens of its own, but under tensor parallelism.
-        model: like those of the variants; None unless there is a cache to be made.
+        rank: of this process. Each has its own tokens, except under tensor parallelism.
+        model: like those of the variants; needed to make a cache.
     """
 
     def __init__(self, settings: Mapping[str, Any], rank: int, model: Decoder | None = None) -> None:
@@ -55,7 +55,7 @@ class Step:
         self.cache = None
         if self.phase == DECODE:
             assert model is not None
-            # some room behind the token that is decoded, as a cache of fixed size has
+            # some room after the decoded token, as in a cache of fixed size
             self.cache = model.new_cache(shape[0], self.cached + max(1, self.cached // 3))
             for memory in (*self.cache.keys, *self.cache.values):
                 memory.copy_(torch.randn(memory.shape, generator=generator))
@@ -75,7 +75,7 @@ class Step:
         return loss.detach()
 
     def resident_bytes(self, model: Decoder) -> int:
-        """Bytes that are there before the step and after it: parameters, buffers, and the cache."""
+        """Bytes allocated before and after the step: parameters, buffers, and the cache."""
         cached = (*self.cache.keys, *self.cache.values) if self.cache is not None else ()
         return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers(), *cached))
 
@@ -89,7 +89,7 @@ class Step:
 
 
 def compare(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """How far results are apart: the worst of all tensors by |one - other| / |other|, Euclidean norms."""
+    """The largest relative error of all tensors, |one - other| / |other| in Euclidean norms."""
     if one.keys() != other.keys():
         raise AssertionError(f"only one of two variants has {sorted(one.keys() ^ other.keys())}")
     errors = {}

@@ -1,16 +1,16 @@
-"""What this benchmark is to show, and whether a cell shows it, by how much.
+"""What this benchmark is to show, whether a cell shows it, and by how much it misses.
 
-    hidden            of prefill 98 % of the communication; of a training step 95 %, of its backward pass 93 %
-    over the bound    prefill at most 1.05 times, training at most 1.10 times the bound
+    hidden            98 % of the communication in prefill; 95 % in a training step, 93 % in its backward pass
+    over the bound    at most 1.05 times the bound in prefill, 1.10 times in training
     both on two hosts, at a ratio of communication to compute of 0.5 to 1
-    fastest           than every baseline, wherever communication is more than 10 % of plain Inductor's step
-    not slower        than plain Inductor by more than 2 %, in any cell; `none` and `full`
+    fastest           `full` beats every baseline wherever communication is more than 10 % of plain Inductor's step
+    not slower        `none` and `full` at most 2 % slower than plain Inductor, in any cell
     memory            measured peak of `full` at most 5 % over the hand-written form's, of `none` over plain's, in any
-                      cell: our backend's default limit, `memory_increase`, a part of all memory, with parameters
-    results           equal: every variant with what it must equal, in any cell
+                      cell: our backend's default limit, `memory_increase`, relative to all memory with parameters
+    results           every variant equals its reference, in any cell
 
-Contract: `judge` says of each target that a cell is under whether it is met, with the figures. The cell's own model of
-the machine says what no schedule could have hidden; that is told where a target is missed, and excuses nothing.
+Contract: `judge` reports for each target that applies to a cell whether it is met, with the figures. Where one is
+missed it also reports what no schedule could have hidden, by the model of the machine; that excuses nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RATIOS, HOSTS = (0.5, 1.0), 2
 WEIGHT = 0.10
 SLOWER = 0.02
 MEMORY = {FULL: HAND, NONE: PLAIN}
-"""Whose peak a variant's is held against: the same function, compiled by plain Inductor."""
+"""The baseline of a variant's peak: the same function, compiled by plain Inductor."""
 MEMORY_INCREASE = 0.05
 
 
@@ -48,7 +48,7 @@ class Verdict:
 
 
 def judge(result: Result) -> list[Verdict]:
-    """All targets that the cell is under."""
+    """All targets that apply to the cell."""
     cell = result.at
     verdicts: list[Verdict] = []
 
@@ -64,14 +64,13 @@ def judge(result: Result) -> list[Verdict]:
         wanted_over = OVER_BOUND.get(cell.group.phase)
         if wanted_over is not None:
             over = result.over_bound(FULL)
-            missed = f", missed by {_ms((over - wanted_over) * result.bound)}; by the model, compute is "
-            missed += f"{_ms(result.slowing)} slower under collectives in any schedule"
-            missed = "" if over <= wanted_over else missed
+            missed = f", missed by {_ms((over - wanted_over) * result.bound)}; by the model, collectives slow compute "
+            missed = "" if over <= wanted_over else f"{missed}by {_ms(result.slowing)} in any schedule"
             say("over the bound", over <= wanted_over, f"{over:.3f} x (at most {wanted_over:.2f} x){missed}")
     if result.weight > WEIGHT:
         faster = {name: result.times_as_fast(FULL, name) - 1 for name in _baselines(result)}
         name, gain = min(faster.items(), key=lambda item: item[1])
-        missed = "" if gain > 0 else ", is to be faster"
+        missed = "" if gain > 0 else ", must be faster"
         say("fastest", gain > 0, f"{100 * gain:+.1f} % against the best baseline, {name}{missed}")
     for name in OURS:
         slower = 1 / result.times_as_fast(name, PLAIN) - 1
@@ -103,19 +102,17 @@ def _hidden(result: Result, part: str | None, hidden: float, wanted: float) -> s
         return text
     never = result.unhideable / result.timings[COMMUNICATION].median
     waiting = result.waiting(FULL, part)
-    told = "" if waiting is None else f"{100 * waiting:.1f} % is waiting for another rank to launch, "
+    waits = "" if waiting is None else f"{100 * waiting:.1f} % is waiting for another rank to launch, "
     missed = f"missed by {100 * (wanted - hidden):.1f} points"
-    return f"{text}, {missed}; {told}{100 * never:.1f} % of a step's can't be hidden by any schedule"
+    return f"{text}, {missed}; {waits}no schedule can hide {100 * never:.1f} % of a step's communication"
 
 
 def summary(verdicts: Iterable[Verdict]) -> list[tuple[str, int, int]]:
-    """By target: cells that meet it, and cells that are under it."""
-    counts: dict[str, list[int]] = {}
+    """By target: cells that meet it, and cells that it applies to."""
+    found: dict[str, list[bool]] = {}
     for verdict in verdicts:
-        count = counts.setdefault(verdict.target, [0, 0])
-        count[0] += verdict.met
-        count[1] += 1
-    return [(target, met, total) for target, (met, total) in counts.items()]
+        found.setdefault(verdict.target, []).append(verdict.met)
+    return [(target, sum(met), len(met)) for target, met in found.items()]
 
 
 def _ms(seconds: float) -> str:

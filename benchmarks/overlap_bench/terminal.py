@@ -1,6 +1,6 @@
-"""What the command prints of a cell.
+"""What the command prints for a cell, and the figures as text, also for the page.
 
-Contract: fits into 80 columns; from 112 on there are more of them.
+Contract: fits into 80 columns; a terminal of 112 shows more.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.bandwidth import columns
+from common import columns
 
 from overlap_bench.cells import TRAINING
 from overlap_bench.names import COMMUNICATION, COMPUTE, ORDER, OURS, PLAIN
@@ -17,7 +17,7 @@ from overlap_bench.results import TOLERANCE, Result, peak_growth
 
 WIDE = 112
 MOST_OTHERS = 0.2
-"""Cores that other processes may keep busy before it is told."""
+"""Cores that other processes may keep busy before a warning."""
 
 
 def cell_text(result: Result, width: int) -> str:
@@ -31,7 +31,7 @@ def cell_text(result: Result, width: int) -> str:
     lines.append(columns(_table(result, wide=width >= WIDE), indent="  "))
     lines += _wrapped(
         f"bound: max(compute, communication) + {ms(result.unhideable)} that no schedule can hide, by the model; it "
-        f"leaves out that compute is {ms(result.slowing)} slower under collectives",
+        f"ignores that collectives slow compute by {ms(result.slowing)}",
         width,
     )
     for name in ORDER:
@@ -61,39 +61,44 @@ def checks_text(result: Result) -> str:
     return f"RESULTS DIFFER by more than {TOLERANCE:g}: {'; '.join(apart)}"
 
 
+def texts(result: Result, name: str) -> dict[str, str]:
+    """All figures of one variant, by column."""
+    code = result.code.get(name)
+    return {
+        "variant": name,
+        "median": ms(result.timings[name].median),
+        "spread": ms(result.timings[name].spread),
+        "speed-up": f"{result.speed_up(name):.2f}",
+        "hidden": percent(result.hidden(name)),
+        "/ bound": f"{result.over_bound(name):.2f}",
+        "exposed": ms(result.exposed[name]["exposed"]),
+        "of": ms(result.exposed[name]["communication"]),
+        "in fwd": percent(result.hidden(name, "forward")),
+        "in bwd": percent(result.hidden(name, "backward")),
+        "covered": f"{code['covered']}/{code['collectives']}" if code and code["collectives"] else "-",
+        "peak MB": f"{result.peak_bytes[name] / 1e6:.3g}",
+        "first run": f"{result.compile_seconds[name]:.0f} s",
+    }
+
+
 def _table(result: Result, *, wide: bool) -> list[list[str]]:
-    training = result.at.group.phase == TRAINING
     head = ["variant", "median", "spread", "speed-up", "hidden", "/ bound"]
-    more = ["exposed", *(["in fwd", "in bwd"] if training else ["of"]), "covered", "peak MB", "first run"]
-    rows = [head + more * wide]
+    apart = ["in fwd", "in bwd"] if result.at.group.phase == TRAINING else ["of"]
+    head += ["exposed", *apart, "covered", "peak MB", "first run"] * wide
+    rows = [head]
     for name in ORDER:
-        if name not in result.exposed:
-            continue
-        timing, figures, code = result.timings[name], result.exposed[name], result.code.get(name)
-        row = [
-            name,
-            ms(timing.median),
-            ms(timing.spread),
-            f"{result.speed_up(name):.2f} x",
-            percent(result.hidden(name)),
-            f"{result.over_bound(name):.2f} x",
-        ]
-        apart = [ms(figures["communication"])]
-        if training:
-            apart = [percent(result.hidden(name, part)) for part in ("forward", "backward")]
-        covered = f"{code['covered']}/{code['collectives']}" if code and code["collectives"] else "-"
-        first = f"{result.compile_seconds[name]:.0f} s"
-        peak = f"{result.peak_bytes[name] / 1e6:.3g}"
-        rows.append(row + [ms(figures["exposed"]), *apart, covered, peak, first] * wide)
+        if name in result.exposed:
+            found = texts(result, name)
+            rows.append([found[column] + " x" * (column in ("speed-up", "/ bound")) for column in head])
     for name in (COMPUTE, COMMUNICATION):
         timing = result.timings[name]
         rows.append([f"{name} alone", ms(timing.median), ms(timing.spread)])
     rows.append(["bound", ms(result.bound), "", f"{result.timings[PLAIN].median / result.bound:.2f} x"])
-    return [row + [""] * (len(rows[0]) - len(row)) for row in rows]
+    return [row + [""] * (len(head) - len(row)) for row in rows]
 
 
 def acted_text(result: Result, name: str) -> str | None:
-    """Whether Inductor's own overlap moved anything, by its generated code; None: not such a variant."""
+    """Whether Inductor's own overlap moved anything, by its generated code; None: another variant."""
     acted = result.acted(name)
     if acted is None:
         return None
@@ -105,7 +110,7 @@ def acted_text(result: Result, name: str) -> str | None:
 
 
 def estimate(graphs: Sequence[Mapping[str, Any]]) -> str:
-    """What our scheduler expected of all graphs of one variant together; the peak of the one that grows most."""
+    """What our scheduler expected of all graphs of one variant together, with the largest growth of the peak."""
     scheduled = [graph for graph in graphs if graph["before"] and graph["after"]]
     if not scheduled:
         return "nothing was scheduled"
@@ -128,11 +133,11 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def ms(seconds: float) -> str:
-    """With a tenth below 100 ms: decode steps are short."""
+    """Milliseconds, with a tenth below 100: decode steps are short."""
     value = 1e3 * seconds
     return f"{value:.1f} ms" if abs(value) < 99.95 else f"{value:.0f} ms"
 
 
-def percent(part: float | None) -> str:
-    """Of the communication; a tenth of a percent matters near 100."""
-    return "-" if part is None else f"{100 * part:.1f} %"
+def percent(fraction: float | None) -> str:
+    """With a tenth, which matters near 100."""
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"

@@ -1,4 +1,4 @@
-"""Timing of several callables in turn, so that a slow moment slows all alike.
+"""Interleaved timing of several callables, so that a slow moment slows all alike.
 
 Contract: every rank makes the same calls. Times are seconds of this rank, from a barrier to the end of the call.
 """
@@ -20,13 +20,13 @@ import torch.distributed as dist
 def interleaved(
     runs: Mapping[str, Callable[[], Any]], repetitions: int, *, least: int = 0, budget: float = math.inf
 ) -> dict[str, list[float]]:
-    """Seconds of each run; all take turns, and who is first changes.
+    """Seconds of each run, interleaved; each repetition starts with another one.
 
     Args:
         runs: by name.
         repetitions: of each, at most.
-        least: repetitions that there are in any case.
-        budget: seconds after which there are no more; by the clock of rank 0, so that all ranks stop together.
+        least: repetitions made in any case.
+        budget: seconds after which no further one is made, by the clock of rank 0, so that all ranks stop together.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
@@ -50,7 +50,7 @@ def interleaved(
 
 
 def processor_seconds() -> tuple[float, float, float]:
-    """So far: by the clock, of this process, of all processes of the machine; user time only, on all cores."""
+    """Wall time, and user time so far of this process and of all processes of the machine, on all cores."""
     machine = 0.0
     with contextlib.suppress(OSError):  # not Linux
         user, nice = Path("/proc/stat").read_text().split()[1:3]

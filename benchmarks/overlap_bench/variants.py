@@ -1,6 +1,6 @@
-"""How each of the variants that `names.py` lists is made.
+"""Makes the variants that `names.py` lists.
 
-Contract: all variants of a rank have equal weights. Those that differ in the compiler alone share one model.
+Contract: all variants of a rank have equal weights. Those that differ only in the compiler share one model.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from farskip_compile import models
 from farskip_compile.costs import HardwareProfile
 from farskip_compile.errors import FarSkipError
-from farskip_compile.models import Decoder, FarSkipForm, ParallelConfig, build
+from farskip_compile.models import Decoder, FarSkipForm, OverlappedForm, ParallelConfig, build
 from overlap_bench.names import COMPUTE, EAGER, HAND, OURS, PLAIN, PROFILED
 from overlap_bench.own_overlap import options_for
 from overlap_bench.steps import Variant
 
 
 def make_model(settings: Mapping[str, Any], group: dist.ProcessGroup) -> Decoder:
-    """The model of a cell with its matrices or experts spread over `group`."""
+    """The model of a cell, its matrices or experts spread over `group`."""
     capacity = settings["capacity_factor"]
     mode = "dropless" if capacity is None else "padded"
     where = {"tp_group" if settings["tensor_parallel"] else "ep_group": group}
@@ -43,40 +42,31 @@ class Variants:
         self._group = group
         self.model = make_model(settings, group)
         self.missing: dict[str, str] = {}
-        """Variants that can't be had, and why."""
+        """Variants that can't be made, and why."""
 
     def fixed(self) -> list[Variant]:
-        """Those that know nothing of the network."""
+        """Those that do not depend on the network."""
         made = [
             Variant(PLAIN, self.model, torch.compile(self.model, fullgraph=True)),
             Variant(HAND, self.model, torch.compile(FarSkipForm(self.model), fullgraph=True)),
         ]
-        eager = self._overlapped_eager()
-        return made if eager is None else [*made, eager]
+        model = make_model(self._settings, self._group)  # its own: the form may install hooks
+        try:
+            made.append(Variant(EAGER, model, OverlappedForm(model)))
+        except FarSkipError as error:
+            self.missing[EAGER] = str(error)
+        return made
 
     def profiled(self, profile: HardwareProfile, options: Mapping[str, Any]) -> list[Variant]:
-        """Those that are scheduled by what `profile` says; `options` are further ones of our backend."""
+        """Those that are scheduled by `profile`; `options` are further ones of our backend."""
         return [Variant(name, self.model, self._profiled(name, profile, options)) for name in PROFILED]
 
     def _profiled(self, name: str, profile: HardwareProfile, options: Mapping[str, Any]) -> Callable[..., torch.Tensor]:
         if name in OURS:
             ours = {**options, "connectivity": name, "profile": profile}
             return torch.compile(self.model, backend="farskip", fullgraph=True, options=ours)
-        return torch.compile(
-            self.model, fullgraph=True, options=options_for(name, profile, options.get("load_imbalance", 1.0))
-        )
-
-    def _overlapped_eager(self) -> Variant | None:
-        form = getattr(models, "OverlappedForm", None)
-        if form is None:
-            self.missing[EAGER] = "farskip_compile.models has no OverlappedForm"
-            return None
-        model = make_model(self._settings, self._group)  # its own: the form may hook into modules
-        try:
-            return Variant(EAGER, model, form(model))
-        except FarSkipError as error:
-            self.missing[EAGER] = str(error)
-            return None
+        theirs = options_for(name, profile, options.get("load_imbalance", 1.0))
+        return torch.compile(self.model, fullgraph=True, options=theirs)
 
 
 def compute_alone(settings: Mapping[str, Any], group: dist.ProcessGroup) -> Variant:

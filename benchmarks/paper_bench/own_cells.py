@@ -1,9 +1,9 @@
-"""The cells of `overlap.py` that have been measured, next to what the same event simulation predicted for them.
+"""The measured cells of `overlap.py` next to what the same event simulation predicted for them.
 
-In:    docs/benchmarks.json: for each cell the medians that were measured, and the timelines that the scheduler expected
-       of its kernels, from a profile that was calibrated on that machine.
+In:    docs/benchmarks.json: for each cell the measured medians, and the timelines that the scheduler expected of its
+       kernels, by a profile calibrated on that machine.
 Out:   errors of predicted steps, by phase and variant.
-Never: measures anything, or leaves out a cell that was measured.
+Never: measures anything, or leaves out a measured cell.
 """
 
 from __future__ import annotations
@@ -16,26 +16,28 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from common import markdown
+
 LIMIT = 0.15
-"""That the median error is to stay under."""
+"""Upper limit on the median error."""
 WRITTEN, NONE, FULL = "as written", "overlapped only", "FarSkip"
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Of one group of steps: predicted over measured, less 1."""
+    """Errors of one group of steps: predicted over measured, less 1."""
 
     name: str
     cells: int
     middle: float
-    """Median of their sizes."""
+    """Median absolute error."""
     bias: float
-    """Median."""
+    """Median error."""
     worst: float
 
 
 def own_cells(path: Path) -> list[Errors]:
-    """Groups of steps, and all of them, from a file of results."""
+    """Errors by group of steps, and of all steps, from a file of results."""
     errors: dict[str, list[float]] = defaultdict(list)
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         phase = cell["cell"].split("/")[1]
@@ -64,7 +66,5 @@ def _seconds(graphs: list[Mapping[str, Any]], order: str) -> float:
 
 def own_table(found: list[Errors]) -> list[str]:
     """As Markdown."""
-    lines = ["| step | cells | median error | bias | worst |", "|---|---:|---:|---:|---:|"]
-    for one in found:
-        lines.append(f"| {one.name} | {one.cells} | {one.middle:.1%} | {one.bias:+.1%} | {one.worst:+.1%} |")
-    return lines
+    rows = ([one.name, str(one.cells), f"{one.middle:.1%}", f"{one.bias:+.1%}", f"{one.worst:+.1%}"] for one in found)
+    return markdown(["step", ">cells", ">median error", ">bias", ">worst"], rows)

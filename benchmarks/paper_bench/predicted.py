@@ -1,35 +1,34 @@
 """Predictions for published cells, as plain data.
 
 In:    a line of `published`.
-Out:   a `Row`: for each scenario what AMD's placement and ours bring, and by which factor compute would have to be
-       slower for the prediction to meet what was published; where the time of a step as written is public, also what
-       they bring if the prediction starts from it.
-Never: fits anything: profiles are what the package ships.
+Out:   a `Row`: for each scenario the speed-ups of AMD's placement and of our order, and by which factor compute would
+       have to be slower for the prediction to match what was published; where the step time as written is public, also
+       the speed-ups predicted from it.
+Never: fits anything: profiles are those that the package ships.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from predicting import each_in_a_process
+from common import each_in_a_process
 
 from farskip_compile.simulate import Prediction
 from paper_bench.published import PUBLISHED, STEP_TIMES, Published
 
 WITHIN = 0.05
-"""Speed-ups count as predicted within so much."""
+"""A speed-up counts as predicted if it is off by no more than this."""
 
 
 @dataclass(frozen=True)
 class FromStepTime:
-    """A prediction that starts from a published time of a step as written."""
+    """A prediction that starts from a published step time as written."""
 
     slower: float
-    """How many times as long compute took as the profile says."""
+    """How many times as long as by the profile compute took."""
     written: float
-    """Seconds of the cell as written, with compute so much slower."""
+    """Seconds of the cell as written, with compute that much slower."""
     published: float
     farskip: float
 
@@ -55,14 +54,14 @@ class Predicted:
     exposed: tuple[float, float]
     """Seconds, by AMD's placement and by ours."""
     compute: float
-    """Seconds of compute by AMD's placement, with what interference adds."""
+    """Seconds of compute by AMD's placement, interference included."""
     took: float
     from_step_time: FromStepTime | None = None
 
     def slower(self, speedup: float) -> float:
-        """How many times as long compute would have to take for AMD's placement to bring `speedup`.
+        """How many times as long compute would have to take for AMD's placement to yield `speedup`.
 
-        What interference adds does not grow with it: it lasts as long as the collectives do.
+        Interference does not grow with it: it lasts as long as the collectives.
         """
         alone = self.written - self.communication
         added = self.compute - alone + self.exposed[0]
@@ -78,7 +77,7 @@ class Compared:
 
     @property
     def met(self) -> bool:
-        """Whether they are within what counts as predicted."""
+        """Whether the speed-up counts as predicted."""
         return abs(self.published - self.predicted) <= WITHIN
 
 
@@ -92,30 +91,14 @@ class Row:
     @property
     def line(self) -> Published:
         """What was published."""
-        return next(one for one in PUBLISHED if one.name == self.name)
+        return _line(self.name)
 
     def compared(self, from_step_times: bool = False) -> list[Compared]:
-        """Each published speed-up with ours: of a range, its ends with our lowest and highest."""
+        """Each published speed-up with the predicted one: the ends of a range with our lowest and highest."""
         starts = [one.from_step_time for one in self.predicted if one.from_step_time is not None]
         found = sorted(one.published for one in (starts if from_step_times else self.predicted))
         ends = found if len(self.line.speedup) == 1 else [found[0], found[-1]]
         return [Compared(*pair) for pair in zip(self.line.speedup, ends, strict=True)]
-
-    def to_json(self) -> dict[str, Any]:
-        """For `json.dumps`."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Row:
-        """What `to_json` gave."""
-        return cls(data["name"], tuple(_predicted(one) for one in data["predicted"]))
-
-
-def _predicted(data: dict[str, Any]) -> Predicted:
-    start = data.get("from_step_time")
-    return Predicted(
-        **{**data, "exposed": tuple(data["exposed"]), "from_step_time": FromStepTime(**start) if start else None}
-    )
 
 
 def predict_all(names: list[str], layers: int | None, workers: int) -> list[Row]:
@@ -137,7 +120,7 @@ def _line(name: str) -> Published:
 
 
 def _slower(index: int) -> float:
-    """How many times as long compute takes in a published step as by the profile."""
+    """How many times as long as by the profile compute takes in a published step."""
     from farskip_compile.simulate import predict
 
     known = STEP_TIMES[index]

@@ -1,8 +1,8 @@
 """What AMD published, cell by cell: the setting, and the figures.
 
-Contract: data (arXiv 2511.11505 and its v3 abstract). Settings that the source leaves open are said in `open_points`.
-Of a range over several prompts only its ends are published: the lowest and the highest of our predictions are compared
-with them, whichever prompts they belong to.
+Contract: data (arXiv 2511.11505 and its v3 abstract). `open_points` lists settings that the source leaves open. For a
+range over several prompts only the ends are published: they are compared with the lowest and the highest of our
+predictions, whichever prompts those belong to.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ PREFILL, DECODE, TRAIN = "prefill", "decode", "train"
 
 @dataclass(frozen=True)
 class StepTime:
-    """A published time of a step as written, on the same kind of device.
+    """A published step time as written, on the same kind of device.
 
-    It says how many times as long compute takes there as by the profile: a second prediction starts from that. Chosen
-    by model, engine and setting alone, the nearest that is public.
+    It shows how much longer than by the profile compute takes there: a second prediction starts from that. The nearest
+    public one, chosen by model, engine and setting alone.
     """
 
     scenario: Callable[[], Scenario]
@@ -33,7 +33,7 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Published:
-    """One line of a table of AMD's."""
+    """One line of AMD's tables."""
 
     name: str
     where: str
@@ -44,7 +44,7 @@ class Published:
     """One, or the lowest and the highest."""
     source: str
     overlap: dict[str, float] = field(default_factory=dict)
-    """Part of the communication that is hidden: `total`, `forward`, `backward`."""
+    """Fraction of the communication that is hidden: `total`, `forward`, `backward`."""
     open_points: str = ""
     step_time: StepTime | None = None
 
@@ -78,7 +78,7 @@ VLLM = StepTime(
     _serve("deepseek-v3", 3200, 16),
     5.440,
     "vLLM 0.7.3 with the kernels that it has by default, DeepSeek-R1, 16 prompts of 3200 tokens at once, TP8: 99th "
-    "percentile of the time to first token, read as when all prompts were through",
+    "percentile of the time to first token, read as the time after which all prompts were done",
     "https://github.com/dstackai/benchmarks/blob/main/Deepseek-R1/raw_data/online_results.csv",
 )
 PUBLISHED = (
@@ -152,7 +152,7 @@ PUBLISHED = (
     ),
     Published(
         "v3-decode",
-        "DeepSeek-V3, SGLang, 2 nodes of 8 x MI300X, EP16 and TP16, 1024 sequences behind 256 tokens",
+        "DeepSeek-V3, SGLang, 2 nodes of 8 x MI300X, EP16 and TP16, 1024 sequences after 256 tokens",
         (_serve("deepseek-v3", 256, 1024, ranks=16, phase=DECODE),),
         (1.25,),
         "figure 7; the number is from a report on it",

@@ -1,4 +1,1 @@
-"""Where FarSkip pays and where it does not, by prediction: sweeps over scenarios at full size.
-
-sweeps -> points -> page, plot
-"""
+"""Where FarSkip pays and where it does not, by prediction: sweeps over scenarios at full size, and their page."""

@@ -1,18 +1,22 @@
-"""What is swept: named lists of scenarios at full size.
+"""What is swept, and the predictions: named lists of scenarios at full size, each predicted in its own process.
 
-Contract: data. A sweep has one axis; each of its points is a scenario, or several kinds of hardware for one.
+Contract: a sweep has one axis; each of its points is a scenario, or several kinds of hardware for one. Nothing is
+measured but the time and memory that predicting takes.
 """
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from common import each_in_a_process
+
 from farskip_compile.costs import HardwareProfile, load_profile
 
 TOKENS = 4096
-"""Of the one sequence of a rank, in prefill by all-to-all."""
+"""Of a rank's one sequence, in prefill by all-to-all."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Point:
     options: dict[str, Any]
     """Of a `Scenario`."""
     faster: tuple[float, ...] = ()
-    """Bandwidths between nodes over that of the profile, one prediction for each."""
+    """Bandwidths between nodes, relative to the profile's: one prediction each."""
 
     def profiles(self) -> list[HardwareProfile]:
         """The hardware of its predictions."""
@@ -57,28 +61,24 @@ def _ranks(model: str, device: str, most: int) -> list[Point]:
 
 V3 = {"model": "deepseek-v3", "device": "h100"}
 EP64 = {**V3, "ep": 64, "prompt": TOKENS, "batch": 64}
-ONE_NODE = {"device": "mi300x", "ep": 8, "tp": 8}
+ONE_NODE = {"model": "deepseek-v3", "device": "mi300x", "ep": 8, "tp": 8}
+PREFILL, DECODE = {"prompt": 2048, "batch": 16}, {"prompt": 2048, "phase": "decode"}
 MODELS = (
     "deepseek-v3", "deepseek-v2", "deepseek-v2-lite", "llama4-scout", "qwen3-30b-a3b", "qwen3-235b-a22b",
     "mixtral-8x22b", "gpt-oss-120b", "kimi-k2", "instella-moe-16b",
 )  # fmt: skip
 
-SWEEPS = (
+_ALL = (
     Sweep(
         "ranks-v3",
-        "DeepSeek-V3, H100, expert parallelism over more and more ranks (8 to a node)",
+        "DeepSeek-V3, H100, expert parallelism over more and more ranks (8 per node)",
         "ranks",
         lambda: _ranks("deepseek-v3", "h100", 256),
     ),
-    Sweep(
-        "ranks-qwen3",
-        "Qwen3-235B-A22B, H100, the same",
-        "ranks",
-        lambda: _ranks("qwen3-235b-a22b", "h100", 128),
-    ),
+    Sweep("ranks-qwen3", "Qwen3-235B-A22B, H100, the same", "ranks", lambda: _ranks("qwen3-235b-a22b", "h100", 128)),
     Sweep(
         "bandwidth",
-        "DeepSeek-V3, 64 x H100, other networks between the nodes (1: 400 Gb/s for each GPU)",
+        "DeepSeek-V3, 64 x H100, other networks between the nodes (1: 400 Gb/s per GPU)",
         "bandwidth",
         lambda: [Point("", EP64, faster=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0))],
     ),
@@ -90,26 +90,85 @@ SWEEPS = (
     ),
     Sweep(
         "decode",
-        "DeepSeek-V3, 8 x MI300X by all-reduce, decode behind 2048 tokens",
+        "DeepSeek-V3, 8 x MI300X by all-reduce, decode after 2048 tokens",
         "sequences",
-        lambda: [
-            Point(str(batch), {**ONE_NODE, "model": "deepseek-v3", "phase": "decode", "prompt": 2048, "batch": batch})
-            for batch in (8, 64, 256, 1024)
-        ],
+        lambda: [Point(str(batch), {**ONE_NODE, **DECODE, "batch": batch}) for batch in (8, 64, 256, 1024)],
     ),
     Sweep(
         "models",
         "Ten models, 8 x MI300X by all-reduce, prefill of 16 sequences of 2048 tokens",
         "model",
-        lambda: [Point(name, {**ONE_NODE, "model": name, "prompt": 2048, "batch": 16}) for name in MODELS],
+        lambda: [Point(name, {**ONE_NODE, **PREFILL, "model": name}) for name in MODELS],
     ),
     Sweep(
         "depth",
         "How predicting grows with depth: DeepSeek-V3 as among the ten models",
         "layers",
-        lambda: [
-            Point(str(layers), {**ONE_NODE, "model": "deepseek-v3", "prompt": 2048, "batch": 16, "layers": layers})
-            for layers in (8, 16, 31, 61)
-        ],
+        lambda: [Point(str(layers), {**ONE_NODE, **PREFILL, "layers": layers}) for layers in (8, 16, 31, 61)],
     ),
 )
+SWEEPS = {sweep.name: sweep for sweep in _ALL}
+"""By name."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One prediction."""
+
+    sweep: str
+    label: str
+    written: float
+    """Seconds of the step as written."""
+    communication: float
+    exposed: float
+    """Seconds under FarSkip in our order."""
+    scheduled: float
+    """Speed-ups over the step as written."""
+    published: float
+    farskip: float
+    imbalance: float
+    parameters: int
+    nodes: int
+    took: dict[str, float]
+    peak_gib: float
+    """Of the process that predicted."""
+
+    @property
+    def seconds(self) -> float:
+        """What predicting took."""
+        return self.took["model"] + self.took["graphs"] + self.took["orders"]
+
+
+def run_sweeps(names: list[str], workers: int) -> list[Found]:
+    """All points of the named sweeps, several at a time."""
+    tasks = [(name, place) for name in SWEEPS if name in names for place in range(len(SWEEPS[name].points()))]
+    return [one for found in each_in_a_process(_run, tasks, workers) for one in found]
+
+
+def _run(task: tuple[str, int]) -> list[Found]:
+    from farskip_compile.simulate import Scenario, predict_each
+
+    name, place = task
+    point = SWEEPS[name].points()[place]
+    scenario = Scenario(**point.options)
+    predictions = predict_each([replace(scenario, device=profile) for profile in point.profiles()])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    labels = [f"{one:g}" for one in point.faster] or [point.label]
+    return [
+        Found(
+            sweep=name,
+            label=label,
+            written=one.written.seconds,
+            communication=one.written.communication,
+            exposed=one.farskip.exposed,
+            scheduled=one.scheduled_speedup,
+            published=one.published_speedup,
+            farskip=one.speedup,
+            imbalance=one.imbalance,
+            parameters=one.parameters,
+            nodes=one.nodes,
+            took=dict(one.took),
+            peak_gib=peak,
+        )
+        for label, one in zip(labels, predictions, strict=True)
+    ]

@@ -38,16 +38,16 @@ CELLS = {
 }
 LEGEND = (
     "a attention, x another token mixer, m dense, s shared experts, r routed experts; "
-    "= bit-equal to the eager oracle (none: to the graph as captured), ≈ as near to it as the captured graph is to "
+    "= bit-equal to the eager oracle (none: to the graph as captured), ≈ as close to it as the captured graph is to "
     "eager mode, · nothing to change and bit-equal, no: refused"
 )
 MEANING = {
     "rewired": "bit-equal to the oracle under every connectivity that changes something",
     "rewired in part": "some connectivities are refused",
     "recognised": "the model does not read what would be left out: its experts overlap by design",
-    "refused": "the stream is not what can be rewired; the reason is below the table",
+    "refused": "the stream can't be rewired; the reason is below the table",
     "not captured": "torch.compile(fullgraph=True) raises, also after `farskip_compile.prepare`",
-    "not built": "no tiny model could be made of its configuration class",
+    "not built": "no tiny model could be built from its configuration class",
     "unchecked": "rewired, but the oracle could not be run",
     "WRONG": "a defect of this package",
 }
@@ -104,9 +104,9 @@ def page(entries: Sequence[Entry]) -> str:
         "",
         "The families are found by introspection of the installed package, built tiny and random from their own "
         "configuration classes, captured by `torch.compile(fullgraph=True)`, rewired, and compared bit for bit "
-        "(float32, eager inner backend) with an eager oracle that knows no graph (`models/generic_form.py`). Families "
-        "for which transformers has no causal language model class (encoder-decoders, text parts of some multimodal "
-        "models) are not in it.",
+        "(float32, eager inner backend) with an eager oracle that does not use graphs (`models/generic_form.py`). "
+        "Families for which transformers has no causal language model class (encoder-decoders, text parts of some "
+        "multimodal models) are not included.",
         "",
         f"**{summary(entries)}.**",
         "",

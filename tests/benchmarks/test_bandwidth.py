@@ -45,7 +45,7 @@ def test_rows_take_the_slowest_rank():
     ("stream", "exchange", "passed", "words"),
     [
         (0.95, 0.5, True, "PASS: the limit is in force: stream 95.0 %, all-to-all 50.0 %"),
-        (0.87, 0.5, False, "FAIL: something else than the link is the limit: stream 87.0 %"),
+        (0.87, 0.5, False, "FAIL: the link is not the bottleneck: stream 87.0 %"),
         (1.05, 0.5, False, "FAIL: the limit is not in force"),
         (0.95, 1.05, False, "FAIL: the limit is not in force"),
     ],

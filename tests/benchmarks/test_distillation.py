@@ -13,17 +13,16 @@ import torch
 pytest.importorskip("datasets")
 
 import distillation
+from common import RecordsError
 from distill_bench import results as kept_results
 from distill_bench import run_row as runner
 from distill_bench.architectures import MODELS, new_model, parameters
-from distill_bench.expert_load import compiled_with_counts, fullest, moved
+from distill_bench.judge import compiled_with_counts, fullest, moved
 from distill_bench.page import write_page
 from distill_bench.plot import write_plot
-from distill_bench.results import FrontPoint, FrontResult, Judged, Result, ResultError, Results
-from distill_bench.rows import Row, rows_of
-from distill_bench.scale import QUICK, SMOKE, WHOLE
-from distill_bench.targets import judge_healing, judge_targets
-from distill_bench.terminal import row_text, targets_text
+from distill_bench.results import FrontPoint, FrontResult, Judged, Result, Results
+from distill_bench.rows import QUICK, SMOKE, WHOLE, Row, rows_of
+from distill_bench.targets import judge_healing, judge_targets, row_text, targets_text
 from distill_bench.workers import run_rows
 
 from farskip_compile.config import FarSkipConfig
@@ -127,9 +126,9 @@ def test_results_on_disk(tmp_path):
     made_up().write(path)
     assert Results.load(path) == made_up()
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 0}))
-    with pytest.raises(ResultError, match="schema 0"):
+    with pytest.raises(RecordsError, match="schema 0"):
         Results.load(path)
-    with pytest.raises(ResultError, match="run the experiment"):
+    with pytest.raises(RecordsError, match="measure first"):
         Results.load(tmp_path / "none.json")
 
 

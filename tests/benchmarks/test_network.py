@@ -50,7 +50,7 @@ def everything(token):
 @pytest.mark.parametrize(
     ("platform", "tools", "user", "reason"),
     [
-        ("darwin", ["ip", "tc"], 0, "a feature of Linux, and this is darwin"),
+        ("darwin", ["ip", "tc"], 0, "need Linux, and this is darwin"),
         ("linux", ["ip"], 0, "iproute2 is not installed: no tc on the path"),
         ("linux", [], 0, "iproute2 is not installed: no ip and no tc on the path"),
         ("linux", ["ip", "tc"], 1000, "need root"),

@@ -13,8 +13,8 @@ import pytest
 from harness.quantities import FASTEST, SLOWEST
 from overlap_bench import cells, settings
 from overlap_bench.cells import Cell, CellError, Group
+from overlap_bench.link import Probe, find_rate
 from overlap_bench.mailbox import Desk, Mailbox
-from overlap_bench.rates import Probe, find_rate
 
 # The grid
 
@@ -36,8 +36,8 @@ def test_the_grid():
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("deepseek_v3/prefill", "is no cell: write model/phase"),
-        ("deepseek_v3/prefill/balanced/two/0.5", "is no cell: write model/phase"),
+        ("deepseek_v3/prefill", "is not a cell: write model/phase"),
+        ("deepseek_v3/prefill/balanced/two/0.5", "is not a cell: write model/phase"),
         ("mixtral/prefill/balanced/2/0.5", "mixtral is not one of deepseek_v3"),
         ("deepseek_v3/prefill/balanced/3/0.5", "3 is not one of 2, 4"),
         ("deepseek_v3/prefill/balanced/2/-1", "a ratio is positive"),
@@ -60,7 +60,7 @@ def test_arguments_choose_cells(capsys):
     assert len(chosen("--quick")) == 2
     with pytest.raises(SystemExit):
         overlap.arguments(["--cells", "nothing"])
-    assert "is no cell: write model/phase/routing/hosts/ratio" in capsys.readouterr().err
+    assert "is not a cell: write model/phase/routing/hosts/ratio" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         overlap.arguments(["--ratios", "0"])
     assert overlap.arguments([]).json == overlap.JSON
@@ -68,7 +68,7 @@ def test_arguments_choose_cells(capsys):
 
 
 def test_cells_that_are_done_are_skipped_on_request(tmp_path):
-    from overlap_bench.store import Store
+    from overlap_bench.results import Store
 
     from tests.benchmarks.overlap_samples import result
 
@@ -162,4 +162,4 @@ def test_what_the_desk_can_not_do_is_an_error_on_both_ends(tmp_path):
 
     with pytest.raises(KeyError):
         serve()
-    assert failures == ["the process that started this rank could not do as asked: KeyError: '?'"]
+    assert failures == ["the process that started this rank failed to answer: KeyError: '?'"]

@@ -10,10 +10,9 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-from overlap_bench.communication import communication
-from overlap_bench.kernel_cache import without_counters
-from overlap_bench.memory import peak_of
-from overlap_bench.output_code import CodeFacts, facts, flights
+from overlap_bench.generated import CodeFacts, facts, flights, without_counters
+from overlap_bench.link import communication
+from overlap_bench.profiled import peak_of
 from overlap_bench.replay import Exchange, imbalance, replay_group
 from overlap_bench.steps import compare
 from overlap_bench.timing import interleaved
@@ -139,7 +138,7 @@ CODE = """
 
 
 def test_heavy_kernels_between_launch_and_wait():
-    assert [flight.heavy for flight in flights(CODE)] == [2, 0, 1, 2]  # the last is never waited for
+    assert flights(CODE) == [2, 0, 1, 2]  # the last is never waited for
     assert facts([CODE, CODE]) == CodeFacts(collectives=8, covered=6, heavy=10)
     assert facts([]) == CodeFacts(0, 0, 0)
 
@@ -158,7 +157,7 @@ def test_kernels_are_called_after_what_was_fused_alone():
 
 
 def test_forward_and_backward_are_told_apart():
-    from overlap_bench.exposure import figures_of
+    from overlap_bench.profiled import figures_of
 
     trace = Trace(
         source="made up",
@@ -182,7 +181,7 @@ def test_forward_and_backward_are_told_apart():
 
 def test_the_profiler_shows_backward_and_memory(one_rank, tmp_path):
     """On real profiles, since their format is not ours."""
-    from overlap_bench.exposure import backward_start, exposure
+    from overlap_bench.profiled import backward_start, exposure
     from overlap_bench.steps import BACKWARD
     from torch.profiler import record_function
 
@@ -227,14 +226,14 @@ def memory_events(*changes):
     [
         # freed where the profiler sees it
         ([(0, 0, 100), (1, 0, -100), (2, 200, 100)], [], 100),
-        # what gloo has freed is gone when its collective is over: launched behind the allocation, whatever ends before
+        # what gloo has freed is gone when its collective is over: launched after the allocation, whatever ends before
         ([(0, 0, 100), (9, 500, 80)], [(1000, 8000)], 100),
         ([(0, 0, 100), (7, 500, 80)], [(1000, 8000)], 180),
         ([(3, 0, 100), (9, 500, 80)], [(1000, 4000), (5000, 10000)], 180),
-        # at the latest when something else lies there; also what is no message
+        # at the latest when something else lies there; also what is not a message
         ([(0, 0, 100), (3, 50, 100)], [(1000, 8000)], 100),
         ([(0, 0, 30), (3, 10, 100)], [], 100),
-        # what is no message, such as a gradient, stays; so does a message that no collective has taken
+        # what is not a message, such as a gradient, stays; so does a message that no collective has taken
         ([(0, 0, 90), (9, 500, 80)], [(1000, 8000)], 170),
         ([(0, 0, 100), (9, 500, 80)], [], 180),
         # what was there before

@@ -7,11 +7,12 @@ import json
 import pytest
 import torch
 import torch.distributed as dist
+from common import decode
 from overlap_bench import ranks, settings
 from overlap_bench.cells import Cell
+from overlap_bench.generated import captured_code, facts
 from overlap_bench.mailbox import Desk
 from overlap_bench.names import EAGER, FULL, ORDER, OVERLAP, PASSES, PLAIN
-from overlap_bench.output_code import captured_code, facts
 from overlap_bench.own_overlap import device_figures, options_for
 from overlap_bench.results import Result, summarise
 from overlap_bench.terminal import cell_text
@@ -64,7 +65,7 @@ def test_a_cell_from_end_to_end(name, nothing_is_compiled, tmp_path):
     assert rates[0] is None  # compute is measured without a limit
     assert None not in rates[1:]
     result = summarise(cell, handed[0], about="", cores="", when="", machine="", is_network=True)
-    assert Result.from_json(json.loads(json.dumps(result.to_json()))) == result
+    assert decode(Result, json.loads(json.dumps(result.to_json()))) == result
     assert set(result.exposed) == set(ORDER)
     apart = {(check["one"], check["other"]) for check in result.differs}
     assert apart == {(FULL, "hand-written")}

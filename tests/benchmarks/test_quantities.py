@@ -26,7 +26,7 @@ def test_rates(text, rate):
     "text", ["", "400", "400mbps", "-1gbit", "mbit", "1e9bit", "1 gibit", "\u0664\u0660\u0660mbit"]
 )
 def test_what_is_no_rate(text):
-    with pytest.raises(QuantityError, match="is no rate"):
+    with pytest.raises(QuantityError, match="is not a rate"):
         parse_rate(text)
 
 

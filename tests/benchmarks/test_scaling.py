@@ -6,8 +6,7 @@ import dataclasses
 
 import pytest
 from scaling_bench.page import draw, tables, targets
-from scaling_bench.points import Found
-from scaling_bench.sweeps import SWEEPS, with_bandwidth
+from scaling_bench.sweeps import SWEEPS, Found, with_bandwidth
 
 from farskip_compile.costs import load_profile
 
@@ -32,9 +31,9 @@ def test_every_point_is_a_scenario() -> None:
     pytest.importorskip("transformers")
     from farskip_compile.simulate import Scenario
 
-    names = [sweep.name for sweep in SWEEPS]
+    names = [sweep.name for sweep in SWEEPS.values()]
     assert len(set(names)) == len(names)
-    for sweep in SWEEPS:
+    for sweep in SWEEPS.values():
         for point in sweep.points():
             assert Scenario(**point.options).ranks in (8, 16, 32, 64, 128, 256)
 
@@ -70,6 +69,6 @@ def test_targets(changes: dict[str, object], met: list[bool]) -> None:
 
 def test_picture(tmp_path) -> None:
     pytest.importorskip("matplotlib")
-    found = [dataclasses.replace(FOUND, sweep=sweep.name, label=str(place)) for sweep in SWEEPS for place in range(3)]
+    found = [dataclasses.replace(FOUND, sweep=name, label=str(place)) for name in SWEEPS for place in range(3)]
     draw(found, tmp_path / "scaling.png")
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
