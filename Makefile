@@ -7,7 +7,7 @@ WORKERS ?= 2
 # The tests' ranks and Inductor's builds must not oversubscribe the machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint bench zoo compat fuzz clean
+.PHONY: demo test test-all lint bench zoo compat fuzz clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -22,7 +22,11 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed
 	$(VENV)/bin/farskip demo
 
+# tests/tiers.py says what `test` leaves to `test-all`.
 test: $(VENV)/.installed
+	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not whole"
+
+test-all: $(VENV)/.installed
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup
 
 # mypy can not see the package-dir mapping of an editable install, so lint checks what is shipped: a plain install.
