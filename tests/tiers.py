@@ -27,7 +27,7 @@ WHOLE = {
     "tests/distributed/test_transformers_ranks.py::test_four_ranks": "four ranks",
     "tests/distributed/test_torchtitan_ranks.py": "torchtitan's models on ranks",
     "tests/distributed/test_data_parallel_ranks.py": "wrappers that run data-parallel",
-    "tests/distributed/test_expert_parallel_ranks.py::test_equal_to_theirs_bit_for_bit": "transformers' own parallelism",
+    "tests/distributed/test_expert_parallel_ranks.py::test_equal_to_theirs": "transformers' own parallelism",
     "tests/ranks/test_agree.py::test_on_a_warm_cache": "caches of Inductor, filled twice by fresh ranks",
     "tests/ranks/test_agree.py::test_compiled_models_that_differ": "Inductor's kernels on fresh ranks",
     "tests/ranks/test_caches.py": "Inductor's cache, filled and read by fresh processes",
