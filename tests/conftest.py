@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests.economy import collect_rarely
+from tests.tiers import WHOLE, place
 
 # The package is imported by the fixtures: where it can not be, `test_private_apis.py` says why, and must be collected.
 
@@ -22,6 +23,15 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("suite")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what only `make test-all` runs, and start with it."""
+    places = {item.nodeid: place(item.nodeid) for item in items}
+    for item in items:
+        if places[item.nodeid] is not None:
+            item.add_marker(pytest.mark.whole)
+    items.sort(key=lambda item: len(WHOLE) if (at := places[item.nodeid]) is None else at)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -29,6 +29,7 @@ from farskip_compile.costs import HardwareProfile
 from farskip_compile.passes.schedule import kernels
 from farskip_compile.passes.schedule.program import Program
 from farskip_compile.profiling import kernels_visible
+from farskip_compile.ranks.leave import leaving
 from overlap_bench.bound import Bound, bound_of, scaled
 from overlap_bench.generated import captured_code, facts, shared_kernels
 from overlap_bench.link import Probe, communication, compute_profile, find_rate, link_profile
@@ -89,12 +90,11 @@ def measure_group(
     torch._functorch.config.enable_autograd_cache = False
     torch._dynamo.config.recompile_limit = 256
     dist.init_process_group("gloo", timeout=timedelta(minutes=10))
-    machine = compute_profile(known_profile, settings["calibration"])
-    group = _Group(rank, settings, options, Mailbox(folder), machine)
-    for ratio in ratios:
-        group.measure(ratio, None if traces is None else Path(traces))
-    dist.barrier()  # a rank that leaves early would break the connections of the others
-    dist.destroy_process_group()
+    with leaving():
+        machine = compute_profile(known_profile, settings["calibration"])
+        group = _Group(rank, settings, options, Mailbox(folder), machine)
+        for ratio in ratios:
+            group.measure(ratio, None if traces is None else Path(traces))
     return machine.to_json()
 
 

@@ -90,6 +90,8 @@ def _ranks(device: str | None) -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
+    from farskip_compile.ranks.leave import leaving
+
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
@@ -99,7 +101,5 @@ def _ranks(device: str | None) -> Iterator[None]:
         dist.init_process_group()
     else:
         dist.init_process_group("gloo")
-    try:
+    with leaving():
         yield
-    finally:
-        dist.destroy_process_group()

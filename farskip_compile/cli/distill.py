@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from rich.table import Table
 
 from farskip_compile.errors import ConfigError, FarSkipError
 from farskip_compile.explain import text
+from farskip_compile.ranks.leave import leaving
 
 EXAMPLE = (
     'model = "checkpoint"; [data] train = ["*.txt"], held_out = ["held_out.txt"], sequence_length = 512, '
@@ -41,19 +43,17 @@ def distill_command(
         dist.init_process_group()
     first = not dist.is_initialized() or dist.get_rank() == 0
     try:
-        job = read_job(config)
-        if job.config.output is None:
-            raise ConfigError(f"{config} has no distill.output", way_out='output = "a folder for the checkpoint"')
-        done = self_distill(job.model, job.data, job.config, held_out=job.held_out)
-        if first:
-            job.tokenizer.save_pretrained(job.config.output / "model")
+        with leaving() if ours else nullcontext():
+            job = read_job(config)
+            if job.config.output is None:
+                raise ConfigError(f"{config} has no distill.output", way_out='output = "a folder for the checkpoint"')
+            done = self_distill(job.model, job.data, job.config, held_out=job.held_out)
+            if first:
+                job.tokenizer.save_pretrained(job.config.output / "model")
     except FarSkipError as error:
         if first:
             errors.print(text.error(error))
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
-    finally:
-        if ours:
-            dist.destroy_process_group()
     if not first:
         return
     folder = job.config.output / "model"

@@ -23,6 +23,7 @@ from farskip_compile.demo.overlap import OverlapCase, RankOverlap, run_overlap
 from farskip_compile.demo.results import Case
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
 from farskip_compile.models.config import LayerKind
+from farskip_compile.ranks.leave import leaving
 
 TIMEOUT = timedelta(minutes=5)
 PROGRESS = "progress"
@@ -94,7 +95,7 @@ def rank_main(cases: Sequence[RankCase | OverlapCase], folder: str) -> None:
     dist.init_process_group("gloo", timeout=TIMEOUT)
     world = dist.group.WORLD
     assert world is not None
-    try:
+    with leaving():
         for index, case in enumerate(cases):
             tell = _teller(case, Path(folder) / PROGRESS)
             if isinstance(case, OverlapCase):
@@ -105,9 +106,6 @@ def rank_main(cases: Sequence[RankCase | OverlapCase], folder: str) -> None:
             part = target.with_name(f"{target.name}.part")
             part.write_bytes(pickle.dumps(result))
             os.replace(part, target)  # whoever sees the file sees all of it
-        dist.barrier()  # a rank that leaves early would break the connections of the others
-    finally:
-        dist.destroy_process_group()
 
 
 def result_file(folder: str | Path, index: int, rank: int) -> Path:

@@ -98,10 +98,10 @@ def command(rank: int, world_size: int, out: str) -> str:
     from farskip_compile.cli import app
 
     store = f"{out}.store"
-    dist.barrier()
     main.grids = lambda device, quick: TINY
     main.Memory.compiled = lambda self, seconds: None
     os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)})
+    dist.barrier()
     dist.destroy_process_group()
     connect = dist.init_process_group
     dist.init_process_group = lambda backend: connect(

@@ -8,7 +8,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch.multiprocessing.spawn import ProcessException
 
+from farskip_compile.ranks.leave import leaving
 from tests.economy import collect_rarely
 
 PRELOADED = [
@@ -82,7 +84,8 @@ def _rank_main(
     torch.set_num_threads(1)
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # no name resolution of this host needed
-    try:
+    errors = Path(folder) / f"{rank}.error"
+    with _reported(errors):
         dist.init_process_group(
             "gloo",
             init_method=f"file://{folder}/store",
@@ -90,12 +93,15 @@ def _rank_main(
             world_size=world_size,
             timeout=timedelta(seconds=timeout),
         )
+    with leaving(), _reported(errors):  # reported first: destroying a group waits for its pending collectives
         result = fn(rank, world_size, *args)
         (Path(folder) / f"{rank}.result").write_bytes(pickle.dumps(result))
-        dist.barrier()  # a rank that leaves early would break the connections of the others
+
+
+@contextmanager
+def _reported(file: Path) -> Iterator[None]:
+    try:
+        yield
     except BaseException:
-        (Path(folder) / f"{rank}.error").write_text(traceback.format_exc())
+        file.write_text(traceback.format_exc())
         raise
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()

@@ -1,0 +1,101 @@
+"""Which module may import which, at the top or lazily: the arrows run one way."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from tests.structure.sources import imports, modules
+
+ROOT = "farskip_compile"
+MODULES = modules()
+ARROWS = {name: {target for target, _ in imports(name, file, MODULES)} - {name} for name, file in MODULES.items()}
+FLOORS = (("graph",), ("normalize",), ("residual",), ("rewire", "schedule"))
+"""Of `passes`, from below; those of one floor do not know each other."""
+TOP = ("cli", "demo")
+
+
+def within(name: str, *rooms: str) -> bool:
+    return any(f"{name}.".startswith(f"{ROOT}.{room}.") for room in rooms)
+
+
+def room(name: str) -> str:
+    """A folder, or a file of the root; in `passes` each folder for itself."""
+    parts = name.split(".")[1:]
+    return ".".join(parts[: 2 if parts[:1] == ["passes"] else 1])
+
+
+def arrows(start: Iterable[str], to: Iterable[str]) -> list[tuple[str, str]]:
+    """The imports that lead from one of the modules to one of the others."""
+    ends = set(to)
+    return [(name, target) for name in start for target in sorted(ARROWS[name] & ends)]
+
+
+def circles(graph: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """The sets of nodes that reach each other (Tarjan)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for target in graph[node]:
+            if target not in index:
+                visit(target)
+            if target in stack:
+                low[node] = min(low[node], low[target])
+        if low[node] == index[node]:
+            at = stack.index(node)
+            if len(stack) - at > 1:
+                found.append(sorted(stack[at:]))
+            del stack[at:]
+
+    for node in graph:
+        if node not in index:
+            visit(node)
+    return found
+
+
+def test_passes_know_only_the_floors_below_them() -> None:
+    for height, names in enumerate(FLOORS):
+        for name in names:
+            allowed = [name, *(below for floor in FLOORS[:height] for below in floor)]
+            mine = [one for one in MODULES if within(one, f"passes.{name}")]
+            others = [
+                one for one in MODULES if within(one, "passes") and not within(one, *(f"passes.{a}" for a in allowed))
+            ]
+            assert mine
+            assert arrows(mine, others) == []
+
+
+def test_the_verifier_does_not_know_what_it_verifies() -> None:
+    verifiers = [one for one in MODULES if within(one, "verify")]
+    assert arrows(verifiers, [one for one in MODULES if within(one, "passes.rewire")]) == []
+
+
+def test_nothing_knows_the_commands_or_the_demo() -> None:
+    below = [one for one in MODULES if not within(one, *TOP)]
+    assert arrows(below, [one for one in MODULES if within(one, *TOP)]) == []
+
+
+def test_private_apis_know_nothing_of_ours_but_errors() -> None:
+    private = [one for one in MODULES if within(one, "_compat")]
+    others = [one for one in MODULES if not within(one, "_compat", "errors")]
+    assert arrows(private, others) == []
+
+
+def test_no_modules_import_each_other() -> None:
+    assert circles(ARROWS) == []
+
+
+def test_no_rooms_import_each_other() -> None:
+    rooms: dict[str, set[str]] = {room(name): set() for name in MODULES}
+    for name, targets in ARROWS.items():
+        rooms[room(name)] |= {room(target) for target in targets} - {room(name)}
+    assert circles(rooms) == []
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": ["b"], "b": ["c"], "c": ["b"], "d": ["a"]}) == [["b", "c"]]
+    assert circles({"a": ["b", "c"], "b": ["c"], "c": []}) == []

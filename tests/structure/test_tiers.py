@@ -1,0 +1,30 @@
+"""The table of tiers names tests that exist."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.structure.sources import ROOT
+from tests.tiers import WHOLE, place
+
+
+@pytest.mark.parametrize("start", WHOLE)
+def test_what_is_listed_is_there(start: str) -> None:
+    path, _, name = start.partition("::")
+    assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file()
+    assert not name or re.search(rf"^def {name}", (ROOT / path).read_text(), re.MULTILINE)
+
+
+def test_what_breaks_most_is_quick() -> None:
+    quick = (
+        "tests/passes/residual/test_stream.py",
+        "tests/properties/test_table.py",
+        "tests/test_backend.py",
+        "tests/models/test_transformers.py",
+        "tests/distributed/test_rewire_ranks.py::test_two_ranks_bit_equal[tp]",
+        "tests/structure/test_tiers.py",
+    )
+    assert [one for one in quick if place(one) is not None] == []
+    assert place("tests/faults/test_rank_faults.py::test_x") is not None

@@ -1,0 +1,46 @@
+"""The two tiers of the tests: `make test` runs the quick one, `make test-all` both.
+
+Contract: data, and how it is read. `WHOLE` is the only place that says which tests are left to `make test-all`, by
+kind: a folder, a file, or the beginning of a test's id. What is not listed is quick: unit tests, properties, the models
+of transformers against their oracle, each form of a collective on two ranks. Tests that are listed start first, in the
+order of the table, so that no long one is left at the end for one worker.
+"""
+
+from __future__ import annotations
+
+WHOLE = {
+    "tests/fuzz/test_slice.py": "a slice of the fuzzing: 1,025 generated graphs and models",
+    "tests/mutation/": "every fault that was put in by hand must be noticed",
+    "tests/faults/": "processes and ranks that fail, and what they leave",
+    "tests/docs/": "the programs of the documentation, in processes of their own",
+    "tests/demo/test_demo.py": "the demo as a whole",
+    "tests/benchmarks/": "the benchmarks' own tests: networks of this machine, measured ranks",
+    "tests/distill/": "training: jobs, resumed jobs, ranks",
+    "tests/calibrate/": "measurements of this machine",
+    "tests/compat/": "the table of versions",
+    "tests/profiling/test_record_ranks.py": "profiles of ranks",
+    "tests/inductor/test_overlap_plan.py": "a plan of Inductor's",
+    "tests/distributed/test_transformers_inductor.py": "Inductor's kernels on ranks",
+    "tests/distributed/test_overlap_ranks.py::test_results_and_gradients": "Inductor's kernels on ranks",
+    "tests/distributed/test_rewire_ranks.py::test_two_ranks_under_aot_and_inductor": "Inductor's kernels on ranks",
+    "tests/distributed/test_rewire_ranks.py::test_four_ranks": "four ranks",
+    "tests/distributed/test_transformers_ranks.py::test_four_ranks": "four ranks",
+    "tests/distributed/test_torchtitan_ranks.py": "torchtitan's models on ranks",
+    "tests/distributed/test_data_parallel_ranks.py": "wrappers that run data-parallel",
+    "tests/distributed/test_expert_parallel_ranks.py::test_equal_to_theirs": "transformers' own parallelism",
+    "tests/ranks/test_agree.py::test_on_a_warm_cache": "caches of Inductor, filled twice by fresh ranks",
+    "tests/ranks/test_agree.py::test_compiled_models_that_differ": "Inductor's kernels on fresh ranks",
+    "tests/ranks/test_caches.py": "Inductor's cache, filled and read by fresh processes",
+    "tests/zoo/test_zoo.py::test_no_family_stops_working": "a quarter of the families, under every connectivity",
+    "tests/zoo/test_zoo.py::test_command": "the command on families",
+    "tests/models/test_torchtitan.py": "torchtitan's models",
+    "tests/models/test_generation.py::test_the_page_on_generation": "Inductor's kernels",
+    "tests/models/test_training.py::test_inductor": "Inductor's kernels",
+    "tests/simulate/": "predictions for models of full size",
+}
+"""What `make test` leaves out, and of what kind it is."""
+
+
+def place(nodeid: str) -> int | None:
+    """Where a test stands in `WHOLE`; None: it is quick."""
+    return next((number for number, start in enumerate(WHOLE) if nodeid.startswith(start)), None)
