@@ -7,8 +7,13 @@ one profile come to the same numbers. Start reading at `operators.py`, then `roo
 
 from __future__ import annotations
 
-from farskip_compile.costs.alpha_beta import collective_seconds, interference
-from farskip_compile.costs.collectives import CollectiveCost, collective_cost, is_launch
+from farskip_compile.costs.collectives import (
+    CollectiveCost,
+    collective_cost,
+    collective_seconds,
+    interference,
+    is_launch,
+)
 from farskip_compile.costs.curves import Curve, Curves
 from farskip_compile.costs.fit import Sample, fit_link
 from farskip_compile.costs.operators import OpCost, combine, kernel_cost, op_cost

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from farskip_compile.costs.alpha_beta import sent_part, steps
+from farskip_compile.costs.collectives import sent_part, steps
 from farskip_compile.costs.profile import COLLECTIVE_KINDS, CollectiveKind, Link, PerCollective
 from farskip_compile.errors import ConfigError
 

@@ -7,15 +7,15 @@ Never: runs the operator, or installs a guard on a symbolic size.
 1. Views, allocations, arithmetic on sizes, inputs and outputs cost nothing. Launches and waits of collectives cost
    nothing here: their time passes on the wire (`collectives`).
 2. A higher-order operator without a formula of its own costs what its bodies cost.
-3. Where there is a FLOP formula (`flops`): its FLOPs, and the bytes of inputs and outputs.
-4. Everything else: bytes (`memory`; `fusion` for the share that is left after fusion), and the arithmetic of pointwise
-   operators and reductions (`elementwise`).
+3. Where there is a FLOP formula (`products`): its FLOPs, and the bytes of inputs and outputs.
+4. Everything else: bytes (`memory`; `fusion` for what is left after fusion), and the arithmetic of pointwise operators
+   and reductions (`loops`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,14 +23,12 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import HigherOrderOperator, OpOverload
-from farskip_compile.costs.elementwise import element_ops
-from farskip_compile.costs.flops import count_flops, executed_part, flop_kind, formula_of
 from farskip_compile.costs.fusion import fused_traffic
-from farskip_compile.costs.memory import is_free, is_sync, tensors_of, traffic
-from farskip_compile.costs.product_shapes import is_backward, product_shape
+from farskip_compile.costs.loops import element_ops
+from farskip_compile.costs.memory import Size, is_free, is_sync, tensors_of, traffic
+from farskip_compile.costs.products import count_flops, executed_part, flop_kind, formula_of, is_backward, product_shape
 from farskip_compile.passes.graph import ops
 
-Size = Callable[[int | torch.SymInt], int]
 OpKind = Literal["matmul", "attention", "grouped_matmul", "memory", "free", "collective", "wait", "sync", "unknown"]
 
 KNOWN_NAMESPACES = frozenset(["aten", "prims", "inductor", "rngprims", "quantized_decomposed"])
@@ -55,20 +53,20 @@ class OpCost:
     launches: int = 1
     """Kernels started."""
     executed: float = 1.0
-    """Part of `flops` that the kernel executes: a causal mask saves half."""
+    """Fraction of `flops` that the kernel executes: a causal mask saves half."""
     element_ops: int = 0
     """Operations of pointwise operators and reductions; not in `flops`, as torch does not count them."""
     shape: tuple[int, int, int] | None = None
-    """Of one product (rows, inner, columns), of attention (queries, keys, width of a head); None: not known, or several
+    """(rows, inner, columns) of one product, (queries, keys, width of a head) of attention; None: not known, or several
     products together."""
     batch: int = 1
     """How many products of that shape: a batch, the groups, the heads."""
     backward: bool = False
     """Whether it is the backward of an attention kernel."""
     transposed_bytes: int = 0
-    """Part of the traffic that is across the memory's order."""
+    """How much of the traffic is across the memory's order."""
     fresh: tuple[int, ...] = ()
-    """Bytes of each large buffer that is made in memory that nothing has used before."""
+    """Bytes of each large buffer made in memory that nothing has used before."""
 
 
 FREE = OpCost(0, 0, 0, None, "free", launches=0)
@@ -79,7 +77,7 @@ def op_cost(node: fx.Node, size: Size, *, fused: bool = False) -> OpCost:
 
     Args:
         node: any node of an ATen graph.
-        size: turns a size, which may be symbolic, into a number; see `SizeHints`.
+        size: turns a size into a number.
         fused: count pointwise operators and reductions as Inductor will fuse them, not as kernels of their own.
     """
     if ops.is_wait(node):

@@ -26,13 +26,13 @@ from dataclasses import dataclass, field, replace
 from torch import fx
 
 from farskip_compile.config import FarSkipConfig
+from farskip_compile.costs.estimates import Estimates
 from farskip_compile.errors import ConfigError
 from farskip_compile.inductor_passes import UNFUSED
 from farskip_compile.passes.schedule.from_graph import read_program
 from farskip_compile.passes.schedule.program import Flight, Program, Role, Timeline, flights, simulate
 from farskip_compile.passes.schedule.published import published_order
 from farskip_compile.passes.schedule.search import Limits, list_schedule
-from farskip_compile.simulate.estimate import ScenarioEstimates
 from farskip_compile.simulate.rank_model import RankModel, rank_model
 from farskip_compile.simulate.scenario import Scenario
 from farskip_compile.step_graphs import Graphs, GraphsOf, with_graphs
@@ -236,8 +236,8 @@ class _Phase:
 def _programs(scenario: Scenario, model: RankModel, graphs: Graphs) -> list[_Phase]:
     found = []
     for phase, graph in graphs.phases:
-        estimates = ScenarioEstimates(
-            graph, scenario.profile, model.imbalance, float8=scenario.products == "float8", slows=scenario.interference
+        estimates = Estimates(
+            graph, scenario.profile, model.imbalance, scenario.products == "float8", scenario.interference
         )
         one = read_program(graph, estimates)
         found.append(_Phase(phase, one.program, one.nodes))

@@ -1,11 +1,16 @@
-"""How many floating-point operations an operator takes, by torch's own formulas.
+"""How many floating-point operations a product takes, by torch's own formulas, and its sizes.
 
 In:    a node of an ATen graph with fake values in `meta["val"]`.
-Out:   FLOPs, the kind of kernel, and which part of the FLOPs it really executes.
-Never: hands a symbolic size to a formula: formulas compare sizes, which would install guards.
+Out:   FLOPs, the kind of kernel, the fraction of the FLOPs that it executes; how many products of which (rows, inner,
+       columns), or heads of which (queries, keys, width), by which the measured rate is looked up.
+Never: hands a symbolic size to a formula or a comparison, which would install guards: the caller's `size` turns each
+       into a number first.
 
-Formulas are torch's (`torch.utils.flop_counter`), plus those at the end of this file for operators that torch does not
-count: attention on the CPU, grouped products, matrix-vector products.
+Formulas are torch's (`torch.utils.flop_counter`), plus `EXTRA` for operators that torch does not count: attention on
+the CPU, grouped products, matrix-vector products.
+
+Every known product has two factors among its operands; which two (`FACTORS`), and which of their sizes is what, depends
+on the operator. An operator that is not known here has no shape, and costs by the scalar efficiency.
 """
 
 from __future__ import annotations
@@ -20,9 +25,9 @@ from torch import fx
 from farskip_compile._compat import OpOverload
 from farskip_compile._compat.costs import flop_registry
 from farskip_compile._compat.operators import parameters
+from farskip_compile.costs.memory import Size
 from farskip_compile.passes.graph import ops
 
-Size = Callable[[int | torch.SymInt], int]
 FlopKind = Literal["matmul", "attention", "grouped_matmul"]
 aten = torch.ops.aten
 
@@ -60,7 +65,7 @@ def count_flops(node: fx.Node, formula: Callable[..., Any], size: Size) -> int:
         return int(formula(*args, **kwargs, out_val=out))
     except AssertionError:
         first = next(shape for shape in args if isinstance(shape, Shape) and len(shape) > 1)
-        return 2 * prod(out if isinstance(out, Shape) else out[0]) * first[-1]
+        return _row_by_row(first, out_val=out if isinstance(out, Shape) else out[0])
 
 
 def flop_kind(node: fx.Node) -> FlopKind:
@@ -76,14 +81,14 @@ CPU_KEYS = 512
 
 
 def executed_part(node: fx.Node, keys: int | None) -> float:
-    """Part of the FLOPs that an attention executes: kernels skip what a causal mask hides.
+    """Fraction of the FLOPs that an attention executes: kernels skip what a causal mask hides.
 
     That is a half where queries and keys are equally many. The kernel for CPUs skips whole blocks of keys, so that it
     gains nothing up to the size of one, and a third at three (measured, forward and backward: 0.69).
 
     Args:
         node: any operator; whatever has no causal mask executes all.
-        keys: of an attention; None: not known.
+        keys: number of keys of an attention; None: not known.
     """
     target = node.target
     if not isinstance(target, OpOverload):
@@ -109,9 +114,7 @@ def shapes(value: Any, size: Size) -> Any:
 
 def _grouped(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
     """[T, K] by [G, K, N]: rows by weights; [G, M, K] by [K, T]; [M, T] by [T, N]: a weight gradient; or a batch."""
-    if len(a) == 2:
-        return 2 * prod(a) * b[-1]
-    return 2 * prod(a) * b[-1] if len(b) == 3 else 2 * prod(a[1:]) * b[-1]
+    return 2 * prod(a if len(a) == 2 or len(b) == 3 else a[1:]) * b[-1]
 
 
 def _row_by_row(x: Shape, *_: Any, out_val: Shape, **__: Any) -> int:
@@ -127,6 +130,9 @@ def _sum_of_products(_: Any, a: Shape, b: Shape, *__: Any, **___: Any) -> int:
     return 2 * prod(a) * b[-1]
 
 
+LINEAR = ("linear", "mkldnn_linear", "mkldnn::_linear_pointwise", "mkl::_mkl_linear")
+GROUPED = ("_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2")
+
 ATTENTION = flop_registry[aten._scaled_dot_product_flash_attention]
 ATTENTION_BACKWARD = flop_registry[aten._scaled_dot_product_flash_attention_backward]
 
@@ -135,20 +141,73 @@ EXTRA: dict[str, Callable[..., Any]] = {
     "_scaled_dot_product_flash_attention_for_cpu_backward": ATTENTION_BACKWARD,
     "_scaled_dot_product_fused_attention_overrideable": ATTENTION,
     "_scaled_dot_product_fused_attention_overrideable_backward": ATTENTION_BACKWARD,
-    "_grouped_mm": _grouped,
-    "_scaled_grouped_mm": _grouped,
-    "_scaled_grouped_mm_v2": _grouped,
-    "_scaled_mm_v2": _row_by_row,
-    "_int_mm": _row_by_row,
-    "linear": _row_by_row,
-    "mkldnn_linear": _row_by_row,
-    "mkldnn::_linear_pointwise": _row_by_row,
-    "mkl::_mkl_linear": _row_by_row,
-    "mv": _row_by_row,
-    "dot": _row_by_row,
-    "vdot": _row_by_row,
-    "_addmm_activation": _second_by_third,
-    "addmv": _second_by_third,
+    **dict.fromkeys(GROUPED, _grouped),
+    **dict.fromkeys((*LINEAR, "_scaled_mm_v2", "_int_mm", "mv", "dot", "vdot"), _row_by_row),
+    **dict.fromkeys(("_addmm_activation", "addmv"), _second_by_third),
     "addbmm": _sum_of_products,
 }
-"""Operators without a formula in torch's registry, by the name that `ops.op_name` gives them."""
+"""Formulas of operators that have none in torch's registry, by the name that `ops.op_name` gives them."""
+
+
+Shape3 = tuple[int, int, int]
+
+FACTORS = {
+    **dict.fromkeys(("mm", "bmm", "mv", *LINEAR, "_scaled_mm", "_scaled_mm_v2", "_int_mm", *GROUPED), 0),
+    **dict.fromkeys(("addmm", "baddbmm", "addmv", "_addmm_activation"), 1),
+}
+"""By operator, the position of its first factor; the second one follows it."""
+
+
+def product_shape(node: fx.Node, size: Size) -> tuple[int, Shape3 | None]:
+    """(how many products, the sizes of one); (1, None) if the operator is not known here."""
+    name = ops.op_name(node)
+    if "attention" in name or "attn" in name:
+        return _attention(node, size)
+    if name not in FACTORS:
+        return 1, None
+    place = FACTORS[name]
+    first, second, *_ = (*(_of(_tensor(arg), size) for arg in node.args[place : place + 2]), (), ())
+    out = _of(ops.tensor(node), size)
+    if not first or not out or not second:
+        return 1, None
+    if "grouped" in name:
+        return _groups(first, second, out)
+    if len(first) == 1 or len(out) == 1:  # by a vector
+        return 1, (prod(out), first[-1], 1)
+    if "linear" in name:
+        return 1, (prod(first[:-1]), first[-1], out[-1])
+    return prod(out[:-2]), (out[-2], first[-1], out[-1])
+
+
+def is_backward(node: fx.Node) -> bool:
+    """Whether `node` is the backward of an attention kernel, which has a rate of its own."""
+    return "backward" in ops.op_name(node)
+
+
+def _attention(node: fx.Node, size: Size) -> tuple[int, Shape3 | None]:
+    """Query and key are the first operands of four dimensions; of a backward the gradient comes before them."""
+    found = [value for arg in node.args if (value := _of(_tensor(arg), size)) and len(value) == 4]
+    query, key = found[1:3] if is_backward(node) and len(found) > 2 else (*found[:2], (), ())[:2]
+    if not query or not key:
+        return 1, None
+    return prod(query[:2]), (query[2], key[2], query[3])
+
+
+def _groups(first: tuple[int, ...], second: tuple[int, ...], out: tuple[int, ...]) -> tuple[int, Shape3]:
+    """Groups split whichever dimension is not stacked."""
+    if len(first) == 3:  # [G, M, K] by [K, T] or a batch
+        groups = first[0]
+        return groups, (first[1], first[2], out[-1] if len(second) == 3 else max(out[-1] // groups, 1))
+    if len(second) == 3:  # [T, K] by [G, K, N]
+        groups = second[0]
+        return groups, (max(first[0] // groups, 1), first[1], second[-1])
+    groups = out[0] if len(out) == 3 else 1  # a weight gradient: [M, T] by [T, N]
+    return groups, (out[-2], max(first[1] // groups, 1), out[-1])
+
+
+def _tensor(arg: object) -> torch.Tensor | None:
+    return ops.tensor(arg) if isinstance(arg, fx.Node) else None
+
+
+def _of(value: torch.Tensor | None, size: Size) -> tuple[int, ...]:
+    return tuple(size(length) for length in value.shape) if value is not None else ()
