@@ -10,8 +10,7 @@ the figures mean is said in `costs/`.
 
 from __future__ import annotations
 
+from farskip_compile.calibrate.findings import Calibration, Row, calibration_text
 from farskip_compile.calibrate.main import calibrate, calibrate_compute, calibrate_link, measure
-from farskip_compile.calibrate.results import Calibration, Row
-from farskip_compile.calibrate.table import calibration_text
 
 __all__ = ["Calibration", "Row", "calibrate", "calibrate_compute", "calibrate_link", "calibration_text", "measure"]

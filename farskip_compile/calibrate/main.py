@@ -20,12 +20,10 @@ import torch.distributed as dist
 
 from farskip_compile.calibrate.assemble import with_compute, with_link
 from farskip_compile.calibrate.collectives import Collectives, LinkFindings
-from farskip_compile.calibrate.memory import Memory
-from farskip_compile.calibrate.products import Products
+from farskip_compile.calibrate.findings import Calibration, Row
+from farskip_compile.calibrate.kernels import Memory, Products
 from farskip_compile.calibrate.ranks import Ranks
-from farskip_compile.calibrate.results import Calibration, Row
-from farskip_compile.calibrate.settings import QUICK_SECONDS, check_budget, grids
-from farskip_compile.calibrate.stopwatch import Stopwatch
+from farskip_compile.calibrate.stopwatch import QUICK_SECONDS, Stopwatch, check_budget, grids
 from farskip_compile.costs import COLLECTIVE_KINDS, CollectiveKind, Curve, HardwareProfile, default_profile
 from farskip_compile.errors import ConfigError
 
@@ -175,7 +173,8 @@ def measure(
     profile = replace(profile, name="calibrated", description=what, devices=())
     took = time.perf_counter() - start
     found = Calibration(profile, tuple(run.rows), _name(where), ranks.size, took, tuple(run.notes))
-    return Calibration.from_json(ranks.agreed(found.to_json()))
+    everywhere: Calibration = ranks.agreed(found)
+    return everywhere
 
 
 def _known_kinds(largest: Mapping[CollectiveKind, int] | None) -> Mapping[CollectiveKind, int]:
@@ -215,8 +214,8 @@ class _Run:
             self.say(name)
             self.ranks.barrier()
             run(seconds * part)
-        self.rows += memory.found.rows
-        self.notes += memory.found.notes
+        self.rows += memory.rows
+        self.notes += memory.notes
         curves: dict[str, dict[str, Curve]] = {}
         for dtype in dtypes:
             self.say(f"products of {str(dtype).removeprefix('torch.')}")
