@@ -18,8 +18,7 @@ from torch import fx, nn
 
 from farskip_compile.backend import backend
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.distill.batches import Batch
-from farskip_compile.distill.calling import caller
+from farskip_compile.distill.batches import Batch, caller
 from farskip_compile.report.compile import CompileReport
 
 
