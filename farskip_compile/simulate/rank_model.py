@@ -1,13 +1,20 @@
 """The model of one rank, at full size and without memory: code of transformers on fake tensors, cut and wired.
 
 In:    a `Scenario`, within `farskip_compile.testing.fake_ranks` of its ranks.
-Out:   the module to capture, and its example inputs.
-Never: allocates a weight, downloads anything, or patches transformers: attention and exchange come in by its own
-       registries, the rest by attributes of this one model.
+Out:   the module to capture, its example inputs, and how many more rows than the mean the fullest rank gets.
+Never: allocates a weight, downloads anything, or patches transformers: attention and exchange are plugged in by its own
+       registries, the rest by attributes of this one model. Depends on a clock or a rank: which expert is the popular
+       one is drawn from a fixed seed.
+
+Experts are placed on the ranks in the order of their numbers in checkpoints. By Zipf's law the expert of popularity e
+is chosen in proportion to 1 / e^skew, and popularity has nothing to do with the numbering, so it is shuffled. A token
+chooses an expert at most once. Recorded loads stay in their order.
 """
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +24,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from farskip_compile._compat.fakes import FakeTensorMode
 from farskip_compile.errors import ConfigError
+from farskip_compile.models.skew import shares
 from farskip_compile.prepare import prepare
 from farskip_compile.simulate.attention import give_caches, register_attention
 from farskip_compile.simulate.cuts import cut_matrices
 from farskip_compile.simulate.experts import give_usual_interface, spread_experts
 from farskip_compile.simulate.scenario import Phase, Scenario
-from farskip_compile.simulate.skew import imbalance, zipf_loads
 from farskip_compile.zoo.families import counts_experts
 
 
@@ -34,11 +41,11 @@ class RankModel:
     kwargs: dict[str, Any]
     """Example inputs, by name."""
     mode: FakeTensorMode
-    """Of its tensors: whatever is done with the model is done within it."""
+    """The mode of its tensors: whatever is done with the model is done within it."""
     imbalance: float
     """Rows of the fullest rank over the mean."""
     parameters: int
-    """That this rank holds."""
+    """How many this rank holds."""
 
 
 class _Loss(nn.Module):
@@ -82,7 +89,7 @@ def rank_model(scenario: Scenario) -> RankModel:
 @dataclass(frozen=True)
 class _Meshes:
     tp: DeviceMesh
-    """The ranks that hold the tokens of this one."""
+    """The ranks that hold the same tokens as this one."""
     ep: DeviceMesh
     """The ranks of the experts."""
 
@@ -120,3 +127,30 @@ def _loads(scenario: Scenario, config: Any) -> list[float]:
             raise ConfigError(f"{len(scenario.loads)} loads are given, but the model has {experts} experts")
         return list(scenario.loads)
     return zipf_loads(experts, config.num_experts_per_tok, scenario.skew)
+
+
+SEED = 0
+
+
+def zipf_loads(experts: int, top_k: int, skew: float) -> list[float]:
+    """How often each expert is chosen, by its number; the sum is `top_k`."""
+    loads = shares(experts, top_k, skew)
+    random.Random(SEED).shuffle(loads)
+    return loads
+
+
+def imbalance(loads: Sequence[float], ranks: int) -> float:
+    """Rows of the fullest of `ranks` ranks over the mean.
+
+    Args:
+        loads: how often each expert is chosen.
+        ranks: how many share the experts.
+
+    Raises:
+        ConfigError: the experts can't be divided evenly.
+    """
+    if len(loads) % ranks:
+        raise ConfigError(f"{len(loads)} experts can't be divided among {ranks} ranks")
+    held = len(loads) // ranks
+    by_rank = [sum(loads[first : first + held]) for first in range(0, len(loads), held)]
+    return max(by_rank) * ranks / sum(by_rank)
