@@ -22,7 +22,7 @@ from farskip_compile.models import MODELS, build
 from farskip_compile.text_utils import did_you_mean
 
 TRANSFORMERS = "transformers:"
-"""What stands before the model type of a family of the zoo, which is built tiny and random."""
+"""Prefix of the model type of a family of the zoo, which is built tiny and random."""
 
 EXAMPLE_SHAPE = (2, 8)
 
@@ -90,7 +90,7 @@ def _attribute(name: str) -> Any:
             ) from error
         raise
     except (TypeError, ValueError) as error:  # an empty or a relative name
-        raise ConfigError(f"{module_name!r} is no module name", way_out="package.module:callable") from error
+        raise ConfigError(f"{module_name!r} is not a module name", way_out="package.module:callable") from error
     for part in path.split("."):
         if not hasattr(found, part):
             public = [key for key in vars(found) if not key.startswith("_")] if hasattr(found, "__dict__") else []

@@ -16,7 +16,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from farskip_compile.zoo.run import REWIRED, Entry
+from farskip_compile.zoo.run import REWIRED, Entry, Verdict
 
 STYLES = {
     "rewired": "green",
@@ -29,12 +29,12 @@ STYLES = {
     "WRONG": "bold red",
 }
 CELLS = {
-    "equal": "=",
-    "equal within rounding": "≈",
-    "nothing to change": "·",
-    "refused": "no",
-    "WRONG": "WRONG",
-    "unchecked": "?",
+    Verdict.EQUAL: "=",
+    Verdict.CLOSE: "≈",
+    Verdict.SAME: "·",
+    Verdict.REFUSED: "no",
+    Verdict.WRONG: "WRONG",
+    Verdict.UNCHECKED: "?",
 }
 LEGEND = (
     "a attention, x another token mixer, m dense, s shared experts, r routed experts; "
