@@ -105,11 +105,7 @@ class Collectives:
         left, measured = seconds, []
         for place, size in enumerate(messages):
             count = IN_A_ROW if size < SMALL else 1
-            call = self._call(kind, size)
-            once = self._time(call, 1, 2)[-1]
-            budget = left / (len(messages) - place)
-            repetitions = max(3, min(REPETITIONS, int(budget / max(once * count, 1e-9))))
-            times = Times(tuple(self._time(call, count, repetitions)))
+            times, once = self._repeated(self._call(kind, size), left / (len(messages) - place), count)
             measured.append((size, times.median))
             self.found.rows.append(Row.moving(f"{kind}, {self.ranks.size} ranks", (size,), times, size))
             left -= sum(times.seconds) * count + 2 * once
@@ -117,6 +113,12 @@ class Collectives:
             if not whole and place + 1 >= LEAST_SIZES and grown * times.median * 3 > max(left, 0.0):
                 break
         self.found.samples += [Sample(kind, size, self.ranks.size, value) for size, value in monotone(measured)]
+
+    def _repeated(self, call: Callable[[], object], seconds: float, count: int = 1) -> tuple[Times, float]:
+        """As often as the budget allows, each time `count` calls in a row; and the seconds of the first one."""
+        once = self._time(call, 1, 2)[-1]
+        repetitions = max(3, min(REPETITIONS, int(seconds / max(once * count, 1e-9))))
+        return Times(tuple(self._time(call, count, repetitions))), once
 
     def _time(self, call: Callable[[], object], count: int, repetitions: int) -> list[float]:
         """Seconds of one call on the slowest rank; the first of several repetitions warms up."""
@@ -169,9 +171,7 @@ class Collectives:
         def call() -> object:
             return dist.all_to_all_single(received, sent, got, given, group=group)
 
-        once = self._time(call, 1, 2)[-1]
-        repetitions = max(3, min(REPETITIONS, int(seconds / max(once, 1e-9))))
-        return Uneven(4 * fuller * ranks, 4 * sum(given), ranks, Times(tuple(self._time(call, 1, repetitions))).median)
+        return Uneven(4 * fuller * ranks, 4 * sum(given), ranks, self._repeated(call, seconds)[0].median)
 
     def _interference(self, messages: tuple[int, ...], seconds: float) -> float | None:
         """How much longer compute takes while an all-to-all is in flight; None if none is long enough to see."""

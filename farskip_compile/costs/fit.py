@@ -5,13 +5,15 @@ Out:   a `Link` whose `collective_seconds` come as close to them as the model ca
 Never: measures anything itself.
 
 For each kind: the line `seconds = latency + bytes sent / rate` with the least relative error, because a millisecond is
-much for a small message and nothing for a large one.
+a lot for a small message and nothing for a large one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from farskip_compile.costs.collectives import sent_part, steps
 from farskip_compile.costs.profile import COLLECTIVE_KINDS, CollectiveKind, Link, PerCollective
@@ -69,19 +71,15 @@ def fit_link(samples: Iterable[Sample], *, bandwidth: float | None = None, step_
 
 def _line(kind: str, points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """(latency, rate) of least squared relative error."""
-    weights = [1.0 / seconds**2 for _, seconds in points]
-    total = sum(weights)
-    mean_x = sum(w * x for w, (x, _) in zip(weights, points, strict=True)) / total
-    mean_y = sum(w * y for w, (_, y) in zip(weights, points, strict=True)) / total
-    spread = sum(w * (x - mean_x) ** 2 for w, (x, _) in zip(weights, points, strict=True))
-    slope = sum(w * (x - mean_x) * (y - mean_y) for w, (x, y) in zip(weights, points, strict=True)) / spread
+    x, y = torch.tensor(points, dtype=torch.float64).unbind(1)
+    weights = 1.0 / y**2
+    mean_x, mean_y = ((weights * values).sum() / weights.sum() for values in (x, y))
+    slope = (weights * (x - mean_x) * (y - mean_y)).sum() / (weights * (x - mean_x) ** 2).sum()
     latency = mean_y - slope * mean_x
     if latency < 0:  # then the best line through the origin
-        latency = 0.0
-        square = sum(w * x * x for w, (x, _) in zip(weights, points, strict=True))
-        slope = sum(w * x * y for w, (x, y) in zip(weights, points, strict=True)) / square
+        latency, slope = torch.zeros(()), (weights * x * y).sum() / (weights * x * x).sum()
     if slope <= 0:
         raise ConfigError(
             f"{kind} did not take longer for more bytes", way_out="measure larger sizes, or on a machine that is idle"
         )
-    return latency, 1.0 / slope
+    return latency.item(), 1.0 / slope.item()

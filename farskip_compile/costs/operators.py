@@ -122,19 +122,15 @@ def combine(costs: Iterable[OpCost]) -> OpCost:
     products = [cost for cost in costs if cost.flops]
     flops = sum(cost.flops for cost in products)
     alone = products[0] if len(products) == 1 else FREE
+    summed = ("flops", "bytes_read", "bytes_written", "launches", "element_ops", "transposed_bytes")
     return OpCost(
-        flops,
-        sum(cost.bytes_read for cost in costs),
-        sum(cost.bytes_written for cost in costs),
-        main.dtype,
-        main.kind,
-        launches=sum(cost.launches for cost in costs),
+        dtype=main.dtype,
+        kind=main.kind,
+        **{name: sum(getattr(cost, name) for cost in costs) for name in summed},
         executed=sum(cost.flops * cost.executed for cost in costs) / flops if flops else 1.0,
-        element_ops=sum(cost.element_ops for cost in costs),
         shape=alone.shape,
         batch=alone.batch,
         backward=alone.backward,
-        transposed_bytes=sum(cost.transposed_bytes for cost in costs),
         fresh=tuple(one for cost in costs for one in cost.fresh),
     )
 

@@ -227,7 +227,7 @@ def test_what_can_not_be_calibrated() -> None:
             calibrate(device="cpu", **arguments)
     with pytest.raises(ConfigError, match="one rank has no link"):
         calibrate_link(load_profile("cpu-gloo"), device="cpu")
-    with pytest.raises(ConfigError, match="is no message"):
+    with pytest.raises(ConfigError, match="is not a message"):
         main._known_kinds({"all_to_all": 0})
 
 
