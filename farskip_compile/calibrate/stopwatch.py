@@ -15,15 +15,18 @@ The path for accelerators (`torch.accelerator`, `torch.Event`) was written by th
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from math import prod
 
 import torch
 
 from farskip_compile.errors import ConfigError
+from farskip_compile.json_files import Reader
 
 Axes = tuple[tuple[int, ...], ...]
 QUICK_SECONDS = 20.0
@@ -50,35 +53,10 @@ class Grids:
 
 
 def grids(device: torch.device, *, quick: bool) -> Grids:
-    """The sizes for a kind of device."""
-    kilo, mega = 2**10, 2**20
-    if device.type == "cpu":
-        return Grids(
-            matmul=((1, 16, 128, 1024), (64, 256, 1024), (8, 64, 256, 1024))
-            if quick
-            else ((1, 4, 16, 64, 256, 1024), (32, 64, 128, 512, 2048), (8, 64, 256, 1024, 4096)),
-            attention=((1, 128, 512), (128, 512), (64,)) if quick else ((1, 64, 256, 1024), (64, 256, 1024), (64, 128)),
-            grouped=((16, 128, 512), (256,), (256,)) if quick else ((4, 32, 256, 1024), (256, 1024), (256, 1024)),
-            heads=4,
-            groups=4,
-            memory=tuple(2**power for power in range(16, 29, 3 if quick else 2)),
-            strided=(mega, 16 * mega) if quick else (mega // 2, 2 * mega, 16 * mega),
-            fresh=(24 * mega, 40 * mega) if quick else (24 * mega, 40 * mega, 128 * mega),
-            messages=tuple(kilo * 4**power for power in range(0, 8, 2 if quick else 1)),
-        )
-    return Grids(
-        matmul=((1, 128, 2048), (128, 1024, 8192), (128, 1024, 8192))
-        if quick
-        else ((1, 16, 128, 1024, 8192), (64, 512, 2048, 8192), (64, 512, 2048, 8192)),
-        attention=((1, 1024), (1024,), (128,)) if quick else ((1, 128, 1024, 4096), (128, 1024, 4096), (64, 128)),
-        grouped=((128, 1024), (2048,), (2048,)) if quick else ((16, 128, 1024, 4096), (1024, 4096), (1024, 4096)),
-        heads=32,
-        groups=8,
-        memory=tuple(2**power for power in range(18, 31, 4 if quick else 2)),
-        strided=(16 * mega, 256 * mega) if quick else (mega, 16 * mega, 64 * mega, 256 * mega),
-        fresh=(),
-        messages=tuple(kilo * 4**power for power in range(0, 10, 2 if quick else 1)),
-    )
+    """The sizes for a kind of device, from `grids.json`."""
+    text = (resources.files("farskip_compile.calibrate") / "grids.json").read_text(encoding="utf-8")
+    kind, amount = "cpu" if device.type == "cpu" else "accelerator", "quick" if quick else "thorough"
+    return Reader("grids.json").decode(Grids, json.loads(text)[kind][amount])
 
 
 class Budget:

@@ -99,18 +99,13 @@ class DistillConfig:
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r} is unknown", way_out=f"one of {', '.join(get_args(choices))}"
                 )
-        for name, least in _COUNTS.items():
+        for name, (kind, least) in _NUMBERS.items():
             value = getattr(self, name)
-            if name == "patience" and value is None:
+            if value is None and name in ("patience", "clip"):
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f"{name}={value!r} is not a count", way_out=f"a whole number, at least {least}")
-        for name in ("learning_rate", "final_learning_rate", "weight_decay", "least_improvement", "clip"):
-            value = getattr(self, name)
-            if name == "clip" and value is None:
-                continue
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-                raise ConfigError(f"{name}={value!r} is not a number", way_out=f"{name} >= 0")
+            if not isinstance(value, kind) or isinstance(value, bool) or not least <= value < math.inf:
+                what, wanted = ("count", "a whole number, at least") if kind is int else ("number", "finite, at least")
+                raise ConfigError(f"{name}={value!r} is not a {what}", way_out=f"{wanted} {least}")
         for name in ("output", "teacher_cache"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))
@@ -164,13 +159,11 @@ class DistillConfig:
         return cls(**data)
 
 
-_COUNTS = {
-    "top_k": 1,
-    "steps": 1,
-    "accumulate": 1,
-    "warm_up_steps": 0,
-    "evaluate_every": 1,
-    "patience": 1,
-    "save_every": 1,
-    "seed": 0,
+_NUMBERS: dict[str, tuple[Any, int]] = {
+    **dict.fromkeys(("top_k", "steps", "accumulate", "evaluate_every", "patience", "save_every"), (int, 1)),
+    **dict.fromkeys(("warm_up_steps", "seed"), (int, 0)),
+    **dict.fromkeys(
+        ("learning_rate", "final_learning_rate", "weight_decay", "least_improvement", "clip"), (int | float, 0)
+    ),
 }
+"""Numeric options: their type, and the least value."""

@@ -47,7 +47,9 @@ class Ranks:
         self.model = model
         self.parts: frozenset[str] = frozenset()
         if self.active:
-            self.parts = frozenset(_declared(model, sharded) if sharded is not None else _detected(model))
+            named = model.named_parameters()
+            found = _detected(model) if sharded is None else [name for name, value in named if sharded(name, value)]
+            self.parts = frozenset(found)
 
     def wrap(self, compiled: nn.Module) -> nn.Module:
         """The compiled model, whose backward averages the gradients of what all ranks have."""
@@ -89,10 +91,6 @@ class Ranks:
         """Wait for all ranks."""
         if self.active:
             dist.barrier()
-
-
-def _declared(model: nn.Module, sharded: Sharded) -> list[str]:
-    return [name for name, value in model.named_parameters() if sharded(name, value)]
 
 
 def _detected(model: nn.Module) -> list[str]:

@@ -163,9 +163,9 @@ class Run:
     def save(self) -> None:
         """Write a state, on all ranks."""
         assert self.config.output is not None
+        state, best = self.optimizer.state, self.best.weights
         tensors = {
-            name: {"value": value.detach(), "optimizer": self.optimizer.state.get(value, {}), "best": best.get(name)}
-            for best in (self.best.weights,)
+            name: {"value": value.detach(), "optimizer": state.get(value, {}), "best": best.get(name)}
             for name, value in (*self.model.named_parameters(), *self.model.named_buffers())
         }
         own = {

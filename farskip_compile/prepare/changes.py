@@ -13,10 +13,6 @@ from dataclasses import dataclass, field
 WIDTH = 80
 
 
-def _nothing() -> None:
-    """Nothing to restore."""
-
-
 def named(modules: list[str]) -> str:
     """The first of them, and how many more."""
     first = modules[0] or "the model itself"
@@ -31,7 +27,7 @@ class Change:
     before: str
     after: str
     why: str
-    restore: Callable[[], None] = field(default=_nothing, repr=False, compare=False)
+    restore: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
     """Puts `before` back."""
 
     def __str__(self) -> str:

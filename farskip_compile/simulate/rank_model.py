@@ -71,35 +71,26 @@ def rank_model(scenario: Scenario) -> RankModel:
 
     config = scenario.architecture.config(scenario.layers)
     rows = imbalance(_loads(scenario, config), scenario.ep)
-    meshes = _Meshes(
-        init_device_mesh("cpu", (scenario.groups, scenario.tp), mesh_dim_names=("dp", "tp"))["tp"],
-        init_device_mesh("cpu", (scenario.ranks // scenario.ep, scenario.ep), mesh_dim_names=("copies", "ep"))["ep"],
-    )
+    tp_mesh = init_device_mesh("cpu", (scenario.groups, scenario.tp), mesh_dim_names=("dp", "tp"))["tp"]
+    copies = scenario.ranks // scenario.ep
+    ep_mesh = init_device_mesh("cpu", (copies, scenario.ep), mesh_dim_names=("copies", "ep"))["ep"]
     mode = FakeTensorMode()
     with mode:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=register_attention())
         model.train(scenario.trains)
-        _cut(model, scenario, meshes, rows)
+        _cut(model, scenario, ep_mesh, tp_mesh, rows)
         prepare(model)
         kwargs = _inputs(model, scenario)
     count = sum(parameter.numel() for parameter in model.parameters())
     return RankModel(_Loss(model) if scenario.trains else model, kwargs, mode, rows, count)
 
 
-@dataclass(frozen=True)
-class _Meshes:
-    tp: DeviceMesh
-    """The ranks that hold the same tokens as this one."""
-    ep: DeviceMesh
-    """The ranks of the experts."""
-
-
-def _cut(model: Any, scenario: Scenario, meshes: _Meshes, rows: float) -> None:
+def _cut(model: Any, scenario: Scenario, ep_mesh: DeviceMesh, tp_mesh: DeviceMesh, rows: float) -> None:
     give_usual_interface(model)
     if scenario.tp > 1:
         plan = {**model.tp_plan, **{f"model.{key}": style for key, style in scenario.architecture.cuts.items()}}
-        cut_matrices(model, plan, meshes.tp.get_group(), reduce_blocks=scenario.exchanges == "all-reduce")
-    spread_experts(model, meshes.ep, meshes.tp, scenario.exchanges, rows)
+        cut_matrices(model, plan, tp_mesh.get_group(), reduce_blocks=scenario.exchanges == "all-reduce")
+    spread_experts(model, ep_mesh, tp_mesh, scenario.exchanges, rows)
 
 
 def _inputs(model: nn.Module, scenario: Scenario) -> dict[str, Any]:

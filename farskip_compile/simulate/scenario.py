@@ -149,6 +149,10 @@ class Scenario:
             yield bool(self.skew), "skew and recorded loads say the same thing twice", "drop one of them"
             wrong = not self.loads or min(self.loads) < 0 or max(self.loads) <= 0
             yield wrong, "loads are counts of tokens, one for each expert, and not all of them 0", ""
+        yield from self._layout_checks()
+
+    def _layout_checks(self) -> Iterator[tuple[bool, str, str]]:
+        """The same for how the work is distributed; the numbers are in their ranges."""
         choices = (("phase", tuple(Phase)), ("products", get_args(Products)), ("exchange", (None, *get_args(Exchange))))
         for name, known in choices:
             value = getattr(self, name)
