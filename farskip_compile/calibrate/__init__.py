@@ -4,8 +4,8 @@
     profile = calibrate_link(profile, group)                # the network has changed: only that anew
     torch.compile(model, backend="farskip", options={"profile": profile})
 
-`farskip calibrate FILE` does the same from the command line, under torchrun or alone. Start reading at `main.py`; what
-the figures mean is said in `costs/`.
+`farskip calibrate FILE` does the same from the command line, under torchrun or alone. Start reading at `main.py`;
+`costs/` says what the figures mean.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ class _Run:
     clock: Clock
     quick: bool
     what: str
-    say: Callable[[str], None]
+    report: Callable[[str], None]
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -184,14 +184,14 @@ class _Run:
             ("fused kernels", memory.compiled, 0.15),
         )
         for name, run, part in parts:
-            self.say(name)
+            self.report(name)
             self.ranks.barrier()
             run(seconds * part)
         self.rows += memory.rows
         self.notes += memory.notes
         curves: dict[str, dict[str, Curve]] = {}
         for dtype in dtypes:
-            self.say(f"products of {str(dtype).removeprefix('torch.')}")
+            self.report(f"products of {str(dtype).removeprefix('torch.')}")
             self.ranks.barrier()
             products = Products(watch, dtype, sizes, memory.found.launch_seconds)
             for kind, curve in products.measure(0.6 * seconds / len(dtypes)).items():
@@ -218,7 +218,7 @@ class _Run:
             (name, members) for name, members in (("intra_node", nodes), ("inter_node", across)) if len(members[0]) > 1
         ]
         for name, members in plans:
-            self.say(f"collectives, {name.replace('_', ' ')}")
+            self.report(f"collectives, {name.replace('_', ' ')}")
             alone = len(members) == 1
             own = ranks if alone else Ranks(ranks.part(members), ranks.device)
             ranks.barrier()

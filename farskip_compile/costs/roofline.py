@@ -7,8 +7,8 @@ Never: runs anything.
     seconds = max(arithmetic, traffic) + new pages + launches * launch overhead
     arithmetic = FLOPs executed / rate + elementwise operations / element_rate
 
-The rate of a product is that of its curve at its shape, or else peak * efficiency; that of traffic likewise. Bytes that
-are transposed go by the rate of transposed kernels. Curves are of one product at a time: a batch is so many of them.
+The rate of a product is that of its curve at its shape, or else peak * efficiency; that of traffic likewise. Transposed
+bytes use the rate of transposed kernels. Curves are for one product at a time: a batch is that many of them.
 """
 
 from __future__ import annotations
