@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from farskip_compile.costs.collectives import (
     CollectiveCost,
+    Sample,
     collective_cost,
     collective_seconds,
+    fit_link,
     interference,
     is_launch,
 )
 from farskip_compile.costs.curves import Curve, Curves
-from farskip_compile.costs.fit import Sample, fit_link
-from farskip_compile.costs.operators import OpCost, combine, kernel_cost, op_cost
+from farskip_compile.costs.operators import OpCost, combine, kernel_cost, op_cost, op_seconds
 from farskip_compile.costs.profile import (
     COLLECTIVE_KINDS,
     CollectiveKind,
@@ -26,7 +27,6 @@ from farskip_compile.costs.profile import (
     PeakFlops,
     PerCollective,
 )
-from farskip_compile.costs.roofline import op_seconds
 from farskip_compile.costs.shipped import default_profile, load_profile, profiles
 from farskip_compile.costs.sizes import SizeHints
 

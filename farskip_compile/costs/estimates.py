@@ -19,9 +19,8 @@ from torch import fx
 from farskip_compile.costs.collectives import collective_cost, collective_seconds, interference
 from farskip_compile.costs.fusion import fresh_bytes
 from farskip_compile.costs.loops import kernel_ops, transposed_bytes
-from farskip_compile.costs.operators import FREE, OpCost, op_cost
+from farskip_compile.costs.operators import FREE, OpCost, op_cost, op_seconds
 from farskip_compile.costs.profile import HardwareProfile
-from farskip_compile.costs.roofline import op_seconds
 from farskip_compile.costs.sizes import SizeHints
 
 COMPUTED = ("matmul", "attention", "grouped_matmul")
@@ -107,18 +106,10 @@ class Estimates:
             return op_seconds(OpCost(0, traffic, 0, None, "sync"), self.profile)
         loops = [origins for extern, origins in parts if not extern]
         made = {node: self._fresh[node] for origins in loops for node in origins if node in self._fresh}
-        cost = OpCost(
-            0,
-            traffic,
-            0,
-            None,
-            "memory",
-            launches=0 if traffic == 0 else 1,
-            element_ops=kernel_ops(loops, self.size),
-            transposed_bytes=sum(transposed_bytes(origins, self.size) for origins in loops),
-            fresh=tuple(made.values()),
-        )
-        return op_seconds(cost, self.profile)
+        moved = sum(transposed_bytes(origins, self.size) for origins in loops)
+        arithmetic, launches = kernel_ops(loops, self.size), 1 if traffic else 0
+        cost = OpCost(0, traffic, 0, None, "memory", launches, element_ops=arithmetic, transposed_bytes=moved)
+        return op_seconds(replace(cost, fresh=tuple(made.values())), self.profile)
 
     def _product(self, origins: list[fx.Node]) -> OpCost:
         """The costliest product among the nodes of a library call, else the first node."""

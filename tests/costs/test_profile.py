@@ -31,8 +31,8 @@ from farskip_compile.costs import (
     load_profile,
     profiles,
 )
+from farskip_compile.costs.operators import flop_rate
 from farskip_compile.costs.profile import figures
-from farskip_compile.costs.roofline import flop_rate
 from farskip_compile.errors import ConfigError, FarSkipError
 
 FIGURES = ("peak_flops", "efficiency", "memory_bandwidth", "element_rate", "launch_seconds")
