@@ -19,6 +19,12 @@ from farskip_compile.calibrate.stopwatch import Times
 from farskip_compile.costs import HardwareProfile
 from farskip_compile.profiling.text import time_text
 
+PAGES = "new pages"
+FEW = 8
+"""Points of one section that are shown."""
+NOISY = 0.25
+"""A spread beyond this is marked."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -65,13 +71,6 @@ class Calibration:
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
         return {**asdict(self), "profile": self.profile.to_json()}
-
-
-PAGES = "new pages"
-FEW = 8
-"""Points of one section that are shown."""
-NOISY = 0.25
-"""A spread beyond this is marked."""
 
 
 def calibration_text(found: Calibration, console: Console, *, everything: bool = False) -> RenderableType:

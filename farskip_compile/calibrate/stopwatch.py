@@ -33,6 +33,9 @@ QUICK_SECONDS = 20.0
 """A budget below this measures fewer points."""
 LEAST, MOST = 3, 15
 """Repetitions of one point."""
+MOST_SETS = 16
+SHORT = 100e-6
+"""Calls that take less are timed several in a row."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,6 @@ def check_budget(seconds: float) -> float:
             f"budget_seconds={seconds!r} is not a time", way_out="give seconds above 0; 45 is the default"
         )
     return float(seconds)
-
-
-MOST_SETS = 16
-SHORT = 100e-6
-"""Calls that take less are timed several in a row."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ FUSIBLE = LOOKUPS | frozenset([
     "select_scatter", "slice_scatter", "inductor_lookup_seed", "inductor_random",
 ])  # fmt: skip
 """Operators that Inductor lowers to loops although torch does not tag them as such."""
+LARGE = 32 * 2**20
+"""glibc maps blocks from this size on anew each time (`M_MMAP_THRESHOLD_MAX`); other allocators do no worse."""
 
 
 def is_fusible(node: fx.Node) -> bool:
@@ -70,10 +72,6 @@ def readers(node: fx.Node) -> Iterator[fx.Node]:
             yield from readers(user)
         else:
             yield user
-
-
-LARGE = 32 * 2**20
-"""glibc maps blocks from this size on anew each time (`M_MMAP_THRESHOLD_MAX`); other allocators do no worse."""
 
 
 def fresh_bytes(graph: fx.Graph, size: Size) -> dict[fx.Node, int]:

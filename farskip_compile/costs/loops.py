@@ -47,6 +47,7 @@ POWER_OPS = 24
 """For a power with an exponent that is not a small integer, and for what has no fast series."""
 COMPARISONS = frozenset(["eq", "ge", "gt", "isinf", "isnan", "le", "lt", "ne"])
 COMPARISON_OPS = 3
+TRANSPOSES = ("permute", "transpose", "t")
 
 
 def element_ops(node: fx.Node, size: Size) -> int:
@@ -84,9 +85,6 @@ def _weight(name: str, target: OpOverload) -> int:
 def _is_small(exponent: object) -> bool:
     """Whether a power is a few products."""
     return isinstance(exponent, int | float) and float(exponent).is_integer() and abs(exponent) <= 8
-
-
-TRANSPOSES = ("permute", "transpose", "t")
 
 
 def kernel_ops(loops: Sequence[Sequence[fx.Node]], size: Size) -> int:

@@ -33,6 +33,8 @@ from farskip_compile.distill.loss import TopLogits
 from farskip_compile.errors import ConfigError
 from farskip_compile.json_files import replacing, write_text
 
+FILES_IN_MEMORY = 16
+
 
 class Teacher(Protocol):
     """Gives the original's logits, or the largest of them, for a batch."""
@@ -88,9 +90,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-FILES_IN_MEMORY = 16
 
 
 def checksum(model: nn.Module) -> str:

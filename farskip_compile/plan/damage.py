@@ -30,6 +30,8 @@ from farskip_compile.errors import ConfigError, ConnectivityError
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.report.compile import CompileReport
 
+ALL = "all rows"
+
 
 class Variants:
     """One capture of a model, run under many connectivities.
@@ -65,9 +67,6 @@ class Variants:
 
         function(self._current)  # a refusal is raised by the call that needs it
         return lambda *arguments: function(self._current)(*arguments)
-
-
-ALL = "all rows"
 
 
 @dataclass(frozen=True)

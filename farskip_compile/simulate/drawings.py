@@ -21,6 +21,9 @@ from farskip_compile.simulate.text import NAMES, heading
 INK, BUSY, WIRE, IDLE, GRID = "#1d2126", "#9db8d9", "#0b3d91", "#d9480f", "#e3e6ea"
 LAYERS = 2.5
 """How many the detail shows."""
+COMPUTE = 0
+SHORTEST = 1e-9
+"""Seconds below which a task is left out of the trace."""
 
 
 def draw_prediction(found: Prediction, path: Path) -> None:
@@ -109,11 +112,6 @@ def _plain(axes: Any) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(labelsize=9)
-
-
-COMPUTE = 0
-SHORTEST = 1e-9
-"""Seconds below which a task is left out of the trace."""
 
 
 def write_trace(found: Prediction, path: Path) -> None:

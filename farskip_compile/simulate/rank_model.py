@@ -32,6 +32,8 @@ from farskip_compile.simulate.experts import give_usual_interface, spread_expert
 from farskip_compile.simulate.scenario import Phase, Scenario
 from farskip_compile.zoo.families import counts_experts
 
+SEED = 0
+
 
 @dataclass(frozen=True)
 class RankModel:
@@ -118,9 +120,6 @@ def _loads(scenario: Scenario, config: Any) -> list[float]:
             raise ConfigError(f"{len(scenario.loads)} loads are given, but the model has {experts} experts")
         return list(scenario.loads)
     return zipf_loads(experts, config.num_experts_per_tok, scenario.skew)
-
-
-SEED = 0
 
 
 def zipf_loads(experts: int, top_k: int, skew: float) -> list[float]:

@@ -18,6 +18,9 @@ from farskip_compile.costs import HardwareProfile, load_profile
 from farskip_compile.errors import ConfigError
 from farskip_compile.simulate.architectures import Architecture, architecture
 
+Exchange = Literal["all-reduce", "all-to-all", "all-gather"]
+Products = Literal["bfloat16", "float8"]
+
 
 class Phase(StrEnum):
     """The work of a step."""
@@ -28,10 +31,6 @@ class Phase(StrEnum):
     """One token for each sequence, after a cache of `prompt` tokens."""
     TRAIN = "train"
     """Forward and backward."""
-
-
-Exchange = Literal["all-reduce", "all-to-all", "all-gather"]
-Products = Literal["bfloat16", "float8"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,8 @@ from typing import Any
 MORE = 2
 """How many more layers than wanted there may be."""
 _EXPERTS = re.compile(r"sparse|moe|expert")
+WORDS = "layer_types"
+"""How the name of a field ends that gives each layer a kind by a word."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,6 @@ def per_layer(fields: Mapping[str, Any], length: int) -> PerLayer:
         elif len(value) == length > 2:
             lists[name] = list(value)
     return PerLayer(lists, numbers, length)
-
-
-WORDS = "layer_types"
-"""How the name of a field ends that gives each layer a kind by a word."""
 
 
 def mixed(lists: Mapping[str, Any], source: str, layers: int) -> dict[str, list[Any]]:
