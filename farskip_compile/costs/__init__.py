@@ -1,8 +1,7 @@
 """What operators and collectives cost, estimated without running anything.
 
 Contract: pure functions of a graph and a hardware profile. Nothing is run, measured or sent, so all ranks that use one
-profile come to the same numbers. Start reading at `operators.py`, then `roofline.py`, `collectives.py` and
-`profile.py`.
+profile come to the same numbers. Start reading at `operators.py`, then `collectives.py` and `profile.py`.
 """
 
 from __future__ import annotations
