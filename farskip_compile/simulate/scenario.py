@@ -139,11 +139,8 @@ class Scenario:
             value = getattr(self, name)
             wrong = value is not None and not least <= value <= most
             yield wrong, f"{name}={value!r} is not {what}", way_out
-        yield (
-            self.slower is not None and self.measured is not None,
-            "measured and slower both say how long compute takes",
-            "drop one of them",
-        )
+        both = self.slower is not None and self.measured is not None
+        yield both, "measured and slower both say how long compute takes", "drop one of them"
         if self.loads is not None:
             yield bool(self.skew), "skew and recorded loads say the same thing twice", "drop one of them"
             wrong = not self.loads or min(self.loads) < 0 or max(self.loads) <= 0
@@ -156,40 +153,20 @@ class Scenario:
         for name, known in choices:
             value = getattr(self, name)
             yield value not in known, f"{name}={value!r} is unknown", f"one of {', '.join(filter(None, known))}"
-        yield (
-            self.products == "float8" and self.profile.peak_flops.float8 is None,
-            f"{self.profile.name} has no unit for 8-bit products",
-            "products bfloat16",
-        )
-        yield (
-            max(self.ep, self.tp) % min(self.ep, self.tp) > 0,
-            f"ep {self.ep} and tp {self.tp}: neither divides the other",
-            "experts and attention are cut among ranks of one cluster: let one be a multiple of the other",
-        )
-        yield (
-            self.batch % self.groups > 0,
-            f"{self.batch} sequences can't be divided among {self.groups} data-parallel groups ({self.ranks} ranks, "
-            f"{self.tp} of them in each)",
-            f"a batch that is a multiple of {self.groups}",
-        )
+        no_unit = self.products == "float8" and self.profile.peak_flops.float8 is None
+        yield no_unit, f"{self.profile.name} has no unit for 8-bit products", "products bfloat16"
+        reason = f"ep {self.ep} and tp {self.tp}: neither divides the other"
+        way_out = "experts and attention are cut among ranks of one cluster: let one be a multiple of the other"
+        yield max(self.ep, self.tp) % min(self.ep, self.tp) > 0, reason, way_out
+        groups = f"{self.groups} data-parallel groups ({self.ranks} ranks, {self.tp} of them in each)"
+        reason = f"{self.batch} sequences can't be divided among {groups}"
+        yield self.batch % self.groups > 0, reason, f"a batch that is a multiple of {self.groups}"
         sums = self.exchanges == "all-reduce"
-        yield (
-            sums and self.tp != self.ep,
-            f"an all-reduce needs all tokens on all ranks of the experts, but tp is {self.tp} and ep {self.ep}",
-            "tp equal to ep, or exchange all-to-all or all-gather",
-        )
-        yield (
-            not sums and self.tp > self.ep,
-            f"tp {self.tp} is more than ep {self.ep}: ranks without experts can't dispatch",
-            "ep of at least tp",
-        )
-        yield (
-            self.trains and self.tp > 1,
-            "training is predicted with data-parallel attention only",
-            "tp 1; ep may be any size",
-        )
-        yield (
-            not sums and self.tokens % self.tp > 0,
-            f"{self.tokens} tokens can't be sliced for {self.tp} ranks",
-            "a batch or a prompt that tp divides",
-        )
+        reason = f"an all-reduce needs all tokens on all ranks of the experts, but tp is {self.tp} and ep {self.ep}"
+        yield sums and self.tp != self.ep, reason, "tp equal to ep, or exchange all-to-all or all-gather"
+        reason = f"tp {self.tp} is more than ep {self.ep}: ranks without experts can't dispatch"
+        yield not sums and self.tp > self.ep, reason, "ep of at least tp"
+        reason = "training is predicted with data-parallel attention only"
+        yield self.trains and self.tp > 1, reason, "tp 1; ep may be any size"
+        reason = f"{self.tokens} tokens can't be sliced for {self.tp} ranks"
+        yield not sums and self.tokens % self.tp > 0, reason, "a batch or a prompt that tp divides"
