@@ -96,7 +96,7 @@ class Ranks:
 def _detected(model: nn.Module) -> list[str]:
     """Parameters that differ between the ranks, by the hash of their bytes."""
     named = [(name, value.detach()) for name, value in model.named_parameters() if not hasattr(value, "to_local")]
-    mine = {name: (list(value.shape), _hash(value), _is_one_number(value)) for name, value in named}
+    mine = {name: _identity(value) for name, value in named}
     theirs: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(theirs, mine)
     if any(one.keys() != mine.keys() for one in theirs):
@@ -116,12 +116,11 @@ def _detected(model: nn.Module) -> list[str]:
     return parts
 
 
-def _hash(value: torch.Tensor) -> str:
-    return hashlib.blake2b(value.cpu().contiguous().view(torch.uint8).numpy().tobytes(), digest_size=16).hexdigest()
-
-
-def _is_one_number(value: torch.Tensor) -> bool:
-    return value.numel() > 0 and bool((value == value.flatten()[0]).all())
+def _identity(value: torch.Tensor) -> tuple[list[int], str, bool]:
+    """(shape, hash of the bytes, whether all numbers are the same one)."""
+    bytes = value.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    is_one_number = value.numel() > 0 and bool((value == value.flatten()[0]).all())
+    return list(value.shape), hashlib.blake2b(bytes, digest_size=16).hexdigest(), is_one_number
 
 
 def _norm(grads: list[torch.Tensor]) -> float:

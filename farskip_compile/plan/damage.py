@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,13 +118,13 @@ def measure_damage(
     """
     evaluation = _evaluation(model, held_out)
     whole = Variants(model, {ALL: FarSkipConfig(connectivity=connectivity, layers=layers)})
-    together = evaluation(lambda batch: whole.logits(ALL, batch), model)
+    together = evaluation(partial(whole.logits, ALL), model)
     changed = [row for row in whole.reports[ALL].rows if row.left_out]
     configs = {row.name: FarSkipConfig(connectivity={row.name: row.left_out}) for row in changed}
     variants = Variants(model, {"none": FarSkipConfig(connectivity="none"), **configs})
     found: dict[str, HeldOut] = {}
     for number, name in enumerate(variants.configs):
-        found[name] = evaluation(_under(variants, name), model)
+        found[name] = evaluation(partial(variants.logits, name), model)
         on_row(number, len(changed))
     return Damage(
         connectivity,
@@ -148,7 +149,7 @@ def measure_together(
     evaluation = _evaluation(model, held_out)
     configs = {rows: FarSkipConfig(connectivity=connectivity_of(damage, rows) if rows else "none") for rows in sets}
     variants = Variants(model, {" ".join(rows): one for rows, one in configs.items()})
-    return {rows: evaluation(_under(variants, " ".join(rows)), model) for rows in configs}
+    return {rows: evaluation(partial(variants.logits, " ".join(rows)), model) for rows in configs}
 
 
 def connectivity_of(damage: Damage, rows: Iterable[str]) -> Connectivity:
@@ -169,7 +170,3 @@ def _evaluation(model: nn.Module, held_out: Iterable[Any]) -> Evaluation:
     if not batches:
         raise ConfigError("there are no held-out batches", way_out="held_out=[...]: the damage is measured on them")
     return Evaluation(batches, FrozenTeacher(model, copied=False), ranks)
-
-
-def _under(variants: Variants, name: str) -> Callable[[Batch], torch.Tensor]:
-    return lambda batch: variants.logits(name, batch)
