@@ -30,6 +30,13 @@ from farskip_compile.passes.graph import ops
 
 FlopKind = Literal["matmul", "attention", "grouped_matmul"]
 aten = torch.ops.aten
+CPU_KEYS = 512
+"""Keys that the attention kernel for CPUs takes at a time (torch's `flash_attention_kernel`)."""
+LINEAR = ("linear", "mkldnn_linear", "mkldnn::_linear_pointwise", "mkl::_mkl_linear")
+GROUPED = ("_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2")
+ATTENTION = flop_registry[aten._scaled_dot_product_flash_attention]
+ATTENTION_BACKWARD = flop_registry[aten._scaled_dot_product_flash_attention_backward]
+Shape3 = tuple[int, int, int]
 
 
 class Shape(tuple[int, ...]):
@@ -74,10 +81,6 @@ def flop_kind(node: fx.Node) -> FlopKind:
     if "attention" in name or "attn" in name:
         return "attention"
     return "grouped_matmul" if "grouped_mm" in name else "matmul"
-
-
-CPU_KEYS = 512
-"""Keys that the attention kernel for CPUs takes at a time (torch's `flash_attention_kernel`)."""
 
 
 def executed_part(node: fx.Node, keys: int | None) -> float:
@@ -130,12 +133,6 @@ def _sum_of_products(_: Any, a: Shape, b: Shape, *__: Any, **___: Any) -> int:
     return 2 * prod(a) * b[-1]
 
 
-LINEAR = ("linear", "mkldnn_linear", "mkldnn::_linear_pointwise", "mkl::_mkl_linear")
-GROUPED = ("_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2")
-
-ATTENTION = flop_registry[aten._scaled_dot_product_flash_attention]
-ATTENTION_BACKWARD = flop_registry[aten._scaled_dot_product_flash_attention_backward]
-
 EXTRA: dict[str, Callable[..., Any]] = {
     "_scaled_dot_product_flash_attention_for_cpu": ATTENTION,
     "_scaled_dot_product_flash_attention_for_cpu_backward": ATTENTION_BACKWARD,
@@ -148,8 +145,6 @@ EXTRA: dict[str, Callable[..., Any]] = {
 }
 """Formulas of operators that have none in torch's registry, by the name that `ops.op_name` gives them."""
 
-
-Shape3 = tuple[int, int, int]
 
 FACTORS = {
     **dict.fromkeys(("mm", "bmm", "mv", *LINEAR, "_scaled_mm", "_scaled_mm_v2", "_int_mm", *GROUPED), 0),

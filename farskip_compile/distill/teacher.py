@@ -55,8 +55,8 @@ class FrozenTeacher:
     def __init__(self, model: nn.Module, *, copied: bool = True) -> None:
         self.model = model
         named = dict((*model.named_parameters(), *model.named_buffers()))
-        self.values = {name: value.detach().clone() for name, value in named.items()} if copied else {}
-        self._logits = caller(lambda *args, **kwargs: functional_call(model, self.values, args, kwargs), model)
+        values = self.values = {name: value.detach().clone() for name, value in named.items()} if copied else {}
+        self._logits = caller(lambda *args, **kwargs: functional_call(model, values, args, kwargs), model)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> torch.Tensor:

@@ -25,6 +25,7 @@ TRANSFORMERS = "transformers:"
 """Prefix of the model type of a family of the zoo, which is built tiny and random."""
 
 EXAMPLE_SHAPE = (2, 8)
+_RETURNS = "a function without arguments that returns a model, (model, args) or (model, args, kwargs)"
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,6 @@ def _from_callable(name: str, found: Any) -> Loaded:
         case (model, tuple() | list() as args, dict() as kwargs) if callable(model):
             return Loaded(model, tuple(args), kwargs)
     raise ConfigError(f"{name}() returned {type(made).__name__}", way_out=_RETURNS)
-
-
-_RETURNS = "a function without arguments that returns a model, (model, args) or (model, args, kwargs)"
 
 
 def _with_inputs(name: str, model: nn.Module) -> Loaded:

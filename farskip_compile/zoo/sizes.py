@@ -17,6 +17,10 @@ from typing import Any
 
 from farskip_compile.zoo.families import counts_experts
 
+Fields = Mapping[str, Any]
+_TOP_K = r"^(?!index).*(experts_per_tok|(^|_)top_?k($|_experts)|moe_k$)"
+_SHARED_COUNT = r"(^|_)(n|num)_shared_experts?$"
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -42,7 +46,6 @@ class Sizes:
     """Give numbers of heads and the like a value that the default leaves open, for code that needs one."""
 
 
-Fields = Mapping[str, Any]
 Rule = Callable[[str, int, Fields, Sizes], int]
 
 _SWITCH = re.compile(r"^(is|use|enable|has|with|_|moe|block|blocks|layer|layers|experts)+$")
@@ -153,9 +156,6 @@ def _to(size: str) -> Rule:
 def _at_most(limit: int | str) -> Rule:
     return lambda name, value, fields, sizes: min(value, limit if isinstance(limit, int) else getattr(sizes, limit))
 
-
-_TOP_K = r"^(?!index).*(experts_per_tok|(^|_)top_?k($|_experts)|moe_k$)"
-_SHARED_COUNT = r"(^|_)(n|num)_shared_experts?$"
 
 _RULES: tuple[tuple[str, Rule], ...] = (
     (r"token_id$", lambda name, value, fields, sizes: value if value < sizes.vocabulary else value % 8 + 1),
