@@ -117,4 +117,6 @@ def _fitted(profile: HardwareProfile, name: str, link: Link) -> HardwareProfile:
 
 
 def _with(profile: HardwareProfile, name: str, link: Link, **more: Any) -> HardwareProfile:
-    return replace(profile, **{name: link}, **more)
+    if name == "intra_node":
+        return replace(profile, intra_node=link, **more)
+    return replace(profile, inter_node=link, **more)

@@ -203,10 +203,10 @@ class Memory(Bench):
         budget = Budget(seconds, 2 * len(self.grids.fresh), self.watch.clock)
 
         def measure(size: int) -> Times:
-            count, made = size // self.dtype.itemsize, {"dtype": self.dtype, "device": self.watch.device}
-            old = torch.zeros(count, **made)
+            shape, dtype, device = (size // self.dtype.itemsize,), self.dtype, self.watch.device
+            old = torch.zeros(shape, dtype=dtype, device=device)
             known = self.watch.time(partial(old.fill_, 0), budget)
-            times = self.watch.time(lambda: torch.empty(count, **made).fill_(0), budget)
+            times = self.watch.time(lambda: torch.empty(shape, dtype=dtype, device=device).fill_(0), budget)
             return Times((max(times.median - known.median, size / FASTEST),))
 
         self.found.fresh = self._curve(PAGES, self.grids.fresh, measure)

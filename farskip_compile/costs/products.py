@@ -161,10 +161,11 @@ def product_shape(node: fx.Node, size: Size) -> tuple[int, Shape3 | None]:
     if name not in FACTORS:
         return 1, None
     place = FACTORS[name]
-    first, second, *_ = (*(_of(_tensor(arg), size) for arg in node.args[place : place + 2]), (), ())
+    lengths = [_of(_tensor(arg), size) for arg in node.args[place : place + 2]]
     out = _of(ops.tensor(node), size)
-    if not first or not out or not second:
+    if len(lengths) < 2 or not all(lengths) or not out:
         return 1, None
+    first, second = lengths
     if "grouped" in name:
         return _groups(first, second, out)
     if len(first) == 1 or len(out) == 1:  # by a vector
