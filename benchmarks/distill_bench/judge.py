@@ -23,8 +23,7 @@ from distill_bench.texts import TextData
 from farskip_compile import last_reports
 from farskip_compile.backend import backend
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.distill.batches import Batch, as_batch
-from farskip_compile.distill.calling import caller
+from farskip_compile.distill.batches import Batch, as_batch, caller
 from farskip_compile.distill.evaluate import Evaluation
 from farskip_compile.distill.ranks import Ranks
 from farskip_compile.distill.teacher import FrozenTeacher

@@ -37,7 +37,7 @@ def find_plan(row: Row, scale: Scale, teacher: Any, data: TextData) -> FrontResu
         parallel = parallel_model(row.model, scale, dist.group.WORLD)
         ids = torch.zeros(1, TOKENS, dtype=torch.long, device="meta")
         limits = FarSkipConfig(profile=PROFILE, memory_increase=MEMORY_INCREASE)
-        front = find_front(parallel, (ids,), damage, config=limits, told=told)
+        front = find_front(parallel, (ids,), damage, config=limits, on_estimate=told)
     chosen = front.for_share(FREED)
     sets = [*(point.rows for point in front.points), front.whole.rows]
     together = {rows: one.kl or 0.0 for rows, one in measure_together(teacher, data.chosen_by, damage, sets).items()}

@@ -4,14 +4,13 @@
     profile = calibrate_link(profile, group)                # the network has changed: only that anew
     torch.compile(model, backend="farskip", options={"profile": profile})
 
-`farskip calibrate FILE` does the same from the command line, under torchrun or alone. Start reading at `main.py`; what
-the figures mean is said in `costs/`.
+`farskip calibrate FILE` does the same from the command line, under torchrun or alone. Start reading at `main.py`;
+`costs/` says what the figures mean.
 """
 
 from __future__ import annotations
 
+from farskip_compile.calibrate.findings import Calibration, Row, calibration_text
 from farskip_compile.calibrate.main import calibrate, calibrate_compute, calibrate_link, measure
-from farskip_compile.calibrate.results import Calibration, Row
-from farskip_compile.calibrate.table import calibration_text
 
 __all__ = ["Calibration", "Row", "calibrate", "calibrate_compute", "calibrate_link", "calibration_text", "measure"]

@@ -15,12 +15,12 @@ from dataclasses import fields, replace
 from typing import Any
 
 from farskip_compile.calibrate.collectives import LinkFindings, Uneven
-from farskip_compile.calibrate.memory import MemoryFigures
+from farskip_compile.calibrate.kernels import MemoryFigures
 from farskip_compile.costs import Curve, Curves, HardwareProfile, Link, PeakFlops, Sample, collective_seconds, fit_link
 
 TOLERANCE = 0.1
-"""A formula that is off by more than this part anywhere gets a correction. And two times must differ by so much that a
-third one can be said to be nearer to one of them."""
+"""A formula that is off by more than this fraction anywhere gets a correction. And two times must differ by that much
+before a third one can be said to be nearer to one of them."""
 KINDS = ("matmul", "attention", "grouped_matmul")
 
 
@@ -35,42 +35,36 @@ def with_compute(
         products: field of `Curves` -> type -> curve.
         what: the source.
     """
-    source = f"measured: {what}"
     known = {entry.name for entry in fields(PeakFlops)}
     best: dict[str, float] = {}
     for of_kind in products.values():
-        for dtype, curve in of_kind.items():
-            if dtype in known:
-                best[dtype] = max(best.get(dtype, 0.0), *curve.values)
-    peaks = replace(profile.peak_flops, **best)
-    first = next(iter(best), "float32")
-    efficiency = profile.efficiency
-    for kind in KINDS:
-        curve_of = products.get(kind, {}).get(first)
-        if curve_of is not None:
-            efficiency = replace(efficiency, **{kind: curve_of.values[-1] / getattr(peaks, first)})
-    changed: dict[str, Any] = {"peak_flops": peaks, "launch_seconds": memory.launch_seconds}
-    sources = {**profile.sources, "launch_seconds": source, "sync_seconds": source}
-    sources.update({f"peak_flops.{dtype}": source for dtype in best})
-    sources.update({f"efficiency.{kind}": source for kind in KINDS if first in products.get(kind, {})})
+        for dtype in of_kind.keys() & known:
+            best[dtype] = max(best.get(dtype, 0.0), *of_kind[dtype].values)
+    first = next((dtype for of_kind in products.values() for dtype in of_kind if dtype in known), "float32")
+    reached = {
+        kind: products[kind][first].values[-1] / best[first] for kind in KINDS if first in products.get(kind, {})
+    }
+    figures: dict[str, Any] = {"launch_seconds": memory.launch_seconds, "sync_seconds": memory.sync_seconds}
     if memory.memory is not None:
-        bandwidth = max(memory.memory.values)
-        efficiency = replace(efficiency, memory=memory.memory.values[-1] / bandwidth)
-        changed["memory_bandwidth"] = bandwidth
-        sources.update({"memory_bandwidth": source, "efficiency.memory": source})
+        figures["memory_bandwidth"] = max(memory.memory.values)
+        reached["memory"] = memory.memory.values[-1] / figures["memory_bandwidth"]
     if memory.element_rate is not None:
-        changed["element_rate"] = memory.element_rate
-        sources["element_rate"] = source
+        figures["element_rate"] = memory.element_rate
     of_type = {kind: dict(found) or None for kind, found in products.items()}
     curves = Curves(memory=memory.memory, strided=memory.strided, fresh=memory.fresh, **of_type)
-    sources["curves"] = source
+    measured = [
+        *figures,
+        "curves",
+        *(f"peak_flops.{dtype}" for dtype in best),
+        *(f"efficiency.{kind}" for kind in reached),
+    ]
     return replace(
         profile,
-        **changed,
-        efficiency=efficiency,
+        **figures,
+        peak_flops=replace(profile.peak_flops, **best),
+        efficiency=replace(profile.efficiency, **reached),
         curves=curves,
-        sync_seconds=memory.sync_seconds,
-        sources=sources,
+        sources={**profile.sources, **dict.fromkeys(measured, f"measured: {what}")},
     )
 
 
@@ -92,20 +86,20 @@ def with_link(profile: HardwareProfile, name: str, found: LinkFindings, what: st
 
 
 def _duplex(profile: HardwareProfile, name: str, link: Link, found: Uneven) -> float | None:
-    """Where between the seconds of a link whose ways take turns and those of a duplex one the measured ones lie."""
+    """Where the measured seconds lie between those of a link whose directions alternate and those of a duplex one."""
 
     def seconds(duplex: float) -> float:
         fitted = _fitted(profile, name, replace(link, duplex=duplex))
         return collective_seconds("all_to_all", found.most, found.ranks, fitted, fewer=found.fewer)
 
-    in_turns, at_once = seconds(0.0), seconds(1.0)
-    if at_once < (1 + TOLERANCE) * in_turns:
+    alternating, at_once = seconds(0.0), seconds(1.0)
+    if at_once < (1 + TOLERANCE) * alternating:
         return None
-    return min(max((found.seconds - in_turns) / (at_once - in_turns), 0.0), 1.0)
+    return min(max((found.seconds - alternating) / (at_once - alternating), 0.0), 1.0)
 
 
 def _corrections(profile: HardwareProfile, name: str, link: Link, samples: list[Sample]) -> dict[str, Curve] | None:
-    """Measured / formula by (ranks, bytes), for the kinds of which some size is off."""
+    """Measured / formula by (ranks, bytes), for the kinds for which some size is off."""
     plain = _fitted(profile, name, link)
     found: dict[str, Curve] = {}
     for kind in dict.fromkeys(sample.kind for sample in samples):
@@ -117,7 +111,7 @@ def _corrections(profile: HardwareProfile, name: str, link: Link, samples: list[
 
 
 def _fitted(profile: HardwareProfile, name: str, link: Link) -> HardwareProfile:
-    """`profile` with `link`, over which all groups go."""
+    """`profile` with `link`, which all groups use."""
     per_node = 10**9 if name == "intra_node" else 1
     return _with(profile, name, link, ranks_per_node=per_node, sources={**profile.sources, name: "fitted"})
 

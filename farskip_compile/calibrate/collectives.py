@@ -2,12 +2,12 @@
 
 In:    ranks that share one link, message sizes, a budget.
 Out:   rows, samples for `costs.fit_link`, an uneven all-to-all, and the interference.
-Never: lets ranks disagree: how often and up to which size is measured is said by rank 0.
+Never: lets ranks disagree: rank 0 decides how often and up to which size is measured.
 
 Seconds are those of the slowest rank, from when the last one has started. On CPUs every other rank starts late, as
-ranks that have just computed do not start at the same moment either. This matters: a rank that is late tells the others
-that they may send behind what it sends itself, so gloo's all-to-all moves both ways at once only if all start together,
-and takes twice as long else. Small messages are timed several in a row. Sizes grow until one call takes too long for
+ranks that have just computed do not start at the same moment either. This matters: a rank that is late lets the others
+send only after what it sends itself, so gloo's all-to-all moves both ways at once only if all start together, and takes
+twice as long otherwise. Small messages are timed several in a row. Sizes grow until one call takes too long for
 the budget; kinds for which the user names the largest message are measured up to that in any case, and get most of it.
 """
 
@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 
 from farskip_compile._compat.collectives import all_gather_in_place, reduce_scatter_in_place
+from farskip_compile.calibrate.findings import Row
 from farskip_compile.calibrate.ranks import Ranks
-from farskip_compile.calibrate.results import Row
 from farskip_compile.calibrate.stopwatch import Times
 from farskip_compile.costs import COLLECTIVE_KINDS, CollectiveKind, Sample
 
@@ -35,26 +35,26 @@ REPETITIONS = 7
 LATE = 2e-3
 """Seconds by which every other rank starts late; more than a message takes to the other side."""
 WORTHWHILE = 60e-3
-"""Seconds that a collective should be in flight to see what it does to compute: on CPUs, starting takes a few."""
+"""Seconds that a collective should be in flight to show what it does to compute: on CPUs, starting takes a few."""
 ALONE = 40
-"""Steps of about a millisecond, by which compute is timed without a collective."""
+"""Steps of about a millisecond, over which compute is timed without a collective."""
 NAMED = 4
-"""Times as much of the budget goes to a kind that the user names."""
+"""How many times as much of the budget goes to a kind that the user names."""
 FULLER = 1.5
-"""Of an uneven all-to-all: what one rank gets, over the mean."""
+"""What one rank receives in the uneven all-to-all, over the mean."""
 
 
 @dataclass(frozen=True)
 class Uneven:
-    """An all-to-all in which one rank gets more than it gives."""
+    """An all-to-all in which one rank receives more than it sends."""
 
     most: int
-    """Bytes that it gets."""
+    """Bytes that it receives."""
     fewer: int
-    """Bytes that it gives, as all do."""
+    """Bytes that it sends, as all do."""
     ranks: int
     seconds: float
-    """Of the slowest rank."""
+    """On the slowest rank."""
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Collectives:
 
         Args:
             messages: sizes in bytes.
-            seconds: for all of it.
+            seconds: budget for all of it.
             largest: bytes of the largest message of some kinds.
         """
         largest = largest or {}
@@ -105,28 +105,20 @@ class Collectives:
         left, measured = seconds, []
         for place, size in enumerate(messages):
             count = IN_A_ROW if size < SMALL else 1
-            call = self._call(kind, size)
-            once = self._time(call, 1, 2)[-1]
-            budget = left / (len(messages) - place)
-            repetitions = max(3, min(REPETITIONS, int(budget / max(once * count, 1e-9))))
-            times = Times(tuple(self._time(call, count, repetitions)))
+            times, once = self._repeated(self._call(kind, size), left / (len(messages) - place), count)
             measured.append((size, times.median))
-            self.found.rows.append(
-                Row(
-                    f"{kind}, {self.ranks.size} ranks",
-                    (size,),
-                    times.median,
-                    times.spread,
-                    repetitions,
-                    size / times.median,
-                    "B/s",
-                )
-            )
+            self.found.rows.append(Row.moving(f"{kind}, {self.ranks.size} ranks", (size,), times, size))
             left -= sum(times.seconds) * count + 2 * once
             grown = messages[place + 1] / size if place + 1 < len(messages) else 0.0
             if not whole and place + 1 >= LEAST_SIZES and grown * times.median * 3 > max(left, 0.0):
                 break
         self.found.samples += [Sample(kind, size, self.ranks.size, value) for size, value in monotone(measured)]
+
+    def _repeated(self, call: Callable[[], object], seconds: float, count: int = 1) -> tuple[Times, float]:
+        """As often as the budget allows, each time `count` calls in a row; and the seconds of the first one."""
+        once = self._time(call, 1, 2)[-1]
+        repetitions = max(3, min(REPETITIONS, int(seconds / max(once * count, 1e-9))))
+        return Times(tuple(self._time(call, count, repetitions))), once
 
     def _time(self, call: Callable[[], object], count: int, repetitions: int) -> list[float]:
         """Seconds of one call on the slowest rank; the first of several repetitions warms up."""
@@ -165,7 +157,7 @@ class Collectives:
         return calls[kind]
 
     def _uneven(self, seconds: float) -> Uneven:
-        """As large an all-to-all as was measured, on the rank that gets most."""
+        """As large an all-to-all as was measured, on the rank that receives most."""
         largest = next(sample for sample in reversed(self.found.samples) if sample.kind == "all_to_all")
         ranks = self.ranks.size
         fuller = max(largest.bytes // 4 // ranks, 1)  # numbers that each rank gives to the first one
@@ -179,9 +171,7 @@ class Collectives:
         def call() -> object:
             return dist.all_to_all_single(received, sent, got, given, group=group)
 
-        once = self._time(call, 1, 2)[-1]
-        repetitions = max(3, min(REPETITIONS, int(seconds / max(once, 1e-9))))
-        return Uneven(4 * fuller * ranks, 4 * sum(given), ranks, Times(tuple(self._time(call, 1, repetitions))).median)
+        return Uneven(4 * fuller * ranks, 4 * sum(given), ranks, self._repeated(call, seconds)[0].median)
 
     def _interference(self, messages: tuple[int, ...], seconds: float) -> float | None:
         """How much longer compute takes while an all-to-all is in flight; None if none is long enough to see."""
@@ -203,7 +193,7 @@ class Collectives:
 
     def _pace(self, work: _Work, size: int, *, in_flight: bool) -> float | None:
         """Seconds of one step of work, while an all-to-all is in flight or while nothing is. The first does not count:
-        starting a collective takes a CPU a moment, which its latency holds already."""
+        starting a collective takes a CPU a moment, which its latency includes already."""
         count = max(size // 4 // self.ranks.size, 1) * self.ranks.size
         sent = torch.zeros(count, device=self.ranks.device)
         received = torch.zeros_like(sent)
@@ -222,7 +212,7 @@ class Collectives:
             self._settle_work()
             now = self.clock() - start
             if handle is not None and handle.is_completed():
-                break  # the step in which it ended is only partly beside it
+                break  # the step in which it ended overlaps it only partly
             steps, inside = steps + 1, now
             if handle is None and steps >= ALONE:
                 break

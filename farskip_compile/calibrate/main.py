@@ -2,8 +2,8 @@
 
 Contract: collective over the group; every rank gets the same profile, rank 0's. All ranks measure at the same time, so
 that what they share (memory bandwidth, a network card) is in the figures. Figures that are not measured, or can't be
-here, are those of the base profile, and the sources say which is which. Measures only; changes no state of torch's but
-what running kernels changes.
+here, are those of the base profile, and the sources say which is which. Measures only; changes no state of torch's
+except what running kernels changes.
 
     1. compute: launches, memory, Inductor's kernels, products by shape       (calibrate_compute)
     2. links: inside a node among its ranks, between nodes among one rank each   (calibrate_link)
@@ -14,18 +14,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypedDict, Unpack
 
 import torch
 import torch.distributed as dist
 
 from farskip_compile.calibrate.assemble import with_compute, with_link
 from farskip_compile.calibrate.collectives import Collectives, LinkFindings
-from farskip_compile.calibrate.memory import Memory
-from farskip_compile.calibrate.products import Products
+from farskip_compile.calibrate.findings import Calibration, Row
+from farskip_compile.calibrate.kernels import Memory, Products
 from farskip_compile.calibrate.ranks import Ranks
-from farskip_compile.calibrate.results import Calibration, Row
-from farskip_compile.calibrate.settings import QUICK_SECONDS, check_budget, grids
-from farskip_compile.calibrate.stopwatch import Stopwatch
+from farskip_compile.calibrate.stopwatch import QUICK_SECONDS, Stopwatch, check_budget, grids
 from farskip_compile.costs import COLLECTIVE_KINDS, CollectiveKind, Curve, HardwareProfile, default_profile
 from farskip_compile.errors import ConfigError
 
@@ -33,123 +32,96 @@ Device = torch.device | str | None
 Clock = Callable[[], float]
 DEFAULT_SECONDS = 45.0
 COMPUTE_PART = 0.65
-"""Part of the budget that goes to compute where there are links to measure, too."""
+"""Fraction of the budget that goes to compute if there are links to measure, too."""
 
 
-def calibrate(
-    group: dist.ProcessGroup | None = None,
-    *,
-    device: Device = None,
-    dtypes: Sequence[torch.dtype] = (torch.float32,),
-    budget_seconds: float = DEFAULT_SECONDS,
-    ranks_per_node: int | None = None,
-    base: HardwareProfile | None = None,
-) -> HardwareProfile:
+class Options(TypedDict, total=False):
+    """What every way to calibrate takes."""
+
+    device: Device
+    """What to measure; None: the accelerator that is current, else the CPU."""
+    dtypes: Sequence[torch.dtype]
+    """Types of the products; float32 by default."""
+    budget_seconds: float
+    """About how long it may take, besides building two kernels; below 20 fewer points are measured."""
+    ranks_per_node: int | None
+    """Ranks of the group that share a node; None: as the launcher or the host names say."""
+    base: HardwareProfile | None
+    """Where figures that are not measured come from; None: the shipped profile for the device."""
+
+
+def calibrate(group: dist.ProcessGroup | None = None, **options: Unpack[Options]) -> HardwareProfile:
     """Measure compute and links; the same profile on every rank.
 
     Args:
         group: the ranks that call this; None: the default group, or without one this process alone, which then has no
             link to measure.
-        device: what to measure; None: the accelerator that is current, else the CPU.
-        dtypes: of the products.
-        budget_seconds: about how long it may take, beside building two kernels; below 20 fewer points are measured.
-        ranks_per_node: ranks of the group that share a node; None: as the launcher or the host names say.
-        base: where figures that are not measured come from; None: the shipped profile for the device.
+        options: see `Options`; 45 seconds by default.
 
     Raises:
-        ConfigError: a budget that is no time, no types, or ranks that can't be so on nodes.
+        ConfigError: an impossible budget, no types, or ranks that can't be placed on nodes this way.
     """
-    return measure(
-        group,
-        device=device,
-        dtypes=dtypes,
-        budget_seconds=budget_seconds,
-        ranks_per_node=ranks_per_node,
-        base=base,
-    ).profile
+    return measure(group, **options).profile
 
 
-def calibrate_compute(
-    group: dist.ProcessGroup | None = None,
-    *,
-    device: Device = None,
-    dtypes: Sequence[torch.dtype] = (torch.float32,),
-    budget_seconds: float = DEFAULT_SECONDS * COMPUTE_PART,
-    base: HardwareProfile | None = None,
-) -> HardwareProfile:
+def calibrate_compute(group: dist.ProcessGroup | None = None, **options: Unpack[Options]) -> HardwareProfile:
     """Measure compute alone, on all ranks at once; the links are those of `base`. Arguments as for `calibrate`."""
-    return measure(group, device=device, dtypes=dtypes, budget_seconds=budget_seconds, base=base, links=False).profile
+    options.setdefault("budget_seconds", DEFAULT_SECONDS * COMPUTE_PART)
+    return measure(group, links=False, **options).profile
 
 
 def calibrate_link(
     profile: HardwareProfile,
     group: dist.ProcessGroup | None = None,
     *,
-    device: Device = None,
-    budget_seconds: float = DEFAULT_SECONDS * (1 - COMPUTE_PART),
-    ranks_per_node: int | None = None,
     largest: Mapping[CollectiveKind, int] | None = None,
+    **options: Unpack[Options],
 ) -> HardwareProfile:
     """`profile` with links that are measured anew: after a change of the network, or from another machine.
 
     Args:
         profile: everything else.
         group: at least two ranks, all of which call this.
-        device: as for `calibrate`.
-        budget_seconds: about how long it may take.
-        ranks_per_node: as for `calibrate`; 1 measures the link between nodes only.
         largest: what the model sends, as bytes of the largest message of each kind, such as
             {"all_to_all": 16_000_000}; these kinds are measured up to there, and more often. None: all kinds alike, as
             far as the budget goes.
+        options: as for `calibrate`; `ranks_per_node` 1 measures the link between nodes only.
 
     Raises:
         ConfigError: there is only one rank, or as for `calibrate`.
     """
-    return measure(
-        group,
-        device=device,
-        budget_seconds=budget_seconds,
-        ranks_per_node=ranks_per_node,
-        base=profile,
-        compute=False,
-        largest=largest,
-    ).profile
+    options.setdefault("budget_seconds", DEFAULT_SECONDS * (1 - COMPUTE_PART))
+    options["base"] = profile
+    return measure(group, compute=False, largest=largest, **options).profile
 
 
 def measure(
     group: dist.ProcessGroup | None = None,
     *,
-    device: Device = None,
-    dtypes: Sequence[torch.dtype] = (torch.float32,),
-    budget_seconds: float = DEFAULT_SECONDS,
-    ranks_per_node: int | None = None,
-    base: HardwareProfile | None = None,
     compute: bool = True,
     links: bool = True,
     largest: Mapping[CollectiveKind, int] | None = None,
     tell: Callable[[str], None] = lambda step: None,
     clock: Clock = time.perf_counter,
+    **options: Unpack[Options],
 ) -> Calibration:
     """What `calibrate` does, with every measured point.
 
     Args:
-        group: as for `calibrate`, likewise the other arguments that it has.
-        device: as above.
-        dtypes: as above.
-        budget_seconds: as above.
-        ranks_per_node: as above.
-        base: as above.
+        group: as for `calibrate`.
         compute: whether to measure compute.
         links: whether to measure links, if there is more than one rank.
         largest: as for `calibrate_link`.
         tell: called on rank 0 with what is being measured.
         clock: seconds since some moment, for work on a CPU.
+        options: as for `calibrate`.
 
     Raises:
         ConfigError: as for `calibrate`; or nothing is to be measured.
     """
-    seconds = check_budget(budget_seconds)
-    where = _device(device)
+    dtypes = options.get("dtypes", (torch.float32,))
+    seconds = check_budget(options.get("budget_seconds", DEFAULT_SECONDS))
+    where = _device(options.get("device"))
     ranks = Ranks(group, where)
     if not dtypes and compute:
         raise ConfigError("dtypes names no type", way_out="dtypes=(torch.float32,)")
@@ -157,9 +129,7 @@ def measure(
         raise ConfigError(
             "one rank has no link to measure", way_out="call this on the ranks of an initialised process group"
         )
-    if base is None:
-        base = default_profile(where.type, _name(where))
-    profile = base
+    profile = options.get("base") or default_profile(where.type, _name(where))
     start = time.perf_counter()
     links = links and ranks.size > 1
     count = f"{ranks.size} ranks at once" if ranks.size > 1 else "one rank"
@@ -170,19 +140,21 @@ def measure(
         profile = run.compute(profile, dtypes, share)
         seconds -= share
     if links:
-        per_node = ranks.per_node() if ranks_per_node is None else ranks_per_node
+        given = options.get("ranks_per_node")
+        per_node = ranks.per_node() if given is None else given
         profile = run.links(profile, per_node, seconds, _known_kinds(largest))
     profile = replace(profile, name="calibrated", description=what, devices=())
     took = time.perf_counter() - start
     found = Calibration(profile, tuple(run.rows), _name(where), ranks.size, took, tuple(run.notes))
-    return Calibration.from_json(ranks.agreed(found.to_json()))
+    everywhere: Calibration = ranks.agreed(found)
+    return everywhere
 
 
 def _known_kinds(largest: Mapping[CollectiveKind, int] | None) -> Mapping[CollectiveKind, int]:
     for kind, size in (largest or {}).items():
         if kind not in COLLECTIVE_KINDS or size < 1:
             raise ConfigError(
-                f"largest={{{kind!r}: {size}}} is no message",
+                f"largest={{{kind!r}: {size}}} is not a message",
                 way_out=f"kinds are {', '.join(COLLECTIVE_KINDS)}; in bytes",
             )
     return largest or {}
@@ -190,13 +162,13 @@ def _known_kinds(largest: Mapping[CollectiveKind, int] | None) -> Mapping[Collec
 
 @dataclass
 class _Run:
-    """One calibration: who measures, and what was found so far."""
+    """One calibration: who measures, and what has been found so far."""
 
     ranks: Ranks
     clock: Clock
     quick: bool
     what: str
-    say: Callable[[str], None]
+    report: Callable[[str], None]
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -212,14 +184,14 @@ class _Run:
             ("fused kernels", memory.compiled, 0.15),
         )
         for name, run, part in parts:
-            self.say(name)
+            self.report(name)
             self.ranks.barrier()
             run(seconds * part)
-        self.rows += memory.found.rows
-        self.notes += memory.found.notes
+        self.rows += memory.rows
+        self.notes += memory.notes
         curves: dict[str, dict[str, Curve]] = {}
         for dtype in dtypes:
-            self.say(f"products of {str(dtype).removeprefix('torch.')}")
+            self.report(f"products of {str(dtype).removeprefix('torch.')}")
             self.ranks.barrier()
             products = Products(watch, dtype, sizes, memory.found.launch_seconds)
             for kind, curve in products.measure(0.6 * seconds / len(dtypes)).items():
@@ -232,7 +204,7 @@ class _Run:
     def links(
         self, profile: HardwareProfile, per_node: int, seconds: float, largest: Mapping[CollectiveKind, int]
     ) -> HardwareProfile:
-        """Inside a node among all ranks of each; between nodes among the ranks of one place in each node."""
+        """Links inside a node among all its ranks, between nodes among the ranks of one place in each."""
         ranks, what = self.ranks, self.what
         if per_node < 1 or (per_node < ranks.size and ranks.size % per_node):
             raise ConfigError(
@@ -246,7 +218,7 @@ class _Run:
             (name, members) for name, members in (("intra_node", nodes), ("inter_node", across)) if len(members[0]) > 1
         ]
         for name, members in plans:
-            self.say(f"collectives, {name.replace('_', ' ')}")
+            self.report(f"collectives, {name.replace('_', ' ')}")
             alone = len(members) == 1
             own = ranks if alone else Ranks(ranks.part(members), ranks.device)
             ranks.barrier()

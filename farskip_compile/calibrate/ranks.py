@@ -24,7 +24,7 @@ class Ranks:
         device: where tensors of the group's collectives are.
 
     Raises:
-        ConfigError: this process is no member of `group`.
+        ConfigError: this process is not a member of `group`.
     """
 
     def __init__(self, group: dist.ProcessGroup | None, device: torch.device) -> None:
@@ -35,7 +35,7 @@ class Ranks:
         self.rank = dist.get_rank(self.group) if self.group is not None else 0
         if self.rank < 0:
             raise ConfigError(
-                "this process is no member of the group to calibrate", way_out="call calibrate on its members only"
+                "this process is not a member of the group to calibrate", way_out="call calibrate on its members only"
             )
 
     def barrier(self) -> None:
@@ -43,7 +43,7 @@ class Ranks:
         self.slowest(torch.zeros(1))
 
     def slowest(self, seconds: torch.Tensor) -> torch.Tensor:
-        """For each entry the largest of any rank."""
+        """The maximum over all ranks, entry by entry."""
         if self.group is None:
             return seconds
         worst = seconds.to(self.device)
@@ -51,20 +51,21 @@ class Ranks:
         return worst.cpu()
 
     def agreed(self, value: Any) -> Any:
-        """What rank 0 says."""
+        """Rank 0's value."""
         if self.group is None or self.size == 1:
             return value
-        said = [value]
-        dist.broadcast_object_list(said, src=dist.get_global_rank(self.group, 0), group=self.group, device=self.device)
-        return said[0]
+        values = [value]
+        first = dist.get_global_rank(self.group, 0)
+        dist.broadcast_object_list(values, src=first, group=self.group, device=self.device)
+        return values[0]
 
     def per_node(self) -> int:
         """Ranks of the group that share a node: as the launcher says, else by host name."""
         if self.group is None:
             return 1
-        said = os.environ.get("LOCAL_WORLD_SIZE", "")
+        launched = os.environ.get("LOCAL_WORLD_SIZE", "")
         hosts: list[Any] = [None] * self.size
-        dist.all_gather_object(hosts, (socket.gethostname(), said), group=self.group)
+        dist.all_gather_object(hosts, (socket.gethostname(), launched), group=self.group)
         names = [host for host, _ in hosts]
         counts = [int(count) for _, count in hosts if str(count).isdigit()]
         return min(max(names.count(name) for name in names), *counts, self.size)

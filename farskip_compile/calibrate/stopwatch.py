@@ -1,30 +1,99 @@
-"""Times calls on one device: by the clock on a CPU, by events in the stream on an accelerator.
+"""What is measured and how often, and the seconds of calls on one device.
 
-In:    a callable that works on tensors of the device.
-Out:   seconds of one call, several times.
+In:    a device, a budget in seconds; callables that work on tensors of the device.
+Out:   sizes to measure (`Grids`), repetitions (`Budget`), and the seconds of one call, several times (`Times`).
 Never: includes the first call, which may build or load a kernel.
 
-Short calls are timed several in a row, since neither a clock nor events resolve a microsecond. On a CPU the operands
-change from call to call (`Pool`): a model's are seldom in the cache, apart from what the operator before has made.
+Grids depend on the kind of device and on whether the budget is small, so they are equal on every rank. Time is that of
+the clock on a CPU, of events in the stream on an accelerator. Short calls are timed several in a row, since neither
+resolves a microsecond. On a CPU the operands change from call to call (`Pool`): a model's are seldom in the cache,
+apart from what the preceding operator made.
 
 The path for accelerators (`torch.accelerator`, `torch.Event`) was written by the documentation and has not been run.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from math import prod
 
 import torch
 
-from farskip_compile.calibrate.settings import Budget
+from farskip_compile.errors import ConfigError
+from farskip_compile.json_files import Reader
 
+Axes = tuple[tuple[int, ...], ...]
+QUICK_SECONDS = 20.0
+"""A budget below this measures fewer points."""
+LEAST, MOST = 3, 15
+"""Repetitions of one point."""
 MOST_SETS = 16
 SHORT = 100e-6
 """Calls that take less are timed several in a row."""
+
+
+@dataclass(frozen=True)
+class Grids:
+    """Sizes to measure. Shapes as in `costs.Curves`; sizes of memory and messages in bytes."""
+
+    matmul: Axes
+    attention: Axes
+    grouped: Axes
+    heads: int
+    """Attention heads: enough to fill the device."""
+    groups: int
+    memory: tuple[int, ...]
+    strided: tuple[int, ...]
+    fresh: tuple[int, ...]
+    """Sizes of new buffers; empty where the allocator keeps what it has."""
+    messages: tuple[int, ...]
+
+
+def grids(device: torch.device, *, quick: bool) -> Grids:
+    """The sizes for a kind of device, from `grids.json`."""
+    text = (resources.files("farskip_compile.calibrate") / "grids.json").read_text(encoding="utf-8")
+    kind, amount = "cpu" if device.type == "cpu" else "accelerator", "quick" if quick else "thorough"
+    return Reader("grids.json").decode(Grids, json.loads(text)[kind][amount])
+
+
+class Budget:
+    """Divides a time among the points that are still to be measured.
+
+    Args:
+        seconds: for all of them.
+        points: how many.
+        clock: seconds since some moment.
+    """
+
+    def __init__(self, seconds: float, points: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._end = clock() + seconds
+        self._points = points
+
+    def repetitions(self, once: float) -> int:
+        """How often a point whose call takes `once` seconds is measured; counts the point as done."""
+        share = max(self._end - self._clock(), 0.0) / max(self._points, 1)
+        self._points -= 1
+        return max(LEAST, min(MOST, int(share / max(once, 1e-9))))
+
+
+def check_budget(seconds: float) -> float:
+    """`seconds`, if it is a time.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(
+            f"budget_seconds={seconds!r} is not a time", way_out="give seconds above 0; 45 is the default"
+        )
+    return float(seconds)
 
 
 @dataclass(frozen=True)
@@ -40,7 +109,7 @@ class Times:
 
     @property
     def spread(self) -> float:
-        """Interquartile range as a part of the median."""
+        """Interquartile range as a fraction of the median."""
         ordered = sorted(self.seconds)
         low, high = ordered[len(ordered) // 4], ordered[(3 * len(ordered)) // 4 - (len(ordered) % 4 == 0)]
         return (high - low) / self.median if self.median else 0.0
@@ -71,7 +140,7 @@ class Stopwatch:
         Args:
             call: what is timed.
             budget: how often.
-            before: runs in front of each repetition, untimed: makes the operands as the operator before would.
+            before: runs before each repetition, untimed: makes the operands as the preceding operator would.
             least: seconds that one repetition should take; a shorter call is repeated within it.
         """
         call()
@@ -100,7 +169,7 @@ class Stopwatch:
 
 
 class Pool:
-    """Operands from one large block, each from another place of it, so that caches do not hold them already.
+    """Operands from one large block, each from another place in it, so that caches do not hold them already.
 
     Args:
         device: where the block is.
@@ -119,41 +188,21 @@ class Pool:
         return numbers.uniform_(-0.05, 0.05, generator=generator).to(self.dtype)
 
     def take(self, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
-        """Tensors of numbers near zero, apart from each other; they may share memory with others taken long before."""
+        """Tensors of numbers near zero, disjoint; they may share memory with those of much earlier calls."""
         counts = [-(-prod(shape) // 64) * 64 for shape in shapes]
         if sum(counts) > self._block.numel():
             self._block = self._make(sum(counts) * self.dtype.itemsize)
         if self._at + sum(counts) > self._block.numel():
             self._at = 0
-        taken = []
+        found = []
         for shape, count in zip(shapes, counts, strict=True):
-            taken.append(self._block[self._at : self._at + prod(shape)].view(shape))
+            found.append(self._block[self._at : self._at + prod(shape)].view(shape))
             self._at += count
-        return taken
+        return found
 
 
 def rotating(make: Callable[[], Sequence[torch.Tensor]], sets: int) -> Callable[[], Sequence[torch.Tensor]]:
     """Gives one of `sets` groups of operands (1 to 16) after the other."""
     made = [make() for _ in range(max(1, min(sets, MOST_SETS)))]
-    turn = -1
-
-    def take() -> Sequence[torch.Tensor]:
-        nonlocal turn
-        turn = (turn + 1) % len(made)
-        return made[turn]
-
-    return take
-
-
-def time_just_written(
-    watch: Stopwatch, take: Callable[[], Sequence[torch.Tensor]], call: Callable[..., object], budget: Budget
-) -> Times:
-    """Times `call` on operands that `take` gives, the first of which was written just before."""
-    current = list(take())
-
-    def before() -> None:
-        current[:] = take()
-        current[0].add_(0)
-
-    with torch.no_grad():
-        return watch.time(lambda: call(*current), budget, before=before)
+    endless = itertools.cycle(made)
+    return lambda: next(endless)

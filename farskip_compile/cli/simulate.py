@@ -56,12 +56,11 @@ def simulate_command(
     for name in ("torch", "transformers"):  # nothing of the model is run, and a refusal says what matters
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        from farskip_compile.simulate.picture import draw_prediction
+        from farskip_compile.simulate.drawings import draw_prediction, write_trace
         from farskip_compile.simulate.predict import predict
-        from farskip_compile.simulate.result_json import prediction_json
+        from farskip_compile.simulate.results import prediction_json
         from farskip_compile.simulate.scenario import Scenario
         from farskip_compile.simulate.text import prediction_text
-        from farskip_compile.simulate.trace import write_trace
 
         scenario = Scenario(
             model=model,

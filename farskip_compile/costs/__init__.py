@@ -1,17 +1,22 @@
 """What operators and collectives cost, estimated without running anything.
 
-Contract: pure functions of a graph and a hardware profile. Nothing is run, measured or sent, so all ranks that use
-one profile come to the same numbers. Start reading at `operators.py`, then `roofline.py`,
-`collectives.py` and `profile.py`.
+Contract: pure functions of a graph and a hardware profile. Nothing is run, measured or sent, so all ranks that use one
+profile come to the same numbers. Start reading at `operators.py`, then `collectives.py` and `profile.py`.
 """
 
 from __future__ import annotations
 
-from farskip_compile.costs.alpha_beta import collective_seconds, interference
-from farskip_compile.costs.collectives import CollectiveCost, collective_cost, is_launch
+from farskip_compile.costs.collectives import (
+    CollectiveCost,
+    Sample,
+    collective_cost,
+    collective_seconds,
+    fit_link,
+    interference,
+    is_launch,
+)
 from farskip_compile.costs.curves import Curve, Curves
-from farskip_compile.costs.fit import Sample, fit_link
-from farskip_compile.costs.operators import OpCost, combine, kernel_cost, op_cost
+from farskip_compile.costs.operators import OpCost, combine, kernel_cost, op_cost, op_seconds
 from farskip_compile.costs.profile import (
     COLLECTIVE_KINDS,
     CollectiveKind,
@@ -21,7 +26,6 @@ from farskip_compile.costs.profile import (
     PeakFlops,
     PerCollective,
 )
-from farskip_compile.costs.roofline import op_seconds
 from farskip_compile.costs.shipped import default_profile, load_profile, profiles
 from farskip_compile.costs.sizes import SizeHints
 

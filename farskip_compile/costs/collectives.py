@@ -1,29 +1,56 @@
-"""What a launch of a collective moves.
+"""What a launch of a collective moves, how long that takes, and how a link is fitted to measured times.
 
-In:    a node of an ATen graph that calls a functional collective, with fake values in `meta["val"]`.
-Out:   a `CollectiveCost`; `alpha_beta` turns it into seconds.
-Never: communicates, or looks at which ranks a group holds.
+In:    a call of a functional collective in an ATen graph, with fake values in `meta["val"]`; a hardware profile.
+       Or measured times of collectives of several sizes, from any tool.
+Out:   a `CollectiveCost`, and its seconds: a fixed time (alpha) and a time for each byte (beta). Or the `Link` whose
+       seconds come as close to the measured ones as this model can.
+Never: communicates, measures, or looks at which ranks a group holds: groups of one size cost the same on every rank.
 
-Known are all operators of `_c10d_functional`: all-to-all with equal, given or data-dependent splits, all-reduce,
+All operators of `_c10d_functional` are known: all-to-all with equal, given or data-dependent splits, all-reduce,
 all-gather, reduce-scatter and broadcast, in place, with `out=`, and coalesced (the sum of their tensors). A transfer
-between two ranks counts as a broadcast of two.
+between two ranks counts as a broadcast among two.
+
+Of n bytes, each of p ranks, r of which share a node, sends a part in a number of steps, by the usual algorithms:
+
+    kind             sent          steps
+    all_to_all       n (p-1)/p     p-1        pairwise exchange
+    all_gather       n (p-1)/p     p-1        ring
+    reduce_scatter   n (p-1)/p     p-1        ring
+    all_reduce       n 2(p-1)/p    2(p-1)     ring: a reduce-scatter, then an all-gather
+    broadcast        n             p-1        ring, pipelined
+
+    seconds = latency[kind] + (steps - 1) * step_latency + sent / (bandwidth * efficiency[kind])
+
+- On one node all figures are those of the intra-node link. Where a node is wired in pairs, q ranks have only q-1 wires
+  each: bandwidth = min(bandwidth, (q-1) * peer_bandwidth).
+- Across nodes the latencies are those of the inter-node link.
+  All-to-all: n (p-r)/p leaves through this rank's own inter-node link while n (r-1)/p moves inside the node; the
+  slower of the two counts.
+  Rings: libraries run r rings at once, and each leaves the node at another rank. One ring step then has up to r times
+  one rank's inter-node bandwidth, but not more than the node has inside.
+- An all-to-all in which a rank sends and receives unequal amounts, n and m < n: if the link is duplex, it counts as one
+  of n bytes each way, and if the two directions alternate, as one of (p m + (p-2) n) / 2(p-1). (The rank that receives
+  most gets n/p from every rank, itself included, and sends m - n/p.)
+- Where a link has a `correction` (it was measured, and the formula is off), the formula's seconds are multiplied by it.
+  Between two sizes that were measured, seconds grow linearly.
+
+A fit is, for each kind, the line `seconds = latency + bytes sent / rate` with the least relative error, because a
+millisecond is a lot for a small message and nothing for a large one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from farskip_compile._compat.distributed import group_size
-from farskip_compile.costs.memory import tensor_bytes, tensors_of
-from farskip_compile.costs.profile import COLLECTIVE_KINDS, CollectiveKind
-from farskip_compile.errors import UnsupportedPatternError
+from farskip_compile.costs.memory import Size, tensor_bytes, tensors_of
+from farskip_compile.costs.profile import COLLECTIVE_KINDS, CollectiveKind, HardwareProfile, Link, PerCollective
+from farskip_compile.errors import ConfigError, UnsupportedPatternError
 from farskip_compile.passes.graph import ops
-
-Size = Callable[[int | torch.SymInt], int]
 
 NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "_dtensor")
 POINT_TO_POINT = ("isend", "irecv", "batch_p2p_ops")
@@ -36,13 +63,13 @@ class CollectiveCost:
     kind: CollectiveKind
     """The collective whose formula applies."""
     bytes: int
-    """n of the formulas: the larger of what a rank gives and what it gets."""
+    """n of the formulas: the larger of what a rank sends and what it receives."""
     group_name: str
     """Process group; launches of one group run one after another."""
     ranks: int
     """Size of the group."""
     fewer: int | None = None
-    """The smaller of the two, of an all-to-all in which they differ."""
+    """The smaller of the two, of an all-to-all in which the two differ."""
 
 
 def collective_cost(node: fx.Node, size: Size) -> CollectiveCost:
@@ -50,10 +77,10 @@ def collective_cost(node: fx.Node, size: Size) -> CollectiveCost:
 
     Args:
         node: a call of a `_c10d_functional` operator other than `wait_tensor`.
-        size: turns a size, which may be symbolic, into a number; see `SizeHints`.
+        size: turns a size into a number.
 
     Raises:
-        UnsupportedPatternError: `node` is no launch of a collective.
+        UnsupportedPatternError: `node` does not launch a collective.
     """
     kind = _kind(node)
     if kind is None:
@@ -86,3 +113,167 @@ def _kind(node: fx.Node) -> CollectiveKind | None:
     if name == "shard_dim_alltoall":
         return "all_to_all"
     return next((kind for kind in COLLECTIVE_KINDS if name.startswith(kind)), None)
+
+
+def steps(kind: CollectiveKind, ranks: int) -> int:
+    """Steps of the algorithm, one after another."""
+    return (2 if kind == "all_reduce" else 1) * (ranks - 1)
+
+
+def sent_part(kind: CollectiveKind, ranks: int) -> float:
+    """Bytes that one rank sends, as a part of n."""
+    return 1.0 if kind == "broadcast" else steps(kind, ranks) / ranks
+
+
+def collective_seconds(
+    kind: CollectiveKind,
+    bytes: int,
+    ranks: int,
+    profile: HardwareProfile,
+    ranks_per_node: int | None = None,
+    *,
+    fewer: int | None = None,
+) -> float:
+    """Seconds from launch to completion, if nothing else is on the wire.
+
+    Args:
+        kind: the collective, as in `CollectiveCost`.
+        bytes: n, the input of all-to-all, all-reduce, reduce-scatter and broadcast; the output of all-gather.
+        ranks: size of the group; a group of one only copies, which costs one kernel.
+        profile: the hardware.
+        ranks_per_node: how many ranks *of the group* share a node: 1 if it takes one rank of each node. None: the group
+            fills one node after another, each with `profile.ranks_per_node` ranks.
+        fewer: m of an all-to-all: what the rank with n on one side has on the other; None: n.
+
+    Raises:
+        ConfigError: an unknown kind, or impossible numbers.
+    """
+    if kind not in COLLECTIVE_KINDS:
+        raise ConfigError(f"unknown collective {kind!r}", way_out=f"one of {', '.join(COLLECTIVE_KINDS)}")
+    if ranks < 1 or bytes < 0 or (ranks_per_node is not None and ranks_per_node < 1):
+        raise ConfigError(f"no collective has {bytes} bytes on {ranks} ranks, {ranks_per_node} of them on a node")
+    if ranks == 1:
+        return profile.launch_seconds + 2 * bytes / (profile.memory_bandwidth * profile.efficiency.memory)
+    local = min(ranks, ranks_per_node or profile.ranks_per_node)
+    link = profile.intra_node if local == ranks else profile.inter_node
+    even = bytes if fewer is None else _even(bytes, fewer, ranks, 1.0 if link.duplex is None else link.duplex)
+    curve = link.correction.get(kind) if link.correction is not None else None
+    if curve is None:
+        return _formula(kind, even, ranks, local, profile)
+
+    def measured(size: float) -> float:
+        return _formula(kind, size, ranks, local, profile) * curve.at(ranks, max(size, 1))
+
+    low, high = curve.around(1, even)
+    if low == high:
+        return measured(even)
+    return measured(low) + (measured(high) - measured(low)) * (even - low) / (high - low)
+
+
+def interference(ranks: int, profile: HardwareProfile, ranks_per_node: int | None = None) -> float:
+    """Compute takes (1 + this) times as long while a collective of so many ranks is in flight; 0 if not measured.
+
+    Args:
+        ranks: size of the group.
+        profile: the hardware.
+        ranks_per_node: as for `collective_seconds`.
+    """
+    if ranks < 2:
+        return 0.0
+    within = ranks <= (ranks_per_node or profile.ranks_per_node)
+    return (profile.intra_node if within else profile.inter_node).interference or 0.0
+
+
+def _even(most: int, fewer: int, ranks: int, duplex: float) -> float:
+    """n of an all-to-all with equal parts that takes as long as the uneven one."""
+    in_turns = (ranks * fewer + (ranks - 2) * most) / (2 * (ranks - 1))
+    return in_turns + duplex * (most - in_turns)
+
+
+def _formula(kind: CollectiveKind, bytes: float, ranks: int, local: int, profile: HardwareProfile) -> float:
+    """Alpha and beta, without what was measured beside them."""
+    inside, outside = _rate(profile.intra_node, kind, local), _rate(profile.inter_node, kind, ranks)
+    if local == ranks:
+        return _latency(profile.intra_node, kind, ranks) + bytes * sent_part(kind, ranks) / inside
+    latency = _latency(profile.inter_node, kind, ranks)
+    if kind == "all_to_all":
+        return latency + max(bytes * (ranks - local) / ranks / outside, bytes * (local - 1) / ranks / inside)
+    rate = outside if local == 1 else min(inside, local * outside)
+    return latency + bytes * sent_part(kind, ranks) / rate
+
+
+def _latency(link: Link, kind: CollectiveKind, ranks: int) -> float:
+    return link.latency.of(kind) + (steps(kind, ranks) - 1) * link.step_latency
+
+
+def _rate(link: Link, kind: CollectiveKind, ranks: int) -> float:
+    """Bytes/s that one of `ranks` ranks attains."""
+    bandwidth = link.bandwidth
+    if link.peer_bandwidth is not None:
+        bandwidth = min(bandwidth, link.peer_bandwidth * max(ranks - 1, 1))
+    return bandwidth * link.efficiency.of(kind)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measured collective, on ranks that share one link."""
+
+    kind: CollectiveKind
+    """The collective."""
+    bytes: int
+    """Size as in `CollectiveCost`."""
+    ranks: int
+    """Size of the group."""
+    seconds: float
+    """From launch to completion, on the slowest rank."""
+
+
+def fit_link(samples: Iterable[Sample], *, bandwidth: float | None = None, step_latency: float = 0.0) -> Link:
+    """The link that explains `samples` best.
+
+    Args:
+        samples: at least two sizes of each kind.
+        bandwidth: the link's peak in bytes/s, if known. None: the best rate that was attained.
+        step_latency: seconds of each step after the first; must be known beforehand, zero puts all into `latency`.
+
+    Raises:
+        ConfigError: a kind without two sizes, or times that do not grow with the size; or a rate above `bandwidth`.
+    """
+    samples = list(samples)
+    lines: dict[str, tuple[float, float]] = {}
+    for kind in COLLECTIVE_KINDS:
+        mine = [sample for sample in samples if sample.kind == kind and sample.ranks > 1]
+        if len({sample.bytes for sample in mine}) < 2:
+            raise ConfigError(f"{kind} was measured for less than two sizes", way_out="measure a small and a large one")
+        later = [(steps(kind, sample.ranks) - 1) * step_latency for sample in mine]
+        sent = [sample.bytes * sent_part(kind, sample.ranks) for sample in mine]
+        lines[kind] = _line(kind, [(x, s.seconds - t) for x, s, t in zip(sent, mine, later, strict=True)])
+    peak = bandwidth if bandwidth is not None else max(rate for _, rate in lines.values())
+    for name, (_, rate) in lines.items():
+        if rate > peak:
+            raise ConfigError(
+                f"{name} attained {rate:.3g} bytes/s, more than the bandwidth of {peak:.3g}",
+                way_out="leave bandwidth at None, or correct it",
+            )
+    return Link(
+        bandwidth=peak,
+        efficiency=PerCollective(**{kind: rate / peak for kind, (_, rate) in lines.items()}),
+        latency=PerCollective(**{kind: latency for kind, (latency, _) in lines.items()}),
+        step_latency=step_latency,
+    )
+
+
+def _line(kind: str, points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """(latency, rate) of least squared relative error."""
+    x, y = torch.tensor(points, dtype=torch.float64).unbind(1)
+    weights = 1.0 / y**2
+    mean_x, mean_y = ((weights * values).sum() / weights.sum() for values in (x, y))
+    slope = (weights * (x - mean_x) * (y - mean_y)).sum() / (weights * (x - mean_x) ** 2).sum()
+    latency = mean_y - slope * mean_x
+    if latency < 0:  # then the best line through the origin
+        latency, slope = torch.zeros(()), (weights * x * y).sum() / (weights * x * x).sum()
+    if slope <= 0:
+        raise ConfigError(
+            f"{kind} did not take longer for more bytes", way_out="measure larger sizes, or on a machine that is idle"
+        )
+    return latency.item(), 1.0 / slope.item()

@@ -53,16 +53,16 @@ class Curve:
             ConfigError: not one size for each axis.
         """
         if len(sizes) != len(self.axes):
-            raise ConfigError(f"a curve of {len(self.axes)} sizes was asked with {len(sizes)}")
+            raise ConfigError(f"a curve of {len(self.axes)} sizes was evaluated at {len(sizes)}")
         corners = [(0, 1.0)]
         for axis, size in zip(self.axes, sizes, strict=True):
             low, part = _place(axis, size)
             steps = [(low, 1.0 - part), (low + 1, part)] if part else [(low, 1.0)]
-            corners = [(at * len(axis) + step, share * more) for at, share in corners for step, more in steps]
-        return math.exp(sum(share * math.log(self.values[at]) for at, share in corners))
+            corners = [(at * len(axis) + step, weight * more) for at, weight in corners for step, more in steps]
+        return math.exp(sum(weight * math.log(self.values[at]) for at, weight in corners))
 
     def around(self, axis: int, size: float) -> tuple[float, float]:
-        """The sizes of an axis that are next to `size`, below and above; twice the same if there are no two."""
+        """The sizes of an axis next to `size`, below and above; the same one twice if there is only one."""
         low, part = _place(self.axes[axis], size)
         return self.axes[axis][low], self.axes[axis][low + 1 if part else low]
 
@@ -86,7 +86,7 @@ class Curves:
     """What was measured of one device; None: only the scalars of the profile are known."""
 
     matmul: ByType | None = field(default=None, hash=False)
-    """FLOP/s of a dense product by (rows, inner, columns); a batch is so many products."""
+    """FLOP/s of a dense product by (rows, inner, columns); a batch is that many products."""
     attention: ByType | None = field(default=None, hash=False)
     """FLOP/s of fused attention, forward, by (queries, keys, width of a head)."""
     attention_backward: ByType | None = field(default=None, hash=False)

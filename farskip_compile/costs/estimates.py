@@ -1,8 +1,11 @@
 """The cost model as the scheduler asks for it: seconds of graph nodes, of launches and of Inductor's kernels.
 
-Contract: as everything in this package, a function of the graph and the profile alone.
+Contract: like everything in this package, a function of the graph, the profile and the options alone.
 
 Before fusion the bytes of elementwise work are not known; `fusion` estimates them. After it they are.
+
+`float8`: engines that serve 8-bit checkpoints multiply in 8 bits, so operands of two bytes take one; what transformers
+computes in float32, such as a router, they compute in bfloat16.
 """
 
 from __future__ import annotations
@@ -13,16 +16,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from farskip_compile.costs.alpha_beta import collective_seconds, interference
-from farskip_compile.costs.collectives import collective_cost
-from farskip_compile.costs.fresh import fresh_bytes
+from farskip_compile.costs.collectives import collective_cost, collective_seconds, interference
+from farskip_compile.costs.fusion import fresh_bytes
 from farskip_compile.costs.loops import kernel_ops, transposed_bytes
-from farskip_compile.costs.operators import FREE, OpCost, op_cost
+from farskip_compile.costs.operators import FREE, OpCost, op_cost, op_seconds
 from farskip_compile.costs.profile import HardwareProfile
-from farskip_compile.costs.roofline import op_seconds
 from farskip_compile.costs.sizes import SizeHints
 
 COMPUTED = ("matmul", "attention", "grouped_matmul")
+PRODUCTS = ("matmul", "grouped_matmul")
 
 
 @dataclass
@@ -33,11 +35,15 @@ class Estimates:
         graph: the ATen graph that all nodes belong to.
         profile: the hardware.
         imbalance: rows that the fullest rank gets in a dispatch without drops, over the mean.
+        float8: whether products of 16-bit operands are computed in 8 bits.
+        slowdown: what `interference` returns for every launch; None: what the profile says.
     """
 
     graph: fx.Graph
     profile: HardwareProfile
     imbalance: float = 1.0
+    float8: bool = False
+    slowdown: float | None = None
 
     def __post_init__(self) -> None:
         self.size = SizeHints(self.graph, imbalance=self.imbalance)
@@ -68,11 +74,16 @@ class Estimates:
 
     def interference(self, node: fx.Node) -> float:
         """Compute takes (1 + this) times as long while the collective that `node` launches is in flight."""
+        if self.slowdown is not None:
+            return self.slowdown
         return interference(collective_cost(node, self.size).ranks, self.profile)
 
     def compute(self, node: fx.Node) -> float:
         """Seconds of a node before fusion."""
-        return op_seconds(self.fused_cost(node), self.profile, tf32=self._tf32)
+        cost = self.fused_cost(node)
+        if not self.float8:
+            return op_seconds(cost, self.profile, tf32=self._tf32)
+        return op_seconds(_in_8_bits(cost) if cost.kind in PRODUCTS else cost, self.profile)
 
     def fused_cost(self, node: fx.Node) -> OpCost:
         """What `node` does if Inductor will fuse it as expected."""
@@ -82,8 +93,8 @@ class Estimates:
         """Seconds of a fused kernel.
 
         Args:
-            parts: for each kernel fused into it, whether it calls a library, and the nodes behind it, the one that
-                stands for it first.
+            parts: for each kernel fused into it, whether it calls a library, and the nodes that it computes, the one
+                that stands for it first.
             traffic: bytes that the kernel reads and writes.
         """
         parts = list(parts)
@@ -95,23 +106,20 @@ class Estimates:
             return op_seconds(OpCost(0, traffic, 0, None, "sync"), self.profile)
         loops = [origins for extern, origins in parts if not extern]
         made = {node: self._fresh[node] for origins in loops for node in origins if node in self._fresh}
-        cost = OpCost(
-            0,
-            traffic,
-            0,
-            None,
-            "memory",
-            launches=0 if traffic == 0 else 1,
-            element_ops=kernel_ops(loops, self.size),
-            transposed_bytes=sum(transposed_bytes(origins, self.size) for origins in loops),
-            fresh=tuple(made.values()),
-        )
-        return op_seconds(cost, self.profile)
+        moved = sum(transposed_bytes(origins, self.size) for origins in loops)
+        arithmetic, launches = kernel_ops(loops, self.size), 1 if traffic else 0
+        cost = OpCost(0, traffic, 0, None, "memory", launches, element_ops=arithmetic, transposed_bytes=moved)
+        return op_seconds(replace(cost, fresh=tuple(made.values())), self.profile)
 
     def _product(self, origins: list[fx.Node]) -> OpCost:
-        """The costliest product among the nodes behind a library call, else the first node."""
+        """The costliest product among the nodes of a library call, else the first node."""
         costs = list(map(self.cost, origins))
         return max(costs, key=lambda cost: cost.flops, default=FREE)
 
     def _with_pages(self, node: fx.Node, cost: OpCost) -> OpCost:
         return replace(cost, fresh=(self._fresh[node],)) if node in self._fresh else cost
+
+
+def _in_8_bits(cost: OpCost) -> OpCost:
+    dtype = torch.bfloat16 if cost.dtype == torch.float32 else torch.float8_e4m3fn
+    return replace(cost, dtype=dtype, bytes_read=cost.bytes_read // 2)

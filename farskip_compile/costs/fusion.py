@@ -1,46 +1,40 @@
-"""Which bytes remain when Inductor has fused pointwise operators and reductions.
+"""Which bytes remain once Inductor has fused pointwise operators and reductions, and which memory is new.
 
-In:    a node of an ATen graph.
-Out:   bytes that it still reads and writes.
-Never: looks further than the node's inputs and readers: a rule of thumb, made for a graph that is not lowered yet.
+In:    a node of an ATen graph; for new memory, the graph in the order of its nodes.
+Out:   bytes that the node still reads and writes; bytes of new memory by node.
+Never: looks further than a node's inputs and readers, or plans memory: rules of thumb about what Inductor and the C
+       library's allocator will do, made for a graph that is not lowered yet.
 
-A fusible operator takes what another fusible operator makes from registers, so it reads nothing from it; and it writes
-nothing unless something else reads its result: a matrix product, a collective, the end of the graph. Views in between
-do not count.
+Traffic: a fusible operator takes what another fusible operator makes from registers, so it reads nothing from it; and
+it writes nothing unless something else reads its result: a matrix product, a collective, the end of the graph. Views in
+between do not count.
+
+New memory, which the system hands out page by page (on CPUs), is that of values of `LARGE` bytes or more:
+1. A view has no memory; a value that fuses into all of its readers has none either.
+2. What a library call makes takes the memory of a value of the same size that is dead by then, if there is one.
+3. What a loop makes replaces an operand of the same size that dies with it, if it reads each element once; a loop
+   that follows a reduction (a softmax) reads twice, and gets new memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 
 import torch
 from torch import fx
 
 from farskip_compile._compat import OpOverload
-from farskip_compile.costs.memory import LOOKUPS, is_free, node_bytes, traffic
+from farskip_compile.costs.memory import LOOKUPS, Size, is_free, node_bytes, tensor_bytes, tensors_of, traffic
 from farskip_compile.passes.graph import ops
 
-Size = Callable[[int | torch.SymInt], int]
-
-FUSIBLE = LOOKUPS | frozenset(
-    [
-        "_softmax",
-        "_to_copy",
-        "arange",
-        "cat",
-        "constant_pad_nd",
-        "full",
-        "iota",
-        "rand",
-        "randn",
-        "scalar_tensor",
-        "select_scatter",
-        "slice_scatter",
-        "inductor_lookup_seed",
-        "inductor_random",
-    ]
-)
-"""Operators that Inductor lowers to loops although torch does not tag them so."""
+FUSIBLE = LOOKUPS | frozenset([
+    "_softmax", "_to_copy", "arange", "cat", "constant_pad_nd", "full", "iota", "rand", "randn", "scalar_tensor",
+    "select_scatter", "slice_scatter", "inductor_lookup_seed", "inductor_random",
+])  # fmt: skip
+"""Operators that Inductor lowers to loops although torch does not tag them as such."""
+LARGE = 32 * 2**20
+"""glibc maps blocks from this size on anew each time (`M_MMAP_THRESHOLD_MAX`); other allocators do no worse."""
 
 
 def is_fusible(node: fx.Node) -> bool:
@@ -60,12 +54,12 @@ def fused_traffic(node: fx.Node, size: Size) -> tuple[int, int]:
     saved = sum(
         node_bytes(source, size)
         for source in node.all_input_nodes
-        if source is not table and is_fusible(_behind_views(source))
+        if source is not table and is_fusible(_through_views(source))
     )
     return max(read - saved, 0), 0 if all(is_fusible(reader) for reader in readers(node)) else written
 
 
-def _behind_views(node: fx.Node) -> fx.Node:
+def _through_views(node: fx.Node) -> fx.Node:
     while node.op == "call_function" and is_free(node) and node.all_input_nodes:
         node = node.all_input_nodes[0]
     return node
@@ -78,3 +72,69 @@ def readers(node: fx.Node) -> Iterator[fx.Node]:
             yield from readers(user)
         else:
             yield user
+
+
+def fresh_bytes(graph: fx.Graph, size: Size) -> dict[fx.Node, int]:
+    """Bytes of new memory by node, for the nodes that take any."""
+    large = {node: total for node in graph.nodes if (total := _own_bytes(node, size)) >= LARGE}
+    if not large:
+        return {}
+    place = {node: index for index, node in enumerate(graph.nodes)}
+    ends = {node: max((place[reader] for reader in readers(node)), default=place[node]) for node in large}
+    dead: Counter[int] = Counter()
+    found: dict[fx.Node, int] = {}
+    replaced: set[fx.Node] = set()
+    pending = sorted(large, key=lambda node: ends[node])
+    for node in large:
+        while pending and ends[pending[0]] < place[node]:
+            dead[large[pending[0]]] += pending[0] not in replaced
+            pending.pop(0)
+        total = large[node]
+        if is_fusible(node):
+            operand = _replaced(node, large, ends, place)
+            if operand is None:
+                found[node] = total
+            else:
+                replaced.add(operand)
+        elif dead[total]:
+            dead[total] -= 1
+        else:
+            found[node] = total
+    return found
+
+
+def _own_bytes(node: fx.Node, size: Size) -> int:
+    """Bytes of the memory that `node` makes; 0 for a view, an input, and what fuses into its readers."""
+    if node.op != "call_function" or is_free(node) or ops.is_collective(node) or ops.is_wait(node):
+        return 0
+    if is_fusible(node) and all(is_fusible(reader) for reader in readers(node)):
+        return 0
+    if not isinstance(node.target, OpOverload):
+        return 0
+    return max((tensor_bytes(value, size) for value in tensors_of(ops.fake(node))), default=0)
+
+
+def _replaced(
+    node: fx.Node, large: dict[fx.Node, int], ends: dict[fx.Node, int], place: dict[fx.Node, int]
+) -> fx.Node | None:
+    """A value of the same size that dies in the loop that makes `node`, if no reduction stands in between."""
+    seen, stack = {node}, [node]
+    operands: list[fx.Node] = []
+    while stack:
+        one = stack.pop()
+        if _reduces(one):
+            return None
+        for source in one.all_input_nodes:
+            if source in seen:
+                continue
+            seen.add(source)
+            if source in large:
+                operands.append(source)
+            elif source.op == "call_function" and (is_free(source) or is_fusible(source)):
+                stack.append(source)
+    return next((one for one in operands if large[one] == large[node] and ends[one] <= place[node]), None)
+
+
+def _reduces(node: fx.Node) -> bool:
+    tagged = isinstance(node.target, OpOverload) and torch.Tag.reduction in node.target.tags
+    return tagged or "softmax" in ops.op_name(node)

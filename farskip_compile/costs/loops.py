@@ -1,37 +1,90 @@
-"""What a fused kernel of Inductor does, beside the bytes it moves: arithmetic, and access across the memory's order.
+"""What pointwise operators, reductions and the kernels fused from them do, besides the bytes they move.
 
-In:    for each loop that was fused, the nodes of the ATen graph behind it.
-Out:   its elementwise operations, and how much of its traffic is transposed.
-Never: looks at generated code.
+In:    a node of an ATen graph; for a kernel, the nodes of each loop that was fused into it.
+Out:   elementwise operations, and how much of the traffic is transposed. GPUs hide arithmetic behind memory, a CPU
+       often does not.
+Never: looks at generated code; counts products, which have FLOP formulas, or what only moves data.
 
-A node that is computed inside of a loop is computed for every step of the loop, also where its own value is smaller:
-a rotary table, or the mask in front of a softmax, again for each head. And each loop that reads it computes it again.
-Only what is equal along the innermost dimension is computed once for a row of it: the factor of a norm, a row's index.
-So the operations of a loop are those of its nodes for one step, times the steps of its largest node, or times its rows.
-Loops of one kernel that run over the same steps and share nodes are one loop, which computes these once; but a
-reduction must be through before its result is read, so that reductions and other loops stay apart. Each loop has one
-operation more, which stands for its loads and stores: a softmax passes over its rows four times.
+A node: one operation for each element. A function that is computed by a series counts as several; so does a comparison,
+whose result has another width than its operands and must be converted; 64-bit integers fill a vector twice as fast. The
+counts are ratios, measured on loops that Inductor made for a CPU with 512-bit vectors; `element_rate` of a profile
+turns them into seconds.
 
-A loop transposes if a view behind it moves the innermost dimension, and it reads or writes a tensor that has that
-dimension apart: the last one is then not the one that lies together in memory.
+A loop: a node is computed in every step of the loop, also where its own value is smaller: a rotary table, or the mask
+of a softmax, again for each head. And each loop that reads it computes it again. Only what is equal along the innermost
+dimension is computed once per row: the factor of a norm, a row's index. So the operations of a loop are those of its
+nodes for one step, times the steps of its largest node, or times its rows. Loops of one kernel that run over the same
+steps and share nodes are one loop, which computes these once; but a reduction must be finished before its result is
+read, so reductions and other loops stay apart. Each loop has one operation more, which stands for its loads and stores:
+a softmax passes over its rows four times.
+
+A loop transposes if it has a view that moves the innermost dimension, and it reads or writes a tensor that has that
+dimension elsewhere: the last one is then not contiguous in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from math import prod
 
 import torch
 from torch import fx
 
 from farskip_compile._compat import OpOverload
-from farskip_compile.costs.elementwise import weight
-from farskip_compile.costs.memory import tensor_bytes, tensors_of
+from farskip_compile.costs.memory import Size, tensor_bytes, tensors_of
 from farskip_compile.passes.graph import ops
 
-Size = Callable[[int | torch.SymInt], int]
-
+SERIES = frozenset(
+    ["cos", "exp", "exp2", "expm1", "log2", "reciprocal", "rsqrt", "sigmoid", "silu", "sin", "softplus", "sqrt"]
+)
+SERIES_OPS = 5
+"""Operations of one such function."""
+LONG_SERIES = frozenset(["erf", "erfc", "gelu", "log", "log10", "log1p", "mish", "logit"])
+LONG_SERIES_OPS = 8
+POWERS = frozenset(["acos", "asin", "atan", "atan2", "cosh", "lgamma", "pow", "sinh", "tan", "tanh"])
+POWER_OPS = 24
+"""For a power with an exponent that is not a small integer, and for what has no fast series."""
+COMPARISONS = frozenset(["eq", "ge", "gt", "isinf", "isnan", "le", "lt", "ne"])
+COMPARISON_OPS = 3
 TRANSPOSES = ("permute", "transpose", "t")
+
+
+def element_ops(node: fx.Node, size: Size) -> int:
+    """Elementwise operations of `node` by itself, over the larger of what it reads and what it makes."""
+    if (count := weight(node)) == 0:
+        return 0
+    values = [value for one in (node, *node.all_input_nodes) for value in tensors_of(ops.fake(one))]
+    return count * max(prod(size(length) for length in value.shape) for value in values)
+
+
+def weight(node: fx.Node) -> int:
+    """Elementwise operations of `node` for one element; 0 if it does no arithmetic."""
+    name = ops.op_name(node)
+    count = _weight(name, node.target) if isinstance(node.target, OpOverload) else 0
+    if count == 1:
+        value = ops.tensor(node)
+        return 2 if value is not None and value.dtype == torch.int64 else 1
+    return 1 if name == "pow" and count and _is_small(node.args[1]) else count
+
+
+@functools.lru_cache(maxsize=4096)
+def _weight(name: str, target: OpOverload) -> int:
+    """The same, for an element of 32 bits or less."""
+    if torch.Tag.pointwise not in target.tags and torch.Tag.reduction not in target.tags:
+        return 0
+    if name in SERIES:
+        return SERIES_OPS
+    if name in LONG_SERIES:
+        return LONG_SERIES_OPS
+    if name in POWERS:
+        return POWER_OPS
+    return COMPARISON_OPS if name in COMPARISONS else 1
+
+
+def _is_small(exponent: object) -> bool:
+    """Whether a power is a few products."""
+    return isinstance(exponent, int | float) and float(exponent).is_integer() and abs(exponent) <= 8
 
 
 def kernel_ops(loops: Sequence[Sequence[fx.Node]], size: Size) -> int:
@@ -66,7 +119,7 @@ def loop_ops(nodes: Sequence[fx.Node], size: Size) -> int:
 
 
 def transposed_bytes(nodes: Sequence[fx.Node], size: Size) -> int:
-    """Bytes that the loop behind `nodes` reads or writes across the memory's order; both sides of such a copy."""
+    """Bytes that the loop of `nodes` reads or writes across the memory's order; both sides of such a copy."""
     moved = [node for node in nodes if _moves_the_innermost(node)]
     values = [value for node in moved for value in tensors_of(ops.fake(node))]
     return 2 * max((tensor_bytes(value, size) for value in values), default=0)
@@ -87,7 +140,7 @@ def _moves_the_innermost(node: fx.Node) -> bool:
 
 
 def _steps(node: fx.Node, size: Size) -> tuple[int, ...]:
-    """The shape that `node` runs over: of its value, or of what it reduces."""
+    """The shape that `node` runs over: that of its value, or of what it reduces."""
     reads = node.all_input_nodes if _is_reduction(node) else []
     shapes = [_shape(value, size) for one in (node, *reads) for value in tensors_of(ops.fake(one))]
     return max(shapes, key=prod, default=())

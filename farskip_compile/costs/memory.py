@@ -24,48 +24,28 @@ from farskip_compile._compat import OpOverload
 from farskip_compile.passes.graph import ops
 
 Size = Callable[[int | torch.SymInt], int]
+"""Turns a size, which may be symbolic, into a number; see `sizes.SizeHints`."""
 
-FREE_OPS = frozenset(
-    [
-        "getitem",
-        "_unsafe_view",
-        "empty",
-        "empty_like",
-        "empty_strided",
-        "empty_permuted",
-        "new_empty",
-        "new_empty_strided",
-    ]
-)
-"""Operators that move nothing, beside the views and those that return no tensor."""
+FREE_OPS = frozenset([
+    "getitem", "_unsafe_view", "empty", "empty_like", "empty_strided", "empty_permuted", "new_empty",
+    "new_empty_strided",
+])  # fmt: skip
+"""Operators that move nothing, besides views and those that return no tensor."""
 LOOKUPS = frozenset(
     ["embedding", "gather", "index", "index_select", "take", "take_along_dim", "_unsafe_index", "_unsafe_masked_index"]
 )
 """The first argument is a table, of which some rows are read."""
-FILLS = frozenset(
-    [
-        "full_like",
-        "zeros_like",
-        "ones_like",
-        "rand_like",
-        "randn_like",
-        "randint_like",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "fill",
-        "fill_",
-        "zero",
-        "zero_",
-    ]
-)
+FILLS = frozenset([
+    "full_like", "zeros_like", "ones_like", "rand_like", "randn_like", "randint_like", "new_zeros", "new_ones",
+    "new_full", "fill", "fill_", "zero", "zero_",
+])  # fmt: skip
 """Tensor arguments give only a shape or one number."""
 OVERWRITES = frozenset(["copy", "copy_"])
 """The first argument is not read."""
 SCATTERS = frozenset(
     ["index_put_", "_index_put_impl_", "index_add_", "index_copy_", "scatter_", "scatter_add_", "scatter_reduce_"]
 )
-"""In place, at some places of the first argument."""
+"""They write some places of the first argument."""
 
 
 class Sizes(ABC):

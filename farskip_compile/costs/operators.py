@@ -1,21 +1,27 @@
-"""What one operator computes, reads and writes.
+"""What one operator computes, reads and writes, and how long that takes: the roofline model.
 
 In:    a node of an ATen graph, forward or backward, with fake values in `meta["val"]`.
-Out:   an `OpCost`; `roofline` turns it into seconds.
+Out:   an `OpCost`; by a hardware profile, its seconds.
 Never: runs the operator, or installs a guard on a symbolic size.
 
 1. Views, allocations, arithmetic on sizes, inputs and outputs cost nothing. Launches and waits of collectives cost
    nothing here: their time passes on the wire (`collectives`).
 2. A higher-order operator without a formula of its own costs what its bodies cost.
-3. Where there is a FLOP formula (`flops`): its FLOPs, and the bytes of inputs and outputs.
-4. Everything else: bytes (`memory`; `fusion` for the share that is left after fusion), and the arithmetic of pointwise
-   operators and reductions (`elementwise`).
+3. Where there is a FLOP formula (`products`): its FLOPs, and the bytes of inputs and outputs.
+4. Everything else: bytes (`memory`; `fusion` for what is left after fusion), and the arithmetic of pointwise operators
+   and reductions (`loops`).
+
+    seconds = max(arithmetic, traffic) + new pages + launches * launch overhead
+    arithmetic = FLOPs executed / rate + elementwise operations / element_rate
+
+The rate of a product is that of its measured curve at its shape, or else peak * efficiency; that of traffic likewise.
+Transposed bytes use the rate of transposed kernels. Curves are for one product at a time: a batch is that many of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,14 +29,13 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import HigherOrderOperator, OpOverload
-from farskip_compile.costs.elementwise import element_ops
-from farskip_compile.costs.flops import count_flops, executed_part, flop_kind, formula_of
 from farskip_compile.costs.fusion import fused_traffic
-from farskip_compile.costs.memory import is_free, is_sync, tensors_of, traffic
-from farskip_compile.costs.product_shapes import is_backward, product_shape
+from farskip_compile.costs.loops import element_ops
+from farskip_compile.costs.memory import Size, is_free, is_sync, tensors_of, traffic
+from farskip_compile.costs.products import count_flops, executed_part, flop_kind, formula_of, is_backward, product_shape
+from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.passes.graph import ops
 
-Size = Callable[[int | torch.SymInt], int]
 OpKind = Literal["matmul", "attention", "grouped_matmul", "memory", "free", "collective", "wait", "sync", "unknown"]
 
 KNOWN_NAMESPACES = frozenset(["aten", "prims", "inductor", "rngprims", "quantized_decomposed"])
@@ -55,20 +60,20 @@ class OpCost:
     launches: int = 1
     """Kernels started."""
     executed: float = 1.0
-    """Part of `flops` that the kernel executes: a causal mask saves half."""
+    """Fraction of `flops` that the kernel executes: a causal mask saves half."""
     element_ops: int = 0
     """Operations of pointwise operators and reductions; not in `flops`, as torch does not count them."""
     shape: tuple[int, int, int] | None = None
-    """Of one product (rows, inner, columns), of attention (queries, keys, width of a head); None: not known, or several
+    """(rows, inner, columns) of one product, (queries, keys, width of a head) of attention; None: not known, or several
     products together."""
     batch: int = 1
     """How many products of that shape: a batch, the groups, the heads."""
     backward: bool = False
     """Whether it is the backward of an attention kernel."""
     transposed_bytes: int = 0
-    """Part of the traffic that is across the memory's order."""
+    """How much of the traffic is across the memory's order."""
     fresh: tuple[int, ...] = ()
-    """Bytes of each large buffer that is made in memory that nothing has used before."""
+    """Bytes of each large buffer made in memory that nothing has used before."""
 
 
 FREE = OpCost(0, 0, 0, None, "free", launches=0)
@@ -79,7 +84,7 @@ def op_cost(node: fx.Node, size: Size, *, fused: bool = False) -> OpCost:
 
     Args:
         node: any node of an ATen graph.
-        size: turns a size, which may be symbolic, into a number; see `SizeHints`.
+        size: turns a size into a number.
         fused: count pointwise operators and reductions as Inductor will fuse them, not as kernels of their own.
     """
     if ops.is_wait(node):
@@ -124,19 +129,15 @@ def combine(costs: Iterable[OpCost]) -> OpCost:
     products = [cost for cost in costs if cost.flops]
     flops = sum(cost.flops for cost in products)
     alone = products[0] if len(products) == 1 else FREE
+    summed = ("flops", "bytes_read", "bytes_written", "launches", "element_ops", "transposed_bytes")
     return OpCost(
-        flops,
-        sum(cost.bytes_read for cost in costs),
-        sum(cost.bytes_written for cost in costs),
-        main.dtype,
-        main.kind,
-        launches=sum(cost.launches for cost in costs),
+        dtype=main.dtype,
+        kind=main.kind,
+        **{name: sum(getattr(cost, name) for cost in costs) for name in summed},
         executed=sum(cost.flops * cost.executed for cost in costs) / flops if flops else 1.0,
-        element_ops=sum(cost.element_ops for cost in costs),
         shape=alone.shape,
         batch=alone.batch,
         backward=alone.backward,
-        transposed_bytes=sum(cost.transposed_bytes for cost in costs),
         fresh=tuple(one for cost in costs for one in cost.fresh),
     )
 
@@ -164,3 +165,64 @@ def _bodies(node: fx.Node) -> list[fx.Graph]:
         return []
     found = (getattr(owner, str(arg.target), None) for arg in node.all_input_nodes if arg.op == "get_attr")
     return [body.graph for body in found if isinstance(body, fx.GraphModule)]
+
+
+def op_seconds(cost: OpCost, profile: HardwareProfile, *, tf32: bool = False) -> float:
+    """Seconds of one operator or kernel.
+
+    Args:
+        cost: from `op_cost` or `kernel_cost`.
+        profile: the hardware.
+        tf32: whether float32 products may use TF32, where the hardware has it.
+    """
+    if cost.kind == "sync" and profile.sync_seconds is not None:
+        return profile.sync_seconds
+    compute = cost.element_ops / profile.element_rate
+    if cost.flops:
+        compute += cost.flops * cost.executed / flop_rate(cost, profile, tf32=tf32)
+    return max(compute, _traffic(cost, profile)) + _pages(cost, profile) + cost.launches * profile.launch_seconds
+
+
+def flop_rate(cost: OpCost, profile: HardwareProfile, *, tf32: bool = False) -> float:
+    """FLOP/s that a kernel attains."""
+    if profile.curves is not None and cost.shape is not None and min(cost.shape) > 0:
+        kind = "attention_backward" if cost.backward else cost.kind
+        curve = profile.curves.of(kind, _type_name(cost.dtype, profile, tf32=tf32))
+        if curve is not None:
+            return curve.at(*cost.shape)
+    efficiency: float = getattr(profile.efficiency, cost.kind, profile.efficiency.matmul)
+    return peak_flops(cost.dtype, profile, tf32=tf32) * efficiency
+
+
+def peak_flops(dtype: torch.dtype | None, profile: HardwareProfile, *, tf32: bool = False) -> float:
+    """Peak FLOP/s for operands of `dtype`; that of float32 where the profile has none."""
+    name = _type_name(dtype, profile, tf32=tf32)
+    return getattr(profile.peak_flops, name, None) or profile.peak_flops.float32
+
+
+def _type_name(dtype: torch.dtype | None, profile: HardwareProfile, *, tf32: bool) -> str:
+    """The name under which a profile has the figures of `dtype`."""
+    name = str(dtype).removeprefix("torch.")
+    if name.startswith("float8"):
+        return "float8"
+    return "tfloat32" if name == "float32" and tf32 and profile.peak_flops.tfloat32 is not None else name
+
+
+def _traffic(cost: OpCost, profile: HardwareProfile) -> float:
+    """Seconds of reading and writing."""
+    moved = cost.bytes_read + cost.bytes_written
+    curves, scalar = profile.curves, profile.memory_bandwidth * profile.efficiency.memory
+    if moved == 0 or curves is None or curves.memory is None:
+        return moved / scalar
+    rate = curves.memory.at(moved)
+    if curves.strided is None or cost.transposed_bytes == 0:
+        return moved / rate
+    across = min(cost.transposed_bytes, moved)
+    return (moved - across) / rate + across / min(curves.strided.at(across), rate)
+
+
+def _pages(cost: OpCost, profile: HardwareProfile) -> float:
+    """Seconds in which the system hands out the pages of large new buffers."""
+    if profile.curves is None or profile.curves.fresh is None:
+        return 0.0
+    return sum(size / profile.curves.fresh.at(size) for size in cost.fresh)

@@ -5,7 +5,7 @@ Out:   an immutable `HardwareProfile`, checked: nothing unknown, nothing missing
        a source.
 Never: looks at the machine it runs on. A profile is data, so that all ranks can share one and decide alike.
 
-Units everywhere: seconds, bytes, FLOP/s, bytes/s. A peak is what a data sheet says; an efficiency is the part of it
+Units everywhere: seconds, bytes, FLOP/s, bytes/s. A peak is what a data sheet says; an efficiency is the fraction of it
 that a well-shaped call attains. Costs use their product.
 """
 
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from farskip_compile.costs.curves import ByType, Curves
-from farskip_compile.costs.schema import decode, encode
 from farskip_compile.errors import ConfigError
+from farskip_compile.json_files import Reader, encode, read_json, write_text
 
 SCHEMA = 2
 """Version of the JSON format that is written."""
@@ -57,7 +57,7 @@ class PeakFlops:
 
 @dataclass(frozen=True, kw_only=True)
 class Efficiency:
-    """Part of the peak that is attained, in (0, 1]."""
+    """Fraction of the peak that is attained, in (0, 1]."""
 
     matmul: float
     """Dense matrix products and convolutions."""
@@ -97,7 +97,7 @@ class Link:
     bandwidth: float
     """Peak bytes/s that one rank can send, in one direction, while it receives as much."""
     efficiency: PerCollective
-    """Part of the bandwidth that a large collective attains, in (0, 1]."""
+    """Fraction of the bandwidth that a large collective attains, in (0, 1]."""
     latency: PerCollective
     """Seconds that a collective takes however small it is, from launch to completion."""
     step_latency: float
@@ -108,11 +108,11 @@ class Link:
     interference: float | None = None
     """Compute takes (1 + this) times as long while a collective of this link is in flight. None: not measured."""
     duplex: float | None = None
-    """Of an all-to-all in which a rank gives and gets unequally much: 1 if both ways move at once, so that the fuller
-    one counts; 0 if they take turns, so that their sum does; in [0, 1]. None: not measured, 1."""
+    """For an all-to-all in which a rank sends and receives unequal amounts: 1 if both directions move at once, so that
+    the larger one counts; 0 if they alternate, so that their sum does; in [0, 1]. None: not measured, 1."""
     correction: ByType | None = field(default=None, hash=False)
-    """By kind of collective: seconds measured / seconds of the formula, by (ranks, bytes). Only for the kinds that the
-    formula does not meet."""
+    """By kind of collective: seconds measured / seconds of the formula, by (ranks, bytes). Only for the kinds for
+    which the formula is off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ class HardwareProfile:
     peak_flops: PeakFlops
     """Dense peaks."""
     efficiency: Efficiency
-    """Attainable parts of the compute and memory peaks."""
+    """Attainable fractions of the compute and memory peaks."""
     memory_bandwidth: float
     """Peak bytes/s, reads and writes together."""
     element_rate: float
@@ -150,7 +150,7 @@ class HardwareProfile:
     curves: Curves | None = None
     """Rates by size, which then count instead of the efficiencies. None: not measured."""
     sync_seconds: float | None = None
-    """Reading a number on the host, beside the wait for the kernels before it. None: as a launch."""
+    """Reading a number on the host, besides the wait for the kernels before it. None: as a launch."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", dict(self.sources))
@@ -166,7 +166,7 @@ class HardwareProfile:
         covers = {prefix for path in known for prefix in _prefixes(path)}
         for path in self.sources:
             if path not in covers:
-                self._refuse(f"sources names {path!r}, which is no figure", f"figures: {', '.join(sorted(known))}")
+                self._refuse(f"sources names {path!r}, which is not a figure", f"figures: {', '.join(sorted(known))}")
 
     def _check(self, path: str, value: float) -> None:
         fraction = not {"efficiency", "duplex"}.isdisjoint(path.split("."))
@@ -174,7 +174,7 @@ class HardwareProfile:
         if not math.isfinite(value) or value < 0 or (value == 0 and not may_be_zero):
             self._refuse(f"{path} = {value} must be a positive number")
         if fraction and value > 1:
-            self._refuse(f"{path} = {value} is a part: at most 1")
+            self._refuse(f"{path} = {value} is a fraction: at most 1")
 
     def _refuse(self, reason: str, way_out: str = "correct the figure") -> None:
         raise ConfigError(f"hardware profile {self.name!r}: {reason}", way_out=way_out)
@@ -198,37 +198,29 @@ class HardwareProfile:
         Raises:
             ConfigError: another schema; a field unknown, missing, of the wrong type or out of range.
         """
-        if not isinstance(data, Mapping):
-            raise ConfigError(f"{origin}: a profile is a JSON object, not {type(data).__name__}")
-        data = dict(data)
-        if (schema := data.pop("schema", None)) not in READABLE:
-            raise ConfigError(
-                f"{origin}: schema is {schema!r}, and this version reads {' and '.join(map(str, READABLE))}",
-                way_out="write the profile again with this version of farskip-compile",
-            )
-        return decode(cls, data, origin=origin)
+        reader = Reader(origin)
+        return reader.decode(cls, reader.version(data, READABLE))
 
     def save(self, path: str | Path) -> None:
-        """Write the profile to a JSON file, for people to read: short numbers, a curve's in a line."""
+        """Write the profile to a JSON file, for people to read: short numbers, those of a curve on one line.
+
+        Raises:
+            ConfigError: it can't be written there.
+        """
         text = json.dumps(self.to_json(), indent=2)
         text = re.sub(r"(?<=[ \[])\d{7,}\.0(?=[,\]\n])", lambda number: _short(float(number[0])), text)
         text = re.sub(r"\[\s+([\d.e+-]+(?:,\s+[\d.e+-]+)*)\s+\]", lambda row: f"[{' '.join(row[1].split())}]", text)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        write_text(Path(path), text + "\n", way_out="give an existing folder with the right to write")
 
     @classmethod
     def load(cls, path: str | Path) -> HardwareProfile:
         """Read a profile from a JSON file.
 
         Raises:
-            ConfigError: no such file, no JSON, or as `from_json`.
+            ConfigError: no such file, not JSON, or as `from_json`.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"can't read the hardware profile {str(path)!r}: {error}",
-                way_out="give the path of a JSON file that HardwareProfile.save wrote",
-            ) from error
+        way_out = "give the path of a JSON file that HardwareProfile.save wrote"
+        data = read_json(Path(path), "hardware profile", way_out=way_out)
         return cls.from_json(data, origin=f"hardware profile {str(path)!r}")
 
     def digest(self) -> str:

@@ -17,7 +17,7 @@ from farskip_compile.text_utils import did_you_mean
 
 CPU = "cpu-gloo"
 STAND_INS = ((r"\b(AMD|Instinct|Radeon)\b", "mi300x"), (r"\bG?B[1-3]00\b|Blackwell", "b200"), (r"", "h100"))
-"""(regular expression found in a device's name, the profile used for want of its own), first match wins."""
+"""(regular expression found in a device's name, the profile that stands in for it), first match wins."""
 
 log = logging.getLogger("farskip_compile")
 
@@ -32,7 +32,7 @@ def load_profile(name_or_path: str | Path) -> HardwareProfile:
     """A shipped profile by name, or one from a JSON file.
 
     Raises:
-        ConfigError: no such name or file, or a file that is no profile.
+        ConfigError: no such name or file, or a file that is not a profile.
     """
     name = str(name_or_path)
     if name in profiles():

@@ -2,16 +2,16 @@
 
 In:    an ATen graph, forward or backward.
 Out:   a function from sizes to numbers.
-Never: installs a guard, or changes the graph; its shape environment is told the estimates if `tell_inductor` is called.
+Never: installs a guard, or changes the graph; its shape environment gets the estimates if `tell_inductor` is called.
 
 Sizes that come from inputs have the values of the example inputs. Sizes that depend on data (the rows that experts
 get) have none, and are estimated:
-1. A symbol with a hint has that value: the user's, or in a backward graph what the forward graph has told Inductor.
-2. An equality that the program asserts at run time, such as `u0 + u1 + u2 = 4 s0`, is shared out evenly among its
+1. A symbol with a hint has that value: the user's, or in a backward graph what the forward graph gave to Inductor.
+2. An equality that the program asserts at run time, such as `u0 + u1 + u2 = 4 s0`, is divided evenly among its
    unknown symbols.
-3. An all-to-all with split lists: the side whose rows are known is that of the tokens, and shares them out evenly among
-   the unknown symbols of its list. On the other side, that of the experts, are `imbalance` times as many: as many as
-   on the fullest rank, which the others wait for.
+3. An all-to-all with split lists: the side whose rows are known is that of the tokens, which are divided evenly among
+   the unknown symbols of its list. The other side, that of the experts, has `imbalance` times as many: as many as
+   the fullest rank, which the others wait for.
    Steps 2 and 3 are repeated until nothing new is learnt. (The first exchange of a backward graph may know the rows of
    neither side; then it is the equality asserted by the forward that helps.)
 4. Symbols of a split list that are still unknown share `fallback` rows; any other symbol counts as `fallback`, brought
@@ -38,7 +38,7 @@ FALLBACK = 4096
 
 @dataclass(frozen=True)
 class _Side:
-    """What an all-to-all takes or gives: its rows, and the list that splits them."""
+    """The input or the output of an all-to-all: its rows, and the list that splits them."""
 
     rows: sympy.Expr
     splits: tuple[sympy.Expr, ...]
@@ -102,15 +102,15 @@ class SizeHints(Sizes):
             learning = False
             for left, right in equalities:
                 learning |= self._share([left], right) or self._share([right], left)
-            for taken, given in exchanges:
-                for side, other in ((taken, given), (given, taken)):
+            for source, result in exchanges:
+                for side, other in ((source, result), (result, source)):
                     learning |= self._share(side.splits, side.rows)
                     learning |= self._share(side.splits, other.rows, self.imbalance)
         for side in (side for pair in exchanges for side in pair):
             self._share(side.splits, sympy.Integer(self.fallback))
 
     def _share(self, parts: Sequence[sympy.Expr], total: sympy.Expr, times: float = 1.0) -> bool:
-        """Share `times` `total` out among the unknown symbols of the sum of `parts`; whether any became known.
+        """Divide `times` `total` among the unknown symbols of the sum of `parts`; whether any became known.
 
         Nothing happens if `total` has unknown symbols itself, or an unknown symbol is in more than a plain term.
         """
@@ -132,13 +132,12 @@ class SizeHints(Sizes):
         return all(symbol in self._numbers for symbol in expr.free_symbols)
 
     def _exchange(self, node: fx.Node) -> tuple[_Side, _Side] | None:
-        """(what it takes, what it gives) of an all-to-all; None if it has no split lists."""
+        """(input, output) of an all-to-all; None if it has no split lists."""
         if len(node.args) < 3:
             return None
-        source, given_splits, taken_splits = node.args[:3]
-        taken = self._side(source, taken_splits)
-        given = self._side(node, given_splits)
-        return (taken, given) if taken and given else None
+        tensor, output_splits, input_splits = node.args[:3]
+        source, result = self._side(tensor, input_splits), self._side(node, output_splits)
+        return (source, result) if source and result else None
 
     def _side(self, node: object, splits: object) -> _Side | None:
         value = ops.tensor(node) if isinstance(node, fx.Node) else None

@@ -1,6 +1,6 @@
-"""What a self-distillation is asked for: one frozen configuration, checked before anything runs.
+"""The options of a self-distillation: one frozen configuration, checked before anything runs.
 
-Contract: `DistillConfig` holds every option; a wrong value is a `ConfigError` that names it. `digest` is the part that
+Contract: `DistillConfig` holds every option; a wrong value is a `ConfigError` that names it. `digest` covers what
 decides the result: a run is resumed only with an equal one.
 """
 
@@ -17,15 +17,15 @@ from typing import Any, Literal, get_args
 
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError
+from farskip_compile.json_files import Reader
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
-from farskip_compile.text_utils import did_you_mean
 
 Objective = Literal["kl", "next_token"]
 Teacher = Literal["copy", "cache"]
 Precision = Literal["float32", "bfloat16"]
 
 WITHOUT_EFFECT = ("output", "save_every", "resume", "tensorboard", "progress", "teacher_cache")
-"""Options that say how a run is told and kept, not what it computes."""
+"""Options that say how a run is reported and kept, not what it computes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +33,13 @@ class DistillConfig:
     """Options of `self_distill`. Learning rate, schedule and loss are the paper's (arXiv 2511.11505, section 3.1).
 
     Raises:
-        ConfigError: a value that is none.
+        ConfigError: an invalid value.
     """
 
     connectivity: Connectivity = "full"
-    """Of the student, as in `FarSkipConfig`."""
+    """The student's, as in `FarSkipConfig`."""
     layers: LayerRange = None
-    """Of the student, as in `FarSkipConfig`."""
+    """The student's, as in `FarSkipConfig`."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further options of the backend, such as `{"inner": "eager"}`."""
 
@@ -59,11 +59,11 @@ class DistillConfig:
     accumulate: int = 1
     """Batches of one step, on each rank."""
     learning_rate: float = 2e-5
-    """Of AdamW, behind the warm-up."""
+    """Of AdamW, after the warm-up."""
     final_learning_rate: float = 0.0
-    """At the last step, where the cosine ends; a part of `learning_rate`."""
+    """At the last step, where the cosine ends; a fraction of `learning_rate`."""
     warm_up_steps: int = 0
-    """Steps in which the learning rate rises from nothing."""
+    """Steps in which the learning rate rises from zero."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Of AdamW."""
     weight_decay: float = 0.0
@@ -80,14 +80,14 @@ class DistillConfig:
     patience: int | None = 20
     """Evaluations without a better held-out KL after which the run ends; None: it does not end early."""
     least_improvement: float = 0.0
-    """Part by which the held-out loss must fall to count as better."""
+    """Fraction by which the held-out loss must fall to count as better."""
 
     output: Path | None = None
     """Folder for states, metrics and the result; None: nothing is written, and the best weights are kept in memory."""
     save_every: int = 100
-    """Steps between two states from which the run can go on."""
+    """Steps between two states from which the run can continue."""
     resume: bool = True
-    """Go on from the state in `output`, if there is one."""
+    """Continue from the state in `output`, if there is one."""
     tensorboard: bool = False
     """Write metrics for TensorBoard, too."""
     progress: bool = True
@@ -99,18 +99,13 @@ class DistillConfig:
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r} is unknown", way_out=f"one of {', '.join(get_args(choices))}"
                 )
-        for name, least in _COUNTS.items():
+        for name, (kind, least) in _NUMBERS.items():
             value = getattr(self, name)
-            if name == "patience" and value is None:
+            if value is None and name in ("patience", "clip"):
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f"{name}={value!r} is no count", way_out=f"a whole number, at least {least}")
-        for name in ("learning_rate", "final_learning_rate", "weight_decay", "least_improvement", "clip"):
-            value = getattr(self, name)
-            if name == "clip" and value is None:
-                continue
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-                raise ConfigError(f"{name}={value!r} is no number", way_out=f"{name} >= 0")
+            if not isinstance(value, kind) or isinstance(value, bool) or not least <= value < math.inf:
+                what, wanted = ("count", "a whole number, at least") if kind is int else ("number", "finite, at least")
+                raise ConfigError(f"{name}={value!r} is not a {what}", way_out=f"{wanted} {least}")
         for name in ("output", "teacher_cache"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))
@@ -141,36 +136,34 @@ class DistillConfig:
 
     def digest(self) -> str:
         """Hash of all options that decide the result."""
-        said = {
+        options = {
             entry.name: getattr(self, entry.name)
             for entry in dataclasses.fields(self)
             if entry.name not in (*WITHOUT_EFFECT, "options", "connectivity", "layers")
         }
-        said["backend"] = self.backend_config().to_json()
-        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+        options["backend"] = self.backend_config().to_json()
+        return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()
 
     @classmethod
-    def from_mapping(cls, data: Mapping[str, Any]) -> DistillConfig:
-        """The configuration that a table of a file holds.
+    def from_mapping(cls, data: Mapping[str, Any], origin: str = "self_distill") -> DistillConfig:
+        """The configuration with these options.
+
+        Args:
+            data: option -> value.
+            origin: where they are from, for messages.
 
         Raises:
             ConfigError: an unknown key, with the closest known one; or a wrong value.
         """
-        known = [entry.name for entry in dataclasses.fields(cls)]
-        for key in data:
-            if key not in known:
-                hint = did_you_mean(key, known, f"known options: {', '.join(known)}")
-                raise ConfigError(f"unknown option {key!r}", way_out=hint)
+        Reader(origin).refuse_unknown(data, [entry.name for entry in dataclasses.fields(cls)])
         return cls(**data)
 
 
-_COUNTS = {
-    "top_k": 1,
-    "steps": 1,
-    "accumulate": 1,
-    "warm_up_steps": 0,
-    "evaluate_every": 1,
-    "patience": 1,
-    "save_every": 1,
-    "seed": 0,
+_NUMBERS: dict[str, tuple[Any, int]] = {
+    **dict.fromkeys(("top_k", "steps", "accumulate", "evaluate_every", "patience", "save_every"), (int, 1)),
+    **dict.fromkeys(("warm_up_steps", "seed"), (int, 0)),
+    **dict.fromkeys(
+        ("learning_rate", "final_learning_rate", "weight_decay", "least_improvement", "clip"), (int | float, 0)
+    ),
 }
+"""Numeric options: their type, and the least value."""

@@ -1,8 +1,10 @@
-"""A distillation as a file: what `farskip distill CONFIG` reads.
+"""A distillation as a file, which `farskip distill CONFIG` reads, and text files as batches of token ids.
 
-In:    a TOML file.
-Out:   `Job`: model, data and configuration; a wrong key or value is a `ConfigError` that names it.
-Never: trains.
+In:    a TOML file; text files, a tokenizer of `transformers`, a length and a batch size.
+Out:   `Job`: model, data and configuration; a wrong key or value is a `ConfigError` that names it. A `DataLoader`:
+       shuffled anew in each epoch, each rank with its own part; every batch has the same shape.
+Never: trains; pads. Documents follow one another with the tokenizer's end-of-text token in between, if it has one, and
+       are cut into sequences; what is left at the end is dropped. `datasets` reads, tokenizes and caches the result.
 
     model = "path/to/checkpoint"        # a folder from save_pretrained, or MODEL as `farskip explain` takes it
     tokenizer = "path/to/tokenizer"     # left out: the model's folder
@@ -13,7 +15,7 @@ Never: trains.
     held_out = ["held_out.txt"]
     sequence_length = 512
     batch_size = 8
-    held_out_sequences = 64             # that are used; left out: all
+    held_out_sequences = 64             # how many are used; left out: all
 
     [distill]                           # any option of DistillConfig
     manifest = "plan.json"              # says connectivity and layers; or
@@ -26,24 +28,87 @@ from __future__ import annotations
 
 import importlib.util
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler, SequentialSampler
 
+from farskip_compile._compat.distributed import world_group
 from farskip_compile.distill.config import DistillConfig
-from farskip_compile.distill.texts import text_batches
 from farskip_compile.errors import ConfigError
+from farskip_compile.json_files import Reader
 from farskip_compile.manifest import load_manifest
 from farskip_compile.prepare import prepare
-from farskip_compile.text_utils import did_you_mean
 from farskip_compile.zoo.model_source import load
 
-KEYS = ("model", "tokenizer", "dtype", "data", "distill")
-DATA_KEYS = ("train", "held_out", "sequence_length", "batch_size", "held_out_sequences")
+
+def text_batches(
+    files: Sequence[str | Path],
+    tokenizer: Any,
+    *,
+    sequence_length: int,
+    batch_size: int,
+    shuffle: bool = True,
+    limit: int | None = None,
+) -> DataLoader[Any]:
+    """Batches of token ids [batch_size, sequence_length].
+
+    Args:
+        files: text in UTF-8, one document each.
+        tokenizer: of `transformers`.
+        sequence_length: tokens of one sequence.
+        batch_size: sequences of one batch, on each rank.
+        shuffle: in another order in each epoch.
+        limit: number of sequences that are used; None: all.
+
+    Raises:
+        ConfigError: `datasets` is missing, a file is, or there is too little text for one batch.
+    """
+    try:
+        from datasets import Dataset
+    except ImportError as error:
+        raise ConfigError("datasets is not installed", way_out="pip install 'farskip-compile[distill]'") from error
+    if missing := [str(file) for file in files if not Path(file).is_file()]:
+        raise ConfigError(f"there is no file {missing[0]}", way_out="text files in UTF-8")
+    lines = Dataset.from_text([str(file) for file in files], keep_linebreaks=True, sample_by="document")
+    end = getattr(tokenizer, "eos_token_id", None)
+
+    def cut(found: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        tokens: list[int] = []
+        for text in found["text"]:
+            tokens += [
+                *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
+                *([end] if end is not None else []),
+            ]
+        whole = len(tokens) // sequence_length * sequence_length
+        return {"input_ids": [tokens[at : at + sequence_length] for at in range(0, whole, sequence_length)]}
+
+    sequences: Any = lines.map(cut, batched=True, batch_size=None, remove_columns=lines.column_names)
+    if limit is not None:
+        sequences = sequences.select(range(min(limit, len(sequences))))
+    world = world_group()
+    ranks = world.size() if world is not None else 1
+    if len(sequences) < batch_size * ranks:
+        raise ConfigError(
+            f"the text has {len(sequences)} sequences of {sequence_length} tokens, which is less than one batch of "
+            f"{batch_size} on {ranks} ranks",
+            way_out="more text, shorter sequences or smaller batches",
+        )
+    sampler: Sampler[int]
+    if ranks > 1:
+        sampler = DistributedSampler(sequences, shuffle=shuffle, drop_last=True)
+    else:
+        sampler = RandomSampler(sequences) if shuffle else SequentialSampler(sequences)
+    rows = sequences.with_format("torch")
+    return DataLoader(rows, batch_size=batch_size, sampler=sampler, drop_last=True, collate_fn=_stacked)
+
+
+def _stacked(rows: Iterable[dict[str, torch.Tensor]]) -> torch.Tensor:
+    return torch.stack([row["input_ids"] for row in rows])
 
 
 @dataclass(frozen=True)
@@ -57,6 +122,28 @@ class Job:
     config: DistillConfig
 
 
+@dataclass(frozen=True)
+class _Data:
+    """The table `data` of the file."""
+
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
+    sequence_length: int
+    batch_size: int
+    held_out_sequences: int | None = None
+
+
+@dataclass(frozen=True)
+class _File:
+    """The file."""
+
+    model: str
+    data: _Data
+    tokenizer: str | None = None
+    dtype: str | None = None
+    distill: Mapping[str, Any] = field(default_factory=dict)
+
+
 def read_job(path: Path) -> Job:
     """What the file at `path` asks for.
 
@@ -64,19 +151,36 @@ def read_job(path: Path) -> Job:
         ConfigError: it can't be read, or asks for something that is not there.
     """
     try:
-        said = tomllib.loads(path.read_text())
+        found = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"can't read {path}: {error}", way_out="a TOML file") from error
-    _known(said, KEYS, "")
-    data = said.get("data", {})
-    _known(data, DATA_KEYS, "data.")
-    for key in ("model", "data"):
-        if key not in said:
-            raise ConfigError(f"{path} has no {key!r}", way_out="see `farskip distill --help`")
-    for key in ("train", "held_out", "sequence_length", "batch_size"):
-        if key not in data:
-            raise ConfigError(f"{path} has no data.{key}", way_out="see `farskip distill --help`")
-    options = dict(said.get("distill", {}))
+    if isinstance(data := found.get("data"), dict):  # one pattern may stand for a list of them
+        data.update({key: [data[key]] for key in ("train", "held_out") if isinstance(data.get(key), str)})
+    file = Reader(str(path), way_out="see `farskip distill --help`").decode(_File, found)
+    for key in ("sequence_length", "batch_size", "held_out_sequences"):
+        if (value := getattr(file.data, key)) is not None and value < 1:
+            raise ConfigError(f"{path}: data.{key}={value} is not a count", way_out="a whole number, at least 1")
+    config = _config(path, dict(file.distill))
+    model = _model(file.model, path.parent, file.dtype)
+    tokenizer = _tokenizer(file.tokenizer or file.model, path.parent)
+
+    def batches(key: str, *, shuffle: bool, limit: int | None) -> Iterable[Any]:
+        return text_batches(
+            _files(getattr(file.data, key), path.parent, f"data.{key}"),
+            tokenizer,
+            sequence_length=file.data.sequence_length,
+            batch_size=file.data.batch_size,
+            shuffle=shuffle,
+            limit=limit,
+        )
+
+    train = batches("train", shuffle=True, limit=None)
+    held_out = batches("held_out", shuffle=False, limit=file.data.held_out_sequences)
+    return Job(model, tokenizer, train, held_out, config)
+
+
+def _config(path: Path, options: dict[str, Any]) -> DistillConfig:
+    """The configuration that the table `distill` asks for; paths are from the folder of the file."""
     for key in ("output", "teacher_cache"):
         if key in options:
             options[key] = path.parent / options[key]
@@ -89,48 +193,11 @@ def read_job(path: Path) -> Job:
         options |= {"connectivity": found.connectivity, "layers": found.layers}
     if options.get("layers") is not None:
         options["layers"] = tuple(options["layers"])
-    config = DistillConfig.from_mapping(options)
-    model = _model(said["model"], path.parent, said.get("dtype"))
-    tokenizer = _tokenizer(said.get("tokenizer", said["model"]), path.parent)
-
-    def batches(key: str, *, shuffle: bool, limit: int | None) -> Iterable[Any]:
-        return text_batches(
-            _files(data[key], path.parent, f"data.{key}"),
-            tokenizer,
-            sequence_length=_count(data, "sequence_length"),
-            batch_size=_count(data, "batch_size"),
-            shuffle=shuffle,
-            limit=limit,
-        )
-
-    limit = _count(data, "held_out_sequences") if "held_out_sequences" in data else None
-    return Job(
-        model,
-        tokenizer,
-        batches("train", shuffle=True, limit=None),
-        batches("held_out", shuffle=False, limit=limit),
-        config,
-    )
+    return DistillConfig.from_mapping(options, f"{path}, distill")
 
 
-def _known(table: Mapping[str, Any], keys: tuple[str, ...], prefix: str) -> None:
-    for key in table:
-        if key not in keys:
-            hint = did_you_mean(key, keys, f"known keys: {', '.join(keys)}", prefix=prefix)
-            raise ConfigError(f"unknown key {prefix}{key}", way_out=hint)
-
-
-def _count(data: Mapping[str, Any], key: str) -> int:
-    value = data[key]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"data.{key}={value!r} is no count", way_out="a whole number, at least 1")
-    return value
-
-
-def _files(patterns: Any, folder: Path, key: str) -> list[Path]:
-    if isinstance(patterns, str):
-        patterns = [patterns]
-    found = [file for pattern in patterns for file in sorted(folder.glob(pattern))] if patterns else []
+def _files(patterns: tuple[str, ...], folder: Path, key: str) -> list[Path]:
+    found = [file for pattern in patterns for file in sorted(folder.glob(pattern))]
     if not found:
         raise ConfigError(f"{key} matches no file in {folder}", way_out="patterns from the folder of the configuration")
     return found
@@ -139,7 +206,7 @@ def _files(patterns: Any, folder: Path, key: str) -> list[Path]:
 def _model(name: str, folder: Path, dtype: str | None) -> nn.Module:
     kind = getattr(torch, dtype, None) if dtype is not None else None
     if dtype is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
-        raise ConfigError(f"dtype={dtype!r} is none", way_out='"float32" or "bfloat16"')
+        raise ConfigError(f"dtype={dtype!r} is not a floating-point type", way_out='"float32" or "bfloat16"')
     if not (folder / name).is_dir():
         found: Any = load(name).model
     else:

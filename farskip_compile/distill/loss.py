@@ -1,13 +1,13 @@
 """How far a student is from its teacher, or from the text, summed over target tokens.
 
 In:    logits [B, T, V] of the student; of the teacher, or its `TopLogits`; targets [B, T - 1].
-Out:   one number: a sum, not a mean, so that ranks and accumulated batches can be put together.
+Out:   one number: a sum, not a mean, so that ranks and accumulated batches can be combined.
 Never: a softmax in less than float32.
 
 `forward_kl` is eq. 4 of arXiv 2511.11505 (section 2.2): the sum over targets t of
-KL(p_teacher(. | <t) || p_student(. | <t)). From the k largest logits of a teacher it is the KL of k + 1 outcomes, of
-which the last is "any other token": never more than the KL over the whole vocabulary, and equal to it where k is the
-vocabulary.
+KL(p_teacher(. | <t) || p_student(. | <t)). From the k largest logits of a teacher it is the KL of k + 1 outcomes, the
+last of which is "any other token": never more than the KL over the whole vocabulary, and equal to it where k is the
+size of the vocabulary.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TopLogits:
 
     @classmethod
     def of(cls, logits: torch.Tensor, k: int) -> TopLogits:
-        """Of logits [B, T, V]."""
+        """The k largest of logits [B, T, V]."""
         log_p = logits[:, :-1].float().log_softmax(-1)
         values, indices = log_p.topk(min(k, log_p.shape[-1]), dim=-1)
         return cls(values, indices)
@@ -61,7 +61,7 @@ def next_token_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
 
 
 def agreement(student: torch.Tensor, teacher: torch.Tensor | TopLogits, targets: torch.Tensor) -> torch.Tensor:
-    """At how many positions with a target both give the largest probability to the same token."""
+    """The number of positions with a target at which both give the largest probability to the same token."""
     first = teacher[:, :-1].argmax(-1) if isinstance(teacher, torch.Tensor) else teacher.indices[..., 0]
     return ((student[:, :-1].argmax(-1) == first) & (targets != IGNORED)).sum()
 
@@ -71,6 +71,6 @@ def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _log_of_rest(log_p: torch.Tensor) -> torch.Tensor:
-    """log(1 - sum of the probabilities); of what rounds to nothing, the smallest normal number."""
+    """log(1 - sum of the probabilities); where that rounds to zero, of the smallest normal number."""
     rest = 1.0 - log_p.double().exp().sum(-1)
     return rest.clamp_min(torch.finfo(torch.float32).tiny).log().to(log_p.dtype)

@@ -1,9 +1,9 @@
 """`self_distill`: a trained model learns to be itself under another connectivity (FCSD, arXiv 2511.11505, section 2.2).
 
 In:    a causal model with trained weights, batches of token ids, a configuration.
-Out:   the same model with other weights, good for `torch.compile(model, backend="farskip")` under that connectivity
+Out:   the same model with other weights, valid for `torch.compile(model, backend="farskip")` under that connectivity
        only; `Distilled`: the manifest that says so, and what was reached.
-Never: leaves other weights in the model than the best that were seen; trains a model that can't be rewired as asked.
+Never: leaves weights in the model other than the best that were seen; trains a model that can't be rewired as asked.
 
 Steps:
 1. Capture the model as the student will be compiled: a refusal ends the run before anything is computed.
@@ -25,15 +25,13 @@ import torch
 from torch import nn
 
 from farskip_compile.describe import describe
-from farskip_compile.distill import state
-from farskip_compile.distill.batches import as_batch
-from farskip_compile.distill.calling import arguments, named_arguments
+from farskip_compile.distill.batches import arguments, as_batch
+from farskip_compile.distill.checkpoints import newest_state, save_checkpoint
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.distill.evaluate import HeldOut
 from farskip_compile.distill.ranks import Ranks, Sharded
 from farskip_compile.distill.records import Records
 from farskip_compile.distill.run import Run
-from farskip_compile.distill.save import save_checkpoint
 from farskip_compile.errors import ConfigError
 from farskip_compile.manifest import Manifest
 
@@ -43,7 +41,7 @@ CHECKPOINT = "model"
 
 @dataclass(frozen=True)
 class Distilled:
-    """What a run came to."""
+    """The result of a run."""
 
     model: nn.Module
     """With the best weights."""
@@ -54,14 +52,14 @@ class Distilled:
     after: HeldOut
     """Rewired, with the weights that the model has now."""
     best_step: int
-    """Steps behind which these weights were; 0: the original's."""
+    """Number of steps after which these weights were reached; 0: the original's."""
     steps: int
     """Steps taken."""
     tokens: int
     """Targets seen in these steps, by all ranks."""
     stopped_early: bool
     history: tuple[tuple[int, HeldOut], ...] = field(default=(), repr=False)
-    """Evaluations of this process, with the step that each was made behind."""
+    """Evaluations of this process, each with the number of steps before it."""
     _ranks: Ranks | None = field(default=None, repr=False, compare=False)
 
     def save(self, folder: str | Path) -> Path:
@@ -80,7 +78,7 @@ def self_distill(
     sharded: Sharded | None = None,
     **options: Any,
 ) -> Distilled:
-    """Train `model` to say under the wanted connectivity what it says now.
+    """Train `model` to give under the requested connectivity the output that it gives now.
 
     The loss is KL(original || student), a mean over target tokens (paper, eq. 4). All parameters that require a
     gradient are trained. The model is the student, so that its weights are the healed ones afterwards.
@@ -88,17 +86,17 @@ def self_distill(
     Args:
         model: maps token ids [B, T] to logits [B, T, V], or to something with `.logits`; not compiled. One of
             transformers may need `farskip_compile.prepare` first.
-        data: batches, as `farskip_compile.distill.batches` has them: anything that can be gone through, again and again
-            if it holds less than all steps need. On several ranks, each has its own.
-        config: what is wanted; or give its fields as keyword arguments.
+        data: batches, as `farskip_compile.distill.batches` has them: any iterable, which is started again when it
+            ends. On several ranks, each has its own.
+        config: what is requested; or give its fields as keyword arguments.
         held_out: batches for evaluation: the best weights are chosen by them.
         sharded: on several ranks, whether a parameter (name, parameter) is this rank's part of one that is spread over
-            them; None: what differs between the ranks is. DTensors need nothing.
+            them; None: what differs between the ranks is. DTensors are recognised.
         **options: fields of `DistillConfig`.
 
     Raises:
-        ConfigError: wrong options, data or model; or a state in `output` that is of another run.
-        DistillationError: the loss is no number any more.
+        ConfigError: wrong options, data or model; or `output` holds the state of another run.
+        DistillationError: the loss is no longer finite.
         FarSkipError: the model can't be rewired as asked.
     """
     if config is not None and options:
@@ -127,24 +125,24 @@ def _take_steps(run: Run, manifest: Manifest) -> Distilled:
         manifest = dataclasses.replace(manifest, fingerprint=None)
     before = run.evaluate()
     history = [(0, before)]
-    kept = state.newest(config.output) if config.output is not None and config.resume else None
+    kept = newest_state(config.output) if config.output is not None and config.resume else None
     if kept is not None:
         run.restore(kept)
     else:
-        run.best.tell(0, _score(before))
+        run.best.record(0, _score(before))
     stopped = run.best.exhausted
     records = Records(config, run.taken, first=ranks.rank == 0)
     try:
         if kept is None:
-            records.tell(0, **before.to_json())
+            records.write(0, **before.to_json())
         while run.taken < config.steps and not stopped:
             step = run.step()
-            told: dict[str, Any] = {**dataclasses.asdict(step), "tokens": run.tokens}
+            numbers: dict[str, Any] = {**dataclasses.asdict(step), "tokens": run.tokens}
             if run.taken % config.evaluate_every == 0 or run.taken == config.steps:
                 history.append((run.taken, run.evaluate()))
-                told |= history[-1][1].to_json()
-                stopped = run.best.tell(run.taken, _score(history[-1][1]))
-            records.tell(run.taken, **told)
+                numbers |= history[-1][1].to_json()
+                stopped = run.best.record(run.taken, _score(history[-1][1]))
+            records.write(run.taken, **numbers)
             if config.output is not None and (
                 run.taken % config.save_every == 0 or run.taken == config.steps or stopped
             ):
@@ -171,7 +169,7 @@ def _take_steps(run: Run, manifest: Manifest) -> Distilled:
 
 def _describe(model: nn.Module, example: Any, config: DistillConfig) -> Manifest:
     batch = as_batch(example, next(model.parameters()).device)
-    args, kwargs = arguments(batch, named_arguments(model))
+    args, kwargs = arguments(batch, model)
     return describe(model, *args, connectivity=config.connectivity, layers=config.layers, **kwargs)
 
 

@@ -1,14 +1,14 @@
-"""Training on several ranks: who has what, and how gradients are put together.
+"""Training on several ranks: who has what, and how gradients are combined.
 
 In:    a model on each rank of the default process group, each with data of its own; parameters are either the same on
        all ranks (data parallelism) or parts of one that is spread over them (experts).
 Out:   `Ranks`: sums over ranks, the gradients of a step as one process would have them, their common norm.
-Never: guesses what is a part. Told by `sharded=...`, or seen: what differs between the ranks is a part. A parameter
-       that is the same number everywhere (a bias of zeros) may be either, and beside parts it must be told.
+Never: guesses what is a part. `sharded=...` says so, or it is detected: what differs between the ranks is a part. A
+       parameter that is the same number everywhere (a bias of zeros) may be either, so next to parts it must be given.
 
 The loss of each rank is its sum over targets, divided by the targets of all ranks. Gradients of what all ranks have are
-summed by `DistributedDataParallel`; a part's gradient is whole as it is, since the exchange of tokens brings home the
-gradients of all ranks' tokens. DTensors take care of themselves.
+summed by `DistributedDataParallel`; the gradient of a part is complete as it is, since the exchange of tokens brings
+back the gradients of all ranks' tokens. DTensors take care of themselves.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Ranks:
 
     Args:
         model: this rank's.
-        sharded: whether a parameter, by name, is this rank's part of one; None: it is seen.
+        sharded: whether a parameter, by name, is this rank's part of one; None: it is detected.
     """
 
     def __init__(self, model: nn.Module, sharded: Sharded | None = None) -> None:
@@ -47,7 +47,9 @@ class Ranks:
         self.model = model
         self.parts: frozenset[str] = frozenset()
         if self.active:
-            self.parts = frozenset(_told(model, sharded) if sharded is not None else _seen(model))
+            named = model.named_parameters()
+            found = _detected(model) if sharded is None else [name for name, value in named if sharded(name, value)]
+            self.parts = frozenset(found)
 
     def wrap(self, compiled: nn.Module) -> nn.Module:
         """The compiled model, whose backward averages the gradients of what all ranks have."""
@@ -91,38 +93,34 @@ class Ranks:
             dist.barrier()
 
 
-def _told(model: nn.Module, sharded: Sharded) -> list[str]:
-    return [name for name, value in model.named_parameters() if sharded(name, value)]
-
-
-def _seen(model: nn.Module) -> list[str]:
+def _detected(model: nn.Module) -> list[str]:
     """Parameters that differ between the ranks, by the hash of their bytes."""
     named = [(name, value.detach()) for name, value in model.named_parameters() if not hasattr(value, "to_local")]
-    mine = {name: (list(value.shape), _hash(value), _is_one_number(value)) for name, value in named}
+    mine = {name: _identity(value) for name, value in named}
     theirs: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(theirs, mine)
     if any(one.keys() != mine.keys() for one in theirs):
         raise ConfigError(
-            "the ranks have parameters of other names", way_out="the same model on each rank; pipelines are not trained"
+            "the names of the parameters differ between the ranks",
+            way_out="the same model on each rank; pipelines are not trained",
         )
     parts = [name for name in mine if any(one[name] != mine[name] for one in theirs)]
     homes = {name.rpartition(".")[0] for name in parts}
     unclear = [n for n, (_, _, one) in mine.items() if one and n not in parts and n.rpartition(".")[0] in homes]
     if unclear:
         raise ConfigError(
-            f"{unclear[0]} is one number, the same on all ranks, beside parameters that differ between ranks: it may "
+            f"{unclear[0]} is one number, the same on all ranks, next to parameters that differ between ranks: it may "
             "be a part of a spread parameter, or not",
             way_out="self_distill(..., sharded=lambda name, parameter: ...)",
         )
     return parts
 
 
-def _hash(value: torch.Tensor) -> str:
-    return hashlib.blake2b(value.cpu().contiguous().view(torch.uint8).numpy().tobytes(), digest_size=16).hexdigest()
-
-
-def _is_one_number(value: torch.Tensor) -> bool:
-    return value.numel() > 0 and bool((value == value.flatten()[0]).all())
+def _identity(value: torch.Tensor) -> tuple[list[int], str, bool]:
+    """(shape, hash of the bytes, whether all numbers are the same one)."""
+    bytes = value.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    is_one_number = value.numel() > 0 and bool((value == value.flatten()[0]).all())
+    return list(value.shape), hashlib.blake2b(bytes, digest_size=16).hexdigest(), is_one_number
 
 
 def _norm(grads: list[torch.Tensor]) -> float:

@@ -1,8 +1,8 @@
-"""What a run tells while it goes on: JSON lines, a progress bar, TensorBoard.
+"""What a run reports while it goes on: JSON lines, a progress bar, TensorBoard.
 
-In:    a dictionary of numbers for each step that is told.
+In:    a dictionary of numbers for each reported step.
 Out:   `metrics.jsonl` (one JSON object a line, flushed); on a terminal a bar; if asked, TensorBoard's files.
-Never: tells anything on another rank than the first; leaves lines of steps that a resumed run takes again.
+Never: reports on another rank than the first; leaves lines of steps that a resumed run takes again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.errors import ConfigError
+from farskip_compile.json_files import write_text
 
 FILE = "metrics.jsonl"
 
@@ -26,7 +27,7 @@ class Records:
 
     Args:
         config: of the run.
-        step: steps that were taken before.
+        step: number of steps taken before.
         first: whether this is the first rank.
     """
 
@@ -40,7 +41,7 @@ class Records:
             config.output.mkdir(parents=True, exist_ok=True)
             path = config.output / FILE
             kept = [line for line in _lines(path) if step and json.loads(line)["step"] <= step]
-            path.write_text("".join(f"{line}\n" for line in kept))
+            write_text(path, "".join(f"{line}\n" for line in kept))
             self.file = path.open("a")
             if config.tensorboard:
                 self.board = _writer(config.output, step)
@@ -49,14 +50,14 @@ class Records:
                 TextColumn("distill"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[told]}"),
+                TextColumn("{task.fields[shown]}"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
             self.bar.start()
-            self.task = self.bar.add_task("", total=config.steps, completed=step, told="")
+            self.task = self.bar.add_task("", total=config.steps, completed=step, shown="")
 
-    def tell(self, step: int, **numbers: float | int | None) -> None:
+    def write(self, step: int, **numbers: float | int | None) -> None:
         """Numbers of one step; `step` counts from 1."""
         if self.file is not None:
             self.file.write(json.dumps({"step": step, **numbers}) + "\n")
@@ -67,13 +68,13 @@ class Records:
                     self.board.add_scalar(name, value, step)
         if self.bar is not None:
             shown = {name: numbers[name] for name in ("loss", "held_out_kl", "held_out_loss") if name in numbers}
-            told = " ".join(f"{name.replace('_', '-')} {value:.4f}" for name, value in shown.items())
+            text = " ".join(f"{name.replace('_', '-')} {value:.4f}" for name, value in shown.items())
             self.bar.update(self.task, completed=step)
-            if told:
-                self.bar.update(self.task, told=told)
+            if text:
+                self.bar.update(self.task, shown=text)
 
     def close(self) -> None:
-        """At the end, however it ended."""
+        """Close at the end of the run, however it ended."""
         for one in (self.file, self.board):
             if one is not None:
                 one.close()

@@ -1,7 +1,8 @@
 """A run: the student, its teacher and its optimizer, taken from step to step.
 
 In:    a model that can be rewired as asked, data, and a configuration.
-Out:   `Run`: `step` takes one optimizer step on all ranks; `save` and `restore` keep everything that changes.
+Out:   `Run`: `step` takes one optimizer step on all ranks; `save` and `restore` keep everything that changes. AdamW,
+       with a linear warm-up and then a cosine (paper section 3.1).
 Never: a step whose gradients are not finite.
 """
 
@@ -19,23 +20,55 @@ from torch import nn
 
 from farskip_compile._compat.distributed import whole_graphs_under_ddp
 from farskip_compile.backend import backend
-from farskip_compile.distill import state
-from farskip_compile.distill.batches import Batch, Feed, Position, as_batch
-from farskip_compile.distill.calling import caller
+from farskip_compile.distill.batches import Batch, Feed, Position, as_batch, caller
+from farskip_compile.distill.checkpoints import load_state, save_state
 from farskip_compile.distill.config import DistillConfig
-from farskip_compile.distill.early_stop import Best
-from farskip_compile.distill.evaluate import Evaluation, HeldOut
+from farskip_compile.distill.evaluate import Best, Evaluation, HeldOut
 from farskip_compile.distill.loss import forward_kl, next_token_loss
-from farskip_compile.distill.optimizer import make_optimizer
 from farskip_compile.distill.ranks import Ranks, Sharded
-from farskip_compile.distill.teacher import FrozenCheck, FrozenTeacher, Teacher
-from farskip_compile.distill.teacher_cache import CachedTeacher, checksum
-from farskip_compile.errors import DistillationError
+from farskip_compile.distill.teacher import CachedTeacher, FrozenTeacher, Teacher, checksum
+from farskip_compile.errors import ConfigError, DistillationError
+
+FUSED = ("cpu", "cuda", "xpu")
+"""Devices for which torch has a fused AdamW."""
+
+
+def learning_rate_at(step: int, config: DistillConfig) -> float:
+    """Fraction of the learning rate that step `step`, counted from 0, uses."""
+    if step < config.warm_up_steps:
+        return (step + 1) / (config.warm_up_steps + 1)
+    done = (step - config.warm_up_steps) / max(config.steps - config.warm_up_steps, 1)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+    return config.final_learning_rate + (1.0 - config.final_learning_rate) * cosine
+
+
+def make_optimizer(
+    model: nn.Module, config: DistillConfig
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW over all parameters that require a gradient; matrices decay, vectors do not.
+
+    Raises:
+        ConfigError: no parameter requires a gradient.
+    """
+    trained = [value for value in model.parameters() if value.requires_grad]
+    if not trained:
+        raise ConfigError("no parameter of the model requires a gradient", way_out="model.requires_grad_(True)")
+    groups = [
+        {"params": [value for value in trained if value.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [value for value in trained if value.dim() < 2], "weight_decay": 0.0},
+    ]
+    # one kernel for a whole group: without it the update holds temporaries as large as the parameters. It does not
+    # accept DTensors together with other tensors
+    fused = all(type(value) is nn.Parameter and value.device.type in FUSED for value in trained)
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]], config.learning_rate, config.betas, fused=fused
+    )
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_at(step, config))
 
 
 @dataclass(frozen=True)
 class Step:
-    """Of one optimizer step; the same on all ranks."""
+    """One optimizer step; the same on all ranks."""
 
     loss: float
     """Mean over the targets of the step, before it is taken, in nats."""
@@ -52,7 +85,7 @@ class Run:
     Args:
         model: trained in place.
         data: batches for training.
-        held_out: batches for evaluation, gone through once.
+        held_out: batches for evaluation, traversed once.
         config: of the run.
         sharded: as in `Ranks`.
     """
@@ -90,13 +123,13 @@ class Run:
             ConfigError: the data has ended, or the teacher moves with the student.
         """
         batches = [next(self.feed) for _ in range(self.config.accumulate)]
-        check: FrozenCheck | None = None
+        original = None  # the teacher's logits before the first step
         if isinstance(self.teacher, FrozenTeacher) and not self._is_checked:
             with self._autocast():
-                check = FrozenCheck(self.teacher, batches[0])
+                original = self.teacher(batches[0])
         (tokens,) = self.ranks.sum(sum(batch.tokens for batch in batches))
         if not tokens:
-            raise DistillationError("no token of this step's batches is a target", way_out="look at labels and masks")
+            raise DistillationError("no token of this step's batches is a target", way_out="check labels and masks")
         loss = 0.0
         for number, batch in enumerate(batches, start=1):
             last = number == len(batches)
@@ -116,10 +149,10 @@ class Run:
         self.optimizer.zero_grad()
         self.scheduler.step()
         self.taken, self.tokens = self.taken + 1, self.tokens + int(tokens)
-        if check is not None:
+        if isinstance(self.teacher, FrozenTeacher) and original is not None:
             self._is_checked = True
             with self._autocast():
-                check.assert_frozen()
+                self.teacher.check_frozen(batches[0], original)
         return Step(loss, norm, rate, int(tokens))
 
     def evaluate(self) -> HeldOut:
@@ -130,9 +163,9 @@ class Run:
     def save(self) -> None:
         """Write a state, on all ranks."""
         assert self.config.output is not None
+        state, best = self.optimizer.state, self.best.weights
         tensors = {
-            name: {"value": value.detach(), "optimizer": self.optimizer.state.get(value, {}), "best": best.get(name)}
-            for best in (self.best.weights,)
+            name: {"value": value.detach(), "optimizer": state.get(value, {}), "best": best.get(name)}
             for name, value in (*self.model.named_parameters(), *self.model.named_buffers())
         }
         own = {
@@ -145,16 +178,16 @@ class Run:
             "generator": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
-        state.save(self.config.output, self.taken, tensors, own, self.ranks)
+        save_state(self.config.output, self.taken, tensors, own, self.ranks)
 
     @torch.no_grad()
     def restore(self, path: Any) -> None:
-        """Go on from a state that `save` wrote.
+        """Continue from a state that `save` wrote.
 
         Raises:
             ConfigError: it is of another run.
         """
-        tensors, own = state.load(path, self.ranks, self.about)
+        tensors, own = load_state(path, self.ranks, self.about)
         for name, value in (*self.model.named_parameters(), *self.model.named_buffers()):
             value.copy_(tensors[name]["value"])
         names = {value: name for name, value in self.model.named_parameters()}
@@ -175,12 +208,12 @@ class Run:
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         with self._autocast():
-            said = self.teacher(batch) if self.teacher is not None else None
+            known = self.teacher(batch) if self.teacher is not None else None
             with whole_graphs_under_ddp():
                 logits = caller(self.wrapped, self.model)(batch)
-        if said is None:
+        if known is None:
             return next_token_loss(logits, batch.targets)
-        return forward_kl(logits, said, batch.targets)
+        return forward_kl(logits, known, batch.targets)
 
     def _make_teacher(self, held_out: Iterable[Batch]) -> Teacher:
         if self.config.teacher == "copy":
@@ -195,7 +228,7 @@ class Run:
             cached.fill(itertools.chain(held_out, (as_batch(one, self.device) for one in self.data)), original)
         torch.set_rng_state(generator)
         self.ranks.barrier()
-        cached.look()
+        cached.refresh()
         return cached
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -204,6 +237,6 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def _without_sums(self) -> AbstractContextManager[Any]:
-        """Gradients of all but the last batch of a step stay on their rank."""
+        """Keeps gradients on their rank, for all but the last batch of a step."""
         no_sync: Callable[[], AbstractContextManager[Any]] | None = getattr(self.wrapped, "no_sync", None)
         return no_sync() if no_sync is not None else nullcontext()

@@ -1,14 +1,17 @@
-"""Which rows to rewire: as much communication hidden for as little damage as can be.
+"""Which rows to rewire: as much communication hidden for as little damage as possible.
 
-In:    the damage of each row alone, and a function that estimates what a set of rows leaves exposed.
-Out:   `Front`: of all sets that were looked at, those that no other one beats in both; from none to all.
-Never: assumes that rows add up in what they hide. They do not: where the MoE reads past its own layer's attention, most
-       of the next attention's gain is had already, and more can be had where both are. Damage is taken as additive,
-       which holds while it is small.
+In:    the damage of each row alone, and what a set of rows leaves exposed: a function that estimates it, or the model
+       in parallel form, on ranks or `fake_ranks`.
+Out:   `Front`: of all sets that were looked at, those that no other one beats in both respects; from none to all.
+       `connectivity_of(damage, point.rows)` is what `FarSkipConfig`, `self_distill` and `describe` take.
+Never: assumes that the rows' gains add up. They do not: where the MoE reads past its own layer's attention, most of the
+       next attention's gain has been had already, and more is possible where both are rewired. Damage is taken as
+       additive, which holds while it is small. Never takes rows of one model for those of another: the parallel model
+       must have the same rows, by name.
 
 Algorithm: from no row, add the one that hides most for its damage; from all rows, drop the one that hides least for its
 damage. What a row adds mostly shrinks while rows are added, and grows while they are dropped, so rows are kept in a
-heap by what they made of an earlier set, and only the first one is estimated anew (lazy greedy): for n rows some 2 n
+heap by what they gained in an earlier set, and only the first one is estimated again (lazy greedy): for n rows some 2 n
 estimates each way, not n^2 / 2.
 """
 
@@ -17,11 +20,16 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from farskip_compile.plan.exposure import Exposure
+from torch import nn
+
+from farskip_compile.config import FarSkipConfig
+from farskip_compile.plan.damage import Damage, connectivity_of
+from farskip_compile.plan.exposure import Estimate, Exposure, with_estimates
 
 SMALLEST = 1e-9
-"""Damage, in nats, that a row without any is taken to do: a share of nothing is no order."""
+"""Damage, in nats, that a row without any is assumed to do, so that rows can be ordered by their gain per damage."""
 
 Rows = frozenset[str]
 
@@ -43,10 +51,10 @@ class Front:
 
     points: tuple[Point, ...]
     whole: Point
-    """All rows. A part of them may hide as much."""
+    """All rows. Some of them may hide as much."""
 
     def freed(self, point: Point) -> float:
-        """Part of what all rows free that this set frees; 1 if there is nothing to free."""
+        """Fraction of what all rows free that this set frees; 1 if there is nothing to free."""
         nothing = self.points[0].exposure.exposed
         most = nothing - self.whole.exposure.exposed
         return (nothing - point.exposure.exposed) / most if most > 0 else 1.0
@@ -64,8 +72,8 @@ def choose(damage: Mapping[str, float], estimate: Callable[[tuple[str, ...]], Ex
     """The front for rows with these damages.
 
     Args:
-        damage: of each row alone, nats per token; in the order of the model.
-        estimate: of a set of rows.
+        damage: that of each row alone, nats per token; in the order of the model.
+        estimate: gives the exposure of a set of rows.
     """
     known: dict[Rows, Exposure] = {}
 
@@ -74,9 +82,9 @@ def choose(damage: Mapping[str, float], estimate: Callable[[tuple[str, ...]], Ex
             known[rows] = estimate(tuple(row for row in damage if row in rows))
         return known[rows].exposed
 
-    price = {row: max(one, SMALLEST) for row, one in damage.items()}
-    _walk(frozenset(), lambda rows, row: rows | {row}, price, exposed)
-    _walk(frozenset(damage), lambda rows, row: rows - {row}, price, exposed)
+    cost = {row: max(one, SMALLEST) for row, one in damage.items()}
+    _walk(frozenset(), lambda rows, row: rows | {row}, cost, exposed)
+    _walk(frozenset(damage), lambda rows, row: rows - {row}, cost, exposed)
     points = [
         Point(tuple(row for row in damage if row in rows), sum(damage[row] for row in damage if row in rows), one)
         for rows, one in known.items()
@@ -91,18 +99,54 @@ def choose(damage: Mapping[str, float], estimate: Callable[[tuple[str, ...]], Ex
 def _walk(
     start: Rows,
     step: Callable[[Rows, str], Rows],
-    price: Mapping[str, float],
+    cost: Mapping[str, float],
     exposed: Callable[[Rows], float],
 ) -> None:
-    """Take all steps from `start`, those first that make what is exposed smallest for their price."""
-    order = {row: place for place, row in enumerate(price)}
+    """Take all steps from `start`, first those that reduce what is exposed most for their cost."""
+    order = {row: place for place, row in enumerate(cost)}
     rows = start
-    heap = [(-float("inf"), order[row], row, -1) for row in price]  # what it makes of which set, by number of steps
-    taken = 0
+    heap = [(-float("inf"), order[row], row, -1) for row in cost]  # last: after how many steps the gain was computed
+    steps = 0
     while heap:
         _, _, row, seen = heapq.heappop(heap)
-        if seen == taken:
-            rows, taken = step(rows, row), taken + 1
+        if seen == steps:
+            rows, steps = step(rows, row), steps + 1
             continue
-        more = (exposed(step(rows, row)) - exposed(rows)) / price[row]
-        heapq.heappush(heap, (more, order[row], row, taken))
+        more = (exposed(step(rows, row)) - exposed(rows)) / cost[row]
+        heapq.heappush(heap, (more, order[row], row, steps))
+
+
+def find_front(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    damage: Damage,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    config: FarSkipConfig | None = None,
+    backward: bool = False,
+    on_estimate: Callable[[tuple[str, ...]], None] = lambda rows: None,
+) -> Front:
+    """Which of the rows to rewire, for any share of the communication or any damage.
+
+    Args:
+        model: in parallel form; captured, not run.
+        args: example inputs of one rank.
+        damage: that of the same model, in whatever form it was measured.
+        kwargs: example inputs by name.
+        config: profile and limits of the scheduler.
+        backward: a training step instead of a call without gradients.
+        on_estimate: called with each set of rows before it is estimated.
+
+    Raises:
+        ConnectivityError: the parallel model does not have these rows, or they read something else.
+        ConfigError: there is no process group, or the model has no collectives.
+    """
+
+    def search(estimate: Estimate) -> Front:
+        def of(rows: tuple[str, ...]) -> Exposure:
+            on_estimate(rows)
+            return estimate(connectivity_of(damage, rows) if rows else "none")
+
+        return choose({row.row: row.held_out.kl or 0.0 for row in damage.rows}, of)
+
+    return with_estimates(model, args, search, kwargs=kwargs, config=config, backward=backward)

@@ -1,31 +1,73 @@
-"""What it costs to rewire each sub-block alone: the damage.
+"""The damage: what it costs to rewire each sub-block alone.
 
 In:    a causal model with trained weights, held-out batches, and the connectivity whose rows are candidates.
 Out:   `Damage`: for each row that this connectivity changes, the held-out KL from the original, and the next-token
        loss, when nothing else is changed; and the same for all rows together.
-Never: trains; changes the model. Healing repairs most of the damage, so these figures say which rows are the hard ones
-       (the earliest, arXiv 2511.11505, section 5.1, figure 3), not what is left after it.
+Never: trains; compiles for speed; changes the model. Healing repairs most of the damage, so these figures say which
+       rows are the hard ones (the earliest, arXiv 2511.11505, section 5.1, figure 3), not what is left afterwards.
+
+Dynamo's capture costs far more than rewiring, so it is made once for each shape and mode, and every connectivity gets a
+copy of the graph (`Variants`), which runs operator by operator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
+from farskip_compile.backend import backend
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.distill.batches import Batch, as_batch
+from farskip_compile.distill.batches import Batch, as_batch, caller
 from farskip_compile.distill.evaluate import Evaluation, HeldOut
 from farskip_compile.distill.ranks import Ranks
 from farskip_compile.distill.teacher import FrozenTeacher
 from farskip_compile.errors import ConfigError, ConnectivityError
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
-from farskip_compile.plan.variants import Variants
+from farskip_compile.report.compile import CompileReport
 
 ALL = "all rows"
+
+
+class Variants:
+    """One capture of a model, run under many connectivities.
+
+    Args:
+        model: not compiled.
+        configs: by name; `inner` and `schedule` do not matter.
+
+    Raises:
+        FarSkipError: at the first call, if the model can't be rewired as one of them asks.
+    """
+
+    def __init__(self, model: nn.Module, configs: Mapping[str, FarSkipConfig]) -> None:
+        self.configs = {name: replace(one, inner="eager", schedule=False, inductor={}) for name, one in configs.items()}
+        self.reports: dict[str, CompileReport] = {}
+        self._current = next(iter(self.configs))
+        self._compiled = caller(torch.compile(model, backend=self._receive, fullgraph=True), model)
+
+    def logits(self, name: str, batch: Batch) -> torch.Tensor:
+        """Logits [B, T, V] of the model under the configuration called `name`."""
+        self._current = name
+        return self._compiled(batch)
+
+    def _receive(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        functions: dict[str, Callable[..., Any]] = {}
+
+        def function(name: str) -> Callable[..., Any]:
+            if name not in functions:
+                one = replace(self.configs[name], on_report=lambda report: self.reports.__setitem__(name, report))
+                graph = fx.GraphModule(module, copy.deepcopy(module.graph))
+                functions[name] = backend(one)(graph, inputs)
+            return functions[name]
+
+        function(self._current)  # a refusal is raised by the call that needs it
+        return lambda *arguments: function(self._current)(*arguments)
 
 
 @dataclass(frozen=True)
@@ -41,7 +83,7 @@ class RowDamage:
 
 @dataclass(frozen=True)
 class Damage:
-    """Of each row of a connectivity."""
+    """The damage of each row of a connectivity."""
 
     connectivity: Connectivity
     layers: LayerRange
@@ -59,16 +101,16 @@ def measure_damage(
     *,
     connectivity: Connectivity = "full",
     layers: LayerRange = None,
-    told: Callable[[int, int], None] = lambda done, total: None,
+    on_row: Callable[[int, int], None] = lambda done, total: None,
 ) -> Damage:
-    """Rewire one row of `connectivity` after another, and see what it does to held-out text.
+    """Rewire one row of `connectivity` after another, and measure what it does to held-out text.
 
     Args:
         model: as in `self_distill`; not compiled.
         held_out: batches, as in `self_distill`; each is run once for each row.
         connectivity: whose rows are candidates, as in `FarSkipConfig`.
         layers: as in `FarSkipConfig`.
-        told: called with how many rows are measured, and of how many.
+        on_row: called with the number of rows measured so far, and their total.
 
     Raises:
         FarSkipError: the model can't be rewired to `connectivity`.
@@ -76,15 +118,15 @@ def measure_damage(
     """
     evaluation = _evaluation(model, held_out)
     whole = Variants(model, {ALL: FarSkipConfig(connectivity=connectivity, layers=layers)})
-    together = evaluation(lambda batch: whole.logits(ALL, batch), model)
+    together = evaluation(partial(whole.logits, ALL), model)
     table = whole.reports[ALL].table
     changed = {row: tuple(table.names(row.left_out)) for row in table.rows if row.left_out}
-    wishes = {row.name: FarSkipConfig(connectivity={row.name: gone}) for row, gone in changed.items()}
-    variants = Variants(model, {"none": FarSkipConfig(connectivity="none"), **wishes})
+    configs = {row.name: FarSkipConfig(connectivity={row.name: gone}) for row, gone in changed.items()}
+    variants = Variants(model, {"none": FarSkipConfig(connectivity="none"), **configs})
     found: dict[str, HeldOut] = {}
-    for number, name in enumerate(variants.wishes):
-        found[name] = evaluation(_under(variants, name), model)
-        told(number, len(changed))
+    for number, name in enumerate(variants.configs):
+        found[name] = evaluation(partial(variants.logits, name), model)
+        on_row(number, len(changed))
     return Damage(
         connectivity,
         layers,
@@ -102,13 +144,13 @@ def measure_together(
     Args:
         model: as in `measure_damage`.
         held_out: batches.
-        damage: of the model.
-        sets: of its rows, such as those of the points of a `Front`.
+        damage: that of the model.
+        sets: sets of its rows, such as those of the points of a `Front`.
     """
     evaluation = _evaluation(model, held_out)
-    wishes = {rows: FarSkipConfig(connectivity=connectivity_of(damage, rows) if rows else "none") for rows in sets}
-    variants = Variants(model, {" ".join(rows): one for rows, one in wishes.items()})
-    return {rows: evaluation(_under(variants, " ".join(rows)), model) for rows in wishes}
+    configs = {rows: FarSkipConfig(connectivity=connectivity_of(damage, rows) if rows else "none") for rows in sets}
+    variants = Variants(model, {" ".join(rows): one for rows, one in configs.items()})
+    return {rows: evaluation(partial(variants.logits, " ".join(rows)), model) for rows in configs}
 
 
 def connectivity_of(damage: Damage, rows: Iterable[str]) -> Connectivity:
@@ -129,7 +171,3 @@ def _evaluation(model: nn.Module, held_out: Iterable[Any]) -> Evaluation:
     if not batches:
         raise ConfigError("there are no held-out batches", way_out="held_out=[...]: the damage is measured on them")
     return Evaluation(batches, FrozenTeacher(model, copied=False), ranks)
-
-
-def _under(variants: Variants, name: str) -> Callable[[Batch], torch.Tensor]:
-    return lambda batch: variants.logits(name, batch)

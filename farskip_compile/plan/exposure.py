@@ -1,11 +1,11 @@
 """How much communication a connectivity leaves exposed, by estimate.
 
 In:    a model on ranks (real ones, or `farskip_compile.testing.fake_ranks`), example inputs, connectivities.
-Out:   for each an `Exposure`: seconds of collectives, and of these the seconds in which nothing is computed, in the
+Out:   an `Exposure` for each: seconds of collectives, and of these the seconds in which nothing is computed, in the
        order that the scheduler would choose with the given hardware profile; forward and, if asked, backward.
 Never: runs or compiles anything: one capture by Dynamo, and for each connectivity the ATen graphs of the rewired graph
-       and one search for an order. Fused kernels are not known here, so that compute counts as operators do: what a
-       compile reports afterwards (`last_schedules`) is nearer to the truth.
+       and one search for an order. Fused kernels are not known here, so compute counts as operators do: what a compile
+       reports afterwards (`last_schedules`) is closer to the truth.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from farskip_compile.step_graphs import Graphs, GraphsOf, with_graphs
 
 @dataclass(frozen=True)
 class Exposure:
-    """Of one call, or one training step, on one rank; estimates in seconds."""
+    """One call, or one training step, on one rank; estimates in seconds."""
 
     communication: float
     exposed: float
@@ -36,14 +36,14 @@ class Exposure:
 
     @property
     def hidden(self) -> float:
-        """Part of the communication that runs beside compute; 0 where there is none."""
+        """Fraction of the communication that overlaps compute; 0 where there is none."""
         return 1.0 - self.exposed / self.communication if self.communication else 0.0
 
 
 class Estimate(Protocol):
     """Estimates a connectivity, in a range of layers."""
 
-    def __call__(self, wish: Connectivity, layers: LayerRange = None) -> Exposure:
+    def __call__(self, connectivity: Connectivity, layers: LayerRange = None) -> Exposure:
         """See `with_estimates` for what it raises."""
         ...
 
@@ -67,30 +67,30 @@ def with_estimates(
         args: example inputs of one rank.
         search: may estimate as many connectivities as it likes, one after another.
         kwargs: example inputs by name.
-        config: profile and limits of the scheduler; what else it says does not matter.
+        config: profile and limits of the scheduler; its other fields do not matter.
         backward: a training step instead of a call without gradients.
 
     Raises:
         ConfigError: there is no process group, or the model has no collectives.
-        FarSkipError: it can't be rewired as one of the wishes asks.
+        FarSkipError: it can't be rewired to one of the connectivities.
     """
     if world_group() is None:
         raise ConfigError(
-            "torch.distributed is not initialised, so that there is no communication to estimate",
+            "torch.distributed is not initialised, so there is no communication to estimate",
             way_out="build the model within farskip_compile.testing.fake_ranks(8), or on real ranks",
         )
-    base = config or FarSkipConfig()
+    base = replace(config or FarSkipConfig(), connectivity="none", layers=None, manifest=None, inner="inductor")
 
     def use(graphs: GraphsOf) -> T:
-        def estimate(wish: Connectivity, layers: LayerRange = None) -> Exposure:
-            one = replace(base, connectivity=wish, layers=layers, manifest=None, inner="inductor", schedule=True)
-            found = graphs(one)
-            plan = make_plan(one, found.module)
+        def estimate(connectivity: Connectivity, layers: LayerRange = None) -> Exposure:
+            asked = replace(base, connectivity=connectivity, layers=layers, schedule=True)
+            found = graphs(asked)
+            plan = make_plan(asked, found.module)
             assert plan is not None
             exposure = _total(found, plan)
             if not exposure.communication:
                 raise ConfigError(
-                    "the model has no collectives, so that nothing can be hidden",
+                    "the model has no collectives, so nothing can be hidden",
                     way_out="build the model in parallel form",
                 )
             return exposure

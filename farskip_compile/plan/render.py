@@ -1,7 +1,7 @@
 """The front as a table in the terminal, and as a picture.
 
-Contract: from a `Front` alone, and what was measured of its sets, if it was. The table has a line for each set: what it
-hides, what it frees of what all rows free, its damage, and which rows came and went since the line before.
+Contract: from a `Front` alone, and what was measured of its sets, if anything was. The table has a line for each set:
+what it hides, what it frees of what all rows free, its damage, and which rows came and went since the line before.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def front_table(
     """For a terminal.
 
     Args:
-        front: to be shown.
+        front: what to show.
         chosen: the set that is marked.
         measured: KL of sets that were rewired together, nats per token.
     """
@@ -72,44 +72,18 @@ def draw_front(
 
     figure, axes = pyplot.subplots(figsize=(7.2, 4.6), layout="constrained")
     hidden = [100 * point.exposure.hidden for point in front.points]
-    axes.step(
-        [point.damage for point in front.points],
-        hidden,
-        where="post",
-        color=SUM,
-        marker="o",
-        label="sum of the rows' damages",
-    )
-    known = (
-        [
-            (measured[point.rows], 100 * point.exposure.hidden)
-            for point in front.points
-            if point.rows in (measured or {})
-        ]
-        if measured
-        else []
-    )
-    if known:
+    damage = [point.damage for point in front.points]
+    axes.step(damage, hidden, where="post", color=SUM, marker="o", label="sum of the rows' damages")
+    points = zip(front.points, hidden, strict=True)
+    if measured and (known := [(measured[point.rows], part) for point, part in points if point.rows in measured]):
         axes.plot(*zip(*known, strict=True), color=LINE, marker="s", linestyle="--", label="measured together")
     if chosen is not None:
-        axes.plot(
-            [chosen.damage],
-            [100 * chosen.exposure.hidden],
-            "*",
-            color=CHOSEN,
-            markersize=17,
-            label=f"{len(chosen.rows)} of {len(front.whole.rows)} rows",
-            zorder=5,
-        )
-    axes.axhline(100 * front.whole.exposure.hidden, color=LINE, linewidth=1, linestyle=":")
-    axes.annotate(
-        "all rows",
-        (0, 100 * front.whole.exposure.hidden),
-        xytext=(3, -11),
-        textcoords="offset points",
-        color=INK,
-        fontsize=9,
-    )
+        label = f"{len(chosen.rows)} of {len(front.whole.rows)} rows"
+        place = ([chosen.damage], [100 * chosen.exposure.hidden])
+        axes.plot(*place, "*", color=CHOSEN, markersize=17, label=label, zorder=5)
+    most = 100 * front.whole.exposure.hidden
+    axes.axhline(most, color=LINE, linewidth=1, linestyle=":")
+    axes.annotate("all rows", (0, most), xytext=(3, -11), textcoords="offset points", color=INK, fontsize=9)
     axes.set_xlabel("damage before healing: KL to the original, nats per token")
     axes.set_ylabel("communication hidden, % (estimate)")
     axes.set_ylim(0, 104)

@@ -1,17 +1,17 @@
-"""`prepare(model)`: what a model needs, before `torch.compile` can capture it as one graph.
+"""`prepare(model)`: what a model needs before `torch.compile` can capture it as one graph.
 
-Contract: in comes an unmodified model of `transformers` or any other module; it is changed in place, and out comes a
-`Preparation`: a record of each change, with `undo`. Parameters, buffers, random numbers and mode stay as they are. A
-second call changes nothing. The function of the model stays the same: another experts implementation sums in another
-order (results agree within rounding), everything else is bit-equal. What would need code for one family of models, or
-is not the same function, is left alone and noted. `transformers` is imported only if the program has it imported.
+Contract: an unmodified model of `transformers` or any other module comes in; it is changed in place, and a
+`Preparation` goes out: a record of each change, with `undo`. Parameters, buffers, random numbers and mode stay as they
+are. A second call changes nothing. The function of the model stays the same: another experts implementation sums in
+another order (results agree within rounding), everything else is bit-equal. What would need code for one family of
+models, or is not the same function, is left alone and noted. `transformers` is imported only if the program has it
+imported.
 
 1. `expert_parallel`: an exchange of tokens between ranks that captures
-2. `implementation`: an experts implementation that captures, where transformers lets one choose
-3. `loops`:          the same for experts modules that bring their own loop, if both are found to be the same (`probe`)
-4. `recording`:      hooks for router logits and hidden states
-5. `generation`:     `generate` must not compile around this backend
-6. `warm_up`:        one eager call, if example inputs are given
+2. `implementation`:  an experts implementation that captures, where transformers lets one choose
+3. `loops`:           the same for experts modules with a loop of their own, if both are found to be equal (`probe`)
+4. `bookkeeping`:     hooks for router logits and hidden states; `generate` must not compile around this backend
+5. `preserve_state`:  one eager call, if example inputs are given
 """
 
 from farskip_compile.prepare.changes import Change, Preparation

@@ -13,10 +13,6 @@ from dataclasses import dataclass, field
 WIDTH = 80
 
 
-def _nothing() -> None:
-    """Nothing to restore."""
-
-
 def named(modules: list[str]) -> str:
     """The first of them, and how many more."""
     first = modules[0] or "the model itself"
@@ -31,19 +27,12 @@ class Change:
     before: str
     after: str
     why: str
-    restore: Callable[[], None] = field(default=_nothing, repr=False, compare=False)
+    restore: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
     """Puts `before` back."""
 
     def __str__(self) -> str:
-        return "\n".join(
-            [
-                textwrap.fill(self.what, WIDTH, initial_indent="* ", subsequent_indent="  "),
-                *(
-                    textwrap.fill(text, WIDTH, initial_indent=f"    {name:<8}", subsequent_indent=" " * 12)
-                    for name, text in (("before", self.before), ("after", self.after), ("why", self.why))
-                ),
-            ]
-        )
+        parts = [_wrapped(f"    {name:<8}", getattr(self, name), 12) for name in ("before", "after", "why")]
+        return "\n".join([_wrapped("* ", self.what), *parts])
 
 
 @dataclass(frozen=True)
@@ -65,5 +54,9 @@ class Preparation:
 
     def __str__(self) -> str:
         blocks = [str(change) for change in self.changes] or ["nothing had to be changed"]
-        blocks += [textwrap.fill(n, WIDTH, initial_indent="* left alone: ", subsequent_indent="  ") for n in self.notes]
+        blocks += [_wrapped("* left alone: ", note) for note in self.notes]
         return "\n".join(blocks)
+
+
+def _wrapped(label: str, text: str, indent: int = 2) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=label, subsequent_indent=" " * indent)

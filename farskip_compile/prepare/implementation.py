@@ -1,17 +1,16 @@
 """Choose an experts implementation that captures, for experts that `transformers` dispatches by configuration.
 
-Contract: in comes a model, out come the changes. Only experts modules that carry the marks of transformers'
-`use_experts_implementation` are looked at, and only the configuration objects that they dispatch on are written, so
+Contract: a model comes in, the changes go out. Only experts modules that carry the marks of transformers'
+`use_experts_implementation` are considered, and only the configuration objects that they dispatch on are written, so
 nested models and wrappers of several models are treated alike. An implementation that captures is left alone.
 
-    "eager"        loops over the experts that were hit: a loop whose length depends on data is no graph
+    "eager"        loops over the experts that were hit: a loop whose length depends on data can't be a graph
     "grouped_mm"   captures; computes in bfloat16, float16 and float32
     "batched_mm"   captures, in any dtype; for float64, where grouped_mm has no kernel
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -38,13 +37,8 @@ def is_dispatched(module: nn.Module) -> bool:
     )
 
 
-def dispatched_experts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Experts modules whose forward is chosen by configuration."""
-    return ((name, module) for name, module in model.named_modules() if is_dispatched(module))
-
-
 def float_dtype(module: nn.Module) -> torch.dtype | None:
-    """Of the first parameter that is a floating-point number of 16 bits or more."""
+    """The type of the first parameter that is a floating-point number of 16 bits or more."""
     dtypes = (p.dtype for p in module.parameters() if p.is_floating_point() and p.element_size() > 1)
     return next(dtypes, None)
 
@@ -52,8 +46,9 @@ def float_dtype(module: nn.Module) -> torch.dtype | None:
 def choose_implementation(model: nn.Module) -> list[Change]:
     """Set the implementation of each configuration that dispatches to one that does not capture."""
     experts: dict[int, list[tuple[str, nn.Module]]] = {}
-    for name, module in dispatched_experts(model):
-        experts.setdefault(id(module.config), []).append((name, module))
+    for name, module in model.named_modules():
+        if is_dispatched(module):
+            experts.setdefault(id(module.config), []).append((name, module))
     changes = []
     for group in experts.values():
         module, dtypes = group[0][1], {float_dtype(m) for _, m in group}
@@ -77,5 +72,5 @@ def choose_implementation(model: nn.Module) -> list[Change]:
 
 
 def _assign(config: Any, implementation: str | None) -> None:
-    # a dictionary names this configuration alone; a string would reach the ones nested in it too
+    # a dictionary names this configuration alone; a string would also reach the ones nested in it
     config._experts_implementation = {"": implementation}

@@ -1,15 +1,15 @@
 """Replace loops over experts in modules that follow transformers' experts interface, but are not dispatched by it.
 
-Contract: in comes a model, out come changes and notes. Looked at are modules whose forward takes
-(hidden_states, top_k_index, top_k_weights), and which transformers does not dispatch by configuration. Their loop
-depends on data and can't be captured. In its place come transformers' own `grouped_mm` (float64: `batched_mm`), if
-and only if that is the same function by behaviour (`probe`): no model is known by name. Otherwise the module is left
-alone, and a note says why.
+Contract: a model comes in, changes and notes go out. Considered are modules whose forward takes (hidden_states,
+top_k_index, top_k_weights), and which transformers does not dispatch by configuration. Their loop depends on data and
+can't be captured. It is replaced by transformers' own `grouped_mm` (float64: `batched_mm`), if and only if that is the
+same function by behaviour (`probe`): no model is known by name. Otherwise the module is left alone, and a note says
+why.
 
-1. The layout is read off the shapes of the stacked weights. Where shapes leave several, each is tried.
+1. The layout is read off the shapes of the stacked weights. Where shapes allow several, each is tried.
 2. Indices for which one of the two projections has no weights are experts without computation: identity, or nothing.
-   Both are tried. For the kernels they are what indices of another rank are under expert parallelism, which they
-   skip; tokens take the place of what was skipped before routing weights apply, so the output stays one routed term.
+   Both are tried. For the kernels they look like indices of another rank under expert parallelism, which they skip;
+   tokens take the place of what was skipped before routing weights apply, so the output stays one routed term.
 3. The forward is set on the module itself, as transformers' expert parallelism does. Modules whose forward was
    replaced by others are left alone.
 """
@@ -55,7 +55,7 @@ class Layout:
         return self.up == "gate_up_proj"
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of small weights of this layout; as many experts as there are, so indices mean the same."""
+        """Shapes of small weights of this layout, with as many experts as there are, so that indices mean the same."""
         wide = INTERMEDIATE * (2 if self.has_gate else 1)
         up, down = (wide, HIDDEN), (HIDDEN, INTERMEDIATE)
         if self.is_transposed:
@@ -79,12 +79,9 @@ class _Stacked:
 
     def __init__(self, module: Any, layout: Layout) -> None:
         self.module = module
-        self.num_experts = layout.computing
-        self.has_gate = layout.has_gate
-        self.has_bias = layout.has_bias
-        self.is_transposed = layout.is_transposed
-        self._is_expert_parallel = layout.indices > layout.computing
-        """They skip indices without an expert, then."""
+        self.num_experts, self.is_transposed = layout.computing, layout.is_transposed
+        self.has_gate, self.has_bias = layout.has_gate, layout.has_bias
+        self._is_expert_parallel = layout.indices > layout.computing  # then they skip indices without an expert
         self.act_fn = getattr(module, "act_fn", None)
         for name in layout.shapes():
             weight = getattr(module, name)

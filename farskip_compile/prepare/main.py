@@ -9,13 +9,12 @@ from torch import nn
 
 from farskip_compile._compat.compiled import is_compiled
 from farskip_compile.errors import ConfigError
+from farskip_compile.prepare.bookkeeping import install_recording, keep_generate_from_compiling
 from farskip_compile.prepare.changes import Change, Preparation
 from farskip_compile.prepare.expert_parallel import switch_expert_parallel
-from farskip_compile.prepare.generation import keep_generate_from_compiling
 from farskip_compile.prepare.implementation import choose_implementation
 from farskip_compile.prepare.loops import replace_loops
-from farskip_compile.prepare.recording import install_recording
-from farskip_compile.prepare.warm_up import warm_up
+from farskip_compile.prepare.preserve_state import warm_up
 
 
 def prepare(model: nn.Module, *args: Any, **kwargs: Any) -> Preparation:

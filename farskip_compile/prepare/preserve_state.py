@@ -1,8 +1,9 @@
-"""Call a model for a look at what it returns, and leave it as it was.
+"""Call a model to see what it returns, or for what it makes in its first call, and leave it as it was.
 
 Contract: within `state_kept`, random numbers may be drawn, buffers written and modes switched; afterwards they are what
 they were. `copied` gives inputs to call it with, so that what it writes to (caches) is not written to. Gradients are
-the caller's business.
+the caller's concern. `warm_up` is one such call, without gradients: what the model made on the side (tables, lazily
+loaded kernels) and what can't be captured stays, which is its purpose.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from torch import nn
 
 @contextmanager
 def state_kept(modules: Sequence[nn.Module], inputs: Iterable[torch.Tensor] = ()) -> Iterator[None]:
-    """Put random numbers, buffers and modes back behind the block.
+    """Put random numbers, buffers and modes back after the block.
 
     Args:
         modules: that are called in the block.
-        inputs: what they are called with: its devices draw random numbers, too.
+        inputs: what they are called with; random numbers may be drawn on its devices, too.
     """
     buffers = {buffer: buffer.clone() for module in modules for buffer in module.buffers()}
     modes = {part: part.training for module in modules for part in module.modules()}
@@ -64,3 +65,11 @@ def copied(
             memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
         copies.append(memo[id(tensor)])
     return copy.deepcopy(args, memo), copy.deepcopy(dict(kwargs), memo), copies
+
+
+def warm_up(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Call the model once and put its state back."""
+    tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+    with state_kept([model], tensors), torch.no_grad():
+        args, kwargs, _ = copied(args, kwargs, tensors)
+        model(*args, **kwargs)

@@ -1,7 +1,7 @@
-"""Are two ways to compute a module's experts the same function? Found out by running both.
+"""Are two ways to compute a module's experts the same function? Decided by running both.
 
-Contract: in come an experts module of the interface forward(hidden_states, top_k_index, top_k_weights) with stacked
-weights, and a function that might take its forward's place; out comes None if they agree, or the reason why not. The
+Contract: an experts module with the interface forward(hidden_states, top_k_index, top_k_weights) and stacked weights
+comes in, and a function that might replace its forward; None goes out if they agree, or the reason why not. The
 module's weights are not read: both compute on small random ones, on the CPU, so the size and the place of the model
 don't matter. State stays as it was: weights, mode, random numbers.
 

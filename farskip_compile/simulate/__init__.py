@@ -1,13 +1,14 @@
 """What FarSkip will bring on hardware that is not here: models at full size, on fake tensors and fake ranks.
 
-    scenario -> rank_model -> graphs -> programs -> orders -> prediction
+    scenario -> rank_model -> graphs -> programs -> orders -> results
 
-Start reading at `predict.py`. `architectures` knows models by name, `cuts`, `experts` and `attention` make of the code
-of transformers what one rank runs, `published` is AMD's order.
+Start reading at `predict.py`. `architectures` knows models by name; `cuts`, `experts` and `attention` turn the code of
+transformers into what one rank runs.
 """
 
 from farskip_compile.simulate.architectures import KNOWN, Architecture, architecture
-from farskip_compile.simulate.predict import PhaseResult, Prediction, StepResult, predict, predict_each
+from farskip_compile.simulate.predict import predict, predict_each
+from farskip_compile.simulate.results import PhaseResult, Prediction, StepResult
 from farskip_compile.simulate.scenario import Phase, Scenario
 
 __all__ = [

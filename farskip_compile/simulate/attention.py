@@ -5,12 +5,12 @@ Out:   [B, T, heads, width], by an operator of our own that the cost model has a
 Never: computes anything; nothing runs these operators. Attention sinks and masks other than the causal one and a
        sliding window are left out.
 
-Why own operators: on the device of a capture PyTorch falls back to plain products and a softmax over all pairs of
-tokens. Engines have kernels that do neither: they read keys and values once, also where several heads share them or
+Why operators of our own: on the device of a capture PyTorch falls back to plain products and a softmax over all pairs
+of tokens. Engines have kernels that do neither: they read keys and values once, also where several heads share them or
 values are narrower than keys (latent attention), and skip what the mask hides.
 
-In decode the operator reads a cache, a buffer of the attention module. Of latent attention the cache holds the latents,
-which is what engines read; the products with `kv_b` are as many either way.
+In decode the operator reads a cache, a buffer of the attention module. For latent attention the cache holds the
+latents, which is what engines read; there are as many products with `kv_b` either way.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from torch import nn
 from farskip_compile._compat.costs import register_flop_formula
 
 NAME = "farskip_fused"
-"""Under which transformers knows the function."""
+"""The function's name in transformers."""
 CACHED_KEYS, CACHED_VALUES = "farskip_cached_keys", "farskip_cached_values"
-"""Buffers of an attention module, [B, heads, T, width]; of latent attention only the first."""
+"""Buffers of an attention module, [B, heads, T, width]; latent attention has only the first."""
 BACKWARD = 2.5
 """FLOPs of the backward over those of the forward, as torch counts them for flash attention: five products, not two."""
 
 Tensor = torch.Tensor
 WHOLE = 0
-"""As a window: all tokens before."""
+"""The window of an attention to all previous tokens."""
 
 
 @torch.library.custom_op("farskip::causal_attention", mutates_args=())
@@ -83,7 +83,7 @@ causal_attention.register_autograd(_gradients, setup_context=_keep)
 
 
 def pairs(tokens: int, window: int) -> int:
-    """Pairs of a token and one that it reads."""
+    """How many pairs there are of a token and one that it reads."""
     width = min(window or tokens, tokens)
     return width * (width + 1) // 2 + (tokens - width) * width
 
@@ -120,7 +120,7 @@ def fused_attention(
 
 
 def register_attention() -> str:
-    """Make transformers know the function, which needs no mask; returns its name."""
+    """Register the function, which needs no mask, in transformers; returns its name."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, fused_attention)

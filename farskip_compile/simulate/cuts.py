@@ -1,13 +1,13 @@
 """Tensor parallelism by shapes: what one rank holds of each matrix, and where partial sums are reduced.
 
 In:    a model of transformers on fake tensors, its plan for tensor parallelism, and the ranks.
-Out:   the same model with the matrices of one rank, and one all-reduce behind each sub-block, as serving engines have
-       it: behind the attention's output, behind a dense feed-forward, behind the whole of a Mixture-of-Experts block
-       (shared and routed experts are summed first).
+Out:   the same model with the matrices of one rank, and one all-reduce after each sub-block, as in serving engines:
+       after the attention's output, after a dense feed-forward, after the whole of a Mixture-of-Experts block (shared
+       and routed experts are summed first).
 Never: holds a value; nothing is ever run. Cuts the experts (`experts`) or the embedding, of which a step reads next to
        nothing.
 
-transformers' own tensor parallelism is in DTensors, reduces shared and routed experts apart, and knows no
+transformers' own tensor parallelism uses DTensors, reduces shared and routed experts separately, and has no
 data-parallel attention without FSDP. Its plans say all that is needed here: which matrix is cut along its outputs
 (`colwise`) and which along its inputs (`rowwise`).
 """
@@ -36,11 +36,11 @@ def cut_matrices(model: nn.Module, plan: Mapping[str, str], group: Group, *, red
         model: on fake tensors.
         plan: transformers' style by name of a module, with `*` for the number of a layer.
         group: the ranks.
-        reduce_blocks: reduce behind a whole Mixture-of-Experts block, whose routed experts return partial sums, too;
-            else behind its shared experts alone.
+        reduce_blocks: reduce after a whole Mixture-of-Experts block, whose routed experts return partial sums, too;
+            otherwise after its shared experts alone.
 
     Raises:
-        ConfigError: a matrix can't be cut so.
+        ConfigError: a matrix can't be cut this way.
     """
     blocks = {name: module for name, module in model.named_modules() if any(map(is_experts, module.children()))}
     for name, module in list(model.named_modules()):
@@ -54,14 +54,14 @@ def cut_matrices(model: nn.Module, plan: Mapping[str, str], group: Group, *, red
             raise _refused(name, module.in_features, group.size())
         _cut(module, 1, module.in_features // group.size())
         if not (reduce_blocks and any(name.startswith(f"{block}.") for block in blocks)):
-            _reduce_behind(module, group)
+            _reduce_output(module, group)
     if reduce_blocks:
         for block in blocks.values():
-            _reduce_behind(block, group)
+            _reduce_output(block, group)
 
 
 def _outputs(model: nn.Module, name: str, module: nn.Linear, ranks: int) -> int:
-    """How many outputs a rank has: whole heads, where they are heads; one of keys and values, if ranks are more."""
+    """How many outputs a rank has: whole heads, if they are heads; one of keys and values, if there are more ranks."""
     owner = model.get_submodule(name.rpartition(".")[0])
     width = getattr(owner, "qk_head_dim", None) if name.endswith(("q_proj", "q_b_proj")) else None
     if width is None and name.endswith("kv_b_proj"):
@@ -96,7 +96,7 @@ def _cut(module: nn.Linear, dim: int, size: int) -> None:
         module.in_features = size
 
 
-def _reduce_behind(module: nn.Module, group: Group) -> None:
+def _reduce_output(module: nn.Module, group: Group) -> None:
     """Sum what `module` returns, the first of several values, over the ranks."""
     run: Callable[..., Any] = module.forward
 

@@ -4,19 +4,20 @@ In:    a model of transformers on fake tensors, and the ranks among which expert
 Out:   the same model: each module of stacked experts holds this rank's, and its forward exchanges tokens.
 Never: computes anything of use.
 
-    all-to-all    as `farskip_compile.prepare`'s exchange: ranks that share tokens take a slice each; counts are
+    all-to-all    as the exchange of `farskip_compile.prepare`: ranks that share tokens take a slice each; counts are
                   exchanged, rows are dispatched, the local experts run, rows are combined and weighted, slices gathered
     all-reduce    all ranks hold all tokens. Each runs its experts on the rows that chose them; what it returns is its
-                  share of a sum, for the all-reduce behind the whole block (`cuts`)
+                  part of a sum, for the all-reduce after the whole block (`cuts`)
     all-gather    the tokens of all ranks, their choices and weights are gathered on each; what its experts make of them
-                  is its share of a sum, which a reduce-scatter brings back. So do engines with data-parallel attention
-                  that know no all-to-all. (AMD's gathers first and then routes all tokens on each rank: the same.)
+                  is its part of a sum, which a reduce-scatter brings back. Engines with data-parallel attention and
+                  without an all-to-all do this. (AMD's gathers first and then routes all tokens on each rank: the
+                  same.)
 
-How many rows a rank gets is decided by data. Here it is fixed, as many as the fullest rank gets: with a symbol for each
-pair of ranks in each layer, 256 ranks could not be captured in a day.
+How many rows a rank gets depends on data. Here it is fixed, at what the fullest rank gets: with a symbol for each pair
+of ranks in each layer, 256 ranks could not be captured in a day.
 
-Experts of a form of their own (Llama-4's run every expert on every token, which no engine does) get transformers' usual
-interface first: rows, chosen experts, weights.
+Experts with a form of their own (Llama-4's run every expert on every token, which no engine does) get transformers'
+usual interface first: rows, chosen experts, weights.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class ChosenExperts(nn.Module):
         expert, order = chosen.flatten().sort(stable=True)
         counts = expert.new_zeros(self.num_experts).index_add(0, expert, torch.ones_like(expert))
         ends = counts.cumsum(0).to(torch.int32)
-        taken = rows[order // k] * weights.flatten()[order].unsqueeze(-1)
-        gate, up = F.grouped_mm(taken, self.gate_up_proj, offs=ends).chunk(2, dim=-1)
+        inputs = rows[order // k] * weights.flatten()[order].unsqueeze(-1)
+        gate, up = F.grouped_mm(inputs, self.gate_up_proj, offs=ends).chunk(2, dim=-1)
         results = F.grouped_mm(up * self.act_fn(gate), self.down_proj, offs=ends)
         return torch.zeros_like(rows).index_add(0, order // k, results)
 
@@ -63,7 +64,7 @@ def give_usual_interface(model: nn.Module) -> None:
             shared = getattr(block, "shared_expert", None)
             if not isinstance(shared, nn.Module) or not hasattr(experts, "act_fn"):
                 raise ConfigError(
-                    f"{type(experts).__name__} has no interface that chosen experts can be told by",
+                    f"{type(experts).__name__} has no interface for chosen experts",
                     way_out="a model whose experts transformers dispatches",
                 )
             block.experts = ChosenExperts(experts.gate_up_proj, experts.down_proj, experts.act_fn)  # type: ignore[arg-type]
@@ -96,7 +97,7 @@ def spread_experts(model: nn.Module, ep_mesh: Any, tp_mesh: Any, exchange: str, 
         imbalance: rows of the fullest rank over the mean.
 
     Raises:
-        ConfigError: the experts can't be cut so.
+        ConfigError: the experts can't be cut this way.
     """
     found = [(name, module) for name, module in model.named_modules() if is_experts(module)]
     if not found:
@@ -107,10 +108,10 @@ def spread_experts(model: nn.Module, ep_mesh: Any, tp_mesh: Any, exchange: str, 
         if exchange == "all-to-all":
             module.forward = _sliced(_all_to_all(module.forward, held, ep_mesh, imbalance), tp_mesh)
         elif exchange == "all-gather":
-            own_share = _own_share(module.forward, held, ep_mesh, imbalance)
-            module.forward = _sliced(_all_gather(own_share, ep_mesh), tp_mesh)
+            partial_sum = _partial_sum(module.forward, held, ep_mesh, imbalance)
+            module.forward = _sliced(_all_gather(partial_sum, ep_mesh), tp_mesh)
         else:
-            module.forward = _own_share(module.forward, held, ep_mesh, imbalance)
+            module.forward = _partial_sum(module.forward, held, ep_mesh, imbalance)
 
 
 def _cut(name: str, module: Any, ranks: int) -> None:
@@ -149,18 +150,18 @@ def _all_to_all(run: Any, held: int, ep_mesh: Any, imbalance: float) -> Any:
     return forward
 
 
-def _all_gather(own_share: Any, ep_mesh: Any) -> Any:
+def _all_gather(partial_sum: Any, ep_mesh: Any) -> Any:
     group = ep_mesh.get_group()
 
     def forward(hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         gathered = (wait_tensor(all_gather(value, 0, group)) for value in (hidden, chosen, weights))
-        return wait_tensor(reduce_scatter(own_share(*gathered), "sum", 0, group))
+        return wait_tensor(reduce_scatter(partial_sum(*gathered), "sum", 0, group))
 
     return forward
 
 
 def _sliced(exchange: Any, mesh: Any) -> Any:
-    """Of rows that all ranks of `mesh` hold, each exchanges its part, and the results are gathered."""
+    """Each rank exchanges its slice of the rows that all ranks of `mesh` hold, and the results are gathered."""
     if mesh.size() == 1:
         return exchange
 
@@ -172,12 +173,12 @@ def _sliced(exchange: Any, mesh: Any) -> Any:
 
 
 def _slice(value: Tensor, mesh: Any) -> Tensor:
-    """The part of a rank of the rows that all ranks of `mesh` hold."""
+    """This rank's slice of the rows that all ranks of `mesh` hold."""
     size = ceil(value.shape[0] / mesh.size())
     return value[mesh.get_local_rank() * size :][:size]
 
 
-def _own_share(run: Any, held: int, ep_mesh: Any, imbalance: float) -> Any:
+def _partial_sum(run: Any, held: int, ep_mesh: Any, imbalance: float) -> Any:
     ranks, first = ep_mesh.size(), ep_mesh.get_local_rank() * held
 
     def forward(hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:

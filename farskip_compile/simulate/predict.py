@@ -6,142 +6,50 @@ Never: runs the model; needs the hardware; depends on a clock: equal scenarios g
 
 1. The model of one rank, at full size on fake tensors (`rank_model`), within fake ranks.
 2. One capture, and the ATen graphs of two connectivities, by the code that the backend runs (`step_graphs`).
-3. Each graph becomes a program of tasks, by the cost model and the profile (`estimate`, `passes.graph_program`), and is
-   played on two resources, compute and the network, in several orders (`passes.program.simulate`):
+3. Each graph becomes a program of tasks, by the cost model and the profile (`passes.schedule.from_graph`), and is
+   simulated on two resources, compute and the network, in several orders (`passes.schedule.program`):
 
        written     the model as it is, each collective awaited where it is launched
        scheduled   the model as it is, in the order of our scheduler: what overlapping alone brings
        published   FarSkip, by AMD's placement (`published`)
        farskip     FarSkip, in the order of our scheduler
 
-All ranks do the same, so that one stands for all; with skewed routing it is the fullest one, for which all others wait.
+All ranks do the same, so one stands for all; with skewed routing it is the fullest one, for which all others wait.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from torch import fx
 
 from farskip_compile.config import FarSkipConfig
+from farskip_compile.costs.estimates import Estimates
 from farskip_compile.errors import ConfigError
 from farskip_compile.inductor_passes import UNFUSED
 from farskip_compile.passes.schedule.from_graph import read_program
-from farskip_compile.passes.schedule.program import Flight, Program, Role, Timeline, flights, simulate
+from farskip_compile.passes.schedule.program import Program, Role, flights, simulate
 from farskip_compile.passes.schedule.published import published_order
 from farskip_compile.passes.schedule.search import Limits, list_schedule
-from farskip_compile.simulate.estimate import ScenarioEstimates
 from farskip_compile.simulate.rank_model import RankModel, rank_model
+from farskip_compile.simulate.results import PhaseResult, Prediction, StepResult
 from farskip_compile.simulate.scenario import Scenario
 from farskip_compile.step_graphs import Graphs, GraphsOf, with_graphs
 from farskip_compile.testing.fake_ranks import fake_ranks
 
 LIMITS = Limits(memory_increase=UNFUSED * Limits.memory_increase)
-"""On memory, as the backend sets them for a graph whose kernels are not fused yet."""
-AFTER_THE_CAPTURE = ("device", "measured", "slower", "interference")
-"""What scenarios of one capture may differ in."""
-
-
-@dataclass(frozen=True)
-class PhaseResult:
-    """One graph in one order."""
-
-    phase: str
-    """`inference`, `forward` or `backward`."""
-    program: Program = field(repr=False)
-    order: tuple[int, ...] = field(repr=False)
-    timeline: Timeline = field(repr=False)
-    flights: tuple[Flight, ...] = field(repr=False)
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """One step in one order; seconds."""
-
-    phases: tuple[PhaseResult, ...]
-
-    @property
-    def seconds(self) -> float:
-        """From its start until everything is through."""
-        return sum(one.timeline.makespan for one in self.phases)
-
-    @property
-    def compute(self) -> float:
-        """On the compute stream."""
-        return sum(one.timeline.compute for one in self.phases)
-
-    @property
-    def communication(self) -> float:
-        """Of all collectives."""
-        return sum(one.timeline.communication for one in self.phases)
-
-    @property
-    def exposed(self) -> float:
-        """In which the compute stream stands still for a collective."""
-        return sum(one.timeline.exposed for one in self.phases)
-
-    @property
-    def hidden(self) -> float:
-        """Part of the communication that runs beside compute; 0 where there is none."""
-        return 1 - self.exposed / self.communication if self.communication else 0.0
-
-    @property
-    def peak_bytes(self) -> int:
-        """Most bytes alive at once, with parameters and inputs."""
-        return max(one.timeline.peak_bytes for one in self.phases)
-
-    def hidden_in(self, phase: str) -> float:
-        """The same as `hidden`, of one phase."""
-        parts = [one.timeline for one in self.phases if one.phase == phase]
-        total = sum(one.communication for one in parts)
-        return 1 - sum(one.exposed for one in parts) / total if total else 0.0
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What FarSkip brings in a scenario."""
-
-    scenario: Scenario
-    written: StepResult
-    scheduled: StepResult
-    published: StepResult
-    farskip: StepResult
-    imbalance: float
-    """Rows of the fullest rank over the mean."""
-    parameters: int
-    """That a rank holds."""
-    nodes: int
-    """Of the graph that was captured."""
-    rewired: str
-    """What the passes say of it."""
-    slower: float = 1.0
-    """How many times as long compute takes as the profile says, by `Scenario.measured` or `Scenario.slower`."""
-    took: Mapping[str, float] = field(default_factory=dict, compare=False)
-    """Seconds of this prediction: `model`, `graphs` (of them the rewiring: `passes`), `orders`."""
-
-    @property
-    def speedup(self) -> float:
-        """Time as written over time under FarSkip, in our order."""
-        return self.written.seconds / self.farskip.seconds
-
-    @property
-    def published_speedup(self) -> float:
-        """The same, by AMD's placement."""
-        return self.written.seconds / self.published.seconds
-
-    @property
-    def scheduled_speedup(self) -> float:
-        """The same, of overlapping without FarSkip."""
-        return self.written.seconds / self.scheduled.seconds
+"""Limits on memory, as the backend sets them for a graph whose kernels are not fused yet."""
+AFTER_CAPTURE = ("device", "measured", "slower", "interference")
+"""Fields in which scenarios of one capture may differ."""
 
 
 def predict(scenario: Scenario) -> Prediction:
     """Predict one step of `scenario`.
 
     Raises:
-        ConfigError: the model can't be cut as it says.
+        ConfigError: the model can't be cut as the scenario says.
         FarSkipError: the model can't be rewired.
     """
     return predict_each([scenario])[0]
@@ -161,10 +69,10 @@ def predict_each(scenarios: Sequence[Scenario]) -> list[Prediction]:
         return []
     scenario = scenarios[0]
     for one in scenarios[1:]:
-        if replace(one, **{name: getattr(scenario, name) for name in AFTER_THE_CAPTURE}) != scenario:
+        if replace(one, **{name: getattr(scenario, name) for name in AFTER_CAPTURE}) != scenario:
             raise ConfigError(
                 "scenarios that differ in what is captured can't share a capture",
-                way_out=f"predict them one by one; only {', '.join(AFTER_THE_CAPTURE)} may differ",
+                way_out=f"predict them one by one; only {', '.join(AFTER_CAPTURE)} may differ",
             )
     took: dict[str, float] = {}
     start = time.perf_counter()
@@ -225,7 +133,7 @@ class _Phase:
         return published_order(self.program, self.nodes, backward=self.name == "backward")
 
     def times(self, slower: float) -> _Phase:
-        """With compute that takes so many times as long."""
+        """With compute that takes this many times as long."""
         tasks = (
             task if task.role is Role.LAUNCH else replace(task, seconds=task.seconds * slower)
             for task in self.program.tasks
@@ -236,8 +144,8 @@ class _Phase:
 def _programs(scenario: Scenario, model: RankModel, graphs: Graphs) -> list[_Phase]:
     found = []
     for phase, graph in graphs.phases:
-        estimates = ScenarioEstimates(
-            graph, scenario.profile, model.imbalance, float8=scenario.products == "float8", slows=scenario.interference
+        estimates = Estimates(
+            graph, scenario.profile, model.imbalance, scenario.products == "float8", scenario.interference
         )
         one = read_program(graph, estimates)
         found.append(_Phase(phase, one.program, one.nodes))
@@ -245,7 +153,7 @@ def _programs(scenario: Scenario, model: RankModel, graphs: Graphs) -> list[_Pha
 
 
 def _slower(scenario: Scenario, written: StepResult) -> float:
-    """How many times as long compute takes as the profile says, as told or by what was measured."""
+    """How many times as long compute takes as the profile says, as given or by what was measured."""
     if scenario.measured is None:
         return scenario.slower or 1.0
     if scenario.measured <= written.exposed:
@@ -267,8 +175,8 @@ def _scheduled(programs: list[_Phase], rival: StepResult | None = None) -> StepR
     for place, one in enumerate(programs):
         limits = LIMITS
         if rival is not None:
-            usual = simulate(one.program, range(len(one.program.tasks))).peak_bytes
-            increase = rival.phases[place].timeline.peak_bytes / max(usual, 1) - 1
+            baseline_peak = simulate(one.program, range(len(one.program.tasks))).peak_bytes
+            increase = rival.phases[place].timeline.peak_bytes / max(baseline_peak, 1) - 1
             limits = replace(LIMITS, memory_increase=max(LIMITS.memory_increase, increase))
         known = rival.phases[place].order if rival is not None else one.published()
         orders.append(list_schedule(one.program, limits, begin_with=[known]).order)

@@ -1,13 +1,20 @@
 """The model of one rank, at full size and without memory: code of transformers on fake tensors, cut and wired.
 
 In:    a `Scenario`, within `farskip_compile.testing.fake_ranks` of its ranks.
-Out:   the module to capture, and its example inputs.
-Never: allocates a weight, downloads anything, or patches transformers: attention and exchange come in by its own
-       registries, the rest by attributes of this one model.
+Out:   the module to capture, its example inputs, and how many more rows than the mean the fullest rank gets.
+Never: allocates a weight, downloads anything, or patches transformers: attention and exchange are plugged in by its own
+       registries, the rest by attributes of this one model. Depends on a clock or a rank: which expert is the popular
+       one is drawn from a fixed seed.
+
+Experts are placed on the ranks in the order of their numbers in checkpoints. By Zipf's law the expert of popularity e
+is chosen in proportion to 1 / e^skew, and popularity has nothing to do with the numbering, so it is shuffled. A token
+chooses an expert at most once. Recorded loads stay in their order.
 """
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +24,15 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from farskip_compile._compat.fakes import FakeTensorMode
 from farskip_compile.errors import ConfigError
+from farskip_compile.models.skew import shares
 from farskip_compile.prepare import prepare
 from farskip_compile.simulate.attention import give_caches, register_attention
 from farskip_compile.simulate.cuts import cut_matrices
 from farskip_compile.simulate.experts import give_usual_interface, spread_experts
 from farskip_compile.simulate.scenario import Phase, Scenario
-from farskip_compile.simulate.skew import imbalance, zipf_loads
 from farskip_compile.zoo.families import counts_experts
+
+SEED = 0
 
 
 @dataclass(frozen=True)
@@ -34,11 +43,11 @@ class RankModel:
     kwargs: dict[str, Any]
     """Example inputs, by name."""
     mode: FakeTensorMode
-    """Of its tensors: whatever is done with the model is done within it."""
+    """The mode of its tensors: whatever is done with the model is done within it."""
     imbalance: float
     """Rows of the fullest rank over the mean."""
     parameters: int
-    """That this rank holds."""
+    """How many this rank holds."""
 
 
 class _Loss(nn.Module):
@@ -64,35 +73,26 @@ def rank_model(scenario: Scenario) -> RankModel:
 
     config = scenario.architecture.config(scenario.layers)
     rows = imbalance(_loads(scenario, config), scenario.ep)
-    meshes = _Meshes(
-        init_device_mesh("cpu", (scenario.groups, scenario.tp), mesh_dim_names=("dp", "tp"))["tp"],
-        init_device_mesh("cpu", (scenario.ranks // scenario.ep, scenario.ep), mesh_dim_names=("copies", "ep"))["ep"],
-    )
+    tp_mesh = init_device_mesh("cpu", (scenario.groups, scenario.tp), mesh_dim_names=("dp", "tp"))["tp"]
+    copies = scenario.ranks // scenario.ep
+    ep_mesh = init_device_mesh("cpu", (copies, scenario.ep), mesh_dim_names=("copies", "ep"))["ep"]
     mode = FakeTensorMode()
     with mode:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=register_attention())
         model.train(scenario.trains)
-        _cut(model, scenario, meshes, rows)
+        _cut(model, scenario, ep_mesh, tp_mesh, rows)
         prepare(model)
         kwargs = _inputs(model, scenario)
     count = sum(parameter.numel() for parameter in model.parameters())
     return RankModel(_Loss(model) if scenario.trains else model, kwargs, mode, rows, count)
 
 
-@dataclass(frozen=True)
-class _Meshes:
-    tp: DeviceMesh
-    """The ranks that hold the tokens of this one."""
-    ep: DeviceMesh
-    """The ranks of the experts."""
-
-
-def _cut(model: Any, scenario: Scenario, meshes: _Meshes, rows: float) -> None:
+def _cut(model: Any, scenario: Scenario, ep_mesh: DeviceMesh, tp_mesh: DeviceMesh, rows: float) -> None:
     give_usual_interface(model)
     if scenario.tp > 1:
         plan = {**model.tp_plan, **{f"model.{key}": style for key, style in scenario.architecture.cuts.items()}}
-        cut_matrices(model, plan, meshes.tp.get_group(), reduce_blocks=scenario.exchanges == "all-reduce")
-    spread_experts(model, meshes.ep, meshes.tp, scenario.exchanges, rows)
+        cut_matrices(model, plan, tp_mesh.get_group(), reduce_blocks=scenario.exchanges == "all-reduce")
+    spread_experts(model, ep_mesh, tp_mesh, scenario.exchanges, rows)
 
 
 def _inputs(model: nn.Module, scenario: Scenario) -> dict[str, Any]:
@@ -120,3 +120,27 @@ def _loads(scenario: Scenario, config: Any) -> list[float]:
             raise ConfigError(f"{len(scenario.loads)} loads are given, but the model has {experts} experts")
         return list(scenario.loads)
     return zipf_loads(experts, config.num_experts_per_tok, scenario.skew)
+
+
+def zipf_loads(experts: int, top_k: int, skew: float) -> list[float]:
+    """How often each expert is chosen, by its number; the sum is `top_k`."""
+    loads = shares(experts, top_k, skew)
+    random.Random(SEED).shuffle(loads)
+    return loads
+
+
+def imbalance(loads: Sequence[float], ranks: int) -> float:
+    """Rows of the fullest of `ranks` ranks over the mean.
+
+    Args:
+        loads: how often each expert is chosen.
+        ranks: how many share the experts.
+
+    Raises:
+        ConfigError: the experts can't be divided evenly.
+    """
+    if len(loads) % ranks:
+        raise ConfigError(f"{len(loads)} experts can't be divided among {ranks} ranks")
+    held = len(loads) // ranks
+    by_rank = [sum(loads[first : first + held]) for first in range(0, len(loads), held)]
+    return max(by_rank) * ranks / sum(by_rank)

@@ -1,6 +1,6 @@
 """What is to be predicted: a model, a cluster, and the work of one step.
 
-Contract: data, checked at construction: what can't be is refused here, before anything is built. Units: tokens,
+Contract: data, checked at construction: what is impossible is refused here, before anything is built. Units: tokens,
 sequences, ranks.
 
 Ranks. `ranks` = data-parallel groups x `tp`. The ranks of a group share their sequences and cut the attention's heads
@@ -9,6 +9,7 @@ among themselves (`tp=1`: data-parallel attention). The experts are cut among `e
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, get_args
@@ -17,6 +18,9 @@ from farskip_compile.costs import HardwareProfile, load_profile
 from farskip_compile.errors import ConfigError
 from farskip_compile.simulate.architectures import Architecture, architecture
 
+Exchange = Literal["all-reduce", "all-to-all", "all-gather"]
+Products = Literal["bfloat16", "float8"]
+
 
 class Phase(StrEnum):
     """The work of a step."""
@@ -24,13 +28,9 @@ class Phase(StrEnum):
     PREFILL = "prefill"
     """All tokens of the prompts: time to first token (TTFT)."""
     DECODE = "decode"
-    """One token for each sequence, behind a cache of `prompt` tokens."""
+    """One token for each sequence, after a cache of `prompt` tokens."""
     TRAIN = "train"
     """Forward and backward."""
-
-
-Exchange = Literal["all-reduce", "all-to-all", "all-gather"]
-Products = Literal["bfloat16", "float8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +38,13 @@ class Scenario:
     """One step of one model on one cluster.
 
     Raises:
-        ConfigError: an unknown model or profile, sizes that do not divide, numbers that can't be.
+        ConfigError: an unknown model or profile, sizes that do not divide, impossible numbers.
     """
 
     model: str | Architecture
     """A name that `architectures` knows, or a folder with a `config.json` of transformers."""
     device: str | HardwareProfile
-    """Hardware profile: the name of a shipped one, the path of a JSON file, or one that is loaded."""
+    """Hardware profile: the name of a shipped one, the path of a JSON file, or a loaded one."""
     ep: int = 8
     """Ranks among which the experts are cut."""
     tp: int = 1
@@ -60,18 +60,18 @@ class Scenario:
     tokens of all ranks are gathered, results reduced and scattered. None: the first where `tp == ep` and nothing is
     trained, as serving engines do, else the second."""
     products: Products = "bfloat16"
-    """In what matrix products compute. `float8`: as engines serve 8-bit checkpoints; the router in bfloat16."""
+    """What matrix products compute in. `float8`: as engines serve 8-bit checkpoints; the router in bfloat16."""
     skew: float = 0.0
     """Exponent of Zipf's law by which experts are chosen; 0: equally often."""
     loads: tuple[float, ...] | None = None
     """In place of `skew`: how often each expert was chosen, as recorded."""
     layers: int | None = None
-    """Only the first so many layers."""
+    """Only this many layers, from the first."""
     interference: float | None = None
-    """Part by which compute takes longer while a collective is in flight; None: what the profile says."""
+    """Fraction by which compute takes longer while a collective is in flight; None: what the profile says."""
     measured: float | None = None
-    """Seconds of the step as it is written, if somebody has measured it: compute then counts so many times as long that
-    the prediction meets it. A profile knows what kernels attain, and not what an engine makes of them."""
+    """Seconds of the step as written, if somebody has measured it: compute is then scaled so that the prediction meets
+    it. A profile knows what kernels attain, not what an engine makes of them."""
     slower: float | None = None
     """How many times as long compute takes as the profile says: `Prediction.slower` of a step that was measured, to
     predict others of the same engine."""
@@ -81,35 +81,14 @@ class Scenario:
             object.__setattr__(self, "model", architecture(self.model))
         if isinstance(self.device, str):
             object.__setattr__(self, "device", load_profile(self.device))
-        self._check_numbers()
-        if self.phase not in list(Phase):
-            raise ConfigError(f"phase={self.phase!r} is unknown", way_out=f"one of {', '.join(Phase)}")
+        for impossible, reason, way_out in self._checks():
+            if impossible:
+                raise ConfigError(reason, way_out=way_out)
         object.__setattr__(self, "phase", Phase(self.phase))
-        if self.products not in get_args(Products):
-            raise ConfigError(f"products={self.products!r} is unknown", way_out="bfloat16 or float8")
-        if self.products == "float8" and self.profile.peak_flops.float8 is None:
-            raise ConfigError(f"{self.profile.name} has no unit for 8-bit products", way_out="products bfloat16")
-        if max(self.ep, self.tp) % min(self.ep, self.tp):
-            raise ConfigError(
-                f"ep {self.ep} and tp {self.tp}: neither divides the other",
-                way_out="experts and attention are cut among ranks of one cluster: let one be a multiple of the other",
-            )
-        if self.batch % self.groups:
-            raise ConfigError(
-                f"{self.batch} sequences can't be shared out among {self.groups} data-parallel groups "
-                f"({self.ranks} ranks, {self.tp} of them in each)",
-                way_out=f"a batch that is a multiple of {self.groups}",
-            )
-        self._check_exchange()
-        if self.exchanges != "all-reduce" and self.tokens % self.tp:
-            raise ConfigError(
-                f"{self.tokens} tokens can't be sliced for {self.tp} ranks",
-                way_out="a batch or a prompt that tp divides",
-            )
 
     @property
     def ranks(self) -> int:
-        """All of the cluster."""
+        """How many the cluster has."""
         return max(self.ep, self.tp)
 
     @property
@@ -131,57 +110,63 @@ class Scenario:
 
     @property
     def exchanges(self) -> Exchange:
-        """How tokens get to their experts, decided."""
-        return self.exchange or ("all-reduce" if self.tp == self.ep and self.phase is not Phase.TRAIN else "all-to-all")
+        """How tokens get to their experts, with the default resolved."""
+        return self.exchange or ("all-reduce" if self.tp == self.ep and self.phase != Phase.TRAIN else "all-to-all")
 
     @property
     def trains(self) -> bool:
         """Whether there is a backward."""
-        return self.phase is Phase.TRAIN
+        return self.phase == Phase.TRAIN
 
     @property
     def tokens(self) -> int:
-        """Of one data-parallel group, in one step."""
-        return self.batch // self.groups * (1 if self.phase is Phase.DECODE else self.prompt)
+        """How many one data-parallel group has in one step."""
+        return self.batch // self.groups * (1 if self.phase == Phase.DECODE else self.prompt)
 
-    def _check_numbers(self) -> None:
+    def _checks(self) -> Iterator[tuple[bool, str, str]]:
+        """(whether this is impossible, why, a way out), in order: each holds only if none before it applies."""
         for name in ("ep", "tp", "prompt", "batch", "layers"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
-        if not 0 <= self.skew <= 5:
-            raise ConfigError(f"skew={self.skew!r} is no exponent of Zipf's law", way_out="0 is balanced, 1 is strong")
-        if self.interference is not None and not 0 <= self.interference <= 10:
-            raise ConfigError(f"interference={self.interference!r} is no part", way_out="0.1: a tenth longer")
-        if self.measured is not None and not 0 < self.measured < 1e6:
-            raise ConfigError(f"measured={self.measured!r} is no time in seconds")
-        if self.slower is not None and not 0.01 <= self.slower <= 1000:
-            raise ConfigError(f"slower={self.slower!r} is no factor", way_out="2: compute takes twice as long")
-        if self.slower is not None and self.measured is not None:
-            raise ConfigError("measured and slower both say how long compute takes", way_out="drop one of them")
+            wrong = value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1)
+            yield wrong, f"{name}={value!r} must be a whole number of at least 1", ""
+        ranges = (
+            ("skew", 0, 5, "an exponent of Zipf's law", "0 is balanced, 1 is strong"),
+            ("interference", 0, 10, "a fraction", "0.1: a tenth longer"),
+            ("measured", 1e-12, 1e6, "a time in seconds", ""),
+            ("slower", 0.01, 1000, "a factor", "2: compute takes twice as long"),
+        )
+        for name, least, most, what, way_out in ranges:
+            value = getattr(self, name)
+            wrong = value is not None and not least <= value <= most
+            yield wrong, f"{name}={value!r} is not {what}", way_out
+        both = self.slower is not None and self.measured is not None
+        yield both, "measured and slower both say how long compute takes", "drop one of them"
         if self.loads is not None:
-            if self.skew:
-                raise ConfigError("skew and recorded loads say the same thing twice", way_out="drop one of them")
-            if not self.loads or min(self.loads) < 0 or max(self.loads) <= 0:
-                raise ConfigError("loads are counts of tokens, one for each expert, and not all of them 0")
+            yield bool(self.skew), "skew and recorded loads say the same thing twice", "drop one of them"
+            wrong = not self.loads or min(self.loads) < 0 or max(self.loads) <= 0
+            yield wrong, "loads are counts of tokens, one for each expert, and not all of them 0", ""
+        yield from self._layout_checks()
 
-    def _check_exchange(self) -> None:
-        if self.exchange is not None and self.exchange not in get_args(Exchange):
-            raise ConfigError(
-                f"exchange={self.exchange!r} is unknown", way_out=f"one of {', '.join(get_args(Exchange))}"
-            )
-        if self.exchanges == "all-reduce" and self.tp != self.ep:
-            raise ConfigError(
-                f"an all-reduce needs all tokens on all ranks of the experts, but tp is {self.tp} and ep {self.ep}",
-                way_out="tp equal to ep, or exchange all-to-all or all-gather",
-            )
-        if self.exchanges != "all-reduce" and self.tp > self.ep:
-            raise ConfigError(
-                f"tp {self.tp} is more than ep {self.ep}: ranks without experts can't dispatch",
-                way_out="ep of at least tp",
-            )
-        if self.trains and self.tp > 1:
-            raise ConfigError(
-                "training is predicted with data-parallel attention only",
-                way_out="tp 1; ep may be as large as you like",
-            )
+    def _layout_checks(self) -> Iterator[tuple[bool, str, str]]:
+        """The same for how the work is distributed; the numbers are in their ranges."""
+        choices = (("phase", tuple(Phase)), ("products", get_args(Products)), ("exchange", (None, *get_args(Exchange))))
+        for name, known in choices:
+            value = getattr(self, name)
+            yield value not in known, f"{name}={value!r} is unknown", f"one of {', '.join(filter(None, known))}"
+        no_unit = self.products == "float8" and self.profile.peak_flops.float8 is None
+        yield no_unit, f"{self.profile.name} has no unit for 8-bit products", "products bfloat16"
+        reason = f"ep {self.ep} and tp {self.tp}: neither divides the other"
+        way_out = "experts and attention are cut among ranks of one cluster: let one be a multiple of the other"
+        yield max(self.ep, self.tp) % min(self.ep, self.tp) > 0, reason, way_out
+        groups = f"{self.groups} data-parallel groups ({self.ranks} ranks, {self.tp} of them in each)"
+        reason = f"{self.batch} sequences can't be divided among {groups}"
+        yield self.batch % self.groups > 0, reason, f"a batch that is a multiple of {self.groups}"
+        sums = self.exchanges == "all-reduce"
+        reason = f"an all-reduce needs all tokens on all ranks of the experts, but tp is {self.tp} and ep {self.ep}"
+        yield sums and self.tp != self.ep, reason, "tp equal to ep, or exchange all-to-all or all-gather"
+        reason = f"tp {self.tp} is more than ep {self.ep}: ranks without experts can't dispatch"
+        yield not sums and self.tp > self.ep, reason, "ep of at least tp"
+        reason = "training is predicted with data-parallel attention only"
+        yield self.trains and self.tp > 1, reason, "tp 1; ep may be any size"
+        reason = f"{self.tokens} tokens can't be sliced for {self.tp} ranks"
+        yield not sums and self.tokens % self.tp > 0, reason, "a batch or a prompt that tp divides"

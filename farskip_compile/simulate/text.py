@@ -9,12 +9,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from farskip_compile.simulate.exposed import exposed_rows
-from farskip_compile.simulate.predict import Prediction, StepResult
+from farskip_compile.simulate.results import Prediction, StepResult, exposed_rows
 from farskip_compile.simulate.scenario import Phase
 
 WORTH = 1.02
-"""Speed-up below which a conversion is called not worth it: less than a forecast like this can tell from nothing."""
+"""Speed-up below which a conversion is called not worth it: a forecast like this can't distinguish less from
+nothing."""
 
 NAMES = {
     "written": "as written",
@@ -28,7 +28,7 @@ TERMS = {"a": "attention", "m": "dense", "s": "shared", "r": "routed"}
 
 
 def prediction_text(found: Prediction) -> RenderableType:
-    """All that a user decides by."""
+    """All that a user needs for a decision."""
     return Group(
         Text(heading(found), style="bold"), Text(), steps(found), Text(), exposed(found), Text(), Text(verdict(found))
     )
@@ -40,7 +40,7 @@ def heading(found: Prediction) -> str:
     where = f"{s.ranks} x {s.profile.name}, ep {s.ep}, tp {s.tp}, {s.exchanges}, {s.products}"
     work = f"{s.batch} sequences of {s.prompt} tokens" + (" in the cache" if s.phase is Phase.DECODE else "")
     skewed = f", fullest rank {found.imbalance:.2f} x the mean" if found.imbalance > 1.005 else ""
-    why = "as measured" if s.measured is not None else "as told"
+    why = "as measured" if s.measured is not None else "as given"
     slower = f"; compute {found.slower:.2f} x what the profile says, {why}" if found.slower != 1.0 else ""
     return (
         f"{s.architecture.name}, {s.phase}: {work}\n{where}{skewed}{slower}\n"
@@ -93,8 +93,8 @@ def verdict(found: Prediction) -> str:
     part = found.written.communication / found.written.seconds
     if found.speedup < WORTH:
         return (
-            f"Not worth it here: {found.speedup:.3f} x. Of the step as it is written, {part:.1%} is communication, and "
-            "a forecast like this can't tell less than 2 % from nothing."
+            f"Not worth it here: {found.speedup:.3f} x. {part:.1%} of the step as written is communication, and a "
+            "forecast like this can't distinguish less than 2 % from nothing."
         )
     return (
         f"FarSkip brings {found.speedup:.3f} x here, and overlapping alone {found.scheduled_speedup:.3f} x; "

@@ -1,13 +1,13 @@
 """Find the Mixture-of-Experts causal language models of the installed `transformers`, by introspection.
 
-Contract: nothing comes in; out comes one `Family` for each pair of configuration and causal language model, sorted by
+Contract: nothing comes in; one `Family` goes out for each pair of configuration and causal language model, sorted by
 model type. No model is built, nothing is downloaded, no list of model names is consulted. A class that can't be
 imported stays in the list, with the reason.
 
 1. Take every configuration class that `transformers` registers.
 2. It has experts if one of its fields counts routed experts, by the shape of the field's name. Fields of a
-   sub-configuration count if that is only a part (no model type of its own): a multimodal model is no family, its text
-   part is one.
+   sub-configuration count if that is only a part (no model type of its own): a multimodal model is not a family, its
+   text part is one.
 3. Its model is the causal language model that `transformers` registers for it, or else a class `...ForCausalLM` of its
    own modeling module that is made for this configuration.
 """
@@ -61,19 +61,19 @@ def _found() -> tuple[Family, ...]:
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    found: dict[str, Family] = {}
+    found = []
     for model_type in CONFIG_MAPPING:
         try:
             config_class = CONFIG_MAPPING[model_type]
-        except Exception:  # a configuration that can't be imported has no fields to decide by
+        except Exception:  # a configuration that can't be imported has no fields to judge by
             continue
-        # one configuration may be registered under several names: its own one stands for all
+        # one configuration may be registered under several names: its own stands for all
         if config_class.model_type != model_type or not has_experts(config_class):
             continue
         family = _family(config_class, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type))
         if family is not None:
-            found[model_type] = family
-    return tuple(found[model_type] for model_type in sorted(found))
+            found.append(family)
+    return tuple(sorted(found, key=lambda family: family.model_type))
 
 
 def has_experts(config_class: type[Any]) -> bool:

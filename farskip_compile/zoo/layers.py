@@ -1,12 +1,18 @@
-"""Choose a few layers that stand for all kinds of layers that a configuration has.
+"""Choose a few layers that stand for all kinds of layers of a configuration, and add kinds that its default does not
+use.
 
-Contract: come in the default values of a configuration's fields and the number of layers wanted; out come the numbers
-of the chosen layers, in order, and the per-layer fields cut to them. A few layers more than wanted are chosen if the
-kinds need it, or if there were less than two with experts.
+Contract: the default values of a configuration's fields and the number of layers wanted come in; the numbers of the
+chosen layers go out, in order, and the per-layer fields cut to them. A few layers more than wanted are chosen if the
+kinds need it, or if there were fewer than two with experts.
 
 1. A per-layer field is a list as long as there are layers; another form is a rising list of layer numbers.
 2. The kind of a layer is the tuple of its entries. The first layer of each kind is chosen,
 3. then the earliest layers with experts, until there are enough.
+4. `mixed` proposes lists with kinds that the model's code knows but that its default does not use; the caller builds
+   the model to see whether the code really has them. A list with two kinds or more stays as it is: the default shows
+   the structure. A kind is a word that `transformers` allows for layers. The code knows one if it compares something
+   with that word; if it only compares with the kind in use, the other words of attention that it quotes are the
+   alternative.
 """
 
 from __future__ import annotations
@@ -19,6 +25,8 @@ from typing import Any
 MORE = 2
 """How many more layers than wanted there may be."""
 _EXPERTS = re.compile(r"sparse|moe|expert")
+WORDS = "layer_types"
+"""How the name of a field ends that gives each layer a kind by a word."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class PerLayer:
         return (*(str(v[number]) for v in self.lists.values()), *(number in v for v in self.numbers.values()))
 
     def has_experts(self, number: int) -> bool:
-        """Whether this layer has routed experts, as far as the lists tell."""
+        """Whether this layer has routed experts, as far as the lists say."""
         for entries in self.lists.values():
             if any(isinstance(e, str) and _EXPERTS.search(e) for e in entries):
                 return _EXPERTS.search(str(entries[number])) is not None
@@ -88,3 +96,41 @@ def per_layer(fields: Mapping[str, Any], length: int) -> PerLayer:
         elif len(value) == length > 2:
             lists[name] = list(value)
     return PerLayer(lists, numbers, length)
+
+
+def mixed(lists: Mapping[str, Any], source: str, layers: int) -> dict[str, list[Any]]:
+    """The lists that change.
+
+    Args:
+        lists: per-layer fields by name; None where the default has none.
+        source: of the model's module.
+        layers: number of layers.
+    """
+    from transformers.configuration_utils import ALLOWED_LAYER_TYPES
+
+    blocks = ("sparse", "dense")
+    changed: dict[str, list[Any]] = {}
+    for name, entries in lists.items():
+        if "moe" in name and entries == list(range(layers)):  # numbers of the layers with experts: every second one
+            changed[name] = entries[1::2]
+        if not name.endswith(WORDS) or name.startswith("mtp") or len(set(entries or [])) > 1:
+            continue
+        used = entries[0] if entries else None
+        if name.startswith("mlp"):
+            others = [word for word in blocks if word != used] if used in blocks and _compared(source, blocks) else []
+            if others:  # dense layers come first
+                changed[name] = [others[0], *entries[1:]]
+            continue
+        words = [word for word in ALLOWED_LAYER_TYPES if word not in blocks and f'"{word}"' in source]
+        others = [word for word in _compared(source, words) if word != used]
+        if used is None or (not others and _compared(source, [used])):
+            others = [word for word in words if word != used and (used is None or "attention" in word)]
+        cycle = others if used is None else [used, *others]
+        if others:
+            changed[name] = [cycle[number % len(cycle)] for number in range(layers)]
+    return changed
+
+
+def _compared(source: str, words: Any) -> list[str]:
+    """Those of the words that the source compares something with."""
+    return [word for word in words if re.search(rf'[=!]= "{word}"', source)]

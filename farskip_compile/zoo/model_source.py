@@ -22,9 +22,10 @@ from farskip_compile.models import MODELS, build
 from farskip_compile.text_utils import did_you_mean
 
 TRANSFORMERS = "transformers:"
-"""What stands before the model type of a family of the zoo, which is built tiny and random."""
+"""Prefix of the model type of a family of the zoo, which is built tiny and random."""
 
 EXAMPLE_SHAPE = (2, 8)
+_RETURNS = "a function without arguments that returns a model, (model, args) or (model, args, kwargs)"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _attribute(name: str) -> Any:
             ) from error
         raise
     except (TypeError, ValueError) as error:  # an empty or a relative name
-        raise ConfigError(f"{module_name!r} is no module name", way_out="package.module:callable") from error
+        raise ConfigError(f"{module_name!r} is not a module name", way_out="package.module:callable") from error
     for part in path.split("."):
         if not hasattr(found, part):
             public = [key for key in vars(found) if not key.startswith("_")] if hasattr(found, "__dict__") else []
@@ -113,9 +114,6 @@ def _from_callable(name: str, found: Any) -> Loaded:
         case (model, tuple() | list() as args, dict() as kwargs) if callable(model):
             return Loaded(model, tuple(args), kwargs)
     raise ConfigError(f"{name}() returned {type(made).__name__}", way_out=_RETURNS)
-
-
-_RETURNS = "a function without arguments that returns a model, (model, args) or (model, args, kwargs)"
 
 
 def _with_inputs(name: str, model: nn.Module) -> Loaded:

@@ -1,29 +1,68 @@
-"""Check families of the zoo one after the other: from a `Family` to an `Entry` of the table.
+"""Check a family of the zoo: built, captured whole, and rewired bit for bit as the eager oracle says.
 
-Contract: families come in, entries go out, in the same order; each model is built tiny and random from its own
-configuration class. An entry holds names, numbers and reasons, and becomes JSON and back without loss.
+Contract: a `Family` comes in, an `Entry` of the table goes out: names, numbers and reasons, which become JSON and back
+without loss. Whatever the model or this package raises becomes a reason; nothing is raised but what stops the process,
+and defects of this package, whose traceback is needed.
+
+1. Build the model tiny and random from its own configuration class.
+2. Capture it once, as `torch.compile(fullgraph=True)` does; if that fails, once more after `prepare`. For each
+   connectivity give the backend a copy of the graph (a capture costs more than all of its rewirings).
+3. Run the compiled model once for each connectivity, and compare its logits bit for bit with the oracle's
+   (`models.generic_form`), which sees no graph; under `none` with those of the graph as captured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+import copy
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from itertools import groupby
 from typing import Any
 
 import torch
+from torch import fx, nn
 
-from farskip_compile.explain import Refusal
+from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException
+from farskip_compile.backend import Backend
+from farskip_compile.config import FarSkipConfig
+from farskip_compile.errors import FarSkipError, NoResidualStackError
+from farskip_compile.explain import not_captured
 from farskip_compile.explain.layout import short_place
+from farskip_compile.models.generic_form import GenericFarSkipForm
 from farskip_compile.passes.residual.table import Kind
-from farskip_compile.report.compile import CompileReport
-from farskip_compile.zoo.check import Finding, Verdict, check
+from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.zoo.families import Family
 from farskip_compile.zoo.tiny import CannotBuild, build_tiny
 
 REWIRED = ("full", "attention", "mlp")
+CONNECTIVITIES = ("none", *REWIRED)
 IDS_SHAPE = (2, 10)
 VOCABULARY = 128
+PLAIN = "plain"
+"""The captured graph as it is."""
+FACTOR = 8.0
+"""How many times as much as the captured graph itself a rewired one may differ from eager mode."""
+LETTERS = {Kind.ATTENTION: "a", Kind.MIXER: "x", Kind.DENSE: "m", Kind.SHARED: "s", Kind.ROUTED: "r"}
+
+
+class Verdict(StrEnum):
+    """The outcome of one connectivity of one model."""
+
+    EQUAL = "equal"
+    """Rewired, and bit-equal to the oracle (under `none`: to the graph as captured)."""
+    CLOSE = "equal within rounding"
+    """The captured graph itself, not rewired, rounds differently from the model in eager mode; as close as that."""
+    SAME = "nothing to change"
+    """The model does not read what would be left out; bit-equal to the oracle and to the model itself."""
+    REFUSED = "refused"
+    WRONG = "WRONG"
+    """Rewired, and not what the oracle says."""
+    UNCHECKED = "unchecked"
+    """Rewired, and the oracle can't say what is right."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +79,12 @@ class Entry:
     layers: str = ""
     """What each layer adds to the stream, such as `a m, 3 (a s r)`: attention or mixer, dense, shared, routed."""
     wiring: str = ""
-    """Of the model as written."""
+    """That of the model as written."""
     verdicts: dict[str, str] = field(default_factory=dict)
     """By connectivity."""
     reason: str = ""
     where: str = ""
-    """The line that is in the way: of the model's source where the graph knows it."""
+    """The line that is in the way: that of the model's source if the graph knows it."""
     seconds: float = 0.0
 
     @property
@@ -75,62 +114,144 @@ class Entry:
         return Entry(**{**fields, "prepared": tuple(fields.get("prepared", ()))})
 
 
-def run(families: Sequence[Family]) -> Iterator[Entry]:
-    """Check `families`."""
-    for family in families:
-        yield check_family(family)
-
-
 def check_family(family: Family) -> Entry:
     """Build, capture, rewire and compare one family."""
+    blank = Entry(family.model_type, family.class_name)
     if family.reason is not None:
-        return Entry(family.model_type, family.class_name, built=False, reason=family.reason)
+        return replace(blank, built=False, reason=family.reason)
     try:
         model = build_tiny(family)
     except CannotBuild as error:
-        return Entry(
-            family.model_type,
-            family.class_name,
-            built=False,
-            reason=error.reason,
-            where=short_place(error.where.source or ""),
-        )
+        return replace(blank, built=False, reason=error.reason, where=short_place(error.where.source or ""))
     ids = torch.randint(0, VOCABULARY, IDS_SHAPE, generator=torch.Generator().manual_seed(0))
-    finding = check(model, ids)
-    prepared: tuple[str, ...] = ()
-    if not finding.captured:
+    found = _check(blank, model, ids)
+    if not found.captured:
         from farskip_compile.prepare import prepare
 
         changes = prepare(model).changes
-        prepared = tuple(change.what for change in changes)
-        finding = check(model, ids) if changes else finding
-    return entry(family, finding, prepared)
+        found = _check(blank, model, ids) if changes else found
+        found = replace(found, prepared=tuple(change.what for change in changes))
+    return found
 
 
-def entry(family: Family, finding: Finding, prepared: tuple[str, ...] = ()) -> Entry:
-    """The line of the table for what was found."""
-    order = ("capture", "full", "attention", "mlp", "none")
-    refusal = next((finding.refusals[name] for name in order if name in finding.refusals), Refusal("", ""))
-    return Entry(
-        family=family.model_type,
-        class_name=family.class_name,
-        captured=finding.captured,
-        prepared=prepared,
-        nodes=finding.nodes,
-        layers=layers_of(finding.report) if finding.report is not None else "",
-        wiring=finding.report.wiring_before if finding.report is not None else "",
-        verdicts={name: str(verdict) for name, verdict in finding.verdicts.items()},
-        reason=f"{refusal.error}: {refusal.reason}" if refusal.error else "",
-        where=short_place(refusal.where),
-        seconds=round(finding.seconds, 2),
+class _Copies:
+    """A backend that keeps one compiled copy of the graph for each connectivity; `current` chooses which one runs."""
+
+    def __init__(self) -> None:
+        self.current = PLAIN
+        self.compiled: dict[str, Callable[..., Any]] = {}
+        self.reports: dict[str, CompileReport] = {}
+        self.refusals: dict[str, FarSkipError] = {}
+
+    def __call__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        """Rewire copies of `module`."""
+        for connectivity in CONNECTIVITIES:
+            config = FarSkipConfig(
+                connectivity=connectivity,  # type: ignore[arg-type]
+                inner="eager",
+                on_report=lambda report, name=connectivity: self.reports.__setitem__(name, report),  # type: ignore[misc]
+            )
+            try:
+                compiled = Backend(config)(copy.deepcopy(module), inputs)
+                if self.reports[connectivity].outcome is Outcome.NO_STACK:
+                    raise NoResidualStackError("no sum that a sub-block reads from was found in the graph")
+            except FarSkipError as error:
+                self.refusals[connectivity] = error
+            else:
+                self.compiled[connectivity] = compiled
+        return lambda *args: self.compiled.get(self.current, module.forward)(*args)
+
+
+def _check(blank: Entry, model: nn.Module, ids: torch.Tensor) -> Entry:
+    """Capture, rewire and compare a model in eval mode; its parameters and mode stay as they are."""
+    copies = _Copies()
+    started = time.perf_counter()
+    with _quiet(), torch.no_grad():
+        torch.compiler.reset()
+        compiled = torch.compile(model, backend=copies, fullgraph=True)
+        try:
+            plain = _logits(compiled(ids))
+        except BackendCompilerFailed:
+            raise  # a defect of this package
+        except TorchDynamoException as error:
+            seconds, refusal = time.perf_counter() - started, not_captured(error)
+            where = short_place(refusal.where)
+            return replace(blank, reason=f"{refusal.error}: {refusal.reason}", where=where, seconds=round(seconds, 2))
+        seconds = time.perf_counter() - started
+        drift = (plain - _logits(model(ids))).abs().max().item()
+
+        def run(name: str) -> torch.Tensor:
+            copies.current = name
+            return _logits(compiled(ids))
+
+        judged = {name: _judge(model, ids, name, run, copies, plain, drift) for name in CONNECTIVITIES}
+        torch.compiler.reset()
+    report = copies.reports.get("full") or copies.reports.get("none")
+    reason, where = next((why for name in (*REWIRED, "none") if (why := judged[name][1:])[0]), ("", ""))
+    return replace(
+        blank,
+        captured=True,
+        nodes=report.nodes if report is not None else 0,
+        layers=layers_of(report) if report is not None else "",
+        wiring=report.wiring_before if report is not None else "",
+        verdicts={name: str(verdict) for name, (verdict, *_) in judged.items()},
+        reason=reason,
+        where=where,
+        seconds=round(seconds, 2),
     )
 
 
+def _judge(
+    model: nn.Module,
+    ids: torch.Tensor,
+    name: str,
+    run: Callable[[str], torch.Tensor],
+    copies: _Copies,
+    plain: torch.Tensor,
+    drift: float,
+) -> tuple[Verdict, str, str]:
+    """(verdict on one connectivity, reason, where)."""
+    if (error := copies.refusals.get(name)) is not None:
+        return Verdict.REFUSED, f"{type(error).__name__}: {error.reason}", short_place(str(error.where))
+    logits = run(name)
+    if name == "none":
+        return Verdict.EQUAL if torch.equal(logits, plain) else Verdict.WRONG, "", ""
+    try:
+        expected = _logits(GenericFarSkipForm(model, name)(ids))  # type: ignore[arg-type]
+    except NotImplementedError as reason:
+        return Verdict.UNCHECKED, f"NotImplementedError: the oracle can't tell: {reason}", ""
+    difference = (logits - expected).abs().max().item()
+    if not difference <= FACTOR * drift:
+        return Verdict.WRONG, "", ""
+    if copies.reports[name].outcome is not Outcome.REWIRED:
+        return Verdict.SAME, "", ""
+    return Verdict.EQUAL if difference == 0.0 else Verdict.CLOSE, "", ""
+
+
+def _logits(output: Any) -> torch.Tensor:
+    if isinstance(output, torch.Tensor):
+        return output
+    logits = output["logits"] if "logits" in output else output[0]
+    assert isinstance(logits, torch.Tensor)
+    return logits
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Entries say what Dynamo logs."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def layers_of(report: CompileReport) -> str:
-    """What each layer adds, equal neighbours taken together."""
-    letters = {Kind.ATTENTION: "a", Kind.MIXER: "x", Kind.DENSE: "m", Kind.SHARED: "s", Kind.ROUTED: "r"}
+    """What each layer adds, equal neighbours combined."""
     layers = [
-        " ".join(letters[report.table.terms[term].kind] for row in rows for term in row.terms)
+        " ".join(LETTERS[report.table.terms[term].kind] for row in rows for term in row.terms)
         for _, rows in groupby(report.rows, key=lambda row: row.layer)
     ]
     runs = [(layer, len(list(same))) for layer, same in groupby(layers)]

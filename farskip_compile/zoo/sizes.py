@@ -1,8 +1,8 @@
 """Shrink the numbers of a configuration by the role that the name of a field states.
 
-Contract: comes in the name and the value of a field, and the values of all fields beside it; out comes the value for
-a tiny model. Only names' shapes decide, never a model. What has no rule, keeps its value: no rule switches a part of
-a model off, but experts, routed and shared, that a default leaves out are switched on.
+Contract: the name and the value of a field come in, and the values of all fields beside it; the value for a tiny model
+goes out. Only the shapes of names decide, never a model. What has no rule keeps its value: no rule switches a part of a
+model off, but experts, routed and shared, that a default leaves out are switched on.
 
 Numbers that belong together stay consistent, because each role has one scale: all dimensions of heads are divided by
 the same number, numbers of heads that are equal stay equal, expert groups divide the experts.
@@ -16,6 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from farskip_compile.zoo.families import counts_experts
+
+Fields = Mapping[str, Any]
+_TOP_K = r"^(?!index).*(experts_per_tok|(^|_)top_?k($|_experts)|moe_k$)"
+_SHARED_COUNT = r"(^|_)(n|num)_shared_experts?$"
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,6 @@ class Sizes:
     """Give numbers of heads and the like a value that the default leaves open, for code that needs one."""
 
 
-Fields = Mapping[str, Any]
 Rule = Callable[[str, int, Fields, Sizes], int]
 
 _SWITCH = re.compile(r"^(is|use|enable|has|with|_|moe|block|blocks|layer|layers|experts)+$")
@@ -146,54 +149,51 @@ def _first(fields: Fields, *names: str, default: int) -> int:
     return next((fields[name] for name in names if isinstance(fields.get(name), int)), default)
 
 
-def _to(get: Callable[[Sizes], int]) -> Rule:
-    return lambda name, value, fields, sizes: get(sizes)
+def _to(size: str) -> Rule:
+    return lambda name, value, fields, sizes: getattr(sizes, size)
 
 
-def _at_most(limit: int | Callable[[Sizes], int]) -> Rule:
-    return lambda name, value, fields, sizes: min(value, limit if isinstance(limit, int) else limit(sizes))
+def _at_most(limit: int | str) -> Rule:
+    return lambda name, value, fields, sizes: min(value, limit if isinstance(limit, int) else getattr(sizes, limit))
 
-
-_TOP_K = r"^(?!index).*(experts_per_tok|(^|_)top_?k($|_experts)|moe_k$)"
-_SHARED_COUNT = r"(^|_)(n|num)_shared_experts?$"
 
 _RULES: tuple[tuple[str, Rule], ...] = (
     (r"token_id$", lambda name, value, fields, sizes: value if value < sizes.vocabulary else value % 8 + 1),
     (r"divisible_by$", lambda name, value, fields, sizes: value),
-    (r"vocab_size", _to(lambda sizes: sizes.vocabulary)),
+    (r"vocab_size", _to("vocabulary")),
     # experts
     (_SHARED_COUNT, _at_most(2)),
-    (r"share[a-z]*_expert.*(size|dim)$|^shared_intermediate_size$", _to(lambda sizes: sizes.expert)),
+    (r"share[a-z]*_expert.*(size|dim)$|^shared_intermediate_size$", _to("expert")),
     (r"topk_group$", _at_most(2)),
     (r"(^|_)(n|num)_(expert_)?group$", _at_most(4)),
-    (_TOP_K, _to(lambda sizes: sizes.top_k)),
+    (_TOP_K, _to("top_k")),
     (r"zero_expert", _share_of_experts),
     (r"expert_capacity", lambda name, value, fields, sizes: value),
-    (r"moe_.*intermediate_size|expert.*(size|dim)$", _to(lambda sizes: sizes.expert)),
+    (r"moe_.*intermediate_size|expert.*(size|dim)$", _to("expert")),
     # layers
-    (r"^(num|n)_(hidden_)?layers$", _to(lambda sizes: sizes.layers)),
+    (r"^(num|n)_(hidden_)?layers$", _to("layers")),
     (r"first_k_dense|num_dense_layers|decoder_sparse_step", _at_most(1)),
     (r"layer(_index)?_(start|end)|layer_index", _border),
     (r"layers_per.*block", _at_most(1)),  # borders are multiples of it
     (r"offset$", _offset),
-    (r"(pattern|period|interval|step|_layers|layer_group_size)$", _at_most(lambda sizes: sizes.layers)),
+    (r"(pattern|period|interval|step|_layers|layer_group_size)$", _at_most("layers")),
     # heads
     (r"rotary_dim|kv_channels|d_kv$|d_head$|head_dim$", _head_dim),
     (r"heads(_per_layer)?$", _heads),
     # sequences
-    (r"window|attention_chunk_size|chunk_size$|block_size$", _at_most(lambda sizes: sizes.window)),
-    (r"rates$", _at_most(lambda sizes: sizes.window)),
+    (r"window|attention_chunk_size|chunk_size$|block_size$", _at_most("window")),
+    (r"rates$", _at_most("window")),
     (r"topk_blocks", _at_most(2)),
     (r"index_topk|kpool", _at_most(4)),
-    (r"position_embeddings$|max_seq_len|max_length$", _at_most(lambda sizes: sizes.vocabulary)),
+    (r"position_embeddings$|max_seq_len|max_length$", _at_most("vocabulary")),
     # widths
-    (r"lora_rank$", _at_most(lambda sizes: sizes.lora)),
+    (r"lora_rank$", _at_most("lora")),
     (r"rank$", _at_most(8)),
     (r"groups$", _at_most(2)),
-    (r"state(_size)?$|rel_extent", _at_most(lambda sizes: sizes.small)),
+    (r"state(_size)?$|rel_extent", _at_most("small")),
     (r"iters$", _at_most(4)),
-    (r"intermediate_size|ffn_hidden_size|ffn_dim|d_ff$", _to(lambda sizes: sizes.dense)),
-    (r"^hidden_size$|^d_model$", _to(lambda sizes: sizes.hidden)),
+    (r"intermediate_size|ffn_hidden_size|ffn_dim|d_ff$", _to("dense")),
+    (r"^hidden_size$|^d_model$", _to("hidden")),
     (r"hidden_size|embed_dim$|latent_size$", _share_of_hidden),
 )
 

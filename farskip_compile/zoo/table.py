@@ -16,47 +16,38 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from farskip_compile.zoo.run import REWIRED, Entry
+from farskip_compile.zoo.run import CONNECTIVITIES, Entry, Verdict
 
-STYLES = {
-    "rewired": "green",
-    "rewired in part": "yellow",
-    "recognised": "cyan",
-    "refused": "yellow",
-    "not captured": "magenta",
-    "not built": "dim",
-    "unchecked": "red",
-    "WRONG": "bold red",
-}
 CELLS = {
-    "equal": "=",
-    "equal within rounding": "≈",
-    "nothing to change": "·",
-    "refused": "no",
-    "WRONG": "WRONG",
-    "unchecked": "?",
+    Verdict.EQUAL: "=",
+    Verdict.CLOSE: "≈",
+    Verdict.SAME: "·",
+    Verdict.REFUSED: "no",
+    Verdict.WRONG: "WRONG",
+    Verdict.UNCHECKED: "?",
 }
 LEGEND = (
     "a attention, x another token mixer, m dense, s shared experts, r routed experts; "
     "= bit-equal to the eager oracle (none: to the graph as captured), ≈ as close to it as the captured graph is to "
     "eager mode, · nothing to change and bit-equal, no: refused"
 )
-MEANING = {
-    "rewired": "bit-equal to the oracle under every connectivity that changes something",
-    "rewired in part": "some connectivities are refused",
-    "recognised": "the model does not read what would be left out: its experts overlap by design",
-    "refused": "the stream can't be rewired; the reason is below the table",
-    "not captured": "torch.compile(fullgraph=True) raises, also after `farskip_compile.prepare`",
-    "not built": "no tiny model could be built from its configuration class",
-    "unchecked": "rewired, but the oracle could not be run",
-    "WRONG": "a defect of this package",
+STATUSES = {
+    "rewired": ("green", "bit-equal to the oracle under every connectivity that changes something"),
+    "rewired in part": ("yellow", "some connectivities are refused"),
+    "recognised": ("cyan", "the model does not read what would be left out: its experts overlap by design"),
+    "refused": ("yellow", "the stream can't be rewired; the reason is below the table"),
+    "not captured": ("magenta", "torch.compile(fullgraph=True) raises, also after `farskip_compile.prepare`"),
+    "not built": ("dim", "no tiny model could be built from its configuration class"),
+    "unchecked": ("red", "rewired, but the oracle could not be run"),
+    "WRONG": ("bold red", "a defect of this package"),
 }
+"""By status of a family: its style on a terminal, and what it means."""
 
 
 def counts(entries: Iterable[Entry]) -> dict[str, int]:
-    """How many families have each status, in the order of `STYLES`."""
+    """How many families have each status, in the order of `STATUSES`."""
     found = Counter(entry.status for entry in entries)
-    return {status: found[status] for status in STYLES if found[status]}
+    return {status: found[status] for status in STATUSES if found[status]}
 
 
 def summary(entries: Sequence[Entry]) -> str:
@@ -64,6 +55,11 @@ def summary(entries: Sequence[Entry]) -> str:
     parts = [f"{count} {status}" for status, count in counts(entries).items()]
     captured = sum(entry.captured for entry in entries)
     return f"{len(entries)} families, {captured} captured whole: {', '.join(parts)}"
+
+
+def cells(entry: Entry) -> list[str]:
+    """One sign for each connectivity."""
+    return [CELLS.get(entry.verdicts.get(name, ""), "") for name in CONNECTIVITIES]
 
 
 def text(entries: Sequence[Entry], width: int) -> RenderableType:
@@ -75,15 +71,14 @@ def text(entries: Sequence[Entry], width: int) -> RenderableType:
     if wide:
         table.add_column("nodes", justify="right")
     table.add_column("layers", overflow="fold")
-    for name in ("none", *REWIRED):
+    for name in CONNECTIVITIES:
         table.add_column(name if wide else name[:4], justify="center")
     if wide:
         table.add_column("seconds", justify="right")
     for entry in entries:
-        cells = [CELLS.get(entry.verdicts.get(name, ""), "") for name in ("none", *REWIRED)]
-        status = Text(entry.status, style=STYLES[entry.status])
+        status = Text(entry.status, style=STATUSES[entry.status][0])
         nodes = [str(entry.nodes or "")] if wide else []
-        row: list[RenderableType] = [entry.family, status, *nodes, entry.layers, *cells]
+        row: list[RenderableType] = [entry.family, status, *nodes, entry.layers, *cells(entry)]
         table.add_row(*row, *([f"{entry.seconds:.1f}"] if wide else []))
     parts: list[RenderableType] = [table, Text(LEGEND, style="dim"), Text()]
     for entry in entries:
@@ -110,7 +105,7 @@ def page(entries: Sequence[Entry]) -> str:
         "",
         f"**{summary(entries)}.**",
         "",
-        *[f"- {status} ({count}): {MEANING[status]}" for status, count in found.items()],
+        *[f"- {status} ({count}): {STATUSES[status][1]}" for status, count in found.items()],
         "",
         f"Layers: {LEGEND}.",
         "",
@@ -118,9 +113,8 @@ def page(entries: Sequence[Entry]) -> str:
         "|---|---|---:|---|---|:-:|:-:|:-:|:-:|",
     ]
     for entry in entries:
-        cells = [CELLS.get(entry.verdicts.get(name, ""), "") for name in ("none", *REWIRED)]
         mark = " ¹" if entry.captured and entry.prepared else ""
-        row = [f"{entry.family}{mark}", entry.status, str(entry.nodes or ""), entry.layers, entry.wiring, *cells]
+        row = [f"{entry.family}{mark}", entry.status, str(entry.nodes or ""), entry.layers, entry.wiring, *cells(entry)]
         lines.append("| " + " | ".join(row) + " |")
     if any(entry.captured and entry.prepared for entry in entries):
         lines += ["", "¹ captured after `farskip_compile.prepare(model)`."]

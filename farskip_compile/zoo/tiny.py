@@ -1,11 +1,11 @@
 """Build a tiny random model of any family, with the structure that its configuration has by default.
 
-Contract: comes in a `Family`; out comes its model in eval mode, with random weights that depend on the seed alone, a
-few layers that stand for all kinds, eight experts of which two are used. The global random state is left as it was.
-A family that can't be built or run raises `CannotBuild` with the reason and the line of the family's source.
+Contract: a `Family` comes in; its model goes out in eval mode, with random weights that depend on the seed alone, a few
+layers that stand for all kinds, eight experts of which two are used. The global random state is left as it was. A
+family that can't be built or run raises `CannotBuild` with the reason and the line of the family's source.
 
-1. Take the defaults of the configuration's fields, shrink each by its role (`sizes`), cut per-layer fields (`layers`),
-   mix in kinds of layers that the code has, and the default does not use (`kinds`).
+1. Take the defaults of the configuration's fields, shrink each by its role (`sizes`), cut per-layer fields, and mix in
+   kinds of layers that the code has and the default does not use (`layers`).
 2. Build the model, give visible values to parameters that start out constant, and run it once.
 3. If that fails, try without those kinds, with values for numbers that the default leaves open, with one expert per
    token.
@@ -26,8 +26,7 @@ from torch import nn
 
 from farskip_compile.errors import FarSkipError, Where
 from farskip_compile.zoo.families import Family, counts_experts
-from farskip_compile.zoo.kinds import WORDS, mixed
-from farskip_compile.zoo.layers import per_layer
+from farskip_compile.zoo.layers import WORDS, mixed, per_layer
 from farskip_compile.zoo.sizes import Sizes, shrink
 
 NOISE = 0.1
@@ -74,7 +73,7 @@ def tiny_config(config_class: type[Any], sizes: Sizes, source: str = "") -> Any:
         source: of the model; kinds of layers that it knows are mixed in where the default has one kind only.
     """
     default = config_class()
-    # not by getattr: a value that differs from layer to layer may not be read that way
+    # not by getattr: a value that differs from layer to layer may not be readable that way
     alias = getattr(config_class, "attribute_map", None) or {}
     values = {field.name: vars(default).get(alias.get(field.name, field.name)) for field in fields(config_class)}
     listed = per_layer(values, getattr(default, "num_hidden_layers", 0))
@@ -94,7 +93,7 @@ def tiny_config(config_class: type[Any], sizes: Sizes, source: str = "") -> Any:
             given[field.name] = entries if field.name in listed.numbers else shrink(field.name, entries, values, sizes)
         else:
             small = shrink(field.name, value, values, sizes)
-            if small is not value and small != value:  # what is the same, the class finds out again
+            if small is not value and small != value:  # the class computes again what is unchanged
                 given[field.name] = small
     if any("sliding" in str(kind) for kind in cut.get("layer_types", ())) and not values.get("sliding_window"):
         given["sliding_window"] = sizes.window
@@ -115,7 +114,7 @@ def _cut_overrides(overrides: dict[Any, Any], chosen: list[int], values: Any, si
 
 
 def _built_and_run(model_class: type[Any], make_config: Callable[[], Any], seed: int) -> nn.Module:
-    """Build and run; what the code looks for on a part of the configuration in vain, gets there from the others."""
+    """Build and run; what the code misses on one part of the configuration is copied there from the others."""
     supplied: dict[type[Any], dict[str, Any]] = {}
     while True:
         config = make_config()

@@ -14,10 +14,18 @@ from rich.console import Console
 from farskip_compile.calibrate import Calibration, Row, calibrate, calibrate_link, calibration_text, main
 from farskip_compile.calibrate.assemble import with_compute, with_link
 from farskip_compile.calibrate.collectives import LinkFindings, Uneven, monotone
-from farskip_compile.calibrate.memory import SOFTMAX_OPS, MemoryFigures, softmax_rate
-from farskip_compile.calibrate.products import Products
-from farskip_compile.calibrate.settings import MOST, QUICK_SECONDS, Budget, Grids, grids
-from farskip_compile.calibrate.stopwatch import Pool, Stopwatch, Times, rotating
+from farskip_compile.calibrate.kernels import SOFTMAX_OPS, MemoryFigures, Products, softmax_rate
+from farskip_compile.calibrate.stopwatch import (
+    MOST,
+    QUICK_SECONDS,
+    Budget,
+    Grids,
+    Pool,
+    Stopwatch,
+    Times,
+    grids,
+    rotating,
+)
 from farskip_compile.costs import COLLECTIVE_KINDS, Curve, Sample, collective_seconds, load_profile
 from farskip_compile.errors import ConfigError
 
@@ -211,15 +219,15 @@ def test_a_small_budget_measures_fewer_points() -> None:
 
 def test_what_can_not_be_calibrated() -> None:
     for arguments, message in (
-        ({"budget_seconds": 0}, "budget_seconds=0 is no time"),
-        ({"budget_seconds": float("nan")}, "is no time"),
+        ({"budget_seconds": 0}, "budget_seconds=0 is not a time"),
+        ({"budget_seconds": float("nan")}, "is not a time"),
         ({"dtypes": ()}, "dtypes names no type"),
     ):
         with pytest.raises(ConfigError, match=message):
             calibrate(device="cpu", **arguments)
     with pytest.raises(ConfigError, match="one rank has no link"):
         calibrate_link(load_profile("cpu-gloo"), device="cpu")
-    with pytest.raises(ConfigError, match="is no message"):
+    with pytest.raises(ConfigError, match="is not a message"):
         main._known_kinds({"all_to_all": 0})
 
 

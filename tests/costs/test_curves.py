@@ -46,7 +46,7 @@ def test_between_points_a_power_law_is_met_exactly_and_beyond_them_the_edge_coun
     assert curve.at(9, 16) == pytest.approx(2 * 3 * 16)
     assert curve.at(0.01, 4) == pytest.approx(8.0)
     assert curve.at(10**9, 10**9) == pytest.approx(1280.0)
-    with pytest.raises(ConfigError, match="2 sizes was asked with 1"):
+    with pytest.raises(ConfigError, match="2 sizes was evaluated at 1"):
         curve.at(3)
 
 

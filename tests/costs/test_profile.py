@@ -31,8 +31,8 @@ from farskip_compile.costs import (
     load_profile,
     profiles,
 )
+from farskip_compile.costs.operators import flop_rate
 from farskip_compile.costs.profile import figures
-from farskip_compile.costs.roofline import flop_rate
 from farskip_compile.errors import ConfigError, FarSkipError
 
 FIGURES = ("peak_flops", "efficiency", "memory_bandwidth", "element_rate", "launch_seconds")
@@ -116,11 +116,11 @@ def broken(change: str, value: Any) -> dict[str, Any]:
         ("name", 3, "name must be a string"),
         ("memory_bandwidth", 0, "memory_bandwidth = 0.0 must be a positive"),
         ("memory_bandwidth", float("inf"), "memory_bandwidth = inf"),
-        ("efficiency.matmul", 1.2, "efficiency.matmul = 1.2 is a part"),
+        ("efficiency.matmul", 1.2, "efficiency.matmul = 1.2 is a fraction"),
         ("inter_node.latency.broadcast", -1e-6, "inter_node.latency.broadcast = -1e-06"),
         ("sources.memory_bandwidth", ..., "memory_bandwidth has no source"),
         ("sources.memory", "a book", "sources names 'memory'"),
-        ("sources.memory_bandwidth", 3, "sources must map strings to strings"),
+        ("sources.memory_bandwidth", 3, "sources.memory_bandwidth must be a string, not int 3"),
     ],
 )
 def test_refusals_name_the_field(tmp_path: Path, change: str, value: Any, message: str) -> None:
@@ -141,7 +141,7 @@ def test_unreadable_files_and_unknown_names(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=message):
             load_profile(name)
     (tmp_path / "list.json").write_text("[1]")
-    with pytest.raises(FarSkipError, match="a profile is a JSON object"):
+    with pytest.raises(FarSkipError, match="the whole must be a JSON object"):
         load_profile(tmp_path / "list.json")
 
 

@@ -32,7 +32,7 @@ def test_targets_are_the_next_tokens_that_count():
 
 @pytest.mark.parametrize("wrong", [IDS.float(), IDS[0], IDS[:, :1], "text", {"ids": IDS}])
 def test_what_is_no_batch(wrong):
-    with pytest.raises(ConfigError, match="no batch of token ids"):
+    with pytest.raises(ConfigError, match="not a batch of token ids"):
         as_batch(wrong, CPU)
 
 
@@ -46,7 +46,7 @@ def test_a_feed_starts_anew_when_the_data_ends():
 def test_data_that_can_be_gone_through_once_only():
     feed = Feed(iter([IDS[:2]]), CPU)
     next(feed)
-    with pytest.raises(ConfigError, match="can't be gone through again"):
+    with pytest.raises(ConfigError, match="can't be traversed again"):
         next(feed)
     with pytest.raises(ConfigError, match="is empty"):
         next(Feed([], CPU))

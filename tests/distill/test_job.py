@@ -147,8 +147,8 @@ def test_a_manifest_says_connectivity_and_layers(folder):
         ("model =", "modell =", "did you mean 'model'?"),
         ('"checkpoint"', '"chekpoint"', "unknown model"),
         ("train-*.txt", "none-*.txt", "data.train matches no file"),
-        ("batch_size = 4", "batch_size = 0", "data.batch_size=0 is no count"),
-        ("batch_size = 4", "", "no data.batch_size"),
+        ("batch_size = 4", "batch_size = 0", "data.batch_size=0 is not a count"),
+        ("batch_size = 4", "", "the field data.batch_size is missing"),
         ("sequence_length", "sequence_lenght", "did you mean 'data.sequence_length'?"),
         ("steps = 30", "stepps = 30", "did you mean 'steps'"),
         ('output = "healed"', "", "TensorBoard needs a folder"),
@@ -157,7 +157,7 @@ def test_a_manifest_says_connectivity_and_layers(folder):
         ("steps = 30", 'manifest = "plan.json"', "can't read"),
         ("steps = 30", 'manifest = "plan.json"\nconnectivity = "mlp"', "distill.manifest and distill.connectivity"),
         ("steps = 30", "connectivity = 'half'", "connectivity='half'"),
-        ("[data]", "dtype = 'int64'\n[data]", "dtype='int64' is none"),
+        ("[data]", "dtype = 'int64'\n[data]", "dtype='int64' is not a floating-point type"),
     ],
 )
 def test_what_a_file_can_get_wrong(folder, old, new, words):

@@ -143,7 +143,7 @@ class Aliased(nn.Module):
 
 
 def test_a_teacher_that_moves_with_its_student_is_refused():
-    with pytest.raises(ConfigError, match="no longer says what it said"):
+    with pytest.raises(ConfigError, match="no longer gives the logits"):
         self_distill(Aliased(small()), batches(2), held_out=HELD_OUT, steps=2, learning_rate=1e-2, options=EAGER)
 
 
@@ -180,7 +180,7 @@ def test_checkpoint_and_manifest(tmp_path):
         ({"connectivty": "full"}, ConfigError, "did you mean 'connectivity'"),
         ({"connectivity": "half"}, ConfigError, "connectivity='half' is unknown"),
         ({"layers": (7, 9)}, LayerRangeError, "layers"),
-        ({"steps": 0}, ConfigError, "steps=0 is no count"),
+        ({"steps": 0}, ConfigError, "steps=0 is not a count"),
         ({"learning_rate": float("nan")}, ConfigError, "learning_rate=nan"),
         ({"teacher": "cache"}, ConfigError, "needs a folder"),
         ({"options": {"layers": (0, 1)}}, ConfigError, "options of their own"),

@@ -8,8 +8,7 @@ import torch
 from farskip_compile import ConfigError
 from farskip_compile.distill import self_distill
 from farskip_compile.distill.batches import as_batch
-from farskip_compile.distill.teacher import FrozenTeacher
-from farskip_compile.distill.teacher_cache import CachedTeacher, checksum, sequence_keys
+from farskip_compile.distill.teacher import CachedTeacher, FrozenTeacher, checksum, sequence_keys
 from tests.distill.common import EAGER, VOCABULARY, batches, small, weights
 
 CPU = torch.device("cpu")

@@ -25,7 +25,7 @@ def measured():
     model = small(layers=("dense", "moe", "moe"), dropout=0.3).train()
     modes, before = [module.training for module in model.modules()], weights(model)
     seen = []
-    damage = measure_damage(model, HELD_OUT, told=lambda done, total: seen.append((done, total)))
+    damage = measure_damage(model, HELD_OUT, on_row=lambda done, total: seen.append((done, total)))
     assert modes == [module.training for module in model.modules()]
     assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
     assert seen == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]

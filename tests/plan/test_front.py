@@ -45,7 +45,7 @@ def test_the_front_of_a_model():
     damage = measure_damage(small(**SIZES), batches(1, seed=7))
     with fake_ranks(8):
         sets = []
-        front = find_front(parallel(), (IDS,), damage, config=CONFIG, told=sets.append)
+        front = find_front(parallel(), (IDS,), damage, config=CONFIG, on_estimate=sets.append)
         assert len(sets) == len(set(sets))
         assert {(), tuple(row.row for row in damage.rows)} <= set(sets)
         point = front.for_share(0.8)

@@ -8,7 +8,7 @@ from torch import fx
 
 from farskip_compile.passes.schedule.program import Program, Role, check_order
 from farskip_compile.passes.schedule.published import published_order
-from farskip_compile.simulate.predict import PhaseResult
+from farskip_compile.simulate.results import PhaseResult
 from farskip_compile.testing.strategies.programs import programs
 from tests.simulate.tiny import predicted
 

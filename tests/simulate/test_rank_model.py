@@ -64,8 +64,8 @@ def test_fewer_heads_of_keys_than_ranks_are_repeated() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"ep": 3, "tp": 1, "batch": 9}, "32 experts can't be shared out among 3 ranks"),
-        ({"ep": 32, "tp": 32, "name": "llama4-scout"}, "16 experts can't be shared out among 32 ranks"),
+        ({"ep": 3, "tp": 1, "batch": 9}, "32 experts can't be divided among 3 ranks"),
+        ({"ep": 32, "tp": 32, "name": "llama4-scout"}, "16 experts can't be divided among 32 ranks"),
         ({"ep": 8, "tp": 8, "name": "qwen3-30b-a3b", "heads": 12}, "12 parts of .*q_proj can't be cut among 8 ranks"),
         ({"loads": (1.0, 2.0)}, "2 loads are given, but the model has 32 experts"),
     ],

@@ -29,7 +29,7 @@ def made(**options: Any) -> Scenario:
         ({"batch": 2.0}, "batch=2.0"),
         ({"layers": 0}, "layers=0"),
         ({"ep": 8, "tp": 3}, "neither divides the other"),
-        ({"ep": 8, "batch": 12}, "12 sequences can't be shared out among 8 data-parallel groups"),
+        ({"ep": 8, "batch": 12}, "12 sequences can't be divided among 8 data-parallel groups"),
         ({"ep": 16, "tp": 8, "exchange": "all-reduce"}, "all tokens on all ranks"),
         ({"ep": 4, "tp": 8}, "ranks without experts"),
         ({"ep": 4, "tp": 8, "exchange": "all-gather"}, "ranks without experts"),

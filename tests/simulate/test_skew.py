@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farskip_compile.errors import ConfigError
-from farskip_compile.simulate.skew import imbalance, zipf_loads
+from farskip_compile.simulate.rank_model import imbalance, zipf_loads
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_by_hand(loads: list[float], ranks: int, expected: float) -> None:
 
 
 def test_experts_that_can_not_be_shared_out() -> None:
-    with pytest.raises(ConfigError, match="6 experts can't be shared out among 4 ranks"):
+    with pytest.raises(ConfigError, match="6 experts can't be divided among 4 ranks"):
         imbalance([1.0] * 6, 4)
 
 

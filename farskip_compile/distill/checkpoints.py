@@ -1,9 +1,13 @@
-"""The state of a run on disk, from which a later run goes on to the same result.
+"""What a run writes: its state, from which a later run continues to the same result, and the healed model.
 
-In:    everything that changes while a run goes on, as a dictionary that `torch.save` takes.
+In:    everything that changes during a run, as a dictionary that `torch.save` takes; a healed model and its manifest.
 Out:   a folder `state-STEP` with a file for each rank; what all ranks have is in the first rank's file only.
-Never: leaves half a state where a later run would take it for one: a folder gets its name when all ranks have written,
-       and the state before it is removed only then.
+       A checkpoint of the model's own kind. A model with `save_pretrained` (transformers) writes itself: safetensors,
+       `config.json`; the manifest is `farskip.json` beside it, and the key `farskip` in `config.json`. Any other:
+       `model.safetensors`, or one file for each rank if parameters are spread over ranks, and `farskip.json`.
+Never: half a state that a later run would accept: a folder gets its name once all ranks have written, and only then is
+       the previous state removed. A checkpoint without its manifest: in the original wiring, healed weights give fluent
+       nonsense.
 
 A state is read back only with the same configuration, number of ranks, and names and shapes of parameters.
 """
@@ -17,27 +21,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import nn
 
 from farskip_compile.distill.ranks import Ranks
 from farskip_compile.errors import ConfigError
+from farskip_compile.manifest import Manifest, save_manifest
 
 NAME = re.compile(r"state-(\d+)")
 
 
-def newest(folder: Path) -> Path | None:
+def newest_state(folder: Path) -> Path | None:
     """The last complete state in `folder`."""
     found = [(int(match[1]), path) for path in folder.glob("state-*") if (match := NAME.fullmatch(path.name))]
     return max(found)[1] if found else None
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Any], own: Mapping[str, Any], ranks: Ranks) -> None:
+def save_state(folder: Path, step: int, tensors: Mapping[str, Any], own: Mapping[str, Any], ranks: Ranks) -> None:
     """Write a state, on all ranks.
 
     Args:
         folder: of the run.
         step: steps taken.
         tensors: by parameter or buffer, what belongs to it.
-        own: all else; of this rank.
+        own: everything else, of this rank.
         ranks: of the run.
     """
     target, temporary = folder / f"state-{step:08d}", folder / f".state-{step:08d}"
@@ -57,11 +64,11 @@ def save(folder: Path, step: int, tensors: Mapping[str, Any], own: Mapping[str, 
     ranks.barrier()
 
 
-def load(path: Path, ranks: Ranks, about: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `save` wrote: tensors, and this rank's own.
+def load_state(path: Path, ranks: Ranks, about: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `save_state` wrote: tensors, and this rank's own.
 
     Args:
-        path: a folder that `newest` found.
+        path: a folder that `newest_state` found.
         ranks: of this run.
         about: what must be equal to what was saved under `about`.
 
@@ -83,3 +90,38 @@ def load(path: Path, ranks: Ranks, about: Mapping[str, Any]) -> tuple[dict[str, 
             )
     tensors = read[0]["tensors"] | read[-1]["tensors"]
     return tensors, read[-1]["own"]
+
+
+def save_checkpoint(model: nn.Module, manifest: Manifest, folder: Path, ranks: Ranks) -> None:
+    """Write `model`, on all ranks.
+
+    Raises:
+        ConfigError: safetensors is missing.
+        ManifestError: the folder can't be written.
+    """
+    first = ranks.rank == 0
+    if first:
+        folder.mkdir(parents=True, exist_ok=True)
+    ranks.barrier()
+    pretrained: Any = getattr(model, "save_pretrained", None)
+    if callable(pretrained):
+        pretrained(folder, is_main_process=first)
+    else:
+        _save_tensors(model, folder, ranks)
+    ranks.barrier()
+    if first:
+        save_manifest(manifest, folder)
+        if (config := folder / "config.json").exists():
+            save_manifest(manifest, config)
+    ranks.barrier()
+
+
+def _save_tensors(model: nn.Module, folder: Path, ranks: Ranks) -> None:
+    try:
+        from safetensors.torch import save_model
+    except ImportError as error:
+        raise ConfigError("safetensors is not installed", way_out="pip install safetensors") from error
+    if ranks.parts:
+        save_model(model, str(folder / f"model-rank-{ranks.rank:05d}-of-{dist.get_world_size():05d}.safetensors"))
+    elif ranks.rank == 0:
+        save_model(model, str(folder / "model.safetensors"))

@@ -1,24 +1,76 @@
-"""The measured points as tables on a terminal.
+"""What calibration found: a row for each measured point, the profile made from all of them, and both on a terminal.
 
-Contract: gives a renderable for a `rich` console of any width from 80 columns on; understandable without colours. Of
-grids with many points only a part is shown unless everything is asked for.
+Contract: plain data that travels from rank 0 to the others; for people, a renderable for a `rich` console of any width
+from 80 columns on, understandable without colours. Of grids with many points only some are shown unless everything is
+asked for.
 """
 
 from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from farskip_compile.calibrate.memory import PAGES
-from farskip_compile.calibrate.results import Calibration, Row
+from farskip_compile.calibrate.stopwatch import Times
+from farskip_compile.costs import HardwareProfile
 from farskip_compile.profiling.text import time_text
 
+PAGES = "new pages"
 FEW = 8
 """Points of one section that are shown."""
 NOISY = 0.25
 """A spread beyond this is marked."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured point."""
+
+    section: str
+    """What was measured: `matmul float32`, `memory`, `all_to_all, 2 ranks`, ..."""
+    size: tuple[int, ...]
+    """Its shape, or its bytes."""
+    seconds: float
+    """Median of the repetitions."""
+    spread: float
+    """Their interquartile range, as a fraction of the median."""
+    repetitions: int
+    rate: float | None = None
+    """FLOP/s or bytes/s; None where there is no work to divide by the time."""
+    unit: str = ""
+    """`FLOP/s` or `B/s`."""
+
+    @classmethod
+    def of(cls, section: str, size: tuple[int, ...], times: Times, rate: float | None = None, unit: str = "") -> Row:
+        """The row for repeated measurements."""
+        return cls(section, size, times.median, times.spread, len(times.seconds), rate, unit)
+
+    @classmethod
+    def moving(cls, section: str, size: tuple[int, ...], times: Times, bytes: int) -> Row:
+        """The same for a call that moves so many bytes."""
+        return cls.of(section, size, times, bytes / times.median, "B/s")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """All rows, and the profile."""
+
+    profile: HardwareProfile
+    rows: tuple[Row, ...]
+    device: str
+    ranks: int
+    seconds: float
+    """What it took, on rank 0."""
+    notes: tuple[str, ...] = ()
+    """What could not be measured, and what the profile holds instead."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        return {**asdict(self), "profile": self.profile.to_json()}
 
 
 def calibration_text(found: Calibration, console: Console, *, everything: bool = False) -> RenderableType:
@@ -29,9 +81,6 @@ def calibration_text(found: Calibration, console: Console, *, everything: bool =
         console: where.
         everything: every point of every grid.
     """
-    best: dict[str, float] = {}
-    for row in found.rows:
-        best[row.unit] = max(best.get(row.unit, 0.0), row.rate or 0.0)
     ranks = f"{found.ranks} ranks at once" if found.ranks > 1 else "one rank"
     parts: list[RenderableType] = [Text(f"{found.device}, {ranks}, {found.seconds:.0f} s", style="bold"), Text()]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
@@ -42,7 +91,7 @@ def calibration_text(found: Calibration, console: Console, *, everything: bool =
         rows = [row for row in found.rows if row.section == section]
         shown = rows if everything or len(rows) <= FEW else _some(rows)
         for row in shown:
-            part = 100 * row.rate / _peak(found.rows, row, best) if row.rate and row.section != PAGES else None
+            part = 100 * row.rate / _peak(found.rows, row) if row.rate and row.section != PAGES else None
             table.add_row(
                 section if row is shown[0] else "",
                 size_text(row),
@@ -59,18 +108,17 @@ def calibration_text(found: Calibration, console: Console, *, everything: bool =
     return Group(*parts)
 
 
-def _peak(rows: tuple[Row, ...], row: Row, best: dict[str, float]) -> float:
-    """The best rate of its kind: of products of one type, of memory, of one kind of collective."""
-    if row.unit == "FLOP/s":
-        name = row.section.rsplit(" ", 1)[-1]
-        return max(other.rate or 0.0 for other in rows if other.unit == row.unit and other.section.endswith(name))
-    wire = "ranks" in row.section
-    same = [other for other in rows if other.unit == row.unit and ("ranks" in other.section) == wire]
-    return max((other.rate or 0.0 for other in same if other.section != PAGES), default=best[row.unit]) or 1.0
+def _peak(rows: tuple[Row, ...], row: Row) -> float:
+    """The best rate among products of its type, among kernels bound by memory, or among collectives."""
+    return max(other.rate or 0.0 for other in rows if other.section != PAGES and _group(other) == _group(row))
+
+
+def _group(row: Row) -> tuple[str, str | bool]:
+    return row.unit, row.section.rsplit(" ", 1)[-1] if row.unit == "FLOP/s" else "ranks" in row.section
 
 
 def _some(rows: list[Row]) -> list[Row]:
-    """Evenly spread over the section, with its first and last point."""
+    """Points that are evenly spread over the section, with its first and last."""
     places = sorted({round(index * (len(rows) - 1) / (FEW - 1)) for index in range(FEW)})
     return [rows[place] for place in places]
 
@@ -80,9 +128,9 @@ def _summary(found: Calibration) -> list[Text]:
     lines = []
     for name, link in (("inside a node", profile.intra_node), ("between nodes", profile.inter_node)):
         if link.interference is not None:
-            lines.append(f"{name}: compute takes {1 + link.interference:.2f} times as long beside a collective")
+            lines.append(f"{name}: compute takes {1 + link.interference:.2f} times as long during a collective")
         if link.duplex is not None:
-            lines.append(f"{name}: the two ways of an uneven all-to-all overlap by {100 * link.duplex:.0f} %")
+            lines.append(f"{name}: the two directions of an uneven all-to-all overlap by {100 * link.duplex:.0f} %")
     if profile.sync_seconds is not None:
         lines.append(f"reading a number on the host: {time_text(1e9 * profile.sync_seconds)}")
     return [Text(line) for line in lines]

@@ -1,21 +1,29 @@
-"""A prediction as a picture: a stretch of the step in two orders, and what the whole step is made of.
+"""A prediction as a picture and as a Chrome trace, for ui.perfetto.dev or chrome://tracing.
 
-Contract: from a `Prediction` alone, as PNG.
+Contract: from a `Prediction` alone. The picture (PNG) shows a part of the step in two orders, and what the whole step
+is made of. The trace has one process for each order, with a lane for compute and one for each channel, and the phases
+of a step one after the other; views and whatever else takes no time are left out.
 """
 
 from __future__ import annotations
 
+import gzip
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from farskip_compile.errors import ConfigError
 from farskip_compile.passes.schedule.program import Role
-from farskip_compile.simulate.predict import PhaseResult, Prediction
+from farskip_compile.simulate.results import PhaseResult, Prediction, StepResult
 from farskip_compile.simulate.text import NAMES, heading
 
-INK, COMPUTE, WIRE, IDLE, GRID = "#1d2126", "#9db8d9", "#0b3d91", "#d9480f", "#e3e6ea"
+INK, BUSY, WIRE, IDLE, GRID = "#1d2126", "#9db8d9", "#0b3d91", "#d9480f", "#e3e6ea"
 LAYERS = 2.5
-"""Of the stretch that is shown."""
+"""How many the detail shows."""
+COMPUTE = 0
+SHORTEST = 1e-9
+"""Seconds below which a task is left out of the trace."""
 
 
 def draw_prediction(found: Prediction, path: Path) -> None:
@@ -31,8 +39,8 @@ def draw_prediction(found: Prediction, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (stretch, bars) = pyplot.subplots(2, 1, figsize=(9.6, 6.2), layout="constrained", height_ratios=(1.1, 1))
-    _stretch(stretch, found)
+    figure, (detail, bars) = pyplot.subplots(2, 1, figsize=(9.6, 6.2), layout="constrained", height_ratios=(1.1, 1))
+    _detail(detail, found)
     _bars(bars, found)
     figure.suptitle(heading(found).rpartition("\n")[0], x=0.01, ha="left", fontsize=11, color=INK)
     try:
@@ -43,7 +51,7 @@ def draw_prediction(found: Prediction, path: Path) -> None:
         pyplot.close(figure)
 
 
-def _stretch(axes: Any, found: Prediction) -> None:
+def _detail(axes: Any, found: Prediction) -> None:
     """The middle of the first phase: compute and network, as written and under FarSkip."""
     rows = (("as written", found.written.phases[0]), ("FarSkip,\nour order", found.farskip.phases[0]))
     for place, (name, phase) in enumerate(rows):
@@ -55,12 +63,11 @@ def _stretch(axes: Any, found: Prediction) -> None:
             first, last = max(first, start), min(last, end)
             if last <= first:
                 continue
-            lane = {Role.COMPUTE: 0.42, Role.WAIT: 0.42, Role.LAUNCH: 0.0}[task.role]
-            colour = {Role.COMPUTE: COMPUTE, Role.WAIT: IDLE, Role.LAUNCH: WIRE}[task.role]
+            lane, colour = {Role.COMPUTE: (0.42, BUSY), Role.WAIT: (0.42, IDLE), Role.LAUNCH: (0.0, WIRE)}[task.role]
             box = [(1e3 * (first - start), 1e3 * (last - first))]
             axes.broken_barh(box, (1.1 * (1 - place) + lane, 0.36), color=colour, linewidth=0)
         axes.text(-0.01, 1.1 * (1 - place) + 0.39, name, transform=_left(axes), ha="right", va="center", fontsize=9)
-    for label, colour in (("compute", COMPUTE), ("collectives", WIRE), ("standing still", IDLE)):
+    for label, colour in (("compute", BUSY), ("collectives", WIRE), ("idle", IDLE)):
         axes.plot([], [], color=colour, linewidth=8, label=label)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3, frameon=False, fontsize=9)
     axes.set_yticks([])
@@ -84,12 +91,12 @@ def _left(axes: Any) -> Any:
 
 
 def _bars(axes: Any, found: Prediction) -> None:
-    """Of each order: compute, and what is exposed."""
+    """Compute and exposed communication of each order."""
     for place, (key, _name) in enumerate(NAMES.items()):
         step = getattr(found, key)
         height = len(NAMES) - place
         busy = step.seconds - step.exposed
-        axes.barh(height, 1e3 * busy, color=COMPUTE, height=0.62)
+        axes.barh(height, 1e3 * busy, color=BUSY, height=0.62)
         axes.barh(height, 1e3 * step.exposed, left=1e3 * busy, color=IDLE, height=0.62)
         note = f" {1e3 * step.seconds:.4g} ms, {found.written.seconds / step.seconds:.3f} x"
         axes.text(1e3 * step.seconds, height, note, va="center", fontsize=9, color=INK)
@@ -105,3 +112,51 @@ def _plain(axes: Any) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(labelsize=9)
+
+
+def write_trace(found: Prediction, path: Path) -> None:
+    """Write all orders of a prediction to `path`, compressed if it ends in `.gz`.
+
+    Raises:
+        ConfigError: it can't be written.
+    """
+    events: list[dict[str, Any]] = []
+    for process, (key, name) in enumerate(NAMES.items()):
+        events.extend(_events(process, name, getattr(found, key)))
+    text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
+    try:
+        path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    except OSError as error:
+        raise ConfigError(f"can't write {path}: {error.strerror}") from None
+
+
+def _events(process: int, name: str, step: StepResult) -> Iterator[dict[str, Any]]:
+    yield _named("process_name", process, COMPUTE, name)
+    yield _named("thread_name", process, COMPUTE, "compute")
+    lanes: dict[str, int] = {}
+    begin = 0.0
+    for phase in step.phases:
+        for index in phase.order:
+            task, start, end = phase.program.tasks[index], phase.timeline.start[index], phase.timeline.end[index]
+            if end - start < SHORTEST:
+                continue
+            lane = COMPUTE
+            if task.role is Role.LAUNCH:
+                lane = lanes.setdefault(task.channel, len(lanes) + 1)
+            yield {
+                "ph": "X",
+                "pid": process,
+                "tid": lane,
+                "name": "wait" if task.role is Role.WAIT else task.name,
+                "cat": str(task.role),
+                "ts": 1e6 * (begin + start),
+                "dur": 1e6 * (end - start),
+                "args": {"phase": phase.phase, "terms": " ".join(task.terms)},
+            }
+        begin += phase.timeline.makespan
+    for channel, lane in lanes.items():
+        yield _named("thread_name", process, lane, f"collectives of group {channel}")
+
+
+def _named(what: str, process: int, lane: int, name: str) -> dict[str, Any]:
+    return {"ph": "M", "pid": process, "tid": lane, "name": what, "args": {"name": name}}

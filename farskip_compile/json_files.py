@@ -1,0 +1,193 @@
+"""JSON read strictly into dataclasses and written back, and files that are replaced as a whole.
+
+In:    parsed JSON and a dataclass; or a path and what to write there.
+Out:   the dataclass; a file that is complete or unchanged.
+Never: a default for a field that has none, a conversion other than of an integer to a float, a half-written file.
+
+Fields may be str, bool, int, float, a Literal, Any, another dataclass, a tuple of these or a mapping from strings to
+them, and each of these may be optional. An optional field that is None is left out of the JSON; `null` is accepted only
+if a `Reader` says so. Whatever does not fit is an error that names the file, the field by its path, and what was found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import secrets
+import shutil
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from farskip_compile.errors import ConfigError, FarSkipError
+from farskip_compile.text_utils import did_you_mean
+
+T = TypeVar("T")
+
+PLAIN = {str: ("a string", "strings"), bool: ("true or false", "booleans"), int: ("an integer", "integers"),
+         float: ("a number", "numbers")}  # fmt: skip
+"""Types of plain values: one of them in words, and several."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How one kind of JSON data is read.
+
+    Args:
+        origin: where the data is from, for messages.
+        error: raised for whatever does not fit.
+        way_out: of an error about a value; other errors have their own.
+        accepts_null: whether `null` stands for None in optional fields.
+    """
+
+    origin: str
+    error: type[FarSkipError] = ConfigError
+    way_out: str = ""
+    accepts_null: bool = False
+
+    def decode(self, cls: type[T], data: object, path: str = "") -> T:
+        """The dataclass `cls` of plain data.
+
+        Args:
+            cls: a dataclass.
+            data: what `encode` returned.
+            path: dotted path of this part, empty at the top.
+
+        Raises:
+            FarSkipError: `error`, for a field that is unknown, missing or of the wrong type.
+        """
+        if not isinstance(data, Mapping):
+            self.refuse(path or "the whole", "a JSON object", data)
+        hints = get_type_hints(cls)
+        entries = {entry.name: entry for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        prefix = f"{path}." if path else ""
+        self.refuse_unknown(data, entries, prefix)
+        values: dict[str, Any] = {}
+        for name, entry in entries.items():
+            if name in data:
+                values[name] = self.value(hints[name], data[name], prefix + name)
+            elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
+                raise self.error(
+                    f"{self.origin}: the field {prefix}{name} is missing", way_out="add it; there is no default"
+                )
+        return cls(**values)
+
+    def refuse_unknown(self, given: Iterable[str], known: Iterable[str], prefix: str = "") -> None:
+        """Raise `error` for a field that is not known, with the closest known one."""
+        known = list(known)
+        for name in given:
+            if name not in known:
+                hint = did_you_mean(str(name), known, f"known fields: {', '.join(known)}", prefix=prefix)
+                raise self.error(f"{self.origin}: unknown field {prefix}{name}", way_out=hint)
+
+    def version(self, data: object, readable: tuple[int, ...]) -> dict[str, Any]:
+        """`data` without its `schema`, which must be one of `readable`."""
+        if not isinstance(data, Mapping):
+            self.refuse("the whole", "a JSON object", data)
+        rest = dict(data)
+        if (schema := rest.pop("schema", None)) not in readable or isinstance(schema, bool):
+            raise self.error(
+                f"{self.origin}: schema is {schema!r}, and this version reads {' and '.join(map(str, readable))}",
+                way_out="write the file again with this version of farskip-compile",
+            )
+        return rest
+
+    def value(self, hint: Any, value: object, path: str) -> Any:
+        """A value of the type `hint`."""
+        kind = get_origin(hint)
+        if kind in (types.UnionType, Union):  # X | None
+            if value is None and self.accepts_null:
+                return None
+            return self.value(next(arg for arg in get_args(hint) if arg is not types.NoneType), value, path)
+        if dataclasses.is_dataclass(hint):
+            return self.decode(hint, value, path)  # type: ignore[arg-type]
+        if kind is tuple and isinstance(value, list | tuple):
+            inner = get_args(hint)[0]
+            return tuple(self.value(inner, item, f"{path}.{index}") for index, item in enumerate(value))
+        if kind is Mapping and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            return {key: self.value(get_args(hint)[1], item, f"{path}.{key}") for key, item in value.items()}
+        if _is_plain(hint, value):
+            return float(value) if hint is float else value  # type: ignore[arg-type]
+        self.refuse(path, _in_words(hint), value)
+
+    def refuse(self, path: str, wanted: str, found: object) -> NoReturn:
+        """Raise `error` for a value that is not what is wanted."""
+        shown = "null" if found is None else f"{type(found).__name__} {found!r}"[:80]
+        raise self.error(f"{self.origin}: {path} must be {wanted}, not {shown}", way_out=self.way_out)
+
+
+def _is_plain(hint: Any, value: object) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    return hint is Any or (hint in PLAIN and isinstance(value, int | float if hint is float else hint))
+
+
+def _in_words(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) is tuple:
+        inner = get_args(hint)[0]
+        return f"a list of {PLAIN[inner][1]}" if inner in PLAIN else "a list"
+    return PLAIN[hint][0] if hint in PLAIN else "a JSON object"
+
+
+def encode(value: Any) -> Any:
+    """Plain data of a dataclass; optional fields that are None are left out."""
+    if dataclasses.is_dataclass(value):
+        entries = ((entry.name, getattr(value, entry.name)) for entry in dataclasses.fields(value))
+        return {name: encode(inner) for name, inner in entries if inner is not None}
+    if isinstance(value, Mapping):
+        return {key: encode(inner) for key, inner in value.items()}
+    return [encode(inner) for inner in value] if isinstance(value, tuple) else value
+
+
+def read_json(path: Path, what: str, *, way_out: str, error: type[FarSkipError] = ConfigError) -> Any:
+    """The JSON in a file.
+
+    Args:
+        path: of the file.
+        what: it is, for messages.
+        way_out: of the error.
+        error: raised if the file can't be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes().decode())
+    except (OSError, ValueError) as reason:
+        raise error(f"can't read the {what} {str(path)!r}: {reason}", way_out=way_out) from reason
+
+
+def write_text(path: Path, text: str, *, way_out: str = "", error: type[FarSkipError] = ConfigError) -> None:
+    """Write a text file, or leave the one that is there as it was.
+
+    Args:
+        path: of the file; a new one takes the permissions of the one that it replaces.
+        text: is written in UTF-8, with its line ends as they are.
+        way_out: of the error.
+        error: raised if it can't be written.
+    """
+    try:
+        with replacing(path) as temporary, temporary.open("xb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as reason:
+        raise error(f"can't write {path}: {reason.strerror}", way_out=way_out) from reason
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the name of a temporary file, which takes the place of `path` if the block ends without an exception."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        yield temporary
+        if path.exists():
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
