@@ -19,7 +19,8 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 
-from farskip_compile.passes.schedule.program import Flight, Role
+from farskip_compile.passes.schedule.program import Role
+from farskip_compile.passes.schedule.timeline import Flight
 from farskip_compile.simulate.predict import PhaseResult
 
 NEXT_TO_NOTHING = 0.1

@@ -12,7 +12,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from farskip_compile.cli import app
-from farskip_compile.passes.schedule.program import Program, Role, Task, flights, simulate
+from farskip_compile.passes.schedule.program import Program, Role, Task
+from farskip_compile.passes.schedule.timeline import flights, simulate
 from farskip_compile.simulate.exposed import exposed_rows
 from farskip_compile.simulate.picture import draw_prediction
 from farskip_compile.simulate.predict import PhaseResult

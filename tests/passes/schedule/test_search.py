@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farskip_compile.passes.schedule import search
-from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task, bytes_in_flight, check_order, simulate
+from farskip_compile.passes.schedule.memory import bytes_in_flight
+from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task, check_order
 from farskip_compile.passes.schedule.search import Limits, list_schedule
+from farskip_compile.passes.schedule.timeline import simulate
 from farskip_compile.testing.strategies import consistent, programs
 
 LIMITS = st.builds(Limits, st.sampled_from([0.0, 0.05, 0.5, 10.0]), st.sampled_from([0, 100, 1_000_000]))
@@ -22,17 +24,18 @@ LIMITS = st.builds(Limits, st.sampled_from([0.0, 0.05, 0.5, 10.0]), st.sampled_f
 
 @settings(max_examples=300, deadline=None)
 @given(programs().map(consistent), LIMITS, st.none() | st.integers(0, 3000), st.booleans())
-def test_every_promise_of_a_schedule(program: Program, limits: Limits, usual: int | None, large: bool) -> None:
+def test_every_promise_of_a_schedule(program: Program, limits: Limits, baseline_peak: int | None, large: bool) -> None:
     with mock.patch.multiple(search, **({"WORK": 0, "LARGE": 0} if large else {"WORK": search.WORK})):
-        schedule = list_schedule(program, limits, usual)
+        schedule = list_schedule(program, limits, baseline_peak)
     check_order(program, schedule.order)  # a permutation; every dependence; no wait before its launch
     for channel in "abc":
         launches = [i for i in schedule.order if program.tasks[i].channel == channel]
         assert launches == sorted(launches)
     assert schedule.after == simulate(program, schedule.order)
     assert schedule.after.makespan <= schedule.before.makespan
-    usual = schedule.before.peak_bytes if usual is None else min(usual, schedule.before.peak_bytes)
-    assert schedule.after.peak_bytes <= max(usual * (1 + limits.memory_increase), schedule.before.peak_bytes)
+    peak = schedule.before.peak_bytes
+    baseline = peak if baseline_peak is None else min(baseline_peak, peak)
+    assert schedule.after.peak_bytes <= max(baseline * (1 + limits.memory_increase), schedule.before.peak_bytes)
     flight = max(limits.in_flight_bytes, schedule.before.peak_in_flight_bytes)
     assert schedule.after.peak_in_flight_bytes <= flight
 
@@ -197,7 +200,7 @@ def test_compute_beside_a_collective_may_take_a_quarter_less_than_estimated() ->
 def test_compute_is_slower_while_something_is_in_flight() -> None:
     """4 s of work, of which the first 2.5 s on the clock do only 2 s of it; a second network slows it further."""
     tasks = (
-        Task("launch", (), 2.5, Role.LAUNCH, "ep", slows=0.25),
+        Task("launch", (), 2.5, Role.LAUNCH, "ep", interference=0.25),
         Task("work", (), 4.0),
         Task("wait", (), 0.0, Role.WAIT, launch=0),
     )
@@ -206,7 +209,9 @@ def test_compute_is_slower_while_something_is_in_flight() -> None:
     assert timeline.exposed == 0.0
     within = Program((tasks[0], Task("work", (), 1.0)))  # done long before the collective is
     assert simulate(within, range(2)).compute == 1.25
-    other = Task("other", (), 1.0, Role.LAUNCH, "tp", slows=0.75)  # 1 s at half the speed, then 1.5 s at four fifths
+    other = Task(
+        "other", (), 1.0, Role.LAUNCH, "tp", interference=0.75
+    )  # 1 s at half the speed, then 1.5 s at four fifths
     both = Program((tasks[0], other, Task("work", (), 4.0)))
     assert simulate(both, range(3)).compute == pytest.approx(1.0 + 1.5 + (4.0 - 0.5 - 1.2))
 
