@@ -20,7 +20,7 @@ Algorithm: discrete events; time advances with each compute task. O(n log n).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -31,16 +31,15 @@ from farskip_compile.passes.schedule.timeline import Network
 CANDIDATES = 16
 """How many ready tasks are looked at for one that fits into memory; bounds the time per step."""
 
+COMPUTE_WEIGHT = 0.5
+"""Seconds on the wire that a second of compute counts for in the urgency of a task, its longest path to the end. With 1
+this is the classic critical path. But all compute shares one stream, so time on it is not lost, while time in which the
+wire idles may be: with a smaller weight, what leads to a launch goes first."""
+
 
 class Heuristic(NamedTuple):
     """What an order goes by."""
 
-    compute_weight: float
-    """Seconds on the wire that a second of compute counts for in the urgency of a task: its longest path to the end.
-
-    With 1 this is the classic critical path. But all compute shares one stream, so time on it is not lost, while time
-    in which the wire idles may be: with a small weight, what leads to a launch goes first.
-    """
     wait_bias: float
     """Seconds of standing still that one second of delay after a wait is worth."""
     network_slack: float
@@ -48,38 +47,30 @@ class Heuristic(NamedTuple):
 
 
 class DependencyGraph:
-    """What all orders of a program share: who needs whom, the plan of its memory, and urgencies by heuristic."""
+    """What all orders of a program share: who needs whom, the plan of its memory, and urgencies."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.needs = needs_of(program)
         self.followers = followers_of(self.needs)
         self.memory = MemoryPlan(program)
-        self._slower: dict[float, Program] = {}
-        self._urgency: dict[tuple[float, float], list[float]] = {}
+        self._slower: dict[float, tuple[Program, list[float]]] = {}
 
-    def slower(self, slack: float) -> Program:
-        """The program on a network that is slower by `slack`."""
-        if slack not in self._slower:
-            self._slower[slack] = slower_network(self.program, slack)
-        return self._slower[slack]
-
-    def urgency(self, heuristic: Heuristic) -> list[float]:
-        """By task: the longest path from its start to the end of the program.
+    def slower(self, slack: float) -> tuple[Program, list[float]]:
+        """The program on a network that is slower by `slack`; and by task, the longest path from there to the end.
 
         A launch is on the path of the next one on its channel, which has to wait for it.
         """
-        weight, slack = heuristic.compute_weight, heuristic.network_slack
-        if (weight, slack) not in self._urgency:
-            tasks = self.slower(slack).tasks
-            urgency = [0.0] * len(tasks)
-            for index in range(len(tasks) - 1, -1, -1):
-                task = tasks[index]
-                urgency[index] += task.seconds if task.role is Role.LAUNCH else weight * task.seconds
+        if slack not in self._slower:
+            program = slower_network(self.program, slack)
+            urgency = [0.0] * len(program.tasks)
+            for index in range(len(urgency) - 1, -1, -1):
+                task = program.tasks[index]
+                urgency[index] += task.seconds if task.role is Role.LAUNCH else COMPUTE_WEIGHT * task.seconds
                 for need in self.needs[index]:
                     urgency[need] = max(urgency[need], urgency[index])
-            self._urgency[weight, slack] = urgency
-        return self._urgency[weight, slack]
+            self._slower[slack] = program, urgency
+        return self._slower[slack]
 
 
 def slower_network(program: Program, slack: float) -> Program:
@@ -101,8 +92,8 @@ class _Run:
     """One pass of the list scheduler."""
 
     def __init__(self, graph: DependencyGraph, heuristic: Heuristic, window: int, memory: int, in_flight: int) -> None:
-        self.tasks = graph.slower(heuristic.network_slack).tasks
-        self.urgency: Sequence[float] = graph.urgency(heuristic)
+        program, self.urgency = graph.slower(heuristic.network_slack)
+        self.tasks = program.tasks
         self.wait_bias = heuristic.wait_bias
         self.window, self.memory_limit, self.flight_limit = window, memory, in_flight
         self.memory = LiveMemory(graph.memory)

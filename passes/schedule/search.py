@@ -6,18 +6,17 @@ Out:   a `Schedule`: a permutation that keeps every dependence and the order of 
 Never: changes a task; uses a clock, a hash or a rank: ties break by index, so every rank decides the same.
 
 Algorithm: `list_scheduler` makes one order in O(n log n); here several are made, by several heuristics, and the best is
-kept. What each step earns is in `docs/benchmarks.md`.
+kept. What each part earns is in `docs/benchmarks.md`.
 1. Orders that the caller knows, such as that of engines with hand-written overlap, are looked at first.
-2. Small programs are ordered by all heuristics. For others, one setting after another is decided: the rest stay as they
-   were best so far. Large programs are made smaller first (`coarsen`).
+2. An order is made by each heuristic. Large programs are made smaller before that (`coarsen`).
 3. The best order has the least makespan on the network as it is and on the slowest one together: collectives take
    longer now and then, what is to hide one takes less than estimated, and a wait that can as well be taken later should
-   be. An order that holds more memory must save more than next to nothing. One that exposes nothing on either network
-   ends the search.
+   be. An order that holds more memory must save more than next to nothing. One that exposes nothing on the slowest
+   network ends the search.
 4. An order that holds too much has some of its tasks moved (`lower_peak`). While the best order still breaks a limit on
    memory, orders are made anew within half the window: a task may run only so many places ahead of the first task that
-   has not run. With a window of 0 this is the original order, so the limits are always kept. Only the heuristics that
-   were best in the last window are tried again. There are log n windows at most.
+   has not run. With a window of 0 this is the original order, so the limits are always kept. There are log n windows at
+   most.
 5. If the best order takes most of what the limit allows, all is done once more with less, since what Inductor
    generates now and then holds more than its account says (see `docs/benchmarks.md`). An order that is as fast, or next
    to it, is taken.
@@ -26,7 +25,7 @@ kept. What each step earns is in `docs/benchmarks.md`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -37,30 +36,19 @@ from farskip_compile.passes.schedule.memory import bytes_in_flight, live_bytes, 
 from farskip_compile.passes.schedule.program import Program
 from farskip_compile.passes.schedule.timeline import Flight, Timeline, flights, run_timeline, simulate
 
-COMPUTE_WEIGHTS = (0.5, 1.0, 0.1)
-"""Of `Heuristic`; the value that is best most often comes first."""
-
-WAIT_BIASES = (0.0, 0.5, 2.0, float("inf"))
+WAIT_BIASES = (0.0, 2.0)
 
 NETWORK_SLACKS = (0.5, 0.2, 0.0)
 """Estimates of kernels are up to a quarter off, which takes the widest; where compute is too short for it, orders made
 with a narrower one are better."""
 
-HEURISTICS = tuple(
-    Heuristic(weight, bias, slack) for slack, weight, bias in product(NETWORK_SLACKS, COMPUTE_WEIGHTS, WAIT_BIASES)
-)
-
-WORK = 10_000
-"""Tasks placed in all orders of a window together; if that is not enough for all heuristics, some are left out."""
+HEURISTICS = tuple(Heuristic(bias, slack) for slack, bias in product(NETWORK_SLACKS, WAIT_BIASES))
 
 LARGE = 2000
 """Tasks from which on a program is made smaller. Groups leave less choice where memory is scarce."""
 
 REPAIRS = 40_000
 """Tasks of all orders that are made to hold less, together; two orders at least."""
-
-KEPT = 4
-"""So many heuristics at least are tried with a smaller window."""
 
 WORTH = 0.003
 """Fraction of the time that an order must save over the best one so far if it holds more memory."""
@@ -138,6 +126,11 @@ class _Cost(NamedTuple):
     """Whether it exposes nothing on the slowest one."""
 
 
+def _cost(program: Program, slow: Program, order: Sequence[int]) -> _Cost:
+    seconds, slower = run_timeline(program, order).makespan, run_timeline(slow, order)
+    return _Cost(seconds, seconds + slower.makespan, slower.exposed <= NOTHING * slower.makespan)
+
+
 class _Found(NamedTuple):
     """An order that keeps the limits."""
 
@@ -157,7 +150,7 @@ class _Search:
         self.slowest = before.makespan
         """Seconds that no order may take longer than: those of the original one, or of one that the caller knows."""
         original = tuple(range(len(program.tasks)))
-        self.original = _Found(original, self._cost(program, self.slow, original).score, before.peak_bytes, 0)
+        self.original = _Found(original, _cost(program, self.slow, original).score, before.peak_bytes, 0)
         self.best = self.original
         self.baseline = before.peak_bytes if baseline_peak is None else min(baseline_peak, before.peak_bytes)
         self.increase = limits.memory_increase
@@ -166,27 +159,21 @@ class _Search:
         self.coarse = coarsen(program) if len(program.tasks) > LARGE else None
         self.graph = DependencyGraph(program if self.coarse is None else self.coarse.program)
         self.repairs = 0
-        self.scores: dict[Heuristic, float] = {}
-        """In the present window."""
+        self.lowest = float("inf")
+        """Score in the present window."""
         self.fits = False
-        """Whether the best order of the present window keeps the limits."""
-        self.done = False
+        """Whether the order with that score keeps the limits."""
 
     def run(self, begin_with: Sequence[tuple[int, ...]] = ()) -> Schedule:
         """The best order that keeps the limits."""
         for order in begin_with:  # 1.
             self._begin_with(order)
-        few = len(HEURISTICS) * len(self.graph.program.tasks) <= WORK
-        self._search(iter(HEURISTICS) if few else self._one_by_one())  # 2. to 4.
+        self._search()  # 2. to 4.
         self._do_with_less()  # 5.
         self._give_back()  # 6.
         order = self.best.order
         after = self.before if order == self.original.order else simulate(self.program, order)
         return Schedule(order, self.before, after, self.best.window, self.baseline, flights(self.program, order))
-
-    def _cost(self, program: Program, slow: Program, order: Sequence[int]) -> _Cost:
-        seconds, slower = run_timeline(program, order).makespan, run_timeline(slow, order)
-        return _Cost(seconds, seconds + slower.makespan, slower.exposed <= NOTHING * slower.makespan)
 
     def _better(self, cost: _Cost) -> bool:
         return cost.seconds <= self.slowest and cost.score < self.best.score
@@ -207,74 +194,49 @@ class _Search:
         if held > self.limit:
             order = lower_peak(self.program, order, self.limit)
             held = self._held(order)
-        cost = self._cost(self.program, self.slow, order)
+        cost = _cost(self.program, self.slow, order)
         if self._better(cost) and self._allowed(order, held):
             self.best = _Found(order, cost.score, held, len(order))
             self.slowest = cost.seconds * (1 + SAME)
 
-    def _search(self, heuristics: Iterator[Heuristic]) -> None:
+    def _search(self) -> None:
         """Try windows until a smaller one would not bring more."""
         window = len(self.graph.program.tasks)
-        self.repairs, self.done = max(2, REPAIRS // len(self.program.tasks)), False
+        self.repairs = max(2, REPAIRS // len(self.program.tasks))
         while window:
-            self.scores, self.fits = {}, False
-            for heuristic in heuristics:
-                self._try(heuristic, window)
-                if self.done:
-                    break
-            if self.done or self.fits or min(self.scores.values()) >= self.best.score:
-                break
-            heuristics = self._best_heuristics()
+            self.lowest, self.fits = float("inf"), False
+            for heuristic in HEURISTICS:
+                if self._try(heuristic, window):
+                    return
+            if self.fits or self.lowest >= self.best.score:
+                return
             window //= 2
 
-    def _ranked(self) -> list[Heuristic]:
-        """Those of the present window, the best first."""
-        return sorted(
-            self.scores,
-            key=lambda one: (
-                self.scores[one],
-                COMPUTE_WEIGHTS.index(one[0]),
-                WAIT_BIASES.index(one[1]),
-                NETWORK_SLACKS.index(one[2]),
-            ),
-        )
-
-    def _best_heuristics(self) -> Iterator[Heuristic]:
-        return iter(self._ranked()[: max(KEPT, WORK // len(self.graph.program.tasks))])
-
-    def _one_by_one(self) -> Iterator[Heuristic]:
-        """Each setting after the other, with the rest as they were best so far."""
-        for place, values in enumerate((COMPUTE_WEIGHTS, WAIT_BIASES, NETWORK_SLACKS)):
-            best = next(iter(self._ranked()), HEURISTICS[0])
-            for value in values:
-                heuristic = Heuristic(*best[:place], value, *best[place + 1 :])
-                if heuristic not in self.scores:
-                    yield heuristic
-
-    def _try(self, heuristic: Heuristic, window: int) -> None:
-        program = self.graph.program
+    def _try(self, heuristic: Heuristic, window: int) -> bool:
+        """Make an order and keep it if it is better; returns whether nothing is left to improve."""
+        slow, _ = self.graph.slower(NETWORK_SLACKS[0])
         order = make_order(self.graph, heuristic, window, self.allowed, self.flight)
-        cost = self._cost(program, self.graph.slower(NETWORK_SLACKS[0]), order)
-        lowest = cost.score < min(self.scores.values(), default=float("inf"))
-        self.scores[heuristic] = cost.score
+        cost = _cost(self.graph.program, slow, order)
+        lowest = cost.score < self.lowest
+        self.lowest = min(self.lowest, cost.score)
         self.fits &= not lowest
         if not self._better(cost):
-            return
+            return False
         order = order if self.coarse is None else self.coarse.expand(order)
         held = self._held(order)
         if held > self.limit and lowest and self.repairs:
             self.repairs -= 1
             order = lower_peak(self.program, order, self.limit)
-            held, cost = self._held(order), self._cost(self.program, self.slow, order)
+            held, cost = self._held(order), _cost(self.program, self.slow, order)
             if not self._better(cost):
-                return
+                return False
         if not self._allowed(order, held):
-            return
+            return False
         self.fits |= lowest
         if held > self.best.held and cost.score > (1 - WORTH) * self.best.score:
-            return
+            return False
         self.best = _Found(order, cost.score, held, window)
-        self.done = cost.hidden
+        return cost.hidden
 
     def _do_with_less(self) -> None:
         """The best order within a fraction of the increase, if there is one that is as fast."""
@@ -284,7 +246,7 @@ class _Search:
             if self.best.held <= self.allowed:
                 break
             self.best = self.original
-            self._search(self._best_heuristics())
+            self._search()
             if self.best.held <= self.allowed and self.best.score <= (1 + WORTH) * found.score:
                 break
             self.best = found
@@ -293,7 +255,7 @@ class _Search:
         """Memory that the best order does not need to be as fast."""
         if self.best.held > self.baseline:
             order = lower_peak(self.program, self.best.order, self.baseline)
-            cost = self._cost(self.program, self.slow, order)
+            cost = _cost(self.program, self.slow, order)
             held = self._held(order)  # less above the baseline may still be more in one place
             if held < self.best.held and cost.seconds <= self.slowest and cost.score <= self.best.score:
                 self.best = self.best._replace(order=order)

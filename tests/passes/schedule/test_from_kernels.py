@@ -69,7 +69,7 @@ def test_the_first_order_of_the_graph_decides() -> None:
     kernels = [
         Kernel("a", a),
         Kernel("b", b),
-        Kernel("taken", None, "b"),  # in no node: it comes behind what it needs
+        Kernel("taken", None, "b"),  # in no node: it comes after what it needs
         Kernel("a_sum", a_sum, "a", order=("b",)),  # a pin, which there was not at first
         Kernel("b_sum", b_sum, "taken"),
     ]

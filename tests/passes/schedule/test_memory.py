@@ -152,8 +152,8 @@ def test_few_orders_of_a_large_program_are_made_to_hold_less() -> None:
 
 
 def test_the_scheduler_hides_a_collective_where_it_can_not_foresee_that_room_gets_scarce() -> None:
-    """Compute that hides the collective needs a large piece of memory for a moment. In front of the launch there is
-    room for that, and the way there is not urgent."""
+    """Compute that hides the collective needs a large piece of memory for a moment. Before the launch there is room for
+    that, and what leads there is not urgent."""
     tasks = (
         Task("router"),
         Task("splits", (), 0.01),

@@ -25,7 +25,7 @@ LIMITS = st.builds(Limits, st.sampled_from([0.0, 0.05, 0.5, 10.0]), st.sampled_f
 @settings(max_examples=300, deadline=None)
 @given(programs().map(consistent), LIMITS, st.none() | st.integers(0, 3000), st.booleans())
 def test_every_promise_of_a_schedule(program: Program, limits: Limits, baseline_peak: int | None, large: bool) -> None:
-    with mock.patch.multiple(search, **({"WORK": 0, "LARGE": 0} if large else {"WORK": search.WORK})):
+    with mock.patch.object(search, "LARGE", 0 if large else search.LARGE):
         schedule = list_schedule(program, limits, baseline_peak)
     check_order(program, schedule.order)  # a permutation; every dependence; no wait before its launch
     for channel in "abc":
@@ -58,8 +58,8 @@ def _valid(program: Program, order: tuple[int, ...]) -> bool:
     except ValueError:
         return False
     channels = {task.channel for task in program.tasks if task.role is Role.LAUNCH}
-    turns = [[i for i in order if program.tasks[i].channel == channel] for channel in channels]
-    return all(turn == sorted(turn) for turn in turns)
+    launches = [[i for i in order if program.tasks[i].channel == channel] for channel in channels]
+    return all(one == sorted(one) for one in launches)
 
 
 @settings(max_examples=200, deadline=None)
@@ -101,7 +101,7 @@ def test_the_standard_form_can_hide_nothing_and_the_farskip_form_everything() ->
     assert standard.after.exposed == standard.before.exposed == 8.0
     rewired = list_schedule(far_skip_layers(4, rewired=True))
     assert rewired.before.exposed == 8.0
-    assert rewired.after.exposed == pytest.approx(0.0)  # eight collectives behind eight halves of attention
+    assert rewired.after.exposed == pytest.approx(0.0)  # eight collectives under eight halves of attention
 
 
 def test_weight_gradients_fill_a_wait() -> None:
@@ -122,7 +122,7 @@ def test_weight_gradients_fill_a_wait() -> None:
 
 
 def test_standing_still_pays_where_a_long_task_would_delay_the_next_launch() -> None:
-    """A core attention (10 s) is ready 1 s before a combine is through, behind which the next dispatch (8 s) waits."""
+    """A core attention (10 s) is ready 1 s before a combine ends, for which the next dispatch (8 s) waits."""
     program = Program(
         (
             Task("combine", (), 3.0, Role.LAUNCH, "ep"),
@@ -182,7 +182,7 @@ def test_a_wait_that_can_be_taken_later_is() -> None:
 
 
 def test_compute_beside_a_collective_may_take_a_quarter_less_than_estimated() -> None:
-    """By the estimate, and on a network a fifth slower, one and two are enough, and three may come behind the wait."""
+    """By the estimate, and on a network a fifth slower, one and two are enough, and three may come after the wait."""
     tasks = (
         Task("launch", (), 1.0, Role.LAUNCH, "ep"),
         Task("one", (), 1.0),
@@ -241,7 +241,7 @@ def test_memory_forbids_what_time_would_gain() -> None:
 
 
 def scarce_memory() -> Program:
-    """With every task free to run early, this program breaks the limit whatever the patience: nothing is hidden."""
+    """With every task free to run early, this program breaks the limit by any heuristic: nothing is hidden."""
     tasks = far_skip_layers(4, rewired=True).tasks
     sizes = [
         0,
@@ -350,12 +350,14 @@ def test_large_programs_need_few_orders_and_fare_no_worse() -> None:
     program = far_skip_layers(100, rewired=True)
     slow = [replace(t, seconds=3 * t.seconds) if t.role is Role.LAUNCH else t for t in program.tasks]
     program = replace(program, tasks=tuple(slow))
-    with mock.patch.object(search, "make_order", wraps=search.make_order) as make_order:
+    with (
+        mock.patch.object(search, "LARGE", 0),
+        mock.patch.object(search, "make_order", wraps=search.make_order) as make_order,
+    ):
         found = list_schedule(program)
-        assert make_order.call_count <= len(search.SHARES) + len(search.PATIENCE) + len(search.MARGINS) - 2
-        with mock.patch.object(search, "WORK", 10**9):
-            best = list_schedule(program)
-        assert make_order.call_count > 36
+    assert make_order.call_count <= len(search.HEURISTICS)
+    assert all(len(call.args[0].program.tasks) < len(program.tasks) for call in make_order.call_args_list)
+    best = list_schedule(program)
     assert found.after.exposed > 0
     assert found.after.makespan <= 1.001 * best.after.makespan
 
