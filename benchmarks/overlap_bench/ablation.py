@@ -46,7 +46,7 @@ def ablation(path: Path) -> str:
 
 
 def _row(row: Mapping[str, Any]) -> Sequence[str]:
-    times = [f"{_percent(row['time'][group][0])} ({_percent(row['time'][group][1])})" for group in GROUPS]
+    times = ("{} ({})".format(*map(_percent, row["time"].get(group, (0.0, 0.0)))) for group in GROUPS)
     return [row["part"], *times, _percent(row["slower"]), _percent(row["peak"]), f"{row['cpu']:.1f} x"]
 
 

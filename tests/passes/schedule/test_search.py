@@ -345,18 +345,34 @@ def test_memory_is_not_given_for_next_to_nothing(seconds: float, moves: bool) ->
     assert list_schedule(Program(tasks), Limits(memory_increase=10.0)).changed
 
 
+def with_views(program: Program) -> Program:
+    """Each compute task after one that takes no time, which gives it what it needs."""
+    tasks: list[Task] = []
+    made: list[int] = []
+    for task in program.tasks:
+        needs, launch = tuple(made[need] for need in task.needs), -1
+        if task.role is Role.COMPUTE:
+            tasks.append(Task(f"view for {task.name}", needs))
+            needs = (len(tasks) - 1,)
+        elif task.role is Role.WAIT:
+            launch = made[task.launch]
+        tasks.append(replace(task, needs=needs, launch=launch))
+        made.append(len(tasks) - 1)
+    return Program(tuple(tasks))
+
+
 def test_large_programs_need_few_orders_and_fare_no_worse() -> None:
     """A network too slow to be hidden, so that no order ends the search."""
     program = far_skip_layers(100, rewired=True)
     slow = [replace(t, seconds=3 * t.seconds) if t.role is Role.LAUNCH else t for t in program.tasks]
-    program = replace(program, tasks=tuple(slow))
+    program = with_views(replace(program, tasks=tuple(slow)))
     with (
         mock.patch.object(search, "LARGE", 0),
         mock.patch.object(search, "make_order", wraps=search.make_order) as make_order,
     ):
         found = list_schedule(program)
     assert make_order.call_count <= len(search.HEURISTICS)
-    assert all(len(call.args[0].program.tasks) < len(program.tasks) for call in make_order.call_args_list)
+    assert all(len(call.args[0].program.tasks) < 0.8 * len(program.tasks) for call in make_order.call_args_list)
     best = list_schedule(program)
     assert found.after.exposed > 0
     assert found.after.makespan <= 1.001 * best.after.makespan
