@@ -103,12 +103,10 @@ def main() -> int:
         rows.append(row(part, cases, whole))
         print(json.dumps(rows[-1]), flush=True)
     found = {group: [case.name for case in cases if case.group == group] for group in GROUPS}
-    counts = {"cells": len({*found["graphs"]}), "scenarios": len({*found["full size"]})}
-    counts |= {"kernels": len(found["kernels"]), "graphs": len(found["graphs"]), "full": len(found["full size"])}
     if args.json is not None:
         kept = json.loads(args.json.read_text()).get("removed", []) if args.json.exists() else []
         facts = {"machine": machine(), "versions": versions(), "command": " ".join(["python", *sys.argv])}
-        data = {"facts": facts, "programs": counts, "rows": rows, "removed": kept}
+        data = {"facts": facts, "programs": found, "rows": rows, "removed": kept}
         args.json.write_text(json.dumps(data, indent=1) + "\n")
     return 0
 
