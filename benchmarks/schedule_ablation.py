@@ -9,8 +9,8 @@ measured: compiled kernels are not built, and costs are those of the machine mod
 so that kernels keep the graph that the whole search made.
 
 The table says by how much an order is slower without a part: the worst program and the mean, for kernels and graphs of
-cells and for models at full size; then the worst on a network half as slow again, the most memory above that of the
-whole search, and processor time against it. `benchmarks/overlap.py --table` puts the JSON file on the page.
+cells and for models at full size; then the worst on a network half as slow again, and the most memory above that of the
+whole search. The file also has the processor time. `benchmarks/overlap.py --table` puts it on the page.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ INTRO = """\
 programs of kernels and {counts[1]} of graphs, forward and backward apart), and for {full_size} at full width by
 `farskip_compile.simulate` ({counts[2]}, as written and under FarSkip). Each was searched without one part. The table
 says by how much the makespan grows in the machine model: for the worst program, and in brackets on average. A negative
-figure is a gain. Then come the worst growth on a network half as slow again, for which the search leaves a margin; the
-worst growth of the peak; and the processor time of all searches against that of the whole search.
+figure is a gain. Then come the worst growth on a network half as slow again, for which the search leaves a margin, and
+the worst growth of the peak.
 """
 KEPT = """\
 A part stays if it saves 1 % anywhere, or guards memory or a promise. `lower_peak`, the second search and the price of
@@ -40,7 +40,7 @@ def ablation(path: Path) -> str:
     if not path.exists():
         return ""
     data = json.loads(path.read_text(encoding="utf-8"))
-    head = ["without", "kernels of cells", "graphs of cells", "full size", "slower network", "peak", "CPU time"]
+    head = ["without", "kernels of cells", "graphs of cells", "full size", "slower network", "peak"]
     programs = data["programs"]
     intro = INTRO.format(
         **data["facts"],
@@ -48,7 +48,7 @@ def ablation(path: Path) -> str:
         full_size=_names(programs["full size"]),
         counts=[len(programs[group]) for group in GROUPS],
     )
-    lines = [intro, f"| {' | '.join(head)} |", "|---|" + "---:|" * 6]
+    lines = [intro, f"| {' | '.join(head)} |", "|---|" + "---:|" * 5]
     lines += [f"| {' | '.join(_row(row))} |" for row in data["rows"]]
     lines += ["", KEPT, REMOVED, *(f"- {text}" for text in data["removed"]), ""]
     return "\n".join(lines)
@@ -60,7 +60,7 @@ def _names(cases: Sequence[str]) -> str:
 
 def _row(row: Mapping[str, Any]) -> Sequence[str]:
     times = ("{} ({})".format(*map(_percent, row["time"].get(group, (0.0, 0.0)))) for group in GROUPS)
-    return [row["part"], *times, _percent(row["slower"]), _percent(row["peak"]), f"{row['cpu']:.1f} x"]
+    return [row["part"], *times, _percent(row["slower"]), _percent(row["peak"])]
 
 
 def _percent(fraction: float) -> str:

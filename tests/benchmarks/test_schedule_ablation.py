@@ -45,6 +45,6 @@ def test_the_section_has_a_row_for_each_part(tmp_path: Path) -> None:
     text = ablation(path)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(PARTS)
-    assert {line.count("|") for line in lines} == {8}
+    assert {line.count("|") for line in lines} == {7}
     for part in ("a machine", "torch 9", "`python x`", "`cell`", "- a part", "| no coarsening | +0.0 % (+0.0 %) |"):
         assert part in text
