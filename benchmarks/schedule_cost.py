@@ -4,21 +4,21 @@ Usage: python benchmarks/schedule_cost.py [--quick] [--phases ...] [--layers N .
 
 Measured on a DeepSeek-V3 of tiny widths with 8, 32 and 61 layers, its experts spread over 8 ranks; 61 is the depth of
 the real one, which has four all-to-alls for each MoE layer in a training step. A process group that sends nothing
-stands for the ranks: compiling needs no more. Width does not matter: the scheduler sees kernels, not numbers. The
-shipped profile makes communication much longer than these kernels, so that the search never ends early for having
-hidden everything: its longest case. Each size and phase has a process of its own, with one thread, an empty compile
+stands in for the ranks: compiling needs no more. Width does not matter: the scheduler sees kernels, not numbers. With
+the shipped profile, communication takes much longer than these kernels, so that the search never ends early because
+everything is hidden: its longest case. Each size and phase has a process of its own, with one thread, an empty compile
 cache directory and all of PyTorch's caches off:
 
 * `total`: the first call of the compiled model, with `connectivity="full"`. Prefill: the forward pass under `no_grad`.
   Training: the forward pass, whose call compiles the backward graph, too.
-* `graph`: collectives normalised, estimates, the order of the post-grad graph, and its pins; `pins`: those before
-  fusion, for which Inductor looks up ancestors anew; `kernels`: estimates and the order of the fused kernels.
+* `graph`: normalised collectives, estimates, the order of the post-grad graph, and its pins; `pins`: those before
+  fusion, for which Inductor looks up ancestors again; `kernels`: estimates and the order of the fused kernels.
 * `share`: all three over `total`.
 
 The last line is the verdict, and the exit status is 0 only if both hold at the largest size, in every phase: the share
-is under 2 %; the exponent of scheduling time over kernels, by least squares over all sizes, is at most 1.3. Orders cost
-n log n; there are fewer ways and more windows where n is larger. `--quick` measures 2 and 8 layers of prefill: it shows
-that the benchmark runs, its share is no more than a hint.
+is under 2 %; the exponent of scheduling time over kernels, by least squares over all sizes, is at most 1.3. An order
+costs n log n; where n is larger there are more windows, and large graphs are made smaller first. `--quick` measures 2
+and 8 layers of prefill: it shows that the benchmark runs, and its share is only a hint.
 """
 
 from __future__ import annotations
@@ -56,21 +56,21 @@ class Measurement:
     layers: int
     phase: str
     nodes: int
-    """Of the ATen graphs that were ordered, forward and backward together."""
+    """In the ATen graphs that were ordered, forward and backward together."""
     kernels: int
     collectives: int
     seconds: dict[str, float]
-    """By part of the scheduling."""
+    """For each part of the scheduling."""
     total: float
 
     @property
     def scheduling(self) -> float:
-        """Seconds of all parts."""
+        """Seconds of all parts together."""
         return sum(self.seconds.values())
 
     @property
     def share(self) -> float:
-        """Of the first call."""
+        """Scheduling as a fraction of the first call."""
         return self.scheduling / self.total
 
 
@@ -98,7 +98,7 @@ def measure(layers: int, phase: str) -> Measurement:
         experts=2 * RANKS,
     )
     ids = torch.randint(0, 64, (1, 16), generator=torch.Generator().manual_seed(0))
-    # no other rank answers, so none can be compared with
+    # no other rank answers, so that there is none to compare with
     compiled = torch.compile(
         model, backend="farskip", fullgraph=True, options={"connectivity": "full", "check_order": False}
     )
@@ -116,7 +116,7 @@ def measure(layers: int, phase: str) -> Measurement:
 
 @contextlib.contextmanager
 def _timed_parts() -> Iterator[tuple[dict[str, float], dict[str, int]]]:
-    """Time what Inductor calls of ours, and count what it is called for."""
+    """Time the functions of ours that Inductor calls, and count what they are called on."""
     import farskip_compile.backend  # noqa: F401  (the package has a function of that name)
     from farskip_compile import inductor_passes
     from farskip_compile._compat import inductor
@@ -156,7 +156,7 @@ def _timed_parts() -> Iterator[tuple[dict[str, float], dict[str, int]]]:
 
 
 def measure_apart(layers: int, phase: str) -> Measurement:
-    """The same in a fresh process with an empty cache directory."""
+    """`measure` in a fresh process with an empty cache directory."""
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, __file__, "--worker", "--layers", str(layers), "--phases", phase]
@@ -167,7 +167,7 @@ def measure_apart(layers: int, phase: str) -> Measurement:
 
 
 def verdict(measurements: Sequence[Measurement]) -> tuple[bool, str]:
-    """Whether share and growth are as they should be, and one line for each phase that says so with the figures."""
+    """Whether share and growth keep their limits, and one line for each phase with the figures."""
     good, lines = True, []
     for phase in dict.fromkeys(m.phase for m in measurements):
         sizes = [m for m in measurements if m.phase == phase]

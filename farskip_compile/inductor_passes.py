@@ -192,7 +192,7 @@ class KernelPass:
         for kernel in first:
             data = json.loads(inductor.text_argument(kernel))
             data.update(timelines(schedule), level="kernels")
-            data["unscheduled"]["peak_bytes"] = schedule.usual
+            data["unscheduled"]["peak_bytes"] = schedule.baseline_peak
             inductor.set_text_argument(kernel, json.dumps(data, sort_keys=True))
         verify_kernels(kernels, [*first, *ordered])
         return [*first, *ordered]

@@ -90,15 +90,15 @@ def _bound(program: Program) -> Bound:
         head[c] = earliest
         least = max(least, earliest + tasks[c].seconds + compute(after[c]))
     busy: dict[str, float] = defaultdict(float)
-    slows: dict[str, float] = {}
+    interference: dict[str, float] = {}
     for c in launches:
         link = tasks[c].link or tasks[c].channel
         busy[link] += tasks[c].seconds
-        slows[link] = min(slows.get(link, tasks[c].slows), tasks[c].slows)
+        interference[link] = min(interference.get(link, tasks[c].interference), tasks[c].interference)
     everything = sum(task.seconds for task in tasks if task.role is not Role.LAUNCH)
     busiest = max(busy.values(), default=0.0)
     total = max(least, everything, busiest)
-    slower = (seconds + max(0.0, everything - seconds / (1 + slows[link])) for link, seconds in busy.items())
+    slower = (seconds + max(0.0, everything - seconds / (1 + interference[link])) for link, seconds in busy.items())
     return Bound(total, everything, busiest, slowed=max(total, *slower) if busy else total)
 
 

@@ -1,7 +1,7 @@
 """Writes docs/benchmarks.md from the file of results.
 
 Contract: everything on the page comes from the file, so that `--table` rewrites it without measuring; `plot.py` draws
-its picture.
+its picture. The section on the scheduler's search is from the file of `schedule_ablation.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common import markdown, replace
 
-from overlap_bench import cells
+from overlap_bench import ablation, cells
 from overlap_bench.cells import TRAINING
 from overlap_bench.names import COMMUNICATION, FULL, ORDER, OVERLAP, PASSES
 from overlap_bench.results import Result, Store
@@ -78,14 +78,14 @@ less step time than on real hosts.
 """
 
 
-def page(store: Store, json_name: str, picture: str | None) -> str:
-    """The whole page."""
+def page(store: Store, json_name: str, picture: str | None, ablated: str = "") -> str:
+    """The whole page; `ablated` is the section on the scheduler's search."""
     results = store.ordered()
     verdicts = [verdict for result in results for verdict in judge(result)]
     parts = [INTRO.format(json=json_name), _facts(store), _not_measured(results)]
     if picture is not None:
         parts.append(f"![hidden communication and step time over the bound]({picture})\n")
-    parts += [_targets(verdicts), "## Cells\n"]
+    parts += [_targets(verdicts), *([ablated] if ablated else []), "## Cells\n"]
     for group, members in groupby(results, key=lambda result: result.at.group):
         parts.append(_group(str(group), list(members)))
     return "\n".join(parts)
@@ -94,7 +94,7 @@ def page(store: Store, json_name: str, picture: str | None) -> str:
 def write_page(store: Store, path: Path, json_path: Path, picture: Path | None) -> None:
     """The page as a file."""
     name = None if picture is None else picture.name
-    replace(path, page(store, json_path.name, name))
+    replace(path, page(store, json_path.name, name, ablation.ablation(json_path.with_name(ablation.NAME))))
 
 
 def _facts(store: Store) -> str:

@@ -15,8 +15,8 @@ from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 from farskip_compile._compat import trace_artifact
-from farskip_compile.passes.schedule.program import Flight, Timeline
 from farskip_compile.passes.schedule.search import Schedule
+from farskip_compile.passes.schedule.timeline import Flight, Timeline
 from farskip_compile.text_utils import amount
 
 log = logging.getLogger("farskip_compile")

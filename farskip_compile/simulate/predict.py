@@ -30,9 +30,10 @@ from farskip_compile.costs.estimates import Estimates
 from farskip_compile.errors import ConfigError
 from farskip_compile.inductor_passes import UNFUSED
 from farskip_compile.passes.schedule.from_graph import read_program
-from farskip_compile.passes.schedule.program import Program, Role, flights, simulate
+from farskip_compile.passes.schedule.program import Program, Role
 from farskip_compile.passes.schedule.published import published_order
 from farskip_compile.passes.schedule.search import Limits, list_schedule
+from farskip_compile.passes.schedule.timeline import flights, simulate
 from farskip_compile.simulate.rank_model import RankModel, rank_model
 from farskip_compile.simulate.results import PhaseResult, Prediction, StepResult
 from farskip_compile.simulate.scenario import Scenario

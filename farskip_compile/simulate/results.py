@@ -19,7 +19,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from farskip_compile.passes.schedule.program import Flight, Program, Role, Timeline
+from farskip_compile.passes.schedule.program import Program, Role
+from farskip_compile.passes.schedule.timeline import Flight, Timeline
 from farskip_compile.simulate.scenario import Scenario
 
 ORDERS = ("written", "scheduled", "published", "farskip")

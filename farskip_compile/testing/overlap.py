@@ -30,7 +30,7 @@ from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError
 from farskip_compile.explain.overlappable import independent
 from farskip_compile.passes.residual.table import Kind, Table
-from farskip_compile.passes.schedule.program import Flight
+from farskip_compile.passes.schedule.timeline import Flight
 from farskip_compile.ranks.announce import announcement
 from farskip_compile.report.compile import CompileReport
 from farskip_compile.report.schedule import ScheduleReport

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from farskip_compile.zoo.run import CONNECTIVITIES, Entry, Verdict
 
-CELLS = {
+CELLS: dict[str, str] = {
     Verdict.EQUAL: "=",
     Verdict.CLOSE: "≈",
     Verdict.SAME: "·",

@@ -1,18 +1,19 @@
-"""Make a large program smaller for the scheduler's search: what takes next to no time runs right before its only user.
+"""Make a large program smaller for the search: what takes next to no time runs right before its only user.
 
 In:    a `Program`.
 Out:   a `Coarse`: a program of groups of tasks, and how to turn an order of it into one of the given program. If one
        keeps every dependence, so does the other, and by `simulate` both take equally long.
-Never: groups a launch or a wait; puts tasks together that are long against a collective, so that gaps are filled as
+Never: groups a launch or a wait; groups tasks that are long compared to a collective, so that gaps are filled equally
        well.
 
-Half of the nodes of an ATen graph are views and other things that take no time, and many others are a part of the
-kernel behind them.
+Half of the nodes of an ATen graph are views and other things that take no time, and many others end up in the same
+kernel as their user.
 
-Algorithm: tasks from the last to the first. A compute task whose followers are all in one group joins that group,
-unless the tasks before its last one would become too long, or the task frees more memory than it takes and should not
-be put off. No cycle can arise: whatever leads away from such a task leads into the group. Within a group the original
-order stays; a group stands where its last task stood. Linear.
+Algorithm, linear:
+1. From the last task to the first: a compute task whose followers are all in one group joins that group, unless the
+   tasks before the group's last one would become too long, or the task frees more memory than it takes and should not
+   be put off. No cycle can arise: every path that leaves such a task leads into the group.
+2. Within a group the original order stays; a group stands where its last task stood.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
 
 LONGEST = 0.02
-"""Part of an average collective that all tasks of a group but the last may take together."""
+"""Fraction of an average collective that all tasks of a group but the last may take together."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Coarse:
 
 def coarsen(program: Program) -> Coarse:
     """The groups of `program`."""
-    last = _last_members(program)
+    last = _last_members(program)  # 1.
     members: dict[int, list[int]] = {}
     for index, group in enumerate(last):
         members.setdefault(group, []).append(index)
@@ -63,7 +64,7 @@ def coarsen(program: Program) -> Coarse:
                 channel=task.channel,
                 launch=place(task.launch) if task.role is Role.WAIT else -1,
                 link=task.link,
-                slows=task.slows,
+                interference=task.interference,
             )
         )
     buffers = tuple(

@@ -1,10 +1,10 @@
-"""Post-grad: every collective is one launch with its waits, in a form that can be parted.
+"""Post-grad: every collective is one launch with its waits, which can be moved apart.
 
 In:    an ATen graph after differentiation, forward or backward, from whatever the user called: synchronous
        `torch.distributed` functions, functional ones, autograd functions around them, DTensor redistributions.
 Out:   the same graph with one wait per result: a wait of a wait and a second wait of one result are the first wait.
-       On request, all-to-alls are moved to another process group with the same ranks, so that they do not queue
-       behind other collectives.
+       On request, all-to-alls are moved to another process group with the same ranks, so that they do not queue up
+       after other collectives.
 Never: changes a value; moves a node; removes a launch.
 """
 
@@ -62,7 +62,7 @@ def launches_with_waits(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
 
 
 def launch_of(wait: fx.Node) -> fx.Node | None:
-    """The launch whose result `wait` waits for; None for a tensor that came in from outside of the graph."""
+    """The launch whose result `wait` waits for; None for a tensor from outside the graph."""
     node = wait.args[0]
     if isinstance(node, fx.Node) and ops.op_name(node) == "getitem":
         node = node.args[0]

@@ -1,14 +1,15 @@
 """Read a `Program` off an ATen graph, for the scheduler.
 
 In:    a post-grad graph with fake values, and an `Estimate` of what its nodes cost.
-Out:   the program, and the node of each task.
-Never: changes the graph.
+Out:   the program, and the node of each task. From `remember_order`: each node's place before it is scheduled.
+Never: changes the graph, except for that entry in `meta`.
 
-A task needs what its node reads, and besides, so that any order that keeps the needs gives the same values:
-- a write waits for every earlier reader and writer of that memory, and every later one waits for it;
-- random operators and other side effects keep their order among themselves;
-- memory that a collective in flight reads or writes counts as read until its wait. So an operator that Inductor may
-  turn into an in-place one on such memory comes after that wait, or stays before the launch.
+Any order that keeps a task's needs gives the same values. A task needs what its node reads; besides:
+1. a write waits for every earlier reader and writer of that memory, and every later one waits for it; memory that a
+   collective in flight reads or writes counts as read until its wait;
+2. so an operator that Inductor may turn into an in-place one on such memory comes after that wait, or stays before the
+   launch;
+3. random operators and other side effects keep their order among themselves.
 Memory: one buffer for all nodes that are views of each other.
 """
 
@@ -26,21 +27,34 @@ from farskip_compile.passes.residual.tags import terms_of
 from farskip_compile.passes.schedule.collectives import launches_with_waits
 from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
 
+PLACE = "farskip_place"
+"""Key of a node's `meta`: its place in the graph before anything was scheduled."""
 
-class Estimate(Protocol):
+
+def remember_order(graph: fx.Graph) -> None:
+    """Give each node its place, unless an earlier call has."""
+    for place, node in enumerate(graph.nodes):
+        node.meta.setdefault(PLACE, place)
+
+
+class NetworkEstimate(Protocol):
     """What the adapters ask of a cost model. Must be a function of the node alone: equal on every rank."""
-
-    def compute(self, node: fx.Node) -> float:
-        """Seconds of a node on the compute stream."""
 
     def collective(self, node: fx.Node) -> float:
         """Seconds of a launch on its channel."""
 
     def link(self, node: fx.Node) -> str:
-        """The wires that a launch uses, by a name that all ranks give them."""
+        """The wires that a launch uses, by a name that is the same on all ranks."""
 
     def interference(self, node: fx.Node) -> float:
-        """Part by which compute takes longer while a launch is in flight."""
+        """Fraction by which compute takes longer while a launch is in flight."""
+
+
+class Estimate(NetworkEstimate, Protocol):
+    """The same for a graph."""
+
+    def compute(self, node: fx.Node) -> float:
+        """Seconds of a node on the compute stream."""
 
     def bytes(self, node: fx.Node) -> int:
         """Bytes of the value of a node, all its tensors."""
@@ -48,7 +62,7 @@ class Estimate(Protocol):
 
 @dataclass
 class GraphProgram:
-    """A program and the graph nodes behind it."""
+    """A program and the graph nodes that it was read from."""
 
     program: Program
     nodes: list[fx.Node]
@@ -81,24 +95,33 @@ def read_program(
     launch_of = {wait: launch for launch, waits in waits_of.items() for wait in waits}
     needs: list[set[int]] = [{index[arg] for arg in node.all_input_nodes if arg in index} for node in nodes]
     in_flight = {launch: [launch, *launch.all_input_nodes] for launch, waits in waits_of.items() if waits}
-    _order_memory(nodes, needs, in_flight, launch_of)
-    _order_in_place(nodes, needs, in_flight, launch_of, in_place)
-    _order_side_effects(nodes, needs)
+    _order_memory(nodes, needs, in_flight, launch_of)  # 1.
+    _order_in_place(nodes, needs, in_flight, launch_of, in_place)  # 2.
+    _order_side_effects(nodes, needs)  # 3.
     tasks = []
     for i, node in enumerate(nodes):
         required = tuple(sorted(needs[i]))
         if waits_of.get(node):
-            group = ops.process_group(node)
-            seconds, link, slows = estimate.collective(node), estimate.link(node), estimate.interference(node)
-            terms = terms_of(node)
-            tasks.append(
-                Task(node.name, required, seconds, Role.LAUNCH, channel=group, link=link, slows=slows, terms=terms)
-            )
+            tasks.append(launch_task(node, node.name, required, estimate))
         elif node in launch_of:
             tasks.append(Task(node.name, required, 0.0, Role.WAIT, launch=index[launch_of[node]]))
         else:
             tasks.append(Task(node.name, required, estimate.compute(node)))
     return GraphProgram(Program(tuple(tasks), tuple(_buffers(graph, index, launch_of, estimate))), nodes)
+
+
+def launch_task(node: fx.Node, name: str, needs: tuple[int, ...], estimate: NetworkEstimate) -> Task:
+    """The task of the launch `node`."""
+    return Task(
+        name,
+        needs,
+        estimate.collective(node),
+        Role.LAUNCH,
+        channel=ops.process_group(node),
+        link=estimate.link(node),
+        interference=estimate.interference(node),
+        terms=terms_of(node),
+    )
 
 
 def _order_memory(
@@ -146,7 +169,7 @@ def _order_in_place(
 
 
 def _places(nodes: Iterable[fx.Node]) -> set[int]:
-    """The pieces of memory behind `nodes`."""
+    """The pieces of memory that `nodes` are in."""
     return {place for place in map(effects.storage, nodes) if place is not None}
 
 
@@ -209,5 +232,5 @@ def input_bytes(graph: fx.Graph, estimate: Estimate) -> int:
 
 
 def _freeable(placeholder: fx.Node) -> bool:
-    """Whether the compiled graph may free an input: what the forward graph has saved for the backward graph."""
+    """Whether the compiled graph may free an input: what the forward graph saved for the backward graph."""
     return not placeholder.name.startswith(("primals", "arg", "fwd_rng_state", "bwd_rng_state", "tangents"))

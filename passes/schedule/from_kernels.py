@@ -1,11 +1,19 @@
 """Read a `Program` off Inductor's kernels after fusion, for the same scheduler.
 
-In:    the kernels of one graph in an order that respects their dependences; costs.
-Out:   the program; task i is kernel i. Or an `UnsupportedPatternError`, if the order it comes in breaks a dependence.
+In:    the kernels of one graph, in an order that respects their dependences; costs.
+Out:   the program, in which task i is kernel i, or an `UnsupportedPatternError` if the order breaks a dependence. From
+       `baseline_peak`: the peak, in bytes, if nothing had been scheduled, from which the limit on memory starts.
 Never: changes a kernel.
 
-A kernel needs whatever makes a buffer that it depends on; Inductor's own dependences already hold control
+A kernel needs whatever makes a buffer that it depends on; Inductor's own dependences already include control
 dependences, the order of writes, and that memory of a collective in flight is read by its wait.
+
+Inductor's own order of the kernels can't stand for the unscheduled one: it follows the scheduled graph, so that it may
+already include what overlapping costs. (Where it holds less, the limit starts from there.) So:
+1. A kernel's place is that of the last node in it, in the graph as it came (`from_graph.remember_order`); if it has
+   none, that of the last kernel that it needs.
+2. In that order the kernels run, each after those whose results it needs. What it needs for order alone, such as our
+   pins, was not there at first.
 """
 
 from __future__ import annotations
@@ -18,21 +26,13 @@ from torch import fx
 from farskip_compile._compat import inductor
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.residual.tags import terms_of
-from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
+from farskip_compile.passes.schedule.from_graph import PLACE, NetworkEstimate, launch_task
+from farskip_compile.passes.schedule.memory import live_bytes
+from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task, order_by_key
 
 
-class KernelEstimate(Protocol):
+class KernelEstimate(NetworkEstimate, Protocol):
     """What the adapter asks of a cost model."""
-
-    def collective(self, node: fx.Node) -> float:
-        """Seconds of a launch on its channel."""
-
-    def link(self, node: fx.Node) -> str:
-        """The wires that a launch uses, by a name that all ranks give them."""
-
-    def interference(self, node: fx.Node) -> float:
-        """Part by which compute takes longer while a launch is in flight."""
 
     def kernel(self, parts: list[tuple[bool, list[fx.Node]]], traffic: int) -> float:
         """Seconds of a kernel: what was fused into it, and the bytes it moves."""
@@ -52,10 +52,7 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, i
         launch = _launch_node(parts) if inductor.is_launch_kernel(kernel) else None
         awaited = _awaited(tasks, needs) if inductor.is_wait_kernel(kernel) else None
         if launch is not None:
-            group = ops.process_group(launch)
-            seconds, link, slows = estimate.collective(launch), estimate.link(launch), estimate.interference(launch)
-            terms = terms_of(launch)
-            tasks.append(Task(name, needs, seconds, Role.LAUNCH, channel=group, link=link, slows=slows, terms=terms))
+            tasks.append(launch_task(launch, name, needs, estimate))
         elif awaited is not None:
             tasks.append(Task(name, needs, 0.0, Role.WAIT, launch=awaited))
         else:
@@ -64,11 +61,24 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, i
     return Program(tuple(tasks), (*buffers, Buffer(inputs, kept=True)))
 
 
+def baseline_peak(kernels: Sequence[inductor.Kernel], program: Program) -> int:
+    """Peak bytes of `program`, which was read off `kernels`, in the order of the graph before it was scheduled."""
+    maker = {name: i for i, kernel in enumerate(kernels) for name in inductor.kernel_makes(kernel)}
+    needs: list[set[int]] = []
+    places: list[int] = []
+    for i, kernel in enumerate(kernels):
+        needs.append({maker[name] for name in inductor.kernel_reads(kernel) if name in maker} - {i})
+        nodes = (node for _, origins in inductor.kernel_parts(kernel) for node in origins)
+        own = [node.meta[PLACE] for node in nodes if PLACE in node.meta]
+        places.append(max(own or [places[need] for need in needs[i] if need < i], default=0))
+    return max(live_bytes(program, order_by_key(places, needs)), default=0)
+
+
 def _out_of_order(reader: str, writer: str, parts: list[tuple[bool, list[fx.Node]]]) -> UnsupportedPatternError:
     node = next((node for _, origins in parts for node in origins), None)
     return UnsupportedPatternError(
-        f"Inductor would run the kernel {reader} in front of {writer}, which writes what it reads, in place",
-        way_out="torch 2.13 and later can be told to keep the order: update torch, or write that tensor out of place",
+        f"Inductor would run the kernel {reader} before {writer}, which writes what it reads, in place",
+        way_out="update to torch 2.13 or later, which can keep the order, or write that tensor out of place",
         where=ops.where(node) if node is not None else None,
     )
 
@@ -79,7 +89,7 @@ def _launch_node(parts: list[tuple[bool, list[fx.Node]]]) -> fx.Node | None:
 
 
 def _awaited(tasks: Sequence[Task], needs: tuple[int, ...]) -> int | None:
-    """The launch behind a wait: the newest one among its needs, through the kernels that take results apart."""
+    """The launch that a wait is for: the newest one among its needs, through kernels that take results apart."""
     for need in reversed(needs):
         if tasks[need].role is Role.LAUNCH:
             return need

@@ -1,17 +1,19 @@
 """Post-grad: order an ATen graph for overlap, and pin the waits where the order puts them.
 
 In:    an ATen graph, forward or backward, with collectives as launches and waits; costs; limits on memory.
-Out:   the same nodes in another order; and, under Inductor, each wait behind a control dependence on the matrix
-       products and attentions that hide its collective.
+Out:   the same nodes in another order; and for each wait its pins: the matrix products and attentions that hide its
+       collective, on which, under Inductor, it gets a control dependence.
 Never: adds, removes or changes a computation; wraps compute; changes the order of the launches of a process group.
 
-Why pins: Inductor orders its kernels anew after fusion, and may fuse an early kernel with one that reads a wait's
-result, which would pull the wait in front of everything that should hide it. The pin makes that fusion a cycle, so
-it does not happen; every other fusion still does.
+Why pins: Inductor reorders its kernels after fusion, and may fuse an early kernel with one that reads a wait's result,
+which would pull the wait before everything that should hide it. The pin makes that fusion a cycle, so it does not
+happen; every other fusion still does.
 
-Algorithm: read the program; schedule it, beginning with AMD's placement, than which the result is no worse; move the
-nodes. For each wait, the products that stand between its launch and it in the new order, without those that it needs
-anyway, are its pins.
+Algorithm:
+1. Read the program.
+2. Schedule it, beginning with AMD's placement: the result is at least as good.
+3. Move the nodes.
+4. The products between a launch and its wait in the new order are the wait's pins.
 """
 
 from __future__ import annotations
@@ -23,10 +25,9 @@ from torch import fx
 
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.schedule.collectives import launches_with_waits
-from farskip_compile.passes.schedule.from_graph import Estimate, read_program
+from farskip_compile.passes.schedule.from_graph import Estimate, read_program, remember_order
 from farskip_compile.passes.schedule.published import published_order
 from farskip_compile.passes.schedule.search import Limits, Schedule, list_schedule
-from farskip_compile.passes.schedule.unscheduled import remember_order
 
 
 def schedule_graph(
@@ -47,11 +48,11 @@ def schedule_graph(
         backward: whether it is the graph of a backward.
     """
     remember_order(graph)
-    found = read_program(graph, estimate, in_place)
+    found = read_program(graph, estimate, in_place)  # 1.
     known = published_order(found.program, found.nodes, backward=backward)
-    schedule = list_schedule(found.program, limits, begin_with=[known])
+    schedule = list_schedule(found.program, limits, begin_with=[known])  # 2.
     if schedule.changed:
-        _move(graph, [found.nodes[index] for index in schedule.order])
+        _move(graph, [found.nodes[index] for index in schedule.order])  # 3.
         graph.lint()
     return schedule
 
@@ -63,7 +64,7 @@ def _move(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
 
 
 def pins(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """For each wait of `graph`, the products that hide its collective, in graph order: they must run before it."""
+    """For each wait of `graph`, the products that hide its collective, in graph order: they must run before it (4.)."""
     position = {node: place for place, node in enumerate(graph.nodes)}
     products = [node for node in graph.nodes if _hides(node)]
     places = [position[node] for node in products]
@@ -77,5 +78,5 @@ def pins(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
 
 
 def _hides(node: fx.Node) -> bool:
-    """A product of matrices or an attention with one tensor as its result: heavy, and never fused away."""
+    """Whether it is a matrix product or an attention with one tensor as its result: heavy, and never fused away."""
     return (ops.is_matmul(node) or ops.is_attention(node)) and ops.tensor(node) is not None

@@ -1,14 +1,14 @@
-"""Before fusion: keep the products that hide a collective behind its launch.
+"""Before fusion: keep the products that hide a collective after its launch.
 
 In:    Inductor's kernels before fusion, in the order of the scheduled graph.
-Out:   the same kernels; each product of matrices or attention between a launch and its wait now depends on the launch,
-       for order alone.
+Out:   the same kernels; each matrix product or attention between a launch and its wait now depends on the launch, for
+       order alone.
 Never: reorders, fuses or changes a kernel; keeps memory alive.
 
-Why: Inductor may fuse a kernel on the way to a launch, such as a router, with one behind a product that is to hide that
-very launch, such as the softmax of an attention. Then the launch has to wait for the product, and nothing is hidden.
-With the dependence, that fusion is a cycle. Every other fusion is still made. (The waits have such pins in the graph,
-see `schedule_graph`; products have theirs here, because in the graph a pin hides what it pins from other passes.)
+Why: Inductor may fuse a kernel that leads to a launch, such as a router, with one that follows a product which is to
+hide that very launch, such as the softmax of an attention. Then the launch has to wait for the product, and nothing is
+hidden. With the dependence, that fusion is a cycle. Every other fusion is still made. (Waits have such pins in the
+graph, see `schedule_graph`; products have theirs here, since in the graph a pin hides what it pins from other passes.)
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def pin_products(kernels: Sequence[inductor.Kernel]) -> None:
         if inductor.is_launch_kernel(kernel):
             in_flight[kernel] = None
         elif inductor.is_wait_kernel(kernel):
-            for launch in _launches_behind(kernel, made_by):
+            for launch in _awaited(kernel, made_by):
                 in_flight.pop(launch, None)
         elif in_flight and _is_product(kernel):
             pins[kernel] = list(in_flight)
     inductor.pin_kernels(kernels, pins)
 
 
-def _launches_behind(wait: inductor.Kernel, made_by: dict[str, inductor.Kernel]) -> list[inductor.Kernel]:
+def _awaited(wait: inductor.Kernel, made_by: dict[str, inductor.Kernel]) -> list[inductor.Kernel]:
     """The launches that a wait reads from, through kernels that take results apart. Its pins are products."""
     found = []
     for need in inductor.kernel_needs(wait):

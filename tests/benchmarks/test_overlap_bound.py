@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from overlap_bench.bound import bound_of, scaled
 
-from farskip_compile.passes.schedule.program import Program, Role, Task, check_order, simulate
+from farskip_compile.passes.schedule.program import Program, Role, Task, check_order
+from farskip_compile.passes.schedule.timeline import simulate
 from farskip_compile.testing.strategies import consistent, programs
 
 
@@ -16,8 +17,8 @@ def compute(name, seconds, *needs):
     return Task(name, needs, seconds)
 
 
-def launch(name, seconds, *needs, channel="a", link="", slows=0.0):
-    return Task(name, needs, seconds, Role.LAUNCH, channel=channel, link=link, slows=slows)
+def launch(name, seconds, *needs, channel="a", link="", interference=0.0):
+    return Task(name, needs, seconds, Role.LAUNCH, channel=channel, link=link, interference=interference)
 
 
 def wait(name, of, *needs):
@@ -49,7 +50,7 @@ def test_channels_that_share_a_link_wait_for_each_other():
 
 
 def test_compute_that_is_slower_under_collectives_is_told_apart():
-    tasks = [launch("l", 2.0, slows=1.0), compute("a", 3.0), wait("w", 0)]
+    tasks = [launch("l", 2.0, interference=1.0), compute("a", 3.0), wait("w", 0)]
     found = bound(*tasks)
     assert (found.total, found.unhideable) == (3.0, 0.0)
     assert found.slowed == simulate(Program(tuple(tasks)), (0, 1, 2)).makespan == 4.0  # a second's work in the two

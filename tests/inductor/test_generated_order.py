@@ -178,7 +178,7 @@ def test_no_buffer_is_used_when_it_is_freed(name: str, bandwidth: float, two_ran
             codes = get_code_of(compiled, torch.randint(0, 32, (1, 16)))
         except Exception as error:
             # until 2.12 Inductor itself may order a reader behind a write; such an order is refused, not run
-            if TORCH < (2, 13) and "torch 2.13 and later can be told to keep the order" in str(error):
+            if TORCH < (2, 13) and "update to torch 2.13 or later, which can keep the order" in str(error):
                 return
             raise
     assert [freed_and_used(code) for code in codes] == [[], []]

@@ -205,7 +205,7 @@ FAULTS: list[Fault] = [
         "drawn twice",
     ),
     in_scheduler(
-        "launches of a group have no order", program.needs_of, "if task.channel in turn:", "if False:", "two urgent"
+        "launches of a group have no order", program.needs_of, "if task.channel in previous:", "if False:", "two urgent"
     ),
     in_scheduler(
         "waits of different collectives collapse",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 
-from farskip_compile.passes.schedule.program import Program, Role, Task, flights, simulate
+from farskip_compile.passes.schedule.program import Program, Role, Task
 from farskip_compile.passes.schedule.search import list_schedule
+from farskip_compile.passes.schedule.timeline import flights, simulate
 from farskip_compile.report.schedule import Predicted, ScheduleReport, timelines
 from farskip_compile.testing.strategies import consistent, programs
 

@@ -15,7 +15,7 @@ from torch._inductor.graph import GraphLowering
 
 from farskip_compile import ConfigError, FarSkipConfig, inductor_passes
 from farskip_compile.models import build
-from farskip_compile.passes.schedule.program import flights
+from farskip_compile.passes.schedule.timeline import flights
 from farskip_compile.testing import assert_overlappable, fake_ranks
 from tests.graphs import Layer, MoE, Stack
 from tests.graphs import ids as few_ids

@@ -27,9 +27,9 @@ def programs(draw: st.DrawFn, most: int = 40) -> Program:
         name = f"{role}{index}"
         if role is Role.LAUNCH:
             launches.append(index)
-            channel, slows = draw(st.sampled_from("abc")), draw(st.sampled_from([0.0, 0.0, 0.25]))
+            channel, interference = draw(st.sampled_from("abc")), draw(st.sampled_from([0.0, 0.0, 0.25]))
             link = draw(st.sampled_from(["", "wire"]))
-            tasks.append(Task(name, needs, draw(SECONDS), role, channel=channel, link=link, slows=slows))
+            tasks.append(Task(name, needs, draw(SECONDS), role, channel=channel, link=link, interference=interference))
         elif role is Role.WAIT:
             tasks.append(Task(name, needs, 0.0, role, launch=draw(st.sampled_from(launches))))
         else:

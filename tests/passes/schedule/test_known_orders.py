@@ -1,4 +1,4 @@
-"""What the scheduler goes by beside the tasks: turns on a channel, and orders that are known already."""
+"""What the scheduler goes by besides the tasks: issue order on a channel, and orders that are known already."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from farskip_compile.testing.strategies.programs import consistent, programs
 def layers(count: int) -> Program:
     """Layers of two sub-blocks that need each other's results one layer later, on one channel: FarSkip by all-reduce.
 
-    In each layer the longer sub-block could go first; but its reduction has its turn behind the shorter one's.
+    In each layer the longer sub-block could go first; but its reduction is issued after the shorter one's.
     """
     tasks: list[Task] = []
     waits: tuple[int, int] | None = None

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farskip_compile.passes.schedule import search
-from farskip_compile.passes.schedule.program import Program, Role, simulate
+from farskip_compile.passes.schedule.program import Program, Role
 from farskip_compile.passes.schedule.search import MODEST, WORTH, Limits, Schedule, list_schedule
+from farskip_compile.passes.schedule.timeline import simulate
 from farskip_compile.testing.strategies import consistent, programs
 from tests.passes.schedule.test_search import far_skip_layers, with_memory
 
@@ -42,7 +43,7 @@ def layers_with_memory(sizes: list[int]) -> Program:
 def test_of_two_orders_that_are_as_fast_the_one_that_holds_less_is_taken() -> None:
     program = layers_with_memory(SIZES)
     more, less = greedy(program, INCREASE), list_schedule(program, Limits(INCREASE))
-    assert (more.usual, more.after.peak_bytes, less.after.peak_bytes) == (33, 41, 33)
+    assert (more.baseline_peak, more.after.peak_bytes, less.after.peak_bytes) == (33, 41, 33)
     assert less.after.makespan == more.after.makespan < more.before.makespan
 
 
@@ -51,7 +52,7 @@ def test_where_a_part_of_the_limit_brings_nothing_a_smaller_one_may() -> None:
     with mock.patch.object(search, "MODEST", MODEST[:1]):
         more = list_schedule(program, Limits(INCREASE))
     less = list_schedule(program, Limits(INCREASE))
-    assert (more.usual, more.after.peak_bytes, less.after.peak_bytes) == (54, 70, 54)
+    assert (more.baseline_peak, more.after.peak_bytes, less.after.peak_bytes) == (54, 70, 54)
     assert less.after.makespan == more.after.makespan < more.before.makespan
 
 
@@ -60,8 +61,8 @@ def test_less_memory_costs_next_to_no_time(program: Program, increase: float) ->
     more, less = greedy(program, increase), list_schedule(program, Limits(increase))
     if less.order == more.order:
         return
-    assert more.after.peak_bytes > more.usual * (1 + increase * MODEST[-1])
-    assert less.after.peak_bytes <= max(less.before.peak_bytes, less.usual * (1 + increase * MODEST[0]))
+    assert more.after.peak_bytes > more.baseline_peak * (1 + increase * MODEST[-1])
+    assert less.after.peak_bytes <= max(less.before.peak_bytes, less.baseline_peak * (1 + increase * MODEST[0]))
     assert seconds(program, less) <= (1 + WORTH) * seconds(program, more) + 1e-9
 
 
@@ -69,5 +70,5 @@ def test_memory_that_saves_time_is_taken() -> None:
     """As far as the limit allows: within half of it, the order found is slower by more than next to nothing."""
     program = layers_with_memory(FASTER)
     more, less = list_schedule(program, Limits(INCREASE)), list_schedule(program, Limits(INCREASE * MODEST[0]))
-    assert more.after.peak_bytes > more.usual * (1 + INCREASE * MODEST[0])
+    assert more.after.peak_bytes > more.baseline_peak * (1 + INCREASE * MODEST[0])
     assert more.after.makespan < less.after.makespan * (1 - WORTH)

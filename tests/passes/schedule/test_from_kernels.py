@@ -14,9 +14,10 @@ from torch.utils._ordered_set import OrderedSet
 
 from farskip_compile._compat import inductor
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.schedule.from_kernels import read_kernels
-from farskip_compile.passes.schedule.program import Buffer, Program, Task, live_bytes
-from farskip_compile.passes.schedule.unscheduled import PLACE, remember_order, unscheduled_peak
+from farskip_compile.passes.schedule.from_graph import PLACE, remember_order
+from farskip_compile.passes.schedule.from_kernels import baseline_peak, read_kernels
+from farskip_compile.passes.schedule.memory import live_bytes
+from farskip_compile.passes.schedule.program import Buffer, Program, Task
 
 SCHEDULER = SimpleNamespace()
 
@@ -68,7 +69,7 @@ def test_the_first_order_of_the_graph_decides() -> None:
     kernels = [
         Kernel("a", a),
         Kernel("b", b),
-        Kernel("taken", None, "b"),  # in no node: it comes behind what it needs
+        Kernel("taken", None, "b"),  # in no node: it comes after what it needs
         Kernel("a_sum", a_sum, "a", order=("b",)),  # a pin, which there was not at first
         Kernel("b_sum", b_sum, "taken"),
     ]
@@ -76,8 +77,8 @@ def test_the_first_order_of_the_graph_decides() -> None:
     buffers = (Buffer(100, 0, (3,)), Buffer(100, 1, (2, 4)), Buffer(1, 3, kept=True), Buffer(1, 4, kept=True))
     program = Program(tasks, (*buffers, Buffer(1000, kept=True)))
     assert max(live_bytes(program, range(5))) == 1201
-    assert unscheduled_peak(kernels, program) == 1102
-    assert unscheduled_peak([], Program(())) == 0
+    assert baseline_peak(kernels, program) == 1102
+    assert baseline_peak([], Program(())) == 0
 
 
 def test_pins_end_with_fusion_and_nothing_else_does() -> None:
@@ -132,6 +133,6 @@ def test_an_order_that_breaks_a_dependence_is_refused() -> None:
     x = graph.placeholder("x")
     reader, writer = graph.call_function(torch.exp, (x,)), graph.call_function(torch.sin, (x,))
     kernels = [Kernel("reader", reader, "writer"), Kernel("writer", writer)]
-    with pytest.raises(UnsupportedPatternError, match="reader in front of writer") as caught:
+    with pytest.raises(UnsupportedPatternError, match="reader before writer") as caught:
         read_kernels(kernels, None)
     assert caught.value.where.node == reader.name

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farskip_compile.passes.schedule import search
-from farskip_compile.passes.schedule.lower_peak import MOVES, WORK, lower_peak
-from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task, check_order, live_bytes, simulate
+from farskip_compile.passes.schedule.memory import MOVES, WORK, live_bytes, lower_peak
+from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task, check_order
 from farskip_compile.passes.schedule.search import Limits, list_schedule
+from farskip_compile.passes.schedule.timeline import simulate
 from farskip_compile.testing.strategies import consistent, programs
 from tests.passes.schedule.test_search import scarce_memory
 
@@ -110,11 +111,11 @@ def test_memory_that_no_time_is_saved_by_is_given_back() -> None:
         Task("end", (0, 2, 3)),
     )
     program = Program(tasks, (Buffer(40, 0, (4,)), Buffer(70, 2), Buffer(10, 2, (4,))))
-    found = list_schedule(program, usual=80)
+    found = list_schedule(program, baseline_peak=80)
     assert found.before.peak_bytes == 120
     assert (found.after.peak_bytes, found.after.exposed) == (80, 0.0)
     assert found.after == simulate(program, found.order)
-    assert list_schedule(program, usual=120).after.peak_bytes == 120, "the limit is kept as it is"
+    assert list_schedule(program, baseline_peak=120).after.peak_bytes == 120, "the limit is kept as it is"
 
 
 @pytest.mark.parametrize(("given_back", "held"), [((3, 0, 2, 1), 30), ((0, 1, 2, 3), 10), ((3, 0, 2, 1), 10)])
@@ -132,7 +133,7 @@ def test_what_is_given_back_is_memory_and_no_time(given_back: tuple[int, ...], h
         mock.patch.object(search, "lower_peak", return_value=given_back),
         mock.patch.object(search, "live_bytes", lambda program, order: [held if order == given_back else 20]),
     ):
-        found = list_schedule(program, Limits(memory_increase=10.0), usual=5)
+        found = list_schedule(program, Limits(memory_increase=10.0), baseline_peak=5)
     assert found.after.exposed == 0.0
     assert (found.order == given_back) is (given_back[0] == 3 and held == 10)
 
@@ -151,8 +152,8 @@ def test_few_orders_of_a_large_program_are_made_to_hold_less() -> None:
 
 
 def test_the_scheduler_hides_a_collective_where_it_can_not_foresee_that_room_gets_scarce() -> None:
-    """Compute that hides the collective needs a large piece of memory for a moment. In front of the launch there is
-    room for that, and the way there is not urgent."""
+    """Compute that hides the collective needs a large piece of memory for a moment. Before the launch there is room for
+    that, and what leads there is not urgent."""
     tasks = (
         Task("router"),
         Task("splits", (), 0.01),

@@ -1,0 +1,50 @@
+"""The ablation of the scheduler's search: each part is left out, and the table says what that costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from overlap_bench.ablation import ablation
+from overlap_bench.programs import Case
+from schedule_ablation import PARTS, row, searched
+
+from farskip_compile.passes.schedule import list_scheduler, search
+from tests.passes.schedule.test_search import far_skip_layers, scarce_memory
+
+
+def case(group: str = "kernels", *, scarce: bool = False) -> Case:
+    program = scarce_memory() if scarce else far_skip_layers(3, rewired=True)
+    return Case("cell", group, program, search.Limits(0.05), None, ())
+
+
+def test_a_part_is_left_out_of_one_search_alone() -> None:
+    """Where memory is scarce, one heuristic hides less than all; afterwards everything is as before."""
+    scarce = case(scarce=True)
+    whole = searched(scarce)
+    before = search.make_order, search.HEURISTICS, list_scheduler.CANDIDATES
+    found = {part: row(part, [scarce], [whole])["time"]["kernels"] for part in PARTS}
+    assert max(worst for worst, _ in found.values()) > 0
+    assert (search.make_order, search.HEURISTICS, list_scheduler.CANDIDATES) == before
+    assert searched(scarce)["time"] == whole["time"]
+
+
+def test_the_section_has_a_row_for_each_part(tmp_path: Path) -> None:
+    cases = [case(), case("graphs")]
+    whole = [searched(one) for one in cases]
+    rows = [row(part, cases, whole) for part in PARTS]
+    data = {
+        "facts": {"machine": "a machine", "versions": "torch 9", "command": "python x"},
+        "programs": {"kernels": ["cell"], "graphs": ["cell"], "full size": []},
+        "rows": rows,
+        "removed": ["a part"],
+    }
+    path = tmp_path / "schedule_ablation.json"
+    assert ablation(path) == ""
+    path.write_text(json.dumps(data))
+    text = ablation(path)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(PARTS)
+    assert {line.count("|") for line in lines} == {7}
+    for part in ("a machine", "torch 9", "`python x`", "`cell`", "- a part", "| no coarsening | +0.0 % (+0.0 %) |"):
+        assert part in text
