@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from farskip_compile.cli.output import AsJson, quiet, show
 
 WORKS = ("rewired", "rewired in part", "recognised", "refused")
 """From best to worst: a refusal with a reason is a true answer, too."""
@@ -23,9 +24,9 @@ BAD = ("WRONG", "unchecked")
 
 def zoo_command(
     families: Annotated[
-        list[str] | None, typer.Argument(metavar="[FAMILY]...", help="Model types; none: every family.")
+        list[str] | None, typer.Argument(metavar="FAMILY", help="Model types; none: every family.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    as_json: AsJson = False,
     page: Annotated[
         Path | None, typer.Option(help="Write the table as a Markdown page, and its JSON beside it.")
     ] = None,
@@ -52,7 +53,7 @@ def zoo_command(
         raise typer.BadParameter(f"no MoE family {', '.join(unknown)}; `farskip zoo --list` names them all")
     wanted = [known[name] for name in families or known]
     recorded = json.loads(against.read_text()) if against is not None else []  # which `page` may write anew
-    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    errors = Console(stderr=True, highlight=False)
     entries: list[Entry] = []
     with errors.status("") as status:
         for family in wanted:
@@ -61,10 +62,11 @@ def zoo_command(
     if page is not None:
         page.write_text(markdown(entries), encoding="utf-8")
         page.with_suffix(".json").write_text(json.dumps([entry.to_json() for entry in entries], indent=1) + "\n")
-    if as_json:
-        typer.echo(json.dumps({"families": [e.to_json() for e in entries], "summary": summary(entries)}, indent=1))
-    else:
-        console.print(text(entries, console.width))
+    show(
+        as_json,
+        lambda: {"families": [entry.to_json() for entry in entries], "summary": summary(entries)},
+        lambda console: text(entries, console.width),
+    )
     worse = regressions(entries, recorded)
     for line in worse:
         errors.print(line, style="red")
@@ -89,7 +91,7 @@ def rank(status: str) -> int:
 
 def _quiet() -> None:
     """Tiny configurations make transformers complain."""
-    logging.getLogger("torch").setLevel(logging.CRITICAL)
+    quiet("torch")
     warnings.simplefilter("ignore")
     from transformers.utils import logging as theirs
 

@@ -70,7 +70,7 @@ def test_layers_are_passed_on():
         (["tests.sample_models:denes"], "did you mean 'dense'?"),
         (["tests.sample_models:no_vocabulary"], "no example inputs can be made"),
         (["tests.sample_models:no_model"], "returned int"),
-        (["mixtral", "--layers", "3"], "is no range"),
+        (["mixtral", "--layers", "3"], "is not a range"),
         (["mixtral", "--connectivity", "some"], "'some' is not one of"),
         ([":build"], "is no module name"),
     ],
