@@ -20,10 +20,9 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from farskip_compile.demo.compared import Comparison, compared
-from farskip_compile.demo.overlap import OverlapCase, RankOverlap
+from farskip_compile.demo.overlap import OverlapCase, RankOverlap, compared
 from farskip_compile.demo.ranks import PROGRESS, RankCase, rank_main, result_file
-from farskip_compile.demo.results import Case, over_ranks
+from farskip_compile.demo.results import Case, Comparison, over_ranks
 
 Tell = Callable[[str], None]
 Done = Callable[[Case | Comparison], None]

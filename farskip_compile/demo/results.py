@@ -1,18 +1,25 @@
 """What the demo found out: plain records, made by the ranks and by the parent, shown by the renderers.
 
 Contract: a check compares the compiled model with its hand-written FarSkip form, and with its own plain wiring. It
-passes if outputs and gradients are within its tolerances (0: equal bit for bit) and the function did change.
+passes if outputs and gradients are within its tolerances (0: equal bit for bit) and the function did change. A
+comparison of variants passes if each computes what the same wiring computes eagerly; times decide nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from farskip_compile.demo.compared import Comparison
+from farskip_compile.profiling import OverlapReport
 from farskip_compile.report.compile import CompileReport, Outcome
+from farskip_compile.report.schedule import ScheduleReport
 
+NOTE = "Measured on this machine's loopback; benchmarks/overlap.py measures on a network with limited links."
+LARGEST_DIFFERENCE = 0.05
+"""Of the logits, by Euclidean norm. Rounding alone stays far below it, but may decide which expert a token is sent to
+where two are as good as equal; a wrong wiring is far above it."""
 LEAST_CHANGE = 1e-3
 """The rewired model must differ from the plain one by at least this much, or nothing was rewired."""
 
@@ -79,6 +86,111 @@ class Case:
             "problem": self.problem,
             "checks": [check.to_json() for check in self.checks],
             "report": self.report.to_json() if self.report is not None else None,
+        }
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compile the model, over all ranks."""
+
+    name: str
+    report: OverlapReport
+    difference: float
+    """Largest over the ranks; see `LARGEST_DIFFERENCE`."""
+    predicted: ScheduleReport | None = None
+    """What the scheduler expects on rank 0; None for plain Inductor."""
+    trace: bytes = field(default=b"", repr=False)
+    """The merged Chrome trace."""
+
+    @property
+    def trace_name(self) -> str:
+        """File name of the merged trace."""
+        return f"farskip_demo_{slug(self.name)}.trace.json"
+
+    @property
+    def passed(self) -> bool:
+        """Whether it computes what it should."""
+        return self.difference <= LARGEST_DIFFERENCE
+
+    @property
+    def communication_ns(self) -> float:
+        """Time in flight, as a mean over the ranks."""
+        return self.report.total.communication_ns / len(self.report.ranks)
+
+    @property
+    def exposed_ns(self) -> float:
+        """Exposed time, as a mean over the ranks."""
+        return self.report.total.exposed_ns / len(self.report.ranks)
+
+    @property
+    def duration_ns(self) -> int:
+        """Time from the first event of any rank to the last."""
+        spans = [trace.span for trace in self.report.traces if trace.span is not None]
+        return max(end for _, end in spans) - min(start for start, _ in spans)
+
+    @property
+    def predicted_exposed_ns(self) -> float | None:
+        """Exposed time that the scheduler expects; None where it did not estimate."""
+        after = None if self.predicted is None else self.predicted.after
+        return None if after is None else 1e9 * after.exposed_seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`; times in nanoseconds, means over the ranks."""
+        return {
+            "name": self.name,
+            "passed": self.passed,
+            "difference": self.difference,
+            "communication_ns": self.communication_ns,
+            "exposed_ns": self.exposed_ns,
+            "overlap": self.report.total.fraction,
+            "duration_ns": self.duration_ns,
+            "predicted": None if self.predicted is None else self.predicted.to_json(),
+            "trace": self.trace_name,
+            "report": self.report.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The variants side by side."""
+
+    title: str
+    about: str
+    ranks: int
+    variants: tuple[Variant, ...] = ()
+    problem: str = ""
+    """Why there are no variants."""
+    skipped: bool = False
+    """The problem is a missing program, so this is no failure."""
+    note: str = NOTE
+
+    @property
+    def passed(self) -> bool:
+        """Whether there are variants and each computes what it should."""
+        return bool(self.variants) and all(variant.passed for variant in self.variants)
+
+    def write_traces(self, folder: Path) -> list[Path]:
+        """Write one Chrome trace for each variant; gives the files.
+
+        Raises:
+            OSError: a file can't be written.
+        """
+        paths = [folder / variant.trace_name for variant in self.variants]
+        for path, variant in zip(paths, self.variants, strict=True):
+            path.write_bytes(variant.trace)
+        return paths
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        return {
+            "title": self.title,
+            "about": self.about,
+            "ranks": self.ranks,
+            "passed": self.passed,
+            "skipped": self.skipped,
+            "problem": self.problem,
+            "note": self.note,
+            "variants": [variant.to_json() for variant in self.variants],
         }
 
 
@@ -163,6 +275,11 @@ def _worst(checks: Sequence[Check]) -> Check:
         gradient_tolerance=first.gradient_tolerance,
         seconds=max(check.seconds for check in checks),
     )
+
+
+def slug(variant: str) -> str:
+    """Its name in names of files."""
+    return variant.lower().replace(", ", "_").replace(" ", "_")
 
 
 def number(value: float) -> str:

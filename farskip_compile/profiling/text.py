@@ -92,6 +92,23 @@ def short_name(name: str) -> str:
     return re.sub(r"^(graph_\d+_)?(cpp|triton_\w+?)_(?=fused_)", "", bare)
 
 
+def hiders_text(hiders: Iterable[Hider], most: int) -> str:
+    """The names that hid most, with their shares of the whole."""
+    times: Counter[str] = Counter()
+    for hider in hiders:
+        times[short_name(hider.name)] += hider.time_ns
+    whole = times.total()
+    shown = [(name, time) for name, time in times.most_common(most) if time >= 0.005 * whole]
+    return ", ".join(f"{name} {100 * time / whole:.0f}%" for name, time in shown) if whole else "nothing"
+
+
+def estimate_texts(times: StepTimes | None, unknown: str = "?") -> list[str]:
+    """Compute, communication, exposed and step, in the order of the table's columns."""
+    if times is None:
+        return [unknown] * 4
+    return [time_text(time) for time in (times.compute_ns, times.communication_ns, times.exposed_ns, times.step_ns)]
+
+
 class _Draw:
     """The tables, for one console."""
 
@@ -193,11 +210,8 @@ class _Draw:
         for name in ("compute", "communication", "exposed", "step"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in report.estimates:
-            table.add_row(row.name, "estimated", *map(time_text, estimate_times(row.estimated)))
-            if row.measured is None:
-                table.add_row("", "measured", *["?"] * 4, style="dim")
-            else:
-                table.add_row("", "measured", *map(time_text, estimate_times(row.measured)))
+            table.add_row(row.name, "estimated", *estimate_texts(row.estimated))
+            table.add_row("", "measured", *estimate_texts(row.measured), style="dim" if row.measured is None else "")
         return table
 
     def bar(self, share: Overlap) -> Text:
@@ -208,19 +222,8 @@ class _Draw:
         return Text.assemble((full * hidden, "green"), (empty * (length - hidden), "red"))
 
     def hiders(self, hiders: Iterable[Hider], *, few: bool = False) -> str:
-        """The names that hid most, with their parts of the whole."""
-        times: Counter[str] = Counter()
-        for hider in hiders:
-            times[short_name(hider.name)] += hider.time_ns
-        whole = times.total()
-        count = (3 if few else 4) if self.wide else (1 if few else 2)
-        most = [(name, time) for name, time in times.most_common(count) if time >= 0.005 * whole]
-        return ", ".join(f"{name} {100 * time / whole:.0f}%" for name, time in most) if whole else "nothing"
-
-
-def estimate_times(times: StepTimes) -> tuple[int, int, int, int]:
-    """In the order of the table's columns."""
-    return times.compute_ns, times.communication_ns, times.exposed_ns, times.step_ns
+        """As many as there is room for."""
+        return hiders_text(hiders, (3 if few else 4) if self.wide else (1 if few else 2))
 
 
 def _times(share: Overlap) -> list[str | Text]:
