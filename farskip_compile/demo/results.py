@@ -8,7 +8,7 @@ comparison of variants passes if each computes what the same wiring computes eag
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +78,8 @@ class Case:
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
         return {
-            "title": self.title,
-            "about": self.about,
-            "ranks": self.ranks,
+            **vars(self),
             "passed": self.passed,
-            "skipped": self.skipped,
-            "problem": self.problem,
             "checks": [check.to_json() for check in self.checks],
             "report": self.report.to_json() if self.report is not None else None,
         }
@@ -182,16 +178,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
-        return {
-            "title": self.title,
-            "about": self.about,
-            "ranks": self.ranks,
-            "passed": self.passed,
-            "skipped": self.skipped,
-            "problem": self.problem,
-            "note": self.note,
-            "variants": [variant.to_json() for variant in self.variants],
-        }
+        return {**vars(self), "passed": self.passed, "variants": [variant.to_json() for variant in self.variants]}
 
 
 @dataclass(frozen=True)
@@ -234,12 +221,9 @@ class Demo:
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
         return {
+            **vars(self),
             "passed": self.passed,
             "verdict": self.verdict(),
-            "command": self.command,
-            "started": self.started,
-            "seconds": self.seconds,
-            "versions": self.versions,
             "cases": [case.to_json() for case in self.cases],
             "overlap": None if self.overlap is None else self.overlap.to_json(),
         }
@@ -247,32 +231,21 @@ class Demo:
 
 def over_ranks(per_rank: Sequence[Case]) -> Case:
     """The case as all ranks together saw it: the largest differences, equal only if equal everywhere."""
-    first = per_rank[0]
     if not all(case.checks for case in per_rank):
-        return first
-    return Case(
-        title=first.title,
-        about=first.about,
-        ranks=len(per_rank),
-        report=first.report,
-        checks=tuple(_worst(checks) for checks in zip(*(case.checks for case in per_rank), strict=True)),
-    )
+        return per_rank[0]
+    phases = zip(*(case.checks for case in per_rank), strict=True)
+    return replace(per_rank[0], ranks=len(per_rank), checks=tuple(_worst(checks) for checks in phases))
 
 
 def _worst(checks: Sequence[Check]) -> Check:
-    first = checks[0]
     gradients = [check.gradient_difference for check in checks if check.gradient_difference is not None]
-    return Check(
-        phase=first.phase,
-        inner=first.inner,
-        dtype=first.dtype,
+    return replace(
+        checks[0],
         output_difference=max(check.output_difference for check in checks),
         outputs_equal=all(check.outputs_equal for check in checks),
         gradient_difference=max(gradients) if gradients else None,
         gradients_equal=all(check.gradients_equal for check in checks) if gradients else None,
         plain_difference=min(check.plain_difference for check in checks),
-        output_tolerance=first.output_tolerance,
-        gradient_tolerance=first.gradient_tolerance,
         seconds=max(check.seconds for check in checks),
     )
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from farskip_compile.profiling.intervals import Span, difference, intersection, total, union
@@ -28,9 +28,9 @@ from farskip_compile.profiling.trace import Device, Trace
 TOTAL = "total"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class StepTimes:
-    """Of one run of a graph, or of all graphs together."""
+    """One run of a graph, or of all graphs together."""
 
     compute_ns: int
     communication_ns: int
@@ -155,12 +155,8 @@ def _launches(schedule: dict[str, Any]) -> int:
 
 def _estimated(schedule: dict[str, Any]) -> StepTimes:
     after = schedule["after"]
-    return StepTimes(
-        compute_ns=round(1e9 * after["compute_seconds"]),
-        communication_ns=round(1e9 * after["communication_seconds"]),
-        exposed_ns=round(1e9 * after["exposed_seconds"]),
-        step_ns=round(1e9 * after["seconds"]),
-    )
+    seconds = ("compute_seconds", "communication_seconds", "exposed_seconds", "seconds")
+    return StepTimes(*(round(1e9 * after[name]) for name in seconds))
 
 
 def _name(schedules: Sequence[dict[str, Any]], index: int, shown: Sequence[int]) -> str:
@@ -170,19 +166,8 @@ def _name(schedules: Sequence[dict[str, Any]], index: int, shown: Sequence[int])
 
 
 def _sum(times: Sequence[StepTimes]) -> StepTimes:
-    return StepTimes(
-        compute_ns=sum(one.compute_ns for one in times),
-        communication_ns=sum(one.communication_ns for one in times),
-        exposed_ns=sum(one.exposed_ns for one in times),
-        step_ns=sum(one.step_ns for one in times),
-    )
+    return StepTimes(*map(sum, zip(*map(astuple, times), strict=True)))
 
 
 def _mean(times: Sequence[StepTimes]) -> StepTimes:
-    whole = _sum(times)
-    return StepTimes(
-        compute_ns=whole.compute_ns // len(times),
-        communication_ns=whole.communication_ns // len(times),
-        exposed_ns=whole.exposed_ns // len(times),
-        step_ns=whole.step_ns // len(times),
-    )
+    return StepTimes(*(time // len(times) for time in astuple(_sum(times))))

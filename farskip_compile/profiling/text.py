@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -104,9 +105,7 @@ def hiders_text(hiders: Iterable[Hider], most: int) -> str:
 
 def estimate_texts(times: StepTimes | None, unknown: str = "?") -> list[str]:
     """Compute, communication, exposed and step, in the order of the table's columns."""
-    if times is None:
-        return [unknown] * 4
-    return [time_text(time) for time in (times.compute_ns, times.communication_ns, times.exposed_ns, times.step_ns)]
+    return [unknown] * 4 if times is None else [time_text(time) for time in astuple(times)]
 
 
 class _Draw:
@@ -114,7 +113,6 @@ class _Draw:
 
     def __init__(self, console: Console) -> None:
         self.wide = console.width >= WIDE
-        self.width = console.width
         self.unicode = "utf" in (console.encoding or "").lower()
 
     def ranks(self, report: OverlapReport, everything: bool) -> Table:
@@ -128,12 +126,9 @@ class _Draw:
         for name in ("rank", IN_FLIGHT, "exposed", "hidden"):
             table.add_column(name, justify="right")
         table.add_column("")
-        if waiting:
-            table.add_column("in wait", justify="right")
-        if peers:
-            table.add_column("for late ranks", justify="right")
-        if self.wide:
-            table.add_column("compute", justify="right")
+        for name, is_there in (("in wait", waiting), ("for late ranks", peers), ("compute", self.wide)):
+            if is_there:
+                table.add_column(name, justify="right")
         for rank in shown:
             fields: list[str | Text] = [str(rank.rank), *_times(rank), self.bar(rank)]
             if waiting:
@@ -180,8 +175,7 @@ class _Draw:
         layers = any(one.layer is not None for _, one in found)
         groups = self.wide and any(one.group is not None for _, one in found)
         table = _table(title)
-        columns = [("rank", several), ("layer", layers), ("at", True)]
-        for name, is_there in columns:
+        for name, is_there in (("rank", several), ("layer", layers), ("at", True)):
             if is_there:
                 table.add_column(name, justify="right", no_wrap=True)
         table.add_column("collective", no_wrap=True, min_width=max((len(one.kind) for _, one in found), default=0))
@@ -228,11 +222,7 @@ class _Draw:
 
 def _times(share: Overlap) -> list[str | Text]:
     style = "" if share.exposed_ns == 0 else "bold red" if (share.fraction or 0) < 0.5 else "yellow"
-    return [
-        time_text(share.communication_ns),
-        Text(time_text(share.exposed_ns), style=style),
-        percent(share),
-    ]
+    return [time_text(share.communication_ns), Text(time_text(share.exposed_ns), style=style), percent(share)]
 
 
 def _table(title: str) -> Table:
