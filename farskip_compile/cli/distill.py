@@ -28,7 +28,7 @@ def distill_command(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help=f"A TOML file, such as: {escape(EXAMPLE)}.")],
     as_json: AsJson = False,
 ) -> None:
-    """Train a model to say under FarSkip connectivity what it says now (self-distillation)."""
+    """Train a model to compute under FarSkip connectivity what it computes now (self-distillation)."""
     import torch.distributed as dist
 
     from farskip_compile.distill import self_distill

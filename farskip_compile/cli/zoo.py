@@ -1,4 +1,4 @@
-"""The command `farskip zoo [FAMILY...]`: what this package makes of every MoE model of the installed transformers.
+"""The command `farskip zoo [FAMILY...]`: how this package handles every MoE model of the installed transformers.
 
 Contract: exit status 0 if no family is wrong or unchecked and, with `--against`, none that worked before stopped
 working; 1 otherwise; 2 for wrong usage. With `--json`, stdout holds one JSON document and nothing else.
@@ -18,7 +18,7 @@ from rich.console import Console
 from farskip_compile.cli.output import AsJson, quiet, show
 
 WORKS = ("rewired", "rewired in part", "recognised", "refused")
-"""From best to worst: a refusal with a reason is a true answer, too."""
+"""From best to worst; a refusal with a reason is a valid answer, too."""
 BAD = ("WRONG", "unchecked")
 
 
@@ -28,10 +28,11 @@ def zoo_command(
     ] = None,
     as_json: AsJson = False,
     page: Annotated[
-        Path | None, typer.Option(help="Write the table as a Markdown page, and its JSON beside it.")
+        Path | None, typer.Option(help="Write the table as a Markdown page, and as JSON in the same folder.")
     ] = None,
     against: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="JSON of an earlier run that must not be better.")
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="JSON of an earlier run; fail if a family was better there."),
     ] = None,
     listing: Annotated[bool, typer.Option("--list", help="Name the families and stop.")] = False,
 ) -> None:
@@ -52,7 +53,7 @@ def zoo_command(
     if unknown:
         raise typer.BadParameter(f"no MoE family {', '.join(unknown)}; `farskip zoo --list` names them all")
     wanted = [known[name] for name in families or known]
-    recorded = json.loads(against.read_text()) if against is not None else []  # which `page` may write anew
+    recorded = json.loads(against.read_text()) if against is not None else []  # which `page` may overwrite
     errors = Console(stderr=True, highlight=False)
     entries: list[Entry] = []
     with errors.status("") as status:

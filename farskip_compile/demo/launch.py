@@ -75,7 +75,7 @@ class _Follower:
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """Look at the folder again and again during the block, and once behind it."""
+        """Look at the folder repeatedly during the block, and once after it."""
         over = threading.Event()
 
         def loop() -> None:
@@ -135,7 +135,7 @@ def _environment() -> Iterator[None]:
 def _message(error: ChildFailedError) -> str:
     """What the first failing rank raised, without its traceback."""
     rank, failure = error.get_first_failure()
-    message: object = failure.message  # declared a string, but a dictionary where the rank wrote an error file
+    message: object = failure.message  # declared as a string, but a dictionary if the rank wrote an error file
     if isinstance(message, dict):
         message = message.get("message", message)
     return f"rank {rank} failed: {message}"

@@ -62,7 +62,7 @@ class RankVariant:
 
     name: str
     difference: float
-    """Of the logits to the same wiring run eagerly, relative to their Euclidean norm."""
+    """Difference of the logits from the same wiring run eagerly, relative to their Euclidean norm."""
     traces: tuple[str, ...]
     """Files of this rank, one for each repetition."""
     predicted: ScheduleReport | None

@@ -18,8 +18,8 @@ from farskip_compile.report.schedule import ScheduleReport
 
 NOTE = "Measured on this machine's loopback; benchmarks/overlap.py measures on a network with limited links."
 LARGEST_DIFFERENCE = 0.05
-"""Of the logits, by Euclidean norm. Rounding alone stays far below it, but may decide which expert a token is sent to
-where two are as good as equal; a wrong wiring is far above it."""
+"""Relative difference of the logits, by Euclidean norm. Rounding alone stays far below it, even where it decides which
+of two experts with nearly equal scores gets a token; a wrong wiring is far above it."""
 LEAST_CHANGE = 1e-3
 """The rewired model must differ from the plain one by at least this much, or nothing was rewired."""
 
@@ -37,7 +37,7 @@ class Check:
     gradient_difference: float | None
     gradients_equal: bool | None
     plain_difference: float
-    """Of the outputs, to the model as written."""
+    """Difference of the outputs from those of the model as written."""
     output_tolerance: float
     gradient_tolerance: float
     seconds: float
@@ -45,7 +45,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether everything is as it must be."""
+        """Whether all differences are within tolerance, and the function changed."""
         outputs = self.outputs_equal or 0.0 < self.output_difference <= self.output_tolerance
         gradients = self.gradient_difference is None or self.gradient_difference <= self.gradient_tolerance
         return outputs and gradients and self.plain_difference >= LEAST_CHANGE
@@ -67,7 +67,7 @@ class Case:
     problem: str = ""
     """Why there are no checks."""
     skipped: bool = False
-    """The problem is a missing program or package, so this is no failure."""
+    """The problem is a missing program or package, so this is not a failure."""
 
     @property
     def passed(self) -> bool:
@@ -157,7 +157,7 @@ class Comparison:
     problem: str = ""
     """Why there are no variants."""
     skipped: bool = False
-    """The problem is a missing program, so this is no failure."""
+    """The problem is a missing program, so this is not a failure."""
     note: str = NOTE
 
     @property

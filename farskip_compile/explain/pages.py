@@ -17,7 +17,7 @@ from farskip_compile.explain.layout import Cell
 from farskip_compile.explain.palette import DARK, LIGHT
 
 CLASSES = {Cell.READ: "read", Cell.LEFT_OUT: "left-out", Cell.SKIPPED: "skipped", Cell.OWN: "own"}
-"""Of cells, in style sheets: the class `read` is filled with the variable `--read`."""
+"""Class of each kind of cell; the style sheet fills the class `read` with the variable `--read`."""
 
 
 def render(template: str, **values: Any) -> Markup:

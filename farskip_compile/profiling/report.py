@@ -1,8 +1,8 @@
 """What the overlap report holds, as data.
 
 Contract: times are whole nanoseconds. `exposed_ns` is the time during which a collective is in flight and no compute
-of the same rank runs; it is measured on unions of intervals, so that two collectives or two kernels at once count
-once. For that reason the parts of a table may add up to more than the whole.
+of the same rank runs; it is measured on unions of intervals, so that two collectives or two kernels at once
+count once; therefore the parts of a table may add up to more than the whole.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ class CollectiveReport(Overlap):
     start_ns: int
     """Since the first moment of the report."""
     peer_wait_ns: int | None
-    """How much of its time it waited for the last rank to join; None if that is not known. At most: some collectives
-    have work to do before all ranks are there."""
+    """How much of its time it waited for the last rank to join; None if that is not known. An upper bound: some
+    collectives have work to do before all ranks are there."""
     hidden_by: tuple[Hider, ...]
-    """Longest first. Kernels of several streams at once count each."""
+    """Longest first. Concurrent kernels of several streams each count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class OverlapReport:
     world_size: int | None
     """None if the traces do not say."""
     peer_wait_subtracted: bool
-    """Whether collectives count from the moment on which the last rank joined."""
+    """Whether collectives count from the moment at which the last rank joined."""
     notes: tuple[str, ...]
     estimates: tuple[EstimateReport, ...]
     """Each scheduled graph, and their sum: estimate and measurement. Empty if the traces hold no schedule."""

@@ -25,7 +25,7 @@ BAR = 20
 FEW_RANKS, FEW_COLLECTIVES = 8, 5
 IN_FLIGHT = "in flight"
 LEGEND = (
-    "exposed: in flight while the rank computes nothing; in wait: of that, time in which a thread stood in a wait; "
+    "exposed: in flight while the rank computes nothing; in wait: the part of that which a thread spent waiting; "
     "for late ranks: time in flight before the last rank had joined"
 )
 
@@ -85,7 +85,7 @@ def percent(share: Overlap) -> str:
 
 
 def short_name(name: str) -> str:
-    """A kernel's name without template arguments, parameters and namespaces that say nothing."""
+    """A kernel's name without template arguments, parameters and uninformative namespaces."""
     bare = name
     while (stripped := re.sub(r"<[^<>]*>|\([^()]*\)", "", bare)) != bare:
         bare = stripped

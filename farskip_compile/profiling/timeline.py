@@ -64,7 +64,7 @@ class _Canvas:
         return f'<rect class="{style}" {place}>' + (f"<title>{escape(tip)}</title></rect>" if tip else "</rect>")
 
     def label(self, style: str, span: Span, y: float, text: str) -> str:
-        """Text inside of a rectangle; empty if there is no room for it."""
+        """Text inside a rectangle; empty if there is no room for it."""
         x, right = self.x(span[0]), min(self.x(span[1]), self.right)
         if right - x <= LETTER * len(text) + 6:
             return ""
@@ -73,7 +73,7 @@ class _Canvas:
 
 @dataclass(frozen=True)
 class _Flight:
-    """One collective: when it was in flight, and what the report says of it."""
+    """One collective: when it was in flight, and what the report says about it."""
 
     span: Span
     found: CollectiveReport
@@ -120,9 +120,7 @@ def timeline_svg(
 
 
 def _rank(rank: RankReport, trace: Trace, canvas: _Canvas, y: float) -> tuple[list[str], float]:
-    lanes = (*trace.work.values(), *trace.copies.values())
-    segments = sorted((segment for lane in lanes for segment in lane), key=lambda segment: segment[:2])
-    compute = union((start, end) for start, end, _ in segments)
+    segments = sorted((segment for lane in trace.lanes() for segment in lane), key=lambda segment: segment[:2])
     parts = [
         f'<text class="tl-rank" x="0" y="{y + 14:g}">rank {rank.rank}</text>',
         f'<text class="tl-soft" x="{NAMES - 10}" y="{y + 14:g}" text-anchor="end">compute</text>',
@@ -133,7 +131,7 @@ def _rank(rank: RankReport, trace: Trace, canvas: _Canvas, y: float) -> tuple[li
     for one, found in _pairs(trace, rank):
         by_lane.setdefault(one.lane, []).append(_Flight((one.start, one.end), found))
     counted = union((one.end - found.communication_ns, one.end) for one, found in _pairs(trace, rank))
-    exposed = Pieces(difference(counted, compute))
+    exposed = Pieces(difference(counted, trace.compute()))
     for number, (lane, flights) in enumerate(by_lane.items()):
         parts.append(f'<text class="tl-soft" x="{NAMES - 10}" y="{y + 14:g}" text-anchor="end">{escape(lane)}</text>')
         if number == 0:
@@ -146,7 +144,7 @@ def _rank(rank: RankReport, trace: Trace, canvas: _Canvas, y: float) -> tuple[li
 
 
 def _compute(segments: Sequence[Segment], canvas: _Canvas, y: float) -> Iterator[str]:
-    """Wide segments each, narrow ones in blocks."""
+    """Wide segments one by one, narrow ones in blocks."""
     for block in blocks([(start, end) for start, end, _ in segments], canvas.sliver):
         name = segments[block.first][2]
         many = f"{block.count} operators, {time_text(block.busy)} in {time_text(block.end - block.start)}"
@@ -171,7 +169,7 @@ def _rows(flights: Sequence[_Flight]) -> list[list[_Flight]]:
 
 
 def _flights(row: Sequence[_Flight], exposed: Pieces, canvas: _Canvas, y: float) -> Iterator[str]:
-    """Wide collectives each, narrow ones in blocks of which the exposed part comes first."""
+    """Wide collectives one by one, narrow ones in blocks that show the exposed time first."""
     for block in blocks([flight.span for flight in row], canvas.sliver):
         if not canvas.shows(block.start):
             return
