@@ -64,6 +64,7 @@ def test_help_needs_neither_torch_nor_the_package(args):
         "print('loaded', 'torch' in sys.modules, [name for name in own if name.count('.') and '.cli' not in name])"
     )
     assert "Usage:" in found
+    assert ("[data]" in found) == ("distill" in args), "brackets in help are not markup"
     assert found.splitlines()[-1] == "loaded False []"
 
 

@@ -22,8 +22,8 @@ def simulate_command(
         str, typer.Argument(metavar="MODEL", help="deepseek-v3 and others, or a folder with a config.json.")
     ],
     device: Annotated[str, typer.Option(help="Hardware profile: mi300x, h100 and others, or a JSON file.")],
-    ep: Annotated[int, typer.Option(help="Ranks among which the experts are cut.")] = 8,
-    tp: Annotated[int, typer.Option(help="Ranks among which the attention is cut; 1: data-parallel attention.")] = 1,
+    ep: Annotated[int, typer.Option(help="Ranks that share the experts.")] = 8,
+    tp: Annotated[int, typer.Option(help="Ranks that share the attention; 1: data-parallel attention.")] = 1,
     phase: Annotated[str, typer.Option(help="prefill (time to first token), decode or train.")] = "prefill",
     prompt: Annotated[int, typer.Option(help="Tokens of a sequence; in decode, tokens in its cache.")] = 2048,
     batch: Annotated[int, typer.Option(help="Sequences of all ranks together.")] = 8,
