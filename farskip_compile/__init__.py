@@ -3,37 +3,50 @@
 Rewires the residual stream to the FarSkip form (arXiv 2511.11505): attention reads it without the routed experts of
 the layer before, the feed-forward part without the attention of its own layer, so that expert-parallel and
 tensor-parallel communication no longer stands in the way of compute. Weights stay as they are; the function changes.
+
+Contract: `import farskip_compile` loads nothing else, not even torch: every name is loaded from its module when it is
+first used. Some functions share their name with the module that holds them (`explain`, `prepare`, ...); as attributes
+of this package these names are the functions, in whatever order modules are imported.
 """
 
-from farskip_compile.backend import Backend, FarSkipWarning, backend, farskip
-from farskip_compile.config import FarSkipConfig
-from farskip_compile.describe import describe
-from farskip_compile.errors import (
-    AsyncCollectiveError,
-    ConfigError,
-    ConnectivityError,
-    DDPSplitError,
-    DenseModelError,
-    FarSkipError,
-    InseparableExpertsError,
-    LayerRangeError,
-    ManifestError,
-    NoResidualStackError,
-    NotASumError,
-    OptionsMismatchError,
-    OrderMismatchError,
-    ParallelismError,
-    PartialModelError,
-    RankFailedError,
-    UnsupportedPatternError,
-    VerificationError,
-)
-from farskip_compile.explain import Explanation, explain
-from farskip_compile.manifest import Manifest, load_manifest, save_manifest
-from farskip_compile.prepare import Preparation, prepare
-from farskip_compile.report.compile import CompileReport, Outcome, clear_reports, last_reports
-from farskip_compile.report.schedule import ScheduleReport, clear_schedules, last_schedules
-from farskip_compile.verify.rewiring import Snapshot, Verified, snapshot, verify
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from farskip_compile.backend import Backend, FarSkipWarning, backend, farskip
+    from farskip_compile.config import FarSkipConfig
+    from farskip_compile.describe import describe
+    from farskip_compile.errors import (
+        AsyncCollectiveError,
+        ConfigError,
+        ConnectivityError,
+        DDPSplitError,
+        DenseModelError,
+        FarSkipError,
+        InseparableExpertsError,
+        LayerRangeError,
+        ManifestError,
+        NoResidualStackError,
+        NotASumError,
+        OptionsMismatchError,
+        OrderMismatchError,
+        ParallelismError,
+        PartialModelError,
+        RankFailedError,
+        UnsupportedPatternError,
+        VerificationError,
+    )
+    from farskip_compile.explain import Explanation, explain
+    from farskip_compile.manifest import Manifest, load_manifest, save_manifest
+    from farskip_compile.prepare import Preparation, prepare
+    from farskip_compile.report.compile import CompileReport, Outcome, clear_reports, last_reports
+    from farskip_compile.report.schedule import ScheduleReport, clear_schedules, last_schedules
+    from farskip_compile.verify.rewiring import Snapshot, Verified, snapshot, verify
 
 __all__ = [
     "AsyncCollectiveError",
@@ -79,3 +92,41 @@ __all__ = [
     "snapshot",
     "verify",
 ]
+
+_ELSEWHERE = {
+    "backend": ("Backend", "FarSkipWarning", "backend", "farskip"),
+    "config": ("FarSkipConfig",),
+    "describe": ("describe",),
+    "explain": ("Explanation", "explain"),
+    "manifest": ("Manifest", "load_manifest", "save_manifest"),
+    "prepare": ("Preparation", "prepare"),
+    "report.compile": ("CompileReport", "Outcome", "clear_reports", "last_reports"),
+    "report.schedule": ("ScheduleReport", "clear_schedules", "last_schedules"),
+    "verify.rewiring": ("Snapshot", "Verified", "snapshot", "verify"),
+}
+"""Module: its public names. All others are errors."""
+_HOME = dict.fromkeys(__all__, "errors") | {name: module for module, names in _ELSEWHERE.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, or a submodule; looked up anew each time, so that this package holds no copy of either."""
+    if (home := _HOME.get(name)) is not None:
+        return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    if not name.startswith("__") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Refuses what the import system does after it has loaded a submodule: to bind it, here over a public name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and value is sys.modules.get(f"{__name__}.{name}")):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

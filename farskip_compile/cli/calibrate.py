@@ -8,7 +8,6 @@ else.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +16,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from farskip_compile.errors import ConfigError
-from farskip_compile.explain import text
+from farskip_compile.cli.output import AsJson, cannot_write, show, shown_errors
 
 QUICK, NORMAL = 10.0, 45.0
 
@@ -36,7 +34,7 @@ def calibrate_command(
         str | None, typer.Option(help="Profile that gives what is not measured: a name or a file.")
     ] = None,
     only: Annotated[str | None, typer.Option(metavar="compute|links", help="Measure only this.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    as_json: AsJson = False,
     everything: Annotated[bool, typer.Option("--all", help="Show every measured point.")] = False,
 ) -> None:
     """Measure this machine on the ranks of torchrun, or on one: a profile for the backend's option "profile"."""
@@ -47,7 +45,6 @@ def calibrate_command(
     from farskip_compile.costs import load_profile
 
     first = os.environ.get("RANK", "0") == "0"
-    errors = Console(stderr=True, highlight=False, quiet=not first)
     if only not in (None, "compute", "links"):
         raise typer.BadParameter("compute or links", param_hint="--only")
     dtypes = [getattr(torch, name, None) for name in dtype or ["float32"]]
@@ -57,31 +54,28 @@ def calibrate_command(
         if first:
             out.touch()
     except OSError as error:
-        raise typer.BadParameter(f"can't write {out}: {error.strerror}", param_hint="FILE") from None
-    try:
-        with _ranks(device), errors.status("") as status:
-            found = measure(
-                device=device,
-                dtypes=[one for one in dtypes if isinstance(one, torch.dtype)],
-                budget_seconds=budget if budget is not None else QUICK if quick else NORMAL,
-                ranks_per_node=ranks_per_node,
-                base=load_profile(profile) if profile is not None else None,
-                compute=only != "links",
-                links=only != "compute",
-                tell=lambda step: status.update(step),
-            )
-    except ConfigError as error:
-        errors.print(text.error(error))
-        raise typer.Exit(2) from None
+        raise cannot_write(out, error, "FILE") from None
+    progress = Console(stderr=True, highlight=False, quiet=not first)
+    with shown_errors(silent=not first), _ranks(device), progress.status("") as status:
+        found = measure(
+            device=device,
+            dtypes=[one for one in dtypes if isinstance(one, torch.dtype)],
+            budget_seconds=budget if budget is not None else QUICK if quick else NORMAL,
+            ranks_per_node=ranks_per_node,
+            base=load_profile(profile) if profile is not None else None,
+            compute=only != "links",
+            links=only != "compute",
+            tell=status.update,
+        )
     if not first:
         return
     found.profile.save(out)
-    if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=1))
-        return
-    console = Console(highlight=False)
-    console.print(calibration_text(found, console, everything=everything))
-    console.print(f"\nProfile: {out}", soft_wrap=True)
+    show(
+        as_json,
+        found.to_json,
+        lambda console: calibration_text(found, console, everything=everything),
+        [("\nProfile", out)],
+    )
 
 
 @contextlib.contextmanager

@@ -1,26 +1,23 @@
 """The command `farskip distill CONFIG`: heal a model under another connectivity, on text.
 
 Contract: exit status 0 if there is a checkpoint, 1 if the model was refused or training could not go on, 2 for wrong
-usage. Runs under torchrun, where the first rank alone tells.
+usage. Runs under torchrun, where the first rank alone prints.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
-import torch.distributed as dist
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from farskip_compile.errors import ConfigError, FarSkipError
-from farskip_compile.explain import text
-from farskip_compile.ranks.leave import leaving
+from farskip_compile.cli.output import AsJson, quiet, shown_errors
 
 EXAMPLE = (
     'model = "checkpoint"; [data] train = ["*.txt"], held_out = ["held_out.txt"], sequence_length = 512, '
@@ -29,38 +26,36 @@ EXAMPLE = (
 
 
 def distill_command(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help=f"A TOML file, such as: {EXAMPLE}.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help=f"A TOML file, such as: {escape(EXAMPLE)}.")],
+    as_json: AsJson = False,
 ) -> None:
-    """Train a model to say under FarSkip connectivity what it says now (self-distillation)."""
+    """Train a model to compute under FarSkip connectivity what it computes now (self-distillation)."""
+    import torch.distributed as dist
+
     from farskip_compile.distill import self_distill
     from farskip_compile.distill.job import read_job
+    from farskip_compile.errors import ConfigError
+    from farskip_compile.ranks.leave import leaving
 
-    errors = Console(stderr=True)
-    logging.getLogger("torch").setLevel(logging.CRITICAL)  # a refusal says what Dynamo logs
+    quiet("torch")
     ours = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if ours:
         dist.init_process_group()
     first = not dist.is_initialized() or dist.get_rank() == 0
-    try:
-        with leaving() if ours else nullcontext():
-            job = read_job(config)
-            if job.config.output is None:
-                raise ConfigError(f"{config} has no distill.output", way_out='output = "a folder for the checkpoint"')
-            done = self_distill(job.model, job.data, job.config, held_out=job.held_out)
-            if first:
-                job.tokenizer.save_pretrained(job.config.output / "model")
-    except FarSkipError as error:
+    with shown_errors(silent=not first), leaving() if ours else nullcontext():
+        job = read_job(config)
+        if job.config.output is None:
+            raise ConfigError(f"{config} has no distill.output", way_out='output = "a folder for the checkpoint"')
+        done = self_distill(job.model, job.data, job.config, held_out=job.held_out)
         if first:
-            errors.print(text.error(error))
-        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+            job.tokenizer.save_pretrained(job.config.output / "model")
     if not first:
         return
     folder = job.config.output / "model"
     if as_json:
-        told = {"before": done.before.to_json(), "after": done.after.to_json()}
+        losses = {"before": done.before.to_json(), "after": done.after.to_json()}
         numbers = {"best_step": done.best_step, "steps": done.steps, "tokens": done.tokens}
-        typer.echo(json.dumps({**told, **numbers, "stopped_early": done.stopped_early, "checkpoint": str(folder)}))
+        typer.echo(json.dumps({**losses, **numbers, "stopped_early": done.stopped_early, "checkpoint": str(folder)}))
         return
     table = Table("held-out", "loss", "KL to the original", "same first token", box=None, pad_edge=False)
     for name, found in (("rewired", done.before), ("healed", done.after)):

@@ -6,24 +6,21 @@ usage. Without `--out`, stdout holds the manifest and nothing else.
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from farskip_compile.cli.model import MODEL_HELP, Wish, layer_range, load_model
-from farskip_compile.describe import describe
-from farskip_compile.errors import ConfigError, FarSkipError
-from farskip_compile.explain import text
-from farskip_compile.manifest import save_manifest
-from farskip_compile.manifest.json_text import compact
+from farskip_compile.cli.model import Connectivity, Model, layer_range, load_model
+from farskip_compile.cli.output import quiet, shown_errors
 
 
 def manifest_command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
-    connectivity: Annotated[Wish, typer.Option(help="The form that the checkpoint was trained in.")] = Wish.FULL,
+    model: Model,
+    connectivity: Annotated[
+        Connectivity, typer.Option(help="The form that the checkpoint was trained in.")
+    ] = Connectivity.FULL,
     layers: Annotated[
         str | None, typer.Option(metavar="A:B", help="First and last layer that are rewired, both inclusive.")
     ] = None,
@@ -32,21 +29,18 @@ def manifest_command(
     ] = None,
 ) -> None:
     """Write the manifest of a model: connectivity, sub-blocks and parameters, to be checked by the backend."""
+    from farskip_compile.describe import describe
+    from farskip_compile.manifest import save_manifest
+    from farskip_compile.manifest.json_text import compact
+
     chosen = layer_range(layers)
-    errors = Console(stderr=True)
-    logging.getLogger("torch").setLevel(logging.CRITICAL)  # a refusal says what Dynamo logs
-    loaded = load_model(model, errors)
-    try:
+    quiet("torch")
+    loaded = load_model(model)
+    with shown_errors(status=1):
         found = describe(loaded.model, *loaded.args, connectivity=connectivity.value, layers=chosen, **loaded.kwargs)
-    except FarSkipError as error:
-        errors.print(text.error(error))
-        raise typer.Exit(1) from None
     if out is None:
         typer.echo(compact(found.to_json()))
         return
-    try:
+    with shown_errors():
         written = save_manifest(found, out)
-    except ConfigError as error:
-        errors.print(text.error(error))
-        raise typer.Exit(2) from None
     Console(highlight=False).print(f"Manifest: {written}", soft_wrap=True)

@@ -9,19 +9,26 @@ from __future__ import annotations
 import re
 import traceback
 from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from farskip_compile.errors import ConfigError
-from farskip_compile.explain import Refusal
-from farskip_compile.explain import text as render_text
-from farskip_compile.zoo.model_source import Loaded, built_in_names, load
+from farskip_compile.cli.output import shown_errors
 
-MODEL_HELP = f"One of {', '.join(built_in_names())}; or package.module:callable for one of yours."
+if TYPE_CHECKING:
+    from farskip_compile.zoo.model_source import Loaded
+
+BUILT_IN = ("deepseek_v3", "qwen3_moe", "llama4", "mixtral", "transformers:FAMILY")
+"""Repeated here from `zoo.model_source.built_in_names`, which needs torch: help does not."""
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help=f"One of {', '.join(BUILT_IN)}; or package.module:callable for one of yours."),
+]
 
 
-class Wish(StrEnum):
+class Connectivity(StrEnum):
     """Values of --connectivity."""
 
     FULL = "full"
@@ -37,20 +44,25 @@ def layer_range(text: str | None) -> tuple[int, int] | None:
     match = re.fullmatch(r"(\d+):(\d+)", text)
     if match is None:
         raise typer.BadParameter(
-            f"{text!r} is no range: give A:B, for example 3:60 for layers 3 to 60", param_hint="--layers"
+            f"{text!r} is not a range: give A:B, for example 3:60 for layers 3 to 60", param_hint="--layers"
         )
     return int(match[1]), int(match[2])
 
 
-def load_model(model: str, errors: Console) -> Loaded:
+def load_model(model: str) -> Loaded:
     """The model and its inputs that MODEL names."""
-    try:
-        return load(model)
-    except ConfigError as error:
-        errors.print(render_text.error(error))
-        raise typer.Exit(2) from None
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raised = Refusal(type(error).__name__, f"{model} raised: {error}", f"at {last.filename}:{last.lineno}")
-        errors.print(render_text.refusal(raised))
-        raise typer.Exit(1) from None
+    from farskip_compile.errors import ConfigError
+    from farskip_compile.explain import Refusal
+    from farskip_compile.explain.text import refusal
+    from farskip_compile.zoo.model_source import load
+
+    with shown_errors():
+        try:
+            return load(model)
+        except ConfigError:
+            raise
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            raised = Refusal(type(error).__name__, f"{model} raised: {error}", f"at {last.filename}:{last.lineno}")
+            Console(stderr=True).print(refusal(raised))
+            raise typer.Exit(1) from None

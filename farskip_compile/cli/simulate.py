@@ -7,7 +7,6 @@ holds one JSON document and nothing else.
 from __future__ import annotations
 
 import json
-import logging
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,8 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from farskip_compile.errors import ConfigError, FarSkipError
-from farskip_compile.explain import text
+from farskip_compile.cli.output import AsJson, quiet, show, shown_errors
 
 
 def simulate_command(
@@ -24,8 +22,8 @@ def simulate_command(
         str, typer.Argument(metavar="MODEL", help="deepseek-v3 and others, or a folder with a config.json.")
     ],
     device: Annotated[str, typer.Option(help="Hardware profile: mi300x, h100 and others, or a JSON file.")],
-    ep: Annotated[int, typer.Option(help="Ranks among which the experts are cut.")] = 8,
-    tp: Annotated[int, typer.Option(help="Ranks among which the attention is cut; 1: data-parallel attention.")] = 1,
+    ep: Annotated[int, typer.Option(help="Ranks that share the experts.")] = 8,
+    tp: Annotated[int, typer.Option(help="Ranks that share the attention; 1: data-parallel attention.")] = 1,
     phase: Annotated[str, typer.Option(help="prefill (time to first token), decode or train.")] = "prefill",
     prompt: Annotated[int, typer.Option(help="Tokens of a sequence; in decode, tokens in its cache.")] = 2048,
     batch: Annotated[int, typer.Option(help="Sequences of all ranks together.")] = 8,
@@ -33,29 +31,27 @@ def simulate_command(
         str | None, typer.Option(help="all-reduce, all-to-all or all-gather; by default as serving engines do.")
     ] = None,
     products: Annotated[str, typer.Option(help="bfloat16, or float8 as engines serve 8-bit checkpoints.")] = "bfloat16",
-    skew: Annotated[float, typer.Option(help="Exponent of Zipf's law by which experts are chosen.")] = 0.0,
+    skew: Annotated[float, typer.Option(help="Exponent of Zipf's law for how often experts are chosen.")] = 0.0,
     loads: Annotated[
         Path | None, typer.Option(exists=True, help="JSON list: how often each expert was chosen, as recorded.")
     ] = None,
-    layers: Annotated[int | None, typer.Option(help="Only the first so many layers.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Only this many layers, from the first on.")] = None,
     interference: Annotated[
-        float | None, typer.Option(help="Part by which compute is slower while a collective is in flight.")
+        float | None, typer.Option(help="Fraction by which compute slows down while a collective is in flight.")
     ] = None,
     measured: Annotated[
         float | None, typer.Option(help="Seconds of the step as written, if measured: the prediction starts from them.")
     ] = None,
     slower: Annotated[
-        float | None, typer.Option(help="How many times as long compute takes as by the profile, as another step told.")
+        float | None, typer.Option(help="Compute time over the profile's, as found with --measured on another step.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    as_json: AsJson = False,
     trace: Annotated[Path | None, typer.Option(help="Write a Chrome trace (.json or .json.gz).")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the prediction into this file (needs matplotlib).")] = None,
 ) -> None:
     """Predict what FarSkip brings to a model at full size, on hardware that is not here."""
-    errors = Console(stderr=True)
-    for name in ("torch", "transformers"):  # nothing of the model is run, and a refusal says what matters
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
+    quiet("torch", "transformers")
+    with shown_errors():
         from farskip_compile.simulate.drawings import draw_prediction, write_trace
         from farskip_compile.simulate.predict import predict
         from farskip_compile.simulate.results import prediction_json
@@ -79,27 +75,26 @@ def simulate_command(
             measured=measured,
             slower=slower,
         )
-        status = errors.status(f"{scenario.architecture.name} on {scenario.ranks} x {scenario.profile.name}")
+        status = Console(stderr=True).status(
+            f"{scenario.architecture.name} on {scenario.ranks} x {scenario.profile.name}"
+        )
         with status, warnings.catch_warnings(action="ignore"):
             found = predict(scenario)
         if trace is not None:
             write_trace(found, trace)
         if png is not None:
             draw_prediction(found, png)
-    except FarSkipError as error:
-        errors.print(text.error(error))
-        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
-    if as_json:
-        typer.echo(json.dumps(prediction_json(found), indent=1))
-        return
-    console = Console(highlight=False)
-    console.print(prediction_text(found))
-    for label, path in (("trace, for ui.perfetto.dev", trace), ("picture", png)):
-        if path is not None:
-            console.print(f"{label}: {path}", soft_wrap=True)
+    show(
+        as_json,
+        lambda: prediction_json(found),
+        lambda _: prediction_text(found),
+        [("trace, for ui.perfetto.dev", trace), ("picture", png)],
+    )
 
 
 def _loads(path: Path | None) -> tuple[float, ...] | None:
+    from farskip_compile.errors import ConfigError
+
     if path is None:
         return None
     try:
@@ -109,5 +104,5 @@ def _loads(path: Path | None) -> tuple[float, ...] | None:
             f"can't read {path}: {error}", way_out="a JSON list of numbers, one for each expert"
         ) from None
     if not isinstance(found, list) or not all(isinstance(one, int | float) for one in found):
-        raise ConfigError(f"{path} is no list of numbers", way_out="a JSON list, one number for each expert")
+        raise ConfigError(f"{path} is not a list of numbers", way_out="a JSON list, one number for each expert")
     return tuple(map(float, found))

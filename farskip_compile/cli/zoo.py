@@ -1,4 +1,4 @@
-"""The command `farskip zoo [FAMILY...]`: what this package makes of every MoE model of the installed transformers.
+"""The command `farskip zoo [FAMILY...]`: how this package handles every MoE model of the installed transformers.
 
 Contract: exit status 0 if no family is wrong or unchecked and, with `--against`, none that worked before stopped
 working; 1 otherwise; 2 for wrong usage. With `--json`, stdout holds one JSON document and nothing else.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,21 +15,24 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from farskip_compile.cli.output import AsJson, quiet, show
+
 WORKS = ("rewired", "rewired in part", "recognised", "refused")
-"""From best to worst: a refusal with a reason is a true answer, too."""
+"""From best to worst; a refusal with a reason is a valid answer, too."""
 BAD = ("WRONG", "unchecked")
 
 
 def zoo_command(
     families: Annotated[
-        list[str] | None, typer.Argument(metavar="[FAMILY]...", help="Model types; none: every family.")
+        list[str] | None, typer.Argument(metavar="FAMILY", help="Model types; none: every family.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    as_json: AsJson = False,
     page: Annotated[
-        Path | None, typer.Option(help="Write the table as a Markdown page, and its JSON beside it.")
+        Path | None, typer.Option(help="Write the table as a Markdown page, and as JSON in the same folder.")
     ] = None,
     against: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="JSON of an earlier run that must not be better.")
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="JSON of an earlier run; fail if a family was better there."),
     ] = None,
     listing: Annotated[bool, typer.Option("--list", help="Name the families and stop.")] = False,
 ) -> None:
@@ -51,8 +53,8 @@ def zoo_command(
     if unknown:
         raise typer.BadParameter(f"no MoE family {', '.join(unknown)}; `farskip zoo --list` names them all")
     wanted = [known[name] for name in families or known]
-    recorded = json.loads(against.read_text()) if against is not None else []  # which `page` may write anew
-    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    recorded = json.loads(against.read_text()) if against is not None else []  # which `page` may overwrite
+    errors = Console(stderr=True, highlight=False)
     entries: list[Entry] = []
     with errors.status("") as status:
         for family in wanted:
@@ -61,10 +63,11 @@ def zoo_command(
     if page is not None:
         page.write_text(markdown(entries), encoding="utf-8")
         page.with_suffix(".json").write_text(json.dumps([entry.to_json() for entry in entries], indent=1) + "\n")
-    if as_json:
-        typer.echo(json.dumps({"families": [e.to_json() for e in entries], "summary": summary(entries)}, indent=1))
-    else:
-        console.print(text(entries, console.width))
+    show(
+        as_json,
+        lambda: {"families": [entry.to_json() for entry in entries], "summary": summary(entries)},
+        lambda console: text(entries, console.width),
+    )
     worse = regressions(entries, recorded)
     for line in worse:
         errors.print(line, style="red")
@@ -89,7 +92,7 @@ def rank(status: str) -> int:
 
 def _quiet() -> None:
     """Tiny configurations make transformers complain."""
-    logging.getLogger("torch").setLevel(logging.CRITICAL)
+    quiet("torch")
     warnings.simplefilter("ignore")
     from transformers.utils import logging as theirs
 

@@ -17,11 +17,10 @@ from datetime import datetime
 import torch
 
 from farskip_compile.demo.checks import PREFILL, TRAINING, check
-from farskip_compile.demo.compared import Comparison
 from farskip_compile.demo.launch import Done, Tell, run_on_ranks
 from farskip_compile.demo.overlap import OVERLAP
 from farskip_compile.demo.ranks import DROPLESS, INDUCTOR, PADDED
-from farskip_compile.demo.results import Case, Demo
+from farskip_compile.demo.results import Case, Comparison, Demo
 from farskip_compile.explain import versions
 from farskip_compile.models.transformers_form import TransformersFarSkipForm, tiny_deepseek_v3
 

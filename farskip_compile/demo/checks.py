@@ -1,7 +1,7 @@
 """Compare a compiled model with its hand-written FarSkip form: the same weights, the same tokens.
 
-Contract: `check` compiles `model` with the farskip backend and runs it beside `oracle`, which shares its parameters,
-and beside its own plain wiring. Gradients of the model are left at None.
+Contract: `check` compiles `model` with the farskip backend and compares it with `oracle`, which shares its parameters,
+and with its own plain wiring. Gradients of the model are left at None.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _training_step(run: Callable[..., Any], model: nn.Module, ids: torch.Tensor)
 
 
 def _logits(output: Any) -> torch.Tensor:
-    """Of a plain model, or of the output object of a `transformers` model."""
+    """What a plain model returns; a field of what a `transformers` model returns."""
     logits: torch.Tensor = getattr(output, "logits", output)
     return logits
 

@@ -20,10 +20,9 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from farskip_compile.demo.compared import Comparison, compared
-from farskip_compile.demo.overlap import OverlapCase, RankOverlap
+from farskip_compile.demo.overlap import OverlapCase, RankOverlap, compared
 from farskip_compile.demo.ranks import PROGRESS, RankCase, rank_main, result_file
-from farskip_compile.demo.results import Case, over_ranks
+from farskip_compile.demo.results import Case, Comparison, over_ranks
 
 Tell = Callable[[str], None]
 Done = Callable[[Case | Comparison], None]
@@ -76,7 +75,7 @@ class _Follower:
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """Look at the folder again and again during the block, and once behind it."""
+        """Look at the folder repeatedly during the block, and once after it."""
         over = threading.Event()
 
         def loop() -> None:
@@ -136,7 +135,7 @@ def _environment() -> Iterator[None]:
 def _message(error: ChildFailedError) -> str:
     """What the first failing rank raised, without its traceback."""
     rank, failure = error.get_first_failure()
-    message: object = failure.message  # declared a string, but a dictionary where the rank wrote an error file
+    message: object = failure.message  # declared as a string, but a dictionary if the rank wrote an error file
     if isinstance(message, dict):
         message = message.get("message", message)
     return f"rank {rank} failed: {message}"

@@ -1,15 +1,15 @@
-"""What each rank of the demo's overlap part runs: one model, compiled in three ways, and the traces of a prefill.
+"""The demo's overlap part: one model, compiled in three ways, recorded on every rank and compared.
 
 Contract: `run_overlap` is called on every rank of a group with the same case. It compiles one model by plain Inductor
 and twice by the farskip backend, compares each with the same wiring run eagerly, and leaves Chrome traces of this rank
-in a folder. It says what it saw; what the traces mean is found out by `demo_compared.py`, for all ranks together.
-
-The variants take turns under the profiler, so that a slow moment of the machine does not fall on one of them alone.
+in a folder. The variants alternate under the profiler, so that a slow moment of the machine does not hit only one.
+`compared` then reads the traces of all ranks, and keeps of each variant the repetition with the median exposed time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from farskip_compile.demo.results import Comparison, Variant, slug
+from farskip_compile.errors import FarSkipError
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
 from farskip_compile.models.config import LayerKind
-from farskip_compile.profiling import kernels_visible, record
+from farskip_compile.profiling import kernels_visible, merge_traces, overlap, read_trace, record
 from farskip_compile.report.schedule import ScheduleReport, clear_schedules, last_schedules
 
 PLAIN, NONE, FULL = "plain Inductor", "ours, none", "ours, full"
-"""torch.compile as everybody uses it; scheduled by the backend, the function as it is; rewired and scheduled."""
+"""plain torch.compile; scheduled by the backend, the function as it is; rewired and scheduled."""
 CONNECTIVITY = {NONE: "none", FULL: "full"}
 VARIANTS = (PLAIN, NONE, FULL)
 REPETITIONS = 3
@@ -60,7 +62,7 @@ class RankVariant:
 
     name: str
     difference: float
-    """Of the logits to the same wiring run eagerly, relative to their Euclidean norm."""
+    """Difference of the logits from the same wiring run eagerly, relative to their Euclidean norm."""
     traces: tuple[str, ...]
     """Files of this rank, one for each repetition."""
     predicted: ScheduleReport | None
@@ -92,40 +94,45 @@ def run_overlap(
     generator = torch.Generator().manual_seed(group.rank())  # each rank has tokens of its own
     ids = torch.randint(0, model.config.vocab_size, (1, case.tokens), generator=generator)
     steps: dict[str, Callable[[], torch.Tensor]] = {}
-    differences: dict[str, float] = {}
-    predicted: dict[str, ScheduleReport | None] = {}
+    variants: list[RankVariant] = []
     with torch.no_grad(), kernels_visible():
         for name in VARIANTS:
             tell(f"compiling {name}")
             clear_schedules()
             steps[name] = _step(_compiled(case, model, name), ids)
             oracle = FarSkipForm(model) if name == FULL else model
-            differences[name] = _difference(steps[name](), oracle(ids))
-            predicted[name] = next(iter(last_schedules()), None)
+            difference = _difference(steps[name](), oracle(ids))
+            files = (f"{slug(name)}.{n}.rank{dist.get_rank()}.json" for n in range(REPETITIONS))
+            traces = tuple(str(Path(folder) / file) for file in files)
+            variants.append(RankVariant(name, difference, traces, next(iter(last_schedules()), None)))
         tell("recording traces")
-        traces = {
-            name: [str(Path(folder) / f"{_slug(name)}.{n}.rank{{rank}}.json") for n in range(REPETITIONS)]
-            for name in VARIANTS
-        }
         for n in range(REPETITIONS):
-            for name in VARIANTS:
-                record(steps[name], path=traces[name][n], warmup=1)
+            for variant in variants:
+                record(steps[variant.name], path=variant.traces[n], warmup=1)
     torch.compiler.reset()
-    rank = str(dist.get_rank())
-    return RankOverlap(
-        case,
-        tuple(
-            RankVariant(
-                name, differences[name], tuple(path.replace("{rank}", rank) for path in traces[name]), predicted[name]
-            )
-            for name in VARIANTS
-        ),
-    )
+    return RankOverlap(case, tuple(variants))
 
 
-def trace_name(variant: str) -> str:
-    """File name of the merged trace of a variant."""
-    return f"farskip_demo_{_slug(variant)}.trace.json"
+def compared(per_rank: Sequence[RankOverlap]) -> Comparison:
+    """All ranks together. A trace that can't be used becomes the problem of the comparison."""
+    case = per_rank[0].case
+    try:
+        together = zip(*(seen.variants for seen in per_rank), strict=True)
+        variants = tuple(_variant(ranks) for ranks in together)
+    except FarSkipError as error:
+        return Comparison(case.title, case.about, len(per_rank), problem=f"{type(error).__name__}: {error}")
+    return Comparison(case.title, case.about, len(per_rank), variants)
+
+
+def _variant(ranks: Sequence[RankVariant]) -> Variant:
+    repetitions = list(zip(*(seen.traces for seen in ranks), strict=True))
+    reports = [overlap([read_trace(path) for path in paths]) for paths in repetitions]
+    order = sorted(range(len(reports)), key=lambda index: (reports[index].total.exposed_ns, index))
+    middle = order[len(order) // 2]
+    with tempfile.TemporaryDirectory(prefix="farskip-demo-") as folder:
+        merged = merge_traces(repetitions[middle], Path(folder) / "merged.json").read_bytes()
+    difference = max(seen.difference for seen in ranks)
+    return Variant(ranks[0].name, reports[middle], difference, ranks[0].predicted, merged)
 
 
 def _compiled(case: OverlapCase, model: torch.nn.Module, name: str) -> Callable[..., Any]:
@@ -148,7 +155,3 @@ def _step(compiled: Callable[..., Any], ids: torch.Tensor) -> Callable[[], torch
 
 def _difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return (torch.linalg.vector_norm(actual - expected) / torch.linalg.vector_norm(expected)).item()
-
-
-def _slug(variant: str) -> str:
-    return variant.lower().replace(", ", "_").replace(" ", "_")

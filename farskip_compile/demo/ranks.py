@@ -1,7 +1,7 @@
 """What each rank of the demo runs: MoE models with their experts spread over the ranks.
 
-Contract: `rank_main` is started by torchrun's launcher on every rank; it joins a gloo group, runs the cases that it
-is given, and leaves each finished one in a folder, as this rank saw it. All ranks must be given the same cases. Rank 0
+Contract: `rank_main` is started by torchrun's launcher on every rank; it joins a gloo group, runs the given cases,
+and leaves each finished one in a folder, as this rank saw it. All ranks must be given the same cases. Rank 0
 writes a line into the progress file before each step.
 """
 
@@ -55,7 +55,7 @@ PADDED = RankCase(
 )
 DROPLESS = RankCase(
     "DeepSeek-V3 style, dropless exchange",
-    "The same model; ranks first tell each other how many tokens they send",
+    "The same model; ranks first exchange how many tokens they send",
     "deepseek_v3",
     "dropless",
     "eager",

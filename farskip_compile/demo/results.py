@@ -1,18 +1,25 @@
 """What the demo found out: plain records, made by the ranks and by the parent, shown by the renderers.
 
 Contract: a check compares the compiled model with its hand-written FarSkip form, and with its own plain wiring. It
-passes if outputs and gradients are within its tolerances (0: equal bit for bit) and the function did change.
+passes if outputs and gradients are within its tolerances (0: equal bit for bit) and the function did change. A
+comparison of variants passes if each computes what the same wiring computes eagerly; times decide nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from farskip_compile.demo.compared import Comparison
+from farskip_compile.profiling import OverlapReport
 from farskip_compile.report.compile import CompileReport, Outcome
+from farskip_compile.report.schedule import ScheduleReport
 
+NOTE = "Measured on this machine's loopback; benchmarks/overlap.py measures on a network with limited links."
+LARGEST_DIFFERENCE = 0.05
+"""Relative difference of the logits, by Euclidean norm. Rounding alone stays far below it, even where it decides which
+of two experts with nearly equal scores gets a token; a wrong wiring is far above it."""
 LEAST_CHANGE = 1e-3
 """The rewired model must differ from the plain one by at least this much, or nothing was rewired."""
 
@@ -30,7 +37,7 @@ class Check:
     gradient_difference: float | None
     gradients_equal: bool | None
     plain_difference: float
-    """Of the outputs, to the model as written."""
+    """Difference of the outputs from those of the model as written."""
     output_tolerance: float
     gradient_tolerance: float
     seconds: float
@@ -38,7 +45,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether everything is as it must be."""
+        """Whether all differences are within tolerance, and the function changed."""
         outputs = self.outputs_equal or 0.0 < self.output_difference <= self.output_tolerance
         gradients = self.gradient_difference is None or self.gradient_difference <= self.gradient_tolerance
         return outputs and gradients and self.plain_difference >= LEAST_CHANGE
@@ -60,7 +67,7 @@ class Case:
     problem: str = ""
     """Why there are no checks."""
     skipped: bool = False
-    """The problem is a missing program or package, so this is no failure."""
+    """The problem is a missing program or package, so this is not a failure."""
 
     @property
     def passed(self) -> bool:
@@ -71,15 +78,107 @@ class Case:
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
         return {
-            "title": self.title,
-            "about": self.about,
-            "ranks": self.ranks,
+            **vars(self),
             "passed": self.passed,
-            "skipped": self.skipped,
-            "problem": self.problem,
             "checks": [check.to_json() for check in self.checks],
             "report": self.report.to_json() if self.report is not None else None,
         }
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compile the model, over all ranks."""
+
+    name: str
+    report: OverlapReport
+    difference: float
+    """Largest over the ranks; see `LARGEST_DIFFERENCE`."""
+    predicted: ScheduleReport | None = None
+    """What the scheduler expects on rank 0; None for plain Inductor."""
+    trace: bytes = field(default=b"", repr=False)
+    """The merged Chrome trace."""
+
+    @property
+    def trace_name(self) -> str:
+        """File name of the merged trace."""
+        return f"farskip_demo_{slug(self.name)}.trace.json"
+
+    @property
+    def passed(self) -> bool:
+        """Whether it computes what it should."""
+        return self.difference <= LARGEST_DIFFERENCE
+
+    @property
+    def communication_ns(self) -> float:
+        """Time in flight, as a mean over the ranks."""
+        return self.report.total.communication_ns / len(self.report.ranks)
+
+    @property
+    def exposed_ns(self) -> float:
+        """Exposed time, as a mean over the ranks."""
+        return self.report.total.exposed_ns / len(self.report.ranks)
+
+    @property
+    def duration_ns(self) -> int:
+        """Time from the first event of any rank to the last."""
+        spans = [trace.span for trace in self.report.traces if trace.span is not None]
+        return max(end for _, end in spans) - min(start for start, _ in spans)
+
+    @property
+    def predicted_exposed_ns(self) -> float | None:
+        """Exposed time that the scheduler expects; None where it did not estimate."""
+        after = None if self.predicted is None else self.predicted.after
+        return None if after is None else 1e9 * after.exposed_seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`; times in nanoseconds, means over the ranks."""
+        return {
+            "name": self.name,
+            "passed": self.passed,
+            "difference": self.difference,
+            "communication_ns": self.communication_ns,
+            "exposed_ns": self.exposed_ns,
+            "overlap": self.report.total.fraction,
+            "duration_ns": self.duration_ns,
+            "predicted": None if self.predicted is None else self.predicted.to_json(),
+            "trace": self.trace_name,
+            "report": self.report.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The variants side by side."""
+
+    title: str
+    about: str
+    ranks: int
+    variants: tuple[Variant, ...] = ()
+    problem: str = ""
+    """Why there are no variants."""
+    skipped: bool = False
+    """The problem is a missing program, so this is not a failure."""
+    note: str = NOTE
+
+    @property
+    def passed(self) -> bool:
+        """Whether there are variants and each computes what it should."""
+        return bool(self.variants) and all(variant.passed for variant in self.variants)
+
+    def write_traces(self, folder: Path) -> list[Path]:
+        """Write one Chrome trace for each variant; gives the files.
+
+        Raises:
+            OSError: a file can't be written.
+        """
+        paths = [folder / variant.trace_name for variant in self.variants]
+        for path, variant in zip(paths, self.variants, strict=True):
+            path.write_bytes(variant.trace)
+        return paths
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        return {**vars(self), "passed": self.passed, "variants": [variant.to_json() for variant in self.variants]}
 
 
 @dataclass(frozen=True)
@@ -122,12 +221,9 @@ class Demo:
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
         return {
+            **vars(self),
             "passed": self.passed,
             "verdict": self.verdict(),
-            "command": self.command,
-            "started": self.started,
-            "seconds": self.seconds,
-            "versions": self.versions,
             "cases": [case.to_json() for case in self.cases],
             "overlap": None if self.overlap is None else self.overlap.to_json(),
         }
@@ -135,34 +231,28 @@ class Demo:
 
 def over_ranks(per_rank: Sequence[Case]) -> Case:
     """The case as all ranks together saw it: the largest differences, equal only if equal everywhere."""
-    first = per_rank[0]
     if not all(case.checks for case in per_rank):
-        return first
-    return Case(
-        title=first.title,
-        about=first.about,
-        ranks=len(per_rank),
-        report=first.report,
-        checks=tuple(_worst(checks) for checks in zip(*(case.checks for case in per_rank), strict=True)),
-    )
+        return per_rank[0]
+    phases = zip(*(case.checks for case in per_rank), strict=True)
+    return replace(per_rank[0], ranks=len(per_rank), checks=tuple(_worst(checks) for checks in phases))
 
 
 def _worst(checks: Sequence[Check]) -> Check:
-    first = checks[0]
     gradients = [check.gradient_difference for check in checks if check.gradient_difference is not None]
-    return Check(
-        phase=first.phase,
-        inner=first.inner,
-        dtype=first.dtype,
+    return replace(
+        checks[0],
         output_difference=max(check.output_difference for check in checks),
         outputs_equal=all(check.outputs_equal for check in checks),
         gradient_difference=max(gradients) if gradients else None,
         gradients_equal=all(check.gradients_equal for check in checks) if gradients else None,
         plain_difference=min(check.plain_difference for check in checks),
-        output_tolerance=first.output_tolerance,
-        gradient_tolerance=first.gradient_tolerance,
         seconds=max(check.seconds for check in checks),
     )
+
+
+def slug(variant: str) -> str:
+    """Its name in names of files."""
+    return variant.lower().replace(", ", "_").replace(" ", "_")
 
 
 def number(value: float) -> str:

@@ -11,9 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from farskip_compile.demo.compared import Comparison
-from farskip_compile.demo.overlap import trace_name
-from farskip_compile.demo.results import Case, Check, Demo
+from farskip_compile.demo.results import Case, Check, Comparison, Demo
 from farskip_compile.explain import text
 from farskip_compile.explain.layout import shown_layers
 from farskip_compile.profiling.text import percent, time_text
@@ -45,7 +43,7 @@ def closing(demo: Demo, report: Path) -> RenderableType:
     lines = [verdict, Text(f"report: {report}")]
     if demo.overlap is not None and demo.overlap.variants:
         lines.append(Text("traces of both ranks, for ui.perfetto.dev:"))
-        lines += [Text(f"  {report.parent / trace_name(variant.name)}") for variant in demo.overlap.variants]
+        lines += [Text(f"  {report.parent / variant.trace_name}") for variant in demo.overlap.variants]
     return Group(*lines)
 
 

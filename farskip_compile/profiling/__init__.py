@@ -5,9 +5,9 @@
 
 Exposed is the time during which a collective is in flight and no compute of the same rank runs; overlap is
 1 - exposed / communication. Both are measured on unions of intervals, on CPU with gloo and on CUDA or HIP streams.
-What counts as compute is said in `events.py`, `lanes.py` (CPU) and `read.py` (GPU); in doubt less does. A collective is
-in flight while its event lasts, not while it queues; on each rank this includes the wait for ranks that come later,
-which `overlap(..., subtract_peer_wait=True)` takes out if the traces of all ranks are given.
+What counts as compute is said in `events.py`, `lanes.py` (CPU) and `read.py` (GPU); in doubt, less does. A collective
+is in flight while its event lasts, not while it queues; on each rank this includes the wait for ranks that come later,
+which `overlap(..., subtract_peer_wait=True)` subtracts if the traces of all ranks are given.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads a Chrome trace file: JSON, or JSON in gzip, as `torch.profiler` exports it.
 
-Contract: gives the document as a dictionary whose `traceEvents` is a list, or raises an error that tells a file that
-is cut off from one that never was a trace. The file is read whole; 200 MB take a few seconds.
+Contract: gives the document as a dictionary whose `traceEvents` is a list, or raises an error that distinguishes a
+truncated trace from a file that is not a trace. The file is read whole; 200 MB take a few seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def load(path: Path) -> Document:
 
     Raises:
         TraceError: the file can't be read.
-        NotATraceError: it is no Chrome trace.
+        NotATraceError: it is not a Chrome trace.
         TruncatedTraceError: it ends in the middle.
     """
     text = _text(path)
@@ -38,13 +38,13 @@ def load(path: Path) -> Document:
             raise TruncatedTraceError(f"{path} ends in the middle of the trace", way_out=_CUT_OFF) from None
         if error.pos >= len(text.rstrip()) and text.strip():
             raise TruncatedTraceError(f"{path} ends in the middle of the trace", way_out=_CUT_OFF) from None
-        raise NotATraceError(f"{path} is no JSON: {error}", way_out=_EXPORT) from None
+        raise NotATraceError(f"{path} is not JSON: {error}", way_out=_EXPORT) from None
     except RecursionError:
         raise NotATraceError(f"{path} is nested too deeply for a trace", way_out=_EXPORT) from None
     if isinstance(document, list):  # the bare form of the format: events, and nothing about them
         document = {"traceEvents": document}
     if not isinstance(document, dict) or not isinstance(document.get("traceEvents"), list):
-        raise NotATraceError(f"{path} holds JSON, but no traceEvents: it is no Chrome trace", way_out=_EXPORT)
+        raise NotATraceError(f"{path} holds JSON, but no traceEvents: it is not a Chrome trace", way_out=_EXPORT)
     return document
 
 

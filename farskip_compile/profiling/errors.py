@@ -13,11 +13,11 @@ class TraceError(FarSkipError):
 
 
 class NotATraceError(TraceError):
-    """A file that is no Chrome trace of `torch.profiler`."""
+    """A file that is not a Chrome trace of `torch.profiler`."""
 
 
 class TruncatedTraceError(TraceError):
-    """A trace file that ends in the middle, as one of a process that was killed while it wrote."""
+    """A trace file that ends in the middle, such as that of a process killed while writing."""
 
 
 class NoCollectivesError(TraceError):
@@ -25,4 +25,4 @@ class NoCollectivesError(TraceError):
 
 
 class RanksMissingError(TraceError):
-    """A question about all ranks, asked of the traces of some."""
+    """A question about all ranks, when only some have traces."""

@@ -3,12 +3,12 @@
 In:    traces that hold the schedules of the process that was profiled (`record` writes them into the trace), each with
        the runs of its compiled graphs.
 Out:   a row for each scheduled graph that ran, and their sum; nothing if no schedule is known.
-Never: guesses. A graph whose runs can't be told is left without measurement.
+Never: guesses. A graph whose runs can't be identified is left without measurement.
 
 Algorithm:
-1. On a CPU a graph's run is a marked stretch of one thread. Its compute is what of the rank's compute lies inside; its
-   communication is the union of the collectives that were launched inside; exposed is what of that lies outside of
-   compute. Runs of one graph are averaged, and so are ranks.
+1. On a CPU a graph's run is a marked stretch of one thread. Its compute is the part of the rank's compute inside it;
+   its communication is the union of the collectives launched inside it; exposed is the part of that outside compute.
+   Runs of one graph are averaged, and so are ranks.
 2. A trace does not say which schedule a graph has. Both are known in order, and so is how many collectives each
    launches; they are matched from the last to the first, since older schedules may be of models that did not run.
 3. On a GPU kernels run apart from the code that launches them, so there is only the sum, of the whole trace. It is
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from farskip_compile.profiling.intervals import Span, difference, intersection, total, union
@@ -28,9 +28,9 @@ from farskip_compile.profiling.trace import Device, Trace
 TOTAL = "total"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class StepTimes:
-    """Of one run of a graph, or of all graphs together."""
+    """One run of a graph, or of all graphs together."""
 
     compute_ns: int
     communication_ns: int
@@ -54,7 +54,7 @@ class EstimateReport:
     """Name of the hardware profile behind the estimate."""
     estimated: StepTimes
     measured: StepTimes | None
-    """Mean over runs and ranks; None: the trace does not tell this graph's runs."""
+    """Mean over runs and ranks; None: the trace does not show this graph's runs."""
 
     def to_json(self) -> dict[str, Any]:
         """For `json.dumps`."""
@@ -109,7 +109,7 @@ def _graphs(trace: Trace) -> list[_Graph]:
     """The compiled graphs of a rank that launch collectives, in the order in which they first ran."""
     if trace.device is not Device.CPU or not trace.graphs:
         return []
-    compute = union((start, end) for lane in trace.work.values() for start, end, _ in lane)
+    compute = trace.compute()
     launched = sorted((one.launched or one.start, one.start, one.end) for one in trace.collectives)
     moments = [moment for moment, _, _ in launched]
     graphs: dict[str, _Graph] = {}
@@ -133,8 +133,7 @@ def _times(stretch: Span, compute: Sequence[Span], collectives: Sequence[Span]) 
 
 def _whole(trace: Trace) -> StepTimes:
     """All of a trace, as one run."""
-    compute = union((start, end) for lane in (*trace.work.values(), *trace.copies.values()) for start, end, _ in lane)
-    return _times(trace.span or (0, 0), compute, [(one.start, one.end) for one in trace.collectives])
+    return _times(trace.span or (0, 0), trace.compute(), [(one.start, one.end) for one in trace.collectives])
 
 
 def _match(schedules: Sequence[dict[str, Any]], graphs: Sequence[_Graph]) -> list[tuple[int, _Graph]]:
@@ -155,12 +154,8 @@ def _launches(schedule: dict[str, Any]) -> int:
 
 def _estimated(schedule: dict[str, Any]) -> StepTimes:
     after = schedule["after"]
-    return StepTimes(
-        compute_ns=round(1e9 * after["compute_seconds"]),
-        communication_ns=round(1e9 * after["communication_seconds"]),
-        exposed_ns=round(1e9 * after["exposed_seconds"]),
-        step_ns=round(1e9 * after["seconds"]),
-    )
+    seconds = ("compute_seconds", "communication_seconds", "exposed_seconds", "seconds")
+    return StepTimes(*(round(1e9 * after[name]) for name in seconds))
 
 
 def _name(schedules: Sequence[dict[str, Any]], index: int, shown: Sequence[int]) -> str:
@@ -170,19 +165,8 @@ def _name(schedules: Sequence[dict[str, Any]], index: int, shown: Sequence[int])
 
 
 def _sum(times: Sequence[StepTimes]) -> StepTimes:
-    return StepTimes(
-        compute_ns=sum(one.compute_ns for one in times),
-        communication_ns=sum(one.communication_ns for one in times),
-        exposed_ns=sum(one.exposed_ns for one in times),
-        step_ns=sum(one.step_ns for one in times),
-    )
+    return StepTimes(*map(sum, zip(*map(astuple, times), strict=True)))
 
 
 def _mean(times: Sequence[StepTimes]) -> StepTimes:
-    whole = _sum(times)
-    return StepTimes(
-        compute_ns=whole.compute_ns // len(times),
-        communication_ns=whole.communication_ns // len(times),
-        exposed_ns=whole.exposed_ns // len(times),
-        step_ns=whole.step_ns // len(times),
-    )
+    return StepTimes(*(time // len(times) for time in astuple(_sum(times))))

@@ -1,8 +1,8 @@
-"""What a profiler event is, told from its category and name: the only file that knows how profilers name things.
+"""What a profiler event is, by its category and name: the only file that knows how profilers name things.
 
-Contract: pure questions about names; no trace is walked here. The names are those that `torch.profiler` was seen to
-write on CPU with gloo (torch 2.13), and those that it is documented to write for CUDA and HIP. Where a name leaves a
-doubt, the answer is the one under which less compute is counted: exposure may come out too large, never too small.
+Contract: pure questions about names; no trace is walked here. The names are those observed from `torch.profiler` on
+CPU with gloo (torch 2.13), and those documented for CUDA and HIP. Where a name is ambiguous, the answer is the one that
+counts less compute: exposure may come out too large, never too small.
 
 On CPU an event is compute if it is
 - an operator of PyTorch (`aten::mm`), or a fused kernel of Inductor (`graph_0_cpp_fused_gelu_1`), except where
@@ -28,7 +28,7 @@ class Role(Enum):
     LEAF = "leaf"
     """Compute, if no other operator runs inside."""
     LAUNCH = "launch"
-    """Launches a collective, or is a part of that: not compute."""
+    """Launches a collective, or is part of a launch: not compute."""
     WAIT = "wait"
     """Blocks the thread until a collective is done."""
     GLUE = "glue"
@@ -57,7 +57,7 @@ ANNOTATION_CATEGORIES = frozenset(["user_annotation"])
 RUNTIME_CATEGORIES = frozenset(["cuda_runtime", "cuda_driver", "Runtime"])
 
 LOOSE_KINDS = frozenset(["send", "recv", "send_recv", "broadcast", "reduce", "gather", "scatter", "collective"])
-"""Kinds that some rank may finish before another begins, or that may be such."""
+"""Kinds that one rank may finish before another begins; `collective` may be one of them."""
 
 LAUNCH_KINDS: dict[str, tuple[str, str]] = {
     "alltoall_base_": ("all_to_all_single", "all_to_all"),

@@ -1,4 +1,4 @@
-"""One thread or stream: nested, overlapping events made into stretches that each belong to one event.
+"""One thread or stream: nested, overlapping events cut into stretches that each belong to one event.
 
 In:    the events of one lane, `(start, end, name)` in nanoseconds.
 Out:   disjoint segments in order, each with the name of what ran.
@@ -8,7 +8,7 @@ Algorithm of `innermost`: walk the starts in order, with a stack of open events.
 that started last. For properly nested events that is the innermost one, so that the time of `aten::addmm` goes to it
 and not to the `aten::linear` around it; events that overlap otherwise lose nothing.
 
-Algorithm of `compute_only`, for CPU threads: an operator is no compute by itself, only around it, if
+Algorithm of `compute_only`, for CPU threads: an operator is not compute by itself, only what it encloses may be, if
 1. it lies inside a launch or a wait;
 2. something that launches or waits runs inside it, or an operator of its own name (tensor subclasses such as DTensor
    run Python between an outer `aten::mm` and the inner one);
@@ -62,7 +62,7 @@ def segments(events: Sequence[Segment]) -> list[Segment]:
 
 
 def compute_only(events: Sequence[Segment]) -> list[Segment]:
-    """What of the operators of a CPU thread is compute."""
+    """The parts of a CPU thread's operators that are compute."""
     events = in_order(events)
     counts = _is_compute(events)
     return [(start, end, events[index][2]) for start, end, index in innermost(events) if counts[index]]
@@ -71,7 +71,7 @@ def compute_only(events: Sequence[Segment]) -> list[Segment]:
 def _is_compute(events: Sequence[Segment]) -> bytearray:
     roles = [role(name) for _, _, name in events]
     counts = bytearray(found in (Role.COMPUTE, Role.LEAF) for found in roles)
-    around: list[int] = []  # the events that hold the present one
+    around: list[int] = []  # the events that enclose the current one
     for index, (start, end, name) in enumerate(events):
         while around and events[around[-1]][1] <= start:
             around.pop()

@@ -3,8 +3,8 @@
 In:    collectives as the trace shows them, the operators that launched them, and `record_function` ranges that name a
        layer.
 Out:   the same collectives with launch, kind and layer, where these can be known.
-Never: guesses. A kind of which the trace shows more launches than collectives, or a collective before its launch, is
-       left as it is.
+Never: guesses. A kind for which the trace shows more launches than collectives, or a collective before its launch,
+       is left as it is.
 
 On GPU a kernel carries the correlation id of the runtime call that launched it. On CPU nothing ties a gloo work to its
 operator but the order: gloo takes works from one queue, so that the n-th `gloo:all_to_all` to start is the n-th that
@@ -32,7 +32,7 @@ class Launch:
 
     kind: str
     work: str
-    """What gloo calls the work that comes of it."""
+    """What gloo calls the resulting work."""
     place: Place
 
 

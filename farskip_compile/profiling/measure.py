@@ -2,11 +2,12 @@
 
 In:    the traces of one or several ranks.
 Out:   an `OverlapReport`.
-Never: adds up times that may run at once; compares clocks of different ranks, except to find waits for peers.
+Never: adds up times that may overlap; compares clocks of different ranks, except to find waits for peers.
 
 Algorithm, for each rank:
-1. Compute is the union of its work on all threads or streams (on GPU with copies and fills, unless told otherwise).
-2. Communication is the union of its collectives. Exposed is what of it lies outside of compute.
+1. Compute is the union of its work on all threads or streams (on GPU including copies and fills,
+   unless `count_copies` is off).
+2. Communication is the union of its collectives. Exposed is the part of it outside compute.
 3. Each collective, kind and layer is asked the same question alone.
 4. What hid a stretch is found by walking the segments of each lane under it.
 All steps are linear in the number of events, apart from sorting.
@@ -47,8 +48,8 @@ def overlap(
 
     Raises:
         NoCollectivesError: no trace has a collective.
-        RanksMissingError: `subtract_peer_wait` without the traces of all ranks, or with traces that don't tell the
-            collectives of several process groups apart.
+        RanksMissingError: `subtract_peer_wait` without the traces of all ranks, or with traces that don't distinguish
+            the collectives of several process groups.
         TraceError: two traces of one rank, or of CPU and GPU together; `layers` does not fit the trace.
     """
     by_rank = _by_rank([traces] if isinstance(traces, Trace) else traces)
@@ -104,7 +105,7 @@ def _label(trace: Trace, layers: Sequence[int | None]) -> Trace:
     count = len(trace.collectives)
     if not layers or count % len(layers):
         raise TraceError(
-            f"{trace.source} has {count} collectives, which are no whole number of iterations of {len(layers)}",
+            f"{trace.source} has {count} collectives, which is not a whole number of iterations of {len(layers)}",
             way_out="give `layers` one entry for each collective of an iteration, and profile whole iterations",
         )
     order = sorted(range(count), key=lambda i: (trace.collectives[i].launched or trace.collectives[i].start, i))
@@ -115,15 +116,14 @@ def _label(trace: Trace, layers: Sequence[int | None]) -> Trace:
 def _rank(
     rank: int, trace: Trace, peers: Peers, origin: int, *, subtract_peer_wait: bool, count_copies: bool
 ) -> RankReport:
-    lanes = [*trace.work.values(), *(trace.copies.values() if count_copies else ())]
-    compute = union((start, end) for lane in lanes for start, end, _ in lane)
+    compute = trace.compute(copies=count_copies)
     joined = peers.joined.get(rank) or [None] * len(trace.collectives)
     waited = [_until_joined(one, last) for one, last in zip(trace.collectives, joined, strict=True)]
     spans = [
         (one.start + wait if subtract_peer_wait and wait is not None else one.start, one.end)
         for one, wait in zip(trace.collectives, waited, strict=True)
     ]
-    under = _Hiders(lanes)
+    under = _Hiders(trace.lanes(copies=count_copies))
     coverage = Coverage(compute)
     communication = union(spans)
     exposed = difference(communication, compute)
@@ -178,7 +178,7 @@ def _until_joined(one: Collective, last: int | None) -> int | None:
 
 
 def _all_waiting(collectives: Sequence[Collective], waited: Sequence[int | None]) -> int:
-    """Time in which something is in flight, and nothing of it moves."""
+    """Time during which collectives are in flight, and all of them wait for a rank."""
     waiting = union((one.start, one.start + (wait or 0)) for one, wait in zip(collectives, waited, strict=True))
     moving = union((one.start + (wait or 0), one.end) for one, wait in zip(collectives, waited, strict=True))
     return total(difference(waiting, moving))

@@ -1,4 +1,4 @@
-"""Writes the traces of several ranks into one, so that Perfetto or chrome://tracing shows them under each other.
+"""Writes the traces of several ranks into one, so that Perfetto or chrome://tracing shows them one below the other.
 
 In:    trace files, one for each rank.
 Out:   one trace file. Each process or GPU of each rank is a process of the trace, named after its rank; a lane of its
@@ -27,7 +27,7 @@ from farskip_compile.profiling.trace import Device, Trace
 STRIDE = 1000
 """Processes that a rank may have: rank r owns the ids from r * STRIDE + 1."""
 EXPOSED_LANE = 2**31 - 2
-"""Thread id of the lane of exposed communication; no thread of Linux has one as high."""
+"""Thread id of the lane of exposed communication; no Linux thread has one that high."""
 
 
 def merge_traces(paths: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> Path:
@@ -107,9 +107,7 @@ def _events(document: Document, trace: Trace, rank: int, *, shift: float, base: 
 
 
 def _exposed(trace: Trace, pid: int, shift: float, base: int) -> Iterator[dict[str, Any]]:
-    lanes = (*trace.work.values(), *trace.copies.values())
-    compute = union((start, end) for lane in lanes for start, end, _ in lane)
-    spans = difference(union((one.start, one.end) for one in trace.collectives), compute)
+    spans = difference(union((one.start, one.end) for one in trace.collectives), trace.compute())
     if not spans:
         return
     common = {"pid": pid, "tid": EXPOSED_LANE}

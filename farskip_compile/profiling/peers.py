@@ -1,13 +1,13 @@
 """How long each collective waited for the last rank to join it.
 
 In:    the traces of several ranks.
-Out:   for each collective the moment on which its last rank had launched it, where that can be known; or why not.
+Out:   for each collective the moment at which its last rank had launched it, where that can be known; or why not.
 Never: matches collectives that may not belong together.
 
 The event of a collective on one rank lasts from that rank's start to its end, and includes the wait for ranks that
-come later (rank skew). Where every rank needs something of every other, none ends before the last has begun, so the
-time until then is not the price of the network. It is an upper bound of the wait: a ring has something to send before
-the last rank is there. Broadcasts and the like, where one rank may be done early, are left alone.
+come later (rank skew). Where every rank needs something from every other, none ends before the last has begun, so
+the time until then is not due to the network. It is an upper bound of the wait: a ring has something to send before
+the last rank is there. Broadcasts and the like, where one rank may finish early, are left alone.
 
 The n-th collective of a kind and process group on one rank is the n-th on every other. That needs all ranks of the
 group, equal counts on all, and a known group: on CPU traces name no groups, so all groups must have the same ranks.

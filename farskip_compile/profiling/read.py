@@ -8,7 +8,7 @@ What is compute and what is communication depends on the device:
 - If the trace shows kernels of a GPU, collectives are the kernels of NCCL, RCCL or MSCCL, and compute is every other
   kernel on any stream. Copies and fills are kept apart. Collectives of CPU tensors (gloo) are left out, with a note.
 - Otherwise collectives are the works of gloo, MPI or UCC, which run on threads of their own, and compute is what
-  `lanes.compute_only` finds on all other threads. Operators that such a work runs itself are a part of it.
+  `lanes.compute_only` finds on all other threads. Operators that such a work runs itself are part of it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def read_trace(source: Source, *, rank: int | None = None) -> Trace:
 
     Raises:
         TraceError: the file can't be read, or the profile has nothing to export.
-        NotATraceError: the file is no Chrome trace, or holds several ranks.
+        NotATraceError: the file is not a Chrome trace, or holds several ranks.
         TruncatedTraceError: the file ends in the middle.
     """
     if isinstance(source, (str, PathLike)):
@@ -94,7 +94,7 @@ def from_document(document: Document, source: str, *, rank: int | None = None) -
                     raw.add(event, base)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise NotATraceError(
-            f"{source} has an event that is none of torch.profiler's ({type(error).__name__}: {error})",
+            f"{source} has an event that torch.profiler does not write ({type(error).__name__}: {error})",
             way_out="give a trace as export_chrome_trace wrote it",
         ) from None
     info = document.get("distributedInfo") or {}
@@ -115,7 +115,7 @@ def from_document(document: Document, source: str, *, rank: int | None = None) -
 
 @dataclass
 class _Raw:
-    """The events of a trace, sorted by what they are."""
+    """The events of a trace, by what they are."""
 
     operators: dict[str, list[Segment]] = field(default_factory=lambda: defaultdict(list))
     ranges: dict[str, list[Segment]] = field(default_factory=lambda: defaultdict(list))
@@ -233,7 +233,7 @@ class _Raw:
         notes = []
         if not on_gpu and self.graphs and not self.shows_fused_kernels:
             notes.append(
-                "compiled code ran, but no fused kernel has an event: what such kernels hid is missing here. Compile "
+                "compiled code ran, but no fused kernel has an event: what these kernels hid is missing here. Compile "
                 "with torch._inductor.config.cpp.enable_kernel_profile, as farskip_compile.profiling.record does."
             )
         if on_gpu and self.cpu_collectives:
@@ -246,7 +246,7 @@ class _Raw:
 
 
 def _schedules(found: object) -> tuple[dict[str, Any], ...]:
-    """Those of the schedules in a trace that are such."""
+    """The well-formed schedules in a trace."""
     entries = found if isinstance(found, list) else []
     return tuple(entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("orders"), dict))
 

@@ -31,7 +31,7 @@ from farskip_compile.report.schedule import last_schedules
 
 
 def kernels_visible() -> AbstractContextManager[None]:
-    """Compile fused CPU kernels with profiler events, inside of the `with` block. They cost about a microsecond."""
+    """Compile fused CPU kernels with profiler events, inside the `with` block. They cost about a microsecond."""
     return inductor_settings({KERNEL_PROFILE: True})
 
 
@@ -50,7 +50,7 @@ def record(
         path: keep the Chrome trace in this file (`.json`, `.json.gz`). `{rank}` stands for the rank.
         warmup: calls before the one that is profiled, so that nothing compiles under the profiler.
         recompile: forget all code that this process has compiled (`torch.compiler.reset()`) first, so that it is
-            compiled anew with visible kernels.
+            compiled again with visible kernels.
         memory: keep allocations in the trace, too.
 
     Raises:

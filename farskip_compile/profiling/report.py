@@ -1,8 +1,8 @@
 """What the overlap report holds, as data.
 
 Contract: times are whole nanoseconds. `exposed_ns` is the time during which a collective is in flight and no compute
-of the same rank runs; it is measured on unions of intervals, so that two collectives or two kernels at once count
-once. For that reason the parts of a table may add up to more than the whole.
+of the same rank runs; it is measured on unions of intervals, so that two collectives or two kernels at once
+count once; therefore the parts of a table may add up to more than the whole.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ class Hider:
     time_ns: int
     """How long both ran."""
 
+    def to_json(self) -> dict[str, Any]:
+        """For `json.dumps`."""
+        return dict(vars(self))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
@@ -40,14 +44,13 @@ class Overlap:
         """1 - exposed / communication; None without communication."""
         return self.hidden_ns / self.communication_ns if self.communication_ns else None
 
-    def times(self) -> dict[str, Any]:
-        """The times and the fraction, for JSON."""
-        return {
-            "communication_ns": self.communication_ns,
-            "exposed_ns": self.exposed_ns,
-            "hidden_ns": self.hidden_ns,
-            "overlap": self.fraction,
+    def to_json(self) -> dict[str, Any]:
+        """All fields, and what follows from them; for `json.dumps`."""
+        plain = {
+            name: [part.to_json() for part in value] if isinstance(value, tuple) else value
+            for name, value in vars(self).items()
         }
+        return {**plain, "hidden_ns": self.hidden_ns, "overlap": self.fraction}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,23 +67,10 @@ class CollectiveReport(Overlap):
     start_ns: int
     """Since the first moment of the report."""
     peer_wait_ns: int | None
-    """How much of its time it waited for the last rank to join; None if that is not known. At most: some collectives
-    have work to do before all ranks are there."""
+    """How much of its time it waited for the last rank to join; None if that is not known. An upper bound: some
+    collectives have work to do before all ranks are there."""
     hidden_by: tuple[Hider, ...]
-    """Longest first. Kernels of several streams at once count each."""
-
-    def to_json(self) -> dict[str, Any]:
-        """For `json.dumps`."""
-        return {
-            "index": self.index,
-            "kind": self.kind,
-            "group": self.group,
-            "layer": self.layer,
-            "start_ns": self.start_ns,
-            **self.times(),
-            "peer_wait_ns": self.peer_wait_ns,
-            "hidden_by": _hiders(self.hidden_by),
-        }
+    """Longest first. Concurrent kernels of several streams each count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +80,6 @@ class PartReport(Overlap):
     name: str
     count: int
     hidden_by: tuple[Hider, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """For `json.dumps`."""
-        return {"name": self.name, "count": self.count, **self.times(), "hidden_by": _hiders(self.hidden_by)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,20 +100,6 @@ class RankReport(Overlap):
     """By layer, in order; collectives of unknown layer come last, as `?`. Empty if no layer is known."""
     collectives: tuple[CollectiveReport, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """For `json.dumps`."""
-        return {
-            "rank": self.rank,
-            **self.times(),
-            "compute_ns": self.compute_ns,
-            "waiting_ns": self.waiting_ns,
-            "peer_wait_ns": self.peer_wait_ns,
-            "hidden_by": _hiders(self.hidden_by),
-            "kinds": [part.to_json() for part in self.kinds],
-            "layers": [part.to_json() for part in self.layers],
-            "collectives": [collective.to_json() for collective in self.collectives],
-        }
-
 
 @dataclass(frozen=True)
 class OverlapReport:
@@ -139,7 +111,7 @@ class OverlapReport:
     world_size: int | None
     """None if the traces do not say."""
     peer_wait_subtracted: bool
-    """Whether collectives count from the moment on which the last rank joined."""
+    """Whether collectives count from the moment at which the last rank joined."""
     notes: tuple[str, ...]
     estimates: tuple[EstimateReport, ...]
     """Each scheduled graph, and their sum: estimate and measurement. Empty if the traces hold no schedule."""
@@ -160,12 +132,8 @@ class OverlapReport:
             "device": str(self.device),
             "world_size": self.world_size,
             "peer_wait_subtracted": self.peer_wait_subtracted,
-            "total": self.total.times(),
+            "total": self.total.to_json(),
             "notes": list(self.notes),
             "estimates": [graph.to_json() for graph in self.estimates],
             "ranks": [rank.to_json() for rank in self.ranks],
         }
-
-
-def _hiders(hiders: tuple[Hider, ...]) -> list[dict[str, Any]]:
-    return [{"name": hider.name, "time_ns": hider.time_ns} for hider in hiders]

@@ -31,7 +31,7 @@ class Block:
 
     @property
     def indices(self) -> range:
-        """Of all its intervals."""
+        """Indices of all its intervals."""
         return range(self.first, self.first + self.count)
 
 
@@ -63,7 +63,7 @@ def blocks(spans: Sequence[Span], sliver: float) -> Iterator[Block]:
 
 
 class Pieces:
-    """A union, of which parts of single intervals are asked for: the exposed time of a rank."""
+    """A union, such as the exposed time of a rank, to be intersected with single intervals."""
 
     def __init__(self, spans: Sequence[Span]) -> None:
         self._spans = spans

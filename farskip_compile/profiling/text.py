@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -24,7 +25,7 @@ BAR = 20
 FEW_RANKS, FEW_COLLECTIVES = 8, 5
 IN_FLIGHT = "in flight"
 LEGEND = (
-    "exposed: in flight while the rank computes nothing; in wait: of that, time in which a thread stood in a wait; "
+    "exposed: in flight while the rank computes nothing; in wait: the part of that which a thread spent waiting; "
     "for late ranks: time in flight before the last rank had joined"
 )
 
@@ -84,7 +85,7 @@ def percent(share: Overlap) -> str:
 
 
 def short_name(name: str) -> str:
-    """A kernel's name without template arguments, parameters and namespaces that say nothing."""
+    """A kernel's name without template arguments, parameters and uninformative namespaces."""
     bare = name
     while (stripped := re.sub(r"<[^<>]*>|\([^()]*\)", "", bare)) != bare:
         bare = stripped
@@ -92,12 +93,26 @@ def short_name(name: str) -> str:
     return re.sub(r"^(graph_\d+_)?(cpp|triton_\w+?)_(?=fused_)", "", bare)
 
 
+def hiders_text(hiders: Iterable[Hider], most: int) -> str:
+    """The names that hid most, with their shares of the whole."""
+    times: Counter[str] = Counter()
+    for hider in hiders:
+        times[short_name(hider.name)] += hider.time_ns
+    whole = times.total()
+    shown = [(name, time) for name, time in times.most_common(most) if time >= 0.005 * whole]
+    return ", ".join(f"{name} {100 * time / whole:.0f}%" for name, time in shown) if whole else "nothing"
+
+
+def estimate_texts(times: StepTimes | None, unknown: str = "?") -> list[str]:
+    """Compute, communication, exposed and step, in the order of the table's columns."""
+    return [unknown] * 4 if times is None else [time_text(time) for time in astuple(times)]
+
+
 class _Draw:
     """The tables, for one console."""
 
     def __init__(self, console: Console) -> None:
         self.wide = console.width >= WIDE
-        self.width = console.width
         self.unicode = "utf" in (console.encoding or "").lower()
 
     def ranks(self, report: OverlapReport, everything: bool) -> Table:
@@ -111,12 +126,9 @@ class _Draw:
         for name in ("rank", IN_FLIGHT, "exposed", "hidden"):
             table.add_column(name, justify="right")
         table.add_column("")
-        if waiting:
-            table.add_column("in wait", justify="right")
-        if peers:
-            table.add_column("for late ranks", justify="right")
-        if self.wide:
-            table.add_column("compute", justify="right")
+        for name, is_there in (("in wait", waiting), ("for late ranks", peers), ("compute", self.wide)):
+            if is_there:
+                table.add_column(name, justify="right")
         for rank in shown:
             fields: list[str | Text] = [str(rank.rank), *_times(rank), self.bar(rank)]
             if waiting:
@@ -163,8 +175,7 @@ class _Draw:
         layers = any(one.layer is not None for _, one in found)
         groups = self.wide and any(one.group is not None for _, one in found)
         table = _table(title)
-        columns = [("rank", several), ("layer", layers), ("at", True)]
-        for name, is_there in columns:
+        for name, is_there in (("rank", several), ("layer", layers), ("at", True)):
             if is_there:
                 table.add_column(name, justify="right", no_wrap=True)
         table.add_column("collective", no_wrap=True, min_width=max((len(one.kind) for _, one in found), default=0))
@@ -193,11 +204,8 @@ class _Draw:
         for name in ("compute", "communication", "exposed", "step"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in report.estimates:
-            table.add_row(row.name, "estimated", *map(time_text, estimate_times(row.estimated)))
-            if row.measured is None:
-                table.add_row("", "measured", *["?"] * 4, style="dim")
-            else:
-                table.add_row("", "measured", *map(time_text, estimate_times(row.measured)))
+            table.add_row(row.name, "estimated", *estimate_texts(row.estimated))
+            table.add_row("", "measured", *estimate_texts(row.measured), style="dim" if row.measured is None else "")
         return table
 
     def bar(self, share: Overlap) -> Text:
@@ -208,28 +216,13 @@ class _Draw:
         return Text.assemble((full * hidden, "green"), (empty * (length - hidden), "red"))
 
     def hiders(self, hiders: Iterable[Hider], *, few: bool = False) -> str:
-        """The names that hid most, with their parts of the whole."""
-        times: Counter[str] = Counter()
-        for hider in hiders:
-            times[short_name(hider.name)] += hider.time_ns
-        whole = times.total()
-        count = (3 if few else 4) if self.wide else (1 if few else 2)
-        most = [(name, time) for name, time in times.most_common(count) if time >= 0.005 * whole]
-        return ", ".join(f"{name} {100 * time / whole:.0f}%" for name, time in most) if whole else "nothing"
-
-
-def estimate_times(times: StepTimes) -> tuple[int, int, int, int]:
-    """In the order of the table's columns."""
-    return times.compute_ns, times.communication_ns, times.exposed_ns, times.step_ns
+        """As many as there is room for."""
+        return hiders_text(hiders, (3 if few else 4) if self.wide else (1 if few else 2))
 
 
 def _times(share: Overlap) -> list[str | Text]:
     style = "" if share.exposed_ns == 0 else "bold red" if (share.fraction or 0) < 0.5 else "yellow"
-    return [
-        time_text(share.communication_ns),
-        Text(time_text(share.exposed_ns), style=style),
-        percent(share),
-    ]
+    return [time_text(share.communication_ns), Text(time_text(share.exposed_ns), style=style), percent(share)]
 
 
 def _table(title: str) -> Table:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from html import escape
 from itertools import accumulate
 
-from farskip_compile.explain.layout import Cell
-from farskip_compile.explain.palette import DARK, LIGHT
+from markupsafe import Markup
+
+from farskip_compile.explain.pages import render
 from farskip_compile.profiling.intervals import Span, difference, union
 from farskip_compile.profiling.lanes import Segment
 from farskip_compile.profiling.measure import overlap
@@ -31,27 +32,6 @@ SLIVER = 2.0
 """Pixels below which a segment has no shape of its own."""
 LETTER = 6.6
 MOST_RANKS = 8
-
-_COLOURS = (
-    f".tl{{color-scheme:light dark;--tl-compute:{LIGHT[Cell.READ]};--tl-exposed:{LIGHT[Cell.LEFT_OUT]};"
-    "--tl-hidden:#7fc4cf;--tl-ink:#1d2126;--tl-soft:#5f6770;--tl-rule:#e3e5e8;--tl-on:#fff}"
-    f"@media(prefers-color-scheme:dark){{.tl{{--tl-compute:{DARK[Cell.READ]};--tl-exposed:{DARK[Cell.LEFT_OUT]};"
-    "--tl-hidden:#2f7d95;--tl-ink:#e6e8eb;--tl-soft:#9aa3ad;--tl-rule:#2f353d;--tl-on:#15181d}}"
-)
-_RULES = """
-.tl{display:block;max-width:100%;height:auto}
-.tl-picture{min-width:36rem}
-.tl text{font:12px system-ui,-apple-system,"Segoe UI",sans-serif;fill:var(--tl-ink)}
-.tl .tl-soft{font-size:11px;fill:var(--tl-soft)}
-.tl .tl-rank{font-weight:600}
-.tl .tl-on{font-size:11px;fill:var(--tl-on);pointer-events:none}
-.tl .tl-in{font-size:11px;pointer-events:none}
-.tl-compute{fill:var(--tl-compute)}.tl-hidden{fill:var(--tl-hidden)}.tl-exposed{fill:var(--tl-exposed)}
-.tl-late{fill:none;stroke:var(--tl-soft);stroke-dasharray:2 2}
-.tl-rule{stroke:var(--tl-rule)}
-.tl-edge{fill:none}
-.tl g:hover>.tl-edge,.tl rect.tl-compute:hover{stroke:var(--tl-ink);stroke-width:1}
-"""
 
 
 @dataclass(frozen=True)
@@ -84,7 +64,7 @@ class _Canvas:
         return f'<rect class="{style}" {place}>' + (f"<title>{escape(tip)}</title></rect>" if tip else "</rect>")
 
     def label(self, style: str, span: Span, y: float, text: str) -> str:
-        """Text inside of a rectangle; empty if there is no room for it."""
+        """Text inside a rectangle; empty if there is no room for it."""
         x, right = self.x(span[0]), min(self.x(span[1]), self.right)
         if right - x <= LETTER * len(text) + 6:
             return ""
@@ -93,7 +73,7 @@ class _Canvas:
 
 @dataclass(frozen=True)
 class _Flight:
-    """One collective: when it was in flight, and what the report says of it."""
+    """One collective: when it was in flight, and what the report says about it."""
 
     span: Span
     found: CollectiveReport
@@ -134,30 +114,13 @@ def timeline_svg(
         drawn, y = _rank(rank, trace, canvas, y)
         parts += drawn
     parts[1 if title else 0 : 0] = _axis(duration, canvas, top, y, width)  # the grid lies under the lanes
-    height = y + AXIS
     label = f"Timeline of {len(chosen)} ranks: {percent(report.total)} of communication hidden"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="tl tl-picture" viewBox="0 0 {width} {height:g}" '
-        f'width="{width}" role="img" aria-label="{escape(label)}">'
-        f"<style>{_COLOURS}{_RULES}</style>{''.join(parts)}</svg>"
-    )
-
-
-def legend() -> str:
-    """The meaning of the colours, as an HTML paragraph for a page that holds a timeline."""
-    keys = [("tl-compute", "compute"), ("tl-hidden", "collective, hidden"), ("tl-exposed", "collective, exposed")]
-    items = (
-        f'<span class="key"><svg class="tl" width="16" height="12" viewBox="0 0 16 12" aria-hidden="true">'
-        f'<rect class="{style}" width="16" height="12" rx="2"/></svg>{text}</span>'
-        for style, text in keys
-    )
-    return f'<p class="legend">{"".join(items)}</p>'
+    shapes = Markup("".join(parts))
+    return str(render("timeline.svg.j2", width=width, height=f"{y + AXIS:g}", label=label, shapes=shapes))
 
 
 def _rank(rank: RankReport, trace: Trace, canvas: _Canvas, y: float) -> tuple[list[str], float]:
-    lanes = (*trace.work.values(), *trace.copies.values())
-    segments = sorted((segment for lane in lanes for segment in lane), key=lambda segment: segment[:2])
-    compute = union((start, end) for start, end, _ in segments)
+    segments = sorted((segment for lane in trace.lanes() for segment in lane), key=lambda segment: segment[:2])
     parts = [
         f'<text class="tl-rank" x="0" y="{y + 14:g}">rank {rank.rank}</text>',
         f'<text class="tl-soft" x="{NAMES - 10}" y="{y + 14:g}" text-anchor="end">compute</text>',
@@ -168,7 +131,7 @@ def _rank(rank: RankReport, trace: Trace, canvas: _Canvas, y: float) -> tuple[li
     for one, found in _pairs(trace, rank):
         by_lane.setdefault(one.lane, []).append(_Flight((one.start, one.end), found))
     counted = union((one.end - found.communication_ns, one.end) for one, found in _pairs(trace, rank))
-    exposed = Pieces(difference(counted, compute))
+    exposed = Pieces(difference(counted, trace.compute()))
     for number, (lane, flights) in enumerate(by_lane.items()):
         parts.append(f'<text class="tl-soft" x="{NAMES - 10}" y="{y + 14:g}" text-anchor="end">{escape(lane)}</text>')
         if number == 0:
@@ -181,7 +144,7 @@ def _rank(rank: RankReport, trace: Trace, canvas: _Canvas, y: float) -> tuple[li
 
 
 def _compute(segments: Sequence[Segment], canvas: _Canvas, y: float) -> Iterator[str]:
-    """Wide segments each, narrow ones in blocks."""
+    """Wide segments one by one, narrow ones in blocks."""
     for block in blocks([(start, end) for start, end, _ in segments], canvas.sliver):
         name = segments[block.first][2]
         many = f"{block.count} operators, {time_text(block.busy)} in {time_text(block.end - block.start)}"
@@ -206,7 +169,7 @@ def _rows(flights: Sequence[_Flight]) -> list[list[_Flight]]:
 
 
 def _flights(row: Sequence[_Flight], exposed: Pieces, canvas: _Canvas, y: float) -> Iterator[str]:
-    """Wide collectives each, narrow ones in blocks of which the exposed part comes first."""
+    """Wide collectives one by one, narrow ones in blocks that show the exposed time first."""
     for block in blocks([flight.span for flight in row], canvas.sliver):
         if not canvas.shows(block.start):
             return

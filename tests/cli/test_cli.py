@@ -70,9 +70,9 @@ def test_layers_are_passed_on():
         (["tests.sample_models:denes"], "did you mean 'dense'?"),
         (["tests.sample_models:no_vocabulary"], "no example inputs can be made"),
         (["tests.sample_models:no_model"], "returned int"),
-        (["mixtral", "--layers", "3"], "is no range"),
+        (["mixtral", "--layers", "3"], "is not a range"),
         (["mixtral", "--connectivity", "some"], "'some' is not one of"),
-        ([":build"], "is no module name"),
+        ([":build"], "is not a module name"),
     ],
 )
 def test_wrong_usage(args, says):

@@ -11,12 +11,11 @@ import torch.distributed as dist
 
 from farskip_compile.demo import transformers_case
 from farskip_compile.demo.checks import PREFILL, TRAINING, check
-from farskip_compile.demo.compared import Comparison, compared
 from farskip_compile.demo.launch import run_on_ranks
-from farskip_compile.demo.overlap import OVERLAP, VARIANTS, run_overlap
-from farskip_compile.demo.overlap_page import overlap_section
+from farskip_compile.demo.overlap import OVERLAP, VARIANTS, compared, run_overlap
+from farskip_compile.demo.page import page
 from farskip_compile.demo.ranks import DROPLESS, PADDED, run_case
-from farskip_compile.demo.results import over_ranks
+from farskip_compile.demo.results import Comparison, Demo, over_ranks
 from farskip_compile.models import FarSkipForm, build
 from tests.distributed.ranks import run_ranks
 
@@ -90,7 +89,7 @@ def test_variants_side_by_side(tmp_path):
     plain, *ours = found.variants
     assert plain.predicted is None
     assert all(variant.predicted_exposed_ns is not None for variant in ours)
-    section = overlap_section(found)
+    section = page(Demo((), 1.0, overlap=found))
     assert section.count("<title>all_to_all_single") + section.count("tl-picture") > len(VARIANTS)
     assert "loopback" in section
     assert "src=" not in section

@@ -40,7 +40,7 @@ def test_writes_into_a_checkpoint_folder(tmp_path: Path) -> None:
         (["tests.sample_models:breaks"], 1, "graph_break"),
         (["tests.sample_models:raises"], 1, "weights are missing"),
         (["deepsek_v3"], 2, "did you mean 'deepseek_v3'?"),
-        (["mixtral", "--layers", "3"], 2, "is no range"),
+        (["mixtral", "--layers", "3"], 2, "is not a range"),
         (["tests.sample_models:with_args", "--out", "/nowhere/at/all.json"], 2, "can't write /nowhere/at/all.json"),
     ],
 )

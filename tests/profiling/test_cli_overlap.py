@@ -58,7 +58,7 @@ def test_no_collectives(tmp_path, as_json):
     ("change", "options", "says"),
     [
         (lambda path: path.write_text(path.read_text()[:-9]), [], "ends in the middle"),
-        (lambda path: path.write_text("hello"), [], "is no JSON"),
+        (lambda path: path.write_text("hello"), [], "is not JSON"),
         (lambda path: path.unlink(), [], "does not exist"),
         (lambda path: None, ["--subtract-peer-wait"], "there is no trace of rank 1"),
         (lambda path: None, ["--html", "{folder}/none/page.html"], "can't write"),

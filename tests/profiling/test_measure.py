@@ -114,7 +114,7 @@ def test_layers_given_in_launch_order():
     assert [one.layer for one in rank.collectives] == [7, 8]
     (rank,) = overlap(trace(FARSKIP), layers=[9]).ranks
     assert [one.layer for one in rank.collectives] == [9, 9], "two iterations of one collective"
-    with pytest.raises(TraceError, match="2 collectives, which are no whole number of iterations of 3"):
+    with pytest.raises(TraceError, match="2 collectives, which is not a whole number of iterations of 3"):
         overlap(trace(FARSKIP), layers=[1, 2, 3])
 
 

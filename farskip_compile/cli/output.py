@@ -1,0 +1,67 @@
+"""What all commands share: `--json`, errors as a short panel, exit statuses.
+
+Contract: a command gives its result to `show`; with `--json`, stdout holds one JSON document and nothing else. Inside
+`shown_errors`, an error of this package is a panel on stderr and ends the command: with status 2 if it was called
+wrongly, else with status 1; never a traceback. Nothing here imports torch before a command runs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+@contextmanager
+def shown_errors(status: int | None = None, *, silent: bool = False) -> Iterator[None]:
+    """Turn a `FarSkipError` into a panel and an exit status.
+
+    Args:
+        status: the exit status; by default 2 for a `ConfigError` and 1 for any other.
+        silent: exit without the panel, because another rank prints it.
+    """
+    from farskip_compile.errors import ConfigError, FarSkipError
+    from farskip_compile.explain import text
+
+    try:
+        yield
+    except FarSkipError as error:
+        if not silent:
+            Console(stderr=True).print(text.error(error))
+        raise typer.Exit(status or (2 if isinstance(error, ConfigError) else 1)) from None
+
+
+def show(
+    as_json: bool,
+    document: Callable[[], Any],
+    text: Callable[[Console], RenderableType],
+    files: Iterable[tuple[str, Path | None]] = (),
+) -> None:
+    """Print a result: its JSON document, or its text and the files that were written (label and path)."""
+    if as_json:
+        typer.echo(json.dumps(document(), indent=1))
+        return
+    console = Console(highlight=False)
+    console.print(text(console))
+    for label, path in files:
+        if path is not None:
+            console.print(f"{label}: {path}", soft_wrap=True)
+
+
+def quiet(*loggers: str) -> None:
+    """Silence other packages: a refusal says what they log."""
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def cannot_write(path: Path, error: OSError, option: str) -> typer.BadParameter:
+    """The error of an output file that can't be written."""
+    return typer.BadParameter(f"can't write {path}: {error.strerror}", param_hint=option)

@@ -1,0 +1,140 @@
+"""The package itself: nothing is loaded before it is used, and public names stay what they are."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pickle
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+import farskip_compile
+from farskip_compile.cli.model import BUILT_IN
+from farskip_compile.zoo.model_source import built_in_names
+
+COMMANDS = ("overlap", "zoo", "calibrate", "manifest", "distill", "simulate", "explain", "demo")
+SHARED = ("backend", "describe", "explain", "prepare", "verify")
+"""Public functions with the name of the module or package that holds them."""
+COMPILE = "torch.compile(torch.nn.Identity(), backend='farskip', options={'inner': 'eager'})(torch.ones(2))"
+ORDERS = [
+    *([f"import farskip_compile.{name}", "import farskip_compile"] for name in SHARED),
+    ["import farskip_compile; farskip_compile.explain", "import farskip_compile.explain as other", COMPILE],
+    ["from farskip_compile.prepare import register_expert_parallel", "import farskip_compile.plan", COMPILE],
+    [COMPILE, "from farskip_compile import explain, prepare; import farskip_compile.prepare.main"],
+]
+
+
+def run(script: str) -> str:
+    """The output of a new process, which has no module of the suite's."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_folder_is_in_the_wheel():
+    """An editable install finds a folder that `pyproject.toml` forgets; the wheel does not hold it."""
+    root = Path(__file__).parent.parent
+    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    files = [path for top in ("farskip_compile", "passes", "models") for path in (root / top).rglob("*")]
+    folders = {path.parent.relative_to(root).parts for path in files if path.is_file() and path.suffix != ".pyc"}
+    installed = {folder if folder[0] == "farskip_compile" else ("farskip_compile", *folder) for folder in folders}
+    assert sorted(map(".".join, installed)) == sorted(listed)
+
+
+def test_the_import_loads_nothing():
+    found = run("import sys, farskip_compile; print(*[name for name in sys.modules if name[:5] in ('farsk', 'torch')])")
+    assert found.split() == ["farskip_compile"]
+
+
+@pytest.mark.parametrize("args", [(), *((command,) for command in COMMANDS)], ids="-".join)
+def test_help_needs_neither_torch_nor_the_package(args):
+    found = run(
+        "import sys\n"
+        f"sys.argv = ['farskip', *{args!r}, '--help']\n"
+        "from farskip_compile.cli import app\n"
+        "try: app()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "own = [name for name in sys.modules if name.startswith('farskip_compile')]\n"
+        "print('loaded', 'torch' in sys.modules, [name for name in own if name.count('.') and '.cli' not in name])"
+    )
+    assert "Usage:" in found
+    assert ("[data]" in found) == ("distill" in args), "brackets in help are not markup"
+    assert found.splitlines()[-1] == "loaded False []"
+
+
+def test_help_names_the_built_in_models():
+    assert list(BUILT_IN) == built_in_names()
+
+
+def test_public_names_are_complete():
+    tree = ast.parse(Path(farskip_compile.__file__).read_text())
+    types_only = next(node for node in tree.body if isinstance(node, ast.If))
+    typed = {
+        name.name: node.module
+        for node in ast.walk(types_only)
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+    }
+    homes = {name: f"farskip_compile.{module}" for name, module in farskip_compile._HOME.items()}
+    assert typed == homes
+    assert sorted(homes) == sorted(farskip_compile.__all__)
+    assert set(farskip_compile.__all__) <= set(dir(farskip_compile))
+    names: dict[str, object] = {}
+    exec("from farskip_compile import *", names)
+    assert names.keys() >= set(farskip_compile.__all__)
+    for name in farskip_compile.__all__:
+        found = getattr(farskip_compile, name)
+        assert found is names[name] is getattr(sys.modules[homes[name]], name)
+        assert pickle.loads(pickle.dumps(found)) is found
+    with pytest.raises(AttributeError, match="no attribute 'explian'"):
+        farskip_compile.explian
+
+
+def test_functions_win_over_modules_of_their_name_in_every_order():
+    """Each order in a process of its own, forked after torch is loaded; the entry point needs no import."""
+    run(
+        "import os, sys, traceback, types\n"
+        "import torch, torch._dynamo, torch._inductor.compile_fx\n"
+        f"for order in {ORDERS!r}:\n"
+        "    if pid := os.fork():\n"
+        "        assert os.waitpid(pid, 0)[1] == 0, order\n"
+        "        continue\n"
+        "    try:\n"
+        "        for statement in order:\n"
+        "            exec(statement)\n"
+        "            package = sys.modules['farskip_compile']\n"
+        f"            for name in {SHARED!r}:\n"
+        "                if f'farskip_compile.{name}' in sys.modules:\n"
+        "                    assert type(getattr(package, name)) is types.FunctionType, (name, order, statement)\n"
+        "                    assert name not in vars(package), (name, order, statement)\n"
+        "        os._exit(0)\n"
+        "    except BaseException:\n"
+        "        traceback.print_exc()\n"
+        "        sys.stderr.flush()\n"
+        "        os._exit(1)\n"
+    )
+
+
+@pytest.mark.parametrize("target", ["pipeline.run", "explain", "errors.Where", "save_manifest"])
+def test_names_can_be_patched_and_come_back(target):
+    def now():
+        found = farskip_compile
+        for part in target.split("."):
+            found = getattr(found, part)
+        return found
+
+    before = now()
+    with mock.patch(f"farskip_compile.{target}") as patched:
+        assert now() is patched
+    assert now() is before
+
+
+def test_submodules_are_attributes_without_an_import():
+    found = run("import farskip_compile; print(farskip_compile.cli.__name__, farskip_compile.text_utils.__name__)")
+    assert found.split() == ["farskip_compile.cli", "farskip_compile.text_utils"]
