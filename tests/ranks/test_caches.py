@@ -16,6 +16,7 @@ import torch
 from farskip_compile import FarSkipConfig
 from farskip_compile.inductor_passes import PostGradPass
 from farskip_compile.ranks.identity import identity_of
+from tests.economy import share_headers
 
 pytestmark = pytest.mark.xdist_group("caches")  # one worker, so that the cache of `folder` is filled once
 
@@ -26,13 +27,13 @@ SCRIPT = textwrap.dedent(
     import json, sys
     import torch
     import farskip_compile
-    from farskip_compile import cache_identity
+    from farskip_compile.ranks import identity
     from farskip_compile.models import FarSkipForm, build
     from tests.compare import run_with_gradients
 
     wish = json.loads(sys.argv[1])
     if wish.get("edited_source"):
-        cache_identity.source_hash = lambda: "the package after an edit"
+        identity.source_hash = lambda: "the package after an edit"
     torch.set_num_threads(1)
     layers = wish.get("layers", ("moe", "moe"))
     model = build("llama4", dtype=torch.float64, vocab_size=32, hidden_size=32, layers=layers)
@@ -66,6 +67,8 @@ SCRIPT = textwrap.dedent(
 def run(folder: Path, **wish: Any) -> dict[str, Any]:
     """Compile and train one step in a process of its own; its cache counters and its report."""
     wish.setdefault("options", {})
+    if not (folder / "precompiled_headers").exists():
+        share_headers(folder)
     environment = {
         **os.environ,
         "TORCHINDUCTOR_CACHE_DIR": str(folder),

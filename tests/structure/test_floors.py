@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Collection, Iterable, Mapping
 
 from tests.structure.sources import imports, modules
@@ -94,6 +95,23 @@ def test_no_rooms_import_each_other() -> None:
     for name, targets in ARROWS.items():
         rooms[room(name)] |= {room(target) for target in targets} - {room(name)}
     assert circles(rooms) == []
+
+
+def test_members_do_not_import_a_package_that_holds_code() -> None:
+    def holds_code(name: str) -> bool:
+        file = MODULES[name]
+        return file.name == "__init__.py" and any(
+            not isinstance(node, ast.Expr) for node in ast.parse(file.read_text()).body
+        )
+
+    own = [
+        (name, target)
+        for name in MODULES
+        for target in ARROWS[name]
+        if name.startswith(f"{target}.")
+        if holds_code(target)
+    ]
+    assert own == []
 
 
 def test_circles_are_found() -> None:
