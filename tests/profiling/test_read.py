@@ -234,7 +234,11 @@ WHOLE = json.dumps(document([gloo("all_reduce", 0, 5), op("aten::mm", 0, 5)])).e
         (b'{"loss": 1.5}', NotATraceError, "no traceEvents"),
         (b'{"traceEvents": {}}', NotATraceError, "no traceEvents"),
         (b'{"traceEvents": ["mm"]}', NotATraceError, "that torch.profiler does not write"),
-        (b'{"traceEvents": [{"ph": "X", "name": "mm"}]}', NotATraceError, "that torch.profiler does not write (KeyError"),
+        (
+            b'{"traceEvents": [{"ph": "X", "name": "mm"}]}',
+            NotATraceError,
+            "that torch.profiler does not write (KeyError",
+        ),
         (b'{"traceEvents": [], "farskipRanks": [0, 1]}', NotATraceError, "merged for viewing"),
         (b"[" * 100_000, NotATraceError, "nested too deeply"),
     ],
