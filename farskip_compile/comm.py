@@ -36,8 +36,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from farskip_compile._compat import collectives
-from farskip_compile.errors import ConfigError, ParallelismError
-from farskip_compile.raise_in_graph import refuse
+from farskip_compile.errors import ConfigError, ParallelismError, refuse
 
 __all__ = ["DroplessReceipt", "PaddedReceipt", "Receipt", "combine", "dispatch", "expert_group"]
 

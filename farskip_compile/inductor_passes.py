@@ -26,7 +26,7 @@ from farskip_compile.costs import default_profile
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.errors import ConfigError
-from farskip_compile.gc_pause import collector_paused
+from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.schedule.collectives import normalize_collectives
 from farskip_compile.passes.schedule.from_graph import input_bytes

@@ -18,11 +18,11 @@ from farskip_compile._compat import callers_graph_break, graph_break_reason, is_
 from farskip_compile._compat.modules import child_names
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import NotASumError, PartialModelError, Where
-from farskip_compile.gc_pause import collector_paused
 from farskip_compile.graph_break_hints import known_break
 from farskip_compile.manifest import Manifest
 from farskip_compile.manifest.check import check_as_written, check_rewired
 from farskip_compile.manifest.graph_parameters import graph_parameters
+from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.graph_snapshot import Backup
 from farskip_compile.passes.normalize import normalize
