@@ -30,18 +30,17 @@ from farskip_compile._compat.inner_compile import compile_inside
 from farskip_compile._compat.names import POST_GRAD
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, PartialModelError
-from farskip_compile.inductor_passes import KernelPass, Plan, PostGradPass, make_plan
-from farskip_compile.passes.schedule.pins import pin_products
+from farskip_compile.inductor_passes import KernelPass, Plan, PostGradPass, make_plan, pin_before_fusion
 from farskip_compile.pipeline import run
 from farskip_compile.ranks.captured import checked_at_first_run, orders_as_captured
 from farskip_compile.ranks.common import common_options
-from farskip_compile.ranks.failures import failure_told
+from farskip_compile.ranks.failures import report_failure
 from farskip_compile.ranks.identity import identity_of, source_hash
 from farskip_compile.ranks.stale import expect
 from farskip_compile.report.compile import CompileReport, Outcome, earlier_outcome, last_reports, publish
 
 Compiled = Callable[..., Any]
-telling = partial(failure_told, "failed to compile")
+reporting = partial(report_failure, "failed to compile")
 """Around what other ranks may come to wait for."""
 
 
@@ -67,7 +66,7 @@ def farskip(
     Raises:
         FarSkipError: see `farskip_compile.errors`.
     """
-    with telling() if _take.get() is None else nullcontext():
+    with reporting() if _take.get() is None else nullcontext():
         return Backend(FarSkipConfig.from_options(options), mode)(module, example_inputs)
 
 
@@ -100,7 +99,7 @@ class Backend:
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
         """Rewire `module` and compile it with the inner backend."""
         take = _take.get()
-        with telling() if take is None else nullcontext():
+        with reporting() if take is None else nullcontext():
             report = self._rewire(module)
             publish(report, self.config.on_report if take is None else None)
             if take is not None:
@@ -118,7 +117,7 @@ class Backend:
         orders = orders_as_captured(module.graph) if unannounced else {}
         if inductor:
             compiler = inductor_compiler(self._inductor_options(module, plan), self.mode)
-            compiled = compile_inside(compiler, module, example_inputs, telling)
+            compiled = compile_inside(compiler, module, example_inputs, reporting)
         else:
             compiled = lookup_backend(self.config.inner)(module, list(example_inputs))
         return checked_at_first_run(compiled, orders, common)
@@ -131,7 +130,8 @@ class Backend:
         options[POST_GRAD] = PostGradPass(identity, theirs, plan)
         if plan is not None:
             expect(identity, plan.common)
-            options.update(scheduling_options(options, KernelPass(plan, identity), pin_products, identity))
+            pin = partial(pin_before_fusion, plan)
+            options.update(scheduling_options(options, KernelPass(plan, identity), pin, identity))
         return options
 
     def _rewire(self, module: fx.GraphModule) -> CompileReport:

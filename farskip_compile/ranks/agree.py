@@ -32,11 +32,11 @@ from typing import Any
 
 from farskip_compile._compat.distributed import StoreClient, StoreLost, process_group_store, world_group
 from farskip_compile.errors import OptionsMismatchError, OrderMismatchError, RankFailedError
-from farskip_compile.ranks.announce import LIBRARY
+from farskip_compile.ranks.announce import LIBRARY, Announcement
 from farskip_compile.ranks.common import differences
-from farskip_compile.ranks.failures import failure_among, failure_told
+from farskip_compile.ranks.failures import failure_among, report_failure
 from farskip_compile.ranks.stale import refuse_stale
-from farskip_compile.report.schedule import ScheduleReport, publish_schedule
+from farskip_compile.report.schedule import publish_schedule
 from farskip_compile.text_utils import amount
 
 POLL_SECONDS = 0.02
@@ -54,14 +54,14 @@ _seen: set[tuple[str, int, str]] = set()
 def _announce(text: str) -> None:
     if _is_checked(text):
         return
-    data = json.loads(text)
+    announced = Announcement.from_text(text)
 
     def run() -> None:
-        with failure_told("gave up"):
-            refuse_stale(data)
-        publish_schedule(ScheduleReport.from_json(data))
-        if data["check"]:
-            check_across_ranks(data["orders"], data["phase"], data.get("common"))
+        with report_failure("gave up"):
+            refuse_stale(announced)
+        publish_schedule(announced.report)
+        if announced.check:
+            check_across_ranks(announced.report.orders, announced.report.phase, announced.common)
 
     check_once(text, run)
 
@@ -132,7 +132,7 @@ def check_across_ranks(orders: Mapping[str, list[str]], phase: str, common: Mapp
         RankFailedError: a rank has failed, or did not come within the timeout of the group; or the store is lost.
     """
     places: list[_Place] = []
-    with failure_told("gave up"):
+    with report_failure("gave up"):
         try:
             for group in sorted(orders):
                 client = process_group_store(group)

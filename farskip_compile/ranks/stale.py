@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from farskip_compile.errors import VerificationError
+from farskip_compile.ranks.announce import Announcement
 from farskip_compile.ranks.common import differences
 
 _asked: dict[str, Mapping[str, Any]] = {}
@@ -29,21 +30,20 @@ def expect(identity: str, common: Mapping[str, Any]) -> None:
         _asked[_text(identity, common)] = common
 
 
-def refuse_stale(announced: Mapping[str, Any]) -> None:
+def refuse_stale(announced: Announcement) -> None:
     """Raise if this process has not asked for a graph that announces this.
 
     Raises:
         VerificationError: naming the options that differ from those asked for last.
     """
-    identity, common = announced.get("identity", ""), announced.get("common", {})
     with _lock:
-        if not identity or not _asked or _text(identity, common) in _asked:
+        if not announced.identity or not _asked or _text(announced.identity, announced.common) in _asked:
             return
         wanted = next(reversed(_asked.values()))
     plain = json.loads(json.dumps(wanted))
-    found = [f"{name} is {theirs}, asked for is {ours}" for name, ours, theirs in differences(plain, common)]
+    found = [f"{name} is {theirs}, asked for is {ours}" for name, ours, theirs in differences(plain, announced.common)]
     raise VerificationError(
-        f"stale cache artifact: the compiled {announced.get('phase', '')} graph was made for something else than this "
+        f"stale cache artifact: the compiled {announced.report.phase} graph was made for something else than this "
         f"process has asked for: {'; '.join(found) or 'the model, or what was recomputed, is not the same'}",
         way_out="empty the compile cache (TORCHINDUCTOR_CACHE_DIR) and please report this: it is a defect",
     )

@@ -18,7 +18,6 @@ What must hold:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, zip_longest
 
@@ -28,17 +27,20 @@ from torch import fx
 from farskip_compile._compat import inductor
 from farskip_compile.errors import VerificationError
 from farskip_compile.passes.graph import ops
-from farskip_compile.ranks.announce import announcement
+from farskip_compile.ranks.announce import Announcement, announcement
 from farskip_compile.verify.before import Before, Kept
 
 
-def verify_order(graph: fx.Graph, before: Before, regroup: Mapping[str, str] | None = None) -> None:
+def verify_order(
+    graph: fx.Graph, before: Before, regroup: Mapping[str, str] | None = None, *, pinned: bool = True
+) -> None:
     """Check that `graph` is the one that `before` was taken of, in another order, and what this package adds.
 
     Args:
         graph: after scheduling, announcement and pins.
         before: what `graph_before.remember` has taken down.
         regroup: process group -> process group that its all-to-alls were to be moved to.
+        pinned: whether waits were to be pinned.
 
     Raises:
         VerificationError: naming the first node that is not as it must be, and why.
@@ -47,7 +49,7 @@ def verify_order(graph: fx.Graph, before: Before, regroup: Mapping[str, str] | N
     check.nodes_and_inputs()
     check.memory()
     check.kept_order()
-    check.pinned()
+    check.pinned(wanted=pinned)
     check.announced()
 
 
@@ -162,10 +164,10 @@ class _Check:
                 if self.place[earlier] > self.place[name]:
                     raise _error(self.nodes[self.place[name]], f"it comes before {earlier!r}, and both {what}")
 
-    def pinned(self) -> None:
+    def pinned(self, *, wanted: bool) -> None:
         count = [0]  # products before each place
         for node in self.nodes:
-            count.append(count[-1] + (node.name in self.before.products))
+            count.append(count[-1] + (wanted and node.name in self.before.products))
         for launch, waits in self.before.waits.items():
             for wait in waits:
                 first, last = self.place[launch], self.place[wait]
@@ -187,7 +189,8 @@ class _Check:
             return
         if len(found) != 1 or found[0] is not calls[0]:
             raise _error(calls[0], f"the graph has {len(found)} announcements, and should begin with its only one")
-        left = {group: iter(order) for group, order in json.loads(str(found[0].args[0]))["orders"].items()}
+        orders = Announcement.from_text(str(found[0].args[0])).report.orders
+        left = {group: iter(order) for group, order in orders.items()}
         for node in calls:
             if node.name in self.before.launches and not _says(
                 next(left.get(ops.process_group(node), iter(())), ""), node

@@ -8,7 +8,7 @@ A node whose value is used must carry a fake value, as Dynamo leaves it: without
 memory, and what is a sum. A graph that lost some is refused.
 
 Algorithm: open activation checkpoints (`checkpoints`), write collectives along inner dimensions as moves of axes
-(`axis_moves`), then single assignment (`single_assignment`), then lint.
+(`axis_moves`), then single assignment (`single_assignment`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ def normalize(module: fx.GraphModule) -> Normalized:
     opened = open_checkpoints(module)
     move_axes(module.graph)
     replaced = assign_once(module.graph)
-    module.graph.lint()
     return Normalized(checkpoints_opened=opened, writes_replaced=replaced)
 
 

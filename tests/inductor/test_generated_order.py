@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import json
 import re
-import sys
 from typing import Any
 from unittest import mock
 
@@ -16,15 +14,16 @@ import torch.distributed as dist
 from torch._inductor.dependencies import WeakDep
 from torch._inductor.graph import GraphLowering
 
-from farskip_compile import inductor_passes
 from farskip_compile._compat.collectives import all_to_all_single
 from farskip_compile._compat.costs import HINTS_REACH_MEMORY
 from farskip_compile._compat.inductor import PINNED, PRE_FUSION, CustomSchedulerPass, scheduling_options
 from farskip_compile.costs import COLLECTIVE_KINDS, HardwareProfile, PerCollective, load_profile
 from farskip_compile.inductor_passes import KernelPass, Plan, PostGradPass
 from farskip_compile.models import MODELS, ParallelConfig, build
+from farskip_compile.passes.schedule import kernels
 from farskip_compile.passes.schedule.pins import pin_products
 from farskip_compile.passes.schedule.search import Limits
+from farskip_compile.ranks.announce import Announcement
 from farskip_compile.report.schedule import ScheduleReport
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
@@ -240,21 +239,21 @@ def test_pins_are_among_the_ancestors_by_which_inductor_knows_cycles(two_ranks: 
         compared.append(told != before)
 
     model = build("deepseek_v3", parallel=parallel("padded", two_ranks), **SMALL)
-    with mock.patch.object(sys.modules["farskip_compile.backend"], "pin_products", pin):
+    with mock.patch("farskip_compile.passes.schedule.pins.pin_products", pin):
         programs(model)
     assert compared == [True, True]
 
 
 def test_no_pin_is_left_when_kernels_are_ordered(two_ranks: Any) -> None:
     seen = []
-    order = inductor_passes.schedule_kernels
+    order = kernels.schedule_kernels
 
-    def schedule_kernels(kernels: list[Any], *args: Any) -> Any:
-        seen.extend(dep for kernel in kernels for dep in kernel.unmet_dependencies if isinstance(dep, WeakDep))
-        return order(kernels, *args)
+    def schedule_kernels(given: list[Any], *args: Any) -> Any:
+        seen.extend(dep for kernel in given for dep in kernel.unmet_dependencies if isinstance(dep, WeakDep))
+        return order(given, *args)
 
     model = build("deepseek_v3", parallel=parallel("padded", two_ranks), **SMALL)
-    with mock.patch.object(inductor_passes, "schedule_kernels", schedule_kernels):
+    with mock.patch.object(kernels, "schedule_kernels", schedule_kernels):
         programs(model)
     assert seen, "those of the waits stay"
     assert PINNED not in [dep.mutating_buf for dep in seen]
@@ -274,7 +273,7 @@ def reports(model: torch.nn.Module, **options: Any) -> list[ScheduleReport]:
     with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
         codes = get_code_of(compiled, torch.randint(0, 32, (1, 16)))
     texts = [re.search(r"farskip\.announce\.default\((.*)\)", code) for code in codes]
-    return [ScheduleReport.from_json(json.loads(ast.literal_eval(text.group(1)))) for text in texts if text]
+    return [Announcement.from_text(ast.literal_eval(text.group(1))).report for text in texts if text]
 
 
 def test_reports_say_what_was_gained_and_keep_the_limit_on_memory(two_ranks: Any) -> None:

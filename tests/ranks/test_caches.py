@@ -26,13 +26,13 @@ SCRIPT = textwrap.dedent(
     import json, sys
     import torch
     import farskip_compile
-    from farskip_compile import cache_identity
+    from farskip_compile.ranks import identity
     from farskip_compile.models import FarSkipForm, build
     from tests.compare import run_with_gradients
 
     wish = json.loads(sys.argv[1])
     if wish.get("edited_source"):
-        cache_identity.source_hash = lambda: "the package after an edit"
+        identity.source_hash = lambda: "the package after an edit"
     torch.set_num_threads(1)
     layers = wish.get("layers", ("moe", "moe"))
     model = build("llama4", dtype=torch.float64, vocab_size=32, hidden_size=32, layers=layers)
