@@ -1,8 +1,8 @@
-"""farskip-compile: `torch.compile(model, backend="farskip")` for Mixture-of-Experts models.
+"""`torch.compile(model, backend="farskip")` for MoE models; `farskip_compile.passes` is the top-level folder `passes/`.
 
 Rewires the residual stream to the FarSkip form (arXiv 2511.11505): attention reads it without the routed experts of
-the layer before, the feed-forward part without the attention of its own layer, so that expert-parallel and
-tensor-parallel communication no longer stands in the way of compute. Weights stay as they are; the function changes.
+the previous layer, the feed-forward part without the attention of its own layer, so that compute need not wait for
+expert-parallel and tensor-parallel communication. Weights stay as they are; the function changes.
 """
 
 from farskip_compile.backend import Backend, FarSkipWarning, backend, farskip

@@ -22,7 +22,7 @@ from torch import fx
 
 from farskip_compile._compat import CustomGraphPass, inductor
 from farskip_compile._compat.distributed import group_ranks, world_group
-from farskip_compile.config import FarSkipConfig
+from farskip_compile.config import FarSkipConfig, resolve
 from farskip_compile.costs import default_profile
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.costs.profile import HardwareProfile
@@ -62,6 +62,8 @@ class Plan:
     """Compare the order of the collectives across ranks at the first run."""
     common: Mapping[str, Any] = field(default_factory=dict)
     """What else all ranks must have in common, see `common_options`; compared with the order."""
+    skip: tuple[str, ...] = ()
+    """Names of passes to leave out."""
 
 
 def make_plan(config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str, Any] | None = None) -> Plan | None:
@@ -72,6 +74,7 @@ def make_plan(config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str
         module: the graph.
         common: what all ranks must have in common, but for the profile, which is found here.
     """
+    config = resolve(config)
     if not config.schedule or world_group() is None:
         return None
     profile = config.profile
@@ -81,11 +84,11 @@ def make_plan(config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str
         device = next((device for device in devices if device.type not in NOT_AN_ACCELERATOR), None)
         name = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else ""
         profile = default_profile(device.type if device is not None else "cpu", name)
-    assert isinstance(profile, HardwareProfile)
     limits = Limits(config.memory_increase, config.in_flight_bytes)
     figures = hashlib.sha256(json.dumps(profile.to_json(), sort_keys=True).encode()).hexdigest()[:16]
     common = {**(common or {}), "profile": f"{profile.name} {figures}"}
-    return Plan(profile, limits, config.ep_group, config.load_imbalance, config.check_order, common)
+    imbalance, skip = config.load_imbalance, config.disable_passes
+    return Plan(profile, limits, config.ep_group, imbalance, config.check_order, common, skip)
 
 
 class PostGradPass(CustomGraphPass):
@@ -130,7 +133,7 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
         "in_place": inductor.in_place_arguments,
         "backward": phase == "backward",
     }
-    driver = Driver(PASSES, Stage.POST_GRAD, facts)
+    driver = Driver(PASSES, Stage.POST_GRAD, facts, plan.skip)
     before = driver.step("remember", remember, graph, inductor.in_place_arguments)
     driver.run(through="collectives")
     estimates = driver.facts["estimate"] = driver.step("estimate", Estimates, graph, plan.profile, plan.imbalance)
@@ -149,7 +152,7 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
         report = replace(report, unscheduled=report.before)
     announced = Announcement(report, plan.check_order, plan.common, identity)
     driver.step("announce", insert_announcement, graph, announced)
-    driver.verify(verify_order, graph, before, regroup)
+    driver.verify(verify_order, graph, before, regroup, "pin_waits" not in plan.skip)
     driver.finish()
     graph.lint()
     return report
@@ -180,7 +183,7 @@ def _phase(graph: fx.Graph) -> str:
 
 def pin_before_fusion(plan: Plan, kernels: Sequence[inductor.Kernel]) -> None:
     """Run the passes of that stage."""
-    Driver(PASSES, Stage.BEFORE_FUSION, {"kernels": kernels}).run()
+    Driver(PASSES, Stage.BEFORE_FUSION, {"kernels": kernels}, plan.skip).run()
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,7 @@ class KernelPass:
             "limits": self.plan.limits,
             "input_bytes": input_bytes(graph, estimates),
         }
-        driver = Driver(PASSES, Stage.AFTER_FUSION, facts)
+        driver = Driver(PASSES, Stage.AFTER_FUSION, facts, self.plan.skip)
         driver.run()
         ordered = [*first, *driver.facts["kernels"]]
         if "schedule" in driver.facts:

@@ -18,9 +18,8 @@ from typing import Any
 from torch import fx
 
 from farskip_compile._compat.modules import child_names
-from farskip_compile.config import FarSkipConfig
+from farskip_compile.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.errors import NotASumError
-from farskip_compile.manifest import Manifest
 from farskip_compile.manifest.check import check_as_written, check_rewired
 from farskip_compile.manifest.graph_parameters import graph_parameters
 from farskip_compile.passes import PASSES
@@ -43,17 +42,17 @@ def run(module: fx.GraphModule, config: FarSkipConfig) -> CompileReport:
         FarSkipError: any reason not to; the graph is then as it was.
     """
     with collector_paused():
-        return _run_or_restore(module, config)
+        return _run_or_restore(module, resolve(config))
 
 
-def _run_or_restore(module: fx.GraphModule, config: FarSkipConfig) -> CompileReport:
+def _run_or_restore(module: fx.GraphModule, config: Resolved) -> CompileReport:
     facts = {
         "module": module,
         "graph": module.graph,
         "connectivity": config.connectivity,
         "layers": config.layers,
     }
-    driver = Driver(PASSES, Stage.DYNAMO, facts)
+    driver = Driver(PASSES, Stage.DYNAMO, facts, config.disable_passes)
     backup, attributes = driver.step("backup", Backup, module.graph), child_names(module)  # 1
     report = None
     try:
@@ -66,7 +65,7 @@ def _run_or_restore(module: fx.GraphModule, config: FarSkipConfig) -> CompileRep
     return report
 
 
-def _run(module: fx.GraphModule, config: FarSkipConfig, driver: Driver) -> CompileReport:
+def _run(module: fx.GraphModule, config: Resolved, driver: Driver) -> CompileReport:
     common: dict[str, Any] = {
         "nodes": len(module.graph.nodes),
         "config": config.to_json(),
@@ -78,7 +77,7 @@ def _run(module: fx.GraphModule, config: FarSkipConfig, driver: Driver) -> Compi
     common["writes_replaced"] = facts["normalized"].writes_replaced
     if table is None:
         return CompileReport(Outcome.NO_STACK, reason="no sum that a sub-block reads from", **common)
-    manifest = config.manifest if isinstance(config.manifest, Manifest) else None
+    manifest = config.manifest
     parameters = driver.step("parameters", graph_parameters, table)
     if manifest is not None:
         driver.step("manifest", check_as_written, manifest, table, parameters)

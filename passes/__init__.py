@@ -1,4 +1,4 @@
-"""The passes; the directory stands at the top level for the reader, and is installed as `farskip_compile.passes`.
+"""The passes, installed as `farskip_compile.passes`; the folder stands at the top level for the reader.
 
 `PASSES` is the only place where passes and their order are written down; `driver` runs any part of it. A pass is a
 function of what it `takes`, by name: a graph, the configuration, and what earlier passes provide. It returns what it

@@ -63,10 +63,11 @@ class Pass:
 
 def why_indispensable(passes: Sequence[Pass], name: str) -> str:
     """Why the pass called `name` can't be left out; empty if it can."""
-    one = next(one for one in passes if one.name == name)
+    place = next(place for place, one in enumerate(passes) if one.name == name)
+    one = passes[place]
     if one.changes is Changes.FUNCTION:
         return "it makes the function that is asked for"
-    for other in passes:
+    for other in passes[place + 1 :]:
         if other.stage is one.stage and not {*other.takes, *other.requires}.isdisjoint(one.provides):
             return f"{other.name} needs what it provides"
     return ""

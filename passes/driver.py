@@ -53,6 +53,8 @@ class Driver:
 
     def run(self, through: str | None = None) -> bool:
         """Run the passes that are left: through the one called `through`, or all. False if one of them declined."""
+        if through is not None and all(one.name != through for _, one in self._left):
+            raise _defect(f"no pass called {through} is left to run")
         while self._left:
             number, one = self._left.pop(0)
             if one.name not in self.skip and not self._run(number, one):

@@ -1,11 +1,11 @@
-"""A compiled graph that comes from a cache must have been made by a compile like one that this process has asked for.
+"""A compiled graph that comes from a cache must have been made by a compile that this process has asked for.
 
-Contract: what a compile was for (its identity, and the options that it was made with) travels in the compiled graph,
-with the announcement of its collectives (`ranks.agree`). The backend says what this process asks for, also where a warm
-cache then answers and no pass runs. At the first run of a graph the two are compared. Communicates nothing.
+Contract: what a compile was for (its identity, and its options) travels in the compiled graph (`ranks.announce`). The
+backend notes what this process asks for, also where a warm cache answers and no pass runs. At the first run of a graph
+the two are compared. Communicates nothing.
 
-Inductor's caches are keyed by the identity, so that this never happens; it would be a wrong function, silently. A
-process in which nothing was compiled (it was given compiled graphs as a package) has asked for nothing in particular.
+Inductor's caches are keyed by the identity, so a mismatch should never happen; it would be a wrong function, silently.
+A process in which nothing was compiled (it was given compiled graphs as a package) has asked for nothing in particular.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from farskip_compile.ranks.announce import Announcement
 from farskip_compile.ranks.common import differences
 
 _asked: dict[str, Mapping[str, Any]] = {}
-"""What the compiles of this process were for, the last one last: identity and options as text -> the options."""
+"""What the compiles of this process were for, the latest last: identity and options as text -> the options."""
 _lock = threading.Lock()
 
 

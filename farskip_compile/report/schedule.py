@@ -125,7 +125,10 @@ class ScheduleReport:
 
 def _rounded(flight: Flight) -> Flight:
     """Estimates are not better than four digits, and the report is a text in the compiled graph."""
-    return Flight(*(float(f"{value:.4g}") if isinstance(value, float) else value for value in astuple(flight)))
+    rounded: dict[str, Any] = {
+        name: float(f"{value:.4g}") for name, value in asdict(flight).items() if isinstance(value, float)
+    }
+    return replace(flight, **rounded)
 
 
 def _flight(data: Mapping[str, Any] | Sequence[Any]) -> Flight:

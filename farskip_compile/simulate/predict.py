@@ -5,7 +5,7 @@ Out:   a `Prediction`.
 Never: runs the model; needs the hardware; depends on a clock: equal scenarios give equal predictions.
 
 1. The model of one rank, at full size on fake tensors (`rank_model`), within fake ranks.
-2. One capture, and the ATen graphs of two connectivities, by the code that the backend runs (`step_graphs`).
+2. One capture, and the ATen graphs of two connectivities, by the code that the backend runs (`capture`).
 3. Each graph becomes a program of tasks, by the cost model and the profile (`estimate`, `passes.graph_program`), and is
    played on two resources, compute and the network, in several orders (`passes.program.simulate`):
 
@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx
 
+from farskip_compile.capture import Graphs, GraphsOf, with_graphs
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError
 from farskip_compile.inductor_passes import UNFUSED
@@ -35,7 +36,6 @@ from farskip_compile.passes.schedule.search import Limits, list_schedule
 from farskip_compile.simulate.estimate import ScenarioEstimates
 from farskip_compile.simulate.rank_model import RankModel, rank_model
 from farskip_compile.simulate.scenario import Scenario
-from farskip_compile.step_graphs import Graphs, GraphsOf, with_graphs
 from farskip_compile.testing.fake_ranks import fake_ranks
 
 LIMITS = Limits(memory_increase=UNFUSED * Limits.memory_increase)

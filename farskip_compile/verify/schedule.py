@@ -32,7 +32,7 @@ from farskip_compile.verify.before import Before, Kept
 
 
 def verify_order(
-    graph: fx.Graph, before: Before, regroup: Mapping[str, str] | None = None, *, pinned: bool = True
+    graph: fx.Graph, before: Before, regroup: Mapping[str, str] | None = None, pinned: bool = True
 ) -> None:
     """Check that `graph` is the one that `before` was taken of, in another order, and what this package adds.
 

@@ -129,7 +129,8 @@ def captured(layers: int) -> torch.fx.GraphModule:
 
 
 def count_calls(function: Any) -> Counter[str]:
-    """Calls of Python functions and steps of generators in the passes and the pipeline, by file."""
+    """Calls of Python functions and steps of generators in the passes and the pipeline, by file; of an `__init__.py`,
+    by its folder."""
     import farskip_compile.passes
 
     roots = [os.path.dirname(str(package.__file__)) for package in (farskip_compile, farskip_compile.passes)]
@@ -147,8 +148,8 @@ def count_calls(function: Any) -> Counter[str]:
     calls: Counter[str] = Counter()
     for code, count in by_code.items():
         folder, name = os.path.split(code.co_filename)
-        if folder in roots:
-            calls[name] += count
+        if any(folder == root or folder.startswith(root + os.sep) for root in roots):
+            calls[f"{os.path.basename(folder)}.py" if name == "__init__.py" else name] += count
     return calls
 
 

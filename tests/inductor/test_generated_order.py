@@ -105,7 +105,7 @@ def get_code_of(compiled: Any, *inputs: torch.Tensor, graphs: int = 2) -> list[s
         torch.compiler.reset()
         try:
             compiled(*inputs)
-        except Exception:  # there is nothing to run; but whatever keeps code from being generated is told
+        except Exception:  # there is nothing to run; but what keeps code from being generated is raised
             if len(codes) < graphs:
                 raise
     assert len(codes) == graphs
@@ -176,7 +176,7 @@ def test_no_buffer_is_used_when_it_is_freed(name: str, bandwidth: float, two_ran
         try:
             codes = get_code_of(compiled, torch.randint(0, 32, (1, 16)))
         except Exception as error:
-            # until 2.12 Inductor itself may order a reader behind a write; such an order is refused, not run
+            # until 2.12 Inductor itself may order a reader after a write; such an order is refused, not run
             if TORCH < (2, 13) and "torch 2.13 and later can be told to keep the order" in str(error):
                 return
             raise
@@ -192,7 +192,7 @@ def test_without_a_schedule_each_launch_stands_next_to_its_wait(two_ranks: Any) 
 
 
 def test_weight_gradients_hide_collectives_of_the_plain_model(two_ranks: Any) -> None:
-    """Under `none` the backward graph has more to hide behind than the forward graph."""
+    """Under `none` the backward graph has more to hide collectives with than the forward graph."""
     model = build("qwen3_moe", parallel=parallel("padded", two_ranks), **SMALL)
     forward, backward = programs(model, connectivity="none")
     hidden = hiding_steps(backward)
@@ -227,16 +227,16 @@ def test_a_pass_of_the_user_before_fusion_runs_too(two_ranks: Any) -> None:
 
 
 def test_pins_are_among_the_ancestors_by_which_inductor_knows_cycles(two_ranks: Any) -> None:
-    """Only those that grow are told; here all are computed anew."""
+    """Only those that grow are updated; here all are computed anew."""
     compared = []
 
     def pin(kernels: list[Any]) -> None:
         before = {kernel: set(kernel.ancestors) for kernel in kernels}
         pin_products(kernels)
-        told = {kernel: set(kernel.ancestors) for kernel in kernels}
+        updated = {kernel: set(kernel.ancestors) for kernel in kernels}
         kernels[0].scheduler.compute_ancestors()
-        assert told == {kernel: set(kernel.ancestors) for kernel in kernels}
-        compared.append(told != before)
+        assert updated == {kernel: set(kernel.ancestors) for kernel in kernels}
+        compared.append(updated != before)
 
     model = build("deepseek_v3", parallel=parallel("padded", two_ranks), **SMALL)
     with mock.patch("farskip_compile.passes.schedule.pins.pin_products", pin):
