@@ -18,9 +18,8 @@ from farskip_compile.capture import capture
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import FarSkipError, ManifestError
 from farskip_compile.explain import not_captured, versions
-from farskip_compile.manifest.description import Manifest, ManifestRow
 from farskip_compile.manifest.fingerprint import Fingerprint, align, parameters_of
-from farskip_compile.passes.residual.termset import TermSet
+from farskip_compile.manifest.record import Manifest
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.report.compile import CompileReport, Outcome
 
@@ -77,27 +76,14 @@ def from_report(report: CompileReport, model: Callable[..., Any]) -> Manifest:
     for name in sorted(used):
         if name not in shapes:
             raise ManifestError(
-                f"the report is of another model: {name!r}, which its sub-blocks use, is no parameter of this one",
+                f"the report is of another model: {name!r}, which its sub-blocks use, is not a parameter of this one",
                 way_out="give the module that was compiled, with all of its parameters",
             )
-    index = {name: position for position, name in enumerate(report.terms)}
-    rows = tuple(
-        ManifestRow(
-            row.name,
-            row.kind,
-            row.layer,
-            row.terms,
-            TermSet.from_intervals(row.reads_after),
-            TermSet.of(index[name] for name in row.left_out),
-        )
-        for row in report.rows
-    )
     connectivity, layers = report.config["connectivity"], report.config["layers"]
     return Manifest(
         connectivity if isinstance(connectivity, str) else {row: tuple(terms) for row, terms in connectivity.items()},  # type: ignore[arg-type]
         (layers[0], layers[1]) if layers is not None else None,
-        report.terms,
-        rows,
+        report.table,
         Fingerprint(
             {name: shape for name, shape in shapes.items() if name in used},
             {name: shape for name, shape in shapes.items() if name not in used},
@@ -111,7 +97,7 @@ def _module(model: Callable[..., Any]) -> nn.Module:
     owner = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
     if not isinstance(owner, nn.Module):
         raise ManifestError(
-            f"{getattr(model, '__name__', model)!r} is no module, so it has no parameters that a manifest could name",
+            f"{getattr(model, '__name__', model)!r} is not a module: it has no parameters for a manifest to name",
             way_out="give the model itself",
         )
     return unwrapped(owner)

@@ -27,9 +27,9 @@ from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.passes.graph.graph_snapshot import Backup
-from farskip_compile.passes.residual.table import ResidualTable
+from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.rewire.request import Request
-from farskip_compile.report.compile import CompileReport, Outcome, row_reports
+from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.report.wiring import classify_wiring
 from farskip_compile.verify.completeness import check_complete, cut_inside_a_layer
 from farskip_compile.verify.rewiring import Verified, snapshot, verify
@@ -72,13 +72,14 @@ def _run(module: fx.GraphModule, config: Resolved, driver: Driver) -> CompileRep
         "seconds": driver.seconds,
     }
     facts = driver.facts
-    table = _whole_table(module, driver)  # 2
+    reading = _read_whole(module, driver)  # 2
     common["checkpoints_opened"] = facts["normalized"].checkpoints_opened
     common["writes_replaced"] = facts["normalized"].writes_replaced
-    if table is None:
+    if reading is None:
         return CompileReport(Outcome.NO_STACK, reason="no sum that a sub-block reads from", **common)
     manifest = config.manifest
-    parameters = driver.step("parameters", graph_parameters, table)
+    table = facts["table"] = reading.table
+    parameters = driver.step("parameters", graph_parameters, reading)
     if manifest is not None:
         driver.step("manifest", check_as_written, manifest, table, parameters)
     driver.run(through="request")  # 3
@@ -86,7 +87,7 @@ def _run(module: fx.GraphModule, config: Resolved, driver: Driver) -> CompileRep
     wanted = request.wanted(table)
     if manifest is not None:
         driver.step("manifest", check_rewired, manifest, wanted)
-    before = driver.step("snapshot", snapshot, table)
+    before = driver.step("snapshot", snapshot, reading)
     if not (config.merge_reductions and request.left_out):
         driver.skip.add("merge_reductions")
     driver.run(through="merge_reductions")  # 4
@@ -97,9 +98,7 @@ def _run(module: fx.GraphModule, config: Resolved, driver: Driver) -> CompileRep
     module.recompile()
     return CompileReport(
         _outcome(request),
-        terms=tuple(term.name for term in table.terms),
-        term_kinds=tuple(term.kind for term in table.terms),
-        rows=row_reports(table, found.table),
+        table=found.table,
         sub_block_parameters=parameters.used,
         wiring_before=classify_wiring(table),
         wiring_after=classify_wiring(found.table),
@@ -109,8 +108,8 @@ def _run(module: fx.GraphModule, config: Resolved, driver: Driver) -> CompileRep
     )
 
 
-def _whole_table(module: fx.GraphModule, driver: Driver) -> ResidualTable | None:
-    """The table of `module`, which must hold the whole residual stack; None if it holds none.
+def _read_whole(module: fx.GraphModule, driver: Driver) -> Reading | None:
+    """The reading of `module`, which must hold the whole residual stack; None if it holds none.
 
     Raises:
         PartialModelError: Dynamo cut the stack, or the graph is a single layer.
@@ -122,9 +121,9 @@ def _whole_table(module: fx.GraphModule, driver: Driver) -> ResidualTable | None
         if (cut := cut_inside_a_layer(module, error)) is not None:
             raise cut from error
         raise
-    table: ResidualTable | None = driver.facts.get("table")
-    driver.step("completeness", check_complete, module, table)
-    return table
+    reading: Reading | None = driver.facts.get("reading")
+    driver.step("completeness", check_complete, module, reading)
+    return reading
 
 
 def _outcome(request: Request) -> Outcome:

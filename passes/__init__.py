@@ -32,7 +32,7 @@ PASSES = (
         "read the connectivity table off the graph",
         takes=("graph",),
         requires=("normalized",),
-        provides=("table",),
+        provides=("reading",),
         may_decline=True,
     ),
     Pass(
@@ -48,7 +48,7 @@ PASSES = (
         "rewire:rewire",
         Stage.DYNAMO,
         "edit the graph to match the request",
-        takes=("module", "table", "request"),
+        takes=("module", "reading", "request"),
         provides=("collectives_split",),
         changes=Changes.FUNCTION,
     ),

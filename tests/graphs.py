@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from farskip_compile.passes.normalize import normalize
-from farskip_compile.passes.residual import read_table
-from farskip_compile.passes.residual.table import ResidualTable
+from farskip_compile.passes.residual import Reading, read_table
+from farskip_compile.passes.residual.table import Table
 from farskip_compile.testing.strategies.network import EXPERTS, TOP_K, VOCABULARY, WIDTH
 
 
@@ -120,9 +120,14 @@ def ids(batch: int = 2, sequence: int = 5) -> torch.Tensor:
     return torch.arange(batch * sequence).mul(3).remainder(VOCABULARY).view(batch, sequence)
 
 
-def table_of(function: Callable[..., Any], *inputs: Any) -> ResidualTable:
+def table_of(function: Callable[..., Any], *inputs: Any) -> Table:
     """The table of the graph that Dynamo makes of `function`."""
-    found: list[ResidualTable | None] = []
+    return reading_of(function, *inputs).table
+
+
+def reading_of(function: Callable[..., Any], *inputs: Any) -> Reading:
+    """The graph that Dynamo makes of `function`, and its table."""
+    found: list[Reading | None] = []
 
     def edit(module: fx.GraphModule) -> None:
         normalize(module)
@@ -133,6 +138,6 @@ def table_of(function: Callable[..., Any], *inputs: Any) -> ResidualTable:
     return found[0]
 
 
-def reads(table: ResidualTable) -> dict[str, str]:
+def reads(table: Table) -> dict[str, str]:
     """Row name -> names of the terms that it reads, in one string."""
     return {row.name: " ".join(table.names(row.reads)) for row in table.rows}

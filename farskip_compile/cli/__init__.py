@@ -88,7 +88,7 @@ def explain_command(
         if png is not None and found.report is not None and found.report.rows:
             from farskip_compile.explain.png import draw
 
-            draw(found.report, png, title=text.heading(found))
+            draw(found.report.table, png, title=text.heading(found))
     except ConfigError as error:
         errors.print(text.error(error))
         raise typer.Exit(2) from None

@@ -15,7 +15,7 @@ from farskip_compile.explain import svg
 from farskip_compile.explain.layout import counted, reads_text, short_place
 from farskip_compile.explain.overlappable import independent
 from farskip_compile.explain.style import style_sheet
-from farskip_compile.report.compile import CompileReport
+from farskip_compile.passes.residual.table import Table
 
 Field = tuple[str, str]
 """CSS classes of a cell and its content, as HTML."""
@@ -118,16 +118,16 @@ def _case(case: Case) -> str:
     if case.report is not None:
         parts += [
             f"<p>{escape(case.report.summary())}.</p>",
-            f'<div class="scroll">{svg.connectivity(case.report)}</div>',
-            svg.legend(case.report),
+            f'<div class="scroll">{svg.connectivity(case.report.table)}</div>',
+            svg.legend(case.report.table),
             '<p class="soft small">Columns are the terms of the residual sum: e embedding, a attention, m dense, '
             "s shared and r routed experts, with the number of the layer.</p>",
-            _sub_blocks(case.report),
+            _sub_blocks(case.report.table),
         ]
     return f'<section class="case">{"".join(parts)}</section>'
 
 
-def _sub_blocks(report: CompileReport) -> str:
+def _sub_blocks(table: Table) -> str:
     head = [
         ("", "sub-block"),
         ("", "evidence"),
@@ -138,20 +138,21 @@ def _sub_blocks(report: CompileReport) -> str:
         ("", "beside them, rewired"),
     ]
     rows = []
-    for row in report.rows:
-        where = f'<br><code class="soft">{escape(short_place(row.where))}</code>' if row.where else ""
-        after = reads_text(report.terms, row.reads_after) if row.left_out else "unchanged"
-        beside = (", ".join(independent(report, row, after=flag)) or "nothing" for flag in (False, True))
+    for row, written in zip(table.rows, (before := table.as_written()).rows, strict=True):
+        place = table.where(row)
+        where = f'<br><code class="soft">{escape(short_place(place))}</code>' if place else ""
+        after = reads_text(table, row.reads) if row.left_out else "unchanged"
+        beside = (", ".join(independent(one, of)) or "nothing" for one, of in ((before, written), (table, row)))
         fields: list[Field] = [
             ("tight", escape(row.name)),
-            ("", f"<span>{escape(row.evidence)}{where}</span>"),
-            ("tight", escape(reads_text(report.terms, row.reads_before))),
+            ("", f"<span>{escape(table.evidence(row))}{where}</span>"),
+            ("tight", escape(reads_text(table, row.reads_as_written))),
             ("after", escape(after)),
-            ("", escape(counted(row.collectives)) or "none"),
+            ("", escape(counted(table.collectives(row))) or "none"),
             *(("", escape(names)) for names in beside),
         ]
         rows.append(fields)
-    changed = [bool(row.left_out) for row in report.rows]
+    changed = [bool(row.left_out) for row in table.rows]
     note = (
         '<p class="soft">Beside the collectives of a sub-block can run what neither needs it nor is needed by it.</p>'
     )

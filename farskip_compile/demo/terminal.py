@@ -32,7 +32,7 @@ def case_lines(case: Case | Comparison, console: Console) -> RenderableType:
     if case.report is not None:
         parts.append(Text(case.report.summary()))
         if case.report.rows:
-            parts.append(text.connectivity(case.report, shown_layers(case.report), console))
+            parts.append(text.connectivity(case.report.table, shown_layers(case.report.table), console))
     if case.checks:
         parts.append(_checks(case.checks))
     return Group(*parts)

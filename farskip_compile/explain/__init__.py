@@ -55,9 +55,9 @@ class Explanation:
         """Plain data for `json.dumps`."""
         report = self.report.to_json() if self.report is not None else None
         if self.report is not None and report is not None:
-            for row, plain in zip(self.report.rows, report["sub_blocks"], strict=True):
-                plain["independent_before"] = list(independent(self.report, row, after=False))
-                plain["independent_after"] = list(independent(self.report, row, after=True))
+            for when, table in (("before", self.report.table.as_written()), ("after", self.report.table)):
+                for row, plain in zip(table.rows, report["sub_blocks"], strict=True):
+                    plain[f"independent_{when}"] = list(independent(table, row))
         config = self.config.to_json()
         return {
             "model": self.model,

@@ -1,6 +1,6 @@
 """How a connectivity table is laid out for a reader, whatever it is drawn with: text, picture or page.
 
-Contract: takes a `CompileReport`, gives plain data; draws nothing. `cells` says what each cell shows, `reads_text`
+Contract: takes a `Table`, gives plain data; draws nothing. `cells` says what each cell shows, `reads_text`
 writes a set of terms in a few characters, `shown_layers` picks the layers that tell everything about a deep model.
 
 A layer is left out of a drawing only if it is like the layer before it, or if the same change from one layer to the
@@ -11,15 +11,14 @@ out, counted from the layer itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
 
-from farskip_compile.report.compile import CompileReport, RowReport
-
-Intervals = Sequence[tuple[int, int]]
+from farskip_compile.passes.residual.table import SubBlock, Table
+from farskip_compile.passes.residual.termset import TermSet
 
 MOST_SHOWN = 12
 SMALLEST_GAP = 3
@@ -36,39 +35,31 @@ class Cell(StrEnum):
     LATER = "does not exist yet"
 
 
-def cells(report: CompileReport) -> list[list[Cell]]:
-    """One list for each row of `report`, one cell for each term."""
-    return [_row_cells(report, row) for row in report.rows]
+def cells(table: Table) -> list[list[Cell]]:
+    """One list for each row of `table`, one cell for each term."""
+    return [_row_cells(table, row) for row in table.rows]
 
 
-def _row_cells(report: CompileReport, row: RowReport) -> list[Cell]:
-    own, left_out, skipped = set(row.terms), set(row.left_out), set(row.skipped_before)
-    read = {report.terms[index] for low, high in row.reads_before for index in range(low, high)}
-
-    def cell(name: str) -> Cell:
-        if name in own:
-            return Cell.OWN
-        if name in left_out:
-            return Cell.LEFT_OUT
-        if name in read:
-            return Cell.READ
-        return Cell.SKIPPED if name in skipped else Cell.LATER
-
-    return [cell(name) for name in report.terms]
+def _row_cells(table: Table, row: SubBlock) -> list[Cell]:
+    line = [Cell.LATER] * len(table.terms)
+    skipped = table.skipped(row)
+    for cell, terms in ((Cell.SKIPPED, skipped), (Cell.READ, row.reads), (Cell.LEFT_OUT, row.left_out)):
+        for index in terms:
+            line[index] = cell
+    for index in row.terms:
+        line[index] = Cell.OWN
+    return line
 
 
-def reads_text(terms: Sequence[str], intervals: Intervals, most: int = 3) -> str:
+def reads_text(table: Table, terms: TermSet, most: int = 3) -> str:
     """A set of terms in a few characters: `e..s2 without r1`, at any depth."""
-    indices = [index for low, high in intervals for index in range(low, high)]
-    if len(indices) <= 2:
-        return ", ".join(terms[index] for index in indices) or "nothing"
-    present = set(indices)
-    missing = [terms[index] for index in range(indices[0], indices[-1]) if index not in present]
-    if len(missing) <= most:
-        text = f"{terms[indices[0]]}..{terms[indices[-1]]}"
-        return f"{text} without {', '.join(missing)}" if missing else text
-    parts = [terms[low] if high == low + 1 else f"{terms[low]}..{terms[high - 1]}" for low, high in intervals]
-    return ", ".join(parts) if len(parts) <= most else f"{', '.join(parts[:most])}, ... ({len(indices)} terms)"
+    if len(terms) <= 2:
+        return ", ".join(table.names(terms)) or "nothing"
+    span = TermSet(((terms.intervals[0][0], terms.intervals[-1][1]),))
+    if len(missing := table.names(span - terms)) <= most:
+        return table.text(span) + (f" without {', '.join(missing)}" if missing else "")
+    parts = table.text(terms).split(", ")
+    return ", ".join(parts) if len(parts) <= most else f"{', '.join(parts[:most])}, ... ({len(terms)} terms)"
 
 
 def counted(names: Iterable[str]) -> str:
@@ -97,15 +88,12 @@ class Shown:
         return f"layers {gap[0]} to {gap[1]} {'alike' if self.repeats else 'not shown'}"
 
 
-def shown_layers(report: CompileReport, *, everything: bool = False) -> Shown:
+def shown_layers(table: Table, *, everything: bool = False) -> Shown:
     """Layers that a short drawing shows: each pattern where it first occurs, each change, and the last layer."""
-    layers = 1 + max((row.layer for row in report.rows), default=-1)
+    layers = table.num_layers
     if everything:
         return Shown(tuple(range(layers)))
-    by_layer: dict[int, list[RowReport]] = {}
-    for row in report.rows:
-        by_layer.setdefault(row.layer, []).append(row)
-    patterns = [_pattern(by_layer.get(layer, []), layer) for layer in range(layers)]
+    patterns = [_pattern(table, layer) for layer in range(layers)]
     seen: set[tuple[object, object]] = set()
     shown = []
     for layer, pattern in enumerate(patterns):
@@ -134,20 +122,20 @@ def layer_of_term(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _pattern(rows: Sequence[RowReport], layer: int) -> tuple[object, ...]:
-    def relative(names: Sequence[str]) -> tuple[str, ...]:
-        return tuple(_relative(name, layer) for name in names)
+def _pattern(table: Table, layer: int) -> tuple[object, ...]:
+    def relative(terms: Iterable[int]) -> tuple[str, ...]:
+        return tuple(_relative(name, layer) for name in table.names(terms))
 
     return tuple(
         (
             row.kind,
-            row.evidence,
-            row.collectives,
+            table.evidence(row),
+            table.collectives(row),
             relative(row.terms),
             relative(row.left_out),
-            relative(row.skipped_before),
+            relative(table.skipped(row)),
         )
-        for row in rows
+        for row in table.rows_of(layer)
     )
 
 

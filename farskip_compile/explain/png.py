@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from farskip_compile.errors import ConfigError
 from farskip_compile.explain.layout import Cell, cells, layer_of_term
 from farskip_compile.explain.palette import LIGHT
-from farskip_compile.report.compile import CompileReport
+from farskip_compile.passes.residual.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,11 +24,11 @@ INK, FAINT = "#22262b", "#868e96"
 CELL_INCHES = 0.34
 
 
-def draw(report: CompileReport, path: Path, title: str) -> None:
-    """Write the table of `report` to `path`; its suffix decides the format.
+def draw(table: Table, path: Path, title: str) -> None:
+    """Write `table` to `path`; its suffix decides the format.
 
     Args:
-        report: a report with rows.
+        table: a table with rows.
         path: file to write.
         title: one or two lines above the picture.
 
@@ -40,8 +40,8 @@ def draw(report: CompileReport, path: Path, title: str) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError("a picture needs matplotlib", way_out="pip install 'farskip-compile[plot]'") from error
-    is_named = len(report.terms) <= MOST_NAMED
-    columns, rows = len(report.terms), len(report.rows)
+    is_named = len(table.terms) <= MOST_NAMED
+    columns, rows = len(table.terms), len(table.rows)
     cell = CELL_INCHES if is_named else 12.0 / columns
     size = (max(7.0, columns * cell + 1.7), rows * cell + 1.65)
     figure: Figure = Figure(figsize=size, dpi=160, facecolor="white")
@@ -52,28 +52,28 @@ def draw(report: CompileReport, path: Path, title: str) -> None:
     left = 1.3
     area = (left / size[0], 0.25 / size[1], columns * cell / size[0], rows * cell / size[1])
     axes = figure.add_axes(area)
-    _cells(axes, report, range(rows), range(columns), lines=1.2 if is_named else 0.0)
+    _cells(axes, table, range(rows), range(columns), lines=1.2 if is_named else 0.0)
     if is_named:
-        _name_axes(axes, report, range(rows), range(columns), size=9)
+        _name_axes(axes, table, range(rows), range(columns), size=9)
     else:
-        _count_layers(axes, report)
-        _magnify(figure, axes, report)
+        _count_layers(axes, table)
+        _magnify(figure, axes, table)
     head, _, rest = title.partition("\n")
     margin = 0.2 / size[0]
     figure.text(margin, 1 - 0.18 / size[1], head, fontsize=12, fontweight="bold", color=INK, va="top")
     figure.text(margin, 1 - 0.42 / size[1], rest, fontsize=9, color=INK, va="top")
-    _legend(figure, report, (margin, 1 - 0.72 / size[1]))
+    _legend(figure, table, (margin, 1 - 0.72 / size[1]))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
-def _cells(axes: Axes, report: CompileReport, rows: range, columns: range, lines: float) -> None:
+def _cells(axes: Axes, table: Table, rows: range, columns: range, lines: float) -> None:
     """Coloured squares, and a ring in those that the rewiring leaves out."""
     from matplotlib.colors import ListedColormap
 
     kinds = list(Cell)
-    table = cells(report)
-    values = [[kinds.index(table[row][column]) for column in columns] for row in rows]
+    drawn = cells(table)
+    values = [[kinds.index(drawn[row][column]) for column in columns] for row in rows]
     axes.pcolormesh(
         [c - 0.5 for c in (*columns, columns.stop)],
         [r - 0.5 for r in (*rows, rows.stop)],
@@ -86,9 +86,9 @@ def _cells(axes: Axes, report: CompileReport, rows: range, columns: range, lines
         antialiased=bool(lines),
     )
     if lines:
-        rings = [(c, r) for r in rows for c in columns if table[r][c] is Cell.LEFT_OUT]
+        rings = [(c, r) for r in rows for c in columns if drawn[r][c] is Cell.LEFT_OUT]
         axes.plot([c for c, _ in rings], [r for _, r in rings], "o", mfc="none", mec="white", mew=1.3, ms=7)
-        own = [(c, r) for r in rows for c in columns if table[r][c] is Cell.OWN]
+        own = [(c, r) for r in rows for c in columns if drawn[r][c] is Cell.OWN]
         axes.plot([c for c, _ in own], [r for _, r in own], "+", mec=FAINT, mew=1.0, ms=6)
     axes.set_xlim(columns.start - 0.5, columns.stop - 0.5)
     axes.set_ylim(rows.stop - 0.5, rows.start - 0.5)
@@ -97,18 +97,18 @@ def _cells(axes: Axes, report: CompileReport, rows: range, columns: range, lines
         side.set_visible(False)
 
 
-def _name_axes(axes: Axes, report: CompileReport, rows: range, columns: range, size: float) -> None:
-    axes.set_xticks(list(columns), [report.terms[c] for c in columns], fontsize=size)
-    axes.set_yticks(list(rows), [report.rows[r].name for r in rows], fontsize=size)
+def _name_axes(axes: Axes, table: Table, rows: range, columns: range, size: float) -> None:
+    axes.set_xticks(list(columns), table.names(columns), fontsize=size)
+    axes.set_yticks(list(rows), [table.rows[r].name for r in rows], fontsize=size)
 
 
-def _count_layers(axes: Axes, report: CompileReport) -> None:
+def _count_layers(axes: Axes, table: Table) -> None:
     """Layer numbers on both axes, thin lines between every ten layers."""
     first_row: dict[int, int] = {}
-    for index, row in enumerate(report.rows):
+    for index, row in enumerate(table.rows):
         first_row.setdefault(row.layer, index)
     first_column: dict[int, int] = {}
-    for index, name in enumerate(report.terms):
+    for index, name in enumerate(term.name for term in table.terms):
         layer = layer_of_term(name)
         if layer is not None:
             first_column.setdefault(layer, index)
@@ -122,14 +122,18 @@ def _count_layers(axes: Axes, report: CompileReport) -> None:
         axes.axvline(first_column[layer] - 0.5, color="white", linewidth=0.6)
 
 
-def _magnify(figure: Figure, axes: Axes, report: CompileReport) -> None:
+def _magnify(figure: Figure, axes: Axes, table: Table) -> None:
     """Three layers in full detail, in the empty corner."""
-    rewired = [row.layer for row in report.rows if row.left_out]
-    last = report.rows[-1].layer
+    rewired = [row.layer for row in table.rows if row.left_out]
+    last = table.rows[-1].layer
     first = min(rewired[min(len(rewired) - 1, 4)] if rewired else last, max(last - 2, 0))
     inside = range(first, min(first + 3, last + 1))
-    rows = [index for index, row in enumerate(report.rows) if row.layer in inside]
-    columns = [index for index, name in enumerate(report.terms) if layer_of_term(name) in (first - 1, *inside)]
+    rows = [index for index, row in enumerate(table.rows) if row.layer in inside]
+    columns = [
+        index
+        for index, name in enumerate(term.name for term in table.terms)
+        if layer_of_term(name) in (first - 1, *inside)
+    ]
     row_range, column_range = range(rows[0], rows[-1] + 1), range(columns[0], columns[-1] + 1)
     area = axes.get_position()
     width, height = figure.get_size_inches()
@@ -142,8 +146,8 @@ def _magnify(figure: Figure, axes: Axes, report: CompileReport) -> None:
             len(rows) * cell / height,
         )
     )
-    _cells(part, report, row_range, column_range, lines=1.0)
-    _name_axes(part, report, row_range, column_range, size=7.5)
+    _cells(part, table, row_range, column_range, lines=1.0)
+    _name_axes(part, table, row_range, column_range, size=7.5)
     part.set_title(f"layers {inside.start} to {inside.stop - 1}, magnified", fontsize=9, color=INK, loc="left", pad=16)
     _connect(axes, part, row_range, column_range)
 
@@ -166,10 +170,10 @@ def _connect(axes: Axes, part: Axes, rows: range, columns: range) -> None:
     )
 
 
-def _legend(figure: Figure, report: CompileReport, place: tuple[float, float]) -> None:
+def _legend(figure: Figure, table: Table, place: tuple[float, float]) -> None:
     from matplotlib.patches import Patch
 
-    present = {cell for line in cells(report) for cell in line}
+    present = {cell for line in cells(table) for cell in line}
     handles = [Patch(facecolor=LIGHT[cell], label=str(cell)) for cell in Cell if cell in present - {Cell.LATER}]
     figure.legend(
         handles=handles,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from html import escape
 
 from farskip_compile.explain.layout import Cell, cells, shown_layers
-from farskip_compile.report.compile import CompileReport
+from farskip_compile.passes.residual.table import Table
 
 CELL, NAMES, HEAD = 24, 92, 22
 
@@ -22,12 +22,12 @@ TOOLTIPS = {
 }
 
 
-def connectivity(report: CompileReport) -> str:
-    """The table of `report`; of a deep model only the layers that tell everything."""
-    shown = set(shown_layers(report).layers)
-    rows = [(row, line) for row, line in zip(report.rows, cells(report), strict=True) if row.layer in shown]
-    hidden = {name for row in report.rows if row.layer not in shown for name in row.terms}
-    columns = [index for index, name in enumerate(report.terms) if name not in hidden]
+def connectivity(table: Table) -> str:
+    """`table`; of a deep model only the layers that tell everything."""
+    shown = set(shown_layers(table).layers)
+    rows = [(row, line) for row, line in zip(table.rows, cells(table), strict=True) if row.layer in shown]
+    hidden = {index for row in table.rows if row.layer not in shown for index in row.terms}
+    columns = [index for index in range(len(table.terms)) if index not in hidden]
     width, height = NAMES + CELL * len(columns) + 2, HEAD + CELL * (len(rows) + 1) + 2
     parts = [
         f'<svg class="table" viewBox="0 0 {width} {height}" width="{width}" role="img" '
@@ -35,22 +35,24 @@ def connectivity(report: CompileReport) -> str:
     ]
     for place, index in enumerate(columns):
         x = NAMES + CELL * (place + 0.5)
-        parts.append(f'<text class="name" x="{x:g}" y="{HEAD - 7}" text-anchor="middle">{report.terms[index]}</text>')
+        parts.append(
+            f'<text class="name" x="{x:g}" y="{HEAD - 7}" text-anchor="middle">{table.terms[index].name}</text>'
+        )
     for number, (row, line) in enumerate(rows):
         y = HEAD + CELL * number
         parts.append(_row_name(row.name, y))
         for place, index in enumerate(columns):
-            parts.append(_cell(line[index], NAMES + CELL * place, y, row.name, report.terms[index]))
+            parts.append(_cell(line[index], NAMES + CELL * place, y, row.name, table.terms[index].name))
     y = HEAD + CELL * len(rows)
     parts.append(_row_name("final norm", y))
     for place, index in enumerate(columns):
-        parts.append(_cell(Cell.READ, NAMES + CELL * place, y, "the final norm", report.terms[index]))
+        parts.append(_cell(Cell.READ, NAMES + CELL * place, y, "the final norm", table.terms[index].name))
     return "".join(parts) + "</svg>"
 
 
-def legend(report: CompileReport) -> str:
+def legend(table: Table) -> str:
     """The meaning of the colours that occur."""
-    present = {cell for line in cells(report) for cell in line}
+    present = {cell for line in cells(table) for cell in line}
     items = [
         '<span class="key"><svg width="16" height="16" viewBox="0 0 24 24" aria-hidden="true">'
         f"{_cell(cell, 0, 0)}</svg>{escape(str(cell))}</span>"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Table as Grid
 from rich.text import Text
 
 from farskip_compile.errors import FarSkipError
@@ -27,7 +27,7 @@ from farskip_compile.explain.layout import (
     shown_layers,
 )
 from farskip_compile.explain.overlappable import independent
-from farskip_compile.report.compile import CompileReport, RowReport
+from farskip_compile.passes.residual.table import SubBlock, Table
 
 STYLES = {
     Cell.READ: "blue",
@@ -45,13 +45,14 @@ def explanation(found: Explanation, console: Console, *, everything: bool = Fals
     """All of an `Explanation`: sub-blocks, refusal, connectivity, what can run beside what."""
     parts: list[RenderableType] = [Text(heading(found), style="bold")]
     if found.report is not None and found.report.rows:
-        shown = shown_layers(found.report, everything=everything)
-        parts += [Text(), sub_blocks(found.report, shown, console.width)]
+        table = found.report.table
+        shown = shown_layers(table, everything=everything)
+        parts += [Text(), sub_blocks(table, shown, console.width)]
         if found.refusal is not None:
             parts += [refusal(found.refusal), Text()]
-        parts += [connectivity(found.report, shown, console), Text()]
+        parts += [connectivity(table, shown, console), Text()]
         if found.refusal is None:
-            parts.append(beside(found.report, shown))
+            parts.append(beside(table, shown))
     elif found.refusal is not None:
         parts += [Text(), refusal(found.refusal)]
     return Group(*parts)
@@ -82,44 +83,44 @@ def error(problem: FarSkipError) -> Panel:
     return refusal(Refusal(type(problem).__name__, problem.reason, str(problem.where), problem.way_out))
 
 
-def sub_blocks(report: CompileReport, shown: Shown, width: int) -> Table:
+def sub_blocks(table: Table, shown: Shown, width: int) -> Grid:
     """One row for each sub-block: what it is, why, and what it reads. Wide consoles show more columns."""
-    changed = any(row.left_out for row in report.rows)
-    communicates = any(row.collectives for row in report.rows)
+    changed = any(row.left_out for row in table.rows)
+    communicates = any(table.collectives(row) for row in table.rows)
     wide, very_wide = width >= 100, width >= 116
-    table = _table()
-    table.add_column("layer", justify="right", style="dim", min_width=len("layer"))
-    table.add_column("sub-block", min_width=max(len(row.name) for row in report.rows))
+    grid = _grid()
+    grid.add_column("layer", justify="right", style="dim", min_width=len("layer"))
+    grid.add_column("sub-block", min_width=max(len(row.name) for row in table.rows))
     columns = [("kind", wide), ("evidence", True), ("reads", True), ("after rewiring", changed)]
     columns += [("collectives", communicates), ("where", very_wide)]
     for name, is_there in columns:
         if is_there:
-            table.add_column(name, style="dim" if name == "where" else "", overflow="fold")
+            grid.add_column(name, style="dim" if name == "where" else "", overflow="fold")
     last_evidence: dict[str, str] = {}
-    for row in _visible(report, shown):
+    for row in _visible(table, shown):
         if isinstance(row, str):
             note = {"evidence": Text(row, style="dim")}
-            table.add_row("", "...", *[note.get(name, "") for name, is_there in columns if is_there])
+            grid.add_row("", "...", *[note.get(name, "") for name, is_there in columns if is_there])
             continue
-        repeated = last_evidence.get(row.kind) == row.evidence
-        last_evidence[row.kind] = row.evidence
-        after = reads_text(report.terms, row.reads_after)
+        evidence, after = table.evidence(row), reads_text(table, row.reads)
+        repeated = last_evidence.get(row.kind) == evidence
+        last_evidence[row.kind] = evidence
         content: dict[str, RenderableType] = {
             "kind": str(row.kind),
-            "evidence": Text("same", style="dim") if repeated else row.evidence,
-            "reads": reads_text(report.terms, row.reads_before),
+            "evidence": Text("same", style="dim") if repeated else evidence,
+            "reads": reads_text(table, row.reads_as_written),
             "after rewiring": Text(after, "bold yellow") if row.left_out else Text("unchanged", "dim"),
-            "collectives": counted(row.collectives),
-            "where": short_place(row.where),
+            "collectives": counted(table.collectives(row)),
+            "where": short_place(table.where(row)),
         }
-        table.add_row(str(row.layer), row.name, *[content[name] for name, is_there in columns if is_there])
-    return table
+        grid.add_row(str(row.layer), row.name, *[content[name] for name, is_there in columns if is_there])
+    return grid
 
 
-def _visible(report: CompileReport, shown: Shown) -> Iterator[RowReport | str]:
+def _visible(table: Table, shown: Shown) -> Iterator[SubBlock | str]:
     """The rows of the shown layers, with a note where layers are left out."""
     last: int | None = None
-    for row in report.rows:
+    for row in table.rows:
         if row.layer not in shown.layers:
             continue
         gap = shown.gap_behind(last) if last is not None and row.layer != last else None
@@ -129,27 +130,27 @@ def _visible(report: CompileReport, shown: Shown) -> Iterator[RowReport | str]:
         yield row
 
 
-def connectivity(report: CompileReport, shown: Shown, console: Console) -> Text:
+def connectivity(table: Table, shown: Shown, console: Console) -> Text:
     """The table itself: rows are sub-blocks, columns are the terms of the residual sum."""
     symbols = SYMBOLS if _speaks_unicode(console) else ASCII
     dots = "…" if _speaks_unicode(console) else ".."
-    columns = _columns(report, shown, dots)
+    columns = _columns(table, shown, dots)
     width = 1 + max(len(label) for label, _ in columns)
-    names = max(len("sub-block"), *(len(row.name) for row in report.rows), len("final norm"))
+    names = max(len("sub-block"), *(len(row.name) for row in table.rows), len("final norm"))
     room = max(1, (console.width - INDENT - names - 1) // width)
     text = Text("Who reads what", style="bold")
     text.append("  (columns: the terms of the residual sum)\n", style="not bold dim")
     for start in range(0, len(columns), room):
-        _append_block(text, report, shown, columns[start : start + room], names, width, symbols, dots)
+        _append_block(text, table, shown, columns[start : start + room], names, width, symbols, dots)
         text.append("\n")
-    return _append_legend(text, report, symbols, console.width)
+    return _append_legend(text, table, symbols, console.width)
 
 
-def _columns(report: CompileReport, shown: Shown, dots: str) -> list[tuple[str, int | None]]:
+def _columns(table: Table, shown: Shown, dots: str) -> list[tuple[str, int | None]]:
     """Label and term index of each column; the index is None where layers are left out."""
     columns: list[tuple[str, int | None]] = []
     last: int | None = None
-    for index, name in enumerate(report.terms):
+    for index, name in enumerate(term.name for term in table.terms):
         layer = layer_of_term(name)
         if layer is not None and layer not in shown.layers:
             continue
@@ -162,7 +163,7 @@ def _columns(report: CompileReport, shown: Shown, dots: str) -> list[tuple[str, 
 
 def _append_block(
     text: Text,
-    report: CompileReport,
+    table: Table,
     shown: Shown,
     columns: Sequence[tuple[str, int | None]],
     names: int,
@@ -172,8 +173,8 @@ def _append_block(
 ) -> None:
     margin = " " * INDENT
     text.append(f"{margin}{'sub-block':<{names}} " + "".join(f"{label:>{width}}" for label, _ in columns) + "\n", "dim")
-    by_name = {row.name: row_cells for row, row_cells in zip(report.rows, cells(report), strict=True)}
-    for row in _visible(report, shown):
+    by_name = {row.name: row_cells for row, row_cells in zip(table.rows, cells(table), strict=True)}
+    for row in _visible(table, shown):
         if isinstance(row, str):
             text.append(f"{margin}{dots:<{names}}  {row}\n", style="dim")
             continue
@@ -196,8 +197,8 @@ def _append_block(
     text.append("\n")
 
 
-def _append_legend(text: Text, report: CompileReport, symbols: dict[Cell, str], width: int) -> Text:
-    present = {cell for line in cells(report) for cell in line}
+def _append_legend(text: Text, table: Table, symbols: dict[Cell, str], width: int) -> Text:
+    present = {cell for line in cells(table) for cell in line}
     parts = [(cell, symbols[cell]) for cell in Cell if cell in present and cell is not Cell.LATER]
     used = INDENT
     text.append(" " * INDENT)
@@ -213,26 +214,31 @@ def _append_legend(text: Text, report: CompileReport, symbols: dict[Cell, str], 
     return text.append("\n" + " " * INDENT).append(kinds, style="dim")
 
 
-def beside(report: CompileReport, shown: Shown) -> Table:
+def beside(table: Table, shown: Shown) -> Grid:
     """What can be computed while a sub-block's communication is under way."""
-    table = _table("What can run beside the communication of a sub-block")
-    table.add_column("sub-block", min_width=max(len(row.name) for row in report.rows))
+    written, grid = table.as_written(), _grid("What can run beside the communication of a sub-block")
+    grid.add_column("sub-block", min_width=max(len(row.name) for row in table.rows))
     for name in ("collectives in this graph", "as written", "rewired"):
-        table.add_column(name, overflow="fold")
-    for row in _visible(report, shown):
+        grid.add_column(name, overflow="fold")
+    numbers = {row.name: number for number, row in enumerate(table.rows)}
+    for row in _visible(table, shown):
         if isinstance(row, str):
-            table.add_row("...", Text(row, style="dim"), "", "")
+            grid.add_row("...", Text(row, style="dim"), "", "")
             continue
-        before, after = (", ".join(independent(report, row, after=flag)) for flag in (False, True))
+        number = numbers[row.name]
+        before, after = (", ".join(independent(one, one.rows[number])) for one in (written, table))
         style = "bold green" if before != after else ""
-        table.add_row(
-            row.name, counted(row.collectives) or Text("none", style="dim"), before or "-", Text(after or "-", style)
+        grid.add_row(
+            row.name,
+            counted(table.collectives(row)) or Text("none", style="dim"),
+            before or "-",
+            Text(after or "-", style),
         )
-    return table
+    return grid
 
 
-def _table(title: str | None = None) -> Table:
-    return Table(
+def _grid(title: str | None = None) -> Grid:
+    return Grid(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),

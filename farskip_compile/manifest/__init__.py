@@ -3,7 +3,7 @@
 FarSkip keeps names and shapes of all parameters, so that the weights of a FarSkip model load into the plain model
 without a word, and compute something else. A manifest is the word: JSON beside the weights.
 
-    description        the record: connectivity, layers, sub-blocks, fingerprint, versions
+    record             what it says: connectivity, layers, sub-blocks, fingerprint, versions
     fingerprint        names and shapes of the parameters; `patterns` writes them in a few lines
     graph_parameters   which parameters a Dynamo graph shows
     files              to and from disk: a file of its own, a checkpoint folder, a Hugging Face `config.json`
@@ -14,14 +14,13 @@ without a word, and compute something else. A manifest is the word: JSON beside 
 """
 
 from farskip_compile.manifest.amd_keys import from_amd_keys
-from farskip_compile.manifest.description import Manifest, ManifestRow
 from farskip_compile.manifest.files import load_manifest, read_manifest, save_manifest
 from farskip_compile.manifest.fingerprint import Fingerprint
+from farskip_compile.manifest.record import Manifest
 
 __all__ = [
     "Fingerprint",
     "Manifest",
-    "ManifestRow",
     "from_amd_keys",
     "load_manifest",
     "read_manifest",

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from farskip_compile.errors import ManifestError
-from farskip_compile.manifest.description import Manifest
+from farskip_compile.manifest.record import Manifest
 from farskip_compile.passes.rewire.request import LayerRange, Named
 
 SWITCH = "farskip"

@@ -21,11 +21,11 @@ from itertools import zip_longest
 
 from farskip_compile._compat.distributed import world_group
 from farskip_compile.errors import ManifestError, Where
-from farskip_compile.manifest.description import Manifest, ManifestRow, interval_text
 from farskip_compile.manifest.fingerprint import Fingerprint, align
 from farskip_compile.manifest.graph_parameters import GraphParameters, GraphShape
 from farskip_compile.manifest.patterns import Shape
-from farskip_compile.passes.residual.table import ResidualTable, SubBlock
+from farskip_compile.manifest.record import Manifest
+from farskip_compile.passes.residual.table import SubBlock, Table
 from farskip_compile.passes.residual.termset import TermSet
 
 WAY_OUT = (
@@ -33,83 +33,77 @@ WAY_OUT = (
 )
 
 
-def check_as_written(manifest: Manifest, table: ResidualTable, parameters: GraphParameters) -> None:
+def check_as_written(manifest: Manifest, table: Table, parameters: GraphParameters) -> None:
     """Compare the graph, before it is rewired.
 
     Raises:
         ManifestError: it is not the graph of the manifest's model.
     """
-    if manifest.rows:
+    if manifest.table.rows:
         _check_rows(manifest, table)
     if manifest.fingerprint is not None:
         world = world_group()
         _check_parameters(manifest, manifest.fingerprint, parameters, sharded=world is not None and world.size() > 1)
 
 
-def check_rewired(manifest: Manifest, wanted: ResidualTable) -> None:
+def check_rewired(manifest: Manifest, wanted: Table) -> None:
     """Compare what the sub-blocks will read.
 
     Raises:
-        ManifestError: connectivity and layers come to something else than the manifest's rows.
+        ManifestError: connectivity and layers come to something else than the manifest's table.
     """
-    for theirs, row in zip(manifest.rows, wanted.rows, strict=bool(manifest.rows)):
-        if not _same_terms(manifest, theirs.reads, wanted, row.reads):
+    known = manifest.table
+    for theirs, row in zip(known.rows, wanted.rows, strict=bool(known.rows)):
+        if not _same_terms(known, theirs.reads, wanted, row.reads):
             made_with = manifest.versions.get("farskip-compile", "another version")
             raise ManifestError(
-                f"rewired, {row.name} would read {_written(wanted, row.reads)}; in {manifest} it reads "
-                f"{manifest.names(theirs.reads)}",
+                f"rewired, {row.name} would read {wanted.text(row.reads)}; in {manifest} it reads "
+                f"{known.text(theirs.reads)}",
                 way_out=f"{WAY_OUT}. The manifest was made with farskip-compile {made_with}",
                 where=Where(layer=row.layer),
             )
 
 
-def _check_rows(manifest: Manifest, table: ResidualTable) -> None:
-    for theirs, row in zip_longest(manifest.rows, table.rows):
+def _check_rows(manifest: Manifest, table: Table) -> None:
+    for theirs, row in zip_longest(manifest.table.rows, table.rows):
         if row is None:
             raise ManifestError(
-                f"the model ends behind {len(table.rows)} sub-blocks; {manifest} has {len(manifest.rows)}, the next of "
-                f"them {_described(theirs)}",
+                f"the model ends after {len(table.rows)} sub-blocks; {manifest} has {len(manifest.table.rows)}, the "
+                f"next of them {_described(theirs)}",
                 way_out=WAY_OUT,
             )
         difference = _row_difference(manifest, theirs, table, row)
         if difference:
-            handles = table.handles
-            where = handles.place(row.terms[0], row.layer) if handles is not None else Where(layer=row.layer)
-            raise ManifestError(difference, way_out=WAY_OUT, where=where)
+            raise ManifestError(difference, way_out=WAY_OUT, where=table.terms[row.terms[0]].where)
 
 
-def _row_difference(manifest: Manifest, theirs: ManifestRow | None, table: ResidualTable, row: SubBlock) -> str:
+def _row_difference(manifest: Manifest, theirs: SubBlock | None, table: Table, row: SubBlock) -> str:
     """What is different, with both values; empty if nothing is."""
+    known = manifest.table
     if theirs is None:
-        return f"the model has a sub-block {_described(row)} behind the {len(manifest.rows)} of {manifest}"
+        return f"the model has a sub-block {_described(row)} after the {len(known.rows)} of {manifest}"
     if (theirs.name, theirs.kind, theirs.layer) != (row.name, row.kind, row.layer):
         return f"the model has a sub-block {_described(row)} where {manifest} has {_described(theirs)}"
-    adds = [table.terms[index].name for index in row.terms]
-    if sorted(adds) != sorted(theirs.terms):
-        return f"{row.name} adds {', '.join(adds)} to the stream; in {manifest} it adds {', '.join(theirs.terms)}"
-    if not _same_terms(manifest, theirs.reads_before, table, row.reads):
+    ours, added = table.names(row.terms), known.names(theirs.terms)
+    if sorted(ours) != sorted(added):
+        return f"{row.name} adds {', '.join(ours)} to the stream; in {manifest} it adds {', '.join(added)}"
+    if not _same_terms(known, theirs.reads_as_written, table, row.reads):
         return (
-            f"{row.name} reads {_written(table, row.reads)} in the model as written; in {manifest} it reads "
-            f"{manifest.names(theirs.reads_before)} there"
+            f"{row.name} reads {table.text(row.reads)} in the model as written; in {manifest} it reads "
+            f"{known.text(theirs.reads_as_written)} there"
         )
     return ""
 
 
-def _described(row: SubBlock | ManifestRow) -> str:
+def _described(row: SubBlock) -> str:
     return f"{row.name} ({row.kind}, layer {row.layer})"
 
 
-def _written(table: ResidualTable, terms: TermSet) -> str:
-    return interval_text([term.name for term in table.terms], terms)
-
-
-def _same_terms(manifest: Manifest, theirs: TermSet, table: ResidualTable, ours: TermSet) -> bool:
+def _same_terms(known: Table, theirs: TermSet, table: Table, ours: TermSet) -> bool:
     """Equal sets of names. The order of terms is that of the graph, and another kernel may change it."""
-    if theirs == ours and all(
-        manifest.terms[low:high] == tuple(term.name for term in table.terms[low:high]) for low, high in ours.intervals
-    ):
+    if theirs == ours and all(known.terms[low:high] == table.terms[low:high] for low, high in ours.intervals):
         return True
-    return {manifest.terms[index] for index in theirs} == set(table.names(ours))
+    return set(known.names(theirs)) == set(table.names(ours))
 
 
 def _check_parameters(manifest: Manifest, known: Fingerprint, graph: GraphParameters, *, sharded: bool) -> None:

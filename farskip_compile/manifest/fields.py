@@ -71,9 +71,10 @@ class Fields:
             raise self.wrong(key, "a list of objects")
         return [Fields(one, self.origin, f"{self.path}{key}[{index}].") for index, one in enumerate(value)]
 
-    def wrong(self, key: str, wanted: str) -> ManifestError:
-        """The error for a value of `key` that is not `wanted`."""
-        return _error(self.origin, f"{self.path + key!r} should be {wanted}, and is {_shown(self.data.get(key))}")
+    def wrong(self, key: str, wanted: str, found: object = None) -> ManifestError:
+        """The error for a value of `key` that is not `wanted`; `found` if `key` leads further down."""
+        value = self.data.get(key, found)
+        return _error(self.origin, f"{self.path + key!r} should be {wanted}, and is {_shown(value)}")
 
     def end(self) -> None:
         """Refuse keys that were not asked for.

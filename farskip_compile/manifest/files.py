@@ -20,8 +20,8 @@ from typing import Any
 
 from farskip_compile.errors import ManifestError
 from farskip_compile.manifest.amd_keys import AMD_KEYS, from_amd_keys, has_amd_keys
-from farskip_compile.manifest.description import Manifest
 from farskip_compile.manifest.json_text import compact, with_key
+from farskip_compile.manifest.record import Manifest
 
 FILE = "farskip.json"
 """The manifest's name in a checkpoint folder."""

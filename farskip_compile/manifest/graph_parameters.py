@@ -1,11 +1,11 @@
 """Which parameters a Dynamo graph shows, and which of them the sub-blocks of the residual stack use.
 
-In:    the table of a graph, with its handles.
+In:    a graph as a `Reading`.
 Out:   `GraphParameters`.
 Never: changes the graph; guards on a symbolic size.
 
 Algorithm (linear in the graph): a parameter is a placeholder with a name; from the nodes of the sub-blocks and of the
-sum itself walk back through what depends on parameters and buffers only. The embedding is no sub-block.
+sum itself walk back through what depends on parameters and buffers only. The embedding is not a sub-block.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import fx
 
 from farskip_compile._compat.parameters import parameter_name
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.residual.table import ResidualTable
+from farskip_compile.passes.residual import Reading
 
 GraphShape = tuple[int | None, ...]
 """None for a size that is symbolic."""
@@ -33,10 +33,9 @@ class GraphParameters:
     """Those that sub-blocks use, in graph order."""
 
 
-def graph_parameters(table: ResidualTable) -> GraphParameters:
-    """The parameters in the graph of `table`."""
-    assert table.handles is not None
-    stream = table.handles.stream
+def graph_parameters(reading: Reading) -> GraphParameters:
+    """The parameters in the graph of `reading`."""
+    stream = reading.stream
     names: dict[fx.Node, str] = {}
     shapes: dict[str, GraphShape] = {}
     for node in stream.order:
@@ -45,7 +44,7 @@ def graph_parameters(table: ResidualTable) -> GraphParameters:
         if name is not None and value is not None:
             names[node] = sys.intern(name)  # reports of many compiles hold the same names
             shapes[names[node]] = tuple(size if isinstance(size, int) else None for size in value.shape)
-    inside = [node for region in table.handles.regions for node in region.owned]
+    inside = [node for region in reading.regions for node in region.owned]
     inside += [node for node in stream.tree if node is not stream.base]
     stack = [arg for node in inside for arg in stream.inputs(node)]
     seen: set[fx.Node] = set()

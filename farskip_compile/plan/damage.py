@@ -77,8 +77,9 @@ def measure_damage(
     evaluation = _evaluation(model, held_out)
     whole = Variants(model, {ALL: FarSkipConfig(connectivity=connectivity, layers=layers)})
     together = evaluation(lambda batch: whole.logits(ALL, batch), model)
-    changed = [row for row in whole.reports[ALL].rows if row.left_out]
-    wishes = {row.name: FarSkipConfig(connectivity={row.name: row.left_out}) for row in changed}
+    table = whole.reports[ALL].table
+    changed = {row: tuple(table.names(row.left_out)) for row in table.rows if row.left_out}
+    wishes = {row.name: FarSkipConfig(connectivity={row.name: gone}) for row, gone in changed.items()}
     variants = Variants(model, {"none": FarSkipConfig(connectivity="none"), **wishes})
     found: dict[str, HeldOut] = {}
     for number, name in enumerate(variants.wishes):
@@ -88,7 +89,7 @@ def measure_damage(
         connectivity,
         layers,
         found["none"],
-        tuple(RowDamage(row.name, row.layer, tuple(row.left_out), found[row.name]) for row in changed),
+        tuple(RowDamage(row.name, row.layer, gone, found[row.name]) for row, gone in changed.items()),
         together,
     )
 

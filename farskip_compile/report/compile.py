@@ -16,9 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from farskip_compile._compat import current_compile, trace_artifact
-from farskip_compile.passes.residual.kinds import Kind
-from farskip_compile.passes.residual.table import ResidualTable
-from farskip_compile.passes.residual.termset import TermSet
+from farskip_compile.passes.residual.table import Kind, SubBlock, Table
 from farskip_compile.text_utils import amount
 
 log = logging.getLogger("farskip_compile")
@@ -37,26 +35,6 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class RowReport:
-    """One sub-block: what it is, and what it reads before and after."""
-
-    name: str
-    layer: int
-    kind: Kind
-    terms: tuple[str, ...]
-    evidence: str
-    where: str
-    collectives: tuple[str, ...]
-    reads_before: tuple[tuple[int, int], ...]
-    """Intervals of term indices."""
-    reads_after: tuple[tuple[int, int], ...]
-    left_out: tuple[str, ...]
-    """Terms that the rewiring took away from it."""
-    skipped_before: tuple[str, ...]
-    """Terms of earlier sub-blocks that it does not read in the model as written."""
-
-
-@dataclass(frozen=True)
 class CompileReport:
     """One graph that the backend received."""
 
@@ -64,9 +42,8 @@ class CompileReport:
     nodes: int
     """Nodes of the graph as Dynamo handed it over."""
     config: dict[str, Any] = field(default_factory=dict)
-    terms: tuple[str, ...] = ()
-    term_kinds: tuple[Kind, ...] = ()
-    rows: tuple[RowReport, ...] = ()
+    table: Table = field(default_factory=Table)
+    """What each sub-block reads now, and what was taken away from it; empty if there is no residual stack."""
     sub_block_parameters: tuple[str, ...] = ()
     """Parameters that the sub-blocks use, by the names under which the traced code reached them (not in the JSON)."""
     wiring_before: str = ""
@@ -84,9 +61,24 @@ class CompileReport:
     reductions_merged: int = 0
 
     @property
+    def rows(self) -> tuple[SubBlock, ...]:
+        """The sub-blocks; `table` says more about each."""
+        return self.table.rows
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the terms, in their order."""
+        return tuple(term.name for term in self.table.terms)
+
+    @property
+    def left_out(self) -> dict[str, tuple[str, ...]]:
+        """Names of the terms that the rewiring took away, by name of the sub-block; those that changed only."""
+        return {row.name: tuple(self.table.names(row.left_out)) for row in self.rows if row.left_out}
+
+    @property
     def rewired_rows(self) -> tuple[str, ...]:
         """Names of the sub-blocks that read something else than before."""
-        return tuple(row.name for row in self.rows if row.left_out)
+        return tuple(self.left_out)
 
     def summary(self) -> str:
         """One line for the log."""
@@ -118,63 +110,24 @@ class CompileReport:
             "writes_replaced": self.writes_replaced,
             "collectives_parted": self.collectives_parted,
             "reductions_merged": self.reductions_merged,
-            "sub_blocks": [
-                {
-                    "name": row.name,
-                    "layer": row.layer,
-                    "kind": str(row.kind),
-                    "terms": list(row.terms),
-                    "evidence": row.evidence,
-                    "where": row.where,
-                    "collectives": list(row.collectives),
-                    "reads_before": self._names(row.reads_before),
-                    "reads_after": self._names(row.reads_after),
-                    "left_out": list(row.left_out),
-                    "skipped_before": list(row.skipped_before),
-                }
-                for row in self.rows
-            ],
+            "sub_blocks": [self._row_json(row) for row in self.rows],
         }
 
-    def _names(self, intervals: tuple[tuple[int, int], ...]) -> list[str]:
-        return [self.terms[index] for low, high in intervals for index in range(low, high)]
-
-
-def row_reports(before: ResidualTable, after: ResidualTable) -> tuple[RowReport, ...]:
-    """Pair the rows of two tables with the same terms."""
-    rows = []
-    owned = {index for row in before.rows for index in row.terms}
-    nobodys = TermSet.of(index for index in range(len(before.terms)) if index not in owned)
-    seen = TermSet()
-    for old, new in zip(before.rows, after.rows, strict=True):
-        first = before.terms[old.terms[0]]
-        earlier = seen | (nobodys & before.earlier(old))
-        rows.append(
-            RowReport(
-                name=old.name,
-                layer=old.layer,
-                kind=old.kind,
-                terms=tuple(before.terms[index].name for index in old.terms),
-                evidence=_evidence(before, old.terms, old.kind, first.evidence),
-                where=str(first.where.source or first.where.node or ""),
-                collectives=tuple(name for index in old.terms for name in before.terms[index].collectives),
-                reads_before=old.reads.intervals,
-                reads_after=new.reads.intervals,
-                left_out=tuple(before.names(old.reads - new.reads)),
-                skipped_before=tuple(before.names(earlier - old.reads)),
-            )
-        )
-        seen = seen | TermSet.of(old.terms)
-    return tuple(rows)
-
-
-def _evidence(table: ResidualTable, terms: tuple[int, ...], kind: Kind, default: str) -> str:
-    deciding = (table.terms[index] for index in terms if table.terms[index].kind is kind)
-    term = next(deciding, None)
-    if term is None:
-        return default
-    inside = " (its shared experts are behind the same norm)" if term.shared_inside else ""
-    return term.evidence + inside
+    def _row_json(self, row: SubBlock) -> dict[str, Any]:
+        names = self.table.names
+        return {
+            "name": row.name,
+            "layer": row.layer,
+            "kind": str(row.kind),
+            "terms": names(row.terms),
+            "evidence": self.table.evidence(row),
+            "where": self.table.where(row),
+            "collectives": list(self.table.collectives(row)),
+            "reads_before": names(row.reads_as_written),
+            "reads_after": names(row.reads),
+            "left_out": names(row.left_out),
+            "skipped_before": names(self.table.skipped(row)),
+        }
 
 
 _reports: deque[tuple[object, CompileReport]] = deque(maxlen=KEPT_REPORTS)

@@ -6,12 +6,11 @@ sub-block reads the stream without the attention of its layer), so they share a 
 
 from __future__ import annotations
 
-from farskip_compile.passes.residual.kinds import Kind
-from farskip_compile.passes.residual.table import ResidualTable
+from farskip_compile.passes.residual.table import Kind, Table
 from farskip_compile.passes.rewire.request import is_shortcut, rule
 
 
-def classify_wiring(table: ResidualTable) -> str:
+def classify_wiring(table: Table) -> str:
     """`standard`, `attention`, `mlp (parallel block)`, `full`, `shortcut MoE`, or `other` for anything in between."""
     routed = [row for row in table.rows if row.kind is Kind.ROUTED]
     if routed and all(is_shortcut(table, row) for row in routed):
@@ -28,7 +27,7 @@ def classify_wiring(table: ResidualTable) -> str:
     return "other" if has_other else names.get((attention, feed_forward), "other")
 
 
-def _share(table: ResidualTable, connectivity: str) -> str:
+def _share(table: Table, connectivity: str) -> str:
     rules = [(row, rule(table, row, connectivity)) for row in table.rows]  # type: ignore[arg-type]
     concerned = [(row, terms) for row, terms in rules if terms]
     left_out = [not terms & row.reads for row, terms in concerned]

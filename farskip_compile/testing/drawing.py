@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from farskip_compile.passes.residual.table import SubBlock, Table
 from farskip_compile.passes.residual.termset import TermSet
-from farskip_compile.report.compile import CompileReport, RowReport
 from farskip_compile.testing.failure import WIDTH
 
 INDENT = 2
@@ -28,50 +28,50 @@ LEGEND = "[x] read, must not be  [ ] not read, must be  x read  . not read  + it
 class WrongRow:
     """A sub-block that does not read what it has to."""
 
-    row: RowReport
+    row: SubBlock
     extra: TermSet
     """Read, and must not be."""
     missing: TermSet
     """Not read, and must be."""
 
-    def text(self, report: CompileReport) -> str:
+    def text(self, table: Table) -> str:
         """In words."""
         parts = [
-            f"{verb} {', '.join(report.terms[index] for index in terms)}"
+            f"{verb} {', '.join(table.names(terms))}"
             for verb, terms in (("must not read", self.extra), ("must read", self.missing))
             if terms
         ]
         return f"{self.row.name} " + " and ".join(parts)
 
 
-def wrong_rows(report: CompileReport, reads: Mapping[str, TermSet], expected: Mapping[str, TermSet]) -> list[WrongRow]:
-    """The rows of `report` that read something else than `expected`."""
+def wrong_rows(table: Table, reads: Mapping[str, TermSet], expected: Mapping[str, TermSet]) -> list[WrongRow]:
+    """The rows of `table` that read something else than `expected`."""
     found = []
-    for row in report.rows:
+    for row in table.rows:
         extra, missing = reads[row.name] - expected[row.name], expected[row.name] - reads[row.name]
         if extra or missing:
             found.append(WrongRow(row, extra, missing))
     return found
 
 
-def drawing(report: CompileReport, reads: Mapping[str, TermSet], wrong: Sequence[WrongRow]) -> str:
-    """The table of `report`, as far as it concerns the `wrong` rows, which are some of its rows.
+def drawing(table: Table, reads: Mapping[str, TermSet], wrong: Sequence[WrongRow]) -> str:
+    """The table of `table`, as far as it concerns the `wrong` rows, which are some of its rows.
 
     Args:
-        report: names of rows and terms.
+        table: names of rows and terms.
         reads: what each row reads.
         wrong: what is to be marked; at least one row.
     """
     marked = {one.row.name: one for one in wrong}
-    first = next(place for place, row in enumerate(report.rows) if row.name in marked)
-    start = max(0, min(first - ROWS_BEFORE, len(report.rows) - MOST_ROWS))
-    rows = report.rows[start : start + MOST_ROWS]
+    first = next(place for place, row in enumerate(table.rows) if row.name in marked)
+    start = max(0, min(first - ROWS_BEFORE, len(table.rows) - MOST_ROWS))
+    rows = table.rows[start : start + MOST_ROWS]
     names = max(len("sub-block"), *(len(row.name) for row in rows))
-    width = 1 + max(3, *(len(name) for name in report.terms))
-    columns = _columns(report, rows, marked, (WIDTH - 2 * INDENT - names) // width)
-    lines = [f"{'sub-block':<{names}}" + "".join(f"{_label(report, column):>{width}}" for column in columns)]
+    width = 1 + max(3, *(len(term.name) for term in table.terms))
+    columns = _columns(table, rows, marked, (WIDTH - 2 * INDENT - names) // width)
+    lines = [f"{'sub-block':<{names}}" + "".join(f"{_label(table, column):>{width}}" for column in columns)]
     for row in rows:
-        cells = (_cell(report, row, reads[row.name], marked.get(row.name), column) for column in columns)
+        cells = (_cell(table, row, reads[row.name], marked.get(row.name), column) for column in columns)
         lines.append((f"{row.name:<{names}}" + "".join(f"{cell:>{width}}" for cell in cells)).rstrip())
     shown = {row.name for row in rows}
     if more := [one.row.name for one in wrong if one.row.name not in shown]:
@@ -79,12 +79,12 @@ def drawing(report: CompileReport, reads: Mapping[str, TermSet], wrong: Sequence
     return "\n".join([*lines, LEGEND])
 
 
-def _label(report: CompileReport, column: int | None) -> str:
-    return GAP if column is None else report.terms[column]
+def _label(table: Table, column: int | None) -> str:
+    return GAP if column is None else table.terms[column].name
 
 
-def _cell(report: CompileReport, row: RowReport, reads: TermSet, wrong: WrongRow | None, column: int | None) -> str:
-    own = [report.terms.index(name) for name in row.terms]
+def _cell(table: Table, row: SubBlock, reads: TermSet, wrong: WrongRow | None, column: int | None) -> str:
+    own = list(row.terms)
     if column is None:
         return ""
     if wrong is not None and (column in wrong.extra or column in wrong.missing):
@@ -96,20 +96,18 @@ def _cell(report: CompileReport, row: RowReport, reads: TermSet, wrong: WrongRow
     return ". " if column < min(own) else ""
 
 
-def _columns(
-    report: CompileReport, rows: Sequence[RowReport], marked: Mapping[str, WrongRow], room: int
-) -> list[int | None]:
+def _columns(table: Table, rows: Sequence[SubBlock], marked: Mapping[str, WrongRow], room: int) -> list[int | None]:
     """Indices of terms, None for a gap: the wrong ones of the rows, then their neighbours, as many as there is room."""
     wrong = [
         index for row in rows if row.name in marked for index in (*marked[row.name].extra, *marked[row.name].missing)
     ]
-    own = [report.terms.index(name) for row in rows for name in row.terms]
-    nearest = sorted(range(len(report.terms)), key=lambda index: min(abs(index - one) for one in own))
+    own = [index for row in rows for index in row.terms]
+    nearest = sorted(range(len(table.terms)), key=lambda index: min(abs(index - one) for one in own))
     chosen: set[int] = set()
     for index in [*wrong, *own, *nearest]:
-        if len(_with_gaps(sorted({*chosen, index}), len(report.terms))) <= max(room, 3):
+        if len(_with_gaps(sorted({*chosen, index}), len(table.terms))) <= max(room, 3):
             chosen.add(index)
-    return _with_gaps(sorted(chosen), len(report.terms))
+    return _with_gaps(sorted(chosen), len(table.terms))
 
 
 def _with_gaps(indices: Sequence[int], count: int) -> list[int | None]:

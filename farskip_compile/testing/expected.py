@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from farskip_compile.passes.residual.kinds import Kind
+from farskip_compile.passes.residual.table import Kind, SubBlock
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
-from farskip_compile.report.compile import CompileReport, RowReport
+from farskip_compile.report.compile import CompileReport
 from farskip_compile.testing.failure import failure, some
 
 
@@ -33,17 +33,17 @@ class Expected:
 
 def reads_as_written(report: CompileReport) -> dict[str, TermSet]:
     """What each row reads in the model as it is written."""
-    return {row.name: TermSet(row.reads_before) for row in report.rows}
+    return {row.name: row.reads_as_written for row in report.rows}
 
 
 def reads_in_standard_wiring(report: CompileReport) -> dict[str, TermSet]:
     """What each row would read in a model without any skipping: all that was added before it, of an attention all that
     was added in front of its layer."""
-    layer_of = {name: row.layer for row in report.rows for name in row.terms}
+    layer_of = {index: row.layer for row in report.rows for index in row.terms}
     found = {}
     for row in report.rows:
-        first = min(report.terms.index(name) for name in row.terms)
-        same_layer = (i for i, name in enumerate(report.terms[:first]) if layer_of.get(name) == row.layer)
+        first = min(row.terms)
+        same_layer = (index for index in range(first) if layer_of.get(index) == row.layer)
         beside = TermSet.of(same_layer) if row.kind.mixes_tokens else TermSet()
         found[row.name] = TermSet(((0, first),)) - beside
     return found
@@ -91,14 +91,14 @@ def _by_name(report: CompileReport, connectivity: str, layers: LayerRange) -> di
             way_out="`farskip explain` shows what each sub-block was taken for",
         )
     if all(_is_shortcut(report, row) for row in routed):
-        return {row.name: TermSet.of(_skipped(report, row)) for row in routed}  # it leaves them out as it is
+        return {row.name: TermSet.of(_skipped(row)) for row in routed}  # it leaves them out as it is
     mixed: dict[int, set[int]] = {}
     from_experts: dict[int, set[int]] = {}
     for row in report.rows:
-        for index in map(report.terms.index, row.terms):
+        for index in row.terms:
             if row.kind.mixes_tokens:
                 mixed.setdefault(row.layer, set()).add(index)
-            elif report.term_kinds[index] is Kind.ROUTED:
+            elif report.table.terms[index].kind is Kind.ROUTED:
                 from_experts.setdefault(row.layer, set()).add(index)
     gone = {}
     for row in report.rows:
@@ -113,7 +113,7 @@ def _by_name(report: CompileReport, connectivity: str, layers: LayerRange) -> di
 
 def _by_table(report: CompileReport, wish: Connectivity) -> dict[str, TermSet]:
     assert not isinstance(wish, str)
-    rows, terms = [row.name for row in report.rows], list(report.terms)
+    rows, terms = [row.name for row in report.rows], [term.name for term in report.table.terms]
     for row, names in wish.items():
         if row not in rows:
             raise failure(f"the model has no sub-block {row!r}, only {some(rows, 12)}")
@@ -122,13 +122,12 @@ def _by_table(report: CompileReport, wish: Connectivity) -> dict[str, TermSet]:
     return {row: TermSet.of(map(terms.index, names)) for row, names in wish.items()}
 
 
-def _skipped(report: CompileReport, row: RowReport) -> list[int]:
+def _skipped(row: SubBlock) -> list[int]:
     """Terms that were added in front of a row's own and that it does not read, in the model as written."""
-    reads = TermSet(row.reads_before)
-    return [index for index in range(min(map(report.terms.index, row.terms))) if index not in reads]
+    return [index for index in range(min(row.terms)) if index not in row.reads_as_written]
 
 
-def _is_shortcut(report: CompileReport, row: RowReport) -> bool:
+def _is_shortcut(report: CompileReport, row: SubBlock) -> bool:
     """It stands beside a whole layer, an attention and a dense block, both of which it does not read."""
-    kinds = {report.term_kinds[index] for index in _skipped(report, row)}
+    kinds = {report.table.terms[index].kind for index in _skipped(row)}
     return Kind.DENSE in kinds and any(kind.mixes_tokens for kind in kinds)

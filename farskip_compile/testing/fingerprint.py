@@ -78,8 +78,10 @@ def _configuration(config: dict[str, Any]) -> Iterator[str]:
 
 
 def _table(report: CompileReport) -> Iterator[str]:
-    for row in report.rows:
-        yield f"{row.name} ({row.kind}) adds {', '.join(row.terms)}, reads {reads_text(report.terms, row.reads_after)}"
+    table = report.table
+    for row in table.rows:
+        adds = ", ".join(table.names(row.terms))
+        yield f"{row.name} ({row.kind}) adds {adds}, reads {reads_text(table, row.reads)}"
 
 
 @dataclass

@@ -28,7 +28,7 @@ from farskip_compile.capture import Capture
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError
 from farskip_compile.explain.overlappable import independent
-from farskip_compile.passes.residual.kinds import Kind
+from farskip_compile.passes.residual.table import Kind, Table
 from farskip_compile.passes.schedule.program import Flight
 from farskip_compile.ranks.announce import Announcement, announcement
 from farskip_compile.report.compile import CompileReport
@@ -77,9 +77,7 @@ def assert_overlappable(
         )
     train = _trains(model) if backward is None else backward
     found, schedules = _compile(model, args, kwargs, config or FarSkipConfig(), train)
-    routed = {
-        name for name, kind in zip(found.report.terms, found.report.term_kinds, strict=True) if kind is Kind.ROUTED
-    }
+    routed = {term.name for term in found.report.table.terms if term.kind is Kind.ROUTED}
     for phase in ("forward", "backward") if train else ("inference",):
         schedule = next((one for one in schedules if one.phase == phase), None)
         _assert_phase(found.report, routed, phase, schedule, at_least, ends)
@@ -156,7 +154,7 @@ def _assert_phase(
         f"{at_least:.3g} s of compute between their launch and their wait",
         f"{wish_of(report.config)}; estimates for {schedule.level}, profile {schedule.profile}",
         _table(schedule.flights, short, of_experts),
-        *_beside(report, short),
+        *_beside(report.table, short),
         way_out="connectivity 'full', a larger batch, a profile that fits the hardware"
         + (", or ends=False" if short == [_end(report, of_experts, phase)] else ""),
     )
@@ -164,7 +162,7 @@ def _assert_phase(
 
 def _end(report: CompileReport, flights: Sequence[Flight], phase: str) -> Flight | None:
     """Of the collectives of the last MoE the last one, in the backward graph the first one."""
-    last = [name for name, kind in zip(report.terms, report.term_kinds, strict=True) if kind is Kind.ROUTED][-1]
+    last = [term.name for term in report.table.terms if term.kind is Kind.ROUTED][-1]
     of_last = [flight for flight in flights if last in flight.terms]
     return of_last[0 if phase == "backward" else -1] if of_last else None
 
@@ -182,10 +180,8 @@ def _table(flights: Sequence[Flight], short: Sequence[Flight], of_experts: Seque
     return "\n".join(lines)
 
 
-def _beside(report: CompileReport, short: Sequence[Flight]) -> list[str]:
+def _beside(table: Table, short: Sequence[Flight]) -> list[str]:
     """What connectivity alone would let run beside the rows in question."""
     names = {name for flight in short for name in flight.terms}
-    rows = [row for row in report.rows if row.kind is Kind.ROUTED and names.intersection(row.terms)]
-    return [
-        f"{row.name} can run beside {', '.join(independent(report, row, after=True)) or 'nothing'}" for row in rows[:4]
-    ]
+    rows = [row for row in table.rows if row.kind is Kind.ROUTED and names.intersection(table.names(row.terms))]
+    return [f"{row.name} can run beside {', '.join(independent(table, row)) or 'nothing'}" for row in rows[:4]]

@@ -17,7 +17,6 @@ import torch.distributed as dist
 
 from farskip_compile._compat.distributed import SILENT_BACKENDS, world_group
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.testing.captured import captured
 from farskip_compile.testing.drawing import drawing, wrong_rows
 from farskip_compile.testing.failure import failure, some
@@ -158,12 +157,13 @@ def _first_difference(name: str, one: int, mine: Sequence[str], other: int, thei
 
 def _drawn(one: Fingerprint, other: Fingerprint, rank: int) -> str:
     """The table of the other rank, in which the cells are marked that differ from the one of most ranks."""
-    names = [[row.name for row in found.report.rows] for found in (one, other)]
-    if names[0] != names[1] or one.report.terms != other.report.terms:
+    tables = [found.report.table for found in (one, other)]
+    names = [([row.name for row in table.rows], [term.name for term in table.terms]) for table in tables]
+    if names[0] != names[1]:
         return ""
-    reads = [{row.name: TermSet(row.reads_after) for row in found.report.rows} for found in (one, other)]
-    wrong = wrong_rows(other.report, reads[1], reads[0])
-    return f"the table of rank {rank}:\n{drawing(other.report, reads[1], wrong)}" if wrong else ""
+    reads = [{row.name: row.reads for row in table.rows} for table in tables]
+    wrong = wrong_rows(tables[1], reads[1], reads[0])
+    return f"the table of rank {rank}:\n{drawing(tables[1], reads[1], wrong)}" if wrong else ""
 
 
 def _ranks(ranks: Sequence[int], places: Sequence[int]) -> str:

@@ -50,7 +50,7 @@ def assert_rewired(
     config = resolve(FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager"))
     report = captured(model, args, kwargs, config).report
     expected = expected_reads(report, reads_as_written(report), config.connectivity, config.layers)
-    reads = {row.name: TermSet(row.reads_after) for row in report.rows}
+    reads = {row.name: row.reads for row in report.rows}
     _compare(report, reads, expected.reads, config, f"compiled with: {wish_of(report.config)}")
     return report
 
@@ -95,15 +95,15 @@ def _compare(
     wish: FarSkipConfig,
     what: str,
 ) -> None:
-    wrong = wrong_rows(report, reads, expected)
+    wrong = wrong_rows(report.table, reads, expected)
     if not wrong:
         return
-    words = [one.text(report) for one in wrong[:MOST_IN_WORDS]]
+    words = [one.text(report.table) for one in wrong[:MOST_IN_WORDS]]
     if len(wrong) > MOST_IN_WORDS:
         words.append(f"and {len(wrong) - MOST_IN_WORDS} more")
     raise failure(
         f"{len(wrong)} of {len(report.rows)} sub-blocks do not read what {wish_of(wish)} asks for",
         what,
         "\n".join(words),
-        drawing(report, reads, wrong),
+        drawing(report.table, reads, wrong),
     )

@@ -1,6 +1,6 @@
 """A graph must hold the whole residual stack: FarSkip connects two layers, so a part of a model can't be rewired.
 
-In:    a normalised graph from Dynamo, and its table, or the error because of which it has none.
+In:    a normalised graph from Dynamo, and what was read off it, or the error because of which that is nothing.
 Out:   nothing, or the error that says what cuts the stack.
 Never: changes the graph.
 
@@ -19,19 +19,18 @@ from farskip_compile._compat import callers_graph_break, graph_break_reason, is_
 from farskip_compile.errors import FarSkipError, NotASumError, PartialModelError, Where
 from farskip_compile.graph_break_hints import known_break
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.not_a_sum import not_a_sum
-from farskip_compile.passes.residual.stream import Stream
-from farskip_compile.passes.residual.table import ResidualTable
 
 
-def check_complete(module: fx.GraphModule, table: ResidualTable | None) -> None:
-    """Raise if `module` holds only a part of a residual stack; `table` is what was read off it.
+def check_complete(module: fx.GraphModule, reading: Reading | None) -> None:
+    """Raise if `module` holds only a part of a residual stack; `reading` is what was read off it.
 
     Raises:
         PartialModelError: Dynamo cut the stack, or the graph is a single layer.
         NotASumError: there are layers, but what they add up to is not a sum (and Dynamo did not cut it).
     """
-    ends = _Ends(module, table)
+    ends = _Ends(module, reading)
     for applies, error in RULES:
         if applies(ends):
             raise error(ends)
@@ -48,7 +47,7 @@ class _Ends:
     """How a graph begins and ends."""
 
     module: fx.GraphModule
-    table: ResidualTable | None
+    reading: Reading | None
 
     @cached_property
     def broken(self) -> str | None:
@@ -66,11 +65,6 @@ class _Ends:
         return self.broken or callers_graph_break()
 
     @cached_property
-    def stream(self) -> Stream | None:
-        """The residual stream, if the graph has one."""
-        return self.table.handles.stream if self.table is not None and self.table.handles is not None else None
-
-    @cached_property
     def mixer(self) -> fx.Node | None:
         """The first attention."""
         return next((node for node in self.module.graph.nodes if ops.is_attention(node)), None)
@@ -78,22 +72,22 @@ class _Ends:
     @cached_property
     def begins_open(self) -> bool:
         """The residual stream comes in as an input of the call."""
-        base = self.stream.base if self.stream is not None else None
+        base = self.reading.stream.base if self.reading is not None else None
         return base is not None and base.op == "placeholder" and not is_module_state(base)
 
     @cached_property
     def ends_open(self) -> bool:
         """The residual stream is returned as it is."""
-        if self.stream is None or self.table is None:
+        if self.reading is None:
             return False
-        values = self.stream.values
-        whole = {self.stream.root, *(value for value in values if values[value] == self.table.final)}
+        stream, everything = self.reading.stream, self.reading.table.everything
+        whole = {stream.root, *(value for value in stream.values if stream.values[value] == everything)}
         return not whole.isdisjoint(next(iter(reversed(self.module.graph.nodes))).all_input_nodes)
 
     @property
     def only_returned(self) -> bool:
         """Nothing but the caller uses the end of the stream."""
-        return self.stream is not None and all(user.op == "output" for user in self.stream.root.users)
+        return self.reading is not None and all(user.op == "output" for user in self.reading.stream.root.users)
 
 
 def _cut(place: str, reason: str | None, node: str | None) -> PartialModelError:
@@ -117,21 +111,20 @@ def _no_stream(ends: _Ends) -> FarSkipError:
 
 
 def _cut_before_its_end(ends: _Ends) -> FarSkipError:
-    assert ends.stream is not None
-    return _cut("before its end", ends.broken, ends.stream.root.name)
+    assert ends.reading is not None
+    return _cut("before its end", ends.broken, ends.reading.stream.root.name)
 
 
 def _cut_before_its_beginning(ends: _Ends) -> FarSkipError:
-    assert ends.stream is not None
-    return _cut("before its beginning", callers_graph_break(), ends.stream.base.name)
+    assert ends.reading is not None
+    return _cut("before its beginning", callers_graph_break(), ends.reading.stream.base.name)
 
 
 def _single_layer(ends: _Ends) -> FarSkipError:
-    assert ends.stream is not None
-    assert ends.table is not None
-    cut, base = callers_graph_break(), ends.stream.base
+    assert ends.reading is not None
+    cut, base, rows = callers_graph_break(), ends.reading.stream.base, ends.reading.table.rows
     return known_break(cut, base.name) or PartialModelError(
-        f"the graph begins and ends with the raw residual stream ({len(ends.table.rows)} sub-blocks in it): layers "
+        f"the graph begins and ends with the raw residual stream ({len(rows)} sub-blocks in it): layers "
         "seem to be compiled one by one, and FarSkip connects two layers"
         + (f", because Dynamo met a graph break: {cut}" if cut else ""),
         way_out='compile the whole model: torch.compile(model, backend="farskip", fullgraph=True)',
@@ -140,8 +133,8 @@ def _single_layer(ends: _Ends) -> FarSkipError:
 
 
 RULES: tuple[tuple[Callable[[_Ends], object], Callable[[_Ends], FarSkipError]], ...] = (
-    (lambda e: e.stream is None and e.mixer and (e.broken or e.resumed), _no_stream_in_a_part),
-    (lambda e: e.stream is None and e.mixer, _no_stream),
+    (lambda e: e.reading is None and e.mixer and (e.broken or e.resumed), _no_stream_in_a_part),
+    (lambda e: e.reading is None and e.mixer, _no_stream),
     (lambda e: e.broken and e.ends_open, _cut_before_its_end),
     (lambda e: e.resumed and e.begins_open, _cut_before_its_beginning),
     (lambda e: e.begins_open and e.ends_open and e.only_returned, _single_layer),

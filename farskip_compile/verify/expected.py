@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from farskip_compile.passes.residual.table import GraphHandles, ResidualTable
+from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.verify.values import Steps, read_steps
 
@@ -42,35 +42,35 @@ class Wiring:
     """What each sub-block reads."""
 
 
-def read_wiring(table: ResidualTable) -> Wiring:
-    """Take down the graph of `table`."""
-    handles = table.handles
-    assert handles is not None
-    stream = handles.stream
+def read_wiring(reading: Reading) -> Wiring:
+    """Record the graph of `reading`."""
+    stream = reading.stream
     program = read_steps(stream.flow)
     place_of = stream.order
     terms = {place_of[node]: held for node, held in (*stream.partial.items(), *stream.tree.items())}
     below = {place_of[node]: tuple(place_of[arg] for arg in stream.below[node]) for node in stream.partial}
     below |= {place_of[node]: tuple(place_of[arg] for arg in stream.below[node]) for node in stream.tree}
-    owner = {node: row.name for row in table.rows for index in row.terms for node in handles.regions[index].owned}
+    owner = {
+        node: row.name for row in reading.table.rows for index in row.terms for node in reading.regions[index].owned
+    }
     return Wiring(
         program,
         {step.name: place for place, step in enumerate(program.steps)},
         {place_of[node]: row for node, row in owner.items()},
-        _visitors(table, handles, owner),
+        _visitors(reading, owner),
         frozenset(place_of[node] for node in stream.values),
         terms,
         below,
-        {row.name: row.reads for row in table.rows},
+        {row.name: row.reads for row in reading.table.rows},
     )
 
 
-def _visitors(table: ResidualTable, handles: GraphHandles, owner: Mapping[fx.Node, str]) -> dict[int, list[str]]:
+def _visitors(reading: Reading, owner: Mapping[fx.Node, str]) -> dict[int, list[str]]:
     """For each node of a sub-block the others that read the stream through it: what they have met is computed by it."""
-    stream = handles.stream
+    stream = reading.stream
     visitors: dict[int, list[str]] = {}
-    for row in table.rows:
-        stack = [node for index in row.terms for node in handles.regions[index].met]
+    for row in reading.table.rows:
+        stack = [node for index in row.terms for node in reading.regions[index].met]
         seen = set(stack)
         while stack:
             node = stack.pop()

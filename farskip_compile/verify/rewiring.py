@@ -24,9 +24,10 @@ from torch import fx
 
 from farskip_compile.errors import FarSkipError, VerificationError, Where
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.regions import SideChannels, reads
 from farskip_compile.passes.residual.stack import Stack, read_stack
-from farskip_compile.passes.residual.table import ResidualTable
+from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.text_utils import amount
 from farskip_compile.verify.expected import Wanted, Wiring, read_wiring
@@ -37,8 +38,8 @@ from farskip_compile.verify.values import Step, Steps, evaluate, read_steps
 class Verified:
     """A graph that is wired as it was asked for."""
 
-    table: ResidualTable
-    """The table asked for, with the reads and the final sum that the graph shows; it has no handles."""
+    table: Table
+    """The table asked for, with the reads and the final sum that the graph shows."""
     stack: Stack
     """What was read off the graph."""
     names: tuple[str, ...]
@@ -59,10 +60,9 @@ class Snapshot:
     """What the terms use beside the stream."""
 
 
-def snapshot(table: ResidualTable) -> Snapshot:
-    """Record what rewiring must keep of the graph of `table`."""
-    assert table.handles is not None
-    return Snapshot(_cores(table.handles), _outside(table.handles), read_wiring(table), table.handles.side_channels())
+def snapshot(reading: Reading) -> Snapshot:
+    """Record what rewiring must keep of the graph of `reading`."""
+    return Snapshot(_cores(reading), _outside(reading), read_wiring(reading), reading.side_channels())
 
 
 def _cores(stack: Stack) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ def _outside(stack: Stack) -> dict[str, tuple[TermSet, ...]]:
     return outside
 
 
-def verify(module: fx.GraphModule, wanted: ResidualTable, before: Snapshot) -> Verified:
+def verify(module: fx.GraphModule, wanted: Table, before: Snapshot) -> Verified:
     """Check that the wiring of `module` is `wanted`, and that nothing else has changed.
 
     Args:
@@ -113,7 +113,7 @@ def verify(module: fx.GraphModule, wanted: ResidualTable, before: Snapshot) -> V
     return found
 
 
-def _compare_terms(stack: Stack, wanted: ResidualTable, before: Snapshot) -> Verified:
+def _compare_terms(stack: Stack, wanted: Table, before: Snapshot) -> Verified:
     index_of = {name: index for index, name in enumerate(before.cores)}
     cores = _cores(stack)
     unknown = [name for name in cores if name not in index_of]
@@ -142,8 +142,9 @@ def _compare_terms(stack: Stack, wanted: ResidualTable, before: Snapshot) -> Ver
         if row is not None:
             shown[row.name] = is_read
     final = translate(stack.stream.tree[stack.stream.root])
-    if final != wanted.final:
-        raise VerificationError(f"the final hidden state misses {wanted.names(wanted.final - final)}", way_out=_REPORT)
+    if final != wanted.everything:
+        missing = wanted.names(wanted.everything - final)
+        raise VerificationError(f"the final hidden state misses {missing}", way_out=_REPORT)
     after = _outside(stack)
     for name in {**before.outside, **after}:
         if tuple(map(translate, after.get(name, ()))) != before.outside.get(name, ()):
@@ -153,7 +154,7 @@ def _compare_terms(stack: Stack, wanted: ResidualTable, before: Snapshot) -> Ver
                 where=Where(node=name),
             )
     rows = tuple(replace(row, reads=shown[row.name]) for row in wanted.rows)
-    table = replace(wanted, rows=rows, final=final, handles=None)
+    table = replace(wanted, rows=rows)
     return Verified(table, stack, tuple(wanted.terms[number].name for number in numbers))
 
 
@@ -171,7 +172,7 @@ def _compare_effects(program: Steps, before: Steps) -> None:
     )
 
 
-def _compare_values(program: Steps, stack: Stack, wanted: ResidualTable, before: Wiring) -> None:
+def _compare_values(program: Steps, stack: Stack, wanted: Table, before: Wiring) -> None:
     left_out = {row.name: gone for row in wanted.rows if (gone := before.reads[row.name] - row.reads)}
     expected = Wanted(before, left_out)
     numbers = evaluate(program.steps)

@@ -15,7 +15,7 @@ import torch
 
 from farskip_compile.explain import Refusal
 from farskip_compile.explain.layout import short_place
-from farskip_compile.passes.residual.kinds import Kind
+from farskip_compile.passes.residual.table import Kind
 from farskip_compile.report.compile import CompileReport
 from farskip_compile.zoo.check import Finding, Verdict, check
 from farskip_compile.zoo.families import Family
@@ -129,9 +129,8 @@ def entry(family: Family, finding: Finding, prepared: tuple[str, ...] = ()) -> E
 def layers_of(report: CompileReport) -> str:
     """What each layer adds, equal neighbours taken together."""
     letters = {Kind.ATTENTION: "a", Kind.MIXER: "x", Kind.DENSE: "m", Kind.SHARED: "s", Kind.ROUTED: "r"}
-    kind_of = dict(zip(report.terms, report.term_kinds, strict=True))
     layers = [
-        " ".join(letters[kind_of[term]] for row in rows for term in row.terms)
+        " ".join(letters[report.table.terms[term].kind] for row in rows for term in row.terms)
         for _, rows in groupby(report.rows, key=lambda row: row.layer)
     ]
     runs = [(layer, len(list(same))) for layer, same in groupby(layers)]

@@ -1,7 +1,8 @@
 """Second pass, an analysis: read the connectivity table off a graph.
 
 In:    a normalised graph.
-Out:   a `ResidualTable`, or None if the graph has no residual stack (a loss, a sampler).
+Out:   a `Reading`: the connectivity `Table` and what it was read off; None if the graph has no residual stack (a
+       loss, a sampler).
 Never: changes the graph.
 
 Algorithm:
@@ -21,22 +22,21 @@ from torch import fx
 from farskip_compile.errors import NotASumError
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.hidden_collectives import collectives_of
-from farskip_compile.passes.residual.kinds import Finding, Kind, classify, gather_facts
+from farskip_compile.passes.residual.kinds import Finding, classify, gather_facts
 from farskip_compile.passes.residual.regions import Region, reads
-from farskip_compile.passes.residual.stack import read_stack
+from farskip_compile.passes.residual.stack import Stack, read_stack
 from farskip_compile.passes.residual.stream import Stream
-from farskip_compile.passes.residual.table import GraphHandles, ResidualTable, SubBlock, Term
+from farskip_compile.passes.residual.table import LETTERS, ROW_NAMES, Kind, Step, SubBlock, Table, Term
 from farskip_compile.passes.residual.termset import TermSet
 
-LETTERS = {
-    Kind.EMBEDDING: "e",
-    Kind.ATTENTION: "a",
-    Kind.MIXER: "a",
-    Kind.DENSE: "m",
-    Kind.SHARED: "s",
-    Kind.ROUTED: "r",
-}
-ROW_NAMES = {Kind.ATTENTION: "attention", Kind.MIXER: "mixer", Kind.DENSE: "mlp", Kind.ROUTED: "moe"}
+
+@dataclass(frozen=True)
+class Reading(Stack):
+    """A table, and the graph that it was read off: valid until the graph is edited."""
+
+    table: Table
+    findings: list[Finding]
+    """What shows the kind of each term, by term index."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class _Group:
     layer: int = 0
 
 
-def read_table(graph: fx.Graph) -> ResidualTable | None:
+def read_table(graph: fx.Graph) -> Reading | None:
     """Read the connectivity table off `graph`.
 
     Raises:
@@ -68,7 +68,7 @@ def read_table(graph: fx.Graph) -> ResidualTable | None:
     kinds = _with_shared(groups, findings)
     terms = _name_terms(stream, regions, findings, groups, kinds)
     rows = _name_rows(groups, kinds)
-    return ResidualTable(terms, rows, stream.tree[stream.root], GraphHandles(stream, regions, findings))
+    return Reading(stream, regions, Table(terms, rows), findings)
 
 
 def _refuse_readless(stream: Stream, regions: list[Region], findings: list[Finding]) -> None:
@@ -158,9 +158,14 @@ def _name_terms(
                 where=ops.where(finding.node or region.leaf, layer),
                 collectives=_collectives(stream, region),
                 shared_inside=finding.shared_inside is not None,
+                inseparable=_step(finding.inseparable, layer),
             )
         )
     return tuple(terms)
+
+
+def _step(node: fx.Node | None, layer: int) -> Step | None:
+    return Step(ops.op_name(node), ops.where(node, layer)) if node is not None else None
 
 
 def _collectives(stream: Stream, region: Region) -> tuple[str, ...]:

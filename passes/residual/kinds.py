@@ -21,7 +21,6 @@ Then per region, first match wins:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from torch import fx
 
@@ -29,22 +28,7 @@ from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.residual.regions import Region
 from farskip_compile.passes.residual.stream import Stream
-
-
-class Kind(StrEnum):
-    """Kind of a term. `shared` is a dense term of a sub-block that also has a routed one."""
-
-    EMBEDDING = "embedding"
-    ATTENTION = "attention"
-    MIXER = "mixer"
-    DENSE = "dense"
-    SHARED = "shared"
-    ROUTED = "routed"
-
-    @property
-    def mixes_tokens(self) -> bool:
-        """Attention, or another operator along the sequence."""
-        return self in (Kind.ATTENTION, Kind.MIXER)
+from farskip_compile.passes.residual.table import Kind
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ whole layer already: where all routed experts are such, there is nothing to chan
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from farskip_compile.errors import (
@@ -24,9 +24,7 @@ from farskip_compile.errors import (
     InseparableExpertsError,
     LayerRangeError,
 )
-from farskip_compile.passes.graph import ops
-from farskip_compile.passes.residual.kinds import Kind
-from farskip_compile.passes.residual.table import ResidualTable, SubBlock
+from farskip_compile.passes.residual.table import Kind, SubBlock, Table
 from farskip_compile.passes.residual.termset import TermSet
 
 Named = Literal["full", "attention", "mlp", "none"]
@@ -42,16 +40,12 @@ class Request:
     already: tuple[str, ...] = ()
     """Rows that `connectivity` concerns, and that leave these terms out already."""
 
-    def wanted(self, table: ResidualTable) -> ResidualTable:
+    def wanted(self, table: Table) -> Table:
         """The table as it must read after rewiring."""
-        rows = tuple(
-            replace(row, reads=row.reads - self.left_out[row.name]) if row.name in self.left_out else row
-            for row in table.rows
-        )
-        return replace(table, rows=rows, handles=None)
+        return table.without(self.left_out)
 
 
-def ask(table: ResidualTable, connectivity: Connectivity, layers: LayerRange = None) -> Request:
+def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None) -> Request:
     """Translate the user's wish for `table` into a `Request`.
 
     Raises:
@@ -94,7 +88,7 @@ def ask(table: ResidualTable, connectivity: Connectivity, layers: LayerRange = N
     return Request(left_out, tuple(already))
 
 
-def rule(table: ResidualTable, row: SubBlock, connectivity: Named) -> TermSet:
+def rule(table: Table, row: SubBlock, connectivity: Named) -> TermSet:
     """The terms that `row` leaves out under `connectivity`, whether it reads them or not."""
     if row.kind.mixes_tokens:
         if connectivity == "mlp":
@@ -111,14 +105,14 @@ def rule(table: ResidualTable, row: SubBlock, connectivity: Named) -> TermSet:
     return TermSet.of(index for other in table.rows_of(row.layer) if other.kind.mixes_tokens for index in other.terms)
 
 
-def is_shortcut(table: ResidualTable, row: SubBlock) -> bool:
+def is_shortcut(table: Table, row: SubBlock) -> bool:
     """Whether a MoE stands beside a whole layer: it reads neither the mixer nor a dense block added before it is."""
     missed = table.earlier(row) - row.reads
     others = [other for other in table.rows if other.terms[0] in missed]
     return any(o.kind.mixes_tokens for o in others) and any(o.kind is Kind.DENSE for o in others)
 
 
-def _check_range(table: ResidualTable, layers: LayerRange) -> None:
+def _check_range(table: Table, layers: LayerRange) -> None:
     if layers is None:
         return
     first, last = layers
@@ -129,7 +123,7 @@ def _check_range(table: ResidualTable, layers: LayerRange) -> None:
         )
 
 
-def _from_user(table: ResidualTable, wish: Mapping[str, Sequence[str]]) -> Request:
+def _from_user(table: Table, wish: Mapping[str, Sequence[str]]) -> Request:
     left_out: dict[str, TermSet] = {}
     for row_name, term_names in wish.items():
         row = table.row(row_name)
@@ -164,20 +158,16 @@ def _from_user(table: ResidualTable, wish: Mapping[str, Sequence[str]]) -> Reque
     return Request(left_out)
 
 
-def _refuse_inseparable(table: ResidualTable, left_out: Mapping[str, TermSet]) -> None:
-    if table.handles is None:
-        return
+def _refuse_inseparable(table: Table, left_out: Mapping[str, TermSet]) -> None:
     for row_name, terms in left_out.items():
-        for index in terms:
-            step = table.handles.findings[index].inseparable
-            if step is not None:
-                layer = table.terms[index].layer
+        for term in (table.terms[index] for index in terms):
+            if (step := term.inseparable) is not None:
                 raise InseparableExpertsError(
-                    f"{row_name} must read the shared experts of layer {layer} without the routed ones, but both "
-                    f"are summed in front of {ops.op_name(step)!r}, which is not linear",
+                    f"{row_name} must read the shared experts of layer {term.layer} without the routed ones, but both "
+                    f"are summed before {step.operator!r}, which is not linear",
                     way_out="apply that step to each branch before the sum, compile in eval mode if it is a dropout, "
                     'or use connectivity="mlp"',
-                    where=ops.where(step, layer),
+                    where=step.where,
                 )
 
 

@@ -1,9 +1,9 @@
-"""Part a linear collective that hides a sum: C(r + s) becomes C(r) + C(s).
+"""Split a linear collective that hides a sum: C(r + s) becomes C(r) + C(s).
 
-In:    a normalised graph, its table, and a `Request`.
+In:    a normalised graph as a `Reading`, and a `Request`.
 Out:   the graph, in which every linear collective (all-reduce or reduce-scatter of a sum) holds either only terms
-       that the request leaves out, or none of them; and its table, read again.
-Never: touches a collective that the request does not need parted. Exact in real arithmetic, not in floating point.
+       that the request leaves out, or none of them; and the graph, read again.
+Never: touches a collective that the request does not need split. Exact in real arithmetic, not in floating point.
 
 Tensor-parallel models sum routed and shared experts before one all-reduce, or reduce-scatter with sequence parallelism.
 Attention must read the shared part without waiting for the routed one, so both are reduced apart: two reductions, as in
@@ -21,26 +21,24 @@ import operator
 from torch import fx
 
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.residual import read_table
+from farskip_compile.passes.residual import Reading, read_table
 from farskip_compile.passes.residual.stream import Stream
-from farskip_compile.passes.residual.table import ResidualTable
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire.request import Request
 from farskip_compile.passes.rewire.substitute import Substitution
 
 
-def part_collectives(module: fx.GraphModule, table: ResidualTable, request: Request) -> tuple[ResidualTable, int]:
-    """Part what `request` needs parted.
+def split_collectives(module: fx.GraphModule, reading: Reading, request: Request) -> tuple[Reading, int]:
+    """Split what `request` needs split.
 
     Returns:
-        The table of the graph as it is then (the same one if nothing was parted), and how many were parted.
+        The graph as it is then (the same reading if nothing was split), and how many were split.
     """
-    assert table.handles is not None
-    stream = table.handles.stream
+    stream = reading.stream
     dropped = TermSet.of(sorted({index for terms in request.left_out.values() for index in terms}))
     tops = [node for node in stream.tree if _hides_both(stream, node, dropped)]
     if not tops:
-        return table, 0
+        return reading, 0
     substitution = Substitution(stream, module.graph)
     for top in tops:
         terms = stream.tree[top]
@@ -55,9 +53,9 @@ def part_collectives(module: fx.GraphModule, table: ResidualTable, request: Requ
         total.meta = {**kept.meta, "example_value": left.meta["example_value"]}
         for user in users:
             user.replace_input_with(top, total)
-    parted = read_table(module.graph)
-    assert parted is not None
-    return parted, len(tops)
+    split = read_table(module.graph)
+    assert split is not None
+    return split, len(tops)
 
 
 def _launch_early(stream: Stream, kept: fx.Node) -> None:

@@ -142,7 +142,7 @@ def report_on_rank(rank: int, world_size: int) -> dict[str, Any]:
         found[layout] = (
             report.collectives_parted,
             report.reductions_merged,
-            {row.name: row.collectives for row in report.rows},
+            {row.name: report.table.collectives(row) for row in report.rows},
         )
     return found
 

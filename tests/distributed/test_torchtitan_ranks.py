@@ -117,8 +117,8 @@ def reports() -> list[dict[str, Any]]:
     return [
         {
             "wiring": report.wiring_after,
-            "left out": {row.name: row.left_out for row in report.rows},
-            "collectives": {row.name: row.collectives for row in report.rows},
+            "left out": {row.name: tuple(report.table.names(row.left_out)) for row in report.rows},
+            "collectives": {row.name: report.table.collectives(row) for row in report.rows},
         }
         for report in farskip_compile.last_reports()
     ]

@@ -43,12 +43,13 @@ ROUTED = {
 
 def report() -> dict[str, Any]:
     found = farskip_compile.last_reports()[-1]
-    routed = [row for row in found.rows if any(term.startswith("r") for term in row.terms)]
+    table = found.table
+    routed = [row for row in table.rows if any(name.startswith("r") for name in table.names(row.terms))]
     return {
         "wiring": (found.wiring_before, found.wiring_after),
-        "left_out": {row.name: row.left_out for row in found.rows if row.left_out},
-        "collectives": {row.collectives for row in routed},
-        "evidence": {row.evidence for row in routed},
+        "left_out": found.left_out,
+        "collectives": {table.collectives(row) for row in routed},
+        "evidence": {table.evidence(row) for row in routed},
     }
 
 

@@ -3,53 +3,51 @@
 from __future__ import annotations
 
 from farskip_compile.demo.results import Case, Check, Demo
-from farskip_compile.passes.residual.kinds import Kind
+from farskip_compile.errors import Where
+from farskip_compile.passes.residual.table import Kind, SubBlock, Table, Term
 from farskip_compile.passes.residual.termset import TermSet
-from farskip_compile.report.compile import CompileReport, Outcome, RowReport
+from farskip_compile.report.compile import CompileReport, Outcome
 
 
 def farskip_report(layers: str, rewired: range | None = None) -> CompileReport:
     """Full FarSkip of a model with one letter for each layer: `d` dense, `m` MoE with a shared expert."""
     rewired = range(len(layers)) if rewired is None else rewired
-    terms: list[str] = ["e"]
-    kinds = [Kind.EMBEDDING]
-    rows = []
-    for layer, kind in enumerate(layers):
-        routed_before = {f"r{layer - 1}"} & set(terms) if layer in rewired else set()
-        rows.append(_row(f"attention.{layer}", layer, Kind.ATTENTION, (f"a{layer}",), terms, routed_before))
-        terms.append(f"a{layer}")
-        kinds.append(Kind.ATTENTION)
-        own = (f"r{layer}", f"s{layer}") if kind == "m" else (f"m{layer}",)
-        name, of = (f"moe.{layer}", Kind.ROUTED) if kind == "m" else (f"mlp.{layer}", Kind.DENSE)
-        rows.append(_row(name, layer, of, own, terms, {f"a{layer}"} if layer in rewired else set()))
-        terms.extend(own)
-        kinds.extend((Kind.ROUTED, Kind.SHARED) if kind == "m" else (Kind.DENSE,))
+    terms = [Term(0, "e", Kind.EMBEDDING, 0)]
+    rows: list[SubBlock] = []
+
+    def add(name: str, layer: int, kind: Kind, own: dict[str, Kind], left_out: set[str]) -> None:
+        gone = TermSet.of(term.index for term in terms if term.name in left_out and layer in rewired)
+        indices = range(len(terms), len(terms) + len(own))
+        before = TermSet(((0, len(terms)),))
+        rows.append(SubBlock(name, kind, layer, tuple(indices), before - gone, gone))
+        for index, (term, of) in zip(indices, own.items(), strict=True):
+            terms.append(
+                Term(
+                    index,
+                    term,
+                    of,
+                    layer,
+                    evidence=f"evidence of a {of} <sub-block>",
+                    where=Where(source=f"model.py:{layer + 10}"),
+                    collectives=("all_to_all_single",) * 2 if of is Kind.ROUTED else (),
+                )
+            )
+
+    for layer, letter in enumerate(layers):
+        attention, dense = Kind.ATTENTION, Kind.DENSE
+        add(f"attention.{layer}", layer, attention, {f"a{layer}": attention}, {f"r{layer - 1}"})
+        if letter == "m":
+            own = {f"r{layer}": Kind.ROUTED, f"s{layer}": Kind.SHARED}
+            add(f"moe.{layer}", layer, Kind.ROUTED, own, {f"a{layer}"})
+        else:
+            add(f"mlp.{layer}", layer, dense, {f"m{layer}": dense}, {f"a{layer}"})
     return CompileReport(
         Outcome.REWIRED,
         nodes=100 * len(layers),
-        terms=tuple(terms),
-        term_kinds=tuple(kinds),
-        rows=tuple(rows),
+        table=Table(tuple(terms), tuple(rows)),
         wiring_before="standard",
         wiring_after="full",
         seconds={"residual": 0.002, "rewire": 0.001},
-    )
-
-
-def _row(name: str, layer: int, kind: Kind, own: tuple[str, ...], terms: list[str], left_out: set[str]) -> RowReport:
-    before = TermSet(((0, len(terms)),))
-    return RowReport(
-        name=name,
-        layer=layer,
-        kind=kind,
-        terms=own,
-        evidence=f"evidence of a {kind} <sub-block>",
-        where=f"model.py:{layer + 10}",
-        collectives=("all_to_all_single",) * 2 if kind is Kind.ROUTED else (),
-        reads_before=before.intervals,
-        reads_after=(before - TermSet.of(terms.index(term) for term in left_out)).intervals,
-        left_out=tuple(left_out),
-        skipped_before=(),
     )
 
 

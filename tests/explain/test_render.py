@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from html.parser import HTMLParser
@@ -19,6 +20,7 @@ from farskip_compile.explain import Explanation, Refusal, palette, svg
 from farskip_compile.explain import text as render_text
 from farskip_compile.explain.layout import Cell, cells, counted, reads_text, short_place, shown_layers
 from farskip_compile.explain.overlappable import independent
+from farskip_compile.passes.residual.termset import TermSet
 from tests.explain.sample_reports import check, demo, farskip_report
 
 DEEP = farskip_report("ddd" + "m" * 58)
@@ -52,7 +54,7 @@ def explained(report, refusal=None, width=80, encoding="utf-8", **kwargs):
     ],
 )
 def test_sets_of_terms_are_short(intervals, text):
-    assert reads_text(("e", "a0", "m0", "a1", "r1", "s1", "a2", "r2", "s2"), intervals) == text
+    assert reads_text(SMALL.table, TermSet(intervals)) == text
 
 
 def test_names_are_counted_and_places_shortened():
@@ -62,7 +64,7 @@ def test_names_are_counted_and_places_shortened():
 
 
 def test_cells_of_a_small_table():
-    lines = dict(zip((row.name for row in SMALL.rows), cells(SMALL), strict=True))
+    lines = dict(zip((row.name for row in SMALL.rows), cells(SMALL.table), strict=True))
     assert [*map(str, lines["moe.1"][:6])] == [Cell.READ] * 3 + [Cell.LEFT_OUT] + [Cell.OWN] * 2
     assert set(lines["moe.1"][6:]) == {Cell.LATER}
     assert lines["attention.2"][4] is Cell.LEFT_OUT
@@ -79,7 +81,7 @@ def test_cells_of_a_small_table():
     ],
 )
 def test_deep_models_show_each_pattern_once(layers, rewired, shown):
-    found = shown_layers(farskip_report(layers, rewired))
+    found = shown_layers(farskip_report(layers, rewired).table)
     assert found.layers == shown
     assert found.repeats
 
@@ -87,17 +89,17 @@ def test_deep_models_show_each_pattern_once(layers, rewired, shown):
 def test_models_without_a_pattern_show_head_and_tail():
     rewired_here_and_there = [farskip_report("m" * 40, range(k, k + 1)) for k in range(0, 40, 3)]
     rows = tuple(rewired_here_and_there[row.layer // 3].rows[i] for i, row in enumerate(DEEP.rows[:80]))
-    found = shown_layers(type(DEEP)(DEEP.outcome, 1, terms=rewired_here_and_there[0].terms, rows=rows))
+    found = shown_layers(dataclasses.replace(rewired_here_and_there[0].table, rows=rows))
     assert not found.repeats or len(found.layers) <= 12
-    assert shown_layers(DEEP, everything=True).layers == tuple(range(61))
+    assert shown_layers(DEEP.table, everything=True).layers == tuple(range(61))
 
 
 def test_what_can_run_beside_a_term():
-    rows = {row.name: row for row in SMALL.rows}
-    assert independent(SMALL, rows["moe.1"], after=False) == ("s1",)
-    assert independent(SMALL, rows["moe.1"], after=True) == ("a1", "s1", "a2")
-    assert independent(SMALL, rows["attention.1"], after=False) == ()
-    assert independent(SMALL, rows["attention.2"], after=True) == ("r1", "r2", "s2")
+    rewired, written = SMALL.table, SMALL.table.as_written()
+    assert independent(written, written.row("moe.1")) == ("s1",)
+    assert independent(rewired, rewired.row("moe.1")) == ("a1", "s1", "a2")
+    assert independent(written, written.row("attention.1")) == ()
+    assert independent(rewired, rewired.row("attention.2")) == ("r1", "r2", "s2")
 
 
 @pytest.mark.parametrize("report", [SMALL, DEEP, farskip_report("m" * 30, range(10, 20))])
@@ -136,10 +138,10 @@ def test_pictures_of_any_depth(tmp_path):
     render_png = pytest.importorskip("farskip_compile.explain.png")
     pytest.importorskip("matplotlib")
     for name, report in (("small", SMALL), ("deep", DEEP)):
-        render_png.draw(report, tmp_path / "new" / f"{name}.png", f"{name}\nsecond line")
+        render_png.draw(report.table, tmp_path / "new" / f"{name}.png", f"{name}\nsecond line")
         assert (tmp_path / "new" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(ConfigError, match="can't be written"):
-        render_png.draw(SMALL, tmp_path / "table.doc", "title")
+        render_png.draw(SMALL.table, tmp_path / "table.doc", "title")
 
 
 class _Page(HTMLParser):
@@ -178,7 +180,7 @@ def test_the_page_is_whole_and_self_contained():
     words = "".join(parsed.text)
     for row in finished.cases[0].report.rows:
         assert words.count(row.name) >= 2  # in the drawing and in the table
-        assert row.evidence in words
+        assert finished.cases[0].report.table.evidence(row) in words
     for part in ("1 of 1 checks passed; 1 part skipped", "something is not installed", "torch 2.13.0", "farskip demo"):
         assert part in words
     assert "prefers-color-scheme:dark" in text
@@ -192,7 +194,7 @@ def test_the_page_of_a_failure_says_so():
 
 
 def test_drawings_of_deep_models_are_short():
-    drawing = svg.connectivity(DEEP)
+    drawing = svg.connectivity(DEEP.table)
     assert "moe.60" in drawing
     assert "moe.30" not in drawing
     assert drawing.count("<title>attention.4 read r3 as written; the rewiring leaves it out</title>") == 1

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from farskip_compile.errors import FarSkipError
 from farskip_compile.passes.normalize import normalize
-from farskip_compile.passes.residual import read_table
-from farskip_compile.passes.residual.table import ResidualTable
+from farskip_compile.passes.residual import Reading, read_table
+from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire.request import LayerRange, ask
 from farskip_compile.testing.strategies import Captured, Network, capture, evaluate, networks
 from farskip_compile.testing.strategies.network import state
@@ -61,36 +61,38 @@ def check_described(example: Described) -> Counter[str]:
     normal = Captured(duplicate(captured.module), captured.marks, captured.states)
     try:
         normalize(normal.module)
-        table = read_table(normal.module.graph)
+        reading = read_table(normal.module.graph)
     except FarSkipError as error:
         check_refusal(error)
         made = attempt(captured.module, "none")
         demand(made.said == type(error).__name__, f"the passes raise {type(error).__name__}, the pipeline: {made.said}")
         return Counter({f"refused {made.said}": 1})
-    if table is None:
+    if reading is None:
         made = attempt(captured.module, "none")
         demand(made.error is not None, "no residual stack was found")
         return Counter({f"refused {made.said}": 1})
-    ours = terms_by_mark(table, normal)
-    _demand_table(network, table, ours)
+    table, ours = reading.table, terms_by_mark(reading, normal)
+    _demand_table(network, reading, ours)
     counts = Counter({"accepted": 1})
     for wish in wishes(table, example.number):
         counts += _check_wish(example, captured, table, ours, wish, arguments)
     return counts
 
 
-def _demand_table(network: Network, table: ResidualTable, ours: list[int]) -> None:
+def _demand_table(network: Network, reading: Reading, ours: list[int]) -> None:
+    table = reading.table
     terms = range(len(network.term_kinds))
     demand(sorted(ours) == list(terms), f"terms found: {ours}")
     kinds = {ours[term.index]: str(term.kind) for term in table.terms}
     demand(kinds == {term: network.kind_of(term) for term in terms}, f"kinds found: {kinds}")
     rows = described_rows(table, ours)
     demand(rows == set(network.rows()), f"rows found: {rows}, described: {network.rows()}")
-    demand(set(table.final) == set(terms), f"the final state holds {table.final}")
+    final = reading.stream.tree[reading.stream.root]
+    demand(set(final) == set(terms), f"the final state holds {final}")
 
 
 def _check_wish(
-    example: Described, captured: Captured, table: ResidualTable, ours: list[int], wish: Wish, arguments: list[Any]
+    example: Described, captured: Captured, table: Table, ours: list[int], wish: Wish, arguments: list[Any]
 ) -> Counter[str]:
     connectivity, layers = wish
     made = attempt(captured.module, connectivity, layers)

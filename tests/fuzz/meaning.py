@@ -28,7 +28,7 @@ import torch
 from torch import fx
 
 from farskip_compile.passes.graph import effects, ops
-from farskip_compile.passes.residual.table import ResidualTable
+from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.termset import TermSet
 from tests.fuzz.machine import Run, run_nodes, same
 
@@ -38,15 +38,14 @@ class Meaning:
     """A normalised graph that nobody edits any more, and its table."""
 
     module: fx.GraphModule
-    table: ResidualTable
+    reading: Reading
     arguments: list[Any]
     images: list[list[fx.Node]] = field(init=False)
     """For each term but the embedding, the nodes that hold nothing but this term."""
     plain: Run = field(init=False)
 
     def __post_init__(self) -> None:
-        assert self.table.handles is not None
-        self.stream, self.regions = self.table.handles.stream, self.table.handles.regions
+        self.table, self.stream, self.regions = self.reading.table, self.reading.stream, self.reading.regions
         self.images = [[] for _ in self.table.terms]
         for node, terms in {**self.stream.tree, **self.stream.partial}.items():
             if len(terms) == 1 and 0 not in terms:

@@ -81,16 +81,16 @@ def check_spoiled(example: Spoiled) -> Counter[str]:
             return counts + Counter({"no residual stack": 1})
         normal = duplicate(module)
         normalize(normal)
-        table = read_table(normal.graph)
-        demand(table is not None, "a table for the pipeline, and none for the passes")
+        reading = read_table(normal.graph)
+        demand(reading is not None, "a table for the pipeline, and none for the passes")
         counts["accepted"] += 1
-        meaning = Meaning(normal, table, sheet.arguments)
+        meaning = Meaning(normal, reading, sheet.arguments)
         judged = meaning.unjudged() is None
         if judged:
             complaints = meaning.misread(hidden=sheet.hides)
             demand(not complaints, "the table is not what the graph does: " + "; ".join(complaints[:5]))
             counts["judged"] += 1
-        for wish in wishes(table, len(table.terms))[1:]:
+        for wish in wishes(meaning.table, len(meaning.table.terms))[1:]:
             made = attempt(module, *wish)
             counts[said(wish[0], made.said)] += 1
             _check_wish(meaning, made, wish, judged)

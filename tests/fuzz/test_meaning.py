@@ -11,8 +11,7 @@ import torch
 from torch import fx
 
 from farskip_compile.passes.normalize import normalize
-from farskip_compile.passes.residual import read_table
-from farskip_compile.passes.residual.table import ResidualTable
+from farskip_compile.passes.residual import Reading, read_table
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire import rewire
 from farskip_compile.passes.rewire.request import ask
@@ -48,7 +47,7 @@ class Gated(Positions):
         return h * gate.sigmoid().mean(-1, keepdim=True)
 
 
-def read(model: torch.nn.Module, change: Callable[[ResidualTable], ResidualTable] | None = None) -> Meaning:
+def read(model: torch.nn.Module, change: Callable[[Reading], Reading] | None = None) -> Meaning:
     """The criterion for the graph of `model` and the table that is read off it, or another one."""
     made: list[tuple[fx.GraphModule, list[Any]]] = []
 
@@ -64,17 +63,17 @@ def read(model: torch.nn.Module, change: Callable[[ResidualTable], ResidualTable
         torch.compile(model, backend=backend, fullgraph=True)(ids())
         ((module, arguments),) = made
         normalize(module)
-        table = read_table(module.graph)
-        assert table is not None
-        return Meaning(module, table if change is None else change(table), arguments)
+        reading = read_table(module.graph)
+        assert reading is not None
+        return Meaning(module, reading if change is None else change(reading), arguments)
 
 
 def computed(meaning: Meaning, wish: dict[str, list[str]]) -> tuple[Any, ...]:
     """What the rewired graph gives."""
     module = duplicate(meaning.module)
-    table = read_table(module.graph)
-    assert table is not None
-    rewire(module, table, ask(table, wish))
+    reading = read_table(module.graph)
+    assert reading is not None
+    rewire(module, reading, ask(reading.table, wish))
     return run_nodes(module, meaning.arguments).function()
 
 
@@ -103,9 +102,9 @@ def test_it_predicts_what_the_rewired_graph_computes(model: type[Positions], wis
 )
 @torch.no_grad()
 def test_a_wrong_row_is_a_complaint(row: str, reads: tuple[int, ...], complaint: str) -> None:
-    def change(table: ResidualTable) -> ResidualTable:
-        rows = (dataclasses.replace(r, reads=TermSet.of(reads)) if r.name == row else r for r in table.rows)
-        return dataclasses.replace(table, rows=tuple(rows))
+    def change(found: Reading) -> Reading:
+        rows = (dataclasses.replace(r, reads=TermSet.of(reads)) if r.name == row else r for r in found.table.rows)
+        return dataclasses.replace(found, table=dataclasses.replace(found.table, rows=tuple(rows)))
 
     complaints = read(Positions(), change).misread()
     assert complaints
@@ -114,12 +113,11 @@ def test_a_wrong_row_is_a_complaint(row: str, reads: tuple[int, ...], complaint:
 
 @torch.no_grad()
 def test_a_wrong_residual_value_is_a_complaint() -> None:
-    def change(table: ResidualTable) -> ResidualTable:
-        assert table.handles is not None
-        newest = max(table.handles.stream.values.values(), key=len)
-        for node, terms in table.handles.stream.values.items():
+    def change(found: Reading) -> Reading:
+        newest = max(found.stream.values.values(), key=len)
+        for node, terms in found.stream.values.items():
             if len(terms) == 3:
-                table.handles.stream.values[node] = newest
-        return table
+                found.stream.values[node] = newest
+        return found
 
     assert any("residual value" in complaint for complaint in read(Positions(), change).misread())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from farskip_compile.passes.residual.table import ResidualTable
+from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 
 NAMED = ("none", "full", "attention", "mlp")
@@ -13,7 +13,7 @@ USER_TABLES = 2
 Wish = tuple[Connectivity, LayerRange]
 
 
-def wishes(table: ResidualTable, number: int) -> list[Wish]:
+def wishes(table: Table, number: int) -> list[Wish]:
     """The wishes for `table`; range and user tables follow from `number`."""
     rng = random.Random(number)
     made: list[Wish] = [(name, None) for name in NAMED]
@@ -23,7 +23,7 @@ def wishes(table: ResidualTable, number: int) -> list[Wish]:
     return made + [(user_table(table, rng), None) for _ in range(USER_TABLES)]
 
 
-def user_table(table: ResidualTable, rng: random.Random) -> Mapping[str, list[str]]:
+def user_table(table: Table, rng: random.Random) -> Mapping[str, list[str]]:
     """For some rows, some of what they read, but never the embedding."""
     wish: dict[str, list[str]] = {}
     for row in table.rows:

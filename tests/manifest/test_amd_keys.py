@@ -59,7 +59,7 @@ def test_every_combination_asks_for_what_amds_layers_do() -> None:
         ours = [(form.attention_reads_n(layer), form.feed_forward_reads_x(layer)) for layer in range(LAYERS)]
         assert ours == theirs, config
         assert (found.connectivity, found.layers) in WISHES
-        assert found.rows == ()
+        assert found.table.rows == ()
         assert found.fingerprint is None
         taken += 1
     assert (refused > 100, taken > 400) == (True, True)

@@ -22,7 +22,7 @@ def test_prints_a_manifest() -> None:
     assert result.exit_code == 0, result.output
     found = Manifest.from_json(json.loads(result.stdout))
     assert (found.connectivity, found.layers) == ("attention", (1, 1))
-    assert [row.name for row in found.rows if row.left_out] == ["attention.1"]
+    assert [row.name for row in found.table.rows if row.left_out] == ["attention.1"]
 
 
 def test_writes_into_a_checkpoint_folder(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -17,8 +18,7 @@ from farskip_compile.manifest.graph_parameters import GraphParameters, graph_par
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
-from farskip_compile.passes.residual.kinds import Kind
-from farskip_compile.passes.residual.table import ResidualTable
+from farskip_compile.passes.residual.table import Kind, Table
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire.request import ask
 from tests.manifest.sample import IDS, SMALL, compiled, small
@@ -71,11 +71,11 @@ def without_a_norm() -> nn.Module:
 MODELS: list[tuple[Any, list[str]]] = [
     (
         lambda: small(layers=("dense", "moe", "moe", "moe")),
-        ["the model has a sub-block attention.3 (attention, layer 3) behind the 6 of the manifest"],
+        ["the model has a sub-block attention.3 (attention, layer 3) after the 6 of the manifest"],
     ),
     (
         lambda: small(layers=("dense", "moe")),
-        ["the model ends behind 4 sub-blocks; the manifest has 6", "attention.2 (attention, layer 2)"],
+        ["the model ends after 4 sub-blocks; the manifest has 6", "attention.2 (attention, layer 2)"],
     ),
     (
         lambda: small(layers=("dense", "dense", "moe")),
@@ -139,11 +139,15 @@ def test_another_model(manifest: Manifest, build_other: Any, says: list[str]) ->
 
 
 def row_changed(manifest: Manifest, row_name: str, **changes: Any) -> Manifest:
-    rows = [dataclasses.replace(row, **changes) if row.name == row_name else row for row in manifest.rows]
-    return dataclasses.replace(manifest, rows=tuple(rows), origin="weights/farskip.json")
+    table = manifest.table
+    if "terms" in changes:
+        changes["terms"] = tuple(table.term(name).index for name in changes["terms"])
+    rows = [dataclasses.replace(row, **changes) if row.name == row_name else row for row in table.rows]
+    changed = dataclasses.replace(table, rows=tuple(rows))
+    return dataclasses.replace(manifest, table=changed, origin="weights/farskip.json")
 
 
-Graph = tuple[ResidualTable, GraphParameters]
+Graph = tuple[Table, GraphParameters]
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +157,9 @@ def graph() -> Graph:
 
     def look(module: torch.fx.GraphModule, _: Any) -> Any:
         normalize(module)
-        table = read_table(module.graph)
-        assert table is not None
-        found.append((table, graph_parameters(table)))
+        reading = read_table(module.graph)
+        assert reading is not None
+        found.append((reading.table, graph_parameters(reading)))
         return module.forward
 
     torch.compile(small(), backend=look, fullgraph=True)(IDS)
@@ -235,13 +239,19 @@ def test_fewer_parameters_of_what_is_no_sub_block(manifest: Manifest) -> None:
 def test_order_of_terms_plays_no_role(manifest: Manifest) -> None:
     """Another kernel for experts may put the shared ones first in the graph."""
     swap = {"r1": "s1", "s1": "r1", "r2": "s2", "s2": "r2"}
-    position = {name: index for index, name in enumerate(swap.get(name, name) for name in manifest.terms)}
+    table = manifest.table
+    terms = [table.term(swap.get(term.name, term.name)) for term in table.terms]
+    position = {term.name: index for index, term in enumerate(terms)}
 
-    def moved(terms: TermSet) -> TermSet:
-        return TermSet.of(position[manifest.terms[index]] for index in terms)
+    def moved(terms: Iterable[int]) -> TermSet:
+        return TermSet.of(position[name] for name in table.names(terms))
 
-    rows = tuple(dataclasses.replace(r, reads=moved(r.reads), left_out=moved(r.left_out)) for r in manifest.rows)
-    other = dataclasses.replace(manifest, terms=tuple(position), rows=rows)
+    rows = tuple(
+        dataclasses.replace(r, terms=tuple(moved(r.terms)), reads=moved(r.reads), left_out=moved(r.left_out))
+        for r in table.rows
+    )
+    moved_terms = tuple(dataclasses.replace(term, index=index) for index, term in enumerate(terms))
+    other = dataclasses.replace(manifest, table=Table(moved_terms, rows))
     assert other != manifest
     model = small()
     with torch.no_grad():

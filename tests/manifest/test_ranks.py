@@ -71,4 +71,4 @@ def test_whole_manifest_on_two_ranks(tmp_path: Path) -> None:
     for found in run_ranks(on_rank, 2, path):
         assert all(found[way] <= ROUNDING for way in ("tp", "fsdp", "ddp")), found
         assert found["described again"]
-        assert "attention.2 (attention, layer 2) behind the 4 of the manifest" in found["other"]
+        assert "attention.2 (attention, layer 2) after the 4 of the manifest" in found["other"]

@@ -91,10 +91,6 @@ def only_report() -> farskip_compile.CompileReport:
     return report
 
 
-def names(report: farskip_compile.CompileReport, intervals: tuple[tuple[int, int], ...]) -> list[str]:
-    return [report.terms[index] for low, high in intervals for index in range(low, high)]
-
-
 @pytest.mark.parametrize("name", BUILDS)
 def test_debug_model_has_the_table_of_its_source(name: str) -> None:
     build, table = BUILDS[name]
@@ -106,13 +102,16 @@ def test_debug_model_has_the_table_of_its_source(name: str) -> None:
     report = only_report()
     assert report.outcome is Outcome.REWIRED
     assert (report.wiring_before, report.wiring_after) == ("standard", "full")
-    assert tuple((r.name, r.kind, r.terms, r.evidence, r.left_out) for r in report.rows) == table
+    read, names = report.table, report.table.names
+    assert table == tuple(
+        (r.name, r.kind, tuple(names(r.terms)), read.evidence(r), tuple(names(r.left_out))) for r in read.rows
+    )
     above = ["e"]
     for row in report.rows:
-        assert names(report, row.reads_before) == above
-        assert names(report, row.reads_after) == [term for term in above if term not in row.left_out]
-        assert row.collectives == ()
-        above += row.terms
+        assert names(row.reads_as_written) == above
+        assert names(row.reads) == [term for term in above if term not in names(row.left_out)]
+        assert read.collectives(row) == ()
+        above += names(row.terms)
     assert list(report.terms) == above
 
 
@@ -148,7 +147,7 @@ def test_training_step(name: str, connectivity: str) -> None:
     assert (report.wiring_before, report.outcome) == ("standard", Outcome.REWIRED)
     rewired = {"full": ("attention", "moe", "mlp"), "attention": ("attention",), "mlp": ("moe", "mlp")}[connectivity]
     expected_rows = [(row[0], row[4] if row[0].split(".")[0] in rewired else ()) for row in table[: 2 * layers]]
-    assert [(row.name, row.left_out) for row in report.rows] == expected_rows
+    assert [(row.name, report.left_out.get(row.name, ())) for row in report.rows] == expected_rows
     standard, standard_gradients = run_with_gradients(model, model, *args)
     assert relative_difference(output, standard) > 1e-4
     assert any(relative_difference(gradients[key], standard_gradients[key]) > 1e-3 for key in gradients)

@@ -52,7 +52,7 @@ def only_report() -> farskip_compile.CompileReport:
 
 
 def left_out(report: farskip_compile.CompileReport) -> dict[str, tuple[str, ...]]:
-    return {row.name: row.left_out for row in report.rows if row.left_out}
+    return report.left_out
 
 
 # DeepSeek-V3

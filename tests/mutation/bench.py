@@ -31,8 +31,8 @@ from farskip_compile import FarSkipConfig, backend, testing
 from farskip_compile.errors import VerificationError
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.normalize import normalize
-from farskip_compile.passes.residual import read_table
-from farskip_compile.passes.residual.table import ResidualTable
+from farskip_compile.passes.residual import Reading, read_table
+from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire import rewire
 from farskip_compile.passes.rewire.merge_reductions import merge_reductions
@@ -72,9 +72,9 @@ class Rewired:
     """A graph that was rewired, and what is needed to break it: nodes by term and by value."""
 
     module: fx.GraphModule
-    wanted: ResidualTable
+    wanted: Table
     before: Snapshot
-    found: ResidualTable
+    found: Reading
 
     @property
     def graph(self) -> fx.Graph:
@@ -82,22 +82,22 @@ class Rewired:
 
     @property
     def root(self) -> fx.Node:
-        return self.found.handles.stream.root
+        return self.found.stream.root
 
     def leaf(self, term: str) -> fx.Node:
-        return self.found.handles.leaf(self.found.term(term).index)
+        return self.found.leaf(self.found.table.term(term).index)
 
     def core(self, term: str) -> fx.Node:
-        return self.found.handles.stream.cores[self.found.term(term).index]
+        return self.found.stream.cores[self.found.table.term(term).index]
 
     def value(self, terms: str) -> fx.Node:
         """The residual value that holds exactly these terms."""
-        wanted = TermSet.of(self.found.term(name).index for name in terms.split())
-        return next(node for node, held in self.found.handles.stream.values.items() if held == wanted)
+        wanted = TermSet.of(self.found.table.term(name).index for name in terms.split())
+        return next(node for node, held in self.found.stream.values.items() if held == wanted)
 
     def owned(self, row: str) -> list[fx.Node]:
         """Nodes of a sub-block, in order."""
-        owned = {node for i in self.found.row(row).terms for node in self.found.handles.regions[i].owned}
+        owned = {node for i in self.found.table.row(row).terms for node in self.found.regions[i].owned}
         return [node for node in self.graph.nodes if node in owned]
 
     def calls(self, name: str, row: str | None = None) -> list[fx.Node]:
@@ -106,7 +106,7 @@ class Rewired:
 
     def readers(self, row: str) -> list[tuple[fx.Node, fx.Node]]:
         """(node, residual value) for each edge through which `row` reads."""
-        values = self.found.handles.stream.values
+        values = self.found.stream.values
         return [(node, arg) for node in self.owned(row) for arg in node.args if arg in values]
 
     def redirect(self, row: str, value: fx.Node) -> None:
@@ -197,10 +197,10 @@ def rewired(base: Base = PLAIN, wish: Any = "full", layers: Any = None, merge: b
     """The graph of a model, rewired and verified."""
     module = fresh(base)
     normalize(module)
-    table = read_table(module.graph)
-    request = ask(table, wish, layers)
-    wanted, before = request.wanted(table), snapshot(table)
-    rewire(module, table, request)
+    reading = read_table(module.graph)
+    request = ask(reading.table, wish, layers)
+    wanted, before = request.wanted(reading.table), snapshot(reading)
+    rewire(module, reading, request)
     if merge:
         assert merge_reductions(module)
     verify(module, wanted, before)

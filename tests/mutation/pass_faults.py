@@ -109,12 +109,17 @@ FAULTS: list[Fault] = [
     ),
     in_pass("shared experts taken for routed ones", residual._with_shared, "Kind.SHARED if", "Kind.ROUTED if"),
     in_pass("writes in place not followed", assignment.assign_once, "names[arg])", "arg)", IN_PLACE),
-    in_pass("rewire: last row forgotten", rewire.rewire, "for row in table.rows:\n", "for row in table.rows[:-1]:\n"),
+    in_pass(
+        "rewire: last row forgotten",
+        rewire.rewire,
+        "for row in whole.table.rows:\n",
+        "for row in whole.table.rows[:-1]:\n",
+    ),
     in_pass(
         "rewire: shared norm not copied",
-        rewire._rewire_row,
-        "all(left_out.get(reader) == dropped for reader in readers)",
-        "any(left_out.get(reader) == dropped for reader in readers)",
+        rewire._Edit._redirect,
+        "all(self.left_out.get(reader)",
+        "any(self.left_out.get(reader)",
         PARALLEL,
     ),
     in_pass(
@@ -152,13 +157,13 @@ FAULTS: list[Fault] = [
         "dropped = (terms - dropped) if terms - dropped and 0 not in terms else dropped & terms",
     ),
     in_pass(
-        "part_collectives: one part not reduced",
-        split_collectives.part_collectives,
+        "split_collectives: one part not reduced",
+        split_collectives.split_collectives,
         "    _launch_early(stream, kept)\n",
         "    kept = kept.all_input_nodes[0].all_input_nodes[0]\n",
         REDUCING,
     ),
-    in_pass("part_collectives: a bias in both parts", split_collectives.part_collectives, ", bare=True", "", BIASED),
+    in_pass("split_collectives: a bias in both parts", split_collectives.split_collectives, ", bare=True", "", BIASED),
     in_pass(
         "merge_reductions: attention reduced twice",
         merge_reductions._merge,

@@ -162,7 +162,7 @@ def options(**wish: Any) -> dict[str, Any]:
 def assert_same(rank: int, world_size: int) -> str:
     """On rank 1, parted reductions are launched where they stood; the order says the same, the graph does not."""
     model = SHARED_FIRST.make()
-    with mutated(split_collectives.part_collectives, "_launch_early(stream, kept)", "pass") if rank else nullcontext():
+    with mutated(split_collectives.split_collectives, "_launch_early(stream, kept)", "pass") if rank else nullcontext():
         try:
             testing.assert_same_on_all_ranks(model, *SHARED_FIRST.inputs())
         except AssertionError as error:
@@ -261,7 +261,7 @@ FAULTS: list[Fault] = [
     on_one_rank("launch order different on one rank", "two ranks", lambda: announced(break_it=launches_exchanged)),
     on_one_rank("another graph on one rank", "two ranks", lambda: announced("forward graph")),
     on_one_rank("other options on one rank", "two ranks", lambda: announced(common=options(connectivity="mlp"))),
-    Fault("order depends on the rank", "part_collectives", order_depends_on_the_rank),
+    Fault("order depends on the rank", "split_collectives", order_depends_on_the_rank),
     from_a_cache(
         "stale cache artifact after a config change",
         "compiled graph",

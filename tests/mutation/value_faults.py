@@ -172,7 +172,7 @@ def launches(graph: Rewired, row: str) -> list[fx.Node]:
 
 
 def reaches(launch: fx.Node, graph: Rewired, row: str) -> bool:
-    cores = {graph.found.handles.stream.cores[index] for index in graph.found.row(row).terms}
+    cores = {graph.found.stream.cores[index] for index in graph.found.table.row(row).terms}
     stack, seen = [launch], set()
     while stack:
         node = stack.pop()

@@ -119,7 +119,7 @@ def lost(term: str) -> Callable[[Rewired], None]:
     """Bypass the sum that adds the term to the main chain."""
 
     def fault(graph: Rewired) -> None:
-        leaf, stream = graph.leaf(term), graph.found.handles.stream
+        leaf, stream = graph.leaf(term), graph.found.stream
         parent = stream.parents[leaf]
         (rest,) = (arg for arg in stream.below[parent] if arg is not leaf)
         parent.replace_all_uses_with(rest)
@@ -128,7 +128,7 @@ def lost(term: str) -> Callable[[Rewired], None]:
 
 
 def a_term_is_replaced_by_another(graph: Rewired) -> None:
-    parent = graph.found.handles.stream.parents[graph.leaf("a1")]
+    parent = graph.found.stream.parents[graph.leaf("a1")]
     parent.replace_input_with(graph.leaf("a1"), graph.leaf("a0"))
 
 

@@ -12,40 +12,40 @@ from torch import fx
 
 from farskip_compile.errors import ConnectivityError, DenseModelError, LayerRangeError
 from farskip_compile.passes.normalize import normalize
-from farskip_compile.passes.residual import read_table
-from farskip_compile.passes.residual.table import ResidualTable
+from farskip_compile.passes.residual import Reading, read_table
+from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire import rewire
 from farskip_compile.passes.rewire.request import Request, ask
 from farskip_compile.testing.strategies import Captured, Network, capture, evaluate, networks
 from farskip_compile.verify.rewiring import snapshot, verify
 
 
-def terms_by_mark(table: ResidualTable, captured: Captured) -> list[int]:
+def terms_by_mark(reading: Reading, captured: Captured) -> list[int]:
     """For each term of the table, the description's term: they share the node that was marked."""
     found = []
-    for term, region in zip(table.terms, table.handles.regions, strict=True):
-        nodes = [node.name for node in region.owned] or [table.handles.stream.cores[term.index].name]
+    for term, region in zip(reading.table.terms, reading.regions, strict=True):
+        nodes = [node.name for node in region.owned] or [reading.stream.cores[term.index].name]
         marks = {captured.marks[name] for name in nodes if name in captured.marks}
         assert len(marks) == 1, (term.name, marks)
         found.append(marks.pop())
     return found
 
 
-def read(captured: Captured) -> tuple[ResidualTable, list[int]]:
+def read(captured: Captured) -> tuple[Reading, list[int]]:
     normalize(captured.module)
-    table = read_table(captured.module.graph)
-    assert table is not None
-    return table, terms_by_mark(table, captured)
+    reading = read_table(captured.module.graph)
+    assert reading is not None
+    return reading, terms_by_mark(reading, captured)
 
 
-def described_rows(table: ResidualTable, ours: list[int]) -> set[tuple[frozenset[int], frozenset[int], str]]:
+def described_rows(table: Table, ours: list[int]) -> set[tuple[frozenset[int], frozenset[int], str]]:
     return {
         (frozenset(ours[i] for i in row.terms), frozenset(ours[i] for i in row.reads), str(row.kind))
         for row in table.rows
     }
 
 
-def left_out_of_blocks(network: Network, table: ResidualTable, ours: list[int], request: Request):
+def left_out_of_blocks(network: Network, table: Table, ours: list[int], request: Request):
     """The request, by block of the description."""
     row_of = {ours[index]: row.name for row in table.rows for index in row.terms}
     wish = {name: frozenset(ours[i] for i in terms) for name, terms in request.left_out.items()}
@@ -60,13 +60,14 @@ def assert_same_bits(left, right) -> None:
 @settings(max_examples=70)
 @given(network=networks())
 def test_table_is_the_one_of_the_construction(network: Network) -> None:
-    table, ours = read(capture(network))
+    reading, ours = read(capture(network))
+    table = reading.table
     assert sorted(ours) == list(range(len(network.term_kinds)))
     assert {ours[term.index]: str(term.kind) for term in table.terms} == {
         term: network.kind_of(term) for term in range(len(network.term_kinds))
     }
     assert described_rows(table, ours) == set(network.rows())
-    assert set(table.final) == set(range(len(table.terms)))
+    assert set(reading.stream.tree[reading.stream.root]) == set(range(len(table.terms)))
 
 
 @settings(max_examples=20)
@@ -81,10 +82,10 @@ def test_normalising_changes_no_bit(network: Network) -> None:
     assert not written
 
 
-def check_rewired(network: Network, captured: Captured, table: ResidualTable, ours: list[int], request: Request):
-    wish = left_out_of_blocks(network, table, ours, request)
-    wanted, before = request.wanted(table), snapshot(table)
-    rewire(captured.module, table, request)
+def check_rewired(network: Network, captured: Captured, reading: Reading, ours: list[int], request: Request):
+    wish = left_out_of_blocks(network, reading.table, ours, request)
+    wanted, before = request.wanted(reading.table), snapshot(reading)
+    rewire(captured.module, reading, request)
     verify(captured.module, wanted, before)
     assert_same_bits(captured.run(network), evaluate(network, wish))
 
@@ -94,7 +95,8 @@ def check_rewired(network: Network, captured: Captured, table: ResidualTable, ou
 def test_named_connectivity(network: Network, connectivity: str, data: st.DataObject) -> None:
     """The rule is written down once more here, in terms of the description."""
     captured = capture(network)
-    table, ours = read(captured)
+    reading, ours = read(captured)
+    table = reading.table
     layers = len(network.blocks) // 2
     assert table.num_layers == layers
     chosen = None
@@ -121,7 +123,7 @@ def test_named_connectivity(network: Network, connectivity: str, data: st.DataOb
     request = ask(table, connectivity, chosen)
     asked = left_out_of_blocks(network, table, ours, request)
     assert {block: terms for block, terms in asked.items() if terms} == wish
-    check_rewired(network, captured, table, ours, request)
+    check_rewired(network, captured, reading, ours, request)
 
 
 @settings(max_examples=70)
@@ -129,21 +131,22 @@ def test_named_connectivity(network: Network, connectivity: str, data: st.DataOb
 def test_any_table_of_the_user(network: Network, data: st.DataObject) -> None:
     assume("routed" in network.term_kinds)
     captured = capture(network)
-    table, ours = read(captured)
+    reading, ours = read(captured)
+    table = reading.table
     wish: dict[str, list[str]] = {}
     for row in table.rows:
         names = [table.terms[index].name for index in row.reads if index != 0 and ours[index] != 0]
         gone = data.draw(st.lists(st.sampled_from(names), unique=True, max_size=3)) if names else []
         if gone and data.draw(st.booleans()):
             wish[row.name] = gone
-    check_rewired(network, captured, table, ours, ask(table, wish))
+    check_rewired(network, captured, reading, ours, ask(table, wish))
 
 
 @settings(max_examples=20)
 @given(network=networks(), data=st.data())
 def test_a_table_can_not_ask_for_what_is_not_read(network: Network, data: st.DataObject) -> None:
     assume("routed" in network.term_kinds)
-    table, _ = read(capture(network))
+    table = read(capture(network))[0].table
     row = data.draw(st.sampled_from(table.rows))
     unread = [term.name for term in table.terms if term.index not in row.reads]
     with pytest.raises(ConnectivityError):
@@ -158,10 +161,10 @@ def test_a_table_can_not_ask_for_what_is_not_read(network: Network, data: st.Dat
 @given(network=networks())
 def test_an_empty_request_leaves_the_code_alone(network: Network) -> None:
     captured = capture(network)
-    table, _ = read(captured)
+    reading, _ = read(captured)
     captured.module.recompile()
     code = captured.module.code
-    assert rewire(captured.module, table, Request({})) == 0
+    assert rewire(captured.module, reading, Request({})) == 0
     captured.module.recompile()
     assert captured.module.code == code
 
@@ -172,8 +175,9 @@ def test_names_of_nodes_do_not_matter(network: Network, seed: int) -> None:
     """Neither the node names nor the targets of parameters: nothing may hang on `mlp` or `experts`."""
     captured = capture(network)
     other = renamed(capture(network), seed)
-    table, ours = read(captured)
-    other_table, other_ours = read(other)
+    reading, ours = read(captured)
+    other_reading, other_ours = read(other)
+    table, other_table = reading.table, other_reading.table
     assert ours == other_ours
     assert [(t.name, t.kind, t.layer) for t in table.terms] == [(t.name, t.kind, t.layer) for t in other_table.terms]
     assert table.rows == other_table.rows
@@ -189,8 +193,9 @@ def test_order_of_operands_does_not_matter(network: Network, data: st.DataObject
         is_add = node.op != "placeholder" and "add" in node.name and len(node.args) == 2
         if is_add and all(isinstance(arg, fx.Node) for arg in node.args) and data.draw(st.booleans()):
             node.args = (node.args[1], node.args[0])
-    table, ours = read(captured)
-    other_table, other_ours = read(flipped)
+    reading, ours = read(captured)
+    other_reading, other_ours = read(flipped)
+    table, other_table = reading.table, other_reading.table
     assert described_rows(table, ours) == described_rows(other_table, other_ours)
     assert [(row.name, row.layer) for row in table.rows] == [(row.name, row.layer) for row in other_table.rows]
 

@@ -228,10 +228,10 @@ def test_what_would_prove_nothing_fails():
 def test_of_a_large_model_the_table_is_a_part():
     report = farskip_report("d" + "m" * 60, rewired=range(1, 41))
     wish = expected_reads(report, reads_as_written(report), "full", (1, 60))
-    reads = {row.name: TermSet(row.reads_after) for row in report.rows}
-    wrong = wrong_rows(report, reads, wish.reads)
+    reads = {row.name: row.reads for row in report.rows}
+    wrong = wrong_rows(report.table, reads, wish.reads)
     assert {one.row.layer for one in wrong} == set(range(41, 61))
-    lines = drawing(report, reads, wrong).splitlines()
+    lines = drawing(report.table, reads, wrong).splitlines()
     assert max(map(len, lines)) <= 78
     assert len(lines) == 1 + MOST_ROWS + 2
     assert lines[0].split()[:2] == ["sub-block", ".."]
@@ -242,9 +242,9 @@ def test_of_a_large_model_the_table_is_a_part():
 
 def test_far_apart_wrong_cells_are_shown_with_gaps():
     report = farskip_report("d" + "m" * 60)
-    reads = {row.name: TermSet(row.reads_after) for row in report.rows}
+    reads = {row.name: row.reads for row in report.rows}
     expected = {**reads, "moe.50": reads["moe.50"] - TermSet.of([3, 90])}
-    lines = drawing(report, reads, wrong_rows(report, reads, expected)).splitlines()
+    lines = drawing(report.table, reads, wrong_rows(report.table, reads, expected)).splitlines()
     assert max(map(len, lines)) <= 78
     (line,) = (line for line in lines if line.startswith("moe.50"))
     assert line.count("[x]") == 2

@@ -46,10 +46,9 @@ def test_a_table_that_was_not_reached_is_refused():
     """Verifying an edit that did nothing, or too much."""
     graph = rewired(wish="attention")
     for wish in ("full", "mlp"):
-        table = graph.found
-        request = ask(table, wish)
+        request = ask(graph.found.table, wish)
         with pytest.raises(VerificationError):
-            verify(graph.module, request.wanted(table), snapshot(table))
+            verify(graph.module, request.wanted(graph.found.table), snapshot(graph.found))
 
 
 @pytest.mark.parametrize("base", [PLAIN, PARALLEL, REDUCING])
@@ -68,8 +67,8 @@ def test_any_other_table_is_refused(network: Network, data: st.DataObject):
     """A graph has one table: verification passes for that one only."""
     module = capture(network).module
     normalize(module)
-    table = read_table(module.graph)
-    before = snapshot(table)
+    reading = read_table(module.graph)
+    table, before = reading.table, snapshot(reading)
     verify(module, Request({}).wanted(table), before)
     row = data.draw(st.sampled_from(table.rows))
     term = data.draw(st.sampled_from(list(row.reads)))
@@ -87,8 +86,8 @@ def test_any_other_constant_is_seen(network: Network, data: st.DataObject):
     """Every number in a graph is in the number of its node."""
     module = capture(network).module
     normalize(module)
-    table = read_table(module.graph)
-    before = snapshot(table)
+    reading = read_table(module.graph)
+    table, before = reading.table, snapshot(reading)
     places = [
         (node, place)
         for node in module.graph.nodes
@@ -106,8 +105,7 @@ def test_any_other_constant_is_seen(network: Network, data: st.DataObject):
 def numbers(network: Network) -> list[int]:
     module = capture(network).module
     normalize(module)
-    table = read_table(module.graph)
-    return evaluate(read_steps(table.handles.stream.flow).steps)
+    return evaluate(read_steps(read_table(module.graph).stream.flow).steps)
 
 
 @settings(max_examples=10)

@@ -43,9 +43,9 @@ def test_no_edit_reaches_a_backup(network: Network):
     backup = Backup(module.graph)
 
     normalize(module)
-    table = read_table(module.graph)
+    reading = read_table(module.graph)
     with contextlib.suppress(FarSkipError):  # not all have experts
-        rewire(module, table, ask(table, "full"))
+        rewire(module, reading, ask(reading.table, "full"))
     for node in module.graph.nodes:
         node.meta["example_value"] = node.meta["one more"] = None
     assert state(module.graph) != before

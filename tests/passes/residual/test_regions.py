@@ -12,7 +12,7 @@ from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire import rewire
 from farskip_compile.passes.rewire.request import ask
-from tests.graphs import WIDTH, Attention, Dense, Experts, Layer, MoE, Stack, dynamo, ids, reads, table_of
+from tests.graphs import WIDTH, Attention, Dense, Experts, Layer, MoE, Stack, dynamo, ids, reading_of, reads, table_of
 
 STANDARD = {"attention.0": "e", "moe.0": "e a0", "attention.1": "e a0 r0 s0", "moe.1": "e a0 r0 s0 a1"}
 
@@ -60,10 +60,10 @@ class SharedKeys(Stack):
 
 
 def test_shared_keys_and_values_are_a_side_channel():
-    table = table_of(SharedKeys(lambda: Layer(MoE())))
-    assert reads(table) == STANDARD
-    (second,) = (row for row in table.rows if row.name == "attention.1")
-    assert table.handles.regions[second.terms[0]].side_channels
+    reading = reading_of(SharedKeys(lambda: Layer(MoE())))
+    assert reads(reading.table) == STANDARD
+    second = reading.table.row("attention.1")
+    assert reading.regions[second.terms[0]].side_channels
 
 
 class RouterState(Stack):
@@ -244,11 +244,11 @@ class UsesATerm(Stack):
 def test_a_term_that_is_used_as_it_is_can_not_be_left_out():
     def edit(module):
         normalize(module)
-        table = read_table(module.graph)
-        assert reads(table)["attention.1"] == "e a0 r0"
-        attention = table.handles.regions[table.term("a1").index]
-        assert table.names(attention.direct) == ["r0"]
-        rewire(module, table, ask(table, "attention"))
+        reading = read_table(module.graph)
+        assert reads(reading.table)["attention.1"] == "e a0 r0"
+        attention = reading.regions[reading.table.term("a1").index]
+        assert reading.table.names(attention.direct) == ["r0"]
+        rewire(module, reading, ask(reading.table, "attention"))
 
     with pytest.raises(UnsupportedPatternError, match=r"attention\.1 uses what another sub-block adds"):
         dynamo(UsesATerm(lambda: Layer(Experts())), ids(), edit=edit)

@@ -12,7 +12,7 @@ from farskip_compile.errors import FarSkipError, NotASumError, UnsupportedPatter
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
-from tests.graphs import WIDTH, Attention, Dense, Layer, MoE, Stack, dynamo, ids, reads, table_of
+from tests.graphs import WIDTH, Attention, Dense, Layer, MoE, Stack, dynamo, ids, reading_of, reads, table_of
 
 STANDARD = {"attention.0": "e", "moe.0": "e a0", "attention.1": "e a0 r0 s0", "moe.1": "e a0 r0 s0 a1"}
 
@@ -318,9 +318,9 @@ def test_learned_positions_are_not_the_base():
                 x = layer(x)
             return self.head(self.norm(x))
 
-    table = table_of(Positioned(lambda: Layer(MoE())))
-    assert ops.op_name(table.handles.stream.base) == "embedding"
-    assert [row.name for row in table.rows] == list(STANDARD)
+    reading = reading_of(Positioned(lambda: Layer(MoE())))
+    assert ops.op_name(reading.stream.base) == "embedding"
+    assert [row.name for row in reading.table.rows] == list(STANDARD)
 
 
 def test_a_skip_from_the_embedding_is_a_reader_of_its_own():

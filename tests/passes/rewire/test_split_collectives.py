@@ -68,10 +68,10 @@ def rewired(model, wish, *, merge=False):
 
     def edit(module):
         normalize(module)
-        table = read_table(module.graph)
-        request = ask(table, wish)
-        wanted, before = request.wanted(table), snapshot(table)
-        done["parted"] = rewire(module, table, request)
+        reading = read_table(module.graph)
+        request = ask(reading.table, wish)
+        wanted, before = request.wanted(reading.table), snapshot(reading)
+        done["parted"] = rewire(module, reading, request)
         done["merged"] = merge_reductions(module) if merge else 0
         done["table"] = verify(module, wanted, before).table
 
@@ -188,7 +188,7 @@ def test_other_reductions_are_never_parted(operation):
 
     def edit(module):
         normalize(module)
-        table.append(read_table(module.graph))
+        table.append(read_table(module.graph).table)
         collectives = [node for node in module.graph.nodes if ops.is_collective(node)]
         assert [ops.is_linear_collective(node) for node in collectives] == [True, False] * 2
 

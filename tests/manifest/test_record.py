@@ -65,7 +65,12 @@ def test_json_round_trip(manifest: Manifest) -> None:
 
 def test_digest_is_of_the_content(manifest: Manifest) -> None:
     assert dataclasses.replace(manifest, versions={}, origin="elsewhere").digest == manifest.digest
-    changes: list[dict[str, Any]] = [{"connectivity": "mlp"}, {"layers": (0, 1)}, {"rows": manifest.rows[:-1]}]
+    shorter = dataclasses.replace(manifest.table, rows=manifest.table.rows[:-1])
+    changes: list[dict[str, Any]] = [
+        {"connectivity": "mlp"},
+        {"layers": (0, 1)},
+        {"table": shorter},
+    ]
     others = [dataclasses.replace(manifest, **change).digest for change in changes]
     assert len({manifest.digest, *others}) == 4
 
@@ -184,7 +189,7 @@ def test_what_can_not_be_captured_says_where() -> None:
 
 def test_only_a_module_has_parameters() -> None:
     model = small()
-    with pytest.raises(ManifestError, match="is no module"):
+    with pytest.raises(ManifestError, match="is not a module"):
         describe(lambda ids: model(ids), IDS)
     assert describe(model.forward, IDS) == describe(model, IDS)
 

@@ -2,49 +2,27 @@
 
 Contract: an immutable record, and its JSON form. `from_json` accepts what `to_json` gave and nothing else: an unknown
 schema, a key too many or too few or a value of the wrong type is a `ManifestError` that names the key and the file.
-`terms` are the summands of the residual stream; what a sub-block reads are intervals of them, in JSON as text:
-`e..a1, s1` is everything from `e` to `a1`, and `s1`.
+In JSON the table of the rewired model lists `terms`, the summands of the residual stream, and what each of its
+`sub_blocks` reads, as text: `e..a1, s1` is everything from `e` to `a1`, and `s1`.
 
-A manifest without rows and fingerprint says connectivity and layers only (AMD's keys say no more than that).
+A manifest without table and fingerprint gives connectivity and layers only (AMD's keys hold no more than that).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, get_args
 
 from farskip_compile.manifest.fields import Fields, is_count, is_list_of_texts
 from farskip_compile.manifest.fingerprint import Fingerprint
-from farskip_compile.passes.residual.kinds import Kind
-from farskip_compile.passes.residual.termset import TermSet
+from farskip_compile.passes.residual.table import BadCell, Table
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange, Named
 
 SCHEMA = 1
-ROW_KINDS = (Kind.ATTENTION, Kind.MIXER, Kind.DENSE, Kind.ROUTED)
-
-
-@dataclass(frozen=True)
-class ManifestRow:
-    """One sub-block of the rewired model."""
-
-    name: str
-    kind: Kind
-    layer: int
-    terms: tuple[str, ...]
-    """What it adds to the stream."""
-    reads: TermSet
-    """What it reads, as indices of `Manifest.terms`."""
-    left_out: TermSet
-    """What it reads in the model as written, and no longer."""
-
-    @property
-    def reads_before(self) -> TermSet:
-        """What it reads in the model as written."""
-        return self.reads | self.left_out
 
 
 @dataclass(frozen=True)
@@ -55,10 +33,8 @@ class Manifest:
     """As in `FarSkipConfig`."""
     layers: LayerRange = None
     """As in `FarSkipConfig`."""
-    terms: tuple[str, ...] = ()
-    """Names of the summands of the residual stream, in their order."""
-    rows: tuple[ManifestRow, ...] = ()
-    """The sub-blocks, in their order."""
+    table: Table = field(default_factory=Table)
+    """What each sub-block of the rewired model reads, and what it no longer reads."""
     fingerprint: Fingerprint | None = None
     """Names and shapes of the model's parameters."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -76,10 +52,6 @@ class Manifest:
         content = {key: value for key, value in self.to_json().items() if key != "versions"}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def names(self, terms: TermSet) -> str:
-        """A set of terms as text."""
-        return interval_text(self.terms, terms)
-
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
         return {
@@ -90,18 +62,7 @@ class Manifest:
                 else {row: list(terms) for row, terms in self.connectivity.items()}
             ),
             "layers": list(self.layers) if self.layers is not None else None,
-            "terms": list(self.terms),
-            "sub_blocks": [  # a list: transformers sorts the keys of objects when it saves a configuration
-                {
-                    "name": row.name,
-                    "kind": str(row.kind),
-                    "layer": row.layer,
-                    "adds": list(row.terms),
-                    "reads": self.names(row.reads),
-                    "left_out": self.names(row.left_out),
-                }
-                for row in self.rows
-            ],
+            **self.table.to_json(),
             "fingerprint": self.fingerprint.to_json() if self.fingerprint is not None else None,
             "versions": dict(self.versions),
         }
@@ -125,19 +86,12 @@ class Manifest:
         connectivity = _connectivity(fields)
         if layers is not None and not isinstance(connectivity, str):
             raise fields.wrong("layers", "null beside a table, which says already which layers change")
-        terms = fields.texts("terms")
-        if len(set(terms)) != len(terms):
-            raise fields.wrong("terms", "a list without repetitions")
-        index = {name: position for position, name in enumerate(terms)}
-        rows = tuple(_row(row, index) for row in fields.inners("sub_blocks"))
-        if len({row.name for row in rows}) != len(rows):
-            raise fields.wrong("sub_blocks", "a list without repetitions")
+        table = _table(fields)
         versions = fields.inner("versions")
         found = cls(
             connectivity,
             layers,
-            terms,
-            rows,
+            table,
             Fingerprint.from_json(fields.inner("fingerprint")) if fields.get("fingerprint") is not None else None,
             {package: versions.text(package) for package in versions.data},
             origin=origin,
@@ -167,34 +121,13 @@ def _connectivity(fields: Fields) -> Connectivity:
     return named
 
 
-def _row(fields: Fields, index: Mapping[str, int]) -> ManifestRow:
-    kind = fields.text("kind")
-    if kind not in ROW_KINDS:
-        raise fields.wrong("kind", f"one of {', '.join(ROW_KINDS)}")
-    adds = fields.texts("adds")
-    if not adds or any(term not in index for term in adds):
-        raise fields.wrong("adds", "a list of names from 'terms'")
-    reads, left_out = _terms(fields, "reads", index), _terms(fields, "left_out", index)
-    if reads & left_out:
-        raise fields.wrong("left_out", "something that it does not read")
-    found = ManifestRow(fields.text("name"), Kind(kind), fields.number("layer"), adds, reads, left_out)
-    fields.end()
-    return found
-
-
-def _terms(fields: Fields, key: str, index: Mapping[str, int]) -> TermSet:
-    """The set that `interval_text` wrote."""
-    intervals = []
-    for part in filter(None, fields.text(key).split(", ")):
-        low, _, high = part.partition("..")
-        if low not in index or (high or low) not in index or index[low] > index[high or low]:
-            raise fields.wrong(key, f"names from 'terms', such as 'e..a1, s1', where {part!r} stands")
-        intervals.append((index[low], index[high or low] + 1))
-    return TermSet.from_intervals(intervals)
-
-
-def interval_text(terms: Sequence[str], chosen: TermSet) -> str:
-    """A set of terms in a few characters, from which it can be read back: `e..a1, s1`."""
-    return ", ".join(
-        terms[low] if high == low + 1 else f"{terms[low]}..{terms[high - 1]}" for low, high in chosen.intervals
-    )
+def _table(fields: Fields) -> Table:
+    rows = []
+    for row in fields.inners("sub_blocks"):
+        text = {key: row.text(key) for key in ("name", "kind", "reads", "left_out")}
+        rows.append({**text, "layer": row.number("layer"), "adds": row.texts("adds")})
+        row.end()
+    try:
+        return Table.from_json(fields.texts("terms"), rows)
+    except BadCell as error:
+        raise fields.wrong(error.key, error.wanted, error.found) from error
