@@ -145,11 +145,11 @@ def _timed_parts() -> Iterator[tuple[dict[str, float], dict[str, int]]]:
         counts["kernels"] += len(kernels) * any(map(inductor.is_launch_kernel, kernels))
 
     order = timed("graph", inductor_passes.schedule_post_grad, graph)
-    pin = timed("pins", backend.pin_products, lambda *_: None)
+    pin = timed("pins", backend.pin_before_fusion, lambda *_: None)
     reorder = timed("kernels", inductor_passes.KernelPass.__call__, kernels)
     with (
         mock.patch.object(inductor_passes, "schedule_post_grad", order),
-        mock.patch.object(backend, "pin_products", pin),
+        mock.patch.object(backend, "pin_before_fusion", pin),
         mock.patch.object(inductor_passes.KernelPass, "__call__", reorder),
     ):
         yield seconds, counts

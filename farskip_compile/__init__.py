@@ -1,4 +1,4 @@
-"""farskip-compile: `torch.compile(model, backend="farskip")` for Mixture-of-Experts models.
+"""`torch.compile(model, backend="farskip")` for MoE models; `farskip_compile.passes` is the top-level folder `passes/`.
 
 Rewires the residual stream to the FarSkip form (arXiv 2511.11505): attention reads it without the routed experts of
 the layer before, the feed-forward part without the attention of its own layer, so that expert-parallel and

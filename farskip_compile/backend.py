@@ -10,39 +10,33 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from torch import fx
 
-from farskip_compile._compat import (
-    ddp_splits_graphs,
-    inductor_compiler,
-    is_resumed,
-    lookup_backend,
-)
+from farskip_compile._compat import ddp_splits_graphs, inductor_compiler, is_resumed, lookup_backend
 from farskip_compile._compat.distributed import world_group
 from farskip_compile._compat.inductor import inductor_setting, scheduling_options
 from farskip_compile._compat.inner_compile import compile_inside
 from farskip_compile._compat.names import POST_GRAD
-from farskip_compile.config import FarSkipConfig
+from farskip_compile.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, PartialModelError
-from farskip_compile.inductor_passes import KernelPass, Plan, PostGradPass, make_plan
-from farskip_compile.passes.schedule.pins import pin_products
+from farskip_compile.inductor_passes import KernelPass, Plan, PostGradPass, make_plan, pin_before_fusion
 from farskip_compile.pipeline import run
 from farskip_compile.ranks.captured import checked_at_first_run, orders_as_captured
 from farskip_compile.ranks.common import common_options
-from farskip_compile.ranks.failures import failure_told
+from farskip_compile.ranks.failures import report_failure
 from farskip_compile.ranks.identity import identity_of, source_hash
 from farskip_compile.ranks.stale import expect
 from farskip_compile.report.compile import CompileReport, Outcome, earlier_outcome, last_reports, publish
 
 Compiled = Callable[..., Any]
-telling = partial(failure_told, "failed to compile")
-"""Around what other ranks may come to wait for."""
+report_failed_compile = partial(report_failure, "failed to compile")
+"""Around whatever other ranks may come to wait for."""
 
 
 class FarSkipWarning(UserWarning):
@@ -60,14 +54,14 @@ def farskip(
 
     Args:
         module: graph from Dynamo.
-        example_inputs: fake inputs of it.
+        example_inputs: its fake inputs.
         options: fields of `FarSkipConfig`.
         mode: a mode of Inductor (`"max-autotune-no-cudagraphs"`, ...).
 
     Raises:
         FarSkipError: see `farskip_compile.errors`.
     """
-    with telling() if _take.get() is None else nullcontext():
+    with report_failed_compile():
         return Backend(FarSkipConfig.from_options(options), mode)(module, example_inputs)
 
 
@@ -79,18 +73,24 @@ class Backend:
     mode: str | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in (None, "default") and self.config.inner != "inductor":
+        inner = self.settings.inner
+        if self.mode not in (None, "default") and inner != "inductor":
             raise ConfigError(
-                f"mode={self.mode!r} is a mode of Inductor, but inner={self.config.inner!r}", way_out='inner="inductor"'
+                f"mode={self.mode!r} is a mode of Inductor, but inner={inner!r}", way_out='inner="inductor"'
             )
-        if self.config.inner == "inductor":
+        if inner == "inductor":
             try:
-                inductor_compiler(dict(self.config.inductor), self.mode)
+                inductor_compiler(dict(self.settings.inductor), self.mode)
             except RuntimeError as error:
                 raise ConfigError(
                     f"Inductor refuses the options or mode: {str(error)[:200]}",
                     way_out="keys and types of torch._inductor.config, as in torch.compile(..., options={...})",
                 ) from error
+
+    @cached_property
+    def settings(self) -> Resolved:
+        """The configuration, with everything looked up that it names."""
+        return resolve(self.config)
 
     @property
     def __name__(self) -> str:
@@ -99,63 +99,64 @@ class Backend:
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
         """Rewire `module` and compile it with the inner backend."""
-        take = _take.get()
-        with telling() if take is None else nullcontext():
-            report = self._rewire(module)
-            publish(report, self.config.on_report if take is None else None)
-            if take is not None:
-                return take(self, module, example_inputs, report)
+        with report_failed_compile():
+            if (receive := _receiver.get()) is not None:
+                return receive(self, module, example_inputs)
+            report = self.rewire(module)
+            publish(report, self.settings.on_report)
             return self.compile(module, example_inputs, report)
 
-    def compile(
-        self, module: fx.GraphModule, example_inputs: Sequence[Any], report: CompileReport | None = None
-    ) -> Compiled:
-        """Compile a graph that is rewired already with the inner backend."""
-        common = common_options(self.config, report, source_hash())
-        inductor = self.config.inner == "inductor"
-        plan = make_plan(self.config, module, common) if inductor else None
-        unannounced = plan is None and self.config.check_order and world_group() is not None
-        orders = orders_as_captured(module.graph) if unannounced else {}
-        if inductor:
-            compiler = inductor_compiler(self._inductor_options(module, plan), self.mode)
-            compiled = compile_inside(compiler, module, example_inputs, telling)
-        else:
-            compiled = lookup_backend(self.config.inner)(module, list(example_inputs))
-        return checked_at_first_run(compiled, orders, common)
-
-    def _inductor_options(self, module: fx.GraphModule, plan: Plan | None) -> dict[str, Any]:
-        """The user's options for Inductor and, added to them, our two passes."""
-        options = dict(self.config.inductor)
-        identity = identity_of(self.config, module, plan.profile if plan is not None else None)
-        theirs = options.get(POST_GRAD, inductor_setting(POST_GRAD))
-        options[POST_GRAD] = PostGradPass(identity, theirs, plan)
-        if plan is not None:
-            expect(identity, plan.common)
-            options.update(scheduling_options(options, KernelPass(plan, identity), pin_products, identity))
-        return options
-
-    def _rewire(self, module: fx.GraphModule) -> CompileReport:
+    def rewire(self, module: fx.GraphModule) -> CompileReport:
+        """Rewire `module` in place; with `strict=False`, leave it as it is and warn if that can't be done."""
         try:
             if ddp_splits_graphs():
                 raise DDPSplitError(
                     "DistributedDataParallel is active and Dynamo would hand the model over bucket by bucket",
                     way_out='set torch._dynamo.config.optimize_ddp = False (or "python_reducer") before compiling',
                 )
-            if not self.config.strict and earlier_outcome() is Outcome.REFUSED:
+            if not self.settings.strict and earlier_outcome() is Outcome.REFUSED:
                 raise PartialModelError("another graph of this model could not be rewired, so none of them is")
-            return run(module, self.config)
+            return run(module, self.settings)
         except FarSkipError as error:
-            if self.config.strict:
+            if self.settings.strict:
                 raise
             if earlier_outcome() is Outcome.REWIRED:
                 raise PartialModelError(
                     "another graph of this model is rewired already, and this one can't be: together they would be "
                     f"neither the model nor its FarSkip form. {error.reason}",
                     way_out="torch.compiler.reset(), and call the model with inputs like these first; or "
-                    "make all inputs take a way through the model that can be rewired",
+                    "make all inputs take a path through the model that can be rewired",
                     where=error.where,
                 ) from error
             return self._unchanged(module, error)
+
+    def compile(
+        self, module: fx.GraphModule, example_inputs: Sequence[Any], report: CompileReport | None = None
+    ) -> Compiled:
+        """Compile a graph that is rewired already with the inner backend."""
+        common = common_options(self.settings, report, source_hash())
+        inductor = self.settings.inner == "inductor"
+        plan = make_plan(self.settings, module, common) if inductor else None
+        unannounced = plan is None and self.settings.check_order and world_group() is not None
+        orders = orders_as_captured(module.graph) if unannounced else {}
+        if inductor:
+            compiler = inductor_compiler(self._inductor_options(module, plan), self.mode)
+            compiled = compile_inside(compiler, module, example_inputs, report_failed_compile)
+        else:
+            compiled = lookup_backend(self.settings.inner)(module, list(example_inputs))
+        return checked_at_first_run(compiled, orders, common)
+
+    def _inductor_options(self, module: fx.GraphModule, plan: Plan | None) -> dict[str, Any]:
+        """The user's options for Inductor, and our passes added to them."""
+        options = dict(self.settings.inductor)
+        identity = identity_of(self.settings, module, plan.profile if plan is not None else None)
+        theirs = options.get(POST_GRAD, inductor_setting(POST_GRAD))
+        options[POST_GRAD] = PostGradPass(identity, theirs, plan)
+        if plan is not None:
+            expect(identity, plan.common)
+            pin = partial(pin_before_fusion, plan)
+            options.update(scheduling_options(options, KernelPass(plan, identity), pin, identity))
+        return options
 
     def _unchanged(self, module: fx.GraphModule, error: FarSkipError) -> CompileReport:
         previous = last_reports()[-1:]
@@ -163,24 +164,8 @@ class Backend:
         if not (continued and previous and previous[0].outcome is Outcome.REFUSED):
             warnings.warn(f"farskip compiles the model unchanged (strict=False): {error}", FarSkipWarning, stacklevel=2)
         return CompileReport(
-            Outcome.REFUSED, nodes=len(module.graph.nodes), config=self.config.to_json(), reason=str(error)
+            Outcome.REFUSED, nodes=len(module.graph.nodes), config=self.settings.to_json(), reason=str(error)
         )
-
-
-Take = Callable[[Backend, fx.GraphModule, Sequence[Any], CompileReport], Compiled]
-"""Gets a backend, a rewired graph, its example inputs and the report; says what is to be called for the graph."""
-
-_take: ContextVar[Take | None] = ContextVar("farskip_take", default=None)
-
-
-@contextmanager
-def taking(take: Take) -> Iterator[None]:
-    """Within the block and in this thread, backends rewire what they get and hand it to `take` instead of compiling."""
-    token = _take.set(take)
-    try:
-        yield
-    finally:
-        _take.reset(token)
 
 
 def backend(config: FarSkipConfig | None = None, /, *, mode: str | None = None, **options: Any) -> Backend:
@@ -197,3 +182,26 @@ def backend(config: FarSkipConfig | None = None, /, *, mode: str | None = None, 
     if config is not None and options:
         raise ConfigError("both a configuration and options are given", way_out="give one of them")
     return Backend(config if config is not None else FarSkipConfig.from_options(options), mode)
+
+
+# For `farskip_compile.capture` alone
+
+Receive = Callable[[Backend, fx.GraphModule, Sequence[Any]], Compiled]
+"""Gets a backend, and the graph and the example inputs that it was called with; returns what is called instead."""
+
+_receiver: ContextVar[Receive | None] = ContextVar("farskip_receiver", default=None)
+
+
+@contextmanager
+def intercept(receive: Receive) -> Iterator[None]:
+    """Within the block and in this thread, backends hand what they get to `receive` instead of compiling it.
+
+    For models that are compiled already: which backend each of their graphs goes to, and with which options, is known
+    to Dynamo only, until it calls that backend. `torch.compiler.set_stance(force_backend=...)` would put another one in
+    its place, and the options were lost.
+    """
+    token = _receiver.set(receive)
+    try:
+        yield
+    finally:
+        _receiver.reset(token)

@@ -1,29 +1,41 @@
-"""Capture a model and let the backend rewire it, without compiling or running it.
+"""Capture a model without compiling or running it.
 
-Contract: in come a model and the inputs of one call; out come the report and the rewired graph of its residual stack,
-as `torch.compile` would have handed it to the inner backend. Nothing is computed: the call ends where the compiled
-stack would begin. Only code around it runs: graphs that hold no residual stack, and what stands outside of graphs, if
-the model was compiled without `fullgraph`. Compiled code of this process is forgotten (`torch.compiler.reset`).
+Contract: in come a model and the inputs of one call; out comes the graph of its residual stack, rewired once as
+`torch.compile` would have handed it to the inner backend (`capture`), or as often as wanted and differentiated
+(`with_graphs`). Nothing is computed: the call ends where the compiled stack would begin. Only code around it runs:
+graphs that hold no residual stack, and what stands outside of graphs, if the model was compiled without `fullgraph`.
+Compiled code of this process is forgotten (`torch.compiler.reset`).
 
-Algorithm: within `backend.taking`, every farskip backend of this thread rewires what it gets, but hands it over instead
-of compiling it. So a model that is compiled already is captured with just the configuration that it was compiled with,
-however and wherever inside of it that was done.
+Algorithm, for both:
+1. Compile the model with this backend; one that is compiled already stays as it is.
+2. Call it. Every backend of this package hands its graphs over (`backend.intercept`), so that a model that is compiled
+   already is captured with just the configuration that it was compiled with, however and wherever that was done.
+3. Once the graph is known, end the call by an exception that no `except Exception` of the model catches.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import fx, nn
 
+from farskip_compile._compat.aot import aten_graphs
 from farskip_compile._compat.compiled import is_compiled
-from farskip_compile.backend import Backend, taking
+from farskip_compile.backend import Backend, Compiled, Receive, intercept
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import NoResidualStackError, PartialModelError
-from farskip_compile.report.compile import CompileReport, Outcome
+from farskip_compile.passes import PASSES
+from farskip_compile.passes.contract import Stage
+from farskip_compile.passes.driver import Driver
+from farskip_compile.pipeline import run
+from farskip_compile.ranks.failures import unreported
+from farskip_compile.report.compile import CompileReport, Outcome, publish
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,10 +53,6 @@ Then = Callable[[Capture, Sequence[Any]], None]
 """Gets the capture, and the example inputs of its graph, while Dynamo still compiles. It may use the graph up."""
 
 
-class _Captured(BaseException):
-    """Ends the call once the graph is known, past every `except Exception` of the model."""
-
-
 def capture(
     model: Callable[..., Any],
     args: tuple[Any, ...] = (),
@@ -53,7 +61,7 @@ def capture(
     *,
     then: Then | None = None,
 ) -> Capture:
-    """Capture the call `model(*args, **kwargs)`.
+    """Capture the call `model(*args, **kwargs)`, and rewire its graph.
 
     Args:
         model: a module, or a function that calls one.
@@ -67,45 +75,120 @@ def capture(
         FarSkipError: the model can't be rewired as asked.
         NoResidualStackError: no graph with a residual stack was captured.
     """
-    taken: list[Capture] = []
+    found: list[Capture] = []
     received = 0
 
-    def stop(*_: Any) -> Any:
-        raise _Captured
-
-    def take(
-        rewiring: Backend, module: fx.GraphModule, inputs: Sequence[Any], report: CompileReport
-    ) -> Callable[..., Any]:
+    def receive(backend: Backend, module: fx.GraphModule, inputs: Sequence[Any]) -> Compiled:
         nonlocal received
         received += 1
-        if report.outcome is Outcome.NO_STACK:  # of a model that is one graph, this was all
-            return stop if config is not None else module.forward
-        taken.append(Capture(report, module, rewiring))
+        report = backend.rewire(module)
+        publish(report, None)
+        if report.outcome is Outcome.NO_STACK:  # a model that is one graph has no other
+            return _stop if config is not None else module.forward
+        found.append(Capture(report, module, backend))
         if then is not None:
-            then(taken[-1], inputs)
-        return stop
+            then(found[-1], inputs)
+        return _stop
 
-    torch.compiler.reset()
-    try:
-        called = model if config is None else compiled_with(model, Backend(config))
-        with taking(take):
-            called(*args, **(kwargs or {}))
-    except _Captured:
-        pass
-    finally:
-        torch.compiler.reset()
+    _call(model, args, kwargs or {}, Backend(config) if config is not None else None, receive)
     if not received and config is None:
         raise PartialModelError(
             "farskip received no graph of this model: it is compiled with another backend, or Dynamo met a graph break "
             "in a loop and gave it up",
             way_out='torch.compile(model, backend="farskip", fullgraph=True)',
         )
-    if not taken:
+    if not found:
         raise NoResidualStackError(
             "the model has no residual stack: no sum that a sub-block reads from",
             way_out="give the whole model, from token ids to logits",
         )
-    return taken[-1]
+    return found[-1]
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """One step under one configuration, as the scheduler sees it."""
+
+    phases: tuple[tuple[str, fx.Graph], ...]
+    """`inference`, or `forward` and `backward`, with their ATen graphs, whose collectives are launches and waits."""
+    report: CompileReport
+    """Of the passes on the graph of Dynamo."""
+    module: fx.GraphModule
+    """That graph, rewired."""
+
+
+class GraphsOf(Protocol):
+    """Makes the graphs of one configuration."""
+
+    def __call__(self, config: FarSkipConfig) -> Graphs:
+        """See `with_graphs` for what it raises."""
+        ...
+
+
+def with_graphs(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    use: Callable[[GraphsOf], T],
+    *,
+    backward: bool,
+) -> T:
+    """Call `use` with a function that makes ATen graphs, and return what it returns.
+
+    Args:
+        module: in parallel form, on ranks (real or fake ones); captured, not run.
+        args: example inputs of one rank.
+        kwargs: the same, by name.
+        use: may ask for the graphs of as many configurations as it likes, one after another; each is the caller's own.
+        backward: a training step instead of a call without gradients.
+
+    Raises:
+        FarSkipError: the model can't be rewired as a configuration asks.
+    """
+    found: list[T] = []
+
+    def receive(_: Backend, captured: fx.GraphModule, inputs: Sequence[Any]) -> Compiled:
+        def graphs(config: FarSkipConfig) -> Graphs:
+            rewired = fx.GraphModule(captured, copy.deepcopy(captured.graph))
+            report = run(rewired, config)
+            phases = tuple(aten_graphs(rewired, inputs))
+            for _, graph in phases:
+                Driver(PASSES, Stage.POST_GRAD, {"graph": graph, "regroup": {}}).run(through="collectives")
+            return Graphs(phases, report, rewired)
+
+        found.append(use(graphs))
+        return _stop
+
+    with torch.set_grad_enabled(backward):
+        _call(module, args, kwargs, Backend(FarSkipConfig(inner="eager")), receive)
+    return found[0]
+
+
+class _Captured(BaseException):
+    """Ends the call once the graph is known, past every `except Exception` of the model."""
+
+
+def _stop(*_: Any) -> Any:
+    raise _Captured
+
+
+def _call(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    backend: Backend | None,
+    receive: Receive,
+) -> None:
+    """Call a model, compiled with `backend` or (None) as it is, until it runs a captured graph."""
+    torch.compiler.reset()
+    try:
+        called = model if backend is None else compiled_with(model, backend)
+        with intercept(receive), unreported():
+            called(*args, **kwargs)
+    except _Captured:
+        pass
+    finally:
+        torch.compiler.reset()
 
 
 def compiled_with(model: Callable[..., Any], backend: Backend) -> Callable[..., Any]:

@@ -1,28 +1,28 @@
-"""Bring every row to the rank and expert that it is meant for (dispatch), and its result back (combine).
+"""Bring every row to the rank that holds its expert (dispatch), and the result back (combine).
 
     received, receipt = dispatch(rows, expert_of_row, experts=64, group=group, slots=room)    # or without `slots`
     results = [my_expert(e, received[e]) for e in range(len(received))]                       # or one batched product
     output = combine(results, receipt)                                                        # in the order of `rows`
 
 `rows` [R, D] are token copies, one per chosen expert; `expert_of_row` [R] names the expert. Rank i of the group holds
-the experts i * E / ranks to (i + 1) * E / ranks - 1. Two recipes stand behind the pair of names:
+the experts i * E / ranks to (i + 1) * E / ranks - 1. There are two recipes:
 
-Padded (`slots` is given): room for `slots` rows per expert and source rank, so that all sizes are known beforehand.
+Padded (`slots` is given): room for `slots` rows per expert and source rank, so that all sizes are known in advance.
     1. Number the rows of each expert 0, 1, 2, ...: that is the row's slot.
     2. Lay the rows out as [experts, slots, D]; empty slots stay zero, rows beyond the last slot are dropped.
-    3. All-to-all: each rank keeps the block of its own experts, from everybody.
+    3. All-to-all: each rank keeps the blocks of its own experts, from all ranks.
     Back: all-to-all, then pick each row out of its slot.
 
 Dropless (`slots` is None): no room is wasted and nothing is dropped, but the sizes depend on the data.
-    1. Count the rows of each expert, tell the counts to everybody, and read them on the host (one synchronisation).
+    1. Count the rows of each expert, exchange the counts, and read them on the host (one synchronisation).
     2. Sort the rows by expert.
     3. All-to-all with as many rows for each rank as its experts got.
-    4. Gather what each local expert got, from everybody.
+    4. Gather what each local expert got, from all ranks.
     Back: the same steps undone in reverse order, with the splits transposed.
 
 Contract: differentiable; captured whole by torch.compile (`fullgraph=True`), where each all-to-all is a launch and a
-wait that the compiler may part. No group means one rank that holds all experts. Impossible arguments are errors here,
-not hangs later; what depends on the data (an expert's number out of range) is not looked at.
+wait that the compiler may move apart. No group means one rank that holds all experts. Impossible arguments are errors
+here, not hangs later; what depends on the data (an expert's number out of range) is not checked.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from farskip_compile._compat import collectives
-from farskip_compile.errors import ConfigError, ParallelismError
-from farskip_compile.raise_in_graph import refuse
+from farskip_compile.errors import ConfigError, ParallelismError, refuse
 
 __all__ = ["DroplessReceipt", "PaddedReceipt", "Receipt", "combine", "dispatch", "expert_group"]
 
@@ -45,7 +44,7 @@ Group = dist.ProcessGroup | None
 
 
 class PaddedReceipt(NamedTuple):
-    """What combine has to know about a padded dispatch."""
+    """What combine needs to know about a padded dispatch."""
 
     place: torch.Tensor
     """Index of each row in the flattened buffer, [R]; one past the end for a dropped row."""
@@ -58,10 +57,10 @@ class PaddedReceipt(NamedTuple):
 
 
 class DroplessReceipt(NamedTuple):
-    """What combine has to know about a dropless dispatch."""
+    """What combine needs to know about a dropless dispatch."""
 
     order: torch.Tensor
-    """Rows sorted by expert: entry i is the row that was sent at place i, [R]."""
+    """Rows sorted by expert: entry i is the row that was sent in place i, [R]."""
     sent: list[int]
     """Rows sent to each rank."""
     received: list[list[int]]
@@ -143,7 +142,7 @@ def combine(outputs: torch.Tensor | Sequence[torch.Tensor], receipt: Receipt) ->
             refuse(
                 ConfigError,
                 f"combine takes {places} and a width, [local experts, rows, D], not {list(buffer.shape)}",
-                way_out="give each local expert's rows back in the place in which dispatch has laid them",
+                way_out="give each local expert's rows back in the places where dispatch put them",
             )
         return _combine_padded(buffer, receipt)
     segments = list(outputs)
@@ -151,21 +150,21 @@ def combine(outputs: torch.Tensor | Sequence[torch.Tensor], receipt: Receipt) ->
         refuse(
             ConfigError,
             f"combine takes one tensor for each of the {len(receipt.received[0])} local experts, not {len(segments)}",
-            way_out="an expert that got no rows gives back none: keep its empty tensor in the list",
+            way_out="an expert that got no rows returns none: keep its empty tensor in the list",
         )
     if not torch.compiler.is_compiling():  # a compiler does not know the sizes yet
         for expert, segment in enumerate(segments):
             rows = sum(per_rank[expert] for per_rank in receipt.received)
             if segment.shape[0] != rows:
-                refuse(ConfigError, f"local expert {expert} got {rows} rows and gives back {segment.shape[0]}")
+                refuse(ConfigError, f"local expert {expert} got {rows} rows and returns {segment.shape[0]}")
     return _combine_dropless(segments, receipt)
 
 
 def expert_group(group: dist.ProcessGroup, *, timeout: timedelta | None = None) -> dist.ProcessGroup:
     """A new process group over the ranks of `group`, for expert parallelism alone.
 
-    Collectives of one group run one after another: a dispatch behind another collective of its group starts when that
-    is done, however early it was launched. In a group of its own it does not queue.
+    Collectives of one group run one after another: a dispatch that follows another collective of its group starts when
+    that is done, however early it was launched. In a group of its own it does not queue.
 
     Call it once at set-up, on *every* rank of the job (it makes the groups of all ranks, in the same order everywhere).
 
@@ -282,6 +281,6 @@ def _refuse_strangers(group: object) -> None:
     if not isinstance(group, dist.ProcessGroup):
         refuse(
             ParallelismError,
-            f"{group!r} is no process group that this process is a member of",
+            f"{group!r} is not a process group that this process is a member of",
             way_out="pass what dist.new_group or mesh.get_group gave to a member of the group",
         )

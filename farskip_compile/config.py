@@ -1,7 +1,8 @@
 """What the user asks for: one frozen configuration, checked before anything is compiled.
 
-Contract: `FarSkipConfig` holds every option; `from_options` turns the dictionary of
-`torch.compile(..., options={...})` into one and refuses unknown keys and wrong types.
+Contract: `FarSkipConfig` holds every option as it was given, and refuses what is wrong by itself; `from_options` makes
+one of the dictionary of `torch.compile(..., options={...})` and refuses unknown keys. `resolve` makes of it what the
+backend uses: it reads the manifest and the profile, once, and refuses what contradicts them.
 """
 
 from __future__ import annotations
@@ -16,18 +17,13 @@ from farskip_compile._compat import CustomGraphPass
 from farskip_compile.costs import HardwareProfile, load_profile, profiles
 from farskip_compile.errors import ConfigError
 from farskip_compile.manifest import Manifest, load_manifest, read_manifest
+from farskip_compile.passes import PASSES
+from farskip_compile.passes.contract import why_indispensable
 from farskip_compile.passes.rewire.request import Connectivity, Named
 from farskip_compile.passes.schedule.search import Limits
 from farskip_compile.text_utils import did_you_mean
 
 Inner = Literal["inductor", "aot_eager", "eager"]
-
-
-class _Unsaid(str):
-    """A default that nobody asked for, equal to the same text: a manifest may say something else."""
-
-
-UNSAID: Any = _Unsaid("full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +34,9 @@ class FarSkipConfig:
         ConfigError: a value of the wrong type, or options that exclude each other.
     """
 
-    connectivity: Connectivity = UNSAID
+    connectivity: Connectivity | None = None
     """`"full"`, `"attention"`, `"mlp"`, `"none"` (paper section 3), or a table: sub-block name -> names of the terms
-    that it leaves out, as `farskip explain` prints them."""
+    that it leaves out, as `farskip explain` prints them. None: what the manifest says, or `"full"` without one."""
 
     layers: tuple[int, int] | None = None
     """First and last layer to rewire, both inclusive; None for all. A layer begins at each token mixer. The first
@@ -48,7 +44,7 @@ class FarSkipConfig:
 
     manifest: Manifest | Mapping[str, Any] | str | os.PathLike[str] | None = None
     """Manifest of the checkpoint: as it is, as parsed JSON, or the path of a file or checkpoint folder
-    (`farskip_compile.load_manifest`). It says `connectivity` and `layers`; a model that is not its own is refused."""
+    (`farskip_compile.load_manifest`). It says `connectivity` and `layers`; any other model is refused."""
 
     inner: Inner = "inductor"
     """The backend that compiles the rewired graph."""
@@ -68,141 +64,41 @@ class FarSkipConfig:
     run the graph as it is) and an initialised `torch.distributed`; changes no result."""
 
     profile: str | HardwareProfile | None = None
-    """Hardware profile behind the cost estimates: the name of a shipped one, the path of a JSON file, or a
+    """Hardware profile that costs are estimated from: the name of a shipped one, the path of a JSON file, or a
     `farskip_compile.costs.HardwareProfile`. None: by the device. Must be the same on all ranks."""
 
     memory_increase: float = Limits.memory_increase
-    """Part by which scheduling may raise the estimated peak of all memory that a graph holds, with parameters and other
-    inputs, over what it is unscheduled."""
+    """Fraction by which scheduling may raise the estimated peak of all memory that a graph holds, parameters and other
+    inputs included, over what it is unscheduled."""
 
     load_imbalance: float = 1.0
     """Rows that the fullest rank gets in a dispatch without drops, over the mean; costs and memory are estimated for
-    that rank. 1: balanced. Of a dispatch whose sizes do not depend on data, all is known."""
+    that rank. 1: balanced. It does not matter where the sizes do not depend on data."""
 
     in_flight_bytes: int = Limits.in_flight_bytes
     """Bytes that collectives in flight may read and write in all."""
 
     ep_group: str | Any | None = None
     """Process group, or its name, that all-to-alls are moved to, so that they do not queue behind other collectives of
-    theirs: `farskip_compile.comm.expert_group(group)`. None: they stay where they are."""
+    their own group: `farskip_compile.comm.expert_group(group)`. None: they stay where they are."""
 
     check_order: bool = True
     """Compare the order of collectives, and the options, across the ranks at the first run of each graph, and raise
-    instead of hang or compute with different models. The same on all ranks."""
+    instead of hanging or computing with different models. The same on all ranks."""
+
+    disable_passes: Sequence[str] = ()
+    """Names of passes to leave out, for ablation: those of `farskip_compile.passes.PASSES` that keep the function of
+    the model and that no other pass needs. The same on all ranks."""
 
     on_report: Callable[[Any], None] | None = None
     """Called with the `CompileReport` of each graph that the backend receives."""
 
     def __post_init__(self) -> None:
-        self._check_connectivity()  # what the caller said
-        self._take_manifest()
-        self._check_connectivity()
-        if self.layers is not None:
-            ok = isinstance(self.layers, Sequence) and len(self.layers) == 2
-            if not ok or not all(isinstance(x, int) and not isinstance(x, bool) for x in self.layers):
-                raise ConfigError(
-                    f"layers={self.layers!r} is no pair of integers", way_out="layers=(first, last), both inclusive"
-                )
-            object.__setattr__(self, "layers", tuple(self.layers))
-        if self.inner not in get_args(Inner):
-            raise ConfigError(f"inner={self.inner!r} is unknown", way_out=f"one of {', '.join(get_args(Inner))}")
-        for name in ("strict", "merge_reductions", "schedule", "check_order"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name}={getattr(self, name)!r} is no bool", way_out=f"{name}=True or {name}=False")
-        if not isinstance(self.inductor, Mapping) or not all(isinstance(key, str) for key in self.inductor):
-            raise ConfigError("inductor= takes a dictionary of Inductor options", way_out="inductor={...}")
-        if self.inductor and self.inner != "inductor":
-            raise ConfigError(
-                f"Inductor options are given, but inner={self.inner!r}", way_out='inner="inductor", or drop them'
-            )
-        if self.merge_reductions and self.connectivity != "full":
-            raise ConfigError(
-                f'merge_reductions needs connectivity="full", not {self.connectivity!r}: otherwise something reads '
-                "the stream between the two reductions",
-                way_out='connectivity="full", or merge_reductions=False',
-            )
-        if self.on_report is not None and not callable(self.on_report):
-            raise ConfigError("on_report is not callable", way_out="pass a function of one report")
-
-        self._check_schedule()
-
-    def _take_manifest(self) -> None:
-        if self.manifest is None:
-            return
-        found = self.manifest
-        if isinstance(found, Mapping):
-            found = read_manifest(found, "the manifest")
-        elif isinstance(found, str | os.PathLike):
-            found = load_manifest(found)
-        if not isinstance(found, Manifest):
-            raise ConfigError(
-                f"manifest={self.manifest!r} is no manifest", way_out="a Manifest, its parsed JSON, or a path"
-            )
-        object.__setattr__(self, "manifest", found)
-        for name, unsaid in (("connectivity", isinstance(self.connectivity, _Unsaid)), ("layers", self.layers is None)):
-            given, theirs = _as_lists(getattr(self, name)), _as_lists(getattr(found, name))
-            if not unsaid and given != theirs:
-                raise ConfigError(
-                    f"{name}={given!r} contradicts {found}, in which it is {theirs!r}",
-                    way_out=f"drop {name}, or the manifest",
-                )
-            object.__setattr__(self, name, getattr(found, name))
-
-    def _check_schedule(self) -> None:
-        if isinstance(self.profile, str):
-            object.__setattr__(self, "profile", load_profile(self.profile))
-        if self.profile is not None and not isinstance(self.profile, HardwareProfile):
-            raise ConfigError(
-                f"profile={self.profile!r} is no hardware profile", way_out=f"one of {', '.join(profiles())}, or a path"
-            )
-        if not _is_number(self.memory_increase, least=0.0):
-            raise ConfigError(
-                f"memory_increase={self.memory_increase!r} is no part of the peak", way_out="0.05 allows 5 % more"
-            )
-        if not _is_number(self.load_imbalance, least=1.0):
-            raise ConfigError(
-                f"load_imbalance={self.load_imbalance!r} is no ratio of the most to the mean",
-                way_out="1.0 for balanced experts, 2.0 if the fullest rank gets twice the mean",
-            )
-        if (
-            not isinstance(self.in_flight_bytes, int)
-            or isinstance(self.in_flight_bytes, bool)
-            or self.in_flight_bytes < 0
-        ):
-            raise ConfigError(f"in_flight_bytes={self.in_flight_bytes!r} is no number of bytes", way_out="an int >= 0")
-        if self.ep_group is not None:
-            name = getattr(self.ep_group, "group_name", self.ep_group)
-            if not isinstance(name, str):
-                raise ConfigError(
-                    f"ep_group={self.ep_group!r} is no process group",
-                    way_out="farskip_compile.comm.expert_group(group)",
-                )
-            object.__setattr__(self, "ep_group", name)
-
-    def _check_connectivity(self) -> None:
-        wish = self.connectivity
-        if isinstance(wish, str):
-            if wish not in get_args(Named):
-                raise ConfigError(
-                    f"connectivity={wish!r} is unknown",
-                    way_out=f"one of {', '.join(get_args(Named))}, or a table of the terms that sub-blocks leave out",
-                )
-            return
-        is_table = isinstance(wish, Mapping) and all(
-            isinstance(row, str) and not isinstance(terms, str) and all(isinstance(term, str) for term in terms)
-            for row, terms in wish.items()
-        )
-        if not is_table:
-            raise ConfigError(
-                "connectivity is neither a name nor a table",
-                way_out='for example connectivity={"attention.2": ["r1"], "moe.2": ["a2"]}',
-            )
-        if self.layers is not None:
-            raise ConfigError(
-                "a connectivity table already says which layers change",
-                way_out="drop `layers`, or use a named connectivity",
-            )
-        object.__setattr__(self, "connectivity", {row: tuple(terms) for row, terms in wish.items()})
+        _check_connectivity(self)
+        _check_types(self)
+        _check_numbers(self)
+        _check_combinations(self)
+        _check_disabled(self.disable_passes)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | None) -> FarSkipConfig:
@@ -221,27 +117,170 @@ class FarSkipConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Everything that decides the result, as plain data (also the cache identity of the configuration)."""
-        table = (
-            str(self.connectivity)
-            if isinstance(self.connectivity, str)
-            else {k: list(v) for k, v in self.connectivity.items()}
-        )
+        return resolve(self).to_json()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved(FarSkipConfig):
+    """A configuration of which nothing has to be looked up any more; made by `resolve`."""
+
+    connectivity: Connectivity
+    manifest: Manifest | None
+    profile: HardwareProfile | None
+    ep_group: str | None
+    """Its name."""
+    disable_passes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that decides the result, as plain data (also the cache identity of the configuration)."""
         return {
-            "connectivity": table,
-            "layers": list(self.layers) if self.layers else None,
-            "manifest": self.manifest.digest if isinstance(self.manifest, Manifest) else None,
+            "connectivity": _as_lists(self.connectivity),
+            "layers": _as_lists(self.layers),
+            "manifest": self.manifest.digest if self.manifest is not None else None,
             "inner": self.inner,
             "strict": self.strict,
             "merge_reductions": self.merge_reductions,
             "schedule": self.schedule,
-            "profile": self.profile.to_json() if isinstance(self.profile, HardwareProfile) else None,
+            "profile": self.profile.to_json() if self.profile is not None else None,
             "memory_increase": self.memory_increase,
             "load_imbalance": self.load_imbalance,
             "in_flight_bytes": self.in_flight_bytes,
             "ep_group": self.ep_group,
             "check_order": self.check_order,
+            "disable_passes": list(self.disable_passes),
             "inductor": {key: _stable(value) for key, value in sorted(self.inductor.items())},
         }
+
+
+def resolve(config: FarSkipConfig) -> Resolved:
+    """What the backend uses: the manifest and the profile are read, and the process group goes by its name.
+
+    Raises:
+        ConfigError: there is no such manifest or profile, or what the manifest says contradicts another option.
+    """
+    if isinstance(config, Resolved):
+        return config
+    manifest = _loaded(config.manifest)
+    connectivity, layers = config.connectivity, config.layers
+    if manifest is not None:
+        for name in ("connectivity", "layers"):
+            given, theirs = _as_lists(getattr(config, name)), _as_lists(getattr(manifest, name))
+            if given is not None and given != theirs:
+                raise ConfigError(
+                    f"{name}={given!r} contradicts {manifest}, in which it is {theirs!r}",
+                    way_out=f"drop {name}, or the manifest",
+                )
+        connectivity, layers = manifest.connectivity, manifest.layers
+    if isinstance(connectivity, Mapping):
+        connectivity = {row: tuple(terms) for row, terms in connectivity.items()}
+    values = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(FarSkipConfig)}
+    values["connectivity"] = "full" if connectivity is None else connectivity
+    values["layers"] = (layers[0], layers[1]) if layers is not None else None
+    values["manifest"] = manifest
+    values["profile"] = load_profile(config.profile) if isinstance(config.profile, str) else config.profile
+    values["ep_group"] = _group_name(config)
+    values["disable_passes"] = tuple(sorted(set(config.disable_passes)))
+    return Resolved(**values)
+
+
+def _loaded(manifest: Manifest | Mapping[str, Any] | str | os.PathLike[str] | None) -> Manifest | None:
+    if manifest is None or isinstance(manifest, Manifest):
+        return manifest
+    return read_manifest(manifest, "the manifest") if isinstance(manifest, Mapping) else load_manifest(manifest)
+
+
+def _group_name(config: FarSkipConfig) -> Any:
+    return getattr(config.ep_group, "group_name", config.ep_group)
+
+
+def _require(config: FarSkipConfig, name: str, fulfilled: bool, otherwise: str, way_out: str) -> None:
+    if not fulfilled:
+        raise ConfigError(f"{name}={getattr(config, name)!r} {otherwise}", way_out=way_out)
+
+
+def _check_connectivity(config: FarSkipConfig) -> None:
+    given = config.connectivity
+    if given is None:
+        return
+    if isinstance(given, str):
+        names = ", ".join(get_args(Named))
+        way_out = f"one of {names}, or a table of the terms that sub-blocks leave out"
+        _require(config, "connectivity", given in get_args(Named), "is unknown", way_out)
+        return
+    is_table = isinstance(given, Mapping) and all(
+        isinstance(row, str) and not isinstance(terms, str) and all(isinstance(term, str) for term in terms)
+        for row, terms in given.items()
+    )
+    if not is_table:
+        raise ConfigError(
+            "connectivity is neither a name nor a table",
+            way_out='for example connectivity={"attention.2": ["r1"], "moe.2": ["a2"]}',
+        )
+    if config.layers is not None:
+        raise ConfigError(
+            "a connectivity table already says which layers change",
+            way_out="drop `layers`, or use a named connectivity",
+        )
+
+
+def _check_types(config: FarSkipConfig) -> None:
+    layers, manifest, profile = config.layers, config.manifest, config.profile
+    pair = isinstance(layers, Sequence) and len(layers) == 2 and all(map(_is_integer, layers))
+    way_out = "layers=(first, last), both inclusive"
+    _require(config, "layers", layers is None or pair, "is not a pair of integers", way_out)
+    is_manifest = manifest is None or isinstance(manifest, Manifest | Mapping | str | os.PathLike)
+    _require(config, "manifest", is_manifest, "is not a manifest", "a Manifest, its parsed JSON, or a path")
+    _require(config, "inner", config.inner in get_args(Inner), "is unknown", f"one of {', '.join(get_args(Inner))}")
+    for name in ("strict", "merge_reductions", "schedule", "check_order"):
+        is_bool = isinstance(getattr(config, name), bool)
+        _require(config, name, is_bool, "is not a bool", f"{name}=True or {name}=False")
+    if not isinstance(config.inductor, Mapping) or not all(isinstance(key, str) for key in config.inductor):
+        raise ConfigError("inductor= takes a dictionary of Inductor options", way_out="inductor={...}")
+    is_profile = profile is None or isinstance(profile, str | HardwareProfile)
+    _require(config, "profile", is_profile, "is not a hardware profile", f"one of {', '.join(profiles())}, or a path")
+    is_group = config.ep_group is None or isinstance(_group_name(config), str)
+    _require(config, "ep_group", is_group, "is not a process group", "farskip_compile.comm.expert_group(group)")
+    if config.on_report is not None and not callable(config.on_report):
+        raise ConfigError("on_report is not callable", way_out="pass a function of one report")
+
+
+def _check_numbers(config: FarSkipConfig) -> None:
+    increase, imbalance, in_flight = config.memory_increase, config.load_imbalance, config.in_flight_bytes
+    is_fraction, is_ratio = _is_number(increase, least=0.0), _is_number(imbalance, least=1.0)
+    is_size = _is_integer(in_flight) and in_flight >= 0
+    _require(config, "memory_increase", is_fraction, "is not a fraction of the peak", "0.05 allows 5 % more")
+    way_out = "1.0 for balanced experts, 2.0 if the fullest rank gets twice the mean"
+    _require(config, "load_imbalance", is_ratio, "is not a ratio of the most to the mean", way_out)
+    _require(config, "in_flight_bytes", is_size, "is not a number of bytes", "an int >= 0")
+
+
+def _check_combinations(config: FarSkipConfig) -> None:
+    if config.inductor and config.inner != "inductor":
+        raise ConfigError(
+            f"Inductor options are given, but inner={config.inner!r}", way_out='inner="inductor", or drop them'
+        )
+    if config.merge_reductions and config.connectivity not in (None, "full"):
+        raise ConfigError(
+            f'merge_reductions needs connectivity="full", not {config.connectivity!r}: otherwise something reads '
+            "the stream between the two reductions",
+            way_out='connectivity="full", or merge_reductions=False',
+        )
+
+
+def _check_disabled(given: Sequence[str]) -> None:
+    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
+        raise ConfigError(f"disable_passes={given!r} is not a list of names", way_out='disable_passes=["tags"]')
+    known = [one.name for one in PASSES]
+    optional = ", ".join(name for name in known if not why_indispensable(PASSES, name))
+    for name in given:
+        if name not in known:
+            hint = did_you_mean(name, known, f"passes that can be disabled: {optional}")
+            raise ConfigError(f"disable_passes names an unknown pass, {name!r}", way_out=hint)
+        if reason := why_indispensable(PASSES, name):
+            way_out = f"passes that can be disabled: {optional}"
+            if name == "rewire":
+                way_out = f'connectivity="none" leaves the function as it is; {way_out}'
+            raise ConfigError(f"the pass {name!r} can't be disabled: {reason}", way_out=way_out)
 
 
 def _as_lists(value: Any) -> Any:
@@ -249,6 +288,10 @@ def _as_lists(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {row: list(terms) for row, terms in value.items()}
     return list(value) if isinstance(value, list | tuple) else value
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: object, *, least: float) -> bool:

@@ -1,12 +1,16 @@
 """Every error this package raises on purpose, all under `FarSkipError`.
 
 Contract: an error says where (layer, graph node, the user's source line if the graph knows it), why, and the way
-out. It is raised before anything is changed: the model stays as it was.
+out. It is raised before anything is changed: the model stays as it was. `refuse` raises one from code that Dynamo may
+be tracing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
 
 from farskip_compile._compat import TransparentError
 
@@ -34,7 +38,7 @@ class Where:
 
 
 class FarSkipError(TransparentError):
-    """Base class; reaches the user as it is, also out of `torch.compile`. Its parts are attributes, for tools.
+    """Base class. Reaches the user unwrapped, out of `torch.compile` too; its parts are attributes, for tools.
 
     Args:
         reason: what is wrong, one sentence.
@@ -78,15 +82,15 @@ class ConnectivityError(ConfigError):
 
 
 class ManifestError(ConfigError):
-    """A manifest that can't be read or written, or that is of another model than the one that is compiled."""
+    """A manifest that can't be read or written, or that describes another model than the one being compiled."""
 
 
 class DenseModelError(FarSkipError):
-    """The model has a residual stack, but no routed experts in it."""
+    """The model has a residual stack, but no routed experts."""
 
 
 class NoResidualStackError(FarSkipError):
-    """A residual stack was demanded (`farskip explain`, `verify`), and the graph has none."""
+    """A residual stack is required (`farskip explain`, `verify`), and the graph has none."""
 
 
 class NotASumError(FarSkipError):
@@ -106,24 +110,24 @@ class UnsupportedPatternError(FarSkipError):
 
 
 class InseparableExpertsError(UnsupportedPatternError):
-    """Routed and shared output can't be told apart where the connectivity needs one without the other."""
+    """Routed and shared output can't be separated where the connectivity needs one without the other."""
 
 
 class VerificationError(FarSkipError):
-    """What was made is not what was asked for: the wiring or a value of the rewired graph, the order of the scheduled
-    one, or a compiled graph from a cache. A defect of this package."""
+    """The result is not what was requested: the wiring or a value of the rewired graph, the order of the scheduled
+    graph, or a compiled graph from a cache. A defect of this package."""
 
 
 class OrderMismatchError(FarSkipError):
-    """Two ranks are about to launch different collectives on one process group, which would hang."""
+    """Two ranks are about to launch different collectives on the same process group, which would hang."""
 
 
 class OptionsMismatchError(OrderMismatchError):
-    """Ranks of one process group have compiled with other options, other versions, or to another result."""
+    """Ranks of one process group have compiled with different options or versions, or to different results."""
 
 
 class RankFailedError(FarSkipError):
-    """This rank waits for one that has failed to compile, or does not come within the timeout of the process group."""
+    """This rank waits for one that has failed, or that does not arrive within the timeout of the process group."""
 
 
 class AsyncCollectiveError(PartialModelError):
@@ -135,4 +139,15 @@ class ParallelismError(FarSkipError):
 
 
 class DistillationError(FarSkipError):
-    """Training can't go on: a loss that is no number, or batches without a target."""
+    """Training can't go on: a loss that is not a number, or batches without a target."""
+
+
+@torch.compiler.assume_constant_result
+def refuse(kind: type[FarSkipError], reason: str, way_out: str = "") -> NoReturn:
+    """Raise `kind(reason, way_out=way_out)`, in eager and in traced code alike.
+
+    A plain `raise` in traced code would become Dynamo's "can't trace this constructor", without the reason. While
+    tracing, the arguments must be constants: text made from a dynamic size is not, and Dynamo's error then names only
+    the line.
+    """
+    raise kind(reason, way_out=way_out)

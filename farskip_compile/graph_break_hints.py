@@ -1,15 +1,16 @@
-"""Graph breaks whose way out we know: each becomes an error that names it.
+"""Graph breaks with a known way out: each becomes an error that names it.
 
-Contract: reads the text of Dynamo's reason, which holds the line at which it gave up (not those of its callers); None
-for any other reason. The libraries that are named here are those of the break, never those of a model.
+In:    the text of Dynamo's reason, which holds the line at which it gave up (not those of its callers).
+Out:   an error, or None for any other reason.
+Never: names the library of a model; those named here are where the break is.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-from farskip_compile.async_calls import async_collective
-from farskip_compile.errors import PartialModelError, Where
+from farskip_compile.errors import AsyncCollectiveError, PartialModelError, Where
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ PLACES = (
         "FSDP gathers the parameters of each sharded layer in hooks that Dynamo does not trace, so every such layer is "
         "a graph of its own",
         "shard the root module only, fully_shard(model) without a call on its layers; or shard by a parametrization "
-        "that gathers DTensor parameters inside of the graph (docs/parallel.md)",
+        "that gathers DTensor parameters inside the graph (docs/parallel.md)",
     ),
     Known(
         "transformers/distributed/expert_parallel",
@@ -38,18 +39,47 @@ PLACES = (
     ),
 )
 
+FUNCTIONAL = {
+    "all_to_all_single": "all_to_all_single(input, output_splits, input_splits, group)",
+    "all_reduce": 'all_reduce(tensor, "sum", group)',
+    "all_gather_into_tensor": "all_gather_tensor(tensor, 0, group)",
+    "reduce_scatter_tensor": 'reduce_scatter_tensor(tensor, "sum", 0, group)',
+}
+"""Collective of `torch.distributed` -> the call of `torch.distributed._functional_collectives` that returns its
+result."""
+
 
 def known_break(reason: str | None, node: str | None = None) -> PartialModelError | None:
-    """The error for a graph break that we know; None for any other.
+    """The error for a known graph break; None for any other.
 
     Args:
         reason: Dynamo's text, with the user's line.
-        node: where the stack is cut.
+        node: where the residual stack is cut.
     """
-    if (error := async_collective(reason, node)) is not None:
+    text = reason or ""
+    if (error := _async_collective(text, node)) is not None:
         return error
-    text = (reason or "").replace("\\", "/")
-    known = next((one for one in PLACES if one.path in text), None)
-    if known is None:
+    path = text.replace("\\", "/")
+    known = next((one for one in PLACES if one.path in path), None)
+    return PartialModelError(known.reason, way_out=known.way_out, where=Where(node=node)) if known is not None else None
+
+
+def _async_collective(reason: str, node: str | None) -> AsyncCollectiveError | None:
+    """The error for a collective that is called with `async_op=True`.
+
+    Such a call returns a handle that Dynamo can't trace, so the graph ends there and the call never reaches the
+    backend. It is not needed: a functional collective is captured, launched early and awaited late.
+    """
+    found = re.search(r"async_op=True.*?<function (\w+)", reason, re.DOTALL)
+    if found is None:
         return None
-    return PartialModelError(known.reason, way_out=known.way_out, where=Where(node=node))
+    name = found.group(1)
+    call = FUNCTIONAL.get(name)
+    instead = f"torch.distributed._functional_collectives.{call}" if call else "the functional collective"
+    helpers = ", or farskip_compile.comm.dispatch and combine" if name == "all_to_all_single" else ""
+    line = re.search(r"\(([^()\s]+:\d+): ", reason) or re.search(r'File "([^"]+)", line (\d+)', reason)
+    return AsyncCollectiveError(
+        f"torch.distributed.{name} is called with async_op=True, which ends the graph inside the residual stack",
+        way_out=f"call {instead}{helpers}; or {name} without async_op: the backend overlaps either with compute",
+        where=Where(node=node, source=":".join(line.groups()) if line else None),
+    )

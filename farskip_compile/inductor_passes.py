@@ -1,18 +1,19 @@
-"""The two passes that Inductor runs for us: on the post-grad graph, and on its kernels after fusion.
+"""The passes that Inductor runs for us: on the post-grad graph, and on its kernels before and after fusion.
 
-Contract: configuration is bound at construction; equal passes make equal schedules on every rank; both are part of
-the cache keys (`uuid` of the one, the pickled fields of the other), so a change of configuration, hardware profile or
-source of this package never gets a stale artifact. Nothing is communicated or measured.
+Contract: configuration is bound at construction; equal passes make equal schedules on every rank; all are part of
+the cache keys (the `uuid` of the first two, the pickled fields of the third), so that a change of configuration,
+hardware profile or source of this package never gets a stale artifact. Nothing is communicated or measured.
 
-    PostGradPass   the user's own passes -> collectives -> schedule_graph -> announcement -> pins -> order_verification
-    KernelPass     schedule_kernels; its figures go into the announcement; kernel_verification
+    PostGradPass       the user's own passes, ours of this stage, the announcement; verified
+    pin_before_fusion  ours of that stage
+    KernelPass         ours of that stage, whose figures go into the announcement; verified
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,20 +22,20 @@ from torch import fx
 
 from farskip_compile._compat import CustomGraphPass, inductor
 from farskip_compile._compat.distributed import group_ranks, world_group
-from farskip_compile.config import FarSkipConfig
+from farskip_compile.config import FarSkipConfig, resolve
 from farskip_compile.costs import default_profile
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.errors import ConfigError
-from farskip_compile.gc_pause import collector_paused
+from farskip_compile.passes import PASSES
+from farskip_compile.passes.contract import Stage
+from farskip_compile.passes.driver import Driver
+from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.schedule.collectives import normalize_collectives
 from farskip_compile.passes.schedule.from_graph import input_bytes
-from farskip_compile.passes.schedule.graph import pins, schedule_graph
-from farskip_compile.passes.schedule.kernels import schedule_kernels
-from farskip_compile.passes.schedule.search import Limits
-from farskip_compile.ranks.announce import announcement, collective_orders, insert_announcement
-from farskip_compile.report.schedule import ScheduleReport, timelines
+from farskip_compile.passes.schedule.search import Limits, Schedule
+from farskip_compile.ranks.announce import Announcement, announcement, collective_orders, insert_announcement
+from farskip_compile.report.schedule import ScheduleReport
 from farskip_compile.verify.before import remember
 from farskip_compile.verify.kernels import verify_kernels
 from farskip_compile.verify.schedule import verify_order
@@ -43,8 +44,8 @@ NOT_AN_ACCELERATOR = ("cpu", "meta")
 """Models make tensors on `meta` to ask for a shape or a stride."""
 
 UNFUSED = 2.0
-"""How much more memory may grow in the graph than in its kernels, which have the last word. In a graph, what fusion
-will keep out of memory grows too; and kernels that were fused for one order can't take another."""
+"""How much more the memory of the graph may grow than that of its kernels, which have the last word. In a graph, what
+fusion will keep out of memory grows too; and kernels that were fused for one order can't take another."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Plan:
     """Compare the order of the collectives across ranks at the first run."""
     common: Mapping[str, Any] = field(default_factory=dict)
     """What else all ranks must have in common, see `common_options`; compared with the order."""
+    skip: tuple[str, ...] = ()
+    """Names of passes to leave out."""
 
 
 def make_plan(config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str, Any] | None = None) -> Plan | None:
@@ -71,6 +74,7 @@ def make_plan(config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str
         module: the graph.
         common: what all ranks must have in common, but for the profile, which is found here.
     """
+    config = resolve(config)
     if not config.schedule or world_group() is None:
         return None
     profile = config.profile
@@ -80,11 +84,11 @@ def make_plan(config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str
         device = next((device for device in devices if device.type not in NOT_AN_ACCELERATOR), None)
         name = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else ""
         profile = default_profile(device.type if device is not None else "cpu", name)
-    assert isinstance(profile, HardwareProfile)
     limits = Limits(config.memory_increase, config.in_flight_bytes)
     figures = hashlib.sha256(json.dumps(profile.to_json(), sort_keys=True).encode()).hexdigest()[:16]
     common = {**(common or {}), "profile": f"{profile.name} {figures}"}
-    return Plan(profile, limits, config.ep_group, config.load_imbalance, config.check_order, common)
+    imbalance, skip = config.load_imbalance, config.disable_passes
+    return Plan(profile, limits, config.ep_group, imbalance, config.check_order, common, skip)
 
 
 class PostGradPass(CustomGraphPass):
@@ -116,34 +120,42 @@ class PostGradPass(CustomGraphPass):
 
 @collector_paused()
 def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> ScheduleReport:
-    """Order `graph` in place, announce its collectives and pin its waits; `identity` is that of the compile.
+    """Order `graph` in place, pin its waits and announce its collectives; `identity` is that of the compile.
 
     Raises:
         VerificationError: the graph that comes out could not take the place of the one that came in.
     """
-    before = remember(graph, inductor.in_place_arguments)
-    regroup = _regroup(graph, plan.ep_group)
-    collapsed = normalize_collectives(graph, regroup)
-    estimates = Estimates(graph, plan.profile, plan.imbalance)
+    regroup, phase = _regroup(graph, plan.ep_group), _phase(graph)
+    facts = {
+        "graph": graph,
+        "regroup": regroup,
+        "limits": replace(plan.limits, memory_increase=UNFUSED * plan.limits.memory_increase),
+        "in_place": inductor.in_place_arguments,
+        "backward": phase == "backward",
+    }
+    driver = Driver(PASSES, Stage.POST_GRAD, facts, plan.skip)
+    before = driver.step("remember", remember, graph, inductor.in_place_arguments)
+    driver.run(through="collectives")
+    estimates = driver.facts["estimate"] = driver.step("estimate", Estimates, graph, plan.profile, plan.imbalance)
     estimates.size.tell_inductor()
-    limits = replace(plan.limits, memory_increase=UNFUSED * plan.limits.memory_increase)
-    backward = _phase(graph) == "backward"
-    schedule = schedule_graph(graph, estimates, limits, inductor.in_place_arguments, backward=backward)
-    waiting = pins(graph)
+    driver.run()
     report = ScheduleReport(
-        phase=_phase(graph),
+        phase=phase,
         orders=collective_orders(graph),
-        waits_pinned=len(waiting),
-        waits_collapsed=collapsed.waits,
+        waits_pinned=driver.facts.get("waits_pinned", 0),
+        waits_collapsed=driver.facts["collapsed"].waits,
         profile=plan.profile.name,
     )
-    data = {**report.to_json(), **timelines(schedule), "check": plan.check_order, "common": plan.common}
-    data |= {"unscheduled": data["before"], "identity": identity}
-    insert_announcement(graph, json.dumps(data, sort_keys=True))
-    inductor.pin(graph, waiting)
-    verify_order(graph, before, regroup)
+    schedule: Schedule | None = driver.facts.get("schedule")
+    if schedule is not None:
+        report = report.ordered(schedule)
+        report = replace(report, unscheduled=report.before)
+    announced = Announcement(report, plan.check_order, plan.common, identity)
+    driver.step("announce", insert_announcement, graph, announced)
+    driver.verify(verify_order, graph, before, regroup, "pin_waits" not in plan.skip)
+    driver.finish()
     graph.lint()
-    return ScheduleReport.from_json(data)
+    return report
 
 
 def _regroup(graph: fx.Graph, target: str | None) -> dict[str, str]:
@@ -169,13 +181,18 @@ def _phase(graph: fx.Graph) -> str:
     return "forward" if any(name.startswith("primals") for name in names) else "inference"
 
 
+def pin_before_fusion(plan: Plan, kernels: Sequence[inductor.Kernel]) -> None:
+    """Run the passes of that stage."""
+    Driver(PASSES, Stage.BEFORE_FUSION, {"kernels": kernels}, plan.skip).run()
+
+
 @dataclass(frozen=True)
 class KernelPass:
     """A member of Inductor's `reorder_for_compute_comm_overlap_passes`."""
 
     plan: Plan
     identity: str
-    """Hash of this package's source: Inductor keys its caches by the fields of this object."""
+    """Of the compile: Inductor keys its caches by the fields of this object."""
 
     @collector_paused()
     def __call__(self, kernels: list[inductor.Kernel]) -> list[inductor.Kernel]:
@@ -188,11 +205,27 @@ class KernelPass:
         graph = next(node.graph for _, origins in inductor.kernel_parts(launches[0]) for node in origins)
         inductor.unpin_kernels(rest)
         estimates = Estimates(graph, self.plan.profile, self.plan.imbalance)
-        ordered, schedule = schedule_kernels(rest, estimates, self.plan.limits, input_bytes(graph, estimates))
-        for kernel in first:
-            data = json.loads(inductor.text_argument(kernel))
-            data.update(timelines(schedule), level="kernels")
-            data["unscheduled"]["peak_bytes"] = schedule.baseline_peak
-            inductor.set_text_argument(kernel, json.dumps(data, sort_keys=True))
-        verify_kernels(kernels, [*first, *ordered])
-        return [*first, *ordered]
+        facts = {
+            "kernels": rest,
+            "estimate": estimates,
+            "limits": self.plan.limits,
+            "input_bytes": input_bytes(graph, estimates),
+        }
+        driver = Driver(PASSES, Stage.AFTER_FUSION, facts, self.plan.skip)
+        driver.run()
+        ordered = [*first, *driver.facts["kernels"]]
+        if "schedule" in driver.facts:
+            for kernel in first:
+                _report_kernels(kernel, driver.facts["schedule"])
+        driver.verify(verify_kernels, kernels, ordered)
+        driver.finish()
+        return ordered
+
+
+def _report_kernels(kernel: inductor.Kernel, schedule: Schedule) -> None:
+    """Put the figures of the kernels into the announcement that `kernel` makes."""
+    announced = Announcement.from_text(inductor.text_argument(kernel))
+    report = announced.report.ordered(schedule, level="kernels")
+    if report.unscheduled is not None:
+        report = replace(report, unscheduled=replace(report.unscheduled, peak_bytes=schedule.baseline_peak))
+    inductor.set_text_argument(kernel, replace(announced, report=report).to_text())

@@ -1,56 +1,38 @@
-"""The four steps on one Dynamo graph: normalize, residual, rewire, verify.
+"""From a graph of Dynamo to its FarSkip form: the passes on the Dynamo graph, checked and verified.
 
-Contract: `run` edits the graph in place and returns the report, which says what was read off the edited graph, or
+Contract: `run` edits the graph in place and returns the report, which says what was read off the edited graph; or it
 raises a `FarSkipError` and leaves the graph as it was. A graph without a residual stack is not touched.
+
+Algorithm:
+1. Record the graph, in case it has to be restored.
+2. Read the table off it; it must be complete, and the one that the manifest describes, if there is a manifest.
+3. Translate the request, and record what rewiring must keep.
+4. Rewire, and verify.
+5. Tag the nodes and report.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
 
-from farskip_compile._compat import callers_graph_break, graph_break_reason, is_module_state, is_resumed
 from farskip_compile._compat.modules import child_names
-from farskip_compile.config import FarSkipConfig
-from farskip_compile.errors import NotASumError, PartialModelError, Where
-from farskip_compile.gc_pause import collector_paused
-from farskip_compile.graph_break_hints import known_break
-from farskip_compile.manifest import Manifest
+from farskip_compile.config import FarSkipConfig, Resolved, resolve
+from farskip_compile.errors import NotASumError
 from farskip_compile.manifest.check import check_as_written, check_rewired
 from farskip_compile.manifest.graph_parameters import graph_parameters
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes import PASSES
+from farskip_compile.passes.contract import Stage
+from farskip_compile.passes.driver import Driver
+from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
-from farskip_compile.passes.normalize import normalize
-from farskip_compile.passes.residual import Reading, read_table
-from farskip_compile.passes.residual.not_a_sum import not_a_sum
-from farskip_compile.passes.residual.tags import tag_terms
-from farskip_compile.passes.rewire import rewire
-from farskip_compile.passes.rewire.merge_reductions import merge_reductions
-from farskip_compile.passes.rewire.request import Request, ask
+from farskip_compile.passes.residual import Reading
+from farskip_compile.passes.rewire.request import Request
 from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.report.wiring import classify_wiring
-from farskip_compile.verify.rewiring import snapshot, verify
-
-
-@dataclass
-class Timer:
-    """Wall time of each step, in seconds."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, step: str) -> Iterator[None]:
-        """Add the time of the block to `step`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
+from farskip_compile.verify.completeness import check_complete, cut_inside_a_layer
+from farskip_compile.verify.rewiring import Verified, snapshot, verify
 
 
 def run(module: fx.GraphModule, config: FarSkipConfig) -> CompileReport:
@@ -59,18 +41,22 @@ def run(module: fx.GraphModule, config: FarSkipConfig) -> CompileReport:
     Raises:
         FarSkipError: any reason not to; the graph is then as it was.
     """
-    with collector_paused():  # a full collection of a large process costs as much as all passes
-        return _run_or_restore(module, config)
+    with collector_paused():
+        return _run_or_restore(module, resolve(config))
 
 
-def _run_or_restore(module: fx.GraphModule, config: FarSkipConfig) -> CompileReport:
-    timer = Timer()
-    with timer("backup"):
-        backup = GraphSnapshot(module.graph)
-        attributes = child_names(module)
+def _run_or_restore(module: fx.GraphModule, config: Resolved) -> CompileReport:
+    facts = {
+        "module": module,
+        "graph": module.graph,
+        "connectivity": config.connectivity,
+        "layers": config.layers,
+    }
+    driver = Driver(PASSES, Stage.DYNAMO, facts, config.disable_passes)
+    backup, attributes = driver.step("backup", GraphSnapshot, module.graph), child_names(module)  # 1
     report = None
     try:
-        report = _run(module, config, timer)
+        report = _run(module, config, driver)
     finally:
         if report is None or report.outcome is Outcome.NO_STACK:
             module.graph = backup.restore()
@@ -79,39 +65,36 @@ def _run_or_restore(module: fx.GraphModule, config: FarSkipConfig) -> CompileRep
     return report
 
 
-def _run(module: fx.GraphModule, config: FarSkipConfig, timer: Timer) -> CompileReport:
-    nodes = len(module.graph.nodes)
-    with timer("normalize"):
-        normalized = normalize(module)
-    with timer("residual"):
-        reading = _read_whole(module)
+def _run(module: fx.GraphModule, config: Resolved, driver: Driver) -> CompileReport:
     common: dict[str, Any] = {
-        "nodes": nodes,
+        "nodes": len(module.graph.nodes),
         "config": config.to_json(),
-        "seconds": timer.seconds,
-        "checkpoints_opened": normalized.checkpoints_opened,
-        "writes_replaced": normalized.writes_replaced,
+        "seconds": driver.seconds,
     }
+    facts = driver.facts
+    reading = _read_whole(module, driver)  # 2
+    common["checkpoints_opened"] = facts["normalized"].checkpoints_opened
+    common["writes_replaced"] = facts["normalized"].writes_replaced
     if reading is None:
         return CompileReport(Outcome.NO_STACK, reason="no sum that a sub-block reads from", **common)
-    manifest = config.manifest if isinstance(config.manifest, Manifest) else None
-    with timer("request"):
-        table = reading.table
-        parameters = graph_parameters(reading)
-        if manifest is not None:
-            check_as_written(manifest, table, parameters)
-        request = ask(table, config.connectivity, config.layers)
-        wanted = request.wanted(table)
-        if manifest is not None:
-            check_rewired(manifest, wanted)
-        before = snapshot(reading)
-    with timer("rewire"):
-        split = rewire(module, reading, request)
-        merged = merge_reductions(module) if config.merge_reductions and request.left_out else 0
-    with timer("verify"):
-        found = verify(module, wanted, before)
-    with timer("tag"):
-        tag_terms(found.stack.stream, found.stack.regions, found.names)
+    manifest = config.manifest
+    table = facts["table"] = reading.table
+    parameters = driver.step("parameters", graph_parameters, reading)
+    if manifest is not None:
+        driver.step("manifest", check_as_written, manifest, table, parameters)
+    driver.run(through="request")  # 3
+    request: Request = facts["request"]
+    wanted = request.wanted(table)
+    if manifest is not None:
+        driver.step("manifest", check_rewired, manifest, wanted)
+    before = driver.step("snapshot", snapshot, reading)
+    if not (config.merge_reductions and request.left_out):
+        driver.skip.add("merge_reductions")
+    driver.run(through="merge_reductions")  # 4
+    found: Verified = driver.verify(verify, module, wanted, before)
+    facts.update(stream=found.stack.stream, regions=found.stack.regions, term_names=found.names)  # 5
+    driver.run()
+    driver.finish()
     module.recompile()
     return CompileReport(
         _outcome(request),
@@ -119,66 +102,31 @@ def _run(module: fx.GraphModule, config: FarSkipConfig, timer: Timer) -> Compile
         sub_block_parameters=parameters.used,
         wiring_before=classify_wiring(table),
         wiring_after=classify_wiring(found.table),
-        collectives_parted=split,
-        reductions_merged=merged,
+        collectives_parted=facts["collectives_split"],
+        reductions_merged=facts.get("reductions_merged", 0),
         **common,
     )
+
+
+def _read_whole(module: fx.GraphModule, driver: Driver) -> Reading | None:
+    """The reading of `module`, which must hold the whole residual stack; None if it holds none.
+
+    Raises:
+        PartialModelError: Dynamo cut the stack, or the graph is a single layer.
+        NotASumError: the stream is not a sum (and Dynamo did not cut it).
+    """
+    try:
+        driver.run(through="residual")
+    except NotASumError as error:
+        if (cut := cut_inside_a_layer(module, error)) is not None:
+            raise cut from error
+        raise
+    reading: Reading | None = driver.facts.get("reading")
+    driver.step("completeness", check_complete, module, reading)
+    return reading
 
 
 def _outcome(request: Request) -> Outcome:
     if request.left_out:
         return Outcome.REWIRED
     return Outcome.ALREADY if request.already else Outcome.UNCHANGED
-
-
-def _read_whole(module: fx.GraphModule) -> Reading | None:
-    """The reading of `module`, which must hold the whole residual stack.
-
-    Raises:
-        PartialModelError: Dynamo cut the stack, or the graph is a single layer.
-        NotASumError: the stream is not a sum (and Dynamo did not cut it).
-    """
-    broken, resumed = graph_break_reason(module), is_resumed(module)
-    try:
-        reading = read_table(module.graph)
-    except NotASumError as error:
-        if broken or resumed:
-            raise _partial("inside a layer", broken or callers_graph_break(), error.where.node) from error
-        raise
-    if reading is None:
-        if (mixer := next((node for node in module.graph.nodes if ops.is_attention(node)), None)) is not None:
-            if broken or resumed:
-                raise _partial("inside a layer", broken or callers_graph_break(), mixer.name)
-            raise not_a_sum(module.graph) or NotASumError(
-                "there is attention in the graph, but no residual stream: what the layers add is no sum",
-                way_out="compile the whole model; streams that are mixed or scaled by activations are not supported",
-                where=ops.where(mixer),
-            )
-        return None
-    stream, table = reading.stream, reading.table
-    outputs = set(next(iter(reversed(module.graph.nodes))).all_input_nodes)
-    same_as_root = {stream.root, *(value for value in stream.values if stream.values[value] == table.everything)}
-    ends_open = not outputs.isdisjoint(same_as_root)
-    begins_open = stream.base.op == "placeholder" and not is_module_state(stream.base)
-    if broken and ends_open:
-        raise _partial("before its end", broken, stream.root.name)
-    if resumed and begins_open:
-        raise _partial("before its beginning", callers_graph_break(), stream.base.name)
-    if begins_open and ends_open and all(user.op == "output" for user in stream.root.users):
-        cut = callers_graph_break()
-        raise known_break(cut, stream.base.name) or PartialModelError(
-            f"the graph begins and ends with the raw residual stream ({len(table.rows)} sub-blocks in it): layers seem "
-            "to be compiled one by one, and FarSkip connects two layers"
-            + (f", because Dynamo met a graph break: {cut}" if cut else ""),
-            way_out='compile the whole model: torch.compile(model, backend="farskip", fullgraph=True)',
-            where=ops.where(stream.base),
-        )
-    return reading
-
-
-def _partial(place: str, reason: str | None, node: str | None) -> PartialModelError:
-    return known_break(reason, node) or PartialModelError(
-        f"a graph break cuts the residual stack {place}: {reason or 'reason unknown'}",
-        way_out="remove the break or move it out of the model; torch.compile(..., fullgraph=True) shows it as an error",
-        where=Where(node=node),
-    )

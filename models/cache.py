@@ -25,9 +25,8 @@ from __future__ import annotations
 
 import torch
 
-from farskip_compile.errors import ConfigError
+from farskip_compile.errors import ConfigError, refuse
 from farskip_compile.models.config import ModelConfig, ParallelConfig, shard_size
-from farskip_compile.raise_in_graph import refuse
 
 
 class KeyValueCache:

@@ -28,9 +28,8 @@ from __future__ import annotations
 import torch
 
 from farskip_compile._compat import collectives
-from farskip_compile.errors import ParallelismError
+from farskip_compile.errors import ParallelismError, refuse
 from farskip_compile.models.config import ParallelConfig
-from farskip_compile.raise_in_graph import refuse
 
 
 def reduce_partial(partial: torch.Tensor, parallel: ParallelConfig) -> torch.Tensor:

@@ -1,26 +1,118 @@
-"""The passes, in the order in which they run.
+"""The passes, installed as `farskip_compile.passes`; the folder stands at the top level for the reader.
 
-On the Dynamo graph, before differentiation:
+`PASSES` is the only place where passes and their order are written down; `driver` runs any part of it. A pass is a
+function of what it `takes`, by name: a graph, the configuration, and what earlier passes provide. It returns what it
+`provides`. None of them keeps state or reads the configuration by itself.
 
-    normalize           open_checkpoints, axis_moves, single_assignment: one name per value          same function
-    residual            stream -> regions -> stack -> kinds -> table: read the table off            analysis only
-                        not_a_sum: if there is none, say why; hidden_collectives: those inside of other operators
-    connectivity        the wish, as the terms that each row leaves out                              analysis only
-    rewire              split_sums, substitute: edit the graph to match                        NEW FUNCTION
-    merge_reductions    on request, under tensor parallelism                                         same up to rounding
+What has to be verified is verified by `farskip_compile.verify`, which no option can switch off: the driver delivers no
+graph whose function or order has changed and that was not verified since.
 
-`farskip_compile.verify.rewiring` then reads the stack off again and compares. Last, `tags` notes on each node which
-terms it computes, for reports on what becomes of it.
-
-In Inductor, once for the forward and once for the backward graph (`farskip_compile.inductor_passes` runs them):
-
-    collectives         one launch and one wait each                                                 same function
-    schedule_graph      graph_program -> placement, list_schedule -> list_order: order the graph     same function
-    pin_products        pins, so that fusion keeps what the order hides                              same function
-    schedule_kernels    kernel_program -> list_schedule: order the fused kernels (`unscheduled`:     same function
-                        the memory that the limit is a part of)
-
-`program` is what the scheduler sees: tasks, memory, and what an order of them costs (`live_memory`: while
-it grows). Shared ground of all: `ops` and `effects` (the only files that know operator names: what is
-computed, and what is done besides), `termset` (sets of terms as intervals), `table` (the one data structure).
+Common ground of all passes: `graph.ops` and `graph.effects` (the only files that know operator names), and
+`residual.termset` and `residual.table` (the data structure that they hand on).
 """
+
+from __future__ import annotations
+
+from farskip_compile.passes.contract import Changes, Pass, Stage
+
+PASSES = (
+    Pass(
+        "normalize",
+        "normalize:normalize",
+        Stage.DYNAMO,
+        "open activation checkpoints, give each value one name",
+        takes=("module",),
+        provides=("normalized",),
+        changes=Changes.FORM,
+    ),
+    Pass(
+        "residual",
+        "residual:read_table",
+        Stage.DYNAMO,
+        "read the connectivity table off the graph",
+        takes=("graph",),
+        requires=("normalized",),
+        provides=("reading",),
+        may_decline=True,
+    ),
+    Pass(
+        "request",
+        "rewire.request:ask",
+        Stage.DYNAMO,
+        "translate the connectivity asked for into the terms that each row leaves out",
+        takes=("table", "connectivity", "layers"),
+        provides=("request",),
+    ),
+    Pass(
+        "rewire",
+        "rewire:rewire",
+        Stage.DYNAMO,
+        "edit the graph to match the request",
+        takes=("module", "reading", "request"),
+        provides=("collectives_split",),
+        changes=Changes.FUNCTION,
+    ),
+    Pass(
+        "merge_reductions",
+        "rewire.merge_reductions:merge_reductions",
+        Stage.DYNAMO,
+        "on request: one all-reduce for the attention and the shared experts",
+        takes=("module",),
+        requires=("collectives_split",),
+        provides=("reductions_merged",),
+        changes=Changes.ROUNDING,
+    ),
+    Pass(
+        "tags",
+        "residual.tags:tag_terms",
+        Stage.DYNAMO,
+        "note on each node which terms it computes, for reports and for the first order that is tried",
+        takes=("stream", "regions", "term_names"),
+    ),
+    Pass(
+        "collectives",
+        "schedule.collectives:normalize_collectives",
+        Stage.POST_GRAD,
+        "one launch and one wait for each collective; all-to-alls move to their own process group on request",
+        takes=("graph", "regroup"),
+        provides=("collapsed",),
+        changes=Changes.FORM,
+    ),
+    Pass(
+        "schedule_graph",
+        "schedule.graph:schedule_graph",
+        Stage.POST_GRAD,
+        "order the graph for overlap",
+        takes=("graph", "estimate", "limits", "in_place", "backward"),
+        requires=("collapsed",),
+        provides=("schedule",),
+        changes=Changes.ORDER,
+    ),
+    Pass(
+        "pin_waits",
+        "schedule.graph:pin_waits",
+        Stage.POST_GRAD,
+        "keep each wait after the products that hide its collective, through fusion",
+        takes=("graph",),
+        requires=("collapsed",),
+        provides=("waits_pinned",),
+        changes=Changes.ORDER,
+    ),
+    Pass(
+        "pin_products",
+        "schedule.pins:pin_products",
+        Stage.BEFORE_FUSION,
+        "keep the products that hide a collective after its launch, through fusion",
+        takes=("kernels",),
+        changes=Changes.FORM,
+    ),
+    Pass(
+        "schedule_kernels",
+        "schedule.kernels:schedule_kernels",
+        Stage.AFTER_FUSION,
+        "order the fused kernels for overlap",
+        takes=("kernels", "estimate", "limits", "input_bytes"),
+        provides=("kernels", "schedule"),
+        changes=Changes.ORDER,
+    ),
+)

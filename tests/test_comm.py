@@ -97,7 +97,7 @@ def test_what_combine_refuses():
     segments, dropless = dispatch(ROWS, EXPERT_OF_ROW, experts=2, group=None)
     with pytest.raises(ConfigError, match="2 local experts"):
         combine(segments[:1], dropless)
-    with pytest.raises(ConfigError, match="got 2 rows and gives back 1"):
+    with pytest.raises(ConfigError, match="got 2 rows and returns 1"):
         combine([segments[0], segments[1][:1]], dropless)
     assert torch.equal(combine(list(buffer), padded), ROWS)  # a list of blocks will do
     wider = [torch.cat([segment, segment], -1) for segment in segments]
@@ -106,7 +106,7 @@ def test_what_combine_refuses():
 
 def test_groups_that_are_none_of_ours():
     for stranger in (dist.GroupMember.NON_GROUP_MEMBER, "experts", [0, 1]):
-        with pytest.raises(ParallelismError, match="no process group"):
+        with pytest.raises(ParallelismError, match="not a process group"):
             dispatch(ROWS, EXPERT_OF_ROW, experts=2, group=stranger)
 
 

@@ -158,7 +158,7 @@ def test_streams_that_are_mixed_by_activations() -> None:
 
 
 class Breaking(Wrapped):
-    """A graph break in front of one layer, outside of a loop (in a loop Dynamo skips the whole frame)."""
+    """A graph break before one layer, outside a loop (in a loop Dynamo skips the whole frame)."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         hidden = self.decoder.token_embedding(ids)
@@ -192,7 +192,7 @@ def test_graph_break_inside_a_layer() -> None:
 
 
 def test_graph_break_in_the_loop_over_layers() -> None:
-    """Dynamo gives the whole frame up and compiles layer by layer; the error still tells which break it was."""
+    """Dynamo gives the whole frame up and compiles layer by layer; the error still says which break it was."""
 
     class InLoop(Wrapped):
         def between(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -204,7 +204,7 @@ def test_graph_break_in_the_loop_over_layers() -> None:
 
 
 class Asynchronous(Wrapped):
-    """A collective with a handle in front of the last layer, as hand-written overlap has it."""
+    """A collective with a handle before the last layer, as in hand-written overlap."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         hidden = self.decoder.token_embedding(ids)
@@ -242,7 +242,7 @@ def test_explain_knows_async_op_too() -> None:
     assert "test_errors.py" in refusal.where
 
 
-def test_graph_break_behind_the_model_is_fine() -> None:
+def test_graph_break_after_the_model_is_fine() -> None:
     class Logged(Wrapped):
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             logits = super().forward(ids)
@@ -295,24 +295,28 @@ def test_ddp_graph_splitting() -> None:
         ({"connectivity": 3}, ConfigError, "neither a name nor a table"),
         ({"connectivity": {"moe.1": "a1"}}, ConfigError, "neither a name nor a table"),
         ({"connectivity": {"moe.1": ["a1"]}, "layers": (0, 1)}, ConfigError, "already says which layers"),
-        ({"layers": (1,)}, ConfigError, "no pair of integers"),
-        ({"layers": (0, True)}, ConfigError, "no pair of integers"),
+        ({"layers": (1,)}, ConfigError, "not a pair of integers"),
+        ({"layers": (0, True)}, ConfigError, "not a pair of integers"),
         ({"inner": "tvm"}, ConfigError, "inner='tvm' is unknown"),
-        ({"strict": 1}, ConfigError, "no bool"),
+        ({"strict": 1}, ConfigError, "not a bool"),
         ({"inductor": {"max_autotune": True}}, ConfigError, "inner='eager'"),
         ({"inner": "inductor", "inductor": {"max_autotone": True}}, ConfigError, "Inductor refuses"),
         ({"inner": "inductor", "inductor": {"max_autotune": "yes"}}, ConfigError, "Inductor refuses"),
         ({"merge_reductions": True, "connectivity": "mlp"}, ConfigError, 'needs connectivity="full"'),
         ({"on_report": 3}, ConfigError, "not callable"),
-        ({"schedule": "yes"}, ConfigError, "schedule='yes' is no bool"),
+        ({"schedule": "yes"}, ConfigError, "schedule='yes' is not a bool"),
         ({"profile": "h1000"}, ConfigError, "no hardware profile is called 'h1000'"),
-        ({"profile": 3}, ConfigError, "profile=3 is no hardware profile"),
-        ({"memory_increase": -0.1}, ConfigError, "no part of the peak"),
-        ({"memory_increase": float("nan")}, ConfigError, "no part of the peak"),
-        ({"load_imbalance": 0.9}, ConfigError, "no ratio of the most to the mean"),
-        ({"load_imbalance": float("inf")}, ConfigError, "no ratio of the most to the mean"),
-        ({"in_flight_bytes": 1.5}, ConfigError, "no number of bytes"),
-        ({"ep_group": 3}, ConfigError, "ep_group=3 is no process group"),
+        ({"profile": 3}, ConfigError, "profile=3 is not a hardware profile"),
+        ({"memory_increase": -0.1}, ConfigError, "not a fraction of the peak"),
+        ({"memory_increase": float("nan")}, ConfigError, "not a fraction of the peak"),
+        ({"load_imbalance": 0.9}, ConfigError, "not a ratio of the most to the mean"),
+        ({"load_imbalance": float("inf")}, ConfigError, "not a ratio of the most to the mean"),
+        ({"in_flight_bytes": 1.5}, ConfigError, "not a number of bytes"),
+        ({"ep_group": 3}, ConfigError, "ep_group=3 is not a process group"),
+        ({"disable_passes": "tags"}, ConfigError, "is not a list of names"),
+        ({"disable_passes": ["tag"]}, ConfigError, "unknown pass, 'tag'\n.*did you mean 'tags'"),
+        ({"disable_passes": ["rewire"]}, ConfigError, "'rewire' can't be disabled: it makes the function"),
+        ({"disable_passes": ["tags", "normalize"]}, ConfigError, "'normalize' can't be disabled: residual needs"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], kind: type[FarSkipError], words: str) -> None:

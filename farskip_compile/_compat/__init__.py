@@ -23,7 +23,7 @@ from torch._dynamo.utils import get_compilation_metrics, get_optimize_ddp_mode, 
 from torch._guards import CompileContext
 from torch._higher_order_ops.wrap import TagActivationCheckpoint
 from torch._inductor.custom_graph_pass import CustomGraphPass
-from torch._logging._internal import trace_structured
+from torch._logging._internal import trace_log, trace_structured
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils.checkpoint import CheckpointPolicy
@@ -49,6 +49,7 @@ __all__ = [
     "inductor_compiler",
     "is_module_state",
     "is_resumed",
+    "is_tracing",
     "keep_sources",
     "lookup_backend",
     "mark_dynamic",
@@ -148,9 +149,14 @@ def is_resumed(module: fx.GraphModule) -> bool:
     return any("torch_dynamo_resume_in" in trace for trace in traces)
 
 
-def trace_artifact(name: str, payload: Callable[[], str]) -> None:
-    """Write a JSON artifact to the structured trace (`TORCH_TRACE`), where tlparse shows it."""
-    trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": "json"}, payload_fn=payload)
+def trace_artifact(name: str, payload: Callable[[], str], *, encoding: str = "json") -> None:
+    """Write an artifact to the structured trace (`TORCH_TRACE`), where tlparse shows it: `json`, or plain `string`."""
+    trace_structured("artifact", metadata_fn=lambda: {"name": name, "encoding": encoding}, payload_fn=payload)
+
+
+def is_tracing() -> bool:
+    """Whether anybody listens to the structured trace."""
+    return bool(trace_log.handlers)
 
 
 def split_checkpoint_kwargs(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

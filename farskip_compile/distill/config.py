@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from farskip_compile.config import FarSkipConfig
+from farskip_compile.config import FarSkipConfig, resolve
 from farskip_compile.errors import ConfigError
 from farskip_compile.json_files import Reader
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
@@ -120,7 +120,7 @@ class DistillConfig:
             raise ConfigError(
                 f"options hold {', '.join(sorted(clash))}", way_out="connectivity and layers are options of their own"
             )
-        self.backend_config()
+        resolve(self.backend_config())
 
     @property
     def cache_folder(self) -> Path | None:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException, capture_place, failing_line
-from farskip_compile.async_calls import async_collective
 from farskip_compile.capture import capture
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import FarSkipError
@@ -113,7 +112,7 @@ def _capture(
 def not_captured(error: TorchDynamoException) -> Refusal:
     """Dynamo's message, without its links and its stack."""
     message = str(error).split("\nfrom user code:")[0]
-    known = async_collective(str(error)) or known_break(f"{message} {failing_line(error)}")
+    known = known_break(str(error)) or known_break(f"{message} {failing_line(error)}")
     if known is not None:
         return Refusal(type(known).__name__, known.reason, str(known.where), known.way_out)
     lines = [line.strip() for line in message.splitlines() if line.strip()]

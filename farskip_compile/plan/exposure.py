@@ -17,13 +17,13 @@ from typing import Any, Protocol, TypeVar
 from torch import nn
 
 from farskip_compile._compat.distributed import world_group
-from farskip_compile.config import FarSkipConfig
+from farskip_compile.capture import Graphs, GraphsOf, with_graphs
+from farskip_compile.config import FarSkipConfig, resolve
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.errors import ConfigError
 from farskip_compile.inductor_passes import Plan, make_plan
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.passes.schedule.graph import schedule_graph
-from farskip_compile.step_graphs import Graphs, GraphsOf, with_graphs
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def with_estimates(
             "torch.distributed is not initialised, so there is no communication to estimate",
             way_out="build the model within farskip_compile.testing.fake_ranks(8), or on real ranks",
         )
-    base = replace(config or FarSkipConfig(), connectivity="none", layers=None, manifest=None, inner="inductor")
+    base = resolve(config or FarSkipConfig())
 
     def use(graphs: GraphsOf) -> T:
         def estimate(connectivity: Connectivity, layers: LayerRange = None) -> Exposure:

@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from farskip_compile.gc_pause import collector_paused
+from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.profiling.errors import NotATraceError, TraceError, TruncatedTraceError
 
 Document = dict[str, Any]

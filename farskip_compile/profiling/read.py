@@ -21,7 +21,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from farskip_compile.gc_pause import collector_paused
+from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.profiling import events
 from farskip_compile.profiling.chrome import Document, load
 from farskip_compile.profiling.errors import NotATraceError, TraceError

@@ -1,19 +1,20 @@
 """All ranks must launch the same collectives in the same order: checked once for each graph, at its first run.
 
-Contract: the order comes out of the compiled graph itself (see `announce`), so it is there on a warm cache too; with
-it, what else all ranks must have in common (`common_options`). At the first run the ranks of each process group compare
-what they are about to do, through the group's store. If two ranks wait for each other with different orders or options,
-both raise an `OrderMismatchError` that shows both, instead of hanging. A rank that waits for one that has failed, or
-never comes, raises a `RankFailedError`. Never communicates over the group itself, and never while compiling.
+In:    an `Announcement`, out of the compiled graph itself, so that it is there on a warm cache too.
+Out:   nothing, once all ranks of each process group are about to do the same, with the same in common
+       (`common_options`); they compare it through the group's store. If two ranks wait for each other with different
+       orders or options, both raise an `OrderMismatchError` that shows both, instead of hanging. A rank that waits for
+       one that has failed, or never arrives, raises a `RankFailedError`.
+Never: communicates over the group itself, or while compiling.
 
 Algorithm, for each group of the graph:
-1. say in the store: "I have got to this order" (for good, unless this ends in an error) and "I am waiting at this
+1. note in the store: "I have reached this order" (for good, unless this ends in an error) and "I am waiting at this
    order" (until step 4);
-2. wait until every rank has got to the same order, at this time or earlier: a rank may meet a graph anew that others
-   know already, because it recompiled for another size;
-3. meanwhile, if a rank is waiting at an order that this rank has never got to, nobody can go on: raise. The same if a
+2. wait until every rank has reached the same order, now or earlier: a rank may meet a graph anew that others know
+   already, because it recompiled for another size;
+3. meanwhile, if a rank is waiting at an order that this rank has never reached, nobody can go on: raise. The same if a
    rank has failed (`failures`), if the timeout of the group is over, or if the store is lost;
-4. no longer waiting. After an `OrderMismatchError` that stays said, so that the other rank sees it too; a place at
+4. take "I am waiting" back. After an `OrderMismatchError` it stays, so that the other rank sees it too; a place at
    which another rank waited when this one raised does not count again.
 """
 
@@ -32,36 +33,36 @@ from typing import Any
 
 from farskip_compile._compat.distributed import StoreClient, StoreLost, process_group_store, world_group
 from farskip_compile.errors import OptionsMismatchError, OrderMismatchError, RankFailedError
-from farskip_compile.ranks.announce import LIBRARY
+from farskip_compile.ranks.announce import LIBRARY, Announcement
 from farskip_compile.ranks.common import differences
-from farskip_compile.ranks.failures import failure_among, failure_told
+from farskip_compile.ranks.failures import failure_among, report_failure
 from farskip_compile.ranks.stale import refuse_stale
-from farskip_compile.report.schedule import ScheduleReport, publish_schedule
+from farskip_compile.report.schedule import publish_schedule
 from farskip_compile.text_utils import amount
 
 POLL_SECONDS = 0.02
 
 _lock = threading.Lock()
 _locks: dict[str, threading.Lock] = {}
-"""For each text: its check waits for other ranks, and must not keep other threads from checking other graphs."""
+"""One for each text: a check waits for other ranks, and must not keep other threads from checking other graphs."""
 _checked: dict[str, weakref.ref[Any]] = {}
-"""Text of each graph that has been checked, with the default process group it was checked under."""
+"""Text of each graph that has been checked -> the default process group at that time."""
 _waits = itertools.count(1)
 _seen: set[tuple[str, int, str]] = set()
-"""Process group, rank, and the place of that rank which this one has raised about."""
+"""Process group, rank, and the place of that rank about which this one has raised."""
 
 
 def _announce(text: str) -> None:
     if _is_checked(text):
         return
-    data = json.loads(text)
+    announced = Announcement.from_text(text)
 
     def run() -> None:
-        with failure_told("gave up"):
-            refuse_stale(data)
-        publish_schedule(ScheduleReport.from_json(data))
-        if data["check"]:
-            check_across_ranks(data["orders"], data["phase"], data.get("common"))
+        with report_failure("gave up"):
+            refuse_stale(announced)
+        publish_schedule(announced.report)
+        if announced.check:
+            check_across_ranks(announced.report.orders, announced.report.phase, announced.common)
 
     check_once(text, run)
 
@@ -92,21 +93,21 @@ class _Place:
 
     client: StoreClient
     order: str
-    """As JSON: the phase, the launches, and what is in common."""
+    """As JSON: the phase, the launches, and what the ranks must have in common."""
     digest: str
     known: bool
-    """It has been here before."""
+    """It has reached this order before."""
 
-    def come(self) -> None:
-        """Say so."""
+    def enter(self) -> None:
+        """Step 1."""
         self.client.set(_got(self.digest, self.client.rank), "1")
         self.client.set(_at(self.client.rank), f"{next(_waits)} {self.digest} {self.order}")
 
-    def leave(self, *, waits_on: bool = False, comes_to_nothing: bool = False) -> None:
-        """No longer waiting, as far as others are to know."""
-        if not waits_on:
+    def leave(self, *, still_waiting: bool = False, failed: bool = False) -> None:
+        """Step 4."""
+        if not still_waiting:
             self.client.set(_at(self.client.rank), "")
-        if comes_to_nothing and not self.known:
+        if failed and not self.known:
             self.client.remove(_got(self.digest, self.client.rank))
 
 
@@ -119,7 +120,7 @@ def _at(rank: int) -> str:
 
 
 def check_across_ranks(orders: Mapping[str, list[str]], phase: str, common: Mapping[str, Any] | None = None) -> None:
-    """Return once every rank of each group has got to the same order, with the same in common.
+    """Return once every rank of each group has reached the same order, with the same in common.
 
     Args:
         orders: process group -> its launches in order.
@@ -129,18 +130,18 @@ def check_across_ranks(orders: Mapping[str, list[str]], phase: str, common: Mapp
     Raises:
         OptionsMismatchError: a rank waits with something else in common.
         OrderMismatchError: a rank waits at another order.
-        RankFailedError: a rank has failed, or did not come within the timeout of the group; or the store is lost.
+        RankFailedError: a rank has failed, or did not arrive within the timeout of the group; or the store is lost.
     """
     places: list[_Place] = []
-    with failure_told("gave up"):
+    with report_failure("gave up"):
         try:
             for group in sorted(orders):
                 client = process_group_store(group)
-                if client is not None:  # else one rank, or a group that does not communicate
+                if client is not None:  # None: one rank, or a group that does not communicate
                     order = json.dumps([phase, orders[group], dict(common or {})], sort_keys=True)
                     digest = hashlib.sha256(order.encode()).hexdigest()
                     places.append(_Place(client, order, digest, client.has(_got(digest, client.rank))))
-                    places[-1].come()
+                    places[-1].enter()
             for place in places:
                 _wait_for_all(place)
             for place in places:
@@ -153,7 +154,7 @@ def check_across_ranks(orders: Mapping[str, list[str]], phase: str, common: Mapp
         except BaseException as error:
             with contextlib.suppress(StoreLost):
                 for place in places:
-                    place.leave(waits_on=isinstance(error, OrderMismatchError), comes_to_nothing=True)
+                    place.leave(still_waiting=isinstance(error, OrderMismatchError), failed=True)
             raise
 
 

@@ -1,21 +1,56 @@
 """The operator `farskip::announce`: a compiled graph says what it launches, before the first launch.
 
-Contract: the announcement is the text argument of an operator in the graph itself, so it is there on a warm cache too,
-when no pass runs. This file defines the operator and puts it into graphs; what happens when it runs is for
-`ranks.agree` to say. Nothing here communicates.
+In:    a scheduled graph and an `Announcement`.
+Out:   the graph, which calls the operator first. The announcement is the operator's text argument, so it is part of the
+       compiled graph, and there on a warm cache too, when no pass runs.
+Never: communicates. What happens when the operator runs is decided in `ranks.agree`.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
 
 from farskip_compile.passes.graph import ops
+from farskip_compile.report.schedule import ScheduleReport
 
 LIBRARY = torch.library.Library("farskip", "FRAGMENT")
 LIBRARY.define("announce(str text) -> ()")
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What travels in a compiled graph to its first run."""
+
+    report: ScheduleReport
+    """Published then; with the launches that the ranks compare."""
+    check: bool = True
+    """Whether they compare them."""
+    common: Mapping[str, Any] = field(default_factory=dict)
+    """What else they compare, as plain data; see `common_options`."""
+    identity: str = ""
+    """Of the compile; see `identity_of`."""
+
+    def to_text(self) -> str:
+        """As JSON, short, since each step reads it: flights have no field names."""
+        data = {
+            "report": self.report.to_json(short=True),
+            "check": self.check,
+            "common": self.common,
+            "identity": self.identity,
+        }
+        return json.dumps(data, sort_keys=True)
+
+    @classmethod
+    def from_text(cls, text: str) -> Announcement:
+        """The announcement that `to_text` was called on."""
+        data = json.loads(text)
+        return cls(ScheduleReport.from_json(data["report"]), data["check"], data["common"], data["identity"])
 
 
 def collective_orders(graph: fx.Graph) -> dict[str, list[str]]:
@@ -30,12 +65,12 @@ def collective_orders(graph: fx.Graph) -> dict[str, list[str]]:
     return orders
 
 
-def insert_announcement(graph: fx.Graph, text: str) -> None:
-    """Let `graph` announce `text` before anything else it does."""
+def insert_announcement(graph: fx.Graph, announced: Announcement) -> None:
+    """Let `graph` announce this before anything else it does."""
     first = next((node for node in graph.nodes if node.op not in ("placeholder", "get_attr")), None)
     assert first is not None
     with graph.inserting_before(first):
-        graph.call_function(announcement(), (text,))
+        graph.call_function(announcement(), (announced.to_text(),))
 
 
 def announcement() -> Any:

@@ -1,9 +1,9 @@
-"""A graph in which nothing is announced compares its collectives across ranks all the same, at its first run.
+"""A graph without an announcement compares its collectives across ranks all the same, at its first run.
 
-Contract: for graphs that are not scheduled (`schedule=False`, or an inner backend other than Inductor): there no pass
-writes an announcement into the compiled graph, see `ranks.agree`. What Dynamo has captured is compared, in its order:
-the options and the collectives of the forward graph, as far as they show. Collectives inside of an `autograd.Function`,
-those that DTensor makes and those of the backward graph do not. After its first run a graph costs the test of a flag.
+Contract: for graphs that are not scheduled (`schedule=False`, or an inner backend other than Inductor), into which no
+pass writes an announcement (`ranks.announce`). What Dynamo has captured is compared, in its order: the options and the
+collectives of the forward graph that are visible there. Those inside an `autograd.Function`, those that DTensor makes
+and those of the backward graph are not. After its first run a graph costs the test of a flag.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PHASE = "captured"
 
 
 def orders_as_captured(graph: fx.Graph) -> dict[str, list[str]]:
-    """For each process group, the launches that show in a graph from Dynamo. To be asked before it is compiled."""
+    """For each process group, the launches that are visible in a graph from Dynamo, before it is compiled."""
     return collective_orders(graph)
 
 

@@ -2,11 +2,11 @@
 
 In:    the configuration, and the report of the graph that was rewired by it.
 Out:   plain data that travels with the order of the collectives (see `ranks.agree`), and what differs between two.
-Never: takes in what may rightly differ: names of process groups, callbacks, options of Inductor, sizes of a batch.
+Never: includes what may legitimately differ: names of process groups, callbacks, options of Inductor, batch sizes.
 
-Other connectivity, or another range of layers, is another function with the same collectives: nothing hangs, and what
-the ranks compute together is no model at all. Other limits or figures behind the schedule may order collectives
-differently for other inputs, if not for these.
+A different connectivity, or range of layers, is a different function with the same collectives: nothing hangs, and what
+the ranks compute together is not a model at all. Different limits or cost figures may order collectives differently for
+other inputs, if not for these.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ OPTIONS = (
     "memory_increase",
     "load_imbalance",
     "in_flight_bytes",
+    "disable_passes",
 )
 ABSENT = "nothing"
 SHOWN = 200
@@ -39,13 +40,13 @@ def common_options(config: FarSkipConfig, report: CompileReport | None, package:
 
     Args:
         config: the configuration that the graph was compiled with.
-        report: of the graph: without `strict`, it may be refused on one rank alone. None: not known.
+        report: of the graph: without `strict`, one rank alone may refuse it. None: not known.
         package: hash of this package's source.
     """
-    wish = config.to_json()
+    options = config.to_json()
     result = (str(report.outcome), report.wiring_after) if report is not None else ()
     return {
-        **{name: wish[name] for name in OPTIONS},
+        **{name: options[name] for name in OPTIONS},
         "ep_group": config.ep_group is not None,
         "result": ", ".join(filter(None, result)),
         "package": package[:16],
@@ -54,7 +55,7 @@ def common_options(config: FarSkipConfig, report: CompileReport | None, package:
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What differs: its name, the one value and the other, as text. In a table, each row for itself."""
+    """What differs: its name, and both values as text. In a table, row by row."""
     for name in sorted({*ours, *theirs}):
         one, other = ours.get(name, ABSENT), theirs.get(name, ABSENT)
         if isinstance(one, Mapping) and isinstance(other, Mapping):

@@ -1,15 +1,15 @@
 """A rank that fails leaves a note in the store, so that ranks that wait for it raise at once.
 
-Contract: `failure_told` goes around what other ranks may come to wait for: compiling, and comparing collectives at the
-first run of a graph. It hides no error, delays none, and never waits for anybody; where there is no process group it
-does nothing. `failure_among` is for a rank that waits already. A rank that is killed leaves no note: then the timeout
-of the process group ends the wait.
+Contract: `report_failure` goes around whatever other ranks may come to wait for: compiling, and comparing collectives
+at the first run of a graph. It hides no error, delays none, and never waits for anybody; without a process group it
+does nothing. `failure_among` is for a rank that is waiting. A rank that is killed leaves no note: then the timeout of
+the process group ends the wait.
 
 Algorithm. All ranks often fail alike, at a dense model, say, and go on to something else, some of them sooner: a note
-of a failure that this rank has had itself must not disturb it. So failures are numbered:
+about a failure that this rank has had itself must not disturb it. So failures are numbered:
 1. a rank that fails writes a note under its next number;
-2. a rank that waits heeds only notes with a higher number than its own, takes that number over, and fails too: with
-   that, ranks that have failed for one reason are at the same number again;
+2. a rank that waits heeds only notes with a higher number than its own, takes that number over, and fails too: ranks
+   that have failed for one reason are then at the same number again;
 3. a rank that begins something new takes its note back.
 """
 
@@ -26,7 +26,7 @@ from farskip_compile._compat.inner_compile import restarts_analysis
 log = logging.getLogger("farskip_compile")
 
 ANY = "farskip/failed"
-"""Key that is there once any rank has ever failed; with a rank behind it, the key of the note of that rank."""
+"""Key that exists once any rank has ever failed; followed by a rank, the key of the note of that rank."""
 LONGEST = 2000
 """Most characters of a note."""
 
@@ -37,8 +37,8 @@ _number = 0
 
 
 @contextmanager
-def failure_told(what: str) -> Iterator[None]:
-    """Tell the other ranks if the block raises. Inside of another such block, that one tells.
+def report_failure(what: str) -> Iterator[None]:
+    """Tell the other ranks if the block raises. Inside another such block, the outer one does.
 
     Args:
         what: what has failed then, a verb in the past tense: "failed to compile".
@@ -47,22 +47,31 @@ def failure_told(what: str) -> Iterator[None]:
         yield
         return
     before = _number
+    with unreported():
+        try:
+            if getattr(_here, "noted", False):
+                _here.noted = False
+                _write("")
+            yield
+        except BaseException as error:
+            if not restarts_analysis(error) and not isinstance(error.__cause__, StoreLost):
+                _note(f"{what}: {type(error).__name__}: {error}".removesuffix(": "), before)
+            raise
+
+
+@contextmanager
+def unreported() -> Iterator[None]:
+    """Inside the block, failures in this thread concern no other rank."""
+    outer = getattr(_here, "inside", False)
     _here.inside = True
     try:
-        if getattr(_here, "told", False):
-            _here.told = False
-            _write("")
         yield
-    except BaseException as error:
-        if not restarts_analysis(error) and not isinstance(error.__cause__, StoreLost):
-            _tell(f"{what}: {type(error).__name__}: {error}".removesuffix(": "), before)
-        raise
     finally:
-        _here.inside = False
+        _here.inside = outer
 
 
 def failure_among(ranks: Sequence[int]) -> tuple[int, str] | None:
-    """A rank that has failed at something that this one has not, and its note; the note counts as heeded then.
+    """A rank that has failed at something that this one has not, and its note; the note then counts as heeded.
 
     Args:
         ranks: global ranks.
@@ -80,13 +89,13 @@ def failure_among(ranks: Sequence[int]) -> tuple[int, str] | None:
     return None
 
 
-def _tell(text: str, before: int) -> None:
+def _note(text: str, before: int) -> None:
     global _number
     with _lock:
         number = max(_number, before + 1)  # higher already: another rank's failure was taken over meanwhile
         if _write(f"{number} {text[:LONGEST]}"):
             _number = number
-            _here.told = True
+            _here.noted = True
 
 
 def _write(note: str) -> bool:
@@ -98,6 +107,6 @@ def _write(note: str) -> bool:
         world.set(f"{ANY}/{world.rank}", note)
         world.set(ANY, "1")
     except Exception as error:
-        log.warning("the other ranks can't be told of a failure of this one: %s", error)
+        log.warning("the other ranks can't be told about a failure of this one: %s", error)
         return False
     return True

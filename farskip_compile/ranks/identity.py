@@ -1,9 +1,9 @@
-"""Make Inductor's caches tell our compiles apart.
+"""Let Inductor's caches tell our compiles apart.
 
-Contract: one hash that covers everything that decides the result but is not visible in the graph's code: the source
-of this package, the configuration, the hardware profile, and the recompute tags of opened checkpoints (tags are
-metadata, which the cache keys ignore: without this, a model with and one without checkpointing would share an
-artifact). `inductor_passes` brings it into the keys of the FX-graph cache and of the AOTAutograd cache.
+Contract: one hash that covers everything that decides the result but is not visible in the code of the graph: the
+source of this package, the configuration, the hardware profile, and the recompute tags of opened checkpoints (tags are
+metadata, which the cache keys ignore: without them, a model with checkpointing and one without would share an
+artifact). `inductor_passes` puts it into the keys of the FX-graph cache and of the AOTAutograd cache.
 """
 
 from __future__ import annotations

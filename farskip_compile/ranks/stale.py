@@ -1,11 +1,11 @@
-"""A compiled graph that comes from a cache must have been made by a compile like one that this process has asked for.
+"""A compiled graph that comes from a cache must have been made by a compile that this process has asked for.
 
-Contract: what a compile was for (its identity, and the options that it was made with) travels in the compiled graph,
-with the announcement of its collectives (`ranks.agree`). The backend says what this process asks for, also where a warm
-cache then answers and no pass runs. At the first run of a graph the two are compared. Communicates nothing.
+Contract: what a compile was for (its identity, and its options) travels in the compiled graph (`ranks.announce`). The
+backend notes what this process asks for, also where a warm cache answers and no pass runs. At the first run of a graph
+the two are compared. Communicates nothing.
 
-Inductor's caches are keyed by the identity, so that this never happens; it would be a wrong function, silently. A
-process in which nothing was compiled (it was given compiled graphs as a package) has asked for nothing in particular.
+Inductor's caches are keyed by the identity, so a mismatch should never happen; it would be a wrong function, silently.
+A process in which nothing was compiled (it was given compiled graphs as a package) has asked for nothing in particular.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from farskip_compile.errors import VerificationError
+from farskip_compile.ranks.announce import Announcement
 from farskip_compile.ranks.common import differences
 
 _asked: dict[str, Mapping[str, Any]] = {}
-"""What the compiles of this process were for, the last one last: identity and options as text -> the options."""
+"""What the compiles of this process were for, the latest last: identity and options as text -> the options."""
 _lock = threading.Lock()
 
 
@@ -29,21 +30,20 @@ def expect(identity: str, common: Mapping[str, Any]) -> None:
         _asked[_text(identity, common)] = common
 
 
-def refuse_stale(announced: Mapping[str, Any]) -> None:
+def refuse_stale(announced: Announcement) -> None:
     """Raise if this process has not asked for a graph that announces this.
 
     Raises:
         VerificationError: naming the options that differ from those asked for last.
     """
-    identity, common = announced.get("identity", ""), announced.get("common", {})
     with _lock:
-        if not identity or not _asked or _text(identity, common) in _asked:
+        if not announced.identity or not _asked or _text(announced.identity, announced.common) in _asked:
             return
         wanted = next(reversed(_asked.values()))
     plain = json.loads(json.dumps(wanted))
-    found = [f"{name} is {theirs}, asked for is {ours}" for name, ours, theirs in differences(plain, common)]
+    found = [f"{name} is {theirs}, asked for is {ours}" for name, ours, theirs in differences(plain, announced.common)]
     raise VerificationError(
-        f"stale cache artifact: the compiled {announced.get('phase', '')} graph was made for something else than this "
+        f"stale cache artifact: the compiled {announced.report.phase} graph was made for something else than this "
         f"process has asked for: {'; '.join(found) or 'the model, or what was recomputed, is not the same'}",
         way_out="empty the compile cache (TORCHINDUCTOR_CACHE_DIR) and please report this: it is a defect",
     )

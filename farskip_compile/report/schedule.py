@@ -1,6 +1,6 @@
 """What scheduling did to one compiled graph, as plain numbers.
 
-Contract: the report travels inside the compiled graph (see `ranks.agree`), so it is published at the graph's first
+Contract: the report travels inside the compiled graph (see `ranks.announce`), so it is published at the graph's first
 run, also when the caches are warm and no pass has run.
 """
 
@@ -11,7 +11,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any
 
 from farskip_compile._compat import trace_artifact
@@ -26,7 +26,7 @@ KEPT = 256
 
 @dataclass(frozen=True)
 class Predicted:
-    """What the machine model says of one order of a graph."""
+    """What the machine model says about one order of a graph."""
 
     seconds: float
     """Time of the whole graph."""
@@ -61,30 +61,41 @@ class ScheduleReport:
     orders: dict[str, list[str]] = field(default_factory=dict)
     """Process group -> its launches in order."""
     unscheduled: Predicted | None = None
-    """The graph as it came, each wait behind its launch; before fusion, so its compute is estimated more roughly. Its
-    peak is that of Inductor's kernels, if those are known: the limit on memory starts from it."""
+    """The graph as it came, each wait right after its launch; before fusion, so its compute is estimated more roughly.
+    Its peak is that of Inductor's kernels, if those are known: the limit on memory starts from it."""
     before: Predicted | None = None
-    """The order as Inductor had it: its kernels, or before fusion the graph."""
+    """The order that Inductor chose: of its kernels, or before fusion of the graph."""
     after: Predicted | None = None
     """The order that runs."""
     level: str = "graph"
     """`kernels` if the figures are of fused kernels, `graph` if they are of the graph before fusion."""
     waits_pinned: int = 0
-    """Waits held behind the products that hide their collectives."""
+    """Waits held after the products that hide their collectives."""
     waits_collapsed: int = 0
     """Superfluous waits removed."""
     profile: str = ""
-    """Name of the hardware profile behind the figures."""
+    """Name of the hardware profile that the figures come from."""
     flights: tuple[Flight, ...] = ()
     """Each collective in the order that runs: launch, wait and what is computed in between."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dumps`."""
-        return asdict(self)
+    def ordered(self, schedule: Schedule, level: str = "graph") -> ScheduleReport:
+        """The same report, after the graph or its kernels were ordered."""
+        return replace(
+            self,
+            before=Predicted.of(schedule.before),
+            after=Predicted.of(schedule.after),
+            flights=tuple(map(_rounded, schedule.flights)),
+            level=level,
+        )
+
+    def to_json(self, *, short: bool = False) -> dict[str, Any]:
+        """Plain data for `json.dumps`; `short` leaves the names of the fields of flights out."""
+        data = asdict(self)
+        return {**data, "flights": [list(astuple(flight)) for flight in self.flights]} if short else data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ScheduleReport:
-        """The report that `to_json` was called on; other keys are ignored."""
+        """The report that `to_json` was called on, in either form; other keys are ignored."""
         known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
         for name in ("unscheduled", "before", "after"):
             if known.get(name) is not None:
@@ -112,22 +123,16 @@ class ScheduleReport:
         )
 
 
-def timelines(schedule: Schedule) -> dict[str, Any]:
-    """The part of a report that a schedule fills, as short as can be: it is a text in the compiled graph."""
-    return {
-        "before": asdict(Predicted.of(schedule.before)),
-        "after": asdict(Predicted.of(schedule.after)),
-        "flights": [[_short(value) for value in astuple(flight)] for flight in schedule.flights],
+def _rounded(flight: Flight) -> Flight:
+    """Estimates are not better than four digits, and the report is a text in the compiled graph."""
+    rounded: dict[str, Any] = {
+        name: float(f"{value:.4g}") for name, value in asdict(flight).items() if isinstance(value, float)
     }
-
-
-def _short(value: Any) -> Any:
-    """Estimates are not better than four digits."""
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    return replace(flight, **rounded)
 
 
 def _flight(data: Mapping[str, Any] | Sequence[Any]) -> Flight:
-    """From the form of `to_json`, or that of `timelines`."""
+    """From either form of `to_json`."""
     known = dict(data) if isinstance(data, Mapping) else dict(zip(Flight.__dataclass_fields__, data, strict=True))
     return Flight(**{**known, "terms": tuple(known["terms"])})
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
+from farskip_compile.capture import Graphs, GraphsOf, with_graphs
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.errors import ConfigError
@@ -37,7 +38,6 @@ from farskip_compile.passes.schedule.timeline import flights, simulate
 from farskip_compile.simulate.rank_model import RankModel, rank_model
 from farskip_compile.simulate.results import PhaseResult, Prediction, StepResult
 from farskip_compile.simulate.scenario import Scenario
-from farskip_compile.step_graphs import Graphs, GraphsOf, with_graphs
 from farskip_compile.testing.fake_ranks import fake_ranks
 
 LIMITS = Limits(memory_increase=UNFUSED * Limits.memory_increase)

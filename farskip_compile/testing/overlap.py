@@ -15,7 +15,6 @@ graph. They count, too, unless the user says that they do not.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,7 +30,7 @@ from farskip_compile.errors import ConfigError
 from farskip_compile.explain.overlappable import independent
 from farskip_compile.passes.residual.table import Kind, Table
 from farskip_compile.passes.schedule.timeline import Flight
-from farskip_compile.ranks.announce import announcement
+from farskip_compile.ranks.announce import Announcement, announcement
 from farskip_compile.report.compile import CompileReport
 from farskip_compile.report.schedule import ScheduleReport
 from farskip_compile.testing.captured import captured, wish_of
@@ -112,7 +111,7 @@ def _compile(
             f"the model is compiled with inner={used.inner!r}, schedule={used.schedule}, so that nothing is scheduled",
             way_out='inner="inductor", schedule=True',
         )
-    return found, tuple(ScheduleReport.from_json(json.loads(text)) for text in texts)
+    return found, tuple(Announcement.from_text(text).report for text in texts)
 
 
 def _schedules(config: FarSkipConfig) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from farskip_compile.config import FarSkipConfig
+from farskip_compile.config import FarSkipConfig, resolve
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.report.compile import CompileReport
@@ -47,7 +47,7 @@ def assert_rewired(
         AssertionError: a sub-block reads something else, or the model is refused.
         ConfigError: wrong options, noticed before the model is looked at.
     """
-    config = FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager")
+    config = resolve(FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager"))
     report = captured(model, args, kwargs, config).report
     expected = expected_reads(report, reads_as_written(report), config.connectivity, config.layers)
     reads = {row.name: row.reads for row in report.rows}
@@ -81,7 +81,7 @@ def assert_wiring(
         AssertionError: a sub-block reads something else, or no table can be read.
         ConfigError: wrong options, noticed before the model is looked at.
     """
-    wish = FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager")
+    wish = resolve(FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager"))
     report = captured(model, args, kwargs, FarSkipConfig(connectivity="none", inner="eager")).report
     expected = expected_reads(report, reads_in_standard_wiring(report), wish.connectivity, wish.layers)
     _compare(report, reads_as_written(report), expected.reads, wish, "read off the model as it is written")

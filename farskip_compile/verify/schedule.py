@@ -18,7 +18,6 @@ What must hold:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, zip_longest
 
@@ -28,17 +27,20 @@ from torch import fx
 from farskip_compile._compat import inductor
 from farskip_compile.errors import VerificationError
 from farskip_compile.passes.graph import ops
-from farskip_compile.ranks.announce import announcement
+from farskip_compile.ranks.announce import Announcement, announcement
 from farskip_compile.verify.before import Before, Kept
 
 
-def verify_order(graph: fx.Graph, before: Before, regroup: Mapping[str, str] | None = None) -> None:
+def verify_order(
+    graph: fx.Graph, before: Before, regroup: Mapping[str, str] | None = None, pinned: bool = True
+) -> None:
     """Check that `graph` is the one that `before` was made from, in another order, and what this package adds.
 
     Args:
         graph: after scheduling, announcement and pins.
         before: what `verify.before.remember` has recorded.
         regroup: process group -> process group that its all-to-alls were to be moved to.
+        pinned: whether waits were to be pinned.
 
     Raises:
         VerificationError: naming the first node that is not as it must be, and why.
@@ -49,7 +51,7 @@ def verify_order(graph: fx.Graph, before: Before, regroup: Mapping[str, str] | N
     check.law_3_memory()
     check.law_4_flights()
     check.law_5_order()
-    check.law_6_pins()
+    check.law_6_pins(wanted=pinned)
     check.law_7_announcement()
 
 
@@ -177,20 +179,21 @@ class _Check:
                 if self.place[earlier] > self.place[name]:
                     raise _error(self.nodes[self.place[name]], f"it comes before {earlier!r}, and both {what}")
 
-    def law_6_pins(self) -> None:
+    def law_6_pins(self, *, wanted: bool) -> None:
         count = [0]  # products before each place
         for node in self.nodes:
-            count.append(count[-1] + (node.name in self.before.products))
-        for launch, wait in ((launch, wait) for launch, waits in self.before.waits.items() for wait in waits):
-            first, last = self.place[launch], self.place[wait]
-            pins = self.pins.pop(wait, [])
-            hiding = [pin for pin in pins if pin in self.before.products and first < self.place[pin] < last]
-            if len(pins) != len(hiding) or len(set(pins)) != count[last] - count[first]:
-                raise _error(
-                    self.nodes[last],
-                    f"it should be pinned to the {count[last] - count[first]} products between {launch!r} and it, "
-                    f"and is pinned to {', '.join(pins) or 'none'}",
-                )
+            count.append(count[-1] + (wanted and node.name in self.before.products))
+        for launch, waits in self.before.waits.items():
+            for wait in waits:
+                first, last = self.place[launch], self.place[wait]
+                pins = self.pins.pop(wait, [])
+                hiding = [pin for pin in pins if pin in self.before.products and first < self.place[pin] < last]
+                if len(pins) != len(hiding) or len(set(pins)) != count[last] - count[first]:
+                    raise _error(
+                        self.nodes[last],
+                        f"it should be pinned to the {count[last] - count[first]} products between {launch!r} and "
+                        f"it, and is pinned to {', '.join(pins) or 'none'}",
+                    )
         for name, pins in self.pins.items():
             raise _error(self.nodes[self.place[name]], f"it is not a wait for a launch, and is pinned to {pins}")
 
@@ -201,7 +204,8 @@ class _Check:
         found = [node for node in calls if node.target is announcement()]
         if len(found) != 1 or found[0] is not calls[0]:
             raise _error(calls[0], f"the graph has {len(found)} announcements, and should begin with its only one")
-        left = {group: iter(order) for group, order in json.loads(str(found[0].args[0]))["orders"].items()}
+        orders = Announcement.from_text(str(found[0].args[0])).report.orders
+        left = {group: iter(order) for group, order in orders.items()}
         for node in calls:
             if node.name in self.before.launches:
                 group = ops.process_group(node)

@@ -1,8 +1,8 @@
 """Post-grad: order an ATen graph for overlap, and pin the waits where the order puts them.
 
 In:    an ATen graph, forward or backward, with collectives as launches and waits; costs; limits on memory.
-Out:   the same nodes in another order; and for each wait its pins: the matrix products and attentions that hide its
-       collective, on which, under Inductor, it gets a control dependence.
+Out:   the same nodes in another order (`schedule_graph`); each wait behind a control dependence on the matrix products
+       and attentions that hide its collective (`pin_waits`, under Inductor).
 Never: adds, removes or changes a computation; wraps compute; changes the order of the launches of a process group.
 
 Why pins: Inductor reorders its kernels after fusion, and may fuse an early kernel with one that reads a wait's result,
@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 
 from torch import fx
 
+from farskip_compile._compat import inductor
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.schedule.collectives import launches_with_waits
 from farskip_compile.passes.schedule.from_graph import Estimate, read_program, remember_order
@@ -35,7 +36,6 @@ def schedule_graph(
     estimate: Estimate,
     limits: Limits,
     in_place: Callable[[fx.Node], tuple[int, ...]] = lambda node: (),
-    *,
     backward: bool = False,
 ) -> Schedule:
     """Order `graph` in place.
@@ -52,8 +52,7 @@ def schedule_graph(
     known = published_order(found.program, found.nodes, backward=backward)
     schedule = list_schedule(found.program, limits, begin_with=[known])  # 2.
     if schedule.changed:
-        _move(graph, [found.nodes[index] for index in schedule.order])  # 3.
-        graph.lint()
+        _move(graph, [found.nodes[index] for index in schedule.order])
     return schedule
 
 
@@ -61,6 +60,13 @@ def _move(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
     output = next(iter(reversed(graph.nodes)))
     for node in nodes:
         output.prepend(node)
+
+
+def pin_waits(graph: fx.Graph) -> int:
+    """Pin the waits of `graph`, in place; returns how many."""
+    found = pins(graph)
+    inductor.pin(graph, found)
+    return len(found)
 
 
 def pins(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:

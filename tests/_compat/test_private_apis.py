@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import logging
 import re
 import textwrap
 import types
@@ -28,7 +29,7 @@ NOT_PYTORCHS = frozenset(["_apply_gate", "_experts_implementation", "_fields"])
 """Attributes with an underscore of transformers' models and of named tuples."""
 PUBLIC = (
     *(str, bytes, int, dict, list, set, frozenset, tuple),
-    *(types.FrameType, types.CodeType, BaseException),
+    *(types.FrameType, types.CodeType, BaseException, logging.Logger),
     *(fx.Node, fx.Graph, fx.GraphModule, nn.Module, torch.Tensor, torch.SymInt, dist.ProcessGroup, dist.Store),
 )
 """Classes whose attributes may be read."""

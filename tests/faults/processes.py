@@ -6,7 +6,6 @@ Where a process group is needed so that scheduling runs, it has one rank. Each s
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -20,6 +19,8 @@ from torch import fx, nn
 import farskip_compile
 from farskip_compile._compat.distributed import process_group_store
 from farskip_compile.models import FarSkipForm, build
+from farskip_compile.ranks.announce import Announcement
+from farskip_compile.report.schedule import ScheduleReport
 from tests.faults.programs import Exchanging, Fault, broken, results
 
 IDS = torch.arange(12).view(2, 6)
@@ -181,8 +182,7 @@ def opposite_threads(rank: int) -> list[str]:
     if rank == 1:
         groups.reverse()
     texts = [
-        json.dumps({"phase": "inference", "orders": {group: ["all_reduce sum float32"]}, "check": True})
-        for group in groups
+        Announcement(ScheduleReport("inference", {group: ["all_reduce sum float32"]})).to_text() for group in groups
     ]
     errors: list[str] = []
 

@@ -38,7 +38,7 @@ from torch.distributed import distributed_c10d
 from farskip_compile._compat.distributed import world_store
 from farskip_compile.errors import FarSkipError
 from farskip_compile.ranks import agree
-from farskip_compile.ranks.failures import failure_told
+from farskip_compile.ranks.failures import report_failure
 from tests.faults.outcomes import reached
 
 ON_PURPOSE = "broken on purpose"
@@ -48,12 +48,12 @@ KERNELS = "our pass on kernels"
 INDUCTOR = "Inductor's code generator"
 CACHE = "Inductor's writing of its cache"
 PLACES: dict[str, tuple[Any, str]] = {
-    OUR_PASS: ("farskip_compile.inductor_passes", "schedule_graph"),
-    KERNELS: ("farskip_compile.inductor_passes", "schedule_kernels"),
+    OUR_PASS: ("farskip_compile.passes.schedule.graph", "schedule_graph"),
+    KERNELS: ("farskip_compile.passes.schedule.kernels", "schedule_kernels"),
     INDUCTOR: (GraphLowering, "codegen"),
     CACHE: (pathlib.Path, "rename"),
-    "normalize": ("farskip_compile.pipeline", "normalize"),
-    "rewire": ("farskip_compile.pipeline", "rewire"),
+    "normalize": ("farskip_compile.passes.normalize", "normalize"),
+    "rewire": ("farskip_compile.passes.rewire", "rewire"),
     "verify": ("farskip_compile.pipeline", "verify"),
 }
 """Where something can go wrong in a compile: module or class, and the function of it."""
@@ -263,6 +263,6 @@ def in_a_row(rank: int) -> None:
     """Rank 0 fails; rank 1 waits for it in one process group, and rank 2 for rank 1 in another."""
     groups = [dist.new_group([first, first + 1]) for first in (0, 1)]  # made by all ranks together
     if rank == 0:
-        with failure_told("failed to compile"):
+        with report_failure("failed to compile"):
             raise ValueError(ON_PURPOSE)
     agree.check_across_ranks({groups[rank - 1].group_name: ["all_reduce sum float32"]}, "inference")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import json
 import re
-import sys
 from typing import Any
 from unittest import mock
 
@@ -16,15 +14,16 @@ import torch.distributed as dist
 from torch._inductor.dependencies import WeakDep
 from torch._inductor.graph import GraphLowering
 
-from farskip_compile import inductor_passes
 from farskip_compile._compat.collectives import all_to_all_single
 from farskip_compile._compat.costs import HINTS_REACH_MEMORY
 from farskip_compile._compat.inductor import PINNED, PRE_FUSION, CustomSchedulerPass, scheduling_options
 from farskip_compile.costs import COLLECTIVE_KINDS, HardwareProfile, PerCollective, load_profile
 from farskip_compile.inductor_passes import KernelPass, Plan, PostGradPass
 from farskip_compile.models import MODELS, ParallelConfig, build
+from farskip_compile.passes.schedule import kernels
 from farskip_compile.passes.schedule.pins import pin_products
 from farskip_compile.passes.schedule.search import Limits
+from farskip_compile.ranks.announce import Announcement
 from farskip_compile.report.schedule import ScheduleReport
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
@@ -106,7 +105,7 @@ def get_code_of(compiled: Any, *inputs: torch.Tensor, graphs: int = 2) -> list[s
         torch.compiler.reset()
         try:
             compiled(*inputs)
-        except Exception:  # there is nothing to run; but whatever keeps code from being generated is told
+        except Exception:  # there is nothing to run; but what keeps code from being generated is raised
             if len(codes) < graphs:
                 raise
     assert len(codes) == graphs
@@ -193,7 +192,7 @@ def test_without_a_schedule_each_launch_stands_next_to_its_wait(two_ranks: Any) 
 
 
 def test_weight_gradients_hide_collectives_of_the_plain_model(two_ranks: Any) -> None:
-    """Under `none` the backward graph has more to hide behind than the forward graph."""
+    """Under `none` the backward graph has more to hide collectives with than the forward graph."""
     model = build("qwen3_moe", parallel=parallel("padded", two_ranks), **SMALL)
     forward, backward = programs(model, connectivity="none")
     hidden = hiding_steps(backward)
@@ -228,33 +227,33 @@ def test_a_pass_of_the_user_before_fusion_runs_too(two_ranks: Any) -> None:
 
 
 def test_pins_are_among_the_ancestors_by_which_inductor_knows_cycles(two_ranks: Any) -> None:
-    """Only those that grow are told; here all are computed anew."""
+    """Only those that grow are updated; here all are computed anew."""
     compared = []
 
     def pin(kernels: list[Any]) -> None:
         before = {kernel: set(kernel.ancestors) for kernel in kernels}
         pin_products(kernels)
-        told = {kernel: set(kernel.ancestors) for kernel in kernels}
+        updated = {kernel: set(kernel.ancestors) for kernel in kernels}
         kernels[0].scheduler.compute_ancestors()
-        assert told == {kernel: set(kernel.ancestors) for kernel in kernels}
-        compared.append(told != before)
+        assert updated == {kernel: set(kernel.ancestors) for kernel in kernels}
+        compared.append(updated != before)
 
     model = build("deepseek_v3", parallel=parallel("padded", two_ranks), **SMALL)
-    with mock.patch.object(sys.modules["farskip_compile.backend"], "pin_products", pin):
+    with mock.patch("farskip_compile.passes.schedule.pins.pin_products", pin):
         programs(model)
     assert compared == [True, True]
 
 
 def test_no_pin_is_left_when_kernels_are_ordered(two_ranks: Any) -> None:
     seen = []
-    order = inductor_passes.schedule_kernels
+    order = kernels.schedule_kernels
 
-    def schedule_kernels(kernels: list[Any], *args: Any) -> Any:
-        seen.extend(dep for kernel in kernels for dep in kernel.unmet_dependencies if isinstance(dep, WeakDep))
-        return order(kernels, *args)
+    def schedule_kernels(given: list[Any], *args: Any) -> Any:
+        seen.extend(dep for kernel in given for dep in kernel.unmet_dependencies if isinstance(dep, WeakDep))
+        return order(given, *args)
 
     model = build("deepseek_v3", parallel=parallel("padded", two_ranks), **SMALL)
-    with mock.patch.object(inductor_passes, "schedule_kernels", schedule_kernels):
+    with mock.patch.object(kernels, "schedule_kernels", schedule_kernels):
         programs(model)
     assert seen, "those of the waits stay"
     assert PINNED not in [dep.mutating_buf for dep in seen]
@@ -274,7 +273,7 @@ def reports(model: torch.nn.Module, **options: Any) -> list[ScheduleReport]:
     with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
         codes = get_code_of(compiled, torch.randint(0, 32, (1, 16)))
     texts = [re.search(r"farskip\.announce\.default\((.*)\)", code) for code in codes]
-    return [ScheduleReport.from_json(json.loads(ast.literal_eval(text.group(1)))) for text in texts if text]
+    return [Announcement.from_text(ast.literal_eval(text.group(1))).report for text in texts if text]
 
 
 def test_reports_say_what_was_gained_and_keep_the_limit_on_memory(two_ranks: Any) -> None:

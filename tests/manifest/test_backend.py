@@ -23,6 +23,7 @@ from farskip_compile import (
     describe,
     save_manifest,
 )
+from farskip_compile.config import resolve
 from farskip_compile.models import FarSkipForm
 from tests.compare import assert_gradients_close, run_with_gradients
 from tests.manifest.sample import IDS, compiled, small
@@ -66,16 +67,16 @@ def test_given_as_record_json_file_and_folder(tmp_path: Path) -> None:
         for form in (manifest, str(path)):
             assert torch.equal(compiled(model, manifest=form), expected)
     for form in (manifest.to_json(), {"farskip": manifest.to_json()}, path, tmp_path):
-        config = FarSkipConfig(manifest=form)
+        config = resolve(FarSkipConfig(manifest=form))
         assert (config.manifest, config.connectivity, config.layers) == (manifest, "mlp", None)
 
 
-def test_a_path_is_read_when_the_configuration_is_made(tmp_path: Path) -> None:
+def test_a_path_is_read_when_the_backend_is_made(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="neither"):
-        FarSkipConfig(manifest=tmp_path)
+        farskip_compile.backend(manifest=tmp_path)
     with pytest.raises(ManifestError, match=r"the manifest: the key 'connectivity' is missing"):
-        FarSkipConfig(manifest={"schema": 1, "layers": None})
-    with pytest.raises(ConfigError, match="manifest=3 is no manifest"):
+        farskip_compile.backend(manifest={"schema": 1, "layers": None})
+    with pytest.raises(ConfigError, match="manifest=3 is not a manifest"):
         FarSkipConfig(manifest=3)  # type: ignore[arg-type]
 
 
@@ -147,7 +148,7 @@ def test_a_graph_without_a_stack_passes_through() -> None:
 )
 def test_contradictions(given: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
-        FarSkipConfig(manifest=Manifest("full", (1, 2)), **given)
+        farskip_compile.backend(manifest=Manifest("full", (1, 2)), **given)
     assert "drop" in caught.value.way_out
 
 
@@ -159,27 +160,27 @@ def test_what_is_not_said_or_the_same_is_no_contradiction() -> None:
         {"layers": [1, 2]},
         {"connectivity": "attention", "layers": (1, 2)},
     ):
-        config = FarSkipConfig(manifest=manifest, **given)  # type: ignore[arg-type]
+        config = resolve(FarSkipConfig(manifest=manifest, **given))  # type: ignore[arg-type]
         assert (config.connectivity, config.layers) == ("attention", (1, 2))
         assert dataclasses.replace(config, inner="eager").connectivity == "attention"
-    table = FarSkipConfig(manifest=Manifest({"moe.2": ["a2"]}), connectivity={"moe.2": ("a2",)})
+    table = resolve(FarSkipConfig(manifest=Manifest({"moe.2": ["a2"]}), connectivity={"moe.2": ("a2",)}))
     assert table.connectivity == {"moe.2": ("a2",)}
     with pytest.raises(ConfigError, match="connectivity='full' contradicts"):
-        FarSkipConfig(manifest=manifest, connectivity="full")  # which is the default, and was said
+        farskip_compile.backend(manifest=manifest, connectivity="full")  # which is the default, and was said
 
 
 def test_the_default_stays_one() -> None:
     """Through copies, pickles and `replace`."""
     for config in (FarSkipConfig(), copy.deepcopy(FarSkipConfig()), pickle.loads(pickle.dumps(FarSkipConfig()))):
-        assert config.connectivity == "full"
+        assert resolve(config).connectivity == "full"
         assert type(config.to_json()["connectivity"]) is str
-        assert dataclasses.replace(config, manifest=Manifest("mlp")).connectivity == "mlp"
+        assert resolve(dataclasses.replace(config, manifest=Manifest("mlp"))).connectivity == "mlp"
 
 
 def test_merged_reductions_need_a_full_manifest() -> None:
-    assert FarSkipConfig(manifest=Manifest("full"), merge_reductions=True).merge_reductions
+    assert resolve(FarSkipConfig(manifest=Manifest("full"), merge_reductions=True)).merge_reductions
     with pytest.raises(ConfigError, match="merge_reductions"):
-        FarSkipConfig(manifest=Manifest("mlp"), merge_reductions=True)
+        farskip_compile.backend(manifest=Manifest("mlp"), merge_reductions=True)
 
 
 def test_identity_of_the_configuration() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import json
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -20,7 +19,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from farskip_compile import testing
+from farskip_compile import inductor_passes, testing
 from farskip_compile._compat import inductor
 from farskip_compile.costs import load_profile
 from farskip_compile.errors import VerificationError
@@ -28,7 +27,7 @@ from farskip_compile.inductor_passes import Plan, schedule_post_grad
 from farskip_compile.models import ParallelConfig, build
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.schedule.search import Limits
-from farskip_compile.ranks.announce import announcement
+from farskip_compile.ranks.announce import Announcement, announcement
 from tests.mutation.bench import Fault, Verdict, code, mutated
 
 aten = torch.ops.aten
@@ -223,15 +222,15 @@ def in_schedule(name: str, graph: str, break_it: Callable[[Scheduled], None]) ->
     """A fault in a graph that has just been scheduled."""
 
     def judge() -> Verdict | None:
-        pin = inductor.pin
+        verify_order = inductor_passes.verify_order
 
-        def pin_and_break(graph: fx.Graph, waits: Any) -> None:
-            pin(graph, waits)
+        def break_and_verify(graph: fx.Graph, *args: Any) -> None:
             right = code(graph)
             break_it(Scheduled(graph))
             assert code(graph) != right, "the fault has changed nothing"
+            verify_order(graph, *args)
 
-        with mock.patch.object(inductor, "pin", pin_and_break):
+        with mock.patch.object(inductor_passes, "verify_order", break_and_verify):
             return judged(fresh(graph))
 
     return Fault(name, graph, judge)
@@ -259,6 +258,6 @@ def judged(module: fx.GraphModule) -> Verdict | None:
     return None
 
 
-def said(module: fx.GraphModule) -> dict[str, Any]:
+def said(module: fx.GraphModule) -> Announcement:
     """What a scheduled graph announces."""
-    return json.loads(str(Scheduled(module.graph).announcement().args[0]))
+    return Announcement.from_text(str(Scheduled(module.graph).announcement().args[0]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 import torch
@@ -146,9 +145,9 @@ def announced_late(graph: Scheduled) -> None:
 
 def announces_one_launch_less(graph: Scheduled) -> None:
     node = graph.announcement()
-    data = json.loads(node.args[0])
-    next(iter(data["orders"].values())).pop()
-    node.update_arg(0, json.dumps(data))
+    announced = announce.Announcement.from_text(node.args[0])
+    next(iter(announced.report.orders.values())).pop()
+    node.update_arg(0, announced.to_text())
 
 
 FAULTS: list[Fault] = [

@@ -89,9 +89,9 @@ FAULTS: list[Fault] = [
     ),
     in_pass(
         "rewired in inference only",
-        pipeline._run,
-        "ask(table, config.connectivity, config.layers)",
-        'ask(table, "none" if __import__("torch").is_grad_enabled() else config.connectivity, config.layers)',
+        pipeline._run_or_restore,
+        '"connectivity": config.connectivity',
+        '"connectivity": "none" if __import__("torch").is_grad_enabled() else config.connectivity',
         TRAINING,
     ),
     in_pass(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from unittest import mock
@@ -24,6 +25,7 @@ from farskip_compile.passes.rewire import split_collectives
 from farskip_compile.passes.schedule import kernels as schedule_kernels
 from farskip_compile.ranks import agree, stale
 from farskip_compile.ranks import identity as cache_identity
+from farskip_compile.ranks.announce import Announcement
 from farskip_compile.ranks.common import common_options
 from farskip_compile.verify.kernels import verify_kernels
 from tests.distributed.ranks import run_ranks
@@ -65,7 +67,7 @@ def kernel_verdicts() -> dict[str, Verdict | None]:
         verify_kernels(before, after)
         first = [kernel for kernel in before if kernel not in given[0]]
         for name, new in KERNEL_FAULTS.items():
-            with mutated(order, "schedule.order]", f"{new}]"):
+            with whole(order), mutated(order, "schedule.order]", f"{new}]"):
                 wrong = [*first, *schedule_kernels.schedule_kernels(*given)[0]]
             assert wrong != after, "an equivalent mutant"
             try:
@@ -74,9 +76,10 @@ def kernel_verdicts() -> dict[str, Verdict | None]:
                 verdicts[name] = Verdict.of("order verification", error)
 
     order = schedule_kernels.schedule_kernels
+    whole = functools.partial(mock.patch.object, schedule_kernels, "schedule_kernels")
     torch.compiler.reset()
     with (
-        mock.patch.object(inductor_passes, "schedule_kernels", keep),
+        whole(keep),
         mock.patch.object(inductor_passes, "verify_kernels", check),
         testing.fake_ranks(2),
         torch.no_grad(),
@@ -92,7 +95,7 @@ def kernel_verdicts() -> dict[str, Verdict | None]:
 # Other ranks
 
 
-def compare(*said_by: Mapping[str, Any]) -> list[BaseException | None]:
+def compare(*said_by: Announcement) -> list[BaseException | None]:
     """What ranks get to hear that compare what their graphs announce: threads, with a store between them."""
     store = dist.HashStore()
     store.set_timeout(timedelta(seconds=20))
@@ -103,9 +106,9 @@ def compare(*said_by: Mapping[str, Any]) -> list[BaseException | None]:
 
     def rank(number: int) -> None:
         local.rank = number
-        data = said_by[number]
+        said = said_by[number]
         try:
-            agree.check_across_ranks(data["orders"], data["phase"], data["common"])
+            agree.check_across_ranks(said.report.orders, said.report.phase, said.common)
         except OrderMismatchError as error:
             errors[number] = error
 
@@ -120,7 +123,7 @@ def compare(*said_by: Mapping[str, Any]) -> list[BaseException | None]:
 
 def announced(
     graph: str = "reductions", break_it: Callable[[Any], None] = lambda module: None, **fields: Any
-) -> dict[str, Any]:
+) -> Announcement:
     """What a graph says once it is scheduled."""
     module = fresh_graph(graph)
     break_it(module)
@@ -128,7 +131,7 @@ def announced(
     return said(module)
 
 
-def on_one_rank(name: str, where: str, other: Callable[[], dict[str, Any]]) -> Fault:
+def on_one_rank(name: str, where: str, other: Callable[[], Announcement]) -> Fault:
     def judge() -> Verdict | None:
         mine, theirs = announced(), other()
         assert mine != theirs, "both ranks have the same"
@@ -188,11 +191,11 @@ def from_a_cache(
     def judge() -> Verdict | None:
         (identity, common), asked = made_for(), asked_for()
         assert (identity, common) != asked, "both are the same"
-        text = {**announced(graph, common=common), "identity": identity}
+        artifact = replace(announced(graph, common=common), identity=identity)
         with mock.patch.object(stale, "_asked", {}):
             stale.expect(*asked)
             try:
-                stale.refuse_stale(text)
+                stale.refuse_stale(artifact)
             except VerificationError as error:
                 return Verdict.of("artifact check", error)
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -80,10 +81,10 @@ def test_ranks_that_agree_pass() -> None:
 def test_an_artifact_that_was_asked_for_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stale, "_asked", {})
     identity, common = run_faults.compile_for()
-    text = {**run_faults.announced(common=common), "identity": identity}
-    stale.refuse_stale(text)  # nothing was asked for: the graph came as a package
+    artifact = replace(run_faults.announced(common=common), identity=identity)
+    stale.refuse_stale(artifact)  # nothing was asked for: the graph came as a package
     stale.expect(identity, common)
-    stale.refuse_stale(text)
+    stale.refuse_stale(artifact)
 
 
 def test_a_scheduled_backward_passes() -> None:

@@ -31,16 +31,16 @@ SCRIPT = textwrap.dedent(
     from farskip_compile.models import FarSkipForm, build
     from tests.compare import run_with_gradients
 
-    wish = json.loads(sys.argv[1])
-    if wish.get("edited_source"):
+    asked = json.loads(sys.argv[1])
+    if asked.get("edited_source"):
         identity.source_hash = lambda: "the package after an edit"
     torch.set_num_threads(1)
-    layers = wish.get("layers", ("moe", "moe"))
+    layers = asked.get("layers", ("moe", "moe"))
     model = build("llama4", dtype=torch.float64, vocab_size=32, hidden_size=32, layers=layers)
     ids = torch.arange(12).view(2, 6)
-    compiled = torch.compile(model, backend="farskip", fullgraph=True, options=wish["options"])
-    oracle = FarSkipForm(model, connectivity=wish["options"].get("connectivity", "full"))
-    if wish.get("train"):
+    compiled = torch.compile(model, backend="farskip", fullgraph=True, options=asked["options"])
+    oracle = FarSkipForm(model, connectivity=asked["options"].get("connectivity", "full"))
+    if asked.get("train"):
         output, gradients = run_with_gradients(compiled, model, ids)
         expected, expected_gradients = run_with_gradients(oracle, model, ids)
         for name, gradient in expected_gradients.items():
@@ -64,9 +64,9 @@ SCRIPT = textwrap.dedent(
 )
 
 
-def run(folder: Path, **wish: Any) -> dict[str, Any]:
+def run(folder: Path, **asked: Any) -> dict[str, Any]:
     """Compile and train one step in a process of its own; its cache counters and its report."""
-    wish.setdefault("options", {})
+    asked.setdefault("options", {})
     if not (folder / "precompiled_headers").exists():
         share_headers(folder)
     environment = {
@@ -78,7 +78,7 @@ def run(folder: Path, **wish: Any) -> dict[str, Any]:
         "TORCHINDUCTOR_AUTOGRAD_CACHE": "1",
     }
     process = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(wish)],
+        [sys.executable, "-c", SCRIPT, json.dumps(asked)],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr[-3000:]
@@ -137,8 +137,9 @@ def test_identity_covers_configuration_and_checkpoint_tags() -> None:
     base = uuid(FarSkipConfig(), tagged=False)
     assert base == uuid(FarSkipConfig(), tagged=False)
     others = [uuid(FarSkipConfig(), tagged=True)]
-    others += [uuid(FarSkipConfig(**wish), tagged=False) for wish in ({"connectivity": "mlp"}, {"layers": (0, 1)})]
-    assert len({base, *others}) == 4
+    configurations: list[dict[str, Any]] = [{"connectivity": "mlp"}, {"layers": (0, 1)}, {"disable_passes": ["tags"]}]
+    others += [uuid(FarSkipConfig(**asked), tagged=False) for asked in configurations]
+    assert len({base, *others}) == 5
 
 
 def test_a_pass_of_the_user_without_identity_turns_caching_off() -> None:

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-import farskip_compile.pipeline as pipeline
 from farskip_compile import ConfigError
 from farskip_compile.models import FarSkipForm, build
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.normalize import normalize
 from farskip_compile.testing import assert_equivalent, assert_unchanged, equivalence
 from farskip_compile.testing.strategies import Case, cases
 from tests import sample_models
@@ -255,7 +255,6 @@ def test_a_compiled_model_is_compared_with_what_it_was():
 
 def test_a_pass_that_changes_a_bit_is_seen():
     """Normalising must change nothing: here it loses the order of a sum."""
-    normalize = pipeline.normalize
 
     def reorders(module):
         found = normalize(module)
@@ -271,14 +270,12 @@ def test_a_pass_that_changes_a_bit_is_seen():
 
     model = small(layers=("moe", "moe"), shared_experts=2)
     assert_unchanged(model, IDS)
-    with mock.patch.object(pipeline, "normalize", reorders):
+    with mock.patch("farskip_compile.passes.normalize.normalize", reorders):
         text = failure_of(assert_unchanged, model, IDS)
     assert "not equal bit for bit" in text
 
 
 def test_a_gradient_that_is_lost_is_seen():
-    normalize = pipeline.normalize
-
     def detaches(module):
         found = normalize(module)
         node = next(node for node in module.graph.nodes if ops.is_attention(node))
@@ -290,7 +287,7 @@ def test_a_gradient_that_is_lost_is_seen():
             user.replace_input_with(node, detached)
         return found
 
-    with mock.patch.object(pipeline, "normalize", detaches):
+    with mock.patch("farskip_compile.passes.normalize.normalize", detaches):
         text = failure_of(assert_unchanged, small(), IDS)
         assert "gradient of " in text
         assert "output" not in text

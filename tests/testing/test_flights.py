@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from farskip_compile.passes.schedule.program import Program, Role, Task
 from farskip_compile.passes.schedule.search import list_schedule
 from farskip_compile.passes.schedule.timeline import flights, simulate
-from farskip_compile.report.schedule import Predicted, ScheduleReport, timelines
+from farskip_compile.ranks.announce import Announcement
+from farskip_compile.report.schedule import Predicted, ScheduleReport
 from farskip_compile.testing.strategies import consistent, programs
 
 
@@ -58,9 +59,11 @@ def test_a_graph_without_anything_to_send_has_none():
 def test_they_survive_the_text_in_the_graph():
     program = Program(TASKS)
     schedule = list_schedule(program)
-    data = {"phase": "forward", **timelines(schedule)}
-    report = ScheduleReport.from_json(data)
+    announced = Announcement(ScheduleReport("forward").ordered(schedule), False, {"torch": "2"}, "identity")
+    assert Announcement.from_text(announced.to_text()) == announced
+    report = announced.report
     assert report.flights == schedule.flights
     assert report.after == Predicted.of(simulate(program, schedule.order))
     assert ScheduleReport.from_json(report.to_json()) == report
-    assert len(str(data["flights"][0])) < 80  # one for each collective of the model, in a text that each step reads
+    # one for each collective of the model, in a text that each step reads
+    assert len(str(report.to_json(short=True)["flights"][0])) < 80

@@ -15,6 +15,7 @@ from torch._inductor.graph import GraphLowering
 
 from farskip_compile import ConfigError, FarSkipConfig, inductor_passes
 from farskip_compile.models import build
+from farskip_compile.passes.schedule import kernels as schedule_kernels
 from farskip_compile.passes.schedule.timeline import flights
 from farskip_compile.testing import assert_overlappable, fake_ranks
 from tests.graphs import Layer, MoE, Stack
@@ -80,7 +81,7 @@ def test_standard_wiring_is_seen_to_hide_little(two_ranks: Any) -> None:
 
 def test_an_order_that_waits_at_once_is_seen(two_ranks: Any) -> None:
     """Rewired, and compiled as if it were scheduled, but each wait follows its launch: as without scheduling."""
-    true = inductor_passes.schedule_kernels
+    true = schedule_kernels.schedule_kernels
 
     def wait_at_once(kernels: Any, *args: Any) -> Any:
         _, schedule = true(kernels, *args)
@@ -89,7 +90,7 @@ def test_an_order_that_waits_at_once_is_seen(two_ranks: Any) -> None:
         return [kernels[i] for i in order], dataclasses.replace(schedule, order=order, flights=flights(program, order))
 
     with (
-        mock.patch.object(inductor_passes, "schedule_kernels", wait_at_once),
+        mock.patch.object(schedule_kernels, "schedule_kernels", wait_at_once),
         mock.patch.object(inductor_passes, "verify_kernels"),
     ):
         text = failure_of(

@@ -1,4 +1,7 @@
-"""Work that makes many objects and no garbage, without the garbage collector walking all of them again and again."""
+"""Pause the cyclic garbage collector while many objects are made and none of them is garbage.
+
+A full collection of a large process walks all of its objects, and takes as long as all passes together.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Switch the cyclic collector off for the block; it is as before afterwards."""
+    """Switch the collector off inside the block, and back to what it was afterwards."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,0 +1,142 @@
+"""A graph must hold the whole residual stack: FarSkip connects two layers, so a part of a model can't be rewired.
+
+In:    a normalised graph from Dynamo, and what was read off it, or the error because of which that is nothing.
+Out:   nothing, or the error that says what cuts the stack.
+Never: changes the graph.
+
+Algorithm: note how the graph begins and ends (`_Ends`); the first condition of `RULES` that holds gives the error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import fx
+
+from farskip_compile._compat import callers_graph_break, graph_break_reason, is_module_state, is_resumed
+from farskip_compile.errors import FarSkipError, NotASumError, PartialModelError, Where
+from farskip_compile.graph_break_hints import known_break
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.residual import Reading
+from farskip_compile.passes.residual.not_a_sum import not_a_sum
+
+
+def check_complete(module: fx.GraphModule, reading: Reading | None) -> None:
+    """Raise if `module` holds only a part of a residual stack; `reading` is what was read off it.
+
+    Raises:
+        PartialModelError: Dynamo cut the stack, or the graph is a single layer.
+        NotASumError: there are layers, but what they add up to is not a sum (and Dynamo did not cut it).
+    """
+    ends = _Ends(module, reading)
+    for applies, error in RULES:
+        if applies(ends):
+            raise error(ends)
+
+
+def cut_inside_a_layer(module: fx.GraphModule, error: NotASumError) -> PartialModelError | None:
+    """The error for a stream that can't be read because of a graph break; None if there was none."""
+    ends = _Ends(module, None)
+    return _cut("inside a layer", ends.cut, error.where.node) if ends.broken or ends.resumed else None
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """How a graph begins and ends."""
+
+    module: fx.GraphModule
+    reading: Reading | None
+
+    @cached_property
+    def broken(self) -> str | None:
+        """Why Dynamo ended the graph, if by a graph break."""
+        return graph_break_reason(self.module)
+
+    @cached_property
+    def resumed(self) -> bool:
+        """The graph continues a frame after a graph break."""
+        return is_resumed(self.module)
+
+    @property
+    def cut(self) -> str | None:
+        """The graph break at either end."""
+        return self.broken or callers_graph_break()
+
+    @cached_property
+    def mixer(self) -> fx.Node | None:
+        """The first attention."""
+        return next((node for node in self.module.graph.nodes if ops.is_attention(node)), None)
+
+    @cached_property
+    def begins_open(self) -> bool:
+        """The residual stream comes in as an input of the call."""
+        base = self.reading.stream.base if self.reading is not None else None
+        return base is not None and base.op == "placeholder" and not is_module_state(base)
+
+    @cached_property
+    def ends_open(self) -> bool:
+        """The residual stream is returned as it is."""
+        if self.reading is None:
+            return False
+        stream, everything = self.reading.stream, self.reading.table.everything
+        whole = {stream.root, *(value for value in stream.values if stream.values[value] == everything)}
+        return not whole.isdisjoint(next(iter(reversed(self.module.graph.nodes))).all_input_nodes)
+
+    @property
+    def only_returned(self) -> bool:
+        """Nothing but the caller uses the end of the stream."""
+        return self.reading is not None and all(user.op == "output" for user in self.reading.stream.root.users)
+
+
+def _cut(place: str, reason: str | None, node: str | None) -> PartialModelError:
+    return known_break(reason, node) or PartialModelError(
+        f"a graph break cuts the residual stack {place}: {reason or 'reason unknown'}",
+        way_out="remove the break or move it out of the model; torch.compile(..., fullgraph=True) shows it as an error",
+        where=Where(node=node),
+    )
+
+
+def _no_stream_in_a_part(ends: _Ends) -> FarSkipError:
+    return _cut("inside a layer", ends.cut, ends.mixer.name if ends.mixer is not None else None)
+
+
+def _no_stream(ends: _Ends) -> FarSkipError:
+    return not_a_sum(ends.module.graph) or NotASumError(
+        "there is attention in the graph, but no residual stream: what the layers add up to is not a sum",
+        way_out="compile the whole model; streams that are mixed or scaled by activations are not supported",
+        where=ops.where(ends.mixer) if ends.mixer is not None else None,
+    )
+
+
+def _cut_before_its_end(ends: _Ends) -> FarSkipError:
+    assert ends.reading is not None
+    return _cut("before its end", ends.broken, ends.reading.stream.root.name)
+
+
+def _cut_before_its_beginning(ends: _Ends) -> FarSkipError:
+    assert ends.reading is not None
+    return _cut("before its beginning", callers_graph_break(), ends.reading.stream.base.name)
+
+
+def _single_layer(ends: _Ends) -> FarSkipError:
+    assert ends.reading is not None
+    cut, base, rows = callers_graph_break(), ends.reading.stream.base, ends.reading.table.rows
+    return known_break(cut, base.name) or PartialModelError(
+        f"the graph begins and ends with the raw residual stream ({len(rows)} sub-blocks in it): layers "
+        "seem to be compiled one by one, and FarSkip connects two layers"
+        + (f", because Dynamo met a graph break: {cut}" if cut else ""),
+        way_out='compile the whole model: torch.compile(model, backend="farskip", fullgraph=True)',
+        where=ops.where(base),
+    )
+
+
+RULES: tuple[tuple[Callable[[_Ends], object], Callable[[_Ends], FarSkipError]], ...] = (
+    (lambda e: e.reading is None and e.mixer and (e.broken or e.resumed), _no_stream_in_a_part),
+    (lambda e: e.reading is None and e.mixer, _no_stream),
+    (lambda e: e.broken and e.ends_open, _cut_before_its_end),
+    (lambda e: e.resumed and e.begins_open, _cut_before_its_beginning),
+    (lambda e: e.begins_open and e.ends_open and e.only_returned, _single_layer),
+)
+"""(condition, error), in order of precedence. Anything else is a whole stack, or a graph without one."""
