@@ -206,17 +206,20 @@ def _factor(node: fx.Node, name: str) -> int | None:
         return 1
     if name == "neg":
         return -1
+    return _shape_factor(node, name, value, result)
+
+
+def _shape_factor(node: fx.Node, name: str, before: torch.Tensor, after: torch.Tensor) -> int | None:
+    """The same for what moves values, or adds up those of the ranks; None for any other operator."""
     if name in KEEPS_ORDER and _names_its_shape(node):
-        return _number_of(str(tuple(result.shape))) * _inverse(str(tuple(value.shape))) % PRIME
+        return _number_of(str(tuple(after.shape))) * _inverse(str(tuple(before.shape))) % PRIME
     if name in ("view_as", "reshape_as"):
         return _number_of(name)
-    if name in ops.SHAPE_OPS or ops.is_linear_collective(node):
-        # a size is not followed: it is the same wherever it comes from
-        constants = (
-            fx.map_arg(arg, lambda size: str(ops.fake(size))) for arg in (*node.args[1:], *node.kwargs.items())
-        )
-        return hash((_number_of(name), *(_number_of(str(one)) for one in constants))) % PRIME
-    return None
+    if name not in ops.SHAPE_OPS and not ops.is_linear_collective(node):
+        return None
+    # a size is not followed: it is the same wherever it comes from
+    constants = (fx.map_arg(arg, lambda size: str(ops.fake(size))) for arg in (*node.args[1:], *node.kwargs.items()))
+    return hash((_number_of(name), *(_number_of(str(one)) for one in constants))) % PRIME
 
 
 def _names_its_shape(node: fx.Node) -> bool:
