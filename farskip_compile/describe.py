@@ -39,7 +39,7 @@ def describe(
         **kwargs: example inputs by name.
 
     Raises:
-        ConfigError: wrong options; `ManifestError` if `model` is no module.
+        ConfigError: wrong options; `ManifestError` if `model` is not a module.
         FarSkipError: the model can't be rewired as asked.
     """
     module = _module(model)

@@ -121,7 +121,7 @@ def callers_graph_break() -> str | None:
 
 
 def _describe(reason: GraphCompileReason) -> str:
-    # the explanation names the call that Dynamo did not trace until 2.14; from 2.15 on only the context behind it does
+    # the explanation names the call that Dynamo did not trace until 2.14; from 2.15 on only the context after it does
     text, _, context = " ".join(str(reason.reason).split()).partition(" Developer debug context: ")
     text = f"{text[:300]} [{context.partition(', args=')[0][:100]}]" if context else text[:300]
     frame = next((f for f in reversed(reason.user_stack) if "/torch/" not in f.filename), None)
@@ -144,7 +144,7 @@ def failing_line(error: TorchDynamoException) -> str:
 
 
 def is_resumed(module: fx.GraphModule) -> bool:
-    """Whether the graph is the continuation of a frame behind a graph break."""
+    """Whether the graph is the continuation of a frame after a graph break."""
     traces = (str(node.meta.get("stack_trace") or "") for node in module.graph.nodes if node.op != "placeholder")
     return any("torch_dynamo_resume_in" in trace for trace in traces)
 

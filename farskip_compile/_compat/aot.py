@@ -1,4 +1,4 @@
-"""The ATen graphs that AOTAutograd makes of a graph of Dynamo, without a compiler behind it; a part of `_compat`.
+"""The ATen graphs that AOTAutograd makes of a graph of Dynamo, without compiling it; a part of `_compat`.
 
 Checked by running on torch 2.13.0.
 """

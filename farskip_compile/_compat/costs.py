@@ -27,7 +27,7 @@ def _grouped_queries(formula: Callable[..., int], queries: int) -> Callable[...,
 
     Args:
         formula: takes shapes.
-        queries: position of the queries among its arguments; keys and values come behind them.
+        queries: position of the queries among its arguments; keys and values come after them.
     """
 
     def counted(*args: Any, **kwargs: Any) -> int:

@@ -60,7 +60,7 @@ def pin(graph: fx.Graph, waits: Mapping[fx.Node, Iterable[fx.Node]]) -> None:
 
 
 def pinned(node: fx.Node) -> tuple[Sequence[fx.Node], fx.Node, object, tuple[object, ...], dict[str, object]] | None:
-    """What `pin` has made of a node: what it is behind, the node that holds the call, and the call's operator,
+    """What `pin` has made of a node: what it comes after, the node that holds the call, and the call's operator,
     arguments and keyword arguments; None for any other node."""
     if node.target is not control_deps:
         return None
@@ -85,8 +85,8 @@ def pin_kernels(kernels: Sequence[Kernel], pins: Mapping[Kernel, Sequence[Kernel
     """Before fusion: let a kernel run after those given for it, for order alone.
 
     Such a dependence keeps no memory alive, and a fusion against it is a cycle, which Inductor does not make. It knows
-    cycles by the ancestors of each kernel; those that grow are told here, since to compute all of them anew takes time
-    and memory that are quadratic in the size of the graph.
+    cycles by the ancestors of each kernel; those that grow are updated here, since computing all of them anew takes time
+    and memory quadratic in the size of the graph.
 
     Args:
         kernels: all, each after those that it needs.
@@ -113,7 +113,7 @@ def unpin_kernels(kernels: Iterable[Kernel]) -> None:
     """After fusion: forget what `pin_kernels` has added.
 
     Ancestors, too: Inductor takes what an ancestor reads for read, and lets a kernel write over it. But without the
-    pins an order may well put that ancestor behind the kernel.
+    pins an order may well put that ancestor after the kernel.
     """
     for kernel in kernels:
         for part in kernel.get_nodes():
@@ -141,12 +141,12 @@ def kernel_needs(kernel: Kernel) -> list[str]:
 
 
 def keep_order_of_writes(kernels: Iterable[Kernel]) -> None:
-    """Before fusion: let readers of a buffer that is written in place stay behind the write.
+    """Before fusion: let readers of a buffer that is written in place stay after the write.
 
     The write gives the buffer a new name, under which later readers depend on it. Where Inductor works out the loops of
     a reader anew to fuse it (`SchedulerNode.recompute_size_and_body`, on 2.13), the dependence is on the old name
     again, unless the reader has a dependence for order alone besides: then all are renamed. Without it, Inductor's own
-    sort after fusion may put the reader in front of the write.
+    sort after fusion may put the reader before the write.
     """
     for kernel in kernels:
         for name in sorted(_renamed_reads(kernel)):
@@ -182,10 +182,10 @@ def is_wait_kernel(kernel: Kernel) -> bool:
 
 
 def kernel_parts(kernel: Kernel) -> list[tuple[bool, list[fx.Node]]]:
-    """For each kernel that was fused into `kernel`: whether it is a call of a library, and the nodes behind it.
+    """For each kernel that was fused into `kernel`: whether it is a call of a library, and the nodes that it came from.
 
     The node that stands for the whole part comes first, if Inductor knows it. What takes one result out of a call's
-    many is no part: it runs nothing, although Inductor names the call itself behind it.
+    many is not a part: it runs nothing, although Inductor names the call itself as its origin.
     """
     parts = []
     for part in kernel.get_nodes():

@@ -16,5 +16,5 @@ def child_names(module: nn.Module) -> set[str]:
 
 
 def forward_hooks(module: nn.Module) -> MutableMapping[int, Any]:
-    """The hooks behind the forward of `module`, by number; what is taken out of it is removed."""
+    """The hooks after the forward of `module`, by number; what is taken out of it is removed."""
     return module._forward_hooks

@@ -144,4 +144,4 @@ VERSIONS: dict[str, tuple[str, str | None]] = {
     "torch.distributed.all_gather_single": ("2.13", None),
     "torch.distributed.reduce_scatter_single": ("2.13", None),
 }
-"""Name (an attribute or a key behind a colon) -> the first torch that has it, and the last one; None: it still does."""
+"""Name (an attribute, or a key after a colon) -> the first torch that has it, and the last one; None: it still does."""

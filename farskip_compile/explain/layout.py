@@ -78,8 +78,8 @@ class Shown:
     repeats: bool = True
     """Whether every layer that is left out repeats a pattern that is shown."""
 
-    def gap_behind(self, layer: int) -> tuple[int, int] | None:
-        """First and last of the layers left out behind `layer`, which is shown."""
+    def gap_after(self, layer: int) -> tuple[int, int] | None:
+        """First and last of the layers left out after `layer`, which is shown."""
         following = [other for other in self.layers if other > layer]
         return (layer + 1, following[0] - 1) if following and following[0] > layer + 1 else None
 

@@ -60,13 +60,13 @@ def explanation(found: Explanation, console: Console, *, everything: bool = Fals
 
 def heading(found: Explanation) -> str:
     """Two lines: what was asked for and what came out."""
-    wish = found.config.connectivity if isinstance(found.config.connectivity, str) else "a table"
+    asked = found.config.connectivity if isinstance(found.config.connectivity, str) else "a table"
     where = f", layers {found.config.layers[0]} to {found.config.layers[1]}" if found.config.layers else ""
     if found.refusal is not None:
         kept = " The model as it is:" if found.report is not None and found.report.rows else ""
-        return f"{found.model}, connectivity {wish}{where}\nrefused.{kept}"
+        return f"{found.model}, connectivity {asked}{where}\nrefused.{kept}"
     assert found.report is not None
-    return f"{found.model}, connectivity {wish}{where}\n{found.report.summary()}"
+    return f"{found.model}, connectivity {asked}{where}\n{found.report.summary()}"
 
 
 def refusal(reason: Refusal) -> Panel:
@@ -123,7 +123,7 @@ def _visible(table: Table, shown: Shown) -> Iterator[SubBlock | str]:
     for row in table.rows:
         if row.layer not in shown.layers:
             continue
-        gap = shown.gap_behind(last) if last is not None and row.layer != last else None
+        gap = shown.gap_after(last) if last is not None and row.layer != last else None
         if gap is not None:
             yield shown.gap_text(gap)
         last = row.layer
@@ -154,7 +154,7 @@ def _columns(table: Table, shown: Shown, dots: str) -> list[tuple[str, int | Non
         layer = layer_of_term(name)
         if layer is not None and layer not in shown.layers:
             continue
-        if last is not None and layer is not None and layer != last and shown.gap_behind(last) is not None:
+        if last is not None and layer is not None and layer != last and shown.gap_after(last) is not None:
             columns.append((dots, None))
         last = layer if layer is not None else last
         columns.append((name, index))

@@ -1,7 +1,7 @@
 """Manifests: which FarSkip form a checkpoint was trained in, written beside it, and held against what is compiled.
 
 FarSkip keeps names and shapes of all parameters, so that the weights of a FarSkip model load into the plain model
-without a word, and compute something else. A manifest is the word: JSON beside the weights.
+silently, and compute something else. A manifest says which form they are for: JSON beside the weights.
 
     record             what it says: connectivity, layers, sub-blocks, fingerprint, versions
     fingerprint        names and shapes of the parameters; `patterns` writes them in a few lines

@@ -18,7 +18,7 @@ class Fields:
     Args:
         data: what should be the object.
         origin: where it is from, for messages: a file, or what the caller passed.
-        path: key that leads to it from the top, with a dot behind it.
+        path: key that leads to it from the top, with a dot after it.
 
     Raises:
         ManifestError: `data` is something else.

@@ -4,21 +4,20 @@ Contract: a path is one of three things.
   a folder        `farskip.json` in it, beside the weights; read from `config.json` if that is all there is
   `config.json`   its key `farskip`; every other character of the file stays as it was
   any other file  the manifest and nothing else
-A write is atomic: into a temporary file of the same folder, which then takes the place of the old one and has its
-permissions; if it fails, the old file is as it was. Never: overwrites a file that is no manifest, or AMD's keys.
+A write replaces the whole file or nothing (`json_files`). Never: overwrites a file that is not a manifest, or AMD's
+keys.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from farskip_compile.errors import ManifestError
+from farskip_compile.json_files import write_text
 from farskip_compile.manifest.amd_keys import AMD_KEYS, from_amd_keys, has_amd_keys
 from farskip_compile.manifest.json_text import compact, with_key
 from farskip_compile.manifest.record import Manifest
@@ -28,6 +27,7 @@ FILE = "farskip.json"
 CONFIG = "config.json"
 KEY = "farskip"
 """Of the manifest in a `config.json`."""
+WRITABLE = "give an existing folder with the right to write; what was there before is unchanged"
 
 
 def save_manifest(manifest: Manifest, path: str | os.PathLike[str]) -> Path:
@@ -41,7 +41,7 @@ def save_manifest(manifest: Manifest, path: str | os.PathLike[str]) -> Path:
         The file that was written.
 
     Raises:
-        ManifestError: it can't be written there, or would overwrite something that is no manifest.
+        ManifestError: it can't be written there, or would overwrite something that is not a manifest.
     """
     target = Path(path)
     if target.is_dir():
@@ -49,9 +49,9 @@ def save_manifest(manifest: Manifest, path: str | os.PathLike[str]) -> Path:
     if target.name != CONFIG:
         if target.exists() and "schema" not in _object(target):
             raise ManifestError(
-                f"{target} exists and is no manifest", way_out="give another name, or the folder of the checkpoint"
+                f"{target} exists and is not a manifest", way_out="give another name, or the folder of the checkpoint"
             )
-        _write(target, compact(manifest.to_json()) + "\n")
+        write_text(target, compact(manifest.to_json()) + "\n", way_out=WRITABLE, error=ManifestError)
         return target
     config = _object(target)
     theirs = [key for key in AMD_KEYS if key in config and not (key == KEY and isinstance(config[key], Mapping))]
@@ -60,7 +60,8 @@ def save_manifest(manifest: Manifest, path: str | os.PathLike[str]) -> Path:
             f"{target} has AMD's key {theirs[0]!r}; a manifest under {KEY!r} would change what it says to AMD's code",
             way_out=f"save the manifest beside it: save_manifest(manifest, {str(target.parent)!r})",
         )
-    _write(target, with_key(_text(target), KEY, manifest.to_json()))
+    text = with_key(_text(target), KEY, manifest.to_json())
+    write_text(target, text, way_out=WRITABLE, error=ManifestError)
     return target
 
 
@@ -114,7 +115,7 @@ def _object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(_text(path))
     except ValueError as error:
-        raise ManifestError(f"{path} is no JSON: {error}", way_out="restore the file, or write it anew") from error
+        raise ManifestError(f"{path} is not JSON: {error}", way_out="restore the file, or write it anew") from error
     if not isinstance(found, dict):
         raise ManifestError(f"{path} holds no JSON object", way_out="give a manifest or a config.json")
     return found
@@ -124,28 +125,8 @@ def _text(path: Path) -> str:
     try:
         return path.read_bytes().decode()  # not read_text, which would make other line ends of \r\n
     except UnicodeDecodeError as error:
-        raise ManifestError(f"{path} is no text in UTF-8: {error}", way_out="restore the file") from error
+        raise ManifestError(f"{path} is not text in UTF-8: {error}", way_out="restore the file") from error
     except OSError as error:
         raise ManifestError(
             f"can't read {path}: {error.strerror}", way_out="give a checkpoint folder, its config.json, or a manifest"
-        ) from error
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        try:
-            with open(temporary, "xb") as file:
-                file.write(text.encode())
-                file.flush()
-                os.fsync(file.fileno())
-            if path.exists():
-                shutil.copymode(path, temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise ManifestError(
-            f"can't write {path}: {error.strerror}",
-            way_out="give an existing folder with the right to write; what was there before is unchanged",
         ) from error

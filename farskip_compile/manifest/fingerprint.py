@@ -128,7 +128,7 @@ def align(names: Sequence[str], known: Collection[str]) -> Alignment:
     """The alignment under which most of `names` are among `known`; without any prefixes if that is as good.
 
     Algorithm: of the first, the middle and the last name, find what they have in common with known ones from the end
-    on; what is in front of that on both sides is a candidate. Count hits of each.
+    on; what comes before that on both sides is a candidate. Count hits of each.
     """
     best = Alignment()
     most = sum(name in known for name in names)

@@ -22,7 +22,7 @@ def compact(value: Any, indent: str = "") -> str:
 
     Args:
         value: what to write.
-        indent: in front of each line but the first.
+        indent: at the beginning of each line but the first.
     """
     line = json.dumps(value, ensure_ascii=False)
     entries: list[str]
@@ -59,7 +59,7 @@ def with_key(text: str, key: str, value: Any) -> str:
             raise ValueError(f"no key at character {position}")
         start = _expect(text, end, ":")
         places[name], position = _value_at(decoder, text, start)
-    opening = text[text.index("{") + 1 : first]  # what stands in front of the first key stands in front of each
+    opening = text[text.index("{") + 1 : first]  # what comes before the first key comes before each
     indent = opening.rpartition("\n")[2] if "\n" in opening else UNIT
     written = compact(value, indent)
     if key in places:
@@ -73,13 +73,13 @@ def with_key(text: str, key: str, value: Any) -> str:
 
 
 def _value_at(decoder: json.JSONDecoder, text: str, start: int) -> tuple[tuple[int, int], int]:
-    """Where the value at `start` begins and ends, and where the next character behind it stands."""
+    """Where the value at `start` begins and ends, and where the next character after it is."""
     _, end = decoder.raw_decode(text, start)
     return (start, end), _skip(text, end)
 
 
 def _expect(text: str, position: int, character: str) -> int:
-    """The place behind `character`, and behind the white space around it."""
+    """The place after `character` and the white space around it."""
     position = _skip(text, position)
     if text[position : position + 1] != character:
         raise ValueError(f"{character!r} is missing at character {position}")

@@ -6,7 +6,7 @@ in indices only share a pattern. A part in braces is a set of indices, `{0-3,5}`
 doubled.
 
 Algorithm: names with the same text between their indices form a set of index tuples; a set is cut into boxes (products
-of index sets) by joining the first indices behind which the same tuples follow.
+of index sets) by joining the first indices that the same tuples follow.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ def _boxes(tuples: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], ...
     """Products of index sets that hold all of `tuples`, each once."""
     if not tuples[0]:
         return [()]
-    behind: dict[int, list[tuple[int, ...]]] = {}
+    following: dict[int, list[tuple[int, ...]]] = {}
     for first, *rest in tuples:
-        behind.setdefault(first, []).append(tuple(rest))
+        following.setdefault(first, []).append(tuple(rest))
     alike: dict[tuple[tuple[int, ...], ...], list[int]] = {}
-    for first, rests in behind.items():
+    for first, rests in following.items():
         alike.setdefault(tuple(rests), []).append(first)
     return [(tuple(firsts), *box) for rests, firsts in alike.items() for box in _boxes(rests)]
 

@@ -1,1 +1,1 @@
-"""ranks."""
+"""Ranks in agreement: what each compiled graph launches, and with which options, compared at its first run."""

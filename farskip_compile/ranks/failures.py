@@ -107,6 +107,6 @@ def _write(note: str) -> bool:
         world.set(f"{ANY}/{world.rank}", note)
         world.set(ANY, "1")
     except Exception as error:
-        log.warning("the other ranks can't be told about a failure of this one: %s", error)
+        log.warning("the other ranks can't be notified of a failure of this one: %s", error)
         return False
     return True

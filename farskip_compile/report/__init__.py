@@ -1,1 +1,1 @@
-"""report."""
+"""What happened, as plain records: to each graph (`compile`), to its schedule (`schedule`), its wiring by name."""

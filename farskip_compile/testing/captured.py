@@ -40,10 +40,10 @@ def captured(
     return found
 
 
-def wish_of(config: FarSkipConfig | Mapping[str, Any]) -> str:
+def in_words(config: FarSkipConfig | Mapping[str, Any]) -> str:
     """A connectivity and its layers, in words."""
     plain = config.to_json() if isinstance(config, FarSkipConfig) else config
-    wish, layers = plain["connectivity"], plain["layers"]
-    return (f"connectivity {wish!r}" if isinstance(wish, str) else "a table of one's own") + (
+    asked, layers = plain["connectivity"], plain["layers"]
+    return (f"connectivity {asked!r}" if isinstance(asked, str) else "a user's table") + (
         f", layers {layers[0]} to {layers[1]}" if layers else ", all layers"
     )

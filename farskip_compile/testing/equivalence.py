@@ -51,7 +51,7 @@ def assert_equivalent(
 
     Raises:
         AssertionError: something differs, or the compiler refuses the model.
-        ConfigError: a tolerance that is no number >= 0.
+        ConfigError: a tolerance that is not a number >= 0.
     """
     if tolerance is not None and not tolerance >= 0.0:
         raise ConfigError(f"tolerance={tolerance!r} is none", way_out="None for bit for bit, or a number >= 0")

@@ -1,10 +1,10 @@
 """What each sub-block has to read, worked out from the kinds and layers of the rows, as the paper states it.
 
 Contract: in come a report (which rows there are, in which layer, of which kind, and what they read as written) and a
-wish; out comes what each row must read. Nothing here knows how the compiler turns a wish into an edit
+request; out comes what each row must read. Nothing here knows how the compiler turns a request into an edit
 (`passes/rewire/request.py`): it is what the compiler is held against.
 
-Rules (arXiv 2511.11505, section 3; x_k is the stream in front of layer k, a attention, s shared, r routed experts):
+Rules (arXiv 2511.11505, section 3; x_k is the stream before layer k, a attention, s shared, r routed experts):
   attention of layer k        reads n_k, which is x_k without r of layer k - 1        full, attention
   MoE or dense MLP of layer k reads x_k, which is without a of layer k                full, mlp
   layers outside of the range are as they were. A shortcut MoE (arXiv 2404.05019) has nothing to be rewired.
@@ -38,7 +38,7 @@ def reads_as_written(report: CompileReport) -> dict[str, TermSet]:
 
 def reads_in_standard_wiring(report: CompileReport) -> dict[str, TermSet]:
     """What each row would read in a model without any skipping: all that was added before it, of an attention all that
-    was added in front of its layer."""
+    was added before its layer."""
     layer_of = {index: row.layer for row in report.rows for index in row.terms}
     found = {}
     for row in report.rows:
@@ -61,7 +61,7 @@ def expected_reads(
         layers: first and last layer that the name is about, both inclusive.
 
     Raises:
-        AssertionError: the wish is about rows, terms or layers that the model does not have, or about nothing.
+        AssertionError: the request is about rows, terms or layers that the model does not have, or about nothing.
     """
     gone = _by_name(report, connectivity, layers) if isinstance(connectivity, str) else _by_table(report, connectivity)
     concerned = tuple(row.name for row in report.rows if gone.get(row.name))
@@ -111,19 +111,19 @@ def _by_name(report: CompileReport, connectivity: str, layers: LayerRange) -> di
     return gone
 
 
-def _by_table(report: CompileReport, wish: Connectivity) -> dict[str, TermSet]:
-    assert not isinstance(wish, str)
+def _by_table(report: CompileReport, table: Connectivity) -> dict[str, TermSet]:
+    assert not isinstance(table, str)
     rows, terms = [row.name for row in report.rows], [term.name for term in report.table.terms]
-    for row, names in wish.items():
+    for row, names in table.items():
         if row not in rows:
             raise failure(f"the model has no sub-block {row!r}, only {some(rows, 12)}")
         if unknown := [name for name in names if name not in terms]:
             raise failure(f"the model has no term {unknown[0]!r}, only {some(terms, 12)}")
-    return {row: TermSet.of(map(terms.index, names)) for row, names in wish.items()}
+    return {row: TermSet.of(map(terms.index, names)) for row, names in table.items()}
 
 
 def _skipped(row: SubBlock) -> list[int]:
-    """Terms that were added in front of a row's own and that it does not read, in the model as written."""
+    """Terms that were added before a row's own and that it does not read, in the model as written."""
     return [index for index in range(min(row.terms)) if index not in row.reads_as_written]
 
 

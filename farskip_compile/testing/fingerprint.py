@@ -95,7 +95,7 @@ class _Groups:
 
 
 def _lines(module: fx.GraphModule, groups: _Groups, indent: str = "") -> Iterator[str]:
-    """One line for each node, with its source behind it; the bodies of operators are indented below."""
+    """One line for each node, followed by its source; the bodies of operators are indented below."""
     index = {node: number for number, node in enumerate(module.graph.nodes)}
     for node, number in index.items():
         communicates = ops.is_collective(node)
@@ -140,7 +140,7 @@ def _text(value: Any, index: dict[fx.Node, int], groups: _Groups, group: str | N
 
 
 def _orders(module: fx.GraphModule) -> dict[str, Order]:
-    """The launches of each process group, in the order of the graph; those in bodies of operators behind the others."""
+    """The launches of each process group, in the order of the graph; those in bodies of operators after the others."""
     found: dict[str, list[str]] = {}
     for graph in _graphs(module):
         for group, launches in collective_orders(graph).items():

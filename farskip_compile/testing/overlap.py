@@ -9,7 +9,7 @@ which terms of the residual stream it computes (`residual.tags`), and AOTAutogra
 also to those of the backward graph.
 
 Two collectives have the least to hide behind (arXiv 2511.11505, section 4.1), and in some models nothing: the last one
-of the last MoE in the forward graph, in front of the final norm, and its counterpart, the first one of the backward
+of the last MoE in the forward graph, before the final norm, and its counterpart, the first one of the backward
 graph. They count, too, unless the user says that they do not.
 """
 
@@ -33,7 +33,7 @@ from farskip_compile.passes.schedule.timeline import Flight
 from farskip_compile.ranks.announce import Announcement, announcement
 from farskip_compile.report.compile import CompileReport
 from farskip_compile.report.schedule import ScheduleReport
-from farskip_compile.testing.captured import captured, wish_of
+from farskip_compile.testing.captured import captured, in_words
 from farskip_compile.testing.failure import failure, some
 
 MOST_SHOWN = 12
@@ -66,7 +66,7 @@ def assert_overlappable(
     Raises:
         AssertionError: a collective has less; or there is nothing to assert: no collectives of routed experts, no
             schedule, no process group, or no backward graph where one is asserted.
-        ConfigError: `at_least` is no positive number.
+        ConfigError: `at_least` is not a positive number.
     """
     if not at_least > 0.0:
         raise ConfigError(f"at_least={at_least!r} asserts nothing", way_out="a positive number of seconds")
@@ -152,7 +152,7 @@ def _assert_phase(
     raise failure(
         f"{len(short)} of {len(asserted)} collectives of routed experts in the {phase} graph have less than "
         f"{at_least:.3g} s of compute between their launch and their wait",
-        f"{wish_of(report.config)}; estimates for {schedule.level}, profile {schedule.profile}",
+        f"{in_words(report.config)}; estimates for {schedule.level}, profile {schedule.profile}",
         _table(schedule.flights, short, of_experts),
         *_beside(report.table, short),
         way_out="connectivity 'full', a larger batch, a profile that fits the hardware"

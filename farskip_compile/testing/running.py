@@ -22,7 +22,7 @@ from farskip_compile.testing.comparing import local
 from farskip_compile.testing.leaves import leaves, tensors
 
 WRAPPER = "_orig_mod."
-"""What `torch.compile` puts in front of the names of a module's parameters."""
+"""What `torch.compile` prepends to the names of a module's parameters."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def named_buffers(module: object) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def _gradients_kept(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
-    """Gradients are None at the beginning of the block, and what they were behind it."""
+    """Gradients are None at the beginning of the block, and what they were after it."""
     before = [(parameter, parameter.grad) for parameter in parameters]
     for parameter, _ in before:
         parameter.grad = None

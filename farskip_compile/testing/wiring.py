@@ -13,7 +13,7 @@ from farskip_compile.config import FarSkipConfig, resolve
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.report.compile import CompileReport
-from farskip_compile.testing.captured import captured, wish_of
+from farskip_compile.testing.captured import captured, in_words
 from farskip_compile.testing.drawing import drawing, wrong_rows
 from farskip_compile.testing.expected import expected_reads, reads_as_written, reads_in_standard_wiring
 from farskip_compile.testing.failure import failure
@@ -51,7 +51,7 @@ def assert_rewired(
     report = captured(model, args, kwargs, config).report
     expected = expected_reads(report, reads_as_written(report), config.connectivity, config.layers)
     reads = {row.name: row.reads for row in report.rows}
-    _compare(report, reads, expected.reads, config, f"compiled with: {wish_of(report.config)}")
+    _compare(report, reads, expected.reads, config, f"compiled with: {in_words(report.config)}")
     return report
 
 
@@ -81,10 +81,10 @@ def assert_wiring(
         AssertionError: a sub-block reads something else, or no table can be read.
         ConfigError: wrong options, noticed before the model is looked at.
     """
-    wish = resolve(FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager"))
+    asked = resolve(FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager"))
     report = captured(model, args, kwargs, FarSkipConfig(connectivity="none", inner="eager")).report
-    expected = expected_reads(report, reads_in_standard_wiring(report), wish.connectivity, wish.layers)
-    _compare(report, reads_as_written(report), expected.reads, wish, "read off the model as it is written")
+    expected = expected_reads(report, reads_in_standard_wiring(report), asked.connectivity, asked.layers)
+    _compare(report, reads_as_written(report), expected.reads, asked, "read off the model as it is written")
     return report
 
 
@@ -92,7 +92,7 @@ def _compare(
     report: CompileReport,
     reads: Mapping[str, TermSet],
     expected: Mapping[str, TermSet],
-    wish: FarSkipConfig,
+    asked: FarSkipConfig,
     what: str,
 ) -> None:
     wrong = wrong_rows(report.table, reads, expected)
@@ -102,7 +102,7 @@ def _compare(
     if len(wrong) > MOST_IN_WORDS:
         words.append(f"and {len(wrong) - MOST_IN_WORDS} more")
     raise failure(
-        f"{len(wrong)} of {len(report.rows)} sub-blocks do not read what {wish_of(wish)} asks for",
+        f"{len(wrong)} of {len(report.rows)} sub-blocks do not read what {in_words(asked)} asks for",
         what,
         "\n".join(words),
         drawing(report.table, reads, wrong),

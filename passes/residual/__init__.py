@@ -105,7 +105,7 @@ def _group(stream: Stream, regions: list[Region], findings: list[Finding]) -> li
 def _parallel_in_order(groups: list[_Group]) -> list[_Group]:
     """Put the mixer first in a parallel block whose feed-forward part is added first.
 
-    A feed-forward block and the mixer behind it that read the same are such a block if no mixer stands right before
+    A feed-forward block and the mixer after it that read the same are such a block if no mixer stands right before
     them; otherwise they are the feed-forward block of one layer and the mixer of the next (ladder wiring).
     """
     ordered: list[_Group] = []

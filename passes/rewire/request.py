@@ -1,13 +1,13 @@
 """What is asked for: from a connectivity and a layer range to the terms that each sub-block leaves out.
 
-In:    the table of the graph as it is, and the user's wish.
+In:    the table of the graph as it is, and what the user asks for.
 Out:   a `Request`: for each row that changes, the terms to leave out; and the rows that already leave them out.
 Never: adds a read; changes a row outside the range; guesses (what can't be met exactly is an error).
 
 Rules (arXiv 2511.11505 sections 3 and 5.1; L is a layer in the range):
   attention row of L  leaves out the routed terms of layer L-1, whether L-1 is in the range or not   (full, attention)
   feed-forward row of L  leaves out the attention of L; a dense layer is treated like a MoE          (full, mlp)
-A sub-block of the first layer, of a layer behind a dense one or in a parallel block has less or nothing to leave out;
+A sub-block of the first layer, of a layer after a dense one or in a parallel block has less or nothing to leave out;
 the final norm always reads everything. A shortcut MoE (arXiv 2404.05019, LongCat-Flash) hides its collectives under a
 whole layer already: where all routed experts are such, there is nothing to change.
 """
@@ -46,13 +46,13 @@ class Request:
 
 
 def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None) -> Request:
-    """Translate the user's wish for `table` into a `Request`.
+    """Translate what the user asks of `table` into a `Request`.
 
     Raises:
         DenseModelError: no sub-block of the model is a MoE.
         LayerRangeError: the range lies outside the model, or holds nothing that could be left out.
         ConnectivityError: a user's table names a row or a term that is absent or not read.
-        InseparableExpertsError: routed and shared output are summed in front of a step that can't be parted.
+        InseparableExpertsError: routed and shared output are summed before a step that can't be split.
     """
     _check_range(table, layers)
     if connectivity == "none":
@@ -123,9 +123,9 @@ def _check_range(table: Table, layers: LayerRange) -> None:
         )
 
 
-def _from_user(table: Table, wish: Mapping[str, Sequence[str]]) -> Request:
+def _from_user(table: Table, asked: Mapping[str, Sequence[str]]) -> Request:
     left_out: dict[str, TermSet] = {}
-    for row_name, term_names in wish.items():
+    for row_name, term_names in asked.items():
         row = table.row(row_name)
         if row is None:
             raise ConnectivityError(
@@ -149,7 +149,7 @@ def _from_user(table: Table, wish: Mapping[str, Sequence[str]]) -> Request:
         if 0 in dropped:
             raise ConnectivityError(
                 f"the connectivity table leaves the embedding {table.terms[0].name!r} out of {row_name!r}: what is "
-                "left is no residual value",
+                "left is not a residual value",
                 way_out="leave out terms of sub-blocks only",
             )
         if dropped:

@@ -90,7 +90,7 @@ def test_amds_keys_are_read_and_never_written_over(manifest: Manifest, tmp_path:
     assert load_manifest(tmp_path) == manifest
 
 
-# What is not there, and what is no manifest
+# What is not there, and what is not a manifest
 
 
 def test_nothing_found_says_what_was_looked_for(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_nothing_found_says_what_was_looked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [(b"{", "is no JSON"), (b"[1]", "holds no JSON object"), (b"\xff\xfe{}", "no text in UTF-8")]
+    ("content", "says"), [(b"{", "is not JSON"), (b"[1]", "holds no JSON object"), (b"\xff\xfe{}", "not text in UTF-8")]
 )
 def test_damaged_files(tmp_path: Path, content: bytes, says: str) -> None:
     for name in ("farskip.json", "config.json"):
@@ -123,7 +123,7 @@ def test_damaged_files(tmp_path: Path, content: bytes, says: str) -> None:
 
 def test_another_json_file_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": {}}')
-    with pytest.raises(ManifestError, match=r"tokenizer\.json exists and is no manifest"):
+    with pytest.raises(ManifestError, match=r"tokenizer\.json exists and is not a manifest"):
         save_manifest(Manifest("full"), tmp_path / "tokenizer.json")
     assert (tmp_path / "tokenizer.json").read_text() == '{"model": {}}'
 
