@@ -85,7 +85,7 @@ def pin_kernels(kernels: Sequence[Kernel], pins: Mapping[Kernel, Sequence[Kernel
     """Before fusion: let a kernel run after those given for it, for order alone.
 
     Such a dependence keeps no memory alive, and a fusion against it is a cycle, which Inductor does not make. It knows
-    cycles by the ancestors of each kernel; those that grow are updated here, since computing all of them anew takes time
+    cycles by the ancestors of each kernel; those that grow are updated here, as computing all of them anew takes time
     and memory quadratic in the size of the graph.
 
     Args:
