@@ -15,7 +15,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from farskip_compile.errors import FarSkipError
-from farskip_compile.explain import Explanation, Refusal
+from farskip_compile.explain.explanation import Explanation, Refusal
 from farskip_compile.explain.layout import (
     Cell,
     Shown,

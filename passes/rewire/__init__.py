@@ -17,13 +17,14 @@ Algorithm:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import fx
 
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph.dead import erase_dead, used_nodes
 from farskip_compile.passes.graph.walk import fresh_like
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.table import SubBlock
@@ -64,19 +65,6 @@ def _renumbered(left_out: Mapping[str, TermSet], before: Reading, after: Reading
     index_of = {core: index for index, core in enumerate(after.stream.cores)}
     cores = before.stream.cores
     return {name: TermSet.of(index_of[cores[index]] for index in terms) for name, terms in left_out.items()}
-
-
-def erase_dead(graph: fx.Graph, used_before: Set[fx.Node]) -> None:
-    """Erase nodes that had users before the edit and have none now: also collectives, on every rank alike."""
-    for node in reversed(list(graph.nodes)):
-        communicates = ops.is_collective(node) or ops.is_wait(node)
-        if not node.users and node in used_before and (communicates or effects.is_pure(node)):
-            graph.erase_node(node)
-
-
-def used_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes with at least one user."""
-    return {node for node in graph.nodes if node.users}
 
 
 @dataclass

@@ -23,10 +23,10 @@ import torch
 from torch import fx
 
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.dead import erase_dead, used_nodes
 from farskip_compile.passes.graph.walk import fresh_like
 from farskip_compile.passes.residual.stack import read_stack
 from farskip_compile.passes.residual.stream import Stream
-from farskip_compile.passes.rewire import erase_dead, used_nodes
 
 
 def merge_reductions(module: fx.GraphModule) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from farskip_compile import pipeline
 from farskip_compile.passes import residual, rewire
+from farskip_compile.passes.graph import dead
 from farskip_compile.passes.normalize import single_assignment as assignment
 from farskip_compile.passes.rewire import merge_reductions, request, split_collectives, substitute
 from tests.mutation.bench import Fault, in_pass
@@ -124,7 +125,7 @@ FAULTS: list[Fault] = [
     ),
     in_pass(
         "rewire: writes without readers erased",
-        rewire.erase_dead,
+        dead.erase_dead,
         "if not node.users and node in used_before and (communicates or effects.is_pure(node))",
         'if not node.users and node.op.startswith("call")',
         DECODING,

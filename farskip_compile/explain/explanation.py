@@ -1,0 +1,70 @@
+"""What `explain` finds in a model: plain records.
+
+Contract: an `Explanation` holds the report of one capture, or a `Refusal` that says why there is none. Nothing here
+captures anything.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from farskip_compile.config import FarSkipConfig
+from farskip_compile.explain.overlappable import independent
+from farskip_compile.report.compile import CompileReport
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a model can't be rewired as asked."""
+
+    error: str
+    """Name of the exception's class."""
+    reason: str
+    where: str = ""
+    way_out: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """Plain data for `json.dumps`."""
+        return {"error": self.error, "reason": self.reason, "where": self.where, "way_out": self.way_out}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What was found in a model, and what the backend makes of it."""
+
+    model: str
+    config: FarSkipConfig
+    report: CompileReport | None
+    """Rows before and after; the model as written if the rewiring is refused; None if no table could be read."""
+    refusal: Refusal | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        report = self.report.to_json() if self.report is not None else None
+        if self.report is not None and report is not None:
+            for when, table in (("before", self.report.table.as_written()), ("after", self.report.table)):
+                for row, plain in zip(table.rows, report["sub_blocks"], strict=True):
+                    plain[f"independent_{when}"] = list(independent(table, row))
+        config = self.config.to_json()
+        return {
+            "model": self.model,
+            "connectivity": config["connectivity"],
+            "layers": config["layers"],
+            "refusal": self.refusal.to_json() if self.refusal is not None else None,
+            "report": report,
+            "versions": versions(),
+        }
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that decides what a model's graph looks like."""
+    found = {"python": platform.python_version()}
+    for package in ("farskip-compile", "torch", "transformers"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
