@@ -28,7 +28,6 @@ WHOLE = {
     "tests/distributed/test_transformers_ranks.py::test_under_none": "Inductor's kernels on ranks",
     "tests/inductor/test_generated_order.py::test_no_buffer_is_used": "Inductor's kernels, forward and backward",
     "tests/inductor/test_generated_order.py::test_the_fullest_rank": "Inductor's kernels, forward and backward",
-    "tests/inductor/test_generated_order.py::test_rewired_models_hide_collectives_forward_and_backward[qwen3": "Inductor",
     "tests/distributed/test_torchtitan_ranks.py": "torchtitan's models on ranks",
     "tests/distributed/test_data_parallel_ranks.py": "wrappers that run data-parallel",
     "tests/distributed/test_expert_parallel_ranks.py::test_equal_to_theirs": "transformers' own parallelism",
