@@ -355,7 +355,7 @@ def test_range_that_changes_nothing() -> None:
         ({"attention.2": ["r7"]}, "does not have"),
         ({"attention.1": ["r2"]}, "does not read"),
         ({"attention.0": ["e"]}, "nothing to read"),
-        ({"attention.1": ["e"]}, "no residual value"),
+        ({"attention.1": ["e"]}, "not a residual value"),
     ],
 )
 def test_table_of_absent_terms(table: dict[str, list[str]], words: str) -> None:
