@@ -28,6 +28,8 @@ SHORT = 1e-7
 """Seconds; less than any product of these models takes."""
 ENOUGH = 5e-6
 """What each collective has in the rewired models."""
+STANDARD = 6e-6
+"""More than all compute together that standard wiring leaves beside its collectives: so whichever gets it, is short."""
 
 
 def config(**options: Any) -> FarSkipConfig:
@@ -66,15 +68,16 @@ def test_in_evaluation_the_inference_graph_counts(two_ranks: Any) -> None:
 
 def test_standard_wiring_is_seen_to_hide_little(two_ranks: Any) -> None:
     model = model_in("padded", two_ranks)
-    text = failure_of(assert_overlappable, model, IDS, at_least=ENOUGH, config=config(connectivity="none"))
+    text = failure_of(assert_overlappable, model, IDS, at_least=STANDARD, config=config(connectivity="none"))
     lines = text.splitlines()
     assert " ".join(lines[:2]) == (
-        "4 of 4 collectives of routed experts in the forward graph have less than 5e-06 s of compute between their "
+        "4 of 4 collectives of routed experts in the forward graph have less than 6e-06 s of compute between their "
         "launch and their wait"
     )
     assert lines[2] == "  connectivity 'none', all layers; estimates for kernels, profile cpu-gloo"
     assert lines[3].split() == ["launch", "of", "on", "the", "wire", "compute", "exposed"]
     assert [line.split()[0] + line.split()[2] for line in lines[4:8]] == ["!r0", "!r0", "!r1", "!r1"]
+    assert sum(float(line.split()[5]) for line in lines[4:8]) < STANDARD
     assert lines[8:10] == ["  moe.0 can run beside nothing", "  moe.1 can run beside nothing"]
     assert "ends=False" not in text
 
