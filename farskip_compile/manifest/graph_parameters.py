@@ -17,6 +17,7 @@ from torch import fx
 
 from farskip_compile._compat.parameters import parameter_name
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual import Reading
 
 GraphShape = tuple[int | None, ...]
@@ -46,11 +47,6 @@ def graph_parameters(reading: Reading) -> GraphParameters:
             shapes[names[node]] = tuple(size if isinstance(size, int) else None for size in value.shape)
     inside = [node for region in reading.regions for node in region.owned]
     inside += [node for node in stream.tree if node is not stream.base]
-    stack = [arg for node in inside for arg in stream.inputs(node)]
-    seen: set[fx.Node] = set()
-    while stack:
-        node = stack.pop()
-        if node not in seen and node in stream.flow.constant:
-            seen.add(node)
-            stack.extend(stream.inputs(node))
+    read = [arg for node in inside for arg in stream.inputs(node)]
+    seen = set(walk_back(read, lambda node: node not in stream.flow.constant, stream.inputs))
     return GraphParameters(shapes, tuple(name for node, name in names.items() if node in seen))

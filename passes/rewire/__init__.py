@@ -12,7 +12,7 @@ Algorithm:
    block, are copied for the row that changes. Whatever else uses such a node (the caller, if it is returned; a
    later sub-block, outside the stream) keeps seeing what the row that owns it sees.
    An all-gather after a norm (sequence parallelism) is copied too: one more collective, on every rank alike.
-4. Erase what has become dead, collectives included, and lint.
+4. Erase what has become dead, collectives included. (The driver lints the graph.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import fx
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.graph.dead import erase_dead, used_nodes
-from farskip_compile.passes.graph.walk import fresh_like
+from farskip_compile.passes.graph.walk import fresh_like, walk_back
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.table import SubBlock
 from farskip_compile.passes.residual.termset import TermSet
@@ -56,7 +56,6 @@ def rewire(module: fx.GraphModule, reading: Reading, request: Request) -> int:
             edit.rewire(row)
     # 4. clean up
     erase_dead(module.graph, used_before)
-    module.graph.lint()
     return split
 
 
@@ -139,15 +138,13 @@ def _visitors(reading: Reading, owner: Mapping[fx.Node, str]) -> dict[fx.Node, d
     """For each node that a row other than its owner uses to reach what it reads: those rows."""
     visitors: dict[fx.Node, dict[str, None]] = {}
     for row in reading.table.rows:
-        stack = [node for index in row.terms for node in reading.regions[index].met]
-        seen: set[fx.Node] = set()
-        while stack:
-            node = stack.pop()
-            if node in seen or node in reading.stream.values or node not in owner or owner[node] == row.name:
-                continue
-            seen.add(node)
+        met = [node for index in row.terms for node in reading.regions[index].met]
+
+        def ends(node: fx.Node, name: str = row.name) -> bool:
+            return reading.stream.is_residual(node) or owner.get(node, name) == name
+
+        for node in walk_back(met, ends, reading.stream.inputs):
             visitors.setdefault(node, {})[row.name] = None
-            stack.extend(reading.stream.inputs(node))
     return visitors
 
 

@@ -43,7 +43,6 @@ def merge_reductions(module: fx.GraphModule) -> int:
             _merge(graph, renamed, pair)
     if renamed:
         erase_dead(graph, used_before)
-        graph.lint()
     return len(renamed)
 
 
