@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common import markdown, picture
 
-from farskip_compile.simulate.text import WORTH, duration
+from farskip_compile.simulate.render import WORTH, duration
 from scaling_bench.sweeps import SWEEPS, Found, Sweep
 
 ROOM = 1.6

@@ -43,7 +43,7 @@ def overlap_command(
 ) -> None:
     """Show how much communication is exposed: in flight while the rank computes nothing."""
     from farskip_compile.profiling import NoCollectivesError, TraceError, merge_traces, overlap, read_trace
-    from farskip_compile.profiling.html_page import overlap_page
+    from farskip_compile.profiling.page import overlap_page
     from farskip_compile.profiling.text import report_text
 
     with shown_errors(status=2):

@@ -12,23 +12,32 @@ which `overlap(..., subtract_peer_wait=True)` subtracts if the traces of all ran
 
 from __future__ import annotations
 
-from farskip_compile.profiling.errors import (
+from farskip_compile.profiling.chrome import (
     NoCollectivesError,
     NotATraceError,
     RanksMissingError,
     TraceError,
     TruncatedTraceError,
 )
-from farskip_compile.profiling.estimated import EstimateReport, StepTimes
-from farskip_compile.profiling.html_page import overlap_page
+from farskip_compile.profiling.data import (
+    Collective,
+    CollectiveReport,
+    Device,
+    EstimateReport,
+    Hider,
+    Overlap,
+    OverlapReport,
+    PartReport,
+    RankReport,
+    StepTimes,
+    Trace,
+)
 from farskip_compile.profiling.measure import overlap
 from farskip_compile.profiling.merge import merge_traces
+from farskip_compile.profiling.page import overlap_page, timeline_svg
 from farskip_compile.profiling.read import read_trace
 from farskip_compile.profiling.recording import kernels_visible, record
-from farskip_compile.profiling.report import CollectiveReport, Hider, Overlap, OverlapReport, PartReport, RankReport
 from farskip_compile.profiling.text import report_text
-from farskip_compile.profiling.timeline import timeline_svg
-from farskip_compile.profiling.trace import Collective, Device, Trace
 
 __all__ = [
     "Collective",

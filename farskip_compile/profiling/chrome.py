@@ -1,7 +1,7 @@
 """Reads a Chrome trace file: JSON, or JSON in gzip, as `torch.profiler` exports it.
 
-Contract: gives the document as a dictionary whose `traceEvents` is a list, or raises an error that distinguishes a
-truncated trace from a file that is not a trace. The file is read whole; 200 MB take a few seconds.
+Contract: gives the document as a dictionary whose `traceEvents` is a list, or raises a `TraceError` that names the
+file, what is wrong with it, and what to do. The file is read whole; 200 MB take a few seconds.
 """
 
 from __future__ import annotations
@@ -12,13 +12,33 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from farskip_compile.errors import FarSkipError
 from farskip_compile.passes.gc_pause import collector_paused
-from farskip_compile.profiling.errors import NotATraceError, TraceError, TruncatedTraceError
 
 Document = dict[str, Any]
 
 _EXPORT = "give a file that torch.profiler's export_chrome_trace wrote, or that farskip_compile.profiling.record wrote"
 _CUT_OFF = "let the process that writes it finish, and export the trace again"
+
+
+class TraceError(FarSkipError):
+    """A trace that can't be used: unreadable, or of a rank that is there twice."""
+
+
+class NotATraceError(TraceError):
+    """A file that is not a Chrome trace of `torch.profiler`."""
+
+
+class TruncatedTraceError(TraceError):
+    """A trace file that ends in the middle, such as that of a process killed while writing."""
+
+
+class NoCollectivesError(TraceError):
+    """No trace holds a collective, so there is no communication to report on."""
+
+
+class RanksMissingError(TraceError):
+    """A question about all ranks, when only some have traces."""
 
 
 def load(path: Path) -> Document:
@@ -34,9 +54,9 @@ def load(path: Path) -> Document:
         with collector_paused():
             document = json.loads(text, strict=False)
     except json.JSONDecodeError as error:
-        if text.lstrip()[:1] in ("{", "[") and text.rstrip()[-1:] not in ("}", "]"):
-            raise TruncatedTraceError(f"{path} ends in the middle of the trace", way_out=_CUT_OFF) from None
-        if error.pos >= len(text.rstrip()) and text.strip():
+        whole = text.strip()
+        cut_off = whole[:1] in ("{", "[") and whole[-1:] not in ("}", "]")
+        if cut_off or error.pos >= len(text.rstrip()):
             raise TruncatedTraceError(f"{path} ends in the middle of the trace", way_out=_CUT_OFF) from None
         raise NotATraceError(f"{path} is not JSON: {error}", way_out=_EXPORT) from None
     except RecursionError:

@@ -19,46 +19,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
+from farskip_compile.profiling.data import Device, EstimateReport, StepTimes, Trace
 from farskip_compile.profiling.intervals import Span, difference, intersection, total, union
-from farskip_compile.profiling.trace import Device, Trace
-
-TOTAL = "total"
-
-
-@dataclass(frozen=True)
-class StepTimes:
-    """One run of a graph, or of all graphs together."""
-
-    compute_ns: int
-    communication_ns: int
-    exposed_ns: int
-    step_ns: int
-
-    def to_json(self) -> dict[str, int]:
-        """For `json.dumps`."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EstimateReport:
-    """One scheduled graph: what the scheduler expected of the order that runs, and what the trace shows."""
-
-    name: str
-    """`forward`, `backward` or `inference`, with a number if there are several; `total` for their sum."""
-    collectives: int
-    """Launches of one run."""
-    profile: str
-    """Name of the hardware profile behind the estimate."""
-    estimated: StepTimes
-    measured: StepTimes | None
-    """Mean over runs and ranks; None: the trace does not show this graph's runs."""
-
-    def to_json(self) -> dict[str, Any]:
-        """For `json.dumps`."""
-        return asdict(self)
 
 
 @dataclass
@@ -92,17 +57,15 @@ def estimates(traces: Sequence[Trace]) -> tuple[EstimateReport, ...]:
         for index in shown
     ]
     found = [row.measured for row in rows if row.measured is not None]
-    whole = _sum(found) if len(found) == len(rows) else _mean([_whole(trace) for trace in traces])
-    return (
-        *rows,
-        EstimateReport(
-            name=TOTAL,
-            collectives=sum(row.collectives for row in rows),
-            profile=", ".join(dict.fromkeys(row.profile for row in rows)),
-            estimated=_sum([row.estimated for row in rows]),
-            measured=whole,
-        ),
+    runs = [_times(one.span or (0, 0), one.compute(), [(c.start, c.end) for c in one.collectives]) for one in traces]
+    whole = EstimateReport(
+        name="total",
+        collectives=sum(row.collectives for row in rows),
+        profile=", ".join(dict.fromkeys(row.profile for row in rows)),
+        estimated=_sum([row.estimated for row in rows]),
+        measured=_sum(found) if len(found) == len(rows) else _mean(runs),
     )
+    return (*rows, whole)
 
 
 def _graphs(trace: Trace) -> list[_Graph]:
@@ -110,7 +73,7 @@ def _graphs(trace: Trace) -> list[_Graph]:
     if trace.device is not Device.CPU or not trace.graphs:
         return []
     compute = trace.compute()
-    launched = sorted((one.launched or one.start, one.start, one.end) for one in trace.collectives)
+    launched = sorted((*one.order, one.end) for one in trace.collectives)
     moments = [moment for moment, _, _ in launched]
     graphs: dict[str, _Graph] = {}
     for start, end, name in trace.graphs:
@@ -129,11 +92,6 @@ def _times(stretch: Span, compute: Sequence[Span], collectives: Sequence[Span]) 
         exposed_ns=total(difference(flying, compute)),
         step_ns=stretch[1] - stretch[0],
     )
-
-
-def _whole(trace: Trace) -> StepTimes:
-    """All of a trace, as one run."""
-    return _times(trace.span or (0, 0), trace.compute(), [(one.start, one.end) for one in trace.collectives])
 
 
 def _match(schedules: Sequence[dict[str, Any]], graphs: Sequence[_Graph]) -> list[tuple[int, _Graph]]:

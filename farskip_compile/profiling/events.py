@@ -56,6 +56,9 @@ OPERATOR_CATEGORIES = frozenset(["cpu_op", "Operator"])
 ANNOTATION_CATEGORIES = frozenset(["user_annotation"])
 RUNTIME_CATEGORIES = frozenset(["cuda_runtime", "cuda_driver", "Runtime"])
 
+COMPILED_REGION = "## Call CompiledFxGraph"
+"""How the mark of a run of code that Inductor compiled begins."""
+
 LOOSE_KINDS = frozenset(["send", "recv", "send_recv", "broadcast", "reduce", "gather", "scatter", "collective"])
 """Kinds that one rank may finish before another begins; `collective` may be one of them."""
 
@@ -71,13 +74,9 @@ LAUNCH_KINDS: dict[str, tuple[str, str]] = {
     "reduce_scatter_": ("reduce_scatter", "reduce_scatter"),
     "_reduce_scatter_base_": ("reduce_scatter_tensor", "all_reduce"),
     "reduce_scatter_tensor_coalesced_": ("reduce_scatter_tensor", "all_reduce"),
-    "broadcast_": ("broadcast", "broadcast"),
-    "reduce_": ("reduce", "reduce"),
-    "gather_": ("gather", "gather"),
-    "scatter_": ("scatter", "scatter"),
+    **{f"{kind}_": (kind, kind) for kind in ("broadcast", "reduce", "gather", "scatter", "recv")},
     "barrier": ("barrier", "barrier"),
     "send": ("send", "send"),
-    "recv_": ("recv", "recv"),
     "recv_any_source_": ("recv", "recv"),
 }
 """Operator of `c10d`: the collective that it launches, and the name that gloo's work goes by (a reduce-scatter on gloo
@@ -103,11 +102,6 @@ def role(name: str) -> Role:
 def is_fused_kernel(name: str) -> bool:
     """Whether `name` is a kernel that Inductor made."""
     return _FUSED_KERNEL.match(name) is not None
-
-
-def is_compiled_region(name: str) -> bool:
-    """Whether `name` marks a run of code that Inductor compiled."""
-    return name.startswith("## Call CompiledFxGraph")
 
 
 @lru_cache(maxsize=65536)

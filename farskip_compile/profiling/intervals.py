@@ -1,14 +1,17 @@
-"""Sets of time intervals: unions, intersections, and how much of a stretch a union covers.
+"""Sets of time intervals, and how they are drawn with as few shapes as a picture has room for.
 
 Contract: an interval is `(start, end)` in whole nanoseconds, half open, `start <= end`. A *union* is a list of
 intervals that is sorted, with a gap between neighbours and nothing empty: what `union` gives and what every other
-function here takes. All are linear in the number of intervals (after sorting); integers, so nothing is rounded.
+function here takes. All are linear in the number of intervals (after sorting), or logarithmic for each question;
+integers, so nothing is rounded. A trace may hold a million intervals for a thousand pixels: what is shorter than a
+*sliver* can't be seen, and is drawn with its neighbours, so that proportions stay: their times add up.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 Span = tuple[int, int]
@@ -17,19 +20,11 @@ Span = tuple[int, int]
 def union(spans: Iterable[Span]) -> list[Span]:
     """The union of `spans`, which may overlap and come in any order."""
     merged: list[Span] = []
-    last_start, last_end = 0, 0
-    is_open = False
-    for start, end in sorted(spans):
-        if start >= end:
-            continue
-        if is_open and start <= last_end:
-            last_end = max(last_end, end)
-            continue
-        if is_open:
-            merged.append((last_start, last_end))
-        last_start, last_end, is_open = start, end, True
-    if is_open:
-        merged.append((last_start, last_end))
+    for start, end in sorted(span for span in spans if span[0] < span[1]):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        else:
+            merged.append((start, end))
     return merged
 
 
@@ -86,8 +81,75 @@ class Coverage:
         """Covered nanoseconds between `start` and `end`."""
         return self._until(end) - self._until(start) if start < end else 0
 
+    def split(self, start: int, end: int, sliver: float) -> Iterator[tuple[int, int, bool]]:
+        """Parts of one interval, in order: start, end, and whether the union covers it.
+
+        As they are if there is room; else each sliver is divided by its share.
+        """
+        first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
+        if last - first > max(1.0, (end - start) / sliver):
+            step = max(1, int(sliver))
+            for left in range(start, end, step):
+                right = min(left + step, end)
+                middle = left + self.within(left, right)
+                if middle > left:
+                    yield left, middle, True
+                if right > middle:
+                    yield middle, right, False
+            return
+        for left, right in zip(self._starts[first:last], self._ends[first:last], strict=True):
+            if left > start:
+                yield start, left, False
+            yield max(left, start), min(right, end), True
+            start = min(right, end)
+        if start < end:
+            yield start, end, False
+
     def _until(self, time: int) -> int:
         index = bisect_right(self._starts, time)
         if index == 0:
             return 0
         return self._before[index] - max(0, self._ends[index - 1] - time)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Neighbouring intervals, drawn as one."""
+
+    start: int
+    end: int
+    busy: int
+    """How much of it the intervals fill."""
+    first: int
+    """Index of the first interval."""
+    count: int
+
+    @property
+    def indices(self) -> range:
+        """Indices of all its intervals."""
+        return range(self.first, self.first + self.count)
+
+
+def blocks(spans: Sequence[Span], sliver: float) -> Iterator[Block]:
+    """Intervals of at least `sliver` one by one, shorter ones in blocks of at most three slivers.
+
+    Args:
+        spans: in order of their starts. Where they overlap, the first has the time.
+        sliver: in nanoseconds.
+    """
+    pending: Block | None = None
+    for index, (start, end) in enumerate(spans):
+        alone = end - start >= sliver
+        if pending is not None and not alone and end - pending.start <= 3 * sliver:
+            fresh = max(0, end - max(start, pending.end))
+            end = max(end, pending.end)
+            pending = Block(pending.start, end, pending.busy + fresh, pending.first, pending.count + 1)
+            continue
+        if pending is not None:
+            yield pending
+        pending = Block(start, end, end - start, index, 1)
+        if alone:
+            yield pending
+            pending = None
+    if pending is not None:
+        yield pending

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from farskip_compile.profiling import events
+from farskip_compile.profiling.data import Collective
 from farskip_compile.profiling.lanes import Segment, in_order, innermost
-from farskip_compile.profiling.trace import Collective
 
 Place = tuple[str, int]
 """Thread and moment of a launch."""
@@ -48,14 +48,12 @@ class Layers:
             self._starts[thread] = [start for start, _, _ in found]
             self._stretches[thread] = [(end, events.layer_of(ordered[index][2])) for _, end, index in found]
 
-    def at(self, place: Place) -> int | None:
-        """The layer at `place`, if one is named."""
+    def place(self, collective: Collective, place: Place) -> Collective:
+        """`collective` with the moment of its launch, and the layer that is named there."""
         thread, moment = place
         index = bisect_right(self._starts.get(thread, ()), moment) - 1
-        if index < 0:
-            return None
-        end, layer = self._stretches[thread][index]
-        return layer if moment < end else None
+        end, layer = self._stretches[thread][index] if index >= 0 else (moment, None)
+        return replace(collective, launched=moment, layer=layer if moment < end else None)
 
 
 def link_by_order(collectives: Sequence[Collective], launches: Sequence[Launch], layers: Layers) -> list[Collective]:
@@ -68,22 +66,10 @@ def link_by_order(collectives: Sequence[Collective], launches: Sequence[Launch],
         launched[launch.work].append(launch)
     linked = list(collectives)
     for work, indices in works.items():
-        candidates = launched[work]
-        if len(candidates) != len(indices):
-            continue
-        pairs = list(zip(indices, candidates, strict=True))
-        if any(collectives[index].start < launch.place[1] for index, launch in pairs):
+        pairs = list(zip(indices, launched[work], strict=False))
+        late = any(collectives[index].start < launch.place[1] for index, launch in pairs)
+        if len(launched[work]) != len(indices) or late:
             continue
         for index, launch in pairs:
-            linked[index] = replace(
-                linked[index], kind=launch.kind, launched=launch.place[1], layer=layers.at(launch.place)
-            )
+            linked[index] = replace(layers.place(linked[index], launch.place), kind=launch.kind)
     return linked
-
-
-def link_by_id(collectives: Sequence[tuple[Collective, Place | None]], layers: Layers) -> list[Collective]:
-    """Collectives on GPU, each with the place of the runtime call that launched it."""
-    return [
-        collective if place is None else replace(collective, launched=place[1], layer=layers.at(place))
-        for collective, place in collectives
-    ]

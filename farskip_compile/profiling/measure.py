@@ -20,13 +20,21 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from farskip_compile.profiling.errors import NoCollectivesError, RanksMissingError, TraceError
+from farskip_compile.profiling.chrome import NoCollectivesError, RanksMissingError, TraceError
+from farskip_compile.profiling.data import (
+    Collective,
+    CollectiveReport,
+    Device,
+    Hider,
+    OverlapReport,
+    PartReport,
+    RankReport,
+    Trace,
+)
 from farskip_compile.profiling.estimated import estimates
 from farskip_compile.profiling.intervals import Coverage, Span, difference, intersection, total, union
 from farskip_compile.profiling.lanes import Segment
 from farskip_compile.profiling.peers import Peers, match
-from farskip_compile.profiling.report import CollectiveReport, Hider, OverlapReport, PartReport, RankReport
-from farskip_compile.profiling.trace import Collective, Device, Trace
 
 
 def overlap(
@@ -108,7 +116,7 @@ def _label(trace: Trace, layers: Sequence[int | None]) -> Trace:
             f"{trace.source} has {count} collectives, which is not a whole number of iterations of {len(layers)}",
             way_out="give `layers` one entry for each collective of an iteration, and profile whole iterations",
         )
-    order = sorted(range(count), key=lambda i: (trace.collectives[i].launched or trace.collectives[i].start, i))
+    order = sorted(range(count), key=lambda i: trace.collectives[i].order)
     layer = {index: layers[place % len(layers)] for place, index in enumerate(order)}
     return replace(trace, collectives=tuple(replace(c, layer=layer[i]) for i, c in enumerate(trace.collectives)))
 
@@ -118,11 +126,12 @@ def _rank(
 ) -> RankReport:
     compute = trace.compute(copies=count_copies)
     joined = peers.joined.get(rank) or [None] * len(trace.collectives)
-    waited = [_until_joined(one, last) for one, last in zip(trace.collectives, joined, strict=True)]
-    spans = [
-        (one.start + wait if subtract_peer_wait and wait is not None else one.start, one.end)
-        for one, wait in zip(trace.collectives, waited, strict=True)
+    waited = [
+        None if last is None else max(0, min(last, one.end) - one.start)
+        for one, last in zip(trace.collectives, joined, strict=True)
     ]
+    late = [wait or 0 if subtract_peer_wait else 0 for wait in waited]
+    spans = [(one.start + wait, one.end) for one, wait in zip(trace.collectives, late, strict=True)]
     under = _Hiders(trace.lanes(copies=count_copies))
     coverage = Coverage(compute)
     communication = union(spans)
@@ -171,10 +180,6 @@ def _rank(
             for index, (one, span) in enumerate(zip(trace.collectives, spans, strict=True))
         ),
     )
-
-
-def _until_joined(one: Collective, last: int | None) -> int | None:
-    return None if last is None else max(0, min(last, one.end) - one.start)
 
 
 def _all_waiting(collectives: Sequence[Collective], waited: Sequence[int | None]) -> int:

@@ -17,12 +17,12 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, Any
 
+from farskip_compile.json_files import replacing
 from farskip_compile.profiling import events
-from farskip_compile.profiling.chrome import Document, load
-from farskip_compile.profiling.errors import TraceError
+from farskip_compile.profiling.chrome import Document, TraceError, load
+from farskip_compile.profiling.data import Device, Trace
 from farskip_compile.profiling.intervals import difference, union
 from farskip_compile.profiling.read import from_document
-from farskip_compile.profiling.trace import Device, Trace
 
 STRIDE = 1000
 """Processes that a rank may have: rank r owns the ids from r * STRIDE + 1."""
@@ -40,10 +40,9 @@ def merge_traces(paths: Sequence[str | PathLike[str]], out: str | PathLike[str])
     out = Path(out)
     if any(out.resolve() == Path(path).resolve() for path in paths):
         raise TraceError(f"{out} is one of the traces to merge", way_out="give another name for the merged trace")
-    unfinished = out.with_name(out.name + ".part")
     ranks: dict[int, str] = {}
     try:
-        with _writer(unfinished, zipped=out.suffix == ".gz") as file:
+        with replacing(out) as temporary, _writer(temporary, zipped=out.suffix == ".gz") as file:
             file.write('{"displayTimeUnit":"ms","traceEvents":[\n')
             origin: int | None = None
             is_first = True
@@ -60,11 +59,8 @@ def merge_traces(paths: Sequence[str | PathLike[str]], out: str | PathLike[str])
                     file.write(("" if is_first else ",\n") + json.dumps(event))
                     is_first = False
             file.write(f'\n],"baseTimeNanoseconds":{origin or 0},"farskipRanks":{sorted(ranks)}}}\n')
-        unfinished.replace(out)
     except OSError as error:
         raise TraceError(f"can't write {out}: {error.strerror}", way_out="give a path that can be written") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
     return out
 
 

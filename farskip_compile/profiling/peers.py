@@ -19,8 +19,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from farskip_compile.profiling.data import Trace
 from farskip_compile.profiling.events import LOOSE_KINDS
-from farskip_compile.profiling.trace import Collective, Trace
 from farskip_compile.text_utils import amount
 
 TOLERANCE_NS = 50_000
@@ -46,8 +46,7 @@ def match(traces: Mapping[int, Trace]) -> Peers:
         return Peers({}, reason)
     sequences: dict[_Key, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for rank, trace in traces.items():
-        for index in sorted(range(len(trace.collectives)), key=lambda i: _order(trace.collectives[i])):
-            one = trace.collectives[index]
+        for index, one in sorted(enumerate(trace.collectives), key=lambda pair: pair[1].order):
             sequences[one.kind, one.group, one.ranks or tuple(traces)][rank].append(index)
     joined: dict[int, list[int | None]] = {rank: [None] * len(trace.collectives) for rank, trace in traces.items()}
     unmatched = early = worst = 0
@@ -58,7 +57,7 @@ def match(traces: Mapping[int, Trace]) -> Peers:
             unmatched += sum(map(len, by_rank.values()))
             continue
         for together in zip(*by_rank.values(), strict=True):
-            members = [(rank, index) for rank, index in zip(by_rank, together, strict=True)]
+            members = list(zip(by_rank, together, strict=True))
             last = max(traces[rank].collectives[index].start for rank, index in members)
             for rank, index in members:
                 joined[rank][index] = last
@@ -66,10 +65,6 @@ def match(traces: Mapping[int, Trace]) -> Peers:
                 if lead > TOLERANCE_NS:
                     early, worst = early + 1, max(worst, lead)
     return Peers(joined, "", tuple(_notes(traces, unmatched, early, worst)))
-
-
-def _order(one: Collective) -> tuple[int, int]:
-    return (one.start if one.launched is None else one.launched, one.start)
 
 
 def _unsound(traces: Mapping[int, Trace]) -> str:

@@ -17,23 +17,24 @@ import re
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass, field
+from operator import attrgetter
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.profiling import events
-from farskip_compile.profiling.chrome import Document, load
-from farskip_compile.profiling.errors import NotATraceError, TraceError
+from farskip_compile.profiling.chrome import Document, NotATraceError, TraceError, load
+from farskip_compile.profiling.data import Collective, Device, Trace
 from farskip_compile.profiling.events import Role
 from farskip_compile.profiling.intervals import Span, union
 from farskip_compile.profiling.lanes import Segment, compute_only, segments
-from farskip_compile.profiling.launches import Launch, Layers, Place, link_by_id, link_by_order
-from farskip_compile.profiling.trace import Collective, Device, Trace
+from farskip_compile.profiling.launches import Launch, Layers, Place, link_by_order
 from farskip_compile.text_utils import amount
 
 SCHEDULES = "farskip_schedules"
 """Where `record` puts the schedules of the process into a trace."""
+_START = attrgetter("start", "end")
 
 
 @runtime_checkable
@@ -103,12 +104,14 @@ def from_document(document: Document, source: str, *, rank: int | None = None) -
         named = re.search(r"rank[_\-. ]?(\d+)", Path(source).name, re.IGNORECASE)
         found = int(named[1]) if named is not None else None
     groups = [group.get("ranks") for group in info.get("pg_config") or () if isinstance(group, dict)]
+    schedules = document.get(SCHEDULES)
+    entries = schedules if isinstance(schedules, list) else []
     return raw.trace(
         source=source,
         rank=found if rank is None else rank,
         world_size=info.get("world_size"),
         groups=tuple(sorted({tuple(ranks) for ranks in groups if ranks and len(ranks) > 1})),
-        schedules=_schedules(document.get(SCHEDULES)),
+        schedules=tuple(one for one in entries if isinstance(one, dict) and isinstance(one.get("orders"), dict)),
         host=str(document.get("host_name") or ""),
     )
 
@@ -164,7 +167,7 @@ class _Raw:
             self.launches.append(Launch(*launched, (thread, start)))
 
     def _add_region(self, name: str, start: int, end: int) -> None:
-        if events.is_compiled_region(name):
+        if name.startswith(events.COMPILED_REGION):
             self.graphs.append((start, end, name))
 
     def _add_gpu(self, event: dict[str, Any], start: int, end: int) -> None:
@@ -184,50 +187,40 @@ class _Raw:
         else:
             self.kernels[stream].append((start, end, name))
 
-    def trace(
-        self,
-        source: str,
-        rank: int | None,
-        world_size: int | None,
-        groups: tuple[tuple[int, ...], ...],
-        schedules: tuple[dict[str, Any], ...],
-        host: str,
-    ) -> Trace:
-        """All of it, with launches and layers."""
+    def trace(self, **about: Any) -> Trace:
+        """All of it, with launches and layers; the other fields of the trace are given."""
         layers = Layers(self.ranges)
         on_gpu = bool(self.kernels or self.gpu_collectives)
         if on_gpu:
             places = [(one, self.runtime.get(key) if key is not None else None) for one, key in self.gpu_collectives]
-            collectives = sorted(link_by_id(places, layers), key=lambda one: (one.start, one.end))
+            collectives = sorted((layers.place(one, place) if place else one for one, place in places), key=_START)
         else:
-            in_order = sorted((one for one, _ in self.cpu_collectives), key=lambda one: (one.start, one.end))
+            in_order = sorted((one for one, _ in self.cpu_collectives), key=_START)
             collectives = link_by_order(in_order, self.launches, layers)
         return Trace(
-            source=source,
-            rank=rank,
-            world_size=world_size,
             device=Device.GPU if on_gpu else Device.CPU,
             collectives=tuple(collectives),
             work=_by_lane(self.kernels) if on_gpu else self._cpu_work(),
             copies=_by_lane(self.copies) if on_gpu else {},
             waits=[] if on_gpu else self._waits(),
-            groups=groups,
             graphs=sorted(self.graphs),
-            schedules=schedules,
-            host=host,
             notes=tuple(self._notes(on_gpu)),
+            **about,
         )
 
     def _cpu_work(self) -> dict[str, list[Segment]]:
         """Compute of every thread but those that do nothing except the work of collectives."""
-        launching = {thread for thread, found in self.operators.items() if any(map(_communicates, found))}
+        communicating = (Role.LAUNCH, Role.WAIT)
+        launching = {
+            t for t, found in self.operators.items() if any(events.role(name) in communicating for _, _, name in found)
+        }
         workers = {thread for _, thread in self.cpu_collectives} - launching
         lanes = ((t, compute_only(found)) for t, found in sorted(self.operators.items()) if t not in workers)
         return {f"thread {thread.split('/')[1]}": lane for thread, lane in lanes if lane}
 
     def _waits(self) -> list[Span]:
-        found = (one for lane in self.operators.values() for one in lane if events.role(one[2]) is Role.WAIT)
-        return union((start, end) for start, end, _ in found)
+        lanes = self.operators.values()
+        return union((start, end) for lane in lanes for start, end, name in lane if events.role(name) is Role.WAIT)
 
     def _notes(self, on_gpu: bool) -> list[str]:
         notes = []
@@ -245,18 +238,8 @@ class _Raw:
         return notes
 
 
-def _schedules(found: object) -> tuple[dict[str, Any], ...]:
-    """The well-formed schedules in a trace."""
-    entries = found if isinstance(found, list) else []
-    return tuple(entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("orders"), dict))
-
-
 def _by_lane(found: dict[str, list[Segment]]) -> dict[str, list[Segment]]:
     return {stream: segments(kernels) for stream, kernels in sorted(found.items())}
-
-
-def _communicates(operator: Segment) -> bool:
-    return events.role(operator[2]) in (Role.LAUNCH, Role.WAIT)
 
 
 def _ranks(text: object) -> tuple[int, ...] | None:

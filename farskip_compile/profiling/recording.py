@@ -23,10 +23,10 @@ from torch.profiler import profile, supported_activities
 
 from farskip_compile._compat.inductor import inductor_settings
 from farskip_compile._compat.names import KERNEL_PROFILE
-from farskip_compile.profiling.errors import TraceError
+from farskip_compile.profiling.chrome import TraceError
+from farskip_compile.profiling.data import OverlapReport
 from farskip_compile.profiling.measure import overlap
 from farskip_compile.profiling.read import SCHEDULES, read_trace
-from farskip_compile.profiling.report import OverlapReport
 from farskip_compile.report.schedule import last_schedules
 
 
@@ -67,7 +67,8 @@ def record(
             fn()
             _synchronize()
             prof.add_metadata_json(SCHEDULES, json.dumps([schedule.to_json() for schedule in last_schedules()]))
-        kept = Path(folder) / "trace.json" if path is None else Path(str(path).replace("{rank}", str(_rank())))
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        kept = Path(folder) / "trace.json" if path is None else Path(str(path).replace("{rank}", str(rank)))
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.open("a").close()  # the profiler reports a file that it can't open on its log only
@@ -82,7 +83,3 @@ def record(
 def _synchronize() -> None:
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0

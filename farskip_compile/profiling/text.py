@@ -10,20 +10,19 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from farskip_compile.profiling.estimated import StepTimes
-from farskip_compile.profiling.report import Hider, Overlap, OverlapReport, PartReport, RankReport
-from farskip_compile.profiling.trace import Device
+from farskip_compile.profiling.data import Device, Hider, Overlap, OverlapReport, PartReport, RankReport, StepTimes
 
 WIDE = 110
 BAR = 20
 FEW_RANKS, FEW_COLLECTIVES = 8, 5
-IN_FLIGHT = "in flight"
+TIMES = ("in flight", "exposed", "hidden")
 LEGEND = (
     "exposed: in flight while the rank computes nothing; in wait: the part of that which a thread spent waiting; "
     "for late ranks: time in flight before the last rank had joined"
@@ -39,18 +38,15 @@ def report_text(report: OverlapReport, console: Console, *, everything: bool = F
         everything: every rank and every collective, not only those that cost most.
     """
     draw = _Draw(console)
-    parts: list[RenderableType] = [Text(headline(report), style="bold")]
-    parts += [Text(), draw.ranks(report, everything)]
+    parts: list[RenderableType] = [Text(headline(report), style="bold"), Text(), draw.ranks(report, everything)]
     parts.append(draw.parts("By collective", "collective", report, lambda rank: rank.kinds))
     if any(rank.layers for rank in report.ranks):
         parts.append(draw.parts("By layer", "layer", report, lambda rank: rank.layers))
     parts.append(draw.collectives(report, everything))
     if report.estimates:
         parts.append(draw.estimates(report))
-    for note in report.notes:
-        parts.append(Text.assemble(("note: ", "bold yellow"), note))
-    parts.append(Text(LEGEND, style="dim"))
-    return Group(*parts)
+    notes = [Text.assemble(("note: ", "bold yellow"), note) for note in report.notes]
+    return Group(*parts, *notes, Text(LEGEND, style="dim"))
 
 
 def headline(report: OverlapReport) -> str:
@@ -122,22 +118,16 @@ class _Draw:
             shown = tuple(sorted(shown, key=lambda rank: (-rank.exposed_ns, rank.rank))[:FEW_RANKS])
         waiting = any(rank.waiting_ns for rank in shown)
         peers = any(rank.peer_wait_ns for rank in shown) and not report.peer_wait_subtracted
-        table = _table("Ranks" if len(shown) == len(report.ranks) else f"The {FEW_RANKS} ranks with most exposed time")
-        for name in ("rank", IN_FLIGHT, "exposed", "hidden"):
-            table.add_column(name, justify="right")
+        title = "Ranks" if len(shown) == len(report.ranks) else f"The {FEW_RANKS} ranks with most exposed time"
+        further = (("in wait", waiting), ("for late ranks", peers), ("compute", self.wide))
+        table = _table(title, "rank", *TIMES)
         table.add_column("")
-        for name, is_there in (("in wait", waiting), ("for late ranks", peers), ("compute", self.wide)):
-            if is_there:
-                table.add_column(name, justify="right")
+        _numbers(table, *(name for name, is_there in further if is_there))
         for rank in shown:
-            fields: list[str | Text] = [str(rank.rank), *_times(rank), self.bar(rank)]
-            if waiting:
-                fields.append(time_text(rank.waiting_ns or 0))
-            if peers:
-                fields.append("?" if rank.peer_wait_ns is None else time_text(rank.peer_wait_ns))
-            if self.wide:
-                fields.append(time_text(rank.compute_ns))
-            table.add_row(*fields)
+            late = "?" if rank.peer_wait_ns is None else time_text(rank.peer_wait_ns)
+            fields = [time_text(rank.waiting_ns or 0)] * waiting + [late] * peers
+            fields += [time_text(rank.compute_ns)] * self.wide
+            table.add_row(str(rank.rank), *_times(rank), self.bar(rank), *fields)
         return table
 
     def parts(
@@ -150,8 +140,7 @@ class _Draw:
                 found[part.name].append(part)
         table = _table(title + (", mean of a rank" if len(report.ranks) > 1 else ""))
         table.add_column(column, no_wrap=True, min_width=max(map(len, found)))
-        for name in ("count", IN_FLIGHT, "exposed", "hidden"):
-            table.add_column(name, justify="right", no_wrap=True)
+        _numbers(table, "count", *TIMES)
         table.add_column("hidden by", overflow="fold")
         for name, parts in found.items():
             mean = Overlap(
@@ -174,23 +163,15 @@ class _Draw:
         several = len(report.ranks) > 1
         layers = any(one.layer is not None for _, one in found)
         groups = self.wide and any(one.group is not None for _, one in found)
-        table = _table(title)
-        for name, is_there in (("rank", several), ("layer", layers), ("at", True)):
-            if is_there:
-                table.add_column(name, justify="right", no_wrap=True)
+        table = _table(title, *["rank"] * several, *["layer"] * layers, "at")
         table.add_column("collective", no_wrap=True, min_width=max((len(one.kind) for _, one in found), default=0))
         if groups:
             table.add_column("group", overflow="fold")
-        for name in (IN_FLIGHT, "exposed", "hidden"):
-            table.add_column(name, justify="right", no_wrap=True)
+        _numbers(table, *TIMES)
         table.add_column("hidden by", overflow="fold")
         for rank, one in found:
-            fields: list[str | Text] = [str(rank.rank)] if several else []
-            if layers:
-                fields.append("?" if one.layer is None else str(one.layer))
-            fields += [time_text(one.start_ns), one.kind]
-            if groups:
-                fields.append(one.group or "?")
+            fields = [str(rank.rank)] * several + ["?" if one.layer is None else str(one.layer)] * layers
+            fields += [time_text(one.start_ns), one.kind, *[one.group or "?"] * groups]
             table.add_row(*fields, *_times(one), self.hiders(one.hidden_by, few=True))
         return table
 
@@ -201,8 +182,7 @@ class _Draw:
         table = _table(f"Estimated ({profiles}) and measured" + (", mean of a rank" if several else ""))
         table.add_column("graph", no_wrap=True)
         table.add_column("", no_wrap=True)
-        for name in ("compute", "communication", "exposed", "step"):
-            table.add_column(name, justify="right", no_wrap=True)
+        _numbers(table, "compute", "communication", "exposed", "step")
         for row in report.estimates:
             table.add_row(row.name, "estimated", *estimate_texts(row.estimated))
             table.add_row("", "measured", *estimate_texts(row.measured), style="dim" if row.measured is None else "")
@@ -225,7 +205,13 @@ def _times(share: Overlap) -> list[str | Text]:
     return [time_text(share.communication_ns), Text(time_text(share.exposed_ns), style=style), percent(share)]
 
 
-def _table(title: str) -> Table:
-    return Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left", title_style="bold"
-    )
+def _table(title: str, *numbers: str) -> Table:
+    look: dict[str, Any] = {"pad_edge": False, "padding": (0, 1, 0, 0), "title_justify": "left", "title_style": "bold"}
+    table = Table(box=box.SIMPLE_HEAD, title=title, **look)
+    _numbers(table, *numbers)
+    return table
+
+
+def _numbers(table: Table, *names: str) -> None:
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)

@@ -2,14 +2,12 @@
 
     scenario -> rank_model -> graphs -> programs -> orders -> results
 
-Start reading at `predict.py`. `architectures` knows models by name; `cuts`, `experts` and `attention` turn the code of
-transformers into what one rank runs.
+Start reading at `predict.py`. `cuts` and `attention` turn the code of transformers into what one rank runs.
 """
 
-from farskip_compile.simulate.architectures import KNOWN, Architecture, architecture
 from farskip_compile.simulate.predict import predict, predict_each
 from farskip_compile.simulate.results import PhaseResult, Prediction, StepResult
-from farskip_compile.simulate.scenario import Phase, Scenario
+from farskip_compile.simulate.scenario import KNOWN, Architecture, Phase, Scenario, architecture
 
 __all__ = [
     "KNOWN",

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -78,7 +78,7 @@ class StepResult:
     @property
     def hidden(self) -> float:
         """Fraction of the communication that overlaps compute; 0 where there is none."""
-        return _hidden(self.phases)
+        return 1 - self.exposed / self.communication if self.communication else 0.0
 
     @property
     def peak_bytes(self) -> int:
@@ -87,19 +87,13 @@ class StepResult:
 
     def hidden_in(self, phase: str) -> float:
         """The same as `hidden`, for one phase."""
-        return _hidden(one for one in self.phases if one.phase == phase)
+        return StepResult(tuple(one for one in self.phases if one.phase == phase)).hidden
 
     def to_json(self) -> dict[str, Any]:
         """All but the tasks."""
         names = ("seconds", "compute", "communication", "exposed", "hidden", "peak_bytes")
         phases = {one.phase: one.to_json() for one in self.phases}
         return {**{name: getattr(self, name) for name in names}, "phases": phases}
-
-
-def _hidden(phases: Iterable[PhaseResult]) -> float:
-    lines = [one.timeline for one in phases]
-    total = sum(line.communication for line in lines)
-    return 1 - sum(line.exposed for line in lines) / total if total else 0.0
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,11 @@
 """What is to be predicted: a model, a cluster, and the work of one step.
 
-Contract: data, checked at construction: what is impossible is refused here, before anything is built. Units: tokens,
-sequences, ranks.
+Contract: data, checked at construction: what is impossible is refused here, before anything is built or downloaded.
+Units: tokens, sequences, ranks.
+
+Models with a name are in `architectures.json`: published dimensions, for the code of transformers. The passes never see
+these names: they find everything by dataflow, here as everywhere. `cuts` names the matrices of the attention for the
+models whose plan for tensor parallelism in transformers leaves the attention whole.
 
 Ranks. `ranks` = data-parallel groups x `tp`. The ranks of a group share their sequences and cut the attention's heads
 among themselves (`tp=1`: data-parallel attention). The experts are cut among `ep` ranks.
@@ -9,17 +13,92 @@ among themselves (`tp=1`: data-parallel attention). The experts are cut among `e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, get_args
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from farskip_compile.costs import HardwareProfile, load_profile
 from farskip_compile.errors import ConfigError
-from farskip_compile.simulate.architectures import Architecture, architecture
+from farskip_compile.json_files import Reader
+from farskip_compile.text_utils import did_you_mean
 
 Exchange = Literal["all-reduce", "all-to-all", "all-gather"]
 Products = Literal["bfloat16", "float8"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One model: what to request from transformers."""
+
+    name: str
+    model_type: str
+    """As transformers calls it."""
+    fields: Mapping[str, Any]
+    """Fields of its configuration that are not the defaults."""
+    source: str
+    """Where the dimensions are published."""
+    cuts: Mapping[str, str] = field(default_factory=dict)
+    """For tensor parallelism, in addition to the plan of transformers."""
+    folder: Path | None = None
+    """A folder with a `config.json`, in place of all the above."""
+
+    def config(self, layers: int | None = None) -> Any:
+        """The configuration of transformers.
+
+        Args:
+            layers: only this many, from the first; None: all.
+
+        Raises:
+            ConfigError: transformers has no such model, or the model has fewer layers.
+        """
+        from transformers import AutoConfig
+
+        try:
+            if self.folder is not None:
+                config = AutoConfig.from_pretrained(self.folder)
+            else:
+                config = AutoConfig.for_model(self.model_type, **self.fields)
+        except (ValueError, OSError, KeyError) as error:
+            raise ConfigError(
+                f"transformers can't make a configuration of {self.name}: {error}",
+                way_out="a newer transformers may know the model",
+            ) from error
+        config = config.get_text_config()
+        if layers is not None:
+            if not 1 <= layers <= config.num_hidden_layers:
+                raise ConfigError(f"{self.name} has {config.num_hidden_layers} layers, not {layers}")
+            config.num_hidden_layers = layers
+            for kinds in ("layer_types", "mlp_layer_types"):
+                if getattr(config, kinds, None) is not None:
+                    setattr(config, kinds, getattr(config, kinds)[:layers])
+        return config
+
+
+_TEXT = (resources.files("farskip_compile.simulate") / "architectures.json").read_text(encoding="utf-8")
+KNOWN = tuple(Reader("architectures.json").decode(Architecture, entry) for entry in json.loads(_TEXT))
+"""The models with a name."""
+
+
+def architecture(name: str) -> Architecture:
+    """The model called `name`, or that of a folder with a `config.json` of transformers.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    known = {one.name: one for one in KNOWN}
+    if name in known:
+        return known[name]
+    folder = Path(name)
+    if (folder / "config.json").is_file():
+        return Architecture(folder.resolve().name, "", {}, str(folder), folder=folder)
+    raise ConfigError(
+        f"no model is called {name!r}, and there is no folder of that name with a config.json",
+        way_out=did_you_mean(name, known, always=f"one of {', '.join(known)}, or a folder with a config.json"),
+    )
 
 
 class Phase(StrEnum):
@@ -42,7 +121,7 @@ class Scenario:
     """
 
     model: str | Architecture
-    """A name that `architectures` knows, or a folder with a `config.json` of transformers."""
+    """A name in `KNOWN`, or a folder with a `config.json` of transformers."""
     device: str | HardwareProfile
     """Hardware profile: the name of a shipped one, the path of a JSON file, or a loaded one."""
     ep: int = 8

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farskip_compile.profiling import NoCollectivesError, RanksMissingError, TraceError, overlap
+from farskip_compile.profiling.data import Collective, Device, Trace
 from farskip_compile.profiling.intervals import union
-from farskip_compile.profiling.trace import Collective, Device, Trace
 from tests.profiling.traces import MAIN, OTHER_WORKER, annotation, gloo, op, trace
 
 END = 80

@@ -7,8 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farskip_compile.profiling.intervals import intersection, total, union
-from farskip_compile.profiling.shapes import Pieces, blocks
+from farskip_compile.profiling.intervals import Coverage, blocks, intersection, total, union
 
 spans = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 30)), max_size=40).map(
     lambda steps: [(end - length, end) for end, length in _ends(steps)]
@@ -40,7 +39,7 @@ def test_blocks_keep_time_and_order(found, sliver):
 @given(spans, st.integers(0, 300), st.integers(1, 200), slivers)
 def test_pieces_keep_proportions(found, start, length, sliver):
     end = start + length
-    made = list(Pieces(union(found)).of(start, end, sliver))
+    made = list(Coverage(union(found)).split(start, end, sliver))
     assert made[0][0] == start
     assert made[-1][1] == end
     assert all(before[1] == after[0] for before, after in pairwise(made))

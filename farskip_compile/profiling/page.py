@@ -1,8 +1,9 @@
-"""Draws a report as a timeline: for each rank a lane of compute, and lanes of collectives with exposed parts marked.
+"""The overlap report as one HTML page: a timeline, and its numbers as tables.
 
-In:    an `OverlapReport`, or a `Trace` to report on.
-Out:   one SVG element as text, with its own style: stands alone or in an HTML page, on light and on dark ground. It
-       is at least 36 rem wide: let the element around it scroll.
+In:    an `OverlapReport`; for a timeline alone also a `Trace` to report on.
+Out:   `overlap_page`: a complete document that needs nothing else: no script, no link, light and dark. `timeline_svg`:
+       for each rank a lane of compute, and lanes of collectives with exposed parts marked, as one SVG element with its
+       own style: stands alone or in an HTML page. It is at least 36 rem wide: let the element around it scroll.
 Never: draws more shapes than the picture has room for: what is narrower than a pixel or two is drawn together.
 
 Exposed parts differ from hidden ones in lightness as well as in hue.
@@ -14,24 +15,49 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import accumulate
+from typing import Any
 
 from markupsafe import Markup
 
 from farskip_compile.explain.pages import render
-from farskip_compile.profiling.intervals import Span, difference, union
+from farskip_compile.profiling import text
+from farskip_compile.profiling.data import Collective, CollectiveReport, Overlap, OverlapReport, RankReport, Trace
+from farskip_compile.profiling.intervals import Coverage, Span, blocks, difference, union
 from farskip_compile.profiling.lanes import Segment
 from farskip_compile.profiling.measure import overlap
-from farskip_compile.profiling.report import CollectiveReport, OverlapReport, RankReport
-from farskip_compile.profiling.shapes import Pieces, blocks
 from farskip_compile.profiling.text import percent, short_name, time_text
-from farskip_compile.profiling.trace import Collective, Trace
 
 NAMES, RIGHT = 132, 12
 ROW, GAP, RANK_GAP, AXIS = 20, 4, 14, 30
 SLIVER = 2.0
 """Pixels below which a segment has no shape of its own."""
 LETTER = 6.6
-MOST_RANKS = 8
+MOST_RANKS, MOST_COLLECTIVES = 8, 200
+
+
+def overlap_page(report: OverlapReport) -> str:
+    """The whole document."""
+    collectives = [(rank, one) for rank in report.ranks for one in rank.collectives]
+    return str(render("overlap.html.j2", report=report, collectives=collectives, most=MOST_COLLECTIVES, **pieces()))
+
+
+def pieces() -> dict[str, Any]:
+    """What templates need that show a part of a report (`profile.html.j2`)."""
+    return {"text": text, "times": _times, "known": _known, "timeline_svg": timeline_svg}
+
+
+def _times(share: Overlap) -> list[str | tuple[str, str]]:
+    """Cells of what is in flight, exposed (with its colour) and hidden."""
+    exposed = ("number bad" if share.exposed_ns else "number good", time_text(share.exposed_ns))
+    return [time_text(share.communication_ns), exposed, percent(share)]
+
+
+def _known(time_ns: int | None) -> str:
+    return "\N{EN DASH}" if time_ns is None else time_text(time_ns)
+
+
+_Flight = tuple[Collective, CollectiveReport]
+"""One collective, and what the report says about it."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +77,6 @@ class _Canvas:
         """Horizontal place of a moment."""
         return NAMES + (time - self.origin) * self.per_ns
 
-    def shows(self, time: int) -> bool:
-        """Whether a moment lies within the picture."""
-        return self.x(time) < self.right
-
     def box(self, style: str, start: int, end: int, y: float, tip: str = "", *, gap: float = 0.0) -> str:
         """A rectangle; empty if nothing of it lies within the picture."""
         x, right = self.x(start), min(self.x(end), self.right)
@@ -69,14 +91,6 @@ class _Canvas:
         if right - x <= LETTER * len(text) + 6:
             return ""
         return f'<text class="{style}" x="{x + 4:.2f}" y="{y + 13:g}">{escape(text)}</text>'
-
-
-@dataclass(frozen=True)
-class _Flight:
-    """One collective: when it was in flight, and what the report says about it."""
-
-    span: Span
-    found: CollectiveReport
 
 
 def timeline_svg(
@@ -128,15 +142,16 @@ def _rank(rank: RankReport, trace: Trace, canvas: _Canvas, y: float) -> tuple[li
     ]
     y += ROW + GAP
     by_lane: dict[str, list[_Flight]] = {}
-    for one, found in _pairs(trace, rank):
-        by_lane.setdefault(one.lane, []).append(_Flight((one.start, one.end), found))
-    counted = union((one.end - found.communication_ns, one.end) for one, found in _pairs(trace, rank))
-    exposed = Pieces(difference(counted, trace.compute()))
-    for number, (lane, flights) in enumerate(by_lane.items()):
+    flights = list(zip(trace.collectives, rank.collectives, strict=True))
+    for one, found in flights:
+        by_lane.setdefault(one.lane, []).append((one, found))
+    counted = union((one.end - found.communication_ns, one.end) for one, found in flights)
+    exposed = Coverage(difference(counted, trace.compute()))
+    for number, (lane, mine) in enumerate(by_lane.items()):
         parts.append(f'<text class="tl-soft" x="{NAMES - 10}" y="{y + 14:g}" text-anchor="end">{escape(lane)}</text>')
         if number == 0:
             parts.append(f'<text class="tl-soft" x="0" y="{y + 14:g}">{percent(rank)} hidden</text>')
-        for row in _rows(flights):
+        for row in _rows(mine):
             parts += _flights(row, exposed, canvas, y)
             y += ROW
         y += GAP
@@ -160,23 +175,22 @@ def _rows(flights: Sequence[_Flight]) -> list[list[_Flight]]:
     """Rows in which no two overlap; `flights` are in order of their starts."""
     rows: list[list[_Flight]] = []
     for flight in flights:
-        row = next((row for row in rows if row[-1].span[1] <= flight.span[0]), None)
+        row = next((row for row in rows if row[-1][0].end <= flight[0].start), None)
         if row is None:
-            rows.append([flight])
-        else:
-            row.append(flight)
+            rows.append(row := [])
+        row.append(flight)
     return rows
 
 
-def _flights(row: Sequence[_Flight], exposed: Pieces, canvas: _Canvas, y: float) -> Iterator[str]:
+def _flights(row: Sequence[_Flight], exposed: Coverage, canvas: _Canvas, y: float) -> Iterator[str]:
     """Wide collectives one by one, narrow ones in blocks that show the exposed time first."""
-    for block in blocks([flight.span for flight in row], canvas.sliver):
-        if not canvas.shows(block.start):
+    for block in blocks([(one.start, one.end) for one, _ in row], canvas.sliver):
+        if canvas.x(block.start) >= canvas.right:
             return
         if block.count == 1:
             yield _flight(row[block.first], exposed, canvas, y)
             continue
-        found = [row[index].found for index in block.indices]
+        found = [row[index][1] for index in block.indices]
         flying, bare = sum(one.communication_ns for one in found), sum(one.exposed_ns for one in found)
         tip = f"{len(found)} collectives: {time_text(flying)}, {time_text(bare)} exposed"
         shapes = canvas.box("tl-exposed", block.start, block.start + bare, y)
@@ -184,8 +198,8 @@ def _flights(row: Sequence[_Flight], exposed: Pieces, canvas: _Canvas, y: float)
         yield f"<g><title>{escape(tip)}</title>{shapes}</g>"
 
 
-def _flight(flight: _Flight, exposed: Pieces, canvas: _Canvas, y: float) -> str:
-    (start, end), found = flight.span, flight.found
+def _flight(flight: _Flight, exposed: Coverage, canvas: _Canvas, y: float) -> str:
+    (start, end), found = (flight[0].start, flight[0].end), flight[1]
     counted = end - found.communication_ns  # later than the start if the wait for late ranks is subtracted
     layer = "" if found.layer is None else f", layer {found.layer}"
     most = ", ".join(short_name(hider.name) for hider in found.hidden_by[:3])
@@ -194,7 +208,7 @@ def _flight(flight: _Flight, exposed: Pieces, canvas: _Canvas, y: float) -> str:
     parts = [f"<title>{escape(tip)}</title>"]
     if counted > start:
         parts.append(canvas.box("tl-late", start, counted, y))
-    pieces = list(exposed.of(counted, end, canvas.sliver))
+    pieces = list(exposed.split(counted, end, canvas.sliver))
     parts += [canvas.box("tl-exposed" if bare else "tl-hidden", left, right, y) for left, right, bare in pieces]
     parts.append(canvas.box("tl-edge", start, end, y))
     if pieces:
@@ -203,22 +217,15 @@ def _flight(flight: _Flight, exposed: Pieces, canvas: _Canvas, y: float) -> str:
     return f"<g>{''.join(parts)}</g>"
 
 
-def _pairs(trace: Trace, rank: RankReport) -> Iterator[tuple[Collective, CollectiveReport]]:
-    return zip(trace.collectives, rank.collectives, strict=True)
-
-
 def _axis(duration: int, canvas: _Canvas, top: float, y: float, width: int) -> Iterator[str]:
     """Ticks at 1, 2 or 5 times a power of ten, some eight of them."""
-    step = next(step for step in _steps() if duration / step <= 9)
+    steps = accumulate((1, *([2, 2.5, 2] * 20)), lambda step, factor: int(step * factor))
+    step = next(step for step in steps if duration / step <= 9)
     for tick in range(0, duration + 1, step):
         x = canvas.x(canvas.origin + tick)
         yield f'<path class="tl-rule" d="M{x:.2f} {top:g}V{y:g}"/>'
         anchor = "end" if x > width - 22 else "middle"
         yield f'<text class="tl-soft" x="{x:.2f}" y="{y + 16:g}" text-anchor="{anchor}">{_tick(tick, step)}</text>'
-
-
-def _steps() -> Iterator[int]:
-    return accumulate((1, *([2, 2.5, 2] * 20)), lambda step, factor: int(step * factor))
 
 
 def _tick(tick: int, step: int) -> str:
