@@ -16,13 +16,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 
 from farskip_compile._compat.collectives import all_gather_in_place, reduce_scatter_in_place
-from farskip_compile.calibrate.findings import Row
+from farskip_compile.calibrate.findings import LinkFindings, Row, Uneven
 from farskip_compile.calibrate.ranks import Ranks
 from farskip_compile.calibrate.stopwatch import Times
 from farskip_compile.costs import COLLECTIVE_KINDS, CollectiveKind, Sample
@@ -42,29 +41,6 @@ NAMED = 4
 """How many times as much of the budget goes to a kind that the user names."""
 FULLER = 1.5
 """What one rank receives in the uneven all-to-all, over the mean."""
-
-
-@dataclass(frozen=True)
-class Uneven:
-    """An all-to-all in which one rank receives more than it sends."""
-
-    most: int
-    """Bytes that it receives."""
-    fewer: int
-    """Bytes that it sends, as all do."""
-    ranks: int
-    seconds: float
-    """On the slowest rank."""
-
-
-@dataclass
-class LinkFindings:
-    """What was measured of one link."""
-
-    samples: list[Sample] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-    interference: float | None = None
-    uneven: Uneven | None = None
 
 
 class Collectives:

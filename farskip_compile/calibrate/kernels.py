@@ -16,7 +16,6 @@ cache, and a transposed copy. Compiling these two takes some seconds.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from math import prod
@@ -25,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from farskip_compile._compat import mark_dynamic
-from farskip_compile.calibrate.findings import PAGES, Row
+from farskip_compile.calibrate.findings import PAGES, MemoryFigures, Row
 from farskip_compile.calibrate.stopwatch import Axes, Budget, Grids, Pool, Stopwatch, Times, rotating
 from farskip_compile.costs import Curve
 
@@ -155,18 +154,6 @@ class Products(Bench):
     def _heads(self, queries: int, keys: int, width: int) -> list[torch.Tensor]:
         heads = self.grids.heads
         return self._pool.take((1, heads, queries, width), (1, heads, keys, width), (1, heads, keys, width))
-
-
-@dataclass
-class MemoryFigures:
-    """What was found; None: not measured here."""
-
-    launch_seconds: float = 0.0
-    sync_seconds: float = 0.0
-    memory: Curve | None = None
-    strided: Curve | None = None
-    fresh: Curve | None = None
-    element_rate: float | None = None
 
 
 class Memory(Bench):

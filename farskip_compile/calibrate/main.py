@@ -19,12 +19,11 @@ from typing import TypedDict, Unpack
 import torch
 import torch.distributed as dist
 
-from farskip_compile.calibrate.assemble import with_compute, with_link
-from farskip_compile.calibrate.collectives import Collectives, LinkFindings
-from farskip_compile.calibrate.findings import Calibration, Row
+from farskip_compile.calibrate.collectives import Collectives
+from farskip_compile.calibrate.findings import Calibration, LinkFindings, Row, with_compute, with_link
 from farskip_compile.calibrate.kernels import Memory, Products
 from farskip_compile.calibrate.ranks import Ranks
-from farskip_compile.calibrate.stopwatch import QUICK_SECONDS, Stopwatch, check_budget, grids
+from farskip_compile.calibrate.stopwatch import QUICK_SECONDS, Stopwatch, grids
 from farskip_compile.costs import COLLECTIVE_KINDS, CollectiveKind, Curve, HardwareProfile, default_profile
 from farskip_compile.errors import ConfigError
 
@@ -120,7 +119,11 @@ def measure(
         ConfigError: as for `calibrate`; or nothing is to be measured.
     """
     dtypes = options.get("dtypes", (torch.float32,))
-    seconds = check_budget(options.get("budget_seconds", DEFAULT_SECONDS))
+    seconds = options.get("budget_seconds", DEFAULT_SECONDS)
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(
+            f"budget_seconds={seconds!r} is not a time", way_out="give seconds above 0; 45 is the default"
+        )
     where = _device(options.get("device"))
     ranks = Ranks(group, where)
     if not dtypes and compute:

@@ -25,7 +25,6 @@ from math import prod
 
 import torch
 
-from farskip_compile.errors import ConfigError
 from farskip_compile.json_files import Reader
 
 Axes = tuple[tuple[int, ...], ...]
@@ -81,19 +80,6 @@ class Budget:
         share = max(self._end - self._clock(), 0.0) / max(self._points, 1)
         self._points -= 1
         return max(LEAST, min(MOST, int(share / max(once, 1e-9))))
-
-
-def check_budget(seconds: float) -> float:
-    """`seconds`, if it is a time.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if not 0 < seconds < float("inf"):
-        raise ConfigError(
-            f"budget_seconds={seconds!r} is not a time", way_out="give seconds above 0; 45 is the default"
-        )
-    return float(seconds)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,10 @@ from farskip_compile.costs.profile import (
     Link,
     PeakFlops,
     PerCollective,
+    default_profile,
+    load_profile,
+    profiles,
 )
-from farskip_compile.costs.shipped import default_profile, load_profile, profiles
 from farskip_compile.costs.sizes import SizeHints
 
 __all__ = [

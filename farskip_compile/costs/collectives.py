@@ -67,7 +67,6 @@ class CollectiveCost:
     group_name: str
     """Process group; launches of one group run one after another."""
     ranks: int
-    """Size of the group."""
     fewer: int | None = None
     """The smaller of the two, of an all-to-all in which the two differ."""
 
@@ -219,11 +218,9 @@ class Sample:
     """One measured collective, on ranks that share one link."""
 
     kind: CollectiveKind
-    """The collective."""
     bytes: int
-    """Size as in `CollectiveCost`."""
+    """As in `CollectiveCost`."""
     ranks: int
-    """Size of the group."""
     seconds: float
     """From launch to completion, on the slowest rank."""
 

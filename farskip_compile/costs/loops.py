@@ -32,7 +32,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import OpOverload
-from farskip_compile.costs.memory import Size, tensor_bytes, tensors_of
+from farskip_compile.costs.memory import Size, tagged, tensor_bytes, tensors_of
 from farskip_compile.passes.graph import ops
 
 SERIES = frozenset(
@@ -94,7 +94,8 @@ def kernel_ops(loops: Sequence[Sequence[fx.Node]], size: Size) -> int:
         computed = dict.fromkeys(node for node in nodes if weight(node))
         if not computed:
             continue
-        key = any(map(_is_reduction, computed)), max(prod(_steps(node, size)) for node in computed)
+        reduces = any(tagged(node, torch.Tag.reduction) for node in computed)
+        key = reduces, max(prod(_steps(node, size)) for node in computed)
         shared = next(
             (others for kind, others in merged if kind == key and not others.keys().isdisjoint(computed)), None
         )
@@ -141,14 +142,6 @@ def _moves_the_innermost(node: fx.Node) -> bool:
 
 def _steps(node: fx.Node, size: Size) -> tuple[int, ...]:
     """The shape that `node` runs over: that of its value, or of what it reduces."""
-    reads = node.all_input_nodes if _is_reduction(node) else []
-    shapes = [_shape(value, size) for one in (node, *reads) for value in tensors_of(ops.fake(one))]
-    return max(shapes, key=prod, default=())
-
-
-def _is_reduction(node: fx.Node) -> bool:
-    return isinstance(node.target, OpOverload) and torch.Tag.reduction in node.target.tags
-
-
-def _shape(value: torch.Tensor, size: Size) -> tuple[int, ...]:
-    return tuple(size(length) for length in value.shape)
+    reads = node.all_input_nodes if tagged(node, torch.Tag.reduction) else []
+    values = [value for one in (node, *reads) for value in tensors_of(ops.fake(one))]
+    return max((tuple(map(size, value.shape)) for value in values), key=prod, default=())

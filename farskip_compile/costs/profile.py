@@ -1,8 +1,8 @@
-"""The figures of one kind of hardware, and how they are read from and written to JSON.
+"""The figures of one kind of hardware, how they are read from and written to JSON, and which of them fit a device.
 
-In:    a JSON file, or figures that somebody measured.
+In:    a JSON file, figures that somebody measured, or the name of a profile that comes with the package.
 Out:   an immutable `HardwareProfile`, checked: nothing unknown, nothing missing, everything in range, every figure with
-       a source.
+       a source. A device that no profile knows gets a stand-in and a warning.
 Never: looks at the machine it runs on. A profile is data, so that all ranks can share one and decide alike.
 
 Units everywhere: seconds, bytes, FLOP/s, bytes/s. A peak is what a data sheet says; an efficiency is the fraction of it
@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from farskip_compile.costs.curves import ByType, Curves
 from farskip_compile.errors import ConfigError
 from farskip_compile.json_files import Reader, encode, read_json, write_text
+from farskip_compile.text_utils import did_you_mean
 
 SCHEMA = 2
 """Version of the JSON format that is written."""
@@ -31,6 +34,11 @@ READABLE = (1, SCHEMA)
 
 MAY_BE_ZERO = ("step_latency", "launch_seconds", "sync_seconds", "interference", "duplex")
 
+SHIPPED = resources.files("farskip_compile.costs") / "profiles"
+CPU = "cpu-gloo"
+STAND_INS = ((r"\b(AMD|Instinct|Radeon)\b", "mi300x"), (r"\bG?B[1-3]00\b|Blackwell", "b200"), (r"", "h100"))
+"""(regular expression found in a device's name, the profile that stands in for it), first match wins."""
+log = logging.getLogger("farskip_compile")
 CollectiveKind = Literal["all_to_all", "all_reduce", "all_gather", "reduce_scatter", "broadcast"]
 COLLECTIVE_KINDS: tuple[CollectiveKind, ...] = get_args(CollectiveKind)
 
@@ -42,17 +50,14 @@ class PeakFlops:
     float32: float
     """Without TF32."""
     float64: float | None = None
-    """Double precision."""
     tfloat32: float | None = None
     """float32 inputs rounded to TF32, where the user allows it."""
     bfloat16: float | None = None
-    """bfloat16 inputs."""
     float16: float | None = None
-    """float16 inputs."""
     float8: float | None = None
     """Any 8-bit floating-point format."""
     int8: float | None = None
-    """int8 inputs, in operations per second."""
+    """In operations per second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +71,6 @@ class Efficiency:
     grouped_matmul: float
     """One matrix product per expert in one kernel."""
     memory: float
-    """Reading and writing memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,15 +78,10 @@ class PerCollective:
     """One figure for each kind of collective."""
 
     all_to_all: float
-    """Every rank sends a part to every other."""
     all_reduce: float
-    """The sum ends on every rank."""
     all_gather: float
-    """Every rank ends with everybody's part."""
     reduce_scatter: float
-    """Every rank ends with its part of the sum."""
     broadcast: float
-    """One rank sends to all."""
 
     def of(self, kind: CollectiveKind) -> float:
         """The figure of `kind`."""
@@ -130,9 +129,7 @@ class HardwareProfile:
     devices: tuple[str, ...]
     """Regular expressions, case ignored, found in the device names that this profile is for."""
     peak_flops: PeakFlops
-    """Dense peaks."""
     efficiency: Efficiency
-    """Attainable fractions of the compute and memory peaks."""
     memory_bandwidth: float
     """Peak bytes/s, reads and writes together."""
     element_rate: float
@@ -229,28 +226,67 @@ class HardwareProfile:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def profiles() -> list[str]:
+    """Names of the shipped profiles."""
+    return sorted(entry.name.removesuffix(".json") for entry in SHIPPED.iterdir() if entry.name.endswith(".json"))
+
+
+def load_profile(name_or_path: str | Path) -> HardwareProfile:
+    """A shipped profile by name, or one from a JSON file.
+
+    Raises:
+        ConfigError: no such name or file, or a file that is not a profile.
+    """
+    name = str(name_or_path)
+    if name in profiles():
+        text = (SHIPPED / f"{name}.json").read_text(encoding="utf-8")
+        return HardwareProfile.from_json(json.loads(text), origin=f"hardware profile {name!r}")
+    if name.endswith(".json") or Path(name).is_file():
+        return HardwareProfile.load(name)
+    always = f"shipped: {', '.join(profiles())}; or give the path of a .json file"
+    raise ConfigError(f"no hardware profile is called {name!r}", way_out=did_you_mean(name, profiles(), always=always))
+
+
+def default_profile(device_type: str, device_name: str = "") -> HardwareProfile:
+    """The shipped profile for a device; a stand-in with a warning if none fits.
+
+    Args:
+        device_type: `"cpu"`, `"cuda"` (also AMD), ...
+        device_name: as `torch.cuda.get_device_name()` gives it.
+    """
+    if device_type == "cpu":
+        return load_profile(CPU)
+    for name in profiles():
+        profile = load_profile(name)
+        if any(re.search(pattern, device_name, re.IGNORECASE) for pattern in profile.devices):
+            return profile
+    name = next(name for pattern, name in STAND_INS if re.search(pattern, device_name, re.IGNORECASE))
+    log.warning(
+        "no hardware profile for %s device %r: costs are those of %r, so overlap may be planned badly. "
+        'Choose one with options={"profile": ...}: %s, or the path of a JSON file that HardwareProfile.save() wrote.',
+        device_type,
+        device_name,
+        name,
+        ", ".join(profiles()),
+    )
+    return load_profile(name)
+
+
 def figures(part: Any, path: str = "") -> Iterator[tuple[str, float]]:
     """Every float of a profile that is not None, curves included, as (dotted path, value)."""
-    for entry in fields(part):
-        value = getattr(part, entry.name)
-        here = f"{path}.{entry.name}" if path else entry.name
-        for name, one in _parts(here, value):
-            if is_dataclass(one):
-                yield from figures(one, name)
-            elif isinstance(one, float):
-                yield name, one
+    if isinstance(part, float):
+        yield path, part
+    elif is_dataclass(part):
+        yield from _within(((entry.name, getattr(part, entry.name)) for entry in fields(part)), path)
+    elif isinstance(part, Mapping):
+        yield from _within(sorted(part.items()), path)
+    elif isinstance(part, tuple):
+        yield from _within(enumerate(part), path)
 
 
-def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """`value`, or if it holds others these, each with its path."""
-    if isinstance(value, Mapping):
-        for key in sorted(value):
-            yield from _parts(f"{path}.{key}", value[key])
-    elif isinstance(value, tuple):
-        for index, one in enumerate(value):
-            yield from _parts(f"{path}.{index}", one)
-    else:
-        yield path, value
+def _within(parts: Iterable[tuple[Any, Any]], path: str) -> Iterator[tuple[str, float]]:
+    for name, part in parts:
+        yield from figures(part, f"{path}.{name}" if path else str(name))
 
 
 def _short(number: float) -> str:

@@ -2,13 +2,11 @@
 
     config        the options
     batches       what a batch is, a stream of them with a position, how a model is called with one
-    teacher       what the original says: frozen copies, or its largest logits on disk
-    loss          forward KL, next-token loss
+    teacher       what the original says: frozen copies, or its largest logits on disk; forward KL, next-token loss
     ranks         several ranks: data parallelism, parameters that are spread
     run           one step, with its optimizer
     evaluate      held-out batches; the best weights
-    records       JSON lines, progress bar, TensorBoard
-    checkpoints   the state of a run; the healed model with its manifest
+    records       JSON lines, progress bar, TensorBoard; the state of a run; the healed model with its manifest
     main          `self_distill`
     job           all of it from a file, for `farskip distill`; text files as batches
 

@@ -20,9 +20,8 @@ import torch
 from torch import nn
 
 from farskip_compile.distill.batches import Batch
-from farskip_compile.distill.loss import TopLogits, agreement, forward_kl, next_token_loss
 from farskip_compile.distill.ranks import Ranks
-from farskip_compile.distill.teacher import Teacher, evaluating
+from farskip_compile.distill.teacher import Teacher, TopLogits, agreement, evaluating, forward_kl, next_token_loss
 from farskip_compile.errors import ConfigError
 
 
@@ -43,12 +42,7 @@ class HeldOut:
 
 
 class Evaluation:
-    """Held-out batches with the teacher's logits for them.
-
-    Args:
-        batches: on the model's device.
-        teacher: None: only the loss is computed.
-        ranks: of the run; each has held-out batches of its own, or the same.
+    """Held-out batches, each rank's own or the same, with the teacher's logits for them; no teacher: only the loss.
 
     Raises:
         ConfigError: the ranks have different numbers of batches, so that an exchange of tokens would hang.

@@ -21,12 +21,18 @@ from torch import nn
 from farskip_compile._compat.distributed import whole_graphs_under_ddp
 from farskip_compile.backend import backend
 from farskip_compile.distill.batches import Batch, Feed, Position, as_batch, caller
-from farskip_compile.distill.checkpoints import load_state, save_state
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.distill.evaluate import Best, Evaluation, HeldOut
-from farskip_compile.distill.loss import forward_kl, next_token_loss
 from farskip_compile.distill.ranks import Ranks, Sharded
-from farskip_compile.distill.teacher import CachedTeacher, FrozenTeacher, Teacher, checksum
+from farskip_compile.distill.records import load_state, save_state
+from farskip_compile.distill.teacher import (
+    CachedTeacher,
+    FrozenTeacher,
+    Teacher,
+    checksum,
+    forward_kl,
+    next_token_loss,
+)
 from farskip_compile.errors import ConfigError, DistillationError
 
 FUSED = ("cpu", "cuda", "xpu")
@@ -80,15 +86,7 @@ class Step:
 
 
 class Run:
-    """See the module.
-
-    Args:
-        model: trained in place.
-        data: batches for training.
-        held_out: batches for evaluation, traversed once.
-        config: of the run.
-        sharded: as in `Ranks`.
-    """
+    """See the module. The model is trained in place; the held-out batches are traversed once."""
 
     def __init__(
         self,

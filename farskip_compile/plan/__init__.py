@@ -1,8 +1,8 @@
 """Convert only what pays: which rows of a model to rewire (arXiv 2511.11505, section 5.1, converts the last layers).
 
     damage     what each row does to held-out text when it is rewired alone: one capture, many connectivities
-    exposure   how much communication a connectivity leaves exposed, by the cost model
-    choose     the rows that hide most for their damage: `find_front`
+    choose     how much communication a connectivity leaves exposed, by the cost model; the rows that hide most for
+               their damage: `find_front`
     render     the front as a table and as a picture
 
     damage = measure_damage(model, held_out)
@@ -14,9 +14,8 @@
 Healing comes afterwards: `farskip_compile.distill`.
 """
 
-from farskip_compile.plan.choose import Front, Point, find_front
+from farskip_compile.plan.choose import Exposure, Front, Point, find_front, with_estimates
 from farskip_compile.plan.damage import Damage, RowDamage, connectivity_of, measure_damage, measure_together
-from farskip_compile.plan.exposure import Exposure, with_estimates
 
 __all__ = [
     "Damage",

@@ -1,10 +1,14 @@
-"""Which rows to rewire: as much communication hidden for as little damage as possible.
+"""Which rows to rewire: as much communication hidden, by estimate, for as little damage as possible.
 
 In:    the damage of each row alone, and what a set of rows leaves exposed: a function that estimates it, or the model
-       in parallel form, on ranks or `fake_ranks`.
+       in parallel form, on ranks or `fake_ranks`, with example inputs.
 Out:   `Front`: of all sets that were looked at, those that no other one beats in both respects; from none to all.
-       `connectivity_of(damage, point.rows)` is what `FarSkipConfig`, `self_distill` and `describe` take.
-Never: assumes that the rows' gains add up. They do not: where the MoE reads past its own layer's attention, most of the
+       `connectivity_of(damage, point.rows)` is what `FarSkipConfig`, `self_distill` and `describe` take. An `Exposure`
+       for each: seconds of collectives, and of these the seconds in which nothing is computed, in the order that the
+       scheduler would choose with the given hardware profile; forward and, if asked, backward.
+Never: runs or compiles anything: one capture by Dynamo, and for each connectivity the ATen graphs of the rewired graph
+       and one search for an order. Fused kernels are not known here, so compute counts as operators do: what a compile
+       reports afterwards (`last_schedules`) is closer to the truth. Assumes that the rows' gains add up. They do not: where the MoE reads past its own layer's attention, most of the
        next attention's gain has been had already, and more is possible where both are rewired. Damage is taken as
        additive, which holds while it is small. Never takes rows of one model for those of another: the parallel model
        must have the same rows, by name.
@@ -19,19 +23,48 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
-from farskip_compile.config import FarSkipConfig
+from farskip_compile._compat.distributed import world_group
+from farskip_compile.capture import Graphs, GraphsOf, with_graphs
+from farskip_compile.config import FarSkipConfig, resolve
+from farskip_compile.costs.estimates import Estimates
+from farskip_compile.errors import ConfigError
+from farskip_compile.inductor_passes import Plan, make_plan
+from farskip_compile.passes.rewire.request import Connectivity, LayerRange
+from farskip_compile.passes.schedule.graph import schedule_graph
 from farskip_compile.plan.damage import Damage, connectivity_of
-from farskip_compile.plan.exposure import Estimate, Exposure, with_estimates
 
 SMALLEST = 1e-9
 """Damage, in nats, that a row without any is assumed to do, so that rows can be ordered by their gain per damage."""
 
 Rows = frozenset[str]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """One call, or one training step, on one rank; estimates in seconds."""
+
+    communication: float
+    exposed: float
+    compute: float
+
+    @property
+    def hidden(self) -> float:
+        """Fraction of the communication that overlaps compute; 0 where there is none."""
+        return 1.0 - self.exposed / self.communication if self.communication else 0.0
+
+
+class Estimate(Protocol):
+    """Estimates a connectivity, in a range of layers."""
+
+    def __call__(self, connectivity: Connectivity, layers: LayerRange = None) -> Exposure:
+        """See `with_estimates` for what it raises."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -150,3 +183,63 @@ def find_front(
         return choose({row.row: row.held_out.kl or 0.0 for row in damage.rows}, of)
 
     return with_estimates(model, args, search, kwargs=kwargs, config=config, backward=backward)
+
+
+def with_estimates(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    search: Callable[[Estimate], T],
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    config: FarSkipConfig | None = None,
+    backward: bool = False,
+) -> T:
+    """Call `search` with a function that estimates a connectivity, and return what it returns.
+
+    Args:
+        model: in parallel form; captured, not run.
+        args: example inputs of one rank.
+        search: may estimate as many connectivities as it likes, one after another.
+        kwargs: example inputs by name.
+        config: profile and limits of the scheduler; its other fields do not matter.
+        backward: a training step instead of a call without gradients.
+
+    Raises:
+        ConfigError: there is no process group, or the model has no collectives.
+        FarSkipError: it can't be rewired to one of the connectivities.
+    """
+    if world_group() is None:
+        raise ConfigError(
+            "torch.distributed is not initialised, so there is no communication to estimate",
+            way_out="build the model within farskip_compile.testing.fake_ranks(8), or on real ranks",
+        )
+    base = resolve(config or FarSkipConfig())
+
+    def use(graphs: GraphsOf) -> T:
+        def estimate(connectivity: Connectivity, layers: LayerRange = None) -> Exposure:
+            asked = replace(base, connectivity=connectivity, layers=layers, schedule=True)
+            found = graphs(asked)
+            plan = make_plan(asked, found.module)
+            assert plan is not None
+            exposure = _total(found, plan)
+            if not exposure.communication:
+                raise ConfigError(
+                    "the model has no collectives, so nothing can be hidden",
+                    way_out="build the model in parallel form",
+                )
+            return exposure
+
+        return search(estimate)
+
+    return with_graphs(model, args, kwargs or {}, use, backward=backward)
+
+
+def _total(graphs: Graphs, plan: Plan) -> Exposure:
+    communication = exposed = compute = 0.0
+    for phase, graph in graphs.phases:
+        estimates = Estimates(graph, plan.profile, plan.imbalance)
+        after = schedule_graph(graph, estimates, plan.limits, backward=phase == "backward").after
+        communication += after.communication
+        exposed += after.exposed
+        compute += after.compute
+    return Exposure(communication, exposed, compute)

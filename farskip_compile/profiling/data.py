@@ -1,7 +1,7 @@
 """What a profile holds, and what is reported about it, as data.
 
 Contract: nothing is judged here: `read.py` fills a `Trace`, `measure.py` and `estimated.py` make the reports. Times are
-whole nanoseconds; those of a trace count from the epoch, as the profiler has it. `exposed_ns` is the time during which a
+whole nanoseconds; those of a trace count from the epoch (the profiler's clock). `exposed_ns` is the time during which a
 collective is in flight and no compute of the same rank runs; it is measured on unions of intervals, so that two
 collectives or two kernels at once count once; therefore the parts of a table may add up to more than the whole.
 """

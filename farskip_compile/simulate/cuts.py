@@ -257,8 +257,8 @@ def _sliced(exchange: Any, mesh: Any) -> Any:
 
     def forward(*inputs: Tensor) -> Tensor:
         size = ceil(inputs[0].shape[0] / mesh.size())
-        mine = slice(mesh.get_local_rank() * size, (mesh.get_local_rank() + 1) * size)
-        return all_gather(exchange(*(value[mine] for value in inputs)), 0, mesh.get_group())
+        mine = (value[mesh.get_local_rank() * size :][:size] for value in inputs)
+        return all_gather(exchange(*mine), 0, mesh.get_group())
 
     return forward
 

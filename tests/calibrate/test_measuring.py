@@ -12,9 +12,9 @@ import torch
 from rich.console import Console
 
 from farskip_compile.calibrate import Calibration, Row, calibrate, calibrate_link, calibration_text, main
-from farskip_compile.calibrate.assemble import with_compute, with_link
-from farskip_compile.calibrate.collectives import LinkFindings, Uneven, monotone
-from farskip_compile.calibrate.kernels import SOFTMAX_OPS, MemoryFigures, Products, softmax_rate
+from farskip_compile.calibrate.collectives import monotone
+from farskip_compile.calibrate.findings import LinkFindings, MemoryFigures, Uneven, with_compute, with_link
+from farskip_compile.calibrate.kernels import SOFTMAX_OPS, Products, softmax_rate
 from farskip_compile.calibrate.stopwatch import (
     MOST,
     QUICK_SECONDS,

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farskip_compile.plan.choose import choose
-from farskip_compile.plan.exposure import Exposure
+from farskip_compile.plan.choose import Exposure, choose
 
 
 def exposure(exposed: float) -> Exposure:

@@ -7,8 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from farskip_compile.plan.choose import Front, Point
-from farskip_compile.plan.exposure import Exposure
+from farskip_compile.plan.choose import Exposure, Front, Point
 from farskip_compile.plan.render import draw_front, front_table
 
 POINTS = (
