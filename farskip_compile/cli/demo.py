@@ -24,8 +24,7 @@ def demo_command(
 ) -> None:
     """Rewire MoE models, on two ranks of this machine, and check them against their hand-written FarSkip forms."""
     from farskip_compile.demo import run_demo
-    from farskip_compile.demo.page import page
-    from farskip_compile.demo.terminal import case_lines, closing
+    from farskip_compile.demo.render import case_lines, closing, page
 
     console = Console(highlight=False, stderr=as_json)
     report = out / "farskip_demo.html"

@@ -16,10 +16,9 @@ from datetime import datetime
 
 import torch
 
-from farskip_compile.demo.checks import PREFILL, TRAINING, check
 from farskip_compile.demo.launch import Done, Tell, run_on_ranks
 from farskip_compile.demo.overlap import OVERLAP
-from farskip_compile.demo.ranks import DROPLESS, INDUCTOR, PADDED
+from farskip_compile.demo.ranks import DROPLESS, INDUCTOR, PADDED, PREFILL, TRAINING, check
 from farskip_compile.demo.results import Case, Comparison, Demo
 from farskip_compile.explain import versions
 from farskip_compile.models.transformers_form import TransformersFarSkipForm, tiny_deepseek_v3
@@ -39,14 +38,10 @@ def run_demo(tell: Tell, done: Done, command: str = "farskip demo") -> Demo:
     """
     start = time.perf_counter()
     started = datetime.now().astimezone().isoformat(timespec="seconds")
-    cases: list[Case] = []
-    comparisons: list[Comparison] = []
+    parts: list[Case | Comparison] = []
 
     def finish(part: Case | Comparison) -> None:
-        if isinstance(part, Comparison):
-            comparisons.append(part)
-        else:
-            cases.append(part)
+        parts.append(part)
         done(part)
 
     missing = _missing_compiler()
@@ -56,7 +51,9 @@ def run_demo(tell: Tell, done: Done, command: str = "farskip demo") -> Demo:
         finish(Case(INDUCTOR.title, INDUCTOR.about, ranks=RANKS, problem=problem, skipped=True))
         finish(Comparison(OVERLAP.title, OVERLAP.about, RANKS, problem=problem, skipped=True))
     finish(transformers_case(tell))
-    return Demo(tuple(cases), time.perf_counter() - start, command, started, versions(), comparisons[-1])
+    cases = tuple(part for part in parts if isinstance(part, Case))
+    overlap = next(part for part in parts if isinstance(part, Comparison))
+    return Demo(cases, time.perf_counter() - start, command, started, versions(), overlap)
 
 
 def _missing_compiler() -> str | None:

@@ -29,14 +29,7 @@ Done = Callable[[Case | Comparison], None]
 
 
 def run_on_ranks(cases: Sequence[RankCase | OverlapCase], ranks: int, tell: Tell, done: Done) -> None:
-    """Run `cases` on `ranks` new processes.
-
-    Args:
-        cases: what to run, in this order.
-        ranks: number of processes.
-        tell: called with what is being done, from another thread.
-        done: called with each case, finished or not, in order, from another thread or this one.
-    """
+    """Run `cases`, in this order, on `ranks` new processes; `tell` and `done` are called from another thread, too."""
     tell(f"starting {ranks} ranks")
     with tempfile.TemporaryDirectory(prefix="farskip-demo-") as folder:
         config = LaunchConfig(

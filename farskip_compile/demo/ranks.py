@@ -1,4 +1,5 @@
-"""What each rank of the demo runs: MoE models with their experts spread over the ranks.
+"""What each rank of the demo runs: MoE models with their experts spread over the ranks, compiled and compared with
+their hand-written FarSkip forms: the same weights, the same tokens.
 
 Contract: `rank_main` is started by torchrun's launcher on every rank; it joins a gloo group, runs the given cases,
 and leaves each finished one in a folder, as this rank saw it. All ranks must be given the same cases. Rank 0
@@ -7,26 +8,35 @@ writes a line into the progress file before each step.
 
 from __future__ import annotations
 
-import os
 import pickle
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
-from farskip_compile.demo.checks import PREFILL, TRAINING, check
+from farskip_compile.backend import backend
 from farskip_compile.demo.overlap import OverlapCase, RankOverlap, run_overlap
-from farskip_compile.demo.results import Case
+from farskip_compile.demo.results import Case, Check
+from farskip_compile.json_files import replacing
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
 from farskip_compile.models.config import LayerKind
 from farskip_compile.ranks.leave import leaving
+from farskip_compile.report.compile import CompileReport
 
 TIMEOUT = timedelta(minutes=5)
 PROGRESS = "progress"
+Gradients = dict[str, torch.Tensor]
+PREFILL, TRAINING = "prefill", "training step"
+
+TOLERANCES = {"eager": (0.0, 1e-12), "inductor": (1e-4, 1e-4)}
+"""Outputs and gradients. The eager inner backend runs the oracle's own operators in the oracle's own order, so its
+outputs must be equal bit for bit; autograd may add up gradients in another order. Inductor fuses and reorders."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +63,11 @@ PADDED = RankCase(
     torch.float64,
     ("dense", "moe", "moe", "moe"),
 )
-DROPLESS = RankCase(
-    "DeepSeek-V3 style, dropless exchange",
-    "The same model; ranks first exchange how many tokens they send",
-    "deepseek_v3",
-    "dropless",
-    "eager",
-    torch.float64,
-    ("dense", "moe", "moe", "moe"),
+DROPLESS = replace(
+    PADDED,
+    title="DeepSeek-V3 style, dropless exchange",
+    about="The same model; ranks first exchange how many tokens they send",
+    ep_mode="dropless",
 )
 INDUCTOR = RankCase(
     "Llama-4 style, compiled by Inductor",
@@ -85,12 +92,7 @@ def run_case(case: RankCase, group: dist.ProcessGroup, tell: Callable[[str], Non
 
 
 def rank_main(cases: Sequence[RankCase | OverlapCase], folder: str) -> None:
-    """Entry point of a rank.
-
-    Args:
-        cases: what to run, in this order.
-        folder: where results and progress are written to.
-    """
+    """Entry point of a rank: runs `cases` in this order, and writes results and progress to `folder`."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=TIMEOUT)
     world = dist.group.WORLD
@@ -102,10 +104,8 @@ def rank_main(cases: Sequence[RankCase | OverlapCase], folder: str) -> None:
                 result: Case | RankOverlap = run_overlap(case, world, folder, tell)
             else:
                 result = run_case(case, world, tell)
-            target = result_file(folder, index, world.rank())
-            part = target.with_name(f"{target.name}.part")
-            part.write_bytes(pickle.dumps(result))
-            os.replace(part, target)  # whoever sees the file sees all of it
+            with replacing(result_file(folder, index, world.rank())) as part:  # whoever sees the file sees all of it
+                part.write_bytes(pickle.dumps(result))
 
 
 def result_file(folder: str | Path, index: int, rank: int) -> Path:
@@ -120,3 +120,80 @@ def _teller(case: RankCase | OverlapCase, progress: Path) -> Callable[[str], Non
                 file.write(f"{case.title}: {phase}\n")
 
     return tell
+
+
+def check(
+    model: nn.Module,
+    oracle: nn.Module,
+    ids: torch.Tensor,
+    inner: str,
+    phases: Sequence[str],
+    tell: Callable[[str], None] = lambda _: None,
+) -> tuple[CompileReport, list[Check]]:
+    """Compile `model` by the farskip backend; compare it, in each of `phases`, with `oracle`, which shares its weights,
+    and with its own plain wiring. Gradients of the model are left at None.
+    """
+    reports: list[CompileReport] = []
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend=backend(inner=inner, on_report=reports.append), fullgraph=True)
+    checks = []
+    for phase in phases:
+        tell(phase)
+        run = _training_step if phase == TRAINING else _prefill
+        start = time.perf_counter()
+        actual, gradients = run(compiled, model, ids)
+        seconds = time.perf_counter() - start
+        expected, expected_gradients = run(oracle, model, ids)
+        plain, _ = _prefill(model, model, ids)
+        differences = [_difference(gradients[name], expected_gradients[name]) for name in expected_gradients]
+        output_tolerance, gradient_tolerance = TOLERANCES[inner]
+        checks.append(
+            Check(
+                phase=phase,
+                inner=inner,
+                dtype=str(actual.dtype).removeprefix("torch."),
+                output_difference=_difference(actual, expected),
+                outputs_equal=torch.equal(actual, expected),
+                gradient_difference=max(differences) if differences else None,
+                gradients_equal=_all_equal(gradients, expected_gradients) if differences else None,
+                plain_difference=_difference(actual, plain),
+                output_tolerance=output_tolerance,
+                gradient_tolerance=gradient_tolerance,
+                seconds=seconds,
+            )
+        )
+    torch.compiler.reset()
+    return reports[0], checks
+
+
+def _prefill(run: Callable[..., Any], model: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, Gradients]:
+    with torch.no_grad():
+        return _logits(run(ids)), {}
+
+
+def _training_step(run: Callable[..., Any], model: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, Gradients]:
+    """Outputs and gradients of a next-token loss."""
+    model.zero_grad(set_to_none=True)
+    logits = _logits(run(ids))
+    nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return logits.detach(), gradients
+
+
+def _logits(output: Any) -> torch.Tensor:
+    """What a plain model returns; a field of what a `transformers` model returns."""
+    logits: torch.Tensor = getattr(output, "logits", output)
+    return logits
+
+
+def _difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference, relative to the largest expected magnitude; infinite if anything is not finite."""
+    if not actual.isfinite().all():
+        return float("inf")
+    scale = expected.abs().max().item()
+    return (actual - expected).abs().max().item() / (scale or 1.0)
+
+
+def _all_equal(one: Gradients, other: Gradients) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in other)

@@ -8,10 +8,10 @@ models, or is not the same function, is left alone and noted. `transformers` is 
 imported.
 
 1. `expert_parallel`: an exchange of tokens between ranks that captures
-2. `implementation`:  an experts implementation that captures, where transformers lets one choose
-3. `loops`:           the same for experts modules with a loop of their own, if both are found to be equal (`probe`)
-4. `bookkeeping`:     hooks for router logits and hidden states; `generate` must not compile around this backend
-5. `preserve_state`:  one eager call, if example inputs are given
+2. `loops`:           an experts implementation that captures, where transformers lets one choose; the same for experts
+                      modules with a loop of their own, if both are found to be equal (`probe`)
+3. `bookkeeping`:     hooks for router logits and hidden states; `generate` must not compile around this backend
+4. `preserve_state`:  one eager call, if example inputs are given
 """
 
 from farskip_compile.prepare.changes import Change, Preparation

@@ -1,10 +1,18 @@
-"""Replace loops over experts in modules that follow transformers' experts interface, but are not dispatched by it.
+"""Experts that capture, in place of a loop over the experts that were hit, whose length depends on data.
 
-Contract: a model comes in, changes and notes go out. Considered are modules whose forward takes (hidden_states,
-top_k_index, top_k_weights), and which transformers does not dispatch by configuration. Their loop depends on data and
-can't be captured. It is replaced by transformers' own `grouped_mm` (float64: `batched_mm`), if and only if that is the
-same function by behaviour (`probe`): no model is known by name. Otherwise the module is left alone, and a note says
-why.
+Contract: a model comes in, changes and notes go out. No model is known by name.
+
+Experts that transformers dispatches by configuration carry the marks of its `use_experts_implementation`
+(`choose_implementation`). Only the configuration objects that they dispatch on are written, so nested models and
+wrappers of several models are treated alike. An implementation that captures is left alone.
+
+    "eager"        the loop: it can't be a graph
+    "grouped_mm"   captures; computes in bfloat16, float16 and float32
+    "batched_mm"   captures, in any dtype; for float64, where grouped_mm has no kernel
+
+Others whose forward takes (hidden_states, top_k_index, top_k_weights) have a loop of their own (`replace_loops`). It is
+replaced by transformers' `grouped_mm` (float64: `batched_mm`), if and only if that is the same function by behaviour
+(`probe`). Otherwise the module is left alone, and a note says why.
 
 1. The layout is read off the shapes of the stacked weights. Where shapes allow several, each is tried.
 2. Indices for which one of the two projections has no weights are experts without computation: identity, or nothing.
@@ -26,12 +34,67 @@ import torch
 from torch import nn
 
 from farskip_compile.prepare.changes import Change, named
-from farskip_compile.prepare.implementation import BATCHED, GROUPED, MARK, WHY_LOOP, float_dtype, is_dispatched
 from farskip_compile.prepare.probe import HIDDEN, INTERMEDIATE, Experts, difference
 
 INTERFACE = ("hidden_states", "top_k_index", "top_k_weights")
 DOWN = "down_proj"
 BIAS = "_bias"
+GROUPED = "grouped_mm"
+BATCHED = "batched_mm"
+MARKS = ("config", "has_gate", "has_bias", "is_transposed", "_is_expert_parallel")
+"""What `use_experts_implementation` sets on each module."""
+MARK = "_replaces_experts_loop"
+"""On forwards that `loops` has set."""
+WHY_LOOP = "the loop over the experts that were hit depends on data and can't be captured"
+WHY_DOUBLE = "grouped_mm has no kernel for float64"
+
+
+def is_dispatched(module: nn.Module) -> bool:
+    """Whether transformers picks this module's forward by its configuration."""
+    return (
+        all(hasattr(module, mark) for mark in MARKS)
+        and hasattr(module.config, "_experts_implementation")
+        and not hasattr(module.forward, MARK)
+    )
+
+
+def float_dtype(module: nn.Module) -> torch.dtype | None:
+    """The type of the first parameter that is a floating-point number of 16 bits or more."""
+    dtypes = (p.dtype for p in module.parameters() if p.is_floating_point() and p.element_size() > 1)
+    return next(dtypes, None)
+
+
+def choose_implementation(model: nn.Module) -> list[Change]:
+    """Set the implementation of each configuration that dispatches to one that does not capture."""
+    experts: dict[int, list[tuple[str, nn.Module]]] = {}
+    for name, module in model.named_modules():
+        if is_dispatched(module):
+            experts.setdefault(id(module.config), []).append((name, module))
+    changes = []
+    for group in experts.values():
+        module, dtypes = group[0][1], {float_dtype(m) for _, m in group}
+        config: Any = module.config
+        current = config._experts_implementation
+        double = torch.float64 in dtypes
+        if None in dtypes or not (current in ("eager", None) or (current == GROUPED and double)):
+            continue
+        wanted = BATCHED if double else GROUPED
+        _assign(config, wanted)
+        changes.append(
+            Change(
+                what=f"experts implementation of {named([name for name, _ in group])}",
+                before=str(current),
+                after=wanted,
+                why=WHY_DOUBLE if current == GROUPED else WHY_LOOP,
+                restore=lambda config=config, current=current: _assign(config, current),  # type: ignore[misc]
+            )
+        )
+    return changes
+
+
+def _assign(config: Any, implementation: str | None) -> None:
+    # a dictionary names this configuration alone; a string would also reach the ones nested in it
+    config._experts_implementation = {"": implementation}
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from farskip_compile.errors import ConfigError
 from farskip_compile.prepare.bookkeeping import install_recording, keep_generate_from_compiling
 from farskip_compile.prepare.changes import Change, Preparation
 from farskip_compile.prepare.expert_parallel import switch_expert_parallel
-from farskip_compile.prepare.implementation import choose_implementation
-from farskip_compile.prepare.loops import replace_loops
+from farskip_compile.prepare.loops import choose_implementation, replace_loops
 from farskip_compile.prepare.preserve_state import warm_up
 
 
@@ -39,12 +38,12 @@ def prepare(model: nn.Module, *args: Any, **kwargs: Any) -> Preparation:
         changes += install_recording(model)
         changes += keep_generate_from_compiling(model)
     preparation = Preparation(tuple(changes), tuple(notes))
-    if args or kwargs:
-        try:
+    try:
+        if args or kwargs:
             warm_up(model, args, kwargs)
-        except BaseException:
-            preparation.undo()
-            raise
+    except BaseException:
+        preparation.undo()
+        raise
     return preparation
 
 

@@ -39,7 +39,7 @@ from torch.nn import functional as F
 
 from farskip_compile._compat.collectives import all_gather, all_reduce, all_to_all_single, reduce_scatter, wait_tensor
 from farskip_compile.errors import ConfigError
-from farskip_compile.prepare.implementation import is_dispatched
+from farskip_compile.prepare.loops import is_dispatched
 
 Tensor = torch.Tensor
 Group = torch.distributed.ProcessGroup

@@ -10,11 +10,10 @@ import torch
 import torch.distributed as dist
 
 from farskip_compile.demo import transformers_case
-from farskip_compile.demo.checks import PREFILL, TRAINING, check
 from farskip_compile.demo.launch import run_on_ranks
 from farskip_compile.demo.overlap import OVERLAP, VARIANTS, compared, run_overlap
-from farskip_compile.demo.page import page
-from farskip_compile.demo.ranks import DROPLESS, PADDED, run_case
+from farskip_compile.demo.ranks import DROPLESS, PADDED, PREFILL, TRAINING, check, run_case
+from farskip_compile.demo.render import page
 from farskip_compile.demo.results import Comparison, Demo, over_ranks
 from farskip_compile.models import FarSkipForm, build
 from tests.distributed.ranks import run_ranks

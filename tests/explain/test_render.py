@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.demo import terminal
-from farskip_compile.demo.page import page
+from farskip_compile.demo import render as terminal
+from farskip_compile.demo.render import page
 from farskip_compile.demo.results import Case, over_ranks
 from farskip_compile.errors import ConfigError
 from farskip_compile.explain import Explanation, Refusal, palette, svg

@@ -1,6 +1,8 @@
-"""The demo on the terminal: what was rewired in each case, and how it compares with the oracle.
+"""The demo on the terminal and as one HTML page: what was rewired in each case, and how it compares with the oracle.
 
-Contract: takes the records of a demo, gives text for rich; readable at 80 columns; draws nothing that is not in them.
+Contract: takes the records of a demo, draws nothing that is not in them. Text for rich is readable at 80 columns. The
+page is a complete document: no script, no link to load, no picture from elsewhere. It shows every sub-block of every
+case, every check, and what is needed to run it again.
 """
 
 from __future__ import annotations
@@ -11,9 +13,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from farskip_compile.demo.results import Case, Check, Comparison, Demo
-from farskip_compile.explain import text
-from farskip_compile.explain.layout import shown_layers
+from farskip_compile.demo.results import Case, Check, Comparison, Demo, bits, number
+from farskip_compile.explain import layout, svg, text
+from farskip_compile.explain.overlappable import independent
+from farskip_compile.explain.pages import render
+from farskip_compile.passes.residual.table import Table as Wiring
+from farskip_compile.profiling.page import pieces
 from farskip_compile.profiling.text import percent, time_text
 
 STYLES = {True: "bold green", False: "bold red"}
@@ -30,7 +35,7 @@ def case_lines(case: Case | Comparison, console: Console) -> RenderableType:
     if case.report is not None:
         parts.append(Text(case.report.summary()))
         if case.report.rows:
-            parts.append(text.connectivity(case.report.table, shown_layers(case.report.table), console))
+            parts.append(text.connectivity(case.report.table, layout.shown_layers(case.report.table), console))
     if case.checks:
         parts.append(_checks(case.checks))
     return Group(*parts)
@@ -91,3 +96,16 @@ def _difference(equal: bool | None, difference: float | None) -> str:
     if difference is None:
         return "-"
     return "bit-equal" if equal else f"max diff {difference:.1e}"
+
+
+def page(demo: Demo) -> str:
+    """The whole document."""
+    helpers = {"svg": svg, "layout": layout, "number": number, "bits": bits, "beside": _beside, **pieces()}
+    return str(render("demo.html.j2", demo=demo, **helpers))
+
+
+def _beside(table: Wiring, row: str) -> str:
+    """What can run beside the sub-block called `row`."""
+    found = table.row(row)
+    assert found is not None
+    return ", ".join(independent(table, found)) or "nothing"
