@@ -44,12 +44,7 @@ FULLER = 1.5
 
 
 class Collectives:
-    """Measures over `ranks`, at least two of them.
-
-    Args:
-        ranks: who takes part.
-        clock: seconds since some moment, for CPU and accelerators alike: a collective's end is waited for.
-    """
+    """Measures over `ranks`, at least two of them; one clock, since a collective's end is waited for."""
 
     def __init__(self, ranks: Ranks, clock: Callable[[], float] = time.perf_counter) -> None:
         self.ranks, self.clock = ranks, clock
@@ -58,11 +53,10 @@ class Collectives:
     def measure(
         self, messages: tuple[int, ...], seconds: float, largest: Mapping[CollectiveKind, int] | None = None
     ) -> LinkFindings:
-        """All kinds by size, then an uneven all-to-all, then the interference.
+        """All kinds by size, then an uneven all-to-all, then the interference, in about so many seconds.
 
         Args:
             messages: sizes in bytes.
-            seconds: budget for all of it.
             largest: bytes of the largest message of some kinds.
         """
         largest = largest or {}

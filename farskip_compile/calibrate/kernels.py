@@ -48,13 +48,7 @@ Take = Callable[[], Sequence[torch.Tensor]]
 
 
 class Bench:
-    """Measures on one device with one type; rows and notes collect in it.
-
-    Args:
-        watch: times the calls.
-        dtype: of all operands.
-        grids: which sizes.
-    """
+    """Measures on one device with operands of one type; rows and notes collect in it."""
 
     def __init__(self, watch: Stopwatch, dtype: torch.dtype, grids: Grids) -> None:
         self.watch, self.dtype, self.grids = watch, dtype, grids
@@ -80,14 +74,7 @@ class Bench:
 
 
 class Products(Bench):
-    """Measures products.
-
-    Args:
-        watch: times the calls.
-        dtype: of all operands.
-        grids: which shapes.
-        launch_seconds: overhead of a call, which is subtracted from its time.
-    """
+    """Measures products; `launch_seconds`, the overhead of a call, is subtracted from its time."""
 
     def __init__(self, watch: Stopwatch, dtype: torch.dtype, grids: Grids, launch_seconds: float) -> None:
         super().__init__(watch, dtype, grids)

@@ -17,10 +17,9 @@ from farskip_compile.errors import ConfigError
 
 
 class Ranks:
-    """A process group as calibration sees it.
+    """A process group as calibration sees it; None: the default group if there is one, else this process alone.
 
     Args:
-        group: None: the default group if there is one, else this process alone.
         device: where tensors of the group's collectives are.
 
     Raises:

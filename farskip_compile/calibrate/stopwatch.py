@@ -62,13 +62,7 @@ def grids(device: torch.device, *, quick: bool) -> Grids:
 
 
 class Budget:
-    """Divides a time among the points that are still to be measured.
-
-    Args:
-        seconds: for all of them.
-        points: how many.
-        clock: seconds since some moment.
-    """
+    """Divides a time in seconds among the points that are still to be measured."""
 
     def __init__(self, seconds: float, points: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -102,12 +96,7 @@ class Times:
 
 
 class Stopwatch:
-    """Times calls on `device`.
-
-    Args:
-        device: where they run.
-        clock: seconds since some moment; used on a CPU only.
-    """
+    """Times calls on `device`; `clock` is used on a CPU only."""
 
     def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> None:
         self.device = device
@@ -124,8 +113,6 @@ class Stopwatch:
         """Seconds of one call, as often as the budget allows.
 
         Args:
-            call: what is timed.
-            budget: how often.
             before: runs before each repetition, untimed: makes the operands as the preceding operator would.
             least: seconds that one repetition should take; a shorter call is repeated within it.
         """
@@ -157,10 +144,7 @@ class Stopwatch:
 class Pool:
     """Operands from one large block, each from another place in it, so that caches do not hold them already.
 
-    Args:
-        device: where the block is.
-        dtype: of its numbers.
-        size: bytes of it; more where one call needs as much.
+    The block has `size` bytes; more where one call needs as much.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, size: int) -> None:

@@ -74,10 +74,6 @@ class CollectiveCost:
 def collective_cost(node: fx.Node, size: Size) -> CollectiveCost:
     """What the launch `node` moves.
 
-    Args:
-        node: a call of a `_c10d_functional` operator other than `wait_tensor`.
-        size: turns a size into a number.
-
     Raises:
         UnsupportedPatternError: `node` does not launch a collective.
     """
@@ -170,13 +166,7 @@ def collective_seconds(
 
 
 def interference(ranks: int, profile: HardwareProfile, ranks_per_node: int | None = None) -> float:
-    """Compute takes (1 + this) times as long while a collective of so many ranks is in flight; 0 if not measured.
-
-    Args:
-        ranks: size of the group.
-        profile: the hardware.
-        ranks_per_node: as for `collective_seconds`.
-    """
+    """Compute takes (1 + this) times as long while a collective of so many ranks is in flight; 0 if not measured."""
     if ranks < 2:
         return 0.0
     within = ranks <= (ranks_per_node or profile.ranks_per_node)

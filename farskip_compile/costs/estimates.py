@@ -90,12 +90,11 @@ class Estimates:
         return self._with_pages(node, op_cost(node, self.size, fused=True))
 
     def kernel(self, parts: Iterable[tuple[bool, list[fx.Node]]], traffic: int) -> float:
-        """Seconds of a fused kernel.
+        """Seconds of a fused kernel that reads and writes `traffic` bytes.
 
         Args:
             parts: for each kernel fused into it, whether it calls a library, and the nodes that it computes, the one
                 that stands for it first.
-            traffic: bytes that the kernel reads and writes.
         """
         parts = list(parts)
         flops = [self._product(origins) for extern, origins in parts if extern]

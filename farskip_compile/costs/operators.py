@@ -167,13 +167,7 @@ def _bodies(node: fx.Node) -> list[fx.Graph]:
 
 
 def op_seconds(cost: OpCost, profile: HardwareProfile, *, tf32: bool = False) -> float:
-    """Seconds of one operator or kernel.
-
-    Args:
-        cost: from `op_cost` or `kernel_cost`.
-        profile: the hardware.
-        tf32: whether float32 products may use TF32, where the hardware has it.
-    """
+    """Seconds of one operator or kernel; `tf32`: float32 products may use TF32, where the hardware has it."""
     if cost.kind == "sync" and profile.sync_seconds is not None:
         return profile.sync_seconds
     compute = cost.element_ops / profile.element_rate

@@ -86,12 +86,9 @@ def flop_kind(node: fx.Node) -> FlopKind:
 def executed_part(node: fx.Node, keys: int | None) -> float:
     """Fraction of the FLOPs that an attention executes: kernels skip what a causal mask hides.
 
-    That is a half where queries and keys are equally many. The kernel for CPUs skips whole blocks of keys, so that it
-    gains nothing up to the size of one, and a third at three (measured, forward and backward: 0.69).
-
-    Args:
-        node: any operator; whatever has no causal mask executes all.
-        keys: number of keys of an attention; None: not known.
+    That is a half where queries and keys are equally many. The kernel for CPUs skips whole blocks of keys (None: their
+    number is not known), so that it gains nothing up to the size of one, and a third at three (measured, forward and
+    backward: 0.69). Whatever has no causal mask executes all.
     """
     target = node.target
     if not isinstance(target, OpOverload):

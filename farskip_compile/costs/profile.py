@@ -186,11 +186,7 @@ class HardwareProfile:
 
     @classmethod
     def from_json(cls, data: object, *, origin: str = "hardware profile") -> HardwareProfile:
-        """A profile of plain data.
-
-        Args:
-            data: what `to_json` returned, or the content of a profile's file.
-            origin: where it is from, for errors.
+        """A profile of plain data: what `to_json` returned, or the content of a file, `origin` in messages.
 
         Raises:
             ConfigError: another schema; a field unknown, missing, of the wrong type or out of range.

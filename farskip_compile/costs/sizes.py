@@ -47,10 +47,8 @@ class _Side:
 class SizeHints(Sizes):
     """Callable: a size to a number.
 
-    Args:
-        graph: the graph whose sizes will be asked for; its exchanges say how data-dependent sizes are estimated.
-        fallback: rows where nothing is known.
-        imbalance: rows that the fullest rank gets in a dispatch, over the mean.
+    The exchanges of `graph` say how data-dependent sizes are estimated; `imbalance`: rows that the fullest rank gets in
+    a dispatch, over the mean.
     """
 
     def __init__(self, graph: fx.Graph, *, fallback: int = FALLBACK, imbalance: float = 1.0) -> None:

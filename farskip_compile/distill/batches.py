@@ -80,13 +80,7 @@ class Position:
 
 
 class Feed:
-    """Batches without end from an iterable.
-
-    Args:
-        data: the iterable.
-        device: where the batches are put.
-        position: where to continue.
-    """
+    """Batches without end, on `device`, from an iterable; `position`: where to continue."""
 
     def __init__(self, data: Iterable[Any], device: torch.device, position: Position | None = None) -> None:
         self.data, self.device = data, device

@@ -146,11 +146,7 @@ class DistillConfig:
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any], origin: str = "self_distill") -> DistillConfig:
-        """The configuration with these options.
-
-        Args:
-            data: option -> value.
-            origin: where they are from, for messages.
+        """The configuration with these options, which are from `origin`.
 
         Raises:
             ConfigError: an unknown key, with the closest known one; or a wrong value.

@@ -33,9 +33,7 @@ Sharded = Callable[[str, nn.Parameter], bool]
 class Ranks:
     """The ranks that train one model together; a single process is one rank.
 
-    Args:
-        model: this rank's.
-        sharded: whether a parameter, by name, is this rank's part of one; None: it is detected.
+    `sharded`: whether a parameter, by name, is this rank's part of one; None: it is detected.
     """
 
     def __init__(self, model: nn.Module, sharded: Sharded | None = None) -> None:

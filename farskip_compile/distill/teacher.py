@@ -72,9 +72,7 @@ class Teacher(Protocol):
 class FrozenTeacher:
     """The model as written, with the parameters that it has now.
 
-    Args:
-        model: provides the code, and may be trained.
-        copied: False: the parameters are not copied; for a teacher that is asked before the first step only.
+    The model may be trained. Not `copied`: for a teacher that is asked before the first step only.
     """
 
     def __init__(self, model: nn.Module, *, copied: bool = True) -> None:

@@ -102,12 +102,7 @@ class Front:
 
 
 def choose(damage: Mapping[str, float], estimate: Callable[[tuple[str, ...]], Exposure]) -> Front:
-    """The front for rows with these damages.
-
-    Args:
-        damage: that of each row alone, nats per token; in the order of the model.
-        estimate: gives the exposure of a set of rows.
-    """
+    """The front for rows with these damages, each alone, nats per token, in the order of the model."""
     known: dict[Rows, Exposure] = {}
 
     def exposed(rows: Rows) -> float:

@@ -139,14 +139,7 @@ def measure_damage(
 def measure_together(
     model: nn.Module, held_out: Iterable[Any], damage: Damage, sets: Iterable[tuple[str, ...]]
 ) -> dict[tuple[str, ...], HeldOut]:
-    """What sets of rows do to held-out text when each is rewired as a whole.
-
-    Args:
-        model: as in `measure_damage`.
-        held_out: batches.
-        damage: that of the model.
-        sets: sets of its rows, such as those of the points of a `Front`.
-    """
+    """What sets of rows, such as those of the points of a `Front`, do to held-out text when rewired as a whole."""
     evaluation = _evaluation(model, held_out)
     configs = {rows: FarSkipConfig(connectivity=connectivity_of(damage, rows) if rows else "none") for rows in sets}
     variants = Variants(model, {" ".join(rows): one for rows, one in configs.items()})

@@ -19,13 +19,7 @@ INK, LINE, SUM, CHOSEN = "#1d2126", "#8a929b", "#0b3d91", "#d9480f"
 def front_table(
     front: Front, chosen: Point | None = None, measured: Mapping[tuple[str, ...], float] | None = None
 ) -> Table:
-    """For a terminal.
-
-    Args:
-        front: what to show.
-        chosen: the set that is marked.
-        measured: KL of sets that were rewired together, nats per token.
-    """
+    """For a terminal: the set `chosen` is marked; `measured`: KL of sets rewired together, nats per token."""
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for name in ("hidden", "freed", "damage", *(["measured"] if measured else [])):

@@ -50,9 +50,7 @@ def cut_matrices(model: nn.Module, plan: Mapping[str, str], group: Group, *, red
     """Cut the matrices of `model`, in place.
 
     Args:
-        model: on fake tensors.
         plan: transformers' style by name of a module, with `*` for the number of a layer.
-        group: the ranks.
         reduce_blocks: reduce after a whole Mixture-of-Experts block, whose routed experts return partial sums, too;
             otherwise after its shared experts alone.
 
@@ -180,8 +178,6 @@ def spread_experts(model: nn.Module, ep_mesh: Any, tp_mesh: Any, exchange: str, 
     """Cut the experts among the ranks of `ep_mesh`, and exchange tokens.
 
     Args:
-        model: of transformers, on fake tensors.
-        ep_mesh: the ranks of the experts.
         tp_mesh: the ranks that hold the same tokens as this one.
         exchange: `all-reduce`, `all-to-all` or `all-gather`.
         imbalance: rows of the fullest rank over the mean.

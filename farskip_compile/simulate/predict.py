@@ -57,10 +57,7 @@ def predict(scenario: Scenario) -> Prediction:
 
 
 def predict_each(scenarios: Sequence[Scenario]) -> list[Prediction]:
-    """Predict several scenarios from one capture.
-
-    Args:
-        scenarios: the same model, cut and fed alike; they differ in device, measured, slower and interference only.
+    """Predict several scenarios, which differ only in device, measured, slower and interference, from one capture.
 
     Raises:
         ConfigError: they differ in more, or as `predict`.

@@ -129,11 +129,7 @@ def zipf_loads(experts: int, top_k: int, skew: float) -> list[float]:
 
 
 def imbalance(loads: Sequence[float], ranks: int) -> float:
-    """Rows of the fullest of `ranks` ranks over the mean.
-
-    Args:
-        loads: how often each expert is chosen.
-        ranks: how many share the experts.
+    """Rows of the fullest of `ranks` ranks over the mean, from how often each expert is chosen.
 
     Raises:
         ConfigError: the experts can't be divided evenly.

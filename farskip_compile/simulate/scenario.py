@@ -47,10 +47,7 @@ class Architecture:
     """A folder with a `config.json`, in place of all the above."""
 
     def config(self, layers: int | None = None) -> Any:
-        """The configuration of transformers.
-
-        Args:
-            layers: only this many, from the first; None: all.
+        """The configuration of transformers; `layers`: only this many, from the first.
 
         Raises:
             ConfigError: transformers has no such model, or the model has fewer layers.
