@@ -11,7 +11,7 @@ imported.
 2. `loops`:           an experts implementation that captures, where transformers lets one choose; the same for experts
                       modules with a loop of their own, if both are found to be equal (`probe`)
 3. `bookkeeping`:     hooks for router logits and hidden states; `generate` must not compile around this backend
-4. `preserve_state`:  one eager call, if example inputs are given
+4. `probe`:           one eager call, if example inputs are given
 """
 
 from farskip_compile.prepare.changes import Change, Preparation

@@ -1,9 +1,15 @@
-"""Are two ways to compute a module's experts the same function? Decided by running both.
+"""Calls of a model that leave it as it was: to see what it returns, for what its first call makes, and to compare
+two ways to compute a module's experts.
 
-Contract: an experts module with the interface forward(hidden_states, top_k_index, top_k_weights) and stacked weights
-comes in, and a function that might replace its forward; None goes out if they agree, or the reason why not. The
-module's weights are not read: both compute on small random ones, on the CPU, so the size and the place of the model
-don't matter. State stays as it was: weights, mode, random numbers.
+Contract: within `state_kept`, random numbers may be drawn, buffers written and modes switched; afterwards they are what
+they were. `copied` gives inputs to call it with, so that what it writes to (caches) is not written to. Gradients are
+the caller's concern. `warm_up` is one such call, without gradients: what the model made on the side (tables, lazily
+loaded kernels) and what can't be captured stays, which is its purpose.
+
+`difference`: are two ways to compute experts the same function? Decided by running both. An experts module with the
+interface forward(hidden_states, top_k_index, top_k_weights) and stacked weights comes in, and a function that might
+replace its forward; None goes out if they agree, or the reason why not. The module's weights are not read: both compute
+on small random ones, on the CPU, so the size and the place of the model don't matter.
 
 1. Every index that the weights have room for is routed to, from tokens of very different sizes (clamps and limits
    show at the large ones), in training and in evaluation mode.
@@ -13,7 +19,11 @@ don't matter. State stays as it was: weights, mode, random numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +36,63 @@ HIDDEN, INTERMEDIATE = 16, 24  # multiples of 16 bytes, which grouped kernels as
 SCALES = (0.03, 1.0, 30.0, 1000.0)
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-3}
 """Seen are 1e-15 and 1e-6; another function differs by 1e-1 or more on some token."""
+
+
+@contextmanager
+def state_kept(modules: Sequence[nn.Module], inputs: Iterable[torch.Tensor] = ()) -> Iterator[None]:
+    """Put random numbers, buffers and modes back after the block.
+
+    Args:
+        modules: that are called in the block.
+        inputs: what they are called with; random numbers may be drawn on its devices, too.
+    """
+    buffers = {buffer: buffer.clone() for module in modules for buffer in module.buffers()}
+    modes = {part: part.training for module in modules for part in module.modules()}
+    devices = {t.device for module in modules for t in (*module.parameters(), *module.buffers())}
+    devices |= {t.device for t in inputs}
+    accelerators = sorted({device.type for device in devices} - {"cpu", "meta"})
+    state = random.getstate()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        for kind in accelerators:
+            of_kind = sorted((d for d in devices if d.type == kind), key=str)
+            stack.enter_context(torch.random.fork_rng(devices=of_kind, device_type=kind))
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            with torch.no_grad():
+                for buffer, value in buffers.items():
+                    buffer.copy_(value)
+            for part, mode in modes.items():
+                part.training = mode
+
+
+def copied(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: Iterable[torch.Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any], list[torch.Tensor]]:
+    """Copies of the inputs of a call, and those of `tensors`, which are in them: each is a leaf of its own.
+
+    Args:
+        args: inputs.
+        kwargs: inputs by name.
+        tensors: in them; those that require a gradient do so in the copy.
+    """
+    memo: dict[int, Any] = {}  # `deepcopy` takes leaves only
+    copies = []
+    for tensor in tensors:
+        if id(tensor) not in memo:
+            memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        copies.append(memo[id(tensor)])
+    return copy.deepcopy(args, memo), copy.deepcopy(dict(kwargs), memo), copies
+
+
+def warm_up(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Call the model once and put its state back."""
+    tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+    with state_kept([model], tensors), torch.no_grad():
+        args, kwargs, _ = copied(args, kwargs, tensors)
+        model(*args, **kwargs)
 
 
 class _Bound(nn.Module):
@@ -43,19 +110,15 @@ class _Bound(nn.Module):
 def difference(
     module: nn.Module, old: Experts, new: Experts, shapes: dict[str, tuple[int, ...]], indices: int, dtype: torch.dtype
 ) -> str | None:
-    """Why `new` can't take the place of `old`, or None.
+    """Why the forward `new` can't take the place of `old`, or None.
 
     Args:
-        module: the experts; its modes are switched and restored.
-        old: its own forward.
-        new: the candidate.
-        shapes: of the small weights that stand for each parameter.
+        shapes: of the small weights that stand for each parameter of the experts.
         indices: how many different indices may be routed to.
         dtype: in which both compute.
     """
-    modes = {m: m.training for m in module.modules()}
     try:
-        with torch.random.fork_rng(devices=[]):
+        with state_kept([module]):
             for training in (False, True):
                 module.train(training)
                 for top_k in sorted({min(2, indices), min(3, indices)}):  # one: some loops squeeze it away
@@ -64,9 +127,6 @@ def difference(
                         return f"{reason} in {'training' if training else 'evaluation'} mode"
     except Exception as error:  # whatever a foreign forward raises on such input means: can't tell
         return f"could not be run on random input ({type(error).__name__}: {str(error).splitlines()[0]})"
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
     return None
 
 

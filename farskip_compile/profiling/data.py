@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from farskip_compile.profiling.intervals import Span, union
-from farskip_compile.profiling.lanes import Segment
+from farskip_compile.profiling.intervals import Segment, Span, union
 
 
 class Device(StrEnum):

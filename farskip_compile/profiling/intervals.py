@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 Span = tuple[int, int]
+Segment = tuple[int, int, str]
+"""Start and end in nanoseconds, and a name."""
 
 
 def union(spans: Iterable[Span]) -> list[Span]:

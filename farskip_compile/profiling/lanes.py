@@ -1,8 +1,11 @@
-"""One thread or stream: nested, overlapping events cut into stretches that each belong to one event.
+"""One thread or stream: nested, overlapping events cut into stretches that each belong to one event, and its launches.
 
-In:    the events of one lane, `(start, end, name)` in nanoseconds.
-Out:   disjoint segments in order, each with the name of what ran.
-Never: counts a moment twice, or one in which no event is open.
+In:    the events of one lane, `(start, end, name)` in nanoseconds; collectives as the trace shows them, the operators
+       that launched them, and `record_function` ranges that name a layer.
+Out:   disjoint segments in order, each with the name of what ran; the same collectives with launch, kind and layer,
+       where these can be known.
+Never: counts a moment twice, or one in which no event is open. Guesses: a kind for which the trace shows more launches
+       than collectives, or a collective before its launch, is left as it is.
 
 Algorithm of `innermost`: walk the starts in order, with a stack of open events. Any moment belongs to the open event
 that started last. For properly nested events that is the innermost one, so that the time of `aten::addmm` goes to it
@@ -13,16 +16,26 @@ Algorithm of `compute_only`, for CPU threads: an operator is not compute by itse
 2. something that launches or waits runs inside it, or an operator of its own name (tensor subclasses such as DTensor
    run Python between an outer `aten::mm` and the inner one);
 3. it is of a foreign namespace and any operator runs inside it.
+
+On GPU a kernel carries the correlation id of the runtime call that launched it. On CPU nothing ties a gloo work to its
+operator but the order: gloo takes works from one queue, so that the n-th `gloo:all_to_all` to start is the n-th that
+was launched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from farskip_compile.profiling.events import Role, role
+from farskip_compile.profiling.data import Collective
+from farskip_compile.profiling.events import Role, layer_of, role
+from farskip_compile.profiling.intervals import Segment
 
-Segment = tuple[int, int, str]
-"""Start and end in nanoseconds, and a name."""
+Place = tuple[str, int]
+"""Thread and moment of a launch."""
+
 
 _COMMUNICATES = (Role.LAUNCH, Role.WAIT)
 
@@ -85,3 +98,52 @@ def _is_compute(events: Sequence[Segment]) -> bytearray:
         if roles[index] is not Role.GLUE:
             around.append(index)
     return counts
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """An operator of c10d that launched a collective."""
+
+    kind: str
+    work: str
+    """What gloo calls the resulting work."""
+    place: Place
+
+
+class Layers:
+    """The layer that a moment of a thread belongs to, by `record_function` ranges; the innermost range decides."""
+
+    def __init__(self, ranges: Mapping[str, Sequence[Segment]]) -> None:
+        self._starts: dict[str, list[int]] = {}
+        self._stretches: dict[str, list[tuple[int, int | None]]] = {}
+        for thread, unordered in ranges.items():
+            ordered = in_order(unordered)
+            found = list(innermost(ordered))
+            self._starts[thread] = [start for start, _, _ in found]
+            self._stretches[thread] = [(end, layer_of(ordered[index][2])) for _, end, index in found]
+
+    def place(self, collective: Collective, place: Place) -> Collective:
+        """`collective` with the moment of its launch, and the layer that is named there."""
+        thread, moment = place
+        index = bisect_right(self._starts.get(thread, ()), moment) - 1
+        end, layer = self._stretches[thread][index] if index >= 0 else (moment, None)
+        return replace(collective, launched=moment, layer=layer if moment < end else None)
+
+
+def link_by_order(collectives: Sequence[Collective], launches: Sequence[Launch], layers: Layers) -> list[Collective]:
+    """Collectives on CPU, in order of their starts, with their launches."""
+    works: dict[str, list[int]] = defaultdict(list)
+    for index, collective in enumerate(collectives):
+        works[collective.kind].append(index)
+    launched: dict[str, list[Launch]] = defaultdict(list)
+    for launch in sorted(launches, key=lambda launch: launch.place[1]):
+        launched[launch.work].append(launch)
+    linked = list(collectives)
+    for work, indices in works.items():
+        pairs = list(zip(indices, launched[work], strict=False))
+        late = any(collectives[index].start < launch.place[1] for index, launch in pairs)
+        if len(launched[work]) != len(indices) or late:
+            continue
+        for index, launch in pairs:
+            linked[index] = replace(layers.place(linked[index], launch.place), kind=launch.kind)
+    return linked

@@ -32,8 +32,7 @@ from farskip_compile.profiling.data import (
     Trace,
 )
 from farskip_compile.profiling.estimated import estimates
-from farskip_compile.profiling.intervals import Coverage, Span, difference, intersection, total, union
-from farskip_compile.profiling.lanes import Segment
+from farskip_compile.profiling.intervals import Coverage, Segment, Span, difference, intersection, total, union
 from farskip_compile.profiling.peers import Peers, match
 
 

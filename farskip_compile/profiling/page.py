@@ -22,8 +22,7 @@ from markupsafe import Markup
 from farskip_compile.explain.pages import render
 from farskip_compile.profiling import text
 from farskip_compile.profiling.data import Collective, CollectiveReport, Overlap, OverlapReport, RankReport, Trace
-from farskip_compile.profiling.intervals import Coverage, Span, blocks, difference, union
-from farskip_compile.profiling.lanes import Segment
+from farskip_compile.profiling.intervals import Coverage, Segment, Span, blocks, difference, union
 from farskip_compile.profiling.measure import overlap
 from farskip_compile.profiling.text import percent, short_name, time_text
 

@@ -27,9 +27,8 @@ from farskip_compile.profiling import events
 from farskip_compile.profiling.chrome import Document, NotATraceError, TraceError, load
 from farskip_compile.profiling.data import Collective, Device, Trace
 from farskip_compile.profiling.events import Role
-from farskip_compile.profiling.intervals import Span, union
-from farskip_compile.profiling.lanes import Segment, compute_only, segments
-from farskip_compile.profiling.launches import Launch, Layers, Place, link_by_order
+from farskip_compile.profiling.intervals import Segment, Span, union
+from farskip_compile.profiling.lanes import Launch, Layers, Place, compute_only, link_by_order, segments
 from farskip_compile.text_utils import amount
 
 SCHEDULES = "farskip_schedules"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from farskip_compile.prepare.preserve_state import copied, state_kept
+from farskip_compile.prepare.probe import copied, state_kept
 from farskip_compile.testing.comparing import local
 from farskip_compile.testing.leaves import leaves, tensors
 
