@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime
 
 import torch
@@ -24,8 +25,10 @@ from farskip_compile.explain import versions
 from farskip_compile.models.transformers_form import TransformersFarSkipForm, tiny_deepseek_v3
 
 RANKS = 2
-TRANSFORMERS_TITLE = "transformers DeepseekV3ForCausalLM"
-TRANSFORMERS_ABOUT = "The unmodified class of the transformers library, tiny and random, in one process"
+TRANSFORMERS = Case(
+    "transformers DeepseekV3ForCausalLM",
+    "The unmodified class of the transformers library, tiny and random, in one process",
+)
 
 
 def run_demo(tell: Tell, done: Done, command: str = "farskip demo") -> Demo:
@@ -48,8 +51,8 @@ def run_demo(tell: Tell, done: Done, command: str = "farskip demo") -> Demo:
     run_on_ranks([PADDED, DROPLESS] if missing else [PADDED, DROPLESS, INDUCTOR, OVERLAP], RANKS, tell, finish)
     if missing:
         problem = f"Inductor needs a C++ compiler, and there is no {missing}"
-        finish(Case(INDUCTOR.title, INDUCTOR.about, ranks=RANKS, problem=problem, skipped=True))
-        finish(Comparison(OVERLAP.title, OVERLAP.about, RANKS, problem=problem, skipped=True))
+        finish(Case(INDUCTOR.title, INDUCTOR.about, RANKS, problem, skipped=True))
+        finish(Comparison(OVERLAP.title, OVERLAP.about, RANKS, problem, skipped=True))
     finish(transformers_case(tell))
     cases = tuple(part for part in parts if isinstance(part, Case))
     overlap = next(part for part in parts if isinstance(part, Comparison))
@@ -66,16 +69,15 @@ def transformers_case(tell: Tell = lambda _: None, layers: int = 4) -> Case:
     """The unmodified `transformers` model against its hand-written form."""
     if importlib.util.find_spec("transformers") is None:
         problem = "transformers is not installed: pip install 'farskip-compile[hf]'"
-        return Case(TRANSFORMERS_TITLE, TRANSFORMERS_ABOUT, problem=problem, skipped=True)
+        return replace(TRANSFORMERS, problem=problem, skipped=True)
     try:
         model = tiny_deepseek_v3(layers=layers).to(torch.float64)
         model.set_experts_implementation("batched_mm")  # the one that takes float64 and is captured whole
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, model.config.vocab_size, (2, 8), generator=generator)
         oracle = TransformersFarSkipForm(model)
-        report, checks = check(
-            model, oracle, ids, "eager", (PREFILL, TRAINING), lambda phase: tell(f"{TRANSFORMERS_TITLE}: {phase}")
-        )
+        phases = (PREFILL, TRAINING)
+        report, checks = check(model, oracle, ids, "eager", phases, lambda one: tell(f"{TRANSFORMERS.title}: {one}"))
     except Exception as error:
-        return Case(TRANSFORMERS_TITLE, TRANSFORMERS_ABOUT, problem=f"{type(error).__name__}: {error}")
-    return Case(TRANSFORMERS_TITLE, TRANSFORMERS_ABOUT, report=report, checks=tuple(checks))
+        return replace(TRANSFORMERS, problem=f"{type(error).__name__}: {error}")
+    return replace(TRANSFORMERS, report=report, checks=tuple(checks))

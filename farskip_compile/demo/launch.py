@@ -52,10 +52,8 @@ def run_on_ranks(cases: Sequence[RankCase | OverlapCase], ranks: int, tell: Tell
         except ChildFailedError as error:
             problem = _message(error)
         for case in cases[follower.finished :]:
-            if isinstance(case, OverlapCase):
-                done(Comparison(case.title, case.about, ranks, problem=problem))
-            else:
-                done(Case(case.title, case.about, ranks=ranks, problem=problem))
+            kind = Comparison if isinstance(case, OverlapCase) else Case
+            done(kind(case.title, case.about, ranks, problem))
 
 
 class _Follower:
@@ -91,17 +89,13 @@ class _Follower:
             if not all(file.exists() for file in files):
                 break
             self.finished += 1
-            self.done(_together([pickle.loads(file.read_bytes()) for file in files]))
+            seen = [pickle.loads(file.read_bytes()) for file in files]
+            self.done(compared(seen) if isinstance(seen[0], RankOverlap) else over_ranks(seen))
         progress = self.folder / PROGRESS
         lines = progress.read_text().splitlines() if progress.exists() else []
         if len(lines) > self._lines:
             self._lines = len(lines)
             self.tell(lines[-1])
-
-
-def _together(per_rank: Sequence[Case] | Sequence[RankOverlap]) -> Case | Comparison:
-    first = per_rank[0]
-    return compared(per_rank) if isinstance(first, RankOverlap) else over_ranks(per_rank)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +81,7 @@ class RankOverlap:
 def run_overlap(
     case: OverlapCase, group: dist.ProcessGroup, folder: str | Path, tell: Callable[[str], None] = lambda _: None
 ) -> RankOverlap:
-    """Compile and record all variants on this rank of `group`; every rank of it must call.
-
-    Args:
-        case: what to run.
-        group: the ranks that share the experts.
-        folder: where this rank leaves its traces.
-        tell: called with each step before it begins.
-    """
+    """Compile and record all variants on this rank of `group`, which shares the experts; every rank of it must call."""
     torch.compiler.reset()
     parallel = ParallelConfig(ep_group=group, ep_mode="padded")
     model = build("deepseek_v3", dtype=torch.float32, parallel=parallel, layers=case.layers, **case.overrides)
@@ -99,9 +93,12 @@ def run_overlap(
         for name in VARIANTS:
             tell(f"compiling {name}")
             clear_schedules()
-            steps[name] = _step(_compiled(case, model, name), ids)
+            ours = {"connectivity": CONNECTIVITY.get(name), "memory_increase": case.memory_increase}
+            how: dict[str, Any] = {} if name == PLAIN else {"backend": "farskip", "options": ours}
+            steps[name] = partial(torch.compile(model, fullgraph=True, **how), ids)
             oracle = FarSkipForm(model) if name == FULL else model
-            difference = _difference(steps[name](), oracle(ids))
+            actual, expected = steps[name](), oracle(ids)
+            difference = ((actual - expected).norm() / expected.norm()).item()
             files = (f"{slug(name)}.{n}.rank{dist.get_rank()}.json" for n in range(REPETITIONS))
             traces = tuple(str(Path(folder) / file) for file in files)
             variants.append(RankVariant(name, difference, traces, next(iter(last_schedules()), None)))
@@ -121,7 +118,7 @@ def compared(per_rank: Sequence[RankOverlap]) -> Comparison:
         variants = tuple(_variant(ranks) for ranks in together)
     except FarSkipError as error:
         return Comparison(case.title, case.about, len(per_rank), problem=f"{type(error).__name__}: {error}")
-    return Comparison(case.title, case.about, len(per_rank), variants)
+    return Comparison(case.title, case.about, len(per_rank), variants=variants)
 
 
 def _variant(ranks: Sequence[RankVariant]) -> Variant:
@@ -133,25 +130,3 @@ def _variant(ranks: Sequence[RankVariant]) -> Variant:
         merged = merge_traces(repetitions[middle], Path(folder) / "merged.json").read_bytes()
     difference = max(seen.difference for seen in ranks)
     return Variant(ranks[0].name, reports[middle], difference, ranks[0].predicted, merged)
-
-
-def _compiled(case: OverlapCase, model: torch.nn.Module, name: str) -> Callable[..., Any]:
-    if name == PLAIN:
-        compiled: Callable[..., Any] = torch.compile(model, fullgraph=True)
-        return compiled
-    options: dict[str, Any] = {"connectivity": CONNECTIVITY[name], "memory_increase": case.memory_increase}
-    compiled = torch.compile(model, backend="farskip", fullgraph=True, options=options)
-    return compiled
-
-
-def _step(compiled: Callable[..., Any], ids: torch.Tensor) -> Callable[[], torch.Tensor]:
-    def step() -> torch.Tensor:
-        with torch.no_grad():
-            logits: torch.Tensor = compiled(ids)
-            return logits
-
-    return step
-
-
-def _difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return (torch.linalg.vector_norm(actual - expected) / torch.linalg.vector_norm(expected)).item()

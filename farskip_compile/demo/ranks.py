@@ -145,6 +145,9 @@ def check(
         seconds = time.perf_counter() - start
         expected, expected_gradients = run(oracle, model, ids)
         plain, _ = _prefill(model, model, ids)
+        same = gradients.keys() == expected_gradients.keys() and all(
+            torch.equal(gradients[name], expected_gradients[name]) for name in gradients
+        )
         differences = [_difference(gradients[name], expected_gradients[name]) for name in expected_gradients]
         output_tolerance, gradient_tolerance = TOLERANCES[inner]
         checks.append(
@@ -155,7 +158,7 @@ def check(
                 output_difference=_difference(actual, expected),
                 outputs_equal=torch.equal(actual, expected),
                 gradient_difference=max(differences) if differences else None,
-                gradients_equal=_all_equal(gradients, expected_gradients) if differences else None,
+                gradients_equal=same if differences else None,
                 plain_difference=_difference(actual, plain),
                 output_tolerance=output_tolerance,
                 gradient_tolerance=gradient_tolerance,
@@ -193,7 +196,3 @@ def _difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
         return float("inf")
     scale = expected.abs().max().item()
     return (actual - expected).abs().max().item() / (scale or 1.0)
-
-
-def _all_equal(one: Gradients, other: Gradients) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in other)

@@ -56,18 +56,24 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Case:
-    """One model in one setting."""
+class Part:
+    """What all parts of the demo have."""
 
     title: str
     about: str
     ranks: int = 1
-    report: CompileReport | None = None
-    checks: tuple[Check, ...] = ()
     problem: str = ""
-    """Why there are no checks."""
+    """Why there are no checks or variants."""
     skipped: bool = False
     """The problem is a missing program or package, so this is not a failure."""
+
+
+@dataclass(frozen=True)
+class Case(Part):
+    """One model in one setting."""
+
+    report: CompileReport | None = None
+    checks: tuple[Check, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -147,17 +153,10 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Part):
     """The variants side by side."""
 
-    title: str
-    about: str
-    ranks: int
     variants: tuple[Variant, ...] = ()
-    problem: str = ""
-    """Why there are no variants."""
-    skipped: bool = False
-    """The problem is a missing program, so this is not a failure."""
     note: str = NOTE
 
     @property

@@ -60,8 +60,7 @@ def text_batches(
     Args:
         files: text in UTF-8, one document each.
         tokenizer: of `transformers`.
-        sequence_length: tokens of one sequence.
-        batch_size: sequences of one batch, on each rank.
+        batch_size: on each rank.
         shuffle: in another order in each epoch.
         limit: number of sequences that are used; None: all.
 

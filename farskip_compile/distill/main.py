@@ -33,6 +33,7 @@ from farskip_compile.distill.records import Records, newest_state, save_checkpoi
 from farskip_compile.distill.run import Run
 from farskip_compile.errors import ConfigError
 from farskip_compile.manifest import Manifest
+from farskip_compile.prepare.probe import modes_kept
 
 CHECKPOINT = "model"
 """Folder of the result, in `output`."""
@@ -106,16 +107,11 @@ def self_distill(
         raise ConfigError(
             "there are no held-out batches", way_out="held_out=[...]: the best weights are chosen by them"
         )
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with torch.random.fork_rng():
-            model.train()
-            found = _describe(model, held_out[0], config)
-            run = Run(model, data, held_out, config, sharded)
-            return _take_steps(run, found)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with torch.random.fork_rng(), modes_kept(model):
+        model.train()
+        args, kwargs = arguments(as_batch(held_out[0], next(model.parameters()).device), model)
+        found = describe(model, *args, connectivity=config.connectivity, layers=config.layers, **kwargs)
+        return _take_steps(Run(model, data, held_out, config, sharded), found)
 
 
 def _take_steps(run: Run, manifest: Manifest) -> Distilled:
@@ -164,12 +160,6 @@ def _take_steps(run: Run, manifest: Manifest) -> Distilled:
     if config.output is not None:
         done.save(config.output / CHECKPOINT)
     return done
-
-
-def _describe(model: nn.Module, example: Any, config: DistillConfig) -> Manifest:
-    batch = as_batch(example, next(model.parameters()).device)
-    args, kwargs = arguments(batch, model)
-    return describe(model, *args, connectivity=config.connectivity, layers=config.layers, **kwargs)
 
 
 def _score(found: HeldOut) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -131,7 +131,8 @@ class Run:
         loss = 0.0
         for number, batch in enumerate(batches, start=1):
             last = number == len(batches)
-            with nullcontext() if last else self._without_sums():
+            # gradients stay on their rank, for all but the last batch of a step
+            with nullcontext() if last else getattr(self.wrapped, "no_sync", nullcontext)():
                 part = self._loss(batch) / tokens
                 part.backward()
             loss += part.item()
@@ -233,8 +234,3 @@ class Run:
         if self.config.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
-
-    def _without_sums(self) -> AbstractContextManager[Any]:
-        """Keeps gradients on their rank, for all but the last batch of a step."""
-        no_sync: Callable[[], AbstractContextManager[Any]] | None = getattr(self.wrapped, "no_sync", None)
-        return no_sync() if no_sync is not None else nullcontext()

@@ -40,6 +40,7 @@ from torch.func import functional_call
 from farskip_compile.distill.batches import IGNORED, Batch, caller
 from farskip_compile.errors import ConfigError
 from farskip_compile.json_files import replacing, write_text
+from farskip_compile.prepare.probe import modes_kept
 
 FILES_IN_MEMORY = 16
 
@@ -105,14 +106,10 @@ class FrozenTeacher:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode within a `with`; afterwards each module has the mode that it had."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
+    with modes_kept(model):
+        for module in model.modules():
+            module.training = False
         yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def checksum(model: nn.Module) -> str:
@@ -152,7 +149,8 @@ class CachedTeacher:
             )
         write_text(file, json.dumps(ours))
         self.places: dict[str, tuple[str, int]] = {}
-        self._load = functools.lru_cache(FILES_IN_MEMORY)(self._read)
+        load = functools.partial(torch.load, map_location="cpu", weights_only=True)
+        self._load = functools.lru_cache(FILES_IN_MEMORY)(lambda name: load(folder / f"{name}.pt"))
         self.refresh()
 
     def refresh(self) -> None:
@@ -202,9 +200,6 @@ class CachedTeacher:
             torch.stack([values for values, _ in found]).to(device),
             torch.stack([indices for _, indices in found]).to(device, torch.long),
         )
-
-    def _read(self, name: str) -> dict[str, torch.Tensor]:
-        return torch.load(self.folder / f"{name}.pt", map_location="cpu", weights_only=True)
 
 
 def forward_kl(student: torch.Tensor, teacher: torch.Tensor | TopLogits, targets: torch.Tensor) -> torch.Tensor:

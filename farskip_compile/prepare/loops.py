@@ -166,7 +166,9 @@ def replace_loops(model: nn.Module) -> tuple[list[Change], list[str]]:
         if not _has_own_loop(module):
             continue
         shapes = tuple((n, tuple(p.shape)) for n, p in module.named_parameters())
-        key = (type(module), repr(module), shapes, _plain(module))
+        # modules that differ in a number or a flag may compute differently
+        plain = tuple((k, v) for k, v in sorted(vars(module).items()) if isinstance(v, bool | int | float | str | None))
+        key = (type(module), repr(module), shapes, plain)
         if key not in known:
             known[key] = _find(module)
         groups.setdefault(known[key], []).append((name, module))
@@ -187,11 +189,6 @@ def _has_own_loop(module: nn.Module) -> bool:
         return False
     parameters = list(inspect.signature(type(module).forward).parameters)[1:]
     return tuple(parameters[:3]) == INTERFACE
-
-
-def _plain(module: nn.Module) -> tuple[tuple[str, object], ...]:
-    """Numbers and flags of the module: modules that differ in one may compute differently."""
-    return tuple((k, v) for k, v in sorted(vars(module).items()) if isinstance(v, bool | int | float | str | None))
 
 
 def _find(module: nn.Module) -> Layout | str:

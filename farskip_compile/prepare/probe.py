@@ -39,6 +39,17 @@ TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-3}
 
 
 @contextmanager
+def modes_kept(*modules: nn.Module) -> Iterator[None]:
+    """Give each part of the modules the mode back that it had before the block."""
+    modes = {part: part.training for module in modules for part in module.modules()}
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+@contextmanager
 def state_kept(modules: Sequence[nn.Module], inputs: Iterable[torch.Tensor] = ()) -> Iterator[None]:
     """Put random numbers, buffers and modes back after the block.
 
@@ -47,12 +58,12 @@ def state_kept(modules: Sequence[nn.Module], inputs: Iterable[torch.Tensor] = ()
         inputs: what they are called with; random numbers may be drawn on its devices, too.
     """
     buffers = {buffer: buffer.clone() for module in modules for buffer in module.buffers()}
-    modes = {part: part.training for module in modules for part in module.modules()}
     devices = {t.device for module in modules for t in (*module.parameters(), *module.buffers())}
     devices |= {t.device for t in inputs}
     accelerators = sorted({device.type for device in devices} - {"cpu", "meta"})
     state = random.getstate()
     with ExitStack() as stack:
+        stack.enter_context(modes_kept(*modules))
         stack.enter_context(torch.random.fork_rng(devices=[]))
         for kind in accelerators:
             of_kind = sorted((d for d in devices if d.type == kind), key=str)
@@ -64,8 +75,6 @@ def state_kept(modules: Sequence[nn.Module], inputs: Iterable[torch.Tensor] = ()
             with torch.no_grad():
                 for buffer, value in buffers.items():
                     buffer.copy_(value)
-            for part, mode in modes.items():
-                part.training = mode
 
 
 def copied(
