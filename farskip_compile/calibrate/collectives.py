@@ -179,13 +179,16 @@ class Collectives:
         if self.ranks.device.type != "cpu":
             torch.accelerator.synchronize(self.ranks.device)
 
+    def _buffers(self, size: int) -> list[torch.Tensor]:
+        """Two of `size` bytes, or of one number for each rank."""
+        count = max(size // 4 // self.ranks.size, 1) * self.ranks.size
+        return [torch.zeros(count, device=self.ranks.device) for _ in range(2)]
+
     def _call(self, kind: CollectiveKind, size: int) -> Callable[[], object]:
         """A call that moves `size` bytes, as `costs.CollectiveCost` counts them."""
         ranks, group = self.ranks.size, self.ranks.group
-        count = max(size // 4 // ranks, 1) * ranks
-        whole = torch.zeros(count, device=self.ranks.device)
-        other = torch.zeros(count, device=self.ranks.device)
-        part = torch.zeros(count // ranks, device=self.ranks.device)
+        whole, other = self._buffers(size)
+        part = torch.zeros(len(whole) // ranks, device=self.ranks.device)
         assert group is not None
         calls: dict[str, Callable[[], object]] = {
             "all_to_all": lambda: dist.all_to_all_single(other, whole, group=group),
@@ -234,9 +237,7 @@ class Collectives:
     def _pace(self, work: _Work, size: int, *, in_flight: bool) -> float | None:
         """Seconds of one step of work, while an all-to-all is in flight or while nothing is. The first does not count:
         starting a collective takes a CPU a moment, which its latency includes already."""
-        count = max(size // 4 // self.ranks.size, 1) * self.ranks.size
-        sent = torch.zeros(count, device=self.ranks.device)
-        received = torch.zeros_like(sent)
+        sent, received = self._buffers(size)
         self.ranks.barrier()
         self._settle()
         handle = None

@@ -209,11 +209,13 @@ def calibration_text(found: Calibration, console: Console, *, everything: bool =
     table.add_column("what", no_wrap=True)
     for name in ("size", "time", "spread", "rate", "of best"):
         table.add_column(name, justify="right", no_wrap=True)
+    rated = [row for row in found.rows if row.section != PAGES]
     for section in dict.fromkeys(row.section for row in found.rows):
         rows = [row for row in found.rows if row.section == section]
         shown = rows if everything or len(rows) <= FEW else _some(rows)
         for row in shown:
-            part = 100 * row.rate / _peak(found.rows, row) if row.rate and row.section != PAGES else None
+            best = max((other.rate or 0.0 for other in rated if _group(other) == _group(row)), default=0.0)
+            part = 100 * row.rate / best if row.rate and row.section != PAGES else None
             table.add_row(
                 section if row is shown[0] else "",
                 size_text(row),
@@ -228,12 +230,8 @@ def calibration_text(found: Calibration, console: Console, *, everything: bool =
     return Group(*parts, table, *_summary(found), *notes)
 
 
-def _peak(rows: tuple[Row, ...], row: Row) -> float:
-    """The best rate among products of its type, among kernels bound by memory, or among collectives."""
-    return max(other.rate or 0.0 for other in rows if other.section != PAGES and _group(other) == _group(row))
-
-
 def _group(row: Row) -> tuple[str, str | bool]:
+    """Products of one type, kernels bound by memory, or collectives: what is compared with the best of them."""
     return row.unit, row.section.rsplit(" ", 1)[-1] if row.unit == "FLOP/s" else "ranks" in row.section
 
 

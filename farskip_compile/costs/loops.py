@@ -65,7 +65,9 @@ def weight(node: fx.Node) -> int:
     if count == 1:
         value = ops.tensor(node)
         return 2 if value is not None and value.dtype == torch.int64 else 1
-    return 1 if name == "pow" and count and _is_small(node.args[1]) else count
+    power = node.args[1] if name == "pow" and count else None
+    small = isinstance(power, int | float) and float(power).is_integer() and abs(power) <= 8  # a few products
+    return 1 if small else count
 
 
 @functools.lru_cache(maxsize=4096)
@@ -80,11 +82,6 @@ def _weight(name: str, target: OpOverload) -> int:
     if name in POWERS:
         return POWER_OPS
     return COMPARISON_OPS if name in COMPARISONS else 1
-
-
-def _is_small(exponent: object) -> bool:
-    """Whether a power is a few products."""
-    return isinstance(exponent, int | float) and float(exponent).is_integer() and abs(exponent) <= 8
 
 
 def kernel_ops(loops: Sequence[Sequence[fx.Node]], size: Size) -> int:

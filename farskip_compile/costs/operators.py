@@ -173,7 +173,9 @@ def op_seconds(cost: OpCost, profile: HardwareProfile, *, tf32: bool = False) ->
     compute = cost.element_ops / profile.element_rate
     if cost.flops:
         compute += cost.flops * cost.executed / flop_rate(cost, profile, tf32=tf32)
-    return max(compute, _traffic(cost, profile)) + _pages(cost, profile) + cost.launches * profile.launch_seconds
+    fresh = profile.curves.fresh if profile.curves is not None else None
+    pages = sum(size / fresh.at(size) for size in cost.fresh) if fresh is not None else 0.0
+    return max(compute, _traffic(cost, profile)) + pages + cost.launches * profile.launch_seconds
 
 
 def flop_rate(cost: OpCost, profile: HardwareProfile, *, tf32: bool = False) -> float:
@@ -212,10 +214,3 @@ def _traffic(cost: OpCost, profile: HardwareProfile) -> float:
         return moved / rate
     across = min(cost.transposed_bytes, moved)
     return (moved - across) / rate + across / min(curves.strided.at(across), rate)
-
-
-def _pages(cost: OpCost, profile: HardwareProfile) -> float:
-    """Seconds in which the system hands out the pages of large new buffers."""
-    if profile.curves is None or profile.curves.fresh is None:
-        return 0.0
-    return sum(size / profile.curves.fresh.at(size) for size in cost.fresh)

@@ -118,16 +118,8 @@ def _grouped(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
 
 
 def _row_by_row(x: Shape, *_: Any, out_val: Shape, **__: Any) -> int:
-    """Each element of the result is a dot product along the last dimension of the first operand."""
+    """Each element of the result is a dot product along the last dimension of an operand, here the first."""
     return 2 * prod(out_val) * x[-1]
-
-
-def _second_by_third(_: Any, a: Shape, *__: Any, out_val: Shape, **___: Any) -> int:
-    return 2 * prod(out_val) * a[-1]
-
-
-def _sum_of_products(_: Any, a: Shape, b: Shape, *__: Any, **___: Any) -> int:
-    return 2 * prod(a) * b[-1]
 
 
 EXTRA: dict[str, Callable[..., Any]] = {
@@ -137,8 +129,8 @@ EXTRA: dict[str, Callable[..., Any]] = {
     "_scaled_dot_product_fused_attention_overrideable_backward": ATTENTION_BACKWARD,
     **dict.fromkeys(GROUPED, _grouped),
     **dict.fromkeys((*LINEAR, "_scaled_mm_v2", "_int_mm", "mv", "dot", "vdot"), _row_by_row),
-    **dict.fromkeys(("_addmm_activation", "addmv"), _second_by_third),
-    "addbmm": _sum_of_products,
+    **dict.fromkeys(("_addmm_activation", "addmv"), lambda _, a, *__, out_val, **___: _row_by_row(a, out_val=out_val)),
+    "addbmm": lambda _, a, b, *__, **___: 2 * prod(a) * b[-1],
 }
 """Formulas of operators that have none in torch's registry, by the name that `ops.op_name` gives them."""
 

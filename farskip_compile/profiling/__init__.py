@@ -33,10 +33,9 @@ from farskip_compile.profiling.data import (
     Trace,
 )
 from farskip_compile.profiling.measure import overlap
-from farskip_compile.profiling.merge import merge_traces
 from farskip_compile.profiling.page import overlap_page, timeline_svg
 from farskip_compile.profiling.read import read_trace
-from farskip_compile.profiling.recording import kernels_visible, record
+from farskip_compile.profiling.recording import kernels_visible, merge_traces, record
 from farskip_compile.profiling.text import report_text
 
 __all__ = [

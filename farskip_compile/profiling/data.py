@@ -93,7 +93,16 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class StepTimes:
+class _Record:
+    """What is plain data as it is."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For `json.dumps`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class StepTimes(_Record):
     """One run of a graph, or of all graphs together."""
 
     compute_ns: int
@@ -101,13 +110,9 @@ class StepTimes:
     exposed_ns: int
     step_ns: int
 
-    def to_json(self) -> dict[str, int]:
-        """For `json.dumps`."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class EstimateReport:
+class EstimateReport(_Record):
     """One scheduled graph: what the scheduler expected of the order that runs, and what the trace shows."""
 
     name: str
@@ -120,22 +125,14 @@ class EstimateReport:
     measured: StepTimes | None
     """Mean over runs and ranks; None: the trace does not show this graph's runs."""
 
-    def to_json(self) -> dict[str, Any]:
-        """For `json.dumps`."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class Hider:
+class Hider(_Record):
     """A kernel or operator that ran while a collective was in flight."""
 
     name: str
     time_ns: int
     """How long both ran."""
-
-    def to_json(self) -> dict[str, Any]:
-        """For `json.dumps`."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)

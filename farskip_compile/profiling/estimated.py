@@ -18,21 +18,16 @@ Algorithm:
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from typing import Any
 
 from farskip_compile.profiling.data import Device, EstimateReport, StepTimes, Trace
 from farskip_compile.profiling.intervals import Span, difference, intersection, total, union
 
-
-@dataclass
-class _Graph:
-    """One compiled graph of one rank: its runs."""
-
-    name: str
-    runs: list[StepTimes]
-    launches: int
+SECONDS = ("compute_seconds", "communication_seconds", "exposed_seconds", "seconds")
+"""Fields of a schedule, in the order of `StepTimes`."""
+_Runs = list[StepTimes]
 
 
 def estimates(traces: Sequence[Trace]) -> tuple[EstimateReport, ...]:
@@ -44,14 +39,14 @@ def estimates(traces: Sequence[Trace]) -> tuple[EstimateReport, ...]:
     matched: dict[int, list[StepTimes]] = {}
     for trace in traces:
         for index, graph in _match(schedules, _graphs(trace)):
-            matched.setdefault(index, []).append(_mean(graph.runs))
+            matched.setdefault(index, []).append(_mean(graph))
     shown = sorted(matched) or range(len(schedules))
     rows = [
         EstimateReport(
             name=_name(schedules, index, shown),
             collectives=_launches(schedules[index]),
             profile=str(schedules[index].get("profile", "")),
-            estimated=_estimated(schedules[index]),
+            estimated=StepTimes(*(round(1e9 * schedules[index]["after"][name]) for name in SECONDS)),
             measured=_mean(matched[index]) if index in matched else None,
         )
         for index in shown
@@ -68,19 +63,19 @@ def estimates(traces: Sequence[Trace]) -> tuple[EstimateReport, ...]:
     return (*rows, whole)
 
 
-def _graphs(trace: Trace) -> list[_Graph]:
-    """The compiled graphs of a rank that launch collectives, in the order in which they first ran."""
+def _graphs(trace: Trace) -> list[tuple[int, _Runs]]:
+    """(launches, runs) of the compiled graphs of a rank that launch any, in the order in which they first ran."""
     if trace.device is not Device.CPU or not trace.graphs:
         return []
     compute = trace.compute()
     launched = sorted((*one.order, one.end) for one in trace.collectives)
     moments = [moment for moment, _, _ in launched]
-    graphs: dict[str, _Graph] = {}
+    graphs: dict[str, tuple[int, _Runs]] = {}
     for start, end, name in trace.graphs:
         inside = launched[bisect_right(moments, start - 1) : bisect_right(moments, end)]
         if inside:
-            graph = graphs.setdefault(name, _Graph(name, [], len(inside)))
-            graph.runs.append(_times((start, end), compute, [(first, last) for _, first, last in inside]))
+            times = _times((start, end), compute, [(first, last) for _, first, last in inside])
+            graphs.setdefault(name, (len(inside), []))[1].append(times)
     return list(graphs.values())
 
 
@@ -94,26 +89,18 @@ def _times(stretch: Span, compute: Sequence[Span], collectives: Sequence[Span]) 
     )
 
 
-def _match(schedules: Sequence[dict[str, Any]], graphs: Sequence[_Graph]) -> list[tuple[int, _Graph]]:
-    """(index of a schedule, its graph), from the last to the first."""
-    pairs: list[tuple[int, _Graph]] = []
+def _match(schedules: Sequence[dict[str, Any]], graphs: Sequence[tuple[int, _Runs]]) -> Iterator[tuple[int, _Runs]]:
+    """(index of a schedule, runs of its graph), from the last to the first."""
     left = len(schedules)
-    for graph in reversed(graphs):
-        index = next((i for i in reversed(range(left)) if _launches(schedules[i]) == graph.launches), None)
+    for launches, runs in reversed(graphs):
+        index = next((i for i in reversed(range(left)) if _launches(schedules[i]) == launches), None)
         if index is not None:
-            pairs.append((index, graph))
+            yield index, runs
             left = index
-    return pairs
 
 
 def _launches(schedule: dict[str, Any]) -> int:
     return sum(map(len, schedule.get("orders", {}).values()))
-
-
-def _estimated(schedule: dict[str, Any]) -> StepTimes:
-    after = schedule["after"]
-    seconds = ("compute_seconds", "communication_seconds", "exposed_seconds", "seconds")
-    return StepTimes(*(round(1e9 * after[name]) for name in seconds))
 
 
 def _name(schedules: Sequence[dict[str, Any]], index: int, shown: Sequence[int]) -> str:

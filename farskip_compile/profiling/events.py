@@ -4,13 +4,7 @@ Contract: pure questions about names; no trace is walked here. The names are tho
 CPU with gloo (torch 2.13), and those documented for CUDA and HIP. Where a name is ambiguous, the answer is the one that
 counts less compute: exposure may come out too large, never too small.
 
-On CPU an event is compute if it is
-- an operator of PyTorch (`aten::mm`), or a fused kernel of Inductor (`graph_0_cpp_fused_gelu_1`), except where
-  something that communicates or waits runs inside (`lanes.py`);
-- an operator of another namespace (`mylib::permute`) that runs no operator inside: one that does may be Python.
-
-Everything else that a profiler shows on a thread is glue around these: Dynamo's cache lookups, compiled regions,
-autograd's nodes, `record_function` ranges.
+`Role` says what an event on a CPU thread is by its name, `lanes.py` what it is by what runs around and inside it.
 """
 
 from __future__ import annotations
@@ -24,15 +18,15 @@ class Role(Enum):
     """What an operator event on a CPU thread does."""
 
     COMPUTE = "compute"
-    """An operator of PyTorch, or a fused kernel."""
+    """An operator of PyTorch (`aten::mm`), or a fused kernel of Inductor (`graph_0_cpp_fused_gelu_1`)."""
     LEAF = "leaf"
-    """Compute, if no other operator runs inside."""
+    """Compute, if no other operator runs inside: one of another namespace (`mylib::permute`), which may be Python."""
     LAUNCH = "launch"
     """Launches a collective, or is part of a launch: not compute."""
     WAIT = "wait"
     """Blocks the thread until a collective is done."""
     GLUE = "glue"
-    """Anything else."""
+    """Anything else: Dynamo's cache lookups, compiled regions, autograd's nodes, `record_function` ranges."""
 
 
 COMMUNICATION_OPS = frozenset(

@@ -196,12 +196,14 @@ class _Raw:
         else:
             in_order = sorted((one for one, _ in self.cpu_collectives), key=_START)
             collectives = link_by_order(in_order, self.launches, layers)
+        lanes = [] if on_gpu else self.operators.values()
+        waits = ((start, end) for lane in lanes for start, end, name in lane if events.role(name) is Role.WAIT)
         return Trace(
             device=Device.GPU if on_gpu else Device.CPU,
             collectives=tuple(collectives),
             work=_by_lane(self.kernels) if on_gpu else self._cpu_work(),
             copies=_by_lane(self.copies) if on_gpu else {},
-            waits=[] if on_gpu else self._waits(),
+            waits=union(waits),
             graphs=sorted(self.graphs),
             notes=tuple(self._notes(on_gpu)),
             **about,
@@ -216,10 +218,6 @@ class _Raw:
         workers = {thread for _, thread in self.cpu_collectives} - launching
         lanes = ((t, compute_only(found)) for t, found in sorted(self.operators.items()) if t not in workers)
         return {f"thread {thread.split('/')[1]}": lane for thread, lane in lanes if lane}
-
-    def _waits(self) -> list[Span]:
-        lanes = self.operators.values()
-        return union((start, end) for lane in lanes for start, end, name in lane if events.role(name) is Role.WAIT)
 
     def _notes(self, on_gpu: bool) -> list[str]:
         notes = []

@@ -1,33 +1,48 @@
-"""Profiles a callable on the current rank, with the settings that the overlap report needs.
+"""Writes Chrome traces: of a callable on the current rank, and of several ranks in one file.
 
-Contract: runs the callable `warmup` times, and once under the profiler. Every rank must do the same, as always with
-collectives; nothing is communicated here. Each rank gets the report of itself: for all ranks together, give `path`,
-read the files, and call `overlap` on all of them.
+`record` runs the callable `warmup` times, and once under the profiler, with the settings that the overlap report needs.
+Every rank must do the same, as always with collectives; nothing is communicated here. Each rank gets the report of
+itself: for all ranks together, give `path`, read the files, and call `overlap` on all of them.
 
 Fused kernels of Inductor on CPU have no profiler event unless they were compiled to have one. While `record` runs, or
 inside `kernels_visible()`, they are. What was compiled before stays as it was: compile inside, or pass
 `recompile=True`. On GPU all kernels have events anyway.
+
+`merge_traces` makes one trace of several, so that Perfetto or chrome://tracing shows ranks one below the other. Each
+process or GPU of each rank is a process of the trace, named after its rank; a lane of its own shows when communication
+was exposed. It never changes the times of events, beyond bringing them to one origin, and never holds more than one
+rank in memory. The clocks of ranks on different hosts are taken as they are.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import profile, supported_activities
 
 from farskip_compile._compat.inductor import inductor_settings
 from farskip_compile._compat.names import KERNEL_PROFILE
-from farskip_compile.profiling.chrome import TraceError
-from farskip_compile.profiling.data import OverlapReport
+from farskip_compile.json_files import replacing
+from farskip_compile.profiling import events
+from farskip_compile.profiling.chrome import Document, TraceError, load
+from farskip_compile.profiling.data import Device, OverlapReport, Trace
+from farskip_compile.profiling.intervals import difference, union
 from farskip_compile.profiling.measure import overlap
-from farskip_compile.profiling.read import SCHEDULES, read_trace
+from farskip_compile.profiling.read import SCHEDULES, from_document, read_trace
 from farskip_compile.report.schedule import last_schedules
+
+STRIDE = 1000
+"""Processes that a rank may have: rank r owns the ids from r * STRIDE + 1."""
+EXPOSED_LANE = 2**31 - 2
+"""Thread id of the lane of exposed communication; no Linux thread has one that high."""
 
 
 def kernels_visible() -> AbstractContextManager[None]:
@@ -83,3 +98,84 @@ def record(
 def _synchronize() -> None:
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
+
+
+def merge_traces(paths: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> Path:
+    """Merge the traces in `paths` into the file `out` (`.json`, or `.json.gz`).
+
+    Raises:
+        TraceError: a file can't be read or written, or two are of one rank.
+        NotATraceError, TruncatedTraceError: as `read_trace`.
+    """
+    out = Path(out)
+    if any(out.resolve() == Path(path).resolve() for path in paths):
+        raise TraceError(f"{out} is one of the traces to merge", way_out="give another name for the merged trace")
+    ranks: dict[int, str] = {}
+    try:
+        writer = gzip.open if out.suffix == ".gz" else open
+        with replacing(out) as temporary, writer(temporary, "wt", encoding="utf-8") as file:
+            file.write('{"displayTimeUnit":"ms","traceEvents":[\n')
+            origin: int | None = None
+            is_first = True
+            for place, path in enumerate(paths):
+                document = load(Path(path))
+                trace = from_document(document, str(path))
+                rank = place if trace.rank is None else trace.rank
+                if rank in ranks:
+                    raise TraceError(f"{ranks[rank]} and {path} are both of rank {rank}", way_out="give one for each")
+                ranks[rank] = str(path)
+                base = document.get("baseTimeNanoseconds") or 0
+                origin = base if origin is None else origin
+                for event in _events(document, trace, rank, shift=(base - origin) / 1000, base=base):
+                    file.write(("" if is_first else ",\n") + json.dumps(event))
+                    is_first = False
+            file.write(f'\n],"baseTimeNanoseconds":{origin or 0},"farskipRanks":{sorted(ranks)}}}\n')
+    except OSError as error:
+        raise TraceError(f"can't write {out}: {error.strerror}", way_out="give a path that can be written") from None
+    return out
+
+
+def _events(document: Document, trace: Trace, rank: int, *, shift: float, base: int) -> Iterator[dict[str, Any]]:
+    """The events of one rank in the merged trace."""
+    original = [event for event in document["traceEvents"] if isinstance(event, dict)]
+    processes: dict[int, int] = {}
+    lane_of_exposed = 0
+    on_gpu = trace.device is Device.GPU
+    for event in original:  # the profiler's own marks have no number, and the GPUs that it lists may be idle
+        if event.get("ph") == "X" and isinstance(event.get("pid"), int):
+            pid = processes.setdefault(event["pid"], rank * STRIDE + 1 + len(processes))
+            if not lane_of_exposed and events.is_collective(event.get("cat"), event["name"], on_gpu=on_gpu):
+                lane_of_exposed = pid
+    names: dict[int, str] = {}
+    for event in original:
+        if event.get("pid") not in processes:
+            continue
+        pid = processes[event["pid"]]
+        if event.get("ph") == "M" and str(event.get("name")).startswith("process_"):
+            if event["name"] == "process_labels":
+                names[pid] = str(event.get("args", {}).get("labels", ""))
+            continue
+        moved = {**event, "pid": pid}
+        if isinstance(event.get("ts"), (int, float)):
+            moved["ts"] = round(event["ts"] + shift, 3)
+        if "id" in event:
+            moved["id"] = f"{rank}:{event['id']}"
+        yield moved
+    for pid in processes.values():
+        label = f"rank {rank} {names.get(pid, '')}".rstrip()
+        yield {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": label}}
+        yield {"ph": "M", "name": "process_sort_index", "pid": pid, "args": {"sort_index": pid}}
+    if lane_of_exposed:
+        yield from _exposed(trace, lane_of_exposed, shift, base)
+
+
+def _exposed(trace: Trace, pid: int, shift: float, base: int) -> Iterator[dict[str, Any]]:
+    spans = difference(union((one.start, one.end) for one in trace.collectives), trace.compute())
+    if not spans:
+        return
+    common = {"pid": pid, "tid": EXPOSED_LANE}
+    yield {"ph": "M", "name": "thread_name", **common, "args": {"name": "exposed communication"}}
+    yield {"ph": "M", "name": "thread_sort_index", **common, "args": {"sort_index": -1}}
+    for start, end in spans:
+        times = {"ts": round((start - base) / 1000 + shift, 3), "dur": round((end - start) / 1000, 3)}
+        yield {"ph": "X", "cat": "exposed", "name": "exposed", **common, **times}

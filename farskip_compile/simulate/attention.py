@@ -124,12 +124,8 @@ def register_attention() -> str:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, fused_attention)
-    AttentionMaskInterface.register(NAME, _no_mask)
+    AttentionMaskInterface.register(NAME, lambda *_, **__: None)
     return NAME
-
-
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None
 
 
 def give_caches(model: nn.Module, batch: int, length: int) -> None:

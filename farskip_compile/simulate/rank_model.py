@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 
 from farskip_compile._compat.fakes import FakeTensorMode
 from farskip_compile.errors import ConfigError
@@ -79,19 +79,15 @@ def rank_model(scenario: Scenario) -> RankModel:
     with mode:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=register_attention())
         model.train(scenario.trains)
-        _cut(model, scenario, ep_mesh, tp_mesh, rows)
+        give_usual_interface(model)
+        if scenario.tp > 1:
+            plan = {**model.tp_plan, **{f"model.{key}": style for key, style in scenario.architecture.cuts.items()}}
+            cut_matrices(model, plan, tp_mesh.get_group(), reduce_blocks=scenario.exchanges == "all-reduce")
+        spread_experts(model, ep_mesh, tp_mesh, scenario.exchanges, rows)
         prepare(model)
         kwargs = _inputs(model, scenario)
     count = sum(parameter.numel() for parameter in model.parameters())
     return RankModel(_Loss(model) if scenario.trains else model, kwargs, mode, rows, count)
-
-
-def _cut(model: Any, scenario: Scenario, ep_mesh: DeviceMesh, tp_mesh: DeviceMesh, rows: float) -> None:
-    give_usual_interface(model)
-    if scenario.tp > 1:
-        plan = {**model.tp_plan, **{f"model.{key}": style for key, style in scenario.architecture.cuts.items()}}
-        cut_matrices(model, plan, tp_mesh.get_group(), reduce_blocks=scenario.exchanges == "all-reduce")
-    spread_experts(model, ep_mesh, tp_mesh, scenario.exchanges, rows)
 
 
 def _inputs(model: nn.Module, scenario: Scenario) -> dict[str, Any]:
