@@ -2,7 +2,7 @@
 
 Contract: like everything in this package, a function of the graph, the profile and the options alone.
 
-Before fusion the bytes of elementwise work are not known; `fusion` estimates them. After it they are.
+Before fusion the bytes of elementwise work are not known; `memory` estimates them. After it they are.
 
 `float8`: engines that serve 8-bit checkpoints multiply in 8 bits, so operands of two bytes take one; what transformers
 computes in float32, such as a router, they compute in bfloat16.

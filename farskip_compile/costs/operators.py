@@ -8,8 +8,7 @@ Never: runs the operator, or installs a guard on a symbolic size.
    nothing here: their time passes on the wire (`collectives`).
 2. A higher-order operator without a formula of its own costs what its bodies cost.
 3. Where there is a FLOP formula (`products`): its FLOPs, and the bytes of inputs and outputs.
-4. Everything else: bytes (`memory`; `fusion` for what is left after fusion), and the arithmetic of pointwise operators
-   and reductions (`loops`).
+4. Everything else: bytes (`memory`), and the arithmetic of pointwise operators and reductions (`loops`).
 
     seconds = max(arithmetic, traffic) + new pages + launches * launch overhead
     arithmetic = FLOPs executed / rate + elementwise operations / element_rate
@@ -48,9 +47,7 @@ class OpCost:
     flops: int
     """Floating-point operations as torch counts them: a multiply-add is two, masks are ignored."""
     bytes_read: int
-    """Bytes read from memory."""
     bytes_written: int
-    """Bytes written to memory."""
     dtype: torch.dtype | None
     """Type of the operands; None for operators that cost nothing."""
     kind: OpKind
@@ -68,7 +65,7 @@ class OpCost:
     batch: int = 1
     """How many products of that shape: a batch, the groups, the heads."""
     backward: bool = False
-    """Whether it is the backward of an attention kernel."""
+    """Of an attention kernel."""
     transposed_bytes: int = 0
     """How much of the traffic is across the memory's order."""
     fresh: tuple[int, ...] = ()

@@ -21,7 +21,6 @@ get) have none, and are estimated:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import sympy
@@ -36,12 +35,8 @@ FALLBACK = 4096
 """Rows that are assumed where nothing is known."""
 
 
-@dataclass(frozen=True)
-class _Side:
-    """The input or the output of an all-to-all: its rows, and the list that splits them."""
-
-    rows: sympy.Expr
-    splits: tuple[sympy.Expr, ...]
+_Side = tuple[sympy.Expr, tuple[sympy.Expr, ...]]
+"""The input or the output of an all-to-all: its rows, and the list that splits them."""
 
 
 class SizeHints(Sizes):
@@ -101,11 +96,11 @@ class SizeHints(Sizes):
             for left, right in equalities:
                 learning |= self._share([left], right) or self._share([right], left)
             for source, result in exchanges:
-                for side, other in ((source, result), (result, source)):
-                    learning |= self._share(side.splits, side.rows)
-                    learning |= self._share(side.splits, other.rows, self.imbalance)
-        for side in (side for pair in exchanges for side in pair):
-            self._share(side.splits, sympy.Integer(self.fallback))
+                for (rows, splits), (others, _) in ((source, result), (result, source)):
+                    learning |= self._share(splits, rows)
+                    learning |= self._share(splits, others, self.imbalance)
+        for _, splits in (side for pair in exchanges for side in pair):
+            self._share(splits, sympy.Integer(self.fallback))
 
     def _share(self, parts: Sequence[sympy.Expr], total: sympy.Expr, times: float = 1.0) -> bool:
         """Divide `times` `total` among the unknown symbols of the sum of `parts`; whether any became known.
@@ -142,7 +137,7 @@ class SizeHints(Sizes):
         if value is None or not isinstance(splits, list | tuple):
             return None
         lengths = (ops.fake(entry) if isinstance(entry, fx.Node) else entry for entry in splits)
-        return _Side(self._sizes.expression(value.shape[0]), tuple(map(self._sizes.expression, lengths)))
+        return self._sizes.expression(value.shape[0]), tuple(map(self._sizes.expression, lengths))
 
 
 def _lengths(value: object) -> Iterator[Any]:

@@ -24,8 +24,27 @@ LEAST_CHANGE = 1e-3
 """The rewired model must differ from the plain one by at least this much, or nothing was rewired."""
 
 
+class _Result:
+    """What passes or does not, as JSON."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is as it should be."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        return {**{name: _plain(value) for name, value in vars(self).items()}, "passed": self.passed}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return value.to_json() if hasattr(value, "to_json") else value
+
+
 @dataclass(frozen=True)
-class Check:
+class Check(_Result):
     """One phase of one case against the oracle. Differences are relative to the largest magnitude."""
 
     phase: str
@@ -50,13 +69,9 @@ class Check:
         gradients = self.gradient_difference is None or self.gradient_difference <= self.gradient_tolerance
         return outputs and gradients and self.plain_difference >= LEAST_CHANGE
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dumps`."""
-        return {**vars(self), "passed": self.passed}
-
 
 @dataclass(frozen=True)
-class Part:
+class Part(_Result):
     """What all parts of the demo have."""
 
     title: str
@@ -80,15 +95,6 @@ class Case(Part):
         """Whether every check passed and the graph was rewired."""
         rewired = self.report is not None and self.report.outcome is Outcome.REWIRED
         return rewired and bool(self.checks) and all(check.passed for check in self.checks)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dumps`."""
-        return {
-            **vars(self),
-            "passed": self.passed,
-            "checks": [check.to_json() for check in self.checks],
-            "report": self.report.to_json() if self.report is not None else None,
-        }
 
 
 @dataclass(frozen=True)
@@ -175,13 +181,9 @@ class Comparison(Part):
             path.write_bytes(variant.trace)
         return paths
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dumps`."""
-        return {**vars(self), "passed": self.passed, "variants": [variant.to_json() for variant in self.variants]}
-
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(_Result):
     """All of it."""
 
     cases: tuple[Case, ...]
@@ -193,12 +195,12 @@ class Demo:
     """The variants of the overlap part side by side."""
 
     @property
-    def parts(self) -> tuple[Case | Comparison, ...]:
+    def parts(self) -> tuple[Part, ...]:
         """The cases, and the comparison if there is one."""
         return self.cases if self.overlap is None else (*self.cases, self.overlap)
 
     @property
-    def failed(self) -> tuple[Case | Comparison, ...]:
+    def failed(self) -> tuple[Part, ...]:
         """Parts that ran and did not pass."""
         return tuple(part for part in self.parts if not part.passed and not part.skipped)
 
@@ -219,13 +221,7 @@ class Demo:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
-        return {
-            **vars(self),
-            "passed": self.passed,
-            "verdict": self.verdict(),
-            "cases": [case.to_json() for case in self.cases],
-            "overlap": None if self.overlap is None else self.overlap.to_json(),
-        }
+        return {**super().to_json(), "verdict": self.verdict()}
 
 
 def over_ranks(per_rank: Sequence[Case]) -> Case:

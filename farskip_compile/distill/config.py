@@ -37,9 +37,8 @@ class DistillConfig:
     """
 
     connectivity: Connectivity = "full"
-    """The student's, as in `FarSkipConfig`."""
     layers: LayerRange = None
-    """The student's, as in `FarSkipConfig`."""
+    """The student's, as in `FarSkipConfig`, both."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further options of the backend, such as `{"inner": "eager"}`."""
 
@@ -65,7 +64,6 @@ class DistillConfig:
     warm_up_steps: int = 0
     """Steps in which the learning rate rises from zero."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Of AdamW."""
     weight_decay: float = 0.0
     """Of AdamW, for matrices; norms and biases have none."""
     clip: float | None = 1.0

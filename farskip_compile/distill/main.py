@@ -54,7 +54,6 @@ class Distilled:
     best_step: int
     """Number of steps after which these weights were reached; 0: the original's."""
     steps: int
-    """Steps taken."""
     tokens: int
     """Targets seen in these steps, by all ranks."""
     stopped_early: bool

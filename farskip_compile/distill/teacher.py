@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,12 +62,8 @@ class TopLogits:
         return cls(values, indices)
 
 
-class Teacher(Protocol):
-    """Gives the original's logits, or the largest of them, for a batch."""
-
-    def __call__(self, batch: Batch) -> torch.Tensor | TopLogits:
-        """Without gradients."""
-        ...
+Teacher = Callable[[Batch], torch.Tensor | TopLogits]
+"""Gives the original's logits, or the largest of them, for a batch; without gradients."""
 
 
 class FrozenTeacher:

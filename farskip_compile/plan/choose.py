@@ -192,12 +192,9 @@ def with_estimates(
     """Call `search` with a function that estimates a connectivity, and return what it returns.
 
     Args:
-        model: in parallel form; captured, not run.
-        args: example inputs of one rank.
+        model: as in `find_front`, like all that is not listed here.
         search: may estimate as many connectivities as it likes, one after another.
-        kwargs: example inputs by name.
         config: profile and limits of the scheduler; its other fields do not matter.
-        backward: a training step instead of a call without gradients.
 
     Raises:
         ConfigError: there is no process group, or the model has no collectives.

@@ -57,14 +57,7 @@ def register_expert_parallel() -> str:
 
 
 def switch_expert_parallel(model: nn.Module) -> list[Change]:
-    """Replace transformers' `all_to_all` in a model that is loaded already, also where `auto` would choose it.
-
-    Args:
-        model: from `from_pretrained(..., distributed_config=DistributedConfig(ep_size=...))`.
-
-    Returns:
-        One change for each module that was switched; none if the model is of another kind.
-    """
+    """Replace transformers' `all_to_all` in a model that is loaded already, also where `auto` would choose it."""
     if _interface() is None:
         return []  # a transformers without the registry has no such implementation either
     from transformers.distributed.expert_parallel import AllToAllEP

@@ -51,12 +51,7 @@ def modes_kept(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def state_kept(modules: Sequence[nn.Module], inputs: Iterable[torch.Tensor] = ()) -> Iterator[None]:
-    """Put random numbers, buffers and modes back after the block.
-
-    Args:
-        modules: that are called in the block.
-        inputs: what they are called with; random numbers may be drawn on its devices, too.
-    """
+    """Put random numbers, buffers and modes of the modules, which are called with `inputs`, back after the block."""
     buffers = {buffer: buffer.clone() for module in modules for buffer in module.buffers()}
     devices = {t.device for module in modules for t in (*module.parameters(), *module.buffers())}
     devices |= {t.device for t in inputs}
@@ -82,10 +77,7 @@ def copied(
 ) -> tuple[tuple[Any, ...], dict[str, Any], list[torch.Tensor]]:
     """Copies of the inputs of a call, and those of `tensors`, which are in them: each is a leaf of its own.
 
-    Args:
-        args: inputs.
-        kwargs: inputs by name.
-        tensors: in them; those that require a gradient do so in the copy.
+    What requires a gradient does so in the copy.
     """
     memo: dict[int, Any] = {}  # `deepcopy` takes leaves only
     copies = []

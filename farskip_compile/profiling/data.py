@@ -35,7 +35,6 @@ class Collective:
     group: str | None = None
     """Name of its process group."""
     ranks: tuple[int, ...] | None = None
-    """Ranks of its process group."""
     launched: int | None = None
     """When its launch began."""
     layer: int | None = None

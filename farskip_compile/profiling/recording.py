@@ -1,8 +1,8 @@
 """Writes Chrome traces: of a callable on the current rank, and of several ranks in one file.
 
-`record` runs the callable `warmup` times, and once under the profiler, with the settings that the overlap report needs.
-Every rank must do the same, as always with collectives; nothing is communicated here. Each rank gets the report of
-itself: for all ranks together, give `path`, read the files, and call `overlap` on all of them.
+Contract: `record` runs the callable `warmup` times, and once under the profiler, with the settings that the overlap
+report needs. Every rank must do the same, as always with collectives; nothing is communicated here. Each rank gets the
+report of itself: for all ranks together, give `path`, read the files, and call `overlap` on all of them.
 
 Fused kernels of Inductor on CPU have no profiler event unless they were compiled to have one. While `record` runs, or
 inside `kernels_visible()`, they are. What was compiled before stays as it was: compile inside, or pass
