@@ -106,13 +106,12 @@ def measure(
     """What `calibrate` does, with every measured point.
 
     Args:
-        group: as for `calibrate`.
+        group, options: as for `calibrate`.
         compute: whether to measure compute.
         links: whether to measure links, if there is more than one rank.
         largest: as for `calibrate_link`.
         tell: called on rank 0 with what is being measured.
         clock: seconds since some moment, for work on a CPU.
-        options: as for `calibrate`.
 
     Raises:
         ConfigError: as for `calibrate`; or nothing is to be measured.

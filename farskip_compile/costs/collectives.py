@@ -132,10 +132,8 @@ def collective_seconds(
     """Seconds from launch to completion, if nothing else is on the wire.
 
     Args:
-        kind: the collective, as in `CollectiveCost`.
         bytes: n, the input of all-to-all, all-reduce, reduce-scatter and broadcast; the output of all-gather.
         ranks: size of the group; a group of one only copies, which costs one kernel.
-        profile: the hardware.
         ranks_per_node: how many ranks *of the group* share a node: 1 if it takes one rank of each node. None: the group
             fills one node after another, each with `profile.ranks_per_node` ranks.
         fewer: m of an all-to-all: what the rank with n on one side has on the other; None: n.

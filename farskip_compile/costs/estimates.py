@@ -33,7 +33,6 @@ class Estimates:
 
     Args:
         graph: the ATen graph that all nodes belong to.
-        profile: the hardware.
         imbalance: rows that the fullest rank gets in a dispatch without drops, over the mean.
         float8: whether products of 16-bit operands are computed in 8 bits.
         slowdown: what `interference` returns for every launch; None: what the profile says.

@@ -78,10 +78,7 @@ FREE = OpCost(0, 0, 0, None, "free", launches=0)
 def op_cost(node: fx.Node, size: Size, *, fused: bool = False) -> OpCost:
     """What `node` computes, reads and writes.
 
-    Args:
-        node: any node of an ATen graph.
-        size: turns a size into a number.
-        fused: count pointwise operators and reductions as Inductor will fuse them, not as kernels of their own.
+    `fused`: count pointwise operators and reductions as Inductor will fuse them, not as kernels of their own.
     """
     if ops.is_wait(node):
         return dataclasses.replace(FREE, kind="wait")

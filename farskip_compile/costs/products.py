@@ -150,8 +150,8 @@ def product_shape(node: fx.Node, size: Size) -> tuple[int, Shape3 | None]:
     if name not in FACTORS:
         return 1, None
     place = FACTORS[name]
-    lengths = [_of(_tensor(arg), size) for arg in node.args[place : place + 2]]
-    out = _of(ops.tensor(node), size)
+    lengths = [_lengths(arg, size) for arg in node.args[place : place + 2]]
+    out = _lengths(node, size)
     if len(lengths) < 2 or not all(lengths) or not out:
         return 1, None
     first, second = lengths
@@ -171,7 +171,7 @@ def is_backward(node: fx.Node) -> bool:
 
 def _attention(node: fx.Node, size: Size) -> tuple[int, Shape3 | None]:
     """Query and key are the first operands of four dimensions; of a backward the gradient comes before them."""
-    found = [value for arg in node.args if (value := _of(_tensor(arg), size)) and len(value) == 4]
+    found = [value for arg in node.args if (value := _lengths(arg, size)) and len(value) == 4]
     query, key = found[1:3] if is_backward(node) and len(found) > 2 else (*found[:2], (), ())[:2]
     if not query or not key:
         return 1, None
@@ -190,9 +190,6 @@ def _groups(first: tuple[int, ...], second: tuple[int, ...], out: tuple[int, ...
     return groups, (out[-2], max(first[1] // groups, 1), out[-1])
 
 
-def _tensor(arg: object) -> torch.Tensor | None:
-    return ops.tensor(arg) if isinstance(arg, fx.Node) else None
-
-
-def _of(value: torch.Tensor | None, size: Size) -> tuple[int, ...]:
-    return tuple(size(length) for length in value.shape) if value is not None else ()
+def _lengths(arg: object, size: Size) -> tuple[int, ...]:
+    value = ops.tensor(arg) if isinstance(arg, fx.Node) else None
+    return tuple(map(size, value.shape)) if value is not None else ()

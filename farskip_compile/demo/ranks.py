@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,7 +100,7 @@ def rank_main(cases: Sequence[RankCase | OverlapCase], folder: str) -> None:
     assert world is not None
     with leaving():
         for index, case in enumerate(cases):
-            tell = _teller(case, Path(folder) / PROGRESS)
+            tell = partial(_tell, case.title, Path(folder) / PROGRESS)
             if isinstance(case, OverlapCase):
                 result: Case | RankOverlap = run_overlap(case, world, folder, tell)
             else:
@@ -113,13 +114,10 @@ def result_file(folder: str | Path, index: int, rank: int) -> Path:
     return Path(folder) / f"case{index}.rank{rank}"
 
 
-def _teller(case: RankCase | OverlapCase, progress: Path) -> Callable[[str], None]:
-    def tell(phase: str) -> None:
-        if dist.get_rank() == 0:
-            with progress.open("a") as file:
-                file.write(f"{case.title}: {phase}\n")
-
-    return tell
+def _tell(title: str, progress: Path, phase: str) -> None:
+    if dist.get_rank() == 0:
+        with progress.open("a") as file:
+            file.write(f"{title}: {phase}\n")
 
 
 def check(

@@ -77,9 +77,9 @@ def _comparison(found: Comparison) -> RenderableType:
 
 
 def _checks(checks: tuple[Check, ...]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), title="against the hand-written FarSkip form", title_justify="left")
-    for heading in ("phase", "inner", "outputs", "gradients", "vs plain", ""):
-        table.add_column(heading)
+    headings = ("phase", "inner", "outputs", "gradients", "vs plain", "")
+    title = "against the hand-written FarSkip form"
+    table = Table(*headings, box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
     for check in checks:
         table.add_row(
             check.phase,

@@ -162,19 +162,11 @@ def read_job(path: Path) -> Job:
     config = _config(path, dict(file.distill))
     model = _model(file.model, path.parent, file.dtype)
     tokenizer = _tokenizer(file.tokenizer or file.model, path.parent)
-
-    def batches(key: str, *, shuffle: bool, limit: int | None) -> Iterable[Any]:
-        return text_batches(
-            _files(getattr(file.data, key), path.parent, f"data.{key}"),
-            tokenizer,
-            sequence_length=file.data.sequence_length,
-            batch_size=file.data.batch_size,
-            shuffle=shuffle,
-            limit=limit,
-        )
-
-    train = batches("train", shuffle=True, limit=None)
-    held_out = batches("held_out", shuffle=False, limit=file.data.held_out_sequences)
+    given = file.data
+    size: dict[str, Any] = {"sequence_length": given.sequence_length, "batch_size": given.batch_size}
+    train = text_batches(_files(given.train, path.parent, "data.train"), tokenizer, **size)
+    files = _files(given.held_out, path.parent, "data.held_out")
+    held_out = text_batches(files, tokenizer, **size, shuffle=False, limit=given.held_out_sequences)
     return Job(model, tokenizer, train, held_out, config)
 
 

@@ -108,8 +108,7 @@ def measure_damage(
     Args:
         model: as in `self_distill`; not compiled.
         held_out: batches, as in `self_distill`; each is run once for each row.
-        connectivity: whose rows are candidates, as in `FarSkipConfig`.
-        layers: as in `FarSkipConfig`.
+        connectivity, layers: whose rows are candidates, as in `FarSkipConfig`.
         on_row: called with the number of rows measured so far, and their total.
 
     Raises:

@@ -38,7 +38,7 @@ def install_recording(model: nn.Module) -> list[Change]:
         from transformers.utils.output_capturing import maybe_install_capturing_hooks
     except ImportError:  # versions that record in another way
         return []
-    hooks_before = _hooks(model)
+    hooks_before = {(id(module), key) for module in model.modules() for key in forward_hooks(module)}
     flags_before = {m for m in model.modules() if hasattr(m, INSTALLED)}
     recorded: set[str] = set()
 
@@ -61,11 +61,9 @@ def install_recording(model: nn.Module) -> list[Change]:
         return []
 
     def restore() -> None:
-        for hooks, key in _hooks(model) - hooks_before:
-            for part in model.modules():
-                if id(part) == hooks:
-                    forward_hooks(part).pop(key, None)
         for part in model.modules():
+            for key in [key for key in forward_hooks(part) if (id(part), key) not in hooks_before]:
+                forward_hooks(part).pop(key)
             if part not in flags_before and hasattr(part, INSTALLED):
                 delattr(part, INSTALLED)
 
@@ -78,10 +76,6 @@ def install_recording(model: nn.Module) -> list[Change]:
             restore=restore,
         )
     ]
-
-
-def _hooks(model: nn.Module) -> set[tuple[int, Any]]:
-    return {(id(module), key) for module in model.modules() for key in forward_hooks(module)}
 
 
 def keep_generate_from_compiling(model: nn.Module) -> list[Change]:

@@ -38,10 +38,7 @@ NAME = "farskip_all_to_all"
 
 
 def register_expert_parallel() -> str:
-    """Let `DistributedConfig(ep_implementation="farskip_all_to_all")` find the implementation.
-
-    Returns:
-        Its name. Calling it again changes nothing.
+    """Let `DistributedConfig(ep_implementation="farskip_all_to_all")` find the implementation; returns its name.
 
     Raises:
         ConfigError: transformers is missing, or too old to have a registry.

@@ -23,9 +23,6 @@ def prepare(model: nn.Module, *args: Any, **kwargs: Any) -> Preparation:
         model: the model, not compiled yet, in the dtype it will run in.
         args: example inputs. If there are any, the model is called once on copies of them, without gradients.
         kwargs: the same, by name.
-
-    Returns:
-        What was changed, with a way back.
     """
     _refuse_compiled(model)
     changes: list[Change] = []

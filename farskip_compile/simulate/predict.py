@@ -5,7 +5,7 @@ Out:   a `Prediction`.
 Never: runs the model; needs the hardware; depends on a clock: equal scenarios give equal predictions.
 
 1. The model of one rank, at full size on fake tensors (`rank_model`), within fake ranks.
-2. One capture, and the ATen graphs of two connectivities, by the code that the backend runs (`step_graphs`).
+2. One capture, and the ATen graphs of two connectivities, by the code that the backend runs (`capture`).
 3. Each graph becomes a program of tasks, by the cost model and the profile (`passes.schedule.from_graph`), and is
    simulated on two resources, compute and the network, in several orders (`passes.schedule.program`):
 
