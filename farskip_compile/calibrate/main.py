@@ -122,7 +122,8 @@ def measure(
         raise ConfigError(
             f"budget_seconds={seconds!r} is not a time", way_out="give seconds above 0; 45 is the default"
         )
-    where = _device(options.get("device"))
+    current = torch.accelerator.current_accelerator(check_available=True)
+    where = torch.device(options.get("device") or current or "cpu")
     ranks = Ranks(group, where)
     if not dtypes and compute:
         raise ConfigError("dtypes names no type", way_out="dtypes=(torch.float32,)")
@@ -236,14 +237,6 @@ class _Run:
             if plans[0][0] == "intra_node":  # a node may hold more ranks than run here
                 return replace(known, ranks_per_node=max(per_node, profile.ranks_per_node))
         return known
-
-
-def _device(device: Device) -> torch.device:
-    if device is not None:
-        return torch.device(device)
-    if torch.accelerator.is_available():
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    return torch.device("cpu")
 
 
 def _name(device: torch.device) -> str:

@@ -35,18 +35,15 @@ from farskip_compile._compat import OpOverload
 from farskip_compile.costs.memory import Size, tagged, tensor_bytes, tensors_of
 from farskip_compile.passes.graph import ops
 
-SERIES = frozenset(
-    ["cos", "exp", "exp2", "expm1", "log2", "reciprocal", "rsqrt", "sigmoid", "silu", "sin", "softplus", "sqrt"]
-)
-SERIES_OPS = 5
-"""Operations of one such function."""
-LONG_SERIES = frozenset(["erf", "erfc", "gelu", "log", "log10", "log1p", "mish", "logit"])
-LONG_SERIES_OPS = 8
-POWERS = frozenset(["acos", "asin", "atan", "atan2", "cosh", "lgamma", "pow", "sinh", "tan", "tanh"])
-POWER_OPS = 24
-"""For a power with an exponent that is not a small integer, and for what has no fast series."""
-COMPARISONS = frozenset(["eq", "ge", "gt", "isinf", "isnan", "le", "lt", "ne"])
-COMPARISON_OPS = 3
+SERIES = ("cos", "exp", "exp2", "expm1", "log2", "reciprocal", "rsqrt", "sigmoid", "silu", "sin", "softplus", "sqrt")
+WEIGHTS = {
+    **dict.fromkeys(SERIES, 5),
+    **dict.fromkeys(("erf", "erfc", "gelu", "log", "log10", "log1p", "mish", "logit"), 8),
+    **dict.fromkeys(("acos", "asin", "atan", "atan2", "cosh", "lgamma", "pow", "sinh", "tan", "tanh"), 24),
+    **dict.fromkeys(("eq", "ge", "gt", "isinf", "isnan", "le", "lt", "ne"), 3),
+}
+"""Operations of one function where they are not 1. 24: a power with an exponent that is not a small integer, and what
+has no fast series."""
 TRANSPOSES = ("permute", "transpose", "t")
 
 
@@ -73,15 +70,8 @@ def weight(node: fx.Node) -> int:
 @functools.lru_cache(maxsize=4096)
 def _weight(name: str, target: OpOverload) -> int:
     """The same, for an element of 32 bits or less."""
-    if torch.Tag.pointwise not in target.tags and torch.Tag.reduction not in target.tags:
-        return 0
-    if name in SERIES:
-        return SERIES_OPS
-    if name in LONG_SERIES:
-        return LONG_SERIES_OPS
-    if name in POWERS:
-        return POWER_OPS
-    return COMPARISON_OPS if name in COMPARISONS else 1
+    is_arithmetic = torch.Tag.pointwise in target.tags or torch.Tag.reduction in target.tags
+    return WEIGHTS.get(name, 1) if is_arithmetic else 0
 
 
 def kernel_ops(loops: Sequence[Sequence[fx.Node]], size: Size) -> int:

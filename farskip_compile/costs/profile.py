@@ -270,19 +270,17 @@ def default_profile(device_type: str, device_name: str = "") -> HardwareProfile:
 
 def figures(part: Any, path: str = "") -> Iterator[tuple[str, float]]:
     """Every float of a profile that is not None, curves included, as (dotted path, value)."""
+    items: Iterable[tuple[Any, Any]] = ()
     if isinstance(part, float):
         yield path, part
     elif is_dataclass(part):
-        yield from _within(((entry.name, getattr(part, entry.name)) for entry in fields(part)), path)
+        items = [(entry.name, getattr(part, entry.name)) for entry in fields(part)]
     elif isinstance(part, Mapping):
-        yield from _within(sorted(part.items()), path)
+        items = sorted(part.items())
     elif isinstance(part, tuple):
-        yield from _within(enumerate(part), path)
-
-
-def _within(parts: Iterable[tuple[Any, Any]], path: str) -> Iterator[tuple[str, float]]:
-    for name, part in parts:
-        yield from figures(part, f"{path}.{name}" if path else str(name))
+        items = enumerate(part)
+    for name, one in items:
+        yield from figures(one, f"{path}.{name}" if path else str(name))
 
 
 def _short(number: float) -> str:

@@ -47,22 +47,17 @@ def run_demo(tell: Tell, done: Done, command: str = "farskip demo") -> Demo:
         parts.append(part)
         done(part)
 
-    missing = _missing_compiler()
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as Inductor calls it
+    missing = shutil.which(compiler) is None
     run_on_ranks([PADDED, DROPLESS] if missing else [PADDED, DROPLESS, INDUCTOR, OVERLAP], RANKS, tell, finish)
     if missing:
-        problem = f"Inductor needs a C++ compiler, and there is no {missing}"
+        problem = f"Inductor needs a C++ compiler, and there is no {compiler}"
         finish(Case(INDUCTOR.title, INDUCTOR.about, RANKS, problem, skipped=True))
         finish(Comparison(OVERLAP.title, OVERLAP.about, RANKS, problem, skipped=True))
     finish(transformers_case(tell))
     cases = tuple(part for part in parts if isinstance(part, Case))
     overlap = next(part for part in parts if isinstance(part, Comparison))
     return Demo(cases, time.perf_counter() - start, command, started, versions(), overlap)
-
-
-def _missing_compiler() -> str | None:
-    """The name of the C++ compiler that Inductor would call, if it is not there."""
-    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-    return compiler if shutil.which(compiler) is None else None
 
 
 def transformers_case(tell: Tell = lambda _: None, layers: int = 4) -> Case:

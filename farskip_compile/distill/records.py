@@ -56,7 +56,12 @@ class Records:
             write_text(path, "".join(f"{line}\n" for line in kept))
             self.file = path.open("a")
             if config.tensorboard:
-                self.board = _writer(config.output, step)
+                try:
+                    from torch.utils.tensorboard import SummaryWriter
+                except ImportError as error:
+                    way_out = "pip install tensorboard, or tensorboard=False"
+                    raise ConfigError("TensorBoard is not installed", way_out=way_out) from error
+                self.board = SummaryWriter(str(config.output), purge_step=step + 1)
         if config.progress and sys.stderr.isatty():
             shown = TextColumn("{task.fields[shown]}")
             columns = ("distill", BarColumn(), MofNCompleteColumn(), shown, TimeRemainingColumn())
@@ -93,16 +98,6 @@ def _lines(path: Path) -> list[str]:
     """Whole lines; the last one may have been cut off when a run was killed."""
     text = path.read_text() if path.exists() else ""
     return text[: text.rfind("\n") + 1].splitlines()
-
-
-def _writer(folder: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigError(
-            "TensorBoard is not installed", way_out="pip install tensorboard, or tensorboard=False"
-        ) from error
-    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def newest_state(folder: Path) -> Path | None:
