@@ -222,8 +222,7 @@ class Collectives:
         rate = known[-1].bytes / known[-1].seconds
         size = int(max(min(WORTHWHILE * rate, 4 * messages[-1]), known[-1].bytes))
         work = _Work(self.ranks.device)
-        step = self.ranks.agreed(work.tuned(self.clock, self._settle))
-        work.repeat = step
+        work.repeat = self.ranks.agreed(work.tuned(self.clock, self._settle))
         repetitions = max(3, min(REPETITIONS, int(seconds / (3 * max(size / rate, 1e-3)))))
         slowed: list[float] = []
         for _ in range(repetitions):

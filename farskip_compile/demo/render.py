@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from farskip_compile.demo.results import Case, Check, Comparison, Demo, bits, number
@@ -56,8 +56,7 @@ def _comparison(found: Comparison) -> RenderableType:
     parts: list[RenderableType] = [Text(f"\n{found.title} ({found.ranks} ranks)", style="bold"), Text(found.about)]
     if found.problem:
         return Group(*parts, Text(found.problem, style="yellow" if found.skipped else "red"))
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("variant", no_wrap=True)
+    table = Table(Column("variant", no_wrap=True), box=None, padding=(0, 2, 0, 0))
     for heading in ("in flight", "exposed", "hidden", "predicted", "vs eager"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")

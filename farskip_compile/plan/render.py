@@ -20,8 +20,7 @@ def front_table(
     front: Front, chosen: Point | None = None, measured: Mapping[tuple[str, ...], float] | None = None
 ) -> Table:
     """For a terminal: the set `chosen` is marked; `measured`: KL of sets rewired together, nats per token."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
+    table = Table("", box=None, pad_edge=False)
     for name in ("hidden", "freed", "damage", *(["measured"] if measured else [])):
         table.add_column(name, justify="right")
     table.add_column("rows", overflow="fold")
