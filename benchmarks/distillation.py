@@ -27,8 +27,7 @@ from pathlib import Path
 from common import DOCS, RecordsError, facts
 from distill_bench import rows as scales
 from distill_bench.architectures import MODELS
-from distill_bench.page import write_page
-from distill_bench.plot import write_plot
+from distill_bench.page import write_page, write_plot
 from distill_bench.results import FrontResult, Result, Results
 from distill_bench.rows import rows_of
 from distill_bench.run_row import run_row
@@ -78,7 +77,6 @@ def main() -> int:
 
 
 def measure(args: argparse.Namespace) -> int:
-    """All rows; then what was found."""
     started = time.perf_counter()
     about = {**facts(), "healing": args.scale.healing()}
     results = Results(about, [], [])
@@ -119,7 +117,6 @@ ORDER = {"teacher": 0, "front": 1, "scratch": 2, "healed": 3, "unhealed": 4}
 
 
 def publish(results: Results) -> None:
-    """The page, and its picture."""
     write_plot(results, PICTURE)
     write_page(results, PAGE, JSON, PICTURE)
 

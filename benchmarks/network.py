@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import facts
+from common import aligned, facts
 from harness import HarnessError, Network, QuantityError, bandwidth, janitor
 from harness.iproute import why_not
 
@@ -40,7 +40,6 @@ def arguments() -> argparse.Namespace:
 
 
 def clean() -> int:
-    """Remove the networks of dead owners."""
     if problem := why_not():
         print(f"nothing to clean: {problem}")
         return OK
@@ -65,7 +64,6 @@ def main() -> int:
 
 
 def report(network: Network, args: argparse.Namespace) -> int:
-    """Measure, print, write, and judge."""
     start, about = time.perf_counter(), facts()
     sizes = bandwidth.sizes_for(network.link.rate)
     with network:
@@ -83,7 +81,7 @@ def report(network: Network, args: argparse.Namespace) -> int:
         passed, line = False, f"NOT CHECKED: {what} ({problem})"
     wire = None if before is None or after is None else [b - a for a, b in zip(before, after, strict=True)]
 
-    print("\n".join(f"{name + ':':9} {value}" for name, value in {"network": what, **about}.items()))
+    print(aligned({"network": what, **about}))
     print(f"method:   gloo, median of {args.repetitions}, slowest rank, spread is the interquartile range;")
     print(f"          built in {built:.1f} s, {time.perf_counter() - start:.1f} s in all")
     if wire is not None:
@@ -100,7 +98,7 @@ def report(network: Network, args: argparse.Namespace) -> int:
             "rate": rate,
             **about,
             "repetitions": args.repetitions,
-            "rows": [bandwidth.as_json(row, rate) for row in rows],
+            "rows": [{**vars(row), "share": row.share(rate)} for row in rows],
             "sent_bytes": wire,
             "passed": passed,
             "verdict": line,

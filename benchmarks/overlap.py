@@ -14,7 +14,7 @@ alone, for which the rate is chosen.
 * communication: the collectives of this step one after another at this rate, nothing else.
 * bound: the larger of the two, plus what no schedule can hide (`overlap_bench/bound.py`).
 
-`overlap_bench/names.py` lists the variants. All of them, compute and communication are interleaved in one process on
+`overlap_bench/cells.py` lists the variants. All of them, compute and communication are interleaved in one process on
 each host, so that a slow moment slows all alike. A step takes as long as on its slowest rank; shown are the median over
 repetitions and the interquartile range. Exposed communication (`farskip_compile.profiling`: a collective is in flight
 and nothing is computed) is measured in further steps under the profiler, as a mean over ranks. Our backend and
@@ -37,14 +37,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import DOCS, RecordsError, facts
+from common import DOCS, RecordsError, Target, facts
 from harness import HarnessError, Network, QuantityError
 from overlap_bench import cells, settings
 from overlap_bench.cells import Cell, CellError, Group
 from overlap_bench.page import write_page
 from overlap_bench.plot import write_plot
 from overlap_bench.results import Result, Store
-from overlap_bench.targets import Verdict, judge, summary
+from overlap_bench.targets import judge, summary
 from overlap_bench.terminal import cell_text, facts_text
 
 OK, WRONG, USAGE, NO_NETWORK = 0, 1, 2, 3
@@ -86,11 +86,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 
 def wanted_cells(args: argparse.Namespace) -> list[Cell]:
-    """The cells that the arguments name.
-
-    Raises:
-        CellError: an argument does not name a cell.
-    """
+    """The cells that the arguments name; `CellError` if one does not."""
     if args.cells:
         return [Cell.parse(text) for text in args.cells]
     if args.quick:
@@ -122,7 +118,6 @@ def main() -> int:
 
 
 def rebuild(args: argparse.Namespace) -> int:
-    """Make page and picture from the file."""
     store = Store.load(args.json or JSON)
     if args.plot:
         write_plot(store.ordered(), PICTURE)
@@ -205,7 +200,7 @@ class Run:
             )
 
 
-def closing(verdicts: list[Verdict]) -> str:
+def closing(verdicts: list[Target]) -> str:
     """Each target in each cell, then the number of cells that meet it."""
     lines = [verdict.line() for verdict in verdicts]
     lines += [f"{target}: met in {met} of {total} cells" for target, met, total in summary(verdicts)]

@@ -61,14 +61,13 @@ def main() -> int:
 
 
 def body(rows: list[Row], about: dict[str, str]) -> str:
-    """The tables and the targets, as Markdown."""
     lines = ["### Speed-ups", "", *speed_table(rows), "", "### Communication hidden", "", *overlap_table(rows), ""]
     if any(one.from_step_time for row in rows for one in row.predicted):
         lines += ["### From published times of the step as written", "", *step_time_table(rows), ""]
     own = own_cells(OWN)
     lines += ["### Breakdown", "", *time_table(rows), ""]
     lines += ["### Our own measured cells", "", *own_table(own), "", "### Targets", ""]
-    lines += [f"- {'met' if one.met else 'MISSED'}: {one.text}: {one.found}" for one in targets(rows, own)]
+    lines += [f"- {'met' if one.met else 'MISSED'}: {one.target}: {one.found}" for one in targets(rows, own)]
     lines += ["", f"{about['machine']}; {about['versions']}; `{about['command']}`; {about['took']}."]
     return "\n".join(lines)
 

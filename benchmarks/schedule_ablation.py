@@ -27,8 +27,8 @@ from statistics import mean
 from typing import Any
 from unittest import mock
 
-from common import machine, versions
-from overlap_bench.ablation import GROUPS
+from common import facts
+from overlap_bench.page import GROUPS
 from overlap_bench.programs import Case, capture
 
 from farskip_compile.passes.schedule import list_scheduler, search
@@ -105,8 +105,7 @@ def main() -> int:
     found = {group: [case.name for case in cases if case.group == group] for group in GROUPS}
     if args.json is not None:
         kept = json.loads(args.json.read_text()).get("removed", []) if args.json.exists() else []
-        facts = {"machine": machine(), "versions": versions(), "command": " ".join(["python", *sys.argv])}
-        data = {"facts": facts, "programs": found, "rows": rows, "removed": kept}
+        data = {"facts": facts(), "programs": found, "rows": rows, "removed": kept}
         args.json.write_text(json.dumps(data, indent=1) + "\n")
     return 0
 

@@ -45,21 +45,18 @@ class Launched:
         return self.value
 
 
-class _Transposed:
-    """The handle of the collective that backward launches."""
+class _InFlight:
+    """The handles of a collective, and of the transposed one that its backward launches."""
 
-    def __init__(self) -> None:
-        self.in_flight: Launched | None = None
-
-    def launch(self, value: torch.Tensor, work: dist.Work) -> torch.Tensor:
-        self.in_flight = Launched(value, work)
-        return value
+    forward: dist.Work | None = None
+    """Not kept once its user has it: the autograd graph holds this object, and a handle holds memory."""
+    backward: Launched | None = None
 
     def wait(self, _: torch.Tensor) -> None:
         """The hook: its argument may still be in flight."""
-        if self.in_flight is not None:
-            self.in_flight.wait()
-            self.in_flight = None
+        if self.backward is not None:
+            self.backward.wait()
+            self.backward = None
 
 
 class _AllToAll(torch.autograd.Function):
@@ -67,46 +64,37 @@ class _AllToAll(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        received: list[int],
-        sent: list[int],
-        group: Group,
-        handle: list[dist.Work],
-        transposed: _Transposed,
+        ctx: Any, x: torch.Tensor, received: list[int], sent: list[int], group: Group, flight: _InFlight
     ) -> torch.Tensor:
-        ctx.received, ctx.sent, ctx.group, ctx.transposed = received, sent, group, transposed
+        ctx.received, ctx.sent, ctx.group, ctx.flight = received, sent, group, flight
         output = x.new_empty([sum(received), *x.shape[1:]])
-        handle.append(dist.all_to_all_single(output, x, received, sent, group=group, async_op=True))
+        flight.forward = dist.all_to_all_single(output, x, received, sent, group=group, async_op=True)
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        (gradient,) = gradients
+        gradient = gradients[0].contiguous()
         output = gradient.new_empty([sum(ctx.sent), *gradient.shape[1:]])
-        work = dist.all_to_all_single(
-            output, gradient.contiguous(), ctx.sent, ctx.received, group=ctx.group, async_op=True
-        )
-        return ctx.transposed.launch(output, work), None, None, None, None, None
+        work = dist.all_to_all_single(output, gradient, ctx.sent, ctx.received, group=ctx.group, async_op=True)
+        ctx.flight.backward = Launched(output, work)
+        return output, None, None, None, None
 
 
 class _AllReduce(torch.autograd.Function):
     """The launch of an all-reduce; its backward is the launch of another one."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, group: Group, handle: list[dist.Work], transposed: _Transposed
-    ) -> torch.Tensor:
-        ctx.group, ctx.transposed = group, transposed
+    def forward(ctx: Any, x: torch.Tensor, group: Group, flight: _InFlight) -> torch.Tensor:
+        ctx.group, ctx.flight = group, flight
         output = x.clone(memory_format=torch.contiguous_format)
-        handle.append(dist.all_reduce(output, group=group, async_op=True))
+        flight.forward = dist.all_reduce(output, group=group, async_op=True)
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         output = gradients[0].clone(memory_format=torch.contiguous_format)  # others may read the same gradient
-        work = dist.all_reduce(output, group=ctx.group, async_op=True)
-        return ctx.transposed.launch(output, work), None, None, None
+        ctx.flight.backward = Launched(output, dist.all_reduce(output, group=ctx.group, async_op=True))
+        return output, None, None
 
 
 def launch_all_to_all(
@@ -123,11 +111,10 @@ def launch_all_to_all(
     """
     if group is None:
         return Launched(x)
-    handle: list[dist.Work] = []
-    transposed = _Transposed()
-    output = _AllToAll.apply(x, received, sent, group, handle, transposed)
+    flight = _InFlight()
+    output = _AllToAll.apply(x, received, sent, group, flight)
     backward_at(wait_at, x)
-    return _launched(x, output, handle, transposed)
+    return _launched(x, output, flight)
 
 
 def launch_all_reduce(partial: torch.Tensor, group: Group | None) -> Launched:
@@ -141,17 +128,16 @@ def launch_all_reduce(partial: torch.Tensor, group: Group | None) -> Launched:
         return Launched(partial)
     if not partial.requires_grad:
         return Launched(partial, dist.all_reduce(partial, group=group, async_op=True))
-    handle: list[dist.Work] = []
-    transposed = _Transposed()
-    output = _AllReduce.apply(partial, group, handle, transposed)
-    return _launched(partial, output, handle, transposed)
+    flight = _InFlight()
+    return _launched(partial, _AllReduce.apply(partial, group, flight), flight)
 
 
-def _launched(x: torch.Tensor, output: torch.Tensor, handle: list[dist.Work], transposed: _Transposed) -> Launched:
+def _launched(x: torch.Tensor, output: torch.Tensor, flight: _InFlight) -> Launched:
     if x.requires_grad:
-        x.register_hook(transposed.wait)
+        x.register_hook(flight.wait)
         backward_at(FIRST, output)
-    return Launched(output, handle[0])
+    work, flight.forward = flight.forward, None
+    return Launched(output, work)
 
 
 def backward_at(number: int, *tensors: torch.Tensor) -> None:

@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
-from torch import nn
-
-from farskip_compile.models.decoder import DecoderLayer
 
 
 @dataclass(frozen=True)
@@ -47,16 +44,3 @@ class BackwardOrder(IntEnum):
     """Queries, keys and values."""
     COMBINE = 3
     """Input of the combine."""
-
-
-def feed_forward_norm(layer: DecoderLayer) -> nn.Module:
-    """The norm before the feed-forward; a parallel block has one norm for both readers."""
-    return layer.attention_norm if layer.feed_forward_norm is None else layer.feed_forward_norm
-
-
-def summed(parts: list[torch.Tensor]) -> torch.Tensor:
-    """((first + second) + third), the order in which the plain model adds."""
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total

@@ -23,7 +23,6 @@ WITH_SHARED = {"deepseek_v3"}
 
 
 def new_model(name: str, scale: Scale, seed: int) -> Any:
-    """A causal model of transformers."""
     torch.manual_seed(seed)
     model: Any = _BUILDERS[name](scale)
     farskip_compile.prepare(model)
@@ -31,7 +30,6 @@ def new_model(name: str, scale: Scale, seed: int) -> Any:
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -126,7 +126,6 @@ class Row:
 
 
 def rows_of(model: str, scale: Scale) -> list[Row]:
-    """All rows of a model."""
     return list(_rows(model, scale))
 
 

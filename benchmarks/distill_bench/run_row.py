@@ -10,23 +10,27 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from common import replace
 
-from distill_bench.architectures import new_model, parameters
+from distill_bench.architectures import new_model, parallel_model, parameters
 from distill_bench.judge import continue_prompts, judge
-from distill_bench.planning import find_plan
-from distill_bench.results import FILE, FrontResult, Result, digest_of, kept
-from distill_bench.rows import Row, Scale, rows_of
+from distill_bench.results import FILE, FrontPoint, FrontResult, Result, digest_of, kept
+from distill_bench.rows import FREED, MEMORY_INCREASE, PROFILE, RANKS, TOKENS, Row, Scale, rows_of
 from distill_bench.texts import TextData, text_data
 from farskip_compile import prepare
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.distill import DistillConfig, self_distill
 from farskip_compile.distill.main import CHECKPOINT
 from farskip_compile.distill.records import FILE as METRICS
+from farskip_compile.plan import Front, Point, connectivity_of, find_front, measure_damage, measure_together
+from farskip_compile.testing import fake_ranks
 
 ROWS = "rows"
 ABOUT = "row.txt"
@@ -46,11 +50,10 @@ def run_row(folder: Path, scale: Scale, row: Row) -> Result | FrontResult:
     own = rows / row.key
     _clear_if_other(own, digest_of(row, scale))
     data = text_data(folder, scale)
-    result = (
-        find_plan(row, scale, teacher_of(rows, row), data)
-        if row.kind == "front"
-        else _trained_and_judged(rows, row, scale, data)
-    )
+    if row.kind == "front":
+        result: Result | FrontResult = _planned(row, scale, teacher_of(rows, row), data)
+    else:
+        result = _trained_and_judged(rows, row, scale, data)
     replace(own / FILE, json.dumps(asdict(result)) + "\n")
     return result
 
@@ -67,6 +70,44 @@ def load(checkpoint: Path) -> Any:
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     prepare(model)
     return model
+
+
+def _planned(row: Row, scale: Scale, teacher: Any, data: TextData) -> FrontResult:
+    """The front: what each set of sub-blocks does to the text and what it hides; and which of them the plan is.
+
+    Damages are not additive: every set of the front is also rewired as a whole.
+    """
+    started = time.perf_counter()
+    damage = measure_damage(teacher, data.chosen_by)
+    estimates = 0
+
+    def count(_: tuple[str, ...]) -> None:
+        nonlocal estimates
+        estimates += 1
+
+    with fake_ranks(RANKS):
+        parallel = parallel_model(row.model, scale, dist.group.WORLD)
+        ids = torch.zeros(1, TOKENS, dtype=torch.long, device="meta")
+        limits = FarSkipConfig(profile=PROFILE, memory_increase=MEMORY_INCREASE)
+        front = find_front(parallel, (ids,), damage, config=limits, on_estimate=count)
+    chosen = front.for_share(FREED)
+    sets = [*(point.rows for point in front.points), front.whole.rows]
+    together = {rows: one.kl or 0.0 for rows, one in measure_together(teacher, data.chosen_by, damage, sets).items()}
+    return FrontResult(
+        row=row,
+        digest=digest_of(row, scale),
+        points=[_point(front, one, together) for one in front.points],
+        chosen=front.points.index(chosen),
+        whole=_point(front, front.whole, together),
+        damages={one.row: one.held_out.kl or 0.0 for one in damage.rows},
+        connectivity={name: list(terms) for name, terms in dict(connectivity_of(damage, chosen.rows)).items()},
+        estimates=estimates,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _point(front: Front, point: Point, together: Mapping[tuple[str, ...], float]) -> FrontPoint:
+    return FrontPoint(point.rows, point.damage, together[point.rows], point.exposure.hidden, front.freed(point))
 
 
 def _trained_and_judged(rows: Path, row: Row, scale: Scale, data: TextData) -> Result:

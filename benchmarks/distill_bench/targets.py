@@ -6,7 +6,8 @@ Contract: arithmetic on results. A target whose rows are missing is missed. Loss
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from common import Target
 
 from distill_bench.architectures import WITH_SHARED
 from distill_bench.results import FrontResult, Result, Results, mean
@@ -14,16 +15,6 @@ from distill_bench.rows import FREED
 
 HEALED, HEALED_WITHOUT_SHARED, SCRATCH, TOKENS, DAMAGE = 0.010, 0.015, 0.010, 0.10, 0.5
 """Fractions of the teacher's held-out loss, of its tokens, and of the damage of rewiring everything."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """One target."""
-
-    model: str
-    text: str
-    met: bool
-    found: str
 
 
 def judge_targets(results: Results) -> list[Target]:
@@ -42,7 +33,7 @@ def judge_healing(results: Results) -> list[Target]:
         )
         text = "healed by the teacher, full is nearer to it than unhealed or healed by the text"
         found = f"KL {healed:.4f}, {unhealed:.4f}, {by_text:.4f}"
-        targets.append(Target(model, text, healed < min(unhealed, by_text), found))
+        targets.append(Target(text, healed < min(unhealed, by_text), found, f"{model}:"))
     return targets
 
 
@@ -62,20 +53,21 @@ def _of(results: Results, model: str) -> list[Target]:
     def change(of: list[Result]) -> float | None:
         return above(of, teacher) if of else None
 
-    targets = []
-    for text, found, most, form in (
+    found: list[tuple[str, bool, str]] = []
+    for text, value, most, form in (
         (f"healed full within {limit:.1%} of {loss}", change(healed), limit, "+.2%"),
         (f"with at most {TOKENS:.0%} of the teacher's tokens", tokens, TOKENS, ".1%"),
         (f"FarSkip from scratch within {SCRATCH:.1%} of {loss}", change(scratch), SCRATCH, "+.2%"),
     ):
-        shown = "not run" if found is None else format(found, form)
-        targets.append(Target(model, text, found is not None and found <= most, shown))
+        found.append((text, value is not None and value <= most, "not run" if value is None else format(value, form)))
     if front is None:
-        return [*targets, Target(model, "the plan", False, "not run")]
-    ratio = front.plan.measured / front.whole.measured
-    text = f"the plan frees at least {FREED:.0%} of what full frees, at {DAMAGE:.0%} of its damage"
-    met = front.plan.freed >= FREED and ratio <= DAMAGE
-    return [*targets, Target(model, text, met, f"{front.plan.freed:.0%} at {ratio:.0%}")]
+        found.append(("the plan", False, "not run"))
+    else:
+        ratio = front.plan.measured / front.whole.measured
+        text = f"the plan frees at least {FREED:.0%} of what full frees, at {DAMAGE:.0%} of its damage"
+        met = front.plan.freed >= FREED and ratio <= DAMAGE
+        found.append((text, met, f"{front.plan.freed:.0%} at {ratio:.0%}"))
+    return [Target(*one, f"{model}:") for one in found]
 
 
 def row_text(result: Result | FrontResult, teacher: Result | None) -> str:
@@ -89,5 +81,4 @@ def row_text(result: Result | FrontResult, teacher: Result | None) -> str:
 
 
 def targets_text(targets: Sequence[Target]) -> str:
-    """One line for each."""
-    return "\n".join(f"{'met   ' if one.met else 'MISSED'} {one.model}: {one.text}: {one.found}" for one in targets)
+    return "\n".join(one.line() for one in targets)

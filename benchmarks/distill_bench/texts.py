@@ -53,11 +53,7 @@ class NoText(Exception):
 
 
 def corpus(folder: Path, *, quick: bool) -> Corpus:
-    """The text, made once and then read from `folder`.
-
-    Raises:
-        NoText: a package can't be downloaded.
-    """
+    """The text, made once and then read from `folder`; `NoText` if a package can't be downloaded."""
     folder = folder / ("quick" if quick else "whole")
     source = "pydoc_data.topics; docstrings" if quick else "dict-gcide; fortunes"
     found = Corpus(*(folder / f"{name}.txt" for name in ("train", "held_out", "other_domain")), source)
@@ -140,11 +136,7 @@ class TextData:
 
 
 def text_data(folder: Path, scale: Scale) -> TextData:
-    """Everything, made once and then read from `folder`.
-
-    Raises:
-        NoText: no text is available.
-    """
+    """Everything, made once and then read from `folder`; raises `NoText`."""
     text = corpus(folder, quick=scale.name != "whole")
     tokenizer = _tokenizer(text.train, text.train.parent / f"tokenizer-{scale.vocabulary}", scale.vocabulary)
 

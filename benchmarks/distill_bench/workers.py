@@ -33,16 +33,9 @@ R = TypeVar("R")
 def run_rows(
     rows: Sequence[Row], workers: int, *, first: Callable[[], object], work: Callable[[Row], R]
 ) -> Iterator[R]:
-    """Run `rows`.
+    """The results of `work` for `rows`, each of which comes after those it needs; `first` is called before any.
 
-    Args:
-        rows: each after those it needs.
-        workers: processes.
-        first: called once, before any row.
-        work: returns a row's result; it and `first` run in other processes.
-
-    Raises:
-        Exception: from the first row that failed; running rows finish first.
+    Both run in other processes. The error of the first row that failed is raised when the running rows have finished.
     """
     os.environ.update(QUIET)
     done: set[str] = set()

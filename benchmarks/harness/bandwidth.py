@@ -18,7 +18,7 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -98,13 +98,7 @@ def measure(rank: int, addresses: Sequence[str], sizes: Sequence[int], repetitio
 
 
 class Stream(AbstractContextManager["Stream"]):
-    """A connection to the next host and one from the previous host.
-
-    Args:
-        rank: of this host.
-        addresses: of all hosts.
-        barrier: waits for all hosts.
-    """
+    """A connection to the next host of `addresses` and one from the previous one; `barrier` waits for all."""
 
     def __init__(self, rank: int, addresses: Sequence[str], barrier: Callable[[], Any]) -> None:
         hosts = len(addresses)
@@ -160,23 +154,11 @@ def verdict(rows: Sequence[Row], rate: int | None) -> tuple[bool, str]:
 
 
 def table(rows: Sequence[Row], rate: int | None) -> str:
-    """Rows as text."""
     lines = [["operation", "size", "median", "spread", "Mbit/s per link", "of the rate"]]
     for row in rows:
         share = row.share(rate)
-        lines.append(
-            [
-                row.operation,
-                f"{row.size / 2**20:g} MiB" if row.size >= 2**20 else f"{row.size / 2**10:g} KiB",
-                f"{1e3 * row.seconds:.1f} ms",
-                f"{1e3 * row.spread:.1f} ms",
-                f"{row.link_rate / 1e6:.0f}",
-                "-" if share is None else f"{100 * share:.1f} %",
-            ]
-        )
+        size = f"{row.size / 2**20:g} MiB" if row.size >= 2**20 else f"{row.size / 2**10:g} KiB"
+        times = [f"{1e3 * seconds:.1f} ms" for seconds in (row.seconds, row.spread)]
+        rates = [f"{row.link_rate / 1e6:.0f}", "-" if share is None else f"{100 * share:.1f} %"]
+        lines.append([row.operation, size, *times, *rates])
     return columns(lines)
-
-
-def as_json(row: Row, rate: int | None) -> Mapping[str, Any]:
-    """A row for the record."""
-    return {**vars(row), "share": row.share(rate)}

@@ -48,6 +48,12 @@ class Names:
         """All of them, hosts first."""
         return [*map(self.host, range(self.hosts)), self.switch]
 
+    @property
+    def ends(self) -> list[tuple[str, str]]:
+        """Namespace and interface at both ends of every pair."""
+        pairs = (((self.host(i), INTERFACE), (self.switch, self.port(i))) for i in range(self.hosts))
+        return [end for pair in pairs for end in pair]
+
     @staticmethod
     def port(index: int) -> str:
         """The switch's end of a host's pair."""
@@ -106,15 +112,10 @@ def setup(names: Names, link: Link) -> list[Command]:
 
 def limit(names: Names, link: Link) -> list[Command]:
     """Set the rate at every end of every pair; also on a network that already has another one."""
-    commands: list[Command] = []
-    for index in range(names.hosts):
-        for namespace, device in ((names.host(index), INTERFACE), (names.switch, names.port(index))):
-            queue: Command = ("noqueue",)
-            if link.rate is not None:
-                bucket = ("tbf", "rate", f"{link.rate}bit", "burst", str(link.burst), "latency", "100ms")
-                queue = ("handle", "1:", *bucket)
-            commands.append(("tc", "-n", namespace, "qdisc", "replace", "dev", device, "root", *queue))
-    return commands
+    queue: Command = ("noqueue",)
+    if link.rate is not None:
+        queue = ("handle", "1:", "tbf", "rate", f"{link.rate}bit", "burst", str(link.burst), "latency", "100ms")
+    return [("tc", "-n", place, "qdisc", "replace", "dev", device, "root", *queue) for place, device in names.ends]
 
 
 def delay(names: Names, link: Link) -> list[Command]:
@@ -133,11 +134,7 @@ def segments(names: Names, link: Link) -> list[Command]:
     """The segment size at both ends of every pair: above 64 KiB it is BIG TCP (Linux 6.3 for IPv4)."""
     keys = ("gso_max_size", "gro_max_size", "gso_ipv4_max_size", "gro_ipv4_max_size")
     sizes = [word for key in keys for word in (key, str(link.segment))]
-    return [
-        ("ip", "-n", namespace, "link", "set", "dev", device, *sizes)
-        for index in range(names.hosts)
-        for namespace, device in ((names.host(index), INTERFACE), (names.switch, names.port(index)))
-    ]
+    return [("ip", "-n", namespace, "link", "set", "dev", device, *sizes) for namespace, device in names.ends]
 
 
 def tune(names: Names) -> list[Command]:

@@ -53,7 +53,6 @@ def attempt(command: Command) -> tuple[int, str, str]:
 
 
 def namespaces() -> list[str]:
-    """Names of all namespaces of this machine."""
     _, output, _ = attempt(("ip", "netns", "list"))
     return [line.split()[0] for line in output.splitlines() if line.strip()]
 

@@ -219,11 +219,11 @@ class Network:
         arguments = args if callable(args) else lambda rank: args
         names = self._names
         if names is None:
-            places = [Place(core=core) for core in self.cores]
+            places: list[Place] = [((), core) for core in self.cores]
             port, interface = _free_port(), LOOPBACK_INTERFACE.get(sys.platform)
         else:
             enter = ("ip", "netns", "exec")
-            places = [Place((*enter, names.host(index)), core) for index, core in enumerate(self.cores)]
+            places = [((*enter, names.host(index)), core) for index, core in enumerate(self.cores)]
             port, interface = FIRST_PORT + next(self._runs), INTERFACE
         environment = {
             "TORCH_CPP_LOG_LEVEL": "ERROR",  # it warns about hosts without names
@@ -277,7 +277,6 @@ def _rate(rate: str | int | None) -> int | None:
 
 
 def _free_port() -> int:
-    """An unused port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

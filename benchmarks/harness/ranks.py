@@ -31,6 +31,8 @@ from harness.errors import Failure, HarnessError, RankError, RankFailedError, Ra
 
 Target = Callable[..., Any] | Sequence[str]
 Log = Callable[[int, str], None]
+Place = tuple[tuple[str, ...], int | None]
+"""Prefix of a rank's command, for example to enter a namespace; and the processor it may use, None: all."""
 LAST_LINES = 25
 GRACE = 1.0
 """Seconds that the other ranks have to fail by themselves after the first one."""
@@ -47,16 +49,6 @@ class RankResult:
     """The network it ran on, in words; says so if it was the loopback interface."""
     lines: tuple[str, ...]
     """The last lines that it printed."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one rank runs."""
-
-    prefix: tuple[str, ...] = ()
-    """Prefix of the command, for example to enter a namespace."""
-    core: int | None = None
-    """The processor it may use; None: all."""
 
 
 def cores_for(ranks: int, allowed: Sequence[int]) -> list[int | None]:
@@ -87,8 +79,8 @@ def run_ranks(
     """Run `target` once on each place; rank i runs on place i.
 
     Args:
-        target: a function at the top level of an importable module, or the beginning of a command.
-        arguments: of each rank: what the function is called with (picklable), or the rest of the command.
+        target: as in `Network.run`.
+        arguments: of each rank, picklable.
         places: where the ranks run.
         environment: set for all ranks; RANK and FARSKIP_RESULT are added.
         folder: an existing folder for results, used by this call alone.
@@ -101,18 +93,18 @@ def run_ranks(
         RankTimeoutError: not all ended in time.
         HarnessError: `target` is a function that other processes can't import.
     """
-    commands = [_command(target, arguments(rank), folder / f"{rank}.call") for rank in range(len(places))]
+    commands = [_command(target, arguments(rank), folder / f"{rank}.call", *place) for rank, place in enumerate(places)]
     ended: queue.SimpleQueue[_Rank] = queue.SimpleQueue()
     ranks: list[_Rank] = []
     deadline = time.monotonic() + timeout
     try:
-        for rank, (place, command) in enumerate(zip(places, commands, strict=True)):
+        for rank, command in enumerate(commands):
             variables = {**environment, "RANK": str(rank), "FARSKIP_RESULT": str(folder / f"{rank}.json")}
-            ranks.append(_Rank(rank, place, command, variables, log, ended))
+            ranks.append(_Rank(rank, command, variables, log, ended))
         failures = _follow(ranks, ended, deadline, timeout)
     finally:
-        for rank_ in ranks:
-            rank_.kill()
+        for started in ranks:
+            started.kill()
     if failures:
         raise failures
     values = [_value(rank, folder / f"{rank.rank}.json", owed=callable(target)) for rank in ranks]
@@ -125,19 +117,16 @@ class _Rank:
     def __init__(
         self,
         rank: int,
-        place: Place,
         command: Sequence[str],
-        environment: Mapping[str, str],
+        env: Mapping[str, str],
         log: Log | None,
         ended: queue.SimpleQueue[_Rank],
     ) -> None:
         self.rank = rank
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
-        core = "-" if place.core is None else str(place.core)
-        launcher = (sys.executable, "-P", str(Path(__file__).with_name("launch.py")), str(os.getpid()), core)
         self._process = subprocess.Popen(
-            [*place.prefix, *launcher, *command],
-            env=dict(environment),
+            command,
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -214,10 +203,14 @@ def _follow(
     return None
 
 
-def _command(target: Target, arguments: Sequence[Any], file: Path) -> list[str]:
-    """Arguments of `launch.py`: a command, or a file with the call in it."""
+def _command(
+    target: Target, arguments: Sequence[Any], file: Path, prefix: tuple[str, ...], core: int | None
+) -> list[str]:
+    """`launch.py` with a command, or a file with the call in it."""
+    launcher = (sys.executable, "-P", str(Path(__file__).with_name("launch.py")))
+    start = [*prefix, *launcher, str(os.getpid()), "-" if core is None else str(core)]
     if not callable(target):
-        return ["exec", *target, *map(str, arguments)]
+        return [*start, "exec", *target, *map(str, arguments)]
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", "")
     if module in (None, "__main__") or "." in name or getattr(sys.modules.get(module), name, None) is not target:
         raise HarnessError(
@@ -225,11 +218,10 @@ def _command(target: Target, arguments: Sequence[Any], file: Path) -> list[str]:
             way_out="pass a function at the top level of a module other than the script that is being run",
         )
     file.write_bytes(pickle.dumps((sys.path, module, name, pickle.dumps(tuple(arguments)))))
-    return ["call", str(file)]
+    return [*start, "call", str(file)]
 
 
 def _value(rank: _Rank, file: Path, owed: bool) -> Any:
-    """The result that a rank left."""
     try:
         return json.loads(file.read_text())
     except FileNotFoundError:

@@ -1,7 +1,21 @@
-"""The grid of combinations of model, phase, routing, hosts and ratio, and how a cell is named.
+"""The grid of combinations of model, phase, routing, hosts and ratio, and the variants that are compared in each cell.
 
 Contract: `deepseek_v3/prefill/balanced/2/0.5` is model/phase/routing/hosts/ratio of communication to compute. Cells
-that differ only in the ratio form a group, measured by one launch of the ranks.
+that differ only in the ratio form a group, measured by one launch of the ranks. `steps.py` makes the variants:
+
+plain             the plain model, compiled by Inductor: torch.compile out of the box
+inductor overlap  the same with Inductor's own overlap scheduling, on the graph (`own_overlap.py`)
+inductor passes   the same with its passes on kernels
+overlapped eager  the FarSkip form written by hand, in eager mode, as AMD trains it: async collectives, hooks that
+                  wait for those of the backward pass, and an autograd engine with other priorities
+hand-written      the FarSkip form written by hand, compiled by Inductor
+none              the plain model by our backend, connectivity "none": scheduled, not rewired
+full              the same, connectivity "full": rewired and scheduled
+compute           like hand-written, with collectives that replay recorded results: the compute of the step
+communication     the collectives of that step one after another, and nothing else
+
+The last two are of the FarSkip form, which the bound is for: under tensor parallelism its backward pass has fewer
+all-reduces than the plain model's, because Inductor merges those of the same gradient.
 """
 
 from __future__ import annotations
@@ -16,6 +30,20 @@ PHASES = (PREFILL, DECODE, TRAINING)
 ROUTINGS = (BALANCED, SKEWED)
 HOSTS = (2, 4)
 RATIOS = (0.25, 0.5, 1.0, 2.0)
+
+PLAIN, OVERLAP, PASSES = "plain", "inductor overlap", "inductor passes"
+EAGER, HAND = "overlapped eager", "hand-written"
+NONE, FULL = "none", "full"
+COMPUTE, COMMUNICATION = "compute", "communication"
+
+ORDER = (PLAIN, OVERLAP, PASSES, EAGER, HAND, NONE, FULL)
+"""The order in tables: baselines, then ours."""
+OURS = (NONE, FULL)
+BASELINES = (PLAIN, OVERLAP, PASSES, EAGER, HAND)
+PROFILED = (OVERLAP, PASSES, *OURS)
+"""Variants that depend on the hardware profile: another link needs another compile."""
+COMPARED = ((OVERLAP, PLAIN), (PASSES, PLAIN), (NONE, PLAIN), (FULL, HAND), (EAGER, HAND))
+"""(variant, what it must equal)."""
 
 
 class CellError(ValueError):

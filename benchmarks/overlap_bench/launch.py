@@ -15,7 +15,7 @@ from common import processor
 from harness import Network
 
 from overlap_bench.cells import Cell, Group
-from overlap_bench.mailbox import Desk
+from overlap_bench.mailbox import desk
 from overlap_bench.results import Result, summarise
 from overlap_bench.settings import describe
 
@@ -42,13 +42,10 @@ def run_group(
     traces: Path | None,
     finished: Callable[[Result], None],
 ) -> dict[str, Any]:
-    """Measure the cells of `group`; returns the profile of this machine's compute.
+    """Measure the cells of `group` at these `ratios`, with `settings_of` it; returns the profile of the compute.
 
     Args:
         network: with the group's number of hosts, inside its `with` block.
-        group: which model and step.
-        ratios: of communication to compute.
-        settings: from `settings_of`.
         options: further ones of our backend.
         profile: of this machine's compute, if known.
         traces: folder for Chrome traces; None: they are not kept.
@@ -65,25 +62,15 @@ def run_group(
             network.set_rate(question["rate"], large_segments=question.get("large_segments", False))
             return {"rate": network.link.rate if network.is_network else None, "text": network.describe()}
         handed = question["cell"]
-        finished(
-            summarise(
-                Cell(group, handed["ratio"]),
-                handed,
-                about=describe(group, dict(settings)),
-                cores=cores,
-                when=time.strftime("%Y-%m-%d %H:%M"),
-                machine=processor(),
-                is_network=network.is_network,
-            )
-        )
-        return None
+        words = {"about": describe(group, settings), "when": time.strftime("%Y-%m-%d %H:%M"), "machine": processor()}
+        cell = Cell(group, handed["ratio"])
+        return finished(summarise(cell, handed, is_network=network.is_network, cores=cores, **words))
 
-    with tempfile.TemporaryDirectory(prefix="mailbox-") as folder, Desk(Path(folder), answer):
+    with tempfile.TemporaryDirectory(prefix="mailbox-") as folder, desk(Path(folder), answer):
         results = network.run(
             ranks.measure_group,
             lambda rank: (rank, settings, ratios, options, profile, folder, None if traces is None else str(traces)),
             env=ENVIRONMENT,
             timeout=TIMEOUT,
         )
-    found: dict[str, Any] = results[0].value
-    return found
+    return results[0].value  # type: ignore[no-any-return]

@@ -68,13 +68,9 @@ class Probe:
 def find_rate(wanted: float, sent: float, measured: Callable[[float], Probe]) -> Probe:
     """A rate at which communication takes `wanted` seconds.
 
-    At most three rates are measured, each within the range of a link; the last one is returned. gloo does not saturate
-    the link, so the first guess is corrected by what it reached.
-
-    Args:
-        wanted: seconds.
-        sent: bytes that leave the busiest rank.
-        measured: sets a rate, and measures at it.
+    At most three rates are measured by `measured`, each within the range of a link; the last one is returned. gloo does
+    not saturate the link, so the first guess, from the bytes that the busiest rank `sent`, is corrected by what it
+    reached.
     """
     rate = 8 * sent / wanted
     for _ in range(TRIES):
@@ -96,14 +92,10 @@ def compute_profile(known: dict[str, Any] | None, seconds: float) -> HardwarePro
 def link_profile(
     machine: HardwareProfile, seconds: float, *, exchanges: Sequence[Exchange], rate: float | None, alone: float
 ) -> HardwareProfile:
-    """`machine` with the figures of the link; every rank is a host.
+    """`machine`, known by its compute, with the figures of the link; every rank is a host.
 
-    Args:
-        machine: its compute.
-        seconds: for calibration; 0: use what follows.
-        exchanges: of one step.
-        rate: of the link in bits per second; None: no limit.
-        alone: seconds that the exchanges take one after another.
+    Calibrated for `seconds`; if 0, from the `rate` in bits per second (None: no limit) and the seconds `alone` that the
+    exchanges of a step take one after another.
     """
     if seconds:
         largest: dict[CollectiveKind, int] = {}

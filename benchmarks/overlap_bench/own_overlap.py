@@ -28,7 +28,7 @@ from farskip_compile._compat import inductor
 from farskip_compile.costs import HardwareProfile
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.passes.graph import ops
-from overlap_bench.names import PASSES
+from overlap_bench.cells import PASSES
 
 TRIO = [
     "reorder_communication_preserving_peak_memory",

@@ -13,8 +13,7 @@ from typing import Any
 
 from common import picture
 
-from overlap_bench.cells import PHASES
-from overlap_bench.names import EAGER, FULL, HAND, NONE, ORDER, OVERLAP, PASSES, PLAIN
+from overlap_bench.cells import EAGER, FULL, HAND, NONE, ORDER, OVERLAP, PASSES, PHASES, PLAIN
 from overlap_bench.results import Result
 from overlap_bench.targets import HIDDEN, HOSTS, OVER_BOUND, RATIOS
 
@@ -34,11 +33,7 @@ WIDTH = 0.82
 
 
 def write_plot(results: Sequence[Result], path: Path) -> None:
-    """One picture as PNG; a column for each phase that was measured.
-
-    Raises:
-        ImportError: there is no matplotlib.
-    """
+    """One picture as PNG; a column for each phase that was measured."""
     phases = [phase for phase in PHASES if any(result.at.group.phase == phase for result in results)]
     with picture(path, 2, len(phases), (2.2 + 4.3 * len(phases), 7.2)) as (figure, axes):
         for column, phase in enumerate(phases):

@@ -100,10 +100,8 @@ def peak_of(
 ) -> int:
     """The highest sum of the CPU's allocations and frees.
 
-    Args:
-        events: of a Chrome trace, times in microseconds.
-        flights: when each collective begins and ends, in nanoseconds.
-        messages: sizes in bytes of what the collectives send.
+    Times of `events`, from a Chrome trace, are in microseconds; `flights`, when each collective begins and ends, in
+    nanoseconds; `messages` are the sizes in bytes of what the collectives send.
     """
     changes = sorted(
         (

@@ -27,8 +27,7 @@ from farskip_compile.simulate import Scenario, predict
 from farskip_compile.testing.fake_ranks import fake_ranks
 from overlap_bench.cells import Cell
 from overlap_bench.settings import FULL, settings_of
-from overlap_bench.steps import Step, Variant
-from overlap_bench.variants import make_model
+from overlap_bench.steps import Step, Variant, make_model
 
 RESULTS = Path(__file__).parents[2] / "docs" / "benchmarks.json"
 RATIOS, HOSTS, ROUTING = (0.5, 1.0), 2, "balanced"

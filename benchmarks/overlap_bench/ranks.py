@@ -31,17 +31,15 @@ from farskip_compile.passes.schedule.program import Program
 from farskip_compile.profiling import kernels_visible
 from farskip_compile.ranks.leave import leaving
 from overlap_bench.bound import Bound, bound_of, scaled
+from overlap_bench.cells import COMMUNICATION, COMPARED, COMPUTE, FULL, ORDER, OURS
 from overlap_bench.generated import captured_code, facts, shared_kernels
 from overlap_bench.link import Probe, communication, compute_profile, find_rate, link_profile
-from overlap_bench.mailbox import Mailbox
-from overlap_bench.names import COMMUNICATION, COMPARED, COMPUTE, FULL, ORDER, OURS
+from overlap_bench.mailbox import ask
 from overlap_bench.own_overlap import device_figures
 from overlap_bench.profiled import exposure
 from overlap_bench.replay import Exchange, imbalance, replay_group
-from overlap_bench.results import slowest_median
-from overlap_bench.steps import Step, Variant, compare
-from overlap_bench.timing import interleaved, processor_seconds
-from overlap_bench.variants import Variants, compute_alone
+from overlap_bench.results import Timing
+from overlap_bench.steps import Step, Variant, Variants, compare, compute_alone, interleaved, processor_seconds
 
 PROBES = 5
 """Repetitions of compute alone, and of communication alone, to find the rate."""
@@ -75,14 +73,7 @@ def measure_group(
 ) -> dict[str, Any]:
     """Measure cells, and hand each over when it is finished. Returns the profile of this machine's compute.
 
-    Args:
-        rank: of this process.
-        settings: of the group, from `settings_of`.
-        ratios: of communication to compute.
-        options: further ones of our backend.
-        known_profile: what an earlier call returned; None: calibrate.
-        folder: of the mailbox.
-        traces: folder for Chrome traces; None: they are not kept.
+    As `run_group`, in the mailbox `folder`; `known_profile` is what an earlier call returned (None: calibrate).
     """
     torch.set_num_threads(1)
     # every pass must run, since programs and code are taken from it; compiled kernels are still cached on disk
@@ -92,7 +83,7 @@ def measure_group(
     dist.init_process_group("gloo", timeout=timedelta(minutes=10))
     with leaving():
         machine = compute_profile(known_profile, settings["calibration"])
-        group = _Group(rank, settings, options, Mailbox(folder), machine)
+        group = _Group(rank, settings, options, folder, machine)
         for ratio in ratios:
             group.measure(ratio, None if traces is None else Path(traces))
     return machine.to_json()
@@ -102,12 +93,7 @@ class _Group:
     """The state of a group between its cells."""
 
     def __init__(
-        self,
-        rank: int,
-        settings: Mapping[str, Any],
-        options: Mapping[str, Any],
-        mailbox: Mailbox,
-        machine: HardwareProfile,
+        self, rank: int, settings: Mapping[str, Any], options: Mapping[str, Any], mailbox: str, machine: HardwareProfile
     ) -> None:
         self.rank, self.settings, self.options, self.mailbox, self.machine = rank, settings, options, mailbox, machine
         assert dist.group.WORLD is not None
@@ -127,7 +113,7 @@ class _Group:
     def _ask(self, question: dict[str, Any]) -> Any:
         """Rank 0's answer, on all ranks."""
         dist.barrier()
-        answer = [self.mailbox.ask(question) if self.rank == 0 else None]
+        answer = [ask(self.mailbox, question) if self.rank == 0 else None]
         dist.broadcast_object_list(answer, src=0)
         return answer[0]
 
@@ -226,14 +212,14 @@ class _Group:
 
         def measured(rate: float) -> Probe:
             network = self._ask({"rate": rate, "large_segments": large})
-            return Probe(rate, slowest_median(_gathered(interleaved({"": run}, PROBES)[""])), network)
+            return Probe(rate, Timing.of(_gathered(interleaved({"": run}, PROBES)[""])).median, network)
 
         return find_rate(ratio * self.compute, max(_gathered(own)), measured)
 
     def _hand_over(
         self, ratio: float, network: dict[str, Any], profile: HardwareProfile, values: list[dict[str, Any]]
     ) -> None:
-        alone = [slowest_median([value["seconds"][what] for value in values]) for what in (COMPUTE, COMMUNICATION)]
+        alone = [Timing.of([value["seconds"][what] for value in values]).median for what in (COMPUTE, COMMUNICATION)]
         bound: Bound = bound_of(scaled(self.built[FULL].programs, *alone))
         cell = {
             "ratio": ratio,
@@ -252,7 +238,6 @@ class _Group:
 
 
 def _gathered(value: Any) -> list[Any]:
-    """The values of all ranks."""
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
     return found

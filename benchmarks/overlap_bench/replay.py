@@ -49,10 +49,7 @@ class Exchange:
 
 def imbalance(ranks: Sequence[Sequence[Exchange]]) -> float:
     """Rows that the fullest rank receives in a dispatch, or sends in a combine, over the mean; the maximum over the
-    exchanges. 1 if all are equal, or if there are none.
-
-    Args:
-        ranks: the exchanges of each.
+    exchanges of all `ranks`. 1 if all are equal, or if there are none.
     """
     most = 1.0
     for exchange in zip(*ranks, strict=True):

@@ -11,6 +11,7 @@ load between experts, whose room stays the same.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +116,6 @@ LEAST = 5
 
 
 def settings_of(group: Group, effort: Effort) -> dict[str, Any]:
-    """Of the model and its step, as plain data for the ranks."""
     overrides: dict[str, Any] = {**(TINY if effort.tiny else WIDTHS[group.model])}
     if group.model == "qwen3_moe":
         overrides.pop("intermediate_size", None)
@@ -143,8 +143,7 @@ def settings_of(group: Group, effort: Effort) -> dict[str, Any]:
     }
 
 
-def describe(group: Group, settings: dict[str, Any]) -> str:
-    """Model and step in one line."""
+def describe(group: Group, settings: Mapping[str, Any]) -> str:
     overrides = settings["overrides"]
     spread = f"{overrides['experts']} experts over {group.hosts} hosts, "
     spread += "padded exchange" if settings["capacity_factor"] else "dropless exchange"

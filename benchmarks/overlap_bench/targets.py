@@ -16,10 +16,10 @@ missed it also reports what no schedule could have hidden, by the model of the m
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from overlap_bench.cells import PREFILL, TRAINING
-from overlap_bench.names import BASELINES, COMMUNICATION, FULL, HAND, NONE, OURS, PLAIN
+from common import Target
+
+from overlap_bench.cells import BASELINES, COMMUNICATION, FULL, HAND, NONE, OURS, PLAIN, PREFILL, TRAINING
 from overlap_bench.results import Result
 
 HIDDEN = {(PREFILL, None): 0.98, (TRAINING, None): 0.95, (TRAINING, "backward"): 0.93}
@@ -32,28 +32,12 @@ MEMORY = {FULL: HAND, NONE: PLAIN}
 MEMORY_INCREASE = 0.05
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One target in one cell."""
-
-    cell: str
-    target: str
-    met: bool
-    text: str
-    """The figures, and by how much it is missed."""
-
-    def line(self) -> str:
-        """For the terminal."""
-        return f"{'met   ' if self.met else 'MISSED'} {self.cell} {self.target}: {self.text}"
-
-
-def judge(result: Result) -> list[Verdict]:
-    """All targets that apply to the cell."""
+def judge(result: Result) -> list[Target]:
     cell = result.at
-    verdicts: list[Verdict] = []
+    verdicts: list[Target] = []
 
     def say(target: str, met: bool, text: str) -> None:
-        verdicts.append(Verdict(result.cell, target, met, text))
+        verdicts.append(Target(target, met, text, result.cell))
 
     if cell.group.hosts == HOSTS and RATIOS[0] <= cell.ratio <= RATIOS[1]:
         for (phase, part), wanted in HIDDEN.items():
@@ -107,7 +91,7 @@ def _hidden(result: Result, part: str | None, hidden: float, wanted: float) -> s
     return f"{text}, {missed}; {waits}no schedule can hide {100 * never:.1f} % of a step's communication"
 
 
-def summary(verdicts: Iterable[Verdict]) -> list[tuple[str, int, int]]:
+def summary(verdicts: Iterable[Target]) -> list[tuple[str, int, int]]:
     """By target: cells that meet it, and cells that it applies to."""
     found: dict[str, list[bool]] = {}
     for verdict in verdicts:

@@ -11,8 +11,7 @@ from typing import Any
 
 from common import columns
 
-from overlap_bench.cells import TRAINING
-from overlap_bench.names import COMMUNICATION, COMPUTE, ORDER, OURS, PLAIN
+from overlap_bench.cells import COMMUNICATION, COMPUTE, ORDER, OURS, PLAIN, TRAINING
 from overlap_bench.results import TOLERANCE, Result, peak_growth
 
 WIDE = 112
@@ -50,7 +49,6 @@ def cell_text(result: Result, width: int) -> str:
 
 
 def checks_text(result: Result) -> str:
-    """Whether results are equal."""
     if not result.differs:
         most = max((check["error"] for check in result.checks), default=0.0)
         pairs = ", ".join(f"{check['one']} = {check['other']}" for check in result.checks)
@@ -120,7 +118,6 @@ def estimate(graphs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def facts_text(facts: Mapping[str, str], width: int) -> str:
-    """The lines on top."""
     lines = (
         textwrap.fill(text, min(width, 120), initial_indent=f"{name + ':':10}", subsequent_indent=" " * 10)
         for name, text in facts.items()

@@ -65,6 +65,5 @@ def _seconds(graphs: list[Mapping[str, Any]], order: str) -> float:
 
 
 def own_table(found: list[Errors]) -> list[str]:
-    """As Markdown."""
     rows = ([one.name, str(one.cells), f"{one.middle:.1%}", f"{one.bias:+.1%}", f"{one.worst:+.1%}"] for one in found)
-    return markdown(["step", ">cells", ">median error", ">bias", ">worst"], rows)
+    return markdown("step | >cells | >median error | >bias | >worst", rows)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from common import markdown, span
+from common import Target, markdown, span
 
 from paper_bench.own_cells import LIMIT, Errors
 from paper_bench.predicted import WITHIN, Compared, Row
@@ -21,17 +20,7 @@ SAME = 1e-9
 SPEED, PERCENT, MILLISECONDS = "{:.3f} x", "{:.1%}", "{:.0f} ms"
 
 
-@dataclass(frozen=True)
-class Target:
-    """What was to hold, and whether it does."""
-
-    text: str
-    met: bool
-    found: str
-
-
 def targets(rows: list[Row], own: list[Errors]) -> list[Target]:
-    """The targets of this comparison."""
     every = next(one for one in own if one.name == "all")
     pairs = [pair for row in rows for pair in row.compared()]
     met = sum(pair.met for pair in pairs)
@@ -57,8 +46,7 @@ def targets(rows: list[Row], own: list[Errors]) -> list[Target]:
 
 
 def speed_table(rows: list[Row]) -> list[str]:
-    """Published and predicted speed-ups."""
-    head = ["cell", ">published", ">predicted, AMD's placement", ">ours", ">overlapped only", "met"]
+    head = "cell | >published | >predicted, AMD's placement | >ours | >overlapped only | met | >compute slower by"
     lines = []
     for row in rows:
         pairs = row.compared()
@@ -75,7 +63,7 @@ def speed_table(rows: list[Row]) -> list[str]:
                 " to ".join(f"{one:.1f} x" for one in sorted(slower)),
             ]
         )
-    return markdown([*head, ">compute slower by"], lines)
+    return markdown(head, lines)
 
 
 def overlap_table(rows: list[Row]) -> list[str]:
@@ -86,20 +74,11 @@ def overlap_table(rows: list[Row]) -> list[str]:
             found = span((one.hidden.get(name, one.hidden["total"]) for one in row.predicted), PERCENT)
             ours = span((one.hidden_ours for one in row.predicted), PERCENT) if name == "total" else ""
             lines.append([row.name, name, f"{published:.1%}", found, ours])
-    return markdown(["cell", "", ">published", ">predicted, AMD's placement", ">ours"], lines)
+    return markdown("cell |  | >published | >predicted, AMD's placement | >ours", lines)
 
 
 def time_table(rows: list[Row]) -> list[str]:
-    """What the speed-ups are made of."""
-    head = [
-        "cell",
-        ">tokens of a sequence",
-        ">as written",
-        ">communication",
-        ">exposed, AMD's",
-        ">exposed, ours",
-        ">took",
-    ]
+    head = "cell | >tokens of a sequence | >as written | >communication | >exposed, AMD's | >exposed, ours | >took"
     lines = []
     for row in rows:
         for one in row.predicted:
@@ -111,7 +90,7 @@ def time_table(rows: list[Row]) -> list[str]:
 
 def step_time_table(rows: list[Row]) -> list[str]:
     """Predictions that start from published step times."""
-    head = ["cell", ">as written, by the profile", ">compute slower by", ">so as written", ">published"]
+    head = "cell | >as written, by the profile | >compute slower by | >so as written | >published"
     lines = []
     sources: dict[StepTime, list[str]] = defaultdict(list)
     for row in rows:
@@ -135,7 +114,7 @@ def step_time_table(rows: list[Row]) -> list[str]:
         f"- {', '.join(names)}: {1e3 * known.seconds:.0f} ms, {known.where}: {known.source}"
         for known, names in sources.items()
     ]
-    return [*markdown([*head, ">AMD's placement", ">ours", "met"], lines), "", *notes]
+    return [*markdown(f"{head} | >AMD's placement | >ours | met", lines), "", *notes]
 
 
 def _compared(pairs: list[Compared]) -> list[str]:

@@ -102,7 +102,6 @@ class Row:
 
 
 def predict_all(names: list[str], layers: int | None, workers: int) -> list[Row]:
-    """All scenarios of the named lines, several at a time."""
     known = [] if layers else [one for one in STEP_TIMES if one in [_line(name).step_time for name in names]]
     factors = each_in_a_process(_slower, [STEP_TIMES.index(one) for one in known], workers)
     slower = dict(zip(known, factors, strict=True))

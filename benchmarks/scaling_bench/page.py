@@ -22,7 +22,6 @@ DRAWN = ("ranks-v3", "ranks-qwen3", "bandwidth", "skew")
 
 
 def tables(found: list[Found]) -> list[str]:
-    """A Markdown section for each sweep."""
     lines: list[str] = []
     for sweep in SWEEPS.values():
         if rows := [one for one in found if one.sweep == sweep.name]:
@@ -33,27 +32,18 @@ def tables(found: list[Found]) -> list[str]:
 
 
 def _gains(sweep: Sweep, rows: list[Found]) -> list[str]:
-    head = [sweep.axis, ">as written", ">communication", ">overlapped only", ">AMD's order", ">our order"]
+    head = f"{sweep.axis} | >as written | >communication | >overlapped only | >AMD's order | >our order"
     lines = []
     for one in rows:
         fullest = f" (fullest rank {one.imbalance:.2f} x)" if one.imbalance > 1.005 else ""
         speedups = [f"{speedup:.3f} x" for speedup in (one.scheduled, one.published, one.farskip)]
         times = [duration(one.written), f"{one.communication / one.written:.0%}", *speedups, duration(one.exposed)]
         lines.append([f"{one.label}{fullest}", *times, "" if one.farskip >= WORTH else "not worth it"])
-    return markdown([*head, ">still exposed", ""], lines)
+    return markdown(f"{head} | >still exposed | ", lines)
 
 
 def _costs(sweep: Sweep, rows: list[Found]) -> list[str]:
-    head = [
-        sweep.axis,
-        ">parameters of a rank",
-        ">nodes",
-        ">capture and more",
-        ">rewiring",
-        ">orders",
-        ">total",
-        ">peak",
-    ]
+    head = f"{sweep.axis} | >parameters of a rank | >nodes | >capture and more | >rewiring | >orders | >total | >peak"
     lines = []
     for one in rows:
         took = one.took
@@ -78,7 +68,6 @@ def targets(found: list[Found]) -> list[tuple[bool, str]]:
 
 
 def draw(found: list[Found], path: Path) -> None:
-    """Speed-ups of the sweeps in `DRAWN`."""
     with picture(path, 2, 2, (10, 7)) as (_, grid):
         for axes, sweep in zip(grid.flat, (SWEEPS[name] for name in DRAWN), strict=True):
             rows = [one for one in found if one.sweep == sweep.name]

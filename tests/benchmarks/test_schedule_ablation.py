@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from overlap_bench.ablation import ablation
+from overlap_bench.page import ablation
 from overlap_bench.programs import Case
 from schedule_ablation import PARTS, row, searched
 
