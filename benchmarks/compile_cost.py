@@ -47,6 +47,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -247,13 +248,8 @@ def _compile(sizes: Sequence[int], inner: str) -> None:
     _probes.extend(Probe(size, inner) for size in sizes)
 
 
-def _repeat() -> None:
-    for probe in _probes:
-        probe.repeat()
-
-
-def _results() -> list[Measurement]:
-    return [probe.result() for probe in _probes]
+def _each(method: str) -> list[Any]:
+    return [getattr(probe, method)() for probe in _probes]
 
 
 def measure_all(lots: Sequence[tuple[Sequence[int], str]], repetitions: int, together: bool) -> list[Measurement]:
@@ -269,8 +265,9 @@ def measure_all(lots: Sequence[tuple[Sequence[int], str]], repetitions: int, tog
             one.result()
         for _ in range(repetitions):
             for worker in workers:
-                worker.submit(_repeat).result()
-        return sorted((found for one in workers for found in one.submit(_results).result()), key=lambda m: m.layers)
+                worker.submit(_each, "repeat").result()
+        found = (one.submit(_each, "result").result() for one in workers)
+        return sorted(chain.from_iterable(found), key=lambda m: m.layers)
 
 
 # Output

@@ -24,8 +24,7 @@ import time
 from dataclasses import asdict
 
 from common import DOCS, decode, facts, replace, write_between_marks
-from paper_bench.own_cells import own_cells, own_table
-from paper_bench.page import overlap_table, speed_table, step_time_table, targets, time_table
+from paper_bench.page import overlap_table, own_cells, own_table, speed_table, step_time_table, targets, time_table
 from paper_bench.predicted import Row, predict_all
 from paper_bench.published import PUBLISHED
 

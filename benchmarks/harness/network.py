@@ -24,9 +24,18 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from harness import commands, iproute, janitor
-from harness.commands import INTERFACE, LARGE_SEGMENT, SEGMENT, Link, Names
+from harness.commands import (
+    INTERFACE,
+    LARGE_SEGMENT,
+    SEGMENT,
+    Link,
+    Names,
+    check_rate,
+    format_rate,
+    parse_delay,
+    parse_rate,
+)
 from harness.errors import HarnessError, NetworkUnavailableError, QuantityError
-from harness.quantities import check_rate, format_rate, parse_delay, parse_rate
 from harness.ranks import Log, Place, RankResult, Target, allowed_cores, cores_for, print_line, run_ranks
 
 LOOPBACK = "loopback, not a network"

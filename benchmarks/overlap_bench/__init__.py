@@ -1,8 +1,8 @@
 """The parts of `benchmarks/overlap.py`: exposed communication and step time, ours against every baseline.
 
     cells       which cells and variants         settings    what is run in them
-    launch      starts the ranks of a group     mailbox     what they ask it for while they run
-    ranks       what each of them runs          steps, own_overlap: what is compared
+    launch      starts the ranks of a group     ranks       what each of them runs
+    steps, own_overlap: what is compared
     replay      compute alone                   link        communication alone, rate and profile
     steps, profiled, generated, bound           the four kinds of figures
     results     one cell, and the file of all   targets     what is to be shown

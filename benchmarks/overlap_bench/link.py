@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from harness.quantities import FASTEST, SLOWEST
+from harness.commands import FASTEST, SLOWEST
 
 from farskip_compile.calibrate import calibrate_compute, calibrate_link
 from farskip_compile.costs import CollectiveKind, HardwareProfile, default_profile

@@ -33,8 +33,8 @@ from farskip_compile.ranks.leave import leaving
 from overlap_bench.bound import Bound, bound_of, scaled
 from overlap_bench.cells import COMMUNICATION, COMPARED, COMPUTE, FULL, ORDER, OURS
 from overlap_bench.generated import captured_code, facts, shared_kernels
+from overlap_bench.launch import ask
 from overlap_bench.link import Probe, communication, compute_profile, find_rate, link_profile
-from overlap_bench.mailbox import ask
 from overlap_bench.own_overlap import device_figures
 from overlap_bench.profiled import exposure
 from overlap_bench.replay import Exchange, imbalance, replay_group
