@@ -69,11 +69,8 @@ def report(network: Network, args: argparse.Namespace) -> int:
     with network:
         what, before = network.describe(), network.sent_bytes()
         built = time.perf_counter() - start
-        results = network.run(
-            bandwidth.measure,
-            lambda rank: (rank, network.addresses, sizes, args.repetitions),
-            timeout=args.timeout,
-        )
+        each = (network.addresses, sizes, args.repetitions)
+        results = network.run(bandwidth.measure, lambda rank: (rank, *each), timeout=args.timeout)
         after, is_network, rate, problem = network.sent_bytes(), network.is_network, network.link.rate, network.problem
     rows = bandwidth.rows_of([result.value for result in results], sizes)
     passed, line = bandwidth.verdict(rows, rate)
@@ -91,11 +88,9 @@ def report(network: Network, args: argparse.Namespace) -> int:
         print(f"wire:     each host sent {sent} for {owed / 1e6:.1f} MB of data")
     print(bandwidth.table(rows, rate))
     if args.json is not None:
+        which = {"network": what, "is_network": is_network, "hosts": network.hosts, "rate": rate}
         record = {
-            "network": what,
-            "is_network": is_network,
-            "hosts": network.hosts,
-            "rate": rate,
+            **which,
             **about,
             "repetitions": args.repetitions,
             "rows": [{**vars(row), "share": row.share(rate)} for row in rows],

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from common import markdown, picture, replace
 
-from distill_bench.results import FrontPoint, FrontResult, Result, Results, mean, spread
+from distill_bench.results import FrontPoint, FrontResult, Result, Results, above, judge_targets, mean, spread
 from distill_bench.rows import FREED, PROFILE, RANKS
-from distill_bench.targets import above, judge_targets
 
 INK, LINE, GRID = "#1d2126", "#8a929b", "#e3e6ea"
 COLORS = {"unhealed": "#d9480f", "healed": "#0b3d91", "healed-by-text": "#5b8def", "scratch": "#2b8a3e"}
@@ -91,19 +90,14 @@ def _table(rows: dict[str, list[Result]]) -> str:
     head = "row | >sub-blocks rewired | >loss | >above teacher | >KL | >top-1 | >other domain | >load"
     lines = []
     for label, found in rows.items():
-        cells = [
-            _name(label, found[0]),
-            str(found[0].rewired),
-            _several(found, "loss", 3),
-            "" if label == "teacher" else f"{above(found, teacher):+.2%}",
-            _several(found, "kl", 4),
-            f"{mean(found, lambda one: one.judged['held_out'].top1):.1%}",
-            "" if label == "teacher" else f"{above(found, teacher, 'other_domain'):+.2%}",
-            f"{mean(found, lambda one: one.fullest):.2f}",
-            f"{mean(found, lambda one: one.moved):.1%}",
-            _tokens(mean(found, lambda one: one.tokens)),
-        ]
-        lines.append(cells)
+        own, other = (
+            "" if label == "teacher" else f"{above(found, teacher, source):+.2%}"
+            for source in ("held_out", "other_domain")
+        )
+        top1 = f"{mean(found, lambda one: one.judged['held_out'].top1):.1%}"
+        load = f"{mean(found, lambda one: one.fullest):.2f}", f"{mean(found, lambda one: one.moved):.1%}"
+        cells = [str(found[0].rewired), _several(found, "loss", 3), own, _several(found, "kl", 4), top1, other, *load]
+        lines.append([_name(label, found[0]), *cells, _tokens(mean(found, lambda one: one.tokens))])
     return "\n".join(markdown(f"{head} | >moved | >tokens", lines)) + "\n"
 
 

@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,14 +51,9 @@ class RankResult:
     """The last lines that it printed."""
 
 
-def cores_for(ranks: int, allowed: Sequence[int]) -> list[int | None]:
+def cores_for(ranks: int, allowed: Collection[int]) -> list[int | None]:
     """One core per rank if there are enough; otherwise no pinning."""
     return list(sorted(allowed)[:ranks]) if len(allowed) >= ranks else [None] * ranks
-
-
-def allowed_cores() -> list[int]:
-    """The processors this process may use; empty where that can't be known or set."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def print_line(rank: int, line: str) -> None:
@@ -191,9 +186,8 @@ def _follow(
             break
         running.remove(rank)
         if how := rank.bad_end():
+            deadline = deadline if failures else time.monotonic() + GRACE
             failures.append(rank.failure(how))
-            if len(failures) == 1:
-                deadline = time.monotonic() + GRACE
     if failures:
         return RankFailedError(failures)
     if running:

@@ -85,8 +85,7 @@ class Cell:
             cell = Cell(Group(model, phase, routing, int(hosts)), float(ratio))
         except ValueError:
             raise CellError(f"{text!r} is not a cell: write model/phase/routing/hosts/ratio, {EXAMPLE}") from None
-        known = ((model, MODELS), (phase, PHASES), (routing, ROUTINGS), (cell.group.hosts, HOSTS))
-        for value, allowed in known:
+        for value, allowed in ((model, MODELS), (phase, PHASES), (routing, ROUTINGS), (cell.group.hosts, HOSTS)):
             if value not in allowed:
                 raise CellError(f"{text!r} is not a cell: {value} is not one of {', '.join(map(str, allowed))}")
         if not 0 < cell.ratio < 100:
@@ -130,8 +129,6 @@ def quick() -> list[Cell]:
 def by_group(cells: Iterable[Cell]) -> dict[Group, list[float]]:
     """Ratios by group, in the order of the cells."""
     groups: dict[Group, list[float]] = {}
-    for cell in cells:
-        ratios = groups.setdefault(cell.group, [])
-        if cell.ratio not in ratios:
-            ratios.append(cell.ratio)
+    for cell in dict.fromkeys(cells):
+        groups.setdefault(cell.group, []).append(cell.ratio)
     return groups

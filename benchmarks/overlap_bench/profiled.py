@@ -38,11 +38,7 @@ def exposure(
     Figures are seconds of `communication`, `exposed`, `compute`, and `waiting`: the part of `exposed` in which another
     rank had not launched that collective yet; with a backward pass, also of `forward` and `backward`, except `compute`.
 
-    Args:
-        run: the step.
-        times: how many steps are profiled; at least one.
-        messages: sizes in bytes of what its collectives send.
-        keep: where the Chrome trace of the first is kept; None: nowhere.
+    Of `times` steps, one at least, which send `messages` of these sizes in bytes, `keep` is for the first one's trace.
     """
     found, peaks = [], []
     with tempfile.TemporaryDirectory() as folder:

@@ -13,11 +13,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from common import DOCS
 from torch._inductor.async_compile import AsyncCompile
 
 from farskip_compile.costs import HardwareProfile
@@ -29,7 +29,7 @@ from overlap_bench.cells import Cell
 from overlap_bench.settings import FULL, settings_of
 from overlap_bench.steps import Step, Variant, make_model
 
-RESULTS = Path(__file__).parents[2] / "docs" / "benchmarks.json"
+RESULTS = DOCS / "benchmarks.json"
 RATIOS, HOSTS, ROUTING = (0.5, 1.0), 2, "balanced"
 FULL_SIZE: tuple[dict[str, Any], ...] = (
     {"model": "deepseek-v3", "device": "h200", "ep": 32, "phase": "train", "prompt": 4096, "batch": 32, "layers": 8},

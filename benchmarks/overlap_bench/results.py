@@ -186,8 +186,7 @@ class Store:
         """
 
         def build(data: Mapping[str, Any]) -> Store:
-            cells: list[Result] = decode(list[Result], data["cells"])
-            return Store(path, data["facts"], {result.cell: result for result in cells})
+            return Store(path, data["facts"], {one.cell: one for one in decode(list[Result], data["cells"])})
 
         return load_records(path, SCHEMA, build)
 

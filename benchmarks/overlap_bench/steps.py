@@ -61,44 +61,28 @@ def make_model(settings: Mapping[str, Any], group: dist.ProcessGroup) -> Decoder
     return build(settings["model"], seed=0, parallel=parallel, **overrides)
 
 
-class Variants:
-    """Makes the variants of a cell.
+def fixed_variants(model: Decoder, settings: Mapping[str, Any], group: Any) -> tuple[list[Variant], dict[str, str]]:
+    """Those that do not depend on the network; and which can't be made, and why."""
+    plain = Variant(PLAIN, model, torch.compile(model, fullgraph=True))
+    hand = Variant(HAND, model, torch.compile(FarSkipForm(model), fullgraph=True))
+    own = make_model(settings, group)  # the form may install hooks
+    try:
+        return [plain, hand, Variant(EAGER, own, OverlappedForm(own))], {}
+    except FarSkipError as error:
+        return [plain, hand], {EAGER: str(error)}
 
-    Args:
-        settings: of the cell.
-        group: all ranks.
-    """
 
-    def __init__(self, settings: Mapping[str, Any], group: dist.ProcessGroup) -> None:
-        self._settings = settings
-        self._group = group
-        self.model = make_model(settings, group)
-        self.missing: dict[str, str] = {}
-        """Variants that can't be made, and why."""
+def profiled_variants(model: Decoder, profile: HardwareProfile, options: Mapping[str, Any]) -> list[Variant]:
+    """Those that are scheduled by `profile`; `options` are further ones of our backend."""
 
-    def fixed(self) -> list[Variant]:
-        """Those that do not depend on the network."""
-        made = [
-            Variant(PLAIN, self.model, torch.compile(self.model, fullgraph=True)),
-            Variant(HAND, self.model, torch.compile(FarSkipForm(self.model), fullgraph=True)),
-        ]
-        model = make_model(self._settings, self._group)  # its own: the form may install hooks
-        try:
-            made.append(Variant(EAGER, model, OverlappedForm(model)))
-        except FarSkipError as error:
-            self.missing[EAGER] = str(error)
-        return made
-
-    def profiled(self, profile: HardwareProfile, options: Mapping[str, Any]) -> list[Variant]:
-        """Those that are scheduled by `profile`; `options` are further ones of our backend."""
-        return [Variant(name, self.model, self._profiled(name, profile, options)) for name in PROFILED]
-
-    def _profiled(self, name: str, profile: HardwareProfile, options: Mapping[str, Any]) -> Callable[..., torch.Tensor]:
+    def compiled(name: str) -> Callable[..., torch.Tensor]:
         if name in OURS:
             ours = {**options, "connectivity": name, "profile": profile}
-            return torch.compile(self.model, backend="farskip", fullgraph=True, options=ours)
+            return torch.compile(model, backend="farskip", fullgraph=True, options=ours)
         theirs = options_for(name, profile, options.get("load_imbalance", 1.0))
-        return torch.compile(self.model, fullgraph=True, options=theirs)
+        return torch.compile(model, fullgraph=True, options=theirs)
+
+    return [Variant(name, model, compiled(name)) for name in PROFILED]
 
 
 def compute_alone(settings: Mapping[str, Any], group: dist.ProcessGroup) -> Variant:

@@ -75,16 +75,9 @@ def speed_table(rows: list[Row]) -> list[str]:
         ends = sorted(row.predicted, key=lambda one: one.published)
         compared = [ends[0], ends[-1]][: len(pairs)]
         slower = {one.slower(pair.published) for one, pair in zip(compared, pairs, strict=True)}
-        lines.append(
-            [
-                row.name,
-                *_compared(pairs),
-                span((one.farskip for one in row.predicted), SPEED),
-                span((one.scheduled for one in row.predicted), SPEED),
-                _met(pairs),
-                " to ".join(f"{one:.1f} x" for one in sorted(slower)),
-            ]
-        )
+        ours = [span((getattr(one, name) for one in row.predicted), SPEED) for name in ("farskip", "scheduled")]
+        factors = " to ".join(f"{one:.1f} x" for one in sorted(slower))
+        lines.append([row.name, *_compared(pairs), *ours, _met(pairs), factors])
     return markdown(head, lines)
 
 
@@ -120,17 +113,12 @@ def step_time_table(rows: list[Row]) -> list[str]:
         if not starts or row.line.step_time is None:
             continue
         pairs = row.compared(from_step_times=True)
-        lines.append(
-            [
-                row.name,
-                span((1e3 * one.written for one in row.predicted), MILLISECONDS),
-                f"{starts[0].slower:.2f} x",
-                span((1e3 * one.written for one in starts), MILLISECONDS),
-                *_compared(pairs),
-                span((one.farskip for one in starts), SPEED),
-                _met(pairs),
-            ]
+        by_profile, written = (
+            span((1e3 * one.written for one in found), MILLISECONDS) for found in (row.predicted, starts)
         )
+        ours = span((one.farskip for one in starts), SPEED)
+        cells = [by_profile, f"{starts[0].slower:.2f} x", written, *_compared(pairs), ours, _met(pairs)]
+        lines.append([row.name, *cells])
         sources[row.line.step_time].append(row.name)
     notes = [
         f"- {', '.join(names)}: {1e3 * known.seconds:.0f} ms, {known.where}: {known.source}"

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from common import each_in_a_process
 
-from farskip_compile.simulate import Prediction
 from paper_bench.published import PUBLISHED, STEP_TIMES, Published
 
 WITHIN = 0.05
@@ -134,6 +133,7 @@ def _predict(task: tuple[str, int, int | None, float | None]) -> Predicted:
     if layers is not None:
         scenario = dataclasses.replace(scenario, layers=min(layers, scenario.architecture.config().num_hidden_layers))
     found, *started = predict_each([scenario, *([dataclasses.replace(scenario, slower=slower)] if slower else [])])
+    starts = (FromStepTime(one.slower, one.written.seconds, one.published_speedup, one.speedup) for one in started)
     phases = {phase.phase: found.published.hidden_in(phase.phase) for phase in found.published.phases}
     return Predicted(
         prompt=scenario.prompt,
@@ -147,9 +147,5 @@ def _predict(task: tuple[str, int, int | None, float | None]) -> Predicted:
         exposed=(found.published.exposed, found.farskip.exposed),
         compute=found.published.compute,
         took=found.took["model"] + found.took["graphs"] + found.took["orders"],
-        from_step_time=next((_from_step_time(one) for one in started), None),
+        from_step_time=next(starts, None),
     )
-
-
-def _from_step_time(found: Prediction) -> FromStepTime:
-    return FromStepTime(found.slower, found.written.seconds, found.published_speedup, found.speedup)

@@ -12,9 +12,9 @@ import overlap
 import pytest
 from harness.commands import FASTEST, SLOWEST
 from overlap_bench import cells, settings
+from overlap_bench.alone import Probe, find_rate
 from overlap_bench.cells import Cell, CellError, Group
 from overlap_bench.launch import ask, desk
-from overlap_bench.link import Probe, find_rate
 
 # The grid
 
