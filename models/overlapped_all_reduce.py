@@ -24,11 +24,10 @@ from __future__ import annotations
 
 import torch
 
-from farskip_compile.models.async_collectives import launch_all_reduce
+from farskip_compile.models.async_collectives import Streams, launch_all_reduce
 from farskip_compile.models.decoder import DecoderLayer
 from farskip_compile.models.mlp import MLP
 from farskip_compile.models.moe import MoE, summed
-from farskip_compile.models.overlapped_streams import Streams
 from farskip_compile.models.rope import Rope
 
 

@@ -28,13 +28,12 @@ from __future__ import annotations
 
 import torch
 
-from farskip_compile.models.async_collectives import backward_at
+from farskip_compile.models.async_collectives import BackwardOrder, Streams, backward_at
 from farskip_compile.models.attention import Heads
 from farskip_compile.models.decoder import DecoderLayer
 from farskip_compile.models.mlp import MLP
 from farskip_compile.models.moe import MoE, summed
 from farskip_compile.models.overlapped_exchange import make_exchange
-from farskip_compile.models.overlapped_streams import BackwardOrder, Streams
 from farskip_compile.models.rope import Rope
 
 

@@ -102,10 +102,7 @@ def _table(rows: dict[str, list[Result]]) -> str:
 
 
 def _name(label: str, row: Result) -> str:
-    if row.row.layers is None:
-        return label
-    first, last = row.row.layers
-    return f"{label} (layers {first} to {last})"
+    return label if row.row.layers is None else "{} (layers {} to {})".format(label, *row.row.layers)
 
 
 def _several(rows: Sequence[Result], name: str, digits: int) -> str:

@@ -52,7 +52,7 @@ def _corpus(folder: Path, *, quick: bool) -> list[Path]:
         cut = text.rindex("\n\n", 0, int(len(text) * (1 - HELD_OUT)))
         train.write_text(text[:cut])
         held_out.write_text(text[cut:].strip() + "\n")
-        other_domain.write_text(_docstrings() if quick else _quotations(folder))
+        other_domain.write_text("\n\n".join(_docstrings())[:200_000] if quick else _quotations(folder))
     return files
 
 
@@ -76,11 +76,7 @@ def _topics() -> str:
     return "\n\n".join(text.strip() for _, text in sorted(topics.items()))
 
 
-def _docstrings() -> str:
-    return "\n\n".join(_of_modules())[:200_000]
-
-
-def _of_modules() -> Iterator[str]:
+def _docstrings() -> Iterator[str]:
     for name in ("email", "logging", "unittest", "json", "http", "asyncio"):
         package = __import__(name)
         for found in sorted(pkgutil.iter_modules(package.__path__), key=lambda one: one.name):

@@ -4,7 +4,7 @@ Contract: `deepseek_v3/prefill/balanced/2/0.5` is model/phase/routing/hosts/rati
 that differ only in the ratio form a group, measured by one launch of the ranks. `steps.py` makes the variants:
 
 plain             the plain model, compiled by Inductor: torch.compile out of the box
-inductor overlap  the same with Inductor's own overlap scheduling, on the graph (`own_overlap.py`)
+inductor overlap  the same with Inductor's own overlap scheduling, on the graph (`inductor.py`)
 inductor passes   the same with its passes on kernels
 overlapped eager  the FarSkip form written by hand, in eager mode, as AMD trains it: async collectives, hooks that
                   wait for those of the backward pass, and an autograd engine with other priorities

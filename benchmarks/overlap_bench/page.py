@@ -134,19 +134,16 @@ def _not_measured(results: Sequence[Result]) -> str:
     if not missing:
         return f"All {len(wanted)} cells of the grid are measured.\n"
     count = sum(map(len, missing.values()))
-    names = "; ".join(
-        f"`{group}` at {', '.join(f'{ratio:g}' for ratio in ratios)}" for group, ratios in missing.items()
-    )
+    apart = ((group, ", ".join(f"{ratio:g}" for ratio in ratios)) for group, ratios in missing.items())
+    names = "; ".join(f"`{group}` at {ratios}" for group, ratios in apart)
     return f"{count} of the grid's {len(wanted)} cells are not measured (`--resume` measures them): {names}.\n"
 
 
 def _targets(verdicts: Sequence[Target]) -> str:
     rows = ([target, str(met), str(total)] for target, met, total in summary(verdicts))
     lines = ["## Targets", "", *markdown("target | met | cells", rows)]
-    missed = [verdict for verdict in verdicts if not verdict.met]
-    if missed:
-        lines += ["", "Missed:", ""]
-        lines += [f"- `{verdict.of}` {verdict.target}: {verdict.found}" for verdict in missed]
+    missed = [f"- `{verdict.of}` {verdict.target}: {verdict.found}" for verdict in verdicts if not verdict.met]
+    lines += ["", "Missed:", "", *missed] if missed else []
     return "\n".join([*lines, ""])
 
 

@@ -42,9 +42,8 @@ from overlap_bench.alone import (
 )
 from overlap_bench.bound import Bound, bound_of, scaled
 from overlap_bench.cells import COMMUNICATION, COMPARED, COMPUTE, FULL, ORDER, OURS
-from overlap_bench.generated import captured_code, facts, shared_kernels
+from overlap_bench.inductor import captured_code, device_figures, facts, shared_kernels
 from overlap_bench.launch import ask
-from overlap_bench.own_overlap import device_figures
 from overlap_bench.profiled import exposure
 from overlap_bench.results import Timing
 

@@ -31,7 +31,7 @@ from farskip_compile.costs import HardwareProfile
 from farskip_compile.errors import FarSkipError
 from farskip_compile.models import Decoder, FarSkipForm, OverlappedForm, ParallelConfig, build
 from overlap_bench.cells import COMPUTE, DECODE, EAGER, HAND, OURS, PLAIN, PROFILED, TRAINING
-from overlap_bench.own_overlap import options_for
+from overlap_bench.inductor import options_for
 
 BACKWARD = "farskip benchmark: backward"
 """Name of the profiler's range over the backward pass."""

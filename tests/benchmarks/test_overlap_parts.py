@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from overlap_bench.alone import Exchange, communication, imbalance, replay_group
-from overlap_bench.generated import CodeFacts, facts, flights, without_counters
+from overlap_bench.inductor import CodeFacts, facts, flights, without_counters
 from overlap_bench.profiled import peak_of
 from overlap_bench.steps import compare, interleaved
 

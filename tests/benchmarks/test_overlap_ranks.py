@@ -10,9 +10,8 @@ import torch.distributed as dist
 from common import decode
 from overlap_bench import ranks, settings
 from overlap_bench.cells import EAGER, FULL, ORDER, OVERLAP, PASSES, PLAIN, Cell
-from overlap_bench.generated import captured_code, facts
+from overlap_bench.inductor import captured_code, device_figures, facts, options_for
 from overlap_bench.launch import desk
-from overlap_bench.own_overlap import device_figures, options_for
 from overlap_bench.results import Result, summarise
 from overlap_bench.terminal import cell_text
 

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 from overlap_bench.page import ablation
-from overlap_bench.programs import Case
-from schedule_ablation import PARTS, row, searched
+from schedule_ablation import PARTS, Case, row, searched
 
 from farskip_compile.passes.schedule import list_scheduler, search
 from tests.passes.schedule.test_search import far_skip_layers, scarce_memory
