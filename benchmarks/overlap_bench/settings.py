@@ -134,11 +134,8 @@ def settings_of(group: Group, effort: Effort) -> dict[str, Any]:
         "batch": effort.sequences if group.phase == DECODE else 1,
         "tokens": 1 if group.phase == DECODE else effort.tokens or TOKENS[group.model] * 2 // group.hosts,
         "cached": effort.cached if group.phase == DECODE else 0,
-        "repetitions": effort.repetitions,
+        **{name: getattr(effort, name) for name in ("repetitions", "seconds", "profiles", "calibration")},
         "least": min(LEAST, effort.repetitions),
-        "seconds": effort.seconds,
-        "profiles": effort.profiles,
-        "calibration": effort.calibration,
         "overrides": overrides,
     }
 
