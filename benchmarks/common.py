@@ -166,11 +166,7 @@ def write_between_marks(page: Path, script: str, lines: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def picture(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes (two-dimensional), saved as PNG at the end of the block.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
+    """A figure and its axes (two-dimensional), saved as PNG at the end of the block; needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")

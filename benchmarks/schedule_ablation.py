@@ -45,7 +45,6 @@ from farskip_compile.passes.schedule.timeline import run_timeline
 from farskip_compile.simulate import Scenario, predict
 from farskip_compile.testing.fake_ranks import fake_ranks
 
-RESULTS = DOCS / "benchmarks.json"
 RATIOS, HOSTS, ROUTING = (0.5, 1.0), 2, "balanced"
 FULL_SIZE: tuple[dict[str, Any], ...] = (
     {"model": "deepseek-v3", "device": "h200", "ep": 32, "phase": "train", "prompt": 4096, "batch": 32, "layers": 8},
@@ -100,20 +99,17 @@ def _recorded(name: str, cases: list[Case], *, full_size: bool = False) -> Itera
 def capture(only: Sequence[str]) -> list[Case]:
     """All cases whose name contains one of `only`, or all."""
     cases: list[Case] = []
-    for cell in json.loads(RESULTS.read_text())["cells"]:
+    for cell in json.loads((DOCS / "benchmarks.json").read_text())["cells"]:
         _, _, routing, hosts, ratio = cell["cell"].split("/")
-        if (int(hosts), routing) == (HOSTS, ROUTING) and float(ratio) in RATIOS and _named(cell["cell"], only):
+        wanted = not only or any(text in cell["cell"] for text in only)
+        if (int(hosts), routing) == (HOSTS, ROUTING) and float(ratio) in RATIOS and wanted:
             _capture_cell(cell, cases)
     for options in FULL_SIZE:
         name = f"{options['model']}/{options['phase']}"
-        if _named(name, only):
+        if not only or any(text in name for text in only):
             with _recorded(name, cases, full_size=True):
                 predict(Scenario(**options))
     return cases
-
-
-def _named(name: str, only: Sequence[str]) -> bool:
-    return not only or any(text in name for text in only)
 
 
 def _capture_cell(cell: dict[str, Any], cases: list[Case]) -> None:

@@ -133,11 +133,7 @@ class Results:
 
     @staticmethod
     def load(path: Path) -> Results:
-        """What `write` wrote.
-
-        Raises:
-            RecordsError: there is no such file, or it holds something else.
-        """
+        """What `write` wrote; raises as `load_records`."""
         return load_records(path, SCHEMA, lambda data: decode(Results, data))
 
 

@@ -91,7 +91,6 @@ def _without_result(work: Callable[[], object]) -> None:
 
 
 def _begin() -> None:
-    import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -103,12 +102,7 @@ def _begin() -> None:
 
 
 def run_row(folder: Path, scale: Scale, row: Row) -> Result | FrontResult:
-    """The row's result, from disk if it is there.
-
-    Raises:
-        NoText: no text is available.
-        FarSkipError: the model can't be rewired or trained as asked.
-    """
+    """The row's result, from disk if it is there; `FarSkipError` if the model can't be rewired or trained as asked."""
     rows = folder / ROWS
     if (found := kept(rows, row, scale)) is not None:
         return found
@@ -124,15 +118,10 @@ def run_row(folder: Path, scale: Scale, row: Row) -> Result | FrontResult:
 
 
 def teacher_of(rows: Path, row: Row) -> Any:
-    """The trained original of the row's model."""
-    return load(rows / f"{row.model}-teacher" / CHECKPOINT)
-
-
-def load(checkpoint: Path) -> Any:
-    """A model from its checkpoint, prepared for capture."""
+    """The trained original of the row's model, prepared for capture."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(rows / f"{row.model}-teacher" / CHECKPOINT)
     prepare(model)
     return model
 

@@ -83,10 +83,7 @@ def run_ranks(
         timeout: seconds from the start of the first rank to the end of the last.
         log: called with each line of each rank, from other threads; None: lines are dropped.
 
-    Raises:
-        RankFailedError: a rank ended with a non-zero status, or a function without a result.
-        RankTimeoutError: not all ended in time.
-        HarnessError: `target` is a function that other processes can't import.
+    Raises as `Network.run`, and `HarnessError` if other processes can't import `target`.
     """
     commands = [_command(target, arguments(rank), folder / f"{rank}.call", *place) for rank, place in enumerate(places)]
     ended: queue.SimpleQueue[_Rank] = queue.SimpleQueue()

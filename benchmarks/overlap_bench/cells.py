@@ -75,11 +75,7 @@ class Cell:
 
     @staticmethod
     def parse(text: str) -> Cell:
-        """The cell of that name; the ratio may be any positive number, the rest is one of the grid's values.
-
-        Raises:
-            CellError: the text does not name a cell.
-        """
+        """The cell of that name, or a `CellError`; the ratio may be any positive number, the rest is as in the grid."""
         try:
             model, phase, routing, hosts, ratio = text.split("/")
             cell = Cell(Group(model, phase, routing, int(hosts)), float(ratio))

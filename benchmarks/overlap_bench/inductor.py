@@ -97,7 +97,7 @@ class _Unchanged:
 
 
 class OurEstimate:
-    """Our cost model behind Inductor's interface; milliseconds."""
+    """Our cost model with Inductor's interface; milliseconds."""
 
     def __init__(self, profile: HardwareProfile, imbalance: float) -> None:
         self._profile, self._imbalance = profile, imbalance

@@ -124,11 +124,7 @@ def desk(folder: Path, handler: Callable[[Any], Any]) -> Iterator[None]:
 
 
 def ask(folder: str, question: Any) -> Any:
-    """The answer to a question, which is not None.
-
-    Raises:
-        RuntimeError: there was no answer in time, or an error instead.
-    """
+    """The answer to a question, which is not None; `RuntimeError` if there is none in time, or an error instead."""
     with Client(str(Path(folder) / SOCKET), "AF_UNIX") as end:
         end.send(question)
         if not end.poll(PATIENCE):

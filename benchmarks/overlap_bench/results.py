@@ -179,11 +179,7 @@ class Store:
 
     @staticmethod
     def load(path: Path) -> Store:
-        """What is in the file.
-
-        Raises:
-            RecordsError: there is no such file, or it holds something else.
-        """
+        """What is in the file; raises as `load_records`."""
 
         def build(data: Mapping[str, Any]) -> Store:
             return Store(path, data["facts"], {one.cell: one for one in decode(list[Result], data["cells"])})
