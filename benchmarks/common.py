@@ -38,20 +38,15 @@ def processor() -> str:
     return f"{name}, {os.cpu_count()} cores, {platform.system()}"
 
 
-def machine() -> str:
-    """Processor, cores and load."""
-    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
-    return processor() + load
-
-
-def versions() -> str:
-    """Python, PyTorch and this package."""
-    return f"Python {platform.python_version()}, torch {version('torch')}, farskip-compile {version('farskip-compile')}"
-
-
 def facts() -> dict[str, str]:
-    """`machine`, `versions` and `command` of this run."""
-    return {"machine": machine(), "versions": versions(), "command": " ".join(["python", *sys.argv])}
+    """`machine` (with its load), `versions` and `command` of this run."""
+    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
+    packages = f"torch {version('torch')}, farskip-compile {version('farskip-compile')}"
+    return {
+        "machine": processor() + load,
+        "versions": f"Python {platform.python_version()}, {packages}",
+        "command": " ".join(["python", *sys.argv]),
+    }
 
 
 # Files
@@ -115,6 +110,26 @@ def decode(kind: Any, value: Any) -> Any:
 # Text
 
 
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What was to hold, and whether it does."""
+
+    target: str
+    met: bool
+    found: str
+    """The figures, and by how much it is missed."""
+    of: str = ""
+    """A cell or a model."""
+
+    def line(self) -> str:
+        """For the terminal."""
+        return f"{'met   ' if self.met else 'MISSED'} {self.of} {self.target}: {self.found}"
+
+
+def aligned(facts: Mapping[str, str]) -> str:
+    return "\n".join(f"{name + ':':9} {text}" for name, text in facts.items())
+
+
 def columns(lines: Sequence[Sequence[str]], indent: str = "") -> str:
     """Aligned columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -123,10 +138,11 @@ def columns(lines: Sequence[Sequence[str]], indent: str = "") -> str:
     )
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table; a heading that begins with `>` is of a column of numbers, aligned to the right."""
-    rule = "|".join("---:" if name.startswith(">") else "---" for name in head)
-    lines = [f"| {' | '.join(row)} |" for row in ([name.removeprefix(">") for name in head], *rows)]
+def markdown(head: str, rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table; the headings of columns of numbers, which are aligned to the right, begin with `>`."""
+    names = head.split(" | ")
+    rule = "|".join("---:" if name.startswith(">") else "---" for name in names)
+    lines = [f"| {' | '.join(row)} |" for row in ([name.removeprefix(">") for name in names], *rows)]
     return [lines[0], f"|{rule}|", *lines[1:]]
 
 
@@ -150,11 +166,7 @@ def write_between_marks(page: Path, script: str, lines: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def picture(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes (two-dimensional), saved as PNG at the end of the block.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
+    """A figure and its axes (two-dimensional), saved as PNG at the end of the block; needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -47,11 +47,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from common import columns, facts
+from common import aligned, columns, facts
 
 LAYERS = (2, 8, 32, 61)
 FIT_FROM_LAYERS = 8
@@ -122,23 +123,9 @@ class Probe:
         import torch
 
         import farskip_compile
-        from farskip_compile.models import build
         from farskip_compile.ranks.identity import identity_of
 
-        torch.set_num_threads(1)
-        torch.compiler.config.force_disable_caches = True
-        warnings.filterwarnings("ignore", message=".*force_disable_caches.*")
-
-        dense = min(3, layers - 1)
-        model = build(
-            "deepseek_v3",
-            layers=("dense",) * dense + ("moe",) * (layers - dense),
-            vocab_size=64,
-            hidden_size=32,
-            intermediate_size=32,
-            moe_intermediate_size=16,
-        )
-        ids = torch.randint(0, 64, (1, 16), generator=torch.Generator().manual_seed(0))
+        model, ids = tiny_model(layers)
         config = farskip_compile.FarSkipConfig(inner="eager")
         self.layers, self.inner = layers, inner
         self.rows: list[dict[str, float]] = []
@@ -149,9 +136,9 @@ class Probe:
         spent = {"copy": 0.0, "ours": 0.0}
 
         def cold(module: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-            with _timed(spent, "copy"):
+            with timed(spent, "copy"):
                 captured.append(_copy(module))
-            with _timed(spent, "ours"):
+            with timed(spent, "ours"):
                 self._rewire(module, inputs)
             return _stop if inner == CAPTURE_ONLY else torch._dynamo.lookup_backend(inner)(module, inputs)
 
@@ -171,10 +158,10 @@ class Probe:
         """Time our backend once more."""
         module = _copy(self._graph)
         whole = {"ours": 0.0}
-        with _timed(whole, "ours"):
+        with timed(whole, "ours"):
             self._rewire(module, [])
-        timed = self._last_report().seconds
-        self.rows.append({**timed, "other": whole["ours"] - sum(timed.values()), **whole})
+        passes = self._last_report().seconds
+        self.rows.append({**passes, "other": whole["ours"] - sum(passes.values()), **whole})
 
     def _rewire(self, module: Any, inputs: Sequence[Any]) -> None:
         """All that our backend does before it calls the inner one; `module` is rewired in place."""
@@ -210,8 +197,24 @@ def _copy(module: Any) -> Any:
     return kind(module, copy.deepcopy(module.graph))
 
 
+def tiny_model(layers: int, **options: Any) -> tuple[Any, Any]:
+    """The model and 16 tokens for it, in a process with one thread and without caches."""
+    import torch
+
+    from farskip_compile.models import build
+
+    torch.set_num_threads(1)
+    torch.compiler.config.force_disable_caches = True
+    warnings.filterwarnings("ignore", message=".*force_disable_caches.*")
+    dense = min(3, layers - 1)
+    kinds = ("dense",) * dense + ("moe",) * (layers - dense)
+    widths = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16}
+    model = build("deepseek_v3", layers=kinds, **widths, **options)
+    return model, torch.randint(0, 64, (1, 16), generator=torch.Generator().manual_seed(0))
+
+
 @contextlib.contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     try:
         yield
@@ -220,6 +223,17 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 # Processes
+
+
+@contextlib.contextmanager
+def fresh_process() -> Iterator[ProcessPoolExecutor]:
+    """A worker with one thread and an empty compile cache directory."""
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin, initargs=(cache,)) as pool,
+    ):
+        yield pool
+
 
 _probes: list[Probe] = []
 """Of this worker."""
@@ -234,13 +248,8 @@ def _compile(sizes: Sequence[int], inner: str) -> None:
     _probes.extend(Probe(size, inner) for size in sizes)
 
 
-def _repeat() -> None:
-    for probe in _probes:
-        probe.repeat()
-
-
-def _results() -> list[Measurement]:
-    return [probe.result() for probe in _probes]
+def _each(method: str) -> list[Any]:
+    return [getattr(probe, method)() for probe in _probes]
 
 
 def measure_all(lots: Sequence[tuple[Sequence[int], str]], repetitions: int, together: bool) -> list[Measurement]:
@@ -248,19 +257,17 @@ def measure_all(lots: Sequence[tuple[Sequence[int], str]], repetitions: int, tog
     with contextlib.ExitStack() as stack:
         workers, compiled = [], []
         for sizes, inner in lots:
-            cache = stack.enter_context(tempfile.TemporaryDirectory())
-            context = get_context("spawn")
-            pool = ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(cache,))
-            workers.append(stack.enter_context(pool))
-            compiled.append(pool.submit(_compile, sizes, inner))
+            workers.append(stack.enter_context(fresh_process()))
+            compiled.append(workers[-1].submit(_compile, sizes, inner))
             if not together:
                 compiled[-1].result()
         for one in compiled:
             one.result()
         for _ in range(repetitions):
             for worker in workers:
-                worker.submit(_repeat).result()
-        return sorted((found for one in workers for found in one.submit(_results).result()), key=lambda m: m.layers)
+                worker.submit(_each, "repeat").result()
+        found = (one.submit(_each, "result").result() for one in workers)
+        return sorted(chain.from_iterable(found), key=lambda m: m.layers)
 
 
 # Output
@@ -269,21 +276,11 @@ def measure_all(lots: Sequence[tuple[Sequence[int], str]], repetitions: int, tog
 def table(measurements: Sequence[Measurement]) -> str:
     """Rows are sizes; times in ms, but totals in s."""
     passes = list(measurements[-1].passes)
-    head = ["layers", "nodes", *passes, "ours", "ms/1000 nodes", "ours, cold", "cold total", "share"]
-    lines = [head]
+    lines = [["layers", "nodes", *passes, "ours", "ms/1000 nodes", "ours, cold", "cold total", "share"]]
     for m in measurements:
-        lines.append(
-            [
-                str(m.layers),
-                str(m.nodes),
-                *(f"{1e3 * m.passes[name]:.1f}" for name in passes),
-                f"{1e3 * m.ours:.1f}",
-                f"{1e6 * m.ours / m.nodes:.1f}",
-                f"{1e3 * m.ours_cold:.1f}",
-                "-" if m.total is None else f"{m.total:.1f} s",
-                "-" if m.total is None else f"{100 * m.share:.2f} %",
-            ]
-        )
+        times = [*(1e3 * m.passes[name] for name in passes), 1e3 * m.ours, 1e6 * m.ours / m.nodes, 1e3 * m.ours_cold]
+        whole = ["-", "-"] if m.total is None else [f"{m.total:.1f} s", f"{100 * m.share:.2f} %"]
+        lines.append([str(m.layers), str(m.nodes), *(f"{time:.1f}" for time in times), *whole])
     return columns(lines)
 
 
@@ -312,20 +309,19 @@ def main() -> int:
     passed, line = verdict(measurements)
 
     print(f"Cost of the rewiring: DeepSeek-V3 of tiny widths, prefill of 16 tokens, inner={args.inner!r}")
-    print("\n".join(f"{name + ':':9} {value}" for name, value in about.items()))
+    print(aligned(about))
     print(
         f"method:   passes in ms, median of {args.repetitions} on copies of the captured graph; cold total once, "
         f"caches off, empty cache directory{', smaller sizes captured meanwhile' * args.quick}; {elapsed:.0f} s in all"
     )
     print(table(measurements))
     if args.json is not None:
+        shares = ({"share": None if m.total is None else m.share} for m in measurements)
         record = {
             **about,
             "repetitions": args.repetitions,
             "elapsed": elapsed,
-            "measurements": [
-                dataclasses.asdict(m) | {"share": None if m.total is None else m.share} for m in measurements
-            ],
+            "measurements": [dataclasses.asdict(m) | one for m, one in zip(measurements, shares, strict=True)],
             "exponent": exponent([(m.nodes, m.fastest) for m in measurements if m.layers >= FIT_FROM_LAYERS]),
             "passed": passed,
             "verdict": line,

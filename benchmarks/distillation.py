@@ -23,18 +23,16 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from common import DOCS, RecordsError, facts
 from distill_bench import rows as scales
 from distill_bench.architectures import MODELS
-from distill_bench.page import write_page
-from distill_bench.plot import write_plot
-from distill_bench.results import FrontResult, Result, Results
+from distill_bench.page import write_page, write_plot
+from distill_bench.results import FrontResult, Results, judge_healing, judge_targets, row_text, targets_text
 from distill_bench.rows import rows_of
-from distill_bench.run_row import run_row
-from distill_bench.targets import judge_healing, judge_targets, row_text, targets_text
+from distill_bench.run_row import run_row, run_rows
 from distill_bench.texts import NoText, text_data
-from distill_bench.workers import run_rows
 
 from farskip_compile.errors import FarSkipError
 
@@ -78,29 +76,23 @@ def main() -> int:
 
 
 def measure(args: argparse.Namespace) -> int:
-    """All rows; then what was found."""
     started = time.perf_counter()
     about = {**facts(), "healing": args.scale.healing()}
-    results = Results(about, [], [])
     print("\n".join(f"{name}: {value}" for name, value in about.items()))
     in_order = [row for model in args.models for row in rows_of(model, args.scale)]
     rows = sorted(in_order, key=lambda row: ORDER[row.kind])
     print(f"rows: {len(rows)}, {args.workers} at a time", flush=True)
-    teachers: dict[str, Result] = {}
-    text = partial(
-        text_data, args.folder, args.scale
-    )  # called once: rows that begin together must not both download it
+    done: dict[str, Any] = {}
+    # called once: rows that begin together must not both download it
+    text = partial(text_data, args.folder, args.scale)
     for found in run_rows(rows, args.workers, first=text, work=partial(run_row, args.folder, args.scale)):
-        if isinstance(found, FrontResult):
-            results.fronts.append(found)
-        else:
-            results.rows.append(found)
-            if found.row.kind == "teacher":
-                teachers[found.row.model] = found
-        print(row_text(found, teachers.get(found.row.model)), flush=True)
-    results.sort(in_order)
-    seconds = sum(one.seconds for one in (*results.rows, *results.fronts)) / args.workers
+        done[found.row.key] = found
+        print(row_text(found, done.get(f"{found.row.model}-teacher")), flush=True)
+    seconds = sum(one.seconds for one in done.values()) / args.workers
     about["time"] = f"{seconds / 60:.0f} minutes, {args.workers} rows at a time"
+    ended = [done[row.key] for row in in_order]
+    fronts = [one for one in ended if isinstance(one, FrontResult)]
+    results = Results(about, [one for one in ended if not isinstance(one, FrontResult)], fronts)
     results.write(args.json)
     targets = judge_targets(results)
     print(f"\n{time.perf_counter() - started:.0f} s in all\n{targets_text(targets)}")
@@ -119,7 +111,6 @@ ORDER = {"teacher": 0, "front": 1, "scratch": 2, "healed": 3, "unhealed": 4}
 
 
 def publish(results: Results) -> None:
-    """The page, and its picture."""
     write_plot(results, PICTURE)
     write_page(results, PAGE, JSON, PICTURE)
 

@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import facts
+from common import aligned, facts
 from harness import HarnessError, Network, QuantityError, bandwidth, janitor
 from harness.iproute import why_not
 
@@ -40,7 +40,6 @@ def arguments() -> argparse.Namespace:
 
 
 def clean() -> int:
-    """Remove the networks of dead owners."""
     if problem := why_not():
         print(f"nothing to clean: {problem}")
         return OK
@@ -65,17 +64,13 @@ def main() -> int:
 
 
 def report(network: Network, args: argparse.Namespace) -> int:
-    """Measure, print, write, and judge."""
     start, about = time.perf_counter(), facts()
     sizes = bandwidth.sizes_for(network.link.rate)
     with network:
         what, before = network.describe(), network.sent_bytes()
         built = time.perf_counter() - start
-        results = network.run(
-            bandwidth.measure,
-            lambda rank: (rank, network.addresses, sizes, args.repetitions),
-            timeout=args.timeout,
-        )
+        each = (network.addresses, sizes, args.repetitions)
+        results = network.run(bandwidth.measure, lambda rank: (rank, *each), timeout=args.timeout)
         after, is_network, rate, problem = network.sent_bytes(), network.is_network, network.link.rate, network.problem
     rows = bandwidth.rows_of([result.value for result in results], sizes)
     passed, line = bandwidth.verdict(rows, rate)
@@ -83,7 +78,7 @@ def report(network: Network, args: argparse.Namespace) -> int:
         passed, line = False, f"NOT CHECKED: {what} ({problem})"
     wire = None if before is None or after is None else [b - a for a, b in zip(before, after, strict=True)]
 
-    print("\n".join(f"{name + ':':9} {value}" for name, value in {"network": what, **about}.items()))
+    print(aligned({"network": what, **about}))
     print(f"method:   gloo, median of {args.repetitions}, slowest rank, spread is the interquartile range;")
     print(f"          built in {built:.1f} s, {time.perf_counter() - start:.1f} s in all")
     if wire is not None:
@@ -93,14 +88,12 @@ def report(network: Network, args: argparse.Namespace) -> int:
         print(f"wire:     each host sent {sent} for {owed / 1e6:.1f} MB of data")
     print(bandwidth.table(rows, rate))
     if args.json is not None:
+        which = {"network": what, "is_network": is_network, "hosts": network.hosts, "rate": rate}
         record = {
-            "network": what,
-            "is_network": is_network,
-            "hosts": network.hosts,
-            "rate": rate,
+            **which,
             **about,
             "repetitions": args.repetitions,
-            "rows": [bandwidth.as_json(row, rate) for row in rows],
+            "rows": [{**vars(row), "share": row.share(rate)} for row in rows],
             "sent_bytes": wire,
             "passed": passed,
             "verdict": line,

@@ -14,7 +14,7 @@ alone, for which the rate is chosen.
 * communication: the collectives of this step one after another at this rate, nothing else.
 * bound: the larger of the two, plus what no schedule can hide (`overlap_bench/bound.py`).
 
-`overlap_bench/names.py` lists the variants. All of them, compute and communication are interleaved in one process on
+`overlap_bench/cells.py` lists the variants. All of them, compute and communication are interleaved in one process on
 each host, so that a slow moment slows all alike. A step takes as long as on its slowest rank; shown are the median over
 repetitions and the interquartile range. Exposed communication (`farskip_compile.profiling`: a collective is in flight
 and nothing is computed) is measured in further steps under the profiler, as a mean over ranks. Our backend and
@@ -44,7 +44,7 @@ from overlap_bench.cells import Cell, CellError, Group
 from overlap_bench.page import write_page
 from overlap_bench.plot import write_plot
 from overlap_bench.results import Result, Store
-from overlap_bench.targets import Verdict, judge, summary
+from overlap_bench.targets import judge, summary
 from overlap_bench.terminal import cell_text, facts_text
 
 OK, WRONG, USAGE, NO_NETWORK = 0, 1, 2, 3
@@ -76,35 +76,18 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     if args.repetitions is not None and args.repetitions < 2:
         parser.error("--repetitions must be at least 2")
     args.default_file = args.json is None and not args.quick and not args.smoke
-    if args.json is None and not (args.quick or args.smoke):
-        args.json = JSON
+    args.json = JSON if args.default_file else args.json
+    named = (
+        cells.quick() if args.quick else cells.grid(args.models, args.phases, args.routings, args.hosts, args.ratios)
+    )
     try:
-        args.wanted = wanted_cells(args)
+        args.wanted = [Cell.parse(text) for text in args.cells or map(str, named)]
     except CellError as error:
         parser.error(str(error))
-    return args
-
-
-def wanted_cells(args: argparse.Namespace) -> list[Cell]:
-    """The cells that the arguments name.
-
-    Raises:
-        CellError: an argument does not name a cell.
-    """
-    if args.cells:
-        return [Cell.parse(text) for text in args.cells]
-    if args.quick:
-        return cells.quick()
-    found = cells.grid(args.models, args.phases, args.routings, args.hosts, args.ratios)
-    return [Cell.parse(str(cell)) for cell in found]
-
-
-def effort_of(args: argparse.Namespace) -> settings.Effort:
-    """Sizes and repetitions."""
     effort = settings.SMOKE if args.smoke else settings.QUICK if args.quick else settings.FULL
-    names = ("repetitions", "layers", "tokens", "width", "calibration")
-    given = {name: getattr(args, name) for name in names}
-    return dataclasses.replace(effort, **{name: value for name, value in given.items() if value is not None})
+    given = {name: getattr(args, name) for name in ("repetitions", "layers", "tokens", "width", "calibration")}
+    args.effort = dataclasses.replace(effort, **{name: one for name, one in given.items() if one is not None})
+    return args
 
 
 def main() -> int:
@@ -122,7 +105,6 @@ def main() -> int:
 
 
 def rebuild(args: argparse.Namespace) -> int:
-    """Make page and picture from the file."""
     store = Store.load(args.json or JSON)
     if args.plot:
         write_plot(store.ordered(), PICTURE)
@@ -137,7 +119,7 @@ class Run:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.width = shutil.get_terminal_size((80, 24)).columns
-        self.effort = effort_of(args)
+        self.effort: settings.Effort = args.effort
         self.store = Store(args.json)
         if args.json is not None and args.json.exists() and (args.resume or args.default_file):
             self.store = Store.load(args.json)
@@ -164,7 +146,9 @@ class Run:
         for group, ratios in groups.items():
             self._group(group, ratios)
         verdicts = [verdict for result in self.finished for verdict in judge(result)]
-        print(f"\n{time.perf_counter() - start:.0f} s in all\n{closing(verdicts)}")
+        lines = [verdict.line() for verdict in verdicts]
+        lines += [f"{target}: met in {met} of {total} cells" for target, met, total in summary(verdicts)]
+        print("\n".join([f"\n{time.perf_counter() - start:.0f} s in all", *lines]))
         if self.args.default_file and self.store.results:
             write_plot(self.store.ordered(), PICTURE)
             write_page(self.store, PAGE, JSON, PICTURE)
@@ -193,23 +177,10 @@ class Run:
         options = {} if self.args.memory_increase is None else {"memory_increase": self.args.memory_increase}
         with Network(group.hosts, None, log=log) as network:
             self.problem = self.problem or network.problem
+            known, traces = self.profiles.get(group.hosts), self.args.traces and self.args.traces.resolve()
             self.profiles[group.hosts] = run_group(
-                network,
-                group,
-                ratios,
-                sizes,
-                options=options,
-                profile=self.profiles.get(group.hosts),
-                traces=None if self.args.traces is None else self.args.traces.resolve(),
-                finished=finished,
+                network, group, ratios, sizes, options=options, profile=known, traces=traces, finished=finished
             )
-
-
-def closing(verdicts: list[Verdict]) -> str:
-    """Each target in each cell, then the number of cells that meet it."""
-    lines = [verdict.line() for verdict in verdicts]
-    lines += [f"{target}: met in {met} of {total} cells" for target, met, total in summary(verdicts)]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,21 @@ import json
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 
-from common import DOCS, decode, facts, replace, write_between_marks
-from scaling_bench.page import draw, tables, targets
-from scaling_bench.sweeps import SWEEPS, Found, run_sweeps
+from common import DOCS, decode, facts, markdown, picture, replace, write_between_marks
+from scaling_bench.sweeps import SWEEPS, Found, Sweep, run_sweeps
+
+from farskip_compile.simulate.render import WORTH, duration
 
 JSON, PAGE, PICTURE = DOCS / "scaling.json", DOCS / "scaling.md", DOCS / "scaling.png"
+ROOM = 1.6
+"""Height of a panel over its highest speed-up; where much is exposed, the ideal line leaves the panel."""
+SECONDS, GIB = 300.0, 20.0
+"""Limits for predicting DeepSeek-V3."""
+FARSKIP, ALONE, IDEAL, GRID = "#0b3d91", "#8a929b", "#d9480f", "#e3e6ea"
+DRAWN = ("ranks-v3", "ranks-qwen3", "bandwidth", "skew")
+"""Sweeps with numbers along their axis."""
 
 
 def arguments() -> argparse.Namespace:
@@ -52,6 +61,75 @@ def main() -> int:
         draw(found, PICTURE)
     print("\n".join(lines))
     return 0 if all(met for met, _ in goals) else 1
+
+
+# The page
+
+
+def tables(found: list[Found]) -> list[str]:
+    lines: list[str] = []
+    for sweep in SWEEPS.values():
+        if rows := [one for one in found if one.sweep == sweep.name]:
+            lines += [f"### {sweep.title}", ""]
+            lines += [] if sweep.name == "depth" else [*_gains(sweep, rows), ""]
+            lines += [*_costs(sweep, rows), ""] if sweep.name in ("models", "depth") else []
+    return lines
+
+
+def _gains(sweep: Sweep, rows: list[Found]) -> list[str]:
+    head = f"{sweep.axis} | >as written | >communication | >overlapped only | >AMD's order | >our order"
+    lines = []
+    for one in rows:
+        fullest = f" (fullest rank {one.imbalance:.2f} x)" if one.imbalance > 1.005 else ""
+        speedups = [f"{speedup:.3f} x" for speedup in (one.scheduled, one.published, one.farskip)]
+        times = [duration(one.written), f"{one.communication / one.written:.0%}", *speedups, duration(one.exposed)]
+        lines.append([f"{one.label}{fullest}", *times, "" if one.farskip >= WORTH else "not worth it"])
+    return markdown(f"{head} | >still exposed | ", lines)
+
+
+def _costs(sweep: Sweep, rows: list[Found]) -> list[str]:
+    head = f"{sweep.axis} | >parameters of a rank | >nodes | >capture and more | >rewiring | >orders | >total | >peak"
+    lines = []
+    for one in rows:
+        took = one.took
+        parts = [f"{took['graphs'] - took['passes']:.1f} s", f"{took['passes']:.2f} s", f"{took['orders']:.1f} s"]
+        sizes = [one.label, f"{one.parameters / 1e9:.1f} B", str(one.nodes)]
+        lines.append([*sizes, *parts, f"{one.seconds:.0f} s", f"{one.peak_gib:.1f} GiB"])
+    return markdown(head, lines)
+
+
+def targets(found: list[Found]) -> list[tuple[bool, str]]:
+    """(met, what) for each target."""
+    lines = []
+    for one in found:
+        if one.sweep == "models" and one.label == "deepseek-v3":
+            lines.append(
+                (one.seconds < SECONDS, f"DeepSeek-V3 predicted in {one.seconds:.0f} s (at most {SECONDS:g} s)")
+            )
+            lines.append((one.peak_gib < GIB, f"within {one.peak_gib:.1f} GiB (at most {GIB:g} GiB)"))
+    slower = max(one.published - one.farskip for one in found)
+    lines.append((slower <= 1e-9, f"our order is never slower than AMD's (worst {-100 * slower:+.2f} points)"))
+    return lines
+
+
+def draw(found: list[Found], path: Path) -> None:
+    with picture(path, 2, 2, (10, 7)) as (_, grid):
+        for axes, sweep in zip(grid.flat, (SWEEPS[name] for name in DRAWN), strict=True):
+            rows = [one for one in found if one.sweep == sweep.name]
+            places = range(len(rows))
+            axes.plot(places, [one.farskip for one in rows], "o-", color=FARSKIP, label="FarSkip, our order")
+            axes.plot(places, [one.published for one in rows], "x--", color=FARSKIP, label="FarSkip, AMD's order")
+            axes.plot(places, [one.scheduled for one in rows], "s-", color=ALONE, label="overlapped only")
+            best = [one.written / (one.written - one.communication) for one in rows]
+            axes.plot(places, best, ":", color=IDEAL, label="if nothing were exposed")
+            axes.set_xticks(list(places), [one.label for one in rows])
+            axes.set_xlabel(sweep.axis, fontsize=9)
+            axes.set_ylabel("speed-up over the model as written", fontsize=9)
+            axes.set_title(sweep.title.partition(",")[0] + ": " + sweep.name.partition("-")[0], fontsize=10, loc="left")
+            axes.set_ylim(0.98, 1 + ROOM * (max(one.farskip for one in rows) - 1))
+            axes.grid(color=GRID, linewidth=0.8)
+            axes.tick_params(labelsize=9)
+        grid.flat[0].legend(frameon=False, fontsize=8)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ FILE is read if it exists, else the programs are captured into it, which takes m
 docs/benchmarks.md, each with the hardware profile that was calibrated for it, as graphs and as kernels; and those of
 models at full width (`farskip_compile.simulate`). `--only` captures those whose name contains a TEXT. Nothing is
 measured: compiled kernels are not built, and costs are those of the machine model. Each program is searched on its own,
-so that kernels keep the graph that the whole search made.
+so that kernels keep the graph that the whole search made; each comes from the one before it in the compile.
 
 The table says by how much an order is slower without a part: the worst program and the mean, for kernels and graphs of
 cells and for models at full size; then the worst on a network half as slow again, and the most memory above that of the
@@ -21,19 +21,117 @@ import json
 import pickle
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from statistics import mean
 from typing import Any
 from unittest import mock
 
-from common import machine, versions
-from overlap_bench.ablation import GROUPS
-from overlap_bench.programs import Case, capture
+import torch
+from common import DOCS, facts
+from overlap_bench.cells import Cell
+from overlap_bench.page import GROUPS
+from overlap_bench.settings import FULL, settings_of
+from overlap_bench.steps import Step, Variant, make_model
+from torch._inductor.async_compile import AsyncCompile
 
-from farskip_compile.passes.schedule import list_scheduler, search
+from farskip_compile.costs import HardwareProfile
+from farskip_compile.passes.schedule import graph, kernels, list_scheduler, search
 from farskip_compile.passes.schedule.list_scheduler import slower_network
+from farskip_compile.passes.schedule.program import Program
 from farskip_compile.passes.schedule.timeline import run_timeline
+from farskip_compile.simulate import Scenario, predict
+from farskip_compile.testing.fake_ranks import fake_ranks
+
+RATIOS, HOSTS, ROUTING = (0.5, 1.0), 2, "balanced"
+FULL_SIZE: tuple[dict[str, Any], ...] = (
+    {"model": "deepseek-v3", "device": "h200", "ep": 32, "phase": "train", "prompt": 4096, "batch": 32, "layers": 8},
+    {"model": "qwen3-235b-a22b", "device": "h100", "ep": 8, "phase": "prefill", "prompt": 4096, "layers": 16},
+    {"model": "llama4-scout", "device": "mi325x", "tp": 8, "phase": "decode", "batch": 64, "layers": 16},
+)
+PREDICT = import_module("farskip_compile.simulate.predict")  # the package has a function of that name
+
+
+# Capture
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of the search."""
+
+    name: str
+    group: str
+    program: Program
+    limits: search.Limits | None
+    baseline_peak: int | None
+    known: tuple[tuple[int, ...], ...]
+
+
+class _Stop(BaseException):
+    """Ends a step before its first kernel runs."""
+
+
+def _stop(*_: Any) -> None:
+    raise _Stop
+
+
+@contextlib.contextmanager
+def _recorded(name: str, cases: list[Case], *, full_size: bool = False) -> Iterator[None]:
+    """Keep what the search is called with."""
+
+    def recorder(group: str) -> Callable[..., search.Schedule]:
+        def record(program: Program, limits: Any = None, peak: Any = None, begin_with: Any = ()) -> search.Schedule:
+            cases.append(Case(name, "full size" if full_size else group, program, limits, peak, tuple(begin_with)))
+            return search.list_schedule(program, limits, peak, begin_with)
+
+        return record
+
+    with (
+        mock.patch.object(graph, "list_schedule", recorder("graphs")),
+        mock.patch.object(kernels, "list_schedule", recorder("kernels")),
+        mock.patch.object(PREDICT, "list_schedule", recorder("graphs")),
+    ):
+        yield
+
+
+def capture(only: Sequence[str]) -> list[Case]:
+    """All cases whose name contains one of `only`, or all."""
+    cases: list[Case] = []
+    for cell in json.loads((DOCS / "benchmarks.json").read_text())["cells"]:
+        _, _, routing, hosts, ratio = cell["cell"].split("/")
+        wanted = not only or any(text in cell["cell"] for text in only)
+        if (int(hosts), routing) == (HOSTS, ROUTING) and float(ratio) in RATIOS and wanted:
+            _capture_cell(cell, cases)
+    for options in FULL_SIZE:
+        name = f"{options['model']}/{options['phase']}"
+        if not only or any(text in name for text in only):
+            with _recorded(name, cases, full_size=True):
+                predict(Scenario(**options))
+    return cases
+
+
+def _capture_cell(cell: dict[str, Any], cases: list[Case]) -> None:
+    settings = settings_of(Cell.parse(cell["cell"]).group, FULL)
+    profile = HardwareProfile.from_json(cell["profile"])
+    torch.compiler.reset()
+    with (
+        fake_ranks(HOSTS) as group,
+        _recorded(cell["cell"], cases),
+        mock.patch.object(AsyncCompile, "cpp_pybinding", return_value=_stop),
+        torch._inductor.config.patch(fx_graph_cache=False),
+        torch._functorch.config.patch(force_non_lazy_backward_lowering=True, enable_autograd_cache=False),
+        contextlib.suppress(_Stop),
+    ):
+        model = make_model(settings, group)
+        options = {"connectivity": "full", "profile": profile, "check_order": False}
+        compiled = torch.compile(model, backend="farskip", fullgraph=True, options=options)
+        Step(settings, 0, model)(Variant("full", model, compiled))
+    print(f"captured {cell['cell']}", file=sys.stderr, flush=True)
+
+
+# Search
 
 
 def _heuristics(keep: Callable[[list_scheduler.Heuristic], bool]) -> dict[str, Any]:
@@ -105,8 +203,7 @@ def main() -> int:
     found = {group: [case.name for case in cases if case.group == group] for group in GROUPS}
     if args.json is not None:
         kept = json.loads(args.json.read_text()).get("removed", []) if args.json.exists() else []
-        facts = {"machine": machine(), "versions": versions(), "command": " ".join(["python", *sys.argv])}
-        data = {"facts": facts, "programs": found, "rows": rows, "removed": kept}
+        data = {"facts": facts(), "programs": found, "rows": rows, "removed": kept}
         args.json.write_text(json.dumps(data, indent=1) + "\n")
     return 0
 

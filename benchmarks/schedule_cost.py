@@ -27,20 +27,16 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
-import subprocess
 import sys
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from common import machine, versions
-from compile_cost import exponent
+from common import aligned, columns, facts
+from compile_cost import exponent, fresh_process, timed, tiny_model
 
 LAYERS, QUICK_LAYERS = (8, 32, 61), (2, 8)
 PHASES = ("prefill", "training")
@@ -77,32 +73,17 @@ class Measurement:
 def measure(layers: int, phase: str) -> Measurement:
     """Compile one model in this process, which must be fresh."""
     import torch
-    import torch.distributed as dist
-    from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    from farskip_compile.models import ParallelConfig, build
+    from farskip_compile.models import ParallelConfig
+    from farskip_compile.testing import fake_ranks
 
-    torch.set_num_threads(1)
-    torch.compiler.config.force_disable_caches = True
-    warnings.filterwarnings("ignore", message=".*force_disable_caches.*")
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=RANKS)
-    dense = min(3, layers - 1)
-    model = build(
-        "deepseek_v3",
-        parallel=ParallelConfig(ep_group=dist.group.WORLD, capacity_factor=1.0),
-        layers=("dense",) * dense + ("moe",) * (layers - dense),
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=32,
-        moe_intermediate_size=16,
-        experts=2 * RANKS,
-    )
-    ids = torch.randint(0, 64, (1, 16), generator=torch.Generator().manual_seed(0))
-    # no other rank answers, so that there is none to compare with
-    compiled = torch.compile(
-        model, backend="farskip", fullgraph=True, options={"connectivity": "full", "check_order": False}
-    )
     with contextlib.ExitStack() as stack:
+        group = stack.enter_context(fake_ranks(RANKS))
+        parallel = ParallelConfig(ep_group=group, capacity_factor=1.0)
+        model, ids = tiny_model(layers, parallel=parallel, experts=2 * RANKS)
+        # no other rank answers, so that there is none to compare with
+        options = {"connectivity": "full", "check_order": False}
+        compiled = torch.compile(model, backend="farskip", fullgraph=True, options=options)
         seconds, counts = stack.enter_context(_timed_parts())
         stack.enter_context(torch._functorch.config.patch(force_non_lazy_backward_lowering=True))
         if phase == "prefill":
@@ -110,7 +91,6 @@ def measure(layers: int, phase: str) -> Measurement:
         start = time.perf_counter()
         compiled(ids)
         total = time.perf_counter() - start
-    dist.destroy_process_group()
     return Measurement(layers, phase, seconds=seconds, total=total, **counts)
 
 
@@ -126,14 +106,11 @@ def _timed_parts() -> Iterator[tuple[dict[str, float], dict[str, int]]]:
     seconds = dict.fromkeys(PARTS, 0.0)
     counts = {"nodes": 0, "kernels": 0, "collectives": 0}
 
-    def timed(part: str, function: Callable[..., Any], count: Callable[..., None]) -> Callable[..., Any]:
+    def counted(part: str, function: Callable[..., Any], count: Callable[..., None]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
             count(*args)
-            start = time.perf_counter()
-            try:
+            with timed(seconds, part):
                 return function(*args)
-            finally:
-                seconds[part] += time.perf_counter() - start
 
         return call
 
@@ -144,9 +121,9 @@ def _timed_parts() -> Iterator[tuple[dict[str, float], dict[str, int]]]:
     def kernels(_: Any, kernels: Sequence[Any]) -> None:
         counts["kernels"] += len(kernels) * any(map(inductor.is_launch_kernel, kernels))
 
-    order = timed("graph", inductor_passes.schedule_post_grad, graph)
-    pin = timed("pins", backend.pin_before_fusion, lambda *_: None)
-    reorder = timed("kernels", inductor_passes.KernelPass.__call__, kernels)
+    order = counted("graph", inductor_passes.schedule_post_grad, graph)
+    pin = counted("pins", backend.pin_before_fusion, lambda *_: None)
+    reorder = counted("kernels", inductor_passes.KernelPass.__call__, kernels)
     with (
         mock.patch.object(inductor_passes, "schedule_post_grad", order),
         mock.patch.object(backend, "pin_before_fusion", pin),
@@ -156,14 +133,8 @@ def _timed_parts() -> Iterator[tuple[dict[str, float], dict[str, int]]]:
 
 
 def measure_apart(layers: int, phase: str) -> Measurement:
-    """`measure` in a fresh process with an empty cache directory."""
-    with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, __file__, "--worker", "--layers", str(layers), "--phases", phase]
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"measuring {phase} with {layers} layers failed with exit status {done.returncode}")
-    return Measurement(**json.loads(done.stdout.splitlines()[-1]))
+    with fresh_process() as worker:
+        return worker.submit(measure, layers, phase).result()
 
 
 def verdict(measurements: Sequence[Measurement]) -> tuple[bool, str]:
@@ -174,36 +145,25 @@ def verdict(measurements: Sequence[Measurement]) -> tuple[bool, str]:
         largest = max(sizes, key=lambda m: m.layers)
         growth = exponent([(m.kernels, m.scheduling) for m in sizes])
         cheap, even = largest.share < MAX_SHARE, growth <= MAX_EXPONENT
+        words = ["met" if holds else "missed" for holds in (cheap, even)]
         good = good and cheap and even
         lines.append(
             f"{'PASS' if cheap and even else 'FAIL'}: {phase}, {largest.layers} layers: scheduling is "
             f"{100 * largest.share:.2f} % of a cold compile ({largest.scheduling:.1f} s of {largest.total:.0f} s; "
-            f"limit {100 * MAX_SHARE:g} %: {_word(cheap)}); time ~ kernels^{growth:.2f} "
-            f"(limit {MAX_EXPONENT}: {_word(even)})"
+            f"limit {100 * MAX_SHARE:g} %: {words[0]}); time ~ kernels^{growth:.2f} "
+            f"(limit {MAX_EXPONENT}: {words[1]})"
         )
     return good, "\n".join(lines)
-
-
-def _word(holds: bool) -> str:
-    return "met" if holds else "missed"
 
 
 def table(measurements: Sequence[Measurement]) -> str:
     """Rows are sizes; times in seconds."""
     lines = [["phase", "layers", "nodes", "kernels", "collectives", *PARTS, "ms/1000 kernels", "total", "share"]]
     for m in measurements:
-        lines.append(
-            [
-                m.phase,
-                *map(str, (m.layers, m.nodes, m.kernels, m.collectives)),
-                *(f"{m.seconds[part]:.2f}" for part in PARTS),
-                f"{1e6 * m.scheduling / m.kernels:.0f}",
-                f"{m.total:.1f}",
-                f"{100 * m.share:.2f} %",
-            ]
-        )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+        counts = map(str, (m.layers, m.nodes, m.kernels, m.collectives))
+        figures = [f"{1e6 * m.scheduling / m.kernels:.0f}", f"{m.total:.1f}", f"{100 * m.share:.2f} %"]
+        lines.append([m.phase, *counts, *(f"{m.seconds[part]:.2f}" for part in PARTS), *figures])
+    return columns(lines)
 
 
 def arguments() -> argparse.Namespace:
@@ -212,29 +172,25 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--phases", nargs="+", choices=PHASES, help="default: both")
     parser.add_argument("--layers", type=int, nargs="+", metavar="N", help="default: 8 32 61; two sizes at least")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.layers = args.layers or (QUICK_LAYERS if args.quick else LAYERS)
     args.phases = args.phases or (PHASES[:1] if args.quick else PHASES)
-    if len(set(args.layers)) < 2 and not args.worker:
+    if len(set(args.layers)) < 2:
         parser.error("growth needs two sizes")
     return args
 
 
 def main() -> int:
     args = arguments()
-    if args.worker:
-        print(json.dumps(dataclasses.asdict(measure(args.layers[0], args.phases[0]))))
-        return 0
-    facts = {"machine": machine(), "versions": versions(), "command": " ".join(["python", *sys.argv])}
+    about = facts()
     print("Cost of scheduling: DeepSeek-V3 of tiny widths, experts over 8 ranks, 16 tokens on each")
-    print("\n".join(f"{f'{name}:':9} {text}" for name, text in facts.items()), flush=True)
+    print(aligned(about), flush=True)
     measurements = [measure_apart(layers, phase) for phase in args.phases for layers in args.layers]
     passed, line = verdict(measurements)
     print(table(measurements))
     if args.json is not None:
         figures = [dataclasses.asdict(m) | {"share": m.share} for m in measurements]
-        args.json.write_text(json.dumps({**facts, "measurements": figures, "verdict": line}, indent=1) + "\n")
+        args.json.write_text(json.dumps({**about, "measurements": figures, "verdict": line}, indent=1) + "\n")
     print(line)
     return 0 if passed else 1
 

@@ -7,12 +7,12 @@ Contract: neither the models nor the hand-written forms use the compiler: its re
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from farskip_compile.errors import ConfigError
-from farskip_compile.models import deepseek_v3, llama4, mixtral, qwen3_moe
 from farskip_compile.models.cache import KeyValueCache
 from farskip_compile.models.config import ModelConfig, ParallelConfig
 from farskip_compile.models.decoder import Decoder, build_decoder
@@ -34,12 +34,34 @@ __all__ = [
 ]
 
 MODELS: dict[str, Callable[..., ModelConfig]] = {
-    "deepseek_v3": deepseek_v3.config,
-    "qwen3_moe": qwen3_moe.config,
-    "llama4": llama4.config,
-    "mixtral": mixtral.config,
+    # latent attention, a first dense layer, experts chosen by groups, one shared expert
+    "deepseek_v3": partial(
+        ModelConfig,
+        layers=("dense", "moe", "moe", "moe"),
+        attention="mla",
+        shared_experts=1,
+        router="sigmoid_groups",
+        router_groups=4,
+        router_top_groups=2,
+        routed_scaling_factor=2.5,
+    ),
+    # grouped-query attention with normed queries and keys, and no shared expert
+    "qwen3_moe": partial(ModelConfig, qk_norm=True, rope_theta=1_000_000.0),
+    # dense and MoE layers in turn, one routed and one shared expert for each token
+    "llama4": partial(
+        ModelConfig,
+        layers=("dense", "moe", "dense", "moe"),
+        rope_theta=500_000.0,
+        experts=4,
+        top_k=1,
+        moe_intermediate_size=64,
+        shared_experts=1,
+        router="sigmoid_top1",
+    ),
+    # few wide experts, a softmax over the two chosen ones, and no shared expert
+    "mixtral": partial(ModelConfig, norm_epsilon=1e-5, rope_theta=1_000_000.0, experts=4, moe_intermediate_size=64),
 }
-"""Presets by name; each takes fields of `ModelConfig` as overrides."""
+"""Small presets by name; each takes fields of `ModelConfig` as overrides, and has its defaults otherwise."""
 
 
 def build(

@@ -1,4 +1,4 @@
-"""Collectives that are launched now and waited for later, in backward as well; and the order of backward.
+"""Collectives that are launched now and waited for later, in backward as well; the order of backward; the streams.
 
 In:    a tensor that nothing else uses, and the participating ranks.
 Out:   `Launched`, whose `wait()` returns the result. Before that, `value` is memory in flight.
@@ -17,6 +17,9 @@ Forward and backward have separate handles: backward may run while another forwa
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -45,21 +48,18 @@ class Launched:
         return self.value
 
 
-class _Transposed:
-    """The handle of the collective that backward launches."""
+class _InFlight:
+    """The handles of a collective, and of the transposed one that its backward launches."""
 
-    def __init__(self) -> None:
-        self.in_flight: Launched | None = None
-
-    def launch(self, value: torch.Tensor, work: dist.Work) -> torch.Tensor:
-        self.in_flight = Launched(value, work)
-        return value
+    forward: dist.Work | None = None
+    """Not kept once its user has it: the autograd graph holds this object, and a handle holds memory."""
+    backward: Launched | None = None
 
     def wait(self, _: torch.Tensor) -> None:
         """The hook: its argument may still be in flight."""
-        if self.in_flight is not None:
-            self.in_flight.wait()
-            self.in_flight = None
+        if self.backward is not None:
+            self.backward.wait()
+            self.backward = None
 
 
 class _AllToAll(torch.autograd.Function):
@@ -67,46 +67,37 @@ class _AllToAll(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        received: list[int],
-        sent: list[int],
-        group: Group,
-        handle: list[dist.Work],
-        transposed: _Transposed,
+        ctx: Any, x: torch.Tensor, received: list[int], sent: list[int], group: Group, flight: _InFlight
     ) -> torch.Tensor:
-        ctx.received, ctx.sent, ctx.group, ctx.transposed = received, sent, group, transposed
+        ctx.received, ctx.sent, ctx.group, ctx.flight = received, sent, group, flight
         output = x.new_empty([sum(received), *x.shape[1:]])
-        handle.append(dist.all_to_all_single(output, x, received, sent, group=group, async_op=True))
+        flight.forward = dist.all_to_all_single(output, x, received, sent, group=group, async_op=True)
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        (gradient,) = gradients
+        gradient = gradients[0].contiguous()
         output = gradient.new_empty([sum(ctx.sent), *gradient.shape[1:]])
-        work = dist.all_to_all_single(
-            output, gradient.contiguous(), ctx.sent, ctx.received, group=ctx.group, async_op=True
-        )
-        return ctx.transposed.launch(output, work), None, None, None, None, None
+        work = dist.all_to_all_single(output, gradient, ctx.sent, ctx.received, group=ctx.group, async_op=True)
+        ctx.flight.backward = Launched(output, work)
+        return output, None, None, None, None
 
 
 class _AllReduce(torch.autograd.Function):
     """The launch of an all-reduce; its backward is the launch of another one."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, group: Group, handle: list[dist.Work], transposed: _Transposed
-    ) -> torch.Tensor:
-        ctx.group, ctx.transposed = group, transposed
+    def forward(ctx: Any, x: torch.Tensor, group: Group, flight: _InFlight) -> torch.Tensor:
+        ctx.group, ctx.flight = group, flight
         output = x.clone(memory_format=torch.contiguous_format)
-        handle.append(dist.all_reduce(output, group=group, async_op=True))
+        flight.forward = dist.all_reduce(output, group=group, async_op=True)
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         output = gradients[0].clone(memory_format=torch.contiguous_format)  # others may read the same gradient
-        work = dist.all_reduce(output, group=ctx.group, async_op=True)
-        return ctx.transposed.launch(output, work), None, None, None
+        ctx.flight.backward = Launched(output, dist.all_reduce(output, group=ctx.group, async_op=True))
+        return output, None, None
 
 
 def launch_all_to_all(
@@ -123,11 +114,10 @@ def launch_all_to_all(
     """
     if group is None:
         return Launched(x)
-    handle: list[dist.Work] = []
-    transposed = _Transposed()
-    output = _AllToAll.apply(x, received, sent, group, handle, transposed)
+    flight = _InFlight()
+    output = _AllToAll.apply(x, received, sent, group, flight)
     backward_at(wait_at, x)
-    return _launched(x, output, handle, transposed)
+    return _launched(x, output, flight)
 
 
 def launch_all_reduce(partial: torch.Tensor, group: Group | None) -> Launched:
@@ -141,17 +131,16 @@ def launch_all_reduce(partial: torch.Tensor, group: Group | None) -> Launched:
         return Launched(partial)
     if not partial.requires_grad:
         return Launched(partial, dist.all_reduce(partial, group=group, async_op=True))
-    handle: list[dist.Work] = []
-    transposed = _Transposed()
-    output = _AllReduce.apply(partial, group, handle, transposed)
-    return _launched(partial, output, handle, transposed)
+    flight = _InFlight()
+    return _launched(partial, _AllReduce.apply(partial, group, flight), flight)
 
 
-def _launched(x: torch.Tensor, output: torch.Tensor, handle: list[dist.Work], transposed: _Transposed) -> Launched:
+def _launched(x: torch.Tensor, output: torch.Tensor, flight: _InFlight) -> Launched:
     if x.requires_grad:
-        x.register_hook(transposed.wait)
+        x.register_hook(flight.wait)
         backward_at(FIRST, output)
-    return Launched(output, handle[0])
+    work, flight.forward = flight.forward, None
+    return Launched(output, work)
 
 
 def backward_at(number: int, *tensors: torch.Tensor) -> None:
@@ -160,3 +149,36 @@ def backward_at(number: int, *tensors: torch.Tensor) -> None:
         node: Any = tensor.grad_fn
         if node is not None:
             set_sequence_number(node, number)
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The two input streams of a layer."""
+
+    n: torch.Tensor
+    """Without the routed output of the previous layer: what the attention reads, [B, T, D]."""
+    late: Callable[[], torch.Tensor] | None = None
+    """Waits for that output and returns x, [B, T, D]; to be called once. None: nothing is in flight, x is n."""
+
+    def x(self) -> torch.Tensor:
+        """Everything summed: what the feed-forward reads."""
+        return self.n if self.late is None else self.late()
+
+
+class BackwardOrder(IntEnum):
+    """Sequence numbers of nodes that must run after everything independent of them; higher ones come first.
+
+    While the transposed combine is in flight, the shared experts and the attention proper run by their own, large
+    numbers, and then COMBINE waits for it. The experts run, and the transposed dispatch is launched; under it run
+    PROJECTIONS and ROUTING, and then DISPATCH waits for it. x, and with it the previous layer, needs no number: it is
+    not ready earlier.
+    """
+
+    DISPATCH = 0
+    """Input of the dispatch."""
+    ROUTING = 1
+    """Weights of the chosen experts."""
+    PROJECTIONS = 2
+    """Queries, keys and values."""
+    COMBINE = 3
+    """Input of the combine."""

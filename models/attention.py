@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from farskip_compile.models.config import ModelConfig, ParallelConfig, shard_size
-from farskip_compile.models.linear import ColumnLinear, RowLinear
 from farskip_compile.models.norm import RMSNorm
 from farskip_compile.models.rope import Rope, rotate
+from farskip_compile.models.sharding import ColumnLinear, RowLinear
 from farskip_compile.models.tensor_parallel import reduce_partial
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

@@ -84,7 +84,7 @@ class ModelConfig:
     """Multiplies the weights of the chosen experts; `sigmoid_groups` only."""
     router_skew: float = 0.0
     """Skew of the experts' load: expert e - 1 is chosen about in proportion to 1 / e^router_skew, by a bias on scores
-    (`skew.py`). 0.0: no such node; the weights decide the load."""
+    (`router.py`). 0.0: no such node; the weights decide the load."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "heads", "kv_heads", "intermediate_size", "experts", "top_k"):

@@ -39,6 +39,11 @@ class DecoderLayer(nn.Module):
         else:
             self.feed_forward = MLP(config, config.intermediate_size, parallel)
 
+    @property
+    def norm_before_feed_forward(self) -> nn.Module:
+        """A parallel block has one norm for both readers."""
+        return self.attention_norm if self.feed_forward_norm is None else self.feed_forward_norm
+
     def scaled(self, branch: torch.Tensor) -> torch.Tensor:
         """The output of a branch as it is added to the stream."""
         return branch if self.residual_scale == 1.0 else branch * self.residual_scale

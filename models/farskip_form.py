@@ -27,7 +27,7 @@ from torch import nn
 from farskip_compile.errors import ConfigError, LayerRangeError
 from farskip_compile.models.cache import KeyValueCache
 from farskip_compile.models.decoder import Decoder, DecoderLayer
-from farskip_compile.models.moe import MoE
+from farskip_compile.models.moe import MoE, summed
 from farskip_compile.models.rope import Rope
 
 Connectivity = Literal["full", "attention", "mlp", "none"]
@@ -104,16 +104,13 @@ class FarSkipForm(nn.Module):
             return self._merged(layer, attention_input, x, rope)
 
         x_and_a = x + layer.scaled(layer.attention(attention_input, rope))
-        h = self._feed_forward_input(layer, x, x if self.feed_forward_reads_x(index) else x_and_a, rope)
+        # a parallel block has one norm, and its feed-forward always reads x
+        reads_x = self.feed_forward_reads_x(index) or layer.feed_forward_norm is None
+        h = layer.gather(layer.norm_before_feed_forward(x if reads_x else x_and_a), rope)
         if not exports_n:  # dense, or no reader leaves the routed output out: one stream
             x = x_and_a + layer.scaled(feed_forward(h))
             return x, x
         return self._split(layer, x_and_a, h)
-
-    def _feed_forward_input(self, layer: DecoderLayer, x: torch.Tensor, read: torch.Tensor, rope: Rope) -> torch.Tensor:
-        """The normed stream; a parallel block has one norm, and its feed-forward always reads x."""
-        normed = layer.attention_norm(x) if layer.feed_forward_norm is None else layer.feed_forward_norm(read)
-        return layer.gather(normed, rope)
 
     def _split(self, layer: DecoderLayer, x_and_a: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """An MoE layer whose routed output the next attention leaves out."""
@@ -121,12 +118,12 @@ class FarSkipForm(nn.Module):
         routed, shared = moe.routed(h), moe.shared(h)
         if not shared:
             return x_and_a + layer.scaled(moe.reduce(routed)), x_and_a
-        s = _sum(shared)
+        s = summed(shared)
         if moe.parallel.tp_group is not None:  # separately: s must not wait for the routed experts
             s = moe.reduce(s)
             everything = moe.reduce(routed) + s
         else:
-            everything = _sum([routed, *shared])
+            everything = summed([routed, *shared])
         return x_and_a + layer.scaled(everything), x_and_a + layer.scaled(s)
 
     def _merged(
@@ -135,15 +132,7 @@ class FarSkipForm(nn.Module):
         """The same with one all-reduce for a + s: x_next = (x + AR(a + s)) + AR(r), n_next = x + AR(a + s)."""
         moe = cast(MoE, layer.feed_forward)
         a = layer.attention.partial(attention_input, rope)
-        h = self._feed_forward_input(layer, x, x, rope)
-        routed, s = moe.routed(h), _sum(moe.shared(h))
+        h = layer.gather(layer.norm_before_feed_forward(x), rope)
+        routed, s = moe.routed(h), summed(moe.shared(h))
         n = x + layer.scaled(moe.reduce(a + s))
         return n + layer.scaled(moe.reduce(routed)), n
-
-
-def _sum(parts: list[torch.Tensor]) -> torch.Tensor:
-    """((first + second) + third), the order in which the plain model adds."""
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from farskip_compile.models.config import ModelConfig, ParallelConfig
-from farskip_compile.models.linear import ColumnLinear, RowLinear
+from farskip_compile.models.sharding import ColumnLinear, RowLinear
 from farskip_compile.models.tensor_parallel import reduce_partial
 
 

@@ -26,6 +26,14 @@ from farskip_compile.models.router import make_router
 from farskip_compile.models.tensor_parallel import reduce_partial
 
 
+def summed(parts: list[torch.Tensor]) -> torch.Tensor:
+    """((first + second) + third)."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
 class MoE(nn.Module):
     """A router, its experts, and the shared experts that every token passes."""
 
@@ -92,10 +100,7 @@ class MoE(nn.Module):
 
     def partial(self, h: torch.Tensor) -> torch.Tensor:
         """This rank's share of routed and shared experts together, [B, T, D]."""
-        total = self.routed(h)
-        for shared in self.shared(h):
-            total = total + shared
-        return total
+        return summed([self.routed(h), *self.shared(h)])
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         """Routed and shared experts together, for the tokens of this rank's stream."""

@@ -27,19 +27,13 @@ class RMSNorm(nn.Module):
         return (wide * torch.rsqrt(mean_square + self.epsilon) * self.weight).to(x.dtype)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(nn.LayerNorm):
     """Subtract the mean and divide by the standard deviation; weight and bias."""
-
-    def __init__(self, width: int, epsilon: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
-        self.epsilon = epsilon
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last dimension."""
         wide = torch.promote_types(x.dtype, torch.float32)
-        normed = F.layer_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.bias.to(wide), self.epsilon)
+        normed = F.layer_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.bias.to(wide), self.eps)
         return normed.to(x.dtype)
 
 

@@ -24,11 +24,10 @@ from __future__ import annotations
 
 import torch
 
-from farskip_compile.models.async_collectives import launch_all_reduce
+from farskip_compile.models.async_collectives import Streams, launch_all_reduce
 from farskip_compile.models.decoder import DecoderLayer
 from farskip_compile.models.mlp import MLP
-from farskip_compile.models.moe import MoE
-from farskip_compile.models.overlapped_streams import Streams, feed_forward_norm, summed
+from farskip_compile.models.moe import MoE, summed
 from farskip_compile.models.rope import Rope
 
 
@@ -48,7 +47,7 @@ def all_reduce_layer(layer: DecoderLayer, streams: Streams, rope: Rope, *, last:
         return _merged(layer, feed_forward, a, streams)
     attention = launch_all_reduce(a, group)
     x = streams.x()
-    h = feed_forward_norm(layer)(x)
+    h = layer.norm_before_feed_forward(x)
     if last or isinstance(feed_forward, MLP):
         partial = feed_forward.partial(h)
         x_and_a = x + layer.scaled(attention.wait())
@@ -69,7 +68,7 @@ def all_reduce_layer(layer: DecoderLayer, streams: Streams, rope: Rope, *, last:
 def _merged(layer: DecoderLayer, moe: MoE, a: torch.Tensor, streams: Streams) -> Streams:
     group = layer.parallel.tp_group
     x = streams.x()
-    h = feed_forward_norm(layer)(x)
+    h = layer.norm_before_feed_forward(x)
     attention_and_shared = launch_all_reduce(a + summed(moe.shared(h)), group)
     routed = moe.routed(h)
     n = x + layer.scaled(attention_and_shared.wait())

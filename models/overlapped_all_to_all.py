@@ -28,13 +28,12 @@ from __future__ import annotations
 
 import torch
 
-from farskip_compile.models.async_collectives import backward_at
+from farskip_compile.models.async_collectives import BackwardOrder, Streams, backward_at
 from farskip_compile.models.attention import Heads
 from farskip_compile.models.decoder import DecoderLayer
 from farskip_compile.models.mlp import MLP
-from farskip_compile.models.moe import MoE
+from farskip_compile.models.moe import MoE, summed
 from farskip_compile.models.overlapped_exchange import make_exchange
-from farskip_compile.models.overlapped_streams import BackwardOrder, Streams, feed_forward_norm, summed
 from farskip_compile.models.rope import Rope
 
 
@@ -48,13 +47,13 @@ def all_to_all_layer(layer: DecoderLayer, streams: Streams, rope: Rope) -> Strea
 def _dense(layer: DecoderLayer, mlp: MLP, streams: Streams, rope: Rope) -> Streams:
     a = layer.attention(layer.attention_norm(streams.n), rope)
     x = streams.x()
-    return Streams((x + layer.scaled(a)) + layer.scaled(mlp(feed_forward_norm(layer)(x))))
+    return Streams((x + layer.scaled(a)) + layer.scaled(mlp(layer.norm_before_feed_forward(x))))
 
 
 def _moe(layer: DecoderLayer, moe: MoE, streams: Streams, rope: Rope) -> Streams:
     heads = None if streams.late is None else _project(layer, streams.n, rope)
     x = streams.x()
-    h = feed_forward_norm(layer)(x)
+    h = layer.norm_before_feed_forward(x)
     tokens = h.flatten(0, 1)
     rows, expert_of_row, weights = moe.assign(tokens)
     backward_at(BackwardOrder.ROUTING, weights)

@@ -16,20 +16,23 @@ on the host (the one synchronisation, arXiv 2511.11505 section 4.1) before the d
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from farskip_compile.models.async_collectives import Launched, launch_all_to_all
+from farskip_compile.models.async_collectives import BackwardOrder, launch_all_to_all
 from farskip_compile.models.experts import Experts
-from farskip_compile.models.overlapped_streams import BackwardOrder
 
 
-class Exchange:
+class Exchange(ABC):
     """One layer's rows in flight; an object is used once, its methods called in this order."""
 
-    _outward: Launched
-    _homeward: Launched
+    sent: list[int]
+    """Rows to each rank."""
+    received: list[int]
+    """Rows from each rank."""
 
     def __init__(self, experts: Experts) -> None:
         self.experts = experts
@@ -38,19 +41,32 @@ class Exchange:
 
     def dispatch(self, rows: torch.Tensor, expert_of_row: torch.Tensor) -> None:
         """Launch rows [R, D] towards the experts [R]."""
-        raise NotImplementedError
+        rows = self._by_rank(rows, expert_of_row)
+        self._flight = launch_all_to_all(rows, self.received, self.sent, self.group, wait_at=BackwardOrder.DISPATCH)
 
     def compute(self) -> torch.Tensor:
         """Wait for the rows of all ranks, and run this rank's experts on them: the input of `combine`, [rows, D]."""
-        raise NotImplementedError
+        return self._through_experts(self._flight.wait())
 
     def combine(self, results: torch.Tensor) -> None:
         """Launch the results, sorted by rank, back to where the rows came from."""
-        raise NotImplementedError
+        self._flight = launch_all_to_all(results, self.sent, self.received, self.group, wait_at=BackwardOrder.COMBINE)
 
     def returned(self) -> torch.Tensor:
-        """Wait for the results of this rank's rows, [R, D], in their order."""
-        raise NotImplementedError
+        """Wait for the results of this rank's rows, [R, D], in their order; zeros for dropped ones."""
+        return self._in_order(self._flight.wait())
+
+    @abstractmethod
+    def _by_rank(self, rows: torch.Tensor, expert_of_row: torch.Tensor) -> torch.Tensor:
+        """Permute rows [R, D] by rank and expert, and set `sent` and `received`."""
+
+    @abstractmethod
+    def _through_experts(self, rows: torch.Tensor) -> torch.Tensor:
+        """Sort by local expert, run the experts, sort by rank."""
+
+    @abstractmethod
+    def _in_order(self, results: torch.Tensor) -> torch.Tensor:
+        """Undo the permutation."""
 
 
 class PaddedExchange(Exchange):
@@ -59,40 +75,28 @@ class PaddedExchange(Exchange):
     def __init__(self, experts: Experts, slots: int) -> None:
         super().__init__(experts)
         self.slots = slots
-        self.places = [experts.local_experts * slots] * self.ranks
-        """Rows to, and from, each rank."""
+        self.sent = self.received = [experts.local_experts * slots] * self.ranks
 
-    def dispatch(self, rows: torch.Tensor, expert_of_row: torch.Tensor) -> None:
-        """Launch rows [R, D] towards the experts [R]."""
+    def _by_rank(self, rows: torch.Tensor, expert_of_row: torch.Tensor) -> torch.Tensor:
         experts, slots = self.experts.experts, self.slots
         chosen = (expert_of_row.unsqueeze(-1) == torch.arange(experts, device=rows.device)).long()  # [R, E]
         slot = (chosen.cumsum(0) * chosen).sum(-1) - 1  # [R]: how many earlier rows chose the same expert
         self.place = torch.where(slot < slots, expert_of_row * slots + slot, experts * slots)  # [R]; last: dropped
-        buffer = rows.new_zeros(experts * slots + 1, rows.shape[-1]).index_copy(0, self.place, rows)
-        self._outward = launch_all_to_all(
-            buffer[:-1], self.places, self.places, self.group, wait_at=BackwardOrder.DISPATCH
-        )
+        return rows.new_zeros(experts * slots + 1, rows.shape[-1]).index_copy(0, self.place, rows)[:-1]
 
-    def compute(self) -> torch.Tensor:
-        """Wait for the rows of all ranks, and run this rank's experts on them: the input of `combine`, [rows, D]."""
-        by_source = self._outward.wait().unflatten(0, (self.ranks, -1, self.slots))  # [ranks, E / ranks, slots, D]
+    def _through_experts(self, rows: torch.Tensor) -> torch.Tensor:
+        by_source = rows.unflatten(0, (self.ranks, -1, self.slots))  # [ranks, E / ranks, slots, D]
         results = self.experts.all(by_source.transpose(0, 1).flatten(1, 2))  # [E / ranks, ranks * slots, D]
         return results.unflatten(1, (self.ranks, -1)).transpose(0, 1).reshape(-1, results.shape[-1])
 
-    def combine(self, results: torch.Tensor) -> None:
-        """Launch the results, sorted by rank, back to where the rows came from."""
-        self._homeward = launch_all_to_all(results, self.places, self.places, self.group, wait_at=BackwardOrder.COMBINE)
-
-    def returned(self) -> torch.Tensor:
-        """Wait for the results of this rank's rows, [R, D], in their order; zeros for dropped ones."""
-        return F.pad(self._homeward.wait(), (0, 0, 0, 1)).index_select(0, self.place)
+    def _in_order(self, results: torch.Tensor) -> torch.Tensor:
+        return F.pad(results, (0, 0, 0, 1)).index_select(0, self.place)
 
 
 class DroplessExchange(Exchange):
     """No row is dropped and no room wasted, but sizes depend on the data."""
 
-    def dispatch(self, rows: torch.Tensor, expert_of_row: torch.Tensor) -> None:
-        """Count the rows of each expert on all ranks, and launch rows [R, D] towards the experts [R]."""
+    def _by_rank(self, rows: torch.Tensor, expert_of_row: torch.Tensor) -> torch.Tensor:
         counts = expert_of_row.new_zeros(self.experts.experts).scatter_add(
             0, expert_of_row, torch.ones_like(expert_of_row)
         )
@@ -101,17 +105,13 @@ class DroplessExchange(Exchange):
         counts_from_all = torch.empty_like(counts)
         dist.all_to_all_single(counts_from_all, counts, group=self.group)
         both = torch.stack([counts, counts_from_all]).unflatten(1, (self.ranks, -1)).tolist()  # waits for the device
-        self.sent = [sum(per_rank) for per_rank in both[0]]
         self.counts: list[list[int]] = both[1]
         """Rows received, by source rank and local expert."""
-        self.received = [sum(per_rank) for per_rank in self.counts]
-        self._outward = launch_all_to_all(
-            outgoing, self.received, self.sent, self.group, wait_at=BackwardOrder.DISPATCH
-        )
+        self.sent, self.received = ([sum(per_rank) for per_rank in one] for one in both)
+        return outgoing
 
-    def compute(self) -> torch.Tensor:
-        """Wait for the rows of all ranks, and run this rank's experts on them: the input of `combine`, [rows, D]."""
-        pieces = self._outward.wait().split([count for per_rank in self.counts for count in per_rank])
+    def _through_experts(self, rows: torch.Tensor) -> torch.Tensor:
+        pieces = rows.split([count for per_rank in self.counts for count in per_rank])
         local = self.experts.local_experts
         segments = self.experts.each([torch.cat(pieces[expert::local]) for expert in range(local)])
         by_expert = [
@@ -119,13 +119,7 @@ class DroplessExchange(Exchange):
         ]
         return torch.cat([piece for from_rank in zip(*by_expert, strict=True) for piece in from_rank])
 
-    def combine(self, results: torch.Tensor) -> None:
-        """Launch the results, sorted by rank, back to where the rows came from."""
-        self._homeward = launch_all_to_all(results, self.sent, self.received, self.group, wait_at=BackwardOrder.COMBINE)
-
-    def returned(self) -> torch.Tensor:
-        """Wait for the results of this rank's rows, [R, D], in their order."""
-        results = self._homeward.wait()
+    def _in_order(self, results: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(results).index_copy(0, self.order, results)
 
 

@@ -1,18 +1,33 @@
 """Routers: which experts each token uses, and with which weights.
 
 Contract: `router(h)` takes [T, D] and returns (experts [T, top_k], weights [T, top_k]). Scores are computed in
-float32 at least; a skew (`ModelConfig.router_skew`) adds a constant to them. No sizes depend on the data.
+float32 at least; a skew (`ModelConfig.router_skew`) adds a constant to them, which is not drawn at random and is the
+same on all ranks; `expert_load.py` counts the resulting load. No sizes depend on the data.
+
+Skew: some experts are chosen far more often than others, as in trained models, and always the same ones.
+Zipf's law: the expert of rank e (expert 0 has rank 1) is to be chosen in proportion to 1 / e^skew. A token chooses each
+expert at most once, so no expert gets more than one copy of each token: the excess of the first experts is distributed
+among the others.
+
+Algorithm (our own; no source). Seeded weights give approximately normal scores with variance 1, the same for all
+experts. If a token chose every expert with a score above 0, the bias of an expert to be chosen with probability p would
+be the normal quantile of p. It chooses the top k instead, which for biases whose p sum to k is nearly the same.
+The first experts live on the first rank of expert parallelism: its load is the largest. Groups of experts and their
+correction bias (DeepSeek-V3) also affect the choice, so that single experts deviate further from the law.
 """
 
 from __future__ import annotations
+
+from statistics import NormalDist
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from farskip_compile.models.config import ModelConfig
-from farskip_compile.models.skew import skew_bias
 
+CERTAIN = 0.98
+"""Largest fraction of the tokens that choose one expert. All of them would need an infinite bias."""
 Routing = tuple[torch.Tensor, torch.Tensor]
 """Chosen experts and their weights, both [T, top_k]."""
 
@@ -99,3 +114,24 @@ def make_router(config: ModelConfig) -> Router:
         "sigmoid_top1": SigmoidRouter,
     }
     return kinds[config.router](config)
+
+
+# Skew
+
+
+def shares(experts: int, top_k: int, skew: float) -> list[float]:
+    """The fraction of the tokens meant to choose each expert; they sum to `top_k` if it is below `experts`."""
+    weights = [rank**-skew for rank in range(1, experts + 1)]
+    most = max(CERTAIN, top_k / experts)
+    full = 0  # experts that get the most
+    while True:
+        scale = (top_k - full * most) / sum(weights[full:])
+        if full + 1 == experts or scale * weights[full] <= most:
+            return [most] * full + [scale * weight for weight in weights[full:]]
+        full += 1
+
+
+def skew_bias(experts: int, top_k: int, skew: float) -> torch.Tensor:
+    """The bias for scores of variance 1, [experts], float64."""
+    below_certain = [min(share, CERTAIN) for share in shares(experts, top_k, skew)]
+    return torch.tensor([NormalDist().inv_cdf(share) for share in below_certain], dtype=torch.float64)

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from farskip_compile.models.config import shard_size
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -35,6 +37,24 @@ class Shard:
 
 
 Shards = dict[str, tuple[Shard, ...]]
+
+
+class ColumnLinear(nn.Linear):
+    """Without bias; weight [outputs / ranks, inputs]: whole input, a slice of the output."""
+
+    def __init__(self, inputs: int, outputs: int, group: dist.ProcessGroup | None, what: str) -> None:
+        shard = Shard(0, group)
+        super().__init__(inputs, shard_size(outputs, shard.ranks, what), bias=False)
+        self.shards: Shards = {"weight": (shard,)}
+
+
+class RowLinear(nn.Linear):
+    """Without bias; weight [outputs, inputs / ranks]: a slice of the input, a partial sum of the whole output."""
+
+    def __init__(self, inputs: int, outputs: int, group: dist.ProcessGroup | None, what: str) -> None:
+        shard = Shard(1, group)
+        super().__init__(shard_size(inputs, shard.ranks, what), outputs, bias=False)
+        self.shards: Shards = {"weight": (shard,)}
 
 
 def local_slice(whole: torch.Tensor, shards: tuple[Shard, ...]) -> torch.Tensor:

@@ -7,7 +7,6 @@ Out:   an unmodified model of transformers with random weights, prepared for cap
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,15 +22,15 @@ WITH_SHARED = {"deepseek_v3"}
 
 
 def new_model(name: str, scale: Scale, seed: int) -> Any:
-    """A causal model of transformers."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     torch.manual_seed(seed)
-    model: Any = _BUILDERS[name](scale)
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **_fields(name, scale)))
     farskip_compile.prepare(model)
     return model
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -54,44 +53,9 @@ def parallel_model(name: str, scale: Scale, group: Any) -> nn.Module:
     )
 
 
-def _deepseek_v3(scale: Scale) -> nn.Module:
-    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
-
+def _fields(name: str, scale: Scale) -> dict[str, Any]:
     head = scale.hidden // 4
-    config = DeepseekV3Config(
-        **_common(scale),
-        intermediate_size=3 * scale.hidden,
-        first_k_dense_replace=1,
-        num_key_value_heads=4,
-        n_routed_experts=EXPERTS,
-        n_shared_experts=1,
-        n_group=1,
-        topk_group=1,
-        routed_scaling_factor=1.0,
-        q_lora_rank=scale.hidden // 2,
-        kv_lora_rank=scale.hidden // 2,
-        qk_nope_head_dim=head - 8,
-        qk_rope_head_dim=8,
-        v_head_dim=head,
-    )
-    return DeepseekV3ForCausalLM(config)
-
-
-def _qwen3_moe(scale: Scale) -> nn.Module:
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-    config = Qwen3MoeConfig(
-        **_common(scale),
-        num_key_value_heads=2,
-        head_dim=scale.hidden // 4,
-        num_experts=EXPERTS,
-        norm_topk_prob=True,
-    )
-    return Qwen3MoeForCausalLM(config)
-
-
-def _common(scale: Scale) -> dict[str, Any]:
-    return {
+    common = {
         "vocab_size": scale.vocabulary,
         "hidden_size": scale.hidden,
         "moe_intermediate_size": scale.hidden // 12 * 8,
@@ -104,9 +68,26 @@ def _common(scale: Scale) -> dict[str, Any]:
         "eos_token_id": 0,
         "pad_token_id": 0,
     }
+    if name == "qwen3_moe":
+        return {**common, "num_key_value_heads": 2, "head_dim": head, "num_experts": EXPERTS, "norm_topk_prob": True}
+    return {
+        **common,
+        "intermediate_size": 3 * scale.hidden,
+        "first_k_dense_replace": 1,
+        "num_key_value_heads": 4,
+        "n_routed_experts": EXPERTS,
+        "n_shared_experts": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "routed_scaling_factor": 1.0,
+        "q_lora_rank": scale.hidden // 2,
+        "kv_lora_rank": scale.hidden // 2,
+        "qk_nope_head_dim": head - 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": head,
+    }
 
 
-_BUILDERS: dict[str, Callable[[Scale], nn.Module]] = {"deepseek_v3": _deepseek_v3, "qwen3_moe": _qwen3_moe}
 _PARALLEL: dict[str, dict[str, Any]] = {
     "deepseek_v3": {
         "heads": 16,

@@ -1,7 +1,6 @@
-"""Writes docs/distillation.md from the file of results.
+"""Writes docs/distillation.md and draws its picture: how far each row is above its teacher.
 
-Contract: everything on the page comes from the file, so that `--table` rewrites it without running anything; `plot.py`
-draws its picture.
+Contract: everything comes from the file of results, so that `--table` rewrites it without running anything.
 """
 
 from __future__ import annotations
@@ -9,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import markdown, replace
+from common import markdown, picture, replace
 
-from distill_bench.results import FrontPoint, FrontResult, Result, Results, mean, spread
+from distill_bench.results import FrontPoint, FrontResult, Result, Results, above, judge_targets, mean, spread
 from distill_bench.rows import FREED, PROFILE, RANKS
-from distill_bench.targets import above, judge_targets
 
+INK, LINE, GRID = "#1d2126", "#8a929b", "#e3e6ea"
+COLORS = {"unhealed": "#d9480f", "healed": "#0b3d91", "healed-by-text": "#5b8def", "scratch": "#2b8a3e"}
 INTRO = """\
 # Accuracy: measured
 
@@ -43,7 +43,6 @@ Healing is `farskip_compile.distill.self_distill` with the options that the rows
 
 
 def write_page(results: Results, path: Path, json: Path, picture: Path | None) -> None:
-    """Replace the page."""
     parts = [INTRO.format(json=json.name, heal=results.facts["healing"])]
     parts.append("".join(f"- {name}: {value}\n" for name, value in results.facts.items() if name != "healing"))
     parts.append(_targets(results))
@@ -62,8 +61,8 @@ def write_page(results: Results, path: Path, json: Path, picture: Path | None) -
 
 def _targets(results: Results) -> str:
     targets = judge_targets(results)
-    rows = ([f"{one.model}: {one.text}", f"{'met' if one.met else '**missed**'}: {one.found}"] for one in targets)
-    return "\n".join(markdown(["target", ""], rows)) + "\n"
+    rows = ([f"{one.of} {one.target}", f"{'met' if one.met else '**missed**'}: {one.found}"] for one in targets)
+    return "\n".join(markdown("target | ", rows)) + "\n"
 
 
 def _curve(rows: dict[str, list[Result]]) -> str:
@@ -88,30 +87,22 @@ def _curve(rows: dict[str, list[Result]]) -> str:
 
 def _table(rows: dict[str, list[Result]]) -> str:
     teacher = rows["teacher"]
-    head = ["row", ">sub-blocks rewired", ">loss", ">above teacher", ">KL", ">top-1", ">other domain", ">load"]
+    head = "row | >sub-blocks rewired | >loss | >above teacher | >KL | >top-1 | >other domain | >load"
     lines = []
     for label, found in rows.items():
-        cells = [
-            _name(label, found[0]),
-            str(found[0].rewired),
-            _several(found, "loss", 3),
-            "" if label == "teacher" else f"{above(found, teacher):+.2%}",
-            _several(found, "kl", 4),
-            f"{mean(found, lambda one: one.judged['held_out'].top1):.1%}",
-            "" if label == "teacher" else f"{above(found, teacher, 'other_domain'):+.2%}",
-            f"{mean(found, lambda one: one.fullest):.2f}",
-            f"{mean(found, lambda one: one.moved):.1%}",
-            _tokens(mean(found, lambda one: one.tokens)),
-        ]
-        lines.append(cells)
-    return "\n".join(markdown([*head, ">moved", ">tokens"], lines)) + "\n"
+        own, other = (
+            "" if label == "teacher" else f"{above(found, teacher, source):+.2%}"
+            for source in ("held_out", "other_domain")
+        )
+        top1 = f"{mean(found, lambda one: one.judged['held_out'].top1):.1%}"
+        load = f"{mean(found, lambda one: one.fullest):.2f}", f"{mean(found, lambda one: one.moved):.1%}"
+        cells = [str(found[0].rewired), _several(found, "loss", 3), own, _several(found, "kl", 4), top1, other, *load]
+        lines.append([_name(label, found[0]), *cells, _tokens(mean(found, lambda one: one.tokens))])
+    return "\n".join(markdown(f"{head} | >moved | >tokens", lines)) + "\n"
 
 
 def _name(label: str, row: Result) -> str:
-    if row.row.layers is None:
-        return label
-    first, last = row.row.layers
-    return f"{label} (layers {first} to {last})"
+    return label if row.row.layers is None else "{} (layers {} to {})".format(label, *row.row.layers)
 
 
 def _several(rows: Sequence[Result], name: str, digits: int) -> str:
@@ -130,13 +121,13 @@ def _front(front: FrontResult) -> str:
     text = (
         "The plan. Damage is the KL to the teacher before any healing, on the text by which weights are chosen; hidden "
         f"communication is an estimate at widths of real models, experts over {RANKS} ranks, profile `{PROFILE}` "
-        f"(`distill_bench/planning.py`, {front.estimates} estimates). `>` is the choice: {FREED:.0%} of what all "
+        f"(`distill_bench/run_row.py`, {front.estimates} estimates). `>` is the choice: {FREED:.0%} of what all "
         f"sub-blocks free, for the least damage. It rewires {len(plan.rows)} of {len(whole.rows)}: "
         f"{', '.join(plan.rows)}.\n"
     )
     rows = [_point(">" if number == front.chosen else "", point) for number, point in enumerate(front.points)]
     rows += [_point("all", whole)] if whole.rows != front.points[-1].rows else []
-    head = ["", ">sub-blocks", ">hidden", ">freed", ">damage, summed", ">measured together"]
+    head = " | >sub-blocks | >hidden | >freed | >damage, summed | >measured together"
     alone = ", ".join(f"{name} {kl:.4f}" for name, kl in sorted(front.damages.items(), key=lambda one: -one[1]))
     return "\n".join([text, *markdown(head, rows), f"\nEach sub-block alone, KL: {alone}.\n"])
 
@@ -160,3 +151,37 @@ def _samples(rows: dict[str, list[Result]]) -> str:
 
 def _line(text: str) -> str:
     return "`" + " ".join(text.split()).replace("`", "'") + "`"
+
+
+# The picture
+
+
+def write_plot(results: Results, path: Path) -> None:
+    models = results.models()
+    with picture(path, 1, len(models), (5.4 * len(models), 4.8)) as (_, grid):
+        for axes, model in zip(grid[0], models, strict=True):
+            rows = results.of(model)
+            teacher = rows.pop("teacher")
+            labels = list(rows)[::-1]
+            for place, label in enumerate(labels):
+                found = rows[label]
+                value = 100 * above(found, teacher)
+                axes.barh(place, value, color=_color(found[0], label), height=0.66)
+                seeds = [100 * above([one], teacher) for one in found]
+                if len(found) > 1:
+                    axes.plot(seeds, [place] * len(found), ".", color=INK, ms=4)
+                where, text = (max(0.0, value, *seeds), place), f"{value:+.1f} %"
+                style = {"textcoords": "offset points", "va": "center", "color": INK, "fontsize": 8}
+                axes.annotate(text, where, xytext=(6, 0), **style)
+            axes.set_yticks(range(len(labels)), labels, fontsize=9)
+            axes.set_title(model, loc="left", fontsize=11)
+            axes.set_xlabel("held-out loss above the teacher's, %")
+            axes.margins(x=0.14)
+            axes.axvline(0, color=LINE, linewidth=1)
+            axes.grid(axis="x", color=GRID, linewidth=0.8)
+            axes.spines["left"].set_visible(False)
+            axes.tick_params(axis="y", length=0)
+
+
+def _color(row: Result, label: str) -> str:
+    return COLORS["healed-by-text" if label.startswith("healed-by-text") else row.row.kind]

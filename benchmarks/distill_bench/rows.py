@@ -79,13 +79,10 @@ class Scale:
             f"{self.heal_learning_rate:g} after {self.warm_up(steps)} steps of warm-up"
         )
 
-    def warm_up(self, steps: int) -> int:
+    @staticmethod
+    def warm_up(steps: int) -> int:
         """How many of `steps` steps are warm-up."""
         return min(100, steps // 10)
-
-    def evaluate_every(self, steps: int) -> int:
-        """Steps between evaluations: ten per run."""
-        return max(1, steps // 10)
 
     def last(self, part: float) -> tuple[int, int]:
         """The last `part` of the layers, as a range."""
@@ -126,7 +123,6 @@ class Row:
 
 
 def rows_of(model: str, scale: Scale) -> list[Row]:
-    """All rows of a model."""
     return list(_rows(model, scale))
 
 

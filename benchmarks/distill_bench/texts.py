@@ -38,37 +38,22 @@ NO_PROSE = ("ascii-art", "perl", "translate-me")
 """Files of quotations that are left out."""
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Text files in UTF-8."""
-
-    train: Path
-    held_out: Path
-    other_domain: Path
-    source: str
-
-
 class NoText(Exception):
     """No text is available; the message says why."""
 
 
-def corpus(folder: Path, *, quick: bool) -> Corpus:
-    """The text, made once and then read from `folder`.
-
-    Raises:
-        NoText: a package can't be downloaded.
-    """
+def _corpus(folder: Path, *, quick: bool) -> list[Path]:
+    """Files to train on, held out, and of the other domain."""
     folder = folder / ("quick" if quick else "whole")
-    source = "pydoc_data.topics; docstrings" if quick else "dict-gcide; fortunes"
-    found = Corpus(*(folder / f"{name}.txt" for name in ("train", "held_out", "other_domain")), source)
-    if not found.other_domain.exists():  # it is written last
+    train, held_out, other_domain = files = [folder / f"{name}.txt" for name in ("train", "held_out", "other_domain")]
+    if not other_domain.exists():  # it is written last
         folder.mkdir(parents=True, exist_ok=True)
         text = _topics() if quick else _dictionary(folder)
         cut = text.rindex("\n\n", 0, int(len(text) * (1 - HELD_OUT)))
-        found.train.write_text(text[:cut])
-        found.held_out.write_text(text[cut:].strip() + "\n")
-        found.other_domain.write_text(_docstrings() if quick else _quotations(folder))
-    return found
+        train.write_text(text[:cut])
+        held_out.write_text(text[cut:].strip() + "\n")
+        other_domain.write_text("\n\n".join(_docstrings())[:200_000] if quick else _quotations(folder))
+    return files
 
 
 def _dictionary(folder: Path) -> str:
@@ -91,11 +76,7 @@ def _topics() -> str:
     return "\n\n".join(text.strip() for _, text in sorted(topics.items()))
 
 
-def _docstrings() -> str:
-    return "\n\n".join(_of_modules())[:200_000]
-
-
-def _of_modules() -> Iterator[str]:
+def _docstrings() -> Iterator[str]:
     for name in ("email", "logging", "unittest", "json", "http", "asyncio"):
         package = __import__(name)
         for found in sorted(pkgutil.iter_modules(package.__path__), key=lambda one: one.name):
@@ -136,32 +117,21 @@ class TextData:
     """Held-out batches by which the best weights of a run are chosen."""
     judged_by: Mapping[str, list[torch.Tensor]]
     """Other batches, by source: `held_out` (the source of the training text) and `other_domain`."""
-    source: str
 
 
 def text_data(folder: Path, scale: Scale) -> TextData:
-    """Everything, made once and then read from `folder`.
-
-    Raises:
-        NoText: no text is available.
-    """
-    text = corpus(folder, quick=scale.name != "whole")
-    tokenizer = _tokenizer(text.train, text.train.parent / f"tokenizer-{scale.vocabulary}", scale.vocabulary)
-
+    """Everything, made once and then read from `folder`; `NoText` if a package can't be downloaded."""
+    train, own, other = _corpus(folder, quick=scale.name != "whole")
+    tokenizer = _tokenizer(train, train.parent / f"tokenizer-{scale.vocabulary}", scale.vocabulary)
     sizes = {"sequence_length": scale.sequence, "batch_size": scale.batch}
 
     def batches(file: Path, limit: int) -> list[torch.Tensor]:
         return list(text_batches([file], tokenizer, **sizes, shuffle=False, limit=limit))
 
-    held_out = batches(text.held_out, scale.judged + scale.validated)
+    held_out = batches(own, scale.judged + scale.validated)
     chosen = scale.validated // scale.batch
-    return TextData(
-        tokenizer,
-        text_batches([text.train], tokenizer, **sizes),
-        held_out[:chosen],
-        {"held_out": held_out[chosen:], "other_domain": batches(text.other_domain, scale.judged)},
-        text.source,
-    )
+    judged = {"held_out": held_out[chosen:], "other_domain": batches(other, scale.judged)}
+    return TextData(tokenizer, text_batches([train], tokenizer, **sizes), held_out[:chosen], judged)
 
 
 def _tokenizer(file: Path, folder: Path, vocabulary: int) -> Any:
@@ -172,10 +142,8 @@ def _tokenizer(file: Path, folder: Path, vocabulary: int) -> Any:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
-        )
+        options = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
+        trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[END], **options)
         tokenizer.train([str(file)], trainer)
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END).save_pretrained(folder)
     return PreTrainedTokenizerFast.from_pretrained(folder)

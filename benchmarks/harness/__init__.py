@@ -5,31 +5,15 @@ Contract: `Network` is all that most readers need. Start at `network.py`; then `
 package, and nothing here imports torch before a rank does.
 """
 
-from harness.errors import (
-    HarnessError,
-    NetworkUnavailableError,
-    QuantityError,
-    RankError,
-    RankFailedError,
-    RankTimeoutError,
-    TeardownError,
-)
-from harness.network import LOOPBACK, Network
-from harness.quantities import format_rate, parse_delay, parse_rate
-from harness.ranks import RankResult
-
-__all__ = [
-    "LOOPBACK",
-    "HarnessError",
-    "Network",
-    "NetworkUnavailableError",
-    "QuantityError",
-    "RankError",
-    "RankFailedError",
-    "RankResult",
-    "RankTimeoutError",
-    "TeardownError",
-    "format_rate",
-    "parse_delay",
-    "parse_rate",
-]
+from harness.commands import format_rate as format_rate
+from harness.commands import parse_delay as parse_delay
+from harness.commands import parse_rate as parse_rate
+from harness.errors import HarnessError as HarnessError
+from harness.errors import NetworkUnavailableError as NetworkUnavailableError
+from harness.errors import QuantityError as QuantityError
+from harness.errors import RankFailedError as RankFailedError
+from harness.errors import RankTimeoutError as RankTimeoutError
+from harness.errors import TeardownError as TeardownError
+from harness.network import LOOPBACK as LOOPBACK
+from harness.network import Network as Network
+from harness.ranks import RankResult as RankResult

@@ -14,12 +14,12 @@ what it sends itself. Then it takes up to twice as long, on real networks as wel
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -75,13 +75,13 @@ def measure(rank: int, addresses: Sequence[str], sizes: Sequence[int], repetitio
 
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     rows = []
-    with Stream(rank, addresses, dist.barrier) as stream:
+    with connected(rank, addresses, dist.barrier) as exchange:
         for operation in OPERATIONS:
             for size in sizes:
                 sent = torch.full((size // 4,), float(rank))
                 received = torch.empty_like(sent)
                 runs: dict[str, Callable[[], Any]] = {
-                    STREAM: partial(stream.exchange, bytes(size)),
+                    STREAM: partial(exchange, bytes(size)),
                     ALL_TO_ALL: partial(dist.all_to_all_single, received, sent),
                     ALL_REDUCE: partial(dist.all_reduce, sent),
                 }
@@ -97,42 +97,33 @@ def measure(rank: int, addresses: Sequence[str], sizes: Sequence[int], repetitio
     return rows
 
 
-class Stream(AbstractContextManager["Stream"]):
-    """A connection to the next host and one from the previous host.
+@contextlib.contextmanager
+def connected(rank: int, addresses: Sequence[str], barrier: Callable[[], Any]) -> Iterator[Callable[[bytes], None]]:
+    """Sends data to the next host of `addresses` and receives as much from the previous one, at the same time;
+    `barrier` waits for all."""
+    # the rank in the port: on the loopback interface all hosts have one address
+    with socket.create_server((addresses[rank], STREAM_PORT + rank), backlog=1) as server:
+        barrier()
+        following = (rank + 1) % len(addresses)
+        out = socket.create_connection((addresses[following], STREAM_PORT + following), timeout=60)
+        into, _ = server.accept()
+        into.settimeout(60)
 
-    Args:
-        rank: of this host.
-        addresses: of all hosts.
-        barrier: waits for all hosts.
-    """
-
-    def __init__(self, rank: int, addresses: Sequence[str], barrier: Callable[[], Any]) -> None:
-        hosts = len(addresses)
-        # the rank in the port: on the loopback interface all hosts have one address
-        with socket.create_server((addresses[rank], STREAM_PORT + rank), backlog=1) as server:
-            barrier()
-            following = (rank + 1) % hosts
-            self._out = socket.create_connection((addresses[following], STREAM_PORT + following), timeout=60)
-            self._into, _ = server.accept()
-            self._into.settimeout(60)
-        for end in (self._out, self._into):
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def exchange(self, data: bytes) -> None:
-        """Send all of `data`, and receive as much, at the same time."""
-        sender = threading.Thread(target=self._out.sendall, args=(data,), daemon=True)
+    def exchange(data: bytes) -> None:
+        sender = threading.Thread(target=out.sendall, args=(data,), daemon=True)
         sender.start()
         buffer, missing = bytearray(2**20), len(data)
         while missing:
-            got = self._into.recv_into(buffer, min(missing, len(buffer)))
+            got = into.recv_into(buffer, min(missing, len(buffer)))
             if not got:
                 raise ConnectionError("the previous host closed the connection")
             missing -= got
         sender.join()
 
-    def __exit__(self, *error: object) -> None:
-        self._out.close()
-        self._into.close()
+    with out, into:
+        for end in (out, into):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield exchange
 
 
 def rows_of(measured: Sequence[Sequence[Sequence[float]]], sizes: Sequence[int]) -> list[Row]:
@@ -160,23 +151,11 @@ def verdict(rows: Sequence[Row], rate: int | None) -> tuple[bool, str]:
 
 
 def table(rows: Sequence[Row], rate: int | None) -> str:
-    """Rows as text."""
     lines = [["operation", "size", "median", "spread", "Mbit/s per link", "of the rate"]]
     for row in rows:
         share = row.share(rate)
-        lines.append(
-            [
-                row.operation,
-                f"{row.size / 2**20:g} MiB" if row.size >= 2**20 else f"{row.size / 2**10:g} KiB",
-                f"{1e3 * row.seconds:.1f} ms",
-                f"{1e3 * row.spread:.1f} ms",
-                f"{row.link_rate / 1e6:.0f}",
-                "-" if share is None else f"{100 * share:.1f} %",
-            ]
-        )
+        size = f"{row.size / 2**20:g} MiB" if row.size >= 2**20 else f"{row.size / 2**10:g} KiB"
+        times = [f"{1e3 * seconds:.1f} ms" for seconds in (row.seconds, row.spread)]
+        rates = [f"{row.link_rate / 1e6:.0f}", "-" if share is None else f"{100 * share:.1f} %"]
+        lines.append([row.operation, size, *times, *rates])
     return columns(lines)
-
-
-def as_json(row: Row, rate: int | None) -> Mapping[str, Any]:
-    """A row for the record."""
-    return {**vars(row), "share": row.share(rate)}

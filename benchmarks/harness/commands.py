@@ -1,4 +1,4 @@
-"""A network as lists of iproute2 commands. Nothing is run here.
+"""A network as data: rates and delays as text, and lists of iproute2 commands. Nothing is run here.
 
     host 0                    switch                    host 1        three network namespaces
     farskip0 ───────── port0 ─ bridge ─ port1 ───────── farskip0      two veth pairs and a bridge
@@ -9,13 +9,17 @@ switch's end what it receives. So each host has the wanted rate up and down, as 
 
 Contract: the switch has its own namespace, in which no process ever runs. Nothing is created in the machine's own
 namespace, so that its bridges and firewall don't matter. Removing the switch's end of a pair removes the other end too,
-even if a process that can't be killed holds the host's namespace.
+even if a process that can't be killed holds the host's namespace. Units are those of `tc`: `mbit` is 10^6 bits per
+second. `mbps` is refused: `tc` reads it as megabytes per second, most people don't.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
+
+from harness.errors import QuantityError
 
 Command = tuple[str, ...]
 
@@ -47,6 +51,12 @@ class Names:
     def namespaces(self) -> list[str]:
         """All of them, hosts first."""
         return [*map(self.host, range(self.hosts)), self.switch]
+
+    @property
+    def ends(self) -> list[tuple[str, str]]:
+        """Namespace and interface at both ends of every pair."""
+        pairs = (((self.host(i), INTERFACE), (self.switch, self.port(i))) for i in range(self.hosts))
+        return [end for pair in pairs for end in pair]
 
     @staticmethod
     def port(index: int) -> str:
@@ -106,15 +116,10 @@ def setup(names: Names, link: Link) -> list[Command]:
 
 def limit(names: Names, link: Link) -> list[Command]:
     """Set the rate at every end of every pair; also on a network that already has another one."""
-    commands: list[Command] = []
-    for index in range(names.hosts):
-        for namespace, device in ((names.host(index), INTERFACE), (names.switch, names.port(index))):
-            queue: Command = ("noqueue",)
-            if link.rate is not None:
-                bucket = ("tbf", "rate", f"{link.rate}bit", "burst", str(link.burst), "latency", "100ms")
-                queue = ("handle", "1:", *bucket)
-            commands.append(("tc", "-n", namespace, "qdisc", "replace", "dev", device, "root", *queue))
-    return commands
+    queue: Command = ("noqueue",)
+    if link.rate is not None:
+        queue = ("handle", "1:", "tbf", "rate", f"{link.rate}bit", "burst", str(link.burst), "latency", "100ms")
+    return [("tc", "-n", place, "qdisc", "replace", "dev", device, "root", *queue) for place, device in names.ends]
 
 
 def delay(names: Names, link: Link) -> list[Command]:
@@ -133,11 +138,7 @@ def segments(names: Names, link: Link) -> list[Command]:
     """The segment size at both ends of every pair: above 64 KiB it is BIG TCP (Linux 6.3 for IPv4)."""
     keys = ("gso_max_size", "gro_max_size", "gso_ipv4_max_size", "gro_ipv4_max_size")
     sizes = [word for key in keys for word in (key, str(link.segment))]
-    return [
-        ("ip", "-n", namespace, "link", "set", "dev", device, *sizes)
-        for index in range(names.hosts)
-        for namespace, device in ((names.host(index), INTERFACE), (names.switch, names.port(index)))
-    ]
+    return [("ip", "-n", namespace, "link", "set", "dev", device, *sizes) for namespace, device in names.ends]
 
 
 def tune(names: Names) -> list[Command]:
@@ -160,3 +161,52 @@ def teardown(names: Names) -> list[Command]:
     commands: list[Command] = [("ip", "-n", switch, "link", "delete", names.port(i)) for i in range(names.hosts)]
     commands.append(("ip", "-n", switch, "link", "delete", BRIDGE))
     return commands + [("ip", "netns", "delete", name) for name in names.namespaces]
+
+
+# Quantities
+
+SLOWEST, FASTEST = 100_000_000, 10_000_000_000
+"""Bits per second: below, runs take long; above, one processor can't saturate a link."""
+
+_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg])?bit(?:/s)?", re.IGNORECASE | re.ASCII)
+_FACTOR = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+_DELAY = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s)", re.IGNORECASE | re.ASCII)
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+
+
+def parse_rate(text: str) -> int:
+    """Bits per second from `400mbit`, `2.5 Gbit/s`, ...; `QuantityError` if it is not a rate or out of range."""
+    match = _RATE.fullmatch(text.strip())
+    if match is None:
+        raise QuantityError(
+            f"{text!r} is not a rate", way_out="write 400mbit or 2.5gbit: bits per second, powers of ten"
+        )
+    rate = round(float(match[1]) * _FACTOR[(match[2] or "").lower()])
+    return check_rate(rate)
+
+
+def check_rate(rate: int) -> int:
+    """The same rate, if a link can have it."""
+    if not SLOWEST <= rate <= FASTEST:
+        raise QuantityError(f"a link has {format_rate(SLOWEST)} to {format_rate(FASTEST)}, not {format_rate(rate)}")
+    return rate
+
+
+def format_rate(rate: float | None) -> str:
+    """`400 Mbit/s`, `2.5 Gbit/s`; None is `no limit`."""
+    if rate is None:
+        return "no limit"
+    unit = next((unit for unit in ("g", "m", "k") if rate >= _FACTOR[unit]), "")
+    digits = f"{rate / _FACTOR[unit]:.4g}"
+    return f"{digits} {unit.upper() if unit != 'k' else unit}bit/s"
+
+
+def parse_delay(text: str) -> float:
+    """Seconds from `500us` or `1.5ms`; positive, at most one second."""
+    match = _DELAY.fullmatch(text.strip())
+    if match is None:
+        raise QuantityError(f"{text!r} is not a delay", way_out="write 500us or 1.5ms")
+    seconds = float(match[1]) * _SECONDS[match[2].lower()]
+    if not (0.0 < seconds <= 1.0 and math.isfinite(seconds)):
+        raise QuantityError(f"a delay is positive and at most 1 s, not {text}")
+    return seconds

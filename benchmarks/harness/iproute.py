@@ -53,15 +53,12 @@ def attempt(command: Command) -> tuple[int, str, str]:
 
 
 def namespaces() -> list[str]:
-    """Names of all namespaces of this machine."""
-    _, output, _ = attempt(("ip", "netns", "list"))
-    return [line.split()[0] for line in output.splitlines() if line.strip()]
+    return [line.split()[0] for line in attempt(("ip", "netns", "list"))[1].splitlines() if line.strip()]
 
 
 def processes(namespace: str) -> list[int]:
     """Ids of the processes in a namespace; empty if it does not exist."""
-    _, output, _ = attempt(("ip", "netns", "pids", namespace))
-    return [int(word) for word in output.split()]
+    return [int(word) for word in attempt(("ip", "netns", "pids", namespace))[1].split()]
 
 
 def sent_bytes(namespace: str) -> int:

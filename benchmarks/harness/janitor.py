@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import shutil
 import signal
@@ -42,10 +43,8 @@ class Claim:
 
     def __init__(self) -> None:
         with _one_at_a_time():
-            number = 0
-            while (FOLDER / f"{os.getpid()}-{number}").exists():
-                number += 1
-            self.token = f"{os.getpid()}-{number}"
+            tokens = (f"{os.getpid()}-{number}" for number in itertools.count())
+            self.token = next(token for token in tokens if not (FOLDER / token).exists())
             self.folder = FOLDER / self.token
             self.folder.mkdir()
             self._lock = (self.folder / "lock").open("w")
@@ -113,7 +112,6 @@ def leftovers(token: str) -> list[str]:
 
 
 def _owned(token: str) -> bool:
-    """Whether a live process holds the lock of a token."""
     try:
         with (FOLDER / token / "lock").open("r") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -20,14 +20,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 from harness import commands, iproute, janitor
-from harness.commands import INTERFACE, LARGE_SEGMENT, SEGMENT, Link, Names
 from harness.errors import HarnessError, NetworkUnavailableError, QuantityError
-from harness.quantities import check_rate, format_rate, parse_delay, parse_rate
-from harness.ranks import Log, Place, RankResult, Target, allowed_cores, cores_for, print_line, run_ranks
+from harness.ranks import Log, Place, RankResult, Target, cores_for, print_line, run_ranks
 
 LOOPBACK = "loopback, not a network"
 FIRST_PORT = 29500
@@ -63,16 +61,17 @@ class Network:
         if not 2 <= hosts <= janitor.MOST_HOSTS:
             raise QuantityError(f"a network has 2 to {janitor.MOST_HOSTS} hosts, not {hosts}")
         self.hosts = hosts
-        self.link = Link(_rate(rate), None if delay is None else parse_delay(delay))
+        self.link = commands.Link(_rate(rate), None if delay is None else commands.parse_delay(delay))
         self.problem: str | None = None
         """Why this is the loopback interface and not a network."""
         self.delay_problem: str | None = None
         """Why packets are not delayed although they should be."""
-        self.cores = cores_for(hosts, allowed_cores()) if pin else [None] * hosts
+        allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()  # else it can't be known or set
+        self.cores = cores_for(hosts, allowed) if pin else [None] * hosts
         self._require = require
         self._log = log
         self._claim: janitor.Claim | None = None
-        self._names: Names | None = None
+        self._names: commands.Names | None = None
         self._signals = _Signals()
         self._runs = itertools.count()
 
@@ -91,7 +90,7 @@ class Network:
             print(f"{LOOPBACK}: {self.problem}", file=sys.stderr, flush=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._leave()
 
     def _build(self) -> str | None:
@@ -99,7 +98,7 @@ class Network:
         janitor.sweep()
         with janitor.signals_held_back():
             self._claim = janitor.Claim()
-        names = Names(self._claim.token, self.hosts)
+        names = commands.Names(self._claim.token, self.hosts)
         try:
             iproute.execute(commands.setup(names, self.link))
         except NetworkUnavailableError as error:
@@ -147,11 +146,9 @@ class Network:
         """One line that belongs to every result."""
         if not self.is_network:
             return LOOPBACK
-        parts = [
-            f"{self.hosts} hosts (network namespaces)",
-            f"{format_rate(self.link.rate)} up and down each" if self.link.rate else "links without limit",
-        ]
-        if self.link.segment != SEGMENT:
+        limit = f"{commands.format_rate(self.link.rate)} up and down each" if self.link.rate else "links without limit"
+        parts = [f"{self.hosts} hosts (network namespaces)", limit]
+        if self.link.segment != commands.SEGMENT:
             parts.append(f"segments of {self.link.segment >> 10} KiB")
         if self.link.delay is not None:
             parts.append(f"{1e3 * self.link.delay:g} ms delay")
@@ -171,11 +168,12 @@ class Network:
             QuantityError: not a rate, or out of range.
             NetworkUnavailableError: the kernel refuses.
         """
-        wanted = replace(self.link, rate=_rate(rate), segment=LARGE_SEGMENT if large_segments else SEGMENT)
+        segment = commands.LARGE_SEGMENT if large_segments else commands.SEGMENT
+        wanted = replace(self.link, rate=_rate(rate), segment=segment)
         if self._names is not None and wanted.segment != self.link.segment:
             done = all(iproute.attempt(command)[0] == 0 for command in commands.segments(self._names, wanted))
             if not done:  # an older kernel
-                wanted = replace(wanted, segment=SEGMENT)
+                wanted = replace(wanted, segment=commands.SEGMENT)
                 for command in commands.segments(self._names, wanted):
                     iproute.attempt(command)
         self.link = wanted
@@ -219,12 +217,12 @@ class Network:
         arguments = args if callable(args) else lambda rank: args
         names = self._names
         if names is None:
-            places = [Place(core=core) for core in self.cores]
+            places: list[Place] = [((), core) for core in self.cores]
             port, interface = _free_port(), LOOPBACK_INTERFACE.get(sys.platform)
         else:
             enter = ("ip", "netns", "exec")
-            places = [Place((*enter, names.host(index)), core) for index, core in enumerate(self.cores)]
-            port, interface = FIRST_PORT + next(self._runs), INTERFACE
+            places = [((*enter, names.host(index)), core) for index, core in enumerate(self.cores)]
+            port, interface = FIRST_PORT + next(self._runs), commands.INTERFACE
         environment = {
             "TORCH_CPP_LOG_LEVEL": "ERROR",  # it warns about hosts without names
             **os.environ,
@@ -238,7 +236,7 @@ class Network:
             **({} if interface is None else {"GLOO_SOCKET_IFNAME": interface}),
             **(env or {}),
         }
-        parent = self._claim.folder if self._claim is not None else None
+        parent = None if self._claim is None else self._claim.folder
         with tempfile.TemporaryDirectory(prefix="run-", dir=parent) as folder:
             return run_ranks(target, arguments, places, environment, Path(folder), self.describe(), timeout, self._log)
 
@@ -273,11 +271,10 @@ class _Signals:
 
 
 def _rate(rate: str | int | None) -> int | None:
-    return parse_rate(rate) if isinstance(rate, str) else None if rate is None else check_rate(rate)
+    return commands.parse_rate(rate) if isinstance(rate, str) else None if rate is None else commands.check_rate(rate)
 
 
 def _free_port() -> int:
-    """An unused port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

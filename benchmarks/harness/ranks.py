@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from harness.errors import Failure, HarnessError, RankError, RankFailedError, Ra
 
 Target = Callable[..., Any] | Sequence[str]
 Log = Callable[[int, str], None]
+Place = tuple[tuple[str, ...], int | None]
+"""Prefix of a rank's command, for example to enter a namespace; and the processor it may use, None: all."""
 LAST_LINES = 25
 GRACE = 1.0
 """Seconds that the other ranks have to fail by themselves after the first one."""
@@ -49,24 +51,9 @@ class RankResult:
     """The last lines that it printed."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where one rank runs."""
-
-    prefix: tuple[str, ...] = ()
-    """Prefix of the command, for example to enter a namespace."""
-    core: int | None = None
-    """The processor it may use; None: all."""
-
-
-def cores_for(ranks: int, allowed: Sequence[int]) -> list[int | None]:
+def cores_for(ranks: int, allowed: Collection[int]) -> list[int | None]:
     """One core per rank if there are enough; otherwise no pinning."""
     return list(sorted(allowed)[:ranks]) if len(allowed) >= ranks else [None] * ranks
-
-
-def allowed_cores() -> list[int]:
-    """The processors this process may use; empty where that can't be known or set."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def print_line(rank: int, line: str) -> None:
@@ -87,8 +74,8 @@ def run_ranks(
     """Run `target` once on each place; rank i runs on place i.
 
     Args:
-        target: a function at the top level of an importable module, or the beginning of a command.
-        arguments: of each rank: what the function is called with (picklable), or the rest of the command.
+        target: as in `Network.run`.
+        arguments: of each rank, picklable.
         places: where the ranks run.
         environment: set for all ranks; RANK and FARSKIP_RESULT are added.
         folder: an existing folder for results, used by this call alone.
@@ -96,23 +83,20 @@ def run_ranks(
         timeout: seconds from the start of the first rank to the end of the last.
         log: called with each line of each rank, from other threads; None: lines are dropped.
 
-    Raises:
-        RankFailedError: a rank ended with a non-zero status, or a function without a result.
-        RankTimeoutError: not all ended in time.
-        HarnessError: `target` is a function that other processes can't import.
+    Raises as `Network.run`, and `HarnessError` if other processes can't import `target`.
     """
-    commands = [_command(target, arguments(rank), folder / f"{rank}.call") for rank in range(len(places))]
+    commands = [_command(target, arguments(rank), folder / f"{rank}.call", *place) for rank, place in enumerate(places)]
     ended: queue.SimpleQueue[_Rank] = queue.SimpleQueue()
     ranks: list[_Rank] = []
     deadline = time.monotonic() + timeout
     try:
-        for rank, (place, command) in enumerate(zip(places, commands, strict=True)):
+        for rank, command in enumerate(commands):
             variables = {**environment, "RANK": str(rank), "FARSKIP_RESULT": str(folder / f"{rank}.json")}
-            ranks.append(_Rank(rank, place, command, variables, log, ended))
+            ranks.append(_Rank(rank, command, variables, log, ended))
         failures = _follow(ranks, ended, deadline, timeout)
     finally:
-        for rank_ in ranks:
-            rank_.kill()
+        for started in ranks:
+            started.kill()
     if failures:
         raise failures
     values = [_value(rank, folder / f"{rank.rank}.json", owed=callable(target)) for rank in ranks]
@@ -125,19 +109,16 @@ class _Rank:
     def __init__(
         self,
         rank: int,
-        place: Place,
         command: Sequence[str],
-        environment: Mapping[str, str],
+        env: Mapping[str, str],
         log: Log | None,
         ended: queue.SimpleQueue[_Rank],
     ) -> None:
         self.rank = rank
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
-        core = "-" if place.core is None else str(place.core)
-        launcher = (sys.executable, "-P", str(Path(__file__).with_name("launch.py")), str(os.getpid()), core)
         self._process = subprocess.Popen(
-            [*place.prefix, *launcher, *command],
-            env=dict(environment),
+            command,
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -202,9 +183,8 @@ def _follow(
             break
         running.remove(rank)
         if how := rank.bad_end():
+            deadline = deadline if failures else time.monotonic() + GRACE
             failures.append(rank.failure(how))
-            if len(failures) == 1:
-                deadline = time.monotonic() + GRACE
     if failures:
         return RankFailedError(failures)
     if running:
@@ -214,10 +194,14 @@ def _follow(
     return None
 
 
-def _command(target: Target, arguments: Sequence[Any], file: Path) -> list[str]:
-    """Arguments of `launch.py`: a command, or a file with the call in it."""
+def _command(
+    target: Target, arguments: Sequence[Any], file: Path, prefix: tuple[str, ...], core: int | None
+) -> list[str]:
+    """`launch.py` with a command, or a file with the call in it."""
+    launcher = (sys.executable, "-P", str(Path(__file__).with_name("launch.py")))
+    start = [*prefix, *launcher, str(os.getpid()), "-" if core is None else str(core)]
     if not callable(target):
-        return ["exec", *target, *map(str, arguments)]
+        return [*start, "exec", *target, *map(str, arguments)]
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", "")
     if module in (None, "__main__") or "." in name or getattr(sys.modules.get(module), name, None) is not target:
         raise HarnessError(
@@ -225,11 +209,10 @@ def _command(target: Target, arguments: Sequence[Any], file: Path) -> list[str]:
             way_out="pass a function at the top level of a module other than the script that is being run",
         )
     file.write_bytes(pickle.dumps((sys.path, module, name, pickle.dumps(tuple(arguments)))))
-    return ["call", str(file)]
+    return [*start, "call", str(file)]
 
 
 def _value(rank: _Rank, file: Path, owed: bool) -> Any:
-    """The result that a rank left."""
     try:
         return json.loads(file.read_text())
     except FileNotFoundError:

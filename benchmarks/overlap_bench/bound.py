@@ -43,12 +43,8 @@ class Bound:
 
 
 def scaled(programs: Sequence[Program], compute: float, communication: float) -> list[Program]:
-    """`programs` with seconds that add up to what was measured, in proportion to the estimates.
-
-    Args:
-        programs: run one after the other.
-        compute: seconds of all compute alone.
-        communication: seconds of all collectives, one after the other.
+    """`programs`, run one after the other, with seconds in proportion to the estimates that add up to what was measured
+    of all compute alone and of all collectives, one after the other.
     """
     tasks = [task for program in programs for task in program.tasks]
     on_wire = sum(task.seconds for task in tasks if task.role is Role.LAUNCH)

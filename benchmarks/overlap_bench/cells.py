@@ -1,7 +1,21 @@
-"""The grid of combinations of model, phase, routing, hosts and ratio, and how a cell is named.
+"""The grid of combinations of model, phase, routing, hosts and ratio, and the variants that are compared in each cell.
 
 Contract: `deepseek_v3/prefill/balanced/2/0.5` is model/phase/routing/hosts/ratio of communication to compute. Cells
-that differ only in the ratio form a group, measured by one launch of the ranks.
+that differ only in the ratio form a group, measured by one launch of the ranks. `steps.py` makes the variants:
+
+plain             the plain model, compiled by Inductor: torch.compile out of the box
+inductor overlap  the same with Inductor's own overlap scheduling, on the graph (`inductor.py`)
+inductor passes   the same with its passes on kernels
+overlapped eager  the FarSkip form written by hand, in eager mode, as AMD trains it: async collectives, hooks that
+                  wait for those of the backward pass, and an autograd engine with other priorities
+hand-written      the FarSkip form written by hand, compiled by Inductor
+none              the plain model by our backend, connectivity "none": scheduled, not rewired
+full              the same, connectivity "full": rewired and scheduled
+compute           like hand-written, with collectives that replay recorded results: the compute of the step
+communication     the collectives of that step one after another, and nothing else
+
+The last two are of the FarSkip form, which the bound is for: under tensor parallelism its backward pass has fewer
+all-reduces than the plain model's, because Inductor merges those of the same gradient.
 """
 
 from __future__ import annotations
@@ -16,6 +30,20 @@ PHASES = (PREFILL, DECODE, TRAINING)
 ROUTINGS = (BALANCED, SKEWED)
 HOSTS = (2, 4)
 RATIOS = (0.25, 0.5, 1.0, 2.0)
+
+PLAIN, OVERLAP, PASSES = "plain", "inductor overlap", "inductor passes"
+EAGER, HAND = "overlapped eager", "hand-written"
+NONE, FULL = "none", "full"
+COMPUTE, COMMUNICATION = "compute", "communication"
+
+ORDER = (PLAIN, OVERLAP, PASSES, EAGER, HAND, NONE, FULL)
+"""The order in tables: baselines, then ours."""
+OURS = (NONE, FULL)
+BASELINES = (PLAIN, OVERLAP, PASSES, EAGER, HAND)
+PROFILED = (OVERLAP, PASSES, *OURS)
+"""Variants that depend on the hardware profile: another link needs another compile."""
+COMPARED = ((OVERLAP, PLAIN), (PASSES, PLAIN), (NONE, PLAIN), (FULL, HAND), (EAGER, HAND))
+"""(variant, what it must equal)."""
 
 
 class CellError(ValueError):
@@ -47,18 +75,13 @@ class Cell:
 
     @staticmethod
     def parse(text: str) -> Cell:
-        """The cell of that name; the ratio may be any positive number, the rest is one of the grid's values.
-
-        Raises:
-            CellError: the text does not name a cell.
-        """
+        """The cell of that name, or a `CellError`; the ratio may be any positive number, the rest is as in the grid."""
         try:
             model, phase, routing, hosts, ratio = text.split("/")
             cell = Cell(Group(model, phase, routing, int(hosts)), float(ratio))
         except ValueError:
             raise CellError(f"{text!r} is not a cell: write model/phase/routing/hosts/ratio, {EXAMPLE}") from None
-        known = ((model, MODELS), (phase, PHASES), (routing, ROUTINGS), (cell.group.hosts, HOSTS))
-        for value, allowed in known:
+        for value, allowed in ((model, MODELS), (phase, PHASES), (routing, ROUTINGS), (cell.group.hosts, HOSTS)):
             if value not in allowed:
                 raise CellError(f"{text!r} is not a cell: {value} is not one of {', '.join(map(str, allowed))}")
         if not 0 < cell.ratio < 100:
@@ -102,8 +125,6 @@ def quick() -> list[Cell]:
 def by_group(cells: Iterable[Cell]) -> dict[Group, list[float]]:
     """Ratios by group, in the order of the cells."""
     groups: dict[Group, list[float]] = {}
-    for cell in cells:
-        ratios = groups.setdefault(cell.group, [])
-        if cell.ratio not in ratios:
-            ratios.append(cell.ratio)
+    for cell in dict.fromkeys(cells):
+        groups.setdefault(cell.group, []).append(cell.ratio)
     return groups

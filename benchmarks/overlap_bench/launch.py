@@ -1,13 +1,19 @@
-"""Runs the ranks of one group of cells, and changes the network for them.
+"""Runs the ranks of one group of cells, and answers what they ask: to change the network, and to take results.
 
 Contract: `run_group` calls back with each cell as soon as it is finished; cells finished before a rank fails are kept.
+One rank asks, one question after another; `desk` answers in order. Questions and answers are plain data. They meet at a
+Unix socket in a folder, because network namespaces share the file system and nothing else. What the desk can't answer
+is an error on both ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +21,6 @@ from common import processor
 from harness import Network
 
 from overlap_bench.cells import Cell, Group
-from overlap_bench.mailbox import Desk
 from overlap_bench.results import Result, summarise
 from overlap_bench.settings import describe
 
@@ -29,6 +34,9 @@ ENVIRONMENT = {
 """Of every rank, the same for all variants."""
 TIMEOUT = 3600.0
 """Seconds for a group."""
+PATIENCE = 60.0
+"""Seconds to wait for an answer."""
+SOCKET = "desk"
 
 
 def run_group(
@@ -42,13 +50,10 @@ def run_group(
     traces: Path | None,
     finished: Callable[[Result], None],
 ) -> dict[str, Any]:
-    """Measure the cells of `group`; returns the profile of this machine's compute.
+    """Measure the cells of `group` at these `ratios`, with `settings_of` it; returns the profile of the compute.
 
     Args:
         network: with the group's number of hosts, inside its `with` block.
-        group: which model and step.
-        ratios: of communication to compute.
-        settings: from `settings_of`.
         options: further ones of our backend.
         profile: of this machine's compute, if known.
         traces: folder for Chrome traces; None: they are not kept.
@@ -65,25 +70,66 @@ def run_group(
             network.set_rate(question["rate"], large_segments=question.get("large_segments", False))
             return {"rate": network.link.rate if network.is_network else None, "text": network.describe()}
         handed = question["cell"]
-        finished(
-            summarise(
-                Cell(group, handed["ratio"]),
-                handed,
-                about=describe(group, dict(settings)),
-                cores=cores,
-                when=time.strftime("%Y-%m-%d %H:%M"),
-                machine=processor(),
-                is_network=network.is_network,
-            )
-        )
-        return None
+        words = {"about": describe(group, settings), "when": time.strftime("%Y-%m-%d %H:%M"), "machine": processor()}
+        cell = Cell(group, handed["ratio"])
+        return finished(summarise(cell, handed, is_network=network.is_network, cores=cores, **words))
 
-    with tempfile.TemporaryDirectory(prefix="mailbox-") as folder, Desk(Path(folder), answer):
+    with tempfile.TemporaryDirectory(prefix="mailbox-") as folder, desk(Path(folder), answer):
         results = network.run(
             ranks.measure_group,
             lambda rank: (rank, settings, ratios, options, profile, folder, None if traces is None else str(traces)),
             env=ENVIRONMENT,
             timeout=TIMEOUT,
         )
-    found: dict[str, Any] = results[0].value
-    return found
+    return results[0].value  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def desk(folder: Path, handler: Callable[[Any], Any]) -> Iterator[None]:
+    """Answer questions that arrive in `folder`, an empty one, in a thread.
+
+    What the handler raises is raised at the end of the block, in place of the errors of the ranks that miss an answer.
+    """
+    path = str(folder / SOCKET)
+    problems: list[Exception] = []
+
+    def answer(question: Any) -> tuple[Any, str | None]:
+        try:
+            return handler(question), None
+        except Exception as error:
+            problems.append(error)
+            return None, f"{type(error).__name__}: {error}"
+
+    def serve() -> None:
+        while True:
+            with contextlib.suppress(EOFError, OSError), listener.accept() as rank:
+                if (question := rank.recv()) is None:
+                    return
+                rank.send(answer(question))
+
+    with Listener(path, "AF_UNIX") as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield
+        except Exception:
+            if not problems:
+                raise
+        finally:
+            with contextlib.suppress(OSError), Client(path, "AF_UNIX") as end:
+                end.send(None)
+            thread.join()
+    if problems:
+        raise problems[-1]
+
+
+def ask(folder: str, question: Any) -> Any:
+    """The answer to a question, which is not None; `RuntimeError` if there is none in time, or an error instead."""
+    with Client(str(Path(folder) / SOCKET), "AF_UNIX") as end:
+        end.send(question)
+        if not end.poll(PATIENCE):
+            raise RuntimeError(f"the process that started this rank did not answer within {PATIENCE:.0f} s")
+        answer, error = end.recv()
+    if error is not None:
+        raise RuntimeError(f"the process that started this rank failed to answer: {error}")
+    return answer

@@ -13,8 +13,7 @@ from typing import Any
 
 from common import picture
 
-from overlap_bench.cells import PHASES
-from overlap_bench.names import EAGER, FULL, HAND, NONE, ORDER, OVERLAP, PASSES, PLAIN
+from overlap_bench.cells import EAGER, FULL, HAND, NONE, ORDER, OVERLAP, PASSES, PHASES, PLAIN
 from overlap_bench.results import Result
 from overlap_bench.targets import HIDDEN, HOSTS, OVER_BOUND, RATIOS
 
@@ -34,18 +33,14 @@ WIDTH = 0.82
 
 
 def write_plot(results: Sequence[Result], path: Path) -> None:
-    """One picture as PNG; a column for each phase that was measured.
-
-    Raises:
-        ImportError: there is no matplotlib.
-    """
+    """One picture as PNG; a column for each phase that was measured."""
     phases = [phase for phase in PHASES if any(result.at.group.phase == phase for result in results)]
     with picture(path, 2, len(phases), (2.2 + 4.3 * len(phases), 7.2)) as (figure, axes):
         for column, phase in enumerate(phases):
             members = [result for result in results if result.at.group.phase == phase]
             hidden, over = axes[0][column], axes[1][column]
-            _marks(hidden, members, lambda result, name: _percent(result.hidden(name)))
-            _marks(over, members, lambda result, name: result.over_bound(name))
+            _marks(hidden, members, lambda result, name: result.hidden(name), 100)
+            _marks(over, members, lambda result, name: result.over_bound(name), 1)
             hidden.set_ylim(-4, 104)
             hidden.set_title(f"{phase} ({len(members)} cell{'s' * (len(members) != 1)})", fontsize=12)
             over.set_ylim(bottom=min(0.95, over.get_ylim()[0]))
@@ -63,7 +58,7 @@ def write_plot(results: Sequence[Result], path: Path) -> None:
         figure.legend(shown.values(), shown.keys(), **place, frameon=False, fontsize=9)
 
 
-def _marks(axis: Any, results: Sequence[Result], figure: Callable[[Result, str], float | None]) -> None:
+def _marks(axis: Any, results: Sequence[Result], figure: Callable[[Result, str], float | None], scale: int) -> None:
     ratios = sorted({result.at.ratio for result in results})
     names = [name for name in ORDER if any(name in result.exposed for result in results)]
     for place, name in enumerate(names):
@@ -71,7 +66,7 @@ def _marks(axis: Any, results: Sequence[Result], figure: Callable[[Result, str],
         label = name
         for step, ratio in enumerate(ratios):
             found = [figure(result, name) for result in results if result.at.ratio == ratio and name in result.exposed]
-            values = [value for value in found if value is not None]
+            values = [scale * value for value in found if value is not None]
             if not values:
                 continue
             x = step + offset
@@ -95,7 +90,3 @@ def _target(axis: Any, ratios: Sequence[float], wanted: float | None, scale: flo
         span = [min(steps) - 0.5, max(steps) + 0.5]
         label = f"target for full, {HOSTS} hosts"
         axis.plot(span, [scale * wanted] * 2, color="#c0392b", linewidth=1.4, linestyle="--", label=label)
-
-
-def _percent(part: float | None) -> float | None:
-    return None if part is None else 100 * part

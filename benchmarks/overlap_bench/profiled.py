@@ -38,11 +38,7 @@ def exposure(
     Figures are seconds of `communication`, `exposed`, `compute`, and `waiting`: the part of `exposed` in which another
     rank had not launched that collective yet; with a backward pass, also of `forward` and `backward`, except `compute`.
 
-    Args:
-        run: the step.
-        times: how many steps are profiled; at least one.
-        messages: sizes in bytes of what its collectives send.
-        keep: where the Chrome trace of the first is kept; None: nowhere.
+    Of `times` steps, one at least, which send `messages` of these sizes in bytes, `keep` is for the first one's trace.
     """
     found, peaks = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -100,10 +96,8 @@ def peak_of(
 ) -> int:
     """The highest sum of the CPU's allocations and frees.
 
-    Args:
-        events: of a Chrome trace, times in microseconds.
-        flights: when each collective begins and ends, in nanoseconds.
-        messages: sizes in bytes of what the collectives send.
+    Times of `events`, from a Chrome trace, are in microseconds; `flights`, when each collective begins and ends, in
+    nanoseconds; `messages` are the sizes in bytes of what the collectives send.
     """
     changes = sorted(
         (

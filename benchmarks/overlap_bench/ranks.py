@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,30 +29,37 @@ from farskip_compile.passes.schedule import kernels
 from farskip_compile.passes.schedule.program import Program
 from farskip_compile.profiling import kernels_visible
 from farskip_compile.ranks.leave import leaving
+from overlap_bench import steps
+from overlap_bench.alone import (
+    Exchange,
+    Probe,
+    communication,
+    compute_profile,
+    find_rate,
+    imbalance,
+    link_profile,
+    replay_group,
+)
 from overlap_bench.bound import Bound, bound_of, scaled
-from overlap_bench.generated import captured_code, facts, shared_kernels
-from overlap_bench.link import Probe, communication, compute_profile, find_rate, link_profile
-from overlap_bench.mailbox import Mailbox
-from overlap_bench.names import COMMUNICATION, COMPARED, COMPUTE, FULL, ORDER, OURS
-from overlap_bench.own_overlap import device_figures
+from overlap_bench.cells import COMMUNICATION, COMPARED, COMPUTE, FULL, ORDER, OURS
+from overlap_bench.inductor import captured_code, device_figures, facts, shared_kernels
+from overlap_bench.launch import ask
 from overlap_bench.profiled import exposure
-from overlap_bench.replay import Exchange, imbalance, replay_group
-from overlap_bench.results import slowest_median
-from overlap_bench.steps import Step, Variant, compare
-from overlap_bench.timing import interleaved, processor_seconds
-from overlap_bench.variants import Variants, compute_alone
+from overlap_bench.results import Timing
 
 PROBES = 5
 """Repetitions of compute alone, and of communication alone, to find the rate."""
 LARGE_MESSAGE = 600_000
 """Average bytes to another rank from which TCP may hand over larger segments."""
 
+Data = Mapping[str, Any]
+
 
 @dataclass
 class Built:
     """A compiled variant."""
 
-    variant: Variant
+    variant: steps.Variant
     seconds: float
     """For its first step."""
     code: dict[str, int]
@@ -66,23 +72,16 @@ class Built:
 
 def measure_group(
     rank: int,
-    settings: Mapping[str, Any],
+    settings: Data,
     ratios: Sequence[float],
-    options: Mapping[str, Any],
-    known_profile: dict[str, Any] | None,
+    options: Data,
+    known: Data | None,
     folder: str,
     traces: str | None,
-) -> dict[str, Any]:
+) -> Data:
     """Measure cells, and hand each over when it is finished. Returns the profile of this machine's compute.
 
-    Args:
-        rank: of this process.
-        settings: of the group, from `settings_of`.
-        ratios: of communication to compute.
-        options: further ones of our backend.
-        known_profile: what an earlier call returned; None: calibrate.
-        folder: of the mailbox.
-        traces: folder for Chrome traces; None: they are not kept.
+    As `run_group`, in the mailbox `folder`; `known` is what an earlier call returned (None: calibrate).
     """
     torch.set_num_threads(1)
     # every pass must run, since programs and code are taken from it; compiled kernels are still cached on disk
@@ -91,8 +90,8 @@ def measure_group(
     torch._dynamo.config.recompile_limit = 256
     dist.init_process_group("gloo", timeout=timedelta(minutes=10))
     with leaving():
-        machine = compute_profile(known_profile, settings["calibration"])
-        group = _Group(rank, settings, options, Mailbox(folder), machine)
+        machine = compute_profile(known, settings["calibration"])
+        group = _Group(rank, settings, options, folder, machine)
         for ratio in ratios:
             group.measure(ratio, None if traces is None else Path(traces))
     return machine.to_json()
@@ -101,23 +100,17 @@ def measure_group(
 class _Group:
     """The state of a group between its cells."""
 
-    def __init__(
-        self,
-        rank: int,
-        settings: Mapping[str, Any],
-        options: Mapping[str, Any],
-        mailbox: Mailbox,
-        machine: HardwareProfile,
-    ) -> None:
+    def __init__(self, rank: int, settings: Data, options: Data, mailbox: str, machine: HardwareProfile) -> None:
         self.rank, self.settings, self.options, self.mailbox, self.machine = rank, settings, options, mailbox, machine
         assert dist.group.WORLD is not None
-        self.variants = Variants(settings, dist.group.WORLD)
-        self.step = Step(settings, rank, self.variants.model)
+        self.model = steps.make_model(settings, dist.group.WORLD)
+        self.step = steps.Step(settings, rank, self.model)
         self.built: dict[str, Built] = {}
         self.digest = ""
         self._log("compute alone")
         self._compute_alone()
-        for variant in self.variants.fixed():
+        variants, self.missing = steps.fixed_variants(self.model, settings, dist.group.WORLD)
+        for variant in variants:
             self._build(variant, machine)
 
     def _log(self, text: str) -> None:
@@ -127,14 +120,14 @@ class _Group:
     def _ask(self, question: dict[str, Any]) -> Any:
         """Rank 0's answer, on all ranks."""
         dist.barrier()
-        answer = [self.mailbox.ask(question) if self.rank == 0 else None]
+        answer = [ask(self.mailbox, question) if self.rank == 0 else None]
         dist.broadcast_object_list(answer, src=0)
         return answer[0]
 
     def _compute_alone(self) -> None:
         self._ask({"rate": None})
         group = replay_group()
-        variant = compute_alone(self.settings, group)
+        variant = steps.compute_alone(self.settings, group)
         with kernels_visible(), shared_kernels():
             self.step(variant)
         group.record()
@@ -148,10 +141,10 @@ class _Group:
 
         self.run_compute = run
         # the shortest: a moment in which the machine is slow would make the network slower in all cells
-        probed = _gathered(interleaved({COMPUTE: run}, 2 * PROBES)[COMPUTE])
+        probed = _gathered(steps.interleaved({COMPUTE: run}, 2 * PROBES)[COMPUTE])
         self.compute = min(map(max, zip(*probed, strict=True)))
 
-    def _build(self, variant: Variant, profile: HardwareProfile) -> None:
+    def _build(self, variant: steps.Variant, profile: HardwareProfile) -> None:
         programs: list[Program] = []
         read = kernels.read_kernels
 
@@ -161,12 +154,13 @@ class _Group:
 
         clear_schedules()
         start = time.perf_counter()
-        with ExitStack() as stack:
-            stack.enter_context(kernels_visible())
-            stack.enter_context(shared_kernels())
-            stack.enter_context(device_figures(profile, self.imbalance))
-            stack.enter_context(mock.patch.object(kernels, "read_kernels", reading))
-            codes = stack.enter_context(captured_code())
+        with (
+            kernels_visible(),
+            shared_kernels(),
+            device_figures(profile, self.imbalance),
+            mock.patch.object(kernels, "read_kernels", reading),
+            captured_code() as codes,
+        ):
             self.step(variant)
         seconds = time.perf_counter() - start
         estimates = [schedule.to_json() for schedule in last_schedules()] if variant.name in OURS else []
@@ -180,35 +174,33 @@ class _Group:
         run()
         probed = self._probe(ratio, run)
         network = probed.network
-        self._log(
-            f"ratio {ratio:g}: compute {1e3 * self.compute:.0f} ms, communication {1e3 * probed.seconds:.0f} ms; "
-            f"{network['text']}"
-        )
+        times = f"compute {1e3 * self.compute:.0f} ms, communication {1e3 * probed.seconds:.0f} ms"
+        self._log(f"ratio {ratio:g}: {times}; {network['text']}")
         seconds, rate = self.settings["calibration"], network["rate"]
         profile = link_profile(self.machine, seconds, exchanges=self.exchanges, rate=rate, alone=probed.seconds)
         if profile.digest() != self.digest:
             options = {"load_imbalance": self.imbalance, **self.options}
-            for variant in self.variants.profiled(profile, options):
+            for variant in steps.profiled_variants(self.model, profile, options):
                 self._build(variant, profile)
             self.digest = profile.digest()
 
         variants = {name: self.built[name].variant for name in ORDER if name in self.built}
         results = {name: self.step.results(variant) for name, variant in variants.items()}
         checks = [
-            {"one": one, "other": other, **compare(results[one], results[other])}
+            {"one": one, "other": other, **steps.compare(results[one], results[other])}
             for one, other in COMPARED
             if one in results and other in results
         ]
         del results
         runs = {name: (lambda variant=variant: self.step(variant)) for name, variant in variants.items()}
-        before = processor_seconds()
-        seconds = interleaved(
+        before = steps.processor_seconds()
+        seconds = steps.interleaved(
             {**runs, COMPUTE: self.run_compute, COMMUNICATION: run},
             int(self.settings["repetitions"]),
             least=int(self.settings["least"]),
             budget=float(self.settings["seconds"]),
         )
-        busy = [now - then for now, then in zip(processor_seconds(), before, strict=True)]
+        busy = [now - then for now, then in zip(steps.processor_seconds(), before, strict=True)]
         exposed, peaks = {}, {}
         messages = {exchange.sent * exchange.dtype.itemsize for exchange in self.exchanges}
         for name in variants:
@@ -226,33 +218,30 @@ class _Group:
 
         def measured(rate: float) -> Probe:
             network = self._ask({"rate": rate, "large_segments": large})
-            return Probe(rate, slowest_median(_gathered(interleaved({"": run}, PROBES)[""])), network)
+            return Probe(rate, Timing.of(_gathered(steps.interleaved({"": run}, PROBES)[""])).median, network)
 
         return find_rate(ratio * self.compute, max(_gathered(own)), measured)
 
-    def _hand_over(
-        self, ratio: float, network: dict[str, Any], profile: HardwareProfile, values: list[dict[str, Any]]
-    ) -> None:
-        alone = [slowest_median([value["seconds"][what] for value in values]) for what in (COMPUTE, COMMUNICATION)]
+    def _hand_over(self, ratio: float, network: Data, profile: HardwareProfile, values: list[Data]) -> None:
+        alone = [Timing.of([value["seconds"][what] for value in values]).median for what in (COMPUTE, COMMUNICATION)]
         bound: Bound = bound_of(scaled(self.built[FULL].programs, *alone))
         cell = {
             "ratio": ratio,
             "network": network,
             "ranks": values,
             "exchanges": len(self.exchanges),
-            "resident_bytes": self.step.resident_bytes(self.variants.model),
+            "resident_bytes": self.step.resident_bytes(self.model),
             "compile_seconds": {name: built.seconds for name, built in self.built.items()},
             "code": {name: built.code for name, built in self.built.items()},
             "estimates": {name: self.built[name].estimates for name in OURS},
             "model_bound": {**asdict(bound), "unhideable": bound.unhideable, "slowing": bound.slowed - bound.total},
             "profile": profile.to_json(),
-            "missing": self.variants.missing,
+            "missing": self.missing,
         }
         self._ask({"cell": cell})
 
 
 def _gathered(value: Any) -> list[Any]:
-    """The values of all ranks."""
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
     return found

@@ -6,6 +6,7 @@ every cell; a cell that is measured again replaces its entry, so that an interru
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,8 +15,7 @@ from typing import Any
 
 from common import decode, load_records, write_records
 
-from overlap_bench.cells import Cell
-from overlap_bench.names import COMMUNICATION, COMPUTE, FULL, OVERLAP, PASSES, PLAIN
+from overlap_bench.cells import COMMUNICATION, COMPUTE, FULL, OVERLAP, PASSES, PLAIN, Cell
 
 SCHEMA = 2
 TOLERANCE = 1e-4
@@ -41,11 +41,6 @@ def peak_growth(scheduled: Iterable[Mapping[str, Any]]) -> float:
     Inductor's order; graphs as `ScheduleReport.to_json` writes them."""
     peaks = [{when: graph[when]["peak_bytes"] for when in ("unscheduled", "before", "after")} for graph in scheduled]
     return max(peak["after"] / min(peak["unscheduled"], peak["before"]) - 1 for peak in peaks)
-
-
-def slowest_median(ranks: Sequence[Sequence[float]]) -> float:
-    """The median step, each as long as on its slowest rank."""
-    return Timing.of(ranks).median
 
 
 @dataclass(frozen=True)
@@ -166,11 +161,8 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, with derived figures for readers of the file."""
-        figures = {
-            "ratio": self.ratio,
-            "bound": self.bound,
-            "over_bound": {v: self.over_bound(v) for v in self.exposed},
-        }
+        over = {variant: self.over_bound(variant) for variant in self.exposed}
+        figures = {"ratio": self.ratio, "bound": self.bound, "over_bound": over}
         return {**asdict(self), "figures": figures}
 
 
@@ -187,15 +179,10 @@ class Store:
 
     @staticmethod
     def load(path: Path) -> Store:
-        """What is in the file.
-
-        Raises:
-            RecordsError: there is no such file, or it holds something else.
-        """
+        """What is in the file; raises as `load_records`."""
 
         def build(data: Mapping[str, Any]) -> Store:
-            cells: list[Result] = decode(list[Result], data["cells"])
-            return Store(path, data["facts"], {result.cell: result for result in cells})
+            return Store(path, data["facts"], {one.cell: one for one in decode(list[Result], data["cells"])})
 
         return load_records(path, SCHEMA, build)
 
@@ -210,35 +197,27 @@ class Store:
         return sorted(self.results.values(), key=lambda result: result.at.place)
 
 
-def summarise(
-    cell: Cell, handed: Mapping[str, Any], *, about: str, cores: str, when: str, machine: str, is_network: bool
-) -> Result:
-    """Put together what the ranks of `measure_group` handed over."""
+AS_HANDED = ("resident_bytes", "compile_seconds", "code", "estimates", "model_bound", "profile", "missing")
+
+
+def summarise(cell: Cell, handed: Mapping[str, Any], *, is_network: bool, **words: str) -> Result:
+    """Put together what the ranks of `measure_group` handed over; `words`: `about`, `cores`, `when`, `machine`."""
     ranks = handed["ranks"]
     wall, _, all_cores = ranks[0]["busy"]
     names = list(ranks[0]["exposed"])
     return Result(
         cell=str(cell),
-        about=about,
+        **words,
+        **{name: handed[name] for name in AS_HANDED},
         network=handed["network"]["text"],
         rate=handed["network"]["rate"] if is_network else None,
-        cores=cores,
-        when=when,
-        machine=machine,
         timings={name: Timing.of([rank["seconds"][name] for rank in ranks]) for name in ranks[0]["seconds"]},
         exposed={name: _mean([rank["exposed"][name] for rank in ranks]) for name in names},
         peak_bytes={name: max(rank["peak_bytes"][name] for rank in ranks) for name in names},
-        resident_bytes=handed["resident_bytes"],
-        compile_seconds=handed["compile_seconds"],
         checks=[
-            max((rank["checks"][i] for rank in ranks), key=lambda check: _or_infinite(check["error"]))
-            for i in range(len(ranks[0]["checks"]))
+            max(check, key=lambda one: math.inf if math.isnan(one["error"]) else one["error"])
+            for check in zip(*(rank["checks"] for rank in ranks), strict=True)
         ],
-        code=handed["code"],
-        estimates=handed["estimates"],
-        model_bound=handed["model_bound"],
-        profile=handed["profile"],
-        missing=handed["missing"],
         others=max(0.0, all_cores - sum(rank["busy"][1] for rank in ranks)) / wall,
         raw=[rank["seconds"] for rank in ranks],
     )
@@ -252,7 +231,3 @@ def _mean(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         else statistics.fmean(one[key] for one in figures)
         for key, value in figures[0].items()
     }
-
-
-def _or_infinite(error: float) -> float:
-    return float("inf") if error != error else error

@@ -11,6 +11,7 @@ load between experts, whose room stays the same.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +116,6 @@ LEAST = 5
 
 
 def settings_of(group: Group, effort: Effort) -> dict[str, Any]:
-    """Of the model and its step, as plain data for the ranks."""
     overrides: dict[str, Any] = {**(TINY if effort.tiny else WIDTHS[group.model])}
     if group.model == "qwen3_moe":
         overrides.pop("intermediate_size", None)
@@ -134,17 +134,13 @@ def settings_of(group: Group, effort: Effort) -> dict[str, Any]:
         "batch": effort.sequences if group.phase == DECODE else 1,
         "tokens": 1 if group.phase == DECODE else effort.tokens or TOKENS[group.model] * 2 // group.hosts,
         "cached": effort.cached if group.phase == DECODE else 0,
-        "repetitions": effort.repetitions,
+        **{name: getattr(effort, name) for name in ("repetitions", "seconds", "profiles", "calibration")},
         "least": min(LEAST, effort.repetitions),
-        "seconds": effort.seconds,
-        "profiles": effort.profiles,
-        "calibration": effort.calibration,
         "overrides": overrides,
     }
 
 
-def describe(group: Group, settings: dict[str, Any]) -> str:
-    """Model and step in one line."""
+def describe(group: Group, settings: Mapping[str, Any]) -> str:
     overrides = settings["overrides"]
     spread = f"{overrides['experts']} experts over {group.hosts} hosts, "
     spread += "padded exchange" if settings["capacity_factor"] else "dropless exchange"

@@ -1,27 +1,43 @@
-"""The step of each phase, on fixed inputs.
+"""The step of each phase on fixed inputs, the variants that run it, and their timing and comparison.
 
 prefill    the forward pass of one sequence under no_grad
 decode     one more token for each of many sequences, with the keys and values of those before in a cache of fixed
            size; under no_grad. The cache holds random values, the same for all variants, and every step writes the
            same position
 training   forward, cross-entropy, and backward for the gradients of all parameters
+
+Contract: all variants of a rank have equal weights; those that differ only in the compiler share one model. Every rank
+makes the same calls. Times are seconds of this rank, from a barrier to the end of the call.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import math
+import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch.profiler import record_function
 
-from farskip_compile.models import Decoder
-from overlap_bench.cells import DECODE, TRAINING
+from farskip_compile.costs import HardwareProfile
+from farskip_compile.errors import FarSkipError
+from farskip_compile.models import Decoder, FarSkipForm, OverlappedForm, ParallelConfig, build
+from overlap_bench.cells import COMPUTE, DECODE, EAGER, HAND, OURS, PLAIN, PROFILED, TRAINING
+from overlap_bench.inductor import options_for
 
 BACKWARD = "farskip benchmark: backward"
 """Name of the profiler's range over the backward pass."""
+
+
+# The variants
 
 
 @dataclass(frozen=True)
@@ -33,6 +49,49 @@ class Variant:
     """Holds the parameters, and after a training step their gradients."""
     run: Callable[..., torch.Tensor]
     """Called as the model is."""
+
+
+def make_model(settings: Mapping[str, Any], group: dist.ProcessGroup) -> Decoder:
+    """The model of a cell, its matrices or experts spread over `group`."""
+    capacity = settings["capacity_factor"]
+    mode = "dropless" if capacity is None else "padded"
+    where = {"tp_group" if settings["tensor_parallel"] else "ep_group": group}
+    parallel = ParallelConfig(**where, ep_mode=mode, capacity_factor=capacity)  # type: ignore[arg-type]
+    overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["overrides"].items()}
+    return build(settings["model"], seed=0, parallel=parallel, **overrides)
+
+
+def fixed_variants(model: Decoder, settings: Mapping[str, Any], group: Any) -> tuple[list[Variant], dict[str, str]]:
+    """Those that do not depend on the network; and which can't be made, and why."""
+    plain = Variant(PLAIN, model, torch.compile(model, fullgraph=True))
+    hand = Variant(HAND, model, torch.compile(FarSkipForm(model), fullgraph=True))
+    own = make_model(settings, group)  # the form may install hooks
+    try:
+        return [plain, hand, Variant(EAGER, own, OverlappedForm(own))], {}
+    except FarSkipError as error:
+        return [plain, hand], {EAGER: str(error)}
+
+
+def profiled_variants(model: Decoder, profile: HardwareProfile, options: Mapping[str, Any]) -> list[Variant]:
+    """Those that are scheduled by `profile`; `options` are further ones of our backend."""
+
+    def compiled(name: str) -> Callable[..., torch.Tensor]:
+        if name in OURS:
+            ours = {**options, "connectivity": name, "profile": profile}
+            return torch.compile(model, backend="farskip", fullgraph=True, options=ours)
+        theirs = options_for(name, profile, options.get("load_imbalance", 1.0))
+        return torch.compile(model, fullgraph=True, options=theirs)
+
+    return [Variant(name, model, compiled(name)) for name in PROFILED]
+
+
+def compute_alone(settings: Mapping[str, Any], group: dist.ProcessGroup) -> Variant:
+    """The hand-written form, compiled by Inductor, over a group that sends nothing."""
+    model = make_model(settings, group)
+    return Variant(COMPUTE, model, torch.compile(FarSkipForm(model), fullgraph=True))
+
+
+# The step
 
 
 class Step:
@@ -98,3 +157,43 @@ def compare(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) 
         errors[name] = torch.linalg.vector_norm(one[name].double() - wanted.double()).item() / (norm or 1.0)
     worst = max(errors, key=lambda name: (errors[name] != errors[name], errors[name]))
     return {"tensors": len(errors), "worst": worst, "error": errors[worst]}
+
+
+# Timing
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], Any]], repetitions: int, *, least: int = 0, budget: float = math.inf
+) -> dict[str, list[float]]:
+    """Seconds of each run, interleaved; each of at most `repetitions` starts with another one.
+
+    After `budget` seconds none but the `least` are made, by the clock of rank 0, so that all ranks stop together.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    gc.collect()
+    gc.disable()
+    begun = time.perf_counter()
+    for repetition in range(repetitions):
+        if repetition >= least and budget < math.inf:
+            over = [time.perf_counter() - begun > budget]
+            dist.broadcast_object_list(over, src=0)
+            if over[0]:
+                break
+        shift = repetition % len(names)
+        for name in names[shift:] + names[:shift]:
+            dist.barrier()
+            start = time.perf_counter()
+            runs[name]()
+            seconds[name].append(time.perf_counter() - start)
+    gc.enable()
+    return seconds
+
+
+def processor_seconds() -> tuple[float, float, float]:
+    """Wall time, and user time so far of this process and of all processes of the machine, on all cores."""
+    machine = 0.0
+    with contextlib.suppress(OSError):  # not Linux
+        user, nice = Path("/proc/stat").read_text().split()[1:3]
+        machine = (int(user) + int(nice)) / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter(), os.times().user, machine

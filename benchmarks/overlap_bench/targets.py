@@ -15,11 +15,12 @@ missed it also reports what no schedule could have hidden, by the model of the m
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from overlap_bench.cells import PREFILL, TRAINING
-from overlap_bench.names import BASELINES, COMMUNICATION, FULL, HAND, NONE, OURS, PLAIN
+from common import Target
+
+from overlap_bench.cells import BASELINES, COMMUNICATION, FULL, HAND, NONE, OURS, PLAIN, PREFILL, TRAINING
 from overlap_bench.results import Result
 
 HIDDEN = {(PREFILL, None): 0.98, (TRAINING, None): 0.95, (TRAINING, "backward"): 0.93}
@@ -32,28 +33,12 @@ MEMORY = {FULL: HAND, NONE: PLAIN}
 MEMORY_INCREASE = 0.05
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One target in one cell."""
-
-    cell: str
-    target: str
-    met: bool
-    text: str
-    """The figures, and by how much it is missed."""
-
-    def line(self) -> str:
-        """For the terminal."""
-        return f"{'met   ' if self.met else 'MISSED'} {self.cell} {self.target}: {self.text}"
-
-
-def judge(result: Result) -> list[Verdict]:
-    """All targets that apply to the cell."""
+def judge(result: Result) -> list[Target]:
     cell = result.at
-    verdicts: list[Verdict] = []
+    verdicts: list[Target] = []
 
     def say(target: str, met: bool, text: str) -> None:
-        verdicts.append(Verdict(result.cell, target, met, text))
+        verdicts.append(Target(target, met, text, result.cell))
 
     if cell.group.hosts == HOSTS and RATIOS[0] <= cell.ratio <= RATIOS[1]:
         for (phase, part), wanted in HIDDEN.items():
@@ -68,7 +53,7 @@ def judge(result: Result) -> list[Verdict]:
             missed = "" if over <= wanted_over else f"{missed}by {_ms(result.slowing)} in any schedule"
             say("over the bound", over <= wanted_over, f"{over:.3f} x (at most {wanted_over:.2f} x){missed}")
     if result.weight > WEIGHT:
-        faster = {name: result.times_as_fast(FULL, name) - 1 for name in _baselines(result)}
+        faster = {name: result.times_as_fast(FULL, name) - 1 for name in BASELINES if name in result.timings}
         name, gain = min(faster.items(), key=lambda item: item[1])
         missed = "" if gain > 0 else ", must be faster"
         say("fastest", gain > 0, f"{100 * gain:+.1f} % against the best baseline, {name}{missed}")
@@ -79,21 +64,16 @@ def judge(result: Result) -> list[Verdict]:
     for name, other in MEMORY.items():
         peak, base = (result.resident_bytes + result.peak_bytes[one] for one in (name, other))
         more = peak / base - 1
-        missed = ""
-        if more > MEMORY_INCREASE:
-            missed = f", missed by {(peak - (1 + MEMORY_INCREASE) * base) / 1e6:.3g} MB"
-            if (expected := result.memory_growth(name)) is not None:
-                missed += f"; by our estimate {100 * expected:+.1f} %"
+        expected = result.memory_growth(name)
+        estimate = "" if expected is None else f"; by our estimate {100 * expected:+.1f} %"
+        missed = f", missed by {(peak - (1 + MEMORY_INCREASE) * base) / 1e6:.3g} MB{estimate}"
+        missed = "" if more <= MEMORY_INCREASE else missed
         most = f"at most {100 * MEMORY_INCREASE:+.0f} %"
         text = f"{100 * more:+.1f} % against {other}'s {base / 1e6:.3g} MB ({most}){missed}"
         say(f"memory, {name}", more <= MEMORY_INCREASE, text)
     apart = [f"{c['one']} and {c['other']} by {c['error']:.1e} of the norm ({c['worst']})" for c in result.differs]
     say("results", not apart, "RESULTS DIFFER: " + "; ".join(apart) if apart else f"{len(result.checks)} pairs agree")
     return verdicts
-
-
-def _baselines(result: Result) -> list[str]:
-    return [name for name in BASELINES if name in result.timings]
 
 
 def _hidden(result: Result, part: str | None, hidden: float, wanted: float) -> str:
@@ -107,11 +87,11 @@ def _hidden(result: Result, part: str | None, hidden: float, wanted: float) -> s
     return f"{text}, {missed}; {waits}no schedule can hide {100 * never:.1f} % of a step's communication"
 
 
-def summary(verdicts: Iterable[Verdict]) -> list[tuple[str, int, int]]:
+def summary(verdicts: Iterable[Target]) -> list[tuple[str, int, int]]:
     """By target: cells that meet it, and cells that it applies to."""
-    found: dict[str, list[bool]] = {}
+    found: dict[str, list[bool]] = defaultdict(list)
     for verdict in verdicts:
-        found.setdefault(verdict.target, []).append(verdict.met)
+        found[verdict.target].append(verdict.met)
     return [(target, sum(met), len(met)) for target, met in found.items()]
 
 

@@ -6,13 +6,12 @@ Contract: fits into 80 columns; a terminal of 112 shows more.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from common import columns
 
-from overlap_bench.cells import TRAINING
-from overlap_bench.names import COMMUNICATION, COMPUTE, ORDER, OURS, PLAIN
+from overlap_bench.cells import COMMUNICATION, COMPUTE, ORDER, OURS, PLAIN, TRAINING
 from overlap_bench.results import TOLERANCE, Result, peak_growth
 
 WIDE = 112
@@ -22,35 +21,27 @@ MOST_OTHERS = 0.2
 
 def cell_text(result: Result, width: int) -> str:
     """Title, table and checks of one cell."""
-    lines = [f"{result.cell}: communication / compute = {result.ratio:.2f}"]
-    lines += _wrapped(f"{result.network}; {result.cores}", width)
     quiet = f"other processes kept {result.others:.2f} cores busy"
-    if result.others > MOST_OTHERS:
-        quiet += ": TOO MANY TO TRUST THESE FIGURES"
-    lines += _wrapped(quiet, width)
-    lines.append(columns(_table(result, wide=width >= WIDE), indent="  "))
-    lines += _wrapped(
+    quiet += ": TOO MANY TO TRUST THESE FIGURES" * (result.others > MOST_OTHERS)
+    table = columns(_table(result, wide=width >= WIDE), indent="  ")
+    below = [
         f"bound: max(compute, communication) + {ms(result.unhideable)} that no schedule can hide, by the model; it "
-        f"ignores that collectives slow compute by {ms(result.slowing)}",
-        width,
-    )
-    for name in ORDER:
-        if (acted := acted_text(result, name)) is not None:
-            lines += _wrapped(acted, width)
-    for name, graphs in result.estimates.items():
-        lines += _wrapped(f"{name}, estimated: {estimate(graphs)}", width)
-    for name, why in result.missing.items():
-        lines += _wrapped(f"{name} is missing: {why}", width)
+        f"ignores that collectives slow compute by {ms(result.slowing)}"
+    ]
+    below += [acted for name in ORDER if (acted := acted_text(result, name)) is not None]
+    below += [f"{name}, estimated: {estimate(graphs)}" for name, graphs in result.estimates.items()]
+    below += [f"{name} is missing: {why}" for name, why in result.missing.items()]
     for part in ("forward", "backward"):
         shares = [f"{name} {percent(share)}" for name in OURS if (share := result.hidden(name, part)) is not None]
-        if shares:
-            lines += _wrapped(f"hidden in {part}: {', '.join(shares)}", width)
-    lines += _wrapped(checks_text(result), width)
-    return "\n".join(line.rstrip() for text in lines for line in text.splitlines())
+        below += [f"hidden in {part}: {', '.join(shares)}"] if shares else []
+    below.append(checks_text(result))
+    lines = [f"{result.cell}: communication / compute = {result.ratio:.2f}"]
+    lines += _wrapped([f"{result.network}; {result.cores}", quiet], width)
+    lines += [*table.splitlines(), *_wrapped(below, width)]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def checks_text(result: Result) -> str:
-    """Whether results are equal."""
     if not result.differs:
         most = max((check["error"] for check in result.checks), default=0.0)
         pairs = ", ".join(f"{check['one']} = {check['other']}" for check in result.checks)
@@ -120,7 +111,6 @@ def estimate(graphs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def facts_text(facts: Mapping[str, str], width: int) -> str:
-    """The lines on top."""
     lines = (
         textwrap.fill(text, min(width, 120), initial_indent=f"{name + ':':10}", subsequent_indent=" " * 10)
         for name, text in facts.items()
@@ -128,8 +118,9 @@ def facts_text(facts: Mapping[str, str], width: int) -> str:
     return "\n".join(lines)
 
 
-def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, min(width, 120), initial_indent="  ", subsequent_indent="    ")
+def _wrapped(texts: Iterable[str], width: int) -> list[str]:
+    wrapper = textwrap.TextWrapper(min(width, 120), initial_indent="  ", subsequent_indent="    ")
+    return [line for text in texts for line in wrapper.wrap(text)]
 
 
 def ms(seconds: float) -> str:

@@ -1,4 +1,1 @@
-"""AMD's published figures for FarSkip, next to what `farskip_compile.simulate` predicts for the same settings.
-
-published -> predicted -> page
-"""
+"""AMD's published figures for FarSkip, and what `farskip_compile.simulate` predicts for the same settings."""

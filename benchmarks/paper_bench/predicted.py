@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from common import each_in_a_process
 
-from farskip_compile.simulate import Prediction
 from paper_bench.published import PUBLISHED, STEP_TIMES, Published
 
 WITHIN = 0.05
@@ -102,7 +101,6 @@ class Row:
 
 
 def predict_all(names: list[str], layers: int | None, workers: int) -> list[Row]:
-    """All scenarios of the named lines, several at a time."""
     known = [] if layers else [one for one in STEP_TIMES if one in [_line(name).step_time for name in names]]
     factors = each_in_a_process(_slower, [STEP_TIMES.index(one) for one in known], workers)
     slower = dict(zip(known, factors, strict=True))
@@ -135,6 +133,7 @@ def _predict(task: tuple[str, int, int | None, float | None]) -> Predicted:
     if layers is not None:
         scenario = dataclasses.replace(scenario, layers=min(layers, scenario.architecture.config().num_hidden_layers))
     found, *started = predict_each([scenario, *([dataclasses.replace(scenario, slower=slower)] if slower else [])])
+    starts = (FromStepTime(one.slower, one.written.seconds, one.published_speedup, one.speedup) for one in started)
     phases = {phase.phase: found.published.hidden_in(phase.phase) for phase in found.published.phases}
     return Predicted(
         prompt=scenario.prompt,
@@ -148,9 +147,5 @@ def _predict(task: tuple[str, int, int | None, float | None]) -> Predicted:
         exposed=(found.published.exposed, found.farskip.exposed),
         compute=found.published.compute,
         took=found.took["model"] + found.took["graphs"] + found.took["orders"],
-        from_step_time=next((_from_step_time(one) for one in started), None),
+        from_step_time=next(starts, None),
     )
-
-
-def _from_step_time(found: Prediction) -> FromStepTime:
-    return FromStepTime(found.slower, found.written.seconds, found.published_speedup, found.speedup)

@@ -140,7 +140,6 @@ class Found:
 
 
 def run_sweeps(names: list[str], workers: int) -> list[Found]:
-    """All points of the named sweeps, several at a time."""
     tasks = [(name, place) for name in SWEEPS if name in names for place in range(len(SWEEPS[name].points()))]
     return [one for found in each_in_a_process(_run, tasks, workers) for one in found]
 

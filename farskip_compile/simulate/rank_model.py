@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from farskip_compile._compat.fakes import FakeTensorMode
 from farskip_compile.errors import ConfigError
-from farskip_compile.models.skew import shares
+from farskip_compile.models.router import shares
 from farskip_compile.prepare import prepare
 from farskip_compile.simulate.attention import give_caches, register_attention
 from farskip_compile.simulate.cuts import cut_matrices, give_usual_interface, spread_experts

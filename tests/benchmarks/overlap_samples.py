@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from overlap_bench.cells import Cell
-from overlap_bench.names import COMMUNICATION, COMPARED, COMPUTE, ORDER
+from overlap_bench.cells import COMMUNICATION, COMPARED, COMPUTE, ORDER, Cell
 from overlap_bench.results import Result, summarise
 
 STEPS = {

@@ -18,12 +18,20 @@ from distill_bench import results as kept_results
 from distill_bench import run_row as runner
 from distill_bench.architectures import MODELS, new_model, parameters
 from distill_bench.judge import compiled_with_counts, fullest, moved
-from distill_bench.page import write_page
-from distill_bench.plot import write_plot
-from distill_bench.results import FrontPoint, FrontResult, Judged, Result, Results
+from distill_bench.page import write_page, write_plot
+from distill_bench.results import (
+    FrontPoint,
+    FrontResult,
+    Judged,
+    Result,
+    Results,
+    judge_healing,
+    judge_targets,
+    row_text,
+    targets_text,
+)
 from distill_bench.rows import QUICK, SMOKE, WHOLE, Row, rows_of
-from distill_bench.targets import judge_healing, judge_targets, row_text, targets_text
-from distill_bench.workers import run_rows
+from distill_bench.run_row import run_rows
 
 from farskip_compile.config import FarSkipConfig
 

@@ -10,11 +10,11 @@ import threading
 
 import overlap
 import pytest
-from harness.quantities import FASTEST, SLOWEST
+from harness.commands import FASTEST, SLOWEST
 from overlap_bench import cells, settings
+from overlap_bench.alone import Probe, find_rate
 from overlap_bench.cells import Cell, CellError, Group
-from overlap_bench.link import Probe, find_rate
-from overlap_bench.mailbox import Desk, Mailbox
+from overlap_bench.launch import ask, desk
 
 # The grid
 
@@ -135,9 +135,8 @@ def test_without_a_network_one_try_is_enough():
 
 def test_questions_are_answered_in_order(tmp_path):
     asked = []
-    with Desk(tmp_path, lambda question: asked.append(question) or len(asked)):
-        mailbox = Mailbox(str(tmp_path))
-        assert [mailbox.ask({"rate": rate}) for rate in (None, 5)] == [1, 2]
+    with desk(tmp_path, lambda question: asked.append(question) or len(asked)):
+        assert [ask(str(tmp_path), {"rate": rate}) for rate in (None, 5)] == [1, 2]
     assert asked == [{"rate": None}, {"rate": 5}]
     assert list(tmp_path.iterdir()) == []
 
@@ -147,7 +146,7 @@ def test_what_the_desk_can_not_do_is_an_error_on_both_ends(tmp_path):
 
     def rank():
         try:
-            Mailbox(str(tmp_path)).ask("?")
+            ask(str(tmp_path), "?")
         except RuntimeError as error:
             failures.append(str(error))
 
@@ -155,7 +154,7 @@ def test_what_the_desk_can_not_do_is_an_error_on_both_ends(tmp_path):
         raise KeyError(question)
 
     def serve():
-        with Desk(tmp_path, refuse):
+        with desk(tmp_path, refuse):
             thread = threading.Thread(target=rank)
             thread.start()
             thread.join()

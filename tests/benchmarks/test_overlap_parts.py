@@ -10,12 +10,10 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-from overlap_bench.generated import CodeFacts, facts, flights, without_counters
-from overlap_bench.link import communication
+from overlap_bench.alone import Exchange, communication, imbalance, replay_group
+from overlap_bench.inductor import CodeFacts, facts, flights, without_counters
 from overlap_bench.profiled import peak_of
-from overlap_bench.replay import Exchange, imbalance, replay_group
-from overlap_bench.steps import compare
-from overlap_bench.timing import interleaved
+from overlap_bench.steps import compare, interleaved
 
 from farskip_compile.profiling import Collective, Device, Trace
 

@@ -9,11 +9,9 @@ import torch
 import torch.distributed as dist
 from common import decode
 from overlap_bench import ranks, settings
-from overlap_bench.cells import Cell
-from overlap_bench.generated import captured_code, facts
-from overlap_bench.mailbox import Desk
-from overlap_bench.names import EAGER, FULL, ORDER, OVERLAP, PASSES, PLAIN
-from overlap_bench.own_overlap import device_figures, options_for
+from overlap_bench.cells import EAGER, FULL, ORDER, OVERLAP, PASSES, PLAIN, Cell
+from overlap_bench.inductor import captured_code, device_figures, facts, options_for
+from overlap_bench.launch import desk
 from overlap_bench.results import Result, summarise
 from overlap_bench.terminal import cell_text
 
@@ -58,7 +56,7 @@ def test_a_cell_from_end_to_end(name, nothing_is_compiled, tmp_path):
         rates.append(question["rate"])
         return {"rate": question["rate"], "text": "made up"}
 
-    with Desk(tmp_path, answer):
+    with desk(tmp_path, answer):
         profile = ranks.measure_group(0, wanted, [cell.ratio, 0.25], {}, None, str(tmp_path), None)
     assert profile["name"] == default_profile("cpu").name
     assert [one["ratio"] for one in handed] == [cell.ratio, 0.25]

@@ -10,7 +10,7 @@ import overlap
 import pytest
 from common import RecordsError
 from overlap_bench import page, plot
-from overlap_bench.names import FULL, PLAIN
+from overlap_bench.cells import FULL, PLAIN
 from overlap_bench.results import Result, Store, Timing, peak_growth
 from overlap_bench.targets import judge, summary
 from overlap_bench.terminal import cell_text

@@ -9,10 +9,9 @@ from pathlib import Path
 import paper_tables
 import pytest
 from common import decode
-from paper_bench.own_cells import own_cells, own_table
-from paper_bench.page import overlap_table, speed_table, step_time_table, targets, time_table
 from paper_bench.predicted import FromStepTime, Predicted, Row
 from paper_bench.published import PUBLISHED, six_layers
+from paper_tables import overlap_table, own_cells, own_table, speed_table, step_time_table, targets, time_table
 
 
 def predicted(published: float, farskip: float = 0.0, **changes: float) -> Predicted:

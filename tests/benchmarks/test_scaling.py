@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from scaling_bench.page import draw, tables, targets
+from scaling import draw, tables, targets
 from scaling_bench.sweeps import SWEEPS, Found, with_bandwidth
 
 from farskip_compile.costs import load_profile

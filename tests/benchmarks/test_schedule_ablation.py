@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from overlap_bench.ablation import ablation
-from overlap_bench.programs import Case
-from schedule_ablation import PARTS, row, searched
+from overlap_bench.page import ablation
+from schedule_ablation import PARTS, Case, row, searched
 
 from farskip_compile.passes.schedule import list_scheduler, search
 from tests.passes.schedule.test_search import far_skip_layers, scarce_memory

@@ -14,7 +14,7 @@ import farskip_compile
 from farskip_compile import Outcome
 from farskip_compile.errors import ConfigError
 from farskip_compile.models import FarSkipForm, OverlappedForm, ParallelConfig, build, load_per_expert
-from farskip_compile.models.skew import CERTAIN, shares, skew_bias
+from farskip_compile.models.router import CERTAIN, shares, skew_bias
 from tests.compare import relative_difference
 from tests.distributed.ranks import run_ranks
 
