@@ -7,18 +7,16 @@ sub-block of every case, every check, and what is needed to run it again.
 from __future__ import annotations
 
 from farskip_compile.demo.results import Demo, bits, number
-from farskip_compile.explain import layout, svg
+from farskip_compile.explain import layout, pages
 from farskip_compile.explain.overlappable import independent
-from farskip_compile.explain.pages import render
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.profiling.html_page import PIECES
 
 
 def page(demo: Demo) -> str:
     """The whole document."""
-    return str(
-        render("demo.html.j2", demo=demo, svg=svg, layout=layout, number=number, bits=bits, beside=_beside, **PIECES)
-    )
+    values = {"demo": demo, "svg": pages, "layout": layout, "number": number, "bits": bits, "beside": _beside, **PIECES}
+    return str(pages.render("demo.html.j2", **values))
 
 
 def _beside(table: Table, row: str) -> str:

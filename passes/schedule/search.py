@@ -26,7 +26,7 @@ kept. What each part earns is in `docs/benchmarks.md`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
@@ -102,12 +102,8 @@ def list_schedule(
 ) -> Schedule:
     """The best order found for `program`.
 
-    Args:
-        program: in its original order.
-        limits: bounds on memory.
-        baseline_peak: peak bytes that `limits` starts from, unless the original order holds less. What that order holds
-            is always allowed.
-        begin_with: orders that are known already; each keeps every dependence.
+    `limits` on memory start from `baseline_peak`, in bytes, unless the original order holds less; what that order holds
+    is always allowed. `begin_with` are orders that are known already; each keeps every dependence.
     """
     before = simulate(program, range(len(program.tasks)))
     if before.communication == 0.0:
@@ -131,8 +127,7 @@ def _cost(program: Program, slow: Program, order: Sequence[int]) -> _Cost:
     return _Cost(seconds, seconds + slower.makespan, slower.exposed <= NOTHING * slower.makespan)
 
 
-@dataclass(frozen=True)
-class _Found:
+class _Found(NamedTuple):
     """An order that keeps the limits."""
 
     order: tuple[int, ...]
@@ -191,11 +186,8 @@ class _Search:
 
     def _begin_with(self, order: tuple[int, ...]) -> None:
         """Keep `order` if it is better than the best one and within the limits."""
-        held = self._held(order)
-        if held > self.limit:
-            order = lower_peak(self.program, order, self.limit)
-            held = self._held(order)
-        cost = _cost(self.program, self.slow, order)
+        order = lower_peak(self.program, order, self.limit)
+        held, cost = self._held(order), _cost(self.program, self.slow, order)
         if self._better(cost) and self._allowed(order, held):
             self.best = _Found(order, cost.score, held, len(order))
             self.slowest = cost.seconds * (1 + SAME)
@@ -259,4 +251,4 @@ class _Search:
             cost = _cost(self.program, self.slow, order)
             held = self._held(order)  # less above the baseline may still be more in one place
             if held < self.best.held and cost.seconds <= self.slowest and cost.score <= self.best.score:
-                self.best = replace(self.best, order=order)
+                self.best = self.best._replace(order=order)
