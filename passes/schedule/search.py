@@ -26,7 +26,7 @@ kept. What each part earns is in `docs/benchmarks.md`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
@@ -127,7 +127,8 @@ def _cost(program: Program, slow: Program, order: Sequence[int]) -> _Cost:
     return _Cost(seconds, seconds + slower.makespan, slower.exposed <= NOTHING * slower.makespan)
 
 
-class _Found(NamedTuple):
+@dataclass(frozen=True)
+class _Found:
     """An order that keeps the limits."""
 
     order: tuple[int, ...]
@@ -251,4 +252,4 @@ class _Search:
             cost = _cost(self.program, self.slow, order)
             held = self._held(order)  # less above the baseline may still be more in one place
             if held < self.best.held and cost.seconds <= self.slowest and cost.score <= self.best.score:
-                self.best = self.best._replace(order=order)
+                self.best = replace(self.best, order=order)
