@@ -3,7 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 PY     := $(VENV)/bin/python
 PLAIN  := .venv-lint
-WORKERS ?= 2
+# One more than two cores: ranks wait for each other.
+WORKERS ?= 3
 # The tests' ranks and Inductor's builds must not oversubscribe the machine.
 export OMP_NUM_THREADS ?= 1
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.economy import collect_rarely
+from tests.economy import collect_rarely, probe_once
 from tests.tiers import WHOLE, place
 
 # The package is imported by the fixtures: where it can not be, `test_private_apis.py` says why, and must be collected.
@@ -23,6 +23,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("suite")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None):  # before the workers start: they inherit the environment
+        probe_once()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 
 
@@ -23,3 +24,18 @@ def share_headers(cache: Path) -> None:
     if headers is not None:
         Path(headers).mkdir(parents=True, exist_ok=True)
         (cache / Path(headers).name).symlink_to(headers)
+
+
+def probe_once() -> None:
+    """Set what every process started from here on need not find out or start again.
+
+    Inductor compiles and loads a probe for each instruction set that the processor names, in every process; if all of
+    them pass here, they pass there. And its pool of compile workers serves Triton, which no test on a CPU uses.
+    """
+    os.environ["TORCH_WARM_POOL"] = "0"
+    from torch._inductor import config, cpu_vec_isa
+
+    with config.patch("cpp.vec_isa_ok", True):
+        named = cpu_vec_isa.valid_vec_isa_list.__wrapped__()
+    if named and all(map(bool, named)):
+        os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
