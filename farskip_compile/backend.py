@@ -27,7 +27,8 @@ from farskip_compile.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, PartialModelError
 from farskip_compile.inductor_passes import KernelPass, Plan, PostGradPass, make_plan, pin_before_fusion
 from farskip_compile.pipeline import run
-from farskip_compile.ranks.captured import checked_at_first_run, orders_as_captured
+from farskip_compile.ranks.announce import collective_orders
+from farskip_compile.ranks.captured import checked_at_first_run
 from farskip_compile.ranks.common import common_options
 from farskip_compile.ranks.failures import report_failure
 from farskip_compile.ranks.identity import identity_of, source_hash
@@ -52,11 +53,7 @@ def farskip(
 ) -> Compiled:
     """Entry point of `torch.compile(model, backend="farskip", options={...})`.
 
-    Args:
-        module: graph from Dynamo.
-        example_inputs: its fake inputs.
-        options: fields of `FarSkipConfig`.
-        mode: a mode of Inductor (`"max-autotune-no-cudagraphs"`, ...).
+    `options` are fields of `FarSkipConfig`, `mode` is one of Inductor's (`"max-autotune-no-cudagraphs"`, ...).
 
     Raises:
         FarSkipError: see `farskip_compile.errors`.
@@ -138,7 +135,7 @@ class Backend:
         inductor = self.settings.inner == "inductor"
         plan = make_plan(self.settings, module, common) if inductor else None
         unannounced = plan is None and self.settings.check_order and world_group() is not None
-        orders = orders_as_captured(module.graph) if unannounced else {}
+        orders = collective_orders(module.graph) if unannounced else {}
         if inductor:
             compiler = inductor_compiler(self._inductor_options(module, plan), self.mode)
             compiled = compile_inside(compiler, module, example_inputs, report_failed_compile)
@@ -169,12 +166,7 @@ class Backend:
 
 
 def backend(config: FarSkipConfig | None = None, /, *, mode: str | None = None, **options: Any) -> Backend:
-    """A backend for `torch.compile(model, backend=...)`.
-
-    Args:
-        config: the configuration; or give its fields as keyword arguments.
-        mode: a mode of Inductor.
-        **options: fields of `FarSkipConfig`.
+    """A backend for `torch.compile(model, backend=...)`, by a configuration or by its fields; `mode` is Inductor's.
 
     Raises:
         ConfigError: unknown or wrong options.

@@ -24,7 +24,7 @@ import torch
 from torch import fx, nn
 
 from farskip_compile._compat.aot import aten_graphs
-from farskip_compile._compat.compiled import is_compiled
+from farskip_compile._compat.modules import is_compiled
 from farskip_compile.backend import Backend, Compiled, Receive, intercept
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import NoResidualStackError, PartialModelError
@@ -61,15 +61,10 @@ def capture(
     *,
     then: Then | None = None,
 ) -> Capture:
-    """Capture the call `model(*args, **kwargs)`, and rewire its graph.
+    """Capture the call `model(*args, **kwargs)` of a module or a function that calls one, and rewire its graph.
 
-    Args:
-        model: a module, or a function that calls one.
-        args: example inputs.
-        kwargs: example inputs by name.
-        config: what the backend is asked for, whatever the model may have been compiled with. None: the model is
-            compiled with this backend, and captured as it was compiled.
-        then: called with the capture and the graph's example inputs.
+    `config` is what the backend is asked for, whatever the model may have been compiled with. None: the model is
+    compiled with this backend, and captured as it was compiled. `then` is called with the capture.
 
     Raises:
         FarSkipError: the model can't be rewired as asked.
@@ -135,12 +130,8 @@ def with_graphs(
 ) -> T:
     """Call `use` with a function that makes ATen graphs, and return what it returns.
 
-    Args:
-        module: in parallel form, on ranks (real or fake ones); captured, not run.
-        args: example inputs of one rank.
-        kwargs: the same, by name.
-        use: may ask for the graphs of as many configurations as it likes, one after another; each is the caller's own.
-        backward: a training step instead of a call without gradients.
+    `module` is in parallel form, on ranks (real or fake ones). `use` may ask for the graphs of as many configurations
+    as it likes, one after another; each is the caller's own. `backward`: a training step, not a call without gradients.
 
     Raises:
         FarSkipError: the model can't be rewired as a configuration asks.

@@ -133,20 +133,14 @@ class Resolved(FarSkipConfig):
 
     def to_json(self) -> dict[str, Any]:
         """Everything that decides the result, as plain data (also the cache identity of the configuration)."""
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        del values["on_report"]
         return {
+            **values,
             "connectivity": _as_lists(self.connectivity),
             "layers": _as_lists(self.layers),
             "manifest": self.manifest.digest if self.manifest is not None else None,
-            "inner": self.inner,
-            "strict": self.strict,
-            "merge_reductions": self.merge_reductions,
-            "schedule": self.schedule,
             "profile": self.profile.to_json() if self.profile is not None else None,
-            "memory_increase": self.memory_increase,
-            "load_imbalance": self.load_imbalance,
-            "in_flight_bytes": self.in_flight_bytes,
-            "ep_group": self.ep_group,
-            "check_order": self.check_order,
             "disable_passes": list(self.disable_passes),
             "inductor": {key: _stable(value) for key, value in sorted(self.inductor.items())},
         }

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException
-from farskip_compile._compat.parameters import unwrapped
+from farskip_compile._compat.modules import unwrapped
 from farskip_compile.capture import capture
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import FarSkipError, ManifestError
@@ -29,14 +29,8 @@ def describe(
 ) -> Manifest:
     """The manifest of `model` in the FarSkip form that `connectivity` and `layers` ask for.
 
-    Best called on the whole model, before it is sharded; one on the meta device will do, with inputs there.
-
-    Args:
-        model: a module, as it is or compiled or wrapped; or its `forward`.
-        *args: example inputs.
-        connectivity: as in `FarSkipConfig`.
-        layers: as in `FarSkipConfig`.
-        **kwargs: example inputs by name.
+    Best called on the whole model (as it is, compiled or wrapped, or on its `forward`), before it is sharded; one on
+    the meta device will do, with inputs there.
 
     Raises:
         ConfigError: wrong options; `ManifestError` if `model` is not a module.
@@ -56,11 +50,7 @@ def describe(
 
 
 def from_report(report: CompileReport, model: Callable[..., Any]) -> Manifest:
-    """The manifest of a model that was compiled already.
-
-    Args:
-        report: of the compile: from `farskip_compile.last_reports()`, or from `on_report`.
-        model: the module that was compiled.
+    """The manifest of a model that was compiled already, by a report from `last_reports()` or `on_report`.
 
     Raises:
         ManifestError: the report is of another model, or of a graph without a residual stack or that was refused.
@@ -80,16 +70,12 @@ def from_report(report: CompileReport, model: Callable[..., Any]) -> Manifest:
                 way_out="give the module that was compiled, with all of its parameters",
             )
     connectivity, layers = report.config["connectivity"], report.config["layers"]
-    return Manifest(
-        connectivity if isinstance(connectivity, str) else {row: tuple(terms) for row, terms in connectivity.items()},  # type: ignore[arg-type]
-        (layers[0], layers[1]) if layers is not None else None,
-        report.table,
-        Fingerprint(
-            {name: shape for name, shape in shapes.items() if name in used},
-            {name: shape for name, shape in shapes.items() if name not in used},
-        ),
-        versions(),
-    )
+    if not isinstance(connectivity, str):
+        connectivity = {row: tuple(terms) for row, terms in connectivity.items()}
+    others = {name: shape for name, shape in shapes.items() if name not in used}
+    fingerprint = Fingerprint({name: shape for name, shape in shapes.items() if name in used}, others)
+    pair = (layers[0], layers[1]) if layers is not None else None
+    return Manifest(connectivity, pair, report.table, fingerprint, versions())
 
 
 def _module(model: Callable[..., Any]) -> nn.Module:

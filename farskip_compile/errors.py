@@ -27,14 +27,8 @@ class Where:
     """`file:line` of the user's code that made the node."""
 
     def __str__(self) -> str:
-        parts = []
-        if self.layer is not None:
-            parts.append(f"layer {self.layer}")
-        if self.node is not None:
-            parts.append(f"node {self.node!r}")
-        if self.source is not None:
-            parts.append(f"at {self.source}")
-        return ", ".join(parts)
+        parts = (("layer {}", self.layer), ("node {!r}", self.node), ("at {}", self.source))
+        return ", ".join(text.format(value) for text, value in parts if value is not None)
 
 
 class FarSkipError(TransparentError):

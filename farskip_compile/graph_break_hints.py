@@ -50,12 +50,8 @@ result."""
 
 
 def known_break(reason: str | None, node: str | None = None) -> PartialModelError | None:
-    """The error for a known graph break; None for any other.
-
-    Args:
-        reason: Dynamo's text, with the user's line.
-        node: where the residual stack is cut.
-    """
+    """The error for a known graph break, by Dynamo's text with the user's line; None for any other. `node` is where the
+    residual stack is cut."""
     text = reason or ""
     if (error := _async_collective(text, node)) is not None:
         return error

@@ -69,10 +69,7 @@ class Plan:
 def make_plan(config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str, Any] | None = None) -> Plan | None:
     """How `config` wants a graph from Dynamo scheduled; None if not at all, or if there is no `torch.distributed`.
 
-    Args:
-        config: the configuration.
-        module: the graph.
-        common: what all ranks must have in common, but for the profile, which is found here.
+    `common` is what all ranks must have in common, but for the profile, which is found here.
     """
     config = resolve(config)
     if not config.schedule or world_group() is None:
@@ -94,10 +91,8 @@ def make_plan(config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str
 class PostGradPass(CustomGraphPass):
     """Inductor's `post_grad_custom_post_pass`: schedules, or without a plan only carries the identity of a compile.
 
-    Args:
-        identity: hash of all that decides the result and is not visible in the graph.
-        inner: the user's pass, or passes, in the same place.
-        plan: how to schedule; None: not at all.
+    `identity` is a hash of all that decides the result and is not visible in the graph; `inner` is the user's pass, or
+    passes, in the same place.
     """
 
     def __init__(self, identity: str, inner: Any = None, plan: Plan | None = None) -> None:

@@ -41,21 +41,18 @@ class Reader:
         origin: where the data is from, for messages.
         error: raised for whatever does not fit.
         way_out: of an error about a value; other errors have their own.
+        always: way out of every error.
         accepts_null: whether `null` stands for None in optional fields.
     """
 
     origin: str
     error: type[FarSkipError] = ConfigError
     way_out: str = ""
+    always: str = ""
     accepts_null: bool = False
 
     def decode(self, cls: type[T], data: object, path: str = "") -> T:
-        """The dataclass `cls` of plain data.
-
-        Args:
-            cls: a dataclass.
-            data: what `encode` returned.
-            path: dotted path of this part, empty at the top.
+        """The dataclass `cls` of plain data; `path` leads to it from the top, with dots.
 
         Raises:
             FarSkipError: `error`, for a field that is unknown, missing or of the wrong type.
@@ -71,9 +68,7 @@ class Reader:
             if name in data:
                 values[name] = self.value(hints[name], data[name], prefix + name)
             elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
-                raise self.error(
-                    f"{self.origin}: the field {prefix}{name} is missing", way_out="add it; there is no default"
-                )
+                raise self._error(f"the field {prefix}{name} is missing", "add it; there is no default")
         return cls(**values)
 
     def refuse_unknown(self, given: Iterable[str], known: Iterable[str], prefix: str = "") -> None:
@@ -82,7 +77,7 @@ class Reader:
         for name in given:
             if name not in known:
                 hint = did_you_mean(str(name), known, f"known fields: {', '.join(known)}", prefix=prefix)
-                raise self.error(f"{self.origin}: unknown field {prefix}{name}", way_out=hint)
+                raise self._error(f"unknown field {prefix}{name}", hint)
 
     def version(self, data: object, readable: tuple[int, ...]) -> dict[str, Any]:
         """`data` without its `schema`, which must be one of `readable`."""
@@ -90,9 +85,9 @@ class Reader:
             self.refuse("the whole", "a JSON object", data)
         rest = dict(data)
         if (schema := rest.pop("schema", None)) not in readable or isinstance(schema, bool):
-            raise self.error(
-                f"{self.origin}: schema is {schema!r}, and this version reads {' and '.join(map(str, readable))}",
-                way_out="write the file again with this version of farskip-compile",
+            raise self._error(
+                f"schema is {schema!r}, and this version reads {' and '.join(map(str, readable))}",
+                "write the file again with this version of farskip-compile",
             )
         return rest
 
@@ -117,7 +112,10 @@ class Reader:
     def refuse(self, path: str, wanted: str, found: object) -> NoReturn:
         """Raise `error` for a value that is not what is wanted."""
         shown = "null" if found is None else f"{type(found).__name__} {found!r}"[:80]
-        raise self.error(f"{self.origin}: {path} must be {wanted}, not {shown}", way_out=self.way_out)
+        raise self._error(f"{path} must be {wanted}, not {shown}", self.way_out)
+
+    def _error(self, reason: str, way_out: str) -> FarSkipError:
+        return self.error(f"{self.origin}: {reason}", way_out=self.always or way_out)
 
 
 def _is_plain(hint: Any, value: object) -> bool:
@@ -148,14 +146,7 @@ def encode(value: Any) -> Any:
 
 
 def read_json(path: Path, what: str, *, way_out: str, error: type[FarSkipError] = ConfigError) -> Any:
-    """The JSON in a file.
-
-    Args:
-        path: of the file.
-        what: it is, for messages.
-        way_out: of the error.
-        error: raised if the file can't be read or is not JSON.
-    """
+    """The JSON in a file; `error` if it can't be read or is not JSON. `what` it is, for messages."""
     try:
         return json.loads(path.read_bytes().decode())
     except (OSError, ValueError) as reason:
@@ -163,13 +154,9 @@ def read_json(path: Path, what: str, *, way_out: str, error: type[FarSkipError] 
 
 
 def write_text(path: Path, text: str, *, way_out: str = "", error: type[FarSkipError] = ConfigError) -> None:
-    """Write a text file, or leave the one that is there as it was.
+    """Write a text file in UTF-8, with its line ends as they are, or leave the one that is there as it was.
 
-    Args:
-        path: of the file; a new one takes the permissions of the one that it replaces.
-        text: is written in UTF-8, with its line ends as they are.
-        way_out: of the error.
-        error: raised if it can't be written.
+    The new file takes the permissions of the one that it replaces. Raises `error` if it can't be written.
     """
     try:
         with replacing(path) as temporary, temporary.open("xb") as file:

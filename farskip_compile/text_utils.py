@@ -15,15 +15,8 @@ def amount(number: int, noun: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", *, always: str = "", prefix: str = "") -> str:
-    """A question for a name that is close to a known one.
-
-    Args:
-        name: what was given.
-        known: what it could have been.
-        otherwise: said if none of them is close.
-        always: said behind either.
-        prefix: of all known names, where they are told.
-    """
+    """A question for a known name that is close to `name`, else `otherwise`; then what is `always` said. `prefix` is
+    shown before the known name."""
     close = difflib.get_close_matches(name, list(known), n=1)
     hint = f"did you mean {prefix + close[0]!r}?" if close else otherwise
     return " ".join(part for part in (hint, always) if part)

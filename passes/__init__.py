@@ -100,7 +100,7 @@ PASSES = (
     ),
     Pass(
         "pin_products",
-        "schedule.pins:pin_products",
+        "schedule.kernels:pin_products",
         Stage.BEFORE_FUSION,
         "keep the products that hide a collective after its launch, through fusion",
         takes=("kernels",),

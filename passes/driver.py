@@ -32,14 +32,7 @@ T = TypeVar("T")
 
 
 class Driver:
-    """One run of the passes of one stage.
-
-    Args:
-        passes: the table.
-        stage: which of them run.
-        facts: what they run on, `graph` or `kernels`, and what they take besides.
-        skip: names of passes to leave out.
-    """
+    """One run of the passes of one stage on `facts`: `graph` or `kernels`, and what they take besides."""
 
     def __init__(
         self, passes: Sequence[Pass], stage: Stage, facts: Mapping[str, Any], skip: Collection[str] = ()

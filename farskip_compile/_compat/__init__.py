@@ -1,8 +1,7 @@
 """Every private or semi-private PyTorch API that this package touches, and nothing else.
 
-Contract: other modules import these names from here only, so that a new PyTorch release is checked in one place. What
-Dynamo and AOTAutograd need stands here; then `inductor` (scheduling), `distributed` (groups and their stores),
-`collectives` (functional ones), `costs` (FLOP formulas, symbolic sizes).
+Contract: other modules import these names from this folder only, so that a new PyTorch release is checked in one place.
+What Dynamo and AOTAutograd need stands here, all else in one file for each part of PyTorch; `__all__` is re-exported.
 Checked by running on torch 2.11.0, 2.13.0 and 2.15.0; presence and signatures by reading on 2.12 and 2.14.
 """
 
@@ -31,31 +30,14 @@ from torch.utils.checkpoint import CheckpointPolicy
 PREFER_RECOMPUTE = CheckpointPolicy.PREFER_RECOMPUTE
 
 __all__ = [
-    "PREFER_RECOMPUTE",
     "BackendCompilerFailed",
     "CustomGraphPass",
     "HigherOrderOperator",
     "OpOverload",
     "OpOverloadPacket",
     "TorchDynamoException",
-    "TransparentError",
-    "callers_graph_break",
-    "capture_place",
-    "codegen_of",
-    "current_compile",
-    "ddp_splits_graphs",
-    "failing_line",
-    "graph_break_reason",
-    "inductor_compiler",
-    "is_module_state",
-    "is_resumed",
-    "is_tracing",
-    "keep_sources",
     "lookup_backend",
     "mark_dynamic",
-    "same_dim",
-    "split_checkpoint_kwargs",
-    "trace_artifact",
 ]
 
 TransparentError = ShortenTraceback
@@ -131,15 +113,9 @@ def _describe(reason: GraphCompileReason) -> str:
     return f"{text}{place}{inside}"
 
 
-def capture_place(error: TorchDynamoException) -> str | None:
-    """`file:line` of the user's innermost frame at which Dynamo failed to capture a model."""
-    frames = [frame for frame in getattr(error, "real_stack", None) or () if "/torch/" not in frame.filename]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
-
-
-def failing_line(error: TorchDynamoException) -> str:
-    """`file:line` of the innermost frame at which Dynamo failed, torch's own among them; empty if unknown."""
-    frames = list(getattr(error, "real_stack", None) or ())
+def failing_line(error: TorchDynamoException, *, of_user: bool = False) -> str:
+    """`file:line` of the innermost frame (that of the user's own code) at which Dynamo failed; empty if unknown."""
+    frames = [f for f in getattr(error, "real_stack", None) or () if not (of_user and "/torch/" in f.filename)]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 

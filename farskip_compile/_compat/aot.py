@@ -16,17 +16,11 @@ from torch._functorch import config as functorch_config
 
 from farskip_compile._compat.names import EAGER_BACKWARD
 
-__all__ = ["aten_graphs"]
-
 
 def aten_graphs(module: fx.GraphModule, inputs: Sequence[Any]) -> list[tuple[str, fx.Graph]]:
     """Phase (`forward`, `backward` or `inference`) and graph; a backward graph only where gradients are enabled.
 
-    What forward keeps for backward is decided as under Inductor.
-
-    Args:
-        module: from Dynamo; it may be used up.
-        inputs: its fake inputs.
+    What forward keeps for backward is decided as under Inductor. `module`, from Dynamo, may be used up.
     """
     found: list[tuple[str, fx.Graph]] = []
 

@@ -9,16 +9,6 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as fc
 
-__all__ = [
-    "all_gather",
-    "all_gather_in_place",
-    "all_reduce",
-    "all_to_all_single",
-    "reduce_scatter",
-    "reduce_scatter_in_place",
-    "wait_tensor",
-]
-
 all_reduce = fc.all_reduce
 all_to_all_single = fc.all_to_all_single
 wait_tensor = fc.wait_tensor

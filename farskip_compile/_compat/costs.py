@@ -15,8 +15,6 @@ from torch._inductor.sizevars import SizeVarAllocator
 from torch.utils import flop_counter
 from torch.utils.flop_counter import sdpa_flop_count
 
-__all__ = ["HINTS_REACH_MEMORY", "SymbolicSizes", "flop_registry", "register_flop_formula"]
-
 HINTS_REACH_MEMORY = not hasattr(SizeVarAllocator, "size_hint")
 """Whether Inductor's estimates of memory take hints for sizes that depend on data. On 2.11 they count such tensors as
 empty, whatever is known: orders of a model that routes without drops may hold more there than the limit says."""
@@ -25,9 +23,7 @@ empty, whatever is known: orders of a model that routes without drops may hold m
 def _grouped_queries(formula: Callable[..., int], queries: int) -> Callable[..., int]:
     """On 2.11 formulas of attention refuse fewer heads of keys and values than of queries: count as many of them.
 
-    Args:
-        formula: takes shapes.
-        queries: position of the queries among its arguments; keys and values come after them.
+    `queries` is their position among the shapes that a formula takes; keys and values come after them.
     """
 
     def counted(*args: Any, **kwargs: Any) -> int:
@@ -70,11 +66,7 @@ def register_flop_formula(target: Any) -> Callable[[Callable[..., int]], Callabl
 
 
 class SymbolicSizes:
-    """What a shape environment knows of the symbols in sizes.
-
-    Args:
-        env: the `ShapeEnv` that the sizes belong to; None if no size is symbolic.
-    """
+    """What a `ShapeEnv` (None if no size is symbolic) knows of the symbols in sizes."""
 
     def __init__(self, env: Any) -> None:
         self._env = env

@@ -17,18 +17,14 @@ from torch._inductor.graph import GraphLowering
 from farskip_compile._compat.inductor import Kernel
 from farskip_compile._compat.names import EAGER_BACKWARD, NO_CACHES
 
-__all__ = ["generating_only"]
-
 
 @contextmanager
 def generating_only(take: Callable[[list[Kernel]], None]) -> Iterator[None]:
     """Within the block, every graph that Inductor compiles ends with its program, which is not built.
 
     Backward graphs are compiled with their forward graphs, and no cache is asked or filled: so all passes run. What
-    comes out of the compiler must not be called. Compiles of other threads are affected too.
-
-    Args:
-        take: called with the kernels of each graph in the order in which they would run, forward before backward.
+    comes out of the compiler must not be called. Compiles of other threads are affected too. `take` is called with the
+    kernels of each graph in the order in which they would run, forward before backward.
     """
 
     def generate(graph: GraphLowering) -> Any:

@@ -60,8 +60,8 @@ def pin(graph: fx.Graph, waits: Mapping[fx.Node, Iterable[fx.Node]]) -> None:
 
 
 def pinned(node: fx.Node) -> tuple[Sequence[fx.Node], fx.Node, object, tuple[object, ...], dict[str, object]] | None:
-    """What `pin` has made of a node: what it comes after, the node that holds the call, and the call's operator,
-    arguments and keyword arguments; None for any other node."""
+    """What `pin` has made of a node: what it comes after, the node that holds the call, the call's operator, arguments
+    and keyword arguments; None for any other node."""
     if node.target is not control_deps:
         return None
     pins, body, *inputs = node.args
@@ -86,11 +86,7 @@ def pin_kernels(kernels: Sequence[Kernel], pins: Mapping[Kernel, Sequence[Kernel
 
     Such a dependence keeps no memory alive, and a fusion against it is a cycle, which Inductor does not make. It knows
     cycles by the ancestors of each kernel; those that grow are updated here, as computing all of them anew takes time
-    and memory quadratic in the size of the graph.
-
-    Args:
-        kernels: all, each after those that it needs.
-        pins: kernels that come before it, by kernel.
+    and memory quadratic in the size of the graph. `kernels` are all, each after those that it needs.
     """
     maker = {name: kernel for kernel in kernels for name in kernel.get_buffer_names()} if pins else {}
     added: dict[Kernel, list[str]] = {}
@@ -232,11 +228,8 @@ def scheduling_options(
 ) -> dict[str, Any]:
     """Inductor options that give `hook` (kernels -> kernels) the last word on the order of kernels.
 
-    Args:
-        theirs: the user's options; a pass of theirs before fusion runs ahead of ours.
-        hook: an object that Inductor can pickle: its caches are keyed by that.
-        before_fusion: sees the kernels before fusion, and may pin them.
-        identity: stands for `before_fusion` in the keys of the caches.
+    `before_fusion` sees the kernels before fusion, after the pass that `theirs` may have in that place, and may pin
+    them. Caches are keyed by `hook`, which Inductor pickles, and by `identity`.
     """
     options: dict[str, Any] = {REORDER: True, REORDER_PASSES: [hook]}
     ours = _PreFusion(before_fusion, identity, theirs.get(PRE_FUSION, inductor_setting(PRE_FUSION)))

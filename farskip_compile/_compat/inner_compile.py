@@ -13,20 +13,11 @@ from typing import Any
 from torch import fx
 from torch._dynamo.exc import RestartAnalysis
 
-__all__ = ["compile_inside", "restarts_analysis"]
-
 
 def compile_inside(
     compiler: Any, module: fx.GraphModule, inputs: Sequence[Any], around: Callable[[], AbstractContextManager[None]]
 ) -> Callable[..., Any]:
-    """What `compiler(module, inputs)` does, with `around()` around the compile of each graph.
-
-    Args:
-        compiler: what `inductor_compiler` returns.
-        module: a graph from Dynamo.
-        inputs: fake inputs of it.
-        around: makes a context.
-    """
+    """What `compiler(module, inputs)` of `inductor_compiler` does, with `around()` around the compile of each graph."""
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner  # imports much
 
     def compile_one(*args: Any, **kwargs: Any) -> Any:

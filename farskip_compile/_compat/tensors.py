@@ -1,4 +1,4 @@
-"""The private parts of tensors, their storages and the nodes of autograd; a part of `_compat`."""
+"""The private parts of registered operators, tensors, their storages and the nodes of autograd."""
 
 from __future__ import annotations
 
@@ -6,8 +6,22 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch._ops import OpOverload, OpOverloadPacket
 
-__all__ = ["set_sequence_number", "storage_identity", "without_subclass_functions"]
+
+def qualified_name(packet: OpOverloadPacket) -> str:
+    """`namespace::name` of an operator."""
+    return str(packet._qualified_op_name)
+
+
+def overload_name(operator: OpOverload) -> str:
+    """Name of an overload: `default`, `Tensor`, ..."""
+    return str(operator._overloadname)
+
+
+def parameters(operator: OpOverload) -> list[Any]:
+    """The parameters of an overload, in order: objects with `name` and `alias_info`."""
+    return list(operator._schema.arguments)
 
 
 def storage_identity(value: torch.Tensor) -> int:

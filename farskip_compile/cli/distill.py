@@ -59,10 +59,8 @@ def distill_command(
         return
     table = Table("held-out", "loss", "KL to the original", "same first token", box=None, pad_edge=False)
     for name, found in (("rewired", done.before), ("healed", done.after)):
-        kl, top1 = (
-            f"{found.kl:.4f}" if found.kl is not None else "-",
-            f"{found.top1:.1%}" if found.top1 is not None else "-",
-        )
+        kl = f"{found.kl:.4f}" if found.kl is not None else "-"
+        top1 = f"{found.top1:.1%}" if found.top1 is not None else "-"
         table.add_row(name, f"{found.loss:.4f}", kl, top1)
     console = Console(highlight=False)
     console.print(table)

@@ -28,13 +28,8 @@ Model = Annotated[
 ]
 
 
-class Connectivity(StrEnum):
-    """Values of --connectivity."""
-
-    FULL = "full"
-    ATTENTION = "attention"
-    MLP = "mlp"
-    NONE = "none"
+Connectivity = StrEnum("Connectivity", {"FULL": "full", "ATTENTION": "attention", "MLP": "mlp", "NONE": "none"})
+"""Values of --connectivity."""
 
 
 def layer_range(text: str | None) -> tuple[int, int] | None:

@@ -22,12 +22,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing els
 
 @contextmanager
 def shown_errors(status: int | None = None, *, silent: bool = False) -> Iterator[None]:
-    """Turn a `FarSkipError` into a panel and an exit status.
-
-    Args:
-        status: the exit status; by default 2 for a `ConfigError` and 1 for any other.
-        silent: exit without the panel, because another rank prints it.
-    """
+    """Turn a `FarSkipError` into a panel (unless `silent`: another rank prints it) and an exit status, by default 2 for
+    a `ConfigError` and 1 for any other."""
     from farskip_compile.errors import ConfigError, FarSkipError
     from farskip_compile.explain import text
 

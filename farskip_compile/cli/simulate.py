@@ -6,7 +6,6 @@ holds one JSON document and nothing else.
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,16 +91,10 @@ def simulate_command(
 
 
 def _loads(path: Path | None) -> tuple[float, ...] | None:
-    from farskip_compile.errors import ConfigError
+    from farskip_compile.json_files import Reader, read_json
 
     if path is None:
         return None
-    try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"can't read {path}: {error}", way_out="a JSON list of numbers, one for each expert"
-        ) from None
-    if not isinstance(found, list) or not all(isinstance(one, int | float) for one in found):
-        raise ConfigError(f"{path} is not a list of numbers", way_out="a JSON list, one number for each expert")
-    return tuple(map(float, found))
+    way_out = "a JSON list of numbers, one for each expert"
+    found: Any = read_json(path, "loads", way_out=way_out)
+    return Reader(str(path), way_out=way_out).value(tuple[float, ...], found, "the whole")

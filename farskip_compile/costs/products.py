@@ -24,7 +24,7 @@ from torch import fx
 
 from farskip_compile._compat import OpOverload
 from farskip_compile._compat.costs import flop_registry
-from farskip_compile._compat.operators import parameters
+from farskip_compile._compat.tensors import parameters
 from farskip_compile.costs.memory import Size
 from farskip_compile.passes.graph import ops
 

@@ -14,9 +14,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from farskip_compile.demo.results import Case, Check, Comparison, Demo, bits, number
-from farskip_compile.explain import layout, svg, text
+from farskip_compile.explain import layout, pages, text
 from farskip_compile.explain.overlappable import independent
-from farskip_compile.explain.pages import render
 from farskip_compile.passes.residual.table import Table as Wiring
 from farskip_compile.profiling.page import pieces
 from farskip_compile.profiling.text import percent, time_text
@@ -99,8 +98,8 @@ def _difference(equal: bool | None, difference: float | None) -> str:
 
 def page(demo: Demo) -> str:
     """The whole document."""
-    helpers = {"svg": svg, "layout": layout, "number": number, "bits": bits, "beside": _beside, **pieces()}
-    return str(render("demo.html.j2", demo=demo, **helpers))
+    helpers = {"svg": pages, "layout": layout, "number": number, "bits": bits, "beside": _beside, **pieces()}
+    return str(pages.render("demo.html.j2", demo=demo, **helpers))
 
 
 def _beside(table: Wiring, row: str) -> str:

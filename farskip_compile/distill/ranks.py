@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from farskip_compile._compat.distributed import leave_to_owner, world_group
-from farskip_compile._compat.parameters import plain_name
+from farskip_compile._compat.modules import plain_name
 from farskip_compile.errors import ConfigError
 
 Sharded = Callable[[str, nn.Parameter], bool]

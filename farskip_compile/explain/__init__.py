@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException, capture_place, failing_line
+from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException, failing_line
 from farskip_compile.capture import capture
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import FarSkipError
@@ -30,12 +30,7 @@ def explain(
 ) -> Explanation:
     """Explain `torch.compile(model, backend="farskip")` for a call `model(*args, **kwargs)`.
 
-    Args:
-        model: a module, or a function that calls one.
-        *args: example inputs.
-        connectivity: as in `FarSkipConfig`.
-        layers: as in `FarSkipConfig`.
-        **kwargs: example inputs by name.
+    `model` may also be a function that calls one; `connectivity` and `layers` are as in `FarSkipConfig`.
 
     Raises:
         ConfigError: wrong options, noticed before the model is looked at.
@@ -86,6 +81,6 @@ def not_captured(error: TorchDynamoException) -> Refusal:
     return Refusal(
         type(error).__name__,
         f"torch.compile can't capture the model as one graph. {reason}",
-        f"at {place}" if (place := capture_place(error)) else "",
+        f"at {place}" if (place := failing_line(error, of_user=True)) else "",
         way_out,
     )

@@ -1,7 +1,6 @@
 """How a connectivity table is laid out for a reader, whatever it is drawn with: text, picture or page.
 
-Contract: takes a `Table`, gives plain data; draws nothing. `cells` says what each cell shows, `reads_text`
-writes a set of terms in a few characters, `shown_layers` picks the layers that tell everything about a deep model.
+Contract: takes a `Table`, gives plain data; draws nothing.
 
 A layer is left out of a drawing only if it is like the layer before it, or if the same change from one layer to the
 next has been shown already. Alike means: same sub-blocks, same evidence, same collectives, and the same terms left
@@ -11,6 +10,7 @@ out, counted from the layer itself.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -35,9 +35,33 @@ class Cell(StrEnum):
     LATER = "does not exist yet"
 
 
+LIGHT = {
+    Cell.READ: "#9db8d9",
+    Cell.LEFT_OUT: "#d9480f",
+    Cell.SKIPPED: "#e5dbff",
+    Cell.OWN: "#dfe3e8",
+    Cell.LATER: "#ffffff",
+}
+"""Colours of the cells, in the picture and on the page: read and left out differ in lightness as well as in hue, so
+that the table survives colour blindness and a black-and-white printer."""
+DARK = {
+    Cell.READ: "#3f6396",
+    Cell.LEFT_OUT: "#ff9248",
+    Cell.SKIPPED: "#4a3f6b",
+    Cell.OWN: "#343a44",
+    Cell.LATER: "#15181d",
+}
+
+
 def cells(table: Table) -> list[list[Cell]]:
     """One list for each row of `table`, one cell for each term."""
     return [_row_cells(table, row) for row in table.rows]
+
+
+def present(table: Table) -> list[Cell]:
+    """The cells that occur, of those that show anything: what a legend explains."""
+    drawn = {cell for line in cells(table) for cell in line}
+    return [cell for cell in Cell if cell in drawn - {Cell.LATER}]
 
 
 def _row_cells(table: Table, row: SubBlock) -> list[Cell]:
@@ -64,10 +88,7 @@ def reads_text(table: Table, terms: TermSet, most: int = 3) -> str:
 
 def counted(names: Iterable[str]) -> str:
     """Repeated names once, with their number: `all_to_all_single x2`."""
-    counts: dict[str, int] = {}
-    for name in names:
-        counts[name] = counts.get(name, 0) + 1
-    return ", ".join(name if count == 1 else f"{name} x{count}" for name, count in counts.items())
+    return ", ".join(name if count == 1 else f"{name} x{count}" for name, count in Counter(names).items())
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,7 @@ from farskip_compile.passes.residual.table import SubBlock, Table
 
 
 def independent(table: Table, row: SubBlock) -> tuple[str, ...]:
-    """Names of the terms that can be computed beside the main term of `row`.
-
-    Args:
-        table: of the rewired model, or of the model as written (`Table.as_written`).
-        row: one of its rows.
-    """
+    """Names of the terms that can be computed beside the main term of `row`, one of the rows of `table`."""
     near = [other for layer in range(row.layer - 1, row.layer + 2) for other in table.rows_of(layer)]
     main = table.main_term(row).index
     reads = {index: other.reads for other in near for index in other.terms}

@@ -8,11 +8,10 @@ that a connectivity table leaves empty (nothing can be read before it exists).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from farskip_compile.errors import ConfigError
-from farskip_compile.explain.layout import Cell, cells, layer_of_term
-from farskip_compile.explain.palette import LIGHT
+from farskip_compile.explain.layout import LIGHT, Cell, cells, layer_of_term, present
 from farskip_compile.passes.residual.table import Table
 
 if TYPE_CHECKING:
@@ -22,15 +21,14 @@ if TYPE_CHECKING:
 MOST_NAMED = 40
 INK, FAINT = "#22262b", "#868e96"
 CELL_INCHES = 0.34
+RINGS: dict[Cell, dict[str, Any]] = {
+    Cell.LEFT_OUT: {"marker": "o", "mfc": "none", "mec": "white", "mew": 1.3, "ms": 7},
+    Cell.OWN: {"marker": "+", "mec": FAINT, "mew": 1.0, "ms": 6},
+}
 
 
 def draw(table: Table, path: Path, title: str) -> None:
-    """Write `table` to `path`; its suffix decides the format.
-
-    Args:
-        table: a table with rows.
-        path: file to write.
-        title: one or two lines above the picture.
+    """Write `table`, which has rows, to `path`, whose suffix decides the format, under a title of one or two lines.
 
     Raises:
         ConfigError: matplotlib is missing, or does not know the format.
@@ -49,9 +47,7 @@ def draw(table: Table, path: Path, title: str) -> None:
     if path.suffix.lstrip(".").lower() not in canvas.get_supported_filetypes():
         known = ", ".join(sorted(canvas.get_supported_filetypes()))
         raise ConfigError(f"pictures can't be written as {path.suffix or 'a file without suffix'!r}", way_out=known)
-    left = 1.3
-    area = (left / size[0], 0.25 / size[1], columns * cell / size[0], rows * cell / size[1])
-    axes = figure.add_axes(area)
+    axes = figure.add_axes((1.3 / size[0], 0.25 / size[1], columns * cell / size[0], rows * cell / size[1]))
     _cells(axes, table, range(rows), range(columns), lines=1.2 if is_named else 0.0)
     if is_named:
         _name_axes(axes, table, range(rows), range(columns), size=9)
@@ -85,11 +81,9 @@ def _cells(axes: Axes, table: Table, rows: range, columns: range, lines: float) 
         linewidth=lines,
         antialiased=bool(lines),
     )
-    if lines:
-        rings = [(c, r) for r in rows for c in columns if drawn[r][c] is Cell.LEFT_OUT]
-        axes.plot([c for c, _ in rings], [r for _, r in rings], "o", mfc="none", mec="white", mew=1.3, ms=7)
-        own = [(c, r) for r in rows for c in columns if drawn[r][c] is Cell.OWN]
-        axes.plot([c for c, _ in own], [r for _, r in own], "+", mec=FAINT, mew=1.0, ms=6)
+    for kind, style in RINGS.items() if lines else ():
+        places = [(c, r) for r in rows for c in columns if drawn[r][c] is kind]
+        axes.plot([c for c, _ in places], [r for _, r in places], linestyle="", **style)
     axes.set_xlim(columns.start - 0.5, columns.stop - 0.5)
     axes.set_ylim(rows.stop - 0.5, rows.start - 0.5)
     axes.tick_params(length=0, labeltop=True, labelbottom=False, colors=INK, pad=3)
@@ -107,11 +101,9 @@ def _count_layers(axes: Axes, table: Table) -> None:
     first_row: dict[int, int] = {}
     for index, row in enumerate(table.rows):
         first_row.setdefault(row.layer, index)
-    first_column: dict[int, int] = {}
-    for index, name in enumerate(term.name for term in table.terms):
-        layer = layer_of_term(name)
-        if layer is not None:
-            first_column.setdefault(layer, index)
+    first_column: dict[int | None, int] = {}
+    for term in table.terms:
+        first_column.setdefault(layer_of_term(term.name), term.index)
     marked = [layer for layer in first_row if layer % 10 == 0]
     axes.set_yticks([first_row[layer] for layer in marked], [f"layer {layer}" for layer in marked], fontsize=9)
     axes.set_xticks([first_column[layer] for layer in marked], [str(layer) for layer in marked], fontsize=9)
@@ -129,23 +121,13 @@ def _magnify(figure: Figure, axes: Axes, table: Table) -> None:
     first = min(rewired[min(len(rewired) - 1, 4)] if rewired else last, max(last - 2, 0))
     inside = range(first, min(first + 3, last + 1))
     rows = [index for index, row in enumerate(table.rows) if row.layer in inside]
-    columns = [
-        index
-        for index, name in enumerate(term.name for term in table.terms)
-        if layer_of_term(name) in (first - 1, *inside)
-    ]
+    columns = [term.index for term in table.terms if layer_of_term(term.name) in (first - 1, *inside)]
     row_range, column_range = range(rows[0], rows[-1] + 1), range(columns[0], columns[-1] + 1)
     area = axes.get_position()
     width, height = figure.get_size_inches()
     cell = min(0.32, 0.42 * area.width * width / len(columns), 0.36 * area.height * height / len(rows))
-    part = figure.add_axes(
-        (
-            area.x1 - len(columns) * cell / width,
-            area.y1 - (0.55 + len(rows) * cell) / height,
-            len(columns) * cell / width,
-            len(rows) * cell / height,
-        )
-    )
+    wide, high = len(columns) * cell / width, len(rows) * cell / height
+    part = figure.add_axes((area.x1 - wide, area.y1 - 0.55 / height - high, wide, high))
     _cells(part, table, row_range, column_range, lines=1.0)
     _name_axes(part, table, row_range, column_range, size=7.5)
     part.set_title(f"layers {inside.start} to {inside.stop - 1}, magnified", fontsize=9, color=INK, loc="left", pad=16)
@@ -173,8 +155,7 @@ def _connect(axes: Axes, part: Axes, rows: range, columns: range) -> None:
 def _legend(figure: Figure, table: Table, place: tuple[float, float]) -> None:
     from matplotlib.patches import Patch
 
-    present = {cell for line in cells(table) for cell in line}
-    handles = [Patch(facecolor=LIGHT[cell], label=str(cell)) for cell in Cell if cell in present - {Cell.LATER}]
+    handles = [Patch(facecolor=LIGHT[cell], label=str(cell)) for cell in present(table)]
     figure.legend(
         handles=handles,
         loc="upper left",

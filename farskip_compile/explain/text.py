@@ -22,6 +22,7 @@ from farskip_compile.explain.layout import (
     cells,
     counted,
     layer_of_term,
+    present,
     reads_text,
     short_place,
     shown_layers,
@@ -150,14 +151,14 @@ def _columns(table: Table, shown: Shown, dots: str) -> list[tuple[str, int | Non
     """Label and term index of each column; the index is None where layers are left out."""
     columns: list[tuple[str, int | None]] = []
     last: int | None = None
-    for index, name in enumerate(term.name for term in table.terms):
-        layer = layer_of_term(name)
+    for term in table.terms:
+        layer = layer_of_term(term.name)
         if layer is not None and layer not in shown.layers:
             continue
         if last is not None and layer is not None and layer != last and shown.gap_after(last) is not None:
             columns.append((dots, None))
         last = layer if layer is not None else last
-        columns.append((name, index))
+        columns.append((term.name, term.index))
     return columns
 
 
@@ -198,16 +199,14 @@ def _append_block(
 
 
 def _append_legend(text: Text, table: Table, symbols: dict[Cell, str], width: int) -> Text:
-    present = {cell for line in cells(table) for cell in line}
-    parts = [(cell, symbols[cell]) for cell in Cell if cell in present and cell is not Cell.LATER]
     used = INDENT
     text.append(" " * INDENT)
-    for number, (cell, symbol) in enumerate(parts):
-        length = len(symbol) + 1 + len(cell) + 3
-        if number and used + length > width:
+    for cell in present(table):
+        length = len(symbols[cell]) + 1 + len(cell) + 3
+        if used > INDENT and used + length > width:
             text.append("\n" + " " * INDENT)
             used = INDENT
-        text.append(symbol, style=STYLES[cell]).append(f" {cell}   ")
+        text.append(symbols[cell], style=STYLES[cell]).append(f" {cell}   ")
         used += length
     text.rstrip()
     kinds = "e embedding, a attention or mixer, m dense, s shared, r routed; number: layer"
@@ -220,32 +219,21 @@ def beside(table: Table, shown: Shown) -> Grid:
     grid.add_column("sub-block", min_width=max(len(row.name) for row in table.rows))
     for name in ("collectives in this graph", "as written", "rewired"):
         grid.add_column(name, overflow="fold")
-    numbers = {row.name: number for number, row in enumerate(table.rows)}
     for row in _visible(table, shown):
         if isinstance(row, str):
             grid.add_row("...", Text(row, style="dim"), "", "")
             continue
-        number = numbers[row.name]
-        before, after = (", ".join(independent(one, one.rows[number])) for one in (written, table))
-        style = "bold green" if before != after else ""
-        grid.add_row(
-            row.name,
-            counted(table.collectives(row)) or Text("none", style="dim"),
-            before or "-",
-            Text(after or "-", style),
-        )
+        number = table.rows.index(row)
+        before, after = (", ".join(independent(one, one.rows[number])) or "-" for one in (written, table))
+        collectives = counted(table.collectives(row)) or Text("none", style="dim")
+        grid.add_row(row.name, collectives, before, Text(after, "bold green" if before != after else ""))
     return grid
 
 
 def _grid(title: str | None = None) -> Grid:
-    return Grid(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        title=title,
-        title_justify="left",
-        title_style="bold",
-    )
+    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")
+    grid.title_style = "bold"
+    return grid
 
 
 def _speaks_unicode(console: Console) -> bool:

@@ -36,11 +36,8 @@ def has_amd_keys(config: Mapping[str, Any]) -> bool:
 
 
 def from_amd_keys(config: Mapping[str, Any], origin: str = "the configuration") -> Manifest:
-    """The connectivity and the layers that AMD's keys ask for.
-
-    Args:
-        config: all of a `config.json`; the number of layers decides what a range comes to.
-        origin: where it is from, for messages.
+    """The connectivity and the layers that AMD's keys ask for in a `config.json` (from `origin`, for messages), whose
+    number of layers decides what a range comes to.
 
     Raises:
         ManifestError: a value of the wrong type, or values that contradict each other; names the key.

@@ -31,14 +31,7 @@ WRITABLE = "give an existing folder with the right to write; what was there befo
 
 
 def save_manifest(manifest: Manifest, path: str | os.PathLike[str]) -> Path:
-    """Write `manifest`.
-
-    Args:
-        manifest: what to write.
-        path: a checkpoint folder, its `config.json`, or a JSON file for the manifest alone.
-
-    Returns:
-        The file that was written.
+    """Write `manifest` into a checkpoint folder, its `config.json`, or a JSON file of its own; returns the file.
 
     Raises:
         ManifestError: it can't be written there, or would overwrite something that is not a manifest.
@@ -66,36 +59,26 @@ def save_manifest(manifest: Manifest, path: str | os.PathLike[str]) -> Path:
 
 
 def load_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """Read a manifest.
-
-    Args:
-        path: a checkpoint folder (`farskip.json`, else `config.json` with our key or with AMD's), or one of the files.
+    """Read a manifest out of a checkpoint folder (`farskip.json`, else `config.json` with our key or AMD's) or a file.
 
     Raises:
         ManifestError: there is none, or it is damaged; names the file and the key.
     """
     target = Path(path)
-    if not target.is_dir():
-        return read_manifest(_object(target), str(target))
-    if (target / FILE).exists():
-        return read_manifest(_object(target / FILE), str(target / FILE))
-    if (target / CONFIG).exists():
-        return read_manifest(_object(target / CONFIG), str(target / CONFIG))
-    raise ManifestError(
-        f"there is no manifest in {target}: neither {FILE} nor {CONFIG}",
-        way_out="make one: farskip_compile.save_manifest(farskip_compile.describe(model, ...), folder)",
-    )
+    files = [file for file in (target / FILE, target / CONFIG) if file.exists()] if target.is_dir() else [target]
+    if not files:
+        raise ManifestError(
+            f"there is no manifest in {target}: neither {FILE} nor {CONFIG}",
+            way_out="make one: farskip_compile.save_manifest(farskip_compile.describe(model, ...), folder)",
+        )
+    return read_manifest(_object(files[0]), str(files[0]))
 
 
 def read_manifest(data: Mapping[str, Any], origin: str) -> Manifest:
-    """The manifest that parsed JSON holds.
-
-    Args:
-        data: the manifest itself, or a Hugging Face configuration with our key or with AMD's.
-        origin: where it is from, for messages.
+    """The manifest that parsed JSON holds: it may be a Hugging Face configuration with our key or with AMD's.
 
     Raises:
-        ManifestError: there is none, or it is damaged.
+        ManifestError: there is none, or it is damaged; `origin` says where.
     """
     if isinstance(data.get(KEY), Mapping):
         return Manifest.from_json(data[KEY], origin)

@@ -21,13 +21,23 @@ from typing import Any
 
 from torch import nn
 
-from farskip_compile._compat.parameters import plain_name, unwrapped
+from farskip_compile._compat.modules import plain_name, unwrapped
 from farskip_compile.errors import ManifestError
+from farskip_compile.json_files import Reader
 from farskip_compile.manifest import patterns
-from farskip_compile.manifest.fields import Fields, is_count
 from farskip_compile.manifest.patterns import Shape
 
 MOST_CANDIDATES = 16
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A fingerprint in JSON: shapes by pattern of names, and what they must come to."""
+
+    sha256: str
+    parameters: int
+    sub_blocks: Mapping[str, Shape]
+    others: Mapping[str, Shape]
 
 
 @dataclass(frozen=True)
@@ -60,40 +70,29 @@ class Fingerprint:
         }
 
     @classmethod
-    def from_json(cls, fields: Fields) -> Fingerprint:
-        """What `to_json` gave.
-
-        Raises:
-            ManifestError: anything else.
-        """
-        count, sha256 = fields.number("parameters"), fields.text("sha256")
-        groups = [fields.inner(key) for key in ("sub_blocks", "others")]
-        fields.end()
-        if sum(_size(group, pattern) for group in groups for pattern in group.data) != count:
-            raise fields.wrong("parameters", "the number of parameters listed")
-        found = cls(*(_read(group) for group in groups))
-        if len(found.shapes) != count:
-            raise fields.wrong("sub_blocks", "a list without repetitions")
-        if found.sha256 != sha256:
-            raise fields.wrong("sha256", f"{found.sha256[:12]}... for the parameters listed")
+    def listed(cls, data: Listed, reader: Reader) -> Fingerprint:
+        """What `to_json` gave; `reader` refuses anything else."""
+        groups, size = {"sub_blocks": data.sub_blocks, "others": data.others}, 0
+        for key, group in groups.items():
+            for pattern, shape in group.items():
+                place = f"fingerprint.{key}.{pattern}"
+                try:
+                    size += patterns.size(pattern)
+                except ValueError as error:
+                    reader.refuse(place, f"under a key that is a pattern of names ({error})", shape)
+                if min(shape, default=0) < 0:
+                    reader.refuse(place, "a shape: a list of whole numbers", shape)
+        if size != data.parameters:  # before the names are made, which may be many
+            reader.refuse("fingerprint.parameters", "the number of parameters listed", data.parameters)
+        named = (
+            {n: shape for pattern, shape in g.items() for n in patterns.expanded(pattern)} for g in groups.values()
+        )
+        found = cls(*named)
+        if len(found.shapes) != size:
+            reader.refuse("fingerprint.sub_blocks", "a list without repetitions", list(data.sub_blocks))
+        if found.sha256 != data.sha256:
+            reader.refuse("fingerprint.sha256", f"{found.sha256[:12]}... for the parameters listed", data.sha256)
         return found
-
-
-def _size(group: Fields, pattern: str) -> int:
-    try:
-        return patterns.size(pattern)
-    except ValueError as error:
-        raise group.wrong(pattern, f"under a key that is a pattern of names ({error})") from None
-
-
-def _read(group: Fields) -> dict[str, Shape]:
-    shapes: dict[str, Shape] = {}
-    for pattern in group.data:
-        shape = group.get(pattern)
-        if not isinstance(shape, list | tuple) or not all(map(is_count, shape)):
-            raise group.wrong(pattern, "a shape: a list of whole numbers")
-        shapes.update(dict.fromkeys(patterns.expanded(pattern), tuple(shape)))
-    return shapes
 
 
 def parameters_of(model: nn.Module) -> dict[str, Shape]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from farskip_compile._compat.parameters import parameter_name
+from farskip_compile._compat.modules import parameter_name
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual import Reading

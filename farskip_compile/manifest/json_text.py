@@ -18,12 +18,8 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def compact(value: Any, indent: str = "") -> str:
-    """JSON with one entry a line, where an entry, or a list of plain values, is not broken.
-
-    Args:
-        value: what to write.
-        indent: at the beginning of each line but the first.
-    """
+    """JSON with one entry a line, where an entry, or a list of plain values, is not broken; `indent` is for all lines
+    but the first."""
     line = json.dumps(value, ensure_ascii=False)
     entries: list[str]
     if isinstance(value, Mapping) and value:
@@ -43,11 +39,7 @@ def compact(value: Any, indent: str = "") -> str:
 
 
 def with_key(text: str, key: str, value: Any) -> str:
-    """`text`, an object, with `key` set to `value`; a new key stands last.
-
-    Raises:
-        ValueError: `text` is no JSON object.
-    """
+    """`text`, an object (else a `ValueError`), with `key` set to `value`; a new key stands last."""
     decoder = json.JSONDecoder()
     places: dict[str, tuple[int, int]] = {}
     position = first = _expect(text, 0, "{")
@@ -58,7 +50,8 @@ def with_key(text: str, key: str, value: Any) -> str:
         if not isinstance(name, str):
             raise ValueError(f"no key at character {position}")
         start = _expect(text, end, ":")
-        places[name], position = _value_at(decoder, text, start)
+        _, end = decoder.raw_decode(text, start)
+        places[name], position = (start, end), _skip(text, end)
     opening = text[text.index("{") + 1 : first]  # what comes before the first key comes before each
     indent = opening.rpartition("\n")[2] if "\n" in opening else UNIT
     written = compact(value, indent)
@@ -70,12 +63,6 @@ def with_key(text: str, key: str, value: Any) -> str:
         return f"{text[: text.index('{') + 1]}\n{UNIT}{entry}\n{text[position:]}"
     end = max(stop for _, stop in places.values())
     return f"{text[:end]},{opening or ' '}{entry}{text[end:]}"
-
-
-def _value_at(decoder: json.JSONDecoder, text: str, start: int) -> tuple[tuple[int, int], int]:
-    """Where the value at `start` begins and ends, and where the next character after it is."""
-    _, end = decoder.raw_decode(text, start)
-    return (start, end), _skip(text, end)
 
 
 def _expect(text: str, position: int, character: str) -> int:

@@ -40,20 +40,12 @@ def grouped(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
 
 
 def expanded(pattern: str) -> list[str]:
-    """All names that `pattern` stands for.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """All names that `pattern` stands for; a `ValueError` if it is not a pattern."""
     return [".".join(parts) for parts in product(*(_choices(part) for part in pattern.split(".")))]
 
 
 def size(pattern: str) -> int:
-    """How many names `pattern` stands for; none is made.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """How many names `pattern` stands for; none is made. A `ValueError` if it is not a pattern."""
     return prod(sum(len(numbers) for numbers in _ranges(part) or [range(1)]) for part in pattern.split("."))
 
 

@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, get_args
 
-from farskip_compile.manifest.fields import Fields, is_count, is_list_of_texts
-from farskip_compile.manifest.fingerprint import Fingerprint
+from farskip_compile.errors import ManifestError
+from farskip_compile.json_files import Reader
+from farskip_compile.manifest.fingerprint import Fingerprint, Listed
 from farskip_compile.passes.residual.table import BadCell, Table
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange, Named
 
 SCHEMA = 1
+WAY_OUT = "write the manifest anew with farskip_compile.describe and save_manifest; it is not meant to be edited"
 
 
 @dataclass(frozen=True)
@@ -69,65 +71,51 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: object, origin: str = "the manifest") -> Manifest:
-        """What `to_json` gave.
-
-        Args:
-            data: parsed JSON.
-            origin: where it is from, for messages.
+        """What `to_json` gave; `origin` is where it is from, for messages.
 
         Raises:
             ManifestError: it is anything else; names the key.
         """
-        fields = Fields(data, origin)
-        schema = fields.number("schema")
-        if schema != SCHEMA:
-            raise fields.wrong("schema", f"{SCHEMA}, which is what this version of farskip-compile reads")
-        layers = _layers(fields)
-        connectivity = _connectivity(fields)
+        reader = Reader(origin, ManifestError, always=WAY_OUT, accepts_null=True)
+        found = reader.decode(_Json, reader.version(data, (SCHEMA,)))
+        connectivity: Connectivity = found.connectivity
+        if isinstance(connectivity, Mapping):
+            connectivity = reader.value(Mapping[str, tuple[str, ...]], connectivity, "connectivity")
+        elif connectivity not in get_args(Named):
+            reader.refuse("connectivity", f"one of {', '.join(get_args(Named))}, or a table", connectivity)
+        layers = found.layers
+        if layers is not None and (len(layers) != 2 or not 0 <= layers[0] <= layers[1]):
+            reader.refuse("layers", "null, or the first and the last layer", layers)
         if layers is not None and not isinstance(connectivity, str):
-            raise fields.wrong("layers", "null beside a table, which says already which layers change")
-        table = _table(fields)
-        versions = fields.inner("versions")
-        found = cls(
-            connectivity,
-            layers,
-            table,
-            Fingerprint.from_json(fields.inner("fingerprint")) if fields.get("fingerprint") is not None else None,
-            {package: versions.text(package) for package in versions.data},
-            origin=origin,
-        )
-        fields.end()
-        return found
+            reader.refuse("layers", "null beside a table, which says already which layers change", layers)
+        try:
+            table = Table.from_json(found.terms, map(vars, found.sub_blocks))
+        except BadCell as error:
+            reader.refuse(error.key, error.wanted, error.found)
+        fingerprint = Fingerprint.listed(found.fingerprint, reader) if found.fingerprint is not None else None
+        pair = (layers[0], layers[1]) if layers is not None else None
+        return cls(connectivity, pair, table, fingerprint, found.versions, origin=origin)
 
 
-def _layers(fields: Fields) -> LayerRange:
-    value = fields.get("layers")
-    if value is None:
-        return None
-    if not isinstance(value, list | tuple) or len(value) != 2 or not all(map(is_count, value)) or value[0] > value[1]:
-        raise fields.wrong("layers", "null, or the first and the last layer")
-    return value[0], value[1]
+@dataclass(frozen=True)
+class _Row:
+    """A sub-block in JSON."""
+
+    name: str
+    kind: str
+    layer: int
+    adds: tuple[str, ...]
+    reads: str
+    left_out: str
 
 
-def _connectivity(fields: Fields) -> Connectivity:
-    value = fields.get("connectivity")
-    if isinstance(value, Mapping):
-        if not all(map(is_list_of_texts, value.values())):
-            raise fields.wrong("connectivity", "a table: sub-block -> list of terms that it leaves out")
-        return {str(row): tuple(terms) for row, terms in value.items()}
-    if value not in get_args(Named):
-        raise fields.wrong("connectivity", f"one of {', '.join(get_args(Named))}, or a table")
-    named: Named = value
-    return named
+@dataclass(frozen=True)
+class _Json:
+    """A manifest in JSON, without its schema."""
 
-
-def _table(fields: Fields) -> Table:
-    rows = []
-    for row in fields.inners("sub_blocks"):
-        text = {key: row.text(key) for key in ("name", "kind", "reads", "left_out")}
-        rows.append({**text, "layer": row.number("layer"), "adds": row.texts("adds")})
-        row.end()
-    try:
-        return Table.from_json(fields.texts("terms"), rows)
-    except BadCell as error:
-        raise fields.wrong(error.key, error.wanted, error.found) from error
+    connectivity: Any
+    layers: tuple[int, ...] | None
+    terms: tuple[str, ...]
+    sub_blocks: tuple[_Row, ...]
+    fingerprint: Listed | None
+    versions: Mapping[str, str]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from farskip_compile._compat.compiled import is_compiled
+from farskip_compile._compat.modules import is_compiled
 from farskip_compile.errors import ConfigError
 from farskip_compile.prepare.bookkeeping import install_recording, keep_generate_from_compiling
 from farskip_compile.prepare.changes import Change, Preparation

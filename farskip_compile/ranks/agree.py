@@ -122,10 +122,7 @@ def _at(rank: int) -> str:
 def check_across_ranks(orders: Mapping[str, list[str]], phase: str, common: Mapping[str, Any] | None = None) -> None:
     """Return once every rank of each group has reached the same order, with the same in common.
 
-    Args:
-        orders: process group -> its launches in order.
-        phase: `forward`, `backward` or `inference`.
-        common: what else must be the same on all ranks, by name.
+    `orders` are the launches of each process group; `phase` is `forward`, `backward` or `inference`.
 
     Raises:
         OptionsMismatchError: a rank waits with something else in common.

@@ -12,29 +12,15 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import fx
-
 from farskip_compile.ranks.agree import check_across_ranks, check_once
-from farskip_compile.ranks.announce import collective_orders
 
 PHASE = "captured"
-
-
-def orders_as_captured(graph: fx.Graph) -> dict[str, list[str]]:
-    """For each process group, the launches that are visible in a graph from Dynamo, before it is compiled."""
-    return collective_orders(graph)
 
 
 def checked_at_first_run(
     compiled: Callable[..., Any], orders: Mapping[str, list[str]], common: Mapping[str, Any]
 ) -> Callable[..., Any]:
-    """`compiled`, which compares `orders` and `common` across ranks before it runs for the first time.
-
-    Args:
-        compiled: what runs the graph.
-        orders: see `orders_as_captured`.
-        common: see `common_options`.
-    """
+    """`compiled`, which compares `orders` (see `collective_orders`) and `common` across ranks before its first run."""
     if not orders:
         return compiled
     text = json.dumps([PHASE, orders, common], sort_keys=True)

@@ -38,10 +38,8 @@ SHOWN = 200
 def common_options(config: FarSkipConfig, report: CompileReport | None, package: str) -> dict[str, Any]:
     """What must be the same on all ranks that run a graph together, as plain data.
 
-    Args:
-        config: the configuration that the graph was compiled with.
-        report: of the graph: without `strict`, one rank alone may refuse it. None: not known.
-        package: hash of this package's source.
+    The `report` of the graph is part of it: without `strict`, one rank alone may refuse it. None: not known. `package`
+    is the hash of this package's source.
     """
     options = config.to_json()
     result = (str(report.outcome), report.wiring_after) if report is not None else ()

@@ -38,11 +38,8 @@ _number = 0
 
 @contextmanager
 def report_failure(what: str) -> Iterator[None]:
-    """Tell the other ranks if the block raises. Inside another such block, the outer one does.
-
-    Args:
-        what: what has failed then, a verb in the past tense: "failed to compile".
-    """
+    """Tell the other ranks if the block raises, and `what` it did ("failed to compile"). Inside another such block, the
+    outer one does."""
     if getattr(_here, "inside", False):
         yield
         return
@@ -71,11 +68,8 @@ def unreported() -> Iterator[None]:
 
 
 def failure_among(ranks: Sequence[int]) -> tuple[int, str] | None:
-    """A rank that has failed at something that this one has not, and its note; the note then counts as heeded.
-
-    Args:
-        ranks: global ranks.
-    """
+    """One of these global ranks that has failed at something that this one has not, and its note, which then counts as
+    heeded."""
     global _number
     world = world_store()
     if world is None or not world.has(ANY):

@@ -42,14 +42,8 @@ class Predicted:
     @classmethod
     def of(cls, timeline: Timeline) -> Predicted:
         """The figures of `timeline`."""
-        return cls(
-            timeline.makespan,
-            timeline.compute,
-            timeline.communication,
-            timeline.exposed,
-            timeline.peak_bytes,
-            timeline.peak_in_flight_bytes,
-        )
+        seconds = timeline.makespan, timeline.compute, timeline.communication, timeline.exposed
+        return cls(*seconds, timeline.peak_bytes, timeline.peak_in_flight_bytes)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+INFINITE = float("inf")
 SMALLEST = 1e-300
 VANISHING = 1e-3
 """A gradient below this part of the largest one of all is compared as if it were as large."""
@@ -30,25 +31,20 @@ class Difference:
     detail: str
 
     def __str__(self) -> str:
-        figure = f" by {self.by:.2g} of the largest entry" if self.by < float("inf") else ""
+        figure = f" by {self.by:.2g} of the largest entry" if self.by < INFINITE else ""
         return f"{self.name} differs{figure}: {self.detail}"
 
 
 def relative_difference(left: torch.Tensor, right: torch.Tensor, least_scale: float = 0.0) -> float:
-    """Largest absolute difference over the largest absolute entry; infinite where NaN or infinities differ.
-
-    Args:
-        left: a tensor.
-        right: another one.
-        least_scale: what the difference is divided by at least.
-    """
+    """Largest absolute difference over the largest absolute entry (`least_scale`, if that is more); infinite where NaN
+    or infinities differ."""
     left, right = (_comparable(one if one.is_complex() else one.double()) for one in (left, right))
     if left.shape != right.shape:
-        return float("inf")
+        return INFINITE
     finite = left.isfinite() & right.isfinite()
     same = finite | (left == right) | (left.isnan() & right.isnan())
     if not bool(same.all()):
-        return float("inf")
+        return INFINITE
     left, right = left.masked_fill(~finite, 0), right.masked_fill(~finite, 0)
     if left.numel() == 0:
         return 0.0
@@ -66,37 +62,26 @@ def scale_of_gradients(gradients: Iterable[torch.Tensor]) -> float:
 def differences(
     found: Mapping[str, Any], wanted: Mapping[str, Any], tolerance: float | None = None, least_scale: float = 0.0
 ) -> list[Difference]:
-    """What does not agree, the worst first.
-
-    Args:
-        found: values by name.
-        wanted: values by name.
-        tolerance: largest relative difference; None: bit for bit.
-        least_scale: what differences are divided by at least.
-    """
+    """What does not agree of values by name, the worst first: by more than `tolerance`; None: bit for bit."""
     result = []
-    for name in [*found, *(name for name in wanted if name not in found)]:
+    for name in {**found, **wanted}:
         if name not in wanted or name not in found:
-            result.append(
-                Difference(name, float("inf"), f"only the {'model' if name in found else 'reference'} has it")
-            )
+            result.append(Difference(name, INFINITE, f"only the {'model' if name in found else 'reference'} has it"))
         elif (difference := _difference(name, found[name], wanted[name], tolerance, least_scale)) is not None:
             result.append(difference)
     return sorted(result, key=lambda one: -one.by)
 
 
 def _difference(name: str, found: Any, wanted: Any, tolerance: float | None, least_scale: float) -> Difference | None:
+    if isinstance(found, float) and isinstance(wanted, float):
+        found, wanted = (torch.tensor(value, dtype=torch.float64) for value in (found, wanted))
     if isinstance(found, torch.Tensor) and isinstance(wanted, torch.Tensor):
         return _tensor_difference(name, found, wanted, tolerance, least_scale)
-    if isinstance(found, float) and isinstance(wanted, float):
-        a, b = (torch.tensor(value, dtype=torch.float64) for value in (found, wanted))
-        return _tensor_difference(name, a, b, tolerance, least_scale)
-    infinite = float("inf")
     if type(found) is not type(wanted):
-        return Difference(name, infinite, f"{type(found).__name__} against {type(wanted).__name__}")
+        return Difference(name, INFINITE, f"{type(found).__name__} against {type(wanted).__name__}")
     if hasattr(found, "__dict__") or callable(found):
-        return None if found is wanted else Difference(name, infinite, f"{type(found).__name__} can't be compared")
-    return None if found == wanted else Difference(name, infinite, f"{found!r} against {wanted!r}"[:200])
+        return None if found is wanted else Difference(name, INFINITE, f"{type(found).__name__} can't be compared")
+    return None if found == wanted else Difference(name, INFINITE, f"{found!r} against {wanted!r}"[:200])
 
 
 def _tensor_difference(
@@ -105,25 +90,23 @@ def _tensor_difference(
     found, wanted = local(found), local(wanted)
     if found.shape != wanted.shape or found.dtype != wanted.dtype:
         kinds = [f"{str(one.dtype).removeprefix('torch.')} {list(one.shape)}" for one in (found, wanted)]
-        return Difference(name, float("inf"), " against ".join(kinds))
+        return Difference(name, INFINITE, " against ".join(kinds))
     inexact = found.is_floating_point() or found.is_complex()
     a, b = _comparable(found), _comparable(wanted)
     unequal = (a != b) & ~(a.isnan() & b.isnan()) if inexact else a != b
     if not bool(unequal.any()):
         return None
-    by = relative_difference(found, wanted, least_scale) if inexact else float("inf")
+    by = relative_difference(found, wanted, least_scale) if inexact else INFINITE
     if inexact and tolerance is not None and by <= tolerance:
         return None
-    worst = _worst(a, b, unequal) if inexact else unequal
+    if inexact:  # show where the difference is largest, or not a number
+        distance = (a - b).abs().nan_to_num(nan=INFINITE).masked_fill(~unequal, -1.0)
+        worst = distance == distance.max()
+    else:
+        worst = unequal
     place = tuple(int(index) for index in worst.nonzero()[0])
     count = f"{int(unequal.sum())} of {unequal.numel()} entries"
     return Difference(name, by, f"{count}, at {place} {a[place].item()!r} against {b[place].item()!r}")
-
-
-def _worst(a: torch.Tensor, b: torch.Tensor, unequal: torch.Tensor) -> torch.Tensor:
-    """Where the difference is largest, or not a number."""
-    distance = (a - b).abs().nan_to_num(nan=float("inf")).masked_fill(~unequal, -1.0)
-    return distance == distance.max()
 
 
 def local(value: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from farskip_compile.passes.residual.table import SubBlock, Table
 from farskip_compile.passes.residual.termset import TermSet
@@ -46,22 +47,12 @@ class WrongRow:
 
 def wrong_rows(table: Table, reads: Mapping[str, TermSet], expected: Mapping[str, TermSet]) -> list[WrongRow]:
     """The rows of `table` that read something else than `expected`."""
-    found = []
-    for row in table.rows:
-        extra, missing = reads[row.name] - expected[row.name], expected[row.name] - reads[row.name]
-        if extra or missing:
-            found.append(WrongRow(row, extra, missing))
-    return found
+    pairs = ((row, reads[row.name], expected[row.name]) for row in table.rows)
+    return [WrongRow(row, found - wanted, wanted - found) for row, found, wanted in pairs if found != wanted]
 
 
 def drawing(table: Table, reads: Mapping[str, TermSet], wrong: Sequence[WrongRow]) -> str:
-    """The table of `table`, as far as it concerns the `wrong` rows, which are some of its rows.
-
-    Args:
-        table: names of rows and terms.
-        reads: what each row reads.
-        wrong: what is to be marked; at least one row.
-    """
+    """What the rows of `table` read, as far as it concerns the `wrong` ones (at least one), which are marked."""
     marked = {one.row.name: one for one in wrong}
     first = next(place for place, row in enumerate(table.rows) if row.name in marked)
     start = max(0, min(first - ROWS_BEFORE, len(table.rows) - MOST_ROWS))
@@ -69,31 +60,26 @@ def drawing(table: Table, reads: Mapping[str, TermSet], wrong: Sequence[WrongRow
     names = max(len("sub-block"), *(len(row.name) for row in rows))
     width = 1 + max(3, *(len(term.name) for term in table.terms))
     columns = _columns(table, rows, marked, (WIDTH - 2 * INDENT - names) // width)
-    lines = [f"{'sub-block':<{names}}" + "".join(f"{_label(table, column):>{width}}" for column in columns)]
+    labels = (GAP if column is None else table.terms[column].name for column in columns)
+    lines = [f"{'sub-block':<{names}}" + "".join(f"{label:>{width}}" for label in labels)]
     for row in rows:
-        cells = (_cell(table, row, reads[row.name], marked.get(row.name), column) for column in columns)
+        cells = (_cell(row, reads[row.name], marked.get(row.name), column) for column in columns)
         lines.append((f"{row.name:<{names}}" + "".join(f"{cell:>{width}}" for cell in cells)).rstrip())
-    shown = {row.name for row in rows}
-    if more := [one.row.name for one in wrong if one.row.name not in shown]:
+    if more := [one.row.name for one in wrong if one.row not in rows]:
         lines.append(f"and {len(more)} more sub-blocks, the last one {more[-1]}")
     return "\n".join([*lines, LEGEND])
 
 
-def _label(table: Table, column: int | None) -> str:
-    return GAP if column is None else table.terms[column].name
-
-
-def _cell(table: Table, row: SubBlock, reads: TermSet, wrong: WrongRow | None, column: int | None) -> str:
-    own = list(row.terms)
+def _cell(row: SubBlock, reads: TermSet, wrong: WrongRow | None, column: int | None) -> str:
     if column is None:
         return ""
     if wrong is not None and (column in wrong.extra or column in wrong.missing):
         return "[x]" if column in wrong.extra else "[ ]"
-    if column in own:
+    if column in row.terms:
         return "+ "
     if column in reads:
         return "x "
-    return ". " if column < min(own) else ""
+    return ". " if column < min(row.terms) else ""
 
 
 def _columns(table: Table, rows: Sequence[SubBlock], marked: Mapping[str, WrongRow], room: int) -> list[int | None]:
@@ -112,12 +98,6 @@ def _columns(table: Table, rows: Sequence[SubBlock], marked: Mapping[str, WrongR
 
 def _with_gaps(indices: Sequence[int], count: int) -> list[int | None]:
     columns: list[int | None] = []
-    last = -1
-    for index in indices:
-        if index != last + 1:
-            columns.append(None)
-        columns.append(index)
-        last = index
-    if last != count - 1:
-        columns.append(None)
-    return columns
+    for last, index in pairwise([-1, *indices, count]):
+        columns += [index] if index == last + 1 else [None, index]
+    return columns[:-1]

@@ -61,26 +61,19 @@ def assert_equivalent(
             f"{len(alone)} parameters belong to one of the two models only: {some(alone)}",
             way_out="parameters must be shared or have the same names",
         )
-    buffers = {
-        n: pair for n, pair in _paired(named_buffers(model), named_buffers(reference)).items() if None not in pair
-    }
-    _run_and_compare((model, reference), args, kwargs, parameters, buffers, tolerance)  # type: ignore[arg-type]
+    buffers = _paired(named_buffers(model), named_buffers(reference))
+    both = {name: pair for name, pair in buffers.items() if None not in pair}
+    modules = [one for one in (model, reference) if isinstance(one, nn.Module)]
+    _run_and_compare((model, reference), args, kwargs, parameters, both, tolerance, modules)  # type: ignore[arg-type]
 
 
 def assert_unchanged(model: Callable[..., Any], *args: Any, **kwargs: Any) -> CompileReport:
     """Assert that under `connectivity="none"` the model is bit for bit what it is: outputs, gradients, what it writes.
 
     The graph is normalised, read and verified as for any other connectivity, and then run operator by operator
-    (`inner="eager"`), so that any difference comes from this package. Gradients are compared if gradients are enabled
-    and an output has one. Compiled code of this process is forgotten (`torch.compiler.reset`).
-
-    Args:
-        model: a module, or a function that calls one; compiled or not, it is compared with itself in eager mode.
-        *args: inputs.
-        **kwargs: inputs by name.
-
-    Returns:
-        The report of the compile.
+    (`inner="eager"`), so that any difference comes from this package. The model, a module or a function that calls one,
+    compiled or not, is compared with itself in eager mode; gradients too, if they are enabled and an output has one.
+    Compiled code of this process is forgotten (`torch.compiler.reset`). Returns the report of the compile.
 
     Raises:
         AssertionError: something differs, or the model can't be captured, can't be read, or has no residual stack.
@@ -117,15 +110,14 @@ def _run_and_compare(
     parameters: Pairs[torch.Tensor],
     buffers: Pairs[torch.Tensor],
     tolerance: float | None,
-    modules: list[nn.Module] | None = None,
+    modules: list[nn.Module],
 ) -> None:
-    kept = modules if modules is not None else [one for one in functions if isinstance(one, nn.Module)]
     runs: list[Run] = []
     for place, function in enumerate(functions):
         mine = {name: pair[place] for name, pair in parameters.items()}
         written = {name: pair[place] for name, pair in buffers.items()}
         with refusals_fail():
-            runs.append(run(function, args, kwargs, mine, written, kept))
+            runs.append(run(function, args, kwargs, mine, written, modules))
     found, wanted = runs
     if found.flows != wanted.flows:
         alone = sorted(found.flows ^ wanted.flows)
@@ -153,8 +145,6 @@ def _paired(first: Mapping[str, T], second: Mapping[str, T]) -> dict[str, tuple[
     if not first or not second:
         return {name: (one, one) for name, one in (first or second).items()}
     names = {id(one): name for name, one in first.items()}
-    pairs: dict[str, tuple[T | None, T | None]] = {name: (one, second.get(name)) for name, one in first.items()}
-    for name, one in second.items():
-        known = names.get(id(one), name)
-        pairs[known] = (first.get(known), one)
-    return pairs
+    pairs = {name: (one, second.get(name)) for name, one in first.items()}
+    renamed = {names.get(id(one), name): one for name, one in second.items()}
+    return {**pairs, **{name: (first.get(name), one) for name, one in renamed.items()}}

@@ -12,23 +12,11 @@ Rules (arXiv 2511.11505, section 3; x_k is the stream before layer k, a attentio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from farskip_compile.passes.residual.table import Kind, SubBlock
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.report.compile import CompileReport
 from farskip_compile.testing.failure import failure, some
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What the rows of a report must read."""
-
-    reads: dict[str, TermSet]
-    """By name of the row."""
-    concerned: tuple[str, ...]
-    """Rows that have to leave something out."""
 
 
 def reads_as_written(report: CompileReport) -> dict[str, TermSet]:
@@ -51,28 +39,21 @@ def reads_in_standard_wiring(report: CompileReport) -> dict[str, TermSet]:
 
 def expected_reads(
     report: CompileReport, base: dict[str, TermSet], connectivity: Connectivity, layers: LayerRange = None
-) -> Expected:
-    """What each row must read if `base` is what it reads without FarSkip.
-
-    Args:
-        report: of any compile or capture of the model.
-        base: `reads_as_written` or `reads_in_standard_wiring`.
-        connectivity: a name, or a table of the terms that rows leave out.
-        layers: first and last layer that the name is about, both inclusive.
+) -> dict[str, TermSet]:
+    """What each row must read if `base` (`reads_as_written` or `reads_in_standard_wiring`) is without FarSkip.
 
     Raises:
         AssertionError: the request is about rows, terms or layers that the model does not have, or about nothing.
     """
     gone = _by_name(report, connectivity, layers) if isinstance(connectivity, str) else _by_table(report, connectivity)
-    concerned = tuple(row.name for row in report.rows if gone.get(row.name))
-    if connectivity != "none" and not concerned:
+    if connectivity != "none" and not any(gone.get(row.name) for row in report.rows):
         raise failure(
             f"connectivity {connectivity!r} takes nothing away from any sub-block"
             + (f" in layers {layers[0]} to {layers[1]}" if layers else "")
             + ", so that asserting it would prove nothing",
             way_out="widen `layers`, or assert connectivity 'none'",
         )
-    return Expected({name: reads - gone.get(name, TermSet()) for name, reads in base.items()}, concerned)
+    return {name: reads - gone.get(name, TermSet()) for name, reads in base.items()}
 
 
 def _by_name(report: CompileReport, connectivity: str, layers: LayerRange) -> dict[str, TermSet]:

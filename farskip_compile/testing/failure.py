@@ -1,30 +1,56 @@
-"""What a failed assertion says, and refusals of the compiler as failed assertions.
+"""What all assertions share: a model is captured, and what a failed one says.
 
-Contract: plain text, no wider than 80 columns where it is ours; the text of an error is given as it is. pytest and
-unittest show it as the message of an `AssertionError`.
+Contract: nothing is run (see `farskip_compile.capture`); refusals of the compiler are failures of the assertion. Text
+is plain, no wider than 80 columns where it is ours; that of an error is given as it is.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException
+from farskip_compile.capture import Capture, Then, capture, is_compiled_inside
+from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import FarSkipError
 from farskip_compile.explain import not_captured
+from farskip_compile.report.compile import Outcome
 
 WIDTH = 80
 
 
-def failure(headline: str, *parts: str, way_out: str = "") -> AssertionError:
-    """An error with a headline, indented parts and a way out.
+def captured(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    config: FarSkipConfig,
+    then: Then | None = None,
+) -> Capture:
+    """The capture of `model(*args, **kwargs)`: as it was compiled, or with `config` if it is not compiled at all.
 
-    Args:
-        headline: what was asserted and is not so; wrapped.
-        parts: paragraphs, each line of which is wrapped; drawings stay as they are, since they are narrow.
-        way_out: what the user can do; wrapped.
+    Raises:
+        AssertionError: it can't be captured or rewired, or was compiled unchanged.
     """
+    with refusals_fail():
+        found = capture(model, args, kwargs, None if is_compiled_inside(model) else config, then=then)
+    if found.report.outcome is Outcome.REFUSED:
+        raise failure("the model is compiled unchanged, because of strict=False:", found.report.reason)
+    return found
+
+
+def in_words(config: FarSkipConfig | Mapping[str, Any]) -> str:
+    """A connectivity and its layers, in words."""
+    plain = config.to_json() if isinstance(config, FarSkipConfig) else config
+    asked, layers = plain["connectivity"], plain["layers"]
+    return (f"connectivity {asked!r}" if isinstance(asked, str) else "a user's table") + (
+        f", layers {layers[0]} to {layers[1]}" if layers else ", all layers"
+    )
+
+
+def failure(headline: str, *parts: str, way_out: str = "") -> AssertionError:
+    """An error with a headline, indented paragraphs and a way out; all lines but those of drawings are wrapped."""
     lines = textwrap.wrap(headline, WIDTH)
     for part in filter(None, parts):
         for line in part.splitlines():

@@ -20,10 +20,6 @@ from farskip_compile.errors import ConfigError
 def fake_ranks(ranks: int, rank: int = 0) -> Iterator[dist.ProcessGroup]:
     """Be `rank` of `ranks` in the block; gives the process group of all.
 
-    Args:
-        ranks: how many ranks there are to be.
-        rank: which of them this process is.
-
     Raises:
         ConfigError: no such rank, or a process group exists already.
     """

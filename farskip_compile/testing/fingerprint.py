@@ -12,6 +12,7 @@ import json
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from farskip_compile._compat.distributed import group_ranks
 from farskip_compile.capture import Capture
 from farskip_compile.explain.layout import reads_text, short_place
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.residual.table import Table
 from farskip_compile.ranks.announce import collective_orders
 from farskip_compile.ranks.identity import source_hash
 from farskip_compile.report.compile import CompileReport
@@ -54,20 +56,14 @@ class Fingerprint:
 
 def fingerprint(found: Capture) -> Fingerprint:
     """The fingerprint of a captured model on this rank."""
-    groups = _Groups()
-    graph = tuple(_lines(found.module, groups))
-    versions = (
-        f"farskip-compile {source_hash()[:12]}",
-        f"torch {torch.__version__}",
-        f"python {platform.python_version()}",
-    )
+    packages = {"farskip-compile": source_hash()[:12], "torch": torch.__version__, "python": platform.python_version()}
     parts = {
-        "versions": versions,
-        "configuration": tuple(_configuration(found.report.config)),
-        "table": tuple(_table(found.report)),
-        "graph": graph,
+        "versions": (f"{name} {version}" for name, version in packages.items()),
+        "configuration": _configuration(found.report.config),
+        "table": _table(found.report.table),
+        "graph": _lines(found.module, _Groups()),
     }
-    return Fingerprint(found.report, parts, _orders(found.module))
+    return Fingerprint(found.report, {name: tuple(part) for name, part in parts.items()}, _orders(found.module))
 
 
 def _configuration(config: dict[str, Any]) -> Iterator[str]:
@@ -77,36 +73,26 @@ def _configuration(config: dict[str, Any]) -> Iterator[str]:
         yield f"{name} = {json.dumps(value, sort_keys=True, default=str)}"
 
 
-def _table(report: CompileReport) -> Iterator[str]:
-    table = report.table
+def _table(table: Table) -> Iterator[str]:
     for row in table.rows:
         adds = ", ".join(table.names(row.terms))
         yield f"{row.name} ({row.kind}) adds {adds}, reads {reads_text(table, row.reads)}"
 
 
-@dataclass
-class _Groups:
+class _Groups(dict[str, str]):
     """Process groups by the order in which they are met: on other ranks the same ones have other names."""
 
-    known: dict[str, str] = field(default_factory=dict)
-
-    def __call__(self, name: str) -> str:
-        return self.known.setdefault(name, f"group {len(self.known)}")
+    def __missing__(self, name: str) -> str:
+        return self.setdefault(name, f"group {len(self)}")
 
 
 def _lines(module: fx.GraphModule, groups: _Groups, indent: str = "") -> Iterator[str]:
     """One line for each node, followed by its source; the bodies of operators are indented below."""
     index = {node: number for number, node in enumerate(module.graph.nodes)}
     for node, number in index.items():
-        communicates = ops.is_collective(node)
-        group = ops.process_group(node) if communicates else None
-
-        def text(value: Any, group: str | None = group) -> str:
-            return _text(value, index, groups, group)
-
-        arguments = [text(value) for value in node.args] + [
-            f"{key}={text(value)}" for key, value in node.kwargs.items()
-        ]
+        group = ops.process_group(node) if ops.is_collective(node) else None
+        text = partial(_text, index=index, groups=groups, group=group)
+        arguments = [*map(text, node.args), *(f"{key}={text(value)}" for key, value in node.kwargs.items())]
         target = ops.op_name(node) or str(node.target)
         value = ops.tensor(node)
         kind = f": {str(value.dtype).removeprefix('torch.')} of {value.dim()} dimensions" if value is not None else ""
@@ -127,15 +113,16 @@ def _text(value: Any, index: dict[fx.Node, int], groups: _Groups, group: str | N
     if isinstance(value, int | float | complex | torch.SymInt | torch.SymFloat | torch.SymBool):
         return NUMBER
     if isinstance(value, str):
-        return groups(value) if value == group else repr(value)
+        return groups[value] if value == group else repr(value)
     if isinstance(value, torch.device):
         return value.type
+    text = partial(_text, index=index, groups=groups, group=group)
     if isinstance(value, slice):
-        return f"slice({', '.join(_text(v, index, groups, group) for v in (value.start, value.stop, value.step))})"
+        return f"slice({', '.join(map(text, (value.start, value.stop, value.step)))})"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_text(v, index, groups, group)}' for key, v in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {text(v)}' for key, v in value.items())}}}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_text(v, index, groups, group) for v in value)}]"
+        return f"[{', '.join(map(text, value))}]"
     return str(value) if isinstance(value, torch.dtype | torch.layout | torch.memory_format) else type(value).__name__
 
 

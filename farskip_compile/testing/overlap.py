@@ -33,8 +33,7 @@ from farskip_compile.passes.schedule.timeline import Flight
 from farskip_compile.ranks.announce import Announcement, announcement
 from farskip_compile.report.compile import CompileReport
 from farskip_compile.report.schedule import ScheduleReport
-from farskip_compile.testing.captured import captured, in_words
-from farskip_compile.testing.failure import failure, some
+from farskip_compile.testing.failure import captured, failure, in_words, some
 
 MOST_SHOWN = 12
 
@@ -138,9 +137,8 @@ def _assert_phase(
             f"the routed experts have none of the {phase} graph's collectives ({len(schedule.flights)}), which "
             f"belong to {some(others)}"
         )
-    asserted = (
-        of_experts if ends else [flight for flight in of_experts if flight is not _end(report, of_experts, phase)]
-    )
+    end = _end(report, of_experts, phase)
+    asserted = of_experts if ends else [flight for flight in of_experts if flight is not end]
     if not asserted:
         raise failure(
             f"the {phase} graph has one collective of routed experts, and with ends=False that one does not count",
@@ -156,7 +154,7 @@ def _assert_phase(
         _table(schedule.flights, short, of_experts),
         *_beside(report.table, short),
         way_out="connectivity 'full', a larger batch, a profile that fits the hardware"
-        + (", or ends=False" if short == [_end(report, of_experts, phase)] else ""),
+        + (", or ends=False" if short == [end] else ""),
     )
 
 
@@ -171,9 +169,9 @@ def _table(flights: Sequence[Flight], short: Sequence[Flight], of_experts: Seque
     lines = [f"  {'launch':<16}{'of':<14}{'on the wire':>13}{'compute':>13}{'exposed':>13}"]
     first = max(0, min(flights.index(short[0]) - 2, len(flights) - MOST_SHOWN))
     for flight in flights[first : first + MOST_SHOWN]:
-        mark = "!" if any(flight is one for one in short) else " "
         figures = (f"{value:>11.3g} s" for value in (flight.seconds, flight.compute, flight.exposed))
-        terms = " ".join(flight.terms) if any(flight is one for one in of_experts) else f"({' '.join(flight.terms)})"
+        terms = " ".join(flight.terms) if flight in of_experts else f"({' '.join(flight.terms)})"
+        mark = "!" if flight in short else " "
         lines.append(f"{mark} {flight.launch[:15]:<16}{terms[:13]:<14}" + "".join(figures))
     if len(flights) > MOST_SHOWN:
         lines.append(f"{MOST_SHOWN} of {len(flights)} collectives are shown")

@@ -17,9 +17,8 @@ import torch.distributed as dist
 
 from farskip_compile._compat.distributed import SILENT_BACKENDS, world_group
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.testing.captured import captured
 from farskip_compile.testing.drawing import drawing, wrong_rows
-from farskip_compile.testing.failure import failure, some
+from farskip_compile.testing.failure import captured, failure, some
 from farskip_compile.testing.fingerprint import Fingerprint, Order, fingerprint
 
 MOST_KINDS = 3
@@ -35,14 +34,9 @@ def assert_same_on_all_ranks(
 ) -> None:
     """Assert that all ranks have the same graph, table, collectives and configuration. All of them must call it.
 
-    Ranks may differ in numbers, such as a rank's own slice of a tensor, and in what process groups are called.
-
-    Args:
-        model: a module, or a function that calls one. Compiled with farskip, what it was compiled with counts.
-        *args: example inputs of this rank.
-        group: ranks that are compared; None: all.
-        config: of the backend, for a model that is not compiled. None: the default.
-        **kwargs: example inputs by name.
+    Ranks may differ in numbers, such as a rank's own slice of a tensor, and in what process groups are called. Inputs
+    are those of this rank; of a model compiled with farskip, what it was compiled with counts, else `config`. `group`
+    are the ranks that are compared; None: all.
 
     Raises:
         AssertionError: on every rank, if any two differ, or if the model is refused on one of them; or there is no
@@ -70,10 +64,8 @@ def assert_same_on_all_ranks(
     if any(text is not None for text in texts):
         raise _refused(ranks, texts, refusal) from refusal
     assert mine is not None
-    digests: list[dict[str, str]] = _gather(mine.digests(), compared)
-    orders: list[dict[str, Order]] = _gather(mine.orders, compared)
-    kinds = _kinds(digests)
-    apart = _first_order_apart(ranks, orders)
+    digests = _gather(mine.digests(), compared)
+    kinds, apart = _kinds(digests), _first_order_apart(ranks, _gather(mine.orders, compared))
     if len(kinds) == 1 and apart is None:
         return
     shown = [members[0] for members in kinds[:MOST_KINDS]]
@@ -120,17 +112,15 @@ def _differ(
     prints: Mapping[int, Fingerprint],
     apart: tuple[str, int, int] | None,
 ) -> AssertionError:
-    most = kinds[0][0]
-    subjects = [name for name in digests[most] if any(digests[k[0]][name] != digests[most][name] for k in kinds)]
+    most, *others = (members[0] for members in kinds)
+    differing = {o: [name for name in digests[most] if digests[o][name] != digests[most][name]] for o in others}
+    subjects = [name for name in digests[most] if any(name in names for names in differing.values())]
     parts: list[str] = []
-    for members in kinds[1:]:
-        other = members[0]
+    for members, (other, names) in zip(kinds[1:], differing.items(), strict=True):
         parts.append(f"{_ranks(ranks, members)} against {_ranks(ranks, kinds[0])}:")
-        parts += [
-            _first_difference(name, ranks[most], prints[most].parts[name], ranks[other], prints[other].parts[name])
-            for name in digests[most]
-            if digests[other][name] != digests[most][name]
-        ]
+        for name in names:
+            both = prints[most].parts[name], prints[other].parts[name]
+            parts.append(_first_difference(name, ranks[most], both[0], ranks[other], both[1]))
         parts.append(_drawn(prints[most], prints[other], ranks[other]))
     if apart is not None:
         name, one, other = apart
@@ -157,13 +147,12 @@ def _first_difference(name: str, one: int, mine: Sequence[str], other: int, thei
 
 def _drawn(one: Fingerprint, other: Fingerprint, rank: int) -> str:
     """The table of the other rank, in which the cells are marked that differ from the one of most ranks."""
-    tables = [found.report.table for found in (one, other)]
-    names = [([row.name for row in table.rows], [term.name for term in table.terms]) for table in tables]
-    if names[0] != names[1]:
+    table, theirs = one.report.table, other.report.table
+    expected, reads = ({row.name: row.reads for row in found.rows} for found in (table, theirs))
+    if list(expected) != list(reads) or one.report.terms != other.report.terms:
         return ""
-    reads = [{row.name: row.reads for row in table.rows} for table in tables]
-    wrong = wrong_rows(tables[1], reads[1], reads[0])
-    return f"the table of rank {rank}:\n{drawing(tables[1], reads[1], wrong)}" if wrong else ""
+    wrong = wrong_rows(theirs, reads, expected)
+    return f"the table of rank {rank}:\n{drawing(theirs, reads, wrong)}" if wrong else ""
 
 
 def _ranks(ranks: Sequence[int], places: Sequence[int]) -> str:

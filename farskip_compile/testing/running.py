@@ -9,6 +9,7 @@ so that no two errors cancel by symmetry. Without gradients (`torch.no_grad`, fr
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from farskip_compile._compat.modules import plain_name
 from farskip_compile.prepare.probe import copied, state_kept
 from farskip_compile.testing.comparing import local
-from farskip_compile.testing.leaves import leaves, tensors
 
-WRAPPER = "_orig_mod."
-"""What `torch.compile` prepends to the names of a module's parameters."""
+PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 
 
 @dataclass(frozen=True)
@@ -45,46 +45,71 @@ def run(
     buffers: Mapping[str, torch.Tensor],
     modules: Sequence[nn.Module],
 ) -> Run:
-    """Call `function(*args, **kwargs)`.
+    """Call `function` with copies of its inputs.
 
     Args:
         function: the model.
-        args: inputs, of which it gets copies.
-        kwargs: inputs by name, likewise.
+        args: inputs.
+        kwargs: inputs by name.
         parameters: whose gradients are asked for, by the names that they are to have.
         buffers: that may be written, by name.
         modules: whose state is to be kept.
     """
-    given = tensors((args, dict(kwargs)), "")
+    given = {name: leaf for name, leaf in leaves((args, dict(kwargs)), "") if isinstance(leaf, torch.Tensor)}
     with state_kept(modules, given.values()), _gradients_kept(parameters.values()):
         args, kwargs, copies = copied(args, kwargs, given.values())
         inputs = {_input_name(name): copy for name, copy in zip(given, copies, strict=True)}
         output = function(*args, **kwargs)
         found = dict(leaves(output, "output"))
-        with_gradient = {name: leaf for name, leaf in found.items() if _has_gradient(leaf)}
+        with_gradient = {n: leaf for n, leaf in found.items() if isinstance(leaf, torch.Tensor) and leaf.requires_grad}
         if with_gradient:
-            cotangents = [_cotangent(leaf) for leaf in with_gradient.values()]
-            torch.autograd.backward(list(with_gradient.values()), cotangents)
-        gradients = {f"gradient of {name}": _gradient(one) for name, one in parameters.items() if one.requires_grad}
-        gradients |= {f"gradient of {name}": _gradient(one) for name, one in inputs.items() if one.requires_grad}
+            torch.autograd.backward(list(with_gradient.values()), list(map(_cotangent, with_gradient.values())))
+        leaf_of = {**parameters, **inputs}
+        gradients = {f"gradient of {name}": _gradient(one) for name, one in leaf_of.items() if one.requires_grad}
         found |= {f"{name} afterwards": one for name, one in inputs.items()}
         found |= {f"buffer {name} afterwards": one for name, one in buffers.items()}
-        values = {name: _kept(leaf) for name, leaf in found.items()}
+        values = {n: local(leaf).clone() if isinstance(leaf, torch.Tensor) else leaf for n, leaf in found.items()}
     return Run(values, gradients, frozenset(with_gradient))
+
+
+def leaves(value: Any, name: str, above: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
+    """Every leaf of `value` (tensors, plain values, objects that can't be looked into), with a name that says where.
+
+    Looks into tuples, lists, mappings (also the outputs of transformers), data classes and other objects with
+    attributes, such as caches, but not into those `above`.
+    """
+    parts = None if isinstance(value, (torch.Tensor, *PLAIN)) or id(value) in above else _parts(value)
+    if parts is None:
+        yield name, value
+    for key, part in parts or ():
+        yield from leaves(part, f"{name}{key}", above | {id(value)})
+
+
+def _parts(value: Any) -> list[tuple[str, Any]] | None:
+    """What `value` is made of, with the way from it to its part; None if that is not known."""
+    if isinstance(value, Mapping):
+        return [(f"[{key!r}]", part) for key, part in value.items()]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return [(f".{key}", getattr(value, key)) for key in value._fields]
+    if isinstance(value, list | tuple):
+        return [(f"[{index}]", part) for index, part in enumerate(value)]
+    if isinstance(value, type | nn.Module) or callable(value):
+        return None
+    if dataclasses.is_dataclass(value):
+        return [(f".{entry.name}", getattr(value, entry.name)) for entry in dataclasses.fields(value)]
+    return [(f".{key}", part) for key, part in vars(value).items()] if hasattr(value, "__dict__") else None
 
 
 def named_parameters(module: object) -> dict[str, nn.Parameter]:
     """Parameters by the names that they have in the module that is not compiled; of a function, none."""
-    if not isinstance(module, nn.Module):
-        return {}
-    return {name.replace(WRAPPER, ""): parameter for name, parameter in module.named_parameters()}
+    found = module.named_parameters() if isinstance(module, nn.Module) else ()
+    return {plain_name(name): parameter for name, parameter in found}
 
 
 def named_buffers(module: object) -> dict[str, torch.Tensor]:
     """Buffers, likewise."""
-    if not isinstance(module, nn.Module):
-        return {}
-    return {name.replace(WRAPPER, ""): buffer for name, buffer in module.named_buffers()}
+    found = module.named_buffers() if isinstance(module, nn.Module) else ()
+    return {plain_name(name): buffer for name, buffer in found}
 
 
 @contextmanager
@@ -100,10 +125,6 @@ def _gradients_kept(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def _has_gradient(leaf: Any) -> bool:
-    return isinstance(leaf, torch.Tensor) and leaf.requires_grad
-
-
 def _cotangent(leaf: torch.Tensor) -> torch.Tensor:
     """Different in each entry; for a distributed tensor in each of this rank's."""
     value = local(leaf)
@@ -116,10 +137,6 @@ def _cotangent(leaf: torch.Tensor) -> torch.Tensor:
 
 def _gradient(tensor: torch.Tensor) -> torch.Tensor:
     return local(tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)).clone()
-
-
-def _kept(leaf: Any) -> Any:
-    return local(leaf).clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def _input_name(path: str) -> str:

@@ -13,10 +13,9 @@ from farskip_compile.config import FarSkipConfig, resolve
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.report.compile import CompileReport
-from farskip_compile.testing.captured import captured, in_words
 from farskip_compile.testing.drawing import drawing, wrong_rows
 from farskip_compile.testing.expected import expected_reads, reads_as_written, reads_in_standard_wiring
-from farskip_compile.testing.failure import failure
+from farskip_compile.testing.failure import captured, failure, in_words
 
 MOST_IN_WORDS = 4
 
@@ -28,20 +27,11 @@ def assert_rewired(
     layers: LayerRange = None,
     **kwargs: Any,
 ) -> CompileReport:
-    """Assert that the backend gives `model` this connectivity.
+    """Assert that the backend gives `model` (or the one that a function calls) this connectivity; returns its report.
 
     A model that is not compiled is rewired as the assertion asks for. One that is compiled, with `backend="farskip"` or
-    `farskip_compile.backend(...)`, is rewired as it was compiled: that must come to the same.
-
-    Args:
-        model: a module, or a function that calls one.
-        *args: example inputs.
-        connectivity: as in `FarSkipConfig`; "none": each sub-block reads what it reads in the model as written.
-        layers: as in `FarSkipConfig`.
-        **kwargs: example inputs by name.
-
-    Returns:
-        The report of the compile.
+    `farskip_compile.backend(...)`, is rewired as it was compiled: that must come to the same. `connectivity` and
+    `layers` are as in `FarSkipConfig`; "none": each sub-block reads what it reads in the model as written.
 
     Raises:
         AssertionError: a sub-block reads something else, or the model is refused.
@@ -51,7 +41,7 @@ def assert_rewired(
     report = captured(model, args, kwargs, config).report
     expected = expected_reads(report, reads_as_written(report), config.connectivity, config.layers)
     reads = {row.name: row.reads for row in report.rows}
-    _compare(report, reads, expected.reads, config, f"compiled with: {in_words(report.config)}")
+    _compare(report, reads, expected, config, f"compiled with: {in_words(report.config)}")
     return report
 
 
@@ -64,18 +54,10 @@ def assert_wiring(
 ) -> CompileReport:
     """Assert that `model`, as it is written, has this connectivity: a FarSkip model written by hand.
 
-    Nothing is rewired. What a sub-block has to read is counted from standard wiring, in which it reads everything that
-    was added before it; so `connectivity="none"` asserts standard wiring, and "mlp" is that of a parallel block.
-
-    Args:
-        model: a module, or a function that calls one; whether it is compiled makes no difference.
-        *args: example inputs.
-        connectivity: as in `FarSkipConfig`.
-        layers: first and last layer that have this connectivity, both inclusive; the others must be standard.
-        **kwargs: example inputs by name.
-
-    Returns:
-        The report of a compile that leaves the model as it is.
+    Nothing is rewired, and whether the model is compiled makes no difference; the report of a compile that leaves it as
+    it is is returned. What a sub-block has to read is counted from standard wiring, in which it reads everything that
+    was added before it; so `connectivity="none"` asserts standard wiring, and "mlp" is that of a parallel block. Layers
+    outside of `layers` (first and last, both inclusive) must be standard.
 
     Raises:
         AssertionError: a sub-block reads something else, or no table can be read.
@@ -84,7 +66,7 @@ def assert_wiring(
     asked = resolve(FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager"))
     report = captured(model, args, kwargs, FarSkipConfig(connectivity="none", inner="eager")).report
     expected = expected_reads(report, reads_in_standard_wiring(report), asked.connectivity, asked.layers)
-    _compare(report, reads_as_written(report), expected.reads, asked, "read off the model as it is written")
+    _compare(report, reads_as_written(report), expected, asked, "read off the model as it is written")
     return report
 
 
@@ -96,14 +78,9 @@ def _compare(
     what: str,
 ) -> None:
     wrong = wrong_rows(report.table, reads, expected)
-    if not wrong:
-        return
-    words = [one.text(report.table) for one in wrong[:MOST_IN_WORDS]]
-    if len(wrong) > MOST_IN_WORDS:
-        words.append(f"and {len(wrong) - MOST_IN_WORDS} more")
-    raise failure(
-        f"{len(wrong)} of {len(report.rows)} sub-blocks do not read what {in_words(asked)} asks for",
-        what,
-        "\n".join(words),
-        drawing(report.table, reads, wrong),
-    )
+    if wrong:
+        words = [one.text(report.table) for one in wrong[:MOST_IN_WORDS]]
+        if len(wrong) > MOST_IN_WORDS:
+            words.append(f"and {len(wrong) - MOST_IN_WORDS} more")
+        headline = f"{len(wrong)} of {len(report.rows)} sub-blocks do not read what {in_words(asked)} asks for"
+        raise failure(headline, what, "\n".join(words), drawing(report.table, reads, wrong))

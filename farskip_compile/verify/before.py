@@ -16,7 +16,7 @@ from typing import Any
 from torch import fx
 
 from farskip_compile._compat import OpOverload
-from farskip_compile._compat.operators import parameters
+from farskip_compile._compat.tensors import parameters
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.verify.values import SIZES
 
@@ -120,32 +120,25 @@ def remember(graph: fx.Graph, in_place: InPlace = lambda node: ()) -> Before:
 
 def _calls(nodes: Iterable[fx.Node], in_place: InPlace) -> Calls:
     traits: dict[int, _Traits] = {}  # by identity, since an operator hashes itself in Python
-    calls = []
-    for node in nodes:
-        if node.op != "call_function":
-            continue
-        does = traits.get(id(node.target))
-        if does is None:
-            does = traits[id(node.target)] = _traits(node, in_place)
-        calls.append((node, does))
-    return calls
+    calls = [node for node in nodes if node.op == "call_function"]
+    for node in calls:
+        if id(node.target) not in traits:
+            traits[id(node.target)] = _traits(node, in_place)
+    return [(node, traits[id(node.target)]) for node in calls]
 
 
 def _traits(node: fx.Node, in_place: InPlace) -> _Traits:
     target = node.target
     launch, wait = ops.is_collective(node), ops.is_wait(node)
+    written = [parameter.alias_info for parameter in parameters(target)] if isinstance(target, OpOverload) else None
     return _Traits(
         launch,
         wait,
-        not isinstance(target, OpOverload) or any(_is_written(one) for one in parameters(target)),
+        written is None or any(alias is not None and alias.is_write for alias in written),
         bool(in_place(node)),
         not (launch or wait) and (effects.is_random(node) or node.is_impure()),
         ops.is_matmul(node) or ops.is_attention(node),
     )
-
-
-def _is_written(parameter: Any) -> bool:
-    return parameter.alias_info is not None and bool(parameter.alias_info.is_write)
 
 
 def _keep_collectives(before: Before, calls: Calls) -> dict[fx.Node, str]:
@@ -216,14 +209,10 @@ def _keep_writers(
     before.flights_before = before.flights(before.kept)
 
 
-def _nodes_among(values: Iterable[object]) -> list[fx.Node]:
+def _nodes_among(values: Iterable[Any]) -> list[fx.Node]:
     """The nodes among arguments, in lists too."""
     found: list[fx.Node] = []
-    for value in values:
-        if isinstance(value, fx.Node):
-            found.append(value)
-        elif isinstance(value, tuple | list):
-            found.extend(_nodes_among(value))
+    fx.map_arg(tuple(values), found.append)
     return found
 
 

@@ -11,14 +11,13 @@ block, has a number for each of them. Linear in the graph and in the sums that c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx
 
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual import Reading
-from farskip_compile.passes.residual.table import SubBlock
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.verify.values import Steps, read_steps
 
@@ -65,31 +64,21 @@ def read_wiring(reading: Reading) -> Wiring:
 
 def _visitors(reading: Reading, owner: Mapping[fx.Node, str]) -> dict[int, list[str]]:
     """For each node of a sub-block the others that read the stream through it."""
+    stream = reading.stream
     visitors: dict[int, list[str]] = {}
     for row in reading.table.rows:
-        for node in _visited(row, reading, owner):
-            visitors.setdefault(reading.stream.order[node], []).append(row.name)
+        met = [node for index in row.terms for node in reading.regions[index].met]
+
+        def ends(node: fx.Node, name: str = row.name) -> bool:
+            return stream.is_residual(node) or owner.get(node, name) == name
+
+        for node in walk_back(met, ends, stream.inputs):
+            visitors.setdefault(stream.order[node], []).append(row.name)
     return visitors
 
 
-def _visited(row: SubBlock, reading: Reading, owner: Mapping[fx.Node, str]) -> Iterator[fx.Node]:
-    """The nodes of other sub-blocks through which `row` reads the stream."""
-    stream = reading.stream
-    met = [node for index in row.terms for node in reading.regions[index].met]
-
-    def ends(node: fx.Node) -> bool:
-        return stream.is_residual(node) or owner.get(node, row.name) == row.name
-
-    return walk_back(met, ends, stream.inputs)
-
-
 class Expected:
-    """What must come out once each sub-block leaves out what `left_out` says.
-
-    Args:
-        wiring: the graph before.
-        left_out: the terms, by name of the sub-block.
-    """
+    """What must come out of the graph of `wiring` once each sub-block, by name, leaves out the terms of `left_out`."""
 
     def __init__(self, wiring: Wiring, left_out: Mapping[str, TermSet]) -> None:
         self.numbers: list[tuple[int, ...]] = []
@@ -105,10 +94,9 @@ class Expected:
         """Sub-blocks that may see another number of a node than others do."""
         for place, step in enumerate(wiring.program.steps):
             self._own.append(step.number(self._reader(place)))
-            for row in wiring.visitors.get(place, ()):
-                self._seen_by[place, row] = step.number(self._read_by(row))
-            visits = (self._seen_by[place, row] for row in wiring.visitors.get(place, ()))
-            self.numbers.append((self._own[place], *visits))
+            visits = {(place, row): step.number(self._read_by(row)) for row in wiring.visitors.get(place, ())}
+            self._seen_by.update(visits)
+            self.numbers.append((self._own[place], *visits.values()))
 
     def read(self, place: int) -> list[int]:
         """The numbers that a node must read, of its inputs."""

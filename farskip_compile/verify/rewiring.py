@@ -75,7 +75,6 @@ def _cores(stack: Stack) -> tuple[str, ...]:
 
 
 def _translation(numbers: Sequence[int]) -> Translation:
-    """From the numbers of terms in one table to their numbers in another one."""
     if list(numbers) == list(range(len(numbers))):
         return lambda terms: terms
     return lambda terms: TermSet.of(numbers[index] for index in terms)
@@ -93,12 +92,7 @@ def _outside(stack: Stack) -> dict[str, tuple[TermSet, ...]]:
 
 
 def verify(module: fx.GraphModule, wanted: Table, before: Snapshot) -> Verified:
-    """Check that the wiring of `module` is `wanted`, and that nothing else has changed.
-
-    Args:
-        module: the graph to check.
-        wanted: the table that it must have.
-        before: what must be as it was, from the graph that `wanted` was made for.
+    """Check that the wiring of `module` is `wanted`, and that all else is as `before`, in the graph it was made for.
 
     Raises:
         VerificationError: naming the first differing row and the terms in question, or the first value that differs.
@@ -106,11 +100,9 @@ def verify(module: fx.GraphModule, wanted: Table, before: Snapshot) -> Verified:
     try:
         stack = read_stack(module.graph, before.side_channels)
     except FarSkipError as error:
-        raise VerificationError(
-            f"the rewired graph can't be read: {error.reason}", way_out=_REPORT, where=error.where
-        ) from error
+        raise _error(f"the rewired graph can't be read: {error.reason}", error.where) from error
     if stack is None:
-        raise VerificationError("the rewired graph no longer has a residual stack", way_out=_REPORT)
+        raise _error("the rewired graph no longer has a residual stack")
     numbers = _compare_sum(stack, before)
     translate = _translation(numbers)
     rows = _compare_reads(stack, wanted, numbers, translate)
@@ -128,10 +120,9 @@ def _compare_sum(stack: Stack, before: Snapshot) -> list[int]:
     cores = _cores(stack)
     unknown = [name for name in cores if name not in index_of]
     if unknown or len(cores) != len(before.cores):
-        raise VerificationError(
+        raise _error(
             f"the residual sum holds {amount(len(cores), 'term')} and should hold {len(before.cores)}"
-            + (f"; unknown: {unknown[:5]}" if unknown else ""),
-            way_out=_REPORT,
+            + (f"; unknown: {unknown[:5]}" if unknown else "")
         )
     return [index_of[name] for name in cores]
 
@@ -147,10 +138,9 @@ def _compare_reads(stack: Stack, wanted: Table, numbers: Sequence[int], translat
         if found != should:
             name = row.name if row is not None else wanted.terms[number].name
             extra, missing = (wanted.names(found - should), wanted.names(should - found))
-            raise VerificationError(
+            raise _error(
                 f"{name} reads {extra or 'nothing'} that it should not, and misses {missing or 'nothing'}",
-                way_out=_REPORT,
-                where=stack.place(index, row.layer if row is not None else None),
+                stack.place(index, row.layer if row is not None else None),
             )
         if row is not None:
             shown[row.name] = found
@@ -161,7 +151,7 @@ def _compare_final(stack: Stack, wanted: Table, translate: Translation) -> None:
     """Law 3."""
     missing = wanted.everything - translate(stack.stream.terms_of(stack.stream.root))
     if missing:
-        raise VerificationError(f"the final hidden state misses {wanted.names(missing)}", way_out=_REPORT)
+        raise _error(f"the final hidden state misses {wanted.names(missing)}")
 
 
 def _compare_outside(stack: Stack, before: Snapshot, translate: Translation) -> None:
@@ -169,11 +159,8 @@ def _compare_outside(stack: Stack, before: Snapshot, translate: Translation) -> 
     after = _outside(stack)
     for name in {**before.outside, **after}:
         if tuple(map(translate, after.get(name, ()))) != before.outside.get(name, ()):
-            raise VerificationError(
-                f"{name!r}, which is not part of a sub-block, no longer reads the residual values that it read",
-                way_out=_REPORT,
-                where=Where(node=name),
-            )
+            what = "which is not part of a sub-block, no longer reads the residual values that it read"
+            raise _error(f"{name!r}, {what}", Where(node=name))
 
 
 def _compare_effects(program: Steps, before: Steps) -> None:
@@ -184,11 +171,8 @@ def _compare_effects(program: Steps, before: Steps) -> None:
     lost, new = Counter(then) - Counter(now), Counter(now) - Counter(then)
     name = next(iter(lost or new), None) or next(name for name, old in zip(now, then, strict=True) if name != old)
     what = "is no longer done" if lost else "was not there before" if new else "is done in another order than before"
-    raise VerificationError(
-        f"{name!r}, which does more than compute a value (a write, a random number, a check), {what}",
-        way_out=_REPORT,
-        where=Where(node=name),
-    )
+    does = "which does more than compute a value (a write, a random number, a check)"
+    raise _error(f"{name!r}, {does}, {what}", Where(node=name))
 
 
 def _compare_values(program: Steps, stack: Stack, wanted: Table, before: Wiring) -> None:
@@ -204,11 +188,10 @@ def _compare_values(program: Steps, stack: Stack, wanted: Table, before: Wiring)
         owner = next((row for row in wanted.rows if row.name == before.owner.get(old)), None)
         whose = f"{owner.name}: " if owner is not None else ""
         wrong = [numbers[new] != number for new, number in zip(step.inputs, expected.read(old), strict=False)]
-        raise VerificationError(
+        raise _error(
             f"{whose}{step.name!r} ({ops.op_name(node) or node.op}) does not have the value asked for: "
             + _difference(program, step, before, before.program.steps[old], wrong),
-            way_out=_REPORT,
-            where=ops.where(node, owner.layer if owner is not None else None),
+            ops.where(node, owner.layer if owner is not None else None),
         )
 
 
@@ -226,6 +209,6 @@ def _difference(program: Steps, step: Step, before: Wiring, old: Step, wrong: Se
     return f"{new!r}, which it reads in place of {name!r}, has terms with another coefficient, or other inputs"
 
 
-_REPORT = (
-    "nothing was compiled; please report this with the output of `farskip explain`. It is a defect of farskip-compile"
-)
+def _error(reason: str, where: Where | None = None) -> VerificationError:
+    way_out = "nothing was compiled; please report this with the output of `farskip explain`. It is a defect of "
+    return VerificationError(reason, way_out=f"{way_out}farskip-compile", where=where)

@@ -34,13 +34,8 @@ from farskip_compile.verify.before import Before, Kept
 def verify_order(
     graph: fx.Graph, before: Before, regroup: Mapping[str, str] | None = None, pinned: bool = True
 ) -> None:
-    """Check that `graph` is the one that `before` was made from, in another order, and what this package adds.
-
-    Args:
-        graph: after scheduling, announcement and pins.
-        before: what `verify.before.remember` has recorded.
-        regroup: process group -> process group that its all-to-alls were to be moved to.
-        pinned: whether waits were to be pinned.
+    """Check that `graph`, after all passes, is the one that `before` was made from, in another order, and what this
+    package adds: pins if `pinned`, and all-to-alls on the group that `regroup` names for theirs.
 
     Raises:
         VerificationError: naming the first node that is not as it must be, and why.

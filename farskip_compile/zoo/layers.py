@@ -99,13 +99,7 @@ def per_layer(fields: Mapping[str, Any], length: int) -> PerLayer:
 
 
 def mixed(lists: Mapping[str, Any], source: str, layers: int) -> dict[str, list[Any]]:
-    """The lists that change.
-
-    Args:
-        lists: per-layer fields by name; None where the default has none.
-        source: of the model's module.
-        layers: number of layers.
-    """
+    """Those of the per-layer fields (None where the default has none) that change; `source` is the model's module."""
     from transformers.configuration_utils import ALLOWED_LAYER_TYPES
 
     blocks = ("sparse", "dense")

@@ -54,14 +54,7 @@ _NO_MULTIPLIER = re.compile(r"rope|loss|partial|mup_width")
 
 
 def shrink(name: str, value: Any, fields: Fields, sizes: Sizes) -> Any:
-    """The tiny value of one field.
-
-    Args:
-        name: of the field.
-        value: its default.
-        fields: all defaults, by name.
-        sizes: of the tiny model.
-    """
+    """The tiny value of the field `name`, whose default is `value`; `fields` are all defaults, by name."""
     if isinstance(value, bool):
         return value or ("moe" in name and _SWITCH.search(name) is not None)
     if value is None or value == 0:

@@ -6,16 +6,15 @@ another one.
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from farskip_compile.explain.explanation import versions as package_versions
 from farskip_compile.zoo.run import CONNECTIVITIES, Entry, Verdict
 
 CELLS: dict[str, str] = {
@@ -81,10 +80,9 @@ def text(entries: Sequence[Entry], width: int) -> RenderableType:
         row: list[RenderableType] = [entry.family, status, *nodes, entry.layers, *cells(entry)]
         table.add_row(*row, *([f"{entry.seconds:.1f}"] if wide else []))
     parts: list[RenderableType] = [table, Text(LEGEND, style="dim"), Text()]
-    for entry in entries:
-        if entry.reason:
-            line = Text(f"{entry.family}: ", style="bold").append(entry.reason, style="")
-            parts.append(line.append(f" ({entry.where})" if entry.where else ""))
+    for entry in filter(lambda one: one.reason, entries):
+        line = Text(f"{entry.family}: ", style="bold").append(entry.reason, style="")
+        parts.append(line.append(f" ({entry.where})" if entry.where else ""))
     parts += [Text(), Text(summary(entries), style="bold")]
     return Group(*parts)
 
@@ -112,11 +110,12 @@ def page(entries: Sequence[Entry]) -> str:
         "| family | status | nodes | layers | as written | none | full | attention | mlp |",
         "|---|---|---:|---|---|:-:|:-:|:-:|:-:|",
     ]
+    prepared = [entry for entry in entries if entry.captured and entry.prepared]
     for entry in entries:
-        mark = " ¹" if entry.captured and entry.prepared else ""
-        row = [f"{entry.family}{mark}", entry.status, str(entry.nodes or ""), entry.layers, entry.wiring, *cells(entry)]
+        name = f"{entry.family} ¹" if entry in prepared else entry.family
+        row = [name, entry.status, str(entry.nodes or ""), entry.layers, entry.wiring, *cells(entry)]
         lines.append("| " + " | ".join(row) + " |")
-    if any(entry.captured and entry.prepared for entry in entries):
+    if prepared:
         lines += ["", "¹ captured after `farskip_compile.prepare(model)`."]
     lines += ["", "## Why not", ""]
     for entry in entries:
@@ -128,7 +127,6 @@ def page(entries: Sequence[Entry]) -> str:
 
 def versions() -> str:
     """What decides the table."""
-    packages = ("transformers", "torch", "farskip-compile")
-    return ", ".join(
-        [*(f"{name} {metadata.version(name)}" for name in packages), f"Python {platform.python_version()}"]
-    )
+    found = package_versions()
+    packages = [f"{name} {found[name]}" for name in ("transformers", "torch", "farskip-compile")]
+    return ", ".join([*packages, f"Python {found['python']}"])

@@ -38,13 +38,7 @@ class CannotBuild(FarSkipError):
 
 
 def build_tiny(family: Family, layers: int = 4, seed: int = 0) -> nn.Module:
-    """A tiny random model of `family`, in eval mode.
-
-    Args:
-        family: from `moe_families()`.
-        layers: how many; up to two more if the family has more kinds of layers.
-        seed: of the weights.
-    """
+    """A tiny random model of `family`, in eval mode; it has up to two more layers if it has more kinds of them."""
     if family.reason is not None:
         raise CannotBuild(f"{family.class_name} can't be imported: {family.reason}", way_out="install what is missing")
     model_class, config_class = family.load()
@@ -67,10 +61,7 @@ def build_tiny(family: Family, layers: int = 4, seed: int = 0) -> nn.Module:
 def tiny_config(config_class: type[Any], sizes: Sizes, source: str = "") -> Any:
     """A configuration of this class, with the default's structure and tiny sizes.
 
-    Args:
-        config_class: of the configuration.
-        sizes: to use.
-        source: of the model; kinds of layers that it knows are mixed in where the default has one kind only.
+    Kinds of layers that the `source` of the model knows are mixed in where the default has one kind only.
     """
     default = config_class()
     # not by getattr: a value that differs from layer to layer may not be readable that way
@@ -98,19 +89,14 @@ def tiny_config(config_class: type[Any], sizes: Sizes, source: str = "") -> Any:
     if any("sliding" in str(kind) for kind in cut.get("layer_types", ())) and not values.get("sliding_window"):
         given["sliding_window"] = sizes.window
         given.update({name: True for name in values if name == "use_sliding_window"})
-    overrides = default.to_dict().get("per_layer_config") or {}
+    overrides = {int(n): entries for n, entries in (default.to_dict().get("per_layer_config") or {}).items()}
     if overrides:
-        given["per_layer_config"] = _cut_overrides(overrides, chosen, values, sizes)
+        given["per_layer_config"] = {
+            place: {k: shrink(k, v, values, sizes) for k, v in overrides[number].items()}
+            for place, number in enumerate(chosen)
+            if number in overrides
+        }
     return config_class(**given, use_cache=False)
-
-
-def _cut_overrides(overrides: dict[Any, Any], chosen: list[int], values: Any, sizes: Sizes) -> dict[int, Any]:
-    by_number = {int(number): entries for number, entries in overrides.items()}
-    return {
-        place: {k: shrink(k, v, values, sizes) for k, v in by_number[number].items()}
-        for place, number in enumerate(chosen)
-        if number in by_number
-    }
 
 
 def _built_and_run(model_class: type[Any], make_config: Callable[[], Any], seed: int) -> nn.Module:

@@ -17,8 +17,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import OpOverload, OpOverloadPacket
-from farskip_compile._compat.operators import parameters
-from farskip_compile._compat.tensors import storage_identity
+from farskip_compile._compat.tensors import parameters, storage_identity
 from farskip_compile.passes.graph import ops
 
 

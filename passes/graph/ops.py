@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import HigherOrderOperator, OpOverload, OpOverloadPacket, same_dim
-from farskip_compile._compat.operators import parameters, qualified_name
+from farskip_compile._compat.tensors import parameters, qualified_name
 from farskip_compile.errors import Where
 from farskip_compile.passes.graph.walk import bodies
 

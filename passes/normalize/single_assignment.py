@@ -25,7 +25,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import OpOverload, same_dim
-from farskip_compile._compat.operators import overload_name
+from farskip_compile._compat.tensors import overload_name
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.graph.walk import fresh_like
 

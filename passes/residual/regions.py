@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 
 from torch import fx
 
@@ -50,10 +52,8 @@ class Region:
 def find_regions(stream: Stream, side: SideChannels = NO_SIDE_CHANNELS) -> list[Region]:
     """One region for each leaf of `stream`, by term index.
 
-    Args:
-        stream: of the graph.
-        side: side channels that are known from an earlier reading. By age alone they can look like shared norms once
-            the region reads less of the stream.
+    `side` are side channels that are known from an earlier reading. By age alone they can look like shared norms once
+    the region reads less of the stream.
     """
     newest = _newest_values(stream)  # 1
     values, depends = stream.values, stream.depends
@@ -72,8 +72,7 @@ def find_regions(stream: Stream, side: SideChannels = NO_SIDE_CHANNELS) -> list[
         # 3
         direct = [node for node in border if node in values]
         others = {node: terms for node in met if (terms := _other_term(stream, node, index))}
-        for terms in others.values():
-            region.direct = region.direct | terms
+        region.direct = reduce(or_, others.values(), TermSet())
         # 4
         known = side.get(stream.cores[index].name, frozenset())
         met_values = {node: None if node.name in known else newest.get(node) for node in met if node not in others}
@@ -125,7 +124,4 @@ def _split_met(stream: Stream, region: Region, direct: list[fx.Node], met: dict[
 
 def reads(stream: Stream, region: Region) -> TermSet:
     """The terms that `region` reads, through any of its residual values or as they are."""
-    total = region.direct
-    for value in region.read_values:
-        total = total | stream.values[value]
-    return total
+    return reduce(or_, (stream.values[value] for value in region.read_values), region.direct)

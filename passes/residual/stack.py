@@ -49,11 +49,7 @@ class Stack:
 
 
 def read_stack(graph: fx.Graph, side: SideChannels = NO_SIDE_CHANNELS) -> Stack | None:
-    """Find the residual stack of `graph`.
-
-    Args:
-        graph: a normalised graph.
-        side: side channels that are known from an earlier reading.
+    """Find the residual stack of `graph`; `side` are side channels that are known from an earlier reading.
 
     Raises:
         NotASumError: a value is added twice, or a part of the stack is cut off from the rest.

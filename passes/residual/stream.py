@@ -117,9 +117,7 @@ class Stream:
 def read_stream(graph: fx.Graph, whole: Set[fx.Node] = frozenset()) -> Stream | None:
     """Find the residual stream of `graph`; None if it holds no sum that a sub-block could read from.
 
-    Args:
-        graph: a normalised graph.
-        whole: sums that are to be taken as one term, because their summands read each other.
+    `whole` are sums that are to be taken as one term, because their summands read each other.
 
     Raises:
         NotASumError: a value is added twice, so the sum has no table.

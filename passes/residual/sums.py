@@ -202,7 +202,9 @@ def find_root(flow: Dataflow, below: Summands, size: Mapping[fx.Node, int]) -> S
     themselves are such, the largest of these is given.
     """
     second_best: SumTree | None = None
-    for root in _largest_first(flow, below, size):
+    added = parts_of_sums(flow.nodes, below)
+    tops = [node for node in flow.nodes if len(below[node]) == 2 and node not in added]
+    for root in sorted(tops, key=lambda node: -size[node]):
         tree = flatten(root, below, size)
         parts = tree.parts()
         cores = {path[-1] for path in tree.images.values()}
@@ -210,32 +212,15 @@ def find_root(flow: Dataflow, below: Summands, size: Mapping[fx.Node, int]) -> S
         depends = depends_on(flow, parts, span)
         if cores.isdisjoint(depends):
             continue
-        if tree.twice is None and not cores.isdisjoint(_computed_with_weights(flow, span, depends)):
+        weighted = spread((node for node in span if node in depends), flow.has_weight, flow.uses.__getitem__)
+        if tree.twice is None and not cores.isdisjoint(weighted):
             return tree
         second_best = second_best or tree
     return second_best
 
 
-def _largest_first(flow: Dataflow, below: Summands, size: Mapping[fx.Node, int]) -> list[fx.Node]:
-    """The sums that are not part of another sum."""
-    parts = parts_of_sums(flow.nodes, below)
-    tops = [node for node in flow.nodes if len(below[node]) == 2 and node not in parts]
-    return sorted(tops, key=lambda node: -size[node])
-
-
-def _computed_with_weights(flow: Dataflow, span: Iterable[fx.Node], depends: set[fx.Node]) -> set[fx.Node]:
-    """Those of `depends` with a product with a weight on the way to them."""
-    return spread((node for node in span if node in depends), flow.has_weight, flow.uses.__getitem__)
-
-
 def depends_on(flow: Dataflow, sources: Iterable[fx.Node], span: Iterable[fx.Node] | None = None) -> set[fx.Node]:
-    """Nodes that depend on any of `sources` (which are members only if they depend on another one).
-
-    Args:
-        flow: the graph.
-        sources: where dependence begins.
-        span: nodes to look at, in graph order; None for all.
-    """
+    """Nodes (of `span`, in graph order) that depend on any of `sources` (members only if they depend on another)."""
     begin, uses = frozenset(sources), flow.uses
     nodes = flow.nodes if span is None else span
     return spread(nodes, lambda node: not begin.isdisjoint(uses[node]), uses.__getitem__)

@@ -182,21 +182,14 @@ class Table:
 
     def without(self, left_out: Mapping[str, TermSet]) -> Table:
         """The table in which some rows, by name, leave out terms that they read here."""
-        return replace(
-            self,
-            rows=tuple(
-                replace(row, reads=row.reads - gone, left_out=row.left_out | gone)
-                if (gone := left_out.get(row.name))
-                else row
-                for row in self.rows
-            ),
-        )
+        pairs = ((row, left_out.get(row.name, NOTHING)) for row in self.rows)
+        rows = (replace(row, reads=row.reads - gone, left_out=row.left_out | gone) for row, gone in pairs)
+        return replace(self, rows=tuple(rows))
 
     def as_written(self) -> Table:
         """The table before any rewiring."""
-        return replace(
-            self, rows=tuple(replace(row, reads=row.reads_as_written, left_out=TermSet()) for row in self.rows)
-        )
+        rows = (replace(row, reads=row.reads_as_written, left_out=NOTHING) for row in self.rows)
+        return replace(self, rows=tuple(rows))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`: names of the terms, and the rows with sets of terms as text."""
@@ -257,13 +250,7 @@ class Table:
 
 
 class BadCell(ValueError):
-    """JSON that is not that of a table.
-
-    Args:
-        key: path of the value.
-        wanted: what it should be.
-        found: what it is.
-    """
+    """JSON that is not that of a table: the path of a value, what it should be, and what it is."""
 
     def __init__(self, key: str, wanted: str, found: object) -> None:
         super().__init__(f"{key!r} should be {wanted}, not {found!r}")
@@ -272,7 +259,7 @@ class BadCell(ValueError):
 
 def _row(number: int, row: Mapping[str, Any], index: Mapping[str, int]) -> SubBlock:
     def bad(key: str, wanted: str) -> BadCell:
-        return BadCell(f"sub_blocks[{number}].{key}", wanted, row[key])
+        return BadCell(f"sub_blocks.{number}.{key}", wanted, row[key])
 
     def terms(key: str) -> TermSet:
         intervals = []
@@ -285,6 +272,8 @@ def _row(number: int, row: Mapping[str, Any], index: Mapping[str, int]) -> SubBl
 
     if row["kind"] not in ROW_NAMES:
         raise bad("kind", f"one of {', '.join(ROW_NAMES)}")
+    if row["layer"] < 0:
+        raise bad("layer", "a whole number, 0 or more")
     if not row["adds"] or any(name not in index for name in row["adds"]):
         raise bad("adds", "a list of names from 'terms'")
     reads, left_out = terms("reads"), terms("left_out")

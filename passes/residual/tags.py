@@ -30,13 +30,7 @@ KEY = "farskip_terms"
 
 
 def tag_terms(stream: Stream, regions: Sequence[Region], names: Sequence[str]) -> None:
-    """Tag the graph of `stream`.
-
-    Args:
-        stream: its residual stream.
-        regions: what computes each term, by term index.
-        names: the names of the terms, by term index.
-    """
+    """Tag the graph of `stream`; `regions` and `names` of the terms are by term index."""
     owned = {node for region in regions for node in region.owned}
     tags: dict[fx.Node, dict[str, None]] = {}
     for region, name in zip(regions, names, strict=True):

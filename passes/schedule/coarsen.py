@@ -19,9 +19,9 @@ Algorithm, linear:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
+from farskip_compile.passes.schedule.program import Program, Role
 
 LONGEST = 0.02
 """Fraction of an average collective that all tasks of a group but the last may take together."""
@@ -51,32 +51,17 @@ def coarsen(program: Program) -> Coarse:
     def place(index: int) -> int:
         return number[last[index]]
 
-    tasks = []
-    for group in sorted(members):
+    tasks, buffers = [], []
+    for group in number:
         task, inside = program.tasks[group], members[group]
         needs = {place(need) for index in inside for need in program.tasks[index].needs} - {number[group]}
-        tasks.append(
-            Task(
-                task.name,
-                tuple(sorted(needs)),
-                sum(program.tasks[index].seconds for index in inside),
-                task.role,
-                channel=task.channel,
-                launch=place(task.launch) if task.role is Role.WAIT else -1,
-                link=task.link,
-                interference=task.interference,
-            )
-        )
-    buffers = tuple(
-        Buffer(
-            buffer.size,
-            place(buffer.maker) if buffer.maker >= 0 else -1,
-            tuple(sorted({place(user) for user in buffer.users})),
-            buffer.kept,
-        )
-        for buffer in program.buffers
-    )
-    return Coarse(Program(tuple(tasks), buffers), tuple(tuple(members[group]) for group in sorted(members)))
+        seconds = sum(program.tasks[index].seconds for index in inside)
+        launch = place(task.launch) if task.role is Role.WAIT else -1
+        tasks.append(replace(task, needs=tuple(sorted(needs)), seconds=seconds, launch=launch))
+    for buffer in program.buffers:
+        maker = place(buffer.maker) if buffer.maker >= 0 else -1
+        buffers.append(replace(buffer, maker=maker, users=tuple(sorted({place(user) for user in buffer.users}))))
+    return Coarse(Program(tuple(tasks), tuple(buffers)), tuple(tuple(members[group]) for group in number))
 
 
 def _last_members(program: Program) -> list[int]:

@@ -28,12 +28,8 @@ class Collapsed:
 
 
 def normalize_collectives(graph: fx.Graph, regroup: dict[str, str] | None = None) -> Collapsed:
-    """Collapse superfluous waits of `graph`, in place.
-
-    Args:
-        graph: an ATen graph.
-        regroup: process group -> process group that its all-to-alls are moved to, by name.
-    """
+    """Collapse superfluous waits of `graph`, in place; `regroup`: process group -> the one that its all-to-alls are
+    moved to, by name."""
     first: dict[fx.Node, fx.Node] = {}
     waits = moved = 0
     for node in ops.calls(graph, lambda node: ops.is_wait(node) or ops.is_all_to_all(node)):

@@ -16,7 +16,7 @@ Memory: one buffer for all nodes that are views of each other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -69,26 +69,12 @@ class GraphProgram:
     """The node of each task."""
 
 
-@dataclass
-class _Memory:
-    """Who has touched one piece of memory so far."""
-
-    writer: int | None = None
-    readers: list[int] = field(default_factory=list)
-
-
 def read_program(
     graph: fx.Graph,
     estimate: Estimate,
     in_place: Callable[[fx.Node], tuple[int, ...]] = lambda node: (),
 ) -> GraphProgram:
-    """Read the program of `graph`.
-
-    Args:
-        graph: a post-grad graph.
-        estimate: costs.
-        in_place: positions of the arguments that a later pass may let a node write to.
-    """
+    """Read the program of `graph`; `in_place`: positions of the arguments that a later pass may let a node write to."""
     nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
     index = {node: i for i, node in enumerate(nodes)}
     waits_of = launches_with_waits(graph)
@@ -107,7 +93,7 @@ def read_program(
             tasks.append(Task(node.name, required, 0.0, Role.WAIT, launch=index[launch_of[node]]))
         else:
             tasks.append(Task(node.name, required, estimate.compute(node)))
-    return GraphProgram(Program(tuple(tasks), tuple(_buffers(graph, index, launch_of, estimate))), nodes)
+    return GraphProgram(Program(tuple(tasks), tuple(_buffers(graph, index, waits_of, estimate))), nodes)
 
 
 def launch_task(node: fx.Node, name: str, needs: tuple[int, ...], estimate: NetworkEstimate) -> Task:
@@ -131,19 +117,19 @@ def _order_memory(
     launch_of: Mapping[fx.Node, fx.Node],
 ) -> None:
     """Keep the order of each write and the reads around it; a wait reads what its collective reads and makes."""
-    memory: dict[int, _Memory] = {}
+    writer: dict[int, int] = {}
+    readers: dict[int, list[int]] = {}
     for i, node in enumerate(nodes):
         written = _places(effects.mutated_args(node))
         touched = _places([*node.all_input_nodes, *in_flight.get(launch_of.get(node, node), ())])
         for place in touched | written:
-            state = memory.setdefault(place, _Memory())
-            if state.writer is not None:
-                needs[i].add(state.writer)
+            if place in writer:
+                needs[i].add(writer[place])
             if place in written:
-                needs[i].update(reader for reader in state.readers if reader != i)
-                state.writer, state.readers = i, []
+                needs[i].update(reader for reader in readers.pop(place, ()) if reader != i)
+                writer[place] = i
             else:
-                state.readers.append(i)
+                readers.setdefault(place, []).append(i)
 
 
 def _order_in_place(
@@ -193,7 +179,7 @@ def _order_side_effects(nodes: list[fx.Node], needs: list[set[int]]) -> None:
 
 
 def _buffers(
-    graph: fx.Graph, index: Mapping[fx.Node, int], launch_of: Mapping[fx.Node, fx.Node], estimate: Estimate
+    graph: fx.Graph, index: Mapping[fx.Node, int], waits_of: Mapping[fx.Node, list[fx.Node]], estimate: Estimate
 ) -> list[Buffer]:
     """One buffer for each piece of memory."""
     families: dict[int, list[fx.Node]] = {}
@@ -204,25 +190,16 @@ def _buffers(
             continue
         place = effects.storage(node)
         families.setdefault(place if place is not None else -1 - len(families), []).append(node)
-    waits: dict[fx.Node, list[fx.Node]] = {}
-    for wait, launch in launch_of.items():
-        waits.setdefault(launch, []).append(wait)
     outputs = set(next(iter(reversed(graph.nodes))).all_input_nodes)
     found = []
     for members in families.values():
         users = dict.fromkeys(user for member in members for user in member.users if user in index)
         for user in [*users, members[0]]:  # a collective in flight holds what it reads and makes
-            users.update(dict.fromkeys(waits.get(user, ())))
+            users.update(dict.fromkeys(waits_of.get(user, ())))
         first = members[0]
         kept = any(member in outputs for member in members) or (first.op == "placeholder" and not _freeable(first))
-        found.append(
-            Buffer(
-                max(estimate.bytes(member) for member in members),
-                index.get(first, -1),
-                tuple(index[user] for user in users),
-                kept,
-            )
-        )
+        size = max(estimate.bytes(member) for member in members)
+        found.append(Buffer(size, index.get(first, -1), tuple(index[user] for user in users), kept))
     return found
 
 

@@ -19,7 +19,7 @@ Algorithm:
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from torch import fx
 
@@ -38,28 +38,16 @@ def schedule_graph(
     in_place: Callable[[fx.Node], tuple[int, ...]] = lambda node: (),
     backward: bool = False,
 ) -> Schedule:
-    """Order `graph` in place.
-
-    Args:
-        graph: a post-grad graph.
-        estimate: costs of its nodes.
-        limits: bounds on memory.
-        in_place: positions of the arguments that a later pass may let a node write to.
-        backward: whether it is the graph of a backward.
-    """
+    """Order `graph` in place; `in_place`: positions of the arguments that a later pass may let a node write to."""
     remember_order(graph)
     found = read_program(graph, estimate, in_place)  # 1.
     known = published_order(found.program, found.nodes, backward=backward)
     schedule = list_schedule(found.program, limits, begin_with=[known])  # 2.
-    if schedule.changed:
-        _move(graph, [found.nodes[index] for index in schedule.order])
+    if schedule.changed:  # 3.
+        output = next(iter(reversed(graph.nodes)))
+        for index in schedule.order:
+            output.prepend(found.nodes[index])
     return schedule
-
-
-def _move(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
-    output = next(iter(reversed(graph.nodes)))
-    for node in nodes:
-        output.prepend(node)
 
 
 def pin_waits(graph: fx.Graph) -> int:
@@ -72,7 +60,9 @@ def pin_waits(graph: fx.Graph) -> int:
 def pins(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """For each wait of `graph`, the products that hide its collective, in graph order: they must run before it (4.)."""
     position = {node: place for place, node in enumerate(graph.nodes)}
-    products = [node for node in graph.nodes if _hides(node)]
+    # matrix products and attentions with one tensor as their result: heavy, and never fused away
+    heavy = (node for node in graph.nodes if ops.is_matmul(node) or ops.is_attention(node))
+    products = [node for node in heavy if ops.tensor(node) is not None]
     places = [position[node] for node in products]
     waiting: dict[fx.Node, list[fx.Node]] = {}
     for launch, waits in launches_with_waits(graph).items():
@@ -81,8 +71,3 @@ def pins(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
             if first < last:
                 waiting[wait] = products[first:last]
     return waiting
-
-
-def _hides(node: fx.Node) -> bool:
-    """Whether it is a matrix product or an attention with one tensor as its result: heavy, and never fused away."""
-    return (ops.is_matmul(node) or ops.is_attention(node)) and ops.tensor(node) is not None

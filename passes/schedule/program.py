@@ -105,12 +105,7 @@ def followers_of(needs: Sequence[Collection[int]]) -> list[list[int]]:
 
 
 def order_by_key(keys: Sequence[Any], needs: Sequence[Collection[int]]) -> list[int]:
-    """Indices of `keys`, each after what it needs, otherwise by key and then by index. O(n log n).
-
-    Args:
-        keys: of each index.
-        needs: of each index, the indices that must come before it; without a cycle.
-    """
+    """Indices of `keys`, each after what it needs (without a cycle), otherwise by key and then by index. O(n log n)."""
     missing = [len(before) for before in needs]
     followers = followers_of(needs)
     ready = [(keys[index], index) for index, count in enumerate(missing) if count == 0]
@@ -127,11 +122,7 @@ def order_by_key(keys: Sequence[Any], needs: Sequence[Collection[int]]) -> list[
 
 
 def check_order(program: Program, order: Sequence[int]) -> None:
-    """Raise unless `order` is a permutation of the tasks in which every task comes after what it needs.
-
-    Raises:
-        ValueError: it is not.
-    """
+    """A `ValueError` unless `order` is a permutation of the tasks in which every task comes after what it needs."""
     if sorted(order) != list(range(len(program.tasks))):
         raise ValueError("the order is not a permutation of the tasks")
     position = {index: place for place, index in enumerate(order)}

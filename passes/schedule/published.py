@@ -54,13 +54,7 @@ LAST: Place = (1 << 30, 0)
 
 
 def published_order(program: Program, nodes: Sequence[fx.Node], *, backward: bool) -> tuple[int, ...]:
-    """The order in which AMD's engines would run `program`.
-
-    Args:
-        program: of an ATen graph.
-        nodes: the node of each task.
-        backward: whether the graph is a backward one.
-    """
+    """The order in which AMD's engines would run `program`, whose tasks are these `nodes` of an ATen graph."""
     steps = BACKWARD if backward else _steps(nodes)
     places: list[Place | None] = [None] * len(nodes)
     pick = max if backward else min
@@ -87,11 +81,8 @@ def _steps(nodes: Sequence[fx.Node]) -> dict[str, int]:
 
 def _moves_rows(launch: fx.Node) -> bool:
     """Whether a launch takes tokens to experts or back: an all-to-all, or a gather or scatter of routed experts."""
-    name = ops.op_name(launch)
-    if ops.is_all_to_all(launch):
-        return True
-    routed = any(term.startswith("r") for term in terms_of(launch))
-    return routed and ("all_gather" in name or "reduce_scatter" in name)
+    name, routed = ops.op_name(launch), any(term.startswith("r") for term in terms_of(launch))
+    return ops.is_all_to_all(launch) or (routed and ("all_gather" in name or "reduce_scatter" in name))
 
 
 def _piece(kind: str, upstream: _Upstream, *, backward: bool) -> str:

@@ -102,12 +102,8 @@ def list_schedule(
 ) -> Schedule:
     """The best order found for `program`.
 
-    Args:
-        program: in its original order.
-        limits: bounds on memory.
-        baseline_peak: peak bytes that `limits` starts from, unless the original order holds less. What that order holds
-            is always allowed.
-        begin_with: orders that are known already; each keeps every dependence.
+    `limits` on memory start from `baseline_peak`, in bytes, unless the original order holds less; what that order holds
+    is always allowed. `begin_with` are orders that are known already; each keeps every dependence.
     """
     before = simulate(program, range(len(program.tasks)))
     if before.communication == 0.0:
@@ -191,11 +187,8 @@ class _Search:
 
     def _begin_with(self, order: tuple[int, ...]) -> None:
         """Keep `order` if it is better than the best one and within the limits."""
-        held = self._held(order)
-        if held > self.limit:
-            order = lower_peak(self.program, order, self.limit)
-            held = self._held(order)
-        cost = _cost(self.program, self.slow, order)
+        order = lower_peak(self.program, order, self.limit)
+        held, cost = self._held(order), _cost(self.program, self.slow, order)
         if self._better(cost) and self._allowed(order, held):
             self.best = _Found(order, cost.score, held, len(order))
             self.slowest = cost.seconds * (1 + SAME)

@@ -112,11 +112,7 @@ def run_timeline(program: Program, order: Sequence[int]) -> Run:
 
 
 def simulate(program: Program, order: Sequence[int]) -> Timeline:
-    """Run `order` in the machine model. `order` must be a permutation that keeps every dependence.
-
-    Raises:
-        ValueError: it is not.
-    """
+    """Run `order` in the machine model; a `ValueError` unless it is a permutation that keeps every dependence."""
     check_order(program, order)
     run = run_timeline(program, order)
     return Timeline(

@@ -16,7 +16,7 @@ from farskip_compile.demo import render as terminal
 from farskip_compile.demo.render import page
 from farskip_compile.demo.results import Case, over_ranks
 from farskip_compile.errors import ConfigError
-from farskip_compile.explain import Explanation, Refusal, palette, svg
+from farskip_compile.explain import Explanation, Refusal, layout, pages
 from farskip_compile.explain import text as render_text
 from farskip_compile.explain.layout import Cell, cells, counted, reads_text, short_place, shown_layers
 from farskip_compile.explain.overlappable import independent
@@ -194,7 +194,7 @@ def test_the_page_of_a_failure_says_so():
 
 
 def test_drawings_of_deep_models_are_short():
-    drawing = svg.connectivity(DEEP.table)
+    drawing = pages.connectivity(DEEP.table)
     assert "moe.60" in drawing
     assert "moe.30" not in drawing
     assert drawing.count("<title>attention.4 read r3 as written; the rewiring leaves it out</title>") == 1
@@ -235,5 +235,5 @@ def test_colours_differ_in_lightness_too():
         red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
         return 0.299 * red + 0.587 * green + 0.114 * blue
 
-    for theme in (palette.LIGHT, palette.DARK):
+    for theme in (layout.LIGHT, layout.DARK):
         assert abs(lightness(theme[Cell.READ]) - lightness(theme[Cell.LEFT_OUT])) > 50

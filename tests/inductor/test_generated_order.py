@@ -21,7 +21,7 @@ from farskip_compile.costs import COLLECTIVE_KINDS, HardwareProfile, PerCollecti
 from farskip_compile.inductor_passes import KernelPass, Plan, PostGradPass
 from farskip_compile.models import MODELS, ParallelConfig, build
 from farskip_compile.passes.schedule import kernels
-from farskip_compile.passes.schedule.pins import pin_products
+from farskip_compile.passes.schedule.kernels import pin_products
 from farskip_compile.passes.schedule.search import Limits
 from farskip_compile.ranks.announce import Announcement
 from farskip_compile.report.schedule import ScheduleReport
@@ -240,7 +240,7 @@ def test_pins_are_among_the_ancestors_by_which_inductor_knows_cycles(two_ranks: 
         compared.append(updated != before)
 
     model = build("deepseek_v3", parallel=parallel("padded", two_ranks), **SMALL)
-    with mock.patch("farskip_compile.passes.schedule.pins.pin_products", pin):
+    with mock.patch("farskip_compile.passes.schedule.kernels.pin_products", pin):
         programs(model)
     assert compared == [True, True]
 

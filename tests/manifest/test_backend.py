@@ -74,7 +74,7 @@ def test_given_as_record_json_file_and_folder(tmp_path: Path) -> None:
 def test_a_path_is_read_when_the_backend_is_made(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="neither"):
         farskip_compile.backend(manifest=tmp_path)
-    with pytest.raises(ManifestError, match=r"the manifest: the key 'connectivity' is missing"):
+    with pytest.raises(ManifestError, match=r"the manifest: the field connectivity is missing"):
         farskip_compile.backend(manifest={"schema": 1, "layers": None})
     with pytest.raises(ConfigError, match="manifest=3 is not a manifest"):
         FarSkipConfig(manifest=3)  # type: ignore[arg-type]

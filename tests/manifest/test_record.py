@@ -90,35 +90,35 @@ def changed(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 WRONG = [
-    ("schema", 2, "'schema' should be 1"),
-    ("schema", True, "'schema' should be a whole number"),
-    ("schema", None, "'schema' is missing"),
-    ("connectivity", "ful", "'connectivity' should be one of full"),
-    ("connectivity", {"moe.2": "a2"}, "'connectivity' should be a table"),
-    ("layers", [1], "'layers' should be null, or the first and the last layer"),
-    ("layers", [2, 1], "'layers' should be null"),
-    ("layers", None, "'layers' is missing"),
-    ("terms", ["e", 3], "'terms' should be a list of strings"),
-    ("terms", ["e", "e"], "'terms' should be a list without repetitions"),
-    ("sub_blocks", ["attention.0"], "sub_blocks[0] is no JSON object"),
-    ("sub_blocks", {"attention.0": {}}, "'sub_blocks' should be a list of objects"),
-    ("sub_blocks/5/name", "moe.1", "'sub_blocks' should be a list without repetitions"),
-    ("sub_blocks/5/kind", "moe", "'sub_blocks[5].kind' should be one of attention"),
-    ("sub_blocks/5/layer", -1, "'sub_blocks[5].layer' should be a whole number"),
-    ("sub_blocks/5/adds", ["r9"], "'sub_blocks[5].adds' should be a list of names"),
-    ("sub_blocks/5/reads", "e..s9", "'sub_blocks[5].reads' should be names from 'terms'"),
-    ("sub_blocks/5/reads", "s1..e", "'sub_blocks[5].reads' should be names from 'terms'"),
-    ("sub_blocks/5/reads", ["e"], "'sub_blocks[5].reads' should be a string"),
-    ("sub_blocks/5/left_out", "a1", "'sub_blocks[5].left_out' should be something that it does not read"),
-    ("sub_blocks/5/evidence", "top-k", "'sub_blocks[5].evidence' is unknown"),
-    ("fingerprint/sha256", "0" * 64, "'fingerprint.sha256' should be "),
-    ("fingerprint/parameters", 3, "'fingerprint.parameters' should be the number of parameters listed"),
-    ("fingerprint/others/lm_head.weight", [32, 33], "'fingerprint.sha256' should be "),
-    ("fingerprint/others/lm_head.weight", [32, "x"], "'fingerprint.others.lm_head.weight' should be a shape"),
-    ("fingerprint/others/lm_head.{3-1}.weight", [1], "'fingerprint.others.lm_head.{3-1}.weight' should be under a key"),
-    ("fingerprint/others/lm_head.{x}.weight", [1], "'fingerprint.others.lm_head.{x}.weight' should be under a key"),
-    ("versions", {"torch": 2}, "'versions.torch' should be a string"),
-    ("rows", [], "'rows' is unknown"),
+    ("schema", 2, "schema is 2, and this version reads 1"),
+    ("schema", True, "schema is True, and this version reads 1"),
+    ("schema", None, "schema is None, and this version reads 1"),
+    ("connectivity", "ful", "connectivity must be one of full"),
+    ("connectivity", {"moe.2": "a2"}, "connectivity.moe.2 must be a list of strings"),
+    ("layers", [1], "layers must be null, or the first and the last layer"),
+    ("layers", [2, 1], "layers must be null"),
+    ("layers", None, "layers is missing"),
+    ("terms", ["e", 3], "terms.1 must be a string"),
+    ("terms", ["e", "e"], "terms must be a list without repetitions"),
+    ("sub_blocks", ["attention.0"], "sub_blocks.0 must be a JSON object"),
+    ("sub_blocks", {"attention.0": {}}, "sub_blocks must be a list"),
+    ("sub_blocks/5/name", "moe.1", "sub_blocks must be a list without repetitions"),
+    ("sub_blocks/5/kind", "moe", "sub_blocks.5.kind must be one of attention"),
+    ("sub_blocks/5/layer", -1, "sub_blocks.5.layer must be a whole number"),
+    ("sub_blocks/5/adds", ["r9"], "sub_blocks.5.adds must be a list of names"),
+    ("sub_blocks/5/reads", "e..s9", "sub_blocks.5.reads must be names from 'terms'"),
+    ("sub_blocks/5/reads", "s1..e", "sub_blocks.5.reads must be names from 'terms'"),
+    ("sub_blocks/5/reads", ["e"], "sub_blocks.5.reads must be a string"),
+    ("sub_blocks/5/left_out", "a1", "sub_blocks.5.left_out must be something that it does not read"),
+    ("sub_blocks/5/evidence", "top-k", "unknown field sub_blocks.5.evidence"),
+    ("fingerprint/sha256", "0" * 64, "fingerprint.sha256 must be "),
+    ("fingerprint/parameters", 3, "fingerprint.parameters must be the number of parameters listed"),
+    ("fingerprint/others/lm_head.weight", [32, 33], "fingerprint.sha256 must be "),
+    ("fingerprint/others/lm_head.weight", [32, "x"], "fingerprint.others.lm_head.weight.1 must be an integer"),
+    ("fingerprint/others/lm_head.{3-1}.weight", [1], "fingerprint.others.lm_head.{3-1}.weight must be under a key"),
+    ("fingerprint/others/lm_head.{x}.weight", [1], "fingerprint.others.lm_head.{x}.weight must be under a key"),
+    ("versions", {"torch": 2}, "versions.torch must be a string"),
+    ("rows", [], "unknown field rows"),
 ]
 
 
@@ -133,9 +133,9 @@ def test_what_is_wrong_is_named_with_its_file(manifest: Manifest, path: str, val
 
 def test_layers_beside_a_table_and_no_object_at_all(manifest: Manifest) -> None:
     data = changed(manifest.to_json(), "connectivity", {"moe.2": ["a2"]})
-    with pytest.raises(ManifestError, match="'layers' should be null beside a table"):
+    with pytest.raises(ManifestError, match="layers must be null beside a table"):
         Manifest.from_json({**data, "layers": [0, 1]})
-    with pytest.raises(ManifestError, match="the whole is no JSON object, but \\[\\]"):
+    with pytest.raises(ManifestError, match="the whole must be a JSON object, not list \\[\\]"):
         Manifest.from_json([])
 
 
@@ -143,7 +143,7 @@ def test_a_parameter_listed_twice(manifest: Manifest) -> None:
     data = manifest.to_json()
     data["fingerprint"]["sub_blocks"]["lm_head.weight"] = [32, 32]
     data["fingerprint"]["parameters"] += 1
-    with pytest.raises(ManifestError, match=r"'fingerprint\.sub_blocks' should be a list without repetitions"):
+    with pytest.raises(ManifestError, match=r"fingerprint\.sub_blocks must be a list without repetitions"):
         Manifest.from_json(data)
 
 

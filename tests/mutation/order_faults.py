@@ -178,8 +178,8 @@ FAULTS: list[Fault] = [
     in_scheduler(
         "writes don't wait for readers",
         from_graph._order_memory,
-        "needs[i].update(reader for reader in state.readers if reader != i)",
-        "pass",
+        "needs[i].update(reader for reader in readers.pop(place, ()) if reader != i)",
+        "readers.pop(place, ())",
         "read, then written",
     ),
     in_scheduler(

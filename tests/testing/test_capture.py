@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from farskip_compile import FarSkipConfig, NoResidualStackError, Outcome, PartialModelError, backend
-from farskip_compile._compat.compiled import is_compiled
+from farskip_compile._compat.modules import is_compiled
 from farskip_compile.capture import capture, is_compiled_inside
 from farskip_compile.models import build
 from farskip_compile.passes.graph import ops

@@ -229,7 +229,7 @@ def test_of_a_large_model_the_table_is_a_part():
     report = farskip_report("d" + "m" * 60, rewired=range(1, 41))
     wish = expected_reads(report, reads_as_written(report), "full", (1, 60))
     reads = {row.name: row.reads for row in report.rows}
-    wrong = wrong_rows(report.table, reads, wish.reads)
+    wrong = wrong_rows(report.table, reads, wish)
     assert {one.row.layer for one in wrong} == set(range(41, 61))
     lines = drawing(report.table, reads, wrong).splitlines()
     assert max(map(len, lines)) <= 78

@@ -117,10 +117,7 @@ def cases(draw: st.DrawFn, max_layers: int = 5) -> Case:
 def parallel_cases(draw: st.DrawFn, layout: str, max_layers: int = 3) -> Case:
     """A case whose experts, heads, widths and tokens two ranks can share; it is never refused.
 
-    Args:
-        draw: by hypothesis.
-        layout: how it is parallel: `padded`, `dropless`, `allgather`, `tp`; `sp` at the end for sequence parallelism.
-        max_layers: at most.
+    `layout` is how it is parallel: `padded`, `dropless`, `allgather`, `tp`; `sp` at the end for sequence parallelism.
     """
     case = draw(cases(max_layers).filter(lambda case: not nothing_to_leave_out(case)))
     config = dataclasses.replace(case.config, heads=4, kv_heads=draw(st.sampled_from([2, 4])))

@@ -23,11 +23,8 @@ from farskip_compile.testing.strategies.network_blocks import Eager, norm, sub_b
 
 
 class Recorder(Eager):
-    """Writes down what is called as a graph, with fake values, as Dynamo does.
-
-    Args:
-        attributes: parameters are attributes of the module; False: inputs of the graph.
-    """
+    """Writes down what is called as a graph, with fake values, as Dynamo does. Parameters are attributes of the module,
+    or inputs of the graph."""
 
     def __init__(self, attributes: bool) -> None:
         self.graph = fx.Graph()

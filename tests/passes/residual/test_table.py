@@ -66,10 +66,10 @@ def test_notes_are_not_compared_and_wiring_is() -> None:
 @pytest.mark.parametrize(
     ("row", "key", "value", "says"),
     [
-        (0, "kind", "shared", "'sub_blocks[0].kind' should be one of attention"),
-        (1, "adds", [], "'sub_blocks[1].adds' should be a list of names"),
-        (1, "reads", "a0..e", "'sub_blocks[1].reads' should be names"),
-        (1, "left_out", "a0", "'sub_blocks[1].left_out' should be something that it does not read"),
+        (0, "kind", "shared", "'sub_blocks.0.kind' should be one of attention"),
+        (1, "adds", [], "'sub_blocks.1.adds' should be a list of names"),
+        (1, "reads", "a0..e", "'sub_blocks.1.reads' should be names"),
+        (1, "left_out", "a0", "'sub_blocks.1.left_out' should be something that it does not read"),
         (1, "name", "attention.0", "'sub_blocks' should be a list without repetitions"),
     ],
 )
