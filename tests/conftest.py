@@ -49,7 +49,6 @@ def fresh_compiler():
     import farskip_compile
 
     torch.set_num_threads(1)
-    torch.compiler.reset()
     farskip_compile.clear_reports()
     yield
     torch.compiler.reset()
