@@ -58,7 +58,7 @@ WHOLE = {
     "tests/models/test_training.py::test_dynamic_lengths": "steps of training at several lengths",
     "tests/models/test_training.py::test_everything_at_once": "every feature of training in one run",
     "tests/models/test_training.py::test_loss_inside": "training, then validation, of each family",
-    "tests/test_backend.py::test_dynamic_shapes_do_not_recompile[aot_eager]": "several lengths under a second inner backend",
+    "tests/test_backend.py::test_dynamic_shapes_do_not_recompile[aot_eager]": "a second inner backend",
     "tests/test_backend.py::test_marked_dimensions": "training at several lengths",
     "tests/manifest/test_transformers.py": "manifests of transformers' checkpoints",
     "tests/costs/test_model_graphs.py": "costs of whole models",
