@@ -12,6 +12,7 @@ import torch.distributed as dist
 import farskip_compile
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
 from tests.compare import relative_difference, run_with_gradients
+from tests.compile_each import compile_each
 from tests.distributed.ranks import run_ranks
 
 Result = dict[str, tuple[bool, float, float]]
@@ -25,19 +26,19 @@ def compare_on_rank(
     inners: tuple[str, ...] = ("eager",),
     layers: tuple[str, ...] = ("dense", "moe", "moe"),
 ) -> Result:
-    """For each layout, model, its wishes and inner: outputs bit-equal?, largest output and gradient differences."""
+    """For each layout, inner, model and its wishes: outputs bit-equal?, largest output and gradient differences."""
     results: Result = {}
-    for layout in layouts:
+    for layout, inner, name in itertools.product(layouts, inners, wishes):
+        torch.compiler.reset()
         parallel = parallel_config(layout, world_size)
-        for (name, wish), inner in itertools.product([(n, wish) for n in wishes for wish in wishes[n]], inners):
-            torch.compiler.reset()
-            model = build(name, dtype=torch.float64, parallel=parallel, **{**SMALL, "layers": layers})
-            ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(tokens_of(parallel)))
+        model = build(name, dtype=torch.float64, parallel=parallel, **{**SMALL, "layers": layers})
+        ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(tokens_of(parallel)))
+        asked = [{key: value for key, value in wish.items() if value is not None} for wish in wishes[name]]
+        compiled = compile_each(model, [{**options, "inner": inner} for options in asked])
+        for wish, options, run in zip(wishes[name], asked, compiled, strict=True):
             oracle = FarSkipForm(model, **wish)
             expected, expected_gradients = run_with_gradients(oracle, model, ids)
-            options = {key: value for key, value in wish.items() if value is not None}
-            compiled = torch.compile(model, backend="farskip", fullgraph=True, options={**options, "inner": inner})
-            output, gradients = run_with_gradients(compiled, model, ids)
+            output, gradients = run_with_gradients(run, model, ids)
             assert gradients.keys() == expected_gradients.keys()
             worst = max(relative_difference(gradients[key], expected_gradients[key]) for key in gradients)
             key = f"{layout} {name} {inner} {sorted(options.items())}"

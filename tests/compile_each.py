@@ -1,0 +1,33 @@
+"""One model compiled with several options from one capture: Dynamo sees the same graph each time, and takes longest."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from farskip_compile.backend import farskip
+
+
+def compile_each(model: nn.Module, options: Sequence[Mapping[str, Any]]) -> list[Callable[..., Any]]:
+    """A function for each of `options`; the first call of any of them compiles all, each from a copy of the graph."""
+    if len(options) == 1:
+        return [torch.compile(model, backend="farskip", fullgraph=True, options=dict(options[0]))]
+    chosen = 0
+
+    def backend(module: fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        made = [farskip(copy.deepcopy(module), inputs, options=dict(one)) for one in options]
+        return lambda *args: made[chosen](*args)
+
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+
+    def run(number: int, *args: Any) -> Any:
+        nonlocal chosen
+        chosen = number
+        return compiled(*args)
+
+    return [functools.partial(run, number) for number in range(len(options))]
