@@ -12,8 +12,8 @@ Algorithm, for each group of the graph:
    order" (until step 4);
 2. wait until every rank has reached the same order, now or earlier: a rank may meet a graph anew that others know
    already, because it recompiled for another size;
-3. meanwhile, if a rank is waiting at an order that this rank has never reached, nobody can go on: raise. The same if a
-   rank has failed (`failures`), if the timeout of the group is over, or if the store is lost;
+3. meanwhile, if a rank that has not been here is waiting at an order that this rank has never reached, nobody can go
+   on: raise. The same if a rank has failed (`failures`), if the timeout of the group is over, or if the store is lost;
 4. take "I am waiting" back. After an `OrderMismatchError` it stays, so that the other rank sees it too; a place at
    which another rank waited when this one raised does not count again.
 """
@@ -166,7 +166,8 @@ def _wait_for_all(place: _Place) -> None:
             there = client.get(_at(rank))
             theirs, _, their_order = there.partition(" ")[2].partition(" ")
             met = not there or theirs == digest or client.has(_got(theirs, client.rank))
-            if not met and (client.group, rank, there) not in _seen:
+            # asked again: it may have been here, found everybody, and gone on to where it is since `missing` was made
+            if not met and (client.group, rank, there) not in _seen and not client.has(_got(digest, rank)):
                 _seen.add((client.group, rank, there))
                 raise _mismatch(place, client.ranks[rank], their_order)
         if (failure := failure_among([client.ranks[rank] for rank in missing])) is not None:

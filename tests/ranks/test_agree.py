@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +15,9 @@ from torch._dynamo.utils import counters
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
 import farskip_compile
+from farskip_compile._compat.distributed import StoreClient
 from farskip_compile.errors import OrderMismatchError
+from farskip_compile.ranks import agree
 from farskip_compile.ranks.agree import check_across_ranks
 from tests.distributed.ranks import run_ranks
 
@@ -54,6 +56,30 @@ def test_ranks_may_meet_known_graphs_again_and_compile_different_numbers_of_them
     a, b = ("inference", ["all_reduce sum float32"]), ("inference", ["all_to_all_single float32"])
     results = run_ranks(raise_on_rank, 2, ([a, b], [a, b, a, b]))
     assert [message for message, _ in results] == ["", ""]
+
+
+class PassingRank:
+    """The store as rank 0 sees it while rank 1 reaches the same place, finds rank 0 there and goes on to another."""
+
+    group, rank, ranks, timeout_seconds = "0", 0, (0, 1), 1.0
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+
+    def has(self, *keys: str) -> bool:
+        return all(key in self.values for key in keys)
+
+    def get(self, key: str) -> str:
+        self.values |= {agree._got("here", 1): "1", agree._got("elsewhere", 1): "1"}
+        return f"2 elsewhere {ELSEWHERE}"
+
+
+ELSEWHERE = '["inference", ["all_to_all_single float32"], {}]'
+
+
+def test_a_rank_that_went_on_in_between_is_not_taken_for_one_that_is_elsewhere() -> None:
+    client = cast(StoreClient, PassingRank())
+    agree._wait_for_all(agree._Place(client, '["inference", [], {}]', "here", known=False))
 
 
 class Exchanging(nn.Module):
