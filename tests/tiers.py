@@ -20,11 +20,7 @@ WHOLE = {
     "tests/simulate/": "predictions for models of full size",
     "tests/compat/": "the table of versions",
     # generated kernels
-    "tests/inductor/test_generated_order.py::test_no_buffer_is_used": "Inductor's code, forward and backward",
-    "tests/inductor/test_generated_order.py::test_the_fullest_rank": "Inductor's code, forward and backward",
-    "tests/inductor/test_generated_order.py::test_rewired_models_hide": "Inductor's code, forward and backward",
-    "tests/inductor/test_generated_order.py::test_without_a_schedule": "Inductor's code, forward and backward",
-    "tests/inductor/test_generated_order.py::test_a_pass_of_the_user": "Inductor's code, forward and backward",
+    "tests/inductor/test_generated_order.py": "Inductor's code, forward and backward",
     "tests/inductor/test_overlap_plan.py": "a plan of Inductor's",
     "tests/properties/test_architectures.py::test_inductor_is_close": "Inductor's kernels",
     "tests/test_backend.py::test_activation_checkpointing[inductor]": "Inductor's kernels",
@@ -48,6 +44,8 @@ WHOLE = {
     "tests/ranks/test_agree.py::test_compiled_models_that_differ": "Inductor's kernels on fresh ranks",
     "tests/models/test_models_distributed.py::test_two_ranks": "the models that others are compared with, on ranks",
     "tests/manifest/test_ranks.py": "a manifest of two ranks",
+    "tests/manifest/test_generated.py": "manifests of generated models",
+    "tests/models/test_overlapped_form.py": "the form that the benchmark compares with, on ranks",
     "tests/profiling/test_record_ranks.py": "profiles of ranks",
     # whole models, and searches over them
     "tests/zoo/test_zoo.py::test_no_family_stops_working": "a quarter of the families, under every connectivity",
