@@ -1,12 +1,8 @@
-"""The ranks that calibrate together, and the collectives of one link: seconds by kind and size, and how much compute
-slows meanwhile.
+"""Measures the collectives of one link: seconds by kind and size, and how much compute slows meanwhile.
 
 In:    ranks that share one link, message sizes, a budget.
 Out:   rows, samples for `costs.fit_link`, an uneven all-to-all, and the interference.
 Never: lets ranks disagree: rank 0 decides how often and up to which size is measured.
-
-Everything here is collective over the group: all its ranks call the same things in the same order. Without a group
-there is one rank, and nothing is sent. Messages by which the ranks agree are small.
 
 Seconds are those of the slowest rank, from when the last one has started. On CPUs every other rank starts late, as
 ranks that have just computed do not start at the same moment either. This matters: a rank that is late lets the others
@@ -17,21 +13,18 @@ the budget; kinds for which the user names the largest message are measured up t
 
 from __future__ import annotations
 
-import os
-import socket
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from farskip_compile._compat.collectives import all_gather_in_place, reduce_scatter_in_place
 from farskip_compile.calibrate.findings import LinkFindings, Row, Uneven
+from farskip_compile.calibrate.ranks import Ranks
 from farskip_compile.calibrate.stopwatch import Times
 from farskip_compile.costs import COLLECTIVE_KINDS, CollectiveKind, Sample
-from farskip_compile.errors import ConfigError
 
 LEAST_SIZES = 2
 SMALL = 64 * 2**10
@@ -48,69 +41,6 @@ NAMED = 4
 """How many times as much of the budget goes to a kind that the user names."""
 FULLER = 1.5
 """What one rank receives in the uneven all-to-all, over the mean."""
-
-
-class Ranks:
-    """A process group as calibration sees it; None: the default group if there is one, else this process alone.
-
-    Args:
-        device: where tensors of the group's collectives are.
-
-    Raises:
-        ConfigError: this process is not a member of `group`.
-    """
-
-    def __init__(self, group: dist.ProcessGroup | None, device: torch.device) -> None:
-        ready = dist.is_available() and dist.is_initialized()
-        self.group = (group if group is not None else dist.group.WORLD) if ready else None
-        self.device = device
-        self.size = dist.get_world_size(self.group) if self.group is not None else 1
-        self.rank = dist.get_rank(self.group) if self.group is not None else 0
-        if self.rank < 0:
-            raise ConfigError(
-                "this process is not a member of the group to calibrate", way_out="call calibrate on its members only"
-            )
-
-    def barrier(self) -> None:
-        """Wait for all."""
-        self.slowest(torch.zeros(1))
-
-    def slowest(self, seconds: torch.Tensor) -> torch.Tensor:
-        """The maximum over all ranks, entry by entry."""
-        if self.group is None:
-            return seconds
-        worst = seconds.to(self.device)
-        dist.all_reduce(worst, op=dist.ReduceOp.MAX, group=self.group)
-        return worst.cpu()
-
-    def agreed(self, value: Any) -> Any:
-        """Rank 0's value."""
-        if self.group is None or self.size == 1:
-            return value
-        values = [value]
-        first = dist.get_global_rank(self.group, 0)
-        dist.broadcast_object_list(values, src=first, group=self.group, device=self.device)
-        return values[0]
-
-    def per_node(self) -> int:
-        """Ranks of the group that share a node: as the launcher says, else by host name."""
-        if self.group is None:
-            return 1
-        launched = os.environ.get("LOCAL_WORLD_SIZE", "")
-        hosts: list[Any] = [None] * self.size
-        dist.all_gather_object(hosts, (socket.gethostname(), launched), group=self.group)
-        names = [host for host, _ in hosts]
-        counts = [int(count) for _, count in hosts if str(count).isdigit()]
-        return min(max(names.count(name) for name in names), *counts, self.size)
-
-    def part(self, members: list[list[int]]) -> dist.ProcessGroup | None:
-        """A new group of those of `members` (ranks of this group, in lists that share no rank) that this rank is in."""
-        assert self.group is not None
-        mine = next((ranks for ranks in members if self.rank in ranks), None)
-        if mine is None:
-            return None
-        world = [dist.get_global_rank(self.group, rank) for rank in mine]
-        return dist.new_group(world, use_local_synchronization=True)
 
 
 class Collectives:

@@ -19,9 +19,10 @@ from typing import TypedDict, Unpack
 import torch
 import torch.distributed as dist
 
-from farskip_compile.calibrate.collectives import Collectives, Ranks
+from farskip_compile.calibrate.collectives import Collectives
 from farskip_compile.calibrate.findings import Calibration, LinkFindings, Row, with_compute, with_link
 from farskip_compile.calibrate.kernels import Memory, Products
+from farskip_compile.calibrate.ranks import Ranks
 from farskip_compile.calibrate.stopwatch import QUICK_SECONDS, Stopwatch, grids
 from farskip_compile.costs import COLLECTIVE_KINDS, CollectiveKind, Curve, HardwareProfile, default_profile
 from farskip_compile.errors import ConfigError

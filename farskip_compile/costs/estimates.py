@@ -17,8 +17,8 @@ import torch
 from torch import fx
 
 from farskip_compile.costs.collectives import collective_cost, collective_seconds, interference
+from farskip_compile.costs.fusion import fresh_bytes
 from farskip_compile.costs.loops import kernel_ops, transposed_bytes
-from farskip_compile.costs.memory import fresh_bytes
 from farskip_compile.costs.operators import FREE, OpCost, op_cost, op_seconds
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.costs.sizes import SizeHints

@@ -32,7 +32,8 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import OpOverload
-from farskip_compile.costs.memory import Size, tagged, tensor_bytes, tensors_of
+from farskip_compile.costs.fusion import tagged
+from farskip_compile.costs.memory import Size, tensor_bytes, tensors_of
 from farskip_compile.passes.graph import ops
 
 SERIES = ("cos", "exp", "exp2", "expm1", "log2", "reciprocal", "rsqrt", "sigmoid", "silu", "sin", "softplus", "sqrt")

@@ -1,33 +1,20 @@
-"""How many bytes fake tensors stand for, which of them an operator moves, alone or fused, and which memory is new.
+"""How many bytes fake tensors stand for, and which of them an operator moves.
 
-In:    fake tensors; nodes of an ATen graph; for new memory, the graph in the order of its nodes.
-Out:   bytes; bytes of new memory by node.
-Never: compares a symbolic size, which would install a guard: the caller's `size` turns each into a number first. Looks
-       further than a node's inputs and readers, or plans memory: rules of thumb about what Inductor and the C library's
-       allocator will do, made for a graph that is not lowered yet.
+In:    fake tensors; nodes of an ATen graph.
+Out:   bytes.
+Never: compares a symbolic size, which would install a guard: the caller's `size` turns each into a number first.
 
 An operator reads its inputs and writes its outputs once, except that
 1. views and allocations move nothing;
 2. a lookup reads as much of its table as it returns;
 3. a fill, or a copy over a tensor, does not read what it overwrites;
 4. a scatter in place touches only what it is given.
-
-After fusion: a fusible operator takes what another fusible operator makes from registers, so it reads nothing from it;
-and it writes nothing unless something else reads its result: a matrix product, a collective, the end of the graph.
-Views in between do not count.
-
-New memory, which the system hands out page by page (on CPUs), is that of values of `LARGE` bytes or more:
-1. A view has no memory; a value that fuses into all of its readers has none either.
-2. What a library call makes takes the memory of a value of the same size that is dead by then, if there is one.
-3. What a loop makes replaces an operand of the same size that dies with it, if it reads each element once; a loop
-   that follows a reduction (a softmax) reads twice, and gets new memory.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -136,112 +123,3 @@ def traffic(node: fx.Node, size: Size) -> tuple[int, int]:
     if name in SCATTERS:  # what is scattered comes last
         return sum(reads), reads[-1] if reads else 0
     return sum(reads), written
-
-
-FUSIBLE = LOOKUPS | frozenset([
-    "_softmax", "_to_copy", "arange", "cat", "constant_pad_nd", "full", "iota", "rand", "randn", "scalar_tensor",
-    "select_scatter", "slice_scatter", "inductor_lookup_seed", "inductor_random",
-])  # fmt: skip
-"""Operators that Inductor lowers to loops although torch does not tag them as such."""
-LARGE = 32 * 2**20
-"""glibc maps blocks from this size on anew each time (`M_MMAP_THRESHOLD_MAX`); other allocators do no worse."""
-
-
-def tagged(node: fx.Node, *tags: torch.Tag) -> bool:
-    """Whether torch tags the operator that `node` calls with one of `tags`."""
-    return isinstance(node.target, OpOverload) and not set(tags).isdisjoint(node.target.tags)
-
-
-def is_fusible(node: fx.Node) -> bool:
-    """Whether Inductor lowers `node` to a loop that may fuse with others."""
-    if not isinstance(node.target, OpOverload):
-        return False
-    return tagged(node, torch.Tag.pointwise, torch.Tag.reduction) or ops.op_name(node) in FUSIBLE
-
-
-def fused_traffic(node: fx.Node, size: Size) -> tuple[int, int]:
-    """Bytes that `node` still (reads, writes) after fusion; as they are if it can't be fused."""
-    read, written = traffic(node, size)
-    if not is_fusible(node):
-        return read, written
-    table = node.args[0] if ops.op_name(node) in LOOKUPS else None
-    saved = sum(
-        node_bytes(source, size)
-        for source in node.all_input_nodes
-        if source is not table and is_fusible(_through_views(source))
-    )
-    return max(read - saved, 0), 0 if all(is_fusible(reader) for reader in readers(node)) else written
-
-
-def _through_views(node: fx.Node) -> fx.Node:
-    while node.op == "call_function" and is_free(node) and node.all_input_nodes:
-        node = node.all_input_nodes[0]
-    return node
-
-
-def readers(node: fx.Node) -> Iterator[fx.Node]:
-    """What reads the memory of `node`, through views."""
-    for user in node.users:
-        if user.op == "call_function" and is_free(user):
-            yield from readers(user)
-        else:
-            yield user
-
-
-def fresh_bytes(graph: fx.Graph, size: Size) -> dict[fx.Node, int]:
-    """Bytes of new memory by node, for the nodes that take any."""
-    large = {node: total for node in graph.nodes if (total := _own_bytes(node, size)) >= LARGE}
-    if not large:
-        return {}
-    place = {node: index for index, node in enumerate(graph.nodes)}
-    ends = {node: max((place[reader] for reader in readers(node)), default=place[node]) for node in large}
-    dead: Counter[int] = Counter()
-    found: dict[fx.Node, int] = {}
-    replaced: set[fx.Node] = set()
-    pending = sorted(large, key=lambda node: ends[node])
-    for node in large:
-        while pending and ends[pending[0]] < place[node]:
-            dead[large[pending[0]]] += pending[0] not in replaced
-            pending.pop(0)
-        total = large[node]
-        if is_fusible(node):
-            operand = _replaced(node, large, ends, place)
-            if operand is None:
-                found[node] = total
-            else:
-                replaced.add(operand)
-        elif dead[total]:
-            dead[total] -= 1
-        else:
-            found[node] = total
-    return found
-
-
-def _own_bytes(node: fx.Node, size: Size) -> int:
-    """Bytes of the memory that `node` makes; 0 for a view, an input, and what fuses into its readers."""
-    if node.op != "call_function" or is_free(node) or ops.is_collective(node) or ops.is_wait(node):
-        return 0
-    if not isinstance(node.target, OpOverload) or (is_fusible(node) and all(map(is_fusible, readers(node)))):
-        return 0
-    return max((tensor_bytes(value, size) for value in tensors_of(ops.fake(node))), default=0)
-
-
-def _replaced(
-    node: fx.Node, large: dict[fx.Node, int], ends: dict[fx.Node, int], place: dict[fx.Node, int]
-) -> fx.Node | None:
-    """A value of the same size that dies in the loop that makes `node`, if no reduction stands in between."""
-    seen, stack = {node}, [node]
-    operands: list[fx.Node] = []
-    while stack:
-        one = stack.pop()
-        if tagged(one, torch.Tag.reduction) or "softmax" in ops.op_name(one):
-            return None
-        for source in one.all_input_nodes:
-            if source in seen:
-                continue
-            seen.add(source)
-            if source in large:
-                operands.append(source)
-            elif source.op == "call_function" and (is_free(source) or is_fusible(source)):
-                stack.append(source)
-    return next((one for one in operands if large[one] == large[node] and ends[one] <= place[node]), None)

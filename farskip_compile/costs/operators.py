@@ -28,8 +28,9 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import HigherOrderOperator, OpOverload
+from farskip_compile.costs.fusion import fused_traffic
 from farskip_compile.costs.loops import element_ops
-from farskip_compile.costs.memory import Size, fused_traffic, is_free, is_sync, tensors_of, traffic
+from farskip_compile.costs.memory import Size, is_free, is_sync, tensors_of, traffic
 from farskip_compile.costs.products import count_flops, executed_part, flop_kind, formula_of, is_backward, product_shape
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.passes.graph import ops

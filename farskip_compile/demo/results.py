@@ -7,6 +7,7 @@ comparison of variants passes if each computes what the same wiring computes eag
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,13 +25,13 @@ LEAST_CHANGE = 1e-3
 """The rewired model must differ from the plain one by at least this much, or nothing was rewired."""
 
 
-class _Result:
+class _Result(ABC):
     """What passes or does not, as JSON."""
 
     @property
+    @abstractmethod
     def passed(self) -> bool:
         """Whether it is as it should be."""
-        raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""

@@ -26,14 +26,15 @@ from torch import nn
 
 from farskip_compile.describe import describe
 from farskip_compile.distill.batches import arguments, as_batch
+from farskip_compile.distill.checkpoints import newest_state, save_checkpoint
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.distill.evaluate import HeldOut
 from farskip_compile.distill.ranks import Ranks, Sharded
-from farskip_compile.distill.records import Records, newest_state, save_checkpoint
+from farskip_compile.distill.records import Records
 from farskip_compile.distill.run import Run
 from farskip_compile.errors import ConfigError
 from farskip_compile.manifest import Manifest
-from farskip_compile.prepare.probe import modes_kept
+from farskip_compile.prepare.preserve_state import modes_kept
 
 CHECKPOINT = "model"
 """Folder of the result, in `output`."""

@@ -21,10 +21,10 @@ from torch import nn
 from farskip_compile._compat.distributed import whole_graphs_under_ddp
 from farskip_compile.backend import backend
 from farskip_compile.distill.batches import Batch, Feed, Position, as_batch, caller
+from farskip_compile.distill.checkpoints import load_state, save_state
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.distill.evaluate import Best, Evaluation, HeldOut
 from farskip_compile.distill.ranks import Ranks, Sharded
-from farskip_compile.distill.records import load_state, save_state
 from farskip_compile.distill.teacher import (
     CachedTeacher,
     FrozenTeacher,

@@ -40,7 +40,7 @@ from torch.func import functional_call
 from farskip_compile.distill.batches import IGNORED, Batch, caller
 from farskip_compile.errors import ConfigError
 from farskip_compile.json_files import replacing, write_text
-from farskip_compile.prepare.probe import modes_kept
+from farskip_compile.prepare.preserve_state import modes_kept
 
 FILES_IN_MEMORY = 16
 

@@ -13,7 +13,7 @@ from farskip_compile.prepare.bookkeeping import install_recording, keep_generate
 from farskip_compile.prepare.changes import Change, Preparation
 from farskip_compile.prepare.expert_parallel import switch_expert_parallel
 from farskip_compile.prepare.loops import choose_implementation, replace_loops
-from farskip_compile.prepare.probe import warm_up
+from farskip_compile.prepare.preserve_state import warm_up
 
 
 def prepare(model: nn.Module, *args: Any, **kwargs: Any) -> Preparation:

@@ -1,15 +1,9 @@
-"""Calls of a model that leave it as it was: to see what it returns, for what its first call makes, and to compare
-two ways to compute a module's experts.
+"""Are two ways to compute a module's experts the same function? Decided by running both.
 
-Contract: within `state_kept`, random numbers may be drawn, buffers written and modes switched; afterwards they are what
-they were. `copied` gives inputs to call it with, so that what it writes to (caches) is not written to. Gradients are
-the caller's concern. `warm_up` is one such call, without gradients: what the model made on the side (tables, lazily
-loaded kernels) and what can't be captured stays, which is its purpose.
-
-`difference`: are two ways to compute experts the same function? Decided by running both. An experts module with the
-interface forward(hidden_states, top_k_index, top_k_weights) and stacked weights comes in, and a function that might
-replace its forward; None goes out if they agree, or the reason why not. The module's weights are not read: both compute
-on small random ones, on the CPU, so the size and the place of the model don't matter.
+Contract: an experts module with the interface forward(hidden_states, top_k_index, top_k_weights) and stacked weights
+comes in, and a function that might replace its forward; None goes out if they agree, or the reason why not. The
+module's weights are not read: both compute on small random ones, on the CPU, so the size and the place of the model
+don't matter. State stays as it was: weights, mode, random numbers.
 
 1. Every index that the weights have room for is routed to, from tokens of very different sizes (clamps and limits
    show at the large ones), in training and in evaluation mode.
@@ -19,15 +13,13 @@ on small random ones, on the CPU, so the size and the place of the model don't m
 
 from __future__ import annotations
 
-import copy
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.func import functional_call
+
+from farskip_compile.prepare.preserve_state import state_kept
 
 Experts = Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """A forward: module, tokens [T, D], indices [T, K], routing weights [T, K] to [T, D]."""
@@ -36,64 +28,6 @@ HIDDEN, INTERMEDIATE = 16, 24  # multiples of 16 bytes, which grouped kernels as
 SCALES = (0.03, 1.0, 30.0, 1000.0)
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-3}
 """Seen are 1e-15 and 1e-6; another function differs by 1e-1 or more on some token."""
-
-
-@contextmanager
-def modes_kept(*modules: nn.Module) -> Iterator[None]:
-    """Give each part of the modules the mode back that it had before the block."""
-    modes = {part: part.training for module in modules for part in module.modules()}
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
-
-
-@contextmanager
-def state_kept(modules: Sequence[nn.Module], inputs: Iterable[torch.Tensor] = ()) -> Iterator[None]:
-    """Put random numbers, buffers and modes of the modules, which are called with `inputs`, back after the block."""
-    buffers = {buffer: buffer.clone() for module in modules for buffer in module.buffers()}
-    devices = {t.device for module in modules for t in (*module.parameters(), *module.buffers())}
-    devices |= {t.device for t in inputs}
-    accelerators = sorted({device.type for device in devices} - {"cpu", "meta"})
-    state = random.getstate()
-    with ExitStack() as stack:
-        stack.enter_context(modes_kept(*modules))
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        for kind in accelerators:
-            of_kind = sorted((d for d in devices if d.type == kind), key=str)
-            stack.enter_context(torch.random.fork_rng(devices=of_kind, device_type=kind))
-        try:
-            yield
-        finally:
-            random.setstate(state)
-            with torch.no_grad():
-                for buffer, value in buffers.items():
-                    buffer.copy_(value)
-
-
-def copied(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: Iterable[torch.Tensor]
-) -> tuple[tuple[Any, ...], dict[str, Any], list[torch.Tensor]]:
-    """Copies of the inputs of a call, and those of `tensors`, which are in them: each is a leaf of its own.
-
-    What requires a gradient does so in the copy.
-    """
-    memo: dict[int, Any] = {}  # `deepcopy` takes leaves only
-    copies = []
-    for tensor in tensors:
-        if id(tensor) not in memo:
-            memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
-        copies.append(memo[id(tensor)])
-    return copy.deepcopy(args, memo), copy.deepcopy(dict(kwargs), memo), copies
-
-
-def warm_up(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Call the model once and put its state back."""
-    tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
-    with state_kept([model], tensors), torch.no_grad():
-        args, kwargs, _ = copied(args, kwargs, tensors)
-        model(*args, **kwargs)
 
 
 class _Bound(nn.Module):

@@ -27,7 +27,8 @@ from farskip_compile.errors import ConfigError
 from farskip_compile.models.router import shares
 from farskip_compile.prepare import prepare
 from farskip_compile.simulate.attention import give_caches, register_attention
-from farskip_compile.simulate.cuts import cut_matrices, give_usual_interface, spread_experts
+from farskip_compile.simulate.cuts import cut_matrices
+from farskip_compile.simulate.experts import give_usual_interface, spread_experts
 from farskip_compile.simulate.scenario import Phase, Scenario
 from farskip_compile.zoo.families import counts_experts
 

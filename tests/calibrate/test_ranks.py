@@ -11,7 +11,8 @@ import pytest
 import torch.distributed as dist
 
 from farskip_compile.calibrate import calibrate, calibrate_compute, calibrate_link, main
-from farskip_compile.calibrate.collectives import FULLER, Collectives, Ranks
+from farskip_compile.calibrate.collectives import FULLER, Collectives
+from farskip_compile.calibrate.ranks import Ranks
 from farskip_compile.costs import COLLECTIVE_KINDS, load_profile
 from farskip_compile.errors import ConfigError
 from tests.calibrate.test_measuring import CPU, TINY
