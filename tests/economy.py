@@ -13,6 +13,16 @@ def collect_rarely() -> None:
     gc.set_threshold(5_000, 20, 20)
 
 
+def trace_nothing() -> None:
+    """Keep pytest off torch's structured trace, which is written, each graph in full, if its logger has a handler.
+
+    pytest puts handlers on every logger that does not propagate.
+    """
+    from torch._logging._internal import trace_log
+
+    trace_log.propagate = True
+
+
 def share_headers(cache: Path) -> None:
     """Give a compile cache that is to be empty the headers that this machine has precompiled.
 
