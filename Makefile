@@ -5,6 +5,8 @@ PY     := $(VENV)/bin/python
 PLAIN  := .venv-lint
 # One more than two cores: ranks wait for each other.
 WORKERS ?= 3
+# A run leaves its bytecode to the next, and to its own workers: pytest alone needs 6 s to rewrite the assertions.
+unexport PYTHONDONTWRITEBYTECODE
 # The tests' ranks and Inductor's builds must not oversubscribe the machine.
 export OMP_NUM_THREADS ?= 1
 
