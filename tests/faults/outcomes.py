@@ -78,7 +78,7 @@ _pipe: Connection | None = None
 
 
 def reached(name: str) -> None:
-    """Stand still here until a signal ends this process, or raises; `KeyboardInterrupt` is SIGINT's."""
+    """Wait here until a signal ends this process or raises (SIGINT: `KeyboardInterrupt`)."""
     assert _pipe is not None
     _pipe.send(("reached", name))
     while True:

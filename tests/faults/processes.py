@@ -1,6 +1,6 @@
 """What a process does in the tests of faults that need no other rank: scenes for `run_scenes`.
 
-Where a process group is needed so that scheduling runs, it has one rank. Each scene returns what there is to judge.
+Where a process group is needed so that scheduling runs, it has one rank. Each scene returns what the test judges.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _raised_by(call: Callable[[], Any], fault: Fault) -> str:
 
 
 def two_configurations(rank: int) -> dict[str, Any]:
-    """Two models in one process, by turns."""
+    """Two models in one process, in turn."""
     torch.compiler.reset()
     farskip_compile.clear_reports()
     runs = [_Run(small_model(0), "full"), _Run(small_model(1), "mlp")]
@@ -226,8 +226,8 @@ def _in_threads(calls: Sequence[Callable[[], None]]) -> None:
 def make_read_only(rank: int, folder: str) -> str:
     """Let nothing be written to `folder`, which is to be Inductor's cache; how that was done.
 
-    For this process alone, by a mount, if it may mount. Permissions do not do: they are nothing to root. Else the
-    cache is put where no folder can be, behind a regular file.
+    By a mount, for this process alone, if it may mount: permissions would not do, because root ignores them. Otherwise
+    the cache is put behind a regular file, where no folder can be made.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     path = folder.encode()

@@ -81,7 +81,7 @@ class Fault:
 
 
 def use_up_memory() -> None:
-    """Ask for memory that this process may not have.
+    """Ask for more memory than this process is allowed to have.
 
     Raises:
         MemoryError: from the allocator.
@@ -119,7 +119,7 @@ def broken(fault: Fault | None) -> Iterator[None]:
 
 
 class UsersPass(CustomGraphPass):
-    """Does nothing but going wrong."""
+    """Does nothing but fail."""
 
     def __init__(self, label: str, fault: Fault | None) -> None:
         self.label = label
