@@ -20,6 +20,8 @@ from tests.simulate.tiny import predicted
 
 pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.xdist_group("predictions")  # one worker, so that each model is predicted once
+
 
 def result(*tasks: Task) -> PhaseResult:
     program = Program(tasks)

@@ -14,6 +14,8 @@ from tests.simulate.tiny import predicted
 
 pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.xdist_group("predictions")  # one worker, so that each model is predicted once
+
 
 @given(programs())
 def test_any_program_is_ordered(program: Program) -> None:

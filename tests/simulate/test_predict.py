@@ -17,6 +17,8 @@ from tests.simulate.tiny import predicted, scenario
 
 pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.xdist_group("predictions")  # one worker, so that each model is predicted once
+
 CASES: list[dict[str, Any]] = [
     {},
     {"name": "llama4-scout"},
