@@ -18,6 +18,7 @@ CORE = (
     "tests/ranks/test_caches.py",
     "tests/inductor/test_collective_forms.py",
     "tests/test_errors.py",
+    "tests/test_graph_breaks.py",
     "tests/inductor/test_generated_order.py",
     "tests/verify/test_rewiring.py",
     "tests/models/test_models.py",
@@ -33,6 +34,7 @@ FAMILIES = (
     "tests/models/test_generic_form.py",
     "tests/models/test_generation.py",
     "tests/prepare/test_prepare.py",
+    "tests/prepare/test_loops.py",
     "tests/zoo",
     "tests/distributed/test_transformers_ranks.py",
 )

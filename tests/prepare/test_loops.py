@@ -1,0 +1,202 @@
+"""Experts with a loop of their own: what computes the same becomes the interface's kernel, the rest is left alone."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import farskip_compile
+from farskip_compile import Outcome, prepare
+from tests.compare import relative_difference
+from tests.models.test_transformers import compiled, ids, seeded
+from tests.prepare.test_prepare import FLOAT32_ROUNDING, captures, logits, longcat, whats
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.mark.parametrize("zero_experts", [0, 2])
+def test_a_loop_becomes_the_kernel_that_computes_the_same(zero_experts: int) -> None:
+    model = longcat(zero_experts, layers=1)
+    expected = logits(model)
+    assert not captures(model)
+    preparation = prepare(model)
+    (change,) = [change for change in preparation.changes if "loop" in change.what]
+    assert change.what == "loop over experts in model.layers.0.mlp.experts"
+    assert change.after.endswith("4 experts" + (" and 2 identities" if zero_experts else ""))
+    assert captures(model)
+    assert relative_difference(logits(model), expected) < FLOAT32_ROUNDING
+    preparation.undo()
+    assert torch.equal(logits(model), expected)
+
+
+def test_a_replaced_loop_is_one_routed_term_in_a_shortcut() -> None:
+    """Identities too are routed: an expert without computation that stood apart would count as shared."""
+    model = longcat().double()
+    prepare(model)
+    tokens = ids()
+    chosen = []
+    for layer in model.model.layers:
+        layer.mlp.experts.register_forward_pre_hook(lambda module, args: chosen.append(args[1]))
+    model(tokens)
+    assert all({True, False} == set((index >= 4).flatten().tolist()) for index in chosen)  # both kinds are used
+    for layer in model.model.layers:
+        layer.mlp.experts._forward_pre_hooks.clear()
+    compiled(model)(tokens)
+    (report,) = farskip_compile.last_reports()
+    assert report.outcome is Outcome.ALREADY
+    assert report.wiring_before == "shortcut MoE"  # overlapped by design
+    assert [name for name in report.terms if name[0] in "rs"] == ["r1", "r3"]
+
+
+def test_a_copy_of_a_prepared_model_uses_its_own_weights() -> None:
+    model = longcat()
+    prepare(model)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5)
+    prepare(fresh := longcat())
+    fresh.load_state_dict(other.state_dict())
+    assert torch.equal(logits(other), logits(fresh))
+    assert not torch.equal(logits(other), logits(model))
+
+
+def test_experts_that_store_weights_otherwise_are_left_alone() -> None:
+    """Dbrx: matrices of all experts one below the other, in a module of their own, gate and up apart."""
+    config = transformers.DbrxConfig(
+        d_model=32,
+        n_heads=2,
+        n_layers=2,
+        vocab_size=128,
+        attn_config={"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4},
+        ffn_config={"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
+    )
+    (note,) = prepare(seeded(transformers.DbrxForCausalLM, config)).notes
+    assert note.startswith("loop over experts in transformer.blocks.0.ffn.experts and 1 more: its weights are not")
+
+
+class Loop(nn.Module):
+    """Experts of the interface with a loop; subclasses change what happens in it."""
+
+    def __init__(self, experts: int = 3, transposed: bool = False, bias: bool = False) -> None:
+        super().__init__()
+        self.transposed, self.act_fn = transposed, nn.SiLU()
+        up, down = (8, 6), (6, 4)
+        self.gate_up_proj = nn.Parameter(torch.randn(experts, *(up[::-1] if transposed else up)))
+        self.down_proj = nn.Parameter(torch.randn(experts, *(down[::-1] if transposed else down)))
+        if bias:
+            self.gate_up_proj_bias = nn.Parameter(torch.randn(experts, 8))
+            self.down_proj_bias = nn.Parameter(torch.randn(experts, 6))
+
+    def linear(self, x: torch.Tensor, name: str, expert: int) -> torch.Tensor:
+        weight = getattr(self, name)[expert]
+        bias = getattr(self, name + "_bias", None)
+        return x @ (weight if self.transposed else weight.T) + (0 if bias is None else bias[expert])
+
+    def expert(self, x: torch.Tensor, number: int) -> torch.Tensor:
+        gate, up = self.linear(x, "gate_up_proj", number).chunk(2, dim=-1)
+        return self.linear(self.act_fn(gate) * up, "down_proj", number)
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        result = torch.zeros_like(hidden_states)
+        for number in top_k_index.unique().tolist():
+            token, position = torch.where(top_k_index == number)
+            output = self.expert(hidden_states[token], number) * top_k_weights[token, position, None]
+            result = result.index_add(0, token, output)
+        return result
+
+
+class Limited(Loop):
+    """Differs for large values only."""
+
+    def expert(self, x: torch.Tensor, number: int) -> torch.Tensor:
+        return super().expert(x, number).clamp(max=50.0)
+
+
+class OneSpecial(Loop):
+    """Differs for one expert only."""
+
+    def expert(self, x: torch.Tensor, number: int) -> torch.Tensor:
+        return super().expert(x, number) * (1.001 if number == 1 else 1)
+
+
+class Dropping(Loop):
+    """Differs in training only."""
+
+    def expert(self, x: torch.Tensor, number: int) -> torch.Tensor:
+        return nn.functional.dropout(super().expert(x, number), 0.5, self.training)
+
+
+class Detached(Loop):
+    """Differs in gradients only."""
+
+    def expert(self, x: torch.Tensor, number: int) -> torch.Tensor:
+        return super().expert(x.detach(), number)
+
+
+class OwnGate(Loop):
+    """The same function, with the interface's method for the gate."""
+
+    def expert(self, x: torch.Tensor, number: int) -> torch.Tensor:
+        return self.linear(self._apply_gate(self.linear(x, "gate_up_proj", number)), "down_proj", number)
+
+    def _apply_gate(self, gate_and_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_and_up.chunk(2, dim=-1)
+        return torch.tanh(gate).clamp(max=0.5) * up
+
+
+class Extra(Loop):
+    """Has a weight that the interface does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(6))
+
+
+class Reading(Loop):
+    """Can't run on other weights than its own."""
+
+    def expert(self, x: torch.Tensor, number: int) -> torch.Tensor:
+        return super().expert(x.view(-1, 6), number)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", [Loop, OwnGate])
+def test_layouts_are_found(kind: type[Loop], transposed: bool, bias: bool) -> None:
+    module = kind(transposed=transposed, bias=bias).double()
+    args = torch.randn(7, 6).double(), torch.stack([torch.arange(7) % 3, (torch.arange(7) + 1) % 3], 1)
+    weights = torch.rand(7, 2).double()
+    expected = module(*args, weights)
+    assert "loop over experts in the model itself" in whats(prepare(module))
+    torch.testing.assert_close(module(*args, weights), expected)
+    torch.compile(module, backend="eager", fullgraph=True)(*args, weights)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Limited, "gives another output in evaluation mode"),
+        (OneSpecial, "gives another output in evaluation mode"),
+        (Dropping, "gives another output in training mode"),
+        (Detached, "gives other gradients in evaluation mode"),
+        (Extra, "weights that the interface does not know: scale"),
+        (Reading, "could not be run on random input"),
+    ],
+)
+def test_what_is_not_the_same_function_is_left_alone(kind: type[Loop], reason: str) -> None:
+    module = kind().eval()
+    random_state = torch.get_rng_state()
+    preparation = prepare(module)
+    assert not preparation.changes
+    (note,) = preparation.notes
+    assert reason in note
+    assert note in " ".join(str(preparation).split())
+    assert "forward" not in vars(module)
+    assert not module.training
+    assert torch.equal(torch.get_rng_state(), random_state)
