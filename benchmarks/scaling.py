@@ -21,7 +21,7 @@ from pathlib import Path
 from common import DOCS, decode, facts, markdown, picture, replace, write_between_marks
 from scaling_bench.sweeps import SWEEPS, Found, Sweep, run_sweeps
 
-from farskip_compile.simulate.render import WORTH, duration
+from farskip_compile.simulate.text import WORTH, duration
 
 JSON, PAGE, PICTURE = DOCS / "scaling.json", DOCS / "scaling.md", DOCS / "scaling.png"
 ROOM = 1.6

@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from farskip_compile.calibrate.findings import Calibration, Row, calibration_text
+from farskip_compile.calibrate.findings import Calibration, Row
 from farskip_compile.calibrate.main import calibrate, calibrate_compute, calibrate_link, measure
+from farskip_compile.calibrate.text import calibration_text
 
 __all__ = ["Calibration", "Row", "calibrate", "calibrate_compute", "calibrate_link", "calibration_text", "measure"]

@@ -1,10 +1,8 @@
-"""What calibration found, the profile made of it, and both on a terminal.
+"""What calibration found, and the profile made of it.
 
 In:    a profile whose figures were not measured, and what was measured.
 Out:   a new profile: scalars (peak, efficiencies, alpha and beta) drawn from the curves, and the curves themselves, all
-       with their sources; plain data that travels from rank 0 to the others; for people, a renderable for a `rich`
-       console of any width from 80 columns on, understandable without colours. Of grids with many points only some are
-       shown unless everything is asked for.
+       with their sources; plain data that travels from rank 0 to the others.
 Never: measures; drops the source of a figure that stays.
 
 Scalars are for sizes and types that no curve covers: the peak is the best rate of any shape, an efficiency the rate of
@@ -17,20 +15,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from farskip_compile.calibrate.stopwatch import Times
 from farskip_compile.costs import Curve, Curves, HardwareProfile, Link, PeakFlops, Sample, collective_seconds, fit_link
-from farskip_compile.profiling.text import time_text
 
 PAGES = "new pages"
-FEW = 8
-"""Points of one section that are shown."""
-NOISY = 0.25
-"""A spread beyond this is marked."""
 TOLERANCE = 0.1
 """A formula that is off by more than this fraction anywhere gets a correction. And two times must differ by that much
 before a third one can be said to be nearer to one of them."""
@@ -199,75 +187,3 @@ def _fitted(profile: HardwareProfile, name: str, link: Link) -> HardwareProfile:
     per_node = 10**9 if name == "intra_node" else 1
     changed: dict[str, Any] = {name: link, "ranks_per_node": per_node, "sources": {**profile.sources, name: "fitted"}}
     return replace(profile, **changed)
-
-
-def calibration_text(found: Calibration, console: Console, *, everything: bool = False) -> RenderableType:
-    """All of a calibration; `everything`: every point of every grid."""
-    ranks = f"{found.ranks} ranks at once" if found.ranks > 1 else "one rank"
-    parts = [Text(f"{found.device}, {ranks}, {found.seconds:.0f} s", style="bold"), Text()]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
-    table.add_column("what", no_wrap=True)
-    for name in ("size", "time", "spread", "rate", "of best"):
-        table.add_column(name, justify="right", no_wrap=True)
-    rated = [row for row in found.rows if row.section != PAGES]
-    for section in dict.fromkeys(row.section for row in found.rows):
-        rows = [row for row in found.rows if row.section == section]
-        shown = rows if everything or len(rows) <= FEW else _some(rows)
-        for row in shown:
-            best = max((other.rate or 0.0 for other in rated if _group(other) == _group(row)), default=0.0)
-            part = 100 * row.rate / best if row.rate and row.section != PAGES else None
-            table.add_row(
-                section if row is shown[0] else "",
-                size_text(row),
-                time_text(1e9 * row.seconds),
-                Text(f"{100 * row.spread:.0f}%", style="yellow" if row.spread > NOISY else ""),
-                rate_text(row.rate, row.unit) if row.rate else "",
-                f"{part:.0f}%" if part is not None else "",
-            )
-        if len(shown) < len(rows):
-            table.add_row("", f"{len(rows) - len(shown)} more", "", "", "", "", style="dim")
-    notes = [Text.assemble(("note: ", "bold yellow"), note) for note in found.notes]
-    return Group(*parts, table, *_summary(found), *notes)
-
-
-def _group(row: Row) -> tuple[str, str | bool]:
-    """Products of one type, kernels bound by memory, or collectives: what is compared with the best of them."""
-    return row.unit, row.section.rsplit(" ", 1)[-1] if row.unit == "FLOP/s" else "ranks" in row.section
-
-
-def _some(rows: list[Row]) -> list[Row]:
-    """Points that are evenly spread over the section, with its first and last."""
-    places = sorted({round(index * (len(rows) - 1) / (FEW - 1)) for index in range(FEW)})
-    return [rows[place] for place in places]
-
-
-def _summary(found: Calibration) -> list[Text]:
-    profile = found.profile
-    lines = []
-    for name, link in (("inside a node", profile.intra_node), ("between nodes", profile.inter_node)):
-        if link.interference is not None:
-            lines.append(f"{name}: compute takes {1 + link.interference:.2f} times as long during a collective")
-        if link.duplex is not None:
-            lines.append(f"{name}: the two directions of an uneven all-to-all overlap by {100 * link.duplex:.0f} %")
-    if profile.sync_seconds is not None:
-        lines.append(f"reading a number on the host: {time_text(1e9 * profile.sync_seconds)}")
-    return [Text(line) for line in lines]
-
-
-def size_text(row: Row) -> str:
-    """`1024x512x64`, or `4 MiB`."""
-    if len(row.size) > 1:
-        return "x".join(map(str, row.size))
-    size = row.size[0]
-    for unit, step in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size >= step:
-            return f"{size / step:.3g} {unit}"
-    return f"{size} B"
-
-
-def rate_text(rate: float, unit: str) -> str:
-    """A rate with three digits: `105 GFLOP/s`."""
-    for prefix, step in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if rate >= step:
-            return f"{rate / step:.3g} {prefix}{unit}"
-    return f"{rate:.3g} {unit}"

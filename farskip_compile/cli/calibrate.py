@@ -40,8 +40,8 @@ def calibrate_command(
     """Measure this machine on the ranks of torchrun, or on one: a profile for the backend's option "profile"."""
     import torch
 
-    from farskip_compile.calibrate.findings import calibration_text
     from farskip_compile.calibrate.main import measure
+    from farskip_compile.calibrate.text import calibration_text
     from farskip_compile.costs import load_profile
 
     first = os.environ.get("RANK", "0") == "0"

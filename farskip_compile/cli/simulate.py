@@ -51,10 +51,12 @@ def simulate_command(
     """Predict what FarSkip brings to a model at full size, on hardware that is not here."""
     quiet("torch", "transformers")
     with shown_errors():
+        from farskip_compile.simulate.picture import draw_prediction
         from farskip_compile.simulate.predict import predict
-        from farskip_compile.simulate.render import draw_prediction, prediction_text, write_trace
         from farskip_compile.simulate.results import prediction_json
         from farskip_compile.simulate.scenario import Scenario
+        from farskip_compile.simulate.text import prediction_text
+        from farskip_compile.simulate.trace import write_trace
 
         scenario = Scenario(
             model=model,

@@ -20,8 +20,9 @@ import torch
 from torch import nn
 
 from farskip_compile.distill.batches import Batch
+from farskip_compile.distill.losses import agreement, forward_kl, next_token_loss
 from farskip_compile.distill.ranks import Ranks
-from farskip_compile.distill.teacher import Teacher, TopLogits, agreement, evaluating, forward_kl, next_token_loss
+from farskip_compile.distill.teacher import Teacher, TopLogits, evaluating
 from farskip_compile.errors import ConfigError
 
 

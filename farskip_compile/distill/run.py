@@ -24,14 +24,13 @@ from farskip_compile.distill.batches import Batch, Feed, Position, as_batch, cal
 from farskip_compile.distill.checkpoints import load_state, save_state
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.distill.evaluate import Best, Evaluation, HeldOut
+from farskip_compile.distill.losses import forward_kl, next_token_loss
 from farskip_compile.distill.ranks import Ranks, Sharded
 from farskip_compile.distill.teacher import (
     CachedTeacher,
     FrozenTeacher,
     Teacher,
     checksum,
-    forward_kl,
-    next_token_loss,
 )
 from farskip_compile.errors import ConfigError, DistillationError
 

@@ -1,8 +1,7 @@
-"""The teacher: what the original model says about a batch, and how far a student is from it, or from the text.
+"""The teacher: what the original model says about a batch.
 
 In:    the model, before its first training step; for a cache on disk, all batches that it will be asked about, once.
-Out:   a function of a batch that gives the original's logits, or the largest of them. Losses over target tokens: a sum,
-       not a mean, so that ranks and accumulated batches can be combined.
+Out:   a function of a batch that gives the original's logits, or the largest of them.
 Never: copies the module: a copy may share what a hook or a replaced forward remembers of the original. The module
        itself is run as written, in evaluation mode, with frozen copies of its parameters and buffers. Never serves
        another model's logits: the cache says whose they are, and how many; anything else is refused. A softmax in less
@@ -14,11 +13,6 @@ Never: copies the module: a copy may share what a hook or a replaced forward rem
 Files of a cache: `about-RANK.json`; for each rank and batch `RANK-NUMBER.pt` with `values` [B, T - 1, k] in float32 and
 `indices` in int32 (8 k bytes a token), and `RANK-NUMBER.keys.json`; they are complete or absent. Which rank made a file
 does not matter: all are read.
-
-`forward_kl` is eq. 4 of arXiv 2511.11505 (section 2.2): the sum over targets t of
-KL(p_teacher(. | <t) || p_student(. | <t)). From the k largest logits of a teacher it is the KL of k + 1 outcomes, the
-last of which is "any other token": never more than the KL over the whole vocabulary, and equal to it where k is the
-size of the vocabulary.
 """
 
 from __future__ import annotations
@@ -33,11 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from farskip_compile.distill.batches import IGNORED, Batch, caller
+from farskip_compile.distill.batches import Batch, caller
 from farskip_compile.errors import ConfigError
 from farskip_compile.json_files import replacing, write_text
 from farskip_compile.prepare.preserve_state import modes_kept
@@ -196,37 +189,3 @@ class CachedTeacher:
             torch.stack([values for values, _ in found]).to(device),
             torch.stack([indices for _, indices in found]).to(device, torch.long),
         )
-
-
-def forward_kl(student: torch.Tensor, teacher: torch.Tensor | TopLogits, targets: torch.Tensor) -> torch.Tensor:
-    """KL(teacher || student) in nats, summed over the positions that have a target."""
-    chosen = targets != IGNORED
-    log_q = _log_softmax(student[:, :-1][chosen])
-    if isinstance(teacher, torch.Tensor):
-        log_p = _log_softmax(teacher[:, :-1][chosen])
-        return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
-    log_p, tokens = teacher.values[chosen].to(log_q.dtype), teacher.indices[chosen]
-    kept = F.kl_div(log_q.gather(-1, tokens), log_p, reduction="sum", log_target=True)
-    if tokens.shape[-1] == log_q.shape[-1]:
-        return kept
-    rest = torch.ones_like(log_q, dtype=torch.bool).scatter(-1, tokens, False)
-    log_rest_q = log_q.masked_fill(~rest, float("-inf")).logsumexp(-1)
-    rest_p = 1.0 - log_p.double().exp().sum(-1)  # where that rounds to zero: the smallest normal number
-    log_rest_p = rest_p.clamp_min(torch.finfo(torch.float32).tiny).log().to(log_p.dtype)
-    return kept + F.kl_div(log_rest_q, log_rest_p, reduction="sum", log_target=True)
-
-
-def next_token_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy with the targets in nats, summed."""
-    log_q = _log_softmax(logits[:, :-1]).flatten(0, 1)
-    return F.nll_loss(log_q, targets.flatten(), ignore_index=IGNORED, reduction="sum")
-
-
-def agreement(student: torch.Tensor, teacher: torch.Tensor | TopLogits, targets: torch.Tensor) -> torch.Tensor:
-    """The number of positions with a target at which both give the largest probability to the same token."""
-    first = teacher[:, :-1].argmax(-1) if isinstance(teacher, torch.Tensor) else teacher.indices[..., 0]
-    return ((student[:, :-1].argmax(-1) == first) & (targets != IGNORED)).sum()
-
-
-def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
-    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)

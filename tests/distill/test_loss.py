@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from farskip_compile.distill.batches import IGNORED
-from farskip_compile.distill.teacher import TopLogits, agreement, forward_kl, next_token_loss
+from farskip_compile.distill.losses import agreement, forward_kl, next_token_loss
+from farskip_compile.distill.teacher import TopLogits
 
 
 @pytest.fixture

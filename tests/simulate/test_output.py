@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 from farskip_compile.cli import app
 from farskip_compile.passes.schedule.program import Program, Role, Task
 from farskip_compile.passes.schedule.timeline import flights, simulate
-from farskip_compile.simulate.render import draw_prediction, duration, prediction_text, verdict, write_trace
+from farskip_compile.simulate.picture import draw_prediction
 from farskip_compile.simulate.results import PhaseResult, exposed_rows
+from farskip_compile.simulate.text import duration, prediction_text, verdict
+from farskip_compile.simulate.trace import write_trace
 from tests.simulate.tiny import predicted
 
 pytest.importorskip("transformers")
