@@ -24,6 +24,8 @@ from farskip_compile.distill import text_batches
 from farskip_compile.distill.job import read_job
 from farskip_compile.models.transformers_form import TransformersFarSkipForm, tiny_deepseek_v3
 
+pytestmark = pytest.mark.xdist_group("jobs")  # one worker, so that `folder` is made once
+
 TEXT = Path(__file__).parents[2].joinpath("README.md").read_text()
 JOB = """
 model = "checkpoint"

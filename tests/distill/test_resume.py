@@ -18,6 +18,8 @@ from farskip_compile import ConfigError
 from farskip_compile.distill import self_distill
 from tests.distill.common import EAGER, batches, small, weights
 
+pytestmark = pytest.mark.xdist_group("resumed runs")  # one worker, so that the whole run is made once
+
 HELD_OUT = batches(1, seed=7)
 OPTIONS = {
     "steps": 12, "learning_rate": 1e-2, "warm_up_steps": 2, "options": EAGER, "evaluate_every": 2, "save_every": 3,

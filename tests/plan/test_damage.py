@@ -10,6 +10,8 @@ from farskip_compile.models import FarSkipForm
 from farskip_compile.plan import connectivity_of, measure_damage, measure_together
 from tests.distill.common import EAGER, batches, small, weights
 
+pytestmark = pytest.mark.xdist_group("damage")  # one worker, so that it is measured once
+
 HELD_OUT = batches(2, seed=7)
 
 
