@@ -21,6 +21,8 @@ def trace_nothing() -> None:
     from torch._logging._internal import trace_log
 
     trace_log.propagate = True
+    if "TORCH_TRACE" not in os.environ:
+        trace_log.handlers.clear()  # torch's own takes itself out at the first record, which would propagate
 
 
 def share_headers(cache: Path) -> None:
