@@ -168,7 +168,7 @@ def test_what_counts_as_used_when_freed(lines: list[str], wrong: list[str]) -> N
 def test_no_buffer_is_used_when_it_is_freed(name: str, bandwidth: float, two_ranks: Any) -> None:
     """Without drops, sizes depend on data, and the gradient of the router is scattered in place."""
     layout = "tp" if name == "llama4" else "dropless"
-    model = build(name, parallel=parallel(layout, two_ranks), **SMALL)
+    model = build(name, parallel=parallel(layout, two_ranks), **{**SMALL, "layers": ("moe",) * 3})
     link = dataclasses.replace(quick_link().inter_node, bandwidth=bandwidth)
     profile = dataclasses.replace(quick_link(), intra_node=link, inter_node=link)
     options = {"profile": profile, "check_order": False}
