@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 from torch.fx.node import map_aggregate
 
 from farskip_compile.passes.graph import effects
@@ -109,6 +108,5 @@ def fingerprint(module: fx.GraphModule) -> list[tuple[Any, ...]]:
 
 
 def duplicate(module: fx.GraphModule) -> fx.GraphModule:
-    """A module with a graph of its own and the same attributes; nothing runs its code, so none is generated."""
-    with _use_lazy_graph_module(True):
-        return _make_graph_module(module, copy.deepcopy(module.graph))
+    """A module with a graph of its own and the same attributes."""
+    return fx.GraphModule(module, copy.deepcopy(module.graph))
