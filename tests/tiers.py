@@ -26,7 +26,7 @@ WHOLE = {
     "tests/test_backend.py::test_activation_checkpointing[inductor]": "Inductor's kernels",
     "tests/test_backend.py::test_dynamic_inductor_training": "Inductor's kernels",
     "tests/test_backend.py::test_inductor_options": "Inductor's kernels",
-    "tests/test_errors.py::test_a_refused_model_compiles_unchanged_with_every_inner_backend[inductor]": "the same",
+    "tests/test_errors.py::test_a_refused_model_compiles_unchanged_with_every_inner_backend[inductor]": "kernels again",
     "tests/costs/test_kernels.py": "Inductor's kernels",
     "tests/ranks/test_caches.py": "Inductor's cache, filled and read by fresh processes",
     # ranks
