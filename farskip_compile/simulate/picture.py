@@ -22,7 +22,7 @@ def draw_prediction(found: Prediction, path: Path) -> None:
     """Draw `found` into `path`.
 
     Raises:
-        ConfigError: there is no matplotlib, or the file can't be written.
+        ConfigError: matplotlib is missing, or the file can't be written.
     """
     try:
         import matplotlib

@@ -227,7 +227,7 @@ def make_read_only(rank: int, folder: str) -> str:
     """Let nothing be written to `folder`, which is to be Inductor's cache; how that was done.
 
     By a mount, for this process alone, if it may mount: permissions would not do, because root ignores them. Otherwise
-    the cache is put behind a regular file, where no folder can be made.
+    the path of the cache leads through a regular file, so that no folder can be made there.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     path = folder.encode()
