@@ -1,25 +1,33 @@
-"""JSON read strictly into dataclasses and written back, and files that are replaced as a whole.
+"""JSON read strictly into dataclasses and written back; files that are replaced as a whole, and sealed.
 
 In:    parsed JSON and a dataclass; or a path and what to write there.
-Out:   the dataclass; a file that is complete or unchanged.
-Never: a default for a field that has none, a conversion other than of an integer to a float, a half-written file.
+Out:   the dataclass; a file that is complete or unchanged; of a sealed file, what was written, or an error.
+Never: a default for a field that has none, a conversion other than of an integer to a float, a half-written file. Waits
+       for what is not a file, or reads a file of any size into memory.
 
 Fields may be str, bool, int, float, a Literal, Any, another dataclass, a tuple of these or a mapping from strings to
 them, and each of these may be optional. An optional field that is None is left out of the JSON; `null` is accepted only
 if a `Reader` says so. Whatever does not fit is an error that names the file, the field by its path, and what was found.
+
+A sealed JSON object has the hash of its text in its last field, `sha256`. Any other byte in it is noticed. That is
+against damage, not against people: who can write the file can seal it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
+import hashlib
 import json
 import os
 import secrets
 import shutil
+import stat
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -145,10 +153,86 @@ def encode(value: Any) -> Any:
     return [encode(inner) for inner in value] if isinstance(value, tuple) else value
 
 
+LARGEST = 64 * 2**20
+"""Bytes of the largest text file that is read: an index of a million tensors fits."""
+SEAL = "sha256"
+"""Field of a sealed object."""
+
+
+def open_file(path: Path) -> BufferedReader:
+    """Open a regular file for reading.
+
+    Raises:
+        OSError: it is anything else, such as a pipe, for which `open` would wait; or it can't be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        OSError: it can't be read, is not a regular file, or has more than `largest` bytes.
+    """
+    with open_file(path) as file:
+        content = file.read(largest + 1) if os.fstat(file.fileno()).st_size <= largest else None
+    if content is None or len(content) > largest:
+        raise OSError(errno.EFBIG, f"more than {largest} bytes", str(path))
+    return content
+
+
 def read_json(path: Path, what: str, *, way_out: str, error: type[FarSkipError] = ConfigError) -> Any:
     """The JSON in a file; `error` if it can't be read or is not JSON. `what` it is, for messages."""
+    return _parsed(path, what, way_out, error, json.loads)
+
+
+def read_sealed(path: Path, what: str, *, way_out: str, error: type[FarSkipError] = ConfigError) -> dict[str, Any]:
+    """What `write_sealed` wrote; `error` if it can't be read or is not as it was written."""
+    return _parsed(path, what, way_out, error, lambda text: unsealed(text.removesuffix("\n")))
+
+
+def write_sealed(
+    path: Path, content: Mapping[str, Any], *, way_out: str = "", error: type[FarSkipError] = ConfigError
+) -> None:
+    """Write a JSON object with its seal, or leave the file as it was; `error` if it can't be written."""
+    write_text(path, sealed(content) + "\n", way_out=way_out, error=error)
+
+
+def sealed(content: Mapping[str, Any]) -> str:
+    """A JSON object with at least one field, on one line, with its seal as the last field."""
+    return _with_seal(json.dumps(content))
+
+
+def unsealed(text: str) -> dict[str, Any]:
+    """What `sealed` was given.
+
+    Raises:
+        ValueError: it is not the text that `sealed` gave, to the byte.
+    """
+    content, comma, _ = text.rpartition(f', "{SEAL}": "')
+    content += "}"
+    if not comma or _with_seal(content) != text:
+        raise ValueError(f"it is damaged: its content does not have the hash in its last field, {SEAL!r}")
+    found: dict[str, Any] = json.loads(content)
+    return found
+
+
+def _with_seal(text: str) -> str:
+    return f'{text[:-1]}, "{SEAL}": "{hashlib.sha256(text.encode()).hexdigest()}"}}'
+
+
+def _parsed(path: Path, what: str, way_out: str, error: type[FarSkipError], parse: Callable[[str], Any]) -> Any:
     try:
-        return json.loads(path.read_bytes().decode())
+        return parse(read_bytes(path).decode())
+    except RecursionError as reason:
+        raise error(f"can't read the {what} {str(path)!r}: it is nested too deeply", way_out=way_out) from reason
     except (OSError, ValueError) as reason:
         raise error(f"can't read the {what} {str(path)!r}: {reason}", way_out=way_out) from reason
 
@@ -161,20 +245,35 @@ def write_text(path: Path, text: str, *, way_out: str = "", error: type[FarSkipE
     try:
         with replacing(path) as temporary, temporary.open("xb") as file:
             file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
     except OSError as reason:
         raise error(f"can't write {path}: {reason.strerror}", way_out=way_out) from reason
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give the name of a temporary file, which takes the place of `path` if the block ends without an exception."""
+    """Give the name of a temporary file, which takes the place of `path` if the block ends without an exception.
+
+    Both are on the disk then, the content and the name.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         yield temporary
-        if path.exists():
+        flush(temporary)
+        if path.is_file():
             shutil.copymode(path, temporary)
         os.replace(temporary, path)
+        flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to its disk."""
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":
+        return  # it can't be opened there
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
