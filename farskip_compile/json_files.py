@@ -5,9 +5,10 @@ Out:   the dataclass; a file that is complete or unchanged; of a sealed file, wh
 Never: a default for a field that has none, a conversion other than of an integer to a float, a half-written file. Waits
        for what is not a file, or reads a file of any size into memory.
 
-Fields may be str, bool, int, float, a Literal, Any, another dataclass, a tuple of these or a mapping from strings to
-them, and each of these may be optional. An optional field that is None is left out of the JSON; `null` is accepted only
-if a `Reader` says so. Whatever does not fit is an error that names the file, the field by its path, and what was found.
+Fields may be str, bool, int, float, a Literal, a StrEnum, Any, another dataclass, a tuple of these or a mapping from
+strings to them, and each of these may be optional. An optional field that is None is left out of the JSON; `null` is
+accepted only if a `Reader` says so. Whatever does not fit is an error that names the file, the field by its path, and
+what was found.
 
 A sealed JSON object has the hash of its text in its last field, `sha256`. Any other byte in it is noticed. That is
 against damage, not against people: who can write the file can seal it.
@@ -23,10 +24,12 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -77,7 +80,10 @@ class Reader:
                 values[name] = self.value(hints[name], data[name], prefix + name)
             elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
                 raise self._error(f"the field {prefix}{name} is missing", "add it; there is no default")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ValueError as reason:
+            raise self._error(f"{path or 'the whole'}: {reason}", self.way_out) from reason
 
     def refuse_unknown(self, given: Iterable[str], known: Iterable[str], prefix: str = "") -> None:
         """Raise `error` for a field that is not known, with the closest known one."""
@@ -114,7 +120,7 @@ class Reader:
         if kind is Mapping and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
             return {key: self.value(get_args(hint)[1], item, f"{path}.{key}") for key, item in value.items()}
         if _is_plain(hint, value):
-            return float(value) if hint is float else value  # type: ignore[arg-type]
+            return hint(value) if hint is float or _is_enum(hint) else value
         self.refuse(path, _in_words(hint), value)
 
     def refuse(self, path: str, wanted: str, found: object) -> NoReturn:
@@ -129,14 +135,22 @@ class Reader:
 def _is_plain(hint: Any, value: object) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
+    if _is_enum(hint):
+        return value in [*hint]
+    if hint is float and isinstance(value, int) and abs(value) > sys.float_info.max:
+        return False
     if hint in (int, float) and isinstance(value, bool):
         return False
     return hint is Any or (hint in PLAIN and isinstance(value, int | float if hint is float else hint))
 
 
+def _is_enum(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, StrEnum)
+
+
 def _in_words(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) is Literal or _is_enum(hint):
+        return f"one of {', '.join(map(str, get_args(hint) or hint))}"
     if get_origin(hint) is tuple:
         inner = get_args(hint)[0]
         return f"a list of {PLAIN[inner][1]}" if inner in PLAIN else "a list"

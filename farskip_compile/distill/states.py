@@ -184,11 +184,7 @@ def is_own(name: str) -> bool:
 
 def _record(file: Path) -> Record:
     content = read_sealed(file, "state of a run", way_out=ANEW, error=DistillationError)
-    reader = Reader(str(file), DistillationError, always=ANEW)
-    try:
-        return reader.decode(Record, content)
-    except ValueError as error:
-        raise DistillationError(f"{file} is not the state of a run: {error}", way_out=ANEW) from error
+    return Reader(str(file), DistillationError, always=ANEW).decode(Record, content)
 
 
 def _compare(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], keys: list[str]) -> None:
