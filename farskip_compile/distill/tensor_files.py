@@ -65,12 +65,12 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> Seal:
         DistillationError: they can't be written.
     """
     save_file, seen, kept = library().save_file, set[int](), {}
-    for name, value in tensors.items():
-        here = local(value).cpu().contiguous()
-        where = here.untyped_storage().data_ptr()
-        kept[name] = here.clone() if where in seen else here  # safetensors writes no memory twice
-        seen.add(where)
     try:
+        for name, value in tensors.items():
+            here = local(value).cpu().contiguous()
+            where = here.untyped_storage().data_ptr()
+            kept[name] = here.clone() if where in seen else here  # safetensors writes no memory twice
+            seen.add(where)
         with replacing(path) as temporary:
             temporary.touch()
             mode = temporary.stat().st_mode
