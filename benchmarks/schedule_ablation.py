@@ -64,9 +64,9 @@ class Case:
     name: str
     group: str
     program: Program
-    limits: search.Limits | None
-    baseline_peak: int | None
-    known: tuple[tuple[int, ...], ...]
+    limits: search.Limits | None = None
+    baseline_peak: int | None = None
+    known: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

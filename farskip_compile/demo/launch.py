@@ -46,7 +46,7 @@ def run_on_ranks(cases: Sequence[RankCase | OverlapCase], ranks: int, tell: Tell
             monitor_interval=0.1,
             logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=Std.ALL),
         )
-        follower = _Follower(ranks, tell, done)
+        follower = Follower(ranks, tell, done)
         problem = "the ranks ended without a result"
         try:
             with _environment(), follower.following():
@@ -58,7 +58,7 @@ def run_on_ranks(cases: Sequence[RankCase | OverlapCase], ranks: int, tell: Tell
             done(kind(case.title, case.about, ranks, problem))
 
 
-class _Follower:
+class Follower:
     """Reads what the ranks send, while the launcher blocks the main thread (it wants its signals)."""
 
     def __init__(self, ranks: int, tell: Tell, done: Done) -> None:
