@@ -196,10 +196,10 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
         OSError: it can't be read, is not a regular file, or has more than `largest` bytes.
     """
     with open_file(path) as file:
-        content = file.read(largest + 1) if os.fstat(file.fileno()).st_size <= largest else None
-    if content is None or len(content) > largest:
-        raise OSError(errno.EFBIG, f"more than {largest} bytes", str(path))
-    return content
+        size = os.fstat(file.fileno()).st_size
+        if size > largest:
+            raise OSError(errno.EFBIG, f"more than {largest} bytes", str(path))
+        return file.read(size)
 
 
 def read_json(path: Path, what: str, *, way_out: str, error: type[FarSkipError] = ConfigError) -> Any:

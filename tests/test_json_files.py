@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -181,9 +182,12 @@ KINDS = ["a pipe", "a folder", "a link to itself", "too large", "nested", "a lon
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_not_a_file_of_json_is_refused_at_once(tmp_path: Path, kind: str) -> None:
     not_a_file(tmp_path / "it", kind)
+    tracemalloc.start()
     for read in (read_json, read_sealed):
         with pytest.raises(ManifestError, match="can't read the thing"):
             read(tmp_path / "it", "thing", way_out="", error=ManifestError)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
     if kind not in ("nested", "a long number"):
         with pytest.raises(OSError, match="it"):
             read_bytes(tmp_path / "it")

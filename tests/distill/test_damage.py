@@ -21,6 +21,7 @@ from farskip_compile.distill import DistillConfig
 from farskip_compile.distill.batches import as_batch
 from farskip_compile.distill.records import Records
 from farskip_compile.distill.run import Run
+from farskip_compile.distill.states import Progress, write_state
 from farskip_compile.distill.teacher import FrozenTeacher
 from farskip_compile.distill.teacher_cache import CachedTeacher
 from farskip_compile.errors import ConfigError, DistillationError, FarSkipError
@@ -184,6 +185,39 @@ def test_states_that_are_none(states: States, what: str) -> None:
         for good, step in (({2}, 4), (set(), 2)):
             WHOLE_STATES[what](states.kept.folder / f"state-0000000{step}")
             states.resume(good=good)
+    finally:
+        states.kept.again()
+
+
+PARAMETER = "layers.0.attention.query_up.weight"
+MISFITS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+    "a number for a matrix": lambda tensors: tensors.update(
+        {f"value/{PARAMETER}": torch.ones((), dtype=torch.float64)}
+    ),
+    "another type": lambda tensors: tensors.update({f"best/{PARAMETER}": tensors[f"value/{PARAMETER}"].float()}),
+    "another shape": lambda tensors: tensors.update({f"optimizer.exp_avg/{PARAMETER}": torch.ones(3)}),
+    "two steps": lambda tensors: tensors.update({f"optimizer.step/{PARAMETER}": torch.ones(2)}),
+    "an unknown kind": lambda tensors: tensors.update({f"optimizer.other/{PARAMETER}": tensors[f"value/{PARAMETER}"]}),
+    "an unknown name": lambda tensors: tensors.update({"value/other": torch.ones(3)}),
+    "no value": lambda tensors: tensors.pop(f"value/{PARAMETER}"),
+    "no generator": lambda tensors: tensors.pop("own/generator"),
+    "no state of a generator": lambda tensors: tensors.update({"own/epoch": torch.zeros(7, dtype=torch.uint8)}),
+}
+
+
+@pytest.mark.parametrize("what", MISFITS)
+def test_a_sealed_state_that_does_not_fit(states: States, what: str) -> None:
+    """Nothing of it is broadcast, cast or left as it was."""
+    run = states.run
+    try:
+        tensors = run._snapshot.take(run.feed.position)
+        assert f"value/{PARAMETER}" in tensors
+        MISFITS[what](tensors)
+        progress = Progress(4, 0, 0, 0, 1.0, 0, 0)
+        write_state(
+            states.kept.folder, (run.about, progress), tensors, run.ranks, states.kept.folder / "state-00000002"
+        )
+        states.resume(good={2})
     finally:
         states.kept.again()
 

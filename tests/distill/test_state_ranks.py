@@ -29,7 +29,7 @@ def damaged_on_one(rank: int, world_size: int, folder: str):
             "value/part": torch.full((2,), step + rank),
         }
         if rank == 0:
-            tensors["value/shared"] = torch.full((1,), step)
+            tensors |= {"value/shared": torch.full((1,), step), "own/cuda.0": torch.zeros(1)}
         before = write_state(root, (about, Progress(step, 0, 0, 0, 1.0, 0, 0)), tensors, ranks, before)
 
     def numbers():
@@ -37,6 +37,7 @@ def damaged_on_one(rank: int, world_size: int, folder: str):
         return path.name, {name: value.tolist() for name, value in state.tensors.items()}
 
     whole = numbers()
+    dist.barrier()  # the other rank's numbers are read from the file when they are used
     if rank == 0:
         os.truncate(root / "state-00000002" / "rank-1.safetensors", 10)
     dist.barrier()
@@ -61,4 +62,6 @@ def test_a_file_that_one_rank_needs_alone(tmp_path: Path) -> None:
     for rank, (whole, older) in enumerate(run_ranks(damaged_on_one, 2, str(tmp_path))):
         for step, found in ((2, whole), (1, older)):
             expected = {"own/generator": [rank], "value/part": [step + rank] * 2, "value/shared": [step]}
+            if rank == 0:
+                expected["own/cuda.0"] = [0.0]  # the other one has none
             assert found == (f"state-0000000{step}", expected)
