@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from farskip_compile.backend import Backend, FarSkipWarning, backend, farskip
+    from farskip_compile.backend import Backend, backend, farskip
     from farskip_compile.config import FarSkipConfig
     from farskip_compile.describe import describe
     from farskip_compile.errors import (
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         DDPSplitError,
         DenseModelError,
         FarSkipError,
+        FarSkipWarning,
         InseparableExpertsError,
         LayerRangeError,
         ManifestError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         NotASumError,
         OptionsMismatchError,
         OrderMismatchError,
+        OriginalWiringError,
         ParallelismError,
         PartialModelError,
         RankFailedError,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from farskip_compile.explain import Explanation, explain
+    from farskip_compile.guard import register_model_types, unguard
     from farskip_compile.manifest import Manifest, load_manifest, save_manifest
     from farskip_compile.prepare import Preparation, prepare
     from farskip_compile.report.compile import CompileReport, Outcome, clear_reports, last_reports
@@ -68,6 +71,7 @@ __all__ = [
     "NotASumError",
     "OptionsMismatchError",
     "OrderMismatchError",
+    "OriginalWiringError",
     "Outcome",
     "ParallelismError",
     "PartialModelError",
@@ -88,23 +92,26 @@ __all__ = [
     "last_schedules",
     "load_manifest",
     "prepare",
+    "register_model_types",
     "save_manifest",
     "snapshot",
+    "unguard",
     "verify",
 ]
 
 _ELSEWHERE = {
-    "backend": ("Backend", "FarSkipWarning", "backend", "farskip"),
+    "backend": ("Backend", "backend", "farskip"),
     "config": ("FarSkipConfig",),
     "describe": ("describe",),
     "explain": ("Explanation", "explain"),
+    "guard": ("register_model_types", "unguard"),
     "manifest": ("Manifest", "load_manifest", "save_manifest"),
     "prepare": ("Preparation", "prepare"),
     "report.compile": ("CompileReport", "Outcome", "clear_reports", "last_reports"),
     "report.schedule": ("ScheduleReport", "clear_schedules", "last_schedules"),
     "verify.rewiring": ("Snapshot", "Verified", "snapshot", "verify"),
 }
-"""Module: its public names. All others are errors."""
+"""Module: its public names. All others are errors, and the warning."""
 _HOME = dict.fromkeys(__all__, "errors") | {name: module for module, names in _ELSEWHERE.items() for name in names}
 
 

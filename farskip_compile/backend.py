@@ -24,7 +24,7 @@ from farskip_compile._compat.inductor import inductor_setting, scheduling_option
 from farskip_compile._compat.inner_compile import compile_inside
 from farskip_compile._compat.names import POST_GRAD
 from farskip_compile.config import FarSkipConfig, Resolved, resolve
-from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, PartialModelError
+from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, FarSkipWarning, PartialModelError
 from farskip_compile.inductor_passes import KernelPass, Plan, PostGradPass, make_plan, pin_before_fusion
 from farskip_compile.pipeline import run
 from farskip_compile.ranks.announce import collective_orders
@@ -38,10 +38,6 @@ from farskip_compile.report.compile import CompileReport, Outcome, earlier_outco
 Compiled = Callable[..., Any]
 report_failed_compile = partial(report_failure, "failed to compile")
 """Around whatever other ranks may come to wait for."""
-
-
-class FarSkipWarning(UserWarning):
-    """With `strict=False`: the model is compiled unchanged, and why."""
 
 
 def farskip(

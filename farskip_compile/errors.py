@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose, all under `FarSkipError`.
+"""Every error this package raises on purpose, all under `FarSkipError`, and its one kind of warnings.
 
 Contract: an error says where (layer, graph node, the user's source line if the graph knows it), why, and the way
 out. It is raised before anything is changed: the model stays as it was. `refuse` raises one from code that Dynamo may
@@ -99,6 +99,10 @@ class DDPSplitError(PartialModelError):
     """`torch._dynamo.config.optimize_ddp` would hand the model to the backend in pieces."""
 
 
+class OriginalWiringError(FarSkipError):
+    """A model that is to run rewired is about to run in its original wiring."""
+
+
 class UnsupportedPatternError(FarSkipError):
     """A construct whose rewiring would not be sound, so it is refused."""
 
@@ -134,6 +138,10 @@ class ParallelismError(FarSkipError):
 
 class DistillationError(FarSkipError):
     """Training can't go on: a loss that is not a number, batches without a target, or damaged files of the run."""
+
+
+class FarSkipWarning(UserWarning):
+    """With `strict=False`: what is not as it was asked for, and why."""
 
 
 @torch.compiler.assume_constant_result

@@ -36,7 +36,10 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     # why Dynamo ended a graph, and where a compile stands
     "torch._dynamo.output_graph.GraphCompileReason": ("reason", "user_stack", "graph_break"),
-    "torch._dynamo.output_graph.OutputGraph": ("compile_subgraph_reason",),  # also put on the graph module
+    "torch._dynamo.output_graph.OutputGraph": (
+        "compile_subgraph_reason",
+        "compiler_fn",
+    ),  # the former also put on the graph module
     "torch._dynamo.utils.CompilationMetrics": (
         "co_filename",
         "co_firstlineno",
@@ -57,7 +60,10 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch._dynamo.source.GetItemSource": ("base", "index"),
     # what compiles, and what is compiled
     "torch._TorchCompileInductorWrapper": ("config",),
-    "torch._dynamo.eval_frame.OptimizedModule": ("_orig_mod",),
+    "torch._TorchCompileWrapper": ("compiler_fn", "kwargs"),
+    "torch._dynamo.eval_frame.OptimizedModule": ("_orig_mod", "dynamo_ctx"),
+    "torch._dynamo.eval_frame.OptimizeContext": ("callback",),
+    "torch._dynamo.symbolic_convert.InstructionTranslator": ("output",),
     "torch.nn.Module": ("_compiled_call_impl", "_forward_hooks", "_modules"),
     "torch.nn.parallel.DistributedDataParallel": (
         "_get_active_ddp_module",

@@ -27,6 +27,7 @@ def manifest_command(
     out: Annotated[
         Path | None, typer.Option(help="Write it there: a checkpoint folder, its config.json, or a JSON file.")
     ] = None,
+    guard: Annotated[bool, typer.Option(help="Give a checkpoint a model_type that only farskip-compile loads.")] = True,
 ) -> None:
     """Write the manifest of a model: connectivity, sub-blocks and parameters, to be checked by the backend."""
     from farskip_compile.describe import describe
@@ -42,5 +43,5 @@ def manifest_command(
         typer.echo(compact(found.to_json()))
         return
     with shown_errors():
-        written = save_manifest(found, out)
+        written = save_manifest(found, out, guard=guard)
     Console(highlight=False).print(f"Manifest: {written}", soft_wrap=True)

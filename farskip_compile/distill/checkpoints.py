@@ -2,8 +2,9 @@
 
 In:    a healed model and its manifest.
 Out:   a checkpoint of the model's own kind. A model with `save_pretrained` (transformers) writes itself: safetensors,
-       `config.json`; the manifest is `farskip.json` beside it, and the key `farskip` in `config.json`. Any other:
-       `model.safetensors`, or one file for each rank if parameters are spread over ranks, and `farskip.json`.
+       `config.json`; the manifest is `farskip.json` beside it, and the key `farskip` in `config.json`, which is
+       guarded: only this package loads it (`guard/`). Any other: `model.safetensors`, or one file for each rank if
+       parameters are spread over ranks, and `farskip.json`.
 Never: a checkpoint without its manifest: in the original wiring, healed weights give fluent nonsense.
 """
 
@@ -18,6 +19,7 @@ from farskip_compile.distill.ranks import Ranks
 from farskip_compile.distill.tensor_files import library
 from farskip_compile.json_files import replacing
 from farskip_compile.manifest import Manifest, save_manifest
+from farskip_compile.manifest.files import CONFIG
 
 
 def save_checkpoint(model: nn.Module, manifest: Manifest, folder: Path, ranks: Ranks) -> None:
@@ -39,7 +41,7 @@ def save_checkpoint(model: nn.Module, manifest: Manifest, folder: Path, ranks: R
     ranks.barrier()
     if first:
         save_manifest(manifest, folder)
-        if (config := folder / "config.json").exists():
+        if (config := folder / CONFIG).exists():
             save_manifest(manifest, config)
     ranks.barrier()
 

@@ -22,10 +22,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from farskip_compile.backend import FarSkipWarning
 from farskip_compile.distill.ranks import Ranks
 from farskip_compile.distill.tensor_files import Seal, read_tensors, write_tensors
-from farskip_compile.errors import ConfigError, DistillationError, FarSkipError
+from farskip_compile.errors import ConfigError, DistillationError, FarSkipError, FarSkipWarning
 from farskip_compile.json_files import Reader, flush, read_sealed, write_sealed
 
 NAME = re.compile(r"state-(\d{1,12})")

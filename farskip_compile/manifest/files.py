@@ -4,6 +4,7 @@ Contract: a path is one of three things.
   a folder        `farskip.json` in it, beside the weights; read from `config.json` if that is all there is
   `config.json`   its key `farskip`; every other character of the file stays as it was
   any other file  the manifest and nothing else
+In the first two, `config.json` is guarded (`guarded`), so that nothing loads the weights in their original wiring.
 A write replaces the whole file or nothing (`json_files`). Never: overwrites a file that is not a manifest, or AMD's
 keys.
 """
@@ -19,6 +20,7 @@ from typing import Any
 from farskip_compile.errors import ManifestError
 from farskip_compile.json_files import write_text
 from farskip_compile.manifest.amd_keys import AMD_KEYS, from_amd_keys, has_amd_keys
+from farskip_compile.manifest.guarded import guarded, is_guarded, unguarded
 from farskip_compile.manifest.json_text import compact, with_key
 from farskip_compile.manifest.record import Manifest
 
@@ -30,22 +32,38 @@ KEY = "farskip"
 WRITABLE = "give an existing folder with the right to write; what was there before is unchanged"
 
 
-def save_manifest(manifest: Manifest, path: str | os.PathLike[str]) -> Path:
+def save_manifest(manifest: Manifest, path: str | os.PathLike[str], *, guard: bool = True) -> Path:
     """Write `manifest` into a checkpoint folder, its `config.json`, or a JSON file of its own; returns the file.
+
+    `guard` gives a checkpoint of transformers a `model_type` that loaders without this package refuse, and that
+    `register_model_types` makes known; False leaves, or puts back, the original one.
 
     Raises:
         ManifestError: it can't be written there, or would overwrite something that is not a manifest.
     """
     target = Path(path)
-    if target.is_dir():
-        target = target / FILE
-    if target.name != CONFIG:
-        if target.exists() and "schema" not in _object(target):
-            raise ManifestError(
-                f"{target} exists and is not a manifest", way_out="give another name, or the folder of the checkpoint"
-            )
-        write_text(target, compact(manifest.to_json()) + "\n", way_out=WRITABLE, error=ManifestError)
+    config = target / CONFIG if target.is_dir() else target
+    target = target / FILE if target.is_dir() else target
+    beside = config.exists() if config != target else False
+    text = _text_of_object(config) if beside or target.name == CONFIG else "{}"  # read before anything is written
+    edited = guarded(text) if guard else unguarded(text)
+    if is_guarded(edited) or isinstance(json.loads(text).get(KEY), Mapping):
+        edited = with_key(edited, KEY, manifest.to_json())  # goes along when the model is saved elsewhere
+    if target.name == CONFIG:
+        _refuse_amd_keys(target)
+        write_text(target, with_key(edited, KEY, manifest.to_json()), way_out=WRITABLE, error=ManifestError)
         return target
+    if target.exists() and "schema" not in _object(target):
+        raise ManifestError(
+            f"{target} exists and is not a manifest", way_out="give another name, or the folder of the checkpoint"
+        )
+    write_text(target, compact(manifest.to_json()) + "\n", way_out=WRITABLE, error=ManifestError)
+    if beside and edited != text:
+        write_text(config, edited, way_out=WRITABLE, error=ManifestError)
+    return target
+
+
+def _refuse_amd_keys(target: Path) -> None:
     config = _object(target)
     theirs = [key for key in AMD_KEYS if key in config and not (key == KEY and isinstance(config[key], Mapping))]
     if theirs:
@@ -53,9 +71,6 @@ def save_manifest(manifest: Manifest, path: str | os.PathLike[str]) -> Path:
             f"{target} has AMD's key {theirs[0]!r}; a manifest under {KEY!r} would change what it says to AMD's code",
             way_out=f"save the manifest beside it: save_manifest(manifest, {str(target.parent)!r})",
         )
-    text = with_key(_text(target), KEY, manifest.to_json())
-    write_text(target, text, way_out=WRITABLE, error=ManifestError)
-    return target
 
 
 def load_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -95,13 +110,19 @@ def read_manifest(data: Mapping[str, Any], origin: str) -> Manifest:
 
 def _object(path: Path) -> dict[str, Any]:
     """The JSON object in a file."""
+    found: dict[str, Any] = json.loads(_text_of_object(path))
+    return found
+
+
+def _text_of_object(path: Path) -> str:
+    text = _text(path)
     try:
-        found = json.loads(_text(path))
+        found = json.loads(text)
     except ValueError as error:
         raise ManifestError(f"{path} is not JSON: {error}", way_out="restore the file, or write it anew") from error
     if not isinstance(found, dict):
         raise ManifestError(f"{path} holds no JSON object", way_out="give a manifest or a config.json")
-    return found
+    return text
 
 
 def _text(path: Path) -> str:

@@ -1,7 +1,7 @@
 """JSON as text: written readably, and edited in place without touching what stands around.
 
 Contract: `compact` writes what fits on one line on one line. `with_key` sets one key of the outermost object and keeps
-every other character as it was: order, indentation and numbers as they are written.
+every other character as it was: order, indentation and numbers as they are written. `without_key` takes it out again.
 """
 
 from __future__ import annotations
@@ -40,8 +40,37 @@ def compact(value: Any, indent: str = "") -> str:
 
 def with_key(text: str, key: str, value: Any) -> str:
     """`text`, an object (else a `ValueError`), with `key` set to `value`; a new key stands last."""
+    places, first, last = _places(text)
+    opening = text[text.index("{") + 1 : first]  # what comes before the first key comes before each
+    indent = opening.rpartition("\n")[2] if "\n" in opening else UNIT
+    written = compact(value, indent)
+    if key in places:
+        _, start, end = places[key]
+        return text[:start] + written + text[end:]
+    entry = f"{json.dumps(key)}: {written}"
+    if not places:
+        return f"{text[: text.index('{') + 1]}\n{UNIT}{entry}\n{text[last:]}"
+    end = max(stop for _, _, stop in places.values())
+    return f"{text[:end]},{opening or ' '}{entry}{text[end:]}"
+
+
+def without_key(text: str, key: str) -> str:
+    """`text`, an object (else a `ValueError`), without `key`, if it has it."""
+    places, _, _ = _places(text)
+    if key not in places:
+        return text
+    begin, _, end = places[key]
+    before = max((stop for _, _, stop in places.values() if stop <= begin), default=None)
+    if before is not None:
+        return text[:before] + text[end:]
+    after = min((start for start, _, _ in places.values() if start >= end), default=end)
+    return text[:begin] + text[after:]
+
+
+def _places(text: str) -> tuple[dict[str, tuple[int, int, int]], int, int]:
+    """Where each key begins, its value begins and ends; where the first key may stand; where the object ends."""
     decoder = json.JSONDecoder()
-    places: dict[str, tuple[int, int]] = {}
+    places: dict[str, tuple[int, int, int]] = {}
     position = first = _expect(text, 0, "{")
     while text[position] != "}":
         if places:
@@ -51,18 +80,9 @@ def with_key(text: str, key: str, value: Any) -> str:
             raise ValueError(f"no key at character {position}")
         start = _expect(text, end, ":")
         _, end = decoder.raw_decode(text, start)
-        places[name], position = (start, end), _skip(text, end)
-    opening = text[text.index("{") + 1 : first]  # what comes before the first key comes before each
-    indent = opening.rpartition("\n")[2] if "\n" in opening else UNIT
-    written = compact(value, indent)
-    if key in places:
-        start, end = places[key]
-        return text[:start] + written + text[end:]
-    entry = f"{json.dumps(key)}: {written}"
-    if not places:
-        return f"{text[: text.index('{') + 1]}\n{UNIT}{entry}\n{text[position:]}"
-    end = max(stop for _, stop in places.values())
-    return f"{text[:end]},{opening or ' '}{entry}{text[end:]}"
+        places[name] = (position, start, end)
+        position = _skip(text, end)
+    return places, first, position
 
 
 def _expect(text: str, position: int, character: str) -> int:

@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 
 from farskip_compile.costs import HardwareProfile, load_profile
 from farskip_compile.errors import ConfigError
+from farskip_compile.guard import register_model_types
 from farskip_compile.json_files import Reader
 from farskip_compile.text_utils import did_you_mean
 
@@ -56,6 +57,7 @@ class Architecture:
 
         try:
             if self.folder is not None:
+                register_model_types()
                 config = AutoConfig.from_pretrained(self.folder)
             else:
                 config = AutoConfig.for_model(self.model_type, **self.fields)

@@ -16,7 +16,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from farskip_compile.backend import FarSkipWarning
 from farskip_compile.distill import DistillConfig
 from farskip_compile.distill.batches import as_batch
 from farskip_compile.distill.records import Records
@@ -24,7 +23,7 @@ from farskip_compile.distill.run import Run
 from farskip_compile.distill.states import Progress, write_state
 from farskip_compile.distill.teacher import FrozenTeacher
 from farskip_compile.distill.teacher_cache import CachedTeacher
-from farskip_compile.errors import ConfigError, DistillationError, FarSkipError
+from farskip_compile.errors import ConfigError, DistillationError, FarSkipError, FarSkipWarning
 from farskip_compile.json_files import sealed
 from tests.distill.common import EAGER, batches, small, weights
 from tests.test_json_files import not_a_file

@@ -1,0 +1,76 @@
+"""Which backend a compile is for, and what passes by the wrapper that `torch.compile(module)` returns.
+
+Contract: nothing is decided here, and nothing changes for modules whose watcher returns None. Checked by running on
+torch 2.13.0 only.
+
+`torch.compile(module)` returns an `OptimizedModule` whose unknown attributes are those of the module inside, and tells
+its backend nothing before the first call. Its class can't be exchanged for one of ours: Dynamo compares the type itself
+where one compiled module calls another. So two methods of the class are replaced, once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch._dynamo.eval_frame import innermost_backend
+from torch._dynamo.symbolic_convert import InstructionTranslator
+
+Compiler = tuple[Callable[..., Any], Mapping[str, Any]]
+"""A backend, and what `torch.compile` calls it with: `options`, `mode`."""
+
+
+def tracing_for() -> Compiler | None:
+    """The backend that Dynamo traces this very code for; None: it runs, or is traced by something else."""
+    try:
+        output = InstructionTranslator.current_tx().output
+    except AttributeError:  # Dynamo does not trace in this thread
+        return None
+    return _compiler(output.compiler_fn)
+
+
+def compiled_for(wrapper: nn.Module) -> Compiler | None:
+    """The backend that `torch.compile(module, backend=...)` was called with."""
+    return _compiler(getattr(wrapper.dynamo_ctx, "callback", None))
+
+
+def _compiler(callback: Any) -> Compiler | None:
+    if not callable(callback):
+        return None
+    backend = innermost_backend(callback)
+    if isinstance(backend, torch._TorchCompileWrapper):
+        return backend.compiler_fn, backend.kwargs
+    return backend, {}
+
+
+Method = Callable[..., Any]
+Watch = Callable[[nn.Module, nn.Module, str], Callable[[Method], Method] | None]
+"""Gets a wrapper, the module in it, and the name of a method of the module or `__call__` if the wrapper is exported;
+returns what puts something around the method, or None."""
+
+
+def watch_wrappers(watch: Watch) -> None:
+    """Let `watch` see each method of a module that is reached through its wrapper, and the wrapper's being exported."""
+    read, call = OptimizedModule.__getattr__, OptimizedModule.__call__
+
+    @functools.wraps(read)
+    def getattr_watched(self: Any, name: str) -> Any:
+        found = read(self, name)
+        if isinstance(found, MethodType) and found.__self__ is self._orig_mod:
+            around = watch(self, found.__self__, name)
+            return found if around is None else around(found)
+        return found
+
+    @functools.wraps(call)
+    def call_watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_exporting() and (around := watch(self, self._orig_mod, "__call__")) is not None:
+            return around(functools.partial(call, self))(*args, **kwargs)
+        return call(self, *args, **kwargs)
+
+    OptimizedModule.__getattr__ = getattr_watched  # type: ignore[method-assign]
+    OptimizedModule.__call__ = call_watched  # type: ignore[method-assign]

@@ -1,0 +1,13 @@
+"""A model that is to run rewired does not run in its original wiring without a word.
+
+compilers     is a backend ours, and is this code being traced for it
+forward       a model whose forward runs rewired or not at all
+checkpoints   transformers' Auto classes load checkpoints that `manifest/guarded.py` has marked, as such models
+wrappers      methods that `torch.compile(model)` hands to the model in it, and `torch.export`
+generation    `generate(compile_config=...)`, which compiles decode steps only
+"""
+
+from farskip_compile.guard.checkpoints import register_model_types
+from farskip_compile.guard.forward import unguard
+
+__all__ = ["register_model_types", "unguard"]

@@ -1,0 +1,43 @@
+"""Which backends are this package's.
+
+Contract: by the object that Dynamo calls, so that code which another backend traces, `torch.export` included, is not
+taken for ours; `torch.compiler.is_compiling()` is true in all of them. A function of the user's around our backend is
+not seen through. This does not import the backend, which imports it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from farskip_compile._compat.reached import Compiler, tracing_for
+
+HOME = "farskip_compile.backend"
+NAME = "farskip"
+"""Of the function there, which is also its name for `torch.compile`."""
+
+
+def is_ours(compiler: Compiler | None) -> bool:
+    """Whether it is the function `farskip`, or a `Backend`."""
+    return compiler is not None and _function(compiler[0]).__module__ == HOME
+
+
+def is_strict(compiler: Compiler) -> bool:
+    """Whether what can't be rewired as asked is an error."""
+    function, arguments = compiler
+    options = arguments.get("options") or {}
+    if isinstance(function, functools.partial):
+        options = function.keywords.get("options") or options
+    config = getattr(_function(function), "config", None)
+    return bool(config.strict if config is not None else options.get("strict", True))
+
+
+def traced_by_us() -> bool:
+    """Whether Dynamo traces the calling code for our backend. For what runs while tracing."""
+    return is_ours(tracing_for())
+
+
+def _function(backend: Any) -> Any:
+    while isinstance(backend, functools.partial):
+        backend = backend.func
+    return backend

@@ -1,0 +1,63 @@
+"""A model whose forward runs rewired or not at all.
+
+Contract: `guard` gives the model, and each model of transformers in it, a forward that does what it did if Dynamo
+traces it for our backend, and raises an `OriginalWiringError` otherwise: when it is called as it is, when a graph break
+leaves it to Python, when another backend or `torch.export` traces it. While it is traced it is a constant, so that the
+graph has no trace of it. Classes, parameters and names stay as they are. `unguard` is the way back.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+from farskip_compile.errors import OriginalWiringError
+from farskip_compile.guard.compilers import traced_by_us
+
+MARK = "farskip_guard"
+
+
+def guard(model: nn.Module, manifest: str | None) -> None:
+    """Refuse to run `model` in its original wiring; `manifest` is the file of its manifest, if that is at hand."""
+    from transformers import PreTrainedModel
+
+    for module in model.modules():
+        if module is model or isinstance(module, PreTrainedModel):
+            vars(module)["forward"] = MethodType(_forward(type(module), manifest), module)
+
+
+def unguard(model: nn.Module) -> None:
+    """Let a model from a guarded checkpoint run in its original wiring too, to look into what that computes."""
+    for module in model.modules():
+        if hasattr(vars(module).get("forward"), MARK):
+            del vars(module)["forward"]
+
+
+def _forward(cls: type[nn.Module], manifest: str | None) -> Any:
+    plain = cls.forward
+
+    @functools.wraps(plain)  # `generate` passes what it finds in the signature
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        _refuse_original_wiring(manifest)
+        return plain(self, *args, **kwargs)
+
+    setattr(forward, MARK, True)
+    return forward
+
+
+@torch.compiler.assume_constant_result
+def _refuse_original_wiring(manifest: str | None) -> None:
+    """Runs while Dynamo traces, or where nothing traces."""
+    if not traced_by_us():
+        described = f"{manifest} describes" if manifest is not None else "the manifest in its configuration describes"
+        option = repr(manifest) if manifest is not None else "model.config.to_dict()"
+        raise OriginalWiringError(
+            f"the weights are for a FarSkip form of this model, which {described}, and it is about to run in its "
+            "original wiring, where they compute something else",
+            way_out=f'model.compile(backend="farskip", fullgraph=True, options={{"manifest": {option}}}) before it is '
+            "called; or, to run it like this all the same, farskip_compile.unguard(model)",
+        )

@@ -1,0 +1,177 @@
+"""A checkpoint with a manifest is refused without this package, and with it runs rewired or not at all."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+import transformers
+
+from farskip_compile import (
+    ManifestError,
+    OriginalWiringError,
+    describe,
+    load_manifest,
+    register_model_types,
+    save_manifest,
+    unguard,
+)
+from farskip_compile.models.generic_form import GenericFarSkipForm
+from tests.guard.tiny import IDS, checkpoint, compiled, tiny
+
+NAMED = r"farskip\.json describes, and it is about to run in its original wiring"
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def folder(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(model, tmp_path_factory.mktemp("guarded"))
+
+
+@pytest.fixture
+def loaded(folder: Path) -> Any:
+    register_model_types()
+    return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+def test_without_this_package_it_is_refused_by_name(folder: Path) -> None:
+    script = (
+        "import sys, transformers\n"
+        "for auto in (transformers.AutoConfig, transformers.AutoModelForCausalLM):\n"
+        "    try: auto.from_pretrained(sys.argv[1])\n"
+        "    except ValueError as error: print(error)\n"
+        "assert not [name for name in sys.modules if name.startswith('farskip')]\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("model type `farskip_mixtral` but Transformers does not recognize") == 2
+
+
+def test_names_are_kept_and_come_back(model: Any, folder: Path, tmp_path: Path) -> None:
+    assert config_of(folder)["architectures"] == ["FarSkipMixtralForCausalLM"]
+    assert config_of(folder)["farskip_model_type"] == "mixtral"
+    model.save_pretrained(tmp_path)
+    before = config_of(tmp_path)
+    save_manifest(load_manifest(folder), tmp_path, guard=False)
+    assert config_of(tmp_path) == before
+    for _ in range(2):
+        save_manifest(load_manifest(folder), tmp_path)
+        assert config_of(tmp_path) == config_of(folder)
+    save_manifest(load_manifest(folder), tmp_path, guard=False)
+    assert {key: value for key, value in config_of(tmp_path).items() if key != "farskip"} == before
+    type(model).from_pretrained(tmp_path)(IDS)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    plain(IDS)
+
+
+def test_code_in_the_repository_is_not_run(folder: Path, tmp_path: Path) -> None:
+    register_model_types()
+    text = {"model_type": "somebodys", "auto_map": {"AutoConfig": "code.Config"}, "architectures": None}
+    (tmp_path / "config.json").write_text(json.dumps(text))
+    save_manifest(load_manifest(folder), tmp_path)
+    with pytest.raises(ValueError, match="model type `farskip_somebodys`"):
+        transformers.AutoConfig.from_pretrained(tmp_path, trust_remote_code=True)
+    (tmp_path / "config.json").write_text(json.dumps(text | {"model_type": "mixtral"}))
+    save_manifest(load_manifest(folder), tmp_path)
+    with pytest.raises(ManifestError, match="not in transformers") as caught:
+        transformers.AutoConfig.from_pretrained(tmp_path, trust_remote_code=True)
+    assert "guard=False" in caught.value.way_out
+    save_manifest(load_manifest(folder), tmp_path, guard=False)
+    assert {key: config_of(tmp_path)[key] for key in text} == text | {"model_type": "mixtral"}
+    assert config_of(tmp_path).keys() - text.keys() == {"farskip"}
+
+
+def test_a_failing_write_of_the_config_is_not_half_a_guard(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ManifestError, match="is not JSON"):
+        save_manifest(load_manifest(folder), tmp_path)
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_loaded_it_is_the_original_class_with_its_weights(model: Any, loaded: Any) -> None:
+    assert type(loaded) is type(model)
+    state = model.state_dict()
+    assert state.keys() == loaded.state_dict().keys()
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+
+
+def test_it_runs_rewired(model: Any, folder: Path, loaded: Any) -> None:
+    with torch.no_grad():
+        expected = GenericFarSkipForm(model)(IDS).logits
+        assert torch.equal(compiled(loaded, manifest=folder)(IDS).logits, expected)
+        loaded.compile(backend="farskip", fullgraph=True, options={"inner": "eager", "manifest": str(folder)})
+        assert torch.equal(loaded(IDS).logits, expected)
+        copied = copy.deepcopy(loaded)  # which is not compiled
+        assert torch.equal(compiled(copied, manifest=folder)(IDS).logits, expected)
+    assert describe(loaded, IDS).table == load_manifest(folder).table
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda model: model(IDS),
+        lambda model: model.forward(IDS),
+        lambda model: model.model(IDS),
+        lambda model: copy.deepcopy(model)(IDS),
+        lambda model: model.generate(IDS, max_new_tokens=1),
+        lambda model: torch.compile(model, backend="eager", fullgraph=True)(IDS),
+        lambda model: torch.compile(model, backend="eager")(IDS),
+        lambda model: torch.export.export(model, (IDS,)),
+        lambda model: torch.export.export(model, (IDS,), strict=True),
+    ],
+    ids=["call", "forward", "inner", "copy", "generate", "fullgraph", "eager", "export", "strict-export"],
+)
+def test_it_never_runs_in_its_original_wiring(folder: Path, loaded: Any, run: Any) -> None:
+    with pytest.raises(OriginalWiringError, match=NAMED) as caught:
+        run(loaded)
+    assert f'"manifest": {str(folder / "farskip.json")!r}' in caught.value.way_out
+    assert "unguard" in caught.value.way_out
+
+
+def test_another_backend_after_ours(folder: Path, loaded: Any) -> None:
+    compiled(loaded, manifest=folder)(IDS)
+    with pytest.raises(OriginalWiringError, match=NAMED):
+        torch.compile(loaded, backend="eager", fullgraph=True)(IDS)
+    with torch.compiler.set_stance("force_eager"), pytest.raises(OriginalWiringError, match=NAMED):
+        compiled(loaded, manifest=folder)(IDS)
+
+
+def test_unguard_is_the_way_back(model: Any, loaded: Any) -> None:
+    unguard(loaded)
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+    assert torch.equal(loaded.model(IDS).last_hidden_state, model.model(IDS).last_hidden_state)
+
+
+def test_saved_again_it_is_guarded_again(folder: Path, loaded: Any, tmp_path: Path) -> None:
+    loaded.save_pretrained(tmp_path)
+    assert config_of(tmp_path)["model_type"] == "farskip_mixtral"
+    assert config_of(tmp_path)["architectures"] == ["FarSkipMixtralForCausalLM"]
+    assert load_manifest(tmp_path) == load_manifest(folder)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises(OriginalWiringError, match=r"config\.json describes"):
+        again(IDS)
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert config.model_type == "mixtral"  # what the code of the model asks for
+    for _ in range(2):
+        with pytest.raises(OriginalWiringError):
+            transformers.AutoModelForCausalLM.from_config(config)(IDS)
