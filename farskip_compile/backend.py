@@ -25,6 +25,8 @@ from farskip_compile._compat.inner_compile import compile_inside
 from farskip_compile._compat.names import POST_GRAD
 from farskip_compile.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, FarSkipWarning, PartialModelError
+from farskip_compile.guard.generation import refuse_decode_only
+from farskip_compile.guard.wrappers import watch as watch_wrappers
 from farskip_compile.inductor_passes import KernelPass, Plan, PostGradPass, make_plan, pin_before_fusion
 from farskip_compile.pipeline import run
 from farskip_compile.ranks.announce import collective_orders
@@ -93,6 +95,7 @@ class Backend:
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
         """Rewire `module` and compile it with the inner backend."""
         with report_failed_compile():
+            refuse_decode_only()
             if (receive := _receiver.get()) is not None:
                 return receive(self, module, example_inputs)
             report = self.rewire(module)
@@ -171,6 +174,8 @@ def backend(config: FarSkipConfig | None = None, /, *, mode: str | None = None, 
         raise ConfigError("both a configuration and options are given", way_out="give one of them")
     return Backend(config if config is not None else FarSkipConfig.from_options(options), mode)
 
+
+watch_wrappers()
 
 # For `farskip_compile.capture` alone
 

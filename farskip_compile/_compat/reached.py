@@ -49,27 +49,30 @@ def _compiler(callback: Any) -> Compiler | None:
 
 
 Method = Callable[..., Any]
-Watch = Callable[[nn.Module, nn.Module, str], Callable[[Method], Method] | None]
-"""Gets a wrapper, the module in it, and the name of a method of the module or `__call__` if the wrapper is exported;
-returns what puts something around the method, or None."""
+Watch = Callable[[nn.Module, str], Callable[[Method], Method] | None]
+"""Gets a wrapper, and the name of a method of the module in it; returns what puts something around it, or None."""
 
 
-def watch_wrappers(watch: Watch) -> None:
-    """Let `watch` see each method of a module that is reached through its wrapper, and the wrapper's being exported."""
+def watch_wrappers(watch: Watch, exported: Callable[[nn.Module], None]) -> None:
+    """Let `watch` see each method of a module that is reached through its wrapper, and `exported` each wrapper that
+    `torch.export` is about to see through: it calls it, or takes the module out."""
     read, call = OptimizedModule.__getattr__, OptimizedModule.__call__
 
     @functools.wraps(read)
     def getattr_watched(self: Any, name: str) -> Any:
         found = read(self, name)
-        if isinstance(found, MethodType) and found.__self__ is self._orig_mod:
-            around = watch(self, found.__self__, name)
+        if name == "_orig_mod":
+            if torch.compiler.is_exporting():
+                exported(self)
+        elif isinstance(found, MethodType) and found.__self__ is read(self, "_orig_mod"):
+            around = watch(self, name)
             return found if around is None else around(found)
         return found
 
     @functools.wraps(call)
     def call_watched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_exporting() and (around := watch(self, self._orig_mod, "__call__")) is not None:
-            return around(functools.partial(call, self))(*args, **kwargs)
+        if torch.compiler.is_exporting():
+            exported(self)
         return call(self, *args, **kwargs)
 
     OptimizedModule.__getattr__ = getattr_watched  # type: ignore[method-assign]

@@ -24,6 +24,7 @@ from typing import Any
 from torch import nn
 
 from farskip_compile._compat.modules import forward_hooks
+from farskip_compile.guard.generation import check_generate
 from farskip_compile.prepare.changes import Change
 
 INSTALLED = "_output_capturing_hooks_installed"
@@ -79,13 +80,24 @@ def install_recording(model: nn.Module) -> list[Change]:
 
 
 def keep_generate_from_compiling(model: nn.Module) -> list[Change]:
-    """Set `disable_compile` on each model that generates."""
+    """Set `disable_compile` on each model that generates, and let it refuse this backend in a `compile_config`."""
     from transformers import PreTrainedModel
 
     changes = []
     for name, module in model.named_modules():
         if not (isinstance(module, PreTrainedModel) and module.can_generate()):
             continue
+        restore = check_generate(module)
+        if restore is not None:
+            changes.append(
+                Change(
+                    what=f"{name + '.' if name else ''}generate",
+                    before="with compile_config=CompileConfig(backend='farskip'), it rewires decode steps at most",
+                    after="it refuses that",
+                    why="the prompt would go through the original wiring",
+                    restore=restore,
+                )
+            )
         config: Any = getattr(module, "generation_config", None)
         if config is None or getattr(config, "disable_compile", True):
             continue

@@ -13,7 +13,7 @@ import farskip_compile
 IDS = torch.randint(0, 64, (2, 6), generator=torch.Generator().manual_seed(0))
 
 
-def tiny() -> Any:
+def tiny(*, prepared: bool = True) -> Any:
     torch.manual_seed(0)
     config = transformers.MixtralConfig(
         vocab_size=64,
@@ -29,7 +29,8 @@ def tiny() -> Any:
         eos_token_id=None,
     )
     model = transformers.MixtralForCausalLM(config).eval()
-    farskip_compile.prepare(model)
+    if prepared:
+        farskip_compile.prepare(model)
     return model
 
 

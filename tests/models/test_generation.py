@@ -211,14 +211,6 @@ def test_experts_implementation_switched_while_decoding(monkeypatch: pytest.Monk
     ] * 2
 
 
-def test_a_compiled_wrapper_generates_with_the_original_model() -> None:
-    """A trap that docs/generation.md warns of: the wrapper hands `generate` to the model in it."""
-    model: Any = mixtral(2)
-    expected = generate(model)
-    assert torch.equal(generate(compiled(model)).sequences, expected.sequences)
-    assert not farskip_compile.last_reports()
-
-
 def test_the_page_on_generation_with_inductor(capsys: pytest.CaptureFixture[str]) -> None:
     """docs/generation.md runs as shown and prints what it says. Float32, other kernels: logits within rounding."""
     page = (Path(__file__).parents[2] / "docs" / "generation.md").read_text()

@@ -1,0 +1,98 @@
+"""What `torch.compile(model, backend="farskip")` hands to the model in it does not run that model unnoticed.
+
+The wrapper that `torch.compile` returns has the attributes of the model in it, so that `generate` is the model's own,
+and calls the model as it is; `torch.export` switches compiling off and does the same.
+
+Contract: for wrappers with this backend alone, of models that are not compiled in place as well. A method that is
+reached through the wrapper stays what it is until it calls the model, in this thread, in code that is not traced for
+this backend: then an `OriginalWiringError`, or with `strict=False` one `FarSkipWarning` for each wrapper. What does not
+call the model (`save_pretrained`, `to`, `config`) works. Parts that are taken out of the model (`wrapper.model(...)`)
+are not looked after.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+
+from farskip_compile._compat.modules import is_compiled, unwrapped
+from farskip_compile._compat.reached import Method, compiled_for, watch_wrappers
+from farskip_compile.errors import FarSkipWarning, OriginalWiringError
+from farskip_compile.guard.compilers import is_ours, is_strict, traced_by_us
+
+Report = Callable[[], None]
+_reached: ContextVar[Report | None] = ContextVar("farskip_reached", default=None)
+"""What to do if the model is called: set while a method of the wrapper runs."""
+WARNED = "farskip_warned"
+"""Attribute of a wrapper that has given its warning."""
+
+
+def watch() -> None:
+    """Watch all wrappers, from now on. Called once, with the import of the backend."""
+    watch_wrappers(_around, _exported)
+
+
+def _around(wrapper: nn.Module, name: str) -> Callable[[Method], Method] | None:
+    compiler, model = compiled_for(wrapper), unwrapped(wrapper)
+    if compiler is None or not is_ours(compiler) or is_compiled(model):
+        return None
+    reason = (
+        f"`{name}` runs the model in its original wiring: the wrapper that torch.compile returns hands it to the model "
+        "in it, and only a call of the wrapper itself runs rewired"
+    )
+    way_out = 'model.compile(backend="farskip", fullgraph=True), in place, and use the model itself'
+    report = functools.partial(_report, wrapper, reason, way_out, strict=is_strict(compiler))
+
+    def around(method: Method) -> Method:
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with _watched(model, report):
+                return method(*args, **kwargs)
+
+        return call
+
+    return around
+
+
+def _exported(wrapper: nn.Module) -> None:
+    compiler = compiled_for(wrapper)
+    if compiler is not None and is_ours(compiler):
+        reason = "torch.export of what torch.compile returned exports the model in its original wiring"
+        way_out = "export the model itself, if that is what is wanted; a rewired model can't be exported"
+        _report(wrapper, reason, way_out, strict=is_strict(compiler))
+
+
+@contextmanager
+def _watched(model: nn.Module, report: Report) -> Iterator[None]:
+    handle = model.register_forward_pre_hook(_called)
+    token = _reached.set(report)
+    try:
+        yield
+    finally:
+        _reached.reset(token)
+        handle.remove()
+
+
+def _called(_: nn.Module, __: Any) -> None:
+    _refuse_unless_traced()
+
+
+@torch.compiler.assume_constant_result
+def _refuse_unless_traced() -> None:
+    if (report := _reached.get()) is not None and not traced_by_us():
+        report()
+
+
+def _report(wrapper: nn.Module, reason: str, way_out: str, *, strict: bool) -> None:
+    if strict:
+        raise OriginalWiringError(reason, way_out=way_out)
+    if not vars(wrapper).get(WARNED, False):
+        vars(wrapper)[WARNED] = True
+        warnings.warn(f"{reason}\n  way out: {way_out}", FarSkipWarning, stacklevel=3)
