@@ -5,8 +5,9 @@ transformers compiles decode steps only with that configuration, and none at all
 the original wiring.
 
 Contract: refuses with an `OriginalWiringError`, unless the model is compiled in place. Before the first step if the
-model went through `prepare` (`check_generate`); else when the first decode step is compiled (`refuse_decode_only`). Where transformers skips compiling, on a model that this package has not seen, none of
-its code runs, and transformers' own warning is the only one.
+model went through `prepare` (`check_generate`); else when the first decode step is compiled (`refuse_decode_only`).
+Where transformers skips compiling, on a model that `prepare` has not seen, no code of this package runs, and the
+warning that transformers gives is the only one.
 """
 
 from __future__ import annotations
