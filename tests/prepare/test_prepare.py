@@ -256,7 +256,7 @@ def test_a_second_time_changes_nothing_and_undo_restores(build_model: Callable[[
     parameters = {name: value.clone() for name, value in model.state_dict().items()}
     preparation = prepare(model)
     prepared = state_of(model)
-    assert len(preparation.changes) == 3
+    assert len(preparation.changes) == 4
     again = prepare(model)
     assert (again.changes, again.notes) == ((), ())
     assert str(again) == "nothing had to be changed"
