@@ -2,7 +2,8 @@
 
 In:    parsed JSON and a dataclass; or a path and what to write there.
 Out:   the dataclass; a file that is complete or unchanged.
-Never: a default for a field that has none, a conversion other than of an integer to a float, a half-written file.
+Never: a default for a field that has none, a conversion other than of an integer to a float, a number that is not
+       finite, a half-written file.
 
 Fields may be str, bool, int, float, a Literal, Any, another dataclass, a tuple of these or a mapping from strings to
 them, and each of these may be optional. An optional field that is None is left out of the JSON; `null` is accepted only
@@ -12,8 +13,9 @@ if a `Reader` says so. Whatever does not fit is an error that names the file, th
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import os
+import reprlib
 import secrets
 import shutil
 import types
@@ -24,7 +26,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from farskip_compile.errors import ConfigError, FarSkipError
-from farskip_compile.text_utils import did_you_mean
+from farskip_compile.reading import DOCUMENT_BYTES, parse_json, read_bytes
+from farskip_compile.text_utils import did_you_mean, shortened
 
 T = TypeVar("T")
 
@@ -86,7 +89,7 @@ class Reader:
         rest = dict(data)
         if (schema := rest.pop("schema", None)) not in readable or isinstance(schema, bool):
             raise self._error(
-                f"schema is {schema!r}, and this version reads {' and '.join(map(str, readable))}",
+                f"schema is {_shown(schema)}, and this version reads {' and '.join(map(str, readable))}",
                 "write the file again with this version of farskip-compile",
             )
         return rest
@@ -106,16 +109,32 @@ class Reader:
         if kind is Mapping and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
             return {key: self.value(get_args(hint)[1], item, f"{path}.{key}") for key, item in value.items()}
         if _is_plain(hint, value):
-            return float(value) if hint is float else value  # type: ignore[arg-type]
+            return self._finite(value, path) if hint is float else value
         self.refuse(path, _in_words(hint), value)
 
     def refuse(self, path: str, wanted: str, found: object) -> NoReturn:
         """Raise `error` for a value that is not what is wanted."""
-        shown = "null" if found is None else f"{type(found).__name__} {found!r}"[:80]
+        shown = "null" if found is None else f"{type(found).__name__} {_shown(found)}"[:80]
         raise self._error(f"{path} must be {wanted}, not {shown}", self.way_out)
 
+    def _finite(self, value: Any, path: str) -> float:
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            self.refuse(path, "a finite number", value)
+        return number
+
     def _error(self, reason: str, way_out: str) -> FarSkipError:
-        return self.error(f"{self.origin}: {reason}", way_out=self.always or way_out)
+        return self.error(f"{self.origin}: {shortened(reason, 600)}", way_out=self.always or shortened(way_out, 600))
+
+
+def _shown(found: object) -> str:
+    try:
+        return reprlib.repr(found)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "of many digits"
 
 
 def _is_plain(hint: Any, value: object) -> bool:
@@ -145,10 +164,18 @@ def encode(value: Any) -> Any:
     return [encode(inner) for inner in value] if isinstance(value, tuple) else value
 
 
-def read_json(path: Path, what: str, *, way_out: str, error: type[FarSkipError] = ConfigError) -> Any:
-    """The JSON in a file; `error` if it can't be read or is not JSON. `what` it is, for messages."""
+def read_json(
+    path: Path,
+    what: str,
+    *,
+    way_out: str,
+    error: type[FarSkipError] = ConfigError,
+    largest: int = DOCUMENT_BYTES,
+) -> Any:
+    """The JSON in a file; `error` if it can't be read, is not JSON as `reading.parse_json` takes it, or has more than
+    `largest` bytes. `what` it is, for messages."""
     try:
-        return json.loads(path.read_bytes().decode())
+        return parse_json(read_bytes(path, largest).decode())
     except (OSError, ValueError) as reason:
         raise error(f"can't read the {what} {str(path)!r}: {reason}", way_out=way_out) from reason
 

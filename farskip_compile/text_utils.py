@@ -1,12 +1,19 @@
-"""Numbers and names in sentences.
+"""Numbers and names in sentences, and text from outside that is safe to show.
 
-Contract: text only.
+Contract: text only. `printable` is what all names pass through that others chose (kernels, files, models, nodes) before
+they reach a terminal or a page: a control character could end a line, move the cursor or colour what follows, and a
+mark of writing direction could show another text than there is.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_ALWAYS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff"
+"""Control characters, marks of direction, separators of lines, halves of characters; but no tab and no line feed."""
+_IN_A_LINE, _IN_LINES = re.compile(f"[{_ALWAYS}\t\n]"), re.compile(f"[{_ALWAYS}]")
 
 
 def amount(number: int, noun: str) -> str:
@@ -20,3 +27,17 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", *, always
     close = difflib.get_close_matches(name, list(known), n=1)
     hint = f"did you mean {prefix + close[0]!r}?" if close else otherwise
     return " ".join(part for part in (hint, always) if part)
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """`text` with whatever is not to be printed as an escape: `\\x1b` for ESC. `lines`: line feeds and tabs stay."""
+    return (_IN_LINES if lines else _IN_A_LINE).sub(_escape, text)
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """`text` with its middle left out, if it has more than `most` characters."""
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 4 :]}"
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()

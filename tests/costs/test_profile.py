@@ -38,7 +38,7 @@ from farskip_compile.errors import ConfigError, FarSkipError
 FIGURES = ("peak_flops", "efficiency", "memory_bandwidth", "element_rate", "launch_seconds")
 PARTS = (*FIGURES, "ranks_per_node", "intra_node", "inter_node")
 POSITIVE = st.floats(1e-3, 1e18)
-SMALL = st.floats(0, 10.0)
+SMALL = st.just(0.0) | st.floats(1e-12, 10.0)
 FRACTION = st.floats(1e-3, 1.0)
 
 
@@ -115,7 +115,17 @@ def broken(change: str, value: Any) -> dict[str, Any]:
         ("devices", "H100", "devices must be a list of strings"),
         ("name", 3, "name must be a string"),
         ("memory_bandwidth", 0, "memory_bandwidth = 0.0 must be a positive"),
-        ("memory_bandwidth", float("inf"), "memory_bandwidth = inf"),
+        ("memory_bandwidth", float("inf"), "Infinity is not a number"),
+        ("memory_bandwidth", 10**400, "is an integer of 401 digits"),
+        ("memory_bandwidth", 1e308, r"memory_bandwidth = 1e\+308 must be a positive number"),
+        ("memory_bandwidth", 1e-308, "memory_bandwidth = 1e-308 must be a positive number"),
+        ("intra_node.latency.all_reduce", 1e30, r"all_reduce = 1e\+30 must be a positive number"),
+        ("ranks_per_node", 10**30, "ranks_per_node = 1000000000000000000000000000000"),
+        ("curves", {"matmul": {"float32": {"axes": [[1.0]], "values": [1.0]}}}, "has 1 sizes and not 3"),
+        ("curves", {"memory": {"axes": [[1.0]] * 3, "values": [1.0]}}, "has 3 sizes and not 1"),
+        ("curves", {"matmul": {"a" * 99: {"axes": [[1.0]] * 3, "values": [1.0]}}}, "is no type"),
+        ("intra_node.correction", {"some": {"axes": [[1.0]] * 2, "values": [1.0]}}, "is no kind of collective"),
+        ("intra_node.correction", {"all_reduce": {"axes": [[1.0]], "values": [1.0]}}, "has 1 sizes and not 2"),
         ("efficiency.matmul", 1.2, "efficiency.matmul = 1.2 is a fraction"),
         ("inter_node.latency.broadcast", -1e-6, "inter_node.latency.broadcast = -1e-06"),
         ("sources.memory_bandwidth", ..., "memory_bandwidth has no source"),
