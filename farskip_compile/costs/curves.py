@@ -84,7 +84,7 @@ _TYPE = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
 def check_sizes(name: str, curve: Curve, sizes: int) -> None:
-    """A `ConfigError` if `curve`, called `name`, is not by so many sizes: it would be one in the middle of a compile."""
+    """A `ConfigError` if `curve`, called `name`, is not by so many sizes: not only when a compile asks for a rate."""
     if len(curve.axes) != sizes:
         raise ConfigError(
             f"the curve {name} has {len(curve.axes)} sizes and not {sizes}", way_out="one axis for each of its sizes"

@@ -170,14 +170,15 @@ class HardwareProfile:
         covers = {prefix for path in known for prefix in _prefixes(path)}
         for path in self.sources:
             if path not in covers:
-                self._refuse(f"sources names {path!r}, which is not a figure", shortened(f"figures: {', '.join(sorted(known))}", 600))
+                names = shortened(", ".join(sorted(known)), 600)
+                self._refuse(f"sources names {path!r}, which is not a figure", f"figures: {names}")
 
     def _check(self, path: str, value: float) -> None:
         fraction = not {"efficiency", "duplex"}.isdisjoint(path.split("."))
         may_be_zero = path.rsplit(".", 1)[-1] in MAY_BE_ZERO or ".latency." in path
         most = MOST_SECONDS if may_be_zero or path.endswith("_seconds") else MOST
-        if not LEAST <= value <= most and not (value == 0 and may_be_zero):
-            self._refuse(f"{path} = {value} must be a positive number, {LEAST:g} to {most:g}")
+        if not (0 if may_be_zero else LEAST) <= value <= most:
+            self._refuse(f"{path} = {value} must be a positive number, at least {LEAST:g} and at most {most:g}")
         if fraction and value > 1:
             self._refuse(f"{path} = {value} is a fraction: at most 1")
 

@@ -17,7 +17,7 @@ MOST_NESTED = 64
 MOST_DIGITS = 40
 """Of an integer: more than those that stand for "no limit" in configurations (31)."""
 
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # to the end if it has none, so that none is read twice
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # an open one goes to the end: none is read twice
 _BRACKETS = b"[]{}"
 _STEPS = [{91: 1, 123: 1, 93: -1, 125: -1}.get(byte, 0) for byte in range(256)]
 _OTHERS = bytes(byte for byte in range(256) if byte not in _BRACKETS)
