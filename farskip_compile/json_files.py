@@ -89,7 +89,7 @@ class Reader:
         rest = dict(data)
         if (schema := rest.pop("schema", None)) not in readable or isinstance(schema, bool):
             raise self._error(
-                f"schema is {_shown(schema)}, and this version reads {' and '.join(map(str, readable))}",
+                f"schema is {shown(schema)}, and this version reads {' and '.join(map(str, readable))}",
                 "write the file again with this version of farskip-compile",
             )
         return rest
@@ -114,8 +114,8 @@ class Reader:
 
     def refuse(self, path: str, wanted: str, found: object) -> NoReturn:
         """Raise `error` for a value that is not what is wanted."""
-        shown = "null" if found is None else f"{type(found).__name__} {_shown(found)}"[:80]
-        raise self._error(f"{path} must be {wanted}, not {shown}", self.way_out)
+        it = "null" if found is None else f"{type(found).__name__} {shown(found)}"[:80]
+        raise self._error(f"{path} must be {wanted}, not {it}", self.way_out)
 
     def _finite(self, value: Any, path: str) -> float:
         try:
@@ -130,7 +130,8 @@ class Reader:
         return self.error(f"{self.origin}: {shortened(reason, 600)}", way_out=self.always or shortened(way_out, 600))
 
 
-def _shown(found: object) -> str:
+def shown(found: object) -> str:
+    """A value for a message: short, whatever it is."""
     try:
         return reprlib.repr(found)
     except ValueError:  # Python writes no integer of more than 4300 digits

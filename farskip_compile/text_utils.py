@@ -13,7 +13,9 @@ from collections.abc import Iterable
 
 _ALWAYS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff"
 """Control characters, marks of direction, separators of lines, halves of characters; but no tab and no line feed."""
-_IN_A_LINE, _IN_LINES = re.compile(f"[{_ALWAYS}\t\n]"), re.compile(f"[{_ALWAYS}]")
+UNPRINTABLE = re.compile(f"[{_ALWAYS}]")
+"""A character that is not to be printed, in text of several lines."""
+_IN_A_LINE = re.compile(f"[{_ALWAYS}\t\n]")
 
 
 def amount(number: int, noun: str) -> str:
@@ -31,7 +33,7 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", *, always
 
 def printable(text: str, *, lines: bool = False) -> str:
     """`text` with whatever is not to be printed as an escape: `\\x1b` for ESC. `lines`: line feeds and tabs stay."""
-    return (_IN_LINES if lines else _IN_A_LINE).sub(_escape, text)
+    return (UNPRINTABLE if lines else _IN_A_LINE).sub(_escape, text)
 
 
 def shortened(text: str, most: int = 200) -> str:

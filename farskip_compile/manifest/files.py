@@ -5,12 +5,11 @@ Contract: a path is one of three things.
   `config.json`   its key `farskip`; every other character of the file stays as it was
   any other file  the manifest and nothing else
 A write replaces the whole file or nothing (`json_files`). Never: overwrites a file that is not a manifest, or AMD's
-keys.
+keys; reads what is not a regular file, or too large for a manifest (`reading`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from farskip_compile.json_files import write_text
 from farskip_compile.manifest.amd_keys import AMD_KEYS, from_amd_keys, has_amd_keys
 from farskip_compile.manifest.json_text import compact, with_key
 from farskip_compile.manifest.record import Manifest
+from farskip_compile.reading import DOCUMENT_BYTES, parse_json, read_bytes
 
 FILE = "farskip.json"
 """The manifest's name in a checkpoint folder."""
@@ -58,8 +58,9 @@ def save_manifest(manifest: Manifest, path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def load_manifest(path: str | os.PathLike[str]) -> Manifest:
+def load_manifest(path: str | os.PathLike[str], *, largest: int = DOCUMENT_BYTES) -> Manifest:
     """Read a manifest out of a checkpoint folder (`farskip.json`, else `config.json` with our key or AMD's) or a file.
+    A file of more than `largest` bytes is refused.
 
     Raises:
         ManifestError: there is none, or it is damaged; names the file and the key.
@@ -71,7 +72,7 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
             f"there is no manifest in {target}: neither {FILE} nor {CONFIG}",
             way_out="make one: farskip_compile.save_manifest(farskip_compile.describe(model, ...), folder)",
         )
-    return read_manifest(_object(files[0]), str(files[0]))
+    return read_manifest(_object(files[0], largest), str(files[0]))
 
 
 def read_manifest(data: Mapping[str, Any], origin: str) -> Manifest:
@@ -93,10 +94,10 @@ def read_manifest(data: Mapping[str, Any], origin: str) -> Manifest:
     )
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _object(path: Path, largest: int = DOCUMENT_BYTES) -> dict[str, Any]:
     """The JSON object in a file."""
     try:
-        found = json.loads(_text(path))
+        found = parse_json(_text(path, largest))
     except ValueError as error:
         raise ManifestError(f"{path} is not JSON: {error}", way_out="restore the file, or write it anew") from error
     if not isinstance(found, dict):
@@ -104,9 +105,9 @@ def _object(path: Path) -> dict[str, Any]:
     return found
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, largest: int = DOCUMENT_BYTES) -> str:
     try:
-        return path.read_bytes().decode()  # not read_text, which would make other line ends of \r\n
+        return read_bytes(path, largest).decode()  # not read_text, which would make other line ends of \r\n
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path} is not text in UTF-8: {error}", way_out="restore the file") from error
     except OSError as error:
