@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from farskip_compile.cli.model import Connectivity, Model, layer_range, load_model
 from farskip_compile.cli.output import quiet, shown_errors
+from farskip_compile.cli.terminal import Terminal
+from farskip_compile.text_utils import printable
 
 
 def manifest_command(
@@ -43,4 +44,4 @@ def manifest_command(
         return
     with shown_errors():
         written = save_manifest(found, out)
-    Console(highlight=False).print(f"Manifest: {written}", soft_wrap=True)
+    Terminal().print(f"Manifest: {printable(str(written))}", soft_wrap=True)

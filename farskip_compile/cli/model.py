@@ -12,9 +12,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from farskip_compile.cli.output import shown_errors
+from farskip_compile.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from farskip_compile.zoo.model_source import Loaded
@@ -59,5 +59,5 @@ def load_model(model: str) -> Loaded:
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             raised = Refusal(type(error).__name__, f"{model} raised: {error}", f"at {last.filename}:{last.lineno}")
-            Console(stderr=True).print(refusal(raised))
+            Terminal(stderr=True).print(refusal(raised))
             raise typer.Exit(1) from None

@@ -76,11 +76,32 @@ def percent(share: Overlap) -> str:
 
 def short_name(name: str) -> str:
     """A kernel's name without template arguments, parameters and uninformative namespaces."""
-    bare = name
-    while (stripped := re.sub(r"<[^<>]*>|\([^()]*\)", "", bare)) != bare:
-        bare = stripped
-    bare = bare.strip().removeprefix("void ").removeprefix("at::native::").removeprefix("aten::") or name
+    bare = (
+        _without_brackets(name).strip().removeprefix("void ").removeprefix("at::native::").removeprefix("aten::")
+        or name
+    )
     return re.sub(r"^(graph_\d+_)?(cpp|triton_\w+?)_(?=fused_)", "", bare)
+
+
+def _without_brackets(name: str) -> str:
+    """`name` without what stands in pairs of brackets; one without a partner stays. One walk, whatever the depth."""
+    kept: list[str] = []
+    opened: list[int] = []  # places in `kept` of the brackets that are open
+    round_ones = 0
+    for piece in re.findall(r"[<>()]|[^<>()]+", name):
+        if piece == ")" and round_ones:
+            while kept[place := opened.pop()] != "(":  # what is between was no bracket: f(a<b)
+                pass
+            del kept[place:]
+            round_ones -= 1
+        elif piece == ">" and opened and kept[opened[-1]] == "<":
+            del kept[opened.pop() :]
+        else:
+            if piece in "(<":
+                opened.append(len(kept))
+                round_ones += piece == "("
+            kept.append(piece)
+    return "".join(kept)
 
 
 def hiders_text(hiders: Iterable[Hider], most: int) -> str:
