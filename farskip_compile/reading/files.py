@@ -47,7 +47,7 @@ def open_file(path: Path) -> BinaryIO:
         raise
 
 
-def read_bytes(path: Path, largest: int = DOCUMENT_BYTES) -> bytes:
+def read_bytes(path: Path, largest: int = DOCUMENT_BYTES) -> bytes | bytearray:
     """The content of a regular file.
 
     Raises:
@@ -81,9 +81,11 @@ def read_unpacked(path: Path, largest: int) -> bytes | bytearray:
         return content
 
 
-def _plain(file: BinaryIO, path: Path, largest: int) -> bytes:
+def _plain(file: BinaryIO, path: Path, largest: int) -> bytes | bytearray:
     size = os.fstat(file.fileno()).st_size
-    content = file.read(largest + 1) if size <= largest else None
-    if content is None or len(content) > largest:
+    content = bytearray()
+    while size <= largest and len(content) <= largest and (piece := file.read(_PIECE)):  # room is made for each piece
+        content += piece
+    if max(size, len(content)) > largest:
         raise TooLarge(errno.EFBIG, f"Has more than {largest:,} bytes", str(path))
     return content

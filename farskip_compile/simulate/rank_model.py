@@ -89,18 +89,17 @@ def rank_model(scenario: Scenario) -> RankModel:
     return RankModel(_Loss(model) if scenario.trains else model, kwargs, mode, rows, count)
 
 
-def _built(scenario: Scenario, config: Any) -> nn.Module:
+def _built(scenario: Scenario, config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     options = {"dtype": torch.bfloat16, "attn_implementation": register_attention(), "trust_remote_code": False}
     try:
-        model: nn.Module = AutoModelForCausalLM.from_config(config, **options)
+        return AutoModelForCausalLM.from_config(config, **options)
     except Exception as error:  # any: the configuration may be of others, and say anything
         raise ConfigError(
             f"transformers can't build {scenario.architecture.name}: {type(error).__name__}: {error}",
             way_out="a configuration of a causal language model that this transformers knows",
         ) from error
-    return model
 
 
 def _inputs(model: nn.Module, scenario: Scenario) -> dict[str, Any]:
