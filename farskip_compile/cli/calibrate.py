@@ -16,7 +16,6 @@ from typing import Annotated
 import typer
 
 from farskip_compile.cli.output import AsJson, cannot_write, show, shown_errors
-from farskip_compile.cli.terminal import Terminal, plain
 
 QUICK, NORMAL = 10.0, 45.0
 
@@ -42,6 +41,7 @@ def calibrate_command(
 
     from farskip_compile.calibrate.main import measure
     from farskip_compile.calibrate.text import calibration_text
+    from farskip_compile.cli.terminal import Terminal, plain
     from farskip_compile.costs import load_profile
 
     first = os.environ.get("RANK", "0") == "0"

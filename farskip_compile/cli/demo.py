@@ -15,7 +15,6 @@ from typing import Annotated
 import typer
 
 from farskip_compile.cli.output import cannot_write
-from farskip_compile.cli.terminal import Terminal, plain
 
 
 def demo_command(
@@ -23,6 +22,7 @@ def demo_command(
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("out"),
 ) -> None:
     """Rewire MoE models, on two ranks of this machine, and check them against their hand-written FarSkip forms."""
+    from farskip_compile.cli.terminal import Terminal, plain
     from farskip_compile.demo import run_demo
     from farskip_compile.demo.render import case_lines, closing, page
 

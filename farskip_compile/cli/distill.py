@@ -17,8 +17,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from farskip_compile.cli.output import AsJson, quiet, shown_errors
-from farskip_compile.cli.terminal import Terminal
-from farskip_compile.text_utils import printable
 
 EXAMPLE = (
     'model = "checkpoint"; [data] train = ["*.txt"], held_out = ["held_out.txt"], sequence_length = 512, '
@@ -33,10 +31,12 @@ def distill_command(
     """Train a model to compute under FarSkip connectivity what it computes now (self-distillation)."""
     import torch.distributed as dist
 
+    from farskip_compile.cli.terminal import Terminal
     from farskip_compile.distill import self_distill
     from farskip_compile.distill.job import read_job
     from farskip_compile.errors import ConfigError
     from farskip_compile.ranks.leave import leaving
+    from farskip_compile.text_utils import printable
 
     quiet("torch")
     ours = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()

@@ -13,7 +13,6 @@ import typer
 
 from farskip_compile.cli.model import Connectivity, Model, layer_range, load_model
 from farskip_compile.cli.output import AsJson, quiet, show, shown_errors
-from farskip_compile.cli.terminal import Terminal
 
 
 def explain_command(
@@ -30,6 +29,7 @@ def explain_command(
     ] = False,
 ) -> None:
     """Show what the backend finds in a model and what it would change. The model is captured, not run."""
+    from farskip_compile.cli.terminal import Terminal
     from farskip_compile.explain import explain, text
     from farskip_compile.explain.png import draw
     from farskip_compile.prepare import prepare

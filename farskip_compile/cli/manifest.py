@@ -13,8 +13,6 @@ import typer
 
 from farskip_compile.cli.model import Connectivity, Model, layer_range, load_model
 from farskip_compile.cli.output import quiet, shown_errors
-from farskip_compile.cli.terminal import Terminal
-from farskip_compile.text_utils import printable
 
 
 def manifest_command(
@@ -30,9 +28,11 @@ def manifest_command(
     ] = None,
 ) -> None:
     """Write the manifest of a model: connectivity, sub-blocks and parameters, to be checked by the backend."""
+    from farskip_compile.cli.terminal import Terminal
     from farskip_compile.describe import describe
     from farskip_compile.manifest import save_manifest
     from farskip_compile.manifest.json_text import compact
+    from farskip_compile.text_utils import printable
 
     chosen = layer_range(layers)
     quiet("torch")

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from farskip_compile.cli.output import shown_errors
-from farskip_compile.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from farskip_compile.zoo.model_source import Loaded
@@ -46,6 +45,7 @@ def layer_range(text: str | None) -> tuple[int, int] | None:
 
 def load_model(model: str) -> Loaded:
     """The model and its inputs that MODEL names."""
+    from farskip_compile.cli.terminal import Terminal
     from farskip_compile.errors import ConfigError
     from farskip_compile.explain import Refusal
     from farskip_compile.explain.text import refusal

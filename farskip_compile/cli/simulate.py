@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import typer
 
 from farskip_compile.cli.output import AsJson, quiet, show, shown_errors
-from farskip_compile.cli.terminal import Terminal
 
 
 def simulate_command(
@@ -49,6 +48,8 @@ def simulate_command(
     png: Annotated[Path | None, typer.Option(help="Draw the prediction into this file (needs matplotlib).")] = None,
 ) -> None:
     """Predict what FarSkip brings to a model at full size, on hardware that is not here."""
+    from farskip_compile.cli.terminal import Terminal
+
     quiet("torch", "transformers")
     with shown_errors():
         from farskip_compile.simulate.picture import draw_prediction

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import typer
 
 from farskip_compile.cli.output import AsJson, cannot_write, quiet, show, shown_errors
-from farskip_compile.cli.terminal import Terminal, plain
 
 WORKS = ("rewired", "rewired in part", "recognised", "refused")
 """From best to worst; a refusal with a reason is a valid answer, too."""
@@ -41,6 +40,7 @@ def zoo_command(
     if importlib.util.find_spec("transformers") is None:
         raise typer.BadParameter("needs transformers: pip install 'farskip-compile[hf]'")
     _quiet()
+    from farskip_compile.cli.terminal import Terminal, plain
     from farskip_compile.zoo.families import moe_families
     from farskip_compile.zoo.run import Entry, check_family
     from farskip_compile.zoo.table import page as markdown

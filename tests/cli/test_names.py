@@ -85,6 +85,7 @@ def test_what_a_terminal_shows() -> None:
     assert printable("a\tb\n\r", lines=True) == "a\tb\n\\r"
     assert shortened("x" * 500, 100) == "x" * 50 + "..." + "x" * 25
     assert len({len(line) for line in printed(Panel(f"{EVIL}")).splitlines()}) == 1  # the frame stays straight
+    assert "end" in printed(Panel("\x1b" * 40 + "end"), width=60)  # escaped before it is wrapped, so nothing is cut
 
 
 def test_styles_of_this_package_stay() -> None:

@@ -20,7 +20,8 @@ VALID: dict[str, Any] = {
     **load_profile("mi300x").to_json(),
     "curves": {"matmul": {"float32": CURVE}, "memory": {"axes": [[1.0]], "values": [1.0]}},
 }
-VALID["sources"] = {**VALID["sources"], "curves": "a book", "intra_node.correction": "a book"}
+_KEPT = {path: source for path, source in VALID["sources"].items() if not path.startswith("curves")}
+VALID["sources"] = {**_KEPT, "curves": "a book", "intra_node.correction": "a book"}
 VALID["intra_node"] = {
     **VALID["intra_node"],
     "correction": {"all_reduce": {"axes": [[2.0], [1.0, 9.0]], "values": [1.0, 2.0]}},

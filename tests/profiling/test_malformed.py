@@ -233,6 +233,7 @@ def test_names_reach_neither_terminal_nor_page_unescaped(tmp_path: Path, columns
     assert not UNPRINTABLE.search(result.output)
     assert "\\x1b[2J" in "".join(result.stdout.split())
     assert "[/x]" in result.stdout
+    assert result.stdout.count(" 37.0 us ") >= 3  # numbers have their room beside any name
     table = [line for line in result.stdout.splitlines() if str(tmp_path) not in line]
     assert max(map(len, table)) <= columns
     written = page.read_bytes().decode()
