@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farskip_compile import Manifest, ManifestError, describe, load_manifest, save_manifest
+from farskip_compile.manifest import from_amd_keys
 from farskip_compile.manifest.check import check_as_written
 from farskip_compile.manifest.fingerprint import Fingerprint
 from farskip_compile.manifest.graph_parameters import GraphParameters
@@ -73,6 +74,13 @@ def test_any_configuration_is_read_or_refused(tmp_path_factory: pytest.TempPathF
     found = outcome(text(data.draw(mutated(AMD))), folder, "config.json")
     if isinstance(found, Manifest) and found.layers is not None:
         assert found.layers[1] <= 10**9
+
+
+@pytest.mark.parametrize("key", ["farskip_start_idx", "farskip_end_idx"])
+def test_a_layer_that_no_model_has(key: str) -> None:
+    for value in (10**18, 1e308, float("nan"), float("inf"), 10**400):
+        with pytest.raises(ManifestError, match=f"{key}' should be the index of a layer"):
+            from_amd_keys({**AMD, key: value})
 
 
 def listed(patterns: dict[str, list[int]], parameters: int) -> dict[str, Any]:

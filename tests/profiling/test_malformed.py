@@ -59,7 +59,7 @@ def everything(path: Path) -> Any:
         report = overlap(read_trace(path))
     except NoCollectivesError:
         return None
-    json.dumps(report.to_json(), allow_nan=False)
+    assert not UNPRINTABLE.search(json.dumps(report.to_json(), allow_nan=False, ensure_ascii=False))
     page = overlap_page(report)
     assert not UNPRINTABLE.search(page)
     assert "<script" not in page
