@@ -243,6 +243,7 @@ def test_names_reach_neither_terminal_nor_page_unescaped(tmp_path: Path, columns
     assert json.loads(merged.read_text())["farskipRanks"] == [0]
     as_json = run(trace, "--json")
     assert not UNPRINTABLE.search(as_json.stdout)
+    assert not UNPRINTABLE.search(json.dumps(json.loads(as_json.stdout), ensure_ascii=False))  # names are kept so
     assert json.loads(as_json.stdout)["ranks"][0]["communication_ns"] == 37_000
 
 
