@@ -17,9 +17,10 @@ $(VENV)/.installed: pyproject.toml
 	  || { echo "farskip-compile needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --quiet --editable '.[dev]'
+	# compiled when it is imported: most of torch and transformers never is
+	$(PY) -m pip install --quiet --no-compile --editable '.[dev]'
 	# its models are tested, its other half (loggers, datasets: 577 MB) is not needed for that
-	$(PY) -m pip install --quiet --no-deps torchtitan==0.3.0
+	$(PY) -m pip install --quiet --no-compile --no-deps torchtitan==0.3.0
 	touch $@
 
 demo: $(VENV)/.installed

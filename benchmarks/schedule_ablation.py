@@ -2,7 +2,7 @@
 
 Usage: python benchmarks/schedule_ablation.py --programs FILE [--only TEXT ...] [--json docs/schedule_ablation.json]
 
-FILE is read if it exists, else the programs are captured into it, which takes minutes: those of cells of
+FILE is read if it exists, else the programs are captured into it (sealed JSON), which takes minutes: those of cells of
 docs/benchmarks.md, each with the hardware profile that was calibrated for it, as graphs and as kernels; and those of
 models at full width (`farskip_compile.simulate`). `--only` captures those whose name contains a TEXT. Nothing is
 measured: compiled kernels are not built, and costs are those of the machine model. Each program is searched on its own,
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +37,7 @@ from overlap_bench.steps import Step, Variant, make_model
 from torch._inductor.async_compile import AsyncCompile
 
 from farskip_compile.costs import HardwareProfile
+from farskip_compile.json_files import Reader, encode, read_sealed, write_sealed
 from farskip_compile.passes.schedule import graph, kernels, list_scheduler, search
 from farskip_compile.passes.schedule.list_scheduler import slower_network
 from farskip_compile.passes.schedule.program import Program
@@ -64,9 +64,16 @@ class Case:
     name: str
     group: str
     program: Program
-    limits: search.Limits | None
-    baseline_peak: int | None
-    known: tuple[tuple[int, ...], ...]
+    limits: search.Limits | None = None
+    baseline_peak: int | None = None
+    known: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Cases:
+    """A file of them."""
+
+    cases: tuple[Case, ...]
 
 
 class _Stop(BaseException):
@@ -131,6 +138,17 @@ def _capture_cell(cell: dict[str, Any], cases: list[Case]) -> None:
     print(f"captured {cell['cell']}", file=sys.stderr, flush=True)
 
 
+def write_cases(file: Path, cases: Sequence[Case]) -> None:
+    write_sealed(file, encode(Cases(tuple(cases))))
+
+
+def read_cases(file: Path) -> list[Case]:
+    """What `write_cases` wrote; anything else is a `ConfigError`."""
+    way_out = "remove it: the programs are captured again"
+    found = read_sealed(file, "captured programs", way_out=way_out)
+    return list(Reader(str(file), always=way_out).decode(Cases, found).cases)
+
+
 # Search
 
 
@@ -193,8 +211,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results")
     args = parser.parse_args()
     if not args.programs.exists():
-        args.programs.write_bytes(pickle.dumps(capture(args.only)))
-    cases: list[Case] = pickle.loads(args.programs.read_bytes())
+        write_cases(args.programs, capture(args.only))
+    cases = read_cases(args.programs)
     whole = [searched(case) for case in cases]
     rows = []
     for part in PARTS:

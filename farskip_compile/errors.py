@@ -135,7 +135,7 @@ class ParallelismError(FarSkipError):
 
 
 class DistillationError(FarSkipError):
-    """Training can't go on: a loss that is not a number, or batches without a target."""
+    """Training can't go on: a loss that is not a number, batches without a target, or damaged files of the run."""
 
 
 @torch.compiler.assume_constant_result

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from farskip_compile.errors import ConfigError, ManifestError
-from farskip_compile.json_files import Reader, encode, read_json, replacing, write_text
+from farskip_compile.json_files import (
+    SEAL,
+    Reader,
+    encode,
+    read_bytes,
+    read_json,
+    read_sealed,
+    replacing,
+    sealed,
+    unsealed,
+    write_sealed,
+    write_text,
+)
 
 
 @dataclass(frozen=True)
@@ -85,3 +102,123 @@ def test_files_are_replaced_as_a_whole(tmp_path: Path) -> None:
     path.write_bytes(b"{\xff")
     with pytest.raises(ConfigError, match="can't read the list"):
         read_json(path, "list", way_out="")
+
+
+class Kind(StrEnum):
+    ONE = "one"
+
+
+@dataclass(frozen=True)
+class Counted:
+    kind: Kind
+    count: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ValueError("it counts below zero")
+
+
+def test_values_that_a_class_itself_refuses() -> None:
+    assert Reader("f").decode(Counted, encode(Counted(Kind.ONE))).kind is Kind.ONE
+    for change, message in [
+        ({"kind": "two"}, "f: kind must be one of one, not str 'two'"),
+        ({"count": -1}, "f: the whole: it counts below zero"),
+        ({"count": 10**400}, "f: count must be a number"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            Reader("f").decode(Counted, {"kind": "one", **change})
+
+
+SEALED = {"name": "ä", "numbers": [1, 0.1, float("inf")], "inner": {"sha256": "x", "none": None}}
+
+
+def test_a_sealed_object_is_plain_json_and_every_changed_byte_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    write_sealed(path, SEALED)
+    written = path.read_bytes()
+    assert read_sealed(path, "thing", way_out="") == SEALED
+    assert {**SEALED, SEAL: json.loads(written)[SEAL]} == json.loads(written)
+    assert unsealed(sealed({**SEALED, SEAL: "mine"})) == {**SEALED, SEAL: "mine"}
+    text = written[:-1]  # without the end of the line
+    changes = [text[:cut] for cut in range(len(text))]
+    for place, byte in enumerate(text):
+        changes += [
+            text[:place] + bytes([other]) + text[place + 1 :] for other in {byte ^ 1, byte ^ 0x80, 0x20} - {byte}
+        ]
+    for changed in changes:
+        with pytest.raises(ValueError):  # noqa: PT011  (UnicodeDecodeError is one, too)
+            unsealed(changed.decode())
+    path.write_bytes(changes[0])
+    with pytest.raises(ManifestError, match=r"can.t read the thing .*one\.json.*damaged") as caught:
+        read_sealed(path, "thing", way_out="another", error=ManifestError)
+    assert caught.value.way_out == "another"
+
+
+def test_a_seal_of_something_else(tmp_path: Path) -> None:
+    for text in ["[1]", "{}", "3", '{"a": 1}', f'{{"{SEAL}": "x"}}', sealed({"a": 1}) + " ", sealed({"a": 1}) * 2]:
+        with pytest.raises(ValueError, match="damaged"):
+            unsealed(text)
+
+
+def not_a_file(path: Path, kind: str) -> None:
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a folder":
+        path.mkdir()
+    elif kind == "a link to itself":
+        path.symlink_to(path)
+    elif kind == "too large":
+        with path.open("wb") as file:
+            file.truncate(2**36)  # no block of it is on the disk
+    elif kind == "nested":
+        path.write_text("[" * 10**6)
+    elif kind == "a long number":
+        path.write_text("1" * 10**5)
+
+
+KINDS = ["a pipe", "a folder", "a link to itself", "too large", "nested", "a long number", "nothing"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_a_file_of_json_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    not_a_file(tmp_path / "it", kind)
+    tracemalloc.start()
+    for read in (read_json, read_sealed):
+        with pytest.raises(ManifestError, match="can't read the thing"):
+            read(tmp_path / "it", "thing", way_out="", error=ManifestError)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+    if kind not in ("nested", "a long number"):
+        with pytest.raises(OSError, match="it"):
+            read_bytes(tmp_path / "it")
+
+
+def test_size_is_looked_at_before_content(tmp_path: Path) -> None:
+    path = tmp_path / "it"
+    path.write_bytes(b"12345")
+    assert read_bytes(path, 5) == b"12345"
+    with pytest.raises(OSError, match="more than 4 bytes"):
+        read_bytes(path, 4)
+
+
+def test_content_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    names = {"fsync": lambda one: Path(f"/proc/self/fd/{one}").resolve().name, "replace": lambda _, to: Path(to).name}
+
+    def watched(name: str) -> Any:
+        original = getattr(os, name)
+
+        def call(*args: Any) -> Any:
+            seen.append(f"{name} {names[name](*args)}")
+            return original(*args)
+
+        return call
+
+    for name in names:
+        monkeypatch.setattr(os, name, watched(name))
+    write_text(tmp_path / "one", "1")
+    assert [re.sub(r"\.one\.\w+", "temporary", one) for one in seen] == [
+        "fsync temporary",
+        "replace one",
+        f"fsync {tmp_path.name}",
+    ]

@@ -39,6 +39,7 @@ few tokens per parameter, a production model some thousand. `healed-full-longer`
 
 Healing is `farskip_compile.distill.self_distill` with the options that the rows name, the rest as in
 `benchmarks/distill_bench/rows.py`: AdamW, cosine, {heal}.
+What a run leaves on disk, and what is done about damaged files: [faults.md](faults.md#files-of-a-self-distillation).
 """
 
 

@@ -1,7 +1,7 @@
 """Entry point of a rank's process: tie it to its parent, pin it, then become the program or call the function.
 
     python -P launch.py PARENT CORE exec COMMAND...        become COMMAND
-    python -P launch.py PARENT CORE call FILE              call what `ranks.py` pickled into FILE
+    python -P launch.py PARENT CORE call                   call what `ranks.py` pickled into standard input
 
 Contract: the process is killed as soon as its parent dies, however that happens. A called function's complete result is
 written as JSON to the file named by FARSKIP_RESULT. If the function raises, the process ends with status 1 right after
@@ -31,10 +31,10 @@ def tie_to(parent: int) -> None:
         os._exit(1)
 
 
-def call(file: str) -> None:
-    """Call the pickled function and leave its result."""
+def call() -> None:
+    """Call the function that the parent sent through the pipe, which nobody else can write to; leave its result."""
     try:
-        path, module, name, arguments = pickle.loads(Path(file).read_bytes())
+        path, module, name, arguments = pickle.load(sys.stdin.buffer)
         sys.path[:] = path
         function = getattr(importlib.import_module(module), name)
         result = json.dumps(function(*pickle.loads(arguments)))
@@ -56,7 +56,7 @@ def main() -> None:
         os.sched_setaffinity(0, {int(core)})
     if how == "exec":
         os.execvp(rest[0], rest)
-    call(rest[0])
+    call()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ Contract: `run_ranks` returns only when no process that it started is left, afte
 timeout or an exception in this process. The first rank that fails ends the others; the error has the last lines of each
 rank that failed by itself.
 
-    1. Start each rank in its own session, through `launch.py`, which ties it to this process and pins it.
+    1. Start each rank in its own session, through `launch.py`, which ties it to this process and pins it. A call goes
+       through a pipe to it, pickled: a file could be another's.
     2. One thread per rank reads its lines, another waits for its end. The main thread sleeps until one ends.
     3. On a failure: wait a moment for others that fail for the same reason, then kill every session.
 """
@@ -85,14 +86,14 @@ def run_ranks(
 
     Raises as `Network.run`, and `HarnessError` if other processes can't import `target`.
     """
-    commands = [_command(target, arguments(rank), folder / f"{rank}.call", *place) for rank, place in enumerate(places)]
+    commands = [_command(target, arguments(rank), *place) for rank, place in enumerate(places)]
     ended: queue.SimpleQueue[_Rank] = queue.SimpleQueue()
     ranks: list[_Rank] = []
     deadline = time.monotonic() + timeout
     try:
-        for rank, command in enumerate(commands):
+        for rank, (command, sent) in enumerate(commands):
             variables = {**environment, "RANK": str(rank), "FARSKIP_RESULT": str(folder / f"{rank}.json")}
-            ranks.append(_Rank(rank, command, variables, log, ended))
+            ranks.append(_Rank(rank, command, sent, variables, log, ended))
         failures = _follow(ranks, ended, deadline, timeout)
     finally:
         for started in ranks:
@@ -110,6 +111,7 @@ class _Rank:
         self,
         rank: int,
         command: Sequence[str],
+        sent: bytes,
         env: Mapping[str, str],
         log: Log | None,
         ended: queue.SimpleQueue[_Rank],
@@ -119,7 +121,7 @@ class _Rank:
         self._process = subprocess.Popen(
             command,
             env=env,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if sent else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -132,6 +134,13 @@ class _Rank:
         self._waiter = threading.Thread(target=self._wait, daemon=True)
         self._reader.start()
         self._waiter.start()
+        if sent:
+            threading.Thread(target=self._send, args=(sent,), daemon=True).start()
+
+    def _send(self, sent: bytes) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:  # it may have ended before it read
+            pipe.buffer.write(sent)
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -195,21 +204,20 @@ def _follow(
 
 
 def _command(
-    target: Target, arguments: Sequence[Any], file: Path, prefix: tuple[str, ...], core: int | None
-) -> list[str]:
-    """`launch.py` with a command, or a file with the call in it."""
+    target: Target, arguments: Sequence[Any], prefix: tuple[str, ...], core: int | None
+) -> tuple[list[str], bytes]:
+    """`launch.py` with a command, or with what to send it: the call."""
     launcher = (sys.executable, "-P", str(Path(__file__).with_name("launch.py")))
     start = [*prefix, *launcher, str(os.getpid()), "-" if core is None else str(core)]
     if not callable(target):
-        return [*start, "exec", *target, *map(str, arguments)]
+        return [*start, "exec", *target, *map(str, arguments)], b""
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", "")
     if module in (None, "__main__") or "." in name or getattr(sys.modules.get(module), name, None) is not target:
         raise HarnessError(
             f"ranks can't import {target!r}",
             way_out="pass a function at the top level of a module other than the script that is being run",
         )
-    file.write_bytes(pickle.dumps((sys.path, module, name, pickle.dumps(tuple(arguments)))))
-    return [*start, "call", str(file)]
+    return [*start, "call"], pickle.dumps((sys.path, module, name, pickle.dumps(tuple(arguments))))
 
 
 def _value(rank: _Rank, file: Path, owed: bool) -> Any:

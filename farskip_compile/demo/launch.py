@@ -1,27 +1,29 @@
 """Start the demo's ranks on this machine through torchrun's launcher, and follow what they do.
 
 Contract: `run_on_ranks` calls `done` with each case as soon as all ranks have finished it. If a rank fails, the cases
-that are not finished get the reason. What the ranks print is kept off the terminal.
+that are not finished get the reason. What the ranks print is kept off the terminal. Results come through pipes that
+only this process and its ranks have: they are pickled, and nobody else can put a pickle there.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import pickle
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from farskip_compile.demo.overlap import OverlapCase, RankOverlap, compared
-from farskip_compile.demo.ranks import PROGRESS, RankCase, rank_main, result_file
+from farskip_compile.demo.ranks import RankCase, rank_main
 from farskip_compile.demo.results import Case, Comparison, over_ranks
 
 Tell = Callable[[str], None]
@@ -44,11 +46,11 @@ def run_on_ranks(cases: Sequence[RankCase | OverlapCase], ranks: int, tell: Tell
             monitor_interval=0.1,
             logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=Std.ALL),
         )
-        follower = _Follower(Path(folder), len(cases), ranks, tell, done)
+        follower = Follower(ranks, tell, done)
         problem = "the ranks ended without a result"
         try:
             with _environment(), follower.following():
-                elastic_launch(config, rank_main)(list(cases), folder)
+                elastic_launch(config, rank_main)(list(cases), folder, follower.writers)
         except ChildFailedError as error:
             problem = _message(error)
         for case in cases[follower.finished :]:
@@ -56,46 +58,53 @@ def run_on_ranks(cases: Sequence[RankCase | OverlapCase], ranks: int, tell: Tell
             done(kind(case.title, case.about, ranks, problem))
 
 
-class _Follower:
-    """Reads what the ranks leave in the folder, while the launcher blocks the main thread (it wants its signals)."""
+class Follower:
+    """Reads what the ranks send, while the launcher blocks the main thread (it wants its signals)."""
 
-    def __init__(self, folder: Path, cases: int, ranks: int, tell: Tell, done: Done) -> None:
-        self.folder, self.cases, self.ranks, self.tell, self.done = folder, cases, ranks, tell, done
+    def __init__(self, ranks: int, tell: Tell, done: Done) -> None:
+        self.tell, self.done = tell, done
         self.finished = 0
-        self._lines = 0
+        pairs = [get_context("spawn").Pipe(duplex=False) for _ in range(ranks)]
+        self.readers, self.writers = [reader for reader, _ in pairs], [writer for _, writer in pairs]
+        self._results: list[list[Case | RankOverlap]] = [[] for _ in pairs]
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """Look at the folder repeatedly during the block, and once after it."""
-        over = threading.Event()
-
-        def loop() -> None:
-            while not over.wait(0.2):
-                self.look()
-
-        thread = threading.Thread(target=loop, daemon=True)
+        """Read until the block is over and all ranks are gone."""
+        thread = threading.Thread(target=self._loop, daemon=True)
         thread.start()
         try:
             yield
         finally:
-            over.set()
+            for writer in self.writers:
+                writer.close()  # the last one: now every pipe has an end
             thread.join()
-            self.look()
 
-    def look(self) -> None:
-        """Pass on what is new."""
-        while self.finished < self.cases:
-            files = [result_file(self.folder, self.finished, rank) for rank in range(self.ranks)]
-            if not all(file.exists() for file in files):
-                break
+    def _loop(self) -> None:
+        left = dict(zip(self.readers, self._results, strict=True))
+        try:
+            while left:
+                for reader in wait(list(left)):
+                    assert isinstance(reader, Connection)
+                    try:
+                        found = reader.recv()
+                    except (EOFError, OSError):  # in the middle of a message, too
+                        del left[reader]
+                    else:
+                        self._receive(found, left[reader])
+        finally:
+            for reader in self.readers:
+                reader.close()  # a rank that writes to it ends, and does not wait
+
+    def _receive(self, found: str | Case | RankOverlap, results: list[Case | RankOverlap]) -> None:
+        if isinstance(found, str):
+            self.tell(found)
+            return
+        results.append(found)
+        if all(len(one) > self.finished for one in self._results):
+            seen: list[Any] = [one[self.finished] for one in self._results]
             self.finished += 1
-            seen = [pickle.loads(file.read_bytes()) for file in files]
             self.done(compared(seen) if isinstance(seen[0], RankOverlap) else over_ranks(seen))
-        progress = self.folder / PROGRESS
-        lines = progress.read_text().splitlines() if progress.exists() else []
-        if len(lines) > self._lines:
-            self._lines = len(lines)
-            self.tell(lines[-1])
 
 
 @contextmanager

@@ -1,20 +1,19 @@
 """What each rank of the demo runs: MoE models with their experts spread over the ranks, compiled and compared with
 their hand-written FarSkip forms: the same weights, the same tokens.
 
-Contract: `rank_main` is started by torchrun's launcher on every rank; it joins a gloo group, runs the given cases,
-and leaves each finished one in a folder, as this rank saw it. All ranks must be given the same cases. Rank 0
-writes a line into the progress file before each step.
+Contract: `rank_main` is started by torchrun's launcher on every rank; it joins a gloo group, runs the given cases, and
+sends each finished one, as this rank saw it, into its pipe to the process that started it. All ranks must be given the
+same cases. Rank 0 sends a line of text before each step.
 """
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
+from multiprocessing.connection import Connection
 from typing import Any, Literal
 
 import torch
@@ -22,16 +21,14 @@ import torch.distributed as dist
 from torch import nn
 
 from farskip_compile.backend import backend
-from farskip_compile.demo.overlap import OverlapCase, RankOverlap, run_overlap
+from farskip_compile.demo.overlap import OverlapCase, run_overlap
 from farskip_compile.demo.results import Case, Check
-from farskip_compile.json_files import replacing
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
 from farskip_compile.models.config import LayerKind
 from farskip_compile.ranks.leave import leaving
 from farskip_compile.report.compile import CompileReport
 
 TIMEOUT = timedelta(minutes=5)
-PROGRESS = "progress"
 Gradients = dict[str, torch.Tensor]
 PREFILL, TRAINING = "prefill", "training step"
 
@@ -92,32 +89,30 @@ def run_case(case: RankCase, group: dist.ProcessGroup, tell: Callable[[str], Non
     return Case(case.title, case.about, ranks=group.size(), report=report, checks=tuple(checks))
 
 
-def rank_main(cases: Sequence[RankCase | OverlapCase], folder: str) -> None:
-    """Entry point of a rank: runs `cases` in this order, and writes results and progress to `folder`."""
+def rank_main(cases: Sequence[RankCase | OverlapCase], folder: str, pipes: Sequence[Connection]) -> None:
+    """Entry point of a rank: runs `cases` in this order; sends text and results into its one of `pipes`.
+
+    Args:
+        cases: the same on all ranks.
+        folder: for traces.
+        pipes: one for each rank.
+    """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=TIMEOUT)
     world = dist.group.WORLD
     assert world is not None
+    pipe = pipes[world.rank()]
+
+    def tell(case: RankCase | OverlapCase, phase: str) -> None:
+        if world.rank() == 0:
+            pipe.send(f"{case.title}: {phase}")
+
     with leaving():
-        for index, case in enumerate(cases):
-            tell = partial(_tell, case.title, Path(folder) / PROGRESS)
+        for case in cases:
             if isinstance(case, OverlapCase):
-                result: Case | RankOverlap = run_overlap(case, world, folder, tell)
+                pipe.send(run_overlap(case, world, folder, partial(tell, case)))
             else:
-                result = run_case(case, world, tell)
-            with replacing(result_file(folder, index, world.rank())) as part:  # whoever sees the file sees all of it
-                part.write_bytes(pickle.dumps(result))
-
-
-def result_file(folder: str | Path, index: int, rank: int) -> Path:
-    """Where `rank` leaves case number `index`."""
-    return Path(folder) / f"case{index}.rank{rank}"
-
-
-def _tell(title: str, progress: Path, phase: str) -> None:
-    if dist.get_rank() == 0:
-        with progress.open("a") as file:
-            file.write(f"{title}: {phase}\n")
+                pipe.send(run_case(case, world, partial(tell, case)))
 
 
 def check(

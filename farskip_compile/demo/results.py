@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from farskip_compile.json_files import replacing
 from farskip_compile.profiling import OverlapReport
 from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.report.schedule import ScheduleReport
@@ -179,7 +180,8 @@ class Comparison(Part):
         """
         paths = [folder / variant.trace_name for variant in self.variants]
         for path, variant in zip(paths, self.variants, strict=True):
-            path.write_bytes(variant.trace)
+            with replacing(path) as temporary:
+                temporary.write_bytes(variant.trace)
         return paths
 
 

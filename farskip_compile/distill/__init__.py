@@ -2,11 +2,14 @@
 
     config        the options
     batches       what a batch is, a stream of them with a position, how a model is called with one
-    teacher       what the original says: frozen copies, or its largest logits on disk; forward KL, next-token loss
+    teacher       what the original says: frozen copies; `teacher_cache`: its largest logits on disk
+    losses        forward KL, next-token loss
+    identity      which model it is
     ranks         several ranks: data parallelism, parameters that are spread
     run           one step, with its optimizer
     evaluate      held-out batches; the best weights
-    records       JSON lines, progress bar, TensorBoard; the state of a run; the healed model with its manifest
+    snapshot      the tensors of a run that change; `states`: on disk; `tensor_files`: how
+    records       JSON lines, progress bar, TensorBoard; `checkpoints`: the healed model with its manifest
     main          `self_distill`
     job           all of it from a file, for `farskip distill`; text files as batches
 

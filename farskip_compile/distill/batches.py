@@ -92,7 +92,8 @@ class Feed:
             self.position.epoch = position.epoch
             self._begin()
             for _ in range(position.taken):
-                self._next_or_none()
+                if self._next_or_none() is None:
+                    break
 
     def __next__(self) -> Batch:
         """The next batch.

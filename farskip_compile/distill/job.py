@@ -43,6 +43,7 @@ from farskip_compile.errors import ConfigError
 from farskip_compile.json_files import Reader
 from farskip_compile.manifest import load_manifest
 from farskip_compile.prepare import prepare
+from farskip_compile.reading import read_bytes
 from farskip_compile.zoo.model_source import load
 
 
@@ -150,8 +151,8 @@ def read_job(path: Path) -> Job:
         ConfigError: it can't be read, or asks for something that is not there.
     """
     try:
-        found = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        found = tomllib.loads(read_bytes(path).decode())
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"can't read {path}: {error}", way_out="a TOML file") from error
     if isinstance(data := found.get("data"), dict):  # one pattern may stand for a list of them
         data.update({key: [data[key]] for key in ("train", "held_out") if isinstance(data.get(key), str)})

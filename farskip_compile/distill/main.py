@@ -9,7 +9,8 @@ Steps:
 1. Capture the model as the student will be compiled: a refusal ends the run before anything is computed.
 2. Teacher: frozen copies of the parameters, or the original's logits on disk.
 3. For each step: `accumulate` batches on each rank; loss = sum over targets / targets of all ranks; AdamW.
-4. Each `evaluate_every` steps: held-out KL, the best weights, early stopping. Each `save_every` steps: a state.
+4. Each `evaluate_every` steps: held-out KL, the best weights, early stopping. Each `save_every` steps: a state; the
+   last two are kept.
 5. Restore the best weights, write the checkpoint.
 """
 
@@ -26,7 +27,7 @@ from torch import nn
 
 from farskip_compile.describe import describe
 from farskip_compile.distill.batches import arguments, as_batch
-from farskip_compile.distill.checkpoints import newest_state, save_checkpoint
+from farskip_compile.distill.checkpoints import save_checkpoint
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.distill.evaluate import HeldOut
 from farskip_compile.distill.ranks import Ranks, Sharded
@@ -96,7 +97,8 @@ def self_distill(
 
     Raises:
         ConfigError: wrong options, data or model; or `output` holds the state of another run.
-        DistillationError: the loss is no longer finite.
+        DistillationError: the loss is no longer finite; or no state in `output` is whole, or a file of its cached
+            teacher is not.
         FarSkipError: the model can't be rewired as asked.
     """
     if config is not None and options:
@@ -120,15 +122,13 @@ def _take_steps(run: Run, manifest: Manifest) -> Distilled:
         manifest = dataclasses.replace(manifest, fingerprint=None)
     before = run.evaluate()
     history = [(0, before)]
-    kept = newest_state(config.output) if config.output is not None and config.resume else None
-    if kept is not None:
-        run.restore(kept)
-    else:
+    resumed = config.output is not None and config.resume and run.resume()
+    if not resumed:
         run.best.record(0, _score(before))
     stopped = run.best.exhausted
     records = Records(config, run.taken, first=ranks.rank == 0)
     try:
-        if kept is None:
+        if not resumed:
             records.write(0, **before.to_json())
         while run.taken < config.steps and not stopped:
             step = run.step()

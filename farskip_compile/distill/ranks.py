@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from farskip_compile._compat.distributed import leave_to_owner, world_group
 from farskip_compile._compat.modules import plain_name
+from farskip_compile.distill.identity import bytes_of
 from farskip_compile.errors import ConfigError
 
 Sharded = Callable[[str, nn.Parameter], bool]
@@ -116,9 +117,8 @@ def _detected(model: nn.Module) -> list[str]:
 
 def _identity(value: torch.Tensor) -> tuple[list[int], str, bool]:
     """(shape, hash of the bytes, whether all numbers are the same one)."""
-    bytes = value.cpu().contiguous().view(torch.uint8).numpy().tobytes()
     is_one_number = value.numel() > 0 and bool((value == value.flatten()[0]).all())
-    return list(value.shape), hashlib.blake2b(bytes, digest_size=16).hexdigest(), is_one_number
+    return list(value.shape), hashlib.blake2b(bytes_of(value), digest_size=16).hexdigest(), is_one_number
 
 
 def _norm(grads: list[torch.Tensor]) -> float:

@@ -1,13 +1,12 @@
 """What a run reports while it goes on: JSON lines, a progress bar, TensorBoard.
 
 In:    a dictionary of numbers for each reported step.
-Out:   `metrics.jsonl` (one JSON object a line, flushed); on a terminal a bar; if asked, TensorBoard's files.
+Out:   `metrics.jsonl` (one sealed JSON object a line, flushed); on a terminal a bar; if asked, TensorBoard's files.
 Never: reports on another rank than the first; leaves lines of steps that a resumed run takes again.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from farskip_compile.distill.config import DistillConfig
-from farskip_compile.errors import ConfigError
-from farskip_compile.json_files import write_text
+from farskip_compile.errors import ConfigError, DistillationError
+from farskip_compile.json_files import sealed, unsealed, write_text
+from farskip_compile.reading import read_bytes
 
 FILE = "metrics.jsonl"
+LARGEST = 2**28
+"""Bytes of metrics that are read back: those of about a million steps."""
 
 
 class Records:
@@ -34,7 +36,7 @@ class Records:
         if config.output is not None:
             config.output.mkdir(parents=True, exist_ok=True)
             path = config.output / FILE
-            kept = [line for line in _lines(path) if step and json.loads(line)["step"] <= step]
+            kept = _lines(path, step) if step else []
             write_text(path, "".join(f"{line}\n" for line in kept))
             self.file = path.open("a")
             if config.tensorboard:
@@ -54,7 +56,7 @@ class Records:
     def write(self, step: int, **numbers: float | int | None) -> None:
         """Numbers of one step; `step` counts from 1."""
         if self.file is not None:
-            self.file.write(json.dumps({"step": step, **numbers}) + "\n")
+            self.file.write(sealed({"step": step, **numbers}) + "\n")
             self.file.flush()
         if self.board is not None:
             for name, value in numbers.items():
@@ -76,7 +78,20 @@ class Records:
             self.bar.stop()
 
 
-def _lines(path: Path) -> list[str]:
-    """Whole lines; the last one may have been cut off when a run was killed."""
-    text = path.read_text() if path.exists() else ""
-    return text[: text.rfind("\n") + 1].splitlines()
+def _lines(path: Path, last: int) -> list[str]:
+    """Whole lines up to step `last`; what is behind them may have been cut off when a run was killed.
+
+    Raises:
+        DistillationError: a line is damaged.
+    """
+    way_out = f"move {path} away: the run continues without its earlier lines"
+    kept: list[str] = []
+    try:
+        text = read_bytes(path, LARGEST).decode() if path.exists() else ""
+        for line in text[: text.rfind("\n") + 1].splitlines():
+            if unsealed(line)["step"] > last:
+                break
+            kept.append(line)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DistillationError(f"can't read line {len(kept) + 1} of {path}: {error}", way_out=way_out) from error
+    return kept

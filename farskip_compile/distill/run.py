@@ -1,7 +1,7 @@
 """A run: the student, its teacher and its optimizer, taken from step to step.
 
 In:    a model that can be rewired as asked, data, and a configuration.
-Out:   `Run`: `step` takes one optimizer step on all ranks; `save` and `restore` keep everything that changes. AdamW,
+Out:   `Run`: `step` takes one optimizer step on all ranks; `save` and `resume` keep everything that changes. AdamW,
        with a linear warm-up and then a cosine (paper section 3.1).
 Never: a step whose gradients are not finite.
 """
@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,17 +22,16 @@ from torch import nn
 from farskip_compile._compat.distributed import whole_graphs_under_ddp
 from farskip_compile.backend import backend
 from farskip_compile.distill.batches import Batch, Feed, Position, as_batch, caller
-from farskip_compile.distill.checkpoints import load_state, save_state
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.distill.evaluate import Best, Evaluation, HeldOut
+from farskip_compile.distill.identity import checksum
 from farskip_compile.distill.losses import forward_kl, next_token_loss
 from farskip_compile.distill.ranks import Ranks, Sharded
-from farskip_compile.distill.teacher import (
-    CachedTeacher,
-    FrozenTeacher,
-    Teacher,
-    checksum,
-)
+from farskip_compile.distill.snapshot import EPOCH, Snapshot
+from farskip_compile.distill.states import Progress, read_newest, write_state
+from farskip_compile.distill.teacher import FrozenTeacher, Teacher
+from farskip_compile.distill.teacher_cache import CachedTeacher
+from farskip_compile.distill.tensor_files import library
 from farskip_compile.errors import ConfigError, DistillationError
 
 FUSED = ("cpu", "cuda", "xpu")
@@ -47,9 +47,7 @@ def learning_rate_at(step: int, config: DistillConfig) -> float:
     return config.final_learning_rate + (1.0 - config.final_learning_rate) * cosine
 
 
-def make_optimizer(
-    model: nn.Module, config: DistillConfig
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+def make_optimizer(model: nn.Module, config: DistillConfig) -> torch.optim.Optimizer:
     """AdamW over all parameters that require a gradient; matrices decay, vectors do not.
 
     Raises:
@@ -65,10 +63,8 @@ def make_optimizer(
     # one kernel for a whole group: without it the update holds temporaries as large as the parameters. It does not
     # accept DTensors together with other tensors
     fused = all(type(value) is nn.Parameter and value.device.type in FUSED for value in trained)
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]], config.learning_rate, config.betas, fused=fused
-    )
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_at(step, config))
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, config.learning_rate, config.betas, fused=fused)
 
 
 @dataclass(frozen=True)
@@ -99,10 +95,13 @@ class Run:
         self.ranks = Ranks(model, sharded)
         self.device = self.ranks.device
         self.taken, self.tokens = 0, 0
-        self.about = {"configuration": config.digest(), "number of ranks": self.ranks.size, "model": checksum(model)}
+        self.about: dict[str, Any] = {"configuration": config.digest(), "number of ranks": self.ranks.size}
+        if config.output is not None or config.teacher == "cache":
+            library()  # a lack of it is an error now, and not at the first state
+            self.about["model"] = checksum(model)
         compiled: Any = torch.compile(model, backend=backend(config.backend_config()), fullgraph=True)
         self.wrapped = self.ranks.wrap(compiled)
-        self.optimizer, self.scheduler = make_optimizer(model, config)
+        self.optimizer = make_optimizer(model, config)
         self.best = Best(model, config.patience, config.least_improvement)
         torch.manual_seed(config.seed + self.ranks.rank)
         batches = [as_batch(one, self.device) for one in held_out]
@@ -110,6 +109,8 @@ class Run:
         with self._autocast():
             self.evaluation = Evaluation(batches, self.teacher, self.ranks)
         self.feed = Feed(data, self.device)
+        self._snapshot = Snapshot(model, self.optimizer, self.best, self.ranks)
+        self._last_state: Path | None = None
         self._is_checked = False
 
     def step(self) -> Step:
@@ -142,10 +143,11 @@ class Run:
                 f"step {self.taken + 1}: the loss is {loss}, the norm of its gradients {norm}",
                 way_out="a smaller learning rate, a longer warm-up, or a lower clip",
             )
-        rate = float(self.scheduler.get_last_lr()[0])
+        rate = self.config.learning_rate * learning_rate_at(self.taken, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.scheduler.step()
         self.taken, self.tokens = self.taken + 1, self.tokens + int(tokens)
         if isinstance(self.teacher, FrozenTeacher) and original is not None:
             self._is_checked = True
@@ -159,50 +161,43 @@ class Run:
             return self.evaluation(caller(self.wrapped, self.model), self.model)
 
     def save(self) -> None:
-        """Write a state, on all ranks."""
+        """Write a state, on all ranks; it and the one before it are kept."""
         assert self.config.output is not None
-        state, best = self.optimizer.state, self.best.weights
-        tensors = {
-            name: {"value": value.detach(), "optimizer": state.get(value, {}), "best": best.get(name)}
-            for name, value in (*self.model.named_parameters(), *self.model.named_buffers())
-        }
-        own = {
-            "about": self.about,
-            "taken": self.taken,
-            "tokens": self.tokens,
-            "scheduler": self.scheduler.state_dict(),
-            "best": self.best.state(),
-            "position": vars(self.feed.position),
-            "generator": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
-        save_state(self.config.output, self.taken, tensors, own, self.ranks)
+        position, best = self.feed.position, self.best
+        progress = Progress(
+            taken=self.taken,
+            tokens=self.tokens,
+            epoch=position.epoch,
+            batches=position.taken,
+            best_step=best.step,
+            waited=best.waited,
+            best_score=best.score if math.isfinite(best.score) else None,
+        )
+        tensors = self._snapshot.take(position)
+        self._last_state = write_state(
+            self.config.output, (self.about, progress), tensors, self.ranks, self._last_state
+        )
 
-    @torch.no_grad()
-    def restore(self, path: Any) -> None:
-        """Continue from a state that `save` wrote.
+    def resume(self) -> bool:
+        """Continue from the last whole state that `save` wrote; False: there is none at all.
 
         Raises:
             ConfigError: it is of another run.
+            DistillationError: there are states, and all are damaged.
         """
-        tensors, own = load_state(path, self.ranks, self.about)
-        for name, value in (*self.model.named_parameters(), *self.model.named_buffers()):
-            value.copy_(tensors[name]["value"])
-        names = {value: name for name, value in self.model.named_parameters()}
-        trained = [value for group in self.optimizer.param_groups for value in group["params"]]
-        states = {place: tensors[names[value]]["optimizer"] for place, value in enumerate(trained)}
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": {k: v for k, v in states.items() if v}, "param_groups": groups})
-        self.taken, self.tokens = own["taken"], own["tokens"]
-        self.scheduler.load_state_dict(own["scheduler"])
-        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate
-        best = {name: kept["best"] for name, kept in tensors.items() if kept["best"] is not None}
-        self.best.load(own["best"], best)
-        self.feed = Feed(self.data, self.device, Position(**own["position"]))
-        torch.set_rng_state(own["generator"])
-        if own["cuda"]:
-            torch.cuda.set_rng_state_all(own["cuda"])
+        assert self.config.output is not None
+        found = read_newest(self.config.output, self.ranks, self.about, self._snapshot.check)
+        if found is None:
+            return False
+        self._last_state, state = found
+        self._snapshot.put_back(state)
+        done = state.progress
+        self.taken, self.tokens = done.taken, done.tokens
+        began = state.tensors.get(EPOCH)
+        position = Position(done.epoch, done.batches, began.clone() if began is not None else None)
+        self.feed = Feed(self.data, self.device, position)
+        self._snapshot.put_back_generators(state)
+        return True
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         with self._autocast():

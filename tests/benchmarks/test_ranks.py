@@ -142,3 +142,10 @@ def test_ranks_die_with_the_process_that_started_them(tmp_path):
         for pid in pids(tmp_path):  # without namespaces nobody knows what the ranks had started
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def test_a_call_may_be_larger_than_a_pipe_and_leaves_no_file(network):
+    for result in network.run(rank_functions.what_it_was_given, lambda rank: ("x" * 10**6,)):
+        length, rest, names = result.value
+        assert (length, rest) == (10**6, "")
+        assert {Path(name).suffix for name in names} <= {".json"}

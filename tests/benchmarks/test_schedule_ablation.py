@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from overlap_bench.page import ablation
-from schedule_ablation import PARTS, Case, row, searched
+from schedule_ablation import PARTS, Case, read_cases, row, searched, write_cases
 
+from farskip_compile.errors import ConfigError
 from farskip_compile.passes.schedule import list_scheduler, search
 from tests.passes.schedule.test_search import far_skip_layers, scarce_memory
 
@@ -26,6 +30,22 @@ def test_a_part_is_left_out_of_one_search_alone() -> None:
     assert max(worst for worst, _ in found.values()) > 0
     assert (search.make_order, search.HEURISTICS, list_scheduler.CANDIDATES) == before
     assert searched(scarce)["time"] == whole["time"]
+
+
+def test_captured_programs_are_kept_as_they_are(tmp_path: Path) -> None:
+    file, cases = (
+        tmp_path / "programs",
+        [case(), case("graphs", scarce=True), replace(case(), limits=None, known=((1,),))],
+    )
+    write_cases(file, cases)
+    assert read_cases(file) == cases
+    assert searched(read_cases(file)[1])["time"] == searched(cases[1])["time"]
+    file.write_bytes(file.read_bytes().replace(b"cell", b"bell", 1))
+    with pytest.raises(ConfigError, match="damaged"):
+        read_cases(file)
+    file.write_bytes(pickle.dumps(cases))
+    with pytest.raises(ConfigError, match="can't read the captured programs"):
+        read_cases(file)
 
 
 def test_the_section_has_a_row_for_each_part(tmp_path: Path) -> None:

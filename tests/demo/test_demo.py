@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 from dataclasses import replace
 
 import pytest
@@ -10,11 +12,11 @@ import torch
 import torch.distributed as dist
 
 from farskip_compile.demo import transformers_case
-from farskip_compile.demo.launch import run_on_ranks
+from farskip_compile.demo.launch import Follower, run_on_ranks
 from farskip_compile.demo.overlap import OVERLAP, VARIANTS, compared, run_overlap
 from farskip_compile.demo.ranks import DROPLESS, PADDED, PREFILL, TRAINING, check, run_case
 from farskip_compile.demo.render import page
-from farskip_compile.demo.results import Comparison, Demo, over_ranks
+from farskip_compile.demo.results import Case, Comparison, Demo, over_ranks
 from farskip_compile.models import FarSkipForm, build
 from tests.distributed.ranks import run_ranks
 
@@ -49,6 +51,24 @@ def test_a_failing_rank_costs_only_the_cases_behind_it():
     assert not done[1].passed
     assert "failed: ConfigError: layers must name" in done[1].problem
     assert steps[0] == "starting 2 ranks"
+
+
+def send_half(pipes):
+    """A process that sends a text and a result, and dies in the middle of the next."""
+    pipes[0].send("first: prefill")
+    pipes[0].send(Case("first", ""))
+    os.write(pipes[0].fileno(), b"\0\0\0\x10half")
+    os._exit(1)
+
+
+def test_a_rank_that_dies_while_it_sends_does_not_keep_the_reader():
+    steps, done = [], []
+    follower = Follower(1, steps.append, done.append)
+    with follower.following():
+        process = multiprocessing.get_context("spawn").Process(target=send_half, args=(follower.writers,))
+        process.start()
+        process.join()
+    assert (steps, [case.title for case in done], follower.finished) == (["first: prefill"], ["first"], 1)
 
 
 def test_a_wrong_form_fails_the_check():

@@ -23,6 +23,7 @@ from farskip_compile.cli import app
 from farskip_compile.distill import text_batches
 from farskip_compile.distill.job import read_job
 from farskip_compile.models.transformers_form import TransformersFarSkipForm, tiny_deepseek_v3
+from tests.test_json_files import not_a_file
 
 pytestmark = pytest.mark.xdist_group("jobs")  # one worker, so that `folder` is made once
 
@@ -170,3 +171,12 @@ def test_what_a_file_can_get_wrong(folder, old, new, words):
     assert done.exit_code == 2
     assert words in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a folder", "too large", "nested", "nothing"])
+def test_what_is_no_file_of_a_job(tmp_path, kind):
+    not_a_file(tmp_path / "job.toml", kind)
+    if kind == "nested":
+        (tmp_path / "job.toml").write_text("a = " + "[" * 10**5)
+    with pytest.raises(ConfigError, match="can't read"):
+        read_job(tmp_path / "job.toml")

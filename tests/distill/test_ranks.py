@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from torch import nn
 from farskip_compile import ConfigError, load_manifest
 from farskip_compile.distill import self_distill
 from farskip_compile.distill.ranks import Ranks
+from farskip_compile.json_files import unsealed
 from farskip_compile.models import ParallelConfig
 from tests.compare import relative_difference
 from tests.distill.common import EAGER, batches, small, weights
@@ -100,7 +100,7 @@ def test_ranks_with_different_numbers_of_held_out_batches_do_not_hang():
 
 
 def told(file):
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [unsealed(line) for line in file.read_text().splitlines()]
 
 
 class Parts(nn.Module):

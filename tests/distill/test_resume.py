@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from farskip_compile import ConfigError
+from farskip_compile import ConfigError, FarSkipWarning
 from farskip_compile.distill import self_distill
 from tests.distill.common import EAGER, batches, small, weights
 
@@ -68,7 +68,7 @@ def assert_same(one, folder, whole):
     assert all(torch.equal(value, weights(done.model)[name]) for name, value in weights(one.model).items())
     assert (one.best_step, one.tokens, one.after) == (done.best_step, done.tokens, done.after)
     assert told(folder) == told(whole_folder)
-    assert [path.name for path in folder.glob("state-*")] == ["state-00000012"]
+    assert sorted(path.name for path in folder.glob("state-*")) == ["state-00000009", "state-00000012"]
 
 
 @pytest.mark.parametrize("fail_after", [2, 7, 11])
@@ -106,6 +106,23 @@ def test_the_state_of_another_run_is_refused(tmp_path, whole):
             self_distill(other, Loader(), held_out=HELD_OUT, output=tmp_path / "again", **{**OPTIONS, **options})
     options = {**OPTIONS, "steps": 1, "resume": False}
     assert self_distill(model(), Loader(), held_out=HELD_OUT, output=tmp_path / "again", **options).steps == 1
+
+
+@pytest.mark.parametrize("damage", ["a byte", "an empty folder"])
+def test_a_damaged_state_gives_way_to_the_one_before_it(tmp_path, whole, damage):
+    """It says so, and comes to the same end."""
+    folder = tmp_path / "again"
+    shutil.copytree(whole[1], folder)
+    file = folder / "state-00000012" / "rank-0.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    if damage == "an empty folder":
+        shutil.rmtree(file.parent)
+        file.parent.mkdir()
+    with pytest.warns(FarSkipWarning, match="a damaged state is left out: state-00000012: "):
+        resumed = self_distill(model(), Loader(), held_out=HELD_OUT, output=folder, **OPTIONS)
+    assert_same(resumed, folder, whole)
 
 
 PROGRAM = """

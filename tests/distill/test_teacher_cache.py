@@ -8,7 +8,9 @@ import torch
 from farskip_compile import ConfigError
 from farskip_compile.distill import self_distill
 from farskip_compile.distill.batches import as_batch
-from farskip_compile.distill.teacher import CachedTeacher, FrozenTeacher, checksum, sequence_keys
+from farskip_compile.distill.identity import checksum
+from farskip_compile.distill.teacher import FrozenTeacher
+from farskip_compile.distill.teacher_cache import CachedTeacher, sequence_keys
 from tests.distill.common import EAGER, VOCABULARY, batches, small, weights
 
 CPU = torch.device("cpu")
@@ -60,5 +62,5 @@ def test_no_copy_of_the_weights_is_held(tmp_path):
     assert cached.values == {}
     before = weights(model)
     self_distill(model, batches(2), held_out=HELD_OUT, teacher="cache", output=tmp_path, **OPTIONS)
-    assert len(list((tmp_path / "teacher").glob("*.pt"))) == 3
+    assert len(list((tmp_path / "teacher").glob("*.safetensors"))) == 3
     assert before.keys() == weights(model).keys()
