@@ -213,7 +213,7 @@ def test_a_sealed_state_that_does_not_fit(states: States, what: str) -> None:
         tensors = run._snapshot.take(run.feed.position)
         assert f"value/{PARAMETER}" in tensors
         MISFITS[what](tensors)
-        progress = Progress(4, 0, 0, 0, 1.0, 0, 0)
+        progress = Progress(4, 0, 0, 0, 0, 0, 1.0)
         write_state(
             states.kept.folder, (run.about, progress), tensors, run.ranks, states.kept.folder / "state-00000002"
         )
