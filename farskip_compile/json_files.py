@@ -24,7 +24,6 @@ import os
 import reprlib
 import secrets
 import shutil
-import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -154,8 +153,6 @@ def _is_plain(hint: Any, value: object) -> bool:
         return value in get_args(hint)
     if _is_enum(hint):
         return value in [*hint]
-    if hint is float and isinstance(value, int) and abs(value) > sys.float_info.max:
-        return False
     if hint in (int, float) and isinstance(value, bool):
         return False
     return hint is Any or (hint in PLAIN and isinstance(value, int | float if hint is float else hint))

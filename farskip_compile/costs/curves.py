@@ -96,7 +96,7 @@ class Curves:
     """What was measured of one device; None: only the scalars of the profile are known.
 
     Raises:
-        ConfigError: a curve by another number of sizes than its kind has, or a key that is no type.
+        ConfigError: a curve over the wrong number of sizes, or a key that is not a data type.
     """
 
     matmul: ByType | None = field(default=None, hash=False)
@@ -119,7 +119,7 @@ class Curves:
         for kind in ("matmul", "attention", "attention_backward", "grouped_matmul"):
             for dtype, curve in (getattr(self, kind) or {}).items():
                 if not _TYPE.fullmatch(dtype):
-                    raise ConfigError(f"curves.{kind}: {dtype!r} is no type", way_out="float32, bfloat16, ...")
+                    raise ConfigError(f"curves.{kind}: {dtype!r} is not a data type", way_out="float32, bfloat16, ...")
                 check_sizes(f"{kind}.{dtype}", curve, 3)
         for kind in ("memory", "strided", "fresh"):
             if (measured := getattr(self, kind)) is not None:

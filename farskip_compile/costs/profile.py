@@ -117,7 +117,8 @@ class Link:
     def __post_init__(self) -> None:
         for kind, curve in (self.correction or {}).items():
             if kind not in COLLECTIVE_KINDS:
-                raise ConfigError(f"correction: {kind!r} is no kind of collective", way_out=", ".join(COLLECTIVE_KINDS))
+                known = ", ".join(COLLECTIVE_KINDS)
+                raise ConfigError(f"correction: {kind!r} is not a kind of collective", way_out=known)
             check_sizes(f"correction.{kind}", curve, 2)
 
 

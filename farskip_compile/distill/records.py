@@ -79,7 +79,7 @@ class Records:
 
 
 def _lines(path: Path, last: int) -> list[str]:
-    """Whole lines up to step `last`; what is behind them may have been cut off when a run was killed.
+    """Whole lines up to step `last`; a killed run may have left half a line behind them.
 
     Raises:
         DistillationError: a line is damaged.

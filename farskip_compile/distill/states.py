@@ -149,7 +149,7 @@ def read_newest(
             warnings.warn(f"a damaged state is left out: {damaged[-1]}", FarSkipWarning, stacklevel=2)
     if damaged:
         raise DistillationError(
-            f"no state in {folder} is whole, so that the run can't continue:\n  " + "\n  ".join(damaged), way_out=ANEW
+            f"all states in {folder} are damaged, so the run can't continue:\n  " + "\n  ".join(damaged), way_out=ANEW
         )
     return None
 

@@ -1,9 +1,9 @@
 """Reads a Chrome trace file: JSON, or JSON in gzip, as `torch.profiler` exports it.
 
 Contract: gives the document as a dictionary whose `traceEvents` is a list, or raises a `TraceError` that names the
-file, what is wrong with it, and what to do. The file is read whole; 200 MB take a few seconds. What is no regular file,
-or has or unpacks to too much (`reading.files`), is refused before it has cost much. What is not a number (`NaN`,
-`Infinity`) is read as `null`. A key that an object has twice counts as it stands last: profilers write some.
+file, what is wrong with it, and what to do. The file is read whole; 200 MB take a few seconds. Anything but a regular
+file is refused, and so is one that is, or unpacks to, more than the limit (`reading.files`), before it has cost much.
+What is not a number (`NaN`, `Infinity`) is read as `null`. Where an object has a key twice, the last one counts.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def everything(path: Path) -> Any:
     assert not UNPRINTABLE.search(page)
     assert "<script" not in page
     merged = merge_traces([path], path.with_name("merged.json"))
-    json.loads(merged.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    json.loads(merged.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     return report
 
 
