@@ -24,6 +24,7 @@ from farskip_compile.profiling import (
     overlap,
     overlap_page,
     read_trace,
+    timeline_svg,
 )
 from farskip_compile.profiling.events import layer_of
 from farskip_compile.profiling.text import short_name
@@ -288,3 +289,18 @@ def test_a_limit_that_is_none(largest: str, tmp_path: Path) -> None:
     result = run(write(tmp_path / "trace.json", [gloo("all_reduce", 0, 5)]), "--largest", largest)
     assert result.exit_code == 2
     assert "--largest" in result.stderr
+
+
+def test_a_number_too_large_for_json_is_not_merged(tmp_path: Path) -> None:
+    path = write(tmp_path / "trace.json", [gloo("all_reduce", 0, 5)])
+    path.write_text(path.read_text().replace('"dur":', '"more": 1e999, "dur":'))
+    assert "1e999" in path.read_text()
+    with pytest.raises(TraceError, match="not finite"):
+        merge_traces([path], tmp_path / "merged.json")
+
+
+def test_a_title_of_a_timeline_is_text(tmp_path: Path) -> None:
+    report = overlap(read_trace(write(tmp_path / "trace.json", [gloo("all_reduce", 0, 5), op("aten::mm", 0, 5)])))
+    drawn = timeline_svg(report, title=EVIL)
+    assert not UNPRINTABLE.search(drawn)
+    assert "<script" not in drawn
