@@ -51,7 +51,7 @@ def damaged_on_one(rank: int, world_size: int, folder: str):
     if rank == 0:
         (root / "state-00000001" / "rank-0.json").unlink()
     dist.barrier()
-    with pytest.warns(FarSkipWarning), pytest.raises(DistillationError, match="all states in .* are damaged"):
+    with pytest.warns(FarSkipWarning), pytest.raises(DistillationError, match=r"all states in .* are damaged"):
         numbers()
     with pytest.raises(ConfigError, match="can't read the folder"):
         read_newest(root / "state-00000001" / "rank-1.json", ranks, about, lambda state: state)
