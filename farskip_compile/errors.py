@@ -13,6 +13,7 @@ from typing import NoReturn
 import torch
 
 from farskip_compile._compat import TransparentError
+from farskip_compile.text_utils import printable
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ class FarSkipError(TransparentError):
     """
 
     def __init__(self, reason: str, *, way_out: str = "", where: Where | None = None) -> None:
-        self.reason = reason
-        self.way_out = way_out
+        # both may quote names that others chose, and are printed wherever the error ends up
+        self.reason = printable(reason, lines=True)
+        self.way_out = printable(way_out, lines=True)
         self.where = where or Where()
         super().__init__(str(self), first_useful_frame=None)
 

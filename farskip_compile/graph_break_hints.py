@@ -66,7 +66,7 @@ def _async_collective(reason: str, node: str | None) -> AsyncCollectiveError | N
     Such a call returns a handle that Dynamo can't trace, so the graph ends there and the call never reaches the
     backend. It is not needed: a functional collective is captured, launched early and awaited late.
     """
-    found = re.search(r"async_op=True.*?<function (\w+)", reason, re.DOTALL)
+    found = re.search(r"<function (\w+)", reason.partition("async_op=True")[2])
     if found is None:
         return None
     name = found.group(1)

@@ -2,8 +2,8 @@
 
 In:    parsed JSON and a dataclass; or a path and what to write there.
 Out:   the dataclass; a file that is complete or unchanged; of a sealed file, what was written, or an error.
-Never: a default for a field that has none, a conversion other than of an integer to a float, a half-written file. Waits
-       for what is not a file, or reads a file of any size into memory.
+Never: a default for a field that has none, a conversion other than of an integer to a float, a number that is not
+       finite, a half-written file.
 
 Fields may be str, bool, int, float, a Literal, a StrEnum, Any, another dataclass, a tuple of these or a mapping from
 strings to them, and each of these may be optional. An optional field that is None is left out of the JSON; `null` is
@@ -17,25 +17,24 @@ against damage, not against people: who can write the file can seal it.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
+import math
 import os
+import reprlib
 import secrets
 import shutil
-import stat
-import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from farskip_compile.errors import ConfigError, FarSkipError
-from farskip_compile.text_utils import did_you_mean
+from farskip_compile.reading import DOCUMENT_BYTES, check_nesting, parse_json, read_bytes
+from farskip_compile.text_utils import did_you_mean, shortened
 
 T = TypeVar("T")
 
@@ -100,7 +99,7 @@ class Reader:
         rest = dict(data)
         if (schema := rest.pop("schema", None)) not in readable or isinstance(schema, bool):
             raise self._error(
-                f"schema is {schema!r}, and this version reads {' and '.join(map(str, readable))}",
+                f"schema is {shown(schema)}, and this version reads {' and '.join(map(str, readable))}",
                 "write the file again with this version of farskip-compile",
             )
         return rest
@@ -120,16 +119,33 @@ class Reader:
         if kind is Mapping and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
             return {key: self.value(get_args(hint)[1], item, f"{path}.{key}") for key, item in value.items()}
         if _is_plain(hint, value):
-            return hint(value) if hint is float or _is_enum(hint) else value
+            return self._finite(value, path) if hint is float else hint(value) if _is_enum(hint) else value
         self.refuse(path, _in_words(hint), value)
 
     def refuse(self, path: str, wanted: str, found: object) -> NoReturn:
         """Raise `error` for a value that is not what is wanted."""
-        shown = "null" if found is None else f"{type(found).__name__} {found!r}"[:80]
-        raise self._error(f"{path} must be {wanted}, not {shown}", self.way_out)
+        it = "null" if found is None else f"{type(found).__name__} {shown(found)}"[:80]
+        raise self._error(f"{path} must be {wanted}, not {it}", self.way_out)
+
+    def _finite(self, value: Any, path: str) -> float:
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            self.refuse(path, "a finite number", value)
+        return number
 
     def _error(self, reason: str, way_out: str) -> FarSkipError:
-        return self.error(f"{self.origin}: {reason}", way_out=self.always or way_out)
+        return self.error(f"{self.origin}: {shortened(reason, 600)}", way_out=self.always or shortened(way_out, 600))
+
+
+def shown(found: object) -> str:
+    """A value for a message: short, whatever it is."""
+    try:
+        return reprlib.repr(found)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "of many digits"
 
 
 def _is_plain(hint: Any, value: object) -> bool:
@@ -137,8 +153,6 @@ def _is_plain(hint: Any, value: object) -> bool:
         return value in get_args(hint)
     if _is_enum(hint):
         return value in [*hint]
-    if hint is float and isinstance(value, int) and abs(value) > sys.float_info.max:
-        return False
     if hint in (int, float) and isinstance(value, bool):
         return False
     return hint is Any or (hint in PLAIN and isinstance(value, int | float if hint is float else hint))
@@ -168,48 +182,27 @@ def encode(value: Any) -> Any:
 
 
 LARGEST = 64 * 2**20
-"""Bytes of the largest text file that is read: an index of a million tensors fits."""
+"""Bytes of the largest sealed file that is read."""
 SEAL = "sha256"
 """Field of a sealed object."""
 
 
-def open_file(path: Path) -> BufferedReader:
-    """Open a regular file for reading.
-
-    Raises:
-        OSError: it is anything else, such as a pipe, for which `open` would wait; or it can't be read.
-    """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
-
-
-def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
-    """The content of a regular file.
-
-    Raises:
-        OSError: it can't be read, is not a regular file, or has more than `largest` bytes.
-    """
-    with open_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > largest:
-            raise OSError(errno.EFBIG, f"more than {largest} bytes", str(path))
-        return file.read(size)
-
-
-def read_json(path: Path, what: str, *, way_out: str, error: type[FarSkipError] = ConfigError) -> Any:
-    """The JSON in a file; `error` if it can't be read or is not JSON. `what` it is, for messages."""
-    return _parsed(path, what, way_out, error, json.loads)
+def read_json(
+    path: Path,
+    what: str,
+    *,
+    way_out: str,
+    error: type[FarSkipError] = ConfigError,
+    largest: int = DOCUMENT_BYTES,
+) -> Any:
+    """The JSON in a file; `error` if it can't be read, is not JSON as `reading.parse_json` takes it, or has more than
+    `largest` bytes. `what` it is, for messages."""
+    return _parsed(path, what, way_out, error, parse_json, largest)
 
 
 def read_sealed(path: Path, what: str, *, way_out: str, error: type[FarSkipError] = ConfigError) -> dict[str, Any]:
     """What `write_sealed` wrote; `error` if it can't be read or is not as it was written."""
-    return _parsed(path, what, way_out, error, lambda text: unsealed(text.removesuffix("\n")))
+    return _parsed(path, what, way_out, error, lambda text: unsealed(text.removesuffix("\n")), LARGEST)
 
 
 def write_sealed(
@@ -234,6 +227,7 @@ def unsealed(text: str) -> dict[str, Any]:
     content += "}"
     if not comma or _with_seal(content) != text:
         raise ValueError(f"it is damaged: its content does not have the hash in its last field, {SEAL!r}")
+    check_nesting(content.encode())
     found: dict[str, Any] = json.loads(content)
     return found
 
@@ -242,11 +236,11 @@ def _with_seal(text: str) -> str:
     return f'{text[:-1]}, "{SEAL}": "{hashlib.sha256(text.encode()).hexdigest()}"}}'
 
 
-def _parsed(path: Path, what: str, way_out: str, error: type[FarSkipError], parse: Callable[[str], Any]) -> Any:
+def _parsed(
+    path: Path, what: str, way_out: str, error: type[FarSkipError], parse: Callable[[str], Any], largest: int
+) -> Any:
     try:
-        return parse(read_bytes(path).decode())
-    except RecursionError as reason:
-        raise error(f"can't read the {what} {str(path)!r}: it is nested too deeply", way_out=way_out) from reason
+        return parse(read_bytes(path, largest).decode())
     except (OSError, ValueError) as reason:
         raise error(f"can't read the {what} {str(path)!r}: {reason}", way_out=way_out) from reason
 

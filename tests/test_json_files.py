@@ -123,7 +123,7 @@ def test_values_that_a_class_itself_refuses() -> None:
     for change, message in [
         ({"kind": "two"}, "f: kind must be one of one, not str 'two'"),
         ({"count": -1}, "f: the whole: it counts below zero"),
-        ({"count": 10**400}, "f: count must be a number"),
+        ({"count": 10**400}, "f: count must be a finite number"),
     ]:
         with pytest.raises(ConfigError, match=message):
             Reader("f").decode(Counted, {"kind": "one", **change})

@@ -17,6 +17,7 @@ from typing import Any
 
 from farskip_compile.calibrate.stopwatch import Times
 from farskip_compile.costs import Curve, Curves, HardwareProfile, Link, PeakFlops, Sample, collective_seconds, fit_link
+from farskip_compile.costs.profile import MOST_RANKS
 
 PAGES = "new pages"
 TOLERANCE = 0.1
@@ -184,6 +185,6 @@ def _corrections(profile: HardwareProfile, name: str, link: Link, samples: list[
 
 def _fitted(profile: HardwareProfile, name: str, link: Link) -> HardwareProfile:
     """`profile` with `link`, which all groups use."""
-    per_node = 10**9 if name == "intra_node" else 1
+    per_node = MOST_RANKS if name == "intra_node" else 1
     changed: dict[str, Any] = {name: link, "ranks_per_node": per_node, "sources": {**profile.sources, name: "fitted"}}
     return replace(profile, **changed)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from farskip_compile.cli.output import AsJson, cannot_write, show, shown_errors
 
@@ -42,6 +41,7 @@ def calibrate_command(
 
     from farskip_compile.calibrate.main import measure
     from farskip_compile.calibrate.text import calibration_text
+    from farskip_compile.cli.terminal import Terminal, plain
     from farskip_compile.costs import load_profile
 
     first = os.environ.get("RANK", "0") == "0"
@@ -55,7 +55,7 @@ def calibrate_command(
             out.touch()
     except OSError as error:
         raise cannot_write(out, error, "FILE") from None
-    progress = Console(stderr=True, highlight=False, quiet=not first)
+    progress = Terminal(stderr=True, quiet=not first)
     with shown_errors(silent=not first), _ranks(device), progress.status("") as status:
         found = measure(
             device=device,
@@ -65,7 +65,7 @@ def calibrate_command(
             base=load_profile(profile) if profile is not None else None,
             compute=only != "links",
             links=only != "compute",
-            tell=status.update,
+            tell=lambda text: status.update(plain(text)),
         )
     if not first:
         return

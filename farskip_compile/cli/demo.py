@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from farskip_compile.cli.output import cannot_write
 
@@ -23,10 +22,11 @@ def demo_command(
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("out"),
 ) -> None:
     """Rewire MoE models, on two ranks of this machine, and check them against their hand-written FarSkip forms."""
+    from farskip_compile.cli.terminal import Terminal, plain
     from farskip_compile.demo import run_demo
     from farskip_compile.demo.render import case_lines, closing, page
 
-    console = Console(highlight=False, stderr=as_json)
+    console = Terminal(stderr=as_json)
     report = out / "farskip_demo.html"
     try:  # before a minute of work, not after it
         out.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def demo_command(
     console.print("This takes a minute or so; most of it is Inductor building kernels the first time.", style="dim")
     with console.status("starting") as status:
         demo = run_demo(
-            tell=status.update,
+            tell=lambda text: status.update(plain(text)),
             done=lambda case: console.print(case_lines(case, console)),
             command=shlex.join(["farskip", *sys.argv[1:]]),
         )

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -32,10 +31,12 @@ def distill_command(
     """Train a model to compute under FarSkip connectivity what it computes now (self-distillation)."""
     import torch.distributed as dist
 
+    from farskip_compile.cli.terminal import Terminal
     from farskip_compile.distill import self_distill
     from farskip_compile.distill.job import read_job
     from farskip_compile.errors import ConfigError
     from farskip_compile.ranks.leave import leaving
+    from farskip_compile.text_utils import printable
 
     quiet("torch")
     ours = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
@@ -62,8 +63,8 @@ def distill_command(
         kl = f"{found.kl:.4f}" if found.kl is not None else "-"
         top1 = f"{found.top1:.1%}" if found.top1 is not None else "-"
         table.add_row(name, f"{found.loss:.4f}", kl, top1)
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(table)
     early = ", stopped early" if done.stopped_early else ""
     console.print(f"step {done.best_step} of {done.steps}{early}; {done.tokens:,} tokens seen")
-    console.print(f"Checkpoint and manifest: {folder}", soft_wrap=True)
+    console.print(f"Checkpoint and manifest: {printable(str(folder))}", soft_wrap=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from farskip_compile.cli.model import Connectivity, Model, layer_range, load_model
 from farskip_compile.cli.output import AsJson, quiet, show, shown_errors
@@ -30,6 +29,7 @@ def explain_command(
     ] = False,
 ) -> None:
     """Show what the backend finds in a model and what it would change. The model is captured, not run."""
+    from farskip_compile.cli.terminal import Terminal
     from farskip_compile.explain import explain, text
     from farskip_compile.explain.png import draw
     from farskip_compile.prepare import prepare
@@ -39,7 +39,7 @@ def explain_command(
     loaded = load_model(model)
     with shown_errors():
         if prepared:
-            Console(stderr=True).print(str(prepare(loaded.model)), style="dim", highlight=False)  # type: ignore[arg-type]
+            Terminal(stderr=True).print(str(prepare(loaded.model)), style="dim")  # type: ignore[arg-type]
         found = explain(loaded.model, *loaded.args, connectivity=connectivity.value, layers=chosen, **loaded.kwargs)
         found = dataclasses.replace(found, model=model)
         if png is not None and found.report is not None and found.report.rows:

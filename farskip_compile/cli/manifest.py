@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from farskip_compile.cli.model import Connectivity, Model, layer_range, load_model
 from farskip_compile.cli.output import quiet, shown_errors
@@ -30,9 +29,11 @@ def manifest_command(
     guard: Annotated[bool, typer.Option(help="Give a checkpoint a model_type that only farskip-compile loads.")] = True,
 ) -> None:
     """Write the manifest of a model: connectivity, sub-blocks and parameters, to be checked by the backend."""
+    from farskip_compile.cli.terminal import Terminal
     from farskip_compile.describe import describe
     from farskip_compile.manifest import save_manifest
     from farskip_compile.manifest.json_text import compact
+    from farskip_compile.text_utils import printable
 
     chosen = layer_range(layers)
     quiet("torch")
@@ -44,4 +45,4 @@ def manifest_command(
         return
     with shown_errors():
         written = save_manifest(found, out, guard=guard)
-    Console(highlight=False).print(f"Manifest: {written}", soft_wrap=True)
+    Terminal().print(f"Manifest: {printable(str(written))}", soft_wrap=True)

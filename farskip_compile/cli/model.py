@@ -12,7 +12,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from farskip_compile.cli.output import shown_errors
 
@@ -46,6 +45,7 @@ def layer_range(text: str | None) -> tuple[int, int] | None:
 
 def load_model(model: str) -> Loaded:
     """The model and its inputs that MODEL names."""
+    from farskip_compile.cli.terminal import Terminal
     from farskip_compile.errors import ConfigError
     from farskip_compile.explain import Refusal
     from farskip_compile.explain.text import refusal
@@ -59,5 +59,5 @@ def load_model(model: str) -> Loaded:
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             raised = Refusal(type(error).__name__, f"{model} raised: {error}", f"at {last.filename}:{last.lineno}")
-            Console(stderr=True).print(refusal(raised))
+            Terminal(stderr=True).print(refusal(raised))
             raise typer.Exit(1) from None

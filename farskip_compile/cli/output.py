@@ -1,8 +1,9 @@
 """What all commands share: `--json`, errors as a short panel, exit statuses.
 
-Contract: a command gives its result to `show`; with `--json`, stdout holds one JSON document and nothing else. Inside
-`shown_errors`, an error of this package is a panel on stderr and ends the command: with status 2 if it was called
-wrongly, else with status 1; never a traceback. Nothing here imports torch before a command runs.
+Contract: a command gives its result to `show`; with `--json`, stdout holds one JSON document and nothing else. All is
+printed on a `Terminal`. Inside `shown_errors`, an error of this package is a panel on stderr and ends the command: with
+status 2 if it was called wrongly, else with status 1; never a traceback. Nothing here imports torch before a command
+runs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing els
 def shown_errors(status: int | None = None, *, silent: bool = False) -> Iterator[None]:
     """Turn a `FarSkipError` into a panel (unless `silent`: another rank prints it) and an exit status, by default 2 for
     a `ConfigError` and 1 for any other."""
+    from farskip_compile.cli.terminal import Terminal
     from farskip_compile.errors import ConfigError, FarSkipError
     from farskip_compile.explain import text
 
@@ -31,7 +33,7 @@ def shown_errors(status: int | None = None, *, silent: bool = False) -> Iterator
         yield
     except FarSkipError as error:
         if not silent:
-            Console(stderr=True).print(text.error(error))
+            Terminal(stderr=True).print(text.error(error))
         raise typer.Exit(status or (2 if isinstance(error, ConfigError) else 1)) from None
 
 
@@ -42,14 +44,17 @@ def show(
     files: Iterable[tuple[str, Path | None]] = (),
 ) -> None:
     """Print a result: its JSON document, or its text and the files that were written (label and path)."""
+    from farskip_compile.cli.terminal import Terminal
+    from farskip_compile.text_utils import printable
+
     if as_json:
         typer.echo(json.dumps(document(), indent=1))
         return
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(text(console))
     for label, path in files:
         if path is not None:
-            console.print(f"{label}: {path}", soft_wrap=True)
+            console.print(f"{label}: {printable(str(path))}", soft_wrap=True)
 
 
 def quiet(*loggers: str) -> None:
@@ -60,4 +65,6 @@ def quiet(*loggers: str) -> None:
 
 def cannot_write(path: Path, error: OSError, option: str) -> typer.BadParameter:
     """The error of an output file that can't be written."""
-    return typer.BadParameter(f"can't write {path}: {error.strerror}", param_hint=option)
+    from farskip_compile.text_utils import printable
+
+    return typer.BadParameter(printable(f"can't write {path}: {error.strerror}"), param_hint=option)

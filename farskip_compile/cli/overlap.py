@@ -14,14 +14,14 @@ import typer
 
 from farskip_compile.cli.output import AsJson, cannot_write, show, shown_errors
 
+MOST_GB = 1000
+
 
 def overlap_command(
     traces: Annotated[
         list[Path],
         typer.Argument(
             metavar="TRACE",
-            exists=True,
-            dir_okay=False,
             help="Chrome traces of torch.profiler, one for each rank (.json or .json.gz).",
         ),
     ],
@@ -39,6 +39,7 @@ def overlap_command(
     copies: Annotated[
         bool, typer.Option("--copies/--no-copies", help="Whether copies and fills of GPU memory hide communication.")
     ] = True,
+    largest: Annotated[float, typer.Option(metavar="GB", help="Most that a trace may have, unpacked.")] = 1.0,
     everything: Annotated[bool, typer.Option("--all", help="Show every rank and every collective.")] = False,
 ) -> None:
     """Show how much communication is exposed: in flight while the rank computes nothing."""
@@ -46,12 +47,16 @@ def overlap_command(
     from farskip_compile.profiling.page import overlap_page
     from farskip_compile.profiling.text import report_text
 
+    if not 0 < largest <= MOST_GB:
+        raise typer.BadParameter(f"a number of GB, above 0 and up to {MOST_GB}", param_hint="--largest")
+    most = int(largest * 10**9)
     with shown_errors(status=2):
         for path in (html, merge):
             if path is not None and any(path.resolve() == trace.resolve() for trace in traces):
                 raise TraceError(f"{path} is one of the traces to read", way_out="give another name for the output")
         try:
-            report = overlap([read_trace(path) for path in traces], subtract_peer_wait=subtract, count_copies=copies)
+            found = [read_trace(path, largest=most) for path in traces]
+            report = overlap(found, subtract_peer_wait=subtract, count_copies=copies)
         except NoCollectivesError as error:
             if as_json:
                 reason = {"error": type(error).__name__, "reason": error.reason, "way_out": error.way_out}
@@ -60,7 +65,7 @@ def overlap_command(
             with shown_errors(status=1):
                 raise
         if merge is not None:
-            merge_traces(traces, merge)
+            merge_traces(traces, merge, largest=most)
     if html is not None:
         try:
             html.write_text(overlap_page(report), encoding="utf-8")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from farskip_compile.cli.output import AsJson, quiet, show, shown_errors
 
@@ -32,7 +31,7 @@ def simulate_command(
     products: Annotated[str, typer.Option(help="bfloat16, or float8 as engines serve 8-bit checkpoints.")] = "bfloat16",
     skew: Annotated[float, typer.Option(help="Exponent of Zipf's law for how often experts are chosen.")] = 0.0,
     loads: Annotated[
-        Path | None, typer.Option(exists=True, help="JSON list: how often each expert was chosen, as recorded.")
+        Path | None, typer.Option(help="JSON list: how often each expert was chosen, as recorded.")
     ] = None,
     layers: Annotated[int | None, typer.Option(help="Only this many layers, from the first on.")] = None,
     interference: Annotated[
@@ -49,6 +48,8 @@ def simulate_command(
     png: Annotated[Path | None, typer.Option(help="Draw the prediction into this file (needs matplotlib).")] = None,
 ) -> None:
     """Predict what FarSkip brings to a model at full size, on hardware that is not here."""
+    from farskip_compile.cli.terminal import Terminal
+
     quiet("torch", "transformers")
     with shown_errors():
         from farskip_compile.simulate.picture import draw_prediction
@@ -75,7 +76,7 @@ def simulate_command(
             measured=measured,
             slower=slower,
         )
-        status = Console(stderr=True).status(
+        status = Terminal(stderr=True).status(
             f"{scenario.architecture.name} on {scenario.ranks} x {scenario.profile.name}"
         )
         with status, warnings.catch_warnings(action="ignore"):

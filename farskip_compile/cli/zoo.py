@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from farskip_compile.cli.output import AsJson, quiet, show
+from farskip_compile.cli.output import AsJson, cannot_write, quiet, show, shown_errors
 
 WORKS = ("rewired", "rewired in part", "recognised", "refused")
 """From best to worst; a refusal with a reason is a valid answer, too."""
@@ -32,7 +32,7 @@ def zoo_command(
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="JSON of an earlier run; fail if a family was better there."),
+        typer.Option(help="JSON of an earlier run; fail if a family was better there."),
     ] = None,
     listing: Annotated[bool, typer.Option("--list", help="Name the families and stop.")] = False,
 ) -> None:
@@ -40,6 +40,7 @@ def zoo_command(
     if importlib.util.find_spec("transformers") is None:
         raise typer.BadParameter("needs transformers: pip install 'farskip-compile[hf]'")
     _quiet()
+    from farskip_compile.cli.terminal import Terminal, plain
     from farskip_compile.zoo.families import moe_families
     from farskip_compile.zoo.run import Entry, check_family
     from farskip_compile.zoo.table import page as markdown
@@ -53,16 +54,20 @@ def zoo_command(
     if unknown:
         raise typer.BadParameter(f"no MoE family {', '.join(unknown)}; `farskip zoo --list` names them all")
     wanted = [known[name] for name in families or known]
-    recorded = json.loads(against.read_text()) if against is not None else []  # which `page` may overwrite
-    errors = Console(stderr=True, highlight=False)
+    with shown_errors():
+        recorded = read_recorded(against) if against is not None else []  # which `page` may overwrite
+    errors = Terminal(stderr=True)
     entries: list[Entry] = []
     with errors.status("") as status:
         for family in wanted:
-            status.update(f"{len(entries) + 1} of {len(wanted)}: {family.model_type}")
+            status.update(plain(f"{len(entries) + 1} of {len(wanted)}: {family.model_type}"))
             entries.append(check_family(family))
     if page is not None:
-        page.write_text(markdown(entries), encoding="utf-8")
-        page.with_suffix(".json").write_text(json.dumps([entry.to_json() for entry in entries], indent=1) + "\n")
+        try:
+            page.write_text(markdown(entries), encoding="utf-8")
+            page.with_suffix(".json").write_text(json.dumps([entry.to_json() for entry in entries], indent=1) + "\n")
+        except OSError as error:
+            raise cannot_write(page, error, "--page") from None
     show(
         as_json,
         lambda: {"families": [entry.to_json() for entry in entries], "summary": summary(entries)},
@@ -73,6 +78,25 @@ def zoo_command(
         errors.print(line, style="red")
     if worse or any(entry.status in BAD for entry in entries):
         raise typer.Exit(1)
+
+
+def read_recorded(path: Path) -> list[dict[str, Any]]:
+    """Family and status of each entry in the JSON of an earlier run.
+
+    Raises:
+        ConfigError: it can't be read, or is something else.
+    """
+    from farskip_compile.json_files import Reader, read_json
+
+    way_out = "the JSON file beside a page that `farskip zoo --page` wrote"
+    reader = Reader(str(path), way_out=way_out)
+    found = read_json(path, "earlier run", way_out=way_out)
+    recorded = []
+    for number, entry in enumerate(reader.value(tuple[Any, ...], found, "the whole")):
+        if not isinstance(entry, Mapping):
+            reader.refuse(str(number), "a JSON object", entry)
+        recorded.append({key: reader.value(str, entry.get(key), f"{number}.{key}") for key in ("family", "status")})
+    return recorded
 
 
 def regressions(entries: list[Any], recorded: list[dict[str, Any]]) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -79,11 +80,24 @@ def _place(axis: tuple[float, ...], size: float) -> tuple[int, float]:
 
 ByType = Mapping[str, Curve]
 """Type of the operands, as `float32`, and the curve measured with it."""
+_TYPE = re.compile(r"[a-z][a-z0-9_]{0,31}")
+
+
+def check_sizes(name: str, curve: Curve, sizes: int) -> None:
+    """A `ConfigError` if `curve`, called `name`, is not by so many sizes: not only when a compile asks for a rate."""
+    if len(curve.axes) != sizes:
+        raise ConfigError(
+            f"the curve {name} has {len(curve.axes)} sizes and not {sizes}", way_out="one axis for each of its sizes"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """What was measured of one device; None: only the scalars of the profile are known."""
+    """What was measured of one device; None: only the scalars of the profile are known.
+
+    Raises:
+        ConfigError: a curve over the wrong number of sizes, or a key that is not a data type.
+    """
 
     matmul: ByType | None = field(default=None, hash=False)
     """FLOP/s of a dense product by (rows, inner, columns); a batch is that many products."""
@@ -100,6 +114,16 @@ class Curves:
     fresh: Curve | None = None
     """Bytes/s at which the pages of a new buffer are handed out at its first use, by its size. CPU only: beyond some
     size (32 MiB with glibc) an allocator takes them from the system each time."""
+
+    def __post_init__(self) -> None:
+        for kind in ("matmul", "attention", "attention_backward", "grouped_matmul"):
+            for dtype, curve in (getattr(self, kind) or {}).items():
+                if not _TYPE.fullmatch(dtype):
+                    raise ConfigError(f"curves.{kind}: {dtype!r} is not a data type", way_out="float32, bfloat16, ...")
+                check_sizes(f"{kind}.{dtype}", curve, 3)
+        for kind in ("memory", "strided", "fresh"):
+            if (measured := getattr(self, kind)) is not None:
+                check_sizes(kind, measured, 1)
 
     def of(self, kind: str, dtype: str) -> Curve | None:
         """The curve of products of `kind` (a field of this class) and type; None if it was not measured."""

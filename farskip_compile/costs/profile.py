@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -22,10 +21,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from farskip_compile.costs.curves import ByType, Curves
+from farskip_compile.costs.curves import ByType, Curves, check_sizes
 from farskip_compile.errors import ConfigError
 from farskip_compile.json_files import Reader, encode, read_json, write_text
-from farskip_compile.text_utils import did_you_mean
+from farskip_compile.text_utils import did_you_mean, shortened
 
 SCHEMA = 2
 """Version of the JSON format that is written."""
@@ -33,6 +32,8 @@ READABLE = (1, SCHEMA)
 """Versions that are read: 1 had no curves, and nothing else that it lacks is needed."""
 
 MAY_BE_ZERO = ("step_latency", "launch_seconds", "sync_seconds", "interference", "duplex")
+LEAST, MOST, MOST_SECONDS, MOST_RANKS = 1e-15, 1e24, 1e6, 100_000
+"""What a figure may be: far beyond any hardware, and so that no product of some of them is too large for a float."""
 
 SHIPPED = resources.files("farskip_compile.costs") / "profiles"
 CPU = "cpu-gloo"
@@ -113,6 +114,13 @@ class Link:
     """By kind of collective: seconds measured / seconds of the formula, by (ranks, bytes). Only for the kinds for
     which the formula is off."""
 
+    def __post_init__(self) -> None:
+        for kind, curve in (self.correction or {}).items():
+            if kind not in COLLECTIVE_KINDS:
+                known = ", ".join(COLLECTIVE_KINDS)
+                raise ConfigError(f"correction: {kind!r} is not a kind of collective", way_out=known)
+            check_sizes(f"correction.{kind}", curve, 2)
+
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareProfile:
@@ -154,8 +162,8 @@ class HardwareProfile:
         object.__setattr__(self, "devices", tuple(self.devices))
         for path, value in figures(self):
             self._check(path, value)
-        if self.ranks_per_node < 1:
-            self._refuse(f"ranks_per_node = {self.ranks_per_node} must be at least 1")
+        if not 1 <= self.ranks_per_node <= MOST_RANKS:
+            self._refuse(f"ranks_per_node = {self.ranks_per_node} must be at least 1, and at most {MOST_RANKS:,}")
         known = {path for path, _ in figures(self)} | {"ranks_per_node"}
         for path in sorted(known):
             if self.source(path) is None:
@@ -163,13 +171,15 @@ class HardwareProfile:
         covers = {prefix for path in known for prefix in _prefixes(path)}
         for path in self.sources:
             if path not in covers:
-                self._refuse(f"sources names {path!r}, which is not a figure", f"figures: {', '.join(sorted(known))}")
+                names = shortened(", ".join(sorted(known)), 600)
+                self._refuse(f"sources names {path!r}, which is not a figure", f"figures: {names}")
 
     def _check(self, path: str, value: float) -> None:
         fraction = not {"efficiency", "duplex"}.isdisjoint(path.split("."))
         may_be_zero = path.rsplit(".", 1)[-1] in MAY_BE_ZERO or ".latency." in path
-        if not math.isfinite(value) or value < 0 or (value == 0 and not may_be_zero):
-            self._refuse(f"{path} = {value} must be a positive number")
+        most = MOST_SECONDS if may_be_zero or path.endswith("_seconds") else MOST
+        if not (0 if may_be_zero else LEAST) <= value <= most:
+            self._refuse(f"{path} = {value} must be a positive number, at least {LEAST:g} and at most {most:g}")
         if fraction and value > 1:
             self._refuse(f"{path} = {value} is a fraction: at most 1")
 

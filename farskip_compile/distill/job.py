@@ -41,9 +41,10 @@ from farskip_compile._compat.distributed import world_group
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.errors import ConfigError
 from farskip_compile.guard import register_model_types
-from farskip_compile.json_files import Reader, read_bytes
+from farskip_compile.json_files import Reader
 from farskip_compile.manifest import load_manifest
 from farskip_compile.prepare import prepare
+from farskip_compile.reading import read_bytes
 from farskip_compile.zoo.model_source import load
 
 

@@ -97,8 +97,8 @@ def self_distill(
 
     Raises:
         ConfigError: wrong options, data or model; or `output` holds the state of another run.
-        DistillationError: the loss is no longer finite; or no state in `output` is whole, or a file of its cached
-            teacher is not.
+        DistillationError: the loss is no longer finite; or all states in `output`, or a file of
+            its cached teacher, are damaged.
         FarSkipError: the model can't be rewired as asked.
     """
     if config is not None and options:

@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.errors import ConfigError, DistillationError
-from farskip_compile.json_files import read_bytes, sealed, unsealed, write_text
+from farskip_compile.json_files import sealed, unsealed, write_text
+from farskip_compile.reading import read_bytes
 
 FILE = "metrics.jsonl"
 LARGEST = 2**28
@@ -78,7 +79,7 @@ class Records:
 
 
 def _lines(path: Path, last: int) -> list[str]:
-    """Whole lines up to step `last`; what is behind them may have been cut off when a run was killed.
+    """Whole lines up to step `last`; a killed run may have left half a line behind them.
 
     Raises:
         DistillationError: a line is damaged.

@@ -169,9 +169,9 @@ class Run:
             tokens=self.tokens,
             epoch=position.epoch,
             batches=position.taken,
-            best_score=best.score,
             best_step=best.step,
             waited=best.waited,
+            best_score=best.score if math.isfinite(best.score) else None,
         )
         tensors = self._snapshot.take(position)
         self._last_state = write_state(

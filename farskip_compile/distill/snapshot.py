@@ -8,6 +8,7 @@ Never: changes anything before all of a state fits: names, types and shapes.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -83,7 +84,8 @@ class Snapshot:
             if (kept := state.tensors.get(f"best/{name}")) is not None:
                 weights[name] = _filled(value.detach().cpu(), kept)
         done = state.progress
-        self.best.load({"score": done.best_score, "step": done.best_step, "waited": done.waited}, weights)
+        score = math.inf if done.best_score is None else done.best_score
+        self.best.load({"score": score, "step": done.best_step, "waited": done.waited}, weights)
 
     def put_back_generators(self, state: State) -> None:
         """Make torch's random numbers go on as they would have."""

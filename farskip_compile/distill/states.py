@@ -16,7 +16,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ import torch
 from farskip_compile.distill.ranks import Ranks
 from farskip_compile.distill.tensor_files import Seal, read_tensors, write_tensors
 from farskip_compile.errors import ConfigError, DistillationError, FarSkipError, FarSkipWarning
-from farskip_compile.json_files import Reader, flush, read_sealed, write_sealed
+from farskip_compile.json_files import Reader, encode, flush, read_sealed, write_sealed
 
 NAME = re.compile(r"state-(\d{1,12})")
 ANEW = "resume=False starts anew; or another output folder"
@@ -43,10 +43,11 @@ class Progress:
     epoch: int
     batches: int
     """Consumed in this epoch, on this rank."""
-    best_score: float
     best_step: int
     waited: int
     """Evaluations since then."""
+    best_score: float | None = None
+    """None: there was no evaluation yet."""
 
     def __post_init__(self) -> None:
         if min(self.taken, self.tokens, self.epoch, self.batches, self.best_step, self.waited) < 0:
@@ -98,7 +99,7 @@ def write_state(
             temporary.mkdir(parents=True)
     ranks.barrier()
     seal = write_tensors(temporary / f"rank-{ranks.rank}.safetensors", tensors)
-    content = asdict(Record(dict(about), progress, seal))
+    content = encode(Record(dict(about), progress, seal))
     write_sealed(temporary / f"rank-{ranks.rank}.json", content, error=DistillationError)
     ranks.barrier()
     with _writing(target):
@@ -147,7 +148,7 @@ def read_newest(
             warnings.warn(f"a damaged state is left out: {damaged[-1]}", FarSkipWarning, stacklevel=2)
     if damaged:
         raise DistillationError(
-            f"no state in {folder} is whole, so that the run can't continue:\n  " + "\n  ".join(damaged), way_out=ANEW
+            f"all states in {folder} are damaged, so the run can't continue:\n  " + "\n  ".join(damaged), way_out=ANEW
         )
     return None
 

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from farskip_compile.errors import ConfigError, DistillationError
-from farskip_compile.json_files import open_file, replacing
+from farskip_compile.json_files import replacing
+from farskip_compile.reading import open_file
 
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, NotImplementedError)
 """What torch and safetensors raise for what they can't write or read, besides an error of safetensors' own."""

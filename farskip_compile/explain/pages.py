@@ -1,8 +1,9 @@
 """HTML pages and drawings from the templates of this folder; connectivity tables as vector drawings for them.
 
-Contract: `render` fills a template and escapes every value that is not markup itself. What comes of `page.html.j2`
-needs nothing from outside: system fonts, no images, no script; light and dark, desktop and phone, and print. Colours of
-drawings come from its style sheet by class, so that they follow the theme; every cell of a table has a tooltip.
+Contract: `render` fills a template and escapes every value that is not markup itself, control characters too. What
+comes of `page.html.j2` needs nothing from outside: system fonts, no images, no script; light and dark, desktop and
+phone, and print. Colours of drawings come from its style sheet by class, so that they follow the theme; every cell of a
+table has a tooltip.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from markupsafe import Markup
 
 from farskip_compile.explain.layout import DARK, LIGHT, Cell, cells, present, shown_layers
 from farskip_compile.passes.residual.table import Table
+from farskip_compile.text_utils import printable
 
 CLASSES = {Cell.READ: "read", Cell.LEFT_OUT: "left-out", Cell.SKIPPED: "skipped", Cell.OWN: "own"}
 """Class of each kind of cell; the style sheet fills the class `read` with the variable `--read`."""
@@ -38,6 +40,7 @@ def _templates() -> Environment:
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
+        finalize=_finished,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -45,6 +48,11 @@ def _templates() -> Environment:
     for theme, colours in (("light", LIGHT), ("dark", DARK)):
         templates.globals[theme] = {name: colours[cell] for cell, name in CLASSES.items()}
     return templates
+
+
+def _finished(value: Any) -> Any:
+    """A value that a template shows, without what a page may not hold: control characters, halves of characters."""
+    return printable(value, lines=True) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def connectivity(table: Table) -> Markup:

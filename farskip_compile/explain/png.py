@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from farskip_compile.errors import ConfigError
 from farskip_compile.explain.layout import LIGHT, Cell, cells, layer_of_term, present
 from farskip_compile.passes.residual.table import Table
+from farskip_compile.text_utils import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +32,7 @@ def draw(table: Table, path: Path, title: str) -> None:
     """Write `table`, which has rows, to `path`, whose suffix decides the format, under a title of one or two lines.
 
     Raises:
-        ConfigError: matplotlib is missing, or does not know the format.
+        ConfigError: matplotlib is missing or does not know the format, or the file can't be written.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -54,13 +55,17 @@ def draw(table: Table, path: Path, title: str) -> None:
     else:
         _count_layers(axes, table)
         _magnify(figure, axes, table)
-    head, _, rest = title.partition("\n")
+    head, _, rest = printable(title, lines=True).partition("\n")
     margin = 0.2 / size[0]
-    figure.text(margin, 1 - 0.18 / size[1], head, fontsize=12, fontweight="bold", color=INK, va="top")
-    figure.text(margin, 1 - 0.42 / size[1], rest, fontsize=9, color=INK, va="top")
+    words: dict[str, Any] = {"color": INK, "va": "top", "parse_math": False}  # a `$` in a name is a `$`
+    figure.text(margin, 1 - 0.18 / size[1], head, fontsize=12, fontweight="bold", **words)
+    figure.text(margin, 1 - 0.42 / size[1], rest, fontsize=9, **words)
     _legend(figure, table, (margin, 1 - 0.72 / size[1]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    except OSError as error:
+        raise ConfigError(f"can't write {path}: {error.strerror}", way_out="a path that can be written") from None
 
 
 def _cells(axes: Axes, table: Table, rows: range, columns: range, lines: float) -> None:

@@ -29,6 +29,7 @@ from farskip_compile.explain.layout import (
 )
 from farskip_compile.explain.overlappable import independent
 from farskip_compile.passes.residual.table import SubBlock, Table
+from farskip_compile.text_utils import printable
 
 STYLES = {
     Cell.READ: "blue",
@@ -44,7 +45,7 @@ INDENT = 2
 
 def explanation(found: Explanation, console: Console, *, everything: bool = False) -> RenderableType:
     """All of an `Explanation`: sub-blocks, refusal, connectivity, what can run beside what."""
-    parts: list[RenderableType] = [Text(heading(found), style="bold")]
+    parts: list[RenderableType] = [Text(printable(heading(found), lines=True), style="bold")]
     if found.report is not None and found.report.rows:
         table = found.report.table
         shown = shown_layers(table, everything=everything)
@@ -72,11 +73,11 @@ def heading(found: Explanation) -> str:
 
 def refusal(reason: Refusal) -> Panel:
     """Why not, where, and the way out."""
-    body = Text(reason.reason)
+    body = Text(printable(reason.reason, lines=True))
     for label, text in (("where", short_place(reason.where)), ("way out", reason.way_out)):
         if text:
-            body.append(f"\n{label + ':':9}", style="bold").append(text)
-    return Panel(body, title=reason.error, title_align="left", border_style="red", box=box.ROUNDED)
+            body.append(f"\n{label + ':':9}", style="bold").append(printable(text, lines=True))
+    return Panel(body, title=Text(reason.error), title_align="left", border_style="red", box=box.ROUNDED)
 
 
 def error(problem: FarSkipError) -> Panel:

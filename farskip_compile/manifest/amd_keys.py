@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from farskip_compile.errors import ManifestError
+from farskip_compile.json_files import shown
 from farskip_compile.manifest.record import Manifest
 from farskip_compile.passes.rewire.request import LayerRange, Named
 
@@ -28,6 +29,8 @@ AMD_KEYS = (SWITCH, START, END, ATTENTION_ONLY, MLP_ONLY)
 
 FIRST, LAST = 0, 10_000
 """AMD's defaults for the range."""
+MOST = 10**9
+"""What stands for "the last one" in configurations is not above it."""
 
 
 def has_amd_keys(config: Mapping[str, Any]) -> bool:
@@ -87,7 +90,7 @@ def _number_of_layers(config: Mapping[str, Any]) -> int | None:
     text = config.get("text_config")
     for place in (config, text if isinstance(text, Mapping) else {}):
         count = place.get("num_hidden_layers")
-        if isinstance(count, int) and not isinstance(count, bool) and count > 0:
+        if isinstance(count, int) and not isinstance(count, bool) and 0 < count <= MOST:
             return count
     return None
 
@@ -95,7 +98,9 @@ def _number_of_layers(config: Mapping[str, Any]) -> int | None:
 def _boolean(config: Mapping[str, Any], key: str, origin: str) -> bool:
     value = config.get(key, False)
     if not isinstance(value, bool):
-        raise ManifestError(f"{origin}: {key!r} should be true or false, and is {value!r}", way_out=f'"{key}": true')
+        raise ManifestError(
+            f"{origin}: {key!r} should be true or false, and is {shown(value)}", way_out=f'"{key}": true'
+        )
     return value
 
 
@@ -103,8 +108,8 @@ def _layer(config: Mapping[str, Any], key: str, default: int, origin: str) -> in
     """A layer; AMD's own default for the last one is written 1e4, so whole floats are taken."""
     value = config.get(key, default)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < float("inf") or value != int(value):
+    if not is_number or not 0 <= value <= MOST or value != int(value):
         raise ManifestError(
-            f"{origin}: {key!r} should be the index of a layer, and is {value!r}", way_out=f'"{key}": {default}'
+            f"{origin}: {key!r} should be the index of a layer, and is {shown(value)}", way_out=f'"{key}": {default}'
         )
     return int(value)

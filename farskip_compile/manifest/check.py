@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from itertools import zip_longest
+from itertools import islice, zip_longest
 
 from farskip_compile._compat.distributed import world_group
 from farskip_compile.errors import ManifestError, Where
@@ -31,6 +31,9 @@ from farskip_compile.passes.residual.termset import TermSet
 WAY_OUT = (
     "compile the model that the manifest was made for, or make one of this model: farskip_compile.describe(model, ...)"
 )
+
+MOST_COMPARED = 2000
+"""Names of parameters that an error looks for a close one among."""
 
 
 def check_as_written(manifest: Manifest, table: Table, parameters: GraphParameters) -> None:
@@ -134,7 +137,9 @@ def _check_parameters(manifest: Manifest, known: Fingerprint, graph: GraphParame
 def _unknown(
     manifest: Manifest, name: str, shape: GraphShape, known: Mapping[str, Shape], seen: Mapping[str, str]
 ) -> ManifestError:
-    free = [other for other in known if other not in seen]
+    last = name.rpartition(".")[2]  # of the same kind, and not too many: each comparison takes its time
+    alike = (other for other in known if other not in seen and other.rpartition(".")[2] == last)
+    free = [*islice(alike, MOST_COMPARED)] or [*islice((other for other in known if other not in seen), MOST_COMPARED)]
     close = difflib.get_close_matches(name, free, n=1)
     hint = f"; it has {close[0]!r} of shape {_listed(known[close[0]])}" if close else ""
     return ManifestError(

@@ -6,12 +6,11 @@ Contract: a path is one of three things.
   any other file  the manifest and nothing else
 In the first two, `config.json` is guarded (`guarded`), so that nothing loads the weights in their original wiring.
 A write replaces the whole file or nothing (`json_files`). Never: overwrites a file that is not a manifest, or AMD's
-keys.
+keys; reads what is not a regular file, or too large for a manifest (`reading`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from farskip_compile.manifest.amd_keys import AMD_KEYS, from_amd_keys, has_amd_k
 from farskip_compile.manifest.guarded import guarded, is_guarded, unguarded
 from farskip_compile.manifest.json_text import compact, with_key
 from farskip_compile.manifest.record import Manifest
+from farskip_compile.reading import DOCUMENT_BYTES, parse_json, read_bytes
 
 FILE = "farskip.json"
 """The manifest's name in a checkpoint folder."""
@@ -42,29 +42,41 @@ def save_manifest(manifest: Manifest, path: str | os.PathLike[str], *, guard: bo
         ManifestError: it can't be written there, or would overwrite something that is not a manifest.
     """
     target = Path(path)
-    config = target / CONFIG if target.is_dir() else target
-    target = target / FILE if target.is_dir() else target
-    beside = config.exists() if config != target else False
-    text = _text_of_object(config) if beside or target.name == CONFIG else "{}"  # read before anything is written
-    edited = guarded(text) if guard else unguarded(text)
-    if is_guarded(edited) or isinstance(json.loads(text).get(KEY), Mapping):
-        edited = with_key(edited, KEY, manifest.to_json())  # goes along when the model is saved elsewhere
-    if target.name == CONFIG:
-        _refuse_amd_keys(target)
-        write_text(target, with_key(edited, KEY, manifest.to_json()), way_out=WRITABLE, error=ManifestError)
-        return target
-    if target.exists() and "schema" not in _object(target):
-        raise ManifestError(
-            f"{target} exists and is not a manifest", way_out="give another name, or the folder of the checkpoint"
-        )
-    write_text(target, compact(manifest.to_json()) + "\n", way_out=WRITABLE, error=ManifestError)
-    if beside and edited != text:
+    file = target / FILE if target.is_dir() else target
+    config = file.with_name(CONFIG)
+    if target.is_dir() or file == config:
+        edited = _with_manifest(config, manifest, guard=guard, needed=file == config)  # refused before any write
+    else:
+        edited = None
+    if file != config:
+        if file.exists() and "schema" not in _read(file)[1]:
+            raise ManifestError(
+                f"{file} exists and is not a manifest", way_out="give another name, or the folder of the checkpoint"
+            )
+        write_text(file, compact(manifest.to_json()) + "\n", way_out=WRITABLE, error=ManifestError)
+    if edited is not None:
         write_text(config, edited, way_out=WRITABLE, error=ManifestError)
-    return target
+    return file
 
 
-def _refuse_amd_keys(target: Path) -> None:
-    config = _object(target)
+def _with_manifest(config: Path, manifest: Manifest, *, guard: bool, needed: bool) -> str | None:
+    """The text of a `config.json` with its guard, or without it; None: it stays as it is.
+
+    The manifest is in it if it is `needed`, if there was one, and if it is guarded, to go along when the model is saved
+    elsewhere.
+    """
+    if not needed and not config.exists():
+        return None
+    text, content = _read(config)
+    if needed:
+        _refuse_amd_keys(config, content)
+    edited = guarded(text) if guard else unguarded(text)
+    if needed or is_guarded(edited) or isinstance(content.get(KEY), Mapping):
+        return with_key(edited, KEY, manifest.to_json())
+    return edited if edited != text else None
+
+
+def _refuse_amd_keys(target: Path, config: Mapping[str, Any]) -> None:
     theirs = [key for key in AMD_KEYS if key in config and not (key == KEY and isinstance(config[key], Mapping))]
     if theirs:
         raise ManifestError(
@@ -73,8 +85,9 @@ def _refuse_amd_keys(target: Path) -> None:
         )
 
 
-def load_manifest(path: str | os.PathLike[str]) -> Manifest:
+def load_manifest(path: str | os.PathLike[str], *, largest: int = DOCUMENT_BYTES) -> Manifest:
     """Read a manifest out of a checkpoint folder (`farskip.json`, else `config.json` with our key or AMD's) or a file.
+    A file of more than `largest` bytes is refused.
 
     Raises:
         ManifestError: there is none, or it is damaged; names the file and the key.
@@ -86,7 +99,7 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
             f"there is no manifest in {target}: neither {FILE} nor {CONFIG}",
             way_out="make one: farskip_compile.save_manifest(farskip_compile.describe(model, ...), folder)",
         )
-    return read_manifest(_object(files[0]), str(files[0]))
+    return read_manifest(_read(files[0], largest)[1], str(files[0]))
 
 
 def read_manifest(data: Mapping[str, Any], origin: str) -> Manifest:
@@ -108,26 +121,21 @@ def read_manifest(data: Mapping[str, Any], origin: str) -> Manifest:
     )
 
 
-def _object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
-    found: dict[str, Any] = json.loads(_text_of_object(path))
-    return found
-
-
-def _text_of_object(path: Path) -> str:
-    text = _text(path)
+def _read(path: Path, largest: int = DOCUMENT_BYTES) -> tuple[str, dict[str, Any]]:
+    """The JSON object in a file, as text and parsed."""
+    text = _text(path, largest)
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError as error:
         raise ManifestError(f"{path} is not JSON: {error}", way_out="restore the file, or write it anew") from error
     if not isinstance(found, dict):
         raise ManifestError(f"{path} holds no JSON object", way_out="give a manifest or a config.json")
-    return text
+    return text, found
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, largest: int) -> str:
     try:
-        return path.read_bytes().decode()  # not read_text, which would make other line ends of \r\n
+        return read_bytes(path, largest).decode()  # not read_text, which would make other line ends of \r\n
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path} is not text in UTF-8: {error}", way_out="restore the file") from error
     except OSError as error:

@@ -28,6 +28,11 @@ from farskip_compile.manifest import patterns
 from farskip_compile.manifest.patterns import Shape
 
 MOST_CANDIDATES = 16
+MOST_PARAMETERS, MOST_CHARACTERS = 2**18, 2**25
+"""Names, and characters in all of them together. A model of 61 layers of 384 experts, each matrix of each a parameter
+with scales, has half as many."""
+MOST_SIZE = 2**63 - 1
+"""Along a dimension."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,10 @@ class Fingerprint:
     @cached_property
     def sha256(self) -> str:
         """Hash of all names and shapes, whatever their order."""
-        lines = (f"{name} {list(shape)} {name in self.used}\n" for name, shape in sorted(self.shapes.items()))
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        digest, shapes = hashlib.sha256(), self.shapes
+        for name in sorted(shapes):
+            digest.update(f"{name} {list(shapes[name])} {name in self.used}\n".encode(errors="surrogatepass"))
+        return digest.hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
@@ -72,18 +79,22 @@ class Fingerprint:
     @classmethod
     def listed(cls, data: Listed, reader: Reader) -> Fingerprint:
         """What `to_json` gave; `reader` refuses anything else."""
-        groups, size = {"sub_blocks": data.sub_blocks, "others": data.others}, 0
+        groups, size, characters = {"sub_blocks": data.sub_blocks, "others": data.others}, 0, 0
         for key, group in groups.items():
             for pattern, shape in group.items():
                 place = f"fingerprint.{key}.{pattern}"
                 try:
-                    size += patterns.size(pattern)
+                    names, length = patterns.extent(pattern, MOST_PARAMETERS)
                 except ValueError as error:
                     reader.refuse(place, f"under a key that is a pattern of names ({error})", shape)
-                if min(shape, default=0) < 0:
+                size, characters = size + names, characters + length
+                if min(shape, default=0) < 0 or max(shape, default=0) > MOST_SIZE:
                     reader.refuse(place, "a shape: a list of whole numbers", shape)
         if size != data.parameters:  # before the names are made, which may be many
             reader.refuse("fingerprint.parameters", "the number of parameters listed", data.parameters)
+        if size > MOST_PARAMETERS or characters > MOST_CHARACTERS:
+            most = f"at most {MOST_PARAMETERS:,} parameters, with {MOST_CHARACTERS:,} characters in their names"
+            reader.refuse("fingerprint", f"of {most}", size)
         named = (
             {n: shape for pattern, shape in g.items() for n in patterns.expanded(pattern)} for g in groups.values()
         )
@@ -101,13 +112,18 @@ def parameters_of(model: nn.Module) -> dict[str, Shape]:
     A tied parameter is listed under each of its names: a graph shows it under any one of them.
 
     Raises:
-        ManifestError: a parameter has no shape yet.
+        ManifestError: a parameter has no shape yet, or there are more than a manifest may hold.
     """
     shapes: dict[str, Shape] = {}
     for name, parameter in unwrapped(model).named_parameters(remove_duplicate=False):
         if nn.parameter.is_lazy(parameter):
             raise ManifestError(f"the parameter {name!r} has no shape yet", way_out="run the model once before")
         shapes[plain_name(name)] = tuple(parameter.shape)
+    if len(shapes) > MOST_PARAMETERS or sum(map(len, shapes)) > MOST_CHARACTERS:
+        raise ManifestError(
+            f"the model has {len(shapes):,} parameters, and a manifest holds {MOST_PARAMETERS:,}",
+            way_out="stack the parameters of experts",
+        )
     return shapes
 
 

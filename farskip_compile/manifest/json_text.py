@@ -1,7 +1,8 @@
 """JSON as text: written readably, and edited in place without touching what stands around.
 
-Contract: `compact` writes what fits on one line on one line. `with_key` sets one key of the outermost object and keeps
-every other character as it was: order, indentation and numbers as they are written. `without_key` takes it out again.
+Contract: `compact` writes what fits on one line on one line, and no character that a terminal would obey. `with_key`
+sets one key of the outermost object and keeps every other character as it was: order, indentation and numbers as they
+are written. `without_key` takes it out again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from farskip_compile.text_utils import UNPRINTABLE
 
 WIDTH = 120
 UNIT = "  "
@@ -20,12 +23,10 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 def compact(value: Any, indent: str = "") -> str:
     """JSON with one entry a line, where an entry, or a list of plain values, is not broken; `indent` is for all lines
     but the first."""
-    line = json.dumps(value, ensure_ascii=False)
+    line = _line(value)
     entries: list[str]
     if isinstance(value, Mapping) and value:
-        entries = [
-            f"{json.dumps(key, ensure_ascii=False)}: {compact(one, indent + UNIT)}" for key, one in value.items()
-        ]
+        entries = [f"{_line(key)}: {compact(one, indent + UNIT)}" for key, one in value.items()]
         opening, closing = "{", "}"
     elif isinstance(value, list) and any(isinstance(one, list | Mapping) for one in value):
         entries = [compact(one, indent + UNIT) for one in value]
@@ -36,6 +37,11 @@ def compact(value: Any, indent: str = "") -> str:
         return line
     body = f",\n{indent}{UNIT}".join(entries)
     return f"{opening}\n{indent}{UNIT}{body}\n{indent}{closing}"
+
+
+def _line(value: Any) -> str:
+    """Readable, but for what would do something to a terminal: that is as an escape."""
+    return UNPRINTABLE.sub(lambda found: json.dumps(found[0])[1:-1], json.dumps(value, ensure_ascii=False))
 
 
 def with_key(text: str, key: str, value: Any) -> str:

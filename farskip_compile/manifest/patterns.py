@@ -3,7 +3,7 @@
 Contract: `grouped` takes names with shapes and gives patterns with shapes; `expanded` gives the names back, all of
 them, exactly. A part of a name (what stands between dots) that is a number is an index; names of one shape that differ
 in indices only share a pattern. A part in braces is a set of indices, `{0-3,5}`; braces of the names themselves are
-doubled.
+doubled. A short pattern may stand for more names than a machine can hold: `extent` counts them before any is made.
 
 Algorithm: names with the same text between their indices form a set of index tuples; a set is cut into boxes (products
 of index sets) by joining the first indices that the same tuples follow.
@@ -14,13 +14,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from itertools import product
-from math import prod
 
 Shape = tuple[int, ...]
 Template = tuple[str | None, ...]
 """The parts of a name; None for an index."""
 
 _INDEX = re.compile(r"0|[1-9][0-9]*")
+MOST_DIGITS = 9
+"""Of an index."""
 _SET = re.compile(r"\{([0-9]+(?:-[0-9]+)?(?:,[0-9]+(?:-[0-9]+)?)*)\}")
 
 
@@ -44,9 +45,20 @@ def expanded(pattern: str) -> list[str]:
     return [".".join(parts) for parts in product(*(_choices(part) for part in pattern.split(".")))]
 
 
-def size(pattern: str) -> int:
-    """How many names `pattern` stands for; none is made. A `ValueError` if it is not a pattern."""
-    return prod(sum(len(numbers) for numbers in _ranges(part) or [range(1)]) for part in pattern.split("."))
+def extent(pattern: str, most: int) -> tuple[int, int]:
+    """How many names `pattern` stands for, and at most how many characters these have; none is made.
+
+    Raises:
+        ValueError: it is not a pattern, or stands for more than `most` names.
+    """
+    names, length = 1, 0
+    for part in pattern.split("."):
+        ranges = _ranges(part)
+        names *= sum(numbers.stop - numbers.start for numbers in ranges) if ranges else 1
+        length += 1 + (max(len(str(numbers[-1])) for numbers in ranges) if ranges else len(part))
+        if names > most:  # not later: a product of many sets has as many digits as there are sets
+            raise ValueError(f"it stands for more than {most:,} names")
+    return names, names * length
 
 
 def _boxes(tuples: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], ...]]:
@@ -91,6 +103,8 @@ def _ranges(part: str) -> list[range]:
     ranges = []
     for run in found[1].split(","):
         low, _, high = run.partition("-")
+        if max(len(low), len(high)) > MOST_DIGITS:
+            raise ValueError(f"{part[:40]} has an index of more than {MOST_DIGITS} digits")
         ranges.append(range(int(low), int(high or low) + 1))
     if any(not numbers for numbers in ranges):
         raise ValueError(f"{part} holds an empty range")

@@ -24,6 +24,8 @@ from farskip_compile.passes.residual.table import BadCell, Table
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange, Named
 
 SCHEMA = 1
+MOST_LAYERS = 10_000
+"""Of a manifest without sub-blocks."""
 WAY_OUT = "write the manifest anew with farskip_compile.describe and save_manifest; it is not meant to be edited"
 
 
@@ -83,6 +85,9 @@ class Manifest:
             connectivity = reader.value(Mapping[str, tuple[str, ...]], connectivity, "connectivity")
         elif connectivity not in get_args(Named):
             reader.refuse("connectivity", f"one of {', '.join(get_args(Named))}, or a table", connectivity)
+        for number, row in enumerate(found.sub_blocks):
+            if row.layer > number:  # a layer begins with a sub-block; drawings have a line for each
+                reader.refuse(f"sub_blocks.{number}.layer", "a whole number, not above that of sub-blocks", row.layer)
         layers = found.layers
         if layers is not None and (len(layers) != 2 or not 0 <= layers[0] <= layers[1]):
             reader.refuse("layers", "null, or the first and the last layer", layers)
@@ -94,6 +99,8 @@ class Manifest:
             reader.refuse(error.key, error.wanted, error.found)
         fingerprint = Fingerprint.listed(found.fingerprint, reader) if found.fingerprint is not None else None
         pair = (layers[0], layers[1]) if layers is not None else None
+        if pair is not None and pair[1] >= (table.num_layers or MOST_LAYERS):
+            reader.refuse("layers", f"layers of the model, below {table.num_layers or MOST_LAYERS}", layers)
         return cls(connectivity, pair, table, fingerprint, found.versions, origin=origin)
 
 

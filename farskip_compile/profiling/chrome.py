@@ -1,7 +1,9 @@
 """Reads a Chrome trace file: JSON, or JSON in gzip, as `torch.profiler` exports it.
 
 Contract: gives the document as a dictionary whose `traceEvents` is a list, or raises a `TraceError` that names the
-file, what is wrong with it, and what to do. The file is read whole; 200 MB take a few seconds.
+file, what is wrong with it, and what to do. The file is read whole; 200 MB take a few seconds. Anything but a regular
+file is refused, and so is one that is, or unpacks to, more than the limit (`reading.files`), before it has cost much.
+What is not a number (`NaN`, `Infinity`) is read as `null`. Where an object has a key twice, the last one counts.
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ from typing import Any
 
 from farskip_compile.errors import FarSkipError
 from farskip_compile.passes.gc_pause import collector_paused
+from farskip_compile.reading import TooLarge, check_nesting, read_unpacked
 
 Document = dict[str, Any]
+LARGEST = 2**30
+"""Bytes of a trace, unpacked, unless its reader is told otherwise."""
 
 _EXPORT = "give a file that torch.profiler's export_chrome_trace wrote, or that farskip_compile.profiling.record wrote"
 _CUT_OFF = "let the process that writes it finish, and export the trace again"
@@ -41,26 +46,26 @@ class RanksMissingError(TraceError):
     """A question about all ranks, when only some have traces."""
 
 
-def load(path: Path) -> Document:
-    """The document in `path`.
+def load(path: Path, *, largest: int = LARGEST) -> Document:
+    """The document in `path`, which may have `largest` bytes, unpacked.
 
     Raises:
         TraceError: the file can't be read.
         NotATraceError: it is not a Chrome trace.
         TruncatedTraceError: it ends in the middle.
     """
-    text = _text(path)
+    text = _text(path, largest)
     try:
         with collector_paused():
-            document = json.loads(text, strict=False)
+            document = json.loads(text, strict=False, parse_constant=lambda _: None)
     except json.JSONDecodeError as error:
         whole = text.strip()
         cut_off = whole[:1] in ("{", "[") and whole[-1:] not in ("}", "]")
         if cut_off or error.pos >= len(text.rstrip()):
             raise TruncatedTraceError(f"{path} ends in the middle of the trace", way_out=_CUT_OFF) from None
         raise NotATraceError(f"{path} is not JSON: {error}", way_out=_EXPORT) from None
-    except RecursionError:
-        raise NotATraceError(f"{path} is nested too deeply for a trace", way_out=_EXPORT) from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise NotATraceError(f"{path} has a number that no trace has: {error}", way_out=_EXPORT) from None
     if isinstance(document, list):  # the bare form of the format: events, and nothing about them
         document = {"traceEvents": document}
     if not isinstance(document, dict) or not isinstance(document.get("traceEvents"), list):
@@ -68,17 +73,26 @@ def load(path: Path) -> Document:
     return document
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, largest: int) -> str:
     try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
+        content = read_unpacked(path, largest)
+        check_nesting(content)
     except EOFError:
         raise TruncatedTraceError(f"{path} ends in the middle of its gzip stream", way_out=_CUT_OFF) from None
     except (gzip.BadGzipFile, zlib.error) as error:
         raise NotATraceError(f"{path} is a damaged gzip file: {error}", way_out=_EXPORT) from None
+    except TooLarge as error:
+        raise TraceError(
+            f"can't read {path}: {error.strerror}",
+            way_out="if you trust the file: unpack it (gzip -d), and raise the limit "
+            "(farskip overlap --largest, read_trace(..., largest=))",
+        ) from None
     except OSError as error:
-        raise TraceError(f"can't read {path}: {error.strerror}") from None
+        raise TraceError(
+            f"can't read {path}: {error.strerror}", way_out="give the path of a file that can be read"
+        ) from None
+    except ValueError:
+        raise NotATraceError(f"{path} is nested too deeply for a trace", way_out=_EXPORT) from None
     if not content.strip():
         raise TruncatedTraceError(f"{path} is empty", way_out=_CUT_OFF)
     return content.decode("utf-8", errors="replace")  # kernels may have any name; JSON itself is ASCII

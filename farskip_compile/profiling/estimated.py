@@ -22,12 +22,37 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 from typing import Any
 
+from farskip_compile.json_files import shown
 from farskip_compile.profiling.data import Device, EstimateReport, StepTimes, Trace
 from farskip_compile.profiling.intervals import Span, difference, intersection, total, union
+from farskip_compile.text_utils import printable
 
 SECONDS = ("compute_seconds", "communication_seconds", "exposed_seconds", "seconds")
 """Fields of a schedule, in the order of `StepTimes`."""
+MOST_SECONDS = 1e9
 _Runs = list[StepTimes]
+
+
+def announced(entries: object) -> tuple[dict[str, Any], ...]:
+    """The schedules that a trace holds, of which this module knows some fields.
+
+    Raises:
+        ValueError: one of them is not as a report's `to_json` gave it.
+    """
+    found = entries if isinstance(entries, list) else []
+    return tuple(_schedule(one) for one in found if isinstance(one, dict) and isinstance(one.get("orders"), dict))
+
+
+def _schedule(data: dict[str, Any]) -> dict[str, Any]:
+    after, orders = data.get("after"), data["orders"]
+    if after is not None:
+        after = {name: after[name] for name in SECONDS}
+        if not all(isinstance(time, (int, float)) and 0 <= time <= MOST_SECONDS for time in after.values()):
+            raise ValueError(f"a schedule of {shown(after)} seconds")
+    if not all(isinstance(order, list) for order in orders.values()):
+        raise ValueError("a schedule whose orders are no lists")
+    names = {name: printable(str(data.get(name, default))) for name, default in (("phase", "graph"), ("profile", ""))}
+    return {**names, "orders": {group: [*map(str, order)] for group, order in orders.items()}, "after": after}
 
 
 def estimates(traces: Sequence[Trace]) -> tuple[EstimateReport, ...]:
@@ -40,16 +65,16 @@ def estimates(traces: Sequence[Trace]) -> tuple[EstimateReport, ...]:
     for trace in traces:
         for index, graph in _match(schedules, _graphs(trace)):
             matched.setdefault(index, []).append(_mean(graph))
-    shown = sorted(matched) or range(len(schedules))
+    chosen = sorted(matched) or range(len(schedules))
     rows = [
         EstimateReport(
-            name=_name(schedules, index, shown),
+            name=_name(schedules, index, chosen),
             collectives=_launches(schedules[index]),
-            profile=str(schedules[index].get("profile", "")),
+            profile=schedules[index]["profile"],
             estimated=StepTimes(*(round(1e9 * schedules[index]["after"][name]) for name in SECONDS)),
             measured=_mean(matched[index]) if index in matched else None,
         )
-        for index in shown
+        for index in chosen
     ]
     found = [row.measured for row in rows if row.measured is not None]
     runs = [_times(one.span or (0, 0), one.compute(), [(c.start, c.end) for c in one.collectives]) for one in traces]
@@ -100,13 +125,13 @@ def _match(schedules: Sequence[dict[str, Any]], graphs: Sequence[tuple[int, _Run
 
 
 def _launches(schedule: dict[str, Any]) -> int:
-    return sum(map(len, schedule.get("orders", {}).values()))
+    return sum(map(len, schedule["orders"].values()))
 
 
-def _name(schedules: Sequence[dict[str, Any]], index: int, shown: Sequence[int]) -> str:
-    phase = str(schedules[index].get("phase", "graph"))
-    same = [i for i in shown if schedules[i].get("phase") == schedules[index].get("phase")]
-    return phase if len(same) == 1 else f"{phase} {same.index(index) + 1}"
+def _name(schedules: Sequence[dict[str, Any]], index: int, chosen: Sequence[int]) -> str:
+    phase = schedules[index]["phase"]
+    same = [i for i in chosen if schedules[i]["phase"] == phase]
+    return str(phase) if len(same) == 1 else f"{phase} {same.index(index) + 1}"
 
 
 def _sum(times: Sequence[StepTimes]) -> StepTimes:

@@ -42,7 +42,7 @@ _CPU_COLLECTIVE = re.compile(r"(gloo|mpi|ucc|ccl|oneccl):(\w+)\Z")
 _GPU_COLLECTIVE = re.compile(r"(nccl|rccl|msccl)", re.IGNORECASE)
 _GPU_KIND = re.compile(r"(?:nccl|rccl|msccl)\w*?Kernel_([A-Za-z]+?)(?:_|\(|Z|\Z)", re.IGNORECASE)
 _PEER_COPY = re.compile(r"Memcpy (PtoP|P2P)\b")
-_LAYER = re.compile(r"(?<![A-Za-z0-9])(?:layers?|blocks?)[ ._:=#/\[-]*(\d+)(?!\d|\s*[-:]\s*\d)", re.IGNORECASE)
+_LAYER = re.compile(r"(?<![A-Za-z0-9])(?:layers?|blocks?)[ ._:=#/\[-]*(\d{1,6})(?!\d|\s*[-:]\s*\d)", re.IGNORECASE)
 
 GPU_CATEGORIES = frozenset(["kernel", "gpu_memcpy", "gpu_memset", "Kernel", "Memcpy", "Memset"])
 COPY_CATEGORIES = frozenset(["gpu_memcpy", "gpu_memset", "Memcpy", "Memset"])

@@ -38,6 +38,8 @@ Place = tuple[str, int]
 
 
 _COMMUNICATES = (Role.LAUNCH, Role.WAIT)
+MOST_NESTED = 256
+"""Operators inside one another: some thirty in the deepest programs, and each looks at all those around it."""
 
 
 def in_order(events: Sequence[Segment]) -> list[Segment]:
@@ -75,7 +77,7 @@ def segments(events: Sequence[Segment]) -> list[Segment]:
 
 
 def compute_only(events: Sequence[Segment]) -> list[Segment]:
-    """The parts of a CPU thread's operators that are compute."""
+    """The parts of a CPU thread's operators that are compute; a `ValueError` if they are nested beyond reason."""
     events = in_order(events)
     counts = _is_compute(events)
     return [(start, end, events[index][2]) for start, end, index in innermost(events) if counts[index]]
@@ -97,6 +99,8 @@ def _is_compute(events: Sequence[Segment]) -> bytearray:
                 counts[outer] = False
         if roles[index] is not Role.GLUE:
             around.append(index)
+            if len(around) > MOST_NESTED:
+                raise ValueError(f"operators are nested more than {MOST_NESTED} deep")
     return counts
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape as escaped
 from itertools import accumulate
 from typing import Any
 
@@ -25,13 +25,14 @@ from farskip_compile.profiling.data import Collective, CollectiveReport, Overlap
 from farskip_compile.profiling.intervals import Coverage, Segment, Span, blocks, difference, union
 from farskip_compile.profiling.measure import overlap
 from farskip_compile.profiling.text import percent, short_name, time_text
+from farskip_compile.text_utils import printable
 
 NAMES, RIGHT = 132, 12
 ROW, GAP, RANK_GAP, AXIS = 20, 4, 14, 30
 SLIVER = 2.0
 """Pixels below which a segment has no shape of its own."""
 LETTER = 6.6
-MOST_RANKS, MOST_COLLECTIVES = 8, 200
+MOST_RANKS, MOST_COLLECTIVES, MOST_ROWS = 8, 200, 32
 
 
 def overlap_page(report: OverlapReport) -> str:
@@ -53,6 +54,11 @@ def _times(share: Overlap) -> list[str | tuple[str, str]]:
 
 def _known(time_ns: int | None) -> str:
     return "\N{EN DASH}" if time_ns is None else time_text(time_ns)
+
+
+def escape(text: str) -> str:
+    """Text of an element or an attribute, without what a page may not hold at all."""
+    return escaped(printable(text))
 
 
 _Flight = tuple[Collective, CollectiveReport]
@@ -171,13 +177,13 @@ def _compute(segments: Sequence[Segment], canvas: _Canvas, y: float) -> Iterator
 
 
 def _rows(flights: Sequence[_Flight]) -> list[list[_Flight]]:
-    """Rows in which no two overlap; `flights` are in order of their starts."""
+    """Rows in which no two overlap, but for the last one if there are many; `flights` are in order of their starts."""
     rows: list[list[_Flight]] = []
     for flight in flights:
         row = next((row for row in rows if row[-1][0].end <= flight[0].start), None)
-        if row is None:
-            rows.append(row := [])
-        row.append(flight)
+        if row is None and len(rows) < MOST_ROWS:
+            rows.append([])
+        (rows[-1] if row is None else row).append(flight)
     return rows
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from farskip_compile.profiling.data import Trace
 from farskip_compile.profiling.events import LOOSE_KINDS
@@ -25,6 +26,9 @@ from farskip_compile.text_utils import amount
 
 TOLERANCE_NS = 50_000
 """A collective that ends this long before another rank begins it shows that clocks or matching are wrong."""
+
+MOST_NAMED = 16
+"""Ranks that a message names."""
 
 _Key = tuple[str, str | None, tuple[int, ...]]
 
@@ -69,8 +73,10 @@ def match(traces: Mapping[int, Trace]) -> Peers:
 
 def _unsound(traces: Mapping[int, Trace]) -> str:
     sizes = {trace.world_size for trace in traces.values() if trace.world_size is not None}
-    if missing := sorted(set(range(max(sizes, default=0))) - set(traces)):
-        return f"there is no trace of rank {', '.join(map(str, missing))}"
+    absent = (rank for rank in range(max(sizes, default=0)) if rank not in traces)
+    if missing := list(islice(absent, MOST_NAMED + 1)):
+        more = ", ..." if len(missing) > MOST_NAMED else ""
+        return f"there is no trace of rank {', '.join(map(str, missing[:MOST_NAMED]))}{more}"
     if len(traces) < 2:
         return "there is only one trace"
     if sizes and sizes != {len(traces)}:

@@ -2,7 +2,8 @@
 
 In:    the path of an exported trace (`.json`, `.json.gz`), or a profile that has ended.
 Out:   a `Trace`.
-Never: changes the profile; keeps the raw events.
+Never: changes the profile; keeps the raw events; believes a trace that others may have written: a value of the wrong
+       type, or a time that no clock shows, is a `NotATraceError`, and names are kept as they can be printed.
 
 What is compute and what is communication depends on the device:
 - If the trace shows kernels of a GPU, collectives are the kernels of NCCL, RCCL or MSCCL, and compute is every other
@@ -22,17 +23,22 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from farskip_compile.json_files import shown
 from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.profiling import events
-from farskip_compile.profiling.chrome import Document, NotATraceError, TraceError, load
+from farskip_compile.profiling.chrome import LARGEST, Document, NotATraceError, TraceError, load
 from farskip_compile.profiling.data import Collective, Device, Trace
+from farskip_compile.profiling.estimated import announced
 from farskip_compile.profiling.events import Role
 from farskip_compile.profiling.intervals import Segment, Span, union
 from farskip_compile.profiling.lanes import Launch, Layers, Place, compute_only, link_by_order, segments
-from farskip_compile.text_utils import amount
+from farskip_compile.text_utils import amount, printable, shortened
 
 SCHEDULES = "farskip_schedules"
 """Where `record` puts the schedules of the process into a trace."""
+LATEST = 2**62
+"""Nanoseconds since the epoch, in the year 2116."""
+MOST_RANKS = 2**20
 _START = attrgetter("start", "end")
 
 
@@ -47,12 +53,13 @@ class Profile(Protocol):
 Source = str | PathLike[str] | Profile
 
 
-def read_trace(source: Source, *, rank: int | None = None) -> Trace:
+def read_trace(source: Source, *, rank: int | None = None, largest: int = LARGEST) -> Trace:
     """Read the profile of one rank.
 
     Args:
         source: a trace file, or a profile whose `with` block has ended and that was not exported before.
         rank: the rank, if the trace does not know it (profiles taken before `init_process_group`).
+        largest: bytes that a file may have, unpacked.
 
     Raises:
         TraceError: the file can't be read, or the profile has nothing to export.
@@ -61,7 +68,7 @@ def read_trace(source: Source, *, rank: int | None = None) -> Trace:
     """
     if isinstance(source, (str, PathLike)):
         path = Path(source)
-        return from_document(load(path), str(path), rank=rank)
+        return from_document(load(path, largest=largest), str(path), rank=rank)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         try:
@@ -71,7 +78,7 @@ def read_trace(source: Source, *, rank: int | None = None) -> Trace:
                 f"the profile can't be exported: {error}",
                 way_out="read it after its `with` block, and once; if it was exported before, read that file instead",
             ) from None
-        return from_document(load(path), "profile", rank=rank)
+        return from_document(load(path, largest=largest), "profile", rank=rank)
 
 
 def from_document(document: Document, source: str, *, rank: int | None = None) -> Trace:
@@ -82,37 +89,40 @@ def from_document(document: Document, source: str, *, rank: int | None = None) -
     """
     if "farskipRanks" in document:
         raise NotATraceError(
-            f"{source} holds the traces of ranks {document['farskipRanks']}, merged for viewing",
+            f"{source} holds the traces of ranks {shown(document['farskipRanks'])}, merged for viewing",
             way_out="give the traces that it was made of, one file for each rank",
         )
     raw = _Raw()
-    base = document.get("baseTimeNanoseconds") or 0
     try:
         with collector_paused():
+            base = _whole(document.get("baseTimeNanoseconds") or 0, LATEST)
             for event in document["traceEvents"]:
                 if event.get("ph") == "X":
                     raw.add(event, base)
+        return raw.trace(source=source, **_about(document, source, rank))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise NotATraceError(
-            f"{source} has an event that torch.profiler does not write ({type(error).__name__}: {error})",
+            f"{source} has an event that torch.profiler does not write "
+            f"({type(error).__name__}: {shortened(str(error))})",
             way_out="give a trace as export_chrome_trace wrote it",
         ) from None
+
+
+def _about(document: Document, source: str, rank: int | None) -> dict[str, Any]:
+    """What a trace says about the process."""
     info = document.get("distributedInfo") or {}
-    found = info.get("rank")
-    if found is None:
-        named = re.search(r"rank[_\-. ]?(\d+)", Path(source).name, re.IGNORECASE)
+    found, size = info.get("rank"), info.get("world_size")
+    if rank is None and found is None:
+        named = re.search(r"rank[_\-. ]?(\d{1,9})", Path(source).name, re.IGNORECASE)
         found = int(named[1]) if named is not None else None
-    groups = [group.get("ranks") for group in info.get("pg_config") or () if isinstance(group, dict)]
-    schedules = document.get(SCHEDULES)
-    entries = schedules if isinstance(schedules, list) else []
-    return raw.trace(
-        source=source,
-        rank=found if rank is None else rank,
-        world_size=info.get("world_size"),
-        groups=tuple(sorted({tuple(ranks) for ranks in groups if ranks and len(ranks) > 1})),
-        schedules=tuple(one for one in entries if isinstance(one, dict) and isinstance(one.get("orders"), dict)),
-        host=str(document.get("host_name") or ""),
-    )
+    groups = [_ranks(group.get("ranks")) for group in info.get("pg_config") or () if isinstance(group, dict)]
+    return {
+        "rank": rank if rank is not None else None if found is None else _whole(found, MOST_RANKS),
+        "world_size": None if size is None else _whole(size, MOST_RANKS),
+        "groups": tuple(sorted({ranks for ranks in groups if ranks and len(ranks) > 1})),
+        "schedules": announced(document.get(SCHEDULES)),
+        "host": printable(str(document.get("host_name") or "")),
+    }
 
 
 @dataclass
@@ -134,13 +144,13 @@ class _Raw:
 
     def add(self, event: dict[str, Any], base: int) -> None:
         """Sort in one complete event (`"ph": "X"`)."""
-        category, name = event.get("cat"), event["name"]
-        start = base + round(event["ts"] * 1000)
-        end = start + round(event["dur"] * 1000)
+        category, name = event.get("cat"), printable(event["name"])
+        start = base + _nanoseconds(event["ts"])
+        end = start + _nanoseconds(event["dur"])
         if end < start:
             self.unfinished += 1
             return
-        thread = f"{event['pid']}/{event['tid']}"
+        thread = f"{_label(event['pid'])}/{_label(event['tid'])}"
         if category in events.OPERATOR_CATEGORIES or category in events.ANNOTATION_CATEGORIES:
             kind = events.cpu_collective(name)
             if kind is not None:
@@ -152,7 +162,7 @@ class _Raw:
             else:
                 self._add_operator(name, start, end, thread)
         elif category in events.GPU_CATEGORIES:
-            self._add_gpu(event, start, end)
+            self._add_gpu(event, name, start, end)
         elif category in events.RUNTIME_CATEGORIES and "correlation" in event.get("args", {}):
             self.runtime[event["args"]["correlation"]] = (thread, start)
 
@@ -169,16 +179,19 @@ class _Raw:
         if name.startswith(events.COMPILED_REGION):
             self.graphs.append((start, end, name))
 
-    def _add_gpu(self, event: dict[str, Any], start: int, end: int) -> None:
-        name, args = event["name"], event.get("args", {})
-        stream = f"GPU {args.get('device', event['pid'])} stream {args.get('stream', event['tid'])}"
+    def _add_gpu(self, event: dict[str, Any], name: str, start: int, end: int) -> None:
+        args = event.get("args", {})
+        device, queue = _label(args.get("device", event["pid"])), _label(args.get("stream", event["tid"]))
+        stream = f"GPU {device} stream {queue}"
         if events.is_gpu_collective(name):
             group = args.get("Process Group Name")
-            kind = args.get("Collective name") or events.gpu_kind(name)
-            label = args.get("Process Group Description") or group
-            lane = stream if label is None else f"{label} ({stream})"
+            group = None if group is None else _label(group)
+            kind = _label(args.get("Collective name") or events.gpu_kind(name))
+            label = _label(args.get("Process Group Description") or group or "")
+            lane = f"{label} ({stream})" if label else stream
+            key = args.get("correlation")
             collective = Collective(kind, start, end, lane, group, _ranks(args.get("Process Group Ranks")))
-            self.gpu_collectives.append((collective, args.get("correlation")))
+            self.gpu_collectives.append((collective, key if isinstance(key, int) else None))
         elif events.is_peer_copy(name):
             self.peer_copies.append((start, end))
         elif event["cat"] in events.COPY_CATEGORIES:
@@ -239,11 +252,31 @@ def _by_lane(found: dict[str, list[Segment]]) -> dict[str, list[Segment]]:
     return {stream: segments(kernels) for stream, kernels in sorted(found.items())}
 
 
+def _nanoseconds(time: object) -> int:
+    """A time of an event, which is in microseconds; a `ValueError` if no clock shows it."""
+    if not isinstance(time, (int, float)) or not -LATEST <= time * 1000 <= LATEST:
+        raise ValueError(f"{shown(time)} is not a time in microseconds")
+    return round(time * 1000)
+
+
+def _whole(number: object, most: int) -> int:
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= most:
+        raise ValueError(f"{shown(number)} is not a whole number up to {most}")
+    return number
+
+
+def _label(value: object) -> str:
+    """The name or the number of a process, a thread, a stream or a group."""
+    if not isinstance(value, (str, int)):
+        raise ValueError(f"{shown(value)} is neither a name nor a number")
+    return shortened(printable(str(value)))
+
+
 def _ranks(text: object) -> tuple[int, ...] | None:
     """The ranks of a group as a kernel's arguments have them: `[0, 1, 2, 3]`, cut short with dots if they are many."""
     if isinstance(text, (list, tuple)):
-        return tuple(int(rank) for rank in text)
+        return tuple(_whole(rank, MOST_RANKS) for rank in text)
     if not isinstance(text, str) or "..." in text:
         return None
-    found = tuple(int(rank) for rank in re.findall(r"\d+", text))
+    found = tuple(_whole(int(rank[:9]), MOST_RANKS) for rank in re.findall(r"\d+", text))
     return found or None

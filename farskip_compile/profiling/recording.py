@@ -32,7 +32,7 @@ from farskip_compile._compat.inductor import inductor_settings
 from farskip_compile._compat.names import KERNEL_PROFILE
 from farskip_compile.json_files import replacing
 from farskip_compile.profiling import events
-from farskip_compile.profiling.chrome import Document, TraceError, load
+from farskip_compile.profiling.chrome import LARGEST, Document, NotATraceError, TraceError, load
 from farskip_compile.profiling.data import Device, OverlapReport, Trace
 from farskip_compile.profiling.intervals import difference, union
 from farskip_compile.profiling.measure import overlap
@@ -100,11 +100,11 @@ def _synchronize() -> None:
         torch.accelerator.synchronize()
 
 
-def merge_traces(paths: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> Path:
-    """Merge the traces in `paths` into the file `out` (`.json`, or `.json.gz`).
+def merge_traces(paths: Sequence[str | PathLike[str]], out: str | PathLike[str], *, largest: int = LARGEST) -> Path:
+    """Merge the traces in `paths`, each of at most `largest` bytes, into the file `out` (`.json`, or `.json.gz`).
 
     Raises:
-        TraceError: a file can't be read or written, or two are of one rank.
+        TraceError: a file can't be read or written, two are of one rank, or one is of a thousand processes.
         NotATraceError, TruncatedTraceError: as `read_trace`.
     """
     out = Path(out)
@@ -118,7 +118,7 @@ def merge_traces(paths: Sequence[str | PathLike[str]], out: str | PathLike[str])
             origin: int | None = None
             is_first = True
             for place, path in enumerate(paths):
-                document = load(Path(path))
+                document = load(Path(path), largest=largest)
                 trace = from_document(document, str(path))
                 rank = place if trace.rank is None else trace.rank
                 if rank in ranks:
@@ -127,12 +127,19 @@ def merge_traces(paths: Sequence[str | PathLike[str]], out: str | PathLike[str])
                 base = document.get("baseTimeNanoseconds") or 0
                 origin = base if origin is None else origin
                 for event in _events(document, trace, rank, shift=(base - origin) / 1000, base=base):
-                    file.write(("" if is_first else ",\n") + json.dumps(event))
+                    file.write(("" if is_first else ",\n") + _line(event, path))
                     is_first = False
             file.write(f'\n],"baseTimeNanoseconds":{origin or 0},"farskipRanks":{sorted(ranks)}}}\n')
     except OSError as error:
         raise TraceError(f"can't write {out}: {error.strerror}", way_out="give a path that can be written") from None
     return out
+
+
+def _line(event: dict[str, Any], path: object) -> str:
+    try:
+        return json.dumps(event, allow_nan=False)
+    except ValueError:  # what is too large for a float was read as infinite, and JSON has no such number
+        raise NotATraceError(f"{path} has a number that is not finite", way_out="export the trace again") from None
 
 
 def _events(document: Document, trace: Trace, rank: int, *, shift: float, base: int) -> Iterator[dict[str, Any]]:
@@ -144,16 +151,19 @@ def _events(document: Document, trace: Trace, rank: int, *, shift: float, base: 
     for event in original:  # the profiler's own marks have no number, and the GPUs that it lists may be idle
         if event.get("ph") == "X" and isinstance(event.get("pid"), int):
             pid = processes.setdefault(event["pid"], rank * STRIDE + 1 + len(processes))
+            if len(processes) >= STRIDE:
+                raise TraceError(f"{trace.source} is of {STRIDE} processes", way_out="give one trace for each rank")
             if not lane_of_exposed and events.is_collective(event.get("cat"), event["name"], on_gpu=on_gpu):
                 lane_of_exposed = pid
     names: dict[int, str] = {}
     for event in original:
-        if event.get("pid") not in processes:
+        if not isinstance(event.get("pid"), int) or event["pid"] not in processes:
             continue
         pid = processes[event["pid"]]
         if event.get("ph") == "M" and str(event.get("name")).startswith("process_"):
             if event["name"] == "process_labels":
-                names[pid] = str(event.get("args", {}).get("labels", ""))
+                args = event.get("args")
+                names[pid] = str(args.get("labels", "")) if isinstance(args, dict) else ""
             continue
         moved = {**event, "pid": pid}
         if isinstance(event.get("ts"), (int, float)):

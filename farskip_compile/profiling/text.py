@@ -18,10 +18,13 @@ from rich.table import Table
 from rich.text import Text
 
 from farskip_compile.profiling.data import Device, Hider, Overlap, OverlapReport, PartReport, RankReport, StepTimes
+from farskip_compile.text_utils import shortened
 
 WIDE = 110
 BAR = 20
 FEW_RANKS, FEW_COLLECTIVES = 8, 5
+MOST_LETTERS = 32
+"""Of a kind of collective or a graph, which traces of others may call anything: beside it stand numbers."""
 TIMES = ("in flight", "exposed", "hidden")
 LEGEND = (
     "exposed: in flight while the rank computes nothing; in wait: the part of that which a thread spent waiting; "
@@ -76,11 +79,32 @@ def percent(share: Overlap) -> str:
 
 def short_name(name: str) -> str:
     """A kernel's name without template arguments, parameters and uninformative namespaces."""
-    bare = name
-    while (stripped := re.sub(r"<[^<>]*>|\([^()]*\)", "", bare)) != bare:
-        bare = stripped
-    bare = bare.strip().removeprefix("void ").removeprefix("at::native::").removeprefix("aten::") or name
+    bare = (
+        _without_brackets(name).strip().removeprefix("void ").removeprefix("at::native::").removeprefix("aten::")
+        or name
+    )
     return re.sub(r"^(graph_\d+_)?(cpp|triton_\w+?)_(?=fused_)", "", bare)
+
+
+def _without_brackets(name: str) -> str:
+    """`name` without what stands in pairs of brackets; one without a partner stays. One walk, whatever the depth."""
+    kept: list[str] = []
+    opened: list[int] = []  # places in `kept` of the brackets that are open
+    round_ones = 0
+    for piece in re.findall(r"[<>()]|[^<>()]+", name):
+        if piece == ")" and round_ones:
+            while kept[place := opened.pop()] != "(":  # what is between was no bracket: f(a<b)
+                pass
+            del kept[place:]
+            round_ones -= 1
+        elif piece == ">" and opened and kept[opened[-1]] == "<":
+            del kept[opened.pop() :]
+        else:
+            if piece in "(<":
+                opened.append(len(kept))
+                round_ones += piece == "("
+            kept.append(piece)
+    return "".join(kept)
 
 
 def hiders_text(hiders: Iterable[Hider], most: int) -> str:
@@ -133,7 +157,7 @@ class _Draw:
             for part in of(rank):
                 found[part.name].append(part)
         table = _table(title + (", mean of a rank" if len(report.ranks) > 1 else ""))
-        table.add_column(column, no_wrap=True, min_width=max(map(len, found)))
+        table.add_column(column, no_wrap=True, min_width=min(MOST_LETTERS, max(map(len, found))))
         _numbers(table, "count", *TIMES)
         table.add_column("hidden by", overflow="fold")
         for name, parts in found.items():
@@ -143,7 +167,7 @@ class _Draw:
             )
             count = sum(part.count for part in parts) / len(parts)
             hidden = (hider for part in parts for hider in part.hidden_by)
-            table.add_row(name, f"{count:g}", *_times(mean), self.hiders(hidden))
+            table.add_row(shortened(name, MOST_LETTERS), f"{count:g}", *_times(mean), self.hiders(hidden))
         return table
 
     def collectives(self, report: OverlapReport, everything: bool) -> Table:
@@ -158,27 +182,28 @@ class _Draw:
         layers = any(one.layer is not None for _, one in found)
         groups = self.wide and any(one.group is not None for _, one in found)
         table = _table(title, *["rank"] * several, *["layer"] * layers, "at")
-        table.add_column("collective", no_wrap=True, min_width=max((len(one.kind) for _, one in found), default=0))
+        longest = max((len(one.kind) for _, one in found), default=0)
+        table.add_column("collective", no_wrap=True, min_width=min(MOST_LETTERS, longest))
         if groups:
             table.add_column("group", overflow="fold")
         _numbers(table, *TIMES)
         table.add_column("hidden by", overflow="fold")
         for rank, one in found:
             fields = [str(rank.rank)] * several + ["?" if one.layer is None else str(one.layer)] * layers
-            fields += [time_text(one.start_ns), one.kind, *[one.group or "?"] * groups]
+            fields += [time_text(one.start_ns), shortened(one.kind, MOST_LETTERS), *[one.group or "?"] * groups]
             table.add_row(*fields, *_times(one), self.hiders(one.hidden_by, few=True))
         return table
 
     def estimates(self, report: OverlapReport) -> Table:
         """Estimate and measurement of each scheduled graph, and of all."""
         several = len(report.ranks) > 1
-        profiles = ", ".join(dict.fromkeys(row.profile for row in report.estimates))
+        profiles = ", ".join(dict.fromkeys(shortened(row.profile, MOST_LETTERS) for row in report.estimates))
         table = _table(f"Estimated ({profiles}) and measured" + (", mean of a rank" if several else ""))
         table.add_column("graph", no_wrap=True)
         table.add_column("", no_wrap=True)
         _numbers(table, "compute", "communication", "exposed", "step")
         for row in report.estimates:
-            table.add_row(row.name, "estimated", *estimate_texts(row.estimated))
+            table.add_row(shortened(row.name, MOST_LETTERS), "estimated", *estimate_texts(row.estimated))
             table.add_row("", "measured", *estimate_texts(row.measured), style="dim" if row.measured is None else "")
         return table
 

@@ -12,6 +12,7 @@ from farskip_compile.errors import ConfigError
 from farskip_compile.passes.schedule.program import Role
 from farskip_compile.simulate.results import Prediction
 from farskip_compile.simulate.text import NAMES, heading
+from farskip_compile.text_utils import printable
 
 INK, BUSY, WIRE, IDLE, GRID = "#1d2126", "#9db8d9", "#0b3d91", "#d9480f", "#e3e6ea"
 LAYERS = 2.5
@@ -34,11 +35,14 @@ def draw_prediction(found: Prediction, path: Path) -> None:
     figure, (detail, bars) = pyplot.subplots(2, 1, figsize=(9.6, 6.2), layout="constrained", height_ratios=(1.1, 1))
     _detail(detail, found)
     _bars(bars, found)
-    figure.suptitle(heading(found).rpartition("\n")[0], x=0.01, ha="left", fontsize=11, color=INK)
+    title = printable(heading(found).rpartition("\n")[0], lines=True)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK, parse_math=False)  # a `$` is a `$`
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
         raise ConfigError(f"can't write {path}: {error.strerror}") from None
+    except ValueError as error:  # the suffix
+        raise ConfigError(f"can't write {path}: {error}") from None
     finally:
         pyplot.close(figure)
 

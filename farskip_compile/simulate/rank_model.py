@@ -29,7 +29,7 @@ from farskip_compile.prepare import prepare
 from farskip_compile.simulate.attention import give_caches, register_attention
 from farskip_compile.simulate.cuts import cut_matrices
 from farskip_compile.simulate.experts import give_usual_interface, spread_experts
-from farskip_compile.simulate.scenario import Phase, Scenario
+from farskip_compile.simulate.scenario import MOST_EXPERTS, Phase, Scenario
 from farskip_compile.zoo.families import counts_experts
 
 SEED = 0
@@ -67,10 +67,8 @@ def rank_model(scenario: Scenario) -> RankModel:
     """The model of the first rank.
 
     Raises:
-        ConfigError: it can't be cut as the scenario says.
+        ConfigError: transformers can't build it, or it can't be cut as the scenario says.
     """
-    from transformers import AutoModelForCausalLM
-
     config = scenario.architecture.config(scenario.layers)
     rows = imbalance(_loads(scenario, config), scenario.ep)
     tp_mesh = init_device_mesh("cpu", (scenario.groups, scenario.tp), mesh_dim_names=("dp", "tp"))["tp"]
@@ -78,7 +76,7 @@ def rank_model(scenario: Scenario) -> RankModel:
     ep_mesh = init_device_mesh("cpu", (copies, scenario.ep), mesh_dim_names=("copies", "ep"))["ep"]
     mode = FakeTensorMode()
     with mode:
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=register_attention())
+        model = _built(scenario, config)
         model.train(scenario.trains)
         give_usual_interface(model)
         if scenario.tp > 1:
@@ -89,6 +87,19 @@ def rank_model(scenario: Scenario) -> RankModel:
         kwargs = _inputs(model, scenario)
     count = sum(parameter.numel() for parameter in model.parameters())
     return RankModel(_Loss(model) if scenario.trains else model, kwargs, mode, rows, count)
+
+
+def _built(scenario: Scenario, config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    options = {"dtype": torch.bfloat16, "attn_implementation": register_attention(), "trust_remote_code": False}
+    try:
+        return AutoModelForCausalLM.from_config(config, **options)
+    except Exception as error:  # any: the configuration may be of others, and say anything
+        raise ConfigError(
+            f"transformers can't build {scenario.architecture.name}: {type(error).__name__}: {error}",
+            way_out="a configuration of a causal language model that this transformers knows",
+        ) from error
 
 
 def _inputs(model: nn.Module, scenario: Scenario) -> dict[str, Any]:
@@ -111,6 +122,8 @@ def _loads(scenario: Scenario, config: Any) -> list[float]:
     if not counts:
         raise ConfigError(f"{scenario.architecture.name} has no routed experts", way_out="a Mixture-of-Experts model")
     experts = max(counts)
+    if not 1 <= experts <= MOST_EXPERTS:
+        raise ConfigError(f"{scenario.architecture.name} has {experts} experts", way_out=f"1 to {MOST_EXPERTS}")
     if scenario.loads is not None:
         if len(scenario.loads) != experts:
             raise ConfigError(f"{len(scenario.loads)} loads are given, but the model has {experts} experts")

@@ -1,6 +1,7 @@
 """What is to be predicted: a model, a cluster, and the work of one step.
 
 Contract: data, checked at construction: what is impossible is refused here, before anything is built or downloaded.
+A `config.json` is read strictly and within bounds before transformers gets it; code that comes with it is never run.
 Units: tokens, sequences, ranks.
 
 Models with a name are in `architectures.json`: published dimensions, for the code of transformers. The passes never see
@@ -24,11 +25,16 @@ from typing import Any, Literal, get_args
 from farskip_compile.costs import HardwareProfile, load_profile
 from farskip_compile.errors import ConfigError
 from farskip_compile.guard import register_model_types
-from farskip_compile.json_files import Reader
+from farskip_compile.json_files import Reader, read_json, shown
 from farskip_compile.text_utils import did_you_mean
 
 Exchange = Literal["all-reduce", "all-to-all", "all-gather"]
 Products = Literal["bfloat16", "float8"]
+MOST_LAYERS, MOST_EXPERTS, MOST_RANKS = 1000, 65_536, 65_536
+MOST_NUMBER = 1e32
+"""In a configuration: transformers writes 1e30 for "no limit"."""
+MOST_LOAD = 1e18
+"""Tokens that chose an expert."""
 
 
 @dataclass(frozen=True)
@@ -55,26 +61,51 @@ class Architecture:
         """
         from transformers import AutoConfig
 
+        if self.folder is not None:
+            check_configuration(self.folder / "config.json")
         try:
             if self.folder is not None:
                 register_model_types()
-                config = AutoConfig.from_pretrained(self.folder)
+                config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
             else:
                 config = AutoConfig.for_model(self.model_type, **self.fields)
-        except (ValueError, OSError, KeyError) as error:
+            config = config.get_text_config()
+            count = config.num_hidden_layers
+        except Exception as error:  # any: the file may be of others, and say anything
             raise ConfigError(
                 f"transformers can't make a configuration of {self.name}: {error}",
                 way_out="a newer transformers may know the model",
             ) from error
-        config = config.get_text_config()
+        if not isinstance(count, int) or not 1 <= count <= MOST_LAYERS:
+            raise ConfigError(f"{self.name} has {shown(count)} layers", way_out=f"1 to {MOST_LAYERS}")
         if layers is not None:
-            if not 1 <= layers <= config.num_hidden_layers:
-                raise ConfigError(f"{self.name} has {config.num_hidden_layers} layers, not {layers}")
+            if not 1 <= layers <= count:
+                raise ConfigError(f"{self.name} has {count} layers, not {layers}")
             config.num_hidden_layers = layers
             for kinds in ("layer_types", "mlp_layer_types"):
                 if getattr(config, kinds, None) is not None:
                     setattr(config, kinds, getattr(config, kinds)[:layers])
         return config
+
+
+def check_configuration(path: Path) -> None:
+    """Read a `config.json`, whose content is for transformers to judge.
+
+    Raises:
+        ConfigError: it is not a JSON object of modest size, or has a number that no model has.
+    """
+    way_out = "the config.json of a model of transformers"
+    pending: list[tuple[str, Any]] = [("the whole", read_json(path, "configuration", way_out=way_out))]
+    if not isinstance(pending[0][1], dict):
+        Reader(str(path), way_out=way_out).refuse("the whole", "a JSON object", pending[0][1])
+    while pending:
+        key, value = pending.pop()
+        if isinstance(value, dict):
+            pending += value.items()
+        elif isinstance(value, list):
+            pending += ((key, item) for item in value)
+        elif isinstance(value, int | float) and abs(value) > MOST_NUMBER:
+            Reader(str(path), way_out=way_out).refuse(key, f"a number up to {MOST_NUMBER:g}", value)
 
 
 _TEXT = (resources.files("farskip_compile.simulate") / "architectures.json").read_text(encoding="utf-8")
@@ -207,6 +238,9 @@ class Scenario:
             value = getattr(self, name)
             wrong = value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1)
             yield wrong, f"{name}={value!r} must be a whole number of at least 1", ""
+        for name, limit in (("ep", MOST_RANKS), ("tp", MOST_RANKS), ("prompt", 10**9), ("batch", 10**9)):
+            value = getattr(self, name)
+            yield value > limit, f"{name}={shown(value)} is more than any cluster has", f"at most {limit}"
         ranges = (
             ("skew", 0, 5, "an exponent of Zipf's law", "0 is balanced, 1 is strong"),
             ("interference", 0, 10, "a fraction", "0.1: a tenth longer"),
@@ -221,8 +255,8 @@ class Scenario:
         yield both, "measured and slower both say how long compute takes", "drop one of them"
         if self.loads is not None:
             yield bool(self.skew), "skew and recorded loads say the same thing twice", "drop one of them"
-            wrong = not self.loads or min(self.loads) < 0 or max(self.loads) <= 0
-            yield wrong, "loads are counts of tokens, one for each expert, and not all of them 0", ""
+            counts = all(0 <= load <= MOST_LOAD for load in self.loads) and sum(self.loads) > 0
+            yield not counts, "loads are counts of tokens, one for each expert, and not all of them 0", ""
         yield from self._layout_checks()
 
     def _layout_checks(self) -> Iterator[tuple[bool, str, str]]:

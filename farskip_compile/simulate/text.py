@@ -12,6 +12,7 @@ from rich.text import Text
 
 from farskip_compile.simulate.results import Prediction, StepResult, exposed_rows
 from farskip_compile.simulate.scenario import Phase
+from farskip_compile.text_utils import printable
 
 WORTH = 1.02
 """Speed-up below which a conversion is called not worth it."""
@@ -28,7 +29,7 @@ TERMS = {"a": "attention", "m": "dense", "s": "shared", "r": "routed"}
 
 def prediction_text(found: Prediction) -> RenderableType:
     """All that a user needs for a decision."""
-    head = Text(heading(found), style="bold")
+    head = Text(printable(heading(found), lines=True), style="bold")
     return Group(head, Text(), steps(found), Text(), exposed(found), Text(), Text(verdict(found)))
 
 

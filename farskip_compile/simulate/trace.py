@@ -32,7 +32,7 @@ def write_trace(found: Prediction, path: Path) -> None:
     try:
         path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
     except OSError as error:
-        raise ConfigError(f"can't write {path}: {error.strerror}") from None
+        raise ConfigError(f"can't write {path}: {error.strerror}", way_out="a path that can be written") from None
 
 
 def _events(process: int, name: str, step: StepResult) -> Iterator[dict[str, Any]]:

@@ -39,13 +39,15 @@ class TermSet:
 
     def __sub__(self, other: TermSet) -> TermSet:
         result: list[tuple[int, int]] = []
-        for low, high in self.intervals:
-            for cut_low, cut_high in other.intervals:
-                if cut_high <= low or cut_low >= high:
-                    continue
-                if low < cut_low:
-                    result.append((low, cut_low))
-                low = max(low, cut_high)
+        cuts, first = other.intervals, 0
+        for low, high in self.intervals:  # side by side: a manifest of others may have many intervals
+            while first < len(cuts) and cuts[first][1] <= low:
+                first += 1
+            index = first
+            while index < len(cuts) and cuts[index][0] < high:
+                result.append((low, cuts[index][0]))
+                low = max(low, cuts[index][1])
+                index += 1
             result.append((low, high))
         return TermSet.from_intervals(result)
 

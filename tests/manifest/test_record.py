@@ -16,7 +16,7 @@ from farskip_compile import Manifest, ManifestError, describe
 from farskip_compile.describe import from_report
 from farskip_compile.explain import versions
 from farskip_compile.manifest.json_text import compact
-from farskip_compile.manifest.patterns import expanded, grouped, size
+from farskip_compile.manifest.patterns import expanded, extent, grouped
 from tests.manifest.sample import IDS, compiled, small
 
 
@@ -98,6 +98,8 @@ WRONG = [
     ("layers", [1], "layers must be null, or the first and the last layer"),
     ("layers", [2, 1], "layers must be null"),
     ("layers", None, "layers is missing"),
+    ("layers", [0, 3], "layers must be layers of the model, below 3, not tuple (0, 3)"),
+    ("layers", [0, 10**18], "layers must be layers of the model, below 3"),
     ("terms", ["e", 3], "terms.1 must be a string"),
     ("terms", ["e", "e"], "terms must be a list without repetitions"),
     ("sub_blocks", ["attention.0"], "sub_blocks.0 must be a JSON object"),
@@ -105,6 +107,7 @@ WRONG = [
     ("sub_blocks/5/name", "moe.1", "sub_blocks must be a list without repetitions"),
     ("sub_blocks/5/kind", "moe", "sub_blocks.5.kind must be one of attention"),
     ("sub_blocks/5/layer", -1, "sub_blocks.5.layer must be a whole number"),
+    ("sub_blocks/5/layer", 10**18, "sub_blocks.5.layer must be a whole number, not above that of sub-blocks"),
     ("sub_blocks/5/adds", ["r9"], "sub_blocks.5.adds must be a list of names"),
     ("sub_blocks/5/reads", "e..s9", "sub_blocks.5.reads must be names from 'terms'"),
     ("sub_blocks/5/reads", "s1..e", "sub_blocks.5.reads must be names from 'terms'"),
@@ -117,6 +120,10 @@ WRONG = [
     ("fingerprint/others/lm_head.weight", [32, "x"], "fingerprint.others.lm_head.weight.1 must be an integer"),
     ("fingerprint/others/lm_head.{3-1}.weight", [1], "fingerprint.others.lm_head.{3-1}.weight must be under a key"),
     ("fingerprint/others/lm_head.{x}.weight", [1], "fingerprint.others.lm_head.{x}.weight must be under a key"),
+    ("fingerprint/others/w.{0-99999999999999999999999}", [1], "has an index of more than 9 digits"),
+    ("fingerprint/others/w.{0-999999999}", [1], "it stands for more than 262,144 names"),
+    ("fingerprint/others/" + "{0-9}." * 4000 + "w", [1], "it stands for more than 262,144 names"),
+    ("fingerprint/others/lm_head.weight", [32, 10**400], "must be a shape"),
     ("versions", {"torch": 2}, "versions.torch must be a string"),
     ("rows", [], "unknown field rows"),
 ]
@@ -206,7 +213,9 @@ def test_patterns_stand_for_all_names_exactly(shapes: dict[str, tuple[int, ...]]
     found = [(name, shape) for pattern, shape in patterns.items() for name in expanded(pattern)]
     assert len(found) == len(shapes)
     assert dict(found) == shapes
-    assert sum(map(size, patterns)) == len(shapes)
+    extents = [extent(pattern, len(shapes)) for pattern in patterns]
+    assert sum(names for names, _ in extents) == len(shapes)
+    assert sum(characters for _, characters in extents) >= sum(map(len, shapes))
 
 
 def test_a_deep_model_takes_a_few_lines() -> None:

@@ -59,7 +59,7 @@ def test_no_collectives(tmp_path, as_json):
     [
         (lambda path: path.write_text(path.read_text()[:-9]), [], "ends in the middle"),
         (lambda path: path.write_text("hello"), [], "is not JSON"),
-        (lambda path: path.unlink(), [], "does not exist"),
+        (lambda path: path.unlink(), [], "No such file or directory"),
         (lambda path: None, ["--subtract-peer-wait"], "there is no trace of rank 1"),
         (lambda path: None, ["--html", "{folder}/none/page.html"], "can't write"),
         (lambda path: None, ["--html", "{folder}/rank0.json"], "is one of the traces"),

@@ -1,77 +1,26 @@
-"""Files of a run that were damaged since they were written: the run has the old content, the state before it, or an
-error; never other numbers, never another exception."""
+"""Damaged states: the run has the newest whole one, or an error; never other numbers, never another exception."""
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from farskip_compile.distill import DistillConfig
-from farskip_compile.distill.batches import as_batch
-from farskip_compile.distill.records import Records
 from farskip_compile.distill.run import Run
 from farskip_compile.distill.states import Progress, write_state
-from farskip_compile.distill.teacher import FrozenTeacher
-from farskip_compile.distill.teacher_cache import CachedTeacher
-from farskip_compile.errors import ConfigError, DistillationError, FarSkipError, FarSkipWarning
+from farskip_compile.errors import DistillationError, FarSkipError, FarSkipWarning
 from farskip_compile.json_files import sealed
 from tests.distill.common import EAGER, batches, small, weights
+from tests.distill.damage import DATA, QUICK, Damage, Kept, damages, result_of
 from tests.test_json_files import not_a_file
-
-Damage = Callable[[Path], None]
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-DATA = batches(3)
-
-
-def result_of(function: Callable[[], Any]) -> Any:
-    """What it returns, or the error that it raises; any other exception is a failure."""
-    try:
-        return function()
-    except FarSkipError as error:
-        return error
-
-
-def changed(draw: st.DrawFn, length: int, is_text: bool) -> Damage:
-    """A byte is another, or the end is missing; for text more than the last line end."""
-    if draw(st.booleans()):
-        cut = draw(st.integers(0, length - 1 - is_text))
-        return lambda file: os.truncate(file, cut)
-    place, mask = draw(st.integers(0, length - 1 - is_text)), draw(st.integers(1, 255))
-
-    def flip(file: Path) -> None:
-        content = bytearray(file.read_bytes())
-        content[place] ^= mask
-        file.write_bytes(content)
-
-    return flip
-
-
-@st.composite
-def damages(draw: st.DrawFn, file: Path) -> Damage:
-    return changed(draw, file.stat().st_size, file.suffix == ".json")
-
-
-class Kept:
-    """Everything in a folder, to be put back after each example."""
-
-    def __init__(self, folder: Path, copy: Path) -> None:
-        self.folder, self.copy = folder, copy
-        shutil.copytree(folder, copy)
-        self.files = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
-
-    def again(self) -> None:
-        shutil.rmtree(self.folder)
-        shutil.copytree(self.copy, self.folder)
 
 
 class States:
@@ -212,7 +161,7 @@ def test_a_sealed_state_that_does_not_fit(states: States, what: str) -> None:
         tensors = run._snapshot.take(run.feed.position)
         assert f"value/{PARAMETER}" in tensors
         MISFITS[what](tensors)
-        progress = Progress(4, 0, 0, 0, 1.0, 0, 0)
+        progress = Progress(4, 0, 0, 0, 0, 0, 1.0)
         write_state(
             states.kept.folder, (run.about, progress), tensors, run.ranks, states.kept.folder / "state-00000002"
         )
@@ -248,134 +197,3 @@ def test_without_a_good_state_each_is_named(states: States) -> None:
         assert "resume=False" in caught.value.way_out
     finally:
         states.kept.again()
-
-
-class Caches:
-    """A cache of two batches, and what it says."""
-
-    def __init__(self, folder: Path, copy: Path) -> None:
-        self.folder, self.data = folder, [as_batch(one, torch.device("cpu")) for one in DATA[:2]]
-        cached = self.open()
-        cached.fill(self.data, FrozenTeacher(small(), copied=False))
-        self.said = [cached(batch) for batch in self.data]
-        self.kept = Kept(folder, copy)
-
-    def open(self) -> CachedTeacher:
-        return CachedTeacher(self.folder, {"model": "a"}, k=4)
-
-    def ask(self, damaged: str) -> None:
-        """Whoever needs the file `damaged` gets an error; others what they got before."""
-        cached = result_of(self.open)
-        if isinstance(cached, FarSkipError):
-            assert damaged.endswith(".json"), cached
-            assert cached.way_out
-            return
-        for number, batch in enumerate(self.data):
-            found = result_of(lambda batch=batch: cached(batch))
-            if damaged == f"0-{number:06d}.safetensors":
-                assert isinstance(found, DistillationError)
-                assert "remove" in found.way_out
-            else:
-                assert torch.equal(found.values, self.said[number].values)
-                assert torch.equal(found.indices, self.said[number].indices)
-
-
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Caches:
-    folder = tmp_path_factory.mktemp("caches")
-    return Caches(folder / "cache", folder / "copy")
-
-
-@QUICK
-@given(st.data())
-def test_changed_caches(caches: Caches, data: st.DataObject) -> None:
-    file = data.draw(st.sampled_from(caches.kept.files))
-    data.draw(damages(caches.folder / file))(caches.folder / file)
-    try:
-        caches.ask(file.name)
-    finally:
-        caches.kept.again()
-
-
-@pytest.mark.parametrize("kind", ["a pipe", "a folder", "a link to itself", "too large", "nested"])
-def test_caches_that_are_none(caches: Caches, kind: str) -> None:
-    for file in caches.kept.files:
-        try:
-            (caches.folder / file).unlink()
-            not_a_file(caches.folder / file, kind)
-            caches.ask(file.name)
-        finally:
-            caches.kept.again()
-
-
-def test_the_way_out_of_a_damaged_cache(caches: Caches) -> None:
-    """The entry is removed, and the original asked again about its sequences only."""
-    try:
-        os.truncate(caches.folder / "0-000001.safetensors", 3)
-        with pytest.raises(DistillationError, match="has 3 bytes") as caught:
-            caches.open()(caches.data[1])
-        entry = caches.folder / "0-000001.json"
-        assert f"remove {entry}" in caught.value.way_out
-        entry.unlink()
-        again = caches.open()
-        assert again.fill(caches.data, FrozenTeacher(small(), copied=False)) == 1
-        caches.ask("")
-    finally:
-        caches.kept.again()
-
-
-def test_entries_of_another_folder_are_refused(caches: Caches) -> None:
-    """Also where the file is gone that says whose logits they are."""
-    try:
-        (caches.folder / "about-0.json").unlink()
-        with pytest.raises(ConfigError, match="of something else"):
-            CachedTeacher(caches.folder, {"model": "b"}, k=4)
-    finally:
-        caches.kept.again()
-
-
-def test_a_file_where_the_cache_should_be(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="can't make the folder"):
-        CachedTeacher(tmp_path / "file", {}, k=4)
-
-
-METRICS = [{"step": step, "loss": 1.0 / step} for step in (1, 2, 3)]
-
-
-def reported(folder: Path, step: int) -> str:
-    Records(DistillConfig(output=folder, progress=False), step, first=True).close()
-    return (folder / "metrics.jsonl").read_text()
-
-
-@QUICK
-@given(data=st.data())
-def test_changed_metrics(tmp_path: Path, data: st.DataObject) -> None:
-    path, lines = tmp_path / "metrics.jsonl", [sealed(one) + "\n" for one in METRICS]
-    path.write_text("".join(lines))
-    whole = len("".join(lines[:2]))
-    changed(data.draw, whole, is_text=True)(path)
-    before = path.read_bytes()
-    found = result_of(lambda: reported(tmp_path, 2))
-    if isinstance(found, DistillationError):
-        assert "move" in found.way_out
-        assert path.read_bytes() == before
-    else:  # a line that was cut off when the process was killed
-        assert len(before) < whole
-        assert found == "".join(lines[: before.count(b"\n")])
-
-
-def test_metrics_of_steps_that_are_taken_again(tmp_path: Path) -> None:
-    text = "".join(sealed(one) + "\n" for one in METRICS)
-    (tmp_path / "metrics.jsonl").write_text(text)
-    assert reported(tmp_path, 2) == "".join(text.splitlines(keepends=True)[:2])
-    assert reported(tmp_path, 0) == ""
-
-
-@pytest.mark.parametrize("kind", ["a pipe", "a folder", "too large", "nested"])
-def test_metrics_that_are_none(tmp_path: Path, kind: str) -> None:
-    not_a_file(tmp_path / "metrics.jsonl", kind)
-    if kind == "nested":
-        (tmp_path / "metrics.jsonl").write_text("[" * 10**5 + "\n")
-    with pytest.raises(DistillationError, match="can't read line 1"):
-        reported(tmp_path, 2)
