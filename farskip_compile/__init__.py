@@ -5,8 +5,9 @@ the layer before, the feed-forward part without the attention of its own layer, 
 tensor-parallel communication no longer stands in the way of compute. Weights stay as they are; the function changes.
 
 Contract: `import farskip_compile` loads nothing else, not even torch: every name is loaded from its module when it is
-first used. Some functions share their name with the module that holds them (`explain`, `prepare`, ...); as attributes
-of this package these names are the functions, in whatever order modules are imported.
+first used. Once transformers is imported as well, before or after, its Auto classes load the checkpoints that only this
+package may load (`guard`). Some functions share their name with the module that holds them (`explain`, `prepare`, ...);
+as attributes of this package these names are the functions, in whatever order modules are imported.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from farskip_compile.explain import Explanation, explain
-    from farskip_compile.guard import register_model_types, unguard
+    from farskip_compile.guard.forward import unguard
     from farskip_compile.manifest import Manifest, load_manifest, save_manifest
     from farskip_compile.prepare import Preparation, prepare
     from farskip_compile.report.compile import CompileReport, Outcome, clear_reports, last_reports
@@ -92,7 +95,6 @@ __all__ = [
     "last_schedules",
     "load_manifest",
     "prepare",
-    "register_model_types",
     "save_manifest",
     "snapshot",
     "unguard",
@@ -104,7 +106,7 @@ _ELSEWHERE = {
     "config": ("FarSkipConfig",),
     "describe": ("describe",),
     "explain": ("Explanation", "explain"),
-    "guard": ("register_model_types", "unguard"),
+    "guard.forward": ("unguard",),
     "manifest": ("Manifest", "load_manifest", "save_manifest"),
     "prepare": ("Preparation", "prepare"),
     "report.compile": ("CompileReport", "Outcome", "clear_reports", "last_reports"),
@@ -137,3 +139,36 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+
+
+class _Registration:
+    """Finds nothing; once transformers has loaded the registry of model types, guarded ones are put there."""
+
+    REGISTRY = "transformers.models.auto.configuration_auto"
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != self.REGISTRY:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def load_and_register(module: ModuleType) -> None:
+                load(module)
+                self.register()
+
+            spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
+        return spec
+
+    @staticmethod
+    def register() -> None:
+        importlib.import_module(f"{__name__}.guard.checkpoints").register_model_types()
+
+
+if _Registration.REGISTRY in sys.modules:
+    _Registration.register()
+else:
+    sys.meta_path.insert(0, _Registration())

@@ -40,7 +40,6 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Samp
 from farskip_compile._compat.distributed import world_group
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.errors import ConfigError
-from farskip_compile.guard import register_model_types
 from farskip_compile.json_files import Reader
 from farskip_compile.manifest import load_manifest
 from farskip_compile.prepare import prepare
@@ -206,7 +205,6 @@ def _model(name: str, folder: Path, dtype: str | None) -> nn.Module:
         _need_transformers(name)
         from transformers import AutoModelForCausalLM
 
-        register_model_types()  # what is healed already is refused as an original, by its manifest
         found = AutoModelForCausalLM.from_pretrained(str(folder / name))
     if not isinstance(found, nn.Module):
         raise ConfigError(f"{name} is {type(found).__name__}, not a module", way_out="a checkpoint folder, or a MODEL")
@@ -221,7 +219,6 @@ def _tokenizer(name: str, folder: Path) -> Any:
 
     if not (folder / name).is_dir():
         raise ConfigError(f"there is no tokenizer {name}", way_out='tokenizer = "a folder from save_pretrained"')
-    register_model_types()
     return AutoTokenizer.from_pretrained(str(folder / name))
 
 

@@ -6,8 +6,3 @@ checkpoints   transformers' Auto classes load checkpoints that `manifest/guarded
 wrappers      methods that `torch.compile(model)` hands to the model in it, and `torch.export`
 generation    `generate(compile_config=...)`, which compiles decode steps only
 """
-
-from farskip_compile.guard.checkpoints import register_model_types
-from farskip_compile.guard.forward import unguard
-
-__all__ = ["register_model_types", "unguard"]

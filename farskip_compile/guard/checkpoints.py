@@ -1,6 +1,7 @@
 """Transformers' Auto classes load guarded checkpoints, as models that run rewired or not at all.
 
-Contract: `register_model_types` makes the types `farskip_*` known to transformers, through its own registries.
+Contract: `register_model_types` makes the types `farskip_*` known to transformers, through its own registries; it is
+called when both packages are imported (`farskip_compile/__init__.py`).
 `AutoConfig` then gives a configuration of a subclass of the original one, which guards what it saves; the Auto classes
 for models give the original class with its weights, guarded (`forward`). A class that is called by its own name
 (`DeepseekV3ForCausalLM.from_pretrained`) asks no registry, and warns of another type, no more.
@@ -18,7 +19,7 @@ from typing import Any
 
 from torch import nn
 
-from farskip_compile.errors import ConfigError, ManifestError
+from farskip_compile.errors import ManifestError
 from farskip_compile.guard.forward import guard
 from farskip_compile.json_files import write_text
 from farskip_compile.manifest.files import CONFIG, FILE, WRITABLE
@@ -31,17 +32,9 @@ def register_model_types() -> None:
     """Let transformers' `AutoConfig`, `AutoModelForCausalLM` and the like load guarded checkpoints.
 
     A second call changes nothing.
-
-    Raises:
-        ConfigError: transformers is missing.
     """
-    try:
-        from transformers import CONFIG_MAPPING, AutoConfig
-    except ImportError as error:
-        raise ConfigError(
-            "guarded checkpoints are loaded by transformers, which is missing",
-            way_out="pip install 'farskip-compile[hf]'",
-        ) from error
+    from transformers import CONFIG_MAPPING, AutoConfig
+
     for name in list(CONFIG_MAPPING):
         if not name.startswith(PREFIX) and PREFIX + name not in CONFIG_MAPPING:
             AutoConfig.register(PREFIX + name, _Configurations)

@@ -36,7 +36,7 @@ def save_manifest(manifest: Manifest, path: str | os.PathLike[str], *, guard: bo
     """Write `manifest` into a checkpoint folder, its `config.json`, or a JSON file of its own; returns the file.
 
     `guard` gives a checkpoint of transformers a `model_type` that loaders without this package refuse, and that
-    `register_model_types` makes known; False leaves, or puts back, the original one.
+    transformers knows where this package is imported; False leaves, or puts back, the original one.
 
     Raises:
         ManifestError: it can't be written there, or would overwrite something that is not a manifest.

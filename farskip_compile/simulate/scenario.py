@@ -24,7 +24,6 @@ from typing import Any, Literal, get_args
 
 from farskip_compile.costs import HardwareProfile, load_profile
 from farskip_compile.errors import ConfigError
-from farskip_compile.guard import register_model_types
 from farskip_compile.json_files import Reader, read_json, shown
 from farskip_compile.text_utils import did_you_mean
 
@@ -65,7 +64,6 @@ class Architecture:
             check_configuration(self.folder / "config.json")
         try:
             if self.folder is not None:
-                register_model_types()
                 config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
             else:
                 config = AutoConfig.for_model(self.model_type, **self.fields)

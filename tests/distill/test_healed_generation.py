@@ -28,7 +28,6 @@ def test_generation_from_the_saved_checkpoint_equals_the_oracles(build, tmp_path
     assert done.best_step
     done.save(tmp_path)
 
-    farskip_compile.register_model_types()
     healed: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
     farskip_compile.prepare(healed)
     assert not any(torch.equal(value, before[name]) for name, value in healed.named_parameters() if value.dim() > 1)

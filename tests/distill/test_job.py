@@ -92,7 +92,6 @@ def test_a_checkpoint_is_healed(folder, monkeypatch):
     assert told["checkpoint"] == str(checkpoint)
     assert told["steps"] == 30
     original = AutoModelForCausalLM.from_pretrained(folder / "checkpoint")
-    farskip_compile.register_model_types()
     healed = AutoModelForCausalLM.from_pretrained(checkpoint)  # with its tokenizer and its manifest
     with pytest.raises(farskip_compile.OriginalWiringError):
         healed(torch.zeros(1, 4, dtype=torch.long))

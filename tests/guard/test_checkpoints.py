@@ -22,7 +22,6 @@ from farskip_compile import (
     OriginalWiringError,
     describe,
     load_manifest,
-    register_model_types,
     save_manifest,
     unguard,
 )
@@ -44,7 +43,6 @@ def folder(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def loaded(folder: Path) -> Any:
-    register_model_types()
     return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
@@ -67,6 +65,21 @@ def test_without_this_package_it_is_refused_by_name(folder: Path) -> None:
     assert done.stdout.count("model type `farskip_mixtral` but Transformers does not recognize") == 2
 
 
+@pytest.mark.parametrize("first", [("transformers", "farskip_compile"), ("farskip_compile", "transformers")])
+def test_imported_in_either_order_it_is_known(folder: Path, first: tuple[str, str]) -> None:
+    script = (
+        f"import sys\nimport {first[0]}, {first[1]}\nfrom transformers import AutoConfig, AutoModelForCausalLM\n"
+        "print(type(AutoConfig.from_pretrained(sys.argv[1])).__name__)\n"
+        "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)\n"
+        "print([finder for finder in sys.meta_path if type(finder).__module__ == 'farskip_compile'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n")[:3] == ["FarSkipMixtralConfig", "MixtralForCausalLM", "[]"]
+
+
 def test_names_are_kept_and_come_back(model: Any, folder: Path, tmp_path: Path) -> None:
     assert config_of(folder)["architectures"] == ["FarSkipMixtralForCausalLM"]
     assert config_of(folder)["farskip_model_type"] == "mixtral"
@@ -85,7 +98,6 @@ def test_names_are_kept_and_come_back(model: Any, folder: Path, tmp_path: Path) 
 
 
 def test_code_in_the_repository_is_not_run(folder: Path, tmp_path: Path) -> None:
-    register_model_types()
     text = {"model_type": "somebodys", "auto_map": {"AutoConfig": "code.Config"}, "architectures": None}
     (tmp_path / "config.json").write_text(json.dumps(text))
     save_manifest(load_manifest(folder), tmp_path)

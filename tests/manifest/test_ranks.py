@@ -42,6 +42,7 @@ def on_rank(rank: int, world_size: int, path: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with torch.no_grad():
         whole = load(path, rank, world_size)
+        farskip_compile.unguard(whole)  # the oracle is made of its modules, and it is compared with its own wiring
         expected = oracle(whole)(IDS)
         assert relative_difference(expected, whole(IDS).logits) > ROUNDING
         model = load(path, rank, world_size, "tp")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from farskip_compile import ManifestError, describe, load_manifest, register_model_types, save_manifest
+from farskip_compile import ManifestError, describe, load_manifest, save_manifest
 from farskip_compile.models.transformers_form import TransformersFarSkipForm, tiny_deepseek_v3
 
 transformers = pytest.importorskip("transformers")
@@ -34,7 +34,6 @@ def test_saved_loaded_and_compiled(tmp_path: Path) -> None:
     assert list(after) == [*before, "farskip_model_type", "farskip"]
     assert {key for key, value in before.items() if after[key] != value} == {"architectures", "model_type"}
 
-    register_model_types()
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     logits = compiled(loaded, manifest=tmp_path)
     assert torch.equal(logits, TransformersFarSkipForm(model)(IDS))
