@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from farskip_compile.backend import Backend, FarSkipWarning, backend, farskip
     from farskip_compile.config import FarSkipConfig
+    from farskip_compile.declare import declare_op
     from farskip_compile.describe import describe
     from farskip_compile.errors import (
         AsyncCollectiveError,
@@ -81,6 +82,7 @@ __all__ = [
     "backend",
     "clear_reports",
     "clear_schedules",
+    "declare_op",
     "describe",
     "explain",
     "farskip",
@@ -96,6 +98,7 @@ __all__ = [
 _ELSEWHERE = {
     "backend": ("Backend", "FarSkipWarning", "backend", "farskip"),
     "config": ("FarSkipConfig",),
+    "declare": ("declare_op",),
     "describe": ("describe",),
     "explain": ("Explanation", "explain"),
     "manifest": ("Manifest", "load_manifest", "save_manifest"),
