@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from farskip_compile.backend import Backend, backend, farskip
     from farskip_compile.config import FarSkipConfig
+    from farskip_compile.declare import declare_op
     from farskip_compile.describe import describe
     from farskip_compile.errors import (
         AsyncCollectiveError,
@@ -88,6 +89,7 @@ __all__ = [
     "backend",
     "clear_reports",
     "clear_schedules",
+    "declare_op",
     "describe",
     "explain",
     "farskip",
@@ -104,6 +106,7 @@ __all__ = [
 _ELSEWHERE = {
     "backend": ("Backend", "backend", "farskip"),
     "config": ("FarSkipConfig",),
+    "declare": ("declare_op",),
     "describe": ("describe",),
     "explain": ("Explanation", "explain"),
     "guard.forward": ("unguard",),

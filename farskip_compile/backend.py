@@ -18,7 +18,13 @@ from typing import Any
 
 from torch import fx
 
-from farskip_compile._compat import ddp_splits_graphs, inductor_compiler, is_resumed, lookup_backend
+from farskip_compile._compat import (
+    ddp_splits_graphs,
+    in_compiled_autograd,
+    inductor_compiler,
+    is_resumed,
+    lookup_backend,
+)
 from farskip_compile._compat.distributed import world_group
 from farskip_compile._compat.inductor import inductor_setting, scheduling_options
 from farskip_compile._compat.inner_compile import compile_inside
@@ -29,7 +35,7 @@ from farskip_compile.guard.generation import refuse_decode_only
 from farskip_compile.guard.wrappers import watch as watch_wrappers
 from farskip_compile.inductor_passes import KernelPass, Plan, PostGradPass, make_plan, pin_before_fusion
 from farskip_compile.pipeline import run
-from farskip_compile.ranks.announce import collective_orders
+from farskip_compile.ranks.announce import collective_orders, collective_sizes
 from farskip_compile.ranks.captured import checked_at_first_run
 from farskip_compile.ranks.common import common_options
 from farskip_compile.ranks.failures import report_failure
@@ -38,6 +44,7 @@ from farskip_compile.ranks.stale import expect
 from farskip_compile.report.compile import CompileReport, Outcome, earlier_outcome, last_reports, publish
 
 Compiled = Callable[..., Any]
+BACKWARD = "a backward graph of compiled autograd: the forward graph decides"
 report_failed_compile = partial(report_failure, "failed to compile")
 """Around whatever other ranks may come to wait for."""
 
@@ -104,6 +111,9 @@ class Backend:
 
     def rewire(self, module: fx.GraphModule) -> CompileReport:
         """Rewire `module` in place; with `strict=False`, leave it as it is and warn if that can't be done."""
+        if in_compiled_autograd():  # of a forward graph that was rewired, refused or left alone before
+            nodes = len(module.graph.nodes)
+            return CompileReport(Outcome.NO_STACK, nodes, self.settings.to_json(), reason=BACKWARD)
         try:
             if ddp_splits_graphs():
                 raise DDPSplitError(
@@ -135,12 +145,13 @@ class Backend:
         plan = make_plan(self.settings, module, common) if inductor else None
         unannounced = plan is None and self.settings.check_order and world_group() is not None
         orders = collective_orders(module.graph) if unannounced else {}
+        sizes = collective_sizes(module.graph) if unannounced else {}
         if inductor:
             compiler = inductor_compiler(self._inductor_options(module, plan), self.mode)
             compiled = compile_inside(compiler, module, example_inputs, report_failed_compile)
         else:
             compiled = lookup_backend(self.settings.inner)(module, list(example_inputs))
-        return checked_at_first_run(compiled, orders, common)
+        return checked_at_first_run(compiled, orders, sizes, common)
 
     def _inductor_options(self, module: fx.GraphModule, plan: Plan | None) -> dict[str, Any]:
         """The user's options for Inductor, and our passes added to them."""

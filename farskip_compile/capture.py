@@ -60,14 +60,17 @@ def capture(
     config: FarSkipConfig | None = None,
     *,
     then: Then | None = None,
+    parts: bool = False,
 ) -> Capture:
     """Capture the call `model(*args, **kwargs)` of a module or a function that calls one, and rewire its graph.
 
     `config` is what the backend is asked for, whatever the model may have been compiled with. None: the model is
-    compiled with this backend, and captured as it was compiled. `then` is called with the capture.
+    compiled with this backend, and captured as it was compiled. `then` is called with the capture. `parts`: under
+    `none`, also of what is no whole stack (`Outcome.FRAGMENT`).
 
     Raises:
         FarSkipError: the model can't be rewired as asked.
+        PartialModelError: it is no whole residual stack, or one that is not understood.
         NoResidualStackError: no graph with a residual stack was captured.
     """
     found: list[Capture] = []
@@ -80,6 +83,8 @@ def capture(
         publish(report, None)
         if report.outcome is Outcome.NO_STACK:  # a model that is one graph has no other
             return _stop if config is not None else module.forward
+        if report.outcome is Outcome.FRAGMENT and not parts:
+            raise PartialModelError(report.reason, way_out="give the whole model, from token ids to logits")
         found.append(Capture(report, module, backend))
         if then is not None:
             then(found[-1], inputs)

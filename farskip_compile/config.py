@@ -15,10 +15,12 @@ from typing import Any, Literal, get_args
 
 from farskip_compile._compat import CustomGraphPass
 from farskip_compile.costs import HardwareProfile, load_profile, profiles
+from farskip_compile.declare import all_declared, check_kinds_option
 from farskip_compile.errors import ConfigError
 from farskip_compile.manifest import Manifest, load_manifest, read_manifest
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import why_indispensable
+from farskip_compile.passes.graph.declared import Declared
 from farskip_compile.passes.rewire.request import Connectivity, Named
 from farskip_compile.passes.schedule.search import Limits
 from farskip_compile.text_utils import did_you_mean
@@ -86,6 +88,10 @@ class FarSkipConfig:
     """Compare the order of collectives, and the options, across the ranks at the first run of each graph, and raise
     instead of hanging or computing with different models. The same on all ranks."""
 
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    """What operators or modules are that nothing is known about: `{"mylib::wkv": "mixer", "layers.*.pool": "mixer"}`;
+    `attention`, `mixer`, `dense`, `routed` or `reduction`, as in `farskip_compile.declare_op`."""
+
     disable_passes: Sequence[str] = ()
     """Names of passes to leave out, for ablation: those of `farskip_compile.passes.PASSES` that keep the function of
     the model and that no other pass needs. The same on all ranks."""
@@ -99,6 +105,7 @@ class FarSkipConfig:
         _check_numbers(self)
         _check_combinations(self)
         _check_disabled(self.disable_passes)
+        check_kinds_option(self.kinds)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | None) -> FarSkipConfig:
@@ -130,6 +137,8 @@ class Resolved(FarSkipConfig):
     ep_group: str | None
     """Its name."""
     disable_passes: tuple[str, ...]
+    declared: tuple[Declared, ...]
+    """By `kinds`, by `declare_op`, and by the manifest."""
 
     def to_json(self) -> dict[str, Any]:
         """Everything that decides the result, as plain data (also the cache identity of the configuration)."""
@@ -142,6 +151,8 @@ class Resolved(FarSkipConfig):
             "manifest": self.manifest.digest if self.manifest is not None else None,
             "profile": self.profile.to_json() if self.profile is not None else None,
             "disable_passes": list(self.disable_passes),
+            "kinds": dict(self.kinds),
+            "declared": {fact.name: fact.to_json() for fact in self.declared},
             "inductor": {key: _stable(value) for key, value in sorted(self.inductor.items())},
         }
 
@@ -173,6 +184,7 @@ def resolve(config: FarSkipConfig) -> Resolved:
     values["manifest"] = manifest
     values["profile"] = load_profile(config.profile) if isinstance(config.profile, str) else config.profile
     values["ep_group"] = _group_name(config)
+    values["declared"] = all_declared(config.kinds, manifest.declared if manifest is not None else ())
     values["disable_passes"] = tuple(sorted(set(config.disable_passes)))
     return Resolved(**values)
 

@@ -6,7 +6,7 @@ run, and nothing of it is changed (`farskip_compile.explain`). What can't be rew
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException
 from farskip_compile._compat.modules import unwrapped
 from farskip_compile.capture import capture
 from farskip_compile.config import FarSkipConfig
+from farskip_compile.declare import NOTHING
 from farskip_compile.errors import FarSkipError, ManifestError
 from farskip_compile.explain import not_captured, versions
 from farskip_compile.manifest.fingerprint import Fingerprint, align, parameters_of
@@ -25,9 +26,14 @@ from farskip_compile.report.compile import CompileReport, Outcome
 
 
 def describe(
-    model: Callable[..., Any], *args: Any, connectivity: Connectivity = "full", layers: LayerRange = None, **kwargs: Any
+    model: Callable[..., Any],
+    *args: Any,
+    connectivity: Connectivity = "full",
+    layers: LayerRange = None,
+    kinds: Mapping[str, str] = NOTHING,
+    **kwargs: Any,
 ) -> Manifest:
-    """The manifest of `model` in the FarSkip form that `connectivity` and `layers` ask for.
+    """The manifest of `model` in the FarSkip form that `connectivity`, `layers` and `kinds` ask for.
 
     Best called on the whole model (as it is, compiled or wrapped, or on its `forward`), before it is sharded; one on
     the meta device will do, with inputs there.
@@ -37,7 +43,7 @@ def describe(
         FarSkipError: the model can't be rewired as asked.
     """
     module = _module(model)
-    config = FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager")
+    config = FarSkipConfig(connectivity=connectivity, layers=layers, kinds=kinds, inner="eager")
     try:
         with torch.no_grad():
             return from_report(capture(module, args, kwargs, config).report, module)
@@ -55,7 +61,7 @@ def from_report(report: CompileReport, model: Callable[..., Any]) -> Manifest:
     Raises:
         ManifestError: the report is of another model, or of a graph without a residual stack or that was refused.
     """
-    if not report.rows or report.outcome is Outcome.REFUSED:
+    if not report.rows or report.outcome in (Outcome.REFUSED, Outcome.FRAGMENT):
         raise ManifestError(
             f"the report is of a graph that has no FarSkip form ({report.outcome})",
             way_out="give the report of the model's own graph; farskip_compile.last_reports() has one for each graph",
@@ -75,7 +81,7 @@ def from_report(report: CompileReport, model: Callable[..., Any]) -> Manifest:
     others = {name: shape for name, shape in shapes.items() if name not in used}
     fingerprint = Fingerprint({name: shape for name, shape in shapes.items() if name in used}, others)
     pair = (layers[0], layers[1]) if layers is not None else None
-    return Manifest(connectivity, pair, report.table, fingerprint, versions())
+    return Manifest(connectivity, pair, report.table, fingerprint, report.declared, versions())
 
 
 def _module(model: Callable[..., Any]) -> nn.Module:

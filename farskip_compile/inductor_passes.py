@@ -34,7 +34,13 @@ from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.schedule.from_graph import input_bytes
 from farskip_compile.passes.schedule.search import Limits, Schedule
-from farskip_compile.ranks.announce import Announcement, announcement, collective_orders, insert_announcement
+from farskip_compile.ranks.announce import (
+    Announcement,
+    announcement,
+    collective_orders,
+    collective_sizes,
+    insert_announcement,
+)
 from farskip_compile.report.schedule import ScheduleReport
 from farskip_compile.verify.before import remember
 from farskip_compile.verify.kernels import verify_kernels
@@ -145,7 +151,7 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
     if schedule is not None:
         report = report.ordered(schedule)
         report = replace(report, unscheduled=report.before)
-    announced = Announcement(report, plan.check_order, plan.common, identity)
+    announced = Announcement(report, plan.check_order, collective_sizes(graph), plan.common, identity)
     driver.step("announce", insert_announcement, graph, announced)
     driver.verify(verify_order, graph, before, regroup, "pin_waits" not in plan.skip)
     driver.finish()

@@ -5,7 +5,8 @@ raises a `FarSkipError` and leaves the graph as it was. A graph without a residu
 
 Algorithm:
 1. Record the graph, in case it has to be restored.
-2. Read the table off it; it must be complete, and the one that the manifest describes, if there is a manifest.
+2. Read the table off it; it must be complete, account for all weights of the graph, and be the one that the manifest
+   describes, if there is a manifest. Under `none` nothing is rewired, so a part of a model is let pass, and reported.
 3. Translate the request, and record what rewiring must keep.
 4. Rewire, and verify.
 5. Tag the nodes and report.
@@ -13,25 +14,32 @@ Algorithm:
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import fx
 
 from farskip_compile._compat.modules import child_names
 from farskip_compile.config import FarSkipConfig, Resolved, resolve
-from farskip_compile.errors import NotASumError
+from farskip_compile.errors import FarSkipError, NotASumError, PartialModelError, UnsupportedPatternError
 from farskip_compile.manifest.check import check_as_written, check_rewired
 from farskip_compile.manifest.graph_parameters import graph_parameters
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.gc_pause import collector_paused
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.declared import Declared, note_declared
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
+from farskip_compile.passes.normalize.accumulations import lower
 from farskip_compile.passes.residual import Reading
+from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire.request import Request
 from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.report.wiring import classify_wiring
-from farskip_compile.verify.completeness import check_complete, cut_inside_a_layer
+from farskip_compile.verify.account.outside import Beside
+from farskip_compile.verify.account.whole import account_for
+from farskip_compile.verify.completeness import cut_inside_a_layer
 from farskip_compile.verify.rewiring import Verified, snapshot, verify
 
 
@@ -58,7 +66,7 @@ def _run_or_restore(module: fx.GraphModule, config: Resolved) -> CompileReport:
     try:
         report = _run(module, config, driver)
     finally:
-        if report is None or report.outcome is Outcome.NO_STACK:
+        if report is None or report.outcome in (Outcome.NO_STACK, Outcome.FRAGMENT):
             module.graph = backup.restore()
             for name in child_names(module) - attributes:
                 delattr(module, name)
@@ -72,7 +80,14 @@ def _run(module: fx.GraphModule, config: Resolved, driver: Driver) -> CompileRep
         "seconds": driver.seconds,
     }
     facts = driver.facts
-    reading = _read_whole(module, driver)  # 2
+    try:
+        reading, beside = _read_whole(module, driver, config.declared)  # 2
+    except (PartialModelError, NotASumError, UnsupportedPatternError) as error:
+        if config.connectivity != "none" or config.manifest is not None:
+            raise
+        return _let_pass(error, facts.get("reading"), common)
+    common["beside"] = tuple(map(str, beside))
+    common["declared"] = facts["declared"]
     common["checkpoints_opened"] = facts["normalized"].checkpoints_opened
     common["writes_replaced"] = facts["normalized"].writes_replaced
     if reading is None:
@@ -94,6 +109,7 @@ def _run(module: fx.GraphModule, config: Resolved, driver: Driver) -> CompileRep
     found: Verified = driver.verify(verify, module, wanted, before)
     facts.update(stream=found.stack.stream, regions=found.stack.regions, term_names=found.names)  # 5
     driver.run()
+    driver.step("lower", lower, module.graph)
     driver.finish()
     module.recompile()
     return CompileReport(
@@ -108,22 +124,35 @@ def _run(module: fx.GraphModule, config: Resolved, driver: Driver) -> CompileRep
     )
 
 
-def _read_whole(module: fx.GraphModule, driver: Driver) -> Reading | None:
-    """The reading of `module`, which must hold the whole residual stack; None if it holds none.
+def _let_pass(error: FarSkipError, reading: Reading | None, common: Mapping[str, Any]) -> CompileReport:
+    """The report of a part of a model, or of one that is not understood, of which nothing is to be rewired."""
+    table = reading.table if reading is not None else Table()
+    wiring = classify_wiring(table) if reading is not None else ""
+    return CompileReport(
+        Outcome.FRAGMENT, table=table, wiring_before=wiring, wiring_after=wiring, reason=str(error), **common
+    )
+
+
+def _read_whole(
+    module: fx.GraphModule, driver: Driver, declared: Sequence[Declared]
+) -> tuple[Reading | None, tuple[Beside, ...]]:
+    """The reading of `module`, which must hold the whole residual stack, and what stands beside it; None: it has none.
 
     Raises:
-        PartialModelError: Dynamo cut the stack, or the graph is a single layer.
+        PartialModelError: Dynamo cut the stack, or the graph holds a part of a model.
         NotASumError: the stream is not a sum (and Dynamo did not cut it).
+        UnsupportedPatternError: not everything with weights is a part of the stack, or of what may stand beside it.
     """
     try:
+        driver.run(through="normalize")
+        driver.facts["declared"] = driver.step("declare", note_declared, module.graph, declared, ops.op_name)
         driver.run(through="residual")
     except NotASumError as error:
         if (cut := cut_inside_a_layer(module, error)) is not None:
             raise cut from error
         raise
     reading: Reading | None = driver.facts.get("reading")
-    driver.step("completeness", check_complete, module, reading)
-    return reading
+    return reading, driver.step("account", account_for, module, reading)
 
 
 def _outcome(request: Request) -> Outcome:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo import mark_dynamic
+from torch._dynamo import compiled_autograd, mark_dynamic
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.exc import BackendCompilerFailed, ShortenTraceback, TorchDynamoException
 from torch._dynamo.output_graph import GraphCompileReason
@@ -68,6 +68,12 @@ def ddp_splits_graphs() -> bool:
     """Whether Dynamo is about to cut the graph of an active `DistributedDataParallel` into buckets."""
     ddp = torch.nn.parallel.DistributedDataParallel
     return get_optimize_ddp_mode() == "ddp_optimizer" and ddp._get_active_ddp_module() is not None
+
+
+def in_compiled_autograd() -> bool:
+    """Whether what is compiled is a backward graph of `torch._dynamo.compiled_autograd`, which calls the backend with
+    it as if it were a model."""
+    return compiled_autograd.in_compiled_autograd_region
 
 
 def graph_break_reason(module: fx.GraphModule) -> str | None:

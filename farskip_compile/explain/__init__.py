@@ -8,7 +8,7 @@ a model on the meta device can be explained too. Compiled code of this process i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ import torch
 from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException, failing_line
 from farskip_compile.capture import capture
 from farskip_compile.config import FarSkipConfig
+from farskip_compile.declare import NOTHING
 from farskip_compile.errors import FarSkipError
 from farskip_compile.explain.explanation import Explanation, Refusal, versions
 from farskip_compile.graph_break_hints import known_break
@@ -26,16 +27,21 @@ __all__ = ["Explanation", "Refusal", "explain", "not_captured", "versions"]
 
 
 def explain(
-    model: Callable[..., Any], *args: Any, connectivity: Connectivity = "full", layers: LayerRange = None, **kwargs: Any
+    model: Callable[..., Any],
+    *args: Any,
+    connectivity: Connectivity = "full",
+    layers: LayerRange = None,
+    kinds: Mapping[str, str] = NOTHING,
+    **kwargs: Any,
 ) -> Explanation:
     """Explain `torch.compile(model, backend="farskip")` for a call `model(*args, **kwargs)`.
 
-    `model` may also be a function that calls one; `connectivity` and `layers` are as in `FarSkipConfig`.
+    `model` may also be a function that calls one; `connectivity`, `layers` and `kinds` are as in `FarSkipConfig`.
 
     Raises:
         ConfigError: wrong options, noticed before the model is looked at.
     """
-    config = FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager")
+    config = FarSkipConfig(connectivity=connectivity, layers=layers, kinds=kinds, inner="eager")
     name = type(model).__name__ if isinstance(model, torch.nn.Module) else getattr(model, "__name__", str(model))
     try:
         return Explanation(name, config, _capture(model, args, kwargs, config))
@@ -46,7 +52,7 @@ def explain(
     except TorchDynamoException as error:
         return Explanation(name, config, None, not_captured(error))
     try:
-        as_written = _capture(model, args, kwargs, FarSkipConfig(connectivity="none", inner="eager"))
+        as_written = _capture(model, args, kwargs, FarSkipConfig(connectivity="none", kinds=kinds, inner="eager"))
     except FarSkipError:
         as_written = None
     return Explanation(name, config, as_written, refusal)
@@ -57,7 +63,7 @@ def _capture(
 ) -> CompileReport:
     """The report of the one graph of `model`."""
     with torch.no_grad():
-        return capture(model, args, kwargs, config).report
+        return capture(model, args, kwargs, config, parts=True).report
 
 
 def not_captured(error: TorchDynamoException) -> Refusal:

@@ -20,6 +20,7 @@ from typing import Any, get_args
 from farskip_compile.errors import ManifestError
 from farskip_compile.json_files import Reader
 from farskip_compile.manifest.fingerprint import Fingerprint, Listed
+from farskip_compile.passes.graph.declared import Declared
 from farskip_compile.passes.residual.table import BadCell, Table
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange, Named
 
@@ -41,6 +42,8 @@ class Manifest:
     """What each sub-block of the rewired model reads, and what it no longer reads."""
     fingerprint: Fingerprint | None = None
     """Names and shapes of the model's parameters."""
+    declared: tuple[Declared, ...] = ()
+    """What the table rests on beside the model: declared facts, which compiles with this manifest take over."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """What it was made with: package -> version."""
     schema: int = SCHEMA
@@ -68,6 +71,7 @@ class Manifest:
             "layers": list(self.layers) if self.layers is not None else None,
             **self.table.to_json(),
             "fingerprint": self.fingerprint.to_json() if self.fingerprint is not None else None,
+            **({"declared": {fact.name: fact.to_json() for fact in self.declared}} if self.declared else {}),
             "versions": dict(self.versions),
         }
 
@@ -101,7 +105,13 @@ class Manifest:
         pair = (layers[0], layers[1]) if layers is not None else None
         if pair is not None and pair[1] >= (table.num_layers or MOST_LAYERS):
             reader.refuse("layers", f"layers of the model, below {table.num_layers or MOST_LAYERS}", layers)
-        return cls(connectivity, pair, table, fingerprint, found.versions, origin=origin)
+        declared = []
+        for name, kinds in found.declared.items():
+            try:
+                declared.append(Declared.from_json(name, kinds))
+            except (ValueError, TypeError) as error:
+                reader.refuse("declared", f"what operators and modules are ({error})", kinds)
+        return cls(connectivity, pair, table, fingerprint, tuple(declared), found.versions, origin=origin)
 
 
 @dataclass(frozen=True)
@@ -126,3 +136,4 @@ class _Json:
     sub_blocks: tuple[_Row, ...]
     fingerprint: Listed | None
     versions: Mapping[str, str]
+    declared: Mapping[str, Any] = field(default_factory=dict)

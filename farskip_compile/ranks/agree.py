@@ -2,9 +2,9 @@
 
 In:    an `Announcement`, out of the compiled graph itself, so that it is there on a warm cache too.
 Out:   nothing, once all ranks of each process group are about to do the same, with the same in common
-       (`common_options`); they compare it through the group's store. If two ranks wait for each other with different
-       orders or options, both raise an `OrderMismatchError` that shows both, instead of hanging. A rank that waits for
-       one that has failed, or never arrives, raises a `RankFailedError`.
+       (`common_options`) and with tensors of the same sizes; they compare it through the group's store. If two ranks
+       wait for each other with different orders, sizes or options, both raise an `OrderMismatchError` that shows both,
+       instead of hanging. A rank that waits for one that has failed, or never arrives, raises a `RankFailedError`.
 Never: communicates over the group itself, or while compiling.
 
 Algorithm, for each group of the graph:
@@ -14,6 +14,7 @@ Algorithm, for each group of the graph:
    already, because it recompiled for another size;
 3. meanwhile, if a rank that has not been here is waiting at an order that this rank has never reached, nobody can go
    on: raise. The same if a rank has failed (`failures`), if the timeout of the group is over, or if the store is lost;
+   A place is an order with its sizes. Where sizes are symbolic, or may differ, it is the same as all of that order;
 4. take "I am waiting" back. After an `OrderMismatchError` it stays, so that the other rank sees it too; a place at
    which another rank waited when this one raised does not count again.
 """
@@ -27,13 +28,13 @@ import json
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from farskip_compile._compat.distributed import StoreClient, StoreLost, process_group_store, world_group
 from farskip_compile.errors import OptionsMismatchError, OrderMismatchError, RankFailedError
-from farskip_compile.ranks.announce import LIBRARY, Announcement
+from farskip_compile.ranks.announce import LIBRARY, Announcement, Sizes
 from farskip_compile.ranks.common import differences
 from farskip_compile.ranks.failures import failure_among, report_failure
 from farskip_compile.ranks.stale import refuse_stale
@@ -62,7 +63,7 @@ def _announce(text: str) -> None:
             refuse_stale(announced)
         publish_schedule(announced.report)
         if announced.check:
-            check_across_ranks(announced.report.orders, announced.report.phase, announced.common)
+            check_across_ranks(announced.report.orders, announced.report.phase, announced.common, announced.sizes)
 
     check_once(text, run)
 
@@ -93,40 +94,81 @@ class _Place:
 
     client: StoreClient
     order: str
-    """As JSON: the phase, the launches, and what the ranks must have in common."""
-    digest: str
-    known: bool
-    """It has reached this order before."""
+    """As JSON: the phase, the launches, what the ranks must have in common, and the sizes."""
+    new: frozenset[str]
+    """Keys of this place that this rank has not noted before."""
+
+    @property
+    def name(self) -> str:
+        """In the store: `ORDER/SIZES`."""
+        return _name(self.order)
 
     def enter(self) -> None:
         """Step 1."""
-        self.client.set(_got(self.digest, self.client.rank), "1")
-        self.client.set(_at(self.client.rank), f"{next(_waits)} {self.digest} {self.order}")
+        for key in self.new:
+            self.client.set(key, "1")
+        self.client.set(_at(self.client.rank), f"{next(_waits)} {self.name} {self.order}")
 
     def leave(self, *, still_waiting: bool = False, failed: bool = False) -> None:
         """Step 4."""
         if not still_waiting:
             self.client.set(_at(self.client.rank), "")
-        if failed and not self.known:
-            self.client.remove(_got(self.digest, self.client.rank))
+        if failed:
+            for key in self.new:
+                self.client.remove(key)
 
 
-def _got(digest: str, rank: int) -> str:
-    return f"farskip/got/{digest}/{rank}"
+ANY = "any"
+"""In the name of a place whose sizes are not fixed."""
+
+
+def _place(client: StoreClient, order: str) -> _Place:
+    base, _, _ = _name(order).partition("/")
+    keys = {_got(base, client.rank), _got(_name(order), client.rank)}
+    return _Place(client, order, frozenset(key for key in keys if not client.has(key)))
+
+
+def _name(order: str) -> str:
+    *what, sizes = json.loads(order)
+    return f"{_hash(what)}/{_hash(sizes) if sizes is not None else ANY}"
+
+
+def _hash(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _have_reached(client: StoreClient, ranks: Sequence[int], name: str) -> bool:
+    """Whether all of `ranks` have been at the place `name`, or at one that may be the same."""
+    base, _, sizes = name.partition("/")
+    if client.has(*(_got(base if sizes == ANY else name, rank) for rank in ranks)):
+        return True
+    return sizes != ANY and all(
+        client.has(_got(name, rank)) or client.has(_got(f"{base}/{ANY}", rank)) for rank in ranks
+    )
+
+
+def _got(name: str, rank: int) -> str:
+    return f"farskip/got/{name}/{rank}"
 
 
 def _at(rank: int) -> str:
     return f"farskip/at/{rank}"
 
 
-def check_across_ranks(orders: Mapping[str, list[str]], phase: str, common: Mapping[str, Any] | None = None) -> None:
+def check_across_ranks(
+    orders: Mapping[str, list[str]],
+    phase: str,
+    common: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, Sizes] | None = None,
+) -> None:
     """Return once every rank of each group has reached the same order, with the same in common.
 
-    `orders` are the launches of each process group; `phase` is `forward`, `backward` or `inference`.
+    `orders` are the launches of each process group, `sizes` those of their tensors; `phase` is `forward`, `backward` or
+    `inference`.
 
     Raises:
         OptionsMismatchError: a rank waits with something else in common.
-        OrderMismatchError: a rank waits at another order.
+        OrderMismatchError: a rank waits at another order, or at other sizes.
         RankFailedError: a rank has failed, or did not arrive within the timeout of the group; or the store is lost.
     """
     places: list[_Place] = []
@@ -135,9 +177,8 @@ def check_across_ranks(orders: Mapping[str, list[str]], phase: str, common: Mapp
             for group in sorted(orders):
                 client = process_group_store(group)
                 if client is not None:  # None: one rank, or a group that does not communicate
-                    order = json.dumps([phase, orders[group], dict(common or {})], sort_keys=True)
-                    digest = hashlib.sha256(order.encode()).hexdigest()
-                    places.append(_Place(client, order, digest, client.has(_got(digest, client.rank))))
+                    what = [phase, orders[group], dict(common or {}), (sizes or {}).get(group)]
+                    places.append(_place(client, json.dumps(what, sort_keys=True)))
                     places[-1].enter()
             for place in places:
                 _wait_for_all(place)
@@ -156,18 +197,17 @@ def check_across_ranks(orders: Mapping[str, list[str]], phase: str, common: Mapp
 
 
 def _wait_for_all(place: _Place) -> None:
-    client, digest = place.client, place.digest
+    client, name = place.client, place.name
     others = [rank for rank in range(len(client.ranks)) if rank != client.rank]
-    keys = [_got(digest, rank) for rank in others]
     deadline = time.monotonic() + client.timeout_seconds
-    while not client.has(*keys):
-        missing = [rank for rank in others if not client.has(_got(digest, rank))]
+    while not _have_reached(client, others, name):
+        missing = [rank for rank in others if not _have_reached(client, [rank], name)]
         for rank in missing:
             there = client.get(_at(rank))
             theirs, _, their_order = there.partition(" ")[2].partition(" ")
-            met = not there or theirs == digest or client.has(_got(theirs, client.rank))
+            met = not there or _have_reached(client, [client.rank], theirs)
             # asked again: it may have been here, found everybody, and gone on to where it is since `missing` was made
-            if not met and (client.group, rank, there) not in _seen and not client.has(_got(digest, rank)):
+            if not met and (client.group, rank, there) not in _seen and not _have_reached(client, [rank], name):
                 _seen.add((client.group, rank, there))
                 raise _mismatch(place, client.ranks[rank], their_order)
         if (failure := failure_among([client.ranks[rank] for rank in missing])) is not None:
@@ -197,28 +237,34 @@ def _doing(place: _Place) -> str:
 
 def _mismatch(place: _Place, rank: int, their_order: str) -> OrderMismatchError:
     me, group = _me(place), place.client.group
-    different = list(differences(json.loads(place.order)[2], json.loads(their_order)[2]))
+    (*ours, our_common, _), (*theirs, their_common, _) = json.loads(place.order), json.loads(their_order)
+    different = list(differences(our_common, their_common))
     orders = f"rank {me}: {_numbered(place.order, their_order)}\nrank {rank}: {_numbered(their_order, place.order)}"
     if different:
         lines = [f"  {name}: rank {me} has {ours}, rank {rank} has {theirs}" for name, ours, theirs in different]
-        same = json.loads(place.order)[:2] == json.loads(their_order)[:2]
         return OptionsMismatchError(
             f"ranks {me} and {rank} have compiled different things for process group {group!r}\n"
-            + "\n".join(lines if same else [*lines, orders]),
+            + "\n".join(lines if ours == theirs else [*lines, orders]),
             way_out="every rank must compile the same model with the same options, the same hardware profile and the "
             "same versions",
         )
+    what = "different collectives"
+    way_out = (
+        "every rank must compile the same model with the same options, the same hardware profile and the same version "
+        "of this package; control flow must not depend on the rank"
+    )
+    if ours == theirs:
+        what = "collectives of different sizes"
+        way_out = "every rank must be given inputs of the same size: pad them, or leave the last batch out"
     return OrderMismatchError(
-        f"ranks {me} and {rank} would launch different collectives on process group {group!r} and hang\n{orders}",
-        way_out="every rank must compile the same model with the same options, the same hardware profile and the same "
-        "version of this package; control flow must not depend on the rank",
+        f"ranks {me} and {rank} would launch {what} on process group {group!r} and hang\n{orders}", way_out=way_out
     )
 
 
 def _numbered(order: str, other: str | None) -> str:
     """One line for each launch; the first one that differs is marked."""
-    phase, launches, _ = json.loads(order)
-    other_phase, other_launches, _ = json.loads(other) if other is not None else (phase, launches, None)
+    phase, launches = _written(order)
+    other_phase, other_launches = _written(other) if other is not None else (phase, launches)
     lines = [f"{phase}, {amount(len(launches), 'collective')}"]
     marked = phase != other_phase
     for number, launch in enumerate(launches):
@@ -228,3 +274,14 @@ def _numbered(order: str, other: str | None) -> str:
     if not marked and len(other_launches) > len(launches):
         lines.append(f"  > {len(launches)}: (nothing)")
     return "\n".join(lines)
+
+
+def _written(order: str) -> tuple[str, list[str]]:
+    """The phase, and each launch, with its sizes if they are fixed: `all_reduce sum float32 4x16`."""
+    phase, launches, _, sizes = json.loads(order)
+    if sizes is None:
+        return phase, launches
+    return phase, [
+        " ".join([launch, *("x".join(map(str, size)) for size in own)])
+        for launch, own in zip(launches, sizes, strict=True)
+    ]

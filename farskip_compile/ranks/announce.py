@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from farskip_compile.report.schedule import ScheduleReport
 LIBRARY = torch.library.Library("farskip", "FRAGMENT")
 LIBRARY.define("announce(str text) -> ()")
 
+Sizes = list[list[list[int]]] | None
+"""For each launch, those of the tensors that go in. None: they are not the same in each call, or on each rank."""
+
 
 @dataclass(frozen=True)
 class Announcement:
@@ -31,6 +35,8 @@ class Announcement:
     """Published then; with the launches that the ranks compare."""
     check: bool = True
     """Whether they compare them."""
+    sizes: Mapping[str, Sizes] = field(default_factory=dict)
+    """Of the launches of each process group; see `collective_sizes`."""
     common: Mapping[str, Any] = field(default_factory=dict)
     """What else they compare, as plain data; see `common_options`."""
     identity: str = ""
@@ -41,6 +47,7 @@ class Announcement:
         data = {
             "report": self.report.to_json(short=True),
             "check": self.check,
+            "sizes": self.sizes,
             "common": self.common,
             "identity": self.identity,
         }
@@ -50,7 +57,8 @@ class Announcement:
     def from_text(cls, text: str) -> Announcement:
         """The announcement that `to_text` was called on."""
         data = json.loads(text)
-        return cls(ScheduleReport.from_json(data["report"]), data["check"], data["common"], data["identity"])
+        report = ScheduleReport.from_json(data["report"])
+        return cls(report, data["check"], data["sizes"], data["common"], data["identity"])
 
 
 def collective_orders(graph: fx.Graph) -> dict[str, list[str]]:
@@ -63,6 +71,26 @@ def collective_orders(graph: fx.Graph) -> dict[str, list[str]]:
         kind = [str(value.dtype).removeprefix("torch.")] if value is not None else []
         orders.setdefault(ops.process_group(node), []).append(" ".join([name, *reduction, *kind]))
     return orders
+
+
+def collective_sizes(graph: fx.Graph) -> dict[str, Sizes]:
+    """For each process group of `graph`, the sizes of what its launches send, if no size is symbolic and none is split
+    unevenly: such sizes may differ between ranks."""
+    found: dict[str, Sizes] = {}
+    for node in ops.calls(graph, ops.is_collective):
+        group = ops.process_group(node)
+        so_far, own = found.setdefault(group, []), _fixed_sizes(node)
+        found[group] = [*so_far, own] if so_far is not None and own is not None else None
+    return found
+
+
+def _fixed_sizes(node: fx.Node) -> list[list[int]] | None:
+    sent = [value for arg in node.all_input_nodes if (value := ops.tensor(arg)) is not None]
+    lists = [arg for arg in node.args if isinstance(arg, list | tuple)]
+    shares = [one for given in lists for one in given if not (isinstance(one, fx.Node) and ops.tensor(one) is not None)]
+    if not all(isinstance(size, int) for size in (*shares, *chain.from_iterable(value.shape for value in sent))):
+        return None
+    return [list(value.shape) for value in sent] if len(set(shares)) <= 1 else None
 
 
 def insert_announcement(graph: fx.Graph, announced: Announcement) -> None:

@@ -13,23 +13,25 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from farskip_compile.ranks.agree import check_across_ranks, check_once
+from farskip_compile.ranks.announce import Sizes
 
 PHASE = "captured"
 
 
 def checked_at_first_run(
-    compiled: Callable[..., Any], orders: Mapping[str, list[str]], common: Mapping[str, Any]
+    compiled: Callable[..., Any], orders: Mapping[str, list[str]], sizes: Mapping[str, Sizes], common: Mapping[str, Any]
 ) -> Callable[..., Any]:
-    """`compiled`, which compares `orders` (see `collective_orders`) and `common` across ranks before its first run."""
+    """`compiled`, which compares `orders`, `sizes` (see `ranks.announce`) and `common` across ranks before its first
+    run."""
     if not orders:
         return compiled
-    text = json.dumps([PHASE, orders, common], sort_keys=True)
+    text = json.dumps([PHASE, orders, sizes, common], sort_keys=True)
     unchecked = True
 
     def run(*args: Any) -> Any:
         nonlocal unchecked
         if unchecked:
-            check_once(text, lambda: check_across_ranks(orders, PHASE, common))
+            check_once(text, lambda: check_across_ranks(orders, PHASE, common, sizes))
             unchecked = False
         return compiled(*args)
 

@@ -29,6 +29,7 @@ OPTIONS = (
     "load_imbalance",
     "in_flight_bytes",
     "disable_passes",
+    "declared",
 )
 ABSENT = "nothing"
 SHOWN = 200

@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from farskip_compile._compat import current_compile, trace_artifact
+from farskip_compile.passes.graph.declared import Declared
 from farskip_compile.passes.residual.table import Kind, SubBlock, Table
 from farskip_compile.text_utils import amount
 
@@ -31,6 +32,7 @@ class Outcome(StrEnum):
     ALREADY = "already in the form asked for"
     UNCHANGED = "unchanged as asked"
     NO_STACK = "no residual stack"
+    FRAGMENT = "not a whole residual stack, unchanged as asked"
     REFUSED = "refused, compiled unchanged"
 
 
@@ -51,6 +53,10 @@ class CompileReport:
     wiring_after: str = ""
     reason: str = ""
     """Why a graph was refused or left alone."""
+    declared: tuple[Declared, ...] = ()
+    """Facts about operators and modules of this graph that were not proven, but declared by the user."""
+    beside: tuple[str, ...] = ()
+    """Parts of the model that have weights and stand beside the stack: left as they are written."""
     compile_id: str = ""
     """Dynamo's id of the compile, as in tlparse: `[frame/recompile]`."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -105,6 +111,8 @@ class CompileReport:
             "wiring_before": self.wiring_before,
             "wiring_after": self.wiring_after,
             "reason": self.reason,
+            "declared": {fact.name: fact.to_json() for fact in self.declared},
+            "beside": list(self.beside),
             "seconds": self.seconds,
             "checkpoints_opened": self.checkpoints_opened,
             "writes_replaced": self.writes_replaced,

@@ -14,7 +14,7 @@ from torch import nn
 
 from farskip_compile.backend import backend
 from farskip_compile.capture import compiled_with
-from farskip_compile.errors import ConfigError, NoResidualStackError
+from farskip_compile.errors import ConfigError, NoResidualStackError, PartialModelError
 from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.testing.comparing import differences, scale_of_gradients
 from farskip_compile.testing.failure import failure, refusals_fail, some
@@ -100,6 +100,8 @@ def assert_unchanged(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Co
                 "the model has no residual stack: no sum that a sub-block reads from",
                 way_out="give the whole model, from token ids to logits",
             )
+        if reports[-1].outcome is Outcome.FRAGMENT:
+            raise PartialModelError(reports[-1].reason, way_out="give the whole model, from token ids to logits")
     return reports[-1]
 
 

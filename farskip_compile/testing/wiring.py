@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from farskip_compile.config import FarSkipConfig, resolve
+from farskip_compile.declare import NOTHING
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.report.compile import CompileReport
@@ -25,19 +26,20 @@ def assert_rewired(
     *args: Any,
     connectivity: Connectivity = "full",
     layers: LayerRange = None,
+    kinds: Mapping[str, str] = NOTHING,
     **kwargs: Any,
 ) -> CompileReport:
     """Assert that the backend gives `model` (or the one that a function calls) this connectivity; returns its report.
 
     A model that is not compiled is rewired as the assertion asks for. One that is compiled, with `backend="farskip"` or
-    `farskip_compile.backend(...)`, is rewired as it was compiled: that must come to the same. `connectivity` and
-    `layers` are as in `FarSkipConfig`; "none": each sub-block reads what it reads in the model as written.
+    `farskip_compile.backend(...)`, is rewired as it was compiled: that must come to the same. `connectivity`,
+    `layers` and `kinds` are as in `FarSkipConfig`; "none": each sub-block reads what it reads in the model as written.
 
     Raises:
         AssertionError: a sub-block reads something else, or the model is refused.
         ConfigError: wrong options, noticed before the model is looked at.
     """
-    config = resolve(FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager"))
+    config = resolve(FarSkipConfig(connectivity=connectivity, layers=layers, kinds=kinds, inner="eager"))
     report = captured(model, args, kwargs, config).report
     expected = expected_reads(report, reads_as_written(report), config.connectivity, config.layers)
     reads = {row.name: row.reads for row in report.rows}
@@ -50,6 +52,7 @@ def assert_wiring(
     *args: Any,
     connectivity: Connectivity = "full",
     layers: LayerRange = None,
+    kinds: Mapping[str, str] = NOTHING,
     **kwargs: Any,
 ) -> CompileReport:
     """Assert that `model`, as it is written, has this connectivity: a FarSkip model written by hand.
@@ -63,8 +66,8 @@ def assert_wiring(
         AssertionError: a sub-block reads something else, or no table can be read.
         ConfigError: wrong options, noticed before the model is looked at.
     """
-    asked = resolve(FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager"))
-    report = captured(model, args, kwargs, FarSkipConfig(connectivity="none", inner="eager")).report
+    asked = resolve(FarSkipConfig(connectivity=connectivity, layers=layers, kinds=kinds, inner="eager"))
+    report = captured(model, args, kwargs, FarSkipConfig(connectivity="none", kinds=kinds, inner="eager")).report
     expected = expected_reads(report, reads_in_standard_wiring(report), asked.connectivity, asked.layers)
     _compare(report, reads_as_written(report), expected, asked, "read off the model as it is written")
     return report

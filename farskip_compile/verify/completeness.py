@@ -21,6 +21,7 @@ from farskip_compile.graph_break_hints import known_break
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.not_a_sum import not_a_sum
+from farskip_compile.verify.account.fragment import another_form
 
 
 def check_complete(module: fx.GraphModule, reading: Reading | None) -> None:
@@ -103,9 +104,19 @@ def _no_stream_in_a_part(ends: _Ends) -> FarSkipError:
 
 
 def _no_stream(ends: _Ends) -> FarSkipError:
-    return not_a_sum(ends.module.graph) or NotASumError(
-        "there is attention in the graph, but no residual stream: what the layers add up to is not a sum",
-        way_out="compile the whole model; streams that are mixed or scaled by activations are not supported",
+    layer = another_form(ends.module.graph)
+    if layer is not None:
+        return not_a_sum(ends.module.graph) or NotASumError(
+            f"there is attention in the graph, but no residual stream: {layer[1]}",
+            way_out="streams that are mixed or scaled by activations are not supported; write every skip connection as "
+            "a plain add",
+            where=ops.where(layer[0]),
+        )
+    return not_a_sum(ends.module.graph) or PartialModelError(
+        "there is attention in the graph, and nothing that it is added to: a part of a layer seems to be compiled by "
+        "itself",
+        way_out='compile the whole model: torch.compile(model, backend="farskip", fullgraph=True); or '
+        'connectivity="none", which rewires nothing',
         where=ops.where(ends.mixer) if ends.mixer is not None else None,
     )
 

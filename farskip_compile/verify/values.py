@@ -105,6 +105,9 @@ def read_steps(flow: Dataflow) -> Steps:
     place_of = flow.order
     for place, node in enumerate(flow.nodes):
         step = _read(node, place_of)
+        if node in flow.addends:  # the sum of its base and of what it adds
+            base = place_of[node.args[0]]  # type: ignore[index]
+            step = Step(node.name, Rule.AFFINE, 0, (base, place_of[flow.addends[node]]), (1, 1))
         writes = flow.after.get(node)
         if writes:
             step.after = tuple(place_of[write] for write in writes)
@@ -154,7 +157,10 @@ def _read(node: fx.Node, place_of: Mapping[fx.Node, int]) -> Step:
         return Step(node.name, Rule.AFFINE, 0, (place_of[node.args[0]],), (factor,))  # type: ignore[index]
     constants = [_number_of(name)]
     inputs: list[int] = []
-    _scan(node.args, place_of, inputs, constants)
+    shape_only = name in ops.LIKE or name == "added_alone"
+    if shape_only:
+        constants.append(_number_of(str(ops.fake(node))))
+    _scan(node.args[1:] if shape_only else node.args, place_of, inputs, constants)
     if node.kwargs:
         _scan(node.kwargs, place_of, inputs, constants)
     return Step(node.name, Rule.HASH, hash(tuple(constants)), tuple(inputs))

@@ -29,7 +29,7 @@ from torch import fx, nn
 from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException
 from farskip_compile.backend import Backend
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.errors import FarSkipError, NoResidualStackError
+from farskip_compile.errors import FarSkipError, NoResidualStackError, PartialModelError
 from farskip_compile.explain import not_captured
 from farskip_compile.explain.layout import short_place
 from farskip_compile.models.generic_form import GenericFarSkipForm
@@ -155,6 +155,8 @@ class _Copies:
                 compiled = Backend(config)(copy.deepcopy(module), inputs)
                 if self.reports[connectivity].outcome is Outcome.NO_STACK:
                     raise NoResidualStackError("no sum that a sub-block reads from was found in the graph")
+                if self.reports[connectivity].outcome is Outcome.FRAGMENT:
+                    raise PartialModelError(self.reports[connectivity].reason)
             except FarSkipError as error:
                 self.refusals[connectivity] = error
             else:

@@ -65,6 +65,14 @@ def mutated_args(node: fx.Node) -> list[fx.Node]:
     return found
 
 
+def can_write(node: fx.Node) -> bool:
+    """Whether a call of this function without keywords may write to an argument; depends on the function alone."""
+    target = node.target
+    if isinstance(target, OpOverload | OpOverloadPacket):
+        return bool(_written_parameters(target))
+    return _writes_first(target, node.op == "call_function") or inplace_position(target) is not None
+
+
 def is_inplace_call(node: fx.Node) -> bool:
     """Whether a function such as `torch.nn.functional.relu` is asked to write its first argument."""
     if "inplace" in node.kwargs:

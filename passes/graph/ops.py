@@ -18,15 +18,24 @@ from torch import fx
 from farskip_compile._compat import HigherOrderOperator, OpOverload, OpOverloadPacket, same_dim
 from farskip_compile._compat.tensors import parameters, qualified_name
 from farskip_compile.errors import Where
+from farskip_compile.passes.graph.declared import declared
 from farskip_compile.passes.graph.walk import bodies
 
 VIEWS = frozenset(["view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten", "unflatten"])
 COPIES = frozenset(["contiguous", "clone", "alias"])
 AXIS_MOVES = frozenset(["squeeze", "unsqueeze", "movedim", "moveaxis", "transpose", "permute", "swapaxes", "swapdims"])
-SHAPE_OPS = VIEWS | COPIES | AXIS_MOVES
+SHAPE_OPS = VIEWS | COPIES | AXIS_MOVES | {"detach"}
 CAST_OPS = frozenset(["to", "float", "double", "half", "bfloat16", "type", "type_as", "_to_copy"])
 SELECTION_OPS = frozenset(["topk", "argmax", "argmin", "argsort", "sort", "msort", "multinomial", "kthvalue"])
 INDEX_OPS = frozenset(["getitem", "index", "index_select", "embedding", "gather", "take_along_dim"])
+LIKE = frozenset(
+    [
+        *(f"{name}_like" for name in ("zeros", "ones", "empty", "full", "rand", "randn")),
+        *(f"new_{name}" for name in ("zeros", "ones", "empty", "full")),
+    ]
+)
+"""They read the shape and the type of their first argument, not its data."""
+ZEROS = frozenset(["zeros", "zeros_like", "new_zeros"])
 PRODUCTS = frozenset(["mul", "div", "truediv"])
 STATISTICS = frozenset(["pow", "square", "mean", "var", "var_mean", "rsqrt", "sqrt", "reciprocal"])
 NORM_STEPS = STATISTICS | PRODUCTS | {"add", "sub", "neg"}
@@ -108,6 +117,11 @@ def is_floating(node: fx.Node) -> bool:
     return value is not None and value.is_floating_point()
 
 
+def is_zeros(value: object) -> bool:
+    """Whether an argument is a tensor of zeros, as accumulators begin."""
+    return isinstance(value, fx.Node) and op_name(value) in ZEROS and not value.kwargs.get("out")
+
+
 def is_per_token(node: fx.Node) -> bool:
     """Whether the value of `node` is one number for each token: its last dimension is 1."""
     value = tensor(node)
@@ -120,7 +134,8 @@ def same_shape(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def is_sum(node: fx.Node) -> bool:
-    """A floating-point `a + b` or `a - b` of two nodes of the result's own shape (no broadcast, no `alpha`)."""
+    """A floating-point `a + b` or `a - b` of two nodes of the result's own shape (no `alpha`; no broadcast but along
+    leading dimensions of size 1)."""
     if op_name(node) not in ("add", "sub") or len(node.args) != 2 or node.kwargs.get("alpha", 1) != 1:
         return False
     if not all(isinstance(arg, fx.Node) for arg in node.args):
@@ -128,7 +143,17 @@ def is_sum(node: fx.Node) -> bool:
     if not all(is_floating(part) for part in (node, *node.args)):  # type: ignore[arg-type]
         return False
     out, left, right = tensor(node), tensor(node.args[0]), tensor(node.args[1])  # type: ignore[arg-type]
-    return same_shape(out, left) and same_shape(out, right)  # type: ignore[arg-type]
+    return _fills(left, out) and _fills(right, out)  # type: ignore[arg-type]
+
+
+def _fills(value: torch.Tensor, result: torch.Tensor) -> bool:
+    """Whether `value` has the shape of `result`, but for leading dimensions of size 1."""
+    new = result.dim() - value.dim()
+    if new <= 0:
+        return same_shape(value, result)
+    return all(same_dim(size, 1) for size in result.shape[:new]) and all(
+        same_dim(a, b) for a, b in zip(value.shape, result.shape[new:], strict=True)
+    )
 
 
 def is_collective(node: fx.Node) -> bool:
@@ -178,7 +203,7 @@ def is_linear_collective(node: fx.Node) -> bool:
     """A collective C with C(a + b) = C(a) + C(b): a sum or mean reduction, a gather, or the wait of one."""
     name = op_name(node)
     if name not in LINEAR_COLLECTIVES:
-        return False
+        return declared(node) == "reduction"
     return "reduce" not in name or any(str(arg).lower() in LINEAR_REDUCTIONS for arg in node.args[1:2])
 
 
@@ -213,8 +238,8 @@ def multiplies(node: fx.Node) -> bool:
 
 
 def is_attention(node: fx.Node) -> bool:
-    """A fused attention operator, also inside a higher-order operator."""
-    return _any_name(node, _names_attention)
+    """A fused attention operator, also inside a higher-order operator, or what was declared as one."""
+    return declared(node) == "attention" or _any_name(node, _names_attention)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -223,8 +248,8 @@ def _names_attention(name: str) -> bool:
 
 
 def is_scan(node: fx.Node) -> bool:
-    """A recurrence or a convolution along tokens."""
-    return _any_name(node, _names_scan)
+    """A recurrence or a convolution along tokens, or what was declared as a mixer."""
+    return declared(node) == "mixer" or _any_name(node, _names_scan)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -233,8 +258,9 @@ def _names_scan(name: str) -> bool:
 
 
 def is_selection(node: fx.Node) -> bool:
-    """Picks indices by value: the decision of a router (also of a sparse attention's indexer)."""
-    return _any_name(node, SELECTION_OPS.__contains__)
+    """Picks indices by value: the decision of a router (also of a sparse attention's indexer, or inside what was
+    declared as routed)."""
+    return declared(node) == "routed" or _any_name(node, SELECTION_OPS.__contains__)
 
 
 def is_norm(node: fx.Node) -> bool:

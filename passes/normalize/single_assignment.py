@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ def _replace_write(
     same = [node for node in later if node not in others]
     value = ops.tensor(base)
     assert value is not None
-    functional = _out_of_place(write)
+    functional = _out_of_place(write, base)
     if functional is None or not all(_same_elements(ops.tensor(node), value) for node in others):
         names.update(dict.fromkeys([base, *same], _result_in_place(graph, write, base)))
         return False
@@ -126,11 +127,13 @@ def _cast(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
     return cast
 
 
-def _out_of_place(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
-    """A builder of the out-of-place form of `write`, or None if the operator has none."""
+def _out_of_place(write: fx.Node, base: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
+    """A builder of the out-of-place form of `write` to `base`, or None if the operator has none."""
     name = ops.op_name(write)
     if name == "copy_":
         return _copy_source(write)
+    if name == "setitem":
+        return _put_at_indices(write, base)
     if effects.is_random(write) or "out" in write.kwargs or len(effects.mutated_args(write)) > 1:
         return None
     args, kwargs = list(write.args), dict(write.kwargs)
@@ -143,13 +146,13 @@ def _out_of_place(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
             args[position] = False
     else:
         target = _functional_target(write, name)
-    if target is None:
+    value = _try(write.op, target, args, kwargs, base) if target is not None else None
+    if value is None:
         return None
 
     def build(graph: fx.Graph) -> fx.Node:
         new = graph.create_node(write.op, target, tuple(args), kwargs)
-        new.meta = dict(write.meta)
-        new.meta["example_value"] = _promoted(write)
+        new.meta = {**write.meta, "example_value": value}
         return new
 
     return build
@@ -191,22 +194,52 @@ def _copy_source(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
     return build
 
 
-def _promoted(write: fx.Node) -> torch.Tensor | None:
-    """A fake tensor with the dtype that the out-of-place form of `write` returns."""
-    values = [ops.tensor(arg) if isinstance(arg, fx.Node) else arg for arg in write.args]
-    base = values[0]
-    assert isinstance(base, torch.Tensor)
-    dtype = base.dtype
-    for value in values[1:]:
-        if isinstance(value, torch.Tensor | int | float | complex) and not isinstance(value, bool):
-            dtype = torch.result_type(torch.empty((1,) * base.dim(), dtype=dtype, device="meta"), _on_meta(value))
-    return fresh_like(base, dtype=dtype)
+def _put_at_indices(write: fx.Node, base: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
+    """`a[i] = b` with tensors of indices, or a mask: what the routed experts of a loop do."""
+    target, key, value = write.args
+    indices = key if isinstance(key, tuple) else (key,)
+    if not all(isinstance(index, fx.Node) and ops.tensor(index) is not None for index in indices):
+        return None
+    if not isinstance(value, fx.Node) or (found := ops.tensor(value)) is None:
+        return None
+    old = ops.tensor(base)
+    if old is None or found.dtype != old.dtype:
+        return None
+
+    def build(graph: fx.Graph) -> fx.Node:
+        new = graph.call_function(torch.index_put, (target, indices, value))
+        new.meta = {**write.meta, "example_value": fresh_like(old)}
+        return new
+
+    return build
 
 
-def _on_meta(value: torch.Tensor | complex) -> torch.Tensor | complex:
-    return (
-        torch.empty((1,) * value.dim(), dtype=value.dtype, device="meta") if isinstance(value, torch.Tensor) else value
-    )
+def _try(kind: str, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], base: fx.Node) -> torch.Tensor | None:
+    """What the out-of-place form gives on fake values: its type may be another one, of a comparison for example.
+
+    None if it can't be told, or is no tensor of the shape of `base`.
+    """
+    given, named = fx.map_arg((tuple(args), dict(kwargs)), _without_data)
+    old = _without_data(base)
+    assert isinstance(old, torch.Tensor)
+    try:
+        with getattr(old, "fake_mode", None) or nullcontext():
+            result = (
+                getattr(given[0], target)(*given[1:], **named) if kind == "call_method" else target(*given, **named)
+            )
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        return None
+    if not isinstance(result, torch.Tensor) or not ops.same_shape(result, old):
+        return None
+    return fresh_like(old, dtype=result.dtype)
+
+
+def _without_data(node: fx.Node) -> Any:
+    """The fake value of `node`; of a tensor that is none, one without data."""
+    value = ops.fake(node)
+    if isinstance(value, torch.Tensor) and getattr(value, "fake_mode", None) is None:
+        return torch.empty_like(value, device="meta")
+    return value
 
 
 def _same_elements(view: torch.Tensor | None, base: torch.Tensor) -> bool:

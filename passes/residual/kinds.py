@@ -6,11 +6,14 @@ Out:   for each term a `Finding`: kind, evidence (the node that decided), and wh
 Never: reads module names, class names or parameter names.
 
 Algorithm:
-1. Four facts for each node, each spread forward from where it begins; the last three stop at residual values:
+1. Six facts for each node, each spread forward from where it begins; all but the first stop at residual values:
      weight    data comes from parameters only, or is a row of a parameter picked by an index;
      selected  depends on a selection by value (top-k, argmax, sort);
      scored    elementwise image of a product of two activations that no selection has touched;
-     projected has passed a product with a weight.
+     met       the same of any two activations: a router may have chosen the weights of one;
+     projected has passed a product with a weight;
+     worked    has passed an attention (a fused operator, a scan, a product of two activations), or the weights of
+               an expert that was selected for it.
 2. For each region the first piece of evidence that one of its nodes gives, in lists tried in this order:
      ATTENTION  a fused attention operator, or a softmax of scores;
      MIXER      a scan or convolution along tokens, or a product of two unselected activations;
@@ -22,7 +25,7 @@ Algorithm:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,6 +33,7 @@ from torch import fx
 
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.declared import declared
 from farskip_compile.passes.graph.walk import spread
 from farskip_compile.passes.residual.regions import Region
 from farskip_compile.passes.residual.stream import Stream
@@ -53,13 +57,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Facts:
-    """The four facts, as sets of nodes."""
+    """The six facts, as sets of nodes."""
 
     stream: Stream
     weight: Set[fx.Node]
     selected: Set[fx.Node]
     scored: Set[fx.Node]
+    met: Set[fx.Node]
     projected: Set[fx.Node]
+    worked: Set[fx.Node]
 
 
 @dataclass(frozen=True)
@@ -90,14 +96,30 @@ def gather_facts(stream: Stream, graph: fx.Graph) -> Facts:
     def is_score(node: fx.Node) -> bool:
         return ops.is_matmul(node) and _activations(stream, node, weight | selected) >= 2
 
-    scored = spread(calls, is_score, lambda node: () if ops.is_matmul(node) else sources[node])
+    def until_product(node: fx.Node) -> Sequence[fx.Node]:
+        return () if ops.is_matmul(node) else sources[node]
+
+    scored = spread(calls, is_score, until_product)
+    met = spread(calls, lambda n: ops.is_matmul(n) and _activations(stream, n, weight) >= 2, until_product)
 
     def is_projection(node: fx.Node) -> bool:
         if not ops.is_matmul(node) or node in scored or node not in stream.depends:
             return False
         return not weight.isdisjoint(stream.inputs(node))
 
-    return Facts(stream, weight, selected, scored, spread(calls, is_projection, sources.__getitem__))
+    projected = spread(calls, is_projection, sources.__getitem__)
+
+    def works(node: fx.Node) -> bool:
+        if ops.is_attention(node) or ops.is_scan(node) or is_score(node):
+            return True
+        return is_projection(node) and not selected.isdisjoint(stream.inputs(node))
+
+    return Facts(stream, weight, selected, scored, met, projected, spread(calls, works, sources.__getitem__))
+
+
+def is_result(facts: Facts, node: fx.Node) -> bool:
+    """Whether an attention or routed experts have computed `node`."""
+    return node in facts.worked and ops.is_floating(node)
 
 
 def _picked_data(node: fx.Node) -> fx.Node | None:
@@ -122,7 +144,7 @@ def _activations(stream: Stream, node: fx.Node, excluded: Set[fx.Node]) -> int:
 
 
 def _is_softmax_of_scores(facts: Facts, node: fx.Node) -> bool:
-    return "softmax" in ops.op_name(node) and not facts.scored.isdisjoint(node.all_input_nodes)
+    return "softmax" in ops.op_name(node) and not facts.met.isdisjoint(node.all_input_nodes)
 
 
 def _is_product_of_activations(facts: Facts, node: fx.Node) -> bool:
@@ -177,6 +199,16 @@ def _scales_by_selected_gate(facts: Facts, node: fx.Node) -> bool:
     )
 
 
+def _meets_selected_mask(facts: Facts, node: fx.Node) -> bool:
+    """A product of a mask that a selection made with activations that it did not touch: dispatch or combine."""
+    if not ops.is_matmul(node):
+        return False
+    inputs = [arg for arg in node.all_input_nodes if ops.is_floating(arg)]
+    masks = [arg for arg in inputs if arg in facts.selected]
+    others = [arg for arg in inputs if arg not in facts.selected and arg not in facts.weight]
+    return bool(masks) and any(arg in facts.stream.depends or facts.stream.is_residual(arg) for arg in others)
+
+
 ATTENTION = (
     Evidence("{operator}", lambda facts, node: ops.is_attention(node)),
     Evidence("softmax of a product of two activations", _is_softmax_of_scores),
@@ -188,10 +220,12 @@ MIXER = (
 )
 EXCHANGE = (Evidence("all-to-all of tokens", lambda facts, node: ops.is_all_to_all(node)),)
 EXPERTS = (
+    Evidence("{operator} was declared as routed", lambda facts, node: declared(node) == "routed"),
     Evidence("top-k selects groups of {operator}", _selects_groups),
     Evidence("top-k decides what meets a stacked expert weight", _meets_stacked_weights),
     Evidence("top-k picks the expert weight", _picks_weight),
     Evidence("top-k picks token rows", _picks_token_rows),
+    Evidence("a selected mask meets the tokens, or what experts made of them", _meets_selected_mask),
     Evidence("a selected gate scales an expert's output per token", _scales_by_selected_gate),
 )
 

@@ -6,13 +6,15 @@ Never: changes the graph; says what kind of sub-block computes a term, which `ki
 
 Algorithm:
 1. `stream`:  the residual sum, its terms and its residual values.
-2. `regions`: what computes each term, and what that reads. Terms of one branch that use each other directly (an
-   inner `h + f(h)`) are one term: take their sum as a whole and start again, once.
+2. `regions`: what computes each term, and what that reads. Terms of one branch are one term, if one uses the other
+   directly (an inner `h + f(h)`), or both what one attention, or the same experts, compute (an adapter on an output
+   projection): take their sum as a whole and start again, once.
 3. A second stack in the graph is refused: the stream would be cut.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
@@ -20,6 +22,7 @@ from torch import fx
 from farskip_compile.errors import NotASumError, Where
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.walk import walk_back
+from farskip_compile.passes.residual.kinds import gather_facts, is_result
 from farskip_compile.passes.residual.not_a_sum import not_a_sum
 from farskip_compile.passes.residual.regions import NO_SIDE_CHANNELS, Region, SideChannels, find_regions
 from farskip_compile.passes.residual.stream import Stream, read_stream
@@ -59,7 +62,7 @@ def read_stack(graph: fx.Graph, side: SideChannels = NO_SIDE_CHANNELS) -> Stack 
     if stream is None:
         return None
     regions = find_regions(stream, side)
-    if whole := _entangled_sums(stream, regions):
+    if whole := _entangled_sums(stream, regions, graph):
         stream = read_stream(graph, whole)
         if stream is None:
             return None
@@ -79,18 +82,27 @@ def read_stack(graph: fx.Graph, side: SideChannels = NO_SIDE_CHANNELS) -> Stack 
     return Stack(stream, regions)
 
 
-def _entangled_sums(stream: Stream, regions: list[Region]) -> set[fx.Node]:
-    """For each branch in which one term uses another one directly: the smallest sum that holds both."""
+def _entangled_sums(stream: Stream, regions: list[Region], graph: fx.Graph) -> set[fx.Node]:
+    """For each branch in which two terms are one: the smallest sum that holds both."""
     whole: set[fx.Node] = set()
-    for index, region in enumerate(regions):
-        for other in region.direct:
-            if stream.joins[other] != stream.joins[index]:
-                continue
-            node = region.leaf
-            while other not in stream.terms_of(node):
-                node = stream.parents[node]
-            whole.add(node)
+    for index, other in _entangled(stream, regions, graph):
+        node = regions[index].leaf
+        while other not in stream.terms_of(node):
+            node = stream.parents[node]
+        whole.add(node)
     return whole
+
+
+def _entangled(stream: Stream, regions: list[Region], graph: fx.Graph) -> Iterator[tuple[int, int]]:
+    """Pairs of terms of one branch that use each other directly, or the same attention or experts."""
+    shared = {index: [*region.met, *region.side_channels] for index, region in enumerate(regions)}
+    facts = gather_facts(stream, graph) if any(shared.values()) else None
+    owner = {node: index for index, region in enumerate(regions) for node in region.owned} if facts else {}
+    for index, region in enumerate(regions):
+        others = set(region.direct)
+        if facts is not None:
+            others |= {owner[node] for node in shared[index] if node in owner and is_result(facts, node)}
+        yield from ((index, other) for other in sorted(others) if stream.joins[other] == stream.joins[index])
 
 
 def _second_stack(stream: Stream, regions: list[Region], graph: fx.Graph) -> fx.Node | None:
@@ -103,7 +115,7 @@ def _second_stack(stream: Stream, regions: list[Region], graph: fx.Graph) -> fx.
     shape = ops.tensor(stream.root)
     assert shape is not None
     for node in graph.nodes:
-        if node in owned or stream.terms_of(node) or not ops.is_sum(node):
+        if node in owned or stream.terms_of(node) or len(stream.below[node]) != 2:
             continue
         if not ops.same_shape(ops.tensor(node), shape):  # type: ignore[arg-type]
             continue

@@ -11,13 +11,14 @@ sum in which a summand is computed, with weights, from a smaller part of the sam
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import fx
 
 from farskip_compile._compat import is_module_state
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.graph.walk import spread
+from farskip_compile.passes.normalize.accumulations import addends
 from farskip_compile.passes.normalize.single_assignment import mutation_edges
 
 Summands = dict[fx.Node, tuple[fx.Node, ...]]
@@ -37,6 +38,8 @@ class Dataflow:
     """The nodes whose data a node depends on: memory writes included, shape-only arguments excluded."""
     constant: frozenset[fx.Node]
     """Nodes that depend on parameters, buffers and literals only, not on an input of the call."""
+    addends: Mapping[fx.Node, fx.Node] = field(default_factory=dict)
+    """What accumulations add to their base (`normalize.accumulations`)."""
 
     def has_weight(self, node: fx.Node) -> bool:
         """Whether `node` multiplies by a weight."""
@@ -51,13 +54,21 @@ def read_dataflow(graph: fx.Graph) -> Dataflow:
     constant: set[fx.Node] = set()
     for node in nodes:
         inputs = tuple(node.all_input_nodes)
-        if inputs and ops.op_name(node) == "view_as":
+        name = ops.op_name(node)
+        if name == "view_as":
             inputs = inputs[:1]
+        elif name in ops.LIKE:
+            inputs = ()  # it reads a shape
+        elif name == "added_alone":
+            inputs = tuple(arg for arg in inputs if arg is not node.args[0])
         is_state = node.op == "get_attr" or (node.op == "placeholder" and is_module_state(node))
-        if is_state or (inputs and all(arg in constant for arg in inputs) and not effects.is_random(node)):
+        is_image = bool(inputs) and all(arg in constant for arg in inputs) and not effects.is_random(node)
+        # a buffer that was written to, such as a cache, holds what was written
+        if (is_state or is_image) and node not in after:
             constant.add(node)
         uses[node] = inputs + after[node] if node in after else inputs
-    return Dataflow(nodes, {node: index for index, node in enumerate(nodes)}, after, uses, frozenset(constant))
+    order = {node: index for index, node in enumerate(nodes)}
+    return Dataflow(nodes, order, after, uses, frozenset(constant), addends(graph))
 
 
 def summands_of(flow: Dataflow, whole: Container[fx.Node] = ()) -> Summands:
@@ -68,12 +79,23 @@ def summands_of(flow: Dataflow, whole: Container[fx.Node] = ()) -> Summands:
 def operands(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:
     """The summands of `node`: two of a sum, one of a linear unary op or of a shift, none otherwise."""
     name = ops.op_name(node)
-    if not ops.may_be_linear(name):
+    if node in flow.addends:
+        return node.args[0], flow.addends[node]  # type: ignore[return-value]
+    if not ops.may_be_linear(name) and not ("::" in name and ops.is_linear_collective(node)):
         return ()
     if ops.is_sum(node):
-        return node.args[0], node.args[1]  # type: ignore[return-value]
-    if not ops.is_floating(node):
-        return ()
+        return _without_zeros(*node.args)  # type: ignore[arg-type]
+    return _operand(node, name, flow) if ops.is_floating(node) else ()
+
+
+def _without_zeros(left: fx.Node, right: fx.Node) -> tuple[fx.Node, ...]:
+    if ops.is_zeros(left):
+        return (right,)
+    return (left,) if ops.is_zeros(right) else (left, right)
+
+
+def _operand(node: fx.Node, name: str, flow: Dataflow) -> tuple[fx.Node, ...]:
+    """What `node`, which is no sum, is a linear image of."""
     if name in ops.PRODUCTS and len(node.args) == 2:
         return _scaled(node, flow)
     if name == "add" and len(node.args) == 2:
@@ -104,9 +126,9 @@ def _scaled(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:
 
 
 def _shifted(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:
-    """The summand beside a constant of another shape: a vector that belongs to the stream or to the term itself."""
+    """The summand beside a number or a constant of another shape, which belongs to the stream or to the term itself."""
     for value, shift in (node.args, node.args[::-1]):
-        known = isinstance(shift, fx.Node) and shift in flow.constant
+        known = isinstance(shift, int | float) or (isinstance(shift, fx.Node) and shift in flow.constant)
         if known and _has_shape_of(value, node) and value not in flow.constant:
             return (value,)  # type: ignore[return-value]
     return ()
@@ -199,9 +221,12 @@ def find_root(flow: Dataflow, below: Summands, size: Mapping[fx.Node, int]) -> S
     A loss, a rotation or the sum of many experts before a norm has no summand that depends on another one; the state
     of a recurrence over chunks of tokens does, but without weights. Either can be larger than the stream. So can what
     a sub-block reads that mixes two residual values; but that holds the older one twice. If all sums that depend on
-    themselves are such, the largest of these is given.
+    themselves are such, the largest of these is given. A tower beside the stack is a sum with weights, too, and may be
+    the larger one: a sum with routed experts goes before one without.
     """
+    without_choice: SumTree | None = None
     second_best: SumTree | None = None
+    chooses = any(map(_is_choice, flow.nodes))
     added = parts_of_sums(flow.nodes, below)
     tops = [node for node in flow.nodes if len(below[node]) == 2 and node not in added]
     for root in sorted(tops, key=lambda node: -size[node]):
@@ -213,10 +238,18 @@ def find_root(flow: Dataflow, below: Summands, size: Mapping[fx.Node, int]) -> S
         if cores.isdisjoint(depends):
             continue
         weighted = spread((node for node in span if node in depends), flow.has_weight, flow.uses.__getitem__)
-        if tree.twice is None and not cores.isdisjoint(weighted):
+        if tree.twice is not None or cores.isdisjoint(weighted):
+            second_best = second_best or tree
+        elif not chooses or not cores.isdisjoint(spread(span, _is_choice, flow.uses.__getitem__)):
             return tree
-        second_best = second_best or tree
-    return second_best
+        else:
+            without_choice = without_choice or tree
+    return without_choice or second_best
+
+
+def _is_choice(node: fx.Node) -> bool:
+    """What routes: a selection, or an exchange of tokens."""
+    return ops.is_selection(node) or ops.is_all_to_all(node)
 
 
 def depends_on(flow: Dataflow, sources: Iterable[fx.Node], span: Iterable[fx.Node] | None = None) -> set[fx.Node]:

@@ -56,6 +56,8 @@ class Substitution:
             rest = parts[1] if parts[0] is None else parts[0]
             value = ops.tensor(node)
             assert value is not None
+            if rest is self.stream.flow.addends.get(node):
+                return rest  # a mark, which `accumulations.lower` writes out
             if rest is not None and (kept := ops.tensor(rest)) is not None and kept.dtype != value.dtype:
                 rest = self._place(self.graph.call_method, ("to", (rest, value.dtype)), node)
             if parts[0] is None and ops.op_name(node) == "sub":

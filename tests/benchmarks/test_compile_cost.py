@@ -208,8 +208,9 @@ def test_the_benchmark_measures_what_the_backend_does(cost: Any, inner: str) -> 
         probe.repeat()
     found = probe.result()
     assert found.nodes > 200
-    checks = {"backup", "completeness", "parameters", "snapshot", "verify"}
-    assert set(found.passes) == {*checks, "normalize", "residual", "request", "rewire", "tags", "other"}
+    checks = {"backup", "account", "parameters", "snapshot", "verify"}
+    changes = {"normalize", "declare", "residual", "request", "rewire", "tags", "lower"}
+    assert set(found.passes) == {*checks, *changes, "other"}
     assert 0 < found.fastest <= found.ours
     assert found.total is None if inner == "none" else 0 < found.ours_cold < found.total
     for row in probe.rows:

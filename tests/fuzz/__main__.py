@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--graphs", type=int, default=10_000, help="networks whose table is known")
     parser.add_argument("--spoiled", type=int, default=2_000, help="networks made odd")
     parser.add_argument("--architectures", type=int, default=2_000, help="decoders through Dynamo")
+    parser.add_argument("--styles", type=int, default=1_000, help="decoders in the styles of others")
     parser.add_argument("--seed", type=int, default=0, help="which examples")
     parser.add_argument("--seconds", type=float, default=0.0, help="stop after this time")
     parser.add_argument("--jobs", type=int, default=2, help="processes")

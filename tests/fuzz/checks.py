@@ -1,4 +1,4 @@
-"""The three kinds of examples, and what is demanded of each.
+"""The four kinds of examples, and what is demanded of each.
 
 `graphs`         networks whose table is known by construction (`described`): the table read is that one, or the network
                  is refused; under every connectivity the graph computes bit for bit what the description says.
@@ -6,6 +6,7 @@
                  the table describes what the graph does, and rewired it does what the new table says (`meaning`).
 `architectures`  decoders through Dynamo (`architectures`): bit-equal to the FarSkip form written by hand, gradients up
                  to rounding; refused exactly where nothing could be left out.
+`styles`         decoders of which each layer is written in another style (`handwritten`): as by hand, or refused.
 
 Of all of them: no exception but a `FarSkipError` with a reason, and never a `VerificationError`, which says itself that
 it is a defect (`demands`).
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from farskip_compile.testing.strategies import cases
 from tests.fuzz.architectures import check_architecture
 from tests.fuzz.described import check_described, described
+from tests.fuzz.handwritten import check_styles, styles
 from tests.fuzz.spoiled import check_spoiled, spoiled
 
 
@@ -39,4 +41,5 @@ KINDS = {
     "graphs": Kind(described, check_described, 100),
     "spoiled": Kind(spoiled, check_spoiled, 100),
     "architectures": Kind(cases, check_architecture, 25),
+    "styles": Kind(styles, check_styles, 25),
 }

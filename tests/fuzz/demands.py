@@ -2,7 +2,7 @@
 
 `attempt` runs the pipeline on a copy. A refusal must be a `FarSkipError` with a reason, must not be a
 `VerificationError` (which is a defect by its own words), and must leave the graph as it was, node by node. So must the
-answer that there is no residual stack.
+answers that there is no residual stack, or (under `none`) no whole one.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def attempt(module: fx.GraphModule, connectivity: Connectivity, layers: LayerRan
     except FarSkipError as error:
         check_refusal(error)
         made.error = error
-    if made.report is None or made.report.outcome is Outcome.NO_STACK:
+    if made.report is None or made.report.outcome in (Outcome.NO_STACK, Outcome.FRAGMENT):
         demand(fingerprint(made.module) == before, f"{made.said}: the graph is not as it was")
     return made
 

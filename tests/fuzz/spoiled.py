@@ -77,8 +77,9 @@ def check_spoiled(example: Spoiled) -> Counter[str]:
         if made.error is not None:
             return counts + Counter({f"refused {made.said}": 1})
         _demand_same_function(module, made, sheet.arguments)
-        if made.report is not None and made.report.outcome is Outcome.NO_STACK:
-            return counts + Counter({"no residual stack": 1})
+        if made.report is not None and made.report.outcome in (Outcome.NO_STACK, Outcome.FRAGMENT):
+            demand(made.report.outcome is Outcome.NO_STACK or bool(made.report.reason), "a part without a reason")
+            return counts + Counter({str(made.report.outcome): 1})
         normal = duplicate(module)
         normalize(normal)
         reading = read_table(normal.graph)

@@ -10,9 +10,14 @@ from tests.fuzz.batch import Chunk, chunks, run_chunk
 from tests.fuzz.checks import KINDS
 from tests.fuzz.edits import EDITS
 
-SLICE = {"graphs": 600, "spoiled": 300, "architectures": 125}
+SLICE = {"graphs": 600, "spoiled": 300, "architectures": 125, "styles": 50}
 SEED = 20_251_111
-LEAST = {"graphs": (0.8, 0.98, 0.3), "spoiled": (0.7, 0.5, 0.15), "architectures": (0.8, 0.98, 0.3)}
+LEAST = {
+    "graphs": (0.8, 0.98, 0.3),
+    "spoiled": (0.7, 0.5, 0.15),
+    "architectures": (0.8, 0.98, 0.3),
+    "styles": (0.8, 0.3, 0.3),
+}
 """Parts that must differ from all before, be accepted, and be rewired to `full`: neither one example again and again,
 nor refusals, which meet every demand."""
 

@@ -28,7 +28,7 @@ import torch
 from torch import fx
 
 from farskip_compile import FarSkipConfig, backend, testing
-from farskip_compile.errors import VerificationError
+from farskip_compile.errors import UnsupportedPatternError, VerificationError
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import Reading, read_table
@@ -328,7 +328,7 @@ def in_pass(
             with mutated(function, old, new):
                 try:
                     run(wrong, config)
-                except VerificationError as error:
+                except (VerificationError, UnsupportedPatternError) as error:  # by `rewiring`, or by the account
                     return Verdict.of("verify", error)
                 assert differ(numbers(wrong, base), numbers(right, base)), "an equivalent mutant"
                 return judged_by_testing(base, wish, layers)

@@ -108,7 +108,7 @@ def compare(*said_by: Announcement) -> list[BaseException | None]:
         local.rank = number
         said = said_by[number]
         try:
-            agree.check_across_ranks(said.report.orders, said.report.phase, said.common)
+            agree.check_across_ranks(said.report.orders, said.report.phase, said.common, said.sizes)
         except OrderMismatchError as error:
             errors[number] = error
 

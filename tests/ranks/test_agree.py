@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 import farskip_compile
 from farskip_compile._compat.distributed import StoreClient
 from farskip_compile.errors import OrderMismatchError
-from farskip_compile.ranks import agree
+from farskip_compile.ranks import agree, announce
 from farskip_compile.ranks.agree import check_across_ranks
 from tests.distributed.ranks import run_ranks
 
@@ -26,7 +27,8 @@ def raise_on_rank(rank: int, world_size: int, orders: tuple[Any, ...]) -> tuple[
     start = time.monotonic()
     try:
         for phase, order in orders[rank]:
-            check_across_ranks({"0": order}, phase)
+            sizes = [[size] for size in order[1]] if isinstance(order, tuple) else None
+            check_across_ranks({"0": order[0] if isinstance(order, tuple) else order}, phase, sizes={"0": sizes})
     except OrderMismatchError as error:
         return str(error), time.monotonic() - start
     return "", time.monotonic() - start
@@ -70,16 +72,75 @@ class PassingRank:
         return all(key in self.values for key in keys)
 
     def get(self, key: str) -> str:
-        self.values |= {agree._got("here", 1): "1", agree._got("elsewhere", 1): "1"}
-        return f"2 elsewhere {ELSEWHERE}"
+        for order in (HERE, ELSEWHERE):
+            self.values[agree._got(agree._name(order).partition("/")[0], 1)] = "1"
+        return f"2 {agree._name(ELSEWHERE)} {ELSEWHERE}"
 
 
-ELSEWHERE = '["inference", ["all_to_all_single float32"], {}]'
+HERE = '["inference", [], {}, null]'
+ELSEWHERE = '["inference", ["all_to_all_single float32"], {}, null]'
 
 
 def test_a_rank_that_went_on_in_between_is_not_taken_for_one_that_is_elsewhere() -> None:
     client = cast(StoreClient, PassingRank())
-    agree._wait_for_all(agree._Place(client, '["inference", [], {}]', "here", known=False))
+    agree._wait_for_all(agree._place(client, HERE))
+
+
+REDUCED = ["all_reduce sum float32", "all_gather_into_tensor float32"]
+
+
+def sized(tokens: int) -> tuple[str, tuple[list[str], list[list[int]]]]:
+    return "inference", (REDUCED, [[4, 16], [tokens, 16]])
+
+
+def test_other_sizes_raise() -> None:
+    for rank, (message, seconds) in enumerate(run_ranks(raise_on_rank, 2, ([sized(8)], [sized(6)]))):
+        assert seconds < 30
+        assert "would launch collectives of different sizes" in message
+        assert f"rank {rank}:" in message
+        assert all(f"> 1: all_gather_into_tensor float32 {tokens}x16" in message for tokens in (6, 8))
+        assert "pad them" in message
+
+
+def test_sizes_that_are_not_fixed_fit_any_other() -> None:
+    """One rank has compiled for any size, the other one for each; or again for a size that the first knows."""
+    dynamic = ("inference", REDUCED)
+    ranks = (
+        ([sized(8), dynamic], [sized(8), sized(6), sized(4)]),
+        ([sized(8), sized(6)], [sized(8), sized(6), sized(8)]),
+    )
+    for orders in ranks:
+        assert [message for message, _ in run_ranks(raise_on_rank, 2, orders)] == ["", ""]
+
+
+def given_other_batches(rank: int, world_size: int, inner: str) -> str:
+    class Reduced(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return funcol.all_reduce(x * 2, "sum", dist.group.WORLD) + 1
+
+    options = {"inner": inner, "connectivity": "none"}
+    try:
+        torch.compile(Reduced(), backend="farskip", fullgraph=True, options=options)(torch.randn(4 + rank, 16))
+    except OrderMismatchError as error:
+        return str(error)
+    return ""
+
+
+def test_batches_of_other_sizes_raise_before_the_collective() -> None:
+    for message in run_ranks(given_other_batches, 2, "eager"):
+        assert "all_reduce sum float32 4x16" in message
+        assert "all_reduce sum float32 5x16" in message
+
+
+def test_shares_of_other_sizes_are_not_compared() -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = torch.empty(8, 4)
+    size = graph.call_function(operator.getitem, ((4, 4), 0))
+    for shares, expected in (([4, 4], [[[8, 4]]]), ([3, 5], None), ([size, size], None)):
+        sent = graph.call_function(torch.ops._c10d_functional.all_to_all_single.default, (x, shares, shares, "g"))
+        assert announce.collective_sizes(graph) == {"g": expected}
+        graph.erase_node(sent)
 
 
 class Exchanging(nn.Module):

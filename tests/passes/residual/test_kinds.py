@@ -74,15 +74,9 @@ class SparseBank(Sparse):
         return torch.einsum("btd,nde->bte", super().forward(h), self.stacked)
 
 
-@pytest.mark.parametrize("attention", [Attention, Matmuls, Sparse, Bank, SparseBank])
+@pytest.mark.parametrize("attention", [Attention, Matmuls, Sparse, SparseGather, Bank, SparseBank])
 def test_attention(attention):
     assert kinds(attention) == ["attention", "routed", "shared"]
-
-
-def test_attention_over_picked_rows_is_never_taken_for_a_moe():
-    """Not recognised, so refused: its indexer looks like a router that picks token rows."""
-    with pytest.raises(UnsupportedPatternError, match="neither an attention nor a MoE"):
-        kinds(SparseGather)
 
 
 class Convolution(nn.Module):

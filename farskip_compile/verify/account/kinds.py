@@ -1,0 +1,119 @@
+"""The kinds of all terms once more, from the other side: what a sub-block does to rows must fit what it was taken for.
+
+Contract: `check_kinds` is given the terms, what computes each, and the `Rows` of all nodes. It raises, or says nothing.
+It does not ask how a kind was found.
+
+    dense, shared       each row by itself, no decision about whole rows, and no cache
+    routed              rows by themselves or moved as decisions say, and a decision about whole rows
+    attention, mixer    not each row by itself
+
+Where each row of the stream stands alone, in a step that decodes one token, attention can't be told from the rest by
+its rows. There the last line is not asked for; that nothing else reads a cache is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from farskip_compile._compat import is_module_state, same_dim
+from farskip_compile.errors import UnsupportedPatternError
+from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.residual.table import Kind, Term
+from farskip_compile.verify.rows.rules import is_contraction
+from farskip_compile.verify.rows.state import Rows, State
+
+ALONE = frozenset([Kind.DENSE, Kind.SHARED])
+WAY_OUT = (
+    "say what it is: farskip_compile.declare_op for a custom operator, options={'kinds': {...}} for any other or for a "
+    "module; or leave the layer out with `layers`"
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a term was taken for, and what computes it."""
+
+    term: Term
+    leaf: fx.Node
+    """The node that is added."""
+    owned: Collection[fx.Node]
+
+
+def check_kinds(claims: Sequence[Claim], base: fx.Node, rows: Mapping[fx.Node, Rows]) -> None:
+    """Compare the kind of each term with what the rows of its value show.
+
+    Raises:
+        UnsupportedPatternError: they contradict each other, or nothing is known.
+    """
+    graph = base.graph
+    caches = _caches(graph)
+    one_token = _has_rows_of_one(base)
+    for claim in claims:
+        term = claim.term
+        if term.kind is Kind.EMBEDDING:
+            continue
+        complaint, node = _complaint(term.kind, rows[claim.leaf], claim.leaf, one_token)
+        if complaint is None and caches and not term.kind.mixes_tokens:
+            complaint, node = _reads_cache(claim, caches)
+        if complaint is not None:
+            raise UnsupportedPatternError(
+                f"{term.name} was taken for {term.kind} ({term.evidence}), but {complaint.format(ops.op_name(node))}",
+                way_out=WAY_OUT,
+                where=ops.where(node, term.layer),
+            )
+
+
+def _complaint(kind: Kind, rows: Rows, leaf: fx.Node, one_token: bool) -> tuple[str | None, fx.Node]:
+    """What contradicts `kind`, and where."""
+    at = rows.at or leaf
+    if kind.mixes_tokens:
+        return _about_mixer(kind, rows, one_token), at
+    if rows.state is State.UNKNOWN:
+        return "nothing is known of {!r} in it", at
+    if rows.state is State.MIXED:
+        return "{!r} mixes rows in it, and is no attention or mixer that is known", at
+    if kind is Kind.ROUTED:
+        return (None if rows.decided else "no decision is made about its rows"), at
+    if rows.state is State.MOVED:
+        return "{!r} moves rows in it", at
+    return ("a decision is made about whole rows of it, by no selection that is known" if rows.decided else None), at
+
+
+def _about_mixer(kind: Kind, rows: Rows, one_token: bool) -> str | None:
+    if rows.state <= State.MOVED:
+        return None if one_token else "each row of it is computed by itself"
+    at = rows.at
+    if at is not None and rows.state is State.MIXED and not (ops.is_attention(at) or is_known_mixer(at)):
+        return f"{{!r}} mixes its rows, which is no {kind} that is known"
+    return None
+
+
+def is_known_mixer(node: fx.Node) -> bool:
+    """A product, a convolution, a scan or a running sum: what mixes rows in a mixer that is known."""
+    return is_contraction(node) or ops.is_scan(node) or ops.op_name(node) == "cumsum"
+
+
+def _has_rows_of_one(base: fx.Node) -> bool:
+    value = ops.tensor(base)
+    assert value is not None
+    return any(same_dim(size, 1) for size in value.shape[:-1])
+
+
+# Caches
+
+
+def _caches(graph: fx.Graph) -> set[int]:
+    """Memory of inputs of the call that the graph writes to."""
+    given = {effects.storage(node) for node in graph.nodes if node.op == "placeholder" and not is_module_state(node)}
+    written = {effects.storage(base) for node in graph.nodes for base in effects.mutated_args(node)}
+    return {memory for memory in given & written if memory is not None}
+
+
+def _reads_cache(claim: Claim, caches: Collection[int]) -> tuple[str | None, fx.Node]:
+    for node in claim.owned:
+        if any(effects.storage(arg) in caches for arg in node.all_input_nodes):
+            return "{!r} reads or writes a cache in it", node
+    return None, claim.leaf

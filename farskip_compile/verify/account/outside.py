@@ -1,0 +1,193 @@
+"""Account for everything: what has weights lies in a sub-block, in front of the stream, or behind it.
+
+Contract: `check_account` is given a normalised graph, and what was read off it as plain claims: the residual values,
+the nodes of the sub-blocks, the base and the root. It raises, or returns the parts of the model that stand beside the
+stack, for reports. It shares no code with detection, and takes nothing else from it on trust.
+
+What the residual sum does not reach may be a layer in another form (`torch.lerp`, a fused add, layers inside
+`torch.cond`), a second stack, or something that is none: an embedding, a tower, a head, a loss. A layer shows in one of
+three ways:
+
+    it adds to what it is computed from, in whatever form: a value of the stream's shape is made of x as it is, and of
+    f(x), with weights in f (`find_layer`)
+    one operator that nothing is known about, given weights, returns a value of the stream's shape (`find_layer`)
+    with weights, it decides about rows, as a router does (`routes`)
+
+Algorithm (linear), for all nodes outside of the claims that something uses:
+1. Which side each is on: in front of the base, behind a residual value, or apart from both.
+2. In front and behind: refuse what shows a layer.
+3. Routed experts apart from the stack, or with a stream of their own, are a second stack: refuse.
+4. What is left and has weights is named in the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Set
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from farskip_compile.errors import UnsupportedPatternError
+from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph.walk import spread, walk_back
+from farskip_compile.verify.account.begins import first_with_rows_of, shape_of
+from farskip_compile.verify.account.layers import find_layer
+from farskip_compile.verify.account.weights import begins_rows, has_weights, is_activation, routes
+from farskip_compile.verify.rows.read import begin, read_rows
+from farskip_compile.verify.rows.state import FREE, Rows, State
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What was read off a graph."""
+
+    base: fx.Node
+    root: fx.Node
+    values: Collection[fx.Node]
+    """Residual values."""
+    owned: Set[fx.Node]
+    """Nodes of sub-blocks, and of the sum."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A part of the model that has weights and is none of the stack: it is left as it is written."""
+
+    place: str
+    """`in front`, `behind` or `apart`."""
+    products: int
+    """Products with weights in it."""
+    mixes: bool
+    """Whether it mixes rows, as an encoder or a next-token head does; an embedding and an output layer do not."""
+    source: str | None
+    """The line of the first one."""
+
+    def __str__(self) -> str:
+        what = "mixes tokens" if self.mixes else "works on each token by itself"
+        return (
+            f"{self.place} the stack: {self.products} products with weights, {what} ({self.source or 'source unknown'})"
+        )
+
+
+def check_account(graph: fx.Graph, claims: Claims, rows: Mapping[fx.Node, Rows]) -> tuple[Beside, ...]:
+    """See the module's contract. `rows` begin at `seeds`.
+
+    Raises:
+        UnsupportedPatternError: something with weights is none of what it may be.
+    """
+    sides = _Sides(graph, claims, rows)
+    sides.refuse_layers()  # 2
+    sides.refuse_second_stacks()  # 3
+    return sides.beside()  # 4
+
+
+@dataclass
+class _Sides:
+    """What lies outside of the claims."""
+
+    graph: fx.Graph
+    claims: Claims
+    rows: Mapping[fx.Node, Rows]
+    in_front: list[fx.Node] = field(default_factory=list)
+    behind: list[fx.Node] = field(default_factory=list)
+    apart: list[fx.Node] = field(default_factory=list)
+    alone: Mapping[fx.Node, Rows] = field(default_factory=dict)
+    """Of what is apart: rows that begin there."""
+
+    def __post_init__(self) -> None:
+        """Step 1."""
+        before = set(walk_back([self.claims.base]))
+        values = frozenset(self.claims.values)
+        used = _used(self.graph)
+        depends: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            if any(arg in values or arg in depends for arg in node.all_input_nodes):
+                depends.add(node)
+            if node in self.claims.owned or node not in used or node.op == "output":
+                continue
+            side = self.behind if node in depends else self.in_front if node in before else self.apart
+            side.append(node)
+
+    def refuse_layers(self) -> None:
+        """Step 2."""
+        shape = shape_of(self.claims.base)
+        first = first_with_rows_of(self.graph, self.claims.base)
+        if first is not None and first is not self.claims.base:
+            self._refuse(find_layer([*self.in_front, self.claims.base], {first}, shape), "in front of")
+        self._refuse(find_layer(self.behind, self.claims.values, shape), "behind")
+        for node in routes(self.in_front, self.rows):
+            raise _refusal(node, "experts are chosen in front of the residual sum, with weights")
+
+    @staticmethod
+    def _refuse(found: tuple[fx.Node, str] | None, place: str) -> None:
+        if found is not None:
+            raise _refusal(found[0], f"{place} the residual sum, {found[1]}")
+
+    def refuse_second_stacks(self) -> None:
+        """Step 3."""
+        if any(map(has_weights, self.apart)):
+            self.alone = read_rows(self.graph.nodes, begin(node for node in self.apart if begins_rows(node)))
+            for node in routes(self.apart, self.alone):
+                raise _second_stack(node)
+        if any(map(self._continues_another_stream, self.behind)):
+            for node in self._choices_behind():
+                raise _second_stack(node)
+
+    def _choices_behind(self) -> Iterator[fx.Node]:
+        """Values behind the stack, on the way to more weights, that are made by integers which weights have made.
+
+        Rows say nothing here: behind a reader that mixes them, nothing is known of them.
+        """
+        weighted = spread(self.behind, has_weights)
+        chosen = spread(
+            [node for node in self.behind if ops.tensor(node) is not None and not ops.is_floating(node)],
+            lambda node: not weighted.isdisjoint(node.all_input_nodes),
+        )
+        decided = {node for node in self.behind if ops.is_floating(node)} & {
+            user for node in chosen for user in node.users
+        }
+        leads_on = set(walk_back(arg for node in self.behind if has_weights(node) for arg in node.all_input_nodes))
+        return (node for node in self.behind if node in decided and node in leads_on)
+
+    def beside(self) -> tuple[Beside, ...]:
+        """Step 4."""
+        found = []
+        for place, nodes in (("in front of", self.in_front), ("behind", self.behind), ("apart from", self.apart)):
+            products = [node for node in nodes if has_weights(node)]
+            if products:
+                rows = self.alone if nodes is self.apart else self.rows
+                mixes = any(rows.get(node, FREE).state >= State.MIXED for node in products)
+                found.append(Beside(place, len(products), mixes, ops.source_line(products[0])))
+        return tuple(found)
+
+    def _continues_another_stream(self, node: fx.Node) -> bool:
+        """An add of what mixes the stream's rows to an activation that does not come from the stream."""
+        value = ops.tensor(node)
+        if value is None or value.dim() < 2 or ops.op_name(node) not in ("add", "sub", "iadd", "add_"):
+            return False
+        args = [arg for arg in node.all_input_nodes if ops.is_floating(arg)]
+        states = [self.rows[arg].state for arg in args]
+        return State.FREE in states and max(states) >= State.MIXED and any(map(is_activation, args))
+
+
+def _used(graph: fx.Graph) -> set[fx.Node]:
+    """What an output or a write depends on."""
+    return set(walk_back(node for node in graph.nodes if node.op == "output" or effects.mutated_args(node)))
+
+
+def _second_stack(node: fx.Node) -> UnsupportedPatternError:
+    return UnsupportedPatternError(
+        "experts are chosen outside of the residual stack that was read, with weights: a second stack with routed "
+        "experts, which would stay in its original wiring",
+        way_out="compile the two stacks apart from each other, each as a model of its own",
+        where=ops.where(node),
+    )
+
+
+def _refusal(node: fx.Node, what: str) -> UnsupportedPatternError:
+    return UnsupportedPatternError(
+        f"{what}: a layer in another form, of which the residual sum knows nothing",
+        way_out="write every skip connection as a plain add, outside of higher-order operators; say what a custom "
+        "operator is with farskip_compile.declare_op; or compile this part apart from the stack",
+        where=ops.where(node),
+    )

@@ -1,0 +1,57 @@
+"""Where weights of the model are applied, where activations begin, and which weights are given chosen rows.
+
+Contract: pure questions about nodes; shares no code with detection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import fx
+
+from farskip_compile._compat import is_module_state
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.walk import walk_back
+from farskip_compile.verify.rows.rules import is_contraction, is_state
+from farskip_compile.verify.rows.state import FREE, Rows, State
+
+
+def routes(nodes: Iterable[fx.Node], rows: Mapping[fx.Node, Rows]) -> Iterator[fx.Node]:
+    """Rows that were decided about, and that weights have made or are given."""
+    weighted: set[fx.Node] = set()
+    for node in nodes:
+        if has_weights(node) or not weighted.isdisjoint(node.all_input_nodes):
+            weighted.add(node)
+            found = rows.get(node, FREE)
+            if found.decided and State.ROWS <= found.state <= State.MOVED:
+                yield node
+
+
+def has_weights(node: fx.Node) -> bool:
+    """A product with weights of the model; or an operator that nothing is known about, and that is given some."""
+    return is_contraction(node) and any(map(_is_weight, node.all_input_nodes))
+
+
+def _is_weight(node: fx.Node) -> bool:
+    """A floating parameter or buffer of two dimensions or more, or something made of one alone."""
+    value = ops.tensor(node)
+    if value is None or not value.is_floating_point() or value.dim() < 2:
+        return False
+    return all(map(is_state, (one for one in walk_back([node]) if not one.all_input_nodes)))
+
+
+def is_activation(node: fx.Node) -> bool:
+    """Made of weights and of an input of the call."""
+    sources = [one for one in walk_back([node]) if not one.all_input_nodes]
+    return any(map(is_state, sources)) and any(one.op == "placeholder" and not is_state(one) for one in sources)
+
+
+def begins_rows(node: fx.Node) -> bool:
+    """Whether rows begin here: an activation that is an input of the call, or picked from a table by one."""
+    value = ops.tensor(node)
+    if value is None or not value.is_floating_point() or value.dim() < 2:
+        return False
+    if node.op == "placeholder":
+        return not is_module_state(node)
+    tables = [arg for arg in node.all_input_nodes if _is_weight(arg)]
+    return ops.op_name(node) in ops.INDEX_OPS and bool(tables) and len(node.all_input_nodes) > len(tables)

@@ -1,0 +1,41 @@
+"""Everything that a reading must pass before anything is rewired: it is whole, and accounts for the rest of the graph.
+
+Contract: `account_for` puts the claims of a reading before the checks that share no code with it, in the order in
+which their errors are most telling. It changes nothing.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from farskip_compile.passes.residual import Reading
+from farskip_compile.verify.account.begins import rows_begin
+from farskip_compile.verify.account.fragment import check_fragment
+from farskip_compile.verify.account.kinds import Claim, check_kinds
+from farskip_compile.verify.account.outside import Beside, Claims, check_account
+from farskip_compile.verify.completeness import check_complete
+from farskip_compile.verify.rows.read import read_rows
+
+
+def account_for(module: fx.GraphModule, reading: Reading | None) -> tuple[Beside, ...]:
+    """Check `reading` against the graph of `module`; returns what stands beside the stack.
+
+    Raises:
+        PartialModelError: the graph holds a part of a model.
+        NotASumError: there are layers, but what they add up to is not a sum.
+        UnsupportedPatternError: a sub-block is not what it was taken for, or something with weights is in none.
+    """
+    check_complete(module, reading)
+    graph = module.graph
+    if reading is None:
+        check_fragment(graph)
+        return ()
+    stream = reading.stream
+    rows = read_rows(graph.nodes, rows_begin(graph, stream.base, stream.values))
+    claims = [
+        Claim(term, region.leaf, region.owned)
+        for term, region in zip(reading.table.terms, reading.regions, strict=True)
+    ]
+    check_kinds(claims, stream.base, rows)
+    owned = {node for region in reading.regions for node in region.owned} | set(stream.tree) | set(stream.values)
+    return check_account(graph, Claims(stream.base, stream.root, stream.values, owned), rows)

@@ -1,0 +1,7 @@
+"""Which rows of the residual stream each value depends on: `read` walks a graph, `rules` has a rule for each operator.
+
+state                                      what is known of one value
+layout                                     where the rows are in a tensor
+views, picks, along, products, collectives how operators pass rows on
+no_rule                                    operators that nobody knows, or that a user declared
+"""

@@ -1,0 +1,148 @@
+"""How operators pass rows on that work at each place by itself, or along dimensions.
+
+Contract: as in `rules`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from farskip_compile._compat import same_dim
+from farskip_compile.passes.graph import ops
+from farskip_compile.verify.rows import layout as layouts
+from farskip_compile.verify.rows.layout import Layout
+from farskip_compile.verify.rows.no_rule import member, unknown
+from farskip_compile.verify.rows.state import DECISION, Given, Rows, Rule, State, worst
+from farskip_compile.verify.rows.views import first_of
+
+
+@functools.lru_cache(maxsize=4096)
+def is_pointwise(name: str) -> bool:
+    """By the tag of an overload of the ATen operator of this name."""
+    packet = getattr(torch.ops.aten, name.strip("_") if name.startswith("__") else name.rstrip("_"), None)
+    names = getattr(packet, "overloads", None)
+    if names is None or "::" in name:
+        return False
+    return any(torch.Tag.pointwise in getattr(packet, one).tags for one in names())
+
+
+def pointwise(node: fx.Node, given: Given) -> Rows:
+    """Entries at one place, after broadcasting, make the entry there."""
+    args = [(arg, given(arg)) for arg in node.all_input_nodes if ops.tensor(arg) is not None]
+    found = worst([rows for _, rows in args])
+    value = ops.tensor(node)
+    if value is None:
+        return unknown(node, given)
+    if found.state is not State.ROWS:
+        return found
+    if len(args) == 1 and ops.same_shape(ops.tensor(args[0][0]), value):  # type: ignore[arg-type]
+        return found
+    rows = [one for _, one in args if one.state is State.ROWS]
+    layout = layouts.broadcast([one.layout for one in rows], value.shape)
+    if layout is None:
+        return Rows(State.MIXED, at=node)
+    scales = ops.op_name(node) not in ("add", "sub", "add_", "sub_")
+    gates = [(arg, one) for arg, one in args if scales and (one.picked or one.state is State.DECISION)]
+    decided = any(one.decided for one in rows) or any(_is_for_whole_rows(arg, value.shape, layout) for arg, _ in gates)
+    return Rows(State.ROWS, layout, bool(gates) or any(one.picked for one in rows), decided)
+
+
+def _is_for_whole_rows(arg: fx.Node, shape: Sequence[Any], layout: Layout) -> bool:
+    """Whether `arg` is broadcast along a dimension of the result that is no index of rows."""
+    value = ops.tensor(arg)
+    assert value is not None
+    shift = len(shape) - value.dim()
+    for place, size in enumerate(shape):
+        if layouts.tokens(layout[place]) or same_dim(size, 1):
+            continue
+        if place < shift or same_dim(value.shape[place - shift], 1):
+            return True
+    return False
+
+
+def _dims_of(node: fx.Node, position: int, default: Sequence[int] | None, rank: int) -> list[int]:
+    """The dimensions, of `rank`, that an operator works along; all of them if it does not say which, and for `default`
+    None."""
+    given = node.args[position] if position < len(node.args) else node.kwargs.get("dim", node.kwargs.get("axis"))
+    dims: Sequence[Any] | None = default if given is None else given if isinstance(given, tuple | list) else [given]
+    numbers = [dim % rank for dim in dims if isinstance(dim, int) and not isinstance(dim, bool)] if dims else []
+    return numbers if dims and len(numbers) == len(dims) else list(range(rank))
+
+
+def keeps(position: int, default: Sequence[int] | None = None, *, picks: bool = False) -> Rule:
+    """Entries along some dimensions meet, which stay: a softmax, a sort."""
+
+    def rule(node: fx.Node, given: Given) -> Rows:
+        _, rows = first_of(node, given)
+        if rows.state is not State.ROWS:
+            return _tuple(node, worst([given(arg) for arg in node.all_input_nodes]))
+        dims = _dims_of(node, position, default, len(rows.layout))
+        if layouts.along(rows.layout, dims):
+            return _tuple(node, Rows(State.MOVED, decided=True, at=node) if picks else Rows(State.MIXED, at=node))
+        return _tuple(node, _resized(node, rows, picked=rows.picked or picks))
+
+    return rule
+
+
+def _resized(node: fx.Node, rows: Rows, *, picked: bool) -> Rows:
+    """`rows`, with features of other sizes."""
+    value = ops.tensor(node) if ops.tensor(node) is not None else member(node)
+    if value is None or value.dim() != len(rows.layout):
+        return Rows(State.UNKNOWN, at=node)
+    layout = tuple(
+        dim if layouts.tokens(dim) else layouts.features([size])[0]
+        for dim, size in zip(rows.layout, value.shape, strict=True)
+    )
+    return Rows(State.ROWS, layout, picked, rows.decided, rows.at)
+
+
+def _tuple(node: fx.Node, rows: Rows) -> Rows:
+    """`rows` for each member, if the value of `node` is a tuple; members that are integers are decisions."""
+    value = ops.fake(node)
+    if not isinstance(value, tuple | list):
+        return rows
+    parts = [
+        DECISION if isinstance(one, torch.Tensor) and not one.is_floating_point() and rows.state > State.FREE else rows
+        for one in value
+    ]
+    return Rows(rows.state, rows.layout, rows.picked, rows.decided, rows.at, tuple(parts))
+
+
+def reduces(position: int, default: Sequence[int] | None = None) -> Rule:
+    """Entries along some dimensions meet, which go: a sum, a maximum."""
+
+    def rule(node: fx.Node, given: Given) -> Rows:
+        _, rows = first_of(node, given)
+        if rows.state is not State.ROWS:
+            return _tuple(
+                node, rows if len(node.all_input_nodes) == 1 else worst([given(a) for a in node.all_input_nodes])
+            )
+        dims = _dims_of(node, position, default, len(rows.layout))
+        if layouts.along(rows.layout, dims):
+            return _tuple(node, Rows(State.MIXED, at=node))
+        value = ops.tensor(node) if ops.tensor(node) is not None else member(node)
+        assert value is not None
+        if value.dim() == len(rows.layout):
+            layout = tuple(() if place in dims else dim for place, dim in enumerate(rows.layout))
+        else:
+            layout = tuple(dim for place, dim in enumerate(rows.layout) if place not in dims)
+        return _tuple(node, Rows(State.ROWS, layout, rows.picked, rows.decided))
+
+    return rule
+
+
+def normalises(node: fx.Node, given: Given) -> Rows:
+    """A norm over the last dimensions."""
+    _, rows = first_of(node, given)
+    if rows.state is not State.ROWS:
+        return worst([given(arg) for arg in node.all_input_nodes])
+    shape = node.args[1] if len(node.args) > 1 else node.kwargs.get("normalized_shape", (0,))
+    count = len(shape) if isinstance(shape, tuple | list) else 1
+    if layouts.along(rows.layout, range(len(rows.layout) - count, len(rows.layout))):
+        return Rows(State.MIXED, at=node)
+    return _tuple(node, rows)

@@ -1,0 +1,55 @@
+"""How collectives pass rows on: to other ranks, from them, or added up with theirs.
+
+Contract: as in `rules`. The rank is an index of rows, too: a gather puts it in front of the first dimension, a scatter
+takes it off again. What moves it elsewhere in between is a view like any other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import fx
+
+from farskip_compile.passes.graph import ops
+from farskip_compile.verify.rows import layout as layouts
+from farskip_compile.verify.rows.layout import Axis, tokens
+from farskip_compile.verify.rows.state import Given, Rows, State, worst
+from farskip_compile.verify.rows.views import first_of
+
+RANK = 1000
+"""The index of the rank, among those of rows; that of a second group is the next number."""
+
+
+def exchanged(node: fx.Node, given: Given) -> Rows:
+    """Rows go to other ranks."""
+    found = worst([given(arg) for arg in node.all_input_nodes])
+    return Rows(State.MOVED, decided=True, at=node) if found.state in (State.ROWS, State.MOVED) else found
+
+
+def gathered(node: fx.Node, given: Given) -> Rows:
+    """What all ranks hold, one behind the other along the first dimension."""
+    _, rows = first_of(node, given)
+    value = ops.tensor(node)
+    ranks = node.args[1] if len(node.args) > 1 else node.kwargs.get("group_size")
+    if rows.state is not State.ROWS or value is None or not isinstance(ranks, int):
+        return rows if rows.state is not State.ROWS else Rows(State.UNKNOWN, at=node)
+    first, *others = rows.layout
+    if first and not tokens(first):
+        return replace(rows, layout=(*layouts.features(value.shape[:1]), *others))
+    taken = [token for dim in rows.layout for token in tokens(dim) if token >= RANK]
+    return replace(rows, layout=((Axis(max(taken, default=RANK - 1) + 1, ranks), *first), *others))
+
+
+def scattered(node: fx.Node, given: Given) -> Rows:
+    """This rank's share of a sum, along the first dimension."""
+    _, rows = first_of(node, given)
+    value = ops.tensor(node)
+    if rows.state is not State.ROWS or value is None:
+        return rows
+    first, *others = rows.layout
+    if not tokens(first):
+        return replace(rows, layout=(*layouts.features(value.shape[:1]), *others))
+    rank = first[0].token
+    if rank is None or rank < RANK:
+        return Rows(State.MOVED, decided=rows.decided, at=node)
+    return replace(rows, layout=(first[1:], *others))

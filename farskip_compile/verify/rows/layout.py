@@ -1,0 +1,128 @@
+"""Where the rows of the stream are in a tensor: for each dimension the axes that it runs over.
+
+Contract: pure functions on layouts and shapes; sizes may be symbolic, and no guard is installed on them. What can't be
+said exactly is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from farskip_compile._compat import same_dim
+
+Size = int | torch.SymInt
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """A part of a dimension. Sizes that are symbols are compared without a guard."""
+
+    token: int | None
+    """The dimension of the stream whose index it is; None: something else."""
+    size: Size
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Axis) and self.token == other.token and same_dim(self.size, other.size)
+
+    def __hash__(self) -> int:
+        return hash(self.token)
+
+
+Layout = tuple[tuple[Axis, ...], ...]
+"""For each dimension the axes that it runs over, the slowest first; axes of size 1 are left out."""
+
+
+def of_stream(shape: Sequence[Size], indices: int | None = None) -> Layout:
+    """The layout of a residual value: every dimension but the last is an index of rows, or only the first `indices`."""
+    count = len(shape) - 1 if indices is None else indices
+    return tuple(_dim(place if place < count else None, size) for place, size in enumerate(shape))
+
+
+def _dim(token: int | None, size: Size) -> tuple[Axis, ...]:
+    return () if same_dim(size, 1) else (Axis(token, size),)
+
+
+def tokens(dim: Sequence[Axis]) -> tuple[int, ...]:
+    """The token axes of a dimension."""
+    return tuple(axis.token for axis in dim if axis.token is not None)
+
+
+def places(layout: Layout) -> dict[int, int]:
+    """For each token axis the dimension that it is in."""
+    return {token: place for place, dim in enumerate(layout) for token in tokens(dim)}
+
+
+def reshape(layout: Layout, shape: Sequence[Size]) -> Layout | None:
+    """The layout after a view as `shape`; None if an index of rows is split, or merged with a part of another axis."""
+    axes = [axis for dim in layout for axis in dim]
+    found: list[tuple[Axis, ...]] = []
+    wanted = list(shape)
+    place = 0
+    while wanted:
+        if same_dim(wanted[0], 1):
+            found.append(())
+            wanted.pop(0)
+            continue
+        match = _match(axes[place:], wanted)
+        if match is None:
+            return None
+        taken, given = match
+        group = axes[place : place + taken]
+        if given == 1:
+            found.append(tuple(group))
+        elif any(axis.token is not None for axis in group):
+            return None
+        else:
+            found += [_dim(None, size) for size in wanted[:given]]
+        place += taken
+        del wanted[:given]
+    return tuple(found) if place == len(axes) else None
+
+
+def _match(axes: Sequence[Axis], wanted: Sequence[Size]) -> tuple[int, int] | None:
+    """The fewest axes and dimensions, from the front of both, that have as many elements."""
+    left: list[Size] = []
+    for axis in axes:
+        left.append(axis.size * left[-1] if left else axis.size)
+    right: list[Size] = []
+    for size in wanted:
+        right.append(size * right[-1] if right else size)
+    pairs = [(a, b) for a in range(1, len(left) + 1) for b in range(1, len(right) + 1)]
+    pairs.sort(key=lambda pair: (sum(pair), pair))
+    return next((pair for pair in pairs if same_dim(left[pair[0] - 1], right[pair[1] - 1])), None)
+
+
+def permute(layout: Layout, order: Sequence[int]) -> Layout:
+    """The layout with its dimensions in another order."""
+    return tuple(layout[place] for place in order)
+
+
+def along(layout: Layout, dims: Sequence[int]) -> bool:
+    """Whether an index of rows runs over one of these dimensions."""
+    return any(tokens(layout[dim]) for dim in dims)
+
+
+def features(shape: Sequence[Size]) -> Layout:
+    """The layout of a value that holds no index of rows."""
+    return tuple(_dim(None, size) for size in shape)
+
+
+def broadcast(layouts: Sequence[Layout], shape: Sequence[Size]) -> Layout | None:
+    """The layout of values that are broadcast to `shape`; None if rows of one meet other rows of another one."""
+    if len(layouts) == 1 and len(layouts[0]) == len(shape) and all(map(tokens, layouts[0][:-1])):
+        return (*layouts[0][:-1], layouts[0][-1] if tokens(layouts[0][-1]) else _dim(None, shape[-1]))
+    found: list[tuple[Axis, ...]] = [_dim(None, size) for size in shape]
+    for layout in layouts:
+        shift = len(shape) - len(layout)
+        for place, dim in enumerate(layout):
+            if not tokens(dim):
+                continue
+            here = found[shift + place]
+            if tokens(here) and here != dim:
+                return None
+            found[shift + place] = dim
+    seen = [token for dim in found for token in tokens(dim)]
+    return tuple(found) if len(seen) == len(set(seen)) else None

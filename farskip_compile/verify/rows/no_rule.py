@@ -1,0 +1,59 @@
+"""Operators without a rule of their own: nothing is known of them, or what a user declared.
+
+Contract: as in `rules`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from farskip_compile.passes.graph import ops
+from farskip_compile.verify.rows import layout as layouts
+from farskip_compile.verify.rows.state import FREE, Given, Rows, State, worst
+
+
+def unknown(node: fx.Node, given: Given) -> Rows:
+    """Nothing is known about this operator."""
+    known = worst([given(arg) for arg in node.all_input_nodes])
+    return known if known.state in (State.UNKNOWN, State.MIXED) else Rows(State.UNKNOWN, at=node)
+
+
+def mixes(node: fx.Node, given: Given) -> Rows:
+    """Rows meet here."""
+    known = worst([given(arg) for arg in node.all_input_nodes])
+    if known.state in (State.DECISION, State.UNKNOWN, State.MIXED):
+        return known
+    return Rows(State.MIXED, at=node)
+
+
+def free(node: fx.Node, given: Given) -> Rows:
+    """Reads a shape or a type, no data."""
+    return FREE
+
+
+def routed(node: fx.Node, given: Given) -> Rows:
+    """Experts that were chosen inside."""
+    known = worst([given(arg) for arg in node.all_input_nodes])
+    return Rows(State.MOVED, decided=True, at=node) if known.state in (State.ROWS, State.MOVED) else known
+
+
+def alone(node: fx.Node, given: Given) -> Rows:
+    """Each row by itself: the rows of the first argument that has some, in a result with the same rows."""
+    args = [given(arg) for arg in node.all_input_nodes]
+    known = worst(args)
+    value = ops.tensor(node) if ops.tensor(node) is not None else member(node)
+    first = next((one for one in args if one.state is State.ROWS), None)
+    if known.state is not State.ROWS or first is None or value is None or value.dim() != len(first.layout):
+        return known if known.state is not State.ROWS else Rows(State.UNKNOWN, at=node)
+    sizes = layouts.features(value.shape)
+    layout = tuple(dim if layouts.tokens(dim) else size for dim, size in zip(first.layout, sizes, strict=True))
+    return Rows(State.ROWS, layout, decided=known.decided)
+
+
+def member(node: fx.Node) -> torch.Tensor | None:
+    """The first tensor of a tuple."""
+    value = ops.fake(node)
+    if isinstance(value, tuple | list) and value and isinstance(value[0], torch.Tensor):
+        return value[0]
+    return None

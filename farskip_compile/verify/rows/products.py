@@ -1,0 +1,135 @@
+"""How products pass rows on: sums over the dimensions that the result does not have.
+
+Contract: as in `rules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from farskip_compile.passes.graph import ops
+from farskip_compile.verify.rows import layout as layouts
+from farskip_compile.verify.rows.no_rule import unknown
+from farskip_compile.verify.rows.state import Given, Rows, Rule, State, merged, worst
+from farskip_compile.verify.rows.views import first_of
+
+
+def product(a: str, b: str, out: str) -> Rule:
+    """A product whose dimensions have these labels; `...` for those in front."""
+
+    def rule(node: fx.Node, given: Given) -> Rows:
+        args = [arg for arg in node.args if isinstance(arg, fx.Node)]
+        if len(args) < 2:
+            return unknown(node, given)
+        return contraction(node, given, args[:2], [a, b], out)
+
+    return rule
+
+
+def grouped(node: fx.Node, given: Given) -> Rows:
+    """Rows in groups, each group by a weight of its own; offsets say where the groups end."""
+    first, rows = first_of(node, given)
+    others = worst([given(arg) for arg in node.all_input_nodes if arg is not first])
+    if rows.state is State.ROWS and others.state is State.DECISION:
+        return Rows(State.MOVED, decided=True, at=node)
+    if rows.state is State.MOVED and others.state <= State.DECISION:
+        return Rows(State.MOVED, decided=rows.decided or others.state is State.DECISION, at=rows.at)
+    return unknown(node, given)
+
+
+def matmul(node: fx.Node, given: Given) -> Rows:
+    """`torch.matmul`, of vectors too."""
+    args = [arg for arg in node.args if isinstance(arg, fx.Node)]
+    if len(args) != 2:
+        return unknown(node, given)
+    left, right = (len(value.shape) if (value := ops.tensor(arg)) is not None else 0 for arg in args)
+    a = "k" if left == 1 else "...mk"
+    b = "k" if right == 1 else "...kn"
+    out = "..." + ("m" if left > 1 else "") + ("n" if right > 1 else "")
+    return contraction(node, given, args, [a, b], out)
+
+
+def biased(rule: Rule) -> Rule:
+    """The product of the last two arguments, plus the first."""
+
+    def of(node: fx.Node, given: Given) -> Rows:
+        args = [arg for arg in node.args if isinstance(arg, fx.Node)]
+        found = contraction(node, given, args[1:3], ["...mk", "...kn"], "...mn")
+        bias = given(args[0])
+        return found if bias.state is State.FREE else merged([found, bias], node)
+
+    return of
+
+
+def linear(node: fx.Node, given: Given) -> Rows:
+    """A weight, or what stands for one, on the last dimension."""
+    args = [*node.args, *(node.kwargs[key] for key in ("input", "weight", "bias") if key in node.kwargs)]
+    tensors = [arg for arg in args if isinstance(arg, fx.Node)]
+    weight = ops.tensor(tensors[1])
+    labels = ["...k", "k"] if weight is not None and weight.dim() == 1 else ["...k", "nk"]
+    found = contraction(node, given, tensors[:2], labels, "..." if labels[1] == "k" else "...n")
+    return merged([found, *(given(arg) for arg in tensors[2:])], node) if len(tensors) > 2 else found
+
+
+def einsum(node: fx.Node, given: Given) -> Rows:
+    """By its equation."""
+    equation, *args = node.args
+    operands = list(args[0]) if len(args) == 1 and isinstance(args[0], tuple | list) else list(args)
+    if not isinstance(equation, str) or "->" not in equation:
+        return unknown(node, given)
+    inputs, out = equation.replace(" ", "").split("->")
+    return contraction(node, given, operands, inputs.split(","), out)
+
+
+def contraction(node: fx.Node, given: Given, args: Sequence[Any], labels: Sequence[str], out: str) -> Rows:
+    """A sum of products over the labels that the result does not have."""
+    rows = [given(arg) for arg in args]
+    found = worst(rows)
+    if found.state < State.ROWS or found.state > State.MOVED:
+        return found
+    value = ops.tensor(node)
+    assert value is not None
+    spelled = [_spell(label, ops.tensor(arg).dim(), value.dim(), out) for label, arg in zip(labels, args, strict=True)]  # type: ignore[union-attr]
+    names_out = _spell(out, value.dim(), value.dim(), out)
+    dims: dict[str, tuple[layouts.Axis, ...]] = {}
+    for one, names in zip(rows, spelled, strict=True):
+        if one.state is not State.ROWS:
+            continue
+        for name, dim in zip(names, one.layout, strict=True):
+            if not layouts.tokens(dim):
+                continue
+            if name not in names_out:
+                return _contracted(node, rows)
+            if dims.setdefault(name, dim) != dim:
+                return Rows(State.MIXED, at=node)
+    if found.state is State.MOVED:
+        moved = sum(one.state in (State.MOVED, State.ROWS) for one in rows)
+        return found if moved == 1 or any(one.decided for one in rows) else Rows(State.MIXED, at=node)
+    seen = [token for dim in dims.values() for token in layouts.tokens(dim)]
+    if len(seen) != len(set(seen)):
+        return Rows(State.MIXED, at=node)
+    layout = tuple(
+        dims.get(name, layouts.features([size])[0]) for name, size in zip(names_out, value.shape, strict=True)
+    )
+    decided = any(one.decided or one.picked or one.state is State.DECISION for one in rows)
+    return Rows(State.ROWS, layout, decided=decided)
+
+
+def _contracted(node: fx.Node, rows: Sequence[Rows]) -> Rows:
+    """A sum over rows: with coefficients that are decisions it moves them, with others it mixes them."""
+    others = [one for one in rows if one.state is not State.ROWS]
+    if others and all(one.state is State.DECISION for one in others):
+        return Rows(State.MOVED, decided=True, at=node)
+    return Rows(State.MIXED, at=node)
+
+
+def _spell(label: str, dims: int, out_dims: int, out: str) -> list[str]:
+    """The labels with the dimensions of `...` numbered from the right."""
+    if "..." not in label:
+        return list(label)
+    front, back = label.split("...")
+    count = dims - len(front) - len(back)
+    return [*front, *(f".{place}" for place in range(count, 0, -1)), *back]

@@ -1,0 +1,136 @@
+"""Which rows of the residual stream each value of a graph depends on.
+
+Contract: `read_rows` gives a `Rows` for each node of a normalised graph. It is told where rows begin: at the residual
+values, and anew at each; how they were found, and what a sub-block was taken for, it does not ask. It may know less
+than is true, never more.
+
+Algorithm (linear): one walk in the order of the graph. Each operator has a rule (`row_rules`), which gives the result's
+`Rows` from those of its arguments; a higher-order operator does what the graph inside it does. What reads memory after
+a write is given what was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import fx
+
+from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph.walk import bodies
+from farskip_compile.verify.rows import layout as layouts
+from farskip_compile.verify.rows.no_rule import mixes, unknown
+from farskip_compile.verify.rows.rules import apply
+from farskip_compile.verify.rows.state import FREE, Given, Rows, State, merged, worst
+
+
+def begin(nodes: Iterable[fx.Node], indices: int | None = None) -> dict[fx.Node, Rows]:
+    """Rows that begin at `nodes`: every dimension but the last is an index of them, or only the first `indices`."""
+    return {
+        node: Rows(State.ROWS, layouts.of_stream(value.shape, indices))
+        for node in nodes
+        if (value := ops.tensor(node)) is not None
+    }
+
+
+def read_rows(nodes: Iterable[fx.Node], begins: Mapping[fx.Node, Rows]) -> dict[fx.Node, Rows]:
+    """`Rows` for each of `nodes`, which are in the order of their graph; those of `begins` are what is said there."""
+    nodes = list(nodes)
+    writes = writers(nodes)
+    known: dict[fx.Node, Rows] = {}
+    written: dict[int, Rows] = {}
+
+    def given(arg: object) -> Rows:
+        return _read(arg, known, written)
+
+    for node in nodes:
+        if node in begins:
+            known[node] = begins[node]
+        elif ops.op_name(node).startswith("higher_order::"):
+            known[node] = _inside(node, given)
+        else:
+            known[node] = apply(node, given)
+        for base in writes.get(node, ()):
+            memory = effects.storage(base)
+            if memory is not None:
+                written[memory] = merged([known[node], written.get(memory, FREE)], node)
+    return known
+
+
+def writers(nodes: Iterable[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """The nodes that write to an argument, with what they write to; operators that never do are asked once."""
+    never: dict[object, bool] = {}
+    found = {}
+    for node in nodes:
+        if node.op == "call_function" and not node.kwargs:
+            answer = never.get(node.target)
+            if answer is None:
+                answer = never[node.target] = not effects.can_write(node)
+            if answer:
+                continue
+        if bases := effects.mutated_args(node):
+            found[node] = bases
+    return found
+
+
+def _read(arg: object, known: Mapping[fx.Node, Rows], written: Mapping[int, Rows]) -> Rows:
+    """What an argument holds: a node, or a list of nodes."""
+    if isinstance(arg, fx.Node):
+        rows = known[arg]
+        memory = effects.storage(arg) if written else None
+        after = written.get(memory) if memory is not None else None
+        return rows if after is None else merged([rows, after], arg)
+    if isinstance(arg, tuple | list):
+        return merged([_read(part, known, written) for part in arg])
+    return FREE
+
+
+# Higher-order operators
+
+
+def _inside(node: fx.Node, given: Given) -> Rows:
+    """What the graph inside a higher-order operator does; of several graphs, the worst."""
+    if all(given(arg).state is State.FREE for arg in node.all_input_nodes):
+        return FREE
+    if ops.is_attention(node):
+        return mixes(node, given)
+    parts = _results(node, given)
+    if not parts:
+        return unknown(node, given)
+    if isinstance(ops.fake(node), torch.Tensor):
+        return parts[0]
+    return replace(worst(parts), parts=parts)
+
+
+def _results(node: fx.Node, given: Given) -> tuple[Rows, ...]:
+    """What is known of each result of the graphs inside `node`; nothing if it can't be told."""
+    operands = [arg for arg in _flat(node.args) if isinstance(arg, fx.Node) and not _is_body(arg)]
+    found: list[tuple[Rows, ...]] = []
+    for body in _forward_bodies(node):
+        inputs = [one for one in body.graph.nodes if one.op == "placeholder"]
+        if len(operands) < len(inputs):
+            return ()
+        taken = operands[len(operands) - len(inputs) :]
+        known = read_rows(body.graph.nodes, dict(zip(inputs, map(given, taken), strict=True)))
+        results = _flat(next(iter(reversed(body.graph.nodes))).args)
+        found.append(tuple(known[one] if isinstance(one, fx.Node) else FREE for one in results))
+    if not found or any(len(one) != len(found[0]) for one in found):
+        return ()
+    if len(found) > 1 and given(operands[0]).state is not State.FREE:
+        return ()  # all rows take one of several ways, which rows decide
+    return tuple(merged(several) for several in zip(*found, strict=True))
+
+
+def _flat(args: object) -> list[object]:
+    return [one for part in args for one in _flat(part)] if isinstance(args, tuple | list) else [args]
+
+
+def _is_body(arg: fx.Node) -> bool:
+    return arg.op == "get_attr" and ops.tensor(arg) is None
+
+
+def _forward_bodies(node: fx.Node) -> Sequence[fx.GraphModule]:
+    """The second graph of an `autograd.Function` computes gradients."""
+    found = bodies(node)
+    return found[:1] if "autograd_function" in ops.op_name(node) else found

@@ -1,0 +1,193 @@
+"""How an operator passes rows on: a rule for each family of operators.
+
+Contract: `apply` says what is known of a node from what is known of its arguments; less than is true in doubt, never
+more. Operators go by their canonical names, pointwise ones by the tag of their ATen operator; what a user declared goes
+before both.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import torch
+from torch import fx
+
+from farskip_compile._compat import is_module_state
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.declared import KEY, declared
+from farskip_compile.verify.rows import collectives, picks, views
+from farskip_compile.verify.rows.along import is_pointwise, keeps, normalises, pointwise, reduces
+from farskip_compile.verify.rows.no_rule import alone, free, mixes, routed, unknown
+from farskip_compile.verify.rows.products import biased, einsum, grouped, linear, matmul, product
+from farskip_compile.verify.rows.state import CHOSEN, DECISION, FREE, Given, Rows, Rule, State, worst
+
+
+def apply(node: fx.Node, given: Given) -> Rows:
+    """What is known of the value of `node`."""
+    name = ops.op_name(node)
+    if not name or name in SIZES:
+        return FREE
+    args = [given(arg) for arg in node.all_input_nodes]
+    if all(one.state is State.FREE for one in args):
+        chosen = any(one.picked for one in args) or (name in CHOICES and _chooses(node))
+        return CHOSEN if chosen and not is_contraction(node) else FREE
+    if KEY in node.meta:
+        return _as_declared(node, given)
+    if worst(args).state is State.DECISION and not isinstance(ops.fake(node), torch.Tensor | tuple | list):
+        return DECISION  # a size or a number
+    return _as_decision(node, _rule_of(name)(node, given))
+
+
+def _as_declared(node: fx.Node, given: Given) -> Rows:
+    """One output, or several of which each was declared."""
+    if (kind := declared(node)) is not None:
+        return DECLARED[kind](node, given)
+    parts = tuple(DECLARED[kind](node, given) for kind in node.meta[KEY].outputs)
+    return replace(worst(parts), parts=parts)
+
+
+def _chooses(node: fx.Node) -> bool:
+    """Whether an input of the call chooses rows of a table here, or is compared with numbers."""
+    inputs = [arg for arg in node.all_input_nodes if ops.tensor(arg) is not None]
+    by_call = [arg for arg in inputs if not ops.is_floating(arg) and not is_state(arg)]
+    if ops.op_name(node) in COMPARES:
+        return bool(by_call)
+    return bool(by_call) and any(is_state(arg) and _is_stacked(arg) for arg in inputs)
+
+
+def _is_stacked(node: fx.Node) -> bool:
+    """A matrix for each expert, not a vector for each token id."""
+    value = ops.tensor(node)
+    return value is not None and value.is_floating_point() and value.dim() >= 3
+
+
+def is_state(node: fx.Node) -> bool:
+    """A parameter or buffer."""
+    return node.op == "get_attr" or (node.op == "placeholder" and is_module_state(node))
+
+
+@functools.lru_cache(maxsize=4096)
+def _rule_of(name: str) -> Rule:
+    return RULES.get(name) or RULES.get(name.rstrip("_")) or (pointwise if is_pointwise(name) else unknown)
+
+
+def _as_decision(node: fx.Node, found: Rows) -> Rows:
+    """Integers and booleans are decisions, whatever they were made of."""
+    value = ops.tensor(node)
+    if value is None or value.is_floating_point() or value.is_complex() or found.state is State.FREE:
+        return found
+    return DECISION
+
+
+def attribute(node: fx.Node, given: Given) -> Rows:
+    """A shape, a type; or a part of a tensor: `real`, `mT`."""
+    if ops.tensor(node) is None:
+        return FREE
+    by_name = {"T": views.last_two, "mT": views.last_two, "real": views.same, "imag": views.same}
+    return by_name.get(str(node.args[1]), unknown)(node, given)
+
+
+def is_contraction(node: fx.Node) -> bool:
+    """Whether features meet in `node`: a product of matrices, a convolution, an operator that nothing is known of."""
+    return ops.op_name(node).rstrip("_") in CONTRACTIONS or KEY in node.meta or is_unknown(node)
+
+
+def is_unknown(node: fx.Node) -> bool:
+    """Whether nothing is known about an operator, or it holds a graph of its own."""
+    name = ops.op_name(node)
+    return bool(name) and KEY not in node.meta and (name.startswith("higher_order::") or _rule_of(name) is unknown)
+
+
+CONTRACTIONS = frozenset(
+    [
+        "linear",
+        "matmul",
+        "mm",
+        "bmm",
+        "addmm",
+        "baddbmm",
+        "einsum",
+        "_grouped_mm",
+        "grouped_mm",
+        "transformers::grouped_mm_fallback",
+        "conv1d",
+        "convolution",
+    ]
+)
+
+
+COMPARES = frozenset(["eq", "one_hot"])
+
+
+CHOICES = COMPARES | ops.INDEX_OPS
+
+
+SIZES = frozenset(["size", "stride", "numel", "dim", "sym_size", "sym_stride", "sym_numel", "is_floating_point"])
+
+
+def _table(*families: tuple[Rule, str]) -> dict[str, Rule]:
+    return {name: rule for rule, names in families for name in names.split()}
+
+
+RULES: dict[str, Rule] = _table(
+    (free, "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full"),
+    (
+        pointwise,
+        "to float double half bfloat16 type type_as _to_copy int long bool dropout native_dropout feature_dropout",
+    ),
+    (pointwise, "truediv floordiv mod invert and_ or_ xor neg pos pow not_ iadd imul isub itruediv"),
+    (pointwise, "contiguous clone alias detach silu logsigmoid relu6 hardswish hardsigmoid softplus one_hot"),
+    (pointwise, "_c10d_functional::wait_tensor _c10d_functional::all_reduce _c10d_functional::all_reduce_"),
+    (keeps(1), "softmax log_softmax _softmax cumsum cumprod logcumsumexp flip roll"),
+    (keeps(1, [-1]), "sort argsort msort glu"),
+    (keeps(2, [-1], picks=True), "topk kthvalue"),
+    (reduces(1), "sum mean prod any all amax amin logsumexp var std var_mean nansum count_nonzero"),
+    (reduces(1), "max min argmax argmin median mode"),
+    (reduces(2), "norm linalg_vector_norm"),
+    (normalises, "layer_norm rms_norm native_layer_norm"),
+    (linear, "linear"),
+    (matmul, "matmul"),
+    (product("...mk", "...kn", "...mn"), "mm bmm"),
+    (biased(matmul), "addmm baddbmm addbmm"),
+    (grouped, "_grouped_mm grouped_mm transformers::grouped_mm_fallback"),
+    (einsum, "einsum"),
+    (views.view, "view reshape _unsafe_view view_as reshape_as flatten unflatten unsqueeze squeeze"),
+    (views.transpose, "transpose swapaxes swapdims t"),
+    (views.permute, "permute"),
+    (views.resized, "from_local to_local redistribute full_tensor"),
+    (views.moved_dims, "movedim moveaxis"),
+    (views.repeated, "repeat tile"),
+    (picks.interleaved, "repeat_interleave"),
+    (views.as_pairs, "view_as_complex view_as_real"),
+    (attribute, "getattr"),
+    (views.expand, "expand expand_as broadcast_to"),
+    (views.padded, "pad constant_pad_nd"),
+    (views.pieces, "chunk split unbind split_with_sizes tensor_split"),
+    (views.joined, "cat stack concat concatenate"),
+    (picks.getitem, "getitem"),
+    (picks.indexed, "index"),
+    (picks.along_dim, "gather take_along_dim index_select"),
+    (picks.embedded, "embedding"),
+    (
+        picks.written,
+        "scatter scatter_add scatter_reduce index_add index_copy index_put index_fill masked_scatter setitem copy",
+    ),
+    (picks.added, "added_alone"),
+    # operators of libraries that do the same in one kernel
+    (picks.written, "torchtitan::deterministic_scatter_add"),
+    (alone, "torchtitan::silu_and_mul"),
+    (collectives.gathered, "_c10d_functional::all_gather_into_tensor"),
+    (collectives.scattered, "_c10d_functional::reduce_scatter_tensor"),
+    (collectives.exchanged, "_c10d_functional::all_to_all_single"),
+    (mixes, "scaled_dot_product_attention conv1d convolution"),
+)
+
+
+DECLARED: dict[str, Rule] = {
+    "attention": mixes,
+    "mixer": mixes,
+    "routed": routed,
+    "dense": alone,
+    "reduction": pointwise,
+}

@@ -1,0 +1,84 @@
+"""What is known of one value of a graph: on which rows of the residual stream a row of it depends.
+
+Contract: pure data, and how several pieces of it are put together. A row of the stream is what one token has: an index
+into every dimension but the last.
+
+    FREE       depends on no residual value: parameters, positions, masks, other inputs; `picked` if an input of the
+               call chose it among weights, as a hash of token ids does
+    DECISION   depends on residual values through integers and booleans only, such as what a router chose
+    ROWS       each row depends on the same row of the stream; `layout` says where the rows are
+    MOVED      rows were picked, permuted or summed as decisions say: each may be any token's, none is a mixture
+    MIXED      a row depends on several rows
+    UNKNOWN    an operator that nothing is known about was given one of the above
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from torch import fx
+
+from farskip_compile.verify.rows.layout import Layout
+
+
+class State(IntEnum):
+    """How a value depends on rows, from the least to the most."""
+
+    FREE = 0
+    DECISION = 1
+    ROWS = 2
+    MOVED = 3
+    MIXED = 4
+    UNKNOWN = 5
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is known of one value."""
+
+    state: State
+    layout: Layout = ()
+    """Of `ROWS`."""
+    picked: bool = False
+    """It was taken from places that a decision, or of `FREE` an input of the call, names."""
+    decided: bool = False
+    """Whole rows are what they are because of a decision: scaled by it, or multiplied by a weight that it chose."""
+    at: fx.Node | None = None
+    """The node that moved or mixed rows, or is unknown."""
+    parts: tuple[Rows, ...] = ()
+    """Of a tuple, one for each member; the rest is then that of the worst."""
+
+
+FREE = Rows(State.FREE)
+CHOSEN = Rows(State.FREE, picked=True)
+DECISION = Rows(State.DECISION)
+Given = Callable[[object], Rows]
+"""What is known of an argument."""
+Rule = Callable[[fx.Node, Given], Rows]
+"""What is known of a node, from what is known of its arguments."""
+
+
+def merged(parts: Sequence[Rows], node: fx.Node | None = None) -> Rows:
+    """What is known of a value of which it is only known that it is one of these, or made of them without mixing."""
+    found = worst(parts)
+    if found.state is not State.ROWS:
+        return found
+    layouts_found = {part.layout for part in parts if part.state is State.ROWS}
+    if len(layouts_found) > 1:
+        return Rows(State.MOVED, decided=any(part.decided for part in parts), at=node)
+    return Rows(
+        State.ROWS,
+        layouts_found.pop(),
+        any(part.picked for part in parts),
+        any(part.decided for part in parts),
+    )
+
+
+def worst(parts: Sequence[Rows]) -> Rows:
+    """The one of which least is known; decided if one of them is."""
+    found = max(parts, key=lambda part: part.state, default=FREE)
+    if found.state is State.MOVED and any(part.decided for part in parts):
+        return Rows(State.MOVED, decided=True, at=found.at)
+    return found

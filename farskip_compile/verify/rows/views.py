@@ -1,0 +1,220 @@
+"""How views pass rows on: the same entries in another shape, order or number.
+
+Contract: as in `rules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from torch import fx
+
+from farskip_compile.passes.graph import ops
+from farskip_compile.verify.rows import layout as layouts
+from farskip_compile.verify.rows.layout import Axis, Layout
+from farskip_compile.verify.rows.state import FREE, Given, Rows, State, worst
+
+
+def first_of(node: fx.Node, given: Given) -> tuple[fx.Node | None, Rows]:
+    """The first argument, and what is known of it."""
+    first = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("self"))
+    return (first, given(first)) if isinstance(first, fx.Node) else (None, FREE)
+
+
+def view(node: fx.Node, given: Given) -> Rows:
+    """The same entries in the same order, in another shape."""
+    _, rows = first_of(node, given)
+    value = ops.tensor(node)
+    if rows.state is not State.ROWS or value is None:
+        return rows
+    layout = layouts.reshape(rows.layout, value.shape)
+    if layout is None:
+        return Rows(State.MOVED, decided=rows.decided, at=node)
+    return Rows(State.ROWS, layout, rows.picked, rows.decided)
+
+
+def same(node: fx.Node, given: Given) -> Rows:
+    """The same entries at the same places."""
+    return first_of(node, given)[1]
+
+
+def transpose(node: fx.Node, given: Given) -> Rows:
+    """Two dimensions change places."""
+    _, rows = first_of(node, given)
+    if rows.state is not State.ROWS:
+        return rows
+    count = len(rows.layout)
+    two = [arg for arg in (*node.args[1:], *node.kwargs.values()) if isinstance(arg, int)] or [0, 1]
+    order = list(range(count))
+    if count > 1:
+        a, b = (dim % count for dim in two[:2])
+        order[a], order[b] = b, a
+    return _ordered(rows, order)
+
+
+def last_two(node: fx.Node, given: Given) -> Rows:
+    """The last two dimensions change places."""
+    _, rows = first_of(node, given)
+    order = list(range(len(rows.layout)))
+    return rows if rows.state is not State.ROWS else _ordered(rows, [*order[:-2], *order[:-3:-1]])
+
+
+def permute(node: fx.Node, given: Given) -> Rows:
+    """Dimensions in another order."""
+    _, rows = first_of(node, given)
+    if rows.state is not State.ROWS:
+        return rows
+    dims = _numbers(node.args[1:] or (node.kwargs.get("dims"),))
+    return _ordered(rows, [dim % len(rows.layout) for dim in dims])
+
+
+def moved_dims(node: fx.Node, given: Given) -> Rows:
+    """Some dimensions to other places, the rest in order."""
+    _, rows = first_of(node, given)
+    if rows.state is not State.ROWS:
+        return rows
+    count = len(rows.layout)
+    given_args = [*node.args[1:], *(node.kwargs[key] for key in ("source", "destination") if key in node.kwargs)]
+    sources, places = ([dim % count for dim in _numbers([arg])] for arg in given_args)
+    order = [dim for dim in range(count) if dim not in sources]
+    for place, source in sorted(zip(places, sources, strict=True)):
+        order.insert(place, source)
+    return _ordered(rows, order)
+
+
+def _numbers(args: Iterable[object]) -> list[int]:
+    """The numbers among arguments, which may be given one by one or in a list."""
+    flat = [one for arg in args for one in (arg if isinstance(arg, tuple | list) else (arg,))]
+    return [one for one in flat if isinstance(one, int)]
+
+
+def _ordered(rows: Rows, order: Sequence[int]) -> Rows:
+    return Rows(State.ROWS, layouts.permute(rows.layout, order), rows.picked, rows.decided)
+
+
+def expand(node: fx.Node, given: Given) -> Rows:
+    """Broadcast to a shape."""
+    _, rows = first_of(node, given)
+    value = ops.tensor(node)
+    if rows.state is not State.ROWS or value is None:
+        return rows
+    layout = layouts.broadcast([rows.layout], value.shape)
+    assert layout is not None
+    return Rows(State.ROWS, layout, rows.picked, rows.decided)
+
+
+def resized(node: fx.Node, given: Given) -> Rows:
+    """The same rows, of one rank or of all: a distributed tensor and its local part."""
+    _, rows = first_of(node, given)
+    value = ops.tensor(node)
+    if rows.state is not State.ROWS or value is None:
+        return rows
+    if value.dim() != len(rows.layout) or any(len(dim) > 1 for dim in rows.layout if layouts.tokens(dim)):
+        return Rows(State.MOVED, decided=rows.decided, at=node)
+    tokens = [dim[0].token if dim else None for dim in rows.layout]
+    layout = tuple((Axis(token, size),) for token, size in zip(tokens, value.shape, strict=True))
+    return replace(rows, layout=layout)
+
+
+def repeated(node: fx.Node, given: Given) -> Rows:
+    """Copies one behind the other along each dimension."""
+    _, rows = first_of(node, given)
+    value = ops.tensor(node)
+    if rows.state is not State.ROWS or value is None:
+        return rows
+    rest = node.args[1:]
+    counts = list(rest[0]) if len(rest) == 1 and isinstance(rest[0], tuple | list) else list(rest)
+    new = value.dim() - len(rows.layout)
+    layout: list[tuple[Axis, ...]] = []
+    for place, (size, count) in enumerate(zip(value.shape, counts[-value.dim() :], strict=False)):
+        dim = rows.layout[place - new] if place >= new else ()
+        if not layouts.tokens(dim):
+            layout.append(layouts.features([size])[0])
+        elif isinstance(count, int):
+            layout.append(dim if count == 1 else (Axis(None, count), *dim))
+        else:
+            return Rows(State.MOVED, decided=rows.decided, at=node)
+    if len(layout) != value.dim():
+        return Rows(State.UNKNOWN, at=node)
+    return Rows(State.ROWS, tuple(layout), rows.picked, rows.decided)
+
+
+def as_pairs(node: fx.Node, given: Given) -> Rows:
+    """Pairs along a last dimension of size 2, and complex numbers."""
+    _, rows = first_of(node, given)
+    value = ops.tensor(node)
+    if rows.state is not State.ROWS or value is None:
+        return rows
+    if value.is_complex():
+        layout = rows.layout[:-1]
+        return Rows(State.MIXED, at=node) if layouts.tokens(rows.layout[-1]) else replace(rows, layout=layout)
+    return replace(rows, layout=(*rows.layout, layouts.features([2])[0]))
+
+
+def padded(node: fx.Node, given: Given) -> Rows:
+    """Entries added at the ends of the last dimensions."""
+    _, rows = first_of(node, given)
+    value = ops.tensor(node)
+    widths = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad", ())
+    if rows.state is not State.ROWS or value is None:
+        return rows
+    count = len(widths) // 2 if isinstance(widths, tuple | list) else len(rows.layout)
+    first = len(rows.layout) - count
+    if layouts.along(rows.layout, range(first, len(rows.layout))):
+        return Rows(State.MOVED, decided=rows.decided, at=node)
+    sizes = layouts.features(value.shape)
+    return Rows(State.ROWS, (*rows.layout[:first], *sizes[first:]), rows.picked, rows.decided)
+
+
+def pieces(node: fx.Node, given: Given) -> Rows:
+    """Parts along one dimension, as a tuple."""
+    _, rows = first_of(node, given)
+    value = ops.fake(node)
+    if rows.state is not State.ROWS or not isinstance(value, tuple | list):
+        return rows if not isinstance(value, tuple | list) else _parts(rows, [rows] * len(value))
+    name = ops.op_name(node)
+    position, default = (1, 0) if name == "unbind" else (2, 0)
+    (dim,) = _numbers([node.args[position] if len(node.args) > position else node.kwargs.get("dim", default)])
+    dim %= len(rows.layout)
+    if layouts.tokens(rows.layout[dim]):
+        return _parts(rows, [Rows(State.MOVED, decided=rows.decided, at=node)] * len(value))
+    members = []
+    for one in value:
+        left = tuple(
+            d if layouts.tokens(d) else layouts.features([size])[0]
+            for d, size in zip(
+                (d for place, d in enumerate(rows.layout) if name != "unbind" or place != dim), one.shape, strict=True
+            )
+        )
+        members.append(Rows(State.ROWS, left, rows.picked, rows.decided))
+    return _parts(rows, members)
+
+
+def _parts(rows: Rows, members: Sequence[Rows]) -> Rows:
+    found = worst(members) if members else rows
+    return Rows(found.state, found.layout, found.picked, found.decided, found.at, tuple(members))
+
+
+def joined(node: fx.Node, given: Given) -> Rows:
+    """Several values one behind the other (`cat`) or side by side (`stack`)."""
+    parts = node.args[0] if node.args else node.kwargs.get("tensors", ())
+    (dim,) = _numbers([node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)])
+    value = ops.tensor(node)
+    rows = [given(part) for part in parts]  # type: ignore[union-attr]
+    found = worst(rows)
+    if found.state is not State.ROWS or value is None:
+        return found
+    dim %= value.dim()
+    stack = ops.op_name(node) == "stack"
+    aligned: list[Layout] = []
+    for one in rows:
+        if one.state is State.ROWS:
+            own = (*one.layout[:dim], (), *one.layout[dim:]) if stack else one.layout
+            if layouts.tokens(own[dim]):
+                return Rows(State.MOVED, decided=any(r.decided for r in rows), at=node)
+            aligned.append(own)
+    layout = layouts.broadcast([(*one[:dim], (), *one[dim + 1 :]) for one in aligned], value.shape)
+    if layout is None:
+        return Rows(State.MIXED, at=node)
+    return Rows(State.ROWS, layout, any(r.picked for r in rows), any(r.decided for r in rows))

@@ -1,0 +1,133 @@
+"""What is added into a tensor, as a value of its own: `shared.index_add(0, i, routed)` is a sum of two.
+
+In:    a graph in single-assignment form.
+Out:   the same graph, and in front of each accumulation a mark: what it adds, on zeros. Nobody uses a mark, so nothing
+       changes; with it the accumulation can be read as the sum of its base and the mark (`addends`), and either part be
+       left out of what a sub-block reads.
+       `lower` erases the marks, and writes those that came to be used as the accumulation that they stand for.
+Never: touches an accumulation into zeros, which is a value of its own already.
+
+Accumulations are `index_add`, `scatter_add`, `scatter_reduce` of a sum, `index_put` with `accumulate`, and the put of
+`a[i] + x` at the places `i` of `a`, which is what `a[i] += x` means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import fx
+
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.walk import fresh_like
+
+MARK = "farskip_adds"
+"""In the meta of an accumulation: the name of its mark."""
+STANDS_FOR = "farskip_accumulation"
+"""In the meta of a mark: kind and target of the node that it stands for."""
+
+
+def added_alone(base: torch.Tensor, *args: object, **kwargs: object) -> NoReturn:
+    """A mark: what an accumulation adds to `base`. It is lowered before anything runs."""
+    raise AssertionError("a mark of farskip-compile was left in a graph")
+
+
+def mark_accumulations(graph: fx.Graph) -> int:
+    """Mark what the accumulations of `graph` add; returns how many were marked."""
+    empty: set[fx.Node] = set()
+    marked = 0
+    for node in list(graph.nodes):
+        name = ops.op_name(node)
+        base = node.args[0] if node.args else None
+        if ops.is_zeros(node) or (name in ops.SHAPE_OPS and base in empty):
+            empty.add(node)
+        added = _added(node, name) if isinstance(base, fx.Node) and ops.is_floating(node) else None
+        if added is None or not isinstance(base, fx.Node):
+            continue
+        if base in empty:
+            empty.add(node)
+            continue
+        with graph.inserting_before(node):
+            mark = graph.call_function(added_alone, (base, *added[1]), dict(added[2]))
+        mark.meta = {**node.meta, STANDS_FOR: (node.op, added[0])}
+        value = ops.tensor(node)
+        assert value is not None
+        mark.meta["example_value"] = fresh_like(value)
+        node.meta[MARK] = mark.name
+        marked += 1
+    return marked
+
+
+def addends(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """For each marked accumulation its mark."""
+    marked = [node for node in graph.nodes if MARK in node.meta and node.target is not added_alone]
+    if not marked:
+        return {}
+    by_name = {node.name: node for node in graph.nodes if node.target is added_alone}
+    return {node: by_name[node.meta[MARK]] for node in marked if node.meta[MARK] in by_name}
+
+
+def lower(graph: fx.Graph) -> int:
+    """Erase the marks of `graph`; returns how many of them were used, and are accumulations into zeros now."""
+    used = 0
+    for node in list(graph.nodes):
+        node.meta.pop(MARK, None)
+        if node.target is not added_alone:
+            continue
+        if node.users:
+            _write_out(graph, node)
+            used += 1
+        graph.erase_node(node)
+    return used
+
+
+def _write_out(graph: fx.Graph, mark: fx.Node) -> None:
+    base = mark.args[0]
+    assert isinstance(base, fx.Node)
+    kind, target = mark.meta.pop(STANDS_FOR)
+    with graph.inserting_before(mark):
+        zeros = graph.call_function(torch.zeros_like, (base,))
+        whole = graph.create_node(kind, target, (zeros, *mark.args[1:]), dict(mark.kwargs))
+    zeros.meta = {**mark.meta, "example_value": fresh_like(mark.meta["example_value"])}
+    whole.meta = dict(mark.meta)
+    mark.replace_all_uses_with(whole)
+
+
+def _added(node: fx.Node, name: str) -> tuple[Any, tuple[Any, ...], Mapping[str, Any]] | None:
+    """What an accumulation calls, and its arguments after the base; None if `node` is none."""
+    if name in ("index_add", "scatter_add") or (name == "scatter_reduce" and _sums(node)):
+        return node.target, node.args[1:], node.kwargs
+    if name != "index_put":
+        return None
+    if len(node.args) > 3 or "accumulate" in node.kwargs:
+        accumulates = node.args[3] if len(node.args) > 3 else node.kwargs["accumulate"]
+        return (node.target, node.args[1:], node.kwargs) if accumulates is True else None
+    return _put_of_sum(node)
+
+
+def _sums(node: fx.Node) -> bool:
+    reduce = node.args[4] if len(node.args) > 4 else node.kwargs.get("reduce")
+    include = node.args[5] if len(node.args) > 5 else node.kwargs.get("include_self", True)
+    return reduce == "sum" and include is True
+
+
+def _put_of_sum(node: fx.Node) -> tuple[Any, tuple[Any, ...], Mapping[str, Any]] | None:
+    """`put(a, i, a[i] + x)`: at each place of `i` one of the `x` is added, whichever is written last."""
+    if len(node.args) != 3 or node.kwargs:
+        return None
+    base, indices, value = node.args
+    if not isinstance(value, fx.Node) or not ops.is_sum(value) or ops.op_name(value) != "add":
+        return None
+    for picked, added in (value.args, value.args[::-1]):
+        if isinstance(picked, fx.Node) and _picks(picked, base, indices):
+            return node.target, (indices, added), {}
+    return None
+
+
+def _picks(node: fx.Node, base: object, indices: object) -> bool:
+    """Whether `node` is `base[indices]`."""
+    if ops.op_name(node) not in ("getitem", "index") or len(node.args) != 2 or node.args[0] is not base:
+        return False
+    index = node.args[1]
+    return (tuple(index) if isinstance(index, tuple | list) else (index,)) == indices

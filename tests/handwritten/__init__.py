@@ -1,0 +1,1 @@
+"""Models in the styles of those that others write by hand, and their FarSkip forms, also by hand."""

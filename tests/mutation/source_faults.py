@@ -1,0 +1,235 @@
+"""Faults in the source itself, for files that no table of faulty graphs covers: one line is changed, a test must fail.
+
+Contract: `FAULTS` is data: a file, what stands in it, what is put in its place, and the tests that must notice. It runs
+as a program (`python -m tests.mutation.source_faults [--only TEXT]`): for each fault, a copy of the tree with that one
+change, and the nearest tests on it. It ends with the faults that nobody noticed, and fails if there are any. The tests
+of this file only see to it that each fault still finds its place, once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ACCOUNT = "farskip_compile/verify/account/"
+ROWS = "farskip_compile/verify/rows/"
+SEEN_BY_THE_ACCOUNT = "tests/verify tests/handwritten"
+
+
+@dataclass(frozen=True)
+class SourceFault:
+    """One line that is wrong."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+    """Arguments of pytest."""
+
+
+FAULTS = (
+    # what is in no sub-block
+    SourceFault(ACCOUNT + "whole.py", "    check_kinds(claims, stream.base, rows)\n", "", SEEN_BY_THE_ACCOUNT),
+    SourceFault(
+        ACCOUNT + "whole.py", "        check_fragment(graph)\n", "", "tests/verify tests/test_layers_one_by_one.py"
+    ),
+    SourceFault(ACCOUNT + "outside.py", "    sides.refuse_layers()  # 2\n", "", SEEN_BY_THE_ACCOUNT),
+    SourceFault(ACCOUNT + "outside.py", "    sides.refuse_second_stacks()  # 3\n", "", SEEN_BY_THE_ACCOUNT),
+    SourceFault(ACCOUNT + "outside.py", '), "in front of")', ') and None, "in front of")', SEEN_BY_THE_ACCOUNT),
+    SourceFault(ACCOUNT + "outside.py", '), "behind")', ') and None, "behind")', SEEN_BY_THE_ACCOUNT),
+    SourceFault(ACCOUNT + "layers.py", "a in plain and b in weighted", "False", SEEN_BY_THE_ACCOUNT),
+    SourceFault(ACCOUNT + "layers.py", "not combined.isdisjoint(inputs) or ", "", SEEN_BY_THE_ACCOUNT),
+    SourceFault(
+        ACCOUNT + "layers.py",
+        "            if is_unknown(node) and has_weights(node):",
+        "            if False:",
+        SEEN_BY_THE_ACCOUNT,
+    ),
+    SourceFault(ACCOUNT + "weights.py", "if found.decided and", "if", SEEN_BY_THE_ACCOUNT),
+    SourceFault(ACCOUNT + "fragment.py", "rows[node].state >= State.MIXED", "False", SEEN_BY_THE_ACCOUNT),
+    # the kinds
+    SourceFault(ACCOUNT + "kinds.py", "    if rows.state is State.UNKNOWN:\n", "    if False:\n", SEEN_BY_THE_ACCOUNT),
+    SourceFault(ACCOUNT + "kinds.py", "    if rows.state is State.MIXED:\n", "    if False:\n", SEEN_BY_THE_ACCOUNT),
+    SourceFault(ACCOUNT + "kinds.py", "    if rows.state is State.MOVED:\n", "    if False:\n", SEEN_BY_THE_ACCOUNT),
+    SourceFault(ACCOUNT + "kinds.py", "if rows.decided else None), at", "if False else None), at", SEEN_BY_THE_ACCOUNT),
+    SourceFault(ACCOUNT + "kinds.py", "complaint is None and caches and", "False and", SEEN_BY_THE_ACCOUNT),
+    SourceFault(ACCOUNT + "kinds.py", "rows.state is State.MIXED and not (", "False and not (", SEEN_BY_THE_ACCOUNT),
+    # the rows
+    SourceFault(ROWS + "layout.py", "if tokens(here) and here != dim:", "if False:", SEEN_BY_THE_ACCOUNT),
+    SourceFault(
+        ROWS + "layout.py", "elif any(axis.token is not None for axis in group):", "elif False:", SEEN_BY_THE_ACCOUNT
+    ),
+    SourceFault(ROWS + "picks.py", "        elif layouts.tokens(dim):\n", "        elif False:\n", SEEN_BY_THE_ACCOUNT),
+    SourceFault(
+        ROWS + "along.py",
+        "        if layouts.along(rows.layout, dims):\n            return _tuple(node, Rows(State.MIXED",
+        "        if False:\n            return _tuple(node, Rows(State.MIXED",
+        SEEN_BY_THE_ACCOUNT,
+    ),
+    SourceFault(
+        ROWS + "along.py",
+        "        if layouts.along(rows.layout, dims):\n            return _tuple(node, Rows(State.MOVED",
+        "        if False:\n            return _tuple(node, Rows(State.MOVED",
+        SEEN_BY_THE_ACCOUNT,
+    ),
+    SourceFault(
+        ROWS + "products.py", "            if name not in names_out:\n", "            if False:\n", SEEN_BY_THE_ACCOUNT
+    ),
+    SourceFault(ROWS + "products.py", "one.decided or one.picked or", "one.decided or", SEEN_BY_THE_ACCOUNT),
+    SourceFault(ROWS + "rules.py", "chosen and not is_contraction(node)", "False", SEEN_BY_THE_ACCOUNT),
+    SourceFault(
+        ROWS + "read.py", "            if memory is not None:\n", "            if False:\n", SEEN_BY_THE_ACCOUNT
+    ),
+    # what is added into a tensor
+    SourceFault(
+        "passes/normalize/accumulations.py",
+        "        if base in empty:\n            empty.add(node)\n            continue\n",
+        "",
+        SEEN_BY_THE_ACCOUNT,
+    ),
+    SourceFault(
+        "passes/normalize/accumulations.py",
+        "return (node.target, node.args[1:], node.kwargs) if accumulates is True else None",
+        "return node.target, node.args[1:], node.kwargs",
+        "tests/passes/normalize tests/handwritten",
+    ),
+    SourceFault(
+        "passes/normalize/accumulations.py",
+        'return reduce == "sum" and include is True',
+        "return True",
+        "tests/passes/normalize tests/handwritten",
+    ),
+    SourceFault(
+        "passes/normalize/accumulations.py",
+        " or node.args[0] is not base",
+        "",
+        "tests/passes/normalize tests/handwritten",
+    ),
+    SourceFault(
+        "passes/normalize/plain_adds.py",
+        "            operands = operands[::-1]\n",
+        "",
+        "tests/passes/normalize tests/handwritten",
+    ),
+    SourceFault(
+        "passes/normalize/single_assignment.py",
+        '        new.meta = {**write.meta, "example_value": value}',
+        '        new.meta = {**write.meta, "example_value": ops.tensor(base)}',
+        "tests/passes/normalize tests/handwritten",
+    ),
+    SourceFault(
+        "passes/normalize/single_assignment.py",
+        " and same_dim(view.storage_offset(), base.storage_offset())",
+        "",
+        "tests/passes/normalize",
+    ),
+    SourceFault(
+        "passes/residual/stack.py", " if node in owner and is_result(facts, node)}", " if False}", "tests/handwritten"
+    ),
+    SourceFault(
+        "passes/residual/kinds.py",
+        "return is_projection(node) and not selected.isdisjoint(stream.inputs(node))",
+        "return False",
+        "tests/handwritten",
+    ),
+    # facts that a user declared
+    SourceFault(
+        "farskip_compile/declare/__init__.py",
+        "    found.update({key: Declared(key, kind) for key, kind in kinds.items()})\n",
+        "",
+        "tests/verify/test_declared.py",
+    ),
+    SourceFault("farskip_compile/declare/__init__.py", "!= fact:", "is None:", "tests/verify/test_declared.py"),
+    SourceFault(
+        "farskip_compile/config.py",
+        '            "declared": [fact.to_json() for fact in self.declared],\n',
+        "",
+        "tests/verify/test_declared.py",
+    ),
+    SourceFault(
+        "passes/graph/declared.py",
+        "return fact.outputs[node.args[1]]",
+        "return fact.outputs[0]",
+        "tests/verify/test_declared.py",
+    ),
+    # what research on this code found unnoticed
+    SourceFault(
+        "farskip_compile/verify/rewiring.py",
+        "    _compare_effects(program, before.wiring.program)\n",
+        "",
+        "tests/verify",
+    ),
+    SourceFault(
+        "farskip_compile/verify/rewiring.py", "    _compare_final(stack, wanted, translate)\n", "", "tests/verify"
+    ),
+    SourceFault(
+        "passes/rewire/__init__.py",
+        "self.left_out.get(reader) == self.left_out[row.name]",
+        "self.left_out.get(reader)",
+        "tests/passes/rewire",
+    ),
+    SourceFault("passes/residual/sums.py", ' or name == "neg"', "", "tests/passes/residual tests/handwritten"),
+    SourceFault("passes/residual/sums.py", " and not effects.is_random(node)", "", "tests/passes/residual"),
+    SourceFault(
+        "passes/residual/stream.py",
+        "if terms is None or (total and terms & total):",
+        "if terms is None:",
+        "tests/passes/residual",
+    ),
+    SourceFault(
+        "passes/rewire/substitute.py",
+        "key = (node, dropped, bare)",
+        "key = (node, dropped, False)",
+        "tests/passes/rewire",
+    ),
+)
+
+
+def place(fault: SourceFault) -> int:
+    """How often what a fault replaces stands in its file."""
+    return (ROOT / fault.file).read_text().count(fault.old)
+
+
+def noticed(fault: SourceFault) -> bool:
+    """Whether the tests of a fault fail on a tree that has it."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        for name in ("farskip_compile", "passes", "models", "tests", "docs", "benchmarks"):
+            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"), symlinks=True)
+        for name in ("pyproject.toml", "README.md"):
+            shutil.copy(ROOT / name, tree / name)
+        for name in ("passes", "models"):
+            if not (tree / "farskip_compile" / name).exists():
+                (tree / "farskip_compile" / name).symlink_to(tree / name)
+        file = tree / fault.file
+        file.write_text(file.read_text().replace(fault.old, fault.new))
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *fault.tests.split()]
+        environment = {**os.environ, "PYTHONPATH": str(tree)}
+        return subprocess.run(command, cwd=tree, env=environment, capture_output=True, check=False).returncode == 1
+
+
+def main() -> int:
+    """Run all faults, or those whose file or text holds `--only`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="")
+    only = parser.parse_args().only
+    survivors = []
+    for number, fault in enumerate(FAULTS, 1):
+        if only not in fault.file + fault.old:
+            continue
+        seen = noticed(fault)
+        print(f"{number:3} {'noticed ' if seen else 'SURVIVES'} {fault.file}: {fault.old.strip()[:70]}", flush=True)
+        survivors += [] if seen else [fault]
+    print(f"{len(survivors)} survive")
+    return len(survivors) > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

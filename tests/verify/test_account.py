@@ -1,0 +1,285 @@
+"""A model is rewired as a whole, or refused: whatever form one of its layers has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import farskip_compile
+from farskip_compile import (
+    CompileReport,
+    FarSkipError,
+    NotASumError,
+    Outcome,
+    PartialModelError,
+    UnsupportedPatternError,
+)
+from farskip_compile.explain import explain
+from tests.verify import nets
+from tests.verify.nets import ADDS, MIXERS, SELECTIONS, Attention, Experts, Mixer, Net, inputs
+
+
+def report_of(model: nn.Module, *args: torch.Tensor, **options: object) -> CompileReport:
+    """What the backend says of one call."""
+    torch.compiler.reset()
+    found: list[CompileReport] = []
+    options = {"inner": "eager", "on_report": found.append, **options}
+    torch.compile(model, backend="farskip", fullgraph=True, options=options)(*(args or (inputs(),)))
+    return found[-1]
+
+
+def refusal_of(model: nn.Module, *args: torch.Tensor, **options: object) -> FarSkipError:
+    with pytest.raises(FarSkipError) as caught:
+        report_of(model, *args, **options)
+    return caught.value
+
+
+def test_the_plain_net_is_rewired() -> None:
+    report = report_of(Net())
+    assert report.terms == ("e", "a0", "r0", "a1", "r1", "a2", "r2")
+    assert report.outcome is Outcome.REWIRED
+    (head,) = report.beside
+    assert "behind the stack: 1 products with weights, works on each token by itself" in head
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("how", ADDS)
+def test_a_layer_that_adds_in_another_way_is_refused_at_its_add(how: str, layer: int) -> None:
+    error = refusal_of(Net(add={layer: ADDS[how]}))
+    assert isinstance(error, UnsupportedPatternError | NotASumError)
+    source = "sum" if how == "stack" else "add" if how == "alpha" else how
+    assert source in error.reason or isinstance(error, NotASumError)
+    assert "nets.py" in str(error.where), error
+
+
+@pytest.mark.parametrize("how", MIXERS)
+def test_a_mixer_that_nobody_knows_is_no_dense_block(how: str) -> None:
+    error = refusal_of(Net(mixers={1: Mixer(MIXERS[how])}))
+    assert isinstance(error, UnsupportedPatternError)
+    assert "was taken for dense" in error.reason
+    assert "declare_op" in error.way_out
+    assert f"nets.py:{MIXERS[how].__code__.co_firstlineno}"[:8] in str(error.where)
+
+
+@pytest.mark.parametrize("how", SELECTIONS)
+def test_experts_chosen_by_no_selection_that_is_known_are_no_dense_block(how: str) -> None:
+    error = refusal_of(Net(experts={1: Experts(SELECTIONS[how])}))
+    assert "m1 was taken for dense" in error.reason
+
+
+def test_top_p_is_a_selection() -> None:
+    assert "r1" in report_of(Net(experts={1: Experts(nets.top_p)})).terms
+
+
+def test_experts_that_choose_their_tokens_are_routed() -> None:
+    assert "r1" in report_of(Net(experts={1: nets.ExpertsChoose()})).terms
+
+
+def test_soft_experts_are_no_attention() -> None:
+    error = refusal_of(Net(experts={1: nets.SoftExperts()}))
+    assert "'softmax' mixes its rows, which is no mixer that is known" in error.reason
+
+
+@pytest.mark.parametrize("where", [0, 2])
+def test_a_layer_inside_of_cond_is_refused(where: int) -> None:
+    with torch.no_grad():
+        error = refusal_of(nets.NetWithCond(where))
+    assert "cond" in error.reason
+
+
+def test_what_is_refused_is_compiled_unchanged_under_none_and_the_report_says_why() -> None:
+    model = Net(mixers={1: Mixer(nets.fourier)})
+    report = report_of(model, connectivity="none")
+    assert report.outcome is Outcome.FRAGMENT
+    assert "m0 was taken for dense" in report.reason
+    compiled = torch.compile(model, backend="farskip", options={"inner": "eager", "connectivity": "none"})
+    assert torch.equal(compiled(inputs()), model(inputs()))
+
+
+def test_a_module_may_be_declared_a_mixer() -> None:
+    model = Net(mixers={1: Mixer(nets.token_mlp)}).double()
+    report = report_of(model, kinds={"mixers.1": "mixer"})
+    assert report.terms == ("e", "a0", "r0", "a1", "r1", "a2", "r2")
+    assert report.left_out["mixer.1"] == ("r0",)
+    assert report.config["kinds"] == {"mixers.1": "mixer"}
+
+
+def test_an_operator_of_torch_may_be_declared_a_mixer() -> None:
+    report = report_of(Net(mixers={1: Mixer(nets.fourier)}), kinds={"fft_fft": "mixer"})
+    assert report.left_out["mixer.1"] == ("r0",)
+
+
+def test_explain_shows_what_stands_beside_and_what_is_refused() -> None:
+    found = explain(Net(mixers={1: Mixer(nets.pool)}), inputs())
+    assert found.refusal is not None
+    assert "avg_pool1d" in found.refusal.reason
+    assert found.report is not None, "the table as written"
+
+
+class TwoStacks(nn.Module):
+    """An encoder and a decoder, both with experts; the decoder reads what the encoder made."""
+
+    def __init__(self, encoder_layers: int, decoder_layers: int, *, dense_encoder: bool = False) -> None:
+        super().__init__()
+        dense = {layer: nn.Linear(nets.WIDTH, nets.WIDTH) for layer in range(encoder_layers)} if dense_encoder else None
+        self.encoder = Net(encoder_layers, experts=dense)
+        self.decoder = Net(decoder_layers)
+        self.cross = Attention()
+
+    def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        memory = self.encoder.embed(source)
+        for number in range(len(self.encoder.mixers)):
+            memory = self.encoder.layer(number, memory)
+        h = self.decoder.embed(target)
+        q = self.cross.qkv(h)[..., : nets.WIDTH]
+        scores = (q @ memory.transpose(1, 2)).softmax(-1)
+        h = h + self.cross.out(scores @ memory)
+        for number in range(len(self.decoder.mixers)):
+            h = self.decoder.layer(number, h)
+        return self.decoder.head(h)
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), [(3, 2), (2, 3)])
+@pytest.mark.parametrize("length", [6, 4])
+def test_two_stacks_with_experts_are_refused_whatever_their_lengths(encoder: int, decoder: int, length: int) -> None:
+    error = refusal_of(TwoStacks(encoder, decoder), inputs(), inputs()[:, :length])
+    assert isinstance(error, UnsupportedPatternError | NotASumError)
+
+
+def test_a_dense_tower_is_left_as_it_is_and_named() -> None:
+    report = report_of(TwoStacks(2, 3, dense_encoder=True), inputs(), inputs()[:, :4])
+    assert report.outcome is Outcome.REWIRED
+    assert any("apart from the stack" in part and "mixes tokens" in part for part in report.beside), report.beside
+
+
+# Parts of a model
+
+
+@pytest.mark.parametrize("part", ["attention", "experts", "layer", "half"])
+def test_a_part_of_a_layer_is_refused(part: str) -> None:
+    net = Net()
+    x = torch.randn(2, 6, nets.WIDTH)
+    parts = {
+        "attention": lambda: report_of(WrittenOut(), x),
+        "experts": lambda: report_of(net.experts[0], x),
+        "layer": lambda: report_of(Layer(net), x),
+        "half": lambda: report_of(HalfLayer(), x),
+    }
+    with pytest.raises((PartialModelError, UnsupportedPatternError)):
+        parts[part]()
+
+
+@pytest.mark.parametrize("part", ["head", "embedding", "loss", "sampler"])
+def test_what_holds_no_layer_is_compiled(part: str) -> None:
+    net = Net()
+    x, logits = torch.randn(2, 6, nets.WIDTH), torch.randn(2, 6, nets.VOCABULARY)
+    reports = {
+        "head": lambda: report_of(nn.Sequential(net.norms[-1], net.head), x),
+        "embedding": lambda: report_of(net.embed, inputs()),
+        "loss": lambda: report_of(Loss(), logits, inputs()),
+        "sampler": lambda: report_of(Sampler(), logits),
+    }
+    assert reports[part]().outcome is Outcome.NO_STACK
+
+
+class WrittenOut(nn.Module):
+    """Attention without a fused operator, and without its residual add."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Attention()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.inner.qkv(x).chunk(3, -1)
+        return self.inner.out((q @ k.transpose(1, 2)).softmax(-1) @ v)
+
+
+class Layer(nn.Module):
+    def __init__(self, net: Net) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net.layer(0, x)
+
+
+class HalfLayer(nn.Module):
+    """A residual add of attention that is written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = WrittenOut()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.attention(x)
+
+
+class Loss(nn.Module):
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+class Sampler(nn.Module):
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits[:, -1].softmax(-1).topk(3, -1).indices
+
+
+def test_a_layer_under_none_is_compiled_and_called_a_part() -> None:
+    layer = Layer(Net())
+    report = report_of(layer, torch.randn(2, 6, nets.WIDTH), connectivity="none")
+    assert report.outcome is Outcome.FRAGMENT
+    assert "not a whole residual stack" in report.summary()
+    assert farskip_compile.last_reports()[-1].outcome is Outcome.FRAGMENT
+
+
+# Decisions and memory that come with the call
+
+
+class Hashed(Net):
+    """The experts of layer 1 are chosen by a hash of the token id."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        h = self.embed(ids)
+        for number in range(3):
+            h = self.hashed(h, ids) if number == 1 else self.layer(number, h)
+        return self.head(self.norms[-1](h))
+
+    def hashed(self, h: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        h = h + self.mixers[1](self.norms[2](h))
+        experts, x, chosen = self.experts[1], self.norms[3](h), ids % nets.EXPERTS
+        if self.how == "weights":
+            return h + torch.einsum("bsd,bsdf,bsfe->bse", x, experts.up[chosen], experts.down[chosen])
+        y = torch.einsum("bsef,efd->bsed", torch.einsum("bsd,edf->bsef", x, experts.up), experts.down)
+        return h + (y * nn.functional.one_hot(chosen, nets.EXPERTS).to(y.dtype).unsqueeze(-1)).sum(2)
+
+
+@pytest.mark.parametrize("how", ["weights", "masks"])
+def test_experts_chosen_by_a_hash_of_the_token_are_no_dense_block(how: str) -> None:
+    assert "a decision is made about whole rows of it" in refusal_of(Hashed(how)).reason
+
+
+class WithState(Net):
+    """The dense block of layer 1 keeps a state between calls, which is an input of the call."""
+
+    def forward(self, ids: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        h = self.embed(ids)
+        for number in range(3):
+            if number == 1:
+                h = h + self.mixers[1](self.norms[2](h))
+                x = self.experts[1].router(self.norms[3](h))
+                h = h + (x + state) @ self.experts[1].router.weight
+                state.copy_(x.detach())
+            else:
+                h = self.layer(number, h)
+        return self.head(self.norms[-1](h))
+
+
+def test_a_dense_block_that_keeps_a_state_is_refused_also_when_it_decodes_one_token() -> None:
+    with torch.no_grad():
+        error = refusal_of(WithState(), inputs()[:1, :1], torch.zeros(1, 1, nets.EXPERTS))
+    assert "reads or writes a cache in it" in error.reason

@@ -1,0 +1,182 @@
+"""What a user declares of an operator or a module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import farskip_compile
+from farskip_compile import (
+    ConfigError,
+    Manifest,
+    ManifestError,
+    Outcome,
+    UnsupportedPatternError,
+    declare,
+    declare_op,
+    describe,
+    load_manifest,
+    save_manifest,
+    testing,
+)
+from farskip_compile.passes.graph.declared import Declared
+from tests.verify.nets import WIDTH, Net
+from tests.verify.test_account import inputs, refusal_of, report_of
+
+
+@torch.library.custom_op("farskip_tests::wkv", mutates_args=())
+def wkv(x: Tensor, weight: Tensor) -> Tensor:
+    """Each token sees the mean of those before it."""
+    steps = torch.arange(1, x.shape[1] + 1, dtype=x.dtype)[None, :, None]
+    return x.cumsum(1) / steps @ weight
+
+
+@wkv.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("farskip_tests::experts", mutates_args=())
+def experts(x: Tensor, router: Tensor, weight: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
+    """The shared expert, and the better of two."""
+    chosen = (x @ router).argmax(-1)
+    return x @ shared, torch.einsum("bsd,bsde->bse", x, weight[chosen])
+
+
+@experts.register_fake
+def _(x: Tensor, router: Tensor, weight: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+class Custom(nn.Module):
+    """A mixer in one operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(WIDTH, WIDTH) * 0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return wkv(x, self.weight)
+
+
+class CustomExperts(nn.Module):
+    """Shared and routed experts in one operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Parameter(torch.randn(WIDTH, 2))
+        self.weight = nn.Parameter(torch.randn(2, WIDTH, WIDTH) * 0.2)
+        self.shared = nn.Parameter(torch.randn(WIDTH, WIDTH) * 0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shared, routed = experts(x, self.router, self.weight, self.shared)
+        return shared + routed
+
+
+@pytest.fixture(autouse=True)
+def _nothing_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(declare, "_declared", {})
+
+
+def test_an_operator_that_nobody_declared_is_refused_by_name() -> None:
+    error = refusal_of(Net(mixers={1: Custom()}))
+    assert isinstance(error, UnsupportedPatternError)
+    assert "nothing is known of 'farskip_tests::wkv'" in error.reason
+
+
+@pytest.mark.parametrize("how", ["declare_op", "kinds"])
+def test_a_declared_mixer_begins_a_layer(how: str) -> None:
+    options = {}
+    if how == "kinds":
+        options["kinds"] = {"farskip_tests::wkv": "mixer"}
+    else:
+        declare_op("farskip_tests::wkv", "mixer")
+    with torch.no_grad():
+        report = report_of(Net(mixers={1: Custom()}), **options)
+    assert report.outcome is Outcome.REWIRED
+    assert report.left_out["mixer.1"] == ("r0",)
+    assert report.config["declared"]["farskip_tests::wkv"] == "mixer"
+    assert report.declared == (Declared("farskip_tests::wkv", "mixer"),)
+
+
+def test_outputs_that_differ_are_terms_of_their_own() -> None:
+    declare_op("farskip_tests::experts", outputs=("dense", "routed"))
+    with torch.no_grad():
+        report = report_of(Net(experts={1: CustomExperts()}))
+    assert "s1" in report.terms
+    assert report.left_out["attention.2"] == ("r1",)
+
+
+def test_a_fact_is_part_of_the_identity_of_a_configuration() -> None:
+    plain = farskip_compile.FarSkipConfig().to_json()
+    declare_op("farskip_tests::wkv", "mixer")
+    assert farskip_compile.FarSkipConfig().to_json() != plain
+
+
+def test_an_operator_is_one_thing() -> None:
+    declare_op("farskip_tests::wkv", "mixer")
+    declare_op("farskip_tests::wkv", "mixer")
+    with pytest.raises(ConfigError, match="was declared before as mixer, and is now declared as attention"):
+        declare_op("farskip_tests::wkv", "attention")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [("wkv", "mixer", "not the name of an operator"), ("a::b", "mlp", "'mlp' is no kind"), ("a::b", None, "either")],
+)
+def test_what_is_no_declaration(name: str, kind: str | None, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        declare_op(name, kind)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kinds", [{"a::b": "mlp"}, {"a b": "mixer"}, {3: "mixer"}, ["a::b"]])
+def test_options_that_declare_nothing(kinds: object) -> None:
+    with pytest.raises(ConfigError):
+        farskip_compile.FarSkipConfig(kinds=kinds)  # type: ignore[arg-type]
+
+
+def test_facts_come_in_one_order() -> None:
+    declare_op("b::b", "mixer")
+    declare_op("a::a", "dense")
+    assert declare.all_declared({"c": "mixer"}) == (
+        Declared("a::a", "dense"),
+        Declared("b::b", "mixer"),
+        Declared("c", "mixer"),
+    )
+
+
+def test_a_manifest_holds_what_its_table_rests_on(tmp_path: Path) -> None:
+    model = Net(mixers={1: Custom()}, experts={1: CustomExperts()})
+    declare_op("farskip_tests::wkv", "mixer")
+    declare_op("farskip_tests::experts", outputs=("dense", "routed"))
+    declare_op("farskip_tests::other", "dense")  # of another model
+    save_manifest(describe(model, inputs()), tmp_path)
+    declare._declared.clear()
+    manifest = load_manifest(tmp_path)
+    assert [str(fact) for fact in manifest.declared] == ["(dense, routed)", "mixer"]
+    with torch.no_grad():
+        report = report_of(model, manifest=tmp_path)
+    assert report.declared == manifest.declared
+    assert report.left_out["mixer.1"] == ("r0",)
+    declare_op("farskip_tests::wkv", "attention")
+    with pytest.raises(ConfigError, match="is declared as attention, and the manifest was made where it is mixer"):
+        farskip_compile.backend(manifest=tmp_path)
+
+
+def test_a_kind_that_is_given_to_explain_and_describe() -> None:
+    model, kinds = Net(mixers={1: Custom()}), {"farskip_tests::wkv": "mixer"}
+    assert not farskip_compile.explain(model, inputs(), kinds=kinds).refusal
+    assert describe(model, inputs(), kinds=kinds).declared == (Declared("farskip_tests::wkv", "mixer"),)
+    testing.assert_rewired(model, inputs(), kinds=kinds)
+    with pytest.raises(AssertionError, match="nothing is known of"):
+        testing.assert_rewired(model, inputs())
+
+
+@pytest.mark.parametrize("kinds", ["mlp", ["mixer", 3], [], None, {"a": "b"}])
+def test_a_manifest_that_declares_nothing(kinds: object) -> None:
+    data = Manifest("full").to_json() | {"declared": {"mylib::wkv": kinds}}
+    with pytest.raises(ManifestError, match="declared"):
+        Manifest.from_json(data)
