@@ -8,7 +8,7 @@ Algorithm:
 1. Sub-blocks, pairwise and in order: name, kind, layer, terms, what is read in the model as written.
 2. Parameters: each one of the graph must be in the manifest, with its shape; each one that the manifest's sub-blocks
    use must be used in the graph. On one of several ranks it may be a shard, whose sizes divide those of the manifest,
-   and experts of other ranks may be missing.
+   and experts of other ranks may be missing. What an adapter adds in the place of a module is not looked at.
 3. What each sub-block reads after rewiring.
 A manifest without rows or without fingerprint (AMD's keys) says nothing about them, so nothing is compared.
 """
@@ -21,6 +21,7 @@ from itertools import islice, zip_longest
 
 from farskip_compile._compat.distributed import world_group
 from farskip_compile.errors import ManifestError, Where
+from farskip_compile.manifest.adapters import without_adapters
 from farskip_compile.manifest.fingerprint import Fingerprint, align
 from farskip_compile.manifest.graph_parameters import GraphParameters, GraphShape
 from farskip_compile.manifest.patterns import Shape
@@ -110,10 +111,13 @@ def _same_terms(known: Table, theirs: TermSet, table: Table, ours: TermSet) -> b
 
 
 def _check_parameters(manifest: Manifest, known: Fingerprint, graph: GraphParameters, *, sharded: bool) -> None:
-    rename = align(tuple(graph.shapes), known.shapes)
+    aligned = align(tuple(graph.shapes), known.shapes)
+    adapted = without_adapters(map(aligned, graph.shapes), known.shapes)
     seen: dict[str, str] = {}
     for name, shape in graph.shapes.items():
-        theirs = rename(name)
+        theirs = adapted.get(aligned(name), aligned(name))
+        if theirs is None:
+            continue
         if theirs not in known.shapes or theirs in seen:
             raise _unknown(manifest, theirs, shape, known.shapes, seen)
         seen[theirs] = name
@@ -124,7 +128,7 @@ def _check_parameters(manifest: Manifest, known: Fingerprint, graph: GraphParame
                 f"{_listed(known.shapes[theirs])}{may_be}",
                 way_out=WAY_OUT,
             )
-    used = {rename(name) for name in graph.used}
+    used = {adapted.get(aligned(name), aligned(name)) for name in graph.used}
     missing = next((name for name in known.used if name not in used), None)
     if missing is not None and not sharded:
         raise ManifestError(

@@ -90,7 +90,10 @@ def gather_facts(stream: Stream, graph: fx.Graph) -> Facts:
     selected = spread(calls, ops.is_selection, sources.__getitem__)
     picked = {node: data for node in calls if (data := _picked_data(node)) is not None}
     constant = stream.flow.constant
-    weight = constant | spread(picked, lambda node: picked[node] in constant, lambda node: [picked[node]])
+    # what is read of a buffer that was written to, such as a cache, is what was written
+    weight = constant | spread(
+        picked, lambda node: picked[node] in constant and node not in stream.flow.after, lambda node: [picked[node]]
+    )
     calls = [node for node in calls if picked.get(node) not in weight]  # a picked weight is not an activation
 
     def is_score(node: fx.Node) -> bool:

@@ -1,0 +1,104 @@
+"""Adapters of PEFT: rewired like the model that they adapt, merged or not, and under its manifest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+import transformers
+
+import farskip_compile
+from farskip_compile import ManifestError, describe
+from farskip_compile.manifest.adapters import without_adapters
+
+IDS = torch.randint(0, 64, (2, 6), generator=torch.Generator().manual_seed(0))
+
+
+def base(layers: int = 2) -> Any:
+    torch.manual_seed(0)
+    config = transformers.DeepseekV3Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        moe_intermediate_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=0,
+        q_lora_rank=None,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=16,
+        initializer_range=0.2,
+        pad_token_id=0,
+    )
+    model = transformers.DeepseekV3ForCausalLM(config).double().eval()
+    farskip_compile.prepare(model)
+    return model
+
+
+def adapted(modules: list[str] | str) -> Any:
+    """With adapters that do something, which PEFT's don't before they are trained."""
+    config = peft.LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, target_modules=modules)
+    return peft.get_peft_model(base(), config).eval()
+
+
+def logits(model: Any, **options: Any) -> torch.Tensor:
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="farskip", fullgraph=True, options={"inner": "eager", **options})
+    with torch.no_grad():
+        return compiled(input_ids=IDS, use_cache=False).logits
+
+
+MODULES = {
+    "attention": ["q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"],
+    "output": ["o_proj"],
+    "shared": r".*(o_proj|shared_experts\.(gate|up|down)_proj)",
+}
+
+
+@pytest.mark.parametrize("connectivity", ["full", "attention", "mlp"])
+@pytest.mark.parametrize("modules", MODULES)
+def test_merged_equals_unmerged(modules: str, connectivity: str) -> None:
+    model = adapted(MODULES[modules])
+    unmerged = logits(model, connectivity=connectivity)
+    terms = farskip_compile.last_reports()[-1].terms
+    assert terms == ("e", "a0", "r0", "s0", "a1", "r1", "s1")
+    merged = logits(model.merge_and_unload(), connectivity=connectivity)
+    assert farskip_compile.last_reports()[-1].terms == terms
+    torch.testing.assert_close(unmerged, merged, rtol=1e-10, atol=1e-10)
+    assert (merged - logits(base(), connectivity=connectivity)).abs().max() > 1e-3
+
+
+def test_the_manifest_of_the_base_model_holds_for_the_adapted_one() -> None:
+    manifest = describe(base(), IDS, use_cache=False)
+    for modules in MODULES.values():
+        model = adapted(modules)
+        assert torch.equal(logits(model, manifest=manifest), logits(model))
+    with pytest.raises(ManifestError, match="ends after 4 sub-blocks"):
+        logits(adapted(["o_proj"]), manifest=describe(base(3), IDS, use_cache=False))
+
+
+def test_names_under_adapters() -> None:
+    known = {"a.q.weight", "a.o.weight", "a.up", "b.weight"}
+    names = {
+        "a.q.base.weight": "a.q.weight",
+        "a.q.lora.default.weight": None,
+        "a.base.base.up": "a.up",
+        "a.lora.up": "a.up",
+        "b.weight": ...,  # known
+        "c.weight": ...,
+        "weight": ...,
+    }
+    found = without_adapters(names, known)
+    assert found == {name: inner for name, inner in names.items() if inner is not ...}
