@@ -24,12 +24,13 @@ from torch._higher_order_ops.wrap import TagActivationCheckpoint
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._logging._internal import trace_log, trace_structured
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
-from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, statically_known_true
 from torch.utils.checkpoint import CheckpointPolicy
 
 PREFER_RECOMPUTE = CheckpointPolicy.PREFER_RECOMPUTE
 
 __all__ = [
+    "CAPTURE_ERRORS",
     "BackendCompilerFailed",
     "CustomGraphPass",
     "HigherOrderOperator",
@@ -39,6 +40,10 @@ __all__ = [
     "lookup_backend",
     "mark_dynamic",
 ]
+
+CAPTURE_ERRORS = (TorchDynamoException, GuardOnDataDependentSymNode)
+"""What `torch.compile(fullgraph=True)` raises for a model that is no graph. An operator whose shape depends on data
+raises the second one, which Dynamo does not wrap where it is met while shapes are computed."""
 
 TransparentError = ShortenTraceback
 """Base class of the exceptions that Dynamo hands to the user as they are, not wrapped in `BackendCompilerFailed`."""

@@ -64,6 +64,13 @@ def forward_hooks(module: nn.Module) -> MutableMapping[int, Any]:
     return module._forward_hooks
 
 
+def clear_hooks(module: nn.Module) -> None:
+    """Remove all hooks around the forward and the backward of `module`."""
+    for name, value in vars(module).items():
+        if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")) and "state" not in name:
+            value.clear()
+
+
 def is_compiled(model: Callable[..., Any]) -> bool:
     """By `torch.compile(model)`, or a module by `module.compile()` or `module.forward = torch.compile(module.forward)`.
 

@@ -7,7 +7,7 @@ the order in which they were made, with notes about what was left as it is. `und
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 WIDTH = 80
@@ -17,6 +17,34 @@ def named(modules: list[str]) -> str:
     """The first of them, and how many more."""
     first = modules[0] or "the model itself"
     return first if len(modules) == 1 else f"{first} and {len(modules) - 1} more"
+
+
+@dataclass(frozen=True)
+class Left:
+    """Loops over experts that stay, and why."""
+
+    names: tuple[str, ...]
+    """Of the modules."""
+    reason: str
+
+    def without(self, names: Iterable[str]) -> Left:
+        """The same for fewer modules."""
+        return Left(tuple(name for name in self.names if name not in names), self.reason)
+
+    def __str__(self) -> str:
+        return f"loop over experts in {named(list(self.names))}: {self.reason}"
+
+
+def joined(left: Iterable[Left]) -> list[Left]:
+    """One for all modules with the same reasons."""
+    reasons: dict[str, list[str]] = {}
+    for one in left:
+        for name in one.names:
+            reasons.setdefault(name, []).append(one.reason)
+    names: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        names.setdefault("; ".join(why), []).append(name)
+    return [Left(tuple(those), why) for why, those in names.items()]
 
 
 @dataclass(frozen=True)

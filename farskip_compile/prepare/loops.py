@@ -25,7 +25,7 @@ replaced by transformers' `grouped_mm` (float64: `batched_mm`), if and only if t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from farskip_compile.prepare.changes import Change, named
+from farskip_compile.prepare.changes import Change, Left, named
 from farskip_compile.prepare.probe import HIDDEN, INTERMEDIATE, Experts, difference
 
 INTERFACE = ("hidden_states", "top_k_index", "top_k_weights")
@@ -158,30 +158,34 @@ class _Stacked:
         return self.module.act_fn(gate) * up
 
 
-def replace_loops(model: nn.Module) -> tuple[list[Change], list[str]]:
+def alike(module: nn.Module) -> Hashable:
+    """Equal for modules that compute the same with their weights: they differ in no number, flag or shape."""
+    shapes = tuple((n, tuple(p.shape)) for n, p in module.named_parameters())
+    plain = tuple((k, v) for k, v in sorted(vars(module).items()) if isinstance(v, bool | int | float | str | None))
+    return type(module), repr(module), shapes, plain
+
+
+def replace_loops(model: nn.Module) -> tuple[list[Change], list[Left]]:
     """Replace each loop for which an implementation of transformers is the same function."""
     groups: dict[Layout | str, list[tuple[str, nn.Module]]] = {}
-    known: dict[object, Layout | str] = {}
+    known: dict[Hashable, Layout | str] = {}
     for name, module in model.named_modules():
         if not _has_own_loop(module):
             continue
-        shapes = tuple((n, tuple(p.shape)) for n, p in module.named_parameters())
-        # modules that differ in a number or a flag may compute differently
-        plain = tuple((k, v) for k, v in sorted(vars(module).items()) if isinstance(v, bool | int | float | str | None))
-        key = (type(module), repr(module), shapes, plain)
+        key = alike(module)
         if key not in known:
             known[key] = _find(module)
         groups.setdefault(known[key], []).append((name, module))
-    changes, notes = [], []
+    changes, left = [], []
     for layout, group in groups.items():
-        what = f"loop over experts in {named([name for name, _ in group])}"
+        names, modules = [name for name, _ in group], [module for _, module in group]
         if isinstance(layout, str):
-            notes.append(f"{what}: {layout}")
+            left.append(Left(tuple(names), layout))
         else:
-            modules = [module for _, module in group]
+            what = f"loop over experts in {named(names)}"
             after = f"grouped_mm (float64: batched_mm), {layout.describe()}"
             changes.append(Change(what, "eager", after, WHY_LOOP, _install(modules, layout)))
-    return changes, notes
+    return changes, left
 
 
 def _has_own_loop(module: nn.Module) -> bool:

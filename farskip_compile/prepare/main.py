@@ -10,10 +10,12 @@ from torch import nn
 from farskip_compile._compat.modules import is_compiled
 from farskip_compile.errors import ConfigError
 from farskip_compile.prepare.bookkeeping import install_recording, keep_generate_from_compiling
-from farskip_compile.prepare.changes import Change, Preparation
+from farskip_compile.prepare.changes import Change, Left, Preparation
 from farskip_compile.prepare.expert_parallel import switch_expert_parallel
 from farskip_compile.prepare.loops import choose_implementation, replace_loops
 from farskip_compile.prepare.preserve_state import warm_up
+from farskip_compile.prepare.probe_inputs import Call
+from farskip_compile.prepare.rewrite import rewrite_loops
 
 
 def prepare(model: nn.Module, *args: Any, **kwargs: Any) -> Preparation:
@@ -26,15 +28,18 @@ def prepare(model: nn.Module, *args: Any, **kwargs: Any) -> Preparation:
     """
     _refuse_compiled(model)
     changes: list[Change] = []
-    notes: list[str] = []
+    left: list[Left] = []
     if "transformers" in sys.modules:  # else no part of the model can come from it
         changes += switch_expert_parallel(model)
         changes += choose_implementation(model)
-        replaced, notes = replace_loops(model)
+        replaced, left = replace_loops(model)
         changes += replaced
+    rewritten, left = rewrite_loops(model, Call(args, kwargs) if args or kwargs else None, left)
+    changes += rewritten
+    if "transformers" in sys.modules:
         changes += install_recording(model)
         changes += keep_generate_from_compiling(model)
-    preparation = Preparation(tuple(changes), tuple(notes))
+    preparation = Preparation(tuple(changes), tuple(map(str, left)))
     try:
         if args or kwargs:
             warm_up(model, args, kwargs)

@@ -1,0 +1,229 @@
+"""Loops over experts in modules of any kind, without what in them depends on data.
+
+Contract: a model comes in, changes go out, and what stays, with the reason. A loop is rewritten in the source of its
+own module (`loop_source`), and set on the module, if and only if it is found to be the same function to the last bit
+(`same_function`) on inputs that reach each case (`probe_inputs`): experts without tokens, one expert with all of them, a
+single token. What is run are copies.
+
+1. Loops with guards, over hits, or with counts are found in the source of each module's forward and of the methods that
+   it calls on itself.
+2. The original is watched on all inputs. A guard is one if data decide it: it says "empty" for some inputs, and not
+   for others of the same shape. Anything else stays as it is.
+3. A loop over hits becomes one over all experts. Their number is the largest of the module's own numbers (equal parts,
+   sizes of parameters, integers it keeps) for which the loop runs.
+4. The rewritten module is captured once, on its own, so that what else is in the way can be said.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from farskip_compile.prepare.captured import why_not_captured
+from farskip_compile.prepare.changes import Change, Left, joined, named
+from farskip_compile.prepare.loop_source import Request, Site, Source, methods
+from farskip_compile.prepare.loops import alike, is_dispatched
+from farskip_compile.prepare.probe_inputs import Call, calls_in, isolated, random_ids, random_rows, variations
+from farskip_compile.prepare.same_function import Difference, difference, first_line, run
+
+Functions = Mapping[str, Callable[..., Any]]
+"""By name of the method."""
+LARGEST = 4096
+"""No module has more experts."""
+WHY = "what depends on data in it can't be captured; an expert without tokens now computes on none"
+NO_INPUTS = "no inputs are known for it, pass example inputs: prepare(model, *inputs)"
+
+
+@dataclass
+class Group:
+    """Modules that are alike."""
+
+    sources: dict[str, Source]
+    members: list[tuple[str, nn.Module]] = field(default_factory=list)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the modules."""
+        return tuple(name for name, _ in self.members)
+
+
+def rewrite_loops(
+    model: nn.Module, example: Call | None, before: list[Left]
+) -> tuple[list[Change], list[Left]]:
+    """Rewrite each loop that can be.
+
+    Args:
+        model: the model, changed in place.
+        example: arguments of one call of it, or None.
+        before: loops that nothing else has replaced. What is still left of them is returned with the others.
+    """
+    groups = _groups(model)
+    changes, left = [], list(before)
+    calls, why_none = _calls(model, [group.members[0] for group in groups], example) if groups else ({}, "")
+    for group in groups:
+        name, module = group.members[0]
+        if name not in calls:
+            left.append(Left(group.names, why_none))
+            continue
+        found = _rewritten(module, group.sources, calls[name])
+        if isinstance(found, str):
+            left.append(Left(group.names, found))
+        elif found is not None:
+            changes.append(_install(group, found))
+            left = [one.without(group.names) for one in left]
+    return changes, joined(left)
+
+
+def _groups(model: nn.Module) -> list[Group]:
+    """Modules with loops of their own in Python that nobody has replaced."""
+    groups: dict[Hashable, Group] = {}
+    known: dict[type, dict[str, Source]] = {}
+    for name, module in model.named_modules():
+        kind = type(module)
+        if kind not in known:
+            known[kind] = methods(kind)
+        sources = {key: source for key, source in known[kind].items() if key not in vars(module)}
+        if sources and "forward" not in vars(module) and not is_dispatched(module) and any(True for _ in module.parameters()):
+            groups.setdefault(alike(module), Group(sources)).members.append((name, module))
+    return list(groups.values())
+
+
+def _calls(
+    model: nn.Module, members: list[tuple[str, nn.Module]], example: Call | None
+) -> tuple[dict[str, Call], str]:
+    """A call for each module, as far as they can be had, and why not for the others."""
+    names = [name for name, _ in members]
+    try:
+        if any(p.is_meta for p in model.parameters()):
+            return {}, "the model is on the meta device, so it can't be compared with anything"
+        if example is not None:
+            return calls_in(model, names, example), "the call with the example inputs does not reach it"
+        if dist.is_initialized() and dist.get_world_size() > 1:  # others may not take part in a call
+            return {}, NO_INPUTS
+        calls = {name: call for name, module in members if (call := random_rows(module)) is not None}
+        others = [name for name in names if name not in calls]
+        return calls | (calls_in(model, others, random_ids(model)) if others else {}), NO_INPUTS
+    except Exception as error:  # whatever a foreign model raises
+        return {}, f"{NO_INPUTS} ({first_line(error)})"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What replaces the methods of a module."""
+
+    functions: Functions
+    sites: tuple[Site, ...]
+    experts: int
+
+
+def _rewritten(module: nn.Module, sources: dict[str, Source], call: Call) -> _Found | str | None:
+    """The methods that take the place of the module's own; or why there are none; or None if nothing is in the way."""
+    try:
+        calls = list(variations(call))
+        guards = _guards_on_data(module, sources, calls)
+    except Exception as error:  # whatever a foreign module raises, in copying too
+        return f"it could not be run on its own ({first_line(error)})"
+    cant = "; ".join(reason for source in sources.values() for reason in source.cant)
+    every = {name: [s for s in source.sites if s.kind != "guard" or s in guards] for name, source in sources.items()}
+    sites = tuple(site for found in every.values() for site in found)
+    reason: Difference | str | None = cant
+    if sites and not cant:
+        hits = any(site.kind == "hit" for site in sites)
+        for experts in sorted(_numbers(module), reverse=True) if hits else [0]:
+            for rows in (False, True) if hits else (False,):
+                functions = {
+                    name: sources[name].compiled(Request(frozenset(found), experts, rows))
+                    for name, found in every.items()
+                    if found
+                }
+                reason = difference(isolated(module), _twin(module, functions), calls)
+                if reason is None:
+                    why = why_not_captured(_twin(module, functions), call.args, call.kwargs)
+                    return f"more than guards is in the way: {why}" if why else _Found(functions, sites, experts)
+            if reason.ran:
+                break
+    # what was found may be no loop over experts after all
+    if not (why := why_not_captured(isolated(module), call.args, call.kwargs)):
+        return None
+    return f"{reason.reason if isinstance(reason, Difference) else reason or 'no input left an expert empty'}. {why}"
+
+
+def _guards_on_data(module: nn.Module, sources: dict[str, Source], calls: list[Call]) -> set[Site]:
+    """The guards that data decide."""
+    now: dict[Site, list[bool]] = defaultdict(list)
+
+    def watch(site: Site, value: Any) -> Any:
+        now[site].append(bool(value))
+        return value
+
+    twin = _twin(module, {name: source.compiled(Request(watch=watch)) for name, source in sources.items()})
+    seen: dict[Hashable, set[tuple[bool, ...]]] = defaultdict(set)
+    for training in (False, True):
+        for number, call in enumerate(calls):
+            now.clear()
+            try:
+                run(twin, call, training, backward=False)
+            except Exception:
+                if number == 0:
+                    raise
+                continue
+            for site, values in now.items():
+                shapes = tuple(tensor.shape for tensor in call.tensors())
+                seen[site, training, shapes].add(tuple(values))
+    return {site for (site, *_), outcomes in seen.items() if len(outcomes) > 1}  # type: ignore[misc]
+
+
+def _numbers(module: nn.Module) -> set[int]:
+    """Numbers of the module that may be how many experts it has."""
+    found = {size for p in module.parameters() for size in p.shape[:1]}
+    for part in module.modules():
+        found |= {value for value in vars(part).values() if type(value) is int}
+        kinds = [alike(child) for child in part.children()]
+        found |= {kinds.count(kind) for kind in kinds[:1]}
+    return {number for number in found if 1 <= number <= LARGEST}
+
+
+def _twin(module: nn.Module, functions: Functions) -> nn.Module:
+    """A copy with other methods."""
+    twin = isolated(module)
+    for name, function in functions.items():
+        vars(twin)[name] = MethodType(function, twin)
+    return twin
+
+
+def _install(group: Group, found: _Found) -> Change:
+    for _, module in group.members:
+        for name, function in found.functions.items():
+            vars(module)[name] = MethodType(function, module)
+
+    def restore() -> None:
+        for _, module in group.members:
+            for name in found.functions:
+                vars(module).pop(name, None)
+
+    return Change(
+        what=f"loop over experts in {named(list(group.names))}",
+        before="; ".join(_described(found, before=True)),
+        after="; ".join(_described(found, before=False)),
+        why=WHY,
+        restore=restore,
+    )
+
+
+def _described(found: _Found, before: bool) -> Iterator[str]:
+    words = {
+        "guard": ("skips experts without tokens", "does not ask for tokens"),
+        "hit": ("over the experts that were hit", f"over all {found.experts} experts"),
+        "list": ("indices as lists", "indices as tensors"),
+        "count": ("bincount, whose length depends on data", "counts by a sum of fixed length"),
+    }
+    for kind in dict.fromkeys(site.kind for site in found.sites):
+        lines = ", ".join(str(site.line) for site in sorted(found.sites) if site.kind == kind)
+        yield words[kind][0 if before else 1] + (f" (line {lines})" if before else "")
