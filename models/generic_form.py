@@ -27,7 +27,7 @@ from torch import nn
 
 from farskip_compile.models.residual_tensor import Expression, ForkedTensor, ResidualTensor, plain, reading
 from farskip_compile.models.selected_terms import SelectedTerms
-from farskip_compile.models.sub_blocks import SubBlock, find_sub_blocks, kind_of
+from farskip_compile.models.sub_blocks import SubBlock, find_sub_blocks, kind_of, parts
 
 Connectivity = Literal["full", "attention", "mlp", "none"]
 EMBEDDING = "e"
@@ -81,6 +81,11 @@ class GenericFarSkipForm(nn.Module):
             with torch.no_grad(), _buffers_kept(self.model):
                 args_, kwargs_ = self._few_tokens(args, kwargs)
                 known = self._run(args_, kwargs_, None)[1]
+                # a module that reads a sum with its own term holds what comes after it, such as the norm of the next one
+                if opened := [block for block in known.order if _whole(block) in known.holds[block]]:
+                    inside = {block: parts(block.name, block.module) for block in opened}
+                    self.blocks = [part for block in self.blocks for part in inside.get(block, [block])]
+                    known = self._run(args_, kwargs_, None)[1]
                 # a module whose output never reaches the stream, such as a router, belongs to the next sub-block
                 if any(block.name not in known.seen for block in known.order):
                     self.blocks = [block for block in self.blocks if block.name in known.seen]
@@ -185,7 +190,7 @@ class GenericFarSkipForm(nn.Module):
                     block.kind = kind_of(block, args, kwargs, output, selection.follows(output))
                     run.quiet = False
                 run.inside.pop()
-                return _as_term(output, f"{block.name} whole")
+                return _as_term(output, _whole(block))
 
             return hook
 
@@ -272,6 +277,11 @@ def _embedding(model: nn.Module) -> nn.Module:
     if hasattr(model, "get_input_embeddings"):
         return model.get_input_embeddings()  # type: ignore[operator]
     return next(module for module in model.modules() if isinstance(module, nn.Embedding))
+
+
+def _whole(block: SubBlock) -> str:
+    """The label of all that a sub-block adds."""
+    return f"{block.name} whole"
 
 
 def _as_term(output: Any, label: str) -> Any:

@@ -4,7 +4,8 @@ Contract: `find_sub_blocks` lists the modules that add to the residual stream; `
 running it again on other tokens. Parameters and state don't change. Nothing of the compiler is used.
 
 1. The decoder's layers are the list (or dictionary) of modules with the most parameters. Their children with weight
-   matrices are sub-blocks; a child that is itself a list holds several.
+   matrices are sub-blocks; a child that is itself a list holds several. What a run shows to hold more than one sub-block
+   has `parts`.
 2. A sub-block is a mixer if its output at the last token depends on its input at others.
    Where its routed part is known, the rest decides: a router may mix tokens.
 3. Any other is routed if it holds a module called `experts`, whose output is the routed term, or selects itself.
@@ -39,13 +40,17 @@ def find_sub_blocks(model: nn.Module) -> list[SubBlock]:
     """In the order of the layers; only a run shows which of them run, and in which order."""
     lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList | nn.ModuleDict)]
     name, layers = max(lists, key=lambda pair: (sum(p.numel() for p in pair[1].parameters()), -len(pair[0])))
+    return [block for layer_name, layer in layers.named_children() for block in parts(f"{name}.{layer_name}", layer)]
+
+
+def parts(name: str, layer: nn.Module) -> list[SubBlock]:
+    """The children of a module with weight matrices."""
     found = []
-    for layer_name, layer in layers.named_children():
-        for child_name, child in _children(layer):
-            if any(p.dim() > 1 for p in child.parameters()):
-                experts = next((m for n, m in child.named_modules() if n.split(".")[-1] == "experts"), None)
-                experts = child if child_name == "experts" else experts
-                found.append(SubBlock(f"{name}.{layer_name}.{child_name}", child, experts=experts))
+    for child_name, child in _children(layer):
+        if any(p.dim() > 1 for p in child.parameters()):
+            experts = next((m for n, m in child.named_modules() if n.split(".")[-1] == "experts"), None)
+            experts = child if child_name == "experts" else experts
+            found.append(SubBlock(f"{name}.{child_name}", child, experts=experts))
     return found
 
 
