@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException
+from farskip_compile._compat import CAPTURE_ERRORS, BackendCompilerFailed
 from farskip_compile._compat.modules import unwrapped
 from farskip_compile.capture import capture
 from farskip_compile.config import FarSkipConfig
@@ -49,7 +49,7 @@ def describe(
             return from_report(capture(module, args, kwargs, config).report, module)
     except (FarSkipError, BackendCompilerFailed):
         raise
-    except TorchDynamoException as error:
+    except CAPTURE_ERRORS as error:
         why = not_captured(error)
         reason = why.reason + (f" ({why.where})" if why.where else "")
         raise ManifestError(reason, way_out=why.way_out) from error

@@ -81,7 +81,7 @@ class GenericFarSkipForm(nn.Module):
             with torch.no_grad(), _buffers_kept(self.model):
                 args_, kwargs_ = self._few_tokens(args, kwargs)
                 known = self._run(args_, kwargs_, None)[1]
-                # a module that reads a sum with its own term holds what comes after it, such as the norm of the next one
+                # what reads a sum with its own term holds more than one: it goes on to the norm of the next
                 if opened := [block for block in known.order if _whole(block) in known.holds[block]]:
                     inside = {block: parts(block.name, block.module) for block in opened}
                     self.blocks = [part for block in self.blocks for part in inside.get(block, [block])]

@@ -4,7 +4,7 @@ Contract: `find_sub_blocks` lists the modules that add to the residual stream; `
 running it again on other tokens. Parameters and state don't change. Nothing of the compiler is used.
 
 1. The decoder's layers are the list (or dictionary) of modules with the most parameters. Their children with weight
-   matrices are sub-blocks; a child that is itself a list holds several. What a run shows to hold more than one sub-block
+   matrices are sub-blocks; a child that is itself a list holds several. What turns out to hold more than one in a run
    has `parts`.
 2. A sub-block is a mixer if its output at the last token depends on its input at others.
    Where its routed part is known, the rest decides: a router may mix tokens.

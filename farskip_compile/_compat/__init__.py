@@ -124,7 +124,7 @@ def _describe(reason: GraphCompileReason) -> str:
     return f"{text}{place}{inside}"
 
 
-def failing_line(error: TorchDynamoException, *, of_user: bool = False) -> str:
+def failing_line(error: Exception, *, of_user: bool = False) -> str:
     """`file:line` of the innermost frame (that of the user's own code) at which Dynamo failed; empty if unknown."""
     frames = [f for f in getattr(error, "real_stack", None) or () if not (of_user and "/torch/" in f.filename)]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException, failing_line
+from farskip_compile._compat import CAPTURE_ERRORS, BackendCompilerFailed, failing_line
 from farskip_compile.capture import capture
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.declare import NOTHING
@@ -49,7 +49,7 @@ def explain(
         refusal = Refusal(type(error).__name__, error.reason, str(error.where), error.way_out)
     except BackendCompilerFailed:
         raise  # a defect of this package, whose traceback is needed
-    except TorchDynamoException as error:
+    except CAPTURE_ERRORS as error:
         return Explanation(name, config, None, not_captured(error))
     try:
         as_written = _capture(model, args, kwargs, FarSkipConfig(connectivity="none", kinds=kinds, inner="eager"))
@@ -66,7 +66,7 @@ def _capture(
         return capture(model, args, kwargs, config, parts=True).report
 
 
-def not_captured(error: TorchDynamoException) -> Refusal:
+def not_captured(error: Exception) -> Refusal:
     """Dynamo's message, without its links and its stack."""
     message = str(error).split("\nfrom user code:")[0]
     known = known_break(str(error)) or known_break(f"{message} {failing_line(error)}")
@@ -82,7 +82,7 @@ def not_captured(error: TorchDynamoException) -> Refusal:
         reason = f"A loop or a branch depends on values that are only known when the model runs. {stated}"
         way_out = (
             "write this step so that its shape does not depend on values; where it is a loop over experts, "
-            "farskip_compile.prepare(model) replaces it, if transformers has the same function without a loop"
+            "farskip_compile.prepare(model) replaces it by the same function without, or says in its notes why it can't"
         )
     return Refusal(
         type(error).__name__,

@@ -1,16 +1,16 @@
 """Tests in Python source that ask how large a selection of tokens is.
 
 Contract: the expression of an `if` in a loop comes in; out goes its value for a small selection (an empty one, or one
-within a capacity), or None if it is no such test: `mask.any()`, `idx.numel() == 0`, `len(idx)`, `not n`, `start == end`,
-`counts[e].item() > 0`, `len(idx) <= capacity` and the like. A test that asks two things is none: inputs on both sides of
-one bound are found by trying, of two they may not be. Names that only count iterations (`loop_names`) say nothing of
-data.
+within a capacity), or None if it is no such test: `mask.any()`, `idx.numel() == 0`, `len(idx)`, `not n`,
+`start == end`, `counts[e].item() > 0`, `len(idx) <= capacity` and the like. A test that asks two things is none: inputs
+on both sides of one bound are found by trying, of two they may not be. Names that count
+iterations or come from the module alone say nothing of data (`on_data`).
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Set
+from collections.abc import Iterator, Set
 
 MEASURES = {"any", "numel", "nelement", "sum", "item", "size", "count_nonzero", "len", "max"}
 """Functions and methods that are false or zero for an empty selection."""
@@ -35,33 +35,36 @@ BOUNDS: dict[type[ast.cmpop], bool] = {
 """Comparison of the ends of a slice, or with a capacity -> what it gives for an empty slice, or below the capacity."""
 
 
-def empty_when(test: ast.expr, static: Set[str], bound: Set[str]) -> bool | None:
+def empty_when(test: ast.expr, data: Set[str]) -> bool | None:
     """The value of `test` for a small selection, or None.
 
     Args:
-        static: names that only count iterations, and the module itself.
-        bound: names that a loop around the test assigns.
+        test: the expression.
+        data: names that depend on data (`on_data`).
     """
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        inner = empty_when(test.operand, static, bound)
+        inner = empty_when(test.operand, data)
         return None if inner is None else not inner
-    if names_in(test) <= static:
+    if not names_in(test) & data:
         return None
     if isinstance(test, ast.Compare) and len(test.ops) == 1:
-        return _compared(test.left, type(test.ops[0]), test.comparators[0], static)
+        return _compared(test.left, type(test.ops[0]), test.comparators[0], data)
     if isinstance(test, ast.Call) and callee(test) == "bool" and len(test.args) == 1:
-        return empty_when(test.args[0], static, bound)
-    return False if _is_measure(test) or (isinstance(test, ast.Name) and test.id in bound - static) else None
+        return empty_when(test.args[0], data)
+    return False if _is_measure(test) or isinstance(test, ast.Name) else None
 
 
-def _compared(left: ast.expr, op: type[ast.cmpop], right: ast.expr, static: Set[str]) -> bool | None:
+def _compared(left: ast.expr, op: type[ast.cmpop], right: ast.expr, data: Set[str]) -> bool | None:
     if isinstance(left, ast.Constant):
         left, op, right = right, MIRRORED.get(op, op), left
-    if not (_is_measure(left) or isinstance(left, ast.Name)) or names_in(left) <= static:
+    if not (_is_measure(left) or isinstance(left, ast.Name)) or not names_in(left) & data:
         return None
-    if isinstance(right, ast.Constant) and right.value in (0, 1):
-        return NUMBERS.get(op, {}).get(right.value)
-    return BOUNDS.get(op) if isinstance(right, ast.Constant | ast.Name | ast.Attribute | ast.Subscript) else None
+    if isinstance(right, ast.Constant):
+        number = right.value
+        if type(number) is int and number in (0, 1):
+            return NUMBERS.get(op, {}).get(number)
+        return BOUNDS.get(op) if type(number) in (int, float) else None
+    return BOUNDS.get(op) if isinstance(right, ast.Name | ast.Attribute | ast.Subscript) else None
 
 
 def _is_measure(node: ast.expr) -> bool:
@@ -76,15 +79,52 @@ def callee(call: ast.Call) -> str:
 
 def names_in(node: ast.AST) -> set[str]:
     """Names that an expression reads."""
-    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} - {"len", "bool", "int", "torch"}
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
 
 
-def loop_names(target: ast.expr, iterable: ast.expr) -> tuple[set[str], set[str]]:
-    """The names that a loop binds, and which of them only count iterations."""
-    bound = names_in(target)
-    function = callee(iterable) if isinstance(iterable, ast.Call) else ""
-    if function == "range":
-        return bound, bound
-    if function == "enumerate" and isinstance(target, ast.Tuple):
-        return bound, names_in(target.elts[0])
-    return bound, set()
+def given(tree: ast.FunctionDef) -> set[str]:
+    """Names of the arguments of a method."""
+    arguments = [*[*tree.args.posonlyargs, *tree.args.args][1:], *tree.args.kwonlyargs]
+    return {one.arg for one in (*arguments, tree.args.vararg, tree.args.kwarg) if one is not None}
+
+
+def on_data(tree: ast.FunctionDef) -> set[str]:
+    """Names in a method that may depend on what it is called with; not those that count iterations, and not what is
+    made of the module and of globals alone."""
+    found = given(tree)
+    flows = list(_flows(tree))
+    before = -1
+    while len(found) > before:
+        before = len(found)
+        for target, value in flows:
+            if names_in(value) & found:
+                found |= set(_bound(target))
+    return found
+
+
+def _bound(target: ast.AST) -> Iterator[str]:
+    """Names that an assignment to `target` binds, or whose elements it writes."""
+    if isinstance(target, ast.Name):
+        yield target.id
+    elif isinstance(target, ast.Subscript | ast.Starred):
+        yield from _bound(target.value)
+    elif isinstance(target, ast.Tuple | ast.List):
+        for part in target.elts:
+            yield from _bound(part)
+
+
+def _flows(tree: ast.FunctionDef) -> Iterator[tuple[ast.AST, ast.expr]]:
+    """(what is bound, the value it gets a part of)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            yield from ((target, node.value) for target in node.targets)
+        elif isinstance(node, ast.AugAssign | ast.AnnAssign | ast.NamedExpr) and node.value is not None:
+            yield node.target, node.value
+        elif isinstance(node, ast.withitem) and node.optional_vars is not None:
+            yield node.optional_vars, node.context_expr
+        elif isinstance(node, ast.For | ast.comprehension):
+            function = callee(node.iter) if isinstance(node.iter, ast.Call) else ""
+            if function == "enumerate" and isinstance(node.target, ast.Tuple):
+                yield node.target.elts[-1], node.iter
+            elif function != "range":
+                yield node.target, node.iter

@@ -6,7 +6,6 @@ that the tree reads are given as values and become cells of its own, so that no 
 """
 
 from __future__ import annotations
-
 import __future__
 
 import ast
@@ -45,14 +44,18 @@ def _code(plain: Any, tree: ast.FunctionDef, names: Iterable[str]) -> CodeType:
     """The code of the method, compiled inside a class of the same name (private names depend on it) and a function
     whose arguments are the cells."""
     owner = plain.__qualname__.split(".")[-2:-1]
-    body: list[ast.stmt] = [tree]
     inside = bool(owner) and owner[0].isidentifier()
+    cells = ", ".join(dict.fromkeys((*plain.__code__.co_freevars, *names)))
+    module = ast.parse(f"def around({cells}):\n class {owner[0] if inside else 'Owner'}: ...")
+    (around,) = module.body
+    assert isinstance(around, ast.FunctionDef)
+    (kind,) = around.body
+    assert isinstance(kind, ast.ClassDef)
     if inside:
-        body = [ast.ClassDef(name=owner[0], bases=[], keywords=[], body=body, decorator_list=[], type_params=[])]
-    cells = [ast.arg(name) for name in dict.fromkeys((*plain.__code__.co_freevars, *names))]
-    arguments = ast.arguments(posonlyargs=[], args=cells, kwonlyargs=[], kw_defaults=[], defaults=[])
-    around = ast.FunctionDef(name="around", args=arguments, body=body, decorator_list=[], type_params=[])
-    module = ast.fix_missing_locations(ast.Module([around], []))
+        kind.body = [tree]
+    else:
+        around.body = [tree]
+    ast.fix_missing_locations(module)
     flags = plain.__code__.co_flags & FUTURE_FLAGS
     code = compile(module, plain.__code__.co_filename, "exec", flags=flags, dont_inherit=True)
     for name in ("around", *(owner if inside else ()), tree.name):

@@ -2,14 +2,14 @@
 
 Contract: a model comes in, changes go out, and what stays, with the reason. A loop is rewritten in the source of its
 own module (`loop_source`), and set on the module, if and only if it is found to be the same function to the last bit
-(`same_function`) on inputs that reach each case (`probe_inputs`): experts without tokens, one expert with all of them, a
-single token. What is run are copies.
+(`same_function`) on inputs that reach each case (`probe_inputs`): experts without tokens, one expert with all of
+them, a single token. What is run are copies.
 
 1. Loops with guards, over hits, or with counts are found in the source of each module's forward and of the methods that
    it calls on itself.
 2. The original is watched on all inputs. A guard is one if data decide it: it says "empty" for some inputs, and not
    for others of the same shape. Anything else stays as it is.
-3. A loop over hits becomes one over all experts. Their number is the largest of the module's own numbers (equal parts,
+3. A loop over hits becomes one over all experts. Their number is the largest of the module's own numbers (of parts,
    sizes of parameters, integers it keeps) for which the loop runs.
 4. The rewritten module is captured once, on its own, so that what else is in the way can be said.
 """
@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -28,10 +27,11 @@ from torch import nn
 
 from farskip_compile.prepare.captured import why_not_captured
 from farskip_compile.prepare.changes import Change, Left, joined, named
-from farskip_compile.prepare.loop_source import Request, Site, Source, methods
+from farskip_compile.prepare.loop_source import Source, methods
+from farskip_compile.prepare.loop_writer import Request, Site
 from farskip_compile.prepare.loops import alike, is_dispatched
 from farskip_compile.prepare.probe_inputs import Call, calls_in, isolated, random_ids, random_rows, variations
-from farskip_compile.prepare.same_function import Difference, difference, first_line, run
+from farskip_compile.prepare.same_function import difference, first_line, run
 
 Functions = Mapping[str, Callable[..., Any]]
 """By name of the method."""
@@ -54,9 +54,7 @@ class Group:
         return tuple(name for name, _ in self.members)
 
 
-def rewrite_loops(
-    model: nn.Module, example: Call | None, before: list[Left]
-) -> tuple[list[Change], list[Left]]:
+def rewrite_loops(model: nn.Module, example: Call | None, before: list[Left]) -> tuple[list[Change], list[Left]]:
     """Rewrite each loop that can be.
 
     Args:
@@ -90,28 +88,40 @@ def _groups(model: nn.Module) -> list[Group]:
         if kind not in known:
             known[kind] = methods(kind)
         sources = {key: source for key, source in known[kind].items() if key not in vars(module)}
-        if sources and "forward" not in vars(module) and not is_dispatched(module) and any(True for _ in module.parameters()):
+        if sources and "forward" not in vars(module) and not is_dispatched(module) and _has_experts(module, sources):
             groups.setdefault(alike(module), Group(sources)).members.append((name, module))
     return list(groups.values())
 
 
-def _calls(
-    model: nn.Module, members: list[tuple[str, nn.Module]], example: Call | None
-) -> tuple[dict[str, Call], str]:
+def _has_experts(module: nn.Module, sources: Mapping[str, Source]) -> bool:
+    """Whether it loops over what was hit, or holds equal parts or stacked weights that a loop may be over."""
+    if any(site.kind == "hit" for source in sources.values() for site in source.sites):
+        return True
+    for part in module.modules():
+        shapes = [[p.shape for p in child.parameters()] for child in part.children()]
+        equal = len(shapes) > 1 and bool(shapes[0]) and all(one == shapes[0] for one in shapes)
+        if equal or any(p.dim() > 2 for p in part.parameters(recurse=False)):
+            return True
+    return False
+
+
+def _calls(model: nn.Module, members: list[tuple[str, nn.Module]], example: Call | None) -> tuple[dict[str, Call], str]:
     """A call for each module, as far as they can be had, and why not for the others."""
     names = [name for name, _ in members]
+    if any(p.is_meta for p in model.parameters()):
+        return {}, "the model is on the meta device, where it can't be compared with anything"
+    alone = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    if alone and example is None:  # the other ranks may not take part in a call
+        return {}, NO_INPUTS
+    calls: dict[str, Call] = {}
     try:
-        if any(p.is_meta for p in model.parameters()):
-            return {}, "the model is on the meta device, so it can't be compared with anything"
         if example is not None:
             return calls_in(model, names, example), "the call with the example inputs does not reach it"
-        if dist.is_initialized() and dist.get_world_size() > 1:  # others may not take part in a call
-            return {}, NO_INPUTS
         calls = {name: call for name, module in members if (call := random_rows(module)) is not None}
         others = [name for name in names if name not in calls]
         return calls | (calls_in(model, others, random_ids(model)) if others else {}), NO_INPUTS
     except Exception as error:  # whatever a foreign model raises
-        return {}, f"{NO_INPUTS} ({first_line(error)})"
+        return calls, f"{NO_INPUTS} ({first_line(error)})"
 
 
 @dataclass(frozen=True)
@@ -132,27 +142,40 @@ def _rewritten(module: nn.Module, sources: dict[str, Source], call: Call) -> _Fo
         return f"it could not be run on its own ({first_line(error)})"
     cant = "; ".join(reason for source in sources.values() for reason in source.cant)
     every = {name: [s for s in source.sites if s.kind != "guard" or s in guards] for name, source in sources.items()}
+    reason = cant or "no input left an expert without tokens"
+    if any(every.values()) and not cant:
+        found = _proven(module, sources, every, calls)
+        if isinstance(found, _Found):
+            return found
+        reason = found
+    # what looked like one may be no loop over experts at all
+    why = why_not_captured(isolated(module), call.args, call.kwargs)
+    return f"{reason}. {why}" if why else None
+
+
+def _proven(
+    module: nn.Module, sources: dict[str, Source], every: dict[str, list[Site]], calls: list[Call]
+) -> _Found | str:
+    """Methods with all these sites rewritten that are the same function and capture, or why there are none."""
     sites = tuple(site for found in every.values() for site in found)
-    reason: Difference | str | None = cant
-    if sites and not cant:
-        hits = any(site.kind == "hit" for site in sites)
-        for experts in sorted(_numbers(module), reverse=True) if hits else [0]:
-            for rows in (False, True) if hits else (False,):
-                functions = {
-                    name: sources[name].compiled(Request(frozenset(found), experts, rows))
-                    for name, found in every.items()
-                    if found
-                }
-                reason = difference(isolated(module), _twin(module, functions), calls)
-                if reason is None:
-                    why = why_not_captured(_twin(module, functions), call.args, call.kwargs)
-                    return f"more than guards is in the way: {why}" if why else _Found(functions, sites, experts)
-            if reason.ran:
-                break
-    # what was found may be no loop over experts after all
-    if not (why := why_not_captured(isolated(module), call.args, call.kwargs)):
-        return None
-    return f"{reason.reason if isinstance(reason, Difference) else reason or 'no input left an expert empty'}. {why}"
+    hits = any(site.kind == "hit" for site in sites)
+    reason = ""
+    for experts in sorted(_numbers(module), reverse=True) if hits else [0]:
+        ran = False
+        for rows in (False, True) if hits else (False,):
+            functions = {
+                name: sources[name].compiled(Request(frozenset(found), experts, rows))
+                for name, found in every.items()
+                if found
+            }
+            different = difference(isolated(module), _twin(module, functions), calls)
+            if different is None:
+                why = why_not_captured(_twin(module, functions), calls[0].args, calls[0].kwargs)
+                return f"rewritten, it has more in the way: {why}" if why else _Found(functions, sites, experts)
+            reason, ran = different.reason, ran or different.ran
+        if ran:  # with fewer experts it would be another function still
+            break
+    return reason
 
 
 def _guards_on_data(module: nn.Module, sources: dict[str, Source], calls: list[Call]) -> set[Site]:
@@ -164,7 +187,7 @@ def _guards_on_data(module: nn.Module, sources: dict[str, Source], calls: list[C
         return value
 
     twin = _twin(module, {name: source.compiled(Request(watch=watch)) for name, source in sources.items()})
-    seen: dict[Hashable, set[tuple[bool, ...]]] = defaultdict(set)
+    seen: dict[tuple[Site, bool, Hashable], set[tuple[bool, ...]]] = defaultdict(set)
     for training in (False, True):
         for number, call in enumerate(calls):
             now.clear()
@@ -177,7 +200,7 @@ def _guards_on_data(module: nn.Module, sources: dict[str, Source], calls: list[C
             for site, values in now.items():
                 shapes = tuple(tensor.shape for tensor in call.tensors())
                 seen[site, training, shapes].add(tuple(values))
-    return {site for (site, *_), outcomes in seen.items() if len(outcomes) > 1}  # type: ignore[misc]
+    return {site for (site, _, _), outcomes in seen.items() if len(outcomes) > 1}
 
 
 def _numbers(module: nn.Module) -> set[int]:
@@ -185,8 +208,7 @@ def _numbers(module: nn.Module) -> set[int]:
     found = {size for p in module.parameters() for size in p.shape[:1]}
     for part in module.modules():
         found |= {value for value in vars(part).values() if type(value) is int}
-        kinds = [alike(child) for child in part.children()]
-        found |= {kinds.count(kind) for kind in kinds[:1]}
+        found.add(len(list(part.children())))
     return {number for number in found if 1 <= number <= LARGEST}
 
 

@@ -88,7 +88,11 @@ def run(module: nn.Module, call: Call, training: bool, backward: bool = True) ->
                 raise Cannot("it returns no tensor")
             leaves += _parameters(module)
             gradients = _gradients(outputs, leaves)
-        return {"outputs": [o.detach() for o in outputs], "gradients": gradients, "state": [torch.get_rng_state(), *_state(module)]}
+        return {
+            "outputs": [o.detach() for o in outputs],
+            "gradients": gradients,
+            "state": [torch.get_rng_state(), *_state(module)],
+        }
 
 
 def _gradients(outputs: list[torch.Tensor], leaves: list[torch.Tensor]) -> list[Any]:

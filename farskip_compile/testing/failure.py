@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException
+from farskip_compile._compat import CAPTURE_ERRORS, BackendCompilerFailed
 from farskip_compile.capture import Capture, Then, capture, is_compiled_inside
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import FarSkipError
@@ -72,7 +72,7 @@ def refusals_fail() -> Iterator[None]:
         raise AssertionError(f"{type(error).__name__}: {error}") from error
     except BackendCompilerFailed:
         raise  # a defect of a compiler, whose traceback is needed
-    except TorchDynamoException as error:
+    except CAPTURE_ERRORS as error:
         refusal = not_captured(error)
         more = [
             f"  {label} {text}" for label, text in (("where:  ", refusal.where), ("way out:", refusal.way_out)) if text

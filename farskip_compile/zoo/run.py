@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from farskip_compile._compat import BackendCompilerFailed, TorchDynamoException
+from farskip_compile._compat import CAPTURE_ERRORS, BackendCompilerFailed
 from farskip_compile.backend import Backend
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import FarSkipError, NoResidualStackError, PartialModelError
@@ -175,7 +175,7 @@ def _check(blank: Entry, model: nn.Module, ids: torch.Tensor) -> Entry:
             plain = _logits(compiled(ids))
         except BackendCompilerFailed:
             raise  # a defect of this package
-        except TorchDynamoException as error:
+        except CAPTURE_ERRORS as error:
             seconds, refusal = time.perf_counter() - started, not_captured(error)
             where = short_place(refusal.where)
             return replace(blank, reason=f"{refusal.error}: {refusal.reason}", where=where, seconds=round(seconds, 2))
