@@ -54,6 +54,12 @@ def empty_when(test: ast.expr, data: Set[str]) -> bool | None:
     return False if _is_measure(test) or isinstance(test, ast.Name) else None
 
 
+def measures(test: ast.expr, data: Set[str]) -> bool:
+    """Whether a test asks data for anything at all, in any form."""
+    calls = (part for part in ast.walk(test) if isinstance(part, ast.Call) and callee(part) in MEASURES)
+    return any(names_in(call) & data for call in calls)
+
+
 def _compared(left: ast.expr, op: type[ast.cmpop], right: ast.expr, data: Set[str]) -> bool | None:
     if isinstance(left, ast.Constant):
         left, op, right = right, MIRRORED.get(op, op), left

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from farskip_compile.prepare.emptiness import callee, empty_when, given, names_in, on_data
+from farskip_compile.prepare.emptiness import callee, empty_when, given, measures, names_in, on_data
 from farskip_compile.prepare.hits import OneElement, calling, lists_hits
 
 SAW, COUNTS = "_farskip_saw", "_farskip_counts"
@@ -122,6 +122,8 @@ class Writer(ast.NodeTransformer):
         """A guard, if it is one."""
         value = self._empty_when(node.test)
         if value is None:
+            if self.depth and measures(node.test, self.data):
+                self.cant.append(f"line {node.lineno}: a test of data in a form that is not known")
             return self.generic_visit(node)
         if_empty, if_some = (node.body, node.orelse) if value else (node.orelse, node.body)
         if any(isinstance(part, ast.Break | ast.Return | ast.Raise) for line in if_empty for part in ast.walk(line)):

@@ -63,19 +63,25 @@ def isolated(module: nn.Module) -> nn.Module:
 
 
 def calls_in(model: nn.Module, names: Iterable[str], call: Call) -> dict[str, Call]:
-    """What reaches the named parts of a model first in one call of it, as far as the call gets."""
+    """What reaches the named parts of a model first in one call of it, of those that return.
+
+    Raises:
+        Exception: whatever the model raises before any of them returns.
+    """
     twin = isolated(model)
+    begun: dict[str, Call] = {}
     found: dict[str, Call] = {}
 
-    def keep(name: str) -> Callable[..., None]:
+    def begin(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if name not in found:
-                found[name] = Call(*copied(args, kwargs, Call(args, kwargs).tensors())[:2])
+            begun.setdefault(name, Call(*copied(args, kwargs, Call(args, kwargs).tensors())[:2]))
 
         return hook
 
     for name in names:
-        twin.get_submodule(name).register_forward_pre_hook(keep(name), with_kwargs=True)
+        part = twin.get_submodule(name)
+        part.register_forward_pre_hook(begin(name), with_kwargs=True)
+        part.register_forward_hook(lambda *_, name=name: found.setdefault(name, begun[name]) and None)
     with state_kept([twin], call.tensors()), torch.no_grad():
         args, kwargs, _ = copied(call.args, call.kwargs, call.tensors())
         try:
@@ -126,9 +132,9 @@ def variations(call: Call) -> Iterator[Call]:
         """The rows that `choose` chooses of so many, along the first `dims` dimensions."""
 
         def take(tensor: torch.Tensor) -> torch.Tensor:
-            for dim in range(dims):
-                if tensor.shape[: dim + 1] == rows.shape[: dim + 1]:
-                    tensor = tensor.index_select(dim, choose(rows.shape[dim]).to(tensor.device))
+            same = [dim for dim in range(dims) if tensor.shape[: dim + 1] == rows.shape[: dim + 1]]
+            for dim in same:
+                tensor = tensor.index_select(dim, choose(rows.shape[dim]).to(tensor.device))
             return tensor
 
         return call.map(take)
@@ -136,11 +142,12 @@ def variations(call: Call) -> Iterator[Call]:
     yield call.map(fresh)
     yield call.map(fresh)
     yield taken(1, lambda n: torch.randperm(n, generator=generator))
-    for dims in dict.fromkeys((1, min(2, max(1, rows.dim() - 1)))):
-        for row in (0, 1, 2, 3):
-            yield taken(dims, lambda n, row=row: torch.tensor([row % n]))  # type: ignore[misc]
-        yield taken(dims, lambda n: torch.zeros(n, dtype=torch.long))
-        yield taken(dims, lambda n: torch.arange(2 * n) % n)
+    yield taken(1, lambda n: torch.tensor([0]))
+    dims = min(2, max(1, rows.dim() - 1))  # sequences and tokens, or tokens alone
+    for row in range(4):
+        yield taken(dims, lambda n, row=row: torch.tensor([row % n]))  # type: ignore[misc]
+    yield taken(dims, lambda n: torch.zeros(n, dtype=torch.long))
+    yield taken(dims, lambda n: torch.arange(2 * n) % n)
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

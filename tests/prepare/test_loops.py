@@ -10,6 +10,7 @@ from torch import nn
 
 import farskip_compile
 from farskip_compile import Outcome, prepare
+from farskip_compile.models.generic_form import GenericFarSkipForm
 from tests.compare import relative_difference
 from tests.models.test_transformers import compiled, ids, seeded
 from tests.prepare.test_prepare import FLOAT32_ROUNDING, captures, logits, longcat, whats
@@ -64,8 +65,9 @@ def test_a_copy_of_a_prepared_model_uses_its_own_weights() -> None:
     assert not torch.equal(logits(other), logits(model))
 
 
-def test_experts_that_store_weights_otherwise_are_left_alone() -> None:
-    """Dbrx: matrices of all experts one below the other, in a module of their own, gate and up apart."""
+def test_a_loop_over_experts_that_store_weights_otherwise_is_rewritten() -> None:
+    """Dbrx: matrices of all experts one below the other, in a module of their own, gate and up apart. The attention and
+    the norm of the experts share a module, which the oracle has to open."""
     config = transformers.DbrxConfig(
         d_model=32,
         n_heads=2,
@@ -74,8 +76,18 @@ def test_experts_that_store_weights_otherwise_are_left_alone() -> None:
         attn_config={"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4},
         ffn_config={"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
     )
-    (note,) = prepare(seeded(transformers.DbrxForCausalLM, config)).notes
-    assert note.startswith("loop over experts in transformer.blocks.0.ffn.experts and 1 more: its weights are not")
+    model = seeded(transformers.DbrxForCausalLM, config).double()
+    expected = logits(model)
+    preparation = prepare(model)
+    (change,) = [change for change in preparation.changes if "loop" in change.what]
+    assert change.what == "loop over experts in transformer.blocks.0.ffn.experts and 1 more"
+    assert change.after == "over all 4 experts"
+    assert not preparation.notes
+    assert torch.equal(logits(model), expected)
+    with torch.no_grad():
+        rewired = compiled(model)(ids()).logits
+        assert torch.equal(rewired, GenericFarSkipForm(model)(ids()).logits)
+    assert not torch.equal(rewired, expected)
 
 
 class Loop(nn.Module):
