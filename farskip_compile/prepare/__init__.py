@@ -10,8 +10,10 @@ imported.
 1. `expert_parallel`: an exchange of tokens between ranks that captures
 2. `loops`:           an experts implementation that captures, where transformers lets one choose; the same for experts
                       modules with a loop of their own, if both are found to be equal (`probe`)
-3. `bookkeeping`:     hooks for router logits and hidden states; `generate` must not compile around this backend
-4. `probe`:           one eager call, if example inputs are given
+3. `rewrite`:         any other loop over experts, without what in it depends on data (`loop_source`), if both are found
+                      to be equal to the last bit (`same_function`)
+4. `bookkeeping`:     hooks for router logits and hidden states; `generate` must not compile around this backend
+5. `preserve_state`:  one eager call, if example inputs are given
 """
 
 from farskip_compile.prepare.changes import Change, Preparation
