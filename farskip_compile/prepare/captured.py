@@ -34,4 +34,4 @@ def why_not_captured(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[s
     except CAPTURE_ERRORS as error:
         why = not_captured(error)
         return f"{why.reason} ({why.where})" if why.where else why.reason
-    return None
+    return "Dynamo skips it"
