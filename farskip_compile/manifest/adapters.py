@@ -1,7 +1,7 @@
 """Parameters of a model that adapters (LoRA) were put around, by the names that they had without.
 
 In:    names of parameters of a graph, and those of a manifest.
-Out:   for each name that the manifest does not have, the one that it stands for, or None for a parameter of the adapter.
+Out:   for each name that the manifest does not have, the one that it stands for; None: it is the adapter's own.
 Never: knows what an adapter's own parts are called.
 
 An adapter takes the place of a module and holds it: `q_proj.weight` becomes `q_proj.base_layer.weight`, one component

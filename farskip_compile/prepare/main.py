@@ -9,6 +9,7 @@ from torch import nn
 
 from farskip_compile._compat.modules import is_compiled
 from farskip_compile.errors import ConfigError
+from farskip_compile.prepare.adapters import keep_parametrizations
 from farskip_compile.prepare.bookkeeping import install_recording, keep_generate_from_compiling
 from farskip_compile.prepare.changes import Change, Left, Preparation
 from farskip_compile.prepare.expert_parallel import switch_expert_parallel
@@ -39,6 +40,8 @@ def prepare(model: nn.Module, *args: Any, **kwargs: Any) -> Preparation:
     if "transformers" in sys.modules:
         changes += install_recording(model)
         changes += keep_generate_from_compiling(model)
+    if "peft" in sys.modules:
+        changes += keep_parametrizations(model)
     preparation = Preparation(tuple(changes), tuple(map(str, left)))
     try:
         if args or kwargs:

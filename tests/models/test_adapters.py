@@ -8,8 +8,9 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
+pytest.importorskip("peft")
 
+import peft
 import transformers
 
 import farskip_compile
@@ -47,9 +48,11 @@ def base(layers: int = 2) -> Any:
     return model
 
 
-def adapted(modules: list[str] | str) -> Any:
+def adapted(modules: list[str] | str, parameters: list[str] | None = None) -> Any:
     """With adapters that do something, which PEFT's don't before they are trained."""
-    config = peft.LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, target_modules=modules)
+    config = peft.LoraConfig(
+        r=2, lora_alpha=4, init_lora_weights=False, target_modules=modules, target_parameters=parameters
+    )
     return peft.get_peft_model(base(), config).eval()
 
 
@@ -60,30 +63,57 @@ def logits(model: Any, **options: Any) -> torch.Tensor:
         return compiled(input_ids=IDS, use_cache=False).logits
 
 
-MODULES = {
-    "attention": ["q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"],
-    "output": ["o_proj"],
-    "shared": r".*(o_proj|shared_experts\.(gate|up|down)_proj)",
+ADAPTED: dict[str, tuple[Any, ...]] = {
+    "attention": (["q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"],),
+    "output": (["o_proj"],),
+    "experts": ([], ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]),
+    "everything": ("all-linear",),
 }
 
 
-@pytest.mark.parametrize("connectivity", ["full", "attention", "mlp"])
-@pytest.mark.parametrize("modules", MODULES)
-def test_merged_equals_unmerged(modules: str, connectivity: str) -> None:
-    model = adapted(MODULES[modules])
+@pytest.mark.parametrize(
+    ("what", "connectivity"), [*((what, "full") for what in ADAPTED), ("output", "mlp"), ("output", "attention")]
+)
+def test_merged_equals_unmerged(what: str, connectivity: str) -> None:
+    model = adapted(*ADAPTED[what])
+    farskip_compile.prepare(model)
     unmerged = logits(model, connectivity=connectivity)
     terms = farskip_compile.last_reports()[-1].terms
     assert terms == ("e", "a0", "r0", "s0", "a1", "r1", "s1")
-    merged = logits(model.merge_and_unload(), connectivity=connectivity)
+    merged = model.merge_and_unload()
+    expected = logits(merged, connectivity=connectivity)
     assert farskip_compile.last_reports()[-1].terms == terms
-    torch.testing.assert_close(unmerged, merged, rtol=1e-10, atol=1e-10)
-    assert (merged - logits(base(), connectivity=connectivity)).abs().max() > 1e-3
+    torch.testing.assert_close(unmerged, expected, rtol=1e-10, atol=1e-10)
+    assert (expected - logits(base(), connectivity=connectivity)).abs().max() > 1e-3
+
+
+def test_prepare_changes_nothing_but_how_experts_get_their_weight() -> None:
+    model = adapted(*ADAPTED["everything"])
+    names = [name for name, _ in model.named_parameters()]
+
+    def results() -> list[torch.Tensor]:
+        model.zero_grad()
+        output = model(input_ids=IDS).logits
+        output.square().sum().backward()
+        return [output, *(value.grad for value in model.parameters() if value.grad is not None)]
+
+    before = results()
+    preparation = farskip_compile.prepare(model)
+    assert "adapters of parameters in" in str(preparation)
+    assert all(map(torch.equal, results(), before))
+    assert [name for name, _ in model.named_parameters()] == names
+    with model.disable_adapter():
+        assert torch.equal(model(input_ids=IDS).logits, base()(IDS).logits)
+    preparation.undo()
+    assert not any("forward" in vars(module) and "ParamWrapper" in str(type(module)) for module in model.modules())
+    assert all(map(torch.equal, results(), before))
 
 
 def test_the_manifest_of_the_base_model_holds_for_the_adapted_one() -> None:
     manifest = describe(base(), IDS, use_cache=False)
-    for modules in MODULES.values():
-        model = adapted(modules)
+    for what in ADAPTED.values():
+        model = adapted(*what)
+        farskip_compile.prepare(model)
         assert torch.equal(logits(model, manifest=manifest), logits(model))
     with pytest.raises(ManifestError, match="ends after 4 sub-blocks"):
         logits(adapted(["o_proj"]), manifest=describe(base(3), IDS, use_cache=False))
