@@ -1,80 +1,131 @@
 """What `read_rows` says of a graph, held against numbers: change one row of the stream, and see what else changes.
 
-Contract: `disagreements` runs a graph of Dynamo twice, node by node: as it is, and with one row of one residual value
-changed while the others keep the values of the first run. A node that is said to be `FREE` may not change; one that is
-said to hold `ROWS` may change only where its layout says that this row is. Shares no rule with what it checks.
+Contract: `disagreements` runs a graph of Dynamo node by node: as it is, and with one row of one residual value changed
+while the others keep the values of the first run. A node that is said to be `FREE` may not change; one that is said to
+hold `ROWS`, or decisions of rows about themselves, may change only where its layout says that this row is. Where a
+decision is said to have a part in it, that is asked for with all integers as they were; a decision may not change then.
+What is not touched is computed from the same numbers in the same order: it is the same to the bit. Shares no rule with
+what it checks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
+from torch.utils._pytree import tree_map_only
 
+from farskip_compile.passes.graph import effects
 from farskip_compile.verify.rows.layout import Layout
 from farskip_compile.verify.rows.state import Rows, State
 
+FEW = 4
+"""Of so few rows each is changed; of more the first, the last and one in the middle."""
+
 
 class _Run(fx.Interpreter):
-    """Keeps what every node computes; some values are replaced by given ones."""
+    """Keeps what every node computes; some values are replaced by given ones, integers by those of `decided`."""
 
-    def __init__(self, module: fx.GraphModule, given: Mapping[fx.Node, Any]) -> None:
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        given: Mapping[fx.Node, Any],
+        first: Mapping[fx.Node, Any] | None,
+        decided: Mapping[fx.Node, Any] | None,
+    ) -> None:
         super().__init__(module)
         self.given = given
+        self.first = first
+        self.decided = decided
         self.seen: dict[fx.Node, Any] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
-        torch.manual_seed(0)  # what is random is random in the same way
-        result = super().run_node(n)
-        if n in self.given:
-            result = self.given[n]
-        self.seen[n] = result.clone() if isinstance(result, torch.Tensor) else result
-        return result
+    def run_all(self, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
+        self.args_iter = iter(_copy(inputs))
+        for node in self.module.graph.nodes:
+            if node.op == "output":
+                continue
+            value = self._value(node)
+            if node in self.given:
+                value = _copy(self.given[node])
+            elif self.decided is not None:
+                value = _with_decisions(value, self.decided[node])
+            self.env[node] = value
+            self.seen[node] = _copy(value)
+        return self.seen
+
+    def _value(self, node: fx.Node) -> Any:
+        if effects.is_random(node):
+            torch.manual_seed(0)  # what is random is random in the same way
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        try:
+            return getattr(self, node.op)(node.target, args, kwargs)
+        except (RuntimeError, IndexError):
+            if self.first is None:
+                raise
+            return _copy(self.first[node])  # an index that is now out of bounds: nothing has changed here
+
+
+def _copy(value: Any) -> Any:
+    """As it is now: a later node may write to it."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    return tree_map_only(torch.Tensor, torch.clone, value) if isinstance(value, tuple | list) else value
+
+
+def _with_decisions(value: Any, before: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return tuple(map(_with_decisions, value, before))
+    if isinstance(value, torch.Tensor) and not value.is_floating_point() and not value.is_complex():
+        return before.clone()
+    return value
 
 
 def disagreements(
     module: fx.GraphModule, inputs: Sequence[Any], rows: Mapping[fx.Node, Rows], residual: Collection[fx.Node]
 ) -> list[str]:
-    """What is said of `rows`, and not so; the last row, and one in the middle, of each residual value are changed."""
-    wrong = []
+    """What is said of `rows`, and not so; some rows of each residual value are changed."""
+    wrong: dict[str, None] = {}
+    nodes = [node for node in module.graph.nodes if node not in residual and node.op != "output"]
+    decisions = any(rows[node].state is State.DECISION for node in nodes)
     with torch.no_grad():
-        first = _run(module, inputs, {})
+        first = _Run(module, {}, None, None).run_all(inputs)
         for value in residual:
-            *sizes, _ = first[value].shape
-            for row in {tuple(size - 1 for size in sizes), tuple(size // 2 for size in sizes)}:
+            for row in _some_rows(first[value].shape[:-1]):
                 changed = first[value].clone()
-                changed[row] += torch.randn_like(changed[row])
-                second = _run(module, inputs, {**{one: first[one] for one in residual}, value: changed})
-                wrong += [
-                    f"{node.name}: {rows[node].state.name} {rows[node].layout}, row {row} of {value.name}"
-                    for node in module.graph.nodes
-                    if node not in residual
-                    and node.op != "output"
-                    and not _agrees(rows[node], row, first[node], second[node])
-                ]
-    return wrong
+                changed[row] = -changed[row] + torch.randn_like(changed[row])
+                given = {**{one: first[one] for one in residual}, value: changed}
+                for decided in (None, first) if decisions else (None,):
+                    second = _Run(module, given, first, decided).run_all(inputs)
+                    for node in nodes:
+                        if not _agrees(rows[node], row, first[node], second[node], decided is not None):
+                            said = f"{rows[node].state.name} {[[a.token for a in d] for d in rows[node].layout]}"
+                            wrong[f"{node.format_node()}: {said}"] = None
+    return list(wrong)
 
 
-def _run(module: fx.GraphModule, inputs: Sequence[Any], given: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
-    copies = [one.clone() if isinstance(one, torch.Tensor) else one for one in inputs]
-    run = _Run(module, given)
-    run.run(*copies)
-    return run.seen
+def _some_rows(sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    every = list(itertools.product(*map(range, sizes)))
+    yield from every if len(every) <= FEW else dict.fromkeys((every[0], every[len(every) // 2], every[-1]))
 
 
-def _agrees(rows: Rows, row: tuple[int, ...], before: Any, after: Any) -> bool:
+def _agrees(rows: Rows, row: tuple[int, ...], before: Any, after: Any, kept: bool) -> bool:
+    """Whether this may have changed; `kept`: while all decisions were as before."""
     if isinstance(before, tuple | list):
         members = rows.parts or (rows,) * len(before)
-        return all(_agrees(one, row, *pair) for one, *pair in zip(members, before, after, strict=True))
-    if not isinstance(before, torch.Tensor) or rows.state not in (State.FREE, State.ROWS):
+        return all(_agrees(one, row, *pair, kept) for one, *pair in zip(members, before, after, strict=True))
+    if rows.state > State.ROWS or (not kept and (rows.decided or rows == Rows(State.DECISION))):
         return True
-    changed = before != after
-    if before.is_floating_point() or before.is_complex():
-        changed &= ~((before - after).abs() <= 1e-9 * before.abs().nan_to_num(0, 0, 0).max().clamp_min(1.0))
-        changed &= ~(before.isnan() & after.isnan())
-    if rows.state is State.FREE:
+    if not isinstance(before, torch.Tensor):
+        return not isinstance(before, int | float) or before == after
+    if before.shape != after.shape or (rows.state is State.ROWS and len(rows.layout) != before.dim()):
+        return False
+    if torch.equal(before, after):
+        return True
+    changed = (before != after) & ~(before.isnan() & after.isnan())
+    if rows.state is State.FREE or (rows.state is State.DECISION and (kept or not rows.layout)):
         return not changed.any()
     return not (changed & ~_places(rows.layout, row, before.shape)).any()
 

@@ -15,10 +15,10 @@ from torch import fx
 from farskip_compile._compat import same_dim
 from farskip_compile.passes.graph import ops
 from farskip_compile.verify.rows import layout as layouts
+from farskip_compile.verify.rows.arguments import all_dims_of, argument, dims_of, first_of, is_data, others
 from farskip_compile.verify.rows.layout import Layout
 from farskip_compile.verify.rows.no_rule import member, unknown
-from farskip_compile.verify.rows.state import DECISION, Given, Rows, Rule, State, worst
-from farskip_compile.verify.rows.views import first_of
+from farskip_compile.verify.rows.state import Given, Rows, Rule, State, about_others, decision_of, worst
 
 
 @functools.lru_cache(maxsize=4096)
@@ -48,7 +48,11 @@ def pointwise(node: fx.Node, given: Given) -> Rows:
         return Rows(State.MIXED, at=node)
     scales = ops.op_name(node) not in ("add", "sub", "add_", "sub_")
     gates = [(arg, one) for arg, one in args if scales and (one.picked or one.state is State.DECISION)]
-    decided = any(one.decided for one in rows) or any(_is_for_whole_rows(arg, value.shape, layout) for arg, _ in gates)
+    decided = (
+        any(one.decided for one in rows)
+        or any(_is_for_whole_rows(arg, value.shape, layout) for arg, _ in gates)
+        or about_others([one for _, one in args], layout, value.shape)
+    )
     return Rows(State.ROWS, layout, bool(gates) or any(one.picked for one in rows), decided)
 
 
@@ -65,23 +69,24 @@ def _is_for_whole_rows(arg: fx.Node, shape: Sequence[Any], layout: Layout) -> bo
     return False
 
 
-def _dims_of(node: fx.Node, position: int, default: Sequence[int] | None, rank: int) -> list[int]:
-    """The dimensions, of `rank`, that an operator works along; all of them if it does not say which, and for `default`
-    None."""
-    given = node.args[position] if position < len(node.args) else node.kwargs.get("dim", node.kwargs.get("axis"))
-    dims: Sequence[Any] | None = default if given is None else given if isinstance(given, tuple | list) else [given]
-    numbers = [dim % rank for dim in dims if isinstance(dim, int) and not isinstance(dim, bool)] if dims else []
-    return numbers if dims and len(numbers) == len(dims) else list(range(rank))
+def one_hot(node: fx.Node, given: Given) -> Rows:
+    """A new last dimension."""
+    _, rows = first_of(node, given)
+    value = ops.tensor(node)
+    if rows.state is not State.ROWS or value is None:
+        return rows
+    return Rows(State.ROWS, (*rows.layout, *layouts.features(value.shape[-1:])), rows.picked, rows.decided)
 
 
-def keeps(position: int, default: Sequence[int] | None = None, *, picks: bool = False) -> Rule:
-    """Entries along some dimensions meet, which stay: a softmax, a sort."""
+def keeps(position: int, default: Sequence[int] | None = None, *, picks: bool = False, several: bool = False) -> Rule:
+    """Entries along some dimensions meet, which stay: a softmax, a sort. `several` may be given one by one."""
 
     def rule(node: fx.Node, given: Given) -> Rows:
         _, rows = first_of(node, given)
         if rows.state is not State.ROWS:
-            return _tuple(node, worst([given(arg) for arg in node.all_input_nodes]))
-        dims = _dims_of(node, position, default, len(rows.layout))
+            return _tuple(node, _not_first(node, given))
+        rank = len(rows.layout)
+        dims = all_dims_of(node, position, rank) if several else dims_of(node, position, default, rank)
         if layouts.along(rows.layout, dims):
             return _tuple(node, Rows(State.MOVED, decided=True, at=node) if picks else Rows(State.MIXED, at=node))
         return _tuple(node, _resized(node, rows, picked=rows.picked or picks))
@@ -106,27 +111,35 @@ def _tuple(node: fx.Node, rows: Rows) -> Rows:
     value = ops.fake(node)
     if not isinstance(value, tuple | list):
         return rows
+    decision = decision_of(rows)
     parts = [
-        DECISION if isinstance(one, torch.Tensor) and not one.is_floating_point() and rows.state > State.FREE else rows
+        decision if isinstance(one, torch.Tensor) and not is_data(one) and rows.state > State.FREE else rows
         for one in value
     ]
     return Rows(rows.state, rows.layout, rows.picked, rows.decided, rows.at, tuple(parts))
+
+
+def _not_first(node: fx.Node, given: Given) -> Rows:
+    """Of an operator whose first argument holds no rows: they are in another one, of which nothing is known."""
+    found = worst([given(arg) for arg in node.all_input_nodes])
+    return unknown(node, given) if found.state is State.ROWS else found
 
 
 def reduces(position: int, default: Sequence[int] | None = None) -> Rule:
     """Entries along some dimensions meet, which go: a sum, a maximum."""
 
     def rule(node: fx.Node, given: Given) -> Rows:
-        _, rows = first_of(node, given)
+        source, rows = first_of(node, given)
+        if any(ops.tensor(arg) is not None for arg in others(node, source)):
+            return pointwise(node, given)  # the larger of two values
         if rows.state is not State.ROWS:
-            return _tuple(
-                node, rows if len(node.all_input_nodes) == 1 else worst([given(a) for a in node.all_input_nodes])
-            )
-        dims = _dims_of(node, position, default, len(rows.layout))
+            return _tuple(node, _not_first(node, given))
+        dims = dims_of(node, position, default, len(rows.layout))
         if layouts.along(rows.layout, dims):
             return _tuple(node, Rows(State.MIXED, at=node))
         value = ops.tensor(node) if ops.tensor(node) is not None else member(node)
-        assert value is not None
+        if value is None:
+            return unknown(node, given)
         if value.dim() == len(rows.layout):
             layout = tuple(() if place in dims else dim for place, dim in enumerate(rows.layout))
         else:
@@ -138,11 +151,11 @@ def reduces(position: int, default: Sequence[int] | None = None) -> Rule:
 
 def normalises(node: fx.Node, given: Given) -> Rows:
     """A norm over the last dimensions."""
-    _, rows = first_of(node, given)
-    if rows.state is not State.ROWS:
-        return worst([given(arg) for arg in node.all_input_nodes])
-    shape = node.args[1] if len(node.args) > 1 else node.kwargs.get("normalized_shape", (0,))
-    count = len(shape) if isinstance(shape, tuple | list) else 1
+    source, rows = first_of(node, given)
+    if rows.state is not State.ROWS or any(given(arg).state is not State.FREE for arg in others(node, source)):
+        return _tuple(node, _not_first(node, given))
+    shape = argument(node, 1, ("normalized_shape",))
+    count = len(shape) if isinstance(shape, tuple | list) else len(rows.layout)
     if layouts.along(rows.layout, range(len(rows.layout) - count, len(rows.layout))):
         return Rows(State.MIXED, at=node)
     return _tuple(node, rows)

@@ -12,9 +12,9 @@ from torch import fx
 
 from farskip_compile.passes.graph import ops
 from farskip_compile.verify.rows import layout as layouts
+from farskip_compile.verify.rows.arguments import first_of
 from farskip_compile.verify.rows.layout import Axis, tokens
 from farskip_compile.verify.rows.state import Given, Rows, State, worst
-from farskip_compile.verify.rows.views import first_of
 
 RANK = 1000
 """The index of the rank, among those of rows; that of a second group is the next number."""

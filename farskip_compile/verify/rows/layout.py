@@ -6,6 +6,7 @@ said exactly is None.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,6 +44,12 @@ def of_stream(shape: Sequence[Size], indices: int | None = None) -> Layout:
 
 def _dim(token: int | None, size: Size) -> tuple[Axis, ...]:
     return () if same_dim(size, 1) else (Axis(token, size),)
+
+
+def filled(layout: Layout, shape: Sequence[Size]) -> bool:
+    """Whether the dimensions with an index of rows hold all of these rows, not a part of them."""
+    pairs = [(dim, size) for dim, size in zip(layout, shape, strict=True) if tokens(dim)]
+    return all(same_dim(math.prod(axis.size for axis in dim), size) for dim, size in pairs)
 
 
 def tokens(dim: Sequence[Axis]) -> tuple[int, ...]:
@@ -115,6 +122,8 @@ def broadcast(layouts: Sequence[Layout], shape: Sequence[Size]) -> Layout | None
     if len(layouts) == 1 and len(layouts[0]) == len(shape) and all(map(tokens, layouts[0][:-1])):
         return (*layouts[0][:-1], layouts[0][-1] if tokens(layouts[0][-1]) else _dim(None, shape[-1]))
     found: list[tuple[Axis, ...]] = [_dim(None, size) for size in shape]
+    if any(len(layout) > len(shape) for layout in layouts):
+        return None
     for layout in layouts:
         shift = len(shape) - len(layout)
         for place, dim in enumerate(layout):

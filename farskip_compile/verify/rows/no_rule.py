@@ -5,6 +5,8 @@ Contract: as in `rules`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import fx
 
@@ -28,8 +30,10 @@ def mixes(node: fx.Node, given: Given) -> Rows:
 
 
 def free(node: fx.Node, given: Given) -> Rows:
-    """Reads a shape or a type, no data."""
-    return FREE
+    """Reads a shape or a type, no data; but the number that it fills a tensor with may be some."""
+    _, *fills = node.all_input_nodes
+    found = worst([given(arg) for arg in fills])
+    return FREE if found.state <= State.DECISION else unknown(node, given)
 
 
 def routed(node: fx.Node, given: Given) -> Rows:
@@ -47,8 +51,16 @@ def alone(node: fx.Node, given: Given) -> Rows:
     if known.state is not State.ROWS or first is None or value is None or value.dim() != len(first.layout):
         return known if known.state is not State.ROWS else Rows(State.UNKNOWN, at=node)
     sizes = layouts.features(value.shape)
+    if layouts.tokens(first.layout[-1]) or not _same_rows(args, first, value.shape):
+        return Rows(State.MIXED, at=node)
     layout = tuple(dim if layouts.tokens(dim) else size for dim, size in zip(first.layout, sizes, strict=True))
     return Rows(State.ROWS, layout, decided=known.decided)
+
+
+def _same_rows(args: Sequence[Rows], first: Rows, shape: Sequence[layouts.Size]) -> bool:
+    """Whether all arguments that hold rows, and the result, hold as many, and in the same dimensions."""
+    held = [[dim for dim in one.layout if layouts.tokens(dim)] for one in args if one.state is State.ROWS]
+    return all(one == held[0] for one in held) and layouts.filled(first.layout, shape)
 
 
 def member(node: fx.Node) -> torch.Tensor | None:

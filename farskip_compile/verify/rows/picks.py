@@ -5,7 +5,7 @@ Contract: as in `rules`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import EllipsisType
 from typing import Any
@@ -14,9 +14,19 @@ from torch import fx
 
 from farskip_compile.passes.graph import ops
 from farskip_compile.verify.rows import layout as layouts
+from farskip_compile.verify.rows.arguments import (
+    DIM,
+    argument,
+    dim_of,
+    first_of,
+    is_inexact,
+    is_number,
+    numbers,
+    others,
+)
 from farskip_compile.verify.rows.layout import Axis, Layout
-from farskip_compile.verify.rows.state import DECISION, FREE, Given, Rows, State, merged, worst
-from farskip_compile.verify.rows.views import first_of
+from farskip_compile.verify.rows.no_rule import unknown
+from farskip_compile.verify.rows.state import DECISION, FREE, Given, Rows, State, about_others, worst
 
 
 def getitem(node: fx.Node, given: Given) -> Rows:
@@ -28,7 +38,10 @@ def getitem(node: fx.Node, given: Given) -> Rows:
     if ops.tensor(source) is None:
         if rows.parts and isinstance(index, int):
             return rows.parts[index]
-        return Rows(rows.state, rows.layout, rows.picked, rows.decided, rows.at)
+        value = ops.tensor(node)
+        if rows.state is State.ROWS and (value is None or value.dim() != len(rows.layout)):
+            return unknown(node, given)
+        return replace(rows, parts=())
     return picked(node, source, rows, index if isinstance(index, tuple | list) else (index,), given)
 
 
@@ -56,6 +69,9 @@ def picked(node: fx.Node, source: fx.Node, rows: Rows, entries: Sequence[Any], g
         if entry is None:
             left.append(())
             continue
+        if isinstance(entry, bool) or place >= len(dims):
+            advanced = True
+            break
         dim = dims[place]
         place += 1
         if isinstance(entry, slice) and entry == slice(None):
@@ -97,20 +113,32 @@ def picked_by(rows: Rows, chosen: Rows) -> Rows:
 def along_dim(node: fx.Node, given: Given) -> Rows:
     """`gather`, `take_along_dim`, `index_select`: indices along one dimension."""
     source, rows = first_of(node, given)
-    numbers = [arg for arg in (*node.args[1:], node.kwargs.get("dim")) if isinstance(arg, int)]
-    index = next((arg for arg in node.all_input_nodes if arg is not source), None)
-    chosen = given(index) if index is not None else FREE
+    chosen = worst([given(arg) for arg in others(node, source)])
     value = ops.tensor(node)
-    if rows.state is not State.ROWS or value is None or not numbers:
+    if rows.state is not State.ROWS or value is None:
         return picked_by(rows, chosen)
-    dim = numbers[0] % len(rows.layout)
-    if layouts.tokens(rows.layout[dim]):
-        return Rows(State.MOVED, decided=chosen.state is State.DECISION, at=node)
+    dim = _dim(node, len(rows.layout))
+    if (
+        dim is None
+        or value.dim() != len(rows.layout)
+        or layouts.tokens(rows.layout[dim])
+        or not layouts.filled(rows.layout, value.shape)
+    ):
+        return Rows(State.MOVED, decided=rows.decided or chosen.state is State.DECISION, at=node)
     layout = tuple(
         d if layouts.tokens(d) else layouts.features([size])[0]
         for d, size in zip(rows.layout, value.shape, strict=True)
     )
-    return Rows(State.ROWS, layout, True, rows.decided)
+    strange = chosen.state is not State.FREE and about_others(
+        [replace(chosen, state=DECISION.state)], layout, value.shape
+    )
+    return Rows(State.ROWS, layout, True, rows.decided or strange)
+
+
+def _dim(node: fx.Node, rank: int) -> int | None:
+    """The one dimension, which stands before or behind the index."""
+    found = numbers([*node.args[1:3], *(node.kwargs[key] for key in DIM if key in node.kwargs)])
+    return found[0] % rank if found and rank else None
 
 
 def interleaved(node: fx.Node, given: Given) -> Rows:
@@ -119,13 +147,11 @@ def interleaved(node: fx.Node, given: Given) -> Rows:
     value = ops.tensor(node)
     if rows.state is not State.ROWS or value is None:
         return picked_by(rows, worst([given(arg) for arg in node.all_input_nodes if arg is not source]))
-    rest = list(node.args[1:])
-    count = rest[0] if rest else node.kwargs.get("repeats")
-    dim = rest[1] if len(rest) > 1 else node.kwargs.get("dim")
-    if not isinstance(count, int) or not isinstance(dim, int):
+    count = argument(node, 1, ("repeats",))
+    place = dim_of(node, 2, None, len(rows.layout))
+    if not is_number(count) or place is None:
         decided = rows.decided or (isinstance(count, fx.Node) and given(count).state is State.DECISION)
         return Rows(State.MOVED, decided=decided, at=node)
-    place = dim % len(rows.layout)
     old = rows.layout[place]
     new = (*old, Axis(None, count)) if layouts.tokens(old) else layouts.features([value.shape[place]])[0]
     return replace(rows, layout=(*rows.layout[:place], new, *rows.layout[place + 1 :]))
@@ -133,37 +159,55 @@ def interleaved(node: fx.Node, given: Given) -> Rows:
 
 def embedded(node: fx.Node, given: Given) -> Rows:
     """Rows of a table by an index."""
-    return merged([picked_by(FREE, given(arg)) for arg in node.all_input_nodes], node)
+    tables = worst([given(arg) for arg in node.all_input_nodes if is_inexact(arg)])
+    chosen = worst([given(arg) for arg in node.all_input_nodes if not is_inexact(arg)])
+    if tables.state is State.ROWS:
+        return Rows(State.MOVED, decided=tables.decided or chosen.state is State.DECISION, at=node)
+    return picked_by(tables, chosen)
 
 
 def written(node: fx.Node, given: Given) -> Rows:
     """A value with some places overwritten, or added to: `scatter`, `index_add`, `index_put`, `setitem`."""
     base, rows = first_of(node, given)
-    others = [arg for arg in node.all_input_nodes if arg is not base]
-    sources = [given(arg) for arg in others if ops.tensor(arg) is not None and ops.is_floating(arg)]
-    indices = [given(arg) for arg in others if ops.tensor(arg) is not None and not ops.is_floating(arg)]
-    found = worst([rows, *sources])
-    by = worst(indices)
-    if found.state > State.MOVED or by.state > State.MOVED:
-        return worst([found, by])
-    if found.state is State.FREE:
-        return DECISION if by.state is not State.FREE else FREE
-    numbers = [arg for arg in (*node.args[1:], node.kwargs.get("dim")) if isinstance(arg, int)]
-    kept = [one for one in [rows, *sources] if one.state is State.ROWS]
-    value = ops.tensor(node)
-    if found.state is State.ROWS and numbers and value is not None and ops.op_name(node).startswith("scatter"):
-        dim = numbers[0] % value.dim()
-        if not any(layouts.along(one.layout, [dim]) for one in kept):
-            layout = layouts.broadcast([_any_size(one.layout) for one in kept], value.shape)
-            if layout is not None:
-                return Rows(State.ROWS, layout, True, any(one.decided for one in kept))
-    return Rows(State.MOVED, decided=by.state is State.DECISION or any(o.decided for o in [rows, *sources]), at=node)
+    return _written(node, given, rows, others(node, base))
 
 
 def added(node: fx.Node, given: Given) -> Rows:
     """What is added at places of another value, which is read for its shape alone."""
-    base = node.args[0]
-    return written(node, lambda arg: FREE if arg is base else given(arg))
+    return _written(node, given, FREE, list(_nodes((*node.args[1:], *node.kwargs.values()))))
+
+
+def _nodes(args: object) -> Iterator[fx.Node]:
+    if isinstance(args, fx.Node):
+        yield args
+    elif isinstance(args, tuple | list):
+        for arg in args:
+            yield from _nodes(arg)
+
+
+def _written(node: fx.Node, given: Given, rows: Rows, args: Sequence[fx.Node]) -> Rows:
+    """What `args` write, and name the places of, in a value of which `rows` are known."""
+    tensors = [arg for arg in args if ops.tensor(arg) is not None]
+    sources = [given(arg) for arg in tensors if is_inexact(arg)]
+    indices = [given(arg) for arg in tensors if not is_inexact(arg)]
+    found = worst([rows, *sources])
+    by = worst(indices)
+    if found.state > State.MOVED or by.state > State.MOVED:
+        return worst([found, by])
+    kept = [one for one in [rows, *sources, *indices] if one.state is State.ROWS]
+    if not kept and found.state is State.FREE:
+        return DECISION if by.state is not State.FREE else FREE
+    value = ops.tensor(node)
+    if found.state <= State.ROWS and kept and value is not None and ops.op_name(node).startswith("scatter"):
+        dim = _dim(node, value.dim())
+        if dim is not None and all(
+            len(one.layout) == value.dim() and not layouts.along(one.layout, [dim]) for one in kept
+        ):
+            layout = layouts.broadcast([_any_size(one.layout) for one in kept], value.shape)
+            if layout is not None and layouts.filled(layout, value.shape):
+                strange = about_others([rows, *sources, *indices], layout, value.shape)
+                return Rows(State.ROWS, layout, True, strange or any(one.decided for one in kept))
+    return Rows(State.MOVED, decided=by.state is State.DECISION or any(o.decided for o in [rows, *sources]), at=node)
 
 
 def _any_size(layout: Layout) -> Layout:

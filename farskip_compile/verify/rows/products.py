@@ -6,15 +6,16 @@ Contract: as in `rules`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
 
 from farskip_compile.passes.graph import ops
 from farskip_compile.verify.rows import layout as layouts
+from farskip_compile.verify.rows.arguments import first_of
 from farskip_compile.verify.rows.no_rule import unknown
 from farskip_compile.verify.rows.state import Given, Rows, Rule, State, merged, worst
-from farskip_compile.verify.rows.views import first_of
 
 
 def product(a: str, b: str, out: str) -> Rule:
@@ -52,33 +53,43 @@ def matmul(node: fx.Node, given: Given) -> Rows:
     return contraction(node, given, args, [a, b], out)
 
 
-def biased(rule: Rule) -> Rule:
+def biased(node: fx.Node, given: Given) -> Rows:
     """The product of the last two arguments, plus the first."""
+    args = [arg for arg in node.args if isinstance(arg, fx.Node)]
+    if len(args) != 3:
+        return unknown(node, given)
+    return _plus(node, contraction(node, given, args[1:], ["...mk", "...kn"], "...mn"), given(args[0]))
 
-    def of(node: fx.Node, given: Given) -> Rows:
-        args = [arg for arg in node.args if isinstance(arg, fx.Node)]
-        found = contraction(node, given, args[1:3], ["...mk", "...kn"], "...mn")
-        bias = given(args[0])
-        return found if bias.state is State.FREE else merged([found, bias], node)
 
-    return of
+def _plus(node: fx.Node, found: Rows, bias: Rows) -> Rows:
+    """A product, and what is added to it."""
+    value = ops.tensor(node)
+    if bias.state is State.FREE or value is None:
+        return found
+    both = [
+        replace(one, layout=layouts.broadcast([one.layout], value.shape) or ()) if one.state is State.ROWS else one
+        for one in (found, bias)
+    ]
+    return merged(both, node)
 
 
 def linear(node: fx.Node, given: Given) -> Rows:
     """A weight, or what stands for one, on the last dimension."""
     args = [*node.args, *(node.kwargs[key] for key in ("input", "weight", "bias") if key in node.kwargs)]
     tensors = [arg for arg in args if isinstance(arg, fx.Node)]
+    if not 2 <= len(tensors) <= 3:
+        return unknown(node, given)
     weight = ops.tensor(tensors[1])
     labels = ["...k", "k"] if weight is not None and weight.dim() == 1 else ["...k", "nk"]
     found = contraction(node, given, tensors[:2], labels, "..." if labels[1] == "k" else "...n")
-    return merged([found, *(given(arg) for arg in tensors[2:])], node) if len(tensors) > 2 else found
+    return _plus(node, found, given(tensors[2])) if len(tensors) > 2 else found
 
 
 def einsum(node: fx.Node, given: Given) -> Rows:
     """By its equation."""
-    equation, *args = node.args
+    equation, *args = node.args or (None,)
     operands = list(args[0]) if len(args) == 1 and isinstance(args[0], tuple | list) else list(args)
-    if not isinstance(equation, str) or "->" not in equation:
+    if not all(isinstance(one, fx.Node) for one in operands) or not isinstance(equation, str) or "->" not in equation:
         return unknown(node, given)
     inputs, out = equation.replace(" ", "").split("->")
     return contraction(node, given, operands, inputs.split(","), out)

@@ -12,17 +12,18 @@ a write is given what was written.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
 
+from farskip_compile._compat import same_dim
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.graph.walk import bodies
 from farskip_compile.verify.rows import layout as layouts
 from farskip_compile.verify.rows.no_rule import mixes, unknown
 from farskip_compile.verify.rows.rules import apply
-from farskip_compile.verify.rows.state import FREE, Given, Rows, State, merged, worst
+from farskip_compile.verify.rows.state import DECISION, FREE, Given, Rows, State, merged, worst
 
 
 def begin(nodes: Iterable[fx.Node], indices: int | None = None) -> dict[fx.Node, Rows]:
@@ -39,7 +40,7 @@ def read_rows(nodes: Iterable[fx.Node], begins: Mapping[fx.Node, Rows]) -> dict[
     nodes = list(nodes)
     writes = writers(nodes)
     known: dict[fx.Node, Rows] = {}
-    written: dict[int, Rows] = {}
+    written: dict[int, Written] = {}
 
     def given(arg: object) -> Rows:
         return _read(arg, known, written)
@@ -54,8 +55,41 @@ def read_rows(nodes: Iterable[fx.Node], begins: Mapping[fx.Node, Rows]) -> dict[
         for base in writes.get(node, ()):
             memory = effects.storage(base)
             if memory is not None:
-                written[memory] = merged([known[node], written.get(memory, FREE)], node)
+                before = written.get(memory)
+                after = Written(known[node], base)
+                written[memory] = (
+                    after if before is None else Written(merged([known[node], before.seen_by(base)], node), base)
+                )
     return known
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written to a memory."""
+
+    rows: Rows
+    through: fx.Node
+    """A value in it: other views of it have their rows elsewhere."""
+
+    def seen_by(self, node: fx.Node) -> Rows:
+        """What another value in this memory has of it."""
+        if self.rows.state is State.FREE or same_view(self.through, node):
+            return replace(self.rows, parts=())
+        if self.rows.state is State.DECISION:
+            return DECISION
+        return (
+            Rows(State.MOVED, decided=self.rows.decided, at=self.through)
+            if self.rows.state is State.ROWS
+            else self.rows
+        )
+
+
+def same_view(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two values of one memory are the same part of it, in the same shape."""
+    left, right = ops.tensor(a), ops.tensor(b)
+    if left is None or right is None or not ops.same_shape(left, right):
+        return False
+    return same_dim(left.storage_offset(), right.storage_offset()) and all(map(same_dim, left.stride(), right.stride()))
 
 
 def writers(nodes: Iterable[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
@@ -74,19 +108,36 @@ def writers(nodes: Iterable[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     return found
 
 
-def _read(arg: object, known: Mapping[fx.Node, Rows], written: Mapping[int, Rows]) -> Rows:
+def _read(arg: object, known: Mapping[fx.Node, Rows], written: Mapping[int, Written]) -> Rows:
     """What an argument holds: a node, or a list of nodes."""
     if isinstance(arg, fx.Node):
         rows = known[arg]
         memory = effects.storage(arg) if written else None
         after = written.get(memory) if memory is not None else None
-        return rows if after is None else merged([rows, after], arg)
+        return rows if after is None else merged([rows, after.seen_by(arg)], arg)
     if isinstance(arg, tuple | list):
         return merged([_read(part, known, written) for part in arg])
     return FREE
 
 
 # Higher-order operators
+
+RUN_ONCE = frozenset(
+    [
+        "autograd_function_apply",
+        "cond",
+        "dynamo_bypassing_wrapper",
+        "hints_wrapper",
+        "invoke_subgraph",
+        "strict_mode",
+        "tag_activation_checkpoint",
+        "wrap",
+        "wrap_activation_checkpoint",
+        "wrap_with_autocast",
+        "wrap_with_set_grad_enabled",
+    ]
+)
+"""They run a graph on their operands as these are; a scan or a loop runs it on parts of them, or on its own results."""
 
 
 def _inside(node: fx.Node, given: Given) -> Rows:
@@ -95,6 +146,8 @@ def _inside(node: fx.Node, given: Given) -> Rows:
         return FREE
     if ops.is_attention(node):
         return mixes(node, given)
+    if ops.op_name(node).removeprefix("higher_order::") not in RUN_ONCE:
+        return unknown(node, given)
     parts = _results(node, given)
     if not parts:
         return unknown(node, given)

@@ -17,10 +17,11 @@ from farskip_compile._compat import is_module_state
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.declared import KEY, declared
 from farskip_compile.verify.rows import collectives, picks, views
-from farskip_compile.verify.rows.along import is_pointwise, keeps, normalises, pointwise, reduces
+from farskip_compile.verify.rows.along import is_pointwise, keeps, normalises, one_hot, pointwise, reduces
+from farskip_compile.verify.rows.arguments import first_of, is_data
 from farskip_compile.verify.rows.no_rule import alone, free, mixes, routed, unknown
 from farskip_compile.verify.rows.products import biased, einsum, grouped, linear, matmul, product
-from farskip_compile.verify.rows.state import CHOSEN, DECISION, FREE, Given, Rows, Rule, State, worst
+from farskip_compile.verify.rows.state import CHOSEN, DECISION, FREE, Given, Rows, Rule, State, decision_of, worst
 
 
 def apply(node: fx.Node, given: Given) -> Rows:
@@ -34,9 +35,63 @@ def apply(node: fx.Node, given: Given) -> Rows:
         return CHOSEN if chosen and not is_contraction(node) else FREE
     if KEY in node.meta:
         return _as_declared(node, given)
-    if worst(args).state is State.DECISION and not isinstance(ops.fake(node), torch.Tensor | tuple | list):
-        return DECISION  # a size or a number
-    return _as_decision(node, _rule_of(name)(node, given))
+    if worst(args).state is not State.DECISION:
+        return _settled(node, _by_rule(node, given))
+    if _is_one_number(node):
+        return DECISION
+    about_themselves = all(one.layout for one in args if one.state is State.DECISION)
+    found = _by_rule(node, _as_rows(given) if about_themselves else given)
+    if found.state in (State.FREE, State.UNKNOWN):
+        return _settled(node, found)
+    parts = tuple(one if one.state <= State.DECISION else decision_of(one) for one in found.parts)
+    return found if _is_member(node, found) else replace(decision_of(found), parts=parts)
+
+
+def _settled(node: fx.Node, found: Rows) -> Rows:
+    """Integers and booleans are decisions, whatever they were made of."""
+    value = ops.tensor(node)
+    if found.state is State.FREE or _is_member(node, found):
+        return found
+    return decision_of(found) if found.state is State.DECISION or (value is not None and not is_data(value)) else found
+
+
+def _is_member(node: fx.Node, found: Rows) -> bool:
+    """Whether this is a decision that is a member of a tuple."""
+    return found.state is State.DECISION and ops.op_name(node) == "getitem" and _is_tuple(node.args[0])
+
+
+def _is_tuple(arg: object) -> bool:
+    return isinstance(arg, fx.Node) and isinstance(ops.fake(arg), tuple | list)
+
+
+def _by_rule(node: fx.Node, given: Given) -> Rows:
+    """What the rule of an operator says, and the numbers among its arguments."""
+    rule = _rule_of(ops.op_name(node))
+    number = worst([given(arg) for arg in node.all_input_nodes if _is_one_number(arg)])
+    found = unknown(node, given) if number.state > State.DECISION else rule(node, given)
+    if found.state is State.FREE and rule not in (free, attribute) and first_of(node, given)[0] is None:
+        return unknown(node, given)  # an argument that the rule has not found
+    return _by_a_number(found) if number.state is State.DECISION else found
+
+
+def _is_one_number(arg: fx.Node) -> bool:
+    """Whether the value of a node is a size or a number."""
+    return not isinstance(ops.fake(arg), torch.Tensor | tuple | list)
+
+
+def _by_a_number(found: Rows) -> Rows:
+    """Of what a number that was decided has a part in: it is the same for all rows."""
+    return replace(found, decided=True, parts=tuple(map(_by_a_number, found.parts)))
+
+
+def _as_rows(given: Given) -> Given:
+    """Decisions that rows make about themselves are passed on as rows are."""
+
+    def read(arg: object) -> Rows:
+        found = given(arg)
+        return replace(found, state=State.ROWS) if found.state is State.DECISION and found.layout else found
+
+    return read
 
 
 def _as_declared(node: fx.Node, given: Given) -> Rows:
@@ -72,19 +127,11 @@ def _rule_of(name: str) -> Rule:
     return RULES.get(name) or RULES.get(name.rstrip("_")) or (pointwise if is_pointwise(name) else unknown)
 
 
-def _as_decision(node: fx.Node, found: Rows) -> Rows:
-    """Integers and booleans are decisions, whatever they were made of."""
-    value = ops.tensor(node)
-    if value is None or value.is_floating_point() or value.is_complex() or found.state is State.FREE:
-        return found
-    return DECISION
-
-
 def attribute(node: fx.Node, given: Given) -> Rows:
     """A shape, a type; or a part of a tensor: `real`, `mT`."""
     if ops.tensor(node) is None:
         return FREE
-    by_name = {"T": views.last_two, "mT": views.last_two, "real": views.same, "imag": views.same}
+    by_name = {"T": views.backwards, "mT": views.last_two, "real": views.same, "imag": views.same}
     return by_name.get(str(node.args[1]), unknown)(node, given)
 
 
@@ -134,13 +181,18 @@ RULES: dict[str, Rule] = _table(
     (free, "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full"),
     (
         pointwise,
-        "to float double half bfloat16 type type_as _to_copy int long bool dropout native_dropout feature_dropout",
+        "float double half bfloat16 type _to_copy int long bool dropout native_dropout feature_dropout",
     ),
+    (views.same, "to type_as"),  # what they take a type from is not read
     (pointwise, "truediv floordiv mod invert and_ or_ xor neg pos pow not_ iadd imul isub itruediv"),
-    (pointwise, "contiguous clone alias detach silu logsigmoid relu6 hardswish hardsigmoid softplus one_hot"),
+    (pointwise, "contiguous clone alias detach silu logsigmoid relu6 hardswish hardsigmoid softplus"),
+    (one_hot, "one_hot"),
     (pointwise, "_c10d_functional::wait_tensor _c10d_functional::all_reduce _c10d_functional::all_reduce_"),
-    (keeps(1), "softmax log_softmax _softmax cumsum cumprod logcumsumexp flip roll"),
-    (keeps(1, [-1]), "sort argsort msort glu"),
+    (keeps(1), "softmax log_softmax _softmax cumsum cumprod logcumsumexp"),
+    (keeps(1, several=True), "flip"),
+    (keeps(2), "roll"),
+    (keeps(1, [-1]), "sort argsort glu"),
+    (keeps(1, [0]), "msort"),
     (keeps(2, [-1], picks=True), "topk kthvalue"),
     (reduces(1), "sum mean prod any all amax amin logsumexp var std var_mean nansum count_nonzero"),
     (reduces(1), "max min argmax argmin median mode"),
@@ -149,7 +201,7 @@ RULES: dict[str, Rule] = _table(
     (linear, "linear"),
     (matmul, "matmul"),
     (product("...mk", "...kn", "...mn"), "mm bmm"),
-    (biased(matmul), "addmm baddbmm addbmm"),
+    (biased, "addmm baddbmm addbmm"),
     (grouped, "_grouped_mm grouped_mm transformers::grouped_mm_fallback"),
     (einsum, "einsum"),
     (views.view, "view reshape _unsafe_view view_as reshape_as flatten unflatten unsqueeze squeeze"),

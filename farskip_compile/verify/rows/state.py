@@ -20,7 +20,7 @@ from enum import IntEnum
 
 from torch import fx
 
-from farskip_compile.verify.rows.layout import Layout
+from farskip_compile.verify.rows.layout import Layout, Size, broadcast
 
 
 class State(IntEnum):
@@ -40,7 +40,7 @@ class Rows:
 
     state: State
     layout: Layout = ()
-    """Of `ROWS`."""
+    """Of `ROWS`; of a `DECISION` that each row makes about itself, too."""
     picked: bool = False
     """It was taken from places that a decision, or of `FREE` an input of the call, names."""
     decided: bool = False
@@ -68,12 +68,21 @@ def merged(parts: Sequence[Rows], node: fx.Node | None = None) -> Rows:
     layouts_found = {part.layout for part in parts if part.state is State.ROWS}
     if len(layouts_found) > 1:
         return Rows(State.MOVED, decided=any(part.decided for part in parts), at=node)
-    return Rows(
-        State.ROWS,
-        layouts_found.pop(),
-        any(part.picked for part in parts),
-        any(part.decided for part in parts),
-    )
+    layout = layouts_found.pop()
+    decided = any(part.decided or (part.state is State.DECISION and part.layout != layout) for part in parts)
+    return Rows(State.ROWS, layout, any(part.picked for part in parts), decided)
+
+
+def decision_of(found: Rows) -> Rows:
+    """What is decided by a value: about the same rows, if it is known which they are."""
+    alone = found.state is State.ROWS and not found.decided
+    return Rows(State.DECISION, found.layout if alone else ())
+
+
+def about_others(parts: Sequence[Rows], layout: Layout, shape: Sequence[Size]) -> bool:
+    """Whether a decision among these may be another row's, where rows are as `layout` says in a value of `shape`."""
+    decisions = [part for part in parts if part.state is State.DECISION]
+    return any(not one.layout or broadcast([layout, one.layout], shape) != layout for one in decisions)
 
 
 def worst(parts: Sequence[Rows]) -> Rows:
@@ -81,4 +90,8 @@ def worst(parts: Sequence[Rows]) -> Rows:
     found = max(parts, key=lambda part: part.state, default=FREE)
     if found.state is State.MOVED and any(part.decided for part in parts):
         return Rows(State.MOVED, decided=True, at=found.at)
+    if found.state is State.DECISION and any(
+        part.layout != found.layout for part in parts if part.state is found.state
+    ):
+        return DECISION
     return found

@@ -5,27 +5,26 @@ Contract: as in `rules`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import fx
 
 from farskip_compile.passes.graph import ops
 from farskip_compile.verify.rows import layout as layouts
+from farskip_compile.verify.rows.arguments import INPUT, all_dims_of, argument, dim_of, first_of, numbers
 from farskip_compile.verify.rows.layout import Axis, Layout
-from farskip_compile.verify.rows.state import FREE, Given, Rows, State, worst
-
-
-def first_of(node: fx.Node, given: Given) -> tuple[fx.Node | None, Rows]:
-    """The first argument, and what is known of it."""
-    first = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("self"))
-    return (first, given(first)) if isinstance(first, fx.Node) else (None, FREE)
+from farskip_compile.verify.rows.no_rule import unknown
+from farskip_compile.verify.rows.state import Given, Rows, State, about_others, worst
 
 
 def view(node: fx.Node, given: Given) -> Rows:
-    """The same entries in the same order, in another shape."""
-    _, rows = first_of(node, given)
+    """The same entries in the same order, in another shape; or the same bits as numbers of another type."""
+    source, rows = first_of(node, given)
     value = ops.tensor(node)
+    old = ops.tensor(source) if source is not None else None
+    if rows.state is not State.FREE and (value is None or old is None or value.dtype != old.dtype):
+        return unknown(node, given)
     if rows.state is not State.ROWS or value is None:
         return rows
     layout = layouts.reshape(rows.layout, value.shape)
@@ -45,7 +44,7 @@ def transpose(node: fx.Node, given: Given) -> Rows:
     if rows.state is not State.ROWS:
         return rows
     count = len(rows.layout)
-    two = [arg for arg in (*node.args[1:], *node.kwargs.values()) if isinstance(arg, int)] or [0, 1]
+    two = numbers((*node.args[1:], *node.kwargs.values())) or [0, 1]
     order = list(range(count))
     if count > 1:
         a, b = (dim % count for dim in two[:2])
@@ -60,13 +59,18 @@ def last_two(node: fx.Node, given: Given) -> Rows:
     return rows if rows.state is not State.ROWS else _ordered(rows, [*order[:-2], *order[:-3:-1]])
 
 
+def backwards(node: fx.Node, given: Given) -> Rows:
+    """All dimensions in the opposite order."""
+    _, rows = first_of(node, given)
+    return rows if rows.state is not State.ROWS else _ordered(rows, range(len(rows.layout))[::-1])
+
+
 def permute(node: fx.Node, given: Given) -> Rows:
     """Dimensions in another order."""
     _, rows = first_of(node, given)
     if rows.state is not State.ROWS:
         return rows
-    dims = _numbers(node.args[1:] or (node.kwargs.get("dims"),))
-    return _ordered(rows, [dim % len(rows.layout) for dim in dims])
+    return _ordered(rows, all_dims_of(node, 1, len(rows.layout)))
 
 
 def moved_dims(node: fx.Node, given: Given) -> Rows:
@@ -76,17 +80,11 @@ def moved_dims(node: fx.Node, given: Given) -> Rows:
         return rows
     count = len(rows.layout)
     given_args = [*node.args[1:], *(node.kwargs[key] for key in ("source", "destination") if key in node.kwargs)]
-    sources, places = ([dim % count for dim in _numbers([arg])] for arg in given_args)
+    sources, places = ([dim % count for dim in numbers([arg])] for arg in given_args)
     order = [dim for dim in range(count) if dim not in sources]
     for place, source in sorted(zip(places, sources, strict=True)):
         order.insert(place, source)
     return _ordered(rows, order)
-
-
-def _numbers(args: Iterable[object]) -> list[int]:
-    """The numbers among arguments, which may be given one by one or in a list."""
-    flat = [one for arg in args for one in (arg if isinstance(arg, tuple | list) else (arg,))]
-    return [one for one in flat if isinstance(one, int)]
 
 
 def _ordered(rows: Rows, order: Sequence[int]) -> Rows:
@@ -156,7 +154,7 @@ def padded(node: fx.Node, given: Given) -> Rows:
     """Entries added at the ends of the last dimensions."""
     _, rows = first_of(node, given)
     value = ops.tensor(node)
-    widths = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad", ())
+    widths = argument(node, 1, ("pad",))
     if rows.state is not State.ROWS or value is None:
         return rows
     count = len(widths) // 2 if isinstance(widths, tuple | list) else len(rows.layout)
@@ -174,10 +172,8 @@ def pieces(node: fx.Node, given: Given) -> Rows:
     if rows.state is not State.ROWS or not isinstance(value, tuple | list):
         return rows if not isinstance(value, tuple | list) else _parts(rows, [rows] * len(value))
     name = ops.op_name(node)
-    position, default = (1, 0) if name == "unbind" else (2, 0)
-    (dim,) = _numbers([node.args[position] if len(node.args) > position else node.kwargs.get("dim", default)])
-    dim %= len(rows.layout)
-    if layouts.tokens(rows.layout[dim]):
+    dim = dim_of(node, 1 if name == "unbind" else 2, 0, len(rows.layout))
+    if dim is None or layouts.tokens(rows.layout[dim]):
         return _parts(rows, [Rows(State.MOVED, decided=rows.decided, at=node)] * len(value))
     members = []
     for one in value:
@@ -198,23 +194,27 @@ def _parts(rows: Rows, members: Sequence[Rows]) -> Rows:
 
 def joined(node: fx.Node, given: Given) -> Rows:
     """Several values one behind the other (`cat`) or side by side (`stack`)."""
-    parts = node.args[0] if node.args else node.kwargs.get("tensors", ())
-    (dim,) = _numbers([node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)])
+    parts = argument(node, 0, INPUT)
+    if not isinstance(parts, tuple | list):
+        return unknown(node, given)
     value = ops.tensor(node)
-    rows = [given(part) for part in parts]  # type: ignore[union-attr]
+    rows = [given(part) for part in parts]
     found = worst(rows)
     if found.state is not State.ROWS or value is None:
         return found
-    dim %= value.dim()
+    dim = dim_of(node, 1, 0, value.dim())
+    if dim is None:
+        return unknown(node, given)
     stack = ops.op_name(node) == "stack"
-    aligned: list[Layout] = []
+    aligned: list[Rows] = []
     for one in rows:
-        if one.state is State.ROWS:
-            own = (*one.layout[:dim], (), *one.layout[dim:]) if stack else one.layout
-            if layouts.tokens(own[dim]):
-                return Rows(State.MOVED, decided=any(r.decided for r in rows), at=node)
-            aligned.append(own)
-    layout = layouts.broadcast([(*one[:dim], (), *one[dim + 1 :]) for one in aligned], value.shape)
+        own: Layout = (*one.layout[:dim], (), *one.layout[dim:]) if stack else one.layout
+        fits = len(own) == value.dim() and not layouts.tokens(own[dim])
+        if one.state is State.ROWS and not fits:
+            return Rows(State.MOVED, decided=any(r.decided for r in rows), at=node)
+        aligned.append(replace(one, layout=(*own[:dim], (), *own[dim + 1 :]) if fits else ()))
+    layout = layouts.broadcast([one.layout for one in aligned if one.state is State.ROWS], value.shape)
     if layout is None:
         return Rows(State.MIXED, at=node)
-    return Rows(State.ROWS, layout, any(r.picked for r in rows), any(r.decided for r in rows))
+    decided = any(r.decided for r in rows) or about_others(aligned, layout, value.shape)
+    return Rows(State.ROWS, layout, any(r.picked for r in rows), decided)

@@ -1,0 +1,182 @@
+"""Every rule of the account of rows, held against numbers: each operator in all the ways to call it, alone and in chains.
+
+Sizes are often equal, or 1: that is where a layout that is wrong by a dimension looks right.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import fx
+
+from farskip_compile.passes.normalize.accumulations import added_alone
+from farskip_compile.verify.rows.along import is_pointwise
+from farskip_compile.verify.rows.rules import RULES
+from tests.verify.drawn_graphs import Drawing
+from tests.verify.operator_calls import CALLS
+
+SHAPES = [(2, 2, 2), (3, 2, 3), (1, 2, 2), (2, 1, 3)]
+NOT_SEEN = frozenset(["empty_like", "new_empty", "not_"])
+"""Their values are nobody's, or no tensors."""
+ON_RANKS = frozenset(
+    name for name in RULES if "::" in name or name in ("from_local", "to_local", "redistribute", "full_tensor")
+)
+"""They need ranks, or another library."""
+POINTWISE = sorted(
+    name
+    for name in dir(torch.ops.aten)
+    if is_pointwise(name) and name not in RULES and not name.endswith("_") and not name.startswith("_foreach")
+)
+
+
+def added_alone_on(base: torch.Tensor, index: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(base).index_add(0, index, source)
+
+
+def grouped(rows: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    starts = torch.arange(len(rows)).unsqueeze(-1) >= ends[:-1]
+    return torch.einsum("tk,tkn->tn", rows, weights[starts.sum(-1).clamp_max(len(weights) - 1)])
+
+
+added_alone_on.__name__ = added_alone.__name__  # rules go by names
+grouped.__name__ = "grouped_mm"
+
+
+class Calls:
+    """The names in expressions, on one drawing."""
+
+    def __init__(self, shape: Sequence[int], seed: int = 0) -> None:
+        torch.manual_seed(seed)  # of random operators
+        self.drawing = d = Drawing(shape, seed)
+        last = shape[-1]
+        x = d.x
+        self.names: dict[str, Any] = {
+            "torch": torch,
+            "F": F,
+            "operator": operator,
+            "added_alone_on": added_alone_on,
+            "grouped": grouped,
+            "d": self,
+            "w": d.input("w", d.random(last, last)),
+            "w3": d.input("w3", d.random(last, last, 1)),
+            "z": d.input("z", d.random(*shape)),
+            "i": d.input("i", torch.tensor([1, 0]) % min(shape)),
+            "i3": d.input("i3", torch.arange(shape[0] * shape[1] * last).reshape(tuple(shape)) % min(shape)),
+        }
+        self.starts = [x, x.transpose(0, 1), x.permute(2, 0, 1), x.flatten(0, 1), x.transpose(1, 2)]
+        self.others = [
+            x.sigmoid(),
+            x.transpose(0, 1),
+            x.roll(1, 1),
+            x.mean(-1, keepdim=True),
+            (x > 0).double(),
+            (x.roll(1, 1) > 0).double(),
+            self.names["z"],
+            self.names["w"][0],
+        ]
+        self.call = d.call
+
+    def write(self, value: fx.Proxy, places: Any, written: Any) -> fx.Proxy:
+        copy = value.clone()
+        self.call(operator.setitem, copy, places, written)
+        return copy + 0
+
+    def through(self, value: fx.Proxy, written: Any) -> fx.Proxy:
+        """A write through another view of the same memory, made before or after it."""
+        copy = value.clone()
+        copy.transpose(0, 1).copy_(written)
+        return copy + 0
+
+    def part(self, value: fx.Proxy, written: Any) -> fx.Proxy:
+        copy = value.clone()
+        view = copy.transpose(0, 1)
+        copy.mul_(written)
+        return view + 0
+
+    def evaluate(self, call: str, v: fx.Proxy, o: fx.Proxy) -> Any:
+        """The value of an expression; None where PyTorch refuses it."""
+        try:
+            result = eval(call, {**self.names, "v": v, "o": o})
+            value = self.drawing.values.get(result.node) if isinstance(result, fx.Proxy) else None
+        except Exception:
+            return None
+        return result if isinstance(value, torch.Tensor) else None
+
+
+def spelled(name: str) -> list[str]:
+    return [call.strip() for call in CALLS[name].split(";")]
+
+
+def test_no_rule_is_left_out() -> None:
+    assert set(CALLS) | {"grouped_mm"} == set(RULES) - ON_RANKS - NOT_SEEN | {"_grouped_mm"}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_each_operator(name: str) -> None:
+    calls = spelled(name)
+    ran = set()
+    wrong = []
+    for shape in SHAPES:
+        drawn = Calls(shape)
+        for call in calls:
+            for v in drawn.starts:
+                for o in drawn.others if "o" in names_in(call) else drawn.others[:1]:
+                    if drawn.evaluate(call, v, o) is not None:
+                        ran.add(call)
+        wrong += drawn.drawing.wrong()
+    assert not wrong, "\n".join(wrong)
+    assert ran == set(calls)
+
+
+def names_in(call: str) -> set[str]:
+    return set(compile(call, "call", "eval").co_names)
+
+
+def test_each_pointwise_operator() -> None:
+    wrong = []
+    ran = set()
+    for shape in SHAPES[:1]:
+        drawn = Calls(shape)
+        (x, turned, *_), others = drawn.starts, drawn.others[:6]
+        for name in POINTWISE:
+            forms = [
+                f"torch.ops.aten.{name}({args})"
+                for args in ("v", "v, o", "o, v", "v, v, o", "v, 0.5", "v > 0, o, v", "v, 0.1, 0.9")
+            ]
+            forms += [f"v.{name}()", f"v.{name}(o)", f"torch.ops.aten.{name}(v.long() % 3, (o > 0).long()) * v"]
+            for form in forms:
+                for v in (x, turned):
+                    for o in others if "o" in names_in(form) else others[:1]:
+                        if drawn.evaluate(form, v, o) is not None:
+                            ran.add(name)
+        wrong += drawn.drawing.wrong()
+    assert not wrong, "\n".join(wrong)
+    assert len(ran) > 150
+
+
+STEPS = [call for name in CALLS for call in spelled(name)]
+
+
+def draw_chain(data: st.DataObject) -> list[str]:
+    """Draw a graph of several operators, and say what is claimed wrongly of it."""
+    drawn = Calls(data.draw(st.sampled_from(SHAPES)), data.draw(st.integers(0, 3)))
+    values = [*drawn.starts, *drawn.others]
+    for _ in range(data.draw(st.integers(2, 6))):
+        newest = st.sampled_from(values[::-1])
+        result = drawn.evaluate(data.draw(st.sampled_from(STEPS)), data.draw(newest), data.draw(newest))
+        if result is not None and drawn.drawing.values[result.node].numel() < 500:
+            values.append(result)
+    return drawn.drawing.wrong()
+
+
+@settings(max_examples=120)
+@given(st.data())
+def test_chains(data: st.DataObject) -> None:
+    assert not draw_chain(data)
