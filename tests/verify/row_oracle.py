@@ -113,13 +113,13 @@ def _some_rows(sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
 
 def _agrees(rows: Rows, row: tuple[int, ...], before: Any, after: Any, kept: bool) -> bool:
     """Whether this may have changed; `kept`: while all decisions were as before."""
-    if isinstance(before, tuple | list):
+    if isinstance(before, tuple | list) and not isinstance(before, torch.Size):
         members = rows.parts or (rows,) * len(before)
         return all(_agrees(one, row, *pair, kept) for one, *pair in zip(members, before, after, strict=True))
     if rows.state > State.ROWS or (not kept and (rows.decided or rows == Rows(State.DECISION))):
         return True
     if not isinstance(before, torch.Tensor):
-        return not isinstance(before, int | float) or before == after
+        return True  # a size
     if before.shape != after.shape or (rows.state is State.ROWS and len(rows.layout) != before.dim()):
         return False
     if torch.equal(before, after):

@@ -35,12 +35,17 @@ def apply(node: fx.Node, given: Given) -> Rows:
         return CHOSEN if chosen and not is_contraction(node) else FREE
     if KEY in node.meta:
         return _as_declared(node, given)
-    if worst(args).state is not State.DECISION:
-        return _settled(node, _by_rule(node, given))
+    if worst(args).state is State.DECISION:
+        about_themselves = all(one.layout for one in args if one.state is State.DECISION)
+        return _of_decisions(node, _as_rows(given) if about_themselves else given)
+    return _settled(node, _by_rule(node, given))
+
+
+def _of_decisions(node: fx.Node, given: Given) -> Rows:
+    """What is made of decisions alone is one."""
     if _is_one_number(node):
         return DECISION
-    about_themselves = all(one.layout for one in args if one.state is State.DECISION)
-    found = _by_rule(node, _as_rows(given) if about_themselves else given)
+    found = _by_rule(node, given)
     if found.state in (State.FREE, State.UNKNOWN):
         return _settled(node, found)
     parts = tuple(one if one.state <= State.DECISION else decision_of(one) for one in found.parts)

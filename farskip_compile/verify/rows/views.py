@@ -98,8 +98,7 @@ def expand(node: fx.Node, given: Given) -> Rows:
     if rows.state is not State.ROWS or value is None:
         return rows
     layout = layouts.broadcast([rows.layout], value.shape)
-    assert layout is not None
-    return Rows(State.ROWS, layout, rows.picked, rows.decided)
+    return unknown(node, given) if layout is None else replace(rows, layout=layout)
 
 
 def resized(node: fx.Node, given: Given) -> Rows:
