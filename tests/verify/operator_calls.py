@@ -1,7 +1,7 @@
 """Ways to call each operator that the account of rows has a rule for.
 
 `CALLS` has, for each name, expressions over `v` (a value), `o` (another one), `w`, `w3`, `z` (numbers), `i`, `i3`
-(indices), `torch`, `F`, and `d`, what the test offers for calls that are no expressions.
+(indices), `n` (the last size), `torch`, `F`, and `d`, what the test offers for calls that are no expressions.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ nansum: v.nansum(); v.nansum(-1)
 count_nonzero: v.gt(0).count_nonzero(); torch.count_nonzero(v, dim=1)
 max: v.max(); v.max(1)[0]; v.max(dim=-1)[1]; torch.max(v, o); v.max(o); torch.max(v, other=o);
     torch.max(v, -1, True)[0]
-min: v.min(); v.min(-1)[0]; torch.min(v, o)
+min: v.min(); v.min(-1)[0]; torch.min(v, o); torch.min(w[0], v); torch.min(z, v)
 argmax: v.argmax(); v.argmax(-1); v.argmax(1).unsqueeze(-1) * o; v.argmax(-1).unsqueeze(-1) * o;
     v.argmax(dim=0, keepdim=True) * o
 argmin: v.argmin(-1, True) * o
@@ -100,13 +100,14 @@ mode: v.mode()[0]; v.mode(1)[0]
 norm: v.norm(); v.norm(2, -1); v.norm(dim=1); torch.norm(v, p=2, dim=-1, keepdim=True); v.norm(1)
 linalg_vector_norm: torch.linalg.vector_norm(v); torch.linalg.vector_norm(v, 2, -1);
     torch.linalg.vector_norm(v, dim=1)
-layer_norm: F.layer_norm(v, v.shape[-1:]); F.layer_norm(v, v.shape[-2:]); F.layer_norm(v, v.shape[-1:], o);
-    F.layer_norm(v, normalized_shape=v.shape[-1:]); F.layer_norm(v, v.shape)
-rms_norm: F.rms_norm(v, v.shape[-1:]); F.rms_norm(v, v.shape[1:]); F.rms_norm(v, v.shape[-1:], weight=o)
+layer_norm: F.layer_norm(v, (n,)); F.layer_norm(v, v.shape[-2:]); F.layer_norm(v, (n,), o);
+    F.layer_norm(v, normalized_shape=(n,)); F.layer_norm(v, v.shape);
+    F.layer_norm(v, (n,), o.mean((0, 1))); F.layer_norm(v, (n,), None, o[0, 0])
+rms_norm: F.rms_norm(v, (n,)); F.rms_norm(v, v.shape[1:]); F.rms_norm(v, (n,), weight=o)
 native_layer_norm: torch.native_layer_norm(v, [v.size(-1)], None, None, 1e-5)[1];
     torch.native_layer_norm(v, v.shape, None, None, 1e-5)[0]
 linear: F.linear(v, w); F.linear(v, o); F.linear(w, o); F.linear(v, w, w[0]); F.linear(v, weight=w, bias=o);
-    F.linear(input=v, weight=w); F.linear(w, w, o); F.linear(v, w[0])
+    F.linear(input=v, weight=w); F.linear(w, w, o); F.linear(v, w[0]); F.linear(w, w, v.mean(-1)[0])
 matmul: v @ o; v @ v.mT; torch.matmul(v, w); torch.matmul(w, v); torch.matmul(v, other=o);
     v.matmul(o.transpose(0, 1)); v @ w[0]; w[0] @ v
 mm: torch.mm(v[0], o[0]); torch.mm(w, v[0]); v.mm(w); torch.mm(v[0], mat2=w); v[:, 0].mm(o[0])
@@ -214,7 +215,7 @@ setitem: d.write(v, (0,), o[0]); d.write(v, (Ellipsis, 0), o[..., 0]);
     d.write(v, (slice(None), 0), 1.0); d.write(torch.zeros_like(v), o > 0, 2.0) * v
 copy: v.clone().copy_(o); torch.zeros_like(v).copy_(o); d.through(v, o); d.through(torch.zeros_like(v), o);
     d.through(z, o); d.part(z, o); d.part(v, o); d.part(torch.zeros_like(v), v)
-added_alone: d.call(added_alone_on, v, i, o)
+added_alone: d.call(added_alone_on, v, i, o); d.call(added_alone_on, v, i, v)
 _grouped_mm: d.call(grouped, v, w.expand(2, -1, -1), i + 1);
     d.call(grouped, v, w.expand(2, -1, -1), (v > 0).long().sum(1))
 scaled_dot_product_attention: F.scaled_dot_product_attention(v, o, o);

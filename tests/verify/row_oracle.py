@@ -22,7 +22,7 @@ from farskip_compile.passes.graph import effects
 from farskip_compile.verify.rows.layout import Layout
 from farskip_compile.verify.rows.state import Rows, State
 
-FEW = 4
+FEW = 3
 """Of so few rows each is changed; of more the first, the last and one in the middle."""
 
 
@@ -93,14 +93,16 @@ def disagreements(
     with torch.no_grad():
         first = _Run(module, {}, None, None).run_all(inputs)
         for value in residual:
-            for row in _some_rows(first[value].shape[:-1]):
+            sizes = first[value].shape[:-1]
+            for row in _some_rows(sizes):
+                where = {token: index for token, index in enumerate(row) if sizes[token] > 1}
                 changed = first[value].clone()
                 changed[row] = -changed[row] + torch.randn_like(changed[row])
                 given = {**{one: first[one] for one in residual}, value: changed}
                 for decided in (None, first) if decisions else (None,):
                     second = _Run(module, given, first, decided).run_all(inputs)
                     for node in nodes:
-                        if not _agrees(rows[node], row, first[node], second[node], decided is not None):
+                        if not _agrees(rows[node], where, first[node], second[node], decided is not None):
                             said = f"{rows[node].state.name} {[[a.token for a in d] for d in rows[node].layout]}"
                             wrong[f"{node.format_node()}: {said}"] = None
     return list(wrong)
@@ -111,26 +113,30 @@ def _some_rows(sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
     yield from every if len(every) <= FEW else dict.fromkeys((every[0], every[len(every) // 2], every[-1]))
 
 
-def _agrees(rows: Rows, row: tuple[int, ...], before: Any, after: Any, kept: bool) -> bool:
-    """Whether this may have changed; `kept`: while all decisions were as before."""
+def _agrees(rows: Rows, where: Mapping[int, int], before: Any, after: Any, kept: bool) -> bool:
+    """Whether this may have changed; `kept`: while all decisions were as before. `where` the row is among others."""
     if isinstance(before, tuple | list) and not isinstance(before, torch.Size):
         members = rows.parts or (rows,) * len(before)
-        return all(_agrees(one, row, *pair, kept) for one, *pair in zip(members, before, after, strict=True))
+        return all(_agrees(one, where, *pair, kept) for one, *pair in zip(members, before, after, strict=True))
     if rows.state > State.ROWS or (not kept and (rows.decided or rows == Rows(State.DECISION))):
         return True
     if not isinstance(before, torch.Tensor):
         return True  # a size
-    if before.shape != after.shape or (rows.state is State.ROWS and len(rows.layout) != before.dim()):
+    if before.shape != after.shape:
+        return rows.state is not State.ROWS  # as many as were decided; nothing is said of sizes
+    if rows.state is State.ROWS and len(rows.layout) != before.dim():
         return False
     if torch.equal(before, after):
         return True
     changed = (before != after) & ~(before.isnan() & after.isnan())
     if rows.state is State.FREE or (rows.state is State.DECISION and (kept or not rows.layout)):
         return not changed.any()
-    return not (changed & ~_places(rows.layout, row, before.shape)).any()
+    if set(where) - {axis.token for dim in rows.layout for axis in dim}:
+        return not changed.any()  # entries of several rows
+    return not (changed & ~_places(rows.layout, where, before.shape)).any()
 
 
-def _places(layout: Layout, row: tuple[int, ...], shape: Sequence[int]) -> torch.Tensor:
+def _places(layout: Layout, where: Mapping[int, int], shape: Sequence[int]) -> torch.Tensor:
     """Where a tensor of this layout holds the row."""
     mask = torch.ones(tuple(shape), dtype=torch.bool)
     for place, dim in enumerate(layout):
@@ -138,7 +144,7 @@ def _places(layout: Layout, row: tuple[int, ...], shape: Sequence[int]) -> torch
         index = torch.arange(int(shape[place]))
         held = torch.ones(int(shape[place]), dtype=torch.bool)
         for axis, position in zip(dim, torch.unravel_index(index, sizes), strict=False):
-            if axis.token is not None:
-                held &= position == row[axis.token]
+            if axis.token in where:
+                held &= position == where[axis.token]
         mask &= held.reshape([-1 if one == place else 1 for one in range(len(shape))])
     return mask
