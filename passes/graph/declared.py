@@ -17,6 +17,8 @@ from torch import fx
 DeclaredKind = Literal["attention", "mixer", "dense", "routed", "reduction"]
 KINDS = get_args(DeclaredKind)
 KEY = "farskip_declared"
+OUTPUTS = "farskip_declared_outputs"
+PICKED = "farskip_declared_output"
 OPERATOR = re.compile(r"[A-Za-z_]\w*::[A-Za-z_][\w.]*")
 MODULE = re.compile(r"[\w.*?\[\]-]+")
 
@@ -78,22 +80,37 @@ def note_declared(graph: fx.Graph, facts: Sequence[Declared], name_of: Any) -> t
             paths = list(_modules_of(node))
             fact = next((one for one in by_module if any(fnmatchcase(path, one.name) for path in paths)), None)
         if fact is not None:
-            node.meta[KEY] = fact
             used.add(fact)
+            node.meta[KEY] = fact.kind
+            if fact.kind is None:
+                node.meta[OUTPUTS] = fact.outputs
+                _note_outputs(node, fact.outputs)
     return tuple(fact for fact in facts if fact in used)
 
 
-def declared(node: fx.Node) -> str | None:
+def _note_outputs(node: fx.Node, outputs: Sequence[DeclaredKind]) -> None:
+    """On each node that picks one of the outputs of `node`, what it is."""
+    for user in node.users:
+        index = user.args[1] if len(user.args) == 2 and user.args[0] is node else None
+        if isinstance(index, int) and index < len(outputs):
+            user.meta[PICKED] = outputs[index]
+
+
+def is_declared(node: fx.Node) -> bool:
+    """Whether something was declared about the operator or the module of `node`."""
+    return KEY in node.meta
+
+
+def declared(node: fx.Node) -> DeclaredKind | None:
     """What `node` was declared to be; of an operator with several outputs, what the one is that `node` picks."""
-    fact = node.meta.get(KEY)
-    if isinstance(fact, Declared):
-        return fact.kind
-    source = node.args[0] if len(node.args) == 2 else None
-    if isinstance(source, fx.Node) and isinstance(node.args[1], int):
-        fact = source.meta.get(KEY)
-        if isinstance(fact, Declared) and node.args[1] < len(fact.outputs):
-            return fact.outputs[node.args[1]]
-    return None
+    meta = node.meta
+    kind: DeclaredKind | None = meta.get(KEY) or meta.get(PICKED)
+    return kind
+
+
+def outputs_of(node: fx.Node) -> tuple[DeclaredKind, ...]:
+    """Of an operator whose outputs were declared one by one."""
+    return tuple(node.meta.get(OUTPUTS, ()))
 
 
 def _modules_of(node: fx.Node) -> Iterable[str]:

@@ -49,6 +49,9 @@ def mutated_args(node: fx.Node) -> list[fx.Node]:
     """The arguments that `node` writes to."""
     if node.op not in ("call_function", "call_method"):
         return []
+    kwargs = node.kwargs
+    if not (can_write(node) or "out" in kwargs or "inplace" in kwargs):
+        return []
     written: list[object] = []
     if isinstance(node.target, OpOverload | OpOverloadPacket):
         for index, name in _written_parameters(node.target):
@@ -67,6 +70,20 @@ def mutated_args(node: fx.Node) -> list[fx.Node]:
 
 def can_write(node: fx.Node) -> bool:
     """Whether a call of this function without keywords may write to an argument; depends on the function alone."""
+    key = node.target if isinstance(node.target, str) else id(node.target)
+    known = _writers.get(key)
+    if known is None:
+        if len(_writers) >= ops.NAMES:
+            _writers.clear()
+        known = _writers[key] = node.target, _can_write(node)
+    return known[1]
+
+
+_writers: dict[object, tuple[object, bool]] = {}
+"""By identity, as `ops` remembers names."""
+
+
+def _can_write(node: fx.Node) -> bool:
     target = node.target
     if isinstance(target, OpOverload | OpOverloadPacket):
         return bool(_written_parameters(target))

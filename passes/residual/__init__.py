@@ -22,7 +22,7 @@ from torch import fx
 from farskip_compile.errors import NotASumError
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.hidden_collectives import collectives_of
-from farskip_compile.passes.residual.kinds import Finding, classify, gather_facts
+from farskip_compile.passes.residual.kinds import Finding, classify
 from farskip_compile.passes.residual.regions import Region, reads
 from farskip_compile.passes.residual.stack import Stack, read_stack
 from farskip_compile.passes.residual.stream import Stream
@@ -60,15 +60,14 @@ def read_table(graph: fx.Graph) -> Reading | None:
     if stack is None:
         return None
     stream, regions = stack.stream, stack.regions
-    facts = gather_facts(stream, graph)
-    findings = [classify(stream, facts, region) for region in regions]
+    findings = [classify(stream, stack.facts, region) for region in regions]
     _refuse_readless(stream, regions, findings)
     groups = _parallel_in_order(_group(stream, regions, findings))
     _assign_layers(groups)
     kinds = _with_shared(groups, findings)
     terms = _name_terms(stream, regions, findings, groups, kinds)
     rows = _name_rows(groups, kinds)
-    return Reading(stream, regions, Table(terms, rows), findings)
+    return Reading(stream, regions, stack.facts, Table(terms, rows), findings)
 
 
 def _refuse_readless(stream: Stream, regions: list[Region], findings: list[Finding]) -> None:

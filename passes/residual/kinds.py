@@ -96,8 +96,10 @@ def gather_facts(stream: Stream, graph: fx.Graph) -> Facts:
     )
     calls = [node for node in calls if picked.get(node) not in weight]  # a picked weight is not an activation
 
+    excluded = weight | selected
+
     def is_score(node: fx.Node) -> bool:
-        return ops.is_matmul(node) and _activations(stream, node, weight | selected) >= 2
+        return ops.is_matmul(node) and _activations(stream, node, excluded) >= 2
 
     def until_product(node: fx.Node) -> Sequence[fx.Node]:
         return () if ops.is_matmul(node) else sources[node]

@@ -22,7 +22,7 @@ from torch import fx
 from farskip_compile.errors import NotASumError, Where
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.walk import walk_back
-from farskip_compile.passes.residual.kinds import gather_facts, is_result
+from farskip_compile.passes.residual.kinds import Facts, gather_facts, is_result
 from farskip_compile.passes.residual.not_a_sum import not_a_sum
 from farskip_compile.passes.residual.regions import NO_SIDE_CHANNELS, Region, SideChannels, find_regions
 from farskip_compile.passes.residual.stream import Stream, read_stream
@@ -36,6 +36,7 @@ class Stack:
     stream: Stream
     regions: list[Region]
     """By term index."""
+    facts: Facts
 
     def side_channels(self) -> dict[str, frozenset[str]]:
         """To read the graph again with, once it is edited."""
@@ -61,12 +62,12 @@ def read_stack(graph: fx.Graph, side: SideChannels = NO_SIDE_CHANNELS) -> Stack 
     stream = read_stream(graph)
     if stream is None:
         return None
-    regions = find_regions(stream, side)
-    if whole := _entangled_sums(stream, regions, graph):
+    regions, facts = find_regions(stream, side), gather_facts(stream, graph)
+    if whole := _entangled_sums(stream, regions, facts):
         stream = read_stream(graph, whole)
         if stream is None:
             return None
-        regions = find_regions(stream, side)
+        regions, facts = find_regions(stream, side), gather_facts(stream, graph)
     second = _second_stack(stream, regions, graph)
     if second is not None and not any(
         ops.is_attention(n) or ops.is_selection(n) or ops.is_scan(n) for n in graph.nodes
@@ -79,13 +80,13 @@ def read_stack(graph: fx.Graph, side: SideChannels = NO_SIDE_CHANNELS) -> Stack 
             way_out="streams that are not one sum are not supported; compile next-token heads apart from the model",
             where=ops.where(second),
         )
-    return Stack(stream, regions)
+    return Stack(stream, regions, facts)
 
 
-def _entangled_sums(stream: Stream, regions: list[Region], graph: fx.Graph) -> set[fx.Node]:
+def _entangled_sums(stream: Stream, regions: list[Region], facts: Facts) -> set[fx.Node]:
     """For each branch in which two terms are one: the smallest sum that holds both."""
     whole: set[fx.Node] = set()
-    for index, other in _entangled(stream, regions, graph):
+    for index, other in _entangled(stream, regions, facts):
         node = regions[index].leaf
         while other not in stream.terms_of(node):
             node = stream.parents[node]
@@ -93,15 +94,12 @@ def _entangled_sums(stream: Stream, regions: list[Region], graph: fx.Graph) -> s
     return whole
 
 
-def _entangled(stream: Stream, regions: list[Region], graph: fx.Graph) -> Iterator[tuple[int, int]]:
+def _entangled(stream: Stream, regions: list[Region], facts: Facts) -> Iterator[tuple[int, int]]:
     """Pairs of terms of one branch that use each other directly, or the same attention or experts."""
-    shared = {index: [*region.met, *region.side_channels] for index, region in enumerate(regions)}
-    facts = gather_facts(stream, graph) if any(shared.values()) else None
-    owner = {node: index for index, region in enumerate(regions) for node in region.owned} if facts else {}
+    owner = {node: index for index, region in enumerate(regions) for node in region.owned}
     for index, region in enumerate(regions):
-        others = set(region.direct)
-        if facts is not None:
-            others |= {owner[node] for node in shared[index] if node in owner and is_result(facts, node)}
+        shared = [node for node in (*region.met, *region.side_channels) if node in owner]
+        others = {*region.direct, *(owner[node] for node in shared if is_result(facts, node))}
         yield from ((index, other) for other in sorted(others) if stream.joins[other] == stream.joins[index])
 
 

@@ -101,7 +101,8 @@ class _Sides:
         used = _used(self.graph)
         depends: set[fx.Node] = set()
         for node in self.graph.nodes:
-            if any(arg in values or arg in depends for arg in node.all_input_nodes):
+            inputs = node.all_input_nodes
+            if not values.isdisjoint(inputs) or not depends.isdisjoint(inputs):
                 depends.add(node)
             if node in self.claims.owned or node not in used or node.op == "output":
                 continue

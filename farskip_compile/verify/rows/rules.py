@@ -15,7 +15,7 @@ from torch import fx
 
 from farskip_compile._compat import is_module_state
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.graph.declared import KEY, declared
+from farskip_compile.passes.graph.declared import declared, is_declared, outputs_of
 from farskip_compile.verify.rows import collectives, picks, views
 from farskip_compile.verify.rows.along import is_pointwise, keeps, normalises, one_hot, pointwise, reduces
 from farskip_compile.verify.rows.arguments import first_of, is_data
@@ -30,12 +30,13 @@ def apply(node: fx.Node, given: Given) -> Rows:
     if not name or name in SIZES:
         return FREE
     args = [given(arg) for arg in node.all_input_nodes]
-    if all(one.state is State.FREE for one in args):
+    found = worst(args)
+    if found.state is State.FREE:
         chosen = any(one.picked for one in args) or (name in CHOICES and _chooses(node))
         return CHOSEN if chosen and not is_contraction(node) else FREE
-    if KEY in node.meta:
+    if is_declared(node):
         return _as_declared(node, given)
-    if worst(args).state is State.DECISION:
+    if found.state is State.DECISION:
         about_themselves = all(one.layout for one in args if one.state is State.DECISION)
         return _of_decisions(node, _as_rows(given) if about_themselves else given)
     return _settled(node, _by_rule(node, given))
@@ -72,7 +73,8 @@ def _is_tuple(arg: object) -> bool:
 def _by_rule(node: fx.Node, given: Given) -> Rows:
     """What the rule of an operator says, and the numbers among its arguments."""
     rule = _rule_of(ops.op_name(node))
-    number = worst([given(arg) for arg in node.all_input_nodes if _is_one_number(arg)])
+    numbers = [given(arg) for arg in node.all_input_nodes if _is_one_number(arg)]
+    number = worst(numbers) if numbers else FREE
     found = unknown(node, given) if number.state > State.DECISION else rule(node, given)
     if found.state is State.FREE and rule not in (free, attribute) and first_of(node, given)[0] is None:
         return unknown(node, given)  # an argument that the rule has not found
@@ -103,7 +105,7 @@ def _as_declared(node: fx.Node, given: Given) -> Rows:
     """One output, or several of which each was declared."""
     if (kind := declared(node)) is not None:
         return DECLARED[kind](node, given)
-    parts = tuple(DECLARED[kind](node, given) for kind in node.meta[KEY].outputs)
+    parts = tuple(DECLARED[kind](node, given) for kind in outputs_of(node))
     return replace(worst(parts), parts=parts)
 
 
@@ -142,13 +144,13 @@ def attribute(node: fx.Node, given: Given) -> Rows:
 
 def is_contraction(node: fx.Node) -> bool:
     """Whether features meet in `node`: a product of matrices, a convolution, an operator that nothing is known of."""
-    return ops.op_name(node).rstrip("_") in CONTRACTIONS or KEY in node.meta or is_unknown(node)
+    return ops.op_name(node).rstrip("_") in CONTRACTIONS or is_declared(node) or is_unknown(node)
 
 
 def is_unknown(node: fx.Node) -> bool:
     """Whether nothing is known about an operator, or it holds a graph of its own."""
     name = ops.op_name(node)
-    return bool(name) and KEY not in node.meta and (name.startswith("higher_order::") or _rule_of(name) is unknown)
+    return bool(name) and not is_declared(node) and (name.startswith("higher_order::") or _rule_of(name) is unknown)
 
 
 CONTRACTIONS = frozenset(

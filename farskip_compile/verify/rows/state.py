@@ -87,7 +87,12 @@ def about_others(parts: Sequence[Rows], layout: Layout, shape: Sequence[Size]) -
 
 def worst(parts: Sequence[Rows]) -> Rows:
     """The one of which least is known; decided if one of them is."""
-    found = max(parts, key=lambda part: part.state, default=FREE)
+    found = FREE
+    for part in parts:
+        if part.state > found.state:
+            found = part
+    if found.state is State.FREE:
+        return parts[0] if parts else FREE
     if found.state is State.MOVED and any(part.decided for part in parts):
         return Rows(State.MOVED, decided=True, at=found.at)
     if found.state is State.DECISION and any(
