@@ -1,11 +1,12 @@
 """Decoders whose layers are each written in another style: rewired as by hand, or refused, never something in between.
 
-In:    a `Styles`: for each layer how tokens are mixed, how experts are written, and how the residual is added.
+In:    a `Styles`: for each layer how tokens are mixed, how experts are written, and how the residual is added; and
+       what the layers stand in: one stack, or something that is none (`settings`).
 Out:   counts by verdict; or the first demand that is not met, as `Broken`.
 
 Demands: if all styles are ones that are read, the compiled model is bit-equal to the FarSkip form written by hand
 (`tests.handwritten.decoder`); if one of them is not, the model is refused, whatever the others are and wherever it
-stands. Under `none` every model is what it is.
+stands; and so is whatever is no plain stack. Under `none` every model is what it is.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import nn
 
 from farskip_compile.errors import FarSkipError
 from tests.fuzz.demands import check_refusal, demand
+from tests.fuzz.settings import SETTINGS
 from tests.handwritten import test_adds as adds
 from tests.handwritten import test_experts as experts
 from tests.handwritten.decoder import Attention, Decoder, farskip_form, token_ids
@@ -57,12 +59,14 @@ class Styles:
     attention: tuple[str, ...]
     experts: tuple[str, ...]
     adds: tuple[str, ...]
+    setting: str = ""
+    """A key of `SETTINGS`; empty for one plain stack."""
 
     @property
     def is_read(self) -> bool:
         """Whether all of them are read."""
         known = {*READ_ADDS, *READ_ATTENTION, *READ_EXPERTS}
-        return known.issuperset((*self.attention, *self.experts, *self.adds))
+        return not self.setting and known.issuperset((*self.attention, *self.experts, *self.adds))
 
     def build(self) -> Decoder:
         """The model."""
@@ -77,17 +81,19 @@ class Styles:
 
 @st.composite
 def styles(draw: st.DrawFn) -> Styles:
-    """Two or three layers; in half of the models one style of one layer is refused."""
+    """Two or three layers. Of four models, in two one style of one layer is refused, and one is no plain stack."""
     layers = draw(st.integers(2, 3))
     chosen = [
         [draw(st.sampled_from(sorted(read))) for _ in range(layers)]
         for read in (READ_ATTENTION, READ_EXPERTS, READ_ADDS)
     ]
-    if draw(st.booleans()):
+    fault = draw(st.sampled_from(["", "style", "style", "setting"]))
+    if fault == "style":
         kind = draw(st.integers(0, 2))
         refused = (REFUSED_ATTENTION, REFUSED_EXPERTS, REFUSED_ADDS)[kind]
         chosen[kind][draw(st.integers(0, layers - 1))] = draw(st.sampled_from(sorted(refused)))
-    return Styles(*map(tuple, chosen))
+    setting = draw(st.sampled_from(sorted(SETTINGS))) if fault == "setting" else ""
+    return Styles(*map(tuple, chosen), setting=setting)  # type: ignore[arg-type]
 
 
 def check_styles(example: Styles) -> Counter[str]:
@@ -96,24 +102,25 @@ def check_styles(example: Styles) -> Counter[str]:
     Raises:
         Broken: a demand is not met.
     """
-    model, ids = example.build(), token_ids()
+    decoder = example.build()
+    model, args = SETTINGS[example.setting](decoder) if example.setting else (decoder, (token_ids(),))
     with torch.no_grad():
-        expected = _seeded(model, ids)
-        demand(torch.equal(_seeded(_compiled(model, "none"), ids), expected), "`none` changed the function")
+        expected = _seeded(model, *args)
+        demand(torch.equal(_seeded(_compiled(model, "none"), *args), expected), "`none` changed the function")
         try:
-            found = _seeded(_compiled(model, "full"), ids)
+            found = _seeded(_compiled(model, "full"), *args)
         except FarSkipError as error:
             check_refusal(error)
             demand(not example.is_read, f"refused: {error}")
             return Counter({f"refused {type(error).__name__}": 1})
         demand(example.is_read, "rewired, though a layer is in a style that is not read")
-        demand(torch.equal(found, farskip_form(model, ids)), "other bits than the form by hand")
+        demand(torch.equal(found, farskip_form(decoder, token_ids())), "other bits than the form by hand")
     return Counter({"accepted": 1, "full: rewired": 1})
 
 
-def _seeded(model: Callable[..., torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
+def _seeded(model: Callable[..., torch.Tensor], *args: torch.Tensor) -> torch.Tensor:
     torch.manual_seed(0)  # Gumbel noise
-    return model(ids)
+    return model(*args)
 
 
 def _compiled(model: nn.Module, connectivity: str) -> Callable[..., torch.Tensor]:
