@@ -149,6 +149,11 @@ def running_mean(mixer: Mixer, x: Tensor) -> Tensor:
     return mixer.inner(x - x.mean(1, keepdim=True))
 
 
+def signs(mixer: Mixer, x: Tensor) -> Tensor:
+    """What was decided about the tokens before."""
+    return mixer.inner((x.roll(1, 1) > 0).to(x.dtype))
+
+
 Add = Callable[[Tensor, Tensor], Tensor]
 ADDS: dict[str, Add] = {
     "lerp": lambda h, y: torch.lerp(h, y, 0.5),
@@ -164,6 +169,7 @@ MIXERS: dict[str, Callable[[Mixer, Tensor], Tensor]] = {
     "recurrence": recurrence,
     "gated_tokens": gated_tokens,
     "running_mean": running_mean,
+    "signs": signs,
 }
 SELECTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "threshold": over_threshold,

@@ -71,7 +71,7 @@ def _complaint(kind: Kind, rows: Rows, leaf: fx.Node, one_token: bool) -> tuple[
     at = rows.at or leaf
     if kind.mixes_tokens:
         return _about_mixer(kind, rows, one_token), at
-    if rows.state is State.UNKNOWN:
+    if rows.state is State.UNKNOWN or (rows.state is State.DECISION and not rows.layout):
         return "nothing is known of {!r} in it", at
     if rows.state is State.MIXED:
         return "{!r} mixes rows in it, and is no attention or mixer that is known", at
