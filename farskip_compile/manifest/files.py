@@ -36,7 +36,8 @@ def save_manifest(manifest: Manifest, path: str | os.PathLike[str], *, guard: bo
     """Write `manifest` into a checkpoint folder, its `config.json`, or a JSON file of its own; returns the file.
 
     `guard` gives a checkpoint of transformers a `model_type` that loaders without this package refuse, and that
-    transformers knows where this package is imported; False leaves, or puts back, the original one.
+    transformers knows where this package is imported. False leaves, or puts back, the original one, as for a manifest
+    under which the model computes what it does as written.
 
     Raises:
         ManifestError: it can't be written there, or would overwrite something that is not a manifest.
@@ -70,7 +71,7 @@ def _with_manifest(config: Path, manifest: Manifest, *, guard: bool, needed: boo
     text, content = _read(config)
     if needed:
         _refuse_amd_keys(config, content)
-    edited = guarded(text) if guard else unguarded(text)
+    edited = guarded(text) if guard and manifest.changes_function else unguarded(text)
     if needed or is_guarded(edited) or isinstance(content.get(KEY), Mapping):
         return with_key(edited, KEY, manifest.to_json())
     return edited if edited != text else None

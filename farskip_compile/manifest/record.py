@@ -53,6 +53,13 @@ class Manifest:
     def __str__(self) -> str:
         return f"the manifest {self.origin}" if self.origin else "the manifest"
 
+    @property
+    def changes_function(self) -> bool:
+        """Whether the model computes something else than as it is written. AMD's keys are taken at their word."""
+        if self.table.rows:
+            return any(row.left_out for row in self.table.rows)
+        return self.connectivity != "none"
+
     @cached_property
     def digest(self) -> str:
         """Hash of all that it says about the model; versions and origin aside."""

@@ -97,6 +97,16 @@ def test_names_are_kept_and_come_back(model: Any, folder: Path, tmp_path: Path) 
     plain(IDS)
 
 
+def test_a_model_in_its_original_wiring_is_not_guarded(model: Any, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    before = config_of(tmp_path)
+    save_manifest(describe(model, IDS), tmp_path)
+    assert config_of(tmp_path)["model_type"] == "farskip_mixtral"
+    save_manifest(describe(model, IDS, connectivity="none"), tmp_path)
+    assert {key: value for key, value in config_of(tmp_path).items() if key != "farskip"} == before
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path)(IDS)
+
+
 def test_code_in_the_repository_is_not_run(folder: Path, tmp_path: Path) -> None:
     text = {"model_type": "somebodys", "auto_map": {"AutoConfig": "code.Config"}, "architectures": None}
     (tmp_path / "config.json").write_text(json.dumps(text))
