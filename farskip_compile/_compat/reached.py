@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._dynamo import OptimizedModule
-from torch._dynamo.eval_frame import innermost_backend
+from torch._dynamo.eval_frame import innermost_backend, skip_code
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
 Compiler = tuple[Callable[..., Any], Mapping[str, Any]]
@@ -75,5 +75,7 @@ def watch_wrappers(watch: Watch, exported: Callable[[nn.Module], None]) -> None:
             exported(self)
         return call(self, *args, **kwargs)
 
+    for watched in (getattr_watched, call_watched):
+        skip_code(watched.__code__)  # what they call is PyTorch's own, which Dynamo does not trace either
     OptimizedModule.__getattr__ = getattr_watched  # type: ignore[method-assign]
     OptimizedModule.__call__ = call_watched  # type: ignore[method-assign]

@@ -29,7 +29,7 @@ NOT_PYTORCHS = frozenset(["_apply_gate", "_experts_implementation", "_fields"])
 """Attributes with an underscore of transformers' models and of named tuples."""
 PUBLIC = (
     *(str, bytes, int, dict, list, set, frozenset, tuple),
-    *(types.FrameType, types.CodeType, types.MethodType, BaseException, logging.Logger),
+    *(types.FrameType, types.CodeType, types.MethodType, types.FunctionType, BaseException, logging.Logger),
     *(fx.Node, fx.Graph, fx.GraphModule, nn.Module, torch.Tensor, torch.SymInt, dist.ProcessGroup, dist.Store),
 )
 """Classes whose attributes may be read."""
