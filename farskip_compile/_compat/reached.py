@@ -75,7 +75,8 @@ def watch_wrappers(watch: Watch, exported: Callable[[nn.Module], None]) -> None:
             exported(self)
         return call(self, *args, **kwargs)
 
-    for watched in (getattr_watched, call_watched):
+    watchers: tuple[Any, ...] = (getattr_watched, call_watched)
+    for watched in watchers:
         skip_code(watched.__code__)  # what they call is PyTorch's own, which Dynamo does not trace either
     OptimizedModule.__getattr__ = getattr_watched  # type: ignore[method-assign]
     OptimizedModule.__call__ = call_watched  # type: ignore[method-assign]
