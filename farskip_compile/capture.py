@@ -66,11 +66,11 @@ def capture(
 
     `config` is what the backend is asked for, whatever the model may have been compiled with. None: the model is
     compiled with this backend, and captured as it was compiled. `then` is called with the capture. `parts`: under
-    `none`, also of what is no whole stack (`Outcome.FRAGMENT`).
+    `none`, also of a graph that isn't a whole stack (`Outcome.FRAGMENT`).
 
     Raises:
         FarSkipError: the model can't be rewired as asked.
-        PartialModelError: it is no whole residual stack, or one that is not understood.
+        PartialModelError: it isn't a whole residual stack, or not one that is understood.
         NoResidualStackError: no graph with a residual stack was captured.
     """
     found: list[Capture] = []

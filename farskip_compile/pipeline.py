@@ -14,13 +14,14 @@ Algorithm:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx
 
 from farskip_compile._compat.modules import child_names
 from farskip_compile.config import FarSkipConfig, Resolved, resolve
+from farskip_compile.declare import check_kinds_used
 from farskip_compile.errors import FarSkipError, NotASumError, PartialModelError, UnsupportedPatternError
 from farskip_compile.manifest.check import check_as_written, check_rewired
 from farskip_compile.manifest.graph_parameters import graph_parameters
@@ -29,7 +30,7 @@ from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.graph.declared import Declared, note_declared
+from farskip_compile.passes.graph.declared import note_declared
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.normalize.accumulations import lower
 from farskip_compile.passes.residual import Reading
@@ -81,7 +82,7 @@ def _run(module: fx.GraphModule, config: Resolved, driver: Driver) -> CompileRep
     }
     facts = driver.facts
     try:
-        reading, beside = _read_whole(module, driver, config.declared)  # 2
+        reading, beside = _read_whole(module, driver, config)  # 2
     except (PartialModelError, NotASumError, UnsupportedPatternError) as error:
         if config.connectivity != "none" or config.manifest is not None:
             raise
@@ -133,25 +134,26 @@ def _let_pass(error: FarSkipError, reading: Reading | None, common: Mapping[str,
     )
 
 
-def _read_whole(
-    module: fx.GraphModule, driver: Driver, declared: Sequence[Declared]
-) -> tuple[Reading | None, tuple[Beside, ...]]:
+def _read_whole(module: fx.GraphModule, driver: Driver, config: Resolved) -> tuple[Reading | None, tuple[Beside, ...]]:
     """The reading of `module`, which must hold the whole residual stack, and what stands beside it; None: it has none.
 
     Raises:
+        ConfigError: something that is not there was declared.
         PartialModelError: Dynamo cut the stack, or the graph holds a part of a model.
         NotASumError: the stream is not a sum (and Dynamo did not cut it).
         UnsupportedPatternError: not everything with weights is a part of the stack, or of what may stand beside it.
     """
     try:
         driver.run(through="normalize")
-        driver.facts["declared"] = driver.step("declare", note_declared, module.graph, declared, ops.op_name)
+        driver.facts["declared"] = driver.step("declare", note_declared, module.graph, config.declared, ops.op_name)
         driver.run(through="residual")
     except NotASumError as error:
         if (cut := cut_inside_a_layer(module, error)) is not None:
             raise cut from error
         raise
     reading: Reading | None = driver.facts.get("reading")
+    if reading is not None:
+        check_kinds_used(config.kinds, driver.facts["declared"])
     return reading, driver.step("account", account_for, module, reading)
 
 

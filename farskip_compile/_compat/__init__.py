@@ -42,8 +42,8 @@ __all__ = [
 ]
 
 CAPTURE_ERRORS = (TorchDynamoException, GuardOnDataDependentSymNode)
-"""What `torch.compile(fullgraph=True)` raises for a model that is no graph. An operator whose shape depends on data
-raises the second one, which Dynamo does not wrap where it is met while shapes are computed."""
+"""What `torch.compile(fullgraph=True)` raises for a model that can't be one graph. An operator whose shape depends on
+data raises the second one, which Dynamo does not wrap where it is met while shapes are computed."""
 
 TransparentError = ShortenTraceback
 """Base class of the exceptions that Dynamo hands to the user as they are, not wrapped in `BackendCompilerFailed`."""

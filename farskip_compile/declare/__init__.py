@@ -78,6 +78,19 @@ def check_kinds_option(kinds: object) -> None:
         _fact(key, kind, way_out='"mylib::wkv", an operator of torch ("fft_fft"), or a module: "layers.*.mixer"')
 
 
+def check_kinds_used(kinds: Mapping[str, Any], used: Sequence[Declared]) -> None:
+    """Refuse what `kinds` says of something that the graph of a model does not hold: most often a misspelt name.
+
+    Raises:
+        ConfigError: it does.
+    """
+    for name in sorted(set(kinds) - {fact.name for fact in used}):
+        raise ConfigError(
+            f"kinds names {name!r}, and the model has no such operator or module",
+            way_out="an operator as an error names it, or the path of a module as in named_modules(), * for any part",
+        )
+
+
 def _fact(name: Any, kind: Any, outputs: tuple[Any, ...] = (), *, way_out: str) -> Declared:
     try:
         return Declared(name, kind, outputs)

@@ -32,7 +32,7 @@ def without_adapters(names: Iterable[str], known: Collection[str]) -> dict[str, 
 
 
 def _shorter(parts: list[str]) -> Iterable[tuple[str, str]]:
-    """Each place of a module in a name, and the name without the component behind it, and its repetitions."""
+    """Each prefix of a name, and the name without the component (or run of equal ones) that follows the prefix."""
     for start in range(1, len(parts) - 1):
         end = start + 1
         while end < len(parts) - 1 and parts[end] == parts[start]:

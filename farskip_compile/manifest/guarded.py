@@ -5,8 +5,8 @@ FarSkip refuses it by name instead of computing fluent nonsense; `unguarded` put
   `model_type`     `farskip_deepseek_v3`; the original one is kept under `farskip_model_type`
   `architectures`  each with the prefix `FarSkip`: some converters read nothing else
   `auto_map`       empty, kept under `farskip_auto_map`: code in the repository would be run whatever the type says
-What is no configuration of transformers (it has no `model_type`) and one with AMD's keys (whose own code rewires the
-model) stay as they are.
+A file that is not a configuration of transformers (no `model_type`), or that has AMD's keys (whose own code rewires
+the model), stays as it is.
 """
 
 from __future__ import annotations

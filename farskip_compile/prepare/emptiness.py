@@ -1,7 +1,7 @@
 """Tests in Python source that ask how large a selection of tokens is.
 
 Contract: the expression of an `if` in a loop comes in; out goes its value for a small selection (an empty one, or one
-within a capacity), or None if it is no such test: `mask.any()`, `idx.numel() == 0`, `len(idx)`, `not n`,
+within a capacity), or None for any other test: `mask.any()`, `idx.numel() == 0`, `len(idx)`, `not n`,
 `start == end`, `counts[e].item() > 0`, `len(idx) <= capacity` and the like. A test that asks two things is none: inputs
 on both sides of one bound are found by trying, of two they may not be. Names that count
 iterations or come from the module alone say nothing of data (`on_data`).

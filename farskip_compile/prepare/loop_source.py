@@ -8,7 +8,7 @@ role, only Python and methods of tensors.
     site    before                                             after
     guard   `if idx.numel() == 0: continue`, `if mask.any():`  what is done for a selection that is not empty
     hit     `for e in mask.sum((-1, -2)).nonzero():`           `for e in range(experts):`
-    count   `torch.bincount(chosen, minlength=n)`              a sum into n zeros, whose length is no data
+    count   `torch.bincount(chosen, minlength=n)`              a sum into n zeros, of fixed length
     list    `idx = idx.tolist()`, used as an index only        `idx = idx`
 """
 

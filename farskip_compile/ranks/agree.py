@@ -14,9 +14,11 @@ Algorithm, for each group of the graph:
    already, because it recompiled for another size;
 3. meanwhile, if a rank that has not been here is waiting at an order that this rank has never reached, nobody can go
    on: raise. The same if a rank has failed (`failures`), if the timeout of the group is over, or if the store is lost;
-   A place is an order with its sizes. Where sizes are symbolic, or may differ, it is the same as all of that order;
 4. take "I am waiting" back. After an `OrderMismatchError` it stays, so that the other rank sees it too; a place at
    which another rank waited when this one raised does not count again.
+
+Orders with other sizes are different ones. One whose sizes are symbolic, or may differ between ranks, is the same as
+each with its launches.
 """
 
 from __future__ import annotations
@@ -241,7 +243,7 @@ def _mismatch(place: _Place, rank: int, their_order: str) -> OrderMismatchError:
     different = list(differences(our_common, their_common))
     orders = f"rank {me}: {_numbered(place.order, their_order)}\nrank {rank}: {_numbered(their_order, place.order)}"
     if different:
-        lines = [f"  {name}: rank {me} has {ours}, rank {rank} has {theirs}" for name, ours, theirs in different]
+        lines = [f"  {name}: rank {me} has {mine}, rank {rank} has {its}" for name, mine, its in different]
         return OptionsMismatchError(
             f"ranks {me} and {rank} have compiled different things for process group {group!r}\n"
             + "\n".join(lines if ours == theirs else [*lines, orders]),

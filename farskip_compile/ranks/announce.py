@@ -76,12 +76,11 @@ def collective_orders(graph: fx.Graph) -> dict[str, list[str]]:
 def collective_sizes(graph: fx.Graph) -> dict[str, Sizes]:
     """For each process group of `graph`, the sizes of what its launches send, if no size is symbolic and none is split
     unevenly: such sizes may differ between ranks."""
-    found: dict[str, Sizes] = {}
+    found: dict[str, list[list[list[int]] | None]] = {}
     for node in ops.calls(graph, ops.is_collective):
-        group = ops.process_group(node)
-        so_far, own = found.setdefault(group, []), _fixed_sizes(node)
-        found[group] = [*so_far, own] if so_far is not None and own is not None else None
-    return found
+        found.setdefault(ops.process_group(node), []).append(_fixed_sizes(node))
+    known = {group: [one for one in sizes if one is not None] for group, sizes in found.items()}
+    return {group: known[group] if len(known[group]) == len(sizes) else None for group, sizes in found.items()}
 
 
 def _fixed_sizes(node: fx.Node) -> list[list[int]] | None:

@@ -78,7 +78,7 @@ def test_experts_that_choose_their_tokens_are_routed() -> None:
 
 def test_soft_experts_are_no_attention() -> None:
     error = refusal_of(Net(experts={1: nets.SoftExperts()}))
-    assert "'softmax' mixes its rows, which is no mixer that is known" in error.reason
+    assert "'softmax' mixes its rows, and is not a known mixer" in error.reason
 
 
 @pytest.mark.parametrize("where", [0, 2])

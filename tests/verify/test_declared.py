@@ -175,6 +175,13 @@ def test_a_kind_that_is_given_to_explain_and_describe() -> None:
         testing.assert_rewired(model, inputs())
 
 
+@pytest.mark.parametrize("name", ["farskip_tests::wvk", "layers.*.mixer"])
+def test_a_kind_of_something_that_is_not_there_is_refused(name: str) -> None:
+    error = refusal_of(Net(), kinds={name: "mixer"})
+    assert isinstance(error, ConfigError)
+    assert f"kinds names {name!r}, and the model has no such" in error.reason
+
+
 @pytest.mark.parametrize("kinds", ["mlp", ["mixer", 3], [], None, {"a": "b"}])
 def test_a_manifest_that_declares_nothing(kinds: object) -> None:
     data = Manifest("full").to_json() | {"declared": {"mylib::wkv": kinds}}

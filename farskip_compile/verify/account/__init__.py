@@ -2,7 +2,7 @@
 
     whole      all of it, in the order of the most telling errors
     kinds      what each sub-block does to rows, against the kind that detection found
-    outside    what is in no sub-block: in front of the stack, behind it, or apart from it
+    outside    what isn't in a sub-block: in front of the stack, behind it, or apart from it
     fragment   a graph without a stack
     layers, weights, begins   the questions that these ask of a graph
 

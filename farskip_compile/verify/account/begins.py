@@ -20,7 +20,7 @@ from farskip_compile.verify.rows.state import Rows, State
 
 
 def rows_begin(graph: fx.Graph, base: fx.Node, values: Collection[fx.Node]) -> dict[fx.Node, Rows]:
-    """Where rows begin: at the residual values, and at the first value in front of the base that has its rows.
+    """Where rows begin: at the residual values, and at the first value before the base that has the same rows.
 
     A stream may have dimensions beside those of the tokens, such as several streams that are mixed: the dimensions that
     the first value has tell them apart.

@@ -74,12 +74,12 @@ def _complaint(kind: Kind, rows: Rows, leaf: fx.Node, one_token: bool) -> tuple[
     if rows.state is State.UNKNOWN or (rows.state is State.DECISION and not rows.layout):
         return "nothing is known of {!r} in it", at
     if rows.state is State.MIXED:
-        return "{!r} mixes rows in it, and is no attention or mixer that is known", at
+        return "{!r} mixes rows in it, and is not a known attention or mixer", at
     if kind is Kind.ROUTED:
         return (None if rows.decided else "no decision is made about its rows"), at
     if rows.state is State.MOVED:
         return "{!r} moves rows in it", at
-    return ("a decision is made about whole rows of it, by no selection that is known" if rows.decided else None), at
+    return ("a decision is made about whole rows of it, but not by a known selection" if rows.decided else None), at
 
 
 def _about_mixer(kind: Kind, rows: Rows, one_token: bool) -> str | None:
@@ -87,12 +87,12 @@ def _about_mixer(kind: Kind, rows: Rows, one_token: bool) -> str | None:
         return None if one_token else "each row of it is computed by itself"
     at = rows.at
     if at is not None and rows.state is State.MIXED and not (ops.is_attention(at) or is_known_mixer(at)):
-        return f"{{!r}} mixes its rows, which is no {kind} that is known"
+        return f"{{!r}} mixes its rows, and is not a known {kind}"
     return None
 
 
 def is_known_mixer(node: fx.Node) -> bool:
-    """A product, a convolution, a scan or a running sum: what mixes rows in a mixer that is known."""
+    """A product, a convolution, a scan or a running sum: what mixes rows in a known mixer."""
     return is_contraction(node) or ops.is_scan(node) or ops.op_name(node) == "cumsum"
 
 
