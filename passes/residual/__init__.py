@@ -67,7 +67,7 @@ def read_table(graph: fx.Graph) -> Reading | None:
     kinds = _with_shared(groups, findings)
     terms = _name_terms(stream, regions, findings, groups, kinds)
     rows = _name_rows(groups, kinds)
-    return Reading(stream, regions, stack.facts, Table(terms, rows), findings)
+    return Reading(stream, regions, Table(terms, rows), findings)
 
 
 def _refuse_readless(stream: Stream, regions: list[Region], findings: list[Finding]) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import fx
 
@@ -36,7 +37,11 @@ class Stack:
     stream: Stream
     regions: list[Region]
     """By term index."""
-    facts: Facts
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What is known of each node; gathered when it is asked for, since not every reader does."""
+        return gather_facts(self.stream, self.stream.root.graph)
 
     def side_channels(self) -> dict[str, frozenset[str]]:
         """To read the graph again with, once it is edited."""
@@ -62,13 +67,13 @@ def read_stack(graph: fx.Graph, side: SideChannels = NO_SIDE_CHANNELS) -> Stack 
     stream = read_stream(graph)
     if stream is None:
         return None
-    regions, facts = find_regions(stream, side), gather_facts(stream, graph)
-    if whole := _entangled_sums(stream, regions, facts):
+    found = Stack(stream, find_regions(stream, side))
+    if whole := _entangled_sums(found):
         stream = read_stream(graph, whole)
         if stream is None:
             return None
-        regions, facts = find_regions(stream, side), gather_facts(stream, graph)
-    second = _second_stack(stream, regions, graph)
+        found = Stack(stream, find_regions(stream, side))
+    second = _second_stack(found.stream, found.regions, graph)
     if second is not None and not any(
         ops.is_attention(n) or ops.is_selection(n) or ops.is_scan(n) for n in graph.nodes
     ):
@@ -80,27 +85,38 @@ def read_stack(graph: fx.Graph, side: SideChannels = NO_SIDE_CHANNELS) -> Stack 
             way_out="streams that are not one sum are not supported; compile next-token heads apart from the model",
             where=ops.where(second),
         )
-    return Stack(stream, regions, facts)
+    return found
 
 
-def _entangled_sums(stream: Stream, regions: list[Region], facts: Facts) -> set[fx.Node]:
+def _entangled_sums(stack: Stack) -> set[fx.Node]:
     """For each branch in which two terms are one: the smallest sum that holds both."""
     whole: set[fx.Node] = set()
-    for index, other in _entangled(stream, regions, facts):
-        node = regions[index].leaf
-        while other not in stream.terms_of(node):
-            node = stream.parents[node]
+    for index, other in _entangled(stack):
+        node = stack.leaf(index)
+        while other not in stack.stream.terms_of(node):
+            node = stack.stream.parents[node]
         whole.add(node)
     return whole
 
 
-def _entangled(stream: Stream, regions: list[Region], facts: Facts) -> Iterator[tuple[int, int]]:
+def _entangled(stack: Stack) -> Iterator[tuple[int, int]]:
     """Pairs of terms of one branch that use each other directly, or the same attention or experts."""
-    owner = {node: index for index, region in enumerate(regions) for node in region.owned}
-    for index, region in enumerate(regions):
+    joins = stack.stream.joins
+    owner = {node: index for index, region in enumerate(stack.regions) for node in region.owned}
+    for index, region in enumerate(stack.regions):
         shared = [node for node in (*region.met, *region.side_channels) if node in owner]
-        others = {*region.direct, *(owner[node] for node in shared if is_result(facts, node))}
-        yield from ((index, other) for other in sorted(others) if stream.joins[other] == stream.joins[index])
+        others = {other for other in region.direct if joins[other] == joins[index]}
+        for node in shared:
+            if joins[owner[node]] == joins[index] and _may_be_result(stack.stream, node):
+                others |= {owner[node]} if is_result(stack.facts, node) else set()
+        yield from ((index, other) for other in sorted(others))
+
+
+def _may_be_result(stream: Stream, node: fx.Node) -> bool:
+    """Whether anything but a norm stands between `node` and the residual values: a few nodes tell, where facts take a
+    walk through the graph."""
+    behind = walk_back([node], lambda one: one not in stream.depends or stream.is_residual(one), stream.inputs)
+    return any(ops.is_matmul(one) or ops.is_attention(one) or ops.is_scan(one) for one in behind)
 
 
 def _second_stack(stream: Stream, regions: list[Region], graph: fx.Graph) -> fx.Node | None:

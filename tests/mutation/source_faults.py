@@ -132,8 +132,8 @@ FAULTS = (
     ),
     SourceFault(
         "passes/residual/stack.py",
-        "for node in shared if is_result(facts, node)",
-        "for node in ()",
+        "{owner[node]} if is_result(stack.facts, node) else set()",
+        "set()",
         "tests/handwritten",
     ),
     SourceFault(
