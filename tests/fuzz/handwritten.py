@@ -81,13 +81,13 @@ class Styles:
 
 @st.composite
 def styles(draw: st.DrawFn) -> Styles:
-    """Two or three layers. Of four models, in two one style of one layer is refused, and one is no plain stack."""
+    """Two or three layers. Of four models, two are read, in one a style of one layer is refused, one is no plain stack."""
     layers = draw(st.integers(2, 3))
     chosen = [
         [draw(st.sampled_from(sorted(read))) for _ in range(layers)]
         for read in (READ_ATTENTION, READ_EXPERTS, READ_ADDS)
     ]
-    fault = draw(st.sampled_from(["", "style", "style", "setting"]))
+    fault = draw(st.sampled_from(["", "", "style", "setting"]))
     if fault == "style":
         kind = draw(st.integers(0, 2))
         refused = (REFUSED_ATTENTION, REFUSED_EXPERTS, REFUSED_ADDS)[kind]
