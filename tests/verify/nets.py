@@ -84,10 +84,11 @@ class SoftExperts(nn.Module):
 
 
 class ExpertsChoose(nn.Module):
-    """Each expert takes the tokens that want it most."""
+    """Each expert takes the tokens that want it most, and changes them before it works on them."""
 
-    def __init__(self) -> None:
+    def __init__(self, change: Callable[[Tensor], Tensor] = lambda taken: taken) -> None:
         super().__init__()
+        self.change = change
         self.router = nn.Linear(WIDTH, EXPERTS, bias=False)
         self.up = nn.Parameter(torch.randn(EXPERTS, WIDTH, HIDDEN) * 0.2)
         self.down = nn.Parameter(torch.randn(EXPERTS, HIDDEN, WIDTH) * 0.2)
@@ -96,9 +97,26 @@ class ExpertsChoose(nn.Module):
         weights, tokens = self.router(x).softmax(-1).transpose(1, 2).topk(3, -1)
         index = tokens.flatten(1).unsqueeze(-1).expand(-1, -1, WIDTH)
         taken = x.gather(1, index).unflatten(1, (EXPERTS, 3))
-        hidden = F.silu(torch.einsum("becd,edf->becf", taken, self.up))
+        hidden = F.silu(torch.einsum("becd,edf->becf", self.change(taken), self.up))
         y = torch.einsum("becf,efd->becd", hidden, self.down) * weights.unsqueeze(-1)
         return torch.zeros_like(x).scatter_add(1, index, y.flatten(1, 2))
+
+
+Change = Callable[[Tensor], Tensor]
+CHANGES: dict[str, Change] = {
+    "attended": lambda x: x @ x.mT @ x,
+    "softmax": lambda x: x * x.softmax(-2),
+    "cumsum": lambda x: x.cumsum(-2),
+    "roll": lambda x: x + x.roll(1, -2),
+    "fourier": lambda x: torch.fft.fft(x, dim=-2).real,
+    "slots": lambda x: F.linear(x.mT, torch.full((3, 3), 0.2)).mT,
+    "mean": lambda x: x - x.mean(-2, keepdim=True),
+    "sum": lambda x: x * x.sum((1, 2, 3), keepdim=True).sigmoid(),
+    "norm": lambda x: F.layer_norm(x, x.shape[-2:]),
+    "features": lambda x: x.mT.reshape(x.shape),
+    "flat": lambda x: x.flatten(0, 2).view(-1, 6, WIDTH).cumprod(1).view(x.shape),
+}
+"""What mixes tokens that experts have taken, `(batch, experts, slots, width)`."""
 
 
 class Mixer(nn.Module):

@@ -76,6 +76,13 @@ def test_experts_that_choose_their_tokens_are_routed() -> None:
     assert "r1" in report_of(Net(experts={1: nets.ExpertsChoose()})).terms
 
 
+@pytest.mark.parametrize("how", nets.CHANGES)
+def test_tokens_that_were_picked_may_not_be_mixed(how: str) -> None:
+    error = refusal_of(Net(experts={1: nets.ExpertsChoose(nets.CHANGES[how])}))
+    assert "mixes rows in it" in error.reason or "nothing is known of" in error.reason or "mixes tokens" in error.reason
+    assert "nets.py" in str(error.where)
+
+
 def test_soft_experts_are_no_attention() -> None:
     error = refusal_of(Net(experts={1: nets.SoftExperts()}))
     assert "'softmax' mixes its rows, and is not a known mixer" in error.reason

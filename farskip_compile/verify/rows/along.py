@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from farskip_compile.passes.graph import ops
 from farskip_compile.verify.rows import layout as layouts
 from farskip_compile.verify.rows.arguments import all_dims_of, argument, dims_of, first_of, is_data, others
 from farskip_compile.verify.rows.layout import Layout
+from farskip_compile.verify.rows.moved import along, are_summed, covers
 from farskip_compile.verify.rows.no_rule import member, unknown
 from farskip_compile.verify.rows.state import Given, Rows, Rule, State, about_others, decision_of, worst
 
@@ -45,6 +47,8 @@ def pointwise(node: fx.Node, given: Given) -> Rows:
     rows = [one for _, one in args if one.state is State.ROWS]
     layout = layouts.broadcast([one.layout for one in rows], value.shape)
     if layout is None:
+        return Rows(State.MIXED, at=node)
+    if any(one.summed and not covers(one.layout, layout) for one in rows):
         return Rows(State.MIXED, at=node)
     scales = ops.op_name(node) not in ("add", "sub", "add_", "sub_")
     gates = [(arg, one) for arg, one in args if scales and (one.picked or one.state is State.DECISION)]
@@ -88,10 +92,17 @@ def keeps(position: int, default: Sequence[int] | None = None, *, picks: bool = 
         rank = len(rows.layout)
         dims = all_dims_of(node, position, rank) if several else dims_of(node, position, default, rank)
         if layouts.along(rows.layout, dims):
-            return _tuple(node, Rows(State.MOVED, decided=True, at=node) if picks else Rows(State.MIXED, at=node))
+            return _tuple(node, _chosen(node, rows, dims) if picks else Rows(State.MIXED, at=node))
         return _tuple(node, _resized(node, rows, picked=rows.picked or picks))
 
     return rule
+
+
+def _chosen(node: fx.Node, rows: Rows, dims: Sequence[int]) -> Rows:
+    """Rows that are chosen by their own entries."""
+    value = ops.tensor(node) if ops.tensor(node) is not None else member(node)
+    layout = along(rows.layout, dims, value.shape) if value is not None else ()
+    return Rows(State.MOVED, layout, decided=True, at=node)
 
 
 def _resized(node: fx.Node, rows: Rows, *, picked: bool) -> Rows:
@@ -103,7 +114,7 @@ def _resized(node: fx.Node, rows: Rows, *, picked: bool) -> Rows:
         dim if layouts.tokens(dim) else layouts.features([size])[0]
         for dim, size in zip(rows.layout, value.shape, strict=True)
     )
-    return Rows(State.ROWS, layout, picked, rows.decided, rows.at)
+    return replace(rows, layout=layout, picked=picked)
 
 
 def _tuple(node: fx.Node, rows: Rows) -> Rows:
@@ -116,7 +127,7 @@ def _tuple(node: fx.Node, rows: Rows) -> Rows:
         decision if isinstance(one, torch.Tensor) and not is_data(one) and rows.state > State.FREE else rows
         for one in value
     ]
-    return Rows(rows.state, rows.layout, rows.picked, rows.decided, rows.at, tuple(parts))
+    return replace(rows, parts=tuple(parts))
 
 
 def _not_first(node: fx.Node, given: Given) -> Rows:
@@ -135,7 +146,8 @@ def reduces(position: int, default: Sequence[int] | None = None) -> Rule:
         if rows.state is not State.ROWS:
             return _tuple(node, _not_first(node, given))
         dims = dims_of(node, position, default, len(rows.layout))
-        if layouts.along(rows.layout, dims):
+        added = layouts.along(rows.layout, dims)
+        if added and not are_summed(node, rows, dims):
             return _tuple(node, Rows(State.MIXED, at=node))
         value = ops.tensor(node) if ops.tensor(node) is not None else member(node)
         if value is None:
@@ -144,7 +156,7 @@ def reduces(position: int, default: Sequence[int] | None = None) -> Rule:
             layout = tuple(() if place in dims else dim for place, dim in enumerate(rows.layout))
         else:
             layout = tuple(dim for place, dim in enumerate(rows.layout) if place not in dims)
-        return _tuple(node, Rows(State.ROWS, layout, rows.picked, rows.decided))
+        return _tuple(node, Rows(State.ROWS, layout, rows.picked, rows.decided, added or rows.summed))
 
     return rule
 

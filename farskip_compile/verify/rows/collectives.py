@@ -13,7 +13,8 @@ from torch import fx
 from farskip_compile.passes.graph import ops
 from farskip_compile.verify.rows import layout as layouts
 from farskip_compile.verify.rows.arguments import first_of
-from farskip_compile.verify.rows.layout import Axis, tokens
+from farskip_compile.verify.rows.layout import Axis, loosened, tokens
+from farskip_compile.verify.rows.moved import along
 from farskip_compile.verify.rows.state import Given, Rows, State, worst
 
 RANK = 1000
@@ -23,7 +24,11 @@ RANK = 1000
 def exchanged(node: fx.Node, given: Given) -> Rows:
     """Rows go to other ranks."""
     found = worst([given(arg) for arg in node.all_input_nodes])
-    return Rows(State.MOVED, decided=True, at=node) if found.state in (State.ROWS, State.MOVED) else found
+    first, value = first_of(node, given)[1], ops.tensor(node)
+    if found.state not in (State.ROWS, State.MOVED):
+        return found
+    layout = along(loosened(first.layout), [0], value.shape) if value is not None else ()
+    return Rows(State.MOVED, layout, decided=True, at=node)
 
 
 def gathered(node: fx.Node, given: Given) -> Rows:
@@ -51,5 +56,5 @@ def scattered(node: fx.Node, given: Given) -> Rows:
         return replace(rows, layout=(*layouts.features(value.shape[:1]), *others))
     rank = first[0].token
     if rank is None or rank < RANK:
-        return Rows(State.MOVED, decided=rows.decided, at=node)
+        return Rows(State.MOVED, along(loosened(rows.layout), [0], value.shape), decided=rows.decided, at=node)
     return replace(rows, layout=(first[1:], *others))

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from farskip_compile._compat import same_dim
 
 Size = int | torch.SymInt
+PICKED = -1
+"""The index of rows that were picked: it says of a dimension only that they are along it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +24,7 @@ class Axis:
     """A part of a dimension. Sizes that are symbols are compared without a guard."""
 
     token: int | None
-    """The dimension of the stream whose index it is; None: something else."""
+    """The dimension of the stream whose index it is, or `PICKED`; None: something else."""
     size: Size
 
     def __eq__(self, other: object) -> bool:
@@ -48,13 +50,33 @@ def _dim(token: int | None, size: Size) -> tuple[Axis, ...]:
 
 def filled(layout: Layout, shape: Sequence[Size]) -> bool:
     """Whether the dimensions with an index of rows hold all of these rows, not a part of them."""
-    pairs = [(dim, size) for dim, size in zip(layout, shape, strict=True) if tokens(dim)]
+    pairs = [(dim, size) for dim, size in zip(layout, shape, strict=True) if tokens(dim) and not is_picked(dim)]
     return all(same_dim(math.prod(axis.size for axis in dim), size) for dim, size in pairs)
 
 
 def tokens(dim: Sequence[Axis]) -> tuple[int, ...]:
     """The token axes of a dimension."""
     return tuple(axis.token for axis in dim if axis.token is not None)
+
+
+def picked(size: Size) -> tuple[Axis, ...]:
+    """A dimension with an index of picked rows."""
+    return _dim(PICKED, size)
+
+
+def is_picked(dim: Sequence[Axis]) -> bool:
+    """Whether picked rows are along a dimension."""
+    return PICKED in tokens(dim)
+
+
+def index_of(layout: Sequence[Sequence[Axis]]) -> bool:
+    """Whether an index of rows runs over any of these dimensions."""
+    return any(map(tokens, layout))
+
+
+def loosened(layout: Sequence[tuple[Axis, ...]]) -> Layout:
+    """The layout with an index of picked rows wherever there is one of rows."""
+    return tuple(tuple(axis if axis.token is None else replace(axis, token=PICKED) for axis in dim) for dim in layout)
 
 
 def places(layout: Layout) -> dict[int, int]:
@@ -81,7 +103,9 @@ def reshape(layout: Layout, shape: Sequence[Size]) -> Layout | None:
         if given == 1:
             found.append(tuple(group))
         elif any(axis.token is not None for axis in group):
-            return None
+            if not all(axis.token in (None, PICKED) for axis in group):
+                return None
+            found += map(picked, wanted[:given])
         else:
             found += [_dim(None, size) for size in wanted[:given]]
         place += taken
@@ -131,7 +155,9 @@ def broadcast(layouts: Sequence[Layout], shape: Sequence[Size]) -> Layout | None
                 continue
             here = found[shift + place]
             if tokens(here) and here != dim:
-                return None
+                if not (is_picked(here) or is_picked(dim)):
+                    return None
+                dim = picked(shape[shift + place])
             found[shift + place] = dim
-    seen = [token for dim in found for token in tokens(dim)]
+    seen = [token for dim in found for token in tokens(dim) if token != PICKED]
     return tuple(found) if len(seen) == len(set(seen)) else None

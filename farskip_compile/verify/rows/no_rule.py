@@ -12,6 +12,7 @@ from torch import fx
 
 from farskip_compile.passes.graph import ops
 from farskip_compile.verify.rows import layout as layouts
+from farskip_compile.verify.rows.moved import behind
 from farskip_compile.verify.rows.state import FREE, Given, Rows, State, worst
 
 
@@ -39,7 +40,10 @@ def free(node: fx.Node, given: Given) -> Rows:
 def routed(node: fx.Node, given: Given) -> Rows:
     """Experts that were chosen inside."""
     known = worst([given(arg) for arg in node.all_input_nodes])
-    return Rows(State.MOVED, decided=True, at=node) if known.state in (State.ROWS, State.MOVED) else known
+    value = ops.tensor(node) if ops.tensor(node) is not None else member(node)
+    if known.state not in (State.ROWS, State.MOVED):
+        return known
+    return Rows(State.MOVED, behind(0, ((),), value.shape) if value is not None else (), decided=True, at=node)
 
 
 def alone(node: fx.Node, given: Given) -> Rows:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from types import EllipsisType
 from typing import Any
 
+import torch
 from torch import fx
 
 from farskip_compile.passes.graph import ops
@@ -24,7 +25,8 @@ from farskip_compile.verify.rows.arguments import (
     numbers,
     others,
 )
-from farskip_compile.verify.rows.layout import Axis, Layout
+from farskip_compile.verify.rows.layout import Axis, Layout, Size
+from farskip_compile.verify.rows.moved import along, behind
 from farskip_compile.verify.rows.no_rule import unknown
 from farskip_compile.verify.rows.state import DECISION, FREE, Given, Rows, State, about_others, worst
 
@@ -77,19 +79,37 @@ def picked(node: fx.Node, source: fx.Node, rows: Rows, entries: Sequence[Any], g
         if isinstance(entry, slice) and entry == slice(None):
             left.append(dim)
         elif layouts.tokens(dim):
-            return Rows(State.MOVED, decided=rows.decided or chosen.state is State.DECISION, at=node)
+            advanced = True
+            break
         elif isinstance(entry, slice):
             left.append(None)
         elif not isinstance(entry, int):
             advanced = True
     left += dims[place:]
     if value is None or advanced or len(left) != value.dim():
-        return Rows(State.MOVED, decided=rows.decided or chosen.state is State.DECISION, at=node)
+        layout = _behind_index(entries, rows.layout, value.shape) if value is not None else ()
+        return Rows(State.MOVED, layout, decided=rows.decided or chosen.state is State.DECISION, at=node)
     layout = tuple(
         dim if dim is not None and layouts.tokens(dim) else layouts.features([size])[0]
         for dim, size in zip(left, value.shape, strict=True)
     )
     return Rows(State.ROWS, layout, rows.picked, rows.decided)
+
+
+def _behind_index(entries: Sequence[Any], layout: Layout, shape: Sequence[Size]) -> Layout:
+    """The layout of what `entries` pick of rows or overwrite in them; nothing where features may be picked, too."""
+    layout = layouts.loosened(layout)
+    chosen = [place for place, entry in enumerate(entries) if entry != slice(None)]
+    if len(chosen) == 1 and is_number(entries[chosen[0]]):
+        return along((*layout[: chosen[0]], *layout[chosen[0] + 1 :]), (), shape)
+    if len(chosen) == 1 and len(layout) == len(shape) and layouts.tokens(layout[chosen[0]]):
+        return along(layout, (), shape)  # as many dimensions as before: an index of one dimension, or a part
+    if chosen != list(range(len(chosen))):
+        return ()
+    tensors = [ops.tensor(entry) if isinstance(entry, fx.Node) else None for entry in entries[: len(chosen)]]
+    masks = sum(one.dim() - 1 for one in tensors if one is not None and one.dtype is torch.bool)
+    new = sum(entry is None for entry in entries)
+    return behind(len(chosen) + masks - new, layout, shape)
 
 
 def _spread(entries: Sequence[Any], dims: int) -> list[Any]:
@@ -124,7 +144,9 @@ def along_dim(node: fx.Node, given: Given) -> Rows:
         or layouts.tokens(rows.layout[dim])
         or not layouts.filled(rows.layout, value.shape)
     ):
-        return Rows(State.MOVED, decided=rows.decided or chosen.state is State.DECISION, at=node)
+        dims = range(value.dim()) if dim is None else [dim]
+        layout = along(layouts.loosened(rows.layout), dims, value.shape)
+        return Rows(State.MOVED, layout, decided=rows.decided or chosen.state is State.DECISION, at=node)
     layout = tuple(
         d if layouts.tokens(d) else layouts.features([size])[0]
         for d, size in zip(rows.layout, value.shape, strict=True)
@@ -151,7 +173,9 @@ def interleaved(node: fx.Node, given: Given) -> Rows:
     place = dim_of(node, 2, None, len(rows.layout))
     if not is_number(count) or place is None:
         decided = rows.decided or (isinstance(count, fx.Node) and given(count).state is State.DECISION)
-        return Rows(State.MOVED, decided=decided, at=node)
+        dims = [] if place is None else [place]
+        layout = along(layouts.loosened(rows.layout), dims, value.shape) if dims else ()
+        return Rows(State.MOVED, layout, decided=decided, at=node)
     old = rows.layout[place]
     new = (*old, Axis(None, count)) if layouts.tokens(old) else layouts.features([value.shape[place]])[0]
     return replace(rows, layout=(*rows.layout[:place], new, *rows.layout[place + 1 :]))
@@ -162,7 +186,9 @@ def embedded(node: fx.Node, given: Given) -> Rows:
     tables = worst([given(arg) for arg in node.all_input_nodes if is_inexact(arg)])
     chosen = worst([given(arg) for arg in node.all_input_nodes if not is_inexact(arg)])
     if tables.state is State.ROWS:
-        return Rows(State.MOVED, decided=tables.decided or chosen.state is State.DECISION, at=node)
+        value = ops.tensor(node)
+        layout = behind(1, layouts.loosened(tables.layout), value.shape) if value is not None else ()
+        return Rows(State.MOVED, layout, decided=tables.decided or chosen.state is State.DECISION, at=node)
     return picked_by(tables, chosen)
 
 
@@ -207,7 +233,37 @@ def _written(node: fx.Node, given: Given, rows: Rows, args: Sequence[fx.Node]) -
             if layout is not None and layouts.filled(layout, value.shape):
                 strange = about_others([rows, *sources, *indices], layout, value.shape)
                 return Rows(State.ROWS, layout, True, strange or any(one.decided for one in kept))
-    return Rows(State.MOVED, decided=by.state is State.DECISION or any(o.decided for o in [rows, *sources]), at=node)
+    decided = by.state is State.DECISION or any(one.decided for one in [rows, *sources])
+    known = all(one.state is not State.MOVED for one in [rows, *sources])
+    return Rows(State.MOVED, _layout_of_written(node, kept) if known else (), decided=decided, at=node)
+
+
+def _layout_of_written(node: fx.Node, kept: Sequence[Rows]) -> Layout:
+    """Where rows are in a value of which some places were overwritten; `kept`: what is there now, and their index."""
+    value = ops.tensor(node)
+    name = ops.op_name(node).rstrip("_")
+    if value is None or "mask" in name:
+        return ()
+    shape = value.shape
+    if name in ("index_put", "setitem"):
+        entries = node.args[1]
+        entries = entries if isinstance(entries, tuple | list) else (entries,)
+        entries = [slice(None) if entry is None and name == "index_put" else entry for entry in entries]
+        tensors = [ops.tensor(entry) if isinstance(entry, fx.Node) else None for entry in entries]
+        if any(isinstance(entry, EllipsisType) or entry is None for entry in entries):
+            return ()
+        dims = range(sum(one.dim() if one is not None and one.dtype is torch.bool else 1 for one in tensors))
+        dims = [dim for dim in dims if dim >= len(entries) or entries[dim] != slice(None)]
+    elif name == "copy":
+        dims = []
+    else:
+        dim = _dim(node, len(shape))
+        if dim is None:
+            return ()
+        dims = [dim]
+    fits = [one.layout for one in kept if len(one.layout) <= len(shape)]
+    found = layouts.broadcast([_any_size(layouts.loosened(one)) for one in fits], shape)
+    return () if found is None or len(fits) != len(kept) else along(found, dims, shape)
 
 
 def _any_size(layout: Layout) -> Layout:

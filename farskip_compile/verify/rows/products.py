@@ -14,6 +14,7 @@ from torch import fx
 from farskip_compile.passes.graph import ops
 from farskip_compile.verify.rows import layout as layouts
 from farskip_compile.verify.rows.arguments import first_of
+from farskip_compile.verify.rows.moved import along
 from farskip_compile.verify.rows.no_rule import unknown
 from farskip_compile.verify.rows.state import Given, Rows, Rule, State, merged, worst
 
@@ -34,8 +35,13 @@ def grouped(node: fx.Node, given: Given) -> Rows:
     """Rows in groups, each group by a weight of its own; offsets say where the groups end."""
     first, rows = first_of(node, given)
     others = worst([given(arg) for arg in node.all_input_nodes if arg is not first])
-    if rows.state is State.ROWS and others.state is State.DECISION:
-        return Rows(State.MOVED, decided=True, at=node)
+    value = ops.tensor(node)
+    picked = layouts.index_of(rows.layout) and all(map(layouts.is_picked, filter(layouts.tokens, rows.layout)))
+    if rows.state is State.ROWS and (others.state is State.DECISION or (picked and others.state is State.FREE)):
+        layout = along((*layouts.loosened(rows.layout[:-1]), ()), (), value.shape) if value is not None else ()
+        if layouts.tokens(rows.layout[-1]):
+            return Rows(State.MIXED, at=node)
+        return Rows(State.MOVED, layout, decided=rows.decided or others.state is State.DECISION, at=node)
     if rows.state is State.MOVED and others.state <= State.DECISION:
         return Rows(State.MOVED, decided=rows.decided or others.state is State.DECISION, at=rows.at)
     return unknown(node, given)
@@ -106,6 +112,7 @@ def contraction(node: fx.Node, given: Given, args: Sequence[Any], labels: Sequen
     spelled = [_spell(label, ops.tensor(arg).dim(), value.dim(), out) for label, arg in zip(labels, args, strict=True)]  # type: ignore[union-attr]
     names_out = _spell(out, value.dim(), value.dim(), out)
     dims: dict[str, tuple[layouts.Axis, ...]] = {}
+    added = False
     for one, names in zip(rows, spelled, strict=True):
         if one.state is not State.ROWS:
             continue
@@ -113,28 +120,70 @@ def contraction(node: fx.Node, given: Given, args: Sequence[Any], labels: Sequen
             if not layouts.tokens(dim):
                 continue
             if name not in names_out:
-                return _contracted(node, rows)
+                if layouts.is_picked(dim) and _are_coefficients(rows, one):
+                    added = True
+                    continue
+                return _contracted(node, rows, spelled, names_out)
             if dims.setdefault(name, dim) != dim:
-                return Rows(State.MIXED, at=node)
+                if not (layouts.is_picked(dim) or layouts.is_picked(dims[name])):
+                    return Rows(State.MIXED, at=node)
+                dims[name] = dim if layouts.is_picked(dim) else dims[name]
     if found.state is State.MOVED:
         moved = sum(one.state in (State.MOVED, State.ROWS) for one in rows)
         return found if moved == 1 or any(one.decided for one in rows) else Rows(State.MIXED, at=node)
-    seen = [token for dim in dims.values() for token in layouts.tokens(dim)]
-    if len(seen) != len(set(seen)):
+    seen = [token for dim in dims.values() for token in layouts.tokens(dim) if token != layouts.PICKED]
+    if len(seen) != len(set(seen)) or _every_with_every(rows, spelled, names_out):
         return Rows(State.MIXED, at=node)
-    layout = tuple(
-        dims.get(name, layouts.features([size])[0]) for name, size in zip(names_out, value.shape, strict=True)
-    )
+    layout = tuple(_sized(dims.get(name, ()), size) for name, size in zip(names_out, value.shape, strict=True))
     decided = any(one.decided or one.picked or one.state is State.DECISION for one in rows)
-    return Rows(State.ROWS, layout, decided=decided)
+    return Rows(State.ROWS, layout, decided=decided, summed=added)
 
 
-def _contracted(node: fx.Node, rows: Sequence[Rows]) -> Rows:
+def _sized(dim: Sequence[layouts.Axis], size: layouts.Size) -> tuple[layouts.Axis, ...]:
+    """A dimension of the result: features and picked rows may be as many as those of another operand."""
+    if not layouts.tokens(dim):
+        return layouts.features([size])[0]
+    return layouts.picked(size) if layouts.is_picked(dim) else tuple(dim)
+
+
+def _are_coefficients(rows: Sequence[Rows], summed: Rows) -> bool:
+    """Whether what picked rows are multiplied by before they are added up comes from decisions, as a router's weights
+    do."""
+    others = [one for one in rows if one is not summed]
+    return bool(others) and all(one.state is State.DECISION or one.picked or one.decided for one in others)
+
+
+def _every_with_every(rows: Sequence[Rows], spelled: Sequence[Sequence[str]], out: Sequence[str]) -> bool:
+    """Whether the result has a place for each of the picked rows of one operand with each of another's, or with their
+    sum."""
+    held = []
+    for one, names in zip(rows, spelled, strict=True):
+        if one.state is State.ROWS:
+            dims = [name for name, dim in zip(names, one.layout, strict=True) if layouts.is_picked(dim)]
+            if (dims or one.summed) and set(dims) <= set(out):
+                held.append((set(dims), set(names), one.summed))
+    return any(
+        not a <= names_b and (summed_b or not b <= names_a) for a, names_a, _ in held for b, names_b, summed_b in held
+    )
+
+
+def _contracted(node: fx.Node, rows: Sequence[Rows], spelled: Sequence[Sequence[str]], out: Sequence[str]) -> Rows:
     """A sum over rows: with coefficients that are decisions it moves them, with others it mixes them."""
     others = [one for one in rows if one.state is not State.ROWS]
-    if others and all(one.state is State.DECISION for one in others):
-        return Rows(State.MOVED, decided=True, at=node)
-    return Rows(State.MIXED, at=node)
+    if not others or not all(one.state is State.DECISION for one in others):
+        return Rows(State.MIXED, at=node)
+    value = ops.tensor(node)
+    assert value is not None
+    decided = {name for one, names in zip(rows, spelled, strict=True) if one.state is State.DECISION for name in names}
+    kept = {
+        name: dim
+        for one, names in zip(rows, spelled, strict=True)
+        if one.state is State.ROWS
+        for name, dim in zip(names, one.layout, strict=True)
+    }
+    layout = tuple(() if name in decided else layouts.loosened([kept[name]])[0] for name in out)
+    dims = [place for place, name in enumerate(out) if name in decided]
+    return Rows(State.MOVED, along(layout, dims, value.shape), decided=True, at=node)
 
 
 def _spell(label: str, dims: int, out_dims: int, out: str) -> list[str]:

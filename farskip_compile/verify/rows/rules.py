@@ -19,6 +19,7 @@ from farskip_compile.passes.graph.declared import declared, is_declared, outputs
 from farskip_compile.verify.rows import collectives, picks, views
 from farskip_compile.verify.rows.along import is_pointwise, keeps, normalises, one_hot, pointwise, reduces
 from farskip_compile.verify.rows.arguments import first_of, is_data
+from farskip_compile.verify.rows.moved import as_rows, moved_again
 from farskip_compile.verify.rows.no_rule import alone, free, mixes, routed, unknown
 from farskip_compile.verify.rows.products import biased, einsum, grouped, linear, matmul, product
 from farskip_compile.verify.rows.state import CHOSEN, DECISION, FREE, Given, Rows, Rule, State, decision_of, worst
@@ -39,6 +40,8 @@ def apply(node: fx.Node, given: Given) -> Rows:
     if found.state is State.DECISION:
         about_themselves = all(one.layout for one in args if one.state is State.DECISION)
         return _of_decisions(node, _as_rows(given) if about_themselves else given)
+    if found.state is State.MOVED and all(one.layout for one in args if one.state is State.MOVED):
+        return _settled(node, moved_again(node, _by_rule(node, as_rows(given)), args))
     return _settled(node, _by_rule(node, given))
 
 

@@ -40,11 +40,13 @@ class Rows:
 
     state: State
     layout: Layout = ()
-    """Of `ROWS`; of a `DECISION` that each row makes about itself, too."""
+    """Of `ROWS`; of a `DECISION` that each row makes about itself, too; of `MOVED` if it is known."""
     picked: bool = False
     """It was taken from places that a decision, or of `FREE` an input of the call, names."""
     decided: bool = False
     """Whole rows are what they are because of a decision: scaled by it, or multiplied by a weight that it chose."""
+    summed: bool = False
+    """Of picked rows: some were added up, so that what is computed from it may be given to none but its own place."""
     at: fx.Node | None = None
     """The node that moved or mixed rows, or is unknown."""
     parts: tuple[Rows, ...] = ()
@@ -93,8 +95,8 @@ def worst(parts: Sequence[Rows]) -> Rows:
             found = part
     if found.state is State.FREE:
         return parts[0] if parts else FREE
-    if found.state is State.MOVED and any(part.decided for part in parts):
-        return Rows(State.MOVED, decided=True, at=found.at)
+    if found.state is State.MOVED and sum(part.state >= State.ROWS for part in parts) > 1:
+        return Rows(State.MOVED, decided=any(part.decided for part in parts), at=found.at)
     if found.state is State.DECISION and any(
         part.layout != found.layout for part in parts if part.state is found.state
     ):

@@ -14,6 +14,7 @@ from farskip_compile.passes.graph import ops
 from farskip_compile.verify.rows import layout as layouts
 from farskip_compile.verify.rows.arguments import INPUT, all_dims_of, argument, dim_of, first_of, numbers
 from farskip_compile.verify.rows.layout import Axis, Layout
+from farskip_compile.verify.rows.moved import along
 from farskip_compile.verify.rows.no_rule import unknown
 from farskip_compile.verify.rows.state import Given, Rows, State, about_others, worst
 
@@ -29,7 +30,8 @@ def view(node: fx.Node, given: Given) -> Rows:
         return rows
     layout = layouts.reshape(rows.layout, value.shape)
     if layout is None:
-        return Rows(State.MOVED, decided=rows.decided, at=node)
+        layout = layouts.reshape(layouts.loosened(rows.layout), value.shape)
+        return Rows(State.MOVED, layout or (), decided=rows.decided, at=node)
     return Rows(State.ROWS, layout, rows.picked, rows.decided)
 
 
@@ -108,7 +110,7 @@ def resized(node: fx.Node, given: Given) -> Rows:
     if rows.state is not State.ROWS or value is None:
         return rows
     if value.dim() != len(rows.layout) or any(len(dim) > 1 for dim in rows.layout if layouts.tokens(dim)):
-        return Rows(State.MOVED, decided=rows.decided, at=node)
+        return Rows(State.MOVED, along(layouts.loosened(rows.layout), (), value.shape), decided=rows.decided, at=node)
     tokens = [dim[0].token if dim else None for dim in rows.layout]
     layout = tuple((Axis(token, size),) for token, size in zip(tokens, value.shape, strict=True))
     return replace(rows, layout=layout)
@@ -131,10 +133,15 @@ def repeated(node: fx.Node, given: Given) -> Rows:
         elif isinstance(count, int):
             layout.append(dim if count == 1 else (Axis(None, count), *dim))
         else:
-            return Rows(State.MOVED, decided=rows.decided, at=node)
+            return Rows(State.MOVED, _repeated(rows, value.shape), decided=rows.decided, at=node)
     if len(layout) != value.dim():
         return Rows(State.UNKNOWN, at=node)
     return Rows(State.ROWS, tuple(layout), rows.picked, rows.decided)
+
+
+def _repeated(rows: Rows, shape: Sequence[layouts.Size]) -> Layout:
+    """Where rows are that were repeated nobody knows how often."""
+    return along((*((),) * (len(shape) - len(rows.layout)), *layouts.loosened(rows.layout)), (), shape)
 
 
 def as_pairs(node: fx.Node, given: Given) -> Rows:
@@ -159,7 +166,7 @@ def padded(node: fx.Node, given: Given) -> Rows:
     count = len(widths) // 2 if isinstance(widths, tuple | list) else len(rows.layout)
     first = len(rows.layout) - count
     if layouts.along(rows.layout, range(first, len(rows.layout))):
-        return Rows(State.MOVED, decided=rows.decided, at=node)
+        return Rows(State.MOVED, along(layouts.loosened(rows.layout), (), value.shape), decided=rows.decided, at=node)
     sizes = layouts.features(value.shape)
     return Rows(State.ROWS, (*rows.layout[:first], *sizes[first:]), rows.picked, rows.decided)
 
@@ -173,7 +180,9 @@ def pieces(node: fx.Node, given: Given) -> Rows:
     name = ops.op_name(node)
     dim = dim_of(node, 1 if name == "unbind" else 2, 0, len(rows.layout))
     if dim is None or layouts.tokens(rows.layout[dim]):
-        return _parts(rows, [Rows(State.MOVED, decided=rows.decided, at=node)] * len(value))
+        kept = [d for place, d in enumerate(layouts.loosened(rows.layout)) if name != "unbind" or place != dim]
+        layout = [along(tuple(kept), (), one.shape) for one in value]
+        return _parts(rows, [Rows(State.MOVED, one, decided=rows.decided, at=node) for one in layout])
     members = []
     for one in value:
         left = tuple(
@@ -188,7 +197,7 @@ def pieces(node: fx.Node, given: Given) -> Rows:
 
 def _parts(rows: Rows, members: Sequence[Rows]) -> Rows:
     found = worst(members) if members else rows
-    return Rows(found.state, found.layout, found.picked, found.decided, found.at, tuple(members))
+    return replace(found, parts=tuple(members))
 
 
 def joined(node: fx.Node, given: Given) -> Rows:
@@ -210,7 +219,9 @@ def joined(node: fx.Node, given: Given) -> Rows:
         own: Layout = (*one.layout[:dim], (), *one.layout[dim:]) if stack else one.layout
         fits = len(own) == value.dim() and not layouts.tokens(own[dim])
         if one.state is State.ROWS and not fits:
-            return Rows(State.MOVED, decided=any(r.decided for r in rows), at=node)
+            both = [along(layouts.loosened(r.layout), (), value.shape) for r in rows if r.state is State.ROWS]
+            layout = None if stack else layouts.broadcast(both, value.shape)
+            return Rows(State.MOVED, layout or (), decided=any(r.decided for r in rows), at=node)
         aligned.append(replace(one, layout=(*own[:dim], (), *own[dim + 1 :]) if fits else ()))
     layout = layouts.broadcast([one.layout for one in aligned if one.state is State.ROWS], value.shape)
     if layout is None:

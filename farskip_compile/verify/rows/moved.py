@@ -1,0 +1,91 @@
+"""Rows that were moved: where they are in a tensor, and how they are passed on.
+
+Contract: pure functions. Rows that were picked, permuted or summed as decisions say are rows still: operators pass them
+on by the rules that all rows go by, and mix them by these. Their place has an index of its own, `PICKED`, in each
+dimension that one may run over. Two things are allowed to picked rows only: their sums (`summed`), by which the results
+of a token's experts are put together, and a split of their index.
+
+Algorithm: `as_rows` shows a rule picked rows as rows; `moved_again` takes what it found for picked rows again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import fx
+
+from farskip_compile.passes.graph import ops
+from farskip_compile.verify.rows import layout as layouts
+from farskip_compile.verify.rows.layout import Layout, Size, index_of
+from farskip_compile.verify.rows.state import Given, Rows, State
+
+SUMS = frozenset(["sum", "mean", "nansum"])
+
+
+def as_rows(given: Given) -> Given:
+    """Picked rows whose places are known are passed on as rows are."""
+
+    def read(arg: object) -> Rows:
+        return _shown(given(arg))
+
+    return read
+
+
+def _shown(found: Rows) -> Rows:
+    if found.state is not State.MOVED or not found.layout:
+        return found
+    return replace(found, state=State.ROWS, parts=tuple(map(_shown, found.parts)))
+
+
+def moved_again(node: fx.Node, found: Rows, args: Sequence[Rows]) -> Rows:
+    """What a rule found of arguments of which some are picked rows."""
+    moved = [one for one in args if one.state is State.MOVED]
+    if found.state is State.ROWS and index_of(found.layout) and not all(index_of(one.layout) for one in moved):
+        return Rows(State.MIXED, at=node)  # one value, made of all picked rows, is given to each row
+    return _back(found, moved[0].at, any(one.summed for one in moved))
+
+
+def _back(found: Rows, at: fx.Node | None, summed: bool) -> Rows:
+    if found.state is not State.ROWS:
+        return found
+    parts = tuple(_back(part, at, summed) for part in found.parts)
+    return replace(found, state=State.MOVED, at=at, parts=parts, summed=summed or found.summed)
+
+
+def covers(layout: Layout, result: Layout) -> bool:
+    """Whether a value has an index of rows in all dimensions, counted from the last, in which `result` has one."""
+    missing = len(result) - len(layout)
+    return not index_of(result[: max(missing, 0)]) and all(
+        layouts.tokens(own) or not layouts.tokens(dim)
+        for own, dim in zip(layout[max(-missing, 0) :], result[max(missing, 0) :], strict=True)
+    )
+
+
+def are_summed(node: fx.Node, rows: Rows, dims: Sequence[int]) -> bool:
+    """Whether `node` sums rows along `dims`, and all that are added there are picked ones."""
+    name = ops.op_name(node)
+    return name in SUMS and all(layouts.is_picked(rows.layout[dim]) for dim in dims if index_of([rows.layout[dim]]))
+
+
+def along(layout: Layout, dims: Sequence[int], shape: Sequence[Size]) -> Layout:
+    """The layout of a value of `shape` with picked rows along `dims`, and rows elsewhere as `layout` says."""
+    if len(layout) != len(shape):
+        return ()
+    sizes = layouts.features(shape)
+    return tuple(
+        layouts.picked(shape[place])
+        if place in dims or layouts.is_picked(dim)
+        else dim
+        if layouts.tokens(dim)
+        else sizes[place]
+        for place, dim in enumerate(layout)
+    )
+
+
+def behind(count: int, layout: Layout, shape: Sequence[Size]) -> Layout:
+    """The layout of a value of `shape` whose last dimensions are those of `layout` from `count` on, behind picked
+    rows."""
+    left = layout[count:]
+    new = len(shape) - len(left)
+    return along((*((),) * new, *left), range(new), shape) if new >= 0 else ()
