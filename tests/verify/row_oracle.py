@@ -4,6 +4,7 @@ Contract: `disagreements` runs a graph of Dynamo node by node: as it is, and wit
 while the others keep the values of the first run. A node that is said to be `FREE` may not change; one that is said to
 hold `ROWS`, or decisions of rows about themselves, may change only where its layout says that this row is. Where a
 decision is said to have a part in it, that is asked for with all integers as they were; a decision may not change then.
+Of picked rows (`MOVED`, with a layout, none of them added up) each place may depend on one row of the residual value.
 What is not touched is computed from the same numbers in the same order: it is the same to the bit. Shares no rule with
 what it checks.
 """
@@ -18,7 +19,7 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_map_only
 
-from farskip_compile.passes.graph import effects
+from farskip_compile.passes.graph import effects, ops
 from farskip_compile.verify.rows.layout import Layout
 from farskip_compile.verify.rows.state import Rows, State
 
@@ -90,10 +91,12 @@ def disagreements(
     wrong: dict[str, None] = {}
     nodes = [node for node in module.graph.nodes if node not in residual and node.op != "output"]
     decisions = any(rows[node].state is State.DECISION for node in nodes)
+    picked = _picked(nodes, rows)
     with torch.no_grad():
         first = _Run(module, {}, None, None).run_all(inputs)
         for value in residual:
             sizes = first[value].shape[:-1]
+            touched: dict[fx.Node, torch.Tensor] = {}
             for row in _some_rows(sizes):
                 where = {token: index for token, index in enumerate(row) if sizes[token] > 1}
                 changed = first[value].clone()
@@ -105,7 +108,45 @@ def disagreements(
                         if not _agrees(rows[node], where, first[node], second[node], decided is not None):
                             said = f"{rows[node].state.name} {[[a.token for a in d] for d in rows[node].layout]}"
                             wrong[f"{node.format_node()}: {said}"] = None
+                for node in picked:
+                    places = _touched(rows[node].layout, first[node], second[node])
+                    touched[node] = places.int() + touched.get(node, torch.zeros(()))
+            for node, count in touched.items():
+                if (count > 1).any():
+                    wrong[f"{node.format_node()}: MOVED, but several rows are in one place"] = None
     return list(wrong)
+
+
+def _picked(nodes: Sequence[fx.Node], rows: Mapping[fx.Node, Rows]) -> list[fx.Node]:
+    """Picked rows that nothing else was put to: whether two picked values at one place are one row's is not claimed.
+
+    Nor what a selection gives beside its indices: it is chosen anew in each run.
+    """
+    several: set[fx.Node] = set()
+    for node in nodes:
+        held = [arg for arg in node.all_input_nodes if rows[arg].state >= State.ROWS]
+        if (
+            ops.is_selection(node)
+            or not several.isdisjoint(held)
+            or (len(held) > 1 and any(rows[arg].state is State.MOVED for arg in held))
+        ):
+            several.add(node)
+    return [
+        node
+        for node in nodes
+        if node not in several
+        and rows[node].state is State.MOVED
+        and rows[node].layout
+        and not rows[node].summed
+        and isinstance(node.meta["example_value"], torch.Tensor)
+    ]
+
+
+def _touched(layout: Layout, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Which places, that have an index of rows, have changed."""
+    changed = (before != after) & ~(before.isnan() & after.isnan())
+    others = [place for place, dim in enumerate(layout) if not any(axis.token is not None for axis in dim)]
+    return changed.any(others, keepdim=True) if others else changed
 
 
 def _some_rows(sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:

@@ -75,6 +75,16 @@ class Calls:
             "i3": d.input("i3", torch.arange(shape[0] * shape[1] * last).reshape(tuple(shape)) % min(shape)),
         }
         self.starts = [x, x.transpose(0, 1), x.permute(2, 0, 1), x.flatten(0, 1), x.transpose(1, 2)]
+        flat, i = x.flatten(0, 1), self.names["i"]
+        best = x.sum(-1).topk(min(2, shape[1]), -1)[1]
+        self.picks = [
+            flat[i],
+            x[:, i],
+            x.gather(1, best.unsqueeze(-1).expand(-1, -1, last)),
+            (F.one_hot(best, shape[1]).double() @ x).transpose(-1, -2),
+            flat[i].unsqueeze(0).expand(2, -1, -1),
+            torch.zeros_like(flat).index_add(0, i, flat[i]),
+        ]
         self.others = [
             x.sigmoid(),
             x.transpose(0, 1),
@@ -127,7 +137,7 @@ def test_each_operator(name: str) -> None:
     for shape in SHAPES[:2]:
         drawn = Calls(shape)
         for call in calls:
-            for v in drawn.starts:
+            for v in (*drawn.starts, *drawn.picks):
                 for o in drawn.others if "o" in names_in(call) else drawn.others[:1]:
                     if drawn.evaluate(call, v, o) is not None:
                         ran.add(call)
@@ -176,7 +186,7 @@ STEPS = [call for name in CALLS for call in CALLS[name]]
 def draw_chain(data: st.DataObject) -> list[str]:
     """Draw a graph of several operators, and say what is claimed wrongly of it."""
     drawn = Calls(data.draw(st.sampled_from(SHAPES)), data.draw(st.integers(0, 3)))
-    values = [*drawn.starts, *drawn.others]
+    values = [*drawn.starts, *drawn.others, *drawn.picks]
     for _ in range(data.draw(st.integers(2, 6))):
         newest = st.sampled_from(values[::-1])
         result = drawn.evaluate(data.draw(st.sampled_from(STEPS)), data.draw(newest), data.draw(newest))

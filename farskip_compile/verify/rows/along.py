@@ -92,16 +92,16 @@ def keeps(position: int, default: Sequence[int] | None = None, *, picks: bool = 
         rank = len(rows.layout)
         dims = all_dims_of(node, position, rank) if several else dims_of(node, position, default, rank)
         if layouts.along(rows.layout, dims):
-            return _tuple(node, _chosen(node, rows, dims) if picks else Rows(State.MIXED, at=node))
+            return _tuple(node, _chosen(node, rows) if picks else Rows(State.MIXED, at=node))
         return _tuple(node, _resized(node, rows, picked=rows.picked or picks))
 
     return rule
 
 
-def _chosen(node: fx.Node, rows: Rows, dims: Sequence[int]) -> Rows:
-    """Rows that are chosen by their own entries."""
+def _chosen(node: fx.Node, rows: Rows) -> Rows:
+    """Rows that are chosen by their own entries; each feature may choose others."""
     value = ops.tensor(node) if ops.tensor(node) is not None else member(node)
-    layout = along(rows.layout, dims, value.shape) if value is not None else ()
+    layout = along(rows.layout, range(value.dim()), value.shape) if value is not None else ()
     return Rows(State.MOVED, layout, decided=True, at=node)
 
 

@@ -105,12 +105,26 @@ def reshape(layout: Layout, shape: Sequence[Size]) -> Layout | None:
         elif any(axis.token is not None for axis in group):
             if not all(axis.token in (None, PICKED) for axis in group):
                 return None
-            found += map(picked, wanted[:given])
+            found += _split_picked(group, wanted[:given])
         else:
             found += [_dim(None, size) for size in wanted[:given]]
         place += taken
         del wanted[:given]
     return tuple(found) if place == len(axes) else None
+
+
+def _split_picked(group: Sequence[Axis], wanted: Sequence[Size]) -> Layout:
+    """Dimensions made of picked rows and, behind them, features: features are the last ones that divide these."""
+    dims = [picked(size) for size in wanted]
+    last = group[-1]
+    left = last.size if last.token is None else 1
+    for place in reversed(range(len(wanted))):
+        size = wanted[place]
+        if not (isinstance(left, int) and isinstance(size, int) and left % size == 0):
+            break
+        dims[place] = _dim(None, size)
+        left //= size
+    return tuple(dims)
 
 
 def _match(axes: Sequence[Axis], wanted: Sequence[Size]) -> tuple[int, int] | None:

@@ -15,11 +15,13 @@ from dataclasses import replace
 
 from torch import fx
 
+from farskip_compile._compat import same_dim
 from farskip_compile.passes.graph import ops
 from farskip_compile.verify.rows import layout as layouts
 from farskip_compile.verify.rows.layout import Layout, Size, index_of
 from farskip_compile.verify.rows.state import Given, Rows, State
 
+BROADCASTS = frozenset(["repeat", "tile", "expand", "expand_as", "broadcast_to"])
 SUMS = frozenset(["sum", "mean", "nansum"])
 
 
@@ -66,6 +68,25 @@ def are_summed(node: fx.Node, rows: Rows, dims: Sequence[int]) -> bool:
     """Whether `node` sums rows along `dims`, and all that are added there are picked ones."""
     name = ops.op_name(node)
     return name in SUMS and all(layouts.is_picked(rows.layout[dim]) for dim in dims if index_of([rows.layout[dim]]))
+
+
+def picked_features(node: fx.Node, shape: Sequence[Size]) -> list[int]:
+    """The dimensions along which the entries of an index may pick different rows: those that it was not broadcast to.
+
+    An index of a `gather` has a place for each feature, and picks whole rows only if these are all the same.
+    """
+    value = ops.tensor(node)
+    if value is None or value.dim() != len(shape):
+        return []
+    source = next((arg for arg in node.all_input_nodes if ops.tensor(arg) is not None), None)
+    before = ops.tensor(source) if source is not None and ops.op_name(node) in BROADCASTS else None
+    if before is not None and before.dim() != value.dim():
+        before = None
+    return [
+        dim
+        for dim in range(value.dim())
+        if not same_dim(value.stride(dim), 0) and (before is None or not same_dim(before.shape[dim], 1))
+    ]
 
 
 def along(layout: Layout, dims: Sequence[int], shape: Sequence[Size]) -> Layout:

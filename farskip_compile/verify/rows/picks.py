@@ -26,7 +26,7 @@ from farskip_compile.verify.rows.arguments import (
     others,
 )
 from farskip_compile.verify.rows.layout import Axis, Layout, Size
-from farskip_compile.verify.rows.moved import along, behind
+from farskip_compile.verify.rows.moved import along, behind, picked_features
 from farskip_compile.verify.rows.no_rule import unknown
 from farskip_compile.verify.rows.state import DECISION, FREE, Given, Rows, State, about_others, worst
 
@@ -144,7 +144,7 @@ def along_dim(node: fx.Node, given: Given) -> Rows:
         or layouts.tokens(rows.layout[dim])
         or not layouts.filled(rows.layout, value.shape)
     ):
-        dims = range(value.dim()) if dim is None else [dim]
+        dims = range(value.dim()) if dim is None else [dim, *_own_picks(node, source, value)]
         layout = along(layouts.loosened(rows.layout), dims, value.shape)
         return Rows(State.MOVED, layout, decided=rows.decided or chosen.state is State.DECISION, at=node)
     layout = tuple(
@@ -155,6 +155,12 @@ def along_dim(node: fx.Node, given: Given) -> Rows:
         [replace(chosen, state=DECISION.state)], layout, value.shape
     )
     return Rows(State.ROWS, layout, True, rows.decided or strange)
+
+
+def _own_picks(node: fx.Node, source: object, value: torch.Tensor) -> list[int]:
+    """The dimensions along which each entry may be picked from, or written to, a row of its own."""
+    indices = [arg for arg in others(node, source) if ops.tensor(arg) is not None and not is_inexact(arg)]
+    return [dim for index in indices for dim in picked_features(index, value.shape)]
 
 
 def _dim(node: fx.Node, rank: int) -> int | None:
@@ -235,7 +241,8 @@ def _written(node: fx.Node, given: Given, rows: Rows, args: Sequence[fx.Node]) -
                 return Rows(State.ROWS, layout, True, strange or any(one.decided for one in kept))
     decided = by.state is State.DECISION or any(one.decided for one in [rows, *sources])
     known = all(one.state is not State.MOVED for one in [rows, *sources])
-    return Rows(State.MOVED, _layout_of_written(node, kept) if known else (), decided=decided, at=node)
+    layout = _layout_of_written(node, kept) if known else ()
+    return Rows(State.MOVED, layout, decided=decided, summed=True, at=node)
 
 
 def _layout_of_written(node: fx.Node, kept: Sequence[Rows]) -> Layout:
@@ -260,7 +267,7 @@ def _layout_of_written(node: fx.Node, kept: Sequence[Rows]) -> Layout:
         dim = _dim(node, len(shape))
         if dim is None:
             return ()
-        dims = [dim]
+        dims = [dim, *_own_picks(node, None, value)]
     fits = [one.layout for one in kept if len(one.layout) <= len(shape)]
     found = layouts.broadcast([_any_size(layouts.loosened(one)) for one in fits], shape)
     return () if found is None or len(fits) != len(kept) else along(found, dims, shape)

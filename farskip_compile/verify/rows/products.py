@@ -113,14 +113,14 @@ def contraction(node: fx.Node, given: Given, args: Sequence[Any], labels: Sequen
     names_out = _spell(out, value.dim(), value.dim(), out)
     dims: dict[str, tuple[layouts.Axis, ...]] = {}
     added = False
-    for one, names in zip(rows, spelled, strict=True):
+    for number, (one, names) in enumerate(zip(rows, spelled, strict=True)):
         if one.state is not State.ROWS:
             continue
         for name, dim in zip(names, one.layout, strict=True):
             if not layouts.tokens(dim):
                 continue
             if name not in names_out:
-                if layouts.is_picked(dim) and _are_coefficients(rows, one):
+                if layouts.is_picked(dim) and _are_coefficients(number, rows, spelled, names_out):
                     added = True
                     continue
                 return _contracted(node, rows, spelled, names_out)
@@ -146,22 +146,33 @@ def _sized(dim: Sequence[layouts.Axis], size: layouts.Size) -> tuple[layouts.Axi
     return layouts.picked(size) if layouts.is_picked(dim) else tuple(dim)
 
 
-def _are_coefficients(rows: Sequence[Rows], summed: Rows) -> bool:
-    """Whether what picked rows are multiplied by before they are added up comes from decisions, as a router's weights
-    do."""
-    others = [one for one in rows if one is not summed]
-    return bool(others) and all(one.state is State.DECISION or one.picked or one.decided for one in others)
+def _are_coefficients(place: int, rows: Sequence[Rows], spelled: Sequence[Sequence[str]], out: Sequence[str]) -> bool:
+    """Whether what the picked rows of one operand are multiplied by, before they are added up, comes from decisions, as
+    a router's weights do: not from other picked rows."""
+    others = [(one, names) for number, (one, names) in enumerate(zip(rows, spelled, strict=True)) if number != place]
+    return bool(others) and all(
+        one.state is State.DECISION
+        or ((one.picked or one.decided) and _indices(one, names, picked=True) & set(out) <= set(spelled[place]))
+        for one, names in others
+    )
+
+
+def _indices(one: Rows, names: Sequence[str], *, picked: bool = False) -> set[str]:
+    """The labels of an operand that rows, or only those that picked rows, are along."""
+    if one.state is not State.ROWS:
+        return set()
+    is_one = layouts.is_picked if picked else layouts.tokens
+    return {name for name, dim in zip(names, one.layout, strict=True) if is_one(dim)}
 
 
 def _every_with_every(rows: Sequence[Rows], spelled: Sequence[Sequence[str]], out: Sequence[str]) -> bool:
-    """Whether the result has a place for each of the picked rows of one operand with each of another's, or with their
-    sum."""
-    held = []
-    for one, names in zip(rows, spelled, strict=True):
-        if one.state is State.ROWS:
-            dims = [name for name, dim in zip(names, one.layout, strict=True) if layouts.is_picked(dim)]
-            if (dims or one.summed) and set(dims) <= set(out):
-                held.append((set(dims), set(names), one.summed))
+    """Whether the result has a place for each of the rows of one operand with each of another's, or with their sum."""
+    held = [
+        (_indices(one, names), set(names), one.summed)
+        for one, names in zip(rows, spelled, strict=True)
+        if one.state is State.ROWS
+    ]
+    held = [one for one in held if (one[0] or one[2]) and one[0] <= set(out)]
     return any(
         not a <= names_b and (summed_b or not b <= names_a) for a, names_a, _ in held for b, names_b, summed_b in held
     )
@@ -183,7 +194,7 @@ def _contracted(node: fx.Node, rows: Sequence[Rows], spelled: Sequence[Sequence[
     }
     layout = tuple(() if name in decided else layouts.loosened([kept[name]])[0] for name in out)
     dims = [place for place, name in enumerate(out) if name in decided]
-    return Rows(State.MOVED, along(layout, dims, value.shape), decided=True, at=node)
+    return Rows(State.MOVED, along(layout, dims, value.shape), decided=True, summed=True, at=node)
 
 
 def _spell(label: str, dims: int, out_dims: int, out: str) -> list[str]:

@@ -20,7 +20,7 @@ from enum import IntEnum
 
 from torch import fx
 
-from farskip_compile.verify.rows.layout import Layout, Size, broadcast
+from farskip_compile.verify.rows.layout import Layout, Size, broadcast, is_picked
 
 
 class State(IntEnum):
@@ -77,7 +77,7 @@ def merged(parts: Sequence[Rows], node: fx.Node | None = None) -> Rows:
 
 def decision_of(found: Rows) -> Rows:
     """What is decided by a value: about the same rows, if it is known which they are."""
-    alone = found.state is State.ROWS and not found.decided
+    alone = found.state is State.ROWS and not found.decided and not any(map(is_picked, found.layout))
     return Rows(State.DECISION, found.layout if alone else ())
 
 
