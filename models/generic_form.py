@@ -27,7 +27,7 @@ from torch import nn
 
 from farskip_compile.models.residual_tensor import Expression, ForkedTensor, ResidualTensor, plain, reading
 from farskip_compile.models.selected_terms import SelectedTerms
-from farskip_compile.models.sub_blocks import SubBlock, find_sub_blocks, kind_of, parts
+from farskip_compile.models.sub_blocks import SubBlock, embedding_of, find_sub_blocks, kind_of, parts
 
 Connectivity = Literal["full", "attention", "mlp", "none"]
 EMBEDDING = "e"
@@ -50,6 +50,8 @@ class _Run:
     """Sub-blocks that began without a read: they share that of the previous sub-block."""
     seen: set[str] = field(default_factory=set)
     """Names of sub-blocks that added to the stream before it was read."""
+    behind: set[SubBlock] = field(default_factory=set)
+    """Modules that work on what a sub-block has given, such as a convolution of it: no sub-blocks."""
     quiet: bool = False
     """A sub-block runs a second time, to determine its kind."""
 
@@ -86,6 +88,9 @@ class GenericFarSkipForm(nn.Module):
                     inside = {block: parts(block.name, block.module) for block in opened}
                     self.blocks = [part for block in self.blocks for part in inside.get(block, [block])]
                     known = self._run(args_, kwargs_, None)[1]
+                if known.behind:
+                    self.blocks = [block for block in self.blocks if block not in known.behind]
+                    known = self._run(args_, kwargs_, None)[1]
                 # a module whose output never reaches the stream, such as a router, belongs to the next sub-block
                 if any(block.name not in known.seen for block in known.order):
                     self.blocks = [block for block in self.blocks if block.name in known.seen]
@@ -110,7 +115,9 @@ class GenericFarSkipForm(nn.Module):
     def _run(self, args: Any, kwargs: Any, known: _Run | None) -> tuple[Any, _Run]:
         run = _Run()
 
-        def label(value: torch.Tensor, beside: frozenset[str]) -> Expression:
+        def label(value: torch.Tensor, beside: frozenset[str]) -> Expression | None:
+            if EMBEDDING not in beside and not run.inside:
+                return None  # made of what a sub-block has given, such as a convolution of it: one term with it
             last = run.order[-1].name if run.order else EMBEDDING
             # a summand inside a sub-block, next to its routed part, is shared; one in the stream is all that it adds
             return Expression(value, frozenset([f"{last} {'whole' if EMBEDDING in beside else 'shared'}"]))
@@ -169,6 +176,9 @@ class GenericFarSkipForm(nn.Module):
                     return None
                 if not run.reads and not any(isinstance(v, ResidualTensor) for v in (*args, *kwargs.values())):
                     run.sharing.add(block)
+                sums = [value.expression for value in (*args, *kwargs.values()) if isinstance(value, ResidualTensor)]
+                if sums and not any(EMBEDDING in one.labels for one in sums):
+                    run.behind.add(block)
                 run.holds[block] = run.held
                 run.reads, run.held = 0, frozenset()
                 run.order.append(block)
@@ -197,7 +207,9 @@ class GenericFarSkipForm(nn.Module):
         def routed(block: SubBlock) -> Callable[..., Any]:
             return lambda _, __, output: _as_term(output, f"{block.name} routed")
 
-        handles = [_embedding(self.model).register_forward_hook(lambda _, __, out: ResidualTensor.term(out, EMBEDDING))]
+        handles = [
+            embedding_of(self.model).register_forward_hook(lambda _, __, out: ResidualTensor.term(out, EMBEDDING))
+        ]
         for block in self.blocks:
             handles.append(block.module.register_forward_pre_hook(begin(block), with_kwargs=True))
             if block.experts is not None:
@@ -271,12 +283,6 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for buffer, value in before.items():
             buffer.copy_(value)
-
-
-def _embedding(model: nn.Module) -> nn.Module:
-    if hasattr(model, "get_input_embeddings"):
-        return model.get_input_embeddings()  # type: ignore[operator]
-    return next(module for module in model.modules() if isinstance(module, nn.Embedding))
 
 
 def _whole(block: SubBlock) -> str:

@@ -161,10 +161,13 @@ def _draws(p: float = 0.5, training: bool = True, inplace: bool = False) -> bool
     return training and p > 0.0
 
 
-def _add(func: Callable[..., Any], left: torch.Tensor, right: torch.Tensor) -> ResidualTensor:
+def _add(func: Callable[..., Any], left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     known = [arg.expression if isinstance(arg, ResidualTensor) else None for arg in (left, right)]
     beside = frozenset[str]().union(*(one.labels for one in known if one is not None))
-    parts = [one or _reading.get()[0](arg, beside) for one, arg in zip(known, (left, right), strict=True)]
+    found = [one or _reading.get()[0](arg, beside) for one, arg in zip(known, (left, right), strict=True)]
+    parts = [one for one in found if one is not None]
+    if len(parts) < 2:
+        return _call(torch.add, (plain(left), plain(right)), {})  # type: ignore[no-any-return]
 
     def compute(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return _call(torch.add, (one, other), {})
@@ -198,7 +201,7 @@ def _through(func: Callable[..., Any], types: Any, args: Sequence[Any], kwargs: 
     return _call(func, values, named)
 
 
-Label = Callable[[torch.Tensor, Labels], Expression]
+Label = Callable[[torch.Tensor, Labels], Expression | None]
 Read = Callable[[Expression], torch.Tensor]
 
 _reading: ContextVar[tuple[Label, Read]] = ContextVar(

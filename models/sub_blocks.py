@@ -43,6 +43,13 @@ def find_sub_blocks(model: nn.Module) -> list[SubBlock]:
     return [block for layer_name, layer in layers.named_children() for block in parts(f"{name}.{layer_name}", layer)]
 
 
+def embedding_of(model: nn.Module) -> nn.Module:
+    """The module that gives the first value of the stream."""
+    if hasattr(model, "get_input_embeddings"):
+        return model.get_input_embeddings()  # type: ignore[operator]
+    return next(module for module in model.modules() if isinstance(module, nn.Embedding))
+
+
 def parts(name: str, layer: nn.Module) -> list[SubBlock]:
     """The children of a module with weight matrices."""
     found = []

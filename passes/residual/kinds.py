@@ -25,7 +25,7 @@ Algorithm:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -250,7 +250,8 @@ def classify(stream: Stream, facts: Facts, region: Region) -> Finding:
     routing = _first(EXCHANGE, Kind.ROUTED, facts, region.owned)
     if routing is None and region.leaf in facts.selected:
         routing = _first(EXPERTS, Kind.ROUTED, facts, nodes)
-    if mixing is not None and routing is not None:
+    behind = _scans_behind(facts, nodes)
+    if mixing is not None and routing is not None and not _are_behind_experts(facts, behind):
         raise UnsupportedPatternError(
             f"one term of the residual stream holds routed experts ({routing.evidence}) and mixes tokens "
             f"({mixing.evidence}), so it is neither an attention nor a MoE sub-block",
@@ -259,7 +260,33 @@ def classify(stream: Stream, facts: Facts, region: Region) -> Finding:
         )
     if routing is not None:
         return _with_shared_inside(facts, region, routing)
+    if behind:
+        return Finding(Kind.DENSE, f"{ops.op_name(behind[0])} along tokens behind a feed-forward network", behind[0])
     return mixing or Finding(Kind.DENSE, "no token mixing, no selection", region.leaf)
+
+
+def _are_behind_experts(facts: Facts, scans: Collection[fx.Node]) -> bool:
+    """Whether all of `scans`, which are some, work on what depends on a selection."""
+    results = [not facts.selected.isdisjoint(node.all_input_nodes) for node in scans]
+    return bool(results) and all(results)
+
+
+def _scans_behind(facts: Facts, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """The convolutions and scans along tokens, if nothing else mixes these and they stand behind a feed-forward
+    network: weights of weights before them, no weights after them."""
+    mixing = [node for node in nodes if any(one.holds(facts, node) for one in MIXER)]
+    if not mixing or not all(map(ops.is_scan, mixing)):
+        return []
+    products: dict[fx.Node, int] = {}
+    scanned: set[fx.Node] = set()
+    for node in nodes:
+        applies = node not in mixing and bool(_weights_of_product(facts, node))
+        products[node] = applies + max((products.get(arg, 0) for arg in node.all_input_nodes), default=0)
+        if node in mixing or not scanned.isdisjoint(node.all_input_nodes):
+            if applies or products[node] < 2:
+                return []
+            scanned.add(node)
+    return mixing
 
 
 def _first(evidence: Iterable[Evidence], kind: Kind, facts: Facts, nodes: Iterable[fx.Node]) -> Finding | None:
@@ -279,7 +306,7 @@ def _with_shared_inside(facts: Facts, region: Region, routing: Finding) -> Findi
     current: fx.Node | None = region.leaf
     while current is not None:
         if _adds_unselected_product(facts, current):
-            blocking = next((step for step in path if not _normalises(step)), None)
+            blocking = next((step for step in path if not _is_for_both(step)), None)
             return replace(routing, shared_inside=current, inseparable=blocking)
         path.append(current)
         inputs = () if ops.is_matmul(current) else current.all_input_nodes
@@ -293,5 +320,6 @@ def _adds_unselected_product(facts: Facts, node: fx.Node) -> bool:
     return ops.is_sum(node) and sum(arg in facts.projected and arg not in facts.selected for arg in node.args) == 1
 
 
-def _normalises(node: fx.Node) -> bool:
-    return ops.is_norm(node) or ops.is_linear_collective(node) or ops.is_wait(node)
+def _is_for_both(node: fx.Node) -> bool:
+    """A step that keeps shared and routed experts one term: both are left out."""
+    return ops.is_scan(node) or ops.is_norm(node) or ops.is_linear_collective(node) or ops.is_wait(node)

@@ -8,12 +8,13 @@ It does not ask how a kind was found.
     attention, mixer    not each row by itself
 
 Where each row of the stream stands alone, in a step that decodes one token, attention can't be told from the rest by
-its rows. There the last line is not asked for; that nothing else reads a cache is.
+its rows. There the last line is not asked for; that nothing else reads a cache is. Behind a whole network, of which the
+first two lines hold, a convolution or scan along tokens may stand, with a cache of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -21,7 +22,9 @@ from torch import fx
 from farskip_compile._compat import is_module_state, same_dim
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual.table import Kind, Term
+from farskip_compile.verify.account.weights import has_weights
 from farskip_compile.verify.rows.rules import is_contraction
 from farskip_compile.verify.rows.state import Rows, State
 
@@ -55,8 +58,10 @@ def check_kinds(claims: Sequence[Claim], base: fx.Node, rows: Mapping[fx.Node, R
         term = claim.term
         if term.kind is Kind.EMBEDDING:
             continue
-        complaint, node = _complaint(term.kind, rows[claim.leaf], claim.leaf, one_token)
-        if complaint is None and caches and not term.kind.mixes_tokens:
+        behind = not term.kind.mixes_tokens and _is_behind_a_network(claim, rows)
+        complaint, node = (None, None) if behind else _complaint(term.kind, rows[claim.leaf], claim.leaf, one_token)
+        alone = not term.kind.mixes_tokens and not behind
+        if complaint is None and caches and alone:
             complaint, node = _reads_cache(claim, caches)
         if complaint is not None:
             raise UnsupportedPatternError(
@@ -80,6 +85,26 @@ def _complaint(kind: Kind, rows: Rows, leaf: fx.Node, one_token: bool) -> tuple[
     if rows.state is State.MOVED:
         return "{!r} moves rows in it", at
     return ("a decision is made about whole rows of it, but not by a known selection" if rows.decided else None), at
+
+
+def _is_behind_a_network(claim: Claim, rows: Mapping[fx.Node, Rows]) -> bool:
+    """Whether all that mixes rows of the term is a convolution or scan of what a network of its own kind has computed:
+    no weights are applied after it, and weights of weights before it."""
+    at = rows[claim.leaf].at
+    if rows[claim.leaf].state is not State.MIXED or at is None or not ops.is_scan(at):
+        return False
+    if rows[claim.leaf].decided is not (claim.term.kind is Kind.ROUTED):
+        return False
+    owned = set(claim.owned)
+    mixed = [node for node in owned if rows[node].state is State.MIXED]
+    if any(has_weights(node) and not ops.is_scan(node) for node in mixed):
+        return False
+
+    def products(nodes: Iterable[fx.Node]) -> list[fx.Node]:
+        return [node for node in walk_back(nodes, lambda node: node not in owned) if has_weights(node)]
+
+    first = products(at.all_input_nodes)
+    return bool(products(arg for node in first for arg in node.all_input_nodes))
 
 
 def _about_mixer(kind: Kind, rows: Rows, one_token: bool) -> str | None:

@@ -27,7 +27,7 @@ def mixes(node: fx.Node, given: Given) -> Rows:
     known = worst([given(arg) for arg in node.all_input_nodes])
     if known.state in (State.DECISION, State.UNKNOWN, State.MIXED):
         return known
-    return Rows(State.MIXED, at=node)
+    return Rows(State.MIXED, decided=known.decided, at=node)
 
 
 def free(node: fx.Node, given: Given) -> Rows:

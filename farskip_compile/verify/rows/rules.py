@@ -195,7 +195,7 @@ RULES: dict[str, Rule] = _table(
     ),
     (views.same, "to type_as"),  # what they take a type from is not read
     (pointwise, "truediv floordiv mod invert and_ or_ xor neg pos pow not_ iadd imul isub itruediv"),
-    (pointwise, "contiguous clone alias detach silu logsigmoid relu6 hardswish hardsigmoid softplus"),
+    (pointwise, "contiguous clone alias detach silu logsigmoid log_sigmoid relu6 hardswish hardsigmoid softplus"),
     (one_hot, "one_hot"),
     (pointwise, "_c10d_functional::wait_tensor _c10d_functional::all_reduce _c10d_functional::all_reduce_"),
     (keeps(1), "softmax log_softmax _softmax cumsum cumprod logcumsumexp"),
