@@ -165,6 +165,14 @@ def same_dim(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
     return bool(left == right) or statically_known_true(a == b)
 
 
+def is_data_dependent(size: int | torch.SymInt) -> bool:
+    """Whether a size is known only when the data is: how many entries of a mask are true."""
+    if not isinstance(size, torch.SymInt):
+        return False
+    node = size.node
+    return any(map(node.shape_env.is_unbacked_symint, node.expr.free_symbols))
+
+
 def codegen_of(graph: fx.Graph) -> fx.graph.CodeGen:
     """How a graph is written as Python; the getter to `fx.Graph.set_codegen`."""
     return graph._codegen

@@ -172,6 +172,11 @@ def signs(mixer: Mixer, x: Tensor) -> Tensor:
     return mixer.inner((x.roll(1, 1) > 0).to(x.dtype))
 
 
+def count(mixer: Mixer, x: Tensor) -> Tensor:
+    """Scaled by how many entries of all tokens are positive."""
+    return mixer.inner(x) * torch.nonzero(x > 0).shape[0]
+
+
 Add = Callable[[Tensor, Tensor], Tensor]
 ADDS: dict[str, Add] = {
     "lerp": lambda h, y: torch.lerp(h, y, 0.5),

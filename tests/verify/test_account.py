@@ -62,6 +62,13 @@ def test_a_mixer_that_nobody_knows_is_no_dense_block(how: str) -> None:
     assert f"nets.py:{MIXERS[how].__code__.co_firstlineno}"[:8] in str(error.where)
 
 
+def test_a_block_that_is_scaled_by_how_many_entries_are_chosen_is_not_dense() -> None:
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True):
+        error = refusal_of(Net(mixers={1: Mixer(nets.count)}))
+    assert isinstance(error, UnsupportedPatternError)
+    assert "a decision is made about whole rows of it" in error.reason
+
+
 @pytest.mark.parametrize("how", SELECTIONS)
 def test_experts_chosen_by_no_selection_that_is_known_are_no_dense_block(how: str) -> None:
     error = refusal_of(Net(experts={1: Experts(SELECTIONS[how])}))

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from farskip_compile._compat import is_module_state
+from farskip_compile._compat import is_data_dependent, is_module_state
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.declared import declared, is_declared, outputs_of
 from farskip_compile.verify.rows import collectives, picks, views
@@ -29,7 +29,7 @@ def apply(node: fx.Node, given: Given) -> Rows:
     """What is known of the value of `node`."""
     name = ops.op_name(node)
     if not name or name in SIZES:
-        return FREE
+        return DECISION if name and _is_decided_size(node, given) else FREE
     args = [given(arg) for arg in node.all_input_nodes]
     found = worst(args)
     if found.state is State.FREE:
@@ -43,6 +43,14 @@ def apply(node: fx.Node, given: Given) -> Rows:
     if found.state is State.MOVED and all(one.layout for one in args if one.state is State.MOVED):
         return _settled(node, moved_again(node, _by_rule(node, as_rows(given)), args))
     return _settled(node, _by_rule(node, given))
+
+
+def _is_decided_size(node: fx.Node, given: Given) -> bool:
+    """Whether a size says how many rows were chosen."""
+    value = ops.fake(node)
+    sizes = value if isinstance(value, tuple | list) else (value,)
+    known = any(isinstance(size, torch.SymInt) and is_data_dependent(size) for size in sizes)
+    return known and any(given(arg).state is not State.FREE for arg in node.all_input_nodes)
 
 
 def _of_decisions(node: fx.Node, given: Given) -> Rows:
