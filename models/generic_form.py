@@ -51,7 +51,7 @@ class _Run:
     seen: set[str] = field(default_factory=set)
     """Names of sub-blocks that added to the stream before it was read."""
     behind: set[SubBlock] = field(default_factory=set)
-    """Modules that work on what a sub-block has given, such as a convolution of it: no sub-blocks."""
+    """Smaller modules that work on what a sub-block has given, such as a convolution of it: no sub-blocks."""
     quiet: bool = False
     """A sub-block runs a second time, to determine its kind."""
 
@@ -177,7 +177,7 @@ class GenericFarSkipForm(nn.Module):
                 if not run.reads and not any(isinstance(v, ResidualTensor) for v in (*args, *kwargs.values())):
                     run.sharing.add(block)
                 sums = [value.expression for value in (*args, *kwargs.values()) if isinstance(value, ResidualTensor)]
-                if sums and not any(EMBEDDING in one.labels for one in sums):
+                if sums and not any(EMBEDDING in one.labels for one in sums) and block.size < run.order[-1].size:
                     run.behind.add(block)
                 run.holds[block] = run.held
                 run.reads, run.held = 0, frozenset()

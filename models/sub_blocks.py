@@ -35,6 +35,11 @@ class SubBlock:
     layer: int = 0
     """Counted as in the compiler: a layer begins at each mixer."""
 
+    @property
+    def size(self) -> int:
+        """How many parameters it has."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
 
 def find_sub_blocks(model: nn.Module) -> list[SubBlock]:
     """In the order of the layers; only a run shows which of them run, and in which order."""

@@ -252,10 +252,11 @@ def _layout_of_written(node: fx.Node, kept: Sequence[Rows]) -> Layout:
     if value is None or "mask" in name:
         return ()
     shape = value.shape
-    if name in ("index_put", "setitem"):
-        entries = node.args[1]
+    where = node.args[1] if len(node.args) > 1 else None
+    if name in ("index_put", "setitem") or (name == "added_alone" and isinstance(where, tuple | list)):
+        entries = where
         entries = entries if isinstance(entries, tuple | list) else (entries,)
-        entries = [slice(None) if entry is None and name == "index_put" else entry for entry in entries]
+        entries = [slice(None) if entry is None and name != "setitem" else entry for entry in entries]
         tensors = [ops.tensor(entry) if isinstance(entry, fx.Node) else None for entry in entries]
         if any(isinstance(entry, EllipsisType) or entry is None for entry in entries):
             return ()
@@ -264,7 +265,7 @@ def _layout_of_written(node: fx.Node, kept: Sequence[Rows]) -> Layout:
     elif name == "copy":
         dims = []
     else:
-        dim = _dim(node, len(shape))
+        dim = _dim(node, len(shape)) if "::" not in name else 0
         if dim is None:
             return ()
         dims = [dim, *_own_picks(node, None, value)]

@@ -8,6 +8,7 @@ before both.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -40,9 +41,14 @@ def apply(node: fx.Node, given: Given) -> Rows:
     if found.state is State.DECISION:
         about_themselves = all(one.layout for one in args if one.state is State.DECISION)
         return _of_decisions(node, _as_rows(given) if about_themselves else given)
-    if found.state is State.MOVED and all(one.layout for one in args if one.state is State.MOVED):
-        return _settled(node, moved_again(node, _by_rule(node, as_rows(given)), args))
-    return _settled(node, _by_rule(node, given))
+    return _settled(node, _of_moved(node, given, args) if found.state is State.MOVED else _by_rule(node, given))
+
+
+def _of_moved(node: fx.Node, given: Given, args: Sequence[Rows]) -> Rows:
+    """Of picked rows it must be known along which dimensions they are; only some rules hold wherever that is."""
+    if all(one.layout for one in args if one.state is State.MOVED):
+        return moved_again(node, _by_rule(node, as_rows(given)), args)
+    return _by_rule(node, given) if _rule_of(ops.op_name(node)) in WHEREVER else unknown(node, given)
 
 
 def _is_decided_size(node: fx.Node, given: Given) -> bool:
@@ -203,7 +209,7 @@ RULES: dict[str, Rule] = _table(
     ),
     (views.same, "to type_as"),  # what they take a type from is not read
     (pointwise, "truediv floordiv mod invert and_ or_ xor neg pos pow not_ iadd imul isub itruediv"),
-    (pointwise, "contiguous clone alias detach silu logsigmoid log_sigmoid relu6 hardswish hardsigmoid softplus"),
+    (pointwise, "contiguous clone alias detach silu log_sigmoid relu6 hardswish hardsigmoid softplus"),
     (one_hot, "one_hot"),
     (pointwise, "_c10d_functional::wait_tensor _c10d_functional::all_reduce _c10d_functional::all_reduce_"),
     (keeps(1), "softmax log_softmax _softmax cumsum cumprod logcumsumexp"),
@@ -252,6 +258,12 @@ RULES: dict[str, Rule] = _table(
     (collectives.exchanged, "_c10d_functional::all_to_all_single"),
     (mixes, "scaled_dot_product_attention conv1d convolution"),
 )
+
+
+WHEREVER = frozenset(
+    [pointwise, picks.written, picks.added, picks.getitem, picks.indexed, views.view, views.same, views.transpose]
+)
+"""Rules that hold of picked rows of which nobody knows along which dimensions they are."""
 
 
 DECLARED: dict[str, Rule] = {
