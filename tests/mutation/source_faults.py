@@ -66,17 +66,60 @@ FAULTS = (
     SourceFault(
         ROWS + "layout.py", "elif any(axis.token is not None for axis in group):", "elif False:", SEEN_BY_THE_ACCOUNT
     ),
+    SourceFault(ROWS + "layout.py", "and left % size == 0", "", SEEN_BY_THE_ACCOUNT),
+    SourceFault(ROWS + "state.py", " and not any(map(is_picked, found.layout))", "", SEEN_BY_THE_ACCOUNT),
+    # picked rows
+    SourceFault(ROWS + "moved.py", "if found.state is State.ROWS and index_of(", "if False and (", SEEN_BY_THE_ACCOUNT),
+    SourceFault(ROWS + "moved.py", '["sum", "mean", "nansum"]', '["sum", "mean", "amax"]', SEEN_BY_THE_ACCOUNT),
+    SourceFault(ROWS + "moved.py", "layouts.tokens(own) or not layouts.tokens(dim)", "True", SEEN_BY_THE_ACCOUNT),
+    SourceFault(
+        ROWS + "moved.py",
+        "        if not same_dim(value.stride(dim), 0) and",
+        "        if False and",
+        SEEN_BY_THE_ACCOUNT,
+    ),
+    SourceFault(
+        ROWS + "moved.py", "        if place in dims or layouts.is_picked(dim)", "        if False", SEEN_BY_THE_ACCOUNT
+    ),
+    SourceFault(
+        ROWS + "along.py", "range(value.dim()), value.shape) if value", "(), value.shape) if value", SEEN_BY_THE_ACCOUNT
+    ),
+    SourceFault(ROWS + "products.py", " or _every_with_every(rows, spelled, names_out)", "", SEEN_BY_THE_ACCOUNT),
+    SourceFault(
+        ROWS + "products.py", "(one.picked or one.decided) and _indices", "True or _indices", SEEN_BY_THE_ACCOUNT
+    ),
+    SourceFault(
+        ROWS + "rules.py",
+        "if _rule_of(ops.op_name(node)) in WHEREVER else unknown",
+        "if True else unknown",
+        SEEN_BY_THE_ACCOUNT,
+    ),
+    SourceFault(
+        ROWS + "rules.py", "DECISION if name and _is_decided_size(node, given) else FREE", "FREE", SEEN_BY_THE_ACCOUNT
+    ),
+    # what stands behind a network
+    SourceFault(ACCOUNT + "kinds.py", "_is_behind_a_network(claim, rows)\n", "True\n", SEEN_BY_THE_ACCOUNT),
+    SourceFault(ACCOUNT + "kinds.py", "has_weights(node) and not ops.is_scan(node)", "False", "tests/handwritten"),
+    SourceFault(
+        "passes/residual/kinds.py",
+        "            if applies or products[node] < 2:",
+        "            if False:",
+        "tests/handwritten",
+    ),
+    SourceFault(
+        "passes/residual/kinds.py", "    return bool(results) and all(results)", "    return True", "tests/handwritten"
+    ),
     SourceFault(ROWS + "picks.py", "        elif layouts.tokens(dim):\n", "        elif False:\n", SEEN_BY_THE_ACCOUNT),
     SourceFault(
         ROWS + "along.py",
-        "        if layouts.along(rows.layout, dims):\n            return _tuple(node, Rows(State.MIXED",
-        "        if False:\n            return _tuple(node, Rows(State.MIXED",
+        "        if added and not are_summed(node, rows, dims):\n",
+        "        if False:\n",
         SEEN_BY_THE_ACCOUNT,
     ),
     SourceFault(
         ROWS + "along.py",
-        "        if layouts.along(rows.layout, dims):\n            return _tuple(node, Rows(State.MOVED",
-        "        if False:\n            return _tuple(node, Rows(State.MOVED",
+        "        if layouts.along(rows.layout, dims):\n            return _tuple(node, _chosen(",
+        "        if False:\n            return _tuple(node, _chosen(",
         SEEN_BY_THE_ACCOUNT,
     ),
     SourceFault(
