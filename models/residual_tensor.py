@@ -167,7 +167,7 @@ def _add(func: Callable[..., Any], left: torch.Tensor, right: torch.Tensor) -> t
     found = [one or _reading.get()[0](arg, beside) for one, arg in zip(known, (left, right), strict=True)]
     parts = [one for one in found if one is not None]
     if len(parts) < 2:
-        return _call(torch.add, (plain(left), plain(right)), {})  # type: ignore[no-any-return]
+        return _call(torch.add, (plain(left), plain(right)), {})
 
     def compute(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return _call(torch.add, (one, other), {})
@@ -177,7 +177,7 @@ def _add(func: Callable[..., Any], left: torch.Tensor, right: torch.Tensor) -> t
     if func in (torch.Tensor.add_, torch.Tensor.__iadd__):  # the caller keeps using the object that it added to
         left.__class__ = ResidualTensor
         left.expression = expression  # type: ignore[attr-defined]
-        return left  # type: ignore[return-value]
+        return left
     return _wrap(expression)
 
 

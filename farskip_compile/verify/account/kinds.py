@@ -59,7 +59,8 @@ def check_kinds(claims: Sequence[Claim], base: fx.Node, rows: Mapping[fx.Node, R
         if term.kind is Kind.EMBEDDING:
             continue
         behind = not term.kind.mixes_tokens and _is_behind_a_network(claim, rows)
-        complaint, node = (None, None) if behind else _complaint(term.kind, rows[claim.leaf], claim.leaf, one_token)
+        complaint, node = _complaint(term.kind, rows[claim.leaf], claim.leaf, one_token)
+        complaint = None if behind else complaint
         alone = not term.kind.mixes_tokens and not behind
         if complaint is None and caches and alone:
             complaint, node = _reads_cache(claim, caches)

@@ -253,18 +253,16 @@ def _layout_of_written(node: fx.Node, kept: Sequence[Rows]) -> Layout:
         return ()
     shape = value.shape
     where = node.args[1] if len(node.args) > 1 else None
+    dims: list[int] = []
     if name in ("index_put", "setitem") or (name == "added_alone" and isinstance(where, tuple | list)):
-        entries = where
-        entries = entries if isinstance(entries, tuple | list) else (entries,)
+        entries = list(where) if isinstance(where, tuple | list) else [where]
         entries = [slice(None) if entry is None and name != "setitem" else entry for entry in entries]
-        tensors = [ops.tensor(entry) if isinstance(entry, fx.Node) else None for entry in entries]
         if any(isinstance(entry, EllipsisType) or entry is None for entry in entries):
             return ()
-        dims = range(sum(one.dim() if one is not None and one.dtype is torch.bool else 1 for one in tensors))
-        dims = [dim for dim in dims if dim >= len(entries) or entries[dim] != slice(None)]
-    elif name == "copy":
-        dims = []
-    else:
+        tensors = [ops.tensor(entry) if isinstance(entry, fx.Node) else None for entry in entries]
+        count = sum(one.dim() if one is not None and one.dtype is torch.bool else 1 for one in tensors)
+        dims = [dim for dim in range(count) if dim >= len(entries) or entries[dim] != slice(None)]
+    elif name != "copy":
         dim = _dim(node, len(shape)) if "::" not in name else 0
         if dim is None:
             return ()
