@@ -11,16 +11,20 @@ import torch
 from torch import fx, nn
 
 from farskip_compile.backend import farskip
+from farskip_compile.errors import FarSkipError
 
 
 def compile_each(model: nn.Module, options: Sequence[Mapping[str, Any]]) -> list[Callable[..., Any]]:
-    """A function for each of `options`; the first call of any of them compiles all, each from a copy of the graph."""
+    """A function for each of `options`; the first call of any of them compiles all, each from a copy of the graph.
+
+    A refusal is raised by the function that was asked for, each time it is called; the others are what they are.
+    """
     if len(options) == 1:
         return [torch.compile(model, backend="farskip", fullgraph=True, options=dict(options[0]))]
     chosen = 0
 
     def backend(module: fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
-        made = [farskip(copy.deepcopy(module), inputs, options=dict(one)) for one in options]
+        made = [_compiled(copy.deepcopy(module), inputs, one) for one in options]
         return lambda *args: made[chosen](*args)
 
     compiled = torch.compile(model, backend=backend, fullgraph=True)
@@ -31,3 +35,15 @@ def compile_each(model: nn.Module, options: Sequence[Mapping[str, Any]]) -> list
         return compiled(*args)
 
     return [functools.partial(run, number) for number in range(len(options))]
+
+
+def _compiled(module: fx.GraphModule, inputs: list[torch.Tensor], options: Mapping[str, Any]) -> Callable[..., Any]:
+    try:
+        return farskip(module, inputs, options=dict(options))
+    except FarSkipError as error:
+        refusal = error  # Python forgets the name of the clause
+
+    def refuse(*args: Any) -> Any:
+        raise refusal
+
+    return refuse
