@@ -82,7 +82,7 @@ class Styles:
 
 @st.composite
 def styles(draw: st.DrawFn) -> Styles:
-    """Two or three layers. Of four models, two are read, in one a style of one layer is refused, one is no plain stack."""
+    """Two or three layers. Of four models two are read, one has a style that is refused, and one is no plain stack."""
     layers = draw(st.integers(2, 3))
     chosen = [
         [draw(st.sampled_from(sorted(read))) for _ in range(layers)]

@@ -125,8 +125,8 @@ def token_ids() -> Tensor:
 
 
 def assert_is_the_form_by_hand(model: Decoder) -> CompileReport:
-    """Bit for bit, and the gradients of all parameters to 1e-12; under `none` it is the model as written. One capture."""
-    model = model.double()
+    """Bit for bit, and the gradients of all parameters to 1e-12; under `none` it is the model as written."""
+    model = model.double()  # captured once
     torch.compiler.reset()
     found: list[CompileReport] = []
     hand = copy.deepcopy(model)
