@@ -62,7 +62,8 @@ def test_inference(model: nn.Module, mode: Any, inner: str) -> None:
 
 
 @pytest.mark.parametrize("inner", ["eager", "aot_eager"])
-def test_dynamic_shapes_do_not_recompile(model: nn.Module, inner: str) -> None:
+def test_dynamic_shapes_do_not_recompile(inner: str) -> None:
+    model = build("deepseek_v3", dtype=torch.float64, **{**SMALL, "layers": ("moe", "moe")})
     compiled = torch.compile(model, backend="farskip", fullgraph=True, dynamic=True, options={"inner": inner})
     reports = []
     for batch, sequence in ((2, 6), (3, 9)):
@@ -72,7 +73,8 @@ def test_dynamic_shapes_do_not_recompile(model: nn.Module, inner: str) -> None:
     assert reports[0] == reports[-1] == 1
 
 
-def test_marked_dimensions_train_without_recompiling(model: nn.Module) -> None:
+def test_marked_dimensions_train_without_recompiling() -> None:
+    model = build("mixtral", dtype=torch.float64, **{**SMALL, "layers": ("moe", "moe")})
     compiled = torch.compile(model, backend="farskip", fullgraph=True, options={"inner": "aot_eager"})
     for batch, sequence in ((2, 6), (3, 9)):
         x = ids(batch, sequence)
