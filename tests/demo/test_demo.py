@@ -99,7 +99,7 @@ def overlap_on_two_ranks(rank: int, world_size: int, folder: str):
 
 
 def test_variants_side_by_side(tmp_path):
-    seen = run_ranks(overlap_on_two_ranks, 2, str(tmp_path))
+    seen = run_ranks(overlap_on_two_ranks, 2, str(tmp_path), timeout=300)
     found = compared(seen)
     assert found.passed, found.to_json()
     assert [variant.name for variant in found.variants] == list(VARIANTS)
