@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 
@@ -36,6 +37,17 @@ def share_headers(cache: Path) -> None:
     if headers is not None:
         Path(headers).mkdir(parents=True, exist_ok=True)
         (cache / Path(headers).name).symlink_to(headers)
+
+
+def scalar_kernels() -> AbstractContextManager[None]:
+    """Within the block Inductor vectorizes nothing, and the compiler needs two thirds of the time for each kernel.
+
+    For tests of which kernels there are, of when they run and on what, and of results up to rounding. Kernels as users
+    get them run in `tests/test_backend.py`, `tests/properties/test_architectures.py` and in the tests of the pages.
+    """
+    from torch._inductor import config
+
+    return config.patch("cpp.simdlen", 1)
 
 
 def probe_once() -> None:

@@ -131,6 +131,7 @@ def on_ranks(rank: int, world_size: int) -> None:
     for slots in (None, 8):
         for inner in (None, "inductor"):
             torch._dynamo.reset()
+            torch._inductor.config.cpp.simdlen = 1  # as in `scalar_kernels`, to the end of this process
             run = exchange if inner is None else torch.compile(exchange, backend=inner, fullgraph=True, dynamic=True)
             for call in range(3):
                 rows, expert_of_row = own_rows(rank, experts, call)

@@ -19,6 +19,7 @@ from farskip_compile.demo.render import page
 from farskip_compile.demo.results import Case, Comparison, Demo, over_ranks
 from farskip_compile.models import FarSkipForm, build
 from tests.distributed.ranks import run_ranks
+from tests.economy import scalar_kernels
 
 SMALL = [
     replace(PADDED, layers=("moe", "moe"), phases=(PREFILL,)),
@@ -93,11 +94,12 @@ def test_without_transformers_the_case_is_skipped(monkeypatch):
 
 def overlap_on_two_ranks(rank: int, world_size: int, folder: str):
     small = replace(OVERLAP, layers=("moe",), tokens=16, overrides={})
-    return run_overlap(small, dist.group.WORLD, folder)
+    with scalar_kernels():
+        return run_overlap(small, dist.group.WORLD, folder)
 
 
 def test_variants_side_by_side(tmp_path):
-    seen = run_ranks(overlap_on_two_ranks, 2, str(tmp_path))
+    seen = run_ranks(overlap_on_two_ranks, 2, str(tmp_path), timeout=300)
     found = compared(seen)
     assert found.passed, found.to_json()
     assert [variant.name for variant in found.variants] == list(VARIANTS)

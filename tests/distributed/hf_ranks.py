@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from farskip_compile.models.generic_form import GenericFarSkipForm
 from farskip_compile.prepare import register_expert_parallel
 from tests.compare import relative_difference, run_with_gradients
+from tests.compile_each import compile_each
 
 COMMON: dict[str, Any] = {
     "vocab_size": 64,
@@ -104,6 +105,13 @@ def compiled(model: nn.Module, backend: str = "farskip", **options: Any) -> Call
     return lambda ids: function(ids).logits
 
 
+def compiled_each(model: nn.Module, *options: dict[str, Any] | None) -> list[Callable[..., Any]]:
+    """The same for each of `options`, from one capture; None: the plain graph."""
+    torch.compiler.reset()
+    each = compile_each(model, [None if one is None else {"inner": "eager", **one} for one in options])
+    return [lambda ids, function=function: function(ids).logits for function in each]
+
+
 def oracle(whole: nn.Module, connectivity: Any = "full") -> Callable[..., Any]:
     """The same on the whole model, in eager mode."""
     form = GenericFarSkipForm(whole, connectivity)
@@ -135,4 +143,7 @@ def equal(one: Run, other: Run) -> bool:
     )
 
 
-__all__ = ["IDS", "Run", "build", "compiled", "difference", "equal", "load", "oracle", "run_with_gradients", "save"]
+__all__ = [
+    "IDS", "Run", "build", "compiled", "compiled_each", "difference", "equal", "load", "oracle", "run_with_gradients",
+    "save",
+]  # fmt: skip

@@ -16,6 +16,7 @@ from tests.compare import relative_difference, run_with_gradients
 from tests.distributed.late_collectives import late_collectives
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_rewire_ranks import parallel_config, tokens_of
+from tests.economy import scalar_kernels
 
 SMALL: dict[str, Any] = {"vocab_size": 32, "layers": ("moe", "moe"), "hidden_size": 32}
 ROUNDING = 1e-11
@@ -35,9 +36,10 @@ def compare_on_rank(
         ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(tokens_of(parallel)))
         expected, expected_gradients = run_with_gradients(FarSkipForm(model, connectivity=connectivity), model, ids)
         compiled = torch.compile(model, backend="farskip", fullgraph=True, options={"connectivity": connectivity})
-        with late_collectives() as launched:
+        with late_collectives() as launched, scalar_kernels():
             output, gradients = run_with_gradients(compiled, model, ids)
-        again, _ = run_with_gradients(compiled, model, ids)  # with the real collectives
+        with scalar_kernels():
+            again, _ = run_with_gradients(compiled, model, ids)  # with the real collectives
         reports = farskip_compile.last_schedules()
         found[name] = {
             "output": relative_difference(output, expected),

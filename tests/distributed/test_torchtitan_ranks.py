@@ -11,7 +11,7 @@ compiled model under both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -21,7 +21,9 @@ import torch
 from torch import nn
 
 import farskip_compile
+from farskip_compile import CompileReport
 from tests.compare import relative_difference, run_with_gradients
+from tests.compile_each import compile_each
 from tests.distributed.ranks import run_ranks
 
 pytest.importorskip("torchtitan")
@@ -64,9 +66,9 @@ def run(function: Any, model: nn.Module, args: Any) -> tuple[torch.Tensor, dict[
     return output, {name: g.to_local() if hasattr(g, "to_local") else g for name, g in gradients.items()}
 
 
-def compiled(model: nn.Module, backend: str = "farskip", **options: str) -> Any:
+def compiled(model: nn.Module, **options: str) -> Any:
     torch.compiler.reset()
-    return torch.compile(model, backend=backend, fullgraph=True, options=options or None)
+    return torch.compile(model, backend="farskip", fullgraph=True, options=options)
 
 
 def compare_on_rank(rank: int, world_size: int) -> tuple[Result, list[dict[str, Any]]]:
@@ -87,18 +89,21 @@ def compare_on_rank(rank: int, world_size: int) -> tuple[Result, list[dict[str, 
         whole = model(*args).detach()
         model.train()
         with parallel(model, world_size, "partial_dtensor"):
-            as_written = run(compiled(model, inner="eager", connectivity="none"), model, args)
+            torch.compiler.reset()
+            seen: list[CompileReport] = []
+            eager = {"inner": "eager", "on_report": seen.append}
+            wishes = ({**eager, "connectivity": "none"}, eager, None)
+            as_written, full, plain = (run(one, model, args) for one in compile_each(model, wishes))
             results["as written, and one process"] = (torch.equal(as_written[0], whole), 0.0)
             compare("as written, and eager", as_written, run(model, model, args))
-            compare("as written, and plain torch.compile", as_written, run(compiled(model, "eager"), model, args))
-            full = run(compiled(model, inner="eager"), model, args)
+            compare("as written, and plain torch.compile", as_written, plain)
             compare("full, and its form by hand", full, run(titan.EagerForm(model), model, args))
             assert relative_difference(full[0], as_written[0]) > 1e-3
         model, _ = titan.build_deepseek_v3(SOME, torch.float64, sharding)
         model.train()
         with parallel(model, world_size, "spmd_types"):
             compare("full, with types instead of DTensors", run(compiled(model, inner="eager"), model, args), full)
-    return results, reports()
+    return results, told([*seen, farskip_compile.last_reports()[-1]])
 
 
 def shared_tokens_on_rank(rank: int, world_size: int) -> tuple[float, list[dict[str, Any]]]:
@@ -110,17 +115,17 @@ def shared_tokens_on_rank(rank: int, world_size: int) -> tuple[float, list[dict[
         expected = titan.EagerForm(model)(*args)
         with parallel(model, world_size, "partial_dtensor", tensor_parallel=world_size):
             output: Any = compiled(model, inner="eager")(*args)
-        return relative_difference(output.full_tensor(), expected), reports()
+        return relative_difference(output.full_tensor(), expected), told(farskip_compile.last_reports())
 
 
-def reports() -> list[dict[str, Any]]:
+def told(reports: Sequence[CompileReport]) -> list[dict[str, Any]]:
     return [
         {
             "wiring": report.wiring_after,
             "left out": {row.name: tuple(report.table.names(row.left_out)) for row in report.rows},
             "collectives": {row.name: report.table.collectives(row) for row in report.rows},
         }
-        for report in farskip_compile.last_reports()
+        for report in reports
     ]
 
 

@@ -14,6 +14,7 @@ import farskip_compile
 from tests.compare import relative_difference
 from tests.distributed.late_collectives import late_collectives
 from tests.distributed.ranks import run_ranks
+from tests.economy import scalar_kernels
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -52,7 +53,7 @@ def run_on_rank(rank: int, world_size: int, path: str) -> dict[str, Any]:
     for connectivity in ("full", "none"):
         farskip_compile.clear_schedules()
         options = {"inner": "inductor", "connectivity": connectivity}
-        with torch.no_grad(), torch._inductor.config.patch(fx_graph_cache=False):
+        with torch.no_grad(), scalar_kernels(), torch._inductor.config.patch(fx_graph_cache=False):
             logits, (code,) = run_and_get_code(compiled(model, **options), IDS)
         (schedule,) = farskip_compile.last_schedules()
         results[connectivity] = {
@@ -63,7 +64,7 @@ def run_on_rank(rank: int, world_size: int, path: str) -> dict[str, Any]:
 
     model = load(path, rank, world_size, "farskip_all_to_all").train()
     farskip_compile.clear_schedules()
-    with late_collectives() as launched:
+    with late_collectives() as launched, scalar_kernels():
         trained = run_with_gradients(compiled(model, inner="inductor"), model, IDS)
     results["training"] = {
         "difference": difference(trained, expected),

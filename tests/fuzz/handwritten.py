@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from farskip_compile.errors import FarSkipError
+from tests.compile_each import compile_each
 from tests.fuzz.demands import check_refusal, demand
 from tests.fuzz.settings import SETTINGS
 from tests.handwritten import test_adds as adds
@@ -97,18 +98,19 @@ def styles(draw: st.DrawFn) -> Styles:
 
 
 def check_styles(example: Styles) -> Counter[str]:
-    """Check one model.
+    """Check one model, captured once for both wishes.
 
     Raises:
         Broken: a demand is not met.
     """
     decoder = example.build()
     model, args = SETTINGS[example.setting](decoder) if example.setting else (decoder, (token_ids(),))
+    torch.compiler.reset()
+    none, full = compile_each(model, [{"inner": "eager", "connectivity": asked} for asked in ("none", "full")])
     with torch.no_grad():
-        expected = _seeded(model, *args)
-        demand(torch.equal(_seeded(_compiled(model, "none"), *args), expected), "`none` changed the function")
+        demand(torch.equal(_seeded(none, *args), _seeded(model, *args)), "`none` changed the function")
         try:
-            found = _seeded(_compiled(model, "full"), *args)
+            found = _seeded(full, *args)
         except FarSkipError as error:
             check_refusal(error)
             demand(not example.is_read, f"refused: {error}")
@@ -121,10 +123,3 @@ def check_styles(example: Styles) -> Counter[str]:
 def _seeded(model: Callable[..., torch.Tensor], *args: torch.Tensor) -> torch.Tensor:
     torch.manual_seed(0)  # Gumbel noise
     return model(*args)
-
-
-def _compiled(model: nn.Module, connectivity: str) -> Callable[..., torch.Tensor]:
-    torch.compiler.reset()
-    options = {"inner": "eager", "connectivity": connectivity}
-    compiled: Callable[..., torch.Tensor] = torch.compile(model, backend="farskip", fullgraph=True, options=options)
-    return compiled

@@ -10,7 +10,7 @@ from tests.fuzz.batch import Chunk, chunks, run_chunk
 from tests.fuzz.checks import KINDS
 from tests.fuzz.edits import EDITS
 
-SLICE = {"graphs": 600, "spoiled": 300, "architectures": 125, "styles": 50}
+SLICE = {"graphs": 300, "spoiled": 200, "architectures": 75, "styles": 50}
 SEED = 20_251_111
 LEAST = {
     "graphs": (0.8, 0.98, 0.3),

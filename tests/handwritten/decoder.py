@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from farskip_compile import CompileReport
+from tests.compile_each import compile_each
 
 WIDTH, HIDDEN, EXPERTS, HEADS, VOCABULARY, TOKENS = 16, 24, 4, 2, 20, 5
 
@@ -125,21 +126,18 @@ def token_ids() -> Tensor:
 
 def assert_is_the_form_by_hand(model: Decoder) -> CompileReport:
     """Bit for bit, and the gradients of all parameters to 1e-12; under `none` it is the model as written."""
-    model = model.double()
+    model = model.double()  # captured once
     torch.compiler.reset()
     found: list[CompileReport] = []
-    plain, hand = copy.deepcopy(model), copy.deepcopy(model)
+    hand = copy.deepcopy(model)
+    asked = [{"connectivity": "none"}, {"connectivity": "full", "on_report": found.append}]
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True):
-        options = {"inner": "eager", "on_report": found.append}
-        ours = torch.compile(model, backend="farskip", fullgraph=True, options=options)(token_ids())
-        torch.compiler.reset()
-        none = torch.compile(
-            plain, backend="farskip", fullgraph=True, options={"inner": "eager", "connectivity": "none"}
-        )
-        assert torch.equal(none(token_ids()), plain(token_ids()))
+        none, full = compile_each(model, [{"inner": "eager", **options} for options in asked])
+        assert torch.equal(none(token_ids()), plain := model(token_ids()))
+        ours = full(token_ids())
     expected = farskip_form(hand, token_ids())
     assert torch.equal(ours, expected), (ours - expected).abs().max()
-    assert not torch.equal(ours, plain(token_ids()))
+    assert not torch.equal(ours, plain)
     ours.square().sum().backward()
     expected.square().sum().backward()
     for (name, one), other in zip(model.named_parameters(), hand.parameters(), strict=True):

@@ -80,7 +80,7 @@ def compiled_ranks(rank: int, world_size: int, backend: str) -> None:
         ParallelConfig(tp_group=world),
         ParallelConfig(tp_group=world, sequence_parallel=True),
     ):
-        check_equals_one_process("llama4", parallel, compiled=backend, layers=("dense", "moe"))
+        check_equals_one_process("llama4", parallel, compiled=backend, layers=("moe",))
         torch._dynamo.reset()
 
 

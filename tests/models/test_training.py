@@ -35,6 +35,7 @@ import farskip_compile
 from farskip_compile import Outcome
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.models.generic_form import GenericFarSkipForm
+from tests.economy import scalar_kernels
 from tests.models.side_by_side import (
     CHUNK,
     Apart,
@@ -181,7 +182,8 @@ def test_inductor_checkpointing() -> None:
     model = in_training(mixtral, torch.float32)
     oracle = copy.deepcopy(model)
     checkpointed(model)
-    apart = train(model, compiled(model, inner="inductor"), oracle, batches(), sgd)
+    with scalar_kernels():
+        apart = train(model, compiled(model, inner="inductor"), oracle, batches(), sgd)
     assert_close(apart, loss=1e-6, gradients=1e-5, free_parameters=1e-5)
     assert_rewired_alike(checkpoints=model.config.num_hidden_layers)
 
@@ -190,7 +192,8 @@ def test_inductor_autocast() -> None:
     """Inside of a fused kernel nothing is rounded to bfloat16; in eager mode every step is."""
     model = in_training(mixtral, torch.float32)
     oracle = copy.deepcopy(model)
-    apart = train(model, compiled(model, inner="inductor"), oracle, batches(), sgd, autocast)
+    with scalar_kernels():
+        apart = train(model, compiled(model, inner="inductor"), oracle, batches(), sgd, autocast)
     assert_close(apart, loss=1e-2, whole_gradient=OTHER, free_parameters=OTHER)
     assert_rewired_alike()
 
