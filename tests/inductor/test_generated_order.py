@@ -182,6 +182,10 @@ class Watched:
 ORDER = kernels.schedule_kernels
 
 
+one_worker = pytest.mark.xdist_group("watched")
+"""Workers share no fixtures."""
+
+
 @pytest.fixture(scope="module")
 def watched() -> Watched:
     found = Watched()
@@ -201,6 +205,7 @@ def test_rewired_models_hide_collectives_forward_and_backward(name: str, layout:
     assert_hidden(programs(build(name, parallel=parallel(layout, two_ranks), **SMALL)))
 
 
+@one_worker
 def test_a_watched_model_hides_collectives_too(watched: Watched) -> None:
     assert_hidden(watched.programs)
 
@@ -273,6 +278,7 @@ def test_weight_gradients_hide_collectives_of_the_plain_model(two_ranks: Any) ->
     assert sum(count > 0 for count in hidden) >= len(hidden) / 2
 
 
+@one_worker
 def test_a_pass_of_the_user_before_fusion_runs_too(watched: Watched) -> None:
     assert len(watched.theirs.seen) == 2
     assert any(hiding_steps(watched.programs[0])), "and ours"
@@ -287,11 +293,13 @@ def test_a_pass_of_the_user_before_fusion_runs_too(watched: Watched) -> None:
     assert key(lambda nodes: nodes) is None, "what has no identity can't be cached"
 
 
+@one_worker
 def test_pins_are_among_the_ancestors_by_which_inductor_knows_cycles(watched: Watched) -> None:
     assert watched.wrong == 0
     assert watched.grown == [True, True]
 
 
+@one_worker
 def test_no_pin_is_left_when_kernels_are_ordered(watched: Watched) -> None:
     assert watched.left, "those of the waits stay"
     assert PINNED not in [dep.mutating_buf for dep in watched.left]
