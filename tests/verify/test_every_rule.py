@@ -174,6 +174,15 @@ def test_bits_of_a_value_are_no_decision() -> None:
     assert rows[again.node].state is State.UNKNOWN
 
 
+def test_picked_rows_in_unknown_places_may_be_scaled_but_not_multiplied() -> None:
+    drawn = Calls((2, 2, 2))
+    scattered = torch.zeros_like(drawn.x).masked_scatter(drawn.x > 0, drawn.picks[0])
+    scaled, product = scattered * 2.0, scattered @ drawn.names["w"]
+    rows = read_rows(drawn.drawing.graph.nodes, begin([drawn.x.node]))
+    assert rows[scattered.node] == rows[scaled.node] == Rows(State.MOVED, decided=True, summed=True, at=scattered.node)
+    assert rows[product.node].state is State.UNKNOWN
+
+
 def test_decisions_about_several_rows_are_about_none() -> None:
     one, other = (Rows(State.DECISION, of_stream(shape)) for shape in ((2, 3, 4), (3, 2, 4)))
     assert merged([one, one]) == one
