@@ -17,6 +17,7 @@ from farskip_compile.passes.graph import ops
 from farskip_compile.verify.rows import layout as layouts
 from farskip_compile.verify.rows.arguments import (
     DIM,
+    INPUT,
     argument,
     dim_of,
     first_of,
@@ -247,7 +248,8 @@ def _written(node: fx.Node, given: Given, rows: Rows, args: Sequence[fx.Node]) -
 
 def _layout_of_written(node: fx.Node, kept: Sequence[Rows]) -> Layout:
     """Where rows are in a value of which some places were overwritten; `kept`: what is there now, and their index."""
-    value = ops.tensor(node)
+    first = argument(node, 0, INPUT)
+    value = ops.tensor(first) if isinstance(first, fx.Node) else None  # a call of `setitem` has no value of its own
     name = ops.op_name(node).rstrip("_")
     if value is None or "mask" in name:
         return ()

@@ -77,11 +77,9 @@ class Written:
             return replace(self.rows, parts=())
         if self.rows.state is State.DECISION:
             return DECISION
-        return (
-            Rows(State.MOVED, decided=self.rows.decided, at=self.through)
-            if self.rows.state is State.ROWS
-            else self.rows
-        )
+        if self.rows.state is State.ROWS:
+            return Rows(State.MOVED, decided=self.rows.decided, at=self.through)
+        return replace(self.rows, layout=(), parts=())
 
 
 def same_view(a: fx.Node, b: fx.Node) -> bool:

@@ -95,8 +95,10 @@ def worst(parts: Sequence[Rows]) -> Rows:
             found = part
     if found.state is State.FREE:
         return parts[0] if parts else FREE
-    if found.state is State.MOVED and sum(part.state >= State.ROWS for part in parts) > 1:
-        return Rows(State.MOVED, decided=any(part.decided for part in parts), at=found.at)
+    if found.state is State.MOVED and len(held := [part for part in parts if part.state >= State.ROWS]) > 1:
+        same = all(part.state is State.MOVED and part.layout == found.layout for part in held)
+        summed, decided = any(part.summed for part in held), any(part.decided for part in parts)
+        return Rows(State.MOVED, found.layout if same else (), decided=decided, summed=summed, at=found.at)
     if found.state is State.DECISION and any(
         part.layout != found.layout for part in parts if part.state is found.state
     ):
