@@ -122,9 +122,18 @@ def test_a_sum_inside_the_attention_is_one_term():
     assert reads(table_of(Stack(lambda: Inner(MoE())))) == STANDARD
 
 
-def test_a_convolution_over_routed_output_is_refused():
+def test_a_convolution_over_routed_output_is_part_of_it():
+    table = table_of(Stack(lambda: Layer(WithConvolution(MoE()))))
+    assert [term.name for term in table.terms] == ["e", "a0", "r0", "a1", "r1"]
+
+
+def test_a_convolution_in_front_of_experts_is_refused():
+    class InFront(WithConvolution):
+        def forward(self, h):
+            return self.inner(h + self.convolution(h.transpose(1, 2))[..., :-2].transpose(1, 2))
+
     with pytest.raises(UnsupportedPatternError, match="mixes tokens"):
-        table_of(Stack(lambda: Layer(WithConvolution(MoE()))))
+        table_of(Stack(lambda: Layer(InFront(MoE()))))
 
 
 def test_a_dense_residual_inside_the_mlp_is_one_term():
