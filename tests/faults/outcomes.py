@@ -34,7 +34,7 @@ import torch.multiprocessing
 from tests.distributed.ranks import PRELOADED
 from tests.economy import collect_rarely
 
-LIMIT = 100.0
+LIMIT = 240.0
 """Seconds for one scene; a rank that takes longer is killed, and its outcome is `did not end`."""
 LONG = 600.0
 """Timeout of the process group where no rank is meant to wait for it: longer than `LIMIT`."""
