@@ -35,14 +35,14 @@ def is_pointwise(name: str) -> bool:
 
 def pointwise(node: fx.Node, given: Given) -> Rows:
     """Entries at one place, after broadcasting, make the entry there."""
-    args = [(arg, given(arg)) for arg in node.all_input_nodes if ops.tensor(arg) is not None]
-    found = worst([rows for _, rows in args])
     value = ops.tensor(node)
     if value is None:
         return unknown(node, given)
-    if found.state is not State.ROWS:
-        return found
+    args = [(arg, given(arg)) for arg in node.all_input_nodes if ops.tensor(arg) is not None]
     if len(args) == 1 and ops.same_shape(ops.tensor(args[0][0]), value):  # type: ignore[arg-type]
+        return args[0][1]
+    found = worst([rows for _, rows in args])
+    if found.state is not State.ROWS:
         return found
     rows = [one for _, one in args if one.state is State.ROWS]
     layout = layouts.broadcast([one.layout for one in rows], value.shape)

@@ -157,8 +157,9 @@ def features(shape: Sequence[Size]) -> Layout:
 
 def broadcast(layouts: Sequence[Layout], shape: Sequence[Size]) -> Layout | None:
     """The layout of values that are broadcast to `shape`; None if rows of one meet other rows of another one."""
-    if len(layouts) == 1 and len(layouts[0]) == len(shape) and all(map(tokens, layouts[0][:-1])):
-        return (*layouts[0][:-1], layouts[0][-1] if tokens(layouts[0][-1]) else _dim(None, shape[-1]))
+    first = layouts[0] if layouts else ()
+    if all(one is first for one in layouts) and len(first) == len(shape) and all(map(tokens, first[:-1])):
+        return first if tokens(first[-1]) else (*first[:-1], _dim(None, shape[-1]))
     found: list[tuple[Axis, ...]] = [_dim(None, size) for size in shape]
     if any(len(layout) > len(shape) for layout in layouts):
         return None

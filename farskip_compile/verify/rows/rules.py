@@ -67,20 +67,21 @@ def _of_decisions(node: fx.Node, given: Given) -> Rows:
     if found.state in (State.FREE, State.UNKNOWN):
         return _settled(node, found)
     parts = tuple(one if one.state <= State.DECISION else decision_of(one) for one in found.parts)
-    return found if _is_member(node, found) else replace(decision_of(found), parts=parts)
+    member = found.state is State.DECISION and _is_member(node)
+    return found if member else replace(decision_of(found), parts=parts)
 
 
 def _settled(node: fx.Node, found: Rows) -> Rows:
     """Integers and booleans are decisions, whatever they were made of."""
+    if found.state is State.DECISION:
+        return found if _is_member(node) else decision_of(found)
     value = ops.tensor(node)
-    if found.state is State.FREE or _is_member(node, found):
-        return found
-    return decision_of(found) if found.state is State.DECISION or (value is not None and not is_data(value)) else found
+    return found if value is None or is_data(value) or found.state is State.FREE else decision_of(found)
 
 
-def _is_member(node: fx.Node, found: Rows) -> bool:
-    """Whether this is a decision that is a member of a tuple."""
-    return found.state is State.DECISION and ops.op_name(node) == "getitem" and _is_tuple(node.args[0])
+def _is_member(node: fx.Node) -> bool:
+    """Whether this is a member of a tuple."""
+    return ops.op_name(node) == "getitem" and _is_tuple(node.args[0])
 
 
 def _is_tuple(arg: object) -> bool:
@@ -90,8 +91,10 @@ def _is_tuple(arg: object) -> bool:
 def _by_rule(node: fx.Node, given: Given) -> Rows:
     """What the rule of an operator says, and the numbers among its arguments."""
     rule = _rule_of(ops.op_name(node))
-    numbers = [given(arg) for arg in node.all_input_nodes if _is_one_number(arg)]
-    number = worst(numbers) if numbers else FREE
+    number = FREE
+    for arg in node.all_input_nodes:
+        if _is_one_number(arg):
+            number = worst([number, given(arg)])
     found = unknown(node, given) if number.state > State.DECISION else rule(node, given)
     if found.state is State.FREE and rule not in (free, attribute) and first_of(node, given)[0] is None:
         return unknown(node, given)  # an argument that the rule has not found
