@@ -111,6 +111,7 @@ CHANGES: dict[str, Change] = {
     "fourier": lambda x: torch.fft.fft(x, dim=-2).real,
     "slots": lambda x: F.linear(x.mT, torch.full((3, 3), 0.2)).mT,
     "mean": lambda x: x - x.mean(-2, keepdim=True),
+    "first": lambda x: x + x[0, 0, 0],
     "sum": lambda x: x * x.sum((1, 2, 3), keepdim=True).sigmoid(),
     "norm": lambda x: F.layer_norm(x, x.shape[-2:]),
     "features": lambda x: x.mT.reshape(x.shape),
