@@ -183,6 +183,16 @@ def test_picked_rows_in_unknown_places_may_be_scaled_but_not_multiplied() -> Non
     assert rows[product.node].state is State.UNKNOWN
 
 
+def test_picked_rows_are_added_up_and_nothing_else() -> None:
+    drawn = Calls((2, 2, 2))
+    places = drawn.picks[4]
+    results = {name: getattr(places, name)(1) for name in ("sum", "mean", "amax", "prod")}
+    rows = read_rows(drawn.drawing.graph.nodes, begin([drawn.x.node]))
+    states = {name: (rows[result.node].state, rows[result.node].summed) for name, result in results.items()}
+    assert states["sum"] == states["mean"] == (State.MOVED, True)
+    assert states["amax"] == states["prod"] == (State.MIXED, False)
+
+
 def test_decisions_about_several_rows_are_about_none() -> None:
     one, other = (Rows(State.DECISION, of_stream(shape)) for shape in ((2, 3, 4), (3, 2, 4)))
     assert merged([one, one]) == one
