@@ -1,4 +1,4 @@
-"""Convolutions along tokens behind attention, feed-forward networks and experts: they are part of these."""
+"""A convolution along tokens, applied to the output of attention, a feed-forward network or experts, is part of it."""
 
 from __future__ import annotations
 
@@ -63,6 +63,19 @@ def test_elsewhere_experts_and_a_convolution_are_refused(make: Make) -> None:
     torch.compiler.reset()
     with pytest.raises(UnsupportedPatternError, match="conv1d"):
         torch.compile(Decoder(make), backend="farskip", fullgraph=True, options={"inner": "eager"})(token_ids())
+
+
+@pytest.mark.parametrize("inner", [MLP, TwoBranches])
+def test_what_is_mixed_once_more_behind_it_is_refused(inner: type[nn.Module]) -> None:
+    class Shifted(Behind):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).roll(1, 1)
+
+    torch.compiler.reset()
+    with pytest.raises(UnsupportedPatternError, match="mixes rows in it"):
+        torch.compile(Decoder(lambda: Shifted(inner)), backend="farskip", fullgraph=True, options={"inner": "eager"})(
+            token_ids()
+        )
 
 
 @pytest.mark.parametrize("make", [lambda: Before(MLP), lambda: Behind(MLP, after=True), ShortConvolution])

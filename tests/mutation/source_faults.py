@@ -90,7 +90,7 @@ FAULTS = (
     ),
     SourceFault(
         ROWS + "rules.py",
-        "if _rule_of(ops.op_name(node)) in WHEREVER else unknown",
+        "if never_mixes(node) else unknown",
         "if True else unknown",
         SEEN_BY_THE_ACCOUNT,
     ),
@@ -99,7 +99,12 @@ FAULTS = (
     ),
     # what stands behind a network
     SourceFault(ACCOUNT + "kinds.py", "_is_behind_a_network(claim, rows)\n", "True\n", SEEN_BY_THE_ACCOUNT),
-    SourceFault(ACCOUNT + "kinds.py", "has_weights(node) and not ops.is_scan(node)", "False", "tests/handwritten"),
+    SourceFault(
+        ACCOUNT + "kinds.py",
+        "not all(ops.is_scan(node) or never_mixes(node) for node in mixed)",
+        "False",
+        "tests/handwritten",
+    ),
     SourceFault(
         "passes/residual/kinds.py",
         "            if applies or products[node] < 2:",

@@ -25,7 +25,7 @@ from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual.table import Kind, Term
 from farskip_compile.verify.account.weights import has_weights
-from farskip_compile.verify.rows.rules import is_contraction
+from farskip_compile.verify.rows.rules import is_contraction, never_mixes
 from farskip_compile.verify.rows.state import Rows, State
 
 ALONE = frozenset([Kind.DENSE, Kind.SHARED])
@@ -90,7 +90,7 @@ def _complaint(kind: Kind, rows: Rows, leaf: fx.Node, one_token: bool) -> tuple[
 
 def _is_behind_a_network(claim: Claim, rows: Mapping[fx.Node, Rows]) -> bool:
     """Whether all that mixes rows of the term is a convolution or scan of what a network of its own kind has computed:
-    no weights are applied after it, and weights of weights before it."""
+    after it nothing applies weights or mixes rows, before it weights are applied to what weights have made."""
     at = rows[claim.leaf].at
     if rows[claim.leaf].state is not State.MIXED or at is None or not ops.is_scan(at):
         return False
@@ -98,7 +98,7 @@ def _is_behind_a_network(claim: Claim, rows: Mapping[fx.Node, Rows]) -> bool:
         return False
     owned = set(claim.owned)
     mixed = [node for node in owned if rows[node].state is State.MIXED]
-    if any(has_weights(node) and not ops.is_scan(node) for node in mixed):
+    if not all(ops.is_scan(node) or never_mixes(node) for node in mixed):
         return False
 
     def products(nodes: Iterable[fx.Node]) -> list[fx.Node]:

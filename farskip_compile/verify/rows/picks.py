@@ -262,8 +262,11 @@ def _layout_of_written(node: fx.Node, kept: Sequence[Rows]) -> Layout:
         if any(isinstance(entry, EllipsisType) or entry is None for entry in entries):
             return ()
         tensors = [ops.tensor(entry) if isinstance(entry, fx.Node) else None for entry in entries]
-        count = sum(one.dim() if one is not None and one.dtype is torch.bool else 1 for one in tensors)
-        dims = [dim for dim in range(count) if dim >= len(entries) or entries[dim] != slice(None)]
+        place = 0
+        for entry, one in zip(entries, tensors, strict=True):
+            width = one.dim() if one is not None and one.dtype is torch.bool else 1
+            dims += range(place, place + width) if entry != slice(None) else ()
+            place += width
     elif name != "copy":
         dim = _dim(node, len(shape)) if "::" not in name else 0
         if dim is None:

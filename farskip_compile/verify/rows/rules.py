@@ -48,7 +48,12 @@ def _of_moved(node: fx.Node, given: Given, args: Sequence[Rows]) -> Rows:
     """Of picked rows it must be known along which dimensions they are; only some rules hold wherever that is."""
     if all(one.layout for one in args if one.state is State.MOVED):
         return moved_again(node, _by_rule(node, as_rows(given)), args)
-    return _by_rule(node, given) if _rule_of(ops.op_name(node)) in WHEREVER else unknown(node, given)
+    return _by_rule(node, given) if never_mixes(node) else unknown(node, given)
+
+
+def never_mixes(node: fx.Node) -> bool:
+    """Whether no rows meet in `node`, along whichever dimensions they are."""
+    return _rule_of(ops.op_name(node)) in WHEREVER
 
 
 def _is_decided_size(node: fx.Node, given: Given) -> bool:
