@@ -1,4 +1,4 @@
-"""A convolution along tokens, applied to the output of attention, a feed-forward network or experts, is part of it."""
+"""A convolution along tokens, applied to what attention, a feed-forward network or experts give, is part of them."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def reshape(layout: Layout, shape: Sequence[Size]) -> Layout | None:
 
 
 def _split_picked(group: Sequence[Axis], wanted: Sequence[Size]) -> Layout:
-    """The dimensions of `wanted`, of which the last ones stay features as long as their sizes divide those of `group`."""
+    """The dimensions of `wanted`; the last ones stay features as long as their sizes divide the features of `group`."""
     dims = [picked(size) for size in wanted]
     last = group[-1]
     left = last.size if last.token is None else 1
