@@ -93,10 +93,14 @@ class Expected:
         self._apart = {*left_out, *(row for rows in wiring.visitors.values() for row in rows)}
         """Sub-blocks that may see another number of a node than others do."""
         for place, step in enumerate(wiring.program.steps):
-            self._own.append(step.number(self._reader(place)))
-            visits = {(place, row): step.number(self._read_by(row)) for row in wiring.visitors.get(place, ())}
+            own = step.number(self._reader(place))
+            self._own.append(own)
+            if place not in wiring.visitors:
+                self.numbers.append((own,))
+                continue
+            visits = {(place, row): step.number(self._read_by(row)) for row in wiring.visitors[place]}
             self._seen_by.update(visits)
-            self.numbers.append((self._own[place], *visits.values()))
+            self.numbers.append((own, *visits.values()))
 
     def read(self, place: int) -> list[int]:
         """The numbers that a node must read, of its inputs."""

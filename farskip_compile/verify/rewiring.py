@@ -83,12 +83,12 @@ def _translation(numbers: Sequence[int]) -> Translation:
 def _outside(stack: Stack) -> dict[str, tuple[TermSet, ...]]:
     stream = stack.stream
     owned = {node for region in stack.regions for node in region.owned}
-    outside: dict[str, tuple[TermSet, ...]] = {}
-    for node in stream.order:
-        held = tuple(stream.values[arg] for arg in node.all_input_nodes if stream.is_residual(arg))
-        if held and node not in owned and not stream.terms_of(node):
-            outside[node.name] = held
-    return outside
+    readers = {user for value in stream.values for user in value.users} - owned
+    return {
+        node.name: tuple(stream.values[arg] for arg in node.all_input_nodes if stream.is_residual(arg))
+        for node in sorted(readers, key=stream.order.__getitem__)
+        if not stream.terms_of(node)
+    }
 
 
 def verify(module: fx.GraphModule, wanted: Table, before: Snapshot) -> Verified:

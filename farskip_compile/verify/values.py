@@ -103,6 +103,7 @@ def read_steps(flow: Dataflow) -> Steps:
     last_random: tuple[int, ...] = ()
     last_switch: tuple[int, ...] = ()
     place_of = flow.order
+    written = effects.writers(flow.nodes)
     for place, node in enumerate(flow.nodes):
         step = _read(node, place_of)
         if node in flow.addends:  # the sum of its base and of what it adds
@@ -113,7 +114,7 @@ def read_steps(flow: Dataflow) -> Steps:
             step.after = tuple(place_of[write] for write in writes)
         if step.rule is Rule.HASH:
             step.after += last_switch
-        writes_memory = bool(effects.mutated_args(node))
+        writes_memory = node in written
         if effects.is_random(node):
             step.after += last_random
             last_random = (place,)
@@ -146,7 +147,7 @@ def _read(node: fx.Node, place_of: Mapping[fx.Node, int]) -> Step:
     if node.op in ("placeholder", "get_attr"):
         return Step(node.name, Rule.HASH, _number_of(f"{node.op} {node.target}"), ())
     name = ops.op_name(node) or f"{node.op} {node.target}"
-    if name in ELEMENTWISE and len(node.args) == 2 and (not node.kwargs or dict(node.kwargs) == {"alpha": 1}):
+    if name in ELEMENTWISE and len(node.args) == 2 and (not node.kwargs or node.kwargs == {"alpha": 1}):
         step = _elementwise(node, name, place_of)
         if step is not None:
             return step
@@ -256,7 +257,7 @@ def _scan(value: object, place_of: Mapping[fx.Node, int], inputs: list[int], con
         for part in value:
             _scan(part, place_of, inputs, constants)
         constants.append(_CLOSE)
-    elif isinstance(value, Mapping):
+    elif isinstance(value, dict):
         for key, part in value.items():
             constants.append(_number_of(str(key)))
             _scan(part, place_of, inputs, constants)

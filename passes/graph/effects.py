@@ -11,6 +11,7 @@ import functools
 import inspect
 import operator
 import sys
+from collections.abc import Iterable
 from types import FunctionType
 
 import torch
@@ -65,6 +66,22 @@ def mutated_args(node: fx.Node) -> list[fx.Node]:
     for value in written:
         parts = value if isinstance(value, tuple | list) else (value,)
         found += [part for part in parts if isinstance(part, fx.Node) and ops.tensor(part) is not None]
+    return found
+
+
+def writers(nodes: Iterable[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """The nodes that write to an argument, with what they write to; operators that never do are asked once."""
+    never: dict[object, bool] = {}
+    found = {}
+    for node in nodes:
+        if node.op == "call_function" and not node.kwargs:
+            answer = never.get(node.target)
+            if answer is None:
+                answer = never[node.target] = not can_write(node)
+            if answer:
+                continue
+        if bases := mutated_args(node):
+            found[node] = bases
     return found
 
 

@@ -7,16 +7,14 @@ Linear; no node is created for a compile that succeeds, so it costs a sixth of a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import fx
 
 from farskip_compile._compat import codegen_of, keep_sources
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
+class _Record(NamedTuple):
     node: fx.Node
     op: str
     name: str

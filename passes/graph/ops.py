@@ -113,8 +113,8 @@ def tensor(node: fx.Node) -> torch.Tensor | None:
 
 def is_floating(node: fx.Node) -> bool:
     """Whether the value of `node` is a floating-point tensor."""
-    value = tensor(node)
-    return value is not None and value.is_floating_point()
+    value = fake(node)
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def is_zeros(value: object) -> bool:
@@ -130,7 +130,8 @@ def is_per_token(node: fx.Node) -> bool:
 
 def same_shape(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal shapes, decided without installing a guard on a symbolic size."""
-    return a.dim() == b.dim() and all(same_dim(x, y) for x, y in zip(a.shape, b.shape, strict=True))
+    left, right = a.shape, b.shape
+    return len(left) == len(right) and all(map(same_dim, left, right))
 
 
 def is_sum(node: fx.Node) -> bool:

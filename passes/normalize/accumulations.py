@@ -26,6 +26,8 @@ MARK = "farskip_adds"
 """In the meta of an accumulation: the name of its mark."""
 STANDS_FOR = "farskip_accumulation"
 """In the meta of a mark: kind and target of the node that it stands for."""
+ADDING = frozenset(["index_add", "scatter_add", "scatter_reduce", "index_put"])
+"""Operators that may be accumulations."""
 
 
 def added_alone(base: torch.Tensor, *args: object, **kwargs: object) -> NoReturn:
@@ -42,8 +44,10 @@ def mark_accumulations(graph: fx.Graph) -> int:
         base = node.args[0] if node.args else None
         if ops.is_zeros(node) or (name in ops.SHAPE_OPS and base in empty):
             empty.add(node)
-        added = _added(node, name) if isinstance(base, fx.Node) and ops.is_floating(node) else None
-        if added is None or not isinstance(base, fx.Node):
+        if name not in ADDING or not isinstance(base, fx.Node) or not ops.is_floating(node):
+            continue
+        added = _added(node, name)
+        if added is None:
             continue
         if base in empty:
             empty.add(node)
@@ -95,11 +99,9 @@ def _write_out(graph: fx.Graph, mark: fx.Node) -> None:
 
 
 def _added(node: fx.Node, name: str) -> tuple[Any, tuple[Any, ...], Mapping[str, Any]] | None:
-    """What an accumulation calls, and its arguments after the base; None if `node` is none."""
-    if name in ("index_add", "scatter_add") or (name == "scatter_reduce" and _sums(node)):
-        return node.target, node.args[1:], node.kwargs
+    """What an accumulation calls, and its arguments after the base; None if `node`, one of `ADDING`, is none."""
     if name != "index_put":
-        return None
+        return (node.target, node.args[1:], node.kwargs) if name != "scatter_reduce" or _sums(node) else None
     if len(node.args) > 3 or "accumulate" in node.kwargs:
         accumulates = node.args[3] if len(node.args) > 3 else node.kwargs["accumulate"]
         return (node.target, node.args[1:], node.kwargs) if accumulates is True else None

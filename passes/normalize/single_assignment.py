@@ -33,7 +33,7 @@ from farskip_compile.passes.graph.walk import fresh_like
 
 def assign_once(graph: fx.Graph) -> int:
     """Bring `graph` to single-assignment form; returns how many writes were replaced."""
-    if not any(effects.mutated_args(node) for node in graph.nodes):
+    if not effects.writers(graph.nodes):
         return 0
     order = {node: index for index, node in enumerate(graph.nodes)}
     last_use = {node: max((order[user] for user in node.users), default=-1) for node in graph.nodes}
@@ -66,14 +66,17 @@ def mutation_edges(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
     These are the dependences that the edges of the graph do not show: of cache reads on cache writes, and on the writes
     that `assign_once` had to leave.
     """
+    written = effects.writers(graph.nodes)
     last_write: dict[int, fx.Node] = {}
     edges: dict[fx.Node, tuple[fx.Node, ...]] = {}
+    if not written:
+        return edges
     for node in graph.nodes:
         memories = dict.fromkeys(effects.storage(arg) for arg in node.all_input_nodes) if last_write else {}
         writes = [last_write[m] for m in memories if m is not None and m in last_write]
         if writes:
             edges[node] = tuple(writes)
-        for base in effects.mutated_args(node):
+        for base in written.get(node, ()):
             memory = effects.storage(base)
             if memory is not None:
                 last_write[memory] = node

@@ -114,13 +114,14 @@ def _scaled(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:
     """The summand that is multiplied by a number, a constant tensor, or a gate that was computed before it."""
     left, right = node.args
     pairs = [(left, right)] if ops.op_name(node) != "mul" else [(left, right), (right, left)]
-    pairs = [(value, factor) for value, factor in pairs if _has_shape_of(value, node)]
     for value, factor in pairs:
-        if not isinstance(factor, fx.Node) or ops.tensor(factor) is None or factor in flow.constant:
+        known = not isinstance(factor, fx.Node) or factor in flow.constant or ops.tensor(factor) is None
+        if known and _has_shape_of(value, node):
             return (value,)  # type: ignore[return-value]
     for value, gate in pairs:
         # a gate computed before the value can't depend on it, so the product is linear in the value alone
-        if isinstance(gate, fx.Node) and value not in flow.constant and flow.order[gate] < flow.order[value]:  # type: ignore[index]
+        earlier = isinstance(gate, fx.Node) and isinstance(value, fx.Node) and flow.order[gate] < flow.order[value]
+        if earlier and value not in flow.constant and _has_shape_of(value, node):
             return (value,)  # type: ignore[return-value]
     return ()
 
@@ -162,7 +163,8 @@ def sizes_of(nodes: Sequence[fx.Node], below: Summands) -> dict[fx.Node, int]:
     """How many sums are below each node, itself included."""
     size: dict[fx.Node, int] = {}
     for node in nodes:
-        size[node] = sum(size[arg] for arg in below[node]) + (len(below[node]) == 2)
+        summands = below[node]
+        size[node] = sum([size[arg] for arg in summands]) + (len(summands) == 2) if summands else 0
     return size
 
 

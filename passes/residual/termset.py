@@ -38,6 +38,8 @@ class TermSet:
         return TermSet.from_intervals([*self.intervals, *other.intervals])
 
     def __sub__(self, other: TermSet) -> TermSet:
+        if not other.intervals or not self.intervals:
+            return self
         result: list[tuple[int, int]] = []
         cuts, first = other.intervals, 0
         for low, high in self.intervals:  # side by side: a manifest of others may have many intervals
@@ -45,11 +47,13 @@ class TermSet:
                 first += 1
             index = first
             while index < len(cuts) and cuts[index][0] < high:
-                result.append((low, cuts[index][0]))
+                if low < cuts[index][0]:
+                    result.append((low, cuts[index][0]))
                 low = max(low, cuts[index][1])
                 index += 1
-            result.append((low, high))
-        return TermSet.from_intervals(result)
+            if low < high:
+                result.append((low, high))
+        return TermSet(tuple(result))
 
     def __and__(self, other: TermSet) -> TermSet:
         return self - (self - other)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -114,7 +113,7 @@ def _resized(node: fx.Node, rows: Rows, *, picked: bool) -> Rows:
         dim if layouts.tokens(dim) else layouts.features([size])[0]
         for dim, size in zip(rows.layout, value.shape, strict=True)
     )
-    return replace(rows, layout=layout, picked=picked)
+    return rows._replace(layout=layout, picked=picked)
 
 
 def _tuple(node: fx.Node, rows: Rows) -> Rows:
@@ -127,7 +126,7 @@ def _tuple(node: fx.Node, rows: Rows) -> Rows:
         decision if isinstance(one, torch.Tensor) and not is_data(one) and rows.state > State.FREE else rows
         for one in value
     ]
-    return replace(rows, parts=tuple(parts))
+    return rows._replace(parts=tuple(parts))
 
 
 def _not_first(node: fx.Node, given: Given) -> Rows:

@@ -6,8 +6,6 @@ takes it off again. What moves it elsewhere in between is a view like any other.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import fx
 
 from farskip_compile.passes.graph import ops
@@ -40,9 +38,9 @@ def gathered(node: fx.Node, given: Given) -> Rows:
         return rows if rows.state is not State.ROWS else Rows(State.UNKNOWN, at=node)
     first, *others = rows.layout
     if first and not tokens(first):
-        return replace(rows, layout=(*layouts.features(value.shape[:1]), *others))
+        return rows._replace(layout=(*layouts.features(value.shape[:1]), *others))
     taken = [token for dim in rows.layout for token in tokens(dim) if token >= RANK]
-    return replace(rows, layout=((Axis(max(taken, default=RANK - 1) + 1, ranks), *first), *others))
+    return rows._replace(layout=((Axis(max(taken, default=RANK - 1) + 1, ranks), *first), *others))
 
 
 def scattered(node: fx.Node, given: Given) -> Rows:
@@ -53,8 +51,8 @@ def scattered(node: fx.Node, given: Given) -> Rows:
         return rows
     first, *others = rows.layout
     if not tokens(first):
-        return replace(rows, layout=(*layouts.features(value.shape[:1]), *others))
+        return rows._replace(layout=(*layouts.features(value.shape[:1]), *others))
     rank = first[0].token
     if rank is None or rank < RANK:
         return Rows(State.MOVED, along(loosened(rows.layout), [0], value.shape), decided=rows.decided, at=node)
-    return replace(rows, layout=(first[1:], *others))
+    return rows._replace(layout=(first[1:], *others))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -19,8 +19,7 @@ PICKED = -1
 """The index of rows that were picked: it says of a dimension only that they are along it."""
 
 
-@dataclass(frozen=True, eq=False)
-class Axis:
+class Axis(NamedTuple):
     """A part of a dimension. Sizes that are symbols are compared without a guard."""
 
     token: int | None
@@ -29,6 +28,9 @@ class Axis:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Axis) and self.token == other.token and same_dim(self.size, other.size)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
 
     def __hash__(self) -> int:
         return hash(self.token)
@@ -56,7 +58,7 @@ def filled(layout: Layout, shape: Sequence[Size]) -> bool:
 
 def tokens(dim: Sequence[Axis]) -> tuple[int, ...]:
     """The token axes of a dimension."""
-    return tuple(axis.token for axis in dim if axis.token is not None)
+    return tuple([axis.token for axis in dim if axis.token is not None])
 
 
 def picked(size: Size) -> tuple[Axis, ...]:
@@ -76,7 +78,7 @@ def index_of(layout: Sequence[Sequence[Axis]]) -> bool:
 
 def loosened(layout: Sequence[tuple[Axis, ...]]) -> Layout:
     """The layout with an index of picked rows wherever there is one of rows."""
-    return tuple(tuple(axis if axis.token is None else replace(axis, token=PICKED) for axis in dim) for dim in layout)
+    return tuple(tuple(axis if axis.token is None else axis._replace(token=PICKED) for axis in dim) for dim in layout)
 
 
 def places(layout: Layout) -> dict[int, int]:

@@ -11,7 +11,6 @@ Algorithm: `as_rows` shows a rule picked rows as rows; `moved_again` takes what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from torch import fx
 
@@ -37,7 +36,7 @@ def as_rows(given: Given) -> Given:
 def _shown(found: Rows) -> Rows:
     if found.state is not State.MOVED or not found.layout:
         return found
-    return replace(found, state=State.ROWS, parts=tuple(map(_shown, found.parts)))
+    return found._replace(state=State.ROWS, parts=tuple(map(_shown, found.parts)))
 
 
 def moved_again(node: fx.Node, found: Rows, args: Sequence[Rows]) -> Rows:
@@ -52,7 +51,7 @@ def _back(found: Rows, at: fx.Node | None, summed: bool) -> Rows:
     if found.state is not State.ROWS:
         return found
     parts = tuple(_back(part, at, summed) for part in found.parts)
-    return replace(found, state=State.MOVED, at=at, parts=parts, summed=summed or found.summed)
+    return found._replace(state=State.MOVED, at=at, parts=parts, summed=summed or found.summed)
 
 
 def covers(layout: Layout, result: Layout) -> bool:

@@ -6,7 +6,6 @@ Contract: as in `rules`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from types import EllipsisType
 from typing import Any
 
@@ -44,7 +43,7 @@ def getitem(node: fx.Node, given: Given) -> Rows:
         value = ops.tensor(node)
         if rows.state is State.ROWS and (value is None or value.dim() != len(rows.layout)):
             return unknown(node, given)
-        return replace(rows, parts=())
+        return rows._replace(parts=())
     return picked(node, source, rows, index if isinstance(index, tuple | list) else (index,), given)
 
 
@@ -153,7 +152,7 @@ def along_dim(node: fx.Node, given: Given) -> Rows:
         for d, size in zip(rows.layout, value.shape, strict=True)
     )
     strange = chosen.state is not State.FREE and about_others(
-        [replace(chosen, state=DECISION.state)], layout, value.shape
+        [chosen._replace(state=DECISION.state)], layout, value.shape
     )
     return Rows(State.ROWS, layout, True, rows.decided or strange)
 
@@ -185,7 +184,7 @@ def interleaved(node: fx.Node, given: Given) -> Rows:
         return Rows(State.MOVED, layout, decided=decided, at=node)
     old = rows.layout[place]
     new = (*old, Axis(None, count)) if layouts.tokens(old) else layouts.features([value.shape[place]])[0]
-    return replace(rows, layout=(*rows.layout[:place], new, *rows.layout[place + 1 :]))
+    return rows._replace(layout=(*rows.layout[:place], new, *rows.layout[place + 1 :]))
 
 
 def embedded(node: fx.Node, given: Given) -> Rows:

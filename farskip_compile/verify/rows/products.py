@@ -6,7 +6,6 @@ Contract: as in `rules`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import fx
@@ -73,7 +72,7 @@ def _plus(node: fx.Node, found: Rows, bias: Rows) -> Rows:
     if bias.state is State.FREE or value is None:
         return found
     both = [
-        replace(one, layout=layouts.broadcast([one.layout], value.shape) or ()) if one.state is State.ROWS else one
+        one._replace(layout=layouts.broadcast([one.layout], value.shape) or ()) if one.state is State.ROWS else one
         for one in (found, bias)
     ]
     return merged(both, node)

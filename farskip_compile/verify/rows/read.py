@@ -12,7 +12,7 @@ a write is given what was written.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -38,7 +38,7 @@ def begin(nodes: Iterable[fx.Node], indices: int | None = None) -> dict[fx.Node,
 def read_rows(nodes: Iterable[fx.Node], begins: Mapping[fx.Node, Rows]) -> dict[fx.Node, Rows]:
     """`Rows` for each of `nodes`, which are in the order of their graph; those of `begins` are what is said there."""
     nodes = list(nodes)
-    writes = writers(nodes)
+    writes = effects.writers(nodes)
     known: dict[fx.Node, Rows] = {}
     written: dict[int, Written] = {}
 
@@ -74,12 +74,12 @@ class Written:
     def seen_by(self, node: fx.Node) -> Rows:
         """What another value in this memory has of it."""
         if self.rows.state is State.FREE or same_view(self.through, node):
-            return replace(self.rows, parts=())
+            return self.rows._replace(parts=())
         if self.rows.state is State.DECISION:
             return DECISION
         if self.rows.state is State.ROWS:
             return Rows(State.MOVED, decided=self.rows.decided, at=self.through)
-        return replace(self.rows, layout=(), parts=())
+        return self.rows._replace(layout=(), parts=())
 
 
 def same_view(a: fx.Node, b: fx.Node) -> bool:
@@ -88,22 +88,6 @@ def same_view(a: fx.Node, b: fx.Node) -> bool:
     if left is None or right is None or not ops.same_shape(left, right):
         return False
     return same_dim(left.storage_offset(), right.storage_offset()) and all(map(same_dim, left.stride(), right.stride()))
-
-
-def writers(nodes: Iterable[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """The nodes that write to an argument, with what they write to; operators that never do are asked once."""
-    never: dict[object, bool] = {}
-    found = {}
-    for node in nodes:
-        if node.op == "call_function" and not node.kwargs:
-            answer = never.get(node.target)
-            if answer is None:
-                answer = never[node.target] = not effects.can_write(node)
-            if answer:
-                continue
-        if bases := effects.mutated_args(node):
-            found[node] = bases
-    return found
 
 
 def _read(arg: object, known: Mapping[fx.Node, Rows], written: Mapping[int, Written]) -> Rows:
@@ -151,7 +135,7 @@ def _inside(node: fx.Node, given: Given) -> Rows:
         return unknown(node, given)
     if isinstance(ops.fake(node), torch.Tensor):
         return parts[0]
-    return replace(worst(parts), parts=parts)
+    return worst(parts)._replace(parts=parts)
 
 
 def _results(node: fx.Node, given: Given) -> tuple[Rows, ...]:

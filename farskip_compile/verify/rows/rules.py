@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import fx
@@ -73,7 +72,7 @@ def _of_decisions(node: fx.Node, given: Given) -> Rows:
         return _settled(node, found)
     parts = tuple(one if one.state <= State.DECISION else decision_of(one) for one in found.parts)
     member = found.state is State.DECISION and _is_member(node)
-    return found if member else replace(decision_of(found), parts=parts)
+    return found if member else decision_of(found)._replace(parts=parts)
 
 
 def _settled(node: fx.Node, found: Rows) -> Rows:
@@ -113,7 +112,7 @@ def _is_one_number(arg: fx.Node) -> bool:
 
 def _by_a_number(found: Rows) -> Rows:
     """Of what a number that was decided has a part in: it is the same for all rows."""
-    return replace(found, decided=True, parts=tuple(map(_by_a_number, found.parts)))
+    return found._replace(decided=True, parts=tuple(map(_by_a_number, found.parts)))
 
 
 def _as_rows(given: Given) -> Given:
@@ -121,7 +120,7 @@ def _as_rows(given: Given) -> Given:
 
     def read(arg: object) -> Rows:
         found = given(arg)
-        return replace(found, state=State.ROWS) if found.state is State.DECISION and found.layout else found
+        return found._replace(state=State.ROWS) if found.state is State.DECISION and found.layout else found
 
     return read
 
@@ -131,7 +130,7 @@ def _as_declared(node: fx.Node, given: Given) -> Rows:
     if (kind := declared(node)) is not None:
         return DECLARED[kind](node, given)
     parts = tuple(DECLARED[kind](node, given) for kind in outputs_of(node))
-    return replace(worst(parts), parts=parts)
+    return worst(parts)._replace(parts=parts)
 
 
 def _chooses(node: fx.Node) -> bool:

@@ -15,8 +15,8 @@ into every dimension but the last.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from torch import fx
 
@@ -34,8 +34,7 @@ class State(IntEnum):
     UNKNOWN = 5
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """What is known of one value."""
 
     state: State

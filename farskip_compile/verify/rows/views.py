@@ -6,7 +6,6 @@ Contract: as in `rules`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from torch import fx
 
@@ -100,7 +99,7 @@ def expand(node: fx.Node, given: Given) -> Rows:
     if rows.state is not State.ROWS or value is None:
         return rows
     layout = layouts.broadcast([rows.layout], value.shape)
-    return unknown(node, given) if layout is None else replace(rows, layout=layout)
+    return unknown(node, given) if layout is None else rows._replace(layout=layout)
 
 
 def resized(node: fx.Node, given: Given) -> Rows:
@@ -113,7 +112,7 @@ def resized(node: fx.Node, given: Given) -> Rows:
         return Rows(State.MOVED, along(layouts.loosened(rows.layout), (), value.shape), decided=rows.decided, at=node)
     tokens = [dim[0].token if dim else None for dim in rows.layout]
     layout = tuple((Axis(token, size),) for token, size in zip(tokens, value.shape, strict=True))
-    return replace(rows, layout=layout)
+    return rows._replace(layout=layout)
 
 
 def repeated(node: fx.Node, given: Given) -> Rows:
@@ -152,8 +151,8 @@ def as_pairs(node: fx.Node, given: Given) -> Rows:
         return rows
     if value.is_complex():
         layout = rows.layout[:-1]
-        return Rows(State.MIXED, at=node) if layouts.tokens(rows.layout[-1]) else replace(rows, layout=layout)
-    return replace(rows, layout=(*rows.layout, layouts.features([2])[0]))
+        return Rows(State.MIXED, at=node) if layouts.tokens(rows.layout[-1]) else rows._replace(layout=layout)
+    return rows._replace(layout=(*rows.layout, layouts.features([2])[0]))
 
 
 def padded(node: fx.Node, given: Given) -> Rows:
@@ -197,7 +196,7 @@ def pieces(node: fx.Node, given: Given) -> Rows:
 
 def _parts(rows: Rows, members: Sequence[Rows]) -> Rows:
     found = worst(members) if members else rows
-    return replace(found, parts=tuple(members))
+    return found._replace(parts=tuple(members))
 
 
 def joined(node: fx.Node, given: Given) -> Rows:
@@ -222,7 +221,7 @@ def joined(node: fx.Node, given: Given) -> Rows:
             both = [along(layouts.loosened(r.layout), (), value.shape) for r in rows if r.state is State.ROWS]
             layout = None if stack else layouts.broadcast(both, value.shape)
             return Rows(State.MOVED, layout or (), decided=any(r.decided for r in rows), at=node)
-        aligned.append(replace(one, layout=(*own[:dim], (), *own[dim + 1 :]) if fits else ()))
+        aligned.append(one._replace(layout=(*own[:dim], (), *own[dim + 1 :]) if fits else ()))
     layout = layouts.broadcast([one.layout for one in aligned if one.state is State.ROWS], value.shape)
     if layout is None:
         return Rows(State.MIXED, at=node)
