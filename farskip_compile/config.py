@@ -37,8 +37,10 @@ class FarSkipConfig:
     """
 
     connectivity: Connectivity | None = None
-    """`"full"`, `"attention"`, `"mlp"`, `"none"` (paper section 3), or a table: sub-block name -> names of the terms
-    that it leaves out, as `farskip explain` prints them. None: what the manifest says, or `"full"` without one."""
+    """`"full"`, `"attention"`, `"mlp"`, `"none"` (paper section 3); `"lag2"`: MoEs leave out the routed experts of the
+    layer before, too; `"ladder"`: each sub-block leaves out the one before it, also in a dense model (arXiv
+    2501.06589); or a table: sub-block name -> names of the terms that it leaves out, as `farskip explain` prints them.
+    None: what the manifest says, or `"full"` without one."""
 
     layers: tuple[int, int] | None = None
     """First and last layer to rewire, both inclusive; None for all. A layer begins at each token mixer. The first

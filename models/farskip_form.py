@@ -9,6 +9,8 @@ A FarSkip layer with experts is then
     x_next = (x + a) + (r + s)
     n_next = (x + a) + s
 and a dense layer is a parallel block: x_next = n_next = (x + attention(norm(n))) + mlp(norm(x)).
+In "lag2" experts read norm(n), too. In "ladder" (arXiv 2501.06589), after dense layers as well, n_next is x + a: the
+next attention waits for no feed-forward.
 Where a layer ends in one reduction over tensor-parallel ranks, r and s are reduced separately here. The all-gather
 after a norm (sequence parallelism) belongs to the reader: two readers of different streams gather twice.
 A cache holds keys and values of norm(n), so it can't be shared with the plain model.
@@ -30,7 +32,7 @@ from farskip_compile.models.decoder import Decoder, DecoderLayer
 from farskip_compile.models.moe import MoE, summed
 from farskip_compile.models.rope import Rope
 
-Connectivity = Literal["full", "attention", "mlp", "none"]
+Connectivity = Literal["full", "attention", "mlp", "lag2", "ladder", "none"]
 
 
 class FarSkipForm(nn.Module):
@@ -39,7 +41,8 @@ class FarSkipForm(nn.Module):
     Args:
         decoder: a plain model; its modules are used, not copied.
         connectivity: "full"; "attention": only attentions read n, feed-forwards read x + a as in the plain model;
-            "mlp": only feed-forwards read x (without a), attentions read x; "none": the plain model.
+            "mlp": only feed-forwards read x (without a), attentions read x; "lag2", "ladder": see the module; "none":
+            the plain model.
         layers: first and last rewired layer, both inclusive; None: all. A layer before the range is plain, but the
             first layer in the range reads its n.
         merge_reductions: under tensor parallelism, one all-reduce of the sum of attention and shared outputs instead of
@@ -85,11 +88,11 @@ class FarSkipForm(nn.Module):
 
     def attention_reads_n(self, index: int) -> bool:
         """Whether this layer exists, lies in the range, and has its attention rewired."""
-        return self.first_layer <= index <= self.last_layer and self.connectivity in ("full", "attention")
+        return self.first_layer <= index <= self.last_layer and self.connectivity not in ("mlp", "none")
 
     def feed_forward_reads_x(self, index: int) -> bool:
         """Whether this layer lies in the range, and its feed-forward is rewired to skip the attention."""
-        return self.first_layer <= index <= self.last_layer and self.connectivity in ("full", "mlp")
+        return self.first_layer <= index <= self.last_layer and self.connectivity not in ("attention", "none")
 
     # One layer
 
@@ -106,7 +109,10 @@ class FarSkipForm(nn.Module):
         x_and_a = x + layer.scaled(layer.attention(attention_input, rope))
         # a parallel block has one norm, and its feed-forward always reads x
         reads_x = self.feed_forward_reads_x(index) or layer.feed_forward_norm is None
-        h = layer.gather(layer.norm_before_feed_forward(x if reads_x else x_and_a), rope)
+        lags = self.connectivity == "lag2" and isinstance(feed_forward, MoE) and self.feed_forward_reads_x(index)
+        h = layer.gather(layer.norm_before_feed_forward(n if lags else x if reads_x else x_and_a), rope)
+        if self.connectivity == "ladder" and self.attention_reads_n(index + 1):
+            return x_and_a + layer.scaled(feed_forward(h)), x_and_a
         if not exports_n:  # dense, or no reader leaves the routed output out: one stream
             x = x_and_a + layer.scaled(feed_forward(h))
             return x, x

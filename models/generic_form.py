@@ -2,8 +2,7 @@
 
 Contract: runs the model's own forward and adds the residual terms itself (`residual_tensor`): hooks show which
 sub-block is running (`sub_blocks`), and each reader of the residual stream gets the sum without the terms that FarSkip
-leaves out (spec: attention without the routed experts of the previous layer, experts and dense layers without the
-attention of their own layer). Shares parameters with the model, and nothing with the compiler: no graph, no pass.
+leaves out (`generic_rules`). Shares parameters with the model, and nothing with the compiler: no graph, no pass.
 Caches, padding, labels and gradients pass through. Anything unsupported raises `NotImplementedError`.
 
 1. A first run on a few tokens, without a cache, finds the order of the sub-blocks, their kinds, and which of them share
@@ -18,42 +17,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
+from farskip_compile.models.generic_rules import Connectivity, Run, terms_to_leave_out
 from farskip_compile.models.residual_tensor import Expression, ForkedTensor, ResidualTensor, plain, reading
 from farskip_compile.models.selected_terms import SelectedTerms
 from farskip_compile.models.sub_blocks import SubBlock, embedding_of, find_sub_blocks, kind_of, parts
 
-Connectivity = Literal["full", "attention", "mlp", "none"]
 EMBEDDING = "e"
-
-
-@dataclass
-class _Run:
-    """The events of one forward pass."""
-
-    order: list[SubBlock] = field(default_factory=list)
-    """Sub-blocks in the order in which they begin."""
-    inside: list[SubBlock] = field(default_factory=list)
-    reads: int = 0
-    """Reads of the stream since the last sub-block ended."""
-    held: frozenset[str] = frozenset()
-    """Labels of the terms that reads of the stream since the last sub-block held."""
-    holds: dict[SubBlock, frozenset[str]] = field(default_factory=dict)
-    """Labels of the terms that each sub-block's reads hold."""
-    sharing: set[SubBlock] = field(default_factory=set)
-    """Sub-blocks that began without a read: they share that of the previous sub-block."""
-    seen: set[str] = field(default_factory=set)
-    """Names of sub-blocks that added to the stream before it was read."""
-    behind: set[SubBlock] = field(default_factory=set)
-    """Smaller modules that work on what a sub-block has given, such as a convolution of it: no sub-blocks."""
-    quiet: bool = False
-    """A sub-block runs a second time, to determine its kind."""
 
 
 class GenericFarSkipForm(nn.Module):
@@ -74,7 +48,7 @@ class GenericFarSkipForm(nn.Module):
         self.layers = layers
         self.original = model.forward
         self.blocks: list[SubBlock] = find_sub_blocks(model)
-        self.known: _Run | None = None
+        self.known: Run | None = None
         self.left_out: dict[SubBlock, frozenset[str]] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -95,7 +69,7 @@ class GenericFarSkipForm(nn.Module):
                 if any(block.name not in known.seen for block in known.order):
                     self.blocks = [block for block in self.blocks if block.name in known.seen]
                     known = self._run(args_, kwargs_, None)[1]
-            self.left_out = self._terms_to_leave_out(known)
+            self.left_out = terms_to_leave_out(known, self.connectivity, self.layers)
             self.known = known
         output, run = self._run(args, kwargs, self.known)
         if run.order != self.known.order:
@@ -112,8 +86,8 @@ class GenericFarSkipForm(nn.Module):
         ids = torch.arange(1, 7, device=next(self.model.parameters()).device).unsqueeze(0)
         return (ids,), {"use_cache": False}
 
-    def _run(self, args: Any, kwargs: Any, known: _Run | None) -> tuple[Any, _Run]:
-        run = _Run()
+    def _run(self, args: Any, kwargs: Any, known: Run | None) -> tuple[Any, Run]:
+        run = Run()
 
         def label(value: torch.Tensor, beside: frozenset[str]) -> Expression | None:
             if EMBEDDING not in beside and not run.inside:
@@ -154,7 +128,7 @@ class GenericFarSkipForm(nn.Module):
         return _plain_everywhere(output), run
 
     @staticmethod
-    def _readers(run: _Run, known: _Run | None) -> list[SubBlock]:
+    def _readers(run: Run, known: Run | None) -> list[SubBlock]:
         """The sub-blocks for which the stream is being read."""
         if known is None:
             return []
@@ -167,7 +141,7 @@ class GenericFarSkipForm(nn.Module):
             readers.append(block)
         return readers
 
-    def _hooks(self, run: _Run, selection: SelectedTerms, *, measure: bool) -> list[Any]:
+    def _hooks(self, run: Run, selection: SelectedTerms, *, measure: bool) -> list[Any]:
         """On the embedding, the sub-blocks and their experts."""
 
         def begin(block: SubBlock) -> Callable[..., Any]:
@@ -216,44 +190,6 @@ class GenericFarSkipForm(nn.Module):
                 handles.append(block.experts.register_forward_hook(routed(block)))
             handles.append(block.module.register_forward_hook(end(block), with_kwargs=True))
         return handles
-
-    def _terms_to_leave_out(self, run: _Run) -> dict[SubBlock, frozenset[str]]:
-        """The labels that each sub-block does not read."""
-        routed = [block for block in run.order if block.kind == "moe"]
-        shortcut = [block for block in routed if self._is_shortcut(run, block)]
-        if shortcut and shortcut == routed:
-            return {}  # overlapped by design
-        if shortcut:
-            raise NotImplementedError(f"{shortcut[0].name} is a shortcut MoE, others are not")
-        for before, block in pairwise(run.order):
-            if block in run.sharing and block.kind == "mixer":
-                raise NotImplementedError(f"{before.name} and {block.name} share one read, the mixer second")
-        left_out: dict[SubBlock, frozenset[str]] = {}
-        since_mixer: list[SubBlock] = []
-        mixer: SubBlock | None = None
-        layer = 0
-        for position, block in enumerate(run.order):
-            layer += block.kind == "mixer" and position > 0
-            block.layer = layer
-            if block.kind == "mixer":
-                names = [b.name for b in since_mixer if b.kind == "moe"]
-                labels = frozenset(f"{name} {part}" for name in names for part in ("routed", "whole"))
-                wanted = self.connectivity in ("full", "attention")
-                mixer, since_mixer = block, []
-            else:
-                labels = frozenset([f"{mixer.name} whole"] if mixer is not None else [])
-                wanted = self.connectivity in ("full", "mlp")
-                since_mixer.append(block)
-            if wanted and (self.layers is None or self.layers[0] <= layer <= self.layers[1]):
-                left_out[block] = labels
-        return left_out
-
-    @staticmethod
-    def _is_shortcut(run: _Run, moe: SubBlock) -> bool:
-        """Whether the next mixer reads the stream without it: it is added only afterwards."""
-        later = run.order[run.order.index(moe) + 1 :]
-        mixer = next((block for block in later if block.kind == "mixer"), None)
-        return mixer is not None and not any(label.startswith(f"{moe.name} ") for label in run.holds[mixer])
 
 
 @contextmanager

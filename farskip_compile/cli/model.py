@@ -27,7 +27,7 @@ Model = Annotated[
 ]
 
 
-Connectivity = StrEnum("Connectivity", {"FULL": "full", "ATTENTION": "attention", "MLP": "mlp", "NONE": "none"})
+Connectivity = StrEnum("Connectivity", ["full", "attention", "mlp", "lag2", "ladder", "none"])
 """Values of --connectivity."""
 
 

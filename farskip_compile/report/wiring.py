@@ -7,11 +7,11 @@ sub-block reads the stream without the attention of its layer), so they share a 
 from __future__ import annotations
 
 from farskip_compile.passes.residual.table import Kind, Table
-from farskip_compile.passes.rewire.request import is_shortcut, rule
+from farskip_compile.passes.rewire.request import Named, is_shortcut, rule
 
 
 def classify_wiring(table: Table) -> str:
-    """`standard`, `attention`, `mlp (parallel block)`, `full`, `shortcut MoE`, or `other` for anything in between."""
+    """`standard`, `attention`, `mlp (parallel block)`, `full`, `lag2`, `ladder`, `shortcut MoE`, or `other`."""
     routed = [row for row in table.rows if row.kind is Kind.ROUTED]
     if routed and all(is_shortcut(table, row) for row in routed):
         return "shortcut MoE"
@@ -23,8 +23,12 @@ def classify_wiring(table: Table) -> str:
         ("all", "none"): "attention",
         ("all", "all"): "full",
     }
-    has_other = any(table.earlier(row) - row.reads - rule(table, row, "full") for row in table.rows)
-    return "other" if has_other else names.get((attention, feed_forward), "other")
+    skipped = {row.name: table.earlier(row) - row.reads for row in table.rows}
+    if all(not skipped[row.name] - rule(table, row, "full") for row in table.rows):
+        return names.get((attention, feed_forward), "other")
+    further: tuple[Named, ...] = ("lag2", "ladder")
+    asked = {name: {row.name: rule(table, row, name) & table.earlier(row) for row in table.rows} for name in further}
+    return next((name for name in further if asked[name] == skipped), "other")
 
 
 def _share(table: Table, connectivity: str) -> str:

@@ -7,6 +7,9 @@ request; out comes what each row must read. Nothing here knows how the compiler 
 Rules (arXiv 2511.11505, section 3; x_k is the stream before layer k, a attention, s shared, r routed experts):
   attention of layer k        reads n_k, which is x_k without r of layer k - 1        full, attention
   MoE or dense MLP of layer k reads x_k, which is without a of layer k                full, mlp
+  MoE of layer k              reads n_k, too; everything else as in full              lag2
+  attention of layer k        reads x_k without all that follows a of layer k - 1;
+                              everything else as in full (arXiv 2501.06589)           ladder
   layers outside of the range are as they were. A shortcut MoE (arXiv 2404.05019) has nothing to be rewired.
 """
 
@@ -66,29 +69,32 @@ def _by_name(report: CompileReport, connectivity: str, layers: LayerRange) -> di
     if connectivity == "none":
         return {}
     routed = [row for row in report.rows if row.kind is Kind.ROUTED]
-    if not routed:
+    if not routed and connectivity != "ladder":
         raise failure(
             "no sub-block of the model has routed experts, so that there is nothing to rewire for",
             way_out="`farskip explain` shows what each sub-block was taken for",
         )
-    if all(_is_shortcut(report, row) for row in routed):
+    if routed and all(_is_shortcut(report, row) for row in routed):
         return {row.name: TermSet.of(_skipped(row)) for row in routed}  # it leaves them out as it is
     mixed: dict[int, set[int]] = {}
     from_experts: dict[int, set[int]] = {}
+    after_mixer: dict[int, set[int]] = {}
     for row in report.rows:
         for index in row.terms:
-            if row.kind.mixes_tokens:
-                mixed.setdefault(row.layer, set()).add(index)
-            elif report.table.terms[index].kind is Kind.ROUTED:
+            (mixed if row.kind.mixes_tokens else after_mixer).setdefault(row.layer, set()).add(index)
+            if report.table.terms[index].kind is Kind.ROUTED:
                 from_experts.setdefault(row.layer, set()).add(index)
+    late = after_mixer if connectivity == "ladder" else from_experts
     gone = {}
     for row in report.rows:
         if layers is not None and not layers[0] <= row.layer <= layers[1]:
             continue
         if row.kind.mixes_tokens and connectivity != "mlp":
-            gone[row.name] = TermSet.of(from_experts.get(row.layer - 1, ()))
+            gone[row.name] = TermSet.of(late.get(row.layer - 1, ()))
         elif not row.kind.mixes_tokens and connectivity != "attention":
-            gone[row.name] = TermSet.of(mixed.get(row.layer, ()))
+            lags = connectivity == "lag2" and row.kind is Kind.ROUTED
+            lagging = from_experts.get(row.layer - 1, ()) if lags else ()
+            gone[row.name] = TermSet.of({*mixed.get(row.layer, ()), *lagging})
     return gone
 
 

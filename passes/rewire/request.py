@@ -7,6 +7,11 @@ Never: adds a read; changes a row outside the range; guesses (what can't be met 
 Rules (arXiv 2511.11505 sections 3 and 5.1; L is a layer in the range):
   attention row of L  leaves out the routed terms of layer L-1, whether L-1 is in the range or not   (full, attention)
   feed-forward row of L  leaves out the attention of L; a dense layer is treated like a MoE          (full, mlp)
+lag2, beside full:
+  MoE row of L  leaves out the routed terms of layer L-1, too: an exchange may last as long as a layer
+ladder (arXiv 2501.06589), on dense models too: each sub-block leaves out what the one before it adds
+  attention row of L  leaves out all that the feed-forward rows of layer L-1 add
+  feed-forward row of L  leaves out the attention of L
 A sub-block of the first layer, of a layer after a dense one or in a parallel block has less or nothing to leave out;
 the final norm always reads everything. A shortcut MoE (arXiv 2404.05019, LongCat-Flash) hides its collectives under a
 whole layer already: where all routed experts are such, there is nothing to change.
@@ -14,7 +19,7 @@ whole layer already: where all routed experts are such, there is nothing to chan
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +32,7 @@ from farskip_compile.errors import (
 from farskip_compile.passes.residual.table import Kind, SubBlock, Table
 from farskip_compile.passes.residual.termset import TermSet
 
-Named = Literal["full", "attention", "mlp", "none"]
+Named = Literal["full", "attention", "mlp", "lag2", "ladder", "none"]
 Connectivity = Named | Mapping[str, Sequence[str]]
 LayerRange = tuple[int, int] | None
 
@@ -49,7 +54,7 @@ def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None) -> 
     """Translate what the user asks of `table` into a `Request`.
 
     Raises:
-        DenseModelError: no sub-block of the model is a MoE.
+        DenseModelError: no sub-block of the model is a MoE, and a connectivity by name is about these.
         LayerRangeError: the range lies outside the model, or holds nothing that could be left out.
         ConnectivityError: a user's table names a row or a term that is absent or not read.
         InseparableExpertsError: routed and shared output are summed before a step that can't be split.
@@ -57,16 +62,16 @@ def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None) -> 
     _check_range(table, layers)
     if connectivity == "none":
         return Request({})
-    if not table.has_routed:
+    if isinstance(connectivity, Mapping):
+        return _from_user(table, connectivity)
+    if not table.has_routed and connectivity != "ladder":
         kinds = ", ".join(dict.fromkeys(str(row.kind) for row in table.rows))
         raise DenseModelError(
             f"no routed experts in the residual stack ({len(table.rows)} sub-blocks, all of kind {kinds})",
-            way_out='compile dense models with backend="inductor"; if this is a MoE, `farskip explain` shows what '
-            "each sub-block was taken for",
+            way_out='compile dense models with backend="inductor", or with connectivity="ladder" under tensor '
+            "parallelism; if this is a MoE, `farskip explain` shows what each sub-block was taken for",
         )
-    if isinstance(connectivity, Mapping):
-        return _from_user(table, connectivity)
-    if all(is_shortcut(table, row) for row in table.rows if row.kind is Kind.ROUTED):
+    if table.has_routed and all(is_shortcut(table, row) for row in table.rows if row.kind is Kind.ROUTED):
         return Request({}, tuple(row.name for row in table.rows if row.kind is Kind.ROUTED))
     left_out: dict[str, TermSet] = {}
     already: list[str] = []
@@ -90,19 +95,21 @@ def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None) -> 
 
 def rule(table: Table, row: SubBlock, connectivity: Named) -> TermSet:
     """The terms that `row` leaves out under `connectivity`, whether it reads them or not."""
+    before = [other for other in table.rows_of(row.layer - 1) if not other.kind.mixes_tokens]
     if row.kind.mixes_tokens:
         if connectivity == "mlp":
             return TermSet()
-        return TermSet.of(
-            index
-            for other in table.rows_of(row.layer - 1)
-            if other.kind is Kind.ROUTED
-            for index in other.terms
-            if table.terms[index].kind is Kind.ROUTED
-        )
+        if connectivity == "ladder":
+            return TermSet.of(index for other in before for index in other.terms)
+        return _routed(table, before)
     if connectivity == "attention":
         return TermSet()
-    return TermSet.of(index for other in table.rows_of(row.layer) if other.kind.mixes_tokens for index in other.terms)
+    mixers = TermSet.of(i for other in table.rows_of(row.layer) if other.kind.mixes_tokens for i in other.terms)
+    return mixers | _routed(table, before) if connectivity == "lag2" and row.kind is Kind.ROUTED else mixers
+
+
+def _routed(table: Table, rows: Iterable[SubBlock]) -> TermSet:
+    return TermSet.of(index for row in rows for index in row.terms if table.terms[index].kind is Kind.ROUTED)
 
 
 def is_shortcut(table: Table, row: SubBlock) -> bool:

@@ -115,16 +115,18 @@ def _check_wish(
 
 
 def standard_wish(network: Network, connectivity: str, layers: LayerRange) -> dict[int, frozenset[int]]:
-    """The rules of arXiv 2511.11505 for attention and feed-forward in turn: block -> terms left out."""
+    """The rules of arXiv 2511.11505 and 2501.06589 for attention and feed-forward in turn: block -> terms left out."""
     first, last = layers or (0, len(network.blocks) // 2 - 1)
     wish: dict[int, frozenset[int]] = {}
     for layer in range(first, last + 1):
         attention, feed_forward = network.blocks[2 * layer : 2 * layer + 2]
-        if connectivity in ("full", "attention") and layer > 0:
-            before = network.blocks[2 * layer - 1]
-            wish[attention.index] = frozenset(t for t in before.terms if network.term_kinds[t] == "routed")
-        if connectivity in ("full", "mlp"):
-            wish[feed_forward.index] = frozenset(attention.terms)
+        before = frozenset(network.blocks[2 * layer - 1].terms if layer > 0 else ())
+        routed = frozenset(term for term in before if network.term_kinds[term] == "routed")
+        if connectivity not in ("mlp", "none"):
+            wish[attention.index] = before if connectivity == "ladder" else routed
+        if connectivity not in ("attention", "none"):
+            lags = connectivity == "lag2" and any(network.term_kinds[term] == "routed" for term in feed_forward.terms)
+            wish[feed_forward.index] = frozenset(attention.terms) | (routed if lags else frozenset())
     return {block: terms for block, terms in wish.items() if terms}
 
 

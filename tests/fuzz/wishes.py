@@ -1,4 +1,4 @@
-"""What is asked of one table: every named connectivity, one of them in a range of layers, and tables of a user."""
+"""What is asked of one table: named connectivities, one of them in a range of layers, and tables of a user."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 
 NAMED = ("none", "full", "attention", "mlp")
+FURTHER = ("lag2", "ladder")
 USER_TABLES = 2
 Wish = tuple[Connectivity, LayerRange]
 
@@ -18,8 +19,9 @@ def wishes(table: Table, number: int) -> list[Wish]:
     rng = random.Random(number)
     made: list[Wish] = [(name, None) for name in NAMED]
     if table.num_layers > 0:
+        made.append((rng.choice(FURTHER), None))
         first = rng.randrange(table.num_layers)
-        made.append((rng.choice(NAMED[1:]), (first, rng.randrange(first, table.num_layers))))
+        made.append((rng.choice(NAMED[1:] + FURTHER), (first, rng.randrange(first, table.num_layers))))
     return made + [(user_table(table, rng), None) for _ in range(USER_TABLES)]
 
 

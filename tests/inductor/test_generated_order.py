@@ -210,6 +210,13 @@ def test_a_watched_model_hides_collectives_too(watched: Watched) -> None:
     assert_hidden(watched.programs)
 
 
+def test_a_ladder_hides_the_reductions_of_a_dense_model(two_ranks: Any) -> None:
+    model = build("llama4", parallel=parallel("tp", two_ranks), **{**SMALL, "layers": ("dense",) * 3})
+    assert_hidden(programs(model, connectivity="ladder"))
+    plain, _ = programs(model, connectivity="none")
+    assert not any(hiding_steps(plain))
+
+
 def assert_hidden(found: list[list[str]]) -> None:
     for phase, program in zip(("forward", "backward"), found, strict=True):
         assert program[0] == "announce"

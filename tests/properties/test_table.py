@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import Reading, read_table
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire import rewire
-from farskip_compile.passes.rewire.request import Request, ask
+from farskip_compile.passes.rewire.request import Named, Request, ask
 from farskip_compile.testing.strategies import Captured, Network, capture, evaluate, networks
 from farskip_compile.verify.rewiring import snapshot, verify
 
@@ -91,7 +92,7 @@ def check_rewired(network: Network, captured: Captured, reading: Reading, ours: 
 
 
 @settings(max_examples=50)
-@given(network=networks(standard=True), connectivity=st.sampled_from(["full", "attention", "mlp"]), data=st.data())
+@given(network=networks(standard=True), connectivity=st.sampled_from(get_args(Named)[:-1]), data=st.data())
 def test_named_connectivity(network: Network, connectivity: str, data: st.DataObject) -> None:
     """The rule is written down once more here, in terms of the description."""
     captured = capture(network)
@@ -108,11 +109,14 @@ def test_named_connectivity(network: Network, connectivity: str, data: st.DataOb
         attention, feed_forward = network.blocks[2 * layer : 2 * layer + 2]
         if connectivity != "mlp" and layer > 0:
             before = network.blocks[2 * layer - 1]
-            wish[attention.index] = frozenset(t for t in before.terms if network.term_kinds[t] == "routed")
+            routed = frozenset(t for t in before.terms if network.term_kinds[t] == "routed")
+            wish[attention.index] = frozenset(before.terms) if connectivity == "ladder" else routed
         if connectivity != "attention":
-            wish[feed_forward.index] = frozenset(attention.terms)
+            is_moe = any(network.term_kinds[term] == "routed" for term in feed_forward.terms)
+            lags = connectivity == "lag2" and layer > 0 and is_moe
+            wish[feed_forward.index] = frozenset(attention.terms) | (routed if lags else frozenset())
     wish = {block: terms for block, terms in wish.items() if terms}
-    if "routed" not in network.term_kinds:
+    if "routed" not in network.term_kinds and connectivity != "ladder":
         with pytest.raises(DenseModelError):
             ask(table, connectivity, chosen)
         return

@@ -105,7 +105,7 @@ def cases(draw: st.DrawFn, max_layers: int = 5) -> Case:
         layers = (first, draw(st.integers(first, last)))
     return Case(
         config=config,
-        connectivity=draw(st.sampled_from(["full", "attention", "mlp", "none"])),
+        connectivity=draw(st.sampled_from(["full", "attention", "mlp", "lag2", "ladder", "none"])),
         layers=layers,
         batch=draw(st.integers(1, 3)),
         sequence=draw(st.integers(2, 7)),
@@ -129,7 +129,7 @@ def nothing_to_leave_out(case: Case) -> bool:
     """Whether no sub-block in the range could change: by the rules of the paper, not by the passes."""
     first, last = case.layers or (0, len(case.config.layers) - 1)
     for layer in range(first, last + 1):
-        if case.connectivity in ("full", "mlp"):
+        if case.connectivity not in ("attention", "none"):
             return False
         if case.connectivity == "attention" and layer > 0 and case.config.layers[layer - 1] == "moe":
             return False

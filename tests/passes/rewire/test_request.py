@@ -67,10 +67,13 @@ def test_a_range_in_which_nothing_can_change(mixed):
 
 def test_dense_model():
     dense = table("mm")
-    for wish in ("full", "attention", "mlp", {"mlp.0": ["a0"]}):
-        with pytest.raises(DenseModelError):
+    for wish in ("full", "attention", "mlp", "lag2"):
+        with pytest.raises(DenseModelError, match="no routed experts"):
             ask(dense, wish)
     assert ask(dense, "none") == Request({})
+    names = {row: dense.names(terms) for row, terms in ask(dense, "ladder").left_out.items()}
+    assert names == {"mlp.0": ["a0"], "attention.1": ["m0"], "mlp.1": ["a1"]}
+    assert ask(dense, {"mlp.0": ["a0"]}).left_out.keys() == {"mlp.0"}
 
 
 class Shortcut(nn.Module):
