@@ -61,7 +61,7 @@ class FarSkipConfig:
 
     merge_reductions: bool = False
     """Tensor parallelism: reduce the attention's and the shared experts' partial sums together (one all-reduce for
-    both). Equal in real arithmetic, not bit for bit. Needs `connectivity="full"`."""
+    both), or under `connectivity="mlp"` those of a whole layer. Equal in real arithmetic, not bit for bit."""
 
     schedule: bool = True
     """Order collectives and compute for overlap, forward and backward. Needs `inner="inductor"` (other inner backends
@@ -267,11 +267,11 @@ def _check_combinations(config: FarSkipConfig) -> None:
         raise ConfigError(
             f"Inductor options are given, but inner={config.inner!r}", way_out='inner="inductor", or drop them'
         )
-    if config.merge_reductions and config.connectivity not in (None, "full"):
+    if config.merge_reductions and config.connectivity not in (None, "full", "mlp"):
         raise ConfigError(
-            f'merge_reductions needs connectivity="full", not {config.connectivity!r}: otherwise something reads '
-            "the stream between the two reductions",
-            way_out='connectivity="full", or merge_reductions=False',
+            f'merge_reductions needs connectivity="full" or "mlp", not {config.connectivity!r}: otherwise something '
+            "reads the stream between the two reductions",
+            way_out='connectivity="full" or "mlp", or merge_reductions=False',
         )
 
 

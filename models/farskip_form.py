@@ -46,7 +46,7 @@ class FarSkipForm(nn.Module):
         layers: first and last rewired layer, both inclusive; None: all. A layer before the range is plain, but the
             first layer in the range reads its n.
         merge_reductions: under tensor parallelism, one all-reduce of the sum of attention and shared outputs instead of
-            one for each. Equal up to rounding.
+            one for each, or in "mlp" one for all of a layer. Equal up to rounding.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class FarSkipForm(nn.Module):
         super().__init__()
         if connectivity not in get_args(Connectivity):
             raise ConfigError(f"connectivity must be one of {get_args(Connectivity)}, not {connectivity!r}")
-        if merge_reductions and (connectivity != "full" or decoder.parallel.tp_group is None):
+        if merge_reductions and (connectivity not in ("full", "mlp") or decoder.parallel.tp_group is None):
             raise ConfigError(
-                "merge_reductions needs tensor parallelism and the full connectivity",
-                way_out="only then are attention and shared output both partial sums that nothing reads separately",
+                'merge_reductions needs tensor parallelism and connectivity "full" or "mlp"',
+                way_out="only then are there partial sums that nothing reads separately",
             )
         last = len(decoder.layers) - 1
         self.first_layer, self.last_layer = (0, last) if layers is None else layers
@@ -105,6 +105,11 @@ class FarSkipForm(nn.Module):
 
         if self.merge_reductions and exports_n and self.feed_forward_reads_x(index) and feed_forward.shared_experts:
             return self._merged(layer, attention_input, x, rope)
+        if self.merge_reductions and self.connectivity == "mlp" and self.feed_forward_reads_x(index):
+            h = layer.gather(layer.norm_before_feed_forward(x), rope)
+            partial = layer.attention.partial(attention_input, rope) + feed_forward.partial(h)
+            x = x + layer.scaled(layer.attention.reduce(partial))
+            return x, x
 
         x_and_a = x + layer.scaled(layer.attention(attention_input, rope))
         # a parallel block has one norm, and its feed-forward always reads x

@@ -166,7 +166,7 @@ def test_streams_that_are_mixed_by_activations() -> None:
         ({"inductor": {"max_autotune": True}}, ConfigError, "inner='eager'"),
         ({"inner": "inductor", "inductor": {"max_autotone": True}}, ConfigError, "Inductor refuses"),
         ({"inner": "inductor", "inductor": {"max_autotune": "yes"}}, ConfigError, "Inductor refuses"),
-        ({"merge_reductions": True, "connectivity": "mlp"}, ConfigError, 'needs connectivity="full"'),
+        ({"merge_reductions": True, "connectivity": "ladder"}, ConfigError, 'needs connectivity="full" or "mlp"'),
         ({"on_report": 3}, ConfigError, "not callable"),
         ({"schedule": "yes"}, ConfigError, "schedule='yes' is not a bool"),
         ({"profile": "h1000"}, ConfigError, "no hardware profile is called 'h1000'"),

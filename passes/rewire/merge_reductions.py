@@ -1,11 +1,15 @@
-"""Fourth pass, on request: reduce the attention's and the shared experts' partial sums together.
+"""Fourth pass, on request: reduce the partial sums of the attention and of what is added behind it together.
 
-In:    a graph rewired to `full` under tensor parallelism: (x + C(a)) + (C(r) + C(s)) and (x + C(a)) + C(s).
-Out:   (x + C(a + s)) + C(r) and x + C(a + s): one all-reduce fewer per MoE layer, and C(a + s) is ready early.
+In:    a graph rewired under tensor parallelism, to `full`: (x + C(a)) + (C(r) + C(s)) and (x + C(a)) + C(s);
+       or to `mlp`: (x + C(a)) + C(m), where m is all that a dense layer or the experts add.
+Out:   (x + C(a + s)) + C(r) and x + C(a + s): one all-reduce fewer per MoE layer, and C(a + s) is ready early;
+       or x + C(a + m): one all-reduce for the layer.
 Never: merges where the stream between the two reductions is read (then there is nothing to gain), or reductions over
        different groups. Equal in real arithmetic, not bit for bit (arXiv 2511.11505; farskip_spec 1.9).
 
-Algorithm, for each residual value n = v + C(s) beside the main chain, where v = x + C(a) is read only by n and the
+Algorithm under `mlp`, for each residual value x + C(a) that only the next one reads: build C(a + m) where the later of
+the two was launched, and add it to x.
+Under `full`, for each residual value n = v + C(s) beside the main chain, where v = x + C(a) is read only by n and the
 chain:
 1. Match n, v and the chain's sum (`_Pair`).
 2. Build C(a + s). It is launched where the later of the two was: a process group runs its launches in their order, and
@@ -27,9 +31,10 @@ from farskip_compile.passes.graph.dead import erase_dead, used_nodes
 from farskip_compile.passes.graph.walk import fresh_like
 from farskip_compile.passes.residual.stack import read_stack
 from farskip_compile.passes.residual.stream import Stream
+from farskip_compile.passes.rewire.request import Connectivity
 
 
-def merge_reductions(module: fx.GraphModule) -> int:
+def merge_reductions(module: fx.GraphModule, connectivity: Connectivity) -> int:
     """Merge what can be merged in `module`, in place; returns how many pairs of reductions became one."""
     graph = module.graph
     stack = read_stack(graph)
@@ -37,6 +42,14 @@ def merge_reductions(module: fx.GraphModule) -> int:
     stream = stack.stream
     used_before = used_nodes(graph)
     renamed: dict[fx.Node, fx.Node] = {}
+    if connectivity == "mlp":
+        for main in sorted(stream.values, key=stream.order.__getitem__):
+            layer = _match_layer(stream, main)
+            if layer is not None:
+                _merge_layer(graph, renamed, layer)
+        if renamed:
+            erase_dead(graph, used_before)
+        return len(renamed)
     for side in [value for value in stream.side_sums if stream.is_residual(value)]:
         pair = _match(stream, side)  # 1
         if pair is not None:
@@ -68,9 +81,39 @@ class _Pair:
     """The main sum."""
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """What `main` is made of: (x + C(a)) + C(m)."""
+
+    before: fx.Node
+    """x"""
+    attention: fx.Node
+    """C(a), as it is added."""
+    rest: fx.Node
+    """C(m), as it is added."""
+    main: fx.Node
+
+
+def _match_layer(stream: Stream, main: fx.Node) -> _Layer | None:
+    """The parts if `main` is (x + C(a)) + C(m), and nothing else reads x + C(a)."""
+    if not _adds(main):
+        return None
+    for early, rest in (stream.below[main], stream.below[main][::-1]):
+        if not stream.is_residual(early) or not _adds(early) or set(early.users) != {main}:
+            continue
+        for before, attention in (stream.below[early], stream.below[early][::-1]):
+            if stream.is_residual(before) and _same_reduction(attention, rest):
+                return _Layer(before, attention, rest, main)
+    return None
+
+
+def _adds(node: fx.Node) -> bool:
+    return ops.is_sum(node) and ops.op_name(node) == "add"
+
+
 def _match(stream: Stream, side: fx.Node) -> _Pair | None:
     """The parts if `side` is (x + C(a)) + C(s) and the main sum (x + C(a)) + (C(r) + C(s))."""
-    if not ops.is_sum(side) or ops.op_name(side) != "add":
+    if not _adds(side):
         return None
     orders = (stream.below[side], stream.below[side][::-1])
     pairs = (_match_in_order(stream, side, early, shared) for early, shared in orders)
@@ -132,14 +175,30 @@ def _launch(node: fx.Node) -> fx.Node | None:
     return node if ops.is_linear_collective(node) else None
 
 
+def _merge_layer(graph: fx.Graph, renamed: dict[fx.Node, fx.Node], layer: _Layer) -> None:
+    reduced, steps = _launched_together(graph, layer.attention, layer.rest)
+    with graph.inserting_before(layer.main):
+        for step in steps:
+            reduced = _copy(graph, step, reduced)
+        total = _add(graph, renamed.get(layer.before, layer.before), reduced, like=layer.main)
+    layer.main.replace_all_uses_with(total)
+    graph.erase_node(layer.main)
+    renamed[layer.main] = total
+
+
+def _launched_together(graph: fx.Graph, one: fx.Node, other: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
+    """One launch for both, where the later one was, and what followed that of `other`."""
+    first, second = _launch(one), _launch(other)
+    assert first is not None
+    assert second is not None
+    with graph.inserting_before(max(first, second)):  # 2
+        partial = _add(graph, _reshaped(graph, first, _shape(second)), second.args[0], like=second)  # type: ignore[arg-type]
+        launched, *steps = _path(second, other)
+        return _copy(graph, launched, partial), steps
+
+
 def _merge(graph: fx.Graph, renamed: dict[fx.Node, fx.Node], pair: _Pair) -> None:
-    launch_a, launch_s = _launch(pair.attention), _launch(pair.shared)
-    assert launch_a is not None
-    assert launch_s is not None
-    with graph.inserting_before(max(launch_a, launch_s)):  # 2
-        partial = _add(graph, _reshaped(graph, launch_a, _shape(launch_s)), launch_s.args[0], like=launch_s)  # type: ignore[arg-type]
-        launched, *steps = _path(launch_s, pair.shared)
-        reduced = _copy(graph, launched, partial)
+    reduced, steps = _launched_together(graph, pair.attention, pair.shared)
     with graph.inserting_before(pair.main):  # 3
         for step in steps:
             reduced = _copy(graph, step, reduced)

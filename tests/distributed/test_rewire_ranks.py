@@ -118,7 +118,8 @@ def test_two_ranks_under_aot_and_inductor(layout: str) -> None:
 
 def test_merged_reductions_bit_equal() -> None:
     wishes = tuple({"connectivity": "full", "layers": layers, "merge_reductions": True} for layers in (None, (1, 2)))
-    by_model = {"deepseek_v3": wishes, "mixtral": wishes[:1]}
+    whole = {"connectivity": "mlp", "layers": None, "merge_reductions": True}
+    by_model = {"deepseek_v3": (*wishes, whole), "mixtral": wishes[:1]}
     check(run_ranks(compare_on_rank, 2, ("tp", "tp+sp"), by_model, timeout=300))
 
 

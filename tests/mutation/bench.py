@@ -202,7 +202,7 @@ def rewired(base: Base = PLAIN, wish: Any = "full", layers: Any = None, merge: b
     wanted, before = request.wanted(reading.table), snapshot(reading)
     rewire(module, reading, request)
     if merge:
-        assert merge_reductions(module)
+        assert merge_reductions(module, wish)
     verify(module, wanted, before)
     found = read_table(module.graph)
     assert found is not None

@@ -72,7 +72,7 @@ def rewired(model, connectivity, *, merge=False):
         request = ask(reading.table, connectivity)
         wanted, before = request.wanted(reading.table), snapshot(reading)
         done["split"] = rewire(module, reading, request)
-        done["merged"] = merge_reductions(module) if merge else 0
+        done["merged"] = merge_reductions(module, connectivity) if merge else 0
         done["table"] = verify(module, wanted, before).table
 
     module, output = dynamo(model, ids(), edit=edit)
@@ -271,6 +271,15 @@ class TestMerge:
         assert (done["split"], done["merged"]) == (2, 2)
         assert launches(module) == 6
         expected = ByHand(lambda: Tensorparallel(SharedFirst()), 3)(ids())
+        assert torch.allclose(output, expected, rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize("feed_forward", [MoE, Experts])
+    def test_under_mlp_one_reduction_for_the_layer(self, feed_forward):
+        plain = Stack(lambda: Tensorparallel(feed_forward()), 3)
+        _, expected, _ = rewired(plain, "mlp")
+        module, output, done = rewired(plain, "mlp", merge=True)
+        assert (done["split"], done["merged"]) == (0, 3)
+        assert launches(module) == 3
         assert torch.allclose(output, expected, rtol=1e-12, atol=1e-12)
 
     def test_it_is_launched_in_front_of_the_routed_experts_one(self):
