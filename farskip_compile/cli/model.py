@@ -27,7 +27,10 @@ Model = Annotated[
 ]
 
 
-Connectivity = StrEnum("Connectivity", ["full", "attention", "mlp", "lag2", "ladder", "none"])
+Connectivity = StrEnum(
+    "Connectivity",
+    {"FULL": "full", "ATTENTION": "attention", "MLP": "mlp", "LAG2": "lag2", "LADDER": "ladder", "NONE": "none"},
+)
 """Values of --connectivity."""
 
 
