@@ -105,7 +105,9 @@ class ExpertsChoose(nn.Module):
 Change = Callable[[Tensor], Tensor]
 CHANGES: dict[str, Change] = {
     "attended": lambda x: x @ x.mT @ x,
+    "alike": lambda x: x * (x @ x.mT).sum(-1, keepdim=True),
     "softmax": lambda x: x * x.softmax(-2),
+    "largest": lambda x: x.topk(3, -2).values,
     "cumsum": lambda x: x.cumsum(-2),
     "roll": lambda x: x + x.roll(1, -2),
     "fourier": lambda x: torch.fft.fft(x, dim=-2).real,
