@@ -61,7 +61,7 @@ def test_a_convolution_behind_each_of_them_is_part_of_it() -> None:
 @pytest.mark.parametrize("make", [lambda: Behind(TwoBranches, after=True), lambda: Before(TwoBranches)])
 def test_elsewhere_experts_and_a_convolution_are_refused(make: Make) -> None:
     torch.compiler.reset()
-    with pytest.raises(UnsupportedPatternError, match="holds routed experts .* and mixes tokens .*conv1d"):
+    with pytest.raises(UnsupportedPatternError, match=r"holds routed experts .* and mixes tokens .*conv1d"):
         torch.compile(Decoder(make), backend="farskip", fullgraph=True, options={"inner": "eager"})(token_ids())
 
 
