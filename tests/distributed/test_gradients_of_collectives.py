@@ -10,6 +10,7 @@ import torch.distributed._functional_collectives as funcol
 from torch import nn
 
 from tests.compare import relative_difference, run_with_gradients
+from tests.compile_each import compile_each
 from tests.distributed.ranks import run_ranks
 from tests.economy import scalar_kernels
 from tests.graphs import Layer, MoE, Stack, ids
@@ -71,15 +72,12 @@ def gradient(function: Callable[[torch.Tensor], torch.Tensor], rank: int) -> lis
     return x.grad.tolist()
 
 
-def farskip(function: Callable[..., torch.Tensor], inner: str) -> Callable[..., torch.Tensor]:
-    options = {"inner": inner, "connectivity": "none"}
-    return torch.compile(function, backend="farskip", fullgraph=True, options=options)
+INNERS = ("eager", "aot_eager", "inductor")
 
 
 def on_ranks(rank: int, world_size: int) -> None:
     own, everybody = 10**rank, 11
     assert gradient(in_place, rank) == [3 * own, 6 * own]  # eager: the gradient of this rank alone
-    ours = {inner: lambda f, inner=inner: farskip(f, inner) for inner in ("eager", "aot_eager", "inductor")}
     half = [[3, 6], [9, 12]][rank]  # the part of a gathered tensor that came from here
     for function, expected in (
         (in_place, [3 * everybody, 6 * everybody]),
@@ -96,11 +94,14 @@ def on_ranks(rank: int, world_size: int) -> None:
     eager, wanted = (run_with_gradients(models[style], models[style], tokens) for style in (InPlace, Functional))
     assert torch.equal(eager[0], wanted[0])
     assert worst(eager[1], wanted[1]) > 0.1
+    torch._dynamo.reset()
     model: nn.Module = models[InPlace]
-    for name, compiler in {"plain": lambda f: torch.compile(f, backend="aot_eager", fullgraph=True), **ours}.items():
-        torch._dynamo.reset()
+    options = [{"inner": inner, "connectivity": "none"} for inner in INNERS]
+    runs = {"plain": torch.compile(model, backend="aot_eager", fullgraph=True)}
+    runs |= zip(INNERS, compile_each(model, options), strict=True)
+    for name, run in runs.items():
         with scalar_kernels():
-            output, gradients = run_with_gradients(compiler(model), model, tokens)
+            output, gradients = run_with_gradients(run, model, tokens)
         assert relative_difference(output, wanted[0]) < 1e-12, name
         assert worst(gradients, wanted[1]) < 1e-11, name
 
