@@ -6,6 +6,7 @@ import dataclasses
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ from distill_bench.rows import QUICK, SMOKE, WHOLE, Row, rows_of
 from distill_bench.run_row import run_rows
 
 from farskip_compile.config import FarSkipConfig
+from tests.distributed.ranks import PRELOADED
 
 # Rows
 
@@ -219,7 +221,11 @@ def simple(name: str, *needs: str) -> Row:
     return Row("model", name, "healed", "text", needs=needs)
 
 
-def test_rows_wait_for_what_they_need_and_a_failure_ends_it(tmp_path):
+def test_rows_wait_for_what_they_need_and_a_failure_ends_it(tmp_path, monkeypatch):
+    """In processes that are forked from the server of the tests' ranks: the start of others takes longer than this."""
+    server = torch.multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(PRELOADED)
+    monkeypatch.setattr(runner, "multiprocessing", SimpleNamespace(get_context=lambda method: server))
     rows = [simple("one"), simple("two", "one"), simple("three"), simple("four", "one", "two", "three")]
     work = partial(note, tmp_path)
     run = partial(run_rows, workers=2, first=(tmp_path / "first").touch, work=work)

@@ -66,7 +66,7 @@ def test_a_rank_that_dies_while_it_sends_does_not_keep_the_reader():
     steps, done = [], []
     follower = Follower(1, steps.append, done.append)
     with follower.following():
-        process = multiprocessing.get_context("spawn").Process(target=send_half, args=(follower.writers,))
+        process = multiprocessing.get_context("forkserver").Process(target=send_half, args=(follower.writers,))
         process.start()
         process.join()
     assert (steps, [case.title for case in done], follower.finished) == (["first: prefill"], ["first"], 1)

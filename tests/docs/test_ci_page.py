@@ -15,6 +15,7 @@ import yaml
 from farskip_compile import testing
 from farskip_compile.models import build
 from farskip_compile.testing import assert_rewired, strategies
+from tests.programs import run_program
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "ci.md").read_text()
 BLOCKS = {
@@ -44,7 +45,6 @@ def commands() -> list[list[str]]:
 
 def run(folder: Path, arguments: list[str]) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    environment.pop("PYTEST_ADDOPTS", None)
     done = subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=400
     )
@@ -59,7 +59,9 @@ def test_every_file_is_run_by_the_workflow() -> None:
 
 def test_the_tests_of_the_page_pass(project: Path) -> None:
     command = next(command for command in commands() if "pytest" in command)
-    assert " passed" in run(project, [*command, "-q", "-p", "no:cacheprovider"])
+    done = run_program([*command, "-q", "-p", "no:cacheprovider"], project, 400, OMP_NUM_THREADS="1", PYTEST_ADDOPTS="")
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    assert " passed" in done.stdout
 
 
 def test_the_ranks_of_the_page_agree(project: Path) -> None:

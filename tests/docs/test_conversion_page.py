@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.programs import run_program
 
 pytest.importorskip("transformers")
 pytest.importorskip("datasets")
@@ -29,13 +29,12 @@ def test_the_page_runs(tmp_path: Path) -> None:
         ["farskip", "distill"],
         ["python", "use.py"],
     ]
-    scripts = str(Path(sys.executable).parent)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{scripts}:{os.environ['PATH']}", "COLUMNS": "100"}
+    farskip = str(Path(sys.executable).parent / "farskip")
     said = {}
     for command in COMMANDS:
-        done = subprocess.run(
-            command.split(), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=400
-        )
+        program, *arguments = command.split()
+        file = [farskip] if program == "farskip" else []
+        done = run_program([*file, *arguments], tmp_path, 400, OMP_NUM_THREADS="1", COLUMNS="100")
         assert done.returncode == 0, (command, done.stdout[-3000:], done.stderr[-3000:])
         said[command] = done.stdout
     shown, chosen, healed = (said[command] for command in COMMANDS[1:4])
