@@ -185,13 +185,13 @@ def compiled_on_rank(rank: int, world_size: int, folder: str, connectivity: tupl
 
 
 def test_compiled_models_that_differ_raise(tmp_path: Path) -> None:
-    for found in run_ranks(compiled_on_rank, 2, str(tmp_path), ("none", "twice"), timeout=400, fresh=True):
+    for found in run_ranks(compiled_on_rank, 2, str(tmp_path), ("none", "twice"), timeout=400):
         assert "would launch different collectives" in found["message"]
         assert "all_to_all_single float32" in found["message"]
 
 
 def test_on_a_warm_cache_the_order_is_checked_and_reported_all_the_same(tmp_path: Path) -> None:
-    cold, _ = run_ranks(compiled_on_rank, 2, str(tmp_path), ("none", "none"), timeout=400, fresh=True)
+    cold, _ = run_ranks(compiled_on_rank, 2, str(tmp_path), ("none", "none"), timeout=400)
     warm, _ = run_ranks(compiled_on_rank, 2, str(tmp_path), ("none", "none"), timeout=400, fresh=True)
     assert (cold["hits"], warm["hits"]) == (0, 2)
     assert [schedule["phase"] for schedule in warm["schedules"]] == ["forward", "backward"]

@@ -19,7 +19,7 @@ from farskip_compile.inductor_passes import PostGradPass
 from farskip_compile.ranks.identity import identity_of
 from tests.economy import share_headers
 
-pytestmark = pytest.mark.xdist_group("caches")  # one worker, so that the cache of `folder` is filled once
+pytestmark = pytest.mark.xdist_group("caches")  # one worker, so that one cache is filled
 
 ROOT = Path(__file__).parents[2]
 
@@ -122,9 +122,7 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> Second:
     for cold in run(folder, *(ASKED[name] for name in FIRST)):
         assert (cold["aot_hits"], cold["aot_misses"], cold["bypasses"]) == (0, 1, 0)
     found = run(folder, *ASKED.values(), TORCH_TRACE=str(traces))
-    return Second(
-        dict(zip(ASKED, found, strict=True)), "".join(path.read_text() for path in sorted(traces.iterdir()))
-    )
+    return Second(dict(zip(ASKED, found, strict=True)), "".join(path.read_text() for path in sorted(traces.iterdir())))
 
 
 def test_second_process_hits_and_still_reports(second: Second) -> None:
