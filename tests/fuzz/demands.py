@@ -16,7 +16,7 @@ from farskip_compile.errors import FarSkipError, VerificationError
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.pipeline import run
 from farskip_compile.report.compile import CompileReport, Outcome
-from tests.fuzz.machine import duplicate, fingerprint
+from tests.fuzz.machine import Unwritten, duplicate, fingerprint
 
 
 class Broken(AssertionError):
@@ -47,14 +47,19 @@ def demand(holds: bool, complaint: str) -> None:
         raise Broken(complaint)
 
 
-def attempt(module: fx.GraphModule, connectivity: Connectivity, layers: LayerRange = None) -> Attempt:
-    """Ask the pipeline for `connectivity`, on a copy of `module`.
+def attempt(
+    module: fx.GraphModule,
+    connectivity: Connectivity,
+    layers: LayerRange = None,
+    kind: type[fx.GraphModule] = Unwritten,
+) -> Attempt:
+    """Ask the pipeline for `connectivity`, on a copy of `module`, which is called afterwards only if `kind` says so.
 
     Raises:
         Broken: the refusal has no reason, or left a trace.
         Exception: anything that is no `FarSkipError` goes through.
     """
-    made = Attempt(duplicate(module))
+    made = Attempt(duplicate(module, kind))
     before = fingerprint(made.module)
     config = FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager", schedule=False)
     try:

@@ -107,6 +107,13 @@ def fingerprint(module: fx.GraphModule) -> list[tuple[Any, ...]]:
     return [*nodes, *attributes]
 
 
-def duplicate(module: fx.GraphModule) -> fx.GraphModule:
-    """A module with a graph of its own and the same attributes."""
-    return fx.GraphModule(module, copy.deepcopy(module.graph))
+class Unwritten(fx.GraphModule):
+    """Has no code for its graph: writing it takes longer than most passes, and `run_nodes` needs none."""
+
+    def recompile(self) -> None:
+        """Write nothing."""
+
+
+def duplicate(module: fx.GraphModule, kind: type[fx.GraphModule] = Unwritten) -> fx.GraphModule:
+    """A module with a graph of its own and the same attributes; to be called it must be a `GraphModule`."""
+    return kind(module, copy.deepcopy(module.graph))

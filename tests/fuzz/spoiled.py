@@ -73,7 +73,7 @@ def check_spoiled(example: Spoiled) -> Counter[str]:
         except Exception:  # the edits made no program: nothing can be demanded of it
             return Counter({"no program": 1})
         counts = Counter({f"edit {name}": 1 for name in edits})
-        made = attempt(module, "none")
+        made = attempt(module, "none", kind=fx.GraphModule)
         if made.error is not None:
             return counts + Counter({f"refused {made.said}": 1})
         _demand_same_function(module, made, sheet.arguments)
