@@ -11,7 +11,7 @@ EAGER = {"inner": "eager"}
 
 
 def small(seed: int = 0, **more) -> Decoder:
-    more = {"layers": ("dense", "moe", "moe"), "shared_experts": 1, "hidden_size": 16, **more}
+    more = {"layers": ("moe", "moe"), "shared_experts": 1, "hidden_size": 16, **more}
     model = build("deepseek_v3", seed=seed, vocab_size=VOCABULARY, dtype=torch.float64, **more)
     with torch.no_grad():  # at its start a model says nearly nothing, and FarSkip nearly the same
         for value in model.parameters():

@@ -28,7 +28,7 @@ class States:
 
     def __init__(self, folder: Path, copy: Path) -> None:
         config = DistillConfig(options=EAGER, output=folder, learning_rate=1e-2, steps=6, progress=False)
-        self.run = Run(small(layers=("moe", "moe")), DATA, batches(1, seed=7), config)
+        self.run = Run(small(), DATA, batches(1, seed=7), config)
         self.at: dict[int, dict[str, torch.Tensor]] = {}
         for _ in range(2):
             self.run.step()
