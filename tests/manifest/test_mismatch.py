@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import farskip_compile
-from farskip_compile import FarSkipWarning, Manifest, ManifestError, Outcome, describe
+from farskip_compile import CompileReport, FarSkipWarning, Manifest, ManifestError, Outcome, describe
 from farskip_compile.manifest.check import check_as_written, check_rewired
 from farskip_compile.manifest.graph_parameters import GraphParameters, graph_parameters
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
@@ -122,7 +122,9 @@ def test_another_model(manifest: Manifest, build_other: Any, says: list[str]) ->
     other = build_other()
     wishes: list[dict[str, Any]] = [{"strict": True}, *([{"strict": False}] if says[0] in NOT_STRICT else [])]
     torch.compiler.reset()
-    run, *not_strict = compile_each(other, [{"inner": "eager", "manifest": manifest, **wish} for wish in wishes])
+    reports: list[CompileReport] = []
+    options = {"inner": "eager", "manifest": manifest, "on_report": reports.append}
+    run, *not_strict = compile_each(other, [{**options, **wish} for wish in wishes])
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         with pytest.raises(ManifestError) as caught:
@@ -136,7 +138,7 @@ def test_another_model(manifest: Manifest, build_other: Any, says: list[str]) ->
     told = [str(one.message) for one in seen if issubclass(one.category, FarSkipWarning)]
     assert len(told) == len(not_strict)
     assert all(says[0] in one for one in told)
-    assert [report.outcome for report in farskip_compile.last_reports()] == [Outcome.REFUSED] * len(not_strict)
+    assert [report.outcome for report in reports] == [Outcome.REFUSED] * len(not_strict)
 
 
 def row_changed(manifest: Manifest, row_name: str, **changes: Any) -> Manifest:
