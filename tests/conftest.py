@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.economy import collect_rarely, probe_once, trace_nothing
+from tests.economy import collect_rarely, link_quickly, probe_once, trace_nothing
 from tests.tiers import WHOLE, place
 
 # The package is imported by the fixtures: where it can not be, `test_private_apis.py` says why, and must be collected.
@@ -27,6 +27,7 @@ settings.load_profile("suite")
 
 def pytest_configure(config: pytest.Config) -> None:
     trace_nothing()
+    link_quickly()  # workers inherit it, too
     if config.getoption("numprocesses", None):  # before the workers start: they inherit the environment
         probe_once()
 
