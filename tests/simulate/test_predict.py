@@ -113,16 +113,14 @@ def test_interference_slows_what_runs_beside_a_collective() -> None:
 
 def test_several_from_one_capture() -> None:
     """They are what each is alone, and a factor is what a measured step says."""
-    plain = predicted()
-    cases = [{}, {"slower": 3.0}, {"device": "h100"}, {"interference": 0.0}]
-    found = predict_each([scenario(**case) for case in cases])
-    assert [one.written.seconds for one in found[:1]] == [plain.written.seconds]
-    assert found[1].slower == 3.0
-    assert found[1].written.compute == pytest.approx(3 * plain.written.compute)
-    again = predicted(measured=found[1].written.seconds)
-    assert again.slower == pytest.approx(3.0, rel=0.01)
-    assert found[2].written.seconds == predicted(device="h100").written.seconds
-    assert found[3].farskip.seconds == predicted(interference=0.0).farskip.seconds
+    plain, slower = predicted(), predicted(slower=3.0)
+    assert slower.slower == 3.0
+    assert slower.written.compute == pytest.approx(3 * plain.written.compute)
+    assert predicted(measured=slower.written.seconds).slower == pytest.approx(3.0, rel=0.01)
+    other = {"device": "h100", "interference": 0.0}
+    together, alone = predicted(**other), predict(scenario(**other))
+    assert together == alone
+    assert alone.written.seconds != plain.written.seconds
     assert predict_each([]) == []
     with pytest.raises(ConfigError, match="only device, measured, slower, interference may differ"):
         predict_each([scenario(), scenario(prompt=256)])
@@ -130,7 +128,7 @@ def test_several_from_one_capture() -> None:
 
 def test_it_starts_from_what_was_measured() -> None:
     plain = predicted()
-    seconds = 3 * plain.written.seconds
+    seconds = predicted(slower=3.0).written.seconds
     found: Prediction = predicted(measured=seconds)
     assert found.written.seconds == pytest.approx(seconds, rel=0.01)
     assert found.slower == pytest.approx((seconds - plain.written.exposed) / plain.written.compute)
@@ -140,6 +138,7 @@ def test_it_starts_from_what_was_measured() -> None:
 
 
 def test_equal_scenarios_give_equal_predictions() -> None:
+    """One of several from a capture, and one alone."""
     again = predict(scenario())
     assert again == predicted()
     assert again.took != predicted().took
