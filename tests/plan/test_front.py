@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from tests.distill.common import batches, small
 
 SIZES = {"layers": ("moe", "moe"), "hidden_size": 64, "moe_intermediate_size": 64}
 IDS = batches(1, size=4, length=64)[0]
+pytestmark = pytest.mark.xdist_group("front")  # one worker, so that the damage is measured once
 CONFIG = FarSkipConfig(profile="h100", memory_increase=1.0)  # of so small a model, 5 % is less than a buffer
 
 
@@ -41,8 +43,13 @@ def test_rewired_rows_hide_communication():
             assert 0.0 <= found["none"].hidden < found["full"].hidden <= 1.0
 
 
+@functools.cache
+def damage_of_each_row():
+    return measure_damage(small(**SIZES), batches(1, seed=7))
+
+
 def test_the_front_of_a_model():
-    damage = measure_damage(small(**SIZES), batches(1, seed=7))
+    damage = damage_of_each_row()
     with fake_ranks(8):
         sets = []
         front = find_front(parallel(), (IDS,), damage, config=CONFIG, on_estimate=sets.append)
@@ -60,7 +67,7 @@ def test_the_front_of_a_model():
 
 
 def test_what_can_not_be_estimated():
-    damage = measure_damage(small(**SIZES), batches(1, seed=7))
+    damage = damage_of_each_row()
     with pytest.raises(ConfigError, match="not initialised"):
         find_front(small(**SIZES), (IDS,), damage)
     with fake_ranks(8):
