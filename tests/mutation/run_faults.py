@@ -240,7 +240,7 @@ def overlaps() -> Verdict | None:
         model = build(
             "deepseek_v3",
             parallel=ParallelConfig(ep_group=group, ep_mode="padded"),
-            layers=("moe", "moe"),
+            layers=("moe",),
             vocab_size=32,
             hidden_size=64,
         ).train()
