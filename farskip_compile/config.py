@@ -26,6 +26,7 @@ from farskip_compile.passes.schedule.search import Limits
 from farskip_compile.text_utils import did_you_mean
 
 Inner = Literal["inductor", "aot_eager", "eager"]
+Pieces = Literal[1, 2, 4, "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,13 @@ class FarSkipConfig:
     merge_reductions: bool = False
     """Tensor parallelism: reduce the attention's and the shared experts' partial sums together (one all-reduce for
     both), or under `connectivity="mlp"` those of a whole layer. Equal in real arithmetic, not bit for bit."""
+
+    pieces: Pieces = 1
+    """In how many pieces exchanges of tokens are cut, with the experts between them, so that one piece is on its way
+    while experts work on another: 1, 2, 4, or `"auto"`, the number with the least estimated time. For any
+    `connectivity`, `"none"` above all: no function changes, but products of fewer rows may round otherwise. Needs
+    `schedule`, and `inner="inductor"`. What can't be cut is an error; under `"auto"`, or without `strict`, it stays
+    whole and the schedule's report says why."""
 
     schedule: bool = True
     """Order collectives and compute for overlap, forward and backward. Needs `inner="inductor"` (other inner backends
@@ -244,6 +252,8 @@ def _check_types(config: FarSkipConfig) -> None:
         _require(config, name, is_bool, "is not a bool", f"{name}=True or {name}=False")
     if not isinstance(config.inductor, Mapping) or not all(isinstance(key, str) for key in config.inductor):
         raise ConfigError("inductor= takes a dictionary of Inductor options", way_out="inductor={...}")
+    known = config.pieces == "auto" or (_is_integer(config.pieces) and config.pieces in get_args(Pieces))
+    _require(config, "pieces", known, "is unknown", f"one of {', '.join(map(repr, get_args(Pieces)))}")
     is_profile = profile is None or isinstance(profile, str | HardwareProfile)
     _require(config, "profile", is_profile, "is not a hardware profile", f"one of {', '.join(profiles())}, or a path")
     is_group = config.ep_group is None or isinstance(_group_name(config), str)
@@ -266,6 +276,11 @@ def _check_combinations(config: FarSkipConfig) -> None:
     if config.inductor and config.inner != "inductor":
         raise ConfigError(
             f"Inductor options are given, but inner={config.inner!r}", way_out='inner="inductor", or drop them'
+        )
+    if config.pieces != 1 and (config.inner != "inductor" or not config.schedule):
+        raise ConfigError(
+            f"pieces={config.pieces!r} does nothing with inner={config.inner!r} and schedule={config.schedule!r}",
+            way_out='inner="inductor" and schedule=True, or pieces=1',
         )
     if config.merge_reductions and config.connectivity not in (None, "full", "mlp"):
         raise ConfigError(

@@ -70,6 +70,15 @@ PASSES = (
         takes=("stream", "regions", "term_names"),
     ),
     Pass(
+        "pieces",
+        "pieces:cut_exchanges",
+        Stage.POST_GRAD,
+        "on request: exchanges and what lies between them in pieces, along local experts or slots",
+        takes=("graph", "pieces"),
+        provides=("pieces_cut",),
+        changes=Changes.ROUNDING,
+    ),
+    Pass(
         "collectives",
         "schedule.collectives:normalize_collectives",
         Stage.POST_GRAD,

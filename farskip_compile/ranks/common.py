@@ -24,6 +24,7 @@ OPTIONS = (
     "layers",
     "inner",
     "merge_reductions",
+    "pieces",
     "schedule",
     "memory_increase",
     "load_imbalance",

@@ -67,6 +67,12 @@ class ScheduleReport:
     """Waits held after the products that hide their collectives."""
     waits_collapsed: int = 0
     """Superfluous waits removed."""
+    pieces: int = 1
+    """In how many pieces exchanges were cut."""
+    exchanges_cut: int = 0
+    """Pairs of dispatch and combine that are in pieces."""
+    exchanges_whole: tuple[str, ...] = ()
+    """Those that are not, and why."""
     profile: str = ""
     """Name of the hardware profile that the figures come from."""
     flights: tuple[Flight, ...] = ()
@@ -94,6 +100,8 @@ class ScheduleReport:
         for name in ("unscheduled", "before", "after"):
             if known.get(name) is not None:
                 known[name] = Predicted(**known[name])
+        if "exchanges_whole" in known:
+            known["exchanges_whole"] = tuple(known["exchanges_whole"])
         if "flights" in known:
             known["flights"] = tuple(_flight(one) for one in known["flights"])
         return cls(**known)
@@ -104,6 +112,9 @@ class ScheduleReport:
         text = (
             f"{self.phase} graph with {amount(launches, 'collective')} on {amount(len(self.orders), 'process group')}"
         )
+        if self.pieces > 1:
+            text += f", {amount(self.exchanges_cut, 'exchange')} in {self.pieces} pieces"
+            text += f" and {len(self.exchanges_whole)} whole" if self.exchanges_whole else ""
         if self.before is None or self.after is None:
             return f"{text}, not scheduled"
         before, after = self.before, self.after

@@ -27,7 +27,7 @@ from tests.graphs import Dense, Layer, MoE, Stack, dynamo, ids
 
 GIVEN = {
     Stage.DYNAMO: {"module", "graph", "table", "connectivity", "layers", "stream", "regions", "term_names"},
-    Stage.POST_GRAD: {"graph", "regroup", "estimate", "limits", "in_place", "backward"},
+    Stage.POST_GRAD: {"graph", "pieces", "regroup", "estimate", "limits", "in_place", "backward"},
     Stage.BEFORE_FUSION: {"kernels"},
     Stage.AFTER_FUSION: {"kernels", "estimate", "limits", "input_bytes"},
 }
@@ -240,7 +240,15 @@ def test_without_tags_the_function_is_the_same() -> None:
 
 def test_which_passes_can_be_left_out() -> None:
     optional = {one.name for one in PASSES if not why_indispensable(PASSES, one.name)}
-    assert optional == {"merge_reductions", "tags", "schedule_graph", "pin_waits", "pin_products", "schedule_kernels"}
+    assert optional == {
+        "merge_reductions",
+        "tags",
+        "pieces",
+        "schedule_graph",
+        "pin_waits",
+        "pin_products",
+        "schedule_kernels",
+    }
     for one in PASSES:
         if one.name not in optional:
             with pytest.raises(ConfigError, match=f"{one.name!r} can't be disabled"):

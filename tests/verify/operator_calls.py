@@ -23,6 +23,7 @@ bfloat16: v.bfloat16()
 type: v.type(torch.float32)
 type_as: v.type_as(o)
 _to_copy: torch.ops.aten._to_copy(v, dtype=torch.float32)
+convert_element_type: torch.ops.prims.convert_element_type(v, torch.float32)
 int: v.int(); v.int().double()
 long: v.mul(2).long(); v.long().double() * v
 bool: v.bool(); (v > 0).double() * o; torch.where(v > o, v, 0.0); torch.where(o > 0, v, -v)
@@ -59,6 +60,11 @@ softmax: torch.softmax(v, 1); v.softmax(dim=-1); F.softmax(v, dim=-2); F.softmax
     torch.softmax(input=v, dim=1); torch.softmax(v, -1, dtype=torch.float32)
 log_softmax: F.log_softmax(v, 0); v.log_softmax(-1)
 _softmax: torch.ops.aten._softmax(v, 1, False); torch.ops.aten._softmax(v, -1, False)
+_log_softmax: torch.ops.aten._log_softmax(v, 1, False); torch.ops.aten._log_softmax(v, -1, False)
+slice: torch.ops.aten.slice(v, 0, 1, 3); torch.ops.aten.slice(v, -1, 1, 4); torch.ops.aten.slice(v, 1);
+    torch.ops.aten.slice(v)
+select: torch.ops.aten.select(v, 0, 1); torch.ops.aten.select(v, -1, 2) * o; torch.ops.aten.select(v, 1, 0);
+    v.select(-1, 1)
 cumsum: v.cumsum(0); torch.cumsum(v, dim=-1); torch.cumsum(v, axis=1); (v > 0).cumsum(1) * o
 cumprod: v.cumprod(-2)
 logcumsumexp: v.logcumsumexp(dim=0)

@@ -212,14 +212,17 @@ RULES: dict[str, Rule] = _table(
     (free, "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full"),
     (
         pointwise,
-        "float double half bfloat16 type _to_copy int long bool dropout native_dropout feature_dropout",
+        "float double half bfloat16 type _to_copy convert_element_type int long bool dropout native_dropout"
+        " feature_dropout fma",
     ),
     (views.same, "to type_as"),  # what they take a type from is not read
     (pointwise, "truediv floordiv mod invert and_ or_ xor neg pos pow not_ iadd imul isub itruediv"),
     (pointwise, "contiguous clone alias detach silu log_sigmoid relu6 hardswish hardsigmoid softplus"),
     (one_hot, "one_hot"),
     (pointwise, "_c10d_functional::wait_tensor _c10d_functional::all_reduce _c10d_functional::all_reduce_"),
-    (keeps(1), "softmax log_softmax _softmax cumsum cumprod logcumsumexp"),
+    (keeps(1), "softmax log_softmax _softmax _log_softmax cumsum cumprod logcumsumexp"),
+    (keeps(1, [0]), "slice"),
+    (reduces(1, [0]), "select"),
     (keeps(1, several=True), "flip"),
     (keeps(2), "roll"),
     (keeps(1, [-1]), "sort argsort glu"),

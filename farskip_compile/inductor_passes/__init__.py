@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,11 +23,12 @@ from torch import fx
 
 from farskip_compile._compat import CustomGraphPass, inductor
 from farskip_compile._compat.distributed import group_ranks, world_group
-from farskip_compile.config import FarSkipConfig, resolve
+from farskip_compile.config import FarSkipConfig, Pieces, resolve
 from farskip_compile.costs import default_profile
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.errors import ConfigError
+from farskip_compile.inductor_passes.in_pieces import cut_in_pieces
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
@@ -70,6 +72,10 @@ class Plan:
     """What else all ranks must have in common, see `common_options`; compared with the order."""
     skip: tuple[str, ...] = ()
     """Names of passes to leave out."""
+    pieces: Pieces = 1
+    """In how many pieces exchanges are cut."""
+    strict: bool = True
+    """What can't be cut is an error."""
 
 
 def make_plan(config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str, Any] | None = None) -> Plan | None:
@@ -90,8 +96,17 @@ def make_plan(config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str
     limits = Limits(config.memory_increase, config.in_flight_bytes)
     figures = hashlib.sha256(json.dumps(profile.to_json(), sort_keys=True).encode()).hexdigest()[:16]
     common = {**(common or {}), "profile": f"{profile.name} {figures}"}
-    imbalance, skip = config.load_imbalance, config.disable_passes
-    return Plan(profile, limits, config.ep_group, imbalance, config.check_order, common, skip)
+    return Plan(
+        profile,
+        limits,
+        config.ep_group,
+        config.load_imbalance,
+        config.check_order,
+        common,
+        config.disable_passes,
+        config.pieces,
+        config.strict,
+    )
 
 
 class PostGradPass(CustomGraphPass):
@@ -126,6 +141,7 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
     Raises:
         VerificationError: the graph that comes out could not take the place of the one that came in.
     """
+    in_pieces = cut_in_pieces(graph, plan.pieces, plan.skip, strict=plan.strict, seconds=partial(_seconds, plan))
     regroup, phase = _regroup(graph, plan.ep_group), _phase(graph)
     facts = {
         "graph": graph,
@@ -134,7 +150,7 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
         "in_place": inductor.in_place_arguments,
         "backward": phase == "backward",
     }
-    driver = Driver(PASSES, Stage.POST_GRAD, facts, plan.skip)
+    driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, "pieces"})
     before = driver.step("remember", remember, graph, inductor.in_place_arguments)
     driver.run(through="collectives")
     estimates = driver.facts["estimate"] = driver.step("estimate", Estimates, graph, plan.profile, plan.imbalance)
@@ -146,6 +162,9 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
         waits_pinned=driver.facts.get("waits_pinned", 0),
         waits_collapsed=driver.facts["collapsed"].waits,
         profile=plan.profile.name,
+        pieces=in_pieces.pieces,
+        exchanges_cut=in_pieces.exchanges,
+        exchanges_whole=tuple(map(str, in_pieces.refused)),
     )
     schedule: Schedule | None = driver.facts.get("schedule")
     if schedule is not None:
@@ -157,6 +176,23 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
     driver.finish()
     graph.lint()
     return report
+
+
+def _seconds(plan: Plan, graph: fx.Graph) -> float:
+    """The estimated time of `graph`, a copy, in the order that it would get."""
+    facts = {
+        "graph": graph,
+        "regroup": {},
+        "limits": replace(plan.limits, memory_increase=UNFUSED * plan.limits.memory_increase),
+        "in_place": inductor.in_place_arguments,
+        "backward": _phase(graph) == "backward",
+    }
+    driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, "pieces"})
+    driver.run(through="collectives")
+    driver.facts["estimate"] = Estimates(graph, plan.profile, plan.imbalance)
+    driver.run(through="schedule_graph")
+    schedule: Schedule = driver.facts["schedule"]
+    return schedule.after.makespan
 
 
 def _regroup(graph: fx.Graph, target: str | None) -> dict[str, str]:

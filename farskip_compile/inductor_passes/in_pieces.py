@@ -1,0 +1,80 @@
+"""Exchanges in pieces: how many, cut, verified, and what stays whole said.
+
+In:    a post-grad graph; the number of pieces that the user asked for, or "auto".
+Out:   the graph, cut in place, and what was cut.
+Never: decides by a clock or by anything that ranks do not share: "auto" takes the number whose schedule has the least
+       estimated time, fewer pieces where more gain under `WORTH`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+
+from torch import fx
+
+from farskip_compile.config import Pieces
+from farskip_compile.errors import UnsupportedPatternError, Where
+from farskip_compile.passes import PASSES
+from farskip_compile.passes.contract import Stage
+from farskip_compile.passes.driver import Driver
+from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
+from farskip_compile.passes.pieces import PiecesCut, cut_exchanges
+from farskip_compile.verify.pieces import verify_pieces
+
+log = logging.getLogger("farskip_compile")
+
+CHOICES = (2, 4)
+"""Numbers of pieces that "auto" considers beside 1."""
+WORTH = 0.01
+"""Fraction of the estimated time that more pieces must save."""
+
+
+def cut_in_pieces(
+    graph: fx.Graph,
+    pieces: Pieces,
+    skip: Collection[str],
+    *,
+    strict: bool,
+    seconds: Callable[[fx.Graph], float],
+) -> PiecesCut:
+    """Cut the exchanges of `graph` in place; `seconds` estimates the time of a graph, which it may change.
+
+    Raises:
+        UnsupportedPatternError: one of them can't be cut in the number of pieces that was asked for.
+        VerificationError: what was cut does not compute the same.
+    """
+    if pieces == 1 or "pieces" in skip:
+        return PiecesCut(1, 0)
+    before = GraphSnapshot(graph)
+    number = _choose(graph, before, seconds) if pieces == "auto" else pieces
+    if number == 1:
+        return PiecesCut(1, 0)
+    driver = Driver(PASSES, Stage.POST_GRAD, {"graph": graph, "pieces": number})
+    driver.run(through="pieces")
+    found: PiecesCut = driver.facts["pieces_cut"]
+    driver.verify(verify_pieces, graph, before)
+    driver.finish()
+    for refused in found.refused if pieces != "auto" else ():
+        if strict:
+            raise UnsupportedPatternError(
+                f"the exchange {refused.launch!r} can't be cut in {number} pieces: {refused.reason}",
+                way_out='pieces="auto" or strict=False leave it whole, pieces=1 all of them',
+                where=Where(node=refused.node, source=refused.line),
+            )
+        log.warning("an exchange stays whole: %s", refused)
+    return found
+
+
+def _choose(graph: fx.Graph, before: GraphSnapshot, seconds: Callable[[fx.Graph], float]) -> int:
+    """The number of pieces with the least estimated time."""
+    best, least = 1, float("inf")
+    for number in (1, *CHOICES):
+        twin = before.restore()
+        twin.owning_module = graph.owning_module
+        if number > 1 and not cut_exchanges(twin, number).exchanges:
+            break
+        time = seconds(twin)
+        if time < least * (1 - WORTH):
+            best, least = number, time
+    return best

@@ -1,0 +1,278 @@
+"""Proof of the pieces: each value that is left of the old graph is what it was, computed from rows in pieces.
+
+Contract: compares the graph before (a record) with the graph after; shares no code with the pass that cut it. What the
+pass says of a node, of which old node it computes rows, is a hint to be proven, not a fact. Linear in the graph.
+
+Algorithm: in the order of the new graph, each node gets a `Part`: which rows of which old value it is.
+1. An old node that is left makes the same call on the same old values; it is itself, whole.
+2. `reshape`, `slice`, `clone` and `cat` move the rows of a part, take some, or put neighbours together. All rows, in
+   the old shape, are the old value.
+3. A piece of an exchange sends the same rows of each rank's equal share. Its wait gives them.
+4. Any other piece makes the call of the old node on parts of its arguments that are the same rows, or on whole
+   arguments; and of that operator the account of rows (`verify.rows`) says that each row depends on the same row alone.
+5. An old node that is gone did nothing but compute, or communicate; each of its launches is there once for each piece.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from torch import fx
+
+from farskip_compile._compat import same_dim
+from farskip_compile.errors import VerificationError
+from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
+from farskip_compile.verify.rows import layout as layouts
+from farskip_compile.verify.rows.layout import Axis, Layout
+from farskip_compile.verify.rows.rules import apply
+from farskip_compile.verify.rows.state import FREE, Rows, State
+
+HINT = "farskip_piece"
+"""Key of a node's `meta`: the old node of which it is said to compute rows."""
+VIEWS = frozenset(["view", "reshape", "_unsafe_view"])
+SIZED = VIEWS | {"expand"}
+"""Operators that name the shape of their result."""
+ROWS = 0
+"""The token of the rows that are cut."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of an old value."""
+
+    of: str
+    """Its name."""
+    low: int = 0
+    high: int = 0
+    size: int = 0
+    """How many rows the whole has; 0: nothing was cut yet."""
+    layout: Layout = ()
+    """Where they are in the whole, in some shape: a view changes the shape, not the order of the entries."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether these are all rows."""
+        return self.low == 0 and self.high == self.size
+
+    @property
+    def rows(self) -> tuple[int, int, int]:
+        """Which rows, of how many."""
+        return self.low, self.high, self.size
+
+    def layout_of(self, shape: Any) -> Layout | None:
+        """Where the rows are in the whole, viewed in this shape; None if the view tears them apart."""
+        return layouts.reshape(self.layout, shape)
+
+
+def verify_pieces(graph: fx.Graph, before: GraphSnapshot) -> None:
+    """Check that `graph` computes what it did when `before` was recorded.
+
+    Raises:
+        VerificationError: naming the first node that can't be shown to be what it should.
+    """
+    _Account(graph, before.restore()).check()
+
+
+class _Account:
+    def __init__(self, graph: fx.Graph, old: fx.Graph) -> None:
+        self.graph = graph
+        self.old = {node.name: node for node in old.nodes}
+        self.parts: dict[fx.Node, Part] = {}
+        self.launched: dict[str, list[Part]] = defaultdict(list)
+        """By old launch: the rows of its pieces."""
+
+    def check(self) -> None:
+        """Steps 1 to 5."""
+        for node in self.graph.nodes:
+            self.parts[node] = self._part(node)
+        left = {node.name for node in self.graph.nodes}
+        for name, node in self.old.items():
+            if name not in left:
+                self._check_gone(node)
+
+    def _part(self, node: fx.Node) -> Part:
+        old = self.old.get(node.name)
+        if old is not None:
+            self._check_same(node, old)
+            return Part(node.name)
+        hint = node.meta.get(HINT)
+        if hint in self.old:
+            return self._piece(node, self.old[hint])
+        name, source = ops.op_name(node), node.args[0] if node.args else None
+        if name == "cat":
+            return self._joined(node)
+        if not isinstance(source, fx.Node) or name not in VIEWS | {"slice", "clone"}:
+            raise _error(node, "it was not in the graph before")
+        return self._sliced(node, source) if name == "slice" else self.parts[source]
+
+    # 1
+
+    def _check_same(self, node: fx.Node, old: fx.Node) -> None:
+        if node.op != old.op or node.target != old.target:
+            raise _error(node, "its call is not what it was")
+        self._compare((node.args, node.kwargs), (old.args, old.kwargs), node, None)
+
+    def _compare(self, new: Any, old: Any, node: fx.Node, cut: dict[fx.Node, Part] | None) -> None:
+        """Equal arguments. A node is equal to an old value that it is the whole of, or to one that it is a part of, if
+        parts are collected in `cut`: for each old argument always the same part, or always the whole."""
+        if isinstance(old, fx.Node):
+            part = self.parts[new] if isinstance(new, fx.Node) else None
+            if part is None or part.of != old.name:
+                raise _error(node, f"it is given {getattr(new, 'name', new)!r} in place of {old.name!r}")
+            if self._is_whole(new, old):
+                if cut is not None and old in cut:
+                    raise _error(node, f"it is given {old.name!r} both whole and in part")
+            elif cut is None or not part.size or cut.setdefault(old, part) != part:
+                raise _error(node, f"it is not given the whole of {old.name!r}")
+            else:
+                self._layout(new, old, part)
+        elif isinstance(old, tuple | list) and isinstance(new, tuple | list) and len(new) == len(old):
+            for one, other in zip(new, old, strict=True):
+                self._compare(one, other, node, cut)
+        elif isinstance(old, Mapping) and isinstance(new, Mapping) and new.keys() == old.keys():
+            for key in old:
+                self._compare(new[key], old[key], node, cut)
+        elif new is not old and (type(new) is not type(old) or new != old):
+            raise _error(node, f"it is given {new!r} in place of {old!r}")
+
+    def _is_whole(self, node: fx.Node, old: fx.Node) -> bool:
+        part = self.parts[node]
+        if node.name == old.name:
+            return True
+        return bool(part.size) and part.is_whole and ops.same_shape(_tensor(node), _tensor(old))
+
+    def _layout(self, node: fx.Node, old: fx.Node, part: Part) -> Layout:
+        """Where the rows are in `old`, of which `node` is a part: it must have the shape of that with fewer rows."""
+        shape, whole = _tensor(node).shape, _tensor(old).shape
+        layout = part.layout_of(whole)
+        if layout is None or len(shape) != len(whole):
+            raise _error(node, f"it has the rows of {old.name!r} elsewhere than that")
+        for length, before, dim in zip(shape, whole, layout, strict=True):
+            rows = [part.high - part.low if axis.token == ROWS else axis.size for axis in dim]
+            if not same_dim(length, math.prod(rows) if layouts.tokens(dim) else before):
+                raise _error(node, f"it does not have the shape of {part.high - part.low} rows of {old.name!r}")
+        return layout
+
+    # 2
+
+    def _sliced(self, node: fx.Node, source: fx.Node) -> Part:
+        part, shape = self.parts[source], _tensor(source).shape
+        if part.size or node.kwargs or len(node.args) != 4:
+            raise _error(node, "it takes rows in a way that is not known")
+        dim, low, high = node.args[1:]
+        size = shape[dim] if isinstance(dim, int) and 0 <= dim < len(shape) else None
+        if not (isinstance(size, int) and isinstance(low, int) and isinstance(high, int) and 0 <= low < high <= size):
+            raise _error(node, "it takes rows that are not there")
+        layout = [*layouts.features(shape)]
+        layout[dim] = (Axis(ROWS, size),)  # type: ignore[index]
+        return Part(part.of, low, high, size, tuple(layout))
+
+    def _joined(self, node: fx.Node) -> Part:
+        sources: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
+        dim = node.args[1] if len(node.args) > 1 else 0
+        parts = [self.parts[one] for one in sources]
+        for one, other in pairwise(parts):
+            if (one.of, one.high, one.size) != (other.of, other.low, other.size):
+                raise _error(node, f"it puts together rows {one.rows} of {one.of} and {other.rows} of {other.of}")
+        for source, part in zip(sources, parts, strict=True):
+            whole = [part.size if place == dim else length for place, length in enumerate(_tensor(source).shape)]
+            layout = part.layout_of(whole) if part.size else None
+            if layout is None or layout[dim] != (Axis(ROWS, part.size),):  # type: ignore[index]
+                raise _error(node, "its parts do not have their rows where they are put together")
+        return replace(parts[0], high=parts[-1].high)
+
+    # 3, 4
+
+    def _piece(self, node: fx.Node, old: fx.Node) -> Part:
+        if node.target != old.target or effects.mutated_args(old) or effects.is_random(old):
+            raise _error(node, f"it can't be rows of {old.name!r}")
+        cut: dict[fx.Node, Part] = {}
+        free = self._free_places(old)  # sizes, which the shapes show
+        for place, arguments in enumerate([*zip(node.args, old.args, strict=True), (node.kwargs, old.kwargs)]):
+            if place not in free:
+                self._compare(*arguments, node, cut)
+        part = next(iter(cut.values()), None)
+        if part is None or any(one.rows != part.rows for one in cut.values()):
+            raise _error(node, "its arguments are not the same rows")
+        if ops.is_collective(old):
+            found = self._exchanged(node, old, part)
+        elif ops.is_wait(old):
+            found = replace(part, of=old.name)
+        else:
+            found = Part(old.name, *part.rows, self._by_rule(node, old, cut))
+        self._layout(node, old, found)
+        return found
+
+    @staticmethod
+    def _free_places(old: fx.Node) -> tuple[int, ...]:
+        if ops.is_collective(old):
+            return (1, 2)
+        return (1,) if ops.op_name(old) in SIZED else ()
+
+    @staticmethod
+    def _by_rule(node: fx.Node, old: fx.Node, cut: Mapping[fx.Node, Part]) -> Layout:
+        def given(arg: object) -> Rows:
+            part = cut.get(arg) if isinstance(arg, fx.Node) else None
+            layout = part.layout_of(_tensor(arg).shape) if part is not None else None
+            return FREE if layout is None else Rows(State.ROWS, layout)
+
+        found = apply(old, given)
+        if found.state is not State.ROWS:
+            raise _error(node, f"rows of {old.name!r} ({ops.op_name(old)}) depend on other rows than their own")
+        return found.layout
+
+    def _exchanged(self, node: fx.Node, old: fx.Node, part: Part) -> Part:
+        ranks, sent = _equal_shares(old), _tensor(old.args[0])
+        first = (part.layout_of(sent.shape) or ((),))[0]
+        blocks = first[0].size if first and first[0].token is None else 1
+        inside = ROWS not in layouts.tokens(first) or (isinstance(blocks, int) and blocks % max(ranks, 1) == 0)
+        if not ops.is_all_to_all(old) or not ranks or not inside or _equal_shares(node) != ranks:
+            raise _error(node, "its rows are not inside of each rank's share")
+        length = _tensor(node.args[0]).shape[0]
+        if not all(same_dim(sum(split), length) for split in node.args[1:3]):  # type: ignore[arg-type]
+            raise _error(node, "it sends another number of rows than it has")
+        found = replace(part, of=old.name)
+        self.launched[old.name].append(found)
+        return found
+
+    # 5
+
+    def _check_gone(self, old: fx.Node) -> None:
+        if ops.is_collective(old):
+            rows = [part.rows for part in self.launched[old.name]]
+            ends = [0, *(high for _, high, _ in rows)]
+            if not rows or ends[-1] != rows[0][2] or ends[:-1] != [low for low, _, _ in rows]:
+                raise _error(old, f"its pieces do not send all rows, once and in order: {rows}")
+        elif not ops.is_wait(old) and not effects.is_pure(old):
+            raise _error(old, "it is no longer done")
+
+
+def _equal_shares(launch: fx.Node) -> int:
+    """How many ranks an exchange has equal shares of; 0: it has none."""
+    splits = launch.args[1:3]
+    if len(splits) < 2 or not all(isinstance(split, list | tuple) for split in splits):
+        return 0
+    sizes = {size for split in splits for size in split}  # type: ignore[union-attr]
+    lengths = {len(split) for split in splits}  # type: ignore[arg-type]
+    return lengths.pop() if len(sizes) == 1 == len(lengths) and all(isinstance(one, int) for one in sizes) else 0
+
+
+def _tensor(node: Any) -> Any:
+    value = ops.tensor(node)
+    if value is None:
+        raise _error(node, "its value is not one tensor")
+    return value
+
+
+def _error(node: fx.Node, reason: str) -> VerificationError:
+    return VerificationError(
+        f"exchanges in pieces: {node.name!r} is not what it should be: {reason}",
+        way_out="nothing was compiled; please report this: it is a defect of farskip-compile. pieces=1 goes without it",
+        where=ops.where(node),
+    )

@@ -1,0 +1,62 @@
+"""Post-grad, on request: exchanges in pieces, so that one piece is on its way while experts work on another.
+
+In:    an ATen graph after differentiation, forward or backward; how many pieces.
+Out:   the same graph with each pair of exchanges, and what lies between them, cut into that many pieces along local
+       experts or slots. Weight gradients read whole activations, and are not cut.
+Never: cuts what it can't show to keep rows apart; changes which rows are dropped: slots are given before, weights are
+       applied behind. Equal where products of fewer rows give the same rows, else up to rounding.
+
+Algorithm: `region` finds what can be cut, by `rules` for each operator; `emit` writes it in pieces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.pieces.axis import intervals
+from farskip_compile.passes.pieces.emit import cut
+from farskip_compile.passes.pieces.region import find_region, pairs_of
+from farskip_compile.passes.pieces.rules import NotSeparableError
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A pair of exchanges that stays whole."""
+
+    launch: str
+    node: str
+    reason: str
+    line: str | None
+
+    def __str__(self) -> str:
+        where = f" ({self.line})" if self.line is not None else ""
+        return f"{self.launch}: at {self.node}{where}, {self.reason}"
+
+
+@dataclass(frozen=True)
+class PiecesCut:
+    """What was cut."""
+
+    pieces: int
+    exchanges: int
+    """Pairs of exchanges that are in pieces now."""
+    refused: tuple[Refused, ...] = ()
+
+
+def cut_exchanges(graph: fx.Graph, pieces: int) -> PiecesCut:
+    """Cut all exchanges of `graph` that can be cut, in place."""
+    found = 0
+    refused = []
+    for dispatch, combine, inside in pairs_of(graph) if pieces > 1 else ():
+        try:
+            region = find_region(dispatch, combine, inside, pieces)
+        except NotSeparableError as refusal:
+            node = refusal.node
+            refused.append(Refused(dispatch.launch.name, node.name, refusal.reason, ops.source_line(node)))
+            continue
+        cut(graph, region, intervals(region.axis.size, pieces))
+        found += 1
+    return PiecesCut(pieces, found, tuple(refused))

@@ -1,0 +1,76 @@
+"""Exchanges in pieces on real ranks, compiled by Inductor: outputs and gradients are those of whole exchanges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import farskip_compile
+from farskip_compile import UnsupportedPatternError
+from farskip_compile.models import FarSkipForm, ParallelConfig, build
+from tests.compare import relative_difference, run_with_gradients
+from tests.distributed.ranks import run_ranks
+from tests.economy import scalar_kernels
+
+SMALL: dict[str, Any] = {"vocab_size": 32, "hidden_size": 32, "experts": 8}
+WISHES = (
+    ("mixtral", ("moe",), {"connectivity": "none", "pieces": 4}),
+    ("deepseek_v3", ("moe", "moe"), {"connectivity": "full", "pieces": 2}),
+)
+
+
+def compare_on_rank(rank: int, world_size: int, name: str, layers: tuple[str, ...], options: Any) -> dict[str, Any]:
+    """Outputs and gradients in pieces against those of the eager form by hand, and what the reports say."""
+    torch.compiler.reset()
+    farskip_compile.clear_schedules()
+    parallel = ParallelConfig(ep_group=dist.group.WORLD, ep_mode="padded", capacity_factor=1.0)
+    model = build(name, dtype=torch.float64, parallel=parallel, layers=layers, **SMALL)
+    ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(rank))
+    expected = run_with_gradients(FarSkipForm(model, connectivity=options["connectivity"]), model, ids)
+    with scalar_kernels():
+        found = run_with_gradients(torch.compile(model, backend="farskip", fullgraph=True, options=options), model, ids)
+    assert found[1].keys() == expected[1].keys()
+    return {
+        "reports": [(one.phase, one.pieces, one.exchanges_cut) for one in farskip_compile.last_schedules()],
+        "output": relative_difference(found[0], expected[0]),
+        "gradients": max(relative_difference(found[1][key], expected[1][key]) for key in expected[1]),
+    }
+
+
+@pytest.mark.parametrize(("name", "layers", "options"), WISHES)
+def test_pieces_compute_what_whole_exchanges_do(name: str, layers: tuple[str, ...], options: dict[str, Any]) -> None:
+    for found in run_ranks(compare_on_rank, 2, name, layers, options, timeout=300):
+        assert found["reports"] == [(phase, options["pieces"], len(layers)) for phase in ("forward", "backward")]
+        assert found["output"] < 1e-12, found
+        assert found["gradients"] < 1e-11, found
+
+
+def refused_on_rank(rank: int, world_size: int) -> list[str]:
+    """What is said of an exchange without drops: under `strict`, without it, and under "auto"."""
+    torch.compiler.reset()
+    parallel = ParallelConfig(ep_group=dist.group.WORLD, ep_mode="dropless")
+    model = build("mixtral", parallel=parallel, layers=("moe",), **SMALL)
+    ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(rank))
+    found = []
+    for options in ({"pieces": 2}, {"pieces": 2, "strict": False}):
+        farskip_compile.clear_schedules()
+        torch.compiler.reset()
+        compiled = torch.compile(model, backend="farskip", fullgraph=True, options={"connectivity": "none", **options})
+        try:
+            with torch.no_grad(), scalar_kernels():
+                compiled(ids)
+            found += [text for one in farskip_compile.last_schedules() for text in one.exchanges_whole]
+        except UnsupportedPatternError as error:
+            found.append(f"{error.reason} {error.where}")
+    return found
+
+
+def test_what_can_not_be_cut_is_an_error_or_said() -> None:
+    for found in run_ranks(refused_on_rank, 2, timeout=300):
+        error, *said = found
+        assert "can't be cut in 2 pieces: its split sizes are decided by data" in error
+        assert said
+        assert all("its split sizes are decided by data" in text for text in said)

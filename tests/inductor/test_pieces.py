@@ -1,0 +1,71 @@
+"""Exchanges in pieces, in what Inductor generates: dispatches first, products in between, each phase."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from farskip_compile.models import ParallelConfig, build
+from farskip_compile.report.schedule import ScheduleReport
+from tests.inductor.test_generated_order import get_code_of, programs, quick_link, reports
+
+SMALL: dict[str, Any] = {"vocab_size": 32, "layers": ("moe", "moe"), "hidden_size": 64, "experts": 8}
+
+
+def padded(group: Any, **overrides: Any) -> torch.nn.Module:
+    return build("mixtral", parallel=ParallelConfig(ep_group=group), **{**SMALL, **overrides})
+
+
+def test_both_dispatches_are_launched_before_the_first_combine(two_ranks: Any) -> None:
+    forward, backward = programs(padded(two_ranks), connectivity="none", pieces=2)
+    for program in (forward, backward):
+        exchanges = [place for place, step in enumerate(program) if step == "all_to_all_single"]
+        assert len(exchanges) == 2 * 4
+        for first in (0, 4):
+            one, two, three, four = exchanges[first : first + 4]
+            assert "bmm" not in program[one:two]
+            assert "bmm" in program[two:three], "the first experts, while the second dispatch is on its way"
+            assert "bmm" in program[three:four], "the second experts, while the first combine is"
+
+
+def test_reports_say_what_was_cut(two_ranks: Any) -> None:
+    for report in reports(padded(two_ranks), connectivity="none", pieces=4, check_order=False):
+        assert (report.pieces, report.exchanges_cut, report.exchanges_whole) == (4, 2, ())
+        assert "2 exchanges in 4 pieces" in report.summary()
+        assert ScheduleReport.from_json(report.to_json()) == report
+
+
+@pytest.mark.parametrize(("bandwidth", "pieces"), [(1e13, {1}), (1e8, {2, 4})])
+def test_auto_cuts_where_the_estimate_says_that_it_pays(bandwidth: float, pieces: set[int], two_ranks: Any) -> None:
+    link = dataclasses.replace(quick_link().inter_node, bandwidth=bandwidth)
+    profile = dataclasses.replace(quick_link(), intra_node=link, inter_node=link)
+    found = reports(padded(two_ranks), connectivity="none", pieces="auto", profile=profile, check_order=False)
+    assert {report.pieces for report in found} <= pieces
+
+
+def test_lengths_may_be_symbols(two_ranks: Any) -> None:
+    compiled = torch.compile(
+        padded(two_ranks),
+        backend="farskip",
+        fullgraph=True,
+        dynamic=True,
+        options={"connectivity": "none", "pieces": 2, "check_order": False},
+    )
+    with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
+        codes = get_code_of(compiled, torch.randint(0, 32, (2, 16)))
+    assert [code.count("_c10d_functional.all_to_all_single.default(") for code in codes] == [8, 8]
+
+
+def test_layers_one_by_one(two_ranks: Any) -> None:
+    """A layer that is compiled by itself, as FSDP2 users do."""
+    model = padded(two_ranks)
+    layer = model.layers[0]  # type: ignore[index,union-attr]
+    compiled = torch.compile(
+        layer.feed_forward, backend="farskip", fullgraph=True, options={"connectivity": "none", "pieces": 2}
+    )
+    with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
+        codes = get_code_of(compiled, torch.randn(2, 8, 64, requires_grad=True))
+    assert [code.count("_c10d_functional.all_to_all_single.default(") for code in codes] == [4, 4]
