@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.handwritten.decoder import EXPERTS, Decoder, Experts, assert_is_the_form_by_hand
+from tests.handwritten.decoder import EXPERTS, WIDTH, Decoder, Experts, assert_is_the_form_by_hand
 
 
 class IntoShared(Experts):
@@ -105,6 +105,24 @@ class Loop(Experts):
             tokens, place = torch.where(chosen == number)
             y[tokens] += weights[tokens, place, None] * expert(flat[tokens])
         return y.view_as(x)
+
+
+class LoopBehindAnAdapter(Loop):
+    """What the experts give is projected, and an adapter of the projection is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.a, self.b = nn.Linear(WIDTH, 2, bias=False), nn.Linear(2, WIDTH, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        latent = super().forward(x)
+        return self.up(latent) + self.b(self.a(latent))
+
+
+def test_a_projection_of_what_experts_give_is_one_term_with_its_adapter() -> None:
+    report = assert_is_the_form_by_hand(Decoder(LoopBehindAnAdapter))
+    assert report.terms == ("e", "a0", "r0", "a1", "r1", "a2", "r2")
 
 
 class LoopIntoShared(Loop):

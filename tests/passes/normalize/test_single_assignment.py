@@ -49,6 +49,13 @@ def add_twice(x, s):
     return (y * 1,)
 
 
+def other_row(x, s):
+    y = x * 2
+    one, other = y[0], y[1]
+    one.add_(s[0])
+    return one * 1, other * 1
+
+
 def operators(x, s):
     y = x * 2
     y += s
@@ -240,6 +247,7 @@ def write_to_the_source_of_a_copy(x, s):
 @pytest.mark.parametrize(
     "function",
     [
+        other_row,
         row_of_the_base,
         row_kept,
         setitem,
