@@ -27,7 +27,7 @@ IN_RANGE = "layers[0] <= row.layer <= layers[1]"
 
 FAULTS: list[Fault] = [
     in_pass("rule: attention leaves out an older layer", request.rule, "row.layer - 1", "row.layer - 2"),
-    in_pass("rule: n misses s too", request.rule, "index].kind is Kind.ROUTED", "index].kind is not Kind.EMBEDDING"),
+    in_pass("rule: n misses s too", request._routed, "index].kind is Kind.ROUTED", "index].kind is not Kind.EMBEDDING"),
     in_pass(
         "rule: attention reads x under `full`",
         request.rule,

@@ -12,6 +12,7 @@ from farskip_compile.errors import FarSkipError, NotASumError, UnsupportedPatter
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
+from farskip_compile.passes.residual.sums import read_dataflow
 from tests.graphs import WIDTH, Attention, Dense, Layer, MoE, Stack, dynamo, ids, reading_of, reads, table_of
 
 STANDARD = {"attention.0": "e", "moe.0": "e a0", "attention.1": "e a0 r0 s0", "moe.1": "e a0 r0 s0 a1"}
@@ -340,3 +341,11 @@ def test_a_skip_from_the_embedding_is_a_reader_of_its_own():
         "moe.1": "e a0 r0 s0 m0 a1",
         "mlp.1": "e",
     }
+
+
+def test_random_numbers_are_no_constants_whatever_they_are_drawn_for():
+    weight = nn.Parameter(torch.randn(WIDTH))
+    module, _ = dynamo(lambda x: (x * (weight * 2), x * nn.functional.dropout(weight, 0.5, True)), torch.randn(WIDTH))
+    flow = read_dataflow(module.graph)
+    products = [node for node in module.graph.nodes if ops.op_name(node) in ("mul", "dropout")]
+    assert [node in flow.constant for node in products] == [True, False, False, False]

@@ -71,6 +71,14 @@ def test_rows_that_change_alike_share_the_norm():
     assert count(module, "rms_norm") == count(plain, "rms_norm")
 
 
+def test_rows_that_change_in_different_ways_do_not():
+    model = Stack(lambda: Parallel(MoE()))
+    plain, _ = dynamo(model, ids())
+    module, _, table = rewired(model, {"attention.1": ["r0"], "moe.1": ["s0"]})
+    assert count(module, "rms_norm") == count(plain, "rms_norm") + 1
+    assert (reads(table)["attention.1"], reads(table)["moe.1"]) == ("e a0 s0", "e a0 r0")
+
+
 def test_a_dropout_behind_a_shared_norm_can_not_be_computed_twice():
     class Drops(Parallel):
         def forward(self, x):
