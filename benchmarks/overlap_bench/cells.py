@@ -11,6 +11,8 @@ overlapped eager  the FarSkip form written by hand, in eager mode, as AMD trains
 hand-written      the FarSkip form written by hand, compiled by Inductor
 none              the plain model by our backend, connectivity "none": scheduled, not rewired
 full              the same, connectivity "full": rewired and scheduled
+none, pieces      as `none`, exchanges in pieces="auto"; only where they are padded
+full, pieces      as `full`, the same
 compute           like hand-written, with collectives that replay recorded results: the compute of the step
 communication     the collectives of that step one after another, and nothing else
 
@@ -26,6 +28,9 @@ from dataclasses import dataclass
 PREFILL, DECODE, TRAINING = "prefill", "decode", "training"
 BALANCED, SKEWED = "balanced", "skewed"
 MODELS = ("deepseek_v3", "qwen3_moe", "llama4")
+REAL = "deepseek_v3-real"
+"""DeepSeek-V3 style, its compute shared out as in the real one; cells of it must be named."""
+KNOWN = (*MODELS, REAL)
 PHASES = (PREFILL, DECODE, TRAINING)
 ROUTINGS = (BALANCED, SKEWED)
 HOSTS = (2, 4)
@@ -34,15 +39,31 @@ RATIOS = (0.25, 0.5, 1.0, 2.0)
 PLAIN, OVERLAP, PASSES = "plain", "inductor overlap", "inductor passes"
 EAGER, HAND = "overlapped eager", "hand-written"
 NONE, FULL = "none", "full"
+NONE_CUT, FULL_CUT = "none, pieces", "full, pieces"
 COMPUTE, COMMUNICATION = "compute", "communication"
 
-ORDER = (PLAIN, OVERLAP, PASSES, EAGER, HAND, NONE, FULL)
+ORDER = (PLAIN, OVERLAP, PASSES, EAGER, HAND, NONE, NONE_CUT, FULL, FULL_CUT)
 """The order in tables: baselines, then ours."""
-OURS = (NONE, FULL)
+OURS: dict[str, dict[str, str]] = {
+    NONE: {"connectivity": "none"},
+    FULL: {"connectivity": "full"},
+    NONE_CUT: {"connectivity": "none", "pieces": "auto"},
+    FULL_CUT: {"connectivity": "full", "pieces": "auto"},
+}
+"""Options of our backend."""
+CUT = (NONE_CUT, FULL_CUT)
 BASELINES = (PLAIN, OVERLAP, PASSES, EAGER, HAND)
 PROFILED = (OVERLAP, PASSES, *OURS)
 """Variants that depend on the hardware profile: another link needs another compile."""
-COMPARED = ((OVERLAP, PLAIN), (PASSES, PLAIN), (NONE, PLAIN), (FULL, HAND), (EAGER, HAND))
+COMPARED = (
+    (OVERLAP, PLAIN),
+    (PASSES, PLAIN),
+    (NONE, PLAIN),
+    (NONE_CUT, PLAIN),
+    (FULL, HAND),
+    (FULL_CUT, HAND),
+    (EAGER, HAND),
+)
 """(variant, what it must equal)."""
 
 
@@ -81,7 +102,12 @@ class Cell:
             cell = Cell(Group(model, phase, routing, int(hosts)), float(ratio))
         except ValueError:
             raise CellError(f"{text!r} is not a cell: write model/phase/routing/hosts/ratio, {EXAMPLE}") from None
-        for value, allowed in ((model, MODELS), (phase, PHASES), (routing, ROUTINGS), (cell.group.hosts, HOSTS)):
+        for value, allowed in (
+            (model, KNOWN),
+            (phase, PHASES),
+            (routing, ROUTINGS),
+            (cell.group.hosts, HOSTS),
+        ):
             if value not in allowed:
                 raise CellError(f"{text!r} is not a cell: {value} is not one of {', '.join(map(str, allowed))}")
         if not 0 < cell.ratio < 100:
@@ -92,7 +118,7 @@ class Cell:
     def place(self) -> tuple[float, ...]:
         """Sorts cells by hosts, phase, routing, model and ratio."""
         group = self.group
-        known = ((PHASES, group.phase), (ROUTINGS, group.routing), (MODELS, group.model))
+        known = ((PHASES, group.phase), (ROUTINGS, group.routing), (KNOWN, group.model))
         return (group.hosts, *(values.index(value) for values, value in known), self.ratio)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from common import picture
 
-from overlap_bench.cells import EAGER, FULL, HAND, NONE, ORDER, OVERLAP, PASSES, PHASES, PLAIN
+from overlap_bench.cells import EAGER, FULL, FULL_CUT, HAND, NONE, NONE_CUT, ORDER, OVERLAP, PASSES, PHASES, PLAIN
 from overlap_bench.results import Result
 from overlap_bench.targets import HIDDEN, HOSTS, OVER_BOUND, RATIOS
 
@@ -25,8 +25,20 @@ COLOURS = {
     HAND: "#5c9b6a",
     NONE: "#5aa9e6",
     FULL: "#0b3d91",
+    NONE_CUT: "#2a9d8f",
+    FULL_CUT: "#d1495b",
 }
-MARKS = {PLAIN: "o", OVERLAP: "s", PASSES: "D", EAGER: "^", HAND: "v", NONE: "P", FULL: "*"}
+MARKS = {
+    PLAIN: "o",
+    OVERLAP: "s",
+    PASSES: "D",
+    EAGER: "^",
+    HAND: "v",
+    NONE: "P",
+    FULL: "*",
+    NONE_CUT: "X",
+    FULL_CUT: "p",
+}
 """Variants differ in more than colour."""
 WIDTH = 0.82
 """Width of the marks of one ratio, in steps between ratios."""

@@ -134,6 +134,7 @@ class _Group:
         self.step(variant)
         self.exchanges: list[Exchange] = list(group.exchanges)
         self.imbalance = imbalance(_gathered(self.exchanges))
+        self.padded = self.settings["capacity_factor"] is not None and not self.settings["tensor_parallel"]
 
         def run() -> None:
             group.rewind()
@@ -180,7 +181,7 @@ class _Group:
         profile = link_profile(self.machine, seconds, exchanges=self.exchanges, rate=rate, alone=probed.seconds)
         if profile.digest() != self.digest:
             options = {"load_imbalance": self.imbalance, **self.options}
-            for variant in steps.profiled_variants(self.model, profile, options):
+            for variant in steps.profiled_variants(self.model, profile, options, padded=self.padded):
                 self._build(variant, profile)
             self.digest = profile.digest()
 
@@ -233,7 +234,7 @@ class _Group:
             "resident_bytes": self.step.resident_bytes(self.model),
             "compile_seconds": {name: built.seconds for name, built in self.built.items()},
             "code": {name: built.code for name, built in self.built.items()},
-            "estimates": {name: self.built[name].estimates for name in OURS},
+            "estimates": {name: self.built[name].estimates for name in OURS if name in self.built},
             "model_bound": {**asdict(bound), "unhideable": bound.unhideable, "slowing": bound.slowed - bound.total},
             "profile": profile.to_json(),
             "missing": self.missing,

@@ -15,28 +15,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from overlap_bench.cells import DECODE, SKEWED, Group
+from overlap_bench.cells import DECODE, REAL, SKEWED, Group
 
 CAPACITY = 1.25
 SKEW = 1.0
 """Exponent of the Zipf law by which a skewed router prefers experts."""
 
 _WIDTHS: dict[str, Any] = {"vocab_size": 1024, "experts": 8}
+_DEEPSEEK: dict[str, Any] = {
+    **_WIDTHS,
+    "hidden_size": 512,
+    "heads": 16,
+    "query_rank": 128,
+    "kv_rank": 64,
+    "nope_head_dim": 64,
+    "rope_head_dim": 32,
+    "value_head_dim": 64,
+    "intermediate_size": 1344,
+    "moe_intermediate_size": 256,
+}
 WIDTHS: dict[str, dict[str, Any]] = {
     # attention and dense layers proportional to the width as in DeepSeek-V3; two experts per token instead of eight, so
     # each is larger
-    "deepseek_v3": {
-        **_WIDTHS,
-        "hidden_size": 512,
-        "heads": 16,
-        "query_rank": 128,
-        "kv_rank": 64,
-        "nope_head_dim": 64,
-        "rope_head_dim": 32,
-        "value_head_dim": 64,
-        "intermediate_size": 1344,
-        "moe_intermediate_size": 256,
-    },
+    "deepseek_v3": _DEEPSEEK,
+    # attention, shared and routed experts compute .41, .07 and .53 of a layer, as at 4096 tokens in the real one: more
+    # and wider experts, of which each token takes six
+    REAL: {**_DEEPSEEK, "experts": 16, "top_k": 6, "moe_intermediate_size": 704},
     # heads of twice the width in all, eight query heads per key-value head, as in Qwen3-30B-A3B
     "qwen3_moe": {
         **_WIDTHS,
@@ -71,12 +75,13 @@ TINY: dict[str, Any] = {
 TENSOR_PARALLEL = ("llama4",)
 LAYERS = {
     "deepseek_v3": ("dense", "moe", "moe", "moe"),
+    REAL: ("dense", "moe", "moe", "moe"),
     "qwen3_moe": ("moe",) * 4,
     "llama4": ("dense", "moe") * 3,
 }
 
 
-TOKENS = {"deepseek_v3": 1024, "qwen3_moe": 1536, "llama4": 384}
+TOKENS = {"deepseek_v3": 1024, REAL: 1024, "qwen3_moe": 1536, "llama4": 384}
 """Tokens of each of two ranks in prefill and training, one sequence; more where a model computes little per byte sent.
 Half as many for each of four ranks, which share the processor."""
 
@@ -127,7 +132,7 @@ def settings_of(group: Group, effort: Effort) -> dict[str, Any]:
     tensor_parallel = group.model in TENSOR_PARALLEL
     dropless = group.routing == SKEWED and not tensor_parallel
     return {
-        "model": group.model,
+        "model": group.model.partition("-")[0],
         "phase": group.phase,
         "tensor_parallel": tensor_parallel,
         "capacity_factor": None if dropless else CAPACITY,

@@ -30,7 +30,7 @@ from torch.profiler import record_function
 from farskip_compile.costs import HardwareProfile
 from farskip_compile.errors import FarSkipError
 from farskip_compile.models import Decoder, FarSkipForm, OverlappedForm, ParallelConfig, build
-from overlap_bench.cells import COMPUTE, DECODE, EAGER, HAND, OURS, PLAIN, PROFILED, TRAINING
+from overlap_bench.cells import COMPUTE, CUT, DECODE, EAGER, HAND, OURS, PLAIN, PROFILED, TRAINING
 from overlap_bench.inductor import options_for
 
 BACKWARD = "farskip benchmark: backward"
@@ -72,17 +72,22 @@ def fixed_variants(model: Decoder, settings: Mapping[str, Any], group: Any) -> t
         return [plain, hand], {EAGER: str(error)}
 
 
-def profiled_variants(model: Decoder, profile: HardwareProfile, options: Mapping[str, Any]) -> list[Variant]:
-    """Those that are scheduled by `profile`; `options` are further ones of our backend."""
+def profiled_variants(
+    model: Decoder, profile: HardwareProfile, options: Mapping[str, Any], *, padded: bool
+) -> list[Variant]:
+    """Those that are scheduled by `profile`; `options` are further ones of our backend.
+
+    Only `padded` exchanges are cut in pieces.
+    """
 
     def compiled(name: str) -> Callable[..., torch.Tensor]:
         if name in OURS:
-            ours = {**options, "connectivity": name, "profile": profile}
+            ours = {**options, **OURS[name], "profile": profile}
             return torch.compile(model, backend="farskip", fullgraph=True, options=ours)
         theirs = options_for(name, profile, options.get("load_imbalance", 1.0))
         return torch.compile(model, fullgraph=True, options=theirs)
 
-    return [Variant(name, model, compiled(name)) for name in PROFILED]
+    return [Variant(name, model, compiled(name)) for name in PROFILED if padded or name not in CUT]
 
 
 def compute_alone(settings: Mapping[str, Any], group: dist.ProcessGroup) -> Variant:

@@ -32,7 +32,11 @@ def cell_text(result: Result, width: int) -> str:
     below += [f"{name}, estimated: {estimate(graphs)}" for name, graphs in result.estimates.items()]
     below += [f"{name} is missing: {why}" for name, why in result.missing.items()]
     for part in ("forward", "backward"):
-        shares = [f"{name} {percent(share)}" for name in OURS if (share := result.hidden(name, part)) is not None]
+        shares = [
+            f"{name} {percent(share)}"
+            for name in OURS
+            if name in result.exposed and (share := result.hidden(name, part)) is not None
+        ]
         below += [f"hidden in {part}: {', '.join(shares)}"] if shares else []
     below.append(checks_text(result))
     lines = [f"{result.cell}: communication / compute = {result.ratio:.2f}"]
