@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import unset_fake_temporarily as real_tensors
 
-__all__ = ["FakeTensorMode", "join_fake_ranks"]
+__all__ = ["FakeTensorMode", "join_fake_ranks", "real_tensors"]
 
 
 def join_fake_ranks(ranks: int, rank: int) -> None:

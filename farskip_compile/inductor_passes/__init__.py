@@ -165,6 +165,7 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
         pieces=in_pieces.pieces,
         exchanges_cut=in_pieces.exchanges,
         exchanges_whole=tuple(map(str, in_pieces.refused)),
+        pieces_same_bits=in_pieces.same_bits,
     )
     schedule: Schedule | None = driver.facts.get("schedule")
     if schedule is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from torch import fx
 
@@ -20,6 +21,7 @@ from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces import PiecesCut, cut_exchanges
+from farskip_compile.verify.piece_bits import same_bits
 from farskip_compile.verify.pieces import verify_pieces
 
 log = logging.getLogger("farskip_compile")
@@ -53,7 +55,7 @@ def cut_in_pieces(
     driver = Driver(PASSES, Stage.POST_GRAD, {"graph": graph, "pieces": number})
     driver.run(through="pieces")
     found: PiecesCut = driver.facts["pieces_cut"]
-    driver.verify(verify_pieces, graph, before)
+    products = driver.verify(verify_pieces, graph, before)
     driver.finish()
     for refused in found.refused if pieces != "auto" else ():
         if strict:
@@ -63,7 +65,7 @@ def cut_in_pieces(
                 where=Where(node=refused.node, source=refused.line),
             )
         log.warning("an exchange stays whole: %s", refused)
-    return found
+    return replace(found, same_bits=driver.step("bits", same_bits, products))
 
 
 def _choose(graph: fx.Graph, before: GraphSnapshot, seconds: Callable[[fx.Graph], float]) -> int:

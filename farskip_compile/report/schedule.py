@@ -73,6 +73,8 @@ class ScheduleReport:
     """Pairs of dispatch and combine that are in pieces."""
     exchanges_whole: tuple[str, ...] = ()
     """Those that are not, and why."""
+    pieces_same_bits: bool | None = None
+    """Whether products in pieces give the same bits as whole ones, on the device that compiled; None: not known."""
     profile: str = ""
     """Name of the hardware profile that the figures come from."""
     flights: tuple[Flight, ...] = ()
@@ -115,6 +117,7 @@ class ScheduleReport:
         if self.pieces > 1:
             text += f", {amount(self.exchanges_cut, 'exchange')} in {self.pieces} pieces"
             text += f" and {len(self.exchanges_whole)} whole" if self.exchanges_whole else ""
+            text += {True: " (same bits)", False: " (other rounding)", None: ""}[self.pieces_same_bits]
         if self.before is None or self.after is None:
             return f"{text}, not scheduled"
         before, after = self.before, self.after

@@ -70,13 +70,26 @@ class Part:
         return layouts.reshape(self.layout, shape)
 
 
-def verify_pieces(graph: fx.Graph, before: GraphSnapshot) -> None:
-    """Check that `graph` computes what it did when `before` was recorded.
+@dataclass(frozen=True)
+class CutProduct:
+    """A product of matrices on some rows."""
+
+    old: fx.Node
+    """The whole product, in the graph as it was."""
+    cut: Mapping[fx.Node, Part]
+    """Those of its arguments that are cut."""
+    result: Part
+
+
+def verify_pieces(graph: fx.Graph, before: GraphSnapshot) -> list[CutProduct]:
+    """Check that `graph` computes what it did when `before` was recorded; returns the products that were cut.
 
     Raises:
         VerificationError: naming the first node that can't be shown to be what it should.
     """
-    _Account(graph, before.restore()).check()
+    account = _Account(graph, before.restore())
+    account.check()
+    return account.products
 
 
 class _Account:
@@ -86,6 +99,7 @@ class _Account:
         self.parts: dict[fx.Node, Part] = {}
         self.launched: dict[str, list[Part]] = defaultdict(list)
         """By old launch: the rows of its pieces."""
+        self.products: list[CutProduct] = []
 
     def check(self) -> None:
         """Steps 1 to 5."""
@@ -206,6 +220,8 @@ class _Account:
             found = replace(part, of=old.name)
         else:
             found = Part(old.name, *part.rows, self._by_rule(node, old, cut))
+            if ops.is_matmul(old):
+                self.products.append(CutProduct(old, cut, found))
         self._layout(node, old, found)
         return found
 

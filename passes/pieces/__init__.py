@@ -44,6 +44,8 @@ class PiecesCut:
     exchanges: int
     """Pairs of exchanges that are in pieces now."""
     refused: tuple[Refused, ...] = ()
+    same_bits: bool | None = None
+    """Whether products in pieces were seen to give the same bits here (`verify.piece_bits`)."""
 
 
 def cut_exchanges(graph: fx.Graph, pieces: int) -> PiecesCut:

@@ -25,7 +25,7 @@ from torch import fx, nn
 from tests._compat.private_apis import COMPAT, PACKAGE, Source, Use, files, names_by_string, private, read
 
 TABLES = names_by_string()
-NOT_PYTORCHS = frozenset(["_apply_gate", "_experts_implementation", "_fields"])
+NOT_PYTORCHS = frozenset(["_apply_gate", "_experts_implementation", "_fields", "_replace"])
 """Attributes with an underscore of transformers' models and of named tuples."""
 PUBLIC = (
     *(str, bytes, int, dict, list, set, frozenset, tuple),

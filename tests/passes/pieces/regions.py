@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from hypothesis import strategies as st
 from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 WIDTH = 4
 EXPERTS, SLOTS = "experts", "slots"
@@ -125,8 +123,6 @@ GROUP = "pieces"
 
 def trace(run: Callable[..., Any], *inputs: Any) -> fx.GraphModule:
     """The ATen graph of `run`, with fake values; nothing is sent."""
-    if not dist.is_initialized():
-        dist.init_process_group("fake", rank=0, world_size=4, store=FakeStore())
     with FakeTensorMode() as mode:
         fakes = torch.utils._pytree.tree_map(mode.from_tensor, inputs)
         return make_fx(lambda *args: run(*args))(*fakes)
