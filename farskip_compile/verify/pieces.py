@@ -109,6 +109,8 @@ class _Account:
         for name, node in self.old.items():
             if name not in left:
                 self._check_gone(node)
+            elif name in self.launched:
+                raise _error(node, "it is launched whole and in pieces")
 
     def _part(self, node: fx.Node) -> Part:
         old = self.old.get(node.name)
@@ -123,6 +125,8 @@ class _Account:
             return self._joined(node)
         if not isinstance(source, fx.Node) or name not in VIEWS | {"slice", "clone"}:
             raise _error(node, "it was not in the graph before")
+        if _tensor(node).dtype != _tensor(source).dtype:
+            raise _error(node, "it takes the bits for numbers of another type")
         return self._sliced(node, source) if name == "slice" else self.parts[source]
 
     # 1
@@ -229,7 +233,8 @@ class _Account:
     def _free_places(old: fx.Node) -> tuple[int, ...]:
         if ops.is_collective(old):
             return (1, 2)
-        return (1,) if ops.op_name(old) in SIZED else ()
+        names_a_shape = ops.op_name(old) in SIZED and len(old.args) > 1 and isinstance(old.args[1], tuple | list)
+        return (1,) if names_a_shape else ()
 
     @staticmethod
     def _by_rule(node: fx.Node, old: fx.Node, cut: Mapping[fx.Node, Part]) -> Layout:

@@ -99,6 +99,8 @@ def _pointwise(node: fx.Node, axes: Axes) -> Carried:
 
 def _view(node: fx.Node, axes: Axes) -> Carried:
     source, axis = _only(node, axes)
+    if ops.tensor(source).dtype != ops.tensor(node).dtype:  # type: ignore[union-attr]
+        raise NotSeparableError(node, "it takes the bits for numbers of another type")
     found = viewed(axis, _shape(source), _shape(node))
     if found is None:
         raise NotSeparableError(node, "the view tears rows apart")

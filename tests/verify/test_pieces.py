@@ -23,10 +23,8 @@ def traced(region: Region) -> fx.GraphModule:
 
 
 def nodes(graph: fx.Graph, name: str) -> list[fx.Node]:
-    """The nodes that the pass has put there, of an operator."""
-    return [
-        node for node in graph.nodes if ops.op_name(node) == name and (HINT in node.meta or "_default" in node.name)
-    ]
+    """The nodes that compute rows of an old one, of an operator."""
+    return [node for node in graph.nodes if ops.op_name(node) == name and HINT in node.meta]
 
 
 def first(graph: fx.Graph, name: str) -> fx.Node:
@@ -90,6 +88,19 @@ def another_number(graph: fx.Graph) -> None:
     node.args = (node.args[0], 3)
 
 
+def another_type(graph: fx.Graph) -> None:
+    node = first(graph, "view") if nodes(graph, "view") else first(graph, "_unsafe_view")
+    node.target, node.args = aten.view.dtype, (node.args[0], torch.int64)
+
+
+def a_slice_of_another_type(graph: fx.Graph) -> None:
+    node = slices(graph)[0]
+    with graph.inserting_after(node):
+        new = graph.call_function(aten.view.dtype, (node, torch.int64))
+    new.meta["val"] = node.meta["val"].view(torch.int64)
+    node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+
+
 def another_group(graph: fx.Graph) -> None:
     node = first(graph, "_c10d_functional::all_to_all_single")
     node.args = (*node.args[:3], "another")
@@ -110,6 +121,17 @@ def a_launch_more(graph: fx.Graph) -> None:
     node = nodes(graph, "_c10d_functional::all_to_all_single")[1]
     with graph.inserting_after(node):
         graph.node_copy(node)
+
+
+def whole_and_in_pieces(graph: fx.Graph) -> None:
+    """An old launch is left: a dispatch that was not cut, and is said to be in pieces, too."""
+    old = next(node for node in graph.nodes if ops.is_collective(node) and HINT not in node.meta)
+    with graph.inserting_after(old):
+        new = graph.call_function(aten.slice.Tensor, (old.args[0], 1, 0, 1))
+    new.meta["val"] = old.args[0].meta["val"][:, :1]
+    with graph.inserting_after(new):
+        piece = graph.call_function(old.target, (new, *old.args[1:]))
+    piece.meta = {"val": new.meta["val"] + 0, HINT: old.name}
 
 
 def a_new_node(graph: fx.Graph) -> None:
@@ -143,6 +165,8 @@ FAULTS: list[Callable[[fx.Graph], None]] = [
     another_dimension_of_the_whole,
     another_operator,
     another_number,
+    another_type,
+    a_slice_of_another_type,
     another_group,
     other_shares,
     too_large_shares,
@@ -173,6 +197,14 @@ def test_a_pass_that_takes_rows_for_apart_is_seen(step: str, monkeypatch: pytest
         monkeypatch.setitem(rules.RULES, name, lambda node, axes: rules.Carried(axes[node.args[0]]))
     assert cut_exchanges(module.graph, 2).exchanges == 1
     with pytest.raises(VerificationError, match="depend on other rows than their own"):
+        verify_pieces(module.graph, before)
+
+
+def test_an_exchange_whole_and_in_pieces_is_seen() -> None:
+    module = traced(Region(2, 2, 3, "rows", ("weights",)))
+    before = GraphSnapshot(module.graph)
+    whole_and_in_pieces(module.graph)
+    with pytest.raises(VerificationError, match="launched whole and in pieces"):
         verify_pieces(module.graph, before)
 
 

@@ -93,6 +93,7 @@ REFUSED = {
     "rows in another order": (lambda y: y.flip(1), "flip is not known to keep rows apart"),
     "a sort of rows": (lambda y: y.sort(1).values, "sort is not known to keep rows apart"),
     "rows of others": (lambda y: y + y.roll(1, 1), "not known to keep rows apart"),
+    "bits of another type": (lambda y: y.view(torch.int32).view(torch.float32), "numbers of another type"),
     "rows torn apart": (lambda y: y.reshape(1, WIDTH, -1).mT.reshape(y.shape), "the view tears rows apart"),
 }
 
