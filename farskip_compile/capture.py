@@ -149,7 +149,8 @@ def with_graphs(
             report = run(rewired, config)
             phases = tuple(aten_graphs(rewired, inputs))
             for _, graph in phases:
-                Driver(PASSES, Stage.POST_GRAD, {"graph": graph, "regroup": {}}).run(through="collectives")
+                facts = {"graph": graph, "regroup": {}}
+                Driver(PASSES, Stage.POST_GRAD, facts, ["pieces"]).run(through="collectives")
             return Graphs(phases, report, rewired)
 
         found.append(use(graphs))

@@ -34,6 +34,7 @@ from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.pieces import PiecesCut
 from farskip_compile.passes.schedule.from_graph import input_bytes
 from farskip_compile.passes.schedule.search import Limits, Schedule
 from farskip_compile.ranks.announce import (
@@ -141,7 +142,7 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
     Raises:
         VerificationError: the graph that comes out could not take the place of the one that came in.
     """
-    in_pieces = cut_in_pieces(graph, plan.pieces, plan.skip, strict=plan.strict, seconds=partial(_seconds, plan))
+    in_pieces = cut(graph, plan)
     regroup, phase = _regroup(graph, plan.ep_group), _phase(graph)
     facts = {
         "graph": graph,
@@ -177,6 +178,16 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
     driver.finish()
     graph.lint()
     return report
+
+
+def cut(graph: fx.Graph, plan: Plan) -> PiecesCut:
+    """Cut the exchanges of `graph` in place, in as many pieces as planned.
+
+    Raises:
+        UnsupportedPatternError: one of them can't be cut in the number of pieces that was asked for.
+        VerificationError: what was cut does not compute the same.
+    """
+    return cut_in_pieces(graph, plan.pieces, plan.skip, strict=plan.strict, seconds=partial(_seconds, plan))
 
 
 def _seconds(plan: Plan, graph: fx.Graph) -> float:

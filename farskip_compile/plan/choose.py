@@ -33,7 +33,7 @@ from farskip_compile.capture import Graphs, GraphsOf, with_graphs
 from farskip_compile.config import FarSkipConfig, resolve
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.errors import ConfigError
-from farskip_compile.inductor_passes import Plan, make_plan
+from farskip_compile.inductor_passes import Plan, cut, make_plan
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.passes.schedule.graph import schedule_graph
 from farskip_compile.plan.damage import Damage, connectivity_of
@@ -229,6 +229,7 @@ def with_estimates(
 def _total(graphs: Graphs, plan: Plan) -> Exposure:
     communication = exposed = compute = 0.0
     for phase, graph in graphs.phases:
+        cut(graph, plan)
         estimates = Estimates(graph, plan.profile, plan.imbalance)
         after = schedule_graph(graph, estimates, plan.limits, backward=phase == "backward").after
         communication += after.communication

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from farskip_compile import ConfigError, ConnectivityError, FarSkipConfig, describe
+from farskip_compile.costs import load_profile
 from farskip_compile.models import ParallelConfig
 from farskip_compile.plan import connectivity_of, find_front, measure_damage, with_estimates
 from farskip_compile.testing import fake_ranks
@@ -41,6 +42,21 @@ def test_rewired_rows_hide_communication():
             assert len(times) == 1
             assert found["full"].exposed <= found["mlp"].exposed <= found["one"].exposed < found["none"].exposed
             assert 0.0 <= found["none"].hidden < found["full"].hidden <= 1.0
+
+
+def test_exchanges_in_pieces_hide_communication_of_the_model_as_it_is():
+    slow = replace(load_profile("h100"), ranks_per_node=1)
+    with fake_ranks(2):
+        found = {
+            pieces: with_estimates(
+                parallel(experts=8),
+                (IDS,),
+                lambda estimate: estimate("none"),
+                config=replace(CONFIG, pieces=pieces, profile=slow),
+            )
+            for pieces in (1, 2)
+        }
+    assert found[2].hidden > found[1].hidden
 
 
 @functools.cache
