@@ -90,7 +90,8 @@ class _Cut:
         axis = self.region.axes[node]
         made = []
         for number, (low, high) in enumerate(self.rows):
-            here = {arg: found[number] for arg, found in (*self.pieces.items(), *sides.items())}
+            here = {arg: self.pieces[arg][number] for arg in node.all_input_nodes if arg in self.pieces}
+            here |= {arg: found[number] for arg, found in sides.items()}
             args = fx.map_arg(node.args, lambda arg, here=here: here.get(arg, arg))  # type: ignore[misc]
             if ops.op_name(node) in SIZED:
                 args = (args[0], self._sizes(node, axis, high - low), *args[2:])

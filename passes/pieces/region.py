@@ -47,6 +47,8 @@ class Exchange:
                 raise NotSeparableError(self.launch, "its split sizes are decided by data, or symbols")
             if len(set(split)) != 1:
                 raise NotSeparableError(self.launch, f"its split sizes differ: {list(split)}")
+        if list(sizes[0]) != list(sizes[1]):  # type: ignore[arg-type]
+            raise NotSeparableError(self.launch, "it brings another number of rows than it sends")
         return len(sizes[0])  # type: ignore[arg-type]
 
 
@@ -80,7 +82,8 @@ def pairs_of(graph: fx.Graph) -> list[tuple[Exchange, Exchange, list[fx.Node]]]:
     done: set[fx.Node] = set()
     pairs = []
     for node in nodes:
-        reaching = [newest[arg] for arg in node.all_input_nodes if newest.get(arg) not in (None, *done)]
+        found = (newest.get(arg) for arg in node.all_input_nodes)
+        reaching = [one for one in found if one is not None and one not in done]
         source = max(reaching, key=order.__getitem__, default=None)
         if node in exchange_of:
             if exchange_of[node] not in done:

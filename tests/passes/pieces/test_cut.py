@@ -125,6 +125,16 @@ def test_shares_that_differ_are_refused() -> None:
     assert "its split sizes differ: [4, 2]" in refused.reason
 
 
+def test_another_number_of_rows_than_were_sent_is_refused() -> None:
+    def run(x: torch.Tensor) -> torch.Tensor:
+        sent = torch.ops._c10d_functional.all_to_all_single(x, [4, 4], [2, 2], "pieces")
+        y = torch.ops._c10d_functional.wait_tensor(sent) * 2
+        return torch.ops._c10d_functional.all_to_all_single(y, [2, 2], [4, 4], "pieces")
+
+    (refused,) = cut(trace(run, torch.randn(4, 3, WIDTH)), 2).refused
+    assert "it brings another number of rows than it sends" in refused.reason
+
+
 def test_an_exchange_alone_is_left_as_it_is() -> None:
     module = trace(lambda x: exchange(x, 2) * 2, torch.randn(4, WIDTH))
     assert cut(module, 2) == PiecesCut(2, 0)
