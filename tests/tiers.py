@@ -22,6 +22,7 @@ WHOLE = {
     # generated kernels
     "tests/inductor/test_generated_order.py": "Inductor's code, forward and backward",
     "tests/inductor/test_overlap_plan.py": "a plan of Inductor's",
+    "tests/inductor/test_pieces.py": "Inductor's code of exchanges in pieces",
     "tests/properties/test_architectures.py::test_inductor_is_close": "Inductor's kernels",
     "tests/test_backend.py::test_activation_checkpointing[inductor]": "Inductor's kernels",
     "tests/test_backend.py::test_dynamic_inductor_training": "Inductor's kernels",
@@ -36,6 +37,7 @@ WHOLE = {
     "tests/distributed/test_torchtitan_ranks.py": "torchtitan's models on ranks",
     "tests/distributed/test_data_parallel_ranks.py": "wrappers that run data-parallel",
     "tests/distributed/test_overlap_ranks.py": "Inductor's kernels on ranks",
+    "tests/distributed/test_pieces_ranks.py": "Inductor's kernels on ranks",
     "tests/distributed/test_gradients_of_collectives.py::test_eager": "Inductor's kernels on ranks",
     "tests/distributed/test_rewire_ranks.py::test_two_ranks_under_aot_and_inductor": "Inductor's kernels on ranks",
     "tests/distributed/test_rewire_ranks.py::test_four_ranks": "four ranks",
