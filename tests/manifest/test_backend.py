@@ -177,10 +177,11 @@ def test_the_default_stays_one() -> None:
         assert resolve(dataclasses.replace(config, manifest=Manifest("mlp"))).connectivity == "mlp"
 
 
-def test_merged_reductions_need_a_full_manifest() -> None:
-    assert resolve(FarSkipConfig(manifest=Manifest("full"), merge_reductions=True)).merge_reductions
+def test_merged_reductions_need_a_manifest_in_which_nothing_reads_between_them() -> None:
+    for name in ("full", "mlp"):
+        assert resolve(FarSkipConfig(manifest=Manifest(name), merge_reductions=True)).merge_reductions
     with pytest.raises(ConfigError, match="merge_reductions"):
-        farskip_compile.backend(manifest=Manifest("mlp"), merge_reductions=True)
+        farskip_compile.backend(manifest=Manifest("attention"), merge_reductions=True)
 
 
 def test_identity_of_the_configuration() -> None:
