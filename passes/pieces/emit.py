@@ -2,8 +2,8 @@
 
 In:    a graph and a `Region` of it; the rows of each piece.
 Out:   the same graph. The dispatch and the combine are launched once for each piece, in the order of the pieces, all
-       dispatches where the dispatch was and all combines where the combine was: the first combine then waits for no
-       dispatch of its own group that stands behind it. What others read of the region is put together for them.
+       dispatches where the dispatch was and all combines where the combine was, so that no dispatch queues up after a
+       combine of the same region. Values that are read outside of the region are concatenated again.
 Never: changes what is outside of the region, or computes anything twice; cuts what does not hold rows.
 
 Each new node on the rows of an old one names that in `meta["farskip_piece"]`, for the account.
@@ -49,10 +49,10 @@ class _Cut:
         sent: fx.Node = region.combine.launch.args[0]  # type: ignore[assignment]
         arriving = region.axes[sent]
         old = [region.dispatch.launch, *region.dispatch.waits, *region.inside]
-        self._exchange(region.dispatch, self._parts(region.dispatch.launch, region.axis), region.axis)
+        self._exchange(region.dispatch, self._parts(region.dispatch.launch, region.axis))
         for node in region.inside:
             self._node(node)
-        self._exchange(region.combine, self.pieces[sent], arriving)
+        self._exchange(region.combine, self.pieces[sent])
         old += [region.combine.launch, *region.combine.waits]
         axes = {**region.axes, **dict.fromkeys(region.combine.waits, arriving)}
         inside = set(old)
@@ -62,7 +62,7 @@ class _Cut:
         for node in reversed(old):
             self.graph.erase_node(node)
 
-    def _exchange(self, exchange: Exchange, sent: Sequence[fx.Node], axis: Axis) -> None:
+    def _exchange(self, exchange: Exchange, sent: Sequence[fx.Node]) -> None:
         """Launch all pieces, and wait for each."""
         launch = exchange.launch
         self.before = launch

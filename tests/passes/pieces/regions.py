@@ -63,7 +63,7 @@ class Region:
     """Of what is sent: `flat` (all rows), `rows` (experts of all ranks, slots), `blocks` (ranks, experts, slots)."""
     steps: tuple[str, ...]
     kept: tuple[int, ...] = ()
-    """Steps whose results are read behind the region, too."""
+    """Steps whose results are read after the region, too."""
 
     @property
     def apart(self) -> set[str]:
@@ -86,7 +86,7 @@ class Region:
         return [torch.randn(shape, dtype=torch.float64) for shape in shapes]
 
     def run(self, sent: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The region, and what is read behind it."""
+        """The region, and what is read after it."""
         r, e, s = self.ranks, self.experts, self.slots
         y = exchange(sent * 2, r).view(r, e, s, WIDTH).permute(1, 0, 2, 3).reshape(e, r * s, WIDTH)
         kept = []
