@@ -70,6 +70,15 @@ PASSES = (
         takes=("stream", "regions", "term_names"),
     ),
     Pass(
+        "pieces_by_expert",
+        "pieces.by_expert:cut_by_expert",
+        Stage.REWIRED,
+        "on request: exchanges without drops in pieces, each the rows of some local experts",
+        takes=("graph", "how_many"),
+        provides=("stay_whole",),
+        changes=Changes.ROUNDING,
+    ),
+    Pass(
         "pieces",
         "pieces:cut_exchanges",
         Stage.POST_GRAD,

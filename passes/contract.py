@@ -14,8 +14,10 @@ class Stage(StrEnum):
 
     DYNAMO = "Dynamo graph"
     """Before differentiation; run by `farskip_compile.pipeline`."""
+    REWIRED = "Dynamo graph, rewired or not"
+    """Still before differentiation, after all that changes the function; run, like the next, by `inductor_passes`."""
     POST_GRAD = "post-grad graph"
-    """Inside Inductor, once each for forward and backward; run, like the next two, by `inductor_passes`."""
+    """Inside Inductor, once each for forward and backward."""
     BEFORE_FUSION = "kernels before fusion"
     AFTER_FUSION = "kernels after fusion"
 

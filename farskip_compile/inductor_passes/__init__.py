@@ -34,7 +34,7 @@ from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.pieces import PiecesCut
+from farskip_compile.passes.pieces import PiecesCut, cut_earlier
 from farskip_compile.passes.schedule.from_graph import input_bytes
 from farskip_compile.passes.schedule.search import Limits, Schedule
 from farskip_compile.ranks.announce import (
@@ -142,7 +142,7 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
     Raises:
         VerificationError: the graph that comes out could not take the place of the one that came in.
     """
-    in_pieces = cut(graph, plan)
+    earlier, in_pieces = cut_earlier(graph), cut(graph, plan)
     regroup, phase = _regroup(graph, plan.ep_group), _phase(graph)
     facts = {
         "graph": graph,
@@ -163,8 +163,8 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
         waits_pinned=driver.facts.get("waits_pinned", 0),
         waits_collapsed=driver.facts["collapsed"].waits,
         profile=plan.profile.name,
-        pieces=in_pieces.pieces,
-        exchanges_cut=in_pieces.exchanges,
+        pieces=max(earlier.pieces, in_pieces.pieces),
+        exchanges_cut=earlier.exchanges + in_pieces.exchanges,
         exchanges_whole=tuple(map(str, in_pieces.refused)),
         pieces_same_bits=in_pieces.same_bits,
     )

@@ -11,6 +11,7 @@ Algorithm: `region` finds what can be cut, by `rules` for each operator; `emit` 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from torch import fx
@@ -18,6 +19,7 @@ from torch import fx
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.pieces.axis import intervals
 from farskip_compile.passes.pieces.emit import cut
+from farskip_compile.passes.pieces.notes import is_piece, noted
 from farskip_compile.passes.pieces.region import find_region, pairs_of
 from farskip_compile.passes.pieces.rules import NotSeparableError
 
@@ -49,16 +51,23 @@ class PiecesCut:
 
 
 def cut_exchanges(graph: fx.Graph, pieces: int) -> PiecesCut:
-    """Cut all exchanges of `graph` that can be cut, in place."""
+    """Cut all exchanges of `graph` that can be cut and are not in pieces yet, in place."""
     found = 0
     refused = []
     for dispatch, combine, inside in pairs_of(graph) if pieces > 1 else ():
         try:
             region = find_region(dispatch, combine, inside, pieces)
         except NotSeparableError as refusal:
-            node = refusal.node
-            refused.append(Refused(dispatch.launch.name, node.name, refusal.reason, ops.source_line(node)))
+            node, reason = refusal.node, noted(dispatch.launch) or refusal.reason
+            refused.append(Refused(dispatch.launch.name, node.name, reason, ops.source_line(node)))
             continue
         cut(graph, region, intervals(region.axis.size, pieces))
         found += 1
     return PiecesCut(pieces, found, tuple(refused))
+
+
+def cut_earlier(graph: fx.Graph) -> PiecesCut:
+    """What was cut before differentiation, by its notes; the number of pieces is the largest."""
+    launched = Counter(int(noted(node)) for node in ops.calls(graph, ops.is_all_to_all) if is_piece(node))
+    pairs = sum(count // (2 * pieces) for pieces, count in launched.items())
+    return PiecesCut(max(launched, default=1), pairs)

@@ -18,11 +18,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.graph.walk import spread, walk_back
 from farskip_compile.passes.pieces.axis import Axis, Size, axes_of, quotient
+from farskip_compile.passes.pieces.notes import is_piece
 from farskip_compile.passes.pieces.rules import SIZED, NotSeparableError, carry
 from farskip_compile.passes.schedule.collectives import launches_with_waits
 
@@ -75,7 +77,7 @@ def pairs_of(graph: fx.Graph) -> list[tuple[Exchange, Exchange, list[fx.Node]]]:
     exchanges = {
         launch: Exchange(launch, waits)
         for launch, waits in launches_with_waits(graph).items()
-        if ops.is_all_to_all(launch)
+        if ops.is_all_to_all(launch) and not is_piece(launch) and not _brings_numbers(launch)
     }
     exchange_of = {wait: launch for launch, one in exchanges.items() for wait in one.waits}
     newest: dict[fx.Node, fx.Node] = {}
@@ -92,9 +94,15 @@ def pairs_of(graph: fx.Graph) -> list[tuple[Exchange, Exchange, list[fx.Node]]]:
             done |= {source, node}
             span = nodes[order[source] : order[node]]
             pairs.append((exchanges[source], exchanges[node], _between(exchanges[source], node, span)))
-        elif source is not None:
+        elif source is not None and not ops.is_all_to_all(node):
             newest[node] = source
     return pairs
+
+
+def _brings_numbers(launch: fx.Node) -> bool:
+    """Whether it is about rows: how many there are, which experts they are for. Quantised rows are bytes."""
+    value = ops.tensor(launch)
+    return value is not None and value.dtype in (torch.int64, torch.int32, torch.int16)
 
 
 def _between(dispatch: Exchange, launch: fx.Node, span: Sequence[fx.Node]) -> list[fx.Node]:
