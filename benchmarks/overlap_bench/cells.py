@@ -8,11 +8,15 @@ inductor overlap  the same with Inductor's own overlap scheduling, on the graph 
 inductor passes   the same with its passes on kernels
 overlapped eager  the FarSkip form written by hand, in eager mode, as AMD trains it: async collectives, hooks that
                   wait for those of the backward pass, and an autograd engine with other priorities
+chunked eager     the plain model, each exchange in two chunks by hand: what others write to overlap an unchanged model
 hand-written      the FarSkip form written by hand, compiled by Inductor
 none              the plain model by our backend, connectivity "none": scheduled, not rewired
-full              the same, connectivity "full": rewired and scheduled
-none, pieces      as `none`, exchanges in pieces="auto"; only where they are padded
-full, pieces      as `full`, the same
+none, 2 pieces    as `none`, exchanges in two pieces; only under expert parallelism, like all in pieces
+none, pieces      as `none`, in pieces="auto"
+full              connectivity "full": rewired and scheduled
+full, 2 pieces    as `full`, in two pieces
+full, pieces      as `full`, in pieces="auto"
+lag2              connectivity "lag2": a layer of time for each exchange, without pieces
 compute           like hand-written, with collectives that replay recorded results: the compute of the step
 communication     the collectives of that step one after another, and nothing else
 
@@ -24,45 +28,51 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 PREFILL, DECODE, TRAINING = "prefill", "decode", "training"
 BALANCED, SKEWED = "balanced", "skewed"
-MODELS = ("deepseek_v3", "qwen3_moe", "llama4")
-REAL = "deepseek_v3-real"
-"""DeepSeek-V3 style, its compute shared out as in the real one; cells of it must be named."""
-KNOWN = (*MODELS, REAL)
+LONG = "deepseek_v3-long"
+"""DeepSeek-V3 style at a long context: most of its compute is attention."""
+MODELS = ("deepseek_v3", "qwen3_moe", "llama4", LONG)
 PHASES = (PREFILL, DECODE, TRAINING)
 ROUTINGS = (BALANCED, SKEWED)
 HOSTS = (2, 4)
 RATIOS = (0.25, 0.5, 1.0, 2.0)
+FEWER_RATIOS = (0.5, 1.0)
+"""With four hosts, which share the processor."""
 
 PLAIN, OVERLAP, PASSES = "plain", "inductor overlap", "inductor passes"
-EAGER, HAND = "overlapped eager", "hand-written"
-NONE, FULL = "none", "full"
+EAGER, CHUNKED, HAND = "overlapped eager", "chunked eager", "hand-written"
+NONE, FULL, LAG2 = "none", "full", "lag2"
+NONE_2, FULL_2 = "none, 2 pieces", "full, 2 pieces"
 NONE_CUT, FULL_CUT = "none, pieces", "full, pieces"
 COMPUTE, COMMUNICATION = "compute", "communication"
 
-ORDER = (PLAIN, OVERLAP, PASSES, EAGER, HAND, NONE, NONE_CUT, FULL, FULL_CUT)
+ORDER = (PLAIN, OVERLAP, PASSES, EAGER, CHUNKED, HAND, NONE, NONE_2, NONE_CUT, FULL, FULL_2, FULL_CUT, LAG2)
 """The order in tables: baselines, then ours."""
-OURS: dict[str, dict[str, str]] = {
+OURS: dict[str, dict[str, Any]] = {
     NONE: {"connectivity": "none"},
     FULL: {"connectivity": "full"},
+    NONE_2: {"connectivity": "none", "pieces": 2},
+    FULL_2: {"connectivity": "full", "pieces": 2},
     NONE_CUT: {"connectivity": "none", "pieces": "auto"},
     FULL_CUT: {"connectivity": "full", "pieces": "auto"},
+    LAG2: {"connectivity": "lag2"},
 }
 """Options of our backend."""
-CUT = (NONE_CUT, FULL_CUT)
-BASELINES = (PLAIN, OVERLAP, PASSES, EAGER, HAND)
+CUT = (NONE_2, FULL_2, NONE_CUT, FULL_CUT)
+BASELINES = (PLAIN, OVERLAP, PASSES, EAGER, CHUNKED, HAND)
+EXPERT_PARALLEL = (CHUNKED, *CUT)
+"""Variants that need it."""
 PROFILED = (OVERLAP, PASSES, *OURS)
 """Variants that depend on the hardware profile: another link needs another compile."""
+LAG2_HAND = "lag2 by hand"
+"""For comparison only, in eager mode."""
 COMPARED = (
-    (OVERLAP, PLAIN),
-    (PASSES, PLAIN),
-    (NONE, PLAIN),
-    (NONE_CUT, PLAIN),
-    (FULL, HAND),
-    (FULL_CUT, HAND),
-    (EAGER, HAND),
+    *((name, PLAIN) for name in (OVERLAP, PASSES, CHUNKED, NONE, NONE_2, NONE_CUT)),
+    *((name, HAND) for name in (EAGER, FULL, FULL_2, FULL_CUT)),
+    (LAG2, LAG2_HAND),
 )
 """(variant, what it must equal)."""
 
@@ -103,7 +113,7 @@ class Cell:
         except ValueError:
             raise CellError(f"{text!r} is not a cell: write model/phase/routing/hosts/ratio, {EXAMPLE}") from None
         for value, allowed in (
-            (model, KNOWN),
+            (model, MODELS),
             (phase, PHASES),
             (routing, ROUTINGS),
             (cell.group.hosts, HOSTS),
@@ -118,7 +128,7 @@ class Cell:
     def place(self) -> tuple[float, ...]:
         """Sorts cells by hosts, phase, routing, model and ratio."""
         group = self.group
-        known = ((PHASES, group.phase), (ROUTINGS, group.routing), (KNOWN, group.model))
+        known = ((PHASES, group.phase), (ROUTINGS, group.routing), (MODELS, group.model))
         return (group.hosts, *(values.index(value) for values, value in known), self.ratio)
 
 
@@ -132,7 +142,11 @@ def grid(
     hosts: Sequence[int] = HOSTS,
     ratios: Sequence[float] = RATIOS,
 ) -> list[Cell]:
-    """All combinations, those under most targets first: two hosts before four, balanced before skewed."""
+    """All combinations, those under most targets first: two hosts before four, balanced before skewed.
+
+    But for the long context, which is in the grid for two hosts, balanced, and not decoded; and of four hosts only
+    `FEWER_RATIOS` are.
+    """
     return [
         Cell(Group(model, phase, routing, count), ratio)
         for count in hosts
@@ -140,6 +154,8 @@ def grid(
         for model in models
         for phase in phases
         for ratio in ratios
+        if (count == 2 or ratio in FEWER_RATIOS)
+        and (model != LONG or (count == 2 and routing == BALANCED and phase != DECODE))
     ]
 
 

@@ -19,7 +19,7 @@ from overlap_bench import cells
 from overlap_bench.cells import COMMUNICATION, FULL, ORDER, OVERLAP, PASSES, TRAINING
 from overlap_bench.results import Result, Store
 from overlap_bench.targets import judge, summary
-from overlap_bench.terminal import MOST_OTHERS, acted_text, ms, texts
+from overlap_bench.terminal import MOST_OTHERS, acted_text, ms, shares_text, texts
 
 INTRO = """\
 # Overlap: measured
@@ -35,15 +35,21 @@ range; *speed-up* is the median, over repetitions, of the time of `plain` over t
   (`farskip_compile.profiling`), mean over ranks. In Llama-4 style this includes attention's all-reduces. A rank that
   launches first also waits for the others, which no order of its own avoids; where a target is missed, that share is
   reported.
-- **bound**: max(compute alone, communication alone) + what no schedule can hide: the least makespan of the kernels of
-  `full` in the scheduler's model of the machine, less the larger of compute and communication in that model
-  (`benchmarks/overlap_bench/bound.py`). Forward and backward count one after the other. Compute and communication are
-  those of the FarSkip form. The bound ignores that collectives in flight slow compute, since that depends on a single
-  figure of the model; where a target is missed, the slowdown is reported.
+- **floor**: the larger of compute alone and communication alone, both of the FarSkip form.
+- **bound**: floor + what no schedule of the graph in one piece can hide: the least makespan of the kernels of `full` in
+  the scheduler's model of the machine, less the larger of compute and communication in that model
+  (`benchmarks/overlap_bench/bound.py`). Forward and backward count one after the other. The bound ignores that
+  collectives in flight slow compute, since that depends on a single figure of the model; where a target is missed, the
+  slowdown is reported. In pieces a step may take less than the bound, and never less than the floor.
 - **covered**: collectives with a matrix product or an attention between launch and wait in the code that Inductor
   generated. Eager mode has no such code.
 - **peak**: most bytes that one step holds over what was allocated before, on the rank that holds most. The target on
   memory includes parameters and caches.
+
+Models. By FLOPs at 4096 tokens, the layers of DeepSeek-V3 compute .41, .07 and .53 in attention, shared and routed
+experts, and those of Qwen3-235B .41, 0 and .59. The models here have widths with which they do the same on this machine;
+each cell says what was measured (`benchmarks/overlap_bench/shares.py`). `deepseek_v3-long` is mostly attention, as at a
+long context. Each rank has two sequences.
 
 Variants: `plain` is torch.compile out of the box. `inductor overlap` is Inductor's own scheduler of the graph
 (`aten_distributed_optimizations.enable_overlap_scheduling`), `inductor passes` the three passes on kernels that its
@@ -52,15 +58,17 @@ need a GPU's figures to estimate costs; on a CPU the first raises and the second
 get the very estimates that our scheduler uses, patched into the benchmark's process alone. Where they "did not act",
 the standard form has nothing independent of an exchange (Qwen3-MoE style has no shared experts) or of an all-reduce.
 `overlapped eager` is the FarSkip form written by hand with async collectives, hooks that wait for those of the backward
-pass, and re-prioritised autograd; `hand-written` is the same form compiled by plain Inductor; `none` and `full` are
-ours. `none` and both of Inductor's were compared with `plain`, `full` and `overlapped eager` with `hand-written`, on
-every rank: logits, or loss and all gradients, to 1e-4 of their norms.
+pass, and re-prioritised autograd; `chunked eager` the plain model with each exchange in two chunks of experts by hand;
+`hand-written` is the FarSkip form compiled by plain Inductor; `none`, `full` and `lag2` are ours, in one piece, two
+pieces, or `pieces="auto"`. What changes no function was compared with `plain`, what is rewired with `hand-written` (or
+the form of lag2 by hand), on every rank: logits, or loss and all gradients, to 1e-4 of their norms.
 
-What no schedule can hide. In FarSkip form the MoEs are a chain: dispatch, experts, combine, the next router. While its
-experts compute, nothing of that chain is in flight, so where communication is as long as compute, about the experts'
-time stays exposed. Only the last layer's attention and shared experts can hide the last combine. In a training step
-both passes exchange equally much, but the forward pass computes half as much: at an overall ratio of 0.5, its own is
-0.75 or more. In Llama-4 style every other layer is dense, and the next attention reads what it adds: FarSkip leaves out
+What no schedule can hide. In one piece the MoEs are a chain, dispatch, experts, combine, the next router, under `full`,
+too: while its experts compute, nothing of that chain is in flight. So where communication is as long as compute, about
+the experts' time stays exposed. In pieces, experts compute on one while another is on its way. What remains is the last
+piece of the last combine, which has nothing after it, and under `none` the first piece of each dispatch. In a training
+step both passes exchange equally much, but the forward pass computes half as much: at an overall ratio of 1, its own is
+1.5 or more. In Llama-4 style every other layer is dense, and the next attention reads what it adds: FarSkip leaves out
 routed experts only, so the all-reduce of a dense layer is not hidden.
 
 Memory. The scheduler keeps its limit (`memory_increase`, 5 %) by Inductor's own accounting: buffers live from their
@@ -167,6 +175,7 @@ def _notes(result: Result) -> str:
     rate = "no network: loopback" if result.rate is None else result.network
     parts = [
         f"ratio {result.at.ratio:g} ({result.ratio:.2f} reached): {rate}",
+        shares_text(result),
         f"compute {ms(result.timings['compute'].median)}, communication {ms(result.timings[COMMUNICATION].median)}, "
         f"bound {ms(result.bound)} with {ms(result.unhideable)} that no schedule can hide",
     ]

@@ -1,43 +1,32 @@
-"""Draws the results: for each phase, hidden communication and step time over the bound, by ratio and variant.
+"""Draws the results: for each phase, hidden communication and step time over the floor, by ratio and variant.
 
-Contract: drawn from the file of results alone. A mark is the median over the measured cells of a phase and ratio
-(models, routings, hosts), and its line goes from the lowest to the highest. Needs matplotlib.
+Contract: drawn from the file of results alone. The floor is the larger of compute and communication. A mark is the
+median over the measured cells of a phase and ratio (models, routings, hosts), and its line goes from the lowest to the
+highest. Needs matplotlib.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common import picture
 
-from overlap_bench.cells import EAGER, FULL, FULL_CUT, HAND, NONE, NONE_CUT, ORDER, OVERLAP, PASSES, PHASES, PLAIN
+from overlap_bench.cells import CHUNKED, EAGER, FULL, FULL_CUT, NONE, NONE_CUT, PASSES, PHASES, PLAIN
 from overlap_bench.results import Result
-from overlap_bench.targets import HIDDEN, HOSTS, OVER_BOUND, RATIOS
+from overlap_bench.targets import CUT_HIDDEN, HOSTS, OVER_FLOOR
 
-COLOURS = {
-    PLAIN: "#8a929b",
-    OVERLAP: "#c9a227",
-    PASSES: "#b5651d",
-    EAGER: "#8f4fbf",
-    HAND: "#5c9b6a",
-    NONE: "#5aa9e6",
-    FULL: "#0b3d91",
-    NONE_CUT: "#2a9d8f",
-    FULL_CUT: "#d1495b",
-}
-MARKS = {
-    PLAIN: "o",
-    OVERLAP: "s",
-    PASSES: "D",
-    EAGER: "^",
-    HAND: "v",
-    NONE: "P",
-    FULL: "*",
-    NONE_CUT: "X",
-    FULL_CUT: "p",
+LOOKS = {
+    PLAIN: ("#8a929b", "o"),
+    PASSES: ("#b5651d", "D"),
+    EAGER: ("#8f4fbf", "^"),
+    CHUNKED: ("#c9a227", "s"),
+    NONE: ("#5aa9e6", "P"),
+    NONE_CUT: ("#2a9d8f", "X"),
+    FULL: ("#0b3d91", "*"),
+    FULL_CUT: ("#d1495b", "p"),
 }
 """Variants differ in more than colour."""
 WIDTH = 0.82
@@ -52,18 +41,18 @@ def write_plot(results: Sequence[Result], path: Path) -> None:
             members = [result for result in results if result.at.group.phase == phase]
             hidden, over = axes[0][column], axes[1][column]
             _marks(hidden, members, lambda result, name: result.hidden(name), 100)
-            _marks(over, members, lambda result, name: result.over_bound(name), 1)
+            _marks(over, members, lambda result, name: result.timings[name].median / result.floor, 1)
             hidden.set_ylim(-4, 104)
             hidden.set_title(f"{phase} ({len(members)} cell{'s' * (len(members) != 1)})", fontsize=12)
             over.set_ylim(bottom=min(0.95, over.get_ylim()[0]))
             over.axhline(1.0, color="#1d2126", linewidth=1)
             over.set_xlabel("communication / compute")
             ratios = sorted({result.at.ratio for result in members})
-            _target(hidden, ratios, HIDDEN.get((phase, None)), 100)
-            _target(over, ratios, OVER_BOUND.get(phase), 1)
+            _targets(hidden, phase, ratios, CUT_HIDDEN, 100)
+            _targets(over, phase, ratios, OVER_FLOOR, 1)
             if column == 0:
                 hidden.set_ylabel("communication hidden, %")
-                over.set_ylabel("step time / bound")
+                over.set_ylabel("step time / max(compute, communication)")
         pairs = (pair for axis in axes.flat for pair in zip(*axis.get_legend_handles_labels(), strict=True))
         shown = {label: handle for handle, label in pairs}
         place = {"loc": "outside lower center", "ncols": 4 * len(phases)}
@@ -72,7 +61,7 @@ def write_plot(results: Sequence[Result], path: Path) -> None:
 
 def _marks(axis: Any, results: Sequence[Result], figure: Callable[[Result, str], float | None], scale: int) -> None:
     ratios = sorted({result.at.ratio for result in results})
-    names = [name for name in ORDER if any(name in result.exposed for result in results)]
+    names = [name for name in LOOKS if any(name in result.exposed for result in results)]
     for place, name in enumerate(names):
         offset = WIDTH * ((place + 0.5) / len(names) - 0.5)
         label = name
@@ -82,10 +71,16 @@ def _marks(axis: Any, results: Sequence[Result], figure: Callable[[Result, str],
             if not values:
                 continue
             x = step + offset
-            axis.plot([x, x], [min(values), max(values)], color=COLOURS[name], linewidth=2.2, alpha=0.45)
-            size = 150 if name == FULL else 52
+            axis.plot([x, x], [min(values), max(values)], color=LOOKS[name][0], linewidth=2.2, alpha=0.45)
+            size = 130 if name == FULL_CUT else 52
             axis.scatter(
-                [x], [statistics.median(values)], color=COLOURS[name], marker=MARKS[name], s=size, label=label, zorder=3
+                [x],
+                [statistics.median(values)],
+                color=LOOKS[name][0],
+                marker=LOOKS[name][1],
+                s=size,
+                label=label,
+                zorder=3,
             )
             label = "_"  # one entry in the legend
     for step in range(len(ratios) - 1):
@@ -95,10 +90,15 @@ def _marks(axis: Any, results: Sequence[Result], figure: Callable[[Result, str],
     axis.grid(axis="y", color="#eef0f2")
 
 
-def _target(axis: Any, ratios: Sequence[float], wanted: float | None, scale: float) -> None:
-    """A line under the ratios that the target covers."""
-    steps = [step for step, ratio in enumerate(ratios) if RATIOS[0] <= ratio <= RATIOS[1]]
-    if wanted is not None and steps:
-        span = [min(steps) - 0.5, max(steps) + 0.5]
-        label = f"target for full, {HOSTS} hosts"
-        axis.plot(span, [scale * wanted] * 2, color="#c0392b", linewidth=1.4, linestyle="--", label=label)
+def _targets(
+    axis: Any, phase: str, ratios: Sequence[float], wanted: Mapping[tuple[str, float], float], scale: int
+) -> None:
+    """A line at each ratio that has a target."""
+    label = f"target for {FULL_CUT}, {HOSTS} hosts"
+    for step, ratio in enumerate(ratios):
+        if (phase, ratio) in wanted:
+            value = scale * wanted[phase, ratio]
+            axis.plot(
+                [step - 0.5, step + 0.5], [value] * 2, color="#c0392b", linewidth=1.4, linestyle="--", label=label
+            )
+            label = "_"

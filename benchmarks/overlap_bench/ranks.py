@@ -12,6 +12,7 @@ the process that started it for the rate of the network, and hands each finished
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +34,7 @@ from overlap_bench import steps
 from overlap_bench.alone import (
     Exchange,
     Probe,
+    Replay,
     communication,
     compute_profile,
     find_rate,
@@ -41,11 +43,12 @@ from overlap_bench.alone import (
     replay_group,
 )
 from overlap_bench.bound import Bound, bound_of, scaled
-from overlap_bench.cells import COMMUNICATION, COMPARED, COMPUTE, FULL, ORDER, OURS
+from overlap_bench.cells import COMMUNICATION, COMPARED, COMPUTE, FULL, LAG2_HAND, ORDER, OURS, PLAIN
 from overlap_bench.inductor import captured_code, device_figures, facts, shared_kernels
 from overlap_bench.launch import ask
 from overlap_bench.profiled import exposure
 from overlap_bench.results import Timing
+from overlap_bench.shares import compute_shares
 
 PROBES = 5
 """Repetitions of compute alone, and of communication alone, to find the rate."""
@@ -127,14 +130,15 @@ class _Group:
     def _compute_alone(self) -> None:
         self._ask({"rate": None})
         group = replay_group()
+        self.shares = self._shares(group)
         variant = steps.compute_alone(self.settings, group)
+        group.record()
         with kernels_visible(), shared_kernels():
             self.step(variant)
         group.record()
         self.step(variant)
         self.exchanges: list[Exchange] = list(group.exchanges)
         self.imbalance = imbalance(_gathered(self.exchanges))
-        self.padded = self.settings["capacity_factor"] is not None and not self.settings["tensor_parallel"]
 
         def run() -> None:
             group.rewind()
@@ -144,6 +148,20 @@ class _Group:
         # the shortest: a moment in which the machine is slow would make the network slower in all cells
         probed = _gathered(steps.interleaved({COMPUTE: run}, 2 * PROBES)[COMPUTE])
         self.compute = min(map(max, zip(*probed, strict=True)))
+
+    def _shares(self, group: Replay) -> dict[str, float]:
+        """What attention, shared and routed experts compute: the mean over ranks."""
+        model = steps.make_model(self.settings, group)
+        variant = steps.Variant(PLAIN, model, model)
+        group.record()
+        self.step.forward(variant)
+
+        def run() -> None:
+            group.rewind()
+            self.step.forward(variant)
+
+        found = _gathered(compute_shares(model, run))
+        return {part: statistics.fmean(one[part] for one in found) for part in found[0]}
 
     def _build(self, variant: steps.Variant, profile: HardwareProfile) -> None:
         programs: list[Program] = []
@@ -181,12 +199,15 @@ class _Group:
         profile = link_profile(self.machine, seconds, exchanges=self.exchanges, rate=rate, alone=probed.seconds)
         if profile.digest() != self.digest:
             options = {"load_imbalance": self.imbalance, **self.options}
-            for variant in steps.profiled_variants(self.model, profile, options, padded=self.padded):
+            for variant in steps.profiled_variants(
+                self.model, profile, options, tensor_parallel=bool(self.settings["tensor_parallel"])
+            ):
                 self._build(variant, profile)
             self.digest = profile.digest()
 
         variants = {name: self.built[name].variant for name in ORDER if name in self.built}
         results = {name: self.step.results(variant) for name, variant in variants.items()}
+        results[LAG2_HAND] = self.step.results(steps.lag2_by_hand(self.model))
         checks = [
             {"one": one, "other": other, **steps.compare(results[one], results[other])}
             for one, other in COMPARED
@@ -238,6 +259,7 @@ class _Group:
             "model_bound": {**asdict(bound), "unhideable": bound.unhideable, "slowing": bound.slowed - bound.total},
             "profile": profile.to_json(),
             "missing": self.missing,
+            "shares": self.shares,
         }
         self._ask({"cell": cell})
 

@@ -17,7 +17,7 @@ from common import decode, load_records, write_records
 
 from overlap_bench.cells import COMMUNICATION, COMPUTE, FULL, OVERLAP, PASSES, PLAIN, Cell
 
-SCHEMA = 2
+SCHEMA = 3
 TOLERANCE = 1e-4
 
 
@@ -79,6 +79,8 @@ class Result:
     """`Bound` of the kernels of `full`, in the scheduler's model of the machine."""
     profile: Mapping[str, Any]
     """The hardware profile that the variants were scheduled by."""
+    shares: Mapping[str, float]
+    """Of what layers with experts compute: attention, shared and routed experts, measured."""
     missing: Mapping[str, str]
     """Variants that could not be made, and why."""
     others: float
@@ -104,7 +106,12 @@ class Result:
     @property
     def bound(self) -> float:
         """The larger of compute and communication, plus what no schedule can hide."""
-        return max(self.timings[COMPUTE].median, self.timings[COMMUNICATION].median) + self.unhideable
+        return self.floor + self.unhideable
+
+    @property
+    def floor(self) -> float:
+        """The larger of compute and communication: no step takes less."""
+        return max(self.timings[COMPUTE].median, self.timings[COMMUNICATION].median)
 
     @property
     def ratio(self) -> float:
@@ -197,7 +204,7 @@ class Store:
         return sorted(self.results.values(), key=lambda result: result.at.place)
 
 
-AS_HANDED = ("resident_bytes", "compile_seconds", "code", "estimates", "model_bound", "profile", "missing")
+AS_HANDED = ("resident_bytes", "compile_seconds", "code", "estimates", "model_bound", "profile", "missing", "shares")
 
 
 def summarise(cell: Cell, handed: Mapping[str, Any], *, is_network: bool, **words: str) -> Result:

@@ -1,7 +1,7 @@
 """What is run in a cell: model sizes, tokens, and repetitions.
 
 Contract: plain data, the same for every rank. Widths keep the proportions of the real models where that matters for
-overlap: what attention, dense and expert layers compute per byte sent.
+overlap: what attention, shared and routed experts compute.
 
 Routing. Balanced: experts have room for 1.25 times a balanced load, and exchanges are padded to that. Skewed: a router
 that prefers some experts, and dropless exchanges, so that ranks get unequal loads. Llama-4 style has its matrices cut
@@ -15,15 +15,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from overlap_bench.cells import DECODE, REAL, SKEWED, Group
+from overlap_bench.cells import DECODE, LONG, SKEWED, Group
 
 CAPACITY = 1.25
 SKEW = 1.0
 """Exponent of the Zipf law by which a skewed router prefers experts."""
 
-_WIDTHS: dict[str, Any] = {"vocab_size": 1024, "experts": 8}
+SEQUENCES = 2
+"""Of each rank in prefill and training: a batch that could be divided."""
+
 _DEEPSEEK: dict[str, Any] = {
-    **_WIDTHS,
+    "vocab_size": 1024,
     "hidden_size": 512,
     "heads": 16,
     "query_rank": 128,
@@ -32,28 +34,29 @@ _DEEPSEEK: dict[str, Any] = {
     "rope_head_dim": 32,
     "value_head_dim": 64,
     "intermediate_size": 1344,
-    "moe_intermediate_size": 256,
 }
 WIDTHS: dict[str, dict[str, Any]] = {
-    # attention and dense layers proportional to the width as in DeepSeek-V3; two experts per token instead of eight, so
-    # each is larger
-    "deepseek_v3": _DEEPSEEK,
-    # attention, shared and routed experts compute .41, .07 and .53 of a layer, as at 4096 tokens in the real one: more
-    # and wider experts, of which each token takes six
-    REAL: {**_DEEPSEEK, "experts": 16, "top_k": 6, "moe_intermediate_size": 704},
-    # heads of twice the width in all, eight query heads per key-value head, as in Qwen3-30B-A3B
+    # by FLOPs at 4096 tokens the layers of the real one compute .41, .07 and .53 in attention, shared and routed
+    # experts, and so do these, measured (`shares.py`): fewer and wider experts, of which each token takes six
+    "deepseek_v3": {**_DEEPSEEK, "experts": 16, "top_k": 6, "moe_intermediate_size": 448},
+    # heads of twice the width in all, eight query heads per key-value head, as in Qwen3; .41, 0 and .59
     "qwen3_moe": {
-        **_WIDTHS,
+        "vocab_size": 1024,
         "hidden_size": 512,
         "heads": 16,
         "kv_heads": 2,
         "head_dim": 64,
+        "experts": 16,
+        "top_k": 4,
         "moe_intermediate_size": 384,
     },
+    # twice the tokens, two small experts for each: nearly all is attention
+    LONG: {**_DEEPSEEK, "experts": 8, "moe_intermediate_size": 256},
     # alternating dense and MoE layers, five query heads per key-value head: four here; one routed and one shared expert
     # per token
     "llama4": {
-        **_WIDTHS,
+        "vocab_size": 1024,
+        "experts": 8,
         "hidden_size": 1536,
         "heads": 48,
         "kv_heads": 12,
@@ -75,15 +78,15 @@ TINY: dict[str, Any] = {
 TENSOR_PARALLEL = ("llama4",)
 LAYERS = {
     "deepseek_v3": ("dense", "moe", "moe", "moe"),
-    REAL: ("dense", "moe", "moe", "moe"),
+    LONG: ("dense", "moe", "moe", "moe"),
     "qwen3_moe": ("moe",) * 4,
     "llama4": ("dense", "moe") * 3,
 }
 
 
-TOKENS = {"deepseek_v3": 1024, REAL: 1024, "qwen3_moe": 1536, "llama4": 384}
-"""Tokens of each of two ranks in prefill and training, one sequence; more where a model computes little per byte sent.
-Half as many for each of four ranks, which share the processor."""
+TOKENS = {"deepseek_v3": 512, "qwen3_moe": 512, "llama4": 192, LONG: 1024}
+"""Of each sequence of two ranks in prefill and training. Half as many for each of four ranks, which share the
+processor."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Effort:
     layers: int
     """At most."""
     tokens: int | None
-    """Per rank in prefill and training, one sequence; None: `TOKENS`."""
+    """Of each sequence in prefill and training; None: `TOKENS`."""
     sequences: int
     """Per rank in a decode step, one token each."""
     cached: int
@@ -136,7 +139,7 @@ def settings_of(group: Group, effort: Effort) -> dict[str, Any]:
         "phase": group.phase,
         "tensor_parallel": tensor_parallel,
         "capacity_factor": None if dropless else CAPACITY,
-        "batch": effort.sequences if group.phase == DECODE else 1,
+        "batch": effort.sequences if group.phase == DECODE else SEQUENCES,
         "tokens": 1 if group.phase == DECODE else effort.tokens or TOKENS[group.model] * 2 // group.hosts,
         "cached": effort.cached if group.phase == DECODE else 0,
         **{name: getattr(effort, name) for name in ("repetitions", "seconds", "profiles", "calibration")},
@@ -152,7 +155,7 @@ def describe(group: Group, settings: Mapping[str, Any]) -> str:
     if settings["tensor_parallel"]:
         spread = f"{overrides['experts']} experts, matrices cut among {group.hosts} hosts"
     router = ", skewed router" if group.routing == SKEWED else ""
-    step = f"{settings['tokens']} tokens"
+    step = f"{settings['batch']} sequences of {settings['tokens']} tokens"
     if group.phase == DECODE:
         step = f"a new token for {settings['batch']} sequences of {settings['cached']}"
     return (

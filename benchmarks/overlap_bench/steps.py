@@ -1,6 +1,6 @@
 """The step of each phase on fixed inputs, the variants that run it, and their timing and comparison.
 
-prefill    the forward pass of one sequence under no_grad
+prefill    the forward pass of some sequences under no_grad
 decode     one more token for each of many sequences, with the keys and values of those before in a cache of fixed
            size; under no_grad. The cache holds random values, the same for all variants, and every step writes the
            same position
@@ -29,8 +29,20 @@ from torch.profiler import record_function
 
 from farskip_compile.costs import HardwareProfile
 from farskip_compile.errors import FarSkipError
-from farskip_compile.models import Decoder, FarSkipForm, OverlappedForm, ParallelConfig, build
-from overlap_bench.cells import COMPUTE, CUT, DECODE, EAGER, HAND, OURS, PLAIN, PROFILED, TRAINING
+from farskip_compile.models import ChunkedForm, Decoder, FarSkipForm, OverlappedForm, ParallelConfig, build
+from overlap_bench.cells import (
+    CHUNKED,
+    COMPUTE,
+    DECODE,
+    EAGER,
+    EXPERT_PARALLEL,
+    HAND,
+    LAG2_HAND,
+    OURS,
+    PLAIN,
+    PROFILED,
+    TRAINING,
+)
 from overlap_bench.inductor import options_for
 
 BACKWARD = "farskip benchmark: backward"
@@ -65,20 +77,27 @@ def fixed_variants(model: Decoder, settings: Mapping[str, Any], group: Any) -> t
     """Those that do not depend on the network; and which can't be made, and why."""
     plain = Variant(PLAIN, model, torch.compile(model, fullgraph=True))
     hand = Variant(HAND, model, torch.compile(FarSkipForm(model), fullgraph=True))
-    own = make_model(settings, group)  # the form may install hooks
-    try:
-        return [plain, hand, Variant(EAGER, own, OverlappedForm(own))], {}
-    except FarSkipError as error:
-        return [plain, hand], {EAGER: str(error)}
+    made, missing = [plain, hand], {}
+    for name, form in ((EAGER, OverlappedForm), (CHUNKED, ChunkedForm)):
+        if name in EXPERT_PARALLEL and settings["tensor_parallel"]:
+            continue
+        own = make_model(settings, group)  # the form may install hooks
+        try:
+            made.append(Variant(name, own, form(own)))
+        except FarSkipError as error:
+            missing[name] = str(error)
+    return made, missing
+
+
+def lag2_by_hand(model: Decoder) -> Variant:
+    """What our "lag2" is compared with; not timed."""
+    return Variant(LAG2_HAND, model, FarSkipForm(model, connectivity="lag2"))
 
 
 def profiled_variants(
-    model: Decoder, profile: HardwareProfile, options: Mapping[str, Any], *, padded: bool
+    model: Decoder, profile: HardwareProfile, options: Mapping[str, Any], *, tensor_parallel: bool
 ) -> list[Variant]:
-    """Those that are scheduled by `profile`; `options` are further ones of our backend.
-
-    Only `padded` exchanges are cut in pieces.
-    """
+    """Those that are scheduled by `profile`; `options` are further ones of our backend."""
 
     def compiled(name: str) -> Callable[..., torch.Tensor]:
         if name in OURS:
@@ -87,7 +106,9 @@ def profiled_variants(
         theirs = options_for(name, profile, options.get("load_imbalance", 1.0))
         return torch.compile(model, fullgraph=True, options=theirs)
 
-    return [Variant(name, model, compiled(name)) for name in PROFILED if padded or name not in CUT]
+    return [
+        Variant(name, model, compiled(name)) for name in PROFILED if not tensor_parallel or name not in EXPERT_PARALLEL
+    ]
 
 
 def compute_alone(settings: Mapping[str, Any], group: dist.ProcessGroup) -> Variant:
@@ -127,16 +148,20 @@ class Step:
     def __call__(self, variant: Variant) -> torch.Tensor:
         """Logits [B, T, vocabulary], or the loss."""
         if self.phase != TRAINING:
-            with torch.no_grad():
-                if self.cache is None:
-                    return variant.run(self.ids)
-                self.cache.position.fill_(self.cached)
-                return variant.run(self.ids, cache=self.cache)
+            return self.forward(variant)
         variant.model.zero_grad(set_to_none=True)
         loss = F.cross_entropy(variant.run(self.ids).flatten(0, 1), self.labels)
         with record_function(BACKWARD):
             loss.backward()
         return loss.detach()
+
+    def forward(self, variant: Variant) -> torch.Tensor:
+        """Logits, without gradients."""
+        with torch.no_grad():
+            if self.cache is None:
+                return variant.run(self.ids)
+            self.cache.position.fill_(self.cached)
+            return variant.run(self.ids, cache=self.cache)
 
     def resident_bytes(self, model: Decoder) -> int:
         """Bytes allocated before and after the step: parameters, buffers, and the cache."""

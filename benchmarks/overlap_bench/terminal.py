@@ -40,9 +40,14 @@ def cell_text(result: Result, width: int) -> str:
         below += [f"hidden in {part}: {', '.join(shares)}"] if shares else []
     below.append(checks_text(result))
     lines = [f"{result.cell}: communication / compute = {result.ratio:.2f}"]
-    lines += _wrapped([f"{result.network}; {result.cores}", quiet], width)
+    lines += _wrapped([f"{result.network}; {result.cores}", shares_text(result), quiet], width)
     lines += [*table.splitlines(), *_wrapped(below, width)]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def shares_text(result: Result) -> str:
+    shares = ", ".join(f"{part} {share:.2f}" for part, share in result.shares.items())
+    return f"layers with experts compute: {shares}"
 
 
 def checks_text(result: Result) -> str:

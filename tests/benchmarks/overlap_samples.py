@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from overlap_bench.cells import COMMUNICATION, COMPARED, COMPUTE, ORDER, Cell
+from overlap_bench.cells import COMMUNICATION, COMPARED, COMPUTE, EXPERT_PARALLEL, ORDER, Cell
 from overlap_bench.results import Result, summarise
+from overlap_bench.settings import TENSOR_PARALLEL
 
 STEPS = {
     "plain": 0.9,
     "inductor overlap": 0.85,
     "inductor passes": 0.86,
     "overlapped eager": 0.8,
+    "chunked eager": 0.83,
     "hand-written": 0.91,
     "none": 0.84,
+    "none, 2 pieces": 0.7,
+    "none, pieces": 0.62,
     "full": 0.57,
+    "full, 2 pieces": 0.565,
+    "full, pieces": 0.56,
+    "lag2": 0.58,
     COMPUTE: 0.55,
     COMMUNICATION: 0.275,
 }
@@ -37,6 +44,7 @@ def handed(
     ranks=2,
     busy=19.0,
     phase="prefill",
+    cut_hidden=0.99,
     missing=(),
     peaks=None,
     resident=0,
@@ -46,7 +54,7 @@ def handed(
     names = [name for name in ORDER if name in seconds]
 
     def exposed(name, rank):
-        part = (1 - hidden) / 1.5 if name == "full" else 0.5
+        part = {"full": (1 - hidden) / 1.5, "full, pieces": (1 - cut_hidden) / 1.5}.get(name, 0.5)
         figures = {"communication": 0.3, "exposed": 0.3 * part * (1 + rank), "waiting": 0.003, "compute": 0.5}
         if phase == "training":
             bare = (1 - backward) if name == "full" else 0.5
@@ -95,12 +103,16 @@ def handed(
             "slowing": 0.02,
         },
         "profile": {"name": "made up"},
+        "shares": {"attention": 0.41, "shared": 0.07, "routed": 0.52},
         "missing": dict.fromkeys(missing, "nobody wrote it"),
     }
 
 
 def result(name="deepseek_v3/prefill/balanced/2/0.5", **wanted) -> Result:
+    """Of a tensor-parallel cell without the variants that need expert parallelism."""
     cell = Cell.parse(name)
+    if cell.group.model in TENSOR_PARALLEL:
+        wanted["missing"] = (*EXPERT_PARALLEL, *wanted.get("missing", ()))
     data = handed(phase=cell.group.phase, **wanted)
     return summarise(
         cell,

@@ -21,11 +21,13 @@ from overlap_bench.launch import ask, desk
 
 def test_the_grid():
     whole = cells.grid()
-    assert len(whole) == 3 * 3 * 2 * 2 * 4 == len(set(whole))
+    assert len(whole) == 3 * 3 * 2 * (4 + 2) + 2 * 4 == len(set(whole))
     assert [Cell.parse(str(cell)) for cell in whole] == whole
     groups = cells.by_group(whole)
-    assert len(groups) == 36
-    assert set(map(tuple, groups.values())) == {cells.RATIOS}
+    assert len(groups) == 36 + 2
+    for group, ratios in groups.items():
+        assert tuple(ratios) == (cells.RATIOS if group.hosts == 2 else cells.FEWER_RATIOS)
+        assert group.model != cells.LONG or (group.hosts, group.routing) == (2, "balanced")
     assert cells.by_group([whole[0], whole[1], whole[0]]) == {whole[0].group: [0.25, 0.5]}
     assert [str(cell) for cell in cells.quick()] == [
         "deepseek_v3/prefill/balanced/2/0.5",
@@ -53,7 +55,7 @@ def test_arguments_choose_cells(capsys):
     def chosen(*given):
         return [str(cell) for cell in overlap.arguments(list(given)).wanted]
 
-    assert len(chosen()) == 144
+    assert len(chosen()) == 116
     assert chosen("--cells", "llama4/decode/skewed/4/0.7") == ["llama4/decode/skewed/4/0.7"]
     some = chosen("--models", "qwen3_moe", "--phases", "decode", "--routing", "skewed", "--hosts", "2", "--ratios", "1")
     assert some == ["qwen3_moe/decode/skewed/2/1"]
@@ -89,7 +91,7 @@ def test_every_group_is_a_model_that_can_be_built(group: Group):
         found = settings.settings_of(group, effort)
         json.dumps(found)
         overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in found["overrides"].items()}
-        config = MODELS[group.model](**overrides)
+        config = MODELS[group.model.partition("-")[0]](**overrides)
         assert "moe" in config.layers
         assert found["tensor_parallel"] is (group.model == "llama4")
         cut = (config.heads, config.kv_heads, config.intermediate_size, config.moe_intermediate_size)

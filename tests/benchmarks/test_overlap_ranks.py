@@ -9,7 +9,20 @@ import torch
 import torch.distributed as dist
 from common import decode
 from overlap_bench import ranks, settings
-from overlap_bench.cells import CUT, EAGER, FULL, FULL_CUT, ORDER, OVERLAP, PASSES, PLAIN, Cell
+from overlap_bench.cells import (
+    EAGER,
+    EXPERT_PARALLEL,
+    FULL,
+    FULL_2,
+    FULL_CUT,
+    LAG2,
+    LAG2_HAND,
+    ORDER,
+    OVERLAP,
+    PASSES,
+    PLAIN,
+    Cell,
+)
 from overlap_bench.inductor import captured_code, device_figures, facts, options_for
 from overlap_bench.launch import desk
 from overlap_bench.results import Result, summarise
@@ -64,11 +77,12 @@ def test_a_cell_from_end_to_end(name, nothing_is_compiled, tmp_path):
     assert None not in rates[1:]
     result = summarise(cell, handed[0], about="", cores="", when="", machine="", is_network=True)
     assert decode(Result, json.loads(json.dumps(result.to_json()))) == result
-    padded = cell.group.routing == "balanced" and not wanted["tensor_parallel"]
-    names = [name for name in ORDER if padded or name not in CUT]
+    names = [name for name in ORDER if not wanted["tensor_parallel"] or name not in EXPERT_PARALLEL]
     assert set(result.exposed) == set(names)
     apart = {(check["one"], check["other"]) for check in result.differs}
-    assert apart == {(FULL, "hand-written")} | ({(FULL_CUT, "hand-written")} if padded else set())
+    rewired = {(name, "hand-written") for name in (FULL, FULL_2, FULL_CUT) if name in names}
+    assert apart == rewired | {(LAG2, LAG2_HAND)}
+    assert sum(result.shares.values()) == pytest.approx(1.0)
     assert result.rate in rates
     for variant in names:
         assert len(result.raw[0][variant]) == 3
