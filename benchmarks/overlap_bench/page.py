@@ -47,9 +47,9 @@ range; *speed-up* is the median, over repetitions, of the time of `plain` over t
   memory includes parameters and caches.
 
 Models. By FLOPs at 4096 tokens, the layers of DeepSeek-V3 compute .41, .07 and .53 in attention, shared and routed
-experts, and those of Qwen3-235B .41, 0 and .59. The models here have widths with which they do the same on this machine;
-each cell says what was measured (`benchmarks/overlap_bench/shares.py`). `deepseek_v3-long` is mostly attention, as at a
-long context. Each rank has two sequences.
+experts, and those of Qwen3-235B .41, 0 and .59. The models here have widths with which they do the same on this
+machine; each cell says what was measured (`benchmarks/overlap_bench/shares.py`). `deepseek_v3-long` is mostly
+attention, as at a long context. Each rank has two sequences.
 
 Variants: `plain` is torch.compile out of the box. `inductor overlap` is Inductor's own scheduler of the graph
 (`aten_distributed_optimizations.enable_overlap_scheduling`), `inductor passes` the three passes on kernels that its

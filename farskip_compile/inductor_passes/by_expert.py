@@ -89,7 +89,8 @@ def _seconds_between(exchanges: Exchanges, rows: int, dtype: str, profile: Hardw
     after = spread(next(iter(arriving)).graph.nodes, arriving.__contains__)
     flops = 0.0
     for node in walk_back(leaving, lambda node: node not in after):
-        product, given = ops.tensor(node), ops.tensor(node.args[0]) if node.args else None  # type: ignore[arg-type]
-        if ops.is_matmul(node) and product is not None and given is not None:
-            flops += 2 * rows / exchanges.experts * math.prod(product.shape[1:]) * given.shape[-1]
+        product = ops.tensor(node) if ops.is_matmul(node) else None
+        factor = ops.tensor(node.args[0]) if product is not None and isinstance(node.args[0], fx.Node) else None
+        if product is not None and factor is not None:
+            flops += 2 * rows / exchanges.experts * math.prod(product.shape[1:]) * factor.shape[-1]
     return flops / (getattr(profile.peak_flops, dtype, profile.peak_flops.float32) * profile.efficiency.matmul)

@@ -55,6 +55,33 @@ def test_pieces_compute_what_whole_exchanges_do(
         assert found["gradients"] < 1e-11, found
 
 
+def layer_by_layer_on_rank(rank: int, world_size: int, mode: dict[str, Any]) -> dict[str, Any]:
+    """Each layer compiled by itself, as training stacks do."""
+    torch.compiler.reset()
+    farskip_compile.clear_schedules()
+    parallel = ParallelConfig(ep_group=dist.group.WORLD, **mode)
+    model = build("mixtral", dtype=torch.float64, parallel=parallel, layers=("moe", "moe"), **SMALL)
+    ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(rank))
+    expected = run_with_gradients(model, model, ids)
+    for layer in model.layers:
+        layer.compile(backend="farskip", fullgraph=True, options={"connectivity": "none", "pieces": 2})
+    with scalar_kernels():
+        found = run_with_gradients(model, model, ids)
+    return {
+        "reports": {(one.phase, one.pieces, one.exchanges_cut) for one in farskip_compile.last_schedules()},
+        "output": relative_difference(found[0], expected[0]),
+        "gradients": max(relative_difference(found[1][key], expected[1][key]) for key in expected[1]),
+    }
+
+
+@pytest.mark.parametrize("mode", [PADDED, DROPLESS], ids=["padded", "dropless"])
+def test_layers_that_are_compiled_by_themselves(mode: dict[str, Any]) -> None:
+    for found in run_ranks(layer_by_layer_on_rank, 2, mode, timeout=300):
+        assert found["reports"] == {("forward", 2, 1), ("backward", 2, 1)}
+        assert found["output"] < 1e-12, found
+        assert found["gradients"] < 1e-11, found
+
+
 def refused_on_rank(rank: int, world_size: int) -> list[str]:
     """What is said of an exchange without drops where each rank has one expert: under `strict`, and without it."""
     torch.compiler.reset()

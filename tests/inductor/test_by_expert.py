@@ -1,0 +1,92 @@
+"""How many pieces "auto" takes for an exchange without drops, and that dynamic numbers of tokens stay whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import fx
+
+from farskip_compile.comm import combine, dispatch
+from farskip_compile.costs import HardwareProfile, default_profile
+from farskip_compile.errors import UnsupportedPatternError
+from farskip_compile.inductor_passes.by_expert import cut_by_expert
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.pieces.notes import is_piece
+from farskip_compile.testing.fake_ranks import fake_ranks
+
+RANKS, EXPERTS, WIDTH = 2, 16, 64
+
+
+def captured(rows: int, wide: int, *, dynamic: bool = False) -> fx.GraphModule:
+    """Experts of one product each, [WIDTH, wide] and back."""
+    weights = [torch.randn(WIDTH, wide), torch.randn(wide, WIDTH)]
+    found: list[fx.GraphModule] = []
+
+    def layer(x: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+        given, receipt = dispatch(x, experts, experts=EXPERTS, group=dist.group.WORLD)
+        return combine([one @ weights[0] @ weights[1] for one in given], receipt)
+
+    def keep(module: fx.GraphModule, _: Any) -> Any:
+        found.append(module)
+        return module.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(layer, backend=keep, fullgraph=True, dynamic=dynamic)
+    compiled(torch.randn(rows, WIDTH), torch.arange(rows) % EXPERTS)
+    return found[0]
+
+
+def link(bandwidth: float, latency: float) -> HardwareProfile:
+    profile = default_profile("cpu")
+    kinds = replace(profile.inter_node.latency, all_to_all=latency)
+    ends = {"bandwidth": bandwidth, "latency": kinds, "step_latency": 0.0}
+    return replace(
+        profile, inter_node=replace(profile.inter_node, **ends), intra_node=replace(profile.intra_node, **ends)
+    )
+
+
+def pieces_of(module: fx.GraphModule, profile: HardwareProfile, pieces: Any = "auto") -> int:
+    cut_by_expert(module.graph, pieces, (), profile, strict=True)
+    return sum(map(is_piece, ops.calls(module.graph, ops.is_all_to_all))) // 2 or 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "wide", "bandwidth", "latency", "wanted"),
+    [
+        (4096, 4096, 1e9, 1e-6, 4),  # as long on the wire as in the experts
+        (4096, 4096, 1e9, 1e-1, 1),  # each launch takes longer than the experts
+        (64, 16, 1e12, 1e-4, 1),  # next to nothing is sent
+        (4096, 16, 1e8, 1e-5, 1),  # nothing to compute meanwhile
+    ],
+)
+def test_auto_goes_by_what_is_sent_and_computed(
+    rows: int, wide: int, bandwidth: float, latency: float, wanted: int
+) -> None:
+    with fake_ranks(RANKS):
+        assert pieces_of(captured(rows, wide), link(bandwidth, latency)) == wanted
+
+
+def test_a_number_of_tokens_that_is_a_symbol_is_left_whole_unless_pieces_are_asked_for() -> None:
+    with fake_ranks(RANKS):
+        assert pieces_of(captured(4096, 4096, dynamic=True), link(1e9, 1e-6)) == 1
+        assert pieces_of(captured(4096, 4096, dynamic=True), link(1e9, 1e-6), 2) == 2
+
+
+def test_leaving_the_pass_out_leaves_everything_whole() -> None:
+    with fake_ranks(RANKS):
+        module = captured(4096, 4096)
+        cut_by_expert(module.graph, 2, ("pieces_by_expert",), default_profile("cpu"), strict=True)
+        assert not any(map(is_piece, ops.calls(module.graph, ops.is_all_to_all)))
+
+
+def test_what_can_not_be_cut_is_an_error_or_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with fake_ranks(RANKS):
+        module = captured(64, 16)
+        with pytest.raises(UnsupportedPatternError, match="fewer experts on each rank than pieces: 8"):
+            cut_by_expert(module.graph, 16, (), default_profile("cpu"), strict=True)  # type: ignore[arg-type]
+        cut_by_expert(module.graph, 16, (), default_profile("cpu"), strict=False)  # type: ignore[arg-type]
+    assert "an exchange stays whole: there are fewer experts" in caplog.text
