@@ -28,6 +28,10 @@ def simulate_command(
     exchange: Annotated[
         str | None, typer.Option(help="all-reduce, all-to-all or all-gather; by default as serving engines do.")
     ] = None,
+    pieces: Annotated[int, typer.Option(help="Predict exchanges in so many pieces, too (all-to-all).")] = 1,
+    also: Annotated[
+        str, typer.Option(help="Other connectivities to predict, with commas: lag2, ladder, attention, mlp.")
+    ] = "",
     products: Annotated[str, typer.Option(help="bfloat16, or float8 as engines serve 8-bit checkpoints.")] = "bfloat16",
     skew: Annotated[float, typer.Option(help="Exponent of Zipf's law for how often experts are chosen.")] = 0.0,
     loads: Annotated[
@@ -68,6 +72,8 @@ def simulate_command(
             prompt=prompt,
             batch=batch,
             exchange=exchange,  # type: ignore[arg-type]
+            pieces=pieces,
+            also=tuple(filter(None, also.split(","))),  # type: ignore[arg-type]
             products=products,  # type: ignore[arg-type]
             skew=skew,
             loads=_loads(loads),

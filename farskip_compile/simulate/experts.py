@@ -13,6 +13,9 @@ Never: computes anything of use.
                   without an all-to-all do this. (AMD's gathers first and then routes all tokens on each rank: the
                   same.)
 
+All-to-all in pieces, each of them some of a rank's experts, as the backend cuts it: all pieces are dispatched, then the
+experts of each run, then all are combined.
+
 How many rows a rank gets depends on data. Here it is fixed, at what the fullest rank gets: with a symbol for each pair
 of ranks in each layer, 256 ranks could not be captured in a day.
 
@@ -22,6 +25,8 @@ usual interface first: rows, chosen experts, weights.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from math import ceil
 from typing import Any
 
@@ -84,13 +89,16 @@ def is_experts(module: nn.Module) -> bool:
     return isinstance(module, ChosenExperts) or is_dispatched(module)
 
 
-def spread_experts(model: nn.Module, ep_mesh: Any, tp_mesh: Any, exchange: str, imbalance: float) -> None:
+def spread_experts(
+    model: nn.Module, ep_mesh: Any, tp_mesh: Any, exchange: str, imbalance: float, pieces: int = 1
+) -> None:
     """Cut the experts among the ranks of `ep_mesh`, and exchange tokens.
 
     Args:
         tp_mesh: the ranks that hold the same tokens as this one.
         exchange: `all-reduce`, `all-to-all` or `all-gather`.
         imbalance: rows of the fullest rank over the mean.
+        pieces: of an all-to-all.
 
     Raises:
         ConfigError: the experts can't be cut this way.
@@ -99,10 +107,13 @@ def spread_experts(model: nn.Module, ep_mesh: Any, tp_mesh: Any, exchange: str, 
     if not found:
         raise ConfigError("the model has no routed experts", way_out="a Mixture-of-Experts model")
     for name, module in found:
-        _cut_experts(name, module, ep_mesh.size())
+        _cut_experts(name, module, ep_mesh.size() * pieces)
         held = int(module.num_experts)
         if exchange == "all-to-all":
-            module.forward = _sliced(_all_to_all(module.forward, held, ep_mesh, imbalance), tp_mesh)
+            others = [copy.deepcopy(module) for _ in range(pieces - 1)]
+            runs = [module.forward, *(one.forward for one in others)]
+            module.other_pieces = nn.ModuleList(others)
+            module.forward = _sliced(_all_to_all(runs, held, ep_mesh, imbalance), tp_mesh)
         elif exchange == "all-gather":
             partial_sum = _partial_sum(module.forward, held, ep_mesh, imbalance)
             module.forward = _sliced(_all_gather(partial_sum, ep_mesh), tp_mesh)
@@ -123,25 +134,30 @@ def _cut_experts(name: str, module: Any, ranks: int) -> None:
             setattr(module, key, nn.Parameter(cut, requires_grad=parameter.requires_grad))
 
 
-def _all_to_all(run: Any, held: int, ep_mesh: Any, imbalance: float) -> Any:
-    ranks, group = ep_mesh.size(), ep_mesh.get_group()
+def _all_to_all(runs: Sequence[Any], held: int, ep_mesh: Any, imbalance: float) -> Any:
+    """`runs`: the experts of each piece, `held` in number."""
+    ranks, group, pieces = ep_mesh.size(), ep_mesh.get_group(), len(runs)
 
     def forward(hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         tokens, k = chosen.shape
-        each = ceil(tokens * k / ranks)  # rows to each rank
-        most = ceil(tokens * k * imbalance / ranks)  # rows that the fullest one gets from each
+        each = ceil(tokens * k / ranks / pieces)  # rows to each rank, in each piece
+        most = ceil(tokens * k * imbalance / ranks / pieces)  # rows that the fullest one gets from each
         expert = chosen.flatten()
-        order = F.pad(expert.argsort(stable=True), (0, each * ranks - tokens * k))
-        counts = expert.new_zeros(ranks * held).scatter_add(0, expert, torch.ones_like(expert))
-        incoming = wait_tensor(all_to_all_single(counts, None, None, group))
-        rows = wait_tensor(all_to_all_single(hidden[order // k], [most] * ranks, [each] * ranks, group))
-        local = torch.arange(held, device=rows.device).repeat(ranks)
-        local = local.repeat_interleave(incoming, output_size=most * ranks).unsqueeze(-1)
-        results = run(rows, local, torch.ones_like(local, dtype=rows.dtype))
-        back = wait_tensor(all_to_all_single(results, [each] * ranks, [most] * ranks, group))
-        back = torch.zeros_like(back).index_copy(0, order, back)[: tokens * k]
+        order = F.pad(expert.argsort(stable=True), (0, each * ranks * pieces - tokens * k))
+        counts = expert.new_zeros(ranks * held * pieces).scatter_add(0, expert, torch.ones_like(expert))
+        incoming = wait_tensor(all_to_all_single(counts, None, None, group)).split(ranks * held)
+        parts = hidden[order // k].split(each * ranks)
+        arrived = [wait_tensor(all_to_all_single(part, [most] * ranks, [each] * ranks, group)) for part in parts]
+        results = []
+        for run, rows, count in zip(runs, arrived, incoming, strict=True):
+            local = torch.arange(held, device=rows.device).repeat(ranks)
+            local = local.repeat_interleave(count, output_size=most * ranks).unsqueeze(-1)
+            results.append(run(rows, local, torch.ones_like(local, dtype=rows.dtype)))
+        back = [wait_tensor(all_to_all_single(one, [each] * ranks, [most] * ranks, group)) for one in results]
+        whole = torch.cat(back) if pieces > 1 else back[0]
+        whole = torch.zeros_like(whole).index_copy(0, order, whole)[: tokens * k]
         # weights in float32 must not widen the stream; transformers casts in the same place
-        return (back.view(tokens, k, -1) * weights.unsqueeze(-1)).sum(1).to(hidden.dtype)
+        return (whole.view(tokens, k, -1) * weights.unsqueeze(-1)).sum(1).to(hidden.dtype)
 
     return forward
 

@@ -81,16 +81,15 @@ def _detail(axes: Any, found: Prediction) -> None:
 
 def _bars(axes: Any, found: Prediction) -> None:
     """Compute and exposed communication of each order."""
-    heights = range(len(NAMES), 0, -1)
-    for height, key in zip(heights, NAMES, strict=True):
-        step = getattr(found, key)
+    heights = range(len(found.orders), 0, -1)
+    for height, step in zip(heights, found.orders.values(), strict=True):
         busy = step.seconds - step.exposed
         axes.barh(height, 1e3 * busy, color=BUSY, height=0.62)
         axes.barh(height, 1e3 * step.exposed, left=1e3 * busy, color=IDLE, height=0.62)
         note = f" {1e3 * step.seconds:.4g} ms, {found.written.seconds / step.seconds:.3f} x"
         axes.text(1e3 * step.seconds, height, note, va="center", fontsize=9, color=INK)
-    axes.set_yticks(heights, list(NAMES.values()), fontsize=9)
-    axes.set_xlim(0, 1.22e3 * max(getattr(found, key).seconds for key in NAMES))
+    axes.set_yticks(heights, [NAMES.get(key, key) for key in found.orders], fontsize=9)
+    axes.set_xlim(0, 1.22e3 * max(step.seconds for step in found.orders.values()))
     axes.set_xlabel("milliseconds of the whole step: compute, and communication that is exposed", fontsize=9)
     _plain(axes)
 

@@ -5,7 +5,8 @@ Out:   a `Prediction`.
 Never: runs the model; needs the hardware; depends on a clock: equal scenarios give equal predictions.
 
 1. The model of one rank, at full size on fake tensors (`rank_model`), within fake ranks.
-2. One capture, and the ATen graphs of two connectivities, by the code that the backend runs (`capture`).
+2. One capture, and the ATen graphs of two connectivities or more, by the code that the backend runs (`capture`). For
+   exchanges in pieces the model itself is built with them, and captured once more.
 3. Each graph becomes a program of tasks, by the cost model and the profile (`passes.schedule.from_graph`), and is
    simulated on two resources, compute and the network, in several orders (`passes.schedule.program`):
 
@@ -13,6 +14,7 @@ Never: runs the model; needs the hardware; depends on a clock: equal scenarios g
        scheduled   the model as it is, in the order of our scheduler: what overlapping alone brings
        published   FarSkip, by AMD's placement (`published`)
        farskip     FarSkip, in the order of our scheduler
+       also        on request: the second and the last with exchanges in pieces, and other connectivities
 
 All ranks do the same, so one stands for all; with skewed routing it is the fullest one, for which all others wait.
 """
@@ -30,6 +32,7 @@ from farskip_compile.config import FarSkipConfig
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.errors import ConfigError
 from farskip_compile.inductor_passes import UNFUSED
+from farskip_compile.passes.rewire.request import Named
 from farskip_compile.passes.schedule.from_graph import read_program
 from farskip_compile.passes.schedule.program import Program, Role
 from farskip_compile.passes.schedule.published import published_order
@@ -42,6 +45,7 @@ from farskip_compile.testing.fake_ranks import fake_ranks
 
 LIMITS = Limits(memory_increase=UNFUSED * Limits.memory_increase)
 """Limits on memory, as the backend sets them for a graph whose kernels are not fused yet."""
+NAMES_CUT: Mapping[Named, str] = {"none": "overlapped", "full": "FarSkip"}
 AFTER_CAPTURE = ("device", "measured", "slower", "interference")
 """Fields in which scenarios of one capture may differ."""
 
@@ -73,47 +77,84 @@ def predict_each(scenarios: Sequence[Scenario]) -> list[Prediction]:
                 way_out=f"predict them one by one; only {', '.join(AFTER_CAPTURE)} may differ",
             )
     took: dict[str, float] = {}
-    start = time.perf_counter()
     with fake_ranks(scenario.ranks):
-        model = rank_model(scenario)
-        took["model"] = time.perf_counter() - start
+        whole = _capture(scenarios, took)
+        cut = _capture(scenarios, took, scenario.pieces) if scenario.pieces > 1 else None
+        return [
+            _predict(one, whole, whole.programs[place], cut.programs[place] if cut is not None else {}, took)
+            for place, one in enumerate(scenarios)
+        ]
 
-        def use(graphs: GraphsOf) -> list[Prediction]:
-            begun = time.perf_counter()
-            standard = FarSkipConfig(connectivity="none", inner="inductor")
-            merges = scenario.exchanges == "all-reduce"
-            as_written = graphs(standard)
-            full = graphs(replace(standard, connectivity="full", merge_reductions=merges))
-            took["graphs"] = time.perf_counter() - begun
-            took["passes"] = sum(full.report.seconds.values())
-            return [_predict(one, model, as_written, full, took) for one in scenarios]
 
-        with model.mode:
-            return with_graphs(model.module, (), model.kwargs, use, backward=scenario.trains)
+@dataclass(frozen=True)
+class _Captured:
+    """One capture."""
+
+    model: RankModel
+    nodes: int
+    rewired: str
+    programs: Sequence[Mapping[Named, list[_Phase]]]
+    """For each scenario, by connectivity."""
+
+
+def _capture(scenarios: Sequence[Scenario], took: dict[str, float], pieces: int = 1) -> _Captured:
+    """The programs of `none` and `full`, and in one piece of what else the scenarios ask for."""
+    scenario = scenarios[0]
+    start = time.perf_counter()
+    model = rank_model(scenario, pieces)
+    began = time.perf_counter()
+    took["model"] = took.get("model", 0.0) + began - start
+    standard = FarSkipConfig(connectivity="none", inner="inductor")
+    merges = scenario.exchanges == "all-reduce"
+
+    def use(graphs: GraphsOf) -> _Captured:
+        found: dict[Named, Graphs] = {"none": graphs(standard)}
+        others: tuple[Named, ...] = scenario.also if pieces == 1 else ()
+        for name in ("full", *others):
+            merged = merges and name in ("full", "mlp")
+            found[name] = graphs(replace(standard, connectivity=name, merge_reductions=merged))
+        took["graphs"] = took.get("graphs", 0.0) + time.perf_counter() - began
+        report = found["full"].report
+        took["passes"] = took.get("passes", 0.0) + sum(report.seconds.values())
+        programs = [{name: _programs(one, model, each) for name, each in found.items()} for one in scenarios]
+        return _Captured(model, report.nodes, report.summary(), programs)
+
+    with model.mode:
+        return with_graphs(model.module, (), model.kwargs, use, backward=scenario.trains)
 
 
 def _predict(
-    scenario: Scenario, model: RankModel, as_written: Graphs, full: Graphs, took: Mapping[str, float]
+    scenario: Scenario,
+    captured: _Captured,
+    whole: Mapping[Named, list[_Phase]],
+    cut: Mapping[Named, list[_Phase]],
+    took: Mapping[str, float],
 ) -> Prediction:
     begun = time.perf_counter()
-    programs = _programs(scenario, model, as_written)
-    slower = _slower(scenario, _written(programs))
-    programs = [one.times(slower) for one in programs]
+    slower = _slower(scenario, _written(whole["none"]))
+
+    def at_pace(programs: list[_Phase]) -> list[_Phase]:
+        return [one.times(slower) for one in programs]
+
+    programs = at_pace(whole["none"])
     written, scheduled = _written(programs), _scheduled(programs)
-    programs = [one.times(slower) for one in _programs(scenario, model, full)]
+    programs = at_pace(whole["full"])
     published = _step(programs, [one.published() for one in programs])
     farskip = _scheduled(programs, published)
+    also = {f"{NAMES_CUT[name]}, {scenario.pieces} pieces": _scheduled(at_pace(each)) for name, each in cut.items()}
+    also |= {name: _scheduled(at_pace(whole[name])) for name in scenario.also}
     return Prediction(
         scenario,
         written,
         scheduled,
         published,
         farskip,
-        imbalance=model.imbalance,
-        parameters=model.parameters,
-        nodes=full.report.nodes,
-        rewired=full.report.summary(),
+        imbalance=captured.model.imbalance,
+        parameters=captured.model.parameters,
+        nodes=captured.nodes,
+        rewired=captured.rewired,
         slower=slower,
+        also=also,
         took={**took, "orders": time.perf_counter() - begun},
     )
 

@@ -63,8 +63,8 @@ class _Loss(nn.Module):
         return loss
 
 
-def rank_model(scenario: Scenario) -> RankModel:
-    """The model of the first rank.
+def rank_model(scenario: Scenario, pieces: int = 1) -> RankModel:
+    """The model of the first rank, its exchanges in so many pieces.
 
     Raises:
         ConfigError: transformers can't build it, or it can't be cut as the scenario says.
@@ -82,7 +82,7 @@ def rank_model(scenario: Scenario) -> RankModel:
         if scenario.tp > 1:
             plan = {**model.tp_plan, **{f"model.{key}": style for key, style in scenario.architecture.cuts.items()}}
             cut_matrices(model, plan, tp_mesh.get_group(), reduce_blocks=scenario.exchanges == "all-reduce")
-        spread_experts(model, ep_mesh, tp_mesh, scenario.exchanges, rows)
+        spread_experts(model, ep_mesh, tp_mesh, scenario.exchanges, rows, pieces)
         prepare(model)
         kwargs = _inputs(model, scenario)
     count = sum(parameter.numel() for parameter in model.parameters())

@@ -113,10 +113,17 @@ class Prediction:
     """Of the graph that was captured."""
     rewired: str
     """What the passes report about it."""
+    also: Mapping[str, StepResult] = field(default_factory=dict)
+    """What else was asked for, in our order: with exchanges in pieces, and under other connectivities."""
     slower: float = 1.0
     """How many times as long compute takes as the profile says, by `Scenario.measured` or `Scenario.slower`."""
     took: Mapping[str, float] = field(default_factory=dict, compare=False)
     """Seconds of this prediction: `model`, `graphs` (of which rewiring: `passes`), `orders`."""
+
+    @property
+    def orders(self) -> dict[str, StepResult]:
+        """All, by name."""
+        return {**{name: getattr(self, name) for name in ORDERS}, **self.also}
 
     @property
     def speedup(self) -> float:
@@ -146,7 +153,10 @@ def prediction_json(found: Prediction) -> dict[str, Any]:
             "phase": str(scenario.phase),
             **{name: getattr(scenario, name) for name in ("ranks", "ep", "tp", "batch", "prompt")},
             "exchange": scenario.exchanges,
-            **{name: getattr(scenario, name) for name in ("products", "skew", "layers", "interference", "measured")},
+            **{
+                name: getattr(scenario, name)
+                for name in ("products", "skew", "layers", "interference", "measured", "pieces")
+            },
             "slower": scenario.slower,
         },
         "imbalance": found.imbalance,
@@ -154,8 +164,8 @@ def prediction_json(found: Prediction) -> dict[str, Any]:
         "parameters": found.parameters,
         "nodes": found.nodes,
         "rewired": found.rewired,
-        "orders": {name: getattr(found, name).to_json() for name in ORDERS},
-        "speedup": {name: found.written.seconds / getattr(found, name).seconds for name in ORDERS[1:]},
+        "orders": {name: step.to_json() for name, step in found.orders.items()},
+        "speedup": {n: found.written.seconds / step.seconds for n, step in found.orders.items() if n != "written"},
         "seconds_taken": dict(found.took),
     }
 

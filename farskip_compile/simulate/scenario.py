@@ -25,11 +25,13 @@ from typing import Any, Literal, get_args
 from farskip_compile.costs import HardwareProfile, load_profile
 from farskip_compile.errors import ConfigError
 from farskip_compile.json_files import Reader, read_json, shown
+from farskip_compile.passes.rewire.request import Named
 from farskip_compile.text_utils import did_you_mean
 
 Exchange = Literal["all-reduce", "all-to-all", "all-gather"]
 Products = Literal["bfloat16", "float8"]
 MOST_LAYERS, MOST_EXPERTS, MOST_RANKS = 1000, 65_536, 65_536
+MOST_PIECES = 64
 MOST_NUMBER = 1e32
 """In a configuration: transformers writes 1e30 for "no limit"."""
 MOST_LOAD = 1e18
@@ -166,6 +168,11 @@ class Scenario:
     `all-to-all`: dispatch and combine. `all-gather`, of data-parallel attention in engines without an all-to-all: the
     tokens of all ranks are gathered, results reduced and scattered. None: the first where `tp == ep` and nothing is
     trained, as serving engines do, else the second."""
+    pieces: int = 1
+    """Beside the exchanges in one piece, predict them in so many, each of them some of a rank's experts; of an
+    `all-to-all`."""
+    also: tuple[Named, ...] = ()
+    """Connectivities to predict beside `full`: `lag2`, `ladder`, `attention`, `mlp`."""
     products: Products = "bfloat16"
     """What matrix products compute in. `float8`: as engines serve 8-bit checkpoints; the router in bfloat16."""
     skew: float = 0.0
@@ -232,7 +239,7 @@ class Scenario:
 
     def _checks(self) -> Iterator[tuple[bool, str, str]]:
         """(whether this is impossible, why, a way out), in order: each holds only if none before it applies."""
-        for name in ("ep", "tp", "prompt", "batch", "layers"):
+        for name in ("ep", "tp", "prompt", "batch", "layers", "pieces"):
             value = getattr(self, name)
             wrong = value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1)
             yield wrong, f"{name}={value!r} must be a whole number of at least 1", ""
@@ -276,6 +283,12 @@ class Scenario:
         yield sums and self.tp != self.ep, reason, "tp equal to ep, or exchange all-to-all or all-gather"
         reason = f"tp {self.tp} is more than ep {self.ep}: ranks without experts can't dispatch"
         yield not sums and self.tp > self.ep, reason, "ep of at least tp"
+        wrong = self.pieces > 1 and self.exchanges != "all-to-all"
+        yield wrong, f"pieces={self.pieces} cuts an all-to-all, not an {self.exchanges}", "exchange all-to-all"
+        yield self.pieces > MOST_PIECES, f"pieces={self.pieces} is more than anybody cuts", f"at most {MOST_PIECES}"
+        known = [name for name in get_args(Named) if name not in ("none", "full")]
+        for name in self.also:
+            yield name not in known, f"also={name!r} is unknown, or predicted anyway", f"some of {', '.join(known)}"
         reason = "training is predicted with data-parallel attention only"
         yield self.trains and self.tp > 1, reason, "tp 1; ep may be any size"
         reason = f"{self.tokens} tokens can't be sliced for {self.tp} ranks"

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from farskip_compile.simulate.results import Prediction, StepResult, exposed_rows
+from farskip_compile.simulate.results import Prediction, exposed_rows
 from farskip_compile.simulate.scenario import Phase
 from farskip_compile.text_utils import printable
 
@@ -51,10 +51,9 @@ def steps(found: Prediction) -> Table:
     """A line for each order."""
     first = STEPS[Phase(found.scenario.phase)]
     table = _table(first, "seconds", "speed-up", "communication", "exposed", "hidden", "peak")
-    for key, name in NAMES.items():
-        step: StepResult = getattr(found, key)
+    for key, step in found.orders.items():
         table.add_row(
-            name,
+            NAMES.get(key, key),
             duration(step.seconds),
             f"{found.written.seconds / step.seconds:.3f} x",
             duration(step.communication),
@@ -96,6 +95,12 @@ def verdict(found: Prediction) -> str:
         return (
             f"Not worth it here: {found.speedup:.3f} x. {part:.1%} of the step as written is communication, and a "
             "forecast like this can't distinguish less than 2 % from nothing."
+        )
+    best = max(found.also, key=lambda name: -found.also[name].seconds, default="")
+    if best and found.also[best].seconds < found.farskip.seconds:
+        return (
+            f"FarSkip brings {found.speedup:.3f} x here, and overlapping alone {found.scheduled_speedup:.3f} x; most, "
+            f"{found.written.seconds / found.also[best].seconds:.3f} x, brings {best}."
         )
     return (
         f"FarSkip brings {found.speedup:.3f} x here, and overlapping alone {found.scheduled_speedup:.3f} x; "

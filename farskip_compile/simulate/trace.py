@@ -27,7 +27,11 @@ def write_trace(found: Prediction, path: Path) -> None:
     Raises:
         ConfigError: it can't be written.
     """
-    events = [event for place, key in enumerate(NAMES) for event in _events(place, NAMES[key], getattr(found, key))]
+    events = [
+        event
+        for place, (key, step) in enumerate(found.orders.items())
+        for event in _events(place, NAMES.get(key, key), step)
+    ]
     text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode()
     try:
         path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)

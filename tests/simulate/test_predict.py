@@ -61,6 +61,42 @@ def test_communication_by_hand() -> None:
     assert found.farskip.communication == pytest.approx(8 * one), "attention and shared experts share a reduction"
 
 
+def test_pieces_by_hand() -> None:
+    """Each exchange of rows twice with half of them; counts as before."""
+    profile = load_profile("mi300x")
+    half = collective_seconds("all_to_all", 2 * 512 * 4 * 512, 4, profile)
+    counts = collective_seconds("all_to_all", 32 * 8, 4, profile)
+    found = predicted(tp=1, pieces=2)
+    assert list(found.also) == ["overlapped, 2 pieces", "FarSkip, 2 pieces"]
+    for step in found.also.values():
+        assert step.communication == pytest.approx(3 * (4 * half + counts))
+        assert step.seconds < found.written.seconds
+    whole = predicted(tp=1)
+    assert found.written == whole.written, "what is in one piece stays as it is"
+    assert found.farskip.seconds == whole.farskip.seconds
+
+
+def test_other_connectivities() -> None:
+    found = predicted(tp=1, also=("lag2", "ladder"))
+    assert list(found.also) == ["lag2", "ladder"]
+    assert found.also["lag2"].exposed <= found.farskip.exposed + 1e-9
+    assert prediction_json(found)["orders"].keys() == {*ORDERS, "lag2", "ladder"}
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"pieces": 2}, "cuts an all-to-all, not an all-reduce"),
+        ({"pieces": 0, "tp": 1}, "pieces=0 must be a whole number of at least 1"),
+        ({"pieces": 3, "tp": 1}, "can't be cut among 12 ranks"),
+        ({"also": ("full",)}, "also='full' is unknown, or predicted anyway"),
+    ],
+)
+def test_impossible_pieces_are_refused(wish: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        predict(scenario(**wish))
+
+
 def test_dispatch_by_hand() -> None:
     """3 layers with experts: 2 sequences on each of 4 ranks, top 4; dispatch, combine, and counts of experts."""
     profile = load_profile("mi300x")
