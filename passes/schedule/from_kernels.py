@@ -57,7 +57,10 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, i
             tasks.append(Task(name, needs, 0.0, Role.WAIT, launch=awaited))
         else:
             tasks.append(Task(name, needs, estimate.kernel(parts, inductor.kernel_traffic(kernel))))
-    buffers = [Buffer(size, made, tuple(users), kept) for size, made, users, kept in inductor.kernel_buffers(kernels)]
+    buffers = [
+        Buffer(one.size, one.maker, tuple(one.users), one.kept, tuple(one.over))
+        for one in inductor.kernel_buffers(kernels)
+    ]
     return Program(tuple(tasks), (*buffers, Buffer(inputs, kept=True)))
 
 

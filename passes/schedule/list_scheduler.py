@@ -144,7 +144,7 @@ class _Run:
         return heapq.heappop(self.launches)  # it does not fit, but there is nothing else
 
     def _fits(self, index: int) -> bool:
-        return self.memory.alive + self.memory.allocates[index] <= self.memory_limit
+        return self.memory.alive + self.memory.needs(index) <= self.memory_limit
 
     def _fits_in_flight(self, index: int) -> bool:
         if not self._fits(index) and (self.waits or self.compute):

@@ -18,9 +18,9 @@ Algorithm of `lower_peak`: each move costs O(n), so the number of moves falls wi
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from farskip_compile.passes.schedule.program import Program, Role, followers_of, needs_of
+from farskip_compile.passes.schedule.program import Buffer, Program, Role, followers_of, needs_of
 
 MOVES = 16
 """Moves of `lower_peak`, at most."""
@@ -33,12 +33,16 @@ BUFFERS = 8
 
 
 def live_bytes(program: Program, order: Sequence[int]) -> list[int]:
-    """Bytes alive while each task of `order` runs: allocated before it, freed after it."""
+    """Bytes alive while each task of `order` runs: allocated before it, freed after it. What is written over another
+    buffer takes its memory."""
     position = {index: place for place, index in enumerate(order)}
     change = [0] * (len(order) + 1)
+    written: set[int] = set()
     for buffer in program.buffers:
         first = position[buffer.maker] if buffer.maker >= 0 else 0
-        change[first] += buffer.size
+        over = _written_over(program, buffer, first, position, written) if buffer.over else -1
+        written.add(over)
+        change[first + (over >= 0)] += buffer.size
         if not buffer.kept:
             last = max((position[user] for user in buffer.users), default=first)
             change[max(first, last) + 1] -= buffer.size
@@ -47,6 +51,18 @@ def live_bytes(program: Program, order: Sequence[int]) -> list[int]:
         total += delta
         alive.append(total)
     return alive
+
+
+def _written_over(
+    program: Program, buffer: Buffer, at: int, position: Mapping[int, int], written: Collection[int]
+) -> int:
+    """The buffer that `buffer` is written over by the task at this place; -1: none."""
+    for number in buffer.over:
+        other = program.buffers[number]
+        ends = max((position[user] for user in other.users), default=-1)
+        if ends == at and not other.kept and number not in written:
+            return number
+    return -1
 
 
 def bytes_of_launches(program: Program) -> dict[int, int]:
@@ -83,11 +99,15 @@ class MemoryPlan:
         self.uses: list[list[int]] = [[] for _ in program.tasks]
         self.left: list[int] = []
         self.sizes: list[int] = []
+        self.over: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
+        """By task: the sizes of what it may write over other buffers, and these."""
         self.held = bytes_of_launches(program)
         self.inputs = 0
         for number, buffer in enumerate(program.buffers):
             if buffer.maker >= 0:
                 self.allocates[buffer.maker] += buffer.size
+                if buffer.over:
+                    self.over.setdefault(buffer.maker, []).append((buffer.size, buffer.over))
             else:
                 self.inputs += buffer.size
             users = {index for index in (buffer.maker, *buffer.users) if index >= 0}
@@ -101,10 +121,22 @@ class LiveMemory:
     """`live_bytes` and `bytes_in_flight` of an order that is being built, task by task."""
 
     def __init__(self, plan: MemoryPlan) -> None:
-        self.allocates, self.uses, self.sizes = plan.allocates, plan.uses, plan.sizes
+        self.allocates, self.uses, self.sizes, self.over = plan.allocates, plan.uses, plan.sizes, plan.over
         self.left = plan.left.copy()
         self.held = plan.held.copy()
         self.alive, self.flying = plan.inputs, 0
+
+    def needs(self, index: int) -> int:
+        """Bytes that a task needs to run now, beside those that are alive."""
+        needed = self.allocates[index]
+        taken: set[int] = set()
+        for size, over in self.over.get(index, ()):
+            # only this task is left to use it
+            free = next((number for number in over if self.left[number] == 1 and number not in taken), -1)
+            if free >= 0:
+                taken.add(free)
+                needed -= size
+        return needed
 
     def run(self, index: int, launch: int) -> None:
         """Account for a task that runs; `launch` is the collective that it waits for, or -1."""

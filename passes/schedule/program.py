@@ -56,6 +56,8 @@ class Buffer:
     users: tuple[int, ...] = ()
     kept: bool = False
     """Alive at the end, or not ours to free: an output, a parameter."""
+    over: tuple[int, ...] = ()
+    """Other buffers, as large, that its maker reads and may write it over, if that is their last use."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def programs(draw: st.DrawFn, most: int = 40) -> Program:
             tasks.append(Task(name, needs, 0.0, role, launch=draw(st.sampled_from(launches))))
         else:
             tasks.append(Task(name, needs, draw(SECONDS)))
-    return Program(tuple(tasks), tuple(draw(st.lists(buffers(count), max_size=count))))
+    return Program(tuple(tasks), _written_over(draw, draw(st.lists(buffers(count), max_size=count))))
 
 
 @st.composite
@@ -44,6 +44,21 @@ def buffers(draw: st.DrawFn, count: int) -> Buffer:
     later = st.integers(maker + 1, count - 1)
     users = sorted(draw(st.sets(later, max_size=3))) if maker + 1 < count else []
     return Buffer(draw(st.integers(0, 100)), maker, tuple(users), draw(st.booleans()))
+
+
+def _written_over(draw: st.DrawFn, found: list[Buffer]) -> tuple[Buffer, ...]:
+    """Some of the buffers may be written over others, which their makers use; these get the same size."""
+    sizes = [one.size for one in found]
+    over: list[tuple[int, ...]] = [()] * len(found)
+    for number, one in enumerate(found):
+        used = [place for place, other in enumerate(found) if place != number and one.maker in other.users]
+        if one.maker >= 0 and used and draw(st.booleans()):
+            over[number] = tuple(draw(st.lists(st.sampled_from(used), max_size=2, unique=True)))
+    for number, places in enumerate(over):
+        for place in places:
+            sizes[place] = sizes[number]
+    same = [tuple(place for place in places if sizes[place] == sizes[number]) for number, places in enumerate(over)]
+    return tuple(replace(one, size=size, over=places) for one, size, places in zip(found, sizes, same, strict=True))
 
 
 def consistent(program: Program) -> Program:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from unittest import mock
 
 import pytest
@@ -9,12 +10,59 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farskip_compile.passes.schedule import search
-from farskip_compile.passes.schedule.memory import MOVES, WORK, live_bytes, lower_peak
-from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task, check_order
+from farskip_compile.passes.schedule.memory import MOVES, WORK, LiveMemory, MemoryPlan, live_bytes, lower_peak
+from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task, check_order, needs_of, order_by_key
 from farskip_compile.passes.schedule.search import Limits, list_schedule
 from farskip_compile.passes.schedule.timeline import simulate
 from farskip_compile.testing.strategies import consistent, programs
 from tests.passes.schedule.test_search import scarce_memory
+
+
+def by_hand(program: Program, order: list[int]) -> list[int]:
+    """Step by step: allocate what a task makes, unless it is written over something that is used for the last time."""
+    left = [{one.maker, *one.users} - {-1} for one in program.buffers]
+    alive = {number for number, one in enumerate(program.buffers) if one.maker < 0}
+    found = []
+    for index in order:
+        for users in left:
+            users.discard(index)
+        taken: set[int] = set()
+        allocated = 0
+        for number, one in enumerate(program.buffers):
+            if one.maker != index:
+                continue
+            over = [
+                other
+                for other in one.over
+                if other not in taken and not left[other] and other in alive and not program.buffers[other].kept
+            ]
+            taken.update(over[:1])
+            alive.add(number)
+            allocated += 0 if over else one.size
+        before = sum(program.buffers[number].size for number in alive if program.buffers[number].maker != index)
+        found.append(before + allocated)
+        alive = {number for number in alive if left[number] or program.buffers[number].kept}
+    return found
+
+
+@given(programs(20).map(consistent), st.randoms(use_true_random=False))
+def test_what_is_alive_is_what_a_step_by_step_account_has(program: Program, random: Random) -> None:
+    keys = [random.random() for _ in program.tasks]
+    order = order_by_key(keys, needs_of(program))
+    assert live_bytes(program, order) == by_hand(program, order)
+    memory = LiveMemory(MemoryPlan(program))
+    for index, alive in zip(order, live_bytes(program, order), strict=True):
+        assert memory.alive + memory.needs(index) == alive
+        memory.run(index, -1)
+
+
+def test_what_is_written_over_needs_no_room() -> None:
+    """`y` may take the memory of `x`; where `x` is read later, it can't."""
+    tasks = (Task("x"), Task("y", (0,)), Task("reads x", (0,)), Task("end", (1, 2)))
+    buffers = (Buffer(10, 0, (1, 2)), Buffer(10, 1, (3,), over=(0,)))
+    program = Program(tasks, buffers)
+    assert live_bytes(program, (0, 2, 1, 3)) == [10, 10, 10, 10]
+    assert live_bytes(program, (0, 1, 2, 3)) == [10, 20, 20, 10]
 
 
 def above(program: Program, order: tuple[int, ...], limit: int) -> int:
