@@ -23,7 +23,7 @@ from torch._inductor.utils import contains_collective, contains_wait
 from torch._inductor.virtualized import V
 from torch.utils._ordered_set import OrderedSet
 
-from farskip_compile._compat.names import PRE_FUSION, REORDER, REORDER_PASSES, SIMPLE_OVERLAP
+from farskip_compile._compat.names import PRE_FUSION, REORDER, REORDER_PASSES, REUSE, SIMPLE_OVERLAP
 
 try:
     from torch._inductor.custom_graph_pass import CustomSchedulerPass
@@ -263,7 +263,10 @@ def _in_place(kernel: Kernel, buffer: Any) -> list[str]:
         ours = [user for user in source.users if user.node is maker]
         special = (ir.NoneLayout, ir.MultiOutputLayout, ir.MutationLayoutSHOULDREMOVE)
         fits = not isinstance(source.node.get_output_spec(), special) and can_match_buffer_size(source.node, made)
-        if len(ours) == 1 and ours[0].can_inplace and fits and _has_one_index(kernel, read.name):
+        # in the same kernel, all others must be done when the maker reads
+        inside = {part.get_name() for part in kernel.get_nodes()} - {maker.get_name(), *maker.ancestors}
+        last = inside.isdisjoint(user.node.get_name() for user in source.users)
+        if len(ours) == 1 and ours[0].can_inplace and fits and last and _has_one_index(kernel, read.name):
             names.append(read.name)
     return names
 
@@ -283,6 +286,8 @@ def scheduling_options(
     them. Caches are keyed by `hook`, which Inductor pickles, and by `identity`.
     """
     options: dict[str, Any] = {REORDER: True, REORDER_PASSES: [hook]}
+    # A block that waits for a later buffer of its size is in no account, and allocators do the same for less.
+    options[REUSE] = theirs.get(REUSE, False)
     ours = _PreFusion(before_fusion, identity, theirs.get(PRE_FUSION, inductor_setting(PRE_FUSION)))
     # what has no identity must not be of that class: the caches ask for the class, and take None for an identity
     options[PRE_FUSION] = ours if ours.uuid() is not None else ours.__call__

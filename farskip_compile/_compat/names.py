@@ -12,6 +12,7 @@ POST_GRAD = "post_grad_custom_post_pass"
 PRE_FUSION = "_pre_fusion_custom_pass"
 REORDER = "reorder_for_compute_comm_overlap"
 REORDER_PASSES = "reorder_for_compute_comm_overlap_passes"
+REUSE = "allow_buffer_reuse"
 SIMPLE_OVERLAP = "aten_distributed_optimizations.enable_simple_overlap"
 KERNEL_PROFILE = "cpp.enable_kernel_profile"
 NO_CACHES = "force_disable_caches"
@@ -24,6 +25,7 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
         PRE_FUSION,
         REORDER,
         REORDER_PASSES,
+        REUSE,
         SIMPLE_OVERLAP,
         KERNEL_PROFILE,
         NO_CACHES,

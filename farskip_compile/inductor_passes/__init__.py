@@ -187,11 +187,13 @@ def cut(graph: fx.Graph, plan: Plan) -> PiecesCut:
         UnsupportedPatternError: one of them can't be cut in the number of pieces that was asked for.
         VerificationError: what was cut does not compute the same.
     """
-    return cut_in_pieces(graph, plan.pieces, plan.skip, strict=plan.strict, seconds=partial(_seconds, plan))
+    more = UNFUSED * plan.limits.memory_increase
+    scheduled = partial(_scheduled, plan)
+    return cut_in_pieces(graph, plan.pieces, plan.skip, strict=plan.strict, scheduled=scheduled, memory_increase=more)
 
 
-def _seconds(plan: Plan, graph: fx.Graph) -> float:
-    """The estimated time of `graph`, a copy, in the order that it would get."""
+def _scheduled(plan: Plan, graph: fx.Graph) -> Schedule:
+    """The order that `graph`, a copy, would get."""
     facts = {
         "graph": graph,
         "regroup": {},
@@ -204,7 +206,7 @@ def _seconds(plan: Plan, graph: fx.Graph) -> float:
     driver.facts["estimate"] = Estimates(graph, plan.profile, plan.imbalance)
     driver.run(through="schedule_graph")
     schedule: Schedule = driver.facts["schedule"]
-    return schedule.after.makespan
+    return schedule
 
 
 def _regroup(graph: fx.Graph, target: str | None) -> dict[str, str]:

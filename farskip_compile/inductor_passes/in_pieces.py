@@ -3,7 +3,8 @@
 In:    a post-grad graph; the number of pieces that the user asked for, or "auto".
 Out:   the graph, cut in place, and what was cut.
 Never: decides by a clock or by anything that ranks do not share: "auto" takes the number whose schedule has the least
-       estimated time, fewer pieces where more gain under `WORTH`.
+       estimated time, fewer pieces where more gain under `WORTH`, or hold more memory than the limit allows over the
+       graph in one piece.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces import PiecesCut, cut_exchanges
+from farskip_compile.passes.schedule.search import Schedule
 from farskip_compile.verify.piece_bits import same_bits
 from farskip_compile.verify.pieces import verify_pieces
 
@@ -38,9 +40,18 @@ def cut_in_pieces(
     skip: Collection[str],
     *,
     strict: bool,
-    seconds: Callable[[fx.Graph], float],
+    scheduled: Callable[[fx.Graph], Schedule],
+    memory_increase: float,
 ) -> PiecesCut:
-    """Cut the exchanges of `graph` in place; `seconds` estimates the time of a graph, which it may change.
+    """Cut the exchanges of `graph` in place.
+
+    Args:
+        graph: forward or backward.
+        pieces: as asked for.
+        skip: names of passes.
+        strict: what can't be cut is an error.
+        scheduled: the schedule of a graph, which it may change.
+        memory_increase: fraction by which "auto" may let the peak grow.
 
     Raises:
         UnsupportedPatternError: one of them can't be cut in the number of pieces that was asked for.
@@ -49,7 +60,7 @@ def cut_in_pieces(
     if pieces == 1 or "pieces" in skip:
         return PiecesCut(1, 0)
     before = GraphSnapshot(graph)
-    number = _choose(graph, before, seconds) if pieces == "auto" else pieces
+    number = _choose(graph, before, scheduled, memory_increase) if pieces == "auto" else pieces
     if number == 1:
         return PiecesCut(1, 0)
     driver = Driver(PASSES, Stage.POST_GRAD, {"graph": graph, "pieces": number})
@@ -68,15 +79,21 @@ def cut_in_pieces(
     return replace(found, same_bits=driver.step("bits", same_bits, products))
 
 
-def _choose(graph: fx.Graph, before: GraphSnapshot, seconds: Callable[[fx.Graph], float]) -> int:
-    """The number of pieces with the least estimated time."""
-    best, least = 1, float("inf")
+def _choose(
+    graph: fx.Graph, before: GraphSnapshot, scheduled: Callable[[fx.Graph], Schedule], memory_increase: float
+) -> int:
+    """The number of pieces with the least estimated time, of those that keep the limit on memory."""
+    best, least, allowed = 1, float("inf"), float("inf")
     for number in (1, *CHOICES):
         twin = before.restore()
         twin.owning_module = graph.owning_module
         if number > 1 and not cut_exchanges(twin, number).exchanges:
             break
-        time = seconds(twin)
-        if time < least * (1 - WORTH):
-            best, least = number, time
+        found = scheduled(twin)
+        if number == 1:
+            allowed = (1 + memory_increase) * found.before.peak_bytes
+        elif found.after.peak_bytes > allowed:
+            continue
+        if found.after.makespan < least * (1 - WORTH):
+            best, least = number, found.after.makespan
     return best

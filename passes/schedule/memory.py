@@ -106,8 +106,8 @@ class MemoryPlan:
         for number, buffer in enumerate(program.buffers):
             if buffer.maker >= 0:
                 self.allocates[buffer.maker] += buffer.size
-                if buffer.over:
-                    self.over.setdefault(buffer.maker, []).append((buffer.size, buffer.over))
+                if over := tuple(number for number in buffer.over if not program.buffers[number].kept):
+                    self.over.setdefault(buffer.maker, []).append((buffer.size, over))
             else:
                 self.inputs += buffer.size
             users = {index for index in (buffer.maker, *buffer.users) if index >= 0}

@@ -70,7 +70,6 @@ def test_pieces_by_hand() -> None:
     assert list(found.also) == ["overlapped, 2 pieces", "FarSkip, 2 pieces"]
     for step in found.also.values():
         assert step.communication == pytest.approx(3 * (4 * half + counts))
-        assert step.seconds < found.written.seconds
     whole = predicted(tp=1)
     assert found.written == whole.written, "what is in one piece stays as it is"
     assert found.farskip.seconds == whole.farskip.seconds
@@ -79,7 +78,9 @@ def test_pieces_by_hand() -> None:
 def test_other_connectivities() -> None:
     found = predicted(tp=1, also=("lag2", "ladder"))
     assert list(found.also) == ["lag2", "ladder"]
-    assert found.also["lag2"].exposed <= found.farskip.exposed + 1e-9
+    for step in found.also.values():
+        assert step.communication == pytest.approx(found.written.communication)
+        assert step.exposed < found.written.exposed
     assert prediction_json(found)["orders"].keys() == {*ORDERS, "lag2", "ladder"}
 
 
