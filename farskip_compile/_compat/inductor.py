@@ -212,6 +212,8 @@ class KernelBuffer(NamedTuple):
     """Index of a kernel; -1 for an input."""
     users: Sequence[int]
     kept: bool
+    parts: Sequence[int] = ()
+    """Indices of kernels that make a part of it in place, before the maker."""
     over: Sequence[int] = ()
     """Indices of other buffers that it may be written over, where its maker is the last to use them."""
 
@@ -224,10 +226,11 @@ def kernel_buffers(kernels: Sequence[Kernel]) -> list[KernelBuffer]:
     number: dict[str, int] = {}
     made: list[tuple[int, Kernel, Any]] = []
     inputs: dict[str, Any] = {}
+    joint = _parts(kernels)
     for i, kernel in enumerate(kernels):
         for buffer in kernel.get_outputs():
             info = buffer.mpi_buffer
-            if info.size_free:
+            if info.size_free and buffer.get_name() not in joint:
                 users = [index[user] for user in info.succ_nodes if user in index]
                 number[buffer.get_name()] = len(found)
                 made.append((len(found), kernel, buffer))
@@ -239,10 +242,35 @@ def kernel_buffers(kernels: Sequence[Kernel]) -> list[KernelBuffer]:
     for name, info in inputs.items():
         users = [index[user] for user in info.succ_nodes if user in index]
         found.append(KernelBuffer(int(info.size_free), -1, users, name in outputs))
+    for name, (whole, maker, users) in joint.items():
+        place = number.get(whole)
+        if place is not None:
+            one = found[place]
+            kept = one.kept or name in outputs
+            found[place] = one._replace(users=[*one.users, *users], parts=[*one.parts, maker], kept=kept)
     for place, kernel, buffer in made:
         over = [number[name] for name in _in_place(kernel, buffer) if name in number]
         if over:
             found[place] = found[place]._replace(over=[one for one in over if found[one].size == found[place].size])
+    return found
+
+
+def _parts(kernels: Sequence[Kernel]) -> dict[str, tuple[str, int, list[int]]]:
+    """Of buffers that are made as parts of another one, a concatenation: that one's name, their maker, and their users.
+
+    Inductor accounts for them as memory of their own, and for the whole only where it is complete.
+    """
+    index = {kernel: i for i, kernel in enumerate(kernels)}
+    every = {buffer.get_name(): buffer for kernel in kernels for buffer in kernel.get_outputs()}
+    found = {}
+    for i, kernel in enumerate(kernels):
+        for buffer in kernel.get_outputs():
+            whole = buffer
+            while whole is not None and isinstance(layout := whole.node.get_output_spec(), ir.NonOwningLayout):
+                whole = every.get(layout.view.get_name())
+            if whole is not None and whole is not buffer:
+                users = [index[user] for user in buffer.mpi_buffer.succ_nodes if user in index]
+                found[buffer.get_name()] = (whole.get_name(), i, users)
     return found
 
 

@@ -286,9 +286,9 @@ class Scenario:
         wrong = self.pieces > 1 and self.exchanges != "all-to-all"
         yield wrong, f"pieces={self.pieces} cuts an all-to-all, not an {self.exchanges}", "exchange all-to-all"
         yield self.pieces > MOST_PIECES, f"pieces={self.pieces} is more than anybody cuts", f"at most {MOST_PIECES}"
-        known = [name for name in get_args(Named) if name not in ("none", "full")]
+        others = [name for name in get_args(Named) if name not in ("none", "full")]
         for name in self.also:
-            yield name not in known, f"also={name!r} is unknown, or predicted anyway", f"some of {', '.join(known)}"
+            yield name not in others, f"also={name!r} is unknown, or predicted anyway", f"some of {', '.join(others)}"
         reason = "training is predicted with data-parallel attention only"
         yield self.trains and self.tp > 1, reason, "tp 1; ep may be any size"
         reason = f"{self.tokens} tokens can't be sliced for {self.tp} ranks"

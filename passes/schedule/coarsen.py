@@ -60,7 +60,8 @@ def coarsen(program: Program) -> Coarse:
         tasks.append(replace(task, needs=tuple(sorted(needs)), seconds=seconds, launch=launch))
     for buffer in program.buffers:
         maker = place(buffer.maker) if buffer.maker >= 0 else -1
-        buffers.append(replace(buffer, maker=maker, users=tuple(sorted({place(user) for user in buffer.users}))))
+        users, parts = (tuple(sorted(set(map(place, tasks)))) for tasks in (buffer.users, buffer.parts))
+        buffers.append(replace(buffer, maker=maker, users=users, parts=parts))
     return Coarse(Program(tuple(tasks), tuple(buffers)), tuple(tuple(members[group]) for group in number))
 
 

@@ -58,7 +58,7 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, i
         else:
             tasks.append(Task(name, needs, estimate.kernel(parts, inductor.kernel_traffic(kernel))))
     buffers = [
-        Buffer(one.size, one.maker, tuple(one.users), one.kept, tuple(one.over))
+        Buffer(one.size, one.maker, tuple(one.users), one.kept, tuple(one.parts), tuple(one.over))
         for one in inductor.kernel_buffers(kernels)
     ]
     return Program(tuple(tasks), (*buffers, Buffer(inputs, kept=True)))

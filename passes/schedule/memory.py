@@ -40,12 +40,15 @@ def live_bytes(program: Program, order: Sequence[int]) -> list[int]:
     written: set[int] = set()
     for buffer in program.buffers:
         first = position[buffer.maker] if buffer.maker >= 0 else 0
+        first = min([first, *(position[part] for part in buffer.parts)])
         over = _written_over(program, buffer, first, position, written) if buffer.over else -1
         written.add(over)
         change[first + (over >= 0)] += buffer.size
         if not buffer.kept:
-            last = max((position[user] for user in buffer.users), default=first)
-            change[max(first, last) + 1] -= buffer.size
+            last = max(
+                (position[user] for user in (*buffer.users, *buffer.parts, buffer.maker) if user >= 0), default=0
+            )
+            change[last + 1] -= buffer.size
     alive, total = [], 0
     for delta in change[:-1]:
         total += delta
@@ -69,7 +72,7 @@ def bytes_of_launches(program: Program) -> dict[int, int]:
     """For each launch, the bytes that can't be freed while it is in flight: what it reads and makes."""
     held = {index: 0 for index, task in enumerate(program.tasks) if task.role is Role.LAUNCH}
     for buffer in program.buffers:
-        for index in {buffer.maker, *buffer.users} & held.keys():
+        for index in {buffer.maker, *buffer.parts, *buffer.users} & held.keys():
             held[index] += buffer.size
     return held
 
@@ -101,16 +104,21 @@ class MemoryPlan:
         self.sizes: list[int] = []
         self.over: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
         """By task: the sizes of what it may write over other buffers, and these."""
+        self.joint: dict[int, list[tuple[int, int]]] = {}
+        """By task: the numbers and sizes of what it makes a part of."""
         self.held = bytes_of_launches(program)
         self.inputs = 0
         for number, buffer in enumerate(program.buffers):
-            if buffer.maker >= 0:
+            if buffer.parts:
+                for index in {buffer.maker, *buffer.parts}:
+                    self.joint.setdefault(index, []).append((number, buffer.size))
+            elif buffer.maker >= 0:
                 self.allocates[buffer.maker] += buffer.size
                 if over := tuple(number for number in buffer.over if not program.buffers[number].kept):
                     self.over.setdefault(buffer.maker, []).append((buffer.size, over))
             else:
                 self.inputs += buffer.size
-            users = {index for index in (buffer.maker, *buffer.users) if index >= 0}
+            users = {index for index in (buffer.maker, *buffer.parts, *buffer.users) if index >= 0}
             self.left.append(len(users) + buffer.kept)
             self.sizes.append(buffer.size)
             for index in users:
@@ -122,6 +130,9 @@ class LiveMemory:
 
     def __init__(self, plan: MemoryPlan) -> None:
         self.allocates, self.uses, self.sizes, self.over = plan.allocates, plan.uses, plan.sizes, plan.over
+        self.joint = plan.joint
+        self.begun: set[int] = set()
+        """Of what has parts: allocated."""
         self.left = plan.left.copy()
         self.held = plan.held.copy()
         self.alive, self.flying = plan.inputs, 0
@@ -129,6 +140,7 @@ class LiveMemory:
     def needs(self, index: int) -> int:
         """Bytes that a task needs to run now, beside those that are alive."""
         needed = self.allocates[index]
+        needed += sum(size for number, size in self.joint.get(index, ()) if number not in self.begun)
         taken: set[int] = set()
         for size, over in self.over.get(index, ()):
             # only this task is left to use it
@@ -141,6 +153,10 @@ class LiveMemory:
     def run(self, index: int, launch: int) -> None:
         """Account for a task that runs; `launch` is the collective that it waits for, or -1."""
         self.alive += self.allocates[index]
+        for number, size in self.joint.get(index, ()):
+            if number not in self.begun:
+                self.begun.add(number)
+                self.alive += size
         for number in self.uses[index]:
             self.left[number] -= 1
             if self.left[number] == 0:
@@ -206,7 +222,7 @@ def _moves(
     alive = []
     for buffer in program.buffers:
         if buffer.size and not buffer.kept and buffer.maker >= 0 and position[buffer.maker] <= peak:
-            freer = max((buffer.maker, *buffer.users), key=position.__getitem__)
+            freer = max((buffer.maker, *buffer.parts, *buffer.users), key=position.__getitem__)
             if position[freer] > peak:
                 alive.append((buffer, freer))
     for buffer, freer in heapq.nlargest(BUFFERS, alive, key=lambda one: one[0].size):

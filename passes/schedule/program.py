@@ -52,10 +52,12 @@ class Buffer:
     size: int
     """Bytes."""
     maker: int = -1
-    """Task that makes it; -1 for an input."""
+    """Task that makes it, or completes it; -1 for an input."""
     users: tuple[int, ...] = ()
     kept: bool = False
     """Alive at the end, or not ours to free: an output, a parameter."""
+    parts: tuple[int, ...] = ()
+    """Tasks before the maker that make a part of it in place: the first of them needs all of the memory."""
     over: tuple[int, ...] = ()
     """Other buffers, as large, that its maker reads and may write it over, if that is their last use."""
 

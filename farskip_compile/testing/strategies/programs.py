@@ -43,7 +43,8 @@ def buffers(draw: st.DrawFn, count: int) -> Buffer:
     maker = draw(st.integers(-1, count - 1))
     later = st.integers(maker + 1, count - 1)
     users = sorted(draw(st.sets(later, max_size=3))) if maker + 1 < count else []
-    return Buffer(draw(st.integers(0, 100)), maker, tuple(users), draw(st.booleans()))
+    parts = sorted(draw(st.sets(st.integers(0, maker - 1), max_size=2))) if maker > 0 and draw(st.booleans()) else []
+    return Buffer(draw(st.integers(0, 100)), maker, tuple(users), draw(st.booleans()), tuple(parts))
 
 
 def _written_over(draw: st.DrawFn, found: list[Buffer]) -> tuple[Buffer, ...]:
@@ -68,5 +69,7 @@ def consistent(program: Program) -> Program:
         for user in buffer.users:
             if buffer.maker >= 0:
                 needs[user].add(buffer.maker)
+        if buffer.maker >= 0:
+            needs[buffer.maker].update(buffer.parts)
     tasks = tuple(replace(task, needs=tuple(sorted(need))) for task, need in zip(program.tasks, needs, strict=True))
     return Program(tasks, program.buffers)

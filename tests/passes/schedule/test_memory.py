@@ -20,7 +20,7 @@ from tests.passes.schedule.test_search import scarce_memory
 
 def by_hand(program: Program, order: list[int]) -> list[int]:
     """Step by step: allocate what a task makes, unless it is written over something that is used for the last time."""
-    left = [{one.maker, *one.users} - {-1} for one in program.buffers]
+    left = [{one.maker, *one.parts, *one.users} - {-1} for one in program.buffers]
     alive = {number for number, one in enumerate(program.buffers) if one.maker < 0}
     found = []
     for index in order:
@@ -28,8 +28,9 @@ def by_hand(program: Program, order: list[int]) -> list[int]:
             users.discard(index)
         taken: set[int] = set()
         allocated = 0
+        before = sum(program.buffers[number].size for number in alive)
         for number, one in enumerate(program.buffers):
-            if one.maker != index:
+            if index not in (one.maker, *one.parts) or number in alive:
                 continue
             over = [
                 other
@@ -39,7 +40,6 @@ def by_hand(program: Program, order: list[int]) -> list[int]:
             taken.update(over[:1])
             alive.add(number)
             allocated += 0 if over else one.size
-        before = sum(program.buffers[number].size for number in alive if program.buffers[number].maker != index)
         found.append(before + allocated)
         alive = {number for number in alive if left[number] or program.buffers[number].kept}
     return found
@@ -56,6 +56,13 @@ def test_what_is_alive_is_what_a_step_by_step_account_has(program: Program, rand
     for index, alive in zip(order, live_bytes(program, order), strict=True):
         assert memory.alive + memory.needs(index) == alive
         memory.run(index, -1)
+
+
+def test_what_is_made_in_parts_is_whole_from_the_first_of_them_on() -> None:
+    tasks = (Task("half"), Task("other"), Task("half too"), Task("both", (0, 2)), Task("end", (3,)))
+    program = Program(tasks, (Buffer(10, 3, (4,), parts=(0, 2)), Buffer(5, 1)))
+    assert live_bytes(program, range(5)) == [10, 15, 10, 10, 10]
+    assert live_bytes(program, (1, 0, 2, 3, 4)) == [5, 10, 10, 10, 10]
 
 
 def test_what_is_written_over_needs_no_room() -> None:
