@@ -20,6 +20,7 @@ WHOLE = {
     "tests/simulate/": "predictions for models of full size",
     "tests/compat/": "the table of versions",
     # generated kernels
+    "tests/inductor/test_account_of_memory.py": "Inductor's programs, forward and backward",
     "tests/inductor/test_generated_order.py": "Inductor's code, forward and backward",
     "tests/inductor/test_overlap_plan.py": "a plan of Inductor's",
     "tests/inductor/test_pieces.py": "Inductor's code of exchanges in pieces",

@@ -71,12 +71,12 @@ step both passes exchange equally much, but the forward pass computes half as mu
 1.5 or more. In Llama-4 style every other layer is dense, and the next attention reads what it adds: FarSkip leaves out
 routed experts only, so the all-reduce of a dense layer is not hidden.
 
-Memory. The scheduler keeps its limit (`memory_increase`, 5 %) by an account of what the generated program holds: buffers
-live from their kernel to the last reader, with parameters; what Inductor writes over a buffer that nothing else reads
-takes no memory of its own; a concatenation lives from the kernel that makes its first part. Inductor's habit to keep a
-freed block for a later buffer of its size (`allow_buffer_reuse`) is off under our backend, since no account knows of it;
-`plain` keeps it. With skewed routing and no drops, data-dependent sizes are estimated as those of the rank that gets
-most rows.
+Memory. The scheduler keeps its limit (`memory_increase`, 5 %) by an account of what the generated program holds:
+buffers live from their kernel to the last reader, with parameters; what Inductor writes over a buffer that nothing else
+reads takes no memory of its own; a concatenation lives from the kernel that makes its first part. Inductor's habit to
+keep a freed block for a later buffer of its size (`allow_buffer_reuse`) is off under our backend, since no account
+knows of it; `plain` keeps it. With skewed routing and no drops, data-dependent sizes are estimated as those of the rank
+that gets most rows.
 
 Limits. The processors that compute also carry the bytes: a collective in flight costs them time, which the bound does
 not count (reported where a target is missed). Where messages are large, TCP hands segments of 256 KiB to the link (BIG

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import fx
 from torch._inductor import config as inductor_config
@@ -203,18 +204,19 @@ def kernel_traffic(kernel: Kernel) -> int:
     return int(kernel.get_read_write_buffers_sizes())
 
 
-class KernelBuffer(NamedTuple):
+@dataclass
+class KernelBuffer:
     """Memory of a program of kernels."""
 
     size: int
     """Bytes."""
     maker: int
     """Index of a kernel; -1 for an input."""
-    users: Sequence[int]
+    users: list[int]
     kept: bool
-    parts: Sequence[int] = ()
+    parts: list[int] = field(default_factory=list)
     """Indices of kernels that make a part of it in place, before the maker."""
-    over: Sequence[int] = ()
+    over: list[int] = field(default_factory=list)
     """Indices of other buffers that it may be written over, where its maker is the last to use them."""
 
 
@@ -245,13 +247,12 @@ def kernel_buffers(kernels: Sequence[Kernel]) -> list[KernelBuffer]:
     for name, (whole, maker, users) in joint.items():
         place = number.get(whole)
         if place is not None:
-            one = found[place]
-            kept = one.kept or name in outputs
-            found[place] = one._replace(users=[*one.users, *users], parts=[*one.parts, maker], kept=kept)
+            found[place].users += users
+            found[place].parts.append(maker)
+            found[place].kept |= name in outputs
     for place, kernel, buffer in made:
         over = [number[name] for name in _in_place(kernel, buffer) if name in number]
-        if over:
-            found[place] = found[place]._replace(over=[one for one in over if found[one].size == found[place].size])
+        found[place].over += [one for one in over if found[one].size == found[place].size]
     return found
 
 
@@ -268,7 +269,7 @@ def _parts(kernels: Sequence[Kernel]) -> dict[str, tuple[str, int, list[int]]]:
             whole = buffer
             while whole is not None and isinstance(layout := whole.node.get_output_spec(), ir.NonOwningLayout):
                 whole = every.get(layout.view.get_name())
-            if whole is not None and whole is not buffer:
+            if whole is not None and whole is not buffer and whole.mpi_buffer.size_free:
                 users = [index[user] for user in buffer.mpi_buffer.succ_nodes if user in index]
                 found[buffer.get_name()] = (whole.get_name(), i, users)
     return found

@@ -112,7 +112,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "scheduler",
         "unmet_dependencies",
     ),
-    "torch._inductor.scheduler.Scheduler": ("nodes",),
+    "torch._inductor.scheduler.Scheduler": ("name_to_buf", "nodes"),
     "torch._inductor.scheduler.SchedulerBuffer": ("defining_op", "get_name", "mpi_buffer", "node", "users"),
     "torch._inductor.scheduler.NodeUser": ("can_inplace", "node"),
     "torch._inductor.memory.FreeableInputBuffer": ("get_name", "mpi_buffer"),
@@ -121,6 +121,13 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch._inductor.dependencies.ReadWrites": ("reads", "reads_and_writes"),
     "torch._inductor.dependencies.WeakDep": ("is_fake", "mutating_buf", "name"),
     "torch._inductor.ir.IRNode": ("get_origin_node", "origins"),
+    "torch._inductor.ir.Buffer": (
+        "get_inputs_that_alias_output",
+        "get_mutation_names",
+        "get_output_spec",
+        "should_allocate",
+    ),
+    "torch._inductor.ir.NonOwningLayout": ("view",),
     "torch._inductor.ir.ExternKernel": ("constant_args", "op_overload"),
     "torch._inductor.graph.GraphLowering": (
         "codegen",

@@ -196,7 +196,7 @@ def test_inductor_counts_rows_that_depend_on_data_if_it_is_told_of_them(told: bo
 
     def read(kernels: Sequence[inductor.Kernel]) -> Sequence[inductor.Kernel]:
         found["traffic"] = max(map(inductor.kernel_traffic, kernels))
-        found["buffers"] = [bytes for bytes, *_ in inductor.kernel_buffers(kernels)]
+        found["buffers"] = [one.size for one in inductor.kernel_buffers(kernels)]
         return kernels
 
     def rows_of_a_table(which, table):

@@ -244,6 +244,7 @@ def test_which_passes_can_be_left_out() -> None:
         "merge_reductions",
         "tags",
         "pieces",
+        "pieces_by_expert",
         "schedule_graph",
         "pin_waits",
         "pin_products",
