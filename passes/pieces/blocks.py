@@ -23,7 +23,7 @@ from typing import Any
 from torch import fx
 
 from farskip_compile._compat import same_dim
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.pieces.rules import NotSeparableError
 from farskip_compile.passes.schedule.collectives import launches_with_waits
 
@@ -184,6 +184,8 @@ def _matching(first: fx.Node, received: Blocks, sent: Blocks) -> tuple[Blocks, B
         ordered.append(in_order)
         bases.append(base)
     counts, arrived = bases
+    if any(effects.mutated_args(reader) for base in bases for reader in base.users):
+        raise unknown
     if not _is_exchange_of(arrived, counts, len(sent), experts) or ops.process_group(arrived) != ops.process_group(
         first
     ):

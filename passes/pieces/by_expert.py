@@ -114,8 +114,8 @@ class _Cut:
             place = self._cat(places[number :: len(arrived)])
             rows = self._put(torch.index_copy, (rows, 0, place, one), fresh_like(ops.tensor(target)))  # type: ignore[arg-type]
         target.replace_all_uses_with(rows)
-        gone = [copied] if copied is not None else []
-        self._erase(*gone, *exchange.wait.users, exchange.wait, launch, whole)  # type: ignore[arg-type]
+        readers = list(exchange.wait.users) if copied is not None else []  # this one, and zeros like what comes back
+        self._erase(*reversed(readers), exchange.wait, launch, whole)  # type: ignore[arg-type]
 
     def _placed(self, wait: fx.Node) -> tuple[fx.Node | None, fx.Node, fx.Node]:
         """The call that puts each row that comes back in its place, if nothing else reads them; where it puts them, and
