@@ -55,7 +55,7 @@ def write_plot(results: Sequence[Result], path: Path) -> None:
                 over.set_ylabel("step time / max(compute, communication)")
         pairs = (pair for axis in axes.flat for pair in zip(*axis.get_legend_handles_labels(), strict=True))
         shown = {label: handle for handle, label in pairs}
-        place = {"loc": "outside lower center", "ncols": 4 * len(phases)}
+        place = {"loc": "outside lower center", "ncols": 3 * len(phases)}
         figure.legend(shown.values(), shown.keys(), **place, frameon=False, fontsize=9)
 
 
