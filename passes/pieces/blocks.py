@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,9 +71,11 @@ def exchanges_of(graph: fx.Graph) -> tuple[list[Exchanges], list[NotSeparableErr
             received, sent = (tuple(split) for split in launch.args[1:3])  # type: ignore[arg-type]
             together[frozenset([received, sent])].append((launch, waits))
     found, refused = [], []
+    writers = effects.writers(list(graph.nodes)) if together else {}
+    written = {effects.storage(base) for bases in writers.values() for base in bases}
     for members in together.values():
         try:
-            found.append(_read(members))
+            found.append(_read(members, written))
         except NotSeparableError as reason:
             refused.append(reason)
     return found, refused
@@ -84,10 +86,11 @@ def _splits(launch: fx.Node) -> list[object]:
     return [size for split in given if isinstance(split, list | tuple) for size in split]
 
 
-def _read(members: Sequence[tuple[fx.Node, list[fx.Node]]]) -> Exchanges:
+def _read(members: Sequence[tuple[fx.Node, list[fx.Node]]], written: Collection[int | None]) -> Exchanges:
+    """`written`: memory that the graph writes to."""
     first = members[0][0]
-    read = ([_terms(size) for size in split] for split in first.args[1:3])  # type: ignore[union-attr]
-    received, sent = _matching(first, *read)
+    terms = [[_terms(size) for size in split] for split in first.args[1:3]]  # type: ignore[union-attr]
+    received, sent = _matching(first, terms[0], terms[1], written)
     exchanges = []
     for launch, waits in members:
         to_experts = launch.args[1:3] == first.args[1:3]
@@ -162,7 +165,7 @@ def _shape(node: fx.Node) -> list[int] | None:
 # 2
 
 
-def _matching(first: fx.Node, received: Blocks, sent: Blocks) -> tuple[Blocks, Blocks]:
+def _matching(first: fx.Node, received: Blocks, sent: Blocks, written: Collection[int | None]) -> tuple[Blocks, Blocks]:
     """Both in the order of the experts.
 
     Raises:
@@ -184,7 +187,7 @@ def _matching(first: fx.Node, received: Blocks, sent: Blocks) -> tuple[Blocks, B
         ordered.append(in_order)
         bases.append(base)
     counts, arrived = bases
-    if any(effects.mutated_args(reader) for base in bases for reader in base.users):
+    if any(effects.storage(base) in written for base in bases):
         raise unknown
     if not _is_exchange_of(arrived, counts, len(sent), experts) or ops.process_group(arrived) != ops.process_group(
         first

@@ -55,12 +55,17 @@ def by_hand(
     counted: Callable[[torch.Tensor], torch.Tensor] = lambda counts: counts,
     order: Callable[[list[Any]], list[Any]] = lambda blocks: blocks,
     add: Callable[[list[int]], int] = sum,
+    exchanged: list[int] | None = None,
+    written: bool = False,
 ) -> torch.Tensor:
     """As others may write it: counts read one tensor after the other, sums by `+`, no sorting by expert."""
     group = dist.group.WORLD
     counts = experts.new_zeros(EXPERTS).scatter_add(0, experts, torch.ones_like(experts)).view(RANKS, -1)
-    theirs = collectives.all_to_all_single(counted(counts), None, None, group).view(RANKS, -1)
+    given = counted(counts) if exchanged is None else counted(counts).flatten()
+    theirs = collectives.all_to_all_single(given, exchanged, exchanged, group).view(RANKS, -1)
     sent, received = [row.tolist() for row in counts], theirs.tolist()
+    if written:
+        counts.add_(1)
     place = experts.argsort()
     splits = [add(one) for one in received], [add(one) for one in sent]
     arrived = collectives.all_to_all_single(rows[place], *splits, group)
@@ -118,6 +123,8 @@ def test_more_pieces_than_experts_are_refused() -> None:
 UNKNOWN = {
     "counts of something else": lambda x, e: by_hand(x, e, counted=lambda counts: counts + 0),
     "counts in another order": lambda x, e: by_hand(x, e, counted=lambda counts: counts.flip(0)),
+    "more counts to one rank than to the other": lambda x, e: by_hand(x, e, exchanged=[3, 5]),
+    "counts that are written to": lambda x, e: by_hand(x, e, written=True),
 }
 OTHERWISE = {
     "blocks in another order": lambda x, e: by_hand(x, e, order=lambda blocks: blocks[::-1]),
