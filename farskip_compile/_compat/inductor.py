@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from torch import fx
 from torch._inductor import config as inductor_config
 from torch._inductor import ir
-from torch._inductor.codegen.wrapper import can_match_buffer_size
 from torch._inductor.dependencies import WeakDep
 from torch._inductor.fx_passes.control_dependencies import control_deps, preserve_node_ordering
 from torch._inductor.fx_passes.reinplace import inplaceable_ops
-from torch._inductor.scheduler import NopKernelSchedulerNode, SchedulerNode
 from torch._inductor.utils import contains_collective, contains_wait
-from torch._inductor.virtualized import V
 from torch.utils._ordered_set import OrderedSet
 
 from farskip_compile._compat.names import PRE_FUSION, REORDER, REORDER_PASSES, REUSE, SIMPLE_OVERLAP
@@ -202,108 +198,6 @@ def kernel_parts(kernel: Kernel) -> list[tuple[bool, list[fx.Node]]]:
 def kernel_traffic(kernel: Kernel) -> int:
     """Bytes that `kernel` reads and writes in main memory."""
     return int(kernel.get_read_write_buffers_sizes())
-
-
-@dataclass
-class KernelBuffer:
-    """Memory of a program of kernels."""
-
-    size: int
-    """Bytes."""
-    maker: int
-    """Index of a kernel; -1 for an input."""
-    users: list[int]
-    kept: bool
-    parts: list[int] = field(default_factory=list)
-    """Indices of kernels that make a part of it in place, before the maker."""
-    over: list[int] = field(default_factory=list)
-    """Indices of other buffers that it may be written over, where its maker is the last to use them."""
-
-
-def kernel_buffers(kernels: Sequence[Kernel]) -> list[KernelBuffer]:
-    """The buffers of `kernels`, inputs that may be freed included."""
-    index = {kernel: i for i, kernel in enumerate(kernels)}
-    outputs = set(V.graph.get_output_names())
-    found: list[KernelBuffer] = []
-    number: dict[str, int] = {}
-    made: list[tuple[int, Kernel, Any]] = []
-    inputs: dict[str, Any] = {}
-    joint = _parts(kernels)
-    for i, kernel in enumerate(kernels):
-        for buffer in kernel.get_outputs():
-            info = buffer.mpi_buffer
-            if info.size_free and buffer.get_name() not in joint:
-                users = [index[user] for user in info.succ_nodes if user in index]
-                number[buffer.get_name()] = len(found)
-                made.append((len(found), kernel, buffer))
-                found.append(KernelBuffer(int(info.size_free), i, users, buffer.get_name() in outputs))
-        planning = getattr(kernel, "mpi_node", None)  # absent if reorder_for_peak_memory is off
-        for buffer in planning.pred_buffers if planning is not None else ():
-            if not hasattr(buffer, "node"):
-                inputs[buffer.get_name()] = buffer.mpi_buffer
-    for name, info in inputs.items():
-        users = [index[user] for user in info.succ_nodes if user in index]
-        found.append(KernelBuffer(int(info.size_free), -1, users, name in outputs))
-    for name, (whole, maker, users) in joint.items():
-        place = number.get(whole)
-        if place is not None:
-            found[place].users += users
-            found[place].parts.append(maker)
-            found[place].kept |= name in outputs
-    for place, kernel, buffer in made:
-        over = [number[name] for name in _in_place(kernel, buffer) if name in number]
-        found[place].over += [one for one in over if found[one].size == found[place].size]
-    return found
-
-
-def _parts(kernels: Sequence[Kernel]) -> dict[str, tuple[str, int, list[int]]]:
-    """Of buffers that are made as parts of another one, a concatenation: that one's name, their maker, and their users.
-
-    Inductor accounts for them as memory of their own, and for the whole only where it is complete.
-    """
-    index = {kernel: i for i, kernel in enumerate(kernels)}
-    every = {buffer.get_name(): buffer for kernel in kernels for buffer in kernel.get_outputs()}
-    found = {}
-    for i, kernel in enumerate(kernels):
-        for buffer in kernel.get_outputs():
-            whole = buffer
-            while whole is not None and isinstance(layout := whole.node.get_output_spec(), ir.NonOwningLayout):
-                whole = every.get(layout.view.get_name())
-            if whole is not None and whole is not buffer and whole.mpi_buffer.size_free:
-                users = [index[user] for user in buffer.mpi_buffer.succ_nodes if user in index]
-                found[buffer.get_name()] = (whole.get_name(), i, users)
-    return found
-
-
-def _in_place(kernel: Kernel, buffer: Any) -> list[str]:
-    """Names of the buffers that Inductor may write `buffer` over, as `SchedulerNode.decide_inplace_update` does if no
-    use of them is left: read by the loops that make it, at the same index, and of the same size."""
-    maker = buffer.defining_op
-    if not isinstance(maker, SchedulerNode) or not inductor_config.inplace_buffers:
-        return []
-    made = buffer.node
-    if not made.should_allocate() or made.get_inputs_that_alias_output() or made.get_mutation_names():
-        return []
-    names = []
-    for read in maker.read_writes.reads:
-        source = maker.scheduler.name_to_buf.get(read.name)
-        if source is None or isinstance(source.defining_op, NopKernelSchedulerNode) or source.node is None:
-            continue
-        ours = [user for user in source.users if user.node is maker]
-        special = (ir.NoneLayout, ir.MultiOutputLayout, ir.MutationLayoutSHOULDREMOVE)
-        fits = not isinstance(source.node.get_output_spec(), special) and can_match_buffer_size(source.node, made)
-        # in the same kernel, all others must be done when the maker reads
-        inside = {part.get_name() for part in kernel.get_nodes()} - {maker.get_name(), *maker.ancestors}
-        last = inside.isdisjoint(user.node.get_name() for user in source.users)
-        if len(ours) == 1 and ours[0].can_inplace and fits and last and _has_one_index(kernel, read.name):
-            names.append(read.name)
-    return names
-
-
-def _has_one_index(kernel: Kernel, name: str) -> bool:
-    """Whether all that was fused into `kernel` uses a buffer at the same index."""
-    used = {dep for part in kernel.get_nodes() for dep in part.read_writes.reads_and_writes() if dep.name == name}
-    return len(used) <= 1
 
 
 def scheduling_options(

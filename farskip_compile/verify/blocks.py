@@ -95,7 +95,7 @@ def _check_kinds(gone: Sequence[fx.Node], added: Sequence[fx.Node]) -> None:
             raise _error(node, f"{ops.op_name(node) or node.op} neither moves rows nor adds up sizes")
     for node in gone:
         if not (ops.is_all_to_all(node) or ops.is_wait(node) or (node.op.startswith("call") and effects.is_pure(node))):
-            raise _error(node, "it is no longer done")
+            raise _error(node, "what it did is no longer in the graph")
     were, are = (Counter(map(_kind, filter(ops.is_all_to_all, nodes))) for nodes in (gone, added))
     for kind in were | are:
         if were[kind] == 0 or are[kind] < 2 * were[kind] or are[kind] % were[kind]:

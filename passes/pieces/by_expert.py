@@ -155,7 +155,7 @@ class _Cut:
         return self._put(wait.target, (launched, *wait.args[1:]), ops.fake(launched), wait.kwargs)
 
     def _sum(self, numbers: Sequence[fx.Node]) -> fx.Node:
-        """The size of some blocks together; made once, in front of the first exchange."""
+        """The size of some blocks together; each sum is made once, where it is first needed."""
         key = tuple(numbers)
         if len(key) > 1 and key not in self.sums:
             self.sums[key] = self._put(torch.sym_sum, (list(key),), _total(key))

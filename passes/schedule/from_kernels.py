@@ -23,7 +23,7 @@ from typing import Protocol
 
 from torch import fx
 
-from farskip_compile._compat import inductor
+from farskip_compile._compat import inductor, kernel_memory
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.schedule.from_graph import PLACE, NetworkEstimate, launch_task
@@ -59,7 +59,7 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, i
             tasks.append(Task(name, needs, estimate.kernel(parts, inductor.kernel_traffic(kernel))))
     buffers = [
         Buffer(one.size, one.maker, tuple(one.users), one.kept, tuple(one.parts), tuple(one.over))
-        for one in inductor.kernel_buffers(kernels)
+        for one in kernel_memory.kernel_buffers(kernels)
     ]
     return Program(tuple(tasks), (*buffers, Buffer(inputs, kept=True)))
 

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch._inductor import config as inductor_config
 
-from farskip_compile._compat import inductor
+from farskip_compile._compat import inductor, kernel_memory
 from farskip_compile.calibrate.kernels import SOFTMAX_OPS
 from farskip_compile.costs import Curve, Curves, OpCost, SizeHints, load_profile, op_cost, op_seconds
 from farskip_compile.costs.estimates import Estimates
@@ -196,7 +196,7 @@ def test_inductor_counts_rows_that_depend_on_data_if_it_is_told_of_them(told: bo
 
     def read(kernels: Sequence[inductor.Kernel]) -> Sequence[inductor.Kernel]:
         found["traffic"] = max(map(inductor.kernel_traffic, kernels))
-        found["buffers"] = [one.size for one in inductor.kernel_buffers(kernels)]
+        found["buffers"] = [one.size for one in kernel_memory.kernel_buffers(kernels)]
         return kernels
 
     def rows_of_a_table(which, table):

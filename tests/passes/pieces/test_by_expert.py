@@ -106,7 +106,7 @@ def test_each_piece_is_an_exchange_of_some_experts(layer: Layer, pieces: int) ->
     launched = sized(module)
     assert len(launched) == 2 * pieces
     assert all(is_piece(node) and noted(node) == str(pieces) for node in launched)
-    # all dispatches stand in front of the first combine
+    # all dispatches come before the first combine
     place = {node: number for number, node in enumerate(module.graph.nodes)}
     products = [place[node] for node in module.graph.nodes if ops.op_name(node) == "mul"]
     assert place[launched[pieces - 1]] < min(products) < max(products) < place[launched[pieces]]
