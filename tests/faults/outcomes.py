@@ -81,8 +81,8 @@ def reached(name: str) -> None:
     """Wait here until a signal ends this process or raises (SIGINT: `KeyboardInterrupt`)."""
     assert _pipe is not None
     _pipe.send(("reached", name))
-    while True:
-        signal.pause()
+    while True:  # `signal.pause` would wait for ever if the signal came just before it
+        time.sleep(0.02)
 
 
 def run_scenes(

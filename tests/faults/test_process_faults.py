@@ -35,8 +35,9 @@ STEP = (step, (({},),))
 
 
 def run(folder: Path, *scenes: Any, **how: Any) -> list[Outcome]:
-    """In one process; its outcome of each scene."""
+    """In one process; its outcome of each scene. None may end the process."""
     outcomes = run_scenes(scenes, 1, environment={"TORCHINDUCTOR_CACHE_DIR": str(folder)}, **how)
+    assert all(outcomes), f"the process was gone after: {next(last for (last,) in reversed([*filter(None, outcomes)]))}"
     return [outcome for (outcome,) in outcomes]
 
 
