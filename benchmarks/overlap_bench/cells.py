@@ -16,6 +16,7 @@ none, pieces      as `none`, in pieces="auto"
 full              connectivity "full": rewired and scheduled
 full, 2 pieces    as `full`, in two pieces
 full, pieces      as `full`, in pieces="auto"
+full, +50 %       as `full, pieces`, with a limit on memory of 50 % instead of 5 %
 lag2              connectivity "lag2": a layer of time for each exchange, without pieces
 compute           like hand-written, with collectives that replay recorded results: the compute of the step
 communication     the collectives of that step one after another, and nothing else
@@ -46,10 +47,10 @@ PLAIN, OVERLAP, PASSES = "plain", "inductor overlap", "inductor passes"
 EAGER, CHUNKED, HAND = "overlapped eager", "chunked eager", "hand-written"
 NONE, FULL, LAG2 = "none", "full", "lag2"
 NONE_2, FULL_2 = "none, 2 pieces", "full, 2 pieces"
-NONE_CUT, FULL_CUT = "none, pieces", "full, pieces"
+NONE_CUT, FULL_CUT, FULL_MORE = "none, pieces", "full, pieces", "full, +50 %"
 COMPUTE, COMMUNICATION = "compute", "communication"
 
-ORDER = (PLAIN, OVERLAP, PASSES, EAGER, CHUNKED, HAND, NONE, NONE_2, NONE_CUT, FULL, FULL_2, FULL_CUT, LAG2)
+ORDER = (PLAIN, OVERLAP, PASSES, EAGER, CHUNKED, HAND, NONE, NONE_2, NONE_CUT, FULL, FULL_2, FULL_CUT, FULL_MORE, LAG2)
 """The order in tables: baselines, then ours."""
 OURS: dict[str, dict[str, Any]] = {
     NONE: {"connectivity": "none"},
@@ -58,10 +59,11 @@ OURS: dict[str, dict[str, Any]] = {
     FULL_2: {"connectivity": "full", "pieces": 2},
     NONE_CUT: {"connectivity": "none", "pieces": "auto"},
     FULL_CUT: {"connectivity": "full", "pieces": "auto"},
+    FULL_MORE: {"connectivity": "full", "pieces": "auto", "memory_increase": 0.5},
     LAG2: {"connectivity": "lag2"},
 }
 """Options of our backend."""
-CUT = (NONE_2, FULL_2, NONE_CUT, FULL_CUT)
+CUT = (NONE_2, FULL_2, NONE_CUT, FULL_CUT, FULL_MORE)
 BASELINES = (PLAIN, OVERLAP, PASSES, EAGER, CHUNKED, HAND)
 EXPERT_PARALLEL = (CHUNKED, *CUT)
 """Variants that need it."""
@@ -71,7 +73,7 @@ LAG2_HAND = "lag2 by hand"
 """For comparison only, in eager mode."""
 COMPARED = (
     *((name, PLAIN) for name in (OVERLAP, PASSES, CHUNKED, NONE, NONE_2, NONE_CUT)),
-    *((name, HAND) for name in (EAGER, FULL, FULL_2, FULL_CUT)),
+    *((name, HAND) for name in (EAGER, FULL, FULL_2, FULL_CUT, FULL_MORE)),
     (LAG2, LAG2_HAND),
 )
 """(variant, what it must equal)."""

@@ -27,12 +27,12 @@ SEQUENCES = 2
 _DEEPSEEK: dict[str, Any] = {
     "vocab_size": 1024,
     "hidden_size": 512,
-    "heads": 16,
+    "heads": 24,
     "query_rank": 128,
     "kv_rank": 64,
     "nope_head_dim": 64,
     "rope_head_dim": 32,
-    "value_head_dim": 64,
+    "value_head_dim": 96,  # as wide as queries, as flash kernels want them: no scores in memory
     "intermediate_size": 1344,
 }
 WIDTHS: dict[str, dict[str, Any]] = {

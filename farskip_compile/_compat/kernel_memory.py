@@ -2,8 +2,8 @@
 
 In:    Inductor's kernels after fusion, in any order that respects their dependences.
 Out:   the buffers that the generated program will hold: who makes, completes and uses each, and what it may be written
-       over.
-Never: chooses an order, or changes a kernel.
+       over; whether a kernel is put into one function with others; the order that Inductor would choose for memory.
+Never: changes a kernel.
 Checked by running on torch 2.13.0.
 """
 
@@ -16,8 +16,11 @@ from typing import Any
 from torch._inductor import config as inductor_config
 from torch._inductor import ir
 from torch._inductor.codegen.wrapper import can_match_buffer_size
+from torch._inductor.dependencies import WeakDep
+from torch._inductor.memory import reorder_for_peak_memory
 from torch._inductor.scheduler import NopKernelSchedulerNode, SchedulerNode
 from torch._inductor.virtualized import V
+from torch.utils._ordered_set import OrderedSet
 
 from farskip_compile._compat.inductor import Kernel
 
@@ -36,6 +39,18 @@ class KernelBuffer:
     """Indices of kernels that make a part of it in place, before the maker."""
     over: list[int] = field(default_factory=list)
     """Indices of other buffers that it may be written over, where its maker is the last to use them."""
+
+
+def joins_neighbours(kernel: Kernel) -> bool:
+    """Whether the C++ backend puts the loops of `kernel` into one function with those of the kernels beside it.
+
+    Buffers of that function are allocated before and freed after it (`CppScheduling.flush`). A call of a library, or a
+    template, ends it; what makes nothing does not.
+    """
+    device = kernel.get_device()
+    if device is None or device.type != "cpu" or inductor_config.cpu_backend != "cpp":
+        return False
+    return not (kernel.is_extern() or kernel.is_template() or kernel.is_foreach())
 
 
 def kernel_buffers(kernels: Sequence[Kernel]) -> list[KernelBuffer]:
@@ -72,6 +87,26 @@ def kernel_buffers(kernels: Sequence[Kernel]) -> list[KernelBuffer]:
         over = [number[name] for name in _in_place(kernel, buffer) if name in number]
         found[place].over += [one for one in over if found[one].size == found[place].size]
     return found
+
+
+def inductors_order(kernels: Sequence[Kernel]) -> list[Kernel]:
+    """`kernels` as Inductor would reorder them for memory, were it not for dependences that are for order alone."""
+    if not kernels or not inductor_config.reorder_for_peak_memory:
+        return list(kernels)
+    scheduler = kernels[0].scheduler
+    kept = [kernel.unmet_dependencies for kernel in kernels]
+    try:
+        for kernel in kernels:
+            real = (dep for dep in kernel.unmet_dependencies if not (isinstance(dep, WeakDep) and dep.is_fake))
+            kernel.unmet_dependencies = OrderedSet(real)
+        inputs, outputs = OrderedSet(V.graph.graph_inputs), OrderedSet(V.graph.get_output_names())
+        found: list[Kernel] = reorder_for_peak_memory(
+            list(kernels), scheduler.name_to_buf, scheduler.name_to_fused_node, inputs, outputs
+        )
+        return found
+    finally:
+        for kernel, dependences in zip(kernels, kept, strict=True):
+            kernel.unmet_dependencies = dependences
 
 
 def _parts(kernels: Sequence[Kernel]) -> dict[str, tuple[str, int, list[int]]]:

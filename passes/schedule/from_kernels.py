@@ -8,12 +8,13 @@ Never: changes a kernel.
 A kernel needs whatever makes a buffer that it depends on; Inductor's own dependences already include control
 dependences, the order of writes, and that memory of a collective in flight is read by its wait.
 
-Inductor's own order of the kernels can't stand for the unscheduled one: it follows the scheduled graph, so that it may
-already include what overlapping costs. (Where it holds less, the limit starts from there.) So:
+The order in which Inductor gives us the kernels can't stand for the unscheduled one: it follows the scheduled graph, so
+that it may already include what overlapping costs. (Where it holds less, the limit starts from there.) So:
 1. A kernel's place is that of the last node in it, in the graph as it came (`from_graph.remember_order`); if it has
    none, that of the last kernel that it needs.
 2. In that order the kernels run, each after those whose results it needs. What it needs for order alone, such as our
    pins, was not there at first.
+3. That is what Inductor would have reordered for memory.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, i
         elif awaited is not None:
             tasks.append(Task(name, needs, 0.0, Role.WAIT, launch=awaited))
         else:
-            tasks.append(Task(name, needs, estimate.kernel(parts, inductor.kernel_traffic(kernel))))
+            seconds = estimate.kernel(parts, inductor.kernel_traffic(kernel))
+            tasks.append(Task(name, needs, seconds, joins=kernel_memory.joins_neighbours(kernel)))
     buffers = [
         Buffer(one.size, one.maker, tuple(one.users), one.kept, tuple(one.parts), tuple(one.over))
         for one in kernel_memory.kernel_buffers(kernels)
@@ -65,7 +67,7 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, i
 
 
 def baseline_peak(kernels: Sequence[inductor.Kernel], program: Program) -> int:
-    """Peak bytes of `program`, which was read off `kernels`, in the order of the graph before it was scheduled."""
+    """Peak bytes of `program`, which was read off `kernels`, as Inductor would order it without us."""
     maker = {name: i for i, kernel in enumerate(kernels) for name in inductor.kernel_makes(kernel)}
     needs: list[set[int]] = []
     places: list[int] = []
@@ -74,7 +76,10 @@ def baseline_peak(kernels: Sequence[inductor.Kernel], program: Program) -> int:
         nodes = (node for _, origins in inductor.kernel_parts(kernel) for node in origins)
         own = [node.meta[PLACE] for node in nodes if PLACE in node.meta]
         places.append(max(own or [places[need] for need in needs[i] if need < i], default=0))
-    return max(live_bytes(program, order_by_key(places, needs)), default=0)
+    order = order_by_key(places, needs)
+    number = {kernel: i for i, kernel in enumerate(kernels)}
+    other = [number[kernel] for kernel in kernel_memory.inductors_order([kernels[index] for index in order])]
+    return max(live_bytes(program, other), default=0)
 
 
 def _out_of_order(reader: str, writer: str, parts: list[tuple[bool, list[fx.Node]]]) -> UnsupportedPatternError:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from farskip_compile._compat import inductor
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.schedule.from_kernels import KernelEstimate, baseline_peak, read_kernels
+from farskip_compile.passes.schedule.least_memory import least_memory
 from farskip_compile.passes.schedule.search import Limits, Schedule, list_schedule
 
 
@@ -63,5 +64,5 @@ def schedule_kernels(
     bytes that the graph is given and may not free, such as parameters.
     """
     program = read_kernels(kernels, estimate, inputs)
-    schedule = list_schedule(program, limits, baseline_peak(kernels, program))
+    schedule = list_schedule(program, limits, baseline_peak(kernels, program), [least_memory(program)])
     return [kernels[index] for index in schedule.order], schedule

@@ -2,7 +2,7 @@
 
 In:    a `Program`, and an order of its tasks, whole or task by task (`LiveMemory`).
 Out:   bytes alive and in flight; from `lower_peak`, an order with less above a limit, summed over all places.
-Never: asks what an order costs in time; moves a launch or a wait, which would cost overlap.
+Never: asks what an order costs in time.
 
 The list scheduler builds an order from the front and can't know that a task for which there is just enough room now
 will soon have none, once a collective is in flight. `lower_peak` repairs that afterwards.
@@ -11,7 +11,8 @@ Algorithm of `lower_peak`: each move costs O(n), so the number of moves falls wi
 1. Find the place where most is alive.
 2. Try three kinds of moves: the task there goes where less is alive; what makes a buffer that is only used later goes
    right before its first user; the last user of a buffer goes before the peak.
-3. Make the move that leaves least above the limit, in all places together; of equal ones, that of the shortest task.
+3. Make the move that leaves least above the limit, in all places together; of equal ones, that of the shortest task. A
+   launch or a wait is moved only if no other move helps, since that costs overlap.
 4. Repeat until nothing is above the limit, no move helps, or the moves are used up.
 """
 
@@ -33,9 +34,10 @@ BUFFERS = 8
 
 
 def live_bytes(program: Program, order: Sequence[int]) -> list[int]:
-    """Bytes alive while each task of `order` runs: allocated before it, freed after it. What is written over another
-    buffer takes its memory."""
+    """Bytes alive while each task of `order` runs: allocated before it, freed after it, or after the last one that
+    joins it. What is written over another buffer takes its memory."""
     position = {index: place for place, index in enumerate(order)}
+    ends = _ends(program, order)
     change = [0] * (len(order) + 1)
     written: set[int] = set()
     for buffer in program.buffers:
@@ -43,17 +45,26 @@ def live_bytes(program: Program, order: Sequence[int]) -> list[int]:
         first = min([first, *(position[part] for part in buffer.parts)])
         over = _written_over(program, buffer, first, position, written) if buffer.over else -1
         written.add(over)
-        change[first + (over >= 0)] += buffer.size
+        change[first if over < 0 else ends[first] + 1] += buffer.size
         if not buffer.kept:
             last = max(
                 (position[user] for user in (*buffer.users, *buffer.parts, buffer.maker) if user >= 0), default=0
             )
-            change[last + 1] -= buffer.size
+            change[ends[last] + 1] -= buffer.size
     alive, total = [], 0
     for delta in change[:-1]:
         total += delta
         alive.append(total)
     return alive
+
+
+def _ends(program: Program, order: Sequence[int]) -> list[int]:
+    """For each place, that of the last task which joins the one there: its own if none does."""
+    ends = list(range(len(order)))
+    for place in range(len(order) - 2, -1, -1):
+        if program.tasks[order[place]].joins and program.tasks[order[place + 1]].joins:
+            ends[place] = ends[place + 1]
+    return ends
 
 
 def _written_over(
@@ -107,6 +118,7 @@ class MemoryPlan:
         self.joint: dict[int, list[tuple[int, int]]] = {}
         """By task: the numbers and sizes of what it makes a part of."""
         self.held = bytes_of_launches(program)
+        self.joins = [task.joins for task in program.tasks]
         self.inputs = 0
         for number, buffer in enumerate(program.buffers):
             if buffer.parts:
@@ -130,16 +142,30 @@ class LiveMemory:
 
     def __init__(self, plan: MemoryPlan) -> None:
         self.allocates, self.uses, self.sizes, self.over = plan.allocates, plan.uses, plan.sizes, plan.over
-        self.joint = plan.joint
+        self.joint, self.joins = plan.joint, plan.joins
         self.begun: set[int] = set()
         """Of what has parts: allocated."""
         self.left = plan.left.copy()
         self.held = plan.held.copy()
         self.alive, self.flying = plan.inputs, 0
+        self.ending = 0
+        """Bytes that are free at the end of the function that tasks have joined, the last one included."""
 
     def needs(self, index: int) -> int:
         """Bytes that a task needs to run now, beside those that are alive."""
-        needed = self.allocates[index]
+        return self._needs(index)[0]
+
+    def afterwards(self, index: int) -> tuple[int, int]:
+        """Bytes by which a task that runs now changes what is alive after it, and those that it needs for that."""
+        needed, taken = self._needs(index)
+        return needed - self._frees(index, taken), needed
+
+    def _frees(self, index: int, taken: Collection[int]) -> int:
+        return sum(self.sizes[number] for number in self.uses[index] if self.left[number] == 1 and number not in taken)
+
+    def _needs(self, index: int) -> tuple[int, set[int]]:
+        """The same, and the buffers that are written over."""
+        needed = self.allocates[index] - (0 if self.joins[index] else self.ending)
         needed += sum(size for number, size in self.joint.get(index, ()) if number not in self.begun)
         taken: set[int] = set()
         for size, over in self.over.get(index, ()):
@@ -148,19 +174,21 @@ class LiveMemory:
             if free >= 0:
                 taken.add(free)
                 needed -= size
-        return needed
+        return needed, taken
 
     def run(self, index: int, launch: int) -> None:
         """Account for a task that runs; `launch` is the collective that it waits for, or -1."""
-        self.alive += self.allocates[index]
-        for number, size in self.joint.get(index, ()):
-            if number not in self.begun:
-                self.begun.add(number)
-                self.alive += size
+        needed, taken = self._needs(index)
+        self.alive += needed
+        self.begun.update(number for number, _ in self.joint.get(index, ()))
+        free = self._frees(index, taken)
         for number in self.uses[index]:
             self.left[number] -= 1
-            if self.left[number] == 0:
-                self.alive -= self.sizes[number]
+        if self.joins[index]:
+            self.ending += free
+        else:
+            self.ending = 0
+            self.alive -= free
         self.flying += self.held.get(index, 0)
         if launch >= 0:
             self.flying -= self.held.pop(launch, 0)
@@ -178,17 +206,18 @@ def lower_peak(program: Program, order: Sequence[int], limit: int) -> tuple[int,
     for _ in range(min(MOVES, max(1, WORK // max(len(best), 1)))):
         if not above:
             break
-        found: tuple[tuple[int, float, int], list[int]] | None = None
+        found: tuple[tuple[bool, int, float, int], list[int]] | None = None
         for old, new in _moves(program, best, live, needs, followers):
             moved = best.copy()
             moved.insert(new, moved.pop(old))
             left = _above(live_bytes(program, moved), limit)
-            merit = left, program.tasks[best[old]].seconds, abs(new - old)
+            task = program.tasks[best[old]]
+            merit = task.role is not Role.COMPUTE, left, task.seconds, abs(new - old)
             if left < above and (found is None or merit < found[0]):
                 found = merit, moved
         if found is None:
             break
-        (above, _, _), best = found
+        (_, above, _, _), best = found
         live = live_bytes(program, best)
     return tuple(best)
 
@@ -215,10 +244,9 @@ def _moves(
         return min((position[follower] for follower in followers[index]), default=len(order)) - 1
 
     here = order[peak]
-    if program.tasks[here].role is Role.COMPUTE:
-        for places in (range(first(here), peak), range(peak + 1, last(here) + 1)):
-            if places:
-                yield peak, min(places, key=live.__getitem__)
+    for places in (range(first(here), peak), range(peak + 1, last(here) + 1)):
+        if places:
+            yield peak, min(places, key=live.__getitem__)
     alive = []
     for buffer in program.buffers:
         if buffer.size and not buffer.kept and buffer.maker >= 0 and position[buffer.maker] <= peak:
@@ -226,7 +254,7 @@ def _moves(
             if position[freer] > peak:
                 alive.append((buffer, freer))
     for buffer, freer in heapq.nlargest(BUFFERS, alive, key=lambda one: one[0].size):
-        if buffer.maker != here and program.tasks[buffer.maker].role is Role.COMPUTE and last(buffer.maker) > peak:
+        if buffer.maker != here and last(buffer.maker) > peak:
             yield position[buffer.maker], last(buffer.maker)
-        if program.tasks[freer].role is Role.COMPUTE and first(freer) <= peak:
+        if first(freer) <= peak:
             yield position[freer], peak

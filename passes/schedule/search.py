@@ -2,11 +2,13 @@
 
 In:    a `Program` and `Limits`.
 Out:   a `Schedule`: a permutation that keeps every dependence and the order of the launches on each channel, never
-       slower than the original order by `simulate`, within the limits on memory; and both timelines.
+       slower by `simulate` than the order to fall back on, within the limits on memory; and both timelines.
 Never: changes a task; uses a clock, a hash or a rank: ties break by index, so every rank decides the same.
 
 Algorithm: `list_scheduler` makes one order in O(n log n); here several are made, by several heuristics, and the best is
 kept. What each part earns is in `docs/benchmarks.md`.
+0. What is fallen back on is the original order; where that holds too much, the one that holds least of those that the
+   caller knows.
 1. Orders that the caller knows, such as that of engines with hand-written overlap, are looked at first.
 2. An order is made by each heuristic. Large programs are made smaller before that (`coarsen`).
 3. The best order has the least makespan on the network as it is and on the slowest one together: collectives take
@@ -17,10 +19,10 @@ kept. What each part earns is in `docs/benchmarks.md`.
    memory, orders are made anew within half the window: a task may run only so many places ahead of the first task that
    has not run. With a window of 0 this is the original order, so the limits are always kept. There are log n windows at
    most.
-5. If the best order takes most of what the limit allows, all is done once more with less, since what Inductor
-   generates now and then holds more than its account says (see `docs/benchmarks.md`). An order that is as fast, or next
-   to it, is taken.
-6. Last, memory that the best order does not need to be as fast is given back, again by moves.
+5. If the best order takes most of what the limit allows, and the original one did not break it, all is done once more
+   with less. An order that is as fast, or next to it, is taken.
+6. The gaps that the best order has left are filled, as far as possible (`fill`).
+7. Last, memory that the best order does not need to be as fast is given back, again by moves.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from itertools import product
 from typing import NamedTuple
 
 from farskip_compile.passes.schedule.coarsen import coarsen
+from farskip_compile.passes.schedule.fill import fill_gaps
 from farskip_compile.passes.schedule.list_scheduler import DependencyGraph, Heuristic, make_order, slower_network
 from farskip_compile.passes.schedule.memory import bytes_in_flight, live_bytes, lower_peak
 from farskip_compile.passes.schedule.program import Program
@@ -102,14 +105,33 @@ def list_schedule(
 ) -> Schedule:
     """The best order found for `program`.
 
-    `limits` on memory start from `baseline_peak`, in bytes, unless the original order holds less; what that order holds
-    is always allowed. `begin_with` are orders that are known already; each keeps every dependence.
+    `limits` on memory start from `baseline_peak`, in bytes, unless the original order holds less; what the order to
+    fall back on holds is always allowed. `begin_with` are orders that are known already; each keeps every dependence,
+    and the order of the launches on each channel.
     """
-    before = simulate(program, range(len(program.tasks)))
+    limits = limits or Limits()
+    original = tuple(range(len(program.tasks)))
+    before = simulate(program, original)
     if before.communication == 0.0:
-        order = tuple(range(len(program.tasks)))
-        return Schedule(order, before, before, 0, before.peak_bytes, flights(program, order))
-    return _Search(program, before, limits or Limits(), baseline_peak).run(begin_with)
+        return Schedule(original, before, before, 0, before.peak_bytes, flights(program, original))
+    start = _to_fall_back_on(program, before, limits, baseline_peak, begin_with)  # 0.
+    search = _Search(program, before, limits, baseline_peak, start)
+    search.run(begin_with, with_less=start == original)
+    order = search.best.order
+    after = before if order == original else simulate(program, order)
+    return Schedule(order, before, after, search.best.window, search.baseline, flights(program, order))
+
+
+def _to_fall_back_on(
+    program: Program, before: Timeline, limits: Limits, baseline_peak: int | None, known: Sequence[tuple[int, ...]]
+) -> tuple[int, ...]:
+    """The original order, or if that holds too much, the known one that holds least."""
+    original = tuple(range(len(program.tasks)))
+    if baseline_peak is None or before.peak_bytes <= baseline_peak * (1 + limits.memory_increase):
+        return original
+    flight = max(limits.in_flight_bytes, before.peak_in_flight_bytes)
+    fit = [order for order in known if max(bytes_in_flight(program, order)) <= flight]
+    return min([original, *fit], key=lambda order: max(live_bytes(program, order)))
 
 
 class _Cost(NamedTuple):
@@ -141,14 +163,16 @@ class _Found:
 class _Search:
     """The orders of one program that have been tried, and the best of them."""
 
-    def __init__(self, program: Program, before: Timeline, limits: Limits, baseline_peak: int | None) -> None:
-        self.program, self.before = program, before
+    def __init__(
+        self, program: Program, before: Timeline, limits: Limits, baseline_peak: int | None, start: tuple[int, ...]
+    ) -> None:
+        self.program = program
         self.slow = slower_network(program, NETWORK_SLACKS[0])
-        self.slowest = before.makespan
-        """Seconds that no order may take longer than: those of the original one, or of one that the caller knows."""
-        original = tuple(range(len(program.tasks)))
-        self.original = _Found(original, _cost(program, self.slow, original).score, before.peak_bytes, 0)
-        self.best = self.original
+        cost = _cost(program, self.slow, start)
+        self.slowest = cost.seconds
+        """Seconds that no order may take longer than: those of the one to fall back on, or of one that is known."""
+        self.fallback = _Found(start, cost.score, self._held(start), 0)
+        self.best = self.fallback
         self.baseline = before.peak_bytes if baseline_peak is None else min(baseline_peak, before.peak_bytes)
         self.increase = limits.memory_increase
         self._allow(self.increase)
@@ -161,16 +185,15 @@ class _Search:
         self.fits = False
         """Whether the order with that score keeps the limits."""
 
-    def run(self, begin_with: Sequence[tuple[int, ...]] = ()) -> Schedule:
-        """The best order that keeps the limits."""
+    def run(self, begin_with: Sequence[tuple[int, ...]], *, with_less: bool) -> None:
+        """Find the best order that keeps the limits."""
         for order in begin_with:  # 1.
             self._begin_with(order)
         self._search()  # 2. to 4.
-        self._do_with_less()  # 5.
-        self._give_back()  # 6.
-        order = self.best.order
-        after = self.before if order == self.original.order else simulate(self.program, order)
-        return Schedule(order, self.before, after, self.best.window, self.baseline, flights(self.program, order))
+        if with_less:
+            self._do_with_less()  # 5.
+        self._fill()  # 6.
+        self._give_back()  # 7.
 
     def _better(self, cost: _Cost) -> bool:
         return cost.seconds <= self.slowest and cost.score < self.best.score
@@ -183,7 +206,7 @@ class _Search:
 
     def _allow(self, increase: float) -> None:
         self.limit = int(self.baseline * (1 + increase))
-        self.allowed = max(self.limit, self.before.peak_bytes)
+        self.allowed = max(self.limit, self.fallback.held)
 
     def _begin_with(self, order: tuple[int, ...]) -> None:
         """Keep `order` if it is better than the best one and within the limits."""
@@ -239,11 +262,25 @@ class _Search:
             self._allow(fraction * self.increase)
             if self.best.held <= self.allowed:
                 break
-            self.best = self.original
+            self.best = self.fallback
             self._search()
             if self.best.held <= self.allowed and self.best.score <= (1 + WORTH) * found.score:
                 break
             self.best = found
+
+    def _fill(self) -> None:
+        """What hides a collective is put between its launch and its wait."""
+
+        def judge(order: tuple[int, ...]) -> float:
+            return _cost(self.program, self.slow, order).score
+
+        def allowed(order: tuple[int, ...]) -> bool:
+            return self._allowed(order, self._held(order))
+
+        order = fill_gaps(self.program, self.best.order, judge, allowed)
+        cost = _cost(self.program, self.slow, order)
+        if self._better(cost):
+            self.best = replace(self.best, order=order, score=cost.score, held=self._held(order))
 
     def _give_back(self) -> None:
         """Memory that the best order does not need to be as fast."""

@@ -15,6 +15,7 @@ from overlap_bench.cells import (
     FULL,
     FULL_2,
     FULL_CUT,
+    FULL_MORE,
     LAG2,
     LAG2_HAND,
     ORDER,
@@ -80,7 +81,7 @@ def test_a_cell_from_end_to_end(name, nothing_is_compiled, tmp_path):
     names = [name for name in ORDER if not wanted["tensor_parallel"] or name not in EXPERT_PARALLEL]
     assert set(result.exposed) == set(names)
     apart = {(check["one"], check["other"]) for check in result.differs}
-    rewired = {(name, "hand-written") for name in (FULL, FULL_2, FULL_CUT) if name in names}
+    rewired = {(name, "hand-written") for name in (FULL, FULL_2, FULL_CUT, FULL_MORE) if name in names}
     assert apart == rewired | {(LAG2, LAG2_HAND)}
     assert sum(result.shares.values()) == pytest.approx(1.0)
     assert result.rate in rates

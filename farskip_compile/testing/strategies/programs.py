@@ -33,7 +33,7 @@ def programs(draw: st.DrawFn, most: int = 40) -> Program:
         elif role is Role.WAIT:
             tasks.append(Task(name, needs, 0.0, role, launch=draw(st.sampled_from(launches))))
         else:
-            tasks.append(Task(name, needs, draw(SECONDS)))
+            tasks.append(Task(name, needs, draw(SECONDS), joins=draw(st.booleans())))
     return Program(tuple(tasks), _written_over(draw, draw(st.lists(buffers(count), max_size=count))))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import fx
 from torch._inductor.dependencies import StarDep, WeakDep
 from torch.utils._ordered_set import OrderedSet
 
-from farskip_compile._compat import inductor
+from farskip_compile._compat import inductor, kernel_memory
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.schedule.from_graph import PLACE, remember_order
 from farskip_compile.passes.schedule.from_kernels import baseline_peak, read_kernels
@@ -77,7 +78,12 @@ def test_the_first_order_of_the_graph_decides() -> None:
     buffers = (Buffer(100, 0, (3,)), Buffer(100, 1, (2, 4)), Buffer(1, 3, kept=True), Buffer(1, 4, kept=True))
     program = Program(tasks, (*buffers, Buffer(1000, kept=True)))
     assert max(live_bytes(program, range(5))) == 1201
-    assert baseline_peak(kernels, program) == 1102
+    as_written = [kernels[index] for index in (0, 3, 1, 2, 4)]
+    with mock.patch.object(kernel_memory, "inductors_order", side_effect=list) as reordered:
+        assert baseline_peak(kernels, program) == 1102
+    reordered.assert_called_once_with(as_written)
+    with mock.patch.object(kernel_memory, "inductors_order", return_value=kernels):
+        assert baseline_peak(kernels, program) == 1201
     assert baseline_peak([], Program(())) == 0
 
 
