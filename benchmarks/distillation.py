@@ -42,7 +42,7 @@ JSON, PAGE, PICTURE = DOCS / "distillation.json", DOCS / "distillation.md", DOCS
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="smaller models, less text, one seed: 5 minutes")
+    parser.add_argument("--quick", action="store_true", help="smaller models, less text, one seed: 10 minutes")
     parser.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)  # a few steps: does it run?
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="default: both")
     parser.add_argument("--workers", type=int, default=2, help="rows at a time (default: 2)")

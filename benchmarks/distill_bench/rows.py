@@ -5,7 +5,7 @@ Out:   `Row`s, each after those it needs.
 Never: depends on the speed of the machine: equal numbers, texts and versions give equal results.
 
     whole        a good hour on two cores: 1.3 million parameters, 6 layers, three seeds for the main rows
-    quick        five minutes: 3 layers, one seed, text that ships with Python
+    quick        ten minutes: 3 layers, one seed, text that ships with Python; `lag2` and `ladder`, too
     smoke        a few steps, for tests
 
     teacher      the original architecture, trained on the text
@@ -66,6 +66,7 @@ class Scale:
     """Sequences per step."""
     sequence: int = 128
     """Tokens per sequence."""
+    connectivities: tuple[Named, ...] = CONNECTIVITIES
 
     def heal_steps(self, times: int = 1) -> int:
         """Steps of healing, `times` as long as usual."""
@@ -90,7 +91,7 @@ class Scale:
 
 
 WHOLE = Scale("whole", 6, 96, 2048, 3400, 3e-3, 2e-3, (0, 1, 2), 256, 128)
-QUICK = Scale("quick", 3, 64, 512, 500, 3e-3, 2e-3, (0,), 128, 32)
+QUICK = Scale("quick", 3, 64, 512, 500, 3e-3, 2e-3, (0,), 128, 32, connectivities=(*CONNECTIVITIES, "lag2", "ladder"))
 SMOKE = Scale("smoke", 4, 32, 300, 4, 3e-3, 2e-3, (0,), 8, 8, new_tokens=4, healed_part=0.5)
 
 
@@ -131,13 +132,13 @@ def _rows(model: str, scale: Scale) -> Iterator[Row]:
     original = ("teacher",)
     yield Row(model, "teacher", "teacher", "text", "none", seed=first)
     yield Row(model, "front", "front", "nothing", needs=original)
-    for connectivity in CONNECTIVITIES:
+    for connectivity in scale.connectivities:
         yield Row(model, f"unhealed-{connectivity}", "unhealed", "nothing", connectivity, needs=original)
     for learns, name in (("teacher", "healed"), ("text", "healed-by-text")):
         for seed in scale.seeds:
             yield Row(model, f"{name}-full@{seed}", "healed", learns, seed=seed, needs=original)  # type: ignore[arg-type]
     yield Row(model, "healed-full-longer", "healed", "teacher", times=LONGER, seed=first, needs=original)
-    for connectivity in CONNECTIVITIES[1:]:
+    for connectivity in scale.connectivities[1:]:
         yield Row(model, f"healed-{connectivity}", "healed", "teacher", connectivity, seed=first, needs=original)
     for part in PARTS:
         if scale.last(part)[0] == 0:

@@ -99,7 +99,8 @@ def inductors_order(kernels: Sequence[Kernel]) -> list[Kernel]:
         for kernel in kernels:
             real = (dep for dep in kernel.unmet_dependencies if not (isinstance(dep, WeakDep) and dep.is_fake))
             kernel.unmet_dependencies = OrderedSet(real)
-        inputs, outputs = OrderedSet(V.graph.graph_inputs), OrderedSet(V.graph.get_output_names())
+        graph: Any = V.graph
+        inputs, outputs = OrderedSet(graph.graph_inputs), OrderedSet(graph.get_output_names())
         found: list[Kernel] = reorder_for_peak_memory(
             list(kernels), scheduler.name_to_buf, scheduler.name_to_fused_node, inputs, outputs
         )
