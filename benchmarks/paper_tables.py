@@ -5,7 +5,8 @@ Usage: python benchmarks/paper_tables.py [--quick] [--cells CELL ...] [--workers
 For each published cell (`paper_bench/published.py`) the model at full size is captured, rewired and simulated on the
 profile of the hardware, by AMD's placement of launches and waits and in our order (`farskip_compile.simulate`). The
 profiles are those that the package ships: data sheets and public measurements, each with its source. Nothing is fitted
-to a cell. How far an unknown engine puts a prediction off is shown in two ways: the factor by which compute would have
+to a cell. Two other systems that overlap the exchanges of an unchanged model (`paper_bench/others.py`) stand beside
+them. How far an unknown engine puts a prediction off is shown in two ways: the factor by which compute would have
 to take longer for the prediction to match what was published, and, where somebody else published a step time, a
 prediction that starts from it.
 
@@ -30,6 +31,7 @@ from statistics import median
 from typing import Any
 
 from common import DOCS, Target, decode, facts, markdown, replace, span, write_between_marks
+from paper_bench.others import OtherRow, others_table, predict_others
 from paper_bench.predicted import WITHIN, Compared, Row, predict_all
 from paper_bench.published import PUBLISHED, StepTime
 
@@ -49,6 +51,7 @@ def arguments() -> argparse.Namespace:
     names = [one.name for one in PUBLISHED]
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_LAYERS} layers of each model; writes no page")
     parser.add_argument("--cells", nargs="+", choices=names, default=names, metavar="CELL", help=", ".join(names))
+    parser.add_argument("--others", action="store_true", help="predict only the other systems' figures anew")
     parser.add_argument("--workers", type=int, default=2, help="predictions at a time")
     parser.add_argument("--table", action="store_true", help="only write the page, from existing results")
     return parser.parse_args()
@@ -56,26 +59,32 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
-    if options.table:
-        kept = json.loads(JSON.read_text())
+    kept = json.loads(JSON.read_text()) if options.table or options.others else {}
+    others = decode(list[OtherRow], kept.get("others", []))
+    if options.others or not (options.table or options.quick):
+        others = predict_others(options.workers)
+    if options.table or options.others:
         rows, about = decode(list[Row], kept["rows"]), kept["about"]
     else:
         about, start = facts(), time.perf_counter()
         rows = predict_all(options.cells, QUICK_LAYERS if options.quick else None, options.workers)
         about["took"] = f"{time.perf_counter() - start:.0f} s"
-    whole = options.table or (not options.quick and len(options.cells) == len(PUBLISHED))
+    whole = bool(kept) or (not options.quick and len(options.cells) == len(PUBLISHED))
+    text = body(rows, others, about)
     if whole:
-        replace(JSON, json.dumps({"about": about, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
-        write_between_marks(PAGE, "benchmarks/paper_tables.py", [body(rows, about)])
-    print(body(rows, about))
+        found = {"rows": [asdict(row) for row in rows], "others": [asdict(row) for row in others]}
+        replace(JSON, json.dumps({"about": about, **found}, indent=1) + "\n")
+        write_between_marks(PAGE, "benchmarks/paper_tables.py", [text])
+    print(text)
     return 0 if all(one.met for one in targets(rows, own_cells(OWN))) else 1
 
 
-def body(rows: list[Row], about: dict[str, str]) -> str:
+def body(rows: list[Row], others: list[OtherRow], about: dict[str, str]) -> str:
     lines = ["### Speed-ups", "", *speed_table(rows), "", "### Communication hidden", "", *overlap_table(rows), ""]
     if any(one.from_step_time for row in rows for one in row.predicted):
         lines += ["### From published times of the step as written", "", *step_time_table(rows), ""]
     own = own_cells(OWN)
+    lines += ["### Other systems", "", *others_table(others), ""] if others else []
     lines += ["### Breakdown", "", *time_table(rows), ""]
     lines += ["### Our own measured cells", "", *own_table(own), "", "### Targets", ""]
     lines += [f"- {'met' if one.met else 'MISSED'}: {one.target}: {one.found}" for one in targets(rows, own)]

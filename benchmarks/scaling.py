@@ -2,9 +2,9 @@
 
 Usage: python benchmarks/scaling.py [--sweeps SWEEP ...] [--workers N] [--table]
 
-Sweeps over ranks, networks, skew and batch (`scaling_bench/sweeps.py`). Each point is a model at full size that is
-captured, rewired, ordered and simulated (`farskip_compile.simulate`); ten models are also shown with the time and
-memory that predicting them took. Speed-ups are over the model as written. Results go to docs/scaling.json, and from
+Sweeps over ranks, networks, skew, batch and pieces (`scaling_bench/sweeps.py`). Each point is a model at full size
+that is captured, rewired, ordered and simulated (`farskip_compile.simulate`); ten models are also shown with the time
+and memory that predicting them took. Speed-ups are over the model as written. Results go to docs/scaling.json, and from
 there into docs/scaling.md between its marks and into docs/scaling.png; `--sweeps` renews some of them. The last lines
 are the targets. Exit status: 0 all met, 1 not.
 """
@@ -72,6 +72,7 @@ def tables(found: list[Found]) -> list[str]:
         if rows := [one for one in found if one.sweep == sweep.name]:
             lines += [f"### {sweep.title}", ""]
             lines += [] if sweep.name == "depth" else [*_gains(sweep, rows), ""]
+            lines += [*_further(sweep, rows), ""] if any(one.also for one in rows) else []
             lines += [*_costs(sweep, rows), ""] if sweep.name in ("models", "depth") else []
     return lines
 
@@ -85,6 +86,18 @@ def _gains(sweep: Sweep, rows: list[Found]) -> list[str]:
         times = [duration(one.written), f"{one.communication / one.written:.0%}", *speedups, duration(one.exposed)]
         lines.append([f"{one.label}{fullest}", *times, "" if one.farskip >= WORTH else "not worth it"])
     return markdown(f"{head} | >still exposed | ", lines)
+
+
+def _further(sweep: Sweep, rows: list[Found]) -> list[str]:
+    """Speed-ups of what else was asked for, and the one if nothing were exposed."""
+    names = list(dict.fromkeys(name for one in rows for name in one.also))
+    head = " | ".join([sweep.axis, *(f">{name}" for name in names), ">if nothing were exposed"])
+    lines = []
+    for one in rows:
+        best = one.written / max(one.written - one.communication, one.communication)
+        speedups = (*(one.also[name] for name in names), best)
+        lines.append([one.label, *(f"{speedup:.3f} x" for speedup in speedups)])
+    return markdown(head, lines)
 
 
 def _costs(sweep: Sweep, rows: list[Found]) -> list[str]:

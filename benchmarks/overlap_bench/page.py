@@ -60,8 +60,9 @@ the standard form has nothing independent of an exchange (Qwen3-MoE style has no
 `overlapped eager` is the FarSkip form written by hand with async collectives, hooks that wait for those of the backward
 pass, and re-prioritised autograd; `chunked eager` the plain model with each exchange in two chunks of experts by hand;
 `hand-written` is the FarSkip form compiled by plain Inductor; `none`, `full` and `lag2` are ours, in one piece, two
-pieces, or `pieces="auto"`, the latter also with more memory. What changes no function was compared with `plain`, what is rewired with `hand-written` (or
-the form of lag2 by hand), on every rank: logits, or loss and all gradients, to 1e-4 of their norms.
+pieces, or `pieces="auto"`, the latter also with more memory. What changes no function was compared with `plain`, what
+is rewired with `hand-written` (or the form of lag2 by hand), on every rank: logits, or loss and all gradients, to 1e-4
+of their norms.
 
 What no schedule can hide. In one piece the MoEs are a chain, dispatch, experts, combine, the next router, under `full`,
 too: while its experts compute, nothing of that chain is in flight. So where communication is as long as compute, about

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from common import each_in_a_process
@@ -59,6 +59,11 @@ def _ranks(model: str, device: str, most: int) -> list[Point]:
     ]
 
 
+def _in_pieces(model: str, ep: int) -> Point:
+    options = {"model": model, "device": "h100", "ep": ep, "prompt": TOKENS, "batch": ep}
+    return Point(f"{model}, {ep}", {**options, "pieces": 2, "also": ("lag2",)})
+
+
 V3 = {"model": "deepseek-v3", "device": "h100"}
 EP64 = {**V3, "ep": 64, "prompt": TOKENS, "batch": 64}
 ONE_NODE = {"model": "deepseek-v3", "device": "mi300x", "ep": 8, "tp": 8}
@@ -87,6 +92,12 @@ _ALL = (
         "DeepSeek-V3, 64 x H100, experts chosen by Zipf's law (0: equally often)",
         "exponent",
         lambda: [Point(f"{skew:g}", {**EP64, "skew": skew}) for skew in (0.0, 0.3, 0.6, 0.9, 1.2)],
+    ),
+    Sweep(
+        "pieces",
+        "In two pieces, and under lag2: H100, expert parallelism (8 per node), prefill",
+        "model and ranks",
+        lambda: [_in_pieces(model, ep) for model in ("deepseek-v3", "qwen3-235b-a22b") for ep in (16, 32, 64)],
     ),
     Sweep(
         "decode",
@@ -132,6 +143,8 @@ class Found:
     took: dict[str, float]
     peak_gib: float
     """Of the process that predicted."""
+    also: dict[str, float] = field(default_factory=dict)
+    """Speed-ups of what else was asked for: in pieces, and under other connectivities."""
 
     @property
     def seconds(self) -> float:
@@ -168,6 +181,7 @@ def _run(task: tuple[str, int]) -> list[Found]:
             nodes=one.nodes,
             took=dict(one.took),
             peak_gib=peak,
+            also={name: one.written.seconds / step.seconds for name, step in one.also.items()},
         )
         for label, one in zip(labels, predictions, strict=True)
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 import paper_tables
 import pytest
 from common import decode
+from paper_bench.others import OtherRow
 from paper_bench.predicted import FromStepTime, Predicted, Row
 from paper_bench.published import PUBLISHED, six_layers
 from paper_tables import overlap_table, own_cells, own_table, speed_table, step_time_table, targets, time_table
@@ -134,5 +135,6 @@ def test_own_cells(tmp_path) -> None:
 
 def test_the_page_is_that_of_its_results() -> None:
     kept = json.loads(paper_tables.JSON.read_text())
-    body = paper_tables.body(decode(list[Row], kept["rows"]), kept["about"])
+    others = decode(list[OtherRow], kept["others"])
+    body = paper_tables.body(decode(list[Row], kept["rows"]), others, kept["about"])
     assert body in paper_tables.PAGE.read_text(encoding="utf-8")
