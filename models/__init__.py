@@ -19,6 +19,7 @@ from farskip_compile.models.config import ModelConfig, ParallelConfig
 from farskip_compile.models.decoder import Decoder, build_decoder
 from farskip_compile.models.expert_load import load_per_expert
 from farskip_compile.models.farskip_form import FarSkipForm
+from farskip_compile.models.micro_batched_form import MicroBatchedForm
 from farskip_compile.models.overlapped_form import OverlappedForm
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Decoder",
     "FarSkipForm",
     "KeyValueCache",
+    "MicroBatchedForm",
     "ModelConfig",
     "OverlappedForm",
     "ParallelConfig",

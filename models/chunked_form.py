@@ -55,13 +55,8 @@ class ChunkedForm(nn.Module):
 
     def __init__(self, decoder: Decoder, *, chunks: int = 2) -> None:
         super().__init__()
-        parallel = decoder.parallel
-        if parallel.ep_group is None or parallel.tp_group is not None or parallel.ep_mode == "allgather":
-            raise ParallelismError(
-                "the chunked form knows expert parallelism by all-to-all, and nothing besides",
-                way_out='ParallelConfig(ep_group=..., ep_mode="padded") or "dropless"',
-            )
-        experts = decoder.config.experts // parallel.ep_size
+        refuse_unless_all_to_all(decoder)
+        experts = decoder.config.experts // decoder.parallel.ep_size
         if not 1 <= chunks <= experts:
             raise ConfigError(f"{experts} experts on each rank make no {chunks} chunks", way_out=f"1 to {experts}")
         self.decoder = decoder
@@ -85,27 +80,31 @@ class ChunkedForm(nn.Module):
         h = layer.norm_before_feed_forward(x)
         tokens = h.flatten(0, 1)
         rows, expert_of_row, weights = moe.assign(tokens)
-        permuted = (
-            _dropless(moe, rows, expert_of_row) if moe.experts.dropless else _padded(moe, rows, expert_of_row, tokens)
-        )
+        sent = permuted(moe, rows, expert_of_row, tokens)
         local = moe.experts.local_experts
         ends = [round(local * chunk / self.chunks) for chunk in range(self.chunks + 1)]
-        chunks = [_Chunk(moe, permuted, low, high) for low, high in pairwise(ends)]
+        chunks = [Exchange(moe, sent, low, high) for low, high in pairwise(ends)]
         dispatched = [chunk.dispatch() for chunk in chunks]
         shared = moe.shared(h)
         combined = [chunk.combine(flight.wait()) for chunk, flight in zip(chunks, dispatched, strict=True)]
         parts = [chunk.by_rank(flight.wait()) for chunk, flight in zip(chunks, combined, strict=True)]
         back = torch.cat([part for per_rank in zip(*parts, strict=True) for part in per_rank])
-        if moe.experts.dropless:
-            results = torch.zeros_like(back).index_copy(0, permuted.place, back)
-        else:
-            results = F.pad(back, (0, 0, 0, 1)).index_select(0, permuted.place)
-        routed = moe.dropout(moe.weigh(results, weights).view_as(h))
+        routed = moe.dropout(moe.weigh(sent.in_order(moe, back), weights).view_as(h))
         return x + layer.scaled(summed([routed, *shared]))
 
 
+def refuse_unless_all_to_all(decoder: Decoder) -> None:
+    """A `ParallelismError` unless experts are reached by all-to-all, and nothing else is spread over ranks."""
+    parallel = decoder.parallel
+    if parallel.ep_group is None or parallel.tp_group is not None or parallel.ep_mode == "allgather":
+        raise ParallelismError(
+            "this form knows expert parallelism by all-to-all, and nothing besides",
+            way_out='ParallelConfig(ep_group=..., ep_mode="padded") or "dropless"',
+        )
+
+
 @dataclass(frozen=True)
-class _Permuted:
+class Permuted:
     """Rows sorted by rank and expert."""
 
     blocks: Sequence[torch.Tensor]
@@ -115,8 +114,19 @@ class _Permuted:
     sent: Counts
     received: Counts
 
+    def in_order(self, moe: MoE, back: torch.Tensor) -> torch.Tensor:
+        """What came back for each row, in the order that the rows had; zeros for those that were dropped."""
+        if moe.experts.dropless:
+            return torch.zeros_like(back).index_copy(0, self.place, back)
+        return F.pad(back, (0, 0, 0, 1)).index_select(0, self.place)
 
-def _padded(moe: MoE, rows: torch.Tensor, expert_of_row: torch.Tensor, tokens: torch.Tensor) -> _Permuted:
+
+def permuted(moe: MoE, rows: torch.Tensor, expert_of_row: torch.Tensor, tokens: torch.Tensor) -> Permuted:
+    """The copies of `tokens` [N, D], `rows` [N * k, D], sorted by the expert of each."""
+    return _dropless(moe, rows, expert_of_row) if moe.experts.dropless else _padded(moe, rows, expert_of_row, tokens)
+
+
+def _padded(moe: MoE, rows: torch.Tensor, expert_of_row: torch.Tensor, tokens: torch.Tensor) -> Permuted:
     experts, slots = moe.experts.experts, moe.slots(tokens.shape[0])
     local = moe.experts.local_experts
     chosen = (expert_of_row.unsqueeze(-1) == torch.arange(experts, device=rows.device)).long()  # [R, E]
@@ -124,23 +134,23 @@ def _padded(moe: MoE, rows: torch.Tensor, expert_of_row: torch.Tensor, tokens: t
     place = torch.where(slot < slots, expert_of_row * slots + slot, experts * slots)  # [R]; last: dropped
     buffer = rows.new_zeros(experts * slots + 1, rows.shape[-1]).index_copy(0, place, rows)[:-1]
     counts = [[slots] * local] * (experts // local)
-    return _Permuted(buffer.split(slots), place, counts, counts)
+    return Permuted(buffer.split(slots), place, counts, counts)
 
 
-def _dropless(moe: MoE, rows: torch.Tensor, expert_of_row: torch.Tensor) -> _Permuted:
+def _dropless(moe: MoE, rows: torch.Tensor, expert_of_row: torch.Tensor) -> Permuted:
     counts = expert_of_row.new_zeros(moe.experts.experts).scatter_add(0, expert_of_row, torch.ones_like(expert_of_row))
     order = expert_of_row.argsort(stable=True)  # [R]
     theirs = torch.empty_like(counts)
     dist.all_to_all_single(theirs, counts, group=moe.experts.ep_group)
     sent, received = torch.stack([counts, theirs]).unflatten(1, (-1, moe.experts.local_experts)).tolist()
     blocks = rows.index_select(0, order).split([count for per_rank in sent for count in per_rank])
-    return _Permuted(blocks, order, sent, received)
+    return Permuted(blocks, order, sent, received)
 
 
-class _Chunk:
-    """The exchange of the local experts `low` to `high`."""
+class Exchange:
+    """The exchange of the local experts `low` to `high`, there and back."""
 
-    def __init__(self, moe: MoE, permuted: _Permuted, low: int, high: int) -> None:
+    def __init__(self, moe: MoE, permuted: Permuted, low: int, high: int) -> None:
         self.experts, self.low, self.high = moe.experts, low, high
         local = moe.experts.local_experts
         starts = range(0, len(permuted.blocks), local)

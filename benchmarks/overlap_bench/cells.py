@@ -9,6 +9,7 @@ inductor passes   the same with its passes on kernels
 overlapped eager  the FarSkip form written by hand, in eager mode, as AMD trains it: async collectives, hooks that
                   wait for those of the backward pass, and an autograd engine with other priorities
 chunked eager     the plain model, each exchange in two chunks by hand: what others write to overlap an unchanged model
+micro-batches     the plain model on the batch in two halves, by hand: what serving engines do; eager
 hand-written      the FarSkip form written by hand, compiled by Inductor
 none              the plain model by our backend, connectivity "none": scheduled, not rewired
 none, 2 pieces    as `none`, exchanges in two pieces; only under expert parallelism, like all in pieces
@@ -44,13 +45,16 @@ FEWER_RATIOS = (0.5, 1.0)
 """With four hosts, which share the processor."""
 
 PLAIN, OVERLAP, PASSES = "plain", "inductor overlap", "inductor passes"
-EAGER, CHUNKED, HAND = "overlapped eager", "chunked eager", "hand-written"
+EAGER, CHUNKED, MICRO, HAND = "overlapped eager", "chunked eager", "micro-batches", "hand-written"
 NONE, FULL, LAG2 = "none", "full", "lag2"
 NONE_2, FULL_2 = "none, 2 pieces", "full, 2 pieces"
 NONE_CUT, FULL_CUT, FULL_MORE = "none, pieces", "full, pieces", "full, +50 %"
 COMPUTE, COMMUNICATION = "compute", "communication"
 
-ORDER = (PLAIN, OVERLAP, PASSES, EAGER, CHUNKED, HAND, NONE, NONE_2, NONE_CUT, FULL, FULL_2, FULL_CUT, FULL_MORE, LAG2)
+ORDER = (
+    *(PLAIN, OVERLAP, PASSES, EAGER, CHUNKED, MICRO, HAND),
+    *(NONE, NONE_2, NONE_CUT, FULL, FULL_2, FULL_CUT, FULL_MORE, LAG2),
+)
 """The order in tables: baselines, then ours."""
 OURS: dict[str, dict[str, Any]] = {
     NONE: {"connectivity": "none"},
@@ -64,17 +68,18 @@ OURS: dict[str, dict[str, Any]] = {
 }
 """Options of our backend."""
 CUT = (NONE_2, FULL_2, NONE_CUT, FULL_CUT, FULL_MORE)
-BASELINES = (PLAIN, OVERLAP, PASSES, EAGER, CHUNKED, HAND)
-EXPERT_PARALLEL = (CHUNKED, *CUT)
+BASELINES = ORDER[: ORDER.index(NONE)]
+EXPERT_PARALLEL = (CHUNKED, MICRO, *CUT)
 """Variants that need it."""
 PROFILED = (OVERLAP, PASSES, *OURS)
 """Variants that depend on the hardware profile: another link needs another compile."""
-LAG2_HAND = "lag2 by hand"
-"""For comparison only, in eager mode."""
+LAG2_HAND, HALVES = "lag2 by hand", "halves"
+"""For comparison only, in eager mode. Of a half of the batch, padded exchanges may drop other rows."""
 COMPARED = (
     *((name, PLAIN) for name in (OVERLAP, PASSES, CHUNKED, NONE, NONE_2, NONE_CUT)),
     *((name, HAND) for name in (EAGER, FULL, FULL_2, FULL_CUT, FULL_MORE)),
     (LAG2, LAG2_HAND),
+    (MICRO, HALVES),
 )
 """(variant, what it must equal)."""
 

@@ -59,6 +59,8 @@ get the very estimates that our scheduler uses, patched into the benchmark's pro
 the standard form has nothing independent of an exchange (Qwen3-MoE style has no shared experts) or of an all-reduce.
 `overlapped eager` is the FarSkip form written by hand with async collectives, hooks that wait for those of the backward
 pass, and re-prioritised autograd; `chunked eager` the plain model with each exchange in two chunks of experts by hand;
+`micro-batches` the plain model on each half of the batch, by hand and eager, one half's exchanges beside the other's
+compute (padded exchanges have room for a half's tokens, and may drop other rows);
 `hand-written` is the FarSkip form compiled by plain Inductor; `none`, `full` and `lag2` are ours, in one piece, two
 pieces, or `pieces="auto"`, the latter also with more memory. What changes no function was compared with `plain`, what
 is rewired with `hand-written` (or the form of lag2 by hand), on every rank: logits, or loss and all gradients, to 1e-4

@@ -43,7 +43,18 @@ from overlap_bench.alone import (
     replay_group,
 )
 from overlap_bench.bound import Bound, bound_of, scaled
-from overlap_bench.cells import COMMUNICATION, COMPARED, COMPUTE, FULL, LAG2_HAND, ORDER, OURS, PLAIN
+from overlap_bench.cells import (
+    COMMUNICATION,
+    COMPARED,
+    COMPUTE,
+    FULL,
+    HALVES,
+    LAG2_HAND,
+    MICRO,
+    ORDER,
+    OURS,
+    PLAIN,
+)
 from overlap_bench.inductor import captured_code, device_figures, facts, shared_kernels
 from overlap_bench.launch import ask
 from overlap_bench.profiled import exposure
@@ -208,6 +219,8 @@ class _Group:
         variants = {name: self.built[name].variant for name in ORDER if name in self.built}
         results = {name: self.step.results(variant) for name, variant in variants.items()}
         results[LAG2_HAND] = self.step.results(steps.lag2_by_hand(self.model))
+        if MICRO in variants:
+            results[HALVES] = self.step.results(steps.in_halves(self.model))
         checks = [
             {"one": one, "other": other, **steps.compare(results[one], results[other])}
             for one, other in COMPARED

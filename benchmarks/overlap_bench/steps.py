@@ -29,15 +29,25 @@ from torch.profiler import record_function
 
 from farskip_compile.costs import HardwareProfile
 from farskip_compile.errors import FarSkipError
-from farskip_compile.models import ChunkedForm, Decoder, FarSkipForm, OverlappedForm, ParallelConfig, build
+from farskip_compile.models import (
+    ChunkedForm,
+    Decoder,
+    FarSkipForm,
+    MicroBatchedForm,
+    OverlappedForm,
+    ParallelConfig,
+    build,
+)
 from overlap_bench.cells import (
     CHUNKED,
     COMPUTE,
     DECODE,
     EAGER,
     EXPERT_PARALLEL,
+    HALVES,
     HAND,
     LAG2_HAND,
+    MICRO,
     OURS,
     PLAIN,
     PROFILED,
@@ -78,8 +88,11 @@ def fixed_variants(model: Decoder, settings: Mapping[str, Any], group: Any) -> t
     plain = Variant(PLAIN, model, torch.compile(model, fullgraph=True))
     hand = Variant(HAND, model, torch.compile(FarSkipForm(model), fullgraph=True))
     made, missing = [plain, hand], {}
-    for name, form in ((EAGER, OverlappedForm), (CHUNKED, ChunkedForm)):
+    for name, form in ((EAGER, OverlappedForm), (CHUNKED, ChunkedForm), (MICRO, MicroBatchedForm)):
         if name in EXPERT_PARALLEL and settings["tensor_parallel"]:
+            continue
+        if name == MICRO and settings["phase"] == DECODE:
+            missing[name] = "a cache is one of the whole batch"
             continue
         own = make_model(settings, group)  # the form may install hooks
         try:
@@ -92,6 +105,15 @@ def fixed_variants(model: Decoder, settings: Mapping[str, Any], group: Any) -> t
 def lag2_by_hand(model: Decoder) -> Variant:
     """What our "lag2" is compared with; not timed."""
     return Variant(LAG2_HAND, model, FarSkipForm(model, connectivity="lag2"))
+
+
+def in_halves(model: Decoder) -> Variant:
+    """What two micro-batches are compared with; not timed."""
+
+    def run(ids: torch.Tensor) -> torch.Tensor:
+        return torch.cat([model(half) for half in ids.split((len(ids) + 1) // 2)])
+
+    return Variant(HALVES, model, run)
 
 
 def profiled_variants(

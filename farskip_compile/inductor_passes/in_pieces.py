@@ -21,7 +21,7 @@ from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
-from farskip_compile.passes.pieces import PiecesCut, cut_exchanges
+from farskip_compile.passes.pieces import PiecesCut, Refused, cut_exchanges
 from farskip_compile.passes.schedule.search import Schedule
 from farskip_compile.verify.piece_bits import same_bits
 from farskip_compile.verify.pieces import verify_pieces
@@ -60,9 +60,9 @@ def cut_in_pieces(
     if pieces == 1 or "pieces" in skip:
         return PiecesCut(1, 0)
     before = GraphSnapshot(graph)
-    number = _choose(graph, before, scheduled, memory_increase) if pieces == "auto" else pieces
+    number, whole = _choose(graph, before, scheduled, memory_increase) if pieces == "auto" else (pieces, ())
     if number == 1:
-        return PiecesCut(1, 0)
+        return PiecesCut(1, 0, whole)
     driver = Driver(PASSES, Stage.POST_GRAD, {"graph": graph, "pieces": number})
     driver.run(through="pieces")
     found: PiecesCut = driver.facts["pieces_cut"]
@@ -81,14 +81,19 @@ def cut_in_pieces(
 
 def _choose(
     graph: fx.Graph, before: GraphSnapshot, scheduled: Callable[[fx.Graph], Schedule], memory_increase: float
-) -> int:
-    """The number of pieces with the least estimated time, of those that keep the limit on memory."""
+) -> tuple[int, tuple[Refused, ...]]:
+    """The number of pieces with the least estimated time, of those that keep the limit on memory; and what can't be
+    cut."""
     best, least, allowed = 1, float("inf"), float("inf")
+    refused: tuple[Refused, ...] = ()
     for number in (1, *CHOICES):
         twin = before.restore()
         twin.owning_module = graph.owning_module
-        if number > 1 and not cut_exchanges(twin, number).exchanges:
-            break
+        if number > 1:
+            cut = cut_exchanges(twin, number)
+            refused = refused or cut.refused
+            if not cut.exchanges:
+                break
         found = scheduled(twin)
         if number == 1:
             allowed = (1 + memory_increase) * found.before.peak_bytes
@@ -96,4 +101,4 @@ def _choose(
             continue
         if found.after.makespan < least * (1 - WORTH):
             best, least = number, found.after.makespan
-    return best
+    return best, refused

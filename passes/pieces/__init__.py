@@ -19,9 +19,12 @@ from torch import fx
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.pieces.axis import intervals
 from farskip_compile.passes.pieces.emit import cut
+from farskip_compile.passes.pieces.gathered import gathered_exchanges
 from farskip_compile.passes.pieces.notes import is_piece, noted
 from farskip_compile.passes.pieces.region import find_region, pairs_of
 from farskip_compile.passes.pieces.rules import NotSeparableError
+
+BY_GATHER = "tokens are gathered for all experts of a rank: only exchanges by all-to-all are cut"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ def cut_exchanges(graph: fx.Graph, pieces: int) -> PiecesCut:
             continue
         cut(graph, region, intervals(region.axis.size, pieces))
         found += 1
+    for launch in gathered_exchanges(graph) if pieces > 1 else ():
+        refused.append(Refused(launch.name, launch.name, BY_GATHER, ops.source_line(launch)))
     return PiecesCut(pieces, found, tuple(refused))
 
 

@@ -71,3 +71,15 @@ def test_layers_one_by_one(two_ranks: Any) -> None:
     with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
         codes = get_code_of(compiled, torch.randn(2, 8, 64, requires_grad=True))
     assert [code.count("_c10d_functional.all_to_all_single.default(") for code in codes] == [4, 4]
+
+
+def test_an_exchange_by_gather_is_refused_or_said(two_ranks: Any) -> None:
+    parallel = ParallelConfig(ep_group=two_ranks, ep_mode="allgather")
+    model = build("mixtral", parallel=parallel, **SMALL)
+    with pytest.raises(Exception, match=r"(?s)UnsupportedPattern.*tokens are gathered for all experts.*moe\.py"):
+        reports(model, connectivity="none", pieces=2, check_order=False)
+    for options in ({"pieces": 2, "strict": False}, {"pieces": "auto"}):
+        torch.compiler.reset()
+        forward, *_ = reports(model, connectivity="none", check_order=False, **options)
+        assert len(forward.exchanges_whole) == 2
+        assert (forward.pieces, forward.exchanges_cut) == (1, 0) or options["pieces"] == 2
