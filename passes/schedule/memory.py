@@ -19,7 +19,8 @@ Algorithm of `lower_peak`: each move costs O(n), so the number of moves falls wi
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import accumulate
 
 from farskip_compile.passes.schedule.program import Buffer, Program, Role, followers_of, needs_of
 
@@ -36,39 +37,39 @@ BUFFERS = 8
 def live_bytes(program: Program, order: Sequence[int]) -> list[int]:
     """Bytes alive while each task of `order` runs: allocated before it, freed after it, or after the last one that
     joins it. What is written over another buffer takes its memory."""
-    position = {index: place for place, index in enumerate(order)}
+    position = [0] * len(order)
+    for place, index in enumerate(order):
+        position[index] = place
+    at = position.__getitem__
     ends = _ends(program, order)
     change = [0] * (len(order) + 1)
     written: set[int] = set()
     for buffer in program.buffers:
-        first = position[buffer.maker] if buffer.maker >= 0 else 0
-        first = min([first, *(position[part] for part in buffer.parts)])
+        first = last = at(buffer.maker) if buffer.maker >= 0 else 0
+        if buffer.users:
+            last = max(last, *map(at, buffer.users))
+        if buffer.parts:
+            first, last = min(first, *map(at, buffer.parts)), max(last, *map(at, buffer.parts))
         over = _written_over(program, buffer, first, position, written) if buffer.over else -1
         written.add(over)
         change[first if over < 0 else ends[first] + 1] += buffer.size
         if not buffer.kept:
-            last = max(
-                (position[user] for user in (*buffer.users, *buffer.parts, buffer.maker) if user >= 0), default=0
-            )
             change[ends[last] + 1] -= buffer.size
-    alive, total = [], 0
-    for delta in change[:-1]:
-        total += delta
-        alive.append(total)
-    return alive
+    return list(accumulate(change[:-1]))
 
 
 def _ends(program: Program, order: Sequence[int]) -> list[int]:
     """For each place, that of the last task which joins the one there: its own if none does."""
     ends = list(range(len(order)))
+    joins = [program.tasks[index].joins for index in order]
     for place in range(len(order) - 2, -1, -1):
-        if program.tasks[order[place]].joins and program.tasks[order[place + 1]].joins:
+        if joins[place] and joins[place + 1]:
             ends[place] = ends[place + 1]
     return ends
 
 
 def _written_over(
-    program: Program, buffer: Buffer, at: int, position: Mapping[int, int], written: Collection[int]
+    program: Program, buffer: Buffer, at: int, position: Sequence[int], written: Collection[int]
 ) -> int:
     """The buffer that `buffer` is written over by the task at this place; -1: none."""
     for number in buffer.over:
