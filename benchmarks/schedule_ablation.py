@@ -46,6 +46,7 @@ from farskip_compile.simulate import Scenario, predict
 from farskip_compile.testing.fake_ranks import fake_ranks
 
 RATIOS, HOSTS, ROUTING = (0.5, 1.0), 2, "balanced"
+PIECES = (1, 4)
 FULL_SIZE: tuple[dict[str, Any], ...] = (
     {"model": "deepseek-v3", "device": "h200", "ep": 32, "phase": "train", "prompt": 4096, "batch": 32, "layers": 8},
     {"model": "qwen3-235b-a22b", "device": "h100", "ep": 8, "phase": "prefill", "prompt": 4096, "layers": 16},
@@ -110,7 +111,8 @@ def capture(only: Sequence[str]) -> list[Case]:
         _, _, routing, hosts, ratio = cell["cell"].split("/")
         wanted = not only or any(text in cell["cell"] for text in only)
         if (int(hosts), routing) == (HOSTS, ROUTING) and float(ratio) in RATIOS and wanted:
-            _capture_cell(cell, cases)
+            for pieces in PIECES:
+                _capture_cell(cell, cases, pieces)
     for options in FULL_SIZE:
         name = f"{options['model']}/{options['phase']}"
         if not only or any(text in name for text in only):
@@ -119,23 +121,24 @@ def capture(only: Sequence[str]) -> list[Case]:
     return cases
 
 
-def _capture_cell(cell: dict[str, Any], cases: list[Case]) -> None:
+def _capture_cell(cell: dict[str, Any], cases: list[Case], pieces: int) -> None:
     settings = settings_of(Cell.parse(cell["cell"]).group, FULL)
+    name = cell["cell"] if pieces == 1 else f"{cell['cell']} in {pieces} pieces"
     profile = HardwareProfile.from_json(cell["profile"])
     torch.compiler.reset()
     with (
         fake_ranks(HOSTS) as group,
-        _recorded(cell["cell"], cases),
+        _recorded(name, cases),
         mock.patch.object(AsyncCompile, "cpp_pybinding", return_value=_stop),
         torch._inductor.config.patch(fx_graph_cache=False),
         torch._functorch.config.patch(force_non_lazy_backward_lowering=True, enable_autograd_cache=False),
         contextlib.suppress(_Stop),
     ):
         model = make_model(settings, group)
-        options = {"connectivity": "full", "profile": profile, "check_order": False}
+        options = {"connectivity": "full", "pieces": pieces, "profile": profile, "check_order": False}
         compiled = torch.compile(model, backend="farskip", fullgraph=True, options=options)
         Step(settings, 0, model)(Variant("full", model, compiled))
-    print(f"captured {cell['cell']}", file=sys.stderr, flush=True)
+    print(f"captured {name}", file=sys.stderr, flush=True)
 
 
 def write_cases(file: Path, cases: Sequence[Case]) -> None:
@@ -173,15 +176,16 @@ PARTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "no `lower_peak`": (search, {"lower_peak": lambda program, order, limit: order}),
     "no second search with less memory": (search, {"MODEST": ()}),
     "no price for memory": (search, {"WORTH": 0.0}),
+    "no gaps filled": (search, {"fill_gaps": lambda program, order, judge, allowed: order}),
     "no coarsening": (search, {"LARGE": 10**9}),
-    "no published order": (search, {}),
+    "no known orders": (search, {}),
 }
 
 
 def searched(case: Case, part: str | None = None) -> dict[str, float]:
     """Figures of the search without `part`."""
     module, changes = PARTS[part] if part is not None else (search, {})
-    known = () if part == "no published order" else case.known
+    known = () if part == "no known orders" else case.known
     start = time.process_time()
     with mock.patch.multiple(module, **changes) if changes else contextlib.nullcontext():
         found = search.list_schedule(case.program, case.limits, case.baseline_peak, known)
