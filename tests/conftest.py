@@ -41,6 +41,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: len(WHOLE) if (at := places[item.nodeid]) is None else at)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """A `UsageError` if tests that share what takes long are not kept together: nothing else would show it."""
+    if getattr(session.config.option, "loadgroup", False):
+        apart = [
+            item.nodeid for item in session.items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid
+        ]
+        if apart:
+            raise pytest.UsageError(f"pytest {pytest.__version__} and pytest-xdist do not group {apart[0]} and others")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def economy():
     collect_rarely()  # not earlier: all tests have been imported now

@@ -71,14 +71,13 @@ def programs(
     return codes, reports, sum(parameter.nbytes for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("trains", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize(
-    "options",
+    ("options", "trains"),
     [
-        {"connectivity": "none"},
-        {"connectivity": "full"},
-        {"connectivity": "none", "pieces": 4},
-        {"connectivity": "full", "pieces": 4},
+        ({"connectivity": "none"}, False),
+        ({"connectivity": "full"}, True),
+        ({"connectivity": "none", "pieces": 4}, True),
+        ({"connectivity": "full", "pieces": 4}, False),
     ],
     ids=str,
 )
