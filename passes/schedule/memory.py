@@ -68,9 +68,7 @@ def _ends(program: Program, order: Sequence[int]) -> list[int]:
     return ends
 
 
-def _written_over(
-    program: Program, buffer: Buffer, at: int, position: Sequence[int], written: Collection[int]
-) -> int:
+def _written_over(program: Program, buffer: Buffer, at: int, position: Sequence[int], written: Collection[int]) -> int:
     """The buffer that `buffer` is written over by the task at this place; -1: none."""
     for number in buffer.over:
         other = program.buffers[number]
