@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-TOOLS = ("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "numpy")
+TOOLS = ("pytest>=8,<9.2", "pytest-xdist>=3.5", "hypothesis>=6.100", "numpy")
 
 CORE = (
     "tests/passes",
