@@ -108,9 +108,9 @@ the worst growth of the peak.
 KEPT = """\
 A part stays if it saves 1 % anywhere, or guards memory or a promise. `lower_peak`, the second search and the price of
 memory keep peaks low. Coarsening halves the time of searches in large graphs where memory is scarce (2363 tasks with a
-limit of 1 %: 2.1 s without it, 1.0 s with it). Known orders are AMD's, than which the result is never slower, and for
-kernels one that holds little memory, which keeps the limit where Inductor's own order does not. A compute weight below
-1 lets what leads to a launch go first, which matters more on slower networks.
+limit of 1 %: 2.1 s without it, 1.0 s with it). Two orders are known before the search: AMD's, so that the result is
+never slower than it, and for kernels one that holds little memory, which keeps the limit where Inductor's own does not.
+A compute weight below 1 lets what leads to a launch go first, which matters more on slower networks.
 """
 REMOVED = """\
 Measured in the same way on these and on `llama4/training/balanced/2/1`, and then removed, since it saved less than 1 %

@@ -1,7 +1,8 @@
 """Exchanges by all-gather and reduce-scatter, which stay whole: found, so that nobody takes them for cut.
 
 In:    a post-grad graph.
-Out:   the gathers of tokens for which experts are chosen, and whose sums are scattered to the same ranks.
+Out:   the gathers of tokens for which experts are chosen, and whose sums are scattered to the same ranks. None where
+       tokens are exchanged by all-to-all: then the gathers are those of a sequence that is spread over the ranks.
 Never: cuts one: that rows pass through the experts apart is not shown for exchanges without slots.
 
 Algorithm, one walk: a value knows the newest gather that it depends on, and whether a choice (a top-k) was made since.
@@ -17,6 +18,8 @@ from farskip_compile.passes.graph import ops
 
 def gathered_exchanges(graph: fx.Graph) -> list[fx.Node]:
     """The launches of the gathers, in order."""
+    if ops.calls(graph, ops.is_all_to_all):
+        return []
     place = {node: number for number, node in enumerate(graph.nodes)}
     since: dict[fx.Node, tuple[fx.Node, bool]] = {}
     found: dict[fx.Node, None] = {}

@@ -8,8 +8,8 @@ The list scheduler builds an order from the front. Where memory is scarce, it pu
 early, and can't know that there would have been room. Algorithm, with a number of trials that falls with the size of
 the program:
 1. Of the waits at which the compute stream stands still, take the longest.
-2. Try to take one of the next long tasks, with all that it needs, to the place before the wait; and to take the launch,
-   with all that it needs, to the place before one of the long tasks in front of it.
+2. Try to move one of the next long tasks, with all that it needs, in front of the wait; and to move the launch, with
+   all that it needs, in front of one of the long tasks that precede it.
 3. Of the orders that are allowed, keep the best one if it is better. Else this wait is left as it is.
 4. Repeat until every wait is left, or the trials are used up.
 """
@@ -24,7 +24,7 @@ from farskip_compile.passes.schedule.timeline import run_timeline
 WORK = 100_000
 """Tasks of all orders that are tried, together."""
 TASKS = 8
-"""How many long tasks are tried behind a wait, and in front of a launch."""
+"""How many long tasks are tried after a wait, and before a launch."""
 LONG = 0.02
 """Fraction of the time at the wait that a long task takes."""
 LEAST = 1e-9

@@ -51,6 +51,15 @@ def test_other_gathers_are_no_exchange(without: str, two_ranks: Any) -> None:
     assert gathered_exchanges(graph_of(two_ranks, **{without: False})) == []
 
 
+def test_beside_an_all_to_all_gathers_are_those_of_a_sequence(two_ranks: Any) -> None:
+    """Weights of the router reach the scatter of such a model, too."""
+    graph = graph_of(two_ranks)
+    (gather,) = gathered_exchanges(graph)
+    with graph.inserting_before(gather):
+        graph.call_function(torch.ops._c10d_functional.all_to_all_single.default, (gather.args[0], [2, 2], [2, 2], "0"))
+    assert gathered_exchanges(graph) == []
+
+
 def test_another_group_is_another_exchange(two_ranks: Any) -> None:
     graph = graph_of(two_ranks)
     (scatter,) = ops.calls(graph, lambda node: "reduce_scatter" in ops.op_name(node))
