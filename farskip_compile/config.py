@@ -27,6 +27,7 @@ from farskip_compile.text_utils import did_you_mean
 
 Inner = Literal["inductor", "aot_eager", "eager"]
 Pieces = Literal[1, 2, 4, "auto"]
+PiecesAlong = Literal["auto", "experts", "tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,13 @@ class FarSkipConfig:
     `connectivity`, `"none"` above all: no function changes, but products of fewer rows may round otherwise. Needs
     `schedule`, and `inner="inductor"`. What can't be cut is an error; under `"auto"`, or without `strict`, it stays
     whole and the schedule's report says why."""
+
+    pieces_along: PiecesAlong = "auto"
+    """What a piece of an exchange without drops is: the rows of some local experts, or those of some tokens. By
+    experts, all products and sums stay whole. By tokens, experts may share a grouped product, and under `"full"` a
+    piece goes from one layer's exchange into the next without waiting for the others; gradients of weights are summed
+    piece by piece. `"auto"`: by experts where each has products of its own, else by tokens. Padded exchanges are cut
+    along slots and experts, whatever is said here."""
 
     schedule: bool = True
     """Order collectives and compute for overlap, forward and backward. Needs `inner="inductor"` (other inner backends
@@ -254,6 +262,8 @@ def _check_types(config: FarSkipConfig) -> None:
         raise ConfigError("inductor= takes a dictionary of Inductor options", way_out="inductor={...}")
     known = config.pieces == "auto" or (_is_integer(config.pieces) and config.pieces in get_args(Pieces))
     _require(config, "pieces", known, "is unknown", f"one of {', '.join(map(repr, get_args(Pieces)))}")
+    along = config.pieces_along in get_args(PiecesAlong)
+    _require(config, "pieces_along", along, "is unknown", f"one of {', '.join(map(repr, get_args(PiecesAlong)))}")
     is_profile = profile is None or isinstance(profile, str | HardwareProfile)
     _require(config, "profile", is_profile, "is not a hardware profile", f"one of {', '.join(profiles())}, or a path")
     is_group = config.ep_group is None or isinstance(_group_name(config), str)

@@ -79,6 +79,15 @@ PASSES = (
         changes=Changes.ROUNDING,
     ),
     Pass(
+        "pieces_by_token",
+        "pieces.tokens:cut_by_token",
+        Stage.REWIRED,
+        "on request: exchanges without drops in pieces, each the rows of some tokens",
+        takes=("graph", "pieces_of"),
+        provides=("tokens_cut",),
+        changes=Changes.ROUNDING,
+    ),
+    Pass(
         "pieces",
         "pieces:cut_exchanges",
         Stage.POST_GRAD,

@@ -40,6 +40,7 @@ WHOLE = {
     "tests/distributed/test_data_parallel_ranks.py": "wrappers that run data-parallel",
     "tests/distributed/test_overlap_ranks.py": "Inductor's kernels on ranks",
     "tests/distributed/test_pieces_ranks.py": "Inductor's kernels on ranks",
+    "tests/distributed/test_pieces_by_token_ranks.py": "Inductor's kernels on ranks",
     "tests/distributed/test_gradients_of_collectives.py::test_eager": "Inductor's kernels on ranks",
     "tests/distributed/test_rewire_ranks.py::test_two_ranks_under_aot_and_inductor": "Inductor's kernels on ranks",
     "tests/distributed/test_rewire_ranks.py::test_four_ranks": "four ranks",

@@ -78,6 +78,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch._C._distributed_c10d.Backend.Options": ("_timeout",),
     "torch.fx.Graph": ("_codegen",),
     # symbolic sizes
+    "torch._subclasses.fake_tensor.FakeTensor": ("fake_mode",),
+    "torch._subclasses.fake_tensor.FakeTensorMode": ("shape_env",),
     "torch.fx.experimental.sym_node.SymNode": ("expr", "shape_env"),
     "torch.fx.experimental.symbolic_shapes.ShapeEnv": (
         "backed_var_to_val",

@@ -23,7 +23,7 @@ from torch import fx
 
 from farskip_compile._compat import CustomGraphPass, inductor
 from farskip_compile._compat.distributed import group_ranks, world_group
-from farskip_compile.config import FarSkipConfig, Pieces, resolve
+from farskip_compile.config import FarSkipConfig, Pieces, PiecesAlong, resolve
 from farskip_compile.costs import default_profile
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.costs.profile import HardwareProfile
@@ -77,6 +77,8 @@ class Plan:
     """In how many pieces exchanges are cut."""
     strict: bool = True
     """What can't be cut is an error."""
+    pieces_along: PiecesAlong = "auto"
+    """What a piece of an exchange without drops is."""
 
 
 def make_plan(config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str, Any] | None = None) -> Plan | None:
@@ -107,6 +109,7 @@ def make_plan(config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str
         config.disable_passes,
         config.pieces,
         config.strict,
+        config.pieces_along,
     )
 
 

@@ -25,6 +25,7 @@ OPTIONS = (
     "inner",
     "merge_reductions",
     "pieces",
+    "pieces_along",
     "schedule",
     "memory_increase",
     "load_imbalance",

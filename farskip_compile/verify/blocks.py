@@ -27,6 +27,7 @@ from farskip_compile.errors import VerificationError
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.graph.walk import walk_back
+from farskip_compile.verify.claims import claims_of
 
 MOVES = frozenset(["split", "getitem", "cat", "sym_sum", "zeros", "arange", "index_copy"])
 _SAME = ("unflatten", "view", "reshape", "flatten", "contiguous", "to", "cpu", "long", "int")
@@ -47,43 +48,12 @@ def verify_blocks(graph: fx.Graph, before: GraphSnapshot) -> None:
     """
     old = {node.name: node for node in before.restore().nodes}
     new = {node.name: node for node in graph.nodes}
-    claims = _claims(new, old)
+    claims = claims_of(new, old, _error)
     gone = [node for name, node in old.items() if name not in new]
     added = [node for name, node in new.items() if name not in old]
     _check_kinds(gone, added)
     for seed in range(ROUNDS if claims else 0):
         _Simulated(old, set(new), seed).check(claims)
-
-
-# 1
-
-
-def _claims(new: Mapping[str, fx.Node], old: Mapping[str, fx.Node]) -> dict[str, fx.Node]:
-    """By the name of an old value that is gone: what is read in its place."""
-    claims: dict[str, fx.Node] = {}
-
-    def compare(one: Any, other: Any, node: fx.Node) -> None:
-        if isinstance(other, fx.Node):
-            same = isinstance(one, fx.Node) and (one.name == other.name or claims.setdefault(other.name, one) is one)
-            if not same or (one.name != other.name and other.name in new):
-                raise _error(node, f"it is given {getattr(one, 'name', one)!r} in place of {other.name!r}")
-        elif isinstance(other, tuple | list) and isinstance(one, tuple | list) and len(one) == len(other):
-            for mine, theirs in zip(one, other, strict=True):
-                compare(mine, theirs, node)
-        elif isinstance(other, Mapping) and isinstance(one, Mapping) and one.keys() == other.keys():
-            for key in other:
-                compare(one[key], other[key], node)
-        elif isinstance(other, slice) and isinstance(one, slice):
-            compare((one.start, one.stop, one.step), (other.start, other.stop, other.step), node)
-        elif type(one) is not type(other) or (one is not other and one != other):
-            raise _error(node, f"it is given {one!r} in place of {other!r}")
-
-    for name, node in new.items():
-        if name in old:
-            if node.op != old[name].op or node.target != old[name].target:
-                raise _error(node, "its call is not what it was")
-            compare((node.args, node.kwargs), (old[name].args, old[name].kwargs), node)
-    return claims
 
 
 # 2

@@ -35,7 +35,7 @@ PUBLIC = (
 """Classes whose attributes may be read."""
 PUBLIC_NAMES = frozenset(
     [
-        *("is_Integer", "is_integer", "free_symbols", "lhs", "rhs"),  # of sympy's expressions
+        *("is_Integer", "is_integer", "free_symbols", "lhs", "rhs", "xreplace"),  # of sympy's expressions
         *("filename", "lineno", "line"),  # of traceback's frames
         *("total_seconds",),  # of a timedelta
     ]

@@ -89,7 +89,8 @@ def refused_on_rank(rank: int, world_size: int) -> list[str]:
     model = build("mixtral", parallel=parallel, layers=("moe",), **{**SMALL, "experts": 2})
     ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(rank))
     found = []
-    for options in ({"pieces": 2}, {"pieces": 2, "strict": False}):
+    experts: dict[str, Any] = {"pieces": 2, "pieces_along": "experts"}
+    for options in (experts, {**experts, "strict": False}):
         farskip_compile.clear_schedules()
         torch.compiler.reset()
         compiled = torch.compile(model, backend="farskip", fullgraph=True, options={"connectivity": "none", **options})

@@ -245,6 +245,7 @@ def test_which_passes_can_be_left_out() -> None:
         "tags",
         "pieces",
         "pieces_by_expert",
+        "pieces_by_token",
         "schedule_graph",
         "pin_waits",
         "pin_products",

@@ -13,7 +13,7 @@ from torch import fx
 from farskip_compile.comm import combine, dispatch
 from farskip_compile.costs import HardwareProfile, default_profile
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.inductor_passes.by_expert import cut_by_expert
+from farskip_compile.inductor_passes.without_drops import cut_without_drops
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.pieces.notes import is_piece
 from farskip_compile.testing.fake_ranks import fake_ranks
@@ -50,7 +50,7 @@ def link(bandwidth: float, latency: float) -> HardwareProfile:
 
 
 def pieces_of(module: fx.GraphModule, profile: HardwareProfile, pieces: Any = "auto") -> int:
-    cut_by_expert(module.graph, pieces, (), profile, strict=True)
+    cut_without_drops(module, pieces, "experts", (), profile, strict=True)
     return sum(map(is_piece, ops.calls(module.graph, ops.is_all_to_all))) // 2 or 1
 
 
@@ -79,7 +79,9 @@ def test_a_number_of_tokens_that_is_a_symbol_is_left_whole_unless_pieces_are_ask
 def test_leaving_the_pass_out_leaves_everything_whole() -> None:
     with fake_ranks(RANKS):
         module = captured(4096, 4096)
-        cut_by_expert(module.graph, 2, ("pieces_by_expert",), default_profile("cpu"), strict=True)
+        cut_without_drops(
+            module, 2, "auto", ("pieces_by_expert", "pieces_by_token"), default_profile("cpu"), strict=True
+        )
         assert not any(map(is_piece, ops.calls(module.graph, ops.is_all_to_all)))
 
 
@@ -87,6 +89,6 @@ def test_what_can_not_be_cut_is_an_error_or_a_warning(caplog: pytest.LogCaptureF
     with fake_ranks(RANKS):
         module = captured(64, 16)
         with pytest.raises(UnsupportedPatternError, match="fewer experts on each rank than pieces: 8"):
-            cut_by_expert(module.graph, 16, (), default_profile("cpu"), strict=True)  # type: ignore[arg-type]
-        cut_by_expert(module.graph, 16, (), default_profile("cpu"), strict=False)  # type: ignore[arg-type]
+            cut_without_drops(module, 16, "experts", (), default_profile("cpu"), strict=True)  # type: ignore[arg-type]
+        cut_without_drops(module, 16, "experts", (), default_profile("cpu"), strict=False)  # type: ignore[arg-type]
     assert "an exchange stays whole: there are fewer experts" in caplog.text

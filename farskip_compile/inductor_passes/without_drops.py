@@ -1,0 +1,194 @@
+"""Exchanges without drops in pieces: how many, cut before differentiation, verified, and what stays whole said.
+
+In:    the module of a Dynamo graph, rewired or not; what was asked for.
+Out:   its graph, cut.
+Never: decides by anything that ranks do not share: "auto" takes the number of pieces with the least estimated time of
+       the chain dispatch, experts, combine, from the sizes in the graph and the profile; takes a cut that is not shown.
+
+Algorithm:
+1. By local experts, where each has products of its own: their rows, and the gradients of their weights, stay whole.
+2. What is left, or all if asked for, by tokens: on a copy, which takes the graph's place once it is verified.
+3. What stays whole is an error if a number of pieces was asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from functools import partial
+from itertools import chain
+
+import torch
+from torch import fx
+
+from farskip_compile.config import Pieces, PiecesAlong
+from farskip_compile.costs.collectives import collective_seconds
+from farskip_compile.costs.profile import HardwareProfile
+from farskip_compile.errors import UnsupportedPatternError, VerificationError, Where
+from farskip_compile.inductor_passes.in_pieces import CHOICES, WORTH, log
+from farskip_compile.passes import PASSES
+from farskip_compile.passes.contract import Stage
+from farskip_compile.passes.driver import Driver
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
+from farskip_compile.passes.graph.walk import spread, walk_back
+from farskip_compile.passes.pieces.blocks import Exchanges
+from farskip_compile.passes.pieces.notes import is_piece, note
+from farskip_compile.passes.pieces.rules import NotSeparableError
+from farskip_compile.passes.pieces.tokens import TokensCut
+from farskip_compile.passes.pieces.tokens.order import has_no_rows
+from farskip_compile.passes.pieces.tokens.region import Region
+from farskip_compile.verify.blocks import verify_blocks
+from farskip_compile.verify.tokens import verify_tokens
+
+BY_EXPERT, BY_TOKEN = "pieces_by_expert", "pieces_by_token"
+"""Names of passes."""
+Whole = dict[str, tuple[str, Where]]
+"""By the launch of an exchange that is not cut: why, and where."""
+
+
+def cut_without_drops(
+    module: fx.GraphModule,
+    pieces: Pieces,
+    along: PiecesAlong,
+    skip: Collection[str],
+    profile: HardwareProfile,
+    *,
+    strict: bool,
+) -> None:
+    """Cut the exchanges of a Dynamo graph whose sizes data decides.
+
+    Raises:
+        UnsupportedPatternError: one of them can't be cut in the number of pieces that was asked for.
+        VerificationError: what was cut by expert does not compute the same.
+    """
+    if pieces == 1:
+        return
+    whole: Whole = {}
+    if along != "tokens" and BY_EXPERT not in skip:
+        whole = _by_expert(module.graph, pieces, profile)
+    if along != "experts" and BY_TOKEN not in skip:
+        whole = _by_token(module, pieces, profile, whole)
+    for reason, where in whole.values() if pieces != "auto" else ():
+        if strict:
+            raise UnsupportedPatternError(
+                f"an exchange whose sizes data decides can't be cut in {pieces} pieces: {reason}",
+                way_out='pieces="auto" or strict=False leave it whole, pieces=1 all of them',
+                where=where,
+            )
+        log.warning("an exchange stays whole: %s", reason)
+
+
+# By expert
+
+
+def _by_expert(graph: fx.Graph, pieces: Pieces, profile: HardwareProfile) -> Whole:
+    """Cut in place."""
+    before = GraphSnapshot(graph)
+    how_many = partial(_best_by_expert, profile) if pieces == "auto" else lambda _: pieces
+    driver = Driver(PASSES, Stage.REWIRED, {"graph": graph, "how_many": how_many})
+    driver.run(through=BY_EXPERT)
+    driver.verify(verify_blocks, graph, before)
+    driver.finish()
+    return {one.node.name: (one.reason, ops.where(one.node)) for one in driver.facts["stay_whole"]}
+
+
+def _best_by_expert(profile: HardwareProfile, exchanges: Exchanges) -> int:
+    arriving = set(chain.from_iterable(one.blocks for one in exchanges.members if one.to_experts))
+    leaving = list(chain.from_iterable(one.blocks for one in exchanges.members if not one.to_experts))
+    after = spread(next(iter(arriving)).graph.nodes, arriving.__contains__)
+    between = walk_back(leaving, lambda node: node not in after)
+    return _cheapest(profile, exchanges.members[0].launch, exchanges.experts, between, 0)
+
+
+# By token
+
+
+def _by_token(module: fx.GraphModule, pieces: Pieces, profile: HardwareProfile, whole: Whole) -> Whole:
+    """Cut what is whole; what then still is."""
+    before = GraphSnapshot(module.graph)
+    twin = before.restore()
+    twin.owning_module = module
+    how_many = partial(_best_by_token, profile) if pieces == "auto" else lambda _: pieces
+    facts = {"graph": twin, "pieces_of": how_many}
+    driver = Driver(PASSES, Stage.REWIRED, facts, {BY_EXPERT})
+    try:
+        driver.run()
+        cut: TokensCut = driver.facts["tokens_cut"]
+        left = {one.node.name: (one.reason, ops.where(one.node)) for one in cut.whole}
+        if cut.pairs:
+            driver.verify(verify_tokens, twin, before)
+            driver.finish()
+            module.graph = twin
+    except (NotSeparableError, VerificationError) as error:
+        where = ops.where(error.node) if isinstance(error, NotSeparableError) else error.where or Where()
+        launch = next(filter(_is_whole, module.graph.nodes)).name
+        left = {launch: (error.reason, where)}
+    reasons: Whole = {}
+    for node in filter(_is_whole, module.graph.nodes):
+        found = [said[node.name] for said in (whole, left) if node.name in said]
+        if found:
+            reasons[node.name] = "; by token: ".join(reason for reason, _ in found), found[-1][1]
+            note(node, reasons[node.name][0])
+    return reasons
+
+
+def _is_whole(node: fx.Node) -> bool:
+    """Whether this is an exchange whose sizes data decides, and no piece of one."""
+    if not ops.is_all_to_all(node) or is_piece(node):
+        return False
+    splits = [split for split in node.args[1:3] if isinstance(split, list | tuple)]
+    return any(isinstance(size, fx.Node) for split in splits for size in split)
+
+
+def _best_by_token(profile: HardwareProfile, region: Region) -> int:
+    return _cheapest(profile, region.launches[0], region.units(), region.inside, 1) if region.pairs else 1
+
+
+# How many
+
+
+def _cheapest(
+    profile: HardwareProfile, launch: fx.Node, most: int, between: Iterable[fx.Node], exchanges_of_counts: int
+) -> int:
+    """The number of pieces with the least estimated time, more only where they save `WORTH`.
+
+    Args:
+        profile: of the hardware.
+        launch: the dispatch.
+        most: pieces that there can be.
+        between: what is computed between dispatch and combine, in order.
+        exchanges_of_counts: that each piece adds.
+    """
+    sent, ranks = ops.tensor(launch.args[0]), len(launch.args[1])  # type: ignore[arg-type]
+    assert sent is not None
+    rows: int | torch.SymInt = sent.shape[0]
+    if not isinstance(rows, int):
+        return 1  # ranks may have compiled for different numbers of tokens
+    bytes_sent = rows * math.prod(sent.shape[1:]) * sent.dtype.itemsize
+    experts = _seconds(between, rows, str(sent.dtype).removeprefix("torch."), profile)
+    counts = exchanges_of_counts * collective_seconds("all_to_all", 8 * ranks, ranks, profile)
+
+    def seconds(pieces: int) -> float:
+        one = collective_seconds("all_to_all", math.ceil(bytes_sent / pieces), ranks, profile)
+        return max(pieces * (2 * one + counts), 2 * one + counts + experts)
+
+    best = 1
+    for pieces in CHOICES:
+        if pieces <= most and seconds(pieces) < seconds(best) * (1 - WORTH):
+            best = pieces
+    return best
+
+
+def _seconds(between: Iterable[fx.Node], rows: int, dtype: str, profile: HardwareProfile) -> float:
+    """Of products, if all of them together get as many rows as are sent: each its share, where each expert has one of
+    its own."""
+    flops: dict[object, list[float]] = {}
+    for node in between:
+        product = ops.tensor(node) if ops.is_matmul(node) else None
+        factor = ops.tensor(node.args[0]) if product is not None and isinstance(node.args[0], fx.Node) else None
+        if product is not None and factor is not None and has_no_rows(node):
+            each = flops.setdefault(str(product.shape[0]), [])
+            each.append(2 * rows * math.prod(product.shape[1:]) * factor.shape[-1])
+    total = sum(map(sum, flops.values())) / max(len(flops), 1)
+    return total / (getattr(profile.peak_flops, dtype, profile.peak_flops.float32) * profile.efficiency.matmul)

@@ -1,0 +1,97 @@
+"""Proof of exchanges in pieces by token: the old graph and the new one handle labelled tokens, on ranks in memory.
+
+Contract: compares the graph before (a record) with the graph after; shares no code with the pass that cut it, and asks
+it nothing. Where tokens go is computed by the graph's own operators, from choices that are drawn; what they become is a
+label of all that was done to them, with whom. So a token that meets another one, is lost, or comes back in another
+place, has another label. Linear in what has changed, times the ranks of an exchange.
+
+Algorithm:
+1. Old nodes that are left make the same call; where one is given a new value, that is a claim (`claims`).
+2. What is gone had no effect, or was an exchange or a check of a size. What was added calls what the old graph called,
+   takes parts of rows, or joins them.
+3. Both graphs are run on all ranks (`ranks`, by `rules` and `moves`); every claim must hold on every rank, row by row.
+   What says the same as a claim that was checked (`alike`) needs no other run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from torch import fx
+
+from farskip_compile.errors import VerificationError
+from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
+from farskip_compile.passes.graph.walk import walk_back
+from farskip_compile.verify.claims import claims_of
+from farskip_compile.verify.tokens.alike import key_of
+from farskip_compile.verify.tokens.ranks import Nodes, Ranks, same
+
+ROUNDS = 2
+ADDED = frozenset(["narrow", "cat", "reshape"])
+CHECKS = frozenset(["_assert_scalar", "_check", "_check_is_size", "setitem"])
+
+
+def verify_tokens(graph: fx.Graph, before: GraphSnapshot) -> None:
+    """Check that `graph` computes what it did when `before` was recorded.
+
+    Raises:
+        VerificationError: naming the first node that is not what it should be, or of which it is not known.
+    """
+    was, now = before.restore(), graph
+    old, new = ({node.name: node for node in one.nodes} for one in (was, now))
+    claims = claims_of(new, old, _error)
+    _check_kinds(old, new)
+    given = set(old).intersection(new)
+    graphs = Nodes(was.nodes), Nodes(now.nodes)
+    runs: dict[int, list[tuple[Ranks, Ranks]]] = {}
+    proved = set()
+    for name, node in claims.items():
+        count = _ranks(node)
+        if count not in runs:
+            runs[count] = [_of(graphs, given, count, seed) for seed in range(ROUNDS)]
+        key = key_of([one.needed(wanted) for one, wanted in zip(runs[count][0], (old[name], node), strict=True)])
+        if key is not None and key in proved:
+            continue
+        for one, other in runs[count]:
+            if not all(map(same, one.value_of(old[name]), other.value_of(node))):
+                raise _error(node, f"its rows are not those of {name!r}")
+        proved |= {key} - {None}
+
+
+def _of(graphs: tuple[Nodes, Nodes], given: Collection[str], count: int, seed: int) -> tuple[Ranks, Ranks]:
+    """Both graphs on ranks, with the same given values."""
+    first = Ranks(graphs[0], given, count, seed, _error)
+    return first, Ranks(graphs[1], given, count, seed, _error, first)
+
+
+def _check_kinds(old: Mapping[str, fx.Node], new: Mapping[str, fx.Node]) -> None:
+    called = {ops.op_name(node) for node in old.values()} | ADDED
+    for name, node in new.items():
+        if name not in old and (ops.op_name(node) not in called or node.op not in ("call_function", "call_method")):
+            raise _error(node, f"{ops.op_name(node) or node.op} was not in the graph")
+    for name, node in old.items():
+        if name not in new and not _may_go(node):
+            raise _error(node, "what it did is no longer in the graph")
+
+
+def _may_go(node: fx.Node) -> bool:
+    if ops.is_all_to_all(node) or ops.is_wait(node) or ops.op_name(node) in CHECKS:
+        return True
+    return node.op.startswith("call") and effects.is_pure(node)
+
+
+def _ranks(node: fx.Node) -> int:
+    """Of the exchanges that a value comes from."""
+    for one in walk_back([node]):
+        if ops.is_all_to_all(one):
+            return len(one.args[1])  # type: ignore[arg-type]
+    return 1
+
+
+def _error(node: fx.Node, reason: str) -> VerificationError:
+    return VerificationError(
+        f"exchanges in pieces, by token: {node.name!r} is not what it should be: {reason}",
+        way_out="nothing was compiled; please report this: it is a defect of farskip-compile. pieces=1 goes without it",
+        where=ops.where(node),
+    )

@@ -1,0 +1,331 @@
+"""Operators that move rows, or choose by them: views, joins, picks, writes, sorts, products of the rows of experts.
+
+Contract: as in `rules`. Indices are numbers: they were computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from farskip_compile.verify.tokens.arguments import (
+    Args,
+    Form,
+    Kwargs,
+    UnknownError,
+    argument,
+    constants,
+    labelled,
+    one_form,
+)
+from farskip_compile.verify.tokens.labels import Labels, aligned, at_depth, label_of, mixed, viewed
+
+# Views
+
+
+def _view(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    return viewed(args[0], one_form(form)[0])
+
+
+def _same(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    return args[0]
+
+
+def _expanded(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    value, shape = args[0], one_form(form)[0]
+    return Labels(aligned(value, shape, len(shape) - len(value.shape) + value.depth), shape)
+
+
+def _turned(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    """Two dimensions that are named, or the last two, change places."""
+    value, shape = args[0], one_form(form)[0]
+    count = len(shape)
+    one = argument(args, kwargs, 1, "dim0", -2 if len(args) < 2 and count > 1 else 0) % count
+    other = argument(args, kwargs, 2, "dim1", -1) % count
+    order = list(range(count))
+    order[one], order[other] = other, one
+    return _in_order(value, order, shape)
+
+
+def _permuted(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    value, shape = args[0], one_form(form)[0]
+    given = args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:] or kwargs["dims"]
+    return _in_order(value, [dim % len(shape) for dim in given], shape)
+
+
+def _in_order(value: Labels, order: Sequence[int], shape: tuple[int, ...]) -> Labels:
+    """Rows that stay rows are turned; in front of a dimension that does not, they stay as they are."""
+    depth = value.depth
+    while sorted(order[:depth]) != list(range(depth)):
+        depth -= 1
+    labels = at_depth(value, depth)
+    turned = labels.rows.permute(list(order[:depth])) if depth else labels.rows
+    moved = list(order[depth:]) != list(range(depth, len(shape)))
+    return Labels(mixed(turned, label_of("turned", order[depth:], labels.shape[depth:])) if moved else turned, shape)
+
+
+def _size(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    dim = argument(args, kwargs, 1, "dim")
+    return torch.Size(args[0].shape) if dim is None else args[0].shape[dim]
+
+
+# Parts
+
+
+def _item(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    value, index = args[0], args[1]
+    if isinstance(value, tuple | list):
+        return value[index]
+    parts = list(index) if isinstance(index, tuple | list) else [index]
+    if any(isinstance(part, torch.Tensor) for part in parts):
+        rest_is_whole = all(part == slice(None) for part in parts[1:] if not isinstance(part, torch.Tensor))
+        if not isinstance(parts[0], torch.Tensor) or any(isinstance(part, torch.Tensor) for part in parts[1:]):
+            raise UnknownError("an index that is not the first one is a tensor")
+        if not rest_is_whole or parts[0].dtype.is_floating_point:
+            raise UnknownError("an index of several kinds")
+        return Labels(at_depth(value, max(value.depth, 1)).rows[parts[0]], one_form(form)[0])
+    return _sliced(value, parts, one_form(form)[0])
+
+
+def _sliced(value: Labels, parts: list[Any], shape: tuple[int, ...]) -> Labels:
+    """Slices, numbers, new dimensions: of rows they are done, of features they become part of the label."""
+    if Ellipsis in parts:
+        place = parts.index(Ellipsis)
+        given = sum(part is not None for part in parts) - 1
+        parts[place : place + 1] = [slice(None)] * (len(value.shape) - given)
+    depth = max(value.depth, 1) if parts and parts[0] != slice(None) and parts[0] is not None else value.depth
+    rows, place = at_depth(value, depth).rows, 0
+    own: list[Any] = []
+    left: list[Any] = []
+    for part in parts:
+        if place < depth:
+            own.append(part)
+        elif part is not None or left:
+            left.append(part)
+        else:
+            own.append(None)
+        place += part is not None
+    rows = rows[tuple(own)] if own else rows
+    if any(part != slice(None) for part in left):
+        rows = mixed(rows, label_of("part", left))
+    return Labels(rows, shape)
+
+
+def _selected(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    dim = argument(args, kwargs, 1, "dim") % len(args[0].shape)
+    return _sliced(args[0], [slice(None)] * dim + [argument(args, kwargs, 2, "index")], one_form(form)[0])
+
+
+def _narrowed(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    dim, start, length = (
+        argument(args, kwargs, place, name) for place, name in ((1, "dim"), (2, "start"), (3, "length"))
+    )
+    return _sliced(
+        args[0], [slice(None)] * (dim % len(args[0].shape)) + [slice(start, start + length)], one_form(form)[0]
+    )
+
+
+def _divided(dim_at: int) -> Callable[[Args, Kwargs, Form], Any]:
+    """In parts one behind the other, whose sizes are those of the results."""
+
+    def rule(args: Args, kwargs: Kwargs, form: Form) -> Any:
+        value: Labels = args[0]
+        dim = argument(args, kwargs, dim_at, "dim", 0) % len(value.shape)
+        if not isinstance(form, list):
+            raise UnknownError("its results are not known")
+        found, start = [], 0
+        for shape, _ in form:
+            gone = len(shape) < len(value.shape)
+            length = 1 if gone else shape[dim]
+            part = start if gone else slice(start, start + length)
+            found.append(_sliced(value, [slice(None)] * dim + [part], shape))
+            start += length
+        return tuple(found)
+
+    return rule
+
+
+# Joins
+
+
+def _joined(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    shape = one_form(form)[0]
+    dim = argument(args, kwargs, 1, "dim", 0) % len(shape)
+    return _along(dim, [labelled(one) for one in args[0]], shape)
+
+
+def _stacked(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    shape = one_form(form)[0]
+    dim = argument(args, kwargs, 1, "dim", 0) % len(shape)
+    parts = [viewed(labelled(one), (*shape[:dim], 1, *shape[dim + 1 :])) for one in args[0]]
+    return _along(dim, parts, shape)
+
+
+def _along(dim: int, parts: Sequence[Labels], shape: tuple[int, ...]) -> Labels:
+    depth = max(one.depth for one in parts)
+    if dim < max(depth, 1):
+        depth = max(depth, dim + 1)
+        return Labels(torch.cat([at_depth(one, depth).rows for one in parts], dim), shape)
+    rows = torch.tensor(label_of("joined", dim - depth))
+    for one in parts:
+        rows = mixed(mixed(rows, label_of(one.shape[depth:])), at_depth(one, depth).rows)
+    return Labels(rows, shape)
+
+
+def _repeated(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    """`repeat_interleave` along the first dimension."""
+    value, shape = args[0], one_form(form)[0]
+    dim = argument(args, kwargs, 2, "dim")
+    count = argument(args, kwargs, 1, "repeats")
+    if dim != 0 and not (dim is None and len(value.shape) == 1):
+        raise UnknownError("entries are repeated along another dimension than the first")
+    rows = at_depth(value, max(value.depth, 1)).rows
+    return Labels(torch.repeat_interleave(rows, count, 0), shape)
+
+
+# Picks and writes along the first dimension
+
+
+def _picked(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    """`index_select`."""
+    if argument(args, kwargs, 1, "dim") % len(args[0].shape) != 0:
+        raise UnknownError("rows are picked along another dimension than the first")
+    index = argument(args, kwargs, 2, "index")
+    return Labels(at_depth(args[0], max(args[0].depth, 1)).rows[index], one_form(form)[0])
+
+
+def _looked_up(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    """`embedding`."""
+    table = args[1]
+    if isinstance(args[0], Labels) or isinstance(table, torch.Tensor):
+        raise UnknownError("rows of a table are looked up by what is no number")
+    return Labels(mixed(at_depth(table, 0).rows, args[0].long()), one_form(form)[0])
+
+
+def _put(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    """`index_copy`: rows in their places."""
+    dim, index, source = (
+        argument(args, kwargs, place, name) for place, name in ((1, "dim"), (2, "index"), (3, "source"))
+    )
+    return _written(args[0], dim, index, labelled(source))
+
+
+def _written(value: Any, dim: int, index: torch.Tensor, source: Labels) -> Labels:
+    target = labelled(value)
+    if dim % len(target.shape) != 0 or len(set(index.tolist())) != index.numel():
+        raise UnknownError("rows are written along another dimension than the first, or to one place")
+    depth = max(target.depth, source.depth, 1)
+    rows = at_depth(target, depth).rows.clone()
+    rows[index] = at_depth(source, depth).rows
+    return Labels(rows, target.shape)
+
+
+def write(args: Args) -> None:
+    """`setitem`, in place: rows in their places, or all of them."""
+    value, index, source = args
+    parts = list(index) if isinstance(index, tuple | list) else [index]
+    if not isinstance(parts[0], torch.Tensor) or any(part != slice(None) for part in parts[1:]):
+        raise UnknownError("something else is written to than rows in their places")
+    if parts[0].dtype == torch.bool:
+        parts[0] = parts[0].nonzero().squeeze(-1)
+    value.rows = _written(value, 0, parts[0], labelled(source)).rows
+
+
+def _added(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    """`index_add` and `scatter_add`: rows that meet are added up in their order."""
+    if isinstance(args[1], int):
+        dim, index, source = args[1], args[2], argument(args, kwargs, 3, "src", kwargs.get("source"))
+    else:
+        dim, index, source = 0, args[1], args[2]
+    target, labels = labelled(args[0]), labelled(source)
+    while index.dim() > 1:  # the same for each feature
+        if index.shape[-1] and not torch.equal(index, index[..., :1].expand(index.shape)):
+            raise UnknownError("each feature is added to another row")
+        index = index[..., 0] if index.shape[-1] else index.sum(-1)
+    if dim % len(target.shape) != 0:
+        raise UnknownError("rows are added along another dimension than the first")
+    rows, added = at_depth(target, 1).rows.clone(), at_depth(labels, 1).rows
+    order = index.argsort(stable=True)
+    index, added = index[order], added[order]
+    first = torch.searchsorted(index, index)
+    turn = torch.arange(len(index)) - first
+    for number in range(int(turn.max()) + 1 if len(turn) else 0):
+        now = turn == number
+        rows[index[now]] = mixed(mixed(rows[index[now]], label_of("added")), added[now])
+    return Labels(rows, target.shape)
+
+
+# Choices
+
+
+def _best(dim_at: int, args: Args, kwargs: Kwargs, form: Form) -> Any:
+    """`topk`, `sort`: which ones is drawn, for each row."""
+    value = args[0]
+    if not isinstance(form, list) or len(form) != 2:
+        raise UnknownError("its results are not known")
+    (shape, _), (_, numbers) = form
+    if argument(args, kwargs, dim_at, "dim", -1) % len(shape) != len(shape) - 1:
+        raise UnknownError("the best of another dimension than the last")
+    labels = at_depth(value, len(shape) - 1)
+    drawn = mixed(labels.rows.unsqueeze(-1), torch.arange(value.shape[-1]))
+    places = drawn.argsort(-1)[..., : shape[-1]].to(numbers).contiguous()
+    return Labels(mixed(labels.rows, label_of("best", constants(args, kwargs))), shape), places
+
+
+# Experts
+
+
+def _of_experts(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    """`_grouped_mm`: each row with the matrix of its expert; rows behind the last one are nothing."""
+    value, weights = args[0], args[1]
+    ends = argument(args, kwargs, 2, "offs")
+    if isinstance(ends, Labels) or ends is None or len(value.shape) != 2 or len(weights.shape) != 3:
+        raise UnknownError("a grouped product of another kind")
+    expert = torch.searchsorted(ends.long(), torch.arange(value.shape[0]), right=True)
+    rows = mixed(at_depth(value, 1).rows, label_of("grouped", value.shape[1:], weights.shape[1:]))
+    rows = mixed(rows, at_depth(weights, 1).rows[expert.clamp(max=weights.shape[0] - 1)])
+    nothing = mixed(rows, label_of("nothing"))
+    return Labels(torch.where(expert < weights.shape[0], rows, nothing), one_form(form)[0])
+
+
+# New ones
+
+
+def _made(kind: str, args: Args, kwargs: Kwargs, form: Form) -> Any:
+    """Zeros, ones: each entry the same."""
+    shape, dtype = one_form(form)
+    if not dtype.is_floating_point:
+        return getattr(torch, kind)(shape, dtype=dtype)
+    depth = max(len(shape) - 1, min(len(shape), 1))  # all rows are the same
+    return Labels(torch.full(shape[:depth], label_of(kind)), shape)
+
+
+RULES: dict[str, Callable[[Args, Kwargs, Form], Any]] = {
+    **dict.fromkeys(["view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten", "unflatten"], _view),
+    **dict.fromkeys(["unsqueeze", "squeeze"], _view),
+    **dict.fromkeys(["contiguous", "clone", "detach", "alias"], _same),
+    **dict.fromkeys(["expand", "expand_as", "broadcast_to"], _expanded),
+    **dict.fromkeys(["transpose", "swapaxes", "swapdims", "t"], _turned),
+    "permute": _permuted,
+    "size": _size,
+    "getitem": _item,
+    "select": _selected,
+    "narrow": _narrowed,
+    **dict.fromkeys(["split", "split_with_sizes", "chunk", "tensor_split"], _divided(2)),
+    "unbind": _divided(1),
+    **dict.fromkeys(["cat", "concat", "concatenate"], _joined),
+    "stack": _stacked,
+    "repeat_interleave": _repeated,
+    "index_select": _picked,
+    "embedding": _looked_up,
+    "index_copy": _put,
+    **dict.fromkeys(["index_add", "scatter_add", "torchtitan::deterministic_scatter_add"], _added),
+    "topk": partial(_best, 2),
+    "sort": partial(_best, 1),
+    **dict.fromkeys(["_grouped_mm", "grouped_mm", "transformers::grouped_mm_fallback"], _of_experts),
+    **{f"{kind}_like": partial(_made, kind) for kind in ("zeros", "ones", "empty")},
+    **{f"new_{kind}": partial(_made, kind) for kind in ("zeros", "ones", "empty")},
+}

@@ -1,0 +1,209 @@
+"""A graph run on all ranks at once, in memory: rows as labels, counts and places as numbers.
+
+Contract: runs what it is asked for and what that needs, in the order of the graph, once. Values that are given are not
+run: on each rank they get labels of their own, as many as they have rows. Writes are done to new tensors that nobody
+has read before; anything else that has an effect is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import torch
+from torch import fx
+
+from farskip_compile._compat import is_module_state
+from farskip_compile._compat.fake import size_with
+from farskip_compile.errors import VerificationError
+from farskip_compile.passes.graph import effects, ops
+from farskip_compile.verify.tokens.arguments import Form, UnknownError, flat
+from farskip_compile.verify.tokens.labels import Labels, at_depth, fresh, label_of
+from farskip_compile.verify.tokens.moves import write
+from farskip_compile.verify.tokens.rules import apply
+
+Error = Callable[[fx.Node, str], VerificationError]
+FRESH = frozenset(
+    ["zeros", "ones", "empty", "new_zeros", "new_ones", "new_empty", "zeros_like", "ones_like", "empty_like"]
+)
+SMALL = 4
+"""Integers that are given are less."""
+
+
+class Nodes:
+    """The nodes of a graph: their places, and what is written to them."""
+
+    def __init__(self, nodes: Iterable[fx.Node]) -> None:
+        listed = list(nodes)
+        self.place = {node: number for number, node in enumerate(listed)}
+        self.writers: dict[fx.Node, list[fx.Node]] = {}
+        for writer, bases in effects.writers(listed).items():
+            for base in bases:
+                self.writers.setdefault(base, []).append(writer)
+
+
+class Ranks:
+    """One graph on `count` ranks.
+
+    Args:
+        graph: in the order in which it runs.
+        given: names of values that both graphs have.
+        count: of ranks.
+        seed: another one draws other choices.
+        error: what is raised of a node, with the reason.
+        shared: the other graph, whose given values are taken.
+    """
+
+    def __init__(
+        self, graph: Nodes, given: Collection[str], count: int, seed: int, error: Error, shared: Ranks | None = None
+    ) -> None:
+        self.graph = graph
+        self.given = given
+        self.count = count
+        self.error = error
+        self.seed = seed
+        self.leaves: dict[str, list[Any]] = shared.leaves if shared is not None else {}
+        self.values: dict[fx.Node, list[Any]] = {}
+        self.sizes: list[dict[str, int]] = [{} for _ in range(count)]
+        """What symbols are, by rank."""
+
+    def value_of(self, wanted: fx.Node) -> list[Any]:
+        """On each rank."""
+        for node, known in self.needed(wanted).items():
+            if known is None:
+                self.values[node] = self._run(node)
+            elif node not in self.values:
+                self.values[node] = self._leaf(node)
+        return self.values[wanted]
+
+    def needed(self, wanted: fx.Node) -> dict[fx.Node, str | None]:
+        """It, what it depends on, and what is written to that, in the order of the graph: what is given, with its name;
+        what was run for another value, with an empty one; and what is to be run, with None."""
+        found: dict[fx.Node, str | None] = {}
+        queue = [wanted]
+        while queue:
+            node = queue.pop()
+            if node not in found:
+                found[node] = node.name if self.is_given(node) else "" if node in self.values else None
+                if found[node] is None:
+                    queue += [*node.all_input_nodes, *self.graph.writers.get(node, ())]
+        return {node: found[node] for node in sorted(found, key=self.graph.place.__getitem__)}
+
+    # What is given
+
+    def is_given(self, node: fx.Node) -> bool:
+        """Whether it is not run."""
+        if node.op in ("placeholder", "get_attr"):
+            return True
+        return node.name in self.given and ops.is_floating(node) and not effects.mutated_args(node)
+
+    def _leaf(self, node: fx.Node) -> list[Any]:
+        if node.name not in self.leaves:
+            self.leaves[node.name] = [self._fresh(node, rank) for rank in range(self.count)]
+        return self.leaves[node.name]
+
+    def _fresh(self, node: fx.Node, rank: int) -> Any:
+        value = ops.tensor(node)
+        if value is None:
+            return ops.fake(node)  # a mesh, a group, a number
+        shape = self._shape(value, rank, node)
+        seed = label_of(node.name, rank, self.seed)
+        if not value.is_floating_point() and not value.is_complex():
+            draw = torch.Generator().manual_seed(seed & 0x7FFFFFFF)
+            return torch.randint(0, SMALL, shape, generator=draw).to(value.dtype)
+        state = node.op == "get_attr" or (node.op == "placeholder" and is_module_state(node))
+        return fresh(seed, shape, 0 if state else max(len(shape) - 1, min(len(shape), 1)))
+
+    # What is run
+
+    def _run(self, node: fx.Node) -> list[Any]:
+        if effects.is_random(node):
+            raise self.error(node, "it draws random numbers")
+        try:
+            if ops.is_all_to_all(node):
+                return self._exchanged(node)
+            found = [self._on_rank(node, rank) for rank in range(self.count)]
+        except (UnknownError, ValueError, RuntimeError, IndexError, TypeError, KeyError, AttributeError) as error:
+            reason = f"what becomes of rows in {ops.op_name(node) or node.op} is not known: {error}"
+            raise self.error(node, reason) from error
+        value = ops.fake(node)
+        if isinstance(value, torch.SymInt):
+            for rank, number in enumerate(found):
+                self.sizes[rank][str(value)] = int(number)
+        return found
+
+    def _on_rank(self, node: fx.Node, rank: int) -> Any:
+        args, kwargs = self._args(node, rank)
+        name = ops.op_name(node)
+        if effects.mutated_args(node):
+            return self._write(node, args)
+        if ops.is_wait(node):
+            return args[0]
+        if any(isinstance(one, Labels) for one in flat((args, kwargs))):
+            return apply(name, args, kwargs, self._form(ops.fake(node), rank, node))
+        if name.startswith("higher_order::") or ops.is_collective(node):
+            raise UnknownError("it holds a graph or is a collective")
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _write(self, node: fx.Node, args: Any) -> None:
+        base: Any = node.args[0]
+        earlier = [user for user in base.users if user is not node and self.graph.place[user] < self.graph.place[node]]
+        if ops.op_name(node) != "setitem" or ops.op_name(base) not in FRESH or earlier:
+            raise UnknownError("it writes to what may have been read")
+        if isinstance(args[0], Labels):
+            write(args)
+        else:
+            args[0][args[1]] = args[2]
+
+    def _exchanged(self, node: fx.Node) -> list[Any]:
+        """Rows of one rank become rows of another."""
+        if node.kwargs:
+            raise UnknownError("an exchange with keywords")
+        args: list[Any] = [self._args(node, rank)[0] for rank in range(self.count)]
+        if any(len(one[1]) != self.count or len(one[2]) != self.count for one in args):
+            raise UnknownError(f"it is no exchange between {self.count} ranks")
+        sent = [_rows(tensor).split(list(leaving)) for tensor, _, leaving, *_ in args]
+        found: list[Any] = []
+        for rank, (tensor, arriving, *_) in enumerate(args):
+            parts = [sent[source][rank] for source in range(self.count)]
+            if [len(part) for part in parts] != list(arriving):
+                raise ValueError(f"rank {rank} is sent {[len(part) for part in parts]} rows, expects {list(arriving)}")
+            whole = torch.cat(parts)
+            labels = isinstance(tensor, Labels)
+            found.append(Labels(whole, (len(whole), *tensor.shape[1:])) if labels else whole)
+        return found
+
+    def _args(self, node: fx.Node, rank: int) -> Any:
+        return fx.map_arg((node.args, node.kwargs), lambda arg: self.values[arg][rank])
+
+    # Shapes
+
+    def _form(self, value: object, rank: int, node: fx.Node) -> Form:
+        if isinstance(value, torch.Tensor):
+            return self._shape(value, rank, node), value.dtype
+        if isinstance(value, tuple | list) and all(isinstance(one, torch.Tensor) for one in value):
+            return [(self._shape(one, rank, node), one.dtype) for one in value]
+        return None
+
+    def _shape(self, value: torch.Tensor, rank: int, node: fx.Node) -> tuple[int, ...]:
+        sizes = self.sizes[rank]
+        found = tuple(size if isinstance(size, int) else size_with(size, sizes) for size in value.shape)
+        if None in found:
+            raise self.error(node, f"it is not known how many rows it has: {tuple(value.shape)}")
+        return found
+
+
+def _rows(value: Any) -> torch.Tensor:
+    return value if isinstance(value, torch.Tensor) else at_depth(value, max(value.depth, 1)).rows
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are the same, row by row."""
+    if isinstance(one, Labels) and isinstance(other, Labels):
+        depth = max(one.depth, other.depth)
+        return one.shape == other.shape and torch.equal(at_depth(one, depth).rows, at_depth(other, depth).rows)
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return type(one) is type(other) and bool(one == other)

@@ -1,0 +1,79 @@
+"""Of a graph, what all regions need to know, and the parts of it in which each is looked for.
+
+Contract: read once; walks stay inside of a window, so that all of them together are linear in the graph. A window goes
+from what a pair of exchanges brought back to the dispatch behind the next one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+
+from torch import fx
+
+from farskip_compile._compat import is_module_state
+from farskip_compile.passes.graph import effects
+from farskip_compile.passes.graph.walk import spread, walk_back
+
+Members = Sequence[tuple[fx.Node, list[fx.Node]]]
+
+
+def sizes_of(launch: fx.Node) -> list[fx.Node]:
+    """The split sizes of an exchange that are no constants."""
+    splits = [split for split in launch.args[1:3] if isinstance(split, list | tuple)]
+    return [size for split in splits for size in split if isinstance(size, fx.Node)]
+
+
+class Facts:
+    """Of the nodes of `graph`, as they are now; `first` is its first exchange whose sizes data decides."""
+
+    def __init__(self, graph: fx.Graph, first: fx.Node) -> None:
+        self.nodes = list(graph.nodes)
+        self.place = {node: number for number, node in enumerate(self.nodes)}
+        begins = {node for node in walk_back(sizes_of(first)) if node.op == "placeholder" and not is_module_state(node)}
+        self.data = spread(self.nodes, begins.__contains__)
+        """What depends on inputs of the call that also decide where the first tokens go. Weights that are inputs of the
+        call do not decide it, but for those in front of the first choice."""
+        self.writers: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+        for writer, bases in effects.writers(self.nodes).items():
+            for base in bases:
+                self.writers[base].append(writer)
+
+    def took_place(self, new: fx.Node, old: fx.Node) -> None:
+        """Say that a new node stands for an old one."""
+        self.place[new] = self.place[old]
+        self.data.add(new)
+
+    def windows(self, pairs: Sequence[Members]) -> Iterator[tuple[Members, Window]]:
+        """Each of `pairs`, which are in the order of the graph, with its window."""
+        starts = [0, *(max(self.place[wait] for _, waits in members for wait in waits) + 1 for members in pairs)]
+        ends = [*(min(self.place[launch] for launch, _ in members) for members in pairs[1:]), len(self.nodes)]
+        for number, members in enumerate(pairs):
+            yield members, Window(self, min(starts[number], starts[number + 1]), ends[number])
+
+
+class Window:
+    """The nodes from number `start` to `end`; of several regions, the last one of which begins at `last`."""
+
+    def __init__(self, facts: Facts, start: int, end: int, last: int | None = None) -> None:
+        self.facts = facts
+        self.start = start
+        self.end = end
+        self.last = start if last is None else last
+
+    def nodes(self) -> list[fx.Node]:
+        """In the order of the graph."""
+        return self.facts.nodes[self.start : self.end]
+
+    def after(self, begin: Collection[fx.Node]) -> set[fx.Node]:
+        """What depends on these, and they."""
+        return spread(self.nodes(), begin.__contains__)
+
+    def before(self, ends: Collection[fx.Node]) -> set[fx.Node]:
+        """What these depend on, and they."""
+        place = self.facts.place
+        return set(walk_back(ends, lambda node: not self.start <= place.get(node, -1) < self.end))
+
+    def ordered(self, nodes: Collection[fx.Node]) -> list[fx.Node]:
+        """In the order of the graph."""
+        return sorted(nodes, key=self.facts.place.__getitem__)

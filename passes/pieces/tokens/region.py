@@ -1,0 +1,186 @@
+"""What must be there once for each piece, if the tokens of an exchange are cut: from the choice of experts to the place
+where every token has what its experts made of it.
+
+In:    a Dynamo graph.
+Out:   a `Region` for each pair of exchanges whose sizes data decides; of one that has none, the reason.
+Never: says that a region may be cut: that is proved of the pieces (`verify.tokens`). Counts for statistics and
+       auxiliary losses are not part of it, as far as nothing else needs them.
+
+Algorithm, for all-to-alls with the same sizes, between those before and those behind:
+1. Their experts were chosen by the last selection that they depend on. What depends on it is in the order of the
+   tokens up to where rows meet or change places (`order.mixes`); from there on it is inside.
+2. Inside is what leads to the exchanges, and what comes from them, up to the last value that reads an order or a place
+   made before: there every row is back where it belongs. Writes to a value inside are, too.
+3. What then keeps rows apart and reads nothing but the choice besides (the weights of experts, their sum) follows.
+4. Two regions are one where everything between them keeps rows apart: then a piece goes from one exchange into the next
+   without waiting for the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.pieces.notes import is_piece
+from farskip_compile.passes.pieces.rules import NotSeparableError
+from farskip_compile.passes.pieces.tokens.facts import Facts, Window, sizes_of
+from farskip_compile.passes.pieces.tokens.order import MADE, chooses, has_no_rows, keeps_rows, mixes, rows_of
+from farskip_compile.passes.schedule.collectives import launches_with_waits
+
+UNITS = 8
+"""Of equal parts, more than that are enough for any number of pieces."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Nodes that are copied for each piece."""
+
+    launches: Sequence[fx.Node]
+    """The exchanges of tokens in it, in order."""
+    inside: Collection[fx.Node]
+    """Those whose values are not in the order of the tokens."""
+    around: Collection[fx.Node]
+    """Those whose values are."""
+    window: Window = field(repr=False)
+    """The part of the graph that it lies in."""
+    pairs: int = 1
+    """Dispatches with their combines."""
+
+    def nodes(self) -> list[fx.Node]:
+        """All of them, in the order of the graph."""
+        return self.window.ordered({*self.inside, *self.around})
+
+    def cut(self) -> list[fx.Node]:
+        """The values from outside that are cut, each along its rows."""
+        own = {*self.inside, *self.around}
+        read = {arg: None for node in self.nodes() for arg in node.all_input_nodes if arg not in own}
+        return [arg for arg in read if arg in self.window.facts.data and rows_of(arg) is not None]
+
+    def units(self) -> int:
+        """Into how many equal parts they can all be cut."""
+        return math.gcd(*(rows_of(value) or 1 for value in self.cut()))
+
+
+Members = Sequence[tuple[fx.Node, list[fx.Node]]]
+"""Exchanges with the same sizes, and their waits."""
+
+
+def regions_of(graph: fx.Graph) -> tuple[list[Region], list[NotSeparableError]]:
+    """The regions of `graph`, and of exchanges without one the reason."""
+    together: dict[frozenset[object], list[tuple[fx.Node, list[fx.Node]]]] = defaultdict(list)
+    for launch, waits in launches_with_waits(graph).items():
+        if ops.is_all_to_all(launch) and not is_piece(launch) and ops.is_floating(launch) and sizes_of(launch):
+            together[frozenset(map(tuple, launch.args[1:3]))].append((launch, waits))  # type: ignore[arg-type]
+    facts = Facts(graph, next(iter(together.values()))[0][0]) if together else None
+    regions: list[Region] = []
+    refused = []
+    for members, window in facts.windows(list(together.values())) if facts is not None else ():
+        try:
+            regions.append(_region(window, members))
+        except NotSeparableError as reason:
+            refused.append(reason)
+    return list(_joined(regions)), refused
+
+
+def _region(window: Window, members: Members) -> Region:
+    launches = [launch for launch, _ in members]
+    back = [wait for launch, waits in members if launch.args[1:3] != launches[0].args[1:3] for wait in waits]
+    if not back:
+        raise NotSeparableError(launches[0], "nothing comes back with the same sizes")
+    leads = window.before(launches)
+    choice = next((node for node in reversed(window.ordered(leads)) if chooses(node)), None)
+    if choice is None:
+        raise NotSeparableError(launches[0], "no choice of experts was found before it")
+    chosen = window.after([choice])
+    meet = {node for node in chosen & leads if mixes(node)}
+    if not meet:
+        raise NotSeparableError(launches[0], "its rows were not put in order by a choice of experts")
+    home = window.after(back)
+    early = window.after(meet) - home
+    returned = _returned(window, home, early, back)
+    inside = _with_writers(window, returned | (early & window.before({*launches, *returned})), early | returned)
+    return _followed(Region(launches, inside, (), window), chosen)
+
+
+def _returned(
+    window: Window, home: Collection[fx.Node], early: Collection[fx.Node], back: Sequence[fx.Node]
+) -> set[fx.Node]:
+    """Step 2: what came back, up to where its rows are those of tokens."""
+    ends = set(back)
+    for node in window.ordered(home):
+        if chooses(node) or ops.is_attention(node):
+            break  # of another layer
+        if any(arg in early and rows_of(arg) is not None for arg in node.all_input_nodes):
+            ends.add(node)
+    inside = {node for node in window.before(ends) if node in home}
+    for node in window.ordered(set(home) - inside):
+        unknown = next((arg for arg in node.all_input_nodes if arg in inside and has_no_rows(arg)), None)
+        if unknown is not None and node.op == "output":
+            raise NotSeparableError(unknown, "as many rows as data decides come back, also where they leave the graph")
+        if unknown is not None:
+            inside.add(node)
+    return inside
+
+
+def _with_writers(window: Window, inside: set[fx.Node], known: Collection[fx.Node]) -> set[fx.Node]:
+    """And what is written to what is inside, with what that needs."""
+    found = set(inside)
+    queue = list(inside)
+    while queue:
+        for writer in window.facts.writers.get(queue.pop(), ()):
+            new = {node for node in window.before([writer]) if node in known} | {writer}
+            queue.extend(new - found)
+            found |= new
+    return found
+
+
+def _followed(region: Region, chosen: Collection[fx.Node]) -> Region:
+    """Step 3; and tensors that are made for the region."""
+    window, inside = region.window, region.inside
+    around: set[fx.Node] = set()
+    for node in window.ordered(chosen):
+        home = [arg for arg in node.all_input_nodes if arg in inside or arg in around]
+        if node in inside or not home or ops.tensor(node) is None or not keeps_rows(node):
+            continue
+        others = [arg for arg in node.all_input_nodes if arg not in home]
+        in_order = all(rows_of(arg) is not None and ops.is_floating(arg) for arg in home)
+        if in_order and all(arg in chosen or arg not in window.facts.data for arg in others):
+            around.add(node)
+    read = {arg for node in (*inside, *around) for arg in node.all_input_nodes}
+    made = {arg for arg in read if ops.op_name(arg) in MADE and arg not in inside and arg in window.facts.data}
+    return Region(region.launches, inside, around | made, window)
+
+
+# 4
+
+
+def _joined(regions: Sequence[Region]) -> Iterator[Region]:
+    current: Region | None = None
+    for region in regions:
+        both = _join(current, region) if current is not None else None
+        if current is not None and both is None:
+            yield current
+        current = both if both is not None else region
+    if current is not None:
+        yield current
+
+
+def _join(one: Region, other: Region) -> Region | None:
+    """Both and what is between them, if rows stay apart there, and it can be cut in as many parts."""
+    last = Window(one.window.facts, one.window.last, other.window.end)
+    own = {*one.inside, *one.around}
+    after = last.after(own) - own
+    between = {node for node in last.before(other.cut()) if node in after}
+    if not between or not all(ops.op_name(node) in MADE or keeps_rows(node) for node in between):
+        return None
+    if any(node in last.facts.writers for node in between):
+        return None
+    window = Window(one.window.facts, one.window.start, other.window.end, other.window.start)
+    around, inside = {*one.around, *other.around, *between}, {*one.inside, *other.inside}
+    both = Region([*one.launches, *other.launches], inside, around, window, one.pairs + other.pairs)
+    return both if both.units() >= min(one.units(), other.units(), UNITS) else None

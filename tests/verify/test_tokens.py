@@ -1,0 +1,185 @@
+"""The proof of exchanges in pieces by token: each fault in a cut graph is noticed, and what is right passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import fx
+
+from farskip_compile.errors import VerificationError
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
+from farskip_compile.passes.pieces.notes import is_piece
+from farskip_compile.passes.pieces.tokens import cut_by_token
+from farskip_compile.verify.tokens import verify_tokens
+from farskip_compile.verify.tokens.labels import Labels, at_depth, fresh, viewed
+from farskip_compile.verify.tokens.rules import apply
+from tests.passes.pieces import layers_without_drops as layers
+from tests.passes.pieces.layers_without_drops import Layer, captured
+
+# Labels
+
+
+def test_a_value_is_the_same_at_each_depth() -> None:
+    value = fresh(1, (4, 6, 2), 2)
+    for depth in range(4):
+        first, second = at_depth(value, depth), at_depth(fresh(2, (4, 6, 2), 2), depth)
+        assert first.rows.shape == value.shape[:depth]
+        assert not torch.isin(first.rows, second.rows).any()
+    assert at_depth(value, 3).rows.unique().numel() == 48
+
+
+def test_a_view_keeps_rows_where_they_are_rows_of_both() -> None:
+    value = fresh(1, (4, 6), 1)
+    assert torch.equal(viewed(value, (2, 2, 6)).rows.flatten(), value.rows)
+    assert torch.equal(viewed(value, (4, 3, 2)).rows, value.rows)
+    assert viewed(value, (8, 3)).rows.unique().numel() == 24  # parts of rows: entry by entry
+    with pytest.raises(ValueError, match="is no"):
+        viewed(value, (5, 5))
+
+
+FORM = ((4, 6), torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "apart"),
+    [
+        ("mul", (3.0,), True),
+        ("softmax", (-1,), True),
+        ("softmax", (0,), False),
+        ("cumsum", (1,), True),
+        ("cumsum", (0,), False),
+        ("flip", ([0],), False),  # it has no rule: every row is made of all
+        ("sort", (-1,), True),
+    ],
+)
+def test_what_a_row_is_made_of(name: str, args: tuple[object, ...], apart: bool) -> None:
+    """Another last row changes the first one, or does not."""
+    form = [FORM, ((4, 6), torch.int64)] if name == "sort" else FORM
+    one, other = fresh(1, (4, 6), 1), fresh(1, (4, 6), 1)
+    other.rows[-1] += 1
+    first, second = (apply(name, (value, *args), {}, form) for value in (one, other))  # type: ignore[arg-type]
+    if name == "sort":
+        first, second = first[0], second[0]
+    same = torch.equal(at_depth(first, 1).rows[0], at_depth(second, 1).rows[0])
+    assert same == apart
+
+
+def test_views_of_features_are_told_apart() -> None:
+    value = fresh(1, (4, 6), 1)
+    summed = [
+        apply("sum", (viewed(value, shape), 2), {}, (shape[:2], torch.float64)) for shape in ((4, 3, 2), (4, 2, 3))
+    ]
+    assert not torch.isin(at_depth(summed[0], 1).rows, at_depth(summed[1], 1).rows).any()
+    turned = apply("transpose", (viewed(value, (4, 2, 3)), 1, 2), {}, ((4, 3, 2), torch.float64))
+    assert isinstance(turned, Labels)
+    assert not torch.equal(turned.rows, viewed(value, (4, 3, 2)).rows)
+
+
+# Faults
+
+Fault = Callable[[fx.Graph], None]
+
+
+def pieces(graph: fx.Graph) -> list[fx.Node]:
+    """Launches: dispatches of both pieces, combines of both."""
+    return [node for node in ops.calls(graph, ops.is_all_to_all) if is_piece(node)]
+
+
+def named(graph: fx.Graph, name: str) -> list[fx.Node]:
+    return [node for node in graph.nodes if ops.op_name(node) == name]
+
+
+def other_rows(graph: fx.Graph) -> None:
+    """The second piece gets the rows of the first one."""
+    first = named(graph, "narrow")[0]
+    second = next(node for node in named(graph, "narrow") if node.args[0] is first.args[0] and node is not first)
+    second.update_arg(2, 0)
+
+
+def other_order(graph: fx.Graph) -> None:
+    """The pieces are put together the other way round."""
+    joined = named(graph, "cat")[-1]
+    joined.update_arg(0, list(reversed(joined.args[0])))  # type: ignore[arg-type]
+
+
+def other_answer(graph: fx.Graph) -> None:
+    """Both pieces take what came back for the first one."""
+    first, second = pieces(graph)[2:]
+    wait = next(iter(second.users))
+    wait.update_arg(0, first)
+
+
+def other_weights(graph: fx.Graph) -> None:
+    """The weights of the first piece for the second one."""
+    first, second = [node for node in named(graph, "mul") if not is_old(node)][:2]
+    second.update_arg(1, first.args[1])
+
+
+def other_number(graph: fx.Graph) -> None:
+    """The best one instead of the best two would be seen by shapes; a softmax along tokens is not."""
+    node = named(graph, "softmax")[0]
+    node.update_arg(1, 0)
+
+
+def other_sum(graph: fx.Graph) -> None:
+    """Copies of a token are multiplied."""
+    for node in named(graph, "sum"):
+        if not is_old(node) and ops.is_floating(node):
+            node.target = "prod" if node.op == "call_method" else torch.prod
+            return
+
+
+def other_product(graph: fx.Graph) -> None:
+    """A row more than there is."""
+    launch = pieces(graph)[0]
+    launch.update_arg(1, list(reversed(launch.args[1])))  # type: ignore[arg-type]
+
+
+OLD: set[str] = set()
+
+
+def is_old(node: fx.Node) -> bool:
+    return node.name in OLD
+
+
+def cut(layer: Layer) -> tuple[fx.Graph, GraphSnapshot]:
+    module = captured(layer)
+    before = GraphSnapshot(module.graph)
+    OLD.clear()
+    OLD.update(node.name for node in module.graph.nodes)
+    cut_by_token(module.graph, lambda _: 2)
+    return module.graph, before
+
+
+@pytest.mark.parametrize("layer", [layers.ours, layers.grouped, layers.with_load, layers.two_layers])
+def test_what_was_cut_passes(layer: Layer) -> None:
+    verify_tokens(*cut(layer))
+
+
+@pytest.mark.parametrize("fault", [other_rows, other_order, other_answer, other_number, other_product])
+@pytest.mark.parametrize("layer", [layers.ours, layers.grouped])
+def test_a_fault_is_noticed(layer: Layer, fault: Fault) -> None:
+    graph, before = cut(layer)
+    fault(graph)
+    with pytest.raises(VerificationError, match="by token"):
+        verify_tokens(graph, before)
+
+
+@pytest.mark.parametrize("fault", [other_weights, other_sum])
+def test_a_fault_in_what_follows_is_noticed(fault: Fault) -> None:
+    graph, before = cut(layers.ours)
+    fault(graph)
+    with pytest.raises(VerificationError, match="by token"):
+        verify_tokens(graph, before)
+
+
+def test_nothing_else_may_be_added_or_go() -> None:
+    graph, before = cut(layers.ours)
+    output = next(node for node in graph.nodes if node.op == "output")
+    with graph.inserting_before(output):
+        graph.call_function(torch.manual_seed, (0,))
+    with pytest.raises(VerificationError, match="was not in the graph"):
+        verify_tokens(graph, before)
