@@ -79,6 +79,12 @@ class FarSkipConfig:
     piece by piece. `"auto"`: by experts where each has products of its own, else by tokens. Padded exchanges are cut
     along slots and experts, whatever is said here."""
 
+    micro_batches: int = 1
+    """In how many parts the batch goes through the whole stack, scheduled against each other: one part's exchanges are
+    on their way while the other one's attention and experts compute. 1 or 2. Needs what `pieces` needs, exchanges
+    without drops by all-to-all, and proof that nothing else joins sequences; a batch that can't be cut is an error (a
+    warning without `strict`). Not together with `pieces`."""
+
     schedule: bool = True
     """Order collectives and compute for overlap, forward and backward. Needs `inner="inductor"` (other inner backends
     run the graph as it is) and an initialised `torch.distributed`; changes no result."""
@@ -262,6 +268,8 @@ def _check_types(config: FarSkipConfig) -> None:
         raise ConfigError("inductor= takes a dictionary of Inductor options", way_out="inductor={...}")
     known = config.pieces == "auto" or (_is_integer(config.pieces) and config.pieces in get_args(Pieces))
     _require(config, "pieces", known, "is unknown", f"one of {', '.join(map(repr, get_args(Pieces)))}")
+    is_count = _is_integer(config.micro_batches) and config.micro_batches in (1, 2)
+    _require(config, "micro_batches", is_count, "is unknown", "1 or 2")
     along = config.pieces_along in get_args(PiecesAlong)
     _require(config, "pieces_along", along, "is unknown", f"one of {', '.join(map(repr, get_args(PiecesAlong)))}")
     is_profile = profile is None or isinstance(profile, str | HardwareProfile)
@@ -287,10 +295,17 @@ def _check_combinations(config: FarSkipConfig) -> None:
         raise ConfigError(
             f"Inductor options are given, but inner={config.inner!r}", way_out='inner="inductor", or drop them'
         )
-    if config.pieces != 1 and (config.inner != "inductor" or not config.schedule):
+    for name in ("pieces", "micro_batches"):
+        value = getattr(config, name)
+        if value != 1 and (config.inner != "inductor" or not config.schedule):
+            raise ConfigError(
+                f"{name}={value!r} does nothing with inner={config.inner!r} and schedule={config.schedule!r}",
+                way_out=f'inner="inductor" and schedule=True, or {name}=1',
+            )
+    if config.pieces != 1 and config.micro_batches != 1:
         raise ConfigError(
-            f"pieces={config.pieces!r} does nothing with inner={config.inner!r} and schedule={config.schedule!r}",
-            way_out='inner="inductor" and schedule=True, or pieces=1',
+            f"pieces={config.pieces!r} and micro_batches={config.micro_batches} both cut exchanges",
+            way_out="one of them: parts of the batch have exchanges of their own",
         )
     if config.merge_reductions and config.connectivity not in (None, "full", "mlp"):
         raise ConfigError(

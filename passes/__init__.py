@@ -70,6 +70,15 @@ PASSES = (
         takes=("stream", "regions", "term_names"),
     ),
     Pass(
+        "micro_batches",
+        "pieces.tokens.batch:cut_batch",
+        Stage.REWIRED,
+        "on request: the batch in parts through the whole stack, each with exchanges of its own",
+        takes=("graph", "parts"),
+        provides=("pairs",),
+        changes=Changes.ROUNDING,
+    ),
+    Pass(
         "pieces_by_expert",
         "pieces.by_expert:cut_by_expert",
         Stage.REWIRED,

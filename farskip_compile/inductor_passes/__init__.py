@@ -79,6 +79,8 @@ class Plan:
     """What can't be cut is an error."""
     pieces_along: PiecesAlong = "auto"
     """What a piece of an exchange without drops is."""
+    micro_batches: int = 1
+    """In how many parts the batch is cut."""
 
 
 def make_plan(config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str, Any] | None = None) -> Plan | None:
@@ -110,6 +112,7 @@ def make_plan(config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str
         config.pieces,
         config.strict,
         config.pieces_along,
+        config.micro_batches,
     )
 
 
@@ -170,6 +173,7 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
         exchanges_cut=earlier.exchanges + in_pieces.exchanges,
         exchanges_whole=tuple(map(str, in_pieces.refused)),
         pieces_same_bits=in_pieces.same_bits,
+        pieces_along=tuple(dict.fromkeys([*earlier.along, *in_pieces.along])),
     )
     schedule: Schedule | None = driver.facts.get("schedule")
     if schedule is not None:

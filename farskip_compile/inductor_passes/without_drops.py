@@ -43,6 +43,7 @@ from farskip_compile.verify.tokens import verify_tokens
 
 BY_EXPERT, BY_TOKEN = "pieces_by_expert", "pieces_by_token"
 """Names of passes."""
+OTHERS = frozenset(one.name for one in PASSES if one.stage is Stage.REWIRED)
 Whole = dict[str, tuple[str, Where]]
 """By the launch of an exchange that is not cut: why, and where."""
 
@@ -86,8 +87,8 @@ def _by_expert(graph: fx.Graph, pieces: Pieces, profile: HardwareProfile) -> Who
     """Cut in place."""
     before = GraphSnapshot(graph)
     how_many = partial(_best_by_expert, profile) if pieces == "auto" else lambda _: pieces
-    driver = Driver(PASSES, Stage.REWIRED, {"graph": graph, "how_many": how_many})
-    driver.run(through=BY_EXPERT)
+    driver = Driver(PASSES, Stage.REWIRED, {"graph": graph, "how_many": how_many}, OTHERS - {BY_EXPERT})
+    driver.run()
     driver.verify(verify_blocks, graph, before)
     driver.finish()
     return {one.node.name: (one.reason, ops.where(one.node)) for one in driver.facts["stay_whole"]}
@@ -111,7 +112,7 @@ def _by_token(module: fx.GraphModule, pieces: Pieces, profile: HardwareProfile, 
     twin.owning_module = module
     how_many = partial(_best_by_token, profile) if pieces == "auto" else lambda _: pieces
     facts = {"graph": twin, "pieces_of": how_many}
-    driver = Driver(PASSES, Stage.REWIRED, facts, {BY_EXPERT})
+    driver = Driver(PASSES, Stage.REWIRED, facts, OTHERS - {BY_TOKEN})
     try:
         driver.run()
         cut: TokensCut = driver.facts["tokens_cut"]

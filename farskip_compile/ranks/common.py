@@ -26,6 +26,7 @@ OPTIONS = (
     "merge_reductions",
     "pieces",
     "pieces_along",
+    "micro_batches",
     "schedule",
     "memory_increase",
     "load_imbalance",

@@ -75,6 +75,9 @@ class ScheduleReport:
     """Those that are not, and why."""
     pieces_same_bits: bool | None = None
     """Whether products in pieces give the same bits as whole ones, on the device that compiled; None: not known."""
+    pieces_along: tuple[str, ...] = ()
+    """What the rows of pieces are: `slots` (cut after differentiation: gradients of weights are whole), `experts`
+    (before it, and whole all the same), `tokens` or `batch` (before it: gradients of weights are sums over pieces)."""
     profile: str = ""
     """Name of the hardware profile that the figures come from."""
     flights: tuple[Flight, ...] = ()
@@ -104,6 +107,8 @@ class ScheduleReport:
                 known[name] = Predicted(**known[name])
         if "exchanges_whole" in known:
             known["exchanges_whole"] = tuple(known["exchanges_whole"])
+        if "pieces_along" in known:
+            known["pieces_along"] = tuple(known["pieces_along"])
         if "flights" in known:
             known["flights"] = tuple(_flight(one) for one in known["flights"])
         return cls(**known)
@@ -116,6 +121,7 @@ class ScheduleReport:
         )
         if self.pieces > 1:
             text += f", {amount(self.exchanges_cut, 'exchange')} in {self.pieces} pieces"
+            text += f" by {' and '.join(self.pieces_along)}" if self.pieces_along else ""
             text += f" and {len(self.exchanges_whole)} whole" if self.exchanges_whole else ""
             text += {True: " (same bits)", False: " (other rounding)", None: ""}[self.pieces_same_bits]
         if self.before is None or self.after is None:

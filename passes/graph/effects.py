@@ -34,7 +34,15 @@ def is_pure(node: fx.Node) -> bool:
 
 def is_random(node: fx.Node) -> bool:
     """Draws from a generator, by the tag of its ATen operator."""
-    return _names_random(ops.op_name(node)) and not ops.is_inactive_dropout(node)
+    return _names_random(ops.op_name(node)) and not ops.is_inactive_dropout(node) and not _drops_nothing(node)
+
+
+def _drops_nothing(node: fx.Node) -> bool:
+    """Whether this is an attention without dropout."""
+    if ops.op_name(node) != "scaled_dot_product_attention":
+        return False
+    dropped = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
+    return isinstance(dropped, int | float) and dropped == 0
 
 
 @functools.lru_cache(maxsize=4096)

@@ -20,7 +20,7 @@ from farskip_compile.passes.graph import ops
 from farskip_compile.passes.pieces.axis import intervals
 from farskip_compile.passes.pieces.emit import cut
 from farskip_compile.passes.pieces.gathered import gathered_exchanges
-from farskip_compile.passes.pieces.notes import is_piece, noted
+from farskip_compile.passes.pieces.notes import is_piece, noted, noted_along
 from farskip_compile.passes.pieces.region import find_region, pairs_of
 from farskip_compile.passes.pieces.rules import NotSeparableError
 
@@ -51,6 +51,9 @@ class PiecesCut:
     refused: tuple[Refused, ...] = ()
     same_bits: bool | None = None
     """Whether products in pieces were seen to give the same bits here (`verify.piece_bits`)."""
+    along: tuple[str, ...] = ()
+    """What the rows of pieces are: those of `slots` (or of experts, of a padded exchange), `experts`, `tokens`, or of
+    parts of the `batch`."""
 
 
 def cut_exchanges(graph: fx.Graph, pieces: int) -> PiecesCut:
@@ -68,11 +71,13 @@ def cut_exchanges(graph: fx.Graph, pieces: int) -> PiecesCut:
         found += 1
     for launch in gathered_exchanges(graph) if pieces > 1 else ():
         refused.append(Refused(launch.name, launch.name, BY_GATHER, ops.source_line(launch)))
-    return PiecesCut(pieces, found, tuple(refused))
+    return PiecesCut(pieces, found, tuple(refused), along=("slots",) if found else ())
 
 
 def cut_earlier(graph: fx.Graph) -> PiecesCut:
     """What was cut before differentiation, by its notes; the number of pieces is the largest."""
-    launched = Counter(int(noted(node)) for node in ops.calls(graph, ops.is_all_to_all) if is_piece(node))
-    pairs = sum(count // (2 * pieces) for pieces, count in launched.items())
-    return PiecesCut(max(launched, default=1), pairs)
+    pieces = [node for node in ops.calls(graph, ops.is_all_to_all) if is_piece(node)]
+    launched = Counter(int(noted(node)) for node in pieces)
+    pairs = sum(count // (2 * number) for number, count in launched.items())
+    along = tuple(sorted({noted_along(node) for node in pieces}))
+    return PiecesCut(max(launched, default=1), pairs, along=along)

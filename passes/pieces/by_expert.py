@@ -148,7 +148,7 @@ class _Cut:
             splits = [[self._sum(blocks[low:high]) for blocks in sizes] for sizes in (arriving, leaving)]
             value = self._empty(one, [number for blocks in arriving for number in blocks[low:high]])
             launched.append(self._put(launch.target, (one, *splits, *launch.args[3:]), value, launch.kwargs))
-            note(launched[-1], str(len(self.groups)))
+            note(launched[-1], str(len(self.groups)), "experts")
         return launched
 
     def _wait(self, wait: fx.Node, launched: fx.Node) -> fx.Node:

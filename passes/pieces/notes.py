@@ -14,14 +14,23 @@ PIECES = "farskip_pieces"
 """Key: the number of pieces that a launch is one of, as text; or why it is whole."""
 
 
-def note(node: fx.Node, text: str) -> None:
-    """Say of a launch what became of it."""
-    node.meta[CUSTOM] = {**node.meta.get(CUSTOM, {}), PIECES: text}
+ALONG = "farskip_pieces_along"
+"""Key: what the rows of a piece are, as text."""
+
+
+def note(node: fx.Node, text: str, along: str = "") -> None:
+    """Say of a launch what became of it; of a piece, what its rows are."""
+    node.meta[CUSTOM] = {**node.meta.get(CUSTOM, {}), PIECES: text, ALONG: along}
 
 
 def noted(node: fx.Node) -> str:
     """What was said of a launch; empty if nothing."""
     return str(node.meta.get(CUSTOM, {}).get(PIECES, ""))
+
+
+def noted_along(node: fx.Node) -> str:
+    """What the rows of a piece are; empty if nothing was said."""
+    return str(node.meta.get(CUSTOM, {}).get(ALONG, ""))
 
 
 def is_piece(node: fx.Node) -> bool:

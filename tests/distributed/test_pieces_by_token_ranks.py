@@ -36,32 +36,40 @@ def reported() -> list[tuple[str, int, int, int]]:
     ]
 
 
-def ours_on_rank(rank: int, world_size: int, name: str, layers: tuple[str, ...], connectivity: str) -> dict[str, Any]:
+def ours_on_rank(
+    rank: int, world_size: int, name: str, layers: tuple[str, ...], connectivity: str, cut: dict[str, Any]
+) -> dict[str, Any]:
     torch.compiler.reset()
     farskip_compile.clear_schedules()
     parallel = ParallelConfig(ep_group=dist.group.WORLD, ep_mode="dropless")
     model = build(name, dtype=torch.float64, parallel=parallel, layers=layers, **SMALL)
     ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(rank))
     expected = run_with_gradients(FarSkipForm(model, connectivity=connectivity), model, ids)
-    options = {"connectivity": connectivity, **TOKENS}
+    options = {"connectivity": connectivity, **cut}
     with scalar_kernels():
         found = run_with_gradients(torch.compile(model, backend="farskip", fullgraph=True, options=options), model, ids)
     assert found[1].keys() == expected[1].keys()
     return {
         "reports": reported(),
+        "along": {along for one in farskip_compile.last_schedules() for along in one.pieces_along},
         "output": relative_difference(found[0], expected[0]),
         "gradients": max(relative_difference(found[1][key], expected[1][key]) for key in expected[1]),
     }
 
 
 @pytest.mark.parametrize(
-    ("name", "layers", "connectivity"),
-    [("mixtral", ("moe",), "none"), ("deepseek_v3", ("moe", "moe"), "full")],
-    ids=["one layer", "from one exchange into the next"],
+    ("name", "layers", "connectivity", "cut", "along"),
+    [
+        ("mixtral", ("moe",), "none", TOKENS, "tokens"),
+        ("deepseek_v3", ("moe", "moe"), "full", TOKENS, "tokens"),
+        ("deepseek_v3", ("moe", "moe"), "none", {"micro_batches": 2}, "batch"),
+    ],
+    ids=["one layer", "from one exchange into the next", "batch"],
 )
-def test_models_of_ours(name: str, layers: tuple[str, ...], connectivity: str) -> None:
-    for found in run_ranks(ours_on_rank, 2, name, layers, connectivity, timeout=400):
+def test_models_of_ours(name: str, layers: tuple[str, ...], connectivity: str, cut: dict[str, Any], along: str) -> None:
+    for found in run_ranks(ours_on_rank, 2, name, layers, connectivity, cut, timeout=400):
         assert found["reports"] == [(phase, 2, len(layers), 0) for phase in ("forward", "backward")]
+        assert found["along"] == {along}
         assert found["output"] < 1e-12, found
         assert found["gradients"] < 1e-11, found
 

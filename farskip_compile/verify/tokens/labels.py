@@ -110,7 +110,7 @@ def viewed(value: Labels, shape: Sequence[int]) -> Labels:
     """The same entries in another shape: at the depth at which the rows of both are the same, finer if need be."""
     for depth in range(value.depth, len(value.shape) + 1):
         count = math.prod(value.shape[:depth])
-        for new in range(len(shape) + 1):
+        for new in range(min(depth, 1), len(shape) + 1):  # rows stay rows, also if there is one
             if math.prod(shape[:new]) == count and _splits_there(value.shape[depth:], shape[new:]):
                 return Labels(finer(value, depth).rows.reshape(tuple(shape[:new])), tuple(shape))
     raise ValueError(f"{value.shape} is no {tuple(shape)}")

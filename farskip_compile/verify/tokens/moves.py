@@ -262,7 +262,8 @@ def _added(args: Args, kwargs: Kwargs, form: Form) -> Any:
 
 
 def _best(dim_at: int, args: Args, kwargs: Kwargs, form: Form) -> Any:
-    """`topk`, `sort`: which ones is drawn, for each row."""
+    """`topk`, `sort`: which ones is drawn, for each row. Every other row takes the first ones, so that these have many
+    more rows than the others: what becomes of too many must be seen."""
     value = args[0]
     if not isinstance(form, list) or len(form) != 2:
         raise UnknownError("its results are not known")
@@ -270,7 +271,8 @@ def _best(dim_at: int, args: Args, kwargs: Kwargs, form: Form) -> Any:
     if argument(args, kwargs, dim_at, "dim", -1) % len(shape) != len(shape) - 1:
         raise UnknownError("the best of another dimension than the last")
     labels = at_depth(value, len(shape) - 1)
-    drawn = mixed(labels.rows.unsqueeze(-1), torch.arange(value.shape[-1]))
+    number = torch.arange(value.shape[-1])
+    drawn = torch.where(labels.rows.unsqueeze(-1) & 1 == 0, mixed(labels.rows.unsqueeze(-1), number), number)
     places = drawn.argsort(-1)[..., : shape[-1]].to(numbers).contiguous()
     return Labels(mixed(labels.rows, label_of("best", constants(args, kwargs))), shape), places
 

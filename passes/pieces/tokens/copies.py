@@ -96,7 +96,7 @@ class _Copies:
             args, kwargs = _scaled(args, kwargs, rows_of(node), rows, 0 if name in PLAIN else 1)
         new = self._put(node, op, target, args, kwargs)
         if ops.is_all_to_all(node) and ops.is_floating(node):
-            note(new, str(len(self.spans)))
+            note(new, str(len(self.spans)), self.region.along)
         return new
 
     def _for(self, number: int) -> Any:

@@ -24,16 +24,20 @@ def sizes_of(launch: fx.Node) -> list[fx.Node]:
     return [size for split in splits for size in split if isinstance(size, fx.Node)]
 
 
-class Facts:
-    """Of the nodes of `graph`, as they are now; `first` is its first exchange whose sizes data decides."""
+def deciding(launch: fx.Node) -> set[fx.Node]:
+    """The inputs of the call that decide where tokens go. Weights that are inputs of the call do not decide it, but for
+    those in front of the first choice."""
+    return {node for node in walk_back(sizes_of(launch)) if node.op == "placeholder" and not is_module_state(node)}
 
-    def __init__(self, graph: fx.Graph, first: fx.Node) -> None:
+
+class Facts:
+    """Of the nodes of `graph`, as they are now; `begins` are the inputs that have rows."""
+
+    def __init__(self, graph: fx.Graph, begins: Collection[fx.Node]) -> None:
         self.nodes = list(graph.nodes)
         self.place = {node: number for number, node in enumerate(self.nodes)}
-        begins = {node for node in walk_back(sizes_of(first)) if node.op == "placeholder" and not is_module_state(node)}
         self.data = spread(self.nodes, begins.__contains__)
-        """What depends on inputs of the call that also decide where the first tokens go. Weights that are inputs of the
-        call do not decide it, but for those in front of the first choice."""
+        """What depends on them."""
         self.writers: dict[fx.Node, list[fx.Node]] = defaultdict(list)
         for writer, bases in effects.writers(self.nodes).items():
             for base in bases:

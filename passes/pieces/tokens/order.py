@@ -112,9 +112,36 @@ def keeps_rows(node: fx.Node) -> bool:
     return like or name in APART | ops.VIEWS | ops.COPIES | ops.CAST_OPS or bool(name and is_pointwise(name))
 
 
+def keeps_batch(node: fx.Node) -> bool:
+    """Whether each sequence of the value of `node` is made of one sequence of each argument; the batch is their first
+    dimension."""
+    if keeps_rows(node) or ops.is_attention(node):
+        return True
+    name = ops.op_name(node)
+    value = ops.tensor(node.all_input_nodes[0]) if node.all_input_nodes else None
+    if value is None or value.dim() < 2:
+        return False
+    if name in TURNS:
+        dims = dims_of(node, value.dim())
+        return bool(dims) and 0 not in dims
+    if name in ("matmul", "bmm"):
+        factors = [ops.tensor(arg) for arg in node.args[:2] if isinstance(arg, fx.Node)]
+        return all(one is not None and (one.dim() <= 2 or rows_are(one, value)) for one in factors)
+    return name in ("embedding", "view_as_complex", "view_as_real", "repeat_interleave", "pad") and (
+        name == "embedding" or 0 not in dims_of(node, value.dim())
+    )
+
+
+def rows_are(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether both have as many rows."""
+    return bool(one.dim() and other.dim() and one.shape[0] == other.shape[0])
+
+
 def _of_features(index: object, rows: int) -> bool:
     """Whether an index takes parts of features alone."""
     parts = list(index) if isinstance(index, tuple) else [index]
+    if parts[0] is Ellipsis:
+        return all(isinstance(part, slice | int) for part in parts[1:])
     plain = all(isinstance(part, slice | int) for part in parts)
     return plain and len(parts) > rows and all(part == slice(None) for part in parts[: rows + 1])
 

@@ -28,7 +28,7 @@ from torch import fx
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.pieces.notes import is_piece
 from farskip_compile.passes.pieces.rules import NotSeparableError
-from farskip_compile.passes.pieces.tokens.facts import Facts, Window, sizes_of
+from farskip_compile.passes.pieces.tokens.facts import Facts, Window, deciding, sizes_of
 from farskip_compile.passes.pieces.tokens.order import MADE, chooses, has_no_rows, keeps_rows, mixes, rows_of
 from farskip_compile.passes.schedule.collectives import launches_with_waits
 
@@ -50,6 +50,8 @@ class Region:
     """The part of the graph that it lies in."""
     pairs: int = 1
     """Dispatches with their combines."""
+    along: str = "tokens"
+    """What its rows are."""
 
     def nodes(self) -> list[fx.Node]:
         """All of them, in the order of the graph."""
@@ -62,8 +64,9 @@ class Region:
         return [arg for arg in read if arg in self.window.facts.data and rows_of(arg) is not None]
 
     def units(self) -> int:
-        """Into how many equal parts they can all be cut."""
-        return math.gcd(*(rows_of(value) or 1 for value in self.cut()))
+        """Into how many equal parts they can all be cut, and what is computed around of them."""
+        around = (node for node in self.around if ops.op_name(node) not in MADE and rows_of(node) is not None)
+        return math.gcd(*(rows_of(value) or 1 for value in (*self.cut(), *around)))
 
 
 Members = Sequence[tuple[fx.Node, list[fx.Node]]]
@@ -76,7 +79,7 @@ def regions_of(graph: fx.Graph) -> tuple[list[Region], list[NotSeparableError]]:
     for launch, waits in launches_with_waits(graph).items():
         if ops.is_all_to_all(launch) and not is_piece(launch) and ops.is_floating(launch) and sizes_of(launch):
             together[frozenset(map(tuple, launch.args[1:3]))].append((launch, waits))  # type: ignore[arg-type]
-    facts = Facts(graph, next(iter(together.values()))[0][0]) if together else None
+    facts = Facts(graph, deciding(next(iter(together.values()))[0][0])) if together else None
     regions: list[Region] = []
     refused = []
     for members, window in facts.windows(list(together.values())) if facts is not None else ():

@@ -23,8 +23,8 @@ Exchange = Callable[[torch.Tensor, list[int], list[int]], torch.Tensor]
 WEIGHT = torch.arange(EXPERTS // RANKS * WIDTH * WIDTH, dtype=torch.float64).view(EXPERTS // RANKS, WIDTH, WIDTH) / 10
 
 
-def captured(layer: Layer, tokens: int = TOKENS) -> fx.GraphModule:
-    """The Dynamo graph."""
+def captured(layer: Layer, tokens: int = TOKENS, batch: int | None = None) -> fx.GraphModule:
+    """The Dynamo graph; of a stack that takes a batch."""
     found: list[fx.GraphModule] = []
 
     def keep(module: fx.GraphModule, _: object) -> object:
@@ -34,7 +34,8 @@ def captured(layer: Layer, tokens: int = TOKENS) -> fx.GraphModule:
     torch.compiler.reset()
     with fake_ranks(RANKS):
         generator = torch.Generator().manual_seed(0)
-        given = torch.randn(tokens, WIDTH, generator=generator, dtype=torch.float64)
+        sizes = [tokens, WIDTH] if batch is None else [batch, tokens, WIDTH]
+        given = torch.randn(sizes, generator=generator, dtype=torch.float64)
         torch.compile(layer, backend=keep, fullgraph=True)(given)
     return found[0]
 
@@ -134,3 +135,44 @@ def noisy(x: torch.Tensor) -> torch.Tensor:
     given, receipt = dispatch(rows, experts.flatten(), experts=EXPERTS, group=dist.group.WORLD)
     back = combine([one * torch.rand_like(one) for one in given], receipt)
     return (back.view(x.shape[0], 2, WIDTH) * weights.unsqueeze(-1)).sum(1)
+
+
+# Stacks on a batch of sequences, [B, TOKENS, WIDTH]
+
+
+def attention(x: torch.Tensor) -> torch.Tensor:
+    """Of one head, within each sequence."""
+    heads = x.unsqueeze(1)
+    return F.scaled_dot_product_attention(heads, heads, heads, is_causal=True).squeeze(1)
+
+
+def stack(x: torch.Tensor) -> torch.Tensor:
+    """An attention, experts, and once more."""
+    for _ in range(2):
+        x = x + attention(F.rms_norm(x, (WIDTH,)))
+        x = x + grouped(F.rms_norm(x, (WIDTH,)).flatten(0, 1)).view(x.shape)
+    return x
+
+
+def stack_with_loss(x: torch.Tensor) -> torch.Tensor:
+    """A mean over everything at the end."""
+    return stack(x).square().mean()
+
+
+def stack_that_joins(x: torch.Tensor) -> torch.Tensor:
+    """Each sequence reads the mean of all of them."""
+    return stack(x - x.mean(0))
+
+
+def stack_across(x: torch.Tensor) -> torch.Tensor:
+    """The attention goes across sequences."""
+    x = x + attention(x.transpose(0, 1)).transpose(0, 1)
+    return x + grouped(x.flatten(0, 1)).view(x.shape)
+
+
+def stack_with_room(x: torch.Tensor) -> torch.Tensor:
+    """Experts have room for a fixed number of rows."""
+    rows = x.flatten(0, 1)
+    chosen = rows[:, :EXPERTS].argmax(-1)
+    given, receipt = dispatch(rows, chosen, experts=EXPERTS, group=dist.group.WORLD, slots=8)
+    return x + combine(given, receipt).view(x.shape)

@@ -1,0 +1,77 @@
+"""Before differentiation, on request: the batch in parts through the whole stack, each with exchanges of its own.
+
+In:    a Dynamo graph whose exchanges have no drops; in how many parts.
+Out:   the same graph, in which all that handles the batch sequence by sequence is there once for each part, those of
+       the first part before those of the second at each place: one part's exchanges are on their way while the other
+       computes.
+Never: cuts a sequence. What needs the whole batch (a loss, counts for statistics, a state that is written) gets it,
+       from the parts.
+
+Algorithm: inputs whose first dimension is the batch are cut along it. An operator is copied if it keeps the sequences
+of all its arguments apart (`keeps_batch`), or lies inside of a region of tokens (`region`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+
+from torch import fx
+
+from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.pieces.rules import NotSeparableError
+from farskip_compile.passes.pieces.tokens.copies import copy_for_pieces
+from farskip_compile.passes.pieces.tokens.facts import Facts, Window, deciding, sizes_of
+from farskip_compile.passes.pieces.tokens.order import keeps_batch
+from farskip_compile.passes.pieces.tokens.region import Region, regions_of
+
+
+def cut_batch(graph: fx.Graph, parts: int) -> int:
+    """Cut the batch of `graph` in place; returns how many pairs of exchanges each part has.
+
+    Raises:
+        NotSeparableError: it can't be cut. The graph may be half done then, and is to be thrown away.
+    """
+    region = _whole(graph)
+    copy_for_pieces(graph, region, parts)
+    return region.pairs
+
+
+def _whole(graph: fx.Graph) -> Region:
+    launches = [node for node in ops.calls(graph, ops.is_all_to_all) if ops.is_floating(node)]
+    output = next(node for node in graph.nodes if node.op == "output")
+    padded = next((launch for launch in launches if not sizes_of(launch)), None)
+    if not launches:
+        raise NotSeparableError(output, "it has no exchange of tokens by all-to-all")
+    if padded is not None:
+        raise NotSeparableError(padded, "it has room for a fixed number of rows, and parts of a batch drop other ones")
+    regions, refused = regions_of(graph)
+    if refused:
+        raise refused[0]
+    inputs = _inputs(launches[0])
+    if not inputs:
+        raise NotSeparableError(launches[0], "nothing that decides where tokens go has more than one sequence")
+    facts = Facts(graph, inputs)
+    inside = {node for region in regions for node in region.inside}
+    around = {node for region in regions for node in region.around} - inside
+    own = {*inputs, *inside, *around}
+    for node in facts.nodes:
+        if node in facts.data and node not in own and _may_copy(node, facts, own):
+            around.add(node)
+            own.add(node)
+    window = Window(facts, 0, len(facts.nodes))
+    return Region(launches, inside, around, window, sum(region.pairs for region in regions), "batch")
+
+
+def _inputs(launch: fx.Node) -> set[fx.Node]:
+    """Of the inputs that decide where tokens go, those whose first dimension is the batch: as long as that of most."""
+    values = {node: ops.tensor(node) for node in deciding(launch)}
+    lengths = Counter(value.shape[0] for value in values.values() if value is not None and value.dim() > 1)
+    batch = next((length for length, _ in lengths.most_common() if isinstance(length, int) and length > 1), None)
+    return {node for node, value in values.items() if value is not None and value.dim() and value.shape[0] == batch}
+
+
+def _may_copy(node: fx.Node, facts: Facts, own: Collection[fx.Node]) -> bool:
+    data = [arg for arg in node.all_input_nodes if arg in facts.data]
+    writes = bool(effects.mutated_args(node)) or node in facts.writers
+    return not writes and effects.is_pure(node) and keeps_batch(node) and all(arg in own for arg in data)

@@ -1,0 +1,105 @@
+"""The batch in parts: what is there once for each part, what stays whole, and what is refused.
+
+That results are the same on real ranks is shown in tests/distributed/test_pieces_by_token_ranks.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import fx
+
+from farskip_compile.errors import VerificationError
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
+from farskip_compile.passes.pieces.notes import is_piece, noted_along
+from farskip_compile.passes.pieces.rules import NotSeparableError
+from farskip_compile.passes.pieces.tokens.batch import cut_batch
+from farskip_compile.verify.tokens import verify_tokens
+from tests.passes.pieces import layers_without_drops as layers
+from tests.passes.pieces.layers_without_drops import TOKENS, Layer, captured
+
+
+def cut(module: fx.GraphModule, parts: int = 2) -> int:
+    before = GraphSnapshot(module.graph)
+    pairs = cut_batch(module.graph, parts)
+    module.graph.lint()
+    verify_tokens(module.graph, before)
+    module.recompile()
+    return pairs
+
+
+def sizes_of(module: fx.GraphModule, holds: object) -> list[tuple[int, ...]]:
+    found = [ops.tensor(node) for node in module.graph.nodes if ops.op_name(node) == holds]
+    return [tuple(value.shape) for value in found if value is not None]
+
+
+@pytest.mark.parametrize(("batch", "parts"), [(2, 2), (3, 2), (4, 2), (4, 4)])
+def test_each_part_goes_through_the_whole_stack(batch: int, parts: int) -> None:
+    module = captured(layers.stack, batch=batch)
+    assert cut(module, parts) == 2
+    pieces = [node for node in ops.calls(module.graph, ops.is_all_to_all) if is_piece(node)]
+    assert len(pieces) == 2 * 2 * parts
+    assert {noted_along(node) for node in pieces} == {"batch"}
+    attentions = sizes_of(module, "scaled_dot_product_attention")
+    assert len(attentions) == 2 * parts
+    assert sum(shape[0] for shape in attentions) == 2 * batch
+    # joined once, at the end
+    (output,) = [node for node in module.graph.nodes if node.op == "output"]
+    assert [ops.op_name(arg) for arg in output.all_input_nodes] == ["cat"]
+    assert sizes_of(module, "cat")[-1] == (batch, TOKENS, layers.WIDTH)
+
+
+def test_parts_take_turns() -> None:
+    """One part's dispatch is launched, then the other's, then their combines: layer by layer."""
+    module = captured(layers.stack, batch=2)
+    cut(module)
+    launches = [node for node in ops.calls(module.graph, ops.is_all_to_all) if is_piece(node)]
+    place = {node: number for number, node in enumerate(module.graph.nodes)}
+    attentions = [place[node] for node in module.graph.nodes if ops.is_attention(node)]
+    order = sorted([*((place[node], "exchange") for node in launches), *((at, "attention") for at in attentions)])
+    assert [kind for _, kind in order] == (["attention"] * 2 + ["exchange"] * 4) * 2
+
+
+def test_a_loss_is_that_of_the_whole_batch() -> None:
+    module = captured(layers.stack_with_loss, batch=2)
+    assert cut(module) == 2
+    (mean,) = [node for node in module.graph.nodes if ops.op_name(node) == "mean"]
+    assert ops.tensor(mean.all_input_nodes[0]).shape[0] == 2  # type: ignore[union-attr]
+
+
+def test_what_joins_sequences_in_front_stays_whole() -> None:
+    module = captured(layers.stack_that_joins, batch=2)
+    assert cut(module) == 2
+    (mean,) = [node for node in module.graph.nodes if ops.op_name(node) == "mean"]
+    assert ops.tensor(mean.all_input_nodes[0]).shape[0] == 2  # type: ignore[union-attr]
+
+
+def test_an_attention_across_sequences_stays_whole() -> None:
+    """Only the exchange behind it is cut."""
+    module = captured(layers.stack_across, batch=2)
+    assert cut(module) == 1
+    assert sizes_of(module, "scaled_dot_product_attention") == [(TOKENS, 1, 2, layers.WIDTH)]
+
+
+@pytest.mark.parametrize(
+    ("layer", "batch", "reason"),
+    [
+        (layers.stack_with_room, 2, "it has room for a fixed number of rows"),
+        (layers.attention, 2, "it has no exchange of tokens by all-to-all"),
+        (layers.stack, 1, "more than one sequence"),
+    ],
+)
+def test_what_can_not_be_cut_is_refused(layer: Layer, batch: int, reason: str) -> None:
+    with pytest.raises((NotSeparableError, VerificationError), match=reason):
+        cut(captured(layer, batch=batch))
+
+
+def test_a_part_that_takes_the_other_ones_sequences_is_noticed() -> None:
+    module = captured(layers.stack, batch=2)
+    before = GraphSnapshot(module.graph)
+    cut_batch(module.graph, 2)
+    first, second = [node for node in module.graph.nodes if node.target is torch.narrow][:2]
+    second.update_arg(2, first.args[2])
+    with pytest.raises(VerificationError, match="its rows are not those of"):
+        verify_tokens(module.graph, before)
