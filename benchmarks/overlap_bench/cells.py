@@ -18,6 +18,8 @@ full              connectivity "full": rewired and scheduled
 full, 2 pieces    as `full`, in two pieces
 full, pieces      as `full`, in pieces="auto"
 full, +50 %       as `full, pieces`, with a limit on memory of 50 % instead of 5 %
+none, 2 batches   as `none`, the batch in two parts through the stack (micro_batches=2); only without drops, as the next
+full, by token    as `full`, in two pieces of tokens, each from one layer's exchange into the next
 lag2              connectivity "lag2": a layer of time for each exchange, without pieces
 compute           like hand-written, with collectives that replay recorded results: the compute of the step
 communication     the collectives of that step one after another, and nothing else
@@ -49,11 +51,12 @@ EAGER, CHUNKED, MICRO, HAND = "overlapped eager", "chunked eager", "micro-batche
 NONE, FULL, LAG2 = "none", "full", "lag2"
 NONE_2, FULL_2 = "none, 2 pieces", "full, 2 pieces"
 NONE_CUT, FULL_CUT, FULL_MORE = "none, pieces", "full, pieces", "full, +50 %"
+NONE_BATCHES, FULL_TOKENS = "none, 2 batches", "full, by token"
 COMPUTE, COMMUNICATION = "compute", "communication"
 
 ORDER = (
     *(PLAIN, OVERLAP, PASSES, EAGER, CHUNKED, MICRO, HAND),
-    *(NONE, NONE_2, NONE_CUT, FULL, FULL_2, FULL_CUT, FULL_MORE, LAG2),
+    *(NONE, NONE_2, NONE_CUT, NONE_BATCHES, FULL, FULL_2, FULL_CUT, FULL_TOKENS, FULL_MORE, LAG2),
 )
 """The order in tables: baselines, then ours."""
 OURS: dict[str, dict[str, Any]] = {
@@ -64,20 +67,24 @@ OURS: dict[str, dict[str, Any]] = {
     NONE_CUT: {"connectivity": "none", "pieces": "auto"},
     FULL_CUT: {"connectivity": "full", "pieces": "auto"},
     FULL_MORE: {"connectivity": "full", "pieces": "auto", "memory_increase": 0.5},
+    NONE_BATCHES: {"connectivity": "none", "micro_batches": 2},
+    FULL_TOKENS: {"connectivity": "full", "pieces": 2, "pieces_along": "tokens"},
     LAG2: {"connectivity": "lag2"},
 }
 """Options of our backend."""
 CUT = (NONE_2, FULL_2, NONE_CUT, FULL_CUT, FULL_MORE)
 BASELINES = ORDER[: ORDER.index(NONE)]
-EXPERT_PARALLEL = (CHUNKED, MICRO, *CUT)
+DROPLESS = (NONE_BATCHES, FULL_TOKENS)
+"""Variants that need exchanges without drops, and the whole batch's tokens in one step: no decoding."""
+EXPERT_PARALLEL = (CHUNKED, MICRO, *CUT, *DROPLESS)
 """Variants that need it."""
 PROFILED = (OVERLAP, PASSES, *OURS)
 """Variants that depend on the hardware profile: another link needs another compile."""
 LAG2_HAND, HALVES = "lag2 by hand", "halves"
 """For comparison only, in eager mode. Of a half of the batch, padded exchanges may drop other rows."""
 COMPARED = (
-    *((name, PLAIN) for name in (OVERLAP, PASSES, CHUNKED, NONE, NONE_2, NONE_CUT)),
-    *((name, HAND) for name in (EAGER, FULL, FULL_2, FULL_CUT, FULL_MORE)),
+    *((name, PLAIN) for name in (OVERLAP, PASSES, CHUNKED, NONE, NONE_2, NONE_CUT, NONE_BATCHES)),
+    *((name, HAND) for name in (EAGER, FULL, FULL_2, FULL_CUT, FULL_TOKENS, FULL_MORE)),
     (LAG2, LAG2_HAND),
     (MICRO, HALVES),
 )

@@ -210,9 +210,7 @@ class _Group:
         profile = link_profile(self.machine, seconds, exchanges=self.exchanges, rate=rate, alone=probed.seconds)
         if profile.digest() != self.digest:
             options = {"load_imbalance": self.imbalance, **self.options}
-            for variant in steps.profiled_variants(
-                self.model, profile, options, tensor_parallel=bool(self.settings["tensor_parallel"])
-            ):
+            for variant in steps.profiled_variants(self.model, profile, options, self.settings):
                 self._build(variant, profile)
             self.digest = profile.digest()
 

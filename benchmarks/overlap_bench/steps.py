@@ -42,6 +42,7 @@ from overlap_bench.cells import (
     CHUNKED,
     COMPUTE,
     DECODE,
+    DROPLESS,
     EAGER,
     EXPERT_PARALLEL,
     HALVES,
@@ -117,7 +118,7 @@ def in_halves(model: Decoder) -> Variant:
 
 
 def profiled_variants(
-    model: Decoder, profile: HardwareProfile, options: Mapping[str, Any], *, tensor_parallel: bool
+    model: Decoder, profile: HardwareProfile, options: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> list[Variant]:
     """Those that are scheduled by `profile`; `options` are further ones of our backend."""
 
@@ -128,9 +129,13 @@ def profiled_variants(
         theirs = options_for(name, profile, options.get("load_imbalance", 1.0))
         return torch.compile(model, fullgraph=True, options=theirs)
 
-    return [
-        Variant(name, model, compiled(name)) for name in PROFILED if not tensor_parallel or name not in EXPERT_PARALLEL
-    ]
+    return [Variant(name, model, compiled(name)) for name in PROFILED if name not in left_out(settings)]
+
+
+def left_out(settings: Mapping[str, Any]) -> set[str]:
+    """Variants that a cell has not."""
+    whole = settings["capacity_factor"] is None and settings["phase"] != DECODE
+    return {*(EXPERT_PARALLEL if settings["tensor_parallel"] else ()), *(() if whole else DROPLESS)}
 
 
 def compute_alone(settings: Mapping[str, Any], group: dist.ProcessGroup) -> Variant:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from overlap_bench.cells import COMMUNICATION, COMPARED, COMPUTE, EXPERT_PARALLEL, ORDER, Cell
+from overlap_bench.cells import COMMUNICATION, COMPARED, COMPUTE, DROPLESS, EXPERT_PARALLEL, ORDER, Cell
 from overlap_bench.results import Result, summarise
 from overlap_bench.settings import TENSOR_PARALLEL
 
@@ -111,8 +111,9 @@ def handed(
 def result(name="deepseek_v3/prefill/balanced/2/0.5", **wanted) -> Result:
     """Of a tensor-parallel cell without the variants that need expert parallelism."""
     cell = Cell.parse(name)
+    wanted["missing"] = (*DROPLESS, *wanted.get("missing", ()))
     if cell.group.model in TENSOR_PARALLEL:
-        wanted["missing"] = (*EXPERT_PARALLEL, *wanted.get("missing", ()))
+        wanted["missing"] = (*EXPERT_PARALLEL, *wanted["missing"])
     data = handed(phase=cell.group.phase, **wanted)
     return summarise(
         cell,

@@ -11,11 +11,11 @@ from common import decode
 from overlap_bench import ranks, settings
 from overlap_bench.cells import (
     EAGER,
-    EXPERT_PARALLEL,
     FULL,
     FULL_2,
     FULL_CUT,
     FULL_MORE,
+    FULL_TOKENS,
     LAG2,
     LAG2_HAND,
     MICRO,
@@ -28,6 +28,7 @@ from overlap_bench.cells import (
 from overlap_bench.inductor import captured_code, device_figures, facts, options_for
 from overlap_bench.launch import desk
 from overlap_bench.results import Result, summarise
+from overlap_bench.steps import left_out
 from overlap_bench.terminal import cell_text
 
 from farskip_compile.costs import default_profile
@@ -79,13 +80,13 @@ def test_a_cell_from_end_to_end(name, nothing_is_compiled, tmp_path):
     assert None not in rates[1:]
     result = summarise(cell, handed[0], about="", cores="", when="", machine="", is_network=True)
     assert decode(Result, json.loads(json.dumps(result.to_json()))) == result
-    names = [name for name in ORDER if not wanted["tensor_parallel"] or name not in EXPERT_PARALLEL]
+    names = [name for name in ORDER if name not in left_out(wanted)]
     if cell.group.phase == "decode" and MICRO in names:
         names.remove(MICRO)
         assert "one of the whole batch" in result.missing[MICRO]
     assert set(result.exposed) == set(names)
     apart = {(check["one"], check["other"]) for check in result.differs}
-    rewired = {(name, "hand-written") for name in (FULL, FULL_2, FULL_CUT, FULL_MORE) if name in names}
+    rewired = {(name, "hand-written") for name in (FULL, FULL_2, FULL_CUT, FULL_TOKENS, FULL_MORE) if name in names}
     assert apart == rewired | {(LAG2, LAG2_HAND)}
     assert sum(result.shares.values()) == pytest.approx(1.0)
     assert result.rate in rates
