@@ -34,8 +34,7 @@ from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, Far
 from farskip_compile.guard.generation import refuse_decode_only
 from farskip_compile.guard.wrappers import watch as watch_wrappers
 from farskip_compile.inductor_passes import KernelPass, Plan, PostGradPass, make_plan, pin_before_fusion
-from farskip_compile.inductor_passes.micro_batches import cut_in_micro_batches
-from farskip_compile.inductor_passes.without_drops import cut_without_drops
+from farskip_compile.inductor_passes.before_differentiation import cut_before_differentiation
 from farskip_compile.pipeline import run
 from farskip_compile.ranks.announce import collective_orders, collective_sizes
 from farskip_compile.ranks.captured import checked_at_first_run
@@ -146,9 +145,7 @@ class Backend:
         inductor = self.settings.inner == "inductor"
         plan = make_plan(self.settings, module, common) if inductor else None
         if plan is not None:
-            cut_in_micro_batches(module, plan.micro_batches, plan.skip, strict=plan.strict)
-            cut_without_drops(module, plan.pieces, plan.pieces_along, plan.skip, plan.profile, strict=plan.strict)
-            module.recompile()
+            cut_before_differentiation(module, plan)
         unannounced = plan is None and self.settings.check_order and world_group() is not None
         orders = collective_orders(module.graph) if unannounced else {}
         sizes = collective_sizes(module.graph) if unannounced else {}

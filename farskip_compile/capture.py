@@ -28,6 +28,8 @@ from farskip_compile._compat.modules import is_compiled
 from farskip_compile.backend import Backend, Compiled, Receive, intercept
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import NoResidualStackError, PartialModelError
+from farskip_compile.inductor_passes import make_plan
+from farskip_compile.inductor_passes.before_differentiation import cut_before_differentiation
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
@@ -147,6 +149,8 @@ def with_graphs(
         def graphs(config: FarSkipConfig) -> Graphs:
             rewired = fx.GraphModule(captured, copy.deepcopy(captured.graph))
             report = run(rewired, config)
+            if (plan := make_plan(config, rewired)) is not None:
+                cut_before_differentiation(rewired, plan)
             phases = tuple(aten_graphs(rewired, inputs))
             for _, graph in phases:
                 facts = {"graph": graph, "regroup": {}}

@@ -64,9 +64,9 @@ compute (padded exchanges have room for a half's tokens, and may drop other rows
 `hand-written` is the FarSkip form compiled by plain Inductor; `none`, `full` and `lag2` are ours, in one piece, two
 pieces, or `pieces="auto"`, the latter also with more memory. Without drops (skewed routing) there are two more:
 `none, 2 batches` is `micro_batches=2`, the batch in two parts through the stack; `full, by token` has two pieces of
-tokens, each of which goes from one layer's exchange into the next. What changes no function was compared with `plain`, what
-is rewired with `hand-written` (or the form of lag2 by hand), on every rank: logits, or loss and all gradients, to 1e-4
-of their norms.
+tokens, each of which goes from one layer's exchange into the next. What changes no function was compared with `plain`,
+what is rewired with `hand-written` (or the form of lag2 by hand), on every rank: logits, or loss and all gradients, to
+1e-4 of their norms.
 
 What no schedule can hide. In one piece the MoEs are a chain, dispatch, experts, combine, the next router, under `full`,
 too: while its experts compute, nothing of that chain is in flight. So where communication is as long as compute, about

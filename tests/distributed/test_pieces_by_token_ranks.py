@@ -62,7 +62,7 @@ def ours_on_rank(
     [
         ("mixtral", ("moe",), "none", TOKENS, "tokens"),
         ("deepseek_v3", ("moe", "moe"), "full", TOKENS, "tokens"),
-        ("deepseek_v3", ("moe", "moe"), "none", {"micro_batches": 2}, "batch"),
+        ("mixtral", ("moe",), "none", {"micro_batches": 2}, "batch"),
     ],
     ids=["one layer", "from one exchange into the next", "batch"],
 )

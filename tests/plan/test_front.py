@@ -59,6 +59,24 @@ def test_exchanges_in_pieces_hide_communication_of_the_model_as_it_is():
     assert found[2].hidden > found[1].hidden
 
 
+@pytest.mark.parametrize("cut", [{"pieces": 2}, {"pieces": 2, "pieces_along": "tokens"}, {"micro_batches": 2}], ids=str)
+def test_what_is_cut_before_differentiation_is_known(cut):
+    """Of exchanges without drops, cut by experts, by tokens, and with the batch."""
+    slow = replace(load_profile("h100"), ranks_per_node=1)
+    with fake_ranks(2):
+        model = small(parallel=ParallelConfig(ep_group=dist.group.WORLD, ep_mode="dropless"), **SIZES, experts=8)
+        found = [
+            with_estimates(
+                model,
+                (IDS,),
+                lambda estimate: estimate("none"),
+                config=replace(CONFIG, profile=slow, **wish),
+            )
+            for wish in ({}, cut)
+        ]
+    assert found[1].hidden > found[0].hidden
+
+
 @functools.cache
 def damage_of_each_row():
     return measure_damage(small(**SIZES), batches(1, seed=7))

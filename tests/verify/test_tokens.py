@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces.notes import is_piece
 from farskip_compile.passes.pieces.tokens import cut_by_token
 from farskip_compile.verify.tokens import verify_tokens
+from farskip_compile.verify.tokens.arguments import UnknownError
 from farskip_compile.verify.tokens.labels import Labels, at_depth, fresh, viewed
 from farskip_compile.verify.tokens.rules import apply
 from tests.passes.pieces import layers_without_drops as layers
@@ -53,16 +55,23 @@ FORM = ((4, 6), torch.float64)
         ("cumsum", (0,), False),
         ("flip", ([0],), False),  # it has no rule: every row is made of all
         ("sort", (-1,), True),
+        ("norm", (2, -1, True), True),
+        ("norm", (1, 0, True), False),  # the first number is the power
+        ("amax", (1, True), True),
     ],
 )
 def test_what_a_row_is_made_of(name: str, args: tuple[object, ...], apart: bool) -> None:
     """Another last row changes the first one, or does not."""
-    form = [FORM, ((4, 6), torch.int64)] if name == "sort" else FORM
+    form: Any = [FORM, ((4, 6), torch.int64)] if name == "sort" else FORM
+    if args[-1] is True:  # the dimension is kept
+        form = (4, 1) if apart else (1, 6), torch.float64
     one, other = fresh(1, (4, 6), 1), fresh(1, (4, 6), 1)
     other.rows[-1] += 1
     first, second = (apply(name, (value, *args), {}, form) for value in (one, other))  # type: ignore[arg-type]
     if name == "sort":
         first, second = first[0], second[0]
+    assert isinstance(first, Labels)
+    assert isinstance(second, Labels)
     same = torch.equal(at_depth(first, 1).rows[0], at_depth(second, 1).rows[0])
     assert same == apart
 
@@ -138,6 +147,12 @@ def other_product(graph: fx.Graph) -> None:
     launch.update_arg(1, list(reversed(launch.args[1])))  # type: ignore[arg-type]
 
 
+def other_ranks(graph: fx.Graph) -> None:
+    """The pieces go to another group of as many ranks."""
+    for launch in pieces(graph):
+        launch.update_arg(3, "another")
+
+
 OLD: set[str] = set()
 
 
@@ -159,7 +174,7 @@ def test_what_was_cut_passes(layer: Layer) -> None:
     verify_tokens(*cut(layer))
 
 
-@pytest.mark.parametrize("fault", [other_rows, other_order, other_answer, other_number, other_product])
+@pytest.mark.parametrize("fault", [other_rows, other_order, other_answer, other_number, other_product, other_ranks])
 @pytest.mark.parametrize("layer", [layers.ours, layers.grouped])
 def test_a_fault_is_noticed(layer: Layer, fault: Fault) -> None:
     graph, before = cut(layer)
@@ -183,3 +198,30 @@ def test_nothing_else_may_be_added_or_go() -> None:
         graph.call_function(torch.manual_seed, (0,))
     with pytest.raises(VerificationError, match="was not in the graph"):
         verify_tokens(graph, before)
+
+
+def test_what_is_written_to_is_not_read_by_pieces() -> None:
+    """The order of a write and of what is added is not followed."""
+    graph, before = cut(layers.written_behind)
+    with pytest.raises(VerificationError, match="it reads what is written to"):
+        verify_tokens(graph, before)
+
+
+def test_a_function_that_is_not_torchs_is_not_known_by_its_name() -> None:
+    graph, before = cut(layers.ours)
+
+    def mul(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return one.cumsum(0) * other
+
+    for node in [node for node in graph.nodes if ops.op_name(node) == "mul" and not is_old(node)]:
+        node.target = mul
+    with pytest.raises(VerificationError, match="no function of PyTorch"):
+        verify_tokens(graph, before)
+
+
+def test_an_embedding_that_counts_its_rows_is_not_known() -> None:
+    table, ids = fresh(1, (4, 6), 0), torch.arange(3)
+    form: Any = (3, 6), torch.float64
+    assert isinstance(apply("embedding", (ids, table), {}, form), Labels)
+    with pytest.raises(UnknownError, match="how often"):
+        apply("embedding", (ids, table), {"scale_grad_by_freq": True}, form)

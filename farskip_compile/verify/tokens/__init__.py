@@ -29,7 +29,7 @@ from farskip_compile.verify.tokens.ranks import Nodes, Ranks, same
 
 ROUNDS = 2
 ADDED = frozenset(["narrow", "cat", "reshape"])
-CHECKS = frozenset(["_assert_scalar", "_check", "_check_is_size", "setitem"])
+CHECKS = frozenset(["_assert_scalar", "_check", "_check_is_size"])
 
 
 def verify_tokens(graph: fx.Graph, before: GraphSnapshot) -> None:
@@ -66,18 +66,31 @@ def _of(graphs: tuple[Nodes, Nodes], given: Collection[str], count: int, seed: i
 
 
 def _check_kinds(old: Mapping[str, fx.Node], new: Mapping[str, fx.Node]) -> None:
+    kept = [node for name, node in new.items() if name in old]
+    written = {effects.storage(base) for bases in effects.writers(kept).values() for base in bases} - {None}
+    kinds = {_kind(node) for node in old.values() if ops.is_all_to_all(node)}
     called = {ops.op_name(node) for node in old.values()} | ADDED
     for name, node in new.items():
         if name not in old and (ops.op_name(node) not in called or node.op not in ("call_function", "call_method")):
             raise _error(node, f"{ops.op_name(node) or node.op} was not in the graph")
+        if name not in old and any(effects.storage(arg) in written for arg in node.all_input_nodes if arg.name in old):
+            raise _error(node, "it reads what is written to")
+        if name not in old and ops.is_all_to_all(node) and _kind(node) not in kinds:
+            raise _error(node, "it goes to other ranks than any exchange did")
     for name, node in old.items():
-        if name not in new and not _may_go(node):
+        if name not in new and not _may_go(node, new):
             raise _error(node, "what it did is no longer in the graph")
 
 
-def _may_go(node: fx.Node) -> bool:
+def _kind(launch: fx.Node) -> tuple[str, str]:
+    return str(launch.target), ops.process_group(launch)
+
+
+def _may_go(node: fx.Node, new: Collection[str]) -> bool:
     if ops.is_all_to_all(node) or ops.is_wait(node) or ops.op_name(node) in CHECKS:
         return True
+    if ops.op_name(node) == "setitem":  # with what it writes to
+        return isinstance(node.args[0], fx.Node) and node.args[0].name not in new
     return node.op.startswith("call") and effects.is_pure(node)
 
 

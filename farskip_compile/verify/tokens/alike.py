@@ -11,6 +11,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import torch
 from torch import fx
 
+from farskip_compile._compat import is_module_state
 from farskip_compile.passes.graph import ops
 
 
@@ -26,7 +27,8 @@ def key_of(graphs: Sequence[Mapping[fx.Node, str | None]]) -> Hashable | None:
                 return None
             if name is not None:
                 places[node] = f"given {numbers.setdefault(name, len(numbers))}"
-                lines.append((places[node], node.op, _form(node)))
+                state = node.op == "placeholder" and is_module_state(node)
+                lines.append((places[node], node.op, state, _form(node)))
                 continue
             places[node] = f"%{len(places)}"
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg, places=places: places[arg])  # type: ignore[misc]

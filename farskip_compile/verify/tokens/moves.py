@@ -202,6 +202,8 @@ def _looked_up(args: Args, kwargs: Kwargs, form: Form) -> Any:
     table = args[1]
     if isinstance(args[0], Labels) or isinstance(table, torch.Tensor):
         raise UnknownError("rows of a table are looked up by what is no number")
+    if argument(args, kwargs, 5, "scale_grad_by_freq", False):
+        raise UnknownError("gradients are scaled by how often a row is looked up")
     return Labels(mixed(at_depth(table, 0).rows, args[0].long()), one_form(form)[0])
 
 
@@ -248,13 +250,14 @@ def _added(args: Args, kwargs: Kwargs, form: Form) -> Any:
     if dim % len(target.shape) != 0:
         raise UnknownError("rows are added along another dimension than the first")
     rows, added = at_depth(target, 1).rows.clone(), at_depth(labels, 1).rows
+    how = label_of("added", constants([], {name: value for name, value in kwargs.items() if name == "alpha"}))
     order = index.argsort(stable=True)
     index, added = index[order], added[order]
     first = torch.searchsorted(index, index)
     turn = torch.arange(len(index)) - first
     for number in range(int(turn.max()) + 1 if len(turn) else 0):
         now = turn == number
-        rows[index[now]] = mixed(mixed(rows[index[now]], label_of("added")), added[now])
+        rows[index[now]] = mixed(mixed(rows[index[now]], how), added[now])
     return Labels(rows, target.shape)
 
 
@@ -287,6 +290,10 @@ def _of_experts(args: Args, kwargs: Kwargs, form: Form) -> Any:
     if isinstance(ends, Labels) or ends is None or len(value.shape) != 2 or len(weights.shape) != 3:
         raise UnknownError("a grouped product of another kind")
     expert = torch.searchsorted(ends.long(), torch.arange(value.shape[0]), right=True)
+    if any(one is not None for one in args[3:]) or any(
+        kwargs.get(name) is not None for name in kwargs if name != "offs"
+    ):
+        raise UnknownError("a grouped product with a bias, or of another type")
     rows = mixed(at_depth(value, 1).rows, label_of("grouped", value.shape[1:], weights.shape[1:]))
     rows = mixed(rows, at_depth(weights, 1).rows[expert.clamp(max=weights.shape[0] - 1)])
     nothing = mixed(rows, label_of("nothing"))
@@ -309,6 +316,7 @@ RULES: dict[str, Callable[[Args, Kwargs, Form], Any]] = {
     **dict.fromkeys(["view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten", "unflatten"], _view),
     **dict.fromkeys(["unsqueeze", "squeeze"], _view),
     **dict.fromkeys(["contiguous", "clone", "detach", "alias"], _same),
+    "dropout": _same,  # an active one is refused before
     **dict.fromkeys(["expand", "expand_as", "broadcast_to"], _expanded),
     **dict.fromkeys(["transpose", "swapaxes", "swapdims", "t"], _turned),
     "permute": _permuted,

@@ -26,6 +26,8 @@ Error = Callable[[fx.Node, str], VerificationError]
 FRESH = frozenset(
     ["zeros", "ones", "empty", "new_zeros", "new_ones", "new_empty", "zeros_like", "ones_like", "empty_like"]
 )
+PLACED = frozenset(["from_local", "redistribute", "to_local", "full_tensor"])
+"""They say on which ranks parts of a tensor are; done in earnest, they would communicate."""
 SMALL = 4
 """Integers that are given are less."""
 
@@ -139,6 +141,10 @@ class Ranks:
             return self._write(node, args)
         if ops.is_wait(node):
             return args[0]
+        if name in PLACED:
+            return self._placed(node, args[0], rank)
+        if node.op == "call_function" and not _is_torchs(node.target):
+            raise UnknownError("it is no function of PyTorch")
         if any(isinstance(one, Labels) for one in flat((args, kwargs))):
             return apply(name, args, kwargs, self._form(ops.fake(node), rank, node))
         if name.startswith("higher_order::") or ops.is_collective(node):
@@ -146,6 +152,19 @@ class Ranks:
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _placed(self, node: fx.Node, value: Any, rank: int) -> Any:
+        """What says where a tensor is: nothing is sent here. A share is the first one, on each rank; this decides what
+        both graphs are given, and nothing else."""
+        fake = ops.tensor(node)
+        if node.name not in self.given or not isinstance(value, torch.Tensor) or fake is None:
+            raise UnknownError("it places a tensor")
+        if ops.op_name(node) != "to_local":
+            return value
+        shape = self._shape(fake, rank, node)
+        if len(shape) != value.dim() or any(most > has for most, has in zip(shape, value.shape, strict=True)):
+            raise UnknownError("it gathers a tensor")
+        return value[tuple(slice(size) for size in shape)]
 
     def _write(self, node: fx.Node, args: Any) -> None:
         base: Any = node.args[0]
@@ -193,6 +212,12 @@ class Ranks:
         if None in found:
             raise self.error(node, f"it is not known how many rows it has: {tuple(value.shape)}")
         return found
+
+
+def _is_torchs(target: Any) -> bool:
+    """Whether a function is known by its name."""
+    module = getattr(target, "__module__", None)
+    return module is None or str(module).partition(".")[0] in ("torch", "_operator", "builtins", "math")
 
 
 def _rows(value: Any) -> torch.Tensor:

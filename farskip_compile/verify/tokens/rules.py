@@ -87,11 +87,11 @@ def _all_but(features: int) -> Callable[[Args, Kwargs], Apart]:
     return lambda args, kwargs: (len(args[0].shape) - features, [args[0]])
 
 
-def _before(default: object = None) -> Callable[[Args, Kwargs], Apart]:
-    """The rows are the dimensions in front of those that are named."""
+def _before(default: object = None, place: int = 1) -> Callable[[Args, Kwargs], Apart]:
+    """The rows are the dimensions in front of those that are named, as argument number `place`."""
 
     def rule(args: Args, kwargs: Kwargs) -> Apart:
-        given = argument(args, kwargs, 1, "dim", default)
+        given = argument(args, kwargs, place, "dim", default)
         dims = list(given) if isinstance(given, list | tuple) else [given]
         count = len(args[0].shape)
         if any(type(dim) is not int for dim in dims):
@@ -141,7 +141,8 @@ ROWS: dict[str, Callable[[Args, Kwargs], Apart]] = {
     "bmm": _product,
     "scaled_dot_product_attention": _attention,
     **dict.fromkeys(["softmax", "log_softmax", "cumsum", "cumprod", "logsumexp"], _before()),
-    **dict.fromkeys(["sum", "mean", "amax", "amin", "var", "std", "prod", "norm", "argmax", "argmin"], _before()),
+    **dict.fromkeys(["sum", "mean", "amax", "amin", "var", "std", "prod", "argmax", "argmin"], _before()),
+    **dict.fromkeys(["norm", "linalg_vector_norm"], _before(place=2)),
     **dict.fromkeys(["gather", "scatter"], _among_features),
     "glu": _before(-1),
 }

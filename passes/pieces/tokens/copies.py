@@ -93,7 +93,7 @@ class _Copies:
         if rows is not None and name in ops.VIEWS and self._counts_rows(node, args):
             op, target, args, kwargs = "call_function", torch.reshape, (args[0], self._shape(node, rows)), {}
         elif rows is not None and (name in EXPANDS or self._has_rows(node)):
-            args, kwargs = _scaled(args, kwargs, rows_of(node), rows, 0 if name in PLAIN else 1)
+            args = _scaled(args, self._shape(node, rows), rows_of(node), 0 if name in PLAIN else 1)
         new = self._put(node, op, target, args, kwargs)
         if ops.is_all_to_all(node) and ops.is_floating(node):
             note(new, str(len(self.spans)), self.region.along)
@@ -220,18 +220,13 @@ def _checks(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _scaled(args: Any, kwargs: Any, whole: int | None, rows: int, first: int) -> tuple[Any, Any]:
-    """The arguments from number `first` on, with the first size `whole` among them replaced."""
-    done = False
-
-    def scaled(size: Any) -> Any:
-        nonlocal done
-        if isinstance(size, list | tuple):
-            return type(size)(map(scaled, size))
-        if not done and type(size) is int and size == whole:
-            done = True
-            return rows
-        return size
-
-    changed = tuple(map(scaled, args[first:]))
-    return (*args[:first], *changed), {key: scaled(one) for key, one in kwargs.items()}
+def _scaled(args: Any, shape: Sequence[int], whole: int | None, first: int) -> Any:
+    """The arguments, with the size `whole` replaced by that of `shape`, where they differ; sizes begin at argument
+    `first`, or are a list there."""
+    listed = len(args) > first and isinstance(args[first], list | tuple)
+    sizes = list(args[first] if listed else args[first:])
+    for dim, size in enumerate(shape[: len(sizes)]):
+        if type(sizes[dim]) is int and sizes[dim] == whole != size:
+            sizes[dim] = size
+            break
+    return (*args[:first], sizes, *args[first + 1 :]) if listed else (*args[:first], *sizes)

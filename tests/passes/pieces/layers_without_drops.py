@@ -137,6 +137,14 @@ def noisy(x: torch.Tensor) -> torch.Tensor:
     return (back.view(x.shape[0], 2, WIDTH) * weights.unsqueeze(-1)).sum(1)
 
 
+def written_behind(x: torch.Tensor) -> torch.Tensor:
+    """What experts read is written to later."""
+    x = x * 1
+    out = grouped(x)
+    x.add_(1)
+    return out + x
+
+
 # Stacks on a batch of sequences, [B, TOKENS, WIDTH]
 
 
