@@ -7,14 +7,46 @@ Never: schedules anything; that is done after differentiation, when pieces are k
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Protocol
+
 from torch import fx
 
-from farskip_compile.inductor_passes import Plan
+from farskip_compile.config import Pieces, PiecesAlong
+from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.inductor_passes.micro_batches import cut_in_micro_batches
 from farskip_compile.inductor_passes.without_drops import cut_without_drops
 
 
-def cut_before_differentiation(module: fx.GraphModule, plan: Plan) -> None:
+class Cuts(Protocol):
+    """What a plan says of it."""
+
+    @property
+    def pieces(self) -> Pieces:
+        """In how many pieces exchanges are cut."""
+
+    @property
+    def pieces_along(self) -> PiecesAlong:
+        """What a piece of one without drops is."""
+
+    @property
+    def micro_batches(self) -> int:
+        """In how many parts the batch is cut."""
+
+    @property
+    def skip(self) -> Collection[str]:
+        """Names of passes to leave out."""
+
+    @property
+    def profile(self) -> HardwareProfile:
+        """For estimates."""
+
+    @property
+    def strict(self) -> bool:
+        """What can't be cut is an error."""
+
+
+def cut_before_differentiation(module: fx.GraphModule, plan: Cuts) -> None:
     """Cut what `plan` says.
 
     Raises:

@@ -76,8 +76,9 @@ class ScheduleReport:
     pieces_same_bits: bool | None = None
     """Whether products in pieces give the same bits as whole ones, on the device that compiled; None: not known."""
     pieces_along: tuple[str, ...] = ()
-    """What the rows of pieces are: `slots` (cut after differentiation: gradients of weights are whole), `experts`
-    (before it, and whole all the same), `tokens` or `batch` (before it: gradients of weights are sums over pieces)."""
+    """What the rows of pieces are that were cut before differentiation: those of `experts` (gradients of weights are
+    whole), of `tokens` or of parts of the `batch` (they are sums over pieces). Padded exchanges are cut after it, and
+    gradients of weights are whole."""
     profile: str = ""
     """Name of the hardware profile that the figures come from."""
     flights: tuple[Flight, ...] = ()

@@ -52,8 +52,7 @@ class PiecesCut:
     same_bits: bool | None = None
     """Whether products in pieces were seen to give the same bits here (`verify.piece_bits`)."""
     along: tuple[str, ...] = ()
-    """What the rows of pieces are: those of `slots` (or of experts, of a padded exchange), `experts`, `tokens`, or of
-    parts of the `batch`."""
+    """What the rows of pieces are that were cut before differentiation: `experts`, `tokens`, `batch`."""
 
 
 def cut_exchanges(graph: fx.Graph, pieces: int) -> PiecesCut:
@@ -71,7 +70,7 @@ def cut_exchanges(graph: fx.Graph, pieces: int) -> PiecesCut:
         found += 1
     for launch in gathered_exchanges(graph) if pieces > 1 else ():
         refused.append(Refused(launch.name, launch.name, BY_GATHER, ops.source_line(launch)))
-    return PiecesCut(pieces, found, tuple(refused), along=("slots",) if found else ())
+    return PiecesCut(pieces, found, tuple(refused))
 
 
 def cut_earlier(graph: fx.Graph) -> PiecesCut:

@@ -20,7 +20,7 @@ PADDED, DROPLESS = {"ep_mode": "padded", "capacity_factor": 1.0}, {"ep_mode": "d
 WISHES = (
     ("mixtral", ("moe",), PADDED, {"connectivity": "none", "pieces": 4}),
     ("deepseek_v3", ("moe", "moe"), PADDED, {"connectivity": "full", "pieces": 2}),
-    ("mixtral", ("moe",), DROPLESS, {"connectivity": "none", "pieces": 4}),
+    ("mixtral", ("moe",), DROPLESS, {"connectivity": "none", "pieces": 2}),
     ("deepseek_v3", ("moe", "moe"), DROPLESS, {"connectivity": "full", "pieces": 2}),
 )
 

@@ -160,7 +160,7 @@ def dims_of(node: fx.Node, count: int) -> list[int]:
     if "dim" in node.kwargs or "axis" in node.kwargs:
         given: Any = node.kwargs.get("dim", node.kwargs.get("axis"))
     else:
-        place = 2 if ops.op_name(node) in ("topk", "split") else 1
+        place = 2 if ops.op_name(node) in ("topk", "split", "chunk", "take_along_dim") else 1
         given = node.args[place] if len(node.args) > place else _default(node)
         if ops.op_name(node) in ("transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis"):
             given = _flat(node.args[1:])
