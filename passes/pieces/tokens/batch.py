@@ -4,8 +4,8 @@ In:    a Dynamo graph whose exchanges have no drops; in how many parts.
 Out:   the same graph, in which all that handles the batch sequence by sequence is there once for each part, those of
        the first part before those of the second at each place: one part's exchanges are on their way while the other
        computes.
-Never: cuts a sequence. What needs the whole batch (a loss, counts for statistics, a state that is written) gets it,
-       from the parts.
+Never: cuts a sequence; leaves a product or an attention whole. What else needs the whole batch (a loss, counts for
+       statistics, a state that is written) gets it, from the parts.
 
 Algorithm: inputs whose first dimension is the batch are cut along it. An operator is copied if it keeps the sequences
 of all its arguments apart (`keeps_batch`), or lies inside of a region of tokens (`region`).
@@ -59,6 +59,8 @@ def _whole(graph: fx.Graph) -> Region:
         if node in facts.data and node not in own and _may_copy(node, facts, own):
             around.add(node)
             own.add(node)
+        elif node in facts.data and node not in own and (ops.is_matmul(node) or ops.is_attention(node)):
+            raise NotSeparableError(node, "it is not known to keep sequences apart, or something in front of it is not")
     window = Window(facts, 0, len(facts.nodes))
     return Region(launches, inside, around, window, sum(region.pairs for region in regions), "batch")
 

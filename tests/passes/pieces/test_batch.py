@@ -68,24 +68,12 @@ def test_a_loss_is_that_of_the_whole_batch() -> None:
     assert ops.tensor(mean.all_input_nodes[0]).shape[0] == 2  # type: ignore[union-attr]
 
 
-def test_what_joins_sequences_in_front_stays_whole() -> None:
-    module = captured(layers.stack_that_joins, batch=2)
-    assert cut(module) == 2
-    (mean,) = [node for node in module.graph.nodes if ops.op_name(node) == "mean"]
-    assert ops.tensor(mean.all_input_nodes[0]).shape[0] == 2  # type: ignore[union-attr]
-
-
-def test_an_attention_across_sequences_stays_whole() -> None:
-    """Only the exchange behind it is cut."""
-    module = captured(layers.stack_across, batch=2)
-    assert cut(module) == 1
-    assert sizes_of(module, "scaled_dot_product_attention") == [(TOKENS, 1, 2, layers.WIDTH)]
-
-
 @pytest.mark.parametrize(
     ("layer", "batch", "reason"),
     [
         (layers.stack_with_room, 2, "it has room for a fixed number of rows"),
+        (layers.stack_that_joins, 2, "it is not known to keep sequences apart, or something in front"),
+        (layers.stack_across, 2, "it is not known to keep sequences apart"),
         (layers.attention, 2, "it has no exchange of tokens by all-to-all"),
         (layers.stack, 1, "more than one sequence"),
     ],
