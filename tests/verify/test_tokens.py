@@ -225,3 +225,19 @@ def test_an_embedding_that_counts_its_rows_is_not_known() -> None:
     assert isinstance(apply("embedding", (ids, table), {}, form), Labels)
     with pytest.raises(UnknownError, match="how often"):
         apply("embedding", (ids, table), {"scale_grad_by_freq": True}, form)
+
+
+def test_rows_are_added_in_their_order_and_by_their_factor() -> None:
+    target, rows, form = fresh(1, (2, 6), 1), fresh(2, (3, 6), 1), ((2, 6), torch.float64)
+
+    def added(places: list[int], source: Labels, **more: object) -> torch.Tensor:
+        result = apply("index_add", (target, 0, torch.tensor(places), source), dict(more), form)
+        assert isinstance(result, Labels)
+        return result.rows
+
+    first = added([0, 1, 0], rows)
+    assert torch.equal(first, added([0, 1, 0], rows))
+    turned = Labels(rows.rows.flip(0), rows.shape)
+    assert first[0] != added([0, 1, 0], turned)[0]  # the same rows in another order
+    assert first[1] == added([0, 1, 0], turned)[1]
+    assert not torch.isin(added([0, 1, 0], rows, alpha=2), first).any()
