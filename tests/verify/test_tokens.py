@@ -215,7 +215,7 @@ def test_a_function_that_is_not_torchs_is_not_known_by_its_name() -> None:
 
     for node in [node for node in graph.nodes if ops.op_name(node) == "mul" and not is_old(node)]:
         node.target = mul
-    with pytest.raises(VerificationError, match="no function of PyTorch"):
+    with pytest.raises(VerificationError, match="not a function of PyTorch"):
         verify_tokens(graph, before)
 
 

@@ -17,7 +17,7 @@ Kwargs = dict[str, Any]
 One = tuple[tuple[int, ...], torch.dtype]
 """Shape and type of a tensor."""
 Form = One | list[One] | None
-"""Of a result; a list for several; None if it is no tensor."""
+"""Of a result; a list for several; None if it is not a tensor."""
 
 
 class UnknownError(Exception):

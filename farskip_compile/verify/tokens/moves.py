@@ -57,7 +57,7 @@ def _permuted(args: Args, kwargs: Kwargs, form: Form) -> Any:
 
 
 def _in_order(value: Labels, order: Sequence[int], shape: tuple[int, ...]) -> Labels:
-    """Rows that stay rows are turned; in front of a dimension that does not, they stay as they are."""
+    """Leading dimensions that stay leading are permuted as rows; the rest becomes part of each label."""
     depth = value.depth
     while sorted(order[:depth]) != list(range(depth)):
         depth -= 1
@@ -129,7 +129,7 @@ def _narrowed(args: Args, kwargs: Kwargs, form: Form) -> Any:
 
 
 def _divided(dim_at: int) -> Callable[[Args, Kwargs, Form], Any]:
-    """In parts one behind the other, whose sizes are those of the results."""
+    """Consecutive parts, whose sizes are those of the results."""
 
     def rule(args: Args, kwargs: Kwargs, form: Form) -> Any:
         value: Labels = args[0]
@@ -201,7 +201,7 @@ def _looked_up(args: Args, kwargs: Kwargs, form: Form) -> Any:
     """`embedding`."""
     table = args[1]
     if isinstance(args[0], Labels) or isinstance(table, torch.Tensor):
-        raise UnknownError("rows of a table are looked up by what is no number")
+        raise UnknownError("rows of a table are looked up by indices that are not known")
     if argument(args, kwargs, 5, "scale_grad_by_freq", False):
         raise UnknownError("gradients are scaled by how often a row is looked up")
     return Labels(mixed(at_depth(table, 0).rows, args[0].long()), one_form(form)[0])
@@ -284,7 +284,7 @@ def _best(dim_at: int, args: Args, kwargs: Kwargs, form: Form) -> Any:
 
 
 def _of_experts(args: Args, kwargs: Kwargs, form: Form) -> Any:
-    """`_grouped_mm`: each row with the matrix of its expert; rows behind the last one are nothing."""
+    """`_grouped_mm`: each row with the matrix of its expert; rows after the last expert's are undefined."""
     value, weights = args[0], args[1]
     ends = argument(args, kwargs, 2, "offs")
     if isinstance(ends, Labels) or ends is None or len(value.shape) != 2 or len(weights.shape) != 3:

@@ -144,7 +144,7 @@ class Ranks:
         if name in PLACED:
             return self._placed(node, args[0], rank)
         if node.op == "call_function" and not _is_torchs(node.target):
-            raise UnknownError("it is no function of PyTorch")
+            raise UnknownError("it is not a function of PyTorch")
         if any(isinstance(one, Labels) for one in flat((args, kwargs))):
             return apply(name, args, kwargs, self._form(ops.fake(node), rank, node))
         if name.startswith("higher_order::") or ops.is_collective(node):
@@ -182,7 +182,7 @@ class Ranks:
             raise UnknownError("an exchange with keywords")
         args: list[Any] = [self._args(node, rank)[0] for rank in range(self.count)]
         if any(len(one[1]) != self.count or len(one[2]) != self.count for one in args):
-            raise UnknownError(f"it is no exchange between {self.count} ranks")
+            raise UnknownError(f"it is not an exchange between {self.count} ranks")
         sent = [_rows(tensor).split(list(leaving)) for tensor, _, leaving, *_ in args]
         found: list[Any] = []
         for rank, (tensor, arriving, *_) in enumerate(args):

@@ -88,7 +88,7 @@ def _all_but(features: int) -> Callable[[Args, Kwargs], Apart]:
 
 
 def _before(default: object = None, place: int = 1) -> Callable[[Args, Kwargs], Apart]:
-    """The rows are the dimensions in front of those that are named, as argument number `place`."""
+    """The rows are the dimensions before those that argument number `place` names."""
 
     def rule(args: Args, kwargs: Kwargs) -> Apart:
         given = argument(args, kwargs, place, "dim", default)

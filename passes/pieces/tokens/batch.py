@@ -60,7 +60,7 @@ def _whole(graph: fx.Graph) -> Region:
             around.add(node)
             own.add(node)
         elif node in facts.data and node not in own and (ops.is_matmul(node) or ops.is_attention(node)):
-            raise NotSeparableError(node, "it is not known to keep sequences apart, or something in front of it is not")
+            raise NotSeparableError(node, "it is not known to keep sequences apart, or something before it is not")
     window = Window(facts, 0, len(facts.nodes))
     return Region(launches, inside, around, window, sum(region.pairs for region in regions), "batch")
 

@@ -1,7 +1,7 @@
 """Of a graph, what all regions need to know, and the parts of it in which each is looked for.
 
 Contract: read once; walks stay inside of a window, so that all of them together are linear in the graph. A window goes
-from what a pair of exchanges brought back to the dispatch behind the next one.
+from what a pair of exchanges brought back to the dispatch after the next one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def sizes_of(launch: fx.Node) -> list[fx.Node]:
 
 def deciding(launch: fx.Node) -> set[fx.Node]:
     """The inputs of the call that decide where tokens go. Weights that are inputs of the call do not decide it, but for
-    those in front of the first choice."""
+    those before the first choice."""
     return {node for node in walk_back(sizes_of(launch)) if node.op == "placeholder" and not is_module_state(node)}
 
 
@@ -53,17 +53,16 @@ class Facts:
         starts = [0, *(max(self.place[wait] for _, waits in members for wait in waits) + 1 for members in pairs)]
         ends = [*(min(self.place[launch] for launch, _ in members) for members in pairs[1:]), len(self.nodes)]
         for number, members in enumerate(pairs):
-            yield members, Window(self, min(starts[number], starts[number + 1]), ends[number])
+            yield members, Window(self, starts[number], ends[number])
 
 
 class Window:
-    """The nodes from number `start` to `end`; of several regions, the last one of which begins at `last`."""
+    """The nodes from number `start` to `end`."""
 
-    def __init__(self, facts: Facts, start: int, end: int, last: int | None = None) -> None:
+    def __init__(self, facts: Facts, start: int, end: int) -> None:
         self.facts = facts
         self.start = start
         self.end = end
-        self.last = start if last is None else last
 
     def nodes(self) -> list[fx.Node]:
         """In the order of the graph."""

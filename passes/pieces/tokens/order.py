@@ -61,7 +61,7 @@ def row_dim(value: torch.Tensor) -> int | None:
 
 
 def rows_of(node: fx.Node) -> int | None:
-    """How many rows the value of `node` has; None if it is no tensor, or that is not known."""
+    """How many rows the value of `node` has; None if it is not a tensor, or that is not known."""
     value = ops.tensor(node)
     dim = row_dim(value) if value is not None else None
     return int(value.shape[dim]) if value is not None and dim is not None else None

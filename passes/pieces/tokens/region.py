@@ -163,27 +163,32 @@ def _followed(region: Region, chosen: Collection[fx.Node]) -> Region:
 
 
 def _joined(regions: Sequence[Region]) -> Iterator[Region]:
-    current: Region | None = None
+    """Each is compared with the one before it alone, and put together with all it belongs to once: linear."""
+    groups: list[tuple[list[Region], set[fx.Node]]] = []
     for region in regions:
-        both = _join(current, region) if current is not None else None
-        if current is not None and both is None:
-            yield current
-        current = both if both is not None else region
-    if current is not None:
-        yield current
+        between = _between(groups[-1][0][-1], region) if groups else None
+        if between is None:
+            groups.append(([region], set()))
+        else:
+            groups[-1][0].append(region)
+            groups[-1][1].update(between)
+    for members, between in groups:
+        launches = [launch for one in members for launch in one.launches]
+        inside = {node for one in members for node in one.inside}
+        around = between.union(*(one.around for one in members)) - inside
+        first, last = members[0].window, members[-1].window
+        yield Region(launches, inside, around, Window(first.facts, first.start, last.end), len(members))
 
 
-def _join(one: Region, other: Region) -> Region | None:
-    """Both and what is between them, if rows stay apart there, and it can be cut in as many parts."""
-    last = Window(one.window.facts, one.window.last, other.window.end)
+def _between(one: Region, other: Region) -> set[fx.Node] | None:
+    """What is between them, if rows stay apart there, and it can be cut into as many parts."""
+    window = Window(one.window.facts, one.window.start, other.window.end)
     own = {*one.inside, *one.around}
-    after = last.after(own) - own
-    between = {node for node in last.before(other.cut()) if node in after}
+    after = window.after(own) - own
+    between = {node for node in window.before(other.cut()) if node in after}
     if not between or not all(ops.op_name(node) in MADE or keeps_rows(node) for node in between):
         return None
-    if any(node in last.facts.writers for node in between):
+    if any(node in window.facts.writers for node in between):
         return None
-    window = Window(one.window.facts, one.window.start, other.window.end, other.window.start)
-    around, inside = {*one.around, *other.around, *between}, {*one.inside, *other.inside}
-    both = Region([*one.launches, *other.launches], inside, around, window, one.pairs + other.pairs)
-    return both if both.units() >= min(one.units(), other.units(), UNITS) else None
+    both = Region([], {*one.inside, *other.inside}, {*one.around, *other.around, *between}, window)
+    return between if both.units() >= min(one.units(), other.units(), UNITS) else None

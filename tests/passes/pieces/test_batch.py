@@ -72,7 +72,7 @@ def test_a_loss_is_that_of_the_whole_batch() -> None:
     ("layer", "batch", "reason"),
     [
         (layers.stack_with_room, 2, "it has room for a fixed number of rows"),
-        (layers.stack_that_joins, 2, "it is not known to keep sequences apart, or something in front"),
+        (layers.stack_that_joins, 2, "it is not known to keep sequences apart, or something before"),
         (layers.stack_across, 2, "it is not known to keep sequences apart"),
         (layers.attention, 2, "it has no exchange of tokens by all-to-all"),
         (layers.stack, 1, "more than one sequence"),
