@@ -241,3 +241,11 @@ def test_rows_are_added_in_their_order_and_by_their_factor() -> None:
     assert first[0] != added([0, 1, 0], turned)[0]  # the same rows in another order
     assert first[1] == added([0, 1, 0], turned)[1]
     assert not torch.isin(added([0, 1, 0], rows, alpha=2), first).any()
+
+
+def test_choices_are_drawn_such_that_the_first_experts_get_far_more_rows() -> None:
+    form: Any = [((400, 2), torch.float64), ((400, 2), torch.int64)]
+    _, places = apply("topk", (fresh(1, (400, 16), 1), 2), {}, form)
+    counts = places.flatten().bincount(minlength=16)
+    assert counts[:2].min() > 4 * counts[2:].max()
+    assert counts.min() > 0
