@@ -2,6 +2,7 @@
 
 Usage: python benchmarks/overlap.py [--quick] [--resume] [--cells CELL ...] [--models ...] [--phases ...]
                                     [--routings ...] [--hosts ...] [--ratios ...]
+       python benchmarks/overlap.py --ablation [--cells CELL ...]     our backend without one pass at a time
        python benchmarks/overlap.py --table | --plot        from the file of results, without measuring
 
 Models in the style of DeepSeek-V3 and Qwen3-MoE, their experts spread over hosts (all-to-all), and of Llama-4, its
@@ -41,7 +42,7 @@ from common import DOCS, RecordsError, facts
 from harness import HarnessError, Network, QuantityError
 from overlap_bench import cells, settings
 from overlap_bench.cells import Cell, CellError, Group
-from overlap_bench.page import write_page
+from overlap_bench.page import PASS_ABLATION, write_page
 from overlap_bench.plot import write_plot
 from overlap_bench.results import Result, Store
 from overlap_bench.targets import judge, summary
@@ -49,6 +50,7 @@ from overlap_bench.terminal import cell_text, facts_text
 
 OK, WRONG, USAGE, NO_NETWORK = 0, 1, 2, 3
 JSON, PAGE, PICTURE = DOCS / "benchmarks.json", DOCS / "benchmarks.md", DOCS / "benchmarks.png"
+ABLATED = DOCS / PASS_ABLATION
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -61,6 +63,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ratios", nargs="+", type=float, default=cells.RATIOS, help="default: 0.25 0.5 1 2")
     parser.add_argument("--quick", action="store_true", help="two cells, 4 layers, fewer repetitions: < 10 minutes")
     parser.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)  # tiny models: does it run?
+    parser.add_argument("--ablation", action="store_true", help=f"measure what each pass earns, into {ABLATED.name}")
     parser.add_argument("--resume", action="store_true", help="skip the cells that --json has")
     parser.add_argument("--json", type=Path, metavar="FILE", help=f"results (default: {JSON.name} in docs/)")
     parser.add_argument("--table", action="store_true", help=f"only make {PAGE.name} from --json")
@@ -76,16 +79,18 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     if args.repetitions is not None and args.repetitions < 2:
         parser.error("--repetitions must be at least 2")
     args.default_file = args.json is None and not args.quick and not args.smoke
-    args.json = JSON if args.default_file else args.json
-    named = (
-        cells.quick() if args.quick else cells.grid(args.models, args.phases, args.routings, args.hosts, args.ratios)
-    )
+    args.json = (ABLATED if args.ablation else JSON) if args.default_file else args.json
+    few = cells.ablated() if args.ablation else cells.quick() if args.quick else None
+    named = few or cells.grid(args.models, args.phases, args.routings, args.hosts, args.ratios)
     try:
         args.wanted = [Cell.parse(text) for text in args.cells or map(str, named)]
     except CellError as error:
         parser.error(str(error))
+    if not args.wanted:
+        parser.error("the grid has none of these cells; --cells names any")
     effort = settings.SMOKE if args.smoke else settings.QUICK if args.quick else settings.FULL
     given = {name: getattr(args, name) for name in ("repetitions", "layers", "tokens", "width", "calibration")}
+    effort = dataclasses.replace(effort, ablation=args.ablation)
     args.effort = dataclasses.replace(effort, **{name: one for name, one in given.items() if one is not None})
     return args
 
@@ -145,13 +150,15 @@ class Run:
         print(f"cells:    {len(self.wanted)} in {len(groups)} groups", flush=True)
         for group, ratios in groups.items():
             self._group(group, ratios)
-        verdicts = [verdict for result in self.finished for verdict in judge(result)]
+        judged = [] if self.args.ablation else self.finished
+        verdicts = [verdict for result in judged for verdict in judge(result)]
         lines = [verdict.line() for verdict in verdicts]
         lines += [f"{target}: met in {met} of {total} cells" for target, met, total in summary(verdicts)]
         print("\n".join([f"\n{time.perf_counter() - start:.0f} s in all", *lines]))
-        if self.args.default_file and self.store.results:
-            write_plot(self.store.ordered(), PICTURE)
-            write_page(self.store, PAGE, JSON, PICTURE)
+        if self.args.default_file and JSON.exists():
+            store = Store.load(JSON)
+            write_plot(store.ordered(), PICTURE)
+            write_page(store, PAGE, JSON, PICTURE)
         if self.problem is not None:
             print(f"NOT CHECKED: loopback, not a network ({self.problem})")
             return NO_NETWORK

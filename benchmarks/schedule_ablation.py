@@ -30,8 +30,8 @@ from unittest import mock
 
 import torch
 from common import DOCS, facts
+from overlap_bench.ablations import GROUPS
 from overlap_bench.cells import Cell
-from overlap_bench.page import GROUPS
 from overlap_bench.settings import FULL, settings_of
 from overlap_bench.steps import Step, Variant, make_model
 from torch._inductor.async_compile import AsyncCompile

@@ -17,10 +17,10 @@ none, pieces      as `none`, in pieces="auto"
 full              connectivity "full": rewired and scheduled
 full, 2 pieces    as `full`, in two pieces
 full, pieces      as `full`, in pieces="auto"
-full, +50 %       as `full, pieces`, with a limit on memory of 50 % instead of 5 %
 none, 2 batches   as `none`, the batch in two parts through the stack (micro_batches=2); only without drops, as the next
 full, by token    as `full`, in two pieces of tokens, each from one layer's exchange into the next
 lag2              connectivity "lag2": a layer of time for each exchange, without pieces
+without P         as `full, pieces`, but for the pass P of the list `disable_passes` (`--ablation`, and no baselines)
 compute           like hand-written, with collectives that replay recorded results: the compute of the step
 communication     the collectives of that step one after another, and nothing else
 
@@ -44,19 +44,22 @@ ROUTINGS = (BALANCED, SKEWED)
 HOSTS = (2, 4)
 RATIOS = (0.25, 0.5, 1.0, 2.0)
 FEWER_RATIOS = (0.5, 1.0)
-"""With four hosts, which share the processor."""
+"""With four hosts, which share the processor, and at a long context."""
+SKEWED_RATIOS = (1.0,)
+"""With skewed routing and no drops. Where matrices are cut among ranks, skew moves nothing between them."""
+TENSOR_PARALLEL = ("llama4",)
 
 PLAIN, OVERLAP, PASSES = "plain", "inductor overlap", "inductor passes"
 EAGER, CHUNKED, MICRO, HAND = "overlapped eager", "chunked eager", "micro-batches", "hand-written"
 NONE, FULL, LAG2 = "none", "full", "lag2"
 NONE_2, FULL_2 = "none, 2 pieces", "full, 2 pieces"
-NONE_CUT, FULL_CUT, FULL_MORE = "none, pieces", "full, pieces", "full, +50 %"
+NONE_CUT, FULL_CUT = "none, pieces", "full, pieces"
 NONE_BATCHES, FULL_TOKENS = "none, 2 batches", "full, by token"
 COMPUTE, COMMUNICATION = "compute", "communication"
 
 ORDER = (
     *(PLAIN, OVERLAP, PASSES, EAGER, CHUNKED, MICRO, HAND),
-    *(NONE, NONE_2, NONE_CUT, NONE_BATCHES, FULL, FULL_2, FULL_CUT, FULL_TOKENS, FULL_MORE, LAG2),
+    *(NONE, NONE_2, NONE_CUT, NONE_BATCHES, FULL, FULL_2, FULL_CUT, FULL_TOKENS, LAG2),
 )
 """The order in tables: baselines, then ours."""
 OURS: dict[str, dict[str, Any]] = {
@@ -66,25 +69,33 @@ OURS: dict[str, dict[str, Any]] = {
     FULL_2: {"connectivity": "full", "pieces": 2},
     NONE_CUT: {"connectivity": "none", "pieces": "auto"},
     FULL_CUT: {"connectivity": "full", "pieces": "auto"},
-    FULL_MORE: {"connectivity": "full", "pieces": "auto", "memory_increase": 0.5},
     NONE_BATCHES: {"connectivity": "none", "micro_batches": 2},
     FULL_TOKENS: {"connectivity": "full", "pieces": 2, "pieces_along": "tokens"},
     LAG2: {"connectivity": "lag2"},
 }
 """Options of our backend."""
-CUT = (NONE_2, FULL_2, NONE_CUT, FULL_CUT, FULL_MORE)
+CUT = (NONE_2, FULL_2, NONE_CUT, FULL_CUT)
 BASELINES = ORDER[: ORDER.index(NONE)]
+EXTRA = (NONE_2, FULL_2, LAG2)
+"""Variants that only cells at `FEWER_RATIOS` have."""
+DISABLED = ("pieces", "schedule_graph", "pin_waits", "pin_products", "schedule_kernels")
+ABLATED: dict[str, dict[str, Any]] = {
+    f"without {name}": {**OURS[FULL_CUT], "disable_passes": [name]} for name in DISABLED
+}
+"""Options of our backend without one pass of what is full, pieces."""
+ABLATION = (PLAIN, HAND, FULL, FULL_CUT, *ABLATED)
+"""The variants of an ablation."""
 DROPLESS = (NONE_BATCHES, FULL_TOKENS)
 """Variants that need exchanges without drops, and the whole batch's tokens in one step: no decoding."""
 EXPERT_PARALLEL = (CHUNKED, MICRO, *CUT, *DROPLESS)
 """Variants that need it."""
-PROFILED = (OVERLAP, PASSES, *OURS)
+PROFILED = (OVERLAP, PASSES, *OURS, *ABLATED)
 """Variants that depend on the hardware profile: another link needs another compile."""
 LAG2_HAND, HALVES = "lag2 by hand", "halves"
 """For comparison only, in eager mode. Of a half of the batch, padded exchanges may drop other rows."""
 COMPARED = (
     *((name, PLAIN) for name in (OVERLAP, PASSES, CHUNKED, NONE, NONE_2, NONE_CUT, NONE_BATCHES)),
-    *((name, HAND) for name in (EAGER, FULL, FULL_2, FULL_CUT, FULL_TOKENS, FULL_MORE)),
+    *((name, HAND) for name in (EAGER, FULL, FULL_2, FULL_CUT, FULL_TOKENS, *ABLATED)),
     (LAG2, LAG2_HAND),
     (MICRO, HALVES),
 )
@@ -156,26 +167,40 @@ def grid(
     hosts: Sequence[int] = HOSTS,
     ratios: Sequence[float] = RATIOS,
 ) -> list[Cell]:
-    """All combinations, those under most targets first: two hosts before four, balanced before skewed.
-
-    But for the long context, which is in the grid for two hosts, balanced, and not decoded; and of four hosts only
-    `FEWER_RATIOS` are.
-    """
-    return [
-        Cell(Group(model, phase, routing, count), ratio)
+    """All combinations that say something new (`ratios_of`), two hosts before four, balanced before skewed."""
+    groups = [
+        Group(model, phase, routing, count)
         for count in hosts
         for routing in routings
         for model in models
         for phase in phases
-        for ratio in ratios
-        if (count == 2 or ratio in FEWER_RATIOS)
-        and (model != LONG or (count == 2 and routing == BALANCED and phase != DECODE))
     ]
+    return [Cell(group, ratio) for group in groups for ratio in ratios_of(group) if ratio in ratios]
+
+
+def ratios_of(group: Group) -> Sequence[float]:
+    """At which ratios the grid has a group; none: not at all.
+
+    All phases of all models, balanced, on two hosts. Prefill and training alone of the long context, of four hosts, and
+    with skewed routing, which is that of models without tensor parallelism on two hosts.
+    """
+    if group.phase == DECODE and (group.hosts > 2 or group.routing == SKEWED or group.model == LONG):
+        return ()
+    if group.routing == SKEWED:
+        return () if group.hosts > 2 or group.model in (LONG, *TENSOR_PARALLEL) else SKEWED_RATIOS
+    if group.model == LONG:
+        return FEWER_RATIOS if group.hosts == 2 else ()
+    return RATIOS if group.hosts == 2 else FEWER_RATIOS
 
 
 def quick() -> list[Cell]:
     """A small part of the grid: two of the cells under most targets."""
     return grid(MODELS[:1], (PREFILL, TRAINING), (BALANCED,), (2,), (0.5,))
+
+
+def ablated() -> list[Cell]:
+    """Where each pass is left out in turn."""
+    return grid(MODELS[:1], (PREFILL, TRAINING), (BALANCED,), (2,), (1.0,))
 
 
 def by_group(cells: Iterable[Cell]) -> dict[Group, list[float]]:

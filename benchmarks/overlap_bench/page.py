@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md from the file of results, and from that of `schedule_ablation.py` next to it, if any.
+"""Writes docs/benchmarks.md from the file of results, and from those of the ablations next to it, if any.
 
 Contract: everything on the page comes from the files, so that `--table` rewrites it without measuring; `plot.py` draws
 its picture.
@@ -6,16 +6,15 @@ its picture.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from common import Target, markdown, replace
 
 from overlap_bench import cells
+from overlap_bench.ablations import pass_ablation, search_ablation
 from overlap_bench.cells import COMMUNICATION, FULL, ORDER, OVERLAP, PASSES, TRAINING
 from overlap_bench.results import Result, Store
 from overlap_bench.targets import judge, summary
@@ -48,7 +47,10 @@ range; *speed-up* is the median, over repetitions, of the time of `plain` over t
 
 Models. By FLOPs at 4096 tokens, the layers of DeepSeek-V3 compute .41, .07 and .53 in attention, shared and routed
 experts, and those of Qwen3-235B .41, 0 and .59. The models here have widths with which they do the same on this
-machine; each cell says what was measured (`benchmarks/overlap_bench/shares.py`). `deepseek_v3-long` is mostly
+machine; each cell says what was measured (`benchmarks/overlap_bench/shares.py`). What is on its way in an exchange is
+2.8 % of what a rank holds in DeepSeek-V3 (bfloat16, a 64th of the experts, 4096 tokens on each rank, 1.25 times
+balanced); with four layers in place of 61 that takes more experts for each token to choose from, and still is more,
+as each cell says. Without drops there are 16 experts, since each has kernels of its own. `deepseek_v3-long` is mostly
 attention, as at a long context. Each rank has two sequences.
 
 Variants: `plain` is torch.compile out of the box. `inductor overlap` is Inductor's own scheduler of the graph
@@ -62,7 +64,7 @@ pass, and re-prioritised autograd; `chunked eager` the plain model with each exc
 `micro-batches` the plain model on each half of the batch, by hand and eager, one half's exchanges beside the other's
 compute (padded exchanges have room for a half's tokens, and may drop other rows);
 `hand-written` is the FarSkip form compiled by plain Inductor; `none`, `full` and `lag2` are ours, in one piece, two
-pieces, or `pieces="auto"`, the latter also with more memory. Without drops (skewed routing) there are two more:
+pieces, or `pieces="auto"`. Without drops (skewed routing) there are two more:
 `none, 2 batches` is `micro_batches=2`, the batch in two parts through the stack; `full, by token` has two pieces of
 tokens, each of which goes from one layer's exchange into the next. What changes no function was compared with `plain`,
 what is rewired with `hand-written` (or the form of lag2 by hand), on every rank: logits, or loss and all gradients, to
@@ -83,9 +85,7 @@ between two calls of libraries are one function, at whose end all that they read
 within 1 % of what generated programs hold. The limit starts from what Inductor would hold if nothing were scheduled.
 Inductor's habit to keep a freed block for a later buffer of its size (`allow_buffer_reuse`) is off under our backend,
 since no account knows of it; `plain` keeps it. With skewed routing and no drops, data-dependent sizes are estimated as
-those of the rank that gets most rows. These models have few layers: as many rows are in flight as in a deep model, but
-there are fewer parameters, so that 5 % is less than one exchange. `full, +50 %` shows what more memory is worth: of a
-model with 61 such layers, as DeepSeek-V3 has, as much is 5 %.
+those of the rank that gets most rows.
 
 Limits. The processors that compute also carry the bytes: a collective in flight costs them time, which the bound does
 not count (reported where a target is missed). Where messages are large, TCP hands segments of 256 KiB to the link (BIG
@@ -95,33 +95,11 @@ is measured the same way, four at a time; what one rank leaves idle another uses
 less step time than on real hosts.
 """
 
-GROUPS = ("kernels", "graphs", "full size")
-ABLATION = "schedule_ablation.json"
-SEARCHED = """\
-## Ablation of the scheduler's search
-
-`{command}`; {machine}; {versions}. The programs are those that the search is called with for {kernels} (as {counts[0]}
-programs of kernels and {counts[1]} of graphs, forward and backward apart), and for {full_size} at full width by
-`farskip_compile.simulate` ({counts[2]}, as written and under FarSkip). Each was searched without one part. The table
-says by how much the makespan grows in the machine model: for the worst program, and in brackets on average. A negative
-figure is a gain. Then come the worst growth on a network half as slow again, for which the search leaves a margin, and
-the worst growth of the peak.
-"""
-KEPT = """\
-A part stays if it saves 1 % anywhere, or guards memory or a promise. `lower_peak`, the second search and the price of
-memory keep peaks low. Coarsening halves the time of searches in large graphs where memory is scarce (2363 tasks with a
-limit of 1 %: 2.1 s without it, 1.0 s with it). Two orders are known before the search: AMD's, so that the result is
-never slower than it, and for kernels one that holds little memory, which keeps the limit where Inductor's own does not.
-A compute weight below 1 lets what leads to a launch go first, which matters more on slower networks.
-"""
-REMOVED = """\
-Measured in the same way on these and on `llama4/training/balanced/2/1`, and then removed, since it saved less than 1 %
-everywhere:
-"""
+ABLATION, PASS_ABLATION = "schedule_ablation.json", "pass_ablation.json"
 
 
 def page(store: Store, json_name: str, picture: str | None, ablated: str = "") -> str:
-    """The whole page; `ablated` is the section on the scheduler's search."""
+    """The whole page; `ablated` are the sections of `ablations.py`."""
     results = store.ordered()
     verdicts = [verdict for result in results for verdict in judge(result)]
     parts = [INTRO.format(json=json_name), _facts(store), _not_measured(results)]
@@ -135,7 +113,8 @@ def page(store: Store, json_name: str, picture: str | None, ablated: str = "") -
 
 def write_page(store: Store, path: Path, json_path: Path, picture: Path | None) -> None:
     name = None if picture is None else picture.name
-    replace(path, page(store, json_path.name, name, ablation(json_path.with_name(ABLATION))))
+    of_passes, of_search = (json_path.with_name(one) for one in (PASS_ABLATION, ABLATION))
+    replace(path, page(store, json_path.name, name, pass_ablation(of_passes) + search_ablation(of_search)))
 
 
 def _facts(store: Store) -> str:
@@ -197,36 +176,3 @@ def _notes(result: Result) -> str:
     if result.others > MOST_OTHERS:
         parts.append(f"OTHER PROCESSES KEPT {result.others:.2f} CORES BUSY")
     return f"- {'; '.join(parts)}."
-
-
-# What each part of the scheduler's search earns
-
-
-def ablation(path: Path) -> str:
-    """The section; nothing without the file."""
-    if not path.exists():
-        return ""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    programs = data["programs"]
-    intro = SEARCHED.format(
-        **data["facts"],
-        kernels=_names(programs["kernels"]),
-        full_size=_names(programs["full size"]),
-        counts=[len(programs[group]) for group in GROUPS],
-    )
-    head = "without | >kernels of cells | >graphs of cells | >full size | >slower network | >peak"
-    removed = (f"- {text}" for text in data["removed"])
-    return "\n".join([intro, *markdown(head, map(_part, data["rows"])), "", KEPT, REMOVED, *removed, ""])
-
-
-def _names(cases: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in dict.fromkeys(cases))
-
-
-def _part(row: Mapping[str, Any]) -> Sequence[str]:
-    times = ("{} ({})".format(*map(_percent, row["time"].get(group, (0.0, 0.0)))) for group in GROUPS)
-    return [row["part"], *times, _percent(row["slower"]), _percent(row["peak"])]
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:+.1f} %".replace("-0.0", "+0.0")

@@ -44,6 +44,7 @@ from overlap_bench.alone import (
 )
 from overlap_bench.bound import Bound, bound_of, scaled
 from overlap_bench.cells import (
+    ABLATED,
     COMMUNICATION,
     COMPARED,
     COMPUTE,
@@ -192,8 +193,8 @@ class _Group:
             captured_code() as codes,
         ):
             self.step(variant)
-        seconds = time.perf_counter() - start
-        estimates = [schedule.to_json() for schedule in last_schedules()] if variant.name in OURS else []
+        seconds, ours = time.perf_counter() - start, {*OURS, *ABLATED}
+        estimates = [schedule.to_json() for schedule in last_schedules()] if variant.name in ours else []
         self.built[variant.name] = Built(variant, seconds, asdict(facts(codes)), estimates, programs)
         self._log(f"{variant.name}: first step after {seconds:.0f} s")
         dist.barrier()
@@ -208,13 +209,15 @@ class _Group:
         self._log(f"ratio {ratio:g}: {times}; {network['text']}")
         seconds, rate = self.settings["calibration"], network["rate"]
         profile = link_profile(self.machine, seconds, exchanges=self.exchanges, rate=rate, alone=probed.seconds)
-        if profile.digest() != self.digest:
-            options = {"load_imbalance": self.imbalance, **self.options}
-            for variant in steps.profiled_variants(self.model, profile, options, self.settings):
+        stale, self.digest = profile.digest() != self.digest, profile.digest()
+        options = {"load_imbalance": self.imbalance, **self.options}
+        for variant in steps.profiled_variants(self.model, profile, options, self.settings, ratio):
+            if stale or variant.name not in self.built:
                 self._build(variant, profile)
-            self.digest = profile.digest()
 
-        variants = {name: self.built[name].variant for name in ORDER if name in self.built}
+        without = steps.left_out(self.settings, ratio)
+        names = (name for name in (*ORDER, *ABLATED) if name in self.built and name not in without)
+        variants = {name: self.built[name].variant for name in names}
         results = {name: self.step.results(variant) for name, variant in variants.items()}
         results[LAG2_HAND] = self.step.results(steps.lag2_by_hand(self.model))
         if MICRO in variants:
@@ -240,8 +243,15 @@ class _Group:
             file = f"{self.settings['model']}-{self.settings['phase']}-{ratio:g}-{name}-{self.rank}.json.gz"
             path = None if traces is None else traces / file
             exposed[name], peaks[name] = exposure(runs[name], int(self.settings["profiles"]), messages, path)
-        value = {"seconds": seconds, "checks": checks, "exposed": exposed, "peak_bytes": peaks, "busy": busy}
-        self._hand_over(ratio, network, profile, _gathered(value))
+        value = {
+            "messages": sorted(messages),
+            "seconds": seconds,
+            "checks": checks,
+            "exposed": exposed,
+            "peak_bytes": peaks,
+            "busy": busy,
+        }
+        self._hand_over(ratio, network, profile, _gathered(value), {name: self.built[name] for name in variants})
 
     def _probe(self, ratio: float, run: Any) -> Probe:
         """Set the rate."""
@@ -255,7 +265,9 @@ class _Group:
 
         return find_rate(ratio * self.compute, max(_gathered(own)), measured)
 
-    def _hand_over(self, ratio: float, network: Data, profile: HardwareProfile, values: list[Data]) -> None:
+    def _hand_over(
+        self, ratio: float, network: Data, profile: HardwareProfile, values: list[Data], built: Mapping[str, Built]
+    ) -> None:
         alone = [Timing.of([value["seconds"][what] for value in values]).median for what in (COMPUTE, COMMUNICATION)]
         bound: Bound = bound_of(scaled(self.built[FULL].programs, *alone))
         cell = {
@@ -264,13 +276,14 @@ class _Group:
             "ranks": values,
             "exchanges": len(self.exchanges),
             "resident_bytes": self.step.resident_bytes(self.model),
-            "compile_seconds": {name: built.seconds for name, built in self.built.items()},
-            "code": {name: built.code for name, built in self.built.items()},
-            "estimates": {name: self.built[name].estimates for name in OURS if name in self.built},
+            "compile_seconds": {name: one.seconds for name, one in built.items()},
+            "code": {name: one.code for name, one in built.items()},
+            "estimates": {name: one.estimates for name, one in built.items() if one.estimates},
             "model_bound": {**asdict(bound), "unhideable": bound.unhideable, "slowing": bound.slowed - bound.total},
             "profile": profile.to_json(),
             "missing": self.missing,
             "shares": self.shares,
+            "largest_exchange": max(max(value["messages"]) for value in values),
         }
         self._ask({"cell": cell})
 

@@ -87,6 +87,8 @@ class Result:
     """Cores that processes other than the ranks kept busy meanwhile."""
     raw: Sequence[Mapping[str, Sequence[float]]]
     """Seconds by rank, variant and repetition."""
+    largest_exchange: int = 0
+    """Bytes that a rank sends in it; 0: of an older cell, not known."""
 
     @property
     def at(self) -> Cell:
@@ -204,7 +206,10 @@ class Store:
         return sorted(self.results.values(), key=lambda result: result.at.place)
 
 
-AS_HANDED = ("resident_bytes", "compile_seconds", "code", "estimates", "model_bound", "profile", "missing", "shares")
+AS_HANDED = (
+    *("resident_bytes", "compile_seconds", "code", "estimates"),
+    *("model_bound", "profile", "missing", "shares", "largest_exchange"),
+)
 
 
 def summarise(cell: Cell, handed: Mapping[str, Any], *, is_network: bool, **words: str) -> Result:

@@ -1,7 +1,9 @@
 """What is run in a cell: model sizes, tokens, and repetitions.
 
 Contract: plain data, the same for every rank. Widths keep the proportions of the real models where that matters for
-overlap: what attention, shared and routed experts compute.
+overlap: what attention, shared and routed experts compute, and of what a rank holds, how much is on its way
+in an exchange: of a rank of DeepSeek-V3 with a 64th of the experts and 4096 tokens, 2.8 % in bfloat16. With as few
+layers that takes more experts, each of which gets fewer rows.
 
 Routing. Balanced: experts have room for 1.25 times a balanced load, and exchanges are padded to that. Skewed: a router
 that prefers some experts, and dropless exchanges, so that ranks get unequal loads. Llama-4 style has its matrices cut
@@ -15,12 +17,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from overlap_bench.cells import DECODE, LONG, SKEWED, Group
+from overlap_bench.cells import DECODE, LONG, SKEWED, TENSOR_PARALLEL, Group
 
 CAPACITY = 1.25
 SKEW = 1.0
 """Exponent of the Zipf law by which a skewed router prefers experts."""
 
+DROPLESS_EXPERTS = 16
+"""Without drops, where each expert's products are calls of their own, and take the compiler their time."""
 SEQUENCES = 2
 """Of each rank in prefill and training: a batch that could be divided."""
 
@@ -38,7 +42,7 @@ _DEEPSEEK: dict[str, Any] = {
 WIDTHS: dict[str, dict[str, Any]] = {
     # by FLOPs at 4096 tokens the layers of the real one compute .41, .07 and .53 in attention, shared and routed
     # experts, and so do these, measured (`shares.py`): fewer and wider experts, of which each token takes six
-    "deepseek_v3": {**_DEEPSEEK, "experts": 16, "top_k": 6, "moe_intermediate_size": 448},
+    "deepseek_v3": {**_DEEPSEEK, "experts": 64, "top_k": 6, "moe_intermediate_size": 448},
     # heads of twice the width in all, eight query heads per key-value head, as in Qwen3; .41, 0 and .59
     "qwen3_moe": {
         "vocab_size": 1024,
@@ -46,12 +50,12 @@ WIDTHS: dict[str, dict[str, Any]] = {
         "heads": 16,
         "kv_heads": 2,
         "head_dim": 64,
-        "experts": 16,
+        "experts": 64,
         "top_k": 4,
         "moe_intermediate_size": 384,
     },
     # twice the tokens, two small experts for each: nearly all is attention
-    LONG: {**_DEEPSEEK, "experts": 8, "moe_intermediate_size": 256},
+    LONG: {**_DEEPSEEK, "experts": 64, "moe_intermediate_size": 256},
     # alternating dense and MoE layers, five query heads per key-value head: four here; one routed and one shared expert
     # per token
     "llama4": {
@@ -75,7 +79,6 @@ TINY: dict[str, Any] = {
     "moe_intermediate_size": 32,
 }
 """For smoke runs: the presets' widths but these."""
-TENSOR_PARALLEL = ("llama4",)
 LAYERS = {
     "deepseek_v3": ("dense", "moe", "moe", "moe"),
     LONG: ("dense", "moe", "moe", "moe"),
@@ -112,6 +115,8 @@ class Effort:
     calibration: float = 40.0
     """Seconds to calibrate the hardware profile; 0: use the shipped one."""
     tiny: bool = False
+    ablation: bool = False
+    """Measure `cells.ABLATION` in place of the usual variants."""
 
 
 FULL = Effort(layers=6, tokens=None, sequences=128, cached=48, repetitions=15, seconds=90.0)
@@ -129,6 +134,8 @@ def settings_of(group: Group, effort: Effort) -> dict[str, Any]:
         overrides.pop("intermediate_size", None)
     if effort.width is not None:
         overrides["hidden_size"] = effort.width
+    if group.routing == SKEWED and not effort.tiny:
+        overrides["experts"] = DROPLESS_EXPERTS
     overrides["layers"] = list(LAYERS[group.model][: effort.layers])
     if group.routing == SKEWED:
         overrides["router_skew"] = SKEW
@@ -142,7 +149,7 @@ def settings_of(group: Group, effort: Effort) -> dict[str, Any]:
         "batch": effort.sequences if group.phase == DECODE else SEQUENCES,
         "tokens": 1 if group.phase == DECODE else effort.tokens or TOKENS[group.model] * 2 // group.hosts,
         "cached": effort.cached if group.phase == DECODE else 0,
-        **{name: getattr(effort, name) for name in ("repetitions", "seconds", "profiles", "calibration")},
+        **{name: getattr(effort, name) for name in ("repetitions", "seconds", "profiles", "calibration", "ablation")},
         "least": min(LEAST, effort.repetitions),
         "overrides": overrides,
     }

@@ -39,16 +39,21 @@ from farskip_compile.models import (
     build,
 )
 from overlap_bench.cells import (
+    ABLATED,
+    ABLATION,
     CHUNKED,
     COMPUTE,
     DECODE,
     DROPLESS,
     EAGER,
     EXPERT_PARALLEL,
+    EXTRA,
+    FEWER_RATIOS,
     HALVES,
     HAND,
     LAG2_HAND,
     MICRO,
+    ORDER,
     OURS,
     PLAIN,
     PROFILED,
@@ -90,7 +95,7 @@ def fixed_variants(model: Decoder, settings: Mapping[str, Any], group: Any) -> t
     hand = Variant(HAND, model, torch.compile(FarSkipForm(model), fullgraph=True))
     made, missing = [plain, hand], {}
     for name, form in ((EAGER, OverlappedForm), (CHUNKED, ChunkedForm), (MICRO, MicroBatchedForm)):
-        if name in EXPERT_PARALLEL and settings["tensor_parallel"]:
+        if name in left_out(settings):
             continue
         if name == MICRO and settings["phase"] == DECODE:
             missing[name] = "a cache is one of the whole batch"
@@ -118,24 +123,28 @@ def in_halves(model: Decoder) -> Variant:
 
 
 def profiled_variants(
-    model: Decoder, profile: HardwareProfile, options: Mapping[str, Any], settings: Mapping[str, Any]
+    model: Decoder, profile: HardwareProfile, options: Mapping[str, Any], settings: Mapping[str, Any], ratio: float
 ) -> list[Variant]:
     """Those that are scheduled by `profile`; `options` are further ones of our backend."""
 
     def compiled(name: str) -> Callable[..., torch.Tensor]:
-        if name in OURS:
-            ours = {**options, **OURS[name], "profile": profile}
+        own = OURS.get(name) or ABLATED.get(name)
+        if own is not None:
+            ours = {**options, **own, "profile": profile}
             return torch.compile(model, backend="farskip", fullgraph=True, options=ours)
         theirs = options_for(name, profile, options.get("load_imbalance", 1.0))
         return torch.compile(model, fullgraph=True, options=theirs)
 
-    return [Variant(name, model, compiled(name)) for name in PROFILED if name not in left_out(settings)]
+    return [Variant(name, model, compiled(name)) for name in PROFILED if name not in left_out(settings, ratio)]
 
 
-def left_out(settings: Mapping[str, Any]) -> set[str]:
+def left_out(settings: Mapping[str, Any], ratio: float = FEWER_RATIOS[0]) -> set[str]:
     """Variants that a cell has not."""
+    if settings["ablation"]:
+        return {*ORDER, *ABLATED} - {*ABLATION}
     whole = settings["capacity_factor"] is None and settings["phase"] != DECODE
-    return {*(EXPERT_PARALLEL if settings["tensor_parallel"] else ()), *(() if whole else DROPLESS)}
+    none = EXPERT_PARALLEL if settings["tensor_parallel"] else ()
+    return {*ABLATED, *none, *(() if whole else DROPLESS), *(() if ratio in FEWER_RATIOS else EXTRA)}
 
 
 def compute_alone(settings: Mapping[str, Any], group: dist.ProcessGroup) -> Variant:

@@ -11,7 +11,7 @@ from typing import Any
 
 from common import columns
 
-from overlap_bench.cells import COMMUNICATION, COMPUTE, ORDER, OURS, PLAIN, TRAINING
+from overlap_bench.cells import ABLATED, COMMUNICATION, COMPUTE, ORDER, OURS, PLAIN, TRAINING
 from overlap_bench.results import TOLERANCE, Result, peak_growth
 
 WIDE = 112
@@ -46,8 +46,14 @@ def cell_text(result: Result, width: int) -> str:
 
 
 def shares_text(result: Result) -> str:
+    """Of compute, and of memory."""
     shares = ", ".join(f"{part} {share:.2f}" for part, share in result.shares.items())
-    return f"layers with experts compute: {shares}"
+    text = f"layers with experts compute: {shares}"
+    if not result.largest_exchange:
+        return text
+    return (
+        f"{text}; the largest exchange sends {percent(result.largest_exchange / result.resident_bytes)} of the weights"
+    )
 
 
 def checks_text(result: Result) -> str:
@@ -86,7 +92,7 @@ def _table(result: Result, *, wide: bool) -> list[list[str]]:
     apart = ["in fwd", "in bwd"] if result.at.group.phase == TRAINING else ["of"]
     head += ["exposed", *apart, "covered", "peak MB", "first run"] * wide
     rows = [head]
-    for name in ORDER:
+    for name in (*ORDER, *ABLATED):
         if name in result.exposed:
             found = texts(result, name)
             rows.append([found[column] + " x" * (column in ("speed-up", "/ bound")) for column in head])

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from overlap_bench.cells import COMMUNICATION, COMPARED, COMPUTE, DROPLESS, EXPERT_PARALLEL, ORDER, Cell
+from overlap_bench.cells import (
+    COMMUNICATION,
+    COMPARED,
+    COMPUTE,
+    DROPLESS,
+    EXPERT_PARALLEL,
+    ORDER,
+    TENSOR_PARALLEL,
+    Cell,
+)
 from overlap_bench.results import Result, summarise
-from overlap_bench.settings import TENSOR_PARALLEL
 
 STEPS = {
     "plain": 0.9,
@@ -104,6 +112,7 @@ def handed(
         },
         "profile": {"name": "made up"},
         "shares": {"attention": 0.41, "shared": 0.07, "routed": 0.52},
+        "largest_exchange": 28 * resident // 1000,
         "missing": dict.fromkeys(missing, "nobody wrote it"),
     }
 

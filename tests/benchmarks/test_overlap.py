@@ -21,13 +21,17 @@ from overlap_bench.launch import ask, desk
 
 def test_the_grid():
     whole = cells.grid()
-    assert len(whole) == 3 * 3 * 2 * (4 + 2) + 2 * 4 == len(set(whole))
+    assert len(whole) == 3 * 3 * 4 + 2 * 2 + 2 * 2 * 1 + 3 * 2 * 2 == len(set(whole))
     assert [Cell.parse(str(cell)) for cell in whole] == whole
     groups = cells.by_group(whole)
-    assert len(groups) == 36 + 2
+    assert len(groups) == 9 + 2 + 4 + 6
     for group, ratios in groups.items():
-        assert tuple(ratios) == (cells.RATIOS if group.hosts == 2 else cells.FEWER_RATIOS)
-        assert group.model != cells.LONG or (group.hosts, group.routing) == (2, "balanced")
+        assert tuple(ratios) == cells.ratios_of(group)
+        usual = (group.hosts, group.routing) == (2, "balanced")
+        assert usual or group.phase != "decode"
+        assert group.model != cells.LONG or usual
+        assert (tuple(ratios) == cells.RATIOS) == (usual and group.model != cells.LONG)
+    assert all(cell.group in groups and cell.ratio == 1 for cell in cells.ablated())
     assert cells.by_group([whole[0], whole[1], whole[0]]) == {whole[0].group: [0.25, 0.5]}
     assert [str(cell) for cell in cells.quick()] == [
         "deepseek_v3/prefill/balanced/2/0.5",
@@ -55,17 +59,22 @@ def test_arguments_choose_cells(capsys):
     def chosen(*given):
         return [str(cell) for cell in overlap.arguments(list(given)).wanted]
 
-    assert len(chosen()) == 116
+    assert len(chosen()) == 56
     assert chosen("--cells", "llama4/decode/skewed/4/0.7") == ["llama4/decode/skewed/4/0.7"]
-    some = chosen("--models", "qwen3_moe", "--phases", "decode", "--routing", "skewed", "--hosts", "2", "--ratios", "1")
-    assert some == ["qwen3_moe/decode/skewed/2/1"]
+    some = chosen("--models", "qwen3_moe", "--phases", "prefill", "--routing", "skewed", "--ratios", "1", "2")
+    assert some == ["qwen3_moe/prefill/skewed/2/1"]
+    assert chosen("--ablation") == ["deepseek_v3/prefill/balanced/2/1", "deepseek_v3/training/balanced/2/1"]
     assert len(chosen("--quick")) == 2
     with pytest.raises(SystemExit):
         overlap.arguments(["--cells", "nothing"])
     assert "is not a cell: write model/phase/routing/hosts/ratio" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         overlap.arguments(["--ratios", "0"])
+    with pytest.raises(SystemExit):
+        overlap.arguments(["--phases", "decode", "--hosts", "4"])
+    assert "the grid has none of these cells" in capsys.readouterr().err
     assert overlap.arguments([]).json == overlap.JSON
+    assert overlap.arguments(["--ablation"]).json == overlap.ABLATED
     assert overlap.arguments(["--quick"]).json is None  # a small run never replaces what docs/ shows
 
 

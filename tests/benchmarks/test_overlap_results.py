@@ -10,7 +10,8 @@ import overlap
 import pytest
 from common import RecordsError
 from overlap_bench import page, plot
-from overlap_bench.cells import FULL, PLAIN
+from overlap_bench.ablations import pass_ablation
+from overlap_bench.cells import ABLATED, FULL, PLAIN
 from overlap_bench.results import Result, Store, Timing, peak_growth
 from overlap_bench.targets import judge, summary
 from overlap_bench.terminal import cell_text
@@ -244,7 +245,7 @@ def test_page_and_picture_are_made_from_the_file_alone(tmp_path, monkeypatch, ca
     ):
         assert part in text
     assert "| hidden, in pieces | 0 | 1 |" in text
-    assert "113 of the grid's 116 cells are not measured" in text
+    assert "54 of the grid's 56 cells are not measured" in text
     assert "`deepseek_v3/prefill/balanced/2` at 0.25, 1, 2;" in text
     assert "- `deepseek_v3/prefill/balanced/2/0.5` hidden, in pieces: 90.0 % (at least 97 %)" in text
     rows = [line for line in text.splitlines() if line.startswith("| 0.5 | **full** ")]
@@ -257,9 +258,37 @@ def test_page_and_picture_are_made_from_the_file_alone(tmp_path, monkeypatch, ca
     assert "measure first" in capsys.readouterr().err
 
 
+def test_the_page_says_what_each_pass_earns(tmp_path):
+    """From a file of its own: steps without a pass, against the one with all of them in the same repetition."""
+    path = tmp_path / "pass_ablation.json"
+    assert pass_ablation(path) == ""
+    found = result()
+    without = "without pin_waits"
+    times = {without: Timing(2 * found.timings["full, pieces"].median, 0.0), **found.timings}
+    raw = [{**rank, without: [2 * one for one in rank["full, pieces"]]} for rank in found.raw]
+    others = dict.fromkeys(ABLATED, found.exposed["full, pieces"])
+    rest = {name: Timing(1.0, 0.0) for name in ABLATED}
+    store = Store(path, {"versions": "torch 9", "command": "python x"})
+    store.add(
+        dataclasses.replace(
+            found,
+            timings={**rest, **times},
+            raw=[{**dict.fromkeys(ABLATED, rank["full, pieces"]), **rank} for rank in raw],
+            exposed={**others, **found.exposed},
+            peak_bytes={**dict.fromkeys(ABLATED, 10**8), **found.peak_bytes},
+        )
+    )
+    text = pass_ablation(path)
+    assert "`python x`; torch 9." in text
+    rows = {cells[2].strip(): cells[4].strip() for line in text.splitlines() if len(cells := line.split("|")) > 4}
+    assert rows[without] == "+100.0 %"
+    assert rows["without pieces"] == rows["full, pieces"] == "+0.0 %"
+    assert set(ABLATED) | {"full"} <= set(rows)
+
+
 def test_a_page_without_results_or_targets():
     empty = page.page(Store(None), "x.json", None)
     assert "## Cells" in empty
-    assert "116 of the grid's 116 cells are not measured" in empty
+    assert "56 of the grid's 56 cells are not measured" in empty
     assert summary([]) == []
     assert len({mark for _, mark in plot.LOOKS.values()}) == len(plot.LOOKS)

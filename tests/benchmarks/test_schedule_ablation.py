@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from overlap_bench.page import ablation
+from overlap_bench.ablations import search_ablation as ablation
 from schedule_ablation import PARTS, Case, read_cases, row, searched, write_cases
 
 from farskip_compile.errors import ConfigError
