@@ -1,6 +1,6 @@
 """What scheduling adds to compile time, and how that grows with the size of the model.
 
-Usage: python benchmarks/schedule_cost.py [--quick] [--phases ...] [--layers N ...] [--json FILE]
+Usage: python benchmarks/schedule_cost.py [--quick] [--phases ...] [--layers N ...] [--pieces N] [--json FILE]
 
 Measured on a DeepSeek-V3 of tiny widths with 8, 32 and 61 layers, its experts spread over 8 ranks; 61 is the depth of
 the real one, which has four all-to-alls for each MoE layer in a training step. A process group that sends nothing
@@ -11,8 +11,9 @@ cache directory and all of PyTorch's caches off:
 
 * `total`: the first call of the compiled model, with `connectivity="full"`. Prefill: the forward pass under `no_grad`.
   Training: the forward pass, whose call compiles the backward graph, too.
-* `graph`: normalised collectives, estimates, the order of the post-grad graph, and its pins; `pins`: those before
-  fusion, for which Inductor looks up ancestors again; `kernels`: estimates and the order of the fused kernels.
+* `graph`: normalised collectives, exchanges cut into `--pieces` with the proof of it, estimates, the order of the
+  post-grad graph, and its pins; `pins`: those before fusion, for which Inductor looks up ancestors again; `kernels`:
+  estimates and the order of the fused kernels.
 * `share`: all three over `total`.
 
 The last line is the verdict, and the exit status is 0 only if both hold at the largest size, in every phase: the share
@@ -70,7 +71,7 @@ class Measurement:
         return self.scheduling / self.total
 
 
-def measure(layers: int, phase: str) -> Measurement:
+def measure(layers: int, phase: str, pieces: int = 1) -> Measurement:
     """Compile one model in this process, which must be fresh."""
     import torch
 
@@ -82,7 +83,7 @@ def measure(layers: int, phase: str) -> Measurement:
         parallel = ParallelConfig(ep_group=group, capacity_factor=1.0)
         model, ids = tiny_model(layers, parallel=parallel, experts=2 * RANKS)
         # no other rank answers, so that there is none to compare with
-        options = {"connectivity": "full", "check_order": False}
+        options = {"connectivity": "full", "check_order": False, "pieces": pieces}
         compiled = torch.compile(model, backend="farskip", fullgraph=True, options=options)
         seconds, counts = stack.enter_context(_timed_parts())
         stack.enter_context(torch._functorch.config.patch(force_non_lazy_backward_lowering=True))
@@ -132,9 +133,9 @@ def _timed_parts() -> Iterator[tuple[dict[str, float], dict[str, int]]]:
         yield seconds, counts
 
 
-def measure_apart(layers: int, phase: str) -> Measurement:
+def measure_apart(layers: int, phase: str, pieces: int = 1) -> Measurement:
     with fresh_process() as worker:
-        return worker.submit(measure, layers, phase).result()
+        return worker.submit(measure, layers, phase, pieces).result()
 
 
 def verdict(measurements: Sequence[Measurement]) -> tuple[bool, str]:
@@ -171,6 +172,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes, prefill")
     parser.add_argument("--phases", nargs="+", choices=PHASES, help="default: both")
     parser.add_argument("--layers", type=int, nargs="+", metavar="N", help="default: 8 32 61; two sizes at least")
+    parser.add_argument("--pieces", type=int, default=1, help="of each exchange; default: 1")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
     args = parser.parse_args()
     args.layers = args.layers or (QUICK_LAYERS if args.quick else LAYERS)
@@ -183,9 +185,10 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     args = arguments()
     about = facts()
-    print("Cost of scheduling: DeepSeek-V3 of tiny widths, experts over 8 ranks, 16 tokens on each")
+    cut = "" if args.pieces == 1 else f", exchanges in {args.pieces} pieces"
+    print(f"Cost of scheduling: DeepSeek-V3 of tiny widths, experts over 8 ranks, 16 tokens on each{cut}")
     print(aligned(about), flush=True)
-    measurements = [measure_apart(layers, phase) for phase in args.phases for layers in args.layers]
+    measurements = [measure_apart(layers, phase, args.pieces) for phase in args.phases for layers in args.layers]
     passed, line = verdict(measurements)
     print(table(measurements))
     if args.json is not None:
