@@ -40,6 +40,8 @@ range; *speed-up* is the median, over repetitions, of the time of `plain` over t
   (`benchmarks/overlap_bench/bound.py`). Forward and backward count one after the other. The bound ignores that
   collectives in flight slow compute, since that depends on a single figure of the model; where a target is missed, the
   slowdown is reported. In pieces a step may take less than the bound, and never less than the floor.
+- **order** (a target): the makespan of our order over the least one of its own kernels, both in the scheduler's model,
+  collectives in flight slowing compute; the least one holds as much memory as it likes.
 - **covered**: collectives with a matrix product or an attention between launch and wait in the code that Inductor
   generated. Eager mode has no such code.
 - **peak**: most bytes that one step holds over what was allocated before, on the rank that holds most. The target on

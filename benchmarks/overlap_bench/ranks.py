@@ -283,6 +283,7 @@ class _Group:
             "profile": profile.to_json(),
             "missing": self.missing,
             "shares": self.shares,
+            "least_makespans": {name: bound_of(one.programs).slowed for name, one in built.items() if one.estimates},
             "largest_exchange": max(max(value["messages"]) for value in values),
         }
         self._ask({"cell": cell})

@@ -89,6 +89,8 @@ class Result:
     """Seconds by rank, variant and repetition."""
     largest_exchange: int = 0
     """Bytes that a rank sends in it; 0: of an older cell, not known."""
+    least_makespans: Mapping[str, float] = field(default_factory=dict)
+    """By our variants: seconds that no order of its own kernels takes less than, in the model, whatever it holds."""
 
     @property
     def at(self) -> Cell:
@@ -168,6 +170,13 @@ class Result:
         scheduled = [graph for graph in self.estimates.get(name, ()) if graph["before"] and graph["after"]]
         return peak_growth(scheduled) if scheduled else None
 
+    def over_least(self, name: str) -> float | None:
+        """The makespan of a variant's order over the least one of its own kernels, both in the model; None: nothing is
+        scheduled, or an older cell."""
+        seconds = [graph["after"]["seconds"] for graph in self.estimates.get(name, ()) if graph["after"]]
+        least = self.least_makespans.get(name)
+        return sum(seconds) / least if seconds and least else None
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, with derived figures for readers of the file."""
         over = {variant: self.over_bound(variant) for variant in self.exposed}
@@ -208,7 +217,7 @@ class Store:
 
 AS_HANDED = (
     *("resident_bytes", "compile_seconds", "code", "estimates"),
-    *("model_bound", "profile", "missing", "shares", "largest_exchange"),
+    *("model_bound", "profile", "missing", "shares", "largest_exchange", "least_makespans"),
 )
 
 

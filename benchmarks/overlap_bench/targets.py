@@ -11,6 +11,8 @@ In any cell:
     over the bound    `full`: at most 1.05 times what its graph allows uncut in prefill, 1.10 times in training; on two
                       hosts, at 0.5 to 1
     fastest           ours beats every baseline wherever communication is more than 10 % of plain Inductor's step
+    order             the order of ours takes at most 5 % more than the least makespan of its own kernels, in the
+                      scheduler's model of the machine, whatever that holds in memory
     auto              "auto" is within 2 % of the best of one piece and two
     not slower        none of ours is more than 2 % slower than plain Inductor
     memory            measured peaks at most 5 % over those of the same function by plain Inductor, relative to all
@@ -52,6 +54,7 @@ UNCHANGED = {(PREFILL, 1.0): 1.42, (TRAINING, 1.0): 1.25}
 HIDDEN = {(PREFILL, None): 0.98, (TRAINING, None): 0.95, (TRAINING, "backward"): 0.93}
 OVER_BOUND = {PREFILL: 1.05, TRAINING: 1.10}
 RATIOS, HOSTS = (0.5, 1.0), 2
+OVER_LEAST = 1.05
 WEIGHT = 0.10
 SLOWER = 0.02
 MEMORY = {FULL: HAND, FULL_CUT: HAND, NONE: PLAIN, NONE_CUT: PLAIN}
@@ -98,6 +101,10 @@ def judge(result: Result) -> list[Target]:
         name, gain = min(faster.items(), key=lambda item: item[1])
         missed = "" if gain > 0 else ", must be faster"
         say("fastest", gain > 0, f"{100 * gain:+.1f} % against the best baseline, {name}{missed}")
+    for name in OURS:
+        over = result.over_least(name)
+        if over is not None:
+            say(f"order, {name}", over <= OVER_LEAST, f"{over:.3f} x the least makespan (at most {OVER_LEAST:.2f} x)")
     for auto, fixed in ((NONE_CUT, (NONE, NONE_2)), (FULL_CUT, (FULL, FULL_2))) if in_pieces else ():
         slower, name = max((result.times_as_fast(one, auto) - 1, one) for one in fixed if one in result.timings)
         say(f"auto, {auto}", slower <= SLOWER, f"{100 * slower:+.1f} % against {name} (at most +2 %)")

@@ -29,7 +29,11 @@ def cell_text(result: Result, width: int) -> str:
         f"ignores that collectives slow compute by {ms(result.slowing)}"
     ]
     below += [acted for name in ORDER if (acted := acted_text(result, name)) is not None]
-    below += [f"{name}, estimated: {estimate(graphs)}" for name, graphs in result.estimates.items()]
+    below += [
+        f"{name}, estimated: {estimate(graphs)}" + (f", {over:.3f} x the least makespan" if over is not None else "")
+        for name, graphs in result.estimates.items()
+        for over in [result.over_least(name)]
+    ]
     below += [f"{name} is missing: {why}" for name, why in result.missing.items()]
     for part in ("forward", "backward"):
         shares = [
