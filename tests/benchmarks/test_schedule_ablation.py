@@ -13,7 +13,7 @@ from schedule_ablation import PARTS, Case, read_cases, row, searched, write_case
 
 from farskip_compile.errors import ConfigError
 from farskip_compile.passes.schedule import list_scheduler, search
-from tests.passes.schedule.test_search import far_skip_layers, scarce_memory
+from tests.passes.schedule.sample_programs import far_skip_layers, scarce_memory
 
 
 def case(group: str = "kernels", *, scarce: bool = False) -> Case:

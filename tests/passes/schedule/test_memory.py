@@ -16,7 +16,7 @@ from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task,
 from farskip_compile.passes.schedule.search import Limits, list_schedule
 from farskip_compile.passes.schedule.timeline import simulate
 from farskip_compile.testing.strategies import consistent, programs
-from tests.passes.schedule.test_search import scarce_memory
+from tests.passes.schedule.sample_programs import scarce_memory
 
 
 def by_hand(program: Program, order: list[int]) -> list[int]:

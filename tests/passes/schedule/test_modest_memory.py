@@ -13,7 +13,7 @@ from farskip_compile.passes.schedule.program import Program, Role
 from farskip_compile.passes.schedule.search import MODEST, WORTH, Limits, Schedule, list_schedule
 from farskip_compile.passes.schedule.timeline import simulate
 from farskip_compile.testing.strategies import consistent, programs
-from tests.passes.schedule.test_search import far_skip_layers, with_memory
+from tests.passes.schedule.sample_programs import far_skip_layers, with_memory
 
 INCREASE = 0.3
 SIZES = [10, 1, 10, 1, 30, 1, 1, 0, 30, 1, 1, 1, 30, 1, 0, 0, 30]

@@ -1,0 +1,98 @@
+"""The list scheduler where memory is scarce: what the limits forbid, and what is found within them."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+
+from farskip_compile.passes.schedule import search
+from farskip_compile.passes.schedule.least_memory import least_memory
+from farskip_compile.passes.schedule.memory import bytes_in_flight
+from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
+from farskip_compile.passes.schedule.search import Limits, list_schedule
+from farskip_compile.passes.schedule.timeline import simulate
+from tests.passes.schedule.sample_programs import far_skip_layers, scarce_memory, with_memory
+
+
+def test_gaps_are_filled_where_memory_is_scarce() -> None:
+    program = with_memory(
+        far_skip_layers(2, rewired=True).tasks, [30, 0, 10, 30, 30, 10, 30, 10, 1, 1, 10, 1, 0, 10, 1, 10, 0]
+    )
+    modest = least_memory(program)
+    found = list_schedule(program, Limits(memory_increase=0.1), 1, [modest])
+    with mock.patch.object(search, "fill_gaps", lambda program, order, *others: order):
+        without = list_schedule(program, Limits(memory_increase=0.1), 1, [modest])
+    assert found.after.makespan < without.after.makespan - 0.9
+    assert found.after.peak_bytes <= without.after.peak_bytes
+
+
+def test_what_is_fallen_back_on_keeps_the_limit_of_what_is_in_flight() -> None:
+    """The other order would hold less, with both collectives in flight."""
+    tasks = (
+        Task("send", (), 1.0, Role.LAUNCH, channel="ep"),
+        Task("wait", (0,), role=Role.WAIT, launch=0),
+        Task("large"),
+        Task("end", (2,)),
+        Task("send more", (), 1.0, Role.LAUNCH, channel="ep"),
+        Task("wait more", (4,), role=Role.WAIT, launch=4),
+    )
+    program = Program(tasks, (Buffer(10, 0, (1,)), Buffer(60, 2, (3,)), Buffer(10, 4, (5,)), Buffer(1, 1, (2, 4))))
+    both = (0, 4, 1, 5, 2, 3)
+    for flight, allowed in ((100, True), (10, False)):
+        with mock.patch.object(search, "live_bytes", lambda program, order: [1 if order == both else 100]):
+            back = search._to_fall_back_on(program, simulate(program, range(6)), Limits(0.0, flight), 1, [both])
+        assert (back == both) is allowed
+
+
+def test_memory_forbids_what_time_would_gain() -> None:
+    """Eight independent products would all fit under the collective, but each result stays alive."""
+    work = [Task(f"work{i}", (), 1.0) for i in range(8)]
+    use = [Task(f"use{i}", (2 + 2 * i,), 0.0) for i in range(8)]
+    tasks = [Task("launch", (), 8.0, Role.LAUNCH, "ep"), Task("wait", (), 0.0, Role.WAIT, launch=0)]
+    for w, u in zip(work, use, strict=True):
+        tasks += [w, Task(u.name, (len(tasks), 1), 0.0)]
+    buffers = tuple(Buffer(100, 2 + 2 * i, (3 + 2 * i,)) for i in range(8))
+    program = Program(tuple(tasks), buffers)
+    assert list_schedule(program, Limits(memory_increase=7.0)).after.exposed == 0.0
+    tight = list_schedule(program, Limits(memory_increase=1.0))
+    assert tight.after.exposed == pytest.approx(6.0)
+    assert tight.after.peak_bytes == 200
+
+
+def test_windows_find_what_the_limit_on_memory_leaves() -> None:
+    program = scarce_memory()
+    assert list_schedule(program, Limits(0.05)).after.exposed <= 1.0  # with moves
+    with mock.patch.object(search, "lower_peak", lambda program, order, limit: order):
+        schedule = list_schedule(program, Limits(0.05))
+    assert 0 < schedule.window < len(program.tasks)
+    assert schedule.before.exposed == 8.0
+    assert schedule.after.exposed == pytest.approx(1.0)
+
+
+def test_a_bound_on_bytes_in_flight() -> None:
+    """Two collectives fit, three do not."""
+    tasks = [Task("start", (), 0.1)]
+    for i in range(3):
+        tasks.append(Task(f"launch{i}", (0,), 1.0, Role.LAUNCH, f"group{i}"))
+        tasks.append(Task(f"wait{i}", (), 0.0, Role.WAIT, launch=1 + 2 * i))
+    tasks.append(Task("work", (0,), 5.0))
+    program = Program(tuple(tasks), tuple(Buffer(60, 1 + 2 * i, (2 + 2 * i,)) for i in range(3)))
+    order = list_schedule(program, Limits(9.0, in_flight_bytes=120)).order
+    assert max(bytes_in_flight(program, order)) == 120
+    assert max(bytes_in_flight(program, list_schedule(program, Limits(9.0)).order)) == 180
+
+
+@pytest.mark.parametrize(("seconds", "moves"), [(0.5, True), (0.002, False)])
+def test_memory_is_not_given_for_next_to_nothing(seconds: float, moves: bool) -> None:
+    """What could hide a part of the collective takes the place of what is sent, if it waits."""
+    tasks = (
+        Task("make"),
+        Task("send", (0,), 1.0, Role.LAUNCH, channel="ep"),
+        Task("wait", (1,), role=Role.WAIT, launch=1),
+        Task("other", (), seconds),
+        Task("last", (2, 3), 0.1),
+    )
+    buffers = (Buffer(1000, 0, (1, 2)), Buffer(1000, 3, (4,)))
+    assert list_schedule(Program(tasks, buffers), Limits(memory_increase=10.0)).changed is moves
+    assert list_schedule(Program(tasks), Limits(memory_increase=10.0)).changed
