@@ -7,8 +7,11 @@ import gc
 import os
 import shutil
 import tempfile
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from tests.one_build import kernels_in_one_build
 
 
 def collect_rarely() -> None:
@@ -42,15 +45,17 @@ def share_headers(cache: Path) -> None:
         (cache / Path(headers).name).symlink_to(headers)
 
 
-def scalar_kernels() -> AbstractContextManager[None]:
-    """Within the block Inductor vectorizes nothing, and the compiler needs two thirds of the time for each kernel.
+@contextmanager
+def scalar_kernels() -> Iterator[None]:
+    """Within the block Inductor vectorizes nothing, and the kernels of a program are compiled as one file.
 
     For tests of which kernels there are, of when they run and on what, and of results up to rounding. Kernels as users
     get them run in `tests/test_backend.py`, `tests/properties/test_architectures.py` and in the tests of the pages.
     """
     from torch._inductor import config
 
-    return config.patch("cpp.simdlen", 1)
+    with config.patch("cpp.simdlen", 1), kernels_in_one_build():
+        yield
 
 
 def link_quickly() -> None:
