@@ -27,6 +27,7 @@ from farskip_compile import (
 )
 from farskip_compile.models import ParallelConfig, build
 from farskip_compile.models.config import shard_size
+from tests.compile_each import compile_each
 from tests.distributed.ranks import run_ranks
 
 SMALL: dict[str, Any] = {"vocab_size": 32, "hidden_size": 32, "layers": ("dense", "moe", "moe")}
@@ -53,6 +54,25 @@ def assert_refused(model: nn.Module, kind: type[FarSkipError], words: str, *, fu
     assert Outcome.REFUSED in outcomes
     assert Outcome.REWIRED not in outcomes
     return caught.value
+
+
+def assert_each_refused(model: nn.Module, kind: type[FarSkipError], wishes: list[tuple[str, dict[str, Any]]]) -> None:
+    """The same for each wish with the words of its error, from one capture of the model."""
+    options = [{"inner": "eager", "strict": strict, **wish} for _, wish in wishes for strict in (True, False)]
+    runs = compile_each(model, options)
+    expected = model(IDS)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        outputs = [run(IDS) for run in runs[1::2]]
+    assert all(torch.equal(output, expected) for output in outputs)
+    assert len([w for w in seen if issubclass(w.category, FarSkipWarning)]) == len(wishes)
+    outcomes = [report.outcome for report in farskip_compile.last_reports()]
+    assert Outcome.REFUSED in outcomes
+    assert Outcome.REWIRED not in outcomes
+    for (words, _), run in zip(wishes, runs[::2], strict=True):
+        with pytest.raises(kind, match=words) as caught:
+            run(IDS)
+        assert caught.value.way_out
 
 
 class Wrapped(nn.Module):
@@ -211,9 +231,12 @@ def test_mode_needs_inductor() -> None:
         farskip_compile.backend(inner="eager", mode="max-autotune-no-cudagraphs")
 
 
-@pytest.mark.parametrize("layers", [(0, 3), (-1, 1), (2, 1), (7, 9)])
-def test_range_out_of_bounds(layers: tuple[int, int]) -> None:
-    assert_refused(build("mixtral", **SMALL), LayerRangeError, "layers 0 to 2", layers=layers)
+def test_range_out_of_bounds() -> None:
+    assert_refused(build("mixtral", **SMALL), LayerRangeError, "layers 0 to 2", layers=(0, 3))
+    torch.compiler.reset()
+    farskip_compile.clear_reports()
+    wishes = [("layers 0 to 2", {"layers": layers}) for layers in ((-1, 1), (2, 1), (7, 9))]
+    assert_each_refused(build("mixtral", **SMALL), LayerRangeError, wishes)
 
 
 def test_range_that_changes_nothing() -> None:
@@ -221,18 +244,18 @@ def test_range_that_changes_nothing() -> None:
     assert_refused(model, LayerRangeError, "changes nothing", layers=(0, 1), connectivity="attention")
 
 
-@pytest.mark.parametrize(
-    ("table", "words"),
-    [
-        ({"attention.9": ["r1"]}, "does not have"),
-        ({"attention.2": ["r7"]}, "does not have"),
-        ({"attention.1": ["r2"]}, "does not read"),
-        ({"attention.0": ["e"]}, "nothing to read"),
-        ({"attention.1": ["e"]}, "not a residual value"),
-    ],
-)
-def test_table_of_absent_terms(table: dict[str, list[str]], words: str) -> None:
-    assert_refused(build("deepseek_v3", **SMALL), ConnectivityError, words, connectivity=table)
+ABSENT: list[tuple[dict[str, list[str]], str]] = [
+    ({"attention.9": ["r1"]}, "does not have"),
+    ({"attention.2": ["r7"]}, "does not have"),
+    ({"attention.1": ["r2"]}, "does not read"),
+    ({"attention.0": ["e"]}, "nothing to read"),
+    ({"attention.1": ["e"]}, "not a residual value"),
+]
+
+
+def test_tables_of_absent_terms() -> None:
+    wishes = [(words, {"connectivity": table}) for table, words in ABSENT]
+    assert_each_refused(build("deepseek_v3", **SMALL), ConnectivityError, wishes)
 
 
 class DroppedOut(nn.Module):
