@@ -308,7 +308,6 @@ FAULTS = (
         "if False and any(effects.storage(arg) in written",
         "tests/verify/test_tokens.py",
     ),
-    SourceFault(TOKENS + "alike.py", "repr(args), repr(kwargs), ", "", "tests/verify/test_tokens.py"),
 )
 
 
