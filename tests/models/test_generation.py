@@ -20,6 +20,7 @@ from farskip_compile.models.generic_form import GenericFarSkipForm, installed
 from farskip_compile.models.transformers_form import tiny_deepseek_v3
 from tests.compare import relative_difference
 from tests.models.test_transformers import COMMON, compiled, left_out, llama4, seeded
+from tests.one_build import kernels_in_one_build
 
 transformers = pytest.importorskip("transformers")
 
@@ -217,7 +218,8 @@ def test_the_page_on_generation_with_inductor(capsys: pytest.CaptureFixture[str]
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     shown: dict[str, Any] = {}
     torch.manual_seed(0)
-    exec(code, shown)
+    with kernels_in_one_build():
+        exec(code, shown)
     assert capsys.readouterr().out == "".join(
         f"{line}\n" for line in re.findall(r"^    (rewired .*)", page, re.MULTILINE)
     )
