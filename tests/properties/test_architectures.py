@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from farskip_compile.models import ModelConfig
 from farskip_compile.testing.strategies import Case, cases, nothing_to_leave_out
 from tests.compare import assert_gradients_close, relative_difference, run_with_gradients
 from tests.economy import scalar_kernels
+from tests.one_build import kernels_in_one_build
 
 
 def compiled(case: Case, model: torch.nn.Module, inner: str):
@@ -64,7 +65,7 @@ INDUCTOR_CASES = [
 
 @pytest.mark.parametrize(
     ("case", "kernels"),
-    [(INDUCTOR_CASES[1], scalar_kernels), (INDUCTOR_CASES[2], nullcontext)],  # each takes long to build
+    [(INDUCTOR_CASES[1], scalar_kernels), (INDUCTOR_CASES[2], kernels_in_one_build)],  # each takes long to build
     ids=["mla", "llama"],
 )
 def test_inductor_is_close_to_the_oracle(case: Case, kernels: Callable[[], AbstractContextManager[None]]) -> None:
