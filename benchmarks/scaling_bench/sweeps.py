@@ -59,9 +59,10 @@ def _ranks(model: str, device: str, most: int) -> list[Point]:
     ]
 
 
-def _in_pieces(model: str, ep: int) -> Point:
-    options = {"model": model, "device": "h100", "ep": ep, "prompt": TOKENS, "batch": ep}
-    return Point(f"{model}, {ep}", {**options, "pieces": 2, "also": ("lag2",)})
+def _in_parts(model: str, ep: int) -> Point:
+    """As many tokens on a rank as in the other sweeps, of two sequences: a micro-batch has one."""
+    options = {"model": model, "device": "h100", "ep": ep, "prompt": TOKENS // 2, "batch": 2 * ep}
+    return Point(f"{model}, {ep}", {**options, "pieces": 2, "micro_batches": 2, "also": ("lag2",)})
 
 
 V3 = {"model": "deepseek-v3", "device": "h100"}
@@ -95,9 +96,10 @@ _ALL = (
     ),
     Sweep(
         "pieces",
-        "In two pieces, and under lag2: H100, expert parallelism (8 per node), prefill",
+        "In two pieces, in two micro-batches, and under lag2: H100, expert parallelism (8 per node), prefill of two "
+        "sequences of 2048 tokens on each rank",
         "model and ranks",
-        lambda: [_in_pieces(model, ep) for model in ("deepseek-v3", "qwen3-235b-a22b") for ep in (16, 32)],
+        lambda: [_in_parts(model, ep) for model in ("deepseek-v3", "qwen3-235b-a22b") for ep in (16, 32)],
     ),
     Sweep(
         "decode",
@@ -144,7 +146,7 @@ class Found:
     peak_gib: float
     """Of the process that predicted."""
     also: dict[str, float] = field(default_factory=dict)
-    """Speed-ups of what else was asked for: in pieces, and under other connectivities."""
+    """Speed-ups of what else was asked for: in pieces, in two micro-batches, and under other connectivities."""
 
     @property
     def seconds(self) -> float:

@@ -29,6 +29,7 @@ def simulate_command(
         str | None, typer.Option(help="all-reduce, all-to-all or all-gather; by default as serving engines do.")
     ] = None,
     pieces: Annotated[int, typer.Option(help="Predict exchanges in so many pieces, too (all-to-all).")] = 1,
+    micro_batches: Annotated[int, typer.Option(help="2: predict the batch in two overlapped parts, too.")] = 1,
     also: Annotated[
         str, typer.Option(help="Other connectivities to predict, with commas: lag2, ladder, attention, mlp.")
     ] = "",
@@ -73,6 +74,7 @@ def simulate_command(
             batch=batch,
             exchange=exchange,  # type: ignore[arg-type]
             pieces=pieces,
+            micro_batches=micro_batches,
             also=tuple(filter(None, also.split(","))),  # type: ignore[arg-type]
             products=products,  # type: ignore[arg-type]
             skew=skew,

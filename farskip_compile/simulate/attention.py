@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from farskip_compile._compat.costs import register_flop_formula
 
@@ -117,6 +117,11 @@ def fused_attention(
         window = getattr(module, "sliding_window", None) or WHOLE
         out = torch.ops.farskip.causal_attention(query, key, value, window)
     return out.transpose(1, 2).contiguous(), None
+
+
+def reads_cache(node: fx.Node) -> bool:
+    """Whether a node of a captured graph is an attention over a cache."""
+    return node.target is torch.ops.farskip.cached_attention.default
 
 
 def register_attention() -> str:

@@ -6,15 +6,17 @@ Never: runs the model; needs the hardware; depends on a clock: equal scenarios g
 
 1. The model of one rank, at full size on fake tensors (`rank_model`), within fake ranks.
 2. One capture, and the ATen graphs of two connectivities or more, by the code that the backend runs (`capture`). For
-   exchanges in pieces the model itself is built with them, and captured once more.
-3. Each graph becomes a program of tasks, by the cost model and the profile (`passes.schedule.from_graph`), and is
-   simulated on two resources, compute and the network, in several orders (`passes.schedule.program`):
+   exchanges in pieces the model itself is built with them, and captured once more; for two micro-batches the model is
+   captured with half of the sequences, and its programs are put together (`batches`).
+3. Each graph becomes a program of tasks, by the cost model and the profile (`phases`), and is simulated on two
+   resources, compute and the network, in several orders (`passes.schedule.program`):
 
        written     the model as it is, each collective awaited where it is launched
        scheduled   the model as it is, in the order of our scheduler: what overlapping alone brings
        published   FarSkip, by AMD's placement (`published`)
        farskip     FarSkip, in the order of our scheduler
-       also        on request: the second and the last with exchanges in pieces, and other connectivities
+       also        on request: the second and the last with exchanges in pieces, and in two micro-batches; other
+                   connectivities
 
 All ranks do the same, so one stands for all; with skewed routing it is the fullest one, for which all others wait.
 """
@@ -25,19 +27,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import fx
-
 from farskip_compile.capture import Graphs, GraphsOf, with_graphs
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.costs.estimates import Estimates
 from farskip_compile.errors import ConfigError
 from farskip_compile.inductor_passes import UNFUSED
 from farskip_compile.passes.rewire.request import Named
-from farskip_compile.passes.schedule.from_graph import read_program
-from farskip_compile.passes.schedule.program import Program, Role
-from farskip_compile.passes.schedule.published import published_order
 from farskip_compile.passes.schedule.search import Limits, list_schedule
 from farskip_compile.passes.schedule.timeline import flights, simulate
+from farskip_compile.simulate.phases import PhaseProgram, read_phases
 from farskip_compile.simulate.rank_model import RankModel, rank_model
 from farskip_compile.simulate.results import PhaseResult, Prediction, StepResult
 from farskip_compile.simulate.scenario import Scenario
@@ -77,13 +74,20 @@ def predict_each(scenarios: Sequence[Scenario]) -> list[Prediction]:
                 way_out=f"predict them one by one; only {', '.join(AFTER_CAPTURE)} may differ",
             )
     took: dict[str, float] = {}
+    nothing: list[Mapping[Named, list[PhaseProgram]]] = [{} for _ in scenarios]
     with fake_ranks(scenario.ranks):
         whole = _capture(scenarios, took)
-        cut = _capture(scenarios, took, scenario.pieces) if scenario.pieces > 1 else None
+        cut = _capture(scenarios, took, scenario.pieces).programs if scenario.pieces > 1 else nothing
+        halves = _capture(list(map(_half, scenarios)), took).programs if scenario.micro_batches > 1 else nothing
         return [
-            _predict(one, whole, whole.programs[place], cut.programs[place] if cut is not None else {}, took)
-            for place, one in enumerate(scenarios)
+            _predict(one, whole, each, in_pieces, half, took)
+            for one, each, in_pieces, half in zip(scenarios, whole.programs, cut, halves, strict=True)
         ]
+
+
+def _half(scenario: Scenario) -> Scenario:
+    """One micro-batch of two."""
+    return replace(scenario, batch=scenario.batch // 2, micro_batches=1, also=())
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class _Captured:
     model: RankModel
     nodes: int
     rewired: str
-    programs: Sequence[Mapping[Named, list[_Phase]]]
+    programs: Sequence[Mapping[Named, list[PhaseProgram]]]
     """For each scenario, by connectivity."""
 
 
@@ -116,7 +120,9 @@ def _capture(scenarios: Sequence[Scenario], took: dict[str, float], pieces: int 
         took["graphs"] = took.get("graphs", 0.0) + time.perf_counter() - began
         report = found["full"].report
         took["passes"] = took.get("passes", 0.0) + sum(report.seconds.values())
-        programs = [{name: _programs(one, model, each) for name, each in found.items()} for one in scenarios]
+        programs = [
+            {name: read_phases(one, model.imbalance, each) for name, each in found.items()} for one in scenarios
+        ]
         return _Captured(model, report.nodes, report.summary(), programs)
 
     with model.mode:
@@ -126,14 +132,15 @@ def _capture(scenarios: Sequence[Scenario], took: dict[str, float], pieces: int 
 def _predict(
     scenario: Scenario,
     captured: _Captured,
-    whole: Mapping[Named, list[_Phase]],
-    cut: Mapping[Named, list[_Phase]],
+    whole: Mapping[Named, list[PhaseProgram]],
+    cut: Mapping[Named, list[PhaseProgram]],
+    halves: Mapping[Named, list[PhaseProgram]],
     took: Mapping[str, float],
 ) -> Prediction:
     begun = time.perf_counter()
     slower = _slower(scenario, _written(whole["none"]))
 
-    def at_pace(programs: list[_Phase]) -> list[_Phase]:
+    def at_pace(programs: list[PhaseProgram]) -> list[PhaseProgram]:
         return [one.times(slower) for one in programs]
 
     programs = at_pace(whole["none"])
@@ -142,6 +149,9 @@ def _predict(
     published = _step(programs, [one.published() for one in programs])
     farskip = _scheduled(programs, published)
     also = {f"{NAMES_CUT[name]}, {scenario.pieces} pieces": _scheduled(at_pace(each)) for name, each in cut.items()}
+    for name, each in halves.items():
+        both = [one.in_two_batches() for one in at_pace(each)]
+        also[f"{NAMES_CUT[name]}, 2 batches"] = _scheduled(both)
     also |= {name: _scheduled(at_pace(whole[name])) for name in scenario.also}
     return Prediction(
         scenario,
@@ -159,38 +169,6 @@ def _predict(
     )
 
 
-@dataclass(frozen=True)
-class _Phase:
-    """One graph as a program."""
-
-    name: str
-    program: Program
-    nodes: list[fx.Node]
-
-    def published(self) -> tuple[int, ...]:
-        """The order of AMD's engines."""
-        return published_order(self.program, self.nodes, backward=self.name == "backward")
-
-    def times(self, slower: float) -> _Phase:
-        """With compute that takes this many times as long."""
-        tasks = (
-            task if task.role is Role.LAUNCH else replace(task, seconds=task.seconds * slower)
-            for task in self.program.tasks
-        )
-        return self if slower == 1.0 else replace(self, program=replace(self.program, tasks=tuple(tasks)))
-
-
-def _programs(scenario: Scenario, model: RankModel, graphs: Graphs) -> list[_Phase]:
-    found = []
-    for phase, graph in graphs.phases:
-        estimates = Estimates(
-            graph, scenario.profile, model.imbalance, scenario.products == "float8", scenario.interference
-        )
-        one = read_program(graph, estimates)
-        found.append(_Phase(phase, one.program, one.nodes))
-    return found
-
-
 def _slower(scenario: Scenario, written: StepResult) -> float:
     """How many times as long compute takes as the profile says, as given or by what was measured."""
     if scenario.measured is None:
@@ -204,11 +182,11 @@ def _slower(scenario: Scenario, written: StepResult) -> float:
     return (scenario.measured - written.exposed) / written.compute
 
 
-def _written(programs: list[_Phase]) -> StepResult:
-    return _step(programs, [tuple(range(len(one.program.tasks))) for one in programs])
+def _written(programs: list[PhaseProgram]) -> StepResult:
+    return _step(programs, [one.written() for one in programs])
 
 
-def _scheduled(programs: list[_Phase], rival: StepResult | None = None) -> StepResult:
+def _scheduled(programs: list[PhaseProgram], rival: StepResult | None = None) -> StepResult:
     """In the order of our scheduler, which may take as much memory as `rival` does: time alone is compared."""
     orders = []
     for place, one in enumerate(programs):
@@ -217,12 +195,12 @@ def _scheduled(programs: list[_Phase], rival: StepResult | None = None) -> StepR
             baseline_peak = simulate(one.program, range(len(one.program.tasks))).peak_bytes
             increase = rival.phases[place].timeline.peak_bytes / max(baseline_peak, 1) - 1
             limits = replace(LIMITS, memory_increase=max(LIMITS.memory_increase, increase))
-        known = rival.phases[place].order if rival is not None else one.published()
-        orders.append(list_schedule(one.program, limits, begin_with=[known]).order)
+        known = one.known() if rival is None else [rival.phases[place].order]
+        orders.append(list_schedule(one.program, limits, begin_with=known).order)
     return _step(programs, orders)
 
 
-def _step(programs: list[_Phase], orders: list[tuple[int, ...]]) -> StepResult:
+def _step(programs: list[PhaseProgram], orders: list[tuple[int, ...]]) -> StepResult:
     return StepResult(
         tuple(
             PhaseResult(one.name, one.program, order, simulate(one.program, order), flights(one.program, order))

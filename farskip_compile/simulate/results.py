@@ -114,7 +114,8 @@ class Prediction:
     rewired: str
     """What the passes report about it."""
     also: Mapping[str, StepResult] = field(default_factory=dict)
-    """What else was asked for, in our order: with exchanges in pieces, and under other connectivities."""
+    """What else was asked for, in our order: with exchanges in pieces, in two micro-batches, and under other
+    connectivities."""
     slower: float = 1.0
     """How many times as long compute takes as the profile says, by `Scenario.measured` or `Scenario.slower`."""
     took: Mapping[str, float] = field(default_factory=dict, compare=False)
@@ -155,7 +156,7 @@ def prediction_json(found: Prediction) -> dict[str, Any]:
             "exchange": scenario.exchanges,
             **{
                 name: getattr(scenario, name)
-                for name in ("products", "skew", "layers", "interference", "measured", "pieces")
+                for name in ("products", "skew", "layers", "interference", "measured", "pieces", "micro_batches")
             },
             "slower": scenario.slower,
         },
@@ -195,7 +196,7 @@ def exposed_rows(result: PhaseResult) -> tuple[ExposedRow, ...]:
     groups: dict[tuple[str, tuple[str, ...]], list[Flight]] = defaultdict(list)
     for flight in result.flights:
         kinds = tuple(dict.fromkeys(term[0] for term in flight.terms))
-        groups[re.sub(r"_\d+$", "", flight.launch), kinds].append(flight)
+        groups[re.sub(r"(_\d+)?'?$", "", flight.launch), kinds].append(flight)  # ': of the second micro-batch
     rows = []
     for (operator, kinds), members in groups.items():
         exposed = sum(flight.exposed for flight in members)

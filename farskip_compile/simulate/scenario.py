@@ -171,6 +171,9 @@ class Scenario:
     pieces: int = 1
     """Beside the exchanges in one piece, predict them in so many, each of them some of a rank's experts; of an
     `all-to-all`."""
+    micro_batches: int = 1
+    """2: beside the batch as a whole, predict it in two parts through the whole stack, one part's exchanges beside the
+    other's compute."""
     also: tuple[Named, ...] = ()
     """Connectivities to predict beside `full`: `lag2`, `ladder`, `attention`, `mlp`."""
     products: Products = "bfloat16"
@@ -239,7 +242,7 @@ class Scenario:
 
     def _checks(self) -> Iterator[tuple[bool, str, str]]:
         """(whether this is impossible, why, a way out), in order: each holds only if none before it applies."""
-        for name in ("ep", "tp", "prompt", "batch", "layers", "pieces"):
+        for name in ("ep", "tp", "prompt", "batch", "layers", "pieces", "micro_batches"):
             value = getattr(self, name)
             wrong = value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1)
             yield wrong, f"{name}={value!r} must be a whole number of at least 1", ""
@@ -286,6 +289,11 @@ class Scenario:
         wrong = self.pieces > 1 and self.exchanges != "all-to-all"
         yield wrong, f"pieces={self.pieces} cuts an all-to-all, not an {self.exchanges}", "exchange all-to-all"
         yield self.pieces > MOST_PIECES, f"pieces={self.pieces} is more than anybody cuts", f"at most {MOST_PIECES}"
+        parts = f"micro_batches={self.micro_batches}"
+        yield self.micro_batches > 2, f"{parts}: a batch is predicted whole or in 2 parts", "micro_batches 1 or 2"
+        sequences = self.batch // self.groups
+        reason = f"{parts}: the sequences of a data-parallel group, {sequences}, can't be halved"
+        yield sequences % self.micro_batches > 0, reason, f"a batch that is a multiple of {2 * self.groups}"
         others = [name for name in get_args(Named) if name not in ("none", "full")]
         for name in self.also:
             yield name not in others, f"also={name!r} is unknown, or predicted anyway", f"some of {', '.join(others)}"
@@ -293,3 +301,6 @@ class Scenario:
         yield self.trains and self.tp > 1, reason, "tp 1; ep may be any size"
         reason = f"{self.tokens} tokens can't be sliced for {self.tp} ranks"
         yield not sums and self.tokens % self.tp > 0, reason, "a batch or a prompt that tp divides"
+        reason = f"{parts}: {self.tokens // self.micro_batches} tokens of a part can't be sliced for {self.tp} ranks"
+        sliced = not sums and self.tokens % (self.tp * self.micro_batches) > 0
+        yield sliced, reason, f"a batch or a prompt that makes them a multiple of {self.tp}"

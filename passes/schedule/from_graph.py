@@ -67,6 +67,8 @@ class GraphProgram:
     program: Program
     nodes: list[fx.Node]
     """The node of each task."""
+    made: list[fx.Node]
+    """The first node of each buffer."""
 
 
 def read_program(
@@ -93,7 +95,8 @@ def read_program(
             tasks.append(Task(node.name, required, 0.0, Role.WAIT, launch=index[launch_of[node]]))
         else:
             tasks.append(Task(node.name, required, estimate.compute(node)))
-    return GraphProgram(Program(tuple(tasks), tuple(_buffers(graph, index, waits_of, estimate))), nodes)
+    made = _buffers(graph, index, waits_of, estimate)
+    return GraphProgram(Program(tuple(tasks), tuple(made.values())), nodes, list(made))
 
 
 def launch_task(node: fx.Node, name: str, needs: tuple[int, ...], estimate: NetworkEstimate) -> Task:
@@ -180,8 +183,8 @@ def _order_side_effects(nodes: list[fx.Node], needs: list[set[int]]) -> None:
 
 def _buffers(
     graph: fx.Graph, index: Mapping[fx.Node, int], waits_of: Mapping[fx.Node, list[fx.Node]], estimate: Estimate
-) -> list[Buffer]:
-    """One buffer for each piece of memory."""
+) -> dict[fx.Node, Buffer]:
+    """One buffer for each piece of memory, by its first node."""
     families: dict[int, list[fx.Node]] = {}
     for node in graph.nodes:
         value = ops.fake(node)
@@ -191,7 +194,7 @@ def _buffers(
         place = effects.storage(node)
         families.setdefault(place if place is not None else -1 - len(families), []).append(node)
     outputs = set(next(iter(reversed(graph.nodes))).all_input_nodes)
-    found = []
+    found = {}
     for members in families.values():
         users = dict.fromkeys(user for member in members for user in member.users if user in index)
         for user in [*users, members[0]]:  # a collective in flight holds what it reads and makes
@@ -199,7 +202,7 @@ def _buffers(
         first = members[0]
         kept = any(member in outputs for member in members) or (first.op == "placeholder" and not _freeable(first))
         size = max(estimate.bytes(member) for member in members)
-        found.append(Buffer(size, index.get(first, -1), tuple(index[user] for user in users), kept))
+        found[first] = Buffer(size, index.get(first, -1), tuple(index[user] for user in users), kept)
     return found
 
 

@@ -46,6 +46,14 @@ def made(**options: Any) -> Scenario:
         ({"slower": 0.0}, "slower=0.0"),
         ({"slower": 2.0, "measured": 1.0}, "both say how long compute takes"),
         ({"ep": 8, "tp": 8, "exchange": "all-to-all", "batch": 1, "prompt": 3}, "can't be sliced"),
+        ({"micro_batches": 0}, "micro_batches=0 must be a whole number"),
+        ({"micro_batches": 3}, "a batch is predicted whole or in 2 parts"),
+        ({"micro_batches": 2, "batch": 8}, "of a data-parallel group, 1, can't be halved"),
+        ({"micro_batches": 2, "batch": 24}, "multiple of 16"),
+        (
+            {"micro_batches": 2, "ep": 8, "tp": 8, "exchange": "all-to-all", "batch": 2, "prompt": 12},
+            "12 tokens of a part can't be sliced for 8 ranks",
+        ),
     ],
 )
 def test_refused(options: dict[str, Any], said: str) -> None:

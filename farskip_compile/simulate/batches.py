@@ -1,0 +1,141 @@
+"""A step in two micro-batches, from what one of them does: its tasks twice, one's launches beside the other's compute.
+
+In:    the program of one graph for half of the sequences, and orders of it.
+Out:   a `Program`: each task twice, and sums of what both halves have a part of, in an order in which the launches of
+       the halves alternate.
+Never: changes a task, or what it needs of its own half; uses a clock.
+
+The halves do the same, so one is captured and stands for both: a graph of two stacks has two residual streams, and the
+passes rewire one. They share parameters, and whatever else `shared` names; the second half adds its gradients to those
+of the first.
+
+The launches of a channel stay in the order that a program has them in, so this order decides what can be hidden: with
+all of one half before those of the other, next to nothing. Algorithm, linear:
+1. Cut an order of the half into stretches: up to a launch each. One that computes next to nothing is a part of the
+   one before: how many rows will come, then the rows.
+2. Take the stretches of both halves in turn. The first half may be some stretches ahead, so that attention computes
+   beside experts or attention beside attention.
+3. Of all these ways, keep the one with the least makespan; of equal ones, the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+
+from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
+from farskip_compile.passes.schedule.timeline import run_timeline
+
+NEXT_TO_NOTHING = (0.0, 0.1, 0.3)
+"""Fractions of the mean compute of a stretch below which one does not stand alone."""
+AHEAD = (0, 1, 2)
+"""How many stretches the first half is ahead."""
+
+Order = Sequence[int]
+
+
+def in_two_batches(
+    half: Program, orders: Sequence[Order], shared: Collection[int], sums: Mapping[int, float]
+) -> Program:
+    """Both halves of a step, of which each does what `half` does.
+
+    Args:
+        half: of an ATen graph.
+        orders: of its tasks.
+        shared: inputs that there are once, as places in `half.buffers`.
+        sums: seconds that it takes to add up what both halves make of a buffer, by its place.
+    """
+    both = one_after_another(half, shared, sums)
+    best = min(_ways(half, orders, both), key=lambda way: run_timeline(both, way).makespan)  # 3.
+    return in_order(both, best)
+
+
+def one_after_another(half: Program, shared: Collection[int], sums: Mapping[int, float]) -> Program:
+    """All tasks of the first half, all of the second one, and the sums."""
+    count = len(half.tasks)
+    tasks = [*half.tasks, *(_moved(task, count) for task in half.tasks)]
+    buffers: list[Buffer] = []
+    for place, one in enumerate(half.buffers):
+        users = tuple(user + count for user in one.users)
+        maker = one.maker + count if one.maker >= 0 else -1
+        if place in shared:
+            buffers.append(Buffer(one.size, -1, one.users + users, one.kept))
+        elif place in sums:
+            needs = tuple(sorted({one.maker, *one.users, maker, *users}))
+            buffers.append(Buffer(one.size, one.maker, (*one.users, len(tasks)), one.kept))
+            buffers.append(Buffer(one.size, maker, (*users, len(tasks))))
+            tasks.append(Task(f"{half.tasks[one.maker].name}_sum", needs, sums[place]))
+        else:
+            buffers += Buffer(one.size, one.maker, one.users, one.kept), Buffer(one.size, maker, users, one.kept)
+    return Program(tuple(tasks), tuple(buffers))
+
+
+def _moved(task: Task, by: int) -> Task:
+    launch = task.launch + by if task.role is Role.WAIT else task.launch
+    return replace(task, name=f"{task.name}'", needs=tuple(need + by for need in task.needs), launch=launch)
+
+
+def _ways(half: Program, orders: Sequence[Order], both: Program) -> Iterator[tuple[int, ...]]:
+    """Orders of `both`, in each of which the stretches of the halves alternate."""
+    count = len(half.tasks)
+    sums = range(2 * count, len(both.tasks))
+    for order, fraction, ahead in product(orders, NEXT_TO_NOTHING, AHEAD):
+        parts = stretches(half, order, fraction)
+        others = [[index + count for index in part] for part in parts]
+        yield tuple(_with_sums(both, sums, in_turn(parts, others, ahead)))
+
+
+def stretches(program: Program, order: Order, fraction: float) -> list[list[int]]:  # 1.
+    """The tasks of `order` up to each launch, and what follows the last one; those that compute less than `fraction` of
+    the mean before they launch are a part of the one before."""
+    cut: list[list[int]] = [[]]
+    for index in order:
+        cut[-1].append(index)
+        if program.tasks[index].role is Role.LAUNCH:
+            cut.append([])
+    *cut, rest = cut
+    compute = [sum(program.tasks[i].seconds for i in part if program.tasks[i].role is Role.COMPUTE) for part in cut]
+    least = fraction * sum(compute) / max(len(cut), 1)
+    found: list[list[int]] = []
+    for part, seconds in zip(cut, compute, strict=True):
+        if found and seconds < least:
+            found[-1].extend(part)
+        else:
+            found.append(part)
+    return [*found, rest]
+
+
+def in_turn(first: Sequence[Order], second: Sequence[Order], ahead: int) -> list[int]:  # 2.
+    """One stretch of each, again and again, with the first one `ahead` by so many."""
+    found: list[int] = []
+    for place in range(max(len(first), len(second) + ahead)):
+        found += first[place] if place < len(first) else ()
+        found += second[place - ahead] if 0 <= place - ahead < len(second) else ()
+    return found
+
+
+def _with_sums(both: Program, sums: range, order: Order) -> Iterator[int]:
+    """`order`, with each sum right after the last task that it needs."""
+    position = {index: place for place, index in enumerate(order)}
+    after: dict[int, list[int]] = {}
+    for index in sums:
+        after.setdefault(max(both.tasks[index].needs, key=position.__getitem__), []).append(index)
+    for index in order:
+        yield index
+        yield from after.get(index, ())
+
+
+def in_order(program: Program, order: Order) -> Program:
+    """`program` with its tasks in this order."""
+    place = {index: at for at, index in enumerate(order)}
+    place[-1] = -1  # of no task: the maker of an input, what is not waited for
+    tasks = (
+        replace(task, needs=tuple(sorted(place[need] for need in task.needs)), launch=place[task.launch])
+        for task in (program.tasks[index] for index in order)
+    )
+    buffers = (
+        replace(one, maker=place[one.maker], users=tuple(sorted(place[user] for user in one.users)))
+        for one in program.buffers
+    )
+    return Program(tuple(tasks), tuple(buffers))
