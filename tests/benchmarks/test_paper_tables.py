@@ -9,7 +9,7 @@ from pathlib import Path
 import paper_tables
 import pytest
 from common import decode
-from paper_bench.others import OtherRow
+from paper_bench.others import OTHERS, OtherRow, others_table
 from paper_bench.predicted import FromStepTime, Predicted, Row
 from paper_bench.published import PUBLISHED, six_layers
 from paper_tables import overlap_table, own_cells, own_table, speed_table, step_time_table, targets, time_table
@@ -131,6 +131,28 @@ def test_own_cells(tmp_path) -> None:
         "prefill, overlapped only": (1, pytest.approx(0.2), pytest.approx(-0.2)),
         "all": (3, pytest.approx(0.2), 0.5),
     }
+
+
+def test_other_systems() -> None:
+    """Two micro-batches stand only where a system overlaps them; results from before there were any are read."""
+    row = OtherRow("megatron-1f1b", 0.5, 0.25, 1.1, 1.2, 1.3, 1.4, 60.0, batches=1.25, farskip_batches=1.5)
+    old = {key: value for key, value in asdict(row).items() if "batches" not in key}
+    table = others_table([row, decode(OtherRow, {**old, "name": "megatron-chunked"})])
+    assert (
+        "| megatron-1f1b | 1.197 x | 1.100 x | 1.200 x | 1.250 x | 1.300 x | 1.400 x | 1.500 x | 500 ms | 50% |"
+        in table
+    )
+    chunked = "| megatron-chunked | 1.135 x | 1.100 x | 1.200 x |  | 1.300 x | 1.400 x |  | 500 ms | 50% |"
+    assert chunked in table
+
+
+def test_two_micro_batches_are_twice_the_one_that_they_are_compared_with() -> None:
+    pytest.importorskip("transformers")
+    for known in OTHERS:
+        if known.pair is not None:
+            one, two = known.scenario(), known.pair()
+            assert replace(two, batch=two.batch // 2, micro_batches=1) == replace(one, pieces=1)
+    assert {known.name for known in OTHERS if known.pair is not None} == {"megatron-1f1b"}
 
 
 def test_the_page_is_that_of_its_results() -> None:

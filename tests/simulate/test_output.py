@@ -122,6 +122,10 @@ def test_command(tmp_path) -> None:
         "3",
         "--prompt",
         "64",
+        "--batch",
+        "16",
+        "--micro-batches",
+        "2",
         "--json",
         "--trace",
         str(trace),
@@ -130,8 +134,13 @@ def test_command(tmp_path) -> None:
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert found["scenario"]["layers"] == 3
+    assert [name for name in found["orders"] if name.endswith(", 2 batches")] == [
+        "overlapped, 2 batches",
+        "FarSkip, 2 batches",
+    ]
     assert found["orders"]["farskip"]["seconds"] <= found["orders"]["written"]["seconds"]
-    assert json.loads(trace.read_text())["traceEvents"]
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert "FarSkip, 2 batches" in {one["args"]["name"] for one in events if one["name"] == "process_name"}
 
 
 @pytest.mark.parametrize(
