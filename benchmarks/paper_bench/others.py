@@ -67,8 +67,8 @@ OTHERS = (
         _qwen3(16, 1, 4096, pieces=PIECES),
         287.305 / 240.110,
         "https://github.com/NVIDIA-NeMo/Megatron-Bridge/pull/5094",
-        "in 2 batches: one is compared with a half of two; the others: of one; CUDA graphs; optimizer step and "
-        "reduction of gradients as above",
+        "in 2 batches: two micro-batches, over one as written twice; the other columns: one micro-batch; CUDA graphs; "
+        "optimizer step and reduction of gradients as above",
         _qwen3(16, 2, 4096, micro_batches=2),
     ),
 )

@@ -61,7 +61,9 @@ def test_every_kind_of_exchange(case: dict[str, Any]) -> None:
             assert simulate(phase.program, phase.order) == phase.timeline
             both, once = ([task for task in each.program.tasks if task.role is Role.LAUNCH] for each in (phase, one))
             assert len(both) == 2 * len(once), "each half has all launches"
-            assert sum(row.count for row in exposed_rows(phase)) == len(both)
+            kinds = exposed_rows(phase)
+        assert sum(row.count for row in kinds) == len(both)
+        assert len({(row.operator, row.terms) for row in exposed_rows(one)}) == len(kinds), "one kind of both halves"
         own = sum(task.seconds for phase in step.phases for task in phase.program.tasks if task.role is not Role.LAUNCH)
         once = sum(
             task.seconds for phase in whole.phases for task in phase.program.tasks if task.role is not Role.LAUNCH
