@@ -7,7 +7,8 @@ Never: decides by anything that ranks do not share: "auto" takes the number of p
 
 Algorithm:
 1. By local experts, where each has products of its own: their rows, and the gradients of their weights, stay whole.
-2. What is left, or all if asked for, by tokens: on a copy, which takes the graph's place once it is verified.
+2. What is left, or all if asked for, by tokens: on a copy, which takes the graph's place once it is verified. Exchanges
+   by all-gather have no other way.
 3. What stays whole is an error if a number of pieces was asked for.
 """
 
@@ -23,7 +24,7 @@ from torch import fx
 
 from farskip_compile.config import Pieces, PiecesAlong
 from farskip_compile.costs.collectives import collective_seconds
-from farskip_compile.costs.profile import HardwareProfile
+from farskip_compile.costs.profile import CollectiveKind, HardwareProfile
 from farskip_compile.errors import UnsupportedPatternError, VerificationError, Where
 from farskip_compile.inductor_passes.in_pieces import CHOICES, WORTH, log
 from farskip_compile.passes import PASSES
@@ -33,6 +34,7 @@ from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.graph.walk import spread, walk_back
 from farskip_compile.passes.pieces.blocks import Exchanges
+from farskip_compile.passes.pieces.gathered import BY_GATHER, gathered_exchanges
 from farskip_compile.passes.pieces.notes import is_piece, note
 from farskip_compile.passes.pieces.rules import NotSeparableError
 from farskip_compile.passes.pieces.tokens import TokensCut
@@ -68,12 +70,17 @@ def cut_without_drops(
     whole: Whole = {}
     if along != "tokens" and BY_EXPERT not in skip:
         whole = _by_expert(module.graph, pieces, profile)
+    if along == "experts":
+        for launch in (one.launch for one in gathered_exchanges(module.graph)):
+            whole[launch.name] = BY_GATHER, ops.where(launch)
+            note(launch, BY_GATHER)
     if along != "experts" and BY_TOKEN not in skip:
         whole = _by_token(module, pieces, profile, whole)
+    kind = "by all-gather" if gathered_exchanges(module.graph) else "whose sizes data decides"
     for reason, where in whole.values() if pieces != "auto" else ():
         if strict:
             raise UnsupportedPatternError(
-                f"an exchange whose sizes data decides can't be cut in {pieces} pieces: {reason}",
+                f"an exchange {kind} can't be cut in {pieces} pieces: {reason}",
                 way_out='pieces="auto" or strict=False leave it whole, pieces=1 all of them',
                 where=where,
             )
@@ -99,7 +106,7 @@ def _best_by_expert(profile: HardwareProfile, exchanges: Exchanges) -> int:
     leaving = list(chain.from_iterable(one.blocks for one in exchanges.members if not one.to_experts))
     after = spread(next(iter(arriving)).graph.nodes, arriving.__contains__)
     between = walk_back(leaving, lambda node: node not in after)
-    return _cheapest(profile, exchanges.members[0].launch, exchanges.experts, between, 0)
+    return _cheapest_by_all_to_all(profile, exchanges.members[0].launch, exchanges.experts, between, 0)
 
 
 # By token
@@ -116,22 +123,26 @@ def _by_token(module: fx.GraphModule, pieces: Pieces, profile: HardwareProfile, 
     try:
         driver.run()
         cut: TokensCut = driver.facts["tokens_cut"]
-        left = {one.node.name: (one.reason, ops.where(one.node)) for one in cut.whole}
+        left = {(one.launch or one.node).name: (one.reason, ops.where(one.node)) for one in cut.whole}
         if cut.pairs:
             driver.verify(verify_tokens, twin, before)
             driver.finish()
             module.graph = twin
     except (NotSeparableError, VerificationError) as error:
         where = ops.where(error.node) if isinstance(error, NotSeparableError) else error.where or Where()
-        launch = next(filter(_is_whole, module.graph.nodes)).name
-        left = {launch: (error.reason, where)}
+        left = {_whole(module.graph)[0].name: (error.reason, where)}
     reasons: Whole = {}
-    for node in filter(_is_whole, module.graph.nodes):
+    for node in _whole(module.graph):
         found = [said[node.name] for said in (whole, left) if node.name in said]
         if found:
             reasons[node.name] = "; by token: ".join(reason for reason, _ in found), found[-1][1]
             note(node, reasons[node.name][0])
     return reasons
+
+
+def _whole(graph: fx.Graph) -> list[fx.Node]:
+    """The launches of exchanges that are not in pieces, and have room for all rows or may have it."""
+    return [*filter(_is_whole, graph.nodes), *(one.launch for one in gathered_exchanges(graph))]
 
 
 def _is_whole(node: fx.Node) -> bool:
@@ -143,16 +154,33 @@ def _is_whole(node: fx.Node) -> bool:
 
 
 def _best_by_token(profile: HardwareProfile, region: Region) -> int:
-    return _cheapest(profile, region.launches[0], region.units(), region.inside, 1) if region.pairs else 1
+    if region.gathered:
+        return _best_by_gather(profile, region)
+    return _cheapest_by_all_to_all(profile, region.launches[0], region.units(), region.inside, 1) if region.pairs else 1
+
+
+def _best_by_gather(profile: HardwareProfile, region: Region) -> int:
+    gathers = filter(ops.is_gather, region.launches)
+    value = max((one for launch in gathers if (one := ops.tensor(launch)) is not None), key=torch.Tensor.numel)
+    ranks: int = region.launches[0].args[1]  # type: ignore[assignment]
+    flops = 0.0
+    for node in filter(ops.is_matmul, region.inside):
+        product, factor = ops.tensor(node), ops.tensor(node.all_input_nodes[0])
+        if product is not None and factor is not None:
+            # a grouped product leaves out the rows of other ranks' experts
+            flops += 2 * product.numel() * factor.shape[-1] / (ranks if "grouped" in ops.op_name(node) else 1)
+    experts = _seconds(flops / region.pairs, value, profile)
+    sent = value.numel() * value.dtype.itemsize
+    return _cheapest(profile, ("all_gather", "reduce_scatter"), sent, ranks, region.units(), experts)
 
 
 # How many
 
 
-def _cheapest(
+def _cheapest_by_all_to_all(
     profile: HardwareProfile, launch: fx.Node, most: int, between: Iterable[fx.Node], exchanges_of_counts: int
 ) -> int:
-    """The number of pieces with the least estimated time, more only where they save `WORTH`.
+    """The number of pieces with the least estimated time.
 
     Args:
         profile: of the hardware.
@@ -167,12 +195,36 @@ def _cheapest(
     if not isinstance(rows, int):
         return 1  # ranks may have compiled for different numbers of tokens
     bytes_sent = rows * math.prod(sent.shape[1:]) * sent.dtype.itemsize
-    experts = _seconds(between, rows, str(sent.dtype).removeprefix("torch."), profile)
+    experts = _seconds(_flops(between, rows), sent, profile)
     counts = exchanges_of_counts * collective_seconds("all_to_all", 8 * ranks, ranks, profile)
+    return _cheapest(profile, ("all_to_all", "all_to_all"), bytes_sent, ranks, most, experts, counts)
+
+
+def _cheapest(
+    profile: HardwareProfile,
+    kinds: tuple[CollectiveKind, CollectiveKind],
+    bytes_sent: int,
+    ranks: int,
+    most: int,
+    experts: float,
+    counts: float = 0.0,
+) -> int:
+    """The number of pieces with the least estimated time, more only where they save `WORTH`.
+
+    Args:
+        profile: of the hardware.
+        kinds: there and back.
+        bytes_sent: by each of both, in one piece.
+        ranks: among which.
+        most: pieces that there can be.
+        experts: seconds of what is computed in between.
+        counts: seconds that each piece adds.
+    """
 
     def seconds(pieces: int) -> float:
-        one = collective_seconds("all_to_all", math.ceil(bytes_sent / pieces), ranks, profile)
-        return max(pieces * (2 * one + counts), 2 * one + counts + experts)
+        each = math.ceil(bytes_sent / pieces)
+        both = sum(collective_seconds(kind, each, ranks, profile) for kind in kinds)
+        return max(pieces * (both + counts), both + counts + experts)
 
     best = 1
     for pieces in CHOICES:
@@ -181,7 +233,7 @@ def _cheapest(
     return best
 
 
-def _seconds(between: Iterable[fx.Node], rows: int, dtype: str, profile: HardwareProfile) -> float:
+def _flops(between: Iterable[fx.Node], rows: int) -> float:
     """Of products, if all of them together get as many rows as are sent: each its share, where each expert has one of
     its own."""
     flops: dict[object, list[float]] = {}
@@ -191,5 +243,10 @@ def _seconds(between: Iterable[fx.Node], rows: int, dtype: str, profile: Hardwar
         if product is not None and factor is not None and has_no_rows(node):
             each = flops.setdefault(str(product.shape[0]), [])
             each.append(2 * rows * math.prod(product.shape[1:]) * factor.shape[-1])
-    total = sum(map(sum, flops.values())) / max(len(flops), 1)
-    return total / (getattr(profile.peak_flops, dtype, profile.peak_flops.float32) * profile.efficiency.matmul)
+    return sum(map(sum, flops.values())) / max(len(flops), 1)
+
+
+def _seconds(flops: float, like: torch.Tensor, profile: HardwareProfile) -> float:
+    """Of so many, in the type of a tensor."""
+    dtype = str(like.dtype).removeprefix("torch.")
+    return flops / (getattr(profile.peak_flops, dtype, profile.peak_flops.float32) * profile.efficiency.matmul)

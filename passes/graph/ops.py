@@ -200,6 +200,16 @@ def is_all_to_all(node: fx.Node) -> bool:
     return "all_to_all" in op_name(node)
 
 
+def is_gather(node: fx.Node) -> bool:
+    """The rows of all ranks, one rank after another, on each of them."""
+    return op_name(node) == "_c10d_functional::all_gather_into_tensor"
+
+
+def is_scatter(node: fx.Node) -> bool:
+    """A sum over ranks, of which each gets its rows."""
+    return op_name(node) == "_c10d_functional::reduce_scatter_tensor"
+
+
 def is_linear_collective(node: fx.Node) -> bool:
     """A collective C with C(a + b) = C(a) + C(b): a sum or mean reduction, a gather, or the wait of one."""
     name = op_name(node)

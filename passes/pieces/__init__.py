@@ -11,7 +11,6 @@ Algorithm: `region` finds what can be cut, by `rules` for each operator; `emit` 
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from torch import fx
@@ -19,12 +18,10 @@ from torch import fx
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.pieces.axis import intervals
 from farskip_compile.passes.pieces.emit import cut
-from farskip_compile.passes.pieces.gathered import gathered_exchanges
+from farskip_compile.passes.pieces.gathered import BY_GATHER, gathered_exchanges
 from farskip_compile.passes.pieces.notes import is_piece, noted, noted_along
 from farskip_compile.passes.pieces.region import find_region, pairs_of
 from farskip_compile.passes.pieces.rules import NotSeparableError
-
-BY_GATHER = "tokens are gathered for all experts of a rank: only exchanges by all-to-all are cut"
 
 
 @dataclass(frozen=True)
@@ -68,15 +65,21 @@ def cut_exchanges(graph: fx.Graph, pieces: int) -> PiecesCut:
             continue
         cut(graph, region, intervals(region.axis.size, pieces))
         found += 1
-    for launch in gathered_exchanges(graph) if pieces > 1 else ():
-        refused.append(Refused(launch.name, launch.name, BY_GATHER, ops.source_line(launch)))
+    for launch in (one.launch for one in gathered_exchanges(graph)) if pieces > 1 else ():
+        refused.append(Refused(launch.name, launch.name, noted(launch) or BY_GATHER, ops.source_line(launch)))
     return PiecesCut(pieces, found, tuple(refused))
 
 
 def cut_earlier(graph: fx.Graph) -> PiecesCut:
     """What was cut before differentiation, by its notes; the number of pieces is the largest."""
-    pieces = [node for node in ops.calls(graph, ops.is_all_to_all) if is_piece(node)]
-    launched = Counter(int(noted(node)) for node in pieces)
-    pairs = sum(count // (2 * number) for number, count in launched.items())
+    pieces = [node for node in ops.calls(graph, ops.is_collective) if is_piece(node)]
+    pairs = 0
+    for number in {int(noted(node)) for node in pieces}:
+        # gathers bring tokens and what was chosen for them, reduce-scatters of a gradient go back for several of these
+        there, gathers, back = (
+            sum(holds(node) for node in pieces if int(noted(node)) == number)
+            for holds in (ops.is_all_to_all, ops.is_gather, ops.is_scatter)
+        )
+        pairs += (there // 2 + min(gathers, back)) // number
     along = tuple(sorted({noted_along(node) for node in pieces}))
-    return PiecesCut(max(launched, default=1), pairs, along=along)
+    return PiecesCut(max((int(noted(node)) for node in pieces), default=1), pairs, along=along)

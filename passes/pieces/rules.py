@@ -26,10 +26,12 @@ Axes = Mapping[fx.Node, Axis]
 class NotSeparableError(Exception):
     """The rows can't be kept apart at `node`."""
 
-    def __init__(self, node: fx.Node, reason: str) -> None:
+    def __init__(self, node: fx.Node, reason: str, launch: fx.Node | None = None) -> None:
         super().__init__(reason)
         self.node = node
         self.reason = reason
+        self.launch = launch
+        """Of the exchange that stays whole for it, where that is not `node`."""
 
 
 @dataclass(frozen=True)

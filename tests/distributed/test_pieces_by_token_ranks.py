@@ -1,6 +1,7 @@
 """Exchanges in pieces by token on real ranks, compiled by Inductor: outputs and gradients are those of whole ones.
 
 Models of ours, where each expert has products of its own; transformers' experts and torchtitan's, in grouped products.
+By all-gather: models of ours, and experts as engines write them.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import torch.distributed as dist
 from torch import fx
 
 import farskip_compile
-from farskip_compile._compat import lookup_backend
+from farskip_compile._compat import collectives, lookup_backend
 from farskip_compile.costs import default_profile
+from farskip_compile.inductor_passes.micro_batches import cut_in_micro_batches
 from farskip_compile.inductor_passes.without_drops import cut_without_drops
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
 from farskip_compile.passes.graph import ops
@@ -37,11 +39,17 @@ def reported() -> list[tuple[str, int, int, int]]:
 
 
 def ours_on_rank(
-    rank: int, world_size: int, name: str, layers: tuple[str, ...], connectivity: str, cut: dict[str, Any]
+    rank: int,
+    world_size: int,
+    name: str,
+    layers: tuple[str, ...],
+    connectivity: str,
+    cut: dict[str, Any],
+    mode: Any = "dropless",
 ) -> dict[str, Any]:
     torch.compiler.reset()
     farskip_compile.clear_schedules()
-    parallel = ParallelConfig(ep_group=dist.group.WORLD, ep_mode="dropless")
+    parallel = ParallelConfig(ep_group=dist.group.WORLD, ep_mode=mode)
     model = build(name, dtype=torch.float64, parallel=parallel, layers=layers, **SMALL)
     ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(rank))
     expected = run_with_gradients(FarSkipForm(model, connectivity=connectivity), model, ids)
@@ -58,20 +66,111 @@ def ours_on_rank(
 
 
 @pytest.mark.parametrize(
-    ("name", "layers", "connectivity", "cut", "along"),
+    ("name", "layers", "connectivity", "cut", "along", "mode"),
     [
-        ("mixtral", ("moe",), "none", TOKENS, "tokens"),
-        ("deepseek_v3", ("moe", "moe"), "full", TOKENS, "tokens"),
-        ("mixtral", ("moe",), "none", {"micro_batches": 2}, "batch"),
+        ("mixtral", ("moe",), "none", TOKENS, "tokens", "dropless"),
+        ("deepseek_v3", ("moe", "moe"), "full", TOKENS, "tokens", "dropless"),
+        ("mixtral", ("moe",), "none", {"micro_batches": 2}, "batch", "dropless"),
+        ("mixtral", ("moe",), "none", {"pieces": 2}, "tokens", "allgather"),
     ],
-    ids=["one layer", "from one exchange into the next", "batch"],
+    ids=["one layer", "from one exchange into the next", "batch", "gathered"],
 )
-def test_models_of_ours(name: str, layers: tuple[str, ...], connectivity: str, cut: dict[str, Any], along: str) -> None:
-    for found in run_ranks(ours_on_rank, 2, name, layers, connectivity, cut, timeout=400):
+def test_models_of_ours(
+    name: str, layers: tuple[str, ...], connectivity: str, cut: dict[str, Any], along: str, mode: str
+) -> None:
+    for found in run_ranks(ours_on_rank, 2, name, layers, connectivity, cut, mode, timeout=400):
         assert found["reports"] == [(phase, 2, len(layers), 0) for phase in ("forward", "backward")]
         assert found["along"] == {along}
         assert found["output"] < 1e-12, found
         assert found["gradients"] < 1e-11, found
+
+
+# By all-gather
+
+
+def gathered_on_rank(rank: int, world_size: int, name: str, connectivity: str, batch: bool = False) -> dict[str, Any]:
+    """In eager mode behind AOTAutograd, whole and in two pieces."""
+    parallel = ParallelConfig(ep_group=dist.group.WORLD, ep_mode="allgather")
+    model = build(name, dtype=torch.float64, parallel=parallel, layers=("moe", "moe"), **SMALL)
+    ids = torch.randint(0, 32, (2, 7), generator=torch.Generator().manual_seed(rank))
+    form = model if connectivity == "none" else FarSkipForm(model, connectivity=connectivity)
+    return compared(connectivity, model, form, ids, batch)
+
+
+def compared(
+    connectivity: str | None, model: torch.nn.Module, form: torch.nn.Module, given: torch.Tensor, batch: bool = False
+) -> dict[str, Any]:
+    """A model in pieces, or its batch in parts, with its form as it is written."""
+    expected = run_with_gradients(form, model, given)
+    pieces: list[int] = []
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend=partial(cut_and_run, connectivity, pieces, batch=batch), fullgraph=True)
+    output, gradients = run_with_gradients(compiled, model, given)
+    assert gradients.keys() == expected[1].keys()
+    return {
+        "pieces": pieces,
+        "equal": torch.equal(output, expected[0]),
+        "output": relative_difference(output, expected[0]),
+        "gradients": max(relative_difference(gradients[key], expected[1][key]) for key in gradients),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "connectivity", "batch"),
+    [
+        ("mixtral", "none", False),
+        ("mixtral", "full", False),
+        ("deepseek_v3", "none", False),
+        ("deepseek_v3", "full", False),
+        ("mixtral", "none", True),
+    ],
+)
+def test_tokens_that_are_gathered(name: str, connectivity: str, batch: bool) -> None:
+    for found in run_ranks(gathered_on_rank, 2, name, connectivity, batch, timeout=300):
+        assert found["pieces"] == [2 * 2 * 2]  # of two layers a gather and a scatter each
+        assert found["output"] < 1e-13, found
+        assert found["gradients"] < 1e-12, found
+
+
+class EnginesExperts(torch.nn.Module):
+    """The router's choice is gathered with the tokens; each rank sorts the rows of its experts, and adds up."""
+
+    def __init__(self, width: int, experts: int, rank: int, ranks: int) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        self.held, self.first = experts // ranks, rank * experts // ranks
+        self.router = torch.nn.Parameter(torch.randn(experts, width, dtype=torch.float64, generator=draw))
+        weights = torch.randn(experts, width, width, dtype=torch.float64, generator=draw) / width
+        self.experts = torch.nn.Parameter(weights[self.first :][: self.held].clone())
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        weights, chosen = torch.nn.functional.linear(hidden, self.router).softmax(-1).topk(2)
+        tokens, chosen, weights = (
+            collectives.all_gather(one, 0, dist.group.WORLD) for one in (hidden, chosen, weights)
+        )
+        local = chosen.flatten() - self.first
+        local = local.where((local >= 0) & (local < self.held), self.held)
+        expert, order = local.sort(stable=True)
+        product = torch.zeros_like(tokens)
+        for number in range(self.held):
+            here = (expert == number).unsqueeze(-1)
+            rows = (tokens[order // 2] @ self.experts[number]).tanh() * weights.flatten()[order].unsqueeze(-1)
+            product = product.index_add(0, order // 2, rows.masked_fill(~here, 0))
+        return hidden + collectives.reduce_scatter(product, "sum", 0, dist.group.WORLD)
+
+
+def engines_on_rank(rank: int, world_size: int) -> dict[str, Any]:
+    layers = [EnginesExperts(16, 8, rank, world_size) for _ in range(2)]
+    model = torch.nn.Sequential(*layers)
+    draw = torch.Generator().manual_seed(rank)
+    return compared(None, model, model, torch.randn(10, 16, dtype=torch.float64, generator=draw))
+
+
+def test_experts_as_engines_write_them() -> None:
+    for found in run_ranks(engines_on_rank, 2, timeout=300):
+        assert found["pieces"] == [2 * 2 * (3 + 1)]
+        assert found["output"] < 1e-13, found
+        assert found["gradients"] < 1e-12, found
 
 
 # Of others
@@ -134,11 +233,17 @@ def torchtitan_on_rank(rank: int, world_size: int) -> dict[str, Any]:
     return found
 
 
-def cut_and_run(connectivity: str, pieces: list[int], module: fx.GraphModule, inputs: Any) -> Any:
-    """A backend: rewire, cut in two, run eagerly."""
-    farskip_compile.backend(connectivity=connectivity).rewire(module)
-    cut_without_drops(module, 2, "auto", (), default_profile("cpu"), strict=True)
-    pieces.append(sum(map(is_piece, ops.calls(module.graph, ops.is_all_to_all))))
+def cut_and_run(
+    connectivity: str | None, pieces: list[int], module: fx.GraphModule, inputs: Any, *, batch: bool = False
+) -> Any:
+    """A backend: rewire, unless there is no stream, cut in two, run eagerly."""
+    if connectivity is not None:
+        farskip_compile.backend(connectivity=connectivity).rewire(module)
+    if batch:
+        cut_in_micro_batches(module, 2, (), strict=True)
+    else:
+        cut_without_drops(module, 2, "auto", (), default_profile("cpu"), strict=True)
+    pieces.append(sum(map(is_piece, ops.calls(module.graph, ops.is_collective))))
     module.recompile()
     return lookup_backend("aot_eager")(module, inputs)
 

@@ -73,13 +73,23 @@ def test_layers_one_by_one(two_ranks: Any) -> None:
     assert [code.count("_c10d_functional.all_to_all_single.default(") for code in codes] == [4, 4]
 
 
-def test_an_exchange_by_gather_is_refused_or_said(two_ranks: Any) -> None:
-    parallel = ParallelConfig(ep_group=two_ranks, ep_mode="allgather")
-    model = build("mixtral", parallel=parallel, **SMALL)
+def gathered(group: Any) -> torch.nn.Module:
+    return build("mixtral", parallel=ParallelConfig(ep_group=group, ep_mode="allgather"), **SMALL)
+
+
+def test_an_exchange_by_gather_is_cut_along_tokens(two_ranks: Any) -> None:
+    for report in reports(gathered(two_ranks), connectivity="none", pieces=2, check_order=False):
+        assert (report.pieces, report.exchanges_cut, report.exchanges_whole) == (2, 2, ())
+        assert report.pieces_along == ("tokens",)
+        assert "2 exchanges in 2 pieces by tokens" in report.summary()
+
+
+def test_an_exchange_by_gather_is_not_cut_along_experts(two_ranks: Any) -> None:
+    model, along = gathered(two_ranks), {"connectivity": "none", "check_order": False, "pieces_along": "experts"}
     with pytest.raises(Exception, match=r"(?s)UnsupportedPattern.*tokens are gathered for all experts.*moe\.py"):
-        reports(model, connectivity="none", pieces=2, check_order=False)
-    for options in ({"pieces": 2, "strict": False}, {"pieces": "auto"}):
-        torch.compiler.reset()
-        forward, *_ = reports(model, connectivity="none", check_order=False, **options)
-        assert len(forward.exchanges_whole) == 2
-        assert (forward.pieces, forward.exchanges_cut) == (1, 0) or options["pieces"] == 2
+        reports(model, pieces=2, **along)
+    torch.compiler.reset()
+    forward, *_ = reports(model, pieces=2, strict=False, **along)
+    assert len(forward.exchanges_whole) == 2
+    assert all("tokens are gathered for all experts" in text for text in forward.exchanges_whole)
+    assert forward.exchanges_cut == 0

@@ -15,7 +15,7 @@ Algorithm:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from torch import fx
 
@@ -25,9 +25,13 @@ from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.verify.claims import claims_of
 from farskip_compile.verify.tokens.alike import key_of
-from farskip_compile.verify.tokens.ranks import Nodes, Ranks, same
+from farskip_compile.verify.tokens.ranks import Nodes, Ranks, Skew, is_exchange, is_given, same
 
 ROUNDS = 2
+MORE = 3
+"""Of rows that are gathered, for which there may be too little room: rounds besides."""
+OTHERS = (0, 4, 32)
+"""And such in which one of so many rows does not choose the experts that all others do."""
 ADDED = frozenset(["narrow", "cat", "reshape"])
 CHECKS = frozenset(["_assert_scalar", "_check", "_check_is_size"])
 
@@ -46,10 +50,11 @@ def verify_tokens(graph: fx.Graph, before: GraphSnapshot) -> None:
     graphs = Nodes(was.nodes), Nodes(now.nodes)
     runs: dict[int, list[tuple[Ranks, Ranks]]] = {}
     proved = set()
+    draws = _draws(was.nodes)
     for name, node in claims.items():
-        count = _ranks(node)
+        count = _ranks(node, given)
         if count not in runs:
-            runs[count] = [_of(graphs, given, count, seed) for seed in range(ROUNDS)]
+            runs[count] = [_of(graphs, given, count, *draw) for draw in draws]
         key = key_of([one.needed(wanted) for one, wanted in zip(runs[count][0], (old[name], node), strict=True)])
         if key is not None and key in proved:
             continue
@@ -59,23 +64,42 @@ def verify_tokens(graph: fx.Graph, before: GraphSnapshot) -> None:
         proved |= {key} - {None}
 
 
-def _of(graphs: tuple[Nodes, Nodes], given: Collection[str], count: int, seed: int) -> tuple[Ranks, Ranks]:
+def _of(
+    graphs: tuple[Nodes, Nodes], given: Collection[str], count: int, seed: int, skew: Skew | None
+) -> tuple[Ranks, Ranks]:
     """Both graphs on ranks, with the same given values."""
-    first = Ranks(graphs[0], given, count, seed, _error)
-    return first, Ranks(graphs[1], given, count, seed, _error, first)
+    first = Ranks(graphs[0], given, count, seed, _error, skew=skew)
+    return first, Ranks(graphs[1], given, count, seed, _error, first, skew)
+
+
+def _draws(nodes: Iterable[fx.Node]) -> list[tuple[int, Skew | None]]:
+    """Seeds, and how choices are skewed. By all-to-all there is room for all rows. Where rows are gathered, there may
+    be less: so nearly all of them choose the first experts, then the first of this rank's, if it subtracts its
+    number."""
+    listed = list(nodes)
+    rounds: list[tuple[int, Skew | None]] = [(seed, None) for seed in range(ROUNDS)]
+    if any(map(ops.is_all_to_all, listed)) or not any(map(is_exchange, listed)):
+        return rounds
+    firsts = {0: None}
+    for node in listed:
+        numbers = not ops.is_floating(node) and ops.op_name(node) == "sub"
+        firsts |= {arg: None for arg in node.args[1:2] if numbers and type(arg) is int and arg > 1}
+    skews = [Skew(first, others) for first in list(firsts)[:2] for others in OTHERS]
+    more = [*rounds, *((ROUNDS + seed, None) for seed in range(MORE))]
+    return [*more, *((len(more) + place, skew) for place, skew in enumerate(skews))]
 
 
 def _check_kinds(old: Mapping[str, fx.Node], new: Mapping[str, fx.Node]) -> None:
     kept = [node for name, node in new.items() if name in old]
     written = {effects.storage(base) for bases in effects.writers(kept).values() for base in bases} - {None}
-    kinds = {_kind(node) for node in old.values() if ops.is_all_to_all(node)}
+    kinds = {_kind(node) for node in old.values() if is_exchange(node)}
     called = {ops.op_name(node) for node in old.values()} | ADDED
     for name, node in new.items():
         if name not in old and (ops.op_name(node) not in called or node.op not in ("call_function", "call_method")):
             raise _error(node, f"{ops.op_name(node) or node.op} was not in the graph")
         if name not in old and any(effects.storage(arg) in written for arg in node.all_input_nodes if arg.name in old):
             raise _error(node, "it reads what is written to")
-        if name not in old and ops.is_all_to_all(node) and _kind(node) not in kinds:
+        if name not in old and is_exchange(node) and _kind(node) not in kinds:
             raise _error(node, "it goes to other ranks than any exchange did")
     for name, node in old.items():
         if name not in new and not _may_go(node, new):
@@ -87,18 +111,19 @@ def _kind(launch: fx.Node) -> tuple[str, str]:
 
 
 def _may_go(node: fx.Node, new: Collection[str]) -> bool:
-    if ops.is_all_to_all(node) or ops.is_wait(node) or ops.op_name(node) in CHECKS:
+    if is_exchange(node) or ops.is_wait(node) or ops.op_name(node) in CHECKS:
         return True
     if ops.op_name(node) == "setitem":  # with what it writes to
         return isinstance(node.args[0], fx.Node) and node.args[0].name not in new
     return node.op.startswith("call") and effects.is_pure(node)
 
 
-def _ranks(node: fx.Node) -> int:
-    """Of the exchanges that a value comes from."""
-    for one in walk_back([node]):
-        if ops.is_all_to_all(one):
-            return len(one.args[1])  # type: ignore[arg-type]
+def _ranks(node: fx.Node, given: Collection[str]) -> int:
+    """Of the exchanges that a value comes from, up to what is given; those of one claim must be among as many."""
+    for one in walk_back([node], lambda one: one.name in given and is_given(one)):
+        if is_exchange(one):
+            size = one.args[2 if ops.is_scatter(one) else 1]
+            return size if isinstance(size, int) else len(size)  # type: ignore[arg-type]
     return 1
 
 

@@ -21,7 +21,7 @@ from farskip_compile.verify.tokens.arguments import (
     labelled,
     one_form,
 )
-from farskip_compile.verify.tokens.labels import Labels, aligned, at_depth, label_of, mixed, viewed
+from farskip_compile.verify.tokens.labels import Labels, aligned, at_depth, coarser, label_of, mixed, viewed
 
 # Views
 
@@ -186,6 +186,19 @@ def _repeated(args: Args, kwargs: Kwargs, form: Form) -> Any:
     return Labels(torch.repeat_interleave(rows, count, 0), shape)
 
 
+def _padded(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    """Rows of zeros after the last one, or before the first."""
+    value, shape = args[0], one_form(form)[0]
+    sizes, mode = list(args[1]), argument(args, kwargs, 2, "mode", "constant")
+    if isinstance(value, torch.Tensor) or mode != "constant" or argument(args, kwargs, 3, "value") not in (None, 0):
+        raise UnknownError("it is padded with something else than zeros")
+    if len(sizes) != 2 * len(shape) or any(sizes[:-2]) or min(sizes) < 0:
+        raise UnknownError("other dimensions are padded than the first")
+    before, after = sizes[-2:]
+    zeros = [_made("zeros", (), {}, ((count, *shape[1:]), torch.float64)) for count in (before, after)]
+    return _along(0, [zeros[0], value, zeros[1]], shape)
+
+
 # Picks and writes along the first dimension
 
 
@@ -216,13 +229,25 @@ def _put(args: Args, kwargs: Kwargs, form: Form) -> Any:
 
 
 def _written(value: Any, dim: int, index: torch.Tensor, source: Labels) -> Labels:
+    """Which row stays, where several are written to one place, nobody knows: the label there is made of all that is
+    written. Rows that have no place, which are dropped so, may be told by it only from the same rows."""
     target = labelled(value)
-    if dim % len(target.shape) != 0 or len(set(index.tolist())) != index.numel():
-        raise UnknownError("rows are written along another dimension than the first, or to one place")
+    if dim % len(target.shape) != 0:
+        raise UnknownError("rows are written along another dimension than the first")
     depth = max(target.depth, source.depth, 1)
-    rows = at_depth(target, depth).rows.clone()
-    rows[index] = at_depth(source, depth).rows
+    rows, new = at_depth(target, depth).rows.clone(), at_depth(source, depth).rows
+    index = torch.where(index < 0, index + len(rows), index)
+    rows[index] = new
+    several = index.bincount(minlength=len(rows)) > 1
+    if several.any():
+        unknown = coarser(Labels(torch.where(_over(several[index], new), new, 0), source.shape), 0).rows
+        rows[several] = mixed(unknown, label_of("one of several", index.tolist()))
     return Labels(rows, target.shape)
+
+
+def _over(mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """For each row, at the depth of `rows`."""
+    return mask.view(-1, *[1] * (rows.dim() - 1)).expand(rows.shape)
 
 
 def write(args: Args) -> None:
@@ -328,6 +353,7 @@ RULES: dict[str, Callable[[Args, Kwargs, Form], Any]] = {
     "unbind": _divided(1),
     **dict.fromkeys(["cat", "concat", "concatenate"], _joined),
     "stack": _stacked,
+    "pad": _padded,
     "repeat_interleave": _repeated,
     "index_select": _picked,
     "embedding": _looked_up,

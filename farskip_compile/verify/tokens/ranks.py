@@ -8,6 +8,7 @@ has read before; anything else that has an effect is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from farskip_compile._compat import is_module_state
 from farskip_compile._compat.fake import size_with
 from farskip_compile.errors import VerificationError
 from farskip_compile.passes.graph import effects, ops
+from farskip_compile.verify.tokens import exchanges
 from farskip_compile.verify.tokens.arguments import Form, UnknownError, flat
+from farskip_compile.verify.tokens.exchanges import exchanged
 from farskip_compile.verify.tokens.labels import Labels, at_depth, fresh, label_of
 from farskip_compile.verify.tokens.moves import write
 from farskip_compile.verify.tokens.rules import apply
@@ -28,8 +31,20 @@ FRESH = frozenset(
 )
 PLACED = frozenset(["from_local", "redistribute", "to_local", "full_tensor"])
 """They say on which ranks parts of a tensor are; done in earnest, they would communicate."""
+CHOICES = frozenset(["topk", "argmax"])
 SMALL = 4
 """Integers that are given are less."""
+
+
+@dataclass(frozen=True)
+class Skew:
+    """Rows choose the same ones, so that less room than for all of them is too little."""
+
+    first: int
+    """The first of those."""
+    others: int
+    """One of so many rows chooses as it does otherwise: what is dropped is no whole piece, and of no whole rank. 0:
+    none."""
 
 
 class Nodes:
@@ -54,10 +69,18 @@ class Ranks:
         seed: another one draws other choices.
         error: what is raised of a node, with the reason.
         shared: the other graph, whose given values are taken.
+        skew: if not None, nearly all rows choose the same ones.
     """
 
     def __init__(
-        self, graph: Nodes, given: Collection[str], count: int, seed: int, error: Error, shared: Ranks | None = None
+        self,
+        graph: Nodes,
+        given: Collection[str],
+        count: int,
+        seed: int,
+        error: Error,
+        shared: Ranks | None = None,
+        skew: Skew | None = None,
     ) -> None:
         self.graph = graph
         self.given = given
@@ -68,6 +91,9 @@ class Ranks:
         self.values: dict[fx.Node, list[Any]] = {}
         self.sizes: list[dict[str, int]] = [{} for _ in range(count)]
         """What symbols are, by rank."""
+        self.group = ""
+        """Of the exchanges that were run."""
+        self.skew = skew
 
     def value_of(self, wanted: fx.Node) -> list[Any]:
         """On each rank."""
@@ -95,9 +121,7 @@ class Ranks:
 
     def is_given(self, node: fx.Node) -> bool:
         """Whether it is not run."""
-        if node.op in ("placeholder", "get_attr"):
-            return True
-        return node.name in self.given and ops.is_floating(node) and not effects.mutated_args(node)
+        return node.op in ("placeholder", "get_attr") or (node.name in self.given and is_given(node))
 
     def _leaf(self, node: fx.Node) -> list[Any]:
         if node.name not in self.leaves:
@@ -122,7 +146,7 @@ class Ranks:
         if effects.is_random(node):
             raise self.error(node, "it draws random numbers")
         try:
-            if ops.is_all_to_all(node):
+            if is_exchange(node):
                 return self._exchanged(node)
             found = [self._on_rank(node, rank) for rank in range(self.count)]
         except (UnknownError, ValueError, RuntimeError, IndexError, TypeError, KeyError, AttributeError) as error:
@@ -146,7 +170,8 @@ class Ranks:
         if node.op == "call_function" and not _is_torchs(node.target):
             raise UnknownError("it is not a function of PyTorch")
         if any(isinstance(one, Labels) for one in flat((args, kwargs))):
-            return apply(name, args, kwargs, self._form(ops.fake(node), rank, node))
+            found = apply(name, args, kwargs, self._form(ops.fake(node), rank, node))
+            return found if self.skew is None or name not in CHOICES else _alike(found, args[0].shape, self.skew)
         if name.startswith("higher_order::") or ops.is_collective(node):
             raise UnknownError("it holds a graph or is a collective")
         if node.op == "call_method":
@@ -177,22 +202,14 @@ class Ranks:
             args[0][args[1]] = args[2]
 
     def _exchanged(self, node: fx.Node) -> list[Any]:
-        """Rows of one rank become rows of another."""
+        """Rows of one rank become rows of another; all among the same ranks, since one number stands for each."""
         if node.kwargs:
             raise UnknownError("an exchange with keywords")
-        args: list[Any] = [self._args(node, rank)[0] for rank in range(self.count)]
-        if any(len(one[1]) != self.count or len(one[2]) != self.count for one in args):
-            raise UnknownError(f"it is not an exchange between {self.count} ranks")
-        sent = [_rows(tensor).split(list(leaving)) for tensor, _, leaving, *_ in args]
-        found: list[Any] = []
-        for rank, (tensor, arriving, *_) in enumerate(args):
-            parts = [sent[source][rank] for source in range(self.count)]
-            if [len(part) for part in parts] != list(arriving):
-                raise ValueError(f"rank {rank} is sent {[len(part) for part in parts]} rows, expects {list(arriving)}")
-            whole = torch.cat(parts)
-            labels = isinstance(tensor, Labels)
-            found.append(Labels(whole, (len(whole), *tensor.shape[1:])) if labels else whole)
-        return found
+        self.group = self.group or ops.process_group(node)
+        if ops.process_group(node) != self.group:
+            raise UnknownError(f"it is among other ranks, {ops.process_group(node)!r}, than {self.group!r}")
+        rule = exchanged if ops.is_all_to_all(node) else exchanges.RULES[ops.op_name(node)]
+        return rule([self._args(node, rank)[0] for rank in range(self.count)])
 
     def _args(self, node: fx.Node, rank: int) -> Any:
         return fx.map_arg((node.args, node.kwargs), lambda arg: self.values[arg][rank])
@@ -214,14 +231,32 @@ class Ranks:
         return found
 
 
+def is_given(node: fx.Node) -> bool:
+    """Whether what both graphs have of it is taken for given: labels, if it is read, and no write."""
+    return ops.is_floating(node) and not effects.mutated_args(node)
+
+
+def is_exchange(node: fx.Node) -> bool:
+    """Whether rows of other ranks come with it."""
+    return ops.is_all_to_all(node) or ops.op_name(node) in exchanges.RULES
+
+
 def _is_torchs(target: Any) -> bool:
     """Whether a function is known by its name."""
     module = getattr(target, "__module__", None)
     return module is None or str(module).partition(".")[0] in ("torch", "_operator", "builtins", "math")
 
 
-def _rows(value: Any) -> torch.Tensor:
-    return value if isinstance(value, torch.Tensor) else at_depth(value, max(value.depth, 1)).rows
+def _alike(found: Any, shape: tuple[int, ...], skew: Skew) -> Any:
+    """What was chosen, if rows choose the same ones."""
+    best, numbers = found if isinstance(found, tuple) else (None, found)
+    drawn = found[1] if best is not None else found
+    kept = numbers.dim() == len(shape)
+    same = (skew.first + (torch.arange(numbers.shape[-1]) if kept else 0)) % torch.tensor(shape[-1])
+    numbers = same.to(drawn).expand(drawn.shape).contiguous()
+    if best is not None and skew.others:
+        numbers = torch.where((best.rows % skew.others == 0).unsqueeze(-1), drawn, numbers)
+    return numbers if best is None else (best, numbers)
 
 
 def same(one: Any, other: Any) -> bool:

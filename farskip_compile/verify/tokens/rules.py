@@ -45,6 +45,8 @@ def apply(name: str, args: Args, kwargs: Kwargs, form: Form) -> Any:
     plain = name.rstrip("_")
     if plain in moves.RULES:
         return moves.RULES[plain](args, kwargs, form)
+    if plain in ("bmm", "matmul") and (depth := _matrices(args)):
+        return _with_its_matrix(plain, args, kwargs, form, depth)
     if plain in ROWS:
         return _by_rows(plain, args, kwargs, form, *ROWS[plain](args, kwargs))
     if plain in POINTWISE or _has_tag(plain, torch.Tag.pointwise):
@@ -77,6 +79,21 @@ def _by_rows(name: str, args: Args, kwargs: Kwargs, form: Form, depth: int, apar
     if isinstance(form, list):
         return tuple(made(mixed(rows, place), *one) for place, one in enumerate(form))
     return made(rows, *one_form(form))
+
+
+def _matrices(args: Args) -> int:
+    """Of a product of as many matrices as there are others, the dimensions that count them; 0 of any other one, or if
+    no rows are known of the first ones."""
+    one, other = labelled(args[0]), labelled(args[1])
+    depth = len(one.shape) - 2
+    return depth if depth > 0 and one.shape[:depth] == other.shape[:-2] and one.depth > depth else 0
+
+
+def _with_its_matrix(name: str, args: Args, kwargs: Kwargs, form: Form, depth: int) -> Any:
+    """Each row of a matrix with the whole of another one: the rows of an expert with its weights."""
+    one, other = labelled(args[0], depth + 1), labelled(args[1], depth)
+    rows = torch.full(one.shape[: depth + 1], label_of(name, constants(args, kwargs), other.shape[depth:]))
+    return made(mixed(mixed(rows, one.rows), other.rows.unsqueeze(-1)), *one_form(form))
 
 
 # Which dimensions are rows

@@ -41,13 +41,17 @@ def _whole(graph: fx.Graph) -> Region:
     launches = [node for node in ops.calls(graph, ops.is_all_to_all) if ops.is_floating(node)]
     output = next(node for node in graph.nodes if node.op == "output")
     padded = next((launch for launch in launches if not sizes_of(launch)), None)
-    if not launches:
-        raise NotSeparableError(output, "it has no exchange of tokens by all-to-all")
     if padded is not None:
         raise NotSeparableError(padded, "it has room for a fixed number of rows, and parts of a batch drop other ones")
     regions, refused = regions_of(graph)
     if refused:
         raise refused[0]
+    if not regions:
+        raise NotSeparableError(output, "it has no exchange of tokens by all-to-all or all-gather")
+    gathered = {region.gathered: region.launches[0] for region in regions}
+    if len(gathered) > 1:
+        raise NotSeparableError(list(gathered.values())[1], "other numbers of tokens are gathered than before")
+    launches = launches or [launch for region in regions for launch in region.launches]
     inputs = _inputs(launches[0])
     if not inputs:
         raise NotSeparableError(launches[0], "nothing that decides where tokens go has more than one sequence")
@@ -62,7 +66,8 @@ def _whole(graph: fx.Graph) -> Region:
         elif node in facts.data and node not in own and (ops.is_matmul(node) or ops.is_attention(node)):
             raise NotSeparableError(node, "it is not known to keep sequences apart, or something before it is not")
     window = Window(facts, 0, len(facts.nodes))
-    return Region(launches, inside, around, window, sum(region.pairs for region in regions), "batch")
+    pairs = sum(region.pairs for region in regions)
+    return Region(launches, inside, around, window, pairs, "batch", regions[0].gathered)
 
 
 def _inputs(launch: fx.Node) -> set[fx.Node]:

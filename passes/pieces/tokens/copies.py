@@ -30,6 +30,7 @@ from farskip_compile.passes.pieces.notes import note
 from farskip_compile.passes.pieces.rules import NotSeparableError
 from farskip_compile.passes.pieces.tokens.order import MADE, row_dim, rows_of
 from farskip_compile.passes.pieces.tokens.region import Region
+from farskip_compile.passes.pieces.tokens.sizes import RowCounts
 
 CHECKS = frozenset(["_assert_scalar", "_assert_async", "_check", "_check_is_size"])
 EXPANDS = frozenset(["expand", "broadcast_to"])
@@ -65,6 +66,7 @@ class _Copies:
         self.checks = _checks(region.window.nodes())
         self.kept: set[fx.Node] = set()
         """Nodes of the region that stay, as they are."""
+        self.gathered = RowCounts(region.gathered, region.inside) if region.gathered else None
 
     # 1, 2
 
@@ -90,12 +92,16 @@ class _Copies:
         op, target = node.op, node.target
         rows = self._rows(node, number)
         name = ops.op_name(node)
-        if rows is not None and name in ops.VIEWS and self._counts_rows(node, args):
+        if self.gathered is not None and node in self.region.inside:
+            low, high = self.spans[number]
+            piece = self.gathered.whole // self.units * (high - low)
+            op, target, args, kwargs = self.gathered.args(node, args, kwargs, piece)
+        elif rows is not None and name in ops.VIEWS and self._counts_rows(node, args):
             op, target, args, kwargs = "call_function", torch.reshape, (args[0], self._shape(node, rows)), {}
         elif rows is not None and (name in EXPANDS or self._has_rows(node)):
             args = _scaled(args, self._shape(node, rows), rows_of(node), 0 if name in PLAIN else 1)
         new = self._put(node, op, target, args, kwargs)
-        if ops.is_all_to_all(node) and ops.is_floating(node):
+        if node in self.region.launches:
             note(new, str(len(self.spans)), self.region.along)
         return new
 
@@ -170,6 +176,11 @@ class _Copies:
                 self.kept.add(node)
                 needed = (*node.all_input_nodes, *self.region.window.facts.writers.get(node, ()))
                 queue += [one for one in needed if one in own and one not in home]
+        twice = next((node for node in self.region.launches if node in self.kept and self.gathered is not None), None)
+        if twice is not None:
+            raise NotSeparableError(
+                twice, "what it gathers of all tokens is read otherwise, and would be gathered twice"
+            )
         for node in self.nodes:
             outside = [user for user in readers[node] if user not in own or user in self.kept]
             if node in home and outside:
@@ -179,11 +190,18 @@ class _Copies:
 
     def _home(self) -> set[fx.Node]:
         """Values whose rows are those of tokens, in order."""
+        inside = self.region.inside
+        if self.gathered is not None:  # a sum that was scattered has the rows of this rank's tokens
+            back = {node for node in inside if ops.is_scatter(node) or any(map(ops.is_scatter, node.all_input_nodes))}
+            return {node for node in self.nodes if node in back or (node not in inside and self._in_order(node))}
         first = self.region.launches[0].args[1:3]
         back = self.region.window.after([one for one in self.region.launches if one.args[1:3] != first])
-        inside = self.region.inside
         found = (node for node in self.nodes if node not in inside or (node in back and ops.is_floating(node)))
-        return {node for node in found if rows_of(node) is not None and ops.op_name(node) not in MADE}
+        return set(filter(self._in_order, found))
+
+    @staticmethod
+    def _in_order(node: fx.Node) -> bool:
+        return rows_of(node) is not None and ops.op_name(node) not in MADE
 
     def _joined(self, node: fx.Node) -> fx.Node:
         value = ops.tensor(node)

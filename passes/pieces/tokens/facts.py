@@ -25,9 +25,13 @@ def sizes_of(launch: fx.Node) -> list[fx.Node]:
 
 
 def deciding(launch: fx.Node) -> set[fx.Node]:
-    """The inputs of the call that decide where tokens go. Weights that are inputs of the call do not decide it, but for
-    those before the first choice."""
-    return {node for node in walk_back(sizes_of(launch)) if node.op == "placeholder" and not is_module_state(node)}
+    """The inputs of the call that decide where tokens go: in an exchange by gather, which tokens are gathered. Weights
+    that are inputs of the call do not decide it, but for those before the first choice."""
+    return {
+        node
+        for node in walk_back(sizes_of(launch) or [launch])
+        if node.op == "placeholder" and not is_module_state(node)
+    }
 
 
 class Facts:

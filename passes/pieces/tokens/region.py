@@ -26,9 +26,11 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.pieces.gathered import gathered_exchanges
 from farskip_compile.passes.pieces.notes import is_piece
 from farskip_compile.passes.pieces.rules import NotSeparableError
 from farskip_compile.passes.pieces.tokens.facts import Facts, Window, deciding, sizes_of
+from farskip_compile.passes.pieces.tokens.gathers import inside_of
 from farskip_compile.passes.pieces.tokens.order import MADE, chooses, has_no_rows, keeps_rows, mixes, rows_of
 from farskip_compile.passes.schedule.collectives import launches_with_waits
 
@@ -52,6 +54,8 @@ class Region:
     """Dispatches with their combines."""
     along: str = "tokens"
     """What its rows are."""
+    gathered: int = 0
+    """Of an exchange by all-gather, how many rows are gathered inside; 0 of one by all-to-all."""
 
     def nodes(self) -> list[fx.Node]:
         """All of them, in the order of the graph."""
@@ -75,6 +79,13 @@ Members = Sequence[tuple[fx.Node, list[fx.Node]]]
 
 def regions_of(graph: fx.Graph) -> tuple[list[Region], list[NotSeparableError]]:
     """The regions of `graph`, and of exchanges without one the reason."""
+    regions, refused = _by_all_to_all(graph)
+    if not regions and not refused:
+        regions, refused = _by_gather(graph)
+    return list(_joined(regions)), refused
+
+
+def _by_all_to_all(graph: fx.Graph) -> tuple[list[Region], list[NotSeparableError]]:
     together: dict[frozenset[object], list[tuple[fx.Node, list[fx.Node]]]] = defaultdict(list)
     for launch, waits in launches_with_waits(graph).items():
         if ops.is_all_to_all(launch) and not is_piece(launch) and ops.is_floating(launch) and sizes_of(launch):
@@ -87,7 +98,27 @@ def regions_of(graph: fx.Graph) -> tuple[list[Region], list[NotSeparableError]]:
             regions.append(_region(window, members))
         except NotSeparableError as reason:
             refused.append(reason)
-    return list(_joined(regions)), refused
+    return regions, refused
+
+
+def _by_gather(graph: fx.Graph) -> tuple[list[Region], list[NotSeparableError]]:
+    found = gathered_exchanges(graph)
+    waits = launches_with_waits(graph) if found else {}
+    facts = Facts(graph, deciding(found[0].launch)) if found else None
+    exchanges = {one.launch: one for one in found}
+    pairs = [[(one.launch, waits[one.launch]), (one.scatter, waits[one.scatter])] for one in found]
+    regions: list[Region] = []
+    refused = []
+    for members, window in facts.windows(pairs) if facts is not None else ():
+        exchange = exchanges[members[0][0]]
+        try:
+            launches, inside, rows = inside_of(window, exchange, waits[exchange.scatter])
+        except NotSeparableError as reason:
+            refused.append(NotSeparableError(reason.node, reason.reason, exchange.launch))
+            continue
+        inside = _with_writers(window, inside, window.after(launches))
+        regions.append(Region(launches, inside, (), window, gathered=rows))
+    return regions, refused
 
 
 def _region(window: Window, members: Members) -> Region:
@@ -177,7 +208,8 @@ def _joined(regions: Sequence[Region]) -> Iterator[Region]:
         inside = {node for one in members for node in one.inside}
         around = between.union(*(one.around for one in members)) - inside
         first, last = members[0].window, members[-1].window
-        yield Region(launches, inside, around, Window(first.facts, first.start, last.end), len(members))
+        window = Window(first.facts, first.start, last.end)
+        yield Region(launches, inside, around, window, len(members), gathered=members[0].gathered)
 
 
 def _between(one: Region, other: Region) -> set[fx.Node] | None:
@@ -188,7 +220,7 @@ def _between(one: Region, other: Region) -> set[fx.Node] | None:
     between = {node for node in window.before(other.cut()) if node in after}
     if not between or not all(ops.op_name(node) in MADE or keeps_rows(node) for node in between):
         return None
-    if any(node in window.facts.writers for node in between):
+    if any(node in window.facts.writers for node in between) or one.gathered != other.gathered:
         return None
     both = Region([], {*one.inside, *other.inside}, {*one.around, *other.around, *between}, window)
     return between if both.units() >= min(one.units(), other.units(), UNITS) else None
