@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.models import ParallelConfig, build
 from farskip_compile.report.schedule import ScheduleReport
 from tests.inductor.test_generated_order import get_code_of, programs, quick_link, reports
@@ -85,8 +86,9 @@ def test_an_exchange_by_gather_is_cut_along_tokens(two_ranks: Any) -> None:
 
 
 def test_an_exchange_by_gather_is_not_cut_along_experts(two_ranks: Any) -> None:
-    model, along = gathered(two_ranks), {"connectivity": "none", "check_order": False, "pieces_along": "experts"}
-    with pytest.raises(Exception, match=r"(?s)UnsupportedPattern.*tokens are gathered for all experts.*moe\.py"):
+    model = gathered(two_ranks)
+    along: dict[str, Any] = {"connectivity": "none", "check_order": False, "pieces_along": "experts"}
+    with pytest.raises(UnsupportedPatternError, match=r"(?s)tokens are gathered for all experts.*moe\.py"):
         reports(model, pieces=2, **along)
     torch.compiler.reset()
     forward, *_ = reports(model, pieces=2, strict=False, **along)

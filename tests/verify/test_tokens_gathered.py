@@ -48,6 +48,11 @@ def test_a_scatter_adds_up_the_same_rows_in_the_order_of_the_ranks() -> None:
     assert not torch.isin(low, high).any()
     for changed in (run(other, one), run(one, other, "avg"), run(one, one)):
         assert not torch.isin(torch.cat(changed), torch.cat([low, high])).any()
+    last = Labels(one.rows + torch.tensor([0, 0, 0, 1]), one.shape)  # it is in the share of the last rank
+    assert [(mine != his).tolist() for mine, his in zip(run(last, other), (low, high), strict=True)] == [
+        [False, False],
+        [False, True],
+    ]
     turned = Labels(other.rows.roll(1), other.shape)  # each row with another one
     assert not torch.isin(torch.cat(run(one, turned)), torch.cat([low, high])).any()
     with pytest.raises(ValueError, match="no equal share"):
@@ -156,6 +161,12 @@ def other_group_there(graph: fx.Graph) -> None:
     ops.set_process_group(scatter, "another")
 
 
+def other_ranks(graph: fx.Graph) -> None:
+    """Pieces go to other ranks and come back from there."""
+    for launch in pieces(graph, ops.is_collective):
+        ops.set_process_group(launch, "another")
+
+
 def other_mean(graph: fx.Graph) -> None:
     """The mean over ranks."""
     pieces(graph, ops.is_scatter)[1].update_arg(1, "avg")
@@ -185,7 +196,17 @@ def less_room(graph: fx.Graph) -> None:
     rooms[0].update_arg(1, 11)
 
 
-EACH = [other_rows, other_order, one_twice, other_group, other_group_there, other_mean, other_sums, other_tokens]
+EACH = [
+    other_ranks,
+    other_rows,
+    other_order,
+    one_twice,
+    other_group,
+    other_group_there,
+    other_mean,
+    other_sums,
+    other_tokens,
+]
 
 
 @pytest.mark.parametrize("layer", [layers.with_room, layers.sorted_rows, layers.two_layers])

@@ -1,5 +1,7 @@
 """Before differentiation, on request: exchanges without drops in pieces, each of them the rows of some tokens.
 
+By all-to-all or by all-gather and reduce-scatter.
+
 In:    a Dynamo graph; for each region in how many pieces.
 Out:   the same graph, in which each piece has exchanges of its own, and of their sizes, too.
 Never: changes what becomes of a token. A product of matrices has fewer rows, and gradients of weights are summed piece

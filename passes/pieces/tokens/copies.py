@@ -4,7 +4,7 @@ In:    a region; how many pieces.
 Out:   the graph, in which each node of the region is there once for each piece, at its old place: first those of the
        first piece. So all dispatches are launched before the first combine.
 Never: keeps a size for a fact that was true of the whole alone: fake tensors run through each copy, and sizes that data
-       decides are read anew.
+       decides are read anew; gathers the same tokens twice.
 
 Algorithm:
 1. What a region reads from outside is cut along its rows (`narrow`), or the same for all pieces.

@@ -47,7 +47,7 @@ def refuse_drops(nodes: Sequence[fx.Node], rows: int) -> None:
 
 def _check_room(node: fx.Node, rows: int, more: int) -> None:
     for limit in (*node.args, *node.kwargs.values()):
-        if type(limit) is int and 0 < limit and limit + more < rows:
+        if type(limit) is int and limit > 0 and limit + more < rows:
             reason = f"experts have room for {limit + more} of {rows} rows, and parts of the tokens drop other ones"
             raise NotSeparableError(node, reason)
 

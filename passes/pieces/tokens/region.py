@@ -2,7 +2,8 @@
 where every token has what its experts made of it.
 
 In:    a Dynamo graph.
-Out:   a `Region` for each pair of exchanges whose sizes data decides; of one that has none, the reason.
+Out:   a `Region` for each pair of exchanges whose sizes data decides, or by all-gather (`gathers`); of one that has
+       none, the reason.
 Never: says that a region may be cut: that is proved of the pieces (`verify.tokens`). Counts for statistics and
        auxiliary losses are not part of it, as far as nothing else needs them.
 
