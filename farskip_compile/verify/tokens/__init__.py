@@ -9,7 +9,7 @@ Algorithm:
 1. Old nodes that are left make the same call; where one is given a new value, that is a claim (`claims`).
 2. What is gone had no effect, or was an exchange or a check of a size. What was added calls what the old graph called,
    takes parts of rows, or joins them.
-3. Both graphs are run on all ranks (`ranks`, by `rules` and `moves`); every claim must hold on every rank, row by row.
+3. Both graphs are run on all ranks (`ranks`, by `rules`); every claim must hold on every rank, row by row.
    What says the same as a claim that was checked (`alike`) needs no other run.
 """
 

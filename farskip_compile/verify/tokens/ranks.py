@@ -22,7 +22,7 @@ from farskip_compile.verify.tokens import exchanges
 from farskip_compile.verify.tokens.arguments import Form, UnknownError, flat
 from farskip_compile.verify.tokens.exchanges import exchanged
 from farskip_compile.verify.tokens.labels import Labels, at_depth, fresh, label_of
-from farskip_compile.verify.tokens.moves import write
+from farskip_compile.verify.tokens.picks import write
 from farskip_compile.verify.tokens.rules import apply
 
 Error = Callable[[fx.Node, str], VerificationError]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from farskip_compile._compat import OpOverloadPacket
-from farskip_compile.verify.tokens import moves
+from farskip_compile.verify.tokens import moves, picks
 from farskip_compile.verify.tokens.arguments import (
     Args,
     Form,
@@ -43,8 +43,9 @@ def apply(name: str, args: Args, kwargs: Kwargs, form: Form) -> Any:
         UnknownError: the operator is not known to depend on its arguments alone.
     """
     plain = name.rstrip("_")
-    if plain in moves.RULES:
-        return moves.RULES[plain](args, kwargs, form)
+    for known in (moves.RULES, picks.RULES):
+        if plain in known:
+            return known[plain](args, kwargs, form)
     if plain in ("bmm", "matmul") and (depth := _matrices(args)):
         return _with_its_matrix(plain, args, kwargs, form, depth)
     if plain in ROWS:

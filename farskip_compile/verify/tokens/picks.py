@@ -1,0 +1,160 @@
+"""Operators that pick rows by indices, write them, choose them, or multiply them by the matrix of their expert.
+
+Contract: as in `rules`. Indices are numbers: they were computed. What is chosen is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from farskip_compile.verify.tokens.arguments import (
+    Args,
+    Form,
+    Kwargs,
+    UnknownError,
+    argument,
+    constants,
+    labelled,
+    one_form,
+)
+from farskip_compile.verify.tokens.labels import Labels, at_depth, coarser, label_of, mixed
+
+# Picks and writes along the first dimension
+
+
+def _picked(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    """`index_select`."""
+    if argument(args, kwargs, 1, "dim") % len(args[0].shape) != 0:
+        raise UnknownError("rows are picked along another dimension than the first")
+    index = argument(args, kwargs, 2, "index")
+    return Labels(at_depth(args[0], max(args[0].depth, 1)).rows[index], one_form(form)[0])
+
+
+def _looked_up(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    """`embedding`."""
+    table = args[1]
+    if isinstance(args[0], Labels) or isinstance(table, torch.Tensor):
+        raise UnknownError("rows of a table are looked up by indices that are not known")
+    if argument(args, kwargs, 5, "scale_grad_by_freq", False):
+        raise UnknownError("gradients are scaled by how often a row is looked up")
+    return Labels(mixed(at_depth(table, 0).rows, args[0].long()), one_form(form)[0])
+
+
+def _put(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    """`index_copy`: rows in their places."""
+    dim, index, source = (
+        argument(args, kwargs, place, name) for place, name in ((1, "dim"), (2, "index"), (3, "source"))
+    )
+    return _written(args[0], dim, index, labelled(source))
+
+
+def _written(value: Any, dim: int, index: torch.Tensor, source: Labels) -> Labels:
+    """Which row stays, where several are written to one place, nobody knows: the label there is made of all that is
+    written. Rows that have no place, which are dropped so, may be told by it only from the same rows."""
+    target = labelled(value)
+    if dim % len(target.shape) != 0:
+        raise UnknownError("rows are written along another dimension than the first")
+    depth = max(target.depth, source.depth, 1)
+    rows, new = at_depth(target, depth).rows.clone(), at_depth(source, depth).rows
+    index = torch.where(index < 0, index + len(rows), index)
+    rows[index] = new
+    several = index.bincount(minlength=len(rows)) > 1
+    if several.any():
+        unknown = coarser(Labels(torch.where(_over(several[index], new), new, 0), source.shape), 0).rows
+        rows[several] = mixed(unknown, label_of("one of several", index.tolist()))
+    return Labels(rows, target.shape)
+
+
+def _over(mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """For each row, at the depth of `rows`."""
+    return mask.view(-1, *[1] * (rows.dim() - 1)).expand(rows.shape)
+
+
+def write(args: Args) -> None:
+    """`setitem`, in place: rows in their places, or all of them."""
+    value, index, source = args
+    parts = list(index) if isinstance(index, tuple | list) else [index]
+    if not isinstance(parts[0], torch.Tensor) or any(part != slice(None) for part in parts[1:]):
+        raise UnknownError("something else is written to than rows in their places")
+    if parts[0].dtype == torch.bool:
+        parts[0] = parts[0].nonzero().squeeze(-1)
+    value.rows = _written(value, 0, parts[0], labelled(source)).rows
+
+
+def _added(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    """`index_add` and `scatter_add`: rows that meet are added up in their order."""
+    if isinstance(args[1], int):
+        dim, index, source = args[1], args[2], argument(args, kwargs, 3, "src", kwargs.get("source"))
+    else:
+        dim, index, source = 0, args[1], args[2]
+    target, labels = labelled(args[0]), labelled(source)
+    while index.dim() > 1:  # the same for each feature
+        if index.shape[-1] and not torch.equal(index, index[..., :1].expand(index.shape)):
+            raise UnknownError("each feature is added to another row")
+        index = index[..., 0] if index.shape[-1] else index.sum(-1)
+    if dim % len(target.shape) != 0:
+        raise UnknownError("rows are added along another dimension than the first")
+    rows, added = at_depth(target, 1).rows.clone(), at_depth(labels, 1).rows
+    how = label_of("added", constants([], {name: value for name, value in kwargs.items() if name == "alpha"}))
+    order = index.argsort(stable=True)
+    index, added = index[order], added[order]
+    first = torch.searchsorted(index, index)
+    turn = torch.arange(len(index)) - first
+    for number in range(int(turn.max()) + 1 if len(turn) else 0):
+        now = turn == number
+        rows[index[now]] = mixed(mixed(rows[index[now]], how), added[now])
+    return Labels(rows, target.shape)
+
+
+# Choices
+
+
+def _best(dim_at: int, args: Args, kwargs: Kwargs, form: Form) -> Any:
+    """`topk`, `sort`: which ones is drawn, for each row. Every other row takes the first ones, so that these have many
+    more rows than the others: what becomes of too many must be seen."""
+    value = args[0]
+    if not isinstance(form, list) or len(form) != 2:
+        raise UnknownError("its results are not known")
+    (shape, _), (_, numbers) = form
+    if argument(args, kwargs, dim_at, "dim", -1) % len(shape) != len(shape) - 1:
+        raise UnknownError("the best of another dimension than the last")
+    labels = at_depth(value, len(shape) - 1)
+    number = torch.arange(value.shape[-1])
+    drawn = torch.where(labels.rows.unsqueeze(-1) & 1 == 0, mixed(labels.rows.unsqueeze(-1), number), number)
+    places = drawn.argsort(-1)[..., : shape[-1]].to(numbers).contiguous()
+    return Labels(mixed(labels.rows, label_of("best", constants(args, kwargs))), shape), places
+
+
+# Experts
+
+
+def _of_experts(args: Args, kwargs: Kwargs, form: Form) -> Any:
+    """`_grouped_mm`: each row with the matrix of its expert; rows after the last expert's are undefined."""
+    value, weights = args[0], args[1]
+    ends = argument(args, kwargs, 2, "offs")
+    if isinstance(ends, Labels) or ends is None or len(value.shape) != 2 or len(weights.shape) != 3:
+        raise UnknownError("a grouped product of another kind")
+    expert = torch.searchsorted(ends.long(), torch.arange(value.shape[0]), right=True)
+    if any(one is not None for one in args[3:]) or any(
+        kwargs.get(name) is not None for name in kwargs if name != "offs"
+    ):
+        raise UnknownError("a grouped product with a bias, or of another type")
+    rows = mixed(at_depth(value, 1).rows, label_of("grouped", value.shape[1:], weights.shape[1:]))
+    rows = mixed(rows, at_depth(weights, 1).rows[expert.clamp(max=weights.shape[0] - 1)])
+    nothing = mixed(rows, label_of("nothing"))
+    return Labels(torch.where(expert < weights.shape[0], rows, nothing), one_form(form)[0])
+
+
+RULES: dict[str, Callable[[Args, Kwargs, Form], Any]] = {
+    "index_select": _picked,
+    "embedding": _looked_up,
+    "index_copy": _put,
+    **dict.fromkeys(["index_add", "scatter_add", "torchtitan::deterministic_scatter_add"], _added),
+    "topk": partial(_best, 2),
+    "sort": partial(_best, 1),
+    **dict.fromkeys(["_grouped_mm", "grouped_mm", "transformers::grouped_mm_fallback"], _of_experts),
+}
