@@ -60,7 +60,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--phases", nargs="+", choices=cells.PHASES, default=cells.PHASES, help="default: all")
     parser.add_argument("--routings", "--routing", nargs="+", choices=cells.ROUTINGS, default=cells.ROUTINGS)
     parser.add_argument("--hosts", nargs="+", type=int, choices=cells.HOSTS, default=cells.HOSTS, help="default: 2 4")
-    parser.add_argument("--ratios", nargs="+", type=float, default=cells.RATIOS, help="default: 0.25 0.5 1 2")
+    parser.add_argument("--ratios", nargs="+", type=float, default=cells.RATIOS, help="default: 0.5 1 2")
     parser.add_argument("--quick", action="store_true", help="two cells, 4 layers, fewer repetitions: < 10 minutes")
     parser.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)  # tiny models: does it run?
     parser.add_argument("--ablation", action="store_true", help=f"measure what each pass earns, into {ABLATED.name}")

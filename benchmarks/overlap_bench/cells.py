@@ -42,7 +42,7 @@ MODELS = ("deepseek_v3", "qwen3_moe", "llama4", LONG)
 PHASES = (PREFILL, DECODE, TRAINING)
 ROUTINGS = (BALANCED, SKEWED)
 HOSTS = (2, 4)
-RATIOS = (0.25, 0.5, 1.0, 2.0)
+RATIOS = (0.5, 1.0, 2.0)
 FEWER_RATIOS = (0.5, 1.0)
 """With four hosts, which share the processor, and at a long context."""
 SKEWED_RATIOS = (1.0,)
@@ -181,10 +181,12 @@ def grid(
 def ratios_of(group: Group) -> Sequence[float]:
     """At which ratios the grid has a group; none: not at all.
 
-    All phases of all models, balanced, on two hosts. Prefill and training alone of the long context, of four hosts, and
-    with skewed routing, which is that of models without tensor parallelism on two hosts.
+    All phases of all models, balanced, on two hosts. Prefill and training alone of the long context, and with skewed
+    routing, which is that of models without tensor parallelism on two hosts; prefill alone of four hosts.
     """
     if group.phase == DECODE and (group.hosts > 2 or group.routing == SKEWED or group.model == LONG):
+        return ()
+    if group.phase == TRAINING and group.hosts > 2:
         return ()
     if group.routing == SKEWED:
         return () if group.hosts > 2 or group.model in (LONG, *TENSOR_PARALLEL) else SKEWED_RATIOS
