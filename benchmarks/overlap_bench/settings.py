@@ -1,9 +1,10 @@
 """What is run in a cell: model sizes, tokens, and repetitions.
 
 Contract: plain data, the same for every rank. Widths keep the proportions of the real models where that matters for
-overlap: what attention, shared and routed experts compute, and of what a rank holds, how much is on its way
-in an exchange: of a rank of DeepSeek-V3 with a 64th of the experts and 4096 tokens, 2.8 % in bfloat16. With as few
-layers that takes more experts, each of which gets fewer rows.
+overlap: what attention, shared and routed experts compute, and how much an exchange sends of what a rank
+holds. Of a rank of DeepSeek-V3 with a 64th of the experts (54.7 GB in bfloat16, 20.4 of them experts) that is 1.1 % at
+4096 tokens (587 MB) and 2.1 % at 8192; of Qwen3-235B 1.6 % at 4096. With as few layers that takes many experts, each of
+which gets few rows.
 
 Routing. Balanced: experts have room for 1.25 times a balanced load, and exchanges are padded to that. Skewed: a router
 that prefers some experts, and dropless exchanges, so that ranks get unequal loads. Llama-4 style has its matrices cut
@@ -42,7 +43,7 @@ _DEEPSEEK: dict[str, Any] = {
 WIDTHS: dict[str, dict[str, Any]] = {
     # by FLOPs at 4096 tokens the layers of the real one compute .41, .07 and .53 in attention, shared and routed
     # experts, and so do these, measured (`shares.py`): fewer and wider experts, of which each token takes six
-    "deepseek_v3": {**_DEEPSEEK, "experts": 64, "top_k": 6, "moe_intermediate_size": 448},
+    "deepseek_v3": {**_DEEPSEEK, "experts": 128, "top_k": 6, "moe_intermediate_size": 448},
     # heads of twice the width in all, eight query heads per key-value head, as in Qwen3; .41, 0 and .59
     "qwen3_moe": {
         "vocab_size": 1024,
@@ -50,7 +51,7 @@ WIDTHS: dict[str, dict[str, Any]] = {
         "heads": 16,
         "kv_heads": 2,
         "head_dim": 64,
-        "experts": 64,
+        "experts": 128,
         "top_k": 4,
         "moe_intermediate_size": 384,
     },
