@@ -3,7 +3,7 @@
 Contract: plain data, the same for every rank. Widths keep the proportions of the real models where that matters for
 overlap: what attention, shared and routed experts compute, and how much an exchange sends of what a rank
 holds. Of a rank of DeepSeek-V3 with a 64th of the experts (54.7 GB in bfloat16, 20.4 of them experts) that is 1.1 % at
-4096 tokens (587 MB) and 2.1 % at 8192; of Qwen3-235B 1.6 % at 4096. With as few layers that takes many experts, each of
+4096 tokens (587 MB) and 2.1 % at 8192; of Qwen3-235B 1.5 % at 4096. With as few layers that takes many experts, each of
 which gets few rows.
 
 Routing. Balanced: experts have room for 1.25 times a balanced load, and exchanges are padded to that. Skewed: a router
