@@ -51,7 +51,6 @@ from overlap_bench.cells import (
     FULL,
     HALVES,
     LAG2_HAND,
-    MICRO,
     ORDER,
     OURS,
     PLAIN,
@@ -218,16 +217,7 @@ class _Group:
         without = steps.left_out(self.settings, ratio)
         names = (name for name in (*ORDER, *ABLATED) if name in self.built and name not in without)
         variants = {name: self.built[name].variant for name in names}
-        results = {name: self.step.results(variant) for name, variant in variants.items()}
-        results[LAG2_HAND] = self.step.results(steps.lag2_by_hand(self.model))
-        if MICRO in variants:
-            results[HALVES] = self.step.results(steps.in_halves(self.model))
-        checks = [
-            {"one": one, "other": other, **steps.compare(results[one], results[other])}
-            for one, other in COMPARED
-            if one in results and other in results
-        ]
-        del results
+        checks = self._checks(variants)
         runs = {name: (lambda variant=variant: self.step(variant)) for name, variant in variants.items()}
         before = steps.processor_seconds()
         seconds = steps.interleaved(
@@ -252,6 +242,17 @@ class _Group:
             "busy": busy,
         }
         self._hand_over(ratio, network, profile, _gathered(value), {name: self.built[name] for name in variants})
+
+    def _checks(self, variants: Mapping[str, steps.Variant]) -> list[dict[str, Any]]:
+        """Each variant against what it must equal. Results are gradients, too: no more than two are held at a time."""
+        known = {**variants, LAG2_HAND: steps.lag2_by_hand(self.model), HALVES: steps.in_halves(self.model)}
+        checks = []
+        for other in dict.fromkeys(other for _, other in COMPARED):
+            names = [one for one, wanted in COMPARED if wanted == other and one in variants]
+            wanted = self.step.results(known[other]) if names else {}
+            for one in names:
+                checks.append({"one": one, "other": other, **steps.compare(self.step.results(known[one]), wanted)})
+        return checks
 
     def _probe(self, ratio: float, run: Any) -> Probe:
         """Set the rate."""
