@@ -49,12 +49,11 @@ range; *speed-up* is the median, over repetitions, of the time of `plain` over t
 
 Models. By FLOPs at 4096 tokens, the layers of DeepSeek-V3 compute .41, .07 and .53 in attention, shared and routed
 experts, and those of Qwen3-235B .41, 0 and .59. The models here have widths with which they do the same on this
-machine; each cell says what was measured (`benchmarks/overlap_bench/shares.py`). An exchange of
-DeepSeek-V3 sends 1.1 % of the bytes of a rank's weights (bfloat16, a 64th of the experts, 4096 tokens on each rank, 1.25
-times balanced), of Qwen3-235B 1.5 %, and twice that at 8192 tokens. With four layers in place of 61 and 94 that takes
-128 experts, each of which gets few rows; each cell says what it is here. Without drops there are 16 experts, since each
-has kernels of its own: there it is more. `deepseek_v3-long` is mostly
-attention, as at a long context. Each rank has two sequences.
+machine; each cell says what was measured (`benchmarks/overlap_bench/shares.py`). An exchange of DeepSeek-V3 sends 1.1 %
+of the bytes of a rank's weights (bfloat16, a 64th of the experts, 4096 tokens on each rank, 1.25 times balanced), of
+Qwen3-235B 1.5 %, and twice that at 8192 tokens. With four layers in place of 61 and 94 that takes 128 experts, each of
+which gets few rows; each cell says what it is here. Without drops there are 16 experts, since each has kernels of its
+own: there it is more. `deepseek_v3-long` is mostly attention, as at a long context. Each rank has two sequences.
 
 Variants: `plain` is torch.compile out of the box. `inductor overlap` is Inductor's own scheduler of the graph
 (`aten_distributed_optimizations.enable_overlap_scheduling`), `inductor passes` the three passes on kernels that its
