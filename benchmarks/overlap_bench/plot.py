@@ -14,7 +14,7 @@ from typing import Any
 
 from common import picture
 
-from overlap_bench.cells import CHUNKED, EAGER, FULL, FULL_CUT, NONE, NONE_CUT, PASSES, PHASES, PLAIN
+from overlap_bench.cells import CHUNKED, EAGER, FULL, FULL_CUT, MICRO, NONE, NONE_CUT, PASSES, PHASES, PLAIN
 from overlap_bench.results import Result
 from overlap_bench.targets import CUT_HIDDEN, HOSTS, OVER_FLOOR
 
@@ -23,6 +23,7 @@ LOOKS = {
     PASSES: ("#b5651d", "D"),
     EAGER: ("#8f4fbf", "^"),
     CHUNKED: ("#c9a227", "s"),
+    MICRO: ("#4b7f3f", "v"),
     NONE: ("#5aa9e6", "P"),
     NONE_CUT: ("#2a9d8f", "X"),
     FULL: ("#0b3d91", "*"),
