@@ -298,7 +298,7 @@ FAULTS = (
     ),
     SourceFault(
         TOKENS + "__init__.py",
-        "if name not in old and ops.is_all_to_all(node) and _kind(node) not in kinds:",
+        "if name not in old and is_exchange(node) and _kind(node) not in kinds:",
         "if False:",
         "tests/verify/test_tokens.py",
     ),
