@@ -83,13 +83,15 @@ ABLATED: dict[str, dict[str, Any]] = {
     f"without {name}": {**OURS[FULL_CUT], "disable_passes": [name]} for name in DISABLED
 }
 """Options of our backend without one pass of what is full, pieces."""
+BACKEND = {**OURS, **ABLATED}
+"""Options of all variants that are compiled by our backend."""
 ABLATION = (PLAIN, HAND, FULL, FULL_CUT, *ABLATED)
 """The variants of an ablation."""
 DROPLESS = (NONE_BATCHES, FULL_TOKENS)
 """Variants that need exchanges without drops, and the whole batch's tokens in one step: no decoding."""
 EXPERT_PARALLEL = (CHUNKED, MICRO, *CUT, *DROPLESS)
 """Variants that need it."""
-PROFILED = (OVERLAP, PASSES, *OURS, *ABLATED)
+PROFILED = (OVERLAP, PASSES, *BACKEND)
 """Variants that depend on the hardware profile: another link needs another compile."""
 LAG2_HAND, HALVES = "lag2 by hand", "halves"
 """For comparison only, in eager mode. Of a half of the batch, padded exchanges may drop other rows."""
@@ -184,15 +186,14 @@ def ratios_of(group: Group) -> Sequence[float]:
     All phases of all models, balanced, on two hosts. Prefill and training alone of the long context, and with skewed
     routing, which is that of models without tensor parallelism on two hosts; prefill alone of four hosts.
     """
-    if group.phase == DECODE and (group.hosts > 2 or group.routing == SKEWED or group.model == LONG):
-        return ()
-    if group.phase == TRAINING and group.hosts > 2:
-        return ()
-    if group.routing == SKEWED:
-        return () if group.hosts > 2 or group.model in (LONG, *TENSOR_PARALLEL) else SKEWED_RATIOS
-    if group.model == LONG:
-        return FEWER_RATIOS if group.hosts == 2 else ()
-    return RATIOS if group.hosts == 2 else FEWER_RATIOS
+    usual = group.hosts == 2 and group.routing == BALANCED
+    if usual and group.model != LONG:
+        return RATIOS
+    if usual:
+        return () if group.phase == DECODE else FEWER_RATIOS
+    if group.hosts == 2:
+        return () if group.phase == DECODE or group.model in (LONG, *TENSOR_PARALLEL) else SKEWED_RATIOS
+    return FEWER_RATIOS if group.phase == PREFILL and group.routing == BALANCED and group.model != LONG else ()
 
 
 def quick() -> list[Cell]:

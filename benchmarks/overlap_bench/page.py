@@ -48,7 +48,7 @@ range; *speed-up* is the median, over repetitions, of the time of `plain` over t
   memory includes parameters and caches.
 
 Models. By FLOPs at 4096 tokens, the layers of DeepSeek-V3 compute .41, .07 and .53 in attention, shared and routed
-experts, and those of Qwen3-235B .41, 0 and .59. The models here have widths with which they do the same on this
+experts, and those of Qwen3-235B .41, 0 and .59. The models here have widths with which they do about the same on this
 machine; each cell says what was measured (`benchmarks/overlap_bench/shares.py`). An exchange of DeepSeek-V3 sends 1.1 %
 of the bytes of a rank's weights (bfloat16, a 64th of the experts, 4096 tokens on each rank, 1.25 times balanced), of
 Qwen3-235B 1.5 %, and twice that at 8192 tokens. With four layers in place of 61 and 94 that takes 128 experts, each of

@@ -45,6 +45,7 @@ from overlap_bench.alone import (
 from overlap_bench.bound import Bound, bound_of, scaled
 from overlap_bench.cells import (
     ABLATED,
+    BACKEND,
     COMMUNICATION,
     COMPARED,
     COMPUTE,
@@ -52,7 +53,6 @@ from overlap_bench.cells import (
     HALVES,
     LAG2_HAND,
     ORDER,
-    OURS,
     PLAIN,
 )
 from overlap_bench.inductor import captured_code, device_figures, facts, shared_kernels
@@ -192,8 +192,8 @@ class _Group:
             captured_code() as codes,
         ):
             self.step(variant)
-        seconds, ours = time.perf_counter() - start, {*OURS, *ABLATED}
-        estimates = [schedule.to_json() for schedule in last_schedules()] if variant.name in ours else []
+        seconds = time.perf_counter() - start
+        estimates = [schedule.to_json() for schedule in last_schedules()]
         self.built[variant.name] = Built(variant, seconds, asdict(facts(codes)), estimates, programs)
         self._log(f"{variant.name}: first step after {seconds:.0f} s")
         dist.barrier()
@@ -269,6 +269,7 @@ class _Group:
     def _hand_over(
         self, ratio: float, network: Data, profile: HardwareProfile, values: list[Data], built: Mapping[str, Built]
     ) -> None:
+        ours = {name: one for name, one in built.items() if name in BACKEND}
         alone = [Timing.of([value["seconds"][what] for value in values]).median for what in (COMPUTE, COMMUNICATION)]
         bound: Bound = bound_of(scaled(self.built[FULL].programs, *alone))
         cell = {
@@ -279,12 +280,12 @@ class _Group:
             "resident_bytes": self.step.resident_bytes(self.model),
             "compile_seconds": {name: one.seconds for name, one in built.items()},
             "code": {name: one.code for name, one in built.items()},
-            "estimates": {name: one.estimates for name, one in built.items() if one.estimates},
+            "estimates": {name: one.estimates for name, one in ours.items()},
             "model_bound": {**asdict(bound), "unhideable": bound.unhideable, "slowing": bound.slowed - bound.total},
             "profile": profile.to_json(),
             "missing": self.missing,
             "shares": self.shares,
-            "least_makespans": {name: bound_of(one.programs).slowed for name, one in built.items() if one.estimates},
+            "least_makespans": {name: bound_of(one.programs).slowed for name, one in ours.items()},
             "largest_exchange": max(max(value["messages"]) for value in values),
         }
         self._ask({"cell": cell})

@@ -41,6 +41,7 @@ from farskip_compile.models import (
 from overlap_bench.cells import (
     ABLATED,
     ABLATION,
+    BACKEND,
     CHUNKED,
     COMPUTE,
     DECODE,
@@ -54,7 +55,6 @@ from overlap_bench.cells import (
     LAG2_HAND,
     MICRO,
     ORDER,
-    OURS,
     PLAIN,
     PROFILED,
     TRAINING,
@@ -128,9 +128,8 @@ def profiled_variants(
     """Those that are scheduled by `profile`; `options` are further ones of our backend."""
 
     def compiled(name: str) -> Callable[..., torch.Tensor]:
-        own = OURS.get(name) or ABLATED.get(name)
-        if own is not None:
-            ours = {**options, **own, "profile": profile}
+        if name in BACKEND:
+            ours = {**options, **BACKEND[name], "profile": profile}
             return torch.compile(model, backend="farskip", fullgraph=True, options=ours)
         theirs = options_for(name, profile, options.get("load_imbalance", 1.0))
         return torch.compile(model, fullgraph=True, options=theirs)

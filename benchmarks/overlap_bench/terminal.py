@@ -55,9 +55,8 @@ def shares_text(result: Result) -> str:
     text = f"layers with experts compute: {shares}"
     if not result.largest_exchange:
         return text
-    return (
-        f"{text}; the largest exchange sends {percent(result.largest_exchange / result.resident_bytes)} of the weights"
-    )
+    sent = percent(result.largest_exchange / result.resident_bytes)
+    return f"{text}; the largest exchange sends {sent} of weights and caches"
 
 
 def checks_text(result: Result) -> str:
