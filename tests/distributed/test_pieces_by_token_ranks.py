@@ -89,7 +89,7 @@ def test_models_of_ours(
 
 
 def gathered_on_rank(rank: int, world_size: int, name: str, connectivity: str, batch: bool = False) -> dict[str, Any]:
-    """In eager mode behind AOTAutograd, whole and in two pieces."""
+    """Run eagerly after AOTAutograd, both whole and in two pieces."""
     parallel = ParallelConfig(ep_group=dist.group.WORLD, ep_mode="allgather")
     model = build(name, dtype=torch.float64, parallel=parallel, layers=("moe", "moe"), **SMALL)
     ids = torch.randint(0, 32, (2, 7), generator=torch.Generator().manual_seed(rank))
@@ -236,7 +236,7 @@ def torchtitan_on_rank(rank: int, world_size: int) -> dict[str, Any]:
 def cut_and_run(
     connectivity: str | None, pieces: list[int], module: fx.GraphModule, inputs: Any, *, batch: bool = False
 ) -> Any:
-    """A backend: rewire, unless there is no stream, cut in two, run eagerly."""
+    """A backend that rewires the graph if it has a stream, cuts it in two, and runs it eagerly."""
     if connectivity is not None:
         farskip_compile.backend(connectivity=connectivity).rewire(module)
     if batch:

@@ -43,8 +43,8 @@ class Skew:
     first: int
     """The first of those."""
     others: int
-    """One of so many rows chooses as it does otherwise: what is dropped is no whole piece, and of no whole rank. 0:
-    none."""
+    """One row in so many keeps its own choice, so that what is dropped is neither a whole piece nor all of a rank's
+    rows. 0: none does."""
 
 
 class Nodes:

@@ -1,7 +1,7 @@
 """Where between gather and scatter some rows are given up for others: then tokens can't be cut.
 
 In:    what is made of gathered rows, in order; how many rows were gathered.
-Out:   an error that names the first operator at which there is no room for all rows.
+Out:   an error that names the first operator with too little room for all rows.
 Never: is what makes a cut right. That is the proof (`farskip_compile.verify.tokens`), which draws choices that fill
        every room; this only says it earlier, and where.
 

@@ -86,7 +86,7 @@ class RowCounts:
             rest = math.prod(shape[:dim] + shape[dim + 1 :])
             if rest and count % rest == 0:
                 return "call_function", torch.reshape, (args[0], [*shape[:dim], count // rest, *shape[dim + 1 :]]), {}
-        raise NotSeparableError(node, f"{shape} is no shape of the rows of some tokens")
+        raise NotSeparableError(node, f"the shape {shape} does not scale with the number of tokens")
 
     def _sizes(self, args: Any, shape: Sequence[Any], rows: int, first: int) -> Any:
         """With the first size that counts rows."""

@@ -1,7 +1,7 @@
 """Layers of experts whose tokens are gathered on all ranks: what is cut by token, and what is refused.
 
 Like `layers_without_drops`, whose `captured` gives the Dynamo graph of one. Each rank runs its own experts, and the
-sums over ranks are scattered. WIDTH is no multiple of the rows, nor is any other number but those that count them.
+sums over ranks are scattered. Only sizes that count rows are multiples of their number: WIDTH is not.
 """
 
 from __future__ import annotations
