@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import paper_tables
 import pytest
 from common import decode
-from paper_bench.others import OTHERS, OtherRow, others_table
+from paper_bench.others import OTHERS, OtherRow, _predict, others_table
 from paper_bench.predicted import FromStepTime, Predicted, Row
 from paper_bench.published import PUBLISHED, six_layers
 from paper_tables import overlap_table, own_cells, own_table, speed_table, step_time_table, targets, time_table
+
+from farskip_compile.simulate import Scenario
 
 
 def predicted(published: float, farskip: float = 0.0, **changes: float) -> Predicted:
@@ -153,6 +156,27 @@ def test_two_micro_batches_are_twice_the_one_that_they_are_compared_with() -> No
             one, two = known.scenario(), known.pair()
             assert replace(two, batch=two.batch // 2, micro_batches=1) == replace(one, pieces=1)
     assert {known.name for known in OTHERS if known.pair is not None} == {"megatron-1f1b"}
+
+
+def test_speed_ups_of_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces over one micro-batch as written; two beside each other over that one, twice."""
+
+    def step(seconds: float) -> SimpleNamespace:
+        return SimpleNamespace(seconds=seconds, communication=0.5)
+
+    def predict(scenario: Scenario) -> SimpleNamespace:
+        two = {"overlapped, 2 batches": step(2.5), "FarSkip, 2 batches": step(2.0)}
+        cut = {"overlapped, 2 pieces": step(1.6), "FarSkip, 2 pieces": step(1.25)}
+        took = dict.fromkeys(("model", "graphs", "orders"), 1.0)
+        also = two if scenario.micro_batches == 2 else cut
+        return SimpleNamespace(written=step(2.0), also=also, scheduled_speedup=1.1, speedup=1.2, took=took)
+
+    monkeypatch.setattr("farskip_compile.simulate.predict", predict)
+    found = {known.name: _predict(index) for index, known in enumerate(OTHERS)}
+    assert {(row.cut, row.farskip_cut) for row in found.values()} == {(1.25, 1.6)}
+    assert (found["megatron-1f1b"].batches, found["megatron-1f1b"].farskip_batches) == (1.6, 2.0)
+    assert found["megatron-chunked"].batches is None
+    assert (found["megatron-1f1b"].took, found["megatron-chunked"].took) == (6.0, 3.0)
 
 
 def test_the_page_is_that_of_its_results() -> None:

@@ -38,6 +38,16 @@ def test_every_point_is_a_scenario() -> None:
             assert Scenario(**point.options).ranks in (8, 16, 32, 64, 128, 256)
 
 
+def test_two_sequences_have_the_tokens_that_one_has_in_other_sweeps() -> None:
+    """A micro-batch is a sequence; rows of two sweeps can be compared."""
+    pytest.importorskip("transformers")
+    from farskip_compile.simulate import Scenario
+
+    whole, parts = ([Scenario(**point.options) for point in SWEEPS[name].points()] for name in ("ranks-v3", "pieces"))
+    assert {one.tokens for one in parts} == {one.tokens for one in whole}
+    assert all(one.batch == 2 * one.groups and one.micro_batches == 2 for one in parts)
+
+
 def test_another_network() -> None:
     profile = load_profile("h100")
     faster = with_bandwidth(profile, 4.0)
