@@ -15,6 +15,7 @@ from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces.notes import is_piece
 from farskip_compile.passes.pieces.tokens import cut_by_token
 from farskip_compile.verify.tokens import verify_tokens
+from farskip_compile.verify.tokens.alike import key_of
 from farskip_compile.verify.tokens.arguments import UnknownError
 from farskip_compile.verify.tokens.labels import Labels, at_depth, fresh, viewed
 from farskip_compile.verify.tokens.rules import apply
@@ -189,6 +190,34 @@ def test_a_fault_in_what_follows_is_noticed(fault: Fault) -> None:
     fault(graph)
     with pytest.raises(VerificationError, match="by token"):
         verify_tokens(graph, before)
+
+
+def test_layers_alike_are_proved_once_and_others_for_themselves() -> None:
+    """Both layers make the same calls; in the second one a piece gets the rows of the other."""
+    graph, before = cut(layers.two_layers_that_mix)
+    verify_tokens(graph, before)
+    last = named(graph, "narrow")[-1]
+    assert last.args[2] != 0
+    last.update_arg(2, 0)
+    with pytest.raises(VerificationError, match="by token"):
+        verify_tokens(graph, before)
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "constant"), [(8, torch.float64, 2), (4, torch.float32, 2), (4, torch.float64, 3)]
+)
+def test_what_says_the_same(rows: int, dtype: torch.dtype, constant: int) -> None:
+    """Names do not matter; sizes, types and constants do."""
+
+    def key(name: str, rows: int = 4, dtype: torch.dtype = torch.float64, constant: int = 2) -> object:
+        graph = fx.Graph()
+        x = graph.placeholder(name)
+        x.meta["example_value"] = torch.empty(rows, 6, dtype=dtype, device="meta")
+        y = graph.call_function(torch.mul, (x, constant))
+        return key_of([{x: name, y: None}])
+
+    assert key("one") == key("other")
+    assert key("one") != key("one", rows, dtype, constant)
 
 
 def test_nothing_else_may_be_added_or_go() -> None:
