@@ -77,10 +77,10 @@ class FarSkipConfig:
     along slots and experts, whatever is said here."""
 
     micro_batches: int = 1
-    """In how many parts the batch goes through the whole stack, scheduled against each other: one part's exchanges are
-    on their way while the other one's attention and experts compute. 1 or 2. Needs what `pieces` needs, exchanges
-    without drops by all-to-all, and proof that nothing else joins sequences; a batch that can't be cut is an error (a
-    warning without `strict`). Not together with `pieces`."""
+    """In how many parts the batch goes through the whole stack, scheduled against each other: one part's exchanges and
+    all-reduces are on their way while the other one's attention and experts compute. 1 or 2. Needs what `pieces` needs,
+    experts with room for all rows, and proof that nothing else joins sequences; a batch that can't be cut is an error
+    (a warning without `strict`). Not together with `pieces`."""
 
     schedule: bool = True
     """Order collectives and compute for overlap, forward and backward. Needs `inner="inductor"` (other inner backends

@@ -205,6 +205,11 @@ def is_gather(node: fx.Node) -> bool:
     return op_name(node) == "_c10d_functional::all_gather_into_tensor"
 
 
+def is_all_reduce(node: fx.Node) -> bool:
+    """A reduction over ranks that each of them gets, as a new tensor."""
+    return op_name(node) == "_c10d_functional::all_reduce"
+
+
 def is_scatter(node: fx.Node) -> bool:
     """A sum over ranks, of which each gets its rows."""
     return op_name(node) == "_c10d_functional::reduce_scatter_tensor"

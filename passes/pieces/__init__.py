@@ -44,7 +44,7 @@ class PiecesCut:
 
     pieces: int
     exchanges: int
-    """Pairs of exchanges that are in pieces now."""
+    """Pairs of exchanges that are in pieces now; of a batch in parts, all-reduces, too."""
     refused: tuple[Refused, ...] = ()
     same_bits: bool | None = None
     """Whether products in pieces were seen to give the same bits here (`verify.piece_bits`)."""
@@ -76,10 +76,10 @@ def cut_earlier(graph: fx.Graph) -> PiecesCut:
     pairs = 0
     for number in {int(noted(node)) for node in pieces}:
         # gathers bring tokens and what was chosen for them, reduce-scatters of a gradient go back for several of these
-        there, gathers, back = (
+        there, gathers, back, sums = (
             sum(holds(node) for node in pieces if int(noted(node)) == number)
-            for holds in (ops.is_all_to_all, ops.is_gather, ops.is_scatter)
+            for holds in (ops.is_all_to_all, ops.is_gather, ops.is_scatter, ops.is_all_reduce)
         )
-        pairs += (there // 2 + min(gathers, back)) // number
+        pairs += (there // 2 + min(gathers, back) + sums) // number
     along = tuple(sorted({noted_along(node) for node in pieces}))
     return PiecesCut(max((int(noted(node)) for node in pieces), default=1), pairs, along=along)

@@ -1,7 +1,7 @@
 """Exchanges in pieces by token on real ranks, compiled by Inductor: outputs and gradients are those of whole ones.
 
 Models of ours, where each expert has products of its own; transformers' experts and torchtitan's, in grouped products.
-By all-gather: models of ours, and experts as engines write them.
+By all-gather: models of ours, and experts as engines write them. In slices of matrices: the batch in parts.
 """
 
 from __future__ import annotations
@@ -83,6 +83,26 @@ def test_models_of_ours(
         assert found["along"] == {along}
         assert found["output"] < 1e-12, found
         assert found["gradients"] < 1e-11, found
+
+
+# In slices
+
+
+def slices_on_rank(rank: int, world_size: int, name: str, connectivity: str) -> dict[str, Any]:
+    """The batch in two parts, matrices cut among the ranks; run eagerly after AOTAutograd."""
+    parallel = ParallelConfig(tp_group=dist.group.WORLD)
+    model = build(name, dtype=torch.float64, parallel=parallel, layers=("dense", "moe"), **SMALL)
+    ids = torch.randint(0, 32, (2, 7), generator=torch.Generator().manual_seed(0))
+    form = model if connectivity == "none" else FarSkipForm(model, connectivity=connectivity)
+    return compared(connectivity, model, form, ids, batch=True)
+
+
+@pytest.mark.parametrize(("name", "connectivity"), [("mixtral", "none"), ("llama4", "full"), ("deepseek_v3", "ladder")])
+def test_matrices_in_slices(name: str, connectivity: str) -> None:
+    for found in run_ranks(slices_on_rank, 2, name, connectivity, timeout=300):
+        assert found["pieces"] == [2 * (2 + 2)], found  # of each layer the attention's and the feed-forward's
+        assert found["output"] < 1e-13, found
+        assert found["gradients"] < 1e-12, found
 
 
 # By all-gather

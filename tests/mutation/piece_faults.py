@@ -13,11 +13,12 @@ from farskip_compile.errors import VerificationError
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces import blocks, by_expert
 from farskip_compile.passes.pieces.rules import NotSeparableError
-from farskip_compile.passes.pieces.tokens import batch, copies, cut_by_token, region
+from farskip_compile.passes.pieces.tokens import batch, copies, cut_by_token, region, sliced
 from farskip_compile.verify.blocks import verify_blocks
 from farskip_compile.verify.tokens import verify_tokens
 from tests.mutation.bench import Fault, Verdict, code, mutated
 from tests.passes.pieces import layers_without_drops as layers
+from tests.passes.pieces import sliced_layers
 from tests.passes.pieces import test_by_expert as by_hand
 
 Capture = Callable[[], fx.GraphModule]
@@ -31,6 +32,7 @@ BY_EXPERT: Cut = (lambda graph: by_expert.cut_by_expert(graph, lambda _: 2), ver
 OURS: Capture = functools.cache(lambda: layers.captured(layers.ours))
 MIXED: Capture = functools.cache(lambda: layers.captured(layers.two_layers_that_mix))
 JOINED: Capture = functools.cache(lambda: layers.captured(layers.stack_that_joins, batch=2))
+DROPPING: Capture = functools.cache(lambda: layers.captured(sliced_layers.stack_of(sliced_layers.with_drops), batch=2))
 EXPERTS: Capture = functools.cache(lambda: by_hand.captured(by_hand.ours))
 TURNED: Capture = functools.cache(
     lambda: by_hand.captured(lambda x, e: by_hand.by_hand(x, e, order=lambda blocks: blocks[::-1]))
@@ -104,6 +106,14 @@ FAULTS: list[Fault] = [
         "keeps_batch(node)",
         "True",
         JOINED,
+        OF_THE_BATCH,
+    ),
+    in_pieces(
+        "micro-batches: rows that have no room are others in parts",
+        sliced._region,
+        "refuse_drops(window.ordered(inside), rows)",
+        "pass",
+        DROPPING,
         OF_THE_BATCH,
     ),
     in_pieces(

@@ -73,12 +73,12 @@ def _of(
 
 
 def _draws(nodes: Iterable[fx.Node]) -> list[tuple[int, Skew | None]]:
-    """Seeds, and how choices are skewed. By all-to-all there is room for all rows. Where rows are gathered, there may
-    be less: so nearly all of them choose the first experts, then the first of this rank's, if it subtracts its
-    number."""
+    """Seeds, and how choices are skewed. By all-to-all there is room for all rows. Where rows are gathered, or nothing
+    is exchanged, there may be less: so nearly all of them choose the first experts, then the first of this rank's, if
+    it subtracts its number."""
     listed = list(nodes)
     rounds: list[tuple[int, Skew | None]] = [(seed, None) for seed in range(ROUNDS)]
-    if any(map(ops.is_all_to_all, listed)) or not any(map(is_exchange, listed)):
+    if any(map(ops.is_all_to_all, listed)):
         return rounds
     firsts = {0: None}
     for node in listed:
@@ -111,7 +111,7 @@ def _kind(launch: fx.Node) -> tuple[str, str]:
 
 
 def _may_go(node: fx.Node, new: Collection[str]) -> bool:
-    if is_exchange(node) or ops.is_wait(node) or ops.op_name(node) in CHECKS:
+    if is_exchange(node) or ops.is_all_reduce(node) or ops.is_wait(node) or ops.op_name(node) in CHECKS:
         return True
     if ops.op_name(node) == "setitem":  # with what it writes to
         return isinstance(node.args[0], fx.Node) and node.args[0].name not in new

@@ -1,14 +1,15 @@
-"""Before differentiation, on request: the batch in parts through the whole stack, each with exchanges of its own.
+"""Before differentiation, on request: the batch in parts through the whole stack, each with collectives of its own.
 
-In:    a Dynamo graph whose exchanges have no drops; in how many parts.
+In:    a Dynamo graph whose exchanges have no drops, or whose sums over ranks are all-reduces; in how many parts.
 Out:   the same graph, in which all that handles the batch sequence by sequence is there once for each part, those of
-       the first part before those of the second at each place: one part's exchanges are on their way while the other
+       the first part before those of the second at each place: one part's collectives are on their way while the other
        computes.
 Never: cuts a sequence; leaves a product or an attention whole. What else needs the whole batch (a loss, counts for
        statistics, a state that is written) gets it, from the parts.
 
 Algorithm: inputs whose first dimension is the batch are cut along it. An operator is copied if it keeps the sequences
-of all its arguments apart (`keeps_batch`), or lies inside of a region of tokens (`region`).
+of all its arguments apart (`keeps_batch`), or lies inside of a region of tokens: one with exchanges (`region`), or one
+of experts that each rank has a slice of (`sliced`).
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from collections.abc import Collection
 from torch import fx
 
 from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.pieces.rules import NotSeparableError
 from farskip_compile.passes.pieces.tokens.copies import copy_for_pieces
 from farskip_compile.passes.pieces.tokens.facts import Facts, Window, deciding, sizes_of
 from farskip_compile.passes.pieces.tokens.order import keeps_batch
 from farskip_compile.passes.pieces.tokens.region import Region, regions_of
+from farskip_compile.passes.pieces.tokens.sliced import sliced_regions
 
 
 def cut_batch(graph: fx.Graph, parts: int) -> int:
-    """Cut the batch of `graph` in place; returns how many pairs of exchanges each part has.
+    """Cut the batch of `graph` in place; returns how many pairs of exchanges, and all-reduces, each part has.
 
     Raises:
         NotSeparableError: it can't be cut. The graph may be half done then, and is to be thrown away.
@@ -38,24 +41,25 @@ def cut_batch(graph: fx.Graph, parts: int) -> int:
 
 
 def _whole(graph: fx.Graph) -> Region:
-    launches = [node for node in ops.calls(graph, ops.is_all_to_all) if ops.is_floating(node)]
-    output = next(node for node in graph.nodes if node.op == "output")
-    padded = next((launch for launch in launches if not sizes_of(launch)), None)
-    if padded is not None:
-        raise NotSeparableError(padded, "it has room for a fixed number of rows, and parts of a batch drop other ones")
+    exchanges = _exchanges(graph)
+    sums = [node for node in ops.calls(graph, ops.is_all_reduce) if ops.is_floating(node)]
     regions, refused = regions_of(graph)
     if refused:
         raise refused[0]
-    if not regions:
-        raise NotSeparableError(output, "it has no exchange of tokens by all-to-all or all-gather")
+    launches = exchanges or [launch for region in regions for launch in region.launches]
+    first = next(iter([*launches, *sums]), None)
+    if first is None:
+        raise _nothing_to_hide(graph)
+    inputs = _inputs(first)
+    if not inputs:
+        raise NotSeparableError(first, "nothing that it depends on has more than one sequence")
+    facts = Facts(graph, inputs)
+    pairs = sum(region.pairs for region in regions)
+    if not launches:
+        regions = sliced_regions(facts)
     gathered = {region.gathered: region.launches[0] for region in regions}
     if len(gathered) > 1:
-        raise NotSeparableError(list(gathered.values())[1], "other numbers of tokens are gathered than before")
-    launches = launches or [launch for region in regions for launch in region.launches]
-    inputs = _inputs(launches[0])
-    if not inputs:
-        raise NotSeparableError(launches[0], "nothing that decides where tokens go has more than one sequence")
-    facts = Facts(graph, inputs)
+        raise NotSeparableError(list(gathered.values())[1], "it handles other numbers of tokens than those before it")
     inside = {node for region in regions for node in region.inside}
     around = {node for region in regions for node in region.around} - inside
     own = {*inputs, *inside, *around}
@@ -64,10 +68,30 @@ def _whole(graph: fx.Graph) -> Region:
             around.add(node)
             own.add(node)
         elif node in facts.data and node not in own and (ops.is_matmul(node) or ops.is_attention(node)):
-            raise NotSeparableError(node, "it is not known to keep sequences apart, or something before it is not")
+            raise _not_apart(node, facts, own)
+    launches += [node for node in sums if node in around]
+    if not launches:
+        raise _not_apart(first, facts, own)
+    pairs += sum(map(ops.is_all_reduce, launches))
     window = Window(facts, 0, len(facts.nodes))
-    pairs = sum(region.pairs for region in regions)
-    return Region(launches, inside, around, window, pairs, "batch", regions[0].gathered)
+    return Region(launches, inside, around, window, pairs, "batch", next(iter(gathered), 0))
+
+
+def _exchanges(graph: fx.Graph) -> list[fx.Node]:
+    """Of tokens, by all-to-all."""
+    exchanges = [node for node in ops.calls(graph, ops.is_all_to_all) if ops.is_floating(node)]
+    padded = next((launch for launch in exchanges if not sizes_of(launch)), None)
+    if padded is not None:
+        raise NotSeparableError(padded, "it has room for a fixed number of rows, and parts of a batch drop other ones")
+    return exchanges
+
+
+def _nothing_to_hide(graph: fx.Graph) -> NotSeparableError:
+    hidden = next((node for node in graph.nodes if ops.is_redistribution(node)), None)
+    if hidden is not None:
+        return NotSeparableError(hidden, "what a DTensor sends is seen only after differentiation")
+    output = next(node for node in graph.nodes if node.op == "output")
+    return NotSeparableError(output, "it has no exchange of tokens and no all-reduce: there is nothing to hide")
 
 
 def _inputs(launch: fx.Node) -> set[fx.Node]:
@@ -78,7 +102,15 @@ def _inputs(launch: fx.Node) -> set[fx.Node]:
     return {node for node, value in values.items() if value is not None and value.dim() and value.shape[0] == batch}
 
 
+def _not_apart(node: fx.Node, facts: Facts, own: Collection[fx.Node]) -> NotSeparableError:
+    """Of a node that is not copied: the first one that is not, of all that it depends on."""
+    before = walk_back([node], lambda one: one not in facts.data or one in own)
+    first = min(before, key=facts.place.__getitem__)
+    return NotSeparableError(first, f"it is not known to keep sequences apart, and {node.name!r} needs it")
+
+
 def _may_copy(node: fx.Node, facts: Facts, own: Collection[fx.Node]) -> bool:
     data = [arg for arg in node.all_input_nodes if arg in facts.data]
     writes = bool(effects.mutated_args(node)) or node in facts.writers
-    return not writes and effects.is_pure(node) and keeps_batch(node) and all(arg in own for arg in data)
+    does_more = not effects.is_pure(node) and not ops.is_all_reduce(node) and not ops.is_wait(node)
+    return not writes and not does_more and keeps_batch(node) and all(arg in own for arg in data)

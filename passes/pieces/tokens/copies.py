@@ -195,7 +195,8 @@ class _Copies:
             back = {node for node in inside if ops.is_scatter(node) or any(map(ops.is_scatter, node.all_input_nodes))}
             return {node for node in self.nodes if node in back or (node not in inside and self._in_order(node))}
         first = self.region.launches[0].args[1:3]
-        back = self.region.window.after([one for one in self.region.launches if one.args[1:3] != first])
+        exchanges = filter(ops.is_all_to_all, self.region.launches)
+        back = self.region.window.after([one for one in exchanges if one.args[1:3] != first])
         found = (node for node in self.nodes if node not in inside or (node in back and ops.is_floating(node)))
         return set(filter(self._in_order, found))
 

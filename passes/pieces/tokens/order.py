@@ -115,7 +115,7 @@ def keeps_rows(node: fx.Node) -> bool:
 def keeps_batch(node: fx.Node) -> bool:
     """Whether each sequence of the value of `node` is made of one sequence of each argument; the batch is their first
     dimension."""
-    if keeps_rows(node) or ops.is_attention(node):
+    if keeps_rows(node) or ops.is_attention(node) or ops.is_all_reduce(node) or ops.is_wait(node):
         return True
     name = ops.op_name(node)
     value = ops.tensor(node.all_input_nodes[0]) if node.all_input_nodes else None
@@ -142,7 +142,7 @@ def _of_features(index: object, rows: int) -> bool:
     parts = list(index) if isinstance(index, tuple) else [index]
     if parts[0] is Ellipsis:
         return all(isinstance(part, slice | int) for part in parts[1:])
-    plain = all(isinstance(part, slice | int) for part in parts)
+    plain = all(part is None or isinstance(part, slice | int) for part in parts)
     return plain and len(parts) > rows and all(part == slice(None) for part in parts[: rows + 1])
 
 

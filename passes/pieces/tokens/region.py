@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
@@ -117,7 +117,7 @@ def _by_gather(graph: fx.Graph) -> tuple[list[Region], list[NotSeparableError]]:
         except NotSeparableError as reason:
             refused.append(NotSeparableError(reason.node, reason.reason, exchange.launch))
             continue
-        inside = _with_writers(window, inside, window.after(launches))
+        inside = with_writers(window, inside, window.after(launches))
         regions.append(Region(launches, inside, (), window, gathered=rows))
     return regions, refused
 
@@ -135,17 +135,25 @@ def _region(window: Window, members: Members) -> Region:
     meet = {node for node in chosen & leads if mixes(node)}
     if not meet:
         raise NotSeparableError(launches[0], "its rows were not put in order by a choice of experts")
+    inside = inside_between(window, window.after(meet), launches, back)
+    return followed(Region(launches, inside, (), window), chosen)
+
+
+def inside_between(
+    window: Window, meeting: Collection[fx.Node], ends: Collection[fx.Node], back: Sequence[fx.Node]
+) -> set[fx.Node]:
+    """Step 2: of what depends on rows that met, what leads to `ends`, and what comes from `back` up to where rows are
+    in the order of the tokens again."""
     home = window.after(back)
-    early = window.after(meet) - home
+    early = set(meeting) - home
     returned = _returned(window, home, early, back)
-    inside = _with_writers(window, returned | (early & window.before({*launches, *returned})), early | returned)
-    return _followed(Region(launches, inside, (), window), chosen)
+    return with_writers(window, returned | (early & window.before({*ends, *returned})), early | returned)
 
 
 def _returned(
     window: Window, home: Collection[fx.Node], early: Collection[fx.Node], back: Sequence[fx.Node]
 ) -> set[fx.Node]:
-    """Step 2: what came back, up to where its rows are those of tokens."""
+    """What came back, up to where its rows are those of tokens."""
     ends = set(back)
     for node in window.ordered(home):
         if chooses(node) or ops.is_attention(node):
@@ -162,7 +170,7 @@ def _returned(
     return inside
 
 
-def _with_writers(window: Window, inside: set[fx.Node], known: Collection[fx.Node]) -> set[fx.Node]:
+def with_writers(window: Window, inside: set[fx.Node], known: Collection[fx.Node]) -> set[fx.Node]:
     """And what is written to what is inside, with what that needs."""
     found = set(inside)
     queue = list(inside)
@@ -174,7 +182,7 @@ def _with_writers(window: Window, inside: set[fx.Node], known: Collection[fx.Nod
     return found
 
 
-def _followed(region: Region, chosen: Collection[fx.Node]) -> Region:
+def followed(region: Region, chosen: Collection[fx.Node]) -> Region:
     """Step 3; and tensors that are made for the region."""
     window, inside = region.window, region.inside
     around: set[fx.Node] = set()
@@ -188,7 +196,7 @@ def _followed(region: Region, chosen: Collection[fx.Node]) -> Region:
             around.add(node)
     read = {arg for node in (*inside, *around) for arg in node.all_input_nodes}
     made = {arg for arg in read if ops.op_name(arg) in MADE and arg not in inside and arg in window.facts.data}
-    return Region(region.launches, inside, around | made, window)
+    return replace(region, around=around | made)
 
 
 # 4

@@ -17,6 +17,7 @@ from farskip_compile.passes.pieces.rules import NotSeparableError
 from farskip_compile.passes.pieces.tokens.batch import cut_batch
 from farskip_compile.verify.tokens import verify_tokens
 from tests.passes.pieces import layers_without_drops as layers
+from tests.passes.pieces import sliced_layers as sliced
 from tests.passes.pieces.layers_without_drops import TOKENS, Layer, captured
 
 
@@ -68,14 +69,46 @@ def test_a_loss_is_that_of_the_whole_batch() -> None:
     assert ops.tensor(mean.all_input_nodes[0]).shape[0] == 2  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("batch", [2, 3])
+@pytest.mark.parametrize(
+    "part", [sliced.dense, sliced.with_slots, sliced.sorted_rows, sliced.back_in_place, sliced.each_expert]
+)
+def test_sums_over_slices(part: sliced.Part, batch: int) -> None:
+    """Nothing is exchanged: an all-reduce for each part in place of each that was there."""
+    module = captured(sliced.stack_of(part, part), batch=batch)
+    assert cut(module) == 4
+    sums = ops.calls(module.graph, ops.is_all_reduce)
+    assert len(sums) == 4 * 2
+    assert sum(ops.tensor(node).shape[0] for node in sums) == 4 * batch  # type: ignore[union-attr]
+    assert all(map(is_piece, sums))
+
+
+def test_sums_beside_exchanges() -> None:
+    module = captured(sliced.beside_exchanges, batch=2)
+    assert cut(module) == 2 + 2
+    pieces = [node for node in ops.calls(module.graph, ops.is_collective) if is_piece(node)]
+    assert len(pieces) == 2 * (2 * 2 + 2)
+
+
+def test_how_often_experts_were_chosen_is_counted_of_the_whole_batch() -> None:
+    module = captured(sliced.with_load, batch=2)
+    cut(module)
+    counted = [node.all_input_nodes[0] for node in module.graph.nodes if ops.op_name(node) == "sum"]
+    assert (2 * TOKENS, 2, layers.EXPERTS) in [tuple(ops.tensor(node).shape) for node in counted]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("layer", "batch", "reason"),
     [
         (layers.stack_with_room, 2, "it has room for a fixed number of rows"),
-        (layers.stack_that_joins, 2, "it is not known to keep sequences apart, or something before"),
-        (layers.stack_across, 2, "it is not known to keep sequences apart"),
-        (layers.attention, 2, "it has no exchange of tokens by all-to-all"),
+        (layers.stack_that_joins, 2, "it is not known to keep sequences apart, and '.*' needs it"),
+        (layers.stack_across, 2, "it is not known to keep sequences apart, and 'scaled_dot_product_attention' needs"),
+        (layers.attention, 2, "no exchange of tokens and no all-reduce"),
         (layers.stack, 1, "more than one sequence"),
+        (sliced.stack_of(sliced.with_drops), 2, "experts have room for 21 of 24 rows"),
+        (sliced.stack_of(sliced.across), 2, "it is not known to keep sequences apart, and 'linear' needs it"),
+        (sliced.stack_of(sliced.next_to_each_other), 2, "its rows are not those of"),
+        (sliced.summed_across, 2, "it is not known to keep sequences apart, and 'tensor' needs it"),
     ],
 )
 def test_what_can_not_be_cut_is_refused(layer: Layer, batch: int, reason: str) -> None:
@@ -89,5 +122,25 @@ def test_a_part_that_takes_the_other_ones_sequences_is_noticed() -> None:
     cut_batch(module.graph, 2)
     first, second = [node for node in module.graph.nodes if node.target is torch.narrow][:2]
     second.update_arg(2, first.args[2])
+    with pytest.raises(VerificationError, match="its rows are not those of"):
+        verify_tokens(module.graph, before)
+
+
+def test_a_part_without_its_sum_is_noticed() -> None:
+    module = captured(sliced.stack_of(sliced.dense), batch=2)
+    before = GraphSnapshot(module.graph)
+    cut_batch(module.graph, 2)
+    wait = next(node for node in module.graph.nodes if ops.is_wait(node))
+    wait.replace_all_uses_with(wait.args[0].args[0])  # type: ignore[union-attr,arg-type]
+    with pytest.raises(VerificationError, match="its rows are not those of"):
+        verify_tokens(module.graph, before)
+
+
+def test_a_sum_of_another_kind_is_noticed() -> None:
+    module = captured(sliced.stack_of(sliced.dense), batch=2)
+    before = GraphSnapshot(module.graph)
+    cut_batch(module.graph, 2)
+    first = next(iter(ops.calls(module.graph, ops.is_all_reduce)))
+    first.update_arg(1, "max")
     with pytest.raises(VerificationError, match="its rows are not those of"):
         verify_tokens(module.graph, before)
