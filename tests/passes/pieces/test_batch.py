@@ -12,6 +12,7 @@ from torch import fx
 from farskip_compile.errors import VerificationError
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
+from farskip_compile.passes.pieces import cut_earlier
 from farskip_compile.passes.pieces.notes import is_piece, noted_along
 from farskip_compile.passes.pieces.rules import NotSeparableError
 from farskip_compile.passes.pieces.tokens.batch import cut_batch
@@ -81,6 +82,8 @@ def test_sums_over_slices(part: sliced.Part, batch: int) -> None:
     assert len(sums) == 4 * 2
     assert sum(ops.tensor(node).shape[0] for node in sums) == 4 * batch  # type: ignore[union-attr]
     assert all(map(is_piece, sums))
+    said = cut_earlier(module.graph)
+    assert (said.pieces, said.exchanges, said.along) == (2, 4, ("batch",))
 
 
 def test_sums_beside_exchanges() -> None:
@@ -114,6 +117,12 @@ def test_how_often_experts_were_chosen_is_counted_of_the_whole_batch() -> None:
 def test_what_can_not_be_cut_is_refused(layer: Layer, batch: int, reason: str) -> None:
     with pytest.raises((NotSeparableError, VerificationError), match=reason):
         cut(captured(layer, batch=batch))
+
+
+def test_a_refusal_names_where_sequences_are_joined() -> None:
+    with pytest.raises(NotSeparableError) as refusal:
+        cut(captured(sliced.stack_of(sliced.across), batch=2))
+    assert ops.op_name(refusal.value.node) == "cumsum"
 
 
 def test_a_part_that_takes_the_other_ones_sequences_is_noticed() -> None:
