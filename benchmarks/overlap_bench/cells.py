@@ -77,7 +77,8 @@ OURS: dict[str, dict[str, Any]] = {
 CUT = (NONE_2, FULL_2, NONE_CUT, FULL_CUT)
 BASELINES = ORDER[: ORDER.index(NONE)]
 EXTRA = (NONE_2, FULL_2, LAG2)
-"""Variants that only cells at `FEWER_RATIOS` have."""
+"""Variants that only cells at `EXTRA_RATIOS` have."""
+EXTRA_RATIOS = (1.0,)
 DISABLED = ("pieces", "schedule_graph", "pin_waits", "pin_products", "schedule_kernels")
 ABLATED: dict[str, dict[str, Any]] = {
     f"without {name}": {**OURS[FULL_CUT], "disable_passes": [name]} for name in DISABLED

@@ -66,7 +66,7 @@ pass, and re-prioritised autograd; `chunked eager` the plain model with each exc
 `micro-batches` the plain model on each half of the batch, by hand and eager, one half's exchanges beside the other's
 compute (padded exchanges have room for a half's tokens, and may drop other rows);
 `hand-written` is the FarSkip form compiled by plain Inductor; `none`, `full` and `lag2` are ours, in one piece, two
-pieces, or `pieces="auto"`. Without drops (skewed routing) there are two more:
+pieces, or `pieces="auto"`; two pieces and `lag2` at the ratio 1. Without drops (skewed routing) there are two more:
 `none, 2 batches` is `micro_batches=2`, the batch in two parts through the stack; `full, by token` has two pieces of
 tokens, each of which goes from one layer's exchange into the next. What changes no function was compared with `plain`,
 what is rewired with `hand-written` (or the form of lag2 by hand), on every rank: logits, or loss and all gradients, to

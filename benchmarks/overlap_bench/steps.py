@@ -49,7 +49,7 @@ from overlap_bench.cells import (
     EAGER,
     EXPERT_PARALLEL,
     EXTRA,
-    FEWER_RATIOS,
+    EXTRA_RATIOS,
     HALVES,
     HAND,
     LAG2_HAND,
@@ -137,13 +137,13 @@ def profiled_variants(
     return [Variant(name, model, compiled(name)) for name in PROFILED if name not in left_out(settings, ratio)]
 
 
-def left_out(settings: Mapping[str, Any], ratio: float = FEWER_RATIOS[0]) -> set[str]:
+def left_out(settings: Mapping[str, Any], ratio: float = EXTRA_RATIOS[0]) -> set[str]:
     """Variants that a cell has not."""
     if settings["ablation"]:
         return {*ORDER, *ABLATED} - {*ABLATION}
     whole = settings["capacity_factor"] is None and settings["phase"] != DECODE
     none = EXPERT_PARALLEL if settings["tensor_parallel"] else ()
-    return {*ABLATED, *none, *(() if whole else DROPLESS), *(() if ratio in FEWER_RATIOS else EXTRA)}
+    return {*ABLATED, *none, *(() if whole else DROPLESS), *(() if ratio in EXTRA_RATIOS else EXTRA)}
 
 
 def compute_alone(settings: Mapping[str, Any], group: dist.ProcessGroup) -> Variant:

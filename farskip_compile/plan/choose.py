@@ -161,7 +161,7 @@ def find_front(
         args: example inputs of one rank.
         damage: that of the same model, in whatever form it was measured.
         kwargs: example inputs by name.
-        config: profile and limits of the scheduler.
+        config: profile and limits of the scheduler, pieces, micro-batches.
         backward: a training step instead of a call without gradients.
         on_estimate: called with each set of rows before it is estimated.
 
@@ -194,7 +194,7 @@ def with_estimates(
     Args:
         model: as in `find_front`, like all that is not listed here.
         search: may estimate as many connectivities as it likes, one after another.
-        config: profile and limits of the scheduler; its other fields do not matter.
+        config: profile and limits of the scheduler, pieces, micro-batches; its connectivity and layers do not matter.
 
     Raises:
         ConfigError: there is no process group, or the model has no collectives.

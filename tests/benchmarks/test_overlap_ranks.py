@@ -12,7 +12,7 @@ from overlap_bench import ranks, settings
 from overlap_bench.cells import (
     EAGER,
     EXTRA,
-    FEWER_RATIOS,
+    EXTRA_RATIOS,
     FULL,
     FULL_2,
     FULL_CUT,
@@ -89,7 +89,7 @@ def test_a_cell_from_end_to_end(name, nothing_is_compiled, tmp_path):
     apart = {(check["one"], check["other"]) for check in result.differs}
     rewired = {(name, "hand-written") for name in (FULL, FULL_2, FULL_CUT, FULL_TOKENS) if name in names}
     assert apart == rewired | ({(LAG2, LAG2_HAND)} if LAG2 in names else set())
-    assert (LAG2 in names) == (cell.ratio in FEWER_RATIOS)
+    assert (LAG2 in names) == (cell.ratio in EXTRA_RATIOS)
     assert not {*handed[1]["code"], *handed[1]["estimates"]} & {*EXTRA}  # the second ratio has none of the first one's
     assert result.largest_exchange > 0
     assert not any(result.least_makespans.values())  # nothing is scheduled
