@@ -142,7 +142,7 @@ class _Group:
         self._ask({"rate": None})
         group = replay_group()
         self.shares = self._shares(group)
-        variant = steps.compute_alone(self.settings, group)
+        variant = steps.compute_alone(self.settings, group, self.model)
         group.record()
         with kernels_visible(), shared_kernels():
             self.step(variant)
@@ -162,7 +162,7 @@ class _Group:
 
     def _shares(self, group: Replay) -> dict[str, float]:
         """What attention, shared and routed experts compute: the mean over ranks."""
-        model = steps.make_model(self.settings, group)
+        model = steps.make_model(self.settings, group, self.model)
         variant = steps.Variant(PLAIN, model, model)
         group.record()
         self.step.forward(variant)

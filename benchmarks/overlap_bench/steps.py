@@ -79,14 +79,18 @@ class Variant:
     """Called as the model is."""
 
 
-def make_model(settings: Mapping[str, Any], group: dist.ProcessGroup) -> Decoder:
-    """The model of a cell, its matrices or experts spread over `group`."""
+def make_model(settings: Mapping[str, Any], group: dist.ProcessGroup, like: Decoder | None = None) -> Decoder:
+    """The model of a cell, its matrices or experts spread over `group`; its weights are in the memory of `like`'s."""
     capacity = settings["capacity_factor"]
     mode = "dropless" if capacity is None else "padded"
     where = {"tp_group" if settings["tensor_parallel"] else "ep_group": group}
     parallel = ParallelConfig(**where, ep_mode=mode, capacity_factor=capacity)  # type: ignore[arg-type]
     overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["overrides"].items()}
-    return build(settings["model"], seed=0, parallel=parallel, **overrides)
+    model = build(settings["model"], seed=0, parallel=parallel, **overrides)
+    if like is not None:
+        for one, other in zip(model.parameters(), like.parameters(), strict=True):
+            one.data = other.data
+    return model
 
 
 def fixed_variants(model: Decoder, settings: Mapping[str, Any], group: Any) -> tuple[list[Variant], dict[str, str]]:
@@ -100,7 +104,7 @@ def fixed_variants(model: Decoder, settings: Mapping[str, Any], group: Any) -> t
         if name == MICRO and settings["phase"] == DECODE:
             missing[name] = "a cache is one of the whole batch"
             continue
-        own = make_model(settings, group)  # the form may install hooks
+        own = make_model(settings, group, model)  # the form may install hooks
         try:
             made.append(Variant(name, own, form(own)))
         except FarSkipError as error:
@@ -146,9 +150,9 @@ def left_out(settings: Mapping[str, Any], ratio: float = EXTRA_RATIOS[0]) -> set
     return {*ABLATED, *none, *(() if whole else DROPLESS), *(() if ratio in EXTRA_RATIOS else EXTRA)}
 
 
-def compute_alone(settings: Mapping[str, Any], group: dist.ProcessGroup) -> Variant:
-    """The hand-written form, compiled by Inductor, over a group that sends nothing."""
-    model = make_model(settings, group)
+def compute_alone(settings: Mapping[str, Any], group: dist.ProcessGroup, like: Decoder) -> Variant:
+    """The hand-written form, compiled by Inductor, over a group that sends nothing; with the weights of `like`."""
+    model = make_model(settings, group, like)
     return Variant(COMPUTE, model, torch.compile(FarSkipForm(model), fullgraph=True))
 
 
@@ -181,10 +185,16 @@ class Step:
                 memory.copy_(torch.randn(memory.shape, generator=generator))
 
     def __call__(self, variant: Variant) -> torch.Tensor:
-        """Logits [B, T, vocabulary], or the loss."""
+        """Logits [B, T, vocabulary], or the loss. Gradients are given up: those of all variants together have no
+        room."""
+        output = self._run(variant)
+        if self.phase == TRAINING:
+            variant.model.zero_grad(set_to_none=True)
+        return output
+
+    def _run(self, variant: Variant) -> torch.Tensor:
         if self.phase != TRAINING:
             return self.forward(variant)
-        variant.model.zero_grad(set_to_none=True)
         loss = F.cross_entropy(variant.run(self.ids).flatten(0, 1), self.labels)
         with record_function(BACKWARD):
             loss.backward()
@@ -205,11 +215,12 @@ class Step:
 
     def results(self, variant: Variant) -> dict[str, torch.Tensor]:
         """Logits; or loss and gradients by parameter."""
-        output = self(variant)
+        output = self._run(variant)
         if self.phase != TRAINING:
             return {"logits": output.clone()}
         gradients = {name: p.grad for name, p in variant.model.named_parameters() if p.grad is not None}
-        return {"loss": output.clone(), **{name: gradient.clone() for name, gradient in gradients.items()}}
+        variant.model.zero_grad(set_to_none=True)
+        return {"loss": output, **gradients}
 
 
 def compare(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> dict[str, Any]:

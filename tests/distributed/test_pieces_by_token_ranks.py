@@ -1,7 +1,9 @@
-"""Exchanges in pieces by token on real ranks, compiled by Inductor: outputs and gradients are those of whole ones.
+"""Exchanges in pieces by token on real ranks: outputs and gradients are those of whole ones.
 
-Models of ours, where each expert has products of its own; transformers' experts and torchtitan's, in grouped products.
-By all-gather: models of ours, and experts as engines write them. In slices of matrices: the batch in parts.
+Compiled by Inductor where each expert has products of its own. What else is cut runs eagerly behind AOTAutograd: a cut
+is made before both, and building kernels takes longest. Those are models of ours, transformers' experts and
+torchtitan's, in grouped products; by all-gather models of ours, and experts as engines write them; in slices of
+matrices the batch in parts.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from tests.distributed.ranks import run_ranks
 from tests.economy import scalar_kernels
 
 SMALL: dict[str, Any] = {"vocab_size": 32, "hidden_size": 32, "experts": 8}
+FEW: dict[str, Any] = {**SMALL, "experts": 4, "top_k": 2}
+"""Where each expert has kernels of its own."""
 TOKENS = {"pieces": 2, "pieces_along": "tokens"}
 
 
@@ -45,12 +49,11 @@ def ours_on_rank(
     layers: tuple[str, ...],
     connectivity: str,
     cut: dict[str, Any],
-    mode: Any = "dropless",
 ) -> dict[str, Any]:
     torch.compiler.reset()
     farskip_compile.clear_schedules()
-    parallel = ParallelConfig(ep_group=dist.group.WORLD, ep_mode=mode)
-    model = build(name, dtype=torch.float64, parallel=parallel, layers=layers, **SMALL)
+    parallel = ParallelConfig(ep_group=dist.group.WORLD, ep_mode="dropless")
+    model = build(name, dtype=torch.float64, parallel=parallel, layers=layers, **FEW)
     ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(rank))
     expected = run_with_gradients(FarSkipForm(model, connectivity=connectivity), model, ids)
     options = {"connectivity": connectivity, **cut}
@@ -66,19 +69,15 @@ def ours_on_rank(
 
 
 @pytest.mark.parametrize(
-    ("name", "layers", "connectivity", "cut", "along", "mode"),
+    ("name", "layers", "connectivity", "cut", "along"),
     [
-        ("mixtral", ("moe",), "none", TOKENS, "tokens", "dropless"),
-        ("deepseek_v3", ("moe", "moe"), "full", TOKENS, "tokens", "dropless"),
-        ("mixtral", ("moe",), "none", {"micro_batches": 2}, "batch", "dropless"),
-        ("mixtral", ("moe",), "none", {"pieces": 2}, "tokens", "allgather"),
+        ("deepseek_v3", ("moe", "moe"), "full", TOKENS, "tokens"),
+        ("mixtral", ("moe",), "none", {"micro_batches": 2}, "batch"),
     ],
-    ids=["one layer", "from one exchange into the next", "batch", "gathered"],
+    ids=["from one exchange into the next", "batch"],
 )
-def test_models_of_ours(
-    name: str, layers: tuple[str, ...], connectivity: str, cut: dict[str, Any], along: str, mode: str
-) -> None:
-    for found in run_ranks(ours_on_rank, 2, name, layers, connectivity, cut, mode, timeout=400):
+def test_models_of_ours(name: str, layers: tuple[str, ...], connectivity: str, cut: dict[str, Any], along: str) -> None:
+    for found in run_ranks(ours_on_rank, 2, name, layers, connectivity, cut, timeout=400):
         assert found["reports"] == [(phase, 2, len(layers), 0) for phase in ("forward", "backward")]
         assert found["along"] == {along}
         assert found["output"] < 1e-12, found
@@ -139,8 +138,6 @@ def compared(
     ("name", "connectivity", "batch"),
     [
         ("mixtral", "none", False),
-        ("mixtral", "full", False),
-        ("deepseek_v3", "none", False),
         ("deepseek_v3", "full", False),
         ("mixtral", "none", True),
     ],
@@ -197,17 +194,18 @@ def test_experts_as_engines_write_them() -> None:
 
 
 def transformers_on_rank(rank: int, world_size: int, path: str) -> dict[str, Any]:
-    from tests.distributed.hf_ranks import IDS, compiled, difference, load, oracle
+    from tests.distributed.hf_ranks import IDS, difference, load, oracle
 
     whole = load(path, rank, world_size).train()
     model = load(path, rank, world_size, "farskip_all_to_all").train()
     found: dict[str, Any] = {}
     for connectivity in ("none", "full"):
         expected = run_with_gradients(oracle(whole, connectivity), whole, IDS)
-        farskip_compile.clear_schedules()
-        with scalar_kernels():
-            run = compiled(model, inner="inductor", connectivity=connectivity, pieces=2)
-            found[connectivity] = difference(run_with_gradients(run, model, IDS), expected), reported()
+        pieces: list[int] = []
+        torch.compiler.reset()
+        compiled = torch.compile(model, backend=partial(cut_and_run, connectivity, pieces), fullgraph=True)
+        cut = run_with_gradients(lambda ids, compiled=compiled: compiled(ids).logits, model, IDS)
+        found[connectivity] = pieces, difference(cut, expected)
     return found
 
 
@@ -215,9 +213,9 @@ def test_experts_of_transformers(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     from tests.distributed.hf_ranks import save
 
-    for found in run_ranks(transformers_on_rank, 2, save("qwen2_moe", 1, tmp_path), timeout=500, fresh=True):
-        for (output, gradients), reports in found.values():
-            assert reports == [(phase, 2, 1, 0) for phase in ("forward", "backward")]
+    for found in run_ranks(transformers_on_rank, 2, save("qwen2_moe", 1, tmp_path), timeout=500):
+        for pieces, (output, gradients) in found.values():
+            assert pieces == [2 * 2]  # there and back
             assert output < 1e-5, found  # norms and routers are float32
             assert gradients < 1e-5, found
 

@@ -76,7 +76,7 @@ def programs(
     [
         ({"connectivity": "none"}, False),
         ({"connectivity": "full"}, True),
-        ({"connectivity": "none", "pieces": 4}, True),
+        ({"connectivity": "none", "pieces": 4}, False),
         ({"connectivity": "full", "pieces": 4}, False),
     ],
     ids=str,

@@ -252,7 +252,8 @@ def test_no_buffer_is_used_when_it_is_freed(name: str, bandwidth: float, two_ran
     tensor-parallel one send and scatter alike.
     """
     layout = "tp" if name == "llama4" else "dropless"
-    model = build(name, parallel=parallel(layout, two_ranks), **{**SMALL, "layers": ("moe",) * 3})
+    few = {} if layout == "tp" else {"experts": 4, "top_k": 2}  # each has kernels of its own
+    model = build(name, parallel=parallel(layout, two_ranks), **{**SMALL, "layers": ("moe",) * 3, **few})
     link = dataclasses.replace(quick_link().inter_node, bandwidth=bandwidth)
     profile = dataclasses.replace(quick_link(), intra_node=link, inter_node=link)
     options = {"profile": profile, "check_order": False}
