@@ -15,7 +15,7 @@ from typing import Any
 
 from common import decode, load_records, write_records
 
-from overlap_bench.cells import COMMUNICATION, COMPUTE, FULL, OVERLAP, PASSES, PLAIN, Cell
+from overlap_bench.cells import COMMUNICATION, COMPUTE, FULL, NONE, OVERLAP, PASSES, PLAIN, Cell
 
 SCHEMA = 3
 TOLERANCE = 1e-4
@@ -114,7 +114,7 @@ class Result:
 
     @property
     def floor(self) -> float:
-        """The larger of compute and communication: no step takes less."""
+        """The larger of compute and communication: no step takes less, if its exchanges take as long as alone."""
         return max(self.timings[COMPUTE].median, self.timings[COMMUNICATION].median)
 
     @property
@@ -169,6 +169,16 @@ class Result:
         """Relative growth of a variant's estimated peak over the unscheduled one; None: nothing is scheduled."""
         scheduled = [graph for graph in self.estimates.get(name, ()) if graph["before"] and graph["after"]]
         return peak_growth(scheduled) if scheduled else None
+
+    def expected_speed_up(self, name: str) -> float | None:
+        """A variant's order over that of plain Inductor, both in the model, in which a part of a message takes its part
+        of the whole one's time; None: nothing is scheduled."""
+        plain, ours = self.estimates.get(NONE, ()), self.estimates.get(name, ())
+        if not plain or not ours or not all(graph["after"] and graph["unscheduled"] for graph in (*plain, *ours)):
+            return None
+        return float(
+            sum(graph["unscheduled"]["seconds"] for graph in plain) / sum(graph["after"]["seconds"] for graph in ours)
+        )
 
     def over_least(self, name: str) -> float | None:
         """The makespan of a variant's order over the least one of its own kernels, both in the model; None: nothing is

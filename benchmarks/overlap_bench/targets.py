@@ -82,7 +82,9 @@ def judge(result: Result) -> list[Target]:
         if (least := UNCHANGED.get(at)) is not None:
             gain = result.speed_up(NONE_CUT)
             missed = "" if gain >= least else f", missed by {least - gain:.2f}"
-            say("unchanged model", gain >= least, f"{gain:.2f} x plain (at least {least:.2f} x){missed}")
+            expected = result.expected_speed_up(NONE_CUT)
+            model = "" if expected is None else f"; by the model {expected:.2f} x"
+            say("unchanged model", gain >= least, f"{gain:.2f} x plain (at least {least:.2f} x){missed}{model}")
     if cell.group.hosts == HOSTS and RATIOS[0] <= cell.ratio <= RATIOS[1]:
         for (phase, part), wanted in HIDDEN.items() if not in_pieces else ():
             share = result.hidden(FULL, part) if phase == cell.group.phase else None

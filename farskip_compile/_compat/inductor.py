@@ -75,9 +75,6 @@ PINNED = "pinned by farskip"
 """Stands where other dependences for order alone name what they are for, such as a write to memory that is read."""
 WRITTEN = "kept by farskip"
 """The same, of a dependence on a write in place."""
-ADDED = "_farskip_ancestors"
-"""Attribute of Inductor's scheduler: by kernel, the ancestors that it has through pins alone. Not one of the kernel, in
-whose place fusion may put another one of the same name."""
 
 
 def pin_kernels(kernels: Sequence[Kernel], pins: Mapping[Kernel, Sequence[Kernel]]) -> None:
@@ -101,21 +98,21 @@ def pin_kernels(kernels: Sequence[Kernel], pins: Mapping[Kernel, Sequence[Kernel
                 kernel.ancestors |= first.ancestors
         if grown := len(kernel.ancestors) - before:
             added[kernel] = list(islice(reversed(kernel.ancestors), grown))  # few, while all of them are many
-            vars(kernel.scheduler).setdefault(ADDED, {})[kernel.get_name()] = added[kernel]
 
 
 def unpin_kernels(kernels: Iterable[Kernel]) -> None:
-    """After fusion: forget what `pin_kernels` has added.
+    """After fusion: forget what `pin_kernels` has added, and what waits have to run after for order alone (`pin`).
 
     Ancestors, too: Inductor takes what an ancestor reads for read, and lets a kernel write over it. But without the
-    pins an order may well put that ancestor after the kernel.
+    pins an order may well put that ancestor after the kernel. What has run by then it knows besides, so those within
+    the kernel itself are all that it has to be told.
     """
     for kernel in kernels:
+        own = kernel.get_operation_names()
         for part in kernel.get_nodes():
-            for name in vars(part.scheduler).get(ADDED, {}).pop(part.get_name(), ()):
-                part.ancestors.discard(name)
-        for dep in [dep for dep in kernel.unmet_dependencies if isinstance(dep, WeakDep)]:
-            if dep.mutating_buf == PINNED:
+            part.ancestors = OrderedSet(name for name in own if name in part.ancestors)
+        for dep in [dep for dep in kernel.unmet_dependencies if isinstance(dep, WeakDep) and dep.is_fake]:
+            if dep.mutating_buf == PINNED or (is_wait_kernel(kernel) and dep.mutating_buf in own):
                 kernel.unmet_dependencies.discard(dep)
 
 

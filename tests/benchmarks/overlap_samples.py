@@ -37,7 +37,7 @@ HEAVY = {"plain": 0, "hand-written": 0, "inductor overlap": 6, "inductor passes"
 def estimate(before, after, peak, peak_after):
     """What the scheduler says of one graph."""
     return {
-        "unscheduled": {"exposed_seconds": before, "peak_bytes": peak + 3},
+        "unscheduled": {"seconds": 0.7 + before, "exposed_seconds": before, "peak_bytes": peak + 3},
         "before": {"exposed_seconds": before, "communication_seconds": 0.4, "peak_bytes": peak},
         "after": {"seconds": 1.0, "exposed_seconds": after, "communication_seconds": 0.4, "peak_bytes": peak_after},
     }

@@ -56,6 +56,33 @@ def test_memory_grows_over_the_unscheduled_graph_or_over_inductors_order_if_that
     assert peak_growth([forward, backward]) == pytest.approx(0.275)
 
 
+def test_gains_by_the_model_stand_beside_those_of_an_unchanged_model():
+    """Both phases of plain Inductor's order, 1.6 + 1.3 seconds, over those of ours, a second each."""
+    found = result("deepseek_v3/prefill/balanced/2/1")
+    assert found.expected_speed_up("none, pieces") is None, "nothing was scheduled"
+    graphs = {
+        "none": [estimate(0.9, 0.8, 1, 1), estimate(0.6, 0.5, 1, 1)],
+        "none, pieces": [estimate(0.9, 0.3, 1, 1)] * 2,
+    }
+    found = dataclasses.replace(found, estimates=graphs)
+    assert found.expected_speed_up("none, pieces") == pytest.approx(1.45)
+    assert "by the model 1.45 x" in next(one.found for one in judge(found) if one.target == "unchanged model")
+
+
+def test_the_page_says_how_long_collectives_were_in_flight_and_what_pieces_reach():
+    store = Store(None)
+    for name, hidden in (("deepseek_v3/prefill/balanced/2/1", 0.95), ("deepseek_v3/prefill/balanced/2/0.5", 0.9)):
+        store.add(result(name, cut_hidden=hidden))
+    text = page.page(store, "x.json", None)
+    row = next(line for line in text.splitlines() if line.startswith("| ratio | variant"))
+    place = [cell.strip() for cell in row.split("|")].index("in flight")
+    of_full = next(line for line in text.splitlines() if "| full, pieces |" in line)
+    assert of_full.split("|")[place].strip() == "300 ms"
+    met = text[text.index("Met, of exchanges in pieces:") :]
+    assert "`deepseek_v3/prefill/balanced/2/1` hidden, in pieces: 95.0 %" in met
+    assert "0.5` hidden, in pieces: 90.0 %" in text[text.index("Missed:") : text.index("Met, of")]
+
+
 def test_not_a_number_is_the_worst():
     found = result(error=math.nan)
     assert [check["one"] for check in found.differs] == [FULL]

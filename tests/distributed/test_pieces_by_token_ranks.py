@@ -30,7 +30,7 @@ from tests.distributed.ranks import run_ranks
 from tests.economy import scalar_kernels
 
 SMALL: dict[str, Any] = {"vocab_size": 32, "hidden_size": 32, "experts": 8}
-FEW: dict[str, Any] = {**SMALL, "experts": 4, "top_k": 2}
+FEW: dict[str, Any] = {**SMALL, "experts": 4, "top_k": 2, "router_groups": 1, "router_top_groups": 1}
 """Where each expert has kernels of its own."""
 TOKENS = {"pieces": 2, "pieces_along": "tokens"}
 

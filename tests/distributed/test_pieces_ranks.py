@@ -16,7 +16,7 @@ from tests.distributed.ranks import run_ranks
 from tests.economy import scalar_kernels
 
 SMALL: dict[str, Any] = {"vocab_size": 32, "hidden_size": 32, "experts": 8}
-FEW = {"experts": 4, "top_k": 2}
+FEW = {"experts": 4, "top_k": 2, "router_groups": 1, "router_top_groups": 1}
 """Without drops, where each has kernels of its own."""
 PADDED, DROPLESS = {"ep_mode": "padded", "capacity_factor": 1.0}, {"ep_mode": "dropless"}
 WISHES = (

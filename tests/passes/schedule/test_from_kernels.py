@@ -87,16 +87,33 @@ def test_the_first_order_of_the_graph_decides() -> None:
     assert baseline_peak([], Program(())) == 0
 
 
-def test_pins_end_with_fusion_and_nothing_else_does() -> None:
+def test_pins_end_with_fusion_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inductor, "is_wait_kernel", lambda kernel: kernel.name == "wait")
     launch, product = Kernel("launch", None), Kernel("product", None, "x", order=("reader",))
-    before = set(product.unmet_dependencies)
-    inductor.pin_kernels([launch, product], {product: [launch]})
+    wait, copy = Kernel("wait", None, "launch", order=("written",)), Kernel("copy", None, "wait")
+    before = [set(kernel.unmet_dependencies) for kernel in (launch, product, wait, copy)]
+    for kernel in (wait, copy):  # as Inductor makes of a control dependence; only the graph's pins end
+        kernel.add_fake_dep(WeakDep("product", kernel.name, is_fake=True))
+    before[3] = set(copy.unmet_dependencies)
+    inductor.pin_kernels([launch, product, wait, copy], {product: [launch]})
     assert set(product.ancestors) == {"launch", "reader", "x"}
     assert inductor.kernel_needs(product) == ["launch", "reader", "x"]
     assert inductor.kernel_reads(product) == ["x"]
-    inductor.unpin_kernels([launch, product])
-    assert product.unmet_dependencies == before
-    assert set(product.ancestors) == {"reader", "x"}, "what an ancestor reads may be written over"
+    assert inductor.kernel_needs(wait) == ["launch", "product", "written"]
+    inductor.unpin_kernels([launch, product, wait, copy])
+    assert [kernel.unmet_dependencies for kernel in (launch, product, wait, copy)] == before
+
+
+def test_what_an_ancestor_reads_may_be_written_over() -> None:
+    """After unpinning only what runs in the same kernel is known to have run; the rest Inductor knows once it has."""
+    first, second = Kernel("first", None, "x"), Kernel("second", None, "first", order=("far",))
+    fused = Kernel("fused", None)
+    fused.get_nodes = lambda: [first, second]  # type: ignore[method-assign]
+    fused.get_operation_names = lambda: OrderedSet(["first", "second"])  # type: ignore[method-assign]
+    assert set(second.ancestors) == {"first", "far"}
+    inductor.unpin_kernels([fused])
+    assert list(second.ancestors) == ["first"]
+    assert not first.ancestors
 
 
 def test_a_reader_stays_behind_a_write_whose_name_it_may_forget() -> None:
