@@ -34,6 +34,8 @@ WIDTHS: dict[str, Any] = {
     "layers": ("dense", "moe", "moe"),
 }
 TOKENS = 128
+MANY = {**WIDTHS, "hidden_size": 128, "experts": 64, "moe_intermediate_size": 96, "layers": ("dense", *["moe"] * 3)}
+"""Nearly all memory is weights and their gradients, as in training on many ranks."""
 OFF = 0.01
 """What else a program holds, such as constants."""
 
@@ -44,7 +46,12 @@ def no_kernel(self: AsyncCompile, *args: Any, **options: Any) -> Any:
 
 
 def programs(
-    options: dict[str, Any] | None, *, trains: bool = False, by_hand: Connectivity = "none"
+    options: dict[str, Any] | None,
+    *,
+    trains: bool = False,
+    by_hand: Connectivity = "none",
+    widths: dict[str, Any] = WIDTHS,
+    tokens: int = TOKENS,
 ) -> tuple[list[str], list[ScheduleReport], int]:
     """What Inductor generates, as text, our reports (without `options`: none), and the bytes of parameters."""
     codes: list[str] = []
@@ -57,8 +64,8 @@ def programs(
         torch._inductor.config.patch(fx_graph_cache=False, allow_buffer_reuse=False),
     ):
         parallel = ParallelConfig(ep_group=dist.group.WORLD, ep_mode="padded", capacity_factor=1.25)
-        model = build("deepseek_v3", parallel=parallel, **WIDTHS)
-        ids = torch.zeros(2, TOKENS, dtype=torch.int64)
+        model = build("deepseek_v3", parallel=parallel, **widths)
+        ids = torch.zeros(2, tokens, dtype=torch.int64)
         ours: dict[str, Any] = {"backend": "farskip", "options": options} if options is not None else {}
         form = model if options is not None else FarSkipForm(model, connectivity=by_hand)
         compiled = torch.compile(form, fullgraph=True, **ours)
@@ -97,3 +104,16 @@ def test_the_limit_starts_from_what_inductor_alone_would_hold(connectivity: Conn
     _, (report,), _ = programs({"connectivity": connectivity})
     assert report.unscheduled is not None
     assert (inputs + most_held(code)) / report.unscheduled.peak_bytes - 1 == pytest.approx(0, abs=off)
+
+
+def test_the_limit_is_kept_in_training() -> None:
+    """By the order of the kernels: that of the graph, whose account knows no fusion, holds 7 % more than Inductor's."""
+    _, reports, _ = programs({"connectivity": "none"}, trains=True, widths=MANY, tokens=64)
+    for report in reports:
+        assert report.after is not None
+        assert report.unscheduled is not None
+        assert report.after.peak_bytes <= 1.05 * report.unscheduled.peak_bytes
+    before, unscheduled = reports[1].before, reports[1].unscheduled
+    assert before is not None
+    assert unscheduled is not None
+    assert before.peak_bytes > 1.05 * unscheduled.peak_bytes, "else nothing is shown"
