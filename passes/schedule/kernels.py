@@ -10,6 +10,7 @@ Why pins: Inductor may fuse a kernel that leads to a launch, such as a router, w
 to hide that very launch, such as the softmax of an attention. Then the launch has to wait for the product, and nothing
 is hidden. With the dependence, that fusion is a cycle. Every other fusion is still made. (Waits have such pins in the
 graph, see `schedule_graph`; products have theirs here, since in the graph a pin hides what it pins from other passes.)
+All pins end with fusion: the order of the graph was within its own account of memory, which knows no fusion.
 """
 
 from __future__ import annotations

@@ -282,7 +282,7 @@ def test_page_and_picture_are_made_from_the_file_alone(tmp_path, monkeypatch, ca
     assert len(rows) == 2
     assert "96.0 %" in rows[1]
     tables = [line.count("|") for line in text.splitlines() if line.startswith("|")]
-    assert set(tables) == {4, 10, 12}
+    assert set(tables) == {4, 11, 13}
     monkeypatch.setattr("sys.argv", ["overlap.py", "--table", "--json", str(tmp_path / "none.json")])
     assert overlap.main() == overlap.USAGE
     assert "measure first" in capsys.readouterr().err
