@@ -80,6 +80,7 @@ def test_the_page_says_how_long_collectives_were_in_flight_and_what_pieces_reach
     assert of_full.split("|")[place].strip() == "300 ms"
     met = text[text.index("Met, of exchanges in pieces:") :]
     assert "`deepseek_v3/prefill/balanced/2/1` hidden, in pieces: 95.0 %" in met
+    assert "2/0.5` hidden" not in met, "it is missed"
     assert "0.5` hidden, in pieces: 90.0 %" in text[text.index("Missed:") : text.index("Met, of")]
 
 
