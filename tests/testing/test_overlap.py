@@ -184,15 +184,16 @@ def test_without_a_process_group() -> None:
 
 
 def test_the_ends_may_be_left_out() -> None:
-    """Eight ranks send more, and without shared experts nothing is left for the last combine."""
+    """Eight ranks send more, and without shared experts little is left for the last combine."""
+    enough = 1e-5  # the others have 17 us each
     with fake_ranks(8, rank=3) as group:
         assert (group.size(), group.rank()) == (8, 3)
         model = model_in("padded", group, experts=8).eval()
-        text = failure_of(assert_overlappable, model, IDS, at_least=SHORT, config=config())
+        text = failure_of(assert_overlappable, model, IDS, at_least=enough, config=config())
         assert text.startswith("1 of 4 collectives")
         assert "moe.1 can run beside a1" in text
         assert "ends=False" in text
-        assert_overlappable(model, IDS, at_least=SHORT, config=config(), ends=False)
+        assert_overlappable(model, IDS, at_least=enough, config=config(), ends=False)
         with pytest.raises(ConfigError, match="initialised already"), fake_ranks(2):
             pass
     assert not torch.distributed.is_initialized()
