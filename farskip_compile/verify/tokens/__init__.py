@@ -111,7 +111,7 @@ def _kind(launch: fx.Node) -> tuple[str, str]:
 
 
 def _may_go(node: fx.Node, new: Collection[str]) -> bool:
-    if is_exchange(node) or ops.is_all_reduce(node) or ops.is_wait(node) or ops.op_name(node) in CHECKS:
+    if is_exchange(node) or ops.is_wait(node) or ops.op_name(node) in CHECKS:
         return True
     if ops.op_name(node) == "setitem":  # with what it writes to
         return isinstance(node.args[0], fx.Node) and node.args[0].name not in new
@@ -119,12 +119,16 @@ def _may_go(node: fx.Node, new: Collection[str]) -> bool:
 
 
 def _ranks(node: fx.Node, given: Collection[str]) -> int:
-    """Of the exchanges that a value comes from, up to what is given; those of one claim must be among as many."""
+    """Of the exchanges that a value comes from, up to what is given; those of one claim must be among as many. Two for
+    sums alone, which do not say how many add up."""
+    count = 1
     for one in walk_back([node], lambda one: one.name in given and is_given(one)):
-        if is_exchange(one):
+        if ops.is_all_reduce(one):
+            count = 2
+        elif is_exchange(one):
             size = one.args[2 if ops.is_scatter(one) else 1]
             return size if isinstance(size, int) else len(size)  # type: ignore[arg-type]
-    return 1
+    return count
 
 
 def _error(node: fx.Node, reason: str) -> VerificationError:

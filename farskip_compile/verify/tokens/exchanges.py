@@ -16,6 +16,7 @@ from farskip_compile.verify.tokens.labels import Labels, at_depth, label_of, mix
 
 GATHER = "_c10d_functional::all_gather_into_tensor"
 SCATTER = "_c10d_functional::reduce_scatter_tensor"
+REDUCE = "_c10d_functional::all_reduce"
 Given = Sequence[Sequence[Any]]
 """By rank the arguments."""
 
@@ -45,16 +46,29 @@ def gathered(given: Given) -> list[Any]:
 def scattered(given: Given) -> list[Any]:
     """Reduce-scatter: of the sums of the same rows of all ranks each rank gets its share, in order."""
     _check_size(given, 2)
+    total = _total(given)
+    if len(total) % len(given):
+        raise ValueError(f"{len(total)} rows have no equal share for each of {len(given)} ranks")
+    return [_like(one[0], share) for one, share in zip(given, total.chunk(len(given)), strict=True)]
+
+
+def reduced(given: Given) -> list[Any]:
+    """All-reduce: the sums of the same rows of all ranks, on each. It does not say how many ranks there are, nor need
+    they be those of other collectives: rows that stand in their places on any two ranks do so on all."""
+    total = _total(given)
+    return [_like(one[0], total) for one in given]
+
+
+def _total(given: Given) -> torch.Tensor:
+    """Labels of what is added up, row by row, and how."""
     terms = [one[0] for one in given]
     if any(isinstance(term, torch.Tensor) for term in terms):
         raise UnknownError("numbers are added up over ranks")
     depth = max(1, *(term.depth for term in terms))
-    total = torch.tensor(label_of("over ranks", given[0][1]))
+    total = torch.tensor(label_of("over ranks", *map(str, given[0][1:])))
     for term in terms:
         total = mixed(total, at_depth(term, depth).rows)
-    if len(total) % len(given):
-        raise ValueError(f"{len(total)} rows have no equal share for each of {len(given)} ranks")
-    return [_like(term, share) for term, share in zip(terms, total.chunk(len(given)), strict=True)]
+    return total
 
 
 def _check_size(given: Given, place: int) -> None:
@@ -62,7 +76,7 @@ def _check_size(given: Given, place: int) -> None:
         raise UnknownError(f"it is not among {len(given)} ranks")
 
 
-RULES: dict[str, Callable[[Given], list[Any]]] = {GATHER: gathered, SCATTER: scattered}
+RULES: dict[str, Callable[[Given], list[Any]]] = {GATHER: gathered, SCATTER: scattered, REDUCE: reduced}
 
 
 def _rows(value: Any) -> torch.Tensor:

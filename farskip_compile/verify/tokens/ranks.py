@@ -205,9 +205,10 @@ class Ranks:
         """Rows of one rank become rows of another; all among the same ranks, since one number stands for each."""
         if node.kwargs:
             raise UnknownError("an exchange with keywords")
-        self.group = self.group or ops.process_group(node)
-        if ops.process_group(node) != self.group:
-            raise UnknownError(f"it is among other ranks, {ops.process_group(node)!r}, than {self.group!r}")
+        group = "" if ops.is_all_reduce(node) else ops.process_group(node)
+        self.group = self.group or group
+        if group not in ("", self.group):
+            raise UnknownError(f"it is among other ranks, {group!r}, than {self.group!r}")
         rule = exchanged if ops.is_all_to_all(node) else exchanges.RULES[ops.op_name(node)]
         return rule([self._args(node, rank)[0] for rank in range(self.count)])
 

@@ -165,13 +165,7 @@ ROWS: dict[str, Callable[[Args, Kwargs], Apart]] = {
     "glu": _before(-1),
 }
 POINTWISE = frozenset(
-    [
-        *("to", "float", "double", "half", "bfloat16", "bool", "long", "int"),
-        *("type_as", "truediv", "invert", "masked_fill"),
-        # All ranks run one program, so at any place they add up the same rows of theirs: where each has the rows that
-        # it had, so has the sum.
-        "_c10d_functional::all_reduce",
-    ]
+    ["to", "float", "double", "half", "bfloat16", "type_as", "bool", "long", "int", "truediv", "invert", "masked_fill"]
 )
 
 

@@ -71,7 +71,7 @@ Part = Callable[[torch.Tensor], torch.Tensor]
 
 
 def stack_of(*feed_forwards: Part) -> Part:
-    """Each behind an attention; both are summed over the ranks."""
+    """Each feed-forward follows an attention; the outputs of both are summed over the ranks."""
 
     def stack(x: torch.Tensor) -> torch.Tensor:
         for feed_forward in feed_forwards:
@@ -121,3 +121,11 @@ def next_to_each_other(x: torch.Tensor) -> torch.Tensor:
 def summed_across(x: torch.Tensor) -> torch.Tensor:
     """Over the batch, before the ranks' sum."""
     return x * summed(x.sum(0))
+
+
+def summed_in_order(x: torch.Tensor) -> torch.Tensor:
+    """Rows are summed in the order of their experts: with rows of other tokens, where ranks choose otherwise."""
+    _, chosen = x[:, :EXPERTS].topk(2)
+    order = chosen.flatten().argsort(stable=True)
+    rows = summed(x.repeat_interleave(2, 0)[order] @ SLICED[0])
+    return rows[order.argsort()].view(-1, 2, WIDTH).sum(1)

@@ -111,6 +111,7 @@ def test_how_often_experts_were_chosen_is_counted_of_the_whole_batch() -> None:
         (sliced.stack_of(sliced.with_drops), 2, "experts have room for 21 of 24 rows"),
         (sliced.stack_of(sliced.across), 2, "it is not known to keep sequences apart, and 'linear' needs it"),
         (sliced.stack_of(sliced.next_to_each_other), 2, "its rows are not those of"),
+        (sliced.stack_of(sliced.summed_in_order), 2, "its rows are not those of"),
         (sliced.summed_across, 2, "it is not known to keep sequences apart, and 'tensor' needs it"),
     ],
 )
@@ -135,21 +136,15 @@ def test_a_part_that_takes_the_other_ones_sequences_is_noticed() -> None:
         verify_tokens(module.graph, before)
 
 
-def test_a_part_without_its_sum_is_noticed() -> None:
+@pytest.mark.parametrize("other", ["max", None])
+def test_a_part_with_another_sum_or_none_is_noticed(other: str | None) -> None:
     module = captured(sliced.stack_of(sliced.dense), batch=2)
     before = GraphSnapshot(module.graph)
     cut_batch(module.graph, 2)
-    wait = next(node for node in module.graph.nodes if ops.is_wait(node))
-    wait.replace_all_uses_with(wait.args[0].args[0])  # type: ignore[union-attr,arg-type]
-    with pytest.raises(VerificationError, match="its rows are not those of"):
-        verify_tokens(module.graph, before)
-
-
-def test_a_sum_of_another_kind_is_noticed() -> None:
-    module = captured(sliced.stack_of(sliced.dense), batch=2)
-    before = GraphSnapshot(module.graph)
-    cut_batch(module.graph, 2)
-    first = next(iter(ops.calls(module.graph, ops.is_all_reduce)))
-    first.update_arg(1, "max")
+    launch = ops.calls(module.graph, ops.is_all_reduce)[0]
+    if other is not None:
+        launch.update_arg(1, other)
+    else:
+        next(iter(launch.users)).replace_all_uses_with(launch.args[0])  # type: ignore[arg-type]
     with pytest.raises(VerificationError, match="its rows are not those of"):
         verify_tokens(module.graph, before)
