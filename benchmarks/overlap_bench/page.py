@@ -158,31 +158,16 @@ def _targets(verdicts: Sequence[Target]) -> str:
 
 def _group(name: str, results: Sequence[Result]) -> str:
     apart = {"hidden fwd": "in fwd", "hidden bwd": "in bwd"} if results[0].at.group.phase == TRAINING else {}
-    head = [
-        "ratio",
-        "variant",
-        "step",
-        "spread",
-        "speed-up",
-        "/ bound",
-        "hidden",
-        *apart,
-        "in flight",
-        "covered",
-        "peak",
-    ]
+    head = ["ratio", "variant", "step", "spread", "speed-up", "/ bound", "hidden", *apart]
+    head += ["in flight", "covered", "peak"]
     machines = ", ".join(sorted({result.machine for result in results}))
     rows = []
     for result in results:
         for variant in ORDER:
             if variant in result.exposed:
                 found = texts(result, variant)
-                found |= {
-                    "ratio": f"{result.at.ratio:g}",
-                    "step": found["median"],
-                    "peak": f"{found['peak MB']} MB",
-                    "in flight": found["of"],
-                }
+                found |= {"ratio": f"{result.at.ratio:g}", "step": found["median"], "peak": f"{found['peak MB']} MB"}
+                found["in flight"] = found["of"]
                 found["variant"] = f"**{variant}**" if variant == FULL else variant
                 rows.append([found[apart.get(column, column)] for column in head])
     text = f"{results[0].about}; {results[0].cores}; {machines}."

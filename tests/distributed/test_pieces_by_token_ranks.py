@@ -1,9 +1,8 @@
 """Exchanges in pieces by token on real ranks: outputs and gradients are those of whole ones.
 
-Compiled by Inductor where each expert has products of its own. What else is cut runs eagerly behind AOTAutograd: a cut
-is made before both, and building kernels takes longest. Those are models of ours, transformers' experts and
-torchtitan's, in grouped products; by all-gather models of ours, and experts as engines write them; in slices of
-matrices the batch in parts.
+Models whose experts have products of their own are compiled by Inductor. The others run eagerly under AOTAutograd,
+since the cut is made before both and building kernels takes longest: experts of transformers and torchtitan, in grouped
+products; by all-gather, models of ours and experts as engines write them; in slices of matrices, the batch in parts.
 """
 
 from __future__ import annotations

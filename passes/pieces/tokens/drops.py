@@ -1,6 +1,6 @@
-"""Where between gather and scatter some rows are given up for others: then tokens can't be cut.
+"""Where some rows are given up for others, for want of room: then tokens can't be cut.
 
-In:    what is made of gathered rows, in order; how many rows were gathered.
+In:    what is made of rows of which a rank has all, gathered ones or those of slices, in order; how many they are.
 Out:   an error that names the first operator with too little room for all rows.
 Never: is what makes a cut right. That is the proof (`farskip_compile.verify.tokens`), which draws choices that fill
        every room; this only says it earlier, and where.

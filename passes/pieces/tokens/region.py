@@ -56,7 +56,7 @@ class Region:
     along: str = "tokens"
     """What its rows are."""
     gathered: int = 0
-    """Of an exchange by all-gather, how many rows are gathered inside; 0 of one by all-to-all."""
+    """Where a rank has all rows inside, gathered or never sent, how many they are; 0 of exchanges by all-to-all."""
 
     def nodes(self) -> list[fx.Node]:
         """All of them, in the order of the graph."""

@@ -20,15 +20,12 @@ from farskip_compile.passes.schedule.from_kernels import baseline_peak, read_ker
 from farskip_compile.passes.schedule.memory import live_bytes
 from farskip_compile.passes.schedule.program import Buffer, Program, Task
 
-SCHEDULER = SimpleNamespace()
-
 
 class Kernel:
     """As much of Inductor's as is asked: one operator that makes one buffer of its name."""
 
     def __init__(self, name: str, node: fx.Node | None, *needs: str, order: tuple[str, ...] = ()) -> None:
         self.name = name
-        self.scheduler = SCHEDULER
         self.node = None if node is None else SimpleNamespace(get_origin_node=lambda: node, origins=[node])
         self.mutation_renames: dict[str, str] = {}
         deps = [*(StarDep(need) for need in needs), *(WeakDep(need, "elsewhere", is_fake=True) for need in order)]
