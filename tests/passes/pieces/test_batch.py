@@ -93,6 +93,13 @@ def test_sums_beside_exchanges() -> None:
     assert len(pieces) == 2 * (2 * 2 + 2)
 
 
+def test_sums_may_be_over_other_ranks_than_exchanges() -> None:
+    module = captured(sliced.beside_exchanges, batch=2)
+    for launch in ops.calls(module.graph, ops.is_all_reduce):
+        launch.update_arg(2, "others")
+    assert cut(module) == 2 + 2
+
+
 def test_how_often_experts_were_chosen_is_counted_of_the_whole_batch() -> None:
     module = captured(sliced.with_load, batch=2)
     cut(module)
