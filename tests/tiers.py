@@ -23,6 +23,7 @@ WHOLE = {
     # generated kernels
     "tests/inductor/test_account_of_memory.py": "Inductor's programs, forward and backward",
     "tests/inductor/test_generated_order.py": "Inductor's code, forward and backward",
+    "tests/inductor/test_freed_buffers.py": "Inductor's code, forward and backward",
     "tests/inductor/test_overlap_plan.py": "a plan of Inductor's",
     "tests/inductor/test_pieces.py": "Inductor's code of exchanges in pieces",
     "tests/inductor/test_one_build.py": "how other tests build Inductor's kernels",

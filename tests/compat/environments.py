@@ -19,6 +19,7 @@ CORE = (
     "tests/inductor/test_collective_forms.py",
     "tests/test_errors.py",
     "tests/test_graph_breaks.py",
+    "tests/inductor/test_freed_buffers.py",
     "tests/inductor/test_generated_order.py",
     "tests/verify/test_rewiring.py",
     "tests/models/test_models.py",
