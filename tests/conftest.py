@@ -32,6 +32,11 @@ def pytest_configure(config: pytest.Config) -> None:
         probe_once()
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes name a test by how many they are: gzip writes the time into them, and all workers must agree on the names."""
+    return f"{argname}-{len(val)}B" if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what only `make test-all` runs, and start with it."""
     places = {item.nodeid: place(item.nodeid) for item in items}
