@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Bytes name a test by how many they are: gzip writes the time into them, and all workers must agree on the names."""
+    """Bytes name a test by how many they are: gzip writes the time into them, and workers must agree on names."""
     return f"{argname}-{len(val)}B" if isinstance(val, bytes) else None
 
 
