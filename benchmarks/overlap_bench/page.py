@@ -50,7 +50,8 @@ range; *speed-up* is the median, over repetitions, of the time of `plain` over t
   collectives in flight slowing compute; the least one holds as much memory as it likes.
 - **covered**: collectives with a matrix product or an attention between launch and wait in the code that Inductor
   generated. Eager mode has no such code.
-- **peak**: most bytes that one step holds over what was allocated before, on the rank that holds most. The target on
+- **peak**: most bytes that one step holds over what was allocated before, on the rank that holds most; from steps in
+  which waits return a millisecond later, so that the profiled thread is the last to hold a message. The target on
   memory includes parameters and caches.
 
 Models. By FLOPs at 4096 tokens, the layers of DeepSeek-V3 compute .41, .07 and .53 in attention, shared and routed

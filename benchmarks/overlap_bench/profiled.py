@@ -2,24 +2,28 @@
 
 Contract: every rank makes the same calls. *Exposed* is that of `farskip_compile.profiling`. The backward pass begins
 where `steps.py` marked it; no collective is in flight there, since the loss needs all of them. Seconds, and bytes over
-what was allocated before the step.
+what was allocated before the step. A step gives up all that it makes.
 
 The profiler sees allocations and frees of the thread that runs the step. gloo's own thread holds what a collective
-sends until it is done, and where the step waits at once, that thread frees it last: the profiler never sees that, and
-every message of the step would count as alive to its end. So a block as large as a message that is never freed counts
-as freed when a later block takes its place, or when the first collective launched after its allocation is done,
-whichever is first. By the second rule it may count a little too long, by chance: the least peak of several steps
-counts.
+sends and receives until it is done, and lets go of it a moment after a wait has returned: where the step waits at once
+and needs the memory no longer, gloo's thread frees it last, and the profiler never sees that. So memory is profiled in
+steps of their own, in which each wait of a functional collective returns a little later. What still is never freed,
+in eager code that keeps no message until it waits, counts as freed when a later block takes its place, or when the
+first collective launched after its allocation is done, whichever is first.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import torch
 import torch.distributed as dist
 
 from farskip_compile.profiling import Trace, record
@@ -29,30 +33,60 @@ from overlap_bench.steps import BACKWARD
 
 Figures = dict[str, Any]
 
+LATE = 1e-3
+"""Seconds by which waits return later while memory is profiled; gloo's thread needs some microseconds."""
 
-def exposure(
-    run: Callable[[], Any], times: int, messages: Collection[int], keep: Path | None = None
-) -> tuple[Figures, int]:
-    """The profiled step with the median exposure, and the peak memory.
+STEPS = 2
+"""Profiled for memory."""
+
+
+def exposure(run: Callable[[], Any], times: int, keep: Path | None = None) -> Figures:
+    """The profiled step with the median exposure.
 
     Figures are seconds of `communication`, `exposed`, `compute`, and `waiting`: the part of `exposed` in which another
     rank had not launched that collective yet; with a backward pass, also of `forward` and `backward`, except `compute`.
 
-    Of `times` steps, one at least, which send `messages` of these sizes in bytes, `keep` is for the first one's trace.
+    Of `times` steps, one at least, `keep` is for the first one's trace.
     """
-    found, peaks = [], []
+    found = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(times):
             path = keep if number == 0 and keep is not None else Path(folder) / f"{number}.json"
+            dist.barrier()
+            (trace,) = record(run, path=path, warmup=0).traces
+            found.append(figures_of(trace, backward_start(load(path)), joined(trace)))
+    found.sort(key=itemgetter("exposed"))
+    return found[len(found) // 2]
+
+
+def peak_memory(run: Callable[[], Any]) -> int:
+    """Bytes: the least peak of some steps, since gloo's thread may be held up for longer than a wait returns late."""
+    peaks = []
+    with tempfile.TemporaryDirectory() as folder, _waits_return_late():
+        for number in range(STEPS):
+            path = Path(folder) / f"{number}.json"
             dist.barrier()
             (trace,) = record(run, path=path, warmup=0, memory=True).traces
             document = load(path)
             base = document.get("baseTimeNanoseconds") or 0
             flights = [(one.start - base, one.end - base) for one in trace.collectives]
-            found.append(figures_of(trace, backward_start(document), joined(trace)))
-            peaks.append(peak_of(document["traceEvents"], flights, messages))
-    found.sort(key=itemgetter("exposed"))
-    return found[len(found) // 2], min(peaks)
+            peaks.append(peak_of(document["traceEvents"], flights))
+    return min(peaks)
+
+
+@contextmanager
+def _waits_return_late() -> Iterator[None]:
+    """Inductor's programs, too, look the operator up whenever they call it."""
+    wait = torch.ops._c10d_functional.wait_tensor
+
+    def late(tensor: torch.Tensor) -> torch.Tensor:
+        waited: torch.Tensor = wait(tensor)
+        time.sleep(LATE)
+        return waited
+
+    late.default = late  # type: ignore[attr-defined]
+    with mock.patch.object(torch.ops._c10d_functional, "wait_tensor", late):
+        yield
 
 
 def joined(trace: Trace) -> list[int]:
@@ -91,13 +125,11 @@ def backward_start(document: dict[str, Any]) -> int | None:
     return None if found is None else base + round(found * 1000)
 
 
-def peak_of(
-    events: Iterable[dict[str, Any]], flights: Iterable[tuple[float, float]] = (), messages: Collection[int] = ()
-) -> int:
+def peak_of(events: Iterable[dict[str, Any]], flights: Iterable[tuple[float, float]] = ()) -> int:
     """The highest sum of the CPU's allocations and frees.
 
     Times of `events`, from a Chrome trace, are in microseconds; `flights`, when each collective begins and ends, in
-    nanoseconds; `messages` are the sizes in bytes of what the collectives send.
+    nanoseconds.
     """
     changes = sorted(
         (
@@ -114,9 +146,7 @@ def peak_of(
     def forget(address: int, at: float) -> None:
         """Freed by another thread, at the latest now."""
         begin, size = alive.pop(address)
-        if size in messages:
-            at = min(at, next((end for start, end in in_order if start >= begin), at))
-        seen.append((at, -size))
+        seen.append((min(at, next((end for start, end in in_order if start >= begin), at)), -size))
 
     for at, address, size in changes:
         if size > 0:
@@ -126,9 +156,8 @@ def peak_of(
         else:
             alive.pop(address, None)
         seen.append((at, size))
-    for address, (_, size) in list(alive.items()):
-        if size in messages:
-            forget(address, float("inf"))
+    for address in list(alive):
+        forget(address, float("inf"))
     held = peak = 0
     for _, change in sorted(seen, key=itemgetter(0)):
         held += change

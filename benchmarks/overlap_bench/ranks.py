@@ -57,7 +57,7 @@ from overlap_bench.cells import (
 )
 from overlap_bench.inductor import captured_code, device_figures, facts, shared_kernels
 from overlap_bench.launch import ask
-from overlap_bench.profiled import exposure
+from overlap_bench.profiled import exposure, peak_memory
 from overlap_bench.results import Timing
 from overlap_bench.shares import compute_shares
 
@@ -232,7 +232,8 @@ class _Group:
         for name in variants:
             file = f"{self.settings['model']}-{self.settings['phase']}-{ratio:g}-{name}-{self.rank}.json.gz"
             path = None if traces is None else traces / file
-            exposed[name], peaks[name] = exposure(runs[name], int(self.settings["profiles"]), messages, path)
+            exposed[name] = exposure(runs[name], int(self.settings["profiles"]), path)
+            peaks[name] = peak_memory(runs[name])
         value = {
             "messages": sorted(messages),
             "seconds": seconds,
