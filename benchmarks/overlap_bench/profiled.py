@@ -7,9 +7,9 @@ what was allocated before the step. A step gives up all that it makes.
 The profiler sees allocations and frees of the thread that runs the step. gloo's own thread holds what a collective
 sends and receives until it is done, and lets go of it a moment after a wait has returned: where the step waits at once
 and needs the memory no longer, gloo's thread frees it last, and the profiler never sees that. So memory is profiled in
-steps of their own, in which each wait of a functional collective returns a little later. What still is never freed,
-in eager code that keeps no message until it waits, counts as freed when a later block takes its place, or when the
-first collective launched after its allocation is done, whichever is first.
+steps of their own, in which each wait of a program that Inductor generated returns a little later. What still is never
+freed, by eager code, which need not keep a message until it waits, counts as freed when a later block takes its place,
+or when the first collective launched after its allocation is done, whichever is first.
 """
 
 from __future__ import annotations
@@ -76,16 +76,16 @@ def peak_memory(run: Callable[[], Any]) -> int:
 
 @contextmanager
 def _waits_return_late() -> Iterator[None]:
-    """Inductor's programs, too, look the operator up whenever they call it."""
-    wait = torch.ops._c10d_functional.wait_tensor
+    """Inductor's programs look this overload up whenever they call it; Dynamo's guards don't."""
+    packet = torch.ops._c10d_functional.wait_tensor
+    wait = packet.default
 
     def late(tensor: torch.Tensor) -> torch.Tensor:
         waited: torch.Tensor = wait(tensor)
         time.sleep(LATE)
         return waited
 
-    late.default = late  # type: ignore[attr-defined]
-    with mock.patch.object(torch.ops._c10d_functional, "wait_tensor", late):
+    with mock.patch.object(packet, "default", late):
         yield
 
 
