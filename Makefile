@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # The tests' ranks and Inductor's builds must not oversubscribe the machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all lint bench zoo compat fuzz clean
+.PHONY: demo test test-all test-deep lint bench zoo compat fuzz clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -26,11 +26,15 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed
 	$(VENV)/bin/farskip demo
 
-# tests/tiers.py says what `test` leaves to `test-all`.
+# tests/tiers.py says what `test` leaves to `test-all`, and that to `test-deep`.
 test: $(VENV)/.installed
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not whole"
 
 test-all: $(VENV)/.installed
+	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not deep"
+
+# Every test: before a release.
+test-deep: $(VENV)/.installed
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup
 
 # mypy can not see the package-dir mapping of an editable install, so it gets the tree as it is installed, which is what

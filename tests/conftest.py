@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests.economy import collect_rarely, link_quickly, probe_once, trace_nothing
-from tests.tiers import WHOLE, place
+from tests.tiers import DEEP, WHOLE, is_deep, place
 
 # The package is imported by the fixtures: where it can not be, `test_private_apis.py` says why, and must be collected.
 
@@ -38,12 +38,14 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what only `make test-all` runs, and start with it."""
+    """Mark what `make test` and `make test-all` leave out, and start with it."""
     places = {item.nodeid: place(item.nodeid) for item in items}
     for item in items:
         if places[item.nodeid] is not None:
             item.add_marker(pytest.mark.whole)
-    items.sort(key=lambda item: len(WHOLE) if (at := places[item.nodeid]) is None else at)
+        if is_deep(item.nodeid):
+            item.add_marker(pytest.mark.deep)
+    items.sort(key=lambda item: len(WHOLE) + len(DEEP) if (at := places[item.nodeid]) is None else at)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

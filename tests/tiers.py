@@ -1,9 +1,11 @@
-"""The two tiers of the tests: `make test` runs the quick one, `make test-all` both.
+"""The three tiers of the tests: `make test` runs the quick one, `make test-all` two, `make test-deep` all three.
 
-Contract: data, and how it is read. `WHOLE` is the only place that says which tests are left to `make test-all`, by
-kind: a folder, a file, or the beginning of a test's id. What is not listed is quick: unit tests, properties, the models
-of transformers against their oracle, each form of a collective on two ranks. Tests that are listed start first, in the
-order of the table, so that no long one is left at the end for one worker.
+Contract: data, and how it is read. `WHOLE` and `DEEP` are the only places that say which tests are left to
+`make test-all` and to `make test-deep`, by kind: a folder, a file, or the beginning of a test's id. What is not listed
+is quick: unit tests, properties, the models of transformers against their oracle, each form of a collective on two
+ranks. `make test-all` is what a change must pass, in less than half an hour on two cores. What is deep shows once more,
+of another model or with other kernels, what a test beside it shows there: it runs before a release. Tests that are
+listed start first, in the order of the tables, so that no long one is left at the end for one worker.
 """
 
 from __future__ import annotations
@@ -69,10 +71,8 @@ WHOLE = {
     "tests/models/test_torchtitan.py": "torchtitan's models",
     "tests/models/test_generation.py::test_the_page_on_generation": "Inductor's kernels",
     "tests/models/test_training.py::test_inductor": "Inductor's kernels",
-    "tests/models/test_training.py::test_dynamic_lengths": "steps of training at several lengths",
     "tests/models/test_training.py::test_everything_at_once": "every feature of training in one run",
     "tests/models/test_training.py::test_loss_inside": "training, then validation, of each family",
-    "tests/test_backend.py::test_dynamic_shapes_do_not_recompile[aot_eager]": "a second inner backend",
     "tests/test_backend.py::test_marked_dimensions": "training at several lengths",
     "tests/manifest/test_transformers.py": "manifests of transformers' checkpoints",
     "tests/costs/test_model_graphs.py": "costs of whole models",
@@ -96,6 +96,72 @@ WHOLE = {
 """What `make test` leaves out, and of what kind it is."""
 
 
+_DEEP: dict[str, dict[str, str]] = {
+    "distributed/test_expert_parallel_ranks.py": {"test_equal_to_theirs_bit_for_bit[4": "four ranks"},
+    "distributed/test_pieces_by_token_ranks.py": {
+        "test_matrices_in_slices[mixtral": "a third model",
+        "test_tokens_that_are_gathered[mixtral-none-False": "a third model",
+    },
+    "distributed/test_pieces_ranks.py": {
+        "test_layers_that_are_compiled_by_themselves[dropless": "another exchange",
+        "test_pieces_compute_what_whole_exchanges_do[deepseek_v3-layers3": "a fourth model",
+    },
+    "distributed/test_rewire_ranks.py": {
+        "test_two_ranks_under_aot_and_inductor[allgather": "a third layout",
+        "test_two_ranks_under_aot_and_inductor[padded": "a fourth layout",
+        "test_two_ranks_under_aot_and_inductor[tp+sp": "a fifth layout",
+    },
+    "distributed/test_transformers_ranks.py": {
+        "test_four_ranks": "four ranks",
+        "test_two_ranks[qwen2_moe": "a second family",
+    },
+    "docs/test_conversion_page.py": {"test_the_page_runs": "a page that trains"},
+    "demo/test_demo.py": {"test_a_failing_rank": "what the demo prints of a rank that fails"},
+    "inductor/test_account_of_memory.py": {
+        "test_the_account_is_what_the_program_holds[{'connectivity': 'full', 'pieces": "a fourth program",
+        "test_the_limit_starts_from_what_inductor_alone_would_hold[none": "a second program",
+    },
+    "inductor/test_freed_buffers.py": {
+        "test_no_buffer_is_used_when_it_is_freed[deepseek_v3": "a third program",
+        "test_no_buffer_is_used_when_it_is_freed[mixtral": "a fourth program",
+    },
+    "inductor/test_generated_order.py": {
+        "test_rewired_models_hide_collectives_forward_and_backward[qwen3_moe": "a fourth model"
+    },
+    "properties/test_architectures.py": {"test_inductor_is_close_to_the_oracle[llama": "a second kind of attention"},
+    "benchmarks/test_compile_cost.py": {"test_operations_grow_linearly[full": "a second connectivity"},
+    "benchmarks/test_distillation.py": {
+        "test_rows_are_run_once": "how the benchmark of healing starts its runs",
+        "test_rows_wait": "how it starts them, and ends",
+    },
+    "benchmarks/test_overlap_ranks.py": {
+        "test_a_cell_from_end_to_end[deepseek_v3": "a third cell",
+        "test_a_cell_from_end_to_end[llama4/prefill": "a fourth cell",
+    },
+    "distill/test_healed_generation.py": {
+        "test_generation_from_the_saved_checkpoint_equals_the_oracles[mixtral": "a second model"
+    },
+    "distill/test_ranks.py": {"test_two_ranks_are_one_process_with_all_data[ddp": "another parallelism"},
+    "distill/test_self_distill.py": {"test_it_is_the_loop_written_by_hand[{'connectivity": "other connectivities"},
+    "simulate/test_micro_batches.py": {
+        "test_every_kind_of_exchange[{'tp": "other exchanges",
+        "test_beside_pieces": "both at once",
+    },
+    "simulate/test_predict.py": {"test_several_from_one_capture": "several predictions at once"},
+    "plan/test_front.py": {"test_what_is_cut_before_differentiation_is_known[{'pieces": "two forms of pieces"},
+    "models/test_training.py": {"test_dynamic_lengths": "steps of training at several lengths"},
+    "test_backend.py": {"test_dynamic_shapes_do_not_recompile[aot_eager": "a second inner backend"},
+}
+
+DEEP = {f"tests/{file}::{test}": kind for file, tests in _DEEP.items() for test, kind in tests.items()}
+"""What `make test-all` leaves out, too."""
+
+
 def place(nodeid: str) -> int | None:
-    """Where a test stands in `WHOLE`; None: it is quick."""
-    return next((number for number, start in enumerate(WHOLE) if nodeid.startswith(start)), None)
+    """Where a test stands in `WHOLE`, or behind that in `DEEP`; None: it is quick."""
+    return next((number for number, start in enumerate((*WHOLE, *DEEP)) if nodeid.startswith(start)), None)
+
+
+def is_deep(nodeid: str) -> bool:
+    """Whether a test is left to `make test-deep`."""
+    return nodeid.startswith(tuple(DEEP))

@@ -1,4 +1,4 @@
-"""The table of tiers names tests that exist."""
+"""The tables of tiers name tests that exist."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import re
 import pytest
 
 from tests.structure.sources import ROOT
-from tests.tiers import WHOLE, place
+from tests.tiers import DEEP, WHOLE, is_deep, place
 
 
-@pytest.mark.parametrize("start", WHOLE)
+@pytest.mark.parametrize("start", [*WHOLE, *DEEP])
 def test_what_is_listed_is_there(start: str) -> None:
     path, _, name = start.partition("[")[0].partition("::")
     assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file()
@@ -28,3 +28,10 @@ def test_what_breaks_most_is_quick() -> None:
     )
     assert [one for one in quick if place(one) is not None] == []
     assert place("tests/faults/test_rank_faults.py::test_x") is not None
+
+
+def test_what_is_deep_is_shown_by_a_test_beside_it() -> None:
+    """Of a test with parameters some are left to a change's own run; of what has none, a file says the rest."""
+    assert is_deep("tests/distributed/test_transformers_ranks.py::test_two_ranks[qwen2_moe]")
+    assert not is_deep("tests/distributed/test_transformers_ranks.py::test_two_ranks[deepseek_v3]")
+    assert not set(WHOLE) & set(DEEP)

@@ -1,0 +1,30 @@
+"""Imported by the server that ranks are forked from: what a first compile of a process fills is filled once.
+
+Operators' schemas, decompositions, patterns, and what sympy remembers take each process about 3 s. One small model is
+compiled, forward and backward, down to the text of its kernels: nothing is built or run, and no thread is started,
+which no fork would take along.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import torch
+
+import farskip_compile
+from farskip_compile._compat.generated import generating_only
+from farskip_compile.models import ParallelConfig, build
+from farskip_compile.testing.fake_ranks import fake_ranks
+
+
+def compile_once() -> None:
+    """Leave nothing but what is remembered."""
+    with fake_ranks(2) as group, generating_only(lambda kernels: None):
+        model = build("mixtral", parallel=ParallelConfig(ep_group=group), layers=("moe",), vocab_size=32, experts=4)
+        with suppress(RuntimeError):  # there is nothing to call
+            torch.compile(model, backend="farskip", fullgraph=True)(torch.zeros(2, 4, dtype=torch.int64))
+    torch.compiler.reset()
+    farskip_compile.clear_schedules()
+
+
+compile_once()
