@@ -16,7 +16,7 @@ from typing import Any
 from torch._inductor import config as inductor_config
 from torch._inductor import ir
 from torch._inductor.codegen.wrapper import can_match_buffer_size
-from torch._inductor.dependencies import WeakDep
+from torch._inductor.dependencies import StarDep, WeakDep
 from torch._inductor.memory import reorder_for_peak_memory
 from torch._inductor.scheduler import NopKernelSchedulerNode, SchedulerNode
 from torch._inductor.virtualized import V
@@ -76,7 +76,9 @@ def kernel_buffers(kernels: Sequence[Kernel]) -> list[KernelBuffer]:
                 inputs[buffer.get_name()] = buffer.mpi_buffer
     for name, info in inputs.items():
         users = [index[user] for user in info.succ_nodes if user in index]
-        found.append(KernelBuffer(int(info.size_free), -1, users, name in outputs))
+        # Inductor's own figure is what one of the readers needs of it, which may be a piece
+        size = int(V.graph.get_dep_size_hint(StarDep(name))) if info.size_free else 0
+        found.append(KernelBuffer(size, -1, users, name in outputs))
     for name, (whole, maker, users) in joint.items():
         place = number.get(whole)
         if place is not None:
