@@ -140,6 +140,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "codegen_with_cpp_wrapper",
         "compile_to_module",
         "cpp_wrapper",
+        "get_dep_size_hint",
         "get_output_names",
         "graph_inputs",
         "scheduler",
