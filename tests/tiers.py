@@ -32,7 +32,6 @@ WHOLE = {
     "tests/properties/test_architectures.py::test_inductor_is_close": "Inductor's kernels",
     "tests/test_backend.py::test_activation_checkpointing[inductor]": "Inductor's kernels",
     "tests/test_backend.py::test_default_is_full_on_inductor": "Inductor's kernels",
-    "tests/test_backend.py::test_dynamic_inductor_training": "Inductor's kernels",
     "tests/test_backend.py::test_inductor_options": "Inductor's kernels",
     "tests/test_errors.py::test_a_refused_model_compiles_unchanged_with_every_inner_backend[inductor]": "kernels again",
     "tests/costs/test_kernels.py": "Inductor's kernels",
@@ -101,6 +100,7 @@ _DEEP: dict[str, dict[str, str]] = {
     "distributed/test_pieces_by_token_ranks.py": {
         "test_matrices_in_slices[mixtral": "a third model",
         "test_tokens_that_are_gathered[mixtral-none-False": "a third model",
+        "test_experts_of_torchtitan": "grouped products of others, as those of transformers",
     },
     "distributed/test_pieces_ranks.py": {
         "test_layers_that_are_compiled_by_themselves[dropless": "another exchange",
@@ -116,8 +116,13 @@ _DEEP: dict[str, dict[str, str]] = {
         "test_two_ranks[qwen2_moe": "a second family",
     },
     "docs/test_conversion_page.py": {"test_the_page_runs": "a page that trains"},
-    "demo/test_demo.py": {"test_a_failing_rank": "what the demo prints of a rank that fails"},
+    "docs/test_ci_page.py": {"test_the_tests_of_the_page_pass": "a page with tests that are like ours"},
+    "demo/test_demo.py": {
+        "test_a_failing_rank": "what the demo prints of a rank that fails",
+        "test_variants_side_by_side": "its timelines, of three variants",
+    },
     "inductor/test_account_of_memory.py": {
+        "test_the_account_is_what_the_program_holds[{'connectivity': 'none'}": "a third program",
         "test_the_account_is_what_the_program_holds[{'connectivity': 'full', 'pieces": "a fourth program",
         "test_the_limit_starts_from_what_inductor_alone_would_hold[none": "a second program",
     },
@@ -137,20 +142,34 @@ _DEEP: dict[str, dict[str, str]] = {
     "benchmarks/test_overlap_ranks.py": {
         "test_a_cell_from_end_to_end[deepseek_v3": "a third cell",
         "test_a_cell_from_end_to_end[llama4/prefill": "a fourth cell",
+        "test_a_cell_from_end_to_end[qwen3_moe": "a second cell",
     },
     "distill/test_healed_generation.py": {
         "test_generation_from_the_saved_checkpoint_equals_the_oracles[mixtral": "a second model"
     },
     "distill/test_ranks.py": {"test_two_ranks_are_one_process_with_all_data[ddp": "another parallelism"},
-    "distill/test_self_distill.py": {"test_it_is_the_loop_written_by_hand[{'connectivity": "other connectivities"},
+    "distill/test_self_distill.py": {
+        "test_it_is_the_loop_written_by_hand[{'connectivity": "other connectivities",
+        "test_it_is_the_loop_written_by_hand[{'warm_up": "a third option",
+    },
     "simulate/test_micro_batches.py": {
         "test_every_kind_of_exchange[{'tp": "other exchanges",
         "test_beside_pieces": "both at once",
     },
-    "simulate/test_predict.py": {"test_several_from_one_capture": "several predictions at once"},
+    "simulate/test_predict.py": {
+        "test_several_from_one_capture": "several predictions at once",
+        "test_orders[{'name": "other models",
+        "test_orders[{'tp': 2": "both parallelisms",
+        "test_orders[{'products": "other products",
+        "test_orders[{'skew": "other loads",
+    },
     "plan/test_front.py": {"test_what_is_cut_before_differentiation_is_known[{'pieces": "two forms of pieces"},
     "models/test_training.py": {"test_dynamic_lengths": "steps of training at several lengths"},
-    "test_backend.py": {"test_dynamic_shapes_do_not_recompile[aot_eager": "a second inner backend"},
+    "models/test_generation.py": {"test_generate_is_bit_equal_to_the_oracle[lfm2_moe": "a third family"},
+    "test_backend.py": {
+        "test_dynamic_inductor_training": "kernels of several lengths",
+        "test_dynamic_shapes_do_not_recompile[aot_eager": "a second inner backend",
+    },
 }
 
 DEEP = {f"tests/{file}::{test}": kind for file, tests in _DEEP.items() for test, kind in tests.items()}

@@ -14,17 +14,19 @@ import torch
 import farskip_compile
 from farskip_compile._compat.generated import generating_only
 from farskip_compile.models import ParallelConfig, build
+from farskip_compile.report.compile import clear_reports
 from farskip_compile.testing.fake_ranks import fake_ranks
 
 
 def compile_once() -> None:
-    """Leave nothing but what is remembered."""
+    """Leave nothing but what is remembered: no report, and no compiled code."""
     with fake_ranks(2) as group, generating_only(lambda kernels: None):
         model = build("mixtral", parallel=ParallelConfig(ep_group=group), layers=("moe",), vocab_size=32, experts=4)
         with suppress(RuntimeError):  # there is nothing to call
             torch.compile(model, backend="farskip", fullgraph=True)(torch.zeros(2, 4, dtype=torch.int64))
     torch.compiler.reset()
     farskip_compile.clear_schedules()
+    clear_reports()
 
 
 compile_once()
