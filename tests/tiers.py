@@ -3,9 +3,9 @@
 Contract: data, and how it is read. `WHOLE` and `DEEP` are the only places that say which tests are left to
 `make test-all` and to `make test-deep`, by kind: a folder, a file, or the beginning of a test's id. What is not listed
 is quick: unit tests, properties, the models of transformers against their oracle, each form of a collective on two
-ranks. `make test-all` is what a change must pass, in less than half an hour on two cores. What is deep shows once more,
-of another model or with other kernels, what a test beside it shows there: it runs before a release. Tests that are
-listed start first, in the order of the tables, so that no long one is left at the end for one worker.
+ranks. `make test-all` is what a change must pass; it is to take less than half an hour on two cores. What is deep are
+some parameters of a test whose others run there: the same of another model, or of one more layout. It runs before a
+release. Tests that are listed start first, in the order of the tables, so that no long one is left for one worker.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ WHOLE = {
     "tests/properties/test_architectures.py::test_inductor_is_close": "Inductor's kernels",
     "tests/test_backend.py::test_activation_checkpointing[inductor]": "Inductor's kernels",
     "tests/test_backend.py::test_default_is_full_on_inductor": "Inductor's kernels",
+    "tests/test_backend.py::test_dynamic_inductor_training": "Inductor's kernels",
     "tests/test_backend.py::test_inductor_options": "Inductor's kernels",
     "tests/test_errors.py::test_a_refused_model_compiles_unchanged_with_every_inner_backend[inductor]": "kernels again",
     "tests/costs/test_kernels.py": "Inductor's kernels",
@@ -70,6 +71,7 @@ WHOLE = {
     "tests/models/test_torchtitan.py": "torchtitan's models",
     "tests/models/test_generation.py::test_the_page_on_generation": "Inductor's kernels",
     "tests/models/test_training.py::test_inductor": "Inductor's kernels",
+    "tests/models/test_training.py::test_dynamic_lengths": "steps of training at several lengths",
     "tests/models/test_training.py::test_everything_at_once": "every feature of training in one run",
     "tests/models/test_training.py::test_loss_inside": "training, then validation, of each family",
     "tests/test_backend.py::test_marked_dimensions": "training at several lengths",
@@ -95,85 +97,61 @@ WHOLE = {
 """What `make test` leaves out, and of what kind it is."""
 
 
-_DEEP: dict[str, dict[str, str]] = {
-    "distributed/test_expert_parallel_ranks.py": {"test_equal_to_theirs_bit_for_bit[4": "four ranks"},
-    "distributed/test_pieces_by_token_ranks.py": {
-        "test_matrices_in_slices[mixtral": "a third model",
-        "test_tokens_that_are_gathered[mixtral-none-False": "a third model",
-        "test_experts_of_torchtitan": "grouped products of others, as those of transformers",
-    },
-    "distributed/test_pieces_ranks.py": {
-        "test_layers_that_are_compiled_by_themselves[dropless": "another exchange",
-        "test_pieces_compute_what_whole_exchanges_do[deepseek_v3-layers3": "a fourth model",
-    },
-    "distributed/test_rewire_ranks.py": {
-        "test_two_ranks_under_aot_and_inductor[allgather": "a third layout",
-        "test_two_ranks_under_aot_and_inductor[padded": "a fourth layout",
-        "test_two_ranks_under_aot_and_inductor[tp+sp": "a fifth layout",
-    },
-    "distributed/test_transformers_ranks.py": {
-        "test_four_ranks": "four ranks",
-        "test_two_ranks[qwen2_moe": "a second family",
-    },
-    "docs/test_conversion_page.py": {"test_the_page_runs": "a page that trains"},
-    "docs/test_ci_page.py": {"test_the_tests_of_the_page_pass": "a page with tests that are like ours"},
-    "demo/test_demo.py": {
-        "test_a_failing_rank": "what the demo prints of a rank that fails",
-        "test_variants_side_by_side": "its timelines, of three variants",
-    },
-    "inductor/test_account_of_memory.py": {
-        "test_the_account_is_what_the_program_holds[{'connectivity': 'none'}": "a third program",
-        "test_the_account_is_what_the_program_holds[{'connectivity': 'full', 'pieces": "a fourth program",
-        "test_the_limit_starts_from_what_inductor_alone_would_hold[none": "a second program",
-    },
-    "inductor/test_freed_buffers.py": {
-        "test_no_buffer_is_used_when_it_is_freed[deepseek_v3": "a third program",
-        "test_no_buffer_is_used_when_it_is_freed[mixtral": "a fourth program",
-    },
-    "inductor/test_generated_order.py": {
-        "test_rewired_models_hide_collectives_forward_and_backward[qwen3_moe": "a fourth model"
-    },
-    "properties/test_architectures.py": {"test_inductor_is_close_to_the_oracle[llama": "a second kind of attention"},
-    "benchmarks/test_compile_cost.py": {"test_operations_grow_linearly[full": "a second connectivity"},
-    "benchmarks/test_distillation.py": {
-        "test_rows_are_run_once": "how the benchmark of healing starts its runs",
-        "test_rows_wait": "how it starts them, and ends",
-    },
-    "benchmarks/test_overlap_ranks.py": {
-        "test_a_cell_from_end_to_end[deepseek_v3": "a third cell",
-        "test_a_cell_from_end_to_end[llama4/prefill": "a fourth cell",
-        "test_a_cell_from_end_to_end[qwen3_moe": "a second cell",
-    },
-    "distill/test_healed_generation.py": {
-        "test_generation_from_the_saved_checkpoint_equals_the_oracles[mixtral": "a second model"
-    },
-    "distill/test_ranks.py": {"test_two_ranks_are_one_process_with_all_data[ddp": "another parallelism"},
-    "distill/test_self_distill.py": {
-        "test_it_is_the_loop_written_by_hand[{'connectivity": "other connectivities",
-        "test_it_is_the_loop_written_by_hand[{'warm_up": "a third option",
-    },
-    "simulate/test_micro_batches.py": {
-        "test_every_kind_of_exchange[{'tp": "other exchanges",
-        "test_beside_pieces": "both at once",
-    },
-    "simulate/test_predict.py": {
-        "test_several_from_one_capture": "several predictions at once",
-        "test_orders[{'name": "other models",
-        "test_orders[{'tp': 2": "both parallelisms",
-        "test_orders[{'products": "other products",
-        "test_orders[{'skew": "other loads",
-    },
-    "plan/test_front.py": {"test_what_is_cut_before_differentiation_is_known[{'pieces": "two forms of pieces"},
-    "models/test_training.py": {"test_dynamic_lengths": "steps of training at several lengths"},
-    "models/test_generation.py": {"test_generate_is_bit_equal_to_the_oracle[lfm2_moe": "a third family"},
-    "test_backend.py": {
-        "test_dynamic_inductor_training": "kernels of several lengths",
-        "test_dynamic_shapes_do_not_recompile[aot_eager": "a second inner backend",
-    },
+_DEEP: dict[str, tuple[str, ...]] = {
+    "distributed/test_expert_parallel_ranks.py": ("test_equal_to_theirs_bit_for_bit[4",),
+    "distributed/test_pieces_by_token_ranks.py": (
+        "test_matrices_in_slices[mixtral",
+        "test_tokens_that_are_gathered[mixtral-none-False",
+    ),
+    "distributed/test_pieces_ranks.py": (
+        "test_layers_that_are_compiled_by_themselves[dropless",
+        "test_pieces_compute_what_whole_exchanges_do[deepseek_v3-layers3",
+    ),
+    "distributed/test_rewire_ranks.py": (
+        "test_two_ranks_under_aot_and_inductor[allgather",
+        "test_two_ranks_under_aot_and_inductor[padded",
+        "test_two_ranks_under_aot_and_inductor[tp+sp",
+    ),
+    "distributed/test_transformers_ranks.py": ("test_two_ranks[qwen2_moe",),
+    "inductor/test_account_of_memory.py": (
+        "test_the_account_is_what_the_program_holds[{'connectivity': 'none'}",
+        "test_the_account_is_what_the_program_holds[{'connectivity': 'full'",
+        "test_the_limit_starts_from_what_inductor_alone_would_hold[none",
+    ),
+    "inductor/test_freed_buffers.py": (
+        "test_no_buffer_is_used_when_it_is_freed[deepseek_v3",
+        "test_no_buffer_is_used_when_it_is_freed[mixtral",
+    ),
+    "inductor/test_generated_order.py": ("test_rewired_models_hide_collectives_forward_and_backward[qwen3_moe",),
+    "properties/test_architectures.py": ("test_inductor_is_close_to_the_oracle[llama",),
+    "benchmarks/test_compile_cost.py": ("test_operations_grow_linearly[full",),
+    "benchmarks/test_overlap_ranks.py": (
+        "test_a_cell_from_end_to_end[deepseek_v3",
+        "test_a_cell_from_end_to_end[llama4/prefill",
+        "test_a_cell_from_end_to_end[qwen3_moe",
+    ),
+    "distill/test_healed_generation.py": ("test_generation_from_the_saved_checkpoint_equals_the_oracles[mixtral",),
+    "distill/test_ranks.py": ("test_two_ranks_are_one_process_with_all_data[ddp",),
+    "distill/test_self_distill.py": (
+        "test_it_is_the_loop_written_by_hand[{'connectivity",
+        "test_it_is_the_loop_written_by_hand[{'warm_up",
+    ),
+    "simulate/test_micro_batches.py": ("test_every_kind_of_exchange[{'tp",),
+    "simulate/test_predict.py": (
+        "test_orders[{'name",
+        "test_orders[{'tp': 2",
+        "test_orders[{'products",
+        "test_orders[{'skew",
+        "test_orders[{'interference",
+    ),
+    "plan/test_front.py": ("test_what_is_cut_before_differentiation_is_known[{'pieces",),
+    "models/test_training.py": ("test_dynamic_lengths[granite_hybrid",),
+    "models/test_generation.py": ("test_generate_is_bit_equal_to_the_oracle[lfm2_moe",),
+    "test_backend.py": ("test_dynamic_shapes_do_not_recompile[aot_eager",),
 }
 
-DEEP = {f"tests/{file}::{test}": kind for file, tests in _DEEP.items() for test, kind in tests.items()}
-"""What `make test-all` leaves out, too."""
+DEEP = tuple(f"tests/{file}::{test}" for file, tests in _DEEP.items() for test in tests)
+"""What `make test-all` leaves out, too: some parameters of a test that it runs with others."""
 
 
 def place(nodeid: str) -> int | None:
@@ -183,4 +161,4 @@ def place(nodeid: str) -> int | None:
 
 def is_deep(nodeid: str) -> bool:
     """Whether a test is left to `make test-deep`."""
-    return nodeid.startswith(tuple(DEEP))
+    return nodeid.startswith(DEEP)

@@ -1,6 +1,6 @@
 """Imported by the server that ranks are forked from: what a first compile of a process fills is filled once.
 
-Operators' schemas, decompositions, patterns, and what sympy remembers take each process about 3 s. One small model is
+Operators' schemas, decompositions, patterns, and what sympy remembers take each process about 2 s. One small model is
 compiled, forward and backward, down to the text of its kernels: nothing is built or run, and no thread is started,
 which no fork would take along.
 """
@@ -20,10 +20,12 @@ from farskip_compile.testing.fake_ranks import fake_ranks
 
 def compile_once() -> None:
     """Leave nothing but what is remembered: no report, and no compiled code."""
-    with fake_ranks(2) as group, generating_only(lambda kernels: None):
+    graphs: list[object] = []
+    with fake_ranks(2) as group, generating_only(graphs.append):
         model = build("mixtral", parallel=ParallelConfig(ep_group=group), layers=("moe",), vocab_size=32, experts=4)
         with suppress(RuntimeError):  # there is nothing to call
             torch.compile(model, backend="farskip", fullgraph=True)(torch.zeros(2, 4, dtype=torch.int64))
+    assert len(graphs) == 2, "the model was not compiled"
     torch.compiler.reset()
     farskip_compile.clear_schedules()
     clear_reports()
