@@ -136,12 +136,12 @@ def _memory(result: Result, name: str, other: str) -> tuple[bool, str]:
 def _hidden(result: Result, name: str, part: str | None, hidden: float, wanted: float) -> str:
     if hidden >= wanted:
         return f"{100 * hidden:.1f} % (at least {100 * wanted:.0f} %)"
-    places = 1 if wanted - hidden >= 0.001 else 2  # a target that is missed must not look met
-    text = f"{100 * hidden:.{places}f} % (at least {100 * wanted:.0f} %)"
+    shown = min(100 * hidden, 100 * wanted - 0.1)  # a target that is missed does not look met
+    text = f"{shown:.1f} % (at least {100 * wanted:.0f} %)"
     never = result.unhideable / result.timings[COMMUNICATION].median
     waiting = result.waiting(name, part)
     waits = "" if waiting is None else f"{100 * waiting:.1f} % is waiting for another rank to launch, "
-    missed = f"missed by {100 * (wanted - hidden):.{places}f} points"
+    missed = f"missed by {100 * wanted - shown:.1f} points"
     bound = f"no schedule can hide {100 * never:.1f} % of a step's communication" + " uncut" * (name != FULL)
     return f"{text}, {missed}; {waits}{bound}"
 

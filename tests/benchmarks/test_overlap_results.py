@@ -84,6 +84,13 @@ def test_the_page_says_how_long_collectives_were_in_flight_and_what_pieces_reach
     assert "0.5` hidden, in pieces: 90.0 %" in text[text.index("Missed:") : text.index("Met, of")]
 
 
+def test_what_is_missed_by_little_does_not_look_met():
+    found = result("deepseek_v3/prefill/balanced/2/1", cut_hidden=0.90999)
+    (hidden,) = [one for one in judge(found) if one.target == "hidden, in pieces"]
+    assert not hidden.met
+    assert hidden.found.startswith("90.9 % (at least 91 %), missed by 0.1 points")
+
+
 def test_not_a_number_is_the_worst():
     found = result(error=math.nan)
     assert [check["one"] for check in found.differs] == [FULL]
