@@ -9,10 +9,12 @@ Checked by running on torch 2.13.0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
+import torch
+from torch import fx
 from torch._inductor import config as inductor_config
 from torch._inductor import ir
 from torch._inductor.codegen.wrapper import can_match_buffer_size
@@ -62,23 +64,24 @@ def kernel_buffers(kernels: Sequence[Kernel]) -> list[KernelBuffer]:
     made: list[tuple[int, Kernel, Any]] = []
     inputs: dict[str, Any] = {}
     joint = _parts(kernels)
+    calls = _calls_of_results(kernels)
     for i, kernel in enumerate(kernels):
         for buffer in kernel.get_outputs():
             info = buffer.mpi_buffer
             if info.size_free and buffer.get_name() not in joint:
                 users = [index[user] for user in info.succ_nodes if user in index]
+                maker, *taken = calls.get(buffer.get_name(), [i])
                 number[buffer.get_name()] = len(found)
                 made.append((len(found), kernel, buffer))
-                found.append(KernelBuffer(int(info.size_free), i, users, buffer.get_name() in outputs))
+                kept = buffer.get_name() in outputs
+                found.append(KernelBuffer(int(info.size_free), maker, [*users, *taken], kept))
         planning = getattr(kernel, "mpi_node", None)  # absent if reorder_for_peak_memory is off
         for buffer in planning.pred_buffers if planning is not None else ():
             if not hasattr(buffer, "node"):
                 inputs[buffer.get_name()] = buffer.mpi_buffer
-    for name, info in inputs.items():
-        users = [index[user] for user in info.succ_nodes if user in index]
-        # Inductor's own figure is what one of the readers needs of it, which may be a piece
-        size = int(V.graph.get_dep_size_hint(StarDep(name))) if info.size_free else 0
-        found.append(KernelBuffer(size, -1, users, name in outputs))
+    for size, names in _input_memories(inputs):
+        users = sorted({index[user] for name in names for user in inputs[name].succ_nodes if user in index})
+        found.append(KernelBuffer(size, -1, users, not outputs.isdisjoint(names)))
     for name, (whole, maker, users) in joint.items():
         place = number.get(whole)
         if place is not None:
@@ -110,6 +113,60 @@ def inductors_order(kernels: Sequence[Kernel]) -> list[Kernel]:
     finally:
         for kernel, dependences in zip(kernels, kept, strict=True):
             kernel.unmet_dependencies = dependences
+
+
+def _input_memories(inputs: Mapping[str, Any]) -> list[tuple[int, list[str]]]:
+    """The memories that inputs which may be freed lie in: bytes, and the names of all that lie in each.
+
+    What is saved for backward may be a view, alone or beside others, of a larger memory that lives as long as any of
+    them. Inductor's own figure is what one reader needs of one input, which may be a piece.
+    """
+    memories: dict[int, tuple[int, list[str]]] = {}
+    alone: list[tuple[int, list[str]]] = []
+    lowering: Any = V.graph
+    graph: fx.Graph = lowering.graph
+    given = {node.target: node.meta.get("val") for node in graph.find_nodes(op="placeholder")}
+    kept = {_memory(value)[0] for name, value in given.items() if name not in inputs and _has_memory(value)}
+    for name, info in inputs.items():
+        value = given.get(name)
+        if not info.size_free:
+            alone.append((0, [name]))
+        elif _has_memory(value) and isinstance((memory := _memory(value))[1], int):
+            memories.setdefault(memory[0], (0 if memory[0] in kept else memory[1], []))[1].append(name)
+        else:
+            alone.append((int(V.graph.get_dep_size_hint(StarDep(name))), [name]))
+    return [*memories.values(), *alone]
+
+
+def _has_memory(value: object) -> TypeGuard[torch.Tensor]:
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided
+
+
+def _memory(value: torch.Tensor) -> tuple[int, int | torch.SymInt]:
+    """Which memory a tensor lies in, and its bytes."""
+    storage = value.untyped_storage()
+    return storage._cdata, storage.nbytes()
+
+
+def _calls_of_results(kernels: Sequence[Kernel]) -> dict[str, list[int]]:
+    """Of each result of a call that has several: the call, and the kernels that take its results.
+
+    Results are there from the call on, and all of them until the last one is taken, which keeps the tuple until then.
+    """
+    makers = {buffer.get_name(): i for i, kernel in enumerate(kernels) for buffer in kernel.get_outputs()}
+    results: dict[str, dict[str, int]] = {}
+    for i, kernel in enumerate(kernels):
+        for buffer in kernel.get_outputs():
+            source = buffer.node
+            while isinstance(source, ir.MultiOutput):
+                source = source.inputs[0]
+            if source is not buffer.node and source is not None:
+                results.setdefault(source.get_name(), {})[buffer.get_name()] = i
+    found: dict[str, list[int]] = {}
+    for call, taken in results.items():
+        if call in makers:
+            found |= {name: [makers[call], *taken.values()] for name in taken}
+    return found
 
 
 def _parts(kernels: Sequence[Kernel]) -> dict[str, tuple[str, int, list[int]]]:

@@ -142,6 +142,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "cpp_wrapper",
         "get_dep_size_hint",
         "get_output_names",
+        "graph",
         "graph_inputs",
         "scheduler",
     ),

@@ -52,9 +52,16 @@ def programs(
     by_hand: Connectivity = "none",
     widths: dict[str, Any] = WIDTHS,
     tokens: int = TOKENS,
-) -> tuple[list[str], list[ScheduleReport], int]:
-    """What Inductor generates, as text, our reports (without `options`: none), and the bytes of parameters."""
+) -> tuple[list[str], list[ScheduleReport], int, list[torch.Tensor]]:
+    """What Inductor generates, as text, our reports (without `options`: none), the bytes of parameters, and what is
+    saved for backward."""
     codes: list[str] = []
+    saved: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor)
+        return tensor
+
     torch.compiler.reset()
     farskip_compile.clear_schedules()
     with (
@@ -69,13 +76,14 @@ def programs(
         ours: dict[str, Any] = {"backend": "farskip", "options": options} if options is not None else {}
         form = model if options is not None else FarSkipForm(model, connectivity=by_hand)
         compiled = torch.compile(form, fullgraph=True, **ours)
-        with torch.set_grad_enabled(trains):
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with torch.set_grad_enabled(trains), hooks:
             output = compiled(ids)
         if trains:
             output.sum().backward()
     reports = list(farskip_compile.last_schedules())
     assert len(codes) == 1 + trains
-    return codes, reports, sum(parameter.nbytes for parameter in model.parameters())
+    return codes, reports, sum(parameter.nbytes for parameter in model.parameters()), saved
 
 
 @pytest.mark.parametrize(
@@ -89,28 +97,30 @@ def programs(
     ids=str,
 )
 def test_the_account_is_what_the_program_holds(options: dict[str, Any], trains: bool) -> None:
-    codes, reports, inputs = programs(options, trains=trains)
-    for code, report in zip(codes, reports, strict=True):
+    codes, reports, inputs, saved = programs(options, trains=trains)
+    for code, report, given in zip(codes, reports, ([], saved), strict=False):
         assert report.after is not None
-        assert (inputs + most_held(code)) / report.after.peak_bytes - 1 == pytest.approx(0, abs=OFF), report.phase
+        assert (inputs + most_held(code, given)) / report.after.peak_bytes - 1 == pytest.approx(0, abs=OFF), (
+            report.phase
+        )
 
 
 @pytest.mark.parametrize(("connectivity", "off"), [("none", OFF), ("full", 0.06)])
 def test_the_limit_starts_from_what_inductor_alone_would_hold(connectivity: Connectivity, off: float) -> None:
     """Of the form by hand, blocks not kept for later. What is rewired was fused in a graph that was scheduled."""
-    (code,), _, inputs = programs(None, by_hand=connectivity)
-    _, (report,), _ = programs({"connectivity": connectivity})
+    (code,), _, inputs, _ = programs(None, by_hand=connectivity)
+    _, (report,), *_ = programs({"connectivity": connectivity})
     assert report.unscheduled is not None
     assert (inputs + most_held(code)) / report.unscheduled.peak_bytes - 1 == pytest.approx(0, abs=off)
 
 
 def test_the_limit_is_kept_in_training() -> None:
     """By the order of the kernels: that of the graph, whose account knows no fusion, holds 7 % more than Inductor's."""
-    _, reports, _ = programs({"connectivity": "none"}, trains=True, widths=MANY, tokens=64)
+    _, reports, *_ = programs({"connectivity": "none"}, trains=True, widths=MANY, tokens=64)
     for report in reports:
         assert report.after is not None
         assert report.unscheduled is not None
-        assert report.after.peak_bytes <= 1.05 * report.unscheduled.peak_bytes
+        assert report.after.peak_bytes <= 1.04 * report.unscheduled.peak_bytes, "1 % is left to what the account misses"
     before, unscheduled = reports[1].before, reports[1].unscheduled
     assert before is not None
     assert unscheduled is not None

@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 
-from farskip_compile.passes.schedule import search
+from farskip_compile.passes.schedule import kernels, search
 from farskip_compile.passes.schedule.least_memory import least_memory
 from farskip_compile.passes.schedule.memory import bytes_in_flight
 from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
@@ -45,19 +45,31 @@ def test_what_is_fallen_back_on_keeps_the_limit_of_what_is_in_flight() -> None:
         assert (back == both) is allowed
 
 
-def test_memory_forbids_what_time_would_gain() -> None:
-    """Eight independent products would all fit under the collective, but each result stays alive."""
+def eight_products() -> Program:
+    """Independent ones, that would all fit under the collective, but each result stays alive."""
     work = [Task(f"work{i}", (), 1.0) for i in range(8)]
     use = [Task(f"use{i}", (2 + 2 * i,), 0.0) for i in range(8)]
     tasks = [Task("launch", (), 8.0, Role.LAUNCH, "ep"), Task("wait", (), 0.0, Role.WAIT, launch=0)]
     for w, u in zip(work, use, strict=True):
         tasks += [w, Task(u.name, (len(tasks), 1), 0.0)]
     buffers = tuple(Buffer(100, 2 + 2 * i, (3 + 2 * i,)) for i in range(8))
-    program = Program(tuple(tasks), buffers)
+    return Program(tuple(tasks), buffers)
+
+
+def test_memory_forbids_what_time_would_gain() -> None:
+    program = eight_products()
     assert list_schedule(program, Limits(memory_increase=7.0)).after.exposed == 0.0
     tight = list_schedule(program, Limits(memory_increase=1.0))
     assert tight.after.exposed == pytest.approx(6.0)
     assert tight.after.peak_bytes == 200
+
+
+def test_of_kernels_a_part_of_the_limit_is_left_to_what_the_account_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = eight_products()
+    monkeypatch.setattr(kernels, "read_kernels", lambda *given: program)
+    monkeypatch.setattr(kernels, "baseline_peak", lambda *given: 100)
+    _, found = kernels.schedule_kernels(list(program.tasks), mock.Mock(), Limits(memory_increase=7.0))
+    assert found.after.peak_bytes == 600, "of 800 that it might take"
 
 
 def test_windows_find_what_the_limit_on_memory_leaves() -> None:
