@@ -1,0 +1,72 @@
+"""What the account of memory reads off Inductor's kernels, of memory that is not one buffer of one kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch._inductor import config as inductor_config
+
+from farskip_compile._compat import inductor, kernel_memory
+
+Buffers = list[kernel_memory.KernelBuffer]
+ROWS = 64
+GIVEN = ROWS * 8 * 4
+PRODUCT = ROWS * 24 * 4
+"""Bytes of what the functions are given, and of their first product."""
+
+
+def read_graphs(
+    function: Callable[..., torch.Tensor], *given: torch.Tensor
+) -> list[tuple[list[str], list[kernel_memory.KernelBuffer]]]:
+    """Of each graph that is compiled for `function` and its gradients: what its kernels make, and its buffers."""
+    found = []
+
+    def read(kernels: Sequence[inductor.Kernel]) -> Sequence[inductor.Kernel]:
+        names = [" ".join(inductor.kernel_makes(kernel)) for kernel in kernels]
+        found.append((names, kernel_memory.kernel_buffers(kernels)))
+        return kernels
+
+    options = {"reorder_for_compute_comm_overlap": True, "reorder_for_compute_comm_overlap_passes": [read]}
+    with inductor_config.patch({**options, "fx_graph_cache": False}):
+        output = torch.compile(function, fullgraph=True)(*given)
+        if output.requires_grad:
+            output.backward()
+    return found
+
+
+def saved_bytes(*columns: int) -> list[int]:
+    """The backward graph of a product of 24 columns, of which some are multiplied again: what it is given and may free.
+
+    Each of the further products needs its columns for the gradient of its weight.
+    """
+    given, weight = torch.rand(ROWS, 8), torch.rand(8, 24, requires_grad=True)
+    further = [torch.rand(many, 8, requires_grad=True) for many in columns]
+
+    def products(given, weight, *further):
+        parts = (given @ weight).split([*columns, 24 - sum(columns)], dim=-1)
+        return sum((part @ matrix).sum() for part, matrix in zip(parts, further, strict=False)) + parts[-1].sum()
+
+    _, (_, buffers) = read_graphs(products, given, weight, *further)
+    return [buffer.size for buffer in buffers if buffer.maker == -1 and buffer.size > 8 * 24 * 4]
+
+
+def test_a_saved_view_is_the_memory_that_it_lies_in() -> None:
+    assert saved_bytes(16) == [PRODUCT, GIVEN]
+
+
+def test_views_of_one_memory_are_counted_once() -> None:
+    assert saved_bytes(6, 6) == [PRODUCT, GIVEN]
+
+
+def test_results_of_a_call_are_there_until_the_last_one_is_taken() -> None:
+    def largest(rows):
+        values, places = rows.topk(4)
+        return (values.sin() @ rows[:4, :8]).sum() + places.sum()
+
+    ((names, buffers),) = read_graphs(largest, torch.rand(ROWS, 32))
+    call, *takes = (names.index(name) for name in ("buf0", "buf1", "buf2"))
+    results = [buffer for buffer in buffers if buffer.size in {ROWS * 4 * 4, ROWS * 4 * 8} and buffer.maker == call]
+    assert len(results) == 2
+    for result in results:
+        assert set(takes) < set(result.users), "else one is thought to be free while the tuple holds it"
