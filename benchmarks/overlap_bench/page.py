@@ -89,12 +89,14 @@ routed experts only, so the all-reduce of a dense layer is not hidden.
 
 Memory. The scheduler keeps its limit (`memory_increase`, 5 %) by an account of what the generated program holds:
 buffers live from their kernel to the last reader, with parameters; what Inductor writes over a buffer that nothing else
-reads takes no memory of its own; a concatenation lives from the kernel that makes its first part; on a CPU, kernels
-between two calls of libraries are one function, at whose end all that they read is freed. In tests the account is
-within 1 % of what generated programs hold, forward and backward. The limit starts from what Inductor would hold if
-nothing were scheduled. Inductor's habit to keep a freed block for a later buffer of its size (`allow_buffer_reuse`) is
-off under our backend, since no account knows of it; `plain` keeps it. With skewed routing and no drops,
-data-dependent sizes are estimated as those of the rank that gets most rows.
+reads takes no memory of its own; a concatenation lives from the kernel that makes its first part; all results of a call
+live until the last one is taken; what is saved for backward counts with all the memory of which it is a view; on a CPU,
+kernels between two calls of libraries are one function, at whose end all that they read is freed. In tests the account
+is within 1 % of what generated programs hold, forward and backward, and a fifth of the limit is left to what it misses.
+The limit starts from what Inductor would hold if nothing were scheduled. Two habits of Inductor are off under our
+backend, and on under `plain`: to keep a freed block for a later buffer of its size (`allow_buffer_reuse`), which no
+account knows of, and to move everything in front of what reads it first (`reorder_for_locality`, in inference). With
+skewed routing and no drops, data-dependent sizes are estimated as those of the rank that gets most rows.
 
 Limits. The processors that compute also carry the bytes: a collective in flight costs them time, which the bound does
 not count (reported where a target is missed). Where messages are large, TCP hands segments of 256 KiB to the link (BIG

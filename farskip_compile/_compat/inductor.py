@@ -20,7 +20,7 @@ from torch._inductor.fx_passes.reinplace import inplaceable_ops
 from torch._inductor.utils import contains_collective, contains_wait
 from torch.utils._ordered_set import OrderedSet
 
-from farskip_compile._compat.names import PRE_FUSION, REORDER, REORDER_PASSES, REUSE, SIMPLE_OVERLAP
+from farskip_compile._compat.names import LOCALITY, PRE_FUSION, REORDER, REORDER_PASSES, REUSE, SIMPLE_OVERLAP
 
 try:
     from torch._inductor.custom_graph_pass import CustomSchedulerPass
@@ -208,6 +208,9 @@ def scheduling_options(
     options: dict[str, Any] = {REORDER: True, REORDER_PASSES: [hook]}
     # A block that waits for a later buffer of its size is in no account, and allocators do the same for less.
     options[REUSE] = theirs.get(REUSE, False)
+    # Without gradients, it moves all in front of what reads it first: rows that are exchanged stay apart, in the memory
+    # of each expert, until the attention after them is done.
+    options[LOCALITY] = theirs.get(LOCALITY, False)
     ours = _PreFusion(before_fusion, identity, theirs.get(PRE_FUSION, inductor_setting(PRE_FUSION)))
     # what has no identity must not be of that class: the caches ask for the class, and take None for an identity
     options[PRE_FUSION] = ours if ours.uuid() is not None else ours.__call__

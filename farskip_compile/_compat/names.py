@@ -8,6 +8,7 @@ that asks for it does without. What is no longer needed once the oldest supporte
 
 from __future__ import annotations
 
+LOCALITY = "reorder_for_locality"
 POST_GRAD = "post_grad_custom_post_pass"
 PRE_FUSION = "_pre_fusion_custom_pass"
 REORDER = "reorder_for_compute_comm_overlap"
@@ -21,6 +22,7 @@ EAGER_BACKWARD = "force_non_lazy_backward_lowering"
 
 CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "torch._inductor.config": (
+        LOCALITY,
         POST_GRAD,
         PRE_FUSION,
         REORDER,

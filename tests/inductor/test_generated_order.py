@@ -261,7 +261,10 @@ def reports(model: torch.nn.Module, **options: Any) -> list[ScheduleReport]:
     """What the generated programs announce."""
     compiled = torch.compile(model, backend="farskip", fullgraph=True, options={"profile": quick_link(), **options})
     with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
-        codes = get_code_of(compiled, torch.randint(0, 32, (1, 16)))
+        return reports_in(get_code_of(compiled, torch.randint(0, 32, (1, 16))))
+
+
+def reports_in(codes: list[str]) -> list[ScheduleReport]:
     texts = [re.search(r"farskip\.announce\.default\((.*)\)", code) for code in codes]
     return [Announcement.from_text(ast.literal_eval(text.group(1))).report for text in texts if text]
 
@@ -287,6 +290,20 @@ def test_reports_say_what_was_gained_and_keep_the_limit_on_memory(two_ranks: Any
     parameters = sum(parameter.nbytes for parameter in model.parameters())
     assert found[0].before is not None
     assert found[0].before.peak_bytes > parameters, "what is given counts, too"
+
+
+def test_scheduling_begins_with_the_order_that_is_written(two_ranks: Any) -> None:
+    """Inductor's own would keep what the experts of all ranks' rows make until the next attention is done."""
+    model = build("deepseek_v3", parallel=parallel("dropless", two_ranks), **{**SMALL, "layers": ("moe",) * 3})
+    peaks = []
+    for theirs in ({}, {"reorder_for_locality": True}):
+        options = {"profile": quick_link(), "connectivity": "full", "inductor": theirs}
+        compiled = torch.compile(model, backend="farskip", fullgraph=True, options=options)
+        with torch.no_grad():
+            (report,) = reports_in(get_code_of(compiled, torch.randint(0, 32, (2, 64)), graphs=1))
+        assert report.unscheduled is not None
+        peaks.append(report.unscheduled.peak_bytes)
+    assert peaks[0] < 0.95 * peaks[1]
 
 
 def test_the_fullest_rank_counts_before_and_after_fusion(two_ranks: Any) -> None:
