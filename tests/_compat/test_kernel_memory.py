@@ -16,9 +16,7 @@ PRODUCT = ROWS * 24 * 4
 """Bytes of what the functions are given, and of their first product."""
 
 
-def read_graphs(
-    function: Callable[..., torch.Tensor], *given: torch.Tensor
-) -> list[tuple[list[str], list[kernel_memory.KernelBuffer]]]:
+def read_graphs(function: Callable[..., torch.Tensor], *given: torch.Tensor) -> list[tuple[list[str], Buffers]]:
     """Of each graph that is compiled for `function` and its gradients: what its kernels make, and its buffers."""
     found = []
 
