@@ -204,6 +204,8 @@ def _wait_for_all(place: _Place) -> None:
     deadline = time.monotonic() + client.timeout_seconds
     while not _have_reached(client, others, name):
         missing = [rank for rank in others if not _have_reached(client, [rank], name)]
+        # before the places: a rank that has raised over ours has noted first where it stands, and that says more
+        failure = failure_among([client.ranks[rank] for rank in missing])
         for rank in missing:
             there = client.get(_at(rank))
             theirs, _, their_order = there.partition(" ")[2].partition(" ")
@@ -212,7 +214,7 @@ def _wait_for_all(place: _Place) -> None:
             if not met and (client.group, rank, there) not in _seen and not _have_reached(client, [rank], name):
                 _seen.add((client.group, rank, there))
                 raise _mismatch(place, client.ranks[rank], their_order)
-        if (failure := failure_among([client.ranks[rank] for rank in missing])) is not None:
+        if failure is not None:
             raise RankFailedError(
                 f"rank {failure[0]} {failure[1]}\nrank {_me(place)} waits for it in vain, {_doing(place)}",
                 way_out=f"look at the error of rank {failure[0]}",

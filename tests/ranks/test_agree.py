@@ -86,6 +86,24 @@ def test_a_rank_that_went_on_in_between_is_not_taken_for_one_that_is_elsewhere()
     agree._wait_for_all(agree._place(client, HERE))
 
 
+class RaisingRank(PassingRank):
+    """While rank 1 arrives elsewhere, finds rank 0 here, and raises, all right after rank 0 has looked for it."""
+
+    raised = False
+
+    def get(self, key: str) -> str:
+        there = f"1 {agree._name(ELSEWHERE)} {ELSEWHERE}" if self.raised else ""
+        self.raised = True
+        return there
+
+
+def test_what_a_rank_raised_about_both_is_not_taken_for_a_failure_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = RaisingRank()
+    monkeypatch.setattr(agree, "failure_among", lambda ranks: (1, "gave up") if client.raised else None)
+    with pytest.raises(OrderMismatchError, match="all_to_all_single"):
+        agree._wait_for_all(agree._place(cast(StoreClient, client), HERE))
+
+
 REDUCED = ["all_reduce sum float32", "all_gather_into_tensor float32"]
 
 
