@@ -208,8 +208,8 @@ def scheduling_options(
     options: dict[str, Any] = {REORDER: True, REORDER_PASSES: [hook]}
     # A block that waits for a later buffer of its size is in no account, and allocators do the same for less.
     options[REUSE] = theirs.get(REUSE, False)
-    # Without gradients, it moves all in front of what reads it first: rows that are exchanged stay apart, in the memory
-    # of each expert, until the attention after them is done.
+    # In inference this moves each node to just before its first reader, so that the outputs of all experts stay alive,
+    # not yet concatenated for the exchange, until the next attention is done.
     options[LOCALITY] = theirs.get(LOCALITY, False)
     ours = _PreFusion(before_fusion, identity, theirs.get(PRE_FUSION, inductor_setting(PRE_FUSION)))
     # what has no identity must not be of that class: the caches ask for the class, and take None for an identity

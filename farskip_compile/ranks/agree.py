@@ -204,7 +204,7 @@ def _wait_for_all(place: _Place) -> None:
     deadline = time.monotonic() + client.timeout_seconds
     while not _have_reached(client, others, name):
         missing = [rank for rank in others if not _have_reached(client, [rank], name)]
-        # before the places: a rank that has raised over ours has noted first where it stands, and that says more
+        # read before the places: a rank notes where it stands before it fails, and a mismatch says more than a failure
         failure = failure_among([client.ranks[rank] for rank in missing])
         for rank in missing:
             there = client.get(_at(rank))

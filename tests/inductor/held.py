@@ -46,7 +46,7 @@ def most_held(code: str, saved: Sequence[torch.Tensor] = ()) -> int:
     taken = {found[1]: found[2] for line in lines if (found := TAKES.match(line)) and found[1] in sizes}
     given = [name for line in lines if (found := GIVEN.match(line)) for name in found[1].split(", ")]
     memories: dict[int, int] = {}
-    for name, tensor in zip(given, saved, strict=False):  # behind them: the gradients of outputs, small here
+    for name, tensor in zip(given, saved, strict=False):  # after them come the gradients of outputs, small here
         if not name.startswith("primals"):
             memory = tensor.untyped_storage()
             number = block[name] = memories.setdefault(memory.data_ptr(), len(size))

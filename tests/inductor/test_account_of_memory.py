@@ -100,9 +100,8 @@ def test_the_account_is_what_the_program_holds(options: dict[str, Any], trains: 
     codes, reports, inputs, saved = programs(options, trains=trains)
     for code, report, given in zip(codes, reports, ([], saved), strict=False):
         assert report.after is not None
-        assert (inputs + most_held(code, given)) / report.after.peak_bytes - 1 == pytest.approx(0, abs=OFF), (
-            report.phase
-        )
+        held = inputs + most_held(code, given)
+        assert held / report.after.peak_bytes - 1 == pytest.approx(0, abs=OFF), report.phase
 
 
 @pytest.mark.parametrize(("connectivity", "off"), [("none", OFF), ("full", 0.06)])
