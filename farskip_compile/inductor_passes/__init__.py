@@ -200,7 +200,8 @@ def cut(graph: fx.Graph, plan: Plan) -> PiecesCut:
 
 
 def _scheduled(plan: Plan, graph: fx.Graph) -> Schedule:
-    """The order that `graph`, a copy, would get."""
+    """The order that `graph`, a copy, would get. Also if no order is to be made of the graph: kernels will get one, and
+    a number of pieces has to be chosen."""
     facts = {
         "graph": graph,
         "regroup": {},
@@ -208,7 +209,7 @@ def _scheduled(plan: Plan, graph: fx.Graph) -> Schedule:
         "in_place": inductor.in_place_arguments,
         "backward": _phase(graph) == "backward",
     }
-    driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, "pieces"})
+    driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, "pieces"} - {"schedule_graph"})
     driver.run(through="collectives")
     driver.facts["estimate"] = Estimates(graph, plan.profile, plan.imbalance)
     driver.run(through="schedule_graph")

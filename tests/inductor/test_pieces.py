@@ -49,6 +49,17 @@ def test_auto_cuts_where_the_estimate_says_that_it_pays(bandwidth: float, pieces
     assert {report.pieces for report in found} <= pieces
 
 
+@pytest.mark.parametrize("name", ["schedule_graph", "schedule_kernels"])
+def test_auto_cuts_alike_where_a_pass_is_left_out(name: str, two_ranks: Any) -> None:
+    options: dict[str, Any] = {"connectivity": "none", "pieces": "auto", "check_order": False}
+    link = dataclasses.replace(quick_link().inter_node, bandwidth=1e8)
+    options["profile"] = dataclasses.replace(quick_link(), intra_node=link, inter_node=link)
+    whole = reports(padded(two_ranks), **options)
+    found = reports(padded(two_ranks), disable_passes=[name], **options)
+    assert [one.pieces for one in found] == [one.pieces for one in whole]
+    assert {one.pieces for one in found} <= {2, 4}
+
+
 def test_lengths_may_be_symbols(two_ranks: Any) -> None:
     compiled = torch.compile(
         padded(two_ranks),
