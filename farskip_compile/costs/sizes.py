@@ -107,7 +107,7 @@ class SizeHints(Sizes):
 
         Nothing happens if `total` has unknown symbols itself, or an unknown symbol is in more than a plain term.
         """
-        if not self._knows(total):
+        if not self._knows(total) or all(map(self._knows, parts)):
             return False
         rest, unknown = round(times * self._evaluate(total)), []
         for term, factor in _terms(parts):
