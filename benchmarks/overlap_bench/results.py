@@ -37,10 +37,13 @@ class Timing:
 
 
 def peak_growth(scheduled: Iterable[Mapping[str, Any]]) -> float:
-    """The largest relative growth of the estimated peak, over the unscheduled graph or, where that holds less,
-    Inductor's order; graphs as `ScheduleReport.to_json` writes them."""
-    peaks = [{when: graph[when]["peak_bytes"] for when in ("unscheduled", "before", "after")} for graph in scheduled]
-    return max(peak["after"] / min(peak["unscheduled"], peak["before"]) - 1 for peak in peaks)
+    """The largest relative growth of the estimated peak, over the unscheduled graph, if that is known, or where that
+    holds less, Inductor's order; graphs as `ScheduleReport.to_json` writes them."""
+    growth = []
+    for graph in scheduled:
+        before = [graph[when]["peak_bytes"] for when in ("unscheduled", "before") if graph[when]]
+        growth.append(graph["after"]["peak_bytes"] / min(before) - 1)
+    return max(growth)
 
 
 @dataclass(frozen=True)

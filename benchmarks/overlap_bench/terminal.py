@@ -123,7 +123,10 @@ def estimate(graphs: Sequence[Mapping[str, Any]]) -> str:
     scheduled = [graph for graph in graphs if graph["before"] and graph["after"]]
     if not scheduled:
         return "nothing was scheduled"
-    before, after = (sum(graph[when]["exposed_seconds"] for graph in scheduled) for when in ("unscheduled", "after"))
+    # what the graph was like is not known where only its kernels are ordered
+    first = [graph["unscheduled"] or graph["before"] for graph in scheduled]
+    before = sum(timeline["exposed_seconds"] for timeline in first)
+    after = sum(graph["after"]["exposed_seconds"] for graph in scheduled)
     in_flight = sum(graph["after"]["communication_seconds"] for graph in scheduled)
     return f"exposed {ms(before)} -> {ms(after)} of {ms(in_flight)}, peak {100 * peak_growth(scheduled):+.1f} %"
 

@@ -9,7 +9,7 @@ import math
 import overlap
 import pytest
 from common import RecordsError
-from overlap_bench import page, plot
+from overlap_bench import page, plot, terminal
 from overlap_bench.ablations import pass_ablation
 from overlap_bench.cells import ABLATED, FULL, PLAIN
 from overlap_bench.results import Result, Store, Timing, peak_growth
@@ -54,6 +54,14 @@ def test_memory_grows_over_the_unscheduled_graph_or_over_inductors_order_if_that
     assert peak_growth([forward, backward]) == pytest.approx(0.03)
     backward["unscheduled"]["peak_bytes"] = 160
     assert peak_growth([forward, backward]) == pytest.approx(0.275)
+
+
+def test_an_estimate_without_an_order_of_the_graph_is_that_of_the_kernels():
+    forward = estimate(0.9, 0.3, peak=100, peak_after=103)
+    whole = terminal.estimate([forward])
+    forward["unscheduled"] = None
+    assert peak_growth([forward]) == pytest.approx(0.03)
+    assert terminal.estimate([forward]) == whole
 
 
 def test_gains_by_the_model_stand_beside_those_of_an_unchanged_model():
