@@ -95,20 +95,21 @@ def kernel_buffers(kernels: Sequence[Kernel]) -> list[KernelBuffer]:
 
 
 def inductors_order(kernels: Sequence[Kernel]) -> list[Kernel]:
-    """`kernels` as Inductor would reorder them for memory, were it not for dependences that are for order alone."""
-    if not kernels or not inductor_config.reorder_for_peak_memory:
-        return list(kernels)
+    """`kernels` as Inductor would order them, were it not for dependences that are for order alone: each after what it
+    reads, and then reordered for memory."""
+    if not kernels:
+        return []
     scheduler = kernels[0].scheduler
     kept = [kernel.unmet_dependencies for kernel in kernels]
     try:
         for kernel in kernels:
             real = (dep for dep in kernel.unmet_dependencies if not (isinstance(dep, WeakDep) and dep.is_fake))
             kernel.unmet_dependencies = OrderedSet(real)
-        graph: Any = V.graph
-        inputs, outputs = OrderedSet(graph.graph_inputs), OrderedSet(graph.get_output_names())
-        found: list[Kernel] = reorder_for_peak_memory(
-            list(kernels), scheduler.name_to_buf, scheduler.name_to_fused_node, inputs, outputs
-        )
+        found: list[Kernel] = scheduler.topological_sort_schedule(list(kernels))
+        if inductor_config.reorder_for_peak_memory:
+            graph: Any = V.graph
+            inputs, outputs = OrderedSet(graph.graph_inputs), OrderedSet(graph.get_output_names())
+            found = reorder_for_peak_memory(found, scheduler.name_to_buf, scheduler.name_to_fused_node, inputs, outputs)
         return found
     finally:
         for kernel, dependences in zip(kernels, kept, strict=True):

@@ -120,7 +120,12 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "scheduler",
         "unmet_dependencies",
     ),
-    "torch._inductor.scheduler.Scheduler": ("name_to_buf", "name_to_fused_node", "nodes"),
+    "torch._inductor.scheduler.Scheduler": (
+        "name_to_buf",
+        "name_to_fused_node",
+        "nodes",
+        "topological_sort_schedule",
+    ),
     "torch._inductor.scheduler.SchedulerBuffer": ("defining_op", "get_name", "mpi_buffer", "node", "users"),
     "torch._inductor.scheduler.NodeUser": ("can_inplace", "node"),
     "torch._inductor.memory.FreeableInputBuffer": ("get_name", "mpi_buffer"),

@@ -10,11 +10,10 @@ dependences, the order of writes, and that memory of a collective in flight is r
 
 The order in which Inductor gives us the kernels can't stand for the unscheduled one: it follows the scheduled graph, so
 that it may already include what overlapping costs. (Where it holds less, the limit starts from there.) So:
-1. A kernel's place is that of the last node in it, in the graph as it came (`from_graph.remember_order`); if it has
-   none, that of the last kernel that it needs.
-2. In that order the kernels run, each after those whose results it needs. What it needs for order alone, such as our
-   pins, was not there at first.
-3. That is what Inductor would have reordered for memory.
+1. A kernel's place is that of the first node in it, as with Inductor, in the graph as it came
+   (`from_graph.remember_order`); if it has none, that of the last kernel that it needs.
+2. Inductor sorts them so that each comes after those whose results it needs, and then for memory. What a kernel needs
+   for order alone, such as our pins, was not there at first.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.schedule.from_graph import PLACE, NetworkEstimate, launch_task
 from farskip_compile.passes.schedule.memory import live_bytes
-from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task, order_by_key
+from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
 
 
 class KernelEstimate(NetworkEstimate, Protocol):
@@ -69,16 +68,15 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, i
 def baseline_peak(kernels: Sequence[inductor.Kernel], program: Program) -> int:
     """Peak bytes of `program`, which was read off `kernels`, as Inductor would order it without us."""
     maker = {name: i for i, kernel in enumerate(kernels) for name in inductor.kernel_makes(kernel)}
-    needs: list[set[int]] = []
     places: list[int] = []
-    for i, kernel in enumerate(kernels):
-        needs.append({maker[name] for name in inductor.kernel_reads(kernel) if name in maker} - {i})
+    for kernel in kernels:  # 1.
         nodes = (node for _, origins in inductor.kernel_parts(kernel) for node in origins)
-        own = [node.meta[PLACE] for node in nodes if PLACE in node.meta]
-        places.append(max(own or [places[need] for need in needs[i] if need < i], default=0))
-    order = order_by_key(places, needs)
+        needed = (maker[name] for name in inductor.kernel_reads(kernel) if name in maker)
+        latest = max((places[need] for need in needed if need < len(places)), default=0)
+        places.append(min((node.meta[PLACE] for node in nodes if PLACE in node.meta), default=latest))
     number = {kernel: i for i, kernel in enumerate(kernels)}
-    other = [number[kernel] for kernel in kernel_memory.inductors_order([kernels[index] for index in order])]
+    by_place = sorted(kernels, key=lambda kernel: places[number[kernel]])
+    other = [number[kernel] for kernel in kernel_memory.inductors_order(by_place)]  # 2.
     return max(live_bytes(program, other), default=0)
 
 

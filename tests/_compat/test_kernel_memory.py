@@ -68,3 +68,30 @@ def test_results_of_a_call_are_there_until_the_last_one_is_taken() -> None:
     assert len(results) == 2
     for result in results:
         assert set(takes) < set(result.users), "else one is thought to be free while the tuple holds it"
+
+
+def test_inductors_order_can_run() -> None:
+    """From any order: each kernel after those whose results it reads."""
+    found = []
+
+    def read(kernels: Sequence[inductor.Kernel]) -> Sequence[inductor.Kernel]:
+        ordered = kernel_memory.inductors_order(kernels[::-1])
+        assert set(ordered) == set(kernels)
+        assert len(ordered) == len(kernels)
+        made: set[str] = set()
+        everything = {name for kernel in kernels for name in inductor.kernel_makes(kernel)}
+        for kernel in ordered:
+            found.append(made.issuperset(everything & {*inductor.kernel_reads(kernel)}))
+            made |= {*inductor.kernel_makes(kernel)}
+        return kernels
+
+    def function(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x @ w) @ w.t() + x
+
+    options = {"reorder_for_compute_comm_overlap": True, "reorder_for_compute_comm_overlap_passes": [read]}
+    for reorders in (True, False):
+        torch._dynamo.reset()
+        with inductor_config.patch({**options, "fx_graph_cache": False, "reorder_for_peak_memory": reorders}):
+            torch.compile(function, fullgraph=True)(torch.randn(ROWS, 8), torch.randn(8, 24))
+    assert len(found) >= 6
+    assert all(found)

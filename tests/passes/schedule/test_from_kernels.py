@@ -84,6 +84,26 @@ def test_the_first_order_of_the_graph_decides() -> None:
     assert baseline_peak([], Program(())) == 0
 
 
+def test_what_is_fused_runs_where_the_first_of_it_was() -> None:
+    """A sum, and a norm of it that is written after something else: they do not wait for that."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    parts = graph.call_function(torch.exp, (x,))
+    total = graph.call_function(torch.sum, (parts,))
+    wide = graph.call_function(torch.sin, (x,))
+    folded = graph.call_function(torch.sum, (wide,))
+    norm = graph.call_function(torch.sqrt, (total,))
+    remember_order(graph)
+    fused = Kernel("fused", total, "parts")
+    fused.node.origins.append(norm)  # type: ignore[union-attr]
+    kernels = [Kernel("parts", parts), Kernel("wide", wide), fused, Kernel("folded", folded, "wide")]
+    tasks = tuple(Task(kernel.name, needs) for kernel, needs in zip(kernels, [(), (), (0,), (1,)], strict=True))
+    program = Program(tasks, (Buffer(100, 0, (2,)), Buffer(100, 1, (3,)), *(Buffer(1, i, kept=True) for i in (2, 3))))
+    with mock.patch.object(kernel_memory, "inductors_order", side_effect=list) as reordered:
+        assert baseline_peak(kernels, program) == 102
+    reordered.assert_called_once_with([kernels[index] for index in (0, 2, 1, 3)])
+
+
 def test_pins_end_with_fusion_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inductor, "is_wait_kernel", lambda kernel: kernel.name == "wait")
     launch, product = Kernel("launch", None), Kernel("product", None, "x", order=("reader",))
