@@ -2,7 +2,7 @@
 
 In:    the kernels of one graph, in an order that respects their dependences; costs.
 Out:   the program, in which task i is kernel i, or an `UnsupportedPatternError` if the order breaks a dependence. From
-       `baseline_peak`: the peak, in bytes, if nothing had been scheduled, from which the limit on memory starts.
+       `unscheduled_order`: the order if nothing had been scheduled, from whose peak the limit on memory starts.
 Never: changes a kernel.
 
 A kernel needs whatever makes a buffer that it depends on; Inductor's own dependences already include control
@@ -27,7 +27,6 @@ from farskip_compile._compat import inductor, kernel_memory
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.schedule.from_graph import PLACE, NetworkEstimate, launch_task
-from farskip_compile.passes.schedule.memory import live_bytes
 from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
 
 
@@ -65,8 +64,8 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, i
     return Program(tuple(tasks), (*buffers, Buffer(inputs, kept=True)))
 
 
-def baseline_peak(kernels: Sequence[inductor.Kernel], program: Program) -> int:
-    """Peak bytes of `program`, which was read off `kernels`, as Inductor would order it without us."""
+def unscheduled_order(kernels: Sequence[inductor.Kernel]) -> tuple[int, ...]:
+    """The indices of `kernels` as Inductor would order them without us: without what is needed for order alone."""
     maker = {name: i for i, kernel in enumerate(kernels) for name in inductor.kernel_makes(kernel)}
     places: list[int] = []
     for kernel in kernels:  # 1.
@@ -76,8 +75,7 @@ def baseline_peak(kernels: Sequence[inductor.Kernel], program: Program) -> int:
         places.append(min((node.meta[PLACE] for node in nodes if PLACE in node.meta), default=latest))
     number = {kernel: i for i, kernel in enumerate(kernels)}
     by_place = sorted(kernels, key=lambda kernel: places[number[kernel]])
-    other = [number[kernel] for kernel in kernel_memory.inductors_order(by_place)]  # 2.
-    return max(live_bytes(program, other), default=0)
+    return tuple(number[kernel] for kernel in kernel_memory.inductors_order(by_place))  # 2.
 
 
 def _out_of_order(reader: str, writer: str, parts: list[tuple[bool, list[fx.Node]]]) -> UnsupportedPatternError:

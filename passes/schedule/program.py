@@ -2,7 +2,8 @@
 
 In:    tasks and buffers, which an adapter reads off an FX graph (`from_graph`) or off Inductor's kernels
        (`from_kernels`).
-Out:   a `Program`, whose original order is valid; the dependences that every order must keep; orders by key.
+Out:   a `Program`, whose original order is valid; the dependences that every order must keep; orders by key, and
+       orders that were made without looking at all of these dependences, with them kept.
 Never: knows what a task computes or what an order costs (see `timeline` and `memory`).
 """
 
@@ -125,6 +126,14 @@ def order_by_key(keys: Sequence[Any], needs: Sequence[Collection[int]]) -> list[
             if missing[follower] == 0:
                 heapq.heappush(ready, (keys[follower], follower))
     return order
+
+
+def in_order_of(program: Program, order: Sequence[int]) -> tuple[int, ...]:
+    """`order`, changed where it takes that to keep every dependence, and the order of the launches on each channel."""
+    keys = [0] * len(order)
+    for place, index in enumerate(order):
+        keys[index] = place
+    return tuple(order_by_key(keys, needs_of(program)))
 
 
 def check_order(program: Program, order: Sequence[int]) -> None:

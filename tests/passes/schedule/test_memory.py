@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from farskip_compile.passes.schedule import search
 from farskip_compile.passes.schedule.memory import MOVES, WORK, LiveMemory, MemoryPlan, live_bytes, lower_peak
-from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task, check_order, needs_of, order_by_key
+from farskip_compile.passes.schedule.program import (
+    Buffer,
+    Program,
+    Role,
+    Task,
+    check_order,
+    in_order_of,
+    needs_of,
+    order_by_key,
+)
 from farskip_compile.passes.schedule.search import Limits, list_schedule
 from farskip_compile.passes.schedule.timeline import simulate
 from farskip_compile.testing.strategies import consistent, programs
@@ -53,6 +62,17 @@ def by_hand(program: Program, order: list[int]) -> list[int]:
         if not (program.tasks[index].joins and following and program.tasks[following[0]].joins):
             ending = set()
     return found
+
+
+@given(programs(20), st.randoms(use_true_random=False))
+def test_an_order_is_changed_only_to_be_valid(program: Program, random: Random) -> None:
+    keys = [random.random() for _ in program.tasks]
+    valid = tuple(order_by_key(keys, needs_of(program)))
+    assert in_order_of(program, valid) == valid
+    found = in_order_of(program, sorted(valid, key=keys.__getitem__))
+    check_order(program, found)
+    place = {index: place for place, index in enumerate(found)}
+    assert all(place[need] < place[index] for index, needs in enumerate(needs_of(program)) for need in needs)
 
 
 @given(programs(20).map(consistent), st.randoms(use_true_random=False))

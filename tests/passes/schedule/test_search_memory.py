@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from unittest import mock
 
 import pytest
 
 from farskip_compile.passes.schedule import kernels, search
 from farskip_compile.passes.schedule.least_memory import least_memory
-from farskip_compile.passes.schedule.memory import bytes_in_flight
+from farskip_compile.passes.schedule.memory import bytes_in_flight, live_bytes
 from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
 from farskip_compile.passes.schedule.search import Limits, list_schedule
 from farskip_compile.passes.schedule.timeline import simulate
@@ -67,9 +68,23 @@ def test_memory_forbids_what_time_would_gain() -> None:
 def test_of_kernels_a_part_of_the_limit_is_left_to_what_the_account_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     program = eight_products()
     monkeypatch.setattr(kernels, "read_kernels", lambda *given: program)
-    monkeypatch.setattr(kernels, "baseline_peak", lambda *given: 100)
+    monkeypatch.setattr(kernels, "unscheduled_order", lambda given: tuple(range(len(given))))
     _, found = kernels.schedule_kernels(list(program.tasks), mock.Mock(), Limits(memory_increase=7.0))
     assert found.after.peak_bytes == 600, "of 800 that it might take"
+
+
+def test_what_nobody_scheduled_is_fallen_back_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order that is given holds too much, and so does the greedy one: that is no excuse."""
+    tasks = [Task("launch", (), 8.0, Role.LAUNCH, "ep"), *(Task(f"work{i}", (), 1.0) for i in range(8))]
+    tasks += [Task("wait", (), role=Role.WAIT, launch=0), *(Task(f"use{i}", (1 + i, 9)) for i in range(8))]
+    program = Program(tuple(tasks), tuple(Buffer(100, 1 + i, (10 + i,)) for i in range(8)))
+    as_given, unscheduled = tuple(range(18)), (0, 9, *chain.from_iterable((1 + i, 10 + i) for i in range(8)))
+    assert [max(live_bytes(program, order)) for order in (as_given, unscheduled)] == [800, 100]
+    monkeypatch.setattr(kernels, "read_kernels", lambda *given: program)
+    monkeypatch.setattr(kernels, "unscheduled_order", lambda given: unscheduled)
+    monkeypatch.setattr(kernels, "least_memory", lambda program: as_given)
+    _, found = kernels.schedule_kernels(tasks, mock.Mock(), Limits(memory_increase=2.5))  # type: ignore[arg-type]
+    assert found.after.peak_bytes == 300, "of 100, and 80 % of the increase"
 
 
 def test_windows_find_what_the_limit_on_memory_leaves() -> None:
