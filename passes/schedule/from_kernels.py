@@ -65,7 +65,7 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, i
 
 
 def unscheduled_order(kernels: Sequence[inductor.Kernel]) -> tuple[int, ...]:
-    """The indices of `kernels` as Inductor would order them without us: without what is needed for order alone."""
+    """The indices of `kernels` in the order that Inductor would choose for the graph as it came."""
     maker = {name: i for i, kernel in enumerate(kernels) for name in inductor.kernel_makes(kernel)}
     places: list[int] = []
     for kernel in kernels:  # 1.
@@ -74,7 +74,7 @@ def unscheduled_order(kernels: Sequence[inductor.Kernel]) -> tuple[int, ...]:
         latest = max((places[need] for need in needed if need < len(places)), default=0)
         places.append(min((node.meta[PLACE] for node in nodes if PLACE in node.meta), default=latest))
     number = {kernel: i for i, kernel in enumerate(kernels)}
-    by_place = sorted(kernels, key=lambda kernel: places[number[kernel]])
+    by_place = [kernels[index] for index in sorted(range(len(kernels)), key=places.__getitem__)]
     return tuple(number[kernel] for kernel in kernel_memory.inductors_order(by_place))  # 2.
 
 

@@ -2,8 +2,8 @@
 
 In:    tasks and buffers, which an adapter reads off an FX graph (`from_graph`) or off Inductor's kernels
        (`from_kernels`).
-Out:   a `Program`, whose original order is valid; the dependences that every order must keep; orders by key, and
-       orders that were made without looking at all of these dependences, with them kept.
+Out:   a `Program`, whose original order is valid; the dependences that every order must keep; valid orders, by a key or
+       as close as possible to a given order.
 Never: knows what a task computes or what an order costs (see `timeline` and `memory`).
 """
 
@@ -129,7 +129,7 @@ def order_by_key(keys: Sequence[Any], needs: Sequence[Collection[int]]) -> list[
 
 
 def in_order_of(program: Program, order: Sequence[int]) -> tuple[int, ...]:
-    """`order`, changed where it takes that to keep every dependence, and the order of the launches on each channel."""
+    """`order`, a permutation of the tasks, made valid: a task waits for what must run before it, and no longer."""
     keys = [0] * len(order)
     for place, index in enumerate(order):
         keys[index] = place

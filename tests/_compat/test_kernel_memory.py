@@ -70,8 +70,8 @@ def test_results_of_a_call_are_there_until_the_last_one_is_taken() -> None:
         assert set(takes) < set(result.users), "else one is thought to be free while the tuple holds it"
 
 
-def test_inductors_order_can_run() -> None:
-    """From any order: each kernel after those whose results it reads."""
+def test_inductors_order_is_valid_whatever_it_is_given() -> None:
+    """Each kernel comes after those whose results it reads."""
     found = []
 
     def read(kernels: Sequence[inductor.Kernel]) -> Sequence[inductor.Kernel]:

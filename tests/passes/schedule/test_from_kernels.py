@@ -84,8 +84,8 @@ def test_the_first_order_of_the_graph_decides() -> None:
     assert unscheduled_order([]) == ()
 
 
-def test_what_is_fused_runs_where_the_first_of_it_was() -> None:
-    """A sum, and a norm of it that is written after something else: they do not wait for that."""
+def test_a_fused_kernel_has_the_place_of_its_first_node() -> None:
+    """A sum is fused with its norm, which is written after another sum: neither waits for that one."""
     graph = fx.Graph()
     x = graph.placeholder("x")
     parts = graph.call_function(torch.exp, (x,))

@@ -73,8 +73,8 @@ def test_of_kernels_a_part_of_the_limit_is_left_to_what_the_account_misses(monke
     assert found.after.peak_bytes == 600, "of 800 that it might take"
 
 
-def test_what_nobody_scheduled_is_fallen_back_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order that is given holds too much, and so does the greedy one: that is no excuse."""
+def test_the_unscheduled_order_is_a_fallback_that_keeps_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The given order holds too much, and so does the greedy one."""
     tasks = [Task("launch", (), 8.0, Role.LAUNCH, "ep"), *(Task(f"work{i}", (), 1.0) for i in range(8))]
     tasks += [Task("wait", (), role=Role.WAIT, launch=0), *(Task(f"use{i}", (1 + i, 9)) for i in range(8))]
     program = Program(tuple(tasks), tuple(Buffer(100, 1 + i, (10 + i,)) for i in range(8)))
