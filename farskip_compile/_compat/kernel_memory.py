@@ -9,7 +9,7 @@ Checked by running on torch 2.13.0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -88,9 +88,12 @@ def kernel_buffers(kernels: Sequence[Kernel]) -> list[KernelBuffer]:
             found[place].users += users
             found[place].parts.append(maker)
             found[place].kept |= name in outputs
+    by_size: dict[int, set[str]] = {}
+    for name, place in number.items():
+        by_size.setdefault(found[place].size, set()).add(name)
     for place, kernel, buffer in made:
-        over = [number[name] for name in _in_place(kernel, buffer) if name in number]
-        found[place].over += [one for one in over if found[one].size == found[place].size]
+        as_large = by_size[found[place].size]
+        found[place].over += [number[name] for name in _in_place(kernel, buffer, as_large)]
     return found
 
 
@@ -189,9 +192,9 @@ def _parts(kernels: Sequence[Kernel]) -> dict[str, tuple[str, int, list[int]]]:
     return found
 
 
-def _in_place(kernel: Kernel, buffer: Any) -> list[str]:
-    """Names of the buffers that Inductor may write `buffer` over, as `SchedulerNode.decide_inplace_update` does if no
-    use of them is left: read by the loops that make it, at the same index, and of the same size."""
+def _in_place(kernel: Kernel, buffer: Any, as_large: Collection[str]) -> list[str]:
+    """Names of the buffers, of these, that Inductor may write `buffer` over, as `SchedulerNode.decide_inplace_update`
+    does if no use of them is left: read by the loops that make it, at the same index, and of the same size."""
     maker = buffer.defining_op
     if not isinstance(maker, SchedulerNode) or not inductor_config.inplace_buffers:
         return []
@@ -200,7 +203,7 @@ def _in_place(kernel: Kernel, buffer: Any) -> list[str]:
         return []
     names = []
     for read in maker.read_writes.reads:
-        source = maker.scheduler.name_to_buf.get(read.name)
+        source = maker.scheduler.name_to_buf.get(read.name) if read.name in as_large else None
         if source is None or isinstance(source.defining_op, NopKernelSchedulerNode) or source.node is None:
             continue
         ours = [user for user in source.users if user.node is maker]

@@ -18,6 +18,7 @@ New memory, which the system hands out page by page (on CPUs), is that of values
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator
 
@@ -44,9 +45,12 @@ def tagged(node: fx.Node, *tags: torch.Tag) -> bool:
 
 def is_fusible(node: fx.Node) -> bool:
     """Whether Inductor lowers `node` to a loop that may fuse with others."""
-    if not isinstance(node.target, OpOverload):
-        return False
-    return tagged(node, torch.Tag.pointwise, torch.Tag.reduction) or ops.op_name(node) in FUSIBLE
+    return isinstance(node.target, OpOverload) and _is_fusible(node.target, ops.op_name(node))
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_fusible(target: OpOverload, name: str) -> bool:
+    return torch.Tag.pointwise in target.tags or torch.Tag.reduction in target.tags or name in FUSIBLE
 
 
 def fused_traffic(node: fx.Node, size: Size) -> tuple[int, int]:

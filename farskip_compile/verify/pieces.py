@@ -4,7 +4,8 @@ Contract: compares the graph before (a record) with the graph after; shares no c
 pass says of a node, of which old node it computes rows, is a hint to be proven, not a fact. Linear in the graph.
 
 Algorithm: in the order of the new graph, each node gets a `Part`: which rows of which old value it is.
-1. An old node that is left makes the same call on the same old values; it is itself, whole.
+1. An old node that is left makes the same call on the same old values; it is itself, whole. One that nobody edited
+   takes the same nodes, which are old ones then.
 2. `reshape`, `slice`, `clone` and `cat` move the rows of a part, take some, or put neighbours together. All rows, in
    the old shape, are the old value.
 3. A piece of an exchange sends the same rows of each rank's equal share. Its wait gives them.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -87,15 +88,18 @@ def verify_pieces(graph: fx.Graph, before: GraphSnapshot) -> list[CutProduct]:
     Raises:
         VerificationError: naming the first node that can't be shown to be what it should.
     """
-    account = _Account(graph, before.restore())
+    unchanged = before.unchanged(graph)
+    known = {node.name for node in unchanged} - {node.meta.get(HINT) for node in graph.nodes}
+    account = _Account(graph, before.restore_only(before.names - known), unchanged)
     account.check()
     return account.products
 
 
 class _Account:
-    def __init__(self, graph: fx.Graph, old: fx.Graph) -> None:
+    def __init__(self, graph: fx.Graph, old: fx.Graph, unchanged: Set[fx.Node]) -> None:
         self.graph = graph
         self.old = {node.name: node for node in old.nodes}
+        self.unchanged = unchanged
         self.parts: dict[fx.Node, Part] = {}
         self.launched: dict[str, list[Part]] = defaultdict(list)
         """By old launch: the rows of its pieces."""
@@ -113,6 +117,8 @@ class _Account:
                 raise _error(node, "it is launched whole and in pieces")
 
     def _part(self, node: fx.Node) -> Part:
+        if node in self.unchanged:
+            return Part(node.name)
         old = self.old.get(node.name)
         if old is not None:
             self._check_same(node, old)

@@ -86,11 +86,11 @@ def calls(graph: fx.Graph, holds: Callable[[fx.Node], bool]) -> list[fx.Node]:
 
     It must depend on the operator alone, and is asked once for each: graphs have many nodes, and few operators.
     """
-    answers: dict[object, bool] = {}
+    answers: dict[int, bool] = {}  # by identity, as in `_names`; the graph keeps the targets
     found = []
     for node in graph.nodes:
         if node.op == "call_function":
-            target = node.target
+            target = id(node.target)
             answer = answers.get(target)
             if answer is None:
                 answer = answers[target] = holds(node)

@@ -21,6 +21,7 @@ from farskip_compile.passes.pieces.emit import cut
 from farskip_compile.passes.pieces.gathered import BY_GATHER, gathered_exchanges
 from farskip_compile.passes.pieces.notes import is_piece, noted, noted_along
 from farskip_compile.passes.pieces.region import find_region, pairs_of
+from farskip_compile.passes.pieces.results import Results
 from farskip_compile.passes.pieces.rules import NotSeparableError
 
 
@@ -54,7 +55,7 @@ class PiecesCut:
 
 def cut_exchanges(graph: fx.Graph, pieces: int) -> PiecesCut:
     """Cut all exchanges of `graph` that can be cut and are not in pieces yet, in place."""
-    found = 0
+    found, results = 0, Results()
     refused = []
     for dispatch, combine, inside in pairs_of(graph) if pieces > 1 else ():
         try:
@@ -63,7 +64,7 @@ def cut_exchanges(graph: fx.Graph, pieces: int) -> PiecesCut:
             node, reason = refusal.node, noted(dispatch.launch) or refusal.reason
             refused.append(Refused(dispatch.launch.name, node.name, reason, ops.source_line(node)))
             continue
-        cut(graph, region, intervals(region.axis.size, pieces))
+        cut(graph, region, intervals(region.axis.size, pieces), results)
         found += 1
     for launch in (one.launch for one in gathered_exchanges(graph)) if pieces > 1 else ():
         refused.append(Refused(launch.name, launch.name, noted(launch) or BY_GATHER, ops.source_line(launch)))

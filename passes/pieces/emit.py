@@ -20,6 +20,7 @@ from torch import fx
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.pieces.axis import Axis, Size
 from farskip_compile.passes.pieces.region import Exchange, Region
+from farskip_compile.passes.pieces.results import Results
 from farskip_compile.passes.pieces.rules import SIZED
 
 PIECE = "farskip_piece"
@@ -27,14 +28,15 @@ PIECE = "farskip_piece"
 Rows = tuple[int, int]
 
 
-def cut(graph: fx.Graph, region: Region, rows: Sequence[Rows]) -> None:
-    """Cut `region` of `graph`, in place."""
-    _Cut(graph, region, rows).run()
+def cut(graph: fx.Graph, region: Region, rows: Sequence[Rows], results: Results) -> None:
+    """Cut `region` of `graph`, in place; `results` are those of the graph's other regions."""
+    _Cut(graph, region, rows, results).run()
 
 
 class _Cut:
-    def __init__(self, graph: fx.Graph, region: Region, rows: Sequence[Rows]) -> None:
+    def __init__(self, graph: fx.Graph, region: Region, rows: Sequence[Rows], results: Results) -> None:
         self.graph = graph
+        self.results = results
         self.region = region
         self.rows = rows
         self.pieces: dict[fx.Node, list[fx.Node]] = {}
@@ -161,8 +163,6 @@ class _Cut:
         assert self.before is not None
         with self.graph.inserting_before(self.before):
             new = self.graph.call_function(target, args, kwargs)
-        known = [value for arg in new.all_input_nodes if (value := ops.tensor(arg)) is not None]
         values: Any = fx.map_arg((args, kwargs), ops.fake)  # type: ignore[arg-type]
-        with known[0].fake_mode:  # type: ignore[attr-defined]
-            new.meta["val"] = target(*values[0], **values[1])
+        new.meta["val"] = self.results.of(target, *values)
         return new

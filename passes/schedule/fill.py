@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from farskip_compile.passes.schedule.program import Program, Role, needs_of
-from farskip_compile.passes.schedule.timeline import run_timeline
+from farskip_compile.passes.schedule.timeline import Run, run_timeline
 
 WORK = 100_000
 """Tasks of all orders that are tried, together."""
@@ -41,8 +41,9 @@ def fill_gaps(
     best = judge(order)
     trials = WORK // max(len(order), 1)
     left: set[int] = set()
+    run = run_timeline(program, order)
     while trials > 0:
-        wait, seconds = _longest_wait(program, order, left)  # 1.
+        wait, seconds = _longest_wait(program, run, order, left)  # 1.
         if wait < 0:
             break
         found, tried = order, 0
@@ -53,13 +54,13 @@ def fill_gaps(
         trials -= max(tried, 1)
         if found is order:
             left.add(wait)
-        order = found
+        else:
+            order, run = found, run_timeline(program, found)
     return order
 
 
-def _longest_wait(program: Program, order: Order, left: set[int]) -> tuple[int, float]:
+def _longest_wait(program: Program, run: Run, order: Order, left: set[int]) -> tuple[int, float]:
     """The wait at which most time is lost, of those that are not `left`, and that time; -1: there is none."""
-    run = run_timeline(program, order)
     wait, seconds = -1, LEAST * run.makespan
     for index in order:
         task = program.tasks[index]

@@ -20,9 +20,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Iterator, Sequence
-from itertools import accumulate
 
-from farskip_compile.passes.schedule.program import Buffer, Program, Role, followers_of, needs_of
+import numpy as np
+
+from farskip_compile.passes.schedule.program import Program, Role, followers_of, needs_of
 
 MOVES = 16
 """Moves of `lower_peak`, at most."""
@@ -37,45 +38,35 @@ BUFFERS = 8
 def live_bytes(program: Program, order: Sequence[int]) -> list[int]:
     """Bytes alive while each task of `order` runs: allocated before it, freed after it, or after the last one that
     joins it. What is written over another buffer takes its memory."""
-    position = [0] * len(order)
-    for place, index in enumerate(order):
-        position[index] = place
-    at = position.__getitem__
-    ends = _ends(program, order)
-    change = [0] * (len(order) + 1)
+    if not program.buffers or not len(order):
+        return [0] * len(order)
+    lifetimes = program.lifetimes
+    places = lifetimes.places(order)
+    first, last = lifetimes.first(places), lifetimes.last(places)
+    ends = lifetimes.ends_of_functions(order)
+    begins = first.copy()
+    if over := _written_over(program, first.tolist(), lifetimes.last_user(places).tolist()):
+        begins[over] = ends[first[over]] + 1
+    change = np.zeros(len(order) + 1, dtype=np.int64)
+    np.add.at(change, begins, lifetimes.sizes)
+    freed = lifetimes.freed
+    np.subtract.at(change, ends[last[freed]] + 1, lifetimes.sizes[freed])
+    found: list[int] = np.cumsum(change[:-1]).tolist()
+    return found
+
+
+def _written_over(program: Program, first: Sequence[int], last_user: Sequence[int]) -> list[int]:
+    """The buffers that are written over another one, each over one of its own: the place where they begin is that of
+    its last user."""
     written: set[int] = set()
-    for buffer in program.buffers:
-        first = last = at(buffer.maker) if buffer.maker >= 0 else 0
-        if buffer.users:
-            last = max(last, *map(at, buffer.users))
-        if buffer.parts:
-            first, last = min(first, *map(at, buffer.parts)), max(last, *map(at, buffer.parts))
-        over = _written_over(program, buffer, first, position, written) if buffer.over else -1
-        written.add(over)
-        change[first if over < 0 else ends[first] + 1] += buffer.size
-        if not buffer.kept:
-            change[ends[last] + 1] -= buffer.size
-    return list(accumulate(change[:-1]))
-
-
-def _ends(program: Program, order: Sequence[int]) -> list[int]:
-    """For each place, that of the last task which joins the one there: its own if none does."""
-    ends = list(range(len(order)))
-    joins = [program.tasks[index].joins for index in order]
-    for place in range(len(order) - 2, -1, -1):
-        if joins[place] and joins[place + 1]:
-            ends[place] = ends[place + 1]
-    return ends
-
-
-def _written_over(program: Program, buffer: Buffer, at: int, position: Sequence[int], written: Collection[int]) -> int:
-    """The buffer that `buffer` is written over by the task at this place; -1: none."""
-    for number in buffer.over:
-        other = program.buffers[number]
-        ends = max((position[user] for user in other.users), default=-1)
-        if ends == at and not other.kept and number not in written:
-            return number
-    return -1
+    found = []
+    for number, over in program.lifetimes.over:
+        for other in over:
+            if last_user[other] == first[number] and not program.buffers[other].kept and other not in written:
+                written.add(other)
+                found.append(number)
+                break
+    return found
 
 
 def bytes_of_launches(program: Program) -> dict[int, int]:

@@ -13,7 +13,10 @@ import heapq
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
+
+from farskip_compile.passes.schedule.lifetimes import Lifetimes
 
 
 class Role(StrEnum):
@@ -83,6 +86,11 @@ class Program:
             launched = 0 <= task.launch < index and self.tasks[task.launch].role is Role.LAUNCH
             if task.role is Role.WAIT and not launched:
                 raise ValueError(f"wait {index} ({task.name}) names no launch before it: {task.launch}")
+
+    @cached_property
+    def lifetimes(self) -> Lifetimes:
+        """From which task to which each buffer lives."""
+        return Lifetimes(self.tasks, self.buffers)
 
 
 def needs_of(program: Program) -> list[set[int]]:

@@ -117,9 +117,10 @@ class _Upstream:
 
 def _upstream(nodes: Sequence[fx.Node], program: Program) -> list[_Upstream]:
     found: list[_Upstream] = []
+    terms = [set(terms_of(node)) for node in nodes]
     for index, node in enumerate(nodes):
-        terms, task = set(terms_of(node)), program.tasks[index]
-        before = [found[need] for need in task.needs if not terms.isdisjoint(terms_of(nodes[need]))]
+        task = program.tasks[index]
+        before = [found[need] for need in task.needs if not terms[index].isdisjoint(terms[need])]
         launch = nodes[task.launch] if task.role is Role.WAIT else None
         moves = launch is not None and _moves_rows(launch)
         # an all-to-all of integers sends the number of rows, before the rows

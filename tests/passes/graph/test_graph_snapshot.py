@@ -64,3 +64,45 @@ def test_the_arguments_of_a_call_are_flattened_as_before():
     module = fx.symbolic_trace(added, concrete_args={"pair": {"one": fx.PH, "two": fx.PH}})
     module.graph = GraphSnapshot(module.graph).restore()
     assert torch.equal(module(values), torch.full((2,), 2.0))
+
+
+def edited() -> tuple[GraphSnapshot, fx.Graph]:
+    def f(a, b):
+        c = a + b
+        d = c * 2
+        e = d - a
+        return e / c
+
+    graph = fx.symbolic_trace(f).graph
+    before = GraphSnapshot(graph)
+    nodes = {node.name: node for node in graph.nodes}
+    nodes["sub"].replace_input_with(nodes["a"], nodes["b"])
+    nodes["truediv"].replace_input_with(nodes["sub"], nodes["mul"])
+    graph.erase_node(nodes["sub"])
+    return before, graph
+
+
+def test_what_nobody_edited_is_unchanged():
+    before, graph = edited()
+    nodes = {node.name: node for node in graph.nodes}
+    assert {node.name for node in before.unchanged(graph)} == {"a", "b", "add", "mul", "output"}
+
+    nodes["mul"].args = (nodes["add"], 3)
+    nodes["add"].target = torch.sub
+    with graph.inserting_before(nodes["mul"]):
+        graph.call_function(torch.neg, (nodes["a"],))
+    assert {node.name for node in before.unchanged(graph)} == {"a", "b", "output"}
+    nodes["a"].name = "c"
+    assert before.unchanged(graph) == set()
+
+
+def test_what_is_restored_alone_takes_placeholders():
+    before, _ = edited()
+    graph = before.restore_only({"sub", "truediv"})
+    graph.lint()
+    assert [(node.op, node.name, node.args) for node in graph.nodes if node.op == "placeholder"] == [
+        ("placeholder", "a", ()),
+        ("placeholder", "add", ()),
+        ("placeholder", "mul", ()),
+    ]
+    assert [str(node.args) for node in graph.nodes if node.op == "call_function"] == ["(mul, a)", "(sub, add)"]
