@@ -90,7 +90,7 @@ def verify_pieces(graph: fx.Graph, before: GraphSnapshot) -> list[CutProduct]:
     """
     unchanged = before.unchanged(graph)
     known = {node.name for node in unchanged} - {node.meta.get(HINT) for node in graph.nodes}
-    account = _Account(graph, before.restore_only(before.names - known), unchanged)
+    account = _Account(graph, before.restore(without=known), unchanged)
     account.check()
     return account.products
 

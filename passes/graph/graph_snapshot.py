@@ -1,9 +1,9 @@
-"""A graph as it was: recorded before passes edit it, and rebuilt only where they fail.
+"""A graph as it was: recorded before passes edit it, and rebuilt where they fail, or to compare with what they made.
 
 Contract: no edit of the graph reaches the record, whether it adds, moves, changes or erases nodes. The graph that
 `restore` builds has new nodes, with the names, the order and the metadata (a copy of each dictionary) of the old ones;
-that of `restore_only` has some of them, for who knows that the others are `unchanged`. Linear; no node is created for a
-compile that succeeds, so it costs a sixth of a copy.
+nodes that are known to be `unchanged` may be left out. Linear; a record alone creates no node, so it costs a sixth of a
+copy.
 """
 
 from __future__ import annotations
@@ -38,28 +38,29 @@ class GraphSnapshot:
         ]
         self._codegen = codegen_of(graph)
 
-    @property
-    def names(self) -> set[str]:
-        """The names of all nodes."""
-        return {record.name for record in self._records}
+    def restore(self, without: Collection[str] = ()) -> fx.Graph:
+        """A new graph, equal to the old one as it was.
 
-    def restore(self) -> fx.Graph:
-        """A new graph, equal to the old one as it was."""
-        return self._built(self._records)
-
-    def restore_only(self, names: Collection[str]) -> fx.Graph:
-        """The same of the nodes with these names alone. Others that they take are placeholders there."""
-        wanted = [record for record in self._records if record.name in names]
+        Nodes named in `without` are left out; those of them that others take are placeholders.
+        """
         taken: set[fx.Node] = set()
-        for record in wanted:
-            fx.map_arg((record.args, record.kwargs), taken.add)
-        kept = []
+        for record in self._records if without else ():
+            if record.name not in without:
+                fx.map_arg((record.args, record.kwargs), taken.add)
+        graph = fx.Graph()
+        graph.set_codegen(self._codegen)
+        twins: dict[fx.Node, fx.Node] = {}
         for record in self._records:
-            if record.name in names:
-                kept.append(record)
-            elif record.node in taken:
-                kept.append(record._replace(op="placeholder", target=record.name, args=(), kwargs={}))
-        return self._built(kept)
+            if record.name in without:
+                if record.node not in taken:
+                    continue
+                record = record._replace(op="placeholder", target=record.name, args=(), kwargs={})
+            args, kwargs = fx.map_arg((record.args, record.kwargs), twins.__getitem__)
+            twin = graph.create_node(record.op, record.target, args, kwargs, record.name, record.type)
+            twin.meta = dict(record.meta)
+            twins[record.node] = twin
+        keep_sources(twins)
+        return graph
 
     def unchanged(self, graph: fx.Graph) -> set[fx.Node]:
         """The nodes of `graph`, the one recorded, that are as they were, but for their places and their metadata.
@@ -71,18 +72,6 @@ class GraphSnapshot:
         if any(node.name != record.name for node, record in left):
             return set()
         return {node for node, record in left if _is_as_it_was(record)}
-
-    def _built(self, records: Collection[_Record]) -> fx.Graph:
-        graph = fx.Graph()
-        graph.set_codegen(self._codegen)
-        twins: dict[fx.Node, fx.Node] = {}
-        for record in records:
-            args, kwargs = fx.map_arg((record.args, record.kwargs), twins.__getitem__)
-            twin = graph.create_node(record.op, record.target, args, kwargs, record.name, record.type)
-            twin.meta = dict(record.meta)
-            twins[record.node] = twin
-        keep_sources(twins)
-        return graph
 
 
 def _is_as_it_was(record: _Record) -> bool:

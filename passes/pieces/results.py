@@ -61,7 +61,7 @@ class _Call:
     def __init__(self, target: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         self.tensors: list[FakeTensor] = []
         self.is_plain = True
-        """All that decides is known, and is no symbol."""
+        """No argument is a symbol, or a tensor that `_kind` does not describe: the key says how the result looks."""
         self.key = target, self._key(tuple(args)), self._key(tuple(kwargs.items()))
 
     def _key(self, value: Any) -> Any:
