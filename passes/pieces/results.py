@@ -82,9 +82,12 @@ class _Call:
         if kind is None:
             return None
         memory = storage_identity(value)
-        place = next((place for place, one in enumerate(self.tensors) if storage_identity(one) == memory), -1)
-        same = kind.offset == 0 if place < 0 else kind.dtype == self.tensors[place].dtype
-        return _Result(kind, place) if same else None
+        places = [place for place, one in enumerate(self.tensors) if storage_identity(one) == memory]
+        if not places:
+            return _Result(kind, -1) if kind.offset == 0 else None
+        # where arguments share the memory, other calls need not do so
+        is_clear = len(places) == 1 and kind.dtype == self.tensors[places[0]].dtype
+        return _Result(kind, places[0]) if is_clear else None
 
 
 def _kind(value: Any) -> _Kind | None:

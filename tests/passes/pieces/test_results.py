@@ -92,3 +92,11 @@ def test_what_may_look_different_each_time_is_made_each_time() -> None:
         assert len(results.of(several, (a, 4, 1), {})) == 2
         assert isinstance(results.of(sized, (a, 1, 0, rows), {}).shape[1], torch.SymInt)
     assert (several.times, sized.times) == (2, 2)
+
+
+def test_a_view_of_one_of_two_that_share_memory_is_not_remembered() -> None:
+    results, second = Results(), Counted(lambda _, other: other.view(-1))
+    a, _ = fakes(FakeTensorMode())
+    b, _ = fakes(a.fake_mode)  # type: ignore[attr-defined]
+    results.of(second, (a, a.view(a.shape)), {})
+    assert storage_identity(results.of(second, (a, b), {})) == storage_identity(b)
