@@ -1,12 +1,14 @@
 """The private PyTorch APIs behind the cost model; a part of `_compat`.
 
 Contract: sizes are read off expressions, never compared or converted as symbolic numbers: that would install guards.
+What we tell a `ShapeEnv` is noted on it, so that it can be asked again as if we had not.
 Checked by running on torch 2.11.0, 2.13.0 and 2.15.0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import sympy
@@ -65,6 +67,21 @@ def register_flop_formula(target: Any) -> Callable[[Callable[..., int]], Callabl
     return register
 
 
+_TOLD = "_told_by_farskip"
+"""Attribute of a `ShapeEnv`: the symbols whose hints are ours."""
+
+
+@contextmanager
+def untold(env: Any) -> Iterator[None]:
+    """In the `with` block the `ShapeEnv` has the user's hints for sizes that depend on data, and none of ours."""
+    hints = env.var_to_hint_override
+    ours = {symbol: hints.pop(symbol) for symbol in getattr(env, _TOLD, ())}
+    try:
+        yield
+    finally:
+        hints.update(ours)
+
+
 class SymbolicSizes:
     """What a `ShapeEnv` (None if no size is symbolic) knows of the symbols in sizes."""
 
@@ -97,8 +114,10 @@ class SymbolicSizes:
     def hint(self, numbers: Mapping[sympy.Symbol, int]) -> None:
         """Tell Inductor sizes that depend on data, as `torch._dynamo.override_optimization_hint` does."""
         if self._env is not None:
-            known = {s: n for s, n in numbers.items() if self._env.is_unbacked_symint(s)}
-            self._env.var_to_hint_override.update(known)
+            hints = self._env.var_to_hint_override
+            ours = self._env.__dict__.setdefault(_TOLD, set())
+            ours |= {symbol for symbol in numbers if self._env.is_unbacked_symint(symbol) and symbol not in hints}
+            hints.update({symbol: numbers[symbol] for symbol in numbers if symbol in ours})
 
     def equalities(self) -> list[tuple[sympy.Expr, sympy.Expr]]:
         """Equalities of sizes that the program asserts when it runs, in the order in which it was traced."""

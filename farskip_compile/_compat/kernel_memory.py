@@ -3,13 +3,14 @@
 In:    Inductor's kernels after fusion, in any order that respects their dependences.
 Out:   the buffers that the generated program will hold: who makes, completes and uses each, and what it may be written
        over; whether a kernel is put into one function with others; the order that Inductor would choose for memory.
-Never: changes a kernel, but for Inductor's own figures for planning memory, which `inductors_order` computes anew.
+Never: changes a kernel; Inductor's own figures for planning memory are as before.
 Checked by running on torch 2.13.0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -24,6 +25,7 @@ from torch._inductor.scheduler import NopKernelSchedulerNode, SchedulerNode
 from torch._inductor.virtualized import V
 from torch.utils._ordered_set import OrderedSet
 
+from farskip_compile._compat.costs import untold
 from farskip_compile._compat.inductor import Kernel
 
 
@@ -98,25 +100,49 @@ def kernel_buffers(kernels: Sequence[Kernel]) -> list[KernelBuffer]:
 
 
 def inductors_order(kernels: Sequence[Kernel]) -> list[Kernel]:
-    """`kernels` as Inductor would order them, were it not for dependences that are for order alone: each after what it
-    reads, and then reordered for memory."""
+    """`kernels` as Inductor alone would order them: each after what it reads, and then reordered for memory.
+
+    That is without dependences that are for order alone, and without our hints for sizes that depend on data: it takes
+    other orders where it knows nothing of these.
+    """
     if not kernels:
         return []
+    graph: Any = V.graph
     scheduler = kernels[0].scheduler
-    kept = [kernel.unmet_dependencies for kernel in kernels]
-    try:
+    with _kept(kernels, scheduler), _without_our_hints(graph):
         for kernel in kernels:
             real = (dep for dep in kernel.unmet_dependencies if not (isinstance(dep, WeakDep) and dep.is_fake))
             kernel.unmet_dependencies = OrderedSet(real)
         found: list[Kernel] = scheduler.topological_sort_schedule(list(kernels))
         if inductor_config.reorder_for_peak_memory:
-            graph: Any = V.graph
             inputs, outputs = OrderedSet(graph.graph_inputs), OrderedSet(graph.get_output_names())
             found = reorder_for_peak_memory(found, scheduler.name_to_buf, scheduler.name_to_fused_node, inputs, outputs)
         return found
+
+
+@contextmanager
+def _without_our_hints(graph: Any) -> Iterator[None]:
+    """Inductor remembers what it has worked out from hints."""
+    remembered, graph.dep_size_hint_cache = graph.dep_size_hint_cache, {}
+    try:
+        with untold(graph.sizevars.shape_env):
+            yield
     finally:
-        for kernel, dependences in zip(kernels, kept, strict=True):
-            kernel.unmet_dependencies = dependences
+        graph.dep_size_hint_cache = remembered
+
+
+@contextmanager
+def _kept(kernels: Sequence[Kernel], scheduler: Any) -> Iterator[None]:
+    """After the `with` block, dependences and Inductor's figures for planning memory are those before it."""
+    figures = [(kernel, vars(kernel).copy()) for kernel in kernels]
+    figures += [(buffer, vars(buffer).copy()) for buffer in scheduler.name_to_buf.values()]
+    try:
+        yield
+    finally:
+        for one, before in figures:
+            for name in ("unmet_dependencies", "mpi_node", "mpi_buffer"):
+                if name in before:
+                    setattr(one, name, before[name])
 
 
 def _input_memories(inputs: Mapping[str, Any]) -> list[tuple[int, list[str]]]:

@@ -10,10 +10,11 @@ dependences, the order of writes, and that memory of a collective in flight is r
 
 The order in which Inductor gives us the kernels can't stand for the unscheduled one: it follows the scheduled graph, so
 that it may already include what overlapping costs. (Where it holds less, the limit starts from there.) So:
-1. A kernel's place is that of the first node in it, as with Inductor, in the graph as it came
-   (`from_graph.remember_order`); if it has none, that of the last kernel that it needs.
+1. A kernel's place in the graph as it came (`from_graph.remember_order`) is, as with Inductor, that of the first of
+   the operations fused in it; if it has none, that of the last kernel that it needs. An operation's is that of its last
+   node: what comes before it, such as a constant, may have been written for another kernel, and is made anew here.
 2. Inductor sorts them so that each comes after those whose results it needs, and then for memory. What a kernel needs
-   for order alone, such as our pins, was not there at first.
+   for order alone, such as our pins, was not there at first; nor were our hints for sizes that depend on data.
 """
 
 from __future__ import annotations
@@ -69,10 +70,11 @@ def unscheduled_order(kernels: Sequence[inductor.Kernel]) -> tuple[int, ...]:
     maker = {name: i for i, kernel in enumerate(kernels) for name in inductor.kernel_makes(kernel)}
     places: list[int] = []
     for kernel in kernels:  # 1.
-        nodes = (node for _, origins in inductor.kernel_parts(kernel) for node in origins)
+        parts = [origins for _, origins in inductor.kernel_parts(kernel)]
         needed = (maker[name] for name in inductor.kernel_reads(kernel) if name in maker)
         latest = max((places[need] for need in needed if need < len(places)), default=0)
-        places.append(min((node.meta[PLACE] for node in nodes if PLACE in node.meta), default=latest))
+        known = [max(found) for part in parts if (found := [node.meta[PLACE] for node in part if PLACE in node.meta])]
+        places.append(min(known, default=latest))
     number = {kernel: i for i, kernel in enumerate(kernels)}
     by_place = [kernels[index] for index in sorted(range(len(kernels)), key=places.__getitem__)]
     return tuple(number[kernel] for kernel in kernel_memory.inductors_order(by_place))  # 2.

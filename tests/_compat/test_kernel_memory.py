@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import fx
 from torch._inductor import config as inductor_config
 
 from farskip_compile._compat import inductor, kernel_memory
+from farskip_compile.costs.sizes import SizeHints
 
 Buffers = list[kernel_memory.KernelBuffer]
 ROWS = 64
@@ -95,3 +97,41 @@ def test_inductors_order_is_valid_whatever_it_is_given() -> None:
             torch.compile(function, fullgraph=True)(torch.randn(ROWS, 8), torch.randn(8, 24))
     assert len(found) >= 6
     assert all(found)
+
+
+def test_inductors_order_does_not_know_what_we_tell_inductor() -> None:
+    """It would take another one for memory if it knew how many rows there are; it knows them again afterwards."""
+    given: dict[bool, list[str]] = {}
+    alone: dict[bool, list[str]] = {}
+    told = False
+
+    def tell(graph: fx.Graph) -> None:
+        if told:
+            SizeHints(graph, fallback=ROWS).tell_inductor()
+
+    def read(kernels: Sequence[inductor.Kernel]) -> Sequence[inductor.Kernel]:
+        before = kernel_memory.kernel_buffers(kernels)
+        written = sorted(kernels, key=lambda kernel: int(inductor.kernel_name(kernel).removeprefix("op")))
+        ordered = kernel_memory.inductors_order(written)
+        given[told], alone[told] = (list(map(inductor.kernel_name, some)) for some in (kernels, ordered))
+        assert kernel_memory.kernel_buffers(kernels) == before
+        return kernels
+
+    def products(which: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        rows = table[which.nonzero()[:, 0]]
+        made = [rows @ torch.outer(table[i], table[i]) for i in range(3)]
+        return sum((one.T @ one).sum() for one in made)
+
+    options = {
+        "post_grad_custom_post_pass": tell,
+        "reorder_for_compute_comm_overlap": True,
+        "reorder_for_compute_comm_overlap_passes": [read],
+        "reorder_for_locality": False,
+        "fx_graph_cache": False,
+    }
+    for told in (False, True):
+        torch._dynamo.reset()
+        with inductor_config.patch(options), torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+            torch.compile(products, fullgraph=True)(torch.ones(ROWS), torch.rand(ROWS, 64))
+    assert given[True] != given[False], "else nothing is shown"
+    assert alone[True] == given[False] == alone[False]

@@ -12,6 +12,7 @@ from torch import fx
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from farskip_compile._compat.costs import untold
 from farskip_compile.costs import SizeHints, op_cost
 from tests.costs.traced import shape_env, trace
 
@@ -91,6 +92,12 @@ def test_inductor_is_told_the_estimates_of_a_graph_but_not_against_the_user() ->
     hints = exchange.env.var_to_hint_override
     assert [hints[symbol] for symbol in (*sent, *got)] == [7, 3, 10, 10]
     assert free not in hints, "no size of this graph"
+    with untold(exchange.env):
+        assert hints == {sent[0]: 7}, "the user's alone"
+    assert len(hints) == 4
+    SizeHints(exchange.graph, imbalance=1.0).tell_inductor()
+    with untold(exchange.env):
+        assert hints == {sent[0]: 7}, "also if they are told once more"
     static = trace(lambda x: x + 1, torch.zeros(3))
     SizeHints(static).tell_inductor()  # nothing to tell
 

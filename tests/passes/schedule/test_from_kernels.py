@@ -22,7 +22,7 @@ from farskip_compile.passes.schedule.program import Buffer, Program, Task
 
 
 class Kernel:
-    """As much of Inductor's as is asked: one operator that makes one buffer of its name."""
+    """As much of Inductor's as is asked: one operator that makes one buffer of its name, and what is fused with it."""
 
     def __init__(self, name: str, node: fx.Node | None, *needs: str, order: tuple[str, ...] = ()) -> None:
         self.name = name
@@ -32,6 +32,7 @@ class Kernel:
         self.unmet_dependencies = set(deps)
         self.read_writes = SimpleNamespace(reads=set(deps))
         self.ancestors = OrderedSet((*needs, *order))
+        self.parts = [self]
 
     def get_name(self):
         return self.name
@@ -43,7 +44,7 @@ class Kernel:
         return [self.name]
 
     def get_nodes(self):
-        return [self]
+        return self.parts
 
     def add_fake_dep(self, dep):
         self.unmet_dependencies.add(dep)
@@ -95,7 +96,7 @@ def test_a_fused_kernel_has_the_place_of_its_first_node() -> None:
     norm = graph.call_function(torch.sqrt, (total,))
     remember_order(graph)
     fused = Kernel("fused", total, "parts")
-    fused.node.origins.append(norm)  # type: ignore[union-attr]
+    fused.parts.append(Kernel("norm", norm))
     kernels = [Kernel("parts", parts), Kernel("wide", wide), fused, Kernel("folded", folded, "wide")]
     tasks = tuple(Task(kernel.name, needs) for kernel, needs in zip(kernels, [(), (), (0,), (1,)], strict=True))
     program = Program(tasks, (Buffer(100, 0, (2,)), Buffer(100, 1, (3,)), *(Buffer(1, i, kept=True) for i in (2, 3))))
@@ -103,6 +104,20 @@ def test_a_fused_kernel_has_the_place_of_its_first_node() -> None:
         order = unscheduled_order(kernels)
     assert order == (0, 2, 1, 3)
     assert max(live_bytes(program, order)) == 102
+
+
+def test_what_is_computed_anew_in_a_kernel_does_not_move_it() -> None:
+    """A constant is written once, and made again by each kernel that reads it: the second one is still the last."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    constant = graph.call_function(torch.zeros, (8,))
+    nodes = [graph.call_function(function, (x, constant)) for function in (torch.add, torch.sub, torch.mul)]
+    remember_order(graph)
+    kernels = [Kernel(str(i), node) for i, node in enumerate(nodes)]
+    for kernel in (kernels[0], kernels[2]):
+        kernel.node.origins.append(constant)  # type: ignore[union-attr]
+    with mock.patch.object(kernel_memory, "inductors_order", side_effect=list):
+        assert unscheduled_order(kernels) == (0, 1, 2)
 
 
 def test_pins_end_with_fusion_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
