@@ -93,10 +93,11 @@ reads takes no memory of its own; a concatenation lives from the kernel that mak
 live until the last one is taken; what is saved for backward counts with all the memory of which it is a view; on a CPU,
 kernels between two calls of libraries are one function, at whose end all that they read is freed. In tests the account
 is within 1 % of what generated programs hold, forward and backward, and a fifth of the limit is left to what it misses.
-The limit starts from what Inductor would hold if nothing were scheduled. Two of Inductor's optimizations are off under
-our backend and on under `plain`: keeping a freed block for a later buffer of its size (`allow_buffer_reuse`), which no
-account knows of, and moving each node to just before its first reader (`reorder_for_locality`, in inference). With
-skewed routing and no drops, data-dependent sizes are estimated as those of the rank that gets most rows.
+The limit starts from what Inductor would hold if nothing were scheduled, in the order that it would choose: where sizes
+depend on data, one that knows nothing of them, since it is we who tell it. Two of Inductor's optimizations are off
+under our backend and on under `plain`: keeping a freed block for a later buffer of its size (`allow_buffer_reuse`),
+which no account knows of, and moving each node to just before its first reader (`reorder_for_locality`, in inference).
+With skewed routing and no drops, data-dependent sizes are estimated as those of the rank that gets most rows.
 
 Limits. The processors that compute also carry the bytes: a collective in flight costs them time, which the bound does
 not count (reported where a target is missed). Where messages are large, TCP hands segments of 256 KiB to the link (BIG
