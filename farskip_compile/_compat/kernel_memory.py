@@ -122,7 +122,7 @@ def inductors_order(kernels: Sequence[Kernel]) -> list[Kernel]:
 
 @contextmanager
 def _without_our_hints(graph: Any) -> Iterator[None]:
-    """Inductor remembers what it has worked out from hints."""
+    """In the `with` block Inductor knows no hint of ours, and has forgotten what it has worked out from them."""
     remembered, graph.dep_size_hint_cache = graph.dep_size_hint_cache, {}
     try:
         with untold(graph.sizevars.shape_env):
@@ -134,15 +134,14 @@ def _without_our_hints(graph: Any) -> Iterator[None]:
 @contextmanager
 def _kept(kernels: Sequence[Kernel], scheduler: Any) -> Iterator[None]:
     """After the `with` block, dependences and Inductor's figures for planning memory are those before it."""
-    figures = [(kernel, vars(kernel).copy()) for kernel in kernels]
-    figures += [(buffer, vars(buffer).copy()) for buffer in scheduler.name_to_buf.values()]
+    names = ("unmet_dependencies", "mpi_node", "mpi_buffer")
+    every = (*kernels, *scheduler.name_to_buf.values())
+    kept = [(one, name, vars(one)[name]) for one in every for name in names if name in vars(one)]
     try:
         yield
     finally:
-        for one, before in figures:
-            for name in ("unmet_dependencies", "mpi_node", "mpi_buffer"):
-                if name in before:
-                    setattr(one, name, before[name])
+        for one, name, value in kept:
+            setattr(one, name, value)
 
 
 def _input_memories(inputs: Mapping[str, Any]) -> list[tuple[int, list[str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from unittest import mock
 
 import torch
 from torch import fx
@@ -135,3 +136,42 @@ def test_inductors_order_does_not_know_what_we_tell_inductor() -> None:
     untold, told = given
     assert told != untold, "else nothing is shown"
     assert alone == [untold, untold]
+
+
+def test_inductors_order_forgets_for_a_while_how_large_saved_rows_are() -> None:
+    """Inductor remembers the size of each input; and the account needs these sizes, and who uses them, afterwards."""
+    counted: list[list[int]] = []
+    sort = kernel_memory.reorder_for_peak_memory
+
+    def sizes(kernels: Sequence[inductor.Kernel]) -> list[int]:
+        return sorted(one.size for one in kernel_memory.kernel_buffers(kernels) if one.maker == -1)
+
+    def counting(kernels: list[inductor.Kernel], *rest: object) -> list[inductor.Kernel]:
+        ordered: list[inductor.Kernel] = sort(kernels, *rest)
+        counted.append(sizes(ordered))
+        return ordered
+
+    def read(kernels: Sequence[inductor.Kernel]) -> Sequence[inductor.Kernel]:
+        before = sizes(kernels)
+        with mock.patch.object(kernel_memory, "reorder_for_peak_memory", counting):
+            kernel_memory.inductors_order(kernels)
+        assert sizes(kernels) == before
+        counted.append(before)
+        return kernels
+
+    def product(which: torch.Tensor, table: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return (table[which.nonzero()[:, 0]] @ weight).sin().sum()
+
+    options = {
+        "post_grad_custom_post_pass": lambda graph: SizeHints(graph, fallback=ROWS).tell_inductor(),
+        "reorder_for_compute_comm_overlap": True,
+        "reorder_for_compute_comm_overlap_passes": [read],
+        "fx_graph_cache": False,
+    }
+    torch._dynamo.reset()
+    with inductor_config.patch(options), torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(product, fullgraph=True)
+        compiled(torch.ones(ROWS), torch.rand(ROWS, 64), torch.rand(64, 8, requires_grad=True)).backward()
+    *_, alone, told = counted
+    assert {ROWS * 64 * 4, ROWS * 8 * 4} <= {*told}, "the rows, and their product"
+    assert {ROWS * 64 * 4, ROWS * 8 * 4}.isdisjoint(alone), "of which Inductor knows nothing by itself"

@@ -85,7 +85,7 @@ def test_the_first_order_of_the_graph_decides() -> None:
     assert unscheduled_order([]) == ()
 
 
-def test_a_fused_kernel_has_the_place_of_its_first_node() -> None:
+def test_a_fused_kernel_has_the_place_of_its_first_operation() -> None:
     """A sum is fused with its norm, which is written after another sum: neither waits for that one."""
     graph = fx.Graph()
     x = graph.placeholder("x")
