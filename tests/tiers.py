@@ -3,15 +3,16 @@
 Contract: data, and how it is read. `WHOLE` and `DEEP` are the only places that say which tests are left to
 `make test-all` and to `make test-deep`, by kind: a folder, a file, or the beginning of a test's id. What is not listed
 is quick: unit tests, properties, the models of transformers against their oracle, each form of a collective on two
-ranks. `make test-all` is what a change must pass; it is to take less than half an hour on two cores. What is deep are
-some parameters of a test whose others run there: the same of another model, or of one more layout. It runs before a
-release. Tests that are listed start first, in the order of the tables, so that no long one is left for one worker.
+ranks. `make test-all` is what a change must pass; it is to take less than half an hour on two cores. What is deep runs
+before a release: some parameters of a test whose others a change runs, the same of another model or of one more layout
+(`_DEEP`); and what another test shows in a smaller form, which is named beside it (`_SHOWN_BY`). Tests that are listed
+start first, in the order of the tables, so that no long one is left for one worker.
 """
 
 from __future__ import annotations
 
 WHOLE = {
-    "tests/fuzz/test_slice.py": "a slice of the fuzzing: 260 generated graphs and models",
+    "tests/fuzz/test_slice.py": "a slice of the fuzzing: 202 generated graphs and models",
     "tests/mutation/": "every fault that was put in by hand must be noticed",
     "tests/faults/": "processes and ranks that fail, and what they leave",
     "tests/docs/": "the programs of the documentation, in processes of their own",
@@ -100,19 +101,31 @@ WHOLE = {
 _DEEP: dict[str, tuple[str, ...]] = {
     "distributed/test_expert_parallel_ranks.py": ("test_equal_to_theirs_bit_for_bit[4",),
     "distributed/test_pieces_by_token_ranks.py": (
+        "test_models_of_ours[beside shared experts",
+        "test_models_of_ours[batch",
         "test_matrices_in_slices[mixtral",
-        "test_tokens_that_are_gathered[mixtral-none-False",
+        "test_matrices_in_slices[deepseek_v3",
+        "test_tokens_that_are_gathered[mixtral",
+        "test_experts_of_transformers[none",
+        "test_experts_of_torchtitan[none",
     ),
     "distributed/test_pieces_ranks.py": (
         "test_layers_that_are_compiled_by_themselves[dropless",
-        "test_pieces_compute_what_whole_exchanges_do[deepseek_v3-layers3",
+        "test_pieces_compute_what_whole_exchanges_do[deepseek_v3",
+        "test_pieces_compute_what_whole_exchanges_do[mixtral-layers0",
     ),
     "distributed/test_rewire_ranks.py": (
+        "test_four_ranks[allgather",
+        "test_four_ranks[padded+tp-qwen3_moe",
+        "test_two_ranks_under_aot_and_inductor[dropless",
         "test_two_ranks_under_aot_and_inductor[allgather",
         "test_two_ranks_under_aot_and_inductor[padded",
         "test_two_ranks_under_aot_and_inductor[tp+sp",
     ),
-    "distributed/test_transformers_ranks.py": ("test_two_ranks[qwen2_moe",),
+    "distributed/test_transformers_ranks.py": (
+        "test_two_ranks[tensor parallel",
+        "test_two_ranks[expert parallel-deepseek_v3",
+    ),
     "inductor/test_account_of_memory.py": (
         "test_the_account_is_what_the_program_holds[{'connectivity': 'none'}",
         "test_the_account_is_what_the_program_holds[{'connectivity': 'full'",
@@ -121,6 +134,11 @@ _DEEP: dict[str, tuple[str, ...]] = {
     "inductor/test_freed_buffers.py": (
         "test_no_buffer_is_used_when_it_is_freed[deepseek_v3",
         "test_no_buffer_is_used_when_it_is_freed[mixtral",
+        "test_no_buffer_is_used_when_it_is_freed[qwen3_moe",
+    ),
+    "inductor/test_pieces.py": (
+        "test_auto_cuts_alike_where_a_pass_is_left_out[schedule_graph",
+        "test_auto_cuts_where_the_estimate_says_that_it_pays[10000000000000",
     ),
     "inductor/test_generated_order.py": ("test_rewired_models_hide_collectives_forward_and_backward[qwen3_moe",),
     "properties/test_architectures.py": ("test_inductor_is_close_to_the_oracle[llama",),
@@ -144,14 +162,45 @@ _DEEP: dict[str, tuple[str, ...]] = {
         "test_orders[{'skew",
         "test_orders[{'interference",
     ),
+    "mutation/test_kill_table.py": (
+        "test_every_fault_is_noticed[kernels, ranks and caches",
+        "test_every_fault_is_noticed[passes on the model's graph",
+    ),
     "plan/test_front.py": ("test_what_is_cut_before_differentiation_is_known[{'pieces",),
     "models/test_training.py": ("test_dynamic_lengths[granite_hybrid",),
-    "models/test_generation.py": ("test_generate_is_bit_equal_to_the_oracle[lfm2_moe",),
+    "models/test_adapters.py": (
+        "test_merged_equals_unmerged[attention",
+        "test_merged_equals_unmerged[experts",
+        "test_merged_equals_unmerged[output",
+    ),
+    "models/test_generation.py": (
+        "test_generate_is_bit_equal_to_the_oracle[lfm2_moe",
+        "test_generate_is_bit_equal_to_the_oracle[llama4",
+    ),
+    "models/test_models.py": ("test_captures_whole_with_dynamic_shapes[qwen3_moe",),
+    "models/test_transformers.py": ("test_deepseek_gradient_checkpointing[eager",),
     "test_backend.py": ("test_dynamic_shapes_do_not_recompile[aot_eager",),
+    "test_compiled_autograd.py": ("test_compiled_autograd_hands_over_a_backward_graph[eager",),
 }
 
-DEEP = tuple(f"tests/{file}::{test}" for file, tests in _DEEP.items() for test in tests)
-"""What `make test-all` leaves out, too: some parameters of a test that it runs with others."""
+_SHOWN_BY = {
+    "distributed/test_data_parallel_ranks.py::test_fully_shard_on_layers_is_refused": "test_layers_one_by_one.py",
+    "models/test_overlapped_form.py": "benchmarks/test_overlap_ranks.py::test_a_cell_from_end_to_end",
+    "docs/test_conversion_page.py": "distill/test_job.py::test_a_checkpoint_is_healed",
+    "benchmarks/test_distillation.py::test_rows_wait": "benchmarks/test_distillation.py::test_rows_are_run_once",
+    "distributed/test_transformers_inductor.py::test_a_step": "distributed/test_transformers_ranks.py::test_two_ranks",
+    "distributed/test_transformers_ranks.py::test_four_ranks": "distributed/test_rewire_ranks.py::test_four_ranks",
+    "distributed/test_generated_ranks.py": "distributed/test_rewire_ranks.py::test_two_ranks_bit_equal",
+    "simulate/test_micro_batches.py::test_gradients_are_added_up": "simulate/test_batches.py::test_gradients",
+    "simulate/test_micro_batches.py::test_slower_compute_slows_sums_too": "simulate/test_predict.py",
+}
+"""Of a whole test, or all of a file, where a change runs the same in a smaller form."""
+
+DEEP = (
+    *(f"tests/{file}::{test}" for file, tests in _DEEP.items() for test in tests),
+    *(f"tests/{test}" for test in _SHOWN_BY),
+)
+"""What `make test-all` leaves out, too."""
 
 
 def place(nodeid: str) -> int | None:

@@ -70,10 +70,11 @@ def ours_on_rank(
 @pytest.mark.parametrize(
     ("name", "layers", "connectivity", "cut", "along"),
     [
+        ("mixtral", ("moe", "moe"), "full", TOKENS, "tokens"),
         ("deepseek_v3", ("moe", "moe"), "full", TOKENS, "tokens"),
         ("mixtral", ("moe",), "none", {"micro_batches": 2}, "batch"),
     ],
-    ids=["from one exchange into the next", "batch"],
+    ids=["from one exchange into the next", "beside shared experts", "batch"],
 )
 def test_models_of_ours(name: str, layers: tuple[str, ...], connectivity: str, cut: dict[str, Any], along: str) -> None:
     for found in run_ranks(ours_on_rank, 2, name, layers, connectivity, cut, timeout=400):
@@ -192,62 +193,54 @@ def test_experts_as_engines_write_them() -> None:
 # Of others
 
 
-def transformers_on_rank(rank: int, world_size: int, path: str) -> dict[str, Any]:
+def transformers_on_rank(rank: int, world_size: int, path: str, connectivity: str) -> tuple[list[int], Any]:
     from tests.distributed.hf_ranks import IDS, difference, load, oracle
 
     whole = load(path, rank, world_size).train()
     model = load(path, rank, world_size, "farskip_all_to_all").train()
-    found: dict[str, Any] = {}
-    for connectivity in ("none", "full"):
-        expected = run_with_gradients(oracle(whole, connectivity), whole, IDS)
-        pieces: list[int] = []
-        torch.compiler.reset()
-        compiled = torch.compile(model, backend=partial(cut_and_run, connectivity, pieces), fullgraph=True)
-        cut = run_with_gradients(lambda ids, compiled=compiled: compiled(ids).logits, model, IDS)
-        found[connectivity] = pieces, difference(cut, expected)
-    return found
+    expected = run_with_gradients(oracle(whole, connectivity), whole, IDS)
+    pieces: list[int] = []
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend=partial(cut_and_run, connectivity, pieces), fullgraph=True)
+    return pieces, difference(run_with_gradients(lambda ids: compiled(ids).logits, model, IDS), expected)
 
 
-def test_experts_of_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("connectivity", ["none", "full"])
+def test_experts_of_transformers(connectivity: str, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     from tests.distributed.hf_ranks import save
 
-    for found in run_ranks(transformers_on_rank, 2, save("qwen2_moe", 1, tmp_path), timeout=500):
-        for pieces, (output, gradients) in found.values():
-            assert pieces == [2 * 2]  # there and back
-            assert output < 1e-5, found  # norms and routers are float32
-            assert gradients < 1e-5, found
+    path = save("qwen2_moe", 1, tmp_path)
+    for pieces, (output, gradients) in run_ranks(transformers_on_rank, 2, path, connectivity, timeout=500):
+        assert pieces == [2 * 2]  # there and back
+        assert output < 1e-5  # norms and routers are float32
+        assert gradients < 1e-5
 
 
-def torchtitan_on_rank(rank: int, world_size: int) -> dict[str, Any]:
+def torchtitan_on_rank(rank: int, world_size: int, connectivity: str) -> dict[str, Any]:
     """In eager mode behind AOTAutograd: Inductor has no backward of flex attention on a CPU."""
     from tests.distributed.test_torchtitan_ranks import SOME, parallel, run
     from tests.models import titan
 
-    found: dict[str, Any] = {}
     with titan.on_cpu():
         sharding = {"enable_ep": True, "enable_sp": False}
         model, (_, *others) = titan.build_deepseek_v3(SOME, torch.float64, sharding)
         args = (titan.token_ids(rank), *others)
         model.train()
         with parallel(model, world_size, "partial_dtensor"):
-            for connectivity in ("none", "full"):
-                expected = run(model if connectivity == "none" else titan.EagerForm(model), model, args)
-                counted = [buffer.clone() for name, buffer in model.named_buffers() if "tokens_per_expert" in name]
-                pieces: list[int] = []
-                torch.compiler.reset()
-                compiled = torch.compile(model, backend=partial(cut_and_run, connectivity, pieces), fullgraph=True)
-                output, gradients = run(compiled, model, args)
-                counts = [buffer for name, buffer in model.named_buffers() if "tokens_per_expert" in name]
-                found[connectivity] = {
-                    "pieces": pieces,
-                    "output": relative_difference(output, expected[0]),
-                    "gradients": {key: relative_difference(gradients[key], expected[1][key]) for key in gradients},
-                    "counted": [torch.equal(now, 2 * before) for now, before in zip(counts, counted, strict=True)],
-                }
-                for buffer in counts:
-                    buffer.zero_()
-    return found
+            expected = run(model if connectivity == "none" else titan.EagerForm(model), model, args)
+            counted = [buffer.clone() for name, buffer in model.named_buffers() if "tokens_per_expert" in name]
+            pieces: list[int] = []
+            torch.compiler.reset()
+            compiled = torch.compile(model, backend=partial(cut_and_run, connectivity, pieces), fullgraph=True)
+            output, gradients = run(compiled, model, args)
+            counts = [buffer for name, buffer in model.named_buffers() if "tokens_per_expert" in name]
+    return {
+        "pieces": pieces,
+        "output": relative_difference(output, expected[0]),
+        "gradients": {key: relative_difference(gradients[key], expected[1][key]) for key in gradients},
+        "counted": [torch.equal(now, 2 * before) for now, before in zip(counts, counted, strict=True)],
+    }
 
 
 def cut_and_run(
@@ -265,14 +258,14 @@ def cut_and_run(
     return lookup_backend("aot_eager")(module, inputs)
 
 
-def test_experts_of_torchtitan() -> None:
+@pytest.mark.parametrize("connectivity", ["none", "full"])
+def test_experts_of_torchtitan(connectivity: str) -> None:
     """A grouped product in bfloat16. The counts of tokens, a buffer, are those of the whole."""
     pytest.importorskip("torchtitan")
-    for found in run_ranks(torchtitan_on_rank, 2, timeout=500):
-        for result in found.values():
-            assert result["pieces"] == [8]  # of two layers, there and back
-            assert result["output"] == 0.0, found
-            far = {name: by for name, by in result["gradients"].items() if by > (2e-2 if "experts" in name else 1e-12)}
-            assert not far, far
-            assert result["counted"]
-            assert all(result["counted"]), found
+    for result in run_ranks(torchtitan_on_rank, 2, connectivity, timeout=500):
+        assert result["pieces"] == [8]  # of two layers, there and back
+        assert result["output"] == 0.0, result
+        far = {name: by for name, by in result["gradients"].items() if by > (2e-2 if "experts" in name else 1e-12)}
+        assert not far, far
+        assert result["counted"]
+        assert all(result["counted"]), result

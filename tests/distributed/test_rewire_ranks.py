@@ -122,12 +122,19 @@ def test_merged_reductions_bit_equal() -> None:
     check(run_ranks(compare_on_rank, 2, ("tp", "tp+sp"), by_model, timeout=300))
 
 
-def test_four_ranks() -> None:
+@pytest.mark.parametrize(
+    ("layouts", "name"),
+    [
+        (("padded+tp+sp", "dropless+tp"), "deepseek_v3"),
+        (("allgather+tp+sp",), "deepseek_v3"),
+        (("padded+tp",), "qwen3_moe"),
+    ],
+    ids=lambda layouts: layouts if isinstance(layouts, str) else layouts[0],
+)
+def test_four_ranks(layouts: tuple[str, ...], name: str) -> None:
     """Two ways to be parallel at once, with and without sequence parallelism, with a shared expert and without one."""
-    layouts = ("padded+tp+sp", "dropless+tp", "allgather+tp+sp")
     of_experts = (("eager",), ("moe", "moe"))  # dense layers are tensor-parallel in the same way on two ranks
-    check(run_ranks(compare_on_rank, 4, layouts, {"deepseek_v3": FULL}, *of_experts, timeout=300))
-    check(run_ranks(compare_on_rank, 4, ("padded+tp",), {"qwen3_moe": FULL}, *of_experts, timeout=300))
+    check(run_ranks(compare_on_rank, 4, layouts, {name: FULL}, *of_experts, timeout=300))
 
 
 def report_on_rank(rank: int, world_size: int) -> dict[str, Any]:

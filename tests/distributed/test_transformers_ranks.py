@@ -101,10 +101,11 @@ def check(family: str, modes: tuple[str, ...], results: dict[str, dict[str, Any]
 
 
 @pytest.mark.parametrize("family", LEFT_OUT)
-def test_two_ranks(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("modes", [MODES[:1], MODES[1:]], ids=["tensor parallel", "expert parallel"])
+def test_two_ranks(modes: tuple[str, ...], family: str, tmp_path: Path) -> None:
     path = save(family, LAYERS[family], tmp_path)
-    for results in run_ranks(compare_on_rank, 2, path, MODES, timeout=400):
-        check(family, MODES, results)
+    for results in run_ranks(compare_on_rank, 2, path, modes, timeout=400):
+        check(family, modes, results)
 
 
 def test_four_ranks(tmp_path: Path) -> None:

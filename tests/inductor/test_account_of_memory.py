@@ -34,7 +34,7 @@ WIDTHS: dict[str, Any] = {
     "layers": ("dense", "moe", "moe"),
 }
 TOKENS = 128
-MANY = {**WIDTHS, "hidden_size": 128, "experts": 64, "moe_intermediate_size": 96, "layers": ("dense", *["moe"] * 3)}
+MANY = {**WIDTHS, "hidden_size": 128, "experts": 64, "moe_intermediate_size": 96, "layers": ("dense", "moe", "moe")}
 """Nearly all memory is weights and their gradients, as in training on many ranks."""
 OFF = 0.01
 """What else a program holds, such as constants."""

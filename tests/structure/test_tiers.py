@@ -7,10 +7,12 @@ import re
 import pytest
 
 from tests.structure.sources import ROOT
-from tests.tiers import DEEP, WHOLE, is_deep, place
+from tests.tiers import _DEEP, _SHOWN_BY, DEEP, WHOLE, is_deep, place
+
+SHOWS = [f"tests/{test}" for test in _SHOWN_BY.values()]
 
 
-@pytest.mark.parametrize("start", [*WHOLE, *DEEP])
+@pytest.mark.parametrize("start", [*WHOLE, *DEEP, *SHOWS])
 def test_what_is_listed_is_there(start: str) -> None:
     path, _, name = start.partition("[")[0].partition("::")
     assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file()
@@ -30,7 +32,8 @@ def test_what_breaks_most_is_quick() -> None:
     assert place("tests/faults/test_rank_faults.py::test_x") is not None
 
 
-def test_what_is_deep_are_parameters_of_tests_that_a_change_runs() -> None:
-    assert is_deep("tests/distributed/test_transformers_ranks.py::test_two_ranks[qwen2_moe]")
-    assert not is_deep("tests/distributed/test_transformers_ranks.py::test_two_ranks[deepseek_v3]")
-    assert [start for start in DEEP if "[" not in start] == []
+def test_what_is_deep_is_run_by_a_change_with_other_parameters_or_elsewhere() -> None:
+    assert is_deep("tests/distributed/test_transformers_ranks.py::test_two_ranks[expert parallel-deepseek_v3]")
+    assert not is_deep("tests/distributed/test_transformers_ranks.py::test_two_ranks[expert parallel-qwen2_moe]")
+    assert [test for tests in _DEEP.values() for test in tests if "[" not in test] == []
+    assert [test for test in SHOWS if is_deep(test)] == []
