@@ -5,11 +5,14 @@ Out:   seconds; never more than the makespan of any order that keeps every depen
        the launches, as every schedule here does.
 Never: decides anything: it is for reports.
 
-For launches c in order, with S(...) the compute of a set of tasks:
-    head(c)   the earliest start of c's collective: S(ancestors of c), and, for every earlier launch b with a wait among
-              the ancestors of c, or on the same channel, head(b) + seconds(b) + S(tasks after a wait of b and before c)
-    tail(c)   S(tasks after a wait of c)
+For launches c in order, with S(...) the compute of a set of tasks, and "after c" what comes after a wait of c or of a
+later launch on the same channel, which is not done before c is:
+    head(c)   the earliest start of c's collective: S(ancestors of c), and, for every earlier launch b on the same
+              channel, or with an ancestor of c after it, head(b) + seconds(b) + S(tasks after b and before c)
+    tail(c)   S(tasks after c)
     bound     max(all compute, the communication of each link, head(c) + seconds(c) + tail(c) for each c)
+So two pieces of one exchange, whose experts come one after the other, are known to leave the first dispatch and the
+last combine exposed.
 It ignores that compute is slower while a collective is in flight, which is reported separately: on a link that is busy
 for B seconds and slows compute C by the fraction s, nothing takes less than B + max(0, C - B / (1 + s)).
 Sets are bits of an integer; O(launches^2) of them are made.
@@ -71,6 +74,10 @@ def _bound(program: Program) -> Bound:
     for index, task in enumerate(tasks):
         if task.role is Role.WAIT:
             waits[task.launch] |= 1 << index
+    later: dict[str, int] = defaultdict(int)
+    for c in reversed(launches):
+        later[tasks[c].channel] |= waits[c]
+        waits[c] = later[tasks[c].channel]
     after = {c: _descendants(before, waits[c]) for c in launches}
 
     def compute(members: int) -> float:

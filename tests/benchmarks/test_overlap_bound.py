@@ -70,6 +70,23 @@ def test_compute_between_two_collectives_is_on_the_way():
     assert bound(*tasks).unhideable == 3.0
 
 
+def test_of_two_pieces_the_first_dispatch_and_the_last_combine_are_on_the_way() -> None:
+    """2 + 3 + 3 + 2: the experts of the second piece come after its dispatch, and that after the first one's."""
+    tasks = (
+        launch("dispatch 1", 2.0),
+        launch("dispatch 2", 2.0),
+        wait("w0", 0),
+        compute("experts 1", 3.0, 2),
+        launch("combine 1", 2.0, 3),
+        wait("w1", 1),
+        compute("experts 2", 3.0, 5),
+        launch("combine 2", 2.0, 6),
+        wait("w2", 4),
+        wait("w3", 7),
+    )
+    assert bound(*tasks).total == pytest.approx(_best(Program(tasks[:8]))) == 10.0
+
+
 def test_a_launch_that_nobody_waits_for_is_no_ancestor_of_what_needs_its_issue():
     """Such a need is an order only: the other channel is free at once."""
     assert bound(launch("l0", 5.0), launch("l1", 2.0, 0, channel="b"), wait("w1", 1)).total == 5.0
