@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing
 from hypothesis import HealthCheck, settings
 
 from tests.economy import collect_rarely, link_quickly, probe_once, trace_nothing
@@ -60,7 +61,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def economy():
+    """Whichever test is the first to fork: its server is the one of all later ones, and imports what it does once."""
+    from tests.distributed.ranks import PRELOADED
+
     collect_rarely()  # not earlier: all tests have been imported now
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
 
 
 @pytest.fixture(autouse=True)

@@ -154,7 +154,7 @@ _DEEP: dict[str, tuple[str, ...]] = {
         "test_it_is_the_loop_written_by_hand[{'connectivity",
         "test_it_is_the_loop_written_by_hand[{'warm_up",
     ),
-    "simulate/test_micro_batches.py": ("test_every_kind_of_exchange[{'tp",),
+    "simulate/test_micro_batches.py": ("test_every_kind_of_exchange[{'tp", "test_every_kind_of_exchange[{}"),
     "simulate/test_predict.py": (
         "test_orders[{'name",
         "test_orders[{'tp': 2",
@@ -193,6 +193,8 @@ _SHOWN_BY = {
     "distributed/test_generated_ranks.py": "distributed/test_rewire_ranks.py::test_two_ranks_bit_equal",
     "simulate/test_micro_batches.py::test_gradients_are_added_up": "simulate/test_batches.py::test_gradients",
     "simulate/test_micro_batches.py::test_slower_compute_slows_sums_too": "simulate/test_predict.py",
+    "simulate/test_micro_batches.py::test_parameters_are_there_once": "simulate/test_batches.py::test_gradients",
+    "simulate/test_micro_batches.py::test_beside_pieces": "simulate/test_predict.py::test_pieces_by_hand",
 }
 """Of a whole test, or all of a file, where a change runs the same in a smaller form."""
 
