@@ -14,30 +14,27 @@ wrong usage, or a cell that is not in the file.
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from common import DOCS, RecordsError
-from harness import QuantityError
 from overlap_bench import settings, steps
 from overlap_bench.bound import bound_of
-from overlap_bench.cells import OURS, CellError
+from overlap_bench.cells import OURS
+from overlap_bench.inductor import captured_programs
 from overlap_bench.results import Result, Store
-from torch._inductor.graph import GraphLowering
 
+from farskip_compile._compat import inductor
+from farskip_compile._compat.generated import generating_only
 from farskip_compile.costs import HardwareProfile
-from farskip_compile.passes.schedule import kernels
 from farskip_compile.passes.schedule.program import Program
 from farskip_compile.profiling import kernels_visible
-from farskip_compile.ranks.announce import Announcement
+from farskip_compile.ranks.announce import Announcement, announcement
 from farskip_compile.testing import fake_ranks
 
 WRITTEN, ANOTHER, USAGE = 0, 1, 2
@@ -46,46 +43,29 @@ EQUAL = 1e-9
 COMPARED = ("seconds", "communication_seconds", "peak_bytes")
 
 
-class CompiledError(Exception):
-    """What has been compiled is not run."""
-
-
 def scheduled(result: Result, name: str, imbalance: float) -> tuple[list[Program], list[dict[str, Any]]]:
     """The kernels of a variant's graphs, forward first, and what the scheduler says of their order."""
     group = result.at.group
     sizes = settings.settings_of(group, settings.FULL)
-    programs: list[Program] = []
-    read = kernels.read_kernels
+    announced: list[str] = []
 
-    def reading(*args: Any, **options: Any) -> Program:
-        programs.append(read(*args, **options))
-        return programs[-1]
+    def take(kernels: list[inductor.Kernel]) -> None:
+        announced.extend(inductor.text_argument(one) for one in kernels if inductor.calls(one, announcement()))
 
-    def not_built(lowering: GraphLowering) -> Any:
-        codes.append(lowering.codegen()[0].value)
-        return mock.Mock(call=mock.Mock(side_effect=CompiledError))
-
-    codes: list[str] = []
     torch.compiler.reset()
     with (
         fake_ranks(group.hosts) as ranks,
         kernels_visible(),
-        mock.patch.object(kernels, "read_kernels", reading),
-        mock.patch.object(GraphLowering, "compile_to_module", not_built),
-        torch._inductor.config.patch(fx_graph_cache=False),
-        torch._functorch.config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True),
+        captured_programs() as programs,
+        generating_only(take),
+        contextlib.suppress(RuntimeError),  # there is nothing to call
     ):
         model = steps.make_model(sizes, ranks)
         profile = HardwareProfile.from_json(result.profile)
         options = {**OURS[name], "profile": profile, "load_imbalance": imbalance, "check_order": False}
         compiled = torch.compile(model, backend="farskip", fullgraph=True, options=options)
-        step = steps.Step(sizes, 0, model)
-        with contextlib.suppress(CompiledError):
-            step(steps.Variant(name, model, compiled))
-    announced = (re.search(r"farskip\.announce\.default\((.*)\)", code) for code in codes)
-    reports = [Announcement.from_text(ast.literal_eval(text.group(1))).report for text in announced if text]
-    reports.sort(key=lambda report: report.phase == "backward")
-    return programs, [report.to_json() for report in reports]
+        steps.Step(sizes, 0, model)(steps.Variant(name, model, compiled))
+    return programs, [Announcement.from_text(text).report.to_json() for text in announced]
 
 
 def differences(found: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -103,20 +83,25 @@ def differences(found: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str,
 def main(given: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("cells", nargs="+", metavar="CELL")
-    parser.add_argument("--variants", nargs="+", choices=list(OURS), help="default: all of ours that the cell has")
+    parser.add_argument(
+        "--variants", nargs="+", choices=list(OURS), default=list(OURS), help="of those that a cell has"
+    )
     parser.add_argument("--imbalance", type=float, default=1.0, help="of a skewed cell (default: 1)")
     parser.add_argument("--json", type=Path, default=DOCS / "benchmarks.json", metavar="FILE")
     args = parser.parse_args(given)
     try:
         store = Store.load(args.json)
-        results = [store.results[cell] for cell in args.cells]
-    except (CellError, QuantityError, RecordsError, KeyError) as error:
+    except RecordsError as error:
         print(f"least_makespan.py: {error}", file=sys.stderr)
         return USAGE
+    unknown = [cell for cell in args.cells if cell not in store.results]
+    if unknown:
+        print(f"least_makespan.py: {args.json} has no {', '.join(unknown)}", file=sys.stderr)
+        return USAGE
     status = WRITTEN
-    for result in results:
+    for result in [store.results[cell] for cell in args.cells]:
         least = dict(result.least_makespans)
-        for name in args.variants or [name for name in OURS if result.estimates.get(name)]:
+        for name in [name for name in args.variants if name in least]:
             programs, found = scheduled(result, name, args.imbalance)
             wrong = differences(found, result.estimates[name])
             if wrong:

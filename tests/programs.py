@@ -19,8 +19,6 @@ from pathlib import Path
 
 import torch.multiprocessing
 
-from tests.distributed.ranks import PRELOADED
-
 
 def run_program(command: Sequence[str], folder: Path, timeout: float, **variables: str) -> subprocess.CompletedProcess:
     """Run `python FILE ...` or `python -m MODULE ...` in `folder`, with these variables in its environment.
@@ -29,7 +27,6 @@ def run_program(command: Sequence[str], folder: Path, timeout: float, **variable
         TimeoutError: it took longer, and was ended.
     """
     context = torch.multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     output, errors = folder / ".stdout", folder / ".stderr"
     environment = {**os.environ, **variables}
     process = context.Process(target=_be, args=(list(command), str(folder), environment, str(output), str(errors)))

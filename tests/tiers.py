@@ -5,8 +5,8 @@ Contract: data, and how it is read. `WHOLE` and `DEEP` are the only places that 
 is quick: unit tests, properties, the models of transformers against their oracle, each form of a collective on two
 ranks. `make test-all` is what a change must pass; it is to take less than half an hour on two cores. What is deep runs
 before a release: some parameters of a test whose others a change runs, the same of another model or of one more layout
-(`_DEEP`); and what another test shows in a smaller form, which is named beside it (`_SHOWN_BY`). Tests that are listed
-start first, in the order of the tables, so that no long one is left for one worker.
+(`PARAMETERS`); and what another test shows in a smaller form, which is named beside it (`SHOWN_BY`). Tests that are
+listed start first, in the order of the tables, so that no long one is left for one worker.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ WHOLE = {
 """What `make test` leaves out, and of what kind it is."""
 
 
-_DEEP: dict[str, tuple[str, ...]] = {
+PARAMETERS: dict[str, tuple[str, ...]] = {
     "distributed/test_expert_parallel_ranks.py": ("test_equal_to_theirs_bit_for_bit[4",),
     "distributed/test_pieces_by_token_ranks.py": (
         "test_models_of_ours[beside shared experts",
@@ -134,7 +134,6 @@ _DEEP: dict[str, tuple[str, ...]] = {
     "distributed/test_rewire_ranks.py": (
         "test_four_ranks[allgather",
         "test_four_ranks[padded+tp-qwen3_moe",
-        "test_two_ranks_under_aot_and_inductor[dropless",
         "test_two_ranks_under_aot_and_inductor[allgather",
         "test_two_ranks_under_aot_and_inductor[padded",
         "test_two_ranks_under_aot_and_inductor[tp+sp",
@@ -179,10 +178,6 @@ _DEEP: dict[str, tuple[str, ...]] = {
         "test_orders[{'skew",
         "test_orders[{'interference",
     ),
-    "mutation/test_kill_table.py": (
-        "test_every_fault_is_noticed[kernels, ranks and caches",
-        "test_every_fault_is_noticed[passes on the model's graph",
-    ),
     "plan/test_front.py": ("test_what_is_cut_before_differentiation_is_known[{'pieces",),
     "models/test_training.py": ("test_dynamic_lengths[granite_hybrid",),
     "models/test_adapters.py": (
@@ -200,24 +195,21 @@ _DEEP: dict[str, tuple[str, ...]] = {
     "test_compiled_autograd.py": ("test_compiled_autograd_hands_over_a_backward_graph[eager",),
 }
 
-_SHOWN_BY = {
-    "distributed/test_data_parallel_ranks.py::test_fully_shard_on_layers_is_refused": "test_layers_one_by_one.py",
-    "models/test_overlapped_form.py": "benchmarks/test_overlap_ranks.py::test_a_cell_from_end_to_end",
+SHOWN_BY = {
     "docs/test_conversion_page.py": "distill/test_job.py::test_a_checkpoint_is_healed",
     "benchmarks/test_distillation.py::test_rows_wait": "benchmarks/test_distillation.py::test_rows_are_run_once",
     "distributed/test_transformers_inductor.py::test_a_step": "distributed/test_transformers_ranks.py::test_two_ranks",
     "distributed/test_transformers_ranks.py::test_four_ranks": "distributed/test_rewire_ranks.py::test_four_ranks",
     "distributed/test_generated_ranks.py": "distributed/test_rewire_ranks.py::test_two_ranks_bit_equal",
     "simulate/test_micro_batches.py::test_gradients_are_added_up": "simulate/test_batches.py::test_gradients",
-    "simulate/test_micro_batches.py::test_slower_compute_slows_sums_too": "simulate/test_predict.py",
+    "simulate/test_micro_batches.py::test_slower_compute_slows_sums_too": "simulate/test_predict.py::test_several_from",
     "simulate/test_micro_batches.py::test_parameters_are_there_once": "simulate/test_batches.py::test_gradients",
-    "simulate/test_micro_batches.py::test_beside_pieces": "simulate/test_predict.py::test_pieces_by_hand",
 }
 """Of a whole test, or all of a file, where a change runs the same in a smaller form."""
 
 DEEP = (
-    *(f"tests/{file}::{test}" for file, tests in _DEEP.items() for test in tests),
-    *(f"tests/{test}" for test in _SHOWN_BY),
+    *(f"tests/{file}::{test}" for file, tests in PARAMETERS.items() for test in tests),
+    *(f"tests/{test}" for test in SHOWN_BY),
 )
 """What `make test-all` leaves out, too."""
 

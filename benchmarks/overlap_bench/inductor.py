@@ -13,7 +13,8 @@ process alone. Nothing is benchmarked while compiling, as with ours.
 Contract: `options_for` goes into `torch.compile(options=...)`; compile and run the first step inside `device_figures`.
 `facts` reads the text of the code that runs, of every compiled graph with collectives, and trusts nothing that a pass
 reports. Heavy kernels are library calls: matrix products and attention. Fused loops do not count. Within
-`shared_kernels()` equal kernels are compiled once for all processes that share a cache folder.
+`shared_kernels()` equal kernels are compiled once for all processes that share a cache folder. Within
+`captured_programs()` what our own scheduler reads of the kernels is kept for bounds.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from farskip_compile._compat import inductor
 from farskip_compile.costs import HardwareProfile
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.schedule import kernels
+from farskip_compile.passes.schedule.program import Program
 from overlap_bench.cells import PASSES
 
 _REORDER = "reorder_communication_preserving_peak_memory"
@@ -156,6 +159,20 @@ def captured_code() -> Iterator[list[str]]:
             found.append(code)
 
     with mock.patch.object(GraphLowering, "save_output_code", save):
+        yield found
+
+
+@contextlib.contextmanager
+def captured_programs() -> Iterator[list[Program]]:
+    """The kernels of every graph that is compiled inside the `with` block, as our scheduler is given them."""
+    found: list[Program] = []
+    read = kernels.read_kernels
+
+    def reading(*args: Any, **options: Any) -> Program:
+        found.append(read(*args, **options))
+        return found[-1]
+
+    with mock.patch.object(kernels, "read_kernels", reading):
         yield found
 
 

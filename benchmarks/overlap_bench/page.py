@@ -47,8 +47,9 @@ range; *speed-up* is the median, over repetitions, of the time of `plain` over t
   So where communication is as long as compute or longer, a part of what pieces gain here is gloo's; the scheduler's
   model knows nothing of it, and its own figure stands beside that of the target for an unchanged model.
 - **order** (a target): the makespan of our order over the least one of its own kernels, both in the scheduler's model,
-  collectives in flight slowing compute; the least one holds as much memory as it likes. Older cells that missed it had
-  a least one that knew nothing of pieces; it is computed anew of the same kernels (`benchmarks/least_makespan.py`).
+  collectives in flight slowing compute; the least one holds as much memory as it likes. Of older
+  cells that missed it, and whose order is still what our scheduler finds, the least one is computed anew, by a bound
+  that knows of pieces (`benchmarks/least_makespan.py`).
 - **covered**: collectives with a matrix product or an attention between launch and wait in the code that Inductor
   generated. Eager mode has no such code.
 - **peak**: most bytes that one step holds over what was allocated before, on the rank that holds most; from steps in

@@ -19,14 +19,12 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.distributed as dist
 
 from farskip_compile import clear_schedules, last_schedules
 from farskip_compile.costs import HardwareProfile
-from farskip_compile.passes.schedule import kernels
 from farskip_compile.passes.schedule.program import Program
 from farskip_compile.profiling import kernels_visible
 from farskip_compile.ranks.leave import leaving
@@ -55,7 +53,7 @@ from overlap_bench.cells import (
     ORDER,
     PLAIN,
 )
-from overlap_bench.inductor import captured_code, device_figures, facts, shared_kernels
+from overlap_bench.inductor import captured_code, captured_programs, device_figures, facts, shared_kernels
 from overlap_bench.launch import ask
 from overlap_bench.profiled import exposure, peak_memory
 from overlap_bench.results import Timing
@@ -175,20 +173,13 @@ class _Group:
         return {part: statistics.fmean(one[part] for one in found) for part in found[0]}
 
     def _build(self, variant: steps.Variant, profile: HardwareProfile) -> None:
-        programs: list[Program] = []
-        read = kernels.read_kernels
-
-        def reading(*args: Any, **options: Any) -> Program:
-            programs.append(read(*args, **options))
-            return programs[-1]
-
         clear_schedules()
         start = time.perf_counter()
         with (
             kernels_visible(),
             shared_kernels(),
             device_figures(profile, self.imbalance),
-            mock.patch.object(kernels, "read_kernels", reading),
+            captured_programs() as programs,
             captured_code() as codes,
         ):
             self.step(variant)

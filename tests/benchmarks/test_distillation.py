@@ -35,7 +35,6 @@ from distill_bench.rows import QUICK, SMOKE, WHOLE, Row, rows_of
 from distill_bench.run_row import run_rows
 
 from farskip_compile.config import FarSkipConfig
-from tests.distributed.ranks import PRELOADED
 
 # Rows
 
@@ -224,7 +223,6 @@ def simple(name: str, *needs: str) -> Row:
 def test_rows_wait_for_what_they_need_and_a_failure_ends_it(tmp_path, monkeypatch):
     """In processes that are forked from the server of the tests' ranks: the start of others takes longer than this."""
     server = torch.multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(PRELOADED)
     monkeypatch.setattr(runner, "multiprocessing", SimpleNamespace(get_context=lambda method: server))
     rows = [simple("one"), simple("two", "one"), simple("three"), simple("four", "one", "two", "three")]
     work = partial(note, tmp_path)

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from farskip_compile import ConfigError, FarSkipWarning
 from farskip_compile.distill import self_distill
 from tests.distill.common import EAGER, batches, small, weights
-from tests.distributed.ranks import PRELOADED
 
 pytestmark = pytest.mark.xdist_group("resumed runs")  # one worker, so that the whole run is made once
 
@@ -148,7 +147,6 @@ def run_until_killed(folder: Path) -> None:
 
 def test_a_killed_process_leaves_whole_files(tmp_path, whole):
     context = torch.multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=run_until_killed, args=(tmp_path / "parts",))
     process.start()
     process.join()

@@ -31,7 +31,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from tests.distributed.ranks import PRELOADED
 from tests.economy import collect_rarely
 
 LIMIT = 240.0
@@ -105,7 +104,6 @@ def run_scenes(
         tcp: rank 0 keeps the store. Else it is a file, which stays when a rank dies.
     """
     context = torch.multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     found: list[_Rank] = []
     hit_at: list[list[float]] = [[] for _ in scenes]
     with tempfile.TemporaryDirectory() as folder:

@@ -7,9 +7,9 @@ import re
 import pytest
 
 from tests.structure.sources import ROOT
-from tests.tiers import _DEEP, _SHOWN_BY, DEEP, WHOLE, is_deep, place
+from tests.tiers import DEEP, PARAMETERS, SHOWN_BY, WHOLE, is_deep, place
 
-SHOWS = [f"tests/{test}" for test in _SHOWN_BY.values()]
+SHOWS = [f"tests/{test}" for test in SHOWN_BY.values()]
 
 
 @pytest.mark.parametrize("start", [*WHOLE, *DEEP, *SHOWS])
@@ -35,5 +35,5 @@ def test_what_breaks_most_is_quick() -> None:
 def test_what_is_deep_is_run_by_a_change_with_other_parameters_or_elsewhere() -> None:
     assert is_deep("tests/distributed/test_transformers_ranks.py::test_two_ranks[expert parallel-deepseek_v3]")
     assert not is_deep("tests/distributed/test_transformers_ranks.py::test_two_ranks[expert parallel-qwen2_moe]")
-    assert [test for tests in _DEEP.values() for test in tests if "[" not in test] == []
+    assert [test for tests in PARAMETERS.values() for test in tests if "[" not in test] == []
     assert [test for test in SHOWS if is_deep(test)] == []
