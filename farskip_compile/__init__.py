@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from farskip_compile.guard.forward import unguard
     from farskip_compile.manifest import Manifest, load_manifest, save_manifest
     from farskip_compile.prepare import Preparation, prepare
+    from farskip_compile.regional import Regional, regional
     from farskip_compile.report.compile import CompileReport, Outcome, clear_reports, last_reports
     from farskip_compile.report.schedule import ScheduleReport, clear_schedules, last_schedules
     from farskip_compile.verify.rewiring import Snapshot, Verified, snapshot, verify
@@ -81,6 +82,7 @@ __all__ = [
     "PartialModelError",
     "Preparation",
     "RankFailedError",
+    "Regional",
     "ScheduleReport",
     "Snapshot",
     "UnsupportedPatternError",
@@ -97,6 +99,7 @@ __all__ = [
     "last_schedules",
     "load_manifest",
     "prepare",
+    "regional",
     "save_manifest",
     "snapshot",
     "unguard",
@@ -112,6 +115,7 @@ _ELSEWHERE = {
     "guard.forward": ("unguard",),
     "manifest": ("Manifest", "load_manifest", "save_manifest"),
     "prepare": ("Preparation", "prepare"),
+    "regional": ("Regional", "regional"),
     "report.compile": ("CompileReport", "Outcome", "clear_reports", "last_reports"),
     "report.schedule": ("ScheduleReport", "clear_schedules", "last_schedules"),
     "verify.rewiring": ("Snapshot", "Verified", "snapshot", "verify"),

@@ -29,6 +29,7 @@ from farskip_compile._compat.distributed import world_group
 from farskip_compile._compat.inductor import inductor_setting, scheduling_options
 from farskip_compile._compat.inner_compile import compile_inside
 from farskip_compile._compat.names import POST_GRAD
+from farskip_compile.carrier.passing import carrying
 from farskip_compile.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, FarSkipWarning, PartialModelError
 from farskip_compile.guard.generation import refuse_decode_only
@@ -154,7 +155,8 @@ class Backend:
             compiled = compile_inside(compiler, module, example_inputs, report_failed_compile)
         else:
             compiled = lookup_backend(self.settings.inner)(module, list(example_inputs))
-        return checked_at_first_run(compiled, orders, sizes, common)
+        compiled = checked_at_first_run(compiled, orders, sizes, common)
+        return carrying(compiled, report.departure, report.table) if report is not None else compiled
 
     def _inductor_options(self, module: fx.GraphModule, plan: Plan | None) -> dict[str, Any]:
         """The user's options for Inductor, and our passes added to them."""

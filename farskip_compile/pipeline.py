@@ -10,6 +10,7 @@ Algorithm:
 3. Translate the request, and record what rewiring must keep.
 4. Rewire, and verify.
 5. Tag the nodes and report.
+6. If the graph is a part of a model, cut the stream at its end, and verify that.
 """
 
 from __future__ import annotations
@@ -19,13 +20,22 @@ from typing import Any
 
 from torch import fx
 
+from farskip_compile._compat.autocast import ambient_autocast
 from farskip_compile._compat.modules import child_names
 from farskip_compile.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.declare import check_kinds_used
-from farskip_compile.errors import FarSkipError, NotASumError, PartialModelError, UnsupportedPatternError
+from farskip_compile.errors import (
+    ConnectivityError,
+    FarSkipError,
+    NotASumError,
+    PartialModelError,
+    UnsupportedPatternError,
+)
 from farskip_compile.manifest.check import check_as_written, check_rewired
 from farskip_compile.manifest.graph_parameters import graph_parameters
 from farskip_compile.passes import PASSES
+from farskip_compile.passes.boundary.arrive import Boundary
+from farskip_compile.passes.boundary.depart import Departure
 from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.gc_pause import collector_paused
@@ -40,6 +50,7 @@ from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.report.wiring import classify_wiring
 from farskip_compile.verify.account.outside import Beside
 from farskip_compile.verify.account.whole import account_for
+from farskip_compile.verify.boundary import record, verify_cut
 from farskip_compile.verify.completeness import cut_inside_a_layer
 from farskip_compile.verify.rewiring import Verified, snapshot, verify
 
@@ -58,8 +69,8 @@ def _run_or_restore(module: fx.GraphModule, config: Resolved) -> CompileReport:
     facts = {
         "module": module,
         "graph": module.graph,
-        "connectivity": config.connectivity,
         "layers": config.layers,
+        "autocast": ambient_autocast(module),
     }
     driver = Driver(PASSES, Stage.DYNAMO, facts, config.disable_passes)
     backup, attributes = driver.step("backup", GraphSnapshot, module.graph), child_names(module)  # 1
@@ -87,21 +98,23 @@ def _run(module: fx.GraphModule, config: Resolved, driver: Driver) -> CompileRep
         if config.connectivity != "none" or config.manifest is not None:
             raise
         return _let_pass(error, facts.get("reading"), common)
+    boundary: Boundary = facts["boundary"]
     common["beside"] = tuple(map(str, beside))
     common["declared"] = facts["declared"]
-    common["checkpoints_opened"] = facts["normalized"].checkpoints_opened
+    common["checkpoints_opened"] = boundary.checkpoints_opened + facts["normalized"].checkpoints_opened
     common["writes_replaced"] = facts["normalized"].writes_replaced
     if reading is None:
         return CompileReport(Outcome.NO_STACK, reason="no sum that a sub-block reads from", **common)
     manifest = config.manifest
     table = facts["table"] = reading.table
     parameters = driver.step("parameters", graph_parameters, reading)
-    if manifest is not None:
+    if manifest is not None and not boundary.part:
         driver.step("manifest", check_as_written, manifest, table, parameters)
+    facts.update(_asked(config, boundary))
     driver.run(through="request")  # 3
     request: Request = facts["request"]
     wanted = request.wanted(table)
-    if manifest is not None:
+    if manifest is not None and not boundary.part:
         driver.step("manifest", check_rewired, manifest, wanted)
     before = driver.step("snapshot", snapshot, reading)
     if not (config.merge_reductions and request.left_out):
@@ -109,7 +122,8 @@ def _run(module: fx.GraphModule, config: Resolved, driver: Driver) -> CompileRep
     driver.run(through="merge_reductions")  # 4
     found: Verified = driver.verify(verify, module, wanted, before)
     facts.update(stream=found.stack.stream, regions=found.stack.regions, term_names=found.names)  # 5
-    driver.run()
+    driver.run(through="tags")
+    departure = _depart(module, driver, found) if boundary.part else None  # 6
     driver.step("lower", lower, module.graph)
     driver.finish()
     module.recompile()
@@ -121,8 +135,37 @@ def _run(module: fx.GraphModule, config: Resolved, driver: Driver) -> CompileRep
         wiring_after=classify_wiring(found.table),
         collectives_parted=facts["collectives_split"],
         reductions_merged=facts.get("reductions_merged", 0),
+        departure=departure,
         **common,
     )
+
+
+def _asked(config: Resolved, boundary: Boundary) -> dict[str, Any]:
+    """What is asked of this graph, and of the next one if it is a part of a model.
+
+    Raises:
+        ConnectivityError: a table, which names sub-blocks of a whole model.
+    """
+    asked = config.connectivity
+    if not boundary.part:
+        return {"connectivity": asked, "part": False}
+    if isinstance(asked, Mapping):
+        raise ConnectivityError(
+            "a table of sub-blocks is asked of layers that are compiled one by one, which don't know their numbers",
+            way_out='a connectivity by name with `layers`, or the whole model: torch.compile(model, backend="farskip")',
+        )
+    here = asked if boundary.here else "none"
+    return {"connectivity": here, "layers": None, "part": True, "leaving": asked}
+
+
+def _depart(module: fx.GraphModule, driver: Driver, found: Verified) -> Departure:
+    """Step 6."""
+    driver.facts["table_as_wired"] = found.table
+    before = driver.step("record", record, module.graph)
+    driver.run(through="depart")
+    departure: Departure = driver.facts["departure"]
+    driver.verify(verify_cut, module.graph, departure, before)
+    return departure
 
 
 def _let_pass(error: FarSkipError, reading: Reading | None, common: Mapping[str, Any]) -> CompileReport:
@@ -145,6 +188,7 @@ def _read_whole(module: fx.GraphModule, driver: Driver, config: Resolved) -> tup
     """
     try:
         driver.run(through="normalize")
+        part = driver.facts["boundary"].part
         driver.facts["declared"] = driver.step("declare", note_declared, module.graph, config.declared, ops.op_name)
         driver.run(through="residual")
     except NotASumError as error:
@@ -154,7 +198,7 @@ def _read_whole(module: fx.GraphModule, driver: Driver, config: Resolved) -> tup
     reading: Reading | None = driver.facts.get("reading")
     if reading is not None:
         check_kinds_used(config.kinds, driver.facts["declared"])
-    return reading, driver.step("account", account_for, module, reading)
+    return reading, driver.step("account", account_for, module, reading, part)
 
 
 def _outcome(request: Request) -> Outcome:

@@ -17,11 +17,21 @@ from farskip_compile.passes.contract import Changes, Pass, Stage
 
 PASSES = (
     Pass(
+        "arrive",
+        "boundary.arrive:write_boundary",
+        Stage.DYNAMO,
+        "open activation checkpoints; in a part of a model, write out what an earlier part has left to do",
+        takes=("module", "autocast"),
+        provides=("boundary",),
+        changes=Changes.FORM,
+    ),
+    Pass(
         "normalize",
         "normalize:normalize",
         Stage.DYNAMO,
-        "open activation checkpoints, give each value one name",
+        "give each value one name",
         takes=("module",),
+        requires=("boundary",),
         provides=("normalized",),
         changes=Changes.FORM,
     ),
@@ -40,7 +50,7 @@ PASSES = (
         "rewire.request:ask",
         Stage.DYNAMO,
         "translate the connectivity asked for into the terms that each row leaves out",
-        takes=("table", "connectivity", "layers"),
+        takes=("table", "connectivity", "layers", "part"),
         provides=("request",),
     ),
     Pass(
@@ -68,6 +78,15 @@ PASSES = (
         Stage.DYNAMO,
         "note on each node which terms it computes, for reports and for the first order that is tried",
         takes=("stream", "regions", "term_names"),
+    ),
+    Pass(
+        "depart",
+        "boundary.depart:cut",
+        Stage.DYNAMO,
+        "in a part of a model: return apart, and in flight, what the next part leaves out",
+        takes=("graph", "stream", "term_names", "table_as_wired", "boundary", "leaving", "autocast"),
+        provides=("departure",),
+        changes=Changes.INTERFACE,
     ),
     Pass(
         "micro_batches",

@@ -28,13 +28,14 @@ class Changes(StrEnum):
     NOTHING = "analysis only"
     FORM = "same function"
     ORDER = "same function, another order"
+    INTERFACE = "same function, returned in parts"
     ROUNDING = "same function up to rounding"
     FUNCTION = "new function"
 
     @property
     def must_be_verified(self) -> bool:
         """Whether the result is delivered only after `farskip_compile.verify` has looked at it."""
-        return self in (Changes.ORDER, Changes.ROUNDING, Changes.FUNCTION)
+        return self in (Changes.ORDER, Changes.INTERFACE, Changes.ROUNDING, Changes.FUNCTION)
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def why_indispensable(passes: Sequence[Pass], name: str) -> str:
     one = passes[place]
     if one.changes is Changes.FUNCTION:
         return "it makes the function that is asked for"
+    if one.changes is Changes.INTERFACE:
+        return "the graph after it takes what it returns"
     for other in passes[place + 1 :]:
         if other.stage is one.stage and not {*other.takes, *other.requires}.isdisjoint(one.provides):
             return f"{other.name} needs what it provides"

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from functorch.compile import min_cut_rematerialization_partition
+import torch
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.decorators import mark_unbacked
 from torch._functorch import config as functorch_config
 
 from farskip_compile._compat.names import EAGER_BACKWARD
@@ -40,3 +42,8 @@ def aten_graphs(module: fx.GraphModule, inputs: Sequence[Any]) -> list[tuple[str
     with functorch_config.patch({EAGER_BACKWARD: True}):
         compiler(module, inputs)
     return found
+
+
+def keep_sizes_open(value: torch.Tensor, dimensions: Sequence[int]) -> None:
+    """Let the next graph that is given `value` know nothing of these sizes, not even that one is 0 or 1."""
+    mark_unbacked(value, list(dimensions))

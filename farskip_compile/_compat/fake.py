@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.fx.experimental.symbolic_shapes import compute_unbacked_bindings
+from torch.fx.experimental.symbolic_shapes import compute_unbacked_bindings, free_unbacked_symbols
 
 
 def fake_mode_of(values: Iterable[torch.Tensor]) -> Any | None:
@@ -28,3 +28,9 @@ def size_with(size: torch.SymInt, known: dict[str, int]) -> int | None:
     if any(str(symbol) not in known for symbol in expr.free_symbols):
         return None
     return int(expr.xreplace({symbol: known[str(symbol)] for symbol in expr.free_symbols}))
+
+
+def open_sizes(value: object) -> tuple[int, ...]:
+    """The dimensions of a fake tensor whose sizes data decides."""
+    sizes = value.shape if isinstance(value, torch.Tensor) else ()
+    return tuple(at for at, size in enumerate(sizes) if isinstance(size, torch.SymInt) and free_unbacked_symbols(size))

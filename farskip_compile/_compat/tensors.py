@@ -42,3 +42,8 @@ def without_subclass_functions() -> AbstractContextManager[None]:
 def set_sequence_number(node: Any, number: int) -> None:
     """Among nodes of autograd that are ready, the one with the highest number runs first: give `node` this one."""
     node._set_sequence_nr(number)
+
+
+def in_backward() -> bool:
+    """Whether autograd is running a backward pass in this thread: what runs now is a recomputed forward."""
+    return bool(torch._C._current_graph_task_id() != -1)

@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from farskip_compile._compat import current_compile, trace_artifact
+from farskip_compile.passes.boundary.depart import Departure
 from farskip_compile.passes.graph.declared import Declared
 from farskip_compile.passes.residual.table import Kind, SubBlock, Table
 from farskip_compile.text_utils import amount
@@ -61,6 +62,8 @@ class CompileReport:
     """Dynamo's id of the compile, as in tlparse: `[frame/recompile]`."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of each pass."""
+    departure: Departure | None = None
+    """Of a part of a model: how the stream leaves it."""
     checkpoints_opened: int = 0
     writes_replaced: int = 0
     collectives_parted: int = 0

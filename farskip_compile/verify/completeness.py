@@ -37,6 +37,24 @@ def check_complete(module: fx.GraphModule, reading: Reading | None) -> None:
             raise error(ends)
 
 
+def check_part(module: fx.GraphModule, reading: Reading | None) -> None:
+    """Raise if `module`, a layer that is to be compiled by itself, has no residual stream, or is cut inside.
+
+    Raises:
+        PartialModelError: a graph break cuts it, or nothing in it adds to a stream.
+    """
+    ends = _Ends(module, reading)
+    if ends.broken or ends.resumed:
+        raise _cut("inside a layer", ends.cut, ends.mixer.name if ends.mixer is not None else None)
+    if reading is None:
+        raise not_a_sum(module.graph) or PartialModelError(
+            "a layer that is compiled by itself has no residual stream: nothing in it is computed from a value and added "
+            "to that value",
+            way_out="leave it out: farskip_compile.regional(..., stack=...) names the layers; or compile the whole model",
+            where=ops.where(ends.mixer) if ends.mixer is not None else None,
+        )
+
+
 def cut_inside_a_layer(module: fx.GraphModule, error: NotASumError) -> PartialModelError | None:
     """The error for a stream that can't be read because of a graph break; None if there was none."""
     ends = _Ends(module, None)

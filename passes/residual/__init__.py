@@ -72,7 +72,8 @@ def read_table(graph: fx.Graph) -> Reading | None:
 
 def _refuse_readless(stream: Stream, regions: list[Region], findings: list[Finding]) -> None:
     for region, finding in zip(regions, findings, strict=True):
-        if finding.kind is not Kind.EMBEDDING and not region.read_values:
+        here = finding.kind is not Kind.EMBEDDING and finding.carried is None
+        if here and not region.read_values:
             raise NotASumError(
                 "a term of the residual sum reads no residual value: the stream is normalised, mixed or cut before it",
                 way_out="compile the whole model with fullgraph=True; streams that are not a sum are not supported",
@@ -89,7 +90,7 @@ def _group(stream: Stream, regions: list[Region], findings: list[Finding]) -> li
     groups: list[_Group] = []
     latest: dict[bool, _Group] = {}
     for index in sorted(range(len(regions)), key=key):
-        if findings[index].kind is Kind.EMBEDDING:
+        if findings[index].kind is Kind.EMBEDDING or findings[index].carried is not None:
             continue
         mixes = findings[index].kind.mixes_tokens
         terms_read = reads(stream, regions[index])
@@ -139,10 +140,12 @@ def _name_terms(
     stream: Stream, regions: list[Region], findings: list[Finding], groups: list[_Group], kinds: list[Kind]
 ) -> tuple[Term, ...]:
     layer_of = {index: group.layer for group in groups for index in group.terms}
+    last = -1 if not groups or groups[0].mixes else 0  # the layer that an earlier graph has begun last
     taken: Counter[str] = Counter()
     terms = []
     for index, (region, finding, kind) in enumerate(zip(regions, findings, kinds, strict=True)):
-        layer = layer_of.get(index, 0)
+        known = finding.carried
+        layer = layer_of.get(index, 0) if known is None else last - known.age
         stem = LETTERS[kind] if kind is Kind.EMBEDDING else f"{LETTERS[kind]}{layer}"
         name = f"{stem}.{taken[stem]}" if taken[stem] else stem
         taken[stem] += 1
@@ -158,6 +161,7 @@ def _name_terms(
                 collectives=_collectives(stream, region),
                 shared_inside=finding.shared_inside is not None,
                 inseparable=_step(finding.inseparable, layer),
+                carried=known.index if known is not None else -1,
             )
         )
     return tuple(terms)

@@ -35,8 +35,10 @@ from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.declared import declared
 from farskip_compile.passes.graph.walk import spread
+from farskip_compile.passes.residual.carried import Carried, carried
 from farskip_compile.passes.residual.regions import Region
 from farskip_compile.passes.residual.stream import Stream
+from farskip_compile.passes.residual.sums import images_of
 from farskip_compile.passes.residual.table import Kind
 
 PICKS_ROWS = frozenset(["index", "getitem", "index_select"])
@@ -53,6 +55,8 @@ class Finding:
     """The sum of routed and shared output that lies inside the term, before a step that can't be split."""
     inseparable: fx.Node | None = None
     """The step after that sum that is neither linear nor a normalisation."""
+    carried: Carried | None = None
+    """It was computed in another graph."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +246,9 @@ def classify(stream: Stream, facts: Facts, region: Region) -> Finding:
         UnsupportedPatternError: tokens are mixed by something other than attention around routed experts.
     """
     if not region.owned:
+        known = carried(images_of(region.leaf, stream.below))
+        if known is not None and known.kind is not Kind.EMBEDDING:
+            return Finding(known.kind, known.evidence, region.leaf, carried=known)
         return Finding(Kind.EMBEDDING, "reads no residual value")
     nodes = sorted(region.owned, key=stream.order.__getitem__)
     if attention := _first(ATTENTION, Kind.ATTENTION, facts, nodes):

@@ -8,7 +8,7 @@ Never: changes the graph; looks at names, classes or module paths.
 Algorithm (linear in the graph for each sum that step 1 or step 3 tries):
 1. Root: the largest sum in which one summand is computed from others with weights (`find_root`), flattened.
 2. Base (the embedding): the deepest leaf that depends on no other part of the tree; a parameter, such as learned
-   positions, only if there is no other.
+   positions, only if there is no other. Where the stream was cut, the base is known (`carried`).
 3. Gates: a product of the stream with a gate that depends on the stream is linear in neither. It is one term as a
    whole; begin again.
 4. Number the leaves, the terms, along the main chain: the path from the base to the root. Each other leaf is what a
@@ -29,6 +29,7 @@ from torch import fx
 from farskip_compile.errors import NotASumError, UnsupportedPatternError
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.graph.walk import walk_back
+from farskip_compile.passes.residual.carried import carried
 from farskip_compile.passes.residual.sums import (
     Dataflow,
     Summands,
@@ -186,6 +187,9 @@ def _find_sum(flow: Dataflow, whole: Set[fx.Node]) -> _Sum | None:
 
 
 def _choose_base(flow: Dataflow, tree: SumTree, depends: Set[fx.Node]) -> fx.Node | None:
+    for leaf, images in tree.images.items():
+        if (known := carried(images)) is not None and known.is_base:
+            return leaf
     return max(
         (leaf for leaf, images in tree.images.items() if images[-1] not in depends),
         key=lambda leaf: (leaf not in flow.constant, tree.depth[leaf], -flow.order[leaf]),

@@ -84,6 +84,9 @@ class Term:
     """A routed term that also holds its shared expert, summed before a normalization (so they stay together)."""
     inseparable: Step | None = field(default=None, compare=False)
     """The nonlinear step between that sum and the stream, if there is one: nothing can read one part of such a term."""
+    carried: int = field(default=-1, compare=False)
+    """In a part of a model: its place among the terms that came in apart from the stream, of a layer before layer 0, or
+    of layer 0 if a sub-block of that was compiled before; -1 for all others."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,10 @@ class Table:
     def rows_of(self, layer: int) -> list[SubBlock]:
         """The sub-blocks of one layer."""
         return self._by_layer.get(layer, [])
+
+    def terms_of(self, layer: int) -> list[Term]:
+        """The terms of one layer, also of one before this part of a model; without the embedding."""
+        return self._terms_by_layer.get(layer, [])
 
     def earlier(self, row: SubBlock) -> TermSet:
         """The terms that `row` would read under standard wiring: all that were added before its own first one."""
@@ -237,6 +244,14 @@ class Table:
         layers: dict[int, list[SubBlock]] = {}
         for row in self.rows:
             layers.setdefault(row.layer, []).append(row)
+        return layers
+
+    @cached_property
+    def _terms_by_layer(self) -> dict[int, list[Term]]:
+        layers: dict[int, list[Term]] = {}
+        for term in self.terms:
+            if term.kind is not Kind.EMBEDDING:
+                layers.setdefault(term.layer, []).append(term)
         return layers
 
     @cached_property

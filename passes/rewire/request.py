@@ -21,6 +21,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Literal
 
 from farskip_compile.errors import (
@@ -29,7 +31,7 @@ from farskip_compile.errors import (
     InseparableExpertsError,
     LayerRangeError,
 )
-from farskip_compile.passes.residual.table import Kind, SubBlock, Table
+from farskip_compile.passes.residual.table import NOTHING, Kind, SubBlock, Table, Term
 from farskip_compile.passes.residual.termset import TermSet
 
 Named = Literal["full", "attention", "mlp", "lag2", "ladder", "none"]
@@ -50,8 +52,8 @@ class Request:
         return table.without(self.left_out)
 
 
-def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None) -> Request:
-    """Translate what the user asks of `table` into a `Request`.
+def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None, part: bool = False) -> Request:  # noqa: FBT001, FBT002 (a pass)
+    """Translate what the user asks of `table` into a `Request`; of a `part` of a model, it may be to change nothing.
 
     Raises:
         DenseModelError: no sub-block of the model is a MoE, and a connectivity by name is about these.
@@ -64,7 +66,7 @@ def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None) -> 
         return Request({})
     if isinstance(connectivity, Mapping):
         return _from_user(table, connectivity)
-    if not table.has_routed and connectivity != "ladder":
+    if not table.has_routed and connectivity != "ladder" and not part:
         kinds = ", ".join(dict.fromkeys(str(row.kind) for row in table.rows))
         raise DenseModelError(
             f"no routed experts in the residual stack ({len(table.rows)} sub-blocks, all of kind {kinds})",
@@ -83,7 +85,7 @@ def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None) -> 
             left_out[row.name] = terms & row.reads
         else:
             already.append(row.name)
-    if not left_out and not already:
+    if not left_out and not already and not part:
         raise LayerRangeError(
             f"connectivity {connectivity!r} changes nothing in layers {layers}: no sub-block there reads "
             "what it would leave out",
@@ -95,21 +97,33 @@ def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None) -> 
 
 def rule(table: Table, row: SubBlock, connectivity: Named) -> TermSet:
     """The terms that `row` leaves out under `connectivity`, whether it reads them or not."""
-    before = [other for other in table.rows_of(row.layer - 1) if not other.kind.mixes_tokens]
+    before = [term for term in table.terms_of(row.layer - 1) if not term.kind.mixes_tokens]
     if row.kind.mixes_tokens:
         if connectivity == "mlp":
             return TermSet()
         if connectivity == "ladder":
-            return TermSet.of(index for other in before for index in other.terms)
-        return _routed(table, before)
+            return TermSet.of(term.index for term in before)
+        return _routed(before)
     if connectivity == "attention":
         return TermSet()
-    mixers = TermSet.of(i for other in table.rows_of(row.layer) if other.kind.mixes_tokens for i in other.terms)
-    return mixers | _routed(table, before) if connectivity == "lag2" and row.kind is Kind.ROUTED else mixers
+    mixers = TermSet.of(term.index for term in table.terms_of(row.layer) if term.kind.mixes_tokens)
+    return mixers | _routed(before) if connectivity == "lag2" and row.kind is Kind.ROUTED else mixers
 
 
-def _routed(table: Table, rows: Iterable[SubBlock]) -> TermSet:
-    return TermSet.of(index for row in rows for index in row.terms if table.terms[index].kind is Kind.ROUTED)
+def _routed(terms: Iterable[Term]) -> TermSet:
+    return TermSet.of(term.index for term in terms if term.kind is Kind.ROUTED)
+
+
+def may_leave_out_later(table: Table, connectivity: Named) -> TermSet:
+    """For a part of a model: the terms that `rule` may take away from sub-blocks of the next part.
+
+    These are the mixer of the next layer; and the feed-forward part of the last layer, if that has none yet.
+    """
+    last, new = table.num_layers - 1, (len(table.terms),)
+    coming = [SubBlock("next", Kind.ATTENTION, last + 1, new, NOTHING)]
+    if all(row.kind.mixes_tokens for row in table.rows_of(last)):
+        coming.append(SubBlock("next", Kind.ROUTED, last, new, NOTHING))
+    return reduce(or_, (rule(table, row, connectivity) for row in coming)) & table.everything
 
 
 def is_shortcut(table: Table, row: SubBlock) -> bool:

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 from torch import fx
 
+from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual import Reading
 from farskip_compile.verify.account.begins import rows_begin
 from farskip_compile.verify.account.fragment import check_fragment
 from farskip_compile.verify.account.kinds import Claim, check_kinds
 from farskip_compile.verify.account.outside import Beside, Claims, check_account
-from farskip_compile.verify.completeness import check_complete
+from farskip_compile.verify.completeness import check_complete, check_part
 from farskip_compile.verify.rows.read import read_rows
 
 
-def account_for(module: fx.GraphModule, reading: Reading | None) -> tuple[Beside, ...]:
-    """Check `reading` against the graph of `module`; returns what stands beside the stack.
+def account_for(module: fx.GraphModule, reading: Reading | None, part: bool) -> tuple[Beside, ...]:  # noqa: FBT001
+    """Check `reading` against the graph of `module`, or of a part of a model; returns what stands beside the stack.
 
     Raises:
         PartialModelError: the graph holds a part of a model.
         NotASumError: there are layers, but what they add up to is not a sum.
         UnsupportedPatternError: a sub-block is not what it was taken for, or something with weights is in none.
     """
-    check_complete(module, reading)
+    if part:
+        check_part(module, reading)
+    else:
+        check_complete(module, reading)
     graph = module.graph
     if reading is None:
         check_fragment(graph)
@@ -35,7 +39,11 @@ def account_for(module: fx.GraphModule, reading: Reading | None) -> tuple[Beside
     claims = [
         Claim(term, region.leaf, region.owned)
         for term, region in zip(reading.table.terms, reading.regions, strict=True)
+        if term.carried < 0  # what came in was looked at in the graph that it comes from
     ]
     check_kinds(claims, stream.base, rows)
     owned = {node for region in reading.regions for node in region.owned} | set(stream.tree) | set(stream.values)
+    if part:
+        came_in = [leaf for leaf, region in zip(stream.leaves, reading.regions, strict=True) if not region.owned]
+        owned.update(walk_back(came_in))
     return check_account(graph, Claims(stream.base, stream.root, stream.values, owned), rows)

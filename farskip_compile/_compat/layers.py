@@ -1,0 +1,22 @@
+"""How often Dynamo compiles one function anew; a part of `_compat`.
+
+Checked by running on torch 2.13.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch._dynamo.config as dynamo_config
+
+
+def allow_recompiles(count: int) -> Callable[[], None]:
+    """Let Dynamo compile one function at least so often for other arguments; returns what puts the limits back."""
+    before = dynamo_config.recompile_limit, dynamo_config.accumulated_recompile_limit
+    dynamo_config.recompile_limit = max(before[0], count)
+    dynamo_config.accumulated_recompile_limit = max(before[1], count)
+
+    def undo() -> None:
+        dynamo_config.recompile_limit, dynamo_config.accumulated_recompile_limit = before
+
+    return undo

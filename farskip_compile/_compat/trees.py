@@ -1,0 +1,24 @@
+"""Trees of values: what PyTorch takes apart and puts together again; a part of `_compat`.
+
+Checked by running on torch 2.13.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils import _pytree
+
+
+def register_tree(
+    cls: type[Any], flatten: Callable[[Any], tuple[list[Any], Any]], unflatten: Callable[[Any, Any], Any]
+) -> None:
+    """Let PyTorch's walks over structures look into objects of `cls`."""
+    _pytree.register_pytree_node(cls, flatten, unflatten, serialized_type_name=f"{cls.__module__}.{cls.__qualname__}")
+
+
+def is_alias(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether both are views of the same memory."""
+    return bool(torch._C._is_alias_of(one, other))

@@ -1,0 +1,176 @@
+"""Layers compiled one by one: `farskip_compile.regional(model)`, in place of `torch.compile(model, backend="farskip")`.
+
+Contract: the layers of the model are found, each gets a forward that takes the stream in parts and leaves it in parts
+(`stand_in`), and is compiled with this package's backend, alike layers together. Names, parameters and state stay as
+they are; `Regional.undo` puts everything back. After the first call the tables of the layers are put together: the whole
+must be what is asked of a whole model, and what the manifest says, or the call is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+from farskip_compile._compat.layers import allow_recompiles
+from farskip_compile.backend import Backend
+from farskip_compile.carrier.trail import Passed, assemble, begin, end
+from farskip_compile.config import FarSkipConfig, Resolved
+from farskip_compile.errors import ConfigError, FarSkipError, PartialModelError, Where
+from farskip_compile.passes.residual.table import Table
+from farskip_compile.regional.layers import find_layers
+from farskip_compile.regional.stand_in import stand_in
+from farskip_compile.regional.whole import check_whole
+
+__all__ = ["Regional", "regional"]
+
+RECOMPILES = 8
+"""For each layer, of one forward that they share: first layer and others, prefill and decode, new sizes."""
+
+
+@dataclass(eq=False)
+class Regional:
+    """A model whose layers are compiled one by one."""
+
+    model: nn.Module
+    names: tuple[str, ...]
+    """Of the layers, in order."""
+    settings: Resolved
+    _undo: list[Callable[[], None]] = field(default_factory=list)
+    _table: Table | None = None
+    _known: set[tuple[int, ...]] = field(default_factory=set)
+
+    @property
+    def table(self) -> Table:
+        """The table of the whole model, put together from those of its layers.
+
+        Raises:
+            PartialModelError: the model has not been called yet.
+        """
+        if self._table is None:
+            raise PartialModelError("no layer has been compiled yet", way_out="call the model once")
+        return self._table
+
+    def undo(self) -> None:
+        """Put the model back as it was."""
+        while self._undo:
+            self._undo.pop()()
+
+    def _called(self, passed: list[Passed]) -> None:
+        """After a call of the model: look at what has run, if it has not been seen before."""
+        key = tuple(id(part.table) for part in passed)
+        if not passed or key in self._known:
+            return
+        table = assemble(passed)
+        check_whole(table, self.settings)
+        self._table = table
+        self._known.add(key)
+
+
+def regional(
+    model: nn.Module,
+    connectivity: str | None = None,
+    layers: tuple[int, int] | None = None,
+    *,
+    stack: str | None = None,
+    compile: bool = True,  # noqa: A002 (what it is called everywhere)
+    fullgraph: bool = True,
+    dynamic: bool | None = None,
+    mode: str | None = None,
+    **options: Any,
+) -> Regional:
+    """Compile the layers of `model` one by one, in place, and rewire what they read of each other.
+
+    Args:
+        model: any module that keeps its layers in a list, a dictionary or a sequence of modules.
+        connectivity: see `FarSkipConfig`; by name.
+        layers: first and last layer to rewire; each member of the list must begin one.
+        stack: name of the list in the model, if it can't be told.
+        compile: False: only prepare the layers; they are compiled by `layer.compile(backend="farskip")`, or whatever
+            calls that.
+        fullgraph: as in `torch.compile`; so are `dynamic` and `mode`.
+        options: all other options of `FarSkipConfig`.
+
+    Raises:
+        ConfigError: wrong options, or a layer whose forward was replaced before.
+        PartialModelError: the layers can't be told.
+    """
+    config = FarSkipConfig.from_options({"connectivity": connectivity, "layers": layers, **options})
+    backend = Backend(config, mode)
+    owner, found = find_layers(model, stack)
+    made = Regional(model, tuple(name for name, _ in found), backend.settings)
+    forwards: dict[tuple[Any, bool, bool], Callable[..., Any]] = {}
+    with _restored_on_error(made):
+        made._undo.append(allow_recompiles(RECOMPILES * len(found)))
+        for number, (name, layer) in enumerate(found):
+            key = (_plain(name, layer), _applies(layers, number), _applies(layers, number + 1))
+            if key not in forwards:
+                forward = stand_in(key[0], here=key[1], later=key[2])
+                if compile:
+                    forward = torch.compile(forward, backend=backend, fullgraph=fullgraph, dynamic=dynamic)
+                forwards[key] = forward
+            _replace(made, layer, forwards[key])
+        _watch(made, owner)
+    return made
+
+
+def _applies(layers: tuple[int, int] | None, number: int) -> bool:
+    return layers is None or layers[0] <= number <= layers[1]
+
+
+def _plain(name: str, layer: nn.Module) -> Callable[..., Any]:
+    """The forward of a layer, as a function of the layer."""
+    own = vars(layer).get("forward")
+    if own is None:
+        return type(layer).forward
+    if isinstance(own, MethodType) and own.__self__ is layer:
+        return own.__func__
+    raise ConfigError(
+        f"the forward of {name!r} was replaced by {own!r}, which is no method of it",
+        way_out="call farskip_compile.regional first",
+        where=Where(node=name),
+    )
+
+
+def _replace(made: Regional, layer: nn.Module, forward: Callable[..., Any]) -> None:
+    state: Mapping[str, Any] = dict(vars(layer))
+    vars(layer)["forward"] = MethodType(forward, layer)
+
+    def undo() -> None:
+        if "forward" in state:
+            vars(layer)["forward"] = state["forward"]
+        else:
+            vars(layer).pop("forward", None)
+
+    made._undo.append(undo)
+
+
+def _watch(made: Regional, owner: nn.Module) -> None:
+    """Look at what runs in each call of the module that holds the layers."""
+
+    def before(*_: Any) -> None:
+        if not torch.compiler.is_compiling():
+            begin()
+
+    def after(*_: Any) -> None:
+        if not torch.compiler.is_compiling():
+            made._called(end())
+
+    hooks = [owner.register_forward_pre_hook(before), owner.register_forward_hook(after)]
+    made._undo.extend(hook.remove for hook in hooks)
+
+
+class _restored_on_error:  # noqa: N801 (a context manager)
+    def __init__(self, made: Regional) -> None:
+        self.made = made
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, FarSkipError):
+            self.made.undo()

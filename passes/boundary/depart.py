@@ -1,0 +1,195 @@
+"""Cut the stream at the end of a part of a model: what the next part leaves out leaves this one apart.
+
+In:    a Dynamo graph that is wired as asked, its stream and the names of its terms, its table, its `Boundary`.
+Out:   the graph, which returns the parts of the stream: in place of the stream what is settled, and the rest as further
+       outputs; and a `Departure`, which names the tail that makes the stream of them.
+Never: changes a value; leaves a wait to the next graph that something here reads.
+
+Algorithm:
+1. The terms to leave apart are those that the connectivity may take from a sub-block that is still to come. If there
+   are none, the stream is returned as it is.
+2. The tail is what is late (`late`): the sums that hold these terms, and what stands behind the last waits for them.
+   What it needs and is not late itself becomes a part; a parameter, such as that of a norm, as a copy.
+3. Return the parts; erase what only the stream needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from farskip_compile._compat import is_module_state
+from farskip_compile._compat.fake import open_sizes
+from farskip_compile.errors import PartialModelError
+from farskip_compile.passes.boundary.arrive import Boundary
+from farskip_compile.passes.boundary.late import Late, find_late
+from farskip_compile.passes.boundary.tail import FLIGHT, Autocast, Flight, Tail, intern
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.dead import erase_dead, used_nodes
+from farskip_compile.passes.graph.walk import fresh_like
+from farskip_compile.passes.normalize.accumulations import added_alone
+from farskip_compile.passes.residual.carried import KEY, Carried
+from farskip_compile.passes.residual.stream import Stream
+from farskip_compile.passes.residual.table import Kind, Table
+from farskip_compile.passes.residual.tags import CUSTOM
+from farskip_compile.passes.rewire.request import Named, may_leave_out_later
+
+DEPARTS = "farskip_departs"
+"""Key of a node's custom meta: a wait that is left to the next graph."""
+
+
+@dataclass(frozen=True)
+class Departure:
+    """How the stream leaves a graph."""
+
+    positions: tuple[int, ...] = ()
+    """Of the stream among the outputs; empty if the stack ends in this graph."""
+    tail: str = ""
+    """Key of its tail; empty if it leaves as it is."""
+    extra: int = 0
+    """Outputs at the end that are parts."""
+    apart: tuple[int, ...] = ()
+    """Indices of the terms that leave apart."""
+    stays: Mapping[str, str] = field(default_factory=dict)
+    """Of these, by name: why they have landed."""
+    open_sizes: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    """Of further outputs: the dimensions whose sizes data decides."""
+
+
+def cut(
+    graph: fx.Graph,
+    stream: Stream,
+    names: Sequence[str],
+    table: Table,
+    boundary: Boundary,
+    leaving: Named,
+    autocast: Autocast,
+) -> Departure:
+    """Cut `graph` in place at the end of `stream`, whose terms have these names; `leaving`: the connectivity to come.
+
+    Raises:
+        PartialModelError: what the layer returns is not its residual stream.
+    """
+    (output,) = graph.find_nodes(op="output")
+    returned = list(output.args[0])
+    positions = tuple(place for place in boundary.outputs if returned[place] is stream.root)
+    if not positions:
+        if not boundary.outputs:
+            return Departure()  # the stack ends here
+        raise PartialModelError(
+            "a layer that is compiled by itself does not return its residual stream",
+            way_out="leave it out of farskip_compile.regional(..., stack=...), or compile the whole model",
+            where=ops.where(stream.root),
+        )
+    wanted = may_leave_out_later(table, leaving) if boundary.later else ()  # 1
+    apart = tuple(table.terms[index].name for index in wanted)
+    if not apart:
+        return Departure(positions)
+    index_of = {name: index for index, name in enumerate(names)}
+    late = find_late(stream, map(index_of.__getitem__, apart))
+    facts = _facts(stream, table, index_of, apart)
+    tail, parts = _Cut(graph, stream, late, facts).make(autocast)  # 2
+    used = used_nodes(graph)
+    base, *rest = (_own(graph, output, part) for part in parts)  # 3
+    returned = [base if place in positions else value for place, value in enumerate(returned)]
+    output.args = ((*returned, *rest), *output.args[1:])
+    erase_dead(graph, used)
+    stays = {names[index]: reason for index, reason in late.stays.items()}
+    sizes = {place: found for place, part in enumerate(rest) if (found := open_sizes(ops.fake(part)))}
+    return Departure(positions, tail.key, len(rest), tuple(wanted), stays, sizes)
+
+
+def _facts(
+    stream: Stream, table: Table, index_of: Mapping[str, int], apart: Sequence[str]
+) -> dict[fx.Node, Carried]:
+    """What the tail says of the nodes that stand for terms."""
+    last = table.num_layers - 1
+    found = {}
+    for number, name in enumerate(apart):
+        term = table.term(name)
+        assert term is not None
+        leaf = stream.leaves[index_of[name]]
+        found[leaf] = Carried(term.kind, number, last - term.layer, term.evidence)
+    return found
+
+
+@dataclass
+class _Cut:
+    """Step 2."""
+
+    graph: fx.Graph
+    stream: Stream
+    late: Late
+    facts: Mapping[fx.Node, Carried]
+    tail: fx.Graph = field(default_factory=fx.Graph)
+    twins: dict[fx.Node, Any] = field(default_factory=dict)
+    parts: list[fx.Node] = field(default_factory=list)
+
+    def make(self, autocast: Autocast) -> tuple[Tail, list[fx.Node]]:
+        """The tail, and the nodes of this graph that are its parts, the base first."""
+        late = [node for node in self.stream.flow.nodes if node in self.late.nodes and node.target is not added_alone]
+        needed = dict.fromkeys(arg for node in late for arg in node.all_input_nodes if arg not in self.late.nodes)
+        base = next(node for node in needed if 0 in self.stream.terms_of(node))
+        for node in dict.fromkeys([base, *needed]):
+            self._part(node, is_base=node is base)
+        for node in late:
+            self._copy(node)
+        self.tail.output(self.twins[self.stream.root])
+        value = ops.tensor(self.stream.root)
+        assert value is not None
+        return intern(self.tail, autocast, value.dtype), self.parts
+
+    def _part(self, node: fx.Node, *, is_base: bool) -> None:
+        twin = self.tail.placeholder(f"part_{len(self.parts)}")
+        self.parts.append(node)
+        known = self._known(node)
+        if is_base:
+            known = Carried(Kind.EMBEDDING)
+        elif known is None and self.stream.terms_of(node):
+            known = Carried(Kind.EMBEDDING, index=-2)
+        if known is not None:
+            twin.meta[KEY] = known
+        self.twins[node] = twin
+        if node in self.late.waits:
+            launch = node.all_input_nodes[0]
+            flight = twin.meta[FLIGHT] = _flight(launch)
+            wait = self.twins[node] = self.tail.call_function(torch.ops._c10d_functional.wait_tensor.default, (twin,))
+            wait.meta[CUSTOM] = {FLIGHT: flight.to_text()}
+            node.meta[CUSTOM] = {**node.meta.get(CUSTOM, {}), DEPARTS: flight.to_text()}
+            if known is not None:
+                wait.meta[KEY] = twin.meta.pop(KEY)
+
+    def _copy(self, node: fx.Node) -> None:
+        twin = self.twins[node] = self.tail.node_copy(node, self.twins.__getitem__)
+        twin.meta = {}
+        if (known := self._known(node)) is not None:
+            twin.meta[KEY] = known
+
+    def _known(self, node: fx.Node) -> Carried | None:
+        """Of a term that leaves apart; what an accumulation adds is known of the accumulation."""
+        mark = self.stream.flow.addends.get(node)
+        return self.facts.get(node) or (self.facts.get(mark) if mark is not None else None)
+
+
+def _flight(launch: fx.Node) -> Flight:
+    if ops.is_collective(launch):
+        return Flight(ops.op_name(launch).partition("::")[2], ops.process_group(launch))
+    text = launch.meta.get(CUSTOM, {}).get(FLIGHT) or launch.meta.get(FLIGHT, "")
+    operator, _, group = str(text).partition(" ")
+    return Flight(operator, group)
+
+
+def _own(graph: fx.Graph, output: fx.Node, part: fx.Node) -> fx.Node:
+    """`part`, or a copy of it if it belongs to the module."""
+    if part.op != "get_attr" and not (part.op == "placeholder" and is_module_state(part)):
+        return part
+    with graph.inserting_before(output):
+        copy = graph.call_method("clone", (part,))
+    value = ops.tensor(part)
+    assert value is not None
+    copy.meta = {"example_value": fresh_like(value)}
+    return copy

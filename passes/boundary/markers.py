@@ -1,0 +1,34 @@
+"""The two marks by which a graph says that it is a part of a stack: where the stream comes in cut, and where it leaves.
+
+Contract: plain functions that Dynamo puts into its graphs as they are (`torch.compiler.allow_in_graph`, in `regional`).
+Any other backend may run them: `arrive` makes the whole stream of the parts, `depart` gives back what it is given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from farskip_compile.passes.boundary.tail import tail_of
+
+
+def arrive(key: str, *parts: Any) -> torch.Tensor:
+    """The stream that comes in as the parts of the tail called `key`."""
+    return tail_of(key)(*parts)
+
+
+def depart(value: torch.Tensor, here: bool, later: bool) -> torch.Tensor:  # noqa: FBT001 (a call in a graph)
+    """`value`, which a layer returns; whether the connectivity applies to this layer, and to the next one."""
+    return value
+
+
+def is_arrival(node: fx.Node) -> bool:
+    """Whether the stream comes in cut here."""
+    return node.op == "call_function" and node.target is arrive
+
+
+def is_departure(node: fx.Node) -> bool:
+    """Whether a layer returns this."""
+    return node.op == "call_function" and node.target is depart

@@ -1,0 +1,42 @@
+"""What is known of a value that another graph has computed: the base of the stream, or a term that came in apart from it.
+
+Contract: such a value is an input here, so nothing shows what it is; the graph that it left has seen it. `boundary`
+notes that on the node, and only `stream`, `kinds` and the tables ask. A graph of a whole model has no such node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import fx
+
+from farskip_compile.passes.residual.table import Kind
+
+KEY = "farskip_carried"
+"""Of a node's `meta`."""
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A value of an earlier graph."""
+
+    kind: Kind
+    """EMBEDDING for what does not come in apart: all other terms."""
+    index: int = -1
+    """Its place among the terms that left the earlier graph; -1 for the base, -2 for settled terms that are added to
+    the base later, in the order of the model."""
+    age: int = 0
+    """Layers between its own and the last one that an earlier graph has begun."""
+    evidence: str = ""
+    """What showed its kind."""
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it is what the stream begins with here."""
+        return self.kind is Kind.EMBEDDING and self.index == -1
+
+
+def carried(nodes: Iterable[fx.Node]) -> Carried | None:
+    """What is known of the first of `nodes` of which something is."""
+    return next((node.meta[KEY] for node in nodes if KEY in node.meta), None)
