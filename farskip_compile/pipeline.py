@@ -148,14 +148,14 @@ def _asked(config: Resolved, boundary: Boundary) -> dict[str, Any]:
     """
     asked = config.connectivity
     if not boundary.part:
-        return {"connectivity": asked, "part": False}
+        return {"connectivity": asked, "leaving": None}
     if isinstance(asked, Mapping):
         raise ConnectivityError(
             "a table of sub-blocks is asked of layers that are compiled one by one, which don't know their numbers",
             way_out='a connectivity by name with `layers`, or the whole model: torch.compile(model, backend="farskip")',
         )
     here = asked if boundary.here else "none"
-    return {"connectivity": here, "layers": None, "part": True, "leaving": asked}
+    return {"connectivity": here, "layers": None, "leaving": asked if boundary.later else "none"}
 
 
 def _depart(module: fx.GraphModule, driver: Driver, found: Verified) -> Departure:

@@ -50,7 +50,7 @@ PASSES = (
         "rewire.request:ask",
         Stage.DYNAMO,
         "translate the connectivity asked for into the terms that each row leaves out",
-        takes=("table", "connectivity", "layers", "part"),
+        takes=("table", "connectivity", "layers", "leaving"),
         provides=("request",),
     ),
     Pass(
@@ -114,6 +114,15 @@ PASSES = (
         takes=("graph", "pieces_of"),
         provides=("tokens_cut",),
         changes=Changes.ROUNDING,
+    ),
+    Pass(
+        "in_flight",
+        "boundary.in_flight:leave_in_flight",
+        Stage.POST_GRAD,
+        "in a part of a model: leave the waits to the next part that are its",
+        takes=("graph", "training"),
+        provides=("left_in_flight",),
+        changes=Changes.INTERFACE,
     ),
     Pass(
         "pieces",

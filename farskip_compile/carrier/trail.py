@@ -75,7 +75,7 @@ def assemble(parts: Sequence[Passed]) -> Table:
                 )
             )
         layers = max([layers, *(layer + offset + 1 for layer in own)])
-        apart = tuple(next(iter(whole.held[index])) for index in part.apart)
+        apart = tuple(place for index in part.apart for place in whole.held[index])
     return Table(tuple(terms), tuple(rows))
 
 
@@ -98,13 +98,13 @@ class _Numbers:
     def of(cls, table: Table, known: int, apart: Sequence[int]) -> _Numbers:
         """`known` terms came before, of which some were left apart."""
         settled = TermSet(((0, known),)) if known else TermSet()
-        if any(term.carried >= 0 for term in table.terms):
+        if any(term.carried for term in table.terms):
             settled = settled - TermSet.of(apart)
         held: list[TermSet] = []
         new: dict[int, int] = {}
         for term in table.terms:
-            if term.carried >= 0:
-                held.append(TermSet.of([apart[term.carried]]))
+            if term.carried:
+                held.append(TermSet.of(apart[place] for place in term.carried))
             elif term.kind is Kind.EMBEDDING and known:
                 held.append(settled)
             else:

@@ -50,6 +50,7 @@ from farskip_compile._compat.distributed import group_size
 from farskip_compile.costs.memory import Size, tensor_bytes, tensors_of
 from farskip_compile.costs.profile import COLLECTIVE_KINDS, CollectiveKind, HardwareProfile, Link, PerCollective
 from farskip_compile.errors import ConfigError, UnsupportedPatternError
+from farskip_compile.passes.boundary.in_flight import arrival
 from farskip_compile.passes.graph import ops
 
 NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "_dtensor")
@@ -72,11 +73,13 @@ class CollectiveCost:
 
 
 def collective_cost(node: fx.Node, size: Size) -> CollectiveCost:
-    """What the launch `node` moves.
+    """What the launch `node` moves, or that of an earlier graph that the wait `node` is for.
 
     Raises:
         UnsupportedPatternError: `node` does not launch a collective.
     """
+    if ops.is_wait(node) and (flight := arrival(node)) is not None:
+        return _arriving(node, flight, size)
     kind = _kind(node)
     if kind is None:
         raise UnsupportedPatternError(
@@ -92,6 +95,15 @@ def collective_cost(node: fx.Node, size: Size) -> CollectiveCost:
     got = tensors_of(ops.fake(node))
     fewer, most = sorted(sum(tensor_bytes(value, size) for value in values) for values in (given, got))
     return CollectiveCost(kind, most, group, ranks, fewer if kind == "all_to_all" and fewer < most else None)
+
+
+def _arriving(wait: fx.Node, flight: tuple[str, str], size: Size) -> CollectiveCost:
+    """What a launch of an earlier graph moves, by what arrives here."""
+    operator, group = flight
+    kind = next((kind for kind in COLLECTIVE_KINDS if operator.startswith(kind)), "broadcast")
+    ranks = group_size(group)
+    got = sum(tensor_bytes(value, size) for value in tensors_of(ops.fake(wait)))
+    return CollectiveCost(kind, got * ranks if kind == "reduce_scatter" else got, group, ranks)
 
 
 def is_launch(node: fx.Node) -> bool:

@@ -23,6 +23,7 @@ from torch import fx
 
 from farskip_compile._compat import CustomGraphPass, inductor
 from farskip_compile._compat.distributed import group_ranks, world_group
+from farskip_compile.carrier import landing  # noqa: F401 (an operator)
 from farskip_compile.config import FarSkipConfig, Pieces, PiecesAlong, resolve
 from farskip_compile.costs import default_profile
 from farskip_compile.costs.estimates import Estimates
@@ -30,6 +31,7 @@ from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.errors import ConfigError
 from farskip_compile.inductor_passes.in_pieces import cut_in_pieces
 from farskip_compile.passes import PASSES
+from farskip_compile.passes.boundary.in_flight import arrivals
 from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.gc_pause import collector_paused
@@ -46,6 +48,7 @@ from farskip_compile.ranks.announce import (
 )
 from farskip_compile.report.schedule import ScheduleReport
 from farskip_compile.verify.before import remember
+from farskip_compile.verify.in_flight import returned, verify_in_flight
 from farskip_compile.verify.kernels import verify_kernels
 from farskip_compile.verify.schedule import verify_order
 
@@ -132,7 +135,7 @@ class PostGradPass(CustomGraphPass):
         """Run the user's passes, then ours, on `graph` in place."""
         for one in self.inner:
             one(graph)
-        if self.plan is not None and collective_orders(graph):
+        if self.plan is not None and (collective_orders(graph) or arrivals(graph)):
             schedule_post_grad(graph, self.plan, self.identity)
 
     def uuid(self) -> Any:
@@ -148,8 +151,10 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
     Raises:
         VerificationError: the graph that comes out could not take the place of the one that came in.
     """
+    phase = _phase(graph)
+    _leave_in_flight(graph, phase, plan)
     earlier, in_pieces = cut_earlier(graph), cut(graph, plan)
-    regroup, phase = _regroup(graph, plan.ep_group), _phase(graph)
+    regroup = _regroup(graph, plan.ep_group)
     facts = {
         "graph": graph,
         "regroup": regroup,
@@ -157,7 +162,7 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
         "in_place": inductor.in_place_arguments,
         "backward": phase == "backward",
     }
-    driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, "pieces"})
+    driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, "in_flight", "pieces"})
     before = driver.step("remember", remember, graph, inductor.in_place_arguments)
     driver.run(through="collectives")
     estimates = driver.facts["estimate"] = driver.step("estimate", Estimates, graph, plan.profile, plan.imbalance)
@@ -187,6 +192,16 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
     return report
 
 
+def _leave_in_flight(graph: fx.Graph, phase: str, plan: Plan) -> None:
+    """Leave the waits to the next graph that are its, and verify that."""
+    facts = {"graph": graph, "training": phase == "forward"}
+    driver = Driver(PASSES, Stage.POST_GRAD, facts, plan.skip)
+    before = driver.step("remember", returned, graph)
+    driver.run(through="in_flight")
+    driver.verify(verify_in_flight, graph, before)
+    driver.finish()
+
+
 def cut(graph: fx.Graph, plan: Plan) -> PiecesCut:
     """Cut the exchanges of `graph` in place, in as many pieces as planned.
 
@@ -209,7 +224,7 @@ def _scheduled(plan: Plan, graph: fx.Graph) -> Schedule:
         "in_place": inductor.in_place_arguments,
         "backward": _phase(graph) == "backward",
     }
-    driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, "pieces"} - {"schedule_graph"})
+    driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, "in_flight", "pieces"} - {"schedule_graph"})
     driver.run(through="collectives")
     driver.facts["estimate"] = Estimates(graph, plan.profile, plan.imbalance)
     driver.run(through="schedule_graph")

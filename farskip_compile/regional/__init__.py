@@ -107,7 +107,8 @@ def regional(
     with _restored_on_error(made):
         made._undo.append(allow_recompiles(RECOMPILES * len(found)))
         for number, (name, layer) in enumerate(found):
-            key = (_plain(name, layer), _applies(layers, number), _applies(layers, number + 1))
+            more = number + 1 < len(found)  # nobody leaves out anything of the last layer
+            key = (_plain(name, layer), _applies(layers, number), more and _applies(layers, number + 1))
             if key not in forwards:
                 forward = stand_in(key[0], here=key[1], later=key[2])
                 if compile:

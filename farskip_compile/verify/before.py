@@ -17,6 +17,7 @@ from torch import fx
 
 from farskip_compile._compat import OpOverload
 from farskip_compile._compat.tensors import parameters
+from farskip_compile.passes.boundary.in_flight import arrivals
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.verify.values import SIZES
 
@@ -45,6 +46,8 @@ class Before:
     """Process group of each launch, in order."""
     waits: dict[str, list[str]] = field(default_factory=dict)
     """The waits for the results of each launch."""
+    arrivals: list[str] = field(default_factory=list)
+    """Waits for what came in flight."""
     past_wait: list[tuple[str, str]] = field(default_factory=list)
     """A node that reads what a launch returns, not what its wait does, but after a wait; and that wait."""
     effects: list[str] = field(default_factory=list)
@@ -106,6 +109,7 @@ def remember(graph: fx.Graph, in_place: InPlace = lambda node: ()) -> Before:
     before.effects = [node.name for node, does in calls if does.effect]
     before.products = {node.name for node, does in calls if does.product and ops.tensor(node) is not None}
     made = _keep_collectives(before, calls)
+    before.arrivals = [wait.name for wait in arrivals(graph)]
     writes = {node: found for node, does in calls if does.may_write and (found := effects.mutated_args(node))}
     if made:
         _keep_late_readers(before, nodes, made)

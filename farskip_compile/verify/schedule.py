@@ -178,16 +178,17 @@ class _Check:
         count = [0]  # products before each place
         for node in self.nodes:
             count.append(count[-1] + (wanted and node.name in self.before.products))
-        for launch, waits in self.before.waits.items():
+        flights = [*self.before.waits.items(), *(("", [wait]) for wait in self.before.arrivals if wait in self.place)]
+        for launch, waits in flights:
             for wait in waits:
-                first, last = self.place[launch], self.place[wait]
+                first, last = self.place.get(launch, -1), self.place[wait]
                 pins = self.pins.pop(wait, [])
                 hiding = [pin for pin in pins if pin in self.before.products and first < self.place[pin] < last]
-                if len(pins) != len(hiding) or len(set(pins)) != count[last] - count[first]:
+                if len(pins) != len(hiding) or len(set(pins)) != count[last] - count[max(first, 0)]:
                     raise _error(
                         self.nodes[last],
-                        f"it should be pinned to the {count[last] - count[first]} products between {launch!r} and "
-                        f"it, and is pinned to {', '.join(pins) or 'none'}",
+                        f"it should be pinned to the {count[last] - count[max(first, 0)]} products between "
+                        f"{launch or 'the beginning'} and it, and is pinned to {', '.join(pins) or 'none'}",
                     )
         for name, pins in self.pins.items():
             raise _error(self.nodes[self.place[name]], f"it is not a wait for a launch, and is pinned to {pins}")

@@ -86,11 +86,12 @@ def _write(graph: fx.Graph, marker: fx.Node, autocast: Autocast) -> int:
         )
     copies: dict[fx.Node, Any] = {}
     values: dict[fx.Node, Any] = {}
+    left = iter(parts)
     mode = fake_mode_of(value for value in [ops.tensor(marker)] if value is not None)
     with graph.inserting_before(marker), mode or nullcontext():
         for node in tail.module.graph.nodes:
             if node.op == "placeholder":
-                part = copies[node] = parts[len(copies)]
+                part = copies[node] = next(left)
                 values[node] = ops.fake(part) if isinstance(part, fx.Node) else part
                 if KEY in node.meta:
                     part.meta[KEY] = node.meta[KEY]
@@ -101,4 +102,4 @@ def _write(graph: fx.Graph, marker: fx.Node, autocast: Autocast) -> int:
     (output,) = tail.module.graph.find_nodes(op="output")
     marker.replace_all_uses_with(copies[output.args[0]])
     graph.erase_node(marker)
-    return sum(node.meta[KEY].index >= 0 for node in tail.module.graph.nodes if KEY in node.meta)
+    return sum(len(node.meta[KEY].places) for node in tail.module.graph.nodes if KEY in node.meta)

@@ -85,13 +85,13 @@ def cut(
             way_out="leave it out of farskip_compile.regional(..., stack=...), or compile the whole model",
             where=ops.where(stream.root),
         )
-    wanted = may_leave_out_later(table, leaving) if boundary.later else ()  # 1
+    wanted = may_leave_out_later(table, leaving)  # 1
     apart = tuple(table.terms[index].name for index in wanted)
     if not apart:
         return Departure(positions)
     index_of = {name: index for index, name in enumerate(names)}
     late = find_late(stream, map(index_of.__getitem__, apart))
-    facts = _facts(stream, table, index_of, apart)
+    facts = _facts(table, late, {index_of[name]: number for number, name in enumerate(apart)}, names)
     tail, parts = _Cut(graph, stream, late, facts).make(autocast)  # 2
     used = used_nodes(graph)
     base, *rest = (_own(graph, output, part) for part in parts)  # 3
@@ -103,17 +103,15 @@ def cut(
     return Departure(positions, tail.key, len(rest), tuple(wanted), stays, sizes)
 
 
-def _facts(
-    stream: Stream, table: Table, index_of: Mapping[str, int], apart: Sequence[str]
-) -> dict[fx.Node, Carried]:
-    """What the tail says of the nodes that stand for terms."""
+def _facts(table: Table, late: Late, number: Mapping[int, int], names: Sequence[str]) -> dict[fx.Node, Carried]:
+    """What the tail says of the nodes where terms enter; `number`: place among those that leave, by index."""
     last = table.num_layers - 1
     found = {}
-    for number, name in enumerate(apart):
-        term = table.term(name)
-        assert term is not None
-        leaf = stream.leaves[index_of[name]]
-        found[leaf] = Carried(term.kind, number, last - term.layer, term.evidence)
+    for entry, held in late.entries.items():
+        terms = [term for index in held if (term := table.term(names[index])) is not None]
+        main = next((term for term in terms if term.kind is Kind.ROUTED), terms[0])
+        places = tuple(number[index] for index in held)
+        found[entry] = Carried(main.kind, places, last - main.layer, main.evidence)
     return found
 
 
@@ -134,8 +132,12 @@ class _Cut:
         late = [node for node in self.stream.flow.nodes if node in self.late.nodes and node.target is not added_alone]
         needed = dict.fromkeys(arg for node in late for arg in node.all_input_nodes if arg not in self.late.nodes)
         base = next(node for node in needed if 0 in self.stream.terms_of(node))
-        for node in dict.fromkeys([base, *needed]):
+        self.parts = list(dict.fromkeys([base, *needed]))
+        for node in self.parts:
             self._part(node, is_base=node is base)
+        for node in self.parts:
+            if node in self.late.waits:
+                self._wait(node)
         for node in late:
             self._copy(node)
         self.tail.output(self.twins[self.stream.root])
@@ -144,24 +146,25 @@ class _Cut:
         return intern(self.tail, autocast, value.dtype), self.parts
 
     def _part(self, node: fx.Node, *, is_base: bool) -> None:
-        twin = self.tail.placeholder(f"part_{len(self.parts)}")
-        self.parts.append(node)
+        twin = self.tail.placeholder(f"part_{len(self.twins)}")
         known = self._known(node)
         if is_base:
             known = Carried(Kind.EMBEDDING)
         elif known is None and self.stream.terms_of(node):
-            known = Carried(Kind.EMBEDDING, index=-2)
+            known = Carried(Kind.EMBEDDING, is_base=False)
         if known is not None:
             twin.meta[KEY] = known
         self.twins[node] = twin
-        if node in self.late.waits:
-            launch = node.all_input_nodes[0]
-            flight = twin.meta[FLIGHT] = _flight(launch)
-            wait = self.twins[node] = self.tail.call_function(torch.ops._c10d_functional.wait_tensor.default, (twin,))
-            wait.meta[CUSTOM] = {FLIGHT: flight.to_text()}
-            node.meta[CUSTOM] = {**node.meta.get(CUSTOM, {}), DEPARTS: flight.to_text()}
-            if known is not None:
-                wait.meta[KEY] = twin.meta.pop(KEY)
+
+    def _wait(self, node: fx.Node) -> None:
+        """What `node` waits for comes in flight."""
+        twin, flight = self.twins[node], _flight(node.all_input_nodes[0])
+        wait = self.twins[node] = self.tail.call_function(torch.ops._c10d_functional.wait_tensor.default, (twin,))
+        wait.meta[CUSTOM] = {FLIGHT: flight.to_text()}
+        twin.meta[FLIGHT] = flight
+        node.meta[CUSTOM] = {**node.meta.get(CUSTOM, {}), DEPARTS: flight.to_text()}
+        if KEY in twin.meta:
+            wait.meta[KEY] = twin.meta.pop(KEY)
 
     def _copy(self, node: fx.Node) -> None:
         twin = self.twins[node] = self.tail.node_copy(node, self.twins.__getitem__)

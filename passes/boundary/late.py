@@ -5,8 +5,10 @@ weight that belongs to this graph's module (it may be gone, or sharded again, wh
 names that any process knows. Where that does not hold of a term, its wait stays in this graph, and the reason is given.
 
 Algorithm, for each such term:
-1. Walk back from it to the first waits on each path. One that something else reads is waited for here anyway.
-2. Late is what depends on one of the waits that are left.
+1. It enters the stream where the last wait on its way to the root is, such as that of a reduction; else where it is
+   computed. Sums above that are late.
+2. In the latter case, walk back from it to the first waits on each path. One that something else reads is waited for
+   here anyway. Late is what depends on one of the waits that are left.
 """
 
 from __future__ import annotations
@@ -33,39 +35,54 @@ class Late:
     """Waits that are made there."""
     stays: dict[int, str] = field(default_factory=dict)
     """Why a term, by its index, has landed when the graph ends."""
+    entries: dict[fx.Node, list[int]] = field(default_factory=dict)
+    """Where terms enter the stream, and which."""
 
 
 def find_late(stream: Stream, apart: Iterable[int]) -> Late:
     """What is late of the terms `apart` of `stream`; the sums that hold them are late in any case."""
     found = Late()
-    indices = set(apart)
-    found.nodes = {
-        node for node, terms in stream.tree.items() if stream.below[node] and not indices.isdisjoint(terms)
-    } - {stream.leaves[index] for index in indices}
-    switched = set(_inside_switches(stream.flow.nodes))
-    for index in sorted(indices):
-        late, waits, reason = _late_of(stream, stream.leaves[index], found.nodes, switched)
+    indices = sorted(set(apart))
+    for index in indices:  # 1
+        path = [stream.leaves[index]]
+        while path[-1] in stream.parents:
+            path.append(stream.parents[path[-1]])
+        at = max((place for place, node in enumerate(path) if ops.is_wait(node)), default=0)
+        found.entries.setdefault(path[at], []).append(index)
+        found.nodes.update(path[at + 1 :])
+    found.nodes -= {node for entry in found.entries for node in _below(stream, entry)}
+    sums, switched = frozenset(found.nodes), set(_inside_switches(stream.flow.nodes))
+    for entry, held in found.entries.items():  # 2
+        late, waits, reason = _late_of(stream, entry, sums, switched)
         if reason:
-            found.stays[index] = reason
+            found.stays.update(dict.fromkeys(held, reason))
         else:
             found.nodes |= late
             found.waits |= waits
     return found
 
 
+def _below(stream: Stream, node: fx.Node) -> Iterator[fx.Node]:
+    """`node`, and the sums and linear images that it is made of."""
+    return walk_back([node], inputs=stream.below.__getitem__)
+
+
 def _late_of(
-    stream: Stream, leaf: fx.Node, sums: Set[fx.Node], switched: Set[fx.Node]
+    stream: Stream, entry: fx.Node, sums: Set[fx.Node], switched: Set[fx.Node]
 ) -> tuple[set[fx.Node], set[fx.Node], str]:
     border: dict[fx.Node, None] = {}
-    stops = lambda node: ops.is_wait(node) or stream.is_residual(node)  # noqa: E731
-    behind = list(walk_back([leaf], stops, stream.inputs, border))  # 1
+
+    def stops(node: fx.Node) -> bool:
+        return ops.is_wait(node) or stream.is_residual(node)
+
+    behind = sorted(walk_back([entry], stops, stream.inputs, border), key=stream.order.__getitem__)
     waits = {node for node in border if ops.is_wait(node)}
-    order = sorted(behind, key=stream.order.__getitem__)
-    late = spread(order, lambda node: not waits.isdisjoint(stream.inputs(node)), stream.inputs)  # 2
+    late = spread(behind, lambda node: not waits.isdisjoint(node.all_input_nodes))
     flying = {wait for wait in waits if all(_is_late(user, late, sums) for user in wait.users)}
     if not flying:
-        return set(), set(), "nothing is in flight" if not waits else "its result is read in the same graph"
-    late = spread(order, lambda node: not flying.isdisjoint(stream.inputs(node)), stream.inputs)
+        readers = [user for wait in waits for user in wait.users if not _is_late(user, late, sums)]
+        return set(), set(), f"{readers[0].name!r} reads its result" if readers else "nothing is in flight"
+    late = spread(behind, lambda node: not flying.isdisjoint(node.all_input_nodes))
     for node in late:
         if reason := _why_here(node, late | flying, switched):
             return set(), set(), f"{ops.op_name(node)!r} comes after its wait, and {reason}"

@@ -113,8 +113,10 @@ def _target(node: fx.Node) -> str:
         return ""
     if isinstance(target, str):
         return target
-    if isinstance(target, OpOverload | OpOverloadPacket):
-        return f"{qualified_name(target)} {getattr(target, '_overloadname', '')}"
+    if isinstance(target, OpOverload):
+        return str(target.name())
+    if isinstance(target, OpOverloadPacket):
+        return qualified_name(target)
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
     if name is None or "<" in name:
         raise UnsupportedPatternError(

@@ -161,7 +161,7 @@ def _name_terms(
                 collectives=_collectives(stream, region),
                 shared_inside=finding.shared_inside is not None,
                 inseparable=_step(finding.inseparable, layer),
-                carried=known.index if known is not None else -1,
+                carried=known.places if known is not None else (),
             )
         )
     return tuple(terms)

@@ -23,18 +23,15 @@ class Carried:
 
     kind: Kind
     """EMBEDDING for what does not come in apart: all other terms."""
-    index: int = -1
-    """Its place among the terms that left the earlier graph; -1 for the base, -2 for settled terms that are added to
-    the base later, in the order of the model."""
+    places: tuple[int, ...] = ()
+    """Places of what it holds among the terms that left the earlier graph apart; none if it is settled."""
     age: int = 0
     """Layers between its own and the last one that an earlier graph has begun."""
     evidence: str = ""
     """What showed its kind."""
-
-    @property
-    def is_base(self) -> bool:
-        """Whether it is what the stream begins with here."""
-        return self.kind is Kind.EMBEDDING and self.index == -1
+    is_base: bool = True
+    """Of what is settled: whether the stream begins with it. Other settled terms are added later, in the order of the
+    model."""
 
 
 def carried(nodes: Iterable[fx.Node]) -> Carried | None:

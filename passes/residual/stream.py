@@ -188,7 +188,7 @@ def _find_sum(flow: Dataflow, whole: Set[fx.Node]) -> _Sum | None:
 
 def _choose_base(flow: Dataflow, tree: SumTree, depends: Set[fx.Node]) -> fx.Node | None:
     for leaf, images in tree.images.items():
-        if (known := carried(images)) is not None and known.is_base:
+        if (known := carried(images)) is not None and not known.places and known.is_base:
             return leaf
     return max(
         (leaf for leaf, images in tree.images.items() if images[-1] not in depends),

@@ -84,9 +84,9 @@ class Term:
     """A routed term that also holds its shared expert, summed before a normalization (so they stay together)."""
     inseparable: Step | None = field(default=None, compare=False)
     """The nonlinear step between that sum and the stream, if there is one: nothing can read one part of such a term."""
-    carried: int = field(default=-1, compare=False)
-    """In a part of a model: its place among the terms that came in apart from the stream, of a layer before layer 0, or
-    of layer 0 if a sub-block of that was compiled before; -1 for all others."""
+    carried: tuple[int, ...] = field(default=(), compare=False)
+    """In a part of a model, of a term that came in apart from the stream: which of those terms it holds. It is of a layer
+    before layer 0, or of layer 0 if a sub-block of that was compiled before."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def rewire(module: fx.GraphModule, reading: Reading, request: Request) -> int:
     Raises:
         UnsupportedPatternError: a node that would have to be copied draws random numbers or writes memory.
     """
-    if not request.left_out:
+    if not request.left_out and not request.leaving:
         return 0
     used_before = used_nodes(module.graph)
     # 1. split the collectives that hide a sum

@@ -46,14 +46,18 @@ class Request:
     left_out: Mapping[str, TermSet]
     already: tuple[str, ...] = ()
     """Rows that `connectivity` concerns, and that leave these terms out already."""
+    leaving: TermSet = NOTHING
+    """Of a part of a model: terms that sub-blocks of the next part may leave out."""
 
     def wanted(self, table: Table) -> Table:
         """The table as it must read after rewiring."""
         return table.without(self.left_out)
 
 
-def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None, part: bool = False) -> Request:  # noqa: FBT001, FBT002 (a pass)
-    """Translate what the user asks of `table` into a `Request`; of a `part` of a model, it may be to change nothing.
+def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None, leaving: Named | None = None) -> Request:
+    """Translate what the user asks of `table` into a `Request`.
+
+    Of a part of a model, which may be to change nothing, it is known what is asked of the next part: `leaving`.
 
     Raises:
         DenseModelError: no sub-block of the model is a MoE, and a connectivity by name is about these.
@@ -62,11 +66,13 @@ def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None, par
         InseparableExpertsError: routed and shared output are summed before a step that can't be split.
     """
     _check_range(table, layers)
+    if leaving is not None:
+        return _of_a_part(table, connectivity, leaving)
     if connectivity == "none":
         return Request({})
     if isinstance(connectivity, Mapping):
         return _from_user(table, connectivity)
-    if not table.has_routed and connectivity != "ladder" and not part:
+    if not table.has_routed and connectivity != "ladder":
         kinds = ", ".join(dict.fromkeys(str(row.kind) for row in table.rows))
         raise DenseModelError(
             f"no routed experts in the residual stack ({len(table.rows)} sub-blocks, all of kind {kinds})",
@@ -75,6 +81,19 @@ def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None, par
         )
     if table.has_routed and all(is_shortcut(table, row) for row in table.rows if row.kind is Kind.ROUTED):
         return Request({}, tuple(row.name for row in table.rows if row.kind is Kind.ROUTED))
+    left_out, already = _by_rule(table, connectivity, layers)
+    if not left_out and not already:
+        raise LayerRangeError(
+            f"connectivity {connectivity!r} changes nothing in layers {layers}: no sub-block there reads "
+            "what it would leave out",
+            way_out=f"widen `layers` (the model has layers 0 to {table.num_layers - 1})",
+        )
+    _refuse_inseparable(table, left_out)
+    return Request(left_out, tuple(already))
+
+
+def _by_rule(table: Table, connectivity: Named, layers: LayerRange) -> tuple[dict[str, TermSet], list[str]]:
+    """What rows leave out, and the rows that already do."""
     left_out: dict[str, TermSet] = {}
     already: list[str] = []
     for row in table.rows:
@@ -85,18 +104,24 @@ def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None, par
             left_out[row.name] = terms & row.reads
         else:
             already.append(row.name)
-    if not left_out and not already and not part:
-        raise LayerRangeError(
-            f"connectivity {connectivity!r} changes nothing in layers {layers}: no sub-block there reads "
-            "what it would leave out",
-            way_out=f"widen `layers` (the model has layers 0 to {table.num_layers - 1})",
-        )
-    _refuse_inseparable(table, left_out)
-    return Request(left_out, tuple(already))
+    return left_out, already
+
+
+def _of_a_part(table: Table, connectivity: Connectivity, leaving: Named) -> Request:
+    """What is asked of a part of a model; whether it is what is asked of the whole is seen once all parts are known."""
+    routed = [row for row in table.rows if row.kind is Kind.ROUTED]
+    if isinstance(connectivity, Mapping) or (routed and all(is_shortcut(table, row) for row in routed)):
+        return Request({}, tuple(row.name for row in routed))
+    left_out, already = _by_rule(table, connectivity, None)
+    later = may_leave_out_later(table, leaving)
+    _refuse_inseparable(table, {**left_out, "the next attention": later})
+    return Request(left_out, tuple(already), later)
 
 
 def rule(table: Table, row: SubBlock, connectivity: Named) -> TermSet:
     """The terms that `row` leaves out under `connectivity`, whether it reads them or not."""
+    if connectivity == "none":
+        return NOTHING
     before = [term for term in table.terms_of(row.layer - 1) if not term.kind.mixes_tokens]
     if row.kind.mixes_tokens:
         if connectivity == "mlp":

@@ -39,7 +39,8 @@ def split_sums(module: fx.GraphModule, reading: Reading, request: Request) -> tu
         The graph as it is then (the same reading if nothing was split), and how many were split.
     """
     stream = reading.stream
-    dropped = TermSet.of(sorted({index for terms in request.left_out.values() for index in terms}))
+    leaving = (*request.left_out.values(), request.leaving)
+    dropped = TermSet.of(sorted({index for terms in leaving for index in terms}))
     tops = [node for node in stream.tree if _hides_both(stream, node, dropped)]  # 1
     if not tops:
         return reading, 0

@@ -10,6 +10,7 @@ Any order that keeps a task's needs gives the same values. A task needs what its
 2. so an operator that Inductor may turn into an in-place one on such memory comes after that wait, or stays before the
    launch;
 3. random operators and other side effects keep their order among themselves.
+4. what came in flight was launched before all else: its launch is a task of its own, with the input for its node.
 Memory: one buffer for all nodes that are views of each other.
 """
 
@@ -22,6 +23,7 @@ from typing import Protocol
 import torch
 from torch import fx
 
+from farskip_compile.passes.boundary.in_flight import arrivals, departs
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.residual.tags import terms_of
 from farskip_compile.passes.schedule.collectives import launches_with_waits
@@ -77,11 +79,15 @@ def read_program(
     in_place: Callable[[fx.Node], tuple[int, ...]] = lambda node: (),
 ) -> GraphProgram:
     """Read the program of `graph`; `in_place`: positions of the arguments that a later pass may let a node write to."""
-    nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    came = arrivals(graph)
+    flying = dict.fromkeys(wait.all_input_nodes[0] for wait in came)
+    nodes = [*flying, *(node for node in graph.nodes if node.op not in ("placeholder", "output"))]
     index = {node: i for i, node in enumerate(nodes)}
     waits_of = launches_with_waits(graph)
     launch_of = {wait: launch for launch, waits in waits_of.items() for wait in waits}
     needs: list[set[int]] = [{index[arg] for arg in node.all_input_nodes if arg in index} for node in nodes]
+    for need in needs[len(flying) :]:
+        need.update(() if need else range(len(flying)))  # 4.
     in_flight = {launch: [launch, *launch.all_input_nodes] for launch, waits in waits_of.items() if waits}
     _order_memory(nodes, needs, in_flight, launch_of)  # 1.
     _order_in_place(nodes, needs, in_flight, launch_of, in_place)  # 2.
@@ -89,8 +95,13 @@ def read_program(
     tasks = []
     for i, node in enumerate(nodes):
         required = tuple(sorted(needs[i]))
-        if waits_of.get(node):
+        if waits_of.get(node) or departs(node):
             tasks.append(launch_task(node, node.name, required, estimate))
+        elif node in flying:
+            wait = next(wait for wait in came if wait.all_input_nodes[0] is node)
+            tasks.append(arrival_task(wait, node.name, came[wait], estimate))
+        elif node in came:
+            tasks.append(Task(node.name, required, 0.0, Role.WAIT, launch=index[node.all_input_nodes[0]]))
         elif node in launch_of:
             tasks.append(Task(node.name, required, 0.0, Role.WAIT, launch=index[launch_of[node]]))
         else:
@@ -110,6 +121,20 @@ def launch_task(node: fx.Node, name: str, needs: tuple[int, ...], estimate: Netw
         link=estimate.link(node),
         interference=estimate.interference(node),
         terms=terms_of(node),
+    )
+
+
+def arrival_task(wait: fx.Node, name: str, flight: tuple[str, str], estimate: NetworkEstimate) -> Task:
+    """The launch, in an earlier graph, of what `wait` is for: as if it were the last thing that this graph did."""
+    return Task(
+        name,
+        (),
+        estimate.collective(wait),
+        Role.LAUNCH,
+        channel=flight[1],
+        link=estimate.link(wait),
+        interference=estimate.interference(wait),
+        terms=terms_of(wait),
     )
 
 

@@ -26,8 +26,9 @@ from torch import fx
 
 from farskip_compile._compat import inductor, kernel_memory
 from farskip_compile.errors import UnsupportedPatternError
+from farskip_compile.passes.boundary.in_flight import arrival, arrivals
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.schedule.from_graph import PLACE, NetworkEstimate, launch_task
+from farskip_compile.passes.schedule.from_graph import PLACE, NetworkEstimate, arrival_task, launch_task
 from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
 
 
@@ -39,18 +40,27 @@ class KernelEstimate(NetworkEstimate, Protocol):
 
 
 def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, inputs: int = 0) -> Program:
-    """Read the program of `kernels`; `inputs` are the bytes of what it is given and may not free."""
-    maker = {name: i for i, kernel in enumerate(kernels) for name in inductor.kernel_makes(kernel)}
-    tasks: list[Task] = []
-    for i, kernel in enumerate(kernels):
+    """Read the program of `kernels`; `inputs` are the bytes of what it is given and may not free.
+
+    Launches of an earlier graph, which are waited for here, come first; then a task for each kernel.
+    """
+    came = _arrivals(kernels)
+    tasks: list[Task] = [
+        arrival_task(wait, inductor.kernel_name(kernel), flight, estimate) for kernel, (wait, flight) in came.items()
+    ]
+    first = len(came)
+    flying = {kernel: i for i, kernel in enumerate(came)}
+    maker = {name: i for i, kernel in enumerate(kernels, first) for name in inductor.kernel_makes(kernel)}
+    for i, kernel in enumerate(kernels, first):
         needed = {maker[name] for name in inductor.kernel_needs(kernel) if name in maker} - {i}
-        needs = tuple(sorted(needed))
+        needs = tuple(sorted(needed)) or tuple(range(first))
         parts = inductor.kernel_parts(kernel)
         name = inductor.kernel_name(kernel)
         if needs and needs[-1] > i:
-            raise _out_of_order(name, inductor.kernel_name(kernels[needs[-1]]), parts)
+            raise _out_of_order(name, inductor.kernel_name(kernels[needs[-1] - first]), parts)
         launch = _launch_node(parts) if inductor.is_launch_kernel(kernel) else None
         awaited = _awaited(tasks, needs) if inductor.is_wait_kernel(kernel) else None
+        awaited = flying.get(kernel, awaited)
         if launch is not None:
             tasks.append(launch_task(launch, name, needs, estimate))
         elif awaited is not None:
@@ -59,10 +69,34 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, i
             seconds = estimate.kernel(parts, inductor.kernel_traffic(kernel))
             tasks.append(Task(name, needs, seconds, joins=kernel_memory.joins_neighbours(kernel)))
     buffers = [
-        Buffer(one.size, one.maker, tuple(one.users), one.kept, tuple(one.parts), tuple(one.over))
+        Buffer(
+            one.size,
+            one.maker + first if one.maker >= 0 else -1,
+            tuple(user + first for user in one.users),
+            one.kept,
+            tuple(part + first for part in one.parts),
+            tuple(one.over),
+        )
         for one in kernel_memory.kernel_buffers(kernels)
     ]
     return Program(tuple(tasks), (*buffers, Buffer(inputs, kept=True)))
+
+
+def arrived(kernels: Sequence[inductor.Kernel]) -> int:
+    """How many tasks of the program of `kernels` come before those of the kernels: launches of an earlier graph."""
+    return len(_arrivals(kernels))
+
+
+def _arrivals(kernels: Sequence[inductor.Kernel]) -> dict[inductor.Kernel, tuple[fx.Node, tuple[str, str]]]:
+    """The kernels that wait for what came in flight, with the node of the wait, and the operator and process group."""
+    found = {}
+    for kernel in kernels:
+        if inductor.is_wait_kernel(kernel):
+            waits = [node for _, origins in inductor.kernel_parts(kernel) for node in origins if ops.is_wait(node)]
+            flight = next(((wait, flight) for wait in waits if (flight := arrival(wait)) is not None), None)
+            if flight is not None and flight[0] in arrivals(flight[0].graph):
+                found[kernel] = flight
+    return found
 
 
 def unscheduled_order(kernels: Sequence[inductor.Kernel]) -> tuple[int, ...]:

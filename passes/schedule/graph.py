@@ -24,6 +24,7 @@ from collections.abc import Callable
 from torch import fx
 
 from farskip_compile._compat import inductor
+from farskip_compile.passes.boundary.in_flight import arrivals
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.schedule.collectives import launches_with_waits
 from farskip_compile.passes.schedule.from_graph import Estimate, read_program, remember_order
@@ -46,7 +47,8 @@ def schedule_graph(
     if schedule.changed:  # 3.
         output = next(iter(reversed(graph.nodes)))
         for index in schedule.order:
-            output.prepend(found.nodes[index])
+            if found.nodes[index].op != "placeholder":
+                output.prepend(found.nodes[index])
     return schedule
 
 
@@ -65,9 +67,10 @@ def pins(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     products = [node for node in heavy if ops.tensor(node) is not None]
     places = [position[node] for node in products]
     waiting: dict[fx.Node, list[fx.Node]] = {}
-    for launch, waits in launches_with_waits(graph).items():
-        for wait in waits:
-            first, last = (bisect(places, position[node]) for node in (launch, wait))
-            if first < last:
-                waiting[wait] = products[first:last]
+    flights = [(launch, wait) for launch, waits in launches_with_waits(graph).items() for wait in waits]
+    flights += [(wait.all_input_nodes[0], wait) for wait in arrivals(graph)]
+    for launch, wait in flights:
+        first, last = (bisect(places, position[node]) for node in (launch, wait))
+        if first < last:
+            waiting[wait] = products[first:last]
     return waiting

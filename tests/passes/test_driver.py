@@ -27,8 +27,8 @@ from tests.graphs import Dense, Layer, MoE, Stack, dynamo, ids
 
 GIVEN = {
     Stage.DYNAMO: {
-        *("module", "graph", "autocast", "table", "connectivity", "layers", "part"),
-        *("stream", "regions", "term_names", "table_as_wired", "leaving"),
+        *("module", "graph", "autocast", "table", "connectivity", "layers", "leaving"),
+        *("stream", "regions", "term_names", "table_as_wired"),
     },
     Stage.POST_GRAD: {"graph", "pieces", "regroup", "estimate", "limits", "in_place", "backward"},
     Stage.BEFORE_FUSION: {"kernels"},

@@ -39,7 +39,7 @@ def account_for(module: fx.GraphModule, reading: Reading | None, part: bool) -> 
     claims = [
         Claim(term, region.leaf, region.owned)
         for term, region in zip(reading.table.terms, reading.regions, strict=True)
-        if term.carried < 0  # what came in was looked at in the graph that it comes from
+        if not term.carried  # what came in was looked at in the graph that it comes from
     ]
     check_kinds(claims, stream.base, rows)
     owned = {node for region in reading.regions for node in region.owned} | set(stream.tree) | set(stream.values)

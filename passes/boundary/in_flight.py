@@ -1,0 +1,73 @@
+"""Post-grad: what a part of a model leaves to the next one is launched here and not waited for.
+
+In:    an ATen graph before it is scheduled; waits that `depart` left to the next graph say so, through differentiation.
+Out:   the same graph, which returns what such a wait was for, in flight. In a forward graph of a training step, the
+       operator `land_if_recomputed` stands before the end: where a checkpoint runs this graph again, nobody will wait for
+       what it returns.
+Never: drops a wait whose result anything here reads.
+
+`arrivals` are the other side: waits for what came in flight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from farskip_compile.passes.boundary.depart import DEPARTS
+from farskip_compile.passes.boundary.tail import FLIGHT
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.residual.tags import CUSTOM
+
+
+def leave_in_flight(graph: fx.Graph, training: bool) -> int:  # noqa: FBT001 (a pass)
+    """Edit `graph` in place; `training`: it is the forward graph of a training step. Returns how many waits it left."""
+    (output,) = graph.find_nodes(op="output")
+    left: list[fx.Node] = []
+    for wait in ops.calls(graph, ops.is_wait):
+        if DEPARTS in wait.meta.get(CUSTOM, {}) and list(wait.users) == [output]:
+            (flying,) = wait.all_input_nodes
+            output.replace_input_with(wait, flying)
+            graph.erase_node(wait)
+            left.append(flying)
+    launched = [one for one in left if one.op != "placeholder"]
+    for one in launched:
+        one.meta[CUSTOM] = {**one.meta.get(CUSTOM, {}), DEPARTS: "launched"}
+    if launched and training:
+        with graph.inserting_before(output):
+            graph.call_function(land_if_recomputed(), (launched,))
+    return len(left)
+
+
+def departs(launch: fx.Node) -> bool:
+    """Whether `leave_in_flight` has left the wait for `launch` to the next graph."""
+    return launch.meta.get(CUSTOM, {}).get(DEPARTS) == "launched"
+
+
+def arrivals(graph: fx.Graph) -> dict[fx.Node, tuple[str, str]]:
+    """The waits of a forward graph for what came in flight, in graph order: operator and process group of each."""
+    found = {}
+    for wait in ops.calls(graph, ops.is_wait):
+        if (flight := arrival(wait)) is not None:
+            found[wait] = flight
+    return found if not _is_backward(graph) else {}
+
+
+def arrival(wait: fx.Node) -> tuple[str, str] | None:
+    """What a wait of a forward graph is for, if that came in flight: operator and process group."""
+    text = wait.meta.get(CUSTOM, {}).get(FLIGHT)
+    if text is None or not wait.all_input_nodes or wait.all_input_nodes[0].op != "placeholder":
+        return None
+    operator, _, group = str(text).partition(" ")
+    return operator, group
+
+
+def _is_backward(graph: fx.Graph) -> bool:
+    return any(node.name.startswith("tangents") for node in graph.find_nodes(op="placeholder"))
+
+
+def land_if_recomputed() -> Any:
+    """The operator `farskip::land_if_recomputed`."""
+    return torch.ops.farskip.land_if_recomputed.default
