@@ -34,6 +34,7 @@ from farskip_compile.passes.graph.walk import fresh_like
 from farskip_compile.passes.normalize.accumulations import added_alone
 from farskip_compile.passes.residual.carried import KEY, Carried
 from farskip_compile.passes.residual.stream import Stream
+from farskip_compile.passes.residual.sums import images_of
 from farskip_compile.passes.residual.table import Kind, Table
 from farskip_compile.passes.residual.tags import CUSTOM
 from farskip_compile.passes.rewire.request import Named, may_leave_out_later
@@ -76,7 +77,8 @@ def cut(
     """
     (output,) = graph.find_nodes(op="output")
     returned = list(output.args[0])
-    positions = tuple(place for place in boundary.outputs if returned[place] is stream.root)
+    images = {place: images_of(returned[place], stream.below) for place in boundary.outputs}
+    positions = tuple(place for place, path in images.items() if stream.root in path)
     if not positions:
         if not boundary.outputs:
             return Departure()  # the stack ends here
@@ -92,7 +94,9 @@ def cut(
     index_of = {name: index for index, name in enumerate(names)}
     late = find_late(stream, map(index_of.__getitem__, apart))
     facts = _facts(table, late, {index_of[name]: number for number, name in enumerate(apart)}, names)
-    tail, parts = _Cut(graph, stream, late, facts).make(autocast)  # 2
+    end, *scaled = images[positions[0]]  # such as the stream times a number, after the last sum
+    late.nodes.update(node for node in (end, *scaled) if stream.root in images_of(node, stream.below))
+    tail, parts = _Cut(graph, stream, late, facts, end).make(autocast)  # 2
     used = used_nodes(graph)
     base, *rest = (_own(graph, output, part) for part in parts)  # 3
     returned = [base if place in positions else value for place, value in enumerate(returned)]
@@ -123,6 +127,8 @@ class _Cut:
     stream: Stream
     late: Late
     facts: Mapping[fx.Node, Carried]
+    end: fx.Node
+    """What is returned: the root, or a linear image of it."""
     tail: fx.Graph = field(default_factory=fx.Graph)
     twins: dict[fx.Node, Any] = field(default_factory=dict)
     parts: list[fx.Node] = field(default_factory=list)
@@ -140,8 +146,8 @@ class _Cut:
                 self._wait(node)
         for node in late:
             self._copy(node)
-        self.tail.output(self.twins[self.stream.root])
-        value = ops.tensor(self.stream.root)
+        self.tail.output(self.twins[self.end])
+        value = ops.tensor(self.end)
         assert value is not None
         return intern(self.tail, autocast, value.dtype), self.parts
 
