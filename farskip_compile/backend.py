@@ -156,7 +156,10 @@ class Backend:
         else:
             compiled = lookup_backend(self.settings.inner)(module, list(example_inputs))
         compiled = checked_at_first_run(compiled, orders, sizes, common)
-        return carrying(compiled, report.departure, report.table) if report is not None else compiled
+        if report is None:
+            return compiled
+        one_node = self.settings.inner != "eager"  # all others differentiate the graph before they run it
+        return carrying(compiled, report.departure, report.table, one_node=one_node)
 
     def _inductor_options(self, module: fx.GraphModule, plan: Plan | None) -> dict[str, Any]:
         """The user's options for Inductor, and our passes added to them."""

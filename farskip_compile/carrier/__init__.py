@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,35 +27,69 @@ ASKED = frozenset(["size", "dim", "numel", "ndimension", "is_floating_point", "g
 """Methods of which this holds."""
 
 
-class Carrier:
-    """A residual stream in parts: the base, and further terms that are settled, in flight, or needed for these."""
+@dataclass(frozen=True, eq=False)
+class Rest:
+    """What a carrier holds besides its base; no walk over structures looks into it."""
 
-    def __init__(self, key: str, parts: tuple[Any, ...]) -> None:
-        self.key = key
-        """Of the tail that makes the stream of the parts."""
-        self.parts = parts
-        self.made: dict[bool, torch.Tensor] = {}
-        """The whole stream, once somebody has asked for it, with and without gradients."""
+    key: str
+    """Of the tail that makes the stream of the parts."""
+    base: torch.Tensor
+    """As it left the graph: what somebody puts in its place is compared with it."""
+    others: tuple[Any, ...]
+    """Further parts: terms that are settled, in flight, or needed for these."""
+
+@dataclass(eq=False, repr=False)
+class Carrier:
+    """A residual stream in parts. A dataclass, since FSDP2 looks for tensors in these.
+
+    FSDP2 and others go through what a layer takes and returns, to cast it, to move it, or to hang hooks on it. They see
+    the base alone. What they put in its place was meant for the stream: the same memory stays a carrier, a cast, a move
+    or a detachment is done to the whole, which is then a plain tensor. Parts in flight must not be touched, and a cast
+    of the base alone would be another rounding.
+
+    Raises:
+        PartialModelError: the base was replaced by something else.
+    """
+
+    base: torch.Tensor
+    rest: Rest
+
+    def __new__(cls, base: torch.Tensor, rest: Rest) -> Any:
+        old = rest.base
+        same = base is old or (base.dtype == old.dtype and base.device == old.device and base.shape == old.shape)
+        if same and (base is old or (is_alias(base, old) and base.requires_grad == old.requires_grad)):
+            return object.__new__(cls)
+        stream = object.__new__(cls)
+        stream.base, stream.rest = old, rest
+        if same and is_alias(base, old) and not base.requires_grad:
+            return stream.whole().detach()
+        if not same and base.shape == old.shape:
+            return stream.whole().to(device=base.device, dtype=base.dtype)
+        raise PartialModelError(
+            "a function was mapped over what one layer hands to the next, and changed a part of the residual stream",
+            way_out="call it on the tensor: `carrier.whole()` is the residual stream",
+        )
 
     def whole(self) -> torch.Tensor:
         """The stream, for whoever is not a layer that takes it in parts."""
         if torch.compiler.is_compiling():
-            return arrive(self.key, *self.parts)
+            return arrive(self.rest.key, self.base, *self.rest.others)
+        made: dict[bool, torch.Tensor] = vars(self).setdefault("made", {})  # no field: walks must not find it
         gradients = torch.is_grad_enabled()
-        if gradients not in self.made:
-            self.made[gradients] = tail_of(self.key)(*self.parts)
-        return self.made[gradients]
+        if gradients not in made:
+            made[gradients] = tail_of(self.rest.key)(self.base, *self.rest.others)
+        return made[gradients]
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the whole stream."""
-        return tail_of(self.key).dtype
+        return tail_of(self.rest.key).dtype
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)  # what Python and PyTorch look up on their own is given below, or absent
         known = name in KNOWN or name in ASKED
-        return getattr(self.parts[0] if known else self.whole(), name)
+        return getattr(self.base if known else self.whole(), name)
 
     @classmethod
     def __torch_function__(
@@ -74,10 +109,10 @@ class Carrier:
         return self.whole().__reduce_ex__(protocol)
 
     def __len__(self) -> int:
-        return len(self.parts[0])
+        return len(self.base)
 
     def __repr__(self) -> str:
-        return f"Carrier({len(self.parts)} parts, {tuple(self.shape)}, {self.dtype}, tail {self.key})"
+        return f"Carrier({1 + len(self.rest.others)} parts, {tuple(self.base.shape)}, {self.dtype}, tail {self.rest.key})"
 
 
 def _is_carrier(value: Any) -> bool:
@@ -103,35 +138,13 @@ for _name in (
 Carrier.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
-def _flatten(carrier: Carrier) -> tuple[list[Any], Carrier]:
-    return [carrier.parts[0]], carrier
+def _flatten(carrier: Carrier) -> tuple[list[Any], Rest]:
+    return [carrier.base], carrier.rest
 
 
-def _unflatten(leaves: Any, carrier: Carrier) -> Any:
-    """What somebody made of the base was meant for the stream: the same memory stays a carrier, anything else that can
-    be told is done to the whole.
-
-    FSDP2 and others go through what a layer takes and returns, to cast it, to move it, or to hang hooks on it. Parts in
-    flight must not be touched, and a cast of the base alone would be another rounding.
-    """
+def _unflatten(leaves: Any, rest: Rest) -> Any:
     (base,) = leaves
-    old = carrier.parts[0]
-    if base is old:
-        return carrier
-    if not isinstance(base, torch.Tensor):
-        return base  # a structure of something else, such as hooks' names or flags
-    same = base.dtype == old.dtype and base.device == old.device and base.shape == old.shape
-    if same and is_alias(base, old):
-        if base.requires_grad == old.requires_grad:
-            return Carrier(carrier.key, (base, *carrier.parts[1:]))
-        if not base.requires_grad:
-            return carrier.whole().detach()
-    if not same and base.shape == old.shape:
-        return carrier.whole().to(device=base.device, dtype=base.dtype)
-    raise PartialModelError(
-        "a function was mapped over what one layer hands to the next, and changed a part of the residual stream",
-        way_out="call it on the tensor: `carrier.whole()` is the residual stream",
-    )
+    return Carrier(base, rest) if isinstance(base, torch.Tensor) else base  # a structure of flags or names, say
 
 
 register_tree(Carrier, _flatten, _unflatten)

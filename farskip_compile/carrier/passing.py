@@ -10,15 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from farskip_compile._compat.aot import keep_sizes_open
-from farskip_compile.carrier import Carrier
+from farskip_compile.carrier import Carrier, Rest
 from farskip_compile.carrier.trail import Passed, note
 from farskip_compile.passes.boundary.depart import Departure
 from farskip_compile.passes.residual.table import Table
 
 
-def carrying(compiled: Callable[..., Any], departure: Departure | None, table: Table) -> Callable[..., Any]:
-    """`compiled`, as Dynamo expects it; None: the graph is no part of a model."""
+def carrying(
+    compiled: Callable[..., Any], departure: Departure | None, table: Table, *, one_node: bool
+) -> Callable[..., Any]:
+    """`compiled`, as Dynamo expects it; None: the graph is no part of a model.
+
+    `one_node`: to autograd, all that `compiled` does is one node, which has the gradients of all parts before it begins.
+    """
     if departure is None:
         return compiled
     passed = Passed(table, departure.apart)
@@ -29,12 +36,34 @@ def carrying(compiled: Callable[..., Any], departure: Departure | None, table: T
         if not departure.tail:
             return outputs
         end = len(outputs) - departure.extra
+        outputs = outputs if one_node else _joined(outputs)
         returned, parts = list(outputs[:end]), outputs[end:]
         for place, sizes in departure.open_sizes.items():
             keep_sizes_open(parts[place], sizes)
-        stream = Carrier(departure.tail, (returned[departure.positions[0]], *parts))
+        base = returned[departure.positions[0]]
+        stream = Carrier(base, Rest(departure.tail, base, tuple(parts)))
         for place in departure.positions:
             returned[place] = stream
         return tuple(returned)
 
     return run
+
+
+def _joined(outputs: Any) -> list[Any]:
+    """The same values, whose gradients must all have come before any goes on: FSDP2 gathers parameters when that of the
+    stream has."""
+    moving = [at for at, value in enumerate(outputs) if isinstance(value, torch.Tensor) and value.requires_grad]
+    joined = list(outputs)
+    for at, value in zip(moving, _Join.apply(*(outputs[at] for at in moving)) if moving else (), strict=True):
+        joined[at] = value
+    return joined
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return gradients

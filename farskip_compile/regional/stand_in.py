@@ -46,7 +46,7 @@ def _own_code(code: CodeType) -> CodeType:
 
 
 def _arrived(value: Any) -> Any:
-    return arrive(value.key, *value.parts) if isinstance(value, Carrier) else value
+    return arrive(value.rest.key, value.base, *value.rest.others) if isinstance(value, Carrier) else value
 
 
 def _departing(returned: Any, here: bool, later: bool) -> Any:  # noqa: FBT001 (constants of a graph)
