@@ -25,6 +25,9 @@ def _all_gather(value: torch.Tensor, gather_dim: int, group: dist.ProcessGroup) 
 
 all_gather = getattr(fc, "all_gather_single", None) or _all_gather
 
+WAIT = torch.ops._c10d_functional.wait_tensor.default
+"""Of a launch of `_c10d_functional`; in a graph, and in eager mode."""
+
 # The same of the public ones that write into a tensor of the caller's.
 all_gather_in_place = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 reduce_scatter_in_place = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)

@@ -33,4 +33,4 @@ def size_with(size: torch.SymInt, known: dict[str, int]) -> int | None:
 def open_sizes(value: object) -> tuple[int, ...]:
     """The dimensions of a fake tensor whose sizes data decides."""
     sizes = value.shape if isinstance(value, torch.Tensor) else ()
-    return tuple(at for at, size in enumerate(sizes) if isinstance(size, torch.SymInt) and free_unbacked_symbols(size))
+    return tuple(at for at, size in enumerate(sizes) if free_unbacked_symbols(size))

@@ -21,4 +21,5 @@ def register_tree(
 
 def is_alias(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether both are views of the same memory."""
-    return bool(torch._C._is_alias_of(one, other))
+    alias: bool = torch._C._is_alias_of(one, other)  # type: ignore[attr-defined]
+    return alias

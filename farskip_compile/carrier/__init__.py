@@ -38,6 +38,7 @@ class Rest:
     others: tuple[Any, ...]
     """Further parts: terms that are settled, in flight, or needed for these."""
 
+
 @dataclass(eq=False, repr=False)
 class Carrier:
     """A residual stream in parts. A dataclass, since FSDP2 looks for tensors in these.
@@ -55,6 +56,7 @@ class Carrier:
     rest: Rest
 
     def __new__(cls, base: torch.Tensor, rest: Rest) -> Any:
+        """A carrier, or the whole stream with done to it what was done to its base."""
         old = rest.base
         same = base is old or (base.dtype == old.dtype and base.device == old.device and base.shape == old.shape)
         if same and (base is old or (is_alias(base, old) and base.requires_grad == old.requires_grad)):
@@ -112,7 +114,8 @@ class Carrier:
         return len(self.base)
 
     def __repr__(self) -> str:
-        return f"Carrier({1 + len(self.rest.others)} parts, {tuple(self.base.shape)}, {self.dtype}, tail {self.rest.key})"
+        parts = 1 + len(self.rest.others)
+        return f"Carrier({parts} parts, {tuple(self.base.shape)}, {self.dtype}, tail {self.rest.key})"
 
 
 def _is_carrier(value: Any) -> bool:

@@ -24,7 +24,7 @@ def carrying(
 ) -> Callable[..., Any]:
     """`compiled`, as Dynamo expects it; None: the graph is no part of a model.
 
-    `one_node`: to autograd, all that `compiled` does is one node, which has the gradients of all parts before it begins.
+    `one_node`: to autograd, all that `compiled` does is one node, which begins once it has the gradients of all parts.
     """
     if departure is None:
         return compiled

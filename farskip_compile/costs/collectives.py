@@ -100,7 +100,7 @@ def collective_cost(node: fx.Node, size: Size) -> CollectiveCost:
 def _arriving(wait: fx.Node, flight: tuple[str, str], size: Size) -> CollectiveCost:
     """What a launch of an earlier graph moves, by what arrives here."""
     operator, group = flight
-    kind = next((kind for kind in COLLECTIVE_KINDS if operator.startswith(kind)), "broadcast")
+    kind: CollectiveKind = next((kind for kind in COLLECTIVE_KINDS if operator.startswith(kind)), "broadcast")
     ranks = group_size(group)
     got = sum(tensor_bytes(value, size) for value in tensors_of(ops.fake(wait)))
     return CollectiveCost(kind, got * ranks if kind == "reduce_scatter" else got, group, ranks)

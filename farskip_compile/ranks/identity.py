@@ -1,9 +1,9 @@
 """Let Inductor's caches tell our compiles apart.
 
 Contract: one hash that covers everything that decides the result but is not visible in the code of the graph: the
-source of this package, the configuration, the hardware profile, and the recompute tags of opened checkpoints (tags are
-metadata, which the cache keys ignore: without them, a model with checkpointing and one without would share an
-artifact). `inductor_passes` puts it into the keys of the FX-graph cache and of the AOTAutograd cache.
+source of this package, the configuration, the hardware profile, the recompute tags of opened checkpoints, and which
+waits are left to another graph (metadata, which the cache keys ignore: without the tags, a model with checkpointing and
+one without would share an artifact). `inductor_passes` puts it into the keys of the FX-graph cache and of the AOTAutograd cache.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from torch import fx
 
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.costs.profile import HardwareProfile
+from farskip_compile.passes.boundary.depart import crosses
 
 
 def identity_of(config: FarSkipConfig, module: fx.GraphModule, profile: HardwareProfile | None) -> str:
     """Hash of everything that decides the result of a compile and is not visible in the code of its graph."""
     tags = [(node.name, str(node.meta["recompute"])) for node in module.graph.nodes if "recompute" in node.meta]
     figures = profile.to_json() if profile is not None else None
-    parts = [source_hash(), json.dumps(config.to_json(), sort_keys=True), json.dumps(tags), json.dumps(figures)]
+    crossing = [(node.name, found) for node in module.graph.nodes if (found := crosses(node)) is not None]
+    notes = [json.dumps(one) for one in (tags, crossing, figures)]
+    parts = [source_hash(), json.dumps(config.to_json(), sort_keys=True), *notes]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

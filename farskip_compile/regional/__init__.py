@@ -2,7 +2,7 @@
 
 Contract: the layers of the model are found, each gets a forward that takes the stream in parts and leaves it in parts
 (`stand_in`), and is compiled with this package's backend, alike layers together. Names, parameters and state stay as
-they are; `Regional.undo` puts everything back. After the first call the tables of the layers are put together: the whole
+they are; `Regional.undo` puts everything back. After the first call the tables of the layers are put together: they
 must be what is asked of a whole model, and what the manifest says, or the call is an error.
 """
 
@@ -77,7 +77,7 @@ def regional(
     layers: tuple[int, int] | None = None,
     *,
     stack: str | None = None,
-    compile: bool = True,  # noqa: A002 (what it is called everywhere)
+    compile: bool = True,
     fullgraph: bool = True,
     dynamic: bool | None = None,
     mode: str | None = None,
@@ -165,7 +165,7 @@ def _watch(made: Regional, owner: nn.Module) -> None:
     made._undo.extend(hook.remove for hook in hooks)
 
 
-class _restored_on_error:  # noqa: N801 (a context manager)
+class _restored_on_error:
     def __init__(self, made: Regional) -> None:
         self.made = made
 

@@ -49,7 +49,7 @@ def _arrived(value: Any) -> Any:
     return arrive(value.rest.key, value.base, *value.rest.others) if isinstance(value, Carrier) else value
 
 
-def _departing(returned: Any, here: bool, later: bool) -> Any:  # noqa: FBT001 (constants of a graph)
+def _departing(returned: Any, here: bool, later: bool) -> Any:
     if isinstance(returned, torch.Tensor):
         return depart(returned, here, later)
     if type(returned) is tuple:

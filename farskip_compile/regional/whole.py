@@ -1,7 +1,7 @@
 """The table of a model whose layers were compiled one by one must be what was asked of the whole.
 
-Contract: `check_whole` is given the table put together, and the configuration. It asks what a compile of the whole model
-would have asked, of the model as written, and compares. It raises, or says nothing.
+Contract: `check_whole` is given the table put together, and the configuration. It asks what a compile of the whole
+model would have asked, of the model as written, and compares. It raises, or says nothing.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def check_whole(table: Table, settings: Resolved) -> None:
     for row, should in zip(table.rows, wanted.rows, strict=True):
         if row.reads != should.reads:
             raise PartialModelError(
-                f"{row.name} reads {table.text(row.reads)}, and would read {table.text(should.reads)} if the whole model "
-                "were compiled",
-                way_out="what stands between these layers, or a layer that holds more or less than one attention, keeps "
-                'them from being rewired one by one: torch.compile(model, backend="farskip", fullgraph=True)',
+                f"{row.name} reads {table.text(row.reads)}, and would read {table.text(should.reads)} if the whole "
+                "model were compiled",
+                way_out="what stands between these layers, or a layer that holds more or less than one attention, "
+                'keeps them from being rewired one by one: torch.compile(model, backend="farskip", fullgraph=True)',
                 where=Where(layer=row.layer, source=table.where(row)),
             )
     if settings.manifest is not None:

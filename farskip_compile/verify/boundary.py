@@ -9,7 +9,6 @@ had, in the same place, and what is done besides computing values must be the sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -88,10 +87,12 @@ def _with_tail(graph: fx.Graph, departure: Departure) -> fx.Graph:
 
 
 def _value(node: fx.Node) -> Any:
-    given: tuple[Any, Mapping[str, Any]] = (node.args, node.kwargs)
-    args, kwargs = fx.map_arg(given, ops.fake)
-    call = getattr(args[0], str(node.target)) if node.op == "call_method" else node.target
-    return call(*args[1:], **kwargs) if node.op == "call_method" else call(*args, **kwargs)
+    known: Any = ops.fake
+    args, kwargs = fx.map_arg((node.args, node.kwargs), known)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    call: Any = node.target
+    return call(*args, **kwargs)
 
 
 def _error(reason: str) -> VerificationError:

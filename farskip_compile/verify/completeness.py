@@ -48,9 +48,9 @@ def check_part(module: fx.GraphModule, reading: Reading | None) -> None:
         raise _cut("inside a layer", ends.cut, ends.mixer.name if ends.mixer is not None else None)
     if reading is None:
         raise not_a_sum(module.graph) or PartialModelError(
-            "a layer that is compiled by itself has no residual stream: nothing in it is computed from a value and added "
-            "to that value",
-            way_out="leave it out: farskip_compile.regional(..., stack=...) names the layers; or compile the whole model",
+            "a layer that is compiled by itself has no residual stream: nothing in it is computed from a value and "
+            "added to that value",
+            way_out="leave it out: farskip_compile.regional(..., stack=...) names the layers; or compile the model",
             where=ops.where(ends.mixer) if ends.mixer is not None else None,
         )
 

@@ -1,7 +1,7 @@
-"""Proof that a graph returns what it did, some of it in flight: only what nothing here reads, and the next graph waits for.
+"""Proof that a graph returns what it did, some of it in flight: what nothing here reads, and the next graph waits for.
 
-Contract: `returned` is called before waits are left to the next graph, `verify_in_flight` after it; graphs are looked at,
-never what the pass meant to do.
+Contract: `returned` is called before waits are left to the next graph, `verify_in_flight` after it; graphs are looked
+at, never what the pass meant to do.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""A stream that is cut between two graphs: the terms that the next one leaves out cross the cut apart, and in flight."""
+"""A stream that is cut between two graphs: terms that the next one leaves out cross the cut apart, and in flight."""

@@ -55,7 +55,7 @@ def write_boundary(module: fx.GraphModule, autocast: Autocast = None) -> Boundar
         PartialModelError: two cut streams come in, or one was cut under another autocast.
     """
     opened = open_checkpoints(module)  # 0
-    arrivals = [node for node in module.graph.nodes if is_arrival(node)]
+    arrivals = _distinct([node for node in module.graph.nodes if is_arrival(node)])
     if len(arrivals) > 1:
         raise PartialModelError(
             "two residual streams come into one compiled layer, both with terms in flight",
@@ -76,6 +76,17 @@ def write_boundary(module: fx.GraphModule, autocast: Autocast = None) -> Boundar
     return Boundary(part, () if whole else places, bool(flags[0]), bool(flags[1]), terms, opened)
 
 
+def _distinct(arrivals: list[fx.Node]) -> list[fx.Node]:
+    """One mark for each stream that comes in: a hook in the same graph may have asked for it, too."""
+    first: dict[tuple[Any, ...], fx.Node] = {}
+    for node in arrivals:
+        known = first.setdefault(node.args, node)
+        if known is not node:
+            node.replace_all_uses_with(known)
+            node.graph.erase_node(node)
+    return list(first.values())
+
+
 def _write(graph: fx.Graph, marker: fx.Node, autocast: Autocast) -> int:
     tail, parts = tail_of(str(marker.args[0])), marker.args[1:]
     if tail.autocast != autocast:
@@ -91,7 +102,8 @@ def _write(graph: fx.Graph, marker: fx.Node, autocast: Autocast) -> int:
     with graph.inserting_before(marker), mode or nullcontext():
         for node in tail.module.graph.nodes:
             if node.op == "placeholder":
-                part = copies[node] = next(left)
+                part: Any = next(left)
+                copies[node] = part
                 values[node] = ops.fake(part) if isinstance(part, fx.Node) else part
                 if KEY in node.meta:
                     part.meta[KEY] = node.meta[KEY]

@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import fx
 
 from farskip_compile._compat import is_module_state
+from farskip_compile._compat.collectives import WAIT
 from farskip_compile._compat.fake import open_sizes
 from farskip_compile.errors import PartialModelError
 from farskip_compile.passes.boundary.arrive import Boundary
@@ -165,7 +165,7 @@ class _Cut:
     def _wait(self, node: fx.Node) -> None:
         """What `node` waits for comes in flight."""
         twin, flight = self.twins[node], _flight(node.all_input_nodes[0])
-        wait = self.twins[node] = self.tail.call_function(torch.ops._c10d_functional.wait_tensor.default, (twin,))
+        wait = self.twins[node] = self.tail.call_function(WAIT, (twin,))
         wait.meta[CUSTOM] = {FLIGHT: flight.to_text()}
         twin.meta[FLIGHT] = flight
         node.meta[CUSTOM] = {**node.meta.get(CUSTOM, {}), DEPARTS: flight.to_text()}
@@ -202,3 +202,9 @@ def _own(graph: fx.Graph, output: fx.Node, part: fx.Node) -> fx.Node:
     assert value is not None
     copy.meta = {"example_value": fresh_like(value)}
     return copy
+
+
+def crosses(node: fx.Node) -> str | None:
+    """What is in flight between two graphs, if `node` is the wait for it, in either of them."""
+    notes = node.meta.get(CUSTOM, {})
+    return notes.get(DEPARTS) or notes.get(FLIGHT)

@@ -2,8 +2,8 @@
 
 In:    an ATen graph before it is scheduled; waits that `depart` left to the next graph say so, through differentiation.
 Out:   the same graph, which returns what such a wait was for, in flight. In a forward graph of a training step, the
-       operator `land_if_recomputed` stands before the end: where a checkpoint runs this graph again, nobody will wait for
-       what it returns.
+       operator `land_if_recomputed` stands before the end: where a checkpoint runs this graph again, nobody will wait
+       for what it returns.
 Never: drops a wait whose result anything here reads.
 
 `arrivals` are the other side: waits for what came in flight.
@@ -22,7 +22,7 @@ from farskip_compile.passes.graph import ops
 from farskip_compile.passes.residual.tags import CUSTOM
 
 
-def leave_in_flight(graph: fx.Graph, training: bool) -> int:  # noqa: FBT001 (a pass)
+def leave_in_flight(graph: fx.Graph, training: bool) -> int:
     """Edit `graph` in place; `training`: it is the forward graph of a training step. Returns how many waits it left."""
     (output,) = graph.find_nodes(op="output")
     left: list[fx.Node] = []

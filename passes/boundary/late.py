@@ -1,8 +1,8 @@
 """Which nodes of a graph may run after its end: those behind the last waits of the terms that leave it apart.
 
-Contract: pure questions about a stream that is read. What is late computes a value and does nothing else, needs no
-weight that belongs to this graph's module (it may be gone, or sharded again, when the next graph runs), and is called by
-names that any process knows. Where that does not hold of a term, its wait stays in this graph, and the reason is given.
+Contract: pure questions about a stream that is read. What is late computes a value and does nothing else, and needs no
+weight that belongs to this graph's module: it may be gone, or sharded again, when the next graph runs. Where that does
+not hold of a term, its wait stays in this graph, and the reason is given.
 
 Algorithm, for each such term:
 1. It enters the stream where the last wait on its way to the root is, such as that of a reduction; else where it is

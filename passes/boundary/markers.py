@@ -19,7 +19,7 @@ def arrive(key: str, *parts: Any) -> torch.Tensor:
     return tail_of(key)(*parts)
 
 
-def depart(value: torch.Tensor, here: bool, later: bool) -> torch.Tensor:  # noqa: FBT001 (a call in a graph)
+def depart(value: torch.Tensor, here: bool, later: bool) -> torch.Tensor:
     """`value`, which a layer returns; whether the connectivity applies to this layer, and to the next one."""
     return value
 

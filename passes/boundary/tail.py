@@ -6,8 +6,8 @@ what is still in flight. It begins with the waits for the latter.
     layer k:    ... combine launched ──► parts ──► tail: wait, give rows back, weigh, add ──► the stream, in layer k + 1
 
 Contract: immutable, and interned: equal tails are one object, known by a key that is the same in every process and on
-every rank, so that a graph can name it. Holds operators and constants, no tensor and no parameter. A tail that is called
-runs as PyTorch code, under the autocast that it was compiled for.
+every rank, so that a graph can name it. Holds operators and constants, no tensor and no parameter. A tail that is
+called runs as PyTorch code, under the autocast that it was compiled for.
 """
 
 from __future__ import annotations
@@ -63,10 +63,14 @@ class Tail:
         """The stream of its parts."""
         if self.autocast is None:
             with torch.autocast(parts[0].device.type, enabled=False):
-                return self.module(*parts)  # type: ignore[no-any-return]
+                return self._run(parts)
         device, dtype = self.autocast
         with torch.autocast(device, dtype):
-            return self.module(*parts)  # type: ignore[no-any-return]
+            return self._run(parts)
+
+    def _run(self, parts: Sequence[Any]) -> torch.Tensor:
+        stream: torch.Tensor = self.module(*parts)
+        return stream
 
 
 _tails: dict[str, Tail] = {}
@@ -120,7 +124,7 @@ def _target(node: fx.Node) -> str:
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
     if name is None or "<" in name:
         raise UnsupportedPatternError(
-            f"{target!r} is a part of what the next layer has to finish, and has no name by which ranks could compare it",
+            f"{target!r} is a part of what the next layer has to finish, and has no name by which ranks can compare it",
             way_out="define this function at the top level of a module, or compile the whole model",
             where=ops.where(node),
         )
@@ -133,4 +137,5 @@ def run_fake(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)  # type: ignore[misc]
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    call: Any = node.target
+    return call(*args, **kwargs)

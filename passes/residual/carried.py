@@ -1,4 +1,4 @@
-"""What is known of a value that another graph has computed: the base of the stream, or a term that came in apart from it.
+"""What is known of a value that another graph has computed: the base of the stream, or a term that came in apart.
 
 Contract: such a value is an input here, so nothing shows what it is; the graph that it left has seen it. `boundary`
 notes that on the node, and only `stream`, `kinds` and the tables ask. A graph of a whole model has no such node.

@@ -85,8 +85,8 @@ class Term:
     inseparable: Step | None = field(default=None, compare=False)
     """The nonlinear step between that sum and the stream, if there is one: nothing can read one part of such a term."""
     carried: tuple[int, ...] = field(default=(), compare=False)
-    """In a part of a model, of a term that came in apart from the stream: which of those terms it holds. It is of a layer
-    before layer 0, or of layer 0 if a sub-block of that was compiled before."""
+    """In a part of a model, of a term that came in apart from the stream: which of those terms it holds. It is of a
+    layer before layer 0, or of layer 0 if a sub-block of that was compiled before."""
 
 
 @dataclass(frozen=True)

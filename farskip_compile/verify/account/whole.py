@@ -18,7 +18,7 @@ from farskip_compile.verify.completeness import check_complete, check_part
 from farskip_compile.verify.rows.read import read_rows
 
 
-def account_for(module: fx.GraphModule, reading: Reading | None, part: bool) -> tuple[Beside, ...]:  # noqa: FBT001
+def account_for(module: fx.GraphModule, reading: Reading | None, part: bool) -> tuple[Beside, ...]:
     """Check `reading` against the graph of `module`, or of a part of a model; returns what stands beside the stack.
 
     Raises:
