@@ -43,6 +43,7 @@ from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.declared import note_declared
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.normalize.accumulations import lower
+from farskip_compile.passes.normalize.closing import close_checkpoints
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire.request import Request
@@ -50,7 +51,7 @@ from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.report.wiring import classify_wiring
 from farskip_compile.verify.account.outside import Beside
 from farskip_compile.verify.account.whole import account_for
-from farskip_compile.verify.boundary import record, verify_cut
+from farskip_compile.verify.boundary import record, verify_closed, verify_cut
 from farskip_compile.verify.completeness import cut_inside_a_layer
 from farskip_compile.verify.rewiring import Verified, snapshot, verify
 
@@ -125,6 +126,7 @@ def _run(module: fx.GraphModule, config: Resolved, driver: Driver) -> CompileRep
     driver.run(through="tags")
     departure = _depart(module, driver, found) if boundary.part else None  # 6
     driver.step("lower", lower, module.graph)
+    _close_checkpoints(module, driver)
     driver.finish()
     module.recompile()
     return CompileReport(
@@ -166,6 +168,13 @@ def _depart(module: fx.GraphModule, driver: Driver, found: Verified) -> Departur
     departure: Departure = driver.facts["departure"]
     driver.verify(verify_cut, module.graph, departure, before)
     return departure
+
+
+def _close_checkpoints(module: fx.GraphModule, driver: Driver) -> None:
+    """Close those with a selective policy, and check that they open to what was there."""
+    before = record(module.graph)
+    if driver.step("close", close_checkpoints, module):
+        driver.verify(verify_closed, module, before)
 
 
 def _let_pass(error: FarSkipError, reading: Reading | None, common: Mapping[str, Any]) -> CompileReport:

@@ -20,7 +20,7 @@ from torch._dynamo.exc import BackendCompilerFailed, ShortenTraceback, TorchDyna
 from torch._dynamo.output_graph import GraphCompileReason
 from torch._dynamo.utils import get_compilation_metrics, get_optimize_ddp_mode, graph_break_reasons
 from torch._guards import CompileContext
-from torch._higher_order_ops.wrap import TagActivationCheckpoint
+from torch._higher_order_ops.wrap import TagActivationCheckpoint, tag_activation_checkpoint
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._logging._internal import trace_log, trace_structured
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
@@ -28,6 +28,10 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, s
 from torch.utils.checkpoint import CheckpointPolicy
 
 PREFER_RECOMPUTE = CheckpointPolicy.PREFER_RECOMPUTE
+CHECKPOINT = tag_activation_checkpoint
+"""The higher-order operator of a checkpoint."""
+POLICY = "_checkpoint_context_fn"
+"""Key of the `meta` of its body: what makes the contexts of a selective policy."""
 
 __all__ = [
     "CAPTURE_ERRORS",

@@ -3,7 +3,8 @@
 Contract: one hash that covers everything that decides the result but is not visible in the code of the graph: the
 source of this package, the configuration, the hardware profile, the recompute tags of opened checkpoints, and which
 waits are left to another graph (metadata, which the cache keys ignore: without the tags, a model with checkpointing and
-one without would share an artifact). `inductor_passes` puts it into the keys of the FX-graph cache and of the AOTAutograd cache.
+one without would share an artifact). `inductor_passes` puts it into the keys of the FX-graph cache and of the
+AOTAutograd cache.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ must be what is asked of a whole model, and what the manifest says, or the call 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from farskip_compile._compat.layers import allow_recompiles
+from farskip_compile._compat.layers import allow_recompiles, unsplit
+from farskip_compile._compat.recording import let_layers_record
 from farskip_compile.backend import Backend
 from farskip_compile.carrier.trail import Passed, assemble, begin, end
 from farskip_compile.config import FarSkipConfig, Resolved
@@ -105,7 +107,7 @@ def regional(
     made = Regional(model, tuple(name for name, _ in found), backend.settings)
     forwards: dict[tuple[Any, bool, bool], Callable[..., Any]] = {}
     with _restored_on_error(made):
-        made._undo.append(allow_recompiles(RECOMPILES * len(found)))
+        made._undo += [allow_recompiles(RECOMPILES * len(found)), let_layers_record()]
         for number, (name, layer) in enumerate(found):
             more = number + 1 < len(found)  # nobody leaves out anything of the last layer
             key = (_plain(name, layer), _applies(layers, number), more and _applies(layers, number + 1))
@@ -151,17 +153,23 @@ def _replace(made: Regional, layer: nn.Module, forward: Callable[..., Any]) -> N
 
 
 def _watch(made: Regional, owner: nn.Module) -> None:
-    """Look at what runs in each call of the module that holds the layers."""
+    """Look at what runs in each call of the module that holds the layers. Meanwhile, no graph is cut."""
+    calls: list[AbstractContextManager[None]] = []
 
     def before(*_: Any) -> None:
         if not torch.compiler.is_compiling():
+            calls.append(unsplit())
+            calls[-1].__enter__()
             begin()
 
-    def after(*_: Any) -> None:
-        if not torch.compiler.is_compiling():
-            made._called(end())
+    def after(_: nn.Module, args: Any, returned: Any) -> None:
+        if not torch.compiler.is_compiling() and calls:
+            calls.pop().__exit__(None, None, None)
+            passed = end()
+            if returned is not None:  # what PyTorch gives where the call has failed
+                made._called(passed)
 
-    hooks = [owner.register_forward_pre_hook(before), owner.register_forward_hook(after)]
+    hooks = [owner.register_forward_pre_hook(before), owner.register_forward_hook(after, always_call=True)]
     made._undo.extend(hook.remove for hook in hooks)
 
 

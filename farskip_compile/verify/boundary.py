@@ -9,6 +9,7 @@ had, in the same place, and what is done besides computing values must be the sa
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from farskip_compile.passes.boundary.depart import Departure
 from farskip_compile.passes.boundary.tail import tail_of
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.normalize.accumulations import mark_accumulations
+from farskip_compile.passes.normalize.checkpoints import open_checkpoints
 from farskip_compile.passes.residual.sums import read_dataflow
 from farskip_compile.verify.values import evaluate, read_steps
 
@@ -59,6 +61,19 @@ def verify_cut(graph: fx.Graph, departure: Departure, before: Returned) -> None:
         if old != new:
             name = "the stream" if place in departure.positions else f"output {place}"
             raise _error(f"{name} is not what it was")
+
+
+def verify_closed(module: fx.GraphModule, before: Returned) -> None:
+    """Check that `module`, whose selective checkpoints were closed again, computes what it did with them open.
+
+    Raises:
+        VerificationError: it does not.
+    """
+    opened = fx.GraphModule(module, copy.deepcopy(module.graph))
+    open_checkpoints(opened)
+    mark_accumulations(opened.graph)
+    if record(opened.graph) != before:
+        raise _error("its selective checkpoints do not hold what they held")
 
 
 def _with_tail(graph: fx.Graph, departure: Departure) -> fx.Graph:

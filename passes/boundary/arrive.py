@@ -26,9 +26,10 @@ from farskip_compile.passes.boundary.markers import is_arrival, is_departure
 from farskip_compile.passes.boundary.tail import Autocast, run_fake, tail_of
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.normalize.checkpoints import open_checkpoints
+from farskip_compile.passes.normalize.closing import SELECTIVE
 from farskip_compile.passes.residual.carried import KEY
 
-INHERITED = ("recompute", "ac_graph_id", "stack_trace", "nn_module_stack")
+INHERITED = ("recompute", "ac_graph_id", SELECTIVE, "stack_trace", "nn_module_stack")
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def _target(node: fx.Node) -> str:
 def run_fake(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     """The fake value of `node`, from those of its arguments; to be called under their fake mode."""
     args: Sequence[Any]
-    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)  # type: ignore[misc]
+    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     call: Any = node.target

@@ -7,7 +7,8 @@ Never: changes what is recomputed or how randomness is drawn.
 
 Algorithm, for each such node:
 1. Map the body's placeholders to the call's arguments.
-2. Copy the body's nodes before the call, tagged `recompute` and `ac_graph_id` (one id for each region).
+2. Copy the body's nodes before the call, tagged `recompute` and `ac_graph_id` (one id for each region). Those of a
+   region with a selective policy are noted as such, for `closing`.
 3. Replace the call's results with the copies of the body's outputs; erase the call and the body.
 """
 
@@ -19,9 +20,10 @@ from typing import Any
 
 from torch import fx
 
-from farskip_compile._compat import PREFER_RECOMPUTE, split_checkpoint_kwargs
+from farskip_compile._compat import POLICY, PREFER_RECOMPUTE, split_checkpoint_kwargs
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.normalize.closing import SELECTIVE, Selective
 
 
 def open_checkpoints(module: fx.GraphModule) -> int:
@@ -31,7 +33,7 @@ def open_checkpoints(module: fx.GraphModule) -> int:
         How many regions were opened.
 
     Raises:
-        UnsupportedPatternError: a region has a selective policy (`context_fn`), which can't be kept.
+        UnsupportedPatternError: a region's results are used in a way that is not known.
     """
     opened = 0
     while calls := [n for n in module.graph.nodes if ops.op_name(n) == "higher_order::tag_activation_checkpoint"]:
@@ -46,23 +48,21 @@ def _open(module: fx.GraphModule, call: fx.Node, region: int) -> None:
     assert isinstance(body_node, fx.Node)
     body = getattr(module, str(body_node.target))
     checkpoint_kwargs, body_kwargs = split_checkpoint_kwargs(call.kwargs)
-    if checkpoint_kwargs.get("context_fn") is not None or "_checkpoint_context_fn" in body.meta:
-        raise UnsupportedPatternError(
-            "a checkpoint with a selective policy (context_fn) hides a part of the residual stream",
-            way_out="use torch.utils.checkpoint without context_fn, or torch._functorch's activation_memory_budget",
-            where=ops.where(call),
-        )
+    policy = body.meta.get(POLICY, checkpoint_kwargs.get("context_fn"))
+    selective = Selective(policy, checkpoint_kwargs, dict(call.meta)) if policy is not None else None
     placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
     copies = dict(zip(placeholders, [*call.args[1:], *body_kwargs.values()], strict=True))  # 1
     with module.graph.inserting_before(call):
-        _copy_body(module, body, copies, region)  # 2
+        _copy_body(module, body, copies, selective or region)  # 2
     _replace_results(call, body, copies)  # 3
     module.graph.erase_node(call)
     if not body_node.users:
         module.graph.erase_node(body_node)
 
 
-def _copy_body(module: fx.GraphModule, body: fx.GraphModule, copies: dict[fx.Node, Any], region: int) -> None:
+def _copy_body(
+    module: fx.GraphModule, body: fx.GraphModule, copies: dict[fx.Node, Any], region: int | Selective
+) -> None:
     """Copy the nodes of `body` but its placeholders, and enter them in `copies`."""
     outer_storage = {
         effects.storage(placeholder): outer
@@ -77,8 +77,11 @@ def _copy_body(module: fx.GraphModule, body: fx.GraphModule, copies: dict[fx.Nod
             copies[node] = _copy_attribute(module, body, node)
             continue
         copy = module.graph.node_copy(node, copies.__getitem__)
-        copy.meta.setdefault("recompute", PREFER_RECOMPUTE)
-        copy.meta.setdefault("ac_graph_id", region)
+        if isinstance(region, Selective):
+            copy.meta.setdefault(SELECTIVE, region)
+        else:
+            copy.meta.setdefault("recompute", PREFER_RECOMPUTE)
+            copy.meta.setdefault("ac_graph_id", region)
         # views of the body's arguments must be known as views of the outer tensors
         if (inner := effects.storage(node)) in outer_storage:
             copy.meta["farskip_storage"] = outer_storage[inner]

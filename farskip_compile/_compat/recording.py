@@ -1,0 +1,48 @@
+"""What transformers records of a model's layers while it runs; a part of `_compat`.
+
+Contract: hooks inside of a layer ask a context variable whether to record, which Dynamo can't trace. transformers keeps
+a plain copy for models that are compiled as a whole; `let_layers_record` makes it keep one for layers that are compiled
+by themselves, too. Like that copy, it is not kept apart for threads. Checked by running with transformers 5.24.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+MODULE = "transformers.utils.output_capturing"
+COLLECTOR = "_active_collector"
+
+
+def let_layers_record() -> Callable[[], None]:
+    """Let hooks in compiled layers see what is to be recorded; returns the way back."""
+    collector = getattr(sys.modules.get(MODULE), COLLECTOR, None)
+    if collector is None or not hasattr(collector, "context_var"):  # not loaded, or recorded in another way
+        return lambda: None
+    plain = type(collector)
+
+    class Mirrored(plain):  # type: ignore[misc, valid-type]
+        """The same, with a copy that a compiled layer can read."""
+
+        def get(self) -> Any:
+            return self.global_var if torch.compiler.is_compiling() else super().get()
+
+        def set(self, value: Any) -> Any:
+            token = super().set(value)
+            self.global_var = value
+            return token
+
+        def reset(self, token: Any) -> None:
+            super().reset(token)
+            self.global_var = self.context_var.get()
+
+    collector.__class__ = Mirrored
+
+    def undo() -> None:
+        if type(collector) is Mirrored:
+            collector.__class__ = plain
+
+    return undo
