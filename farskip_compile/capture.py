@@ -154,7 +154,7 @@ def with_graphs(
             phases = tuple(aten_graphs(rewired, inputs))
             for _, graph in phases:
                 facts = {"graph": graph, "regroup": {}}
-                Driver(PASSES, Stage.POST_GRAD, facts, ["pieces"]).run(through="collectives")
+                Driver(PASSES, Stage.POST_GRAD, facts, ["pieces", "in_flight"]).run(through="collectives")
             return Graphs(phases, report, rewired)
 
         found.append(use(graphs))

@@ -116,15 +116,6 @@ PASSES = (
         changes=Changes.ROUNDING,
     ),
     Pass(
-        "in_flight",
-        "boundary.in_flight:leave_in_flight",
-        Stage.POST_GRAD,
-        "in a part of a model: leave the waits to the next part that are its",
-        takes=("graph", "training"),
-        provides=("left_in_flight",),
-        changes=Changes.INTERFACE,
-    ),
-    Pass(
         "pieces",
         "pieces:cut_exchanges",
         Stage.POST_GRAD,
@@ -132,6 +123,15 @@ PASSES = (
         takes=("graph", "pieces"),
         provides=("pieces_cut",),
         changes=Changes.ROUNDING,
+    ),
+    Pass(
+        "in_flight",
+        "boundary.in_flight:leave_in_flight",
+        Stage.POST_GRAD,
+        "in a part of a model: leave the waits to the next part that are its",
+        takes=("graph", "training"),
+        provides=("left_in_flight",),
+        changes=Changes.INTERFACE,
     ),
     Pass(
         "collectives",

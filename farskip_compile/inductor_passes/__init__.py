@@ -151,9 +151,9 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
     Raises:
         VerificationError: the graph that comes out could not take the place of the one that came in.
     """
+    earlier, in_pieces = cut_earlier(graph), cut(graph, plan)
     phase = _phase(graph)
     _leave_in_flight(graph, phase, plan)
-    earlier, in_pieces = cut_earlier(graph), cut(graph, plan)
     regroup = _regroup(graph, plan.ep_group)
     facts = {
         "graph": graph,
@@ -195,7 +195,7 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
 def _leave_in_flight(graph: fx.Graph, phase: str, plan: Plan) -> None:
     """Leave the waits to the next graph that are its, and verify that."""
     facts = {"graph": graph, "training": phase == "forward"}
-    driver = Driver(PASSES, Stage.POST_GRAD, facts, plan.skip)
+    driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, "pieces"})
     before = driver.step("remember", returned, graph)
     driver.run(through="in_flight")
     driver.verify(verify_in_flight, graph, before)
