@@ -85,6 +85,11 @@ def capture(
         publish(report, None)
         if report.outcome is Outcome.NO_STACK:  # a model that is one graph has no other
             return _stop if config is not None else module.forward
+        if report.departure is not None:
+            raise PartialModelError(
+                "the layers of this model are compiled one by one",
+                way_out="farskip_compile.regional returns what has the whole table; its undo() puts the model back",
+            )
         if report.outcome is Outcome.FRAGMENT and not parts:
             raise PartialModelError(report.reason, way_out="give the whole model, from token ids to logits")
         found.append(Capture(report, module, backend))

@@ -23,10 +23,13 @@ from farskip_compile.backend import Backend
 from farskip_compile.carrier.trail import Passed, assemble, begin, end
 from farskip_compile.config import FarSkipConfig, Resolved
 from farskip_compile.errors import ConfigError, FarSkipError, PartialModelError, Where
+from farskip_compile.manifest.fingerprint import parameters_of
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.regional.layers import find_layers
 from farskip_compile.regional.stand_in import stand_in
 from farskip_compile.regional.whole import check_whole
+from farskip_compile.report.compile import CompileReport, Outcome
+from farskip_compile.report.wiring import classify_wiring
 
 __all__ = ["Regional", "regional"]
 
@@ -57,6 +60,26 @@ class Regional:
             raise PartialModelError("no layer has been compiled yet", way_out="call the model once")
         return self._table
 
+    @property
+    def report(self) -> CompileReport:
+        """The report of the whole model, as if it had been compiled as one; for `describe.from_report` and tools.
+
+        Raises:
+            PartialModelError: the model has not been called yet.
+        """
+        table, written = self.table, self.table.as_written()
+        changed = any(row.left_out for row in table.rows)
+        inside = (name for name in parameters_of(self.model) if name.startswith(tuple(f"{n}." for n in self.names)))
+        return CompileReport(
+            Outcome.REWIRED if changed else Outcome.UNCHANGED,
+            0,
+            self.settings.to_json(),
+            table,
+            tuple(inside),
+            classify_wiring(written),
+            classify_wiring(table),
+        )
+
     def undo(self) -> None:
         """Put the model back as it was."""
         while self._undo:
@@ -68,7 +91,7 @@ class Regional:
         if not passed or key in self._known:
             return
         table = assemble(passed)
-        check_whole(table, self.settings)
+        check_whole(table, self.settings, self.model)
         self._table = table
         self._known.add(key)
 

@@ -6,15 +6,19 @@ model would have asked, of the model as written, and compares. It raises, or say
 
 from __future__ import annotations
 
+from torch import nn
+
 from farskip_compile.config import Resolved
 from farskip_compile.errors import PartialModelError, Where
-from farskip_compile.manifest.check import check_rewired
+from farskip_compile.manifest.check import check_as_written, check_rewired
+from farskip_compile.manifest.fingerprint import parameters_of
+from farskip_compile.manifest.graph_parameters import GraphParameters
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire.request import ask
 
 
-def check_whole(table: Table, settings: Resolved) -> None:
-    """Compare `table` with what `settings` ask of a whole model.
+def check_whole(table: Table, settings: Resolved, model: nn.Module) -> None:
+    """Compare `table`, that of `model`, with what `settings` ask of a whole model.
 
     Raises:
         DenseModelError, LayerRangeError: as for a whole model.
@@ -22,6 +26,9 @@ def check_whole(table: Table, settings: Resolved) -> None:
         PartialModelError: a layer is wired otherwise; names it.
     """
     written = table.as_written()
+    if settings.manifest is not None:
+        shapes = parameters_of(model)
+        check_as_written(settings.manifest, written, GraphParameters(dict(shapes), tuple(shapes)))
     wanted = ask(written, settings.connectivity, settings.layers).wanted(written)
     for row, should in zip(table.rows, wanted.rows, strict=True):
         if row.reads != should.reads:
