@@ -27,16 +27,16 @@ ASKED = frozenset(["size", "dim", "numel", "ndimension", "is_floating_point", "g
 """Methods of which this holds."""
 
 
-@dataclass(frozen=True, eq=False)
 class Rest:
-    """What a carrier holds besides its base; no walk over structures looks into it."""
+    """What a carrier holds besides its base. No dataclass: no walk over structures is to look into it."""
 
-    key: str
-    """Of the tail that makes the stream of the parts."""
-    base: torch.Tensor
-    """As it left the graph: what somebody puts in its place is compared with it."""
-    others: tuple[Any, ...]
-    """Further parts: terms that are settled, in flight, or needed for these."""
+    def __init__(self, key: str, base: torch.Tensor, others: tuple[Any, ...]) -> None:
+        self.key = key
+        """Of the tail that makes the stream of the parts."""
+        self.base = base
+        """As it left the graph: what somebody puts in its place is compared with it."""
+        self.others = others
+        """Further parts: terms that are settled, in flight, or needed for these."""
 
 
 @dataclass(eq=False, repr=False)

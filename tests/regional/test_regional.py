@@ -283,7 +283,12 @@ def test_generate_with_a_static_cache() -> None:
     ids = IDS
     with torch.no_grad():
         found = model.generate(
-            IDS, max_new_tokens=4, min_new_tokens=4, do_sample=False, cache_implementation="static", disable_compile=True
+            IDS,
+            max_new_tokens=4,
+            min_new_tokens=4,
+            do_sample=False,
+            cache_implementation="static",
+            disable_compile=True,
         )
         for _ in range(4):
             ids = torch.cat([ids, form(input_ids=ids, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)], 1)

@@ -1,0 +1,154 @@
+"""Layers compiled one by one on real gloo ranks: what is in flight between them, and how people shard and recompute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+import farskip_compile
+from farskip_compile.models import FarSkipForm, build
+from tests.compare import relative_difference, run_with_gradients
+from tests.distributed.ranks import run_ranks
+from tests.distributed.test_rewire_ranks import parallel_config, tokens_of
+
+SMALL: dict[str, Any] = {"vocab_size": 32, "layers": ("moe", "moe", "moe"), "hidden_size": 32}
+WRAPPED = "._checkpoint_wrapped_module"
+
+
+def model_on(layout: str, name: str, world_size: int, dtype: torch.dtype = torch.float64) -> tuple[Any, torch.Tensor]:
+    torch.compiler.reset()
+    farskip_compile.clear_reports()
+    farskip_compile.clear_schedules()
+    parallel = parallel_config(layout, world_size)
+    model = build(name, dtype=dtype, parallel=parallel, **SMALL)
+    ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(tokens_of(parallel)))
+    return model, ids
+
+
+def nothing_is_left_in_flight() -> bool:
+    from torch._C._distributed_c10d import _get_work_registry_size
+
+    return bool(_get_work_registry_size() == 0)
+
+
+# Each form of parallelism
+
+
+def compare_on_rank(rank: int, world_size: int, layout: str, inner: str) -> dict[str, Any]:
+    dtype = torch.float32 if inner == "inductor" else torch.float64
+    model, ids = model_on(layout, "deepseek_v3", world_size, dtype)
+    expected, wanted = run_with_gradients(FarSkipForm(model), model, ids)
+    regional = farskip_compile.regional(model, "full", inner=inner)
+    output, gradients = run_with_gradients(model, model, ids)
+    reports = farskip_compile.last_reports()
+    return {
+        "equal": torch.equal(output, expected) and all(torch.equal(gradients[name], wanted[name]) for name in wanted),
+        "close": max(relative_difference(gradients[name], wanted[name]) for name in wanted),
+        "outputs": relative_difference(output, expected),
+        "stays": [dict(report.departure.stays) for report in reports if report.departure is not None],
+        "rows": len(regional.table.rows),
+        "landed": nothing_is_left_in_flight(),
+        "orders": [(one.phase, one.orders, len(one.flights)) for one in farskip_compile.last_schedules()],
+    }
+
+
+@pytest.mark.parametrize("layout", ["padded", "dropless", "tp", "tp+sp"])
+def test_bit_equal_to_the_form_by_hand(layout: str) -> None:
+    for found in run_ranks(compare_on_rank, 2, layout, "eager", timeout=300):
+        assert found["equal"]
+        assert found["stays"] == [{}, {}, {}]  # each combine, or reduction of experts, crosses in flight
+        assert found["rows"] == 6
+        assert found["landed"]
+
+
+def test_under_inductor() -> None:
+    for found in run_ranks(compare_on_rank, 2, "padded", "inductor", timeout=400):
+        assert found["outputs"] < 1e-5
+        assert found["close"] < 1e-5
+        assert found["landed"]
+        forward = [one for one in found["orders"] if one[0] == "forward"]
+        # the last layer leaves nothing; each of the others launches a combine that it does not wait for
+        assert [flights for _, _, flights in forward] == [2, 3, 3]
+        assert all(len(order) == 2 for _, orders, _ in forward for order in orders.values())
+
+
+# How layers are sharded and recomputed
+
+
+def way_on_rank(rank: int, world_size: int, way: str, inner: str) -> dict[str, Any]:
+    """The form by hand, its gradients reduced by hand, and the model sharded layer by layer."""
+    words = way.split()
+    model, ids = model_on("padded", "mixtral", world_size)
+    expected, wanted = run_with_gradients(FarSkipForm(model), model, ids)
+    experts = {parameter for name, parameter in model.named_parameters() if ".experts" in name}
+    mesh = init_device_mesh("cpu", (world_size,))
+    loop = "loop" in words
+    if loop:
+        farskip_compile.regional(model, compile=False)
+    if "checkpoint" in words:
+        for number, layer in enumerate(model.layers):
+            model.layers[number] = checkpoint_wrapper(layer)
+    if not loop:
+        farskip_compile.regional(model, "full", inner=inner)
+    steps = [step for step in words if step in ("compile", "shard")] or ["shard"]
+    for step in steps:
+        for layer in model.layers:
+            if step == "shard":
+                fully_shard(layer, mesh=mesh, ignored_params=experts)
+            elif loop:
+                layer.compile(backend="farskip", fullgraph=True, options={"inner": inner})
+    fully_shard(model, mesh=mesh, ignored_params=experts)
+    output, gradients = run_with_gradients(model, model, ids)
+    differing = []
+    for name, gradient in gradients.items():
+        own = wanted[name.replace(WRAPPED, "")]
+        if ".experts" not in name:
+            dist.all_reduce(own)
+            own /= world_size
+            gradient = gradient.full_tensor()
+        if not torch.equal(gradient, own):
+            differing.append(name)
+    return {"equal": torch.equal(output, expected), "differing": differing, "landed": nothing_is_left_in_flight()}
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "shard",
+        "checkpoint shard",
+        "loop compile shard",
+        "loop shard compile",
+        "loop checkpoint compile shard",
+    ],
+)
+def test_sharded_layer_by_layer(way: str) -> None:
+    for found in run_ranks(way_on_rank, 2, way, "eager", timeout=300):
+        assert found == {"equal": True, "differing": [], "landed": True}
+
+
+def ddp_on_rank(rank: int, world_size: int) -> dict[str, Any]:
+    from torch.nn.parallel import DistributedDataParallel
+
+    torch.compiler.reset()
+    model = build("mixtral", dtype=torch.float64, **SMALL)
+    ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(rank))
+    expected, wanted = run_with_gradients(FarSkipForm(model), model, ids)
+    farskip_compile.regional(model, "full", inner="eager")
+    assert torch._dynamo.config.optimize_ddp
+    parallel = DistributedDataParallel(model, bucket_cap_mb=1e-3)  # which would cut each layer in several graphs
+    output, gradients = run_with_gradients(parallel, model, ids)
+    for gradient in wanted.values():
+        dist.all_reduce(gradient)
+    same = all(torch.allclose(gradients[name], wanted[name] / world_size, rtol=1e-12, atol=0) for name in wanted)
+    return {"equal": torch.equal(output, expected), "gradients": same, "split": torch._dynamo.config.optimize_ddp}
+
+
+def test_ddp_with_graph_splitting_left_on() -> None:
+    for found in run_ranks(ddp_on_rank, 2, timeout=300):
+        assert found == {"equal": True, "gradients": True, "split": True}
