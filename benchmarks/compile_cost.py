@@ -197,14 +197,14 @@ def _copy(module: Any) -> Any:
     return kind(module, copy.deepcopy(module.graph))
 
 
-def tiny_model(layers: int, **options: Any) -> tuple[Any, Any]:
-    """The model and 16 tokens for it, in a process with one thread and without caches."""
+def tiny_model(layers: int, *, caches: bool = False, **options: Any) -> tuple[Any, Any]:
+    """The model and 16 tokens for it, in a process with one thread, and without caches unless they are asked for."""
     import torch
 
     from farskip_compile.models import build
 
     torch.set_num_threads(1)
-    torch.compiler.config.force_disable_caches = True
+    torch.compiler.config.force_disable_caches = not caches
     warnings.filterwarnings("ignore", message=".*force_disable_caches.*")
     dense = min(3, layers - 1)
     kinds = ("dense",) * dense + ("moe",) * (layers - dense)
@@ -226,13 +226,12 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def fresh_process() -> Iterator[ProcessPoolExecutor]:
-    """A worker with one thread and an empty compile cache directory."""
-    with (
-        tempfile.TemporaryDirectory() as cache,
-        ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin, initargs=(cache,)) as pool,
-    ):
-        yield pool
+def fresh_process(folder: str | None = None) -> Iterator[ProcessPoolExecutor]:
+    """A worker with one thread, and `folder` for its compile caches; None: an empty one."""
+    with contextlib.ExitStack() as stack:
+        cache = folder or stack.enter_context(tempfile.TemporaryDirectory())
+        context = get_context("spawn")
+        yield stack.enter_context(ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(cache,)))
 
 
 _probes: list[Probe] = []

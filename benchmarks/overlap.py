@@ -90,7 +90,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         parser.error("the grid has none of these cells; --cells names any")
     effort = settings.SMOKE if args.smoke else settings.QUICK if args.quick else settings.FULL
     given = {name: getattr(args, name) for name in ("repetitions", "layers", "tokens", "width", "calibration")}
-    effort = dataclasses.replace(effort, ablation=args.ablation)
+    effort = dataclasses.replace(effort, selection="ablation" if args.ablation else None)
     args.effort = dataclasses.replace(effort, **{name: one for name, one in given.items() if one is not None})
     return args
 

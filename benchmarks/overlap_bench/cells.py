@@ -21,6 +21,8 @@ none, 2 batches   as `none`, the batch in two parts through the stack (micro_bat
 full, by token    as `full`, in two pieces of tokens, each from one layer's exchange into the next
 lag2              connectivity "lag2": a layer of time for each exchange, without pieces
 without P         as `full, pieces`, but for the pass P of the list `disable_passes` (`--ablation`, and no baselines)
+plain, by layer   the layers of the plain model, each compiled by itself by Inductor: layer.compile(backend="inductor")
+full, by layer    as `full`, by `farskip_compile.regional`; also `full, 2 pieces, by layer` (`regional.py` alone)
 compute           like hand-written, with collectives that replay recorded results: the compute of the step
 communication     the collectives of that step one after another, and nothing else
 
@@ -88,17 +90,27 @@ BACKEND = {**OURS, **ABLATED}
 """Options of all variants that are compiled by our backend."""
 ABLATION = (PLAIN, HAND, FULL, FULL_CUT, *ABLATED)
 """The variants of an ablation."""
+BY_LAYER, FULL_BY_LAYER, FULL_2_BY_LAYER = (f"{name}, by layer" for name in (PLAIN, FULL, FULL_2))
+REGIONAL: dict[str, dict[str, Any]] = {FULL_BY_LAYER: OURS[FULL], FULL_2_BY_LAYER: OURS[FULL_2]}
+"""Options of what `farskip_compile.regional` compiles."""
+SELECTIONS = {
+    "ablation": ABLATION,
+    "regional": (PLAIN, HAND, BY_LAYER, FULL, FULL_2, *REGIONAL),
+}
+"""Other variants than the usual ones, by the benchmark that asks for them."""
+TIMED = (*ORDER, *ABLATED, BY_LAYER, *REGIONAL)
+"""All variants, in the order in tables."""
 DROPLESS = (NONE_BATCHES, FULL_TOKENS)
 """Variants that need exchanges without drops, and the whole batch's tokens in one step: no decoding."""
 EXPERT_PARALLEL = (CHUNKED, MICRO, *CUT, *DROPLESS)
 """Variants that need it."""
-PROFILED = (OVERLAP, PASSES, *BACKEND)
+PROFILED = (OVERLAP, PASSES, *BACKEND, *REGIONAL)
 """Variants that depend on the hardware profile: another link needs another compile."""
 LAG2_HAND, HALVES = "lag2 by hand", "halves"
 """For comparison only, in eager mode. Of a half of the batch, padded exchanges may drop other rows."""
 COMPARED = (
-    *((name, PLAIN) for name in (OVERLAP, PASSES, CHUNKED, NONE, NONE_2, NONE_CUT, NONE_BATCHES)),
-    *((name, HAND) for name in (EAGER, FULL, FULL_2, FULL_CUT, FULL_TOKENS, *ABLATED)),
+    *((name, PLAIN) for name in (OVERLAP, PASSES, CHUNKED, NONE, NONE_2, NONE_CUT, NONE_BATCHES, BY_LAYER)),
+    *((name, HAND) for name in (EAGER, FULL, FULL_2, FULL_CUT, FULL_TOKENS, *ABLATED, *REGIONAL)),
     (LAG2, LAG2_HAND),
     (MICRO, HALVES),
 )

@@ -42,7 +42,6 @@ from overlap_bench.alone import (
 )
 from overlap_bench.bound import Bound, bound_of, scaled
 from overlap_bench.cells import (
-    ABLATED,
     BACKEND,
     COMMUNICATION,
     COMPARED,
@@ -50,8 +49,8 @@ from overlap_bench.cells import (
     FULL,
     HALVES,
     LAG2_HAND,
-    ORDER,
     PLAIN,
+    TIMED,
 )
 from overlap_bench.inductor import captured_code, captured_programs, device_figures, facts, shared_kernels
 from overlap_bench.launch import ask
@@ -114,14 +113,15 @@ class _Group:
 
     def __init__(self, rank: int, settings: Data, options: Data, mailbox: str, machine: HardwareProfile) -> None:
         self.rank, self.settings, self.options, self.mailbox, self.machine = rank, settings, options, mailbox, machine
-        assert dist.group.WORLD is not None
-        self.model = steps.make_model(settings, dist.group.WORLD)
+        self.world = dist.group.WORLD
+        assert self.world is not None
+        self.model = steps.make_model(settings, self.world)
         self.step = steps.Step(settings, rank, self.model)
         self.built: dict[str, Built] = {}
         self.digest = ""
         self._log("compute alone")
         self._compute_alone()
-        variants, self.missing = steps.fixed_variants(self.model, settings, dist.group.WORLD)
+        variants, self.missing = steps.fixed_variants(self.model, settings, self.world)
         for variant in variants:
             self._build(variant, machine)
 
@@ -201,12 +201,12 @@ class _Group:
         profile = link_profile(self.machine, seconds, exchanges=self.exchanges, rate=rate, alone=probed.seconds)
         stale, self.digest = profile.digest() != self.digest, profile.digest()
         options = {"load_imbalance": self.imbalance, **self.options}
-        for variant in steps.profiled_variants(self.model, profile, options, self.settings, ratio):
+        for variant in steps.profiled_variants(self.model, profile, options, self.settings, ratio, self.world):
             if stale or variant.name not in self.built:
                 self._build(variant, profile)
 
         without = steps.left_out(self.settings, ratio)
-        names = (name for name in (*ORDER, *ABLATED) if name in self.built and name not in without)
+        names = (name for name in TIMED if name in self.built and name not in without)
         variants = {name: self.built[name].variant for name in names}
         checks = self._checks(variants)
         runs = {name: (lambda variant=variant: self.step(variant)) for name, variant in variants.items()}

@@ -116,8 +116,8 @@ class Effort:
     calibration: float = 40.0
     """Seconds to calibrate the hardware profile; 0: use the shipped one."""
     tiny: bool = False
-    ablation: bool = False
-    """Measure `cells.ABLATION` in place of the usual variants."""
+    selection: str | None = None
+    """Measure these of `cells.SELECTIONS` in place of the usual variants."""
 
 
 FULL = Effort(layers=6, tokens=None, sequences=128, cached=48, repetitions=15, seconds=90.0)
@@ -150,7 +150,7 @@ def settings_of(group: Group, effort: Effort) -> dict[str, Any]:
         "batch": effort.sequences if group.phase == DECODE else SEQUENCES,
         "tokens": 1 if group.phase == DECODE else effort.tokens or TOKENS[group.model] * 2 // group.hosts,
         "cached": effort.cached if group.phase == DECODE else 0,
-        **{name: getattr(effort, name) for name in ("repetitions", "seconds", "profiles", "calibration", "ablation")},
+        **{name: getattr(effort, name) for name in ("repetitions", "seconds", "profiles", "calibration", "selection")},
         "least": min(LEAST, effort.repetitions),
         "overrides": overrides,
     }

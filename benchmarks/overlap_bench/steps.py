@@ -27,6 +27,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.profiler import record_function
 
+from farskip_compile import regional
 from farskip_compile.costs import HardwareProfile
 from farskip_compile.errors import FarSkipError
 from farskip_compile.models import (
@@ -39,9 +40,8 @@ from farskip_compile.models import (
     build,
 )
 from overlap_bench.cells import (
-    ABLATED,
-    ABLATION,
     BACKEND,
+    BY_LAYER,
     CHUNKED,
     COMPUTE,
     DECODE,
@@ -57,6 +57,9 @@ from overlap_bench.cells import (
     ORDER,
     PLAIN,
     PROFILED,
+    REGIONAL,
+    SELECTIONS,
+    TIMED,
     TRAINING,
 )
 from overlap_bench.inductor import options_for
@@ -98,6 +101,11 @@ def fixed_variants(model: Decoder, settings: Mapping[str, Any], group: Any) -> t
     plain = Variant(PLAIN, model, torch.compile(model, fullgraph=True))
     hand = Variant(HAND, model, torch.compile(FarSkipForm(model), fullgraph=True))
     made, missing = [plain, hand], {}
+    if BY_LAYER not in left_out(settings):
+        own = make_model(settings, group, model)
+        for layer in own.layers:
+            layer.compile(backend="inductor", fullgraph=True)
+        made.append(Variant(BY_LAYER, own, own))
     for name, form in ((EAGER, OverlappedForm), (CHUNKED, ChunkedForm), (MICRO, MicroBatchedForm)):
         if name in left_out(settings):
             continue
@@ -127,27 +135,37 @@ def in_halves(model: Decoder) -> Variant:
 
 
 def profiled_variants(
-    model: Decoder, profile: HardwareProfile, options: Mapping[str, Any], settings: Mapping[str, Any], ratio: float
+    model: Decoder,
+    profile: HardwareProfile,
+    options: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    ratio: float,
+    group: Any,
 ) -> list[Variant]:
     """Those that are scheduled by `profile`; `options` are further ones of our backend."""
 
-    def compiled(name: str) -> Callable[..., torch.Tensor]:
+    def compiled(name: str) -> Variant:
+        if name in REGIONAL:
+            own = make_model(settings, group, model)  # its layers are compiled in place
+            regional(own, **{**options, **REGIONAL[name], "profile": profile})
+            return Variant(name, own, own)
         if name in BACKEND:
             ours = {**options, **BACKEND[name], "profile": profile}
-            return torch.compile(model, backend="farskip", fullgraph=True, options=ours)
+            return Variant(name, model, torch.compile(model, backend="farskip", fullgraph=True, options=ours))
         theirs = options_for(name, profile, options.get("load_imbalance", 1.0))
-        return torch.compile(model, fullgraph=True, options=theirs)
+        return Variant(name, model, torch.compile(model, fullgraph=True, options=theirs))
 
-    return [Variant(name, model, compiled(name)) for name in PROFILED if name not in left_out(settings, ratio)]
+    return [compiled(name) for name in PROFILED if name not in left_out(settings, ratio)]
 
 
 def left_out(settings: Mapping[str, Any], ratio: float = EXTRA_RATIOS[0]) -> set[str]:
     """Variants that a cell has not."""
-    if settings["ablation"]:
-        return {*ORDER, *ABLATED} - {*ABLATION}
+    if settings["selection"]:
+        return {*TIMED} - {*SELECTIONS[settings["selection"]]}
     whole = settings["capacity_factor"] is None and settings["phase"] != DECODE
     none = EXPERT_PARALLEL if settings["tensor_parallel"] else ()
-    return {*ABLATED, *none, *(() if whole else DROPLESS), *(() if ratio in EXTRA_RATIOS else EXTRA)}
+    others = {*TIMED} - {*ORDER}
+    return {*others, *none, *(() if whole else DROPLESS), *(() if ratio in EXTRA_RATIOS else EXTRA)}
 
 
 def compute_alone(settings: Mapping[str, Any], group: dist.ProcessGroup, like: Decoder) -> Variant:

@@ -11,7 +11,7 @@ from typing import Any
 
 from common import columns
 
-from overlap_bench.cells import ABLATED, COMMUNICATION, COMPUTE, ORDER, OURS, PLAIN, TRAINING
+from overlap_bench.cells import COMMUNICATION, COMPUTE, ORDER, OURS, PLAIN, REGIONAL, TIMED, TRAINING
 from overlap_bench.results import TOLERANCE, Result, peak_growth
 
 WIDE = 112
@@ -38,7 +38,7 @@ def cell_text(result: Result, width: int) -> str:
     for part in ("forward", "backward"):
         shares = [
             f"{name} {percent(share)}"
-            for name in OURS
+            for name in (*OURS, *REGIONAL)
             if name in result.exposed and (share := result.hidden(name, part)) is not None
         ]
         below += [f"hidden in {part}: {', '.join(shares)}"] if shares else []
@@ -95,7 +95,7 @@ def _table(result: Result, *, wide: bool) -> list[list[str]]:
     apart = ["in fwd", "in bwd"] if result.at.group.phase == TRAINING else ["of"]
     head += ["exposed", *apart, "covered", "peak MB", "first run"] * wide
     rows = [head]
-    for name in (*ORDER, *ABLATED):
+    for name in TIMED:
         if name in result.exposed:
             found = texts(result, name)
             rows.append([found[column] + " x" * (column in ("speed-up", "/ bound")) for column in head])
