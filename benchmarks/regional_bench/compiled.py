@@ -29,7 +29,7 @@ PHASES = (PREFILL, TRAINING)
 LAYERS = (8, 32, 61)
 """61: as many as the real model has. The first three are dense in all of them."""
 RANKS = 2
-OPTIONS = {"connectivity": "full", "check_order": False}
+OPTIONS: dict[str, Any] = {"connectivity": "full", "check_order": False}
 """Of our backend; of fake ranks, none answers when orders are compared."""
 
 
@@ -132,4 +132,4 @@ def asked(form: str, model: Any) -> Callable[..., Any]:
     else:
         for layer in model.layers:
             layer.compile(backend="inductor", fullgraph=True)
-    return model  # type: ignore[no-any-return]
+    return model

@@ -93,6 +93,8 @@ def test_what_is_not_measured_is_neither_met_nor_missed() -> None:
         ({"by_layer": 1.1 / 1.24}, True, True),  # 24 % are 96 % of 25 %
         ({"by_layer": 1.1 / 1.23}, False, True),  # 92 %, though faster than the whole graph's 95 % in seconds
         ({"two": 1.1 / 1.9}, True, False),
+        ({"full": 1.05, "by_layer": 1.155}, True, True),  # both lose as much
+        ({"full": 1.05, "by_layer": 1.17}, False, True),
         ({"plain_by_layer": 1.0}, False, False),  # the plain form got faster, and ours did not
     ],
 )
