@@ -47,7 +47,8 @@ a network namespace with a limited rate, for which communication alone takes *ra
 variants interleaved in one process on each host; medians of the slowest rank, with interquartile range. *Over plain* is
 the speed-up over the plain form: of what is compiled by layer, plain Inductor by layer; of the rest, and of plain
 Inductor by layer itself, plain Inductor on the whole graph. `full` is our whole graph, `full, by layer` regional;
-`hand-written` is the FarSkip form written by hand, compiled by Inductor, with which all of ours are compared.
+`hand-written` is the FarSkip form written by hand, compiled by Inductor, with which all of ours are compared. By layer,
+the embedding, the last norm and the head run in eager mode.
 """
 MISSING = "Not measured yet: `python benchmarks/regional.py --{part}`.\n"
 
