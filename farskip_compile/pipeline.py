@@ -35,7 +35,7 @@ from farskip_compile.manifest.check import check_as_written, check_rewired
 from farskip_compile.manifest.graph_parameters import graph_parameters
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.boundary.arrive import Boundary
-from farskip_compile.passes.boundary.depart import Departure
+from farskip_compile.passes.boundary.tail import Departure
 from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.gc_pause import collector_paused

@@ -126,12 +126,12 @@ PASSES = (
     ),
     Pass(
         "in_flight",
-        "boundary.in_flight:leave_in_flight",
+        "schedule.in_flight:leave_in_flight",
         Stage.POST_GRAD,
         "in a part of a model: leave the waits to the next part that are its",
         takes=("graph", "training"),
         provides=("left_in_flight",),
-        changes=Changes.INTERFACE,
+        changes=Changes.ORDER,
     ),
     Pass(
         "collectives",

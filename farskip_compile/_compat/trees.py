@@ -23,3 +23,8 @@ def is_alias(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether both are views of the same memory."""
     alias: bool = torch._C._is_alias_of(one, other)  # type: ignore[attr-defined]
     return alias
+
+
+def map_over(cls: type[Any], function: Callable[[Any], Any], tree: Any) -> Any:
+    """`tree` with each object of `cls` in it replaced by what `function` makes of it."""
+    return _pytree.tree_map_only(cls, function, tree, is_leaf=lambda value: type(value) is cls)

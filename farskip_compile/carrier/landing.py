@@ -12,7 +12,7 @@ import torch
 
 from farskip_compile._compat.collectives import wait_tensor
 from farskip_compile._compat.tensors import in_backward
-from farskip_compile.passes.boundary.in_flight import land_if_recomputed
+from farskip_compile.passes.schedule.in_flight import land_if_recomputed
 from farskip_compile.ranks.announce import LIBRARY
 
 LIBRARY.define("land_if_recomputed(Tensor[] parts) -> ()")

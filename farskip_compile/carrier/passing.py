@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from farskip_compile._compat.aot import keep_sizes_open
-from farskip_compile.carrier import Carrier, Rest
+from farskip_compile.carrier.stream import Carrier, Rest
 from farskip_compile.carrier.trail import Passed, note
-from farskip_compile.passes.boundary.depart import Departure
+from farskip_compile.passes.boundary.tail import Departure
 from farskip_compile.passes.residual.table import Table
 
 

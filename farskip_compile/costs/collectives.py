@@ -50,8 +50,8 @@ from farskip_compile._compat.distributed import group_size
 from farskip_compile.costs.memory import Size, tensor_bytes, tensors_of
 from farskip_compile.costs.profile import COLLECTIVE_KINDS, CollectiveKind, HardwareProfile, Link, PerCollective
 from farskip_compile.errors import ConfigError, UnsupportedPatternError
-from farskip_compile.passes.boundary.in_flight import arrival
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.schedule.in_flight import arrival
 
 NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "_dtensor")
 POINT_TO_POINT = ("isend", "irecv", "batch_p2p_ops")

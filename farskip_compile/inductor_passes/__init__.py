@@ -31,13 +31,13 @@ from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.errors import ConfigError
 from farskip_compile.inductor_passes.in_pieces import cut_in_pieces
 from farskip_compile.passes import PASSES
-from farskip_compile.passes.boundary.in_flight import arrivals
 from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.pieces import PiecesCut, cut_earlier
 from farskip_compile.passes.schedule.from_graph import input_bytes
+from farskip_compile.passes.schedule.in_flight import arrivals
 from farskip_compile.passes.schedule.search import Limits, Schedule
 from farskip_compile.ranks.announce import (
     Announcement,

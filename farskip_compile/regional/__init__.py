@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from farskip_compile._compat.layers import allow_recompiles, unsplit
-from farskip_compile._compat.recording import let_layers_record
 from farskip_compile.backend import Backend
 from farskip_compile.carrier.trail import Passed, assemble, begin, end
 from farskip_compile.config import FarSkipConfig, Resolved
@@ -26,6 +25,7 @@ from farskip_compile.errors import ConfigError, FarSkipError, PartialModelError,
 from farskip_compile.manifest.fingerprint import parameters_of
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.regional.layers import find_layers
+from farskip_compile.regional.recording import let_layers_record
 from farskip_compile.regional.stand_in import stand_in
 from farskip_compile.regional.whole import check_whole
 from farskip_compile.report.compile import CompileReport, Outcome

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from farskip_compile.carrier import Carrier
+from farskip_compile.carrier.stream import Carrier
 from farskip_compile.errors import OriginalWiringError
 from farskip_compile.guard.compilers import traced_by_us
 from farskip_compile.passes.boundary.markers import arrive, depart

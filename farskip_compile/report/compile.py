@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from farskip_compile._compat import current_compile, trace_artifact
-from farskip_compile.passes.boundary.depart import Departure
+from farskip_compile.passes.boundary.tail import Departure
 from farskip_compile.passes.graph.declared import Declared
 from farskip_compile.passes.residual.table import Kind, SubBlock, Table
 from farskip_compile.text_utils import amount

@@ -17,8 +17,8 @@ from torch import fx
 
 from farskip_compile._compat import OpOverload
 from farskip_compile._compat.tensors import parameters
-from farskip_compile.passes.boundary.in_flight import arrivals
 from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.schedule.in_flight import arrivals
 from farskip_compile.verify.values import SIZES
 
 InPlace = Callable[[fx.Node], tuple[int, ...]]

@@ -18,8 +18,7 @@ from torch import fx
 
 from farskip_compile._compat.fake import fake_mode_of
 from farskip_compile.errors import VerificationError, Where
-from farskip_compile.passes.boundary.depart import Departure
-from farskip_compile.passes.boundary.tail import tail_of
+from farskip_compile.passes.boundary.tail import Departure, tail_of
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.normalize.accumulations import mark_accumulations
 from farskip_compile.passes.normalize.checkpoints import open_checkpoints

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from torch import fx
 
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.boundary.depart import DEPARTS
-from farskip_compile.passes.boundary.in_flight import land_if_recomputed
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.residual.tags import CUSTOM
+from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS
+from farskip_compile.passes.schedule.in_flight import land_if_recomputed
 
 
 @dataclass(frozen=True)

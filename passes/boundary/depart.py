@@ -27,7 +27,7 @@ from farskip_compile._compat.fake import open_sizes
 from farskip_compile.errors import PartialModelError
 from farskip_compile.passes.boundary.arrive import Boundary
 from farskip_compile.passes.boundary.late import Late, find_late
-from farskip_compile.passes.boundary.tail import FLIGHT, Autocast, Flight, Tail, intern
+from farskip_compile.passes.boundary.tail import Autocast, Departure, Flight, Tail, intern
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.dead import erase_dead, used_nodes
 from farskip_compile.passes.graph.walk import fresh_like
@@ -36,29 +36,8 @@ from farskip_compile.passes.residual.carried import KEY, Carried
 from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.residual.sums import images_of
 from farskip_compile.passes.residual.table import Kind, Table
-from farskip_compile.passes.residual.tags import CUSTOM
+from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS, FLIGHT
 from farskip_compile.passes.rewire.request import Named, may_leave_out_later
-
-DEPARTS = "farskip_departs"
-"""Key of a node's custom meta: a wait that is left to the next graph."""
-
-
-@dataclass(frozen=True)
-class Departure:
-    """How the stream leaves a graph."""
-
-    positions: tuple[int, ...] = ()
-    """Of the stream among the outputs; empty if the stack ends in this graph."""
-    tail: str = ""
-    """Key of its tail; empty if it leaves as it is."""
-    extra: int = 0
-    """Outputs at the end that are parts."""
-    apart: tuple[int, ...] = ()
-    """Indices of the terms that leave apart."""
-    stays: Mapping[str, str] = field(default_factory=dict)
-    """Of these, by name: why they have landed."""
-    open_sizes: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    """Of further outputs: the dimensions whose sizes data decides."""
 
 
 def cut(

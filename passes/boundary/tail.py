@@ -13,7 +13,7 @@ called runs as PyTorch code, under the autocast that it was compiled for.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,9 +25,7 @@ from farskip_compile._compat.tensors import qualified_name
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.residual.carried import KEY
-
-FLIGHT = "farskip_flight"
-"""Key of a placeholder's `meta`: the `Flight` that it comes in."""
+from farskip_compile.passes.residual.tags import FLIGHT
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,24 @@ class Tail:
     def _run(self, parts: Sequence[Any]) -> torch.Tensor:
         stream: torch.Tensor = self.module(*parts)
         return stream
+
+
+@dataclass(frozen=True)
+class Departure:
+    """How the stream leaves a graph."""
+
+    positions: tuple[int, ...] = ()
+    """Of the stream among the outputs; empty if the stack ends in this graph."""
+    tail: str = ""
+    """Key of its tail; empty if it leaves as it is."""
+    extra: int = 0
+    """Outputs at the end that are parts."""
+    apart: tuple[int, ...] = ()
+    """Indices of the terms that leave apart."""
+    stays: Mapping[str, str] = field(default_factory=dict)
+    """Of these, by name: why they have landed."""
+    open_sizes: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    """Of further outputs: the dimensions whose sizes data decides."""
 
 
 _tails: dict[str, Tail] = {}

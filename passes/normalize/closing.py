@@ -1,4 +1,4 @@
-"""Close again the activation checkpoints that have a selective policy: it decides where AOTAutograd meets their operators.
+"""Close again the activation checkpoints with a selective policy: it decides when AOTAutograd meets their operators.
 
 In:    a Dynamo graph in which `open_checkpoints` has noted, on each node of such a checkpoint, which one it is of.
 Out:   the same function; the nodes of each of these checkpoints are one `tag_activation_checkpoint` node again, with
@@ -6,7 +6,7 @@ Out:   the same function; the nodes of each of these checkpoints are one `tag_ac
 Never: moves a node past one that it depends on; changes the order of nodes that do more than compute a value.
 
 Algorithm, for each such checkpoint:
-1. Its nodes must stand together. What stands among them and needs none of them goes before them; what needs one, behind.
+1. Its nodes must stand together. What stands among them goes before them, or behind them if it needs one of them.
 2. What they take from outside are arguments of the body, what is used outside its results.
 """
 

@@ -27,6 +27,10 @@ from farskip_compile.passes.residual.stream import Stream
 CUSTOM = "custom"
 """Key of a node's `meta` that belongs to the users of the graph: all of PyTorch's tracers keep its dictionary."""
 KEY = "farskip_terms"
+FLIGHT = "farskip_flight"
+"""Key: of a wait for what came in flight from another graph, which collective, and of which process group."""
+DEPARTS = "farskip_departs"
+"""Key: of a wait that is left to the next graph, the same."""
 
 
 def tag_terms(stream: Stream, regions: Sequence[Region], names: Sequence[str]) -> None:

@@ -23,10 +23,10 @@ from typing import Protocol
 import torch
 from torch import fx
 
-from farskip_compile.passes.boundary.in_flight import arrivals, departs
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.residual.tags import terms_of
 from farskip_compile.passes.schedule.collectives import launches_with_waits
+from farskip_compile.passes.schedule.in_flight import arrivals, departs
 from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
 
 PLACE = "farskip_place"

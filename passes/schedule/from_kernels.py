@@ -26,9 +26,9 @@ from torch import fx
 
 from farskip_compile._compat import inductor, kernel_memory
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.boundary.in_flight import arrival, arrivals
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.schedule.from_graph import PLACE, NetworkEstimate, arrival_task, launch_task
+from farskip_compile.passes.schedule.in_flight import arrival, arrivals
 from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
 
 

@@ -24,10 +24,10 @@ from collections.abc import Callable
 from torch import fx
 
 from farskip_compile._compat import inductor
-from farskip_compile.passes.boundary.in_flight import arrivals
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.schedule.collectives import launches_with_waits
 from farskip_compile.passes.schedule.from_graph import Estimate, read_program, remember_order
+from farskip_compile.passes.schedule.in_flight import arrivals
 from farskip_compile.passes.schedule.published import published_order
 from farskip_compile.passes.schedule.search import Limits, Schedule, list_schedule
 

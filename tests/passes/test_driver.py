@@ -30,7 +30,7 @@ GIVEN = {
         *("module", "graph", "autocast", "table", "connectivity", "layers", "leaving"),
         *("stream", "regions", "term_names", "table_as_wired"),
     },
-    Stage.POST_GRAD: {"graph", "pieces", "regroup", "estimate", "limits", "in_place", "backward"},
+    Stage.POST_GRAD: {"graph", "training", "pieces", "regroup", "estimate", "limits", "in_place", "backward"},
     Stage.BEFORE_FUSION: {"kernels"},
     Stage.AFTER_FUSION: {"kernels", "estimate", "limits", "input_bytes"},
 }
@@ -141,7 +141,7 @@ def test_what_nobody_gets_without_the_pass_that_is_left_out() -> None:
         driver(made, used, skip=("make",)).run()
 
 
-@pytest.mark.parametrize("changes", [Changes.ORDER, Changes.ROUNDING, Changes.FUNCTION])
+@pytest.mark.parametrize("changes", [Changes.ORDER, Changes.INTERFACE, Changes.ROUNDING, Changes.FUNCTION])
 def test_nothing_is_delivered_unverified(changes: Changes) -> None:
     found = driver(toy("edit", changes=changes), toy("again", changes=changes))
     found.run(through="edit")
@@ -186,10 +186,10 @@ def test_one_log_line_for_each_pass_and_the_verification(caplog: pytest.LogCaptu
         rewired()
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG]
     shown = [line.partition(":")[0] for line in lines]
-    passes = ["01 normalize", "02 residual", "03 request", "04 rewire", "06 tags"]
+    passes = ["01 arrive", "02 normalize", "03 residual", "04 request", "05 rewire", "07 tags"]
     assert [line for line in shown if line[:2].isdigit()] == passes
-    assert shown.index("04 rewire") < shown.index("-- verify") < shown.index("06 tags")
-    rewire = next(line for line in lines if line.startswith("04"))
+    assert shown.index("05 rewire") < shown.index("-- verify") < shown.index("07 tags")
+    rewire = next(line for line in lines if line.startswith("05"))
     assert "+" in rewire
     assert "add" in rewire
     assert rewire.endswith(" s")
@@ -221,7 +221,7 @@ def listening() -> Iterator[Keep]:
 def test_the_trace_holds_each_state_of_the_graph_once() -> None:
     with listening() as keep:
         rewired()
-    assert keep.names == ["farskip_01_normalize_before", "farskip_04_rewire_after"]
+    assert keep.names == ["farskip_01_arrive_before", "farskip_05_rewire_after"]
     assert len(set(keep.texts)) == 2
     assert all("scaled_dot_product_attention" in text for text in keep.texts)
 
@@ -246,6 +246,7 @@ def test_which_passes_can_be_left_out() -> None:
     assert optional == {
         "merge_reductions",
         "tags",
+        "in_flight",
         "pieces",
         "pieces_by_expert",
         "pieces_by_token",

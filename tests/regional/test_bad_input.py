@@ -16,7 +16,7 @@ from torch import nn
 
 import farskip_compile
 from farskip_compile import OriginalWiringError, PartialModelError
-from farskip_compile.carrier import Carrier
+from farskip_compile.carrier.stream import Carrier
 from farskip_compile.regional import Regional
 from tests.graphs import Dense, Layer, MoE, Stack, ids
 

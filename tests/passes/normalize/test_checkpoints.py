@@ -1,4 +1,4 @@
-"""Checkpoint bodies are opened, tagged, and recompute as before; selective ones are refused."""
+"""Checkpoint bodies are opened, tagged, and recompute as before; selective ones are closed again."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from farskip_compile._compat import CHECKPOINT, POLICY
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.normalize.checkpoints import open_checkpoints
+from farskip_compile.passes.normalize.closing import SELECTIVE as SELECTIVE_KEY
+from farskip_compile.passes.normalize.closing import close_checkpoints
 from farskip_compile.passes.residual import read_table
 from tests.graphs import Layer, MoE, Stack, dynamo, ids, reads, table_of
 
@@ -86,16 +89,57 @@ def recompute_all(ctx, op, *args, **kwargs):
 SELECTIVE = functools.partial(create_selective_checkpoint_contexts, recompute_all)
 
 
-def test_selective_policy_is_refused():
-    class Selective(Layer):
-        def body(self, x):
-            return super().forward(x)
+class Selective(Layer):
+    def body(self, x):
+        return super().forward(x)
 
-        def forward(self, x):
-            return checkpoint(self.body, x, use_reentrant=False, context_fn=SELECTIVE)
+    def forward(self, x):
+        return checkpoint(self.body, x, use_reentrant=False, context_fn=SELECTIVE)
 
-    with pytest.raises(UnsupportedPatternError, match="context_fn"):
-        dynamo(Stack(lambda: Selective(MoE())), ids(), edit=open_checkpoints)
+
+def closed(module):
+    assert open_checkpoints(module) == 2
+    assert not module.graph.find_nodes(op="call_function", target=CHECKPOINT)
+    assert close_checkpoints(module) == 2
+
+
+def test_a_selective_policy_is_closed_again():
+    module, output = dynamo(Stack(lambda: Selective(MoE())), ids(), edit=closed)
+    calls = module.graph.find_nodes(op="call_function", target=CHECKPOINT)
+    assert len(calls) == 2
+    for call in calls:
+        body = getattr(module, call.args[0].target)
+        assert body.meta[POLICY].args == SELECTIVE.args
+        assert "scaled_dot_product_attention" in body.code
+    assert torch.equal(output, Stack(lambda: Layer(MoE()))(ids()))
+
+
+def test_what_stands_among_its_nodes_is_put_beside_them():
+    def edit(module):
+        open_checkpoints(module)
+        first = next(node for node in module.graph.nodes if SELECTIVE_KEY in node.meta and node.op.startswith("call"))
+        second = first.next.next
+        with module.graph.inserting_after(second):  # what needs it, and what it needs not
+            late = module.graph.call_method("clone", (first,))
+        late.meta = {"example_value": first.meta["example_value"]}
+        close_checkpoints(module)
+        assert list(module.graph.nodes).index(late) > 0
+
+    _, output = dynamo(Stack(lambda: Selective(MoE())), ids(), edit=edit)
+    assert torch.equal(output, Stack(lambda: Layer(MoE()))(ids()))
+
+
+def test_what_has_an_effect_among_its_nodes_is_refused():
+    def edit(module):
+        open_checkpoints(module)
+        first = next(node for node in module.graph.nodes if SELECTIVE_KEY in node.meta and node.op.startswith("call"))
+        with module.graph.inserting_after(first.next):
+            drawn = module.graph.call_function(torch.rand_like, (first,))
+        drawn.meta = {"example_value": first.meta["example_value"]}
+        close_checkpoints(module)
+
+    with pytest.raises(UnsupportedPatternError, match="does more than compute a value"):
+        dynamo(Stack(lambda: Selective(MoE())), ids(), edit=edit)
 
 
 def test_nothing_to_open():

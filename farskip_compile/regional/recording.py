@@ -1,4 +1,4 @@
-"""What transformers records of a model's layers while it runs; a part of `_compat`.
+"""What transformers records of layers while a model runs, also of those that are compiled by themselves.
 
 Contract: hooks inside of a layer ask a context variable whether to record, which Dynamo can't trace. transformers keeps
 a plain copy for models that are compiled as a whole; `let_layers_record` makes it keep one for layers that are compiled

@@ -16,10 +16,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from farskip_compile.passes.boundary.depart import DEPARTS
-from farskip_compile.passes.boundary.tail import FLIGHT
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.residual.tags import CUSTOM
+from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS, FLIGHT
 
 
 def leave_in_flight(graph: fx.Graph, training: bool) -> int:
