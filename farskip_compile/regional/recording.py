@@ -37,7 +37,8 @@ def let_layers_record() -> Callable[[], None]:
 
         def reset(self, token: Any) -> None:
             super().reset(token)
-            self.global_var = self.context_var.get()
+            if not torch.compiler.is_compiling():  # a model that is compiled as a whole keeps its own copy
+                self.global_var = self.context_var.get()
 
     collector.__class__ = Mirrored
 
