@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import count
 from typing import Any
 
 from torch import fx
@@ -36,6 +37,7 @@ from farskip_compile.guard.generation import refuse_decode_only
 from farskip_compile.guard.wrappers import watch as watch_wrappers
 from farskip_compile.inductor_passes import KernelPass, Plan, PostGradPass, make_plan, pin_before_fusion
 from farskip_compile.inductor_passes.before_differentiation import cut_before_differentiation
+from farskip_compile.passes.boundary.markers import prepared_for
 from farskip_compile.pipeline import run
 from farskip_compile.ranks.announce import collective_orders, collective_sizes
 from farskip_compile.ranks.captured import checked_at_first_run
@@ -66,7 +68,8 @@ def farskip(
         FarSkipError: see `farskip_compile.errors`.
     """
     with report_failed_compile():
-        return Backend(FarSkipConfig.from_options(options), mode)(module, example_inputs)
+        prepared = _prepared.get(prepared_for(module)) if options is None and mode is None else None
+        return (prepared or Backend(FarSkipConfig.from_options(options), mode))(module, example_inputs)
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,24 @@ def backend(config: FarSkipConfig | None = None, /, *, mode: str | None = None, 
     if config is not None and options:
         raise ConfigError("both a configuration and options are given", way_out="give one of them")
     return Backend(config if config is not None else FarSkipConfig.from_options(options), mode)
+
+
+# For `farskip_compile.regional`
+
+_prepared: dict[str, Backend] = {}
+_names = count(1)
+
+
+def prepare(backend: Backend) -> str:
+    """A name for `backend`, by which a graph can ask for it where `torch.compile` is called without options."""
+    name = str(next(_names))
+    _prepared[name] = backend
+    return name
+
+
+def forget(name: str) -> None:
+    """The opposite of `prepare`."""
+    _prepared.pop(name, None)
 
 
 watch_wrappers()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from farskip_compile._compat.layers import allow_recompiles, unsplit
-from farskip_compile.backend import Backend
+from farskip_compile.backend import Backend, forget, prepare
 from farskip_compile.carrier.trail import Passed, assemble, begin, end
 from farskip_compile.config import FarSkipConfig, Resolved
 from farskip_compile.errors import ConfigError, FarSkipError, PartialModelError, Where
@@ -116,7 +117,7 @@ def regional(
         layers: first and last layer to rewire; each member of the list must begin one.
         stack: name of the list in the model, if it can't be told.
         compile: False: only prepare the layers; they are compiled by `layer.compile(backend="farskip")`, or whatever
-            calls that.
+            calls that. Unless that gives options, those given here hold.
         fullgraph: as in `torch.compile`; so are `dynamic` and `mode`.
         options: all other options of `FarSkipConfig`.
 
@@ -131,11 +132,13 @@ def regional(
     forwards: dict[tuple[Any, bool, bool], Callable[..., Any]] = {}
     with _restored_on_error(made):
         made._undo += [allow_recompiles(RECOMPILES * len(found)), let_layers_record()]
+        prepared = "" if compile else prepare(backend)
+        made._undo.append(partial(forget, prepared))
         for number, (name, layer) in enumerate(found):
             more = number + 1 < len(found)  # nobody leaves out anything of the last layer
             key = (_plain(name, layer), _applies(layers, number), more and _applies(layers, number + 1))
             if key not in forwards:
-                forward = stand_in(key[0], here=key[1], later=key[2])
+                forward = stand_in(key[0], here=key[1], later=key[2], prepared=prepared)
                 if compile:
                     forward = torch.compile(forward, backend=backend, fullgraph=fullgraph, dynamic=dynamic)
                 forwards[key] = forward

@@ -26,14 +26,17 @@ torch.compiler.allow_in_graph(arrive)
 torch.compiler.allow_in_graph(depart)
 
 
-def stand_in(plain: Forward, *, here: bool, later: bool) -> Forward:
-    """A forward in place of `plain`; whether the connectivity applies to the layer, and to the next one."""
+def stand_in(plain: Forward, *, here: bool, later: bool, prepared: str = "") -> Forward:
+    """A forward in place of `plain`; whether the connectivity applies to the layer, and to the next one.
+
+    `prepared`: the backend for whoever compiles it without options of its own; see `farskip_compile.backend.prepare`.
+    """
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         _refuse_original_wiring()
         taken = [_arrived(value) for value in args]
         named = {name: _arrived(value) for name, value in kwargs.items()}
-        return _departing(plain(self, *taken, **named), here, later)
+        return _departing(plain(self, *taken, **named), here, later, prepared)
 
     own = FunctionType(
         _own_code(forward.__code__), forward.__globals__, forward.__name__, None, forward.__closure__
@@ -49,11 +52,11 @@ def _arrived(value: Any) -> Any:
     return arrive(value.rest.key, value.base, *value.rest.others) if isinstance(value, Carrier) else value
 
 
-def _departing(returned: Any, here: bool, later: bool) -> Any:
+def _departing(returned: Any, here: bool, later: bool, prepared: str) -> Any:
     if isinstance(returned, torch.Tensor):
-        return depart(returned, here, later)
+        return depart(returned, here, later, prepared)
     if type(returned) is tuple:
-        return tuple(depart(one, here, later) if isinstance(one, torch.Tensor) else one for one in returned)
+        return tuple(depart(one, here, later, prepared) if isinstance(one, torch.Tensor) else one for one in returned)
     return returned
 
 

@@ -19,14 +19,26 @@ def arrive(key: str, *parts: Any) -> torch.Tensor:
     return tail_of(key)(*parts)
 
 
-def depart(value: torch.Tensor, here: bool, later: bool) -> torch.Tensor:
-    """`value`, which a layer returns; whether the connectivity applies to this layer, and to the next one."""
+def depart(value: torch.Tensor, here: bool, later: bool, prepared: str = "") -> torch.Tensor:
+    """`value`, which a layer returns; whether the connectivity applies to this layer, and to the next one.
+
+    `prepared`: which backend a compile without options is for, as `prepared_for` reads it.
+    """
     return value
 
 
 def is_arrival(node: fx.Node) -> bool:
     """Whether the stream comes in cut here."""
     return node.op == "call_function" and node.target is arrive
+
+
+def prepared_for(module: fx.GraphModule) -> str:
+    """The backend that a graph of Dynamo was prepared for, checkpoints not yet opened; empty if it was not."""
+    for part in module.modules():
+        for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
+            if is_departure(node) and len(node.args) > 3:
+                return str(node.args[3])
+    return ""
 
 
 def is_departure(node: fx.Node) -> bool:
