@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PY) -m pip install --quiet --upgrade pip
 	# compiled when it is imported: most of torch and transformers never is
 	$(PY) -m pip install --quiet --no-compile --editable '.[dev]'
-	# its models are tested, its other half (loggers, datasets: 577 MB) is not needed for that
+	# its models and its trainer are tested, its other half (loggers, datasets: 577 MB) is not needed for that
 	$(PY) -m pip install --quiet --no-compile --no-deps torchtitan==0.3.0
 	touch $@
 

@@ -43,6 +43,7 @@ WHOLE = {
     "tests/distributed/test_transformers_ranks.py": "transformers' models on ranks",
     "tests/distributed/test_expert_parallel_ranks.py": "transformers' own parallelism",
     "tests/distributed/test_torchtitan_ranks.py": "torchtitan's models on ranks",
+    "tests/distributed/test_torchtitan_trainer.py": "torchtitan's trainer on ranks",
     "tests/distributed/test_data_parallel_ranks.py": "wrappers that run data-parallel",
     "tests/distributed/test_overlap_ranks.py": "Inductor's kernels on ranks",
     "tests/distributed/test_pieces_ranks.py": "Inductor's kernels on ranks",
@@ -141,6 +142,10 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "distributed/test_transformers_ranks.py": (
         "test_two_ranks[tensor parallel",
         "test_two_ranks[expert parallel-deepseek_v3",
+    ),
+    "distributed/test_torchtitan_trainer.py": (
+        "test_losses_of_each_step[qwen3-20",
+        "test_losses_of_each_step[deepseek_v3-20",
     ),
     "inductor/test_account_of_memory.py": (
         "test_the_account_is_what_the_program_holds[{'connectivity': 'none'}",

@@ -49,7 +49,8 @@ def titan(name: str) -> Any:
         empty = types.ModuleType(NEEDS_TRITON)
         for attribute in IMPORTED_FROM_IT:
             setattr(empty, attribute, None)
-        sys.modules[NEEDS_TRITON] = empty
+        empty.maybe_update_minimal_async_ep_config = lambda *_: None  # type: ignore[attr-defined]
+        sys.modules[NEEDS_TRITON] = sys.modules[f"{NEEDS_TRITON}.api"] = empty
     return import_module(f"torchtitan.models.{name}")
 
 
