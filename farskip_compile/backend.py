@@ -162,7 +162,7 @@ class Backend:
         if report is None:
             return compiled
         one_node = self.settings.inner != "eager"  # all others differentiate the graph before they run it
-        return carrying(compiled, report.departure, report.table, one_node=one_node)
+        return carrying(compiled, report, one_node=one_node)
 
     def _inductor_options(self, module: fx.GraphModule, plan: Plan | None) -> dict[str, Any]:
         """The user's options for Inductor, and our passes added to them."""

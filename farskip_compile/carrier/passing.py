@@ -15,20 +15,18 @@ import torch
 from farskip_compile._compat.aot import keep_sizes_open
 from farskip_compile.carrier.stream import Carrier, Rest
 from farskip_compile.carrier.trail import Passed, note
-from farskip_compile.passes.boundary.tail import Departure
-from farskip_compile.passes.residual.table import Table
+from farskip_compile.report.compile import CompileReport
 
 
-def carrying(
-    compiled: Callable[..., Any], departure: Departure | None, table: Table, *, one_node: bool
-) -> Callable[..., Any]:
-    """`compiled`, as Dynamo expects it; None: the graph is no part of a model.
+def carrying(compiled: Callable[..., Any], report: CompileReport, *, one_node: bool) -> Callable[..., Any]:
+    """`compiled`, as Dynamo expects it; unchanged if the graph of `report` is no part of a model.
 
     `one_node`: to autograd, all that `compiled` does is one node, which begins once it has the gradients of all parts.
     """
+    departure = report.departure
     if departure is None:
         return compiled
-    passed = Passed(table, departure.apart)
+    passed = Passed(report.table, departure.apart, report.config["connectivity"])
 
     def run(*args: Any) -> Any:
         outputs = compiled(*args)

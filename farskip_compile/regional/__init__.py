@@ -22,7 +22,7 @@ from farskip_compile._compat.layers import allow_recompiles, unsplit
 from farskip_compile.backend import Backend, forget, prepare
 from farskip_compile.carrier.trail import Passed, assemble, begin, end
 from farskip_compile.config import FarSkipConfig, Resolved
-from farskip_compile.errors import ConfigError, FarSkipError, PartialModelError, Where
+from farskip_compile.errors import ConfigError, PartialModelError, Where
 from farskip_compile.manifest.fingerprint import parameters_of
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.regional.layers import find_layers
@@ -92,7 +92,13 @@ class Regional:
         if not passed or key in self._known:
             return
         table = assemble(passed)
-        check_whole(table, self.settings, self.model)
+        asked = {part.connectivity for part in passed}
+        if len(asked) > 1:
+            raise PartialModelError(
+                f"the layers of one model were compiled with different connectivities: {', '.join(sorted(asked))}",
+                way_out="give all of them the same options",
+            )
+        check_whole(table, asked.pop(), self.settings, self.model)
         self._table = table
         self._known.add(key)
 
@@ -130,20 +136,20 @@ def regional(
     owner, found = find_layers(model, stack)
     made = Regional(model, tuple(name for name, _ in found), backend.settings)
     forwards: dict[tuple[Any, bool, bool], Callable[..., Any]] = {}
-    with _restored_on_error(made):
-        made._undo += [allow_recompiles(RECOMPILES * len(found)), let_layers_record()]
-        prepared = "" if compile else prepare(backend)
-        made._undo.append(partial(forget, prepared))
-        for number, (name, layer) in enumerate(found):
-            more = number + 1 < len(found)  # nobody leaves out anything of the last layer
-            key = (_plain(name, layer), _applies(layers, number), more and _applies(layers, number + 1))
-            if key not in forwards:
-                forward = stand_in(key[0], here=key[1], later=key[2], prepared=prepared)
-                if compile:
-                    forward = torch.compile(forward, backend=backend, fullgraph=fullgraph, dynamic=dynamic)
-                forwards[key] = forward
-            _replace(made, layer, forwards[key])
-        _watch(made, owner)
+    keys = []
+    for number, (name, layer) in enumerate(found):
+        more = number + 1 < len(found)  # nobody leaves out anything of the last layer
+        keys.append((_plain(name, layer), _applies(layers, number), more and _applies(layers, number + 1)))
+    prepared = "" if compile else prepare(backend)
+    made._undo += [allow_recompiles(RECOMPILES * len(found)), let_layers_record(), partial(forget, prepared)]
+    for key, (_, layer) in zip(keys, found, strict=True):
+        if key not in forwards:
+            forward = stand_in(key[0], here=key[1], later=key[2], prepared=prepared)
+            if compile:
+                forward = torch.compile(forward, backend=backend, fullgraph=fullgraph, dynamic=dynamic)
+            forwards[key] = forward
+        _replace(made, layer, forwards[key])
+    _watch(made, owner)
     return made
 
 
@@ -197,15 +203,3 @@ def _watch(made: Regional, owner: nn.Module) -> None:
 
     hooks = [owner.register_forward_pre_hook(before), owner.register_forward_hook(after, always_call=True)]
     made._undo.extend(hook.remove for hook in hooks)
-
-
-class _restored_on_error:
-    def __init__(self, made: Regional) -> None:
-        self.made = made
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and issubclass(kind, FarSkipError):
-            self.made.undo()

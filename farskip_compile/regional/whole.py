@@ -14,11 +14,11 @@ from farskip_compile.manifest.check import check_as_written, check_rewired
 from farskip_compile.manifest.fingerprint import parameters_of
 from farskip_compile.manifest.graph_parameters import GraphParameters
 from farskip_compile.passes.residual.table import Table
-from farskip_compile.passes.rewire.request import ask
+from farskip_compile.passes.rewire.request import Named, ask
 
 
-def check_whole(table: Table, settings: Resolved, model: nn.Module) -> None:
-    """Compare `table`, that of `model`, with what `settings` ask of a whole model.
+def check_whole(table: Table, connectivity: Named, settings: Resolved, model: nn.Module) -> None:
+    """Compare `table`, that of `model`, with what `connectivity` and `settings` ask of a whole model.
 
     Raises:
         DenseModelError, LayerRangeError: as for a whole model.
@@ -29,7 +29,7 @@ def check_whole(table: Table, settings: Resolved, model: nn.Module) -> None:
     if settings.manifest is not None:
         shapes = parameters_of(model)
         check_as_written(settings.manifest, written, GraphParameters(dict(shapes), tuple(shapes)))
-    wanted = ask(written, settings.connectivity, settings.layers).wanted(written)
+    wanted = ask(written, connectivity, settings.layers).wanted(written)
     for row, should in zip(table.rows, wanted.rows, strict=True):
         if row.reads != should.reads:
             raise PartialModelError(

@@ -200,3 +200,13 @@ def test_what_is_done_to_the_base_is_done_to_the_stream() -> None:
         assert not detached.requires_grad
         with pytest.raises(PartialModelError, match="changed a part of the residual stream"):
             walk(lambda value: value * 2, carrier)
+
+
+def test_layers_that_are_compiled_differently() -> None:
+    model = Called()
+    farskip_compile.regional(model, compile=False, stack="layers", **OPTIONS)
+    for number, layer in enumerate(model.layers):
+        connectivity = "full" if number else "mlp"
+        layer.compile(backend="farskip", fullgraph=True, options={**OPTIONS, "connectivity": connectivity})
+    with torch.no_grad(), pytest.raises(PartialModelError, match="different connectivities: full, mlp"):
+        model(ids())

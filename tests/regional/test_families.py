@@ -13,14 +13,15 @@ from farskip_compile.zoo.families import moe_families
 from farskip_compile.zoo.tiny import build_tiny
 
 FAMILIES = {family.model_type: family for family in moe_families()}
-COMPILED = """
-    afmoe aria_text axk1 axk2 bailing_hybrid beam cohere2_moe deepseek_v2 deepseek_v3 deepseek_v32 doge dots1
-    dots3_note_text
-    ernie4_5_moe exaone_moe flex_olmo flint gemma4_text glm4_moe glm4_moe_lite glm_moe_dsa gpt_oss granitemoe
-    granitemoe_swa granitemoehybrid granitemoeshared hunyuan_v1_moe hy_v3 jamba jetmoe kimi_linear kolibri1 laguna
-    lara_mini lfm2_moe llama4_text mellum mimo_v2_flash minimax_m2 minimax_m3_vl_text mistral4 mixtral nemotron_h olmoe
-    phimoe qwen2_moe qwen3_5_moe_text qwen3_moe qwen3_next sarvam_mla sarvam_moe solar_open zaya
-""".split()
+COMPILED = (
+    "afmoe", "aria_text", "axk1", "axk2", "bailing_hybrid", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3",
+    "deepseek_v32", "doge", "dots1", "dots3_note_text", "ernie4_5_moe", "exaone_moe", "flex_olmo", "flint",
+    "gemma4_text", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "gpt_oss", "granitemoe", "granitemoe_swa",
+    "granitemoehybrid", "granitemoeshared", "hunyuan_v1_moe", "hy_v3", "jamba", "jetmoe", "kimi_linear",
+    "kolibri1", "laguna", "lara_mini", "lfm2_moe", "llama4_text", "mellum", "mimo_v2_flash", "minimax_m2",
+    "minimax_m3_vl_text", "mistral4", "mixtral", "nemotron_h", "olmoe", "phimoe", "qwen2_moe",
+    "qwen3_5_moe_text", "qwen3_moe", "qwen3_next", "sarvam_mla", "sarvam_moe", "solar_open", "zaya",
+)  # fmt: skip
 """Those that compile whole without `prepare` and whose layers compile by themselves."""
 IDS = torch.randint(0, 128, (2, 10), generator=torch.Generator().manual_seed(0))
 
