@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 
 from farskip_compile._compat.fake import fake_mode_of
@@ -86,7 +87,8 @@ def _with_tail(graph: fx.Graph, departure: Departure) -> fx.Graph:
     end = len(returned) - departure.extra
     parts = [returned[departure.positions[0]], *returned[end:]]
     tail = tail_of(departure.tail).module.graph
-    with fake_mode_of(value for part in parts if (value := ops.tensor(part)) is not None) or nullcontext():
+    mode = fake_mode_of(value for part in parts if (value := ops.tensor(part)) is not None)
+    with mode or nullcontext(), torch.no_grad():
         for node in tail.nodes:
             if node.op == "placeholder":
                 copies[node] = parts.pop(0)

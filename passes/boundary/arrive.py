@@ -18,6 +18,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 
 from farskip_compile._compat.fake import fake_mode_of
@@ -100,7 +101,8 @@ def _write(graph: fx.Graph, marker: fx.Node, autocast: Autocast) -> int:
     values: dict[fx.Node, Any] = {}
     left = iter(parts)
     mode = fake_mode_of(value for value in [ops.tensor(marker)] if value is not None)
-    with graph.inserting_before(marker), mode or nullcontext():
+    # without gradients: around a checkpoint, what autograd saves here would be counted as the layer's
+    with graph.inserting_before(marker), mode or nullcontext(), torch.no_grad():
         for node in tail.module.graph.nodes:
             if node.op == "placeholder":
                 part: Any = next(left)

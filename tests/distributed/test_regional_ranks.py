@@ -89,12 +89,15 @@ def way_on_rank(rank: int, world_size: int, way: str, inner: str) -> dict[str, A
     experts = {parameter for name, parameter in model.named_parameters() if ".experts" in name}
     mesh = init_device_mesh("cpu", (world_size,))
     loop = "loop" in words
+    outside = "outside" in words  # checkpoints around what is compiled
     if loop:
         farskip_compile.regional(model, compile=False)
+    if outside:
+        farskip_compile.regional(model, "full", inner=inner)
     if "checkpoint" in words:
         for number, layer in enumerate(model.layers):
             model.layers[number] = checkpoint_wrapper(layer)
-    if not loop:
+    if not loop and not outside:
         farskip_compile.regional(model, "full", inner=inner)
     steps = [step for step in words if step in ("compile", "shard")] or ["shard"]
     for step in steps:
@@ -122,6 +125,7 @@ def way_on_rank(rank: int, world_size: int, way: str, inner: str) -> dict[str, A
     [
         "shard",
         "checkpoint shard",
+        "outside checkpoint shard",
         "loop compile shard",
         "loop shard compile",
         "loop checkpoint compile shard",

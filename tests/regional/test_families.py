@@ -26,8 +26,10 @@ COMPILED = (
 IDS = torch.randint(0, 128, (2, 10), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", [name for name in COMPILED if name in FAMILIES])
-def test_the_table_is_that_of_the_whole_model(name: str) -> None:
+FEW = ("deepseek_v3", "gemma4_text", "llama4_text", "nemotron_h", "qwen3_next")
+
+
+def check(name: str) -> None:
     torch.compiler.reset()
     farskip_compile.clear_reports()
     model = build_tiny(FAMILIES[name])
@@ -41,3 +43,13 @@ def test_the_table_is_that_of_the_whole_model(name: str) -> None:
     with torch.no_grad():
         assert torch.equal(model(IDS, use_cache=False).logits, expected)
     assert regional.table == report.table
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_the_table_is_that_of_the_whole_model(name: str) -> None:
+    check(name)
+
+
+@pytest.mark.parametrize("name", [name for name in COMPILED if name in FAMILIES and name not in FEW])
+def test_all_other_families(name: str) -> None:
+    check(name)
