@@ -53,6 +53,7 @@ def compare_on_rank(rank: int, world_size: int, layout: str, inner: str) -> dict
         "outputs": relative_difference(output, expected),
         "stays": [dict(report.departure.stays) for report in reports if report.departure is not None],
         "rows": len(regional.table.rows),
+        "graphs": len(reports),
         "landed": nothing_is_left_in_flight(),
         "orders": [(one.phase, one.orders, len(one.flights)) for one in farskip_compile.last_schedules()],
     }
@@ -64,6 +65,7 @@ def test_bit_equal_to_the_form_by_hand(layout: str) -> None:
         assert found["equal"]
         assert found["stays"] == [{}, {}, {}]  # each combine, or reduction of experts, crosses in flight
         assert found["rows"] == 6
+        assert found["graphs"] == 3  # sizes that data decides make no further one
         assert found["landed"]
 
 

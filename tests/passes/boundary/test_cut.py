@@ -13,7 +13,7 @@ from torch import fx, nn
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import VerificationError
 from farskip_compile.passes.boundary.markers import arrive, depart
-from farskip_compile.passes.boundary.tail import Departure, tail_of
+from farskip_compile.passes.boundary.tail import Departure, Tail, tail_of
 from farskip_compile.pipeline import run
 from farskip_compile.report.compile import CompileReport
 from farskip_compile.verify.boundary import _with_tail, record, verify_cut
@@ -103,18 +103,27 @@ def test_a_mixer_without_its_feed_forward_leaves_apart() -> None:
     assert report.table.names(report.departure.apart) == ["a0"]
 
 
+class Scaled(Layer):
+    """A layer whose feed-forward part is multiplied, after its last wait."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__(MoE())
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.feed_forward(self.norm2(x)) * self.factor
+
+
 def test_tails_are_known_by_what_they_do() -> None:
-    keys = [cut(layer_of(lambda: Layer(MoE())))[0].departure.tail for _ in range(2)]
-    assert keys[0] == keys[1]
-    assert tail_of(keys[0]) is tail_of(keys[1])
+    def tail(factor: float) -> Tail:
+        departure = cut(layer_of(lambda: Scaled(factor)))[0].departure
+        assert departure is not None
+        return tail_of(departure.tail)
 
-    class Scaled(Layer):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = x + self.attention(self.norm1(x))
-            return x + self.feed_forward(self.norm2(x)) * 0.5
-
-    other = cut(layer_of(lambda: Scaled(MoE())))[0].departure.tail
-    assert other != keys[0]
+    half = tail(0.5)
+    assert tail(0.5) is half
+    assert tail(0.25).key != half.key
 
 
 def test_the_next_layer_knows_what_came_in() -> None:
@@ -148,6 +157,27 @@ def test_weights_are_not_taken_along() -> None:
     report, _ = cut(layer_of(lambda: Layer(Gated())))
     assert report.departure.stays == {}
     assert [flight is not None for flight in tail_of(report.departure.tail).flights].count(True) == 1
+
+
+def test_vectors_of_the_layer_are_copied() -> None:
+    """They may be sharded again, or changed by an optimizer, before the next layer runs."""
+
+    class Normed(MoE):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.RMSNorm(8)
+
+        def forward(self, h: torch.Tensor) -> torch.Tensor:
+            return self.norm(torch.ops._c10d_functional.wait_tensor(self.routed(h))) + self.shared(h)
+
+    layer = layer_of(lambda: Layer(Normed()))
+    report, parts = cut(layer)
+    assert report.departure.stays == {}
+    own = {parameter.data_ptr() for parameter in layer.parameters()}
+    assert any(part.shape == (8,) for part in parts)
+    assert not any(part.data_ptr() in own for part in parts)
+    with torch.no_grad():
+        assert tail_of(report.departure.tail)(*parts).shape == X.shape
 
 
 def test_what_is_read_here_has_landed_here() -> None:

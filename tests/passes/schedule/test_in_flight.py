@@ -25,7 +25,7 @@ aten, c10d = torch.ops.aten, torch.ops._c10d_functional
 def layer(*, read: bool = False, backward: bool = False) -> fx.Graph:
     """What came in flight is waited for first; products; a launch whose wait is returned."""
     graph = fx.Graph()
-    x, part = graph.placeholder("primals_1"), graph.placeholder("tangents_1" if backward else "primals_2")
+    part, x = graph.placeholder("tangents_1" if backward else "primals_1"), graph.placeholder("primals_2")
     arrived = graph.call_function(c10d.wait_tensor.default, (part,))
     arrived.meta[CUSTOM] = {FLIGHT: "all_to_all_single 0"}
     first = graph.call_function(aten.mm.default, (x, x))
