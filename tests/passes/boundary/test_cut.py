@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.errors import VerificationError
+from farskip_compile.errors import PartialModelError, VerificationError
 from farskip_compile.passes.boundary.markers import arrive, depart
 from farskip_compile.passes.boundary.tail import Departure, Tail, tail_of
 from farskip_compile.pipeline import run
@@ -157,6 +157,27 @@ def test_weights_are_not_taken_along() -> None:
     report, _ = cut(layer_of(lambda: Layer(Gated())))
     assert report.departure.stays == {}
     assert [flight is not None for flight in tail_of(report.departure.tail).flights].count(True) == 1
+
+
+def test_a_stream_that_is_asked_for_twice_comes_in_once() -> None:
+    """As where a hook in the same graph reads it; two different ones are refused."""
+    layer = layer_of(lambda: Layer(MoE()))
+    first, parts = cut(layer)
+    key, reports = first.departure.tail, []
+
+    def backend(module: fx.GraphModule, _: Any) -> Callable[..., Any]:
+        reports.append(run(module, FarSkipConfig(inner="eager")))
+        return module.forward
+
+    def compiled(twice: Callable[..., Any]) -> None:
+        torch._dynamo.reset()
+        with torch.no_grad():
+            torch.compile(twice, backend=backend, fullgraph=True)(*parts)
+
+    compiled(lambda *given: (depart(layer(arrive(key, *given)), True, False), arrive(key, *given).mean()))
+    assert [term.name for term in reports[0].table.terms][:2] == ["e", "r-1"]
+    with pytest.raises(PartialModelError, match="two residual streams"):
+        compiled(lambda *given: depart(layer(arrive(key, *given)) + arrive(key, *reversed(given)), True, False))
 
 
 def test_vectors_of_the_layer_are_copied() -> None:
