@@ -17,7 +17,7 @@ def test_its_programs_run(tmp_path: Path) -> None:
     (tmp_path / "layers.py").write_text("".join(programs))
     done = run_program(["layers.py"], tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["r1"]
+    assert done.stdout.splitlines() == ["('r1',)"]
 
 
 def test_the_tests_that_it_names_are_there() -> None:
