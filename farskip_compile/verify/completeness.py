@@ -156,7 +156,8 @@ def _single_layer(ends: _Ends) -> FarSkipError:
         f"the graph begins and ends with the raw residual stream ({len(rows)} sub-blocks in it): layers "
         "seem to be compiled one by one, and FarSkip connects two layers"
         + (f", because Dynamo met a graph break: {cut}" if cut else ""),
-        way_out='compile the whole model: torch.compile(model, backend="farskip", fullgraph=True)',
+        way_out='compile the whole model: torch.compile(model, backend="farskip", fullgraph=True); or prepare its '
+        "layers before they are compiled: farskip_compile.regional(model, compile=False)",
         where=ops.where(base),
     )
 

@@ -59,7 +59,8 @@ def _may_attend(node: fx.Node) -> bool:
 def _error(node: fx.Node, what: str) -> PartialModelError:
     return PartialModelError(
         f"a part of a model without its residual stack: {what}; layers, or parts of some, are compiled one by one",
-        way_out='compile the whole model: torch.compile(model, backend="farskip", fullgraph=True); or '
+        way_out='compile the whole model: torch.compile(model, backend="farskip", fullgraph=True); prepare layers that '
+        "are compiled by themselves: farskip_compile.regional(model, compile=False); or use "
         'connectivity="none", which rewires nothing',
         where=ops.where(node),
     )
