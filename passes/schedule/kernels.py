@@ -78,4 +78,4 @@ def schedule_kernels(
     baseline = max(live_bytes(program, unscheduled), default=0)
     known = [least_memory(program), in_order_of(program, unscheduled)]
     schedule = list_schedule(program, limits, baseline, known)
-    return [kernels[index - first] for index in schedule.order if index >= first], schedule
+    return [kernels[index - first] for index in schedule.order[first:]], schedule  # all others need what arrives
