@@ -26,8 +26,8 @@ def identity_of(config: FarSkipConfig, module: fx.GraphModule, profile: Hardware
     tags = [(node.name, str(node.meta["recompute"])) for node in module.graph.nodes if "recompute" in node.meta]
     figures = profile.to_json() if profile is not None else None
     crossing = [(node.name, found) for node in module.graph.nodes if (found := crosses(node)) is not None]
-    notes = [json.dumps(one) for one in (tags, crossing, figures)]
-    parts = [source_hash(), json.dumps(config.to_json(), sort_keys=True), *notes]
+    asked = json.dumps(config.to_json(), sort_keys=True)
+    parts = [source_hash(), asked, json.dumps(tags), json.dumps(crossing), json.dumps(figures)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

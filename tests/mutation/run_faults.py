@@ -67,7 +67,7 @@ def kernel_verdicts() -> dict[str, Verdict | None]:
         verify_kernels(before, after)
         first = [kernel for kernel in before if kernel not in given[0]]
         for name, new in KERNEL_FAULTS.items():
-            with whole(order), mutated(order, "schedule.order]", f"{new}]"):
+            with whole(order), mutated(order, "schedule.order[first:]", new):
                 wrong = [*first, *schedule_kernels.schedule_kernels(*given)[0]]
             assert wrong != after, "an equivalent mutant"
             try:
