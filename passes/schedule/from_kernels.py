@@ -82,11 +82,6 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, i
     return Program(tuple(tasks), (*buffers, Buffer(inputs, kept=True)))
 
 
-def arrived(kernels: Sequence[inductor.Kernel]) -> int:
-    """How many tasks of the program of `kernels` come before those of the kernels: launches of an earlier graph."""
-    return len(_arrivals(kernels))
-
-
 def _arrivals(kernels: Sequence[inductor.Kernel]) -> dict[inductor.Kernel, tuple[fx.Node, tuple[str, str]]]:
     """The kernels that wait for what came in flight, with the node of the wait, and the operator and process group."""
     found = {}

@@ -20,7 +20,7 @@ from dataclasses import replace
 
 from farskip_compile._compat import inductor
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.schedule.from_kernels import KernelEstimate, arrived, read_kernels, unscheduled_order
+from farskip_compile.passes.schedule.from_kernels import KernelEstimate, read_kernels, unscheduled_order
 from farskip_compile.passes.schedule.least_memory import least_memory
 from farskip_compile.passes.schedule.memory import live_bytes
 from farskip_compile.passes.schedule.program import in_order_of
@@ -73,7 +73,7 @@ def schedule_kernels(
     """
     program = read_kernels(kernels, estimate, inputs)
     limits = replace(limits, memory_increase=AIM * limits.memory_increase)
-    first = arrived(kernels)
+    first = len(program.tasks) - len(kernels)  # launches of an earlier graph
     unscheduled = (*range(first), *(index + first for index in unscheduled_order(kernels)))
     baseline = max(live_bytes(program, unscheduled), default=0)
     known = [least_memory(program), in_order_of(program, unscheduled)]

@@ -209,7 +209,7 @@ def test_the_benchmark_measures_what_the_backend_does(cost: Any, inner: str) -> 
     found = probe.result()
     assert found.nodes > 200
     checks = {"backup", "account", "parameters", "snapshot", "verify"}
-    changes = {"normalize", "declare", "residual", "request", "rewire", "tags", "lower"}
+    changes = {"arrive", "normalize", "declare", "residual", "request", "rewire", "tags", "lower", "close"}
     assert set(found.passes) == {*checks, *changes, "other"}
     assert 0 < found.fastest <= found.ours
     assert found.total is None if inner == "none" else 0 < found.ours_cold < found.total

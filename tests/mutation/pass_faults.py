@@ -27,7 +27,7 @@ IN_RANGE = "layers[0] <= row.layer <= layers[1]"
 
 FAULTS: list[Fault] = [
     in_pass("rule: attention leaves out an older layer", request.rule, "row.layer - 1", "row.layer - 2"),
-    in_pass("rule: n misses s too", request._routed, "index].kind is Kind.ROUTED", "index].kind is not Kind.EMBEDDING"),
+    in_pass("rule: n misses s too", request._routed, "term.kind is Kind.ROUTED", "term.kind is not Kind.EMBEDDING"),
     in_pass(
         "rule: attention reads x under `full`",
         request.rule,
@@ -57,28 +57,28 @@ FAULTS: list[Fault] = [
     ),
     in_pass(
         "off-by-one range: end exclusive",
-        request.ask,
+        request._by_rule,
         IN_RANGE,
         IN_RANGE.replace("<= lay", "< lay"),
         layers=(1, 2),
     ),
     in_pass(
         "off-by-one range: layers counted from 1",
-        request.ask,
+        request._by_rule,
         IN_RANGE,
         IN_RANGE.replace("row.layer", "row.layer + 1"),
         layers=(1, 2),
     ),
     in_pass(
         "export rule forgotten",
-        request.ask,
+        request._by_rule,
         "if not terms or (",
         "if not terms or (row.kind.mixes_tokens and layers is not None and row.layer == layers[0]) or (",
         layers=(1, 2),
     ),
     in_pass(
         "wish: the last layer is left out",
-        request.ask,
+        request._by_rule,
         "for row in table.rows:\n",
         "for row in table.rows[:-2]:\n",
     ),
@@ -90,9 +90,9 @@ FAULTS: list[Fault] = [
     ),
     in_pass(
         "rewired in inference only",
-        pipeline._run_or_restore,
-        '"connectivity": config.connectivity',
-        '"connectivity": "none" if __import__("torch").is_grad_enabled() else config.connectivity',
+        pipeline._asked,
+        '"connectivity": asked',
+        '"connectivity": "none" if __import__("torch").is_grad_enabled() else asked',
         TRAINING,
     ),
     in_pass(
