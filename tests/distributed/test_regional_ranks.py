@@ -40,9 +40,9 @@ def nothing_is_left_in_flight() -> bool:
 # Each form of parallelism
 
 
-def compare_on_rank(rank: int, world_size: int, layout: str, inner: str) -> dict[str, Any]:
+def compare_on_rank(rank: int, world_size: int, layout: str, name: str, inner: str) -> dict[str, Any]:
     dtype = torch.float32 if inner == "inductor" else torch.float64
-    model, ids = model_on(layout, "deepseek_v3", world_size, dtype)
+    model, ids = model_on(layout, name, world_size, dtype)
     expected, wanted = run_with_gradients(FarSkipForm(model), model, ids)
     regional = farskip_compile.regional(model, "full", inner=inner)
     output, gradients = run_with_gradients(model, model, ids)
@@ -61,7 +61,7 @@ def compare_on_rank(rank: int, world_size: int, layout: str, inner: str) -> dict
 
 @pytest.mark.parametrize("layout", ["padded", "dropless", "tp", "tp+sp"])
 def test_bit_equal_to_the_form_by_hand(layout: str) -> None:
-    for found in run_ranks(compare_on_rank, 2, layout, "eager", timeout=300):
+    for found in run_ranks(compare_on_rank, 2, layout, "deepseek_v3", "eager", timeout=300):
         assert found["equal"]
         assert found["stays"] == [{}, {}, {}]  # each combine, or reduction of experts, crosses in flight
         assert found["rows"] == 6
@@ -70,7 +70,7 @@ def test_bit_equal_to_the_form_by_hand(layout: str) -> None:
 
 
 def test_under_inductor() -> None:
-    for found in run_ranks(compare_on_rank, 2, "padded", "inductor", timeout=400):
+    for found in run_ranks(compare_on_rank, 2, "padded", "mixtral", "inductor", timeout=400):
         assert found["outputs"] < 1e-5
         assert found["close"] < 1e-5
         assert found["landed"]
