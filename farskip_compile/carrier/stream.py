@@ -3,7 +3,7 @@
 Contract: a `Carrier` stands where a tensor of the model's would. The next layer takes its parts, some of them still in
 flight. Whoever else reads it, a hook, a norm, a layer that is not compiled, `copy.deepcopy` or `pickle`, gets the whole
 stream, a plain tensor, without knowing. A carrier is complete in itself, so that no order of calls loses or doubles a
-part. Asking for its shape, type or device waits for nothing.
+part. Asking for its shape, type or device waits for nothing. Writing into it is an error.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -24,6 +24,10 @@ KNOWN = frozenset(["shape", "device", "layout", "ndim", "requires_grad", "is_cud
 """Attributes that the whole stream has in common with its base."""
 ASKED = frozenset(["size", "dim", "numel", "ndimension", "is_floating_point", "get_device", "__len__"])
 """Methods of which this holds."""
+WRITES = tuple(
+    f"__{name}__" for name in ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imatmul")
+)
+"""Operators that write into a tensor."""
 
 
 class Rest:
@@ -85,6 +89,8 @@ class Carrier:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)  # what Python and PyTorch look up on their own is given below, or absent
+        if name.endswith("_") and not name.startswith("_"):
+            _refuse_write(name)
         known = name in KNOWN or name in ASKED
         return getattr(self.base if known else self.whole(), name)
 
@@ -96,7 +102,13 @@ class Carrier:
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        args, kwargs = map_over(cls, cls.whole, (args, dict(kwargs or {})))
+        kwargs = dict(kwargs or {})
+        name = getattr(function, "__name__", "")
+        written = name in WRITES or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace")
+        targets = (*(args[:1] if written else ()), kwargs.get("out"))
+        if any(isinstance(target, cls) for target in targets):
+            _refuse_write(name)
+        args, kwargs = map_over(cls, cls.whole, (args, kwargs))
         return function(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
@@ -113,6 +125,23 @@ class Carrier:
         return f"Carrier({parts} parts, {tuple(self.base.shape)}, {self.dtype}, tail {self.rest.key})"
 
 
+def _refuse_write(name: str) -> NoReturn:
+    """What is written into the whole stream, a new tensor, would be lost: the next layer reads the parts."""
+    raise PartialModelError(
+        f"{name!r} would write into the residual stream between two layers that are compiled one by one",
+        way_out="return a new tensor from the hook, or from whatever stands between the layers: x = x + y, not x += y",
+    )
+
+
+def _written(name: str) -> Callable[..., Any]:
+    """An operator that writes into the stream."""
+
+    def method(self: Carrier, *args: Any) -> Any:
+        _refuse_write(name)
+
+    return method
+
+
 def _through(name: str) -> Callable[..., Any]:
     """An operator of the whole stream."""
 
@@ -125,10 +154,12 @@ def _through(name: str) -> Callable[..., Any]:
 
 for _name in (
     *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "floordiv", "mod", "pow", "rpow", "matmul"),
-    *("rmatmul", "iadd", "isub", "imul", "itruediv", "and", "or", "xor", "neg", "pos", "abs", "invert"),
-    *("lt", "le", "gt", "ge", "eq", "ne", "getitem", "setitem", "iter", "bool", "float", "int", "array", "contains"),
+    *("rmatmul", "and", "or", "xor", "neg", "pos", "abs", "invert"),
+    *("lt", "le", "gt", "ge", "eq", "ne", "getitem", "iter", "bool", "float", "int", "array", "contains"),
 ):
     setattr(Carrier, f"__{_name}__", _through(f"__{_name}__"))
+for _name in WRITES:
+    setattr(Carrier, _name, _written(_name))
 Carrier.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 

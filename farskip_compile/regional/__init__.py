@@ -48,7 +48,8 @@ class Regional:
     settings: Resolved
     _undo: list[Callable[[], None]] = field(default_factory=list)
     _table: Table | None = None
-    _known: set[tuple[int, ...]] = field(default_factory=set)
+    _known: dict[tuple[int, ...], list[Passed]] = field(default_factory=dict)
+    """What has run and was checked, by identity, for which it has to be kept."""
 
     @property
     def table(self) -> Table:
@@ -100,7 +101,7 @@ class Regional:
             )
         check_whole(table, asked.pop(), self.settings, self.model)
         self._table = table
-        self._known.add(key)
+        self._known[key] = passed
 
 
 def regional(

@@ -210,3 +210,19 @@ def test_layers_that_are_compiled_differently() -> None:
         layer.compile(backend="farskip", fullgraph=True, options={**OPTIONS, "connectivity": connectivity})
     with torch.no_grad(), pytest.raises(PartialModelError, match="different connectivities: full, mlp"):
         model(ids())
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda carrier: carrier.add_(1),
+        lambda carrier: carrier.__setitem__(0, 0.0),
+        lambda carrier: carrier.__iadd__(1),
+        lambda carrier: torch.nn.functional.relu_(carrier),
+        lambda carrier: torch.nn.functional.relu(carrier, inplace=True),
+        lambda carrier: torch.add(carrier.whole(), 1, out=carrier),
+    ],
+)
+def test_what_is_written_into_a_carrier_is_not_lost_silently(write: Any) -> None:
+    with pytest.raises(PartialModelError, match="would write into the residual stream"):
+        write(carrier_of())
