@@ -138,6 +138,7 @@ def _run(module: fx.GraphModule, config: Resolved, driver: Driver) -> CompileRep
         collectives_parted=facts["collectives_split"],
         reductions_merged=facts.get("reductions_merged", 0),
         departure=departure,
+        plan=boundary.plan,
         **common,
     )
 

@@ -47,8 +47,10 @@ def common_options(config: FarSkipConfig, report: CompileReport | None, package:
     """
     options = config.to_json()
     result = (str(report.outcome), report.wiring_after) if report is not None else ()
+    plan = report.plan if report is not None else ""
     return {
         **{name: options[name] for name in OPTIONS},
+        **({"plan": plan} if plan else {}),
         "ep_group": config.ep_group is not None,
         "result": ", ".join(filter(None, result)),
         "package": package[:16],

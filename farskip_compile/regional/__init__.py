@@ -141,11 +141,11 @@ def regional(
     for number, (name, layer) in enumerate(found):
         more = number + 1 < len(found)  # nobody leaves out anything of the last layer
         keys.append((_plain(name, layer), _applies(layers, number), more and _applies(layers, number + 1)))
-    prepared = "" if compile else prepare(backend)
+    prepared, plan = "" if compile else prepare(backend), f"layers {layers or 'all'} of {len(found)}"
     made._undo += [allow_recompiles(RECOMPILES * len(found)), let_layers_record(), partial(forget, prepared)]
     for key, (_, layer) in zip(keys, found, strict=True):
         if key not in forwards:
-            forward = stand_in(key[0], here=key[1], later=key[2], prepared=prepared)
+            forward = stand_in(key[0], here=key[1], later=key[2], prepared=prepared, plan=plan)
             if compile:
                 forward = torch.compile(forward, backend=backend, fullgraph=fullgraph, dynamic=dynamic)
             forwards[key] = forward

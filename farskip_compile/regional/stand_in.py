@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -26,37 +26,33 @@ torch.compiler.allow_in_graph(arrive)
 torch.compiler.allow_in_graph(depart)
 
 
-def stand_in(plain: Forward, *, here: bool, later: bool, prepared: str = "") -> Forward:
+def stand_in(plain: Forward, *, here: bool, later: bool, prepared: str = "", plan: str = "") -> Forward:
     """A forward in place of `plain`; whether the connectivity applies to the layer, and to the next one.
 
     `prepared`: the backend for whoever compiles it without options of its own; see `farskip_compile.backend.prepare`.
+    `plan`: see `depart`.
     """
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         _refuse_original_wiring()
         taken = [_arrived(value) for value in args]
         named = {name: _arrived(value) for name, value in kwargs.items()}
-        return _departing(plain(self, *taken, **named), here, later, prepared)
+        return _departing(plain(self, *taken, **named), here, later, prepared, plan)
 
-    own = FunctionType(
-        _own_code(forward.__code__), forward.__globals__, forward.__name__, None, forward.__closure__
-    )  # Dynamo counts recompilations by code
+    code = forward.__code__.replace()  # a copy: Dynamo counts recompilations by code
+    own = FunctionType(code, forward.__globals__, forward.__name__, None, forward.__closure__)
     return functools.wraps(plain)(own)
-
-
-def _own_code(code: CodeType) -> CodeType:
-    return code.replace(co_name=code.co_name)
 
 
 def _arrived(value: Any) -> Any:
     return arrive(value.rest.key, value.base, *value.rest.others) if isinstance(value, Carrier) else value
 
 
-def _departing(returned: Any, here: bool, later: bool, prepared: str) -> Any:
+def _departing(returned: Any, *mark: Any) -> Any:
     if isinstance(returned, torch.Tensor):
-        return depart(returned, here, later, prepared)
+        return depart(returned, *mark)
     if type(returned) is tuple:
-        return tuple(depart(one, here, later, prepared) if isinstance(one, torch.Tensor) else one for one in returned)
+        return tuple(depart(one, *mark) if isinstance(one, torch.Tensor) else one for one in returned)
     return returned
 
 

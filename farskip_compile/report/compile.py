@@ -64,6 +64,8 @@ class CompileReport:
     """Wall time of each pass."""
     departure: Departure | None = None
     """Of a part of a model: how the stream leaves it."""
+    plan: str = ""
+    """Of a part of a model: which layers of how many are rewired."""
     checkpoints_opened: int = 0
     writes_replaced: int = 0
     collectives_parted: int = 0

@@ -32,6 +32,9 @@ from farskip_compile.passes.residual.carried import KEY
 
 INHERITED = ("recompute", "ac_graph_id", SELECTIVE, "stack_trace", "nn_module_stack")
 
+UNMARKED = (True, True, "", "")
+"""What `depart` says where it is not told."""
+
 
 @dataclass(frozen=True)
 class Boundary:
@@ -48,6 +51,8 @@ class Boundary:
     arrivals: int
     """Terms that came in apart."""
     checkpoints_opened: int
+    plan: str = ""
+    """Which layers of how many are rewired."""
 
 
 def write_boundary(module: fx.GraphModule, autocast: Autocast = None) -> Boundary:
@@ -70,12 +75,13 @@ def write_boundary(module: fx.GraphModule, autocast: Autocast = None) -> Boundar
     returned = list(output.args[0])
     places = tuple(place for place, value in enumerate(returned) if value in departures)
     whole = not departures or any(user is not output for node in departures for user in node.users)
-    flags = departures[0].args[1:3] if departures else (True, True)
+    mark = departures[0].args[1:] if departures else ()
+    here, later, _, plan = (*mark, *UNMARKED[len(mark) :])
     for node in departures:  # 2
         node.replace_all_uses_with(node.args[0])
         module.graph.erase_node(node)
     part = bool(arrivals) or not whole
-    return Boundary(part, () if whole else places, bool(flags[0]), bool(flags[1]), terms, opened)
+    return Boundary(part, () if whole else places, bool(here), bool(later), terms, opened, str(plan))
 
 
 def _distinct(arrivals: list[fx.Node]) -> list[fx.Node]:

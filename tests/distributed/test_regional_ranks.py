@@ -158,3 +158,27 @@ def ddp_on_rank(rank: int, world_size: int) -> dict[str, Any]:
 def test_ddp_with_graph_splitting_left_on() -> None:
     for found in run_ranks(ddp_on_rank, 2, timeout=300):
         assert found == {"equal": True, "gradients": True, "split": True}
+
+
+def compiled_differently(rank: int, world_size: int, what: str) -> str:
+    model, ids = model_on("padded", "mixtral", world_size)
+    if what == "layers":  # the same collectives, another function
+        farskip_compile.regional(model, "full", layers=(0, 2) if rank else (0, 1), compile=False)
+        for layer in model.layers:
+            layer.compile(backend="farskip", fullgraph=True, options={"inner": "eager"})
+    elif rank:
+        farskip_compile.regional(model, "full", inner="eager")
+    else:
+        model.compile(backend="farskip", fullgraph=True, options={"inner": "eager"})
+    try:
+        with torch.no_grad():
+            model(ids)
+    except farskip_compile.OrderMismatchError as error:
+        return type(error).__name__
+    return "nothing was noticed"
+
+
+@pytest.mark.parametrize("what", ["layers", "whole"])
+def test_ranks_that_compile_other_layers_raise(what: str) -> None:
+    found = run_ranks(compiled_differently, 2, what, timeout=120)
+    assert set(found) <= {"OptionsMismatchError", "OrderMismatchError"}
