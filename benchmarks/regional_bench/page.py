@@ -1,7 +1,7 @@
 """Writes docs/regional.md from the file of results.
 
 Contract: everything on the page comes from the file, so that `--table` rewrites it without measuring. A part that has
-not been measured is said to be missing, with the command that measures it; without any results there is no page.
+not been measured is said to be missing, with the command that measures it; without any results no page is written.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from farskip_compile.report.compile import CompileReport
 
 
 def carrying(compiled: Callable[..., Any], report: CompileReport, *, one_node: bool) -> Callable[..., Any]:
-    """`compiled`, as Dynamo expects it; unchanged if the graph of `report` is no part of a model.
+    """`compiled`, as Dynamo expects it; unchanged if the graph of `report` is a whole model.
 
     `one_node`: to autograd, all that `compiled` does is one node, which begins once it has the gradients of all parts.
     """

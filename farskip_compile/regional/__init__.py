@@ -166,7 +166,7 @@ def _plain(name: str, layer: nn.Module) -> Callable[..., Any]:
     if isinstance(own, MethodType) and own.__self__ is layer:
         return own.__func__
     raise ConfigError(
-        f"the forward of {name!r} was replaced by {own!r}, which is no method of it",
+        f"the forward of {name!r} was replaced by {own!r}, which is not one of its methods",
         way_out="call farskip_compile.regional first",
         where=Where(node=name),
     )

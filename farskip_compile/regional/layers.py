@@ -24,7 +24,7 @@ def find_layers(model: nn.Module, stack: str | None) -> tuple[nn.Module, list[tu
     """The module that holds the layers' container, and the layers by their names in the model, in order.
 
     Raises:
-        PartialModelError: there is no such container, or several that may be meant.
+        PartialModelError: no container holds the layers, or more than one could.
     """
     if stack is not None:
         return _named(model, stack)

@@ -3,8 +3,8 @@
 Contract: `record` is called before the cut, `verify_cut` after it, on the graph and the tail as they are; what `depart`
 meant to do is not asked, and no code is shared with it. Linear.
 
-Algorithm: the tail is written behind the graph as it is now. Every output must then have the number (`values`) that it
-had, in the same place, and what is done besides computing values must be the same, in the same order.
+Algorithm: append the tail to a copy of the graph. Every output must then have the number (`values`) that it had, in the
+same place, and side effects must be the same, in the same order.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Returned:
     """What a graph returns, and does besides."""
 
     numbers: tuple[int | None, ...]
-    """Of each output; None for one that is no node."""
+    """Of each output; None if it is a constant."""
     effects: tuple[str, ...]
 
 

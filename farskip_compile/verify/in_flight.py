@@ -60,7 +60,7 @@ def verify_in_flight(graph: fx.Graph, before: Outputs) -> None:
             if user.op != "output" and user.target is not land_if_recomputed():
                 raise _error(f"{user.name!r} reads {name!r}, for which nothing waits any more")
     if gone - allowed:
-        raise _error(f"{sorted(gone - allowed)[0]!r} is no longer in it")
+        raise _error(f"{min(gone - allowed)!r} has been removed from it")
 
 
 def _values(graph: fx.Graph) -> list[fx.Node | None]:

@@ -7,7 +7,7 @@ Never: changes a value.
 
 Algorithm:
 0. Open activation checkpoints: the marks may be inside.
-1. Copy the tail of each arrival in front of it, and give the copies fake values, made of those of the parts.
+1. Copy the tail of each arrival in front of it, and compute fake values for the copies from those of the parts.
 2. Take off the marks at the end. A graph is a part of a stack if what they mark is returned, and nothing else happens
    to it here: in a graph of the whole model another layer follows.
 """
@@ -32,7 +32,7 @@ from farskip_compile.passes.residual.carried import KEY
 
 INHERITED = ("recompute", "ac_graph_id", SELECTIVE, "stack_trace", "nn_module_stack")
 
-UNMARKED = (True, True, "", "")
+UNMARKED: tuple[Any, ...] = (True, True, "", "")
 """What `depart` says where it is not told."""
 
 
@@ -75,8 +75,8 @@ def write_boundary(module: fx.GraphModule, autocast: Autocast = None) -> Boundar
     returned = list(output.args[0])
     places = tuple(place for place, value in enumerate(returned) if value in departures)
     whole = not departures or any(user is not output for node in departures for user in node.users)
-    mark = departures[0].args[1:] if departures else ()
-    here, later, _, plan = (*mark, *UNMARKED[len(mark) :])
+    mark: tuple[Any, ...] = tuple(departures[0].args[1:]) if departures else ()
+    here, later, _, plan = mark + UNMARKED[len(mark) :]
     for node in departures:  # 2
         node.replace_all_uses_with(node.args[0])
         module.graph.erase_node(node)

@@ -8,8 +8,8 @@ Never: changes a value; leaves a wait to the next graph that something here read
 Algorithm:
 1. The terms to leave apart are those that the connectivity may take from a sub-block that is still to come. If there
    are none, the stream is returned as it is.
-2. The tail is what is late (`late`): the sums that hold these terms, and what stands behind the last waits for them.
-   What it needs and is not late itself becomes a part; a parameter, such as that of a norm, as a copy.
+2. The tail is what is late (`late`): the sums that hold these terms, and what follows the last waits for them. Its
+   other inputs become parts; a parameter, such as that of a norm, is copied.
 3. Return the parts; erase what only the stream needed.
 """
 

@@ -1,4 +1,4 @@
-"""Which nodes of a graph may run after its end: those behind the last waits of the terms that leave it apart.
+"""Which nodes of a graph may run in the next one: those after the last waits of the terms that leave it apart.
 
 Contract: pure questions about a stream that is read. What is late computes a value and does nothing else, and needs no
 weight that belongs to this graph's module: it may be gone, or sharded again, when the next graph runs. Where that does
@@ -108,7 +108,7 @@ def _why_here(node: fx.Node, late: Set[fx.Node], switched: Set[fx.Node]) -> str:
             if value.dim() > 1 and (arg.op == "get_attr" or is_module_state(arg)):
                 return "needs a weight"
         elif not isinstance(value, int | float | torch.SymInt):
-            return "needs something that is no tensor"
+            return "needs a value that is neither a tensor nor a number"
     return ""
 
 

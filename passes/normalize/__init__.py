@@ -1,4 +1,4 @@
-"""First pass: one name for each value, and nothing hidden in nested graphs.
+"""One name for each value, and nothing hidden in nested graphs.
 
 In:    the graph that Dynamo hands to a backend.
 Out:   the same function, bit for bit, in a form in which dataflow can be read from the edges.

@@ -6,7 +6,7 @@ Out:   the same function; the nodes of each of these checkpoints are one `tag_ac
 Never: moves a node past one that it depends on; changes the order of nodes that do more than compute a value.
 
 Algorithm, for each such checkpoint:
-1. Its nodes must stand together. What stands among them goes before them, or behind them if it needs one of them.
+1. Make its nodes contiguous: move any other node between them to the front, or to the back if it depends on one.
 2. What they take from outside are arguments of the body, what is used outside its results.
 """
 
@@ -68,7 +68,7 @@ def _close(module: fx.GraphModule, checkpoint: Selective, nodes: Sequence[fx.Nod
     results = [node for node in order if any(user not in inside for user in node.users)]
     for node in results:
         if ops.tensor(node) is None:
-            raise _error(node, "its result is no tensor, and is used outside of it")
+            raise _error(node, "one of its results is used outside of it, and is not a tensor")
     body.output(tuple(twins[node] for node in results))
     attributes = {str(node.target).split(".")[0] for node in order if node.op == "get_attr"}
     made = fx.GraphModule({one: getattr(module, one) for one in attributes}, body)

@@ -1,4 +1,4 @@
-"""Second pass, an analysis: read the connectivity table off a graph.
+"""An analysis: read the connectivity table off a graph.
 
 In:    a normalised graph.
 Out:   a `Reading`: the connectivity `Table` and what it was read off; None if the graph has no residual stack (a

@@ -8,7 +8,7 @@ Never: changes the graph; looks at names, classes or module paths.
 Algorithm (linear in the graph for each sum that step 1 or step 3 tries):
 1. Root: the largest sum in which one summand is computed from others with weights (`find_root`), flattened.
 2. Base (the embedding): the deepest leaf that depends on no other part of the tree; a parameter, such as learned
-   positions, only if there is no other. Where the stream was cut, the base is known (`carried`).
+   positions, only if there is no other. In a part of a model, `carried` marks the base.
 3. Gates: a product of the stream with a gate that depends on the stream is linear in neither. It is one term as a
    whole; begin again.
 4. Number the leaves, the terms, along the main chain: the path from the base to the root. Each other leaf is what a

@@ -1,4 +1,4 @@
-"""Third pass, the only one that changes the function of the model: edit the graph to match a requested table.
+"""The only pass that changes the function of the model: edit the graph to match a requested table.
 
 In:    a normalised graph as a `Reading`, and a `Request`.
 Out:   the same graph, in which each row of the request reads its residual values without the terms left out.

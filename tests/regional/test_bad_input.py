@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -21,14 +21,6 @@ from farskip_compile.regional import Regional
 from tests.graphs import Dense, Layer, MoE, Stack, ids
 
 OPTIONS = {"inner": "eager"}
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch.compiler.reset()
-    farskip_compile.clear_reports()
-    yield
-    torch.compiler.reset()
 
 
 class Called(Stack):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,14 +22,6 @@ from tests.compare import run_with_gradients
 
 SMALL: dict[str, Any] = {"vocab_size": 32, "layers": ("dense", "moe", "moe", "moe"), "hidden_size": 32}
 IDS = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch.compiler.reset()
-    farskip_compile.clear_reports()
-    yield
-    torch.compiler.reset()
 
 
 def model_of(name: str = "deepseek_v3", dtype: torch.dtype = torch.float64) -> Any:

@@ -1,0 +1,18 @@
+"""Each test begins and ends with nothing compiled and nothing reported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import farskip_compile
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch.compiler.reset()
+    farskip_compile.clear_reports()
+    yield
+    torch.compiler.reset()
