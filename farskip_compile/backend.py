@@ -27,6 +27,7 @@ from farskip_compile._compat import (
     lookup_backend,
 )
 from farskip_compile._compat.distributed import world_group
+from farskip_compile._compat.fake import open_sizes
 from farskip_compile._compat.inductor import inductor_setting, scheduling_options
 from farskip_compile._compat.inner_compile import compile_inside
 from farskip_compile._compat.names import POST_GRAD
@@ -36,8 +37,9 @@ from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, Far
 from farskip_compile.guard.generation import refuse_decode_only
 from farskip_compile.guard.wrappers import watch as watch_wrappers
 from farskip_compile.inductor_passes import KernelPass, Plan, PostGradPass, make_plan, pin_before_fusion
-from farskip_compile.inductor_passes.before_differentiation import cut_before_differentiation
+from farskip_compile.inductor_passes.before_differentiation import PartInPieces, cut_before_differentiation
 from farskip_compile.passes.boundary.markers import prepared_for
+from farskip_compile.passes.graph import ops
 from farskip_compile.pipeline import run
 from farskip_compile.ranks.announce import collective_orders, collective_sizes
 from farskip_compile.ranks.captured import checked_at_first_run
@@ -127,7 +129,7 @@ class Backend:
                 )
             if not self.settings.strict and earlier_outcome() is Outcome.REFUSED:
                 raise PartialModelError("another graph of this model could not be rewired, so none of them is")
-            return run(module, self.settings)
+            return run(module, self.settings, self._in_pieces(module))
         except FarSkipError as error:
             if self.settings.strict:
                 raise
@@ -141,6 +143,13 @@ class Backend:
                 ) from error
             return self._unchanged(module, error)
 
+    def _in_pieces(self, module: fx.GraphModule) -> PartInPieces | None:
+        """How to cut a part of a model before it is cut off; None if nothing is to be cut."""
+        if self.settings.pieces == 1 or self.settings.inner != "inductor":
+            return None
+        plan = make_plan(self.settings, module)
+        return PartInPieces(plan) if plan is not None else None
+
     def compile(
         self, module: fx.GraphModule, example_inputs: Sequence[Any], report: CompileReport | None = None
     ) -> Compiled:
@@ -148,7 +157,8 @@ class Backend:
         common = common_options(self.settings, report, source_hash())
         inductor = self.settings.inner == "inductor"
         plan = make_plan(self.settings, module, common) if inductor else None
-        if plan is not None:
+        is_part = report is not None and report.departure is not None
+        if plan is not None and not is_part:
             cut_before_differentiation(module, plan)
         unannounced = plan is None and self.settings.check_order and world_group() is not None
         orders = collective_orders(module.graph) if unannounced else {}
@@ -167,6 +177,11 @@ class Backend:
     def _inductor_options(self, module: fx.GraphModule, plan: Plan | None) -> dict[str, Any]:
         """The user's options for Inductor, and our passes added to them."""
         options = dict(self.settings.inductor)
+        if self.settings.pieces != 1 and any(
+            open_sizes(ops.fake(one)) for one in module.graph.find_nodes(op="placeholder")
+        ):
+            # pieces that arrived: of zeros of such a size, constant folding asks whether there are any (torch 2.13)
+            options.setdefault("joint_graph_constant_folding", False)
         identity = identity_of(self.settings, module, plan.profile if plan is not None else None)
         theirs = options.get(POST_GRAD, inductor_setting(POST_GRAD))
         options[POST_GRAD] = PostGradPass(identity, theirs, plan)

@@ -10,13 +10,14 @@ Algorithm:
 3. Translate the request, and record what rewiring must keep.
 4. Rewire, and verify.
 5. Tag the nodes and report.
-6. If the graph is a part of a model, cut the stream at its end, and verify that.
+6. If the graph is a part of a model, cut the stream at its end, and verify that. What is cut in pieces before
+   differentiation is cut before that, so that pieces leave apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from torch import fx
 
@@ -25,6 +26,7 @@ from farskip_compile._compat.modules import child_names
 from farskip_compile.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.declare import check_kinds_used
 from farskip_compile.errors import (
+    ConfigError,
     ConnectivityError,
     FarSkipError,
     NotASumError,
@@ -34,7 +36,9 @@ from farskip_compile.errors import (
 from farskip_compile.manifest.check import check_as_written, check_rewired
 from farskip_compile.manifest.graph_parameters import graph_parameters
 from farskip_compile.passes import PASSES
+from farskip_compile.passes.boundary.again import known_terms, read_again
 from farskip_compile.passes.boundary.arrive import Boundary
+from farskip_compile.passes.boundary.in_pieces import whole
 from farskip_compile.passes.boundary.tail import Departure
 from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
@@ -42,7 +46,7 @@ from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.declared import note_declared
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
-from farskip_compile.passes.normalize.accumulations import lower
+from farskip_compile.passes.normalize.accumulations import lower, mark_accumulations
 from farskip_compile.passes.normalize.closing import close_checkpoints
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.table import Table
@@ -56,28 +60,40 @@ from farskip_compile.verify.completeness import cut_inside_a_layer
 from farskip_compile.verify.rewiring import Verified, snapshot, verify
 
 
-def run(module: fx.GraphModule, config: FarSkipConfig) -> CompileReport:
-    """Rewire the graph of `module` in place as `config` asks.
+class InPieces(Protocol):
+    """How the exchanges of a part of a model are cut in pieces."""
+
+    def cut(self, module: fx.GraphModule) -> None:
+        """Cut those whose sizes data decides."""
+
+    def later(self, launch: fx.Node) -> int:
+        """In how many pieces another one will be after differentiation."""
+
+
+def run(module: fx.GraphModule, config: FarSkipConfig, in_pieces: InPieces | None = None) -> CompileReport:
+    """Rewire the graph of `module` in place as `config` asks; `in_pieces`: what is to be done to a part of a model
+    before it is cut off. To a whole model it can be done later.
 
     Raises:
         FarSkipError: any reason not to; the graph is then as it was.
     """
     with collector_paused():
-        return _run_or_restore(module, resolve(config))
+        return _run_or_restore(module, resolve(config), in_pieces)
 
 
-def _run_or_restore(module: fx.GraphModule, config: Resolved) -> CompileReport:
+def _run_or_restore(module: fx.GraphModule, config: Resolved, in_pieces: InPieces | None) -> CompileReport:
     facts = {
         "module": module,
         "graph": module.graph,
         "layers": config.layers,
         "autocast": ambient_autocast(module),
+        "pieces_later": in_pieces.later if in_pieces is not None else whole,
     }
     driver = Driver(PASSES, Stage.DYNAMO, facts, config.disable_passes)
     backup, attributes = driver.step("backup", GraphSnapshot, module.graph), child_names(module)  # 1
     report = None
     try:
-        report = _run(module, config, driver)
+        report = _run(module, config, driver, in_pieces)
     finally:
         if report is None or report.outcome in (Outcome.NO_STACK, Outcome.FRAGMENT):
             module.graph = backup.restore()
@@ -86,7 +102,7 @@ def _run_or_restore(module: fx.GraphModule, config: Resolved) -> CompileReport:
     return report
 
 
-def _run(module: fx.GraphModule, config: Resolved, driver: Driver) -> CompileReport:
+def _run(module: fx.GraphModule, config: Resolved, driver: Driver, in_pieces: InPieces | None) -> CompileReport:
     common: dict[str, Any] = {
         "nodes": len(module.graph.nodes),
         "config": config.to_json(),
@@ -124,7 +140,7 @@ def _run(module: fx.GraphModule, config: Resolved, driver: Driver) -> CompileRep
     found: Verified = driver.verify(verify, module, wanted, before)
     facts.update(stream=found.stack.stream, regions=found.stack.regions, term_names=found.names)  # 5
     driver.run(through="tags")
-    departure = _depart(module, driver, found) if boundary.part else None  # 6
+    departure = _depart(module, driver, found, in_pieces) if boundary.part else None  # 6
     driver.step("lower", lower, module.graph)
     _close_checkpoints(module, driver)
     driver.finish()
@@ -148,10 +164,17 @@ def _asked(config: Resolved, boundary: Boundary) -> dict[str, Any]:
 
     Raises:
         ConnectivityError: a table, which names sub-blocks of a whole model.
+        ConfigError: the batch is to go through the whole stack in parts.
     """
     asked = config.connectivity
     if not boundary.part:
         return {"connectivity": asked, "leaving": None}
+    if config.micro_batches != 1:
+        raise ConfigError(
+            f"micro_batches={config.micro_batches} is asked of layers that are compiled one by one: each would put the "
+            "batch together again",
+            way_out='pieces=2, or the whole model: torch.compile(model, backend="farskip")',
+        )
     if isinstance(asked, Mapping):
         raise ConnectivityError(
             "a table of sub-blocks is asked of layers that are compiled one by one, which don't know their numbers",
@@ -161,9 +184,16 @@ def _asked(config: Resolved, boundary: Boundary) -> dict[str, Any]:
     return {"connectivity": here, "layers": None, "leaving": asked if boundary.later else "none"}
 
 
-def _depart(module: fx.GraphModule, driver: Driver, found: Verified) -> Departure:
+def _depart(module: fx.GraphModule, driver: Driver, found: Verified, in_pieces: InPieces | None) -> Departure:
     """Step 6."""
     driver.facts["table_as_wired"] = found.table
+    if in_pieces is not None:
+        before_cut = known_terms(found.stack, found.names)
+        lower(module.graph)
+        in_pieces.cut(module)
+        mark_accumulations(module.graph)
+        stream, names = driver.step("read again", read_again, module.graph, before_cut)
+        driver.facts.update(graph=module.graph, stream=stream, term_names=names)
     before = driver.step("record", record, module.graph)
     driver.run(through="depart")
     departure: Departure = driver.facts["departure"]

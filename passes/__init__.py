@@ -84,7 +84,7 @@ PASSES = (
         "boundary.depart:cut",
         Stage.DYNAMO,
         "in a part of a model: return apart, and in flight, what the next part leaves out",
-        takes=("graph", "stream", "term_names", "table_as_wired", "boundary", "leaving", "autocast"),
+        takes=("graph", "stream", "term_names", "table_as_wired", "boundary", "leaving", "autocast", "pieces_later"),
         provides=("departure",),
         changes=Changes.INTERFACE,
     ),

@@ -37,7 +37,7 @@ from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.pieces import PiecesCut, cut_earlier
 from farskip_compile.passes.schedule.from_graph import input_bytes
-from farskip_compile.passes.schedule.in_flight import arrivals
+from farskip_compile.passes.schedule.in_flight import arrivals, leave_in_flight
 from farskip_compile.passes.schedule.search import Limits, Schedule
 from farskip_compile.ranks.announce import (
     Announcement,
@@ -224,6 +224,7 @@ def _scheduled(plan: Plan, graph: fx.Graph) -> Schedule:
         "in_place": inductor.in_place_arguments,
         "backward": _phase(graph) == "backward",
     }
+    leave_in_flight(graph, training=False)  # on a copy, from which nothing is compiled
     driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, "in_flight", "pieces"} - {"schedule_graph"})
     driver.run(through="collectives")
     driver.facts["estimate"] = Estimates(graph, plan.profile, plan.imbalance)

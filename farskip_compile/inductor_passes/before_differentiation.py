@@ -3,11 +3,14 @@
 In:    the module of a Dynamo graph, rewired or not; the plan.
 Out:   its graph, cut.
 Never: schedules anything; that is done after differentiation, when pieces are known by their notes.
+
+Of a part of a model, which returns what is in flight, exchanges are cut before it is cut off (`PartInPieces`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import fx
@@ -15,7 +18,7 @@ from torch import fx
 from farskip_compile.config import Pieces, PiecesAlong
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.inductor_passes.micro_batches import cut_in_micro_batches
-from farskip_compile.inductor_passes.without_drops import cut_without_drops
+from farskip_compile.inductor_passes.without_drops import best_of_combine, cut_without_drops
 
 
 class Cuts(Protocol):
@@ -56,3 +59,28 @@ def cut_before_differentiation(module: fx.GraphModule, plan: Cuts) -> None:
     cut_in_micro_batches(module, plan.micro_batches, plan.skip, strict=plan.strict)
     cut_without_drops(module, plan.pieces, plan.pieces_along, plan.skip, plan.profile, strict=plan.strict)
     module.recompile()
+
+
+@dataclass(frozen=True)
+class PartInPieces:
+    """How the exchanges of a part of a model are cut in pieces."""
+
+    plan: Cuts
+
+    def cut(self, module: fx.GraphModule) -> None:
+        """Cut those whose sizes data decides.
+
+        Raises:
+            UnsupportedPatternError: one of them can't be cut in the number of pieces that was asked for.
+            VerificationError: what was cut does not compute the same.
+        """
+        plan = self.plan
+        cut_without_drops(module, plan.pieces, plan.pieces_along, plan.skip, plan.profile, strict=plan.strict)
+        module.recompile()
+
+    def later(self, launch: fx.Node) -> int:
+        """In how many pieces a combine will be after differentiation. Under "auto", that is estimated now: what leaves
+        in flight leaves in as many."""
+        if "pieces" in self.plan.skip:
+            return 1
+        return best_of_combine(self.plan.profile, launch) if self.plan.pieces == "auto" else self.plan.pieces

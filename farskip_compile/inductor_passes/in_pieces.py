@@ -21,15 +21,13 @@ from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
-from farskip_compile.passes.pieces import PiecesCut, Refused, cut_exchanges
+from farskip_compile.passes.pieces import CHOICES, PiecesCut, Refused, cut_exchanges
 from farskip_compile.passes.schedule.search import Schedule
 from farskip_compile.verify.piece_bits import same_bits
 from farskip_compile.verify.pieces import verify_pieces
 
 log = logging.getLogger("farskip_compile")
 
-CHOICES = (2, 4)
-"""Numbers of pieces that "auto" considers beside 1."""
 WORTH = 0.01
 """Fraction of the estimated time that more pieces must save."""
 

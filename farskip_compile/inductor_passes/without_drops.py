@@ -26,13 +26,14 @@ from farskip_compile.config import Pieces, PiecesAlong
 from farskip_compile.costs.collectives import collective_seconds
 from farskip_compile.costs.profile import CollectiveKind, HardwareProfile
 from farskip_compile.errors import UnsupportedPatternError, VerificationError, Where
-from farskip_compile.inductor_passes.in_pieces import CHOICES, WORTH, log
+from farskip_compile.inductor_passes.in_pieces import WORTH, log
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.graph.walk import spread, walk_back
+from farskip_compile.passes.pieces import CHOICES
 from farskip_compile.passes.pieces.blocks import Exchanges
 from farskip_compile.passes.pieces.gathered import BY_GATHER, gathered_exchanges
 from farskip_compile.passes.pieces.notes import is_piece, note
@@ -231,6 +232,21 @@ def _cheapest(
         if pieces <= most and seconds(pieces) < seconds(best) * (1 - WORTH):
             best = pieces
     return best
+
+
+def best_of_combine(profile: HardwareProfile, launch: fx.Node) -> int:
+    """The number of pieces of an exchange with room for a fixed number of rows, by the launch that brings them back."""
+    sent, ranks = ops.tensor(launch.args[0]), len(launch.args[1])  # type: ignore[arg-type]
+    assert sent is not None
+    if not all(isinstance(size, int) for size in sent.shape):
+        return 1  # ranks may have compiled for different numbers of tokens
+    products = filter(ops.is_matmul, walk_back(launch.all_input_nodes, ops.is_wait))
+    flops = 0.0
+    for node in products:
+        product, factor = ops.tensor(node), ops.tensor(node.all_input_nodes[0])
+        flops += 2.0 * product.numel() * factor.shape[-1] if product is not None and factor is not None else 0.0
+    seconds = _seconds(flops, sent, profile)
+    return _cheapest(profile, ("all_to_all", "all_to_all"), sent.nbytes, ranks, max(CHOICES), seconds)
 
 
 def _flops(between: Iterable[fx.Node], rows: int) -> float:

@@ -29,7 +29,9 @@ from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.verify.claims import claims_of
 
-MOVES = frozenset(["split", "getitem", "cat", "sym_sum", "zeros", "arange", "index_copy"])
+MOVES = frozenset(
+    ["split", "getitem", "cat", "sym_sum", "arange", "view", "size", "expand", "zeros_like", "index_copy"]
+)
 _SAME = ("unflatten", "view", "reshape", "flatten", "contiguous", "to", "cpu", "long", "int")
 READS = frozenset(["item", "_local_scalar_dense", "getitem", "select", "stack", "sym_sum", "add", *_SAME])
 """What is run to get sizes from counts."""

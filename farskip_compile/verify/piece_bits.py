@@ -16,7 +16,8 @@ from torch import fx
 
 from farskip_compile._compat.fakes import real_tensors
 from farskip_compile.passes.graph import ops
-from farskip_compile.verify.pieces import ROWS, CutProduct, Part
+from farskip_compile.verify.part import ROWS, Part
+from farskip_compile.verify.pieces import CutProduct
 
 MOST_BYTES = 1 << 30
 """Of the arguments and the result of a product."""

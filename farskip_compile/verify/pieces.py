@@ -26,9 +26,9 @@ from typing import Any
 from torch import fx
 
 from farskip_compile._compat import same_dim
-from farskip_compile.errors import VerificationError
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
+from farskip_compile.verify.part import ROWS, VIEWS, Part, error, tensor
 from farskip_compile.verify.rows import layout as layouts
 from farskip_compile.verify.rows.layout import Axis, Layout
 from farskip_compile.verify.rows.rules import apply
@@ -36,39 +36,8 @@ from farskip_compile.verify.rows.state import FREE, Rows, State
 
 HINT = "farskip_piece"
 """Key of a node's `meta`: the old node of which it is said to compute rows."""
-VIEWS = frozenset(["view", "reshape", "_unsafe_view"])
 SIZED = VIEWS | {"expand"}
 """Operators that name the shape of their result."""
-ROWS = 0
-"""The token of the rows that are cut."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows of an old value."""
-
-    of: str
-    """Its name."""
-    low: int = 0
-    high: int = 0
-    size: int = 0
-    """How many rows the whole has; 0: nothing was cut yet."""
-    layout: Layout = ()
-    """Where they are in the whole, in some shape: a view changes the shape, not the order of the entries."""
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether these are all rows."""
-        return self.low == 0 and self.high == self.size
-
-    @property
-    def rows(self) -> tuple[int, int, int]:
-        """Which rows, of how many."""
-        return self.low, self.high, self.size
-
-    def layout_of(self, shape: Any) -> Layout | None:
-        """Where the rows are in the whole, viewed in this shape; None if the view tears them apart."""
-        return layouts.reshape(self.layout, shape)
 
 
 @dataclass(frozen=True)
@@ -114,7 +83,7 @@ class _Account:
             if name not in left:
                 self._check_gone(node)
             elif name in self.launched:
-                raise _error(node, "it is launched whole and in pieces")
+                raise error(node, "it is launched whole and in pieces")
 
     def _part(self, node: fx.Node) -> Part:
         if node in self.unchanged:
@@ -130,16 +99,16 @@ class _Account:
         if name == "cat":
             return self._joined(node)
         if not isinstance(source, fx.Node) or name not in VIEWS | {"slice", "clone"}:
-            raise _error(node, "it was not in the graph before")
-        if _tensor(node).dtype != _tensor(source).dtype:
-            raise _error(node, "it takes the bits for numbers of another type")
+            raise error(node, "it was not in the graph before")
+        if tensor(node).dtype != tensor(source).dtype:
+            raise error(node, "it takes the bits for numbers of another type")
         return self._sliced(node, source) if name == "slice" else self.parts[source]
 
     # 1
 
     def _check_same(self, node: fx.Node, old: fx.Node) -> None:
         if node.op != old.op or node.target != old.target:
-            raise _error(node, "its call is not what it was")
+            raise error(node, "its call is not what it was")
         self._compare((node.args, node.kwargs), (old.args, old.kwargs), node, None)
 
     def _compare(self, new: Any, old: Any, node: fx.Node, cut: dict[fx.Node, Part] | None) -> None:
@@ -147,13 +116,15 @@ class _Account:
         parts are collected in `cut`: for each old argument always the same part, or always the whole."""
         if isinstance(old, fx.Node):
             part = self.parts[new] if isinstance(new, fx.Node) else None
+            if part is not None and part.of != old.name and part.is_taken_by(old, new):
+                return
             if part is None or part.of != old.name:
-                raise _error(node, f"it is given {getattr(new, 'name', new)!r} in place of {old.name!r}")
+                raise error(node, f"it is given {getattr(new, 'name', new)!r} in place of {old.name!r}")
             if self._is_whole(new, old):
                 if cut is not None and old in cut:
-                    raise _error(node, f"it is given {old.name!r} both whole and in part")
+                    raise error(node, f"it is given {old.name!r} both whole and in part")
             elif cut is None or not part.size or cut.setdefault(old, part) != part:
-                raise _error(node, f"it is not given the whole of {old.name!r}")
+                raise error(node, f"it is not given the whole of {old.name!r}")
             else:
                 self._layout(new, old, part)
         elif isinstance(old, tuple | list) and isinstance(new, tuple | list) and len(new) == len(old):
@@ -163,36 +134,36 @@ class _Account:
             for key in old:
                 self._compare(new[key], old[key], node, cut)
         elif new is not old and (type(new) is not type(old) or new != old):
-            raise _error(node, f"it is given {new!r} in place of {old!r}")
+            raise error(node, f"it is given {new!r} in place of {old!r}")
 
     def _is_whole(self, node: fx.Node, old: fx.Node) -> bool:
         part = self.parts[node]
         if node.name == old.name:
             return True
-        return bool(part.size) and part.is_whole and ops.same_shape(_tensor(node), _tensor(old))
+        return bool(part.size) and part.is_whole and ops.same_shape(tensor(node), tensor(old))
 
     def _layout(self, node: fx.Node, old: fx.Node, part: Part) -> Layout:
         """Where the rows are in `old`, of which `node` is a part: it must have the shape of that with fewer rows."""
-        shape, whole = _tensor(node).shape, _tensor(old).shape
+        shape, whole = tensor(node).shape, tensor(old).shape
         layout = part.layout_of(whole)
         if layout is None or len(shape) != len(whole):
-            raise _error(node, f"it has the rows of {old.name!r} elsewhere than that")
+            raise error(node, f"it has the rows of {old.name!r} elsewhere than that")
         for length, before, dim in zip(shape, whole, layout, strict=True):
             rows = [part.high - part.low if axis.token == ROWS else axis.size for axis in dim]
             if not same_dim(length, math.prod(rows) if layouts.tokens(dim) else before):
-                raise _error(node, f"it does not have the shape of {part.high - part.low} rows of {old.name!r}")
+                raise error(node, f"it does not have the shape of {part.high - part.low} rows of {old.name!r}")
         return layout
 
     # 2
 
     def _sliced(self, node: fx.Node, source: fx.Node) -> Part:
-        part, shape = self.parts[source], _tensor(source).shape
+        part, shape = self.parts[source], tensor(source).shape
         if part.size or node.kwargs or len(node.args) != 4:
-            raise _error(node, "it takes rows in a way that is not known")
+            raise error(node, "it takes rows in a way that is not known")
         dim, low, high = node.args[1:]
         size = shape[dim] if isinstance(dim, int) and 0 <= dim < len(shape) else None
         if not (isinstance(size, int) and isinstance(low, int) and isinstance(high, int) and 0 <= low < high <= size):
-            raise _error(node, "it takes rows that are not there")
+            raise error(node, "it takes rows that are not there")
         layout = [*layouts.features(shape)]
         layout[dim] = (Axis(ROWS, size),)  # type: ignore[index]
         return Part(part.of, low, high, size, tuple(layout))
@@ -203,19 +174,19 @@ class _Account:
         parts = [self.parts[one] for one in sources]
         for one, other in pairwise(parts):
             if (one.of, one.high, one.size) != (other.of, other.low, other.size):
-                raise _error(node, f"it puts together rows {one.rows} of {one.of} and {other.rows} of {other.of}")
+                raise error(node, f"it puts together rows {one.rows} of {one.of} and {other.rows} of {other.of}")
         for source, part in zip(sources, parts, strict=True):
-            whole = [part.size if place == dim else length for place, length in enumerate(_tensor(source).shape)]
+            whole = [part.size if place == dim else length for place, length in enumerate(tensor(source).shape)]
             layout = part.layout_of(whole) if part.size else None
             if layout is None or layout[dim] != (Axis(ROWS, part.size),):  # type: ignore[index]
-                raise _error(node, "its parts do not have their rows where they are put together")
+                raise error(node, "its parts do not have their rows where they are put together")
         return replace(parts[0], high=parts[-1].high)
 
     # 3, 4
 
     def _piece(self, node: fx.Node, old: fx.Node) -> Part:
         if node.target != old.target or effects.mutated_args(old) or effects.is_random(old):
-            raise _error(node, f"it can't be rows of {old.name!r}")
+            raise error(node, f"it can't be rows of {old.name!r}")
         cut: dict[fx.Node, Part] = {}
         free = self._free_places(old)  # sizes, which the shapes show
         for place, arguments in enumerate([*zip(node.args, old.args, strict=True), (node.kwargs, old.kwargs)]):
@@ -223,7 +194,7 @@ class _Account:
                 self._compare(*arguments, node, cut)
         part = next(iter(cut.values()), None)
         if part is None or any(one.rows != part.rows for one in cut.values()):
-            raise _error(node, "its arguments are not the same rows")
+            raise error(node, "its arguments are not the same rows")
         if ops.is_collective(old):
             found = self._exchanged(node, old, part)
         elif ops.is_wait(old):
@@ -246,24 +217,24 @@ class _Account:
     def _by_rule(node: fx.Node, old: fx.Node, cut: Mapping[fx.Node, Part]) -> Layout:
         def given(arg: object) -> Rows:
             part = cut.get(arg) if isinstance(arg, fx.Node) else None
-            layout = part.layout_of(_tensor(arg).shape) if part is not None else None
+            layout = part.layout_of(tensor(arg).shape) if part is not None else None
             return FREE if layout is None else Rows(State.ROWS, layout)
 
         found = apply(old, given)
         if found.state is not State.ROWS:
-            raise _error(node, f"rows of {old.name!r} ({ops.op_name(old)}) depend on other rows than their own")
+            raise error(node, f"rows of {old.name!r} ({ops.op_name(old)}) depend on other rows than their own")
         return found.layout
 
     def _exchanged(self, node: fx.Node, old: fx.Node, part: Part) -> Part:
-        ranks, sent = _equal_shares(old), _tensor(old.args[0])
+        ranks, sent = _equal_shares(old), tensor(old.args[0])
         first = (part.layout_of(sent.shape) or ((),))[0]
         blocks = first[0].size if first and first[0].token is None else 1
         inside = ROWS not in layouts.tokens(first) or (isinstance(blocks, int) and blocks % max(ranks, 1) == 0)
         if not ops.is_all_to_all(old) or not ranks or not inside or _equal_shares(node) != ranks:
-            raise _error(node, "its rows are not inside of each rank's share")
-        length = _tensor(node.args[0]).shape[0]
+            raise error(node, "its rows are not inside of each rank's share")
+        length = tensor(node.args[0]).shape[0]
         if not all(same_dim(sum(split), length) for split in node.args[1:3]):  # type: ignore[arg-type]
-            raise _error(node, "it sends another number of rows than it has")
+            raise error(node, "it sends another number of rows than it has")
         found = replace(part, of=old.name)
         self.launched[old.name].append(found)
         return found
@@ -275,9 +246,9 @@ class _Account:
             rows = [part.rows for part in self.launched[old.name]]
             ends = [0, *(high for _, high, _ in rows)]
             if not rows or ends[-1] != rows[0][2] or ends[:-1] != [low for low, _, _ in rows]:
-                raise _error(old, f"its pieces do not send all rows, once and in order: {rows}")
+                raise error(old, f"its pieces do not send all rows, once and in order: {rows}")
         elif not ops.is_wait(old) and not effects.is_pure(old):
-            raise _error(old, "it is no longer done")
+            raise error(old, "it is no longer done")
 
 
 def _equal_shares(launch: fx.Node) -> int:
@@ -288,18 +259,3 @@ def _equal_shares(launch: fx.Node) -> int:
     sizes = {size for split in splits for size in split}  # type: ignore[union-attr]
     lengths = {len(split) for split in splits}  # type: ignore[arg-type]
     return lengths.pop() if len(sizes) == 1 == len(lengths) and all(isinstance(one, int) for one in sizes) else 0
-
-
-def _tensor(node: Any) -> Any:
-    value = ops.tensor(node)
-    if value is None:
-        raise _error(node, "its value is not one tensor")
-    return value
-
-
-def _error(node: fx.Node, reason: str) -> VerificationError:
-    return VerificationError(
-        f"exchanges in pieces: {node.name!r} is not what it should be: {reason}",
-        way_out="nothing was compiled; please report this: it is a defect of farskip-compile. pieces=1 goes without it",
-        where=ops.where(node),
-    )

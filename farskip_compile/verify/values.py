@@ -9,6 +9,8 @@ Algorithm (linear): the graph is evaluated once, at a random point of a prime fi
 2. What is linear and more than a view of memory (a cast that rounds, a collective, a transposition) multiplies by a
    random number of its own; equal operators with equal constants have equal ones. Each shape has a number, too: a
    `view` multiplies by that of the new shape and divides by that of the old one, so that there and back is nothing.
+   Each interval of a dimension has one, by which a part of a split multiplies, and `cat` divides; weights that add up
+   to 1 make the parts of a whole that whole.
 3. Everything else is a hash of its operator, its constants and the numbers that it reads. So is a write to memory: what
    reads that memory later reads the write too. A random operator reads the one before it, and whatever comes after a
    switch, such as the beginning of autocast, reads that.
@@ -17,20 +19,17 @@ Two different polynomials agree at a random point with a probability of about th
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
 
 import torch
 from torch import fx
 
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.residual.sums import Dataflow
+from farskip_compile.verify.field import PRIME, fraction, inverse, joining, number_of, taking
 
-PRIME = (1 << 61) - 1
 SAME_VALUES = frozenset(["contiguous", "clone", "alias"])
 """Operators that give back what they are given."""
 KEEPS_ORDER = frozenset(["view", "reshape", "_unsafe_view"])
@@ -145,22 +144,24 @@ def _is_impure(node: fx.Node, known: dict[object, bool]) -> bool:
 
 def _read(node: fx.Node, place_of: Mapping[fx.Node, int]) -> Step:
     if node.op in ("placeholder", "get_attr"):
-        return Step(node.name, Rule.HASH, _number_of(f"{node.op} {node.target}"), ())
+        return Step(node.name, Rule.HASH, number_of(f"{node.op} {node.target}"), ())
     name = ops.op_name(node) or f"{node.op} {node.target}"
     if name in ELEMENTWISE and len(node.args) == 2 and (not node.kwargs or node.kwargs == {"alpha": 1}):
         step = _elementwise(node, name, place_of)
         if step is not None:
             return step
     if name in SIZES and ops.tensor(node) is None:
-        return Step(node.name, Rule.HASH, _number_of(f"{name} {ops.fake(node)}"), ())
+        return Step(node.name, Rule.HASH, number_of(f"{name} {ops.fake(node)}"), ())
+    if name in ("cat", "getitem") and (step := _of_parts(node, name, place_of)) is not None:
+        return step
     factor = _factor(node, name) if ops.may_be_linear(name) else None
     if factor is not None:
         return Step(node.name, Rule.AFFINE, 0, (place_of[node.args[0]],), (factor,))  # type: ignore[index]
-    constants = [_number_of(name)]
+    constants = [number_of(name)]
     inputs: list[int] = []
     shape_only = name in ops.LIKE or name == "added_alone"
     if shape_only:
-        constants.append(_number_of(str(ops.fake(node))))
+        constants.append(number_of(str(ops.fake(node))))
     _scan(node.args[1:] if shape_only else node.args, place_of, inputs, constants)
     if node.kwargs:
         _scan(node.kwargs, place_of, inputs, constants)
@@ -178,7 +179,7 @@ def _elementwise(node: fx.Node, name: str, place_of: Mapping[fx.Node, int]) -> S
     constant = node.args[1 if node_first else 0]
     if not isinstance(constant, int | float) or isinstance(constant, bool):
         return None
-    number = _fraction(constant)
+    number = fraction(constant)
     return None if number is None else _of_node_and_number(node.name, name, places, number, node_first)
 
 
@@ -219,14 +220,31 @@ def _factor(node: fx.Node, name: str) -> int | None:
 def _shape_factor(node: fx.Node, name: str, before: torch.Tensor, after: torch.Tensor) -> int | None:
     """The same for what moves values, or adds up those of the ranks; None for any other operator."""
     if name in KEEPS_ORDER and _names_its_shape(node):
-        return _number_of(str(tuple(after.shape))) * _inverse(str(tuple(before.shape))) % PRIME
+        return number_of(str(tuple(after.shape))) * inverse(str(tuple(before.shape))) % PRIME
     if name in ("view_as", "reshape_as"):
-        return _number_of(name)
+        return number_of(name)
     if name not in ops.SHAPE_OPS and not ops.is_linear_collective(node):
         return None
     # a size is not followed: it is the same wherever it comes from
     constants = (fx.map_arg(arg, lambda size: str(ops.fake(size))) for arg in (*node.args[1:], *node.kwargs.items()))
-    return hash((_number_of(name), *(_number_of(str(one)) for one in constants))) % PRIME
+    return hash((number_of(name), *(number_of(str(one)) for one in constants))) % PRIME
+
+
+def _of_parts(node: fx.Node, name: str, place_of: Mapping[fx.Node, int]) -> Step | None:
+    """Rule 2 for a part of a split, and for `cat`; None if it is neither, or has sizes that data decides."""
+    given = node.args[0] if node.args else None
+    if name == "cat" and isinstance(given, list | tuple) and not node.kwargs:
+        dim = node.args[1] if len(node.args) > 1 else 0
+        factors = joining([ops.tensor(one) for one in given], dim)
+        places = tuple(place_of[one] for one in given) if factors else ()
+        return Step(node.name, Rule.AFFINE, 0, places, tuple(factors)) if factors else None
+    if name != "getitem" or not isinstance(given, fx.Node) or ops.op_name(given) != "split":
+        return None
+    source, dim = given.args[0], given.args[2] if len(given.args) > 2 else given.kwargs.get("dim", 0)
+    factor = taking(ops.fake(given), node.args[1], dim)
+    if factor is None or not isinstance(source, fx.Node):
+        return None
+    return Step(node.name, Rule.AFFINE, 0, (place_of[source],), (factor,))
 
 
 def _names_its_shape(node: fx.Node) -> bool:
@@ -244,7 +262,7 @@ def _names_its_shape(node: fx.Node) -> bool:
 def _cast_factor(before: torch.Tensor, after: torch.Tensor) -> int:
     """A cast that keeps every number multiplies by 1."""
     keeps = torch.promote_types(before.dtype, after.dtype) == after.dtype
-    return 1 if keeps else _number_of(f"round to {after.dtype}")
+    return 1 if keeps else number_of(f"round to {after.dtype}")
 
 
 def _scan(value: object, place_of: Mapping[fx.Node, int], inputs: list[int], constants: list[int]) -> None:
@@ -259,31 +277,10 @@ def _scan(value: object, place_of: Mapping[fx.Node, int], inputs: list[int], con
         constants.append(_CLOSE)
     elif isinstance(value, dict):
         for key, part in value.items():
-            constants.append(_number_of(str(key)))
+            constants.append(number_of(str(key)))
             _scan(part, place_of, inputs, constants)
     elif isinstance(value, slice):
         _scan((value.start, value.stop, value.step), place_of, inputs, constants)
     else:
         group = getattr(value, "group_name", None)
-        constants.append(_number_of(f"{type(value).__name__} {value if group is None else group}"))
-
-
-@lru_cache(maxsize=4096, typed=True)
-def _fraction(value: float) -> int | None:
-    """A Python number in the field; None if it is infinite or NaN."""
-    if not math.isfinite(value):
-        return None
-    numerator, denominator = value.as_integer_ratio()
-    return numerator * pow(denominator, -1, PRIME) % PRIME
-
-
-@lru_cache(maxsize=4096)
-def _inverse(text: str) -> int:
-    """One over the random number of a text."""
-    return pow(_number_of(text), -1, PRIME)
-
-
-@lru_cache(maxsize=1 << 16)
-def _number_of(text: str) -> int:
-    """A random number for each text."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") % PRIME
+        constants.append(number_of(f"{type(value).__name__} {value if group is None else group}"))

@@ -9,7 +9,8 @@ Algorithm:
 1. The terms to leave apart are those that the connectivity may take from a sub-block that is still to come. If there
    are none, the stream is returned as it is.
 2. The tail is what is late (`late`): the sums that hold these terms, and what follows the last waits for them. Its
-   other inputs become parts; a parameter, such as that of a norm, is copied.
+   other inputs become parts; a parameter, such as that of a norm, is copied. What will be cut in pieces after
+   differentiation leaves as these pieces (`in_pieces`).
 3. Return the parts; erase what only the stream needed.
 """
 
@@ -26,6 +27,7 @@ from farskip_compile._compat.collectives import WAIT
 from farskip_compile._compat.fake import open_sizes
 from farskip_compile.errors import PartialModelError
 from farskip_compile.passes.boundary.arrive import Boundary
+from farskip_compile.passes.boundary.in_pieces import HowMany, in_pieces, whole
 from farskip_compile.passes.boundary.late import Late, find_late
 from farskip_compile.passes.boundary.tail import Autocast, Departure, Flight, Tail, intern
 from farskip_compile.passes.graph import ops
@@ -48,8 +50,10 @@ def cut(
     boundary: Boundary,
     leaving: Named,
     autocast: Autocast,
+    pieces: HowMany = whole,
 ) -> Departure:
     """Cut `graph` in place at the end of `stream`, whose terms have these names; `leaving`: the connectivity to come.
+    `pieces`: in how many an exchange with equal shares will be after differentiation, by its launch.
 
     Raises:
         PartialModelError: what the layer returns is not its residual stream.
@@ -75,7 +79,7 @@ def cut(
     facts = _facts(table, late, {index_of[name]: number for number, name in enumerate(apart)}, names)
     end, *scaled = images[positions[0]]  # such as the stream times a number, after the last sum
     late.nodes.update(node for node in (end, *scaled) if stream.root in images_of(node, stream.below))
-    tail, parts = _Cut(graph, stream, late, facts, end).make(autocast)  # 2
+    tail, parts = _Cut(graph, stream, late, facts, end, pieces).make(autocast)  # 2
     used = used_nodes(graph)
     base, *rest = (_own(graph, output, part) for part in parts)  # 3
     returned = [base if place in positions else value for place, value in enumerate(returned)]
@@ -108,6 +112,8 @@ class _Cut:
     facts: Mapping[fx.Node, Carried]
     end: fx.Node
     """What is returned: the root, or a linear image of it."""
+    how_many: HowMany
+    """Pieces, after differentiation."""
     tail: fx.Graph = field(default_factory=fx.Graph)
     twins: dict[fx.Node, Any] = field(default_factory=dict)
     parts: list[fx.Node] = field(default_factory=list)
@@ -117,12 +123,18 @@ class _Cut:
         late = [node for node in self.stream.flow.nodes if node in self.late.nodes and node.target is not added_alone]
         needed = dict.fromkeys(arg for node in late for arg in node.all_input_nodes if arg not in self.late.nodes)
         base = next(node for node in needed if 0 in self.stream.terms_of(node))
-        self.parts = list(dict.fromkeys([base, *needed]))
-        for node in self.parts:
-            self._part(node, is_base=node is base)
-        for node in self.parts:
+        (output,) = self.graph.find_nodes(op="output")
+        pieces = {node: found for node in self.late.waits if (found := in_pieces(node, self.how_many))}
+        cut = {node: found.cut(output) for node, found in pieces.items()}
+        for node in dict.fromkeys([base, *needed]):
+            for one in cut.get(node, [node]):
+                self.parts.append(one)
+                self._part(one, is_base=node is base)
+        for node in needed:
             if node in self.late.waits:
-                self._wait(node)
+                waits = [self._wait(node, one) for one in cut.get(node, [node])]
+                self.twins[node] = pieces[node].join(self.tail, waits) if node in pieces else waits[0]
+                self._say(node)
         for node in late:
             self._copy(node)
         self.tail.output(self.twins[self.end])
@@ -131,36 +143,35 @@ class _Cut:
         return intern(self.tail, autocast, value.dtype), self.parts
 
     def _part(self, node: fx.Node, *, is_base: bool) -> None:
-        twin = self.tail.placeholder(f"part_{len(self.twins)}")
-        known = self._known(node)
+        twin = self.twins[node] = self.tail.placeholder(f"part_{len(self.twins)}")
         if is_base:
-            known = Carried(Kind.EMBEDDING)
-        elif known is None and self.stream.terms_of(node):
-            known = Carried(Kind.EMBEDDING, is_base=False)
-        if known is not None:
-            twin.meta[KEY] = known
-        self.twins[node] = twin
+            twin.meta[KEY] = Carried(Kind.EMBEDDING)
+        elif node not in self.late.waits:
+            self._say(node, part=True)
 
-    def _wait(self, node: fx.Node) -> None:
-        """What `node` waits for comes in flight."""
-        twin, flight = self.twins[node], _flight(node.all_input_nodes[0])
-        wait = self.twins[node] = self.tail.call_function(WAIT, (twin,))
+    def _wait(self, node: fx.Node, part: fx.Node) -> fx.Node:
+        """`part`, which is what `node` waits for or a piece of it, comes in flight."""
+        twin, flight = self.twins[part], _flight(node.all_input_nodes[0])
+        wait = self.tail.call_function(WAIT, (twin,))
         wait.meta[CUSTOM] = {FLIGHT: flight.to_text()}
         twin.meta[FLIGHT] = flight
         node.meta[CUSTOM] = {**node.meta.get(CUSTOM, {}), DEPARTS: flight.to_text()}
-        if KEY in twin.meta:
-            wait.meta[KEY] = twin.meta.pop(KEY)
+        return wait
 
     def _copy(self, node: fx.Node) -> None:
         twin = self.twins[node] = self.tail.node_copy(node, self.twins.__getitem__)
         twin.meta = {}
-        if (known := self._known(node)) is not None:
-            twin.meta[KEY] = known
+        self._say(node)
 
-    def _known(self, node: fx.Node) -> Carried | None:
-        """Of a term that leaves apart; what an accumulation adds is known of the accumulation."""
+    def _say(self, node: fx.Node, *, part: bool = False) -> None:
+        """That `node` is a term that leaves apart; what an accumulation adds is known of the accumulation. Other terms
+        of the stream are said of a part alone, all of which they are."""
         mark = self.stream.flow.addends.get(node)
-        return self.facts.get(node) or (self.facts.get(mark) if mark is not None else None)
+        known = self.facts.get(node) or (self.facts.get(mark) if mark is not None else None)
+        if known is None and part and self.stream.terms_of(node):
+            known = Carried(Kind.EMBEDDING, is_base=False)
+        if known is not None:
+            self.twins[node].meta[KEY] = known
 
 
 def _flight(launch: fx.Node) -> Flight:

@@ -7,8 +7,9 @@ not hold of a term, its wait stays in this graph, and the reason is given.
 Algorithm, for each such term:
 1. It enters the stream where the last wait on its way to the root is, such as that of a reduction; else where it is
    computed. Sums above that are late.
-2. In the latter case, walk back from it to the first waits on each path. One that something else reads is waited for
-   here anyway. Late is what depends on one of the waits that are left.
+2. In the latter case, walk back from it to the first waits on each path. One that something else reads, or reads what
+   comes of it, such as a size that data decides, is waited for here anyway. Late is what depends on one of the waits
+   that are left.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.graph.walk import spread, walk_back
 from farskip_compile.passes.normalize.accumulations import added_alone
 from farskip_compile.passes.residual.stream import Stream
+
+SHAPED = frozenset({"zeros_like", "expand"} | ops.VIEWS)
 
 
 @dataclass
@@ -57,7 +60,7 @@ def find_late(stream: Stream, apart: Iterable[int]) -> Late:
         if reason:
             found.stays.update(dict.fromkeys(held, reason))
         else:
-            found.nodes |= late
+            found.nodes |= late | set(_made_again(late))
             found.waits |= waits
     return found
 
@@ -78,10 +81,17 @@ def _late_of(
     behind = sorted(walk_back([entry], stops, stream.inputs, border), key=stream.order.__getitem__)
     waits = {node for node in border if ops.is_wait(node)}
     late = spread(behind, lambda node: not waits.isdisjoint(node.all_input_nodes))
-    flying = {wait for wait in waits if all(_is_late(user, late, sums) for user in wait.users)}
+    readers: dict[fx.Node, fx.Node] = {}  # by what is read here, at once or by way of something else
+    for node in reversed([*sorted(waits, key=stream.order.__getitem__), *behind]):
+        for user in node.users:
+            if not _is_late(user, late, sums):
+                readers[node] = user
+            elif user in readers:
+                readers[node] = readers[user]
+    flying = waits - readers.keys()
     if not flying:
-        readers = [user for wait in waits for user in wait.users if not _is_late(user, late, sums)]
-        return set(), set(), f"{readers[0].name!r} reads its result" if readers else "nothing is in flight"
+        names = [readers[wait].name for wait in waits]
+        return set(), set(), f"{min(names)!r} reads its result" if names else "nothing is in flight"
     late = spread(behind, lambda node: not flying.isdisjoint(node.all_input_nodes))
     for node in late:
         if reason := _why_here(node, late | flying, switched):
@@ -110,6 +120,17 @@ def _why_here(node: fx.Node, late: Set[fx.Node], switched: Set[fx.Node]) -> str:
         elif not isinstance(value, int | float | torch.SymInt):
             return "needs a value that is neither a tensor nor a number"
     return ""
+
+
+def _made_again(late: Iterable[fx.Node]) -> Iterator[fx.Node]:
+    """The zeros that late nodes read, if their size is that of another tensor: rather made there than returned."""
+    for node in late:
+        for zeros in node.all_input_nodes:
+            path = [zeros] if ops.is_zeros(zeros) else []
+            while path and ops.op_name(path[-1]) in SHAPED and len(path[-1].all_input_nodes) == 1:
+                path.append(path[-1].all_input_nodes[0])
+            if len(path) > 1 and ops.tensor(path[-1]) is not None:
+                yield from path[:-1]
 
 
 def _inside_switches(nodes: Iterable[fx.Node]) -> Iterator[fx.Node]:

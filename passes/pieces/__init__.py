@@ -24,6 +24,9 @@ from farskip_compile.passes.pieces.region import find_region, pairs_of
 from farskip_compile.passes.pieces.results import Results
 from farskip_compile.passes.pieces.rules import NotSeparableError
 
+CHOICES = (2, 4)
+"""Numbers of pieces that "auto" considers beside 1."""
+
 
 @dataclass(frozen=True)
 class Refused:

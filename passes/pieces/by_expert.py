@@ -104,7 +104,7 @@ class _Cut:
         launched = self._launch(launch, given, sent, received)
         self._at(exchange.wait)
         arrived = [self._wait(exchange.wait, one) for one in launched]
-        copied, rows, order = self._placed(exchange.wait)
+        copied, rows, order = self._placed(exchange.wait, arrived[0])
         target = exchange.wait if copied is None else copied
         if copied is not None:
             self._at(copied)
@@ -112,30 +112,39 @@ class _Cut:
         places = self._split(order, sizes)
         for number, one in enumerate(arrived):
             place = self._cat(places[number :: len(arrived)])
-            rows = self._put(torch.index_copy, (rows, 0, place, one), fresh_like(ops.tensor(target)))  # type: ignore[arg-type]
+            rows = self._put(torch.index_copy, (rows, 0, place, one), fresh_like(ops.tensor(rows)))  # type: ignore[arg-type]
         target.replace_all_uses_with(rows)
         readers = list(exchange.wait.users) if copied is not None else []  # this one, and zeros like what comes back
         self._erase(*reversed(readers), exchange.wait, launch, whole)  # type: ignore[arg-type]
 
-    def _placed(self, wait: fx.Node) -> tuple[fx.Node | None, fx.Node, fx.Node]:
+    def _placed(self, wait: fx.Node, like: fx.Node) -> tuple[fx.Node | None, fx.Node, fx.Node]:
         """The call that puts each row that comes back in its place, if nothing else reads them; where it puts them, and
         the places. Without such a call, zeros, and the rows' own numbers."""
         copied = next((user for user in wait.users if ops.op_name(user) == "index_copy"), None)
         if copied is not None and len(copied.args) == 4 and copied.args[1] == 0 and copied.args[3] is wait:
             zeros: Any = copied.args[0]
             if ops.is_zeros(zeros) and set(wait.users) <= {copied, zeros} and set(zeros.users) == {copied}:
-                return copied, self._zeros(wait) if zeros in wait.users else zeros, copied.args[2]  # type: ignore[return-value]
+                order: fx.Node = copied.args[2]  # type: ignore[assignment]
+                return copied, self._zeros(wait, order, like) if zeros in wait.users else zeros, order
         value: Any = ops.tensor(wait)
+        count = self._sum([number for blocks in self.exchanges.sent for number in blocks])
         numbers = value.new_empty(value.shape[:1], dtype=torch.int64)
-        return None, self._zeros(wait), self._put(torch.arange, (self._all(),), numbers, {"device": value.device})
+        order = self._put(torch.arange, (count,), numbers, {"device": value.device})
+        return None, self._zeros(wait, order, like), order
 
-    def _zeros(self, wait: fx.Node) -> fx.Node:
-        value: Any = ops.tensor(wait)
-        options = {"dtype": value.dtype, "device": value.device}
-        return self._put(torch.zeros, ((self._all(), *value.shape[1:]),), fresh_like(value), options)
-
-    def _all(self) -> fx.Node:
-        return self._sum([number for blocks in self.exchanges.sent for number in blocks])
+    def _zeros(self, wait: fx.Node, order: fx.Node, like: fx.Node) -> fx.Node:
+        """As many rows as `order` has numbers, as wide as those of `like`, a piece of what `wait` is for. Of a size
+        that data decides, Inductor would ask whether it is 0."""
+        value, numbers = ops.tensor(wait), ops.tensor(order)
+        assert value is not None
+        assert numbers is not None
+        ones = [1] * (value.dim() - 1)
+        column = numbers.view(-1, *ones)
+        shape = column.expand(-1, *value.shape[1:])
+        rows = self._method("view", (order, -1, *ones), column)
+        rows = self._method("expand", (rows, -1, *self._widths(like)), shape)
+        options = {"dtype": value.dtype, "memory_format": torch.contiguous_format}
+        return self._put(torch.zeros_like, (rows,), value.new_empty(shape.shape), options)
 
     # New nodes
 
@@ -183,6 +192,21 @@ class _Cut:
         assert self.like is not None
         with self.graph.inserting_before(self.before):
             new = self.graph.call_function(target, args, dict(kwargs or {}))
+        new.meta = {**self.like.meta, "example_value": value}
+        return new
+
+    def _widths(self, rows: fx.Node) -> list[int | fx.Node]:
+        """The sizes of rows but for their number."""
+        value = ops.tensor(rows)
+        assert value is not None
+        sizes = enumerate(value.shape)
+        return [one if isinstance(one, int) else self._method("size", (rows, at), one) for at, one in sizes if at]
+
+    def _method(self, name: str, args: tuple[Any, ...], value: object) -> fx.Node:
+        assert self.before is not None
+        assert self.like is not None
+        with self.graph.inserting_before(self.before):
+            new = self.graph.call_method(name, args)
         new.meta = {**self.like.meta, "example_value": value}
         return new
 

@@ -3,7 +3,8 @@
 In:    a graph and a `Region` of it; the rows of each piece.
 Out:   the same graph. The dispatch and the combine are launched once for each piece, in the order of the pieces, all
        dispatches where the dispatch was and all combines where the combine was, so that no dispatch queues up after a
-       combine of the same region. Values that are read outside of the region are concatenated again.
+       combine of the same region. Who splits a value of the region into the rows of the pieces, such as a layer that
+       returns them in flight, is handed the pieces; for other readers outside of it they are concatenated again.
 Never: changes what is outside of the region, or computes anything twice; cuts what does not hold rows.
 
 Each new node on the rows of an old one names that in `meta["farskip_piece"]`, for the account.
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from farskip_compile._compat import same_dim
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.pieces.axis import Axis, Size
 from farskip_compile.passes.pieces.region import Exchange, Region
@@ -59,6 +61,7 @@ class _Cut:
         axes = {**region.axes, **dict.fromkeys(region.combine.waits, arriving)}
         inside = set(old)
         for node, axis in axes.items():
+            self._hand_out(node, axis, inside)
             if any(user not in inside for user in node.users):
                 self._join(node, axis, inside)
         for node in reversed(old):
@@ -127,6 +130,23 @@ class _Cut:
             for part, (low, high) in zip(parts, self.rows, strict=True)
         ]
 
+    def _hand_out(self, node: fx.Node, axis: Axis, inside: set[fx.Node]) -> None:
+        """Give the pieces to readers outside of the region that split `node` into just these."""
+        shape, lengths = list(ops.tensor(node).shape), [high - low for low, high in self.rows]  # type: ignore[union-attr]
+        for reader in [user for user in node.users if user not in inside]:
+            is_view = ops.op_name(reader) in ops.VIEWS
+            for split in list(reader.users) if is_view else [reader]:
+                if not _splits(split, axis, shape, lengths):
+                    continue
+                for taken in list(split.users):
+                    self.before = taken
+                    piece = self.pieces[node][taken.args[1]]  # type: ignore[index]
+                    taken.replace_all_uses_with(self._reshape(piece, ops.tensor(taken).shape))  # type: ignore[union-attr]
+                    self.graph.erase_node(taken)
+                self.graph.erase_node(split)
+            if is_view and not reader.users:
+                self.graph.erase_node(reader)
+
     def _join(self, node: fx.Node, axis: Axis, inside: set[fx.Node]) -> None:
         """Give the readers outside of the region the whole of `node`."""
         self.before = node.next
@@ -166,3 +186,15 @@ class _Cut:
         values: Any = fx.map_arg((args, kwargs), ops.fake)  # type: ignore[arg-type]
         new.meta["val"] = self.results.of(target, *values)
         return new
+
+
+def _splits(node: fx.Node, axis: Axis, shape: Sequence[Size], lengths: Sequence[int]) -> bool:
+    """Whether `node` splits a value of this shape, or a view of it, into so many rows of `axis` each."""
+    if node.target is not torch.ops.aten.split_with_sizes.default:
+        return False
+    args: Sequence[Any] = [*node.args, 0]
+    source, sizes, dim = args[:3]
+    alone, place = axis.alone(shape, axis.size)
+    viewed = ops.tensor(source).shape  # type: ignore[union-attr]
+    same = len(viewed) == len(alone) and all(map(same_dim, viewed, alone))
+    return same and bool(dim == place) and list(sizes) == list(lengths)

@@ -15,7 +15,7 @@ Algorithm:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,7 +77,7 @@ def pairs_of(graph: fx.Graph) -> list[tuple[Exchange, Exchange, list[fx.Node]]]:
     exchanges = {
         launch: Exchange(launch, waits)
         for launch, waits in launches_with_waits(graph).items()
-        if ops.is_all_to_all(launch) and not is_piece(launch) and not _brings_numbers(launch)
+        if ops.is_all_to_all(launch) and not is_piece(launch) and not brings_numbers(launch)
     }
     exchange_of = {wait: launch for launch, one in exchanges.items() for wait in one.waits}
     newest: dict[fx.Node, fx.Node] = {}
@@ -99,7 +99,7 @@ def pairs_of(graph: fx.Graph) -> list[tuple[Exchange, Exchange, list[fx.Node]]]:
     return pairs
 
 
-def _brings_numbers(launch: fx.Node) -> bool:
+def brings_numbers(launch: fx.Node) -> bool:
     """Whether it is about rows: how many there are, which experts they are for. Quantised rows are bytes."""
     value = ops.tensor(launch)
     return value is not None and value.dtype in (torch.int64, torch.int32, torch.int16)
@@ -126,8 +126,7 @@ def find_region(dispatch: Exchange, combine: Exchange, inside: Sequence[fx.Node]
         if effects.is_random(node) or effects.mutated_args(node) or ops.is_collective(node):
             raise NotSeparableError(node, "it writes, draws random numbers or communicates")
     refusals: list[NotSeparableError] = []
-    candidates = [axis for axis in _candidates(dispatch, ranks) if axis.size >= pieces]
-    for axis in sorted(candidates, key=lambda axis: axis.size % pieces != 0):
+    for axis in candidates(dispatch.waits, ranks, pieces):
         try:
             return _follow(dispatch, combine, inside, axis, ranks)
         except NotSeparableError as refusal:
@@ -138,14 +137,16 @@ def find_region(dispatch: Exchange, combine: Exchange, inside: Sequence[fx.Node]
     raise max(refusals, key=lambda refusal: place.get(refusal.node, -1))
 
 
-def _candidates(dispatch: Exchange, ranks: int) -> list[Axis]:
-    shapes, views = [], list(dispatch.waits)
+def candidates(waits: Iterable[fx.Node], ranks: int, pieces: int) -> list[Axis]:
+    """The axes along which what is waited for, which comes from as many ranks, has that many pieces: the best first."""
+    shapes, views = [], list(waits)
     for view in views:  # grows
         value = ops.tensor(view)
         if value is not None:
             shapes.append(value.shape)
         views += [user for user in view.users if ops.op_name(user) in SIZED and ops.op_name(user) != "expand"]
-    return axes_of(shapes[0], shapes, ranks) if shapes else []
+    found = [axis for axis in axes_of(shapes[0], shapes, ranks) if axis.size >= pieces] if shapes else []
+    return sorted(found, key=lambda axis: axis.size % pieces != 0)
 
 
 def _follow(dispatch: Exchange, combine: Exchange, inside: Sequence[fx.Node], axis: Axis, ranks: int) -> Region:

@@ -1,9 +1,9 @@
 """Post-grad: what a part of a model leaves to the next one is launched here and not waited for.
 
 In:    an ATen graph before it is scheduled; waits that `depart` left to the next graph say so, through differentiation.
-Out:   the same graph, which returns what such a wait was for, in flight. In a forward graph of a training step, the
-       operator `land_if_recomputed` stands before the end: where a checkpoint runs this graph again, nobody will wait
-       for what it returns.
+Out:   the same graph, which returns what such a wait was for, in flight; where it returned a copy in another shape, a
+       view in that shape. In a forward graph of a training step, the operator `land_if_recomputed` stands before the
+       end: where a checkpoint runs this graph again, nobody will wait for what it returns.
 Never: drops a wait whose result anything here reads.
 
 `arrivals` are the other side: waits for what came in flight.
@@ -19,17 +19,23 @@ from torch import fx
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS, FLIGHT
 
+KEEP_ORDER = frozenset(["clone", "view", "reshape", "_unsafe_view"])
+
 
 def leave_in_flight(graph: fx.Graph, training: bool) -> int:
     """Edit `graph` in place; `training`: it is the forward graph of a training step. Returns how many waits it left."""
     (output,) = graph.find_nodes(op="output")
     left: list[fx.Node] = []
-    for wait in ops.calls(graph, ops.is_wait):
-        if DEPARTS in wait.meta.get(CUSTOM, {}) and list(wait.users) == [output]:
-            (flying,) = wait.all_input_nodes
-            output.replace_input_with(wait, flying)
-            graph.erase_node(wait)
-            left.append(flying)
+    for returned in dict.fromkeys(output.all_input_nodes):
+        path = _copies(returned, output)
+        wait = path[-1] if path else None
+        if wait is None or not ops.is_wait(wait) or DEPARTS not in wait.meta.get(CUSTOM, {}):
+            continue
+        (flying,) = wait.all_input_nodes
+        output.replace_input_with(returned, _in_the_shape_of(returned, flying) if len(path) > 1 else flying)
+        for node in path:
+            graph.erase_node(node)
+        left.append(flying)
     launched = [one for one in left if one.op != "placeholder"]
     for one in launched:
         one.meta[CUSTOM] = {**one.meta.get(CUSTOM, {}), DEPARTS: "launched"}
@@ -37,6 +43,35 @@ def leave_in_flight(graph: fx.Graph, training: bool) -> int:
         with graph.inserting_before(output):
             graph.call_function(land_if_recomputed(), (launched,))
     return len(left)
+
+
+def _copies(node: fx.Node, reader: fx.Node) -> list[fx.Node]:
+    """`node`, what it copies or views, and so on; nothing if anything else than `reader` reads one of these."""
+    path: list[fx.Node] = []
+    while list(node.users) == [reader]:
+        path.append(node)
+        if not _keeps_order(node):
+            return path
+        reader, node = node, node.all_input_nodes[0]
+    return []
+
+
+def _keeps_order(node: fx.Node) -> bool:
+    """Whether it is what it is given, in the order of memory: collectives return what is contiguous."""
+    format = node.kwargs.get("memory_format")
+    return ops.op_name(node) in KEEP_ORDER and format in (None, torch.contiguous_format, torch.preserve_format)
+
+
+def _in_the_shape_of(returned: fx.Node, flying: fx.Node) -> fx.Node:
+    """A view of what is in flight: it looks at no value."""
+    value, memory = ops.tensor(returned), ops.tensor(flying)
+    assert value is not None
+    assert memory is not None
+    sizes = [size if isinstance(size, int) else -1 for size in value.shape]
+    with returned.graph.inserting_before(returned):
+        view = returned.graph.call_function(torch.ops.aten.view.default, (flying, sizes))
+    view.meta = {"val": memory.view(sizes)}
+    return view
 
 
 def departs(launch: fx.Node) -> bool:

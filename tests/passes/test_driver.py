@@ -27,7 +27,7 @@ from tests.graphs import Dense, Layer, MoE, Stack, dynamo, ids
 
 GIVEN = {
     Stage.DYNAMO: {
-        *("module", "graph", "autocast", "table", "connectivity", "layers", "leaving"),
+        *("module", "graph", "autocast", "table", "connectivity", "layers", "leaving", "pieces_later"),
         *("stream", "regions", "term_names", "table_as_wired"),
     },
     Stage.POST_GRAD: {"graph", "training", "pieces", "regroup", "estimate", "limits", "in_place", "backward"},

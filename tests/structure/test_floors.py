@@ -10,7 +10,7 @@ from tests.structure.sources import imports, modules
 ROOT = "farskip_compile"
 MODULES = modules()
 ARROWS = {name: {target for target, _ in imports(name, file, MODULES)} - {name} for name, file in MODULES.items()}
-FLOORS = (("graph",), ("normalize",), ("residual",), ("rewire", "schedule"), ("boundary",))
+FLOORS = (("graph",), ("normalize",), ("residual",), ("rewire", "schedule"), ("pieces",), ("boundary",))
 """Of `passes`, from below; those of one floor do not know each other."""
 TOP = ("cli", "demo")
 
