@@ -51,6 +51,7 @@ from farskip_compile.passes.normalize.closing import close_checkpoints
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire.request import Request
+from farskip_compile.passes.rewire.told import heard, heard_later
 from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.report.wiring import classify_wiring
 from farskip_compile.verify.account.outside import Beside
@@ -163,7 +164,7 @@ def _asked(config: Resolved, boundary: Boundary) -> dict[str, Any]:
     """What is asked of this graph, and of the next one if it is a part of a model.
 
     Raises:
-        ConnectivityError: a table, which names sub-blocks of a whole model.
+        ConnectivityError: a table, of which the layer was not told.
         ConfigError: the batch is to go through the whole stack in parts.
     """
     asked = config.connectivity
@@ -175,13 +176,15 @@ def _asked(config: Resolved, boundary: Boundary) -> dict[str, Any]:
             "batch together again",
             way_out='pieces=2, or the whole model: torch.compile(model, backend="farskip")',
         )
-    if isinstance(asked, Mapping):
-        raise ConnectivityError(
-            "a table of sub-blocks is asked of layers that are compiled one by one, which don't know their numbers",
-            way_out='a connectivity by name with `layers`, or the whole model: torch.compile(model, backend="farskip")',
-        )
-    here = asked if boundary.here else "none"
-    return {"connectivity": here, "layers": None, "leaving": asked if boundary.later else "none"}
+    if not isinstance(asked, Mapping):
+        here = asked if boundary.here else "none"
+        return {"connectivity": here, "layers": None, "leaving": asked if boundary.later else "none"}
+    if isinstance(boundary.here, str) and isinstance(boundary.later, str):
+        return {"connectivity": heard(boundary.here), "layers": None, "leaving": heard_later(boundary.later)}
+    raise ConnectivityError(
+        "a table of sub-blocks is asked of layers that were prepared without one, and don't know their numbers",
+        way_out="give the table to farskip_compile.regional(model, table, compile=False), and no options to the loop",
+    )
 
 
 def _depart(module: fx.GraphModule, driver: Driver, found: Verified, in_pieces: InPieces | None) -> Departure:

@@ -14,9 +14,10 @@ from overlap_bench.cells import COMMUNICATION, COMPUTE, FULL, TIMED, TRAINING
 from overlap_bench.results import Result
 from overlap_bench.terminal import MOST_OTHERS, checks_text, ms, percent
 
-from regional_bench import compiled, stepped
+from regional_bench import compiled, sharded, stepped
 from regional_bench.compiled import WHOLE, Compiled
-from regional_bench.results import COMPILE, STEPS, Store
+from regional_bench.results import COMPILE, MEMORY, STEPS, Store
+from regional_bench.sharded import Sharded
 from regional_bench.targets import PLAIN_OF, gain, judge
 
 INTRO = """\
@@ -50,17 +51,28 @@ Inductor by layer itself, plain Inductor on the whole graph. `full` is our whole
 `hand-written` is the FarSkip form written by hand, compiled by Inductor, with which all of ours are compared. By layer,
 the embedding, the last norm and the head run in eager mode.
 """
+MEMORY_TEXT = """\
+## Memory
+
+DeepSeek-V3 style, {layers} layers, hidden size {hidden}, {ranks} ranks, experts spread over them, all else sharded by
+FSDP2, a group for each layer; compiled layer by layer. *Parameters* are a rank's shards and experts, *step* the most
+bytes that a training step holds over them, gradients among them: that of the rank that holds most.
+"""
 MISSING = "Not measured yet: `python benchmarks/regional.py --{part}`.\n"
 
 
 def page(store: Store, json_name: str) -> str:
     """The whole page."""
-    verdicts = judge(store.compiles, store.cells_in_order())
+    verdicts = judge(store.compiles, store.cells_in_order(), store.sharded)
     parts = [INTRO.format(json=json_name), "\n".join(["## Targets", "", *target_lines(verdicts), ""])]
     parts += [COMPILES.format(ranks=compiled.RANKS), *_facts(store, COMPILE)]
     parts.append(_compiles(store.in_order()) if store.compiles else MISSING.format(part=COMPILE))
     parts += [CELLS, *_facts(store, STEPS)]
     parts += [_cell(one) for one in store.cells_in_order()] or [MISSING.format(part=STEPS)]
+    sizes = sharded.SIZES
+    text = MEMORY_TEXT.format(layers=len(sizes["layers"]), hidden=sizes["hidden_size"], ranks=sharded.RANKS)
+    parts += [text, *_facts(store, MEMORY)]
+    parts.append(_memory(list(store.sharded.values())) if store.sharded else MISSING.format(part=MEMORY))
     return "\n".join(parts)
 
 
@@ -106,6 +118,22 @@ def _compiles(found: Sequence[Compiled]) -> str:
         rows.append([one.phase, str(one.layers), one.form, *seconds, *shares, *counts])
     head = "phase | >layers | form | >cold | >prepared | >warm | >cold / whole graph's | >warm / whole graph's"
     return "\n".join([*markdown(f"{head} | >later | >graphs | >loaded", rows), ""])
+
+
+def _memory(found: Sequence[Sharded]) -> str:
+    plain = {one.checkpointed: one for one in found if one.form == sharded.PLAIN}
+    rows = []
+    for one in found:
+        base = plain.get(one.checkpointed)
+        over = [f"{100 * (ours / theirs - 1):+.1f} %" for ours, theirs in _pairs(one, base)] if base else ["-", "-"]
+        sizes = [f"{size / 1e6:.1f} MB" for size in (one.parameters, one.peak, one.held)]
+        rows.append([one.form, "full" if one.checkpointed else "none", *sizes, *over])
+    head = "form | checkpoints | >parameters | >step | >both | >both over plain | >step over plain"
+    return "\n".join([*markdown(head, rows), ""])
+
+
+def _pairs(one: Sharded, base: Sharded) -> list[tuple[int, int]]:
+    return [(one.held, base.held), (one.peak, base.peak)]
 
 
 def _cell(cell: Result) -> str:

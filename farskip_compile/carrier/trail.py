@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from farskip_compile._compat.tensors import in_backward
 from farskip_compile.passes.residual.table import LETTERS, ROW_NAMES, Kind, SubBlock, Table, Term
 from farskip_compile.passes.residual.termset import TermSet
-from farskip_compile.passes.rewire.request import Named
+from farskip_compile.passes.rewire.request import Connectivity
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Passed:
     table: Table
     apart: tuple[int, ...]
     """Indices of the terms that left it apart."""
-    connectivity: Named
+    connectivity: Connectivity
     """That it was compiled with."""
 
 

@@ -37,7 +37,7 @@ from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.pieces import PiecesCut, cut_earlier
 from farskip_compile.passes.schedule.from_graph import input_bytes
-from farskip_compile.passes.schedule.in_flight import arrivals, leave_in_flight
+from farskip_compile.passes.schedule.in_flight import arrivals, landed, leave_in_flight
 from farskip_compile.passes.schedule.search import Limits, Schedule
 from farskip_compile.ranks.announce import (
     Announcement,
@@ -153,7 +153,7 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
     """
     earlier, in_pieces = cut_earlier(graph), cut(graph, plan)
     phase = _phase(graph)
-    _leave_in_flight(graph, phase, plan)
+    left, still_here = _leave_in_flight(graph, phase, plan)
     regroup = _regroup(graph, plan.ep_group)
     facts = {
         "graph": graph,
@@ -179,6 +179,8 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
         exchanges_whole=tuple(map(str, in_pieces.refused)),
         pieces_same_bits=in_pieces.same_bits,
         pieces_along=tuple(dict.fromkeys([*earlier.along, *in_pieces.along])),
+        left_in_flight=left,
+        landed=still_here,
     )
     schedule: Schedule | None = driver.facts.get("schedule")
     if schedule is not None:
@@ -192,14 +194,16 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
     return report
 
 
-def _leave_in_flight(graph: fx.Graph, phase: str, plan: Plan) -> None:
-    """Leave the waits to the next graph that are its, and verify that."""
+def _leave_in_flight(graph: fx.Graph, phase: str, plan: Plan) -> tuple[int, tuple[str, ...]]:
+    """Leave the waits to the next graph that are its, and verify that. How many, and those that are still here."""
     facts = {"graph": graph, "training": phase == "forward"}
     driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, "pieces"})
     before = driver.step("remember", returned, graph)
     driver.run(through="in_flight")
     driver.verify(verify_in_flight, graph, before)
     driver.finish()
+    still_here = tuple(node.name for node in landed(graph)) if phase != "backward" else ()
+    return driver.facts.get("left_in_flight", 0), still_here
 
 
 def cut(graph: fx.Graph, plan: Plan) -> PiecesCut:

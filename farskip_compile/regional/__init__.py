@@ -8,7 +8,7 @@ must be what is asked of a whole model, and what the manifest says, or the call 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +25,8 @@ from farskip_compile.config import FarSkipConfig, Resolved
 from farskip_compile.errors import ConfigError, PartialModelError, Where
 from farskip_compile.manifest.fingerprint import parameters_of
 from farskip_compile.passes.residual.table import Table
+from farskip_compile.passes.rewire.request import Connectivity, LayerRange
+from farskip_compile.passes.rewire.told import told, told_later
 from farskip_compile.regional.layers import find_layers
 from farskip_compile.regional.recording import let_layers_record
 from farskip_compile.regional.stand_in import stand_in
@@ -93,20 +95,21 @@ class Regional:
         if not passed or key in self._known:
             return
         table = assemble(passed)
-        asked = {part.connectivity for part in passed}
-        if len(asked) > 1:
+        first, *others = (part.connectivity for part in passed)
+        if any(other != first for other in others):
+            names = sorted({str(one) for one in (first, *others)})
             raise PartialModelError(
-                f"the layers of one model were compiled with different connectivities: {', '.join(sorted(asked))}",
+                f"the layers of one model were compiled with different connectivities: {', '.join(names)}",
                 way_out="give all of them the same options",
             )
-        check_whole(table, asked.pop(), self.settings, self.model)
+        check_whole(table, first, self.settings, self.model)
         self._table = table
         self._known[key] = passed
 
 
 def regional(
     model: nn.Module,
-    connectivity: str | None = None,
+    connectivity: str | Mapping[str, Sequence[str]] | None = None,
     layers: tuple[int, int] | None = None,
     *,
     stack: str | None = None,
@@ -120,7 +123,7 @@ def regional(
 
     Args:
         model: any module that keeps its layers in a list, a dictionary or a sequence of modules.
-        connectivity: see `FarSkipConfig`; by name.
+        connectivity: see `FarSkipConfig`. By a table, each member of the list must begin one layer.
         layers: first and last layer to rewire; each member of the list must begin one.
         stack: name of the list in the model, if it can't be told.
         compile: False: only prepare the layers; they are compiled by `layer.compile(backend="farskip")`, or whatever
@@ -131,16 +134,17 @@ def regional(
     Raises:
         ConfigError: wrong options, or a layer whose forward was replaced before.
         PartialModelError: the layers can't be told.
+        ConnectivityError: a table names what is not a sub-block or a term.
     """
     config = FarSkipConfig.from_options({"connectivity": connectivity, "layers": layers, **options})
     backend = Backend(config, mode)
     owner, found = find_layers(model, stack)
     made = Regional(model, tuple(name for name, _ in found), backend.settings)
-    forwards: dict[tuple[Any, bool, bool], Callable[..., Any]] = {}
+    wish, layers = backend.settings.connectivity, backend.settings.layers  # those of a manifest, if there is one
+    forwards: dict[tuple[Any, bool | str, bool | str], Callable[..., Any]] = {}
     keys = []
     for number, (name, layer) in enumerate(found):
-        more = number + 1 < len(found)  # nobody leaves out anything of the last layer
-        keys.append((_plain(name, layer), _applies(layers, number), more and _applies(layers, number + 1)))
+        keys.append((_plain(name, layer), *_asked(wish, layers, number, len(found))))
     prepared, plan = "" if compile else prepare(backend), f"layers {layers or 'all'} of {len(found)}"
     made._undo += [allow_recompiles(RECOMPILES * len(found)), let_layers_record(), partial(forget, prepared)]
     for key, (_, layer) in zip(keys, found, strict=True):
@@ -152,6 +156,13 @@ def regional(
         _replace(made, layer, forwards[key])
     _watch(made, owner)
     return made
+
+
+def _asked(wish: Connectivity, layers: LayerRange, number: int, count: int) -> tuple[bool | str, bool | str]:
+    """What the marks of a layer say: of it, and of what comes after it. Nobody leaves out anything of the last one."""
+    if isinstance(wish, Mapping):
+        return told(wish, number), told_later(wish, number)
+    return _applies(layers, number), number + 1 < count and _applies(layers, number + 1)
 
 
 def _applies(layers: tuple[int, int] | None, number: int) -> bool:

@@ -26,8 +26,8 @@ torch.compiler.allow_in_graph(arrive)
 torch.compiler.allow_in_graph(depart)
 
 
-def stand_in(plain: Forward, *, here: bool, later: bool, prepared: str = "", plan: str = "") -> Forward:
-    """A forward in place of `plain`; whether the connectivity applies to the layer, and to the next one.
+def stand_in(plain: Forward, *, here: bool | str, later: bool | str, prepared: str = "", plan: str = "") -> Forward:
+    """A forward in place of `plain`; `here` and `later`: what is asked of the layer, and of what comes after it.
 
     `prepared`: the backend for whoever compiles it without options of its own; see `farskip_compile.backend.prepare`.
     `plan`: see `depart`.

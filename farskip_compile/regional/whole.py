@@ -14,14 +14,14 @@ from farskip_compile.manifest.check import check_as_written, check_rewired
 from farskip_compile.manifest.fingerprint import parameters_of
 from farskip_compile.manifest.graph_parameters import GraphParameters
 from farskip_compile.passes.residual.table import Table
-from farskip_compile.passes.rewire.request import Named, ask
+from farskip_compile.passes.rewire.request import Connectivity, ask
 
 
-def check_whole(table: Table, connectivity: Named, settings: Resolved, model: nn.Module) -> None:
+def check_whole(table: Table, connectivity: Connectivity, settings: Resolved, model: nn.Module) -> None:
     """Compare `table`, that of `model`, with what `connectivity` and `settings` ask of a whole model.
 
     Raises:
-        DenseModelError, LayerRangeError: as for a whole model.
+        ConnectivityError, DenseModelError, LayerRangeError: as for a whole model.
         ManifestError: the manifest describes another one.
         PartialModelError: a layer is wired otherwise; names it.
     """

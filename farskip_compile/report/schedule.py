@@ -79,6 +79,10 @@ class ScheduleReport:
     """What the rows of pieces are that were cut before differentiation: those of `experts` (gradients of weights are
     whole), of `tokens` or of parts of the `batch` (they are sums over pieces). Padded exchanges are cut after it, and
     gradients of weights are whole."""
+    left_in_flight: int = 0
+    """Of a layer that is compiled by itself: collectives that the next layer waits for."""
+    landed: tuple[str, ...] = ()
+    """Waits that were to be left to the next layer and are not: the exchange was cut in other pieces than expected."""
     profile: str = ""
     """Name of the hardware profile that the figures come from."""
     flights: tuple[Flight, ...] = ()
@@ -106,10 +110,9 @@ class ScheduleReport:
         for name in ("unscheduled", "before", "after"):
             if known.get(name) is not None:
                 known[name] = Predicted(**known[name])
-        if "exchanges_whole" in known:
-            known["exchanges_whole"] = tuple(known["exchanges_whole"])
-        if "pieces_along" in known:
-            known["pieces_along"] = tuple(known["pieces_along"])
+        for name in ("exchanges_whole", "pieces_along", "landed"):
+            if name in known:
+                known[name] = tuple(known[name])
         if "flights" in known:
             known["flights"] = tuple(_flight(one) for one in known["flights"])
         return cls(**known)
@@ -125,6 +128,9 @@ class ScheduleReport:
             text += f" by {' and '.join(self.pieces_along)}" if self.pieces_along else ""
             text += f" and {len(self.exchanges_whole)} whole" if self.exchanges_whole else ""
             text += {True: " (same bits)", False: " (other rounding)", None: ""}[self.pieces_same_bits]
+        if self.left_in_flight or self.landed:
+            text += f", {self.left_in_flight} left in flight"
+            text += f" and {len(self.landed)} waited for that should be" if self.landed else ""
         if self.before is None or self.after is None:
             return f"{text}, not scheduled"
         before, after = self.before, self.after

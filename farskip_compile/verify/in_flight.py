@@ -18,7 +18,7 @@ from farskip_compile.passes.graph import ops
 from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS
 from farskip_compile.passes.schedule.in_flight import land_if_recomputed
 
-COPIES = frozenset(["clone", "view", "reshape", "_unsafe_view"])
+COPIES = frozenset(["clone", "copy", "view", "reshape", "_unsafe_view"])
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def verify_in_flight(graph: fx.Graph, before: Outputs) -> None:
             raise _error(f"it returns {name!r} in place of {old!r}, in another shape")
         while old != launch:
             allowed.add(str(old))
-            (old,) = before.nodes[str(old)]
+            old = before.nodes[str(old)][-1]
         for user in _readers(flying):
             if user.op != "output" and user.target is not land_if_recomputed():
                 raise _error(f"{user.name!r} reads {flying.name!r}, for which nothing waits any more")
@@ -78,8 +78,14 @@ def verify_in_flight(graph: fx.Graph, before: Outputs) -> None:
 
 def _source(node: fx.Node | None) -> fx.Node | None:
     """What `node` is a copy or a view of, or it itself."""
-    while node is not None and ops.op_name(node) in COPIES and len(node.all_input_nodes) == 1:
-        node = node.all_input_nodes[0]
+    while node is not None and ops.op_name(node) in COPIES:
+        source = node.args[0]
+        if ops.op_name(node) == "copy":  # of the second argument, into memory like the first
+            source = node.args[1]
+            one, other = ops.tensor(node), ops.tensor(source) if isinstance(source, fx.Node) else None
+            if one is None or other is None or one.dtype != other.dtype or not ops.same_shape(one, other):
+                return node
+        node = source if isinstance(source, fx.Node) else None
     return node
 
 

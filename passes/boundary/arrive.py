@@ -44,9 +44,9 @@ class Boundary:
     """Whether it is."""
     outputs: tuple[int, ...]
     """Outputs of the graph of which one is the stream."""
-    here: bool
-    """Whether the connectivity applies to this part."""
-    later: bool
+    here: bool | str
+    """Whether the connectivity applies to this part; of one by table, what it says to it."""
+    later: bool | str
     """And to the next one."""
     arrivals: int
     """Terms that came in apart."""
@@ -81,7 +81,7 @@ def write_boundary(module: fx.GraphModule, autocast: Autocast = None) -> Boundar
         node.replace_all_uses_with(node.args[0])
         module.graph.erase_node(node)
     part = bool(arrivals) or not whole
-    return Boundary(part, () if whole else places, bool(here), bool(later), terms, opened, str(plan))
+    return Boundary(part, () if whole else places, here, later, terms, opened, str(plan))
 
 
 def _distinct(arrivals: list[fx.Node]) -> list[fx.Node]:

@@ -32,14 +32,15 @@ from farskip_compile.passes.boundary.late import Late, find_late
 from farskip_compile.passes.boundary.tail import Autocast, Departure, Flight, Tail, intern
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.dead import erase_dead, used_nodes
-from farskip_compile.passes.graph.walk import fresh_like
+from farskip_compile.passes.graph.hidden_collectives import collectives_of, group_of, hidden_launch
+from farskip_compile.passes.graph.walk import bodies, fresh_like
 from farskip_compile.passes.normalize.accumulations import added_alone
 from farskip_compile.passes.residual.carried import KEY, Carried
 from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.residual.sums import images_of
 from farskip_compile.passes.residual.table import Kind, Table
 from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS, FLIGHT
-from farskip_compile.passes.rewire.request import Named, may_leave_out_later
+from farskip_compile.passes.rewire.request import Leaving, may_leave_out_later
 
 
 def cut(
@@ -48,12 +49,14 @@ def cut(
     names: Sequence[str],
     table: Table,
     boundary: Boundary,
-    leaving: Named,
+    leaving: Leaving,
     autocast: Autocast,
     pieces: HowMany = whole,
 ) -> Departure:
-    """Cut `graph` in place at the end of `stream`, whose terms have these names; `leaving`: the connectivity to come.
-    `pieces`: in how many an exchange with equal shares will be after differentiation, by its launch.
+    """Cut `graph` in place at the end of `stream`, whose terms have these names.
+
+    `leaving`: what is asked of later parts. `pieces`: in how many an exchange with equal shares will be after
+    differentiation, by its launch.
 
     Raises:
         PartialModelError: what the layer returns is not its residual stream.
@@ -151,11 +154,13 @@ class _Cut:
 
     def _wait(self, node: fx.Node, part: fx.Node) -> fx.Node:
         """`part`, which is what `node` waits for or a piece of it, comes in flight."""
-        twin, flight = self.twins[part], _flight(node.all_input_nodes[0])
+        twin, (flight, launch) = self.twins[part], _flight(node)
         wait = self.tail.call_function(WAIT, (twin,))
         wait.meta[CUSTOM] = {FLIGHT: flight.to_text()}
         twin.meta[FLIGHT] = flight
-        node.meta[CUSTOM] = {**node.meta.get(CUSTOM, {}), DEPARTS: flight.to_text()}
+        inside = (one for body in bodies(launch)[:1] for one in body.graph.nodes)
+        for one in (node,) if ops.is_wait(node) else (node, launch, *inside):  # of which differentiation makes the wait
+            one.meta[CUSTOM] = {**one.meta.get(CUSTOM, {}), DEPARTS: flight.to_text()}
         return wait
 
     def _copy(self, node: fx.Node) -> None:
@@ -174,12 +179,16 @@ class _Cut:
             self.twins[node].meta[KEY] = known
 
 
-def _flight(launch: fx.Node) -> Flight:
+def _flight(wait: fx.Node) -> tuple[Flight, fx.Node]:
+    """What `wait` is for, and what launches it."""
+    if (launch := hidden_launch(wait)) is not None:
+        return Flight([*collectives_of(launch)][-1], group_of(launch)), launch
+    (launch,) = wait.all_input_nodes
     if ops.is_collective(launch):
-        return Flight(ops.op_name(launch).partition("::")[2], ops.process_group(launch))
+        return Flight(ops.op_name(launch).partition("::")[2], ops.process_group(launch)), launch
     text = launch.meta.get(CUSTOM, {}).get(FLIGHT) or launch.meta.get(FLIGHT, "")
     operator, _, group = str(text).partition(" ")
-    return Flight(operator, group)
+    return Flight(operator, group), launch
 
 
 def _own(graph: fx.Graph, output: fx.Node, part: fx.Node) -> fx.Node:

@@ -6,7 +6,8 @@ not hold of a term, its wait stays in this graph, and the reason is given.
 
 Algorithm, for each such term:
 1. It enters the stream where the last wait on its way to the root is, such as that of a reduction; else where it is
-   computed. Sums above that are late.
+   computed. Sums above that are late. What a redistribution of a DTensor, or an `autograd.Function`,
+   sends is waited for only after differentiation; its result counts as such a wait.
 2. In the latter case, walk back from it to the first waits on each path. One that something else reads, or reads what
    comes of it, such as a size that data decides, is waited for here anyway. Late is what depends on one of the waits
    that are left.
@@ -22,6 +23,7 @@ from torch import fx
 
 from farskip_compile._compat import is_module_state
 from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph.hidden_collectives import hidden_launch
 from farskip_compile.passes.graph.walk import spread, walk_back
 from farskip_compile.passes.normalize.accumulations import added_alone
 from farskip_compile.passes.residual.stream import Stream
@@ -50,7 +52,7 @@ def find_late(stream: Stream, apart: Iterable[int]) -> Late:
         path = [stream.leaves[index]]
         while path[-1] in stream.parents:
             path.append(stream.parents[path[-1]])
-        at = max((place for place, node in enumerate(path) if ops.is_wait(node)), default=0)
+        at = max((place for place, node in enumerate(path) if lands(node)), default=0)
         found.entries.setdefault(path[at], []).append(index)
         found.nodes.update(path[at + 1 :])
     found.nodes -= {node for entry in found.entries for node in _below(stream, entry)}
@@ -76,10 +78,10 @@ def _late_of(
     border: dict[fx.Node, None] = {}
 
     def stops(node: fx.Node) -> bool:
-        return ops.is_wait(node) or stream.is_residual(node)
+        return lands(node) or stream.is_residual(node)
 
     behind = sorted(walk_back([entry], stops, stream.inputs, border), key=stream.order.__getitem__)
-    waits = {node for node in border if ops.is_wait(node)}
+    waits = {node for node in border if lands(node)}
     late = spread(behind, lambda node: not waits.isdisjoint(node.all_input_nodes))
     readers: dict[fx.Node, fx.Node] = {}  # by what is read here, at once or by way of something else
     for node in reversed([*sorted(waits, key=stream.order.__getitem__), *behind]):
@@ -97,6 +99,11 @@ def _late_of(
         if reason := _why_here(node, late | flying, switched):
             return set(), set(), f"{ops.op_name(node)!r} comes after its wait, and {reason}"
     return late, flying, ""
+
+
+def lands(node: fx.Node) -> bool:
+    """Whether what is sent has arrived from here on."""
+    return ops.is_wait(node) or hidden_launch(node) is not None
 
 
 def _is_late(user: fx.Node, late: Set[fx.Node], sums: Set[fx.Node]) -> bool:

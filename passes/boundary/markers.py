@@ -19,8 +19,11 @@ def arrive(key: str, *parts: Any) -> torch.Tensor:
     return tail_of(key)(*parts)
 
 
-def depart(value: torch.Tensor, here: bool, later: bool, prepared: str = "", plan: str = "") -> torch.Tensor:
-    """`value`, which a layer returns; whether the connectivity applies to this layer, and to the next one.
+def depart(
+    value: torch.Tensor, here: bool | str, later: bool | str, prepared: str = "", plan: str = ""
+) -> torch.Tensor:
+    """`value`, which a layer returns; whether the connectivity applies to this layer, and to the next one; of one by
+    table, what it says to either (`rewire.told`).
 
     `prepared`: which backend a compile without options is for, as `prepared_for` reads it. `plan`: which layers of how
     many the connectivity applies to: what ranks must have in common.

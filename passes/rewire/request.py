@@ -37,6 +37,8 @@ from farskip_compile.passes.residual.termset import TermSet
 Named = Literal["full", "attention", "mlp", "lag2", "ladder", "none"]
 Connectivity = Named | Mapping[str, Sequence[str]]
 LayerRange = tuple[int, int] | None
+Leaving = Named | frozenset[str]
+"""What is asked of the parts of a model that are still to come: by name, or names of terms that they leave out."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,10 @@ class Request:
         return table.without(self.left_out)
 
 
-def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None, leaving: Named | None = None) -> Request:
+def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None, leaving: Leaving | None = None) -> Request:
     """Translate what the user asks of `table` into a `Request`.
 
-    Of a part of a model, which may be to change nothing, it is known what is asked of the next part: `leaving`.
+    Of a part of a model, which may be to change nothing, it is known what is asked of later parts: `leaving`.
 
     Raises:
         DenseModelError: no sub-block of the model is a MoE, and a connectivity by name is about these.
@@ -107,13 +109,21 @@ def _by_rule(table: Table, connectivity: Named, layers: LayerRange) -> tuple[dic
     return left_out, already
 
 
-def _of_a_part(table: Table, connectivity: Connectivity, leaving: Named) -> Request:
+def _of_a_part(table: Table, connectivity: Connectivity, leaving: Leaving) -> Request:
     """What is asked of a part of a model; whether it is what is asked of the whole is seen once all parts are known."""
+    later = may_leave_out_later(table, leaving)
+    if isinstance(connectivity, Mapping):
+        try:
+            asked = _from_user(table, connectivity)
+        except ConnectivityError as error:
+            reason = f"{error.reason}; in a layer that is compiled by itself, which it calls layer 0"
+            raise ConnectivityError(reason, way_out=error.way_out) from error
+        _refuse_inseparable(table, {"a later sub-block": later})
+        return Request(asked.left_out, leaving=later)
     routed = [row for row in table.rows if row.kind is Kind.ROUTED]
-    if isinstance(connectivity, Mapping) or (routed and all(is_shortcut(table, row) for row in routed)):
+    if routed and all(is_shortcut(table, row) for row in routed):
         return Request({}, tuple(row.name for row in routed))
     left_out, already = _by_rule(table, connectivity, None)
-    later = may_leave_out_later(table, leaving)
     _refuse_inseparable(table, {**left_out, "the next attention": later})
     return Request(left_out, tuple(already), later)
 
@@ -139,16 +149,19 @@ def _routed(terms: Iterable[Term]) -> TermSet:
     return TermSet.of(term.index for term in terms if term.kind is Kind.ROUTED)
 
 
-def may_leave_out_later(table: Table, connectivity: Named) -> TermSet:
-    """For a part of a model: the terms that `rule` may take away from sub-blocks of the next part.
+def may_leave_out_later(table: Table, leaving: Leaving) -> TermSet:
+    """For a part of a model: its terms that may be taken away from sub-blocks of later parts.
 
-    These are the mixer of the next layer; and the feed-forward part of the last layer, if that has none yet.
+    By name, these sub-blocks are the mixer of the next layer; and the feed-forward part of the last layer, if that has
+    none yet.
     """
+    if isinstance(leaving, frozenset):
+        return TermSet.of(sorted(term.index for term in table.terms if term.name in leaving))
     last, new = table.num_layers - 1, (len(table.terms),)
     coming = [SubBlock("next", Kind.ATTENTION, last + 1, new, NOTHING)]
     if all(row.kind.mixes_tokens for row in table.rows_of(last)):
         coming.append(SubBlock("next", Kind.ROUTED, last, new, NOTHING))
-    return reduce(or_, (rule(table, row, connectivity) for row in coming)) & table.everything
+    return reduce(or_, (rule(table, row, leaving) for row in coming)) & table.everything
 
 
 def is_shortcut(table: Table, row: SubBlock) -> bool:

@@ -17,9 +17,13 @@ import torch
 from torch import fx
 
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS, FLIGHT
 
 KEEP_ORDER = frozenset(["clone", "view", "reshape", "_unsafe_view"])
+COPY = torch.ops.aten.copy.default
+"""What a write into memory becomes: its second argument, in the shape of the first."""
+MOVES = KEEP_ORDER | {"cat", "slice", "split_with_sizes", "getitem", "copy"}
 
 
 def leave_in_flight(graph: fx.Graph, training: bool) -> int:
@@ -45,6 +49,14 @@ def leave_in_flight(graph: fx.Graph, training: bool) -> int:
     return len(left)
 
 
+def landed(graph: fx.Graph) -> list[fx.Node]:
+    """The waits that were to be left to the next graph and are still here: `graph` returns what they give, moved."""
+    (output,) = graph.find_nodes(op="output")
+    border: dict[fx.Node, None] = {}
+    list(walk_back(output.all_input_nodes, lambda node: ops.op_name(node) not in MOVES, border=border))
+    return [node for node in border if ops.is_wait(node) and DEPARTS in node.meta.get(CUSTOM, {})]
+
+
 def _copies(node: fx.Node, reader: fx.Node) -> list[fx.Node]:
     """`node`, what it copies or views, and so on; nothing if anything else than `reader` reads one of these."""
     path: list[fx.Node] = []
@@ -52,14 +64,26 @@ def _copies(node: fx.Node, reader: fx.Node) -> list[fx.Node]:
         path.append(node)
         if not _keeps_order(node):
             return path
-        reader, node = node, node.all_input_nodes[0]
+        reader, node = node, _copied(node)
     return []
 
 
 def _keeps_order(node: fx.Node) -> bool:
     """Whether it is what it is given, in the order of memory: collectives return what is contiguous."""
+    if node.target is COPY:
+        into, value = ops.tensor(node), ops.tensor(_copied(node))
+        if into is None or value is None:
+            return False
+        return ops.same_shape(into, value) and into.dtype == value.dtype
     format = node.kwargs.get("memory_format")
     return ops.op_name(node) in KEEP_ORDER and format in (None, torch.contiguous_format, torch.preserve_format)
+
+
+def _copied(node: fx.Node) -> fx.Node:
+    """What a copy is of, or a view."""
+    source = node.args[1 if node.target is COPY else 0]
+    assert isinstance(source, fx.Node)
+    return source
 
 
 def _in_the_shape_of(returned: fx.Node, flying: fx.Node) -> fx.Node:

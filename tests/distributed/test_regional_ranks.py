@@ -80,6 +80,45 @@ def test_under_inductor() -> None:
         assert all(len(order) == 2 for _, orders, _ in forward for order in orders.values())
 
 
+def in_pieces_on_rank(rank: int, world_size: int, layout: str, along: Any, pieces: Any) -> dict[str, Any]:
+    model, ids = model_on(layout, "mixtral", world_size, torch.float32)
+    expected, wanted = run_with_gradients(FarSkipForm(model), model, ids)
+    # a limit on memory that is no limit: in a model this small one more buffer is over it
+    farskip_compile.regional(model, "full", pieces=pieces, pieces_along=along, memory_increase=10.0)
+    output, gradients = run_with_gradients(model, model, ids)
+    schedules = farskip_compile.last_schedules()
+    forward = [one for one in schedules if one.phase == "forward"]
+    return {
+        "outputs": relative_difference(output, expected),
+        "close": max(relative_difference(gradients[name], wanted[name]) for name in wanted),
+        "left": sorted(one.left_in_flight for one in forward),
+        "landed": [one.landed for one in forward],
+        "pieces": {one.pieces for one in schedules},
+        "nothing is left": nothing_is_left_in_flight(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("layout", "along", "pieces"),
+    [("padded", "auto", 2), ("padded", "auto", 4), ("dropless", "experts", 2), ("dropless", "tokens", 2)],
+)
+def test_each_piece_crosses_in_flight(layout: str, along: str, pieces: int) -> None:
+    for found in run_ranks(in_pieces_on_rank, 2, layout, along, pieces, timeout=500):
+        assert found["outputs"] < 1e-5
+        assert found["close"] < 1e-5
+        assert found["left"] == [0, pieces, pieces]  # the last layer waits for its own
+        assert found["landed"] == [(), (), ()]
+        assert found["pieces"] == {pieces}
+        assert found["nothing is left"]
+
+
+def test_auto_leaves_whole_what_is_not_worth_cutting() -> None:
+    for found in run_ranks(in_pieces_on_rank, 2, "padded", "auto", "auto", timeout=400):
+        assert found["close"] < 1e-5
+        assert found["left"] == [0, 1, 1]
+        assert found["landed"] == [(), (), ()]
+
+
 # How layers are sharded and recomputed
 
 

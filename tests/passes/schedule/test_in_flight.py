@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import fx
@@ -10,10 +12,11 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 import farskip_compile.carrier.landing  # noqa: F401 (an operator)
 from farskip_compile.errors import VerificationError
+from farskip_compile.passes.graph import ops
 from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS, FLIGHT
 from farskip_compile.passes.schedule.from_graph import read_program
 from farskip_compile.passes.schedule.graph import pins, schedule_graph
-from farskip_compile.passes.schedule.in_flight import arrivals, departs, land_if_recomputed, leave_in_flight
+from farskip_compile.passes.schedule.in_flight import arrivals, departs, land_if_recomputed, landed, leave_in_flight
 from farskip_compile.passes.schedule.program import Role
 from farskip_compile.passes.schedule.search import Limits
 from farskip_compile.verify.in_flight import returned, verify_in_flight
@@ -63,6 +66,58 @@ def test_a_wait_that_is_read_stays() -> None:
     graph = layer(read=True)
     assert leave_in_flight(graph, training=True) == 0
     assert "wait_tensor_default_1" in names(graph)
+
+
+def returning(make: Callable[[fx.Graph, fx.Node], fx.Node]) -> fx.Graph:
+    """A launch whose wait leaves, returned as `make` says."""
+    graph = fx.Graph()
+    launch = graph.call_function(c10d.all_reduce.default, (graph.placeholder("primals_1"), "sum", "0"))
+    wait = graph.call_function(c10d.wait_tensor.default, (launch,))
+    wait.meta[CUSTOM] = {DEPARTS: "all_reduce 0"}
+    graph.output((make(graph, wait),))
+    module = fx.GraphModule({}, graph)
+    with FakeTensorMode() as mode:
+        FakeTensorProp(module, mode).propagate(torch.zeros(4, 4))
+    return module.graph
+
+
+def copied(graph: fx.Graph, wait: fx.Node) -> fx.Node:
+    view = graph.call_function(aten.reshape.default, (wait, [2, 2, 4]))
+    return graph.call_function(aten.clone.default, (view,), {"memory_format": torch.contiguous_format})
+
+
+def test_of_a_copy_in_another_shape_a_view_is_returned_in_flight() -> None:
+    graph = returning(copied)
+    before = returned(graph)
+    assert leave_in_flight(graph, training=False) == 1
+    verify_in_flight(graph, before)
+    assert not landed(graph)
+    assert [node.target for node in graph.nodes][1:-1] == [c10d.all_reduce.default, aten.view.default]
+    (view,) = graph.find_nodes(op="call_function", target=aten.view.default)
+    assert ops.tensor(view).shape == (2, 2, 4)
+    with graph.inserting_after(view):
+        graph.call_function(aten.sin.default, (view,))
+    with pytest.raises(VerificationError, match="for which nothing waits any more"):
+        verify_in_flight(graph, before)
+
+
+def test_the_proof_notices_another_shape() -> None:
+    graph = returning(copied)
+    before = returned(graph)
+    leave_in_flight(graph, training=False)
+    (view,) = graph.find_nodes(op="call_function", target=aten.view.default)
+    view.meta["val"] = ops.tensor(view).view(4, 4)
+    with pytest.raises(VerificationError, match="in another shape"):
+        verify_in_flight(graph, before)
+
+
+def test_what_is_put_together_or_computed_here_has_landed() -> None:
+    graph = returning(lambda graph, wait: graph.call_function(aten.cat.default, ([wait, wait],)))
+    assert leave_in_flight(graph, training=False) == 0
+    assert [ops.is_wait(one) for one in landed(graph)] == [True]
+    graph = returning(lambda graph, wait: graph.call_function(aten.sin.default, (wait,)))
+    assert leave_in_flight(graph, training=False) == 0
+    assert not landed(graph)
 
 
 def test_the_proof_notices_what_nobody_waits_for() -> None:
