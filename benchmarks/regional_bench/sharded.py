@@ -31,6 +31,8 @@ SIZES: dict[str, Any] = {
 }
 TOKENS = (2, 256)
 TIMEOUT = 1200.0
+QUIET = {"KINETO_LOG_LEVEL": "99"}
+"""The profiler's own log."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def measure(wanted: Iterable[tuple[str, bool]]) -> Iterator[Sharded]:
     for key in wanted:
         with Network(RANKS, None) as network:
             found = [
-                one.value for one in network.run(step_on_rank, lambda rank, key=key: (rank, *key), timeout=TIMEOUT)
+                one.value
+                for one in network.run(step_on_rank, lambda rank, key=key: (rank, *key), env=QUIET, timeout=TIMEOUT)
             ]
         parameters, peaks = zip(*found, strict=True)
         yield Sharded(*key, parameters=max(parameters), peak=max(peaks))
