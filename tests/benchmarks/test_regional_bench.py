@@ -17,10 +17,11 @@ from common import RecordsError
 from overlap_bench import cells, settings, steps
 from overlap_bench.cells import BY_LAYER, FULL, FULL_2, FULL_2_BY_LAYER, FULL_BY_LAYER, HAND, PLAIN, Cell
 from overlap_bench.results import Result, Timing
-from regional_bench import compiled, page, stepped
+from regional_bench import compiled, page, sharded, stepped
 from regional_bench.compiled import PLAIN_LAYERS, REGIONAL, WHOLE, Compiled, First
 from regional_bench.results import COMPILE, Store
-from regional_bench.targets import judge, judge_compiles, judge_steps
+from regional_bench.sharded import Sharded
+from regional_bench.targets import judge, judge_compiles, judge_memory, judge_steps
 
 from farskip_compile.costs import default_profile
 from tests.benchmarks.overlap_samples import result
@@ -57,6 +58,10 @@ def cell(name: str = CELL, **seconds: float) -> Result:
     )
 
 
+def held(form: str, megabytes: int, *, checkpointed: bool = False) -> Sharded:
+    return Sharded(form, checkpointed, parameters=20_000_000, peak=megabytes * 10**6)
+
+
 NAMES = {"full": FULL, "by_layer": FULL_BY_LAYER, "two": FULL_2_BY_LAYER, "plain_by_layer": BY_LAYER}
 
 
@@ -65,6 +70,14 @@ def met(verdicts: Any) -> dict[str, bool]:
 
 
 # Targets
+
+
+def test_memory_is_over_the_plain_form_with_as_many_checkpoints() -> None:
+    found = [held(sharded.PLAIN, 80), held(sharded.FULL, 84), held(sharded.FULL, 300, checkpointed=True)]
+    (verdict,) = judge_memory({one.key: one for one in found})
+    assert verdict.met
+    assert verdict.of == "not checkpointed"
+    assert not judge_memory({one.key: one for one in found[1:]})
 
 
 @pytest.mark.parametrize(
@@ -137,6 +150,8 @@ def test_the_page_is_made_of_the_file(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store.add(cell(by_layer=0.99))
+    for form, step in ((sharded.PLAIN, 80), (sharded.NONE, 84), (sharded.FULL, 86)):
+        store.add(held(form, step))
     monkeypatch.setattr(regional, "PAGE", tmp_path / "regional.md")
     monkeypatch.setattr("sys.argv", ["regional.py", "--table", "--json", str(store.path)])
     assert regional.main() == regional.OK
@@ -148,6 +163,10 @@ def test_the_page_is_made_of_the_file(
         "| prefill | 61 | whole graph | 200.0 s | 1.0 s | 20.0 s | 1.000 | 1.000 | 10.0 ms | 4 | 3 |",
         "| prefill | 61 | regional | 30.0 s | 1.0 s | 3.0 s | 0.150 | 0.150 | 10.0 ms | 4 | 3 |",
         "| **full, by layer** | 990 ms | 10.0 ms | 1.111 x |",
+        "- met: not checkpointed: memory, none, by layer: +4.0 % of 100.0 MB (at most +5%); of the step alone +5.0 %",
+        "- MISSED: not checkpointed: memory, full, by layer: +6.0 % of 100.0 MB (at most +5%); of the step alone "
+        "+7.5 %, missed by 1.0 points",
+        "| full, by layer | none | 20.0 MB | 86.0 MB | 106.0 MB | +6.0 % | +7.5 % |",
         "- not measured: regional, 8 layers, prefill; ",
         "- not measured: `deepseek_v3/prefill/balanced/2/0.5`",
     ):
@@ -163,7 +182,7 @@ def test_a_part_that_is_not_measured_is_said_to_be_missing(store: Store) -> None
     assert "Not measured yet: `python benchmarks/regional.py --steps`." in text
     assert "--compile`." not in text
     empty = page.page(Store(None), "x.json")
-    assert empty.count("Not measured yet") == 2
+    assert empty.count("Not measured yet") == 3
     assert "Nothing that a target is for has been measured yet." in empty
     assert not any(line.startswith("|") for line in empty.splitlines())
 
@@ -171,7 +190,9 @@ def test_a_part_that_is_not_measured_is_said_to_be_missing(store: Store) -> None
 def test_arguments() -> None:
     every = regional.arguments([])
     assert (every.compile, every.steps, every.json, every.default_file) == (True, True, regional.JSON, True)
+    assert every.memory is True
     assert regional.arguments(["--compile"]).steps is False
+    assert regional.arguments(["--memory"]).compile is False
     assert regional.arguments(["--smoke"]).json is None  # a small run never replaces what docs/ shows
     assert regional.arguments(["--repetitions", "3"]).effort.repetitions == 3
     assert every.effort.selection in cells.SELECTIONS
