@@ -30,7 +30,7 @@ from farskip_compile._compat.distributed import world_group
 from farskip_compile._compat.fake import open_sizes
 from farskip_compile._compat.inductor import inductor_setting, scheduling_options
 from farskip_compile._compat.inner_compile import compile_inside
-from farskip_compile._compat.names import POST_GRAD
+from farskip_compile._compat.names import JOINT_FOLDING, POST_GRAD
 from farskip_compile.carrier.passing import carrying
 from farskip_compile.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, FarSkipWarning, PartialModelError
@@ -181,7 +181,7 @@ class Backend:
             open_sizes(ops.fake(one)) for one in module.graph.find_nodes(op="placeholder")
         ):
             # pieces that arrived: of zeros of such a size, constant folding asks whether there are any (torch 2.13)
-            options.setdefault("joint_graph_constant_folding", False)
+            options.setdefault(JOINT_FOLDING, False)
         identity = identity_of(self.settings, module, plan.profile if plan is not None else None)
         theirs = options.get(POST_GRAD, inductor_setting(POST_GRAD))
         options[POST_GRAD] = PostGradPass(identity, theirs, plan)

@@ -45,10 +45,10 @@ def compare_on_rank(rank: int, world_size: int, path: str, mode: str, inner: str
 
 @pytest.mark.parametrize(
     ("mode", "inner", "left"),
-    [("tp", "aot_eager", []), ("tp", "inductor", [0, 1, 1]), ("all_reduce", "aot_eager", [])],
+    [("tp", "aot_eager", []), ("tp", "inductor", [0, 1]), ("all_reduce", "aot_eager", [])],
 )
 def test_equal_to_the_whole_model(mode: str, inner: str, left: list[int], tmp_path: Path) -> None:
-    path = save("qwen2_moe", 3, tmp_path)
+    path = save("qwen2_moe", 2, tmp_path)
     for found in run_ranks(compare_on_rank, 2, path, mode, inner, timeout=500):
         assert found["difference"] < (1e-4 if inner == "inductor" else 1e-6)
         assert not any(found["stays"])
