@@ -166,10 +166,8 @@ def _best_by_gather(profile: HardwareProfile, region: Region) -> int:
     ranks: int = region.launches[0].args[1]  # type: ignore[assignment]
     flops = 0.0
     for node in filter(ops.is_matmul, region.inside):
-        product, factor = ops.tensor(node), ops.tensor(node.all_input_nodes[0])
-        if product is not None and factor is not None:
-            # a grouped product leaves out the rows of other ranks' experts
-            flops += 2 * product.numel() * factor.shape[-1] / (ranks if "grouped" in ops.op_name(node) else 1)
+        # a grouped product leaves out the rows of other ranks' experts
+        flops += _flops_of(node) / (ranks if "grouped" in ops.op_name(node) else 1)
     experts = _seconds(flops / region.pairs, value, profile)
     sent = value.numel() * value.dtype.itemsize
     return _cheapest(profile, ("all_gather", "reduce_scatter"), sent, ranks, region.units(), experts)
@@ -240,13 +238,15 @@ def best_of_combine(profile: HardwareProfile, launch: fx.Node) -> int:
     assert sent is not None
     if not all(isinstance(size, int) for size in sent.shape):
         return 1  # ranks may have compiled for different numbers of tokens
-    products = filter(ops.is_matmul, walk_back(launch.all_input_nodes, ops.is_wait))
-    flops = 0.0
-    for node in products:
-        product, factor = ops.tensor(node), ops.tensor(node.all_input_nodes[0])
-        flops += 2.0 * product.numel() * factor.shape[-1] if product is not None and factor is not None else 0.0
+    flops = sum(map(_flops_of, filter(ops.is_matmul, walk_back(launch.all_input_nodes, ops.is_wait))))
     seconds = _seconds(flops, sent, profile)
     return _cheapest(profile, ("all_to_all", "all_to_all"), sent.nbytes, ranks, max(CHOICES), seconds)
+
+
+def _flops_of(node: fx.Node) -> float:
+    """Of one product, with all of its rows."""
+    product, factor = ops.tensor(node), ops.tensor(node.all_input_nodes[0])
+    return 2.0 * product.numel() * factor.shape[-1] if product is not None and factor is not None else 0.0
 
 
 def _flops(between: Iterable[fx.Node], rows: int) -> float:

@@ -85,6 +85,6 @@ def _reads(stack: Stack, region: Region, names: Sequence[str]) -> frozenset[str]
 def _error(reason: str, node: fx.Node) -> UnsupportedPatternError:
     return UnsupportedPatternError(
         f"a layer that is compiled by itself can't be read once its exchanges are in pieces: {reason}",
-        way_out="pieces=1 and micro_batches=1, or compile the whole model",
+        way_out="pieces=1, or compile the whole model",
         where=ops.where(node),
     )

@@ -81,12 +81,13 @@ def in_pieces(wait: fx.Node, how_many: HowMany) -> Pieces | None:
     launch, value = wait.all_input_nodes[0], ops.tensor(wait)
     if value is None or not ops.is_all_to_all(launch) or is_piece(launch) or brings_numbers(launch):
         return None
-    number = how_many(launch)
     try:
-        found = candidates([wait], Exchange(launch, [wait]).ranks, number)
+        ranks = Exchange(launch, [wait]).ranks
     except NotSeparableError:
         return None
-    if not found or number < 2:
+    number = how_many(launch)
+    found = candidates([wait], ranks, number) if number > 1 else []
+    if not found:
         return None
     axis: Axis = found[0]
     alone, dim = axis.alone(value.shape, axis.size)

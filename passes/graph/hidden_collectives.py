@@ -37,7 +37,7 @@ def collectives_of(node: fx.Node) -> Iterator[str]:
 
 def hidden_launch(node: fx.Node) -> fx.Node | None:
     """What launches the collective of which `node` is the result, a plain tensor, with a wait that is seen only after
-    differentiation: a redistribution, or an `autograd.Function` that ends with it. None if there is no such."""
+    differentiation: a redistribution, or an `autograd.Function` that ends with it. None if there is none."""
     if not isinstance(ops.fake(node), torch.Tensor) or _placements(node) or not node.args:
         return None
     name, source = ops.op_name(node), node.args[0]

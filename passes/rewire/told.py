@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from farskip_compile.errors import ConnectivityError
 
 NAME = re.compile(r"([a-z]+)(\.?)(\d+)((?:\.\d+)?)")
-"""Of a row, such as `moe.5`, or a term, such as `r4`; each with a number behind it if there are several."""
+"""Of a row, such as `moe.5`, or a term, such as `r4`; each followed by a number if there are several."""
 
 
 def told(asked: Mapping[str, Sequence[str]], layer: int) -> str:

@@ -85,7 +85,7 @@ def test_under_inductor() -> None:
 def in_pieces_on_rank(rank: int, world_size: int, layout: str, along: Any, pieces: Any) -> dict[str, Any]:
     model, ids = model_on(layout, "mixtral", world_size, torch.float32, layers=("moe", "moe"))
     expected, wanted = run_with_gradients(FarSkipForm(model), model, ids)
-    # a limit on memory that is no limit: in a model this small one more buffer is over it
+    # in a model this small one more buffer exceeds the usual limit on memory
     farskip_compile.regional(model, "full", pieces=pieces, pieces_along=along, memory_increase=10.0)
     output, gradients = run_with_gradients(model, model, ids)
     run_with_gradients(model, model, ids.flip(1) // 2)  # experts get other numbers of rows
