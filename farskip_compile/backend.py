@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import count
 from typing import Any
@@ -70,8 +70,17 @@ def farskip(
         FarSkipError: see `farskip_compile.errors`.
     """
     with report_failed_compile():
-        prepared = _prepared.get(prepared_for(module)) if options is None and mode is None else None
-        return (prepared or Backend(FarSkipConfig.from_options(options), mode))(module, example_inputs)
+        prepared = _prepared.get(prepared_for(module))
+        if prepared is None:
+            return Backend(FarSkipConfig.from_options(options), mode)(module, example_inputs)
+        if options is not None or mode is not None:
+            prepared = Backend(FarSkipConfig.from_options(options), mode, prepared.beside)
+        return prepared(module, example_inputs)
+
+
+def nothing() -> int:
+    """Of a whole model, nothing is beside."""
+    return 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,8 @@ class Backend:
 
     config: FarSkipConfig
     mode: str | None = None
+    beside: Callable[[], int] = field(default=nothing, compare=False)
+    """Of a part of a model: bytes that are alive while it runs and that it does not know of."""
 
     def __post_init__(self) -> None:
         inner = self.settings.inner
@@ -156,8 +167,8 @@ class Backend:
         """Compile a graph that is rewired already with the inner backend."""
         common = common_options(self.settings, report, source_hash())
         inductor = self.settings.inner == "inductor"
-        plan = make_plan(self.settings, module, common) if inductor else None
         is_part = report is not None and report.departure is not None
+        plan = make_plan(self.settings, module, common, self.beside() if is_part else 0) if inductor else None
         if plan is not None and not is_part:
             cut_before_differentiation(module, plan)
         unannounced = plan is None and self.settings.check_order and world_group() is not None
@@ -182,7 +193,8 @@ class Backend:
         ):
             # pieces that arrived: of zeros of such a size, constant folding asks whether there are any (torch 2.13)
             options.setdefault(JOINT_FOLDING, False)
-        identity = identity_of(self.settings, module, plan.profile if plan is not None else None)
+        decided_by = (plan.profile, plan.limits.beside) if plan is not None else (None, 0)
+        identity = identity_of(self.settings, module, *decided_by)
         theirs = options.get(POST_GRAD, inductor_setting(POST_GRAD))
         options[POST_GRAD] = PostGradPass(identity, theirs, plan)
         if plan is not None:

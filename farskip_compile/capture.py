@@ -88,7 +88,7 @@ def capture(
         if report.departure is not None:
             raise PartialModelError(
                 "the layers of this model are compiled one by one",
-                way_out="farskip_compile.regional returns what has the whole table; its undo() puts the model back",
+                way_out="explain() of what farskip_compile.regional has returned; its undo() puts the model back",
             )
         if report.outcome is Outcome.FRAGMENT and not parts:
             raise PartialModelError(report.reason, way_out="give the whole model, from token ids to logits")

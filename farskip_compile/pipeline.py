@@ -11,7 +11,7 @@ Algorithm:
 4. Rewire, and verify.
 5. Tag the nodes and report.
 6. If the graph is a part of a model, cut the stream at its end, and verify that. What is cut in pieces before
-   differentiation is cut before that, so that pieces leave apart.
+   differentiation is cut before that, so that pieces leave apart; pieces that came in go on to its exchanges.
 """
 
 from __future__ import annotations
@@ -66,6 +66,9 @@ class InPieces(Protocol):
 
     def cut(self, module: fx.GraphModule) -> None:
         """Cut those whose sizes data decides."""
+
+    def hand_on(self, module: fx.GraphModule) -> None:
+        """Let pieces that come in go on to these, each by itself."""
 
     def later(self, launch: fx.Node) -> int:
         """In how many pieces another one will be after differentiation."""
@@ -143,6 +146,9 @@ def _run(module: fx.GraphModule, config: Resolved, driver: Driver, in_pieces: In
     driver.run(through="tags")
     departure = _depart(module, driver, found, in_pieces) if boundary.part else None  # 6
     driver.step("lower", lower, module.graph)
+    if boundary.arrivals and in_pieces is not None:
+        in_pieces.hand_on(module)
+        driver.facts["graph"] = module.graph
     _close_checkpoints(module, driver)
     driver.finish()
     module.recompile()

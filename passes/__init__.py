@@ -116,6 +116,15 @@ PASSES = (
         changes=Changes.ROUNDING,
     ),
     Pass(
+        "pieces_go_on",
+        "pieces.tokens.onward:hand_on",
+        Stage.REWIRED,
+        "in a part of a model: pieces of tokens that come in go on to its exchange, each by itself",
+        takes=("graph",),
+        provides=("handed_on",),
+        changes=Changes.ROUNDING,
+    ),
+    Pass(
         "pieces",
         "pieces:cut_exchanges",
         Stage.POST_GRAD,

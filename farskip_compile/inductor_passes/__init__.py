@@ -86,10 +86,13 @@ class Plan:
     """In how many parts the batch is cut."""
 
 
-def make_plan(config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str, Any] | None = None) -> Plan | None:
+def make_plan(
+    config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str, Any] | None = None, beside: int = 0
+) -> Plan | None:
     """How `config` wants a graph from Dynamo scheduled; None if not at all, or if there is no `torch.distributed`.
 
-    `common` is what all ranks must have in common, but for the profile, which is found here.
+    `common` is what all ranks must have in common, but for the profile, which is found here; `beside`: bytes that are
+    alive while the graph runs and that it does not know of.
     """
     config = resolve(config)
     if not config.schedule or world_group() is None:
@@ -101,7 +104,7 @@ def make_plan(config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str
         device = next((device for device in devices if device.type not in NOT_AN_ACCELERATOR), None)
         name = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else ""
         profile = default_profile(device.type if device is not None else "cpu", name)
-    limits = Limits(config.memory_increase, config.in_flight_bytes)
+    limits = Limits(config.memory_increase, config.in_flight_bytes, beside)
     figures = hashlib.sha256(json.dumps(profile.to_json(), sort_keys=True).encode()).hexdigest()[:16]
     common = {**(common or {}), "profile": f"{profile.name} {figures}"}
     return Plan(
@@ -158,7 +161,7 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
     facts = {
         "graph": graph,
         "regroup": regroup,
-        "limits": replace(plan.limits, memory_increase=UNFUSED * plan.limits.memory_increase),
+        "limits": _of_the_graph(plan.limits),
         "in_place": inductor.in_place_arguments,
         "backward": phase == "backward",
     }
@@ -213,9 +216,13 @@ def cut(graph: fx.Graph, plan: Plan) -> PiecesCut:
         UnsupportedPatternError: one of them can't be cut in the number of pieces that was asked for.
         VerificationError: what was cut does not compute the same.
     """
-    more = UNFUSED * plan.limits.memory_increase
-    scheduled = partial(_scheduled, plan)
-    return cut_in_pieces(graph, plan.pieces, plan.skip, strict=plan.strict, scheduled=scheduled, memory_increase=more)
+    scheduled, limits = partial(_scheduled, plan), _of_the_graph(plan.limits)
+    return cut_in_pieces(graph, plan.pieces, plan.skip, strict=plan.strict, scheduled=scheduled, limits=limits)
+
+
+def _of_the_graph(limits: Limits) -> Limits:
+    """Those of the graph: `UNFUSED`."""
+    return replace(limits, memory_increase=UNFUSED * limits.memory_increase)
 
 
 def _scheduled(plan: Plan, graph: fx.Graph) -> Schedule:
@@ -224,7 +231,7 @@ def _scheduled(plan: Plan, graph: fx.Graph) -> Schedule:
     facts = {
         "graph": graph,
         "regroup": {},
-        "limits": replace(plan.limits, memory_increase=UNFUSED * plan.limits.memory_increase),
+        "limits": _of_the_graph(plan.limits),
         "in_place": inductor.in_place_arguments,
         "backward": _phase(graph) == "backward",
     }

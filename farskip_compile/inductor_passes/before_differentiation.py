@@ -18,7 +18,7 @@ from torch import fx
 from farskip_compile.config import Pieces, PiecesAlong
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.inductor_passes.micro_batches import cut_in_micro_batches
-from farskip_compile.inductor_passes.without_drops import best_of_combine, cut_without_drops
+from farskip_compile.inductor_passes.without_drops import best_of_combine, cut_without_drops, hand_on_pieces
 
 
 class Cuts(Protocol):
@@ -76,6 +76,15 @@ class PartInPieces:
         """
         plan = self.plan
         cut_without_drops(module, plan.pieces, plan.pieces_along, plan.skip, plan.profile, strict=plan.strict)
+        module.recompile()
+
+    def hand_on(self, module: fx.GraphModule) -> None:
+        """Let pieces of tokens that come in go on to the exchanges of this part.
+
+        Raises:
+            VerificationError: what was made does not compute the same.
+        """
+        hand_on_pieces(module, self.plan.skip)
         module.recompile()
 
     def later(self, launch: fx.Node) -> int:

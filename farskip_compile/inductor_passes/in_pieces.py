@@ -22,7 +22,7 @@ from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces import CHOICES, PiecesCut, Refused, cut_exchanges
-from farskip_compile.passes.schedule.search import Schedule
+from farskip_compile.passes.schedule.search import Limits, Schedule
 from farskip_compile.verify.piece_bits import same_bits
 from farskip_compile.verify.pieces import verify_pieces
 
@@ -39,7 +39,7 @@ def cut_in_pieces(
     *,
     strict: bool,
     scheduled: Callable[[fx.Graph], Schedule],
-    memory_increase: float,
+    limits: Limits,
 ) -> PiecesCut:
     """Cut the exchanges of `graph` in place.
 
@@ -49,7 +49,7 @@ def cut_in_pieces(
         skip: names of passes.
         strict: what can't be cut is an error.
         scheduled: the schedule of a graph, which it may change.
-        memory_increase: fraction by which "auto" may let the peak grow.
+        limits: of the peak, for "auto".
 
     Raises:
         UnsupportedPatternError: one of them can't be cut in the number of pieces that was asked for.
@@ -58,7 +58,7 @@ def cut_in_pieces(
     if pieces == 1 or "pieces" in skip:
         return PiecesCut(1, 0)
     before = GraphSnapshot(graph)
-    number, whole = _choose(graph, before, scheduled, memory_increase) if pieces == "auto" else (pieces, ())
+    number, whole = _choose(graph, before, scheduled, limits) if pieces == "auto" else (pieces, ())
     if number == 1:
         return PiecesCut(1, 0, whole)
     driver = Driver(PASSES, Stage.POST_GRAD, {"graph": graph, "pieces": number})
@@ -78,7 +78,7 @@ def cut_in_pieces(
 
 
 def _choose(
-    graph: fx.Graph, before: GraphSnapshot, scheduled: Callable[[fx.Graph], Schedule], memory_increase: float
+    graph: fx.Graph, before: GraphSnapshot, scheduled: Callable[[fx.Graph], Schedule], limits: Limits
 ) -> tuple[int, tuple[Refused, ...]]:
     """The number of pieces with the least estimated time, of those that keep the limit on memory; and what can't be
     cut."""
@@ -94,9 +94,9 @@ def _choose(
                 break
         found = scheduled(twin)
         if number == 1:
-            allowed = (1 + memory_increase) * found.before.peak_bytes
+            allowed = limits.peak(found.before.peak_bytes)
         elif found.after.peak_bytes > allowed:
             continue
-        if found.after.makespan < least * (1 - WORTH):
-            best, least = number, found.after.makespan
+        if (seconds := found.after.makespan + found.after.late) < least * (1 - WORTH):
+            best, least = number, seconds
     return best, refused

@@ -44,7 +44,7 @@ from farskip_compile.passes.pieces.tokens.region import Region
 from farskip_compile.verify.blocks import verify_blocks
 from farskip_compile.verify.tokens import verify_tokens
 
-BY_EXPERT, BY_TOKEN = "pieces_by_expert", "pieces_by_token"
+BY_EXPERT, BY_TOKEN, GO_ON = "pieces_by_expert", "pieces_by_token", "pieces_go_on"
 """Names of passes."""
 OTHERS = frozenset(one.name for one in PASSES if one.stage is Stage.REWIRED)
 Whole = dict[str, tuple[str, Where]]
@@ -86,6 +86,30 @@ def cut_without_drops(
                 where=where,
             )
         log.warning("an exchange stays whole: %s", reason)
+
+
+def hand_on_pieces(module: fx.GraphModule, skip: Collection[str]) -> None:
+    """In a part of a model whose exchanges were cut by tokens, let pieces that come in go on as they are. Where that
+    can't be done they are joined, as they came.
+
+    Raises:
+        VerificationError: what was made does not compute the same.
+    """
+    if BY_TOKEN in skip or GO_ON in skip:
+        return
+    before = GraphSnapshot(module.graph)
+    twin = before.restore()
+    twin.owning_module = module
+    driver = Driver(PASSES, Stage.REWIRED, {"graph": twin}, OTHERS - {GO_ON})
+    try:
+        driver.run()
+    except NotSeparableError as reason:
+        log.info("pieces that came in are joined: %s", reason.reason)
+        return
+    if driver.facts["handed_on"]:
+        driver.verify(verify_tokens, twin, before)
+        driver.finish()
+        module.graph = twin
 
 
 # By expert

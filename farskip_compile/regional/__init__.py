@@ -23,12 +23,14 @@ from farskip_compile.backend import Backend, forget, prepare
 from farskip_compile.carrier.trail import Passed, assemble, begin, end
 from farskip_compile.config import FarSkipConfig, Resolved
 from farskip_compile.errors import ConfigError, PartialModelError, Where
+from farskip_compile.explain.explanation import Explanation
 from farskip_compile.manifest.fingerprint import parameters_of
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.passes.rewire.told import told, told_later
 from farskip_compile.regional.layers import find_layers
 from farskip_compile.regional.recording import let_layers_record
+from farskip_compile.regional.resident import bytes_beside
 from farskip_compile.regional.stand_in import stand_in
 from farskip_compile.regional.whole import check_whole
 from farskip_compile.report.compile import CompileReport, Outcome
@@ -84,6 +86,15 @@ class Regional:
             classify_wiring(table),
         )
 
+    def explain(self) -> Explanation:
+        """What `farskip_compile.explain` says of the whole model, of what its layers were compiled to.
+
+        Raises:
+            PartialModelError: the model has not been called yet.
+        """
+        asked = FarSkipConfig(connectivity=self.settings.connectivity, layers=self.settings.layers)
+        return Explanation(type(self.model).__name__, asked, self.report)
+
     def undo(self) -> None:
         """Put the model back as it was."""
         while self._undo:
@@ -137,8 +148,8 @@ def regional(
         ConnectivityError: a table names what is not a sub-block or a term.
     """
     config = FarSkipConfig.from_options({"connectivity": connectivity, "layers": layers, **options})
-    backend = Backend(config, mode)
     owner, found = find_layers(model, stack)
+    backend = Backend(config, mode, partial(bytes_beside, model, [layer for _, layer in found]))
     made = Regional(model, tuple(name for name, _ in found), backend.settings)
     wish, layers = backend.settings.connectivity, backend.settings.layers  # those of a manifest, if there is one
     forwards: dict[tuple[Any, bool | str, bool | str], Callable[..., Any]] = {}

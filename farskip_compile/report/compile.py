@@ -118,12 +118,23 @@ class CompileReport:
             "reason": self.reason,
             "declared": {fact.name: fact.to_json() for fact in self.declared},
             "beside": list(self.beside),
+            "departure": self._departure_json(),
+            "plan": self.plan,
             "seconds": self.seconds,
             "checkpoints_opened": self.checkpoints_opened,
             "writes_replaced": self.writes_replaced,
             "collectives_parted": self.collectives_parted,
             "reductions_merged": self.reductions_merged,
             "sub_blocks": [self._row_json(row) for row in self.rows],
+        }
+
+    def _departure_json(self) -> dict[str, Any] | None:
+        if self.departure is None:
+            return None
+        return {
+            "apart": self.table.names(self.departure.apart),
+            "stays": dict(self.departure.stays),
+            "parts": self.departure.extra,
         }
 
     def _row_json(self, row: SubBlock) -> dict[str, Any]:

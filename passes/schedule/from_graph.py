@@ -10,7 +10,8 @@ Any order that keeps a task's needs gives the same values. A task needs what its
 2. so an operator that Inductor may turn into an in-place one on such memory comes after that wait, or stays before the
    launch;
 3. random operators and other side effects keep their order among themselves.
-4. what came in flight was launched before all else: its launch is a task of its own, with the input for its node.
+4. what came in flight was launched before all else: its launch is a task of its own, with the input for its node. Only
+   the last one on a channel takes time.
 Memory: one buffer for all nodes that are views of each other.
 """
 
@@ -26,7 +27,7 @@ from torch import fx
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.residual.tags import terms_of
 from farskip_compile.passes.schedule.collectives import launches_with_waits
-from farskip_compile.passes.schedule.in_flight import arrivals, departs
+from farskip_compile.passes.schedule.in_flight import arrivals, departs, still_flying
 from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
 
 PLACE = "farskip_place"
@@ -79,7 +80,7 @@ def read_program(
     in_place: Callable[[fx.Node], tuple[int, ...]] = lambda node: (),
 ) -> GraphProgram:
     """Read the program of `graph`; `in_place`: positions of the arguments that a later pass may let a node write to."""
-    came = arrivals(graph)
+    came, last = arrivals(graph), still_flying(graph)
     flying = dict.fromkeys(wait.all_input_nodes[0] for wait in came)
     nodes = [*flying, *(node for node in graph.nodes if node.op not in ("placeholder", "output"))]
     index = {node: i for i, node in enumerate(nodes)}
@@ -99,7 +100,7 @@ def read_program(
             tasks.append(launch_task(node, node.name, required, estimate))
         elif node in flying:
             wait = next(wait for wait in came if wait.all_input_nodes[0] is node)
-            tasks.append(arrival_task(wait, node.name, came[wait], estimate))
+            tasks.append(arrival_task(wait, node.name, came[wait][1], estimate, lands=node not in last))
         elif node in came:
             tasks.append(Task(node.name, required, 0.0, Role.WAIT, launch=index[node.all_input_nodes[0]]))
         elif node in launch_of:
@@ -121,17 +122,19 @@ def launch_task(node: fx.Node, name: str, needs: tuple[int, ...], estimate: Netw
         link=estimate.link(node),
         interference=estimate.interference(node),
         terms=terms_of(node),
+        leaves=departs(node),
     )
 
 
-def arrival_task(wait: fx.Node, name: str, flight: tuple[str, str], estimate: NetworkEstimate) -> Task:
-    """The launch, in an earlier graph, of what `wait` is for: as if it were the last thing that this graph did."""
+def arrival_task(wait: fx.Node, name: str, channel: str, estimate: NetworkEstimate, *, lands: bool) -> Task:
+    """The launch, in an earlier graph, of what `wait` is for: as if it were the last thing that this graph did, or had
+    landed since (`in_flight.still_flying`)."""
     return Task(
         name,
         (),
-        estimate.collective(wait),
+        0.0 if lands else estimate.collective(wait),
         Role.LAUNCH,
-        channel=flight[1],
+        channel=channel,
         link=estimate.link(wait),
         interference=estimate.interference(wait),
         terms=terms_of(wait),

@@ -112,6 +112,15 @@ def arrivals(graph: fx.Graph) -> dict[fx.Node, tuple[str, str]]:
     return found if not _is_backward(graph) else {}
 
 
+def still_flying(graph: fx.Graph) -> set[fx.Node]:
+    """Of the inputs of `arrivals`, those that take time here: of several on one channel the last one. The earlier graph
+    has computed something since it launched each of the others, as the experts of the next piece."""
+    (*places,) = graph.find_nodes(op="placeholder")
+    came = {wait.all_input_nodes[0]: group for wait, (_, group) in arrivals(graph).items()}
+    last = {came[place]: place for place in places if place in came}
+    return set(last.values())
+
+
 def arrival(wait: fx.Node) -> tuple[str, str] | None:
     """What a wait of a forward graph is for, if that came in flight: operator and process group."""
     text = wait.meta.get(CUSTOM, {}).get(FLIGHT)

@@ -47,6 +47,8 @@ class Task:
     """For a launch: fraction by which compute takes longer while it is in flight."""
     terms: tuple[str, ...] = ()
     """For a launch: names of the terms of the residual stream that it is a part of; for reports."""
+    leaves: bool = False
+    """For a launch: the next graph waits for it."""
     joins: bool = False
     """One function is generated for it and those beside it that join, too: what they free is freed at its end."""
 

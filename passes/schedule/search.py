@@ -63,6 +63,9 @@ is kept to: where memory is scarce, orders do not get better the more of it they
 NOTHING = 1e-6
 """Fraction of the time in which communication may be exposed in an order that needs no improvement."""
 
+LATE = 0.1
+"""Of the seconds that what leaves needs after the end: the next graph hides most of them, but not always all."""
+
 SAME = 1e-9
 """Fraction by which two sums of the same times may differ."""
 
@@ -75,6 +78,13 @@ class Limits:
     """Fraction by which peak bytes may grow: of all that is alive, with parameters and other inputs."""
     in_flight_bytes: int = 5_000_000_000
     """Bytes that collectives in flight read and write, in all; a single collective is always allowed."""
+    beside: int = 0
+    """Bytes that are alive meanwhile and that the program does not know of, such as the parameters of other layers; the
+    fraction is of these, too."""
+
+    def peak(self, baseline: int, fraction: float = 1.0) -> int:
+        """Bytes that may be alive at most, where `baseline` were, if this fraction of the increase is taken."""
+        return int(baseline + fraction * self.memory_increase * (baseline + self.beside))
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,7 @@ def _to_fall_back_on(
 ) -> tuple[int, ...]:
     """The original order, or if that holds too much, the known one that holds least."""
     original = tuple(range(len(program.tasks)))
-    if baseline_peak is None or before.peak_bytes <= baseline_peak * (1 + limits.memory_increase):
+    if baseline_peak is None or before.peak_bytes <= limits.peak(baseline_peak):
         return original
     flight = max(limits.in_flight_bytes, before.peak_in_flight_bytes)
     fit = [order for order in known if max(bytes_in_flight(program, order)) <= flight]
@@ -139,14 +149,15 @@ class _Cost(NamedTuple):
 
     seconds: float
     score: float
-    """Seconds on the network as it is and on the slowest one together."""
+    """Seconds on the network as it is and on the slowest one together, and a part of those in which it is late."""
     hidden: bool
     """Whether it exposes nothing on the slowest one."""
 
 
 def _cost(program: Program, slow: Program, order: Sequence[int]) -> _Cost:
-    seconds, slower = run_timeline(program, order).makespan, run_timeline(slow, order)
-    return _Cost(seconds, seconds + slower.makespan, slower.exposed <= NOTHING * slower.makespan)
+    run, slower = run_timeline(program, order), run_timeline(slow, order)
+    score = run.makespan + slower.makespan + LATE * (run.late + slower.late)
+    return _Cost(run.makespan, score, max(slower.exposed, slower.late) <= NOTHING * slower.makespan)
 
 
 @dataclass(frozen=True)
@@ -174,8 +185,8 @@ class _Search:
         self.fallback = _Found(start, cost.score, self._held(start), 0)
         self.best = self.fallback
         self.baseline = before.peak_bytes if baseline_peak is None else min(baseline_peak, before.peak_bytes)
-        self.increase = limits.memory_increase
-        self._allow(self.increase)
+        self.limits = limits
+        self._allow(1.0)
         self.flight = max(limits.in_flight_bytes, before.peak_in_flight_bytes)
         self.coarse = coarsen(program) if len(program.tasks) > LARGE else None
         self.graph = DependencyGraph(program if self.coarse is None else self.coarse.program)
@@ -204,8 +215,8 @@ class _Search:
     def _allowed(self, order: Sequence[int], held: int) -> bool:
         return held <= self.allowed and max(bytes_in_flight(self.program, order)) <= self.flight
 
-    def _allow(self, increase: float) -> None:
-        self.limit = int(self.baseline * (1 + increase))
+    def _allow(self, fraction: float) -> None:
+        self.limit = self.limits.peak(self.baseline, fraction)
         self.allowed = max(self.limit, self.fallback.held)
 
     def _begin_with(self, order: tuple[int, ...]) -> None:
@@ -259,7 +270,7 @@ class _Search:
         """The best order within a fraction of the increase, if there is one that is as fast."""
         found = self.best
         for fraction in MODEST:
-            self._allow(fraction * self.increase)
+            self._allow(fraction)
             if self.best.held <= self.allowed:
                 break
             self.best = self.fallback

@@ -8,7 +8,8 @@ Never: decides anything; looks at a clock. Equal programs give equal timelines o
 The compute stream runs one task after another. A launch costs it next to nothing and occupies its channel (a process
 group), and the link that the channel shares with others, for `seconds`, after the launches before it: on one link,
 collectives take as long one after another as they do all at once. A wait stops the compute stream until its collective
-has finished. While a launch is in flight, compute takes `1 + interference` times as long: it shares memory, processors
+has finished; nothing waits here for a launch that leaves, for which the next graph does, nor does its time count, but
+for `late`. While a launch is in flight, compute takes `1 + interference` times as long: it shares memory, processors
 or compute units with the network.
 """
 
@@ -52,10 +53,6 @@ class Network:
                 slower -= one
         return now + seconds
 
-    def idle_at(self) -> float:
-        """When everything that has been launched is done."""
-        return max(self._links.values(), default=0.0)
-
 
 @dataclass(frozen=True)
 class Timeline:
@@ -77,6 +74,8 @@ class Timeline:
     """Most bytes alive at once."""
     peak_in_flight_bytes: int
     """Most bytes that launched and not yet awaited collectives read and write."""
+    late: float = 0.0
+    """Seconds after `makespan` until the launches that leave have landed."""
 
 
 class Run(NamedTuple):
@@ -87,6 +86,7 @@ class Run(NamedTuple):
     compute: float
     exposed: float
     makespan: float
+    late: float
 
 
 def run_timeline(program: Program, order: Sequence[int]) -> Run:
@@ -94,11 +94,12 @@ def run_timeline(program: Program, order: Sequence[int]) -> Run:
     tasks = program.tasks
     start, end = [0.0] * len(tasks), [0.0] * len(tasks)
     network = Network()
-    now = exposed = compute = 0.0
+    now = exposed = compute = landed = left = 0.0
     for index in order:
         task = tasks[index]
         if task.role is Role.LAUNCH:
             start[index], end[index] = network.launch(now, task)
+            landed, left = (landed, end[index]) if task.leaves else (max(landed, end[index]), left)
             continue
         start[index] = now
         if task.role is Role.WAIT:
@@ -107,8 +108,8 @@ def run_timeline(program: Program, order: Sequence[int]) -> Run:
         end[index] = network.run(now, task.seconds)
         compute += end[index] - now
         now = end[index]
-    makespan = max(now, network.idle_at())
-    return Run(start, end, compute, exposed + (makespan - now), makespan)
+    makespan = max(now, landed)
+    return Run(start, end, compute, exposed + (makespan - now), makespan, max(0.0, left - makespan))
 
 
 def simulate(program: Program, order: Sequence[int]) -> Timeline:
@@ -124,6 +125,7 @@ def simulate(program: Program, order: Sequence[int]) -> Timeline:
         exposed=run.exposed,
         peak_bytes=max(live_bytes(program, order), default=0),
         peak_in_flight_bytes=max(bytes_in_flight(program, order), default=0),
+        late=run.late,
     )
 
 
@@ -165,6 +167,6 @@ def flights(program: Program, order: Sequence[int]) -> tuple[Flight, ...]:
             wait = waited.get(index)
             compute = before[wait if wait is not None else -1] - before[place]
             awaited = start[order[wait]] if wait is not None else done
-            exposed = max(0.0, end[index] - awaited)
+            exposed = 0.0 if task.leaves else max(0.0, end[index] - awaited)
             found.append(Flight(task.name, task.terms, task.channel, start[index], task.seconds, compute, exposed))
     return tuple(found)

@@ -11,6 +11,7 @@ from torch import fx
 
 from farskip_compile.inductor_passes.in_pieces import cut_in_pieces
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.schedule.search import Limits
 from tests.passes.pieces.regions import Region, trace
 
 
@@ -32,8 +33,9 @@ def test_the_least_time_within_the_limit(seconds: Any, peaks: Any, wanted: int) 
 
     def scheduled(graph: fx.Graph) -> Any:
         place = {2: 0, 4: 1, 8: 2}[len(ops.calls(graph, ops.is_all_to_all))]
-        after = SimpleNamespace(makespan=seconds[place], peak_bytes=peaks[place])
+        after = SimpleNamespace(makespan=seconds[place] - 1, late=1, peak_bytes=peaks[place])
         return SimpleNamespace(before=SimpleNamespace(peak_bytes=100), after=after)
 
-    found = cut_in_pieces(module.graph, "auto", (), strict=True, scheduled=scheduled, memory_increase=0.1)
+    limits = Limits(memory_increase=0.1)
+    found = cut_in_pieces(module.graph, "auto", (), strict=True, scheduled=scheduled, limits=limits)
     assert (found.pieces, len(ops.calls(module.graph, ops.is_all_to_all))) == (wanted, 2 * wanted)

@@ -250,6 +250,7 @@ def test_which_passes_can_be_left_out() -> None:
         "pieces",
         "pieces_by_expert",
         "pieces_by_token",
+        "pieces_go_on",
         "micro_batches",
         "schedule_graph",
         "pin_waits",

@@ -211,6 +211,21 @@ def test_lengths_that_change_compile_twice() -> None:
     assert counts == [4, 8, 8, 8, 8]
 
 
+def test_layers_that_share_a_forward_are_compiled_more_often_than_dynamo_compiles_one() -> None:
+    model = model_of()
+    form = FarSkipForm(copy.deepcopy(model))
+    limit = torch._dynamo.config.recompile_limit
+    layers = farskip_compile.regional(model, "full", inner="eager", dynamic=False)
+    lengths = range(2, 3 + limit // len(model.layers))
+    with torch.no_grad():
+        for length in lengths:
+            ids = torch.arange(length).view(1, length) % 32
+            assert torch.equal(model(ids), form(ids))
+    assert len(farskip_compile.last_reports()) == len(lengths) * len(model.layers) > limit
+    layers.undo()
+    assert torch._dynamo.config.recompile_limit == limit
+
+
 def test_hooks_between_layers_see_the_stream() -> None:
     model = model_of()
     plain = farskip_compile.regional(copy.deepcopy(model), "none", inner="eager")

@@ -194,7 +194,7 @@ class _Copies:
         if self.gathered is not None:  # a sum that was scattered has the rows of this rank's tokens
             back = {node for node in inside if ops.is_scatter(node) or any(map(ops.is_scatter, node.all_input_nodes))}
             return {node for node in self.nodes if node in back or (node not in inside and self._in_order(node))}
-        first = self.region.launches[0].args[1:3]
+        first = self.region.launches[0].args[1:3] if self.region.launches else ()
         exchanges = filter(ops.is_all_to_all, self.region.launches)
         back = self.region.window.after([one for one in exchanges if one.args[1:3] != first])
         found = (node for node in self.nodes if node not in inside or (node in back and ops.is_floating(node)))

@@ -16,7 +16,14 @@ from farskip_compile.passes.graph import ops
 from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS, FLIGHT
 from farskip_compile.passes.schedule.from_graph import read_program
 from farskip_compile.passes.schedule.graph import pins, schedule_graph
-from farskip_compile.passes.schedule.in_flight import arrivals, departs, land_if_recomputed, landed, leave_in_flight
+from farskip_compile.passes.schedule.in_flight import (
+    arrivals,
+    departs,
+    land_if_recomputed,
+    landed,
+    leave_in_flight,
+    still_flying,
+)
 from farskip_compile.passes.schedule.program import Role
 from farskip_compile.passes.schedule.search import Limits
 from farskip_compile.verify.in_flight import returned, verify_in_flight
@@ -168,6 +175,22 @@ def test_its_wait_comes_after_what_hides_it_and_is_pinned() -> None:
     assert order.index("mm_default") < order.index("wait_tensor_default")
     (wait,) = arrivals(graph)
     assert "mm_default" in {pin.name for pin in pins(graph)[wait]}
+
+
+def test_of_several_on_one_channel_only_the_last_takes_time() -> None:
+    graph = fx.Graph()
+    groups = ("0", "0", "1")
+    parts = [graph.placeholder(f"primals_{number}") for number in range(len(groups))]
+    waits = []
+    for part, group in reversed([*zip(parts, groups, strict=True)]):  # in whatever order they are waited for
+        waits.append(graph.call_function(c10d.wait_tensor.default, (part,)))
+        waits[-1].meta[CUSTOM] = {FLIGHT: f"all_to_all_single {group}"}
+    graph.output(tuple(waits))
+    with FakeTensorMode() as mode:
+        FakeTensorProp(fx.GraphModule({}, graph), mode).propagate(*[torch.zeros(4, 4)] * len(groups))
+    assert still_flying(graph) == {parts[1], parts[2]}
+    found = read_program(graph, Constant())
+    assert [bool(task.seconds) for task in found.program.tasks if task.role is Role.LAUNCH] == [True, True, False]
 
 
 def test_in_a_backward_graph_nothing_arrives() -> None:

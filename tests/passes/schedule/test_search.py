@@ -200,3 +200,30 @@ def test_the_same_order_whatever_the_hash_seed() -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == str(list_schedule(far_skip_layers(6, rewired=True)).order)
+
+
+def test_compute_hides_what_is_waited_for_here_before_what_leaves() -> None:
+    """It may run under the dispatch, or after the launch of the combine."""
+    tasks = (
+        Task("dispatch", (), 1.0, Role.LAUNCH, "ep"),
+        Task("wait", (), 0.0, Role.WAIT, launch=0),
+        Task("experts", (1,), 1.0),
+        Task("combine", (2,), 1.0, Role.LAUNCH, "ep", leaves=True),
+        Task("attention", (), 1.0),
+    )
+    found = list_schedule(Program(tasks))
+    assert (found.after.exposed, found.after.makespan, found.after.late) == (0.0, 2.0, 1.0)
+
+
+def test_what_leaves_is_launched_as_early_as_it_can_be() -> None:
+    tasks = (
+        Task("dispatch", (), 0.5, Role.LAUNCH, "ep"),
+        Task("attention", (), 1.0),
+        Task("wait", (), 0.0, Role.WAIT, launch=0),
+        Task("more attention", (1,), 1.0),
+        Task("experts", (2,), 1.0),
+        Task("combine", (4,), 1.0, Role.LAUNCH, "ep", leaves=True),
+    )
+    found = list_schedule(Program(tasks))
+    assert (found.before.makespan, found.before.late) == (3.0, 1.0)
+    assert (found.after.makespan, found.after.late) == (3.0, 0.0)

@@ -57,6 +57,17 @@ def eight_products() -> Program:
     return Program(tuple(tasks), buffers)
 
 
+def test_the_increase_is_a_fraction_of_what_is_alive_beside_the_program_too() -> None:
+    program = eight_products()
+    baseline = simulate(program, range(len(program.tasks))).peak_bytes
+    more = Limits(memory_increase=0.5, beside=13 * baseline)
+    assert more.peak(baseline) == 8 * baseline
+    assert list_schedule(program, more).after.exposed == 0.0
+    assert list_schedule(program, Limits(memory_increase=0.5)).after.exposed > 0.0
+    found = search._to_fall_back_on(program, simulate(program, range(len(program.tasks))), more, baseline // 7, [])
+    assert found == tuple(range(len(program.tasks)))
+
+
 def test_memory_forbids_what_time_would_gain() -> None:
     program = eight_products()
     assert list_schedule(program, Limits(memory_increase=7.0)).after.exposed == 0.0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 
 from farskip_compile.passes.schedule.program import Program, Role, Task
-from farskip_compile.passes.schedule.timeline import simulate
+from farskip_compile.passes.schedule.timeline import flights, simulate
 from farskip_compile.testing.strategies import programs
 
 
@@ -45,6 +45,21 @@ def test_groups_share_a_link(link: str, seconds: float) -> None:
         Task("all-reduce", (), 2.0, Role.LAUNCH, "tp", link=link),
     )
     assert simulate(Program(tasks), range(2)).makespan == seconds
+
+
+def test_what_the_next_graph_waits_for_is_late_and_not_exposed() -> None:
+    tasks = (
+        Task("combine", (), 2.0, Role.LAUNCH, "ep", leaves=True),
+        Task("dispatch", (), 1.0, Role.LAUNCH, "ep"),
+        Task("work", (), 0.5),
+        Task("wait", (), 0.0, Role.WAIT, launch=1),
+        Task("combine of the next", (3,), 4.0, Role.LAUNCH, "ep", leaves=True),
+    )
+    program = Program(tasks)
+    timeline = simulate(program, range(5))
+    assert (timeline.makespan, timeline.exposed, timeline.late) == (3.0, 2.5, 4.0)
+    assert [flight.exposed for flight in flights(program, range(5))] == [0.0, 2.5, 0.0]
+    assert simulate(Program(tasks[:3]), range(3)).exposed == 2.5  # nobody waits for the dispatch, here or later
 
 
 def test_a_program_must_be_in_order() -> None:

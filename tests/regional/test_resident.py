@@ -1,0 +1,61 @@
+"""What a layer's memory is compared with: that of the rest of the model, of which a layer's graph knows nothing."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.placement_types import Placement
+
+import farskip_compile
+from farskip_compile.regional.resident import bytes_beside
+from farskip_compile.testing import fake_ranks
+from tests.regional.test_regional import IDS, model_of
+
+
+def model() -> nn.Sequential:
+    layers = [nn.Linear(4, 4, bias=False), nn.Linear(4, 8, bias=False)]
+    made = nn.Sequential(nn.Embedding(3, 4), *layers)
+    made.register_buffer("table", torch.zeros(5, dtype=torch.int64))
+    return made
+
+
+def test_all_but_the_largest_layer() -> None:
+    made = model()
+    assert bytes_beside(made, [made[1], made[2]]) == 4 * (3 * 4 + 4 * 4) + 8 * 5
+
+
+@pytest.mark.parametrize(("placement", "share"), [(Shard(0), 6 * 4), (Shard(1), 6 * 4), (Replicate(), 12 * 4)])
+def test_of_a_sharded_parameter_an_equal_share(placement: Placement, share: int) -> None:
+    with fake_ranks(2):
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+        made = model()
+        made[0].weight = nn.Parameter(distribute_tensor(made[0].weight.data, mesh, [placement]))
+        assert bytes_beside(made, [made[2]]) == share + 4 * 4 * 4 + 8 * 5
+
+
+def test_a_share_of_rows_that_are_not_divisible_is_the_same_on_all_ranks() -> None:
+    for rank in range(2):
+        with fake_ranks(2, rank=rank):
+            mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+            made = model()
+            made[0].weight = nn.Parameter(distribute_tensor(torch.zeros(3, 5), mesh, [Shard(0)]))
+            assert bytes_beside(made, [made[2]]) == 4 * 8 - 2 + 4 * 4 * 4 + 8 * 5
+
+
+@pytest.mark.parametrize("options", [None, {"connectivity": "none"}])
+def test_whoever_compiles_a_layer_gets_it(options: dict[str, str] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plan(config: object, module: object, common: object, beside: int) -> None:
+        raise RuntimeError(f"{beside} bytes beside")
+
+    monkeypatch.setattr(importlib.import_module("farskip_compile.backend"), "make_plan", plan)
+    whole = model_of()
+    wanted = bytes_beside(whole, list(whole.layers))
+    assert 0 < wanted < sum(one.nbytes for one in whole.parameters())
+    farskip_compile.regional(whole, "none", compile=False)
+    whole.layers[0].compile(backend="farskip", fullgraph=True, options=options)
+    with torch.no_grad(), pytest.raises(Exception, match=f"{wanted} bytes beside"):
+        whole(IDS)
