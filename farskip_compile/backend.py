@@ -36,7 +36,7 @@ from farskip_compile.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, FarSkipWarning, PartialModelError
 from farskip_compile.guard.generation import refuse_decode_only
 from farskip_compile.guard.wrappers import watch as watch_wrappers
-from farskip_compile.inductor_passes import KernelPass, Plan, PostGradPass, make_plan, pin_before_fusion
+from farskip_compile.inductor_passes import Around, KernelPass, Plan, PostGradPass, make_plan, pin_before_fusion
 from farskip_compile.inductor_passes.before_differentiation import PartInPieces, cut_before_differentiation
 from farskip_compile.passes.boundary.markers import prepared_for
 from farskip_compile.passes.graph import ops
@@ -48,6 +48,7 @@ from farskip_compile.ranks.failures import report_failure
 from farskip_compile.ranks.identity import identity_of, source_hash
 from farskip_compile.ranks.stale import expect
 from farskip_compile.report.compile import CompileReport, Outcome, earlier_outcome, last_reports, publish
+from farskip_compile.report.schedule import late
 
 Compiled = Callable[..., Any]
 BACKWARD = "a backward graph of compiled autograd: the forward graph decides"
@@ -168,7 +169,7 @@ class Backend:
         common = common_options(self.settings, report, source_hash())
         inductor = self.settings.inner == "inductor"
         is_part = report is not None and report.departure is not None
-        plan = make_plan(self.settings, module, common, self.beside() if is_part else 0) if inductor else None
+        plan = make_plan(self.settings, module, common, self._around(report)) if inductor else None
         if plan is not None and not is_part:
             cut_before_differentiation(module, plan)
         unannounced = plan is None and self.settings.check_order and world_group() is not None
@@ -185,6 +186,13 @@ class Backend:
         one_node = self.settings.inner != "eager"  # all others differentiate the graph before they run it
         return carrying(compiled, report, one_node=one_node)
 
+    def _around(self, report: CompileReport | None) -> Around:
+        """Of a part of a model, what it is run among."""
+        if report is None or report.departure is None:
+            return Around()
+        departure = report.departure
+        return Around(self.beside(), late(departure.came), departure.tail)
+
     def _inductor_options(self, module: fx.GraphModule, plan: Plan | None) -> dict[str, Any]:
         """The user's options for Inductor, and our passes added to them."""
         options = dict(self.settings.inductor)
@@ -193,7 +201,7 @@ class Backend:
         ):
             # pieces that arrived: of zeros of such a size, constant folding asks whether there are any (torch 2.13)
             options.setdefault(JOINT_FOLDING, False)
-        decided_by = (plan.profile, plan.limits.beside) if plan is not None else (None, 0)
+        decided_by = (plan.profile, plan.around) if plan is not None else (None, None)
         identity = identity_of(self.settings, module, *decided_by)
         theirs = options.get(POST_GRAD, inductor_setting(POST_GRAD))
         options[POST_GRAD] = PostGradPass(identity, theirs, plan)

@@ -17,6 +17,7 @@ Algorithm:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from torch import fx
@@ -205,7 +206,7 @@ def _depart(module: fx.GraphModule, driver: Driver, found: Verified, in_pieces: 
         driver.facts.update(graph=module.graph, stream=stream, term_names=names)
     before = driver.step("record", record, module.graph)
     driver.run(through="depart")
-    departure: Departure = driver.facts["departure"]
+    departure = replace(driver.facts["departure"], came=driver.facts["boundary"].came)
     driver.verify(verify_cut, module.graph, departure, before)
     return departure
 

@@ -131,8 +131,6 @@ WHOLE = {
 PARAMETERS: dict[str, tuple[str, ...]] = {
     "distributed/test_expert_parallel_ranks.py": ("test_equal_to_theirs_bit_for_bit[4",),
     "distributed/test_pieces_by_token_ranks.py": (
-        "test_models_of_ours[beside shared experts",
-        "test_models_of_ours[batch",
         "test_matrices_in_slices[mixtral",
         "test_matrices_in_slices[deepseek_v3",
         "test_tokens_that_are_gathered[mixtral",
@@ -243,7 +241,7 @@ SHOWN_BY = {
     "distributed/test_transformers_ranks.py::test_four_ranks": "distributed/test_rewire_ranks.py::test_four_ranks",
     "distributed/test_torchtitan_ranks.py::test_expert_parallel_training": "distributed/test_torchtitan_trainer.py",
     "distributed/test_expert_parallel_ranks.py::test_a_loaded": "distributed/test_expert_parallel_ranks.py::test_equal",
-    "distributed/test_pieces_by_token_ranks.py::test_models_of_ours[from": "passes/pieces/test_by_token.py::test_a_piece",
+    "distributed/test_pieces_by_token_ranks.py::test_models": "passes/pieces/test_by_token.py::test_a_piece_goes",
     "benchmarks/test_least_makespan.py::test_the_order": "benchmarks/test_least_makespan.py::test_another_order",
     "distributed/test_pieces_ranks.py::test_layers": "distributed/test_regional_ranks.py::test_each_piece_crosses",
     "distributed/test_regional_ranks.py::test_auto": "distributed/test_regional_ranks.py::test_each_piece_crosses",

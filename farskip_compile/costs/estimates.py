@@ -36,6 +36,7 @@ class Estimates:
         imbalance: rows that the fullest rank gets in a dispatch without drops, over the mean.
         float8: whether products of 16-bit operands are computed in 8 bits.
         slowdown: what `interference` returns for every launch; None: what the profile says.
+        came: seconds that what came in flight takes at most; None: each as long as if it were launched now.
     """
 
     graph: fx.Graph
@@ -43,6 +44,7 @@ class Estimates:
     imbalance: float = 1.0
     float8: bool = False
     slowdown: float | None = None
+    came: float | None = None
 
     def __post_init__(self) -> None:
         self.size = SizeHints(self.graph, imbalance=self.imbalance)
@@ -65,6 +67,11 @@ class Estimates:
         """Seconds of a launch on its channel."""
         cost = collective_cost(node, self.size)
         return collective_seconds(cost.kind, cost.bytes, cost.ranks, self.profile, fewer=cost.fewer)
+
+    def arrival(self, node: fx.Node) -> float:
+        """Seconds that what a wait is for, which came in flight, still takes on its channel."""
+        seconds = self.collective(node)
+        return seconds if self.came is None else min(seconds, self.came)
 
     def link(self, node: fx.Node) -> str:
         """Which link of the profile a launch uses; groups on one link share it. Empty for a group of one rank."""

@@ -61,6 +61,18 @@ fusion will keep out of memory grows too; and kernels that were fused for one or
 
 
 @dataclass(frozen=True)
+class Around:
+    """What a part of a model is run among. Equal on all ranks."""
+
+    beside: int = 0
+    """Bytes that are alive meanwhile and that its graph does not know of."""
+    came: float | None = None
+    """Seconds until what came in flight has landed; None: as if it had just been launched."""
+    leaves: str = ""
+    """Key of what it leaves in flight."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """How to schedule: equal on all ranks."""
 
@@ -84,15 +96,15 @@ class Plan:
     """What a piece of an exchange without drops is."""
     micro_batches: int = 1
     """In how many parts the batch is cut."""
+    around: Around = Around()
 
 
 def make_plan(
-    config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str, Any] | None = None, beside: int = 0
+    config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str, Any] | None = None, around: Around | None = None
 ) -> Plan | None:
     """How `config` wants a graph from Dynamo scheduled; None if not at all, or if there is no `torch.distributed`.
 
-    `common` is what all ranks must have in common, but for the profile, which is found here; `beside`: bytes that are
-    alive while the graph runs and that it does not know of.
+    `common` is what all ranks must have in common, but for the profile, which is found here.
     """
     config = resolve(config)
     if not config.schedule or world_group() is None:
@@ -104,7 +116,8 @@ def make_plan(
         device = next((device for device in devices if device.type not in NOT_AN_ACCELERATOR), None)
         name = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else ""
         profile = default_profile(device.type if device is not None else "cpu", name)
-    limits = Limits(config.memory_increase, config.in_flight_bytes, beside)
+    around = around or Around()
+    limits = Limits(config.memory_increase, config.in_flight_bytes, around.beside)
     figures = hashlib.sha256(json.dumps(profile.to_json(), sort_keys=True).encode()).hexdigest()[:16]
     common = {**(common or {}), "profile": f"{profile.name} {figures}"}
     return Plan(
@@ -119,6 +132,7 @@ def make_plan(
         config.strict,
         config.pieces_along,
         config.micro_batches,
+        around,
     )
 
 
@@ -168,7 +182,7 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
     driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, "in_flight", "pieces"})
     before = driver.step("remember", remember, graph, inductor.in_place_arguments)
     driver.run(through="collectives")
-    estimates = driver.facts["estimate"] = driver.step("estimate", Estimates, graph, plan.profile, plan.imbalance)
+    estimates = driver.facts["estimate"] = driver.step("estimate", _estimates, graph, plan)
     estimates.size.tell_inductor()
     driver.run()
     report = ScheduleReport(
@@ -183,6 +197,7 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
         pieces_same_bits=in_pieces.same_bits,
         pieces_along=tuple(dict.fromkeys([*earlier.along, *in_pieces.along])),
         left_in_flight=left,
+        leaves=plan.around.leaves if left else "",
         landed=still_here,
     )
     schedule: Schedule | None = driver.facts.get("schedule")
@@ -220,6 +235,10 @@ def cut(graph: fx.Graph, plan: Plan) -> PiecesCut:
     return cut_in_pieces(graph, plan.pieces, plan.skip, strict=plan.strict, scheduled=scheduled, limits=limits)
 
 
+def _estimates(graph: fx.Graph, plan: Plan) -> Estimates:
+    return Estimates(graph, plan.profile, plan.imbalance, came=plan.around.came)
+
+
 def _of_the_graph(limits: Limits) -> Limits:
     """Those of the graph: `UNFUSED`."""
     return replace(limits, memory_increase=UNFUSED * limits.memory_increase)
@@ -238,7 +257,7 @@ def _scheduled(plan: Plan, graph: fx.Graph) -> Schedule:
     leave_in_flight(graph, training=False)  # on a copy, from which nothing is compiled
     driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, "in_flight", "pieces"} - {"schedule_graph"})
     driver.run(through="collectives")
-    driver.facts["estimate"] = Estimates(graph, plan.profile, plan.imbalance)
+    driver.facts["estimate"] = _estimates(graph, plan)
     driver.run(through="schedule_graph")
     schedule: Schedule = driver.facts["schedule"]
     return schedule
@@ -290,7 +309,7 @@ class KernelPass:
         rest = [kernel for kernel in kernels if kernel not in first]
         graph = next(node.graph for _, origins in inductor.kernel_parts(launches[0]) for node in origins)
         inductor.unpin_kernels(rest)
-        estimates = Estimates(graph, self.plan.profile, self.plan.imbalance)
+        estimates = _estimates(graph, self.plan)
         facts = {
             "kernels": rest,
             "estimate": estimates,

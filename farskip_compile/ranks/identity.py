@@ -21,16 +21,18 @@ from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.passes.boundary.depart import crosses
 
 
-def identity_of(config: FarSkipConfig, module: fx.GraphModule, profile: HardwareProfile | None, beside: int = 0) -> str:
+def identity_of(
+    config: FarSkipConfig, module: fx.GraphModule, profile: HardwareProfile | None, around: object = None
+) -> str:
     """Hash of everything that decides the result of a compile and is not visible in the code of its graph.
 
-    `beside`: see `make_plan`.
+    `around`: see `make_plan`.
     """
     tags = [(node.name, str(node.meta["recompute"])) for node in module.graph.nodes if "recompute" in node.meta]
     figures = profile.to_json() if profile is not None else None
     crossing = [(node.name, found) for node in module.graph.nodes if (found := crosses(node)) is not None]
     asked = json.dumps(config.to_json(), sort_keys=True)
-    parts = [source_hash(), asked, json.dumps(tags), json.dumps(crossing), json.dumps(figures), str(beside)]
+    parts = [source_hash(), asked, json.dumps(tags), json.dumps(crossing), json.dumps(figures), str(around)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -38,12 +38,14 @@ class Predicted:
     """Most memory alive at once."""
     in_flight_bytes: int
     """Most memory held by collectives in flight."""
+    late_seconds: float = 0.0
+    """Time after the end of the graph until what it leaves in flight has landed."""
 
     @classmethod
     def of(cls, timeline: Timeline) -> Predicted:
         """The figures of `timeline`."""
         seconds = timeline.makespan, timeline.compute, timeline.communication, timeline.exposed
-        return cls(*seconds, timeline.peak_bytes, timeline.peak_in_flight_bytes)
+        return cls(*seconds, timeline.peak_bytes, timeline.peak_in_flight_bytes, timeline.late)
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class ScheduleReport:
     gradients of weights are whole."""
     left_in_flight: int = 0
     """Of a layer that is compiled by itself: collectives that the next layer waits for."""
+    leaves: str = ""
+    """By which key the next layer finds that."""
     landed: tuple[str, ...] = ()
     """Waits that were to be left to the next layer and are not: the exchange was cut in other pieces than expected."""
     profile: str = ""
@@ -159,6 +163,7 @@ def _flight(data: Mapping[str, Any] | Sequence[Any]) -> Flight:
 
 
 _reports: deque[ScheduleReport] = deque(maxlen=KEPT)
+_late: dict[str, float] = {}
 _lock = threading.Lock()
 
 
@@ -168,15 +173,25 @@ def last_schedules() -> tuple[ScheduleReport, ...]:
         return tuple(_reports)
 
 
+def late(leaves: str) -> float | None:
+    """Seconds, by the last graph that has run and leaves this, until it has landed; None: none has run. Equal on all
+    ranks: it comes from what was compiled, be it now or before, which they have compared."""
+    with _lock:
+        return _late.get(leaves)
+
+
 def clear_schedules() -> None:
     """Forget all reports."""
     with _lock:
         _reports.clear()
+        _late.clear()
 
 
 def publish_schedule(report: ScheduleReport) -> None:
     """Keep `report`, log it, and write it to the structured trace."""
     with _lock:
         _reports.append(report)
+        if report.leaves and report.after is not None:
+            _late[report.leaves] = report.after.late_seconds
     log.info("%s", report.summary())
     trace_artifact("farskip_schedule", lambda: json.dumps(report.to_json(), indent=1))

@@ -53,6 +53,8 @@ class Boundary:
     checkpoints_opened: int
     plan: str = ""
     """Which layers of how many are rewired."""
+    came: str = ""
+    """Key of the tail that was written out."""
 
 
 def write_boundary(module: fx.GraphModule, autocast: Autocast = None) -> Boundary:
@@ -69,6 +71,7 @@ def write_boundary(module: fx.GraphModule, autocast: Autocast = None) -> Boundar
             way_out="compile the layers that both come from, and this one, as one graph",
             where=ops.where(arrivals[1]),
         )
+    came = str(arrivals[0].args[0]) if arrivals else ""
     terms = sum(_write(module.graph, node, autocast) for node in arrivals)  # 1
     departures = [node for node in module.graph.nodes if is_departure(node)]
     (output,) = module.graph.find_nodes(op="output")
@@ -81,7 +84,7 @@ def write_boundary(module: fx.GraphModule, autocast: Autocast = None) -> Boundar
         node.replace_all_uses_with(node.args[0])
         module.graph.erase_node(node)
     part = bool(arrivals) or not whole
-    return Boundary(part, () if whole else places, here, later, terms, opened, str(plan))
+    return Boundary(part, () if whole else places, here, later, terms, opened, str(plan), came)
 
 
 def _distinct(arrivals: list[fx.Node]) -> list[fx.Node]:

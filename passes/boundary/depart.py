@@ -39,7 +39,7 @@ from farskip_compile.passes.residual.carried import KEY, Carried
 from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.residual.sums import images_of
 from farskip_compile.passes.residual.table import Kind, Table
-from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS, FLIGHT
+from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS, FLIGHT, LANDED
 from farskip_compile.passes.rewire.request import Leaving, may_leave_out_later
 
 
@@ -133,11 +133,13 @@ class _Cut:
             for one in cut.get(node, [node]):
                 self.parts.append(one)
                 self._part(one, is_base=node is base)
+        waits_of: dict[fx.Node, list[fx.Node]] = {}
         for node in needed:
             if node in self.late.waits:
-                waits = [self._wait(node, one) for one in cut.get(node, [node])]
+                waits = waits_of[node] = [self._wait(node, one) for one in cut.get(node, [node])]
                 self.twins[node] = pieces[node].join(self.tail, waits) if node in pieces else waits[0]
                 self._say(node)
+        self._say_what_has_landed(waits_of)
         for node in late:
             self._copy(node)
         self.tail.output(self.twins[self.end])
@@ -162,6 +164,16 @@ class _Cut:
         for one in (node,) if ops.is_wait(node) else (node, launch, *inside):  # of which differentiation makes the wait
             one.meta[CUSTOM] = {**one.meta.get(CUSTOM, {}), DEPARTS: flight.to_text()}
         return wait
+
+    def _say_what_has_landed(self, waits_of: Mapping[fx.Node, Sequence[fx.Node]]) -> None:
+        """Of the waits in the tail: something was computed since all but the last launch on a channel, such as the
+        experts of the next piece."""
+        place = {node: number for number, node in enumerate(self.graph.nodes)}
+        launched = sorted(waits_of, key=lambda node: place[_flight(node)[1]])
+        last = {_flight(node)[0].group: wait for node in launched for wait in waits_of[node]}
+        for wait in (one for waits in waits_of.values() for one in waits):
+            if wait not in last.values():
+                wait.meta[CUSTOM] = {**wait.meta[CUSTOM], LANDED: "yes"}
 
     def _copy(self, node: fx.Node) -> None:
         twin = self.twins[node] = self.tail.node_copy(node, self.twins.__getitem__)

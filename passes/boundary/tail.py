@@ -87,6 +87,8 @@ class Departure:
     """Of these, by name: why they have landed."""
     open_sizes: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     """Of further outputs: the dimensions whose sizes data decides."""
+    came: str = ""
+    """Key of the tail of the stream that came in; empty if it came as it is."""
 
 
 _tails: dict[str, Tail] = {}

@@ -29,6 +29,8 @@ CUSTOM = "custom"
 KEY = "farskip_terms"
 FLIGHT = "farskip_flight"
 """Key: of a wait for what came in flight from another graph, which collective, and of which process group."""
+LANDED = "farskip_landed"
+"""Key, beside `FLIGHT`: of several that come in flight on one channel, this is not the one that was launched last."""
 DEPARTS = "farskip_departs"
 """Key: of a wait that is left to the next graph, the same."""
 

@@ -27,7 +27,7 @@ from torch import fx
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.residual.tags import terms_of
 from farskip_compile.passes.schedule.collectives import launches_with_waits
-from farskip_compile.passes.schedule.in_flight import arrivals, departs, still_flying
+from farskip_compile.passes.schedule.in_flight import arrivals, departs, has_landed
 from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
 
 PLACE = "farskip_place"
@@ -45,6 +45,9 @@ class NetworkEstimate(Protocol):
 
     def collective(self, node: fx.Node) -> float:
         """Seconds of a launch on its channel."""
+
+    def arrival(self, node: fx.Node) -> float:
+        """Seconds on its channel that what a wait is for, which came in flight, still takes."""
 
     def link(self, node: fx.Node) -> str:
         """The wires that a launch uses, by a name that is the same on all ranks."""
@@ -80,7 +83,7 @@ def read_program(
     in_place: Callable[[fx.Node], tuple[int, ...]] = lambda node: (),
 ) -> GraphProgram:
     """Read the program of `graph`; `in_place`: positions of the arguments that a later pass may let a node write to."""
-    came, last = arrivals(graph), still_flying(graph)
+    came = arrivals(graph)
     flying = dict.fromkeys(wait.all_input_nodes[0] for wait in came)
     nodes = [*flying, *(node for node in graph.nodes if node.op not in ("placeholder", "output"))]
     index = {node: i for i, node in enumerate(nodes)}
@@ -100,7 +103,7 @@ def read_program(
             tasks.append(launch_task(node, node.name, required, estimate))
         elif node in flying:
             wait = next(wait for wait in came if wait.all_input_nodes[0] is node)
-            tasks.append(arrival_task(wait, node.name, came[wait][1], estimate, lands=node not in last))
+            tasks.append(arrival_task(wait, node.name, came[wait][1], estimate))
         elif node in came:
             tasks.append(Task(node.name, required, 0.0, Role.WAIT, launch=index[node.all_input_nodes[0]]))
         elif node in launch_of:
@@ -126,18 +129,18 @@ def launch_task(node: fx.Node, name: str, needs: tuple[int, ...], estimate: Netw
     )
 
 
-def arrival_task(wait: fx.Node, name: str, channel: str, estimate: NetworkEstimate, *, lands: bool) -> Task:
-    """The launch, in an earlier graph, of what `wait` is for: as if it were the last thing that this graph did, or had
-    landed since (`in_flight.still_flying`)."""
+def arrival_task(wait: fx.Node, name: str, channel: str, estimate: NetworkEstimate) -> Task:
+    """The launch, in an earlier graph, of what `wait` is for."""
     return Task(
         name,
         (),
-        0.0 if lands else estimate.collective(wait),
+        0.0 if has_landed(wait) else estimate.arrival(wait),
         Role.LAUNCH,
         channel=channel,
         link=estimate.link(wait),
         interference=estimate.interference(wait),
         terms=terms_of(wait),
+        came=True,
     )
 
 

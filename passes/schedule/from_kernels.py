@@ -28,7 +28,7 @@ from farskip_compile._compat import inductor, kernel_memory
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.schedule.from_graph import PLACE, NetworkEstimate, arrival_task, launch_task
-from farskip_compile.passes.schedule.in_flight import arrival, arrivals, still_flying
+from farskip_compile.passes.schedule.in_flight import arrival, arrivals
 from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
 
 
@@ -46,8 +46,7 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, i
     """
     came = _arrivals(kernels)
     tasks: list[Task] = [
-        arrival_task(wait, inductor.kernel_name(kernel), channel, estimate, lands=lands)
-        for kernel, (wait, channel, lands) in came.items()
+        arrival_task(wait, inductor.kernel_name(kernel), channel, estimate) for kernel, (wait, channel) in came.items()
     ]
     first = len(came)
     flying = {kernel: i for i, kernel in enumerate(came)}
@@ -83,17 +82,15 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, i
     return Program(tuple(tasks), (*buffers, Buffer(inputs, kept=True)))
 
 
-def _arrivals(kernels: Sequence[inductor.Kernel]) -> dict[inductor.Kernel, tuple[fx.Node, str, bool]]:
-    """The kernels that wait for what came in flight, with the node of the wait, the process group, and whether that has
-    landed."""
+def _arrivals(kernels: Sequence[inductor.Kernel]) -> dict[inductor.Kernel, tuple[fx.Node, str]]:
+    """The kernels that wait for what came in flight, with the node of the wait, and the process group."""
     found = {}
     for kernel in kernels:
         if inductor.is_wait_kernel(kernel):
             waits = [node for _, origins in inductor.kernel_parts(kernel) for node in origins if ops.is_wait(node)]
             flight = next(((wait, flight) for wait in waits if (flight := arrival(wait)) is not None), None)
             if flight is not None and flight[0] in arrivals(flight[0].graph):
-                wait, (_, channel) = flight
-                found[kernel] = wait, channel, wait.all_input_nodes[0] not in still_flying(wait.graph)
+                found[kernel] = flight[0], flight[1][1]
     return found
 
 

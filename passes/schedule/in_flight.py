@@ -18,7 +18,7 @@ from torch import fx
 
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.walk import walk_back
-from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS, FLIGHT
+from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS, FLIGHT, LANDED
 
 KEEP_ORDER = frozenset(["clone", "view", "reshape", "_unsafe_view"])
 COPY = torch.ops.aten.copy.default
@@ -112,13 +112,9 @@ def arrivals(graph: fx.Graph) -> dict[fx.Node, tuple[str, str]]:
     return found if not _is_backward(graph) else {}
 
 
-def still_flying(graph: fx.Graph) -> set[fx.Node]:
-    """Of the inputs of `arrivals`, those that take time here: of several on one channel the last one. The earlier graph
-    has computed something since it launched each of the others, as the experts of the next piece."""
-    (*places,) = graph.find_nodes(op="placeholder")
-    came = {wait.all_input_nodes[0]: group for wait, (_, group) in arrivals(graph).items()}
-    last = {came[place]: place for place in places if place in came}
-    return set(last.values())
+def has_landed(wait: fx.Node) -> bool:
+    """Whether a wait of `arrivals` takes no time, since another one was launched on its channel later."""
+    return LANDED in wait.meta.get(CUSTOM, {})
 
 
 def arrival(wait: fx.Node) -> tuple[str, str] | None:

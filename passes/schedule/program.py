@@ -49,6 +49,8 @@ class Task:
     """For a launch: names of the terms of the residual stream that it is a part of; for reports."""
     leaves: bool = False
     """For a launch: the next graph waits for it."""
+    came: bool = False
+    """For a launch: an earlier graph has made it."""
     joins: bool = False
     """One function is generated for it and those beside it that join, too: what they free is freed at its end."""
 
@@ -93,6 +95,14 @@ class Program:
     def lifetimes(self) -> Lifetimes:
         """From which task to which each buffer lives."""
         return Lifetimes(self.tasks, self.buffers)
+
+
+def bytes_leaving(program: Program) -> int:
+    """Bytes that this program leaves in flight to one like it, if it is the first that does: of one that is left such
+    bytes itself, they are a part of what it holds."""
+    if any(task.came for task in program.tasks):
+        return 0
+    return sum(one.size for one in program.buffers if one.maker >= 0 and program.tasks[one.maker].leaves)
 
 
 def needs_of(program: Program) -> list[set[int]]:

@@ -36,7 +36,7 @@ from farskip_compile.passes.schedule.coarsen import coarsen
 from farskip_compile.passes.schedule.fill import fill_gaps
 from farskip_compile.passes.schedule.list_scheduler import DependencyGraph, Heuristic, make_order, slower_network
 from farskip_compile.passes.schedule.memory import bytes_in_flight, live_bytes, lower_peak
-from farskip_compile.passes.schedule.program import Program
+from farskip_compile.passes.schedule.program import Program, bytes_leaving
 from farskip_compile.passes.schedule.timeline import Flight, Timeline, flights, run_timeline, simulate
 
 WAIT_BIASES = (0.0, 2.0)
@@ -115,9 +115,10 @@ def list_schedule(
 ) -> Schedule:
     """The best order found for `program`.
 
-    `limits` on memory start from `baseline_peak`, in bytes, unless the original order holds less; what the order to
-    fall back on holds is always allowed. `begin_with` are orders that are known already; each keeps every dependence,
-    and the order of the launches on each channel.
+    `limits` on memory start from `baseline_peak`, in bytes, unless the original order holds less, and from what this
+    program leaves to the next one, which will hold it besides (`bytes_leaving`); what the order to fall back on holds
+    is always allowed. `begin_with` are orders that are known already; each keeps every dependence, and the order of the
+    launches on each channel.
     """
     limits = limits or Limits()
     original = tuple(range(len(program.tasks)))
@@ -137,7 +138,7 @@ def _to_fall_back_on(
 ) -> tuple[int, ...]:
     """The original order, or if that holds too much, the known one that holds least."""
     original = tuple(range(len(program.tasks)))
-    if baseline_peak is None or before.peak_bytes <= limits.peak(baseline_peak):
+    if baseline_peak is None or before.peak_bytes <= limits.peak(baseline_peak + bytes_leaving(program)):
         return original
     flight = max(limits.in_flight_bytes, before.peak_in_flight_bytes)
     fit = [order for order in known if max(bytes_in_flight(program, order)) <= flight]
@@ -186,6 +187,7 @@ class _Search:
         self.best = self.fallback
         self.baseline = before.peak_bytes if baseline_peak is None else min(baseline_peak, before.peak_bytes)
         self.limits = limits
+        self.leaving = bytes_leaving(program)
         self._allow(1.0)
         self.flight = max(limits.in_flight_bytes, before.peak_in_flight_bytes)
         self.coarse = coarsen(program) if len(program.tasks) > LARGE else None
@@ -216,7 +218,7 @@ class _Search:
         return held <= self.allowed and max(bytes_in_flight(self.program, order)) <= self.flight
 
     def _allow(self, fraction: float) -> None:
-        self.limit = self.limits.peak(self.baseline, fraction)
+        self.limit = self.limits.peak(self.baseline + self.leaving, fraction)
         self.allowed = max(self.limit, self.fallback.held)
 
     def _begin_with(self, order: tuple[int, ...]) -> None:

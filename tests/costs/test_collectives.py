@@ -129,6 +129,17 @@ def test_an_uneven_exchange_has_two_sides() -> None:
     assert in_turns < at_once == unknown
 
 
+def test_what_came_in_flight_takes_no_longer_than_it_is_late() -> None:
+    def exchange(x):
+        return c10d.wait_tensor(c10d.all_to_all_single(x, [1] * RANKS, [1] * RANKS, "0"))
+
+    (launch,) = launches(trace(exchange, torch.zeros(RANKS, 6)))
+    profile = load_profile("cpu-gloo")
+    whole = Estimates(launch.graph, profile).collective(launch)
+    found = [Estimates(launch.graph, profile, came=late).arrival(launch) for late in (None, 0.0, whole / 2, 2 * whole)]
+    assert found == [whole, 0.0, whole / 2, whole]
+
+
 def launches(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if is_launch(node)]
 

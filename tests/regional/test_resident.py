@@ -11,6 +11,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement
 
 import farskip_compile
+from farskip_compile.inductor_passes import Around
 from farskip_compile.regional.resident import bytes_beside
 from farskip_compile.testing import fake_ranks
 from tests.regional.test_regional import IDS, model_of
@@ -48,8 +49,8 @@ def test_a_share_of_rows_that_are_not_divisible_is_the_same_on_all_ranks() -> No
 
 @pytest.mark.parametrize("options", [None, {"connectivity": "none"}])
 def test_whoever_compiles_a_layer_gets_it(options: dict[str, str] | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def plan(config: object, module: object, common: object, beside: int) -> None:
-        raise RuntimeError(f"{beside} bytes beside")
+    def plan(config: object, module: object, common: object, around: Around) -> None:
+        raise RuntimeError(f"{around.beside} bytes beside")
 
     monkeypatch.setattr(importlib.import_module("farskip_compile.backend"), "make_plan", plan)
     whole = model_of()

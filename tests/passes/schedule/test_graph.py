@@ -38,6 +38,9 @@ class Constant:
     def collective(self, node: fx.Node) -> float:
         return 3.0
 
+    def arrival(self, node: fx.Node) -> float:
+        return 2.0
+
     def bytes(self, node: fx.Node) -> int:
         return 64
 

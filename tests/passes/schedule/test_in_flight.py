@@ -13,7 +13,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 import farskip_compile.carrier.landing  # noqa: F401 (an operator)
 from farskip_compile.errors import VerificationError
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS, FLIGHT
+from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS, FLIGHT, LANDED
 from farskip_compile.passes.schedule.from_graph import read_program
 from farskip_compile.passes.schedule.graph import pins, schedule_graph
 from farskip_compile.passes.schedule.in_flight import (
@@ -22,7 +22,6 @@ from farskip_compile.passes.schedule.in_flight import (
     land_if_recomputed,
     landed,
     leave_in_flight,
-    still_flying,
 )
 from farskip_compile.passes.schedule.program import Role
 from farskip_compile.passes.schedule.search import Limits
@@ -177,20 +176,13 @@ def test_its_wait_comes_after_what_hides_it_and_is_pinned() -> None:
     assert "mm_default" in {pin.name for pin in pins(graph)[wait]}
 
 
-def test_of_several_on_one_channel_only_the_last_takes_time() -> None:
-    graph = fx.Graph()
-    groups = ("0", "0", "1")
-    parts = [graph.placeholder(f"primals_{number}") for number in range(len(groups))]
-    waits = []
-    for part, group in reversed([*zip(parts, groups, strict=True)]):  # in whatever order they are waited for
-        waits.append(graph.call_function(c10d.wait_tensor.default, (part,)))
-        waits[-1].meta[CUSTOM] = {FLIGHT: f"all_to_all_single {group}"}
-    graph.output(tuple(waits))
-    with FakeTensorMode() as mode:
-        FakeTensorProp(fx.GraphModule({}, graph), mode).propagate(*[torch.zeros(4, 4)] * len(groups))
-    assert still_flying(graph) == {parts[1], parts[2]}
-    found = read_program(graph, Constant())
-    assert [bool(task.seconds) for task in found.program.tasks if task.role is Role.LAUNCH] == [True, True, False]
+def test_what_has_landed_takes_no_time() -> None:
+    graph = layer()
+    (wait,) = arrivals(graph)
+    seconds = [read_program(graph, Constant()).program.tasks[0].seconds]
+    wait.meta[CUSTOM] = {**wait.meta[CUSTOM], LANDED: "yes"}
+    seconds.append(read_program(graph, Constant()).program.tasks[0].seconds)
+    assert seconds == [2.0, 0.0]
 
 
 def test_in_a_backward_graph_nothing_arrives() -> None:

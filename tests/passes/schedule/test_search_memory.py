@@ -10,7 +10,7 @@ import pytest
 from farskip_compile.passes.schedule import kernels, search
 from farskip_compile.passes.schedule.least_memory import least_memory
 from farskip_compile.passes.schedule.memory import bytes_in_flight, live_bytes
-from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
+from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task, bytes_leaving
 from farskip_compile.passes.schedule.search import Limits, list_schedule
 from farskip_compile.passes.schedule.timeline import simulate
 from tests.passes.schedule.sample_programs import far_skip_layers, scarce_memory, with_memory
@@ -66,6 +66,22 @@ def test_the_increase_is_a_fraction_of_what_is_alive_beside_the_program_too() ->
     assert list_schedule(program, Limits(memory_increase=0.5)).after.exposed > 0.0
     found = search._to_fall_back_on(program, simulate(program, range(len(program.tasks))), more, baseline // 7, [])
     assert found == tuple(range(len(program.tasks)))
+
+
+@pytest.mark.parametrize(("came", "more"), [(False, 700), (True, 0)])
+def test_the_first_that_leaves_something_may_hold_what_the_next_ones_hold_besides(came: bool, more: int) -> None:
+    tasks = (
+        Task("earlier", (), 0.0, Role.LAUNCH, "ep", came=came),
+        Task("large"),
+        Task("leaves", (1,), 1.0, Role.LAUNCH, "ep", leaves=True),
+    )
+    program = Program(tasks, (Buffer(9000, 1, (2,)), Buffer(700, 2, kept=True)))
+    assert bytes_leaving(program) == more
+    before = simulate(program, range(3))
+    assert search._Search(program, before, Limits(0.0), 1000, (0, 1, 2)).limit == 1000 + more
+    with mock.patch.object(search, "live_bytes", lambda program, order: [2 if order == (0, 1, 2) else 1]):
+        back = search._to_fall_back_on(program, before, Limits(0.0), before.peak_bytes - 700, [(1, 0, 2)])
+    assert back == ((1, 0, 2) if came else (0, 1, 2))
 
 
 def test_memory_forbids_what_time_would_gain() -> None:
