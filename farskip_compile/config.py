@@ -92,7 +92,8 @@ class FarSkipConfig:
 
     memory_increase: float = Limits.memory_increase
     """Fraction by which scheduling may raise the estimated peak of all memory that a graph holds, parameters and other
-    inputs included, over what it is unscheduled."""
+    inputs included, over what it is unscheduled. In layers compiled one by one, the parameters of the other layers are
+    a part of it."""
 
     load_imbalance: float = 1.0
     """Rows that the fullest rank gets in a dispatch without drops, over the mean; costs and memory are estimated for

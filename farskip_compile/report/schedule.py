@@ -164,6 +164,7 @@ def _flight(data: Mapping[str, Any] | Sequence[Any]) -> Flight:
 
 _reports: deque[ScheduleReport] = deque(maxlen=KEPT)
 _late: dict[str, float] = {}
+"""Never cleared: schedules depend on it, and one rank may forget its reports where another does not."""
 _lock = threading.Lock()
 
 
@@ -184,7 +185,6 @@ def clear_schedules() -> None:
     """Forget all reports."""
     with _lock:
         _reports.clear()
-        _late.clear()
 
 
 def publish_schedule(report: ScheduleReport) -> None:

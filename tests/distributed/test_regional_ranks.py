@@ -91,7 +91,10 @@ def in_pieces_on_rank(rank: int, world_size: int, layout: str, along: Any, piece
     run_with_gradients(model, model, ids.flip(1) // 2)  # experts get other numbers of rows
     schedules = farskip_compile.last_schedules()
     forward = [one for one in schedules if one.phase == "forward"]
+    first, second = sorted(forward, key=lambda one: -one.left_in_flight)[:2]
+    came = [one.seconds for one in second.flights[: first.left_in_flight]]
     return {
+        "late": came[:-1] == [0.0] * (len(came) - 1) and came[-1] <= 1.001 * first.after.late_seconds,
         "outputs": relative_difference(output, expected),
         "close": max(relative_difference(gradients[name], wanted[name]) for name in wanted),
         "left": sorted(one.left_in_flight for one in forward),
@@ -112,6 +115,7 @@ def test_each_piece_crosses_in_flight(layout: str, along: str, pieces: int) -> N
         assert found["close"] < 1e-5
         assert found["left"] == [0, pieces]  # the last layer waits for its own
         assert found["landed"] == [(), ()]
+        assert found["late"]  # the second layer is told when what the first one left will have landed
         assert found["pieces"] == {pieces}
         assert found["graphs"] == 2  # other sizes make no further one
         assert found["nothing is left"]

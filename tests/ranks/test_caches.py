@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from farskip_compile import FarSkipConfig
-from farskip_compile.inductor_passes import PostGradPass
+from farskip_compile.inductor_passes import Around, PostGradPass
 from farskip_compile.ranks.identity import identity_of
 from tests.economy import share_headers
 
@@ -145,23 +145,24 @@ def test_what_was_made_for_something_else_is_not_taken(other: str, second: Secon
     assert (found["aot_hits"], found["aot_misses"]) == (0, 1)
 
 
-def test_identity_covers_configuration_and_checkpoint_tags() -> None:
+def test_identity_covers_configuration_checkpoint_tags_and_what_a_layer_is_run_among() -> None:
     """Opened checkpoints differ from none in metadata only, which Inductor's own keys ignore."""
 
-    def uuid(config: FarSkipConfig, tagged: bool) -> Any:
+    def uuid(config: FarSkipConfig, tagged: bool, **around: Any) -> Any:
         graph = torch.fx.Graph()
         node = graph.call_function(torch.relu, (graph.placeholder("x"),))
         graph.output(node)
         if tagged:
             node.meta["recompute"] = "PREFER_RECOMPUTE"
-        return PostGradPass(identity_of(config, torch.fx.GraphModule({}, graph), None)).uuid()
+        return PostGradPass(identity_of(config, torch.fx.GraphModule({}, graph), None, Around(**around))).uuid()
 
     base = uuid(FarSkipConfig(), tagged=False)
     assert base == uuid(FarSkipConfig(), tagged=False)
     others = [uuid(FarSkipConfig(), tagged=True)]
     configurations: list[dict[str, Any]] = [{"connectivity": "mlp"}, {"layers": (0, 1)}, {"disable_passes": ["tags"]}]
     others += [uuid(FarSkipConfig(**asked), tagged=False) for asked in configurations]
-    assert len({base, *others}) == 5
+    others += [uuid(FarSkipConfig(), False, **one) for one in ({"beside": 1}, {"came": 0.5}, {"leaves": "tail"})]
+    assert len({base, *others}) == 8
 
 
 def test_a_pass_of_the_user_without_identity_turns_caching_off() -> None:
