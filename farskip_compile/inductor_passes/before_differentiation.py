@@ -79,11 +79,7 @@ class PartInPieces:
         module.recompile()
 
     def hand_on(self, module: fx.GraphModule) -> None:
-        """Let pieces of tokens that come in go on to the exchanges of this part.
-
-        Raises:
-            VerificationError: what was made does not compute the same.
-        """
+        """Let pieces of tokens that come in go on to the exchanges of this part."""
         hand_on_pieces(module, self.plan.skip)
         module.recompile()
 

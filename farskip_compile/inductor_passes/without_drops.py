@@ -90,10 +90,7 @@ def cut_without_drops(
 
 def hand_on_pieces(module: fx.GraphModule, skip: Collection[str]) -> None:
     """In a part of a model whose exchanges were cut by tokens, let pieces that come in go on as they are. Where that
-    can't be done they are joined, as they came.
-
-    Raises:
-        VerificationError: what was made does not compute the same.
+    can't be done, or is not proved, they are joined, as they came.
     """
     if BY_TOKEN in skip or GO_ON in skip:
         return
@@ -103,13 +100,12 @@ def hand_on_pieces(module: fx.GraphModule, skip: Collection[str]) -> None:
     driver = Driver(PASSES, Stage.REWIRED, {"graph": twin}, OTHERS - {GO_ON})
     try:
         driver.run()
-    except NotSeparableError as reason:
-        log.info("pieces that came in are joined: %s", reason.reason)
-        return
-    if driver.facts["handed_on"]:
-        driver.verify(verify_tokens, twin, before)
-        driver.finish()
-        module.graph = twin
+        if driver.facts["handed_on"]:
+            driver.verify(verify_tokens, twin, before)
+            driver.finish()
+            module.graph = twin
+    except (NotSeparableError, VerificationError) as error:
+        log.warning("pieces of tokens that came in from the layer before are joined: %s", error.reason)
 
 
 # By expert

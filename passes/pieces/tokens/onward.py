@@ -29,6 +29,7 @@ from torch import fx
 
 from farskip_compile._compat import is_module_state
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.effects import is_random
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.pieces.axis import intervals
 from farskip_compile.passes.pieces.tokens.copies import copy_for_pieces
@@ -104,7 +105,7 @@ def _copy(graph: fx.Graph, joins: Sequence[fx.Node], taken: Sequence[fx.Node]) -
     after = window.after(joins)
     ends = [node for node in taken if node in after]
     between = {node for node in window.before(ends) if node in after} - set(joins)
-    if not all(ops.op_name(node) in MADE or keeps_rows(node) for node in between):
+    if not all(ops.op_name(node) in MADE or keeps_rows(node) for node in between) or any(map(is_random, between)):
         return 0
     if between:
         region, pieces = Region((), (), between, window), len(_lengths(joins[0]))
@@ -137,16 +138,16 @@ def _pairs(lengths: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _narrows(node: fx.Node, source: fx.Node, dim: int | None) -> bool:
-    """Whether `node` takes rows of `source`, which are its dimension `dim`."""
-    return ops.op_name(node) == "narrow" and node.args[0] is source and node.args[1] == dim
+    """Whether `node` takes rows of `source`, which are its dimension `dim`, as a cut by tokens writes that."""
+    args = node.args
+    numbers = len(args) == 4 and type(args[2]) is int and type(args[3]) is int
+    return ops.op_name(node) == "narrow" and args[0] is source and numbers and args[1] == dim
 
 
 def _rows(narrow: fx.Node) -> tuple[int, int]:
     """The first row that is taken, and how many."""
-    low, length = narrow.args[2:4]
-    assert isinstance(low, int)
-    assert isinstance(length, int)
-    return low, length
+    low, length = narrow.args[2:]
+    return low, length  # type: ignore[return-value]
 
 
 def _dim(cat: fx.Node, count: int) -> int:

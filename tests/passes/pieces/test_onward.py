@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from farskip_compile.errors import VerificationError
@@ -78,6 +79,7 @@ def test_what_is_taken_from_the_pieces_themselves() -> None:
         ([4, 8], norm),  # other rows
         ([6, 6], lambda x, joined: norm(x, joined).softmax(0)),  # rows meet
         ([6, 6], lambda x, joined: norm(x, joined.flip(0))),  # rows change places
+        ([6, 6], lambda x, joined: F.dropout(norm(x, joined))),  # drawn for all of them
     ],
 )
 def test_what_does_not_go_on_is_left_as_it_was(lengths: list[int], between: Between) -> None:
@@ -86,6 +88,17 @@ def test_what_does_not_go_on_is_left_as_it_was(lengths: list[int], between: Betw
     text = str(module.graph)
     assert handed_on(module) == 0
     assert str(module.graph) == text
+
+
+def test_rows_that_others_take_are_not_pieces() -> None:
+    def run(x: Tensor) -> Tensor:
+        joined = torch.cat([x[:6].sin(), x[6:].cos()])
+        h = norm(x, joined)
+        return layers.grouped(h) + torch.narrow(h, dim=0, start=0, length=12) + h.narrow(0, 0, 12)
+
+    module = captured(run)
+    cut(module)
+    assert handed_on(module) > 0
 
 
 def test_the_proof_notices_a_piece_in_place_of_another() -> None:
