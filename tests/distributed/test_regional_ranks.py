@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch import fx
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import farskip_compile
 from farskip_compile.models import FarSkipForm, build
+from farskip_compile.passes.pieces.tokens import onward
 from tests.compare import relative_difference, run_with_gradients
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_rewire_ranks import parallel_config, tokens_of
@@ -87,13 +91,21 @@ def in_pieces_on_rank(rank: int, world_size: int, layout: str, along: Any, piece
     expected, wanted = run_with_gradients(FarSkipForm(model), model, ids)
     # in a model this small one more buffer exceeds the usual limit on memory
     farskip_compile.regional(model, "full", pieces=pieces, pieces_along=along, memory_increase=10.0)
-    output, gradients = run_with_gradients(model, model, ids)
+    handed: list[int] = []
+
+    def hand_on(graph: fx.Graph, hand_on: Callable[[fx.Graph], int] = onward.hand_on) -> int:
+        handed.append(hand_on(graph))
+        return handed[-1]
+
+    with mock.patch.object(onward, "hand_on", hand_on):
+        output, gradients = run_with_gradients(model, model, ids)
     run_with_gradients(model, model, ids.flip(1) // 2)  # experts get other numbers of rows
     schedules = farskip_compile.last_schedules()
     forward = [one for one in schedules if one.phase == "forward"]
     first, second = sorted(forward, key=lambda one: -one.left_in_flight)[:2]
     came = [one.seconds for one in second.flights[: first.left_in_flight]]
     return {
+        "handed on": [one > 0 for one in handed],
         "late": came[:-1] == [0.0] * (len(came) - 1) and came[-1] <= 1.001 * first.after.late_seconds,
         "outputs": relative_difference(output, expected),
         "close": max(relative_difference(gradients[name], wanted[name]) for name in wanted),
@@ -115,6 +127,7 @@ def test_each_piece_crosses_in_flight(layout: str, along: str, pieces: int) -> N
         assert found["close"] < 1e-5
         assert found["left"] == [0, pieces]  # the last layer waits for its own
         assert found["landed"] == [(), ()]
+        assert found["handed on"] == [along == "tokens"]  # by the second layer, through its norm and router
         assert found["late"]  # the second layer is told when what the first one left will have landed
         assert found["pieces"] == {pieces}
         assert found["graphs"] == 2  # other sizes make no further one
