@@ -3,8 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 PY     := $(VENV)/bin/python
 PLAIN  := .venv-lint
-# One more than two cores: ranks wait for each other.
-WORKERS ?= 3
+# Two more than two cores: ranks wait for each other.
+WORKERS ?= 4
 # A run leaves its bytecode to the next, and to its own workers: pytest alone needs 6 s to rewrite the assertions.
 unexport PYTHONDONTWRITEBYTECODE
 # The tests' ranks and Inductor's builds must not oversubscribe the machine.

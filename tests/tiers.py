@@ -12,7 +12,7 @@ listed start first, in the order of the tables, so that no long one is left for 
 from __future__ import annotations
 
 WHOLE = {
-    "tests/fuzz/test_slice.py": "a slice of the fuzzing: 126 generated graphs and models",
+    "tests/fuzz/test_slice.py": "a slice of the fuzzing: 166 generated graphs and models",
     "tests/mutation/": "every fault that was put in by hand must be noticed",
     "tests/faults/": "processes and ranks that fail, and what they leave",
     "tests/docs/": "the programs of the documentation, in processes of their own",
@@ -203,7 +203,6 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "test_a_cell_from_end_to_end[llama4/prefill",
         "test_a_cell_from_end_to_end[qwen3_moe",
     ),
-    "distill/test_healed_generation.py": ("test_generation_from_the_saved_checkpoint_equals_the_oracles[mixtral",),
     "distill/test_ranks.py": ("test_two_ranks_are_one_process_with_all_data[ddp",),
     "distill/test_self_distill.py": (
         "test_it_is_the_loop_written_by_hand[{'connectivity",
@@ -237,6 +236,8 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 SHOWN_BY = {
     "docs/test_conversion_page.py": "distill/test_job.py::test_a_checkpoint_is_healed",
     "benchmarks/test_distillation.py::test_rows_wait": "benchmarks/test_distillation.py::test_rows_are_run_once",
+    "distill/test_healed_generation.py::test_generation": "distill/test_job.py::test_a_checkpoint_is_healed",
+    "distributed/test_transformers_inductor.py::test_the": "inductor/test_generated_order.py::test_rewired_models_hide",
     "distributed/test_transformers_inductor.py::test_a_step": "distributed/test_transformers_ranks.py::test_two_ranks",
     "distributed/test_transformers_ranks.py::test_four_ranks": "distributed/test_rewire_ranks.py::test_four_ranks",
     "distributed/test_torchtitan_ranks.py::test_expert_parallel_training": "distributed/test_torchtitan_trainer.py",

@@ -121,7 +121,7 @@ def _take_pieces(graph: fx.Graph) -> None:
         lengths, value = _lengths(node), ops.tensor(node)
         if not lengths or value is None:
             continue
-        places = {(low, high - low): part for (low, high), part in zip(_pairs(lengths), node.args[0], strict=True)}  # type: ignore[arg-type]
+        places = {(low, high - low): part for (low, high), part in zip(_pairs(lengths), node.args[0], strict=True)}
         taken = [user for user in node.users if _narrows(user, node, row_dim(value)) and _rows(user) in places]
         for user in taken:
             user.replace_all_uses_with(places[_rows(user)])
