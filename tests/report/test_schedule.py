@@ -33,6 +33,7 @@ def test_the_next_layer_finds_how_late_something_is() -> None:
         told = ScheduleReport("forward", after=after, leaves="one").to_json(short=True)
         publish_schedule(ScheduleReport.from_json(json.loads(json.dumps(told))))
     publish_schedule(ScheduleReport("forward", leaves="another"))  # not scheduled
+    publish_schedule(ScheduleReport("forward", after=Predicted(1.0, 1.0, 1.0, 0.0, 0, 0)))  # leaves nothing
     assert (late("one"), late("another"), late("")) == (0.25, None, None)
     clear_schedules()  # on this rank alone, maybe
     assert late("one") == 0.25

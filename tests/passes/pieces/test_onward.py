@@ -80,6 +80,7 @@ def test_what_is_taken_from_the_pieces_themselves() -> None:
         ([6, 6], lambda x, joined: norm(x, joined).softmax(0)),  # rows meet
         ([6, 6], lambda x, joined: norm(x, joined.flip(0))),  # rows change places
         ([6, 6], lambda x, joined: F.dropout(norm(x, joined))),  # drawn for all of them
+        ([6, 6], lambda x, joined: norm(x, joined).view(3, 4, -1).sin().view(12, -1)),  # no half of three sequences
     ],
 )
 def test_what_does_not_go_on_is_left_as_it_was(lengths: list[int], between: Between) -> None:
