@@ -36,8 +36,9 @@ from farskip_compile.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, FarSkipWarning, PartialModelError
 from farskip_compile.guard.generation import refuse_decode_only
 from farskip_compile.guard.wrappers import watch as watch_wrappers
-from farskip_compile.inductor_passes import Around, KernelPass, Plan, PostGradPass, make_plan, pin_before_fusion
+from farskip_compile.inductor_passes import KernelPass, PostGradPass, pin_before_fusion
 from farskip_compile.inductor_passes.before_differentiation import PartInPieces, cut_before_differentiation
+from farskip_compile.inductor_passes.plan import Around, Plan, make_plan
 from farskip_compile.passes.boundary.markers import prepared_for
 from farskip_compile.passes.graph import ops
 from farskip_compile.pipeline import run

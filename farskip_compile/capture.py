@@ -28,8 +28,8 @@ from farskip_compile._compat.modules import is_compiled
 from farskip_compile.backend import Backend, Compiled, Receive, intercept
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import NoResidualStackError, PartialModelError
-from farskip_compile.inductor_passes import make_plan
 from farskip_compile.inductor_passes.before_differentiation import cut_before_differentiation
+from farskip_compile.inductor_passes.plan import make_plan
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver

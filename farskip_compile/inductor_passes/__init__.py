@@ -11,25 +11,20 @@ hardware profile or source of this package never gets a stale artifact. Nothing 
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import fx
 
 from farskip_compile._compat import CustomGraphPass, inductor
-from farskip_compile._compat.distributed import group_ranks, world_group
+from farskip_compile._compat.distributed import group_ranks
 from farskip_compile.carrier import landing  # noqa: F401 (an operator)
-from farskip_compile.config import FarSkipConfig, Pieces, PiecesAlong, resolve
-from farskip_compile.costs import default_profile
 from farskip_compile.costs.estimates import Estimates
-from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.errors import ConfigError
 from farskip_compile.inductor_passes.in_pieces import cut_in_pieces
+from farskip_compile.inductor_passes.plan import Plan
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
@@ -52,88 +47,9 @@ from farskip_compile.verify.in_flight import returned, verify_in_flight
 from farskip_compile.verify.kernels import verify_kernels
 from farskip_compile.verify.schedule import verify_order
 
-NOT_AN_ACCELERATOR = ("cpu", "meta")
-"""Models make tensors on `meta` to ask for a shape or a stride."""
-
 UNFUSED = 2.0
 """How much more the memory of the graph may grow than that of its kernels, which have the last word. In a graph, what
 fusion will keep out of memory grows too; and kernels that were fused for one order can't take another."""
-
-
-@dataclass(frozen=True)
-class Around:
-    """What a part of a model is run among. Equal on all ranks."""
-
-    beside: int = 0
-    """Bytes that are alive meanwhile and that its graph does not know of."""
-    came: float | None = None
-    """Seconds until what came in flight has landed; None: as if it had just been launched."""
-    leaves: str = ""
-    """Key of what it leaves in flight."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to schedule: equal on all ranks."""
-
-    profile: HardwareProfile
-    limits: Limits = field(default_factory=Limits)
-    ep_group: str | None = None
-    """Name of the process group that all-to-alls are moved to."""
-    imbalance: float = 1.0
-    """Rows that the fullest rank gets in a dispatch without drops, over the mean."""
-    check_order: bool = True
-    """Compare the order of the collectives across ranks at the first run."""
-    common: Mapping[str, Any] = field(default_factory=dict)
-    """What else all ranks must have in common, see `common_options`; compared with the order."""
-    skip: tuple[str, ...] = ()
-    """Names of passes to leave out."""
-    pieces: Pieces = 1
-    """In how many pieces exchanges are cut."""
-    strict: bool = True
-    """What can't be cut is an error."""
-    pieces_along: PiecesAlong = "auto"
-    """What a piece of an exchange without drops is."""
-    micro_batches: int = 1
-    """In how many parts the batch is cut."""
-    around: Around = Around()
-
-
-def make_plan(
-    config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str, Any] | None = None, around: Around | None = None
-) -> Plan | None:
-    """How `config` wants a graph from Dynamo scheduled; None if not at all, or if there is no `torch.distributed`.
-
-    `common` is what all ranks must have in common, but for the profile, which is found here.
-    """
-    config = resolve(config)
-    if not config.schedule or world_group() is None:
-        return None
-    profile = config.profile
-    if profile is None:
-        values = (ops.tensor(node) for node in module.graph.nodes)
-        devices = (value.device for value in values if value is not None)
-        device = next((device for device in devices if device.type not in NOT_AN_ACCELERATOR), None)
-        name = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else ""
-        profile = default_profile(device.type if device is not None else "cpu", name)
-    around = around or Around()
-    limits = Limits(config.memory_increase, config.in_flight_bytes, around.beside)
-    figures = hashlib.sha256(json.dumps(profile.to_json(), sort_keys=True).encode()).hexdigest()[:16]
-    common = {**(common or {}), "profile": f"{profile.name} {figures}"}
-    return Plan(
-        profile,
-        limits,
-        config.ep_group,
-        config.load_imbalance,
-        config.check_order,
-        common,
-        config.disable_passes,
-        config.pieces,
-        config.strict,
-        config.pieces_along,
-        config.micro_batches,
-        around,
-    )
 
 
 class PostGradPass(CustomGraphPass):

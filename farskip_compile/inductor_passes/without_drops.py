@@ -10,6 +10,7 @@ Algorithm:
 2. What is left, or all if asked for, by tokens: on a copy, which takes the graph's place once it is verified. Exchanges
    by all-gather have no other way.
 3. What stays whole is an error if a number of pieces was asked for.
+`hand_on_pieces`, of a part of a model, goes the same way as 2: on a copy, which is verified.
 """
 
 from __future__ import annotations

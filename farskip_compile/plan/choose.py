@@ -33,7 +33,8 @@ from farskip_compile.capture import Graphs, GraphsOf, with_graphs
 from farskip_compile.config import FarSkipConfig, resolve
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.errors import ConfigError
-from farskip_compile.inductor_passes import Plan, cut, make_plan
+from farskip_compile.inductor_passes import cut
+from farskip_compile.inductor_passes.plan import Plan, make_plan
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.passes.schedule.graph import schedule_graph
 from farskip_compile.plan.damage import Damage, connectivity_of

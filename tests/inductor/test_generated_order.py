@@ -20,7 +20,8 @@ from farskip_compile._compat.collectives import all_to_all_single
 from farskip_compile._compat.costs import HINTS_REACH_MEMORY
 from farskip_compile._compat.inductor import PINNED, PRE_FUSION, CustomSchedulerPass, scheduling_options
 from farskip_compile.costs import COLLECTIVE_KINDS, HardwareProfile, PerCollective, load_profile
-from farskip_compile.inductor_passes import KernelPass, Plan, PostGradPass
+from farskip_compile.inductor_passes import KernelPass, PostGradPass
+from farskip_compile.inductor_passes.plan import Plan
 from farskip_compile.models import MODELS, ParallelConfig, build
 from farskip_compile.passes.schedule import kernels
 from farskip_compile.passes.schedule.kernels import pin_products

@@ -23,7 +23,8 @@ from farskip_compile import inductor_passes, testing
 from farskip_compile._compat import inductor
 from farskip_compile.costs import load_profile
 from farskip_compile.errors import VerificationError
-from farskip_compile.inductor_passes import Plan, schedule_post_grad
+from farskip_compile.inductor_passes import schedule_post_grad
+from farskip_compile.inductor_passes.plan import Plan
 from farskip_compile.models import ParallelConfig, build
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.schedule.search import Limits

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from farskip_compile import FarSkipConfig
-from farskip_compile.inductor_passes import Around, PostGradPass
+from farskip_compile.inductor_passes import PostGradPass
+from farskip_compile.inductor_passes.plan import Around
 from farskip_compile.ranks.identity import identity_of
 from tests.economy import share_headers
 

@@ -11,7 +11,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement
 
 import farskip_compile
-from farskip_compile.inductor_passes import Around
+from farskip_compile.inductor_passes.plan import Around
 from farskip_compile.regional.resident import bytes_beside
 from farskip_compile.testing import fake_ranks
 from tests.regional.test_regional import IDS, model_of
