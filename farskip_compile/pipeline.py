@@ -69,7 +69,7 @@ class InPieces(Protocol):
         """Cut those whose sizes data decides."""
 
     def hand_on(self, module: fx.GraphModule) -> None:
-        """Let pieces that come in go on to these, each by itself."""
+        """Let pieces of tokens that come in go on to the exchanges of this part, each by itself."""
 
     def later(self, launch: fx.Node) -> int:
         """In how many pieces another one will be after differentiation."""

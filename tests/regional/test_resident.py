@@ -1,8 +1,9 @@
-"""What a layer's memory is compared with: that of the rest of the model, of which a layer's graph knows nothing."""
+"""What a layer's graph does not know: the memory of the rest of the model, and how late what comes in is."""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.distributed.tensor.placement_types import Placement
 import farskip_compile
 from farskip_compile.inductor_passes.plan import Around
 from farskip_compile.regional.resident import bytes_beside
+from farskip_compile.report.schedule import Predicted, ScheduleReport, publish_schedule
 from farskip_compile.testing import fake_ranks
 from tests.regional.test_regional import IDS, model_of
 
@@ -60,3 +62,22 @@ def test_whoever_compiles_a_layer_gets_it(options: dict[str, str] | None, monkey
     whole.layers[0].compile(backend="farskip", fullgraph=True, options=options)
     with torch.no_grad(), pytest.raises(Exception, match=f"{wanted} bytes beside"):
         whole(IDS)
+
+
+def test_a_layer_is_told_how_late_is_what_the_one_before_has_left() -> None:
+    whole = model_of()
+    farskip_compile.regional(whole, "full", inner="eager")
+    with torch.no_grad():
+        whole(IDS)
+    dense, first, second, last = farskip_compile.last_reports()
+    departures = [report.departure for report in (dense, first, second, last)]
+    assert all(departure is not None for departure in departures)
+    keys = [(departure.came, departure.tail) for departure in departures if departure is not None]
+    assert keys[0] == ("", "")
+    assert "" not in (keys[1][1], keys[2][1])
+    assert [came for came, _ in keys[1:]] == [tail for _, tail in keys[:-1]]
+    after = Predicted(1.0, 1.0, 1.0, 0.0, 0, 0, late_seconds=0.25)
+    publish_schedule(ScheduleReport("inference", after=after, leaves=keys[1][1]))
+    backend = replace(farskip_compile.backend(), beside=lambda: 7)
+    assert backend._around(second) == Around(7, 0.25, keys[2][1])
+    assert backend._around(None) == backend._around(replace(second, departure=None)) == Around()
