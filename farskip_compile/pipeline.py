@@ -49,6 +49,7 @@ from farskip_compile.passes.graph.declared import note_declared
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.normalize.accumulations import lower, mark_accumulations
 from farskip_compile.passes.normalize.closing import close_checkpoints
+from farskip_compile.passes.normalize.definitions import lower_definitions
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire.request import Request
@@ -147,6 +148,7 @@ def _run(module: fx.GraphModule, config: Resolved, driver: Driver, in_pieces: In
     driver.run(through="tags")
     departure = _depart(module, driver, found, in_pieces) if boundary.part else None  # 6
     driver.step("lower", lower, module.graph)
+    driver.step("lower", lower_definitions, module.graph)
     if boundary.arrivals and in_pieces is not None:
         in_pieces.hand_on(module)
         driver.facts["graph"] = module.graph

@@ -9,6 +9,8 @@ Algorithm:
 2. Parameters: each one of the graph must be in the manifest, with its shape; each one that the manifest's sub-blocks
    use must be used in the graph. On one of several ranks it may be a shard, whose sizes divide those of the manifest,
    and experts of other ranks may be missing. What an adapter adds in the place of a module is not looked at.
+   Of a model that holds several parameters in one (`Manifest.fused`), those with a name in the manifest are compared,
+   and there must be some: norms, in all that is known.
 3. What each sub-block reads after rewiring.
 A manifest without rows or without fingerprint (AMD's keys) says nothing about them, so nothing is compared.
 """
@@ -47,7 +49,10 @@ def check_as_written(manifest: Manifest, table: Table, parameters: GraphParamete
         _check_rows(manifest, table)
     if manifest.fingerprint is not None:
         world = world_group()
-        _check_parameters(manifest, manifest.fingerprint, parameters, sharded=world is not None and world.size() > 1)
+        sharded = world is not None and world.size() > 1
+        if manifest.fused:
+            parameters = _of_one_name(manifest, manifest.fingerprint, parameters)
+        _check_parameters(manifest, manifest.fingerprint, parameters, sharded=sharded)
 
 
 def check_rewired(manifest: Manifest, wanted: Table) -> None:
@@ -110,6 +115,19 @@ def _same_terms(known: Table, theirs: TermSet, table: Table, ours: TermSet) -> b
     return set(known.names(theirs)) == set(table.names(ours))
 
 
+def _of_one_name(manifest: Manifest, known: Fingerprint, graph: GraphParameters) -> GraphParameters:
+    """The parameters of `graph` that go by a name of the manifest's."""
+    aligned = align(tuple(graph.shapes), known.shapes)
+    shapes = {name: shape for name, shape in graph.shapes.items() if aligned(name) in known.shapes}
+    if not shapes:
+        raise ManifestError(
+            f"no parameter that the graph shows has a name in {manifest}: it shows "
+            f"{', '.join(islice(graph.shapes, 3)) or 'none'}",
+            way_out=WAY_OUT,
+        )
+    return GraphParameters(shapes, graph.used)
+
+
 def _check_parameters(manifest: Manifest, known: Fingerprint, graph: GraphParameters, *, sharded: bool) -> None:
     aligned = align(tuple(graph.shapes), known.shapes)
     adapted = without_adapters(map(aligned, graph.shapes), known.shapes)
@@ -130,7 +148,7 @@ def _check_parameters(manifest: Manifest, known: Fingerprint, graph: GraphParame
             )
     used = {adapted.get(aligned(name), aligned(name)) for name in graph.used}
     missing = next((name for name in known.used if name not in used), None)
-    if missing is not None and not sharded:
+    if missing is not None and not sharded and not manifest.fused:
         raise ManifestError(
             f"no sub-block of the model uses a parameter {missing!r}; those of {manifest} do, and its shape is "
             f"{_listed(known.shapes[missing])} there",

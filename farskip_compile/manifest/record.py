@@ -49,6 +49,9 @@ class Manifest:
     schema: int = SCHEMA
     origin: str = field(default="", compare=False, repr=False)
     """Where it was read from, for messages."""
+    fused: bool = field(default=False, compare=False, repr=False)
+    """Whether it is compared with a model that holds several parameters in one, as engines that serve do: then only
+    parameters that go by the same name in both are. Not a part of the JSON."""
 
     def __str__(self) -> str:
         return f"the manifest {self.origin}" if self.origin else "the manifest"

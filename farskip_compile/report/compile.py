@@ -70,6 +70,12 @@ class CompileReport:
     writes_replaced: int = 0
     collectives_parted: int = 0
     reductions_merged: int = 0
+    norms_split: int = 0
+    """In a graph of vLLM's: operators that add and take a norm, taken apart before the passes."""
+    norms_joined: int = 0
+    """Those that were put together again."""
+    reductions_started: int = 0
+    """In a graph of vLLM's: all-reduces that became a start and a wait."""
 
     @property
     def rows(self) -> tuple[SubBlock, ...]:
@@ -125,6 +131,9 @@ class CompileReport:
             "writes_replaced": self.writes_replaced,
             "collectives_parted": self.collectives_parted,
             "reductions_merged": self.reductions_merged,
+            "norms_split": self.norms_split,
+            "norms_joined": self.norms_joined,
+            "reductions_started": self.reductions_started,
             "sub_blocks": [self._row_json(row) for row in self.rows],
         }
 

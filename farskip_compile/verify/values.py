@@ -154,7 +154,8 @@ def _read(node: fx.Node, place_of: Mapping[fx.Node, int]) -> Step:
         return Step(node.name, Rule.HASH, number_of(f"{name} {ops.fake(node)}"), ())
     if name in ("cat", "getitem") and (step := _of_parts(node, name, place_of)) is not None:
         return step
-    factor = _factor(node, name) if ops.may_be_linear(name) else None
+    linear = ops.may_be_linear(name) or ("::" in name and ops.is_linear_collective(node))
+    factor = _factor(node, name) if linear else None
     if factor is not None:
         return Step(node.name, Rule.AFFINE, 0, (place_of[node.args[0]],), (factor,))  # type: ignore[index]
     constants = [number_of(name)]

@@ -3,13 +3,14 @@
 In:    a Dynamo graph. In-place ops have no users there: later nodes go on reading the *old* node, so the written
        value looks dead and the reader seems to see the value before the write.
 Out:   the same function. A write to an intermediate is replaced by its out-of-place form where one exists; where
-       none does, later readers read the result of the write. Writes to graph inputs (caches, counters) stay as they
-       are, in order.
+       none does, later readers read the result of the write, or a mark of it (`definitions`). Writes to graph inputs
+       (caches, counters) stay as they are, in order.
 Never: moves a node; touches a graph input; changes a dtype.
 
 Algorithm, one walk in graph order:
 1. Rename the arguments of each node to the newest version of what they name.
-2. At a write to an intermediate: build the out-of-place form (cast to the old dtype, as the in-place form does).
+2. At a write to an intermediate: build the out-of-place form (cast to the old dtype, as the in-place form does), or
+   mark what the memory holds after it.
 3. Views of the same memory that are read later: make them anew from the new value if they hold the same elements in the
    same order; if not, the write stays in place, and `mutation_edges` order its readers after it.
 """
@@ -29,6 +30,7 @@ from farskip_compile._compat import OpOverload, same_dim
 from farskip_compile._compat.tensors import overload_name
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.graph.walk import fresh_like
+from farskip_compile.passes.normalize.definitions import DEFINED, define
 
 
 def assign_once(graph: fx.Graph) -> int:
@@ -78,7 +80,7 @@ def mutation_edges(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
             edges[node] = tuple(writes)
         for base in written.get(node, ()):
             memory = effects.storage(base)
-            if memory is not None:
+            if memory is not None and memory not in node.meta.get(DEFINED, ()):
                 last_write[memory] = node
     return edges
 
@@ -92,32 +94,43 @@ def _replace_write(
     value = ops.tensor(base)
     assert value is not None
     functional = _out_of_place(write, base)
-    if functional is None or not all(_same_elements(ops.tensor(node), value) for node in others):
-        names.update(dict.fromkeys([base, *same], _result_in_place(graph, write, base)))
+    anew = all(_same_elements(ops.tensor(node), value) for node in others)
+    if functional is None or not anew:
+        new = _result_in_place(graph, write, base)
+        if anew and new is not write:
+            write.meta[DEFINED] = (*write.meta.get(DEFINED, ()), effects.storage(base))
+            _views_anew(graph, new, value, others, names)
+        names.update(dict.fromkeys([base, *same], new))
         return False
     with graph.inserting_before(write):
         new = _cast(graph, functional(graph), value.dtype)
         # the new name stands for the old memory: the next write to it must find its views, and readers the write
-        memory = effects.storage(base)
         fresh = fresh_like(value)
-        new.meta |= {"example_value": fresh, "farskip_storage": memory}
-        for node in others:
-            view = graph.call_method("view_as", (new, names.get(node, node)))
-            shape = ops.tensor(node).shape  # type: ignore[union-attr]
-            view.meta = {**node.meta, "example_value": fresh.view(shape), "farskip_storage": memory}
-            names[node] = view
+        new.meta |= {"example_value": fresh, "farskip_storage": effects.storage(base)}
+    _views_anew(graph, new, fresh, others, names)
     names.update(dict.fromkeys([base, write, *same], new))
     return True
+
+
+def _views_anew(
+    graph: fx.Graph, new: fx.Node, value: torch.Tensor, views: Sequence[fx.Node], names: dict[fx.Node, fx.Node]
+) -> None:
+    """Step 3: `views` of the memory that `new` stands for, made of it."""
+    place = new
+    for node in views:
+        with graph.inserting_after(place):
+            view = graph.call_method("view_as", (new, names.get(node, node)))
+        shape = ops.tensor(node).shape  # type: ignore[union-attr]
+        memory = new.meta["farskip_storage"]
+        view.meta = {**node.meta, "example_value": value.view(shape), "farskip_storage": memory}
+        names[node] = place = view
 
 
 def _result_in_place(graph: fx.Graph, write: fx.Node, base: fx.Node) -> fx.Node:
     """The name of `base` after a write that stays."""
     if effects.storage(write) == effects.storage(base):
         return write
-    with graph.inserting_after(write):  # it returns nothing, or something else
-        renamed = graph.call_method("view_as", (base, base))
-    renamed.meta = dict(base.meta)
-    return renamed
+    return define(graph, write, base)  # it returns nothing, or something else
 
 
 def _cast(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:

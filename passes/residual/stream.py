@@ -283,13 +283,14 @@ def _sum_of(summands: Iterable[fx.Node], known: Mapping[fx.Node, TermSet]) -> Te
 
 
 def _refuse_written_in_place(stream: Stream) -> None:
-    if not stream.flow.after:
-        return  # nothing is read after a write
+    writers = effects.writers(stream.flow.nodes)
+    if not writers:
+        return
     memory: dict[int | None, fx.Node] = {}
     for node in sorted({*stream.tree, *stream.values}, key=stream.order.__getitem__):
         memory.setdefault(effects.storage(node), node)  # names of one memory: the oldest has the most to lose
-    for node in stream.flow.nodes:
-        for base in effects.mutated_args(node):
+    for node, bases in writers.items():
+        for base in bases:
             victim = memory.get(effects.storage(base))
             if victim is not None and stream.order[victim] < stream.order[node]:
                 raise UnsupportedPatternError(

@@ -24,6 +24,7 @@ import operator
 from torch import fx
 
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.declared import declared
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual import Reading, read_table
 from farskip_compile.passes.residual.stream import Stream
@@ -93,4 +94,4 @@ def _hides_both(stream: Stream, node: fx.Node, dropped: TermSet) -> bool:
 
 
 def _communicates(node: fx.Node) -> bool:
-    return ops.is_collective(node) or ops.is_wait(node)
+    return ops.is_collective(node) or ops.is_wait(node) or declared(node) == "reduction"

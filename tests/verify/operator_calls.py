@@ -222,6 +222,7 @@ setitem: d.write(v, (0,), o[0]); d.write(v, (Ellipsis, 0), o[..., 0]);
 copy: v.clone().copy_(o); torch.zeros_like(v).copy_(o); d.through(v, o); d.through(torch.zeros_like(v), o);
     d.through(z, o); d.part(z, o); d.part(v, o); d.part(torch.zeros_like(v), v)
 added_alone: d.call(added_alone_on, v, i, o); d.call(added_alone_on, v, i, v)
+after_write: d.call(after_write, v, o); d.call(after_write, v.flatten(0, 1), o) * 2
 _grouped_mm: d.call(grouped, v, w.expand(2, -1, -1), i + 1);
     d.call(grouped, v, w.expand(2, -1, -1), (v > 0).long().sum(1))
 scaled_dot_product_attention: F.scaled_dot_product_attention(v, o, o);

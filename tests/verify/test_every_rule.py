@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import fx
 
 from farskip_compile.passes.normalize.accumulations import added_alone
+from farskip_compile.passes.normalize.definitions import after_write
 from farskip_compile.verify.rows.along import is_pointwise
 from farskip_compile.verify.rows.layout import of_stream
 from farskip_compile.verify.rows.read import begin, read_rows
@@ -65,6 +66,7 @@ class Calls:
             "F": F,
             "operator": operator,
             "added_alone_on": added_alone_on,
+            "after_write": after_write,
             "grouped": grouped,
             "d": self,
             "n": last,

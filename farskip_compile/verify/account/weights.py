@@ -11,9 +11,13 @@ from torch import fx
 
 from farskip_compile._compat import is_module_state
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.declared import declared, outputs_of
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.verify.rows.rules import is_contraction, is_state
 from farskip_compile.verify.rows.state import FREE, Rows, State
+
+NETWORKS = frozenset(["dense", "routed"])
+"""Declared kinds of what may have weights of its own."""
 
 
 def routes(nodes: Iterable[fx.Node], rows: Mapping[fx.Node, Rows]) -> Iterator[fx.Node]:
@@ -28,14 +32,27 @@ def routes(nodes: Iterable[fx.Node], rows: Mapping[fx.Node, Rows]) -> Iterator[f
 
 
 def has_weights(node: fx.Node) -> bool:
-    """A product with weights of the model; or an operator that nothing is known about, and that is given some."""
-    return is_contraction(node) and any(map(_is_weight, node.all_input_nodes))
+    """A product with weights of the model; or an operator that nothing is known about, and that is given some; or one
+    that was declared to be a network, and is given none that show: it finds them by itself."""
+    if not is_contraction(node):
+        return False
+    return any(map(_is_weight, node.all_input_nodes)) or _finds_weights(node)
+
+
+def _finds_weights(node: fx.Node) -> bool:
+    kinds = (declared(node), *outputs_of(node))
+    return not NETWORKS.isdisjoint(kinds) and not any(map(_is_held, node.all_input_nodes))
 
 
 def _is_weight(node: fx.Node) -> bool:
     """A floating parameter or buffer of two dimensions or more, or something made of one alone."""
     value = ops.tensor(node)
-    if value is None or not value.is_floating_point() or value.dim() < 2:
+    return value is not None and value.dim() >= 2 and _is_held(node)
+
+
+def _is_held(node: fx.Node) -> bool:
+    """A floating parameter or buffer, or something made of some alone."""
+    if not ops.is_floating(node):
         return False
     return all(map(is_state, (one for one in walk_back([node]) if not one.all_input_nodes)))
 

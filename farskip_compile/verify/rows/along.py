@@ -18,7 +18,7 @@ from farskip_compile.verify.rows import layout as layouts
 from farskip_compile.verify.rows.arguments import all_dims_of, argument, dims_of, first_of, is_data, others
 from farskip_compile.verify.rows.layout import Layout
 from farskip_compile.verify.rows.moved import along, are_summed, covers
-from farskip_compile.verify.rows.no_rule import member, unknown
+from farskip_compile.verify.rows.no_rule import result, unknown
 from farskip_compile.verify.rows.state import Given, Rows, Rule, State, about_others, decision_of, worst
 
 
@@ -99,14 +99,14 @@ def keeps(position: int, default: Sequence[int] | None = None, *, picks: bool = 
 
 def _chosen(node: fx.Node, rows: Rows) -> Rows:
     """Rows that are chosen by their own entries; each feature may choose others."""
-    value = ops.tensor(node) if ops.tensor(node) is not None else member(node)
+    value = result(node)
     layout = along(rows.layout, range(value.dim()), value.shape) if value is not None else ()
     return Rows(State.MOVED, layout, decided=True, at=node)
 
 
 def _resized(node: fx.Node, rows: Rows, *, picked: bool) -> Rows:
     """`rows`, with features of other sizes."""
-    value = ops.tensor(node) if ops.tensor(node) is not None else member(node)
+    value = result(node)
     if value is None or value.dim() != len(rows.layout):
         return Rows(State.UNKNOWN, at=node)
     layout = tuple(
@@ -148,7 +148,7 @@ def reduces(position: int, default: Sequence[int] | None = None) -> Rule:
         added = layouts.along(rows.layout, dims)
         if added and not are_summed(node, rows, dims):
             return _tuple(node, Rows(State.MIXED, at=node))
-        value = ops.tensor(node) if ops.tensor(node) is not None else member(node)
+        value = result(node)
         if value is None:
             return unknown(node, given)
         if value.dim() == len(rows.layout):

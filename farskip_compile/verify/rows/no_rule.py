@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import effects, ops
 from farskip_compile.verify.rows import layout as layouts
 from farskip_compile.verify.rows.moved import behind
 from farskip_compile.verify.rows.state import FREE, Given, Rows, State, worst
@@ -40,7 +40,7 @@ def free(node: fx.Node, given: Given) -> Rows:
 def routed(node: fx.Node, given: Given) -> Rows:
     """Experts that were chosen inside."""
     known = worst([given(arg) for arg in node.all_input_nodes])
-    value = ops.tensor(node) if ops.tensor(node) is not None else member(node)
+    value = result(node)
     if known.state not in (State.ROWS, State.MOVED):
         return known
     return Rows(State.MOVED, behind(0, ((),), value.shape) if value is not None else (), decided=True, at=node)
@@ -50,7 +50,7 @@ def alone(node: fx.Node, given: Given) -> Rows:
     """Each row by itself: the rows of the first argument that has some, in a result with the same rows."""
     args = [given(arg) for arg in node.all_input_nodes]
     known = worst(args)
-    value = ops.tensor(node) if ops.tensor(node) is not None else member(node)
+    value = result(node)
     first = next((one for one in args if one.state is State.ROWS), None)
     if known.state is not State.ROWS or first is None or value is None or value.dim() != len(first.layout):
         return known if known.state is not State.ROWS else Rows(State.UNKNOWN, at=node)
@@ -67,9 +67,11 @@ def _same_rows(args: Sequence[Rows], first: Rows, shape: Sequence[layouts.Size])
     return all(one == held[0] for one in held) and layouts.filled(first.layout, shape)
 
 
-def member(node: fx.Node) -> torch.Tensor | None:
-    """The first tensor of a tuple."""
+def result(node: fx.Node) -> torch.Tensor | None:
+    """What an operator gives: a tensor, the first of several, or the buffer that it fills."""
     value = ops.fake(node)
-    if isinstance(value, tuple | list) and value and isinstance(value[0], torch.Tensor):
-        return value[0]
-    return None
+    if isinstance(value, tuple | list) and value:
+        value = value[0]
+    if value is None:
+        value = next(map(ops.tensor, effects.mutated_args(node)), None)
+    return value if isinstance(value, torch.Tensor) else None

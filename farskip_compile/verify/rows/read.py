@@ -6,12 +6,13 @@ than is true, never more.
 
 Algorithm (linear): one walk in the order of the graph. Each operator has a rule (`row_rules`), which gives the result's
 `Rows` from those of its arguments; a higher-order operator does what the graph inside it does. What reads memory after
-a write is given what was written.
+a write is given what was written; but what is made of the mark of a write (`after_write`) is up to date by itself,
+until the next write.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,10 @@ from farskip_compile.verify.rows import layout as layouts
 from farskip_compile.verify.rows.no_rule import mixes, unknown
 from farskip_compile.verify.rows.rules import apply
 from farskip_compile.verify.rows.state import DECISION, FREE, Given, Rows, State, merged, worst
+
+NOTHING: Set[fx.Node] = frozenset()
+Current = Mapping[int | None, Set[fx.Node]]
+"""For each memory, the values in it that were made of the mark of its last write."""
 
 
 def begin(nodes: Iterable[fx.Node], indices: int | None = None) -> dict[fx.Node, Rows]:
@@ -41,9 +46,10 @@ def read_rows(nodes: Iterable[fx.Node], begins: Mapping[fx.Node, Rows]) -> dict[
     writes = effects.writers(nodes)
     known: dict[fx.Node, Rows] = {}
     written: dict[int, Written] = {}
+    current: dict[int | None, set[fx.Node]] = {}
 
     def given(arg: object) -> Rows:
-        return _read(arg, known, written)
+        return _read(arg, known, written, current)
 
     for node in nodes:
         if node in begins:
@@ -52,8 +58,13 @@ def read_rows(nodes: Iterable[fx.Node], begins: Mapping[fx.Node, Rows]) -> dict[
             known[node] = _inside(node, given)
         else:
             known[node] = apply(node, given)
+        if ops.op_name(node) == "after_write":
+            current[effects.storage(node)] = {node}
+        elif current and not current.get(memory := effects.storage(node), NOTHING).isdisjoint(node.all_input_nodes):
+            current[memory].add(node)
         for base in writes.get(node, ()):
             memory = effects.storage(base)
+            current.pop(memory, None)
             if memory is not None:
                 before = written.get(memory)
                 after = Written(known[node], base)
@@ -90,15 +101,15 @@ def same_view(a: fx.Node, b: fx.Node) -> bool:
     return same_dim(left.storage_offset(), right.storage_offset()) and all(map(same_dim, left.stride(), right.stride()))
 
 
-def _read(arg: object, known: Mapping[fx.Node, Rows], written: Mapping[int, Written]) -> Rows:
+def _read(arg: object, known: Mapping[fx.Node, Rows], written: Mapping[int, Written], current: Current) -> Rows:
     """What an argument holds: a node, or a list of nodes."""
     if isinstance(arg, fx.Node):
         rows = known[arg]
         memory = effects.storage(arg) if written else None
-        after = written.get(memory) if memory is not None else None
+        after = written.get(memory) if memory is not None and arg not in current.get(memory, NOTHING) else None
         return rows if after is None else merged([rows, after.seen_by(arg)], arg)
     if isinstance(arg, tuple | list):
-        return merged([_read(part, known, written) for part in arg])
+        return merged([_read(part, known, written, current) for part in arg])
     return FREE
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import is_data_dependent, is_module_state
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.graph.declared import declared, is_declared, outputs_of
 from farskip_compile.verify.rows import collectives, picks, views
 from farskip_compile.verify.rows.along import is_pointwise, keeps, normalises, one_hot, pointwise, reduces
@@ -106,8 +106,9 @@ def _by_rule(node: fx.Node, given: Given) -> Rows:
 
 
 def _is_one_number(arg: fx.Node) -> bool:
-    """Whether the value of a node is a size or a number."""
-    return not isinstance(ops.fake(arg), torch.Tensor | tuple | list)
+    """Whether the value of a node is a size or a number; not that of a write, which may return nothing."""
+    value = ops.fake(arg)
+    return not isinstance(value, torch.Tensor | tuple | list) and not (value is None and effects.mutated_args(arg))
 
 
 def _by_a_number(found: Rows) -> Rows:
@@ -216,6 +217,7 @@ RULES: dict[str, Rule] = _table(
         " feature_dropout fma",
     ),
     (views.same, "to type_as"),  # what they take a type from is not read
+    (views.same, "after_write"),  # a mark: the buffer, which `read_rows` gives as what was written to it
     (pointwise, "truediv floordiv mod invert and_ or_ xor neg pos pow not_ iadd imul isub itruediv"),
     (pointwise, "contiguous clone alias detach silu log_sigmoid relu6 hardswish hardsigmoid softplus"),
     (one_hot, "one_hot"),
