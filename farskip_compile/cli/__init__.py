@@ -18,6 +18,7 @@ from farskip_compile.cli.explain import explain_command
 from farskip_compile.cli.manifest import manifest_command
 from farskip_compile.cli.overlap import overlap_command
 from farskip_compile.cli.simulate import simulate_command
+from farskip_compile.cli.verify_serving import verify_serving_command
 from farskip_compile.cli.zoo import zoo_command
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app.command("calibrate")(calibrate_command)
 app.command("manifest")(manifest_command)
 app.command("distill")(distill_command)
 app.command("simulate")(simulate_command)
+app.command("verify-serving")(verify_serving_command)
 app.command("explain")(explain_command)
 app.command("demo")(demo_command)
 

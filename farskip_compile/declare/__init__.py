@@ -29,7 +29,8 @@ def declare_op(name: str, kind: DeclaredKind | None = None, *, outputs: Sequence
     Args:
         name: `namespace::operator`, as it is registered with `torch.library`.
         kind: `attention`, `mixer` (mixes tokens in another way), `routed` (experts that a router inside chooses),
-            `dense` (each token by itself), or `reduction` (a collective C with C(a + b) = C(a) + C(b)).
+            `dense` (each token by itself), or `reduction` (a collective C with C(a + b) = C(a) + C(b), which gets its
+            data as the first argument and returns the result).
         outputs: instead of `kind`, that of each tensor that it returns: `("dense", "routed")` for an operator that
             returns shared and routed experts apart.
 

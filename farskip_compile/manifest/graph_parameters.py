@@ -5,7 +5,8 @@ Out:   `GraphParameters`.
 Never: changes the graph; guards on a symbolic size.
 
 Algorithm (linear in the graph): a parameter is a placeholder with a name; from the nodes of the sub-blocks and of the
-sum itself walk back through what depends on parameters and buffers only. The embedding is not a sub-block.
+sum itself walk back through what is made of parameters and buffers only, perhaps in a shape that depends on the input.
+The embedding is not a sub-block.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from farskip_compile._compat.modules import parameter_name
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual import Reading
+from farskip_compile.passes.residual.stream import Stream
 
 GraphShape = tuple[int | None, ...]
 """None for a size that is symbolic."""
@@ -48,5 +50,18 @@ def graph_parameters(reading: Reading) -> GraphParameters:
     inside = [node for region in reading.regions for node in region.owned]
     inside += [node for node in stream.tree if node is not stream.base]
     read = [arg for node in inside for arg in stream.inputs(node)]
-    seen = set(walk_back(read, lambda node: node not in stream.flow.constant, stream.inputs))
+    held = _held(stream)
+    seen = set(walk_back(read, lambda node: node not in held, stream.inputs))
     return GraphParameters(shapes, tuple(name for node, name in names.items() if node in seen))
+
+
+def _held(stream: Stream) -> set[fx.Node]:
+    """The tensors whose numbers are those of parameters and buffers alone."""
+    held = set(stream.flow.constant)
+    for node in stream.order:
+        if node in held or node in stream.flow.after or not node.op.startswith("call"):
+            continue
+        data = [arg for arg in stream.inputs(node) if ops.tensor(arg) is not None]
+        if data and all(arg in held for arg in data):
+            held.add(node)
+    return held

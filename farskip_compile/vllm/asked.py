@@ -123,7 +123,8 @@ def _asked(given: object, vllm_config: Any) -> Asked | None:
     model = vllm_config.model_config
     manifest = load_manifest(options.manifest) if options is not None and options.manifest else manifest_of(model)
     if options is not None:
-        return Asked(options, manifest, f"additional_config[{ASKED!r}]")
+        settled = given.get(SETTLED, {}) if isinstance(given, Mapping) else {}
+        return Asked(options, manifest, settled.get("by", f"additional_config[{ASKED!r}]"))
     if manifest is not None:
         return Asked(Options(), manifest, str(manifest)) if manifest.changes_function else None
     if vllm_config.compilation_config.backend == ASKED:

@@ -41,7 +41,7 @@ KINDS: dict[DeclaredKind, str] = {
     " _C::dynamic_scaled_int8_quant _C::per_token_group_fp8_quant _C::per_token_group_quant_int8"
     # their weights are behind a handle
     " _C::onednn_mm _C::onednn_scaled_mm",
-    "reduction": "vllm::all_reduce vllm::reduce_scatter vllm::all_gather",
+    "reduction": "vllm::all_reduce vllm::reduce_scatter vllm::all_gather farskip::shm_all_reduce",
 }
 OUTPUTS: dict[str, tuple[DeclaredKind, ...]] = {"vllm::moe_forward_shared": ("dense", "routed")}
 """Operators that return shared and routed experts apart."""

@@ -38,7 +38,7 @@ from farskip_compile.report.schedule import Predicted, ScheduleReport
 from farskip_compile.verify.before import remember
 from farskip_compile.verify.schedule import verify_order
 
-ALL_REDUCE = "vllm::all_reduce"
+ALL_REDUCES = ("vllm::all_reduce", "farskip::shm_all_reduce")
 SPLITTING = ("_c10d_functional::all_reduce", "_c10d_functional::wait_tensor")
 """What vLLM is to split the graph at, besides attention: CUDA graphs of pieces can't hold a launch without its wait."""
 WIDTHS = 8
@@ -53,7 +53,7 @@ _groups: dict[str, Any] = {}
 def start_and_wait(module: fx.GraphModule, *, order: bool) -> int:
     """Steps 1 to 4; returns how many all-reduces became a start and a wait."""
     graph = module.graph
-    reductions = [node for node in graph.nodes if ops.op_name(node) == ALL_REDUCE]
+    reductions = [node for node in graph.nodes if ops.op_name(node) in ALL_REDUCES]
     for node in reductions:
         _open(graph, node)  # 1
     if reductions and order:
@@ -62,11 +62,12 @@ def start_and_wait(module: fx.GraphModule, *, order: bool) -> int:
 
 
 def own_group(name: str) -> Any:
-    """A process group of the ranks of vLLM's group `name` that only these all-reduces use. All ranks call this."""
+    """A process group of the ranks of vLLM's group `name`, or of its tensor parallelism, that only these all-reduces
+    use. All ranks call this."""
     if name not in _groups:
         from vllm.distributed import parallel_state
 
-        coordinator = parallel_state._groups[name]()
+        coordinator = parallel_state._groups[name]() if name else parallel_state.get_tp_group()
         assert coordinator is not None
         _groups[name] = torch.distributed.new_group(
             coordinator.ranks,
@@ -78,10 +79,12 @@ def own_group(name: str) -> Any:
 
 
 def _open(graph: fx.Graph, node: fx.Node) -> None:
-    value, name = (*node.args, *node.kwargs.values())
+    given = (*node.args, *node.kwargs.values())
+    value = next(one for one in given if isinstance(one, fx.Node))
+    name = next((one for one in given if isinstance(one, str)), "")
     functional = torch.ops._c10d_functional
     with graph.inserting_before(node):
-        launch = graph.call_function(functional.all_reduce.default, (value, "sum", own_group(str(name)).group_name))
+        launch = graph.call_function(functional.all_reduce.default, (value, "sum", own_group(name).group_name))
         wait = graph.call_function(functional.wait_tensor.default, (launch,))
     for new in (launch, wait):
         new.meta = {**node.meta, "example_value": fresh_like(node.meta["example_value"])}

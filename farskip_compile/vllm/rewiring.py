@@ -6,7 +6,7 @@ Never: compiles; goes on if the graph is not rewired as asked.
 
 Algorithm:
 1. Declare what vLLM's operators are, those of this graph by their schema.
-2. Take fused adds and norms apart.
+2. Take fused adds and norms apart; write all-reduces in place as operators that return the sum.
 3. Run the passes, and their verification.
 4. Put adds and norms together again.
 5. On request, turn all-reduces into starts and waits; where no compiler of ours comes after, order them.
@@ -27,7 +27,7 @@ from farskip_compile.backend import Backend
 from farskip_compile.errors import OriginalWiringError
 from farskip_compile.ranks.announce import LIBRARY
 from farskip_compile.report.compile import CompileReport, Outcome, publish
-from farskip_compile.vllm import norms, operators, overlap
+from farskip_compile.vllm import norms, operators, overlap, shared_memory
 from farskip_compile.vllm.asked import Asked
 
 LIBRARY.define("served(str text) -> ()")
@@ -52,6 +52,7 @@ def rewire(
     operators.declare()  # 1
     operators.declare_by_schema(graph)
     apart = norms.split(graph)  # 2
+    shared_memory.write_out(graph)
     backend = Backend(asked.config(**options))  # of what is declared by now
     report = backend.rewire(module)  # 3
     if report.outcome not in (*AS_ASKED, Outcome.NO_STACK):

@@ -323,7 +323,7 @@ def _with_shared_inside(facts: Facts, region: Region, routing: Finding) -> Findi
     current: fx.Node | None = region.leaf
     while current is not None:
         if _adds_unselected_product(facts, current):
-            blocking = next((step for step in path if not _is_for_both(step)), None)
+            blocking = next((step for step in path if not _is_for_both(facts.stream, step)), None)
             return replace(routing, shared_inside=current, inseparable=blocking)
         path.append(current)
         inputs = () if ops.is_matmul(current) else current.all_input_nodes
@@ -337,6 +337,9 @@ def _adds_unselected_product(facts: Facts, node: fx.Node) -> bool:
     return ops.is_sum(node) and sum(arg in facts.projected and arg not in facts.selected for arg in node.args) == 1
 
 
-def _is_for_both(node: fx.Node) -> bool:
-    """A step that keeps shared and routed experts one term: both are left out."""
-    return ops.is_scan(node) or ops.is_norm(node) or ops.is_linear_collective(node) or ops.is_wait(node)
+def _is_for_both(stream: Stream, node: fx.Node) -> bool:
+    """A step that keeps shared and routed experts one term: both are left out. A reduction is one as far as it is read
+    as linear: of one whose data is not its first argument, nobody could tell the parts."""
+    if ops.is_linear_collective(node):
+        return bool(stream.below[node])
+    return ops.is_scan(node) or ops.is_norm(node) or ops.is_wait(node)

@@ -1,5 +1,7 @@
 """A plugin of vLLM for tests: on a CPU, the graphs that a GPU gets, in mode 3.
 
+And mode 1, which vLLM's runner for CPUs leaves out.
+
 Contract: `register` is an entry point of `vllm.general_plugins`, in processes that were started with `LIKE_A_GPU`: its
 value is the backend of mode 3's pieces (`eager`, since vLLM's Inductor passes ask for CUDA operators). Collectives,
 routed experts, norms are operators of vLLM's then, as on a GPU, and vLLM splits the graph at attention.
@@ -18,6 +20,7 @@ def register() -> None:
     from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
     from vllm.platforms import current_platform
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
     platform = type(current_platform)
     platform.use_custom_op_collectives = classmethod(lambda cls: True)
@@ -33,6 +36,15 @@ def register() -> None:
         return torch.ops.vllm.moe_forward if self._shared_experts is None else torch.ops.vllm.moe_forward_shared
 
     MoERunner._select_forward = select
+    load = CPUModelRunner.load_model
+
+    def load_model(self, *args, **kwargs):
+        load(self, *args, **kwargs)
+        if self.compilation_config.mode == CompilationMode.STOCK_TORCH_COMPILE:
+            compiler = self.compilation_config.init_backend(self.vllm_config)
+            self.model.compile(fullgraph=True, backend=compiler)
+
+    CPUModelRunner.load_model = load_model
     plain = platform.check_and_update_config.__func__
 
     def check_and_update_config(cls, vllm_config):

@@ -1,0 +1,83 @@
+"""The command `farskip verify-serving CHECKPOINT`: does vLLM answer as transformers does, in the wiring asked for?
+
+Contract: exit status 0 if it does, 1 if it does not or does not start, 2 for wrong usage. With `--json`, stdout holds
+one JSON document and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from farskip_compile.cli.output import AsJson, show, shown_errors
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from farskip_compile.vllm.compare import Comparison
+
+
+def verify_serving_command(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of the checkpoint.", exists=True, file_okay=False)],
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="Ranks that share each layer.")] = 1,
+    farskip: Annotated[
+        str | None, typer.Option(metavar="JSON", help="What to ask for, if the checkpoint does not say it.")
+    ] = None,
+    engine: Annotated[str, typer.Option(metavar="JSON", help="Further arguments of vllm.LLM.")] = "{}",
+    tokens: Annotated[int, typer.Option(min=1, max=4096, help="Tokens that vLLM adds to each prompt.")] = 16,
+    prompts: Annotated[Path | None, typer.Option(help="A text file with a prompt in each line.", exists=True)] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="Largest difference of log-probabilities; by the dtype if left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare vLLM's tokens and log-probabilities with transformers', both rewired as the checkpoint says."""
+    if find_spec("vllm") is None:
+        raise typer.BadParameter("vLLM is not installed here; run this where you serve", param_hint="verify-serving")
+    from farskip_compile.vllm.compare import PROMPTS, TOLERANCE, compare
+
+    if dtype not in TOLERANCE:
+        raise typer.BadParameter(f"one of {', '.join(TOLERANCE)}", param_hint="--dtype")
+    arguments = {"tensor_parallel_size": tensor_parallel_size, **_mapping(engine, "--engine")}
+    texts = PROMPTS if prompts is None else tuple(filter(None, prompts.read_text().splitlines()))
+    with shown_errors():
+        found = compare(
+            checkpoint,
+            options=_mapping(farskip, "--farskip") if farskip is not None else None,
+            engine=arguments,
+            prompts=texts,
+            tokens=tokens,
+            dtype=dtype,
+            tolerance=tolerance,
+        )
+    show(as_json, found.to_json, lambda console: _table(found, texts))
+    if not found.holds:
+        raise typer.Exit(1)
+
+
+def _mapping(text: str, option: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"not JSON: {error}", param_hint=option) from None
+    if not isinstance(found, dict):
+        raise typer.BadParameter("a JSON object", param_hint=option)
+    return found
+
+
+def _table(found: Comparison, texts: tuple[str, ...]) -> Table:
+    from rich.table import Table
+
+    verdict = "served as asked" if found.holds else "NOT SERVED AS ASKED"
+    table = Table(title="vLLM against transformers", caption=f"{verdict} (tolerance {found.tolerance:g})")
+    table.add_column("prompt", overflow="ellipsis", no_wrap=True, ratio=1)
+    for name in ("same tokens", "apart", "original wiring: same", "apart"):
+        table.add_column(name, justify="right")
+    for text, *rows in zip(texts, found.rewired, found.original, strict=True):
+        table.add_row(text, *(cell for row in rows for cell in (f"{row.equal} of {row.tokens}", f"{row.apart:.1e}")))
+    return table
