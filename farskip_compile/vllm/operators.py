@@ -19,8 +19,7 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-from farskip_compile._compat import OpOverload, is_module_state, same_dim
-from farskip_compile._compat.tensors import parameters
+from farskip_compile._compat import OpOverload, OpOverloadPacket, is_module_state, same_dim
 from farskip_compile.declare import declare_op
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.graph.declared import DeclaredKind
@@ -67,7 +66,11 @@ def declare_by_schema(graph: fx.Graph) -> dict[str, DeclaredKind]:
     calls: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         name = ops.op_name(node)
-        if name.startswith(NAMESPACES) and name not in listed and isinstance(node.target, OpOverload):
+        if (
+            name.startswith(NAMESPACES)
+            and name not in listed
+            and isinstance(node.target, OpOverload | OpOverloadPacket)
+        ):
             calls.setdefault(name, []).append(node)
     found: dict[str, DeclaredKind] = {}
     for name, nodes in sorted(calls.items()):
@@ -110,9 +113,11 @@ def _read(node: fx.Node) -> Iterator[tuple[fx.Node, torch.Tensor]]:
 
 
 def _results(node: fx.Node) -> list[torch.Tensor]:
+    """What `node` returns and what it fills."""
     value = ops.fake(node)
-    returned = [value] if isinstance(value, torch.Tensor) else list(value or ()) if parameters(node.target) else []  # type: ignore[call-overload,arg-type]
-    return [*returned, *(found for arg in effects.mutated_args(node) if (found := ops.tensor(arg)) is not None)]
+    parts = value if isinstance(value, tuple | list) else [value]
+    filled = map(ops.tensor, effects.mutated_args(node))
+    return [part for part in (*parts, *filled) if isinstance(part, torch.Tensor)]
 
 
 def _is_held(node: fx.Node) -> bool:

@@ -57,8 +57,22 @@ SCHEMAS = {
 _libraries: list[torch.library.Library] = []
 
 
+def widened(x: torch.Tensor) -> torch.Tensor:
+    """In float32 at least; vLLM would compute float64 in float32, too."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def silu_and_mul(out: torch.Tensor, x: torch.Tensor) -> None:
+    gate, up = x.chunk(2, -1)
+    out.copy_(F.silu(gate) * up)
+
+
+def static_scaled_int8_quant(out: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, azp: None) -> None:
+    out.copy_((x / scale).round().clamp(-128, 127))
+
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, variance_size: int | None = None) -> Any:
-    wide = x.to(torch.float32)
+    wide = widened(x)
     found = wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + epsilon)
     return (found.to(weight.dtype) * weight if weight is not None else found).to(x.dtype)
 
@@ -66,7 +80,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, varia
 def fused_add_rms_norm(
     x: torch.Tensor, x_residual: torch.Tensor, weight: torch.Tensor | None, epsilon: float, size: int | None = None
 ) -> Any:
-    total = x.to(torch.float32) + x_residual.to(torch.float32)
+    total = widened(x) + widened(x_residual)
     return rms_norm(total, weight, epsilon).to(x.dtype), total.to(x.dtype)
 
 
@@ -145,9 +159,9 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "vllm::some_mixing_kernel": lambda x: x.cumsum(0),
     "_C::onednn_mm": onednn_mm,
     "_C::cpu_fused_moe": cpu_fused_moe,
-    "_C::silu_and_mul": lambda out, x: out.copy_(F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1]) and None,
+    "_C::silu_and_mul": silu_and_mul,
     "_C::cutlass_scaled_mm": cutlass_scaled_mm,
-    "_C::static_scaled_int8_quant": lambda out, x, scale, azp: out.copy_((x / scale).round().clamp(-128, 127)) and None,
+    "_C::static_scaled_int8_quant": static_scaled_int8_quant,
 }
 RETURNS: dict[str, Callable[..., Any]] = {
     "vllm_ir::rms_norm": lambda x, *_: torch.empty_like(x),

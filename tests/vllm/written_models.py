@@ -102,7 +102,7 @@ class Norm(nn.Module):
             return torch.ops.vllm_ir.rms_norm(x, self.weight.data, EPSILON, None)
         if residual is None:
             return fake.rms_norm(x, self.weight.data, EPSILON)
-        total = x.to(torch.float32) + residual.to(torch.float32)
+        total = fake.widened(x) + fake.widened(residual)
         return fake.rms_norm(total, self.weight.data, EPSILON).to(x.dtype), total.to(x.dtype)
 
     def plain(self, x: torch.Tensor) -> torch.Tensor:

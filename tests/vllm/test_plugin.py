@@ -1,0 +1,260 @@
+"""What a configuration asks for, what workers assert, and how graphs are edited: without vLLM."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+
+from farskip_compile.errors import ConfigError, ManifestError, OriginalWiringError, VerificationError
+from farskip_compile.manifest import Manifest, save_manifest
+from farskip_compile.manifest.check import check_as_written
+from farskip_compile.manifest.fingerprint import Fingerprint
+from farskip_compile.manifest.graph_parameters import GraphParameters
+from farskip_compile.passes.residual.table import Table
+from farskip_compile.vllm import asked as asking
+from farskip_compile.vllm import outcome, rewiring, shared_experts
+from farskip_compile.vllm.asked import Asked, Options, settle
+
+
+def config(folder: Any, additional: Any = None, backend: str = "inductor") -> Any:
+    return SimpleNamespace(
+        model_config=SimpleNamespace(model=str(folder), revision=None),
+        compilation_config=SimpleNamespace(backend=backend),
+        additional_config={} if additional is None else additional,
+    )
+
+
+def test_nobody_asks(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    plain = config(tmp_path)
+    assert settle(plain) is None
+    assert plain.additional_config == {}
+
+
+def test_who_asks_first(tmp_path):
+    """Options, the manifest beside the weights, AMD's keys, the name of the backend."""
+    assert settle(config(tmp_path, backend="farskip")).by.endswith("backend 'farskip'")
+    (tmp_path / "config.json").write_text(json.dumps({"farskip": True, "num_hidden_layers": 4}))
+    assert settle(config(tmp_path)).config().connectivity is None
+    assert settle(config(tmp_path)).manifest.connectivity == "full"
+    save_manifest(Manifest("mlp"), tmp_path / "farskip.json", guard=False)
+    assert settle(config(tmp_path)).by == f"the manifest {tmp_path / 'farskip.json'}"
+    assert settle(config(tmp_path, {"farskip": {"overlap": True}})).by == "additional_config['farskip']"
+    assert settle(config(tmp_path, {"farskip": {"overlap": True}})).manifest.connectivity == "mlp"
+    with pytest.raises(ConfigError, match="contradicts the manifest"):
+        settle(config(tmp_path, {"farskip": {"connectivity": "full"}}))
+
+
+def test_a_manifest_that_changes_nothing_asks_for_nothing(tmp_path):
+    save_manifest(Manifest("none"), tmp_path / "farskip.json", guard=False)
+    assert settle(config(tmp_path)) is None
+
+
+def test_settling_twice_is_settling_once_and_a_change_is_seen(tmp_path):
+    save_manifest(Manifest("full"), tmp_path / "farskip.json", guard=False)
+    found = config(tmp_path, {"other": 1})
+    first = settle(found)
+    settled = found.additional_config
+    assert settled["other"] == 1
+    assert json.loads(json.dumps(settled)) == settled, "vLLM hashes it as JSON"
+    assert settle(found).digest == first.digest
+    assert found.additional_config == settled
+    save_manifest(Manifest("mlp"), tmp_path / "farskip.json", guard=False)
+    with pytest.raises(ManifestError, match="has changed while vLLM started"):
+        settle(found)
+
+
+def test_the_digest_tells_options_manifests_and_sources_apart(monkeypatch):
+    ask = [
+        Asked(Options(connectivity="full"), None, "a"),
+        Asked(Options(connectivity="mlp"), None, "a"),
+        Asked(Options(), Manifest("full"), "a"),
+        Asked(Options(), Manifest("mlp"), "a"),
+    ]
+    digests = {one.digest for one in ask}
+    monkeypatch.setattr(asking, "source_hash", lambda: "another")
+    assert len(digests | {ask[0].digest}) == 5
+
+
+FULL = Asked(Options(connectivity="full"), None, "a test")
+
+
+class Compiled(nn.Module):
+    do_not_compile = False
+
+    def __call__(self) -> str:
+        return "compiled"
+
+
+def worker(model: nn.Module) -> Any:
+    return SimpleNamespace(rank=0, model_runner=SimpleNamespace(get_model=lambda: model))
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    monkeypatch.setattr(outcome, "ran", found)
+    return found
+
+
+def said(what: str, asked: Asked = FULL) -> dict[str, Any]:
+    return {"digest": asked.digest, "outcome": what, "said": what}
+
+
+def test_a_worker_that_ran_rewired_code(ran, caplog):
+    ran += [said("no residual stack"), said("rewired")]
+    with caplog.at_level("INFO", logger="vllm.farskip"):
+        outcome.check(worker(Compiled()), FULL)
+    assert "rank 0: rewired (asked by a test)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("what", "model", "reason"),
+    [
+        ([], Compiled(), "none of its compiled code has run"),
+        ([], nn.Linear(1, 1), "compiles no part of its class"),
+        (["no residual stack"], Compiled(), "no graph of it that ran has a residual stack"),
+        (["refused, compiled unchanged"], Compiled(), "asks for a rewired model"),
+    ],
+)
+def test_a_worker_that_did_not(ran, what, model, reason):
+    ran += map(said, what)
+    with pytest.raises(OriginalWiringError, match=reason):
+        outcome.check(worker(model), FULL)
+
+
+def test_a_worker_whose_model_is_not_compiled(ran):
+    model = Compiled()
+    model.do_not_compile = True
+    with pytest.raises(OriginalWiringError, match="does not compile Compiled in this configuration"):
+        outcome.check(worker(model), FULL)
+
+
+def test_a_worker_that_ran_stale_code(ran):
+    ran.append(said("rewired", Asked(Options(connectivity="mlp"), None, "yesterday")))
+    with pytest.raises(VerificationError, match="stale compiled code ran"):
+        outcome.check(worker(Compiled()), FULL)
+
+
+def test_a_manifest_of_which_nothing_was_rewired(ran):
+    asked = Asked(Options(), Manifest("full"), "a manifest")
+    ran.append(said("unchanged as asked", asked))
+    with pytest.raises(OriginalWiringError, match="nothing was rewired"):
+        outcome.check(worker(Compiled()), asked)
+
+
+def test_a_graph_says_what_it_is_each_time_another_one_runs(monkeypatch):
+    monkeypatch.setattr(rewiring, "ran", [])
+    monkeypatch.setattr(rewiring, "_texts", set())
+    text = json.dumps(said("rewired"))
+    for _ in range(2):
+        torch.ops.farskip.served(text)
+    assert rewiring.ran == [said("rewired")]
+
+
+# Fused parameters
+
+KNOWN = Fingerprint({"model.layers.0.norm.weight": (8,), "model.layers.0.q.weight": (8, 8)}, {})
+
+
+def shown(**shapes: tuple[int, ...]) -> GraphParameters:
+    names = {name.replace("_", "."): shape for name, shape in shapes.items()}
+    return GraphParameters(names, tuple(names))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        (shown(layers_0_norm_weight=(8,), layers_0_qkv_weight=(24, 8)), None),
+        (shown(layers_0_norm_weight=(16,), layers_0_qkv_weight=(24, 8)), "has shape"),
+        (shown(layers_0_bias=(8,)), "no parameter that the graph shows has a name"),
+    ],
+)
+def test_parameters_that_go_by_one_name_are_compared(parameters, reason):
+    manifest = Manifest("full", fingerprint=KNOWN, fused=True)
+    if reason is None:
+        check_as_written(manifest, Table(), parameters)
+    else:
+        with pytest.raises(ManifestError, match=reason):
+            check_as_written(manifest, Table(), parameters)
+    with pytest.raises(ManifestError):  # and without `fused` each of them is another model
+        check_as_written(Manifest("full", fingerprint=KNOWN), Table(), parameters)
+
+
+def test_fused_is_not_a_part_of_what_a_manifest_says():
+    assert Manifest("full", fused=True).digest == Manifest("full").digest
+    assert "fused" not in Manifest("full", fused=True).to_json()
+
+
+# Shared experts
+
+
+class Runner:
+    """The parts of vLLM's runner that matter."""
+
+    def __init__(self, **attributes: Any) -> None:
+        self._shared_experts = SimpleNamespace(_layer=lambda x: x * 2)
+        self._fse_fuse_gate = False
+        self.routed_input_transform = self.routed_output_transform = None
+        self.routed_scaling_factor = 1.0
+        self.moe_config = SimpleNamespace(
+            tp_size=2, ep_size=1, is_sequence_parallel=False, skip_final_all_reduce=False, in_dtype=torch.float16
+        )
+        vars(self).update(attributes)
+
+    def forward(self, hidden: Any, logits: Any, ids: Any = None, shared: Any = None) -> Any:
+        return hidden * (11 if self._shared_experts is not None else 10)
+
+    def _select_forward(self) -> str:
+        return "routed"
+
+    def _maybe_reduce_shared_expert_output(self, value: Any, reduced: bool) -> Any:
+        assert reduced
+        return value * 100
+
+
+def can_move(**attributes: Any) -> bool:
+    return shared_experts._can_move(Runner(**attributes))
+
+
+def test_shared_experts_are_moved_where_nothing_speaks_against_it():
+    assert can_move()
+    assert not can_move(_shared_experts=None)
+    assert not can_move(_fse_fuse_gate=True)
+    assert not can_move(routed_output_transform=abs)
+    assert not can_move(routed_input_transform=abs)
+    assert not can_move(routed_scaling_factor=2.5), "float16 needs the scale on both sides"
+
+
+# Writes over shared memory
+
+
+def doubled(handle: int, data: torch.Tensor) -> None:
+    data.mul_(2)
+
+
+def test_an_all_reduce_in_place_is_written_as_one_that_returns_the_sum():
+    from farskip_compile.vllm import shared_memory
+
+    library = torch.library.Library("_C", "FRAGMENT")
+    if not hasattr(torch.ops._C, "shm_allreduce"):
+        library.define("shm_allreduce(int handle, Tensor(a!) data) -> ()")
+        library.impl("shm_allreduce", doubled, "CPU")
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    value = graph.call_function(torch.relu, (x,))
+    early = graph.call_function(torch.neg, (value,))
+    write = graph.call_function(torch.ops._C.shm_allreduce.default, (0, value))
+    late = graph.call_function(torch.neg, (value,))
+    graph.output((early, late))
+    for node in (x, value, early, late):
+        node.meta["example_value"] = torch.empty(2, device="meta")
+    write.meta["example_value"] = None
+    assert shared_memory.write_out(graph) == 1
+    module = fx.GraphModule(nn.Module(), graph)
+    assert [one.tolist() for one in module(torch.ones(2))] == [[-1, -1], [-2, -2]]
