@@ -37,6 +37,8 @@ def apply(node: fx.Node, given: Given) -> Rows:
         return CHOSEN if chosen and not is_contraction(node) else FREE
     if is_declared(node):
         return _as_declared(node, given)
+    if name == "after_write":  # the buffer, which `read_rows` gives as what was written to it: integers may be data
+        return views.same(node, given)
     if found.state is State.DECISION:
         about_themselves = all(one.layout for one in args if one.state is State.DECISION)
         return _of_decisions(node, _as_rows(given) if about_themselves else given)
@@ -217,7 +219,7 @@ RULES: dict[str, Rule] = _table(
         " feature_dropout fma",
     ),
     (views.same, "to type_as"),  # what they take a type from is not read
-    (views.same, "after_write"),  # a mark: the buffer, which `read_rows` gives as what was written to it
+    (views.same, "after_write"),
     (pointwise, "truediv floordiv mod invert and_ or_ xor neg pos pow not_ iadd imul isub itruediv"),
     (pointwise, "contiguous clone alias detach silu log_sigmoid relu6 hardswish hardsigmoid softplus"),
     (one_hot, "one_hot"),
