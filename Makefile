@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # The tests' ranks and Inductor's builds must not oversubscribe the machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all test-deep lint bench zoo compat fuzz clean
+.PHONY: demo test test-all test-deep lint bench zoo compat vllm fuzz clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -59,6 +59,12 @@ zoo: $(VENV)/.installed
 # once); writes docs/compat.json and the table in the README. COMPAT="--only torch-2.11 --keep" for one of them.
 compat:
 	$(PYTHON) -m tests.compat --workers $(WORKERS) $(COMPAT)
+
+# The real vLLM, in environments of its own: what it serves and what it refuses, on each version that is supported; the
+# table in docs/serving.md and that of `make compat`. COMPAT="--only vllm-0.32 --keep" for one of them.
+vllm:
+	$(PYTHON) -m tests.compat --workers 1 $(or $(COMPAT),--only vllm-0.31 --only vllm-0.32)
+	$(PYTHON) -m tests.vllm.page
 
 # Generated graphs and models in any number: FUZZ="--seconds 600 --seed 7" for another, shorter run.
 fuzz: $(VENV)/.installed

