@@ -28,7 +28,7 @@ from farskip_compile.costs import default_profile
 from farskip_compile.costs.collectives import collective_cost, collective_seconds, interference
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.costs.sizes import SizeHints
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.declared import declared, outputs_of
 from farskip_compile.passes.graph.walk import fresh_like
 from farskip_compile.passes.schedule.graph import schedule_graph
@@ -157,7 +157,6 @@ class Estimates:
 
 
 def _read(node: fx.Node) -> list[torch.Tensor]:
-    """The matrices that `node` is given and does not write."""
-    written = effects.mutated_args(node)
-    values = (ops.tensor(arg) for arg in node.all_input_nodes if arg not in written)
+    """The matrices that `node` is given; the buffer that it fills may be the first."""
+    values = map(ops.tensor, node.all_input_nodes)
     return [value for value in values if value is not None and value.dim() > 1 and value.is_floating_point()]
