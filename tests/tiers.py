@@ -122,6 +122,7 @@ WHOLE = {
     "tests/testing/test_term_tags.py::test_reductions_of_sums": "models in each form of parallelism",
     "tests/test_graph_breaks.py::test_ddp_graph_splitting": "two models, cut in many graphs",
     "tests/reading/test_reading.py::test_any_document_of_the_largest_size": "documents of many megabytes",
+    "tests/vllm/test_written_models.py::test_any_mixture": "generated models, each compiled",
     "tests/plan/test_front.py": "a search over the connectivities of a model",
     "tests/plan/test_damage.py": "the damage of each row of a model, measured",
 }

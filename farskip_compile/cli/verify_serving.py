@@ -74,10 +74,13 @@ def _table(found: Comparison, texts: tuple[str, ...]) -> Table:
     from rich.table import Table
 
     verdict = "served as asked" if found.holds else "NOT SERVED AS ASKED"
-    table = Table(title="vLLM against transformers", caption=f"{verdict} (tolerance {found.tolerance:g})")
+    title = "vLLM against transformers, rewired and as written"
+    table = Table(title=title, caption=f"{verdict} (tolerance {found.tolerance:g})")
+    pairs = zip(found.rewired, found.original, strict=True)
+    lines = [[cell for row in rows for cell in (f"{row.equal} of {row.tokens}", f"{row.apart:.1e}")] for rows in pairs]
     table.add_column("prompt", overflow="ellipsis", no_wrap=True, ratio=1)
-    for name in ("same tokens", "apart", "original wiring: same", "apart"):
-        table.add_column(name, justify="right")
-    for text, *rows in zip(texts, found.rewired, found.original, strict=True):
-        table.add_row(text, *(cell for row in rows for cell in (f"{row.equal} of {row.tokens}", f"{row.apart:.1e}")))
+    for name, *cells in zip(("same tokens", "apart", "as written", "apart"), *lines, strict=True):
+        table.add_column(name, justify="right", no_wrap=True, min_width=max(map(len, (name, *cells))))
+    for text, cells in zip(texts, lines, strict=True):
+        table.add_row(text, *cells)
     return table
