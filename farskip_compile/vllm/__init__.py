@@ -1,5 +1,6 @@
 """A rewired model in vLLM, with no code for the model: an entry point of `vllm.general_plugins`.
 
+    plugin          what vLLM loads
     asked           what a configuration asks for: options, the manifest beside the weights, AMD's keys
     refusals        what can't be served rewired, said before any worker starts
     checkpoints     guarded checkpoints load as what they are
@@ -12,18 +13,8 @@
     outcome         what each worker asserts once it is warm
     compare         vLLM's tokens and log-probabilities against transformers' (`farskip verify-serving`)
 
-Contract: `register` is called in each of vLLM's processes. It changes nothing for a model that nobody asks to rewire,
+Contract: `plugin.register` is called in each of vLLM's processes. It changes nothing for a model that nobody asks to rewire,
 and imports next to nothing. For one that is to be rewired, vLLM serves the rewired model or does not start.
 
 Checked on vLLM 0.31 and 0.32; others are refused.
 """
-
-from __future__ import annotations
-
-
-def register() -> None:
-    """What vLLM calls; may be called again."""
-    # vLLM logs a plugin that can't be imported and goes on without it: what could fail is imported here, not above
-    from farskip_compile.vllm import hooks
-
-    hooks.install()
