@@ -157,7 +157,8 @@ def _model(checkpoint: Path, dtype: str, options: Mapping[str, Any] | None) -> A
     """Transformers' model as a function of ids; `options` of the rewiring, or None for the original wiring."""
     from transformers import AutoModelForCausalLM
 
-    import farskip_compile
+    from farskip_compile.guard.forward import unguard
+    from farskip_compile.prepare.main import prepare
 
     try:
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype)).eval()
@@ -166,9 +167,9 @@ def _model(checkpoint: Path, dtype: str, options: Mapping[str, Any] | None) -> A
             f"transformers can't load {checkpoint}: {error}", way_out="give the folder of a checkpoint"
         ) from error
     if options is None:
-        farskip_compile.unguard(model)
+        unguard(model)
         return model
-    farskip_compile.prepare(model)
+    prepare(model)
     return torch.compile(model, backend="farskip", fullgraph=True, dynamic=True, options={**options, "inner": "eager"})
 
 
