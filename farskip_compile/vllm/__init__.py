@@ -13,8 +13,8 @@
     outcome         what each worker asserts once it is warm
     compare         vLLM's tokens and log-probabilities against transformers' (`farskip verify-serving`)
 
-Contract: `plugin.register` is called in each of vLLM's processes. It changes nothing for a model that nobody asks to rewire,
-and imports next to nothing. For one that is to be rewired, vLLM serves the rewired model or does not start.
+Contract: `plugin.register` is called in each of vLLM's processes. It changes nothing for a model that nobody asks to
+rewire, and imports next to nothing. For one that is to be rewired, vLLM serves the rewired model or does not start.
 
 Checked on vLLM 0.31 and 0.32; others are refused.
 """
