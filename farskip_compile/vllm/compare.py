@@ -112,7 +112,11 @@ def compare(
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     ids = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
-    arguments = {"model": str(checkpoint), "dtype": dtype, "max_model_len": max(map(len, ids)) + tokens + 1}
+    arguments: dict[str, Any] = {
+        "model": str(checkpoint),
+        "dtype": dtype,
+        "max_model_len": max(map(len, ids)) + tokens + 1,
+    }
     arguments |= {"disable_log_stats": True, **(engine or {})}
     if options is not None:
         arguments["additional_config"] = {**arguments.get("additional_config", {}), ASKED: dict(options)}
