@@ -7,7 +7,7 @@ Contract: `install` wraps some of its functions. Each wrapper asks first whether
     HFConfigParser                             guarded checkpoints (`checkpoints`)
     VllmConfig.compute_hash                    of a configuration that EngineArgs has not made
     CompilationConfig.init_backend             the backend gets graphs rewired: whole, before vLLM splits them
-    WorkerWrapperBase.init_device              before the model is made: `shared_experts`
+    WorkerWrapperBase.init_device              before the model is made: `shared_experts`, the group of `overlap`
     WorkerWrapperBase.compile_or_warm_up_model after the warm-up: `outcome`
 
 Private to vLLM; checked by running on 0.31.0 and 0.32.0.
@@ -109,7 +109,12 @@ def _workers(module: Any) -> None:
             from farskip_compile.vllm import shared_experts
 
             shared_experts.install(importlib.import_module(RUNNERS).MoERunner)
-        return plain(self, *args, **kwargs)
+        found = plain(self, *args, **kwargs)
+        if asked is not None and asked.options.overlap and self.vllm_config.parallel_config.tensor_parallel_size > 1:
+            from farskip_compile.vllm import overlap
+
+            overlap.own_group()
+        return found
 
     def compile_or_warm_up_model(self: Any, *args: Any, **kwargs: Any) -> Any:
         found = self.worker.compile_or_warm_up_model(*args, **kwargs)

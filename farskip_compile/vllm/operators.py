@@ -38,7 +38,7 @@ KINDS: dict[DeclaredKind, str] = {
     " _C::gelu_quick _C::fatrelu_and_mul _C::swigluoai_and_mul _C::swiglustep_and_mul"
     " _C::static_scaled_fp8_quant _C::static_scaled_int8_quant _C::dynamic_per_token_scaled_fp8_quant"
     " _C::dynamic_scaled_int8_quant _C::per_token_group_fp8_quant _C::per_token_group_quant_int8"
-    # their weights are behind a handle
+    # their weights are reached through a handle
     " _C::onednn_mm _C::onednn_scaled_mm",
     "reduction": "vllm::all_reduce vllm::reduce_scatter vllm::all_gather farskip::shm_all_reduce",
 }

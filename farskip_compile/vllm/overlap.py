@@ -61,13 +61,14 @@ def start_and_wait(module: fx.GraphModule, *, order: bool) -> int:
     return len(reductions)
 
 
-def own_group(name: str) -> Any:
+def own_group(name: str = "") -> Any:
     """A process group of the ranks of vLLM's group `name`, or of its tensor parallelism, that only these all-reduces
-    use. All ranks call this."""
-    if name not in _groups:
-        from vllm.distributed import parallel_state
+    use. All ranks call this before the model is made: a graph from a cache names the group, and makes none."""
+    from vllm.distributed import parallel_state
 
-        coordinator = parallel_state._groups[name]() if name else parallel_state.get_tp_group()
+    name = name or parallel_state.get_tp_group().unique_name
+    if name not in _groups:
+        coordinator = parallel_state._groups[name]()
         assert coordinator is not None
         _groups[name] = torch.distributed.new_group(
             coordinator.ranks,

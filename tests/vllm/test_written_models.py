@@ -114,7 +114,7 @@ def test_what_is_read_and_what_is_said():
     ("style", "connectivity", "split", "joined"),
     [
         (QWEN3, "none", 6, 6),
-        (QWEN3, "full", 6, 5),  # the first experts read the embedding, which is no sum
+        (QWEN3, "full", 6, 5),  # the first experts read the embedding, which is not a sum
         (DEEPSEEK, "full", 6, 4),  # and after a dense layer two norms read one sum
         (MIXTRAL_ON_A_CPU, "full", 0, 0),
     ],
@@ -136,7 +136,7 @@ def test_reductions_of_attention_and_experts_are_merged(connectivity):
         served(model, ids(5), connectivity=connectivity, merge_reductions=wanted) for wanted in (False, True)
     )
     counts = [[ops.op_name(node) for node in one[2].nodes].count("vllm::all_reduce") for one in (apart, merged)]
-    # `mlp`: one for each of 4 layers; `full`: attention and experts, of which shared and routed are parted in 2 layers
+    # `mlp`: one for each of 4 layers; `full`: attention and experts, of which shared and routed are split in 2 layers
     assert counts == ([8, 4] if connectivity == "mlp" else [10, 8])
     assert merged[1].reductions_merged == counts[0] - counts[1]
     with torch.no_grad():

@@ -33,7 +33,7 @@ class Style:
     fused: bool = True
     """Add and norm in one operator, as for a GPU; else written out, as on a CPU."""
     linear: str = "plain"
-    """`plain`, behind a `handle`, or `quantised`."""
+    """`plain`, through a `handle`, or `quantised`."""
     experts: str = "opaque"
     """`opaque`: the router is inside; `open`: a kernel with a buffer, after `topk`; `schema`: one that no list has."""
     ranks: bool = False
