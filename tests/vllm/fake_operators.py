@@ -1,8 +1,8 @@
 """vLLM's operators, with its schemas and plain implementations, for processes without vLLM.
 
 Contract: `register` defines them; a second call changes nothing. What vLLM keeps by the name of a layer (weights,
-caches) is in `LAYERS`, and what its CPU kernels reach through a handle in `HANDLES`. Two of them do on purpose what their
-schemas allow: routed experts write rubbish over their input, and the fused norm over both of its own.
+caches) is in `LAYERS`, and what its CPU kernels reach through a handle in `HANDLES`. Two of them do on purpose what
+their schemas allow: routed experts write rubbish over their input, and the fused norm over both of its own.
 Schemas: vLLM 0.31 and 0.32, on a CPU and, as far as they don't depend on it, on a GPU.
 """
 
