@@ -25,9 +25,7 @@ import torch
 from torch import fx
 
 from farskip_compile.costs import default_profile
-from farskip_compile.costs.collectives import collective_cost, collective_seconds, interference
-from farskip_compile.costs.profile import HardwareProfile
-from farskip_compile.costs.sizes import SizeHints
+from farskip_compile.costs.estimates import Estimates
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.declared import declared, outputs_of
 from farskip_compile.passes.graph.walk import fresh_like
@@ -97,24 +95,21 @@ def _open(graph: fx.Graph, node: fx.Node) -> None:
 def _order(module: fx.GraphModule) -> None:
     graph = module.graph
     before = remember(graph)
-    estimates = Estimates(graph)
-    schedule = schedule_graph(graph, estimates, LIMITS)  # 2
+    schedule = schedule_graph(graph, Served(graph), LIMITS)  # 2
     orders, sizes = collective_orders(graph), collective_sizes(graph)
     report = ScheduleReport("served", orders, before=Predicted.of(schedule.before), after=Predicted.of(schedule.after))
     insert_announcement(graph, Announcement(report, sizes=sizes))  # 3
     verify_order(graph, before, pinned=False)  # 4
 
 
-class Estimates:
+class Served(Estimates):
     """What the nodes of a graph of vLLM's cost: products by the weights that they show, operators that show none as
-    feed-forward networks, all else by nothing. The order depends on which is long, not on how long."""
+    feed-forward networks, all else nothing. The order depends on which is long, not on how long."""
 
     def __init__(self, graph: fx.Graph) -> None:
         devices = (value.device.type for node in graph.nodes if (value := ops.tensor(node)) is not None)
         device = next((device for device in devices if device != "meta"), "cpu")
-        name = torch.cuda.get_device_name() if device == "cuda" else ""
-        self.profile: HardwareProfile = default_profile(device, name)
-        self.size = SizeHints(graph)
+        super().__init__(graph, default_profile(device, torch.cuda.get_device_name() if device == "cuda" else ""))
 
     def compute(self, node: fx.Node) -> float:
         """Seconds of a node on the compute stream."""
@@ -134,27 +129,6 @@ class Estimates:
         traffic = width * columns * given[0].element_size()
         rates = peak * self.profile.efficiency.matmul, self.profile.memory_bandwidth * self.profile.efficiency.memory
         return max(flops / rates[0], traffic / rates[1]) + self.profile.launch_seconds
-
-    def bytes(self, node: fx.Node) -> int:
-        """Bytes of the value of a node, all its tensors."""
-        return self.size.bytes_of(node)
-
-    def collective(self, node: fx.Node) -> float:
-        """Seconds of a launch on its channel."""
-        cost = collective_cost(node, self.size)
-        return collective_seconds(cost.kind, cost.bytes, cost.ranks, self.profile, fewer=cost.fewer)
-
-    def arrival(self, node: fx.Node) -> float:
-        """Nothing arrives in flight: the graph is a whole model."""
-        return 0.0
-
-    def link(self, node: fx.Node) -> str:
-        """All are on one."""
-        return ""
-
-    def interference(self, node: fx.Node) -> float:
-        """Fraction by which compute takes longer while a launch is in flight."""
-        return interference(collective_cost(node, self.size).ranks, self.profile)
 
 
 def _read(node: fx.Node) -> list[torch.Tensor]:

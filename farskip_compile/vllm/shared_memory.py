@@ -32,7 +32,7 @@ torch.library.register_fake(OUT_OF_PLACE, lambda data, handle: torch.empty_like(
 
 
 def write_out(graph: fx.Graph) -> int:
-    """See the module's contract; returns how many there were."""
+    """See the module's contract; returns how many it replaced."""
     found = [node for node in graph.nodes if ops.op_name(node) == IN_PLACE]
     if not found:
         return 0
@@ -40,6 +40,7 @@ def write_out(graph: fx.Graph) -> int:
     names: dict[int | None, list[fx.Node]] = {}
     for node in order:
         names.setdefault(effects.storage(node), []).append(node)
+    replaced = 0
     for node in found:
         handle, data = node.args
         assert isinstance(data, fx.Node)
@@ -53,4 +54,5 @@ def write_out(graph: fx.Graph) -> int:
             if order.get(user, -1) > order[node]:
                 user.replace_input_with(data, total)
         graph.erase_node(node)
-    return len(found)
+        replaced += 1
+    return replaced

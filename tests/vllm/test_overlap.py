@@ -125,5 +125,5 @@ def test_what_is_not_a_product_costs_nothing_and_experts_cost_more_than_one():
         node.meta["example_value"] = torch.empty(64, 32, device="meta")
     w.meta["example_value"] = torch.empty(32, 32, device="meta")
     experts.meta["farskip_declared"] = "routed"
-    estimates = overlap.Estimates(graph)
+    estimates = overlap.Served(graph)
     assert estimates.compute(experts) > estimates.compute(product) > estimates.compute(other) == 0
