@@ -1,31 +1,23 @@
 """What kind of sub-block computes a term: decided by dataflow alone.
 
-In:    a graph, its `Stream` and the `Region` of each term.
+In:    the `Stream` of a graph, the `Facts` about its nodes and the `Region` of each term.
 Out:   for each term a `Finding`: kind, evidence (the node that decided), and whether a routed term holds its shared
        expert inside.
 Never: reads module names, class names or parameter names.
 
 Algorithm:
-1. Six facts for each node, each spread forward from where it begins; all but the first stop at residual values:
-     weight    data comes from parameters only, or is a row of a parameter picked by an index;
-     selected  depends on a selection by value (top-k, argmax, sort);
-     scored    elementwise image of a product of two activations that no selection has touched;
-     met       the same of any two activations: a router may have chosen the weights of one;
-     projected has passed a product with a weight;
-     worked    has passed an attention (a fused operator, a scan, a product of two activations), or the weights of
-               an expert that was selected for it.
-2. For each region the first piece of evidence that one of its nodes gives, in lists tried in this order:
+1. For each region the first piece of evidence that one of its nodes gives, in lists tried in this order:
      ATTENTION  a fused attention operator, or a softmax of scores;
      MIXER      a scan or convolution along tokens, or a product of two unselected activations;
      EXPERTS    an all-to-all; or, in a selected term, where expert weights are reached: stacked (3-D) weights, a weight
                 or token rows picked by the selection, an unselected product scaled per token by a selected gate.
    Without evidence it is dense.
-3. A routed term may hold its shared expert inside: a sum of a selected and an unselected product.
+2. A routed term may hold its shared expert inside: a sum of a selected and an unselected product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,8 +26,8 @@ from torch import fx
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.declared import declared
-from farskip_compile.passes.graph.walk import spread
 from farskip_compile.passes.residual.carried import Carried, carried
+from farskip_compile.passes.residual.facts import Facts, picked_data
 from farskip_compile.passes.residual.regions import Region
 from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.residual.sums import images_of
@@ -60,19 +52,6 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """The six facts, as sets of nodes."""
-
-    stream: Stream
-    weight: Set[fx.Node]
-    selected: Set[fx.Node]
-    scored: Set[fx.Node]
-    met: Set[fx.Node]
-    projected: Set[fx.Node]
-    worked: Set[fx.Node]
-
-
-@dataclass(frozen=True)
 class Evidence:
     """What a node may show about the kind of the term that it computes."""
 
@@ -82,74 +61,6 @@ class Evidence:
 
 
 # Step 1
-
-
-def gather_facts(stream: Stream, graph: fx.Graph) -> Facts:
-    """Collect the facts about `graph`."""
-    cut = set(stream.tree) | set(stream.values)
-    inner = cut - set(stream.leaves[1:])
-    calls = [node for node in graph.nodes if node.op in ("call_function", "call_method") and node not in inner]
-    sources = {node: [arg for arg in stream.inputs(node) if arg not in cut] for node in calls}
-
-    selected = spread(calls, ops.is_selection, sources.__getitem__)
-    picked = {node: data for node in calls if (data := _picked_data(node)) is not None}
-    constant = stream.flow.constant
-    # what is read of a buffer that was written to, such as a cache, is what was written
-    weight = constant | spread(
-        picked, lambda node: picked[node] in constant and node not in stream.flow.after, lambda node: [picked[node]]
-    )
-    calls = [node for node in calls if picked.get(node) not in weight]  # a picked weight is not an activation
-
-    excluded = weight | selected
-
-    def is_score(node: fx.Node) -> bool:
-        return ops.is_matmul(node) and _activations(stream, node, excluded) >= 2
-
-    def until_product(node: fx.Node) -> Sequence[fx.Node]:
-        return () if ops.is_matmul(node) else sources[node]
-
-    scored = spread(calls, is_score, until_product)
-    met = spread(calls, lambda n: ops.is_matmul(n) and _activations(stream, n, weight) >= 2, until_product)
-
-    def is_projection(node: fx.Node) -> bool:
-        if not ops.is_matmul(node) or node in scored or node not in stream.depends:
-            return False
-        return not weight.isdisjoint(stream.inputs(node))
-
-    projected = spread(calls, is_projection, sources.__getitem__)
-
-    def works(node: fx.Node) -> bool:
-        if ops.is_attention(node) or ops.is_scan(node) or is_score(node):
-            return True
-        return is_projection(node) and not selected.isdisjoint(stream.inputs(node))
-
-    return Facts(stream, weight, selected, scored, met, projected, spread(calls, works, sources.__getitem__))
-
-
-def is_result(facts: Facts, node: fx.Node) -> bool:
-    """Whether an attention or routed experts have computed `node`."""
-    return node in facts.worked and ops.is_floating(node)
-
-
-def _picked_data(node: fx.Node) -> fx.Node | None:
-    """What `node` picks elements of, or gives back in another shape or dtype."""
-    name = ops.op_name(node)
-    if name not in ops.INDEX_OPS and name not in ops.SHAPE_OPS and name not in ops.CAST_OPS:
-        return None
-    data = [arg if isinstance(arg, fx.Node) else None for arg in node.args[:2]]
-    table = data[1] if name == "embedding" and len(data) == 2 else None
-    return table or (data[0] if data else None)
-
-
-def _activations(stream: Stream, node: fx.Node, excluded: Set[fx.Node]) -> int:
-    """How many different inputs of `node` are activations, and not `excluded`."""
-    return sum(
-        (arg in stream.depends or stream.is_residual(arg)) and arg not in excluded and ops.is_floating(arg)
-        for arg in node.all_input_nodes
-    )
-
-
-# Step 2
 
 
 def _is_softmax_of_scores(facts: Facts, node: fx.Node) -> bool:
@@ -201,7 +112,7 @@ def _picks_token_rows(facts: Facts, node: fx.Node) -> bool:
 
 def _data_picked_by_selection(facts: Facts, node: fx.Node) -> fx.Node | None:
     """What a selected index picks elements of."""
-    data = _picked_data(node) if ops.op_name(node) in ops.INDEX_OPS else None
+    data = picked_data(node) if ops.op_name(node) in ops.INDEX_OPS else None
     if data is None or data in facts.selected or not ops.is_floating(data):
         return None
     return None if facts.selected.isdisjoint(node.all_input_nodes) else data
@@ -313,7 +224,7 @@ def _first(evidence: Iterable[Evidence], kind: Kind, facts: Facts, nodes: Iterab
     return None if first is None else Finding(kind, first[0].text.format(operator=ops.op_name(first[1])), first[1])
 
 
-# Step 3
+# Step 2
 
 
 def _with_shared_inside(facts: Facts, region: Region, routing: Finding) -> Finding:

@@ -23,7 +23,7 @@ from torch import fx
 from farskip_compile.errors import NotASumError, Where
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.walk import walk_back
-from farskip_compile.passes.residual.kinds import Facts, gather_facts, is_result
+from farskip_compile.passes.residual.facts import Facts, gather_facts, is_result
 from farskip_compile.passes.residual.not_a_sum import not_a_sum
 from farskip_compile.passes.residual.regions import NO_SIDE_CHANNELS, Region, SideChannels, find_regions
 from farskip_compile.passes.residual.stream import Stream, read_stream

@@ -186,7 +186,7 @@ FAULTS = (
         "tests/handwritten",
     ),
     SourceFault(
-        "passes/residual/kinds.py",
+        "passes/residual/facts.py",
         "return is_projection(node) and not selected.isdisjoint(stream.inputs(node))",
         "return False",
         "tests/handwritten",
@@ -257,7 +257,7 @@ FAULTS = (
         "tests/test_compiled_autograd.py",
     ),
     SourceFault(
-        "passes/residual/kinds.py", " and node not in stream.flow.after", "", "tests/handwritten/test_attention.py"
+        "passes/residual/facts.py", " and node not in stream.flow.after", "", "tests/handwritten/test_attention.py"
     ),
     # what research on this code found unnoticed
     SourceFault(
