@@ -156,6 +156,10 @@ Graph = tuple[Table, GraphParameters]
 @pytest.fixture(scope="module")
 def graph() -> Graph:
     """What is read off the graph of the manifest's own model."""
+    return read_off(small(), dynamic=False)
+
+
+def read_off(model: nn.Module, *, dynamic: bool) -> Graph:
     found: list[Graph] = []
 
     def look(module: torch.fx.GraphModule, _: Any) -> Any:
@@ -165,7 +169,7 @@ def graph() -> Graph:
         found.append((reading.table, graph_parameters(reading)))
         return module.forward
 
-    torch.compile(small(), backend=look, fullgraph=True)(IDS)
+    torch.compile(model, backend=look, fullgraph=True, dynamic=dynamic)(IDS)
     return found[0]
 
 
@@ -179,6 +183,30 @@ def check(graph: Graph, manifest: Manifest) -> None:
 def test_its_own_graph_is_taken(manifest: Manifest, graph: Graph) -> None:
     check(graph, manifest)
     check(graph, Manifest("mlp"))
+
+
+class Expanded(nn.Module):
+    """A network with a number of its own for each feature, given to each token: in a shape that depends on the input.
+    What the buffer holds comes from the input, though the buffer is the model's."""
+
+    def __init__(self, plain: nn.Module) -> None:
+        super().__init__()
+        self.plain = plain
+        self.sinks = nn.Parameter(torch.ones(1, 1))
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.copy_(x.sum().view(1))
+        return self.plain(x) * self.sinks.expand(x.shape[0], x.shape[1]).unsqueeze(-1) + self.seen * 1
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_parameters_in_a_shape_that_depends_on_the_input_are_used(dynamic: bool) -> None:
+    model = small()
+    model.layers[1].feed_forward = Expanded(model.layers[1].feed_forward)
+    _, parameters = read_off(model, dynamic=dynamic)
+    assert "self.layers.1.feed_forward.sinks" in parameters.used
+    assert "self.layers.1.feed_forward.seen" not in parameters.used
 
 
 def test_another_connectivity_than_the_rows_say(manifest: Manifest, graph: Graph) -> None:

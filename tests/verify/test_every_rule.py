@@ -176,6 +176,18 @@ def test_bits_of_a_value_are_no_decision() -> None:
     assert rows[again.node].state is State.UNKNOWN
 
 
+def test_a_mark_is_up_to_date_until_the_next_write() -> None:
+    drawing = Drawing((2, 3, 2))
+    buffer = torch.zeros_like(drawing.x)
+    mark = drawing.call(after_write, buffer, buffer.copy_(drawing.x))
+    early = mark * 2
+    buffer.copy_(drawing.x.cumsum(1))
+    late = mark * 2
+    rows = read_rows(drawing.graph.nodes, begin([drawing.x.node]))
+    assert rows[early.node].state < State.MIXED == rows[late.node].state
+    assert not drawing.wrong()
+
+
 def test_picked_rows_in_unknown_places_may_be_scaled_but_not_multiplied() -> None:
     drawn = Calls((2, 2, 2))
     scattered = torch.zeros_like(drawn.x).masked_scatter(drawn.x > 0, drawn.picks[0])

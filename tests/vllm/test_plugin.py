@@ -229,6 +229,13 @@ def test_shared_experts_are_moved_where_nothing_speaks_against_it():
     assert not can_move(routed_output_transform=abs)
     assert not can_move(routed_input_transform=abs)
     assert not can_move(routed_scaling_factor=2.5), "float16 needs the scale on both sides"
+    for name in ("is_sequence_parallel", "skip_final_all_reduce"):
+        runner = Runner()
+        setattr(runner.moe_config, name, True)
+        assert not shared_experts._can_move(runner), name
+    runner = Runner(routed_scaling_factor=2.5)
+    runner.moe_config.in_dtype = torch.bfloat16
+    assert shared_experts._can_move(runner)
 
 
 # Writes over shared memory

@@ -15,7 +15,7 @@ from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.vllm.asked import Asked, Options
 from farskip_compile.vllm.rewiring import ran, rewire
 from tests.vllm import fake_operators
-from tests.vllm.written_models import Experts, Model, Style, by_hand
+from tests.vllm.written_models import Experts, Model, Norm, Style, by_hand
 
 QWEN3 = Style()
 MIXTRAL_ON_A_CPU = Style(fused=False, linear="handle", experts="open")
@@ -148,6 +148,27 @@ def test_reductions_of_attention_and_experts_are_merged(connectivity):
 def test_an_unknown_operator_is_refused(monkeypatch):
     monkeypatch.setattr(Experts, "_routed", lambda self, x, _: torch.ops.vllm.some_mixing_kernel(x))
     with pytest.raises(UnsupportedPatternError, match="vllm::some_mixing_kernel"):
+        served(Model(QWEN3), ids(5), connectivity="full")
+
+
+def test_a_kernel_that_writes_over_the_residual_stream_is_refused(monkeypatch):
+    """Though the model has kept a copy: a rewired one reads older sums later than it does."""
+    from farskip_compile.declare import declare_op
+
+    library = torch.library.Library("farskip_tests", "FRAGMENT")
+    library.define("norm_over_the_stream(Tensor(a!) out, Tensor(b!) stream, Tensor weight) -> ()")
+    library.impl("norm_over_the_stream", lambda out, stream, weight: out.copy_(stream * weight), "CPU")
+    torch.library.register_fake("farskip_tests::norm_over_the_stream", lambda *_: None, lib=library)
+    declare_op("farskip_tests::norm_over_the_stream", "dense")
+
+    def forward(self, x, residual=None):
+        total = x.clone() if residual is None else x + residual
+        out, kept = torch.empty_like(total), total.clone()
+        torch.ops.farskip_tests.norm_over_the_stream(out, total, self.weight.data)
+        return out if residual is None else (out, kept)
+
+    monkeypatch.setattr(Norm, "forward", forward)
+    with pytest.raises(UnsupportedPatternError, match="norm_over_the_stream' writes into the residual stream"):
         served(Model(QWEN3), ids(5), connectivity="full")
 
 

@@ -211,6 +211,13 @@ def something_else_is_returned(x, s):
     return y * 1, v * 1, more * 1
 
 
+def a_row_is_read_later(x, s):
+    y = x * 2
+    row = y[0]
+    more = halve_and_count(s, y)
+    return row * 1, y * 1, more * 1
+
+
 def called_as_a_packet(x, s):
     y = x * 2
     more = torch.ops.farskip_tests.halve_and_count(s, y=y)
@@ -254,6 +261,7 @@ def write_to_the_source_of_a_copy(x, s):
         setitem,
         broadcast_copy,
         something_else_is_returned,
+        a_row_is_read_later,
         called_as_a_packet,
         a_list_is_written,
         copy_then_setitem,
