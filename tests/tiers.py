@@ -12,7 +12,7 @@ listed start first, in the order of the tables, so that no long one is left for 
 from __future__ import annotations
 
 WHOLE = {
-    "tests/fuzz/test_slice.py": "a slice of the fuzzing: 166 generated graphs and models",
+    "tests/fuzz/test_slice.py": "a slice of the fuzzing: 110 generated graphs and models",
     "tests/mutation/": "every fault that was put in by hand must be noticed",
     "tests/faults/": "processes and ranks that fail, and what they leave",
     "tests/docs/": "the programs of the documentation, in processes of their own",
@@ -130,7 +130,10 @@ WHOLE = {
 
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
-    "distributed/test_expert_parallel_ranks.py": ("test_equal_to_theirs_bit_for_bit[4",),
+    "distributed/test_expert_parallel_ranks.py": (
+        "test_equal_to_theirs_bit_for_bit[4",
+        "test_equal_to_theirs_bit_for_bit[2-2",
+    ),
     "distributed/test_pieces_by_token_ranks.py": (
         "test_matrices_in_slices[mixtral",
         "test_matrices_in_slices[deepseek_v3",
@@ -164,7 +167,10 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "test_equal_to_the_whole_model[all_reduce",
     ),
     "regional/test_families.py": ("test_all_other_families[",),
+    "guard/test_checkpoints.py": ("test_imported_in_either_order_it_is_known[first0",),
     "regional/test_regional.py": (
+        "test_activation_checkpointing[around the compiled layer-full",
+        "test_activation_checkpointing[inside of what is compiled-selective",
         "test_equals_the_form_by_hand[None-attention",
         "test_equals_the_form_by_hand[None-ladder",
         "test_equals_the_form_by_hand[layers1-full",
@@ -209,15 +215,15 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "test_it_is_the_loop_written_by_hand[{'connectivity",
         "test_it_is_the_loop_written_by_hand[{'warm_up",
     ),
-    "simulate/test_micro_batches.py": ("test_every_kind_of_exchange[{'tp", "test_every_kind_of_exchange[{}"),
     "simulate/test_predict.py": (
         "test_orders[{'name",
         "test_orders[{'tp': 2",
         "test_orders[{'products",
         "test_orders[{'skew",
         "test_orders[{'interference",
+        "test_orders[{'phase",
+        "test_impossible_pieces_are_refused[wish2",
     ),
-    "plan/test_front.py": ("test_what_is_cut_before_differentiation_is_known[{'pieces",),
     "models/test_training.py": ("test_dynamic_lengths[granite_hybrid",),
     "models/test_adapters.py": (
         "test_merged_equals_unmerged[attention",
@@ -236,7 +242,27 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 
 SHOWN_BY = {
     "docs/test_conversion_page.py": "distill/test_job.py::test_a_checkpoint_is_healed",
-    "benchmarks/test_distillation.py::test_rows_wait": "benchmarks/test_distillation.py::test_rows_are_run_once",
+    "docs/test_ci_page.py::test_the_tests": "testing/test_equivalence.py::test_a_rewired_model",
+    "benchmarks/test_distillation.py::test_rows": "distill/test_job.py::test_a_checkpoint_is_healed",
+    "demo/test_demo.py::test_a_failing_rank": "demo/test_demo.py::test_cases_on_two_ranks",
+    "distill/test_resume.py::test_with_a_cached": "distill/test_resume.py::test_the_result_is_the_same_bits",
+    "inductor/test_generated_order.py::test_a_ladder": "inductor/test_generated_order.py::test_rewired_models_hide",
+    "inductor/test_generated_order.py::test_scheduling_begins": "inductor/test_generated_order.py::test_reports_say",
+    "models/test_training.py::test_everything": "models/test_training.py::test_inductor_checkpointing",
+    "models/test_training.py::test_inductor_autocast": "models/test_training.py::test_inductor_checkpointing",
+    "models/test_generation.py::test_the_page": "models/test_generation.py::test_generate_is_bit_equal",
+    "plan/test_front.py::test_rewired_rows": "plan/test_front.py::test_the_front_of_a_model",
+    "plan/test_front.py::test_what_is_cut": "plan/test_front.py::test_exchanges_in_pieces",
+    "plan/test_damage.py::test_a_range": "plan/test_damage.py::test_rows_make_a_connectivity",
+    "regional/test_regional.py::test_layers_that": "regional/test_regional.py::test_lengths_that_change",
+    "simulate/test_placement.py::test_training": "simulate/test_placement.py::test_inference_by_all_gather",
+    "simulate/test_output.py::test_alike": "simulate/test_output.py::test_picture",
+    "simulate/test_predict.py::test_other": "simulate/test_predict.py::test_pieces_by_hand",
+    "simulate/test_predict.py::test_half": "simulate/test_predict.py::test_products_by_hand",
+    "simulate/test_predict.py::test_equal": "simulate/test_predict.py::test_several_from_one_capture",
+    "testing/test_overlap.py::test_the_ends": "testing/test_overlap.py::test_rewired_models_have_compute",
+    "testing/test_overlap.py::test_in_evaluation": "testing/test_overlap.py::test_rewired_models_have_compute",
+    "distributed/test_torchtitan_ranks.py::test_tensor": "distributed/test_torchtitan_trainer.py::test_losses",
     "distill/test_healed_generation.py::test_generation": "distill/test_job.py::test_a_checkpoint_is_healed",
     "distributed/test_transformers_inductor.py::test_the": "inductor/test_generated_order.py::test_rewired_models_hide",
     "distributed/test_transformers_inductor.py::test_a_step": "distributed/test_transformers_ranks.py::test_two_ranks",
@@ -259,6 +285,7 @@ SHOWN_BY = {
     "testing/test_equivalence.py::test_generated_models": "testing/test_equivalence.py::test_a_rewired_model",
     "testing/test_wiring.py::test_generated_models": "testing/test_wiring.py::test_forms_written_by_hand",
     "distributed/test_generated_ranks.py": "distributed/test_rewire_ranks.py::test_two_ranks_bit_equal",
+    "simulate/test_micro_batches.py::test_every_kind": "simulate/test_batches.py::test_alternating_is_what_hides",
     "simulate/test_micro_batches.py::test_beside_pieces": "simulate/test_batches.py::test_alternating_is_what_hides",
     "simulate/test_micro_batches.py::test_gradients_are_added_up": "simulate/test_batches.py::test_gradients",
     "simulate/test_micro_batches.py::test_slower_compute_slows_sums_too": "simulate/test_predict.py::test_several_from",

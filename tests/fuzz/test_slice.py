@@ -10,7 +10,7 @@ from tests.fuzz.batch import Chunk, chunks, run_chunk
 from tests.fuzz.checks import KINDS
 from tests.fuzz.edits import EDITS
 
-SLICE = {"graphs": 40, "spoiled": 100, "architectures": 10, "styles": 16}
+SLICE = {"graphs": 24, "spoiled": 70, "architectures": 6, "styles": 10}
 SEED = 20_251_111
 LEAST = {
     "graphs": (0.8, 0.98, 0.3),
