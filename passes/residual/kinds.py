@@ -89,15 +89,6 @@ def _weights_of_product(facts: Facts, node: fx.Node) -> list[torch.Tensor]:
     return [value for arg in node.all_input_nodes if arg in facts.weight and (value := ops.tensor(arg)) is not None]
 
 
-def _hands_stacked_weights_over(facts: Facts, node: fx.Node) -> bool:
-    """Whether an operator outside of ATen is given a selection, and a matrix for each expert."""
-    if "::" not in ops.op_name(node) or ops.is_collective(node):
-        return False
-    weights = (ops.tensor(arg) for arg in node.all_input_nodes if arg in facts.weight and ops.is_floating(arg))
-    stacked = any(weight is not None and weight.dim() >= 3 for weight in weights)
-    return stacked and not facts.selected.isdisjoint(node.all_input_nodes)
-
-
 def _picks_weight(facts: Facts, node: fx.Node) -> bool:
     data = _data_picked_by_selection(facts, node)
     return data is not None and data in facts.weight
@@ -152,7 +143,6 @@ EXPERTS = (
     Evidence("{operator} was declared as routed", lambda facts, node: declared(node) == "routed"),
     Evidence("top-k selects groups of {operator}", _selects_groups),
     Evidence("top-k decides what meets a stacked expert weight", _meets_stacked_weights),
-    Evidence("top-k decides what meets a stacked expert weight in {operator}", _hands_stacked_weights_over),
     Evidence("top-k picks the expert weight", _picks_weight),
     Evidence("top-k picks token rows", _picks_token_rows),
     Evidence("a selected mask meets the tokens, or what experts made of them", _meets_selected_mask),

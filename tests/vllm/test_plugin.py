@@ -17,8 +17,9 @@ from farskip_compile.manifest.fingerprint import Fingerprint
 from farskip_compile.manifest.graph_parameters import GraphParameters
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.vllm import asked as asking
-from farskip_compile.vllm import outcome, rewiring, shared_experts
+from farskip_compile.vllm import norms, outcome, rewiring, shared_experts
 from farskip_compile.vllm.asked import Asked, Options, settle
+from tests.vllm import fake_operators
 
 
 def config(folder: Any, additional: Any = None, backend: str = "inductor") -> Any:
@@ -236,6 +237,33 @@ def test_shared_experts_are_moved_where_nothing_speaks_against_it():
     runner = Runner(routed_scaling_factor=2.5)
     runner.moe_config.in_dtype = torch.bfloat16
     assert shared_experts._can_move(runner)
+
+
+# Adds and norms
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "joined"),
+    [
+        (torch.empty(3, 4), torch.empty(3, 4), 1),
+        (torch.empty(3, 4), torch.empty(4), 0),
+        (torch.empty(3, 4), torch.empty(3, 4, dtype=torch.bfloat16), 0),
+        (torch.empty(3, 4, dtype=torch.bfloat16), torch.empty(3, 4, dtype=torch.bfloat16), 1),
+    ],
+    ids=["alike", "broadcast", "another dtype", "half"],
+)
+def test_a_norm_is_joined_with_a_sum_of_two_alike_only(first, second, joined):
+    """The operator takes two of one shape and dtype, and gives their sum in that."""
+    fake_operators.register()
+    graph = fx.Graph()
+    x, y, weight = (graph.placeholder(name) for name in ("x", "y", "weight"))
+    total = graph.call_function(torch.add, (x, y))
+    norm = graph.call_function(torch.ops.vllm_ir.rms_norm.default, (total, weight, 1e-6))
+    graph.output((norm, total))
+    values = (first, second, torch.empty(4), first + second, first + second)
+    for node, value in zip((x, y, weight, total, norm), values, strict=True):
+        node.meta["example_value"] = value
+    assert norms.join(graph) == joined
 
 
 # Writes over shared memory
