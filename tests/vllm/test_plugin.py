@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import fx, nn
 
+from farskip_compile import declare
 from farskip_compile.errors import ConfigError, ManifestError, OriginalWiringError, VerificationError
 from farskip_compile.manifest import Manifest, save_manifest
 from farskip_compile.manifest.check import check_as_written
 from farskip_compile.manifest.fingerprint import Fingerprint
 from farskip_compile.manifest.graph_parameters import GraphParameters
+from farskip_compile.passes.graph import ops
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.vllm import asked as asking
-from farskip_compile.vllm import norms, outcome, rewiring, shared_experts
+from farskip_compile.vllm import norms, operators, outcome, rewiring, shared_experts
 from farskip_compile.vllm.asked import Asked, Options, settle
 from tests.vllm import fake_operators
 
@@ -149,6 +152,28 @@ def test_a_manifest_of_which_nothing_was_rewired(ran):
         outcome.check(worker(Compiled()), asked)
 
 
+def test_from_then_on_no_step_runs_uncompiled(ran, monkeypatch):
+    context = ModuleType("vllm.forward_context")
+    context.is_forward_context_available = lambda: True
+    context.get_forward_context = lambda: SimpleNamespace(skip_compiled=skipped)
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    monkeypatch.setitem(sys.modules, "vllm.forward_context", context)
+
+    class Model(Compiled):
+        pass
+
+    ran.append(said("rewired"))
+    outcome.check(worker(model := Model()), FULL)
+    outcome.check(worker(model), FULL)
+    skipped = False
+    assert model() == "compiled"
+    skipped = True
+    with pytest.raises(OriginalWiringError, match="a step of Model uncompiled"):
+        model()
+    context.is_forward_context_available = lambda: False
+    assert model() == "compiled"
+
+
 def test_a_graph_says_what_it_is_each_time_another_one_runs(monkeypatch):
     monkeypatch.setattr(rewiring, "ran", [])
     monkeypatch.setattr(rewiring, "_texts", set())
@@ -239,6 +264,68 @@ def test_shared_experts_are_moved_where_nothing_speaks_against_it():
     assert shared_experts._can_move(runner)
 
 
+class Wider(Runner):
+    """One that `install` may change."""
+
+
+def test_shared_experts_that_were_moved_are_reduced_by_themselves(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", types := ModuleType("vllm"))
+    types.config = ModuleType("vllm.config")
+    types.config.get_current_vllm_config = lambda: None
+    monkeypatch.setitem(sys.modules, "vllm.config", types.config)
+    monkeypatch.setattr(shared_experts, "settle", lambda _: Asked(Options(overlap=True), None, "a test"))
+    plain = Wider().forward(1, None)
+    shared_experts.install(Wider)
+    shared_experts.install(Wider)  # changes nothing
+    moved = Wider()
+    assert plain == 11
+    assert moved.forward(1, None) == 2 * 100 + 10
+    assert moved.forward(1, None, None, 3) == 3 * 2 * 100 + 10, "shared experts may have an input of their own"
+    moved.moe_config.tp_size = 1
+    assert moved.forward(1, None) == 2 + 10
+    monkeypatch.setattr(shared_experts, "settle", lambda _: Asked(Options(), None, "a test"))
+    assert Wider().forward(1, None) == 11
+
+
+# Products and experts by schema
+
+
+def declared_by_schema(schema: str, *values: torch.Tensor | tuple[str, torch.Tensor], gives: Any = None) -> Any:
+    """What one call of an operator of this schema is declared to be; `("held", tensor)`: the model holds it."""
+    library = torch.library.Library("_C", "FRAGMENT")
+    library.define(schema)
+    _libraries.append(library)
+    graph = fx.Graph()
+    args = []
+    for number, value in enumerate(values):
+        held = isinstance(value, tuple)
+        args.append(graph.create_node("get_attr" if held else "placeholder", f"x{number}"))
+        args[-1].meta["example_value"] = value[1] if held else value
+    call = graph.call_function(getattr(torch.ops._C, schema.split("(")[0]).default, tuple(args))
+    call.meta["example_value"] = gives
+    return operators.declare_by_schema(graph).get(f"_C::{schema.split('(')[0]}")
+
+
+def test_products_and_experts_go_by_their_schemas(monkeypatch):
+    monkeypatch.setattr(declare, "_declared", {})
+    x, ids, scales = torch.empty(6, 4), torch.empty(6, 2, dtype=torch.long), torch.empty(6, 1)
+    w, experts, held_ids = ("held", torch.empty(4, 8)), ("held", torch.empty(3, 8, 4)), ("held", ids)
+    out = torch.empty(6, 8)
+    found = declared_by_schema
+    assert found("t1_moe(Tensor x, Tensor w, Tensor ids) -> Tensor", x, experts, ids, gives=x) == "routed"
+    assert found("t2_moe(Tensor x, Tensor w) -> Tensor", x, experts, gives=x) is None, "nothing is chosen"
+    assert found("t3_moe(Tensor x, Tensor w, Tensor ids) -> Tensor", x, experts, held_ids, gives=x) is None
+    assert found("t4_moe(Tensor x, Tensor w, Tensor ids) -> Tensor", x, w, ids, gives=x) is None, "one matrix"
+    assert found("t1_mm(Tensor x, Tensor w) -> Tensor", x, w, gives=out) == "dense"
+    assert found("t2_mm(Tensor x, Tensor y) -> Tensor", x, torch.empty(4, 8), gives=out) is None, "two activations"
+    assert found("t3_mm(Tensor x, Tensor y, Tensor w) -> Tensor", x, x, w, gives=out) is None, "one more"
+    assert found("t4_mm(Tensor x, Tensor s, Tensor w) -> Tensor", x, scales, w, gives=out) == "dense"
+    assert found("t5_mm(Tensor(a!) out, Tensor x, Tensor w) -> ()", out, x, w) == "dense"
+    assert found("t6_mm(Tensor(a!) out, Tensor x, Tensor w) -> ()", out[:5], x, w) is None, "other rows"
+    assert found("t7_mm(Tensor x, Tensor w) -> Tensor[]", x, w, gives=[out, out]) is None, "two results"
+    assert found("t8_mixer(Tensor x, Tensor w) -> Tensor", x, w, gives=out) is None, "is not called one"
+
+
 # Adds and norms
 
 
@@ -246,7 +333,7 @@ def test_shared_experts_are_moved_where_nothing_speaks_against_it():
     ("first", "second", "joined"),
     [
         (torch.empty(3, 4), torch.empty(3, 4), 1),
-        (torch.empty(3, 4), torch.empty(4), 0),
+        (torch.empty(1, 4), torch.empty(4), 0),
         (torch.empty(3, 4), torch.empty(3, 4, dtype=torch.bfloat16), 0),
         (torch.empty(3, 4, dtype=torch.bfloat16), torch.empty(3, 4, dtype=torch.bfloat16), 1),
     ],
@@ -273,13 +360,41 @@ def doubled(handle: int, data: torch.Tensor) -> None:
     data.mul_(2)
 
 
+@pytest.fixture
+def shm_allreduce() -> None:
+    if not hasattr(torch.ops._C, "shm_allreduce"):
+        library = torch.library.Library("_C", "FRAGMENT")
+        _libraries.append(library)
+        library.define("shm_allreduce(int handle, Tensor(a!) data) -> ()")
+        library.impl("shm_allreduce", doubled, "CPU")
+
+
+_libraries: list[torch.library.Library] = []
+
+
+@pytest.mark.usefixtures("shm_allreduce")
+def test_one_whose_memory_is_read_under_another_name_stays():
+    from farskip_compile.vllm import shared_memory
+
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    value = graph.call_function(torch.relu, (x,))
+    other = graph.call_method("view", (value, 2))
+    write = graph.call_function(torch.ops._C.shm_allreduce.default, (0, value))
+    graph.output((graph.call_function(torch.neg, (other,)),))
+    held = torch.empty(2)
+    for node in graph.nodes:
+        if node.op != "output":
+            node.meta["example_value"] = held if node in (value, other) else torch.empty(2)
+    write.meta["example_value"] = None
+    assert shared_memory.write_out(graph) == 0
+    assert fx.GraphModule(nn.Module(), graph)(torch.ones(2))[0].tolist() == [-2, -2]
+
+
+@pytest.mark.usefixtures("shm_allreduce")
 def test_an_all_reduce_in_place_is_written_as_one_that_returns_the_sum():
     from farskip_compile.vllm import shared_memory
 
-    library = torch.library.Library("_C", "FRAGMENT")
-    if not hasattr(torch.ops._C, "shm_allreduce"):
-        library.define("shm_allreduce(int handle, Tensor(a!) data) -> ()")
-        library.impl("shm_allreduce", doubled, "CPU")
     graph = fx.Graph()
     x = graph.placeholder("x")
     value = graph.call_function(torch.relu, (x,))
@@ -291,5 +406,6 @@ def test_an_all_reduce_in_place_is_written_as_one_that_returns_the_sum():
         node.meta["example_value"] = torch.empty(2, device="meta")
     write.meta["example_value"] = None
     assert shared_memory.write_out(graph) == 1
+    assert "farskip::shm_all_reduce" in [ops.op_name(node) for node in graph.nodes]
     module = fx.GraphModule(nn.Module(), graph)
     assert [one.tolist() for one in module(torch.ones(2))] == [[-1, -1], [-2, -2]]

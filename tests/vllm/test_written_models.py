@@ -9,7 +9,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from farskip_compile.errors import InseparableExpertsError, UnsupportedPatternError
+from farskip_compile.errors import FarSkipWarning, InseparableExpertsError, OriginalWiringError, UnsupportedPatternError
 from farskip_compile.passes.graph import ops
 from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.vllm.asked import Asked, Options
@@ -149,6 +149,19 @@ def test_an_unknown_operator_is_refused(monkeypatch):
     monkeypatch.setattr(Experts, "_routed", lambda self, x, _: torch.ops.vllm.some_mixing_kernel(x))
     with pytest.raises(UnsupportedPatternError, match="vllm::some_mixing_kernel"):
         served(Model(QWEN3), ids(5), connectivity="full")
+
+
+def test_what_is_not_rewired_is_not_served(monkeypatch):
+    """Not even where the passes are told that they may leave a model as it is."""
+    monkeypatch.setattr(Experts, "_routed", lambda self, x, _: torch.ops.vllm.some_mixing_kernel(x))
+
+    def backend(module, _):
+        with pytest.warns(FarSkipWarning):
+            rewire(module, Asked(Options(), None, "a test"), {"inner": "eager", "strict": False}, order=False)
+
+    torch._dynamo.reset()
+    with pytest.raises(OriginalWiringError, match="a test asks for a rewired model, and a part of it is refused"):
+        torch.compile(Model(QWEN3), backend=backend, fullgraph=True)(ids(5))
 
 
 def test_a_kernel_that_writes_over_the_residual_stream_is_refused(monkeypatch):
