@@ -20,7 +20,7 @@ from farskip_compile.manifest.graph_parameters import GraphParameters
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.vllm import asked as asking
-from farskip_compile.vllm import norms, operators, outcome, rewiring, shared_experts
+from farskip_compile.vllm import backends, norms, operators, outcome, overlap, rewiring, shared_experts
 from farskip_compile.vllm.asked import Asked, Options, settle
 from tests.vllm import fake_operators
 
@@ -181,6 +181,43 @@ def test_a_graph_says_what_it_is_each_time_another_one_runs(monkeypatch):
     for _ in range(2):
         torch.ops.farskip.served(text)
     assert rewiring.ran == [said("rewired")]
+
+
+def test_what_a_graph_says_is_no_dead_code():
+    graph = fx.Graph()
+    graph.call_function(torch.ops.farskip.served.default, ("said",))
+    graph.output(())
+    graph.eliminate_dead_code()
+    assert [ops.op_name(node) for node in graph.nodes if node.op == "call_function"] == ["farskip::served"]
+
+
+@pytest.mark.parametrize(("given", "inner", "inductor"), [
+    ("farskip", "inductor", {"max_autotune": True}), ("inductor", "inductor", {"max_autotune": True}), ("eager", "eager", {}),
+])  # fmt: skip
+def test_whole_graphs_go_to_one_of_torchs_backends(given, inner, inductor):
+    compilation = SimpleNamespace(inductor_compile_config={"max_autotune": True})
+    whole = backends.rewiring_backend(given, compilation, FULL)
+    assert (whole.inner, whole.inductor) == (inner, inductor)
+
+
+class Pieces:
+    """As vLLM's backend of mode 3."""
+
+    def __call__(self, graph: Any, inputs: Any) -> Any:
+        return "in pieces", graph
+
+
+def test_graphs_in_pieces_are_rewired_before_vllm_splits_them(monkeypatch):
+    monkeypatch.setattr(backends, "rewire", lambda graph, *_, order, **__: graph.append(f"rewired, ordered={order}"))
+    compilation = SimpleNamespace(splitting_ops=["vllm::attention"])
+    found = backends.rewiring_backend(plain := Pieces(), compilation, FULL)
+    assert found is plain
+    assert isinstance(found, Pieces)
+    assert type(found).__qualname__ == "Pieces", "a part of vLLM's cache key"
+    assert found([], ()) == ("in pieces", ["rewired, ordered=True"])
+    assert compilation.splitting_ops == ["vllm::attention"]
+    backends.rewiring_backend(Pieces(), compilation, Asked(Options(overlap=True), None, "a test"))
+    assert compilation.splitting_ops == ["vllm::attention", *overlap.SPLITTING]
 
 
 # Fused parameters
