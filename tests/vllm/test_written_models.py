@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -149,6 +150,21 @@ def test_an_unknown_operator_is_refused(monkeypatch):
     monkeypatch.setattr(Experts, "_routed", lambda self, x, _: torch.ops.vllm.some_mixing_kernel(x))
     with pytest.raises(UnsupportedPatternError, match="vllm::some_mixing_kernel"):
         served(Model(QWEN3), ids(5), connectivity="full")
+
+
+@pytest.mark.parametrize("linear", ["plain", "handle"])
+def test_experts_in_front_of_the_stream_are_refused(monkeypatch, linear):
+    """Also where no weights show, as the operator finds them by the name of its layer."""
+
+    class Front(Model):
+        def forward(self, ids):
+            hidden, residual = self.layers[0].mlp(F.embedding(ids, self.embed_tokens)), None
+            for layer in self.layers[1:]:
+                hidden, residual = layer(hidden, residual)
+            return self.norm(hidden, residual)[0]
+
+    with pytest.raises(UnsupportedPatternError, match="in front of the residual sum, with weights"):
+        served(Front(replace(QWEN3, layers=4, linear=linear)), ids(5), connectivity="full")
 
 
 def test_what_is_not_rewired_is_not_served(monkeypatch):
