@@ -115,9 +115,12 @@ class _Sides:
         first = first_with_rows_of(self.graph, self.claims.base)
         if first is not None and first is not self.claims.base:
             self._refuse(find_layer([*self.in_front, self.claims.base], {first}, shape), "in front of")
+            before = set(walk_back([self.claims.base]))
+            nodes = [node for node in self.graph.nodes if node in before]
+            # `self.rows` begin anew at the base, which may be the result of experts by itself
+            for node in routes(nodes, read_rows(nodes, begin([first]))):
+                raise _refusal(node, "experts are chosen in front of the residual sum, with weights")
         self._refuse(find_layer(self.behind, self.claims.values, shape), "behind")
-        for node in routes(self.in_front, self.rows):
-            raise _refusal(node, "experts are chosen in front of the residual sum, with weights")
 
     @staticmethod
     def _refuse(found: tuple[fx.Node, str] | None, place: str) -> None:
