@@ -188,6 +188,20 @@ def test_a_mark_is_up_to_date_until_the_next_write() -> None:
     assert not drawing.wrong()
 
 
+@torch.library.custom_op("farskip_tests::fill_by_choice", mutates_args=("out",))
+def fill_by_choice(out: torch.Tensor, choice: torch.Tensor) -> None:
+    out.copy_(choice.roll(1, 1)[..., None].expand_as(out))
+
+
+def test_of_what_an_unknown_operator_fills_by_decisions_nothing_is_known() -> None:
+    drawing = Drawing((2, 3, 2))
+    buffer = torch.zeros_like(drawing.x)
+    write = drawing.call(torch.ops.farskip_tests.fill_by_choice.default, buffer, drawing.x.argmax(-1))
+    mark = drawing.call(after_write, buffer, write)
+    rows = read_rows(drawing.graph.nodes, begin([drawing.x.node]))
+    assert rows[mark.node].state is State.UNKNOWN
+
+
 def test_picked_rows_in_unknown_places_may_be_scaled_but_not_multiplied() -> None:
     drawn = Calls((2, 2, 2))
     scattered = torch.zeros_like(drawn.x).masked_scatter(drawn.x > 0, drawn.picks[0])

@@ -16,7 +16,7 @@ from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.vllm.asked import Asked, Options
 from farskip_compile.vllm.rewiring import ran, rewire
 from tests.vllm import fake_operators
-from tests.vllm.written_models import Experts, Model, Norm, Style, by_hand
+from tests.vllm.written_models import EXPERTS, Experts, Model, Norm, Style, by_hand
 
 QWEN3 = Style()
 MIXTRAL_ON_A_CPU = Style(fused=False, linear="handle", experts="open")
@@ -107,6 +107,7 @@ def test_what_is_read_and_what_is_said():
     declared = {fact.name: str(fact) for fact in report.declared}
     assert declared["vllm::moe_forward_shared"] == "(dense, routed)"
     assert declared["vllm::unified_mla_attention_with_output"] == "attention"
+    assert report.beside == (), "a norm is no product with weights"
     assert "verified" in ran[-1]["said"]
     assert [ops.op_name(node) for node in graph.nodes].count("farskip::served") == 1
 
@@ -152,19 +153,22 @@ def test_an_unknown_operator_is_refused(monkeypatch):
         served(Model(QWEN3), ids(5), connectivity="full")
 
 
-@pytest.mark.parametrize("linear", ["plain", "handle"])
-def test_experts_in_front_of_the_stream_are_refused(monkeypatch, linear):
+@pytest.mark.parametrize("router", ["shows", "inside"])
+def test_experts_in_front_of_the_stream_are_refused(router):
     """Also where no weights show, as the operator finds them by the name of its layer."""
 
     class Front(Model):
         def forward(self, ids):
-            hidden, residual = self.layers[0].mlp(F.embedding(ids, self.embed_tokens)), None
+            hidden, residual = F.embedding(ids, self.embed_tokens), None
+            experts = self.layers[0].mlp
+            logits = experts.gate(hidden) if router == "shows" else hidden[:, :EXPERTS]
+            hidden = torch.ops.vllm.moe_forward(hidden * 2, logits, None, None, experts.name, 0)
             for layer in self.layers[1:]:
                 hidden, residual = layer(hidden, residual)
             return self.norm(hidden, residual)[0]
 
     with pytest.raises(UnsupportedPatternError, match="in front of the residual sum, with weights"):
-        served(Front(replace(QWEN3, layers=4, linear=linear)), ids(5), connectivity="full")
+        served(Front(replace(QWEN3, layers=4)), ids(5), connectivity="full")
 
 
 def test_what_is_not_rewired_is_not_served(monkeypatch):
