@@ -54,6 +54,20 @@ def test_who_asks_first(tmp_path):
         settle(config(tmp_path, {"farskip": {"connectivity": "full"}}))
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("full", "not a mapping of options"),
+        ({"conectivity": "full"}, "unknown option 'conectivity'"),
+        ({"overlap": "yes"}, "overlap='yes' is neither true nor false"),
+    ],
+)
+def test_wrong_options(tmp_path, options, reason):
+    with pytest.raises(ConfigError, match=reason) as caught:
+        settle(config(tmp_path, {"farskip": options}))
+    assert caught.value.way_out
+
+
 def test_a_manifest_that_changes_nothing_asks_for_nothing(tmp_path):
     save_manifest(Manifest("none"), tmp_path / "farskip.json", guard=False)
     assert settle(config(tmp_path)) is None
