@@ -28,6 +28,7 @@ WHOLE = {
     "tests/inductor/test_generated_order.py": "Inductor's code, forward and backward",
     "tests/inductor/test_freed_buffers.py": "Inductor's code, forward and backward",
     "tests/inductor/test_overlap_plan.py": "a plan of Inductor's",
+    "tests/inductor/test_late_link.py::test_training": "Inductor's programs, forward and backward",
     "tests/inductor/test_pieces.py": "Inductor's code of exchanges in pieces",
     "tests/inductor/test_one_build.py": "how other tests build Inductor's kernels",
     "tests/properties/test_architectures.py::test_inductor_is_close": "Inductor's kernels",
@@ -197,6 +198,15 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "test_no_buffer_is_used_when_it_is_freed[deepseek_v3",
         "test_no_buffer_is_used_when_it_is_freed[mixtral",
         "test_no_buffer_is_used_when_it_is_freed[qwen3_moe",
+    ),
+    "inductor/test_late_link.py": (
+        "test_training_with_every_plan[padded-Inductor's",
+        "test_training_with_every_plan[padded-nothing",
+        "test_training_with_every_plan[dropless-one",
+        "test_training_with_every_plan[dropless-nothing",
+        "test_training_with_every_plan[allgather-one",
+        "test_training_with_every_plan[allgather-nothing",
+        "test_training_with_every_plan[tp-",
     ),
     "inductor/test_pieces.py": (
         "test_auto_cuts_alike_where_a_pass_is_left_out[",

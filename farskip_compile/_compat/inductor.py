@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import fx
 from torch._inductor import config as inductor_config
 from torch._inductor import ir
@@ -42,15 +43,25 @@ def inductor_settings(values: Mapping[str, Any]) -> AbstractContextManager[None]
     return context
 
 
-def in_place_arguments(node: fx.Node) -> tuple[int, ...]:
-    """Positions of the arguments that Inductor may let an out-of-place operator write to, if nobody reads them."""
-    found = inplaceable_ops.get(node.target) if callable(node.target) else None
-    if found is not None:
-        return tuple(found.mutated_args)
-    # functionalised custom operators and user-defined kernels: any argument may be meant
-    if "auto_functionalized" in str(node.target) or "triton_kernel_wrapper_functional" in str(node.target):
-        return tuple(range(len(node.args)))
-    return ()
+def may_be_written(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The tensors that Inductor may let an out-of-place call write to, if nobody reads them any more.
+
+    Functionalised custom operators and user-defined kernels hold them among their keyword arguments.
+    """
+    target, args, kwargs = node.target, node.args, node.kwargs
+    if target is torch.ops.higher_order.with_effects:
+        target, args = args[1], args[2:]  # type: ignore[assignment]
+    found: list[fx.Node] = []
+    if target is torch.ops.higher_order.triton_kernel_wrapper_functional:
+        given: Any = kwargs["kwargs"]
+        fx.map_arg([given[name] for name in kwargs["tensors_to_clone"]], found.append)  # type: ignore[union-attr]
+    elif target is torch.ops.higher_order.auto_functionalized_v2:
+        fx.map_arg(kwargs["_all_bases"], found.append)
+    elif target is torch.ops.higher_order.auto_functionalized:
+        fx.map_arg(kwargs, found.append)  # any may be meant
+    elif callable(target) and (known := inplaceable_ops.get(target)) is not None:
+        fx.map_arg([args[place] for place in known.mutated_args if place < len(args)], found.append)
+    return tuple(found)
 
 
 def pin(graph: fx.Graph, waits: Mapping[fx.Node, Iterable[fx.Node]]) -> None:

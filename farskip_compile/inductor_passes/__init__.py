@@ -92,11 +92,11 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
         "graph": graph,
         "regroup": regroup,
         "limits": _of_the_graph(plan.limits),
-        "in_place": inductor.in_place_arguments,
+        "in_place": inductor.may_be_written,
         "backward": phase == "backward",
     }
     driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, "in_flight", "pieces"})
-    before = driver.step("remember", remember, graph, inductor.in_place_arguments)
+    before = driver.step("remember", remember, graph, inductor.may_be_written)
     driver.run(through="collectives")
     estimates = driver.facts["estimate"] = driver.step("estimate", _estimates, graph, plan)
     estimates.size.tell_inductor()
@@ -167,7 +167,7 @@ def _scheduled(plan: Plan, graph: fx.Graph) -> Schedule:
         "graph": graph,
         "regroup": {},
         "limits": _of_the_graph(plan.limits),
-        "in_place": inductor.in_place_arguments,
+        "in_place": inductor.may_be_written,
         "backward": _phase(graph) == "backward",
     }
     leave_in_flight(graph, training=False)  # on a copy, from which nothing is compiled

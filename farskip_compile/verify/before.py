@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import fx
 
@@ -21,8 +20,8 @@ from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.schedule.in_flight import arrivals
 from farskip_compile.verify.values import SIZES
 
-InPlace = Callable[[fx.Node], tuple[int, ...]]
-"""Positions of the arguments that a later pass may let a node write to."""
+InPlace = Callable[[fx.Node], tuple[fx.Node, ...]]
+"""The tensors that a later pass may let a node write to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,6 @@ class _Traits:
     launch: bool
     wait: bool
     may_write: bool
-    in_place: bool
     effect: bool
     product: bool
 
@@ -104,7 +102,7 @@ def remember(graph: fx.Graph, in_place: InPlace = lambda node: ()) -> Before:
     """Record what scheduling must keep of `graph`, a post-grad graph in the order in which it came."""
     before = Before()
     nodes = list(graph.nodes)
-    calls = _calls(nodes, in_place)
+    calls = _calls(nodes)
     before.kept = {node.name: Kept(node, node.target, node.args, node.kwargs) for node in nodes}
     before.effects = [node.name for node, does in calls if does.effect]
     before.products = {node.name for node, does in calls if does.product and ops.tensor(node) is not None}
@@ -122,16 +120,16 @@ def remember(graph: fx.Graph, in_place: InPlace = lambda node: ()) -> Before:
     return before
 
 
-def _calls(nodes: Iterable[fx.Node], in_place: InPlace) -> Calls:
+def _calls(nodes: Iterable[fx.Node]) -> Calls:
     traits: dict[int, _Traits] = {}  # by identity, since an operator hashes itself in Python
     calls = [node for node in nodes if node.op == "call_function"]
     for node in calls:
         if id(node.target) not in traits:
-            traits[id(node.target)] = _traits(node, in_place)
+            traits[id(node.target)] = _traits(node)
     return [(node, traits[id(node.target)]) for node in calls]
 
 
-def _traits(node: fx.Node, in_place: InPlace) -> _Traits:
+def _traits(node: fx.Node) -> _Traits:
     target = node.target
     launch, wait = ops.is_collective(node), ops.is_wait(node)
     written = [parameter.alias_info for parameter in parameters(target)] if isinstance(target, OpOverload) else None
@@ -139,7 +137,6 @@ def _traits(node: fx.Node, in_place: InPlace) -> _Traits:
         launch,
         wait,
         written is None or any(alias is not None and alias.is_write for alias in written),
-        bool(in_place(node)),
         not (launch or wait) and (effects.is_random(node) or node.is_impure()),
         ops.is_matmul(node) or ops.is_attention(node),
     )
@@ -202,22 +199,11 @@ def _keep_writers(
     before: Before, calls: Calls, in_place: InPlace, memories: Memories, written: Mapping[str, set[int]]
 ) -> None:
     """Law 4: what may write to memory, and what is in flight there."""
-    could_write = {
-        node.name: memories(_nodes_among(node.args[position] for position in in_place(node)))
-        for node, does in calls
-        if does.in_place
-    }
+    could_write = {node.name: memories(found) for node, _ in calls if (found := in_place(node))}
     before.may_write = {
         name: frozenset(written.get(name, set()) | could_write.get(name, set())) for name in {**written, **could_write}
     }
     before.flights_before = before.flights(before.kept)
-
-
-def _nodes_among(values: Iterable[Any]) -> list[fx.Node]:
-    """The nodes among arguments, in lists too."""
-    found: list[fx.Node] = []
-    fx.map_arg(tuple(values), found.append)
-    return found
 
 
 def _keep_accesses(

@@ -80,9 +80,9 @@ class GraphProgram:
 def read_program(
     graph: fx.Graph,
     estimate: Estimate,
-    in_place: Callable[[fx.Node], tuple[int, ...]] = lambda node: (),
+    in_place: Callable[[fx.Node], tuple[fx.Node, ...]] = lambda node: (),
 ) -> GraphProgram:
-    """Read the program of `graph`; `in_place`: positions of the arguments that a later pass may let a node write to."""
+    """Read the program of `graph`; `in_place`: the tensors that a later pass may let a node write to."""
     came = arrivals(graph)
     flying = dict.fromkeys(wait.all_input_nodes[0] for wait in came)
     nodes = [*flying, *(node for node in graph.nodes if node.op not in ("placeholder", "output"))]
@@ -171,13 +171,13 @@ def _order_in_place(
     needs: list[set[int]],
     in_flight: Mapping[fx.Node, list[fx.Node]],
     launch_of: Mapping[fx.Node, fx.Node],
-    in_place: Callable[[fx.Node], tuple[int, ...]],
+    in_place: Callable[[fx.Node], tuple[fx.Node, ...]],
 ) -> None:
     """Keep operators that may become in-place ones out of the flight of a collective on the same memory."""
     landed: dict[int, list[int]] = {}
     may_write: dict[int, list[int]] = {}
     for i, node in enumerate(nodes):
-        for place in _places(_arguments(node, in_place(node))):
+        for place in _places(in_place(node)):
             needs[i].update(landed.get(place, ()))
             may_write.setdefault(place, []).append(i)
         if node in in_flight:
@@ -191,14 +191,6 @@ def _order_in_place(
 def _places(nodes: Iterable[fx.Node]) -> set[int]:
     """The pieces of memory that `nodes` are in."""
     return {place for place in map(effects.storage, nodes) if place is not None}
-
-
-def _arguments(node: fx.Node, positions: tuple[int, ...]) -> list[fx.Node]:
-    found: list[fx.Node] = []
-    for position in positions:
-        arg = node.args[position] if position < len(node.args) else None
-        found.extend(a for a in (arg if isinstance(arg, list | tuple) else [arg]) if isinstance(a, fx.Node))
-    return found
 
 
 def _order_side_effects(nodes: list[fx.Node], needs: list[set[int]]) -> None:

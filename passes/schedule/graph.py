@@ -36,10 +36,10 @@ def schedule_graph(
     graph: fx.Graph,
     estimate: Estimate,
     limits: Limits,
-    in_place: Callable[[fx.Node], tuple[int, ...]] = lambda node: (),
+    in_place: Callable[[fx.Node], tuple[fx.Node, ...]] = lambda node: (),
     backward: bool = False,
 ) -> Schedule:
-    """Order `graph` in place; `in_place`: positions of the arguments that a later pass may let a node write to."""
+    """Order `graph` in place; `in_place`: the tensors that a later pass may let a node write to."""
     remember_order(graph)
     found = read_program(graph, estimate, in_place)  # 1.
     known = published_order(found.program, found.nodes, backward=backward)

@@ -12,7 +12,7 @@ from torch import fx
 from torch._subclasses import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from farskip_compile._compat.inductor import in_place_arguments
+from farskip_compile._compat.inductor import may_be_written
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.schedule.collectives import launches_with_waits, normalize_collectives
 from farskip_compile.passes.schedule.from_graph import read_program
@@ -150,7 +150,7 @@ def test_the_same_values_bit_for_bit(module: fx.GraphModule) -> None:
     expected = run(module, in_place=False)
     before = [node.name for node in module.graph.nodes]
     launches = [n.name for n in module.graph.nodes if ops.is_collective(n)]
-    schedule_graph(module.graph, Constant(), Limits(memory_increase=1e6), in_place_arguments)
+    schedule_graph(module.graph, Constant(), Limits(memory_increase=1e6), may_be_written)
     assert sorted(node.name for node in module.graph.nodes) == sorted(before)
     for group in "01":
         order = [n.name for n in module.graph.nodes if ops.is_collective(n) and ops.process_group(n) == group]
@@ -178,7 +178,7 @@ def simple() -> tuple[fx.GraphModule, dict[str, fx.Node]]:
 
 def test_independent_compute_goes_between_launch_and_wait_and_is_pinned() -> None:
     module, nodes = simple()
-    schedule = schedule_graph(module.graph, Constant(), Limits(1e6), in_place_arguments)
+    schedule = schedule_graph(module.graph, Constant(), Limits(1e6), may_be_written)
     order = list(module.graph.nodes)
     assert order.index(nodes["launch"]) < order.index(nodes["free"]) < order.index(nodes["wait"])
     assert (schedule.before.exposed, schedule.after.exposed) == (3.0, 2.0)
@@ -224,7 +224,7 @@ def test_a_write_and_a_flight_on_the_same_memory_do_not_cross(write_first: bool)
     module = fx.GraphModule({}, graph)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         FakeTensorProp(module, mode).propagate(torch.zeros(4, 4))
-    found = read_program(graph, Constant(), in_place_arguments)
+    found = read_program(graph, Constant(), may_be_written)
     task = {node: found.program.tasks[i] for i, node in enumerate(found.nodes)}
     index = {node: i for i, node in enumerate(found.nodes)}
     if write_first:
