@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from tests.structure.sources import ROOT
 
 LEAVES = ROOT / "farskip_compile" / "ranks" / "leave.py"
-SENDS_NOTHING = re.compile(r'"fake"|join_fake_ranks|world_size=1\b')
+SENDS_NOTHING = re.compile(r'"fake"|join_fake_ranks|late_link|world_size=1\b')
 """Groups without threads, or of one rank in a process that goes on."""
 
 
