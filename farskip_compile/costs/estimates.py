@@ -19,7 +19,7 @@ from torch import fx
 from farskip_compile.costs.collectives import collective_cost, collective_seconds, interference
 from farskip_compile.costs.fusion import fresh_bytes
 from farskip_compile.costs.loops import kernel_ops, transposed_bytes
-from farskip_compile.costs.operators import FREE, OpCost, op_cost, op_seconds
+from farskip_compile.costs.operators import FREE, OpCost, op_cost, op_seconds, tf32_allowed
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.costs.sizes import SizeHints
 
@@ -51,7 +51,7 @@ class Estimates:
         self._costs: dict[fx.Node, OpCost] = {}
         pages = self.profile.curves is not None and self.profile.curves.fresh is not None
         self._fresh = fresh_bytes(self.graph, self.size) if pages else {}
-        self._tf32 = torch.backends.cuda.matmul.allow_tf32
+        self._tf32 = tf32_allowed()
 
     def cost(self, node: fx.Node) -> OpCost:
         """What `node` does, by itself."""

@@ -161,6 +161,12 @@ def _bodies(node: fx.Node) -> list[fx.Graph]:
     return [body.graph for body in found if isinstance(body, fx.GraphModule)]
 
 
+def tf32_allowed() -> bool:
+    """Whether float32 products may use TF32 now, whichever of PyTorch's settings has said so. The one that is older,
+    `allow_tf32`, raises once another one was used."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 def op_seconds(cost: OpCost, profile: HardwareProfile, *, tf32: bool = False) -> float:
     """Seconds of one operator or kernel; `tf32`: float32 products may use TF32, where the hardware has it."""
     if cost.kind == "sync" and profile.sync_seconds is not None:

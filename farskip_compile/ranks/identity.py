@@ -1,10 +1,10 @@
 """Let Inductor's caches tell our compiles apart.
 
 Contract: one hash that covers everything that decides the result but is not visible in the code of the graph: the
-source of this package, the configuration, the hardware profile, the recompute tags of opened checkpoints, and which
-waits are left to another graph (metadata, which the cache keys ignore: without the tags, a model with checkpointing and
-one without would share an artifact). `inductor_passes` puts it into the keys of the FX-graph cache and of the
-AOTAutograd cache.
+source of this package, the configuration, the hardware profile, whether products may use TF32 (by which they are
+estimated), the recompute tags of opened checkpoints, and which waits are left to another graph (metadata, which the
+cache keys ignore: without the tags, a model with checkpointing and one without would share an artifact).
+`inductor_passes` puts it into the keys of the FX-graph cache and of the AOTAutograd cache.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from torch import fx
 
 from farskip_compile.config import FarSkipConfig
+from farskip_compile.costs.operators import tf32_allowed
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.passes.boundary.depart import crosses
 
@@ -33,6 +34,7 @@ def identity_of(
     crossing = [(node.name, found) for node in module.graph.nodes if (found := crosses(node)) is not None]
     asked = json.dumps(config.to_json(), sort_keys=True)
     parts = [source_hash(), asked, json.dumps(tags), json.dumps(crossing), json.dumps(figures), str(around)]
+    parts.append(f"tf32={tf32_allowed()}")
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
