@@ -8,6 +8,7 @@ that asks for it does without. What is no longer needed once the oldest supporte
 
 from __future__ import annotations
 
+DETERMINISTIC = "deterministic"
 JOINT_FOLDING = "joint_graph_constant_folding"
 LOCALITY = "reorder_for_locality"
 POST_GRAD = "post_grad_custom_post_pass"
@@ -23,6 +24,7 @@ EAGER_BACKWARD = "force_non_lazy_backward_lowering"
 
 CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "torch._inductor.config": (
+        DETERMINISTIC,
         JOINT_FOLDING,
         LOCALITY,
         POST_GRAD,

@@ -20,6 +20,7 @@ from torch import fx
 
 from farskip_compile._compat import CustomGraphPass, inductor
 from farskip_compile._compat.distributed import group_ranks
+from farskip_compile._compat.names import DETERMINISTIC
 from farskip_compile.carrier import landing  # noqa: F401 (an operator)
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.errors import ConfigError
@@ -82,8 +83,10 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
     """Order `graph` in place, pin its waits and announce its collectives; `identity` is that of the compile.
 
     Raises:
+        ConfigError: Inductor would not run what is scheduled.
         VerificationError: the graph that comes out could not take the place of the one that came in.
     """
+    _refuse_deterministic()
     earlier, in_pieces = cut_earlier(graph), cut(graph, plan)
     phase = _phase(graph)
     left, still_here = _leave_in_flight(graph, phase, plan)
@@ -177,6 +180,17 @@ def _scheduled(plan: Plan, graph: fx.Graph) -> Schedule:
     driver.run(through="schedule_graph")
     schedule: Schedule = driver.facts["schedule"]
     return schedule
+
+
+def _refuse_deterministic() -> None:
+    """In that mode Inductor calls no pass on the order of kernels, since its own ones may measure."""
+    if inductor.inductor_setting(DETERMINISTIC):
+        raise ConfigError(
+            "Inductor is told to be deterministic, and then leaves out the pass by which collectives are ordered and "
+            "checked",
+            way_out="schedule=False, which rewires all the same; or without deterministic: the order is a function of the "
+            "graph and the profile, and measures nothing",
+        )
 
 
 def _regroup(graph: fx.Graph, target: str | None) -> dict[str, str]:

@@ -260,6 +260,19 @@ def test_a_group_of_other_ranks_is_refused(two_ranks: Any) -> None:
         compiled(torch.randint(0, 32, (1, 16)))
 
 
+def test_deterministic_mode_is_refused_where_collectives_would_be_ordered(two_ranks: Any) -> None:
+    """Inductor calls no pass on kernels in it, so that nothing would be ordered or checked, and nobody told."""
+    options = {"inductor": {"deterministic": True}}
+    ids = torch.randint(0, 32, (1, 16))
+    model = build("deepseek_v3", parallel=parallel("padded", two_ranks), **SMALL)
+    with pytest.raises(Exception, match="Inductor is told to be deterministic"), torch.no_grad():
+        torch.compile(model, backend="farskip", fullgraph=True, options=options)(ids)
+    torch.compiler.reset()
+    options["schedule"] = False
+    with torch.no_grad():
+        get_code_of(torch.compile(model, backend="farskip", fullgraph=True, options=options), ids, graphs=1)
+
+
 def reports(model: torch.nn.Module, **options: Any) -> list[ScheduleReport]:
     """What the generated programs announce."""
     compiled = torch.compile(model, backend="farskip", fullgraph=True, options={"profile": quick_link(), **options})
