@@ -188,8 +188,8 @@ def _refuse_deterministic() -> None:
         raise ConfigError(
             "Inductor is told to be deterministic, and then leaves out the pass by which collectives are ordered and "
             "checked",
-            way_out="schedule=False, which rewires all the same; or without deterministic: the order is a function of the "
-            "graph and the profile, and measures nothing",
+            way_out="schedule=False, which rewires all the same; or without deterministic: the order is a function of "
+            "the graph and the profile, and measures nothing",
         )
 
 
