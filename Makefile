@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 PY     := $(VENV)/bin/python
 PLAIN  := .venv-lint
+TRITON := .triton
 # Two more than two cores: ranks wait for each other.
 WORKERS ?= 4
 # A run leaves its bytecode to the next, and to its own workers: pytest alone needs 6 s to rewrite the assertions.
@@ -23,6 +24,11 @@ $(VENV)/.installed: pyproject.toml
 	$(PY) -m pip install --quiet --no-compile --no-deps torchtitan==0.3.0
 	touch $@
 
+# Triton compiles for GPUs without one; a folder of its own, so that all other tests run without it, as on CPUs.
+$(TRITON)/.installed: $(VENV)/.installed
+	$(PY) -m pip install --quiet --no-compile --no-deps --target $(TRITON) triton==3.7.1
+	touch $@
+
 demo: $(VENV)/.installed
 	$(VENV)/bin/farskip demo
 
@@ -30,11 +36,11 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not whole"
 
-test-all: $(VENV)/.installed
+test-all: $(VENV)/.installed $(TRITON)/.installed
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not deep"
 
 # Every test: before a release.
-test-deep: $(VENV)/.installed
+test-deep: $(VENV)/.installed $(TRITON)/.installed
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup
 
 # mypy can not see the package-dir mapping of an editable install, so it gets the tree as it is installed, which is what
@@ -71,4 +77,4 @@ fuzz: $(VENV)/.installed
 	$(PY) -m tests.fuzz --jobs $(WORKERS) $(FUZZ)
 
 clean:
-	rm -rf $(VENV) $(PLAIN) .compat build out *.egg-info
+	rm -rf $(VENV) $(PLAIN) $(TRITON) .compat build out *.egg-info

@@ -98,7 +98,7 @@ def late_link(size: int) -> Iterator[dist.ProcessGroup]:
     """A world of `size`, of which this process is rank 0."""
     if "late" not in dist.Backend.backend_list:
         dist.Backend.register_backend(
-            "late", lambda store, rank, count, timeout: LateLink(rank, count), devices=["cpu"]
+            "late", lambda store, rank, count, timeout: LateLink(rank, count), devices=["cpu", "cuda"]
         )
     dist.init_process_group("late", store=dist.HashStore(), rank=0, world_size=size)
     try:
