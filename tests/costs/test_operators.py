@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -330,6 +331,20 @@ def by_name(allowed: bool) -> None:
     torch.set_float32_matmul_precision("high" if allowed else "highest")
 
 
+@pytest.fixture
+def nothing_said() -> Iterator[None]:
+    """What is said of products holds whatever is said of all; "none": nothing is."""
+
+    def forget() -> None:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.matmul.fp32_precision = torch.backends.fp32_precision = "none"
+
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.usefixtures("nothing_said")
 @pytest.mark.parametrize("say", [old, of_matmul, of_all, by_name])
 def test_tf32_is_allowed_by_any_of_the_settings(say: Any) -> None:
     """And is a part of the identity of a compile: ranks with other settings would make other schedules."""
@@ -341,10 +356,8 @@ def test_tf32_is_allowed_by_any_of_the_settings(say: Any) -> None:
 
     before = now()
     say(True)
-    try:
-        allowed = now()
-    finally:
-        say(False)
+    allowed = now()
+    say(False)
     assert (before[0], allowed[0]) == (False, True)
     assert before[1] != allowed[1]
     assert now() == before
