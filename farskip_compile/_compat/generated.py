@@ -18,20 +18,24 @@ from farskip_compile._compat.inductor import Kernel
 from farskip_compile._compat.names import EAGER_BACKWARD, NO_CACHES
 
 
+class NotBuiltError(RuntimeError):
+    """A program was called that was generated to be looked at."""
+
+
 @contextmanager
-def generating_only(take: Callable[[list[Kernel]], None]) -> Iterator[None]:
+def generating_only(
+    take: Callable[[list[Kernel]], None], read: Callable[[str], object] = lambda code: None
+) -> Iterator[None]:
     """Within the block, every graph that Inductor compiles ends with its program, which is not built.
 
     Backward graphs are compiled with their forward graphs, and no cache is asked or filled: so all passes run. What
     comes out of the compiler must not be called. Compiles of other threads are affected too. `take` is called with the
-    kernels of each graph in the order in which they would run, forward before backward.
+    kernels of each graph in the order in which they would run, forward before backward; `read` with its source.
     """
 
     def generate(graph: GraphLowering) -> Any:
-        if graph.cpp_wrapper:
-            graph.codegen_with_cpp_wrapper()
-        else:
-            graph.codegen()
+        code, _ = graph.codegen_with_cpp_wrapper() if graph.cpp_wrapper else graph.codegen()
+        read(code.value)
         take(list(graph.scheduler.nodes))
         return SimpleNamespace(call=_never)
 
@@ -45,4 +49,4 @@ def generating_only(take: Callable[[list[Kernel]], None]) -> Iterator[None]:
 
 
 def _never(*_: Any) -> NoReturn:
-    raise RuntimeError("this program was generated to be looked at, not to be run")
+    raise NotBuiltError("this program was generated to be looked at, not to be run")

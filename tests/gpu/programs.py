@@ -15,15 +15,13 @@ import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import fx, nn
-from torch._functorch import config as functorch_config
-from torch._inductor.graph import GraphLowering
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+from farskip_compile._compat.generated import NotBuiltError, generating_only
 
 Backend = Callable[[fx.GraphModule, Any], Any]
 CALLS: tuple[tuple[str, str], ...] = (
@@ -46,33 +44,21 @@ class Programs:
     """Of each input of the forward program: an expression of `L`, the arguments of the model's `forward`."""
 
 
-class _NotBuiltError(Exception):
-    pass
-
-
 def generate(build: Callable[[], nn.Module], ids: torch.Tensor, backend: Backend) -> Programs:
     """See the module's contract."""
     found = Programs()
-
-    def take(graph: GraphLowering) -> Any:
-        code, _ = graph.codegen()
-        found.codes.append(getattr(code, "value", code))
-        return SimpleNamespace(call=_refuse)
 
     def compile_(module: fx.GraphModule, inputs: Any) -> Any:
         named = module.graph.find_nodes(op="placeholder")
         found.sources = [_text(node.meta["grapharg"].source.name) for node in named]
         return backend(module, inputs)
 
-    with (
-        mock.patch.object(GraphLowering, "compile_to_module", take),  # 2
-        functorch_config.patch(force_non_lazy_backward_lowering=True),
-    ):
+    with generating_only(lambda kernels: None, found.codes.append):  # 2
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         twin = on_device(build(), mode)  # 1
         with mode:
             given = torch.empty(ids.shape, dtype=ids.dtype, device="cuda")
-            with contextlib.suppress(_NotBuiltError):
+            with contextlib.suppress(NotBuiltError):
                 torch.compile(twin, backend=compile_, fullgraph=True)(given)
     torch.compiler.reset()
     return found
@@ -108,7 +94,3 @@ def body_of(code: str) -> str:
 
 def _text(name: Any) -> str:
     return str(name() if callable(name) else name)
-
-
-def _refuse(*_: Any) -> Any:
-    raise _NotBuiltError

@@ -107,7 +107,7 @@ def test_what_is_read_and_what_is_said():
     declared = {fact.name: str(fact) for fact in report.declared}
     assert declared["vllm::moe_forward_shared"] == "(dense, routed)"
     assert declared["vllm::unified_mla_attention_with_output"] == "attention"
-    assert report.beside == (), "a norm is no product with weights"
+    assert report.beside == (), "a norm is not a product with weights"
     assert "verified" in ran[-1]["said"]
     assert [ops.op_name(node) for node in graph.nodes].count("farskip::served") == 1
 

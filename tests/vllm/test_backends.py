@@ -1,0 +1,41 @@
+"""What becomes of the backend that vLLM has chosen: without vLLM."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from farskip_compile.vllm import backends, overlap
+from farskip_compile.vllm.asked import Asked, Options
+
+FULL = Asked(Options(connectivity="full"), None, "a test")
+
+
+@pytest.mark.parametrize(("given", "inner"), [("farskip", "inductor"), ("inductor", "inductor"), ("eager", "eager")])
+def test_whole_graphs_go_to_one_of_torchs_backends(given, inner):
+    compilation = SimpleNamespace(inductor_compile_config={"max_autotune": True})
+    whole = backends.rewiring_backend(given, compilation, FULL)
+    assert whole.inner == inner
+    assert whole.inductor == (compilation.inductor_compile_config if inner == "inductor" else {})
+
+
+class Pieces:
+    """As vLLM's backend of mode 3."""
+
+    def __call__(self, graph: Any, inputs: Any) -> Any:
+        return "in pieces", graph
+
+
+def test_graphs_in_pieces_are_rewired_before_vllm_splits_them(monkeypatch):
+    monkeypatch.setattr(backends, "rewire", lambda graph, *_, order, **__: graph.append(f"rewired, ordered={order}"))
+    compilation = SimpleNamespace(splitting_ops=["vllm::attention"])
+    found = backends.rewiring_backend(plain := Pieces(), compilation, FULL)
+    assert found is plain
+    assert isinstance(found, Pieces)
+    assert type(found).__qualname__ == "Pieces", "a part of vLLM's cache key"
+    assert found([], ()) == ("in pieces", ["rewired, ordered=True"])
+    assert compilation.splitting_ops == ["vllm::attention"]
+    backends.rewiring_backend(Pieces(), compilation, Asked(Options(overlap=True), None, "a test"))
+    assert compilation.splitting_ops == ["vllm::attention", *overlap.SPLITTING]
