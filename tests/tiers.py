@@ -200,6 +200,11 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "test_equal_to_the_whole_model[all_reduce",
     ),
     "regional/test_families.py": ("test_all_other_families[",),
+    "mutation/test_kill_table.py": (
+        "test_every_fault_is_noticed[kernels",
+        "test_every_fault_is_noticed[passes on",
+        "test_every_fault_is_noticed[exchanges",
+    ),
     "guard/test_checkpoints.py": ("test_imported_in_either_order_it_is_known[first0",),
     "regional/test_regional.py": (
         "test_activation_checkpointing[around the compiled layer-full",
@@ -291,7 +296,9 @@ SHOWN_BY = {
     "inductor/test_generated_order.py::test_a_ladder": "inductor/test_generated_order.py::test_rewired_models_hide",
     "inductor/test_generated_order.py::test_scheduling_begins": "inductor/test_generated_order.py::test_reports_say",
     "models/test_training.py::test_everything": "models/test_training.py::test_inductor_checkpointing",
-    "models/test_training.py::test_inductor_autocast": "models/test_training.py::test_inductor_checkpointing",
+    "models/test_training.py::test_inductor_autocast": "models/test_training.py::test_autocast",
+    "docs/test_layers_page.py::test_its_programs": "regional/test_regional.py::test_equals_the_form_by_hand",
+    "simulate/test_predict.py::test_skew": "simulate/test_skew.py",
     "models/test_generation.py::test_the_page": "models/test_generation.py::test_generate_is_bit_equal",
     "plan/test_front.py::test_rewired_rows": "plan/test_front.py::test_the_front_of_a_model",
     "plan/test_front.py::test_what_is_cut": "plan/test_front.py::test_exchanges_in_pieces",
