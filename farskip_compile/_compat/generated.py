@@ -37,7 +37,9 @@ def generating_only(
         code, _ = graph.codegen_with_cpp_wrapper() if graph.cpp_wrapper else graph.codegen()
         read(code.value)
         take(list(graph.scheduler.nodes))
-        return SimpleNamespace(call=_never)
+        # where CUDA graphs are captured, what would capture the parts of the program is handed to its runner
+        runner = SimpleNamespace(partitions=[], recursively_apply_fns=lambda capture: None)
+        return SimpleNamespace(call=_never, runner=runner)
 
     whole = GraphLowering.compile_to_module
     GraphLowering.compile_to_module = generate  # type: ignore[method-assign, assignment]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -21,7 +22,16 @@ from torch._inductor.fx_passes.reinplace import inplaceable_ops
 from torch._inductor.utils import contains_collective, contains_wait
 from torch.utils._ordered_set import OrderedSet
 
-from farskip_compile._compat.names import LOCALITY, PRE_FUSION, REORDER, REORDER_PASSES, REUSE, SIMPLE_OVERLAP
+from farskip_compile._compat.names import (
+    FEWER_PARTS,
+    LEFT_OUT,
+    LOCALITY,
+    PRE_FUSION,
+    REORDER,
+    REORDER_PASSES,
+    REUSE,
+    SIMPLE_OVERLAP,
+)
 
 try:
     from torch._inductor.custom_graph_pass import CustomSchedulerPass
@@ -34,7 +44,7 @@ Kernel = Any
 
 def inductor_setting(key: str) -> Any:
     """The value that a key of Inductor's configuration has now."""
-    return getattr(inductor_config, key)
+    return attrgetter(key)(inductor_config)
 
 
 def inductor_settings(values: Mapping[str, Any]) -> AbstractContextManager[None]:
@@ -222,6 +232,10 @@ def scheduling_options(
     # In inference this moves each node to just before its first reader, so that the outputs of all experts stay alive,
     # not yet concatenated for the exchange, until the next attention is done.
     options[LOCALITY] = theirs.get(LOCALITY, False)
+    # Made after every pass, and without regard to what overlaps. The other key has to be one of the compile's own
+    # options: `cuda_graphs.leave_out` changes it for one graph, and the end of the compile puts it back.
+    options[FEWER_PARTS] = theirs.get(FEWER_PARTS, False)
+    options[LEFT_OUT] = list(theirs.get(LEFT_OUT, inductor_setting(LEFT_OUT)))
     ours = _PreFusion(before_fusion, identity, theirs.get(PRE_FUSION, inductor_setting(PRE_FUSION)))
     # what has no identity must not be of that class: the caches ask for the class, and take None for an identity
     options[PRE_FUSION] = ours if ours.uuid() is not None else ours.__call__

@@ -21,6 +21,10 @@ KERNEL_PROFILE = "cpp.enable_kernel_profile"
 NO_CACHES = "force_disable_caches"
 DDP_CUTS = "optimize_ddp"
 EAGER_BACKWARD = "force_non_lazy_backward_lowering"
+CUDA_GRAPHS = "triton.cudagraphs"
+FEWER_PARTS = "triton.reorder_for_reducing_graph_partitions"
+IN_PARTS = "graph_partition"
+LEFT_OUT = "custom_should_partition_ops"
 
 CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "torch._inductor.config": (
@@ -35,6 +39,10 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
         SIMPLE_OVERLAP,
         KERNEL_PROFILE,
         NO_CACHES,
+        CUDA_GRAPHS,
+        FEWER_PARTS,
+        IN_PARTS,
+        LEFT_OUT,
     ),
     "torch._functorch.config": (EAGER_BACKWARD,),
     "torch._dynamo.config": (DDP_CUTS,),
@@ -128,6 +136,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "name_to_buf",
         "name_to_fused_node",
         "nodes",
+        "should_partition",
         "topological_sort_schedule",
     ),
     "torch._inductor.scheduler.SchedulerBuffer": ("defining_op", "get_name", "mpi_buffer", "node", "users"),

@@ -24,6 +24,7 @@ from farskip_compile._compat.names import DETERMINISTIC
 from farskip_compile.carrier import landing  # noqa: F401 (an operator)
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.errors import ConfigError
+from farskip_compile.inductor_passes.cuda_graphs import Captured, keep_flights_whole
 from farskip_compile.inductor_passes.in_pieces import cut_in_pieces
 from farskip_compile.inductor_passes.plan import Plan
 from farskip_compile.passes import PASSES
@@ -234,6 +235,7 @@ class KernelPass:
         """The kernels in the order in which they will run."""
         launches = [kernel for kernel in kernels if inductor.is_launch_kernel(kernel)]
         if not launches:
+            keep_flights_whole(kernels)  # what arrives is waited for
             return kernels
         first = [kernel for kernel in kernels if inductor.calls(kernel, announcement())]
         rest = [kernel for kernel in kernels if kernel not in first]
@@ -249,18 +251,21 @@ class KernelPass:
         driver = Driver(PASSES, Stage.AFTER_FUSION, facts, self.plan.skip)
         driver.run()
         ordered = [*first, *driver.facts["kernels"]]
-        if "schedule" in driver.facts:
-            for kernel in first:
-                _report_kernels(kernel, driver.facts["schedule"])
+        captured = driver.step("cuda_graphs", keep_flights_whole, ordered)
+        for kernel in first:
+            _report_kernels(kernel, driver.facts.get("schedule"), captured)
         driver.verify(verify_kernels, kernels, ordered)
         driver.finish()
         return ordered
 
 
-def _report_kernels(kernel: inductor.Kernel, schedule: Schedule) -> None:
+def _report_kernels(kernel: inductor.Kernel, schedule: Schedule | None, captured: Captured) -> None:
     """Put the figures of the kernels into the announcement that `kernel` makes."""
     announced = Announcement.from_text(inductor.text_argument(kernel))
-    report = announced.report.ordered(schedule, level="kernels")
-    if report.unscheduled is not None:
-        report = replace(report, unscheduled=replace(report.unscheduled, peak_bytes=schedule.baseline_peak))
+    report = announced.report
+    if schedule is not None:
+        report = report.ordered(schedule, level="kernels")
+        if report.unscheduled is not None:
+            report = replace(report, unscheduled=replace(report.unscheduled, peak_bytes=schedule.baseline_peak))
+    report = replace(report, cuda_graphs=captured.graphs, outside_cuda_graphs=captured.without_collectives)
     inductor.set_text_argument(kernel, replace(announced, report=report).to_text())

@@ -87,6 +87,10 @@ class ScheduleReport:
     """By which key the next layer finds that."""
     landed: tuple[str, ...] = ()
     """Waits that were to be left to the next layer and are not: the exchange was cut in other pieces than expected."""
+    cuda_graphs: int = 0
+    """Parts of the program that Inductor takes for CUDA graphs. It may still decline, and logs why."""
+    outside_cuda_graphs: bool = False
+    """Whether collectives are in none of them: one would have been in flight where a CUDA graph begins or ends."""
     profile: str = ""
     """Name of the hardware profile that the figures come from."""
     flights: tuple[Flight, ...] = ()
@@ -135,6 +139,9 @@ class ScheduleReport:
         if self.left_in_flight or self.landed:
             text += f", {self.left_in_flight} left in flight"
             text += f" and {len(self.landed)} waited for that should be" if self.landed else ""
+        if self.cuda_graphs:
+            text += f", {amount(self.cuda_graphs, 'CUDA graph')}"
+            text += " without collectives" if self.outside_cuda_graphs else ""
         if self.before is None or self.after is None:
             return f"{text}, not scheduled"
         before, after = self.before, self.after

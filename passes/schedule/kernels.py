@@ -40,15 +40,18 @@ def pin_products(kernels: Sequence[inductor.Kernel]) -> None:
         if inductor.is_launch_kernel(kernel):
             in_flight[kernel] = None
         elif inductor.is_wait_kernel(kernel):
-            for launch in _awaited(kernel, made_by):
+            for launch in awaited(kernel, made_by):
                 in_flight.pop(launch, None)
         elif in_flight and _is_product(kernel):
             pins[kernel] = list(in_flight)
     inductor.pin_kernels(kernels, pins)
 
 
-def _awaited(wait: inductor.Kernel, made_by: dict[str, inductor.Kernel]) -> list[inductor.Kernel]:
-    """The launches that a wait reads from, through kernels that take results apart. Its pins are products."""
+def awaited(wait: inductor.Kernel, made_by: dict[str, inductor.Kernel]) -> list[inductor.Kernel]:
+    """The launches that `wait` is for, through kernels that take results apart; `made_by`: buffer -> what makes it.
+
+    What a wait needs besides, for order alone, are products.
+    """
     found = []
     for maker in (made_by[need] for need in inductor.kernel_needs(wait) if need in made_by):
         further = [maker, *(made_by[name] for name in inductor.kernel_needs(maker) if name in made_by)]

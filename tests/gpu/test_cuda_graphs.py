@@ -1,0 +1,36 @@
+"""CUDA graphs: in the programs that Inductor makes for a GPU no collective is in flight where one begins or ends."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from tests.gpu.test_programs import REASON, process
+
+pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
+
+
+def programs(mode: str, **spec: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = process("tests.gpu.captured", json.dumps({"mode": mode, "inductor": {}, **spec}))[
+        "programs"
+    ]
+    return found
+
+
+def test_exchanges_of_sizes_that_are_known_are_captured_with_their_waits() -> None:
+    for program in programs("padded"):
+        (order,) = program["graphs"].values()
+        assert re.fullmatch("(LW)+", order)
+        assert program["around"] == "0"
+
+
+def test_exchanges_without_drops_are_left_out_where_the_host_reads_their_sizes() -> None:
+    forward, backward = programs("dropless")
+    assert len(forward["graphs"]) > 4
+    assert set(forward["graphs"].values()) == {""}
+    assert re.fullmatch("(LW)+", re.sub(r"\d", "", forward["around"]))
+    (order,) = backward["graphs"].values()  # reads no sizes
+    assert re.fullmatch("(LW)+", order)
