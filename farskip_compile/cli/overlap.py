@@ -22,13 +22,14 @@ def overlap_command(
         list[Path],
         typer.Argument(
             metavar="TRACE",
-            help="Chrome traces of torch.profiler, one for each rank (.json or .json.gz).",
+            help="Chrome traces of torch.profiler, one for each rank (.json or .json.gz), or profiles of Nsight "
+            "Systems (nsys export --type sqlite), of one rank or of all that a launcher started.",
         ),
     ],
     as_json: AsJson = False,
     html: Annotated[Path | None, typer.Option(help="Write a page with the timeline into this file.")] = None,
     merge: Annotated[
-        Path | None, typer.Option(help="Write all ranks into one trace for Perfetto (.json or .json.gz).")
+        Path | None, typer.Option(help="Write all ranks' Chrome traces into one for Perfetto (.json or .json.gz).")
     ] = None,
     subtract: Annotated[
         bool,
@@ -43,7 +44,7 @@ def overlap_command(
     everything: Annotated[bool, typer.Option("--all", help="Show every rank and every collective.")] = False,
 ) -> None:
     """Show how much communication is exposed: in flight while the rank computes nothing."""
-    from farskip_compile.profiling import NoCollectivesError, TraceError, merge_traces, overlap, read_trace
+    from farskip_compile.profiling import NoCollectivesError, TraceError, merge_traces, overlap, read_traces
     from farskip_compile.profiling.page import overlap_page
     from farskip_compile.profiling.text import report_text
 
@@ -55,7 +56,7 @@ def overlap_command(
             if path is not None and any(path.resolve() == trace.resolve() for trace in traces):
                 raise TraceError(f"{path} is one of the traces to read", way_out="give another name for the output")
         try:
-            found = [read_trace(path, largest=most) for path in traces]
+            found = [trace for path in traces for trace in read_traces(path, largest=most)]
             report = overlap(found, subtract_peer_wait=subtract, count_copies=copies)
         except NoCollectivesError as error:
             if as_json:

@@ -2,12 +2,15 @@
 
     report = record(step, path="trace{rank}.json")              # on every rank; this rank's report
     report = overlap([read_trace(path) for path in paths])      # of all ranks; `farskip overlap` does the same
+    report = overlap(read_traces("node.sqlite"))                # all ranks of a node, by Nsight Systems
 
 Exposed is the time during which a collective is in flight and no compute of the same rank runs; overlap is
 1 - exposed / communication. Both are measured on unions of intervals, on CPU with gloo and on CUDA or HIP streams.
-What counts as compute is said in `events.py`, `lanes.py` (CPU) and `read.py` (GPU); in doubt, less does. A collective
-is in flight while its event lasts, not while it queues; on each rank this includes the wait for ranks that come later,
-which `overlap(..., subtract_peer_wait=True)` subtracts if the traces of all ranks are given.
+What counts as compute is said in `raw.py`, by names in `events.py` (host) and `gpu_families.py` (GPU); in doubt, less
+does. On a GPU, communication is NCCL and RCCL, what NVSHMEM, DeepEP, symmetric memory and custom all-reduces do, and
+copies between GPUs; what NCCL calls SendRecv has the name of what launched it (`launches.py`). A collective is in
+flight while its event lasts, not while it queues; on each rank this includes the wait for ranks that come later, which
+`overlap(..., subtract_peer_wait=True)` subtracts if the traces of all ranks are given.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from farskip_compile.profiling.data import (
 )
 from farskip_compile.profiling.measure import overlap
 from farskip_compile.profiling.page import overlap_page, timeline_svg
-from farskip_compile.profiling.read import read_trace
+from farskip_compile.profiling.read import read_trace, read_traces
 from farskip_compile.profiling.recording import kernels_visible, merge_traces, record
 from farskip_compile.profiling.text import report_text
 
@@ -60,6 +63,7 @@ __all__ = [
     "overlap",
     "overlap_page",
     "read_trace",
+    "read_traces",
     "record",
     "report_text",
     "timeline_svg",

@@ -19,10 +19,17 @@ from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.reading import TooLarge, check_nesting, read_unpacked
 
 Document = dict[str, Any]
+SQLITE = "SQLite format 3\0"
+"""How a file of SQLite begins."""
+LATEST = 2**62
+"""Nanoseconds since the epoch, in the year 2116: later than any time of a profile."""
 LARGEST = 2**30
 """Bytes of a trace, unpacked, unless its reader is told otherwise."""
 
-_EXPORT = "give a file that torch.profiler's export_chrome_trace wrote, or that farskip_compile.profiling.record wrote"
+_EXPORT = (
+    "give a file that torch.profiler's export_chrome_trace wrote, or that farskip_compile.profiling.record wrote, or "
+    "that `nsys export --type sqlite` did"
+)
 _CUT_OFF = "let the process that writes it finish, and export the trace again"
 
 
@@ -31,7 +38,7 @@ class TraceError(FarSkipError):
 
 
 class NotATraceError(TraceError):
-    """A file that is not a Chrome trace of `torch.profiler`."""
+    """A file that is neither a Chrome trace of `torch.profiler` nor an export of Nsight Systems."""
 
 
 class TruncatedTraceError(TraceError):
@@ -55,6 +62,11 @@ def load(path: Path, *, largest: int = LARGEST) -> Document:
         TruncatedTraceError: it ends in the middle.
     """
     text = _text(path, largest)
+    if text.startswith(SQLITE):
+        raise NotATraceError(
+            f"{path} is a database, not a Chrome trace",
+            way_out="`farskip overlap` and read_trace read exports of Nsight Systems; merge Chrome traces alone",
+        )
     try:
         with collector_paused():
             document = json.loads(text, strict=False, parse_constant=lambda _: None)

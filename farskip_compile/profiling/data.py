@@ -39,6 +39,8 @@ class Collective:
     """When its launch began."""
     layer: int | None = None
     """The layer that the code around its launch named."""
+    loose: bool = False
+    """Whether a rank may be done with it before another has begun, whatever the kind (`LOOSE_KINDS`)."""
 
     @property
     def order(self) -> tuple[int, int]:
@@ -64,8 +66,9 @@ class Trace:
     """Copies and fills of GPU memory, likewise."""
     waits: list[Span] = field(default_factory=list, repr=False)
     """When a CPU thread waited for a collective; a union."""
-    groups: tuple[tuple[int, ...], ...] = ()
-    """The ranks of each process group that this rank belongs to; empty if the profile does not say."""
+    groups: tuple[tuple[int, ...], ...] | None = ()
+    """The ranks of each process group that this rank belongs to; None if there may be some that the profile does not
+    show."""
     graphs: list[Segment] = field(default_factory=list, repr=False)
     """Runs of compiled graphs, each with the name that the profiler gives the graph; in order."""
     schedules: tuple[dict[str, Any], ...] = ()

@@ -1,4 +1,4 @@
-"""What a profiler event is, by its category and name: the only file that knows how profilers name things.
+"""What a profiler event on the host is, by its category and name; `gpu_names.py` answers for work on a GPU.
 
 Contract: pure questions about names; no trace is walked here. The names are those observed from `torch.profiler` on
 CPU with gloo (torch 2.13), and those documented for CUDA and HIP. Where a name is ambiguous, the answer is the one that
@@ -34,27 +34,30 @@ COMMUNICATION_OPS = frozenset(
 )
 NATIVE_OPS = frozenset(["aten", "prims", "quantized", "mkldnn", "mkl", "onednn", "torchvision"])
 GLUE_OPS = frozenset(["autograd", "torch", "profiler", "rpc", "jit"])
-LAUNCH_RECORDS = frozenset(["record_param_comms"])
+LAUNCH_RECORD = "record_param_comms"
+"""The event that c10d puts around each launch, with the collective's name, group and size among its arguments
+(torch/csrc/distributed/c10d/ParamCommsUtils.hpp; kineto's output_json.cpp repeats them at the kernel)."""
 
 _OPERATOR = re.compile(r"(\w+)::([\w.]+)\Z")
 _FUSED_KERNEL = re.compile(r"(graph_\d+_)?(cpp|triton)_\w+\Z|aoti_torch_\w+\Z")
 _CPU_COLLECTIVE = re.compile(r"(gloo|mpi|ucc|ccl|oneccl):(\w+)\Z")
-_GPU_COLLECTIVE = re.compile(r"(nccl|rccl|msccl)", re.IGNORECASE)
-_GPU_KIND = re.compile(r"(?:nccl|rccl|msccl)\w*?Kernel_([A-Za-z]+?)(?:_|\(|Z|\Z)", re.IGNORECASE)
-_PEER_COPY = re.compile(r"Memcpy (PtoP|P2P)\b")
 _LAYER = re.compile(r"(?<![A-Za-z0-9])(?:layers?|blocks?)[ ._:=#/\[-]*(\d{1,6})(?!\d|\s*[-:]\s*\d)", re.IGNORECASE)
 
 GPU_CATEGORIES = frozenset(["kernel", "gpu_memcpy", "gpu_memset", "Kernel", "Memcpy", "Memset"])
 COPY_CATEGORIES = frozenset(["gpu_memcpy", "gpu_memset", "Memcpy", "Memset"])
 OPERATOR_CATEGORIES = frozenset(["cpu_op", "Operator"])
 ANNOTATION_CATEGORIES = frozenset(["user_annotation"])
+HOST_CATEGORIES = OPERATOR_CATEGORIES | ANNOTATION_CATEGORIES
+GPU_ANNOTATION_CATEGORIES = frozenset(["gpu_user_annotation"])
 RUNTIME_CATEGORIES = frozenset(["cuda_runtime", "cuda_driver", "Runtime"])
 
 COMPILED_REGION = "## Call CompiledFxGraph"
 """How the mark of a run of code that Inductor compiled begins."""
 
-LOOSE_KINDS = frozenset(["send", "recv", "send_recv", "broadcast", "reduce", "gather", "scatter", "collective"])
-"""Kinds that one rank may finish before another begins; `collective` may be one of them."""
+LOOSE_KINDS = frozenset(
+    ["send", "recv", "send_recv", "batch_isend_irecv", "broadcast", "reduce", "gather", "scatter"]
+) | {"collective", "coalesced"}
+"""Kinds that one rank may finish before another begins; `collective` and `coalesced` may be one of them."""
 
 LAUNCH_KINDS: dict[str, tuple[str, str]] = {
     "alltoall_base_": ("all_to_all_single", "all_to_all"),
@@ -80,7 +83,7 @@ is an all-reduce, of which each rank keeps a part)."""
 @lru_cache(maxsize=65536)
 def role(name: str) -> Role:
     """What the operator event `name` on a CPU thread does."""
-    if name in LAUNCH_RECORDS or _CPU_COLLECTIVE.match(name):
+    if name == LAUNCH_RECORD or _CPU_COLLECTIVE.match(name):
         return Role.LAUNCH
     if _FUSED_KERNEL.match(name):
         return Role.COMPUTE
@@ -109,37 +112,6 @@ def cpu_collective(name: str) -> str | None:
     """Kind of the collective whose work on a CPU the event `name` is: `gloo:all_to_all` gives `all_to_all`."""
     match = _CPU_COLLECTIVE.match(name)
     return match[2] if match is not None else None
-
-
-def is_collective(category: object, name: str, *, on_gpu: bool) -> bool:
-    """Whether an event is the work of a collective, on the device that its trace is about."""
-    if on_gpu:
-        return category in GPU_CATEGORIES and is_gpu_collective(name)
-    return category in (OPERATOR_CATEGORIES | ANNOTATION_CATEGORIES) and cpu_collective(name) is not None
-
-
-@lru_cache(maxsize=65536)
-def is_gpu_collective(kernel: str) -> bool:
-    """Whether a GPU kernel is a collective of NCCL, RCCL or MSCCL."""
-    return _GPU_COLLECTIVE.match(kernel) is not None
-
-
-@lru_cache(maxsize=65536)
-def gpu_kind(kernel: str) -> str:
-    """Kind of a collective kernel: `ncclDevKernel_AllReduce_Sum_f32_RING_LL(...)` gives `all_reduce`.
-
-    RCCL's `ncclDevKernel_Generic` says nothing, and is called `collective`.
-    """
-    match = _GPU_KIND.match(kernel)
-    if match is None or match[1] == "Generic":
-        return "collective"
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", match[1]).lower()
-
-
-@lru_cache(maxsize=65536)
-def is_peer_copy(name: str) -> bool:
-    """Whether a copy goes from one GPU to another: neither a collective of a library, nor compute."""
-    return _PEER_COPY.match(name) is not None
 
 
 @lru_cache(maxsize=65536)

@@ -17,9 +17,9 @@ Algorithm of `compute_only`, for CPU threads: an operator is not compute by itse
    run Python between an outer `aten::mm` and the inner one);
 3. it is of a foreign namespace and any operator runs inside it.
 
-On GPU a kernel carries the correlation id of the runtime call that launched it. On CPU nothing ties a gloo work to its
-operator but the order: gloo takes works from one queue, so that the n-th `gloo:all_to_all` to start is the n-th that
-was launched.
+On GPU a kernel carries the correlation id of the runtime call that launched it (`launches.py`). On CPU nothing ties a
+gloo work to its operator but the order: gloo takes works from one queue, so that the n-th `gloo:all_to_all` to start is
+the n-th that was launched.
 """
 
 from __future__ import annotations
@@ -114,24 +114,37 @@ class Launch:
     place: Place
 
 
+class Innermost:
+    """What a moment of a lane belongs to: of the events around it, the one that started last."""
+
+    def __init__(self, lanes: Mapping[str, Sequence[Segment]]) -> None:
+        self._starts: dict[str, list[int]] = {}
+        self._stretches: dict[str, list[tuple[int, Segment]]] = {}
+        for lane, unordered in lanes.items():
+            ordered = in_order(unordered)
+            found = list(innermost(ordered))
+            self._starts[lane] = [start for start, _, _ in found]
+            self._stretches[lane] = [(end, ordered[index]) for _, end, index in found]
+
+    def at(self, lane: str, moment: int) -> Segment | None:
+        """The whole event; None if there is none."""
+        index = bisect_right(self._starts.get(lane, ()), moment) - 1
+        if index < 0:
+            return None
+        end, event = self._stretches[lane][index]
+        return event if moment < end else None
+
+
 class Layers:
     """The layer that a moment of a thread belongs to, by `record_function` ranges; the innermost range decides."""
 
     def __init__(self, ranges: Mapping[str, Sequence[Segment]]) -> None:
-        self._starts: dict[str, list[int]] = {}
-        self._stretches: dict[str, list[tuple[int, int | None]]] = {}
-        for thread, unordered in ranges.items():
-            ordered = in_order(unordered)
-            found = list(innermost(ordered))
-            self._starts[thread] = [start for start, _, _ in found]
-            self._stretches[thread] = [(end, layer_of(ordered[index][2])) for _, end, index in found]
+        self._ranges = Innermost(ranges)
 
     def place(self, collective: Collective, place: Place) -> Collective:
         """`collective` with the moment of its launch, and the layer that is named there."""
-        thread, moment = place
-        index = bisect_right(self._starts.get(thread, ()), moment) - 1
-        end, layer = self._stretches[thread][index] if index >= 0 else (moment, None)
-        return replace(collective, launched=moment, layer=layer if moment < end else None)
+        around = self._ranges.at(*place)
+        return replace(collective, launched=place[1], layer=layer_of(around[2]) if around else None)
 
 
 def link_by_order(collectives: Sequence[Collective], launches: Sequence[Launch], layers: Layers) -> list[Collective]:

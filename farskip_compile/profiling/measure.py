@@ -63,7 +63,8 @@ def overlap(
     if not any(trace.collectives for trace in by_rank.values()):
         raise NoCollectivesError(
             f"there is no collective in {', '.join(trace.source for trace in by_rank.values())}",
-            way_out="profile a run that communicates; on GPU with ProfilerActivity.CUDA, so that kernels have events",
+            way_out="profile a run that communicates; on GPU with ProfilerActivity.CUDA (nsys profile --trace=cuda), "
+            "so that kernels have events",
         )
     if layers is not None:
         by_rank = {rank: _label(trace, layers) for rank, trace in by_rank.items()}

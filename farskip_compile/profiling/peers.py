@@ -10,7 +10,8 @@ the time until then is not due to the network. It is an upper bound of the wait:
 the last rank is there. Broadcasts and the like, where one rank may finish early, are left alone.
 
 The n-th collective of a kind and process group on one rank is the n-th on every other. That needs all ranks of the
-group, equal counts on all, and a known group: on CPU traces name no groups, so all groups must have the same ranks.
+group, equal counts on all, and a known group: on CPU traces name no groups, so all groups must have the same ranks. A
+kernel that names none where there are several is left alone; the others are matched.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from farskip_compile.profiling.data import Trace
+from farskip_compile.profiling.data import Collective, Trace
 from farskip_compile.profiling.events import LOOSE_KINDS
 from farskip_compile.text_utils import amount
 
@@ -49,14 +50,17 @@ def match(traces: Mapping[int, Trace]) -> Peers:
     if reason := _unsound(traces):
         return Peers({}, reason)
     sequences: dict[_Key, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    several = _several_groups(traces)
+    nameless = 0
     for rank, trace in traces.items():
         for index, one in sorted(enumerate(trace.collectives), key=lambda pair: pair[1].order):
-            sequences[one.kind, one.group, one.ranks or tuple(traces)][rank].append(index)
+            if several and one.group is None and _waits(one):
+                nameless += 1
+            elif _waits(one):
+                sequences[one.kind, one.group, one.ranks or tuple(traces)][rank].append(index)
     joined: dict[int, list[int | None]] = {rank: [None] * len(trace.collectives) for rank, trace in traces.items()}
     unmatched = early = worst = 0
-    for (kind, _, ranks), by_rank in sequences.items():
-        if kind in LOOSE_KINDS:
-            continue
+    for (_, _, ranks), by_rank in sequences.items():
         if set(ranks) != set(by_rank) or len({len(indices) for indices in by_rank.values()}) != 1:
             unmatched += sum(map(len, by_rank.values()))
             continue
@@ -68,7 +72,16 @@ def match(traces: Mapping[int, Trace]) -> Peers:
                 lead = last - traces[rank].collectives[index].end
                 if lead > TOLERANCE_NS:
                     early, worst = early + 1, max(worst, lead)
-    return Peers(joined, "", tuple(_notes(traces, unmatched, early, worst)))
+    return Peers(joined, "", tuple(_notes(traces, unmatched, nameless, early, worst)))
+
+
+def _waits(one: Collective) -> bool:
+    """Whether no rank can be done with it before the last has begun."""
+    return not one.loose and one.kind not in LOOSE_KINDS
+
+
+def _several_groups(traces: Mapping[int, Trace]) -> bool:
+    return len({ranks for trace in traces.values() for ranks in trace.groups or ()}) > 1
 
 
 def _unsound(traces: Mapping[int, Trace]) -> str:
@@ -81,14 +94,21 @@ def _unsound(traces: Mapping[int, Trace]) -> str:
         return "there is only one trace"
     if sizes and sizes != {len(traces)}:
         return f"the traces are of runs with {' and '.join(map(str, sorted(sizes)))} ranks"
-    nameless = any(one.group is None for trace in traces.values() for one in trace.collectives)
-    if nameless and len({ranks for trace in traces.values() for ranks in trace.groups}) > 1:
+    if any(trace.groups is None for trace in traces.values()):
+        return "the profiles do not say which process groups there are"
+    asked = [one for trace in traces.values() for one in trace.collectives if _waits(one)]
+    if asked and all(one.group is None for one in asked) and _several_groups(traces):
         return "there are several process groups, and the traces do not say which collective belongs to which"
     return ""
 
 
-def _notes(traces: Mapping[int, Trace], unmatched: int, early: int, worst: int) -> list[str]:
+def _notes(traces: Mapping[int, Trace], unmatched: int, nameless: int, early: int, worst: int) -> list[str]:
     notes = []
+    if nameless:
+        notes.append(
+            f"{amount(nameless, 'collective')} of unknown process group, of which there are several: waiting for peers "
+            "not known."
+        )
     if unmatched:
         notes.append(
             f"{amount(unmatched, 'collective')} without a counterpart on every rank: waiting for peers not known."

@@ -33,10 +33,11 @@ from farskip_compile._compat.names import KERNEL_PROFILE
 from farskip_compile.json_files import replacing
 from farskip_compile.profiling import events
 from farskip_compile.profiling.chrome import LARGEST, Document, NotATraceError, TraceError, load
+from farskip_compile.profiling.chrome_events import SCHEDULES, from_document, span_of
 from farskip_compile.profiling.data import Device, OverlapReport, Trace
 from farskip_compile.profiling.intervals import difference, union
 from farskip_compile.profiling.measure import overlap
-from farskip_compile.profiling.read import SCHEDULES, from_document, read_trace
+from farskip_compile.profiling.read import read_trace
 from farskip_compile.report.schedule import last_schedules
 
 STRIDE = 1000
@@ -147,13 +148,14 @@ def _events(document: Document, trace: Trace, rank: int, *, shift: float, base: 
     original = [event for event in document["traceEvents"] if isinstance(event, dict)]
     processes: dict[int, int] = {}
     lane_of_exposed = 0
-    on_gpu = trace.device is Device.GPU
+    collectives = {(one.start, one.end) for one in trace.collectives}
+    places = events.GPU_CATEGORIES if trace.device is Device.GPU else events.HOST_CATEGORIES
     for event in original:  # the profiler's own marks have no number, and the GPUs that it lists may be idle
         if event.get("ph") == "X" and isinstance(event.get("pid"), int):
             pid = processes.setdefault(event["pid"], rank * STRIDE + 1 + len(processes))
             if len(processes) >= STRIDE:
                 raise TraceError(f"{trace.source} is of {STRIDE} processes", way_out="give one trace for each rank")
-            if not lane_of_exposed and events.is_collective(event.get("cat"), event["name"], on_gpu=on_gpu):
+            if not lane_of_exposed and event.get("cat") in places and span_of(event, base) in collectives:
                 lane_of_exposed = pid
     names: dict[int, str] = {}
     for event in original:

@@ -61,11 +61,12 @@ def test_a_moe_layer():
     report = overlap(found)
     (rank,) = report.ranks
     assert report.device is Device.GPU
-    dispatch, reduce = rank.collectives
-    assert (dispatch.kind, dispatch.group, dispatch.layer) == ("all_to_allv", "1", 2)
+    dispatch, copied, reduce = rank.collectives
+    assert (dispatch.kind, dispatch.group, dispatch.layer) == ("all_to_all", "1", 2)
+    assert (copied.kind, copied.communication_ns, copied.exposed_ns) == ("peer_copy", 5_000, 5_000)
     assert found.collectives[0].ranks == (0, 1, 2, 3)
     assert found.collectives[0].lane == "ep (GPU 0 stream 20)"
-    assert (reduce.kind, reduce.group, reduce.layer, found.collectives[1].ranks) == ("collective", None, None, None)
+    assert (reduce.kind, reduce.group, reduce.layer, found.collectives[2].ranks) == ("collective", None, None, None)
     assert (dispatch.communication_ns, dispatch.exposed_ns) == (50_000, 15_000)
     assert {hider.name: hider.time_ns // 1000 for hider in dispatch.hidden_by} == {
         "flash_fwd_kernel": 20,
@@ -77,7 +78,9 @@ def test_a_moe_layer():
     assert without.exposed_ns == 30_000
     assert report.notes == (
         "1 collective of CPU tensors left out; the GPU's count.",
-        "Copies between GPUs (1) count neither as collectives nor as compute.",
+        "1 collective of unknown kind: the kernel's name is the same for all, and nothing around the launch says which "
+        "it is.",
+        "Copies between GPUs (1) count as communication (peer_copy): exchanges by copy engines look so.",
     )
 
 

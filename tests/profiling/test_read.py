@@ -8,7 +8,7 @@ import json
 import pytest
 
 from farskip_compile.profiling import NotATraceError, TraceError, TruncatedTraceError, overlap, read_trace
-from farskip_compile.profiling.events import gpu_kind, layer_of
+from farskip_compile.profiling.events import layer_of
 from farskip_compile.profiling.text import short_name
 from tests.profiling.traces import (
     BASE,
@@ -166,19 +166,6 @@ def test_layer_of_an_annotation(name, layer):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "kind"),
-    [
-        ("ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)", "all_reduce"),
-        ("ncclKernel_ReduceScatter_RING_LL_Sum_float(ncclDevComm*, unsigned long, ncclWork*)", "reduce_scatter"),
-        ("ncclDevKernel_SendRecv(ncclDevKernelArgsStorage<4096ul>)", "send_recv"),
-        ("ncclDevKernel_Generic_1(ncclDevKernelArgsStorage<4096ul>)", "collective"),
-    ],
-)
-def test_kind_of_a_kernel(kernel, kind):
-    assert gpu_kind(kernel) == kind
-
-
-@pytest.mark.parametrize(
     ("name", "short"),
     [
         ("aten::mm", "mm"),
@@ -207,7 +194,7 @@ def test_rank_world_and_notes(tmp_path):
         compiled = [mark("## Call CompiledFxGraph None ##", 0, 9), gloo("all_reduce", 0, 5)]
         assert "enable_kernel_profile" in trace(compiled).notes[0]
     assert not trace([*compiled, op("graph_0_cpp_fused_add_0", 2, 4)]).notes
-    assert trace([event("cpu_op", "aten::mm", 5, 4, MAIN)]).notes == ("1 events have no end and are left out.",)
+    assert trace([event("cpu_op", "aten::mm", 5, 4, MAIN)]).notes == ("1 event without an end left out.",)
 
 
 def test_files_in_gzip_and_of_bare_events(tmp_path):

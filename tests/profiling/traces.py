@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from farskip_compile.profiling import Trace
-from farskip_compile.profiling.read import from_document
+from farskip_compile.profiling.chrome_events import from_document
 
 BASE = 1_790_857_026_000_000_000
 HOST = 4242
