@@ -26,7 +26,8 @@ PEER_COPY = "peer_copy"
 SEND_RECV = "send_recv"
 
 _ROWS = [(re.compile(row.pattern), row) for family in FAMILIES for row in family.rows]
-_PEER_COPY = re.compile(r"Memcpy (PtoP|P2P)\b")
+_PEER_COPY = re.compile(r"Memcpy (PtoP|P2P|<?unknown)\b")
+"""One of unknown kind may be one."""
 _UNNAMED = re.compile(r"\(anonymous namespace\)::|<unnamed>::")
 """As c++filt and Nsight Systems write it."""
 _MANGLED = re.compile(r"_ZN?K?(?=\d)")

@@ -113,7 +113,8 @@ class _Export:
         )
 
     def _calls(self) -> None:
-        for start, thread, correlation in self._file.rows(CALLS, "start", "globalTid", "correlationId"):
+        columns = ("start", "globalTid", "correlationId")
+        for start, thread, correlation in self._file.rows(CALLS, *columns, needs=("start",)):
             if correlation is not None:
                 place = (self._thread(thread), self._base + self._file.whole(start, CALLS))
                 self._raws[self._process(thread)].launches.calls[self._file.whole(correlation, CALLS)] = place
@@ -158,7 +159,7 @@ class _Export:
         if table == FILLS:
             return "Memset (Device)"
         kind = COPY_KINDS.get(names[0]) if isinstance(names[0], int) else None
-        return f"Memcpy {kind or 'of unknown kind'}"
+        return f"Memcpy {kind or 'unknown'}"
 
     def _span(self, start: Value, end: Value, table: str, raw: Raw) -> tuple[int, int] | None:
         """Since the epoch; None, and counted, if there is no end."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from farskip_compile.profiling import RanksMissingError, overlap
@@ -75,6 +77,58 @@ def test_groups_of_some_ranks_on_gpu():
     traces = ranks(dispatch(0, 9, [0, 1]), dispatch(4, 9, [0, 1]), dispatch(20, 30, [2, 3]), dispatch(27, 30, [2, 3]))
     waits = [rank.collectives[0].peer_wait_ns for rank in overlap(traces, subtract_peer_wait=True).ranks]
     assert waits == [4_000, 0, 7_000, 0]
+
+
+def grouped(kind, start, end, ranks, name=SEND_RECV):
+    about = {"Collective name": kind, "Process Group Name": str(ranks), "Process Group Ranks": str(ranks)}
+    return kernel(name, start, end, 20, **about)
+
+
+def test_kernels_without_a_group_do_not_keep_others_from_being_matched():
+    one_shot = "void vllm::cross_device_reduce_1stage<float, 2>(int)"
+    first = [grouped("all_to_allv", 0, 9, [0, 1]), kernel(one_shot, 10, 12, 21)]
+    second = [grouped("all_to_allv", 4, 9, [0, 1]), kernel(one_shot, 11, 12, 21)]
+    report = overlap(ranks(first, second, groups=[[0, 1], [1, 0]]), subtract_peer_wait=True)
+    assert [one.peer_wait_ns for one in report.ranks[0].collectives] == [4_000, None]
+    assert report.notes == (
+        "2 collectives of unknown process group, of which there are several: waiting for peers not known.",
+    )
+    one_group = overlap(ranks(first, second, groups=[[0, 1]]))
+    assert [one.peer_wait_ns for one in one_group.ranks[0].collectives] == [4_000, 1_000]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "void deep_ep::internode_ll::dispatch<true, 3, 10, 7168>(void*)",
+        "Memcpy PtoP (Device -> Device)",
+        "ncclDevKernel_Generic_4(ncclDevKernelArgsStorage<4096ul>)",
+        "c10d::symmetric_memory::put_signal_kernel(unsigned int**)",
+    ],
+)
+def test_what_a_rank_may_be_done_with_before_another_begins(name):
+    first, second = [kernel(name, 0, 2, 21)], [kernel(name, 50, 52, 21), kernel(name, 60, 62, 21)]
+    report = overlap(ranks(first, second))
+    assert [one.peer_wait_ns for rank in report.ranks for one in rank.collectives] == [None, None, None]
+    assert not any("counterpart" in note for note in report.notes)
+
+
+def test_copies_of_an_exchange_are_matched_with_nothing_else():
+    """NCCL may do an all-gather by a kernel on one rank's clock and by copies of the same name on the next call."""
+    about = {"Collective name": "_allgather_base", "Process Group Name": "1", "Process Group Ranks": "[0, 1]"}
+    gather = kernel("ncclDevKernel_AllGather_RING_LL()", 0, 9, 20, **about)
+    copied = [kernel("Memcpy PtoP (Device -> Device)", 20 + i, 21 + i, 22, **about) for i in range(3)]
+    late = {**gather, "ts": 5}
+    report = overlap(ranks([gather, *copied], [late, *copied[:1]]))
+    assert [one.peer_wait_ns for one in report.ranks[0].collectives] == [5_000, None, None, None]
+
+
+def test_groups_that_a_profile_does_not_show():
+    """Nsight Systems knows none: nothing is matched, and that is said."""
+    traces = [replace(one, groups=None) for one in ranks([gloo("all_reduce", 0, 4)], [gloo("all_reduce", 2, 4)])]
+    assert overlap(traces).ranks[0].peer_wait_ns is None
+    with pytest.raises(RanksMissingError, match="which process groups there are"):
+        overlap(traces, subtract_peer_wait=True)
 
 
 def test_traces_of_different_runs():
