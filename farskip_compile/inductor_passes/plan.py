@@ -13,18 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import fx
 
 from farskip_compile._compat.distributed import world_group
 from farskip_compile.config import FarSkipConfig, Pieces, PiecesAlong, resolve
-from farskip_compile.costs import default_profile
+from farskip_compile.costs.device import profile_of
 from farskip_compile.costs.profile import HardwareProfile
-from farskip_compile.passes.graph import ops
 from farskip_compile.passes.schedule.search import Limits
-
-NOT_AN_ACCELERATOR = ("cpu", "meta")
-"""Models make tensors on `meta` to ask for a shape or a stride."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +71,7 @@ def make_plan(
     config = resolve(config)
     if not config.schedule or world_group() is None:
         return None
-    profile = config.profile
-    if profile is None:
-        values = (ops.tensor(node) for node in module.graph.nodes)
-        devices = (value.device for value in values if value is not None)
-        device = next((device for device in devices if device.type not in NOT_AN_ACCELERATOR), None)
-        name = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else ""
-        profile = default_profile(device.type if device is not None else "cpu", name)
+    profile = config.profile if config.profile is not None else profile_of(module.graph)
     around = around or Around()
     limits = Limits(config.memory_increase, config.in_flight_bytes, around.beside)
     figures = hashlib.sha256(json.dumps(profile.to_json(), sort_keys=True).encode()).hexdigest()[:16]

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from farskip_compile.costs import default_profile
+from farskip_compile.costs.device import profile_of
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.declared import declared, outputs_of
@@ -107,9 +107,7 @@ class Served(Estimates):
     feed-forward networks, all else nothing. The order depends on which is long, not on how long."""
 
     def __init__(self, graph: fx.Graph) -> None:
-        devices = (value.device.type for node in graph.nodes if (value := ops.tensor(node)) is not None)
-        device = next((device for device in devices if device != "meta"), "cpu")
-        super().__init__(graph, default_profile(device, torch.cuda.get_device_name() if device == "cuda" else ""))
+        super().__init__(graph, profile_of(graph))
 
     def compute(self, node: fx.Node) -> float:
         """Seconds of a node on the compute stream."""

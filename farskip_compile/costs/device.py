@@ -1,0 +1,25 @@
+"""The profile of the device that a graph is for.
+
+In:    a graph with fake values. The device need not be there: on a machine without it a plan can be asked for, too.
+Out:   the shipped profile; without a name of the device, the one that stands in for its kind, with a warning.
+Never: starts a device, or measures.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from farskip_compile.costs.profile import HardwareProfile, default_profile
+from farskip_compile.passes.graph import ops
+
+NOT_AN_ACCELERATOR = ("cpu", "meta")
+"""Models make tensors on `meta` to ask for a shape or a stride."""
+
+
+def profile_of(graph: fx.Graph) -> HardwareProfile:
+    """See the module's contract."""
+    devices = (value.device for node in graph.nodes if (value := ops.tensor(node)) is not None)
+    device = next((device for device in devices if device.type not in NOT_AN_ACCELERATOR), torch.device("cpu"))
+    is_here = device.type == "cuda" and torch.cuda.is_available()
+    return default_profile(device.type, torch.cuda.get_device_name(device) if is_here else "")
