@@ -105,7 +105,7 @@ def remember(graph: fx.Graph, in_place: InPlace = lambda node: ()) -> Before:
     calls = _calls(nodes)
     before.kept = {node.name: Kept(node, node.target, node.args, node.kwargs) for node in nodes}
     before.effects = [node.name for node, does in calls if does.effect]
-    before.products = {node.name for node, does in calls if does.product and ops.tensor(node) is not None}
+    before.products = {one.name for node, does in calls if does.product and (one := _first_result(node)) is not None}
     made = _keep_collectives(before, calls)
     before.arrivals = [wait.name for wait in arrivals(graph)]
     writes = {node: found for node, does in calls if does.may_write and (found := effects.mutated_args(node))}
@@ -140,6 +140,14 @@ def _traits(node: fx.Node) -> _Traits:
         not (launch or wait) and (effects.is_random(node) or node.is_impure()),
         ops.is_matmul(node) or ops.is_attention(node),
     )
+
+
+def _first_result(product: fx.Node) -> fx.Node | None:
+    """Law 6: what a wait can be pinned to, a tensor; of several results the first that is read. None: none is."""
+    if ops.tensor(product) is not None:
+        return product
+    read = {str(user.args[1]): user for user in product.users if ops.op_name(user) == "getitem"}
+    return next((read[key] for key in sorted(read) if ops.tensor(read[key]) is not None), None)
 
 
 def _keep_collectives(before: Before, calls: Calls) -> dict[fx.Node, str]:

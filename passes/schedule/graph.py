@@ -12,8 +12,9 @@ happen; every other fusion still does.
 Algorithm:
 1. Read the program.
 2. Schedule it, beginning with AMD's placement: the result is at least as good.
-3. Move the nodes.
-4. The products between a launch and its wait in the new order are the wait's pins.
+3. Move the nodes; what takes one of several results comes right after what makes them.
+4. The products between a launch and its wait in the new order are the wait's pins: a pin is a tensor, so that one with
+   several results (a fused attention) is represented by the first that is taken.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Callable
 
+import torch
 from torch import fx
 
 from farskip_compile._compat import inductor
@@ -49,6 +51,9 @@ def schedule_graph(
         for index in schedule.order:
             if found.nodes[index].op != "placeholder":
                 output.prepend(found.nodes[index])
+        for index in schedule.order:
+            for taken in reversed(_taken(found.nodes[index])):
+                found.nodes[index].append(taken)
     return schedule
 
 
@@ -62,9 +67,10 @@ def pin_waits(graph: fx.Graph) -> int:
 def pins(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """For each wait of `graph`, the products that hide its collective, in graph order: they must run before it (4.)."""
     position = {node: place for place, node in enumerate(graph.nodes)}
-    # matrix products and attentions with one tensor as their result: heavy, and never fused away
-    heavy = (node for node in graph.nodes if ops.is_matmul(node) or ops.is_attention(node))
-    products = [node for node in heavy if ops.tensor(node) is not None]
+    # matrix products and attentions: heavy, and never fused away
+    heavy = [node for node in graph.nodes if ops.is_matmul(node) or ops.is_attention(node)]
+    results = [node if ops.tensor(node) is not None else next(iter(_taken(node)), None) for node in heavy]
+    products = sorted((node for node in results if node is not None), key=position.__getitem__)
     places = [position[node] for node in products]
     waiting: dict[fx.Node, list[fx.Node]] = {}
     flights = [(launch, wait) for launch, waits in launches_with_waits(graph).items() for wait in waits]
@@ -74,3 +80,11 @@ def pins(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
         if first < last:
             waiting[wait] = products[first:last]
     return waiting
+
+
+def _taken(node: fx.Node) -> list[fx.Node]:
+    """What takes tensors out of the several results of `node`, in the order of these."""
+    if node.op != "call_function" or isinstance(ops.fake(node), torch.Tensor):
+        return []
+    taken = [user for user in node.users if ops.op_name(user) == "getitem" and ops.tensor(user) is not None]
+    return sorted(taken, key=lambda user: str(user.args[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from farskip_compile.passes.schedule.collectives import launches_with_waits, nor
 from farskip_compile.passes.schedule.from_graph import read_program
 from farskip_compile.passes.schedule.graph import pins, schedule_graph
 from farskip_compile.passes.schedule.search import Limits
+from farskip_compile.verify.before import remember
 
 aten = torch.ops.aten
 c10d = torch.ops._c10d_functional
@@ -27,7 +29,7 @@ class Constant:
     """Products take 1 s, collectives 3 s, everything else 0.1 s."""
 
     def compute(self, node: fx.Node) -> float:
-        return 1.0 if ops.is_matmul(node) else 0.1
+        return 1.0 if ops.is_matmul(node) or ops.is_attention(node) else 0.1
 
     def link(self, node: fx.Node) -> str:
         return ""
@@ -183,6 +185,32 @@ def test_independent_compute_goes_between_launch_and_wait_and_is_pinned() -> Non
     assert order.index(nodes["launch"]) < order.index(nodes["free"]) < order.index(nodes["wait"])
     assert (schedule.before.exposed, schedule.after.exposed) == (3.0, 2.0)
     assert pins(module.graph) == {nodes["wait"]: [nodes["free"]]}
+
+
+def test_a_wait_is_pinned_to_an_attention_by_the_first_of_its_results() -> None:
+    """Both are read at the end only, and the second one first."""
+    module, nodes = simple()
+    (output,) = module.graph.find_nodes(op="output")
+    nodes["needs"].args = (nodes["wait"], nodes["wait"])
+    (x, _) = module.graph.find_nodes(op="placeholder")
+    with module.graph.inserting_before(output):
+        heads = module.graph.call_function(aten.view.default, (x, [1, 1, 4, 4]))
+        fused = aten._scaled_dot_product_flash_attention_for_cpu.default
+        attention = module.graph.call_function(fused, (heads, heads, heads))
+        second = module.graph.call_function(operator.getitem, (attention, 1))
+        first = module.graph.call_function(operator.getitem, (attention, 0))
+    output.args = ((nodes["needs"], second, first),)
+    module.graph.erase_node(nodes["free"])
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        FakeTensorProp(module, mode).propagate(torch.zeros(4, 4), torch.zeros(4, 4))
+    before = remember(module.graph, may_be_written)
+    assert before.products == {first.name, nodes["needs"].name}
+    schedule = schedule_graph(module.graph, Constant(), Limits(1e6), may_be_written)
+    order = list(module.graph.nodes)
+    assert order.index(nodes["launch"]) < order.index(attention) < order.index(nodes["wait"])
+    assert order[order.index(attention) :][1:3] == [first, second]
+    assert schedule.after.exposed < schedule.before.exposed
+    assert pins(module.graph) == {nodes["wait"]: [first]}
 
 
 def test_superfluous_waits_collapse() -> None:
