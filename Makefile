@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # The tests' ranks and Inductor's builds must not oversubscribe the machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all test-deep lint bench zoo compat vllm fuzz clean
+.PHONY: demo test test-all test-deep lint bench gpu zoo compat vllm fuzz clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -56,6 +56,11 @@ bench: $(VENV)/.installed
 	$(PY) benchmarks/compile_cost.py
 	$(PY) benchmarks/overlap.py --quick
 	$(PY) benchmarks/distillation.py --quick
+
+# On a machine with a GPU, as it comes: its own Python with its own torch, nothing is installed; 8 minutes. GPU="--dry-run"
+# goes through everything on a CPU. Writes docs/gpu_figures.json and .md.
+gpu:
+	python benchmarks/gpu.py $(GPU)
 
 # Every MoE family of the installed transformers; writes docs/zoo.md and fails where a family was better before.
 zoo: $(VENV)/.installed

@@ -1,0 +1,1 @@
+"""What `gpu.py` measures on one device, a part in a file; `device.py` is all that a CPU does otherwise."""
