@@ -10,8 +10,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from farskip_compile.calibrate.findings import Calibration, Row
 from farskip_compile.calibrate.main import calibrate, calibrate_compute, calibrate_link, measure
-from farskip_compile.calibrate.text import calibration_text
+
+if TYPE_CHECKING:
+    from farskip_compile.calibrate.text import calibration_text
 
 __all__ = ["Calibration", "Row", "calibrate", "calibrate_compute", "calibrate_link", "calibration_text", "measure"]
+
+
+def __getattr__(name: str) -> Any:
+    """What prints needs rich; measuring does not, and runs where it is missing."""
+    if name == "calibration_text":
+        from farskip_compile.calibrate.text import calibration_text
+
+        return calibration_text
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

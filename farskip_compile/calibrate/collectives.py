@@ -4,11 +4,13 @@ In:    ranks that share one link, message sizes, a budget.
 Out:   rows, samples for `costs.fit_link`, an uneven all-to-all, and the interference.
 Never: lets ranks disagree: rank 0 decides how often and up to which size is measured.
 
-Seconds are those of the slowest rank, from when the last one has started. On CPUs every other rank starts late, as
-ranks that have just computed do not start at the same moment either. This matters: a rank that is late lets the others
-send only after what it sends itself, so gloo's all-to-all moves both ways at once only if all start together, and takes
-twice as long otherwise. Small messages are timed several in a row. Sizes grow until one call takes too long for
-the budget; kinds for which the user names the largest message are measured up to that in any case, and get most of it.
+Seconds are those of the slowest rank, from when the last one has started: by the clock on CPUs, by events in the stream
+on accelerators, where the calls are launched before the device comes to the first of them. On CPUs every other rank
+starts late, as ranks that have just computed do not start at the same moment either. This matters: a rank that is late
+lets the others send only after what it sends itself, so gloo's all-to-all moves both ways at once only if all start
+together, and takes twice as long otherwise. Small messages are timed several in a row. Sizes grow until one call takes
+too long for the budget; kinds for which the user names the largest message are measured up to that in any case, and get
+most of it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import torch.distributed as dist
 from farskip_compile._compat.collectives import all_gather_in_place, reduce_scatter_in_place
 from farskip_compile.calibrate.findings import LinkFindings, Row, Uneven
 from farskip_compile.calibrate.ranks import Ranks
-from farskip_compile.calibrate.stopwatch import Times
+from farskip_compile.calibrate.stopwatch import Stopwatch, Times
 from farskip_compile.costs import COLLECTIVE_KINDS, CollectiveKind, Sample
 
 LEAST_SIZES = 2
@@ -48,6 +50,7 @@ class Collectives:
 
     def __init__(self, ranks: Ranks, clock: Callable[[], float] = time.perf_counter) -> None:
         self.ranks, self.clock = ranks, clock
+        self.watch = Stopwatch(ranks.device, clock)
         self.found = LinkFindings()
 
     def measure(
@@ -92,16 +95,20 @@ class Collectives:
 
     def _time(self, call: Callable[[], object], count: int, repetitions: int) -> list[float]:
         """Seconds of one call on the slowest rank; the first of several repetitions warms up."""
-        late = LATE if count == 1 and self.ranks.device.type == "cpu" else 0.0
+        on_cpu = self.ranks.device.type == "cpu"
+        late = LATE if count == 1 and on_cpu else 0.0
         seconds = torch.zeros(repetitions, dtype=torch.float64)
         for repetition in range(repetitions):
             self.ranks.barrier()
+            if not on_cpu:
+                # one more before, which ends on all ranks at once: they are not equally fast until then
+                seconds[repetition] = self.watch.span(call, count, lead=call)
+                continue
             start = self.clock()
             if late and self.ranks.rank % 2:
                 time.sleep(late)
             for _ in range(count):
                 call()
-            self._settle()
             seconds[repetition] = max(self.clock() - start - late, 1e-9) / count
         return list(map(float, self.ranks.slowest(seconds.float())))
 

@@ -27,6 +27,7 @@ from farskip_compile._compat import mark_dynamic
 from farskip_compile.calibrate.findings import PAGES, MemoryFigures, Row
 from farskip_compile.calibrate.stopwatch import Axes, Budget, Grids, Pool, Stopwatch, Times, rotating
 from farskip_compile.costs import Curve
+from farskip_compile.costs.operators import tf32_allowed
 
 LABELS = {"attention_backward": "attention bwd", "grouped_matmul": "grouped matmul"}
 CACHE = 64 * 2**20
@@ -79,6 +80,8 @@ class Products(Bench):
     def __init__(self, watch: Stopwatch, dtype: torch.dtype, grids: Grids, launch_seconds: float) -> None:
         super().__init__(watch, dtype, grids)
         self.launch, self.name = launch_seconds, str(dtype).removeprefix("torch.")
+        if dtype == torch.float32 and watch.device.type != "cpu" and tf32_allowed():
+            self.name = "tfloat32"  # which is how this process computes such products
 
     def measure(self, seconds: float) -> dict[str, Curve]:
         """Kind of product, as a field of `costs.Curves`, and its curve; kinds that do not run here are left out."""
@@ -155,7 +158,8 @@ class Memory(Bench):
         budget = Budget(seconds, 2, self.watch.clock)
         few = torch.ones(4, dtype=self.dtype, device=self.watch.device)
         one = few[:1]
-        times = [self.watch.time(call, budget) for call in (lambda: torch.add(few, few, out=few), one.item)]
+        times = [self.watch.time(lambda: torch.add(few, few, out=few), budget)]
+        times.append(self.watch.time(one.item, budget, waits=True))
         self.found.launch_seconds, self.found.sync_seconds = (each.median for each in times)
         self.rows += [Row.of("launch", (few.nbytes,), times[0]), Row.of("read a number", (one.nbytes,), times[1])]
 

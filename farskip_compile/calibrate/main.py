@@ -30,6 +30,8 @@ from farskip_compile.errors import ConfigError
 Device = torch.device | str | None
 Clock = Callable[[], float]
 DEFAULT_SECONDS = 45.0
+ON_ACCELERATORS = (torch.bfloat16, torch.float32)
+"""Types that are measured if none are given; the first one's products decide the efficiencies."""
 COMPUTE_PART = 0.65
 """Fraction of the budget that goes to compute if there are links to measure, too."""
 
@@ -40,7 +42,7 @@ class Options(TypedDict, total=False):
     device: Device
     """What to measure; None: the accelerator that is current, else the CPU."""
     dtypes: Sequence[torch.dtype]
-    """Types of the products; float32 by default."""
+    """Types of the products; by default float32 on a CPU, bfloat16 and float32 on an accelerator."""
     budget_seconds: float
     """About how long it may take, besides building two kernels; below 20 fewer points are measured."""
     ranks_per_node: int | None
@@ -117,7 +119,6 @@ def measure(
     Raises:
         ConfigError: as for `calibrate`; or nothing is to be measured.
     """
-    dtypes = options.get("dtypes", (torch.float32,))
     seconds = options.get("budget_seconds", DEFAULT_SECONDS)
     if not 0 < seconds < float("inf"):
         raise ConfigError(
@@ -125,6 +126,7 @@ def measure(
         )
     current = torch.accelerator.current_accelerator(check_available=True)
     where = torch.device(options.get("device") or current or "cpu")
+    dtypes = options.get("dtypes", (torch.float32,) if where.type == "cpu" else ON_ACCELERATORS)
     ranks = Ranks(group, where)
     if not dtypes and compute:
         raise ConfigError("dtypes names no type", way_out="dtypes=(torch.float32,)")

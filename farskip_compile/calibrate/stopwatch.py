@@ -9,6 +9,10 @@ the clock on a CPU, of events in the stream on an accelerator. Short calls are t
 resolves a microsecond. On a CPU the operands change from call to call (`Pool`): a model's are seldom in the cache,
 apart from what the preceding operator made.
 
+An accelerator gets a head start of work before the first event, in which the host can launch all that is timed. As in a
+compiled program, whose launches are far ahead of the device, the time is then the device's, and not the host's, which
+takes longer to launch a small kernel than the device to run it.
+
 The path for accelerators (`torch.accelerator`, `torch.Event`) was written by the documentation and has not been run.
 """
 
@@ -20,6 +24,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from math import prod
 
@@ -35,6 +40,12 @@ LEAST, MOST = 3, 15
 MOST_SETS = 16
 SHORT = 100e-6
 """Calls that take less are timed several in a row."""
+AHEAD = 2e-3
+"""Seconds of work on an accelerator that the host gets ahead by; longer than it needs to launch the calls in a row."""
+MOST_AHEAD = 200
+"""Products that may take, however fast the device is."""
+SIDE = 2048
+"""Rows and columns of such a product."""
 
 
 @dataclass(frozen=True)
@@ -109,36 +120,74 @@ class Stopwatch:
         *,
         before: Callable[[], object] | None = None,
         least: float = SHORT,
+        waits: bool = False,
     ) -> Times:
         """Seconds of one call, as often as the budget allows.
 
         Args:
             before: runs before each repetition, untimed: makes the operands as the preceding operator would.
             least: seconds that one repetition should take; a shorter call is repeated within it.
+            waits: the call waits for the device, so that the host can't be ahead.
         """
         call()
-        once = self._span(call, 1, before)
+        once = self.span(call, 1, before, waits=waits)
         count = max(1, min(1000, round(least / max(once, 1e-7))))
-        repetitions = budget.repetitions(once * count * (2 if before else 1))
-        return Times(tuple(self._span(call, count, before) for _ in range(repetitions)))
+        ahead = 0.0 if waits or self.device.type == "cpu" else AHEAD
+        repetitions = budget.repetitions(once * count * (2 if before else 1) + ahead)
+        return Times(tuple(self.span(call, count, before, waits=waits) for _ in range(repetitions)))
 
-    def _span(self, call: Callable[[], object], count: int, before: Callable[[], object] | None) -> float:
-        """Seconds of one of `count` calls in a row."""
-        if before is not None:
-            before()
+    def span(
+        self,
+        call: Callable[[], object],
+        count: int = 1,
+        before: Callable[[], object] | None = None,
+        *,
+        waits: bool = False,
+        lead: Callable[[], object] | None = None,
+    ) -> float:
+        """Seconds of one of `count` calls in a row; arguments as of `time`.
+
+        Args:
+            lead: runs right before the first call, untimed; on an accelerator at the end of the head start.
+        """
         if self.device.type == "cpu":
+            if before is not None:
+                before()
+            if lead is not None:
+                lead()
             start = self.clock()
             for _ in range(count):
                 call()
             return max(self.clock() - start, 1e-9) / count
         first, last = (torch.Event(self.device, enable_timing=True) for _ in range(2))
+        products = 0 if waits else self._products
         torch.accelerator.synchronize(self.device)
+        for _ in range(products):
+            torch.mm(self._operand, self._operand)
+        if before is not None:
+            before()  # what it writes is to be in the device's cache
+        if lead is not None:
+            lead()
         first.record()
         for _ in range(count):
             call()
         last.record()
         last.synchronize()
         return max(float(first.elapsed_time(last)) / 1e3, 1e-9) / count
+
+    @cached_property
+    def _operand(self) -> torch.Tensor:
+        return torch.ones(SIDE, SIDE, device=self.device)
+
+    @cached_property
+    def _products(self) -> int:
+        """How many products give the host its head start."""
+
+        def product() -> object:
+            return torch.mm(self._operand, self._operand)
+
+        one = self.span(product, 10, lead=product, waits=True)  # the first one loads the library
+        return max(1, min(MOST_AHEAD, round(AHEAD / one)))
 
 
 class Pool:

@@ -39,7 +39,7 @@ def calibrate_command(
     """Measure this machine on the ranks of torchrun, or on one: a profile for the backend's option "profile"."""
     import torch
 
-    from farskip_compile.calibrate.main import measure
+    from farskip_compile.calibrate.main import Options, measure
     from farskip_compile.calibrate.text import calibration_text
     from farskip_compile.cli.terminal import Terminal, plain
     from farskip_compile.costs import load_profile
@@ -47,8 +47,8 @@ def calibrate_command(
     first = os.environ.get("RANK", "0") == "0"
     if only not in (None, "compute", "links"):
         raise typer.BadParameter("compute or links", param_hint="--only")
-    dtypes = [getattr(torch, name, None) for name in dtype or ["float32"]]
-    if any(not isinstance(one, torch.dtype) for one in dtypes):
+    dtypes = [one for name in dtype or () if isinstance(one := getattr(torch, name, None), torch.dtype)]
+    if len(dtypes) < len(dtype or ()):
         raise typer.BadParameter("a type of torch: float32, bfloat16, ...", param_hint="--dtype")
     try:
         if first:
@@ -56,10 +56,11 @@ def calibrate_command(
     except OSError as error:
         raise cannot_write(out, error, "FILE") from None
     progress = Terminal(stderr=True, quiet=not first)
+    chosen: Options = {"dtypes": dtypes} if dtypes else {}
     with shown_errors(silent=not first), _ranks(device), progress.status("") as status:
         found = measure(
+            **chosen,
             device=device,
-            dtypes=[one for one in dtypes if isinstance(one, torch.dtype)],
             budget_seconds=budget if budget is not None else QUICK if quick else NORMAL,
             ranks_per_node=ranks_per_node,
             base=load_profile(profile) if profile is not None else None,
