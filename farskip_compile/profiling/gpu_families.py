@@ -1,6 +1,6 @@
 """Kernels that communicate, by the names that their projects give them: data, and nothing else.
 
-In:    -
+In:    nothing.
 Out:   `FAMILIES`: which project has which kernels, and what each of them does.
 Never: questions; these are in `gpu_names.py`, which takes the first row whose pattern a name matches.
 

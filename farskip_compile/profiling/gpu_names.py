@@ -31,16 +31,19 @@ _PEER_COPY = re.compile(r"Memcpy (PtoP|P2P|<?unknown)\b")
 _UNNAMED = re.compile(r"\(anonymous namespace\)::|<unnamed>::")
 """As c++filt and Nsight Systems write it."""
 _MANGLED = re.compile(r"_ZN?K?(?=\d)")
+_LENGTH = re.compile(r"\d{1,3}")
 _WAITS_FOR_TILES = "PersistentAsyncInputScheduler"
 """In the template arguments of a CUTLASS kernel whose tiles arrive while it runs (torch's symm_mem, AsyncMM.cu)."""
 
-OWNERS = re.compile(r"(?:c10d|_?c10d_functional(?:_autograd)?|symm_mem)::(?P<what>\w+)|nccl(?P<call>[A-Z]\w*)")
-"""Operators of PyTorch that communicate, and NCCL's functions as its NVTX ranges name them (src/collectives.cc: the
-function's name without a prefix is registered in the domain NCCL; ranges show as `ncclAllReduce`)."""
+_OWNERS = re.compile(r"(?:c10d|_?c10d_functional(?:_autograd)?|symm_mem)::(?P<what>\w+)|nccl(?P<call>[A-Z]\w*)")
+"""Operators of PyTorch that communicate, and NCCL's functions: its NVTX ranges have their names (`__func__`, by
+NVTX3_FUNC_WITH_PARAMS in src/collectives.cc)."""
 _TITLE = re.compile(r"nccl:(?P<what>\w+)")
 """Of a work of ProcessGroupNCCL: `nccl:all_to_all`, `nccl:_all_gather_base`, `nccl:send 0->1`, `nccl:coalesced`
 (torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp)."""
-_SAYS_NOTHING = frozenset(["group_start", "group_end", "wait_tensor", "wait", "init", "monitored_barrier"])
+_SAYS_NOTHING = frozenset(
+    ["group_start", "group_end", "wait_tensor", "wait", "init", "monitored_barrier", "check_for_nan"]
+)
 
 _KINDS = {
     **dict.fromkeys(["alltoall", "alltoall_base", "all_to_allv", "allto_all", "all_to_all_single"], "all_to_all"),
@@ -49,9 +52,12 @@ _KINDS = {
     **{f"all{what}": f"all_{what}" for what in ("reduce", "gather", "reduce_coalesced", "gather_coalesced")},
     "allgather_into_tensor_coalesced": "all_gather_into_tensor_coalesced",
     "recv_any_source": "recv",
+    "isend": "send",
+    "irecv": "recv",
+    "batch_p2p_ops": "batch_isend_irecv",
 }
 """Other names of a collective: of operators, in `record_param_comms` and in titles. What is not here is named well."""
-_HOW = re.compile(r"^(?:multimem_|one_shot_|two_shot_)+(?=all_|reduce)|(?:_out|_impl)$")
+_HOW = re.compile(r"^(?:nvshmem_|multimem_|one_shot_|two_shot_)+(?=all_|reduce)|(?:_copy)?_out$|_copy$|_impl$")
 """What names of `symm_mem::` and RCCL's functions add to that of the collective."""
 
 
@@ -79,7 +85,7 @@ def work_of(name: str) -> Work | None:
         return None
     if _WAITS_FOR_TILES in name:
         return Work("all_gather_fused", Trait.FUSED | Trait.LOOSE)
-    function = function_of(name)
+    function = function_of(name)  # 2
     for pattern, row in _ROWS:  # 3
         if match := pattern.search(function):
             return _work(row, match)
@@ -90,14 +96,14 @@ def function_of(name: str) -> str:
     """`void deep_ep::intranode::combine<__nv_bfloat16, 8>(void*)` gives `deep_ep::intranode::combine`."""
     if start := _MANGLED.match(name):
         return "::".join(_parts(name, start.end()))
-    bare = _UNNAMED.sub("", name).removeprefix("static ").removeprefix("void ")
+    bare = _UNNAMED.sub("", name).removeprefix("void ")
     return re.split(r"[<(]", bare, maxsplit=1)[0].strip()
 
 
 def _parts(name: str, place: int) -> list[str]:
     """The names that a mangled one consists of: each has its length before it. Only the first, without a scope."""
     parts: list[str] = []
-    while (digits := re.compile(r"\d{1,3}").match(name, place)) and (not parts or name.startswith("_ZN")):
+    while (digits := _LENGTH.match(name, place)) and (not parts or name.startswith("_ZN")):
         place = digits.end() + int(digits[0])
         parts.append(name[digits.end() : place])
     return [part for part in parts if not part.startswith("_GLOBAL__N")]
@@ -111,7 +117,7 @@ def _work(row: Row, match: re.Match[str]) -> Work | None:
 def launched_by(name: str) -> Launch | None:
     """What the operator or range `name` launches: `c10d::alltoall_base_`, `nccl:all_to_all` and `ncclAlltoAll` give
     `all_to_all`. None if it is none that communicates, or does not say what."""
-    if match := OWNERS.match(name):
+    if match := _OWNERS.match(name):
         kind, owns = kind_of(match["what"] or match["call"]), True
     elif match := _TITLE.match(name):
         kind, owns = kind_of(match["what"]), False

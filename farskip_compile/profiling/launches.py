@@ -108,12 +108,11 @@ class Launches:
 
     def origin(self, ids: Ids) -> Origin | None:
         """See the module's contract."""
+        found = self._launched(ids)
         if ids.record is None:
-            return self._launched(ids)
-        if ids.record.kind is not None:  # 1
-            return Origin(ids.record.kind, owns=True, record=ids.record)
-        found = self._launched(ids)  # kineto leaves the name out where the size is not known
-        return Origin(found.kind if found is not None else None, owns=True, record=ids.record)
+            return found
+        kind = ids.record.kind or (found.kind if found is not None else None)  # kineto may leave it out
+        return Origin(kind, owns=True, record=ids.record)  # 1
 
     def _launched(self, ids: Ids) -> Origin | None:
         if ids.external is not None and (found := self._by_external.get(ids.external)) is not None:  # 2

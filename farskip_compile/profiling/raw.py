@@ -95,7 +95,7 @@ class Raw:
             if work is None and origin is not None and origin.owns:
                 work = UNKNOWN
             if work is not None:  # 2
-                collective = _collective(event, is_copy, ids.stream, work, origin)
+                collective = _collective(event, ids.stream, work, origin)
                 notes.count(event[2], collective, work)
                 place = self.launches.calls.get(ids.correlation) if ids.correlation is not None else None
                 found.append(layers.place(collective, place) if place else collective)
@@ -139,11 +139,11 @@ class Raw:
         return notes
 
 
-def _collective(event: Segment, is_copy: bool, stream: str, work: Work, origin: Origin | None) -> Collective:
+def _collective(event: Segment, stream: str, work: Work, origin: Origin | None) -> Collective:
     record = (origin.record if origin is not None else None) or Record(None)
     kind = record.kind or work.kind
-    if record.kind is None and Trait.VAGUE in work.traits and origin is not None:
-        kind = origin.kind or kind
+    if record.kind is None and Trait.VAGUE in work.traits and origin is not None and origin.kind is not None:
+        kind = origin.kind
     if kind == COALESCED and work.kind == SEND_RECV:  # of what c10d coalesces, only these are grouped sends
         kind = "batch_isend_irecv"
     label = record.description or record.group
@@ -154,7 +154,7 @@ def _collective(event: Segment, is_copy: bool, stream: str, work: Work, origin: 
         f"{label} ({stream})" if label else stream,
         record.group,
         record.ranks,
-        loose=is_copy or Trait.LOOSE in work.traits,  # each of the copies of an exchange is done by itself
+        loose=Trait.LOOSE in work.traits,
     )
 
 

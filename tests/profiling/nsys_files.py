@@ -96,7 +96,8 @@ def nvtx(start: float, end: float | None, **name: Any) -> dict[str, Any]:
 # ep 31             dispatch 60............150     combine 190....230                      unknown 240..250
 # tp 35                all-reduce 100..120
 # engine 40                                                  to a peer 220....240
-# the dispatch by PyTorch's range, the combine by NCCL's, which it registers
+# the dispatch by PyTorch's range, in which PyTorch copies, too; the combine by NCCL's, which it registers; a mark is no
+# range
 # exposed: 100..120, 130..140, 200..235, 240..250
 NSYS = Export(
     {
@@ -105,16 +106,24 @@ NSYS = Export(
             {"devStateName": "", "name": "OS", "value": "Linux"},
             {"devStateName": "", "name": "Hostname", "value": "node7"},
         ],
-        "CUPTI_ACTIVITY_KIND_RUNTIME": [call(3, 11), call(13, 12), call(23, 13), call(33, 14), call(43, 15)],
+        "CUPTI_ACTIVITY_KIND_RUNTIME": [
+            call(3, 11),
+            call(6, 16),
+            call(13, 12),
+            call(23, 13),
+            call(33, 14),
+            call(43, 15),
+        ],
         "NVTX_EVENTS": [
             nvtx(0, 9, text="layer 2"),
             nvtx(1, 8, text="c10d::alltoall_base_, seq = 3, op_id = 12, sizes = [[4096, 7168], [4096, 7168]]"),
-            nvtx(2, 7, text="ncclGroupEnd"),
+            nvtx(2, 4, text="ncclGroupEnd"),
+            nvtx(5, 7, text="aten::copy_, op_id = 13"),
             nvtx(10, 18, textId="ncclAlltoAll", domainId=3),
             nvtx(20, 28, textId="ncclAllReduce", domainId=3),
             nvtx(30, 38, text="aten::mm, op_id = 14"),
             nvtx(40, None, text="never ended"),
-            {**nvtx(41, 60, text="a mark"), "eventType": 34},
+            {**nvtx(41, 60, text="ncclAllGather"), "eventType": 34},
         ],
         "CUPTI_ACTIVITY_KIND_KERNEL": [
             work(ATTENTION, 0, 100),
@@ -131,7 +140,7 @@ NSYS = Export(
             work(SEND_RECV, 240, 250, 31, 15),
         ],
         "CUPTI_ACTIVITY_KIND_MEMCPY": [
-            gpu(120, 130, copyKind=8, bytes=4096),
+            gpu(120, 130, 7, 16, copyKind=8, bytes=4096),
             gpu(220, 240, 40, copyKind=10, bytes=4096, srcDeviceId=0, dstDeviceId=1),
         ],
         "CUPTI_ACTIVITY_KIND_MEMSET": [gpu(235, 240)],

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farskip_compile.profiling.events import LAUNCH_KINDS
 from farskip_compile.profiling.gpu_families import FAMILIES, FUSED, LOOSE, NONE, VAGUE
 from farskip_compile.profiling.gpu_names import function_of, kind_of, launched_by, work_of
 
@@ -71,6 +73,7 @@ COMMUNICATE = [
 COMPUTE = [
     "triton_poi_fused_add_all_reduce_4",
     "triton_red_fused__to_copy_add_moe_forward_rms_norm_3",
+    "triton_per_fused_allreduce_fusion_kernel_1",
     "void deep_ep::layout::get_dispatch_layout<256, 32, 8>(long const*, int*)",
     "_ZN7deep_ep6layout19get_dispatch_layoutILi256ELi32ELi8EEEvPKl",
     "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>>(int)",
@@ -115,7 +118,10 @@ def test_every_row_is_of_use() -> None:
         ("c10d::reduce_scatter_tensor_coalesced_", "reduce_scatter_tensor_coalesced", True),
         ("c10d::recv_any_source_", "recv", True),
         ("symm_mem::reduce_scatter_out", "reduce_scatter", True),
-        ("symm_mem::multimem_one_shot_all_reduce_out", "all_reduce", True),
+        ("symm_mem::one_shot_all_reduce_copy_out", "all_reduce", True),
+        ("symm_mem::nvshmem_all_to_all", "all_to_all", True),
+        ("_c10d_functional::batch_p2p_ops", "batch_isend_irecv", True),
+        ("_c10d_functional::irecv", "recv", True),
         ("nccl:all_to_all", "all_to_all", False),
         ("nccl:_reduce_scatter_base", "reduce_scatter_tensor", False),
         ("nccl:send 0->1", "send", False),
@@ -127,11 +133,36 @@ def test_what_launches(launch: str, kind: str, owns: bool) -> None:
     assert launched_by(launch) == (kind, owns)
 
 
+def test_operators_of_this_torch() -> None:
+    """They are called as on a CPU, but that forms of an all-to-all are not told apart."""
+    known = {name.split(".")[0] for name in torch._C._dispatch_get_all_op_names()}
+    for operator, (kind, _) in LAUNCH_KINDS.items():
+        assert f"c10d::{operator}" in known
+        launch = launched_by(f"c10d::{operator}")
+        assert launch is not None
+        assert launch.kind.removesuffix("_coalesced") == kind.removesuffix("_coalesced").removesuffix("_single")
+    unknown = {name for name in known if name.startswith("c10d::") and launched_by(name) is None}
+    assert unknown <= {"c10d::check_for_nan", "c10d::monitored_barrier_"}
+
+
 @pytest.mark.parametrize(
     "name", ["ncclGroupEnd", "_c10d_functional::wait_tensor", "aten::mm", "gloo:all_to_all", "record_param_comms", ""]
 )
 def test_what_says_nothing(name: str) -> None:
     assert launched_by(name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("_Z23ncclDevKernel_Generic_424ncclDevKernelArgsStorageILm4096EE", "ncclDevKernel_Generic_4"),
+        ("_ZN12_GLOBAL__N_126one_shot_all_reduce_kernelIfEEvPT_", "one_shot_all_reduce_kernel"),
+        ("void (anonymous namespace)::multimem_all_gather_kernel<16>(char*)", "multimem_all_gather_kernel"),
+        ("fused_moe_kernel", "fused_moe_kernel"),
+    ],
+)
+def test_function_of_a_name(name: str, function: str) -> None:
+    assert function_of(name) == function
 
 
 @given(st.text(max_size=40) | st.from_regex(r"_ZN?(\d{1,4}[a-z_]{0,9}){0,5}", fullmatch=True))

@@ -114,6 +114,7 @@ def test_what_is_believed(events: list[Event], expected: tuple[str, str | None])
             id="a copy inside of a launch",
         ),
         pytest.param([operator("vllm::moe_forward", 0, 20, 1)], [], id="an operator of others"),
+        pytest.param([mark("nccl:all_gather", 50, 60, 20)], [], id="a mark on its stream"),
     ],
 )
 @pytest.mark.parametrize(("name", "category"), [(COPY, "kernel"), (DTOD, "gpu_memcpy")])

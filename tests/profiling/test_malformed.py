@@ -49,6 +49,12 @@ GPU = document(
         event("kernel", "ncclDevKernel_AllReduce_Sum(x)", 3, 40, 7, device=0, stream=7, correlation=1, **GROUP),
         event("kernel", "void gemm<float>(int)", 10, 20, 8, device=0, stream=8, correlation=2),
         event("cuda_runtime", "cudaLaunchKernel", 1, 2, 1, correlation=1),
+        event("cpu_op", "record_param_comms", 0, 3, 1, **{"External id": 5, "Collective name": "all_to_allv", **GROUP}),
+        event("gpu_user_annotation", "nccl:all_to_all", 50, 60, 7, device=0, stream=7),
+        event(
+            "kernel", "ncclDevKernel_SendRecv(x)", 50, 60, 7, device=0, stream=7, correlation=3, **{"External id": 5}
+        ),
+        event("gpu_memcpy", "Memcpy PtoP (Device -> Device)", 70, 80, 9, device=0, stream=9, correlation=4),
     ],
     **ABOUT,
 )

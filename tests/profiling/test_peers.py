@@ -98,16 +98,22 @@ def test_kernels_without_a_group_do_not_keep_others_from_being_matched():
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "recorded"),
     [
-        "void deep_ep::internode_ll::dispatch<true, 3, 10, 7168>(void*)",
-        "Memcpy PtoP (Device -> Device)",
-        "ncclDevKernel_Generic_4(ncclDevKernelArgsStorage<4096ul>)",
-        "c10d::symmetric_memory::put_signal_kernel(unsigned int**)",
+        ("void deep_ep::internode_ll::dispatch<true, 3, 10, 7168>(void*)", None),
+        ("Memcpy PtoP (Device -> Device)", None),
+        ("ncclDevKernel_Generic_4(ncclDevKernelArgsStorage<4096ul>)", None),
+        ("ncclDevKernel_Generic_4(ncclDevKernelArgsStorage<4096ul>)", "coalesced"),
+        ("c10d::symmetric_memory::put_signal_kernel(unsigned int**)", None),
+        (SEND_RECV, None),
+        (SEND_RECV, "coalesced"),
+        (SEND_RECV, "gather"),
     ],
 )
-def test_what_a_rank_may_be_done_with_before_another_begins(name):
-    first, second = [kernel(name, 0, 2, 21)], [kernel(name, 50, 52, 21), kernel(name, 60, 62, 21)]
+def test_what_a_rank_may_be_done_with_before_another_begins(name, recorded):
+    about = {"Collective name": recorded} if recorded else {}
+    first, *second = (kernel(name, at, at + 2, 21, **about) for at in (0, 50, 60))
+    first = [first]
     report = overlap(ranks(first, second))
     assert [one.peer_wait_ns for rank in report.ranks for one in rank.collectives] == [None, None, None]
     assert not any("counterpart" in note for note in report.notes)
