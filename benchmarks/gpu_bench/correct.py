@@ -22,6 +22,7 @@ from farskip_compile.models import Decoder, FarSkipForm
 from gpu_bench.bench import Bench
 from gpu_bench.link import alone
 from gpu_bench.results import Correct
+from gpu_bench.sizes import LIMITS
 from gpu_bench.variants import FULL, PLAIN, TRAINING, compiled, ids_of, model_of, step_of
 
 FAR = 1e30
@@ -35,20 +36,20 @@ def measure(bench: Bench) -> None:
     sizes, device = bench.sizes, bench.device
     ids = ids_of(sizes.few, sizes.small, device.kind)
     with alone(device) as group:
-        for dtype, limit in sizes.limits.items():
+        for dtype in sizes.types:
             for mode in sizes.modes:
                 with bench.attempt(f"{mode}, {dtype}"):
                     torch.compiler.reset()
                     model = model_of(sizes.small, device.kind, dtype, mode, group)
-                    bench.keep(_correct(bench, model, ids, limit, mode, dtype))
+                    bench.keep(_correct(bench, model, ids, mode, dtype))
 
 
-def _correct(bench: Bench, model: Decoder, ids: torch.Tensor, limit: float, mode: str, dtype: str) -> Correct:
+def _correct(bench: Bench, model: Decoder, ids: torch.Tensor, mode: str, dtype: str) -> Correct:
     right = _results(model, FarSkipForm(model), ids)  # 1
     ours, _ = compiled(model, FULL)
     with bench.device.building():
         found = compared(_results(model, ours, ids), right, mode, dtype)  # 2
-    if max(found.output, found.gradient) <= limit:
+    if max(found.output, found.gradient) <= LIMITS[dtype]:
         return found
     plain, _ = compiled(model, PLAIN)
     with bench.device.building():

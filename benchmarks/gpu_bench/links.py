@@ -91,7 +91,8 @@ class _Links:
         self._time({at: Wire(wire.alpha, wire.bandwidth, at[1]) for at, wire in asked.items()})  # 4
 
     def _build(self, variant: str, profile: HardwareProfile | None) -> None:
-        run, figures = compiled(self.model, variant, profile)
+        more = {"memory_increase": self.bench.sizes.memory_increase}
+        run, figures = compiled(self.model, variant, profile, **more)
         step = step_of(self.phase, self.model, run, self.ids)
         clear_schedules()
         self.group.wire = None

@@ -31,7 +31,8 @@ copies what it moves, and then keeps a kernel busy by the GPU's clock for alpha 
 an event. That is honest about streams, order and the host, not about ranks that are late or protocols. *Ratio* is all
 communication over plain Inductor's step without it; schedules are made for 0.5. *Free* is the same code over a link
 that takes no time; *exposed* what the step takes longer than that; *bound* the larger of free and wire. *Blocks* of
-1024 threads stay busy during a collective; 0 is one of 32 threads.
+1024 threads stay busy during a collective; 0 is one of 32 threads. The model, why it is this one, and what memory our
+backend may add: `benchmarks/gpu_bench/sizes.py`.
 """
 ORDER = """\
 L launch, W wait, m product, A attention, k kernel, o other operator, as the program calls them. *Under* each launch are

@@ -11,8 +11,6 @@ multiprocessor holds.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -23,7 +21,7 @@ ONE_WARP, WHOLE_BLOCK = 1, 32
 
 
 @triton.jit
-def _spin(ended: Any, nanoseconds: Any) -> None:
+def _spin(ended: tl.tensor, nanoseconds: tl.tensor) -> None:
     start = globaltimer()
     now = start
     while now - start < nanoseconds:
@@ -32,22 +30,22 @@ def _spin(ended: Any, nanoseconds: Any) -> None:
 
 
 @triton.jit(do_not_specialize=["nanoseconds"])
-def ncclDevKernel_AllToAll_spin(ended: Any, nanoseconds: Any) -> None:
+def ncclDevKernel_AllToAll_spin(ended: tl.tensor, nanoseconds: tl.tensor) -> None:
     _spin(ended, nanoseconds)
 
 
 @triton.jit(do_not_specialize=["nanoseconds"])
-def ncclDevKernel_AllReduce_spin(ended: Any, nanoseconds: Any) -> None:
+def ncclDevKernel_AllReduce_spin(ended: tl.tensor, nanoseconds: tl.tensor) -> None:
     _spin(ended, nanoseconds)
 
 
 @triton.jit(do_not_specialize=["nanoseconds"])
-def ncclDevKernel_AllGather_spin(ended: Any, nanoseconds: Any) -> None:
+def ncclDevKernel_AllGather_spin(ended: tl.tensor, nanoseconds: tl.tensor) -> None:
     _spin(ended, nanoseconds)
 
 
 @triton.jit(do_not_specialize=["nanoseconds"])
-def ncclDevKernel_ReduceScatter_spin(ended: Any, nanoseconds: Any) -> None:
+def ncclDevKernel_ReduceScatter_spin(ended: tl.tensor, nanoseconds: tl.tensor) -> None:
     _spin(ended, nanoseconds)
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from common import Target
 
 from gpu_bench.results import DONE, Correct, Cost, Failure, Graphs, Link, Order, Results
-from gpu_bench.sizes import DRY, GPU
+from gpu_bench.sizes import LIMITS
 from gpu_bench.variants import FULL, PIECES, PREFILL, TRAINING
 
 COST, MEMORY = 1.01, 1.05
@@ -60,9 +60,8 @@ def _hidden(rows: Iterable[Link]) -> Iterator[Target]:
 
 
 def _correct(results: Results) -> Iterator[Target]:
-    limits = (DRY if results.dry else GPU).limits
     for row in results.rows(Correct):
-        limit, where = limits[row.dtype], f"{row.mode}, {row.dtype}"
+        limit, where = LIMITS[row.dtype], f"{row.mode}, {row.dtype}"
         pairs = ((row.output, row.plain_output), (row.gradient, row.plain_gradient))
         met = all(ours <= max(limit, plain or 0.0) for ours, plain in pairs) and not row.missing
         text = f"output {row.output:.1e}, gradient {row.gradient:.1e} of {row.worst} (at most {limit:g})"
@@ -80,8 +79,7 @@ def _order(results: Results) -> Iterator[Target]:
 
 
 def _graphs(results: Results) -> Iterator[Target]:
-    limit = (DRY if results.dry else GPU).limits
-    most = max(limit.values())
+    most = max(LIMITS.values())
     for row in results.rows(Graphs):
         met = row.same and row.off <= most
         bits = "the same bits" if row.same else "OTHER BITS"

@@ -60,12 +60,12 @@ def ids_of(shape: tuple[int, int], overrides: Mapping[str, Any], device: str) ->
 
 
 def compiled(
-    model: Decoder, name: str, profile: HardwareProfile | None = None, mode: str | None = None
+    model: Decoder, name: str, profile: HardwareProfile | None = None, mode: str | None = None, **more: Any
 ) -> tuple[Any, contextlib.AbstractContextManager[None]]:
-    """See the module's contract; `mode` is one of Inductor's."""
+    """See the module's contract; `mode` is one of Inductor's, `more` are options of ours."""
     if name in OURS:
         # the other ranks of an emulated group never come to compare
-        options = {"check_order": False, "profile": profile, **OURS[name]}
+        options = {"check_order": False, "profile": profile, **OURS[name], **more}
         ours = farskip_compile.backend(mode=mode, **options)
         return torch.compile(model, fullgraph=True, backend=ours), contextlib.nullcontext()
     if name == PLAIN:
