@@ -4,8 +4,8 @@ Usage: python benchmarks/gpu.py [--budget SECONDS] [--parts PART ...] [--out FOL
        python benchmarks/gpu.py --dry-run     every part, tiny, on a CPU: does it run? Measures nothing
        python benchmarks/gpu.py --table       the page from the file of figures, without measuring
 
-Needs torch with CUDA, and a checkout of this repository: the package need not be installed, nor its dependencies. It is
-taken from the checkout whatever else is installed. One device, 460 seconds.
+Needs torch with CUDA, Triton and NumPy, and a checkout of this repository: the package need not be installed, nor its
+other dependencies. It is taken from the checkout whatever else is installed. One device, 460 seconds.
 
 machine     versions, and the rates of a product and of a copy (gpu_bench/machine.py)
 prefill     steps over emulated links, against plain Inductor, its own overlap, and the bound; the order of launches,
