@@ -16,6 +16,14 @@ HOST = 4242
 MAIN, WORKER, OTHER_WORKER = 1, 2, 3
 """Threads: the one that runs the model, and those of gloo."""
 
+SCHEDULE = {
+    "phase": "forward",
+    "orders": {"0": ["all_reduce"]},
+    "after": dict.fromkeys(("compute_seconds", "communication_seconds", "exposed_seconds", "seconds"), 1e-5),
+    "profile": "h100",
+}
+"""What `record` puts into a trace about one graph."""
+
 Event = dict[str, Any]
 
 
