@@ -89,6 +89,7 @@ def _properties(device: Device) -> SimpleNamespace:
 def _patches(device: Device) -> list[tuple[Any, Mapping[str, Any]]]:
     from torch._dynamo.device_interface import CudaInterface
     from torch._inductor.runtime import triton_helpers
+    from torch._inductor.select_algorithm import AlgorithmSelectorCache
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     properties = _properties(device)
@@ -128,8 +129,18 @@ def _patches(device: Device) -> list[tuple[Any, Mapping[str, Any]]]:
         # what is available is not to be used by fake tensors
         (FakeTensorMode, {"avoid_device_init": property(lambda self: True)}),
         (triton_helpers, {"set_driver_to_gpu": always(None)}),
+        (AlgorithmSelectorCache, {"__call__": _first_choice(AlgorithmSelectorCache.__call__)}),
     ]
     return [*found, (torch.version, {"hip": ROCM})] if device.backend == "hip" else found
+
+
+def _first_choice(choose: Any) -> Any:
+    """Among the ways to compute a product, nothing tells which is fastest."""
+
+    def first(self: Any, name: str, choices: list[Any], *args: Any, **kwargs: Any) -> Any:
+        return choose(self, name, choices[:1], *args, **kwargs)
+
+    return first
 
 
 @contextlib.contextmanager
@@ -178,10 +189,11 @@ def _settings() -> dict[str, Any]:
 
 
 def _cached() -> list[Any]:
-    """Answers about the device that are remembered."""
+    """Answers about the device that are remembered, and results of operators on it."""
     import torch._inductor.utils as inductor
     import torch.utils._triton as triton
     from torch._inductor.runtime.hints import DeviceProperties
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
     names = {
         inductor: ("is_big_gpu", "get_max_num_sms"),
@@ -189,4 +201,5 @@ def _cached() -> list[Any]:
         DeviceProperties: ("create",),
     }
     found = [getattr(owner, name, None) for owner, each in names.items() for name in each]
+    found.append(FakeTensorMode)
     return [one for one in found if hasattr(one, "cache_clear")]

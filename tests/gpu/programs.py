@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,7 @@ CALLS: tuple[tuple[str, str], ...] = (
     (r"attention", "A"),
     (r"extern_kernels\.\w*mm|grouped_mm|triton_tem_", "m"),
     (r"\b(triton_\w+|multi_tensor_\w+)\.run\(", "k"),
-    (r"torch\.ops\.|extern_kernels\.", "o"),
+    (r"torch\.ops\.|extern_kernels\.|\baten\.\w+\.\w+\(", "o"),
 )
 """A line of a program -> the letter for it: wait, launch, attention, product, kernel, another operator."""
 
@@ -79,12 +79,17 @@ def on_device(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
 
 def order_of(code: str) -> str:
     """What a program calls, one letter for each call: `CALLS`."""
-    letters = []
+    return "".join(letter for letter, _ in calls_of(code))
+
+
+def calls_of(code: str) -> Iterator[tuple[str, str]]:
+    """The calls of a program: the letter of each, and its line."""
     for line in body_of(code).splitlines():
         text = line.strip()
-        if not text.startswith(("assert", "#", "del ", "raise")):
-            letters.append(next((letter for pattern, letter in CALLS if re.search(pattern, text)), ""))
-    return "".join(letters)
+        if "(" in text and not text.startswith(("assert", "#", "del ", "raise", "return")):
+            letter = next((letter for pattern, letter in CALLS if re.search(pattern, text)), None)
+            if letter is not None:
+                yield letter, text
 
 
 def body_of(code: str) -> str:
