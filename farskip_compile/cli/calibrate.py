@@ -56,14 +56,18 @@ def calibrate_command(
     except OSError as error:
         raise cannot_write(out, error, "FILE") from None
     progress = Terminal(stderr=True, quiet=not first)
-    chosen: Options = {"dtypes": dtypes} if dtypes else {}
+    chosen: Options = {
+        "device": device,
+        "budget_seconds": budget if budget is not None else QUICK if quick else NORMAL,
+        "ranks_per_node": ranks_per_node,
+    }
+    if dtypes:
+        chosen["dtypes"] = dtypes
     with shown_errors(silent=not first), _ranks(device), progress.status("") as status:
+        if profile is not None:
+            chosen["base"] = load_profile(profile)
         found = measure(
             **chosen,
-            device=device,
-            budget_seconds=budget if budget is not None else QUICK if quick else NORMAL,
-            ranks_per_node=ranks_per_node,
-            base=load_profile(profile) if profile is not None else None,
             compute=only != "links",
             links=only != "compute",
             tell=lambda text: status.update(plain(text)),
