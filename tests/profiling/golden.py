@@ -53,8 +53,8 @@ def operator(name: str, start: float, end: float, external: int, **args: Any) ->
 
 def mark(name: str, start: float, end: float, stream: int) -> Event:
     """Around work on a stream, one nanosecond longer at either end."""
-    found = kernel(name, start, end, stream)
-    return {**found, "cat": "gpu_user_annotation", "ts": start - 0.001, "dur": end - start + 0.002}
+    times = {"ts": start - 0.001, "dur": end - start + 0.002}
+    return {**kernel(name, start, end, stream), **times, "cat": "gpu_user_annotation", "args": {"External id": 99}}
 
 
 # stream 7   attention 0..100              product 140..200
