@@ -40,6 +40,7 @@ WHOLE = {
     "tests/costs/test_kernels.py": "Inductor's kernels",
     "tests/ranks/test_caches.py": "Inductor's cache, filled and read by fresh processes",
     "tests/gpu/test_programs.py": "programs for GPUs, each in a process of its own",
+    "tests/gpu/test_benchmark_link.py": "Triton's compiler, in a process of its own",
     # ranks
     "tests/distributed/test_transformers_inductor.py": "Inductor's kernels on ranks",
     "tests/distributed/test_transformers_ranks.py": "transformers' models on ranks",
