@@ -125,6 +125,15 @@ PASSES = (
         changes=Changes.ROUNDING,
     ),
     Pass(
+        "custom_collectives",
+        "schedule.custom_collectives:mark_custom_collectives",
+        Stage.POST_GRAD,
+        "collectives by operators of the user, as declared: launches, and waits that hold what is in flight",
+        takes=("graph", "facts"),
+        provides=("custom_waits",),
+        changes=Changes.ORDER,
+    ),
+    Pass(
         "pieces",
         "pieces:cut_exchanges",
         Stage.POST_GRAD,
@@ -148,6 +157,7 @@ PASSES = (
         Stage.POST_GRAD,
         "one launch and one wait for each collective; all-to-alls move to their own process group on request",
         takes=("graph", "regroup"),
+        requires=("custom_waits",),
         provides=("collapsed",),
         changes=Changes.FORM,
     ),

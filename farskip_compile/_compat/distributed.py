@@ -76,6 +76,11 @@ def world_group() -> Any | None:
     return dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
 
 
+def world_size() -> int:
+    """Number of ranks of the default process group; 1 without one."""
+    return dist.get_world_size() if world_group() is not None else 1
+
+
 def process_group_store(name: str) -> StoreClient | None:
     """The store of the process group called `name`; None if its ranks have nothing to tell each other."""
     group = distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined,arg-type,unused-ignore]

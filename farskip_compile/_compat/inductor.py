@@ -22,6 +22,7 @@ from torch._inductor.fx_passes.reinplace import inplaceable_ops
 from torch._inductor.utils import contains_collective, contains_wait
 from torch.utils._ordered_set import OrderedSet
 
+from farskip_compile._compat.marks import COMMUNICATES
 from farskip_compile._compat.names import (
     FEWER_PARTS,
     LEFT_OUT,
@@ -186,12 +187,20 @@ def kernel_makes(kernel: Kernel) -> list[str]:
 
 def is_launch_kernel(kernel: Kernel) -> bool:
     """Whether `kernel` launches a collective."""
-    return bool(contains_collective(kernel))
+    return bool(contains_collective(kernel)) or _declared_as(kernel, "launch")
 
 
 def is_wait_kernel(kernel: Kernel) -> bool:
     """Whether `kernel` waits for a collective."""
-    return bool(contains_wait(kernel))
+    return bool(contains_wait(kernel)) or _declared_as(kernel, "wait")
+
+
+def _declared_as(kernel: Kernel, part: str) -> bool:
+    """Whether `kernel` is a call of an operator that was declared as this part of a collective."""
+    if not isinstance(kernel.node, ir.FallbackKernel):  # what takes one of many results has the same origin
+        return False
+    origin = kernel.node.get_origin_node()
+    return origin is not None and origin.meta.get(COMMUNICATES) == part
 
 
 def kernel_parts(kernel: Kernel) -> list[tuple[bool, list[fx.Node]]]:

@@ -6,9 +6,10 @@ Out:   a `CollectiveCost`, and its seconds: a fixed time (alpha) and a time for 
        seconds come as close to the measured ones as this model can.
 Never: communicates, measures, or looks at which ranks a group holds: groups of one size cost the same on every rank.
 
-All operators of `_c10d_functional` are known: all-to-all with equal, given or data-dependent splits, all-reduce,
-all-gather, reduce-scatter and broadcast, in place, with `out=`, and coalesced (the sum of their tensors). A transfer
-between two ranks counts as a broadcast among two.
+Operators of the user's are what they were declared as: an exchange is an all-to-all, a reduction an all-reduce, among
+all ranks if they name no process group. All operators of `_c10d_functional` are known: all-to-all with equal, given or
+data-dependent splits, all-reduce, all-gather, reduce-scatter and broadcast, in place, with `out=`, and coalesced (the
+sum of their tensors). A transfer between two ranks counts as a broadcast among two.
 
 Of n bytes, each of p ranks, r of which share a node, sends a part in a number of steps, by the usual algorithms:
 
@@ -46,11 +47,12 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from farskip_compile._compat.distributed import group_size
+from farskip_compile._compat.distributed import group_size, world_size
 from farskip_compile.costs.memory import Size, tensor_bytes, tensors_of
 from farskip_compile.costs.profile import COLLECTIVE_KINDS, CollectiveKind, HardwareProfile, Link, PerCollective
 from farskip_compile.errors import ConfigError, UnsupportedPatternError
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.declared import declared, part_of_a_collective
 from farskip_compile.passes.schedule.in_flight import arrival
 
 NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "_dtensor")
@@ -88,7 +90,7 @@ def collective_cost(node: fx.Node, size: Size) -> CollectiveCost:
             where=ops.where(node),
         )
     group = ops.process_group(node)
-    ranks = 2 if ops.op_name(node).endswith(POINT_TO_POINT) else group_size(group)
+    ranks = 2 if ops.op_name(node).endswith(POINT_TO_POINT) else group_size(group) if group else world_size()
     given = [value for arg in node.all_input_nodes for value in tensors_of(ops.fake(arg))]
     if isinstance(out := node.kwargs.get("out"), fx.Node):
         given = [value for value in given if value is not ops.fake(out)]
@@ -112,6 +114,8 @@ def is_launch(node: fx.Node) -> bool:
 
 
 def _kind(node: fx.Node) -> CollectiveKind | None:
+    if part_of_a_collective(node) in ("launch", "blocking"):
+        return "all_to_all" if declared(node) == "exchange" else "all_reduce"
     namespace, _, name = ops.op_name(node).partition("::")
     if namespace not in NAMESPACES:
         return None

@@ -22,6 +22,7 @@ from farskip_compile.costs.loops import kernel_ops, transposed_bytes
 from farskip_compile.costs.operators import FREE, OpCost, op_cost, op_seconds, tf32_allowed
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.costs.sizes import SizeHints
+from farskip_compile.passes.graph.declared import part_of_a_collective
 
 COMPUTED = ("matmul", "attention", "grouped_matmul")
 PRODUCTS = ("matmul", "grouped_matmul")
@@ -86,6 +87,8 @@ class Estimates:
 
     def compute(self, node: fx.Node) -> float:
         """Seconds of a node before fusion."""
+        if _blocks(node):
+            return self.collective(node)
         cost = self.fused_cost(node)
         if not self.float8:
             return op_seconds(cost, self.profile, tf32=self._tf32)
@@ -103,6 +106,8 @@ class Estimates:
                 that stands for it first.
         """
         parts = list(parts)
+        if blocks := [one for extern, origins in parts if extern for one in origins[:1] if _blocks(one)]:
+            return sum(map(self.collective, blocks))
         flops = [self._product(origins) for extern, origins in parts if extern]
         seconds = [op_seconds(cost, self.profile, tf32=self._tf32) for cost in flops if cost.kind in COMPUTED]
         if seconds:
@@ -123,6 +128,11 @@ class Estimates:
 
     def _with_pages(self, node: fx.Node, cost: OpCost) -> OpCost:
         return replace(cost, fresh=(self._fresh[node],)) if node in self._fresh else cost
+
+
+def _blocks(node: fx.Node) -> bool:
+    """Whether compute stands still while this collective is under way."""
+    return part_of_a_collective(node) == "blocking"
 
 
 def _in_8_bits(cost: OpCost) -> OpCost:

@@ -23,23 +23,38 @@ _declared: dict[str, Declared] = {}
 _lock = threading.Lock()
 
 
-def declare_op(name: str, kind: DeclaredKind | None = None, *, outputs: Sequence[DeclaredKind] = ()) -> None:
+def declare_op(
+    name: str,
+    kind: DeclaredKind | None = None,
+    *,
+    outputs: Sequence[DeclaredKind] = (),
+    wait: str = "",
+    group: str = "",
+) -> None:
     """Say what a custom operator does, for all compiles of this process from now on.
 
     Args:
         name: `namespace::operator`, as it is registered with `torch.library`.
         kind: `attention`, `mixer` (mixes tokens in another way), `routed` (experts that a router inside chooses),
-            `dense` (each token by itself), or `reduction` (a collective C with C(a + b) = C(a) + C(b), which gets its
-            data as the first argument and returns the result).
+            `dense` (each token by itself), `reduction` (a collective C with C(a + b) = C(a) + C(b), which gets its
+            data as the first argument and returns the result), or `exchange` (a collective that sends rows to other
+            ranks: the dispatch or the combine of experts).
         outputs: instead of `kind`, that of each tensor that it returns: `("dense", "routed")` for an operator that
             returns shared and routed experts apart.
+        wait: of a `reduction` or an `exchange` that returns before it is done, the operator that waits for it: it takes
+            a tensor that the launch has returned, as its first argument, and returns a new one with the result. Then
+            compute can be put between the two. The launch may read its inputs, and write its results, until then;
+            this package keeps both alive and unwritten. Without it, the operator blocks and can't be moved: the
+            report of the compile names it.
+        group: of a `reduction` or an `exchange`, its parameter that is the name of the process group, if that is not
+            `group_name`. All ranks of a group must launch in the same order, which is compared at the first run.
 
     Raises:
         ConfigError: not an operator's name, an unknown kind, or another kind than it was declared with.
     """
     if not isinstance(name, str) or not OPERATOR.fullmatch(name):
         raise ConfigError(f"{name!r} is not the name of an operator", way_out='"mylib::attention", as registered')
-    fact = _fact(name, kind, tuple(outputs), way_out='declare_op("mylib::wkv", "mixer")')
+    fact = _fact(name, kind, tuple(outputs), wait, group, way_out='declare_op("mylib::wkv", "mixer")')
     with _lock:
         if _declared.setdefault(name, fact) != fact:
             raise ConfigError(
@@ -92,8 +107,10 @@ def check_kinds_used(kinds: Mapping[str, Any], used: Sequence[Declared]) -> None
         )
 
 
-def _fact(name: Any, kind: Any, outputs: tuple[Any, ...] = (), *, way_out: str) -> Declared:
+def _fact(
+    name: Any, kind: Any, outputs: tuple[Any, ...] = (), wait: Any = "", group: Any = "", *, way_out: str
+) -> Declared:
     try:
-        return Declared(name, kind, outputs)
+        return Declared(name, kind, outputs, wait, group)
     except ValueError as error:
         raise ConfigError(str(error), way_out=way_out) from error

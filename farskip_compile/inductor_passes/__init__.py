@@ -24,6 +24,7 @@ from farskip_compile._compat.names import DETERMINISTIC
 from farskip_compile.carrier import landing  # noqa: F401 (an operator)
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.errors import ConfigError
+from farskip_compile.inductor_passes import wait_for  # noqa: F401 (an operator)
 from farskip_compile.inductor_passes.cuda_graphs import Captured, keep_flights_whole
 from farskip_compile.inductor_passes.in_pieces import cut_in_pieces
 from farskip_compile.inductor_passes.plan import Plan
@@ -32,7 +33,9 @@ from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.declared import collectives_among, note_declared
 from farskip_compile.passes.pieces import PiecesCut, cut_earlier
+from farskip_compile.passes.schedule.custom_collectives import blocking
 from farskip_compile.passes.schedule.from_graph import input_bytes
 from farskip_compile.passes.schedule.in_flight import arrivals, landed, leave_in_flight
 from farskip_compile.passes.schedule.search import Limits, Schedule
@@ -45,10 +48,13 @@ from farskip_compile.ranks.announce import (
 )
 from farskip_compile.report.schedule import ScheduleReport
 from farskip_compile.verify.before import remember
+from farskip_compile.verify.held import own_waits, verify_held
 from farskip_compile.verify.in_flight import returned, verify_in_flight
 from farskip_compile.verify.kernels import verify_kernels
 from farskip_compile.verify.schedule import verify_order
 
+EARLIER = ("custom_collectives", "pieces", "in_flight")
+"""Passes on the post-grad graph that run, and are checked, each by itself."""
 UNFUSED = 2.0
 """How much more the memory of the graph may grow than that of its kernels, which have the last word. In a graph, what
 fusion will keep out of memory grows too; and kernels that were fused for one order can't take another."""
@@ -70,7 +76,7 @@ class PostGradPass(CustomGraphPass):
         """Run the user's passes, then ours, on `graph` in place."""
         for one in self.inner:
             one(graph)
-        if self.plan is not None and (collective_orders(graph) or arrivals(graph)):
+        if self.plan is not None and communicates(graph, self.plan):
             schedule_post_grad(graph, self.plan, self.identity)
 
     def uuid(self) -> Any:
@@ -88,18 +94,20 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
         VerificationError: the graph that comes out could not take the place of the one that came in.
     """
     _refuse_deterministic()
+    custom_waits = _mark_custom_collectives(graph, plan)
     earlier, in_pieces = cut_earlier(graph), cut(graph, plan)
     phase = _phase(graph)
     left, still_here = _leave_in_flight(graph, phase, plan)
     regroup = _regroup(graph, plan.ep_group)
     facts = {
         "graph": graph,
+        "custom_waits": custom_waits,
         "regroup": regroup,
         "limits": _of_the_graph(plan.limits),
         "in_place": inductor.may_be_written,
         "backward": phase == "backward",
     }
-    driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, "in_flight", "pieces"})
+    driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, *EARLIER})
     before = driver.step("remember", remember, graph, inductor.may_be_written)
     driver.run(through="collectives")
     estimates = driver.facts["estimate"] = driver.step("estimate", _estimates, graph, plan)
@@ -119,6 +127,7 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
         left_in_flight=left,
         leaves=plan.around.leaves if left else "",
         landed=still_here,
+        blocking=blocking(graph),
     )
     schedule: Schedule | None = driver.facts.get("schedule")
     if schedule is not None:
@@ -132,10 +141,27 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
     return report
 
 
+def communicates(graph: fx.Graph, plan: Plan) -> bool:
+    """Whether there is a collective in `graph`, or something in flight that it waits for."""
+    note_declared(graph, collectives_among(plan.declared), ops.op_name)
+    return bool(arrivals(graph) or ops.calls(graph, lambda node: ops.is_collective(node) or ops.is_blocking(node)))
+
+
+def _mark_custom_collectives(graph: fx.Graph, plan: Plan) -> int:
+    """Before anything else is done to `graph`, and checked by itself. How many waits there are."""
+    facts = collectives_among(plan.declared)
+    driver = Driver(PASSES, Stage.POST_GRAD, {"graph": graph, "facts": facts}, plan.skip)
+    before = driver.step("remember", own_waits, graph, facts)
+    driver.run(through="custom_collectives")
+    driver.verify(verify_held, graph, before)
+    driver.finish()
+    return int(driver.facts["custom_waits"])
+
+
 def _leave_in_flight(graph: fx.Graph, phase: str, plan: Plan) -> tuple[int, tuple[str, ...]]:
     """Leave the waits to the next graph that are its, and verify that. How many, and those that are still here."""
     facts = {"graph": graph, "training": phase == "forward"}
-    driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, "pieces"})
+    driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, *EARLIER} - {"in_flight"})
     before = driver.step("remember", returned, graph)
     driver.run(through="in_flight")
     driver.verify(verify_in_flight, graph, before)
@@ -169,13 +195,14 @@ def _scheduled(plan: Plan, graph: fx.Graph) -> Schedule:
     a number of pieces has to be chosen."""
     facts = {
         "graph": graph,
+        "custom_waits": 0,  # marked already
         "regroup": {},
         "limits": _of_the_graph(plan.limits),
         "in_place": inductor.may_be_written,
         "backward": _phase(graph) == "backward",
     }
     leave_in_flight(graph, training=False)  # on a copy, from which nothing is compiled
-    driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, "in_flight", "pieces"} - {"schedule_graph"})
+    driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, *EARLIER} - {"schedule_graph"})
     driver.run(through="collectives")
     driver.facts["estimate"] = _estimates(graph, plan)
     driver.run(through="schedule_graph")
@@ -196,7 +223,8 @@ def _refuse_deterministic() -> None:
 
 def _regroup(graph: fx.Graph, target: str | None) -> dict[str, str]:
     """Process groups of all-to-alls that have the same ranks as `target`."""
-    groups = {ops.process_group(node) for node in ops.calls(graph, ops.is_all_to_all)} - {target}
+    exchanges = ops.calls(graph, lambda node: ops.is_all_to_all(node) and ops.is_functional(node))
+    groups = {ops.process_group(node) for node in exchanges} - {target}
     if target is None or not groups:
         return {}
     ranks = group_ranks(target)

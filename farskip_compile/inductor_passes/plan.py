@@ -19,6 +19,7 @@ from farskip_compile._compat.distributed import world_group
 from farskip_compile.config import FarSkipConfig, Pieces, PiecesAlong, resolve
 from farskip_compile.costs.device import profile_of
 from farskip_compile.costs.profile import HardwareProfile
+from farskip_compile.passes.graph.declared import Declared
 from farskip_compile.passes.schedule.search import Limits
 
 
@@ -59,6 +60,8 @@ class Plan:
     micro_batches: int = 1
     """In how many parts the batch is cut."""
     around: Around = Around()
+    declared: tuple[Declared, ...] = ()
+    """What operators were declared to be."""
 
 
 def make_plan(
@@ -89,4 +92,5 @@ def make_plan(
         config.pieces_along,
         config.micro_batches,
         around,
+        config.declared,
     )

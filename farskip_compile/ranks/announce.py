@@ -62,9 +62,12 @@ class Announcement:
 
 
 def collective_orders(graph: fx.Graph) -> dict[str, list[str]]:
-    """For each process group of `graph`, its launches in order: operator, reduction and type."""
+    """For each process group of `graph`, its launches in order, also those that block: operator, reduction and type.
+
+    Of operators that name no group nobody knows whose order to compare theirs with.
+    """
     orders: dict[str, list[str]] = {}
-    for node in ops.calls(graph, ops.is_collective):
+    for node in _launches(graph):
         name = ops.op_name(node).split("::")[1]
         reduction = [arg for arg in node.args[1:2] if isinstance(arg, str) and "reduce" in name]
         value = next((ops.tensor(arg) for arg in node.all_input_nodes if ops.tensor(arg) is not None), None)
@@ -77,10 +80,15 @@ def collective_sizes(graph: fx.Graph) -> dict[str, Sizes]:
     """For each process group of `graph`, the sizes of what its launches send, if no size is symbolic and none is split
     unevenly: such sizes may differ between ranks."""
     found: dict[str, list[list[list[int]] | None]] = {}
-    for node in ops.calls(graph, ops.is_collective):
+    for node in _launches(graph):
         found.setdefault(ops.process_group(node), []).append(_fixed_sizes(node))
     known = {group: [one for one in sizes if one is not None] for group, sizes in found.items()}
     return {group: known[group] if len(known[group]) == len(sizes) else None for group, sizes in found.items()}
+
+
+def _launches(graph: fx.Graph) -> list[fx.Node]:
+    found = ops.calls(graph, lambda node: ops.is_collective(node) or ops.is_blocking(node))
+    return [node for node in found if ops.process_group(node)]
 
 
 def _fixed_sizes(node: fx.Node) -> list[list[int]] | None:

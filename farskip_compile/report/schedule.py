@@ -87,6 +87,8 @@ class ScheduleReport:
     """By which key the next layer finds that."""
     landed: tuple[str, ...] = ()
     """Waits that were to be left to the next layer and are not: the exchange was cut in other pieces than expected."""
+    blocking: tuple[str, ...] = ()
+    """Operators that communicate, and that can't be moved apart: `4 x symm_mem::one_shot_all_reduce`."""
     cuda_graphs: int = 0
     """Parts of the program that Inductor takes for CUDA graphs. It may still decline, and logs why."""
     outside_cuda_graphs: bool = False
@@ -118,7 +120,7 @@ class ScheduleReport:
         for name in ("unscheduled", "before", "after"):
             if known.get(name) is not None:
                 known[name] = Predicted(**known[name])
-        for name in ("exchanges_whole", "pieces_along", "landed"):
+        for name in ("exchanges_whole", "pieces_along", "landed", "blocking"):
             if name in known:
                 known[name] = tuple(known[name])
         if "flights" in known:
@@ -139,6 +141,8 @@ class ScheduleReport:
         if self.left_in_flight or self.landed:
             text += f", {self.left_in_flight} left in flight"
             text += f" and {len(self.landed)} waited for that should be" if self.landed else ""
+        if self.blocking:
+            text += f", blocking and not to be moved: {', '.join(self.blocking)}"
         if self.cuda_graphs:
             text += f", {amount(self.cuda_graphs, 'CUDA graph')}"
             text += " without collectives" if self.outside_cuda_graphs else ""

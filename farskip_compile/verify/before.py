@@ -131,7 +131,7 @@ def _calls(nodes: Iterable[fx.Node]) -> Calls:
 
 def _traits(node: fx.Node) -> _Traits:
     target = node.target
-    launch, wait = ops.is_collective(node), ops.is_wait(node)
+    launch, wait = ops.is_collective(node) or ops.is_blocking(node), ops.is_wait(node)
     written = [parameter.alias_info for parameter in parameters(target)] if isinstance(target, OpOverload) else None
     return _Traits(
         launch,

@@ -6,7 +6,7 @@ nothing. Linear.
 What must hold:
 1. The kernels are those from before, each once.
 2. Each kernel comes after those that make what it needs.
-3. The launches of each process group are in the order they had.
+3. The collectives of each process group, those that block included, are launched in the order they had.
 """
 
 from __future__ import annotations
@@ -51,10 +51,13 @@ def _law_2_needs(after: Sequence[inductor.Kernel], place: Mapping[inductor.Kerne
 def _law_3_launches(before: Sequence[inductor.Kernel], place: Mapping[inductor.Kernel, int]) -> None:
     last: dict[str, inductor.Kernel] = {}
     for kernel in before:
-        if not inductor.is_launch_kernel(kernel):
-            continue
-        origins = (node for _, nodes in inductor.kernel_parts(kernel) for node in nodes)
-        launch = next((node for node in origins if ops.is_collective(node)), None)
+        parts = inductor.kernel_parts(kernel)
+        if inductor.is_launch_kernel(kernel):
+            launch = next((node for _, nodes in parts for node in nodes if ops.is_collective(node)), None)
+        else:
+            launch = next((nodes[0] for extern, nodes in parts if extern and nodes and ops.is_blocking(nodes[0])), None)
+            if launch is None:
+                continue
         group = ops.process_group(launch) if launch is not None else ""
         earlier = last.get(group)
         if earlier is not None and place[earlier] > place[kernel]:

@@ -125,7 +125,8 @@ class _Check:
 
     def _channel(self, launch: fx.Node, group: str) -> str:
         """The process group that a launch must be on, which was on `group`."""
-        return self.regroup.get(group, group) if ops.is_all_to_all(launch) else group
+        moves = ops.is_all_to_all(launch) and ops.is_functional(launch)
+        return self.regroup.get(group, group) if moves else group
 
     def law_2_inputs_come_first(self) -> None:
         for place, node in enumerate(self.nodes):
@@ -203,7 +204,8 @@ class _Check:
         orders = Announcement.from_text(str(found[0].args[0])).report.orders
         left = {group: iter(order) for group, order in orders.items()}
         for node in calls:
-            if node.name in self.before.launches:
+            group = self.before.launches.get(node.name)
+            if group is not None and (group or not ops.is_blocking(node)):
                 group = ops.process_group(node)
                 if not _announces(next(left.get(group, iter(())), ""), node):
                     raise _error(node, f"it is not announced as the next launch of {group!r}")

@@ -1,22 +1,28 @@
 """Facts that a user declared, noted on the nodes that they are about.
 
 Contract: `note_declared` writes them into `node.meta`, before anything is read off a graph; `declared` reads one back.
-No other place knows of them. A fact about a module holds for all nodes that Dynamo traced in it.
+No other place knows of them. A fact about a module holds for all nodes that Dynamo traced in it. A collective that was
+declared with its wait is a launch and a wait like PyTorch's own; without, it is one operator that blocks.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 from torch import fx
 
-DeclaredKind = Literal["attention", "mixer", "dense", "routed", "reduction"]
+from farskip_compile._compat.marks import COMMUNICATES
+
+DeclaredKind = Literal["attention", "mixer", "dense", "routed", "reduction", "exchange"]
 KINDS = get_args(DeclaredKind)
+COLLECTIVES = ("reduction", "exchange")
+Part = Literal["launch", "wait", "blocking"]
 KEY = "farskip_declared"
+GROUP = "farskip_declared_group"
 OUTPUTS = "farskip_declared_outputs"
 PICKED = "farskip_declared_output"
 OPERATOR = re.compile(r"[A-Za-z_]\w*::[A-Za-z_][\w.]*")
@@ -32,6 +38,10 @@ class Declared:
     kind: DeclaredKind | None
     outputs: tuple[DeclaredKind, ...] = ()
     """The kind of each tensor that it returns, if they differ; `kind` is None then."""
+    wait: str = ""
+    """Of a collective that returns before it is done: the operator that takes its result, and returns it when it is."""
+    group: str = ""
+    """Of a collective: the parameter that is the name of its process group; empty: `group_name`, if there is one."""
 
     def __post_init__(self) -> None:
         """Raises: ValueError: nothing can have this name, or be of this kind."""
@@ -42,12 +52,26 @@ class Declared:
         for kind in (self.kind,) if self.kind is not None else self.outputs:
             if kind not in KINDS:
                 raise ValueError(f"{self.name}: {kind!r} is no kind; one of {', '.join(KINDS)}")
+        if not all(isinstance(text, str) for text in (self.wait, self.group)):
+            raise ValueError(f"{self.name}: wait={self.wait!r} and group={self.group!r} are names")
+        if (self.wait or self.group) and (self.kind not in COLLECTIVES or "::" not in self.name):
+            raise ValueError(f"{self.name}: only operators that are a reduction or an exchange have a wait and a group")
+        if self.wait and (self.wait == self.name or not OPERATOR.fullmatch(self.wait)):
+            raise ValueError(f"{self.name}: wait={self.wait!r} is not the name of another operator")
 
     def __str__(self) -> str:
-        return self.kind or f"({', '.join(self.outputs)})"
+        return " ".join(
+            [
+                self.kind or f"({', '.join(self.outputs)})",
+                *([f"that {self.wait} waits for"] if self.wait else []),
+                *([f"on the process group {self.group}"] if self.group else []),
+            ]
+        )
 
-    def to_json(self) -> str | list[str]:
-        """Plain data: the kind, or kinds."""
+    def to_json(self) -> str | list[str] | dict[str, str]:
+        """Plain data: the kind, or kinds; of a collective with a wait or a group those besides."""
+        if self.wait or self.group:
+            return {"kind": self.kind or "", "wait": self.wait, "group": self.group}
         return self.kind or list(self.outputs)
 
     @classmethod
@@ -59,6 +83,10 @@ class Declared:
         """
         if isinstance(data, list | tuple):
             return cls(name, None, tuple(data))
+        if isinstance(data, Mapping):
+            if unknown := sorted(map(str, data.keys() - {"kind", "wait", "group"})):
+                raise ValueError(f"{name} is declared with {', '.join(unknown)}, which nothing has")
+            return cls(name, data.get("kind"), (), data.get("wait", ""), data.get("group", ""))
         return cls(name, data)
 
 
@@ -68,6 +96,7 @@ def note_declared(graph: fx.Graph, facts: Sequence[Declared], name_of: Any) -> t
     `name_of` gives the name of an operator.
     """
     by_operator = {fact.name: fact for fact in facts}
+    by_wait = {fact.wait: fact for fact in facts if fact.wait}
     by_module = [fact for fact in facts if "::" not in fact.name and fact.kind is not None]
     if not facts:
         return ()
@@ -75,7 +104,14 @@ def note_declared(graph: fx.Graph, facts: Sequence[Declared], name_of: Any) -> t
     for node in graph.nodes:
         if node.op not in ("call_function", "call_method"):
             continue
-        fact = by_operator.get(name_of(node))
+        name = name_of(node)
+        if name in by_wait:
+            node.meta[COMMUNICATES] = "wait"
+            continue
+        fact = by_operator.get(name)
+        if fact is not None and fact.kind in COLLECTIVES:
+            node.meta[COMMUNICATES] = "launch" if fact.wait else "blocking"
+            node.meta[GROUP] = fact.group
         if fact is None and by_module:
             paths = list(_modules_of(node))
             fact = next((one for one in by_module if any(fnmatchcase(path, one.name) for path in paths)), None)
@@ -86,6 +122,11 @@ def note_declared(graph: fx.Graph, facts: Sequence[Declared], name_of: Any) -> t
                 node.meta[OUTPUTS] = fact.outputs
                 _note_outputs(node, fact.outputs)
     return tuple(fact for fact in facts if fact in used)
+
+
+def collectives_among(facts: Sequence[Declared]) -> tuple[Declared, ...]:
+    """Those that are about an operator that communicates."""
+    return tuple(fact for fact in facts if fact.kind in COLLECTIVES and "::" in fact.name)
 
 
 def _note_outputs(node: fx.Node, outputs: Sequence[DeclaredKind]) -> None:
@@ -99,6 +140,17 @@ def _note_outputs(node: fx.Node, outputs: Sequence[DeclaredKind]) -> None:
 def is_declared(node: fx.Node) -> bool:
     """Whether something was declared about the operator or the module of `node`."""
     return KEY in node.meta
+
+
+def part_of_a_collective(node: fx.Node) -> Part | None:
+    """Which part of a collective that was declared `node` is; `blocking`: all of it. None: it is none."""
+    part: Part | None = node.meta.get(COMMUNICATES)
+    return part
+
+
+def group_parameter(node: fx.Node) -> str:
+    """Of a launch that was declared, the parameter that is the name of its process group, if it was said."""
+    return str(node.meta.get(GROUP, ""))
 
 
 def declared(node: fx.Node) -> DeclaredKind | None:

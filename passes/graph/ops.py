@@ -16,9 +16,10 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import HigherOrderOperator, OpOverload, OpOverloadPacket, same_dim
+from farskip_compile._compat.marks import COMMUNICATES
 from farskip_compile._compat.tensors import parameters, qualified_name
 from farskip_compile.errors import Where
-from farskip_compile.passes.graph.declared import declared
+from farskip_compile.passes.graph.declared import declared, group_parameter, part_of_a_collective
 from farskip_compile.passes.graph.walk import bodies
 
 VIEWS = frozenset(["view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten", "unflatten"])
@@ -43,6 +44,13 @@ LINEAR_COLLECTIVES = frozenset(
     f"_c10d_functional::{name}"
     for name in ("all_reduce", "all_reduce_", "reduce_scatter_tensor", "all_gather_into_tensor")
 )
+GROUP_PARAMETERS = ("group_name", "group", "process_group")
+OF_PYTORCH = frozenset(
+    ["aten", "prims", "c10d", "c10d_functional", "_c10d_functional", "_c10d_functional_autograd", "_dtensor"]
+)
+"""Namespaces whose collectives are known."""
+WAIT_FOR = "farskip::wait_for"
+"""What the wait of a declared collective becomes before it is scheduled."""
 NAMES = 4096
 """Operators whose names are remembered."""
 LINEAR_REDUCTIONS = frozenset({"sum", "avg"})
@@ -158,14 +166,35 @@ def _fills(value: torch.Tensor, result: torch.Tensor) -> bool:
 
 
 def is_collective(node: fx.Node) -> bool:
-    """A launch of a functional collective (not its wait)."""
-    name = op_name(node)
-    return name.startswith(("_c10d_functional::", "c10d_functional::")) and not is_wait(node)
+    """A launch of a functional collective (not its wait), or what was declared as one."""
+    return (is_functional(node) and not is_wait(node)) or part_of_a_collective(node) == "launch"
+
+
+def is_functional(node: fx.Node) -> bool:
+    """A functional collective of PyTorch, or its wait."""
+    return op_name(node).startswith(("_c10d_functional::", "c10d_functional::"))
+
+
+def is_blocking(node: fx.Node) -> bool:
+    """A collective in one operator, which can't be moved apart: declared, or it names a process group."""
+    return part_of_a_collective(node) == "blocking" or (COMMUNICATES not in node.meta and _names_a_group(node.target))
+
+
+@functools.lru_cache(maxsize=4096)
+def _names_a_group(target: object) -> bool:
+    overload = target if isinstance(target, OpOverload) else getattr(target, "default", None)
+    of_pytorch = not isinstance(overload, OpOverload) or overload.namespace in OF_PYTORCH
+    return not of_pytorch and _group_parameter(overload) is not None
 
 
 def process_group(node: fx.Node) -> str:
-    """Name of the process group of a launch."""
-    position, name = _group_parameter(node.target)
+    """Name of the process group of a launch; empty if an operator that was declared names none."""
+    place = _group_parameter(node.target, group_parameter(node))
+    if place is None:
+        if COMMUNICATES in node.meta:
+            return ""
+        raise ValueError(f"{node.target} names no process group")
+    position, name = place
     group: object = node.args[position] if position < len(node.args) else node.kwargs.get(name)
     group = fake(group) if isinstance(group, fx.Node) else group  # an input, where one graph serves all ranks
     return str(getattr(group, "group_name", group))
@@ -173,7 +202,9 @@ def process_group(node: fx.Node) -> str:
 
 def set_process_group(node: fx.Node, group: str) -> None:
     """Let a launch use another process group."""
-    position, name = _group_parameter(node.target)
+    place = _group_parameter(node.target)
+    assert place is not None
+    position, name = place
     if position < len(node.args):
         node.update_arg(position, group)
     else:
@@ -181,18 +212,19 @@ def set_process_group(node: fx.Node, group: str) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _group_parameter(target: object) -> tuple[int, str]:
+def _group_parameter(target: object, declared_name: str = "") -> tuple[int, str] | None:
     packet = target if isinstance(target, OpOverload) else getattr(target, "default", None)
     if isinstance(packet, OpOverload):
         for position, argument in enumerate(parameters(packet)):
-            if argument.name in ("group_name", "group"):
+            if argument.name == declared_name or (not declared_name and argument.name in GROUP_PARAMETERS):
                 return position, argument.name
-    raise ValueError(f"{target} names no process group")
+    return None
 
 
 def is_wait(node: fx.Node) -> bool:
-    """The wait of a functional collective."""
-    return op_name(node).endswith("c10d_functional::wait_tensor")
+    """The wait of a functional collective, or of what was declared as one."""
+    name = op_name(node)
+    return name.endswith("c10d_functional::wait_tensor") or name == WAIT_FOR or node.meta.get(COMMUNICATES) == "wait"
 
 
 def is_all_to_all(node: fx.Node) -> bool:

@@ -138,7 +138,10 @@ MIXER = (
     Evidence("product of two activations", _is_product_of_activations),
     Evidence("cumsum along tokens", _is_cumsum_along_tokens),
 )
-EXCHANGE = (Evidence("all-to-all of tokens", lambda facts, node: ops.is_all_to_all(node)),)
+EXCHANGE = (
+    Evidence("all-to-all of tokens", lambda facts, node: ops.is_all_to_all(node)),
+    Evidence("{operator} was declared as an exchange", lambda facts, node: declared(node) == "exchange"),
+)
 EXPERTS = (
     Evidence("{operator} was declared as routed", lambda facts, node: declared(node) == "routed"),
     Evidence("top-k selects groups of {operator}", _selects_groups),

@@ -17,6 +17,7 @@ from torch import fx
 
 from farskip_compile._compat import is_module_state
 from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph.declared import declared
 from farskip_compile.passes.graph.walk import spread
 from farskip_compile.passes.normalize.accumulations import addends
 from farskip_compile.passes.normalize.single_assignment import mutation_edges
@@ -251,7 +252,7 @@ def find_root(flow: Dataflow, below: Summands, size: Mapping[fx.Node, int]) -> S
 
 def _is_choice(node: fx.Node) -> bool:
     """What routes: a selection, or an exchange of tokens."""
-    return ops.is_selection(node) or ops.is_all_to_all(node)
+    return ops.is_selection(node) or ops.is_all_to_all(node) or declared(node) == "exchange"
 
 
 def depends_on(flow: Dataflow, sources: Iterable[fx.Node], span: Iterable[fx.Node] | None = None) -> set[fx.Node]:

@@ -32,7 +32,9 @@ def normalize_collectives(graph: fx.Graph, regroup: dict[str, str] | None = None
     moved to, by name."""
     first: dict[fx.Node, fx.Node] = {}
     waits = moved = 0
-    for node in ops.calls(graph, lambda node: ops.is_wait(node) or ops.is_all_to_all(node)):
+    for node in ops.calls(
+        graph, lambda node: ops.is_wait(node) or (ops.is_all_to_all(node) and ops.is_functional(node))
+    ):
         if ops.is_wait(node):
             result = node.all_input_nodes[0]
             known = result if ops.is_wait(result) else first.setdefault(result, node)

@@ -11,13 +11,14 @@ Any order that keeps a task's needs gives the same values. A task needs what its
    launch;
 3. random operators and other side effects keep their order among themselves.
 4. what came in flight was launched before all else: its launch is a task of its own, with the input for its node. Only
-   the last one on a channel takes time.
+   the last one on a channel takes time;
+5. a collective in one operator, which blocks, stays where it is among the others of its process group.
 Memory: one buffer for all nodes that are views of each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -96,6 +97,7 @@ def read_program(
     _order_memory(nodes, needs, in_flight, launch_of)  # 1.
     _order_in_place(nodes, needs, in_flight, launch_of, in_place)  # 2.
     _order_side_effects(nodes, needs)  # 3.
+    order_blocking(nodes, needs)  # 5.
     tasks = []
     for i, node in enumerate(nodes):
         required = tuple(sorted(needs[i]))
@@ -202,6 +204,21 @@ def _order_side_effects(nodes: list[fx.Node], needs: list[set[int]]) -> None:
             if last is not None:
                 needs[i].add(last)
             last = i
+
+
+def order_blocking(calls: Sequence[fx.Node | None], needs: Sequence[set[int]]) -> None:
+    """Keep what blocks in its place among the collectives of its group; None: no collective."""
+    last: dict[str, int] = {}
+    last_blocking: dict[str, int] = {}
+    for i, node in enumerate(calls):
+        if node is None or not ((blocks := ops.is_blocking(node)) or ops.is_collective(node)):
+            continue
+        group = ops.process_group(node)
+        earlier = (last if blocks else last_blocking).get(group)
+        needs[i].update([] if earlier is None else [earlier])
+        last[group] = i
+        if blocks:
+            last_blocking[group] = i
 
 
 def _buffers(

@@ -27,7 +27,13 @@ from torch import fx
 from farskip_compile._compat import inductor, kernel_memory
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.schedule.from_graph import PLACE, NetworkEstimate, arrival_task, launch_task
+from farskip_compile.passes.schedule.from_graph import (
+    PLACE,
+    NetworkEstimate,
+    arrival_task,
+    launch_task,
+    order_blocking,
+)
 from farskip_compile.passes.schedule.in_flight import arrival, arrivals
 from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
 
@@ -51,10 +57,12 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, i
     first = len(came)
     flying = {kernel: i for i, kernel in enumerate(came)}
     maker = {name: i for i, kernel in enumerate(kernels, first) for name in inductor.kernel_makes(kernel)}
-    for i, kernel in enumerate(kernels, first):
-        needed = {maker[name] for name in inductor.kernel_needs(kernel) if name in maker} - {i}
+    found = [{maker[name] for name in inductor.kernel_needs(kernel) if name in maker} - {i}
+             for i, kernel in enumerate(kernels, first)]  # fmt: skip
+    parts_of = list(map(inductor.kernel_parts, kernels))
+    order_blocking([None] * first + [_communicates(parts) for parts in parts_of], [set()] * first + found)
+    for i, (kernel, parts, needed) in enumerate(zip(kernels, parts_of, found, strict=True), first):
         needs = tuple(sorted(needed)) or tuple(range(first))
-        parts = inductor.kernel_parts(kernel)
         name = inductor.kernel_name(kernel)
         if needs and needs[-1] > i:
             raise _out_of_order(name, inductor.kernel_name(kernels[needs[-1] - first]), parts)
@@ -121,6 +129,12 @@ def _out_of_order(reader: str, writer: str, parts: list[tuple[bool, list[fx.Node
 def _launch_node(parts: list[tuple[bool, list[fx.Node]]]) -> fx.Node | None:
     """The graph node of a launch. Inductor's first origin may be its wait."""
     return next((node for _, origins in parts for node in origins if ops.is_collective(node)), None)
+
+
+def _communicates(parts: list[tuple[bool, list[fx.Node]]]) -> fx.Node | None:
+    """The graph node of a launch, or of a collective that blocks."""
+    blocks = (origins[0] for extern, origins in parts if extern and origins and ops.is_blocking(origins[0]))
+    return _launch_node(parts) or next(blocks, None)
 
 
 def _awaited(tasks: Sequence[Task], needs: tuple[int, ...]) -> int | None:

@@ -30,7 +30,10 @@ GIVEN = {
         *("module", "graph", "autocast", "table", "connectivity", "layers", "leaving", "pieces_later"),
         *("stream", "regions", "term_names", "table_as_wired"),
     },
-    Stage.POST_GRAD: {"graph", "training", "pieces", "regroup", "estimate", "limits", "in_place", "backward"},
+    Stage.POST_GRAD: {
+        *("graph", "facts", "training", "pieces", "regroup"),
+        *("estimate", "limits", "in_place", "backward"),
+    },
     Stage.BEFORE_FUSION: {"kernels"},
     Stage.AFTER_FUSION: {"kernels", "estimate", "limits", "input_bytes"},
 }

@@ -96,7 +96,7 @@ def _is_tuple(arg: object) -> bool:
 
 def _by_rule(node: fx.Node, given: Given) -> Rows:
     """What the rule of an operator says, and the numbers among its arguments."""
-    rule = _rule_of(ops.op_name(node))
+    rule = pointwise if ops.is_wait(node) else _rule_of(ops.op_name(node))
     number = FREE
     for arg in node.all_input_nodes:
         if _is_one_number(arg):
@@ -171,13 +171,17 @@ def attribute(node: fx.Node, given: Given) -> Rows:
 
 def is_contraction(node: fx.Node) -> bool:
     """Whether features meet in `node`: a product of matrices, a convolution, an operator that nothing is known of."""
-    return ops.op_name(node).rstrip("_") in CONTRACTIONS or is_declared(node) or is_unknown(node)
+    if is_declared(node):
+        return declared(node) != "exchange"
+    return ops.op_name(node).rstrip("_") in CONTRACTIONS or is_unknown(node)
 
 
 def is_unknown(node: fx.Node) -> bool:
     """Whether nothing is known about an operator, or it holds a graph of its own."""
     name = ops.op_name(node)
-    return bool(name) and not is_declared(node) and (name.startswith("higher_order::") or _rule_of(name) is unknown)
+    if is_declared(node) or ops.is_wait(node):
+        return False
+    return bool(name) and (name.startswith("higher_order::") or _rule_of(name) is unknown)
 
 
 CONTRACTIONS = frozenset(
@@ -280,10 +284,16 @@ WHEREVER = frozenset(
 """Rules that hold of picked rows of which nobody knows along which dimensions they are."""
 
 
+def exchange(node: fx.Node, given: Given) -> Rows:
+    """Rows go to other ranks, alone or with what belongs to them."""
+    return collectives.exchanged(node, given) if ops.tensor(node) is not None else routed(node, given)
+
+
 DECLARED: dict[str, Rule] = {
     "attention": mixes,
     "mixer": mixes,
     "routed": routed,
     "dense": alone,
     "reduction": pointwise,
+    "exchange": exchange,
 }

@@ -1,0 +1,267 @@
+"""Collectives by operators of the user: with a launch and a wait they are overlapped as PyTorch's own are; one that
+blocks stays in its place, and the report names it.
+
+The operators run over a link that uses its buffers from launch to wait (`tests.late_link`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+import farskip_compile
+from farskip_compile import ConfigError, UnsupportedPatternError, declare, declare_op
+from farskip_compile.passes.schedule import custom_collectives
+from farskip_compile.passes.schedule.custom_collectives import blocking
+from farskip_compile.verify import held as held_proof
+from tests.economy import scalar_kernels
+from tests.late_link import BufferInFlightError, late_link
+
+WIDTH, VOCABULARY, LAYERS = 16, 20, 3
+IDS = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6])
+C10D = torch.ops._c10d_functional
+
+
+@torch.library.custom_op("farskip_tests::send", mutates_args=())
+def send(x: Tensor, ranks: str) -> Tensor:
+    half = x.shape[0] // 2
+    return C10D.all_to_all_single(x, [half, half], [half, half], ranks)
+
+
+@torch.library.custom_op("farskip_tests::send_scaled", mutates_args=())
+def send_scaled(x: Tensor, scales: Tensor, ranks: str) -> tuple[Tensor, Tensor]:
+    return send(x, ranks), send(scales, ranks)
+
+
+@torch.library.custom_op("farskip_tests::arrived", mutates_args=())
+def arrived(x: Tensor) -> Tensor:
+    return C10D.wait_tensor(x).clone()
+
+
+@torch.library.custom_op("farskip_tests::swap", mutates_args=())
+def swap(x: Tensor, ranks: str) -> Tensor:
+    return arrived(send(x, ranks))
+
+
+@torch.library.custom_op("farskip_tests::swap_somewhere", mutates_args=())
+def swap_somewhere(x: Tensor) -> Tensor:
+    """As those libraries do whose group is a handle elsewhere."""
+    return arrived(send(x, dist.group.WORLD.group_name))  # type: ignore[union-attr]
+
+
+for operator in (send, swap):
+    operator.register_fake(lambda x, ranks: torch.empty_like(x))
+for operator in (arrived, swap_somewhere):
+    operator.register_fake(lambda x: torch.empty_like(x))
+send_scaled.register_fake(lambda x, scales, ranks: (torch.empty_like(x), torch.empty_like(scales)))
+
+
+def _sent_back(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    return arrived(send(gradient.contiguous(), ctx.ranks)), None
+
+
+def _remember(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.ranks = inputs[1]
+
+
+send.register_autograd(_sent_back, setup_context=_remember)
+swap.register_autograd(_sent_back, setup_context=_remember)
+arrived.register_autograd(lambda ctx, gradient: gradient)
+
+
+class Layer(nn.Module):
+    """Tokens are mixed; then experts of this and the other rank."""
+
+    def __init__(self, how: str, ranks: str) -> None:
+        super().__init__()
+        self.how, self.ranks = how, ranks
+        self.mix, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.router = nn.Linear(WIDTH, 4)
+        self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+
+    def attention(self, x: Tensor) -> Tensor:
+        q, k, v = self.mix(x)[None, None].chunk(3, -1)
+        return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True)[0, 0])
+
+    def exchange(self, x: Tensor) -> Tensor:
+        if self.how == "in two":
+            return arrived(send(x, self.ranks))
+        if self.how == "with scales":
+            scales = x.abs().amax(-1, keepdim=True)
+            rows, their_scales = send_scaled(x / scales, scales, self.ranks)
+            return arrived(rows) * arrived(their_scales)
+        return swap(x, self.ranks) if self.how == "in one" else swap_somewhere(x)
+
+    def experts(self, x: Tensor) -> Tensor:
+        weight, chosen = self.router(x).softmax(-1).topk(1)
+        rows = x[torch.argsort(chosen[:, 0], stable=True)]
+        done = self.exchange(self.down(F.silu(self.up(self.exchange(rows)))))
+        return done[torch.argsort(torch.argsort(chosen[:, 0], stable=True))] * weight
+
+
+class Model(nn.Module):
+    def __init__(self, how: str, ranks: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(Layer(how, ranks) for _ in range(LAYERS))
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(2 * LAYERS + 1))
+        self.embedding, self.head = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids)
+        for number, layer in enumerate(self.layers):
+            x = x + layer.attention(self.norms[2 * number](x))
+            x = x + layer.experts(self.norms[2 * number + 1](x))
+        return self.head(self.norms[-1](x))
+
+
+def by_hand(model: Model, ids: Tensor) -> Tensor:
+    """Attention reads the stream without the experts before it, and experts without the attention before them."""
+    without_last = x = model.embedding(ids)
+    for number, layer in enumerate(model.layers):
+        attention = layer.attention(model.norms[2 * number](without_last))
+        experts = layer.experts(model.norms[2 * number + 1](x))
+        without_last = x + attention
+        x = without_last + experts
+    return model.head(model.norms[-1](x))
+
+
+@pytest.fixture
+def group() -> Iterator[dist.ProcessGroup]:
+    with late_link(2) as found, scalar_kernels():
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _nothing_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(declare, "_declared", {})
+
+
+def declare_all() -> None:
+    declare_op("farskip_tests::send", "exchange", wait="farskip_tests::arrived", group="ranks")
+    declare_op("farskip_tests::send_scaled", "exchange", wait="farskip_tests::arrived", group="ranks")
+    declare_op("farskip_tests::swap", "exchange", group="ranks")
+    declare_op("farskip_tests::swap_somewhere", "exchange")
+
+
+def compiled(model: nn.Module, **options: Any) -> Any:
+    return torch.compile(model, backend=farskip_compile.backend(check_order=False, **options), fullgraph=True)
+
+
+@pytest.mark.parametrize("how", ["in two", "with scales", "in one", "somewhere"])
+def test_a_model_with_them_is_rewired_and_computes_what_the_form_by_hand_does(how: str, group: Any) -> None:
+    declare_all()
+    model = Model(how, group.group_name)
+    expected = by_hand(model, IDS)
+    assert not torch.allclose(expected, model(IDS), atol=1e-2)
+    assert torch.equal(compiled(model, inner="eager")(IDS), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(model)(IDS), expected, rtol=0, atol=1e-5)
+    (report,) = farskip_compile.last_schedules()[-1:]
+    flights = {"in two": 2 * LAYERS, "with scales": 2 * LAYERS}.get(how, 0)
+    assert len(report.flights) == flights
+    names = {
+        "in one": (f"{2 * LAYERS} x farskip_tests::swap",),
+        "somewhere": (f"{2 * LAYERS} x farskip_tests::swap_somewhere",),
+    }
+    assert report.blocking == names.get(how, ())
+    assert report.after is not None
+    if flights:
+        assert report.after.exposed_seconds < report.unscheduled.exposed_seconds  # type: ignore[union-attr]
+    launched = {"in two": "send", "with scales": "send_scaled", "in one": "swap"}.get(how)
+    assert [one.split()[0] for order in report.orders.values() for one in order] == [launched] * 2 * LAYERS * (
+        launched is not None
+    )
+
+
+@pytest.mark.parametrize("how", ["in two", "in one"])
+@pytest.mark.parametrize("plan", [{}, {"allow_buffer_reuse": True}])
+def test_gradients_and_what_is_in_flight_meanwhile(how: str, plan: dict[str, Any], group: Any) -> None:
+    declare_all()
+    model = Model(how, group.group_name)
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(by_hand(model, IDS).square().sum(), parameters)
+    found = torch.autograd.grad(compiled(model, inductor=plan)(IDS).square().sum(), parameters)
+    for one, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, right, rtol=1e-4, atol=1e-4)
+
+
+def in_place(x: Tensor, y: Tensor, ranks: str) -> tuple[Tensor, Tensor, Tensor]:
+    """What is sent is read last by a kernel that Inductor writes in place; there is a product to put in between."""
+    sent = x @ x
+    flying = send(sent, ranks)
+    written = (sent + y).sin()
+    return arrived(flying) + 1, written, y @ y @ y @ y + written
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_what_is_in_flight_is_held_until_the_wait(held: bool, group: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    declare_all()
+    x, y = torch.randn(WIDTH, WIDTH), torch.randn(WIDTH, WIDTH) / 4
+    expected = in_place(x, y, group.group_name)
+    if not held:
+        monkeypatch.setattr(custom_collectives, "_comes_before", lambda node, other: False)
+        monkeypatch.setattr(held_proof, "_in_flight", lambda result, seen: set())
+    run = compiled(in_place, connectivity="none", strict=False)
+    with torch.no_grad(), torch._inductor.config.patch(force_disable_caches=True):
+        if held:
+            for one, right in zip(run(x, y, group.group_name), expected, strict=True):
+                torch.testing.assert_close(one, right)
+        else:
+            with pytest.raises(BufferInFlightError):
+                run(x, y, group.group_name)
+
+
+def test_a_wait_that_does_not_hold_what_is_in_flight_is_not_delivered(group: Any, monkeypatch: Any) -> None:
+    declare_all()
+    monkeypatch.setattr(custom_collectives, "_comes_before", lambda node, other: False)
+    caches = torch._inductor.config.patch(force_disable_caches=True)
+    with caches, pytest.raises(Exception, match=r"it does not hold .*, which its launch has in flight"):
+        compiled(Model("in two", group.group_name))(IDS)
+
+
+def test_without_a_declaration_a_model_is_not_understood(group: Any) -> None:
+    with pytest.raises(UnsupportedPatternError, match="farskip_tests::swap"):
+        compiled(Model("in one", group.group_name), inner="eager")(IDS)
+
+
+def test_a_launch_whose_result_is_read_by_what_is_not_its_wait_is_refused(group: Any) -> None:
+    declare_op("farskip_tests::send", "exchange", wait="farskip_tests::swap_somewhere", group="ranks")
+    model = Model("in two", group.group_name)
+    with pytest.raises(Exception, match="nothing waits for it"):
+        compiled(model, connectivity="none", kinds={"farskip_tests::arrived": "dense"})(IDS)
+
+
+def test_a_launch_that_names_no_group_is_refused(group: Any) -> None:
+    declare_op("farskip_tests::send", "exchange", wait="farskip_tests::arrived")
+    with pytest.raises(Exception, match="none of its parameters is the name of its process group"):
+        compiled(Model("in two", group.group_name))(IDS)
+
+
+def test_an_operator_that_names_its_group_is_not_taken_for_compute() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    for _ in range(2):
+        x = graph.call_function(torch.ops.symm_mem.one_shot_all_reduce.default, (x, "sum", "0"))
+    graph.call_function(torch.ops.aten.sin.default, (x,))
+    assert blocking(graph) == ("2 x symm_mem::one_shot_all_reduce",)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kind": "dense", "wait": "a::b"}, "only operators that are a reduction or an exchange"),
+        ({"kind": "exchange", "wait": "farskip_tests::send"}, "not the name of another operator"),
+        ({"kind": "exchange", "wait": "wait"}, "not the name of another operator"),
+        ({"kind": "exchange", "group": 3}, "are names"),
+    ],
+)
+def test_what_can_not_be_declared(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        declare_op("farskip_tests::send", **given)
