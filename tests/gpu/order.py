@@ -6,8 +6,8 @@ Out:   `watching` gives a list: for each graph its kernels in the order that `Ke
 Never: asks anything that comes later than that pass, such as Inductor's list of kernels after it.
 
 Algorithm:
-1. Note of each kernel: whether it is a launch, a wait or something else, and the buffers that it writes; of a wait, the
-   one that it waits for. Some are no call: views, parts of a result, sizes that the host reads.
+1. Note of each kernel: whether it is a launch, a wait or something else, and the buffers that it makes or writes to.
+   Some are no call: views, parts of a result, sizes that the host reads.
 2. Read the calls off the program, one a line, with the letter of each.
 3. Each kernel is the next call: that names one of its buffers, and is of its kind. What was combined may be several,
    as long as each names a buffer that those before it do not.
@@ -77,8 +77,10 @@ def _noted(kernel: Any) -> Decided:  # 1
     if inductor.calls(kernel, announcement()):
         return Decided(inductor.kernel_name(kernel), "", frozenset({"announce"}))
     kind = "L" if inductor.is_launch_kernel(kernel) else "W" if inductor.is_wait_kernel(kernel) else ""
-    written = [name for part in kernel.get_nodes() for name in part.node.get_mutation_names()]
-    buffers = inductor.kernel_needs(kernel) if kind == "W" else [*inductor.kernel_makes(kernel), *written]
+    operations = [part.node for part in kernel.get_nodes()]
+    results = [buffer for one in operations for buffer in one.get_outputs()]
+    written = [name for one in (*operations, *results) for name in one.get_mutation_names()]
+    buffers = [*inductor.kernel_makes(kernel), *written]  # a wait counts as a write to what it waits for
     return Decided(inductor.kernel_name(kernel), kind, frozenset(buffers))
 
 

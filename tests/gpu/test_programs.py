@@ -40,20 +40,20 @@ GROUPS: dict[str, dict[str, Any]] = {
     "halves": {"flash": HALVES},
     # the rest, which is deep
     "alone: devices": {"h100": {}, "b200": {"device": "b200"}},
-    "alone: layouts": {"allgather": {"mode": "allgather"}, "tp": {"mode": "tp"}, "sliced": {"mode": "allgather", "variant": "sliced"}},
+    "alone: layouts": {
+        "allgather": {"mode": "allgather"},
+        "tp": {"mode": "tp"},
+        "sliced": {"mode": "allgather", "variant": "sliced"},
+    },
     "alone: kernels": {
         "flex": {"variant": "flex"},
         "templates": {"inductor": TEMPLATES},
         "combined": {"inductor": COMBINED},
     },
-    "alone: halves": {
-        "flash on b200": {**HALVES, "device": "b200"},
-        "flash on mi300x": {**HALVES, "device": "mi300x"},
-    },
-    "alone: grouped": {
-        "extern": {**HALVES, "variant": "grouped"},
-        "dropless": {**HALVES, "variant": "grouped", "mode": "dropless"},
-    },
+    "alone: halves on b200": {"flash": {**HALVES, "device": "b200"}},
+    "alone: halves on mi300x": {"flash": {**HALVES, "device": "mi300x"}},
+    "alone: grouped": {"padded": {**HALVES, "variant": "grouped"}},
+    "alone: grouped without drops": {"dropless": {**HALVES, "variant": "grouped", "mode": "dropless"}},
     "alone: grouped template": {"template": {**HALVES, "variant": "grouped", "inductor": TEMPLATES}},
     "alone: eight bits": {"fp8": {**HALVES, "variant": "fp8"}},
 }
