@@ -54,8 +54,8 @@ GROUPS: dict[str, dict[str, Any]] = {
     "alone: halves on mi300x": {"flash": {**HALVES, "device": "mi300x"}},
     "alone: grouped": {"padded": {**HALVES, "variant": "grouped"}},
     "alone: grouped without drops": {"dropless": {**HALVES, "variant": "grouped", "mode": "dropless"}},
-    "alone: grouped template": {"template": {**HALVES, "variant": "grouped", "inductor": TEMPLATES}},
-    "alone: eight bits": {"fp8": {**HALVES, "variant": "fp8"}},
+    "alone: grouped template": {"template": {**HALVES, "sizes": {}, "variant": "grouped", "inductor": TEMPLATES}},
+    "alone: eight bits": {"fp8": {**HALVES, "sizes": {}, "variant": "fp8"}},
 }
 FLOAT32, BFLOAT16 = 1e-5, 2e-2
 AS_FAR = 1.25
