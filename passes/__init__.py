@@ -134,6 +134,15 @@ PASSES = (
         changes=Changes.ORDER,
     ),
     Pass(
+        "host_reads",
+        "schedule.host_reads:read_on_host",
+        Stage.POST_GRAD,
+        "on a device: the numbers that the host reads of one tensor come in one copy, under which compute can be put",
+        takes=("graph",),
+        provides=("host_copies",),
+        changes=Changes.FORM,
+    ),
+    Pass(
         "pieces",
         "pieces:cut_exchanges",
         Stage.POST_GRAD,

@@ -22,10 +22,14 @@ from farskip_compile.costs.loops import kernel_ops, transposed_bytes
 from farskip_compile.costs.operators import FREE, OpCost, op_cost, op_seconds, tf32_allowed
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.costs.sizes import SizeHints
+from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.declared import part_of_a_collective
 
 COMPUTED = ("matmul", "attention", "grouped_matmul")
 PRODUCTS = ("matmul", "grouped_matmul")
+HOST = 5
+"""Launches that a read on the host takes as long as, where it was not measured: the copy and its event, the host that
+wakes up, and what it launches until the device has something to do again."""
 
 
 @dataclass
@@ -66,6 +70,8 @@ class Estimates:
 
     def collective(self, node: fx.Node) -> float:
         """Seconds of a launch on its channel."""
+        if _to_host(node):
+            return self.profile.sync_seconds or HOST * self.profile.launch_seconds
         cost = collective_cost(node, self.size)
         return collective_seconds(cost.kind, cost.bytes, cost.ranks, self.profile, fewer=cost.fewer)
 
@@ -76,11 +82,13 @@ class Estimates:
 
     def link(self, node: fx.Node) -> str:
         """Which link of the profile a launch uses; groups on one link share it. Empty for a group of one rank."""
-        ranks = collective_cost(node, self.size).ranks
+        ranks = 1 if _to_host(node) else collective_cost(node, self.size).ranks
         return "" if ranks < 2 else "intra_node" if ranks <= self.profile.ranks_per_node else "inter_node"
 
     def interference(self, node: fx.Node) -> float:
         """Compute takes (1 + this) times as long while the collective that `node` launches is in flight."""
+        if _to_host(node):
+            return 0.0
         if self.slowdown is not None:
             return self.slowdown
         return interference(collective_cost(node, self.size).ranks, self.profile)
@@ -128,6 +136,11 @@ class Estimates:
 
     def _with_pages(self, node: fx.Node, cost: OpCost) -> OpCost:
         return replace(cost, fresh=(self._fresh[node],)) if node in self._fresh else cost
+
+
+def _to_host(node: fx.Node) -> bool:
+    """Whether this is a copy to the host, which is on no wire between ranks."""
+    return ops.op_name(node) == "farskip::to_host"
 
 
 def _blocks(node: fx.Node) -> bool:

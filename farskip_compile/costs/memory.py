@@ -104,8 +104,12 @@ def is_free(node: fx.Node) -> bool:
 
 
 def is_sync(node: fx.Node) -> bool:
-    """Whether `node` reads a number on the host, which waits for the device."""
-    return ops.op_name(node) in ("_local_scalar_dense", "item")
+    """Whether `node` reads a number on the host, which waits for the device. What was copied to the host has waited."""
+    if ops.op_name(node) not in ("_local_scalar_dense", "item"):
+        return False
+    picked = node.args[0]
+    source = picked.args[0] if isinstance(picked, fx.Node) and picked.args else None
+    return not (isinstance(source, fx.Node) and ops.op_name(source) == "farskip::on_host")
 
 
 def traffic(node: fx.Node, size: Size) -> tuple[int, int]:

@@ -24,20 +24,19 @@ from farskip_compile._compat.names import DETERMINISTIC
 from farskip_compile.carrier import landing  # noqa: F401 (an operator)
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.errors import ConfigError
-from farskip_compile.inductor_passes import wait_for  # noqa: F401 (an operator)
 from farskip_compile.inductor_passes.cuda_graphs import Captured, keep_flights_whole
 from farskip_compile.inductor_passes.in_pieces import cut_in_pieces
+from farskip_compile.inductor_passes.marked import EARLIER, communicates, mark
 from farskip_compile.inductor_passes.plan import Plan
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.graph.declared import collectives_among, note_declared
 from farskip_compile.passes.pieces import PiecesCut, cut_earlier
 from farskip_compile.passes.schedule.custom_collectives import blocking
 from farskip_compile.passes.schedule.from_graph import input_bytes
-from farskip_compile.passes.schedule.in_flight import arrivals, landed, leave_in_flight
+from farskip_compile.passes.schedule.in_flight import landed, leave_in_flight
 from farskip_compile.passes.schedule.search import Limits, Schedule
 from farskip_compile.ranks.announce import (
     Announcement,
@@ -48,13 +47,10 @@ from farskip_compile.ranks.announce import (
 )
 from farskip_compile.report.schedule import ScheduleReport
 from farskip_compile.verify.before import remember
-from farskip_compile.verify.held import own_waits, verify_held
 from farskip_compile.verify.in_flight import returned, verify_in_flight
 from farskip_compile.verify.kernels import verify_kernels
 from farskip_compile.verify.schedule import verify_order
 
-EARLIER = ("custom_collectives", "pieces", "in_flight")
-"""Passes on the post-grad graph that run, and are checked, each by itself."""
 UNFUSED = 2.0
 """How much more the memory of the graph may grow than that of its kernels, which have the last word. In a graph, what
 fusion will keep out of memory grows too; and kernels that were fused for one order can't take another."""
@@ -94,7 +90,7 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
         VerificationError: the graph that comes out could not take the place of the one that came in.
     """
     _refuse_deterministic()
-    custom_waits = _mark_custom_collectives(graph, plan)
+    custom_waits = mark(graph, plan)
     earlier, in_pieces = cut_earlier(graph), cut(graph, plan)
     phase = _phase(graph)
     left, still_here = _leave_in_flight(graph, phase, plan)
@@ -139,23 +135,6 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
     driver.finish()
     graph.lint()
     return report
-
-
-def communicates(graph: fx.Graph, plan: Plan) -> bool:
-    """Whether there is a collective in `graph`, or something in flight that it waits for."""
-    note_declared(graph, collectives_among(plan.declared), ops.op_name)
-    return bool(arrivals(graph) or ops.calls(graph, lambda node: ops.is_collective(node) or ops.is_blocking(node)))
-
-
-def _mark_custom_collectives(graph: fx.Graph, plan: Plan) -> int:
-    """Before anything else is done to `graph`, and checked by itself. How many waits there are."""
-    facts = collectives_among(plan.declared)
-    driver = Driver(PASSES, Stage.POST_GRAD, {"graph": graph, "facts": facts}, plan.skip)
-    before = driver.step("remember", own_waits, graph, facts)
-    driver.run(through="custom_collectives")
-    driver.verify(verify_held, graph, before)
-    driver.finish()
-    return int(driver.facts["custom_waits"])
 
 
 def _leave_in_flight(graph: fx.Graph, phase: str, plan: Plan) -> tuple[int, tuple[str, ...]]:

@@ -205,7 +205,7 @@ class _Check:
         left = {group: iter(order) for group, order in orders.items()}
         for node in calls:
             group = self.before.launches.get(node.name)
-            if group is not None and (group or not ops.is_blocking(node)):
+            if group:
                 group = ops.process_group(node)
                 if not _announces(next(left.get(group, iter(())), ""), node):
                     raise _error(node, f"it is not announced as the next launch of {group!r}")

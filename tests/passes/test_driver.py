@@ -250,6 +250,7 @@ def test_which_passes_can_be_left_out() -> None:
         "merge_reductions",
         "tags",
         "in_flight",
+        "host_reads",
         "pieces",
         "pieces_by_expert",
         "pieces_by_token",
