@@ -30,6 +30,9 @@ from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.residual.sums import Dataflow
 from farskip_compile.verify.field import PRIME, fraction, inverse, joining, number_of, taking
 
+FLOAT8 = frozenset(
+    dtype for name in dir(torch) if name.startswith("float8") and isinstance(dtype := getattr(torch, name), torch.dtype)
+)
 SAME_VALUES = frozenset(["contiguous", "clone", "alias"])
 """Operators that give back what they are given."""
 KEEPS_ORDER = frozenset(["view", "reshape", "_unsafe_view"])
@@ -262,8 +265,14 @@ def _names_its_shape(node: fx.Node) -> bool:
 
 def _cast_factor(before: torch.Tensor, after: torch.Tensor) -> int:
     """A cast that keeps every number multiplies by 1."""
-    keeps = torch.promote_types(before.dtype, after.dtype) == after.dtype
-    return 1 if keeps else number_of(f"round to {after.dtype}")
+    return 1 if _holds(after.dtype, before.dtype) else number_of(f"round to {after.dtype}")
+
+
+def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
+    """Whether `wide` has every number that `narrow` has. PyTorch promotes no type of 8 bits to any other."""
+    if wide == narrow or not {wide, narrow} & FLOAT8:
+        return torch.promote_types(narrow, wide) == wide
+    return narrow in FLOAT8 and wide.is_floating_point and wide.itemsize > 2
 
 
 def _scan(value: object, place_of: Mapping[fx.Node, int], inputs: list[int], constants: list[int]) -> None:

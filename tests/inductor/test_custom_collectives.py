@@ -7,6 +7,7 @@ The operators run over a link that uses its buffers from launch to wait (`tests.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 import farskip_compile
 from farskip_compile import ConfigError, UnsupportedPatternError, declare, declare_op
+from farskip_compile.costs import COLLECTIVE_KINDS, HardwareProfile, PerCollective, load_profile
 from farskip_compile.passes.schedule import custom_collectives
 from farskip_compile.passes.schedule.custom_collectives import blocking
 from farskip_compile.verify import held as held_proof
@@ -25,7 +27,7 @@ from tests.late_link import BufferInFlightError, late_link
 
 WIDTH, VOCABULARY, LAYERS = 16, 20, 3
 IDS = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6])
-C10D = torch.ops._c10d_functional
+C10D, FLOAT8 = torch.ops._c10d_functional, torch.float8_e4m3fn
 
 
 @torch.library.custom_op("farskip_tests::send", mutates_args=())
@@ -75,6 +77,11 @@ swap.register_autograd(_sent_back, setup_context=_remember)
 arrived.register_autograd(lambda ctx, gradient: gradient)
 
 
+def _all_to_all(x: Tensor, ranks: str) -> Tensor:
+    half = x.shape[0] // 2
+    return C10D.all_to_all_single(x, [half, half], [half, half], ranks)
+
+
 class Layer(nn.Module):
     """Tokens are mixed; then experts of this and the other rank."""
 
@@ -92,6 +99,10 @@ class Layer(nn.Module):
     def exchange(self, x: Tensor) -> Tensor:
         if self.how == "in two":
             return arrived(send(x, self.ranks))
+        if self.how == "in 8 bits":  # by PyTorch's own collectives
+            scales = x.abs().amax(-1, keepdim=True) / 256
+            rows, their_scales = (_all_to_all(one, self.ranks) for one in ((x / scales).to(FLOAT8), scales))
+            return C10D.wait_tensor(rows).to(x.dtype) * C10D.wait_tensor(their_scales)
         if self.how == "with scales":
             scales = x.abs().amax(-1, keepdim=True)
             rows, their_scales = send_scaled(x / scales, scales, self.ranks)
@@ -224,6 +235,27 @@ def test_a_wait_that_does_not_hold_what_is_in_flight_is_not_delivered(group: Any
     caches = torch._inductor.config.patch(force_disable_caches=True)
     with caches, pytest.raises(Exception, match=r"it does not hold .*, which its launch has in flight"):
         compiled(Model("in two", group.group_name))(IDS)
+
+
+def test_rows_in_8_bits_and_their_scales_are_hidden_together(group: Any) -> None:
+    model = Model("in 8 bits", group.group_name)
+    expected = by_hand(model, IDS)
+    assert torch.equal(compiled(model, inner="eager")(IDS), expected)
+    with torch.no_grad():
+        found = compiled(model, profile=short_links())(IDS)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05)  # a last bit of 3
+    report = farskip_compile.last_schedules()[-1]
+    assert len(report.flights) == 4 * LAYERS
+    assert report.unscheduled is not None
+    assert report.unscheduled.exposed_seconds > 0
+    assert [one.exposed for one in report.flights] == [0.0] * 4 * LAYERS
+
+
+def short_links() -> HardwareProfile:
+    """An exchange takes as long as a small product does."""
+    profile = load_profile("cpu-gloo")
+    latency = PerCollective(**dict.fromkeys(COLLECTIVE_KINDS, 2e-6))
+    return replace(profile, intra_node=replace(profile.intra_node, latency=latency, step_latency=0.0, correction=None))
 
 
 def test_without_a_declaration_a_model_is_not_understood(group: Any) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farskip_compile.passes.residual.sums import read_dataflow
+from farskip_compile.verify import values
 from farskip_compile.verify.field import joining, taking
 from farskip_compile.verify.values import evaluate, read_steps
 from tests.graphs import dynamo
@@ -65,3 +66,21 @@ def test_only_the_order_of_the_parts_is_that_of_the_whole(lengths: Sequence[int]
     factors = joining([parts[place] for place in put], 0)
     total = sum(factor * number for factor, number in zip(factors, (taken[place] for place in put), strict=True))  # type: ignore[operator]
     assert (total % ((1 << 61) - 1) == 1) == (put == sorted(put))
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "holds"),
+    [
+        (torch.float32, torch.bfloat16, True),
+        (torch.bfloat16, torch.float32, False),
+        (torch.float16, torch.bfloat16, False),
+        (torch.float8_e4m3fn, torch.float8_e4m3fn, True),
+        (torch.float8_e4m3fn, torch.float8_e5m2, False),
+        (torch.float32, torch.float8_e4m3fn, True),
+        (torch.float16, torch.float8_e8m0fnu, False),
+        (torch.float8_e4m3fn, torch.float32, False),
+        (torch.int64, torch.float8_e4m3fn, False),
+    ],
+)
+def test_a_cast_keeps_numbers_that_the_new_type_holds(wide: torch.dtype, narrow: torch.dtype, holds: bool) -> None:
+    assert values._holds(wide, narrow) is holds
