@@ -7,7 +7,7 @@ Never: asks anything that comes later than that pass, such as Inductor's list of
 
 Algorithm:
 1. Note of each kernel: whether it is a launch, a wait or something else, and the buffers that it makes or writes to.
-   Some are no call: views, parts of a result, sizes that the host reads.
+   Some are no call of the device: views, parts of a result, sizes that the host reads or writes.
 2. Read the calls off the program, one a line, with the letter of each.
 3. Each kernel is the next call: that names one of its buffers, and is of its kind. What was combined may be several,
    as long as each names a buffer that those before it do not.
@@ -86,4 +86,7 @@ def _noted(kernel: Any) -> Decided:  # 1
 
 def _is_call(kernel: Any) -> bool:
     silent = (ir.MultiOutput, ir.DynamicScalar, ir.AssertScalar)
+    device = kernel.get_device()
+    if device is not None and device.type == "cpu":
+        return False
     return not isinstance(kernel, NopKernelSchedulerNode) and not isinstance(kernel.node, silent)

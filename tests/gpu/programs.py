@@ -30,7 +30,7 @@ CALLS: tuple[tuple[str, str], ...] = (
     (r"attention", "A"),
     (r"extern_kernels\.\w*mm|grouped_mm|triton_tem_", "m"),
     (r"\b(triton_\w+|multi_tensor_\w+)\.run\(", "k"),
-    (r"torch\.ops\.|extern_kernels\.|\baten\.\w+\.\w+\(", "o"),
+    (r"torch\.ops\.|extern_kernels\.|\baten\.\w+\.\w+\(|\.copy_\(", "o"),
 )
 """A line of a program -> the letter for it: wait, launch, attention, product, kernel, another operator."""
 
