@@ -29,6 +29,7 @@ from farskip_compile.backend import Backend, Compiled, Receive, intercept
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import NoResidualStackError, PartialModelError
 from farskip_compile.inductor_passes.before_differentiation import cut_before_differentiation
+from farskip_compile.inductor_passes.marked import EARLIER
 from farskip_compile.inductor_passes.plan import make_plan
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Stage
@@ -158,8 +159,8 @@ def with_graphs(
                 cut_before_differentiation(rewired, plan)
             phases = tuple(aten_graphs(rewired, inputs))
             for _, graph in phases:
-                facts = {"graph": graph, "regroup": {}}
-                Driver(PASSES, Stage.POST_GRAD, facts, ["pieces", "in_flight"]).run(through="collectives")
+                facts = {"graph": graph, "custom_waits": 0, "regroup": {}}
+                Driver(PASSES, Stage.POST_GRAD, facts, EARLIER).run(through="collectives")
             return Graphs(phases, report, rewired)
 
         found.append(use(graphs))

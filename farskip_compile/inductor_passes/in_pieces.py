@@ -17,6 +17,7 @@ from torch import fx
 
 from farskip_compile.config import Pieces
 from farskip_compile.errors import UnsupportedPatternError, Where
+from farskip_compile.inductor_passes.marked import MARKING
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
@@ -61,7 +62,7 @@ def cut_in_pieces(
     number, whole = _choose(graph, before, scheduled, limits) if pieces == "auto" else (pieces, ())
     if number == 1:
         return PiecesCut(1, 0, whole)
-    driver = Driver(PASSES, Stage.POST_GRAD, {"graph": graph, "pieces": number})
+    driver = Driver(PASSES, Stage.POST_GRAD, {"graph": graph, "pieces": number}, MARKING)
     driver.run(through="pieces")
     found: PiecesCut = driver.facts["pieces_cut"]
     products = driver.verify(verify_pieces, graph, before)

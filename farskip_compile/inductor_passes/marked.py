@@ -20,7 +20,8 @@ from farskip_compile.passes.schedule.in_flight import arrivals
 from farskip_compile.verify.held import own_waits, verify_held
 from farskip_compile.verify.host_reads import reads_before, verify_host_reads
 
-EARLIER = ("custom_collectives", "host_reads", "pieces", "in_flight")
+MARKING = ("custom_collectives", "host_reads")
+EARLIER = (*MARKING, "pieces", "in_flight")
 """Passes on the post-grad graph that run, and are checked, each by itself."""
 
 

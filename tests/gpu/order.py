@@ -85,6 +85,8 @@ def _noted(kernel: Any) -> Decided:  # 1
 
 
 def _is_call(kernel: Any) -> bool:
+    if inductor.is_launch_kernel(kernel) or inductor.is_wait_kernel(kernel):
+        return True
     silent = (ir.MultiOutput, ir.DynamicScalar, ir.AssertScalar)
     device = kernel.get_device()
     if device is not None and device.type == "cpu":

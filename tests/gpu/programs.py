@@ -25,14 +25,15 @@ from farskip_compile._compat.generated import NotBuiltError, generating_only
 
 Backend = Callable[[fx.GraphModule, Any], Any]
 CALLS: tuple[tuple[str, str], ...] = (
-    (r"_c10d_functional\.wait_tensor", "W"),
-    (r"_c10d_functional\.\w+", "L"),
+    (r"_c10d_functional\.wait_tensor|farskip\.on_host", "W"),
+    (r"_c10d_functional\.\w+|farskip\.to_host", "L"),
     (r"attention", "A"),
     (r"extern_kernels\.\w*mm|grouped_mm|triton_tem_", "m"),
     (r"\b(triton_\w+|multi_tensor_\w+)\.run\(", "k"),
     (r"torch\.ops\.|extern_kernels\.|\baten\.\w+\.\w+\(|\.copy_\(", "o"),
 )
-"""A line of a program -> the letter for it: wait, launch, attention, product, kernel, another operator."""
+"""A line of a program -> the letter for it: wait, launch, attention, product, kernel, another operator. Numbers on their
+way to the host are launched and waited for, too."""
 
 
 @dataclass
