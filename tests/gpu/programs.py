@@ -32,8 +32,8 @@ CALLS: tuple[tuple[str, str], ...] = (
     (r"\b(triton_\w+|multi_tensor_\w+)\.run\(", "k"),
     (r"torch\.ops\.|extern_kernels\.|\baten\.\w+\.\w+\(|\.copy_\(", "o"),
 )
-"""A line of a program -> the letter for it: wait, launch, attention, product, kernel, another operator. Numbers on their
-way to the host are launched and waited for, too."""
+"""A line of a program -> the letter for it: wait, launch, attention, product, kernel, another operator. Numbers on
+their way to the host are launched and waited for, too."""
 
 
 @dataclass
