@@ -24,6 +24,11 @@ def parameters(operator: OpOverload) -> list[Any]:
     return list(operator._schema.arguments)
 
 
+def is_of_a_vmap(value: torch.Tensor) -> bool:
+    """Whether `value` is what a `torch.vmap` that was traced saw inside: nothing can be made like it any more."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(value))
+
+
 def storage_identity(value: torch.Tensor) -> int:
     """A number that tensors share if, and only if, they are views of the same memory, fake tensors included.
 

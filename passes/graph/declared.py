@@ -8,7 +8,7 @@ declared with its wait is a launch and a wait like PyTorch's own; without, it is
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from torch import fx
 
 from farskip_compile._compat.marks import COMMUNICATES
+from farskip_compile.passes.graph.walk import bodies
 
 DeclaredKind = Literal["attention", "mixer", "dense", "routed", "reduction", "exchange"]
 KINDS = get_args(DeclaredKind)
@@ -101,9 +102,7 @@ def note_declared(graph: fx.Graph, facts: Sequence[Declared], name_of: Any) -> t
     if not facts:
         return ()
     used: set[Declared] = set()
-    for node in graph.nodes:
-        if node.op not in ("call_function", "call_method"):
-            continue
+    for node in _calls(graph):
         name = name_of(node)
         if name in by_wait:
             node.meta[COMMUNICATES] = "wait"
@@ -122,6 +121,15 @@ def note_declared(graph: fx.Graph, facts: Sequence[Declared], name_of: Any) -> t
                 node.meta[OUTPUTS] = fact.outputs
                 _note_outputs(node, fact.outputs)
     return tuple(fact for fact in facts if fact in used)
+
+
+def _calls(graph: fx.Graph) -> Iterator[fx.Node]:
+    """All calls, also in the bodies of higher-order operators such as an `autograd.Function`."""
+    for node in graph.nodes:
+        if node.op in ("call_function", "call_method"):
+            yield node
+            for body in bodies(node):
+                yield from _calls(body.graph)
 
 
 def collectives_among(facts: Sequence[Declared]) -> tuple[Declared, ...]:

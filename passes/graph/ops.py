@@ -275,6 +275,12 @@ def is_matmul(node: fx.Node) -> bool:
     return _names_matmul(op_name(node))
 
 
+def factors(node: fx.Node) -> list[fx.Node]:
+    """The inputs of a product; of one in 8 bits without the scales, which belong to what they scale."""
+    scaled = op_name(node) in ("_scaled_mm", "_scaled_grouped_mm")
+    return node.all_input_nodes[:2] if scaled else node.all_input_nodes
+
+
 @functools.lru_cache(maxsize=4096)
 def _names_matmul(name: str) -> bool:
     return any(part in name for part in ("linear", "matmul", "einsum")) or bool(re.search(r"mm(_|$)", name))

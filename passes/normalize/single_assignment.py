@@ -27,7 +27,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import OpOverload, same_dim
-from farskip_compile._compat.tensors import overload_name
+from farskip_compile._compat.tensors import is_of_a_vmap, overload_name
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.graph.walk import fresh_like
 from farskip_compile.passes.normalize.definitions import DEFINED, define
@@ -219,7 +219,7 @@ def _put_at_indices(write: fx.Node, base: fx.Node) -> Callable[[fx.Graph], fx.No
     if not isinstance(value, fx.Node) or (found := ops.tensor(value)) is None:
         return None
     old = ops.tensor(base)
-    if old is None or found.dtype != old.dtype:
+    if old is None or found.dtype != old.dtype or is_of_a_vmap(old):
         return None
 
     def build(graph: fx.Graph) -> fx.Node:

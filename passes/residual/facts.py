@@ -100,5 +100,5 @@ def _activations(stream: Stream, node: fx.Node, excluded: Set[fx.Node]) -> int:
     """How many different inputs of `node` are activations, and not `excluded`."""
     return sum(
         (arg in stream.depends or stream.is_residual(arg)) and arg not in excluded and ops.is_floating(arg)
-        for arg in node.all_input_nodes
+        for arg in ops.factors(node)
     )

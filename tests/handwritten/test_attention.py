@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 
+import farskip_compile
 from farskip_compile import CompileReport
 from tests.handwritten.decoder import (
     HEADS,
@@ -93,3 +95,18 @@ class Mixture(Attention):
 
 def test_a_mixture_of_attentions() -> None:
     assert stems(assert_is_the_form_by_hand(Decoder(TwoBranches, attention=Mixture))) == TERMS
+
+
+class Flex(Attention):
+    """Its mask is made in the graph, by a `torch.vmap` that was traced."""
+
+    def heads(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        return flex_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def test_flex_attention_with_a_mask_that_is_made_in_the_graph() -> None:
+    """It has no backward on CPUs."""
+    model = Decoder(TwoBranches, attention=Flex).requires_grad_(False)
+    found = torch.compile(model, backend=farskip_compile.backend(inner="eager"), fullgraph=True)(token_ids())
+    assert torch.equal(found, farskip_form(model, token_ids()))

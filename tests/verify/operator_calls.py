@@ -223,6 +223,9 @@ copy: v.clone().copy_(o); torch.zeros_like(v).copy_(o); d.through(v, o); d.throu
     d.through(z, o); d.part(z, o); d.part(v, o); d.part(torch.zeros_like(v), v)
 added_alone: d.call(added_alone_on, v, i, o); d.call(added_alone_on, v, i, v)
 after_write: d.call(after_write, v, o); d.call(after_write, v.flatten(0, 1), o) * 2
+_scaled_mm: d.call(scaled, v, w, v[:, :1], w[:1]); d.call(scaled, v, w, v[:1, :1], w[:1]); d.call(scaled, v, w, o, w);
+    d.call(scaled, v, w, w[:1, :1], o[:1]); d.call(scaled, w, v, w[:, :1], v[:1]); d.call(scaled, v, o, w, w);
+    d.call(scaled, v.mT, w, w[:1, :1], w[:1], o); d.call(scaled, v, w, w[:1, :1], w[:1], w[0])
 _grouped_mm: d.call(grouped, v, w.expand(2, -1, -1), i + 1);
     d.call(grouped, v, w.expand(2, -1, -1), (v > 0).long().sum(1))
 scaled_dot_product_attention: F.scaled_dot_product_attention(v, o, o);

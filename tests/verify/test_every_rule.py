@@ -49,6 +49,12 @@ def grouped(rows: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -> to
     return torch.einsum("tk,tkn->tn", rows, weights[starts.sum(-1).clamp_max(len(weights) - 1)])
 
 
+def scaled(a: torch.Tensor, b: torch.Tensor, of_a: torch.Tensor, of_b: torch.Tensor, bias: Any = 0) -> torch.Tensor:
+    found = a @ b
+    return (found * of_a * of_b + bias).view_as(found)  # no scale is larger
+
+
+scaled.__name__ = "_scaled_mm"
 added_alone_on.__name__ = added_alone.__name__  # rules go by names
 grouped.__name__ = "grouped_mm"
 
@@ -68,6 +74,7 @@ class Calls:
             "added_alone_on": added_alone_on,
             "after_write": after_write,
             "grouped": grouped,
+            "scaled": scaled,
             "d": self,
             "n": last,
             "w": d.input("w", d.random(last, last)),

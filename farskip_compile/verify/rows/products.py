@@ -66,8 +66,20 @@ def biased(node: fx.Node, given: Given) -> Rows:
     return _plus(node, contraction(node, given, args[1:], ["...mk", "...kn"], "...mn"), given(args[0]))
 
 
+def scaled(node: fx.Node, given: Given) -> Rows:
+    """The product of the first two arguments in 8 bits, by a scale for each row and each column, plus a bias."""
+    args = [*node.args, *(node.kwargs[key] for key in ("scale_a", "scale_b", "bias") if key in node.kwargs)]
+    tensors = [arg for arg in args if isinstance(arg, fx.Node)]
+    if len(tensors) < 4:
+        return unknown(node, given)
+    found = contraction(node, given, tensors[:2], ["...mk", "...kn"], "...mn")
+    for other in tensors[2:]:
+        found = _plus(node, found, given(other))
+    return found
+
+
 def _plus(node: fx.Node, found: Rows, bias: Rows) -> Rows:
-    """A product, and what is added to it."""
+    """A product, and what is added to it, or what it is multiplied by."""
     value = ops.tensor(node)
     if bias.state is State.FREE or value is None:
         return found

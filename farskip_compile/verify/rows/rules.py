@@ -21,7 +21,7 @@ from farskip_compile.verify.rows.along import is_pointwise, keeps, normalises, o
 from farskip_compile.verify.rows.arguments import first_of, is_data
 from farskip_compile.verify.rows.moved import as_rows, moved_again
 from farskip_compile.verify.rows.no_rule import alone, free, mixes, routed, unknown
-from farskip_compile.verify.rows.products import biased, einsum, grouped, linear, matmul, product
+from farskip_compile.verify.rows.products import biased, einsum, grouped, linear, matmul, product, scaled
 from farskip_compile.verify.rows.state import CHOSEN, DECISION, FREE, Given, Rows, Rule, State, decision_of, worst
 
 
@@ -193,6 +193,7 @@ CONTRACTIONS = frozenset(
         "addmm",
         "baddbmm",
         "einsum",
+        "_scaled_mm",
         "_grouped_mm",
         "grouped_mm",
         "transformers::grouped_mm_fallback",
@@ -244,6 +245,7 @@ RULES: dict[str, Rule] = _table(
     (matmul, "matmul"),
     (product("...mk", "...kn", "...mn"), "mm bmm"),
     (biased, "addmm baddbmm addbmm"),
+    (scaled, "_scaled_mm"),
     (grouped, "_grouped_mm grouped_mm transformers::grouped_mm_fallback"),
     (einsum, "einsum"),
     (views.view, "view reshape _unsafe_view view_as reshape_as flatten unflatten unsqueeze squeeze"),
