@@ -41,6 +41,10 @@ WHOLE = {
     "tests/ranks/test_caches.py": "Inductor's cache, filled and read by fresh processes",
     "tests/gpu/test_programs.py": "programs for GPUs, each in a process of its own",
     "tests/gpu/test_benchmark_link.py": "Triton's compiler, in a process of its own",
+    "tests/gpu/test_cuda_graphs.py": "programs for GPUs, each in a process of its own",
+    "tests/gpu/test_user_kernels.py": "programs for GPUs, in processes of their own",
+    "tests/inductor/test_custom_collectives.py::test_gradients": "Inductor's kernels, forward and backward",
+    "tests/distributed/test_custom_collectives.py": "Inductor's kernels on ranks",
     # ranks
     "tests/distributed/test_transformers_inductor.py": "Inductor's kernels on ranks",
     "tests/distributed/test_transformers_ranks.py": "transformers' models on ranks",
@@ -228,13 +232,17 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "test_losses_of_each_step[qwen3",
         "test_losses_of_each_step[deepseek_v3-20",
     ),
+    "distributed/test_custom_collectives.py": ("test_ranks_compute_what_the_form_by_hand_does[in one",),
+    "inductor/test_custom_collectives.py": (
+        "test_gradients_and_what_is_in_flight_meanwhile[plan1",
+        "test_a_model_with_them_is_rewired_and_computes_what_the_form_by_hand_does[somewhere",
+    ),
     "gpu/test_programs.py": (
         "test_output_and_gradients_are_those_of_eager[alone",
         "test_calls_are_in_the_order_that_was_decided[alone",
         "test_products_hide_exchanges_forward_and_backward[alone",
         "test_every_kernel_compiles_for_its_device[alone",
         "test_every_kernel_compiles_for_its_device[halves",
-        "test_every_kernel_compiles_for_its_device[without drops",
     ),
     "inductor/test_account_of_memory.py": (
         "test_the_account_is_what_the_program_holds[{'connectivity'",
@@ -308,6 +316,7 @@ SHOWN_BY = {
     "models/test_training.py::test_inductor_autocast": "models/test_training.py::test_autocast",
     "docs/test_layers_page.py::test_its_programs": "regional/test_regional.py::test_equals_the_form_by_hand",
     "simulate/test_predict.py::test_skew": "simulate/test_skew.py",
+    "gpu/test_cuda_graphs.py::test_exchanges_of_sizes": "inductor/test_cuda_graphs.py::test_no_flight_is_open",
     "models/test_generation.py::test_the_page": "models/test_generation.py::test_generate_is_bit_equal",
     "plan/test_front.py::test_rewired_rows": "plan/test_front.py::test_the_front_of_a_model",
     "plan/test_front.py::test_what_is_cut": "plan/test_front.py::test_exchanges_in_pieces",

@@ -1,46 +1,54 @@
-"""`python -m tests.gpu.captured SPEC`: where launches and waits are in a program with CUDA graphs; prints JSON.
+"""`python -m tests.gpu.captured SPEC`: where launches and waits are in a program with CUDA graphs, and what it gives.
 
-SPEC is JSON: `mode` (how experts are parallel), `ours` (False: plain Inductor), `inductor` (more of its options). For
-the forward and the backward program: the order of launches (L) and waits (W) inside each CUDA graph, in the order in
-which those run, and what is called around them: a number for a CUDA graph.
+SPEC is JSON: `mode` (how experts are parallel), `inductor` (more of its options). Prints JSON: for the forward and the
+backward program the order of launches (L) and waits (W) inside each CUDA graph, in the order in which those run, and
+what is called around them: a number for a CUDA graph; and how far output and gradients are from eager, with the parts
+run one by one on the CPU.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from typing import Any
-from unittest import mock
 
 from tests.gpu.before_torch import load_device
 
 
 def main(spec: dict[str, Any]) -> dict[str, Any]:
+    os.environ["TRITON_INTERPRET"] = "1"
     load_device()
     import torch
 
     import farskip_compile
     from farskip_compile.models import ParallelConfig, build
+    from tests.gpu.case import SIZES, off, run
     from tests.gpu.pretended import pretended
     from tests.gpu.programs import generate
     from tests.late_link import late_link
 
-    options = {"triton.cudagraphs": True, **spec["inductor"]}
     with late_link(2) as group:
         capacity = {"capacity_factor": 1.25} if spec["mode"] == "padded" else {}
         parallel = ParallelConfig(ep_group=group, ep_mode=spec["mode"], **capacity)
-        sizes = {"layers": ("moe", "moe"), "hidden_size": 32, "heads": 2, "experts": 8, "vocab_size": 64}
-        how = {"connectivity": "full", "check_order": False, "inductor": options}
-        # asked of a build with CUDA, as the allocator has to be that of PyTorch for a capture
-        allocator = mock.patch(
-            "torch._inductor.cudagraph_utils.check_caching_allocator_for_cudagraphs", return_value=None
-        )
-        with pretended("h100"), allocator:
-            backend = farskip_compile.backend(**how, **spec.get("ours", {}))
-            found = generate(lambda: build("deepseek_v3", dtype=torch.float32, parallel=parallel, **sizes),
-                             torch.randint(0, 64, (2, 8)), backend)  # fmt: skip
-    return {"programs": [_parts(code) for code in found.codes]}
+        options: dict[str, Any] = {"connectivity": "full", "check_order": False}
+
+        def made() -> torch.nn.Module:
+            torch.manual_seed(0)
+            return build("deepseek_v3", dtype=torch.float32, parallel=parallel, **SIZES)
+
+        model, ids = made(), torch.randint(0, 64, (2, 8), generator=torch.Generator().manual_seed(0))
+        right = torch.compile(model, backend=farskip_compile.backend(inner="eager", **options), fullgraph=True)(ids)
+        tangent = torch.ones_like(right)
+        gradients = torch.autograd.grad(right, list(model.parameters()), tangent)
+        with pretended("h100"):
+            backend = farskip_compile.backend(inductor={"triton.cudagraphs": True, **spec["inductor"]}, **options)
+            programs = generate(made, ids, backend)
+        found = run(made(), ids, programs, tangent, "h100")
+        wanted = {"output": right, **dict(zip(dict(model.named_parameters()), gradients, strict=True))}
+        distances = {name: off(found[name], value) for name, value in wanted.items()}
+    return {"programs": [_parts(code) for code in programs.codes], "off": distances}
 
 
 def _parts(code: str) -> dict[str, Any]:

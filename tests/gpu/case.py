@@ -64,16 +64,16 @@ def _case(spec: dict[str, Any], group: Any, folder: Path) -> dict[str, Any]:
     named = zip(dict(oracle.named_parameters()), gradients, strict=True)
     right = {"output": expected, **{name: gradient for name, gradient in named if gradient is not None}}
 
-    def off(schedule: bool) -> tuple[Any, dict[str, float], Any]:
+    def compiled(schedule: bool) -> tuple[Any, dict[str, float], Any]:
         farskip_compile.clear_reports()
         backend = farskip_compile.backend(inductor=spec["inductor"], schedule=schedule, **options)
         with pretended(spec["device"]), watching() as decided:
             programs = generate(made, ids, backend)  # 1
-        found = _run(made(), ids, programs, tangent, spec["device"])  # 2
+        found = run(made(), ids, programs, tangent, spec["device"])  # 2
         assert found.keys() == right.keys()
-        return programs, {name: _off(found[name], right[name]) for name in right}, decided  # 3
+        return programs, {name: off(found[name], right[name]) for name in right}, decided  # 3
 
-    programs, distances, decided = off(schedule=True)
+    programs, distances, decided = compiled(schedule=True)
     inside = folder.parent / spec["device"] / folder.name
     inside.mkdir(parents=True)
     for number, code in enumerate(programs.codes):
@@ -81,7 +81,7 @@ def _case(spec: dict[str, Any], group: Any, folder: Path) -> dict[str, Any]:
     reports = [[flight.launch for flight in report.flights] for report in farskip_compile.last_schedules()[-2:]]
     return {
         "off": distances,
-        "beside": off(schedule=False)[1] if spec["beside"] else {},
+        "beside": compiled(schedule=False)[1] if spec["beside"] else {},
         "orders": [order_of(code) for code in programs.codes],
         "differences": [differences(*pair) for pair in zip(programs.codes, decided, strict=True)],
         "launches": [[kernel.name for kernel in one if kernel.kind == "L"] for one in decided],
@@ -89,7 +89,7 @@ def _case(spec: dict[str, Any], group: Any, folder: Path) -> dict[str, Any]:
     }
 
 
-def _run(model: Any, ids: Any, programs: Any, tangent: Any, device: str) -> dict[str, Any]:
+def run(model: Any, ids: Any, programs: Any, tangent: Any, device: str) -> dict[str, Any]:
     """Output, and the gradient of each parameter that has one, by the programs."""
     import torch
 
@@ -113,7 +113,7 @@ def _run(model: Any, ids: Any, programs: Any, tangent: Any, device: str) -> dict
     return {"output": outputs[0], **{names[id(one)]: gradient for one, gradient in given if gradient is not None}}
 
 
-def _off(found: Any, right: Any) -> float:
+def off(found: Any, right: Any) -> float:
     """The largest difference over the largest number."""
     return float((found - right).detach().abs().max() / right.detach().abs().max().clamp_min(1e-30))
 

@@ -126,6 +126,8 @@ def _patches(device: Device) -> list[tuple[Any, Mapping[str, Any]]]:
         ),
         (CudaInterface, static({**asked, **switches, "get_raw_stream": always(0)})),
         (CudaInterface.Worker, static({"get_device_properties": always(properties), "current_device": always(0)})),
+        # asked of a build with CUDA, as a capture needs PyTorch's own allocator
+        (torch._inductor.cudagraph_utils, {"check_caching_allocator_for_cudagraphs": always(None)}),
         # what is available is not to be used by fake tensors
         (FakeTensorMode, {"avoid_device_init": property(lambda self: True)}),
         (triton_helpers, {"set_driver_to_gpu": always(None)}),

@@ -1,4 +1,5 @@
-"""CUDA graphs: in the programs that Inductor makes for a GPU no collective is in flight where one begins or ends."""
+"""CUDA graphs in programs for a GPU: no collective is in flight where one begins or ends, and part by part they compute
+what eager does."""
 
 from __future__ import annotations
 
@@ -8,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from tests.gpu.test_programs import REASON, process
+from tests.gpu.test_programs import FLOAT32, REASON, process
 
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
 
 def programs(mode: str, **spec: Any) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = process("tests.gpu.captured", json.dumps({"mode": mode, "inductor": {}, **spec}))[
-        "programs"
-    ]
-    return found
+    found = process("tests.gpu.captured", json.dumps({"mode": mode, "inductor": {}, **spec}))
+    assert {name: off for name, off in found["off"].items() if not off < FLOAT32} == {}
+    assert len(found["off"]) > 20
+    parts: list[dict[str, Any]] = found["programs"]
+    return parts
 
 
 def test_exchanges_of_sizes_that_are_known_are_captured_with_their_waits() -> None:

@@ -36,9 +36,9 @@ GROUPS: dict[str, dict[str, Any]] = {
         "padded": {"device": "mi300x"},
         "together": {"variant": "flex", "inductor": {**TEMPLATES, **COMBINED}},
     },
-    "without drops": {"dropless": {"mode": "dropless"}},
     "halves": {"flash": HALVES},
-    # the rest, which is deep
+    # the rest, which is deep; what has no drops is run with CUDA graphs (test_cuda_graphs.py)
+    "alone: without drops": {"dropless": {"mode": "dropless"}},
     "alone: devices": {"h100": {}, "b200": {"device": "b200"}},
     "alone: layouts": {
         "allgather": {"mode": "allgather"},
