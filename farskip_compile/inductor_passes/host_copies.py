@@ -17,8 +17,9 @@ from torch import Tensor
 
 from farskip_compile.ranks.announce import LIBRARY
 
-LIBRARY.define("to_host(Tensor numbers) -> Tensor")
-LIBRARY.define("on_host(Tensor copy, Tensor[] held) -> Tensor")
+# a capture knows neither memory that is pinned in it nor a host that waits
+LIBRARY.define("to_host(Tensor numbers) -> Tensor", tags=(torch.Tag.cudagraph_unsafe,))
+LIBRARY.define("on_host(Tensor copy, Tensor[] held) -> Tensor", tags=(torch.Tag.cudagraph_unsafe,))
 
 _events: dict[int, torch.Event] = {}
 """Of copies under way, by where they go; a copy that is under way has its memory."""

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from farskip_compile.ranks.announce import LIBRARY
 
-LIBRARY.define("wait_for(Tensor result, Tensor[] held, str operator) -> Tensor")
+# whether the user's own operator can be captured nobody knows here
+LIBRARY.define("wait_for(Tensor result, Tensor[] held, str operator) -> Tensor", tags=(torch.Tag.cudagraph_unsafe,))
 
 
 def _wait_for(result: Tensor, held: list[Tensor], operator: str) -> Tensor:
