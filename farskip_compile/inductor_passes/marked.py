@@ -27,8 +27,8 @@ EARLIER = (*MARKING, "pieces", "in_flight")
 
 def communicates(graph: fx.Graph, plan: Plan) -> bool:
     """Whether there is a collective in `graph`, or something in flight that it waits for."""
-    note_declared(graph, collectives_among(plan.declared), ops.op_name)
-    return bool(arrivals(graph) or ops.calls(graph, lambda node: ops.is_collective(node) or ops.is_blocking(node)))
+    note_declared(graph, collectives_among(plan.declared), ops.called_name)
+    return bool(arrivals(graph)) or any(ops.is_collective(node) or ops.is_blocking(node) for node in graph.nodes)
 
 
 def mark(graph: fx.Graph, plan: Plan) -> int:

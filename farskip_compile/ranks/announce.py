@@ -68,7 +68,7 @@ def collective_orders(graph: fx.Graph) -> dict[str, list[str]]:
     """
     orders: dict[str, list[str]] = {}
     for node in _launches(graph):
-        name = ops.op_name(node).split("::")[1]
+        name = ops.called_name(node).split("::")[1]
         reduction = [arg for arg in node.args[1:2] if isinstance(arg, str) and "reduce" in name]
         value = next((ops.tensor(arg) for arg in node.all_input_nodes if ops.tensor(arg) is not None), None)
         kind = [str(value.dtype).removeprefix("torch.")] if value is not None else []
@@ -87,7 +87,7 @@ def collective_sizes(graph: fx.Graph) -> dict[str, Sizes]:
 
 
 def _launches(graph: fx.Graph) -> list[fx.Node]:
-    found = ops.calls(graph, lambda node: ops.is_collective(node) or ops.is_blocking(node))
+    found = (node for node in graph.nodes if ops.is_collective(node) or ops.is_blocking(node))
     return [node for node in found if ops.process_group(node)]
 
 

@@ -121,12 +121,13 @@ def remember(graph: fx.Graph, in_place: InPlace = lambda node: ()) -> Before:
 
 
 def _calls(nodes: Iterable[fx.Node]) -> Calls:
-    traits: dict[int, _Traits] = {}  # by identity, since an operator hashes itself in Python
+    traits: dict[tuple[int, int], _Traits] = {}  # by identity, since an operator hashes itself in Python
     calls = [node for node in nodes if node.op == "call_function"]
-    for node in calls:
-        if id(node.target) not in traits:
-            traits[id(node.target)] = _traits(node)
-    return [(node, traits[id(node.target)]) for node in calls]
+    keys = [(id(node.target), id(ops.called(node))) for node in calls]
+    for node, key in zip(calls, keys, strict=True):
+        if key not in traits:
+            traits[key] = _traits(node)
+    return [(node, traits[key]) for node, key in zip(calls, keys, strict=True)]
 
 
 def _traits(node: fx.Node) -> _Traits:

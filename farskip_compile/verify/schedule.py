@@ -222,7 +222,7 @@ def _announces(text: str, launch: fx.Node) -> bool:
         if (value := ops.tensor(arg)) is not None
     }
     name, *rest = text.split() or [""]
-    return name == ops.op_name(launch).split("::")[1] and known.issuperset(rest)
+    return name == ops.called_name(launch).split("::")[1] and known.issuperset(rest)
 
 
 def _flat(value: object) -> list[str]:

@@ -49,6 +49,7 @@ OF_PYTORCH = frozenset(
     ["aten", "prims", "c10d", "c10d_functional", "_c10d_functional", "_c10d_functional_autograd", "_dtensor"]
 )
 """Namespaces whose collectives are known."""
+OUT_OF_PLACE = frozenset(["higher_order::auto_functionalized", "higher_order::auto_functionalized_v2"])
 WAIT_FOR = "farskip::wait_for"
 """What the wait of a declared collective becomes before it is scheduled."""
 NAMES = 4096
@@ -177,7 +178,17 @@ def is_functional(node: fx.Node) -> bool:
 
 def is_blocking(node: fx.Node) -> bool:
     """A collective in one operator, which can't be moved apart: declared, or it names a process group."""
-    return part_of_a_collective(node) == "blocking" or (COMMUNICATES not in node.meta and _names_a_group(node.target))
+    return part_of_a_collective(node) == "blocking" or (COMMUNICATES not in node.meta and _names_a_group(called(node)))
+
+
+def called(node: fx.Node) -> object:
+    """What `node` calls; of what writes in place, and is called out of place by a higher-order operator, that."""
+    return node.args[0] if op_name(node) in OUT_OF_PLACE else node.target
+
+
+def called_name(node: fx.Node) -> str:
+    """`op_name` of what is `called`."""
+    return function_name(called(node)) if op_name(node) in OUT_OF_PLACE else op_name(node)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -189,13 +200,14 @@ def _names_a_group(target: object) -> bool:
 
 def process_group(node: fx.Node) -> str:
     """Name of the process group of a launch; empty if an operator that was declared names none."""
-    place = _group_parameter(node.target, group_parameter(node))
+    place = _group_parameter(called(node), group_parameter(node))
     if place is None:
         if COMMUNICATES in node.meta:
             return ""
         raise ValueError(f"{node.target} names no process group")
     position, name = place
-    group: object = node.args[position] if position < len(node.args) else node.kwargs.get(name)
+    positional = position < len(node.args) and called(node) is node.target
+    group: object = node.args[position] if positional else node.kwargs.get(name)
     group = fake(group) if isinstance(group, fx.Node) else group  # an input, where one graph serves all ranks
     return str(getattr(group, "group_name", group))
 

@@ -36,7 +36,7 @@ def mark_custom_collectives(graph: fx.Graph, facts: Sequence[Declared]) -> int:
     Raises:
         UnsupportedPatternError: a wait takes anything but the result of its launch; a launch has no wait, or no group.
     """
-    note_declared(graph, facts, ops.op_name)  # 1
+    note_declared(graph, facts, ops.called_name)  # 1
     waits: dict[fx.Node, list[fx.Node]] = {node: [] for node in graph.nodes if part_of_a_collective(node) == "launch"}
     for node in [node for node in graph.nodes if part_of_a_collective(node) == "wait"]:
         launch = launch_of(node) if len(node.args) == 1 and not node.kwargs else None
@@ -58,8 +58,9 @@ def mark_custom_collectives(graph: fx.Graph, facts: Sequence[Declared]) -> int:
 def blocking(graph: fx.Graph) -> tuple[str, ...]:
     """The operators of `graph` that communicate and can't be moved apart, with how often each is called."""
     counts: dict[str, int] = {}
-    for node in ops.calls(graph, ops.is_blocking):
-        counts[ops.op_name(node)] = counts.get(ops.op_name(node), 0) + 1
+    for node in filter(ops.is_blocking, graph.nodes):
+        name = ops.called_name(node)
+        counts[name] = counts.get(name, 0) + 1
     return tuple(f"{count} x {name}" for name, count in counts.items())
 
 

@@ -276,6 +276,32 @@ def test_a_launch_that_names_no_group_is_refused(group: Any) -> None:
         compiled(Model("in two", group.group_name))(IDS)
 
 
+@torch.library.custom_op("farskip_tests::swap_", mutates_args=("x",))
+def swap_(x: Tensor, group_name: str) -> None:
+    x.copy_(swap(x, group_name))
+
+
+def writes_in_place(x: Tensor, y: Tensor, ranks: str) -> tuple[Tensor, Tensor]:
+    """An exchange that blocks between two that do not, and one on which nothing depends."""
+    sent, late = x + 1, C10D.all_reduce(y, "sum", ranks)
+    swap_(sent, ranks)
+    last = C10D.all_reduce(y * 2, "sum", ranks)
+    return sent * 2, (C10D.wait_tensor(late) + C10D.wait_tensor(last)) @ y
+
+
+def test_what_writes_in_place_blocks_too_and_stays_in_its_place(group: Any) -> None:
+    """Nobody declared it: it names its process group."""
+    x, y = torch.randn(WIDTH, WIDTH), torch.randn(WIDTH, WIDTH)
+    expected = writes_in_place(x.clone(), y, group.group_name)
+    with torch.no_grad():
+        found = compiled(writes_in_place, connectivity="none", strict=False)(x, y, group.group_name)
+    for one, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, right)
+    report = farskip_compile.last_schedules()[-1]
+    assert report.blocking == ("1 x farskip_tests::swap_",)
+    assert [one.split()[0] for one in report.orders[group.group_name]] == ["all_reduce", "swap_", "all_reduce"]
+
+
 def test_an_operator_that_names_its_group_is_not_taken_for_compute() -> None:
     graph = fx.Graph()
     x = graph.placeholder("x")
