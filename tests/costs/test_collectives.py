@@ -30,6 +30,7 @@ from farskip_compile.costs import (
 )
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.errors import ConfigError, UnsupportedPatternError
+from farskip_compile.passes.graph.declared import Declared, note_declared
 from tests.costs.traced import fake_ranks, trace
 
 c10d = torch.ops._c10d_functional
@@ -243,3 +244,18 @@ def test_a_group_named_by_an_object() -> None:
     launch = graph.call_function(c10d.all_reduce.default, (x, "sum", group))
     launch.meta["val"] = x.meta["val"]
     assert collective_cost(launch, int) == CollectiveCost("all_reduce", 48, dist.group.WORLD.group_name, RANKS)
+
+
+@pytest.mark.parametrize(("kind", "as_if"), [("exchange", "all_to_all"), ("reduction", "all_reduce")])
+def test_what_a_user_declared_to_block_takes_as_long_as_what_it_is(kind: Any, as_if: Any) -> None:
+    """Before fusion and after; among all ranks, since it names no group."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = FakeTensorMode().from_tensor(torch.empty(ROWS, WIDTH))
+    node = graph.call_function(torch.ops.aten.sin.default, (x,))
+    node.meta["val"] = x.meta["val"]
+    note_declared(graph, [Declared("mylib::blocks", kind)], lambda node: "mylib::blocks")
+    profile = load_profile("h100")
+    right = collective_seconds(as_if, 4 * ROWS * WIDTH, dist.get_world_size(), profile)
+    assert Estimates(graph, profile).compute(node) == right
+    assert Estimates(graph, profile).kernel([(True, [node])], 1000) == right

@@ -17,11 +17,23 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import farskip_compile
-from farskip_compile import ConfigError, UnsupportedPatternError, declare, declare_op
+from farskip_compile import (
+    ConfigError,
+    UnsupportedPatternError,
+    VerificationError,
+    declare,
+    declare_op,
+    inductor_passes,
+)
+from farskip_compile._compat import inductor
 from farskip_compile.costs import COLLECTIVE_KINDS, HardwareProfile, PerCollective, load_profile
 from farskip_compile.passes.schedule import custom_collectives
+from farskip_compile.passes.schedule import graph as in_graph
+from farskip_compile.passes.schedule import kernels as of_kernels
 from farskip_compile.passes.schedule.custom_collectives import blocking
+from farskip_compile.passes.schedule.program import Program, Role
 from farskip_compile.verify import held as held_proof
+from farskip_compile.verify.kernels import verify_kernels
 from tests.economy import scalar_kernels
 from tests.late_link import BufferInFlightError, late_link
 
@@ -289,17 +301,53 @@ def writes_in_place(x: Tensor, y: Tensor, ranks: str) -> tuple[Tensor, Tensor]:
     return sent * 2, (C10D.wait_tensor(late) + C10D.wait_tensor(last)) @ y
 
 
-def test_what_writes_in_place_blocks_too_and_stays_in_its_place(group: Any) -> None:
+def test_what_writes_in_place_blocks_too_and_stays_in_its_place(group: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody declared it: it names its process group."""
+    programs: list[Program] = []
+    monkeypatch.setattr(in_graph, "list_schedule", noting(programs, in_graph.list_schedule))
+    monkeypatch.setattr(of_kernels, "list_schedule", noting(programs, of_kernels.list_schedule))
     x, y = torch.randn(WIDTH, WIDTH), torch.randn(WIDTH, WIDTH)
     expected = writes_in_place(x.clone(), y, group.group_name)
-    with torch.no_grad():
+    with torch.no_grad(), torch._inductor.config.patch(force_disable_caches=True):
         found = compiled(writes_in_place, connectivity="none", strict=False)(x, y, group.group_name)
     for one, right in zip(found, expected, strict=True):
         torch.testing.assert_close(one, right)
     report = farskip_compile.last_schedules()[-1]
     assert report.blocking == ("1 x farskip_tests::swap_",)
     assert [one.split()[0] for one in report.orders[group.group_name]] == ["all_reduce", "swap_", "all_reduce"]
+    assert len(programs) == 2
+    for program in programs:
+        first, last = (place for place, task in enumerate(program.tasks) if task.role is Role.LAUNCH)
+        between = [task for task in program.tasks if first in task.needs and task.role is Role.COMPUTE]
+        assert any(program.tasks.index(task) in program.tasks[last].needs for task in between)
+
+
+def test_another_order_of_what_blocks_and_a_launch_is_not_delivered(group: Any, monkeypatch: Any) -> None:
+    def moved(before: list[Any], after: list[Any]) -> None:
+        verify_kernels(before, after)
+        launch = next(kernel for kernel in after if inductor.is_launch_kernel(kernel))
+        rest = [kernel for kernel in after if kernel is not launch]
+        blocks = next(
+            place for place, kernel in enumerate(rest) if "swap_" in str(getattr(kernel.node, "op_overload", ""))
+        )
+        with pytest.raises(VerificationError, match="on the same process group"):
+            verify_kernels(before, [*rest[: blocks + 1], launch, *rest[blocks + 1 :]])
+        seen.append(launch)
+
+    seen: list[Any] = []
+    monkeypatch.setattr(inductor_passes, "verify_kernels", moved)
+    x, y = torch.randn(WIDTH, WIDTH), torch.randn(WIDTH, WIDTH)
+    with torch.no_grad(), torch._inductor.config.patch(force_disable_caches=True):
+        compiled(writes_in_place, connectivity="none", strict=False)(x, y, group.group_name)
+    assert seen
+
+
+def noting(programs: list[Program], schedule: Any) -> Any:
+    def note(program: Program, *args: Any, **kwargs: Any) -> Any:
+        programs.append(program)
+        return schedule(program, *args, **kwargs)
+
+    return note
 
 
 def test_an_operator_that_names_its_group_is_not_taken_for_compute() -> None:
