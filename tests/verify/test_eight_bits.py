@@ -85,8 +85,16 @@ def run(of: nn.Module, **options: Any) -> Tensor:
 
 @pytest.mark.parametrize("place", ["gate", "down"])
 def test_products_in_8_bits_are_rewired(place: str) -> None:
+    """Before torch 2.13 CPUs have no such product: then it is rewired, and can't be run."""
     of = model(EightBits, place).requires_grad_(False)
-    assert torch.equal(run(of), FarSkipForm(of)(IDS))
+    try:
+        expected = FarSkipForm(of)(IDS)
+    except RuntimeError as error:
+        assert "only supports per-tensor" in str(error)
+        with pytest.raises(RuntimeError, match="only supports per-tensor"):
+            run(of)
+    else:
+        assert torch.equal(run(of), expected)
     assert farskip_compile.last_reports()[-1].outcome is Outcome.REWIRED
 
 
