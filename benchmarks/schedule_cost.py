@@ -101,7 +101,7 @@ def _timed_parts() -> Iterator[tuple[dict[str, float], dict[str, int]]]:
     import farskip_compile.backend  # noqa: F401  (the package has a function of that name)
     from farskip_compile import inductor_passes
     from farskip_compile._compat import inductor
-    from farskip_compile.passes.graph import ops
+    from farskip_compile.passes.graph import comms
 
     backend = sys.modules["farskip_compile.backend"]
     seconds = dict.fromkeys(PARTS, 0.0)
@@ -117,7 +117,7 @@ def _timed_parts() -> Iterator[tuple[dict[str, float], dict[str, int]]]:
 
     def graph(graph: Any, *_: Any) -> None:
         counts["nodes"] += len(graph.nodes)
-        counts["collectives"] += sum(map(ops.is_collective, graph.nodes))
+        counts["collectives"] += sum(map(comms.is_collective, graph.nodes))
 
     def kernels(_: Any, kernels: Sequence[Any]) -> None:
         counts["kernels"] += len(kernels) * any(map(inductor.is_launch_kernel, kernels))

@@ -35,7 +35,7 @@ from torch.utils import _runtime_estimation
 from farskip_compile._compat import inductor
 from farskip_compile.costs import HardwareProfile
 from farskip_compile.costs.estimates import Estimates
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms
 from farskip_compile.passes.schedule import kernels
 from farskip_compile.passes.schedule.program import Program
 from overlap_bench.cells import PASSES
@@ -120,7 +120,7 @@ class OurEstimate:
     def node(self, node: fx.Node, override_size: int | None = None) -> float:
         """Of a node of the graph. An override is given only where collectives are bucketed, which is off."""
         estimates = self._of(node.graph)
-        return 1e3 * (estimates.collective(node) if ops.is_collective(node) else estimates.compute(node))
+        return 1e3 * (estimates.collective(node) if comms.is_collective(node) else estimates.compute(node))
 
     def kernel(self, kernel: inductor.Kernel) -> float:
         """Of a kernel after fusion."""
@@ -130,7 +130,7 @@ class OurEstimate:
             return 0.0
         estimates = self._of(nodes[0].graph)
         if inductor.is_launch_kernel(kernel):
-            launch = next((node for node in nodes if ops.is_collective(node)), None)
+            launch = next((node for node in nodes if comms.is_collective(node)), None)
             return 0.0 if launch is None else 1e3 * estimates.collective(launch)
         return 1e3 * estimates.kernel(parts, inductor.kernel_traffic(kernel))
 

@@ -51,7 +51,7 @@ from farskip_compile._compat.distributed import group_size, world_size
 from farskip_compile.costs.memory import Size, tensor_bytes, tensors_of
 from farskip_compile.costs.profile import COLLECTIVE_KINDS, CollectiveKind, HardwareProfile, Link, PerCollective
 from farskip_compile.errors import ConfigError, UnsupportedPatternError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.declared import declared, part_of_a_collective
 from farskip_compile.passes.schedule.in_flight import arrival
 
@@ -80,7 +80,7 @@ def collective_cost(node: fx.Node, size: Size) -> CollectiveCost:
     Raises:
         UnsupportedPatternError: `node` does not launch a collective.
     """
-    if ops.is_wait(node) and (flight := arrival(node)) is not None:
+    if comms.is_wait(node) and (flight := arrival(node)) is not None:
         return _arriving(node, flight, size)
     kind = _kind(node)
     if kind is None:
@@ -89,7 +89,7 @@ def collective_cost(node: fx.Node, size: Size) -> CollectiveCost:
             way_out="ask is_launch(node) first",
             where=ops.where(node),
         )
-    group = ops.process_group(node)
+    group = comms.process_group(node)
     ranks = 2 if ops.op_name(node).endswith(POINT_TO_POINT) else group_size(group) if group else world_size()
     given = [value for arg in node.all_input_nodes for value in tensors_of(ops.fake(arg))]
     if isinstance(out := node.kwargs.get("out"), fx.Node):

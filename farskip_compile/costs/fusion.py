@@ -27,7 +27,7 @@ from torch import fx
 
 from farskip_compile._compat import OpOverload
 from farskip_compile.costs.memory import LOOKUPS, Size, is_free, node_bytes, tensor_bytes, tensors_of, traffic
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 
 FUSIBLE = LOOKUPS | frozenset([
     "_softmax", "_to_copy", "arange", "cat", "constant_pad_nd", "full", "iota", "rand", "randn", "scalar_tensor",
@@ -113,7 +113,7 @@ def fresh_bytes(graph: fx.Graph, size: Size) -> dict[fx.Node, int]:
 
 def _own_bytes(node: fx.Node, size: Size) -> int:
     """Bytes of the memory that `node` makes; 0 for a view, an input, and what fuses into its readers."""
-    if node.op != "call_function" or is_free(node) or ops.is_collective(node) or ops.is_wait(node):
+    if node.op != "call_function" or is_free(node) or comms.is_collective(node) or comms.is_wait(node):
         return 0
     if not isinstance(node.target, OpOverload) or (is_fusible(node) and all(map(is_fusible, readers(node)))):
         return 0

@@ -33,7 +33,7 @@ from farskip_compile.costs.loops import element_ops
 from farskip_compile.costs.memory import Size, is_free, is_sync, tensors_of, traffic
 from farskip_compile.costs.products import count_flops, executed_part, flop_kind, formula_of, is_backward, product_shape
 from farskip_compile.costs.profile import HardwareProfile
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 
 OpKind = Literal["matmul", "attention", "grouped_matmul", "memory", "free", "collective", "wait", "sync", "unknown"]
 
@@ -81,9 +81,9 @@ def op_cost(node: fx.Node, size: Size, *, fused: bool = False) -> OpCost:
 
     `fused`: count pointwise operators and reductions as Inductor will fuse them, not as kernels of their own.
     """
-    if ops.is_wait(node):
+    if comms.is_wait(node):
         return dataclasses.replace(FREE, kind="wait")
-    if ops.is_collective(node):
+    if comms.is_collective(node):
         return dataclasses.replace(FREE, kind="collective")
     formula = formula_of(node) if node.op == "call_function" else None
     if formula is None and isinstance(node.target, HigherOrderOperator) and (bodies := _bodies(node)):

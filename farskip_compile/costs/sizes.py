@@ -29,7 +29,7 @@ from torch import fx
 
 from farskip_compile._compat.costs import SymbolicSizes
 from farskip_compile.costs.memory import Sizes, tensors_of
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 
 FALLBACK = 4096
 """Rows that are assumed where nothing is known."""
@@ -54,7 +54,7 @@ class SizeHints(Sizes):
         self._sizes = SymbolicSizes.of(value for node in graph.nodes for value in _lengths(ops.fake(node)))
         self._numbers: dict[sympy.Symbol, int] = dict(self._sizes.known())
         self._cache: dict[sympy.Expr, int] = {}
-        self._learn([pair for node in ops.calls(graph, ops.is_all_to_all) if (pair := self._exchange(node))])
+        self._learn([pair for node in ops.calls(graph, comms.is_all_to_all) if (pair := self._exchange(node))])
 
     def __call__(self, length: int | torch.SymInt | sympy.Expr) -> int:
         """The number that stands for `length`, a size of the graph or an expression of its symbols; never negative."""

@@ -32,7 +32,7 @@ from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.gc_pause import collector_paused
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.pieces import PiecesCut, cut_earlier
 from farskip_compile.passes.schedule.custom_collectives import blocking
 from farskip_compile.passes.schedule.from_graph import input_bytes
@@ -202,8 +202,8 @@ def _refuse_deterministic() -> None:
 
 def _regroup(graph: fx.Graph, target: str | None) -> dict[str, str]:
     """Process groups of all-to-alls that have the same ranks as `target`."""
-    exchanges = ops.calls(graph, lambda node: ops.is_all_to_all(node) and ops.is_functional(node))
-    groups = {ops.process_group(node) for node in exchanges} - {target}
+    exchanges = ops.calls(graph, lambda node: comms.is_all_to_all(node) and comms.is_functional(node))
+    groups = {comms.process_group(node) for node in exchanges} - {target}
     if target is None or not groups:
         return {}
     ranks = group_ranks(target)

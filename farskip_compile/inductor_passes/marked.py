@@ -14,7 +14,7 @@ from farskip_compile.inductor_passes.plan import Plan
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms
 from farskip_compile.passes.graph.declared import collectives_among, note_declared
 from farskip_compile.passes.schedule.in_flight import arrivals
 from farskip_compile.verify.held import own_waits, verify_held
@@ -27,8 +27,8 @@ EARLIER = (*MARKING, "pieces", "in_flight")
 
 def communicates(graph: fx.Graph, plan: Plan) -> bool:
     """Whether there is a collective in `graph`, or something in flight that it waits for."""
-    note_declared(graph, collectives_among(plan.declared), ops.called_name)
-    return bool(arrivals(graph)) or any(ops.is_collective(node) or ops.is_blocking(node) for node in graph.nodes)
+    note_declared(graph, collectives_among(plan.declared), comms.called_name)
+    return bool(arrivals(graph)) or any(comms.is_collective(node) or comms.is_blocking(node) for node in graph.nodes)
 
 
 def mark(graph: fx.Graph, plan: Plan) -> int:

@@ -31,7 +31,7 @@ from farskip_compile.inductor_passes.in_pieces import WORTH, log
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.graph.walk import spread, walk_back
 from farskip_compile.passes.pieces import CHOICES
@@ -169,7 +169,7 @@ def _whole(graph: fx.Graph) -> list[fx.Node]:
 
 def _is_whole(node: fx.Node) -> bool:
     """Whether this is an exchange whose sizes data decides, and no piece of one."""
-    if not ops.is_all_to_all(node) or is_piece(node):
+    if not comms.is_all_to_all(node) or is_piece(node):
         return False
     splits = [split for split in node.args[1:3] if isinstance(split, list | tuple)]
     return any(isinstance(size, fx.Node) for split in splits for size in split)
@@ -182,7 +182,7 @@ def _best_by_token(profile: HardwareProfile, region: Region) -> int:
 
 
 def _best_by_gather(profile: HardwareProfile, region: Region) -> int:
-    gathers = filter(ops.is_gather, region.launches)
+    gathers = filter(comms.is_gather, region.launches)
     value = max((one for launch in gathers if (one := ops.tensor(launch)) is not None), key=torch.Tensor.numel)
     ranks: int = region.launches[0].args[1]  # type: ignore[assignment]
     flops = 0.0
@@ -259,7 +259,7 @@ def best_of_combine(profile: HardwareProfile, launch: fx.Node) -> int:
     assert sent is not None
     if not all(isinstance(size, int) for size in sent.shape):
         return 1  # ranks may have compiled for different numbers of tokens
-    flops = sum(map(_flops_of, filter(ops.is_matmul, walk_back(launch.all_input_nodes, ops.is_wait))))
+    flops = sum(map(_flops_of, filter(ops.is_matmul, walk_back(launch.all_input_nodes, comms.is_wait))))
     seconds = _seconds(flops, sent, profile)
     return _cheapest(profile, ("all_to_all", "all_to_all"), sent.nbytes, ranks, max(CHOICES), seconds)
 

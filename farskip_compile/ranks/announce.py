@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.report.schedule import ScheduleReport
 
 LIBRARY = torch.library.Library("farskip", "FRAGMENT")
@@ -68,11 +68,11 @@ def collective_orders(graph: fx.Graph) -> dict[str, list[str]]:
     """
     orders: dict[str, list[str]] = {}
     for node in _launches(graph):
-        name = ops.called_name(node).split("::")[1]
+        name = comms.called_name(node).split("::")[1]
         reduction = [arg for arg in node.args[1:2] if isinstance(arg, str) and "reduce" in name]
         value = next((ops.tensor(arg) for arg in node.all_input_nodes if ops.tensor(arg) is not None), None)
         kind = [str(value.dtype).removeprefix("torch.")] if value is not None else []
-        orders.setdefault(ops.process_group(node), []).append(" ".join([name, *reduction, *kind]))
+        orders.setdefault(comms.process_group(node), []).append(" ".join([name, *reduction, *kind]))
     return orders
 
 
@@ -81,14 +81,14 @@ def collective_sizes(graph: fx.Graph) -> dict[str, Sizes]:
     unevenly: such sizes may differ between ranks."""
     found: dict[str, list[list[list[int]] | None]] = {}
     for node in _launches(graph):
-        found.setdefault(ops.process_group(node), []).append(_fixed_sizes(node))
+        found.setdefault(comms.process_group(node), []).append(_fixed_sizes(node))
     known = {group: [one for one in sizes if one is not None] for group, sizes in found.items()}
     return {group: known[group] if len(known[group]) == len(sizes) else None for group, sizes in found.items()}
 
 
 def _launches(graph: fx.Graph) -> list[fx.Node]:
-    found = (node for node in graph.nodes if ops.is_collective(node) or ops.is_blocking(node))
-    return [node for node in found if ops.process_group(node)]
+    found = (node for node in graph.nodes if comms.is_collective(node) or comms.is_blocking(node))
+    return [node for node in found if comms.process_group(node)]
 
 
 def _fixed_sizes(node: fx.Node) -> list[list[int]] | None:

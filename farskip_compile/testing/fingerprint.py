@@ -21,7 +21,7 @@ from torch import fx
 from farskip_compile._compat.distributed import group_ranks
 from farskip_compile.capture import Capture
 from farskip_compile.explain.layout import reads_text, short_place
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.ranks.announce import collective_orders
 from farskip_compile.ranks.identity import source_hash
@@ -90,7 +90,7 @@ def _lines(module: fx.GraphModule, groups: _Groups, indent: str = "") -> Iterato
     """One line for each node, followed by its source; the bodies of operators are indented below."""
     index = {node: number for number, node in enumerate(module.graph.nodes)}
     for node, number in index.items():
-        group = ops.process_group(node) if ops.is_collective(node) else None
+        group = comms.process_group(node) if comms.is_collective(node) else None
         text = partial(_text, index=index, groups=groups, group=group)
         arguments = [*map(text, node.args), *(f"{key}={text(value)}" for key, value in node.kwargs.items())]
         target = ops.op_name(node) or str(node.target)

@@ -16,7 +16,7 @@ from torch import fx
 
 from farskip_compile._compat import OpOverload
 from farskip_compile._compat.tensors import parameters
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.schedule.in_flight import arrivals
 from farskip_compile.verify.values import SIZES
 
@@ -123,7 +123,7 @@ def remember(graph: fx.Graph, in_place: InPlace = lambda node: ()) -> Before:
 def _calls(nodes: Iterable[fx.Node]) -> Calls:
     traits: dict[tuple[int, int], _Traits] = {}  # by identity, since an operator hashes itself in Python
     calls = [node for node in nodes if node.op == "call_function"]
-    keys = [(id(node.target), id(ops.called(node))) for node in calls]
+    keys = [(id(node.target), id(comms.called(node))) for node in calls]
     for node, key in zip(calls, keys, strict=True):
         if key not in traits:
             traits[key] = _traits(node)
@@ -132,7 +132,7 @@ def _calls(nodes: Iterable[fx.Node]) -> Calls:
 
 def _traits(node: fx.Node) -> _Traits:
     target = node.target
-    launch, wait = ops.is_collective(node) or ops.is_blocking(node), ops.is_wait(node)
+    launch, wait = comms.is_collective(node) or comms.is_blocking(node), comms.is_wait(node)
     written = [parameter.alias_info for parameter in parameters(target)] if isinstance(target, OpOverload) else None
     return _Traits(
         launch,
@@ -157,11 +157,11 @@ def _keep_collectives(before: Before, calls: Calls) -> dict[fx.Node, str]:
     first: dict[fx.Node, fx.Node] = {}
     for node, does in calls:
         if does.launch:
-            before.launches[node.name] = ops.process_group(node)
+            before.launches[node.name] = comms.process_group(node)
             made[node] = node.name
         elif does.wait:
             result = node.all_input_nodes[0]
-            known = result if ops.is_wait(result) else first.setdefault(result, node)
+            known = result if comms.is_wait(result) else first.setdefault(result, node)
             if known is not node:
                 before.first_wait[node.name] = before.first_wait.get(known.name, known.name)
             elif result in made:
@@ -176,7 +176,7 @@ def _keep_late_readers(before: Before, nodes: Sequence[fx.Node], made: Mapping[f
     place = {node.name: index for index, node in enumerate(nodes)}
     for result, launch in made.items():
         for user in result.users:
-            if user not in made and not ops.is_wait(user) and ops.op_name(user) not in SIZES:
+            if user not in made and not comms.is_wait(user) and ops.op_name(user) not in SIZES:
                 earlier = (wait for wait in before.waits.get(launch, ()) if place[wait] < place[user.name])
                 before.past_wait.extend((user.name, wait) for wait in earlier)
 

@@ -24,7 +24,7 @@ from torch import fx
 
 from farskip_compile._compat import same_dim
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.verify.claims import claims_of
@@ -63,20 +63,22 @@ def verify_blocks(graph: fx.Graph, before: GraphSnapshot) -> None:
 
 def _check_kinds(gone: Sequence[fx.Node], added: Sequence[fx.Node]) -> None:
     for node in added:
-        if not (ops.op_name(node) in MOVES or ops.is_all_to_all(node) or ops.is_wait(node)):
+        if not (ops.op_name(node) in MOVES or comms.is_all_to_all(node) or comms.is_wait(node)):
             raise _error(node, f"{ops.op_name(node) or node.op} neither moves rows nor adds up sizes")
     for node in gone:
-        if not (ops.is_all_to_all(node) or ops.is_wait(node) or (node.op.startswith("call") and effects.is_pure(node))):
+        if not (
+            comms.is_all_to_all(node) or comms.is_wait(node) or (node.op.startswith("call") and effects.is_pure(node))
+        ):
             raise _error(node, "what it did is no longer in the graph")
-    were, are = (Counter(map(_kind, filter(ops.is_all_to_all, nodes))) for nodes in (gone, added))
+    were, are = (Counter(map(_kind, filter(comms.is_all_to_all, nodes))) for nodes in (gone, added))
     for kind in were | are:
         if were[kind] == 0 or are[kind] < 2 * were[kind] or are[kind] % were[kind]:
-            node = next(one for one in (*added, *gone) if ops.is_all_to_all(one) and _kind(one) == kind)
+            node = next(one for one in (*added, *gone) if comms.is_all_to_all(one) and _kind(one) == kind)
             raise _error(node, f"{are[kind]} exchanges are there in place of {were[kind]}")
 
 
 def _kind(launch: fx.Node) -> tuple[str, str]:
-    return str(launch.target), ops.process_group(launch)
+    return str(launch.target), comms.process_group(launch)
 
 
 # 3
@@ -121,7 +123,7 @@ class _Simulated:
         """Whether it is taken for given: a value that both graphs have, but for sizes, which counts decide."""
         if node.name not in self.kept:
             return False
-        counts = ops.op_name(node) in READS or ops.is_all_to_all(node) or ops.is_wait(node)
+        counts = ops.op_name(node) in READS or comms.is_all_to_all(node) or comms.is_wait(node)
         return ops.is_floating(node) or not counts
 
     def _leaf(self, node: fx.Node) -> Ranks:
@@ -172,9 +174,9 @@ class _Simulated:
         given = node.args, node.kwargs
         args = [fx.map_arg(given, lambda arg, rank=rank: value_of(arg)[rank]) for rank in range(self.ranks)]  # type: ignore[misc]
         try:
-            if ops.is_all_to_all(node):
+            if comms.is_all_to_all(node):
                 return _exchange([one[0] for one in args])
-            if ops.is_wait(node):
+            if comms.is_wait(node):
                 return [one[0][0] for one in args]
             if ops.is_zeros(node):  # like rows: one label each
                 return [torch.zeros(self._length(one[0], node), 1, dtype=torch.int64) for one in args]
@@ -206,14 +208,14 @@ def _exchange(args: Sequence[Sequence[Any]]) -> Ranks:
 
 
 def _sends(user: fx.Node, node: fx.Node) -> bool:
-    sized = ops.is_all_to_all(user) and all(isinstance(size, fx.Node) for size in user.args[2])  # type: ignore[union-attr]
+    sized = comms.is_all_to_all(user) and all(isinstance(size, fx.Node) for size in user.args[2])  # type: ignore[union-attr]
     return sized and user.args[0] is node
 
 
 def _ranks(node: fx.Node, kept: Collection[str]) -> int:
     """Of the exchange that a new value comes from."""
     for one in walk_back([node], lambda node: node.name in kept):
-        if ops.is_all_to_all(one):
+        if comms.is_all_to_all(one):
             return len(one.args[1])  # type: ignore[arg-type]
     raise _error(node, "it comes from no exchange")
 

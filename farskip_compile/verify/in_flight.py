@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS
 from farskip_compile.passes.schedule.in_flight import land_if_recomputed
 
@@ -39,7 +39,7 @@ def returned(graph: fx.Graph) -> Outputs:
     waits = {}
     for one in values:
         wait = _source(one)
-        if wait is not None and one is not None and ops.is_wait(wait):
+        if wait is not None and one is not None and comms.is_wait(wait):
             promised = DEPARTS in wait.meta.get(CUSTOM, {})
             waits[one.name] = (wait.all_input_nodes[0].name, promised, ops.tensor(one))
     names = tuple(one.name if one is not None else None for one in values)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from farskip_compile._compat import inductor
 from farskip_compile.errors import VerificationError, Where
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms
 
 
 def verify_kernels(before: Sequence[inductor.Kernel], after: Sequence[inductor.Kernel]) -> None:
@@ -53,12 +53,14 @@ def _law_3_launches(before: Sequence[inductor.Kernel], place: Mapping[inductor.K
     for kernel in before:
         parts = inductor.kernel_parts(kernel)
         if inductor.is_launch_kernel(kernel):
-            launch = next((node for _, nodes in parts for node in nodes if ops.is_collective(node)), None)
+            launch = next((node for _, nodes in parts for node in nodes if comms.is_collective(node)), None)
         else:
-            launch = next((nodes[0] for extern, nodes in parts if extern and nodes and ops.is_blocking(nodes[0])), None)
+            launch = next(
+                (nodes[0] for extern, nodes in parts if extern and nodes and comms.is_blocking(nodes[0])), None
+            )
             if launch is None:
                 continue
-        group = ops.process_group(launch) if launch is not None else ""
+        group = comms.process_group(launch) if launch is not None else ""
         earlier = last.get(group)
         if earlier is not None and place[earlier] > place[kernel]:
             raise _error(kernel, f"it is launched before {inductor.kernel_name(earlier)}, on the same process group")

@@ -26,7 +26,7 @@ from typing import Any
 from torch import fx
 
 from farskip_compile._compat import same_dim
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.verify.part import ROWS, VIEWS, Part, error, tensor
 from farskip_compile.verify.rows import layout as layouts
@@ -195,9 +195,9 @@ class _Account:
         part = next(iter(cut.values()), None)
         if part is None or any(one.rows != part.rows for one in cut.values()):
             raise error(node, "its arguments are not the same rows")
-        if ops.is_collective(old):
+        if comms.is_collective(old):
             found = self._exchanged(node, old, part)
-        elif ops.is_wait(old):
+        elif comms.is_wait(old):
             found = replace(part, of=old.name)
         else:
             found = Part(old.name, *part.rows, self._by_rule(node, old, cut))
@@ -208,7 +208,7 @@ class _Account:
 
     @staticmethod
     def _free_places(old: fx.Node) -> tuple[int, ...]:
-        if ops.is_collective(old):
+        if comms.is_collective(old):
             return (1, 2)
         names_a_shape = ops.op_name(old) in SIZED and len(old.args) > 1 and isinstance(old.args[1], tuple | list)
         return (1,) if names_a_shape else ()
@@ -230,7 +230,7 @@ class _Account:
         first = (part.layout_of(sent.shape) or ((),))[0]
         blocks = first[0].size if first and first[0].token is None else 1
         inside = ROWS not in layouts.tokens(first) or (isinstance(blocks, int) and blocks % max(ranks, 1) == 0)
-        if not ops.is_all_to_all(old) or not ranks or not inside or _equal_shares(node) != ranks:
+        if not comms.is_all_to_all(old) or not ranks or not inside or _equal_shares(node) != ranks:
             raise error(node, "its rows are not inside of each rank's share")
         length = tensor(node.args[0]).shape[0]
         if not all(same_dim(sum(split), length) for split in node.args[1:3]):  # type: ignore[arg-type]
@@ -242,12 +242,12 @@ class _Account:
     # 5
 
     def _check_gone(self, old: fx.Node) -> None:
-        if ops.is_collective(old):
+        if comms.is_collective(old):
             rows = [part.rows for part in self.launched[old.name]]
             ends = [0, *(high for _, high, _ in rows)]
             if not rows or ends[-1] != rows[0][2] or ends[:-1] != [low for low, _, _ in rows]:
                 raise error(old, f"its pieces do not send all rows, once and in order: {rows}")
-        elif not ops.is_wait(old) and not effects.is_pure(old):
+        elif not comms.is_wait(old) and not effects.is_pure(old):
             raise error(old, "it is no longer done")
 
 

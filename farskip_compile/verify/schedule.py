@@ -26,7 +26,7 @@ from torch import fx
 
 from farskip_compile._compat import inductor
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.ranks.announce import Announcement, announcement
 from farskip_compile.verify.before import Before, Kept
 
@@ -113,8 +113,8 @@ class _Check:
         group = self.before.launches.get(node.name)
         if group is not None:
             wanted = self._channel(node, group)
-            if ops.process_group(node) != wanted:
-                raise _error(node, f"it should be on process group {wanted!r}, not {ops.process_group(node)!r}")
+            if comms.process_group(node) != wanted:
+                raise _error(node, f"it should be on process group {wanted!r}, not {comms.process_group(node)!r}")
             rest = ([arg for arg in args if arg != wanted], [arg for arg in old.args if arg != group])
             if wanted != group and self._same(*rest):
                 return
@@ -125,7 +125,7 @@ class _Check:
 
     def _channel(self, launch: fx.Node, group: str) -> str:
         """The process group that a launch must be on, which was on `group`."""
-        moves = ops.is_all_to_all(launch) and ops.is_functional(launch)
+        moves = comms.is_all_to_all(launch) and comms.is_functional(launch)
         return self.regroup.get(group, group) if moves else group
 
     def law_2_inputs_come_first(self) -> None:
@@ -206,7 +206,7 @@ class _Check:
         for node in calls:
             group = self.before.launches.get(node.name)
             if group:
-                group = ops.process_group(node)
+                group = comms.process_group(node)
                 if not _announces(next(left.get(group, iter(())), ""), node):
                     raise _error(node, f"it is not announced as the next launch of {group!r}")
         for group, more in left.items():
@@ -222,7 +222,7 @@ def _announces(text: str, launch: fx.Node) -> bool:
         if (value := ops.tensor(arg)) is not None
     }
     name, *rest = text.split() or [""]
-    return name == ops.called_name(launch).split("::")[1] and known.issuperset(rest)
+    return name == comms.called_name(launch).split("::")[1] and known.issuperset(rest)
 
 
 def _flat(value: object) -> list[str]:

@@ -26,7 +26,7 @@ from enum import Enum
 import torch
 from torch import fx
 
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.residual.sums import Dataflow
 from farskip_compile.verify.field import PRIME, fraction, inverse, joining, number_of, taking
 
@@ -121,7 +121,7 @@ def read_steps(flow: Dataflow) -> Steps:
             step.after += last_random
             last_random = (place,)
             acting.append(place)
-        elif (writes_memory or _is_impure(node, impure)) and not (ops.is_collective(node) or ops.is_wait(node)):
+        elif (writes_memory or _is_impure(node, impure)) and not (comms.is_collective(node) or comms.is_wait(node)):
             last_switch = last_switch if writes_memory else (place,)
             acting.append(place)
         steps.append(step)
@@ -157,7 +157,7 @@ def _read(node: fx.Node, place_of: Mapping[fx.Node, int]) -> Step:
         return Step(node.name, Rule.HASH, number_of(f"{name} {ops.fake(node)}"), ())
     if name in ("cat", "getitem") and (step := _of_parts(node, name, place_of)) is not None:
         return step
-    linear = ops.may_be_linear(name) or ("::" in name and ops.is_linear_collective(node))
+    linear = ops.may_be_linear(name) or ("::" in name and comms.is_linear_collective(node))
     factor = _factor(node, name) if linear else None
     if factor is not None:
         return Step(node.name, Rule.AFFINE, 0, (place_of[node.args[0]],), (factor,))  # type: ignore[index]
@@ -214,7 +214,7 @@ def _factor(node: fx.Node, name: str) -> int | None:
         return None
     if name in ops.CAST_OPS:
         return _cast_factor(value, result)
-    if name in SAME_VALUES or ops.is_wait(node) or ops.is_inactive_dropout(node):
+    if name in SAME_VALUES or comms.is_wait(node) or ops.is_inactive_dropout(node):
         return 1
     if name == "neg":
         return -1
@@ -227,7 +227,7 @@ def _shape_factor(node: fx.Node, name: str, before: torch.Tensor, after: torch.T
         return number_of(str(tuple(after.shape))) * inverse(str(tuple(before.shape))) % PRIME
     if name in ("view_as", "reshape_as"):
         return number_of(name)
-    if name not in ops.SHAPE_OPS and not ops.is_linear_collective(node):
+    if name not in ops.SHAPE_OPS and not comms.is_linear_collective(node):
         return None
     # a size is not followed: it is the same wherever it comes from
     constants = (fx.map_arg(arg, lambda size: str(ops.fake(size))) for arg in (*node.args[1:], *node.kwargs.items()))

@@ -30,7 +30,7 @@ from farskip_compile.passes.boundary.arrive import Boundary
 from farskip_compile.passes.boundary.in_pieces import HowMany, in_pieces, whole
 from farskip_compile.passes.boundary.late import Late, find_late
 from farskip_compile.passes.boundary.tail import Autocast, Departure, Flight, Tail, intern
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.dead import erase_dead, used_nodes
 from farskip_compile.passes.graph.hidden_collectives import collectives_of, group_of, hidden_launch
 from farskip_compile.passes.graph.walk import bodies, fresh_like
@@ -161,7 +161,9 @@ class _Cut:
         wait.meta[CUSTOM] = {FLIGHT: flight.to_text()}
         twin.meta[FLIGHT] = flight
         inside = (one for body in bodies(launch)[:1] for one in body.graph.nodes)
-        for one in (node,) if ops.is_wait(node) else (node, launch, *inside):  # of which differentiation makes the wait
+        for one in (
+            (node,) if comms.is_wait(node) else (node, launch, *inside)
+        ):  # of which differentiation makes the wait
             one.meta[CUSTOM] = {**one.meta.get(CUSTOM, {}), DEPARTS: flight.to_text()}
         return wait
 
@@ -196,8 +198,8 @@ def _flight(wait: fx.Node) -> tuple[Flight, fx.Node]:
     if (launch := hidden_launch(wait)) is not None:
         return Flight([*collectives_of(launch)][-1], group_of(launch)), launch
     (launch,) = wait.all_input_nodes
-    if ops.is_collective(launch):
-        return Flight(ops.op_name(launch).partition("::")[2], ops.process_group(launch)), launch
+    if comms.is_collective(launch):
+        return Flight(ops.op_name(launch).partition("::")[2], comms.process_group(launch)), launch
     text = launch.meta.get(CUSTOM, {}).get(FLIGHT) or launch.meta.get(FLIGHT, "")
     operator, _, group = str(text).partition(" ")
     return Flight(operator, group), launch

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.walk import fresh_like
 from farskip_compile.passes.pieces.axis import Axis, intervals
 from farskip_compile.passes.pieces.notes import is_piece
@@ -79,7 +79,7 @@ def whole(launch: fx.Node) -> int:
 def in_pieces(wait: fx.Node, how_many: HowMany) -> Pieces | None:
     """The pieces of what `wait` is for; None if it will stay whole, or is a piece itself."""
     launch, value = wait.all_input_nodes[0], ops.tensor(wait)
-    if value is None or not ops.is_all_to_all(launch) or is_piece(launch) or brings_numbers(launch):
+    if value is None or not comms.is_all_to_all(launch) or is_piece(launch) or brings_numbers(launch):
         return None
     try:
         ranks = Exchange(launch, [wait]).ranks

@@ -22,7 +22,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import is_module_state
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.graph.hidden_collectives import hidden_launch
 from farskip_compile.passes.graph.walk import spread, walk_back
 from farskip_compile.passes.normalize.accumulations import added_alone
@@ -103,7 +103,7 @@ def _late_of(
 
 def lands(node: fx.Node) -> bool:
     """Whether what is sent has arrived from here on."""
-    return ops.is_wait(node) or hidden_launch(node) is not None
+    return comms.is_wait(node) or hidden_launch(node) is not None
 
 
 def _is_late(user: fx.Node, late: Set[fx.Node], sums: Set[fx.Node]) -> bool:

@@ -19,7 +19,7 @@ from torch import fx
 
 from farskip_compile._compat import OpOverload, OpOverloadPacket
 from farskip_compile._compat.tensors import parameters, storage_identity
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 
 
 def is_pure(node: fx.Node) -> bool:
@@ -27,7 +27,7 @@ def is_pure(node: fx.Node) -> bool:
     if node.op not in ("call_function", "call_method") or node.is_impure():
         return False
     name = ops.op_name(node)
-    if name.startswith("higher_order::") or ops.is_collective(node) or ops.is_wait(node) or mutated_args(node):
+    if name.startswith("higher_order::") or comms.is_collective(node) or comms.is_wait(node) or mutated_args(node):
         return False
     return not is_random(node)
 

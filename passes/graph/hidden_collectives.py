@@ -17,21 +17,21 @@ from typing import Any
 import torch
 from torch import fx
 
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.walk import bodies
 
 
 def collectives_of(node: fx.Node) -> Iterator[str]:
     """The collectives that `node` launches, in order."""
     name = ops.op_name(node)
-    if ops.is_collective(node):
+    if comms.is_collective(node):
         yield name.split("::")[1]
     elif name.startswith("higher_order::"):
         found = bodies(node)
         for body in found[:1] if name == "higher_order::autograd_function_apply" else found:
             for inner in body.graph.nodes:
                 yield from collectives_of(inner)
-    elif ops.is_redistribution(node):
+    elif comms.is_redistribution(node):
         yield from _between(_placements(node.args[0]), _placements(node))
 
 
@@ -46,14 +46,14 @@ def hidden_launch(node: fx.Node) -> fx.Node | None:
     if name == "getitem" and ops.op_name(source) == "higher_order::autograd_function_apply":
         return source if _ends_in_a_wait(bodies(source)[:1], node.args[1]) else None
     launch = source if name.endswith("to_local") else node
-    return launch if ops.is_redistribution(launch) and any(collectives_of(launch)) else None
+    return launch if comms.is_redistribution(launch) and any(collectives_of(launch)) else None
 
 
 def group_of(launch: fx.Node) -> str:
     """The name of the process group of the last collective that is launched; empty if there is none."""
-    if not ops.is_redistribution(launch):
-        found = [one for body in bodies(launch)[:1] for one in ops.calls(body.graph, ops.is_collective)]
-        return ops.process_group(found[-1]) if found else ""
+    if not comms.is_redistribution(launch):
+        found = [one for body in bodies(launch)[:1] for one in ops.calls(body.graph, comms.is_collective)]
+        return comms.process_group(found[-1]) if found else ""
     value: Any = ops.fake(launch.args[0]) if isinstance(launch.args[0], fx.Node) else None
     before, after = _placements(launch.args[0]), _placements(launch)
     sends = [at for at, old in enumerate(before) if any(_between((old,), after[at : at + 1]))]
@@ -69,7 +69,7 @@ def _ends_in_a_wait(found: Sequence[fx.GraphModule], place: object) -> bool:
         while isinstance(value, fx.Node) and ops.op_name(value) in ops.VIEWS:
             value = value.args[0]
         copied = [user.args[1] for user in getattr(value, "users", ()) if ops.op_name(user) == "copy_"]
-        return any(isinstance(one, fx.Node) and ops.is_wait(one) for one in (value, *copied[-1:]))
+        return any(isinstance(one, fx.Node) and comms.is_wait(one) for one in (value, *copied[-1:]))
     return False
 
 

@@ -1,4 +1,4 @@
-"""What an FX node computes. Only this file and `effects` know operator names.
+"""What an FX node computes. Only this file, `comms` and `effects` know operator names.
 
 Contract: pure questions about one node, answered from its target and its fake value; no graph is walked or changed.
 Works on Dynamo's torch IR (functions, methods, `operator`), on ATen overloads and on custom ops alike, by reducing
@@ -16,10 +16,9 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import HigherOrderOperator, OpOverload, OpOverloadPacket, same_dim
-from farskip_compile._compat.marks import COMMUNICATES
-from farskip_compile._compat.tensors import parameters, qualified_name
+from farskip_compile._compat.tensors import qualified_name
 from farskip_compile.errors import Where
-from farskip_compile.passes.graph.declared import declared, group_parameter, part_of_a_collective
+from farskip_compile.passes.graph.declared import declared
 from farskip_compile.passes.graph.walk import bodies
 
 VIEWS = frozenset(["view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten", "unflatten"])
@@ -44,17 +43,8 @@ LINEAR_COLLECTIVES = frozenset(
     f"_c10d_functional::{name}"
     for name in ("all_reduce", "all_reduce_", "reduce_scatter_tensor", "all_gather_into_tensor")
 )
-GROUP_PARAMETERS = ("group_name", "group", "process_group")
-OF_PYTORCH = frozenset(
-    ["aten", "prims", "c10d", "c10d_functional", "_c10d_functional", "_c10d_functional_autograd", "_dtensor"]
-)
-"""Namespaces whose collectives are known."""
-OUT_OF_PLACE = frozenset(["higher_order::auto_functionalized", "higher_order::auto_functionalized_v2"])
-WAIT_FOR = "farskip::wait_for"
-"""What the wait of a declared collective becomes before it is scheduled."""
 NAMES = 4096
 """Operators whose names are remembered."""
-LINEAR_REDUCTIONS = frozenset({"sum", "avg"})
 
 
 def op_name(node: fx.Node) -> str:
@@ -166,107 +156,6 @@ def _fills(value: torch.Tensor, result: torch.Tensor) -> bool:
     )
 
 
-def is_collective(node: fx.Node) -> bool:
-    """A launch of a functional collective (not its wait), or what was declared as one."""
-    return (is_functional(node) and not is_wait(node)) or part_of_a_collective(node) == "launch"
-
-
-def is_functional(node: fx.Node) -> bool:
-    """A functional collective of PyTorch, or its wait."""
-    return op_name(node).startswith(("_c10d_functional::", "c10d_functional::"))
-
-
-def is_blocking(node: fx.Node) -> bool:
-    """A collective in one operator, which can't be moved apart: declared, or it names a process group."""
-    return part_of_a_collective(node) == "blocking" or (COMMUNICATES not in node.meta and _names_a_group(called(node)))
-
-
-def called(node: fx.Node) -> object:
-    """What `node` calls; of what writes in place, and is called out of place by a higher-order operator, that."""
-    return node.args[0] if op_name(node) in OUT_OF_PLACE else node.target
-
-
-def called_name(node: fx.Node) -> str:
-    """`op_name` of what is `called`."""
-    return function_name(called(node)) if op_name(node) in OUT_OF_PLACE else op_name(node)
-
-
-@functools.lru_cache(maxsize=4096)
-def _names_a_group(target: object) -> bool:
-    overload = target if isinstance(target, OpOverload) else getattr(target, "default", None)
-    of_pytorch = not isinstance(overload, OpOverload) or overload.namespace in OF_PYTORCH
-    return not of_pytorch and _group_parameter(overload) is not None
-
-
-def process_group(node: fx.Node) -> str:
-    """Name of the process group of a launch; empty if an operator that was declared names none."""
-    place = _group_parameter(called(node), group_parameter(node))
-    if place is None:
-        if COMMUNICATES in node.meta:
-            return ""
-        raise ValueError(f"{node.target} names no process group")
-    position, name = place
-    positional = position < len(node.args) and called(node) is node.target
-    group: object = node.args[position] if positional else node.kwargs.get(name)
-    group = fake(group) if isinstance(group, fx.Node) else group  # an input, where one graph serves all ranks
-    return str(getattr(group, "group_name", group))
-
-
-def set_process_group(node: fx.Node, group: str) -> None:
-    """Let a launch use another process group."""
-    place = _group_parameter(node.target)
-    assert place is not None
-    position, name = place
-    if position < len(node.args):
-        node.update_arg(position, group)
-    else:
-        node.update_kwarg(name, group)
-
-
-@functools.lru_cache(maxsize=256)
-def _group_parameter(target: object, declared_name: str = "") -> tuple[int, str] | None:
-    packet = target if isinstance(target, OpOverload) else getattr(target, "default", None)
-    if isinstance(packet, OpOverload):
-        for position, argument in enumerate(parameters(packet)):
-            if argument.name == declared_name or (not declared_name and argument.name in GROUP_PARAMETERS):
-                return position, argument.name
-    return None
-
-
-def is_wait(node: fx.Node) -> bool:
-    """The wait of a functional collective, or of what was declared as one."""
-    name = op_name(node)
-    return name.endswith("c10d_functional::wait_tensor") or name == WAIT_FOR or node.meta.get(COMMUNICATES) == "wait"
-
-
-def is_all_to_all(node: fx.Node) -> bool:
-    """A token exchange: the dispatch or combine of expert parallelism."""
-    return "all_to_all" in op_name(node)
-
-
-def is_gather(node: fx.Node) -> bool:
-    """The rows of all ranks, one rank after another, on each of them."""
-    return op_name(node) == "_c10d_functional::all_gather_into_tensor"
-
-
-def is_all_reduce(node: fx.Node) -> bool:
-    """A reduction over ranks that each of them gets, as a new tensor."""
-    return op_name(node) == "_c10d_functional::all_reduce"
-
-
-def is_scatter(node: fx.Node) -> bool:
-    """A sum over ranks, of which each gets its rows."""
-    return op_name(node) == "_c10d_functional::reduce_scatter_tensor"
-
-
-def is_linear_collective(node: fx.Node) -> bool:
-    """A collective C with C(a + b) = C(a) + C(b): a sum or mean reduction, a gather, or the wait of one."""
-    name = op_name(node)
-    if name not in LINEAR_COLLECTIVES:
-        return declared(node) == "reduction"
-    return "reduce" not in name or any(str(arg).lower() in LINEAR_REDUCTIONS for arg in node.args[1:2])
-
-
 @functools.lru_cache(maxsize=4096)
 def may_be_linear(name: str) -> bool:
     """Whether calls of an operator, by name, can be a sum or linear in one argument. Those of most operators can't."""
@@ -275,11 +164,6 @@ def may_be_linear(name: str) -> bool:
         or any(name in names for names in (PRODUCTS, SHAPE_OPS, CAST_OPS, LINEAR_COLLECTIVES))
         or name.endswith(("wait_tensor", "dropout"))
     )
-
-
-def is_redistribution(node: fx.Node) -> bool:
-    """A change of a DTensor's placements: a collective, but one that is seen only after differentiation."""
-    return op_name(node).endswith("redistribute") or op_name(node) == "full_tensor"
 
 
 def is_matmul(node: fx.Node) -> bool:

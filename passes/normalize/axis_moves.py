@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import fx
 
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _match(cat: fx.Node) -> _AxisMove | None:
     source = chunk.args[0]
     if not isinstance(source, fx.Node):
         return None
-    if not ops.is_wait(source) and not any(ops.is_collective(user) for user in cat.users):
+    if not comms.is_wait(source) and not any(comms.is_collective(user) for user in cat.users):
         return None
     value = ops.tensor(source)
     if value is None:

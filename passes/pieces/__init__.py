@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.pieces.axis import intervals
 from farskip_compile.passes.pieces.emit import cut
 from farskip_compile.passes.pieces.gathered import BY_GATHER, gathered_exchanges
@@ -76,13 +76,13 @@ def cut_exchanges(graph: fx.Graph, pieces: int) -> PiecesCut:
 
 def cut_earlier(graph: fx.Graph) -> PiecesCut:
     """What was cut before differentiation, by its notes; the number of pieces is the largest."""
-    pieces = [node for node in ops.calls(graph, ops.is_collective) if is_piece(node)]
+    pieces = [node for node in ops.calls(graph, comms.is_collective) if is_piece(node)]
     pairs = 0
     for number in {int(noted(node)) for node in pieces}:
         # gathers bring tokens and what was chosen for them, reduce-scatters of a gradient go back for several of these
         there, gathers, back, sums = (
             sum(holds(node) for node in pieces if int(noted(node)) == number)
-            for holds in (ops.is_all_to_all, ops.is_gather, ops.is_scatter, ops.is_all_reduce)
+            for holds in (comms.is_all_to_all, comms.is_gather, comms.is_scatter, comms.is_all_reduce)
         )
         pairs += (there // 2 + min(gathers, back) + sums) // number
     along = tuple(sorted({noted_along(node) for node in pieces}))

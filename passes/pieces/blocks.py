@@ -23,7 +23,7 @@ from typing import Any
 from torch import fx
 
 from farskip_compile._compat import same_dim
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.pieces.rules import NotSeparableError
 from farskip_compile.passes.schedule.collectives import launches_with_waits
 
@@ -67,7 +67,7 @@ def exchanges_of(graph: fx.Graph) -> tuple[list[Exchanges], list[NotSeparableErr
     """Those that can be cut, and why others can't."""
     together: dict[frozenset[Any], list[tuple[fx.Node, list[fx.Node]]]] = defaultdict(list)
     for launch, waits in launches_with_waits(graph).items():
-        if ops.is_all_to_all(launch) and any(isinstance(size, fx.Node) for size in _splits(launch)):
+        if comms.is_all_to_all(launch) and any(isinstance(size, fx.Node) for size in _splits(launch)):
             received, sent = (tuple(split) for split in launch.args[1:3])  # type: ignore[arg-type]
             together[frozenset([received, sent])].append((launch, waits))
     found, refused = [], []
@@ -96,7 +96,7 @@ def _read(members: Sequence[tuple[fx.Node, list[fx.Node]]], written: Collection[
         to_experts = launch.args[1:3] == first.args[1:3]
         if len(waits) != 1 or (not to_experts and launch.args[1:3] != first.args[2:0:-1]):
             raise NotSeparableError(launch, "it is waited for in several places, or has other sizes on its way back")
-        if ops.process_group(launch) != ops.process_group(first):
+        if comms.process_group(launch) != comms.process_group(first):
             raise NotSeparableError(launch, "it goes to other ranks than the dispatch")
         blocks = _split_into(waits[0], received) if to_experts else _made_of(launch, received)
         exchanges.append(Exchange(launch, waits[0], to_experts, blocks))
@@ -136,7 +136,7 @@ def _entry(number: fx.Node) -> Entry | None:
             return None
         place += sum(pick % shape[dim] * math.prod(shape[dim + 1 :]) for dim, pick in enumerate(picks))
         picks = []
-        if name in SAME_ENTRIES or ops.is_wait(node):
+        if name in SAME_ENTRIES or comms.is_wait(node):
             node = source
         elif name == "stack" and _dim(node) == 0 and isinstance(source, list | tuple):
             count = math.prod(shape[1:])
@@ -189,7 +189,7 @@ def _matching(first: fx.Node, received: Blocks, sent: Blocks, written: Collectio
     counts, arrived = bases
     if any(effects.storage(base) in written for base in bases):
         raise unknown
-    if not _is_exchange_of(arrived, counts, len(sent), experts) or ops.process_group(arrived) != ops.process_group(
+    if not _is_exchange_of(arrived, counts, len(sent), experts) or comms.process_group(arrived) != comms.process_group(
         first
     ):
         raise unknown
@@ -198,7 +198,7 @@ def _matching(first: fx.Node, received: Blocks, sent: Blocks, written: Collectio
 
 def _is_exchange_of(arrived: fx.Node, counts: fx.Node, ranks: int, experts: int) -> bool:
     """Whether `arrived` is an all-to-all of `counts` in which each rank gets `experts` entries."""
-    if not ops.is_all_to_all(arrived):
+    if not comms.is_all_to_all(arrived):
         return False
     given = arrived.args[0]
     while isinstance(given, fx.Node) and given is not counts and ops.op_name(given) in SAME_ENTRIES:

@@ -20,7 +20,7 @@ from functools import partial
 
 from torch import fx
 
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.pieces.notes import is_piece
 
@@ -45,24 +45,24 @@ class Gathered:
 
 def gathered_exchanges(graph: fx.Graph) -> list[Gathered]:
     """Those of `graph` that are no pieces yet, in order."""
-    scatters = ops.calls(graph, ops.is_scatter)
-    if not scatters or ops.calls(graph, ops.is_all_to_all):
+    scatters = ops.calls(graph, comms.is_scatter)
+    if not scatters or ops.calls(graph, comms.is_all_to_all):
         return []
     place = {node: number for number, node in enumerate(graph.nodes)}
     found = []
     for scatter in scatters:
-        group = ops.process_group(scatter)
+        group = comms.process_group(scatter)
         gathers: dict[fx.Node, None] = {}
         stop = partial(_ends, group)
         between = set(walk_back(scatter.all_input_nodes, stop, border=gathers)) | {scatter}
-        ordered = sorted(filter(ops.is_gather, gathers), key=place.__getitem__)
+        ordered = sorted(filter(comms.is_gather, gathers), key=place.__getitem__)
         if ordered and not is_piece(scatter) and _is_chosen(ordered, sorted(between, key=place.__getitem__)):
             found.append(Gathered(ordered, scatter, between))
     return found
 
 
 def _ends(group: str, node: fx.Node) -> bool:
-    return ops.is_scatter(node) or (ops.is_gather(node) and ops.process_group(node) == group)
+    return comms.is_scatter(node) or (comms.is_gather(node) and comms.process_group(node) == group)
 
 
 def _is_chosen(gathers: Sequence[fx.Node], between: Sequence[fx.Node]) -> bool:
@@ -78,5 +78,5 @@ def _is_chosen(gathers: Sequence[fx.Node], between: Sequence[fx.Node]) -> bool:
 
 def _chose(gather: fx.Node) -> bool:
     """Whether the numbers that are gathered were chosen, by way of numbers alone."""
-    walk = walk_back(gather.all_input_nodes, lambda node: ops.is_floating(node) or ops.is_collective(node))
+    walk = walk_back(gather.all_input_nodes, lambda node: ops.is_floating(node) or comms.is_collective(node))
     return any(map(ops.is_selection, walk))

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.graph.walk import spread, walk_back
 from farskip_compile.passes.pieces.axis import Axis, Size, axes_of, quotient
 from farskip_compile.passes.pieces.notes import is_piece
@@ -77,7 +77,7 @@ def pairs_of(graph: fx.Graph) -> list[tuple[Exchange, Exchange, list[fx.Node]]]:
     exchanges = {
         launch: Exchange(launch, waits)
         for launch, waits in launches_with_waits(graph).items()
-        if ops.is_all_to_all(launch) and not is_piece(launch) and not brings_numbers(launch)
+        if comms.is_all_to_all(launch) and not is_piece(launch) and not brings_numbers(launch)
     }
     exchange_of = {wait: launch for launch, one in exchanges.items() for wait in one.waits}
     newest: dict[fx.Node, fx.Node] = {}
@@ -90,11 +90,11 @@ def pairs_of(graph: fx.Graph) -> list[tuple[Exchange, Exchange, list[fx.Node]]]:
         if node in exchange_of:
             if exchange_of[node] not in done:
                 newest[node] = exchange_of[node]
-        elif node in exchanges and source is not None and ops.process_group(source) == ops.process_group(node):
+        elif node in exchanges and source is not None and comms.process_group(source) == comms.process_group(node):
             done |= {source, node}
             span = nodes[order[source] : order[node]]
             pairs.append((exchanges[source], exchanges[node], _between(exchanges[source], node, span)))
-        elif source is not None and not ops.is_all_to_all(node):
+        elif source is not None and not comms.is_all_to_all(node):
             newest[node] = source
     return pairs
 
@@ -123,7 +123,7 @@ def find_region(dispatch: Exchange, combine: Exchange, inside: Sequence[fx.Node]
     if combine.ranks != ranks:
         raise NotSeparableError(combine.launch, "it goes to other ranks than the dispatch")
     for node in inside:
-        if effects.is_random(node) or effects.mutated_args(node) or ops.is_collective(node):
+        if effects.is_random(node) or effects.mutated_args(node) or comms.is_collective(node):
             raise NotSeparableError(node, "it writes, draws random numbers or communicates")
     refusals: list[NotSeparableError] = []
     for axis in candidates(dispatch.waits, ranks, pieces):

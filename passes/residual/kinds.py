@@ -24,7 +24,7 @@ import torch
 from torch import fx
 
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.declared import declared
 from farskip_compile.passes.residual.carried import Carried, carried
 from farskip_compile.passes.residual.facts import Facts, picked_data
@@ -139,7 +139,7 @@ MIXER = (
     Evidence("cumsum along tokens", _is_cumsum_along_tokens),
 )
 EXCHANGE = (
-    Evidence("all-to-all of tokens", lambda facts, node: ops.is_all_to_all(node)),
+    Evidence("all-to-all of tokens", lambda facts, node: comms.is_all_to_all(node)),
     Evidence("{operator} was declared as an exchange", lambda facts, node: declared(node) == "exchange"),
 )
 EXPERTS = (
@@ -244,6 +244,6 @@ def _adds_unselected_product(facts: Facts, node: fx.Node) -> bool:
 def _is_for_both(stream: Stream, node: fx.Node) -> bool:
     """A step that keeps shared and routed experts one term: both are left out. A reduction is one as far as it is read
     as linear: of one whose data is not its first argument, nobody could tell the parts."""
-    if ops.is_linear_collective(node):
+    if comms.is_linear_collective(node):
         return bool(stream.below[node])
-    return ops.is_scan(node) or ops.is_norm(node) or ops.is_wait(node)
+    return ops.is_scan(node) or ops.is_norm(node) or comms.is_wait(node)

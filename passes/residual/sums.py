@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from farskip_compile._compat import is_module_state
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.graph.declared import declared
 from farskip_compile.passes.graph.walk import spread
 from farskip_compile.passes.normalize.accumulations import addends
@@ -82,7 +82,7 @@ def operands(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:
     name = ops.op_name(node)
     if node in flow.addends:
         return node.args[0], flow.addends[node]  # type: ignore[return-value]
-    if not ops.may_be_linear(name) and not ("::" in name and ops.is_linear_collective(node)):
+    if not ops.may_be_linear(name) and not ("::" in name and comms.is_linear_collective(node)):
         return ()
     if ops.is_sum(node):
         return _without_zeros(*node.args)  # type: ignore[arg-type]
@@ -108,7 +108,7 @@ def _operand(node: fx.Node, name: str, flow: Dataflow) -> tuple[fx.Node, ...]:
 def _is_linear_unary(node: fx.Node, name: str) -> bool:
     if name in ops.SHAPE_OPS or name in ops.CAST_OPS or name == "neg":
         return True
-    return ops.is_linear_collective(node) or ops.is_wait(node) or ops.is_inactive_dropout(node)
+    return comms.is_linear_collective(node) or comms.is_wait(node) or ops.is_inactive_dropout(node)
 
 
 def _scaled(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:
@@ -252,7 +252,7 @@ def find_root(flow: Dataflow, below: Summands, size: Mapping[fx.Node, int]) -> S
 
 def _is_choice(node: fx.Node) -> bool:
     """What routes: a selection, or an exchange of tokens."""
-    return ops.is_selection(node) or ops.is_all_to_all(node) or declared(node) == "exchange"
+    return ops.is_selection(node) or comms.is_all_to_all(node) or declared(node) == "exchange"
 
 
 def depends_on(flow: Dataflow, sources: Iterable[fx.Node], span: Iterable[fx.Node] | None = None) -> set[fx.Node]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.graph.dead import erase_dead, used_nodes
 from farskip_compile.passes.graph.walk import fresh_like, walk_back
 from farskip_compile.passes.residual import Reading
@@ -150,7 +150,7 @@ def _visitors(reading: Reading, owner: Mapping[fx.Node, str]) -> dict[fx.Node, d
 
 def _is_functional_collective(node: fx.Node) -> bool:
     """A launch that writes none of its inputs, or a wait: every rank makes the same edit, so all of them make two."""
-    return ops.is_wait(node) or (ops.is_collective(node) and not ops.op_name(node).endswith("_"))
+    return comms.is_wait(node) or (comms.is_collective(node) and not ops.op_name(node).endswith("_"))
 
 
 def _copy(graph: fx.Graph, node: fx.Node, replacement: Mapping[fx.Node, fx.Node], row: SubBlock) -> fx.Node:

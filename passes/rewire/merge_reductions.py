@@ -26,7 +26,7 @@ from math import prod
 import torch
 from torch import fx
 
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.dead import erase_dead, used_nodes
 from farskip_compile.passes.graph.walk import fresh_like
 from farskip_compile.passes.residual.stack import read_stack
@@ -170,9 +170,9 @@ def _shape(launch: fx.Node) -> tuple[int | torch.SymInt, ...]:
 
 def _launch(node: fx.Node) -> fx.Node | None:
     """The linear collective that `node` waits for, if nothing else comes between."""
-    while ops.is_wait(node) or ops.op_name(node) in ops.SHAPE_OPS or ops.op_name(node) in ops.CAST_OPS:
+    while comms.is_wait(node) or ops.op_name(node) in ops.SHAPE_OPS or ops.op_name(node) in ops.CAST_OPS:
         node = node.args[0]  # type: ignore[assignment]
-    return node if ops.is_linear_collective(node) else None
+    return node if comms.is_linear_collective(node) else None
 
 
 def _merge_layer(graph: fx.Graph, renamed: dict[fx.Node, fx.Node], layer: _Layer) -> None:

@@ -23,7 +23,7 @@ import operator
 
 from torch import fx
 
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms
 from farskip_compile.passes.graph.declared import declared
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual import Reading, read_table
@@ -71,7 +71,7 @@ def _launch_early(stream: Stream, kept: fx.Node) -> None:
     place: dict[fx.Node, int] = {}
     last_after: dict[int, fx.Node] = {}
     for node in reversed(new):
-        if ops.is_wait(node):
+        if comms.is_wait(node):
             return
         inputs = ((place[arg] if arg in place else stream.order[arg], arg) for arg in node.all_input_nodes)
         position, latest = max(inputs, key=lambda pair: pair[0])
@@ -94,4 +94,4 @@ def _hides_both(stream: Stream, node: fx.Node, dropped: TermSet) -> bool:
 
 
 def _communicates(node: fx.Node) -> bool:
-    return ops.is_collective(node) or ops.is_wait(node) or declared(node) == "reduction"
+    return comms.is_collective(node) or comms.is_wait(node) or declared(node) == "reduction"

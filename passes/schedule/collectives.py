@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ def normalize_collectives(graph: fx.Graph, regroup: dict[str, str] | None = None
     first: dict[fx.Node, fx.Node] = {}
     waits = moved = 0
     for node in ops.calls(
-        graph, lambda node: ops.is_wait(node) or (ops.is_all_to_all(node) and ops.is_functional(node))
+        graph, lambda node: comms.is_wait(node) or (comms.is_all_to_all(node) and comms.is_functional(node))
     ):
-        if ops.is_wait(node):
+        if comms.is_wait(node):
             result = node.all_input_nodes[0]
-            known = result if ops.is_wait(result) else first.setdefault(result, node)
+            known = result if comms.is_wait(result) else first.setdefault(result, node)
             if known is not node:
                 node.replace_all_uses_with(known)
                 graph.erase_node(node)
                 waits += 1
-        elif target := (regroup or {}).get(ops.process_group(node)):
-            ops.set_process_group(node, target)
+        elif target := (regroup or {}).get(comms.process_group(node)):
+            comms.set_process_group(node, target)
             moved += 1
     return Collapsed(waits, moved)
 
@@ -51,8 +51,8 @@ def normalize_collectives(graph: fx.Graph, regroup: dict[str, str] | None = None
 def launches_with_waits(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """Each launch of `graph` with the waits of its results, in graph order."""
     pairs: dict[fx.Node, list[fx.Node]] = {}
-    for node in ops.calls(graph, lambda node: ops.is_wait(node) or ops.is_collective(node)):
-        if ops.is_collective(node):
+    for node in ops.calls(graph, lambda node: comms.is_wait(node) or comms.is_collective(node)):
+        if comms.is_collective(node):
             pairs[node] = []
         elif (launch := launch_of(node)) is not None:
             pairs[launch].append(node)
@@ -64,4 +64,4 @@ def launch_of(wait: fx.Node) -> fx.Node | None:
     node = wait.args[0]
     if isinstance(node, fx.Node) and ops.op_name(node) == "getitem":
         node = node.args[0]
-    return node if isinstance(node, fx.Node) and ops.is_collective(node) else None
+    return node if isinstance(node, fx.Node) and comms.is_collective(node) else None

@@ -25,7 +25,7 @@ from torch import fx
 
 from farskip_compile._compat.marks import EAGER_INPUTS
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.declared import Declared, note_declared, part_of_a_collective
 from farskip_compile.passes.schedule.collectives import launch_of
 
@@ -36,7 +36,7 @@ def mark_custom_collectives(graph: fx.Graph, facts: Sequence[Declared]) -> int:
     Raises:
         UnsupportedPatternError: a wait takes anything but the result of its launch; a launch has no wait, or no group.
     """
-    note_declared(graph, facts, ops.called_name)  # 1
+    note_declared(graph, facts, comms.called_name)  # 1
     waits: dict[fx.Node, list[fx.Node]] = {node: [] for node in graph.nodes if part_of_a_collective(node) == "launch"}
     for node in [node for node in graph.nodes if part_of_a_collective(node) == "wait"]:
         launch = launch_of(node) if len(node.args) == 1 and not node.kwargs else None
@@ -46,7 +46,7 @@ def mark_custom_collectives(graph: fx.Graph, facts: Sequence[Declared]) -> int:
     for launch, found in waits.items():
         if not found:
             raise _error(launch, "nothing waits for it")
-        if not ops.process_group(launch):
+        if not comms.process_group(launch):
             raise _error(launch, "none of its parameters is the name of its process group")
         results = [user for user in launch.users if ops.op_name(user) == "getitem"]
         in_flight = [node for node in (*launch.all_input_nodes, launch, *results) if ops.tensor(node) is not None]
@@ -58,8 +58,8 @@ def mark_custom_collectives(graph: fx.Graph, facts: Sequence[Declared]) -> int:
 def blocking(graph: fx.Graph) -> tuple[str, ...]:
     """The operators of `graph` that communicate and can't be moved apart, with how often each is called."""
     counts: dict[str, int] = {}
-    for node in filter(ops.is_blocking, graph.nodes):
-        name = ops.called_name(node)
+    for node in filter(comms.is_blocking, graph.nodes):
+        name = comms.called_name(node)
         counts[name] = counts.get(name, 0) + 1
     return tuple(f"{count} x {name}" for name, count in counts.items())
 

@@ -25,7 +25,7 @@ from typing import Protocol
 import torch
 from torch import fx
 
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.residual.tags import terms_of
 from farskip_compile.passes.schedule.collectives import launches_with_waits
 from farskip_compile.passes.schedule.in_flight import arrivals, departs, has_landed
@@ -123,7 +123,7 @@ def launch_task(node: fx.Node, name: str, needs: tuple[int, ...], estimate: Netw
         needs,
         estimate.collective(node),
         Role.LAUNCH,
-        channel=ops.process_group(node),
+        channel=comms.process_group(node),
         link=estimate.link(node),
         interference=estimate.interference(node),
         terms=terms_of(node),
@@ -198,7 +198,7 @@ def _places(nodes: Iterable[fx.Node]) -> set[int]:
 def _order_side_effects(nodes: list[fx.Node], needs: list[set[int]]) -> None:
     last: int | None = None
     for i, node in enumerate(nodes):
-        if node.op == "get_attr" or ops.is_collective(node) or ops.is_wait(node):
+        if node.op == "get_attr" or comms.is_collective(node) or comms.is_wait(node):
             continue
         if effects.is_random(node) or node.is_impure():
             if last is not None:
@@ -211,9 +211,9 @@ def order_blocking(calls: Sequence[fx.Node | None], needs: Sequence[set[int]]) -
     last: dict[str, int] = {}
     last_blocking: dict[str, int] = {}
     for i, node in enumerate(calls):
-        if node is None or not ((blocks := ops.is_blocking(node)) or ops.is_collective(node)):
+        if node is None or not ((blocks := comms.is_blocking(node)) or comms.is_collective(node)):
             continue
-        group = ops.process_group(node)
+        group = comms.process_group(node)
         earlier = (last if blocks else last_blocking).get(group)
         needs[i].update([] if earlier is None else [earlier])
         last[group] = i

@@ -26,7 +26,7 @@ from torch import fx
 
 from farskip_compile._compat import inductor, kernel_memory
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.schedule.from_graph import (
     PLACE,
     NetworkEstimate,
@@ -95,7 +95,7 @@ def _arrivals(kernels: Sequence[inductor.Kernel]) -> dict[inductor.Kernel, tuple
     found = {}
     for kernel in kernels:
         if inductor.is_wait_kernel(kernel):
-            waits = [node for _, origins in inductor.kernel_parts(kernel) for node in origins if ops.is_wait(node)]
+            waits = [node for _, origins in inductor.kernel_parts(kernel) for node in origins if comms.is_wait(node)]
             flight = next(((wait, flight) for wait in waits if (flight := arrival(wait)) is not None), None)
             if flight is not None and flight[0] in arrivals(flight[0].graph):
                 found[kernel] = flight[0], flight[1][1]
@@ -128,12 +128,12 @@ def _out_of_order(reader: str, writer: str, parts: list[tuple[bool, list[fx.Node
 
 def _launch_node(parts: list[tuple[bool, list[fx.Node]]]) -> fx.Node | None:
     """The graph node of a launch. Inductor's first origin may be its wait."""
-    return next((node for _, origins in parts for node in origins if ops.is_collective(node)), None)
+    return next((node for _, origins in parts for node in origins if comms.is_collective(node)), None)
 
 
 def _communicates(parts: list[tuple[bool, list[fx.Node]]]) -> fx.Node | None:
     """The graph node of a launch, or of a collective that blocks."""
-    blocks = (origins[0] for extern, origins in parts if extern and origins and ops.is_blocking(origins[0]))
+    blocks = (origins[0] for extern, origins in parts if extern and origins and comms.is_blocking(origins[0]))
     return _launch_node(parts) or next(blocks, None)
 
 

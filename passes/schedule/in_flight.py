@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS, FLIGHT, LANDED
 
@@ -33,7 +33,7 @@ def leave_in_flight(graph: fx.Graph, training: bool) -> int:
     for returned in dict.fromkeys(output.all_input_nodes):
         path = _copies(returned, output)
         wait = path[-1] if path else None
-        if wait is None or not ops.is_wait(wait) or DEPARTS not in wait.meta.get(CUSTOM, {}):
+        if wait is None or not comms.is_wait(wait) or DEPARTS not in wait.meta.get(CUSTOM, {}):
             continue
         (flying,) = wait.all_input_nodes
         output.replace_input_with(returned, _in_the_shape_of(returned, flying) if len(path) > 1 else flying)
@@ -54,7 +54,7 @@ def landed(graph: fx.Graph) -> list[fx.Node]:
     (output,) = graph.find_nodes(op="output")
     border: dict[fx.Node, None] = {}
     list(walk_back(output.all_input_nodes, lambda node: ops.op_name(node) not in MOVES, border=border))
-    return [node for node in border if ops.is_wait(node) and DEPARTS in node.meta.get(CUSTOM, {})]
+    return [node for node in border if comms.is_wait(node) and DEPARTS in node.meta.get(CUSTOM, {})]
 
 
 def _copies(node: fx.Node, reader: fx.Node) -> list[fx.Node]:
@@ -106,7 +106,7 @@ def departs(launch: fx.Node) -> bool:
 def arrivals(graph: fx.Graph) -> dict[fx.Node, tuple[str, str]]:
     """The waits of a forward graph for what came in flight, in graph order: operator and process group of each."""
     found = {}
-    for wait in ops.calls(graph, ops.is_wait):
+    for wait in ops.calls(graph, comms.is_wait):
         if (flight := arrival(wait)) is not None:
             found[wait] = flight
     return found if not _is_backward(graph) else {}

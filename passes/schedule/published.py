@@ -35,7 +35,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.residual.tags import terms_of
 from farskip_compile.passes.schedule.program import Program, Role, needs_of, order_by_key
 
@@ -74,15 +74,15 @@ def published_order(program: Program, nodes: Sequence[fx.Node], *, backward: boo
 
 def _steps(nodes: Sequence[fx.Node]) -> dict[str, int]:
     """The steps of a forward graph, by how its tokens get to their experts."""
-    if any(map(ops.is_all_to_all, nodes)):
+    if any(map(comms.is_all_to_all, nodes)):
         return ALL_TO_ALL
-    return ALL_GATHER if any(ops.is_collective(node) and _moves_rows(node) for node in nodes) else ALL_REDUCE
+    return ALL_GATHER if any(comms.is_collective(node) and _moves_rows(node) for node in nodes) else ALL_REDUCE
 
 
 def _moves_rows(launch: fx.Node) -> bool:
     """Whether a launch takes tokens to experts or back: an all-to-all, or a gather or scatter of routed experts."""
     name, routed = ops.op_name(launch), any(term.startswith("r") for term in terms_of(launch))
-    return ops.is_all_to_all(launch) or (routed and ("all_gather" in name or "reduce_scatter" in name))
+    return comms.is_all_to_all(launch) or (routed and ("all_gather" in name or "reduce_scatter" in name))
 
 
 def _piece(kind: str, upstream: _Upstream, *, backward: bool) -> str:
@@ -124,8 +124,8 @@ def _upstream(nodes: Sequence[fx.Node], program: Program) -> list[_Upstream]:
         launch = nodes[task.launch] if task.role is Role.WAIT else None
         moves = launch is not None and _moves_rows(launch)
         # an all-to-all of integers sends the number of rows, before the rows
-        counts = launch is not None and ops.is_all_to_all(launch) and not ops.is_floating(node)
-        reduces = launch is not None and not moves and ops.is_linear_collective(launch)
+        counts = launch is not None and comms.is_all_to_all(launch) and not ops.is_floating(node)
+        reduces = launch is not None and not moves and comms.is_linear_collective(launch)
         found.append(
             _Upstream(
                 kernel=ops.is_attention(node) or any(one.kernel for one in before),

@@ -22,7 +22,7 @@ from farskip_compile.costs import default_profile
 from farskip_compile.inductor_passes.micro_batches import cut_in_micro_batches
 from farskip_compile.inductor_passes.without_drops import cut_without_drops
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.pieces.notes import is_piece
 from tests.compare import relative_difference, run_with_gradients
 from tests.distributed.ranks import run_ranks
@@ -253,7 +253,7 @@ def cut_and_run(
         cut_in_micro_batches(module, 2, (), strict=True)
     else:
         cut_without_drops(module, 2, "auto", (), default_profile("cpu"), strict=True)
-    pieces.append(sum(map(is_piece, ops.calls(module.graph, ops.is_collective))))
+    pieces.append(sum(map(is_piece, ops.calls(module.graph, comms.is_collective))))
     module.recompile()
     return lookup_backend("aot_eager")(module, inputs)
 

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from farskip_compile.inductor_passes.in_pieces import cut_in_pieces
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.schedule.search import Limits
 from tests.passes.pieces.regions import Region, trace
 
@@ -32,10 +32,10 @@ def test_the_least_time_within_the_limit(seconds: Any, peaks: Any, wanted: int) 
     module = trace(region.run, torch.randn(region.shape(), dtype=torch.float64), region.tensors())
 
     def scheduled(graph: fx.Graph) -> Any:
-        place = {2: 0, 4: 1, 8: 2}[len(ops.calls(graph, ops.is_all_to_all))]
+        place = {2: 0, 4: 1, 8: 2}[len(ops.calls(graph, comms.is_all_to_all))]
         after = SimpleNamespace(makespan=seconds[place] - 1, late=1, peak_bytes=peaks[place])
         return SimpleNamespace(before=SimpleNamespace(peak_bytes=100), after=after)
 
     limits = Limits(memory_increase=0.1)
     found = cut_in_pieces(module.graph, "auto", (), strict=True, scheduled=scheduled, limits=limits)
-    assert (found.pieces, len(ops.calls(module.graph, ops.is_all_to_all))) == (wanted, 2 * wanted)
+    assert (found.pieces, len(ops.calls(module.graph, comms.is_all_to_all))) == (wanted, 2 * wanted)

@@ -14,7 +14,7 @@ from farskip_compile.comm import combine, dispatch
 from farskip_compile.costs import HardwareProfile, default_profile
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.inductor_passes.without_drops import cut_without_drops
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.pieces.notes import is_piece
 from farskip_compile.testing.fake_ranks import fake_ranks
 
@@ -51,7 +51,7 @@ def link(bandwidth: float, latency: float) -> HardwareProfile:
 
 def pieces_of(module: fx.GraphModule, profile: HardwareProfile, pieces: Any = "auto") -> int:
     cut_without_drops(module, pieces, "experts", (), profile, strict=True)
-    return sum(map(is_piece, ops.calls(module.graph, ops.is_all_to_all))) // 2 or 1
+    return sum(map(is_piece, ops.calls(module.graph, comms.is_all_to_all))) // 2 or 1
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_leaving_the_pass_out_leaves_everything_whole() -> None:
         cut_without_drops(
             module, 2, "auto", ("pieces_by_expert", "pieces_by_token"), default_profile("cpu"), strict=True
         )
-        assert not any(map(is_piece, ops.calls(module.graph, ops.is_all_to_all)))
+        assert not any(map(is_piece, ops.calls(module.graph, comms.is_all_to_all)))
 
 
 def test_what_can_not_be_cut_is_an_error_or_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -29,7 +29,7 @@ from torch import fx
 
 from farskip_compile import FarSkipConfig, backend, testing
 from farskip_compile.errors import UnsupportedPatternError, VerificationError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import Reading, read_table
 from farskip_compile.passes.residual.table import Table
@@ -213,9 +213,9 @@ class Simulated(fx.Interpreter):
     """Runs a graph on two ranks that hold the same."""
 
     def run_node(self, n: fx.Node) -> Any:
-        if ops.is_wait(n):
+        if comms.is_wait(n):
             return self.env[n.args[0]]
-        if ops.is_collective(n):
+        if comms.is_collective(n):
             value, reduction = self.env[n.args[0]], n.args[1]
             return {"sum": value * 2, "avg": value.clone(), "max": value.clone()}[reduction]
         return super().run_node(n)

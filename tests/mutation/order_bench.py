@@ -26,7 +26,7 @@ from farskip_compile.errors import VerificationError
 from farskip_compile.inductor_passes import schedule_post_grad
 from farskip_compile.inductor_passes.plan import Plan
 from farskip_compile.models import ParallelConfig, build
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms
 from farskip_compile.passes.schedule.search import Limits
 from farskip_compile.ranks.announce import Announcement, announcement
 from tests.mutation.bench import Fault, Verdict, code, mutated
@@ -203,11 +203,11 @@ class Scheduled:
         self.named = {node.name: node for node in graph.nodes}
 
     def launches(self) -> list[fx.Node]:
-        return [node for node in self.graph.nodes if ops.is_collective(node)]
+        return [node for node in self.graph.nodes if comms.is_collective(node)]
 
     def waits(self) -> list[fx.Node]:
         """Pinned ones, which are nodes around a wait, too."""
-        return [node for node in self.graph.nodes if ops.is_wait(node) or inductor.pinned(node) is not None]
+        return [node for node in self.graph.nodes if comms.is_wait(node) or inductor.pinned(node) is not None]
 
     def wait_of(self, launch: fx.Node) -> fx.Node:
         return next(wait for wait in self.waits() if launch in wait.args)

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import inductor
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.schedule import collectives, from_graph, program
 from farskip_compile.passes.schedule import graph as schedule_graph
 from farskip_compile.ranks import announce
@@ -59,7 +59,7 @@ def launches_swapped(graph: Scheduled) -> None:
 
 
 def process_group_changed(graph: Scheduled) -> None:
-    ops.set_process_group(graph.launches()[-1], "1")
+    comms.set_process_group(graph.launches()[-1], "1")
 
 
 def replaced_by_its_input(graph: Scheduled) -> None:

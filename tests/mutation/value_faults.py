@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import fx
 
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from tests.mutation.bench import Fault, Rewired, in_graph
 from tests.mutation.models import DECODING, REDUCING, ROUNDED, SCALED, TRAINING
 from tests.mutation.wiring_faults import N1, X1
@@ -168,7 +168,7 @@ def dropout_turned_off(graph: Rewired) -> None:
 
 
 def launches(graph: Rewired, row: str) -> list[fx.Node]:
-    return [node for node in graph.graph.nodes if ops.is_collective(node) and reaches(node, graph, row)]
+    return [node for node in graph.graph.nodes if comms.is_collective(node) and reaches(node, graph, row)]
 
 
 def reaches(launch: fx.Node, graph: Rewired, row: str) -> bool:
@@ -178,7 +178,7 @@ def reaches(launch: fx.Node, graph: Rewired, row: str) -> bool:
         node = stack.pop()
         if node in cores:
             return True
-        if node not in seen and (node is launch or not ops.is_wait(node)):
+        if node not in seen and (node is launch or not comms.is_wait(node)):
             seen.add(node)
             stack.extend(node.all_input_nodes)
     return False
@@ -201,7 +201,7 @@ def another_process_group(graph: Rewired) -> None:
 
 def n_holds_the_shared_experts_unreduced(graph: Rewired) -> None:
     n = graph.value(N1)
-    (reduced,) = (arg for arg in n.args if ops.is_wait(arg))
+    (reduced,) = (arg for arg in n.args if comms.is_wait(arg))
     n.replace_input_with(reduced, reduced.args[0].args[0])
 
 

@@ -15,7 +15,7 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from farskip_compile import FarSkipConfig
 from farskip_compile.capture import capture
 from farskip_compile.models import build
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms
 from farskip_compile.passes.residual.tags import terms_of
 from tests.graphs import Experts, Layer, Stack
 from tests.graphs import ids as few_ids
@@ -29,7 +29,7 @@ def terms(model: nn.Module, ids: torch.Tensor = IDS, **options: Any) -> tuple[li
     found: list[list[str]] = []
 
     def look(module: torch.fx.GraphModule, _: Any) -> Any:
-        found.append(["+".join(terms_of(node)) for node in module.graph.nodes if ops.is_collective(node)])
+        found.append(["+".join(terms_of(node)) for node in module.graph.nodes if comms.is_collective(node)])
         return lambda *args: None
 
     differentiate = aot_autograd(fw_compiler=look, bw_compiler=look, partition_fn=min_cut_rematerialization_partition)

@@ -14,7 +14,7 @@ from torch import fx
 
 from farskip_compile.comm import combine, dispatch
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces.by_expert import cut_by_expert
 from farskip_compile.verify.blocks import verify_blocks
@@ -96,7 +96,7 @@ def another_operator(graph: fx.Graph) -> None:
 
 def another_group(graph: fx.Graph) -> None:
     for launch in sized(graph.owning_module):  # type: ignore[arg-type]
-        ops.set_process_group(launch, "another")
+        comms.set_process_group(launch, "another")
 
 
 def a_product_changed(graph: fx.Graph) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces import cut_exchanges, rules
 from farskip_compile.verify.pieces import HINT, verify_pieces
@@ -125,7 +125,7 @@ def a_launch_more(graph: fx.Graph) -> None:
 
 def whole_and_in_pieces(graph: fx.Graph) -> None:
     """An old launch is left: a dispatch that was not cut, and is said to be in pieces, too."""
-    old = next(node for node in graph.nodes if ops.is_collective(node) and HINT not in node.meta)
+    old = next(node for node in graph.nodes if comms.is_collective(node) and HINT not in node.meta)
     with graph.inserting_after(old):
         new = graph.call_function(aten.slice.Tensor, (old.args[0], 1, 0, 1))
     new.meta["val"] = old.args[0].meta["val"][:, :1]
@@ -217,7 +217,7 @@ def test_an_exchange_whole_and_in_pieces_is_seen() -> None:
 def test_an_exchange_that_is_gone_is_seen() -> None:
     module = traced(Region(2, 4, 3, "rows", ("weights",)))
     before = GraphSnapshot(module.graph)
-    last = [node for node in module.graph.nodes if ops.is_wait(node)][-1]
+    last = [node for node in module.graph.nodes if comms.is_wait(node)][-1]
     last.replace_all_uses_with(last.args[0].args[0])
     module.graph.erase_node(last)
     with pytest.raises(VerificationError):

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces.notes import is_piece
 from farskip_compile.passes.pieces.tokens import cut_by_token
@@ -95,7 +95,7 @@ Fault = Callable[[fx.Graph], None]
 
 def pieces(graph: fx.Graph) -> list[fx.Node]:
     """Launches: dispatches of both pieces, combines of both."""
-    return [node for node in ops.calls(graph, ops.is_all_to_all) if is_piece(node)]
+    return [node for node in ops.calls(graph, comms.is_all_to_all) if is_piece(node)]
 
 
 def named(graph: fx.Graph, name: str) -> list[fx.Node]:

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces.notes import is_piece
 from farskip_compile.passes.pieces.tokens import cut_by_token, gathers
@@ -151,36 +151,36 @@ def joins(graph: fx.Graph) -> list[fx.Node]:
 
 def other_group(graph: fx.Graph) -> None:
     """Pieces are gathered over another group of as many ranks."""
-    for launch in pieces(graph, ops.is_gather):
-        ops.set_process_group(launch, "another")
+    for launch in pieces(graph, comms.is_gather):
+        comms.set_process_group(launch, "another")
 
 
 def other_group_there(graph: fx.Graph) -> None:
     """There is such a group, and pieces are scattered over it."""
-    scatter = pieces(graph, ops.is_scatter)[0]
-    ops.set_process_group(scatter, "another")
+    scatter = pieces(graph, comms.is_scatter)[0]
+    comms.set_process_group(scatter, "another")
 
 
 def other_ranks(graph: fx.Graph) -> None:
     """Pieces go to other ranks and come back from there."""
-    for launch in pieces(graph, ops.is_collective):
-        ops.set_process_group(launch, "another")
+    for launch in pieces(graph, comms.is_collective):
+        comms.set_process_group(launch, "another")
 
 
 def other_mean(graph: fx.Graph) -> None:
     """The mean over ranks."""
-    pieces(graph, ops.is_scatter)[1].update_arg(1, "avg")
+    pieces(graph, comms.is_scatter)[1].update_arg(1, "avg")
 
 
 def other_sums(graph: fx.Graph) -> None:
     """What the experts made of the first piece is scattered twice."""
-    first, second = pieces(graph, ops.is_scatter)
+    first, second = pieces(graph, comms.is_scatter)
     second.update_arg(0, first.args[0])
 
 
 def other_tokens(graph: fx.Graph) -> None:
     """The second piece's experts get the tokens of the first one."""
-    first, second = [node for node in graph.nodes if ops.is_wait(node) and is_piece(node.args[0])][:2]
+    first, second = [node for node in graph.nodes if comms.is_wait(node) and is_piece(node.args[0])][:2]
     second.update_arg(0, first.args[0])
 
 
@@ -257,13 +257,13 @@ def test_an_exchange_among_others_is_not_taken_for_one_among_these() -> None:
     graph, before = cut(layers.two_layers)
     was = before.restore()
     for one in (graph, was):
-        for launch in [node for node in one.nodes if ops.is_gather(node) or ops.is_scatter(node)]:
+        for launch in [node for node in one.nodes if comms.is_gather(node) or comms.is_scatter(node)]:
             if launch.args[0] is not None and launch in last_layer(one):
-                ops.set_process_group(launch, "another")
+                comms.set_process_group(launch, "another")
     with pytest.raises(VerificationError, match="among other ranks"):
         verify_tokens(graph, GraphSnapshot(was))
 
 
 def last_layer(graph: fx.Graph) -> list[fx.Node]:
-    found: list[fx.Node] = [node for node in graph.nodes if ops.is_gather(node) or ops.is_scatter(node)]
+    found: list[fx.Node] = [node for node in graph.nodes if comms.is_gather(node) or comms.is_scatter(node)]
     return found[len(found) // 3 :]

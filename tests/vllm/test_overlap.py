@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.report.compile import CompileReport
 from farskip_compile.testing.fake_ranks import fake_ranks
 from farskip_compile.vllm import overlap
@@ -99,7 +99,7 @@ def test_the_order_is_amds():
     # after those of the dense layer, two for each layer with experts; after the last ones nothing is left to do
     assert hidden(graph)[-6:] == [routed, attention, routed, attention, routed, set()]
     for node in graph.nodes:
-        if ops.is_wait(node):
+        if comms.is_wait(node):
             assert effects.storage(node) == effects.storage(node.args[0]), "the memory of what it waits for"
 
 
@@ -107,7 +107,7 @@ def test_the_order_is_amds():
 def test_the_order_is_verified(monkeypatch):
     def wait_first(graph, *args, **kwargs):
         found = plain(graph, *args, **kwargs)
-        wait = next(node for node in graph.nodes if ops.is_wait(node))
+        wait = next(node for node in graph.nodes if comms.is_wait(node))
         next(iter(graph.nodes)).append(wait)
         return found
 

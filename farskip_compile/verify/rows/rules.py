@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import is_data_dependent, is_module_state
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.graph.declared import declared, is_declared, outputs_of
 from farskip_compile.verify.rows import collectives, picks, views
 from farskip_compile.verify.rows.along import is_pointwise, keeps, normalises, one_hot, pointwise, reduces
@@ -96,7 +96,7 @@ def _is_tuple(arg: object) -> bool:
 
 def _by_rule(node: fx.Node, given: Given) -> Rows:
     """What the rule of an operator says, and the numbers among its arguments."""
-    rule = pointwise if ops.is_wait(node) else _rule_of(ops.op_name(node))
+    rule = pointwise if comms.is_wait(node) else _rule_of(ops.op_name(node))
     number = FREE
     for arg in node.all_input_nodes:
         if _is_one_number(arg):
@@ -179,7 +179,7 @@ def is_contraction(node: fx.Node) -> bool:
 def is_unknown(node: fx.Node) -> bool:
     """Whether nothing is known about an operator, or it holds a graph of its own."""
     name = ops.op_name(node)
-    if is_declared(node) or ops.is_wait(node):
+    if is_declared(node) or comms.is_wait(node):
         return False
     return bool(name) and (name.startswith("higher_order::") or _rule_of(name) is unknown)
 

@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterable, Mapping
 from torch import fx
 
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.verify.claims import claims_of
@@ -78,7 +78,7 @@ def _draws(nodes: Iterable[fx.Node]) -> list[tuple[int, Skew | None]]:
     it subtracts its number."""
     listed = list(nodes)
     rounds: list[tuple[int, Skew | None]] = [(seed, None) for seed in range(ROUNDS)]
-    if any(map(ops.is_all_to_all, listed)):
+    if any(map(comms.is_all_to_all, listed)):
         return rounds
     firsts = {0: None}
     for node in listed:
@@ -107,11 +107,11 @@ def _check_kinds(old: Mapping[str, fx.Node], new: Mapping[str, fx.Node]) -> None
 
 
 def _kind(launch: fx.Node) -> tuple[str, str]:
-    return str(launch.target), ops.process_group(launch)
+    return str(launch.target), comms.process_group(launch)
 
 
 def _may_go(node: fx.Node, new: Collection[str]) -> bool:
-    if is_exchange(node) or ops.is_wait(node) or ops.op_name(node) in CHECKS:
+    if is_exchange(node) or comms.is_wait(node) or ops.op_name(node) in CHECKS:
         return True
     if ops.op_name(node) == "setitem":  # with what it writes to
         return isinstance(node.args[0], fx.Node) and node.args[0].name not in new
@@ -123,10 +123,10 @@ def _ranks(node: fx.Node, given: Collection[str]) -> int:
     sums alone, which do not say how many add up."""
     count = 1
     for one in walk_back([node], lambda one: one.name in given and is_given(one)):
-        if ops.is_all_reduce(one):
+        if comms.is_all_reduce(one):
             count = 2
         elif is_exchange(one):
-            size = one.args[2 if ops.is_scatter(one) else 1]
+            size = one.args[2 if comms.is_scatter(one) else 1]
             return size if isinstance(size, int) else len(size)  # type: ignore[arg-type]
     return count
 

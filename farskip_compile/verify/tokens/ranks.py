@@ -17,7 +17,7 @@ from torch import fx
 from farskip_compile._compat import is_module_state
 from farskip_compile._compat.fake import size_with
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.verify.tokens import exchanges
 from farskip_compile.verify.tokens.arguments import Form, UnknownError, flat
 from farskip_compile.verify.tokens.exchanges import exchanged
@@ -163,7 +163,7 @@ class Ranks:
         name = ops.op_name(node)
         if effects.mutated_args(node):
             return self._write(node, args)
-        if ops.is_wait(node):
+        if comms.is_wait(node):
             return args[0]
         if name in PLACED:
             return self._placed(node, args[0], rank)
@@ -172,7 +172,7 @@ class Ranks:
         if any(isinstance(one, Labels) for one in flat((args, kwargs))):
             found = apply(name, args, kwargs, self._form(ops.fake(node), rank, node))
             return found if self.skew is None or name not in CHOICES else _alike(found, args[0].shape, self.skew)
-        if name.startswith("higher_order::") or ops.is_collective(node):
+        if name.startswith("higher_order::") or comms.is_collective(node):
             raise UnknownError("it holds a graph or is a collective")
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
@@ -205,11 +205,11 @@ class Ranks:
         """Rows of one rank become rows of another; all among the same ranks, since one number stands for each."""
         if node.kwargs:
             raise UnknownError("an exchange with keywords")
-        group = "" if ops.is_all_reduce(node) else ops.process_group(node)
+        group = "" if comms.is_all_reduce(node) else comms.process_group(node)
         self.group = self.group or group
         if group not in ("", self.group):
             raise UnknownError(f"it is among other ranks, {group!r}, than {self.group!r}")
-        rule = exchanged if ops.is_all_to_all(node) else exchanges.RULES[ops.op_name(node)]
+        rule = exchanged if comms.is_all_to_all(node) else exchanges.RULES[ops.op_name(node)]
         return rule([self._args(node, rank)[0] for rank in range(self.count)])
 
     def _args(self, node: fx.Node, rank: int) -> Any:
@@ -239,7 +239,7 @@ def is_given(node: fx.Node) -> bool:
 
 def is_exchange(node: fx.Node) -> bool:
     """Whether rows of other ranks come with it."""
-    return ops.is_all_to_all(node) or ops.op_name(node) in exchanges.RULES
+    return comms.is_all_to_all(node) or ops.op_name(node) in exchanges.RULES
 
 
 def _is_torchs(target: Any) -> bool:

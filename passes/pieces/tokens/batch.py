@@ -19,7 +19,7 @@ from collections.abc import Collection
 
 from torch import fx
 
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.pieces.rules import NotSeparableError
 from farskip_compile.passes.pieces.tokens.copies import copy_for_pieces
@@ -42,7 +42,7 @@ def cut_batch(graph: fx.Graph, parts: int) -> int:
 
 def _whole(graph: fx.Graph) -> Region:
     exchanges = _exchanges(graph)
-    sums = [node for node in ops.calls(graph, ops.is_all_reduce) if ops.is_floating(node)]
+    sums = [node for node in ops.calls(graph, comms.is_all_reduce) if ops.is_floating(node)]
     regions, refused = regions_of(graph)
     if refused:
         raise refused[0]
@@ -72,14 +72,14 @@ def _whole(graph: fx.Graph) -> Region:
     launches += [node for node in sums if node in around]
     if not launches:
         raise _not_apart(first, facts, own)
-    pairs += sum(map(ops.is_all_reduce, launches))
+    pairs += sum(map(comms.is_all_reduce, launches))
     window = Window(facts, 0, len(facts.nodes))
     return Region(launches, inside, around, window, pairs, "batch", next(iter(gathered), 0))
 
 
 def _exchanges(graph: fx.Graph) -> list[fx.Node]:
     """Of tokens, by all-to-all."""
-    exchanges = [node for node in ops.calls(graph, ops.is_all_to_all) if ops.is_floating(node)]
+    exchanges = [node for node in ops.calls(graph, comms.is_all_to_all) if ops.is_floating(node)]
     padded = next((launch for launch in exchanges if not sizes_of(launch)), None)
     if padded is not None:
         raise NotSeparableError(padded, "it has room for a fixed number of rows, and parts of a batch drop other ones")
@@ -87,7 +87,7 @@ def _exchanges(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _nothing_to_hide(graph: fx.Graph) -> NotSeparableError:
-    hidden = next((node for node in graph.nodes if ops.is_redistribution(node)), None)
+    hidden = next((node for node in graph.nodes if comms.is_redistribution(node)), None)
     if hidden is not None:
         return NotSeparableError(hidden, "what a DTensor sends is seen only after differentiation")
     output = next(node for node in graph.nodes if node.op == "output")
@@ -112,5 +112,5 @@ def _not_apart(node: fx.Node, facts: Facts, own: Collection[fx.Node]) -> NotSepa
 def _may_copy(node: fx.Node, facts: Facts, own: Collection[fx.Node]) -> bool:
     data = [arg for arg in node.all_input_nodes if arg in facts.data]
     writes = bool(effects.mutated_args(node)) or node in facts.writers
-    does_more = not effects.is_pure(node) and not ops.is_all_reduce(node) and not ops.is_wait(node)
+    does_more = not effects.is_pure(node) and not comms.is_all_reduce(node) and not comms.is_wait(node)
     return not writes and not does_more and keeps_batch(node) and all(arg in own for arg in data)

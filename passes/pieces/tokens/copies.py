@@ -23,7 +23,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat.fake import bindings_of, fake_mode_of
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.walk import fresh_like, spread
 from farskip_compile.passes.pieces.axis import intervals
 from farskip_compile.passes.pieces.notes import note
@@ -192,10 +192,12 @@ class _Copies:
         """Values whose rows are those of tokens, in order."""
         inside = self.region.inside
         if self.gathered is not None:  # a sum that was scattered has the rows of this rank's tokens
-            back = {node for node in inside if ops.is_scatter(node) or any(map(ops.is_scatter, node.all_input_nodes))}
+            back = {
+                node for node in inside if comms.is_scatter(node) or any(map(comms.is_scatter, node.all_input_nodes))
+            }
             return {node for node in self.nodes if node in back or (node not in inside and self._in_order(node))}
         first = self.region.launches[0].args[1:3] if self.region.launches else ()
-        exchanges = filter(ops.is_all_to_all, self.region.launches)
+        exchanges = filter(comms.is_all_to_all, self.region.launches)
         back = self.region.window.after([one for one in exchanges if one.args[1:3] != first])
         found = (node for node in self.nodes if node not in inside or (node in back and ops.is_floating(node)))
         return set(filter(self._in_order, found))

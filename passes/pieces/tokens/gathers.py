@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence
 
 from torch import fx
 
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.pieces.gathered import Gathered
 from farskip_compile.passes.pieces.rules import NotSeparableError
 from farskip_compile.passes.pieces.tokens.drops import refuse_drops
@@ -40,7 +40,7 @@ def inside_of(window: Window, exchange: Gathered, waits: Sequence[fx.Node]) -> t
     made = {node for node in exchange.between if ops.op_name(node) in MADE and _counts(node, rows)} - inside
     nodes = window.ordered(inside)
     stranger = next(
-        (node for node in nodes if ops.is_collective(node) and node not in (*gathers, exchange.scatter)), None
+        (node for node in nodes if comms.is_collective(node) and node not in (*gathers, exchange.scatter)), None
     )
     if stranger is not None:
         raise NotSeparableError(stranger, "it communicates between the gather of tokens and their reduce-scatter")

@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import OpOverloadPacket
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 
 SORTS = frozenset(["argsort", "sort", "msort", "bincount", "histc", "unique", "nonzero", "searchsorted", "bucketize"])
 ALONG = frozenset(["cumsum", "cumprod", "sum", "mean", "any", "all", "amax", "amin", "max", "min", "count_nonzero"])
@@ -83,7 +83,7 @@ def mixes(node: fx.Node) -> bool:
     name = ops.op_name(node).rstrip("_")
     first = node.all_input_nodes[0] if node.all_input_nodes else None
     value = ops.tensor(first) if first is not None else None
-    if name in SORTS or ops.is_all_to_all(node):
+    if name in SORTS or comms.is_all_to_all(node):
         return True
     rows = (row_dim(value) or 0) if value is not None else 0
     if name in ALONG or name in PUTS or name in TURNS or name.endswith("scatter_add"):
@@ -115,7 +115,7 @@ def keeps_rows(node: fx.Node) -> bool:
 def keeps_batch(node: fx.Node) -> bool:
     """Whether each sequence of the value of `node` is made of one sequence of each argument; the batch is their first
     dimension."""
-    if keeps_rows(node) or ops.is_attention(node) or ops.is_all_reduce(node) or ops.is_wait(node):
+    if keeps_rows(node) or ops.is_attention(node) or comms.is_all_reduce(node) or comms.is_wait(node):
         return True
     name = ops.op_name(node)
     value = ops.tensor(node.all_input_nodes[0]) if node.all_input_nodes else None

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx
 
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.pieces.gathered import gathered_exchanges
 from farskip_compile.passes.pieces.notes import is_piece
 from farskip_compile.passes.pieces.rules import NotSeparableError
@@ -89,7 +89,7 @@ def regions_of(graph: fx.Graph) -> tuple[list[Region], list[NotSeparableError]]:
 def _by_all_to_all(graph: fx.Graph) -> tuple[list[Region], list[NotSeparableError]]:
     together: dict[frozenset[object], list[tuple[fx.Node, list[fx.Node]]]] = defaultdict(list)
     for launch, waits in launches_with_waits(graph).items():
-        if ops.is_all_to_all(launch) and not is_piece(launch) and ops.is_floating(launch) and sizes_of(launch):
+        if comms.is_all_to_all(launch) and not is_piece(launch) and ops.is_floating(launch) and sizes_of(launch):
             together[frozenset(map(tuple, launch.args[1:3]))].append((launch, waits))  # type: ignore[arg-type]
     facts = Facts(graph, deciding(next(iter(together.values()))[0][0])) if together else None
     regions: list[Region] = []

@@ -9,7 +9,7 @@ import torch.distributed._functional_collectives as funcol
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from farskip_compile._compat import collectives
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.normalize.axis_moves import move_axes
 from tests.graphs import dynamo
 
@@ -36,7 +36,7 @@ def names(module):
 def without_collectives(module):
     """The same graph, in which every rank but this one is silent: a reduce-scatter gives the rank's own first half."""
     for node in list(module.graph.nodes):
-        if ops.is_collective(node):
+        if comms.is_collective(node):
             with module.graph.inserting_before(node):
                 if "scatter" in node.name or node.args[1:2] == ("sum",):
                     new = module.graph.call_function(lambda x: x.chunk(2)[0].clone(), (node.args[0],))

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces import cut_earlier
 from farskip_compile.passes.pieces.notes import is_piece, noted_along
@@ -40,7 +40,7 @@ def sizes_of(module: fx.GraphModule, holds: object) -> list[tuple[int, ...]]:
 def test_each_part_goes_through_the_whole_stack(batch: int, parts: int) -> None:
     module = captured(layers.stack, batch=batch)
     assert cut(module, parts) == 2
-    pieces = [node for node in ops.calls(module.graph, ops.is_all_to_all) if is_piece(node)]
+    pieces = [node for node in ops.calls(module.graph, comms.is_all_to_all) if is_piece(node)]
     assert len(pieces) == 2 * 2 * parts
     assert {noted_along(node) for node in pieces} == {"batch"}
     attentions = sizes_of(module, "scaled_dot_product_attention")
@@ -56,7 +56,7 @@ def test_parts_take_turns() -> None:
     """One part's dispatch is launched, then the other's, then their combines: layer by layer."""
     module = captured(layers.stack, batch=2)
     cut(module)
-    launches = [node for node in ops.calls(module.graph, ops.is_all_to_all) if is_piece(node)]
+    launches = [node for node in ops.calls(module.graph, comms.is_all_to_all) if is_piece(node)]
     place = {node: number for number, node in enumerate(module.graph.nodes)}
     attentions = [place[node] for node in module.graph.nodes if ops.is_attention(node)]
     order = sorted([*((place[node], "exchange") for node in launches), *((at, "attention") for at in attentions)])
@@ -78,7 +78,7 @@ def test_sums_over_slices(part: sliced.Part, batch: int) -> None:
     """Nothing is exchanged: an all-reduce for each part in place of each that was there."""
     module = captured(sliced.stack_of(part, part), batch=batch)
     assert cut(module) == 4
-    sums = ops.calls(module.graph, ops.is_all_reduce)
+    sums = ops.calls(module.graph, comms.is_all_reduce)
     assert len(sums) == 4 * 2
     assert sum(ops.tensor(node).shape[0] for node in sums) == 4 * batch  # type: ignore[union-attr]
     assert all(map(is_piece, sums))
@@ -89,13 +89,13 @@ def test_sums_over_slices(part: sliced.Part, batch: int) -> None:
 def test_sums_beside_exchanges() -> None:
     module = captured(sliced.beside_exchanges, batch=2)
     assert cut(module) == 2 + 2
-    pieces = [node for node in ops.calls(module.graph, ops.is_collective) if is_piece(node)]
+    pieces = [node for node in ops.calls(module.graph, comms.is_collective) if is_piece(node)]
     assert len(pieces) == 2 * (2 * 2 + 2)
 
 
 def test_sums_may_be_over_other_ranks_than_exchanges() -> None:
     module = captured(sliced.beside_exchanges, batch=2)
-    for launch in ops.calls(module.graph, ops.is_all_reduce):
+    for launch in ops.calls(module.graph, comms.is_all_reduce):
         launch.update_arg(2, "others")
     assert cut(module) == 2 + 2
 
@@ -148,7 +148,7 @@ def test_a_part_with_another_sum_or_none_is_noticed(other: str | None) -> None:
     module = captured(sliced.stack_of(sliced.dense), batch=2)
     before = GraphSnapshot(module.graph)
     cut_batch(module.graph, 2)
-    launch = ops.calls(module.graph, ops.is_all_reduce)[0]
+    launch = ops.calls(module.graph, comms.is_all_reduce)[0]
     if other is not None:
         launch.update_arg(1, other)
     else:

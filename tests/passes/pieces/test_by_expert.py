@@ -16,7 +16,7 @@ from torch import fx
 
 from farskip_compile._compat import collectives
 from farskip_compile.comm import combine, dispatch
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces.blocks import exchanges_of
 from farskip_compile.passes.pieces.by_expert import cut_by_expert
@@ -94,7 +94,7 @@ def cut(module: fx.GraphModule, pieces: int) -> tuple[str, ...]:
 
 def sized(module: fx.GraphModule) -> list[fx.Node]:
     """Exchanges whose sizes data decides."""
-    found = ops.calls(module.graph, ops.is_all_to_all)
+    found = ops.calls(module.graph, comms.is_all_to_all)
     return [node for node in found if isinstance(node.args[1][0], fx.Node)]  # type: ignore[index]
 
 

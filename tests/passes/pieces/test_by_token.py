@@ -9,7 +9,7 @@ import pytest
 from torch import fx
 
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces.notes import is_piece, noted
 from farskip_compile.passes.pieces.rules import NotSeparableError
@@ -32,7 +32,7 @@ def cut(module: fx.GraphModule, pieces: int = 2) -> TokensCut:
 
 def launched(module: fx.GraphModule) -> list[fx.Node]:
     """Pieces, in order."""
-    return [node for node in ops.calls(module.graph, ops.is_all_to_all) if is_piece(node)]
+    return [node for node in ops.calls(module.graph, comms.is_all_to_all) if is_piece(node)]
 
 
 @pytest.mark.parametrize("layer", [layers.ours, layers.grouped, layers.with_load])

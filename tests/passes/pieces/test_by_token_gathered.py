@@ -12,7 +12,7 @@ import pytest
 from torch import fx
 
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.pieces import cut_earlier
 from farskip_compile.passes.pieces.notes import is_piece, noted_along
@@ -29,7 +29,7 @@ def sizes(module: fx.GraphModule, holds: Callable[[fx.Node], bool]) -> list[tupl
 
 
 def launched(module: fx.GraphModule) -> list[fx.Node]:
-    return [node for node in ops.calls(module.graph, ops.is_collective) if is_piece(node)]
+    return [node for node in ops.calls(module.graph, comms.is_collective) if is_piece(node)]
 
 
 @pytest.mark.parametrize("pieces", [2, 3])
@@ -40,13 +40,13 @@ def test_each_piece_gathers_some_tokens_of_all_ranks(layer: Layer, gathers: int,
     assert (found.pairs, found.whole) == (1, ())
     assert not regions_of(module.graph)[0]
     launches = launched(module)
-    assert launches == ops.calls(module.graph, ops.is_collective)
+    assert launches == ops.calls(module.graph, comms.is_collective)
     # all pieces are on their way before the first sum is scattered
-    kinds = [ops.is_scatter(node) for node in launches]
+    kinds = [comms.is_scatter(node) for node in launches]
     assert kinds == [False] * gathers * pieces + [True] * pieces
     each = TOKENS // pieces
-    assert sizes(module, ops.is_gather).count((RANKS * each, WIDTH)) == pieces
-    assert sizes(module, ops.is_scatter) == [(each, WIDTH)] * pieces
+    assert sizes(module, comms.is_gather).count((RANKS * each, WIDTH)) == pieces
+    assert sizes(module, comms.is_scatter) == [(each, WIDTH)] * pieces
     # experts have room for the rows of a piece, not for those of all tokens
     rows = RANKS * each * (1 if layer is layers.with_room else 2)
     assert [shape[-2] for shape in sizes(module, ops.is_matmul)] == [rows] * pieces
@@ -57,14 +57,14 @@ def test_each_piece_gathers_some_tokens_of_all_ranks(layer: Layer, gathers: int,
 def test_pieces_may_differ_by_a_token() -> None:
     module = captured(layers.with_room, tokens=7)
     assert test_by_token.cut(module, 2).pairs == 1
-    assert [shape[0] for shape in sizes(module, ops.is_gather)] == [8, 6]
+    assert [shape[0] for shape in sizes(module, comms.is_gather)] == [8, 6]
 
 
 def test_a_piece_goes_from_one_exchange_into_the_next() -> None:
     module = captured(layers.two_layers)
     assert [region.pairs for region in regions_of(module.graph)[0]] == [2]
     test_by_token.cut(module)
-    scatters = [node for node in launched(module) if ops.is_scatter(node)]
+    scatters = [node for node in launched(module) if comms.is_scatter(node)]
     for own, other in ((0, 1), (1, 0)):
         needed = set(walk_back([scatters[2 + own]]))
         assert scatters[own] in needed
@@ -79,9 +79,9 @@ def test_where_tokens_meet_between_layers_each_has_its_own_pieces() -> None:
 
 def test_gathers_of_a_sequence_stay() -> None:
     module = captured(layers.beside_a_sequence)
-    old = [node.name for node in ops.calls(module.graph, ops.is_collective)]
+    old = [node.name for node in ops.calls(module.graph, comms.is_collective)]
     assert test_by_token.cut(module).pairs == 1
-    whole = [node.name for node in ops.calls(module.graph, ops.is_collective) if not is_piece(node)]
+    whole = [node.name for node in ops.calls(module.graph, comms.is_collective) if not is_piece(node)]
     assert whole == old[:2]  # the gather and the scatter around the attention
     assert regions_of(captured(layers.sequence).graph) == ([], [])
 
@@ -104,7 +104,7 @@ def test_what_is_refused_is_named(layer: Layer, node: str, reason: str) -> None:
     assert ops.op_name(refused.node) == node
     assert re.search(r"(layers\w*|comm|collectives)\.py:\d+", str(ops.source_line(refused.node)))
     assert refused.launch is not None
-    assert ops.is_gather(refused.launch)
+    assert comms.is_gather(refused.launch)
     assert str(module.graph) == before
 
 
@@ -130,9 +130,9 @@ def test_more_pieces_than_tokens_are_refused() -> None:
 def test_each_part_of_a_batch_gathers_its_tokens(batch: int) -> None:
     module = captured(layers.stack, batch=batch)
     assert test_batch.cut(module) == 2
-    assert len(launched(module)) == len(ops.calls(module.graph, ops.is_collective)) == 2 * (2 + 4)
+    assert len(launched(module)) == len(ops.calls(module.graph, comms.is_collective)) == 2 * (2 + 4)
     assert {noted_along(node) for node in launched(module)} == {"batch"}
-    gathered = [shape[0] for shape in sizes(module, ops.is_gather) if shape[-1] == WIDTH]
+    gathered = [shape[0] for shape in sizes(module, comms.is_gather) if shape[-1] == WIDTH]
     assert sum(gathered) == 2 * RANKS * batch * TOKENS
     assert len(gathered) == 4
     assert sizes(module, lambda node: ops.op_name(node) == "cat")[-1] == (batch, TOKENS, WIDTH)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx
 
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces import PiecesCut, cut_exchanges
 from farskip_compile.verify.pieces import verify_pieces
@@ -26,7 +26,7 @@ def cut(module: fx.GraphModule, pieces: int) -> PiecesCut:
 
 
 def launches(module: fx.GraphModule) -> list[fx.Node]:
-    return ops.calls(module.graph, ops.is_all_to_all)
+    return ops.calls(module.graph, comms.is_all_to_all)
 
 
 @given(regions(), st.sampled_from([2, 4]))

@@ -10,7 +10,7 @@ import torch.distributed._functional_collectives as fc
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.pieces import cut_exchanges
 from farskip_compile.passes.pieces.gathered import gathered_exchanges
 
@@ -67,5 +67,5 @@ def test_beside_an_all_to_all_gathers_are_those_of_a_sequence(two_ranks: Any) ->
 def test_another_group_is_another_exchange(two_ranks: Any) -> None:
     graph = graph_of(two_ranks)
     (scatter,) = ops.calls(graph, lambda node: "reduce_scatter" in ops.op_name(node))
-    ops.set_process_group(scatter, "another")
+    comms.set_process_group(scatter, "another")
     assert gathered_exchanges(graph) == []

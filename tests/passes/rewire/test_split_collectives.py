@@ -10,7 +10,7 @@ from torch import nn
 
 from farskip_compile._compat import collectives
 from farskip_compile.errors import InseparableExpertsError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire import rewire
@@ -80,7 +80,7 @@ def rewired(model, connectivity, *, merge=False):
 
 
 def launches(module) -> int:
-    return sum(ops.is_collective(node) for node in module.graph.nodes)
+    return sum(comms.is_collective(node) for node in module.graph.nodes)
 
 
 @pytest.mark.parametrize("multiplier", [1.0, 0.22])
@@ -189,8 +189,8 @@ def test_other_reductions_are_never_split(operation):
     def edit(module):
         normalize(module)
         table.append(read_table(module.graph).table)
-        collectives = [node for node in module.graph.nodes if ops.is_collective(node)]
-        assert [ops.is_linear_collective(node) for node in collectives] == [True, False] * 2
+        collectives = [node for node in module.graph.nodes if comms.is_collective(node)]
+        assert [comms.is_linear_collective(node) for node in collectives] == [True, False] * 2
 
     dynamo(Stack(lambda: Nonlinear(MoE())), ids(), edit=edit)
     assert reads(table[0])["attention.1"] == "e a0 r0"
@@ -238,7 +238,7 @@ def test_average_is_linear():
     graph = torch.fx.Graph()
     value = graph.placeholder("value")
     kinds = {
-        name: ops.is_linear_collective(
+        name: comms.is_linear_collective(
             graph.call_function(torch.ops._c10d_functional.all_reduce.default, (value, name, "0"))
         )
         for name in ("sum", "avg", "AVG", "max", "min", "product", "band")
@@ -287,7 +287,7 @@ class TestMerge:
         module, _, done = rewired(Stack(lambda: Tensorparallel(MoE()), 3), "full", merge=True)
         assert done["merged"] == 2
         chosen = [node for node in module.graph.nodes if ops.is_selection(node)]
-        launched = [node for node in module.graph.nodes if ops.is_linear_collective(node) and not ops.is_wait(node)]
+        launched = [node for node in module.graph.nodes if comms.is_linear_collective(node) and not comms.is_wait(node)]
         for_routed = [any(depends(one, top) for top in chosen) for one in launched]
         of_first_layers = [
             depends(one.args[0], chosen[layer]) for layer in (0, 1) for one in launched[2 * layer : 2 * layer + 2]
@@ -357,7 +357,7 @@ def wait_of(node):
     """The wait that `node` is, or a view of one."""
     while ops.op_name(node) in ops.SHAPE_OPS:
         node = node.args[0]
-    return node if ops.is_wait(node) else None
+    return node if comms.is_wait(node) else None
 
 
 def launch_of(wait):

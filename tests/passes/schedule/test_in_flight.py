@@ -12,7 +12,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 import farskip_compile.carrier.landing  # noqa: F401 (an operator)
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS, FLIGHT, LANDED
 from farskip_compile.passes.schedule.from_graph import read_program
 from farskip_compile.passes.schedule.graph import pins, schedule_graph
@@ -120,7 +120,7 @@ def test_the_proof_notices_another_shape() -> None:
 def test_what_is_put_together_or_computed_here_has_landed() -> None:
     graph = returning(lambda graph, wait: graph.call_function(aten.cat.default, ([wait, wait],)))
     assert leave_in_flight(graph, training=False) == 0
-    assert [ops.is_wait(one) for one in landed(graph)] == [True]
+    assert [comms.is_wait(one) for one in landed(graph)] == [True]
     graph = returning(lambda graph, wait: graph.call_function(aten.sin.default, (wait,)))
     assert leave_in_flight(graph, training=False) == 0
     assert not landed(graph)
