@@ -242,6 +242,9 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "test_calls_are_in_the_order_that_was_decided[alone",
         "test_products_hide_exchanges_forward_and_backward[alone",
         "test_every_kernel_compiles_for_its_device[alone",
+        "test_output_and_gradients_are_those_of_eager[halves",
+        "test_calls_are_in_the_order_that_was_decided[halves",
+        "test_products_hide_exchanges_forward_and_backward[halves",
         "test_every_kernel_compiles_for_its_device[halves",
     ),
     "inductor/test_account_of_memory.py": (
@@ -261,13 +264,21 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "test_training_with_every_plan[allgather-one",
         "test_training_with_every_plan[allgather-nothing",
         "test_training_with_every_plan[tp-",
+        "test_training_with_every_plan[dropless-as",
+        "test_training_with_every_plan[allgather-as",
+        "test_training_with_every_plan[padded-as",
+        "test_training_with_every_plan[tp-as",
+        "test_training_with_every_plan[tp-nothing",
     ),
     "inductor/test_pieces.py": (
         "test_auto_cuts_alike_where_a_pass_is_left_out[",
         "test_auto_cuts_where_the_estimate_says_that_it_pays[10000000000000",
     ),
     "inductor/test_generated_order.py": ("test_rewired_models_hide_collectives_forward_and_backward[qwen3_moe",),
-    "properties/test_architectures.py": ("test_inductor_is_close_to_the_oracle[llama",),
+    "properties/test_architectures.py": (
+        "test_inductor_is_close_to_the_oracle[llama",
+        "test_inductor_is_close_to_the_oracle[mla",
+    ),
     "benchmarks/test_compile_cost.py": ("test_operations_grow_linearly[full",),
     "benchmarks/test_overlap_ranks.py": (
         "test_a_cell_from_end_to_end[deepseek_v3",

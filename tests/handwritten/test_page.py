@@ -18,9 +18,11 @@ PAGE = (ROOT / "docs" / "handwritten.md").read_text()
 
 def test_its_programs_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(declare, "_declared", {})
-    declaring, compiling = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    declaring, compiling, collectives = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     exec(declaring, {})
     assert len(declare.all_declared({})) == 2
+    exec("import farskip_compile\n" + collectives, {})
+    assert [fact.wait for fact in declare.all_declared({}) if fact.wait] == ["mylib::combined", "mylib::dispatched"]
     exec(compiling, {"torch": torch, "model": Decoder(TwoBranches)})
 
 
