@@ -43,7 +43,10 @@ WHOLE = {
     "tests/gpu/test_benchmark_link.py": "Triton's compiler, in a process of its own",
     "tests/gpu/test_cuda_graphs.py": "programs for GPUs, each in a process of its own",
     "tests/gpu/test_user_kernels.py": "programs for GPUs, in processes of their own",
-    "tests/inductor/test_custom_collectives.py::test_gradients": "Inductor's kernels, forward and backward",
+    "tests/inductor/test_custom_collectives.py": "Inductor's kernels, forward and backward",
+    "tests/inductor/test_late_link.py::test_a_buffer": "Inductor's kernels, forward and backward",
+    "tests/distributed/test_rewire_ranks.py::test_two_ranks_bit_equal[tp+sp": "ranks in one more layout",
+    "tests/models/test_skew.py::test_loads_of_ranks_differ": "ranks that route at their own will",
     "tests/distributed/test_custom_collectives.py": "Inductor's kernels on ranks",
     # ranks
     "tests/distributed/test_transformers_inductor.py": "Inductor's kernels on ranks",
