@@ -105,6 +105,15 @@ def _timeout_seconds(group: Any, backend: Any) -> float:
     return float(timeout.total_seconds())
 
 
+def is_group(name: str) -> bool:
+    """Whether `torch.distributed` has a process group of this name. Libraries have groups of their own."""
+    try:
+        group_size(name)
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
 def group_size(name: str) -> int:
     """Number of ranks of the process group called `name`."""
     return int(distributed_c10d._resolve_process_group(name).size())  # type: ignore[attr-defined,arg-type,unused-ignore]

@@ -7,9 +7,9 @@ Out:   a `CollectiveCost`, and its seconds: a fixed time (alpha) and a time for 
 Never: communicates, measures, or looks at which ranks a group holds: groups of one size cost the same on every rank.
 
 Operators of the user's are what they were declared as: an exchange is an all-to-all, a reduction an all-reduce, among
-all ranks if they name no process group. All operators of `_c10d_functional` are known: all-to-all with equal, given or
-data-dependent splits, all-reduce, all-gather, reduce-scatter and broadcast, in place, with `out=`, and coalesced (the
-sum of their tensors). A transfer between two ranks counts as a broadcast among two.
+all ranks if they block and name no process group. All operators of `_c10d_functional` are known: all-to-all with equal,
+given or data-dependent splits, all-reduce, all-gather, reduce-scatter and broadcast, in place, with `out=`, and
+coalesced (the sum of their tensors). A transfer between two ranks counts as a broadcast among two.
 
 Of n bytes, each of p ranks, r of which share a node, sends a part in a number of steps, by the usual algorithms:
 
@@ -47,7 +47,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from farskip_compile._compat.distributed import group_size, world_size
+from farskip_compile._compat.distributed import group_size, is_group, world_size
 from farskip_compile.costs.memory import Size, tensor_bytes, tensors_of
 from farskip_compile.costs.profile import COLLECTIVE_KINDS, CollectiveKind, HardwareProfile, Link, PerCollective
 from farskip_compile.errors import ConfigError, UnsupportedPatternError
@@ -90,7 +90,7 @@ def collective_cost(node: fx.Node, size: Size) -> CollectiveCost:
             where=ops.where(node),
         )
     group = comms.process_group(node)
-    ranks = 2 if ops.op_name(node).endswith(POINT_TO_POINT) else group_size(group) if group else world_size()
+    ranks = 2 if ops.op_name(node).endswith(POINT_TO_POINT) else _ranks(node, group)
     given = [value for arg in node.all_input_nodes for value in tensors_of(ops.fake(arg))]
     if isinstance(out := node.kwargs.get("out"), fx.Node):
         given = [value for value in given if value is not ops.fake(out)]
@@ -106,6 +106,10 @@ def _arriving(wait: fx.Node, flight: tuple[str, str], size: Size) -> CollectiveC
     ranks = group_size(group)
     got = sum(tensor_bytes(value, size) for value in tensors_of(ops.fake(wait)))
     return CollectiveCost(kind, got * ranks if kind == "reduce_scatter" else got, group, ranks)
+
+
+def _ranks(node: fx.Node, group: str) -> int:
+    return world_size() if comms.is_blocking(node) and not is_group(group) else group_size(group)
 
 
 def is_launch(node: fx.Node) -> bool:

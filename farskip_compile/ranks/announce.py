@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from farskip_compile._compat.distributed import is_group
 from farskip_compile.passes.graph import comms, ops
 from farskip_compile.report.schedule import ScheduleReport
 
@@ -64,7 +65,8 @@ class Announcement:
 def collective_orders(graph: fx.Graph) -> dict[str, list[str]]:
     """For each process group of `graph`, its launches in order, also those that block: operator, reduction and type.
 
-    Of operators that name no group nobody knows whose order to compare theirs with.
+    Of operators that block and name no group that `torch.distributed` has, nobody knows whose order to compare theirs
+    with.
     """
     orders: dict[str, list[str]] = {}
     for node in _launches(graph):
@@ -87,8 +89,12 @@ def collective_sizes(graph: fx.Graph) -> dict[str, Sizes]:
 
 
 def _launches(graph: fx.Graph) -> list[fx.Node]:
-    found = (node for node in graph.nodes if comms.is_collective(node) or comms.is_blocking(node))
-    return [node for node in found if comms.process_group(node)]
+    return [
+        node
+        for node in graph.nodes
+        if (comms.is_collective(node) and comms.process_group(node))
+        or (comms.is_blocking(node) and is_group(comms.process_group(node)))
+    ]
 
 
 def _fixed_sizes(node: fx.Node) -> list[list[int]] | None:

@@ -25,6 +25,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import inductor
+from farskip_compile._compat.distributed import is_group
 from farskip_compile.errors import VerificationError
 from farskip_compile.passes.graph import comms, ops
 from farskip_compile.ranks.announce import Announcement, announcement
@@ -205,7 +206,7 @@ class _Check:
         left = {group: iter(order) for group, order in orders.items()}
         for node in calls:
             group = self.before.launches.get(node.name)
-            if group:
+            if group and (is_group(group) or not comms.is_blocking(node)):
                 group = comms.process_group(node)
                 if not _announces(next(left.get(group, iter(())), ""), node):
                     raise _error(node, f"it is not announced as the next launch of {group!r}")

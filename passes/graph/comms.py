@@ -7,6 +7,8 @@ collectives, operators communicate that a user declared so (`declared`), and tho
 from __future__ import annotations
 
 import functools
+import re
+from typing import Any
 
 from torch import fx
 
@@ -89,9 +91,14 @@ def _group_parameter(target: object, declared_name: str = "") -> tuple[int, str]
     packet = target if isinstance(target, OpOverload) else getattr(target, "default", None)
     if isinstance(packet, OpOverload):
         for position, argument in enumerate(parameters(packet)):
-            if argument.name == declared_name or (not declared_name and argument.name in GROUP_PARAMETERS):
+            if argument.name == declared_name or (not declared_name and _is_a_group(argument)):
                 return position, argument.name
     return None
+
+
+def _is_a_group(argument: Any) -> bool:
+    """Whether a parameter is a process group, or its name: `group` may as well be a number of columns."""
+    return argument.name in GROUP_PARAMETERS and bool(re.search(r"\b(str|Any)\b|ProcessGroup", str(argument.type)))
 
 
 def is_wait(node: fx.Node) -> bool:

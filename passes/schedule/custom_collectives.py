@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from farskip_compile._compat.distributed import is_group
 from farskip_compile._compat.marks import EAGER_INPUTS
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import comms, ops
@@ -46,8 +47,8 @@ def mark_custom_collectives(graph: fx.Graph, facts: Sequence[Declared]) -> int:
     for launch, found in waits.items():
         if not found:
             raise _error(launch, "nothing waits for it")
-        if not comms.process_group(launch):
-            raise _error(launch, "none of its parameters is the name of its process group")
+        if not is_group(comms.process_group(launch)):
+            raise _error(launch, "none of its parameters is the name of a process group of torch.distributed")
         results = [user for user in launch.users if ops.op_name(user) == "getitem"]
         in_flight = [node for node in (*launch.all_input_nodes, launch, *results) if ops.tensor(node) is not None]
         for wait in found:

@@ -284,7 +284,7 @@ def test_a_launch_whose_result_is_read_by_what_is_not_its_wait_is_refused(group:
 
 def test_a_launch_that_names_no_group_is_refused(group: Any) -> None:
     declare_op("farskip_tests::send", "exchange", wait="farskip_tests::arrived")
-    with pytest.raises(Exception, match="none of its parameters is the name of its process group"):
+    with pytest.raises(Exception, match="none of its parameters is the name of a process group"):
         compiled(Model("in two", group.group_name))(IDS)
 
 
@@ -348,6 +348,43 @@ def noting(programs: list[Program], schedule: Any) -> Any:
         return schedule(program, *args, **kwargs)
 
     return note
+
+
+@torch.library.custom_op("farskip_tests::by_columns", mutates_args=())
+def by_columns(x: Tensor, group: int) -> Tensor:
+    """Of another kind of group."""
+    return x * group
+
+
+@torch.library.custom_op("farskip_tests::swap_on", mutates_args=())
+def swap_on(x: Tensor, group_name: str) -> Tensor:
+    """On a group that a library knows by a name of its own."""
+    return swap(x, {"ep:0": "0"}[group_name])
+
+
+by_columns.register_fake(lambda x, group: torch.empty_like(x))
+swap_on.register_fake(lambda x, group_name: torch.empty_like(x))
+
+
+def on_groups_of_others(x: Tensor, y: Tensor, ranks: str) -> tuple[Tensor, Tensor]:
+    late = C10D.all_reduce(y, "sum", ranks)
+    return swap_on(by_columns(x, 3), "ep:0") + 1, C10D.wait_tensor(late) @ y
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_groups_that_torch_does_not_know_are_no_reason_to_fail(declared: bool, group: Any) -> None:
+    """Nobody could compare orders on them: those on others are announced."""
+    if declared:
+        declare_op("farskip_tests::swap_on", "exchange")
+    x, y = torch.randn(WIDTH, WIDTH), torch.randn(WIDTH, WIDTH)
+    run = compiled(on_groups_of_others, connectivity="none", strict=False)
+    with torch.no_grad():
+        found = run(x, y, group.group_name)
+    for one, right in zip(found, on_groups_of_others(x, y, group.group_name), strict=True):
+        torch.testing.assert_close(one, right)
+    report = farskip_compile.last_schedules()[-1]
+    assert report.blocking == ("1 x farskip_tests::swap_on",)
+    assert list(report.orders) == [group.group_name]
 
 
 def test_an_operator_that_names_its_group_is_not_taken_for_compute() -> None:

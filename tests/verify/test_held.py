@@ -21,6 +21,8 @@ LIBRARY = torch.library.Library("farskip_tests_held", "FRAGMENT")
 LIBRARY.define("start(Tensor x, Tensor y, str group_name) -> (Tensor, Tensor)")
 LIBRARY.define("end(Tensor x) -> Tensor")
 OPERATORS = torch.ops.farskip_tests_held
+pytestmark = pytest.mark.usefixtures("two_ranks")  # whose group is called "0"
+
 FACTS = (Declared("farskip_tests_held::start", "exchange", wait="farskip_tests_held::end"),)
 MODE = FakeTensorMode()
 
@@ -84,7 +86,7 @@ def test_anything_else_is_not_delivered(change: Any, message: str) -> None:
     [
         (lambda nodes: nodes["wait"].update_arg(0, nodes["x"]), "anything but one tensor that its launch"),
         (lambda nodes: setattr(nodes["wait"], "args", (nodes["first"], 3)), "anything but one tensor that its launch"),
-        (lambda nodes: nodes["launch"].update_arg(2, ""), "none of its parameters is the name of its process group"),
+        (lambda nodes: nodes["launch"].update_arg(2, ""), "none of its parameters is the name of a process group"),
     ],
 )
 def test_what_was_not_declared_right_is_refused(prepare: Any, message: str) -> None:
