@@ -44,6 +44,7 @@ WHOLE = {
     "tests/gpu/test_cuda_graphs.py": "programs for GPUs, each in a process of its own",
     "tests/gpu/test_user_kernels.py": "programs for GPUs, in processes of their own",
     "tests/inductor/test_custom_collectives.py": "Inductor's kernels, forward and backward",
+    "tests/inductor/test_blocking_collectives.py": "Inductor's kernels, forward and backward",
     "tests/inductor/test_late_link.py::test_a_buffer": "Inductor's kernels, forward and backward",
     "tests/distributed/test_rewire_ranks.py::test_two_ranks_bit_equal[tp+sp": "ranks in one more layout",
     "tests/models/test_skew.py::test_loads_of_ranks_differ": "ranks that route at their own will",

@@ -60,7 +60,7 @@ class Gpu:
     kind, backend, dry = "cuda", "nccl", False
 
     def __init__(self) -> None:
-        self._stream = torch.cuda.Stream(priority=-1)  # its few blocks must not queue behind a large product
+        self._stream = torch.cuda.Stream(priority=-1)  # its few blocks must not wait for a large product
 
     def name(self) -> str:
         """As the driver calls it."""
@@ -137,7 +137,7 @@ def device_of(*, dry_run: bool) -> Device:
     """The GPU, or the CPU of a dry run.
 
     Raises:
-        RuntimeError: there is no GPU.
+        RuntimeError: no GPU was found.
     """
     if dry_run:
         return Cpu()

@@ -24,13 +24,14 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
+from captured_code import captured_code
 
 from farskip_compile import clear_schedules, last_schedules
 from farskip_compile.costs import HardwareProfile
 from farskip_compile.models import Decoder
 from gpu_bench.bench import LEAST, Bench
 from gpu_bench.link import EmulatedLink, Wire, emulated, profile_of
-from gpu_bench.order import captured_code, order_of
+from gpu_bench.order import order_of
 from gpu_bench.results import Failure, Link, Times
 from gpu_bench.variants import (
     OURS,

@@ -16,12 +16,8 @@ Algorithm:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from unittest import mock
-
-from torch._inductor.graph import GraphLowering
 
 from farskip_compile.report.schedule import ScheduleReport
 from gpu_bench.results import Order
@@ -96,16 +92,3 @@ def _differs(flights: Sequence[_Flight], report: ScheduleReport) -> str:
     pairs = zip(report.flights, flights, strict=True)
     apart = [str(place) for place, (wanted, found) in enumerate(pairs) if (wanted.compute > 0) != (found.any > 0)]
     return f"what is under the flights {', '.join(apart)} of {len(flights)}" if apart else ""
-
-
-@contextmanager
-def captured_code() -> Iterator[list[str]]:
-    """The programs that Inductor compiles or loads within the block, in order, each once."""
-    found: list[str] = []
-
-    def save(code: str) -> None:
-        if code not in found:
-            found.append(code)
-
-    with mock.patch.object(GraphLowering, "save_output_code", save):
-        yield found

@@ -211,7 +211,7 @@ class Results:
 
         Raises:
             FarSkipError: something is missing, unknown, or of the wrong type; it is named.
-            OSError, ValueError: there is no such file, or it is not JSON.
+            OSError, ValueError: the file is missing, or is not JSON.
         """
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["schema"] != SCHEMA or not isinstance(data["dry_run"], bool):

@@ -43,7 +43,7 @@ PARTS: dict[str, tuple[Callable[[Bench], None], float]] = {
 }
 """Name of a part: what measures it, and its limit in seconds on a GPU."""
 DRY_LIMIT = 240.0
-"""Of each part of a dry run: a slow CPU is no error."""
+"""Of each part of a dry run: a slow CPU is not an error."""
 USED = 0.85
 """Fraction of a limit after which a part begins nothing more."""
 LEAST = 10.0

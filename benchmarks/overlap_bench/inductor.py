@@ -29,7 +29,6 @@ from unittest import mock
 import torch
 from torch import fx
 from torch._inductor.async_compile import AsyncCompile
-from torch._inductor.graph import GraphLowering
 from torch.utils import _runtime_estimation
 
 from farskip_compile._compat import inductor
@@ -147,19 +146,6 @@ class CodeFacts:
     """Collectives with a heavy kernel between launch and wait."""
     heavy: int
     """Heavy kernels between launch and wait, summed over the collectives."""
-
-
-@contextlib.contextmanager
-def captured_code() -> Iterator[list[str]]:
-    """The code of every graph that Inductor compiles or loads inside the `with` block, in order."""
-    found: list[str] = []
-
-    def save(code: str) -> None:
-        if code not in found:
-            found.append(code)
-
-    with mock.patch.object(GraphLowering, "save_output_code", save):
-        yield found
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from captured_code import captured_code
 
 from farskip_compile import clear_schedules, last_schedules
 from farskip_compile.costs import HardwareProfile
@@ -52,7 +53,7 @@ from overlap_bench.cells import (
     PLAIN,
     TIMED,
 )
-from overlap_bench.inductor import captured_code, captured_programs, device_figures, facts, shared_kernels
+from overlap_bench.inductor import captured_programs, device_figures, facts, shared_kernels
 from overlap_bench.launch import ask
 from overlap_bench.profiled import exposure, peak_memory
 from overlap_bench.results import Timing

@@ -73,7 +73,7 @@ def rank_of_file(path: str) -> int | None:
 
 
 def whole(number: object, most: int) -> int:
-    """`number`, or a `ValueError` if it is no whole number from 0 to `most`."""
+    """`number`, or a `ValueError` if it is not a whole number from 0 to `most`."""
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= most:
         raise ValueError(f"{shown(number)} is not a whole number up to {most}")
     return number

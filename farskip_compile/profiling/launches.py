@@ -3,7 +3,7 @@
 In:    GPU work with the ids that tie it to its launch; the operators, titles and ranges of the host's threads.
 Out:   for each piece of work the `Origin`: the collective that launched it, and what c10d recorded about that.
 Never: guesses. A kernel of grouped sends and receives may be an all-to-all, a gather or a pipeline's exchange: where
-       nothing around its launch says which, there is no origin.
+       nothing around its launch says which, its origin is None.
 
 Algorithm, first answer wins:
 1. The arguments of the kernel itself: kineto repeats those of `record_param_comms` there (output_json.cpp,

@@ -162,7 +162,7 @@ class _Export:
         return f"Memcpy {kind or 'unknown'}"
 
     def _span(self, start: Value, end: Value, table: str, raw: Raw) -> tuple[int, int] | None:
-        """Since the epoch; None, and counted, if there is no end."""
+        """Since the epoch; None, and counted, if the event has no end."""
         first = self._file.whole(start, table)
         last = first - 1 if end is None else self._file.whole(end, table)
         if last < first:

@@ -40,6 +40,7 @@ def verify_host_reads(graph: fx.Graph, before: Before) -> None:
     kept = [node for node in graph.nodes if node.name in before]
     if [node.name for node in kept] != list(before):
         raise _error(kept[-1], "nodes were removed, or are in another order")
+    places: dict[fx.Node, torch.Tensor] = {}
     for node in graph.nodes:
         if node.name not in before:
             if ops.op_name(node) not in ADDED:
@@ -47,10 +48,11 @@ def verify_host_reads(graph: fx.Graph, before: Before) -> None:
         elif (node.target, node.args, node.kwargs) != before[node.name]:
             if node.target is not READ or before[node.name][0] is not READ:  # 1
                 raise _error(node, "it was changed, and is not a read")
-            _same_number(node, before[node.name][1][0], before)  # 2
+            _same_number(node, before[node.name][1][0], before, places)  # 2
 
 
-def _same_number(read: fx.Node, was: fx.Node, before: Before) -> None:
+def _same_number(read: fx.Node, was: fx.Node, before: Before, places: dict[fx.Node, torch.Tensor]) -> None:
+    """`places`: of a tensor that is copied, or a view of one, where each of its numbers stands in the copy."""
     place = read.args[0]
     assert isinstance(place, fx.Node)
     came = place.args[0]
@@ -68,10 +70,14 @@ def _same_number(read: fx.Node, was: fx.Node, before: Before) -> None:
         was = was.args[0]
     value = ops.tensor(was)
     assert value is not None
-    numbers = torch.arange(value.numel()).view(tuple(value.shape))
+    if was not in places:
+        places[was] = torch.arange(value.numel()).view(tuple(value.shape))
+    numbers = places[was]
     for view in reversed(views):
-        _, args, kwargs = before[view.name]
-        numbers = view.target(numbers, *args[1:], **kwargs)  # type: ignore[operator]
+        if view not in places:
+            _, args, kwargs = before[view.name]
+            places[view] = view.target(numbers, *args[1:], **kwargs)  # type: ignore[operator]
+        numbers = places[view]
     if numbers.numel() != 1 or int(numbers) != place.args[2]:
         raise _error(read, f"it reads number {place.args[2]} of {base}, and read {numbers.tolist()}")
 

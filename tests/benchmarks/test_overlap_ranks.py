@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import torch.distributed as dist
+from captured_code import captured_code
 from common import decode
 from overlap_bench import ranks, settings
 from overlap_bench.cells import (
@@ -26,7 +27,7 @@ from overlap_bench.cells import (
     PLAIN,
     Cell,
 )
-from overlap_bench.inductor import captured_code, device_figures, facts, options_for
+from overlap_bench.inductor import device_figures, facts, options_for
 from overlap_bench.launch import desk
 from overlap_bench.results import Result, summarise
 from overlap_bench.steps import left_out

@@ -12,7 +12,7 @@ import farskip_compile
 from farskip_compile import OrderMismatchError
 from tests.distributed.ranks import run_ranks
 from tests.economy import scalar_kernels
-from tests.inductor.test_custom_collectives import IDS, Model, by_hand, declare_all
+from tests.inductor.custom_operators import IDS, Model, by_hand, declare_all
 
 
 def compare_on_rank(rank: int, world_size: int, how: str) -> dict[str, Any]:
