@@ -8,6 +8,7 @@ What must hold:
    added are copies to the host, waits for them, and picks of one number.
 2. A read takes the number that it took before: of the same tensor, by way of one copy and the wait for it, which holds
    the tensor; or, unchanged, as before.
+3. Nothing writes to the memory of a tensor that is copied: the copy would be of another time than the read.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import fx
 
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import effects, ops
 
 READ = torch.ops.aten._local_scalar_dense.default
 ADDED = frozenset(["farskip::to_host", "farskip::on_host", "select"])
@@ -49,6 +50,10 @@ def verify_host_reads(graph: fx.Graph, before: Before) -> None:
             if node.target is not READ or before[node.name][0] is not READ:  # 1
                 raise _error(node, "it was changed, and is not a read")
             _same_number(node, before[node.name][1][0], before, places)  # 2
+    copied = {effects.storage(node) for node in places}
+    for node in graph.nodes:
+        if any(effects.storage(arg) in copied for arg in effects.mutated_args(node)):  # 3
+            raise _error(node, "it writes to what the host reads by a copy")
 
 
 def _same_number(read: fx.Node, was: fx.Node, before: Before, places: dict[fx.Node, torch.Tensor]) -> None:

@@ -4,7 +4,8 @@ In:    an ATen graph before it is scheduled, such as that of experts without dro
 Out:   the same graph; where numbers of one tensor are read, it goes to the host once (`farskip::to_host`), and they are
        read there after `farskip::on_host`. The two are a launch and a wait like those of a collective, so that what the
        device is to do meanwhile is put between them. How many copies there are.
-Never: changes a number; copies a tensor of more than `MOST` numbers, or of a size that is not known.
+Never: changes a number; copies a tensor of more than `MOST` numbers, of a size that is not known, or that is written
+       to.
 
 The host reads by waiting until the device has done all that it was given, and the device then waits for the host. A
 tensor whose n numbers are read one by one is waited for n times.
@@ -25,7 +26,7 @@ from torch import fx
 from farskip_compile._compat import OpOverload
 from farskip_compile._compat.fakes import FakeTensor, fake_tensor
 from farskip_compile._compat.marks import COMMUNICATES
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import effects, ops
 
 MOST = 4096
 READ = torch.ops.aten._local_scalar_dense.default
@@ -34,20 +35,25 @@ ON_HOST = torch.device("cpu")
 
 def read_on_host(graph: fx.Graph) -> int:
     """See the module's contract."""
-    reads: dict[fx.Node, list[fx.Node]] = {}
+    reads: dict[fx.Node, dict[fx.Node, int]] = {}
+    written = {effects.storage(arg) for node in graph.nodes for arg in effects.mutated_args(node)}
     for read in graph.find_nodes(op="call_function", target=READ):
         base = _base(read.args[0])  # 1
-        if base is not None:
-            reads.setdefault(base, []).append(read)
+        if base is None or effects.storage(base) in written:
+            continue
+        offset = ops.tensor(read.args[0]).storage_offset() - ops.tensor(base).storage_offset()  # type: ignore[arg-type, union-attr]
+        if isinstance(offset, int):
+            reads.setdefault(base, {})[read] = offset
     for base, found in reads.items():
         value = ops.tensor(base)
         assert isinstance(value, FakeTensor)
         sent = _new(graph, base, torch.ops.farskip.to_host.default, (base,), [value.numel()], value)  # 2
         sent.meta[COMMUNICATES] = "launch"
-        came = _new(graph, None, torch.ops.farskip.on_host.default, (sent, [base]), [value.numel()], value, found[0])
+        came = _new(
+            graph, None, torch.ops.farskip.on_host.default, (sent, [base]), [value.numel()], value, next(iter(found))
+        )
         came.meta[COMMUNICATES] = "wait"
-        for read in found:  # 3
-            offset = ops.tensor(read.args[0]).storage_offset() - value.storage_offset()  # type: ignore[arg-type, union-attr]
+        for read, offset in found.items():  # 3
             place = _new(graph, None, torch.ops.aten.select.int, (came, 0, offset), [], value, read)
             read.args = (place,)
     return len(reads)

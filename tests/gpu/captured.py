@@ -58,6 +58,8 @@ def _parts(code: str) -> dict[str, Any]:
     return {
         "graphs": {number: _order(body.partition("\n\n")[0]) for number, body in bodies.items()},
         "around": _order(around),
+        "copies": len(re.findall(r" = torch\.ops\.farskip\.to_host\.", code)),
+        "reads": len(re.findall(r"\.item\(\)", code)),
     }
 
 

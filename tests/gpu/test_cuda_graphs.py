@@ -34,5 +34,7 @@ def test_exchanges_without_drops_are_left_out_where_the_host_reads_their_sizes()
     assert len(forward["graphs"]) > 4
     assert set(forward["graphs"].values()) == {""}
     assert re.fullmatch("(LW)+", re.sub(r"\d", "", forward["around"]))
-    (order,) = backward["graphs"].values()  # reads no sizes
+    assert (forward["copies"], forward["reads"]) == (2, 32), "all counts of a layer come in one copy"
+    assert (backward["copies"], backward["reads"]) == (0, 0)
+    (order,) = backward["graphs"].values()
     assert re.fullmatch("(LW)+", order)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import sympy
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from farskip_compile.errors import VerificationError
 from farskip_compile.inductor_passes import host_copies  # noqa: F401 (operators)
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.schedule import host_reads
 from farskip_compile.passes.schedule.collectives import launches_with_waits
 from farskip_compile.passes.schedule.host_reads import MOST, read_on_host
 from farskip_compile.verify.host_reads import reads_before, verify_host_reads
@@ -128,6 +131,37 @@ def test_other_numbers_are_not_delivered(changes: list[tuple[str, int, Any]], me
         known[name].update_arg(place, fx.node.map_aggregate(value, lambda one: x if one == "x" else one))
     with pytest.raises(VerificationError, match=message):
         verify_host_reads(module.graph, before)
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_what_is_written_to_is_read_as_it_was(checked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that is made early would have the numbers of before the write."""
+    module = of((3,))
+    (total,) = module.graph.find_nodes(op="call_function", target=aten.add.Tensor)
+    with module.graph.inserting_after(total):
+        call(module.graph, aten.mul_.Tensor, total, 2)
+    before = reads_before(module.graph)
+    if checked:
+        monkeypatch.setattr(host_reads.effects, "storage", lambda node: None)
+        monkeypatch.setattr(host_reads.effects, "mutated_args", lambda node: [])
+    copies = read_on_host(module.graph)
+    monkeypatch.undo()
+    if checked:
+        with pytest.raises(VerificationError, match="it writes to what the host reads by a copy"):
+            verify_host_reads(module.graph, before)
+    else:
+        assert copies == 0
+        verify_host_reads(module.graph, before)
+        assert fx.Interpreter(module).run(torch.tensor([0, 1, 2])) == (2, 4, 6)
+
+
+def test_a_number_at_a_place_that_is_not_known_stays_as_it_is() -> None:
+    module = of((3,))
+    node = next(one for one in module.graph.nodes if one.target is READ).args[0]
+    node.meta["val"] = Mock(spec=torch.Tensor, storage_offset=lambda: sympy.Symbol("u0"))
+    assert read_on_host(module.graph) == 1
+    reads = list(module.graph.find_nodes(op="call_function", target=READ))
+    assert [ops.op_name(read.args[0].args[0]) for read in reads] == ["add", "farskip::on_host", "farskip::on_host"]
 
 
 def test_a_node_that_is_gone_is_not_delivered() -> None:
