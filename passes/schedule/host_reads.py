@@ -41,7 +41,7 @@ def read_on_host(graph: fx.Graph) -> int:
         base = _base(read.args[0])  # 1
         if base is None or effects.storage(base) in written:
             continue
-        offset = ops.tensor(read.args[0]).storage_offset() - ops.tensor(base).storage_offset()  # type: ignore[arg-type, union-attr]
+        offset = ops.tensor(read.args[0]).storage_offset() - ops.tensor(base).storage_offset()  # type: ignore[union-attr]
         if isinstance(offset, int):
             reads.setdefault(base, {})[read] = offset
     for base, found in reads.items():
