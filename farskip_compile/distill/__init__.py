@@ -11,14 +11,17 @@
     snapshot      the tensors of a run that change; `states`: on disk; `tensor_files`: how
     records       JSON lines, progress bar, TensorBoard; `checkpoints`: the healed model with its manifest
     main          `self_distill`
-    job           all of it from a file, for `farskip distill`; text files as batches
+    documents     text, prompts with completions and conversations of local files; the split by document
+    chat          which tokens are targets; `text_bytes`: how many bytes each stands for
+    texts         documents as batches; `contamination`: held-out text that is in the training text
+    job           all of it from a file, for `farskip distill`
 
 Start reading at `main`.
 """
 
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.distill.evaluate import HeldOut
-from farskip_compile.distill.job import text_batches
 from farskip_compile.distill.main import Distilled, self_distill
+from farskip_compile.distill.texts import text_batches
 
 __all__ = ["DistillConfig", "Distilled", "HeldOut", "self_distill", "text_batches"]

@@ -1,10 +1,8 @@
-"""A distillation as a file, which `farskip distill CONFIG` reads, and text files as batches of token ids.
+"""A distillation as a file, which `farskip distill CONFIG` reads.
 
-In:    a TOML file; text files, a tokenizer of `transformers`, a length and a batch size.
-Out:   `Job`: model, data and configuration; a wrong key or value is a `ConfigError` that names it. A `DataLoader`:
-       shuffled anew in each epoch, each rank with its own part; every batch has the same shape.
-Never: trains; pads. Documents follow one another with the tokenizer's end-of-text token in between, if it has one, and
-       are cut into sequences; what is left at the end is dropped. `datasets` reads, tokenizes and caches the result.
+In:    a TOML file.
+Out:   `Job`: model, data and configuration; a wrong key or value is a `ConfigError` that names it.
+Never: trains; takes held-out text that is in the training text, unless the file says so.
 
     model = "path/to/checkpoint"        # a folder from save_pretrained, or MODEL as `farskip explain` takes it
     tokenizer = "path/to/tokenizer"     # left out: the model's folder
@@ -12,103 +10,48 @@ Never: trains; pads. Documents follow one another with the tokenizer's end-of-te
 
     [data]
     train = ["text/*.txt"]              # patterns, from the folder of this file
-    held_out = ["held_out.txt"]
+    held_out = ["held_out.txt"]         # or held_out_fraction = 0.02: of the documents of `train`
+    format = "text"                     # "jsonl", "chat"; left out: by the suffix
+    text_field = "content"              # the key of the text in JSON Lines; left out: "text"
+    loss_on = "assistant"               # targets in conversations and completions; or "all"
     sequence_length = 512
     batch_size = 8
     held_out_sequences = 64             # how many are used; left out: all
+    overlap_tokens = 50                 # held-out and training text may not share a run of that many tokens
+    overlap_limit = 0.01                # in more than this part of the held-out sequences, nor any document
+    allow_overlap = false               # true: don't compare them
 
     [distill]                           # any option of DistillConfig
     manifest = "plan.json"              # says connectivity and layers; or
     connectivity = "full"
     steps = 2000
     output = "healed"
+
+What the options of data mean: `documents` (formats, split), `texts` (sequences, targets), `contamination` (overlap).
 """
 
 from __future__ import annotations
 
 import importlib.util
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler, SequentialSampler
 
-from farskip_compile._compat.distributed import world_group
 from farskip_compile.distill.config import DistillConfig
+from farskip_compile.distill.contamination import LIMIT, RUN, Overlap, find_overlap
+from farskip_compile.distill.documents import Format
+from farskip_compile.distill.texts import LossOn, TextBatches, text_batches
 from farskip_compile.errors import ConfigError
 from farskip_compile.json_files import Reader
 from farskip_compile.manifest import load_manifest
 from farskip_compile.prepare import prepare
 from farskip_compile.reading import read_bytes
 from farskip_compile.zoo.model_source import load
-
-
-def text_batches(
-    files: Sequence[str | Path],
-    tokenizer: Any,
-    *,
-    sequence_length: int,
-    batch_size: int,
-    shuffle: bool = True,
-    limit: int | None = None,
-) -> DataLoader[Any]:
-    """Batches of token ids [batch_size, sequence_length].
-
-    Args:
-        files: text in UTF-8, one document each.
-        tokenizer: of `transformers`.
-        batch_size: on each rank.
-        shuffle: in another order in each epoch.
-        limit: number of sequences that are used; None: all.
-
-    Raises:
-        ConfigError: `datasets` is missing, a file is, or there is too little text for one batch.
-    """
-    try:
-        from datasets import Dataset
-    except ImportError as error:
-        raise ConfigError("datasets is not installed", way_out="pip install 'farskip-compile[distill]'") from error
-    if missing := [str(file) for file in files if not Path(file).is_file()]:
-        raise ConfigError(f"there is no file {missing[0]}", way_out="text files in UTF-8")
-    lines = Dataset.from_text([str(file) for file in files], keep_linebreaks=True, sample_by="document")
-    end = getattr(tokenizer, "eos_token_id", None)
-
-    def cut(found: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        tokens: list[int] = []
-        for text in found["text"]:
-            tokens += [
-                *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
-                *([end] if end is not None else []),
-            ]
-        whole = len(tokens) // sequence_length * sequence_length
-        return {"input_ids": [tokens[at : at + sequence_length] for at in range(0, whole, sequence_length)]}
-
-    sequences: Any = lines.map(cut, batched=True, batch_size=None, remove_columns=lines.column_names)
-    if limit is not None:
-        sequences = sequences.select(range(min(limit, len(sequences))))
-    world = world_group()
-    ranks = world.size() if world is not None else 1
-    if len(sequences) < batch_size * ranks:
-        raise ConfigError(
-            f"the text has {len(sequences)} sequences of {sequence_length} tokens, which is less than one batch of "
-            f"{batch_size} on {ranks} ranks",
-            way_out="more text, shorter sequences or smaller batches",
-        )
-    sampler: Sampler[int]
-    if ranks > 1:
-        sampler = DistributedSampler(sequences, shuffle=shuffle, drop_last=True)
-    else:
-        sampler = RandomSampler(sequences) if shuffle else SequentialSampler(sequences)
-    rows = sequences.with_format("torch")
-    return DataLoader(rows, batch_size=batch_size, sampler=sampler, drop_last=True, collate_fn=_stacked)
-
-
-def _stacked(rows: Iterable[dict[str, torch.Tensor]]) -> torch.Tensor:
-    return torch.stack([row["input_ids"] for row in rows])
 
 
 @dataclass(frozen=True)
@@ -120,6 +63,10 @@ class Job:
     data: Iterable[Any]
     held_out: Iterable[Any]
     config: DistillConfig
+    bytes_per_token: float | None = None
+    """Of the held-out text (`TextBatches.bytes_per_token`)."""
+    overlap: Overlap | None = None
+    """Of held-out and training text; None: not compared."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +74,17 @@ class _Data:
     """The table `data` of the file."""
 
     train: tuple[str, ...]
-    held_out: tuple[str, ...]
     sequence_length: int
     batch_size: int
+    held_out: tuple[str, ...] | None = None
+    held_out_fraction: float | None = None
     held_out_sequences: int | None = None
+    format: Format | None = None
+    text_field: str | None = None
+    loss_on: LossOn | None = None
+    allow_overlap: bool = False
+    overlap_tokens: int = RUN
+    overlap_limit: float = LIMIT
 
 
 @dataclass(frozen=True)
@@ -157,18 +111,50 @@ def read_job(path: Path) -> Job:
     if isinstance(data := found.get("data"), dict):  # one pattern may stand for a list of them
         data.update({key: [data[key]] for key in ("train", "held_out") if isinstance(data.get(key), str)})
     file = Reader(str(path), way_out="see `farskip distill --help`").decode(_File, found)
-    for key in ("sequence_length", "batch_size", "held_out_sequences"):
-        if (value := getattr(file.data, key)) is not None and value < 1:
-            raise ConfigError(f"{path}: data.{key}={value} is not a count", way_out="a whole number, at least 1")
+    _check(file.data, path)
     config = _config(path, dict(file.distill))
     model = _model(file.model, path.parent, file.dtype)
     tokenizer = _tokenizer(file.tokenizer or file.model, path.parent)
-    given = file.data
-    size: dict[str, Any] = {"sequence_length": given.sequence_length, "batch_size": given.batch_size}
-    train = text_batches(_files(given.train, path.parent, "data.train"), tokenizer, **size)
-    files = _files(given.held_out, path.parent, "data.held_out")
-    held_out = text_batches(files, tokenizer, **size, shuffle=False, limit=given.held_out_sequences)
-    return Job(model, tokenizer, train, held_out, config)
+    train, held_out = _texts(file.data, tokenizer, path.parent)
+    overlap = None
+    if not file.data.allow_overlap:
+        overlap = find_overlap(train, held_out, tokenizer, run=file.data.overlap_tokens)
+        overlap.check(file.data.overlap_limit)
+    return Job(model, tokenizer, train, held_out, config, held_out.bytes_per_token, overlap)
+
+
+def _check(data: _Data, path: Path) -> None:
+    """A `ConfigError` for a number that can't be, or a choice that is not made."""
+    least = {"sequence_length": 1, "batch_size": 1, "held_out_sequences": 1, "overlap_tokens": 2}
+    for key, most in least.items():
+        if (value := getattr(data, key)) is not None and value < most:
+            raise ConfigError(f"{path}: data.{key}={value} is not a count", way_out=f"a whole number, at least {most}")
+    if not 0 <= data.overlap_limit < 1:
+        raise ConfigError(
+            f"{path}: data.overlap_limit={data.overlap_limit} is not a part of the sequences",
+            way_out="from 0 to less than 1; allow_overlap = true: no limit",
+        )
+    if (data.held_out is None) == (data.held_out_fraction is None):
+        raise ConfigError(
+            f"{path}: the field data.held_out is missing"
+            if data.held_out is None
+            else f"{path} has data.held_out and data.held_out_fraction",
+            way_out="one of them: held_out = [patterns], or held_out_fraction = 0.02 of the documents of data.train",
+        )
+
+
+def _texts(data: _Data, tokenizer: Any, folder: Path) -> tuple[TextBatches, TextBatches]:
+    """Training and held-out text."""
+    options: dict[str, Any] = {
+        key: getattr(data, key)
+        for key in ("sequence_length", "batch_size", "format", "text_field", "loss_on", "held_out_fraction")
+    }
+    files = _files(data.train, folder, "data.train")
+    others = files if data.held_out is None else _files(data.held_out, folder, "data.held_out")
+    known: dict[str, Any] = {"shuffle": False, "limit": data.held_out_sequences, "count_bytes": True}
+    return text_batches(files, tokenizer, **options), text_batches(
+        others, tokenizer, **options, **known, part="held_out"
+    )
 
 
 def _config(path: Path, options: dict[str, Any]) -> DistillConfig:
