@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -22,10 +23,19 @@ EXAMPLE = (
     'model = "checkpoint"; [data] train = ["*.txt"], held_out = ["held_out.txt"], sequence_length = 512, '
     'batch_size = 8; [distill] connectivity = "full", steps = 2000, output = "healed"'
 )
+DATA = (
+    'Files are text, or JSON Lines (.jsonl) of {"text": ...}, {"prompt": ..., "completion": ...} or {"messages": '
+    '[{"role": ..., "content": ...}]}; of the latter two, only what the assistant says is a target, unless loss_on = '
+    '"all". held_out_fraction = 0.02 holds out documents of train instead of held_out. Held-out text that is in the '
+    "training text is refused (overlap_tokens = 50, overlap_limit = 0.01), unless allow_overlap = true. Also: format, "
+    "text_field, held_out_sequences."
+)
 
 
 def distill_command(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help=f"A TOML file, such as: {escape(EXAMPLE)}.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help=f"A TOML file, such as: {escape(EXAMPLE)}. {escape(DATA)}")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Train a model to compute under FarSkip connectivity what it computes now (self-distillation)."""
@@ -56,7 +66,10 @@ def distill_command(
     if as_json:
         losses = {"before": done.before.to_json(), "after": done.after.to_json()}
         numbers = {"best_step": done.best_step, "steps": done.steps, "tokens": done.tokens}
-        typer.echo(json.dumps({**losses, **numbers, "stopped_early": done.stopped_early, "checkpoint": str(folder)}))
+        overlap = asdict(job.overlap) if job.overlap is not None else None
+        data = {"bytes_per_token": job.bytes_per_token, "overlap": overlap}
+        rest = {"stopped_early": done.stopped_early, "checkpoint": str(folder)}
+        typer.echo(json.dumps({**losses, **numbers, **data, **rest}))
         return
     table = Table("held-out", "loss", "KL to the original", "same first token", box=None, pad_edge=False)
     for name, found in (("rewired", done.before), ("healed", done.after)):
@@ -67,4 +80,5 @@ def distill_command(
     console.print(table)
     early = ", stopped early" if done.stopped_early else ""
     console.print(f"step {done.best_step} of {done.steps}{early}; {done.tokens:,} tokens seen")
+    console.print(str(job.overlap or "held-out and training text were not compared (allow_overlap)"))
     console.print(f"Checkpoint and manifest: {printable(str(folder))}", soft_wrap=True)

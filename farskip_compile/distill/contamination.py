@@ -18,13 +18,14 @@ Steps:
    first bits of the hash answers most look-ups; the rest are searched for.
 3. Mark the tokens of each held-out run that was found, then count sequences.
 
-Time is linear in both texts: some seconds for 100 million tokens. Memory is 40 bytes for each held-out token. Two runs
-that differ have the same hash with a probability of 2^-64: with 10^7 held-out and 10^10 training tokens, one such pair
-among all is expected in 200 checks.
+Time is linear in both texts: about 10 s for 100 million tokens on one core. Memory is 65 bytes for each held-out token.
+Two runs that differ have the same hash with a probability of 2^-64: with 10^7 held-out and 10^10 training tokens, one
+such pair is expected in 200 checks.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -157,10 +158,7 @@ def shared_runs(
 
 def _hashes(pieces: Iterable[NDArray[Any]], run: int) -> Iterator[Hashes]:
     """Hashes of all runs of the tokens that the pieces make up, in order: of N tokens, N - run + 1."""
-    most = AT_ONCE + run
-    base = np.uint64(BASE)
-    powers = np.cumprod(np.full(most, base)) * np.uint64(pow(BASE, -1, 2**64))  # of 0, 1, ...; all modulo 2^64
-    inverse = np.cumprod(np.full(most, np.uint64(pow(BASE, -1, 2**64)))) * base
+    powers, inverse = _powers(AT_ONCE + run)
     rest = np.zeros(0, np.uint64)
     for piece in pieces:
         for begin in range(0, len(piece), AT_ONCE):
@@ -169,6 +167,15 @@ def _hashes(pieces: Iterable[NDArray[Any]], run: int) -> Iterator[Hashes]:
                 sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(rest * powers[: len(rest)])])
                 yield (sums[run:] - sums[:-run]) * inverse[:count]
                 rest = rest[count:]
+
+
+@functools.cache
+def _powers(count: int) -> tuple[Hashes, Hashes]:
+    """The powers 0, 1, ... of the base and of its inverse; all modulo 2^64."""
+    base, inverse = np.uint64(BASE), np.uint64(pow(BASE, -1, 2**64))
+    ups, downs = (np.full(count, factor) for factor in (base, inverse))
+    ups[0] = downs[0] = 1
+    return np.cumprod(ups), np.cumprod(downs)
 
 
 def _scrambled(tokens: NDArray[Any]) -> Hashes:

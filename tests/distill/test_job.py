@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("datasets")
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import farskip_compile
 from farskip_compile import ConfigError
@@ -23,6 +23,7 @@ from farskip_compile.cli import app
 from farskip_compile.distill import text_batches
 from farskip_compile.distill.job import read_job
 from farskip_compile.models.transformers_form import TransformersFarSkipForm, tiny_deepseek_v3
+from tests.distill.text_common import PLAIN, chat_line, write_lines
 from tests.test_json_files import not_a_file
 
 pytestmark = pytest.mark.xdist_group("jobs")  # one worker, so that `folder` is made once
@@ -53,6 +54,7 @@ def folder(tmp_path_factory):
     (path / "train-1.txt").write_text(TEXT[:3000])
     (path / "train-2.txt").write_text(TEXT[3000:-1500])
     (path / "held.txt").write_text(TEXT[-1500:])
+    (path / "seen.txt").write_text("Most of it is new. " + TEXT[1000:1500])
     (path / "job.toml").write_text(JOB)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -91,6 +93,8 @@ def test_a_checkpoint_is_healed(folder, monkeypatch):
     checkpoint = folder / "healed" / "model"
     assert told["checkpoint"] == str(checkpoint)
     assert told["steps"] == 30
+    assert (told["overlap"]["shared"], told["overlap"]["sequences"]) == (0, 8)
+    assert 1 < told["bytes_per_token"] < 8
     original = AutoModelForCausalLM.from_pretrained(folder / "checkpoint")
     healed = AutoModelForCausalLM.from_pretrained(checkpoint)  # with its tokenizer and its manifest
     with pytest.raises(farskip_compile.OriginalWiringError):
@@ -135,6 +139,44 @@ def test_text_is_cut_into_sequences_and_shuffled(folder):
         text_batches([folder / "nothing.txt"], tokenizer, **inputs)
 
 
+def test_held_out_text_that_is_trained_on_is_taken_if_allowed(folder):
+    job = folder / "allowed.toml"
+    for allowed in ("allow_overlap = true", "overlap_limit = 0.999", "overlap_tokens = 2000"):
+        text = JOB.replace("[data]", f"[data]\n{allowed}").replace("held_out_sequences = 8", "held_out_sequences = 60")
+        job.write_text(text.replace('"held.txt"', '["held.txt", "seen.txt"]'))
+        overlap = read_job(job).overlap
+        assert (overlap is None) == (allowed == "allow_overlap = true")
+        assert overlap is None or (overlap.shared == 0) == (allowed == "overlap_tokens = 2000")
+
+
+def test_conversations_and_a_split_by_document(folder):
+    """A model learns from what the assistant says, in sequences of both sides of the split."""
+    questions = TEXT[:-1500].split(". ")
+    lines = [chat_line(f"{at}?", text, id=at) for at, text in enumerate(questions) if text.strip()]
+    write_lines(folder / "chat.jsonl", *lines)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "checkpoint")
+    tokenizer.chat_template = PLAIN
+    tokenizer.save_pretrained(folder / "chat_tokenizer")
+    job = folder / "chat.toml"
+    text = JOB.replace("train-*.txt", "chat.jsonl").replace('held_out = "held.txt"', "held_out_fraction = 0.2")
+    text = text.replace("[data]", 'tokenizer = "chat_tokenizer"\n[data]').replace("steps = 30", "steps = 2")
+    job.write_text(text.replace('"healed"', '"healed_chat"').replace("tensorboard = true", ""))
+    data, held_out = read_job(job).data, read_job(job).held_out
+    assert data.counts.documents + held_out.counts.documents == len(lines)
+    assert 0 < held_out.counts.documents < 0.5 * len(lines)
+    assert all((batch["labels"] == -100).any() for batch in held_out)
+    done = CliRunner().invoke(app, ["distill", str(job), "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout[done.stdout.index("{") :])
+    assert told["bytes_per_token"] == held_out.bytes_per_token
+    original = AutoModelForCausalLM.from_pretrained(folder / "checkpoint")
+    labels, ids = (torch.cat([batch[name] for batch in held_out]) for name in ("labels", "input_ids"))
+    with torch.no_grad():
+        said = TransformersFarSkipForm(original)(ids)[:, :-1]
+    loss = torch.nn.functional.cross_entropy(said.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    assert told["before"]["held_out_loss"] == pytest.approx(loss.item(), rel=1e-4)
+
+
 def test_a_manifest_says_connectivity_and_layers(folder):
     model = AutoModelForCausalLM.from_pretrained(folder / "checkpoint")
     ids = torch.zeros(1, 4, dtype=torch.long)
@@ -163,6 +205,16 @@ def test_a_manifest_says_connectivity_and_layers(folder):
         ("steps = 30", 'manifest = "plan.json"\nconnectivity = "mlp"', "distill.manifest and distill.connectivity"),
         ("steps = 30", "connectivity = 'half'", "connectivity='half'"),
         ("[data]", "dtype = 'int64'\n[data]", "dtype='int64' is not a floating-point type"),
+        ('held_out = "held.txt"', "", "the field data.held_out is missing"),
+        ("[data]", "[data]\nheld_out_fraction = 0.1", "data.held_out and data.held_out_fraction"),
+        ('held_out = "held.txt"', "held_out_fraction = 3.0", "held_out_fraction=3.0 is not a fraction"),
+        ("[data]", "[data]\noverlap_limit = 1.0", "data.overlap_limit=1.0 is not a part"),
+        ("[data]", "[data]\noverlap_tokens = 1", "data.overlap_tokens=1 is not a count"),
+        ("[data]", "[data]\nformat = 'csv'", "data.format must be one of text, jsonl, chat"),
+        ("[data]", "[data]\nloss_on = 'assistant'", "the data is text"),
+        ("[data]", "[data]\nformat = 'chat'", "the tokenizer has no chat template"),
+        ('"held.txt"', '"train-2.txt"', "1 of 1 documents are in both"),
+        ('"held.txt"', '"seen.txt"', "the limit is 1.0%, and no document. In both, from"),
     ],
 )
 def test_what_a_file_can_get_wrong(folder, old, new, words):
