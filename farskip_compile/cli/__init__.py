@@ -14,6 +14,7 @@ import typer
 from farskip_compile.cli.calibrate import calibrate_command
 from farskip_compile.cli.demo import demo_command
 from farskip_compile.cli.distill import distill_command
+from farskip_compile.cli.evaluate import evaluate_command
 from farskip_compile.cli.explain import explain_command
 from farskip_compile.cli.manifest import manifest_command
 from farskip_compile.cli.overlap import overlap_command
@@ -33,6 +34,7 @@ app.command("calibrate")(calibrate_command)
 app.command("manifest")(manifest_command)
 app.command("distill")(distill_command)
 app.command("simulate")(simulate_command)
+app.command("evaluate")(evaluate_command)
 app.command("verify-serving")(verify_serving_command)
 app.command("explain")(explain_command)
 app.command("demo")(demo_command)

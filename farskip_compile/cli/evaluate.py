@@ -1,0 +1,88 @@
+"""The command `farskip evaluate ORIGINAL HEALED --tasks ...`: what healing left of a model's scores, by lm-eval.
+
+Contract: exit status 0 if no metric dropped by more than its limit, 1 if one did or a model did not run as its
+manifest says, 2 for wrong usage. With `--json`, stdout holds one JSON document and nothing else.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from farskip_compile.cli.output import AsJson, quiet, show, shown_errors
+
+
+def evaluate_command(
+    original: Annotated[str, typer.Argument(metavar="ORIGINAL", help="Checkpoint: a folder, or a name on the Hub.")],
+    healed: Annotated[str, typer.Argument(metavar="HEALED", help="Checkpoint with a manifest; runs rewired.")],
+    tasks: Annotated[str, typer.Option(metavar="TASK,...", help="Tasks of lm-eval.")],
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Fail if a metric drops by more: in its own unit where more is better, as a share of the original's "
+            "value where less is.",
+        ),
+    ] = None,
+    limit_drop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK[:METRIC]=DROP", help="The same for one task or metric; may be repeated."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Samples of each task; all if left out.")] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Examples in a prompt; the task's if left out.")
+    ] = None,
+    batch_size: Annotated[str, typer.Option(help="A number, or auto.")] = "1",
+    include_path: Annotated[
+        Path | None, typer.Option(help="Folder with tasks of your own.", exists=True, file_okay=False)
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="An accelerator if there is one, if left out.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto: as in the checkpoint.")] = "auto",
+    apply_chat_template: Annotated[bool, typer.Option("--apply-chat-template", help="For chat models.")] = False,
+    inner: Annotated[str, typer.Option(help="Backend that compiles the rewired graphs.")] = "inductor",
+    as_json: AsJson = False,
+) -> None:
+    """Compare a healed model, rewired as its manifest says, with the original on tasks of lm-eval."""
+    if find_spec("lm_eval") is None:
+        raise typer.BadParameter("needs lm-eval: pip install 'farskip-compile[eval]'", param_hint="evaluate")
+    named = dict(_drop(text) for text in limit_drop or ())
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise typer.BadParameter("names no task", param_hint="--tasks")
+    if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
+        raise typer.BadParameter(f"{batch_size!r} is neither a number nor auto", param_hint="--batch-size")
+    quiet("torch", "lm_eval")
+    from farskip_compile.evaluation.difference import Limits
+    from farskip_compile.evaluation.run import Settings, evaluate
+    from farskip_compile.evaluation.table import comparison_table
+
+    settings = Settings(
+        limit=limit,
+        num_fewshot=num_fewshot,
+        batch_size=batch_size if batch_size == "auto" else int(batch_size),
+        device=device,
+        dtype=dtype,
+        include_path=include_path,
+        apply_chat_template=apply_chat_template,
+        inner=inner,
+        limits=Limits(named, max_drop),
+    )
+    with shown_errors():
+        found = evaluate(original, healed, names, settings)
+    show(as_json, found.to_json, lambda _: comparison_table(found))
+    if not found.holds:
+        raise typer.Exit(1)
+
+
+def _drop(text: str) -> tuple[str, float]:
+    name, _, number = text.rpartition("=")
+    try:
+        drop = float(number)
+    except ValueError:
+        drop = -1.0
+    if not name or not drop >= 0:
+        raise typer.BadParameter(f"{text!r} is not TASK=DROP, such as hellaswag=0.01", param_hint="--limit-drop")
+    return name, drop

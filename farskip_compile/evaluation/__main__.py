@@ -1,0 +1,11 @@
+"""`python -m farskip_compile.evaluation ...`: the command `lm_eval ...`, where `--model farskip` is known.
+
+lm-eval finds models of other packages by their entry point (`lm_eval.models`) from the release after 0.4.13 on. Until
+then a model is known only where the module that holds it has been imported.
+"""
+
+from lm_eval.__main__ import cli_evaluate
+
+import farskip_compile.evaluation.model  # noqa: F401  it registers the model
+
+cli_evaluate()
