@@ -1,0 +1,65 @@
+"""What a fold did: plain data.
+
+Contract: names and numbers; to JSON for `--json`, manifests and states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """Something that reads a changed value, and was not changed."""
+
+    row: str
+    parameter: str
+    """Empty: no parameter, but an operator or all of the row."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class FoldedRead:
+    """One value that a changed row reads, or one term that it adds."""
+
+    row: str
+    parameters: tuple[str, ...]
+    """Into which the matrix was multiplied."""
+    explained: float
+    """Fraction of the squared difference from the original, on calibration tokens that were not fitted, that the matrix
+    takes away."""
+    ridge: float
+    """Of the mean of the Gram matrix's diagonal."""
+    kl: float
+    """Held-out KL from the original, nats per token, with this read folded."""
+    kl_before: float
+    accepted: bool
+    """Whether the KL fell; else the parameters are as they were."""
+    outputs: bool = False
+    """A term that the row adds."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """The result of a fold."""
+
+    reads: tuple[FoldedRead, ...]
+    left_alone: tuple[LeftAlone, ...]
+    kl_before: float
+    """Held-out, nats per token, rewired."""
+    kl_after: float
+    """Folded."""
+    tokens: int
+    """Calibration tokens of all ranks, those included that ridges were chosen by."""
+    held_out_tokens: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def repaired(self) -> float:
+        """Fraction of the KL that the fold took away."""
+        return 1.0 - self.kl_after / self.kl_before if self.kl_before else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """For `json.dumps`."""
+        return {**asdict(self), "repaired": self.repaired}

@@ -1,0 +1,56 @@
+"""The parameters of a model, and plain stand-ins for those that are distributed tensors.
+
+In:    a model whose parameters are plain tensors, or parts of distributed ones (FSDP2, tensor parallelism by DTensor).
+Out:   `Parameters`: within `as_plain` each distributed parameter is a plain one of the whole shape without memory, so
+       that Dynamo captures the graph that one process would run; `real` gives for a stand-in the distributed one.
+Never: gathers a parameter; leaves a stand-in in the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Parameters:
+    """See the module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._names = {id(value): name for name, value in model.named_parameters()}
+        self._stand_ins: dict[int, nn.Parameter] = {}
+        self._real: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
+        for value in model.parameters():
+            if hasattr(value, "full_tensor"):
+                plain = nn.Parameter(torch.empty(value.shape, dtype=value.dtype, device=value.device), False)
+                plain.untyped_storage().resize_(0)
+                self._stand_ins[id(value)] = plain
+                self._real[id(plain)] = (plain, value)
+
+    @contextmanager
+    def as_plain(self) -> Iterator[None]:
+        """See the module."""
+        replaced: list[tuple[dict[str, Any], str, nn.Parameter]] = []
+        try:
+            for module in self.model.modules() if self._stand_ins else ():
+                held = vars(module)["_parameters"]
+                for key, value in list(held.items()):
+                    if value is not None and (plain := self._stand_ins.get(id(value))) is not None:
+                        replaced.append((held, key, value))
+                        held[key] = plain
+            yield
+        finally:
+            for held, key, value in replaced:
+                held[key] = value
+
+    def real(self, value: Any) -> Any:
+        """The parameter that `value` stands for; anything else as it is."""
+        return self._real[id(value)][1] if id(value) in self._real else value
+
+    def name_of(self, value: Any) -> str | None:
+        """The name of a parameter of the model, or of what stands for one."""
+        return self._names.get(id(self.real(value)))
