@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from farskip_compile.config import FarSkipConfig, resolve
+from farskip_compile.distill.asking import MEMORY
 from farskip_compile.errors import ConfigError
 from farskip_compile.json_files import Reader
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
@@ -70,6 +71,9 @@ class DistillConfig:
     """Largest norm of all gradients together; None: no limit."""
     precision: Precision = "float32"
     """`bfloat16`: autocast in the forward pass of both models; parameters stay as they are."""
+    logits_memory: int = MEMORY
+    """Bytes that logits [positions, vocabulary] may take at a time, counted in float32 at least; a loss has a few
+    such tensors. They are computed from hidden states for so many positions at a time."""
     seed: int = 0
     """Of dropout, and of what the data draws from torch's generator."""
 
@@ -154,7 +158,9 @@ class DistillConfig:
 
 
 _NUMBERS: dict[str, tuple[Any, int]] = {
-    **dict.fromkeys(("top_k", "steps", "accumulate", "evaluate_every", "patience", "save_every"), (int, 1)),
+    **dict.fromkeys(
+        ("top_k", "steps", "accumulate", "evaluate_every", "patience", "save_every", "logits_memory"), (int, 1)
+    ),
     **dict.fromkeys(("warm_up_steps", "seed"), (int, 0)),
     **dict.fromkeys(
         ("learning_rate", "final_learning_rate", "weight_decay", "least_improvement", "clip"), (int | float, 0)

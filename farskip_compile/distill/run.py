@@ -21,7 +21,8 @@ from torch import nn
 
 from farskip_compile._compat.distributed import whole_graphs_under_ddp
 from farskip_compile.backend import backend
-from farskip_compile.distill.batches import Batch, Feed, Position, as_batch, caller
+from farskip_compile.distill.asking import Asking
+from farskip_compile.distill.batches import Batch, Feed, Position, as_batch
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.distill.evaluate import Best, Evaluation, HeldOut
 from farskip_compile.distill.identity import checksum
@@ -29,7 +30,7 @@ from farskip_compile.distill.losses import forward_kl, next_token_loss
 from farskip_compile.distill.ranks import Ranks, Sharded
 from farskip_compile.distill.snapshot import EPOCH, Snapshot
 from farskip_compile.distill.states import Progress, read_newest, write_state
-from farskip_compile.distill.teacher import FrozenTeacher, Teacher
+from farskip_compile.distill.teacher import FrozenTeacher, Teacher, evaluating
 from farskip_compile.distill.teacher_cache import CachedTeacher
 from farskip_compile.distill.tensor_files import library
 from farskip_compile.errors import ConfigError, DistillationError
@@ -105,9 +106,12 @@ class Run:
         self.best = Best(model, config.patience, config.least_improvement)
         torch.manual_seed(config.seed + self.ranks.rank)
         batches = [as_batch(one, self.device) for one in held_out]
+        with self._autocast(), evaluating(model):
+            self.asking = Asking(model, batches[0], config.logits_memory)
+        self.student = self.asking.of(self.wrapped)
         self.teacher = self._make_teacher(batches) if config.objective == "kl" else None
         with self._autocast():
-            self.evaluation = Evaluation(batches, self.teacher, self.ranks)
+            self.evaluation = Evaluation(batches, self.teacher, self.ranks, config.logits_memory)
         self.feed = Feed(data, self.device)
         self._snapshot = Snapshot(model, self.optimizer, self.best, self.ranks)
         self._last_state: Path | None = None
@@ -121,10 +125,10 @@ class Run:
             ConfigError: the data has ended, or the teacher moves with the student.
         """
         batches = [next(self.feed) for _ in range(self.config.accumulate)]
-        original = None  # the teacher's logits before the first step
+        original = None  # what the teacher says before the first step
         if isinstance(self.teacher, FrozenTeacher) and not self._is_checked:
             with self._autocast():
-                original = self.teacher(batches[0])
+                original = self.teacher.answer(batches[0])
         (tokens,) = self.ranks.sum(sum(batch.tokens for batch in batches))
         if not tokens:
             raise DistillationError("no token of this step's batches is a target", way_out="check labels and masks")
@@ -158,7 +162,7 @@ class Run:
     def evaluate(self) -> HeldOut:
         """On the held-out batches."""
         with self._autocast(), whole_graphs_under_ddp():
-            return self.evaluation(caller(self.wrapped, self.model), self.model)
+            return self.evaluation(lambda batch: self.student(batch).said, self.model)
 
     def save(self) -> None:
         """Write a state, on all ranks; it and the one before it are kept."""
@@ -200,22 +204,25 @@ class Run:
         return True
 
     def _loss(self, batch: Batch) -> torch.Tensor:
+        memory = self.config.logits_memory
         with self._autocast():
             known = self.teacher(batch) if self.teacher is not None else None
             with whole_graphs_under_ddp():
-                logits = caller(self.wrapped, self.model)(batch)
+                answer = self.student(batch)
         if known is None:
-            return next_token_loss(logits, batch.targets)
-        return forward_kl(logits, known, batch.targets)
+            loss = next_token_loss(answer.said, batch.targets, memory)
+        else:
+            loss = forward_kl(answer.said, known, batch.targets, memory)
+        return loss + answer.tie() if answer.hidden is not None else loss
 
     def _make_teacher(self, held_out: Iterable[Batch]) -> Teacher:
         if self.config.teacher == "copy":
-            return FrozenTeacher(self.model)
+            return FrozenTeacher(self.model, asking=self.asking)
         folder = self.config.cache_folder
         assert folder is not None
-        original = FrozenTeacher(self.model, copied=False)
+        original = FrozenTeacher(self.model, copied=False, asking=self.asking)
         about = {key: self.about[key] for key in ("model", "number of ranks")} | {"precision": self.config.precision}
-        cached = CachedTeacher(folder, about, self.config.top_k, self.ranks.rank)
+        cached = CachedTeacher(folder, about, self.config.top_k, self.ranks.rank, self.config.logits_memory)
         generator = torch.get_rng_state()
         with self._autocast():
             cached.fill(itertools.chain(held_out, (as_batch(one, self.device) for one in self.data)), original)

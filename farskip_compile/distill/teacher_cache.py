@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from farskip_compile.distill.asking import MEMORY, Hidden
 from farskip_compile.distill.batches import Batch
 from farskip_compile.distill.identity import bytes_of
 from farskip_compile.distill.teacher import TopLogits
@@ -61,16 +62,17 @@ def _hash_of_sequence(parts: Mapping[str, torch.Tensor]) -> str:
 
 
 class CachedTeacher:
-    """Reads and writes a folder of `k` logits at each position.
+    """Reads and writes a folder of `k` logits at each position; while writing, `memory` bytes of logits are computed
+    at a time.
 
     Raises:
         ConfigError: the folder holds the logits of something else than `about` says (plain data).
         DistillationError: a file in it is damaged.
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any], k: int, rank: int = 0) -> None:
+    def __init__(self, folder: Path, about: dict[str, Any], k: int, rank: int = 0, memory: int = MEMORY) -> None:
         library()
-        self.folder, self.rank, self.k = folder, rank, k
+        self.folder, self.rank, self.k, self.memory = folder, rank, k, memory
         ours, file = {**about, "top_k": k}, folder / f"about-{rank}.json"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -110,14 +112,14 @@ class CachedTeacher:
                 raise ConfigError(f"{file} holds logits of something else than this folder", way_out=again)
             self._add(name, entry)
 
-    def fill(self, batches: Iterable[Batch], logits: Callable[[Batch], torch.Tensor]) -> int:
+    def fill(self, batches: Iterable[Batch], logits: Callable[[Batch], torch.Tensor | Hidden]) -> int:
         """Ask the original about each batch with a sequence that is not known yet; returns the number of batches."""
         asked = 0
         for number, batch in enumerate(batches):
             keys = sequence_keys(batch)
             if all(key in self.places for key in keys):
                 continue
-            top = TopLogits.of(logits(batch), self.k)
+            top = TopLogits.of(logits(batch), self.k, self.memory)
             name = f"{self.rank}-{number:06d}"
             while name in self._entries:
                 name += "x"

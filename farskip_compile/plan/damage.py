@@ -23,10 +23,11 @@ from torch import fx, nn
 
 from farskip_compile.backend import backend
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.distill.batches import Batch, as_batch, caller
+from farskip_compile.distill.asking import Asking, Hidden
+from farskip_compile.distill.batches import Batch, as_batch
 from farskip_compile.distill.evaluate import Evaluation, HeldOut
 from farskip_compile.distill.ranks import Ranks
-from farskip_compile.distill.teacher import FrozenTeacher
+from farskip_compile.distill.teacher import FrozenTeacher, evaluating
 from farskip_compile.errors import ConfigError, ConnectivityError
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.report.compile import CompileReport
@@ -38,23 +39,23 @@ class Variants:
     """One capture of a model, run under many connectivities.
 
     Args:
-        model: not compiled.
+        asking: how the model is asked, which is not compiled.
         configs: by name; `inner` and `schedule` do not matter.
 
     Raises:
         FarSkipError: at the first call, if the model can't be rewired as one of them asks.
     """
 
-    def __init__(self, model: nn.Module, configs: Mapping[str, FarSkipConfig]) -> None:
+    def __init__(self, asking: Asking, configs: Mapping[str, FarSkipConfig]) -> None:
         self.configs = {name: replace(one, inner="eager", schedule=False, inductor={}) for name, one in configs.items()}
         self.reports: dict[str, CompileReport] = {}
         self._current = next(iter(self.configs))
-        self._compiled = caller(torch.compile(model, backend=self._receive, fullgraph=True), model)
+        self._compiled = asking.of(torch.compile(asking.model, backend=self._receive, fullgraph=True))
 
-    def logits(self, name: str, batch: Batch) -> torch.Tensor:
-        """Logits [B, T, V] of the model under the configuration called `name`."""
+    def said(self, name: str, batch: Batch) -> torch.Tensor | Hidden:
+        """What the model says of a batch under the configuration called `name`, as the losses take it."""
         self._current = name
-        return self._compiled(batch)
+        return self._compiled(batch).said
 
     def _receive(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         functions: dict[str, Callable[..., Any]] = {}
@@ -115,16 +116,16 @@ def measure_damage(
         FarSkipError: the model can't be rewired to `connectivity`.
         ConfigError: there are no held-out batches.
     """
-    evaluation = _evaluation(model, held_out)
-    whole = Variants(model, {ALL: FarSkipConfig(connectivity=connectivity, layers=layers)})
-    together = evaluation(partial(whole.logits, ALL), model)
+    evaluation, asking = _evaluation(model, held_out)
+    whole = Variants(asking, {ALL: FarSkipConfig(connectivity=connectivity, layers=layers)})
+    together = evaluation(partial(whole.said, ALL), model)
     table = whole.reports[ALL].table
     changed = {row: tuple(table.names(row.left_out)) for row in table.rows if row.left_out}
     configs = {row.name: FarSkipConfig(connectivity={row.name: gone}) for row, gone in changed.items()}
-    variants = Variants(model, {"none": FarSkipConfig(connectivity="none"), **configs})
+    variants = Variants(asking, {"none": FarSkipConfig(connectivity="none"), **configs})
     found: dict[str, HeldOut] = {}
     for number, name in enumerate(variants.configs):
-        found[name] = evaluation(partial(variants.logits, name), model)
+        found[name] = evaluation(partial(variants.said, name), model)
         on_row(number, len(changed))
     return Damage(
         connectivity,
@@ -139,10 +140,10 @@ def measure_together(
     model: nn.Module, held_out: Iterable[Any], damage: Damage, sets: Iterable[tuple[str, ...]]
 ) -> dict[tuple[str, ...], HeldOut]:
     """What sets of rows, such as those of the points of a `Front`, do to held-out text when rewired as a whole."""
-    evaluation = _evaluation(model, held_out)
+    evaluation, asking = _evaluation(model, held_out)
     configs = {rows: FarSkipConfig(connectivity=connectivity_of(damage, rows) if rows else "none") for rows in sets}
-    variants = Variants(model, {" ".join(rows): one for rows, one in configs.items()})
-    return {rows: evaluation(partial(variants.logits, " ".join(rows)), model) for rows in configs}
+    variants = Variants(asking, {" ".join(rows): one for rows, one in configs.items()})
+    return {rows: evaluation(partial(variants.said, " ".join(rows)), model) for rows in configs}
 
 
 def connectivity_of(damage: Damage, rows: Iterable[str]) -> Connectivity:
@@ -157,9 +158,11 @@ def connectivity_of(damage: Damage, rows: Iterable[str]) -> Connectivity:
     return {row: known[row] for row in known if row in chosen}
 
 
-def _evaluation(model: nn.Module, held_out: Iterable[Any]) -> Evaluation:
+def _evaluation(model: nn.Module, held_out: Iterable[Any]) -> tuple[Evaluation, Asking]:
     ranks = Ranks(model)
     batches = [as_batch(one, ranks.device) for one in held_out]
     if not batches:
         raise ConfigError("there are no held-out batches", way_out="held_out=[...]: the damage is measured on them")
-    return Evaluation(batches, FrozenTeacher(model, copied=False), ranks)
+    with evaluating(model):
+        asking = Asking(model, batches[0])
+    return Evaluation(batches, FrozenTeacher(model, copied=False, asking=asking), ranks), asking

@@ -1,0 +1,194 @@
+"""How a model is asked about a batch so that its logits are never whole.
+
+In:    a model and its output head (`head`), if there is one that can be run by itself; layers whose stream is wanted.
+Out:   `Asking`: a function of a batch that returns an `Answer`: hidden states, from which the losses compute logits
+       chunk by chunk (`losses`), and what each layer left in the residual stream.
+Never: a forward that stays replaced after a call.
+
+Algorithm:
+1. During a call the head has a forward that keeps what it is given, [B, T, H], and computes the logits of the last
+   position only, so that what the model returns has the form that it always has. It works in a graph, too: Dynamo
+   makes the kept tensors further outputs of it.
+2. Likewise, each layer has a forward that keeps what it returns.
+3. Without a head the logits are whole, and may not be larger than the limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from farskip_compile.distill.batches import Batch, caller
+from farskip_compile.distill.head import Head, find_head, whole
+from farskip_compile.errors import ConfigError
+from farskip_compile.prepare.preserve_state import state_kept
+
+MEMORY = 2**28
+"""Bytes that the logits of a chunk may take."""
+
+
+def at_a_time(vocabulary: int, kind: torch.dtype, memory: int) -> int:
+    """Number of positions whose logits, in float32 at least, take `memory` bytes at most; one at least."""
+    return max(1, memory // (vocabulary * max(kind.itemsize, 4)))
+
+
+@dataclass(frozen=True, eq=False)
+class Hidden:
+    """Logits that are not computed yet."""
+
+    states: torch.Tensor
+    """[B, T, H]: what the head is given."""
+    head: Head
+    values: Mapping[str, torch.Tensor]
+    """Parameters and buffers of the head."""
+    precision: torch.dtype | None = None
+    """Of autocast, within which the model ran; None: without it."""
+
+    def logits(self, states: torch.Tensor, values: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """Logits [..., V] of some of the states, or of others; `values` in place of its own."""
+        kind = states.device.type
+        with torch.autocast(kind, self.precision or torch.get_autocast_dtype(kind), self.precision is not None):
+            return self.head.logits(states, self.values if values is None else values)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the states."""
+        return self.states.nbytes
+
+    def moved(self, device: torch.device) -> Hidden:
+        """The same, with the states on another device."""
+        return Hidden(self.states.to(device), self.head, self.values, self.precision)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a model said about a batch."""
+
+    logits: torch.Tensor
+    """[B, T, V]; next to `hidden`, [B, 1, V]: those of the last position."""
+    hidden: Hidden | None = None
+    streams: tuple[torch.Tensor, ...] = ()
+    """[B, T, H] for each layer: what it returned."""
+
+    @property
+    def said(self) -> torch.Tensor | Hidden:
+        """What the losses take."""
+        return self.logits if self.hidden is None else self.hidden
+
+    def tie(self) -> torch.Tensor:
+        """Zero, with gradients of zero for all that the model returned: wrappers wait for these (DDP, FSDP2)."""
+        return (self.logits * 0).sum()
+
+
+class _Kept:
+    """What the replaced forwards keep; Dynamo sees a plain object whose attributes change."""
+
+    def __init__(self, layers: int) -> None:
+        self.states: torch.Tensor | None = None
+        self.streams: list[torch.Tensor | None] = [None] * layers
+
+
+class Asking:
+    """See the module.
+
+    Args:
+        model: not compiled; what is asked may be this model in another form.
+        batch: on whose first tokens the model is run once, to find its head.
+        memory: bytes that logits may take at a time; None: no limit where there is no head.
+        layers: whose output is wanted.
+    """
+
+    def __init__(
+        self, model: nn.Module, batch: Batch, memory: int | None = None, layers: Sequence[nn.Module] = ()
+    ) -> None:
+        self.model, self.memory = model, memory
+        with state_kept([model], batch.inputs.values()):
+            found = find_head(model, batch)
+        self.head: Head | None = found if isinstance(found, Head) else None
+        self.reason = found if isinstance(found, str) else ""
+        self._kept = _Kept(len(layers))
+        self._forwards = [(one, _keeping_stream(self._kept, at, one.forward)) for at, one in enumerate(layers)]
+        if self.head is not None:
+            self._forwards.append((self.head.module, _keeping_states(self._kept, self.head.module.forward)))
+
+    def of(
+        self, function: Callable[..., Any], known: Mapping[str, torch.Tensor] | None = None
+    ) -> Callable[[Batch], Answer]:
+        """`function`, which is called as the model is, as a function of a batch.
+
+        Args:
+            function: the model, or it compiled and wrapped.
+            known: parameters and buffers that it runs with, by name; None: those that the model has.
+
+        Raises:
+            ConfigError: at a call, if the logits have to be whole and are too large.
+        """
+        return partial(self._ask, caller(function, self.model), known)
+
+    def _ask(
+        self, logits_of: Callable[[Batch], torch.Tensor], known: Mapping[str, torch.Tensor] | None, batch: Batch
+    ) -> Answer:
+        with self._replaced():
+            logits = logits_of(batch)
+            states, streams = self._kept.states, tuple(one for one in self._kept.streams if one is not None)
+            self._kept.states, self._kept.streams = None, [None] * len(self._kept.streams)
+        if len(streams) != len(self._kept.streams):
+            raise ConfigError(
+                f"{len(streams)} of {len(self._kept.streams)} layers left their stream in a run of the model",
+                way_out="stream_weight=0",
+            )
+        if self.head is None:
+            self._check_size(logits)
+            return Answer(logits, None, streams)
+        assert states is not None
+        kind = logits.device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return Answer(logits, Hidden(whole(states), self.head, self.head.values(known), precision), streams)
+
+    def _check_size(self, logits: torch.Tensor) -> None:
+        size = logits.numel() * max(logits.element_size(), 4)
+        if self.memory is not None and size > self.memory:
+            raise ConfigError(
+                f"the logits of a batch take {size} bytes, which is more than logits_memory={self.memory}, and they "
+                f"can't be computed in parts: {self.reason}",
+                way_out="smaller batches, shorter sequences or more logits_memory; or a model whose logits are the "
+                "output of one module",
+            )
+
+    @contextmanager
+    def _replaced(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for module, forward in self._forwards:
+                stack.callback(partial(_put_back, module, dict(vars(module))))
+                vars(module)["forward"] = forward
+            yield
+
+
+def _put_back(module: nn.Module, state: Mapping[str, Any]) -> None:
+    if "forward" in state:
+        vars(module)["forward"] = state["forward"]
+    else:
+        vars(module).pop("forward", None)
+
+
+def _keeping_states(kept: _Kept, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def keeping_states(states: torch.Tensor) -> Any:
+        kept.states = states
+        return forward(states[:, -1:])
+
+    return keeping_states
+
+
+def _keeping_stream(kept: _Kept, at: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def keeping_stream(*args: Any, **kwargs: Any) -> Any:
+        found = forward(*args, **kwargs)
+        kept.streams[at] = found[0] if isinstance(found, tuple) else found
+        return found
+
+    return keeping_stream
