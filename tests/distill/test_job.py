@@ -143,7 +143,7 @@ def test_held_out_text_that_is_trained_on_is_taken_if_allowed(folder):
     job = folder / "allowed.toml"
     for allowed in ("allow_overlap = true", "overlap_limit = 0.999", "overlap_tokens = 2000"):
         text = JOB.replace("[data]", f"[data]\n{allowed}").replace("held_out_sequences = 8", "held_out_sequences = 60")
-        job.write_text(text.replace('"held.txt"', '["held.txt", "seen.txt"]'))
+        job.write_text(text.replace('"held.txt"', '["seen.txt", "held.txt"]'))
         overlap = read_job(job).overlap
         assert (overlap is None) == (allowed == "allow_overlap = true")
         assert overlap is None or (overlap.shared == 0) == (allowed == "overlap_tokens = 2000")

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -21,6 +21,7 @@ MIXED = "Größe: 東京 🎉🎉\n\n  naïve  \t" + TEXT[:300] + " \n "
 
 
 @given(st.text(max_size=40))
+@example("\x7f\x80\u07ff\u0800\uffff\U00010000")
 def test_bytes_before(text):
     assert bytes_before(text).tolist() == [len(text[:at].encode()) for at in range(len(text) + 1)]
 
@@ -52,6 +53,16 @@ def test_characters_that_no_token_holds():
     words = Tokenizer(models.WordLevel({"<unk>": 0, "ä": 1, "b": 2}, "<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     assert bytes_by_token(PreTrainedTokenizerFast(tokenizer_object=words), " ä  b ?? ").tolist() == [3, 3, 4]
+
+    class Empty:
+        """A tokenizer with a token that holds nothing, and says so with the place 0."""
+
+        all_special_ids: tuple[int, ...] = ()
+
+        def __call__(self, text, **options):
+            return {"input_ids": [5, 6, 7], "offset_mapping": [(0, 2), (0, 0), (2, 3)]}
+
+    assert bytes_by_token(Empty(), "abc").tolist() == [2, 0, 1]
     trimmed = tokenizer()
     trimmed.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     text = "  two   words \n\n"

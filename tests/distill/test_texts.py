@@ -13,6 +13,7 @@ pytest.importorskip("datasets")
 from farskip_compile import ConfigError
 from farskip_compile.distill import text_batches
 from farskip_compile.distill.batches import IGNORED, as_batch
+from farskip_compile.testing import fake_ranks
 from tests.distill.text_common import BARE, MARKED, PLAIN, TEXT, chat_line, tokenizer, write_lines
 
 pytestmark = pytest.mark.xdist_group("jobs")
@@ -113,6 +114,19 @@ def test_bytes_of_text_are_those_of_what_is_evaluated(tmp_path):
     assert len(rows) == 6
     said = sum(len(made.decode(row[1:])) for row in rows.tolist())
     assert (batches.counts.bytes, batches.counts.targets) == (said, 6 * 15)
+
+
+def test_each_rank_has_its_part(tmp_path):
+    made, file = tokenizer(), tmp_path / "a.txt"
+    file.write_text(TEXT[:2000])
+    rows = stacked(text_batches([file], made, **{**SIZES, "batch_size": 1}, count_bytes=True)).tolist()
+    with fake_ranks(2):
+        batches = text_batches([file], made, **SIZES, limit=11, count_bytes=True)
+        assert stacked(batches).tolist() == rows[0:8:2]
+        assert batches.counts.sequences == 8  # of both ranks, in whole batches
+        assert batches.counts.bytes == sum(len(made.decode(row[1:]).encode()) for row in rows[:8])
+        with pytest.raises(ConfigError, match=r"3 sequences of 16 tokens, .* of 2 on 2 ranks"):
+            text_batches([file], made, **SIZES, limit=3)
 
 
 def test_the_split(tmp_path):
