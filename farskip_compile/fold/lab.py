@@ -30,6 +30,8 @@ class Lab:
         placeholders = [node for node in course.nodes if node.op == "placeholder"]
         self.values: dict[fx.Node, Any] = dict(zip(placeholders, given, strict=True))
         self._before: dict[fx.Node, dict[fx.Node, Any]] = {}
+        self._after: dict[fx.Node, Any] = {}
+        self._bases = {base for bases in course.written.values() for base in bases}
         self._at = 0
         self.weights = _weights(course.nodes, parameters)
         """Nodes whose numbers are those of parameters, whatever picks them."""
@@ -43,6 +45,10 @@ class Lab:
                 self._before[node] = {base: value.clone() for base, value in written.items()}
                 self.interpreter.env = self.values
                 self.values[node] = self.interpreter.run_node(node)
+                if written:
+                    self._after[node] = next(iter(written.values())).clone()
+                elif node in self._bases:
+                    self._after[node] = self.values[node].clone()
         self._at = max(self._at, place + 1)
 
     def forget(self, place: int) -> None:
@@ -52,11 +58,16 @@ class Lab:
             if self.course.last_use[node] < place:
                 del self.values[node]
                 self._before.pop(node, None)
+                self._after.pop(node, None)
 
     def value(self, node: fx.Node) -> Any:
         """What `node` is; a distributed parameter as a whole."""
         found = self.values[node]
         return found.full_tensor() if hasattr(found, "full_tensor") else found
+
+    def result(self, node: fx.Node) -> Any:
+        """What `node` gave when it ran, whatever was written to it later; of one that writes, what it wrote."""
+        return self._after[node] if node in self._after else self.value(node)
 
     def written_by(self, node: fx.Node) -> Collection[fx.Node]:
         """The nodes whose values `node` writes to."""
@@ -64,13 +75,14 @@ class Lab:
 
     @torch.no_grad()
     def run(self, node: fx.Node, instead: Mapping[fx.Node, Any]) -> Any:
-        """What `node` would be if some values were others."""
+        """What `result` would be if some values were others."""
         for arg in node.all_input_nodes:
             if arg not in self.values and arg not in instead:
                 self.values[arg] = self.run(arg, {})
         own = {base: instead.get(base, before).clone() for base, before in self._before.get(node, {}).items()}
         self.interpreter.env = ChainMap(own, dict(instead), self.values)  # type: ignore[assignment]
-        return self.interpreter.run_node(node)
+        found = self.interpreter.run_node(node)
+        return next(iter(own.values())) if own else found
 
     def run_path(self, path: Sequence[fx.Node], instead: Mapping[fx.Node, Any]) -> Any:
         """The last of `path` if some values were others: all of it is run again, in order."""

@@ -64,7 +64,7 @@ def find_readers(lab: Lab, value: fx.Node, region: Collection[fx.Node], paramete
         inputs = [arg for arg in node.all_input_nodes if arg in found.carried]
         if node is value or not inputs:
             continue
-        before, after = lab.value(node), lab.run(node, changed)
+        before, after = lab.result(node), lab.run(node, changed)
         if lab.agree(_same(before, after)):  # 1
             continue
         axis = _axis(lab, basis, before, after)
