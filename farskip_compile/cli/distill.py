@@ -28,7 +28,7 @@ DATA = (
     '[{"role": ..., "content": ...}]}; of the latter two, only what the assistant says is a target, unless loss_on = '
     '"all". held_out_fraction = 0.02 holds out documents of train instead of held_out. Held-out text that is in the '
     "training text is refused (overlap_tokens = 50, overlap_limit = 0.01), unless allow_overlap = true. Also: format, "
-    "text_field, held_out_sequences."
+    "text_field, chat_template, held_out_sequences."
 )
 
 

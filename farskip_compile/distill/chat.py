@@ -9,8 +9,8 @@ themselves. Steps:
 1. A template with `{% generation %}` marks what the assistant says; `transformers` gives the mask.
 2. Any other is applied to the messages before an assistant's turn, with the header of that turn (the generation
    prompt), to the messages through it, and to all. Each must begin with the tokens of the one before; then the tokens
-   that the turn adds behind the header are its targets, with the mark that ends it. A template that writes earlier
-   turns in another way than the last one (some leave out what was thought) is refused.
+   that the turn adds after the header are its targets, with the mark that ends it. A template that writes earlier
+   turns in another way than the last one is refused: some leave out what was thought, or add an empty thought.
 
 A completion follows its prompt directly, and both are tokenized together. Tokens that hold a character of the
 completion are targets, and so is the end-of-text token after it, if the tokenizer has one.
@@ -32,7 +32,8 @@ def check_tokenizer(tokenizer: Any, kind: str, loss_on: str) -> None:
     """A `ConfigError` if `tokenizer` can't say what is needed of documents of this kind."""
     if kind == "chat" and not getattr(tokenizer, "chat_template", None):
         raise ConfigError(
-            "the tokenizer has no chat template", way_out="tokenizer = a folder with one, such as the instruct model's"
+            "the tokenizer has no chat template",
+            way_out="chat_template = a file, or tokenizer = a folder with one, such as the instruct model's",
         )
     if kind == "pairs" and loss_on == "assistant" and not getattr(tokenizer, "is_fast", False):
         raise ConfigError(
@@ -73,15 +74,20 @@ def conversation(tokenizer: Any, chat: Mapping[str, Any], where: str, loss_on: s
         if number == 0:
             raise ConfigError(
                 f"{where}: the assistant speaks first, and the chat template does not mark what it says",
-                way_out=f"a message before it, a template with {{% generation %}}, or {ALL}",
+                way_out=f"a message before it, chat_template = a file with {{% generation %}}, or {ALL}",
             )
         before = _apply(tokenizer, messages[:number], tools, where, add_generation_prompt=True)["input_ids"]
         through = _apply(tokenizer, messages[: number + 1], tools, where)["input_ids"]
         if through[: len(before)] != before or ids[: len(through)] != through:
-            what = "its own header" if through[: len(before)] != before else "the turns after it"
+            reason = (
+                f"the tokens through message {number} do not begin with those of what comes before it and its header"
+                if through[: len(before)] != before
+                else f"the tokens of all messages do not begin with those through message {number}: the chat template "
+                "writes it in another way if messages follow"
+            )
             raise ConfigError(
-                f"{where}: the chat template writes message {number} in another way with {what} than without",
-                way_out=f"a chat template with {{% generation %}}, or {ALL}",
+                f"{where}: {reason}, so it is not known which are the assistant's",
+                way_out=f"chat_template = a file with {{% generation %}} around what the assistant says, or {ALL}",
             )
         is_target[len(before) : len(through)] = [True] * (len(through) - len(before))
     return ids, is_target

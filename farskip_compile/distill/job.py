@@ -13,6 +13,7 @@ Never: trains; takes held-out text that is in the training text, unless the file
     held_out = ["held_out.txt"]         # or held_out_fraction = 0.02: of the documents of `train`
     format = "text"                     # "jsonl", "chat"; left out: by the suffix
     text_field = "content"              # the key of the text in JSON Lines; left out: "text"
+    chat_template = "chat.jinja"        # of conversations; left out: the tokenizer's. The checkpoint keeps that one
     loss_on = "assistant"               # targets in conversations and completions; or "all"
     sequence_length = 512
     batch_size = 8
@@ -32,6 +33,7 @@ What the options of data mean: `documents` (formats, split), `texts` (sequences,
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -81,6 +83,7 @@ class _Data:
     held_out_sequences: int | None = None
     format: Format | None = None
     text_field: str | None = None
+    chat_template: str | None = None
     loss_on: LossOn | None = None
     allow_overlap: bool = False
     overlap_tokens: int = RUN
@@ -145,6 +148,12 @@ def _check(data: _Data, path: Path) -> None:
 
 def _texts(data: _Data, tokenizer: Any, folder: Path) -> tuple[TextBatches, TextBatches]:
     """Training and held-out text."""
+    if data.chat_template is not None:
+        tokenizer = copy.deepcopy(tokenizer)
+        try:
+            tokenizer.chat_template = read_bytes(folder / data.chat_template).decode()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"can't read data.chat_template: {error}", way_out="a file in Jinja") from error
     options: dict[str, Any] = {
         key: getattr(data, key)
         for key in ("sequence_length", "batch_size", "format", "text_field", "loss_on", "held_out_fraction")

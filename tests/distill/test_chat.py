@@ -46,8 +46,12 @@ def test_turns_that_are_alike_are_told_apart():
 @pytest.mark.parametrize(
     ("template", "line", "words"),
     [
-        (FORGETFUL, chat_line("a", "thought/b", "c", "d"), "message 1 in another way with the turns after it"),
-        (LATE, chat_line("a", "b"), "message 1 in another way with its own header"),
+        (
+            FORGETFUL,
+            chat_line("a", "thought/b", "c", "d"),
+            "those through message 1: the chat template writes it in another way",
+        ),
+        (LATE, chat_line("a", "b"), "through message 1 do not begin with those of what comes before it and its header"),
         (PLAIN, {"messages": [{"role": "assistant", "content": "Hello"}]}, "the assistant speaks first"),
         ("{{ raise_exception('roles') }}", chat_line("a", "b"), "the chat template refuses the messages"),
         ("{{ messages[5].content + 1 }}", chat_line("a", "b"), "the chat template refuses the messages"),
@@ -58,6 +62,15 @@ def test_what_a_template_does_not_show_is_refused(template, line, words):
         conversation(tokenizer(template), line, "file.jsonl, line 7", "assistant")
     assert error.value.reason.startswith("file.jsonl, line 7: ")
     assert error.value.way_out
+
+
+def test_a_turn_whose_first_token_holds_a_part_of_the_header_is_refused():
+    """A byte-level tokenizer joins line feeds; a template with marks knows which characters are the assistant's."""
+    line = chat_line("a", "\n\nb")
+    with pytest.raises(ConfigError, match="and its header"):
+        conversation(tokenizer(PLAIN), line, "here", "assistant")
+    made = tokenizer(MARKED)
+    assert targets(made, *conversation(made, line, "here", "assistant")).endswith("\n\nb</s>\n")
 
 
 def test_a_template_that_forgets_is_taken_where_it_forgets_nothing():

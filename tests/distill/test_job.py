@@ -154,12 +154,10 @@ def test_conversations_and_a_split_by_document(folder):
     questions = TEXT[:-1500].split(". ")
     lines = [chat_line(f"{at}?", text, id=at) for at, text in enumerate(questions) if text.strip()]
     write_lines(folder / "chat.jsonl", *lines)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "checkpoint")
-    tokenizer.chat_template = PLAIN
-    tokenizer.save_pretrained(folder / "chat_tokenizer")
+    (folder / "chat.jinja").write_text(PLAIN)
     job = folder / "chat.toml"
     text = JOB.replace("train-*.txt", "chat.jsonl").replace('held_out = "held.txt"', "held_out_fraction = 0.2")
-    text = text.replace("[data]", 'tokenizer = "chat_tokenizer"\n[data]').replace("steps = 30", "steps = 2")
+    text = text.replace("[data]", '[data]\nchat_template = "chat.jinja"').replace("steps = 30", "steps = 2")
     job.write_text(text.replace('"healed"', '"healed_chat"').replace("tensorboard = true", ""))
     data, held_out = read_job(job).data, read_job(job).held_out
     assert data.counts.documents + held_out.counts.documents == len(lines)
@@ -169,6 +167,7 @@ def test_conversations_and_a_split_by_document(folder):
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout[done.stdout.index("{") :])
     assert told["bytes_per_token"] == held_out.bytes_per_token
+    assert AutoTokenizer.from_pretrained(folder / "healed_chat" / "model").chat_template is None
     original = AutoModelForCausalLM.from_pretrained(folder / "checkpoint")
     labels, ids = (torch.cat([batch[name] for batch in held_out]) for name in ("labels", "input_ids"))
     with torch.no_grad():
@@ -213,6 +212,7 @@ def test_a_manifest_says_connectivity_and_layers(folder):
         ("[data]", "[data]\nformat = 'csv'", "data.format must be one of text, jsonl, chat"),
         ("[data]", "[data]\nloss_on = 'assistant'", "the data is text"),
         ("[data]", "[data]\nformat = 'chat'", "the tokenizer has no chat template"),
+        ("[data]", "[data]\nchat_template = 'none.jinja'", "can't read data.chat_template"),
         ('"held.txt"', '"train-2.txt"', "1 of 1 documents are in both"),
         ('"held.txt"', '"seen.txt"', "the limit is 1.0%, and no document. In both, from"),
     ],

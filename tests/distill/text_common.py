@@ -34,7 +34,7 @@ def tokenizer(template: str | None = None, vocabulary: int = 400) -> PreTrainedT
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special, alphabet = ["<end>", "<s>", "</s>"], pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet)
-    made.train_from_iterator([TEXT], trainer)
+    made.train_from_iterator([TEXT, "\n\n\nb" * 200], trainer)  # line feeds are joined
     fast = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", additional_special_tokens=["<s>", "</s>"])
     fast.chat_template = template
     return fast
