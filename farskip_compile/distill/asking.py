@@ -188,7 +188,12 @@ def _keeping_states(kept: _Kept, forward: Callable[..., Any]) -> Callable[..., A
 def _keeping_stream(kept: _Kept, at: int, forward: Callable[..., Any]) -> Callable[..., Any]:
     def keeping_stream(*args: Any, **kwargs: Any) -> Any:
         found = forward(*args, **kwargs)
-        kept.streams[at] = found[0] if isinstance(found, tuple) else found
+        kept.streams[at] = first_of(found)
         return found
 
     return keeping_stream
+
+
+def first_of(output: Any) -> Any:
+    """The stream in what a layer returned."""
+    return output[0] if isinstance(output, tuple) and output else output

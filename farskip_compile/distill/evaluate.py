@@ -52,9 +52,19 @@ class HeldOut:
         """exp(loss); infinite where that is too large for a number."""
         return math.exp(self.loss) if self.loss < MOST else math.inf
 
+    @property
+    def score(self) -> float:
+        """What weights are chosen by, lower is better: the KL, or without a teacher the loss."""
+        return self.kl if self.kl is not None else self.loss
+
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """The means by name; without what is known of each sequence."""
+        return {name: getattr(self, name) for name in ("loss", "kl", "top1")}
+
     def to_json(self) -> dict[str, float | None]:
-        """For `json.dumps`; without what is known of each sequence."""
-        return {f"held_out_{name}": getattr(self, name) for name in ("loss", "kl", "top1")}
+        """`figures` for metrics, by names of their own."""
+        return {f"held_out_{name}": value for name, value in self.figures.items()}
 
 
 def paired(one: HeldOut, other: HeldOut) -> tuple[float, float]:

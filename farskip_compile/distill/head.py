@@ -99,6 +99,12 @@ def whole(value: torch.Tensor) -> torch.Tensor:
     return spread.full_tensor(grad_placements=[Partial()] * spread.device_mesh.ndim)  # type: ignore[no-any-return]
 
 
+def few(batch: Batch) -> Batch:
+    """The first tokens of the first sequences."""
+    inputs = {name: value[:FEW_SEQUENCES, :FEW_TOKENS] for name, value in batch.inputs.items()}
+    return Batch(inputs, batch.targets[:FEW_SEQUENCES, : FEW_TOKENS - 1])
+
+
 def find_head(model: nn.Module, batch: Batch) -> Head | str:
     """The head of `model`; a string: why there is none that can be run by itself.
 
@@ -106,9 +112,8 @@ def find_head(model: nn.Module, batch: Batch) -> Head | str:
         model: run once, without gradients, in the mode that it has; its buffers may change.
         batch: whose first tokens it is run on.
     """
-    inputs = {name: value[:FEW_SEQUENCES, :FEW_TOKENS] for name, value in batch.inputs.items()}
     with torch.no_grad(), _Trace() as trace, trace.watching(model):
-        logits = caller(model, model)(Batch(inputs, batch.targets))
+        logits = caller(model, model)(few(batch))
     if logits not in trace.paths:
         return (
             "the logits are not what one module makes of hidden states, with elementwise operators and numbers at most"

@@ -8,10 +8,11 @@ Never: leaves weights in the model other than the best that were seen; trains a 
 Steps:
 1. Capture the model as the student will be compiled: a refusal ends the run before anything is computed.
 2. Teacher: frozen copies of the parameters, or the original's logits on disk.
-3. For each step: `accumulate` batches on each rank; loss = sum over targets / targets of all ranks; AdamW.
-4. Each `evaluate_every` steps: held-out KL, the best weights, early stopping. Each `save_every` steps: a state; the
+3. If asked for: the fold; trials of learning rates. A resumed run has the results of both in its state.
+4. For each step: `accumulate` batches on each rank; loss = sum over targets / targets of all ranks; AdamW.
+5. Each `evaluate_every` steps: held-out KL, the best weights, early stopping. Each `save_every` steps: a state; the
    last two are kept.
-5. Restore the best weights, write the checkpoint.
+6. Restore the best weights, write the checkpoint.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from torch import nn
 
 from farskip_compile.describe import describe
 from farskip_compile.distill.batches import arguments, as_batch
+from farskip_compile.distill.beginning import begin, folded_of, numbers_of, trials_of
 from farskip_compile.distill.checkpoints import save_checkpoint
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.distill.evaluate import HeldOut
 from farskip_compile.distill.ranks import Ranks, Sharded
+from farskip_compile.distill.recomputing import check_recomputing, recomputing
 from farskip_compile.distill.records import Records
 from farskip_compile.distill.run import Run
+from farskip_compile.distill.trials import Trial
 from farskip_compile.errors import ConfigError
 from farskip_compile.manifest import Manifest
 from farskip_compile.prepare.preserve_state import modes_kept
@@ -53,12 +57,20 @@ class Distilled:
     """Rewired, with the original's weights."""
     after: HeldOut
     """Rewired, with the weights that the model has now."""
+    learning_rate: float
+    """As given, or the best of those tried."""
     best_step: int
     """Number of steps after which these weights were reached; 0: the original's."""
     steps: int
     tokens: int
     """Targets seen in these steps, by all ranks."""
     stopped_early: bool
+    folded: HeldOut | None = None
+    """Rewired, with the weights of the fold, before the first step; None: no fold was asked for."""
+    trials: tuple[Trial, ...] = ()
+    """Learning rates that were tried."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """How the weights were made, in JSON: recipe, learning rate, beta2, what the fold repaired."""
     history: tuple[tuple[int, HeldOut], ...] = field(default=(), repr=False)
     """Evaluations of this process, each with the number of steps before it."""
     _ranks: Ranks | None = field(default=None, repr=False, compare=False)
@@ -111,9 +123,13 @@ def self_distill(
         )
     with torch.random.fork_rng(), modes_kept(model):
         model.train()
+        if config.gradient_checkpointing:
+            check_recomputing(model)
         args, kwargs = arguments(as_batch(held_out[0], next(model.parameters()).device), model)
         found = describe(model, *args, connectivity=config.connectivity, layers=config.layers, **kwargs)
-        return _take_steps(Run(model, data, held_out, config, sharded), found)
+        run = Run(model, data, held_out, config, sharded)
+        with recomputing(model, wanted=config.gradient_checkpointing):
+            return _take_steps(run, found)
 
 
 def _take_steps(run: Run, manifest: Manifest) -> Distilled:
@@ -124,19 +140,24 @@ def _take_steps(run: Run, manifest: Manifest) -> Distilled:
     history = [(0, before)]
     resumed = config.output is not None and config.resume and run.resume()
     if not resumed:
-        run.best.record(0, _score(before))
+        begin(run)
+        run.best.record(0, (folded_of(run.notes) or before).score)
+        if run.notes and config.output is not None:  # what took its time is not done again
+            run.save()
     stopped = run.best.exhausted
     records = Records(config, run.taken, first=ranks.rank == 0)
     try:
-        if not resumed:
-            records.write(0, **before.to_json())
+        if run.taken == 0:
+            records.write(0, **before.to_json(), **numbers_of(run.notes))
         while run.taken < config.steps and not stopped:
             step = run.step()
             numbers: dict[str, Any] = {**dataclasses.asdict(step), "tokens": run.tokens}
+            if step.stream is None:
+                del numbers["stream"]
             if run.taken % config.evaluate_every == 0 or run.taken == config.steps:
                 history.append((run.taken, run.evaluate()))
                 numbers |= history[-1][1].to_json()
-                stopped = run.best.record(run.taken, _score(history[-1][1]))
+                stopped = run.best.record(run.taken, history[-1][1].score)
             records.write(run.taken, **numbers)
             if config.output is not None and (
                 run.taken % config.save_every == 0 or run.taken == config.steps or stopped
@@ -145,22 +166,23 @@ def _take_steps(run: Run, manifest: Manifest) -> Distilled:
     finally:
         records.close()
         run.best.restore()
+    assert run.rate is not None
     done = Distilled(
         model=run.model,
         manifest=manifest,
         before=before,
         after=run.evaluate(),
+        learning_rate=run.rate,
         best_step=run.best.step,
         steps=run.taken,
         tokens=run.tokens,
         stopped_early=stopped,
+        folded=folded_of(run.notes),
+        trials=trials_of(run.notes),
+        notes={"recipe": config.recipe, "learning_rate": run.rate, "beta2": run.beta2, **run.notes},
         history=tuple(history),
         _ranks=ranks,
     )
     if config.output is not None:
         done.save(config.output / CHECKPOINT)
     return done
-
-
-def _score(found: HeldOut) -> float:
-    return found.kl if found.kl is not None else found.loss

@@ -1,8 +1,7 @@
 """A run: the student, its teacher and its optimizer, taken from step to step.
 
 In:    a model that can be rewired as asked, data, and a configuration.
-Out:   `Run`: `step` takes one optimizer step on all ranks; `save` and `resume` keep everything that changes. AdamW,
-       with a linear warm-up and then a cosine (paper section 3.1).
+Out:   `Run`: `step` takes one optimizer step on all ranks; `save` and `resume` keep everything that changes.
 Never: a step whose gradients are not finite.
 """
 
@@ -23,49 +22,19 @@ from farskip_compile._compat.distributed import whole_graphs_under_ddp
 from farskip_compile.backend import backend
 from farskip_compile.distill.asking import Asking
 from farskip_compile.distill.batches import Batch, Feed, Position, as_batch
-from farskip_compile.distill.config import DistillConfig
+from farskip_compile.distill.config import AUTO, DistillConfig
 from farskip_compile.distill.evaluate import Best, Evaluation, HeldOut
 from farskip_compile.distill.identity import checksum
 from farskip_compile.distill.losses import forward_kl, next_token_loss
+from farskip_compile.distill.optimizer import beta2_for, learning_rate_at, make_optimizer
 from farskip_compile.distill.ranks import Ranks, Sharded
 from farskip_compile.distill.snapshot import EPOCH, Snapshot
 from farskip_compile.distill.states import Progress, read_newest, write_state
+from farskip_compile.distill.stream import mismatch, stream_layers, weight_at
 from farskip_compile.distill.teacher import FrozenTeacher, Teacher, evaluating
 from farskip_compile.distill.teacher_cache import CachedTeacher
 from farskip_compile.distill.tensor_files import library
-from farskip_compile.errors import ConfigError, DistillationError
-
-FUSED = ("cpu", "cuda", "xpu")
-"""Devices for which torch has a fused AdamW."""
-
-
-def learning_rate_at(step: int, config: DistillConfig) -> float:
-    """Fraction of the learning rate that step `step`, counted from 0, uses."""
-    if step < config.warm_up_steps:
-        return (step + 1) / (config.warm_up_steps + 1)
-    done = (step - config.warm_up_steps) / max(config.steps - config.warm_up_steps, 1)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
-    return config.final_learning_rate + (1.0 - config.final_learning_rate) * cosine
-
-
-def make_optimizer(model: nn.Module, config: DistillConfig) -> torch.optim.Optimizer:
-    """AdamW over all parameters that require a gradient; matrices decay, vectors do not.
-
-    Raises:
-        ConfigError: no parameter requires a gradient.
-    """
-    trained = [value for value in model.parameters() if value.requires_grad]
-    if not trained:
-        raise ConfigError("no parameter of the model requires a gradient", way_out="model.requires_grad_(True)")
-    groups = [
-        {"params": [value for value in trained if value.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [value for value in trained if value.dim() < 2], "weight_decay": 0.0},
-    ]
-    # one kernel for a whole group: without it the update holds temporaries as large as the parameters. It does not
-    # accept DTensors together with other tensors
-    fused = all(type(value) is nn.Parameter and value.device.type in FUSED for value in trained)
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, config.learning_rate, config.betas, fused=fused)
+from farskip_compile.errors import DistillationError
 
 
 @dataclass(frozen=True)
@@ -79,6 +48,17 @@ class Step:
     learning_rate: float
     tokens: int
     """Targets of all ranks."""
+    stream: float | None = None
+    """The mismatch of the residual streams, without its weight; None: it is no part of the loss."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Losses:
+    """Of a batch, summed over its targets."""
+
+    trained: torch.Tensor
+    loss: float
+    stream: float
 
 
 class Run:
@@ -103,11 +83,18 @@ class Run:
         compiled: Any = torch.compile(model, backend=backend(config.backend_config()), fullgraph=True)
         self.wrapped = self.ranks.wrap(compiled)
         self.optimizer = make_optimizer(model, config)
+        self.pace = config
+        """Whose steps and warm-up the learning rate follows: those of the run, or of a trial."""
+        self.rate: float | None = config.learning_rate if config.learning_rate != AUTO else None
+        self.beta2: float | None = None
+        self.notes: dict[str, Any] = {}
+        """What was found before the first step, in JSON; a resumed run has it from its state."""
         self.best = Best(model, config.patience, config.least_improvement)
         torch.manual_seed(config.seed + self.ranks.rank)
         batches = [as_batch(one, self.device) for one in held_out]
         with self._autocast(), evaluating(model):
-            self.asking = Asking(model, batches[0], config.logits_memory)
+            layers = stream_layers(model, batches[0]) if config.stream_weight else ()
+            self.asking = Asking(model, batches[0], config.logits_memory, layers)
         self.student = self.asking.of(self.wrapped)
         self.teacher = self._make_teacher(batches) if config.objective == "kl" else None
         with self._autocast():
@@ -132,24 +119,26 @@ class Run:
         (tokens,) = self.ranks.sum(sum(batch.tokens for batch in batches))
         if not tokens:
             raise DistillationError("no token of this step's batches is a target", way_out="check labels and masks")
-        loss = 0.0
+        loss = stream = 0.0
         for number, batch in enumerate(batches, start=1):
             last = number == len(batches)
             # gradients stay on their rank, for all but the last batch of a step
             with nullcontext() if last else getattr(self.wrapped, "no_sync", nullcontext)():
-                part = self._loss(batch) / tokens
-                part.backward()
-            loss += part.item()
+                parts = self._losses(batch)
+                (parts.trained / tokens).backward()
+            loss, stream = loss + parts.loss / tokens, stream + parts.stream / tokens
         norm = self.ranks.finish_gradients(self.config.clip)
-        (loss,) = self.ranks.sum(loss)
+        loss, stream = self.ranks.sum(loss, stream)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DistillationError(
                 f"step {self.taken + 1}: the loss is {loss}, the norm of its gradients {norm}",
                 way_out="a smaller learning rate, a longer warm-up, or a lower clip",
             )
-        rate = self.config.learning_rate * learning_rate_at(self.taken, self.config)
+        assert self.rate is not None, "a run that tries rates takes no step before it has chosen"
+        rate = self.rate * learning_rate_at(self.taken, self.pace)
+        self.beta2 = self.beta2 or beta2_for(self.config, int(tokens))
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"], group["betas"] = rate, (self.config.betas[0], self.beta2)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.taken, self.tokens = self.taken + 1, self.tokens + int(tokens)
@@ -157,7 +146,7 @@ class Run:
             self._is_checked = True
             with self._autocast():
                 self.teacher.check_frozen(batches[0], original)
-        return Step(loss, norm, rate, int(tokens))
+        return Step(loss, norm, rate, int(tokens), stream if self.config.stream_weight else None)
 
     def evaluate(self) -> HeldOut:
         """On the held-out batches."""
@@ -176,6 +165,7 @@ class Run:
             best_step=best.step,
             waited=best.waited,
             best_score=best.score if math.isfinite(best.score) else None,
+            notes={**self.notes, "learning_rate": self.rate, "beta2": self.beta2},
         )
         tensors = self._snapshot.take(position)
         self._last_state = write_state(
@@ -196,24 +186,33 @@ class Run:
         self._last_state, state = found
         self._snapshot.put_back(state)
         done = state.progress
-        self.taken, self.tokens = done.taken, done.tokens
+        self.taken, self.tokens, self.notes = done.taken, done.tokens, dict(done.notes)
+        self.rate, self.beta2 = self.notes.pop("learning_rate", self.rate), self.notes.pop("beta2", None)
         began = state.tensors.get(EPOCH)
         position = Position(done.epoch, done.batches, began.clone() if began is not None else None)
         self.feed = Feed(self.data, self.device, position)
         self._snapshot.put_back_generators(state)
         return True
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
-        memory = self.config.logits_memory
+    def _losses(self, batch: Batch) -> _Losses:
+        memory, frozen = self.config.logits_memory, self.teacher if isinstance(self.teacher, FrozenTeacher) else None
         with self._autocast():
-            known = self.teacher(batch) if self.teacher is not None else None
+            original = frozen.answer(batch) if frozen is not None else None
+            known = original.said if original is not None else self.teacher(batch) if self.teacher is not None else None
             with whole_graphs_under_ddp():
                 answer = self.student(batch)
         if known is None:
             loss = next_token_loss(answer.said, batch.targets, memory)
         else:
             loss = forward_kl(answer.said, known, batch.targets, memory)
-        return loss + answer.tie() if answer.hidden is not None else loss
+        trained = loss + answer.tie() if answer.hidden is not None else loss
+        stream = 0.0
+        if self.config.stream_weight:
+            assert original is not None
+            apart, tokens = mismatch(answer, original, batch.targets, self.ranks)
+            trained = trained + weight_at(self.taken, self.pace) * tokens * apart
+            stream = tokens * apart.item()
+        return _Losses(trained, loss.item(), stream)
 
     def _make_teacher(self, held_out: Iterable[Batch]) -> Teacher:
         if self.config.teacher == "copy":

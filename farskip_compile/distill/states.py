@@ -16,7 +16,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,10 +48,15 @@ class Progress:
     """Evaluations since then."""
     best_score: float | None = None
     """None: there was no evaluation yet."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """What was chosen before the first step, and is kept: the learning rate, beta2, figures of the fold."""
 
     def __post_init__(self) -> None:
         if min(self.taken, self.tokens, self.epoch, self.batches, self.best_step, self.waited) < 0:
             raise ValueError("it counts below zero")
+        for name in ("learning_rate", "beta2"):
+            if not isinstance(self.notes.get(name, 0.0), int | float | None):
+                raise ValueError(f"its {name} is not a number")
 
 
 @dataclass(frozen=True)
