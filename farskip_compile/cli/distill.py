@@ -67,7 +67,8 @@ def distill_command(
         losses = {"before": done.before.to_json(), "after": done.after.to_json()}
         numbers = {"best_step": done.best_step, "steps": done.steps, "tokens": done.tokens}
         overlap = asdict(job.overlap) if job.overlap is not None else None
-        data = {"bytes_per_token": job.bytes_per_token, "overlap": overlap}
+        counts = {"training_text": asdict(job.data.counts), "held_out_text": asdict(job.held_out.counts)}
+        data = {**counts, "bytes_per_token": job.bytes_per_token, "overlap": overlap}
         rest = {"stopped_early": done.stopped_early, "checkpoint": str(folder)}
         typer.echo(json.dumps({**losses, **numbers, **data, **rest}))
         return
@@ -80,5 +81,7 @@ def distill_command(
     console.print(table)
     early = ", stopped early" if done.stopped_early else ""
     console.print(f"step {done.best_step} of {done.steps}{early}; {done.tokens:,} tokens seen")
+    for name, text in (("training text", job.data.counts), ("held-out text", job.held_out.counts)):
+        console.print(f"{name}: {text}")
     console.print(str(job.overlap or "held-out and training text were not compared (allow_overlap)"))
     console.print(f"Checkpoint and manifest: {printable(str(folder))}", soft_wrap=True)

@@ -20,8 +20,9 @@ Start reading at `main`.
 """
 
 from farskip_compile.distill.config import DistillConfig
+from farskip_compile.distill.contamination import find_overlap
 from farskip_compile.distill.evaluate import HeldOut
 from farskip_compile.distill.main import Distilled, self_distill
 from farskip_compile.distill.texts import text_batches
 
-__all__ = ["DistillConfig", "Distilled", "HeldOut", "self_distill", "text_batches"]
+__all__ = ["DistillConfig", "Distilled", "HeldOut", "find_overlap", "self_distill", "text_batches"]

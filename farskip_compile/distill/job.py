@@ -36,7 +36,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,8 @@ class Job:
 
     model: nn.Module
     tokenizer: Any
-    data: Iterable[Any]
-    held_out: Iterable[Any]
+    data: TextBatches
+    held_out: TextBatches
     config: DistillConfig
     bytes_per_token: float | None = None
     """Of the held-out text (`TextBatches.bytes_per_token`)."""

@@ -39,6 +39,7 @@ from farskip_compile.distill import chat, documents, text_bytes
 from farskip_compile.distill.batches import IGNORED
 from farskip_compile.distill.documents import Format, Kind, Part, Source, place, read_source, rows
 from farskip_compile.errors import ConfigError, FarSkipError
+from farskip_compile.text_utils import amount
 
 LossOn = Literal["all", "assistant"]
 
@@ -53,6 +54,7 @@ class TextCounts:
     """What the sequences of all ranks hold."""
 
     documents: int
+    """Of the files; not all are used if there is a limit of sequences."""
     sequences: int
     """That are used."""
     dropped: int
@@ -61,6 +63,11 @@ class TextCounts:
     """In the sequences that are used."""
     bytes: int | None
     """Of the text in UTF-8 that the targets stand for (`text_bytes`); None: not asked for, or not known."""
+
+    def __str__(self) -> str:
+        dropped = f" ({self.dropped:,} without a target are left out)" if self.dropped else ""
+        parts = (amount(self.documents, "document"), amount(self.sequences, "sequence") + dropped)
+        return f"{', '.join(parts)}, {amount(self.targets, 'target')}"
 
 
 class TextBatches(DataLoader[Any]):

@@ -167,6 +167,7 @@ def test_conversations_and_a_split_by_document(folder):
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout[done.stdout.index("{") :])
     assert told["bytes_per_token"] == held_out.bytes_per_token
+    assert told["training_text"]["dropped"] == data.counts.dropped
     assert AutoTokenizer.from_pretrained(folder / "healed_chat" / "model").chat_template is None
     original = AutoModelForCausalLM.from_pretrained(folder / "checkpoint")
     labels, ids = (torch.cat([batch[name] for batch in held_out]) for name in ("labels", "input_ids"))

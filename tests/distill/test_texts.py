@@ -73,6 +73,7 @@ def test_conversations_are_packed_with_labels(tmp_path, template, caplog):
     assert without > 0
     assert batches.counts.dropped == without
     assert f"{without} of {len(rows)} sequences are left out" in caplog.text
+    assert f"30 documents, {len(kept)} sequences ({without} without a target are left out)" in str(batches.counts)
     targets = [token for at in kept for token in marks[at] if token != IGNORED]
     assert batches.counts.targets == len(targets) == sum(as_batch(one, torch.device("cpu")).tokens for one in batches)
     sizes = [len(made.convert_ids_to_tokens(token)) for token in targets if token not in made.all_special_ids]
