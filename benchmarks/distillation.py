@@ -2,11 +2,12 @@
 
 Usage: python benchmarks/distillation.py [--quick] [--models ...] [--folder FOLDER] [--json FILE] [--table]
 
-Two models of some million parameters, in the style of DeepSeek-V3 (shared experts) and Qwen3-MoE (none), unmodified
-models of transformers, are trained on a dictionary of English. Then our backend rewires each row
-(`distill_bench/rows.py`), and `farskip_compile.distill` heals it: by KL to the teacher, or by the text alone; under
-each connectivity; in the last layers alone; by the plan's choice. Others are trained from scratch under `full`. All are
-judged on held-out text of the same source and of another one (`distill_bench/judge.py`).
+Two models of half a million parameters, in the style of DeepSeek-V3 (shared experts) and Qwen3-MoE (none), unmodified
+models of transformers, are trained on a dictionary of English and on the documentation of Linux. Then our backend
+rewires each row (`distill_bench/rows.py`), and it is healed: by the fold alone (`farskip_compile.fold`), by the paper's
+recipe, by both, by the best recipe (`farskip_compile.distill`); with 3, 10 and 30 % of the teacher's tokens; under each
+connectivity; by the plan's choice. Controls train the teacher itself on. All are judged on held-out documents of the
+same corpus and of the other one (`distill_bench/judge.py`).
 
 Rows run two at a time, one thread each. Every finished row is kept in --folder with its weights and is not run again;
 an interrupted row resumes from its last state. Everything random has a seed. At the end docs/distillation.md and its
@@ -25,24 +26,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import DOCS, RecordsError, facts
+from common import DOCS, RecordsError, facts, replace
 from distill_bench import rows as scales
 from distill_bench.architectures import MODELS
-from distill_bench.page import write_page, write_plot
-from distill_bench.results import FrontResult, Results, judge_healing, judge_targets, row_text, targets_text
-from distill_bench.rows import rows_of
+from distill_bench.page import write_page
+from distill_bench.plot import write_plot
+from distill_bench.results import FrontResult, Results
+from distill_bench.rows import Row, Scale, rows_of
 from distill_bench.run_row import run_row, run_rows
-from distill_bench.texts import NoText, text_data
+from distill_bench.targets import judge_healing, judge_targets, row_text, targets_text
+from distill_bench.texts import NoText, about_text
 
 from farskip_compile.errors import FarSkipError
 
 OK, WRONG, USAGE = 0, 1, 2
+SAID = "said.txt"
+"""What the text of a corpus is, in its folder."""
 JSON, PAGE, PICTURE = DOCS / "distillation.json", DOCS / "distillation.md", DOCS / "distillation.png"
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="smaller models, less text, one seed: 10 minutes")
+    parser.add_argument("--quick", action="store_true", help="smaller models, less text, one teacher: 5 minutes")
     parser.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)  # a few steps: does it run?
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="default: both")
     parser.add_argument("--workers", type=int, default=2, help="rows at a time (default: 2)")
@@ -76,20 +81,23 @@ def main() -> int:
 
 
 def measure(args: argparse.Namespace) -> int:
-    started = time.perf_counter()
-    about = {**facts(), "healing": args.scale.healing()}
-    print("\n".join(f"{name}: {value}" for name, value in about.items()))
-    in_order = [row for model in args.models for row in rows_of(model, args.scale)]
-    rows = sorted(in_order, key=lambda row: ORDER[row.kind])
+    started, scale = time.perf_counter(), args.scale
+    about: dict[str, Any] = {**facts(), "batches": scale.judged // scale.batch}
+    print("\n".join(f"{name}: {value}" for name, value in about.items() if name != "batches"))
+    in_order = [row for corpus in scale.corpora for model in args.models for row in rows_of(model, corpus, scale)]
+    rows = sorted(in_order, key=_turn)
     print(f"rows: {len(rows)}, {args.workers} at a time", flush=True)
     done: dict[str, Any] = {}
     # called once: rows that begin together must not both download it
-    text = partial(text_data, args.folder, args.scale)
-    for found in run_rows(rows, args.workers, first=text, work=partial(run_row, args.folder, args.scale)):
+    texts = partial(about_texts, args.folder, scale)
+    for found in run_rows(rows, args.workers, first=texts, work=partial(run_row, args.folder, scale)):
         done[found.row.key] = found
-        print(row_text(found, done.get(f"{found.row.model}-teacher")), flush=True)
-    seconds = sum(one.seconds for one in done.values()) / args.workers
-    about["time"] = f"{seconds / 60:.0f} minutes, {args.workers} rows at a time"
+        start = f"{found.row.setting}-{{}}@{found.row.seed}"
+        unhealed = start.format(f"unhealed-{found.row.connectivity}")
+        print(row_text(found, done.get(start.format("teacher")), done.get(unhealed)), flush=True)
+    about |= {f"text, {corpus}": (args.folder / corpus / SAID).read_text() for corpus in scale.corpora}
+    minutes = sum(one.seconds for one in done.values()) / 60
+    about["time"] = f"{minutes:.0f} minutes of processor time, {args.workers} rows at a time"
     ended = [done[row.key] for row in in_order]
     fronts = [one for one in ended if isinstance(one, FrontResult)]
     results = Results(about, [one for one in ended if not isinstance(one, FrontResult)], fronts)
@@ -107,7 +115,18 @@ def measure(args: argparse.Namespace) -> int:
     return OK if passed else WRONG
 
 
-ORDER = {"teacher": 0, "front": 1, "scratch": 2, "healed": 3, "unhealed": 4}
+def _turn(row: Row) -> tuple[float, ...]:
+    """Teachers first; then what the others need, and what takes longest, so that both workers end together."""
+    kinds = {"teacher": 0, "half": 1, "front": 2, "unhealed": 3}
+    return (kinds.get(row.kind, 4), -row.part)
+
+
+def about_texts(folder: Path, scale: Scale) -> None:
+    """Make all text, and note what it is."""
+    for corpus in scale.corpora:
+        said = folder / corpus / SAID
+        if not said.exists():
+            replace(said, about_text(folder, scale, corpus))
 
 
 def publish(results: Results) -> None:

@@ -2,7 +2,8 @@
 
 In:    a model with the weights of the row, its configuration, the teacher, and batches by source.
 Out:   figures of a `Result`, and continuations of prompts: the most probable token each time, by `model.generate`.
-Never: a gradient; a changed weight; a row judged by its own word: the teacher runs as written, without this backend.
+Never: a gradient; a changed weight; a row judged by its own word: the teacher runs as written, without this backend,
+       and the sums are made here, not by what chose the weights.
 
 How many tokens each expert got is what the grouped experts of transformers count themselves, with `histc`: a dispatch
 mode reads it while the rewired graph runs operator by operator.
@@ -10,11 +11,13 @@ mode reads it while the rewired graph runs operator by operator.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,34 +26,37 @@ from distill_bench.texts import TextData
 from farskip_compile import last_reports
 from farskip_compile.backend import backend
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.distill.batches import Batch, as_batch, caller
-from farskip_compile.distill.evaluate import Evaluation
-from farskip_compile.distill.ranks import Ranks
-from farskip_compile.distill.teacher import FrozenTeacher
+from farskip_compile.distill.batches import as_batch, caller
+from farskip_compile.distill.teacher import evaluating
 
-PROMPTS, PROMPT_TOKENS = 3, 24
+PROMPTS, PROMPT_TOKENS = 2, 24
 Figures = dict[str, Any]
 
 
-def judge(model: Any, config: FarSkipConfig, teacher: Any, sources: Mapping[str, Sequence[torch.Tensor]]) -> Figures:
+def judge(
+    model: Any,
+    config: FarSkipConfig,
+    teacher: Any,
+    sources: Mapping[str, Sequence[torch.Tensor]],
+    bytes_per_token: Mapping[str, float],
+) -> Figures:
     """What a `Result` says of `model` under `config`; expert loads are those of the first source."""
     found: dict[str, Judged] = {}
     loads: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
-    original = FrozenTeacher(teacher, copied=False)
+    original = caller(teacher, teacher)
     for source, batches in sources.items():
-        ranks, of_teacher = Ranks(model), Counting()
-
-        def said_by_teacher(batch: Batch, counting: Counting = of_teacher) -> torch.Tensor:
-            with counting:
-                return original(batch)
-
-        evaluation = Evaluation([as_batch(one, ranks.device) for one in batches], said_by_teacher, ranks)
+        of_teacher = Counting()
         torch.compiler.reset()
         compiled, counting = compiled_with_counts(model, config)
-        said = evaluation(caller(compiled, model), model)
-        assert said.kl is not None
-        assert said.top1 is not None
-        found[source] = Judged(said.loss, said.kl, said.top1)
+        student = caller(compiled, model)
+        pairs = []
+        for one in batches:
+            batch = as_batch(one, one.device)
+            with torch.no_grad(), evaluating(teacher), of_teacher:
+                said = original(batch)
+            with torch.no_grad(), evaluating(model):
+                pairs.append(compare(student(batch), said, batch.targets))
+        found[source] = judged(pairs, bytes_per_token[source])
         loads.append((counting.load, of_teacher.load))
     load, original_load = loads[0]
     return {
@@ -59,6 +65,22 @@ def judge(model: Any, config: FarSkipConfig, teacher: Any, sources: Mapping[str,
         "moved": moved(load, original_load),
         "rewired": sum(bool(row.left_out) for row in last_reports()[-1].rows),
     }
+
+
+def compare(student: torch.Tensor, teacher: torch.Tensor, targets: torch.Tensor) -> tuple[float, float, float, float]:
+    """Means over a batch: losses of student and teacher, KL, agreement. Logits [B, T, V], targets [B, T - 1]."""
+    log_q, log_p = (logits[:, :-1].double().log_softmax(-1) for logits in (student, teacher))
+    own, other = (F.nll_loss(log.flatten(0, 1), targets.flatten()).item() for log in (log_q, log_p))
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
+    return own, other, kl, (log_q.argmax(-1) == log_p.argmax(-1)).double().mean().item()
+
+
+def judged(pairs: Sequence[tuple[float, float, float, float]], bytes_per_token: float) -> Judged:
+    """Of what `compare` says of batches of equal size, each of them a stretch of text."""
+    own, other, kl, top1 = torch.tensor(pairs, dtype=torch.float64).T
+    error = (own - other).std().item() / math.sqrt(len(pairs)) if len(pairs) > 1 else 0.0
+    loss = own.mean().item()
+    return Judged(loss, kl.mean().item(), top1.mean().item(), loss / math.log(2) / bytes_per_token, error)
 
 
 class Counting(TorchDispatchMode):

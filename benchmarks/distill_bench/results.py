@@ -1,28 +1,26 @@
-"""What came out of a row, the file of all rows, and whether they show what the experiment was to show.
+"""What came out of a row, and the file of all rows.
 
-Contract: plain data, to JSON and back, and arithmetic. A kept result is used only for the same row at the same scale. A
-target whose rows are missing is missed. Losses of several seeds count as their mean.
+Contract: plain data, to JSON and back. A kept result is used only for the same row at the same scale.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import statistics
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import Target, decode, load_records, write_records
+from common import decode, load_records, write_records
 
-from distill_bench.architectures import WITH_SHARED
-from distill_bench.rows import FREED, MEMORY_INCREASE, PROFILE, RANKS, TOKENS, Row, Scale
+from distill_bench.rows import MEMORY_INCREASE, PROFILE, RANKS, RECIPES, TOKENS, Row, Scale
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "result.json"
-HEALED, HEALED_WITHOUT_SHARED, SCRATCH, MOST_TOKENS, DAMAGE = 0.010, 0.015, 0.010, 0.10, 0.5
-"""Fractions of the teacher's held-out loss, of its tokens, and of the damage of rewiring everything."""
+OF_OTHER_ROWS = ("seeds", "parts", "others", "calibration", "new_tokens")
+"""Fields of a scale that decide nothing about a teacher."""
+Setting = tuple[str, str]
+"""A model and a corpus."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,10 @@ class Judged:
     """KL(teacher || row)."""
     top1: float
     """Fraction of the positions at which both find the same token most probable."""
+    bits: float
+    """Bits per byte of text."""
+    error: float
+    """Standard error of the difference between this loss and the teacher's on the same text, over its batches."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,14 @@ class Result:
     tokens: int
     """Targets that the row learned from."""
     seconds: float
-    """For everything; two rows run at a time."""
+    """Of processor time, for everything."""
     parameters: int
     history: list[tuple[int, float, float | None]] = field(default_factory=list)
     """Step, loss and KL on the text by which the best weights are chosen."""
     samples: list[tuple[str, str]] = field(default_factory=list)
     """Prompt and continuation."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """Of the distillation, or of the fold."""
 
 
 @dataclass(frozen=True)
@@ -111,21 +115,23 @@ class Results:
     rows: list[Result]
     fronts: list[FrontResult]
 
-    def models(self) -> list[str]:
-        """Their names."""
-        return list(dict.fromkeys(one.row.model for one in self.rows))
+    def settings(self) -> list[Setting]:
+        """Models and corpora; the first corpus first."""
+        found = dict.fromkeys((one.row.corpus, one.row.model) for one in self.rows)
+        corpora = list(dict.fromkeys(corpus for corpus, _ in found))
+        return [(model, corpus) for one in corpora for corpus, model in found if corpus == one]
 
-    def of(self, model: str) -> dict[str, list[Result]]:
-        """By label, one for each seed."""
+    def of(self, setting: Setting) -> dict[str, list[Result]]:
+        """By label, one for each teacher."""
         found: dict[str, list[Result]] = {}
         for one in self.rows:
-            if one.row.model == model:
+            if (one.row.model, one.row.corpus) == setting:
                 found.setdefault(one.row.label, []).append(one)
         return found
 
-    def front(self, model: str) -> FrontResult | None:
-        """Of the model."""
-        return next((one for one in self.fronts if one.row.model == model), None)
+    def front(self, setting: Setting) -> FrontResult | None:
+        """Of the model on the corpus."""
+        return next((one for one in self.fronts if (one.row.model, one.row.corpus) == setting), None)
 
     def write(self, path: Path) -> None:
         """Replace the file."""
@@ -137,20 +143,13 @@ class Results:
         return load_records(path, SCHEMA, lambda data: decode(Results, data))
 
 
-def mean(rows: Sequence[Result], of: Callable[[Result], float]) -> float:
-    """Over seeds."""
-    return statistics.fmean(of(one) for one in rows)
-
-
-def spread(rows: Sequence[Result], of: Callable[[Result], float]) -> float:
-    """Largest minus smallest over seeds."""
-    values = [of(one) for one in rows]
-    return max(values) - min(values)
-
-
 def digest_of(row: Row, scale: Scale) -> str:
     """Equal for a kept result and the row that is asked for."""
     decides: list[Any] = [asdict(row), asdict(scale)]
+    if row.kind in ("teacher", "half"):  # is trained for an hour: what decides about other rows does not matter
+        decides = [asdict(row), {name: value for name, value in decides[1].items() if name not in OF_OTHER_ROWS}]
+    elif row.recipe:
+        decides.append(asdict(RECIPES[row.recipe]))
     if row.kind == "front" or row.connectivity == "plan":
         decides += [RANKS, TOKENS, PROFILE, MEMORY_INCREASE]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
@@ -165,73 +164,3 @@ def kept(folder: Path, row: Row, scale: Scale) -> Result | FrontResult | None:
     if data["digest"] != digest_of(row, scale):
         return None
     return decode(FrontResult if row.kind == "front" else Result, data)
-
-
-# Targets, and what the command prints in 80 columns
-
-
-def judge_targets(results: Results) -> list[Target]:
-    """The targets of the whole experiment, for all models."""
-    return [target for model in results.models() for target in _of(results, model)]
-
-
-def judge_healing(results: Results) -> list[Target]:
-    """What must hold at any scale."""
-    targets = []
-    for model in results.models():
-        rows = results.of(model)
-        healed, unhealed, by_text = (
-            mean(rows[label], lambda one: one.judged["held_out"].kl)
-            for label in ("healed-full", "unhealed-full", "healed-by-text-full")
-        )
-        text = "healed by the teacher, full is nearer to it than unhealed or healed by the text"
-        found = f"KL {healed:.4f}, {unhealed:.4f}, {by_text:.4f}"
-        targets.append(Target(text, healed < min(unhealed, by_text), found, f"{model}:"))
-    return targets
-
-
-def above(rows: list[Result], teacher: list[Result], source: str = "held_out") -> float:
-    """Relative increase of the loss over the teacher's."""
-    return mean(rows, lambda one: one.judged[source].loss) / mean(teacher, lambda one: one.judged[source].loss) - 1
-
-
-def _of(results: Results, model: str) -> list[Target]:
-    rows, front = results.of(model), results.front(model)
-    teacher = rows.get("teacher", [])
-    healed, scratch = (rows.get(name, []) if teacher else [] for name in ("healed-full", "scratch"))
-    limit = HEALED if model in WITH_SHARED else HEALED_WITHOUT_SHARED
-    tokens = mean(healed, lambda one: one.tokens) / teacher[0].tokens if healed else None
-    loss = "the teacher's held-out loss"
-
-    def change(of: list[Result]) -> float | None:
-        return above(of, teacher) if of else None
-
-    found: list[tuple[str, bool, str]] = []
-    for text, value, most, form in (
-        (f"healed full within {limit:.1%} of {loss}", change(healed), limit, "+.2%"),
-        (f"with at most {MOST_TOKENS:.0%} of the teacher's tokens", tokens, MOST_TOKENS, ".1%"),
-        (f"FarSkip from scratch within {SCRATCH:.1%} of {loss}", change(scratch), SCRATCH, "+.2%"),
-    ):
-        found.append((text, value is not None and value <= most, "not run" if value is None else format(value, form)))
-    if front is None:
-        found.append(("the plan", False, "not run"))
-    else:
-        ratio = front.plan.measured / front.whole.measured
-        text = f"the plan frees at least {FREED:.0%} of what full frees, at {DAMAGE:.0%} of its damage"
-        met = front.plan.freed >= FREED and ratio <= DAMAGE
-        found.append((text, met, f"{front.plan.freed:.0%} at {ratio:.0%}"))
-    return [Target(*one, f"{model}:") for one in found]
-
-
-def row_text(result: Result | FrontResult, teacher: Result | None) -> str:
-    """One line when a row is done."""
-    name = f"{result.row.model:12} {result.row.name:22}"
-    if isinstance(result, FrontResult):
-        return f"{name} plan: {len(result.plan.rows)} of {len(result.whole.rows)} sub-blocks  {result.seconds:.0f} s"
-    own = result.judged["held_out"]
-    over = f"{own.loss / teacher.judged['held_out'].loss - 1:+7.2%}" if teacher is not None else " " * 7
-    return f"{name} loss {own.loss:.4f} {over}  KL {own.kl:.4f}  {result.seconds:4.0f} s"
-
-
-def targets_text(targets: Sequence[Target]) -> str:
-    return "\n".join(one.line() for one in targets)

@@ -1,20 +1,44 @@
 """The experiment: its scales, and its rows. What each row starts from, learns from, and under which connectivity.
 
-In:    a model's name and a scale.
+In:    the name of a model, of a corpus, and a scale.
 Out:   `Row`s, each after those it needs.
-Never: depends on the speed of the machine: equal numbers, texts and versions give equal results.
+Never: depends on the speed of the machine: equal numbers, texts and versions give equal results. A row that heals in
+       the order in which its teacher has read the text.
 
-    whole        a good hour on two cores: 1.3 million parameters, 6 layers, three seeds for the main rows
-    quick        ten minutes: 3 layers, one seed, text that ships with Python; `lag2` and `ladder`, too
+    whole        two corpora; half a million parameters, 6 layers; three teachers of each model on the first corpus
+    quick        five minutes: 3 layers, one teacher, text that ships with Python
     smoke        a few steps, for tests
 
-    teacher      the original architecture, trained on the text
-    unhealed     the teacher's weights under `full`, `attention`, `mlp`, as they are
-    healed       the same, then a tenth of the teacher's tokens by KL to the teacher (or by the text alone); `longer`
-                 takes three tenths, to show what more tokens would yield
+    teacher      the original architecture, trained on the text; one for each seed
+    half         the same with half of the tokens: what twice as many tokens bring
+    unhealed     the teacher's weights under a connectivity, as they are
+    folded       the same, after the fold alone (`farskip_compile.fold`)
+    paper        healed: KL to the teacher, AdamW, batches as large as the teacher's (arXiv 2511.11505, section 3.1)
+    fold+paper   the fold, then the same
+    best         the fold, then small batches, KL and a decaying match of the stream
+    text         healed by the text alone, with the paper's optimizer
+    control      the teacher itself, trained on by the text with the paper's optimizer: the same new start of the
+                 learning rate, the same tokens, nothing rewired
     front        no weights: what each set of sub-blocks would do to the text, and hide
-    plan         healed: the sub-blocks that free 80 % of what `full` frees, for the least damage
-    scratch      `full`, trained on the text with the teacher's budget
+    plan         the sub-blocks that free 80 % of what `full` frees, for the least damage
+
+A number behind a name is the part of the teacher's tokens in per cent; without one it is a tenth. Calibration tokens of
+a fold are taken off the tokens to train on.
+
+The budget of `whole`, on two cores, in seconds of one core; a step of the teacher (1024 tokens) takes 0.12, of healing
+by KL 0.19, in batches of 256 tokens 0.08, and each row 15 to 20 more to start, to evaluate and to be judged:
+
+    8 teachers, 2 halves       8 x 340 + 2 x 180                                    3100
+    a tenth, for 8 teachers    8 x (unhealed 15 + folded 25 + paper 75 + fold+paper 85 + best 120 + control 50)
+                                                                                    3000
+    3 and 30 %, 2 teachers     2 x (paper 35 + 180, fold+paper 45 + 190, best 55 + 290, control 25 + 120)
+                                                                                    1900
+    4 connectivities, a plan   2 x (4 x (unhealed 15 + folded 25 + best 120) + plan 250)
+                                                                                    1800
+    by text                    2 x 60                                                120
+
+in all 9900 of 10800 seconds, or 83 minutes for two processes. With three teachers on the second corpus, too, it would
+be 115 minutes; with trainings from scratch under `full`, which earlier versions had, 12 more for each seed.
 """
 
 from __future__ import annotations
@@ -25,11 +49,9 @@ from typing import Literal
 
 from farskip_compile.passes.rewire.request import Named
 
-Learns = Literal["text", "teacher", "nothing"]
-CONNECTIVITIES: tuple[Named, ...] = ("full", "attention", "mlp")
-PARTS = (0.5, 0.75, 0.9)
-LONGER = 3
-"""Times the usual length of healing."""
+Corpus = Literal["dictionary", "kernel", "topics"]
+Kind = Literal["teacher", "half", "unhealed", "folded", "healed", "control", "front"]
+TENTH = 0.1
 FREED = 0.8
 """Fraction of the communication freed by `full` that the plan is to free."""
 RANKS, TOKENS, PROFILE = 8, 4096, "h100"
@@ -37,6 +59,30 @@ RANKS, TOKENS, PROFILE = 8, 4096, "h100"
 takes about a third as long as compute."""
 MEMORY_INCREASE = 0.5
 """For the plan: in a model of so few layers, what is in flight weighs more than in a deep one."""
+OTHER_SEED = 1000
+"""A row that starts from a teacher has the teacher's seed plus this: it reads the text in another order."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a row heals."""
+
+    name: str
+    learning_rate: float
+    batch: int = 8
+    """Sequences of a step."""
+    fold: bool = False
+    stream: float = 0.0
+    """Weight of the match of the stream; 0: none."""
+    by_text: bool = False
+    """Next-token loss instead of KL to the teacher."""
+
+
+PAPER = Recipe("paper", 2e-3)
+FOLD_PAPER = Recipe("fold+paper", 2e-3, fold=True)
+BEST = Recipe("best", 1.4e-3, batch=2, fold=True, stream=3.0)
+TEXT = Recipe("text", 2e-3, by_text=True)
+RECIPES = {recipe.name: recipe for recipe in (PAPER, FOLD_PAPER, BEST, TEXT)}
 
 
 @dataclass(frozen=True)
@@ -44,55 +90,68 @@ class Scale:
     """How large the models are, how long they train, and on how much text they are judged."""
 
     name: str
+    corpora: tuple[Corpus, ...]
+    """The first one has all seeds and all rows; the others one teacher, and the main rows."""
     layers: int
     hidden: int
     vocabulary: int
     steps: int
-    """Optimizer steps of a teacher, and of a model trained from scratch."""
-    learning_rate: float
-    """For these steps."""
-    heal_learning_rate: float
-    seeds: tuple[int, ...]
-    """For the main rows; all others use the first one."""
+    """Optimizer steps of a teacher."""
     judged: int
     """Sequences of each source that a row is judged by."""
     validated: int
     """Other sequences, by which the best weights of a run are chosen."""
-    new_tokens: int = 48
+    seeds: tuple[int, ...] = (0,)
+    """Of the teachers."""
+    parts: tuple[float, ...] = (TENTH,)
+    """Of the teacher's tokens, in the curves."""
+    others: tuple[Named, ...] = ()
+    """Connectivities besides `full`."""
+    learning_rate: float = 3e-3
+    """Of the teachers."""
+    calibration: int = 4
+    """Batches of a fold."""
+    new_tokens: int = 32
     """Tokens of a text sample."""
-    healed_part: float = 0.1
-    """Steps of healing over the teacher's."""
     batch: int = 8
-    """Sequences per step."""
+    """Sequences per step of a teacher."""
     sequence: int = 128
     """Tokens per sequence."""
-    connectivities: tuple[Named, ...] = CONNECTIVITIES
 
-    def heal_steps(self, times: int = 1) -> int:
-        """Steps of healing, `times` as long as usual."""
-        return times * max(2, round(self.steps * self.healed_part))
+    def tokens(self, batch: int | None = None) -> int:
+        """Targets of a step."""
+        return (self.batch if batch is None else batch) * (self.sequence - 1)
 
-    def healing(self) -> str:
-        """Healing in words."""
-        steps = self.heal_steps()
-        return (
-            f"{steps} steps of {self.batch} sequences of {self.sequence} tokens, learning rate "
-            f"{self.heal_learning_rate:g} after {self.warm_up(steps)} steps of warm-up"
-        )
+    def seeds_of(self, corpus: Corpus) -> tuple[int, ...]:
+        """The seeds of the teachers on a corpus."""
+        return self.seeds if corpus == self.corpora[0] else self.seeds[:1]
+
+    def heal_steps(self, part: float, recipe: Recipe) -> int:
+        """Steps of healing by `part` of the teacher's tokens, without those that calibrate a fold."""
+        left = part * self.steps * self.tokens() - recipe.fold * self.calibration * self.batch * self.sequence
+        return max(1, int(left / self.tokens(recipe.batch) + 1e-9))
 
     @staticmethod
     def warm_up(steps: int) -> int:
         """How many of `steps` steps are warm-up."""
         return min(100, steps // 10)
 
-    def last(self, part: float) -> tuple[int, int]:
-        """The last `part` of the layers, as a range."""
-        return (min(self.layers - 1, round(self.layers * (1 - part))), self.layers - 1)
 
-
-WHOLE = Scale("whole", 6, 96, 2048, 3400, 3e-3, 2e-3, (0, 1, 2), 256, 128)
-QUICK = Scale("quick", 3, 64, 512, 500, 3e-3, 2e-3, (0,), 128, 32, connectivities=(*CONNECTIVITIES, "lag2", "ladder"))
-SMOKE = Scale("smoke", 4, 32, 300, 4, 3e-3, 2e-3, (0,), 8, 8, new_tokens=4, healed_part=0.5)
+WHOLE = Scale(
+    name="whole",
+    corpora=("dictionary", "kernel"),
+    layers=6,
+    hidden=64,
+    vocabulary=1024,
+    steps=2800,
+    judged=256,
+    validated=96,
+    seeds=(0, 1, 2),
+    parts=(0.03, TENTH, 0.3),
+    others=("attention", "mlp", "lag2", "ladder"),
+)
+QUICK = Scale("quick", ("topics",), 3, 64, 512, 400, judged=64, validated=32, others=("lag2", "ladder"))
+SMOKE = Scale("smoke", ("topics",), 4, 32, 300, 20, judged=8, validated=8, calibration=1, new_tokens=4)
 
 
 @dataclass(frozen=True)
@@ -100,51 +159,101 @@ class Row:
     """One training, or one evaluation."""
 
     model: str
+    corpus: Corpus
     name: str
-    """With its seed; unique per model."""
-    kind: Literal["teacher", "unhealed", "healed", "scratch", "front"]
-    learns: Learns
-    connectivity: Named | Literal["plan"] = "full"
-    layers: tuple[int, int] | None = None
-    times: int = 1
-    """Times the usual length of healing."""
+    """With the seed of its teacher; unique per model and corpus."""
+    kind: Kind
     seed: int = 0
+    """Of its teacher."""
+    connectivity: Named | Literal["plan"] = "full"
+    recipe: str = ""
+    """Of `RECIPES`; empty: nothing is trained from a teacher."""
+    part: float = 0.0
+    """Of the teacher's tokens."""
     needs: tuple[str, ...] = ()
-    """Names of rows of the same model."""
+    """Names of rows of the same model and corpus."""
 
     @property
     def key(self) -> str:
         """Unique in the experiment, and usable as a folder name."""
-        return f"{self.model}-{self.name}"
+        return f"{self.setting}-{self.name}"
+
+    @property
+    def setting(self) -> str:
+        """Model and corpus."""
+        return f"{self.model}-{self.corpus}"
 
     @property
     def label(self) -> str:
-        """The name without the seed: rows with equal labels differ in their seed alone."""
+        """The name without the seed: rows with equal labels differ in their teacher alone."""
         return self.name.partition("@")[0]
 
 
-def rows_of(model: str, scale: Scale) -> list[Row]:
-    return list(_rows(model, scale))
+def rows_of(model: str, corpus: Corpus, scale: Scale) -> list[Row]:
+    return list(_rows(model, corpus, scale))
 
 
-def _rows(model: str, scale: Scale) -> Iterator[Row]:
-    first = scale.seeds[0]
-    original = ("teacher",)
-    yield Row(model, "teacher", "teacher", "text", "none", seed=first)
-    yield Row(model, "front", "front", "nothing", needs=original)
-    for connectivity in scale.connectivities:
-        yield Row(model, f"unhealed-{connectivity}", "unhealed", "nothing", connectivity, needs=original)
-    for learns, name in (("teacher", "healed"), ("text", "healed-by-text")):
-        for seed in scale.seeds:
-            yield Row(model, f"{name}-full@{seed}", "healed", learns, seed=seed, needs=original)  # type: ignore[arg-type]
-    yield Row(model, "healed-full-longer", "healed", "teacher", times=LONGER, seed=first, needs=original)
-    for connectivity in scale.connectivities[1:]:
-        yield Row(model, f"healed-{connectivity}", "healed", "teacher", connectivity, seed=first, needs=original)
-    for part in PARTS:
-        if scale.last(part)[0] == 0:
-            continue  # with so few layers that is all of them
-        name = f"healed-last-{100 * part:.0f}"
-        yield Row(model, name, "healed", "teacher", layers=scale.last(part), seed=first, needs=original)
-    yield Row(model, "healed-plan", "healed", "teacher", "plan", seed=first, needs=(*original, "front"))
-    for seed in scale.seeds:
-        yield Row(model, f"scratch@{seed}", "scratch", "text", seed=seed, needs=original)
+def _rows(model: str, corpus: Corpus, scale: Scale) -> Iterator[Row]:
+    main = corpus == scale.corpora[0]
+    for seed in scale.seeds_of(corpus):
+        first = main and seed == scale.seeds[0]
+        start = _Start(model, corpus, seed)
+        yield start.row("teacher", "teacher", "none", needs=())
+        yield start.row("unhealed-full", "unhealed")
+        yield start.row("folded-full", "folded")
+        for part in scale.parts if first else (TENTH,):
+            for recipe in (PAPER, FOLD_PAPER, BEST):
+                yield start.healed(recipe, "full", part)
+            yield start.row(f"control{_percent(part)}", "control", "none", recipe=TEXT.name, part=part)
+        if not first:
+            continue
+        yield start.healed(TEXT, "full")
+        if len(scale.parts) > 1:
+            yield start.row("half", "half", "none", part=0.5)
+        for connectivity in scale.others:
+            yield start.row(f"unhealed-{connectivity}", "unhealed", connectivity)
+            yield start.row(f"folded-{connectivity}", "folded", connectivity)
+            yield start.healed(BEST, connectivity)
+        front = start.row("front", "front")
+        yield front
+        needs = (f"teacher@{seed}", front.name)
+        yield start.row("unhealed-plan", "unhealed", "plan", needs=needs)
+        yield start.row("folded-plan", "folded", "plan", needs=needs)
+        yield start.healed(BEST, "plan", needs=needs)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The teacher from which rows start."""
+
+    model: str
+    corpus: Corpus
+    seed: int
+
+    def row(
+        self,
+        label: str,
+        kind: Kind,
+        connectivity: Named | Literal["plan"] = "full",
+        *,
+        recipe: str = "",
+        part: float = 0.0,
+        needs: tuple[str, ...] | None = None,
+    ) -> Row:
+        needs = (f"teacher@{self.seed}",) if needs is None else needs
+        name = f"{label}@{self.seed}"
+        return Row(self.model, self.corpus, name, kind, self.seed, connectivity, recipe, part, needs)
+
+    def healed(
+        self,
+        recipe: Recipe,
+        connectivity: Named | Literal["plan"],
+        part: float = TENTH,
+        needs: tuple[str, ...] | None = None,
+    ) -> Row:
+        label = f"{recipe.name}-{connectivity}{_percent(part)}"
+        return self.row(label, "healed", connectivity, recipe=recipe.name, part=part, needs=needs)
+
+
+def _percent(part: float) -> str:
+    return "" if part == TENTH else f"-{100 * part:.0f}"

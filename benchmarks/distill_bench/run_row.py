@@ -11,7 +11,9 @@ with two threads.
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -29,12 +31,25 @@ from common import replace
 
 from distill_bench.architectures import new_model, parallel_model, parameters
 from distill_bench.judge import continue_prompts, judge
+from distill_bench.page import SHOWN
 from distill_bench.results import FILE, FrontPoint, FrontResult, Result, digest_of, kept
-from distill_bench.rows import FREED, MEMORY_INCREASE, PROFILE, RANKS, TOKENS, Row, Scale, rows_of
+from distill_bench.rows import (
+    FREED,
+    MEMORY_INCREASE,
+    OTHER_SEED,
+    PAPER,
+    PROFILE,
+    RANKS,
+    RECIPES,
+    TOKENS,
+    Row,
+    Scale,
+    rows_of,
+)
 from distill_bench.texts import TextData, text_data
 from farskip_compile import prepare
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.distill import DistillConfig, self_distill
+from farskip_compile.distill import DistillConfig, Distilled, self_distill
 from farskip_compile.distill.main import CHECKPOINT
 from farskip_compile.distill.records import FILE as METRICS
 from farskip_compile.plan import Front, Point, connectivity_of, find_front, measure_damage, measure_together
@@ -46,9 +61,16 @@ QUIET = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
+    # large tensors are kept for the next step, not given back to the system: a fifth of the time of a step
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "4000000000",
 }
 R = TypeVar("R")
 ROWS = "rows"
+EVALUATIONS = 10
+"""In the training of a teacher."""
+HEALING_EVALUATIONS = 5
+PAPER_BETA2 = 0.95
 ABOUT = "row.txt"
 """Which row at which scale the states in a folder belong to."""
 
@@ -71,7 +93,7 @@ def run_rows(
     try:
         pool.submit(_without_result, first).result()
         while waiting or running:
-            for row in [one for one in waiting if all(f"{one.model}-{need}" in done for need in one.needs)]:
+            for row in [one for one in waiting if all(f"{one.setting}-{need}" in done for need in one.needs)]:
                 if len(running) == workers:
                     break
                 waiting.remove(row)
@@ -108,7 +130,7 @@ def run_row(folder: Path, scale: Scale, row: Row) -> Result | FrontResult:
         return found
     own = rows / row.key
     _clear_if_other(own, digest_of(row, scale))
-    data = text_data(folder, scale)
+    data = text_data(folder, scale, row.corpus)
     if row.kind == "front":
         result: Result | FrontResult = _planned(row, scale, teacher_of(rows, row), data)
     else:
@@ -118,10 +140,10 @@ def run_row(folder: Path, scale: Scale, row: Row) -> Result | FrontResult:
 
 
 def teacher_of(rows: Path, row: Row) -> Any:
-    """The trained original of the row's model, prepared for capture."""
+    """The trained original that a row starts from, prepared for capture."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(rows / f"{row.model}-teacher" / CHECKPOINT)
+    model = AutoModelForCausalLM.from_pretrained(rows / f"{row.setting}-teacher@{row.seed}" / CHECKPOINT)
     prepare(model)
     return model
 
@@ -131,7 +153,7 @@ def _planned(row: Row, scale: Scale, teacher: Any, data: TextData) -> FrontResul
 
     Damages are not additive: every set of the front is also rewired as a whole.
     """
-    started = time.perf_counter()
+    started = time.process_time()
     damage = measure_damage(teacher, data.chosen_by)
     estimates = 0
 
@@ -156,7 +178,7 @@ def _planned(row: Row, scale: Scale, teacher: Any, data: TextData) -> FrontResul
         damages={one.row: one.held_out.kl or 0.0 for one in damage.rows},
         connectivity={name: list(terms) for name, terms in dict(connectivity_of(damage, chosen.rows)).items()},
         estimates=estimates,
-        seconds=time.perf_counter() - started,
+        seconds=time.process_time() - started,
     )
 
 
@@ -165,20 +187,29 @@ def _point(front: Front, point: Point, together: Mapping[tuple[str, ...], float]
 
 
 def _trained_and_judged(rows: Path, row: Row, scale: Scale, data: TextData) -> Result:
-    started = time.perf_counter()
+    started = time.process_time()
     own = rows / row.key
-    model = new_model(row.model, scale, row.seed) if row.kind in ("teacher", "scratch") else teacher_of(rows, row)
-    config = FarSkipConfig(connectivity=_connectivity(rows, row, scale), layers=row.layers, inner="eager")
+    scratch = row.kind in ("teacher", "half")
+    model = new_model(row.model, scale, row.seed) if scratch else teacher_of(rows, row)
+    config = FarSkipConfig(connectivity=_connectivity(rows, row, scale), inner="eager")
     steps = best = tokens = 0
     history: list[tuple[int, float, float | None]] = []
-    if row.learns != "nothing":
-        done = self_distill(model, data.train, _configuration(row, scale, config, own), held_out=data.chosen_by)
-        steps, best, tokens = done.steps, done.best_step, done.tokens
+    notes: dict[str, Any] = {}
+    if row.kind == "folded":
+        tokens, notes = _folded(model, row, scale, config, data)
+    elif row.kind != "unhealed":
+        asked = configuration(row, scale, config, own)
+        batch = scale.batch if scratch else RECIPES[row.recipe].batch
+        # a fold takes batches of one shape
+        held_out = [part for one in data.chosen_by for part in one.split(batch)]
+        done = self_distill(model, data.train(batch), asked, held_out=held_out)
+        steps, best, notes = done.steps, done.best_step, done.notes
+        tokens = tokens_of(done)
         history = _history(own / METRICS)
     teacher = model if row.kind == "teacher" else teacher_of(rows, row)
-    figures = judge(model, config, teacher, data.judged_by)
-    main = row.connectivity in ("full", "none") and row.layers is None and (row.seed, row.times) == (scale.seeds[0], 1)
-    samples = continue_prompts(model, config, data, scale.new_tokens) if main else []
+    figures = judge(model, config, teacher, data.judged_by, data.bytes_per_token)
+    shown = row.label in SHOWN and row.corpus == scale.corpora[0] and row.seed == scale.seeds[0]
+    samples = continue_prompts(model, config, data, scale.new_tokens) if shown else []
     return Result(
         row=row,
         digest=digest_of(row, scale),
@@ -186,11 +217,29 @@ def _trained_and_judged(rows: Path, row: Row, scale: Scale, data: TextData) -> R
         steps=steps,
         best_step=best,
         tokens=tokens,
-        seconds=time.perf_counter() - started,
+        seconds=time.process_time() - started,
         parameters=parameters(model),
         history=history,
         samples=samples,
+        notes=notes,
     )
+
+
+def _folded(model: Any, row: Row, scale: Scale, config: FarSkipConfig, data: TextData) -> tuple[int, dict[str, Any]]:
+    """Fold, with the first batches that healing would read; its tokens, and what is noted."""
+    from farskip_compile.fold import fold
+
+    torch.manual_seed(row.seed + OTHER_SEED)
+    batches = list(itertools.islice(data.train(scale.batch), scale.calibration))
+    found = fold(model, batches, held_out=data.chosen_by, connectivity=config.connectivity)
+    taken = sum(read.accepted for read in found.reads)
+    return found.tokens, {"tokens": found.tokens, "accepted": taken, "rejected": len(found.reads) - taken}
+
+
+def tokens_of(done: Distilled) -> int:
+    """What was learned from: targets of the steps and of trials, and tokens that calibrated a fold."""
+    tried = sum(one.steps for one in done.trials)
+    return done.tokens + tried * done.tokens // done.steps + done.notes.get("fold", {}).get("tokens", 0)
 
 
 def _history(metrics: Path) -> list[tuple[int, float, float | None]]:
@@ -202,29 +251,45 @@ def _history(metrics: Path) -> list[tuple[int, float, float | None]]:
 def _connectivity(rows: Path, row: Row, scale: Scale) -> Any:
     if row.connectivity != "plan":
         return row.connectivity
-    front = kept(rows, next(one for one in rows_of(row.model, scale) if one.kind == "front"), scale)
+    all_rows = rows_of(row.model, row.corpus, scale)
+    front = kept(rows, next(one for one in all_rows if one.kind == "front"), scale)
     assert isinstance(front, FrontResult)
     return front.connectivity
 
 
-def _configuration(row: Row, scale: Scale, config: FarSkipConfig, output: Path) -> DistillConfig:
-    heals = row.kind == "healed"
-    steps = scale.heal_steps(row.times) if heals else scale.steps
-    return DistillConfig(
-        connectivity=config.connectivity,
-        layers=config.layers,
-        options={"inner": config.inner},
-        objective="kl" if row.learns == "teacher" else "next_token",
-        steps=steps,
-        learning_rate=scale.heal_learning_rate if heals else scale.learning_rate,
-        warm_up_steps=scale.warm_up(steps),
-        weight_decay=0.0 if heals else 0.05,
-        evaluate_every=max(1, steps // 10),
-        save_every=max(1, steps // 10),
-        seed=row.seed,
-        output=output,
-        progress=False,
-    )
+def configuration(row: Row, scale: Scale, config: FarSkipConfig, output: Path | None) -> DistillConfig:
+    """How a row is trained."""
+    return DistillConfig(**options_of(row, scale, config, output))
+
+
+def options_of(row: Row, scale: Scale, config: FarSkipConfig, output: Path | None) -> dict[str, Any]:
+    """Fields of its `DistillConfig`."""
+    options: dict[str, Any] = {"connectivity": config.connectivity, "options": {"inner": config.inner}}
+    if row.kind in ("teacher", "half"):
+        steps, points = round(scale.steps * (row.part or 1.0)), EVALUATIONS
+        options |= {"objective": "next_token", "learning_rate": scale.learning_rate, "weight_decay": 0.05}
+        options |= {"seed": row.seed, "beta2_half_life": _half_life(PAPER_BETA2, scale.tokens())}
+    else:
+        recipe = RECIPES[row.recipe]
+        steps, points = scale.heal_steps(row.part, recipe), HEALING_EVALUATIONS
+        options |= {"learning_rate": recipe.learning_rate, "seed": row.seed + OTHER_SEED}
+        if recipe == PAPER:
+            options |= {"recipe": "paper"}
+        elif recipe.batch == PAPER.batch:
+            options |= {"beta2_half_life": _half_life(PAPER_BETA2, scale.tokens())}
+        if recipe.by_text:
+            options |= {"objective": "next_token"}
+        if recipe.fold:
+            options |= {"fold": True, "fold_batches": scale.calibration * scale.batch // recipe.batch}
+        options |= {"stream_weight": recipe.stream}
+    every = max(1, steps // points)
+    times = {"steps": steps, "warm_up_steps": scale.warm_up(steps), "evaluate_every": every, "save_every": every}
+    return {**options, **times, "output": output, "progress": False}
+
+
+def _half_life(beta: float, tokens: int) -> float:
+    """In tokens, of an average that each step of so many tokens multiplies by `beta`."""
+    return tokens * math.log(0.5) / math.log(beta)
 
 
 def _clear_if_other(folder: Path, digest: str) -> None:

@@ -1,137 +1,124 @@
-"""English text for small models, and as token ids: to train on, to choose weights by, and to judge rows by.
+"""Text for small models as token ids: to train on, to choose weights by, and to judge rows by.
 
-In:    a folder and a scale.
+In:    a folder, a scale and the name of a corpus.
 Out:   `TextData`: everything that a row is fed. The tokenizer is a byte-level BPE trained on the training text, kept in
        the folder.
-Never: a line or a sequence in two of the three; another split in another run. The source is cut once, at 97 %.
+Never: a document in two of the three; another split in another run; held-out text from one place of the source.
 
-    whole   Webster's dictionary of 1913 with later additions (Debian's `dict-gcide`, 40 MB); other domain: `fortunes`
-    quick   the help texts of Python's language reference (`pydoc_data.topics`, 0.5 MB); other domain: docstrings of
-            its library. Nothing to download
+Steps:
+1. Sort the documents by a hash of their content. So the beginning of that order is spread over the whole source.
+2. The first of them judge, those that follow choose weights, and the rest is learned from. Of a document that judges or
+   chooses, only the beginning is used, so that a long one does not take the place of many.
+3. Count what held-out and training text have in common all the same: runs of 50 tokens, such as licences.
 """
 
 from __future__ import annotations
 
-import gzip
-import inspect
-import pkgutil
-import re
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import replace
 
-from distill_bench.rows import Scale
+from distill_bench.corpora import NoText, documents
+from distill_bench.rows import Corpus, Scale
 from farskip_compile.distill import text_batches
 
+__all__ = ["NoText", "TextData", "split", "text_data"]
+
 END = "<end>"
-HELD_OUT = 0.03
-MOST_MEGABYTES = 24
-"""Of the dictionary: more than any run here consumes."""
-NO_PROSE = ("ascii-art", "perl", "translate-me")
-"""Files of quotations that are left out."""
-
-
-class NoText(Exception):
-    """No text is available; the message says why."""
-
-
-def _corpus(folder: Path, *, quick: bool) -> list[Path]:
-    """Files to train on, held out, and of the other domain."""
-    folder = folder / ("quick" if quick else "whole")
-    train, held_out, other_domain = files = [folder / f"{name}.txt" for name in ("train", "held_out", "other_domain")]
-    if not other_domain.exists():  # it is written last
-        folder.mkdir(parents=True, exist_ok=True)
-        text = _topics() if quick else _dictionary(folder)
-        cut = text.rindex("\n\n", 0, int(len(text) * (1 - HELD_OUT)))
-        train.write_text(text[:cut])
-        held_out.write_text(text[cut:].strip() + "\n")
-        other_domain.write_text("\n\n".join(_docstrings())[:200_000] if quick else _quotations(folder))
-    return files
-
-
-def _dictionary(folder: Path) -> str:
-    file = _package("dict-gcide", folder) / "usr/share/dictd/gcide.dict.dz"
-    text = gzip.decompress(file.read_bytes()).decode("utf-8", errors="ignore")
-    text = text[text.index("\nAb") :]  # after the preface
-    text = re.sub(r"\n +\[[^\]\n]{1,40}\](?=\n)", "", text)  # who wrote an entry
-    return text[-MOST_MEGABYTES * 1_000_000 :]
-
-
-def _quotations(folder: Path) -> str:
-    folder = _package("fortunes", folder) / "usr/share/games/fortunes"
-    files = [file for file in sorted(folder.iterdir()) if not file.suffix and file.name not in NO_PROSE]
-    return "\n\n".join(part.strip() for file in files for part in file.read_text().split("\n%\n"))
-
-
-def _topics() -> str:
-    from pydoc_data.topics import topics
-
-    return "\n\n".join(text.strip() for _, text in sorted(topics.items()))
-
-
-def _docstrings() -> Iterator[str]:
-    for name in ("email", "logging", "unittest", "json", "http", "asyncio"):
-        package = __import__(name)
-        for found in sorted(pkgutil.iter_modules(package.__path__), key=lambda one: one.name):
-            module = sys.modules.get(f"{name}.{found.name}")
-            if module is not None and (text := inspect.getdoc(module)):
-                yield text
-            for _, value in sorted(vars(module or package).items()):
-                if inspect.isclass(value) and value.__module__.startswith(name) and (text := inspect.getdoc(value)):
-                    yield text
-
-
-def _package(name: str, folder: Path) -> Path:
-    """A Debian package, unpacked."""
-    target = folder / name
-    if target.exists():
-        return target
-    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        raise NoText(f"{name} is a Debian package, and this machine has no apt-get; --quick needs no download")
-    with tempfile.TemporaryDirectory() as temporary:
-        done = subprocess.run(["apt-get", "download", name], cwd=temporary, capture_output=True, text=True, check=False)
-        files = sorted(Path(temporary).glob("*.deb"))
-        if not files:
-            raise NoText(f"apt-get download {name}: {done.stderr.strip().splitlines()[-1:]}; try `apt-get update`")
-        unpacked = Path(temporary) / "unpacked"
-        subprocess.run(["dpkg-deb", "-x", str(files[0]), str(unpacked)], check=True)
-        shutil.copytree(unpacked, target)
-    return target
+PARTS = ("judged", "chosen", "train")
+BEGINNING = 3000
+"""Characters of a held-out document that are used."""
+PER_TOKEN = 4
+"""Characters that are held out for each token that is needed: most tokens have fewer."""
+MOST_CHARACTERS = 24_000_000
+"""To train on: more than any run here consumes."""
 
 
 @dataclass(frozen=True)
 class TextData:
-    """All text of an experiment as batches of token ids."""
+    """All text of a corpus as batches of token ids."""
 
     tokenizer: Any
-    train: Any
-    """A `DataLoader`; shuffled by torch's generator."""
+    files: Mapping[str, Path]
+    """JSON Lines of documents, by part."""
+    sequence: int
     chosen_by: list[torch.Tensor]
     """Held-out batches by which the best weights of a run are chosen."""
     judged_by: Mapping[str, list[torch.Tensor]]
-    """Other batches, by source: `held_out` (the source of the training text) and `other_domain`."""
+    """Other batches, by source: `held_out`, and `elsewhere`: held-out text of another corpus, if the scale has one."""
+    bytes_per_token: Mapping[str, float]
+    """Bytes of text over targets, of `judged_by`."""
+
+    def train(self, batch: int) -> Any:
+        """A `DataLoader` of batches of that many sequences, shuffled by torch's generator."""
+        return text_batches([self.files["train"]], self.tokenizer, sequence_length=self.sequence, batch_size=batch)
 
 
-def text_data(folder: Path, scale: Scale) -> TextData:
+def text_data(folder: Path, scale: Scale, corpus: Corpus) -> TextData:
     """Everything, made once and then read from `folder`; `NoText` if a package can't be downloaded."""
-    train, own, other = _corpus(folder, quick=scale.name != "whole")
-    tokenizer = _tokenizer(train, train.parent / f"tokenizer-{scale.vocabulary}", scale.vocabulary)
-    sizes = {"sequence_length": scale.sequence, "batch_size": scale.batch}
+    files = _files(folder, scale, corpus)
+    tokenizer = _tokenizer(files["train"], folder / corpus / f"tokenizer-{scale.vocabulary}", scale.vocabulary)
+    sizes = {"sequence_length": scale.sequence, "batch_size": scale.batch, "shuffle": False}
+    chosen = text_batches([files["chosen"]], tokenizer, **sizes, limit=scale.validated)
+    sources = {"held_out": files["judged"]}
+    if others := [other for other in scale.corpora if other != corpus]:
+        sources["elsewhere"] = _files(folder, scale, others[0])["judged"]
+    judged = {
+        source: text_batches([file], tokenizer, **sizes, limit=scale.judged, count_bytes=True)
+        for source, file in sources.items()
+    }
+    per_token = {source: one.bytes_per_token or 0.0 for source, one in judged.items()}
+    batches = {source: list(one) for source, one in judged.items()}
+    return TextData(tokenizer, files, scale.sequence, list(chosen), batches, per_token)
 
-    def batches(file: Path, limit: int) -> list[torch.Tensor]:
-        return list(text_batches([file], tokenizer, **sizes, shuffle=False, limit=limit))
 
-    held_out = batches(own, scale.judged + scale.validated)
-    chosen = scale.validated // scale.batch
-    judged = {"held_out": held_out[chosen:], "other_domain": batches(other, scale.judged)}
-    return TextData(tokenizer, text_batches([train], tokenizer, **sizes), held_out[:chosen], judged)
+def about_text(folder: Path, scale: Scale, corpus: Corpus) -> str:
+    """What the corpus is, how it is split, and what its parts have in common."""
+    from farskip_compile.distill.contamination import find_overlap
+
+    data = text_data(folder, scale, corpus)
+    sizes = {"sequence_length": scale.sequence, "batch_size": scale.batch, "shuffle": False}
+    judged = text_batches([data.files["judged"]], data.tokenizer, **sizes, limit=scale.judged)
+    train = data.train(scale.batch)
+    found = find_overlap(train, judged, data.tokenizer)
+    about = (folder / corpus / ABOUT).read_text()
+    return f"{about}, {train.counts.targets / 1e6:.1f} M tokens to train on; {found}"
+
+
+ABOUT = "about.txt"
+
+
+def split(texts: Sequence[str], held_out: Mapping[str, int], most: int) -> dict[str, list[str]]:
+    """Documents by part; `held_out` and `most`: characters of each part of held-out text, and of `train`."""
+    rest = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
+    found: dict[str, list[str]] = {}
+    at = 0
+    for part, size in {**held_out, "train": most}.items():
+        begin, left = at, size
+        while at < len(rest) and left > 0:
+            left -= min(len(rest[at]), BEGINNING) if part in held_out else len(rest[at])
+            at += 1
+        found[part] = [text[:BEGINNING] if part in held_out else text for text in rest[begin:at]]
+    return found
+
+
+def _files(folder: Path, scale: Scale, corpus: Corpus) -> dict[str, Path]:
+    folder = folder / corpus
+    files = {part: folder / f"{part}.jsonl" for part in PARTS}
+    if not files["train"].exists():  # it is written last
+        texts, about = documents(corpus, folder)
+        sequences = {"judged": scale.judged, "chosen": scale.validated}
+        held_out = {part: PER_TOKEN * scale.sequence * count for part, count in sequences.items()}
+        replace(folder / ABOUT, about)
+        for part, some in split(texts, held_out, MOST_CHARACTERS).items():
+            replace(files[part], "".join(json.dumps({"text": text}) + "\n" for text in some))
+    return files
 
 
 def _tokenizer(file: Path, folder: Path, vocabulary: int) -> Any:
@@ -144,6 +131,6 @@ def _tokenizer(file: Path, folder: Path, vocabulary: int) -> Any:
         tokenizer.decoder = decoders.ByteLevel()
         options = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
         trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[END], **options)
-        tokenizer.train([str(file)], trainer)
+        tokenizer.train_from_iterator((json.loads(line)["text"] for line in file.open()), trainer)
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END).save_pretrained(folder)
     return PreTrainedTokenizerFast.from_pretrained(folder)
