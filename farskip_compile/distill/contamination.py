@@ -8,7 +8,7 @@ Never: holds the training text in memory, or looks at it twice.
 What counts:
 - a held-out document whose content is that of a training document, whatever its length;
 - a run of `run` consecutive tokens of one held-out document, anywhere in the training text. Where targets are masked,
-  only runs of targets count: a system prompt that all conversations have in common is no leak.
+  only runs of targets count: a system prompt that all conversations have in common is not a leak.
 A held-out sequence shares text if at least one of its tokens is in such a document or run. Runs of 13 tokens, by which
 benchmarks are compared, are common in honest text; 50 tokens are a paragraph.
 

@@ -50,7 +50,7 @@ class Source:
     text_field: str = "text"
     held_out_fraction: float | None = None
     part: Part = "train"
-    """Which side of the split; of no meaning without a fraction."""
+    """Which side of the split; only read together with a fraction."""
 
 
 def read_source(

@@ -94,7 +94,7 @@ def test_a_document_shorter_than_a_run(tmp_path):
 
 
 def test_a_run_ends_with_its_document(tmp_path):
-    """The end of one held-out document and the beginning of the next are no passage of the training text."""
+    """The end of one held-out document and the beginning of the next are not a passage of the training text."""
     one, other, end = words(4, 0), words(4, 1), "<end>"
     train = [{"text": f"{words(50, 3)}{one}{end}{other} {words(50, 4)}"}]
     held = [{"text": f"{words(20, 5)}{one}"}, {"text": f"{other} {words(20, 6)}"}]
@@ -106,7 +106,7 @@ def test_a_run_ends_with_its_document(tmp_path):
 
 
 def test_only_targets_of_conversations_count(tmp_path):
-    """A system prompt that all have in common is no leak; an answer is."""
+    """A system prompt that all have in common is not a leak; an answer is."""
     system = words(60, 0)
     train = [chat_line(words(5, at), words(15, 100 + at), system=system) for at in range(1, 20)]
     held = [chat_line(words(5, at), words(15, 100 + at), system=system) for at in range(20, 24)]

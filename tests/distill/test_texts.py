@@ -101,8 +101,8 @@ def test_the_first_token_of_a_document_is_not_a_target(tmp_path):
     pairs = write_lines(tmp_path / "pairs.jsonl", *({"prompt": "", "completion": "xyz"} for _ in range(30)))
     batches = text_batches([pairs], made, **SIZES)
     labels, ids = stacked(batches, "labels"), stacked(batches)
-    behind_end = torch.cat([torch.ones(len(ids), 1, dtype=torch.bool), ids[:, :-1] == END], 1)
-    assert torch.equal(labels == IGNORED, behind_end)
+    after_end = torch.cat([torch.ones(len(ids), 1, dtype=torch.bool), ids[:, :-1] == END], 1)
+    assert torch.equal(labels == IGNORED, after_end)
 
 
 def test_bytes_of_text_are_those_of_what_is_evaluated(tmp_path):
@@ -110,7 +110,7 @@ def test_bytes_of_text_are_those_of_what_is_evaluated(tmp_path):
     text = TEXT[:2000].encode("ascii", "ignore").decode()
     (tmp_path / "a.txt").write_text(text)
     batches = text_batches([tmp_path / "a.txt"], made, **{**SIZES, "batch_size": 3}, limit=8, count_bytes=True)
-    assert batches.counts.sequences == 6  # of the 8, two are no batch
+    assert batches.counts.sequences == 6  # of the 8, two do not fill a batch
     rows = stacked(batches)
     assert len(rows) == 6
     said = sum(len(made.decode(row[1:])) for row in rows.tolist())
