@@ -1,6 +1,6 @@
 """What a run does before its first step, once: the fold, and trials of learning rates.
 
-In:    a run that has not taken a step, and was evaluated.
+In:    a run that has not taken a step, and was evaluated; its data can be started anew.
 Out:   the same run with folded weights and a learning rate; `run.notes` says what was found, in JSON, and goes into its
        states: a run that is resumed does not begin again.
 Never: changes the teacher, which was copied, or asked, before.
@@ -19,7 +19,7 @@ from farskip_compile.distill.batches import IGNORED, Batch, Feed
 from farskip_compile.distill.config import AUTO
 from farskip_compile.distill.evaluate import HeldOut
 from farskip_compile.distill.run import Run
-from farskip_compile.distill.trials import Trial, check_restartable, try_rates
+from farskip_compile.distill.trials import Trial, try_rates
 from farskip_compile.prepare.preserve_state import state_kept
 
 log = logging.getLogger("farskip_compile")
@@ -32,7 +32,6 @@ def begin(run: Run) -> None:
     """Do what the configuration asks for before the first step.
 
     Raises:
-        ConfigError: the data can be traversed once only.
         DistillationError: with no learning rate the loss stays finite.
         FarSkipError: the model can't be folded.
     """
@@ -65,7 +64,6 @@ def _fold(run: Run) -> dict[str, Any]:
     from farskip_compile.fold import fold  # which imports what is beside this module
 
     config = run.config
-    check_restartable(run.data, "fold=True")
     with state_kept([run.model]):
         feed = Feed(run.data, run.device)
         calibration = [_given(next(feed)) for _ in range(config.fold_batches)]

@@ -30,13 +30,13 @@ from farskip_compile.describe import describe
 from farskip_compile.distill.batches import arguments, as_batch
 from farskip_compile.distill.beginning import begin, folded_of, numbers_of, trials_of
 from farskip_compile.distill.checkpoints import save_checkpoint
-from farskip_compile.distill.config import DistillConfig
+from farskip_compile.distill.config import AUTO, DistillConfig
 from farskip_compile.distill.evaluate import HeldOut
 from farskip_compile.distill.ranks import Ranks, Sharded
 from farskip_compile.distill.recomputing import check_recomputing, recomputing
 from farskip_compile.distill.records import Records
 from farskip_compile.distill.run import Run
-from farskip_compile.distill.trials import Trial
+from farskip_compile.distill.trials import Trial, check_restartable
 from farskip_compile.errors import ConfigError
 from farskip_compile.manifest import Manifest
 from farskip_compile.prepare.preserve_state import modes_kept
@@ -125,6 +125,8 @@ def self_distill(
         model.train()
         if config.gradient_checkpointing:
             check_recomputing(model)
+        if config.fold or config.learning_rate == AUTO:
+            check_restartable(data)
         args, kwargs = arguments(as_batch(held_out[0], next(model.parameters()).device), model)
         found = describe(model, *args, connectivity=config.connectivity, layers=config.layers, **kwargs)
         run = Run(model, data, held_out, config, sharded)

@@ -65,16 +65,16 @@ class Trial:
         return cls(found["learning_rate"], found["steps"], held_out)
 
 
-def check_restartable(data: Iterable[Any], why: str) -> None:
-    """The data must give its first batches again.
+def check_restartable(data: Iterable[Any]) -> None:
+    """What comes before the first step takes the first batches: the data must give them again.
 
     Raises:
         ConfigError: it can be traversed once only.
     """
     if isinstance(data, Iterator):
         raise ConfigError(
-            f"{why} takes the first batches of the data, which can be traversed once only",
-            way_out="a list, a DataLoader or another iterable that starts anew",
+            "a fold and trials of learning rates take the first batches of the data, which can be traversed once only",
+            way_out="a list, a DataLoader or another iterable that starts anew; or fold=False and a learning rate",
         )
 
 
@@ -82,10 +82,8 @@ def try_rates(run: Run) -> tuple[Trial, ...]:
     """Choose the learning rate of `run`.
 
     Raises:
-        ConfigError: the data can be traversed once only.
         DistillationError: with none of the rates the loss stays finite.
     """
-    check_restartable(run.data, "learning_rate='auto'")
     config = run.config
     steps = max(1, round(SHARE * config.steps))
     pace = dataclasses.replace(config, steps=steps, warm_up_steps=round(config.warm_up_steps * steps / config.steps))
