@@ -20,6 +20,7 @@ WHOLE = {
     "tests/demo/test_demo.py": "the demo as a whole",
     "tests/benchmarks/": "the benchmarks' own tests: networks of this machine, measured ranks",
     "tests/distill/": "training: jobs, resumed jobs, ranks",
+    "tests/evaluation/": "models evaluated by lm-eval, whose import alone takes seconds",
     "tests/calibrate/": "measurements of this machine",
     "tests/simulate/": "predictions for models of full size",
     "tests/compat/": "the table of versions",

@@ -6,7 +6,7 @@ Never: runs a checkpoint with a manifest in its original wiring; keeps both mode
        things. Nothing is written to stdout: what lm-eval prints there goes to stderr.
 
 Algorithm:
-1. The tasks, before any model: unknown names are errors.
+1. The tasks, the limits and the manifest, before any model: unknown names are errors.
 2. The original, as it is written if it has no manifest (lm-eval's `hf`); then the healed one, as `FarSkipLM`. Both with
    lm-eval's seeds, the same examples and the same batches.
 3. Both compared sample by sample (`difference`).
@@ -70,6 +70,7 @@ def evaluate(original: str, healed: str, tasks: Sequence[str], settings: Setting
     with contextlib.redirect_stdout(sys.stderr):
         manager = TaskManager(include_path=str(settings.include_path) if settings.include_path else None)
         aggregates = _aggregates(manager, tasks)
+        _check_limits(settings.limits, aggregates)
         needed_manifest(healed, AutoConfig.from_pretrained(healed))  # before the original runs for hours
         first, how_first = _run(original, tasks, manager, settings)
         second, how_second = _run(healed, tasks, manager, settings)
@@ -105,7 +106,7 @@ def _run(
 
 
 def _aggregates(manager: TaskManager, tasks: Sequence[str]) -> dict[str, dict[str, Aggregate]]:
-    """How each metric of each task sums up its samples.
+    """How each metric of each task sums up its samples; of groups of tasks, nothing.
 
     Raises:
         ConfigError: a task is not known, or can't be loaded.
@@ -120,13 +121,29 @@ def _aggregates(manager: TaskManager, tasks: Sequence[str]) -> dict[str, dict[st
                 else "`lm_eval ls tasks` names them all; tasks of your own: --include-path FOLDER",
             )
     try:
-        loaded = manager.load(list(tasks))["tasks"]
+        loaded = manager.load(list(tasks))
     except Exception as error:  # of lm-eval, of datasets, or of code of the task
         raise ConfigError(
             f"lm-eval can't load the tasks: {type(error).__name__}: {error}",
             way_out="check the task's YAML file and data, or the connection",
         ) from error
-    return {
+    found = {
         name: {metric: mean if one is mean_of_theirs else one for metric, one in task.aggregation().items()}
-        for name, task in loaded.items()
+        for name, task in loaded["tasks"].items()
     }
+    return {**{name: {} for name in loaded["groups"]}, **found}
+
+
+def _check_limits(limits: Limits, aggregates: Mapping[str, Mapping[str, Aggregate]]) -> None:
+    """Which metrics a group has is known when it has run.
+
+    Raises:
+        ConfigError: a limit is for a task or a metric that will not be measured.
+    """
+    for name in limits.named:
+        task, _, metric = name.partition(":")
+        if task not in aggregates or (metric and aggregates[task] and metric not in aggregates[task]):
+            known = [task, *(f"{task}:{one}" for one in aggregates[task])] if task in aggregates else list(aggregates)
+            raise ConfigError(
+                f"there is a limit for {name!r}, which will not be measured", way_out=f"one of {', '.join(known)}"
+            )
