@@ -31,6 +31,8 @@ FEW_SEQUENCES, FEW_TOKENS = 2, 16
 """Of the run that finds the head: its logits are whole, and have to be small."""
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.clone.default, torch.ops.aten.detach.default)
 """Operators that change no number but by rounding, and that torch does not call elementwise."""
+PARAMETRIZED = "parametrizations."
+"""In the names of parameters that a module makes its own ones of (torch.nn.utils.parametrize)."""
 OPEN = 0.05
 """Relative difference that is allowed for types of 16 bits or less; for others, the root of their precision."""
 
@@ -90,13 +92,18 @@ class _Direct(nn.Module):
 
 
 def whole(value: torch.Tensor) -> torch.Tensor:
-    """A tensor with all numbers of one that is spread over ranks (DTensor); its gradient is the sum of all ranks'."""
+    """A tensor with all numbers of one that is spread over ranks (DTensor). Its gradient becomes the mean of the ranks'
+    gradients: what FSDP2 makes of those of other parameters, and the same as one rank's where all compute the same."""
     if not hasattr(value, "full_tensor"):
         return value
     from torch.distributed.tensor import Partial
 
     spread: Any = value
-    return spread.full_tensor(grad_placements=[Partial()] * spread.device_mesh.ndim)  # type: ignore[no-any-return]
+    mesh = spread.device_mesh
+    found: torch.Tensor = spread.full_tensor(grad_placements=[Partial()] * mesh.ndim)
+    if found.requires_grad:
+        found.register_hook(lambda grad: grad / mesh.size())
+    return found
 
 
 def few(batch: Batch) -> Batch:
@@ -121,6 +128,8 @@ def find_head(model: nn.Module, batch: Batch) -> Head | str:
     path: _Path = trace.paths[logits]
     if trace.calls[path.module] != 1:
         return f"the module that makes the logits, {type(path.module).__name__}, runs {trace.calls[path.module]} times"
+    if any(hasattr(value, "full_tensor") and PARAMETRIZED in name for name, value in _named(path.module)):
+        return f"{type(path.module).__name__}, which makes the logits, puts its parameters together from parts of ranks"
     named = {id(value): name for name, value in (*model.named_parameters(), *model.named_buffers())}
     names = {name: named[id(value)] for name, value in _named(path.module)}
     head = Head(path.module, path.tails, logits.shape[-1], names)
