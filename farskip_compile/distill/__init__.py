@@ -3,11 +3,14 @@
     config        the options
     batches       what a batch is, a stream of them with a position, how a model is called with one
     teacher       what the original says: frozen copies; `teacher_cache`: its largest logits on disk
-    losses        forward KL, next-token loss
+    losses        forward KL, next-token loss, chunk by chunk
+    head          the output head, found by dataflow; `asking`: how a model is asked for hidden states instead of logits
+    stream        the student's residual stream held to the teacher's
     identity      which model it is
     ranks         several ranks: data parallelism, parameters that are spread
-    run           one step, with its optimizer
-    evaluate      held-out batches; the best weights
+    beginning     what comes before the first step: the fold, `trials` of learning rates
+    run           one step; `optimizer`: AdamW and its rates; `recomputing`: gradient checkpointing
+    evaluate      held-out batches, and differences of evaluations; the best weights
     snapshot      the tensors of a run that change; `states`: on disk; `tensor_files`: how
     records       JSON lines, progress bar, TensorBoard; `checkpoints`: the healed model with its manifest
     main          `self_distill`
@@ -21,8 +24,9 @@ Start reading at `main`.
 
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.distill.contamination import find_overlap
-from farskip_compile.distill.evaluate import HeldOut
+from farskip_compile.distill.evaluate import HeldOut, paired
 from farskip_compile.distill.main import Distilled, self_distill
 from farskip_compile.distill.texts import text_batches
+from farskip_compile.distill.trials import Trial
 
-__all__ = ["DistillConfig", "Distilled", "HeldOut", "find_overlap", "self_distill", "text_batches"]
+__all__ = ["DistillConfig", "Distilled", "HeldOut", "Trial", "find_overlap", "paired", "self_distill", "text_batches"]
