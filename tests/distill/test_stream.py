@@ -12,10 +12,13 @@ from torch import nn
 
 from farskip_compile import ConfigError
 from farskip_compile.distill import self_distill
+from farskip_compile.distill.asking import Answer
 from farskip_compile.distill.batches import as_batch
-from farskip_compile.distill.stream import stream_layers
+from farskip_compile.distill.ranks import Ranks
+from farskip_compile.distill.stream import mismatch, stream_layers
 from tests.compare import relative_difference
 from tests.distill.common import EAGER, VOCABULARY, batches, weights
+from tests.distributed.ranks import run_ranks
 
 HELD_OUT = batches(1, seed=7)
 STEPS, WEIGHT, RATE = 4, 3.0, 1e-3
@@ -174,3 +177,30 @@ def test_layers_are_found_by_what_they_do():
 def test_without_a_teacher_that_has_a_stream_it_is_refused(more):
     with pytest.raises(ConfigError, match="no residual stream to match"):
         self_distill(Tiny(), batches(1), held_out=HELD_OUT, steps=1, stream_weight=1.0, **more)
+
+
+def streams(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(3, 6, 8, generator=generator, dtype=torch.float64) for _ in range(2)]
+
+
+TARGETS = torch.tensor([[1, 2, -100, 4, 5], [1, -100, -100, -100, 2], [3, 3, 3, 3, 3]])
+
+
+def on_rank(rank, world_size):
+    """The first sequence is the first rank's, the others are the second one's."""
+    mine = slice(0, 1) if rank == 0 else slice(1, 3)
+    ours, theirs = (Answer(torch.zeros(1), None, tuple(one[mine] for one in streams(seed))) for seed in (0, 1))
+    part, tokens = mismatch(ours, theirs, TARGETS[mine], Ranks(nn.Linear(1, 1)))
+    return part.item(), tokens
+
+
+def test_parts_of_ranks_add_up():
+    chosen = TARGETS != -100
+    expected = sum(
+        ((s - t)[:, :-1][chosen] ** 2).sum() / (t[:, :-1][chosen] ** 2).sum()
+        for s, t in zip(streams(0), streams(1), strict=True)
+    )
+    found = run_ranks(on_rank, 2)
+    assert sum(part for part, _ in found) == pytest.approx(expected.item() / 2, rel=1e-12)
+    assert [tokens for _, tokens in found] == [11, 11]
