@@ -13,6 +13,7 @@ from tests.programs import run_program
 
 pytest.importorskip("transformers")
 pytest.importorskip("datasets")
+pytest.importorskip("lm_eval")
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "conversion.md").read_text()
 BLOCKS = dict(re.findall(r"^```\w+\n# (\S+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
@@ -28,6 +29,7 @@ def test_the_page_runs(tmp_path: Path) -> None:
         ["python", "choose.py"],
         ["farskip", "distill"],
         ["python", "use.py"],
+        ["farskip", "evaluate"],
     ]
     farskip = str(Path(sys.executable).parent / "farskip")
     said = {}
@@ -52,3 +54,7 @@ def test_the_page_runs(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == list(range(41))
     assert min(line["held_out_kl"] for line in lines[1:] if "held_out_kl" in line) < lines[0]["held_out_kl"]
     assert said[COMMANDS[4]].startswith("The standard library")
+    scores = said[COMMANDS[5]]
+    assert re.search(r"bits_per_byte +\d\.\d{4} ±\d\.\d{4} +\d\.\d{4} ±\d\.\d{4} +[+-]\d\.\d{4} ±.* 0\.2x  ok", scores)
+    assert "original: as it is written" in scores
+    assert f"healed: rewired, {len(rows)} sub-block" in scores
