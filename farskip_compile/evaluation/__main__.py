@@ -8,4 +8,5 @@ from lm_eval.__main__ import cli_evaluate
 
 import farskip_compile.evaluation.model  # noqa: F401  it registers the model
 
-cli_evaluate()
+if __name__ == "__main__":
+    cli_evaluate()
