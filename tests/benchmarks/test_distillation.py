@@ -53,7 +53,7 @@ def test_what_the_experiment_must_hold():
     for seed in (0, 1, 2):
         names = {row.label for row in rows if row.seed == seed}
         assert {"unhealed-full", "folded-full", "paper-full", "fold+paper-full", "best-full", "control"} <= names
-    for label in ("paper-full", "fold+paper-full", "best-full", "control"):
+    for label in ("paper-full", "best-full", "control"):
         assert {row.part for row in rows if row.label.startswith(label)} == {0.03, 0.1, 0.3}
     best = {row.connectivity for row in rows if row.label.startswith("best-")}
     assert best == {"full", "attention", "mlp", "lag2", "ladder", "plan"}
