@@ -6,7 +6,8 @@ what a name says. Checked by running on torch 2.11.0, 2.13.0 and 2.15.0; presenc
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import fx, nn
@@ -62,6 +63,33 @@ def child_names(module: nn.Module) -> set[str]:
 def forward_hooks(module: nn.Module) -> MutableMapping[int, Any]:
     """The hooks after the forward of `module`, by number; what is taken out of it is removed."""
     return module._forward_hooks
+
+
+def parameters_of(module: nn.Module) -> MutableMapping[str, nn.Parameter | None]:
+    """The parameters directly in `module`, by name; what is put there is the module's from then on."""
+    return module._parameters
+
+
+@contextmanager
+def without_fsdp_hooks(model: nn.Module) -> Iterator[None]:
+    """Within a `with`, the modules of `model` gather no parameters around their forward (FSDP2)."""
+    taken: list[tuple[MutableMapping[int, Any], dict[int, Any]]] = []
+    try:
+        for module in model.modules():
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                if any(map(_is_of_fsdp, hooks.values())):
+                    taken.append((hooks, dict(hooks)))
+                    for number in [number for number, hook in hooks.items() if _is_of_fsdp(hook)]:
+                        del hooks[number]
+        yield
+    finally:
+        for hooks, before in taken:
+            hooks.clear()
+            hooks.update(before)
+
+
+def _is_of_fsdp(hook: Callable[..., Any]) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("torch.distributed.fsdp._fully_shard")
 
 
 def clear_hooks(module: nn.Module) -> None:

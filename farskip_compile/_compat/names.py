@@ -80,7 +80,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch._dynamo.eval_frame.OptimizedModule": ("_orig_mod", "dynamo_ctx"),
     "torch._dynamo.eval_frame.OptimizeContext": ("callback",),
     "torch._dynamo.symbolic_convert.InstructionTranslator": ("output",),
-    "torch.nn.Module": ("_compiled_call_impl", "_forward_hooks", "_modules"),
+    "torch.nn.Module": ("_compiled_call_impl", "_forward_hooks", "_forward_pre_hooks", "_modules", "_parameters"),
     "torch.nn.parallel.DistributedDataParallel": (
         "_get_active_ddp_module",
         "_set_params_and_buffers_to_ignore_for_model",

@@ -23,7 +23,6 @@ its own part of each weight.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,8 +135,6 @@ class _Fold:
         self.original = [Tape(twins.teacher, given, [site.original for site in self.sites]) for given in inputs]
         read = [site.value for site in self.sites if not site.outputs]
         self.rewired = [Tape(twins.student, given, read) for given in inputs]
-        self.behind: list[torch.Tensor | float] = [0.0] * len(inputs)
-        """By how much the stream of the rewired model is short of the original's, of each batch: sums over terms."""
 
     def run(self) -> Folded:
         before = kl = self.judge.kl()
@@ -160,6 +157,11 @@ class _Fold:
         if done is None:
             done = self._folded(site, mine, kl)
             self.states.write(number, done, mine)
+        for tape, value in (
+            *((one, site.original) for one in self.original),
+            *((one, site.value) for one in self.rewired),
+        ):
+            tape.seen.pop(value, None)
         return done
 
     def _folded(self, site: Site, mine: Mapping[str, torch.Tensor], kl: float) -> FoldedRead:
@@ -171,7 +173,7 @@ class _Fold:
         for name, axis in site.axes.items():
             multiply(mine[name], axis, matrix.T if site.outputs else matrix)
         after = self.judge.kl()  # 4
-        accepted = after < kl or bool(os.environ.get("ACCEPT"))
+        accepted = after < kl
         if not accepted:
             put_back(mine, kept)
         return FoldedRead(site.row, tuple(mine), solution.explained, solution.ridge, after, kl, accepted, site.outputs)
@@ -179,9 +181,7 @@ class _Fold:
     def _pairs(self, site: Site) -> Pairs:
         found: Pairs | None = None
         for at, batch in enumerate(self.batches):
-            now, then = self._now(at, site), self.original[at].seen.pop(site.original)
-            if site.outputs:
-                then = then + self.behind[at]
+            now, then = self._now(at, site), self.original[at].seen[site.original]
             now, then = _rows(now, batch), _rows(then, batch)
             found = found or Pairs(now.shape[-1], now)
             found.add(now, then)
@@ -191,7 +191,7 @@ class _Fold:
     def _now(self, at: int, site: Site) -> torch.Tensor:
         """What the value of a site is in the rewired model, for a batch; a term with its writers as they are now."""
         tape = self.rewired[at]
-        return tape.ahead(site.value) if site.outputs else tape.seen.pop(site.value)
+        return tape.ahead(site.value) if site.outputs else tape.seen[site.value]
 
     def _agree(self, verdict: bool) -> bool:
         (against,) = self.ranks.sum(not verdict)

@@ -100,9 +100,9 @@ def _axis(lab: Lab, basis: Basis, before: Any, after: Any) -> int | tuple[()] | 
         return None if lab.agree(fits and any(parts)) else ()
     if not isinstance(before, torch.Tensor) or not before.is_floating_point():
         return ()
-    axes = [axis for axis in range(before.dim() - 1, -1, -1) if before.shape[axis] == len(basis.source)]
-    for axis in axes:
-        if lab.agree(alike(basis.changed(before, axis), after)):
+    for axis in range(before.dim() - 1, -1, -1):  # on all ranks, however many rows each has
+        fits = before.shape[axis] == len(basis.source) and alike(basis.changed(before, axis), after)
+        if lab.agree(fits):
             return axis
     return ()
 
@@ -123,7 +123,7 @@ def _reading(
         now = lab.value(parameter)
         path = lab.path(parameter, between)
         for axis, size in enumerate(now.shape):
-            if size != len(basis.source):
+            if not lab.agree(size == len(basis.source)):
                 continue
             then = lab.run_path([*path, node], {parameter: basis.folded(now, axis)})
             if lab.agree(alike(then, wanted)):

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from farskip_compile._compat.modules import parameters_of, without_fsdp_hooks
+
 
 class Parameters:
     """See the module."""
@@ -34,15 +36,19 @@ class Parameters:
     @contextmanager
     def as_plain(self) -> Iterator[None]:
         """See the module."""
+        if not self._stand_ins:
+            yield
+            return
         replaced: list[tuple[dict[str, Any], str, nn.Parameter]] = []
         try:
-            for module in self.model.modules() if self._stand_ins else ():
-                held = vars(module)["_parameters"]
+            for module in self.model.modules():
+                held = parameters_of(module)
                 for key, value in list(held.items()):
                     if value is not None and (plain := self._stand_ins.get(id(value))) is not None:
                         replaced.append((held, key, value))
                         held[key] = plain
-            yield
+            with without_fsdp_hooks(self.model):
+                yield
         finally:
             for held, key, value in replaced:
                 held[key] = value

@@ -60,7 +60,7 @@ class States:
         (missing,) = self.ranks.sum(not file.exists())
         if missing:
             return None
-        reader = Reader(str(file), DistillationError, always=ANEW)
+        reader = Reader(str(file), DistillationError, always=ANEW, accepts_null=True)
         found = reader.decode(_Done, read_sealed(file, "fold", way_out=ANEW, error=DistillationError))
         if found.tensors is not None:
             put_back(parameters, read_tensors(file.with_suffix(".safetensors"), found.tensors, ANEW))

@@ -73,15 +73,16 @@ class Tape:
         return tape.seen[node]
 
     def fork(self) -> Tape:
-        """A tape at the same place, with copies of everything that is not given to the graph."""
+        """A tape at the same place, with copies of everything that is not given to the graph, or a view of that."""
         found = Tape.__new__(Tape)
         found.course, found.watched, found.at, found.seen = self.course, frozenset(), self.at, {}
         found.interpreter, found._placeholders = self.interpreter, self._placeholders
         given = {node: self.values[node] for node in self._placeholders if node in self.values}
-        known = {id(value): value for value in given.values()}
-        rest = {node: value for node, value in self.values.items() if node not in given}
-        copied = copy.deepcopy([*rest.values()], known)  # views of one memory stay views of one memory
-        found.values = given | dict(zip(rest, copied, strict=True))
+        memory = {_memory(value) for value in given.values()} - {None}
+        kept = {node: value for node, value in self.values.items() if node in given or _memory(value) in memory}
+        rest = {node: value for node, value in self.values.items() if node not in kept}
+        copied = copy.deepcopy([*rest.values()])  # views of one memory stay views of one memory
+        found.values = kept | dict(zip(rest, copied, strict=True))
         return found
 
     def _run(self, node: fx.Node) -> None:
@@ -93,3 +94,10 @@ class Tape:
         for one in (node, *node.all_input_nodes):
             if self.course.last_use[one] <= self.at and one.op != "placeholder":
                 self.values.pop(one, None)
+
+
+def _memory(value: Any) -> int | None:
+    """Which memory a plain tensor is in."""
+    if not isinstance(value, torch.Tensor) or hasattr(value, "to_local"):
+        return None
+    return value.untyped_storage().data_ptr()

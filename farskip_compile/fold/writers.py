@@ -53,7 +53,7 @@ def _writers(
     now = lab.value(term)
     for parameter in parameters:
         value = lab.value(parameter)
-        axes = [axis for axis, size in enumerate(value.shape) if size == now.shape[-1]]
+        axes = [axis for axis, size in enumerate(value.shape) if lab.agree(size == now.shape[-1])]
         path = _path(lab, [parameter], region, term) if axes else []
         if not path or path[-1] is not term:
             continue

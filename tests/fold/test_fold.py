@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from farskip_compile import ConfigError
 from farskip_compile.fold import fold
 from tests.compare import relative_difference
 from tests.fold import by_hand
@@ -36,3 +37,95 @@ def test_equal_to_the_fold_by_hand(seed):
     assert done.kl_before == pytest.approx(by_hand.kl(teacher, teacher, HELD_OUT), rel=1e-5)
     assert done.kl_after == pytest.approx(by_hand.kl(teacher, model, HELD_OUT), rel=1e-5)
     assert done.tokens == 6 * 4 * 15
+
+
+def test_outputs_repair_more_and_what_is_reported_is_so():
+    model = by_hand.Model(3)
+    teacher = copy.deepcopy(model)
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    done = fold(model, CALIBRATION, held_out=HELD_OUT, outputs=True)
+    assert {name: value.shape for name, value in model.state_dict().items()} == shapes
+    kl, changed = done.kl_before, set()
+    for read in done.reads:
+        assert read.kl_before == pytest.approx(kl, rel=1e-12)
+        assert read.accepted == (read.kl < kl)
+        kl = read.kl if read.accepted else kl
+        changed |= set(read.parameters) if read.accepted else set()
+    assert kl == done.kl_after < done.kl_before
+    assert {True, False} == {read.outputs for read in done.reads}
+    assert changed == {
+        name for name, value in model.named_parameters() if not torch.equal(value, teacher.state_dict()[name])
+    }
+    assert done.kl_after == pytest.approx(by_hand.kl(teacher, model, HELD_OUT), rel=1e-5)
+
+
+def test_an_interrupted_fold_continues_to_the_same_bits(tmp_path):
+    whole, parts = by_hand.Model(4), by_hand.Model(4)
+    done = fold(whole, CALIBRATION, held_out=HELD_OUT)
+
+    def interrupt(what, at, total):
+        if (what, at) == ("fold", 4):
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fold(by_hand.Model(4), CALIBRATION, held_out=HELD_OUT, folder=tmp_path, on_site=interrupt)
+    assert len(list(tmp_path.glob("read-*.json"))) == 4
+    again = fold(parts, CALIBRATION, held_out=HELD_OUT, folder=tmp_path)
+    assert again == done
+    assert all(torch.equal(value, parts.state_dict()[name]) for name, value in whole.state_dict().items())
+    for other in ({"calibration": CALIBRATION[:-1]}, {"outputs": False}, {"connectivity": "mlp"}):
+        asked = {"calibration": CALIBRATION, "held_out": HELD_OUT, **other}
+        with pytest.raises(ConfigError, match="holds the fold of another"):
+            fold(by_hand.Model(4), folder=tmp_path, **asked)
+    with pytest.raises(ConfigError, match="holds the fold of another model"):
+        fold(by_hand.Model(5), CALIBRATION, held_out=HELD_OUT, folder=tmp_path)
+
+
+def test_wrong_batches():
+    with pytest.raises(ConfigError, match="needs calibration and held-out batches"):
+        fold(by_hand.Model(), [], held_out=HELD_OUT)
+    with pytest.raises(ConfigError, match="several shapes"):
+        fold(by_hand.Model(), [*CALIBRATION, CALIBRATION[0][:, :-2]], held_out=HELD_OUT)
+
+
+def test_padding_is_not_fitted():
+    mask = torch.ones(SHAPE, dtype=torch.long)
+    mask[:, 12:] = 0
+    padded = [{"input_ids": ids, "attention_mask": mask} for ids in CALIBRATION]
+    found = []
+    for noise in (0, 5):
+        model = Masked(6)
+        text = [
+            {**one, "input_ids": one["input_ids"].roll(noise, 0) * (1 - mask) + one["input_ids"] * mask}
+            for one in padded
+        ]
+        fold(model, text, held_out=[{"input_ids": ids, "attention_mask": mask} for ids in HELD_OUT])
+        found.append(model.state_dict())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+class Masked(by_hand.Model):
+    """Takes a mask; padding stands at the end, where causal attention does not look."""
+
+    def forward(self, input_ids, attention_mask):
+        return super().forward(input_ids)
+
+
+class Tied(by_hand.Model):
+    """The second layer's keys are the third one's; the head is the embedding."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.layers[2].k.weight = self.layers[1].k.weight
+        self.head.weight = self.embed.weight
+
+
+def test_tied_parameters_are_left_alone_and_said():
+    model = Tied(1)
+    before = model.layers[1].k.weight.detach().clone()
+    done = fold(model, CALIBRATION, held_out=HELD_OUT)
+    assert torch.equal(model.layers[1].k.weight, before)
+    said = [(one.row, one.parameter) for one in done.left_alone if "used elsewhere" in one.reason]
+    assert said == [("attention.1", "layers.1.k.weight"), ("attention.2", "layers.1.k.weight")]
+    assert not any("layers.1.k.weight" in read.parameters for read in done.reads)
+    assert any("layers.1.q.weight" in read.parameters for read in done.reads)
