@@ -8,6 +8,7 @@ Never: changes the teacher, which was copied, or asked, before.
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -61,8 +62,8 @@ def numbers_of(notes: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _fold(run: Run) -> dict[str, Any]:
-    from farskip_compile.fold import fold  # which imports what is beside this module
-
+    # by name: the fold is built on this package, so that this package can't be built on it
+    fold = importlib.import_module("farskip_compile.fold").fold
     config = run.config
     with state_kept([run.model]):
         feed = Feed(run.data, run.device)

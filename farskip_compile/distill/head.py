@@ -25,6 +25,7 @@ from torch.func import functional_call
 from torch.utils.weak import WeakIdKeyDictionary
 
 from farskip_compile._compat.dispatch import OperatorMode
+from farskip_compile._compat.tensors import parameters
 from farskip_compile.distill.batches import Batch, caller
 
 FEW_SEQUENCES, FEW_TOKENS = 2, 16
@@ -50,7 +51,7 @@ class Tail:
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """Apply it."""
         given = (*self.arguments[: self.at], logits, *self.arguments[self.at + 1 :])
-        return self.operator(*given, **self.named)  # type: ignore[no-any-return]
+        return self.operator(*given, **self.named)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +192,7 @@ class _Trace(OperatorMode):
         tensors = [(at, one) for at, one in enumerate(args) if isinstance(one, torch.Tensor)]
         alone = len(tensors) == 1 and not any(isinstance(one, torch.Tensor) for one in kwargs.values())
         known: _Path | None = self.paths.get(tensors[0][1]) if alone else None
-        if func._schema.is_mutable:
+        if any(one.alias_info is not None and one.alias_info.is_write for one in parameters(func)):
             for _, one in tensors:
                 self.paths.pop(one, None)
         if known is not None and isinstance(out, torch.Tensor):

@@ -79,7 +79,7 @@ def _summed(measure: Measure, student: Said, teacher: Known | None, targets: tor
     if isinstance(student, Hidden):
         names, values = list(student.values), list(student.values.values())
         chunks = _Chunks(names, student, of_part, parts, torch.is_grad_enabled())
-        return _OfChunks.apply(chunks, student.states[:, :-1][chosen], *values)  # type: ignore[no-any-return]
+        return _OfChunks.apply(chunks, student.states[:, :-1][chosen], *values)
     if student.requires_grad and torch.is_grad_enabled():
         parts = [slice(None)]  # parts of logits that are whole anyway would have gradients as large as the whole
     return torch.stack([of_part(_rows(student, chosen, part), part) for part in parts]).sum()

@@ -32,7 +32,7 @@ def check_recomputing(model: nn.Module) -> Callable[..., Any]:
             f"{type(model).__name__} has no gradient checkpointing that can be switched on",
             way_out="gradient_checkpointing=False, with torch.utils.checkpoint in the model itself; or smaller batches",
         )
-    return method  # type: ignore[no-any-return]
+    return method
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def stream_layers(model: nn.Module, batch: Batch) -> list[nn.Module]:
     given: list[tuple[int, Any, Any]] = []
     hooks = [
         layer.register_forward_hook(
-            lambda _, args, kwargs, out, at=at: given.append((at, (*args, *kwargs.values()), first_of(out))),  # type: ignore[misc]
+            lambda _, args, kwargs, out, at=at: given.append((at, (*args, *kwargs.values()), first_of(out))),
             with_kwargs=True,
         )
         for at, layer in enumerate(layers)
