@@ -45,6 +45,12 @@ class Evidence:
             return {row.name: tuple(table.names(row.left_out)) for row in table.rows if row.left_out}
         return self.reports[0].left_out if self.reports else {}
 
+    @property
+    def graphs(self) -> int:
+        """How many there are. Dynamo may hand one over twice in one compile, with two reports."""
+        named = {report.compile_id.partition("_")[0] for report in self.reports if report.compile_id}
+        return len(named) + sum(not report.compile_id for report in self.reports)
+
     def check(self, model: nn.Module, phase: str) -> None:
         """After a batch of `phase`.
 
@@ -68,7 +74,7 @@ class Evidence:
         return {
             "connectivity": self.manifest.to_json()["connectivity"],
             "left_out": {name: list(terms) for name, terms in self.left_out.items()},
-            "graphs": len(self.reports),
+            "graphs": self.graphs,
             "batches": dict(self.calls),
         }
 

@@ -11,7 +11,8 @@ Algorithm:
 2. Read the manifest before any weight is loaded; guard the model, `prepare` it, compile it in place.
 3. Compile with dynamic sizes. A size of one is a case of its own for torch, and transformers drops a mask without
    padding, so no batch has either: it is padded to two rows and two tokens, and a prompt by one masked token. That
-   makes three graphs: log-likelihoods, prefill, decode steps.
+   makes three graphs: log-likelihoods, prefill, decode steps; with Inductor a fourth one, for the first decode step,
+   whose cache has the strides that the prefill's kernels chose.
 4. After every batch, check the evidence (`evidence`).
 """
 

@@ -86,6 +86,7 @@ def _notes(found: Comparison) -> Iterable[str]:
         if how is None:
             yield f"{name}: as it is written"
         else:
-            rows, graphs = amount(len(how["left_out"]), "sub-block"), amount(how["graphs"], "graph")
+            rows = amount(len(how["left_out"]), "sub-block")
+            graphs = f"{'each of ' if how['graphs'] > 1 else ''}{amount(how['graphs'], 'graph')}"
             batches = ", ".join(f"{count} of {phase}" for phase, count in how["batches"].items())
-            yield f"{name}: rewired, {rows} in each of {graphs}; batches: {batches}"
+            yield f"{name}: rewired, {rows} in {graphs}; batches: {batches}"

@@ -165,6 +165,9 @@ def test_what_reports_must_say(healed: Path) -> None:
     lm.evidence.reports[:] = [as_asked, as_asked]
     lm.evidence.check(lm.model, "generation")
     assert lm.evidence.calls == {"generation": 1}
+    ids = ("0/0", "0/0_1", "0/1", "0/10")
+    lm.evidence.reports[:] = [replace(as_asked, compile_id=one) for one in ids]
+    assert lm.evidence.graphs == 3
 
 
 # What is not taken
