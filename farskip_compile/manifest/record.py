@@ -46,6 +46,8 @@ class Manifest:
     """What the table rests on beside the model: declared facts, which compiles with this manifest take over."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """What it was made with: package -> version."""
+    healing: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """How the weights came to be (`farskip_compile.fold`, `self_distill`): plain data, for readers; nothing is decided by it."""
     schema: int = SCHEMA
     origin: str = field(default="", compare=False, repr=False)
     """Where it was read from, for messages."""
@@ -65,8 +67,8 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of all that it says about the model; versions and origin aside."""
-        content = {key: value for key, value in self.to_json().items() if key != "versions"}
+        """Hash of all that it says about the model; versions, healing and origin aside."""
+        content = {key: value for key, value in self.to_json().items() if key not in ("versions", "healing")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -83,6 +85,7 @@ class Manifest:
             "fingerprint": self.fingerprint.to_json() if self.fingerprint is not None else None,
             **({"declared": {fact.name: fact.to_json() for fact in self.declared}} if self.declared else {}),
             "versions": dict(self.versions),
+            **({"healing": dict(self.healing)} if self.healing else {}),
         }
 
     @classmethod
@@ -121,7 +124,7 @@ class Manifest:
                 declared.append(Declared.from_json(name, kinds))
             except (ValueError, TypeError) as error:
                 reader.refuse("declared", f"what operators and modules are ({error})", kinds)
-        return cls(connectivity, pair, table, fingerprint, tuple(declared), found.versions, origin=origin)
+        return cls(connectivity, pair, table, fingerprint, tuple(declared), found.versions, found.healing, origin=origin)
 
 
 @dataclass(frozen=True)
@@ -147,3 +150,4 @@ class _Json:
     fingerprint: Listed | None
     versions: Mapping[str, str]
     declared: Mapping[str, Any] = field(default_factory=dict)
+    healing: Mapping[str, Any] = field(default_factory=dict)
