@@ -80,7 +80,7 @@ def text_data(folder: Path, scale: Scale, corpus: Corpus) -> TextData:
 
 def about_text(folder: Path, scale: Scale, corpus: Corpus) -> str:
     """What the corpus is, how it is split, and what its parts have in common."""
-    from farskip_compile.distill.contamination import find_overlap
+    from farskip_compile.texts.contamination import find_overlap
 
     data = text_data(folder, scale, corpus)
     sizes = {"sequence_length": scale.sequence, "batch_size": scale.batch, "shuffle": False}

@@ -8,7 +8,6 @@ Never: changes the teacher, which was copied, or asked, before.
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -16,11 +15,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from farskip_compile.distill.batches import IGNORED, Batch, Feed
+from farskip_compile.causal.batches import IGNORED, Batch, Feed
+from farskip_compile.causal.evaluate import HeldOut
 from farskip_compile.distill.config import AUTO
-from farskip_compile.distill.evaluate import HeldOut
 from farskip_compile.distill.run import Run
 from farskip_compile.distill.trials import Trial, try_rates
+from farskip_compile.fold import fold
 from farskip_compile.prepare.preserve_state import state_kept
 
 log = logging.getLogger("farskip_compile")
@@ -62,8 +62,6 @@ def numbers_of(notes: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _fold(run: Run) -> dict[str, Any]:
-    # by name: the fold is built on this package, so that this package can't be built on it
-    fold = importlib.import_module("farskip_compile.fold").fold
     config = run.config
     with state_kept([run.model]):
         feed = Feed(run.data, run.device)

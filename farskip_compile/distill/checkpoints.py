@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from farskip_compile.distill.ranks import Ranks
-from farskip_compile.distill.tensor_files import library
+from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.tensor_files import library
 from farskip_compile.json_files import replacing
 from farskip_compile.manifest import Manifest, save_manifest
 from farskip_compile.manifest.files import CONFIG

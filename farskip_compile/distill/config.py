@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from farskip_compile.causal.asking import MEMORY
 from farskip_compile.config import FarSkipConfig, resolve
-from farskip_compile.distill.asking import MEMORY
 from farskip_compile.errors import ConfigError
 from farskip_compile.json_files import Reader
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange

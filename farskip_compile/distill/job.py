@@ -45,14 +45,14 @@ import torch
 from torch import nn
 
 from farskip_compile.distill.config import DistillConfig
-from farskip_compile.distill.contamination import LIMIT, RUN, Overlap, find_overlap
-from farskip_compile.distill.documents import Format
-from farskip_compile.distill.texts import LossOn, TextBatches, text_batches
 from farskip_compile.errors import ConfigError
 from farskip_compile.json_files import Reader
 from farskip_compile.manifest import load_manifest
 from farskip_compile.prepare import prepare
 from farskip_compile.reading import read_bytes
+from farskip_compile.texts.contamination import LIMIT, RUN, Overlap, find_overlap
+from farskip_compile.texts.documents import Format
+from farskip_compile.texts.loaders import LossOn, TextBatches, text_batches
 from farskip_compile.zoo.model_source import load
 
 

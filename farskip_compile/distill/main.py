@@ -26,13 +26,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from farskip_compile.causal.batches import arguments, as_batch
+from farskip_compile.causal.evaluate import HeldOut
+from farskip_compile.causal.ranks import Ranks, Sharded
 from farskip_compile.describe import describe
-from farskip_compile.distill.batches import arguments, as_batch
 from farskip_compile.distill.beginning import begin, folded_of, numbers_of, trials_of
 from farskip_compile.distill.checkpoints import save_checkpoint
 from farskip_compile.distill.config import AUTO, DistillConfig
-from farskip_compile.distill.evaluate import HeldOut
-from farskip_compile.distill.ranks import Ranks, Sharded
 from farskip_compile.distill.recomputing import check_recomputing, recomputing
 from farskip_compile.distill.records import Records
 from farskip_compile.distill.run import Run
@@ -99,7 +99,7 @@ def self_distill(
     Args:
         model: maps token ids [B, T] to logits [B, T, V], or to something with `.logits`; not compiled. One of
             transformers may need `farskip_compile.prepare` first.
-        data: batches, as `farskip_compile.distill.batches` has them: any iterable, which is started again when it
+        data: batches, as `farskip_compile.causal.batches` has them: any iterable, which is started again when it
             ends. On several ranks, each has its own.
         config: what is requested; or give its fields as keyword arguments.
         held_out: batches for evaluation: the best weights are chosen by them.

@@ -18,8 +18,8 @@ import math
 import torch
 from torch import nn
 
+from farskip_compile.causal.ranks import Ranks
 from farskip_compile.distill.config import DistillConfig
-from farskip_compile.distill.ranks import Ranks
 from farskip_compile.errors import ConfigError
 
 FUSED = ("cpu", "cuda", "xpu")

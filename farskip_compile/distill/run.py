@@ -20,20 +20,21 @@ from torch import nn
 
 from farskip_compile._compat.distributed import whole_graphs_under_ddp
 from farskip_compile.backend import backend
-from farskip_compile.distill.asking import Asking
-from farskip_compile.distill.batches import Batch, Feed, Position, as_batch
+from farskip_compile.causal.asking import Asking
+from farskip_compile.causal.batches import Batch, Feed, Position, as_batch
+from farskip_compile.causal.evaluate import Evaluation, HeldOut
+from farskip_compile.causal.identity import checksum
+from farskip_compile.causal.losses import forward_kl, next_token_loss
+from farskip_compile.causal.ranks import Ranks, Sharded
+from farskip_compile.causal.teacher import FrozenTeacher, Teacher, evaluating
+from farskip_compile.causal.tensor_files import library
+from farskip_compile.distill.best import Best
 from farskip_compile.distill.config import AUTO, DistillConfig
-from farskip_compile.distill.evaluate import Best, Evaluation, HeldOut
-from farskip_compile.distill.identity import checksum
-from farskip_compile.distill.losses import forward_kl, next_token_loss
 from farskip_compile.distill.optimizer import beta2_for, learning_rate_at, make_optimizer
-from farskip_compile.distill.ranks import Ranks, Sharded
 from farskip_compile.distill.snapshot import EPOCH, Snapshot
 from farskip_compile.distill.states import Progress, read_newest, write_state
 from farskip_compile.distill.stream import mismatch, stream_layers, weight_at
-from farskip_compile.distill.teacher import FrozenTeacher, Teacher, evaluating
 from farskip_compile.distill.teacher_cache import CachedTeacher
-from farskip_compile.distill.tensor_files import library
 from farskip_compile.errors import DistillationError
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from farskip_compile.distill.batches import Position
-from farskip_compile.distill.evaluate import Best
-from farskip_compile.distill.ranks import Ranks
+from farskip_compile.causal.batches import Position
+from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.tensor_files import local
+from farskip_compile.distill.best import Best
 from farskip_compile.distill.states import ANEW, State, is_own
-from farskip_compile.distill.tensor_files import local
 from farskip_compile.errors import DistillationError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from farskip_compile.distill.ranks import Ranks
-from farskip_compile.distill.tensor_files import Seal, read_tensors, write_tensors
+from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.tensor_files import Seal, read_tensors, write_tensors
 from farskip_compile.errors import ConfigError, DistillationError, FarSkipError, FarSkipWarning
 from farskip_compile.json_files import Reader, encode, flush, read_sealed, write_sealed
 

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from farskip_compile.distill.asking import Answer, first_of
-from farskip_compile.distill.batches import IGNORED, Batch, caller
+from farskip_compile.causal.asking import Answer, first_of
+from farskip_compile.causal.batches import IGNORED, Batch, caller
+from farskip_compile.causal.head import few
+from farskip_compile.causal.ranks import Ranks
 from farskip_compile.distill.config import DistillConfig
-from farskip_compile.distill.head import few
-from farskip_compile.distill.ranks import Ranks
 from farskip_compile.errors import ConfigError, PartialModelError
 from farskip_compile.prepare.preserve_state import state_kept
 from farskip_compile.regional.layers import find_layers

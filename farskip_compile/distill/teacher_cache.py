@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 
-from farskip_compile.distill.asking import MEMORY, Hidden
-from farskip_compile.distill.batches import Batch
-from farskip_compile.distill.identity import bytes_of
-from farskip_compile.distill.teacher import TopLogits
-from farskip_compile.distill.tensor_files import Seal, library, read_tensors, write_tensors
+from farskip_compile.causal.asking import MEMORY, Hidden
+from farskip_compile.causal.batches import Batch
+from farskip_compile.causal.identity import bytes_of
+from farskip_compile.causal.teacher import TopLogits
+from farskip_compile.causal.tensor_files import Seal, library, read_tensors, write_tensors
 from farskip_compile.errors import ConfigError, DistillationError
 from farskip_compile.json_files import Reader, read_sealed, write_sealed
 

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from farskip_compile.distill.batches import Feed
-from farskip_compile.distill.evaluate import HeldOut
+from farskip_compile.causal.batches import Feed
+from farskip_compile.causal.evaluate import HeldOut
+from farskip_compile.causal.tensor_files import local
 from farskip_compile.distill.optimizer import usual_rate
 from farskip_compile.distill.run import Run
-from farskip_compile.distill.tensor_files import local
 from farskip_compile.errors import ConfigError, DistillationError
 from farskip_compile.prepare.preserve_state import state_kept
 

@@ -77,7 +77,7 @@ class FarSkipLM(HFLM):
             self.manifest = needed_manifest(place.name_or_path or type(place).__name__, place.config)
         super().__init__(place, device=device or default_device(), subfolder=subfolder, **more)
         assert self.manifest is not None  # `_create_model` found it, or raised
-        model: nn.Module = self._model
+        model: nn.Module = self.model
         _guard(model, self.manifest)
         prepare(model)
         self.evidence = Evidence(self.manifest)
@@ -97,7 +97,7 @@ class FarSkipLM(HFLM):
         rows, length = inps.shape
         padded = _rows(functional.pad(inps, (0, max(0, LEAST - length))))  # on the right: nothing earlier reads it
         logits: torch.Tensor = super()._model_call(padded)
-        self.evidence.check(self._model, LOG_LIKELIHOODS)
+        self.evidence.check(self.model, LOG_LIKELIHOODS)
         return logits[:rows, :length]
 
     def _model_generate(
@@ -114,7 +114,7 @@ class FarSkipLM(HFLM):
             attention_mask=_rows(functional.pad(attention_mask, (pads, 0))),
             **options,
         )
-        self.evidence.check(self._model, GENERATION)
+        self.evidence.check(self.model, GENERATION)
         if len(tokens) != max(rows, LEAST):
             raise ConfigError(
                 f"{len(tokens)} texts for {max(rows, LEAST)} prompts",

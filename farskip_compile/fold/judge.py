@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import torch
 
-from farskip_compile.distill.batches import Batch
-from farskip_compile.distill.losses import forward_kl
-from farskip_compile.distill.ranks import Ranks
-from farskip_compile.distill.teacher import TopLogits
+from farskip_compile.causal.batches import Batch
+from farskip_compile.causal.losses import forward_kl
+from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.teacher import TopLogits
 from farskip_compile.fold.tape import Tape
 from farskip_compile.fold.twins import Twins
 

@@ -32,11 +32,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from farskip_compile.causal.batches import Batch, as_batch
+from farskip_compile.causal.identity import bytes_of, checksum
+from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.teacher import evaluating
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.distill.batches import Batch, as_batch
-from farskip_compile.distill.identity import bytes_of, checksum
-from farskip_compile.distill.ranks import Ranks
-from farskip_compile.distill.teacher import evaluating
 from farskip_compile.errors import ConfigError, UnsupportedPatternError
 from farskip_compile.fold.judge import Judge
 from farskip_compile.fold.multiply import multiply

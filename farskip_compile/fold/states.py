@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from farskip_compile.distill.ranks import Ranks
-from farskip_compile.distill.tensor_files import Seal, library, local, read_tensors, write_tensors
+from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.tensor_files import Seal, library, local, read_tensors, write_tensors
 from farskip_compile.errors import ConfigError, DistillationError
 from farskip_compile.fold.record import FoldedRead
 from farskip_compile.json_files import Reader, read_sealed, write_sealed

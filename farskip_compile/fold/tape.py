@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils._pytree import tree_map
+from torch.fx.node import map_aggregate
 
 from farskip_compile.passes.graph import effects
 
@@ -24,10 +24,11 @@ class Gathering(fx.Interpreter):
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
         """See `fx.Interpreter`."""
-        return tree_map(
-            lambda value: value.full_tensor() if hasattr(value, "full_tensor") else value,
-            super().fetch_args_kwargs_from_env(n),
-        )
+        return map_aggregate(super().fetch_args_kwargs_from_env(n), _gathered)
+
+
+def _gathered(value: Any) -> Any:
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 class Course:

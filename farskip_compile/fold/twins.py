@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from farskip_compile.causal.batches import Batch, caller
 from farskip_compile.config import FarSkipConfig, resolve
-from farskip_compile.distill.batches import Batch, caller
 from farskip_compile.errors import ConfigError
 from farskip_compile.fold.stand_ins import Parameters
 from farskip_compile.fold.tape import Course

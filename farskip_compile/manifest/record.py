@@ -47,7 +47,7 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     """What it was made with: package -> version."""
     healing: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """How the weights came to be (`farskip_compile.fold`, `self_distill`): plain data, for readers; nothing is decided by it."""
+    """How the weights came to be (`fold`, `self_distill`): plain data for readers, by which nothing is decided."""
     schema: int = SCHEMA
     origin: str = field(default="", compare=False, repr=False)
     """Where it was read from, for messages."""
@@ -124,7 +124,9 @@ class Manifest:
                 declared.append(Declared.from_json(name, kinds))
             except (ValueError, TypeError) as error:
                 reader.refuse("declared", f"what operators and modules are ({error})", kinds)
-        return cls(connectivity, pair, table, fingerprint, tuple(declared), found.versions, found.healing, origin=origin)
+        return cls(
+            connectivity, pair, table, fingerprint, tuple(declared), found.versions, found.healing, origin=origin
+        )
 
 
 @dataclass(frozen=True)

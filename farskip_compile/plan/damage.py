@@ -22,12 +22,12 @@ import torch
 from torch import fx, nn
 
 from farskip_compile.backend import backend
+from farskip_compile.causal.asking import Asking, Hidden
+from farskip_compile.causal.batches import Batch, as_batch
+from farskip_compile.causal.evaluate import Evaluation, HeldOut
+from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.teacher import FrozenTeacher, evaluating
 from farskip_compile.config import FarSkipConfig
-from farskip_compile.distill.asking import Asking, Hidden
-from farskip_compile.distill.batches import Batch, as_batch
-from farskip_compile.distill.evaluate import Evaluation, HeldOut
-from farskip_compile.distill.ranks import Ranks
-from farskip_compile.distill.teacher import FrozenTeacher, evaluating
 from farskip_compile.errors import ConfigError, ConnectivityError
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.report.compile import CompileReport

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farskip_compile.distill.batches import as_batch
-from farskip_compile.distill.teacher import FrozenTeacher
+from farskip_compile.causal.batches import as_batch
+from farskip_compile.causal.teacher import FrozenTeacher
 from farskip_compile.distill.teacher_cache import CachedTeacher
 from farskip_compile.errors import ConfigError, DistillationError, FarSkipError
 from tests.distill.common import small

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from farskip_compile import ConfigError
-from farskip_compile.distill.batches import as_batch
-from farskip_compile.distill.evaluate import Evaluation, HeldOut, paired
-from farskip_compile.distill.ranks import Ranks
-from farskip_compile.distill.teacher import FrozenTeacher
+from farskip_compile.causal.batches import as_batch
+from farskip_compile.causal.evaluate import Evaluation, HeldOut, paired
+from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.teacher import FrozenTeacher
 from tests.distill.common import batches, small
 
 CPU = torch.device("cpu")

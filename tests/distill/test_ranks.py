@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import nn
 
 from farskip_compile import ConfigError, load_manifest
+from farskip_compile.causal.ranks import Ranks
 from farskip_compile.distill import self_distill
-from farskip_compile.distill.ranks import Ranks
 from farskip_compile.json_files import unsealed
 from farskip_compile.models import ParallelConfig
 from tests.compare import relative_difference

@@ -8,12 +8,12 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from farskip_compile.distill.batches import Position
-from farskip_compile.distill.evaluate import Best
-from farskip_compile.distill.ranks import Ranks
+from farskip_compile.causal.batches import Position
+from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.tensor_files import local
+from farskip_compile.distill.best import Best
 from farskip_compile.distill.snapshot import Snapshot
 from farskip_compile.distill.states import Progress, State
-from farskip_compile.distill.tensor_files import local
 from farskip_compile.testing.fake_ranks import fake_ranks
 
 PROGRESS = Progress(taken=2, tokens=3, epoch=0, batches=1, best_score=0.5, best_step=1, waited=1)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from farskip_compile import ConfigError, FarSkipWarning
-from farskip_compile.distill.ranks import Ranks
+from farskip_compile.causal.ranks import Ranks
 from farskip_compile.distill.states import Progress, read_newest, write_state
 from farskip_compile.errors import DistillationError
 from tests.distributed.ranks import run_ranks

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from farskip_compile import ConfigError
+from farskip_compile.causal.asking import Answer
+from farskip_compile.causal.batches import as_batch
+from farskip_compile.causal.ranks import Ranks
 from farskip_compile.distill import self_distill
-from farskip_compile.distill.asking import Answer
-from farskip_compile.distill.batches import as_batch
-from farskip_compile.distill.ranks import Ranks
 from farskip_compile.distill.stream import mismatch, stream_layers
 from tests.compare import relative_difference
 from tests.distill.common import EAGER, VOCABULARY, batches, weights

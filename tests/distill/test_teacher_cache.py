@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from farskip_compile import ConfigError
+from farskip_compile.causal.batches import as_batch
+from farskip_compile.causal.identity import checksum
+from farskip_compile.causal.teacher import FrozenTeacher
 from farskip_compile.distill import self_distill
-from farskip_compile.distill.batches import as_batch
-from farskip_compile.distill.identity import checksum
-from farskip_compile.distill.teacher import FrozenTeacher
 from farskip_compile.distill.teacher_cache import CachedTeacher, sequence_keys
 from tests.distill.common import EAGER, VOCABULARY, batches, small, weights
 

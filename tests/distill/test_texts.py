@@ -11,8 +11,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("datasets")
 
 from farskip_compile import ConfigError
+from farskip_compile.causal.batches import IGNORED, as_batch
 from farskip_compile.distill import text_batches
-from farskip_compile.distill.batches import IGNORED, as_batch
 from farskip_compile.testing import fake_ranks
 from tests.distill.text_common import BARE, MARKED, PLAIN, TEXT, chat_line, tokenizer, write_lines
 

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from farskip_compile.distill.asking import MEMORY, Hidden, at_a_time
-from farskip_compile.distill.batches import IGNORED
-from farskip_compile.distill.teacher import TopLogits
+from farskip_compile.causal.asking import MEMORY, Hidden, at_a_time
+from farskip_compile.causal.batches import IGNORED
+from farskip_compile.causal.teacher import TopLogits
 
 Said = torch.Tensor | Hidden
 Known = torch.Tensor | Hidden | TopLogits

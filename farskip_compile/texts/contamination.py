@@ -33,9 +33,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from farskip_compile.distill.documents import place
-from farskip_compile.distill.texts import TextBatches, token_chunks
 from farskip_compile.errors import ConfigError
+from farskip_compile.texts.documents import place
+from farskip_compile.texts.loaders import TextBatches, token_chunks
 
 RUN = 50
 """Tokens."""

@@ -26,7 +26,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from farskip_compile._compat.dispatch import OperatorMode
 from farskip_compile._compat.tensors import parameters
-from farskip_compile.distill.batches import Batch, caller
+from farskip_compile.causal.batches import Batch, caller
 
 FEW_SEQUENCES, FEW_TOKENS = 2, 16
 """Of the run that finds the head: its logits are whole, and have to be small."""

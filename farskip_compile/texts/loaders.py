@@ -35,11 +35,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler, SequentialSampler
 
 from farskip_compile._compat.distributed import world_group
-from farskip_compile.distill import chat, documents, text_bytes
-from farskip_compile.distill.batches import IGNORED
-from farskip_compile.distill.documents import Format, Kind, Part, Source, place, read_source, rows
+from farskip_compile.causal.batches import IGNORED
 from farskip_compile.errors import ConfigError, FarSkipError
 from farskip_compile.text_utils import amount
+from farskip_compile.texts import chat, documents, text_bytes
+from farskip_compile.texts.documents import Format, Kind, Part, Source, place, read_source, rows
 
 LossOn = Literal["all", "assistant"]
 

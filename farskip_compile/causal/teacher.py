@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from farskip_compile.distill.asking import MEMORY, Answer, Asking, Hidden, at_a_time
-from farskip_compile.distill.batches import Batch, caller
+from farskip_compile.causal.asking import MEMORY, Answer, Asking, Hidden, at_a_time
+from farskip_compile.causal.batches import Batch, caller
 from farskip_compile.errors import ConfigError
 from farskip_compile.prepare.preserve_state import modes_kept
 

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from farskip_compile._compat.distributed import leave_to_owner, world_group
 from farskip_compile._compat.modules import plain_name
-from farskip_compile.distill.identity import bytes_of
+from farskip_compile.causal.identity import bytes_of
 from farskip_compile.errors import ConfigError
 
 Sharded = Callable[[str, nn.Parameter], bool]

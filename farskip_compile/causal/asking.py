@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from farskip_compile.distill.batches import Batch, caller
-from farskip_compile.distill.head import Head, find_head, whole
+from farskip_compile.causal.batches import Batch, caller
+from farskip_compile.causal.head import Head, find_head, whole
 from farskip_compile.errors import ConfigError
 from farskip_compile.prepare.preserve_state import state_kept
 

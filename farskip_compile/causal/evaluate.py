@@ -1,9 +1,8 @@
-"""How far the student is from its teacher on batches that it is not trained on, and which weights were best.
+"""How far the student is from its teacher on batches that it is not trained on.
 
 In:    the student as a function of a batch, held-out batches, and the teacher.
 Out:   `HeldOut`: KL, next-token loss, agreement, each a mean over targets of all ranks, and sums by sequence; `paired`:
-       the difference of two of them, and its standard error. `Best`: the weights of the best evaluation, and when to
-       give up (paper section 5.1: late collapse is known).
+       the difference of two of them, and its standard error.
 Never: a gradient, a change of mode that stays; logits that are kept.
 
 The teacher is asked about a batch before the first step. Hidden states and the largest logits are kept on the CPU, as
@@ -21,11 +20,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from farskip_compile.distill.asking import MEMORY, Hidden
-from farskip_compile.distill.batches import Batch
-from farskip_compile.distill.losses import by_sequence
-from farskip_compile.distill.ranks import Ranks
-from farskip_compile.distill.teacher import Teacher, TopLogits, evaluating
+from farskip_compile.causal.asking import MEMORY, Hidden
+from farskip_compile.causal.batches import Batch
+from farskip_compile.causal.losses import by_sequence
+from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.teacher import Teacher, TopLogits, evaluating
 from farskip_compile.errors import ConfigError
 
 KEPT = 2**30
@@ -152,50 +151,3 @@ class Evaluation:
         theirs: list[Any] = [None] * self.ranks.size
         dist.all_gather_object(theirs, mine)
         return torch.cat(theirs, dim=1)
-
-
-class Best:
-    """Keeps a copy, on the CPU, of the trained parameters of the best evaluation; lower scores are better.
-
-    Args:
-        model: whose parameters are kept.
-        patience: evaluations without improvement after which to stop; None: never.
-        least: fraction by which a score must fall to be better.
-    """
-
-    def __init__(self, model: nn.Module, patience: int | None, least: float) -> None:
-        self.model, self.patience, self.least = model, patience, least
-        self.score, self.step, self.waited = math.inf, 0, 0
-        self.weights: dict[str, torch.Tensor] = {}
-
-    def record(self, step: int, score: float) -> bool:
-        """Record an evaluation; returns whether to stop. A score of NaN is never better."""
-        if score < self.score - self.least * abs(self.score if math.isfinite(self.score) else 0.0):
-            self.score, self.step, self.waited = score, step, 0
-            self.weights = {name: value.detach().cpu().clone() for name, value in self._trained().items()}
-        else:
-            self.waited += 1
-        return self.exhausted
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether the patience is used up."""
-        return self.patience is not None and self.waited >= self.patience
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put the best weights into the model."""
-        for name, value in self._trained().items():
-            if name in self.weights:
-                value.copy_(self.weights[name])
-
-    def state(self) -> dict[str, Any]:
-        """All but the weights."""
-        return {"score": self.score, "step": self.step, "waited": self.waited}
-
-    def load(self, state: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
-        """Restore what `state` gave, and the weights."""
-        self.score, self.step, self.waited, self.weights = state["score"], state["step"], state["waited"], weights
-
-    def _trained(self) -> dict[str, nn.Parameter]:
-        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
