@@ -76,7 +76,8 @@ def without_fsdp_hooks(model: nn.Module) -> Iterator[None]:
     taken: list[tuple[MutableMapping[int, Any], dict[int, Any]]] = []
     try:
         for module in model.modules():
-            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            found: list[MutableMapping[int, Any]] = [module._forward_pre_hooks, module._forward_hooks]
+            for hooks in found:
                 if any(map(_is_of_fsdp, hooks.values())):
                     taken.append((hooks, dict(hooks)))
                     for number in [number for number, hook in hooks.items() if _is_of_fsdp(hook)]:

@@ -16,6 +16,7 @@ from farskip_compile.cli.demo import demo_command
 from farskip_compile.cli.distill import distill_command
 from farskip_compile.cli.evaluate import evaluate_command
 from farskip_compile.cli.explain import explain_command
+from farskip_compile.cli.fold import fold_command
 from farskip_compile.cli.manifest import manifest_command
 from farskip_compile.cli.overlap import overlap_command
 from farskip_compile.cli.simulate import simulate_command
@@ -33,6 +34,7 @@ app.command("zoo")(zoo_command)
 app.command("calibrate")(calibrate_command)
 app.command("manifest")(manifest_command)
 app.command("distill")(distill_command)
+app.command("fold")(fold_command)
 app.command("simulate")(simulate_command)
 app.command("evaluate")(evaluate_command)
 app.command("verify-serving")(verify_serving_command)

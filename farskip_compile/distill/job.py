@@ -34,26 +34,23 @@ What the options of data mean: `documents` (formats, split), `texts` (sequences,
 from __future__ import annotations
 
 import copy
-import importlib.util
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from farskip_compile.distill.config import DistillConfig
+from farskip_compile.distill.source import model_of, tokenizer_of
 from farskip_compile.errors import ConfigError
 from farskip_compile.json_files import Reader
 from farskip_compile.manifest import load_manifest
-from farskip_compile.prepare import prepare
 from farskip_compile.reading import read_bytes
 from farskip_compile.texts.contamination import LIMIT, RUN, Overlap, find_overlap
 from farskip_compile.texts.documents import Format
 from farskip_compile.texts.loaders import LossOn, TextBatches, text_batches
-from farskip_compile.zoo.model_source import load
 
 
 @dataclass(frozen=True)
@@ -116,8 +113,8 @@ def read_job(path: Path) -> Job:
     file = Reader(str(path), way_out="see `farskip distill --help`").decode(_File, found)
     _check(file.data, path)
     config = _config(path, dict(file.distill))
-    model = _model(file.model, path.parent, file.dtype)
-    tokenizer = _tokenizer(file.tokenizer or file.model, path.parent)
+    model = model_of(file.model, path.parent, file.dtype)
+    tokenizer = tokenizer_of(file.tokenizer or file.model, path.parent)
     train, held_out = _texts(file.data, tokenizer, path.parent)
     overlap = None
     if not file.data.allow_overlap:
@@ -188,35 +185,3 @@ def _files(patterns: tuple[str, ...], folder: Path, key: str) -> list[Path]:
     if not found:
         raise ConfigError(f"{key} matches no file in {folder}", way_out="patterns from the folder of the configuration")
     return found
-
-
-def _model(name: str, folder: Path, dtype: str | None) -> nn.Module:
-    kind = getattr(torch, dtype, None) if dtype is not None else None
-    if dtype is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
-        raise ConfigError(f"dtype={dtype!r} is not a floating-point type", way_out='"float32" or "bfloat16"')
-    if not (folder / name).is_dir():
-        found: Any = load(name).model
-    else:
-        _need_transformers(name)
-        from transformers import AutoModelForCausalLM
-
-        found = AutoModelForCausalLM.from_pretrained(str(folder / name))
-    if not isinstance(found, nn.Module):
-        raise ConfigError(f"{name} is {type(found).__name__}, not a module", way_out="a checkpoint folder, or a MODEL")
-    model = found.to(kind) if kind is not None else found
-    prepare(model)
-    return model
-
-
-def _tokenizer(name: str, folder: Path) -> Any:
-    _need_transformers("a tokenizer")
-    from transformers import AutoTokenizer
-
-    if not (folder / name).is_dir():
-        raise ConfigError(f"there is no tokenizer {name}", way_out='tokenizer = "a folder from save_pretrained"')
-    return AutoTokenizer.from_pretrained(str(folder / name))
-
-
-def _need_transformers(what: str) -> None:
-    if importlib.util.find_spec("transformers") is None:
-        raise ConfigError(f"{what} needs transformers", way_out="pip install 'farskip-compile[distill]'")

@@ -8,7 +8,7 @@ Never: gathers a parameter; leaves a stand-in in the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,7 +39,7 @@ class Parameters:
         if not self._stand_ins:
             yield
             return
-        replaced: list[tuple[dict[str, Any], str, nn.Parameter]] = []
+        replaced: list[tuple[MutableMapping[str, nn.Parameter | None], str, nn.Parameter]] = []
         try:
             for module in self.model.modules():
                 held = parameters_of(module)
