@@ -21,6 +21,7 @@ WHOLE = {
     "tests/benchmarks/": "the benchmarks' own tests: networks of this machine, measured ranks",
     "tests/distill/": "training: jobs, resumed jobs, ranks",
     "tests/evaluation/": "models evaluated by lm-eval, whose import alone takes seconds",
+    "tests/fold/test_command.py": "checkpoints, folded",
     "tests/fold/test_ranks.py": "folds of spread models on ranks",
     "tests/calibrate/": "measurements of this machine",
     "tests/simulate/": "predictions for models of full size",

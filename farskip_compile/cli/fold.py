@@ -34,11 +34,14 @@ def fold_command(
     inputs_only: Annotated[
         bool, typer.Option("--inputs-only", help="Change what rows read, not what they add.")
     ] = False,
+    seed: Annotated[int, typer.Option(help="Decides which sequences are fitted on.")] = 0,
     dtype: Annotated[str | None, typer.Option(help="Of the parameters; left out: as they are.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Multiply what rewiring changes for each sub-block into the weights that read it, without training."""
     import dataclasses
+
+    import torch
 
     from farskip_compile.causal.batches import arguments, as_batch
     from farskip_compile.causal.ranks import Ranks
@@ -60,6 +63,7 @@ def fold_command(
             held_out or data, tokenizer, **size, **part, part="held_out", shuffle=False,
             limit=_sequences(held_out_tokens, sequence_length, batch_size),
         )  # fmt: skip
+        torch.manual_seed(seed)  # a fold that continues must have the same sequences
         calibration, held = list(train), list(judged)
         asked: dict[str, Any] = {"connectivity": connectivity, "layers": layers}
         args, kwargs = arguments(as_batch(held[0], next(model.parameters()).device), model)

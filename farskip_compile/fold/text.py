@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from farskip_compile.fold.record import Folded
-from farskip_compile.text_utils import amount, printable
+from farskip_compile.text_utils import printable
 
 
 def fold_table(found: Folded) -> RenderableType:
@@ -39,6 +39,6 @@ def fold_table(found: Folded) -> RenderableType:
 def _lines(found: Folded) -> Iterator[str]:
     yield ""
     yield f"held-out KL to the original: {found.kl_before:.4f} rewired, {found.kl_after:.4f} folded"
-    yield f"{found.repaired:.0%} of the damage repaired with {amount(found.tokens, 'token')}, no step of training"
+    yield f"{found.repaired:.0%} of the damage repaired with {found.tokens:,} tokens, no step of training"
     for one in found.left_alone:
         yield f"left alone: {one.row}{' ' + printable(one.parameter) if one.parameter else ''}: {printable(one.reason)}"
