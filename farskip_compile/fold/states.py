@@ -79,6 +79,21 @@ class States:
         return self.folder / f"read-{number:04d}-{self.ranks.rank}.json"
 
 
+def folded_weights(folder: Path, rank: int = 0) -> dict[str, torch.Tensor]:
+    """The parameters that a fold in `folder` has changed, as it left them.
+
+    Raises:
+        DistillationError: a file is damaged.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob(f"read-*-{rank}.json")):
+        reader = Reader(str(file), DistillationError, always=ANEW, accepts_null=True)
+        done = reader.decode(_Done, read_sealed(file, "fold", way_out=ANEW, error=DistillationError))
+        if done.tensors is not None:
+            found |= read_tensors(file.with_suffix(".safetensors"), done.tensors, ANEW)
+    return found
+
+
 @torch.no_grad()
 def put_back(parameters: Mapping[str, torch.Tensor], kept: Mapping[str, torch.Tensor]) -> None:
     """Copy the numbers of this rank."""
