@@ -17,6 +17,7 @@ from farskip_compile.cli.distill import distill_command
 from farskip_compile.cli.evaluate import evaluate_command
 from farskip_compile.cli.explain import explain_command
 from farskip_compile.cli.fold import fold_command
+from farskip_compile.cli.heal import Several, heal_command
 from farskip_compile.cli.manifest import manifest_command
 from farskip_compile.cli.overlap import overlap_command
 from farskip_compile.cli.simulate import simulate_command
@@ -34,6 +35,7 @@ app.command("zoo")(zoo_command)
 app.command("calibrate")(calibrate_command)
 app.command("manifest")(manifest_command)
 app.command("distill")(distill_command)
+app.command("heal", cls=Several)(heal_command)
 app.command("fold")(fold_command)
 app.command("simulate")(simulate_command)
 app.command("evaluate")(evaluate_command)

@@ -1,0 +1,206 @@
+"""The command `farskip heal CHECKPOINT --data TEXT... --out FOLDER`: from a checkpoint to a healed one.
+
+Contract: exit status 0 if there is a healed checkpoint, 1 if the model was refused, training could not go on, or the
+question was answered with no, 2 for wrong usage, 130 after Ctrl-C. What happens is shown on stdout; with `--json`, on
+stderr, and stdout holds one JSON document and nothing else. Nothing is written before the question is answered.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from farskip_compile.cli.model import Connectivity, layer_range
+from farskip_compile.cli.output import AsJson, quiet, shown_errors
+
+SEVERAL = ("--data", "--held-out")
+STOPPED = 130
+FILES = "Files of text, or JSON Lines of texts, prompts with completions or conversations; patterns, too."
+
+
+class Several(TyperCommand):
+    """A command whose options for files take all that follow, as a pattern of the shell gives them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """`--data a b` is `--data a --data b`."""
+        found: list[str] = []
+        option = ""
+        for one in args:
+            if one.startswith("-"):
+                option = one if one in SEVERAL else ""
+                found.append(one)
+            else:
+                found += [option, one] if option and found[-1] != option else [one]
+        return super().parse_args(ctx, found)
+
+
+def heal_command(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A folder from save_pretrained.")],
+    data: Annotated[list[str], typer.Option(metavar="TEXT...", help=f"To train on. {FILES}")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="For the healed checkpoint, the report and all states.")],
+    held_out: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT...", help="To choose and to judge by; in no training text.")
+    ] = None,
+    held_out_fraction: Annotated[
+        float | None, typer.Option(help="Of the documents of --data instead; 0.02 if left out.")
+    ] = None,
+    held_out_sequences: Annotated[int, typer.Option(help="At most; one half chooses, the other judges.")] = 256,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Don't compare held-out and training text.")
+    ] = False,
+    loss_on: Annotated[
+        str | None, typer.Option(help="assistant or all; what the targets of conversations are.")
+    ] = None,
+    text_field: Annotated[str | None, typer.Option(help="Key of the text in JSON Lines.")] = None,
+    sequence_length: Annotated[int, typer.Option(help="In tokens.")] = 512,
+    batch_size: Annotated[int, typer.Option(help="Sequences; small ones are at least as good.")] = 2,
+    accumulate: Annotated[int, typer.Option(help="Batches of a step.")] = 1,
+    tokens: Annotated[int | None, typer.Option(help="To train on; all of the text once if left out.")] = None,
+    recipe: Annotated[
+        str, typer.Option(help="best (fold, stream, rate by trial), default (KL alone, rate by trial), or paper.")
+    ] = "best",
+    learning_rate: Annotated[str | None, typer.Option(help="A number, or auto; the recipe's if left out.")] = None,
+    fold: Annotated[bool | None, typer.Option("--fold/--no-fold", help="The recipe's if left out.")] = None,
+    stream_weight: Annotated[float | None, typer.Option(help="The recipe's if left out; 0: none.")] = None,
+    connectivity: Annotated[Connectivity, typer.Option(help="What to rewire.")] = Connectivity.FULL,
+    layers: Annotated[str | None, typer.Option(metavar="A:B", help="First and last layer, both inclusive.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(metavar="KL", help="Only sub-blocks that hide most for so much damage.")
+    ] = None,
+    free: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="Only as many as free 80% of what all of them free.")
+    ] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="Profile to simulate with: h100, mi300x and others, or a JSON file.")
+    ] = None,
+    ep: Annotated[int, typer.Option(help="There: ranks that share the experts.")] = 8,
+    tp: Annotated[int, typer.Option(help="There: ranks that share the attention.")] = 1,
+    phase: Annotated[str, typer.Option(help="There: prefill, decode or train.")] = "prefill",
+    dtype: Annotated[str, typer.Option(help="Of the parameters: float32 or bfloat16.")] = "float32",
+    precision: Annotated[str, typer.Option(help="bfloat16: autocast in forward passes.")] = "float32",
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="An accelerator if there is one, if left out.")] = None,
+    inner: Annotated[str, typer.Option(help="Backend that compiles the rewired graphs.")] = "inductor",
+    seed: Annotated[int, typer.Option(help="Of the order of the text.")] = 0,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Heal a checkpoint under FarSkip connectivity, from end to end. The same command again continues."""
+    rate, share, chosen = _rate(learning_rate), _share(free), layer_range(layers)
+    quiet("torch", "transformers", "datasets")
+    from farskip_compile.cli.terminal import Terminal
+    from farskip_compile.explain import text
+    from farskip_compile.heal.main import Declined, Talk, heal
+    from farskip_compile.heal.page import terminal_page
+    from farskip_compile.heal.settings import Settings
+
+    console = Terminal(stderr=as_json)
+
+    def agrees() -> bool:
+        if yes:
+            return True
+        if not sys.stdin.isatty():
+            raise typer.BadParameter("there is nobody to answer the question; nothing was written", param_hint="--yes")
+        return typer.confirm("Continue?", default=False, err=as_json)
+
+    talk = Talk(
+        say=lambda line: console.print(line, style="dim" if line.startswith("No forecast") else ""),
+        show=console.print,
+        explained=lambda found: console.print(text.explanation(found, console)),
+        agrees=agrees,
+    )
+    with shown_errors():
+        settings = Settings(
+            checkpoint=checkpoint,
+            data=_files(data, "--data"),
+            out=out,
+            held_out=_files(held_out, "--held-out") if held_out else None,
+            held_out_fraction=held_out_fraction,
+            held_out_sequences=held_out_sequences,
+            allow_overlap=allow_overlap,
+            loss_on=loss_on,  # type: ignore[arg-type]
+            text_field=text_field,
+            sequence_length=sequence_length,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            tokens=tokens,
+            recipe=recipe,  # type: ignore[arg-type]
+            learning_rate=rate,
+            fold=fold,
+            stream_weight=stream_weight,
+            connectivity=connectivity.value,
+            layers=chosen,
+            budget=budget,
+            free=share,
+            hardware=hardware,
+            ep=ep,
+            tp=tp,
+            phase=phase,
+            dtype=dtype,
+            precision=precision,  # type: ignore[arg-type]
+            gradient_checkpointing=gradient_checkpointing,
+            device=device,
+            inner=inner,
+            seed=seed,
+        )
+        try:
+            report = heal(settings, talk)
+        except Declined:
+            console.print("Nothing was written.")
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            command = shlex.join(["farskip", *sys.argv[1:]])
+            Terminal(stderr=True).print(f"\nStopped. The same command continues:\n{command}", soft_wrap=True)
+            raise typer.Exit(STOPPED) from None
+    if as_json:
+        typer.echo(json.dumps(report, indent=1))
+        return
+    console.print()
+    console.print(terminal_page(report))
+    console.print(f"\nCheckpoint: {out / 'model'}\nReport: {out / 'report.md'}", soft_wrap=True)
+
+
+def _files(patterns: list[str], option: str) -> tuple[Path, ...]:
+    """Files, in order; what is a pattern matches one at least."""
+    found: list[Path] = []
+    for one in patterns:
+        path = Path(one)
+        matches = [path] if path.exists() or not re.search(r"[*?\[]", one) else sorted(_matching(one))
+        if not matches or any(match.is_dir() for match in matches):
+            what = "is a folder" if path.is_dir() else "matches no file"
+            raise typer.BadParameter(f"{one} {what}: give files, such as text/*.txt", param_hint=option)
+        found += matches
+    return tuple(dict.fromkeys(found))
+
+
+def _matching(pattern: str) -> list[Path]:
+    import glob
+
+    return [Path(one) for one in glob.glob(pattern, recursive=True) if Path(one).is_file()]
+
+
+def _rate(text: str | None) -> Any:
+    if text is None or text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a number nor auto", param_hint="--learning-rate") from None
+
+
+def _share(text: str | None) -> float | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)%|(0?\.\d+|1(?:\.0*)?)", text)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not a share, such as 80% or 0.8", param_hint="--free")
+    return float(match[1]) / 100 if match[1] else float(match[2])

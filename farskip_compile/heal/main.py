@@ -1,0 +1,257 @@
+"""`farskip heal`: from a checkpoint to a healed one.
+
+In:    `Settings`; functions that show what is found, and ask whether to go on.
+Out:   `FOLDER/model`: a checkpoint with tokenizer, manifest and guard; `FOLDER/report.md` and `report.json`.
+Never: writes anything before the answer; judges by text that anything was chosen by; trains on held-out text; does a
+       step again that is done (`steps`).
+
+Steps:
+1. Model and text (`material`); what a rewiring would change (`explain`): a refusal ends it here.
+2. The estimate, and the question, unless a healing with these arguments has begun already.
+3. What it brings on other hardware (`forecast`); the damage by row; which rows (`choice`).
+4. Fold and training (`self_distill`), which keeps its own states in FOLDER.
+5. Original, rewired, folded and healed (`judgement`), and the page. The manifest gets what was found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import RenderableType
+
+from farskip_compile.distill.config import DistillConfig
+from farskip_compile.distill.main import CHECKPOINT, self_distill
+from farskip_compile.errors import ConfigError, UnsupportedPatternError
+from farskip_compile.explain import Explanation, explain
+from farskip_compile.heal.choice import choose_rows, chosen_connectivity, damage_of
+from farskip_compile.heal.estimate import Estimate, estimate
+from farskip_compile.heal.forecast import forecast, in_words
+from farskip_compile.heal.judgement import judge
+from farskip_compile.heal.material import Half, Material, load_material
+from farskip_compile.heal.page import bits_per_byte, damage_page, estimate_page, markdown
+from farskip_compile.heal.recipes import config_for, options_of, steps_for
+from farskip_compile.heal.settings import Settings
+from farskip_compile.heal.steps import Steps
+from farskip_compile.json_files import write_text
+from farskip_compile.manifest import load_manifest, save_manifest
+from farskip_compile.manifest.files import CONFIG
+from farskip_compile.text_utils import amount
+
+HEALING = "healing"
+REPORT = "report"
+
+
+class Declined(Exception):
+    """The question was answered with no."""
+
+
+@dataclass(frozen=True)
+class Talk:
+    """What the command does with what is found."""
+
+    say: Callable[[str], None] = lambda text: None
+    """A line about a step that begins, or is done already."""
+    show: Callable[[RenderableType], None] = lambda found: None
+    explained: Callable[[Explanation], None] = lambda found: None
+    agrees: Callable[[], bool] = lambda: True
+    """The question."""
+
+
+def heal(settings: Settings, talk: Talk) -> dict[str, Any]:
+    """Heal a checkpoint, or go on with it; returns the report.
+
+    Raises:
+        Declined: the question was answered with no; nothing is written.
+        ConfigError: wrong arguments, or others than those that FOLDER was made with; text that is too short, or in both.
+        DistillationError: the loss is no longer finite, or a file is damaged.
+        FarSkipError: the model can't be rewired as asked.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("farskip heal runs in one process", way_out="on several ranks: farskip distill CONFIG")
+    talk.say("model and text")  # 1
+    material = load_material(settings)
+    steps = Steps(settings.out)
+    number = steps_for(settings, material.train.counts.targets, material.train.counts.sequences)
+    asked = _asked(settings, material, number)
+    config_for(settings, number, (settings.connectivity, settings.layers))  # refused before anything is computed
+    has_begun = steps.check(HEALING, asked)
+    talk.say(_text_line(material))
+    rewired = _explained(settings, material, steps, talk)
+    wanted = _estimated(settings, material, steps, number, len(rewired["rows"]), talk)  # 2
+    if not has_begun and "estimate" in steps.done and not talk.agrees():
+        raise Declined
+    steps.release()
+    words = in_words(_forecast(settings, material, steps, talk))  # 3
+    talk.say(words)
+    damage, plan = _planned(settings, material, steps, talk)
+    chosen = chosen_connectivity(plan, settings)
+    config = config_for(settings, number, chosen, wanted.step_seconds)
+    healing = _healed(settings, material, steps, {**asked, "rows": plan["rows"]}, config, talk)  # 4
+    talk.say("judge: original, rewired" + (", folded" if config.fold else "") + ", healed")  # 5
+    needs = {**asked, "rows": plan["rows"], "best step": healing["best_step"], "device": str(material.device)}
+    judging, material_notes = material.judging, _texts(material)
+    rows = steps.run("judgement", needs, lambda: {"rows": judge(settings, judging, chosen, folded=config.fold)})["rows"]
+    report = {
+        "checkpoint": str(settings.checkpoint),
+        "out": str(settings.out),
+        "recipe": settings.recipe,
+        "dtype": settings.dtype,
+        "rows": rows,
+        "bytes_per_token": judging.bytes_per_token,
+        "text": material_notes,
+        "explanation": rewired,
+        "forecast": words,
+        "damage": damage,
+        "plan": plan,
+        "healing": healing,
+        "estimate": wanted.to_json(),
+        "seconds": healing["seconds"] + damage["seconds"],
+    }
+    _save(settings, report)
+    return report
+
+
+def _asked(settings: Settings, material: Material, number: int) -> dict[str, Any]:
+    """What decides the healed weights, by names that a message can use."""
+    rows = {
+        name: getattr(settings, name)
+        for name in ("connectivity", "layers", "budget", "free")
+        if getattr(settings, name)
+    }
+    if settings.chooses_rows:
+        rows |= {name: getattr(settings, name) for name in ("hardware", "ep", "tp", "phase")}
+    recipe = {"batch_size": settings.batch_size, **options_of(settings)}
+    return {
+        "checkpoint": [material.model_digest, settings.dtype],
+        "text": material.text_digest,
+        "number of steps": number,
+        "choice of rows": rows,
+        "recipe": {name: value for name, value in recipe.items() if name != "options"},
+        "inner": settings.inner,
+    }
+
+
+def _explained(settings: Settings, material: Material, steps: Steps, talk: Talk) -> dict[str, Any]:
+    needs = {"checkpoint": material.model_digest, "connectivity": settings.connectivity, "layers": settings.layers}
+
+    def work() -> dict[str, Any]:
+        args, kwargs = material.call()
+        found = explain(material.model, *args, connectivity=settings.connectivity, layers=settings.layers, **kwargs)
+        found = dataclasses.replace(found, model=settings.checkpoint.name)
+        talk.explained(found)
+        if found.refusal is not None:
+            why = found.refusal
+            raise UnsupportedPatternError(f"{why.error}: {why.reason}", way_out=why.way_out)
+        assert found.report is not None
+        return {"summary": found.report.summary(), "rows": list(found.report.rewired_rows)}
+
+    found = steps.run("explanation", needs, work)
+    if not found["rows"]:
+        raise ConfigError("nothing would be rewired", way_out="another --connectivity, or other --layers")
+    if "explanation" not in steps.done:
+        talk.say(f"explained before: {found['summary']}")
+    return found
+
+
+def _estimated(settings: Settings, material: Material, steps: Steps, number: int, rows: int, talk: Talk) -> Estimate:
+    needs = {**_asked(settings, material, number), "device": str(material.device), "rows": rows}
+    config = config_for(settings, number, (settings.connectivity, settings.layers))
+    found = steps.run("estimate", needs, lambda: {"found": estimate(material, settings, config, rows).to_json()})
+    wanted = Estimate(**found["found"])
+    talk.say("estimate")
+    talk.show(estimate_page(wanted))
+    return wanted
+
+
+def _forecast(settings: Settings, material: Material, steps: Steps, talk: Talk) -> dict[str, Any]:
+    names = ("hardware", "ep", "tp", "phase", "connectivity")
+    needs = {"checkpoint": material.model_digest, **{name: getattr(settings, name) for name in names}}
+    if settings.hardware is not None:
+        talk.say(f"simulate: what it brings on {settings.hardware}")
+    return steps.run("forecast", needs, lambda: forecast(settings))
+
+
+def _planned(settings: Settings, material: Material, steps: Steps, talk: Talk) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The damage, and the rows."""
+    asked = {name: getattr(settings, name) for name in ("connectivity", "layers")}
+    needs = {"checkpoint": material.model_digest, "text": material.text_digest, **asked}
+    talk.say("damage by row, before any healing")
+    damage = steps.run("damage", needs, lambda: damage_of(material, settings))
+    talk.say(damage_page(damage))
+    names = ("budget", "free", *(("hardware", "ep", "tp", "phase") if settings.chooses_rows else ()))
+    needs = {**needs, **{name: getattr(settings, name) for name in names}}
+    plan = steps.run("plan", needs, lambda: choose_rows(damage, settings))
+    chosen = f": {', '.join(plan['rows'])}" if settings.chooses_rows else ""
+    freed = f", which frees {plan['freed']:.0%} of what all free" if "freed" in plan else ""
+    talk.say(f"plan: {len(plan['rows'])} of {amount(plan['of'], 'sub-block')}{freed}{chosen}")
+    return damage, plan
+
+
+def _healed(
+    settings: Settings, material: Material, steps: Steps, needs: Mapping[str, Any], config: DistillConfig, talk: Talk
+) -> dict[str, Any]:
+    def work() -> dict[str, Any]:
+        done = self_distill(material.model, material.train, config, held_out=material.choosing.batches)
+        material.tokenizer.save_pretrained(settings.out / CHECKPOINT)
+        return {
+            "before": done.before.figures,
+            "after": done.after.figures,
+            "learning_rate": done.learning_rate,
+            "best_step": done.best_step,
+            "steps": done.steps,
+            "tokens": done.tokens,
+            "notes": done.notes,
+        }
+
+    steps.begin(HEALING, needs)
+    before = "fold and training" if config.fold else "training"
+    if steps.known(HEALING, needs) is None:
+        talk.say(f"{before}: {amount(config.steps, 'step')}; Ctrl-C, and the same command continues")
+    else:
+        talk.say(f"{before}: done before")
+    return steps.run(HEALING, needs, work)
+
+
+def _save(settings: Settings, report: Mapping[str, Any]) -> None:
+    """The page, and what the manifest is to say of it."""
+    folder, healing = settings.out / CHECKPOINT, report["healing"]
+    notes = {
+        "recipe": settings.recipe,
+        **{name: healing[name] for name in ("tokens", "steps", "best_step")},
+        **healing["notes"],
+        "recipe_of_self_distill": healing["notes"]["recipe"],
+        "held_out": {
+            name: {**row, "bits_per_byte": bits_per_byte(row["loss"], report["bytes_per_token"])}
+            for name, row in report["rows"].items()
+        },
+        "held_out_sequences": report["text"]["judging"]["sequences"],
+    }
+    notes["recipe"] = settings.recipe
+    manifest = dataclasses.replace(load_manifest(folder), healing=notes)
+    save_manifest(manifest, folder)
+    save_manifest(manifest, folder / CONFIG)
+    write_text(settings.out / f"{REPORT}.json", json.dumps(report, indent=1) + "\n")
+    write_text(settings.out / f"{REPORT}.md", markdown(report))
+
+
+def _texts(material: Material) -> dict[str, Any]:
+    def half(found: Half) -> dict[str, Any]:
+        return {"sequences": found.sequences, "targets": found.targets, "bytes": found.bytes}
+
+    return {
+        "training": dataclasses.asdict(material.train.counts),
+        "choosing": half(material.choosing),
+        "judging": half(material.judging),
+        "overlap": dataclasses.asdict(material.overlap) if material.overlap is not None else None,
+    }
+
+
+def _text_line(material: Material) -> str:
+    halves = f"{material.choosing.sequences} choose, {material.judging.sequences} judge"
+    documents = amount(material.held_out_documents, "document")
+    return f"training text: {material.train.counts}; held out: {documents}, of its sequences {halves}"
