@@ -13,7 +13,8 @@ Algorithm, with one forward of both graphs in all, and one batch in front:
 1. Capture both graphs. Find the reads of the rows that change, and their linear readers, on one batch.
 2. The original's answers to the held-out batches.
 3. For each read, in order: run the original past its last reader; run the rewired model to its first one, with all that
-   is folded already; fit M; multiply it into the readers.
+   is folded already; fit M; multiply it into the readers. For each term: the same with its writers; what it should be
+   is the original's term, and what earlier terms of the rewired model lack (`short`).
 4. Run the rest on the held-out batches: if the KL has not fallen, put the weights back.
 
 What the ranks hold of tokens and weights does not matter: Gram matrices are added up over all of them, and each changes
@@ -41,6 +42,7 @@ from farskip_compile.errors import ConfigError, UnsupportedPatternError
 from farskip_compile.fold.judge import Judge
 from farskip_compile.fold.multiply import multiply
 from farskip_compile.fold.record import Folded, FoldedRead
+from farskip_compile.fold.short import Shortfall
 from farskip_compile.fold.sites import Search, Site
 from farskip_compile.fold.solve import Pairs
 from farskip_compile.fold.states import States, numbers_of, put_back
@@ -132,9 +134,14 @@ class _Fold:
                 way_out="another connectivity; or healing without a fold",
             )
         self.judge = Judge(twins, text.held_out, self.ranks)  # 2
-        self.original = [Tape(twins.teacher, given, [site.original for site in self.sites]) for given in inputs]
-        read = [site.value for site in self.sites if not site.outputs]
-        self.rewired = [Tape(twins.student, given, read) for given in inputs]
+        self.short = Shortfall(twins, [site.value for site in self.sites if site.outputs])
+        here, there = self.short.watched
+        here, there = (
+            [*here, *(site.value for site in self.sites if not site.outputs)],
+            [*there, *(site.original for site in self.sites)],
+        )
+        self.original = [Tape(twins.teacher, given, there) for given in inputs]
+        self.rewired = [Tape(twins.student, given, here) for given in inputs]
 
     def run(self) -> Folded:
         before = kl = self.judge.kl()
@@ -152,16 +159,17 @@ class _Fold:
             tape.advance(site.there)
         for tape in (*self.rewired, *self.judge.tapes):
             tape.advance(site.here)
+        self.short.pass_by(self.rewired, self.original)
         mine = {name: self.parameters[name] for name in site.axes}
         done = self.states.done(number, mine)
         if done is None:
             done = self._folded(site, mine, kl)
             self.states.write(number, done, mine)
-        for tape, value in (
-            *((one, site.original) for one in self.original),
-            *((one, site.value) for one in self.rewired),
-        ):
-            tape.seen.pop(value, None)
+        for at, (rewired, original) in enumerate(zip(self.rewired, self.original, strict=True)):
+            if site.outputs:
+                self.short.settle(at, *self._both(at, site))
+            rewired.seen.pop(site.value, None)
+            original.seen.pop(site.original)
         return done
 
     def _folded(self, site: Site, mine: Mapping[str, torch.Tensor], kl: float) -> FoldedRead:
@@ -181,17 +189,20 @@ class _Fold:
     def _pairs(self, site: Site) -> Pairs:
         found: Pairs | None = None
         for at, batch in enumerate(self.batches):
-            now, then = self._now(at, site), self.original[at].seen[site.original]
-            now, then = _rows(now, batch), _rows(then, batch)
+            now, then = (one.reshape(-1, one.shape[-1]) for one in self._both(at, site))
+            if site.outputs:
+                then = then + self.short.of(at, then)
+            now, then = _without_padding(now, batch), _without_padding(then, batch)
             found = found or Pairs(now.shape[-1], now)
             found.add(now, then)
         assert found is not None
         return found
 
-    def _now(self, at: int, site: Site) -> torch.Tensor:
-        """What the value of a site is in the rewired model, for a batch; a term with its writers as they are now."""
+    def _both(self, at: int, site: Site) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the value of a site is for a batch: rewired, a term with its writers as they are now; and as written."""
         tape = self.rewired[at]
-        return tape.ahead(site.value) if site.outputs else tape.seen[site.value]
+        now = tape.ahead(site.value) if site.outputs else tape.seen[site.value]
+        return now, self.original[at].seen[site.original]
 
     def _agree(self, verdict: bool) -> bool:
         (against,) = self.ranks.sum(not verdict)
@@ -208,9 +219,8 @@ class _Fold:
         return matrix
 
 
-def _rows(value: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """[tokens, H], without padding where the value has a row for each token of the batch."""
-    rows = value.reshape(-1, value.shape[-1])
+def _without_padding(rows: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """[tokens, H], without padding if there is a row for each token of the batch."""
     mask = batch.inputs.get("attention_mask")
     return rows[mask.flatten() != 0] if mask is not None and mask.numel() == len(rows) else rows
 

@@ -21,7 +21,7 @@ from farskip_compile.config import FarSkipConfig, resolve
 from farskip_compile.errors import ConfigError
 from farskip_compile.fold.stand_ins import Parameters
 from farskip_compile.fold.tape import Course
-from farskip_compile.passes.residual.table import Table
+from farskip_compile.passes.residual.table import Kind, Table
 from farskip_compile.pipeline import run
 
 
@@ -67,6 +67,12 @@ class Twins:
         with self.parameters.as_plain():
             self._function = lambda *_: outputs
             return self._call(batch)
+
+    def terms(self) -> list[tuple[fx.Node, fx.Node]]:
+        """The nodes that hold the terms of the residual stream, rewired and as written, without the embedding."""
+        here, there = ({node.name: node for node in course.nodes} for course in (self.student, self.teacher))
+        pairs = zip(self.table.terms, self.table_as_written.terms, strict=True)
+        return [(here[one.node], there[other.node]) for one, other in pairs if one.kind is not Kind.EMBEDDING]
 
     def _named(self, given: Sequence[Any]) -> dict[fx.Node, str]:
         pairs = zip(_placeholders(self.student.module), map(self.parameters.name_of, given), strict=True)

@@ -88,26 +88,44 @@ def matrix_of(now: torch.Tensor, then: torch.Tensor) -> torch.Tensor:
     return fit(now.flatten(0, 1), then.flatten(0, 1), best)
 
 
+ROWS = [(number, name) for number in range(LAYERS) for name in ("attention", "moe")]
+
+
 @torch.no_grad()
-def folded(model: Model, calibration: list[torch.Tensor], held_out: list[torch.Tensor]) -> tuple[Model, list[bool]]:
-    """The model folded, inputs only; and which rows were accepted."""
+def folded(
+    model: Model, calibration: list[torch.Tensor], held_out: list[torch.Tensor], *, outputs: bool
+) -> tuple[Model, list[bool]]:
+    """The model folded, and which changes were accepted."""
     teacher, student = copy.deepcopy(model), copy.deepcopy(model)
-    size = calibration[0].numel()
     verdicts, best = [], kl(teacher, student, held_out)
-    for number in range(LAYERS):
-        for name in ("attention", "moe"):
-            if number == 0 and name == "attention":
-                continue
-            row = f"{name}.{number}"
-            now, then = (
-                torch.stack([forms(one, ids, farskip=far)[1][row].reshape(size, WIDTH) for ids in calibration])
-                for one, far in ((student, True), (teacher, False))
-            )
-            matrix, layer = matrix_of(now, then), student.layers[number]
-            before = copy.deepcopy(student.state_dict())
-            if name == "attention":
+
+    def seen(key: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Now, and in the original: [batches, tokens, width]."""
+        size = calibration[0].numel()
+        pairs = ((student, True), (teacher, False))
+        now, then = (
+            torch.stack([forms(one, ids, farskip=far)[1][key].reshape(size, WIDTH) for ids in calibration])
+            for one, far in pairs
+        )
+        return now, then
+
+    for place, (number, name) in enumerate(ROWS[1:], start=1):
+        layer = student.layers[number]
+        for out in (False, True) if outputs else (False,):
+            now, then = seen(f"{name}.{number} out" if out else f"{name}.{number}")
+            if out:  # what earlier terms lack is for this one to add
+                for before, kind in ROWS[:place]:
+                    mine, theirs = seen(f"{kind}.{before} out")
+                    then = then + theirs - mine
+            matrix, kept = matrix_of(now, then), copy.deepcopy(student.state_dict())
+            if name == "attention" and out:
+                layer.o.weight.copy_(matrix.T @ layer.o.weight)
+            elif name == "attention":
                 for linear in (layer.q, layer.k, layer.v):
                     linear.weight.copy_(linear.weight @ matrix.T)
+            elif out:
+                for expert in range(EXPERTS):
+                    layer.down[expert] = matrix.T @ layer.down[expert]
             else:
                 layer.router.weight.copy_(layer.router.weight @ matrix.T)
                 for expert in range(EXPERTS):
@@ -117,5 +135,5 @@ def folded(model: Model, calibration: list[torch.Tensor], held_out: list[torch.T
             if after < best:
                 best = after
             else:
-                student.load_state_dict(before)
+                student.load_state_dict(kept)
     return student, verdicts

@@ -23,13 +23,15 @@ def batches(count: int, seed: int) -> list[torch.Tensor]:
 CALIBRATION, HELD_OUT = batches(6, 1), batches(3, 2)
 
 
+@pytest.mark.parametrize("outputs", [False, True])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_equal_to_the_fold_by_hand(seed):
+def test_equal_to_the_fold_by_hand(seed, outputs):
     model = by_hand.Model(seed)
     teacher = copy.deepcopy(model)
-    wanted, verdicts = by_hand.folded(model, CALIBRATION, HELD_OUT)
-    done = fold(model, CALIBRATION, held_out=HELD_OUT, outputs=False)
-    assert [read.row for read in done.reads] == ["moe.0", "attention.1", "moe.1", "attention.2", "moe.2"]
+    wanted, verdicts = by_hand.folded(model, CALIBRATION, HELD_OUT, outputs=outputs)
+    done = fold(model, CALIBRATION, held_out=HELD_OUT, outputs=outputs)
+    rows = ["moe.0", "attention.1", "moe.1", "attention.2", "moe.2"]
+    assert [read.row for read in done.reads] == [row for row in rows for _ in range(1 + outputs)]
     assert [read.accepted for read in done.reads] == verdicts
     assert True in verdicts
     for name, value in model.state_dict().items():
@@ -129,3 +131,43 @@ def test_tied_parameters_are_left_alone_and_said():
     assert said == [("attention.1", "layers.1.k.weight"), ("attention.2", "layers.1.k.weight")]
     assert not any("layers.1.k.weight" in read.parameters for read in done.reads)
     assert any("layers.1.q.weight" in read.parameters for read in done.reads)
+
+
+class SharedMemory(by_hand.Model):
+    """Keys and values of a layer are two parameters in one memory."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        both = torch.cat([self.layers[1].k.weight, self.layers[1].v.weight]).detach()
+        for linear, part in zip((self.layers[1].k, self.layers[1].v), both.chunk(2), strict=True):
+            linear.weight = torch.nn.Parameter(part)
+
+
+def test_parameters_in_one_memory_are_left_alone():
+    done = fold(SharedMemory(1), CALIBRATION, held_out=HELD_OUT)
+    said = [(one.row, one.parameter) for one in done.left_alone if "shares its memory" in one.reason]
+    assert said == [("attention.1", "layers.1.k.weight"), ("attention.1", "layers.1.v.weight")]
+
+
+class EarlyCopy(by_hand.Model):
+    """Copies a layer's queries before the value that they read is computed."""
+
+    def forward(self, input_ids):
+        x = self.embed(input_ids)
+        for layer in self.layers:
+            q, k, v = layer.q.weight.clone(), layer.k.weight.view(-1, by_hand.WIDTH), layer.v.weight
+            n = layer.norm_1(x)
+            read = [torch.nn.functional.linear(n, weight) for weight in (q, k, v)]
+            x = x + layer.o(torch.nn.functional.scaled_dot_product_attention(*read, is_causal=True))
+            x = x + layer.experts(layer.norm_2(x))
+        return self.head(self.norm(x))
+
+
+def test_what_is_copied_before_the_value_is_known_is_left_alone():
+    model = EarlyCopy(1)
+    teacher = copy.deepcopy(model)
+    done = fold(model, CALIBRATION, held_out=HELD_OUT)
+    said = [(one.row, one.parameter) for one in done.left_alone if "a copy of it" in one.reason]
+    assert said == [("attention.1", "layers.1.q.weight"), ("attention.2", "layers.2.q.weight")]
+    assert any("layers.1.k.weight" in read.parameters for read in done.reads)  # a view is not a copy
+    assert done.kl_after == pytest.approx(by_hand.kl(teacher, model, HELD_OUT), rel=1e-5)

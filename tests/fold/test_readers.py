@@ -209,3 +209,22 @@ def test_multiply_in_parts(monkeypatch):
         parameter = nn.Parameter(value.clone())
         multiply(parameter, axis, matrix)
         assert torch.allclose(parameter, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_an_experiment_leaves_no_trace():
+    scores = numbers(TOKENS, EXPERTS, seed=5)
+    lab, nodes = graph_of(buffered, {"x": numbers(TOKENS, WIDTH), "w": numbers(EXPERTS, OUT, WIDTH), "scores": scores})
+    region = [node for node in lab.course.nodes if node.op != "placeholder" and node.op != "output"]
+    once, twice = (find_readers(lab, nodes["x"], region, [nodes["w"]]) for _ in range(2))
+    assert once == twice
+
+
+def test_what_reads_the_shape_alone_is_no_reader_of_any_kind():
+    def shaped(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, w) * torch.ones_like(x)[:, :OUT]
+
+    lab, nodes = graph_of(shaped, {"x": numbers(TOKENS, WIDTH), "w": numbers(OUT, WIDTH, seed=1)})
+    region = [node for node in lab.course.nodes if node.op != "placeholder" and node.op != "output"]
+    found = find_readers(lab, nodes["x"], region, [nodes["w"]])
+    assert [reader.node.name for reader in found.readers] == ["linear"]
+    assert not found.others
