@@ -149,7 +149,7 @@ def heal_command(
             precision=precision,  # type: ignore[arg-type]
             gradient_checkpointing=gradient_checkpointing,
             device=device,
-            inner=inner,
+            inner=inner,  # type: ignore[arg-type]
             seed=seed,
         )
         try:

@@ -1,7 +1,7 @@
 """The damage by row, and which rows to rewire.
 
-In:    the model and held-out text by which weights are chosen; settings; for `budget` and `free` a hardware profile, and
-       the checkpoint's architecture in parallel form, on fake ranks.
+In:    the model and held-out text by which weights are chosen; settings; for `budget` and `free` a hardware profile,
+       and the checkpoint's architecture in parallel form, on fake ranks.
 Out:   plain data: damage of each row alone and of all; the rows that are rewired.
 Never: rewires other rows than asked because a choice failed: that is an error.
 

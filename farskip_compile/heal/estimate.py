@@ -3,7 +3,8 @@
 In:    material, settings, and the steps of training.
 Out:   `Estimate`, plain data, which says on how many steps of the model it rests. `shortage` names what does not fit.
 Never: changes a parameter, keeps a gradient, or writes anything. Promises: the model runs as it is written, not
-       compiled; activations are measured on an accelerator only; other programs may want the machine, too.
+       compiled, and compiling takes minutes; activations are measured on an accelerator only; other programs may want
+       the machine, too.
 
 Steps:
 1. One step of the loss to warm up, then `MEASURED`: the teacher's forward, the student's, and its backward.
@@ -107,7 +108,7 @@ def estimate(material: Material, settings: Settings, config: DistillConfig, rows
     weights = sum(value.nbytes for value in (*model.parameters(), *model.buffers()))
     ours = sum(value.nbytes for value in trained)
     free = _free(material.device)
-    forward, step, activations = _measure(material, config)  # 1
+    forward, step, activations, logits = _measure(material, config)  # 1
     adamw = _adamw(trained)  # 2
     per_step = step * config.accumulate + adamw
     a_batch = settings.batch_size
@@ -122,7 +123,12 @@ def estimate(material: Material, settings: Settings, config: DistillConfig, rows
         seconds["fold"] = 2 * config.fold_batches * forward + rows * halves[0]
     seconds["damage by row"] = (rows + 2) * halves[0]
     seconds["evaluations"] = evaluations * halves[0] + (ROWS + 2) * halves[1]
-    memory = {"weights": weights, "gradients": ours, "AdamW": 2 * ours, "logits": CHUNKS * config.logits_memory}
+    memory = {
+        "weights": weights,
+        "gradients": ours,
+        "AdamW": 2 * ours,
+        "logits": CHUNKS * min(logits, config.logits_memory),
+    }
     if config.teacher == "copy":
         memory["teacher"] = weights
     if activations is not None:
@@ -145,8 +151,8 @@ def estimate(material: Material, settings: Settings, config: DistillConfig, rows
     )
 
 
-def _measure(material: Material, config: DistillConfig) -> tuple[float, float, int | None]:
-    """Seconds of a forward and of a batch with its backward, and bytes of activations."""
+def _measure(material: Material, config: DistillConfig) -> tuple[float, float, int | None, int]:
+    """Seconds of a forward and of a batch with its backward, and bytes of activations and of a batch's logits."""
     model, device = material.model, material.device
     with torch.random.fork_rng(), state_kept([model]):
         feed = Feed(material.train, device)
@@ -157,6 +163,9 @@ def _measure(material: Material, config: DistillConfig) -> tuple[float, float, i
             teacher = FrozenTeacher(model, copied=False, asking=asking)
             student = asking.of(model)
             before = _peak(device)
+            with evaluating(model), torch.no_grad():
+                vocabulary = student(batches[0]).logits.shape[-1]
+            logits = 4 * batches[0].inputs["input_ids"].numel() * vocabulary
             forward = whole = 0.0
             for number, batch in enumerate(batches):
                 began = _now(device)
@@ -171,7 +180,7 @@ def _measure(material: Material, config: DistillConfig) -> tuple[float, float, i
         model.zero_grad(set_to_none=True)
     gradients = sum(value.nbytes for value in model.parameters() if value.requires_grad)
     activations = max(0, after - before - gradients) if before is not None and after is not None else None
-    return forward / MEASURED, whole / MEASURED, activations
+    return forward / MEASURED, whole / MEASURED, activations, logits
 
 
 def _adamw(trained: list[nn.Parameter]) -> float:

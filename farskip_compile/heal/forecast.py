@@ -57,9 +57,10 @@ def forecast(settings: Settings) -> dict[str, Any]:
         return {"reason": f"{type(error).__name__}: {error}".splitlines()[0]}
     name = settings.connectivity if settings.connectivity in found.also else "farskip"
     rewired = found.orders[name]
+    cluster = f"{scenario.ranks} x {scenario.profile.name}"
     return {
         "reason": "",
-        "where": f"{scenario.ranks} x {scenario.profile.name}, ep {scenario.ep}, tp {scenario.tp}, {scenario.exchanges}",
+        "where": f"{cluster}, ep {scenario.ep}, tp {scenario.tp}, {scenario.exchanges}",
         "what": f"{scenario.phase} of {scenario.batch} sequences of {scenario.prompt} tokens",
         "written": found.written.seconds,
         "overlapped": found.scheduled.seconds,
@@ -77,7 +78,7 @@ def in_words(found: Mapping[str, Any]) -> str:
     gain, alone = found["written"] / found["rewired"], found["written"] / found["overlapped"]
     part = found["communication"] / found["written"]
     return (
-        f"{found['what']} on {found['where']}: {gain:.2f} x with everything rewired, {alone:.2f} x by overlapping alone; "
-        f"{part:.0%} of the step as written is communication, {max(found['hidden'], 0):.0%} of it hidden. An estimate, "
-        "from the profile."
+        f"{found['what']} on {found['where']}: {gain:.2f} x with everything rewired, {alone:.2f} x by overlapping "
+        f"alone; {part:.0%} of the step as written is communication, {max(found['hidden'], 0):.0%} of it hidden when "
+        "rewired. An estimate, from the profile."
     )

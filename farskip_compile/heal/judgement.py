@@ -3,8 +3,8 @@
 In:    the original checkpoint; the folder of a healing that is done; the half of the held-out text that judges.
 Out:   for each row loss, KL and top-1, and its loss less the original's with the paired standard error: plain data.
 Never: a row in another wiring than it says. The original runs as transformers has loaded it, not compiled, before
-       anything is prepared; all others are compiled by this backend, the healed one from the checkpoint as it was saved,
-       with its own manifest.
+       anything is prepared; all others are compiled by this backend, the healed one from the checkpoint as it was
+       saved, with its own manifest.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def _healed(settings: Settings, evaluation: Evaluation) -> HeldOut:
             way_out=f"put it back, or remove {settings.out / STEPS / 'healing.json'}: it is written again from the "
             "last state",
         )
-    model: Any = AutoModelForCausalLM.from_pretrained(str(folder)).to(device_of(settings))
+    model: Any = AutoModelForCausalLM.from_pretrained(str(folder))
+    model = model.to(device_of(settings))
     unguard(model)  # its head is found by running a few tokens
     prepare(model)
     config = FarSkipConfig(manifest=load_manifest(folder), inner=settings.inner)

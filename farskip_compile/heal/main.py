@@ -67,7 +67,8 @@ def heal(settings: Settings, talk: Talk) -> dict[str, Any]:
 
     Raises:
         Declined: the question was answered with no; nothing is written.
-        ConfigError: wrong arguments, or others than those that FOLDER was made with; text that is too short, or in both.
+        ConfigError: wrong arguments, or others than those that FOLDER was made with; text that is too short, or in two
+            parts.
         DistillationError: the loss is no longer finite, or a file is damaged.
         FarSkipError: the model can't be rewired as asked.
     """
@@ -92,25 +93,26 @@ def heal(settings: Settings, talk: Talk) -> dict[str, Any]:
     chosen = chosen_connectivity(plan, settings)
     config = config_for(settings, number, chosen, wanted.step_seconds)
     healing = _healed(settings, material, steps, {**asked, "rows": plan["rows"]}, config, talk)  # 4
-    talk.say("judge: original, rewired" + (", folded" if config.fold else "") + ", healed")  # 5
+    names = ["original", "rewired", *(["folded"] if config.fold else []), "healed"]
+    talk.say(f"judge: {', '.join(names)}")  # 5
     needs = {**asked, "rows": plan["rows"], "best step": healing["best_step"], "device": str(material.device)}
     judging, material_notes = material.judging, _texts(material)
-    rows = steps.run("judgement", needs, lambda: {"rows": judge(settings, judging, chosen, folded=config.fold)})["rows"]
+    judged = steps.run("judgement", needs, lambda: {"rows": judge(settings, judging, chosen, folded=config.fold)})
     report = {
         "checkpoint": str(settings.checkpoint),
         "out": str(settings.out),
         "recipe": settings.recipe,
         "dtype": settings.dtype,
-        "rows": rows,
+        "rows": judged["rows"],
         "bytes_per_token": judging.bytes_per_token,
         "text": material_notes,
         "explanation": rewired,
-        "forecast": words,
+        "forecast": {"asked": settings.hardware is not None, "words": words},
         "damage": damage,
         "plan": plan,
         "healing": healing,
         "estimate": wanted.to_json(),
-        "seconds": healing["seconds"] + damage["seconds"],
+        "seconds": None if healing["resumed"] else sum(one["seconds"] for one in (damage, healing, judged)),
     }
     _save(settings, report)
     return report
@@ -196,9 +198,11 @@ def _healed(
     settings: Settings, material: Material, steps: Steps, needs: Mapping[str, Any], config: DistillConfig, talk: Talk
 ) -> dict[str, Any]:
     def work() -> dict[str, Any]:
+        resumed = any(settings.out.glob("state-*"))
         done = self_distill(material.model, material.train, config, held_out=material.choosing.batches)
         material.tokenizer.save_pretrained(settings.out / CHECKPOINT)
         return {
+            "resumed": resumed,
             "before": done.before.figures,
             "after": done.after.figures,
             "learning_rate": done.learning_rate,

@@ -103,14 +103,17 @@ def notes(report: Report) -> Iterator[str]:
     yield (
         "Held-out and training text were not compared (--allow-overlap)."
         if overlap is None
-        else f"{overlap['shared']} of {amount(overlap['sequences'], 'held-out sequence')} share text with the training text."
+        else f"{overlap['shared']} of {amount(overlap['sequences'], 'held-out sequence')} share text with the training "
+        f"text (runs of {overlap['run']} tokens)."
     )
     healing = report["healing"]
     if not healing["best_step"]:
         yield "No step of training was better than what it started from: the weights are those of its start."
-    yield report["forecast"]
-    took, hours = report["seconds"], report["estimate"]["seconds"]
-    yield f"It took {duration(took)}; the estimate was {duration(sum(hours.values()))}."
+    if report["forecast"]["asked"]:
+        yield report["forecast"]["words"]
+    expected = duration(sum(report["estimate"]["seconds"].values()))
+    if report["seconds"] is not None:
+        yield f"It took {duration(report['seconds'])}, compiles included; the estimate, without them, was {expected}."
 
 
 def estimate_page(found: Estimate) -> RenderableType:
@@ -125,8 +128,8 @@ def estimate_page(found: Estimate) -> RenderableType:
     table.add_row("time", f"{duration(found.hours * 3600)}: {parts}")
     table.add_row(
         "",
-        f"measured on {found.measured} steps of the model as it is written, not compiled; {found.step_seconds:.3g} s "
-        "a step",
+        f"measured on {found.measured} steps of the model as it is written: {found.step_seconds:.3g} s a step; "
+        "compiling is not in it",
     )
     parts = ", ".join(f"{name} {size(value)}" for name, value in found.memory.items())
     free = f" of {size(found.device_free)}" if found.device_free is not None else ""

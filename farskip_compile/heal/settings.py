@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 from farskip_compile.distill.config import AUTO, Precision
 from farskip_compile.errors import ConfigError
+from farskip_compile.option_checks import Inner
 from farskip_compile.passes.rewire.request import LayerRange, Named
 from farskip_compile.texts.documents import Format
 from farskip_compile.texts.loaders import LossOn
@@ -79,7 +80,7 @@ class Settings:
     seed: int = 0
     device: str | None = None
     """None: an accelerator if there is one."""
-    inner: str = "inductor"
+    inner: Inner = "inductor"
     """Compiles the rewired graphs."""
 
     def __post_init__(self) -> None:
@@ -109,7 +110,7 @@ class Settings:
         wrong = self.held_out_sequences < LEAST_HELD_OUT
         yield wrong, f"--held-out-sequences {self.held_out_sequences} can't be halved", f"at least {LEAST_HELD_OUT}"
         choices = (("recipe", get_args(RecipeName)), ("dtype", DTYPES), ("precision", get_args(Precision)))
-        for name, known in (*choices, ("connectivity", get_args(Named))):
+        for name, known in (*choices, ("connectivity", get_args(Named)), ("inner", get_args(Inner))):
             value = getattr(self, name)
             yield value not in known, f"--{name} {value} is unknown", f"one of {', '.join(known)}"
         yield self.connectivity == "none", "--connectivity none rewires nothing", "full, or another one"

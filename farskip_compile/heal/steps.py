@@ -20,6 +20,7 @@ from farskip_compile.json_files import read_sealed, write_sealed
 from farskip_compile.text_utils import shortened
 
 STEPS = "steps"
+SCHEMA = 1
 ANEW = "the same arguments as before continue; others need another --out"
 
 
@@ -61,11 +62,10 @@ class Steps:
         found = self._read(name)
         if found is None:
             return False
-        other = self._other(found, needs)
-        if other:
-            was, now = (shortened(json.dumps(one), 60) for one in (found["needs"].get(other), needs[other]))
+        if other := self._other(found, needs):
             raise ConfigError(
-                f"{self.folder} holds the healing of another {other}: {was}, and now it is {now}", way_out=ANEW
+                f"{self.folder} holds a healing of another {_apart(other, found['needs'].get(other), needs[other])}",
+                way_out=ANEW,
             )
         return True
 
@@ -102,12 +102,12 @@ class Steps:
             return None
         way_out = f"remove {file}: the step is done again, and training continues from its last state"
         found = read_sealed(file, "record of a step", way_out=way_out, error=DistillationError)
-        if not {"needs", "result"} <= found.keys():
-            raise DistillationError(f"{file} is not the record of a step", way_out=way_out)
+        if found.get("schema") != SCHEMA:
+            raise DistillationError(f"{file} was written by another version of this package", way_out=way_out)
         return found
 
     def _write(self, name: str, needs: Mapping[str, Any], result: Mapping[str, Any] | None) -> None:
-        content = {"needs": dict(needs), "result": dict(result) if result is not None else None}
+        content = {"schema": SCHEMA, "needs": dict(needs), "result": dict(result) if result is not None else None}
         if self._held is not None:
             self._held[name] = content
         else:
@@ -123,3 +123,12 @@ class Steps:
                 way_out="--out: a folder with the right to write",
             ) from error
         write_sealed(file, content)
+
+
+def _apart(name: str, was: Any, now: Any) -> str:
+    """In which two values differ, in words."""
+    if isinstance(was, Mapping) and isinstance(now, Mapping):
+        plain: dict[str, Any] = json.loads(json.dumps(now))
+        key = next(key for key in (*was, *plain) if was.get(key) != plain.get(key))
+        return f"{name}: {key} was {json.dumps(was.get(key))}, and is now {json.dumps(plain.get(key))}"
+    return f"{name}: it was {shortened(json.dumps(was), 40)}, and is now {shortened(json.dumps(now), 40)}"
