@@ -91,7 +91,7 @@ class _Kept:
 
     def __init__(self, layers: int) -> None:
         self.states: torch.Tensor | None = None
-        self.streams: list[torch.Tensor | None] = [None] * layers
+        self.streams: list[Any] = [None] * layers
 
 
 class Asking:
@@ -112,10 +112,9 @@ class Asking:
             found = find_head(model, batch)
         self.head: Head | None = found if isinstance(found, Head) else None
         self.reason = found if isinstance(found, str) else ""
-        self._kept = _Kept(len(layers))
-        self._forwards = [(one, _keeping_stream(self._kept, at, one.forward)) for at, one in enumerate(layers)]
-        if self.head is not None:
-            self._forwards.append((self.head.module, _keeping_states(self._kept, self.head.module.forward)))
+        self._kept, self._layers = _Kept(len(layers)), tuple(layers)
+        self._forwards: dict[tuple[nn.Module, Any], Callable[..., Any]] = {}
+        """What replaces a forward, so that Dynamo sees the same function in each call."""
 
     def of(
         self, function: Callable[..., Any], known: Mapping[str, torch.Tensor] | None = None
@@ -129,14 +128,16 @@ class Asking:
         Raises:
             ConfigError: at a call, if the logits have to be whole and are too large.
         """
-        return partial(self._ask, caller(function, self.model), known)
+        # what is known does not change: of a head that is spread over ranks, its whole parameters are gathered once
+        values = self.head.values(known) if known and self.head is not None else None
+        return partial(self._ask, caller(function, self.model), values)
 
     def _ask(
-        self, logits_of: Callable[[Batch], torch.Tensor], known: Mapping[str, torch.Tensor] | None, batch: Batch
+        self, logits_of: Callable[[Batch], torch.Tensor], values: Mapping[str, torch.Tensor] | None, batch: Batch
     ) -> Answer:
         with self._replaced():
             logits = logits_of(batch)
-            states, streams = self._kept.states, tuple(one for one in self._kept.streams if one is not None)
+            states, streams = self._kept.states, tuple(_settled(one) for one in self._kept.streams if one is not None)
             self._kept.states, self._kept.streams = None, [None] * len(self._kept.streams)
         if len(streams) != len(self._kept.streams):
             raise ConfigError(
@@ -149,7 +150,8 @@ class Asking:
         assert states is not None
         kind = logits.device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        return Answer(logits, Hidden(whole(states), self.head, self.head.values(known), precision), streams)
+        values = values if values is not None else self.head.values()
+        return Answer(logits, Hidden(whole(states), self.head, values, precision), streams)
 
     def _check_size(self, logits: torch.Tensor) -> None:
         size = logits.numel() * max(logits.element_size(), 4)
@@ -164,10 +166,27 @@ class Asking:
     @contextmanager
     def _replaced(self) -> Iterator[None]:
         with ExitStack() as stack:
-            for module, forward in self._forwards:
+            for at, module in enumerate(self._layers):
                 stack.callback(partial(_put_back, module, dict(vars(module))))
-                vars(module)["forward"] = forward
+                vars(module)["forward"] = self._keeping(module, partial(_keeping_stream, self._kept, at))
+            if self.head is not None:
+                module = self.head.module
+                stack.callback(partial(_put_back, module, dict(vars(module))))
+                vars(module)["forward"] = self._keeping(module, partial(_keeping_states, self._kept))
             yield
+
+    def _keeping(self, module: nn.Module, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Any:
+        """What replaces the forward that `module` has now: its own, or that of a layer that is compiled by itself."""
+        key = module, getattr(module.forward, "__func__", module.forward)
+        if key not in self._forwards:
+            self._forwards[key] = make(module.forward)
+        return self._forwards[key]
+
+
+def _settled(stream: Any) -> torch.Tensor:
+    """The stream that a layer returned; one that is compiled by itself returns it in parts (`carrier`)."""
+    found: torch.Tensor = stream if isinstance(stream, torch.Tensor) else stream.whole()
+    return found
 
 
 def _put_back(module: nn.Module, state: Mapping[str, Any]) -> None:

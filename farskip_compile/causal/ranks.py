@@ -2,13 +2,16 @@
 
 In:    a model on each rank of the default process group, each with data of its own; parameters are either the same on
        all ranks (data parallelism) or parts of one that is spread over them (experts).
-Out:   `Ranks`: sums over ranks, the gradients of a step as one process would have them, their common norm.
+Out:   `Ranks`: sums over ranks, the gradients of a step as one process would have them, their common norm; parameters
+       put together.
 Never: guesses what is a part. `sharded=...` says so, or it is detected: what differs between the ranks is a part. A
        parameter that is the same number everywhere (a bias of zeros) may be either, so next to parts it must be given.
 
 The loss of each rank is its sum over targets, divided by the targets of all ranks. Gradients of what all ranks have are
 summed by `DistributedDataParallel`; the gradient of a part is complete as it is, since the exchange of tokens brings
-back the gradients of all ranks' tokens. DTensors take care of themselves.
+back the gradients of all ranks' tokens. In a model with units of FSDP2 (`fully_sharded`), these average gradients, of
+which sums are made, and what they leave out is summed here, without `DistributedDataParallel`. Other DTensors take care
+of themselves.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from farskip_compile._compat.distributed import leave_to_owner, world_group
 from farskip_compile._compat.modules import plain_name
+from farskip_compile.causal.fully_sharded import held, units
 from farskip_compile.causal.identity import bytes_of
+from farskip_compile.causal.tensor_files import local
 from farskip_compile.errors import ConfigError
 
 Sharded = Callable[[str, nn.Parameter], bool]
@@ -49,13 +54,27 @@ class Ranks:
             named = model.named_parameters()
             found = _detected(model) if sharded is None else [name for name, value in named if sharded(name, value)]
             self.parts = frozenset(found)
+        self.is_sharded = bool(units(model))
+        """By FSDP2."""
+        self._averaged: frozenset[str] = frozenset()
 
     def wrap(self, compiled: nn.Module) -> nn.Module:
-        """The compiled model, whose backward averages the gradients of what all ranks have."""
-        if not self.active:
+        """The compiled model, whose backward averages the gradients of what all ranks have.
+
+        Raises:
+            ConfigError: the gradients of a sharded parameter would not be those of all ranks.
+        """
+        if self.active and self.is_sharded:
+            self._averaged = held(self.model, self.size) - self.parts
+            self._check_sharded()
+        if not self.active or self.is_sharded:
             return compiled
+        before = dict(vars(self.model))
         leave_to_owner(compiled, [name for name, _ in compiled.named_parameters() if plain_name(name) in self.parts])
-        return DistributedDataParallel(compiled, broadcast_buffers=False)
+        found = DistributedDataParallel(compiled, broadcast_buffers=False)
+        for name in vars(self.model).keys() - before.keys():  # a list of names, which only the wrapper needs
+            delattr(self.model, name)
+        return found
 
     def sum(self, *values: float) -> list[float]:
         """Sums over all ranks, the same on each."""
@@ -73,23 +92,39 @@ class Ranks:
         """
         grads = {name: value.grad for name, value in self.model.named_parameters() if value.grad is not None}
         mine = {name for name in grads if name in self.parts}
-        spread = {name for name, grad in grads.items() if hasattr(grad, "full_tensor")}
-        everywhere = grads.keys() - mine - spread
-        if self.active:
-            for name in everywhere:
+        distributed = {name for name, grad in grads.items() if hasattr(grad, "full_tensor")}
+        spread, everywhere = distributed - mine, grads.keys() - distributed - mine
+        for name in sorted(everywhere) if self.active else ():
+            if self.is_sharded:
+                dist.all_reduce(grads[name])
+            else:
                 grads[name].mul_(self.size)  # DDP has averaged them
+        for name in spread & self._averaged:
+            grads[name].mul_(self.size)
         norms = [_norm([grads[name] for name in sorted(names)]) for names in (everywhere, spread)]
-        norm = math.sqrt(sum(one**2 for one in norms) + self.sum(_norm([grads[name] for name in sorted(mine)]) ** 2)[0])
+        (of_parts,) = self.sum(_norm([local(grads[name]) for name in sorted(mine)]) ** 2)
+        norm = math.sqrt(sum(one**2 for one in norms) + of_parts)
         if limit is not None:
-            trained = [value for value in self.model.parameters() if value.grad is not None]
             total = torch.tensor(norm, dtype=torch.float64, device=self.device)
-            torch.nn.utils.clip_grads_with_norm_(trained, limit, total)
+            for names in (grads.keys() - distributed, distributed):  # torch multiplies no mixture of the two
+                trained = [value for name, value in self.model.named_parameters() if name in names]
+                torch.nn.utils.clip_grads_with_norm_(trained, limit, total)
         return norm
 
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.active:
             dist.barrier()
+
+    def _check_sharded(self) -> None:
+        for name, value in self.model.named_parameters():
+            if hasattr(value, "full_tensor") and name not in self._averaged and name not in self.parts:
+                raise ConfigError(
+                    f"{name} is a distributed tensor which no unit of fully_shard holds: it is not known whether its "
+                    "gradient is that of all ranks",
+                    way_out="self_distill(..., sharded=lambda name, parameter: ...), if it is a part of experts whose "
+                    "tokens come from all ranks",
+                )
 
 
 def _detected(model: nn.Module) -> list[str]:

@@ -4,14 +4,15 @@ In:    the model, before its first training step.
 Out:   a function of a batch that gives the original's logits, or hidden states to compute them from (`asking`), or
        (`teacher_cache`) the largest of them.
 Never: copies the module: a copy may share what a hook or a replaced forward remembers of the original. The module
-       itself is run as written, in evaluation mode, with frozen copies of its parameters and buffers. A softmax in less
-       than float32.
+       itself is run as written, in evaluation mode, with frozen copies of its parameters and buffers; of a model that
+       FSDP2 has sharded with copies of this rank's shards, which change places with its own meanwhile
+       (`fully_sharded`). A softmax in less than float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.func import functional_call
 
 from farskip_compile.causal.asking import MEMORY, Answer, Asking, Hidden, at_a_time
 from farskip_compile.causal.batches import Batch, caller
+from farskip_compile.causal.fully_sharded import at_rest, exchanged, units, values_of
 from farskip_compile.errors import ConfigError
 from farskip_compile.prepare.preserve_state import modes_kept
 
@@ -70,15 +72,27 @@ class FrozenTeacher:
     """The model as written, with the parameters that it has now.
 
     The model may be trained. Not `copied`: for a teacher whose model does not change while it is asked. `asking`: how
-    the model is asked; None: for whole logits.
+    the model is asked; None: for whole logits. `as_written`: within it the model is wired as it was; for one whose
+    layers have other forwards in the meantime.
     """
 
-    def __init__(self, model: nn.Module, *, copied: bool = True, asking: Asking | None = None) -> None:
-        self.model = model
-        named = dict((*model.named_parameters(), *model.named_buffers()))
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        copied: bool = True,
+        asking: Asking | None = None,
+        as_written: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.model, self.as_written = model, as_written
+        named = values_of(model)
         values = self.values = {name: value.detach().clone() for name, value in named.items()} if copied else {}
+        in_place = copied and bool(units(model))
 
         def frozen(*args: Any, **kwargs: Any) -> Any:
+            if in_place:
+                with exchanged(model, values):
+                    return model(*args, **kwargs)
             return functional_call(model, values, args, kwargs)
 
         logits = caller(frozen, model)
@@ -87,8 +101,11 @@ class FrozenTeacher:
     @torch.no_grad()
     def answer(self, batch: Batch) -> Answer:
         """All that the model says."""
-        with evaluating(self.model):
-            return self._ask(batch)
+        with evaluating(self.model), self.as_written():
+            found = self._ask(batch)
+        if self.values:  # else what was said may hold parameters of the model
+            at_rest(self.model)
+        return found
 
     def __call__(self, batch: Batch) -> torch.Tensor | Hidden:
         """Logits [B, T, V], or hidden states to compute them from."""

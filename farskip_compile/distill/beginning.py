@@ -63,7 +63,7 @@ def numbers_of(notes: Mapping[str, Any]) -> dict[str, float | None]:
 
 def _fold(run: Run) -> dict[str, Any]:
     config = run.config
-    with state_kept([run.model]):
+    with state_kept([run.model]), run.as_written():
         feed = Feed(run.data, run.device)
         calibration = [_given(next(feed)) for _ in range(config.fold_batches)]
         found = fold(

@@ -4,7 +4,8 @@ In:    a healed model and its manifest.
 Out:   a checkpoint of the model's own kind. A model with `save_pretrained` (transformers) writes itself: safetensors,
        `config.json`; the manifest is `farskip.json` beside it, and the key `farskip` in `config.json`, which is
        guarded: only this package loads it (`guard/`). Any other: `model.safetensors`, or one file for each rank if
-       parameters are spread over ranks, and `farskip.json`.
+       parameters are spread over ranks, and `farskip.json`. Distributed tensors are put together, one at a time on all
+       ranks; the first rank, which writes, keeps them in the memory of its CPU until then.
 Never: a checkpoint without its manifest: in the original wiring, healed weights give fluent nonsense.
 """
 
@@ -13,8 +14,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from farskip_compile.causal.fully_sharded import at_rest
 from farskip_compile.causal.ranks import Ranks
 from farskip_compile.causal.tensor_files import library
 from farskip_compile.json_files import replacing
@@ -33,11 +36,15 @@ def save_checkpoint(model: nn.Module, manifest: Manifest, folder: Path, ranks: R
     if first:
         folder.mkdir(parents=True, exist_ok=True)
     ranks.barrier()
+    at_rest(model)
+    state = _whole(model, keep=first or bool(ranks.parts)) if ranks.is_sharded else None
     pretrained: Any = getattr(model, "save_pretrained", None)
-    if callable(pretrained):
+    if not callable(pretrained):
+        _save_tensors(model if state is None else _Holding(state), folder, ranks)
+    elif state is None:
         pretrained(folder, is_main_process=first)
-    else:
-        _save_tensors(model, folder, ranks)
+    elif first:
+        pretrained(folder, state_dict=state)
     ranks.barrier()
     if first:
         save_manifest(manifest, folder)
@@ -51,3 +58,30 @@ def _save_tensors(model: nn.Module, folder: Path, ranks: Ranks) -> None:
     if ranks.parts or ranks.rank == 0:
         with replacing(folder / name) as temporary:
             library().save_model(model, str(temporary))
+
+
+@torch.no_grad()
+def _whole(model: nn.Module, *, keep: bool) -> dict[str, torch.Tensor]:
+    """The state of a sharded model with whole tensors, on the CPU, on all ranks; a tied one is one tensor. Empty where
+    it is not to be kept."""
+    found: dict[str, torch.Tensor] = {}
+    known: dict[int, torch.Tensor] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) not in known:
+            spread: Any = value.detach()
+            whole = spread.full_tensor() if hasattr(spread, "full_tensor") else spread
+            known[id(value)] = whole.cpu() if keep else torch.empty(0)
+        found[name] = known[id(value)]
+    return found if keep else {}
+
+
+class _Holding(nn.Module):
+    """A module that is nothing but its state: safetensors asks for a module, since it leaves out tied names."""
+
+    def __init__(self, state: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self._state = state
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """What it was made of."""
+        return self._state

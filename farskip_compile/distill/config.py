@@ -25,6 +25,7 @@ Objective = Literal["kl", "next_token"]
 Teacher = Literal["copy", "cache"]
 Precision = Literal["float32", "bfloat16"]
 Recipe = Literal["default", "paper"]
+Compile = Literal["whole", "layers"]
 AUTO: Literal["auto"] = "auto"
 PAPER: Mapping[str, Any] = {
     "objective": "kl", "fold": False, "stream_weight": 0.0, "betas": (0.9, 0.95), "beta2_half_life": None,
@@ -51,6 +52,9 @@ class DistillConfig:
     """The student's, as in `FarSkipConfig`, both."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further options of the backend, such as `{"inner": "eager"}`."""
+    compile: Compile = "whole"
+    """`whole`: one graph. `layers`: each layer by itself (`farskip_compile.regional`), for the duration of the run; the
+    function is the same. Needed where `fully_shard` (FSDP2) was called on layers."""
 
     recipe: Recipe = "default"
     """`paper`: nothing but the paper's recipe; an option that is not a part of it is an error. `default`: that, with a
@@ -212,7 +216,7 @@ class DistillConfig:
         return cls(**data)
 
 
-_CHOICES = {"objective": Objective, "teacher": Teacher, "precision": Precision, "recipe": Recipe}
+_CHOICES = {"objective": Objective, "teacher": Teacher, "precision": Precision, "recipe": Recipe, "compile": Compile}
 _NUMBERS: dict[str, tuple[Any, int]] = {
     **dict.fromkeys(
         ("top_k", "steps", "accumulate", "evaluate_every", "patience", "save_every", "logits_memory", "fold_batches"),

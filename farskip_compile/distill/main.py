@@ -28,6 +28,7 @@ from torch import nn
 
 from farskip_compile.causal.batches import arguments, as_batch
 from farskip_compile.causal.evaluate import HeldOut
+from farskip_compile.causal.fully_sharded import at_rest
 from farskip_compile.causal.ranks import Ranks, Sharded
 from farskip_compile.describe import describe
 from farskip_compile.distill.beginning import begin, folded_of, numbers_of, trials_of
@@ -36,8 +37,10 @@ from farskip_compile.distill.config import AUTO, DistillConfig
 from farskip_compile.distill.recomputing import check_recomputing, recomputing
 from farskip_compile.distill.records import Records
 from farskip_compile.distill.run import Run
+from farskip_compile.distill.student import check_units
 from farskip_compile.distill.trials import Trial, check_restartable
 from farskip_compile.errors import ConfigError
+from farskip_compile.fold.stand_ins import Parameters
 from farskip_compile.manifest import Manifest
 from farskip_compile.prepare.preserve_state import modes_kept
 
@@ -127,11 +130,17 @@ def self_distill(
             check_recomputing(model)
         if config.fold or config.learning_rate == AUTO:
             check_restartable(data)
+        check_units(model, config)
         args, kwargs = arguments(as_batch(held_out[0], next(model.parameters()).device), model)
-        found = describe(model, *args, connectivity=config.connectivity, layers=config.layers, **kwargs)
+        at_rest(model)
+        with Parameters(model).as_plain():  # whole shapes, and one graph, whatever FSDP2 has made of the model
+            found = describe(model, *args, connectivity=config.connectivity, layers=config.layers, **kwargs)
         run = Run(model, data, held_out, config, sharded)
-        with recomputing(model, wanted=config.gradient_checkpointing):
-            return _take_steps(run, found)
+        try:
+            with recomputing(model, wanted=config.gradient_checkpointing):
+                return _take_steps(run, found)
+        finally:
+            run.end()
 
 
 def _take_steps(run: Run, manifest: Manifest) -> Distilled:

@@ -13,6 +13,7 @@ tenth of the run, so that the large gradients with which healing begins don't la
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -68,12 +69,23 @@ def make_optimizer(model: nn.Module, config: DistillConfig) -> torch.optim.Optim
     trained = [value for value in model.parameters() if value.requires_grad]
     if not trained:
         raise ConfigError("no parameter of the model requires a gradient", way_out="model.requires_grad_(True)")
-    groups = [
-        {"params": [value for value in trained if value.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [value for value in trained if value.dim() < 2], "weight_decay": 0.0},
-    ]
     # one kernel for a whole group: without it the update holds temporaries as large as the parameters. It does not
     # accept DTensors together with other tensors
-    fused = all(type(value) is nn.Parameter and value.device.type in FUSED for value in trained)
+    fused = all(_is_fusible(value) for value in trained)
+    groups = [
+        {
+            "params": [one for one in trained if (one.dim() >= 2, _is_spread(one)) == (is_matrix, is_spread)],
+            "weight_decay": config.weight_decay if is_matrix else 0.0,
+        }
+        for is_matrix, is_spread in itertools.product((True, False), (False, True))
+    ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, 0.0, config.betas, fused=fused)
+
+
+def _is_spread(value: torch.Tensor) -> bool:
+    return hasattr(value, "full_tensor")
+
+
+def _is_fusible(value: torch.Tensor) -> bool:
+    return (type(value) is nn.Parameter or _is_spread(value)) and value.device.type in FUSED

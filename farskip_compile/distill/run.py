@@ -1,7 +1,8 @@
 """A run: the student, its teacher and its optimizer, taken from step to step.
 
 In:    a model that can be rewired as asked, data, and a configuration.
-Out:   `Run`: `step` takes one optimizer step on all ranks; `save` and `resume` keep everything that changes.
+Out:   `Run`: `step` takes one optimizer step on all ranks; `save` and `resume` keep everything that changes; `end` puts
+       the model's own forwards back.
 Never: a step whose gradients are not finite.
 """
 
@@ -9,8 +10,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ import torch
 from torch import nn
 
 from farskip_compile._compat.distributed import whole_graphs_under_ddp
-from farskip_compile.backend import backend
 from farskip_compile.causal.asking import Asking
 from farskip_compile.causal.batches import Batch, Feed, Position, as_batch
 from farskip_compile.causal.evaluate import Evaluation, HeldOut
+from farskip_compile.causal.fully_sharded import at_rest
 from farskip_compile.causal.identity import checksum
 from farskip_compile.causal.losses import forward_kl, next_token_loss
 from farskip_compile.causal.ranks import Ranks, Sharded
@@ -34,6 +35,7 @@ from farskip_compile.distill.optimizer import beta2_for, learning_rate_at, make_
 from farskip_compile.distill.snapshot import EPOCH, Snapshot
 from farskip_compile.distill.states import Progress, read_newest, write_state
 from farskip_compile.distill.stream import mismatch, stream_layers, weight_at
+from farskip_compile.distill.student import Student
 from farskip_compile.distill.teacher_cache import CachedTeacher
 from farskip_compile.errors import DistillationError
 
@@ -81,8 +83,8 @@ class Run:
         if config.output is not None or config.teacher == "cache":
             library()  # a lack of it is an error now, and not at the first state
             self.about["model"] = checksum(model)
-        compiled: Any = torch.compile(model, backend=backend(config.backend_config()), fullgraph=True)
-        self.wrapped = self.ranks.wrap(compiled)
+        at_rest(model)
+        self.form = Student(model, config)
         self.optimizer = make_optimizer(model, config)
         self.pace = config
         """Whose steps and warm-up the learning rate follows: those of the run, or of a trial."""
@@ -92,18 +94,37 @@ class Run:
         """What was found before the first step, in JSON; a resumed run has it from its state."""
         self.best = Best(model, config.patience, config.least_improvement)
         torch.manual_seed(config.seed + self.ranks.rank)
-        batches = [as_batch(one, self.device) for one in held_out]
-        with self._autocast(), evaluating(model):
+        try:
+            self._prepare([as_batch(one, self.device) for one in held_out])
+        except BaseException:
+            self.end()
+            raise
+        self.feed = Feed(data, self.device)
+        self._snapshot = Snapshot(model, self.optimizer, self.best, self.ranks)
+        self._last_state: Path | None = None
+        self._is_checked = False
+
+    def _prepare(self, batches: list[Batch]) -> None:
+        config, model = self.config, self.model
+        self.wrapped = self.ranks.wrap(self.form.compiled)
+        with self._autocast(), evaluating(model), self.as_written():
             layers = stream_layers(model, batches[0]) if config.stream_weight else ()
             self.asking = Asking(model, batches[0], config.logits_memory, layers)
         self.student = self.asking.of(self.wrapped)
         self.teacher = self._make_teacher(batches) if config.objective == "kl" else None
         with self._autocast():
             self.evaluation = Evaluation(batches, self.teacher, self.ranks, config.logits_memory)
-        self.feed = Feed(data, self.device)
-        self._snapshot = Snapshot(model, self.optimizer, self.best, self.ranks)
-        self._last_state: Path | None = None
-        self._is_checked = False
+
+    @contextmanager
+    def as_written(self) -> Iterator[None]:
+        """Within a `with`, the model itself runs in its original form, with the weights that it has."""
+        with self.form.as_written():
+            yield
+        at_rest(self.model)
+
+    def end(self) -> None:
+        """Put the model's own forwards back; the run can't go on then."""
+        self.form.undo()
 
     def step(self) -> Step:
         """Take one step.
@@ -128,6 +149,7 @@ class Run:
                 parts = self._losses(batch)
                 (parts.trained / tokens).backward()
             loss, stream = loss + parts.loss / tokens, stream + parts.stream / tokens
+        at_rest(self.model)
         norm = self.ranks.finish_gradients(self.config.clip)
         loss, stream = self.ranks.sum(loss, stream)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -152,7 +174,9 @@ class Run:
     def evaluate(self) -> HeldOut:
         """On the held-out batches."""
         with self._autocast(), whole_graphs_under_ddp():
-            return self.evaluation(lambda batch: self.student(batch).said, self.model)
+            found = self.evaluation(lambda batch: self.student(batch).said, self.model)
+        at_rest(self.model)
+        return found
 
     def save(self) -> None:
         """Write a state, on all ranks; it and the one before it are kept."""
@@ -217,15 +241,16 @@ class Run:
 
     def _make_teacher(self, held_out: Iterable[Batch]) -> Teacher:
         if self.config.teacher == "copy":
-            return FrozenTeacher(self.model, asking=self.asking)
+            return FrozenTeacher(self.model, asking=self.asking, as_written=self.form.as_written)
         folder = self.config.cache_folder
         assert folder is not None
-        original = FrozenTeacher(self.model, copied=False, asking=self.asking)
+        original = FrozenTeacher(self.model, copied=False, asking=self.asking, as_written=self.form.as_written)
         about = {key: self.about[key] for key in ("model", "number of ranks")} | {"precision": self.config.precision}
         cached = CachedTeacher(folder, about, self.config.top_k, self.ranks.rank, self.config.logits_memory)
         generator = torch.get_rng_state()
         with self._autocast():
             cached.fill(itertools.chain(held_out, (as_batch(one, self.device) for one in self.data)), original)
+        at_rest(self.model)
         torch.set_rng_state(generator)
         self.ranks.barrier()
         cached.refresh()

@@ -2,14 +2,15 @@
 
 Contract: the layers of the model are found, each gets a forward that takes the stream in parts and leaves it in parts
 (`stand_in`), and is compiled with this package's backend, alike layers together. Names, parameters and state stay as
-they are; `Regional.undo` puts everything back. After the first call the tables of the layers are put together: they
-must be what is asked of a whole model, and what the manifest says, or the call is an error.
+they are; `Regional.undo` puts everything back, `Regional.as_written` for a while. After the first call the tables of
+the layers are put together: they must be what is asked of a whole model, and what the manifest says, or the call is an
+error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import MethodType
@@ -51,6 +52,8 @@ class Regional:
     """Of the layers, in order."""
     settings: Resolved
     _undo: list[Callable[[], None]] = field(default_factory=list)
+    _before: dict[nn.Module, Any] = field(default_factory=dict)
+    """The forward that each layer had for itself, not from its class; None: it had none."""
     _table: Table | None = None
     _known: dict[tuple[int, ...], list[Passed]] = field(default_factory=dict)
     """What has run and was checked, by identity, for which it has to be kept."""
@@ -97,8 +100,23 @@ class Regional:
 
     def undo(self) -> None:
         """Put the model back as it was."""
+        self._before.clear()
         while self._undo:
             self._undo.pop()()
+
+    @contextmanager
+    def as_written(self) -> Iterator[None]:
+        """Within a `with`, the layers run as they were written, not compiled; no backward pass of what ran before may
+        come in it, since checkpoints would compute the layers in the wrong form."""
+        ours = [(layer, vars(layer).pop("forward")) for layer in self._before]
+        try:
+            for layer, own in self._before.items():
+                if own is not None:
+                    vars(layer)["forward"] = own
+            yield
+        finally:
+            for layer, forward in ours:
+                vars(layer)["forward"] = forward
 
     def _called(self, passed: list[Passed]) -> None:
         """After a call of the model: look at what has run, if it has not been seen before."""
@@ -195,12 +213,12 @@ def _plain(name: str, layer: nn.Module) -> Callable[..., Any]:
 
 
 def _replace(made: Regional, layer: nn.Module, forward: Callable[..., Any]) -> None:
-    state: Mapping[str, Any] = dict(vars(layer))
+    own = made._before[layer] = vars(layer).get("forward")
     vars(layer)["forward"] = MethodType(forward, layer)
 
     def undo() -> None:
-        if "forward" in state:
-            vars(layer)["forward"] = state["forward"]
+        if own is not None:
+            vars(layer)["forward"] = own
         else:
             vars(layer).pop("forward", None)
 
