@@ -78,7 +78,8 @@ def _parts(value: Any, depth: int) -> Any:
     if isinstance(value, Set):
         return sorted(json.dumps(_plain(inner, depth + 1), sort_keys=True) for inner in value)
     if dataclasses.is_dataclass(value):
-        return {one.name: _plain(getattr(value, one.name), depth + 1) for one in dataclasses.fields(value)}
+        held = [one.name for one in dataclasses.fields(value)]  # as stored: a configuration may refuse to say it aloud
+        return {name: _plain(object.__getattribute__(value, name), depth + 1) for name in held}
     if isinstance(value, numbers.Number):
         return str(value)
     return [_name(type(value)), _public(value, depth) if hasattr(value, "__dict__") else {}]

@@ -21,6 +21,10 @@ Agree = Callable[[bool], bool]
 """Whether it is so on all ranks."""
 
 
+class CannotTry(Exception):
+    """A node works on values that live within a transformation (`torch.vmap`) alone."""
+
+
 class Lab:
     """See the module. Values are kept from `at` on, until `forget`."""
 
@@ -32,6 +36,7 @@ class Lab:
         self._before: dict[fx.Node, dict[fx.Node, Any]] = {}
         self._after: dict[fx.Node, Any] = {}
         self._bases = {base for bases in course.written.values() for base in bases}
+        self._nested = _nested(course.nodes)
         self._at = 0
         self.weights = _weights(course.nodes, parameters)
         """Nodes whose numbers are those of parameters, whatever picks them."""
@@ -75,7 +80,13 @@ class Lab:
 
     @torch.no_grad()
     def run(self, node: fx.Node, instead: Mapping[fx.Node, Any]) -> Any:
-        """What `result` would be if some values were others."""
+        """What `result` would be if some values were others.
+
+        Raises:
+            CannotTry: it is not known.
+        """
+        if node in self._nested:
+            raise CannotTry
         for arg in node.all_input_nodes:
             if arg not in self.values and arg not in instead:
                 self.values[arg] = self.run(arg, {})
@@ -98,6 +109,18 @@ class Lab:
             if any(arg in found for arg in node.all_input_nodes):
                 found[node] = None
         return [node for node in found if node is not start]
+
+
+def _nested(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """What stands between the beginning and the end of a transformation of functions."""
+    found, depth = set(), 0
+    for node in nodes:
+        name = ops.op_name(node)
+        depth += name.endswith("increment_nesting")
+        if depth:
+            found.add(node)
+        depth -= name.endswith("decrement_nesting")
+    return found
 
 
 def _weights(nodes: Sequence[fx.Node], parameters: Collection[fx.Node]) -> set[fx.Node]:

@@ -26,7 +26,7 @@ import torch
 from torch import fx
 
 from farskip_compile.fold.basis import Basis, alike
-from farskip_compile.fold.lab import Lab
+from farskip_compile.fold.lab import CannotTry, Lab
 from farskip_compile.passes.graph.walk import walk_back
 
 
@@ -64,7 +64,11 @@ def find_readers(lab: Lab, value: fx.Node, region: Collection[fx.Node], paramete
         inputs = [arg for arg in node.all_input_nodes if arg in found.carried]
         if node is value or not inputs:
             continue
-        before, after = lab.result(node), lab.run(node, changed)
+        try:
+            before, after = lab.result(node), lab.run(node, changed)
+        except CannotTry:
+            found.others.append(node)
+            continue
         if lab.agree(_same(before, after)):  # 1
             continue
         axis = _axis(lab, basis, before, after)

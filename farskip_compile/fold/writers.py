@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from farskip_compile.fold.basis import Basis, alike
-from farskip_compile.fold.lab import Lab
+from farskip_compile.fold.lab import CannotTry, Lab
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,10 @@ def _writers(
         path = _path(lab, [parameter], region, term) if axes else []
         if not path or path[-1] is not term:
             continue
-        without = lab.run_path(path, {parameter: torch.zeros_like(value)})
+        try:
+            without = lab.run_path(path, {parameter: torch.zeros_like(value)})
+        except CannotTry:
+            continue
         own = basis.changed(now - without, -1)
         for axis in axes:
             then = lab.run_path(path, {parameter: basis.changed(value, axis)})

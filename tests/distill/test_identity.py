@@ -138,3 +138,26 @@ def test_a_cache_is_of_one_routing(make, tmp_path) -> None:
     CachedTeacher(tmp_path, {"model": checksum(deepseek())}, k=2)
     with pytest.raises(ConfigError, match="another model"):
         CachedTeacher(tmp_path, {"model": checksum(other)}, k=2)
+
+
+@dataclass
+class Reserved:
+    """Refuses to say what differs between layers, as configurations of transformers do."""
+
+    heads: int = 4
+
+    def __getattribute__(self, name):
+        if name == "heads":
+            raise AttributeError("ask the layers")
+        return super().__getattribute__(name)
+
+
+def test_what_a_configuration_does_not_say_aloud_counts():
+    found = []
+    for heads in (4, 8):
+        model = nn.Linear(2, 2)
+        nn.init.ones_(model.weight)
+        nn.init.zeros_(model.bias)
+        model.config = Reserved(heads)
+        found.append(checksum(model))
+    assert found[0] != found[1]

@@ -228,3 +228,14 @@ def test_what_reads_the_shape_alone_is_no_reader_of_any_kind():
     found = find_readers(lab, nodes["x"], region, [nodes["w"]])
     assert [reader.node.name for reader in found.readers] == ["linear"]
     assert not found.others
+
+
+def test_within_a_transformation_nothing_is_tried():
+    def mapped(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, w) + torch.vmap(lambda row: row @ w.T)(x)
+
+    lab, nodes = graph_of(mapped, {"x": numbers(TOKENS, WIDTH), "w": numbers(OUT, WIDTH, seed=1)})
+    region = [node for node in lab.course.nodes if node.op != "placeholder" and node.op != "output"]
+    found = find_readers(lab, nodes["x"], region, [nodes["w"]])
+    assert [reader.node.name for reader in found.readers] == ["linear"]
+    assert found.others  # so the weight, which is used there too, is left alone
