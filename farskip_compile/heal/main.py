@@ -24,9 +24,10 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from farskip_compile import errors
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.distill.main import CHECKPOINT, self_distill
-from farskip_compile.errors import ConfigError, UnsupportedPatternError
+from farskip_compile.errors import ConfigError
 from farskip_compile.explain import Explanation, explain
 from farskip_compile.heal.choice import choose_rows, chosen_connectivity, damage_of
 from farskip_compile.heal.estimate import Estimate, estimate
@@ -144,12 +145,11 @@ def _explained(settings: Settings, material: Material, steps: Steps, talk: Talk)
     def work() -> dict[str, Any]:
         args, kwargs = material.call()
         found = explain(material.model, *args, connectivity=settings.connectivity, layers=settings.layers, **kwargs)
-        found = dataclasses.replace(found, model=settings.checkpoint.name)
-        talk.explained(found)
-        if found.refusal is not None:
-            why = found.refusal
-            raise UnsupportedPatternError(f"{why.error}: {why.reason}", way_out=why.way_out)
+        if (why := found.refusal) is not None:
+            kind = getattr(errors, why.error, errors.UnsupportedPatternError)
+            raise kind(f"{why.reason} {why.where}".strip(), way_out=why.way_out)
         assert found.report is not None
+        talk.explained(dataclasses.replace(found, model=settings.checkpoint.name))
         return {"summary": found.report.summary(), "rows": list(found.report.rewired_rows)}
 
     found = steps.run("explanation", needs, work)
