@@ -178,9 +178,10 @@ def _take_steps(run: Run, manifest: Manifest) -> Distilled:
         records.close()
         run.best.restore()
     assert run.rate is not None
+    notes = {"recipe": config.recipe, "learning_rate": run.rate, "beta2": run.beta2, **run.notes}
     done = Distilled(
         model=run.model,
-        manifest=manifest,
+        manifest=dataclasses.replace(manifest, healing=notes),
         before=before,
         after=run.evaluate(),
         learning_rate=run.rate,
@@ -190,7 +191,7 @@ def _take_steps(run: Run, manifest: Manifest) -> Distilled:
         stopped_early=stopped,
         folded=folded_of(run.notes),
         trials=trials_of(run.notes),
-        notes={"recipe": config.recipe, "learning_rate": run.rate, "beta2": run.beta2, **run.notes},
+        notes=notes,
         history=tuple(history),
         _ranks=ranks,
     )
