@@ -15,32 +15,45 @@ from farskip_compile.distill import self_distill
 from farskip_compile.json_files import unsealed
 from farskip_compile.models import ParallelConfig
 from tests.compare import relative_difference
-from tests.distill.common import EAGER, batches, small, weights
+from tests.distill.common import EAGER, VOCABULARY, batches, small, weights
 from tests.distributed.ranks import run_ranks
 
 DATA, HELD_OUT = batches(6), batches(2, seed=7)
 LAYERS = ("moe",)  # parts and copies of parameters; each rank compiles six times
 OPTIONS = {
-    "steps": 4, "learning_rate": 1e-3, "options": EAGER, "evaluate_every": 2, "clip": 0.5, "patience": None,
-    "progress": False, "save_every": 2,
+    "steps": 20, "learning_rate": 1e-3, "options": EAGER, "evaluate_every": 5, "clip": 0.5, "patience": None,
+    "progress": False, "save_every": 10,
 }  # fmt: skip
+WAYS = {
+    "ddp": {},
+    "ep": {},
+    "ddp, layers": {"stream_weight": 1.0, "accumulate": 2, "logits_memory": 3 * VOCABULARY * 8},
+    "ep, layers": {"stream_weight": 1.0, "accumulate": 2, "logits_memory": 3 * VOCABULARY * 8},
+}
+"""How the model is spread, and what is asked for; with `layers`, these are compiled one by one."""
 
 
-def on_rank(rank, world_size, folder, parallel):
-    """Each rank has every second batch; the second time, the first two steps are those of an earlier run."""
+def layers_of(way):
+    return ("moe", "moe") if way.endswith("layers") else LAYERS
+
+
+def on_rank(rank, world_size, folder, way):
+    """Each rank has every second batch; the second time, the first ten steps are those of an earlier run."""
 
     def make():
-        group = ParallelConfig(ep_group=dist.group.WORLD, ep_mode="dropless") if parallel == "ep" else None
-        return small(layers=LAYERS, parallel=group)
+        group = ParallelConfig(ep_group=dist.group.WORLD, ep_mode="dropless") if way.startswith("ep") else None
+        return small(layers=layers_of(way), parallel=group)
 
-    options = {**OPTIONS, "held_out": HELD_OUT[rank : rank + 1]}
-    data = [ids[: 1 if rank else 2] for ids in DATA[rank::world_size]]  # not the same number of tokens on each rank
+    options = {**OPTIONS, **WAYS[way], "held_out": HELD_OUT[rank : rank + 1]}
+    options["compile"] = "layers" if way.endswith("layers") else "whole"
+    # not the same number of tokens on each rank
+    data = [ids[: 1 if rank else 2] for ids in DATA[rank::world_size]] * 14
     model = make()
     done = self_distill(model, data, output=f"{folder}/whole", **options)
 
     class Short(list):
         def __iter__(self):
-            yield from self[:2]
+            yield from self[: 10 * options.get("accumulate", 1) + 1]
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
@@ -51,10 +64,10 @@ def on_rank(rank, world_size, folder, parallel):
     return weights(model), done.before, done.after, done.tokens, sorted(Ranks(model).parts), same
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "ep"])
-def test_two_ranks_are_one_process_with_all_data(parallel, tmp_path):
-    results = run_ranks(on_rank, 2, str(tmp_path), parallel, timeout=240.0)
-    whole = small(layers=LAYERS)
+@pytest.mark.parametrize("way", WAYS)
+def test_two_ranks_are_one_process_with_all_data(way, tmp_path):
+    results = run_ranks(on_rank, 2, str(tmp_path), way, timeout=400.0)
+    whole, parallel = small(layers=layers_of(way)), way[:2]
 
     class Both:
         """The targets of both ranks in one batch, of which one rank's second row is none."""
@@ -64,9 +77,9 @@ def test_two_ranks_are_one_process_with_all_data(parallel, tmp_path):
                 yield {"input_ids": torch.cat([first, second[:1]])}
 
     held_out = [torch.cat(HELD_OUT)]
-    done = self_distill(whole, Both(), held_out=held_out, output=tmp_path / "one", **OPTIONS)
+    done = self_distill(whole, Both(), held_out=held_out, output=tmp_path / "one", **OPTIONS, **WAYS[way])
     one, two = (told(tmp_path / folder / "metrics.jsonl") for folder in ("one", "whole"))
-    assert [line["step"] for line in two] == [0, 1, 2, 3, 4]
+    assert [line["step"] for line in two] == list(range(21))
     for line, other in zip(one, two, strict=True):  # the norm, too: what AdamW makes of a gradient has no scale
         assert other == {name: pytest.approx(value, rel=1e-6) for name, value in line.items()}
     expected = weights(whole)
