@@ -294,6 +294,11 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "test_a_cell_from_end_to_end[qwen3_moe",
     ),
     "distill/test_ranks.py": ("test_two_ranks_are_one_process_with_all_data[ddp",),
+    "distill/test_sharded_ranks.py": (
+        "test_it_is_one_process_with_all_data[the root",
+        "test_it_is_one_process_with_all_data[replicated",
+        "test_it_is_one_process_with_all_data[resharded root",
+    ),
     "distill/test_chunks.py": ("test_in_the_graph_of_a_rewired_model[inductor",),
     "distill/test_self_distill.py": (
         "test_it_is_the_loop_written_by_hand[{'connectivity",

@@ -5,6 +5,6 @@ head          the output head, found by dataflow; `asking`: how a model is asked
 losses        forward KL, next-token loss, chunk by chunk
 teacher       what the original says: frozen copies of its parameters
 evaluate      held-out batches, and differences of evaluations
-ranks         several ranks: data parallelism, parameters that are spread
+ranks         several ranks: data parallelism, parameters that are spread; `fully_sharded`: by FSDP2
 identity      which model it is; `tensor_files`: tensors on disk, with a seal
 """

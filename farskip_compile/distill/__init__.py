@@ -3,7 +3,8 @@
     config        the options
     beginning     what comes before the first step: the fold, `trials` of learning rates
     run           one step; `optimizer`: AdamW and its rates; `recomputing`: gradient checkpointing
-    stream        the student's residual stream held to the teacher's
+    student       the model in its FarSkip form, compiled whole or layer by layer
+    stream        its residual stream held to the teacher's
     best          the best weights
     snapshot      the tensors of a run that change; `states`: on disk
     teacher_cache the original's largest logits on disk

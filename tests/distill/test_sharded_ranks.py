@@ -38,8 +38,14 @@ WAYS = {
     "resharded root, in chunks": STREAMS,  # whose head is gathered once more
     "the root": STREAMS,
     "replicated": {},  # over a mesh of two dimensions, of which one shards
-    "experts apart": STREAMS,  # expert parallelism, which FSDP2 leaves alone
+    "experts apart": STREAMS,  # expert parallelism, and norms, of which all have copies: FSDP2 leaves both alone
+    "folded": {"fold": True, "fold_batches": 2, "learning_rate": "auto"},
 }
+
+
+def rows_of(way):
+    """Of the second rank's batches: not the same number of tokens on each rank, but a fold needs one shape."""
+    return 2 if way == "folded" else 1
 
 
 def spread(way):
@@ -48,7 +54,8 @@ def spread(way):
     size = dist.get_world_size()
     two = way.startswith("replicated")
     mesh = init_device_mesh("cpu", (size, 1) if two else (size,), mesh_dim_names=("copies", "shards") if two else None)
-    ignored = {value for name, value in model.named_parameters() if ".experts." in name} if apart else None
+    left_alone = {value for name, value in model.named_parameters() if ".experts." in name or value.dim() == 1}
+    ignored = left_alone if apart else None
     for layer in model.layers if not way.startswith("the root") else ():
         fully_shard(layer, mesh=mesh, ignored_params=ignored)
     fully_shard(model, mesh=mesh, ignored_params=ignored, reshard_after_forward=way.startswith("resharded") or None)
@@ -68,7 +75,7 @@ class Short(list):
 
 
 def on_rank(rank, world_size, folder, way):
-    data = [ids[: 1 if rank else 2] for ids in DATA[rank::world_size]] * 7  # not the same number of tokens on each rank
+    data = [ids[: rows_of(way) if rank else 2] for ids in DATA[rank::world_size]] * 7
     options = {**OPTIONS, **WAYS[way], "held_out": HELD_OUT[rank : rank + 1]}
     options["compile"] = "whole" if way == "the root" else "layers"
     model, same = spread(way), None
@@ -87,8 +94,8 @@ def on_rank(rank, world_size, folder, way):
 @pytest.mark.parametrize("way", WAYS)
 def test_it_is_one_process_with_all_data(way, tmp_path):
     results = run_ranks(on_rank, 2, str(tmp_path), way, timeout=400.0)
-    one = small()
-    done = self_distill(one, Both(), held_out=[torch.cat(HELD_OUT)], output=tmp_path / "one", **OPTIONS, **WAYS[way])
+    one, options = small(), {**OPTIONS, **WAYS[way], "held_out": [torch.cat(HELD_OUT)], "output": tmp_path / "one"}
+    done = self_distill(one, Both(rows_of(way)), **options)
     ours, theirs = (told(tmp_path / name / "metrics.jsonl") for name in ("one", "whole"))
     assert [line["step"] for line in theirs] == list(range(21))
     for line, other in zip(ours, theirs, strict=True):  # the norm, too: what AdamW makes of a gradient has no scale
@@ -114,12 +121,13 @@ def test_it_is_one_process_with_all_data(way, tmp_path):
         assert all(torch.equal(value, results[0][0][name]) for name, value in weights(again).items())
 
 
-class Both:
-    """The targets of both ranks in one batch, of which one rank's second row is none."""
+class Both(list):
+    """The targets of both ranks in one batch."""
 
-    def __iter__(self):
-        for first, second in zip(DATA[::2], DATA[1::2], strict=True):
-            yield {"input_ids": torch.cat([first, second[:1]])}
+    def __init__(self, rows):
+        super().__init__(
+            {"input_ids": torch.cat([one, two[:rows]])} for one, two in zip(DATA[::2], DATA[1::2], strict=True)
+        )
 
 
 def told(file):
