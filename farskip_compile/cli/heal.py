@@ -22,6 +22,8 @@ from farskip_compile.cli.output import AsJson, quiet, shown_errors
 
 SEVERAL = ("--data", "--held-out")
 STOPPED = 130
+SHOWN = 400
+"""Characters of a command that is repeated."""
 FILES = "Files of text, or JSON Lines of texts, prompts with completions or conversations; patterns, too."
 
 
@@ -113,7 +115,8 @@ def heal_command(
         return typer.confirm("Continue?", default=False, err=as_json)
 
     talk = Talk(
-        say=lambda line: console.print(line, style="dim" if line.startswith("No forecast") else ""),
+        step=lambda line: console.print(f"\n{line}", style="bold"),
+        say=console.print,
         show=console.print,
         explained=lambda found: console.print(text.explanation(found, console)),
         agrees=agrees,
@@ -159,7 +162,8 @@ def heal_command(
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             command = shlex.join(["farskip", *sys.argv[1:]])
-            Terminal(stderr=True).print(f"\nStopped. The same command continues:\n{command}", soft_wrap=True)
+            again = f":\n{command}" if len(command) < SHOWN else f", with --out {out}."
+            Terminal(stderr=True).print(f"\nStopped. The same command continues{again}", soft_wrap=True)
             raise typer.Exit(STOPPED) from None
     if as_json:
         typer.echo(json.dumps(report, indent=1))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,14 @@ import torch
 from torch import nn
 
 from farskip_compile.causal.asking import Asking
-from farskip_compile.causal.batches import Feed
+from farskip_compile.causal.batches import Batch, Feed
 from farskip_compile.causal.losses import forward_kl
 from farskip_compile.causal.teacher import FrozenTeacher, evaluating
 from farskip_compile.distill.config import AUTO, DistillConfig
+from farskip_compile.distill.stream import stream_layers
 from farskip_compile.distill.trials import FACTORS
 from farskip_compile.distill.trials import SHARE as TRIED
+from farskip_compile.errors import ConfigError
 from farskip_compile.heal.material import Material
 from farskip_compile.heal.settings import Settings
 from farskip_compile.prepare.preserve_state import state_kept
@@ -101,6 +104,9 @@ def estimate(material: Material, settings: Settings, config: DistillConfig, rows
         settings: the folder, and the batch.
         config: how many steps, and what is done before them.
         rows: that are rewired, or candidates.
+
+    Raises:
+        ConfigError: streams are to be matched, and the layers can't be told.
     """
     model, train = material.model, material.train
     trained = [value for value in model.parameters() if value.requires_grad]
@@ -159,7 +165,8 @@ def _measure(material: Material, config: DistillConfig) -> tuple[float, float, i
         batches = [next(feed) for _ in range(MEASURED + 1)]
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             with evaluating(model):
-                asking = Asking(model, batches[0], config.logits_memory)
+                layers = _stream_layers(model, batches[0]) if config.stream_weight else ()
+                asking = Asking(model, batches[0], config.logits_memory, layers)
             teacher = FrozenTeacher(model, copied=False, asking=asking)
             student = asking.of(model)
             before = _peak(device)
@@ -181,6 +188,14 @@ def _measure(material: Material, config: DistillConfig) -> tuple[float, float, i
     gradients = sum(value.nbytes for value in model.parameters() if value.requires_grad)
     activations = max(0, after - before - gradients) if before is not None and after is not None else None
     return forward / MEASURED, whole / MEASURED, activations, logits
+
+
+def _stream_layers(model: nn.Module, batch: Batch) -> Sequence[nn.Module]:
+    """The layers whose streams are matched; that they can't be told is known now, and not after hours."""
+    try:
+        return stream_layers(model, batch)
+    except ConfigError as error:
+        raise ConfigError(error.reason, way_out="--stream-weight 0") from error
 
 
 def _adamw(trained: list[nn.Parameter]) -> float:

@@ -18,7 +18,7 @@ from farskip_compile.errors import FarSkipError
 from farskip_compile.heal.settings import Settings
 from farskip_compile.simulate import Scenario, predict
 
-NOT_ASKED = "not asked for: --hardware h100 --ep 8, or another profile"
+NOT_ASKED = "none was asked for (--hardware h100 --ep 8, or another profile)"
 
 
 def scenario_of(settings: Settings) -> Scenario:

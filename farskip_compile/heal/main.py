@@ -55,8 +55,10 @@ class Declined(Exception):
 class Talk:
     """What the command does with what is found."""
 
+    step: Callable[[str], None] = lambda text: None
+    """A step begins, or is done already."""
     say: Callable[[str], None] = lambda text: None
-    """A line about a step that begins, or is done already."""
+    """What it found."""
     show: Callable[[RenderableType], None] = lambda found: None
     explained: Callable[[Explanation], None] = lambda found: None
     agrees: Callable[[], bool] = lambda: True
@@ -75,7 +77,7 @@ def heal(settings: Settings, talk: Talk) -> dict[str, Any]:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("farskip heal runs in one process", way_out="on several ranks: farskip distill CONFIG")
-    talk.say("model and text")  # 1
+    talk.step("model and text")  # 1
     material = load_material(settings)
     steps = Steps(settings.out)
     number = steps_for(settings, material.train.counts.targets, material.train.counts.sequences)
@@ -95,7 +97,7 @@ def heal(settings: Settings, talk: Talk) -> dict[str, Any]:
     config = config_for(settings, number, chosen, wanted.step_seconds)
     healing = _healed(settings, material, steps, {**asked, "rows": plan["rows"]}, config, talk)  # 4
     names = ["original", "rewired", *(["folded"] if config.fold else []), "healed"]
-    talk.say(f"judge: {', '.join(names)}")  # 5
+    talk.step(f"judge: {', '.join(names)}")  # 5
     needs = {**asked, "rows": plan["rows"], "best step": healing["best_step"], "device": str(material.device)}
     judging, material_notes = material.judging, _texts(material)
     judged = steps.run("judgement", needs, lambda: {"rows": judge(settings, judging, chosen, folded=config.fold)})
@@ -142,6 +144,8 @@ def _asked(settings: Settings, material: Material, number: int) -> dict[str, Any
 def _explained(settings: Settings, material: Material, steps: Steps, talk: Talk) -> dict[str, Any]:
     needs = {"checkpoint": material.model_digest, "connectivity": settings.connectivity, "layers": settings.layers}
 
+    talk.step("explain: what is rewired")
+
     def work() -> dict[str, Any]:
         args, kwargs = material.call()
         found = explain(material.model, *args, connectivity=settings.connectivity, layers=settings.layers, **kwargs)
@@ -156,7 +160,7 @@ def _explained(settings: Settings, material: Material, steps: Steps, talk: Talk)
     if not found["rows"]:
         raise ConfigError("nothing would be rewired", way_out="another --connectivity, or other --layers")
     if "explanation" not in steps.done:
-        talk.say(f"explained before: {found['summary']}")
+        talk.say(found["summary"])
     return found
 
 
@@ -165,7 +169,7 @@ def _estimated(settings: Settings, material: Material, steps: Steps, number: int
     config = config_for(settings, number, (settings.connectivity, settings.layers))
     found = steps.run("estimate", needs, lambda: {"found": estimate(material, settings, config, rows).to_json()})
     wanted = Estimate(**found["found"])
-    talk.say("estimate")
+    talk.step("estimate")
     talk.show(estimate_page(wanted))
     return wanted
 
@@ -173,8 +177,7 @@ def _estimated(settings: Settings, material: Material, steps: Steps, number: int
 def _forecast(settings: Settings, material: Material, steps: Steps, talk: Talk) -> dict[str, Any]:
     names = ("hardware", "ep", "tp", "phase", "connectivity")
     needs = {"checkpoint": material.model_digest, **{name: getattr(settings, name) for name in names}}
-    if settings.hardware is not None:
-        talk.say(f"simulate: what it brings on {settings.hardware}")
+    talk.step(f"simulate: what it brings{f' on {settings.hardware}' if settings.hardware is not None else ''}")
     return steps.run("forecast", needs, lambda: forecast(settings))
 
 
@@ -182,15 +185,16 @@ def _planned(settings: Settings, material: Material, steps: Steps, talk: Talk) -
     """The damage, and the rows."""
     asked = {name: getattr(settings, name) for name in ("connectivity", "layers")}
     needs = {"checkpoint": material.model_digest, "text": material.text_digest, **asked}
-    talk.say("damage by row, before any healing")
+    talk.step("damage by row, before any healing")
     damage = steps.run("damage", needs, lambda: damage_of(material, settings))
     talk.say(damage_page(damage))
     names = ("budget", "free", *(("hardware", "ep", "tp", "phase") if settings.chooses_rows else ()))
     needs = {**needs, **{name: getattr(settings, name) for name in names}}
+    talk.step("plan")
     plan = steps.run("plan", needs, lambda: choose_rows(damage, settings))
     chosen = f": {', '.join(plan['rows'])}" if settings.chooses_rows else ""
     freed = f", which frees {plan['freed']:.0%} of what all free" if "freed" in plan else ""
-    talk.say(f"plan: {len(plan['rows'])} of {amount(plan['of'], 'sub-block')}{freed}{chosen}")
+    talk.say(f"{len(plan['rows'])} of {amount(plan['of'], 'sub-block')} to rewire{freed}{chosen}")
     return damage, plan
 
 
@@ -215,9 +219,9 @@ def _healed(
     steps.begin(HEALING, needs)
     before = "fold and training" if config.fold else "training"
     if steps.known(HEALING, needs) is None:
-        talk.say(f"{before}: {amount(config.steps, 'step')}; Ctrl-C, and the same command continues")
+        talk.step(f"{before}: {amount(config.steps, 'step')}; after Ctrl-C the same command continues")
     else:
-        talk.say(f"{before}: done before")
+        talk.step(f"{before}: done before")
     return steps.run(HEALING, needs, work)
 
 

@@ -25,6 +25,7 @@ from farskip_compile.text_utils import amount, printable
 Report = Mapping[str, Any]
 
 COLUMNS = ("", "loss", "perplexity", "bits/byte", "KL", "repaired", "top-1", "loss - original")
+LARGE = 1000
 MANY_ROWS = 12
 """Rows whose damage is listed, the largest first."""
 
@@ -42,7 +43,7 @@ def cells(report: Report) -> Iterator[tuple[str, ...]]:
         yield (
             name,
             f"{row['loss']:.4f}",
-            f"{row['perplexity']:.5g}",
+            f"{row['perplexity']:.3f}" if row["perplexity"] < LARGE else f"{row['perplexity']:.5g}",
             f"{bits:.4f}" if bits is not None else "-",
             f"{row['kl']:.4f}",
             f"{row['repaired']:.1%}" if row["repaired"] is not None and not first and name != "rewired" else "",

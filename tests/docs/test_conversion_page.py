@@ -30,6 +30,7 @@ def test_the_page_runs(tmp_path: Path) -> None:
         ["farskip", "distill"],
         ["python", "use.py"],
         ["farskip", "evaluate"],
+        ["farskip", "heal"],
     ]
     farskip = str(Path(sys.executable).parent / "farskip")
     said = {}
@@ -58,3 +59,7 @@ def test_the_page_runs(tmp_path: Path) -> None:
     assert re.search(r"bits_per_byte +\d\.\d{4} ±\d\.\d{4} +\d\.\d{4} ±\d\.\d{4} +[+-]\d\.\d{4} ±.* 0\.2x  ok", scores)
     assert "original: as it is written" in scores
     assert f"healed: rewired, {len(rows)} sub-block" in scores
+    page = said[COMMANDS[6]]
+    assert re.search(r"^original +\d+\.\d{4} .* 0\.0000 +100\.0% *$", page, re.MULTILINE)
+    assert re.search(r"^healed +\d+\.\d{4} .*%.*%.*±", page, re.MULTILINE)
+    assert (tmp_path / "healed-at-once" / "model" / "farskip.json").exists()
