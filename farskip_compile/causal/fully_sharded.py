@@ -1,8 +1,8 @@
 """Models whose parameters are sharded by `fully_shard` (FSDP2): one shard on each rank, whole only while they are used.
 
 In:    a model that may have such units; each of them is sharded over all ranks of the default process group.
-Out:   `units`, what they hold (`held`), `at_rest`: all parameters are shards again; `exchanged`: within it the model
-       has other numbers, shard by shard, so that its own hooks gather them.
+Out:   `units`, what they hold (`held`); `at_rest`: all parameters are shards again, after an error by `recover`;
+       `exchanged`: within it the model has other numbers, shard by shard, so that its own hooks gather them.
 Never: gathers more than one unit at a time; changes a setting of a unit.
 
 A forward pass without a backward pass leaves the parameters of the root whole, and the module then has other tensors in
@@ -37,6 +37,16 @@ def at_rest(model: nn.Module) -> None:
     """Let all units hold shards again."""
     for unit in units(model):
         unit.reshard()
+
+
+def recover(model: nn.Module) -> None:
+    """`at_rest` after an error within a forward or backward pass, of which units still wait for the end."""
+    found = units(model)
+    inside = {id(inner) for unit in found for inner in unit.modules() if inner is not unit}
+    for unit in found:
+        if id(unit) not in inside and hasattr(unit, "reset_iter_state"):  # older versions of torch have no such method
+            unit.reset_iter_state()
+    at_rest(model)
 
 
 @torch.no_grad()
@@ -79,6 +89,9 @@ def exchanged(model: nn.Module, values: Mapping[str, torch.Tensor]) -> Iterator[
     _exchange(model, values)
     try:
         yield
+    except BaseException:
+        recover(model)
+        raise
     finally:
         _exchange(model, values)
 

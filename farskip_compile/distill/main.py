@@ -28,7 +28,7 @@ from torch import nn
 
 from farskip_compile.causal.batches import arguments, as_batch
 from farskip_compile.causal.evaluate import HeldOut
-from farskip_compile.causal.fully_sharded import at_rest
+from farskip_compile.causal.fully_sharded import at_rest, recover
 from farskip_compile.causal.ranks import Ranks, Sharded
 from farskip_compile.describe import describe
 from farskip_compile.distill.beginning import begin, folded_of, numbers_of, trials_of
@@ -174,6 +174,9 @@ def _take_steps(run: Run, manifest: Manifest) -> Distilled:
                 run.taken % config.save_every == 0 or run.taken == config.steps or stopped
             ):
                 run.save()
+    except BaseException:
+        recover(run.model)
+        raise
     finally:
         records.close()
         run.best.restore()

@@ -23,7 +23,7 @@ from farskip_compile._compat.distributed import whole_graphs_under_ddp
 from farskip_compile.causal.asking import Asking
 from farskip_compile.causal.batches import Batch, Feed, Position, as_batch
 from farskip_compile.causal.evaluate import Evaluation, HeldOut
-from farskip_compile.causal.fully_sharded import at_rest
+from farskip_compile.causal.fully_sharded import at_rest, recover
 from farskip_compile.causal.identity import checksum
 from farskip_compile.causal.losses import forward_kl, next_token_loss
 from farskip_compile.causal.ranks import Ranks, Sharded
@@ -97,6 +97,7 @@ class Run:
         try:
             self._prepare([as_batch(one, self.device) for one in held_out])
         except BaseException:
+            recover(model)
             self.end()
             raise
         self.feed = Feed(data, self.device)

@@ -159,6 +159,53 @@ def test_the_teacher_is_one_more_copy_of_the_shards():
         assert share < 0.6
 
 
+class Fails(nn.Module):
+    """The model, which fails after the layers in its so many-th call, on all ranks."""
+
+    def __init__(self, model, call):
+        super().__init__()
+        self.model, self.call, self.calls = model, call, 0
+
+    def forward(self, ids):
+        hidden = self.model(ids)
+        if not torch.compiler.is_compiling():
+            self.calls += 1
+        if self.calls == self.call:
+            raise InterruptedError
+        return hidden
+
+
+def failed_on_rank(rank, world_size, *calls):
+    return [failed(call) for call in calls]
+
+
+def failed(call):
+    torch.compiler.reset()
+    model = small()
+    failing = Fails(model, call)
+    for layer in model.layers:
+        fully_shard(layer)
+    fully_shard(failing)
+    start = whole_weights(model)
+    with pytest.raises(InterruptedError):
+        self_distill(failing, DATA, held_out=HELD_OUT, compile="layers", **OPTIONS)
+    found = weights(model)
+    assert all(isinstance(value, DTensor) for value in found.values())
+    moved = [name for name, value in whole_weights(model).items() if not torch.equal(value, start[name])]
+    failing.call = 0
+    with torch.no_grad():
+        after = failing(HELD_OUT[0])
+    plain = small(seed=5)
+    plain.load_state_dict(dict(model.named_buffers()) | whole_weights(model))
+    return bool(moved), torch.equal(after, plain(HELD_OUT[0])), "forward" in vars(model.layers[0])
+
+
+def test_a_pass_that_fails_leaves_the_best_weights():
+    """Of the teacher before the first step, and of both in the sixth."""
+    for found in run_ranks(failed_on_rank, 2, 2, 20, 21, timeout=300):
+        assert found == [(False, True, False), (True, True, False), (True, True, False)]
+
+
 class Wide(nn.Module):
     """A model with a distributed tensor that no unit holds."""
 
