@@ -221,15 +221,21 @@ def _peak(device: torch.device) -> int | None:
     """Most bytes that were in use since the last call; None: not known."""
     if device.type == "cpu":
         return None
-    most = torch.accelerator.max_memory_allocated(device)
-    torch.accelerator.reset_peak_memory_stats(device)
+    try:
+        most = torch.accelerator.max_memory_allocated(device)
+        torch.accelerator.reset_peak_memory_stats(device)
+    except (RuntimeError, NotImplementedError):  # not counted for this kind of accelerator
+        return None
     return most
 
 
 def _free(device: torch.device) -> int | None:
     if device.type != "cpu":
-        torch.accelerator.empty_cache()
-        return torch.accelerator.get_memory_info(device)[0]
+        try:
+            torch.accelerator.empty_cache()
+            return torch.accelerator.get_memory_info(device)[0]
+        except (RuntimeError, NotImplementedError):
+            return None
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:  # another system than Linux
