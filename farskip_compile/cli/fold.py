@@ -57,10 +57,10 @@ def fold_command(
         model = model_of(str(checkpoint), Path(), dtype)
         tokenizer = tokenizer_of(str(checkpoint), Path())
         size: dict[str, Any] = {"sequence_length": sequence_length, "batch_size": batch_size}
-        part = {"held_out_fraction": None if held_out else 0.02}
-        train = text_batches(data, tokenizer, **size, **part, limit=_sequences(tokens, sequence_length, batch_size))
+        size["held_out_fraction"] = None if held_out else 0.02
+        train = text_batches(data, tokenizer, **size, limit=_sequences(tokens, sequence_length, batch_size))
         judged = text_batches(
-            held_out or data, tokenizer, **size, **part, part="held_out", shuffle=False,
+            held_out or data, tokenizer, **size, part="held_out", shuffle=False,
             limit=_sequences(held_out_tokens, sequence_length, batch_size),
         )  # fmt: skip
         torch.manual_seed(seed)  # a fold that continues must have the same sequences

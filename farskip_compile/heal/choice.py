@@ -103,7 +103,7 @@ def chosen_connectivity(plan: Mapping[str, Any], settings: Settings) -> tuple[Co
 
 def _table(connectivity: Connectivity) -> Mapping[str, tuple[str, ...]]:
     assert not isinstance(connectivity, str)
-    return connectivity
+    return {row: tuple(gone) for row, gone in connectivity.items()}
 
 
 def _front(damage: Damage, settings: Settings) -> Any:
