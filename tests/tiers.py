@@ -294,11 +294,16 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "test_a_cell_from_end_to_end[llama4/prefill",
         "test_a_cell_from_end_to_end[qwen3_moe",
     ),
-    "distill/test_ranks.py": ("test_two_ranks_are_one_process_with_all_data[ddp",),
+    "distill/test_ranks.py": (
+        "test_two_ranks_are_one_process_with_all_data[ddp",
+        "test_two_ranks_are_one_process_with_all_data[ep, layers",
+    ),
     "distill/test_sharded_ranks.py": (
         "test_it_is_one_process_with_all_data[the root",
         "test_it_is_one_process_with_all_data[replicated",
         "test_it_is_one_process_with_all_data[resharded root",
+        "test_it_is_one_process_with_all_data[by layers, in chunks",
+        "test_it_is_one_process_with_all_data[folded",
     ),
     "distill/test_chunks.py": ("test_in_the_graph_of_a_rewired_model[inductor",),
     "distill/test_self_distill.py": (
@@ -332,6 +337,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 
 SHOWN_BY = {
     "docs/test_conversion_page.py": "distill/test_job.py::test_a_checkpoint_is_healed",
+    "docs/test_evaluation_page.py": "evaluation/test_command.py",
     "docs/test_ci_page.py::test_the_tests": "testing/test_equivalence.py::test_a_rewired_model",
     "benchmarks/test_distillation.py::test_rows": "distill/test_job.py::test_a_checkpoint_is_healed",
     "demo/test_demo.py::test_a_failing_rank": "demo/test_demo.py::test_cases_on_two_ranks",

@@ -11,7 +11,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("datasets")
 
 from farskip_compile import ConfigError
-from farskip_compile.texts import contamination, text_batches
+from farskip_compile.distill import text_batches
+from farskip_compile.texts import contamination
 from farskip_compile.texts.contamination import find_overlap, shared_runs
 from tests.distill.text_common import PLAIN, chat_line, tokenizer, write_lines
 
