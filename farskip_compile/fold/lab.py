@@ -26,9 +26,9 @@ class CannotTry(Exception):
 
 
 class Lab:
-    """See the module. Values are kept from `at` on, until `forget`."""
+    """See the module. Values are kept until `forget`; `held`: the placeholders of parameters and buffers."""
 
-    def __init__(self, course: Course, given: Sequence[Any], parameters: Collection[fx.Node], agree: Agree) -> None:
+    def __init__(self, course: Course, given: Sequence[Any], held: Collection[fx.Node], agree: Agree) -> None:
         self.course, self.agree = course, agree
         self.interpreter = Gathering(course.module, garbage_collect_values=False)
         placeholders = [node for node in course.nodes if node.op == "placeholder"]
@@ -38,7 +38,7 @@ class Lab:
         self._bases = {base for bases in course.written.values() for base in bases}
         self._nested = _nested(course.nodes)
         self._at = 0
-        self.weights = _weights(course.nodes, parameters)
+        self.weights = _weights(course.nodes, held)
         """Nodes whose numbers are those of parameters, whatever picks them."""
 
     @torch.no_grad()
@@ -124,12 +124,14 @@ def _nested(nodes: Sequence[fx.Node]) -> set[fx.Node]:
 
 
 def _weights(nodes: Sequence[fx.Node], parameters: Collection[fx.Node]) -> set[fx.Node]:
-    """What is made of parameters alone; rows that a router picks of them too, but not those that the input picks, as
-    an embedding does."""
+    """What is made of parameters and buffers alone.
+
+    Rows of them that a router picks count, those that the input picks, as an embedding does, don't.
+    """
     found, asked = set(parameters), set[fx.Node]()
     for node in nodes:
         tensors = [arg for arg in node.all_input_nodes if ops.tensor(arg) is not None]
-        numbers = [arg for arg in node.all_input_nodes if is_made_of_floats(arg)]
+        numbers = [arg for arg in node.all_input_nodes if is_made_of_floats(arg) or arg in parameters]
         if numbers:
             if all(arg in found for arg in numbers) and asked.isdisjoint(tensors):
                 found.add(node)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from farskip_compile.fold.basis import Basis, alike
 from farskip_compile.fold.lab import CannotTry, Lab
@@ -52,6 +52,8 @@ class Found:
     """The nodes that hold the value's rows, with the axis of its features; None: a tuple of such."""
     others: list[fx.Node] = field(default_factory=list)
     """The nodes that read it in another way."""
+    quantised: list[fx.Node] = field(default_factory=list)
+    """Parameters that meet it, and whose numbers are not plain floating-point ones."""
 
 
 def find_readers(lab: Lab, value: fx.Node, region: Collection[fx.Node], parameters: Collection[fx.Node]) -> Found:
@@ -77,12 +79,17 @@ def find_readers(lab: Lab, value: fx.Node, region: Collection[fx.Node], paramete
             for base in lab.written_by(node):
                 found.carried[base], changed[base] = axis, after  # type: ignore[assignment]
             continue
-        reader = next(_reading(lab, basis, node, after, parameters), None)  # 2
+        reader = next(_reading(lab, basis, node, after, parameters, found.quantised), None)  # 2
         if reader is not None:
             found.readers.append(reader)
         else:
             found.others.append(node)  # 3
     return found
+
+
+def is_plain(value: torch.Tensor) -> bool:
+    """Whether these are floating-point numbers that are there as such."""
+    return type(value) in (torch.Tensor, nn.Parameter) and value.is_floating_point()
 
 
 def _same(before: Any, after: Any) -> bool:
@@ -117,6 +124,7 @@ def _reading(
     node: fx.Node,
     wanted: Any,
     parameters: Collection[fx.Node],
+    quantised: list[fx.Node],
 ) -> Iterator[Reader]:
     """The parameters that read the value at `node`, whose result for the changed value is `wanted`."""
     if not isinstance(wanted, torch.Tensor) or not wanted.is_floating_point():
@@ -125,6 +133,9 @@ def _reading(
     ends = {arg for one in between for arg in one.all_input_nodes if arg.op == "placeholder" and arg in parameters}
     for parameter in sorted(ends, key=lab.course.place.__getitem__):
         now = lab.value(parameter)
+        if not is_plain(now):
+            quantised.append(parameter)
+            continue
         path = lab.path(parameter, between)
         for axis, size in enumerate(now.shape):
             if not lab.agree(size == len(basis.source)):

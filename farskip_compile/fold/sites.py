@@ -59,7 +59,7 @@ class Search:
 
     def __init__(self, twins: Twins, given: tuple[object, ...], agree: Agree) -> None:
         self.twins, self.course = twins, twins.student
-        self.lab = Lab(twins.student, given, twins.names, agree)
+        self.lab = Lab(twins.student, given, twins.held, agree)
         self.sites: list[Site] = []
         self.alone: dict[LeftAlone, None] = {}
         self._tied = _tied(twins, given)
@@ -101,6 +101,8 @@ class Search:
             if node in past or node in self.lab.weights or not self._may_be_read(node):
                 continue
             found = find_readers(self.lab, node, region, self.twins.names)
+            for parameter in found.quantised:
+                self._leave(row, self.twins.names[parameter], "it is quantised, or another kind of tensor")
             if not found.readers:
                 continue
             past.update(found.carried)

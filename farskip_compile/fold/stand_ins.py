@@ -24,6 +24,7 @@ class Parameters:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._names = {id(value): name for name, value in model.named_parameters()}
+        self._buffers = {id(value) for value in model.buffers()}
         self._stand_ins: dict[int, nn.Parameter] = {}
         self._real: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
         for value in model.parameters():
@@ -56,6 +57,10 @@ class Parameters:
     def real(self, value: Any) -> Any:
         """The parameter that `value` stands for; anything else as it is."""
         return self._real[id(value)][1] if id(value) in self._real else value
+
+    def holds(self, value: Any) -> bool:
+        """Whether this is a parameter or a buffer of the model, or stands for one."""
+        return self.name_of(value) is not None or id(value) in self._buffers
 
     def name_of(self, value: Any) -> str | None:
         """The name of a parameter of the model, or of what stands for one."""

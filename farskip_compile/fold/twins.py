@@ -44,6 +44,8 @@ class Twins:
         self.table = self.table_as_written = Table()
         self.names: dict[fx.Node, str] = {}
         """Of the parameters, by placeholder of the student; known after the first batch."""
+        self.held: set[fx.Node] = set()
+        """Placeholders of parameters and buffers."""
         self._captured = False
         self._function: Callable[..., Any] = _give
         self._call = caller(torch.compile(model, backend=self._receive, fullgraph=True, dynamic=False), model)
@@ -58,6 +60,7 @@ class Twins:
             except _Given as given:
                 found = tuple(self.parameters.real(value) for value in given.args[0])
                 self.names = self.names or self._named(found)
+                self.held = self.held or self._held(found)
                 return found
         raise AssertionError("the graph was not called")
 
@@ -73,6 +76,10 @@ class Twins:
         here, there = ({node.name: node for node in course.nodes} for course in (self.student, self.teacher))
         pairs = zip(self.table.terms, self.table_as_written.terms, strict=True)
         return [(here[one.node], there[other.node]) for one, other in pairs if one.kind is not Kind.EMBEDDING]
+
+    def _held(self, given: Sequence[Any]) -> set[fx.Node]:
+        pairs = zip(_placeholders(self.student.module), given, strict=True)
+        return {node for node, value in pairs if self.parameters.holds(value)}
 
     def _named(self, given: Sequence[Any]) -> dict[fx.Node, str]:
         pairs = zip(_placeholders(self.student.module), map(self.parameters.name_of, given), strict=True)

@@ -21,6 +21,7 @@ from torch import fx
 
 from farskip_compile.fold.basis import Basis, alike
 from farskip_compile.fold.lab import CannotTry, Lab
+from farskip_compile.fold.readers import is_plain
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ def _writers(
     now = lab.value(term)
     for parameter in parameters:
         value = lab.value(parameter)
+        if not is_plain(value):
+            continue
         axes = [axis for axis, size in enumerate(value.shape) if lab.agree(size == now.shape[-1])]
         path = _path(lab, [parameter], region, term) if axes else []
         if not path or path[-1] is not term:

@@ -171,3 +171,33 @@ def test_what_is_copied_before_the_value_is_known_is_left_alone():
     assert said == [("attention.1", "layers.1.q.weight"), ("attention.2", "layers.2.q.weight")]
     assert any("layers.1.k.weight" in read.parameters for read in done.reads)  # a view is not a copy
     assert done.kl_after == pytest.approx(by_hand.kl(teacher, model, HELD_OUT), rel=1e-5)
+
+
+class Quantised(by_hand.Model):
+    """The keys of one layer are whole numbers and a scale."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        weight = self.layers[1].k.weight.detach()
+        scale = weight.abs().max() / 127
+        self.layers[1].k = Whole(
+            torch.nn.Parameter((weight / scale).round().to(torch.int8), requires_grad=False), scale
+        )
+
+
+class Whole(torch.nn.Module):
+    def __init__(self, weight: torch.nn.Parameter, scale: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+        self.register_buffer("scale", scale)
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight.to(x.dtype) * self.scale)
+
+
+def test_quantised_parameters_are_left_alone_and_said():
+    done = fold(Quantised(1), CALIBRATION, held_out=HELD_OUT)
+    said = {(one.row, one.parameter) for one in done.left_alone if "quantised" in one.reason}
+    assert said == {("attention.1", "layers.1.k.weight")}
+    (read,) = (read for read in done.reads if read.row == "attention.1" and not read.outputs)
+    assert read.parameters == ("layers.1.q.weight", "layers.1.v.weight")
