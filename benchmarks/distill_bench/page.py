@@ -36,7 +36,7 @@ documentation of Linux. The trained original is the *teacher*. Every other row s
 | `control` | the teacher, not rewired, trained on by the text with the optimizer of `paper` |
 | `half` | a teacher that was trained for half as long |
 
-A number behind a name is the part of the teacher's tokens in per cent; without one it is a tenth. Tokens that calibrate
+A number behind a name is the part of the teacher's tokens in per cent; none is a tenth. Tokens that calibrate
 a fold count.
 
 - **KL** is from the teacher, nats per token; **repaired**: how much of the unhealed row's KL is gone; **top-1**: how

@@ -22,7 +22,7 @@ Never: depends on the speed of the machine: equal numbers, texts and versions gi
     front        no weights: what each set of sub-blocks would do to the text, and hide
     plan         the sub-blocks that free 80 % of what `full` frees, for the least damage
 
-A number behind a name is the part of the teacher's tokens in per cent; without one it is a tenth. Calibration tokens of
+A number behind a name is the part of the teacher's tokens in per cent; none is a tenth. Calibration tokens of
 a fold are taken off the tokens to train on.
 
 The budget of `whole`, in seconds of one core. Measured, the fastest of several: 0.10 for a step of the teacher (1024

@@ -31,6 +31,7 @@ from farskip_compile.fold.record import LeftAlone
 from farskip_compile.fold.twins import Twins
 from farskip_compile.fold.writers import find_writers
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual.table import SubBlock
 from farskip_compile.passes.residual.tags import terms_of
 
@@ -63,6 +64,10 @@ class Search:
         self.sites: list[Site] = []
         self.alone: dict[LeftAlone, None] = {}
         self._tied = _tied(twins, given)
+        self._by_term: dict[str, list[fx.Node]] = {}
+        for node in twins.student.nodes:
+            for name in terms_of(node):
+                self._by_term.setdefault(name, []).append(node)
         self._here = {node.name: node for node in twins.student.nodes}
         self._there = {node.name: node for node in twins.teacher.nodes}
 
@@ -87,10 +92,16 @@ class Search:
 
     def _region(self, row: SubBlock) -> list[fx.Node]:
         """Step 1, in graph order."""
-        own = {self.twins.table.terms[index].name for index in row.terms}
-        inside = {node for node in self.course.nodes if not own.isdisjoint(terms_of(node))}
-        border = {arg for node in inside for arg in node.all_input_nodes if arg.op not in ("placeholder", "get_attr")}
-        return sorted(inside | border, key=self.course.place.__getitem__)
+        own = (self._by_term.get(self.twins.table.terms[index].name, ()) for index in row.terms)
+        inside = {node for nodes in own for node in nodes}
+        border = [arg for node in inside for arg in node.all_input_nodes if arg.op not in ("placeholder", "get_attr")]
+        weights = walk_back(border, lambda node: node not in self.lab.weights or node.op == "placeholder")
+        return sorted({*inside, *border, *weights}, key=self.course.place.__getitem__)
+
+    def _parameters(self, region: Iterable[fx.Node]) -> list[fx.Node]:
+        """The placeholders of the parameters that a region uses."""
+        used = dict.fromkeys(arg for node in region for arg in node.all_input_nodes)
+        return [node for node in used if node in self.twins.names]
 
     def _reads(self, row: SubBlock, region: list[fx.Node]) -> None:
         """Step 2."""
@@ -128,7 +139,7 @@ class Search:
         for index in row.terms:
             term, written = self.twins.table.terms[index], self.twins.table_as_written.terms[index]
             node, original = self._here[term.node], self._there[written.node]
-            writers = find_writers(self.lab, node, region, self.twins.names)
+            writers = find_writers(self.lab, node, region, self._parameters(region))
             if not writers:
                 self._leave(row, "", f"nothing writes {term.name} linearly, or a part of it alone")
                 continue
