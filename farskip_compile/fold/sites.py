@@ -92,15 +92,20 @@ class Search:
 
     def _region(self, row: SubBlock) -> list[fx.Node]:
         """Step 1, in graph order."""
-        own = (self._by_term.get(self.twins.table.terms[index].name, ()) for index in row.terms)
-        inside = {node for nodes in own for node in nodes}
+        inside = self._inside(row)
         border = [arg for node in inside for arg in node.all_input_nodes if arg.op not in ("placeholder", "get_attr")]
         weights = walk_back(border, lambda node: node not in self.lab.weights or node.op == "placeholder")
         return sorted({*inside, *border, *weights}, key=self.course.place.__getitem__)
 
-    def _parameters(self, region: Iterable[fx.Node]) -> list[fx.Node]:
-        """The placeholders of the parameters that a region uses."""
-        used = dict.fromkeys(arg for node in region for arg in node.all_input_nodes)
+    def _inside(self, row: SubBlock) -> set[fx.Node]:
+        own = (self._by_term.get(self.twins.table.terms[index].name, ()) for index in row.terms)
+        return {node for nodes in own for node in nodes}
+
+    def _parameters(self, row: SubBlock, region: Iterable[fx.Node]) -> list[fx.Node]:
+        """The placeholders of the parameters that a row uses."""
+        inside = self._inside(row)
+        users = (node for node in region if node in inside or node in self.lab.weights)
+        used = dict.fromkeys(arg for node in users for arg in node.all_input_nodes)
         return [node for node in used if node in self.twins.names]
 
     def _reads(self, row: SubBlock, region: list[fx.Node]) -> None:
@@ -139,7 +144,7 @@ class Search:
         for index in row.terms:
             term, written = self.twins.table.terms[index], self.twins.table_as_written.terms[index]
             node, original = self._here[term.node], self._there[written.node]
-            writers = find_writers(self.lab, node, region, self._parameters(region))
+            writers = find_writers(self.lab, node, region, self._parameters(row, region))
             if not writers:
                 self._leave(row, "", f"nothing writes {term.name} linearly, or a part of it alone")
                 continue

@@ -9,6 +9,7 @@ import torch
 
 from farskip_compile import ConfigError
 from farskip_compile.fold import fold
+from farskip_compile.fold.lab import Lab
 from tests.compare import relative_difference
 from tests.fold import by_hand
 
@@ -201,3 +202,22 @@ def test_quantised_parameters_are_left_alone_and_said():
     assert said == {("attention.1", "layers.1.k.weight")}
     (read,) = (read for read in done.reads if read.row == "attention.1" and not read.outputs)
     assert read.parameters == ("layers.1.q.weight", "layers.1.v.weight")
+
+
+def test_each_parameter_is_looked_at_for_its_own_row_alone(monkeypatch):
+    """Of a sharded model, looking at one is gathering it."""
+    model, seen = by_hand.Model(1), []
+    names = {id(value): name for name, value in model.named_parameters()}
+    value = Lab.value
+
+    def look(self, node):
+        found = value(self, node)
+        seen.append(names.get(id(found), ""))
+        return found
+
+    monkeypatch.setattr(Lab, "value", look)
+    fold(model, CALIBRATION[:1], held_out=HELD_OUT[:1])
+    assert "embed.weight" not in seen
+    assert "head.weight" not in seen
+    places = [int(name.split(".")[1]) for name in seen if name.startswith("layers.")]
+    assert places == sorted(places)  # layer after layer, none again
