@@ -52,7 +52,7 @@ class Step:
     tokens: int
     """Targets of all ranks."""
     stream: float | None = None
-    """The mismatch of the residual streams, without its weight; None: it is no part of the loss."""
+    """The mismatch of the residual streams, without its weight; None: not part of the loss."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,9 +5,9 @@ Out:   `Pairs`: their Gram matrices in float32 (float64 for such values), of tho
        ridge is chosen by; `solve`: `M` [H, H] with `now @ M` nearest to `original`.
 Never: holds rows; memory is six matrices [H, H].
 
-M minimises |original - now M|^2 + ridge |M - 1|^2: a strong ridge is no change. The ridge is the one of `RIDGES`, in
-units of the mean of the Gram matrix's diagonal, with the least error on the rows that were not fitted. Then all rows
-are fitted.
+M minimises |original - now M|^2 + ridge |M - 1|^2: a strong ridge leaves the value as it is. The ridge is the one of
+`RIDGES`, in units of the mean of the Gram matrix's diagonal, with the least error on the rows that were not fitted.
+Then all rows are fitted.
 """
 
 from __future__ import annotations
