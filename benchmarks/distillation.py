@@ -2,7 +2,7 @@
 
 Usage: python benchmarks/distillation.py [--quick] [--models ...] [--folder FOLDER] [--json FILE] [--table]
 
-Two models of half a million parameters, in the style of DeepSeek-V3 (shared experts) and Qwen3-MoE (none), unmodified
+Two models of 0.37 million parameters, in the style of DeepSeek-V3 (shared experts) and Qwen3-MoE (none), unmodified
 models of transformers, are trained on a dictionary of English and on the documentation of Linux. Then our backend
 rewires each row (`distill_bench/rows.py`), and it is healed: by the fold alone (`farskip_compile.fold`), by the paper's
 recipe, by both, by the best recipe (`farskip_compile.distill`); with 3, 10 and 30 % of the teacher's tokens; under each
@@ -117,8 +117,8 @@ def measure(args: argparse.Namespace) -> int:
 
 def _turn(row: Row) -> tuple[float, ...]:
     """Teachers first; then what the others need, and what takes longest, so that both workers end together."""
-    kinds = {"teacher": 0, "half": 1, "front": 2, "unhealed": 3}
-    return (kinds.get(row.kind, 4), -row.part)
+    kinds = {"teacher": 0, "front": 1, "unhealed": 2}
+    return (kinds.get(row.kind, 3), -row.part)
 
 
 def about_texts(folder: Path, scale: Scale) -> None:

@@ -17,7 +17,7 @@ from distill_bench.rows import MEMORY_INCREASE, PROFILE, RANKS, RECIPES, TOKENS,
 
 SCHEMA = 2
 FILE = "result.json"
-OF_OTHER_ROWS = ("seeds", "parts", "others", "calibration", "new_tokens")
+OF_OTHER_ROWS = ("seeds", "parts", "others", "once", "calibration", "new_tokens")
 """Fields of a scale that decide nothing about a teacher."""
 Setting = tuple[str, str]
 """A model and a corpus."""
@@ -146,7 +146,7 @@ class Results:
 def digest_of(row: Row, scale: Scale) -> str:
     """Equal for a kept result and the row that is asked for."""
     decides: list[Any] = [asdict(row), asdict(scale)]
-    if row.kind in ("teacher", "half"):  # is trained for an hour: what decides about other rows does not matter
+    if row.kind == "teacher":  # is trained for an hour: what decides about other rows does not matter
         decides = [asdict(row), {name: value for name, value in decides[1].items() if name not in OF_OTHER_ROWS}]
     elif row.recipe:
         decides.append(asdict(RECIPES[row.recipe]))

@@ -71,6 +71,8 @@ EVALUATIONS = 10
 """In the training of a teacher."""
 HEALING_EVALUATIONS = 5
 PAPER_BETA2 = 0.95
+WARM_UP = 100
+"""Steps of a teacher; at most a tenth."""
 ABOUT = "row.txt"
 """Which row at which scale the states in a folder belong to."""
 
@@ -189,7 +191,7 @@ def _point(front: Front, point: Point, together: Mapping[tuple[str, ...], float]
 def _trained_and_judged(rows: Path, row: Row, scale: Scale, data: TextData) -> Result:
     started = time.process_time()
     own = rows / row.key
-    scratch = row.kind in ("teacher", "half")
+    scratch = row.kind == "teacher"
     model = new_model(row.model, scale, row.seed) if scratch else teacher_of(rows, row)
     config = FarSkipConfig(connectivity=_connectivity(rows, row, scale), inner="eager")
     steps = best = tokens = 0
@@ -265,13 +267,13 @@ def configuration(row: Row, scale: Scale, config: FarSkipConfig, output: Path | 
 def options_of(row: Row, scale: Scale, config: FarSkipConfig, output: Path | None) -> dict[str, Any]:
     """Fields of its `DistillConfig`."""
     options: dict[str, Any] = {"connectivity": config.connectivity, "options": {"inner": config.inner}}
-    if row.kind in ("teacher", "half"):
-        steps, points = round(scale.steps * (row.part or 1.0)), EVALUATIONS
+    if row.kind == "teacher":
+        steps, points, most = scale.steps, EVALUATIONS, WARM_UP
         options |= {"objective": "next_token", "learning_rate": scale.learning_rate, "weight_decay": 0.05}
         options |= {"seed": row.seed, "beta2_half_life": _half_life(PAPER_BETA2, scale.tokens())}
     else:
         recipe = RECIPES[row.recipe]
-        steps, points = scale.heal_steps(row.part, recipe), HEALING_EVALUATIONS
+        steps, points, most = scale.heal_steps(row.part, recipe), HEALING_EVALUATIONS, recipe.warm_up
         options |= {"learning_rate": recipe.learning_rate, "seed": row.seed + OTHER_SEED}
         if recipe == PAPER:
             options |= {"recipe": "paper"}
@@ -283,7 +285,7 @@ def options_of(row: Row, scale: Scale, config: FarSkipConfig, output: Path | Non
             options |= {"fold": True, "fold_batches": scale.calibration * scale.batch // recipe.batch}
         options |= {"stream_weight": recipe.stream}
     every = max(1, steps // points)
-    times = {"steps": steps, "warm_up_steps": scale.warm_up(steps), "evaluate_every": every, "save_every": every}
+    times = {"steps": steps, "warm_up_steps": min(most, steps // 10), "evaluate_every": every, "save_every": every}
     return {**options, **times, "output": output, "progress": False}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,7 +38,8 @@ def test_zipf(experts: int, top_k: int, skew: float) -> None:
     assert max(loads) <= 1.0 + 1e-9, "a token chooses an expert at most once"
     assert loads == zipf_loads(experts, top_k, skew), "the same on every rank"
     found = [imbalance(loads, ranks) for ranks in (1, 2, 4, 8)]
-    assert found == sorted(found), "the fewer experts a rank has, the more they differ"
+    for more, fewer in itertools.pairwise(found):
+        assert fewer >= more * (1 - 1e-9), "the fewer experts a rank has, the more they differ"
     assert found[0] == pytest.approx(1.0)
 
 
