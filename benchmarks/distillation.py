@@ -1,8 +1,8 @@
 """How much rewiring damages a trained model, and how much healing recovers: on real English text, on two cores.
 
-Usage: python benchmarks/distillation.py [--quick] [--models ...] [--folder FOLDER] [--json FILE] [--table]
+Usage: python benchmarks/distillation.py [--quick | --larger] [--models ...] [--folder FOLDER] [--json FILE] [--table]
 
-Two models of 0.37 million parameters, in the style of DeepSeek-V3 (shared experts) and Qwen3-MoE (none), unmodified
+Two models of half a million parameters, in the style of DeepSeek-V3 (shared experts) and Qwen3-MoE (none), unmodified
 models of transformers, are trained on a dictionary of English and on the documentation of Linux. Then our backend
 rewires each row (`distill_bench/rows.py`), and it is healed: by the fold alone (`farskip_compile.fold`), by the paper's
 recipe, by both, by the best recipe (`farskip_compile.distill`); with 3, 10 and 30 % of the teacher's tokens; under each
@@ -12,7 +12,8 @@ same corpus and of the other one (`distill_bench/judge.py`).
 Rows run two at a time, one thread each. Every finished row is kept in --folder with its weights and is not run again;
 an interrupted row resumes from its last state. Everything random has a seed. At the end docs/distillation.md and its
 picture are made from the results (not with --quick or --json); `--table` remakes them and runs nothing. The last lines
-are the targets, met or missed by how much.
+are the targets, met or missed by how much. `--larger` trains and heals larger models, one teacher each, and adds a
+section to the page.
 
 Exit status: 0 if all targets are met (--quick: if healing heals); 1 if not, or a row failed; 2 wrong usage.
 """
@@ -34,7 +35,7 @@ from distill_bench.plot import write_plot
 from distill_bench.results import FrontResult, Results
 from distill_bench.rows import Row, Scale, rows_of
 from distill_bench.run_row import run_row, run_rows
-from distill_bench.targets import judge_healing, judge_targets, row_text, targets_text
+from distill_bench.targets import judge_healed, judge_healing, judge_targets, row_text, targets_text
 from distill_bench.texts import NoText, about_text
 
 from farskip_compile.errors import FarSkipError
@@ -43,11 +44,13 @@ OK, WRONG, USAGE = 0, 1, 2
 SAID = "said.txt"
 """What the text of a corpus is, in its folder."""
 JSON, PAGE, PICTURE = DOCS / "distillation.json", DOCS / "distillation.md", DOCS / "distillation.png"
+LARGER = DOCS / "distillation_larger.json"
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="smaller models, less text, one teacher: 5 minutes")
+    parser.add_argument("--larger", action="store_true", help="a larger model, its main rows: half an hour")
     parser.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)  # a few steps: does it run?
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="default: both")
     parser.add_argument("--workers", type=int, default=2, help="rows at a time (default: 2)")
@@ -57,11 +60,13 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help=f"results (default: {JSON.name} in docs/)")
     parser.add_argument("--table", action="store_true", help=f"only make {PAGE.name} and its picture from --json")
     args = parser.parse_args(given)
-    args.scale = scales.SMOKE if args.smoke else scales.QUICK if args.quick else scales.WHOLE
+    chosen = {scales.SMOKE: args.smoke, scales.QUICK: args.quick, scales.LARGER: args.larger}
+    args.scale = next((scale for scale, given in chosen.items() if given), scales.WHOLE)
     args.folder /= args.scale.name
-    args.publish = args.scale is scales.WHOLE and args.json is None and set(args.models) == set(MODELS)
+    published = {scales.WHOLE: JSON, scales.LARGER: LARGER}.get(args.scale)
+    args.publish = published is not None and args.json is None and set(args.models) == set(MODELS)
     if args.json is None:
-        args.json = JSON if args.publish or args.table else args.folder / "results.json"
+        args.json = published if args.publish else args.folder / "results.json"
     return args
 
 
@@ -69,7 +74,7 @@ def main() -> int:
     args = arguments()
     try:
         if args.table:
-            publish(Results.load(args.json))
+            publish(args.json)
             return OK
         return measure(args)
     except RecordsError as error:
@@ -102,11 +107,11 @@ def measure(args: argparse.Namespace) -> int:
     fronts = [one for one in ended if isinstance(one, FrontResult)]
     results = Results(about, [one for one in ended if not isinstance(one, FrontResult)], fronts)
     results.write(args.json)
-    targets = judge_targets(results)
+    targets = judge_healed(results) if scale.short else judge_targets(results)
     print(f"\n{time.perf_counter() - started:.0f} s in all\n{targets_text(targets)}")
     if args.publish:
-        publish(results)
-    if args.scale is not scales.WHOLE:
+        publish(JSON)
+    if args.scale in (scales.QUICK, scales.SMOKE):
         print("These targets apply to the whole experiment. At any scale:")
         targets = judge_healing(results)
         print(targets_text(targets))
@@ -129,9 +134,11 @@ def about_texts(folder: Path, scale: Scale) -> None:
             replace(said, about_text(folder, scale, corpus))
 
 
-def publish(results: Results) -> None:
+def publish(file: Path) -> None:
+    """The page and its picture, from the results of the whole experiment in `file` and those of the larger models."""
+    results = Results.load(file)
     write_plot(results, PICTURE)
-    write_page(results, PAGE, JSON, PICTURE)
+    write_page(results, PAGE, JSON, PICTURE, Results.load(LARGER) if LARGER.exists() else None)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from distill_bench.rows import MEMORY_INCREASE, PROFILE, RANKS, RECIPES, TOKENS,
 
 SCHEMA = 2
 FILE = "result.json"
-OF_OTHER_ROWS = ("seeds", "parts", "others", "once", "calibration", "new_tokens")
+OF_OTHER_ROWS = ("seeds", "parts", "others", "short", "calibration", "new_tokens")
 """Fields of a scale that decide nothing about a teacher."""
 Setting = tuple[str, str]
 """A model and a corpus."""

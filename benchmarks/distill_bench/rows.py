@@ -5,7 +5,8 @@ Out:   `Row`s, each after those it needs.
 Never: depends on the speed of the machine: equal numbers, texts and versions give equal results. A row that heals in
        the order in which its teacher has read the text.
 
-    whole        two corpora; 0.37 million parameters, 4 layers; three teachers of each model on the first corpus
+    whole        two corpora; half a million parameters, 6 layers; three teachers of each model on the first corpus
+    larger       one corpus; 1.3 million parameters, 6 layers; one teacher of each model, the main rows
     quick        five minutes: 3 layers, one teacher, text that ships with Python
     smoke        a few steps, for tests
 
@@ -24,20 +25,21 @@ Never: depends on the speed of the machine: equal numbers, texts and versions gi
 A number behind a name is the part of the teacher's tokens in per cent; none is a tenth. Calibration tokens of
 a fold are taken off the tokens to train on.
 
-The budget of `whole`, in seconds of one core. Measured, the fastest of several: 0.07 for a step of the teacher (1024
-tokens), 0.11 of healing by KL, 0.06 of healing in batches of 512 tokens; a fold takes 15, and each row 10 to 20 more
-to start, to evaluate and to be judged:
+The budget of `whole`, in seconds of one core, two processes beside each other on two cores: 0.08 for a step of the
+teacher (1024 tokens, compiled by Inductor), 0.18 of healing by KL, 0.10 of healing in batches of 512 tokens; a fold
+takes 25, and each row 10 to 50 more to start, to evaluate and to be judged:
 
-    8 teachers                 8 x 490                                                              3900
-    a tenth, for 8 teachers    8 x (unhealed 10 + folded 30 + paper 95 + best 125 + control 65)      2600
-    fold + paper's, by text    2 x (110 + 65)                                                        350
-    3 and 30 %, 2 teachers     2 x (paper 35 + 245, best 50 + 300)                                   1260
-    4 connectivities           6 x (unhealed 10 + folded 30 + best 125)                              990
-    a plan                     2 x (front 150 + unhealed 10 + folded 30 + best 125)                  630
+    7 teachers                          7 x 600                                                     4200
+    a tenth, for 7 teachers             7 x (unhealed 13 + folded 40 + best 200)                    1770
+    paper's recipe, controls            3 x (145 + 95)                                               720
+    fold + paper's, by text             2 x (170 + 95)                                               530
+    3 and 30 %                          2 x (40 + 100) + 390 + 470                                  1140
+    4 connectivities                    4 x (unhealed 13 + folded 40 + best 200)                    1010
+    a plan                              2 x (front 200 + unhealed 13 + folded 40 + best 200)         900
 
-in all 9800 of the 10800 seconds that two cores have in 90 minutes; two processes at a time are some 10 % slower. So
-`lag2` and `ladder` have rows of the last model alone, and controls read a tenth. The teachers see 6.9 million tokens,
-twice as many as those of earlier versions, and 19 of them per parameter.
+in all 10300 of the 10800 seconds that two cores have in 90 minutes. So what is in the rows of the last model alone is
+what the other one need not show again: the second corpus, 30 %, and the connectivities. The teachers see 6.9 million
+tokens, twice as many as those of earlier versions, and 13 of them per parameter.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ takes about a third as long as compute."""
 MEMORY_INCREASE = 0.5
 """For the plan: in a model of so few layers, what is in flight weighs more than in a deep one."""
 ONCE = "qwen3_moe"
-"""The model whose rows have all connectivities."""
+"""The model that has rows on the second corpus, with the largest part of the tokens, and of other connectivities."""
+ONCE_FROM = 0.2
+"""From this part of the tokens on, rows are of `ONCE` alone."""
 OTHER_SEED = 1000
 """A row that starts from a teacher has the teacher's seed plus this: it reads the text in another order."""
 
@@ -109,9 +113,11 @@ class Scale:
     parts: tuple[float, ...] = (TENTH,)
     """Of the teacher's tokens, in the curves."""
     others: tuple[Named, ...] = ()
-    """Connectivities besides `full`."""
-    once: tuple[Named, ...] = ()
-    """More of them, of `ONCE` alone."""
+    """Connectivities besides `full`, of `ONCE` alone."""
+    short: bool = False
+    """Whether there are the main rows alone."""
+    compiled: bool = False
+    """Whether teachers are trained under Inductor; the rest runs operator by operator, at any scale."""
     learning_rate: float = 3e-3
     """Of the teachers."""
     calibration: int = 4
@@ -140,7 +146,7 @@ class Scale:
 WHOLE = Scale(
     name="whole",
     corpora=("dictionary", "kernel"),
-    layers=4,
+    layers=6,
     hidden=64,
     vocabulary=1024,
     steps=6800,
@@ -148,10 +154,22 @@ WHOLE = Scale(
     validated=96,
     seeds=(0, 1, 2),
     parts=(0.03, TENTH, 0.3),
-    others=("attention", "mlp"),
-    once=("lag2", "ladder"),
+    others=("attention", "mlp", "lag2", "ladder"),
+    compiled=True,
 )
-QUICK = Scale("quick", ("topics",), 3, 64, 512, 400, judged=64, validated=32, once=("lag2", "ladder"))
+LARGER = Scale(
+    name="larger",
+    corpora=("dictionary",),
+    layers=6,
+    hidden=96,
+    vocabulary=2048,
+    steps=6800,
+    judged=256,
+    validated=96,
+    short=True,
+    compiled=True,
+)
+QUICK = Scale("quick", ("topics",), 3, 64, 512, 400, judged=64, validated=32, others=("lag2", "ladder"))
 SMOKE = Scale("smoke", ("topics",), 4, 32, 300, 20, judged=8, validated=8, calibration=1, new_tokens=4)
 
 
@@ -191,34 +209,46 @@ class Row:
 
 
 def rows_of(model: str, corpus: Corpus, scale: Scale) -> list[Row]:
+    """None: the model has no rows on this corpus."""
     return list(_rows(model, corpus, scale))
 
 
 def _rows(model: str, corpus: Corpus, scale: Scale) -> Iterator[Row]:
     main = corpus == scale.corpora[0]
+    if not main and model != ONCE:
+        return
     for seed in scale.seeds_of(corpus):
-        first = main and seed == scale.seeds[0]
         start = _Start(model, corpus, seed)
         yield start.row("teacher", "teacher", "none", needs=())
         yield start.row("unhealed-full", "unhealed")
         yield start.row("folded-full", "folded")
-        for part in scale.parts if first else (TENTH,):
-            for recipe in (PAPER, FOLD_PAPER, BEST) if first and part == TENTH else (PAPER, BEST):
-                yield start.healed(recipe, "full", part)
-        yield start.row("control", "control", "none", recipe=TEXT.name, part=TENTH)
-        if not first:
+        yield start.healed(BEST, "full")
+        if seed != scale.seeds[0]:
             continue
-        yield start.healed(TEXT, "full")
-        for connectivity in (*scale.others, *(scale.once if model == ONCE else ())):
-            yield start.row(f"unhealed-{connectivity}", "unhealed", connectivity)
-            yield start.row(f"folded-{connectivity}", "folded", connectivity)
-            yield start.healed(BEST, connectivity)
-        front = start.row("front", "front")
-        yield front
-        needs = (f"teacher@{seed}", front.name)
-        yield start.row("unhealed-plan", "unhealed", "plan", needs=needs)
-        yield start.row("folded-plan", "folded", "plan", needs=needs)
-        yield start.healed(BEST, "plan", needs=needs)
+        yield start.healed(PAPER, "full")
+        yield start.row("control", "control", "none", recipe=TEXT.name, part=TENTH)
+        if main and not scale.short:
+            yield from _more(start, scale)
+
+
+def _more(start: _Start, scale: Scale) -> Iterator[Row]:
+    """Of the first teacher of a model."""
+    yield start.healed(FOLD_PAPER, "full")
+    yield start.healed(TEXT, "full")
+    for part in scale.parts:
+        if part != TENTH and (part < ONCE_FROM or start.model == ONCE):
+            yield start.healed(PAPER, "full", part)
+            yield start.healed(BEST, "full", part)
+    for connectivity in scale.others if start.model == ONCE else ():
+        yield start.row(f"unhealed-{connectivity}", "unhealed", connectivity)
+        yield start.row(f"folded-{connectivity}", "folded", connectivity)
+        yield start.healed(BEST, connectivity)
+    front = start.row("front", "front")
+    yield front
+    needs = (f"teacher@{start.seed}", front.name)
+    yield start.row("unhealed-plan", "unhealed", "plan", needs=needs)
+    yield start.row("folded-plan", "folded", "plan", needs=needs)
+    yield start.healed(BEST, "plan", needs=needs)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -117,9 +118,17 @@ def _without_result(work: Callable[[], object]) -> None:
 def _begin() -> None:
     from transformers.utils import logging
 
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+
+
+def _end_with(parent: int) -> None:
+    """End this process once its parent has: a new run must not find a second writer of the same row."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 # One
@@ -270,6 +279,7 @@ def options_of(row: Row, scale: Scale, config: FarSkipConfig, output: Path | Non
     if row.kind == "teacher":
         steps, points, most = scale.steps, EVALUATIONS, WARM_UP
         options |= {"objective": "next_token", "learning_rate": scale.learning_rate, "weight_decay": 0.05}
+        options["options"] = {"inner": "inductor" if scale.compiled else config.inner}
         options |= {"seed": row.seed, "beta2_half_life": _half_life(PAPER_BETA2, scale.tokens())}
     else:
         recipe = RECIPES[row.recipe]

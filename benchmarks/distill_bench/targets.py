@@ -92,15 +92,26 @@ def summary(rows: Rows, label: str, source: str = "held_out") -> Summary | None:
 
 def judge_targets(results: Results) -> list[Target]:
     """The targets of the whole experiment: for all models and corpora; the plan is made on the first corpus."""
-    settings = results.settings()
-    targets = []
-    for setting in settings:
-        of = f"{setting[0]}, {setting[1]}:"
-        found = _healing(setting[0], results.of(setting))
-        if setting[1] == settings[0][1]:
-            found.append(_plan(results.front(setting), results.of(setting)))
-        targets += [Target(*one, of) for one in found]
-    return targets
+    first = results.settings()[0][1]
+    plans = [
+        Target(*_plan(results.front(setting), results.of(setting)), _of(setting))
+        for setting in results.settings()
+        if setting[1] == first
+    ]
+    return judge_healed(results) + plans
+
+
+def judge_healed(results: Results) -> list[Target]:
+    """Those that are about healing and the fold."""
+    return [
+        Target(*one, _of(setting))
+        for setting in results.settings()
+        for one in _healing(setting[0], results.of(setting))
+    ]
+
+
+def _of(setting: tuple[str, str]) -> str:
+    return f"{setting[0]}, {setting[1]}:"
 
 
 def judge_healing(results: Results) -> list[Target]:

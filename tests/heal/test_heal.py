@@ -168,3 +168,26 @@ def test_training_is_not_done_again_for_other_arguments(folder, more, what) -> N
     done = CliRunner().invoke(app, [*arguments(folder, "--out", str(folder / "out"), "--yes"), *more])
     assert done.exit_code == 2, done.output
     assert what in " ".join(done.stderr.replace("│", "").split())
+
+
+def test_rows_that_were_chosen_by_what_they_hide_are_healed_alone(folder) -> None:
+    """Its parallel form is estimated on fake ranks; what is saved runs with those rows and no others."""
+    out = folder / "chosen"
+    options = ("--hardware", "h100", "--ep", "2", "--free", "60%", "--no-fold", "--yes", "--json")
+    done = CliRunner().invoke(app, arguments(folder, "--out", str(out), *options))
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    damage = {one["row"]: one["kl"] for one in report["damage"]["rows"]}
+    rows = report["plan"]["rows"]
+    assert 0 < len(rows) < len(damage), damage
+    assert 0.6 <= report["plan"]["freed"] <= 1.0
+    assert report["plan"]["damage"] == pytest.approx(sum(damage[row] for row in rows))
+    manifest = farskip_compile.load_manifest(out / "model")
+    assert [row.name for row in manifest.table.rows if row.left_out] == rows
+    model = AutoModelForCausalLM.from_pretrained(out / "model")
+    compiled = torch.compile(model, backend="farskip", fullgraph=True, options={"manifest": manifest, "inner": "eager"})
+    ids = judged_sequences(folder)
+    original = AutoModelForCausalLM.from_pretrained(folder / "checkpoint")
+    p, q = (said(lambda ids, model=model: model(ids).logits, ids) for model in (original, compiled))
+    kl = (p.exp() * (p - q)).sum(-1).mean().item()
+    assert report["rows"]["healed"]["kl"] == pytest.approx(kl, rel=1e-3)
