@@ -41,8 +41,8 @@ from distill_bench.texts import NoText, about_text
 from farskip_compile.errors import FarSkipError
 
 OK, WRONG, USAGE = 0, 1, 2
-SAID = "said.txt"
-"""What the text of a corpus is, in its folder."""
+SAID = "said-{vocabulary}.txt"
+"""What the text of a corpus is, in its folder, with its tokens by a tokenizer of that size."""
 JSON, PAGE, PICTURE = DOCS / "distillation.json", DOCS / "distillation.md", DOCS / "distillation.png"
 LARGER = DOCS / "distillation_larger.json"
 
@@ -66,7 +66,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     published = {scales.WHOLE: JSON, scales.LARGER: LARGER}.get(args.scale)
     args.publish = published is not None and args.json is None and set(args.models) == set(MODELS)
     if args.json is None:
-        args.json = published if args.publish else args.folder / "results.json"
+        args.json = JSON if args.table else published if args.publish else args.folder / "results.json"
     return args
 
 
@@ -100,7 +100,7 @@ def measure(args: argparse.Namespace) -> int:
         start = f"{found.row.setting}-{{}}@{found.row.seed}"
         unhealed = start.format(f"unhealed-{found.row.connectivity}")
         print(row_text(found, done.get(start.format("teacher")), done.get(unhealed)), flush=True)
-    about |= {f"text, {corpus}": (args.folder / corpus / SAID).read_text() for corpus in scale.corpora}
+    about |= {f"text, {corpus}": _said(args.folder, scale, corpus).read_text() for corpus in scale.corpora}
     minutes = sum(one.seconds for one in done.values()) / 60
     about["time"] = f"{minutes:.0f} minutes of processor time, {args.workers} rows at a time"
     ended = [done[row.key] for row in in_order]
@@ -129,9 +129,13 @@ def _turn(row: Row) -> tuple[float, ...]:
 def about_texts(folder: Path, scale: Scale) -> None:
     """Make all text, and note what it is."""
     for corpus in scale.corpora:
-        said = folder / corpus / SAID
+        said = _said(folder, scale, corpus)
         if not said.exists():
             replace(said, about_text(folder, scale, corpus))
+
+
+def _said(folder: Path, scale: Scale, corpus: str) -> Path:
+    return folder / corpus / SAID.format(vocabulary=scale.vocabulary)
 
 
 def publish(file: Path) -> None:

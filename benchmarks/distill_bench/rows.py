@@ -22,8 +22,8 @@ Never: depends on the speed of the machine: equal numbers, texts and versions gi
     front        no weights: what each set of sub-blocks would do to the text, and hide
     plan         the sub-blocks that free 80 % of what `full` frees, for the least damage
 
-A number behind a name is the part of the teacher's tokens in per cent; none is a tenth. Calibration tokens of
-a fold are taken off the tokens to train on.
+A number behind a name is the part of the teacher's tokens in per cent; without one it is a tenth. Calibration
+tokens of a fold are taken off the tokens to train on.
 
 The budget of `whole`, in seconds of one core, two processes beside each other on two cores: 0.08 for a step of the
 teacher (1024 tokens, compiled by Inductor), 0.18 of healing by KL, 0.10 of healing in batches of 512 tokens; a fold
@@ -60,10 +60,10 @@ RANKS, TOKENS, PROFILE = 8, 4096, "h100"
 takes about a third as long as compute."""
 MEMORY_INCREASE = 0.5
 """For the plan: in a model of so few layers, what is in flight weighs more than in a deep one."""
-ONCE = "qwen3_moe"
+WITH_ALL_ROWS = "qwen3_moe"
 """The model that has rows on the second corpus, with the largest part of the tokens, and of other connectivities."""
-ONCE_FROM = 0.2
-"""From this part of the tokens on, rows are of `ONCE` alone."""
+LARGE_PART = 0.2
+"""From this part of the tokens on, rows are of `WITH_ALL_ROWS` alone."""
 OTHER_SEED = 1000
 """A row that starts from a teacher has the teacher's seed plus this: it reads the text in another order."""
 
@@ -113,7 +113,7 @@ class Scale:
     parts: tuple[float, ...] = (TENTH,)
     """Of the teacher's tokens, in the curves."""
     others: tuple[Named, ...] = ()
-    """Connectivities besides `full`, of `ONCE` alone."""
+    """Connectivities besides `full`, of `WITH_ALL_ROWS` alone."""
     short: bool = False
     """Whether there are the main rows alone."""
     compiled: bool = False
@@ -215,7 +215,7 @@ def rows_of(model: str, corpus: Corpus, scale: Scale) -> list[Row]:
 
 def _rows(model: str, corpus: Corpus, scale: Scale) -> Iterator[Row]:
     main = corpus == scale.corpora[0]
-    if not main and model != ONCE:
+    if not main and model != WITH_ALL_ROWS:
         return
     for seed in scale.seeds_of(corpus):
         start = _Start(model, corpus, seed)
@@ -236,10 +236,10 @@ def _more(start: _Start, scale: Scale) -> Iterator[Row]:
     yield start.healed(FOLD_PAPER, "full")
     yield start.healed(TEXT, "full")
     for part in scale.parts:
-        if part != TENTH and (part < ONCE_FROM or start.model == ONCE):
+        if part != TENTH and (part < LARGE_PART or start.model == WITH_ALL_ROWS):
             yield start.healed(PAPER, "full", part)
             yield start.healed(BEST, "full", part)
-    for connectivity in scale.others if start.model == ONCE else ():
+    for connectivity in scale.others if start.model == WITH_ALL_ROWS else ():
         yield start.row(f"unhealed-{connectivity}", "unhealed", connectivity)
         yield start.row(f"folded-{connectivity}", "folded", connectivity)
         yield start.healed(BEST, connectivity)

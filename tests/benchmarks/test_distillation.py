@@ -12,6 +12,7 @@ import torch
 
 pytest.importorskip("datasets")
 
+import distillation
 from distill_bench import results as kept_results
 from distill_bench import run_row as runner
 from distill_bench.architectures import MODELS, new_model, parameters
@@ -210,6 +211,16 @@ def test_rows_wait_for_what_they_need_and_a_failure_ends_it(tmp_path, monkeypatc
     assert not (tmp_path / "behind").exists()
 
 
+def test_a_worker_ends_with_its_parent(monkeypatch):
+    parents = iter([7, 7, 1])
+    monkeypatch.setattr(runner.os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(runner.time, "sleep", lambda seconds: None)
+    ended: list[int] = []
+    monkeypatch.setattr(runner.os, "_exit", ended.append)
+    runner._end_with(7)
+    assert (ended, list(parents)) == ([1], [])
+
+
 # One row
 
 
@@ -245,3 +256,26 @@ def test_recipes_are_options_of_a_distillation(recipe):
     assert made.learning_rate == recipe.learning_rate
     assert getattr(made, "fold", False) == recipe.fold
     assert getattr(made, "stream_weight", 0.0) == recipe.stream
+
+
+@pytest.mark.parametrize(("recipe", "warm_up"), [(PAPER, 68), (BEST, 20)], ids=["paper", "best"])
+def test_warm_up_is_the_recipes_or_a_tenth_of_the_steps(recipe, warm_up):
+    row = next(row for row in rows_of("qwen3_moe", "dictionary", WHOLE) if row.label == f"{recipe.name}-full")
+    assert runner.configuration(row, WHOLE, FarSkipConfig(), None).warm_up_steps == warm_up
+
+
+@pytest.mark.parametrize(("scale", "inner"), [(WHOLE, "inductor"), (SMOKE, "eager")], ids=["whole", "smoke"])
+def test_only_teachers_are_compiled(scale, inner):
+    teacher, healed = (
+        next(row for row in rows_of("qwen3_moe", scale.corpora[0], scale) if row.label == label)
+        for label in ("teacher", "best-full")
+    )
+    config = FarSkipConfig(inner="eager")
+    assert runner.options_of(teacher, scale, config, None)["options"] == {"inner": inner}
+    assert runner.options_of(healed, scale, config, None)["options"] == {"inner": "eager"}
+
+
+def test_the_page_is_made_anew_from_the_whole_experiment():
+    assert distillation.arguments(["--table", "--larger"]).json == distillation.JSON
+    assert distillation.arguments(["--larger"]).json == distillation.LARGER
+    assert distillation.arguments(["--larger", "--models", "qwen3_moe"]).json.name == "results.json"
