@@ -48,7 +48,9 @@ def test_what_the_experiment_must_hold():
     assert [row.seed for row in teachers] == [0, 1, 2]
     for seed in (0, 1, 2):
         names = {row.label for row in rows if row.seed == seed}
-        assert {"unhealed-full", "folded-full", "best-full"} <= names
+        more = {"teacher", "unhealed-full", "folded-full", "best-full"}
+        assert more < names if seed == 0 else more == names
+    assert rows_of("deepseek_v3", "kernel", WHOLE) == []
     assert {"fold+paper-full", "control", "text-full"} <= {row.label for row in rows}
     for label in ("paper-full", "best-full"):
         assert {row.part for row in rows if row.label.startswith(label)} == {0.03, 0.1, 0.3}
