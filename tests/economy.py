@@ -17,6 +17,11 @@ QUICK = Path(__file__).parent / "quick" / "g++"
 """Inductor knows compilers by their names."""
 
 
+def examples(number: int) -> int:
+    """How many generated examples a long property is held to: all of them before a release, half with each change."""
+    return number if os.environ.get("FARSKIP_TESTS") == "deep" else -(-number // 2)
+
+
 def collect_rarely() -> None:
     """What is imported stays, and need not be walked; a compile makes many objects and little garbage."""
     gc.freeze()

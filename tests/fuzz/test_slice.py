@@ -6,11 +6,14 @@ from collections import Counter
 
 import pytest
 
+from tests.economy import examples
 from tests.fuzz.batch import Chunk, chunks, run_chunk
 from tests.fuzz.checks import KINDS
 from tests.fuzz.edits import EDITS
 
-SLICE = {"graphs": 24, "spoiled": 70, "architectures": 6, "styles": 10}
+SLICE = {
+    kind: examples(number) for kind, number in {"graphs": 24, "spoiled": 70, "architectures": 6, "styles": 10}.items()
+}
 SEED = 20_251_111
 LEAST = {
     "graphs": (0.8, 0.98, 0.3),

@@ -14,7 +14,7 @@ from farskip_compile import LayerRangeError, Outcome
 from farskip_compile.models import ModelConfig
 from farskip_compile.testing.strategies import Case, cases, nothing_to_leave_out
 from tests.compare import assert_gradients_close, relative_difference, run_with_gradients
-from tests.economy import scalar_kernels
+from tests.economy import examples, scalar_kernels
 from tests.one_build import kernels_in_one_build
 
 
@@ -23,7 +23,7 @@ def compiled(case: Case, model: torch.nn.Module, inner: str):
     return torch.compile(model, backend="farskip", fullgraph=True, options=case.options(inner=inner))
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(case=cases())
 def test_bit_equal_to_the_oracle(case: Case) -> None:
     model = case.model()
@@ -78,7 +78,7 @@ def test_inductor_is_close_to_the_oracle(case: Case, kernels: Callable[[], Abstr
     assert farskip_compile.last_reports()[-1].outcome is Outcome.REWIRED
 
 
-@settings(max_examples=10)
+@settings(max_examples=examples(10))
 @given(case=cases(max_layers=4))
 def test_none_changes_no_bit(case: Case) -> None:
     model = case.model()
@@ -89,7 +89,7 @@ def test_none_changes_no_bit(case: Case) -> None:
     assert_gradients_close(gradients, expected_gradients, 0.0)
 
 
-@settings(max_examples=10)
+@settings(max_examples=examples(10))
 @given(case=cases(max_layers=4))
 def test_without_routed_output_attention_connectivity_is_the_original(case: Case) -> None:
     """If every routed expert returns zero, leaving the routed experts out changes nothing."""
@@ -105,7 +105,7 @@ def test_without_routed_output_attention_connectivity_is_the_original(case: Case
         assert torch.equal(compiled(case, model, "eager")(case.ids()), model(case.ids()))
 
 
-@settings(max_examples=10)
+@settings(max_examples=examples(10))
 @given(case=cases(max_layers=4))
 @example(case=INDUCTOR_CASES[0])
 def test_rewiring_is_no_identity(case: Case) -> None:

@@ -19,6 +19,7 @@ from farskip_compile.passes.rewire import rewire
 from farskip_compile.passes.rewire.request import Named, Request, ask
 from farskip_compile.testing.strategies import Captured, Network, capture, evaluate, networks
 from farskip_compile.verify.rewiring import snapshot, verify
+from tests.economy import examples
 
 
 def terms_by_mark(reading: Reading, captured: Captured) -> list[int]:
@@ -58,7 +59,7 @@ def assert_same_bits(left, right) -> None:
         assert torch.equal(a, b)
 
 
-@settings(max_examples=70)
+@settings(max_examples=examples(70))
 @given(network=networks())
 def test_table_is_the_one_of_the_construction(network: Network) -> None:
     reading, ours = read(capture(network))
@@ -91,7 +92,7 @@ def check_rewired(network: Network, captured: Captured, reading: Reading, ours: 
     assert_same_bits(captured.run(network), evaluate(network, wish))
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(network=networks(standard=True), connectivity=st.sampled_from(get_args(Named)[:-1]), data=st.data())
 def test_named_connectivity(network: Network, connectivity: str, data: st.DataObject) -> None:
     """The rule is written down once more here, in terms of the description."""
@@ -130,7 +131,7 @@ def test_named_connectivity(network: Network, connectivity: str, data: st.DataOb
     check_rewired(network, captured, reading, ours, request)
 
 
-@settings(max_examples=70)
+@settings(max_examples=examples(70))
 @given(network=networks(), data=st.data())
 def test_any_table_of_the_user(network: Network, data: st.DataObject) -> None:
     assume("routed" in network.term_kinds)

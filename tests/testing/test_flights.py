@@ -11,9 +11,10 @@ from farskip_compile.passes.schedule.timeline import flights, simulate
 from farskip_compile.ranks.announce import Announcement
 from farskip_compile.report.schedule import Predicted, ScheduleReport
 from farskip_compile.testing.strategies import consistent, programs
+from tests.economy import examples
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(program=programs().map(consistent))
 def test_by_the_definition(program: Program):
     schedule = list_schedule(program)

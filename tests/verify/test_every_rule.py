@@ -23,6 +23,7 @@ from farskip_compile.verify.rows.layout import of_stream
 from farskip_compile.verify.rows.read import begin, read_rows
 from farskip_compile.verify.rows.rules import RULES
 from farskip_compile.verify.rows.state import Rows, State, merged
+from tests.economy import examples
 from tests.verify.drawn_graphs import Drawing
 from tests.verify.operator_calls import CALLS
 
@@ -249,7 +250,7 @@ def draw_chain(data: st.DataObject) -> list[str]:
     return drawn.drawing.wrong()
 
 
-@settings(max_examples=120)
+@settings(max_examples=examples(120))
 @given(st.data())
 def test_chains(data: st.DataObject) -> None:
     assert not draw_chain(data)

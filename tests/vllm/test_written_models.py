@@ -15,6 +15,7 @@ from farskip_compile.passes.graph import ops
 from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.vllm.asked import Asked, Options
 from farskip_compile.vllm.rewiring import ran, rewire
+from tests.economy import examples
 from tests.vllm import fake_operators
 from tests.vllm.written_models import EXPERTS, Experts, Model, Norm, Style, by_hand
 
@@ -78,7 +79,8 @@ def test_equal_to_the_form_by_hand(style, connectivity):
         assert report.outcome is Outcome.REWIRED
 
 
-@settings(max_examples=12, phases=[Phase.generate])  # each example is a compile: a failure is short enough as it is
+# Each example is a compile: a failure is short enough as it is.
+@settings(max_examples=examples(12), phases=[Phase.generate])
 @given(
     style=st.builds(
         Style,

@@ -12,6 +12,7 @@ from farskip_compile.passes.schedule.memory import live_bytes
 from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task, check_order
 from farskip_compile.passes.schedule.timeline import run_timeline
 from farskip_compile.testing.strategies import consistent, programs
+from tests.economy import examples
 
 
 def light(program: Program) -> Program:
@@ -30,7 +31,7 @@ def costs(program: Program, order: Sequence[int]) -> tuple[float, float]:
     return run.makespan, run.exposed
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(programs().map(consistent))
 def test_an_order_of_groups_is_one_of_tasks(program: Program) -> None:
     for one in (program, light(program)):

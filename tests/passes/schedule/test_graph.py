@@ -20,6 +20,7 @@ from farskip_compile.passes.schedule.from_graph import read_program
 from farskip_compile.passes.schedule.graph import pins, schedule_graph
 from farskip_compile.passes.schedule.search import Limits
 from farskip_compile.verify.before import remember
+from tests.economy import examples
 
 aten = torch.ops.aten
 c10d = torch.ops._c10d_functional
@@ -152,7 +153,7 @@ def run(module: fx.GraphModule, *, in_place: bool) -> list[torch.Tensor]:
     return [*outputs, *given_inputs]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(graphs())
 def test_the_same_values_bit_for_bit(module: fx.GraphModule) -> None:
     expected = run(module, in_place=False)

@@ -18,12 +18,13 @@ from farskip_compile.passes.schedule.program import Program, Role, Task, check_o
 from farskip_compile.passes.schedule.search import Limits, list_schedule
 from farskip_compile.passes.schedule.timeline import simulate
 from farskip_compile.testing.strategies import consistent, programs
+from tests.economy import examples
 from tests.passes.schedule.sample_programs import far_skip_layers, with_views
 
 LIMITS = st.builds(Limits, st.sampled_from([0.0, 0.05, 0.5, 10.0]), st.sampled_from([0, 100, 1_000_000]))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(programs().map(consistent), LIMITS, st.none() | st.integers(0, 3000), st.booleans())
 def test_every_promise_of_a_schedule(program: Program, limits: Limits, baseline_peak: int | None, large: bool) -> None:
     modest = least_memory(program)
@@ -47,7 +48,7 @@ def test_every_promise_of_a_schedule(program: Program, limits: Limits, baseline_
     assert schedule.after.peak_in_flight_bytes <= flight
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(programs(most=7).map(consistent))
 def test_within_reach_of_the_best_order(program: Program) -> None:
     """List scheduling is within twice the best of all orders that keep the order of launches on each channel."""
