@@ -66,7 +66,11 @@ def farskip(
 ) -> Compiled:
     """Entry point of `torch.compile(model, backend="farskip", options={...})`.
 
-    `options` are fields of `FarSkipConfig`, `mode` is one of Inductor's (`"max-autotune-no-cudagraphs"`, ...).
+    Args:
+        module: the graph that Dynamo captured; it is edited in place.
+        example_inputs: its example inputs.
+        options: fields of `FarSkipConfig`.
+        mode: one of Inductor's (`"max-autotune-no-cudagraphs"`, ...); needs `inner="inductor"`.
 
     Raises:
         FarSkipError: see `farskip_compile.errors`.
@@ -87,10 +91,16 @@ def nothing() -> int:
 
 @dataclass(frozen=True)
 class Backend:
-    """A configured backend: `torch.compile(model, backend=farskip_compile.backend(FarSkipConfig(...)))`."""
+    """A configured backend: `torch.compile(model, backend=farskip_compile.backend(FarSkipConfig(...)))`.
+
+    Raises:
+        ConfigError: `mode` without Inductor, or options or a mode that Inductor refuses.
+    """
 
     config: FarSkipConfig
+    """As it was given."""
     mode: str | None = None
+    """Inductor's; None: its default."""
     beside: Callable[[], int] = field(default=nothing, compare=False)
     """Of a part of a model: bytes that are alive while it runs and that it does not know of."""
 
@@ -130,7 +140,13 @@ class Backend:
             return self.compile(module, example_inputs, report)
 
     def rewire(self, module: fx.GraphModule) -> CompileReport:
-        """Rewire `module` in place; with `strict=False`, leave it as it is and warn if that can't be done."""
+        """Rewire `module` in place; with `strict=False`, leave it as it is and warn if that can't be done.
+
+        Raises:
+            DDPSplitError: DistributedDataParallel would hand the model over in pieces.
+            PartialModelError: another graph of this model was rewired or refused, and this one can't go the same way.
+            FarSkipError: with `strict`, whatever prevents the rewiring.
+        """
         if in_compiled_autograd():  # of a forward graph that was rewired, refused or left alone before
             nodes = len(module.graph.nodes)
             return CompileReport(Outcome.NO_STACK, nodes, self.settings.to_json(), reason=BACKWARD)
@@ -166,7 +182,16 @@ class Backend:
     def compile(
         self, module: fx.GraphModule, example_inputs: Sequence[Any], report: CompileReport | None = None
     ) -> Compiled:
-        """Compile a graph that is rewired already with the inner backend."""
+        """Compile a graph that is rewired already with the inner backend.
+
+        Args:
+            module: the graph, as `rewire` left it.
+            example_inputs: its example inputs.
+            report: what `rewire` returned; None: of a graph that this backend did not rewire.
+
+        Returns:
+            What runs in place of the graph. At its first run the ranks compare their collectives and options.
+        """
         common = common_options(self.settings, report, source_hash())
         inductor = self.settings.inner == "inductor"
         is_part = report is not None and report.departure is not None
@@ -223,10 +248,15 @@ class Backend:
 
 
 def backend(config: FarSkipConfig | None = None, /, *, mode: str | None = None, **options: Any) -> Backend:
-    """A backend for `torch.compile(model, backend=...)`, by a configuration or by its fields; `mode` is Inductor's.
+    """A backend for `torch.compile(model, backend=...)`, by a configuration or by its fields.
+
+    Args:
+        config: the whole configuration, by place; or give its fields as `options`.
+        mode: one of Inductor's (`"max-autotune-no-cudagraphs"`, ...); needs `inner="inductor"`.
+        options: fields of `FarSkipConfig`.
 
     Raises:
-        ConfigError: unknown or wrong options.
+        ConfigError: unknown or wrong options, options beside a configuration, or a mode that Inductor refuses.
     """
     if config is not None and options:
         raise ConfigError("both a configuration and options are given", way_out="give one of them")

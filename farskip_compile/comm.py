@@ -161,13 +161,15 @@ def combine(outputs: torch.Tensor | Sequence[torch.Tensor], receipt: Receipt) ->
 
 
 def expert_group(group: dist.ProcessGroup, *, timeout: timedelta | None = None) -> dist.ProcessGroup:
-    """A new process group over the ranks of `group`, which share the experts, for expert parallelism alone.
+    """A new process group over the ranks of `group`, for expert parallelism alone.
 
     Collectives of one group run one after another: a dispatch that follows another collective of its group starts when
-    that is done, however early it was launched. In a group of its own it does not queue.
+    that is done, however early it was launched. In a group of its own it does not queue. Call it once at set-up, on
+    *every* rank of the job (it makes the groups of all ranks, in the same order everywhere).
 
-    Call it once at set-up, on *every* rank of the job (it makes the groups of all ranks, in the same order everywhere).
-    `timeout` is that of collectives in the new group; None: the default of the backend.
+    Args:
+        group: the ranks that share the experts with this one.
+        timeout: of collectives in the new group; None: the default of the backend.
 
     Raises:
         ParallelismError: this process is not in `group`, or the ranks disagree about who shares experts with whom.

@@ -128,6 +128,9 @@ class FarSkipConfig:
     def from_options(cls, options: Mapping[str, Any] | None) -> FarSkipConfig:
         """The configuration for `torch.compile(model, backend="farskip", options=options)`.
 
+        Args:
+            options: field -> value; None: all defaults.
+
         Raises:
             ConfigError: an unknown key, with the closest known one; or a wrong value.
         """
@@ -140,7 +143,11 @@ class FarSkipConfig:
         return cls(**dict(options or {}))
 
     def to_json(self) -> dict[str, Any]:
-        """Everything that decides the result, as plain data (also the cache identity of the configuration)."""
+        """Everything that decides the result, as plain data (also the cache identity of the configuration).
+
+        Raises:
+            ConfigError: there is no such manifest or profile, or the manifest contradicts another option.
+        """
         return resolve(self).to_json()
 
 

@@ -36,10 +36,18 @@ def describe(
     """The manifest of `model` in the FarSkip form that `connectivity`, `layers` and `kinds` ask for.
 
     Best called on the whole model (as it is, compiled or wrapped, or on its `forward`), before it is sharded; one on
-    the meta device will do, with inputs there.
+    the meta device will do, with inputs there. It is captured, not run.
+
+    Args:
+        model: the module whose parameters the manifest names.
+        *args: example inputs.
+        connectivity: as in `FarSkipConfig`.
+        layers: as in `FarSkipConfig`.
+        kinds: as in `FarSkipConfig`.
+        **kwargs: example inputs by name.
 
     Raises:
-        ConfigError: wrong options; `ManifestError` if `model` is not a module.
+        ConfigError: wrong options; `ManifestError` if `model` is not a module or can't be captured.
         FarSkipError: the model can't be rewired as asked.
     """
     module = _module(model)
@@ -56,7 +64,11 @@ def describe(
 
 
 def from_report(report: CompileReport, model: Callable[..., Any]) -> Manifest:
-    """The manifest of a model that was compiled already, by a report from `last_reports()` or `on_report`.
+    """The manifest of a model that was compiled already.
+
+    Args:
+        report: of its graph, from `last_reports()` or `on_report`.
+        model: the module that was compiled, with all of its parameters.
 
     Raises:
         ManifestError: the report is of another model, or of a graph without a residual stack or that was refused.

@@ -86,6 +86,10 @@ def build(
         device: of the weights.
         parallel: the ranks that share the model; None: this process has all of it.
         **overrides: fields of `ModelConfig`.
+
+    Raises:
+        ConfigError: an unknown name, or fields that contradict each other.
+        ParallelismError: experts, heads or widths can't be divided among the ranks.
     """
     if name not in MODELS:
         raise ConfigError(f"unknown model {name!r}", way_out=f"choose one of {', '.join(MODELS)}")

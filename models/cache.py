@@ -93,7 +93,7 @@ class KeyValueCache:
         return CacheStep(self, positions, places <= positions.unsqueeze(-1))
 
     def advance(self, length: int) -> None:
-        """Count the tokens of a completed call."""
+        """Count the `length` tokens of a completed call."""
         self.position.add_(length)
 
     def reset(self) -> None:

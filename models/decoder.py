@@ -76,7 +76,11 @@ class Decoder(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token ids [B, T] -> this rank's stream."""
+        """Token ids [B, T] -> this rank's stream [B, T, D]; under sequence parallelism [B * T / ranks, D].
+
+        Raises:
+            ParallelismError: the tokens can't be divided among the sequence-parallel ranks.
+        """
         return self.token_embedding(own_tokens(ids, self.parallel))
 
     def new_cache(self, batch: int, length: int) -> KeyValueCache:
@@ -106,7 +110,8 @@ class Decoder(nn.Module):
         return rope_tables(x, length, width, config.rope_theta, past)
 
     def head(self, x: torch.Tensor, length: int) -> torch.Tensor:
-        """This rank's stream -> logits of all its sequences of `length` tokens, [B, T, vocabulary]."""
+        """This rank's stream `x`, as `embed` gives it -> logits of all its sequences of `length` tokens, [B, T,
+        vocabulary]."""
         return self.lm_head(gather_stream(self.final_norm(x), length, self.parallel))
 
     def forward(self, ids: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
@@ -137,7 +142,18 @@ def build_decoder(
     device: torch.device | str = "cpu",
     parallel: ParallelConfig | None = None,
 ) -> Decoder:
-    """A decoder with seeded weights; the same seed gives each rank its slice of the same whole model."""
+    """A decoder with seeded weights, or this rank's slice of it.
+
+    Args:
+        config: its architecture.
+        seed: of the weights; the same one gives each rank its slice of the same whole model.
+        dtype: of all weights.
+        device: of the weights.
+        parallel: the ranks that share the model; None: this process has all of it.
+
+    Raises:
+        ParallelismError: experts, heads or widths can't be divided among the ranks.
+    """
     model = Decoder(config, parallel or ParallelConfig())
     initialise(model.to(device=device, dtype=dtype), seed)
     return model

@@ -47,6 +47,10 @@ class FarSkipForm(nn.Module):
             first layer in the range reads its n.
         merge_reductions: under tensor parallelism, one all-reduce of the sum of attention and shared outputs instead of
             one for each, or in "mlp" one for all of a layer. Equal up to rounding.
+
+    Raises:
+        ConfigError: an unknown connectivity, or `merge_reductions` where there is nothing to merge.
+        LayerRangeError: `layers` outside of the model's.
     """
 
     def __init__(
@@ -87,17 +91,18 @@ class FarSkipForm(nn.Module):
     # Who reads what
 
     def attention_reads_n(self, index: int) -> bool:
-        """Whether this layer exists, lies in the range, and has its attention rewired."""
+        """Whether the layer `index` exists, lies in the range, and has its attention rewired."""
         return self.first_layer <= index <= self.last_layer and self.connectivity not in ("mlp", "none")
 
     def feed_forward_reads_x(self, index: int) -> bool:
-        """Whether this layer lies in the range, and its feed-forward is rewired to skip the attention."""
+        """Whether the layer `index` lies in the range, and its feed-forward is rewired to skip the attention."""
         return self.first_layer <= index <= self.last_layer and self.connectivity not in ("attention", "none")
 
     # One layer
 
     def layer(self, index: int, x: torch.Tensor, n: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
-        """Streams (x, n) of this rank -> streams (x, n)."""
+        """Streams (x, n) of this rank -> streams (x, n), through the layer `index`, with the positions of
+        `Decoder.positions` in `rope`."""
         layer = cast(DecoderLayer, self.decoder.layers[index])
         feed_forward = layer.feed_forward
         exports_n = isinstance(feed_forward, MoE) and self.attention_reads_n(index + 1)

@@ -39,6 +39,7 @@ class Row:
     spread: float
     """Their interquartile range, as a fraction of the median."""
     repetitions: int
+    """How often it was measured."""
     rate: float | None = None
     """FLOP/s or bytes/s; None where there is no work to divide by the time."""
     unit: str = ""
@@ -46,12 +47,13 @@ class Row:
 
     @classmethod
     def of(cls, section: str, size: tuple[int, ...], times: Times, rate: float | None = None, unit: str = "") -> Row:
-        """The row for repeated measurements."""
+        """The row for repeated measurements: `section`, `size`, `rate` and `unit` as in the fields, the rest from
+        `times`."""
         return cls(section, size, times.median, times.spread, len(times.seconds), rate, unit)
 
     @classmethod
     def moving(cls, section: str, size: tuple[int, ...], times: Times, bytes: int) -> Row:
-        """The same for a call that moves so many bytes."""
+        """The same for a call that moves so many `bytes`, of `section` and `size`, in `times`."""
         return cls.of(section, size, times, bytes / times.median, "B/s")
 
 
@@ -95,9 +97,13 @@ class Calibration:
     """All rows, and the profile."""
 
     profile: HardwareProfile
+    """For the option `profile` of the backend."""
     rows: tuple[Row, ...]
+    """Every measured point, in order."""
     device: str
+    """Its name."""
     ranks: int
+    """How many measured at once."""
     seconds: float
     """What it took, on rank 0."""
     notes: tuple[str, ...] = ()

@@ -57,7 +57,9 @@ def calibrate(group: dist.ProcessGroup | None = None, **options: Unpack[Options]
     Args:
         group: the ranks that call this; None: the default group, or without one this process alone, which then has no
             link to measure.
-        options: see `Options`; 45 seconds by default.
+        options: `device` (None: the accelerator, else the CPU), `dtypes` of the products, `budget_seconds` (45),
+            `ranks_per_node` (None: as the launcher or the host names say), and `base`, the profile that gives what is
+            not measured (None: the shipped one for the device).
 
     Raises:
         ConfigError: an impossible budget, no types, or ranks that can't be placed on nodes this way.
@@ -66,7 +68,15 @@ def calibrate(group: dist.ProcessGroup | None = None, **options: Unpack[Options]
 
 
 def calibrate_compute(group: dist.ProcessGroup | None = None, **options: Unpack[Options]) -> HardwareProfile:
-    """Measure compute alone, on all ranks at once; the links are those of `base`. Arguments as for `calibrate`."""
+    """Measure compute alone, on all ranks at once; the links are those of `base`.
+
+    Args:
+        group: as for `calibrate`.
+        options: as for `calibrate`; the budget is 29 seconds by default.
+
+    Raises:
+        ConfigError: as for `calibrate`.
+    """
     options.setdefault("budget_seconds", DEFAULT_SECONDS * COMPUTE_PART)
     return measure(group, links=False, **options).profile
 
@@ -109,12 +119,13 @@ def measure(
     """What `calibrate` does, with every measured point.
 
     Args:
-        group, options: as for `calibrate`.
+        group: as for `calibrate`.
         compute: whether to measure compute.
         links: whether to measure links, if there is more than one rank.
         largest: as for `calibrate_link`.
         tell: called on rank 0 with what is being measured.
         clock: seconds since some moment, for work on a CPU.
+        options: as for `calibrate`.
 
     Raises:
         ConfigError: as for `calibrate`; or nothing is to be measured.

@@ -21,7 +21,13 @@ NOISY = 0.25
 
 
 def calibration_text(found: Calibration, console: Console, *, everything: bool = False) -> RenderableType:
-    """All of a calibration; `everything`: every point of every grid."""
+    """All of a calibration, for a terminal.
+
+    Args:
+        found: what `measure` returned.
+        console: where it will be printed; its width decides the layout.
+        everything: every point of every grid, not some of each.
+    """
     ranks = f"{found.ranks} ranks at once" if found.ranks > 1 else "one rank"
     parts = [Text(f"{found.device}, {ranks}, {found.seconds:.0f} s", style="bold"), Text()]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)

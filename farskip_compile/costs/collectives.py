@@ -70,12 +70,17 @@ class CollectiveCost:
     group_name: str
     """Process group; launches of one group run one after another."""
     ranks: int
+    """Size of the group."""
     fewer: int | None = None
     """The smaller of the two, of an all-to-all in which the two differ."""
 
 
 def collective_cost(node: fx.Node, size: Size) -> CollectiveCost:
     """What the launch `node` moves, or that of an earlier graph that the wait `node` is for.
+
+    Args:
+        node: of a graph after AOTAutograd, with fake tensors in its metadata.
+        size: a symbolic size to a number, such as `SizeHints`.
 
     Raises:
         UnsupportedPatternError: `node` does not launch a collective.
@@ -152,8 +157,10 @@ def collective_seconds(
     """Seconds from launch to completion, if nothing else is on the wire.
 
     Args:
+        kind: one of `COLLECTIVE_KINDS`.
         bytes: n, the input of all-to-all, all-reduce, reduce-scatter and broadcast; the output of all-gather.
         ranks: size of the group; a group of one only copies, which costs one kernel.
+        profile: the hardware.
         ranks_per_node: how many ranks *of the group* share a node: 1 if it takes one rank of each node. None: the group
             fills one node after another, each with `profile.ranks_per_node` ranks.
         fewer: m of an all-to-all: what the rank with n on one side has on the other; None: n.
@@ -184,7 +191,16 @@ def collective_seconds(
 
 
 def interference(ranks: int, profile: HardwareProfile, ranks_per_node: int | None = None) -> float:
-    """Compute takes (1 + this) times as long while a collective of so many ranks is in flight; 0 if not measured."""
+    """By how much a collective in flight slows compute down.
+
+    Args:
+        ranks: of the group of the collective.
+        profile: the hardware.
+        ranks_per_node: how many of them share a node; None: `profile.ranks_per_node`.
+
+    Returns:
+        A fraction: compute takes (1 + this) times as long; 0 if it was not measured.
+    """
     if ranks < 2:
         return 0.0
     within = ranks <= (ranks_per_node or profile.ranks_per_node)
@@ -226,9 +242,11 @@ class Sample:
     """One measured collective, on ranks that share one link."""
 
     kind: CollectiveKind
+    """One of `COLLECTIVE_KINDS`."""
     bytes: int
     """As in `CollectiveCost`."""
     ranks: int
+    """Size of the group."""
     seconds: float
     """From launch to completion, on the slowest rank."""
 

@@ -126,6 +126,7 @@ class Curves:
                 check_sizes(kind, measured, 1)
 
     def of(self, kind: str, dtype: str) -> Curve | None:
-        """The curve of products of `kind` (a field of this class) and type; None if it was not measured."""
+        """The curve of products of `kind` (a field of this class) and `dtype` (`float32`); None if it was not
+        measured."""
         found: ByType | None = getattr(self, kind, None)
         return found.get(dtype) if found is not None else None

@@ -48,7 +48,9 @@ class OpCost:
     flops: int
     """Floating-point operations as torch counts them: a multiply-add is two, masks are ignored."""
     bytes_read: int
+    """From memory."""
     bytes_written: int
+    """To memory."""
     dtype: torch.dtype | None
     """Type of the operands; None for operators that cost nothing."""
     kind: OpKind
@@ -79,7 +81,10 @@ FREE = OpCost(0, 0, 0, None, "free", launches=0)
 def op_cost(node: fx.Node, size: Size, *, fused: bool = False) -> OpCost:
     """What `node` computes, reads and writes.
 
-    `fused`: count pointwise operators and reductions as Inductor will fuse them, not as kernels of their own.
+    Args:
+        node: of a graph with fake tensors in its metadata.
+        size: a symbolic size to a number, such as `SizeHints`.
+        fused: count pointwise operators and reductions as Inductor will fuse them, not as kernels of their own.
     """
     if comms.is_wait(node):
         return dataclasses.replace(FREE, kind="wait")
@@ -115,7 +120,8 @@ def op_cost(node: fx.Node, size: Size, *, fused: bool = False) -> OpCost:
 
 
 def combine(costs: Iterable[OpCost]) -> OpCost:
-    """The cost of several operators together; type and kind are those of the one that computes or moves most."""
+    """The cost of several operators together, the sum of `costs`; type and kind are those of the one that computes or
+    moves most."""
     costs = list(costs)
     if not costs:
         return FREE
@@ -137,7 +143,13 @@ def combine(costs: Iterable[OpCost]) -> OpCost:
 
 
 def kernel_cost(costs: Iterable[OpCost], *, bytes_read: int, bytes_written: int) -> OpCost:
-    """The cost of operators that became one kernel, whose true traffic is known after fusion."""
+    """The cost of operators that became one kernel, whose true traffic is known after fusion.
+
+    Args:
+        costs: of the operators.
+        bytes_read: by the kernel.
+        bytes_written: by the kernel.
+    """
     return dataclasses.replace(combine(costs), bytes_read=bytes_read, bytes_written=bytes_written, launches=1)
 
 
@@ -168,7 +180,13 @@ def tf32_allowed() -> bool:
 
 
 def op_seconds(cost: OpCost, profile: HardwareProfile, *, tf32: bool = False) -> float:
-    """Seconds of one operator or kernel; `tf32`: float32 products may use TF32, where the hardware has it."""
+    """Seconds of one operator or kernel.
+
+    Args:
+        cost: of `op_cost` or `kernel_cost`.
+        profile: the hardware.
+        tf32: float32 products may use TF32, where the hardware has it.
+    """
     if cost.kind == "sync" and profile.sync_seconds is not None:
         return profile.sync_seconds
     compute = cost.element_ops / profile.element_rate

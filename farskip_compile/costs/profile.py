@@ -51,10 +51,13 @@ class PeakFlops:
     float32: float
     """Without TF32."""
     float64: float | None = None
+    """None: no unit for it."""
     tfloat32: float | None = None
     """float32 inputs rounded to TF32, where the user allows it."""
     bfloat16: float | None = None
+    """None: no unit for it."""
     float16: float | None = None
+    """Likewise."""
     float8: float | None = None
     """Any 8-bit floating-point format."""
     int8: float | None = None
@@ -72,6 +75,7 @@ class Efficiency:
     grouped_matmul: float
     """One matrix product per expert in one kernel."""
     memory: float
+    """Of the memory's bandwidth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +83,15 @@ class PerCollective:
     """One figure for each kind of collective."""
 
     all_to_all: float
+    """Dispatch and combine of experts."""
     all_reduce: float
+    """Tensor parallelism."""
     all_gather: float
+    """Sequence parallelism, sharded parameters."""
     reduce_scatter: float
+    """Likewise, and sharded gradients."""
     broadcast: float
+    """Also sends from one rank to another."""
 
     def of(self, kind: CollectiveKind) -> float:
         """The figure of `kind`."""
@@ -137,7 +146,9 @@ class HardwareProfile:
     devices: tuple[str, ...]
     """Regular expressions, case ignored, found in the device names that this profile is for."""
     peak_flops: PeakFlops
+    """What matrix products could attain."""
     efficiency: Efficiency
+    """What they do attain, and memory."""
     memory_bandwidth: float
     """Peak bytes/s, reads and writes together."""
     element_rate: float
@@ -196,7 +207,11 @@ class HardwareProfile:
 
     @classmethod
     def from_json(cls, data: object, *, origin: str = "hardware profile") -> HardwareProfile:
-        """A profile of plain data: what `to_json` returned, or the content of a file, `origin` in messages.
+        """A profile of plain data.
+
+        Args:
+            data: what `to_json` returned, or the content of a file.
+            origin: where it is from, for messages.
 
         Raises:
             ConfigError: another schema; a field unknown, missing, of the wrong type or out of range.
@@ -205,7 +220,7 @@ class HardwareProfile:
         return reader.decode(cls, reader.version(data, READABLE))
 
     def save(self, path: str | Path) -> None:
-        """Write the profile to a JSON file, for people to read: short numbers, those of a curve on one line.
+        """Write the profile to the JSON file `path`, for people to read: short numbers, those of a curve on one line.
 
         Raises:
             ConfigError: it can't be written there.
@@ -217,7 +232,7 @@ class HardwareProfile:
 
     @classmethod
     def load(cls, path: str | Path) -> HardwareProfile:
-        """Read a profile from a JSON file.
+        """Read a profile from the JSON file `path`.
 
         Raises:
             ConfigError: no such file, not JSON, or as `from_json`.
@@ -239,6 +254,9 @@ def profiles() -> list[str]:
 
 def load_profile(name_or_path: str | Path) -> HardwareProfile:
     """A shipped profile by name, or one from a JSON file.
+
+    Args:
+        name_or_path: one of `profiles()`, or the path of a file that `HardwareProfile.save` wrote.
 
     Raises:
         ConfigError: no such name or file, or a file that is not a profile.

@@ -42,8 +42,10 @@ _Side = tuple[sympy.Expr, tuple[sympy.Expr, ...]]
 class SizeHints(Sizes):
     """Callable: a size to a number.
 
-    The exchanges of `graph` say how data-dependent sizes are estimated; `imbalance`: rows that the fullest rank gets in
-    a dispatch, over the mean.
+    Args:
+        graph: its exchanges say how data-dependent sizes are estimated.
+        fallback: the number for a size that nothing is known about.
+        imbalance: rows that the fullest rank gets in a dispatch, over the mean.
     """
 
     def __init__(self, graph: fx.Graph, *, fallback: int = FALLBACK, imbalance: float = 1.0) -> None:

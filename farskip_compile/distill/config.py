@@ -48,6 +48,7 @@ class DistillConfig:
     """
 
     connectivity: Connectivity = "full"
+    """The student's, as in `FarSkipConfig`."""
     layers: LayerRange = None
     """The student's, as in `FarSkipConfig`, both."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -208,7 +209,7 @@ class DistillConfig:
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any], origin: str = "self_distill") -> DistillConfig:
-        """The configuration with these options, which are from `origin`.
+        """The configuration with the options `data`, which are from `origin`.
 
         Raises:
             ConfigError: an unknown key, with the closest known one; or a wrong value.

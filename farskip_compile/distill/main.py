@@ -65,9 +65,11 @@ class Distilled:
     best_step: int
     """Number of steps after which these weights were reached; 0: the original's."""
     steps: int
+    """Optimizer steps that were made."""
     tokens: int
     """Targets seen in these steps, by all ranks."""
     stopped_early: bool
+    """Whether `patience` ended the run."""
     folded: HeldOut | None = None
     """Rewired, with the weights of the fold, before the first step; None: no fold was asked for."""
     trials: tuple[Trial, ...] = ()
@@ -79,7 +81,12 @@ class Distilled:
     _ranks: Ranks | None = field(default=None, repr=False, compare=False)
 
     def save(self, folder: str | Path) -> Path:
-        """Write checkpoint and manifest into `folder`; on several ranks, on all of them."""
+        """Write checkpoint and manifest into `folder`; on several ranks, on all of them.
+
+        Raises:
+            ConfigError: safetensors is missing.
+            ManifestError: the folder can't be written.
+        """
         assert self._ranks is not None
         save_checkpoint(self.model, self.manifest, Path(folder), self._ranks)
         return Path(folder)

@@ -44,7 +44,9 @@ class Trial:
     """One learning rate that was tried."""
 
     learning_rate: float
+    """Of AdamW."""
     steps: int
+    """So many were made."""
     held_out: HeldOut | None
     """After these steps; None: a loss was not finite."""
 
@@ -60,7 +62,7 @@ class Trial:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Trial:
-        """What `to_json` gave."""
+        """The trial that `to_json` made `found` of."""
         held_out = HeldOut(found["loss"], found["kl"], found["top1"]) if found["loss"] is not None else None
         return cls(found["learning_rate"], found["steps"], held_out)
 

@@ -42,7 +42,9 @@ class Measured:
     """A value, and its standard error; None where lm-eval gives none."""
 
     value: float
+    """In the metric's own unit."""
     error: float | None
+    """Standard error, likewise."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,23 @@ class Line:
     """One metric of one task."""
 
     task: str
+    """As lm-eval calls it."""
     metric: str
     """With the filter that it was computed after, if it has one: `exact_match (strict-match)`."""
     original: Measured
+    """Of the original."""
     healed: Measured
+    """Of the healed checkpoint."""
     error: float | None
     """Standard error of the difference."""
     paired: bool
+    """Whether the error is that of differences sample by sample."""
     samples: int | None
+    """How many; None: not paired."""
     higher_is_better: bool | None
     """None: the task does not say."""
     limit: float | None
+    """How much worse it may become, as `drop`; None: anything."""
 
     @property
     def difference(self) -> float:
@@ -126,8 +134,11 @@ class Comparison:
     """All lines, and how the models ran: the evidence of a rewired one, None for one that ran as it is written."""
 
     lines: tuple[Line, ...]
+    """One for each metric of each task."""
     original: Mapping[str, Any] | None = None
+    """How the original ran."""
     healed: Mapping[str, Any] | None = None
+    """How the healed checkpoint ran: what each row left out, in how many graphs and batches."""
 
     @property
     def holds(self) -> bool:

@@ -46,20 +46,31 @@ class Settings:
     limit: int | None = None
     """Samples of each task; None: all."""
     num_fewshot: int | None = None
+    """Examples in each prompt; None: as the task says."""
     batch_size: int | str = 1
+    """Requests at a time, or `auto`."""
     device: str | None = None
     """None: an accelerator if there is one."""
     dtype: str = "auto"
+    """Of the parameters; `auto`: as the checkpoint says."""
     include_path: Path | None = None
     """A folder with further tasks."""
     apply_chat_template: bool = False
+    """Put the prompts into the tokenizer's chat template."""
     inner: str = "inductor"
     """Compiles the rewired graphs."""
     limits: Limits = field(default_factory=lambda: Limits({}))
+    """How much worse metrics may become."""
 
 
 def evaluate(original: str, healed: str, tasks: Sequence[str], settings: Settings | None = None) -> Comparison:
-    """Run both checkpoints (folders, or names on the Hub) on `tasks`.
+    """Run two checkpoints on the same tasks, one after the other.
+
+    Args:
+        original: a folder, or a name on the Hub; run as it is written, unless it has a manifest, too.
+        healed: likewise; run as its manifest says.
+        tasks: names of lm-eval's tasks, or of those in `settings.include_path`.
+        settings: for both; None: the defaults.
 
     Raises:
         ConfigError: an unknown task, or a limit for one that is not measured.

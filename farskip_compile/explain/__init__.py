@@ -36,7 +36,13 @@ def explain(
 ) -> Explanation:
     """Explain `torch.compile(model, backend="farskip")` for a call `model(*args, **kwargs)`.
 
-    `model` may also be a function that calls one; `connectivity`, `layers` and `kinds` are as in `FarSkipConfig`.
+    Args:
+        model: a module, or a function that calls one. It is captured, not run; the meta device will do.
+        *args: example inputs.
+        connectivity: as in `FarSkipConfig`.
+        layers: as in `FarSkipConfig`.
+        kinds: as in `FarSkipConfig`.
+        **kwargs: example inputs by name.
 
     Raises:
         ConfigError: wrong options, noticed before the model is looked at.
@@ -67,7 +73,7 @@ def _capture(
 
 
 def not_captured(error: Exception) -> Refusal:
-    """Dynamo's message, without its links and its stack."""
+    """Dynamo's message without its links and its stack: what `explain` says of `error`, one of `torch.compile`'s."""
     message = str(error).split("\nfrom user code:")[0]
     known = known_break(str(error)) or known_break(f"{message} {failing_line(error)}")
     if known is not None:

@@ -23,8 +23,11 @@ class Refusal:
     error: str
     """Name of the exception's class."""
     reason: str
+    """What is wrong, one sentence."""
     where: str = ""
+    """Layer, node and source line, as far as they are known."""
     way_out: str = ""
+    """What the user can do about it."""
 
     def to_json(self) -> dict[str, str]:
         """Plain data for `json.dumps`."""
@@ -36,10 +39,13 @@ class Explanation:
     """What was found in a model, and what the backend makes of it."""
 
     model: str
+    """Name of its class, or of the function."""
     config: FarSkipConfig
+    """What it was asked to be compiled with."""
     report: CompileReport | None
     """Rows before and after; the model as written if the rewiring is refused; None if no table could be read."""
     refusal: Refusal | None = None
+    """Why it can't be rewired as asked; None: it can."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""

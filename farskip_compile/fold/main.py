@@ -83,11 +83,12 @@ def fold(
         calibration: batches of token ids, as in `self_distill`, of one shape; some ten times as many tokens in all as
             the stream is wide, or more. They are training data: take them from what healing is trained on.
         held_out: batches of the same shape, by which each change is judged.
-        connectivity, layers: what the model is to be compiled with, as in `FarSkipConfig`.
+        connectivity: what the model is to be compiled with, as in `FarSkipConfig`.
+        layers: as in `FarSkipConfig`.
         options: further options of the backend that matter to the graph, such as `kinds`.
         outputs: whether to change what rows add, too, and not only what they read.
         folder: where to keep what is done, and to continue from.
-        on_site: see `OnSite`.
+        on_site: called with what is done (`search`, `fold`), how many rows or sites of it, and of how many.
 
     Raises:
         ConfigError: no batches, or of several shapes; or `folder` holds another fold.

@@ -14,9 +14,11 @@ class LeftAlone:
     """Something that reads a changed value, and was not changed."""
 
     row: str
+    """Name of the sub-block."""
     parameter: str
     """Empty: no parameter, but an operator or all of the row."""
     reason: str
+    """Why it can't be folded."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class FoldedRead:
     """One value that a changed row reads, or one term that it adds."""
 
     row: str
+    """Name of the sub-block."""
     parameters: tuple[str, ...]
     """Into which the matrix was multiplied."""
     explained: float
@@ -34,6 +37,7 @@ class FoldedRead:
     kl: float
     """Held-out KL from the original, nats per token, with this read folded."""
     kl_before: float
+    """Likewise, before it was."""
     accepted: bool
     """Whether the KL fell; else the parameters are as they were."""
     outputs: bool = False
@@ -45,7 +49,9 @@ class Folded:
     """The result of a fold."""
 
     reads: tuple[FoldedRead, ...]
+    """What was tried, in order."""
     left_alone: tuple[LeftAlone, ...]
+    """What could not be."""
     kl_before: float
     """Held-out, nats per token, rewired."""
     kl_after: float
@@ -53,7 +59,9 @@ class Folded:
     tokens: int
     """Calibration tokens of all ranks, those included that ridges were chosen by."""
     held_out_tokens: int = 0
+    """By which changes were judged."""
     notes: dict[str, Any] = field(default_factory=dict)
+    """What else is known of how it was made."""
 
     @property
     def repaired(self) -> float:

@@ -31,7 +31,11 @@ def guard(model: nn.Module, manifest: str | None) -> None:
 
 
 def unguard(model: nn.Module) -> None:
-    """Let a model from a guarded checkpoint run in its original wiring too, to look into what that computes."""
+    """Let a model from a guarded checkpoint run in its original wiring too, to look into what that computes.
+
+    Args:
+        model: the module; changed in place. One that is not guarded stays as it is.
+    """
     for module in model.modules():
         if hasattr(vars(module).get("forward"), MARK):
             del vars(module)["forward"]

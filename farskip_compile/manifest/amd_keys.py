@@ -39,8 +39,11 @@ def has_amd_keys(config: Mapping[str, Any]) -> bool:
 
 
 def from_amd_keys(config: Mapping[str, Any], origin: str = "the configuration") -> Manifest:
-    """The connectivity and the layers that AMD's keys ask for in a `config.json` (from `origin`, for messages), whose
-    number of layers decides what a range comes to.
+    """The connectivity and the layers that AMD's keys in a `config.json` ask for.
+
+    Args:
+        config: the parsed file; its number of layers decides what a range comes to.
+        origin: where it is from, for messages.
 
     Raises:
         ManifestError: a value of the wrong type, or values that contradict each other; names the key.

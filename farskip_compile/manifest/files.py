@@ -33,11 +33,17 @@ WRITABLE = "give an existing folder with the right to write; what was there befo
 
 
 def save_manifest(manifest: Manifest, path: str | os.PathLike[str], *, guard: bool = True) -> Path:
-    """Write `manifest` into a checkpoint folder, its `config.json`, or a JSON file of its own; returns the file.
+    """Write `manifest` into a checkpoint folder, its `config.json`, or a JSON file of its own.
 
-    `guard` gives a checkpoint of transformers a `model_type` that loaders without this package refuse, and that
-    transformers knows where this package is imported. False leaves, or puts back, the original one, as for a manifest
-    under which the model computes what it does as written.
+    Args:
+        manifest: what to write.
+        path: the folder (`farskip.json` is written there), its `config.json`, or another file.
+        guard: give a checkpoint of transformers a `model_type` that loaders without this package refuse, and that
+            transformers knows where this package is imported. False leaves, or puts back, the original one, as for a
+            manifest under which the model computes what it does as written.
+
+    Returns:
+        The file that holds the manifest.
 
     Raises:
         ManifestError: it can't be written there, or would overwrite something that is not a manifest.
@@ -87,11 +93,14 @@ def _refuse_amd_keys(target: Path, config: Mapping[str, Any]) -> None:
 
 
 def load_manifest(path: str | os.PathLike[str], *, largest: int = DOCUMENT_BYTES) -> Manifest:
-    """Read a manifest out of a checkpoint folder (`farskip.json`, else `config.json` with our key or AMD's) or a file.
-    A file of more than `largest` bytes is refused.
+    """Read a manifest from disk.
+
+    Args:
+        path: a checkpoint folder (`farskip.json`, else `config.json` with our key or AMD's), or a file.
+        largest: bytes that the file may have.
 
     Raises:
-        ManifestError: there is none, or it is damaged; names the file and the key.
+        ManifestError: there is none, or it is damaged or too large; names the file and the key.
     """
     target = Path(path)
     files = [file for file in (target / FILE, target / CONFIG) if file.exists()] if target.is_dir() else [target]
@@ -104,7 +113,11 @@ def load_manifest(path: str | os.PathLike[str], *, largest: int = DOCUMENT_BYTES
 
 
 def read_manifest(data: Mapping[str, Any], origin: str) -> Manifest:
-    """The manifest that parsed JSON holds: it may be a Hugging Face configuration with our key or with AMD's.
+    """The manifest that parsed JSON holds.
+
+    Args:
+        data: a manifest, or a Hugging Face configuration with our key or with AMD's.
+        origin: where it is from, for messages.
 
     Raises:
         ManifestError: there is none, or it is damaged; `origin` says where.

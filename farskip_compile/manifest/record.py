@@ -49,6 +49,7 @@ class Manifest:
     healing: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """How the weights came to be (`fold`, `self_distill`): plain data for readers, by which nothing is decided."""
     schema: int = SCHEMA
+    """Version of the format."""
     origin: str = field(default="", compare=False, repr=False)
     """Where it was read from, for messages."""
     fused: bool = field(default=False, compare=False, repr=False)
@@ -90,7 +91,11 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: object, origin: str = "the manifest") -> Manifest:
-        """What `to_json` gave; `origin` is where it is from, for messages.
+        """What `to_json` gave.
+
+        Args:
+            data: parsed JSON.
+            origin: where it is from, for messages.
 
         Raises:
             ManifestError: it is anything else; names the key.

@@ -51,8 +51,11 @@ class Exposure:
     """One call, or one training step, on one rank; estimates in seconds."""
 
     communication: float
+    """Seconds of all collectives."""
     exposed: float
+    """Of these, seconds in which nothing is computed."""
     compute: float
+    """Seconds of all kernels."""
 
     @property
     def hidden(self) -> float:
@@ -77,6 +80,7 @@ class Point:
     damage: float
     """Sum of their damages, nats per token."""
     exposure: Exposure
+    """With these rows rewired."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,12 @@ class Front:
     """Sets of rows by damage; each hides more than all before it."""
 
     points: tuple[Point, ...]
+    """By damage, from no row at all on."""
     whole: Point
     """All rows. Some of them may hide as much."""
 
     def freed(self, point: Point) -> float:
-        """Fraction of what all rows free that this set frees; 1 if there is nothing to free."""
+        """Fraction of what all rows free that the set `point` frees; 1 if there is nothing to free."""
         nothing = self.points[0].exposure.exposed
         most = nothing - self.whole.exposure.exposed
         return (nothing - point.exposure.exposed) / most if most > 0 else 1.0
@@ -193,9 +198,12 @@ def with_estimates(
     """Call `search` with a function that estimates a connectivity, and return what it returns.
 
     Args:
-        model: as in `find_front`, like all that is not listed here.
+        model: in parallel form; captured, not run.
+        args: example inputs of one rank.
         search: may estimate as many connectivities as it likes, one after another.
+        kwargs: example inputs by name.
         config: profile and limits of the scheduler, pieces, micro-batches; its connectivity and layers do not matter.
+        backward: a training step instead of a call without gradients.
 
     Raises:
         ConfigError: there is no process group, or the model has no collectives.

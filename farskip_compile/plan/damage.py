@@ -76,10 +76,13 @@ class RowDamage:
     """One sub-block, rewired alone."""
 
     row: str
+    """Name of the sub-block."""
     layer: int
+    """Its layer."""
     left_out: tuple[str, ...]
     """Terms that it no longer reads."""
     held_out: HeldOut
+    """With this row rewired and all others as written."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,9 @@ class Damage:
     """The damage of each row of a connectivity."""
 
     connectivity: Connectivity
+    """Whose rows were rewired, as it was asked for."""
     layers: LayerRange
+    """Likewise."""
     original: HeldOut
     """Nothing rewired: its KL is 0."""
     rows: tuple[RowDamage, ...]
@@ -109,7 +114,8 @@ def measure_damage(
     Args:
         model: as in `self_distill`; not compiled.
         held_out: batches, as in `self_distill`; each is run once for each row.
-        connectivity, layers: whose rows are candidates, as in `FarSkipConfig`.
+        connectivity: whose rows are candidates, as in `FarSkipConfig`.
+        layers: as in `FarSkipConfig`.
         on_row: called with the number of rows measured so far, and their total.
 
     Raises:
@@ -139,7 +145,19 @@ def measure_damage(
 def measure_together(
     model: nn.Module, held_out: Iterable[Any], damage: Damage, sets: Iterable[tuple[str, ...]]
 ) -> dict[tuple[str, ...], HeldOut]:
-    """What sets of rows, such as those of the points of a `Front`, do to held-out text when rewired as a whole."""
+    """What sets of rows do to held-out text when each set is rewired as a whole.
+
+    Args:
+        model: as in `measure_damage`.
+        held_out: batches, as in `measure_damage`; each is run once for each set.
+        damage: of the rows alone.
+        sets: names of rows, such as `rows` of the points of a `Front`; an empty one is the model as written.
+
+    Raises:
+        ConnectivityError: a name is not a row of `damage`.
+        ConfigError: there are no held-out batches.
+        FarSkipError: the model can't be rewired to one of the sets.
+    """
     evaluation, asking = _evaluation(model, held_out)
     configs = {rows: FarSkipConfig(connectivity=connectivity_of(damage, rows) if rows else "none") for rows in sets}
     variants = Variants(asking, {" ".join(rows): one for rows, one in configs.items()})

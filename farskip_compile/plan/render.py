@@ -19,7 +19,13 @@ INK, LINE, SUM, CHOSEN = "#1d2126", "#8a929b", "#0b3d91", "#d9480f"
 def front_table(
     front: Front, chosen: Point | None = None, measured: Mapping[tuple[str, ...], float] | None = None
 ) -> Table:
-    """For a terminal: the set `chosen` is marked; `measured`: KL of sets rewired together, nats per token."""
+    """The front as a table for a terminal, a line for each set.
+
+    Args:
+        front: of `find_front`.
+        chosen: the set that is marked; None: none.
+        measured: KL of sets rewired together, nats per token, by their rows.
+    """
     table = Table("", box=None, pad_edge=False)
     for name in ("hidden", "freed", "damage", *(["measured"] if measured else [])):
         table.add_column(name, justify="right")
@@ -54,6 +60,13 @@ def draw_front(
     title: str = "",
 ) -> None:
     """Hidden communication over damage, as PNG.
+
+    Args:
+        front: of `find_front`.
+        path: the file that is written.
+        chosen: the set that is marked; None: none.
+        measured: KL of sets rewired together, nats per token, by their rows.
+        title: a line above the picture.
 
     Raises:
         ImportError: there is no matplotlib.

@@ -52,9 +52,13 @@ class Change:
     """One thing that `prepare` set."""
 
     what: str
+    """The setting, or the part of the model."""
     before: str
+    """As it was."""
     after: str
+    """As it is now."""
     why: str
+    """What the compiler could not do before."""
     restore: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
     """Puts `before` back."""
 
@@ -68,6 +72,7 @@ class Preparation:
     """The result of `prepare`; `print` it."""
 
     changes: tuple[Change, ...] = ()
+    """What was set, in this order."""
     notes: tuple[str, ...] = ()
     """What was left as it is although it may stand in the way, and why."""
     _undone: list[bool] = field(default_factory=list, repr=False, compare=False)

@@ -54,7 +54,14 @@ def register_expert_parallel() -> str:
 
 
 def switch_expert_parallel(model: nn.Module) -> list[Change]:
-    """Replace transformers' `all_to_all` in a model that is loaded already, also where `auto` would choose it."""
+    """Replace transformers' `all_to_all` in a model that is loaded already, also where `auto` would choose it.
+
+    Args:
+        model: changed in place: the implementation that its modules hold, not their parameters.
+
+    Returns:
+        What was changed; nothing where transformers has no registry of implementations.
+    """
     if _interface() is None:
         return []  # a transformers without the registry has no such implementation either
     from transformers.distributed.expert_parallel import AllToAllEP

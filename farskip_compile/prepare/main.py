@@ -26,6 +26,10 @@ def prepare(model: nn.Module, *args: Any, **kwargs: Any) -> Preparation:
         model: the model, not compiled yet, in the dtype it will run in.
         args: example inputs. If there are any, the model is called once on copies of them, without gradients.
         kwargs: the same, by name.
+
+    Raises:
+        ConfigError: `model` is not a module, or is compiled already. Whatever the call on example inputs raises is
+            passed on, after all changes are undone.
     """
     _refuse_compiled(model)
     changes: list[Change] = []

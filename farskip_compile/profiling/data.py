@@ -19,7 +19,9 @@ class Device(StrEnum):
     """Where the collectives of a trace run, and with them what counts as compute."""
 
     CPU = "cpu"
+    """Gloo, on threads of the host."""
     GPU = "gpu"
+    """NCCL, RCCL and others, on streams of a CUDA or HIP device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +31,15 @@ class Collective:
     kind: str
     """`all_to_all_single`, `all_reduce`, ...: named after the operator that launched it, or else after the event."""
     start: int
+    """When its work began."""
     end: int
+    """When its work was done."""
     lane: str
     """What it is drawn with in the timeline: its process group or stream, or the backend on CPU."""
     group: str | None = None
     """Name of its process group."""
     ranks: tuple[int, ...] | None = None
+    """Of its process group."""
     launched: int | None = None
     """When its launch began."""
     layer: int | None = None
@@ -57,7 +62,9 @@ class Trace:
     rank: int | None
     """None if the profile does not say."""
     world_size: int | None
+    """None if the profile does not say."""
     device: Device
+    """Where its collectives run."""
     collectives: tuple[Collective, ...]
     """In order of their starts."""
     work: dict[str, list[Segment]] = field(repr=False)
@@ -74,15 +81,17 @@ class Trace:
     schedules: tuple[dict[str, Any], ...] = ()
     """What the scheduler announced in the process that was profiled (`ScheduleReport.to_json`), oldest first."""
     host: str = ""
+    """Name of the machine; empty if the profile does not say."""
     notes: tuple[str, ...] = ()
     """What the reader of a report must know to trust it."""
 
     def lanes(self, *, copies: bool = True) -> list[list[Segment]]:
-        """What counts as compute, by thread or stream."""
+        """What counts as compute, by thread or stream; `copies` and fills of GPU memory, too, unless they are not
+        to."""
         return [*self.work.values(), *(self.copies.values() if copies else ())]
 
     def compute(self, *, copies: bool = True) -> list[Span]:
-        """When the rank computes: a union over its threads or streams."""
+        """When the rank computes: a union over its threads or streams; `copies` as in `lanes`."""
         return union((start, end) for lane in self.lanes(copies=copies) for start, end, _ in lane)
 
     @property
@@ -108,9 +117,13 @@ class StepTimes(_Record):
     """One run of a graph, or of all graphs together."""
 
     compute_ns: int
+    """Time in which anything is computed."""
     communication_ns: int
+    """Time in which any collective is in flight."""
     exposed_ns: int
+    """Of that, time in which nothing is computed."""
     step_ns: int
+    """From its start to its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +137,7 @@ class EstimateReport(_Record):
     profile: str
     """Name of the hardware profile behind the estimate."""
     estimated: StepTimes
+    """By the scheduler, of one run."""
     measured: StepTimes | None
     """Mean over runs and ranks; None: the trace does not show this graph's runs."""
 
@@ -133,6 +147,7 @@ class Hider(_Record):
     """A kernel or operator that ran while a collective was in flight."""
 
     name: str
+    """As the profiler calls it."""
     time_ns: int
     """How long both ran."""
 
@@ -142,7 +157,9 @@ class Overlap:
     """Communication time, and how much of it was exposed."""
 
     communication_ns: int
+    """Time in flight."""
     exposed_ns: int
+    """Of that, time in which the same rank computes nothing."""
 
     @property
     def hidden_ns(self) -> int:
@@ -170,8 +187,11 @@ class CollectiveReport(Overlap):
     index: int
     """Its place among the rank's collectives, by start."""
     kind: str
+    """As in `Collective`."""
     group: str | None
+    """Name of its process group; None: the trace does not say."""
     layer: int | None
+    """The layer that it belongs to; None: not known."""
     start_ns: int
     """Since the first moment of the report."""
     peer_wait_ns: int | None
@@ -186,8 +206,11 @@ class PartReport(Overlap):
     """Some collectives of one rank together: those of a kind, or those of a layer."""
 
     name: str
+    """The kind, or the number of the layer."""
     count: int
+    """Collectives in it."""
     hidden_by: tuple[Hider, ...]
+    """What ran beside them, longest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +218,7 @@ class RankReport(Overlap):
     """All collectives of one rank."""
 
     rank: int
+    """Its number."""
     compute_ns: int
     """Time during which any compute ran."""
     waiting_ns: int | None
@@ -203,10 +227,13 @@ class RankReport(Overlap):
     peer_wait_ns: int | None
     """Time during which all collectives in flight waited for a rank that had not joined; None if not known."""
     hidden_by: tuple[Hider, ...]
+    """What ran beside its collectives, longest first."""
     kinds: tuple[PartReport, ...]
+    """By kind of collective."""
     layers: tuple[PartReport, ...]
     """By layer, in order; collectives of unknown layer come last, as `?`. Empty if no layer is known."""
     collectives: tuple[CollectiveReport, ...]
+    """Each of them, by start."""
 
 
 @dataclass(frozen=True)
@@ -216,11 +243,13 @@ class OverlapReport:
     ranks: tuple[RankReport, ...]
     """In order of rank."""
     device: Device
+    """Of the traces; all of one kind."""
     world_size: int | None
     """None if the traces do not say."""
     peer_wait_subtracted: bool
     """Whether collectives count from the moment at which the last rank joined."""
     notes: tuple[str, ...]
+    """What the reader must know to trust it."""
     estimates: tuple[EstimateReport, ...]
     """Each scheduled graph, and their sum: estimate and measurement. Empty if the traces hold no schedule."""
     traces: tuple[Trace, ...] = field(repr=False, compare=False)

@@ -36,7 +36,7 @@ MOST_RANKS, MOST_COLLECTIVES, MOST_ROWS = 8, 200, 32
 
 
 def overlap_page(report: OverlapReport) -> str:
-    """The whole document."""
+    """All of `report` as an HTML document of its own, with a timeline."""
     collectives = [(rank, one) for rank in report.ranks for one in rank.collectives]
     return str(render("overlap.html.j2", report=report, collectives=collectives, most=MOST_COLLECTIVES, **pieces()))
 

@@ -56,8 +56,17 @@ def read_trace(source: Source, *, rank: int | None = None, largest: int = LARGES
 def read_traces(source: Source, *, rank: int | None = None, largest: int = LARGEST) -> tuple[Trace, ...]:
     """Read the profiles of all ranks in `source`: several, if Nsight Systems has profiled a launcher such as torchrun.
 
-    Args and errors are those of `read_trace`. The ranks of several processes are not known: their order is that of the
-    GPUs that they use.
+    The ranks of several processes are not known: their order is that of the GPUs that they use.
+
+    Args:
+        source: as in `read_trace`.
+        rank: as in `read_trace`.
+        largest: bytes that a file may have, unpacked.
+
+    Raises:
+        TraceError: the file can't be read, or the profile has nothing to export.
+        NotATraceError: the file is neither a Chrome trace nor an export of Nsight Systems, or is of merged traces.
+        TruncatedTraceError: the file ends in the middle.
     """
     if isinstance(source, (str, PathLike)):
         path = Path(source)

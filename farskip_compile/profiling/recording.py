@@ -102,11 +102,17 @@ def _synchronize() -> None:
 
 
 def merge_traces(paths: Sequence[str | PathLike[str]], out: str | PathLike[str], *, largest: int = LARGEST) -> Path:
-    """Merge the traces in `paths`, each of at most `largest` bytes, into the file `out` (`.json`, or `.json.gz`).
+    """Merge Chrome traces of several ranks into one file, for Perfetto; returns that file.
+
+    Args:
+        paths: of the traces, one for each rank.
+        out: the file that is written (`.json`, or `.json.gz`); none of `paths`.
+        largest: bytes that each trace may have, unpacked.
 
     Raises:
         TraceError: a file can't be read or written, two are of one rank, or one is of a thousand processes.
-        NotATraceError, TruncatedTraceError: as `read_trace`.
+        NotATraceError: as `read_trace`.
+        TruncatedTraceError: as `read_trace`.
     """
     out = Path(out)
     if any(out.resolve() == Path(path).resolve() for path in paths):

@@ -33,7 +33,13 @@ LEGEND = (
 
 
 def report_text(report: OverlapReport, console: Console, *, everything: bool = False) -> RenderableType:
-    """All of a report; `everything`: every rank and every collective, not only those that cost most."""
+    """All of a report, for a terminal.
+
+    Args:
+        report: of `overlap` or `record`.
+        console: where it will be printed; its width decides the layout.
+        everything: every rank and every collective, not only those that cost most.
+    """
     draw = _Draw(console)
     parts: list[RenderableType] = [Text(headline(report), style="bold"), Text(), draw.ranks(report, everything)]
     parts.append(draw.parts("By collective", "collective", report, lambda rank: rank.kinds))

@@ -48,9 +48,11 @@ class Regional:
     """A model whose layers are compiled one by one."""
 
     model: nn.Module
+    """The module, whose layers are compiled in place."""
     names: tuple[str, ...]
     """Of the layers, in order."""
     settings: Resolved
+    """What its layers are compiled with."""
     _undo: list[Callable[[], None]] = field(default_factory=list)
     _before: dict[nn.Module, Any] = field(default_factory=dict)
     """The forward that each layer had for itself, not from its class; None: it had none."""

@@ -30,11 +30,17 @@ class Outcome(StrEnum):
     """What became of a graph."""
 
     REWIRED = "rewired"
+    """Its table is the one asked for, and verified."""
     ALREADY = "already in the form asked for"
+    """It was written in that form."""
     UNCHANGED = "unchanged as asked"
+    """Nothing was asked to be changed."""
     NO_STACK = "no residual stack"
+    """Such as a loss or a sampler; compiled as it is."""
     FRAGMENT = "not a whole residual stack, unchanged as asked"
+    """Under `connectivity="none"`, a part of a model."""
     REFUSED = "refused, compiled unchanged"
+    """With `strict=False`; `reason` says why."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,11 @@ class CompileReport:
     """One graph that the backend received."""
 
     outcome: Outcome
+    """What became of it."""
     nodes: int
     """Nodes of the graph as Dynamo handed it over."""
     config: dict[str, Any] = field(default_factory=dict)
+    """`FarSkipConfig.to_json` of what it was compiled with."""
     table: Table = field(default_factory=Table)
     """What each sub-block reads now, and what was taken away from it; empty if there is no residual stack."""
     sub_block_parameters: tuple[str, ...] = ()
@@ -52,6 +60,7 @@ class CompileReport:
     wiring_before: str = ""
     """`standard`, `attention`, `mlp (parallel block)`, `full`, `shortcut MoE` or `other`."""
     wiring_after: str = ""
+    """Likewise, of the rewired graph."""
     reason: str = ""
     """Why a graph was refused or left alone."""
     declared: tuple[Declared, ...] = ()
@@ -67,9 +76,13 @@ class CompileReport:
     plan: str = ""
     """Of a part of a model: which layers of how many are rewired."""
     checkpoints_opened: int = 0
+    """Activation checkpoints whose content was put into the graph, to be read."""
     writes_replaced: int = 0
+    """In-place writes that became out of place."""
     collectives_parted: int = 0
+    """Linear collectives of a sum that were split in two: what is left out, and the rest."""
     reductions_merged: int = 0
+    """Pairs of reductions that `merge_reductions` joined."""
     norms_split: int = 0
     """In a graph of vLLM's: operators that add and take a norm, taken apart before the passes."""
     norms_joined: int = 0

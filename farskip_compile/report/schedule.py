@@ -99,7 +99,7 @@ class ScheduleReport:
     """Each collective in the order that runs: launch, wait and what is computed in between."""
 
     def ordered(self, schedule: Schedule, level: str = "graph") -> ScheduleReport:
-        """The same report, after the graph or its kernels were ordered."""
+        """The same report, after the graph or its kernels were ordered by `schedule`; `level` as in the field."""
         return replace(
             self,
             before=Predicted.of(schedule.before),
@@ -115,7 +115,7 @@ class ScheduleReport:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ScheduleReport:
-        """The report that `to_json` was called on, in either form; other keys are ignored."""
+        """The report that `to_json` was called on, of its `data` in either form; other keys are ignored."""
         known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
         for name in ("unscheduled", "before", "after"):
             if known.get(name) is not None:

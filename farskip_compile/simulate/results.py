@@ -35,9 +35,13 @@ class PhaseResult:
     phase: str
     """`inference`, `forward` or `backward`."""
     program: Program = field(repr=False)
+    """Its tasks, with their estimated seconds."""
     order: tuple[int, ...] = field(repr=False)
+    """Indices of the tasks, as the compute stream gets to them."""
     timeline: Timeline = field(repr=False)
+    """When each begins and ends."""
     flights: tuple[Flight, ...] = field(repr=False)
+    """Each collective: launch, wait and what is computed in between."""
 
     def to_json(self) -> dict[str, Any]:
         """All but the tasks."""
@@ -54,6 +58,7 @@ class StepResult:
     """One step in one order; seconds."""
 
     phases: tuple[PhaseResult, ...]
+    """One graph, or forward and backward."""
 
     @property
     def seconds(self) -> float:
@@ -101,10 +106,15 @@ class Prediction:
     """What FarSkip brings in a scenario."""
 
     scenario: Scenario
+    """What was asked."""
     written: StepResult
+    """As the model is written, each wait where it stands."""
     scheduled: StepResult
+    """The same function, in our order."""
     published: StepResult
+    """Under FarSkip, with AMD's placement of launches and waits."""
     farskip: StepResult
+    """Under FarSkip, in our order."""
     imbalance: float
     """Rows of the fullest rank over the mean."""
     parameters: int

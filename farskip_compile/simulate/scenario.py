@@ -43,6 +43,7 @@ class Architecture:
     """One model: what to request from transformers."""
 
     name: str
+    """By which it is asked for."""
     model_type: str
     """As transformers calls it."""
     fields: Mapping[str, Any]
@@ -159,6 +160,7 @@ class Scenario:
     tp: int = 1
     """Ranks among which the attention, the shared experts and the dense feed-forwards are cut."""
     phase: Phase | str = Phase.PREFILL
+    """`prefill`, `decode` or `train`."""
     prompt: int = 2048
     """Tokens of each sequence; in decode, tokens in its cache."""
     batch: int = 8

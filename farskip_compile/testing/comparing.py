@@ -36,8 +36,13 @@ class Difference:
 
 
 def relative_difference(left: torch.Tensor, right: torch.Tensor, least_scale: float = 0.0) -> float:
-    """Largest absolute difference over the largest absolute entry (`least_scale`, if that is more); infinite where NaN
-    or infinities differ."""
+    """Largest absolute difference over the largest absolute entry.
+
+    Args:
+        left: a tensor.
+        right: another one. Infinite if it has another shape, or NaN or infinities in other places.
+        least_scale: what to divide by at least, for tensors that vanish against others.
+    """
     left, right = (_comparable(one if one.is_complex() else one.double()) for one in (left, right))
     if left.shape != right.shape:
         return INFINITE

@@ -71,9 +71,14 @@ def assert_unchanged(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Co
     """Assert that under `connectivity="none"` the model is bit for bit what it is: outputs, gradients, what it writes.
 
     The graph is normalised, read and verified as for any other connectivity, and then run operator by operator
-    (`inner="eager"`), so that any difference comes from this package. The model, a module or a function that calls one,
-    compiled or not, is compared with itself in eager mode; gradients too, if they are enabled and an output has one.
-    Compiled code of this process is forgotten (`torch.compiler.reset`). Returns the report of the compile.
+    (`inner="eager"`), so that any difference comes from this package. The model is compared with itself in eager mode;
+    gradients too, if they are enabled and an output has one. Compiled code of this process is forgotten
+    (`torch.compiler.reset`). Returns the report of the compile.
+
+    Args:
+        model: a module or a function that calls one, compiled or not.
+        *args: inputs.
+        **kwargs: inputs by name.
 
     Raises:
         AssertionError: something differs, or the model can't be captured, can't be read, or has no residual stack.

@@ -18,7 +18,13 @@ from farskip_compile.errors import ConfigError
 
 @contextmanager
 def fake_ranks(ranks: int, rank: int = 0) -> Iterator[dist.ProcessGroup]:
-    """Be `rank` of `ranks` in the block; gives the process group of all.
+    """Be one of many ranks in the `with` block, without the others; gives the process group of all.
+
+    Collectives send nothing and return anything: capture and compile models in it, don't run them.
+
+    Args:
+        ranks: how many there are.
+        rank: which one this process is.
 
     Raises:
         ConfigError: no such rank, or a process group exists already.

@@ -34,9 +34,14 @@ def assert_same_on_all_ranks(
 ) -> None:
     """Assert that all ranks have the same graph, table, collectives and configuration. All of them must call it.
 
-    Ranks may differ in numbers, such as a rank's own slice of a tensor, and in what process groups are called. Inputs
-    are those of this rank; of a model compiled with farskip, what it was compiled with counts, else `config`. `group`
-    are the ranks that are compared; None: all.
+    Ranks may differ in numbers, such as a rank's own slice of a tensor, and in what process groups are called.
+
+    Args:
+        model: a module, or a function that calls one; captured, not run.
+        *args: example inputs of this rank.
+        group: the ranks that are compared; None: all.
+        config: what to compile with. Of a model compiled with farskip, what it was compiled with counts.
+        **kwargs: example inputs by name.
 
     Raises:
         AssertionError: on every rank, if any two differ, or if the model is refused on one of them; or there is no

@@ -29,11 +29,18 @@ def assert_rewired(
     kinds: Mapping[str, str] = NOTHING,
     **kwargs: Any,
 ) -> CompileReport:
-    """Assert that the backend gives `model` (or the one that a function calls) this connectivity; returns its report.
+    """Assert that the backend gives a model this connectivity; returns the report of its compile.
 
     A model that is not compiled is rewired as the assertion asks for. One that is compiled, with `backend="farskip"` or
-    `farskip_compile.backend(...)`, is rewired as it was compiled: that must come to the same. `connectivity`,
-    `layers` and `kinds` are as in `FarSkipConfig`; "none": each sub-block reads what it reads in the model as written.
+    `farskip_compile.backend(...)`, is rewired as it was compiled: that must come to the same. It is captured, not run.
+
+    Args:
+        model: a module, or a function that calls one.
+        *args: example inputs.
+        connectivity: as in `FarSkipConfig`; "none": each sub-block reads what it reads in the model as written.
+        layers: as in `FarSkipConfig`.
+        kinds: as in `FarSkipConfig`.
+        **kwargs: example inputs by name.
 
     Raises:
         AssertionError: a sub-block reads something else, or the model is refused.
@@ -59,8 +66,15 @@ def assert_wiring(
 
     Nothing is rewired, and whether the model is compiled makes no difference; the report of a compile that leaves it as
     it is is returned. What a sub-block has to read is counted from standard wiring, in which it reads everything that
-    was added before it; so `connectivity="none"` asserts standard wiring, and "mlp" is that of a parallel block. Layers
-    outside of `layers` (first and last, both inclusive) must be standard.
+    was added before it; so `connectivity="none"` asserts standard wiring, and "mlp" is that of a parallel block.
+
+    Args:
+        model: a module, or a function that calls one; captured, not run.
+        *args: example inputs.
+        connectivity: as in `FarSkipConfig`.
+        layers: first and last, both inclusive; those outside must be standard.
+        kinds: as in `FarSkipConfig`.
+        **kwargs: example inputs by name.
 
     Raises:
         AssertionError: a sub-block reads something else, or no table can be read.

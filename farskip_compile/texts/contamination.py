@@ -91,8 +91,13 @@ def find_overlap(train: TextBatches, held_out: TextBatches, tokenizer: Any, *, r
     """What the sequences of `held_out` that are used have in common with all of the training text.
 
     Args:
+        train: of `text_batches`.
+        held_out: likewise.
         tokenizer: with which both were made; quotes what was found.
-        run: in tokens, at least 2.
+        run: tokens in a row that count as shared, at least 2.
+
+    Returns:
+        Counts, of which `share` is the fraction of held-out sequences, with the first example; `check` refuses them.
     """
     held = _read(held_out)
     digests, found = {*held.digests}, set()

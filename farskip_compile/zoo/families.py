@@ -34,11 +34,15 @@ class Family:
     """A Mixture-of-Experts model of `transformers`: what to import."""
 
     model_type: str
+    """As transformers calls it."""
     class_name: str
+    """Name of the model's class."""
     module: str
     """Import path of the module that holds the model's class."""
     config_class: str
+    """Name of the class of its configuration."""
     config_module: str
+    """Import path of the module that holds it."""
     reason: str | None = None
     """Why the class can't be imported; None if it can."""
 

@@ -38,7 +38,16 @@ class CannotBuild(FarSkipError):
 
 
 def build_tiny(family: Family, layers: int = 4, seed: int = 0) -> nn.Module:
-    """A tiny random model of `family`, in eval mode; it has up to two more layers if it has more kinds of them."""
+    """A tiny random model of `family`, in eval mode.
+
+    Args:
+        family: of `moe_families`.
+        layers: how many; up to two more if the family has more kinds of them.
+        seed: of the weights.
+
+    Raises:
+        CannotBuild: its class can't be imported, or does not run with the sizes tried.
+    """
     if family.reason is not None:
         raise CannotBuild(f"{family.class_name} can't be imported: {family.reason}", way_out="install what is missing")
     model_class, config_class = family.load()

@@ -20,16 +20,20 @@ class Case:
     """A model, an input size, and what is asked of the backend."""
 
     config: ModelConfig
+    """The architecture."""
     connectivity: str
     """`full`, `attention`, `mlp` or `none`."""
     layers: tuple[int, int] | None
+    """First and last layer that change, both inclusive; None: all."""
     batch: int
+    """Sequences."""
     sequence: int
+    """Tokens of each."""
     seed: int
     """Of the weights and the tokens."""
 
     def model(self, dtype: torch.dtype = torch.float64) -> Decoder:
-        """The plain model, with seeded weights."""
+        """The plain model, with seeded weights in `dtype`."""
         return build_decoder(self.config, seed=self.seed, dtype=dtype)
 
     def ids(self) -> torch.Tensor:
@@ -38,7 +42,7 @@ class Case:
         return torch.randint(0, self.config.vocab_size, (self.batch, self.sequence), generator=generator)
 
     def options(self, **more: Any) -> dict[str, Any]:
-        """Options for `torch.compile`."""
+        """Options for `torch.compile`: what is asked for, and `more`."""
         layers = {} if self.layers is None else {"layers": self.layers}
         return {"connectivity": self.connectivity, **layers, **more}
 
@@ -49,7 +53,8 @@ class Case:
 
 @st.composite
 def configs(draw: st.DrawFn, max_layers: int = 5) -> ModelConfig:
-    """Small decoders that differ in everything that detection or rewiring could trip over."""
+    """Small decoders that differ in everything that detection or rewiring could trip over; at most `max_layers` layers,
+    one MoE at least."""
     kinds: tuple[LayerKind, ...] = ("dense", "moe")
     mixers: tuple[Literal["gqa", "mla"], ...] = ("gqa", "mla")
     routers: tuple[RouterKind, ...] = ("softmax", "sigmoid_groups", "sigmoid_top1")
@@ -96,7 +101,7 @@ def configs(draw: st.DrawFn, max_layers: int = 5) -> ModelConfig:
 
 @st.composite
 def cases(draw: st.DrawFn, max_layers: int = 5) -> Case:
-    """A model and a wish that it can meet or that is refused for a stated reason."""
+    """A model of at most `max_layers` layers, and a wish that it can meet or that is refused for a stated reason."""
     config = draw(configs(max_layers))
     last = len(config.layers) - 1
     layers = None
@@ -117,7 +122,9 @@ def cases(draw: st.DrawFn, max_layers: int = 5) -> Case:
 def parallel_cases(draw: st.DrawFn, layout: str, max_layers: int = 3) -> Case:
     """A case whose experts, heads, widths and tokens two ranks can share; it is never refused.
 
-    `layout` is how it is parallel: `padded`, `dropless`, `allgather`, `tp`; `sp` at the end for sequence parallelism.
+    Args:
+        layout: how it is parallel: `padded`, `dropless`, `allgather`, `tp`; `sp` at the end for sequence parallelism.
+        max_layers: of the model.
     """
     case = draw(cases(max_layers).filter(lambda case: not nothing_to_leave_out(case)))
     config = dataclasses.replace(case.config, heads=4, kv_heads=draw(st.sampled_from([2, 4])))
@@ -126,7 +133,7 @@ def parallel_cases(draw: st.DrawFn, layout: str, max_layers: int = 3) -> Case:
 
 
 def nothing_to_leave_out(case: Case) -> bool:
-    """Whether no sub-block in the range could change: by the rules of the paper, not by the passes."""
+    """Whether no sub-block in the range of `case` could change: by the rules of the paper, not by the passes."""
     first, last = case.layers or (0, len(case.config.layers) - 1)
     for layer in range(first, last + 1):
         if case.connectivity not in ("attention", "none"):

@@ -33,8 +33,11 @@ class Value:
     op: str
     """embedding, position, term, add, number, vector, round, same or view (to the other of the two shapes)"""
     args: tuple[int, ...]
+    """Indices of the values that it is made of."""
     terms: frozenset[int]
+    """Indices of the terms that it holds."""
     style: str = ""
+    """In which form it is written."""
     flat: bool = False
     """[tokens, width] instead of [batch, sequence, width]"""
 
@@ -48,6 +51,7 @@ class Block:
     reads: int
     """Index of the value that it reads."""
     first_term: int
+    """Index of the first term that it makes."""
     kinds: tuple[str, ...]
     """Of its terms: attention, dense or routed."""
     form: str
@@ -59,7 +63,9 @@ class Block:
     flat: bool = False
     """Works on [tokens, width]."""
     bias: bool = False
+    """Its products add one."""
     rope: bool = False
+    """Its attention rotates queries and keys."""
 
     @property
     def kind(self) -> str:
@@ -77,9 +83,13 @@ class Network:
     """A residual network."""
 
     batch: int
+    """Sequences."""
     sequence: int
+    """Tokens of each."""
     values: list[Value] = field(default_factory=list)
+    """The nodes of the description."""
     blocks: list[Block] = field(default_factory=list)
+    """The sub-blocks, in order."""
     steps: list[int | Block] = field(default_factory=list)
     """Indices of values, and blocks, in the order of execution."""
     chain: list[int] = field(default_factory=list)

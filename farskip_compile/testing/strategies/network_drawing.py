@@ -11,8 +11,12 @@ from farskip_compile.testing.strategies.network import ADDS, EXPERTS, IN_PLACE, 
 
 @st.composite
 def networks(draw: st.DrawFn, max_blocks: int = 6, standard: bool = False) -> Network:
-    """Residual networks whose sub-blocks read the whole stream, an older one, or that and some of what it lacks; if
-    `standard`, attention and feed-forward alternate, and each reads the whole stream."""
+    """Residual networks whose sub-blocks read the whole stream, an older one, or that and some of what it lacks.
+
+    Args:
+        max_blocks: most sub-blocks.
+        standard: attention and feed-forward alternate, and each reads the whole stream.
+    """
     network = Network(
         batch=draw(st.integers(1, 2)),
         sequence=draw(st.integers(2, 3)),

@@ -80,6 +80,7 @@ class Captured:
     """A graph, and the names in it by which terms are recognised."""
 
     module: fx.GraphModule
+    """The graph, as Dynamo would hand it over."""
     marks: dict[str, int]
     """Name of a node that only this term's sub-block computes -> the description's term."""
     states: list[str]
@@ -108,7 +109,8 @@ def capture(network: Network) -> Captured:
 
 
 def evaluate(network: Network, left_out: Mapping[int, frozenset[int]] | None = None) -> tuple[torch.Tensor, ...]:
-    """The outputs of `network` if each block reads its value without the given terms."""
+    """The outputs of `network` if each block reads its value without the terms in `left_out` (index of the block ->
+    indices of terms; None: nothing). No graph is made."""
     return _walk(network, Eager(), network.inputs()[0], left_out or {})
 
 

@@ -16,7 +16,8 @@ SECONDS = st.integers(0, 20).map(lambda tenths: tenths / 10)
 
 @st.composite
 def programs(draw: st.DrawFn, most: int = 40) -> Program:
-    """Compute, launches on up to three channels, zero to two waits for each launch, and memory."""
+    """At most `most` tasks: compute, launches on up to three channels, zero to two waits for each launch; and
+    memory."""
     count = draw(st.integers(1, most))
     tasks: list[Task] = []
     launches: list[int] = []
@@ -39,7 +40,7 @@ def programs(draw: st.DrawFn, most: int = 40) -> Program:
 
 @st.composite
 def buffers(draw: st.DrawFn, count: int) -> Buffer:
-    """Memory made by some task, or an input, and used by later ones."""
+    """Memory made by one of `count` tasks, or an input, and used by later ones."""
     maker = draw(st.integers(-1, count - 1))
     later = st.integers(maker + 1, count - 1)
     users = sorted(draw(st.sets(later, max_size=3))) if maker + 1 < count else []
