@@ -4,6 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PLAIN  := .venv-lint
 TRITON := .triton
+DOCS   := .venv-docs
 # Two more than two cores: ranks wait for each other.
 WORKERS ?= 4
 # A run leaves its bytecode to the next, and to its own workers: pytest alone needs 6 s to rewrite the assertions.
@@ -11,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # The tests' ranks and Inductor's builds must not oversubscribe the machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all test-deep lint bench gpu zoo compat vllm fuzz clean
+.PHONY: demo test test-all test-deep lint docs links bench gpu zoo compat vllm fuzz clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -53,6 +54,21 @@ lint: $(VENV)/.installed
 	cp -R farskip_compile $(PLAIN) && cp -R passes models $(PLAIN)/farskip_compile
 	cd $(PLAIN) && MYPYPATH=. ../$(PY) -m mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache -p farskip_compile
 
+# The site needs no torch: sources are read, not imported. `site/index.html` opens from its folder.
+$(DOCS)/.installed: pyproject.toml
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --upgrade pip
+	$(DOCS)/bin/python -m pip install --quiet --no-compile --group docs
+	touch $@
+
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/mkdocs build --strict
+
+# Every link of the built site, those to other hosts included: needs the network, so no test runs it.
+links: docs
+	$(DOCS)/bin/linkchecker --check-extern --no-status site/index.html
+
 bench: $(VENV)/.installed
 	$(PY) benchmarks/compile_cost.py
 	$(PY) benchmarks/overlap.py --quick
@@ -83,4 +99,4 @@ fuzz: $(VENV)/.installed
 	$(PY) -m tests.fuzz --jobs $(WORKERS) $(FUZZ)
 
 clean:
-	rm -rf $(VENV) $(PLAIN) $(TRITON) .compat build out *.egg-info
+	rm -rf $(VENV) $(PLAIN) $(TRITON) $(DOCS) .compat build out site *.egg-info

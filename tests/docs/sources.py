@@ -1,4 +1,4 @@
-"""The pages of README, CHANGELOG and docs/, and the names that the package calls public: read, not imported."""
+"""The pages of the root and of docs/, and the names that the package calls public: read, not imported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from markdown_it.token import Token
 from tests.structure.sources import ROOT, modules
 
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 MODULES = modules()
 INTERNAL = ("farskip_compile.config", "farskip_compile.reading")
 """They say what other modules of the package may import; `FarSkipConfig` is public elsewhere."""
