@@ -54,7 +54,8 @@ lint: $(VENV)/.installed
 	cp -R farskip_compile $(PLAIN) && cp -R passes models $(PLAIN)/farskip_compile
 	cd $(PLAIN) && MYPYPATH=. ../$(PY) -m mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache -p farskip_compile
 
-# The site needs no torch: sources are read, not imported. `site/index.html` opens from its folder.
+# The site, in site/. It needs no torch: sources are read, not imported. `$(DOCS)/bin/mkdocs serve` shows it while it is
+# written.
 $(DOCS)/.installed: pyproject.toml
 	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
 	$(DOCS)/bin/python -m pip install --quiet --upgrade pip

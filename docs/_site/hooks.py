@@ -4,7 +4,8 @@ Comes in: the configuration of mkdocs.yml, and each page. Goes out: the same, wi
 
 - the sources as they are installed, `passes/` and `models/` inside `farskip_compile`, for mkdocstrings to read;
 - files of the repository's root that are pages of the site (`FROM_ROOT`);
-- links that work on GitHub and lead out of `docs/`: to such a page, or to the file in the repository.
+- links that work on GitHub and lead out of `docs/`: to such a page, or to the file in the repository;
+- links that are called as the page's file is, by the page's title instead.
 
 A link to a file that does not exist stays as it is, so that MkDocs reports it. Never writes into the repository.
 """
@@ -15,7 +16,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 from xml.etree.ElementTree import Element
 
@@ -40,6 +41,8 @@ class _Links(Treeprocessor):
     """Comes before MkDocs' own, which then checks what is left."""
 
     repository = ""
+    titles: ClassVar[dict[str, str]] = {}
+    """Page: what the navigation calls it."""
     page: Path
     """The page that is rendered, in the repository."""
     at: Path
@@ -47,7 +50,11 @@ class _Links(Treeprocessor):
 
     def run(self, root: Element) -> None:
         for element in root.iter("a"):
-            element.set("href", self.replaced(element.get("href", "")))
+            link = self.replaced(element.get("href", ""))
+            element.set("href", link)
+            page = os.path.normpath(self.at.parent / urlsplit(link).path)
+            if (element.text or "").removeprefix(f"{DOCS}/") == page.rpartition("/")[2]:
+                element.text = self.titles.get(page, element.text)
 
     def replaced(self, link: str) -> str:
         """The link that leads to the same file from the page's place in the site."""
@@ -81,10 +88,18 @@ _links = _Links()
 _sources: list[str] = []
 
 
+def _titles(nav: Any, title: str = "") -> dict[str, str]:
+    if isinstance(nav, str):
+        return {nav: title} if title else {}
+    parts = nav.items() if isinstance(nav, dict) else [("", part) for part in nav]
+    return {page: text for name, part in parts for page, text in _titles(part, name).items()}
+
+
 @event_priority(100)  # before mkdocstrings reads where the sources are
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Copy the sources to where they are installed, and put the links' replacement among the extensions of Markdown."""
     _links.repository = (config.repo_url or "").rstrip("/")
+    _links.titles.update(_titles(config.nav))
     config.markdown_extensions.append(_LinksExtension(_links))  # type: ignore[arg-type]
     tree = tempfile.mkdtemp(prefix="farskip-docs-")
     _sources.append(tree)
