@@ -78,7 +78,7 @@ class Fingerprint:
 
     @classmethod
     def listed(cls, data: Listed, reader: Reader) -> Fingerprint:
-        """What `to_json` gave in `data`; `reader` refuses anything else with its own kind of error, and names the key."""
+        """What `to_json` gave; `reader` refuses any other `data` with its own kind of error, and names the key."""
         groups, size, characters = {"sub_blocks": data.sub_blocks, "others": data.others}, 0, 0
         for key, group in groups.items():
             for pattern, shape in group.items():
