@@ -63,11 +63,11 @@ $(DOCS)/.installed: pyproject.toml
 	touch $@
 
 docs: export NO_MKDOCS_2_WARNING := 1
-docs: $(DOCS)/.installed
+docs: $(DOCS)/.installed ## the documentation site: site/index.html
 	$(DOCS)/bin/mkdocs build --strict
 
 # Every link of the built site, those to other hosts included: needs the network, so no test runs it.
-links: docs
+links: docs ## every link of the site, those to other hosts included
 	$(DOCS)/bin/linkchecker --check-extern --no-status site/index.html
 
 bench: $(VENV)/.installed
