@@ -95,6 +95,13 @@ def test_commands_exist() -> None:
     assert seen >= 40
 
 
+def test_the_readme_starts_with_the_two_commands_and_stays_short() -> None:
+    first = next(block for block in BLOCKS if block.page == PAGES[0])
+    assert [line.split("#")[0].split() for line in first.text.splitlines()] == [["make", "demo"], ["make", "test"]]
+    assert first.line < 10
+    assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= 150
+
+
 def test_marks_that_say_nothing_are_noticed() -> None:
     page = ROOT / "docs" / "page.md"
     for text, says in (
