@@ -26,7 +26,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 REPOSITORY, TAG = PROJECT["urls"]["Repository"], f"v{PROJECT['version']}"
 PAGES = f"{REPOSITORY}/blob/{TAG}/"
 PICTURES = f"{REPOSITORY.replace('https://github.com/', 'https://raw.githubusercontent.com/')}/{TAG}/"
-LEFTOVERS = ("out/report.html", ".venv/bin/python", "tests/__pycache__/a.pyc", "docs/.DS_Store", "farskip_compile/a.pyc")
+LEFTOVERS = ("out/a.html", ".venv/bin/python", "tests/__pycache__/a.pyc", "docs/.DS_Store", "farskip_compile/a.pyc")
 """What lies about where people work."""
 
 
@@ -183,5 +183,5 @@ def test_code_and_absolute_links_stay_as_they_are(tree: Path, tmp_path: Path) ->
         .replace("[e]: docs/", f"[e]: {PAGES}docs/")
     )
     for hook in ("prepare_metadata_for_build_editable", "prepare_metadata_for_build_wheel"):
-        made = build(hook, tmp_path / "tree", tmp_path) / "METADATA"
-        assert email.parser.Parser().parsestr(made.read_text(encoding="utf-8")).get_payload().strip() == expected.strip()
+        made = (build(hook, tmp_path / "tree", tmp_path) / "METADATA").read_text(encoding="utf-8")
+        assert email.parser.Parser().parsestr(made).get_payload().strip() == expected.strip()
