@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 
@@ -65,12 +66,15 @@ def unasked(packages: dict[str, str], allowed: set[str]) -> dict[str, str]:
     }
 
 
-PACKAGE = {str(file): file.read_text(encoding="utf-8") for file in modules().values()}
+@cache
+def package() -> dict[str, str]:
+    """The files of the package with their text. Read for the first test that asks: all workers collect this file."""
+    return {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in modules().values()}
 
 
 def test_the_package_imports_what_its_extras_bring() -> None:
     public = asked_for(*(name for name in EXTRAS if name != "dev"))
-    assert set(unasked(foreign(PACKAGE), public)) == set(BROUGHT_BY_THE_USER)
+    assert set(unasked(foreign(package()), public)) == set(BROUGHT_BY_THE_USER)
 
 
 @pytest.mark.parametrize(("name", "page"), BROUGHT_BY_THE_USER.items())
@@ -79,14 +83,13 @@ def test_who_brings_a_package_is_told_so(name: str, page: str) -> None:
 
 
 def test_each_package_that_is_always_installed_is_imported() -> None:
-    assert asked_for() - {SPELLED.get(name, name) for name in foreign(PACKAGE)} == set()
+    assert asked_for() - {SPELLED.get(name, name) for name in foreign(package())} == set()
 
 
 def test_without_extras_nothing_else_is_imported_at_once() -> None:
     """Modules that need an extra import it inside functions, or are themselves what the extra is for."""
     whole = ("farskip_compile/evaluation/", "farskip_compile/testing/strategies/", "farskip_compile/vllm/")
-    for file, text in PACKAGE.items():
-        place = file.removeprefix(f"{ROOT}/")
+    for place, text in package().items():
         tree = ast.parse(text)
         top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
         extra = unasked(foreign({place: ast.unparse(top)}), asked_for())
