@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one thing that pyproject.toml can't say: the long description, which is README.md with links that hold on PyPI.
 
 In:    README.md, whose links are relative to the repository; version and repository from pyproject.toml.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What pyproject.toml, the Makefile and the pages say of this project, as the tests of this folder read it."""
 
 from __future__ import annotations

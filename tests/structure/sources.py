@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sources of this repository, as the tests of this folder read them: nothing is imported."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each package that is imported is one that pyproject.toml asks for, and where that is an extra, it says so."""
 
 from __future__ import annotations

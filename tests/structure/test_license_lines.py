@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each Python file says its license in the form that tools read, in its first line.
 
 Files are copied one by one into other trees, without the LICENSE beside them; vLLM and DeepSpeed do the same. An empty

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is said of this project in several places is the same in all: targets, extras, versions, addresses, files."""
 
 from __future__ import annotations

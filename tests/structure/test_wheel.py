@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is published: the wheel holds the package and nothing else, the sdist what the tests need, and both read well.
 
 pyproject.toml lists packages and data one by one, MANIFEST.in folders, and one can be forgotten. All is built as `make

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The workflows on GitHub: pinned, with few rights, on the versions that pyproject.toml names.
 
 What a workflow may say at all is checked there by actionlint and zizmor (.github/workflows/lint.yml).
