@@ -1,9 +1,11 @@
 # Every target works on a machine that has only Python 3.11 or newer and make: it builds its own .venv here.
+.DEFAULT_GOAL := help
+.PHONY: help dist
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
+DIST   := .venv-dist
 PY     := $(VENV)/bin/python
 PLAIN  := .venv-lint
-DIST   := .venv-dist
 TRITON := .triton
 # Two more than two cores: ranks wait for each other.
 WORKERS ?= 4
@@ -12,8 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # The tests' ranks and Inductor's builds must not oversubscribe the machine.
 export OMP_NUM_THREADS ?= 1
 
-.DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-deep lint dist bench gpu zoo compat vllm fuzz clean
+.PHONY: demo test test-all test-deep lint bench gpu zoo compat vllm fuzz clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | sort -u | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -58,14 +59,6 @@ lint: $(VENV)/.installed ## ruff and mypy
 	cp -R farskip_compile $(PLAIN) && cp -R passes models $(PLAIN)/farskip_compile
 	cd $(PLAIN) && MYPYPATH=. ../$(PY) -m mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache -p farskip_compile
 
-# What is published: an sdist, the wheel made of it, and what PyPI says of both. An environment of its own, with nothing in
-# it that a release does not need.
-dist: ## sdist and wheel in dist/, checked
-	test -x $(DIST)/bin/twine || { $(PYTHON) -m venv $(DIST) && $(DIST)/bin/python -m pip install --quiet build twine; }
-	rm -rf dist
-	$(DIST)/bin/python -m build
-	$(DIST)/bin/twine check --strict dist/*
-
 bench: $(VENV)/.installed ## the benchmarks, in short
 	$(PY) benchmarks/compile_cost.py
 	$(PY) benchmarks/overlap.py --quick
@@ -94,6 +87,14 @@ vllm: ## the real vLLM: docs/serving.md
 # Generated graphs and models in any number: FUZZ="--seconds 600 --seed 7" for another, shorter run.
 fuzz: $(VENV)/.installed ## generated graphs and models
 	$(PY) -m tests.fuzz --jobs $(WORKERS) $(FUZZ)
+
+# What is published: an sdist, the wheel made of it, and what PyPI says of both. An environment of its own, with nothing in
+# it that a release does not need.
+dist: ## sdist and wheel in dist/, checked
+	test -x $(DIST)/bin/twine || { $(PYTHON) -m venv $(DIST) && $(DIST)/bin/python -m pip install --quiet build twine; }
+	rm -rf dist
+	$(DIST)/bin/python -m build
+	$(DIST)/bin/twine check --strict dist/*
 
 clean: ## remove all that these targets have made here
 	rm -rf $(VENV) $(PLAIN) $(DIST) $(TRITON) .compat build dist out *.egg-info
