@@ -22,6 +22,8 @@ import pytest
 
 from tests.structure.sources import PLACES, ROOT, is_checkout, own_files
 
+pytestmark = pytest.mark.xdist_group("wheel")  # one worker, so that each is built once
+
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REPOSITORY, TAG = PROJECT["urls"]["Repository"], f"v{PROJECT['version']}"
