@@ -1,6 +1,9 @@
 # Every target works on a machine that has only Python 3.11 or newer and make: it builds its own .venv here.
+.DEFAULT_GOAL := help
+.PHONY: help dist
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
+DIST   := .venv-dist
 PY     := $(VENV)/bin/python
 PLAIN  := .venv-lint
 TRITON := .triton
@@ -13,6 +16,9 @@ unexport PYTHONDONTWRITEBYTECODE
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test test-all test-deep lint docs links bench gpu zoo compat vllm fuzz clean
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | sort -u | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -30,24 +36,24 @@ $(TRITON)/.installed: $(VENV)/.installed
 	$(PY) -m pip install --quiet --no-compile --no-deps --target $(TRITON) triton==3.7.1
 	touch $@
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed ## rewire real models on two ranks of this machine, check them, write a report
 	$(VENV)/bin/farskip demo
 
 # tests/tiers.py says what `test` leaves to `test-all`, and that to `test-deep`.
-test: $(VENV)/.installed
+test: $(VENV)/.installed ## the quick tests
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not whole"
 
-test-all: $(VENV)/.installed $(TRITON)/.installed
+test-all: $(VENV)/.installed $(TRITON)/.installed ## what a change must pass, with `make lint`
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not deep"
 
 # Every test, each property on all its examples: before a release.
 test-deep: export FARSKIP_TESTS := deep
-test-deep: $(VENV)/.installed $(TRITON)/.installed
+test-deep: $(VENV)/.installed $(TRITON)/.installed ## every test: before a release
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup
 
 # mypy can not see the package-dir mapping of an editable install, so it gets the tree as it is installed, which is what
 # tests/structure/test_wheel.py finds in the wheel.
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	rm -rf $(PLAIN) && mkdir -p $(PLAIN)
@@ -70,34 +76,42 @@ docs: $(DOCS)/.installed ## the documentation site: site/index.html
 links: docs ## every link of the site, those to other hosts included
 	$(DOCS)/bin/linkchecker --check-extern --no-status site/index.html
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed ## the benchmarks, in short
 	$(PY) benchmarks/compile_cost.py
 	$(PY) benchmarks/overlap.py --quick
 	$(PY) benchmarks/distillation.py --quick
 
 # On a machine with a GPU, as it comes: its own Python with its own torch, nothing is installed; 8 minutes. GPU="--dry-run"
 # goes through everything on a CPU. Writes docs/gpu_figures.json and .md.
-gpu:
+gpu: ## what a machine with a GPU can show: docs/gpu_figures.md
 	python benchmarks/gpu.py $(GPU)
 
 # Every MoE family of the installed transformers; writes docs/zoo.md and fails where a family was better before.
-zoo: $(VENV)/.installed
+zoo: $(VENV)/.installed ## every MoE family of the installed transformers: docs/zoo.md
 	$(VENV)/bin/farskip zoo --against docs/zoo.json --page docs/zoo.md
 
 # The core tests on other versions of torch and transformers, in environments of their own (gigabytes each, removed at
 # once); writes docs/compat.json and the table in docs/compat.md. COMPAT="--only torch-2.11 --keep" for one of them.
-compat:
+compat: ## the core tests on other versions of torch and transformers: docs/compat.json
 	$(PYTHON) -m tests.compat --workers $(WORKERS) $(COMPAT)
 
 # The real vLLM, in environments of its own: what it serves and what it refuses, on each version that is supported; the
 # table in docs/serving.md and that of `make compat`. COMPAT="--only vllm-0.32 --keep" for one of them.
-vllm:
+vllm: ## the real vLLM: docs/serving.md
 	$(PYTHON) -m tests.compat $(or $(COMPAT),--only vllm-0.31 --only vllm-0.32)
 	$(PYTHON) -m tests.vllm.page
 
 # Generated graphs and models in any number: FUZZ="--seconds 600 --seed 7" for another, shorter run.
-fuzz: $(VENV)/.installed
+fuzz: $(VENV)/.installed ## generated graphs and models
 	$(PY) -m tests.fuzz --jobs $(WORKERS) $(FUZZ)
 
-clean:
-	rm -rf $(VENV) $(PLAIN) $(TRITON) $(DOCS) .compat build out site *.egg-info
+# What is published: an sdist, the wheel made of it, and what PyPI says of both. An environment of its own, with nothing in
+# it that a release does not need.
+dist: ## sdist and wheel in dist/, checked
+	test -x $(DIST)/bin/twine || { $(PYTHON) -m venv $(DIST) && $(DIST)/bin/python -m pip install --quiet build twine; }
+	rm -rf dist
+	$(DIST)/bin/python -m build
+	$(DIST)/bin/twine check --strict dist/*
+
+clean: ## remove all that these targets have made here
+	rm -rf $(VENV) $(PLAIN) $(DIST) $(TRITON) $(DOCS) .compat build dist out site *.egg-info

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The programs that Inductor makes, as source."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the benchmarks share: facts about a run, files of results, tables, pages, pictures and worker processes.
 
 Contract: a file is never seen half written, and equal results give equal files. Torch and matplotlib are imported only

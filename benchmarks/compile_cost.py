@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the rewiring adds to compile time, and how that grows with the size of the model.
 
 Usage: python benchmarks/compile_cost.py [--quick] [--json FILE]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much rewiring damages a trained model, and how much healing recovers: on real English text, on two cores.
 
 Usage: python benchmarks/distillation.py [--quick | --larger] [--models ...] [--folder FOLDER] [--json FILE] [--table]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one GPU can show of the backend: cost, correctness, order, memory, communication hidden over an emulated link.
 
 Usage: python benchmarks/gpu.py [--budget SECONDS] [--parts PART ...] [--out FOLDER]

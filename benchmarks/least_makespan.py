@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The least makespans of cells that are measured already, by the bound as it is now.
 
 Usage: python benchmarks/least_makespan.py CELL ... [--variants NAME ...] [--imbalance X] [--json FILE]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure a network of namespaces against the rate that was set; or remove what killed runs left.
 
 Usage: python benchmarks/network.py [--hosts 2] [--rate 400mbit] [--delay 1ms] [--json FILE] | --clean

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much of a step's communication is hidden: our backend against every baseline.
 
 Usage: python benchmarks/overlap.py [--quick] [--resume] [--cells CELL ...] [--models ...] [--phases ...]

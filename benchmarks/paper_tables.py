@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AMD's published figures for FarSkip, next to predictions for the same settings.
 
 Usage: python benchmarks/paper_tables.py [--quick] [--cells CELL ...] [--workers N] [--table]

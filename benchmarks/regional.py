@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers compiled one by one against the whole graph: seconds of the compile, and of the step on a limited network.
 
 Usage: python benchmarks/regional.py [--compile] [--steps] [--memory] [--resume]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where FarSkip pays and where it does not, by prediction, and what predicting at full size costs.
 
 Usage: python benchmarks/scaling.py [--sweeps SWEEP ...] [--workers N] [--table]

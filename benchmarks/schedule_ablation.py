@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each part of the scheduler's search earns: the search without it, on programs that are captured once.
 
 Usage: python benchmarks/schedule_ablation.py --programs FILE [--only TEXT ...] [--json docs/schedule_ablation.json]

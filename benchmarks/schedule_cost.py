@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What scheduling adds to compile time, and how that grows with the size of the model.
 
 Usage: python benchmarks/schedule_cost.py [--quick] [--phases ...] [--layers N ...] [--pieces N] [--json FILE]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`torch.compile(model, backend="farskip")` for MoE models; `farskip_compile.passes` is the top-level folder `passes/`.
 
 Rewires the residual stream to the FarSkip form (arXiv 2511.11505): attention reads it without the routed experts of

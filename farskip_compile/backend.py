@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `torch.compile` backend: rewire the Dynamo graph, then hand it to another backend.
 
 Contract: receives each graph that Dynamo captures, before differentiation, so that AOTAutograd differentiates the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Capture a model without compiling or running it.
 
 Contract: in come a model and the inputs of one call; out comes the graph of its residual stack, rewired once as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bring every row to the rank that holds its expert (dispatch), and the result back (combine).
 
     received, receipt = dispatch(rows, expert_of_row, experts=64, group=group, slots=room)    # or without `slots`

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the user asks for: one frozen configuration, checked before anything is compiled.
 
 Contract: `FarSkipConfig` holds every option as it was given, and refuses what is wrong by itself; `from_options` makes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make a manifest: by capturing a model once, or from the report of a compile.
 
 Contract: takes the model and what it was, or is to be, compiled with; gives a `Manifest`. The model is captured and not

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every error this package raises on purpose, all under `FarSkipError`, and its one kind of warnings.
 
 Contract: an error says where (layer, graph node, the user's source line if the graph knows it), why, and the way

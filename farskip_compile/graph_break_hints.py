@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Graph breaks with a known way out: each becomes an error that names it.
 
 In:    the text of Dynamo's reason, which holds the line at which it gave up (not those of its callers).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """JSON read strictly into dataclasses and written back; files that are replaced as a whole, and sealed.
 
 In:    parsed JSON and a dataclass; or a path and what to write there.

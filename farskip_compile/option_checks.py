@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What values the options may have: each on its own, and together.
 
 Contract: `check_options` refuses what is wrong with the options as they were given, by a `ConfigError` that names the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a graph of Dynamo to its FarSkip form: the passes on the Dynamo graph, checked and verified.
 
 Contract: `run` edits the graph in place and returns the report, which says what was read off the edited graph; or it

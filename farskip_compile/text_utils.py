@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbers and names in sentences, and text from outside that is safe to show.
 
 Contract: text only. `printable` is what all names pass through that others chose (kernels, files, models, nodes) before

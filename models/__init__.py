@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plain Mixture-of-Experts models and their hand-written FarSkip forms.
 
 Contract: neither the models nor the hand-written forms use the compiler: its results are compared with them. Start at

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Collectives that are launched now and waited for later, in backward as well; the order of backward; the streams.
 
 In:    a tensor that nothing else uses, and the participating ranks.

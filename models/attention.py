@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Causal self-attention: grouped-query (Qwen, Llama, Mixtral) and multi-head latent (DeepSeek).
 
 Contract: `partial(h, rope)` maps the normed stream [B, T, D] to the output of this rank's heads [B, T, D], *not*

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keys and values of the tokens seen so far, in memory of fixed size, for decode steps.
 
 In:    `KeyValueCache` gets the size of the model's keys and values, `begin` the shape of the ids of a call, and

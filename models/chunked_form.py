@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plain decoder with each exchange of tokens in chunks, by hand: what `pieces` under "none" is measured against.
 
 In:    a plain decoder under expert parallelism by all-to-all; its modules are used, not copied.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The architecture of a model (`ModelConfig`) and how it is spread over ranks (`ParallelConfig`).
 
 Contract: both are immutable, and an impossible combination is an error on construction, not later in a forward pass.

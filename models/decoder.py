@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plain decoder: token embedding, layers, final norm, language-model head.
 
 Contract: the residual stream is a plain sum. Every layer reads all of it, which is what the compiler changes:

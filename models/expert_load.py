@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How evenly the routers of a model spread their tokens over the experts.
 
 In:    a model and token ids.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The routed experts: many small SwiGLU feed-forwards whose weights are stacked in 3-D tensors.
 
 Contract: `forward(rows, expert_of_row, slots)` gives row i the output of expert `expert_of_row[i]`, wherever that

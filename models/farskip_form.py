@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The FarSkip form of a decoder, written by hand from the paper (arXiv 2511.11505): the oracle.
 
 Two streams go from layer to layer (a: attention, r: routed experts, s: shared experts):

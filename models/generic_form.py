@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The FarSkip form of any decoder, in eager mode: one oracle for all families and code bases.
 
 Contract: runs the model's own forward and adds the residual terms itself (`residual_tensor`): hooks show which

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which terms each sub-block leaves out, for the eager oracle: from the order and the kinds of the sub-blocks alone.
 
 Contract: `Run` is what was seen in one forward pass; `terms_to_leave_out` gives the labels of terms for each sub-block

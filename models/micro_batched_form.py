@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plain decoder on the batch in two halves, scheduled against each other by hand: what serving engines do.
 
 In:    a plain decoder under expert parallelism by all-to-all; its modules are used, not copied.

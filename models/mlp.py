@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The SwiGLU feed-forward of a dense layer or a shared expert.
 
 Contract: `partial(h)` is this rank's share of the output, not reduced over the tensor-parallel ranks; `forward` is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Mixture-of-Experts feed-forward: routed experts plus shared experts.
 
 Contract: `routed(h)` and `shared(h)` are this rank's shares of the two parts, not reduced over the tensor-parallel

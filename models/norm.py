@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two norms that decoders use before a sub-block.
 
 Contract: the output has the dtype of the input; statistics are computed in float32 at least.

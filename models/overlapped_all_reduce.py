@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One FarSkip layer under tensor parallelism, by hand: what runs while the all-reduces are in flight.
 
 In:    a decoder layer, its input streams and the tokens' positions; all ranks have the same tokens.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One FarSkip layer under expert parallelism, by hand: what runs while dispatch and combine are in flight.
 
 In:    a decoder layer, its input streams and the tokens' positions.

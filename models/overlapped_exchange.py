@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One layer's rows to their experts and back, in four steps with room for other work in between.
 
 In:    rows [R, D] and the expert of each, as for `farskip_compile.comm.dispatch`.

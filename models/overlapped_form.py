@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The FarSkip form of a decoder with communication overlapped by hand: what the compiled model is measured against.
 
 In:    a plain decoder; its modules are used, not copied.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tensor that records the terms of its sum: eager mode's view of the residual stream.
 
 Contract: `ResidualTensor` holds the value that the model computed and its expression. Adds and steps that keep a sum a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rotary positions: each pair of a head's channels is rotated by an angle that grows with the position.
 
 Contract: tables depend only on the length of the input, so that batch and sequence may be dynamic; or, in a call with a

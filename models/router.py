@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Routers: which experts each token uses, and with which weights.
 
 Contract: `router(h)` takes [T, D] and returns (experts [T, top_k], weights [T, top_k]). Scores are computed in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find the routed term of a sub-block whose experts are not a separate module: whatever depends on a selection.
 
 Contract: while the mode is active and `label` names a sub-block, tensors computed from the result of a top-k are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights that are the same on one rank and on many: drawn whole from a seed, then sharded.
 
 Contract: a module that holds a slice of a weight declares it in `self.shards` (parameter name -> shards).

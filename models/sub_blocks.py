@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sub-blocks of any decoder as an eager oracle sees them: modules, distinguished by behaviour.
 
 Contract: `find_sub_blocks` lists the modules that add to the residual stream; `kind_of` determines the kind of one by

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The borders of matrices sharded among ranks: what is gathered before them and reduced after them.
 
 In:    `gather_stream` gets the normed residual stream of this rank, `reduce_partial` this rank's share of a sub-block.

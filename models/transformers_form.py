@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The full FarSkip form of an unmodified `transformers` DeepSeek-V3, written by hand: a second oracle.
 
 Contract: uses the sub-modules of the given model, and adds in the order of transformers, so that results can be

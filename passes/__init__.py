@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The passes, installed as `farskip_compile.passes`; the folder stands at the top level for the reader.
 
 `PASSES` is the only place where passes and their order are written down; `driver` runs any part of it. A pass is a

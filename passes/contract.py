@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a pass is: its place, its function, what it takes and provides, and what it may change. Data only."""
 
 from __future__ import annotations

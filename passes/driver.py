@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run passes in the order of their table: timed, checked, logged and traced.
 
 In:    the table, a stage, and facts: what its first passes take.

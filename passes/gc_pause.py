@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pause the cyclic garbage collector while many objects are made and none of them is garbage.
 
 A full collection of a large process walks all of its objects, and takes as long as all passes together.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How results are compared: bit for bit, or relative to the largest entry."""
 
 from __future__ import annotations

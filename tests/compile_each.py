@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One model compiled with several options from one capture: Dynamo sees the same graph each time, and takes longest."""
 
 from __future__ import annotations

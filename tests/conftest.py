@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings of the whole suite: seeded, no deadline (a compile takes what it takes), fresh compiler state."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all processes of the tests do to spend less time on what no test is about."""
 
 from __future__ import annotations

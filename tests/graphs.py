@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """For tests of one behaviour each: small modules to put together, `dynamo` to capture them, `table_of`.
 
 Whole networks whose connectivity table is known by construction are in `farskip_compile.testing.strategies`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A process group of one real rank whose links use their buffers for as long as they may: from launch to wait.
 
 Contract: `late_link(size)` gives rank 0 of `size`; the others are imagined, and send what this rank sends. A launch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernels of one program as one file for the compiler: reading Inductor's headers takes longer than any kernel.
 
 In:    what `CppPythonBindingsCodeCache.load_async` is given: the text of one kernel with its bindings, and options.

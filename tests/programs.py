@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run the programs of a page as their commands say, without importing torch for each of them anew.
 
 In:    a command of a page, and the folder in which it is given.

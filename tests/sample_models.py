@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models for the command line's `package.module:callable`, good and bad."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The backend as users call it: names, options, shapes, modes, training, checkpoints, autocast."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`farskip_compile.comm`: rows reach their experts and come back, on one rank and on real ranks, eager and compiled."""
 
 from __future__ import annotations

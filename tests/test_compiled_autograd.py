@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`torch._dynamo.config.compiled_autograd`: the backend is called with backward graphs, too."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bad input: each mistake is a typed error with a place, a reason and a way out, and the model stays as it was."""
 
 from __future__ import annotations

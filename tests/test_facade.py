@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The package itself: nothing is loaded before it is used, and public names stay what they are."""
 
 from __future__ import annotations

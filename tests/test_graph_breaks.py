@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Graphs that hold a part of the model, and what cuts it: graph breaks, layers compiled alone, DDP's buckets."""
 
 from __future__ import annotations

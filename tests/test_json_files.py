@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """JSON into dataclasses and back; what does not fit is named; files are replaced as a whole."""
 
 from __future__ import annotations

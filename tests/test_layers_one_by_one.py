@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers that are compiled one by one: refused with the reason, whatever their attention; under `none` they run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers that are only prepared, and compiled by someone who gives no options: those of `regional` hold."""
 
 from __future__ import annotations

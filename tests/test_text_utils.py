@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Questions for names that are close to a known one, and what is said otherwise."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The three tiers of the tests: `make test` runs the quick one, `make test-all` two, `make test-deep` all three.
 
 Contract: data, and how it is read. `WHOLE` and `DEEP` are the only places that say which tests are left to

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parts of `benchmarks/distillation.py`: train small MoE models on real text, rewire them, heal them, compare.
 
 rows, architectures           what is run

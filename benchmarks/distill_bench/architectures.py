@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two models of the experiment: in the style of DeepSeek-V3, with shared experts, and of Qwen3-MoE, without.
 
 In:    a scale and a seed.

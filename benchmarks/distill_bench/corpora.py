@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """English text from what a machine has or can install, as documents.
 
 In:    the name of a corpus, and a folder for what is downloaded.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a row is judged by: loss, agreement with the teacher, where its routers send the tokens, and text to read.
 
 In:    a model with the weights of the row, its configuration, the teacher, and batches by source.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes docs/distillation.md: how near each row is to its teacher.
 
 Contract: everything comes from the file of results, so that `--table` rewrites it without running anything.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draws docs/distillation.png: how much of the KL damage is repaired, and what is left of the loss, over tokens.
 
 Contract: everything comes from the file of results. Points are teachers, lines go through their means.

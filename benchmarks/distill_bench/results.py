@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What came out of a row, and the file of all rows.
 
 Contract: plain data, to JSON and back. A kept result is used only for the same row at the same scale.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The experiment: its scales, and its rows. What each row starts from, learns from, and under which connectivity.
 
 In:    the name of a model, of a corpus, and a scale.

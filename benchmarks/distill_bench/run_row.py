@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows, from their start to their results on disk, several at a time, each in a process with one thread.
 
 In:    rows, a scale and the folder of the experiment.

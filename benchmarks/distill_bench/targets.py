@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What rows with equal labels have in common, and whether they show what the experiment was to show.
 
 In:    results of one model on one corpus, by label (`Results.of`).

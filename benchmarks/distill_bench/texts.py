@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text for small models as token ids: to train on, to choose weights by, and to judge rows by.
 
 In:    a folder, a scale and the name of a corpus.

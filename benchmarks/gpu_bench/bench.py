@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each part is given, and how steps are timed: interleaved, so that a slow moment slows all alike.
 
 In:    a device, sizes, where rows go; steps by name.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`farskip calibrate` on this device, among the ranks of a group of one: the profile that it writes.
 
 Links can't be measured on one device: they stay those of the shipped profile. The command needs typer and rich; where

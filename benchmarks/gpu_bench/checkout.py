@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lets `farskip_compile` be imported from this checkout, installed or not.
 
 In:    a checkout, and a Python that has torch.

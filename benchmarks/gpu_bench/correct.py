@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is compiled for the device, against the FarSkip form written by hand in eager mode: outputs and gradients.
 
 The group is a real one, of one rank. The form by hand knows nothing of the compiler, and has the same weights. Errors

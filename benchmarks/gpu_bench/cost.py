@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What our backend costs where it has nothing to hide: step time and peak memory against plain Inductor.
 
 Connectivity "none" changes nothing that is computed. Without a process group nothing is ordered; with a group of one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All that differs between a GPU and the CPU of a dry run.
 
 In:    the kind of device.

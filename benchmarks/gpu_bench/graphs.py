@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CUDA graphs (`mode="reduce-overhead"`) around collectives of a group of one rank: right, and how fast.
 
 Prefill of a small model, whose kernels are short, so that launches cost most. Replays write into the same memory, so

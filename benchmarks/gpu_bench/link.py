@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A process group of one real rank, whose links take the time that a model says; the other ranks are imagined.
 
 In:    a number of ranks, a device, and a `Wire` (None: exchanges take no time beyond a copy).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Steps over an emulated link: plain Inductor, its own overlap, and ours, by the ratio of communication to compute.
 
 In:    a phase.

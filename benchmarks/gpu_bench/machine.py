@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What runs here, and how fast: versions, the rates of a product and of a copy, and whether the emulated link keeps
 time."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The order of launches, waits and compute in generated programs, beside what our scheduler has reported.
 
 In:    the source of a program of Inductor's; a report of ours on the same graph.

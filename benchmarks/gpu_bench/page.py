@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page made of one run's file.
 
 Contract: everything comes from the file, so that `--table` rewrites it without measuring. A page of a dry run says in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one run has found: plain data, as JSON and back, and the times in it.
 
 In:    rows that the parts measured; or a file.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parts of a run, each a process with a limit of its own, so that one that hangs or crashes takes no other with it.
 
 In:    which parts, a budget in seconds, a folder for logs.

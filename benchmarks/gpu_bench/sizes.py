@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How large everything is that one run measures: for a GPU, and for a dry run.
 
 Contract: data. A dry run has the same parts, and takes the same way through each, with a model of one layer, fewer

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernels that keep a stream, and as many blocks as wanted, busy for so many nanoseconds by the GPU's own clock.
 
 In:    a kind of collective, nanoseconds, a number of blocks; the current stream of an NVIDIA GPU.

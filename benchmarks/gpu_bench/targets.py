@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run on a GPU is to show, and whether it does.
 
     cost       our backend with nothing to hide takes at most 1.01 times plain Inductor's step

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ways to compile that are compared, and one step of the compiled model.
 
 In:    a model, the name of a variant, a hardware profile that has the figures of the link.

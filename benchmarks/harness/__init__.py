@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real network on one machine, and processes on its hosts, for the benchmarks.
 
 Contract: `Network` is all that most readers need. Start at `network.py`; then `commands.py` (what is built, as data),

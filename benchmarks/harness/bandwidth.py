@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a network's links and gloo's collectives on it reach, against the rate that was set.
 
 Contract: `measure` runs on every rank and returns times; everything else is arithmetic. The *link rate* of an operation

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A network as data: rates and delays as text, and lists of iproute2 commands. Nothing is run here.
 
     host 0                    switch                    host 1        three network namespaces

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every error that the harness raises on purpose: what happened, why, and the way out."""
 
 from __future__ import annotations

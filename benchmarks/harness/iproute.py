@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run iproute2 commands, each with a timeout, and query the state.
 
 Contract: `execute` raises with the command and its error output; `attempt` never raises for a command that fails.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tear networks down, whatever happened to the process that owned them.
 
 Every network has an owner, which holds a lock on a file while it lives: the kernel releases it even on `kill -9`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Entry point of a rank's process: tie it to its parent, pin it, then become the program or call the function.
 
     python -P launch.py PARENT CORE exec COMMAND...        become COMMAND

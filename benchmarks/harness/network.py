@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A network of 2 to 4 hosts on this machine, with an enforced rate, and one process on each host.
 
     with Network(hosts=2, rate="400mbit") as network:

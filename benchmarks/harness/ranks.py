@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Start one process per rank, follow what they print, and return one result from each.
 
 Contract: `run_ranks` returns only when no process that it started is left, after the end of all ranks, a failure, a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parts of `benchmarks/overlap.py`: exposed communication and step time, ours against every baseline.
 
     cells       which cells and variants        settings    what is run in them

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sections of docs/benchmarks.md on what each pass, and each part of the scheduler's search, earns.
 
 Contract: from the files that `overlap.py --ablation` and `schedule_ablation.py` write; nothing where there is none.

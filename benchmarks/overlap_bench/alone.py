@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compute alone and communication alone; the rate at which the latter takes the wanted time, and the hardware profile.
 
 Compute: a process group that sends nothing and replays recorded results. While it records, a collective runs on all

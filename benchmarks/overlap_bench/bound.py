@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The least time that any schedule of a program needs, and the part of it that no schedule can hide.
 
 In:    a `Program` of `farskip_compile.passes.schedule.program`: the kernels of one compiled graph, with their costs.

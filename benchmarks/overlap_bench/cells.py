@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The grid of combinations of model, phase, routing, hosts and ratio, and the variants that are compared in each cell.
 
 Contract: `deepseek_v3/prefill/balanced/2/0.5` is model/phase/routing/hosts/ratio of communication to compute. Cells

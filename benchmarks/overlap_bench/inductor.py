@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Inductor: its own overlap scheduling, actually enabled, as a baseline; what its generated code shows of overlap.
 
 torch has two ways:

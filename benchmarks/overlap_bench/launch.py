@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs the ranks of one group of cells, and answers what they ask: to change the network, and to take results.
 
 Contract: `run_group` calls back with each cell as soon as it is finished; cells finished before a rank fails are kept.

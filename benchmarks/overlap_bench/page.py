@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes docs/benchmarks.md from the file of results, and from those of the ablations next to it, if any.
 
 Contract: everything on the page comes from the files, so that `--table` rewrites it without measuring; `plot.py` draws

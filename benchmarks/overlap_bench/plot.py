@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draws the results: for each phase, hidden communication and step time over the floor, by ratio and variant.
 
 Contract: drawn from the file of results alone. The floor is the larger of compute and communication. A mark is the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the profiler shows of one step: communication that nothing hid, forward and backward separately; peak memory.
 
 Contract: every rank makes the same calls. *Exposed* is that of `farskip_compile.profiling`. The backward pass begins

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each rank runs: one group of cells, that is one model and step at several ratios of communication to compute.
 
 Contract: `measure_group` is called on every rank with the same arguments except `rank`, in its own process. Rank 0 asks

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The figures of one cell, put together from what its ranks handed over; and the file of all cells.
 
 Contract: arithmetic only; a `Result` is plain data, to JSON and back. Times are seconds. The file is complete after

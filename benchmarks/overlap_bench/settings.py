@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is run in a cell: model sizes, tokens, and repetitions.
 
 Contract: plain data, the same for every rank. Widths keep the proportions of the real models where that matters for

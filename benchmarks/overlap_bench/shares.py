@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Of what layers with experts compute: the shares of attention, shared experts and routed experts, measured.
 
 Contract: times the parts of the plain model in eager mode, on a group that replays recorded exchanges; the shares add

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The step of each phase on fixed inputs, the variants that run it, and their timing and comparison.
 
 prefill    the forward pass of some sequences under no_grad

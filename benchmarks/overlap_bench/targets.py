@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What this benchmark is to show, whether a cell shows it, and by how much it misses.
 
 Under expert parallelism, with pieces="auto", on two hosts, models of real proportions:

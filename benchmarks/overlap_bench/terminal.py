@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the command prints for a cell, and the figures as text, also for the page.
 
 Contract: fits into 80 columns; a terminal of 112 shows more.

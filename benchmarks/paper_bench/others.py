@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What other systems published that overlap the exchanges of an unchanged model, and predictions for the same settings.
 
 In:    nothing, or plain data of an earlier run.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Predictions for published cells, as plain data.
 
 In:    a line of `published`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What AMD published, cell by cell: the setting, and the figures.
 
 Contract: data (arXiv 2511.11505 and its v3 abstract). `open_points` lists settings that the source leaves open. For a

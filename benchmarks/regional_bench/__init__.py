@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parts of `benchmarks/regional.py`: layers compiled one by one against the whole graph.
 
     compiled    seconds of cold and warm compiles       stepped     step times on a limited network, by overlap_bench

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Seconds of a compile, cold and warm: the whole graph, regional, and plain Inductor layer by layer.
 
 In:    phase, form, and number of layers, each with a process of its own per measurement.

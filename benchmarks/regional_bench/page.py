@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes docs/regional.md from the file of results.
 
 Contract: everything on the page comes from the file, so that `--table` rewrites it without measuring. A part that has

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The file of all parts: compiles, cells and memory, with the facts of the last run of each.
 
 Contract: plain data, to JSON and back; complete after every measurement, so that an interrupted run can go on

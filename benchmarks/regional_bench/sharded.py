@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Peak memory of a training step under FSDP2 with a shard group for each layer: ours against plain Inductor by layer.
 
 In:    forms, and whether layers are checkpointed.

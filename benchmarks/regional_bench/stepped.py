@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Step times and hidden communication on a limited network: the cells, and the loop that measures them.
 
 In:    phases, ratios and effort, as `overlap.py` takes them.

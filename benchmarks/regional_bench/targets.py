@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is to be shown of layers that are compiled one by one:
 
     a fifth       a cold compile of the deepest model takes at most a fifth of the whole graph's

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is swept, and the predictions: named lists of scenarios at full size, each predicted in its own process.
 
 Contract: a sweep has one axis; each of its points is a scenario, or several kinds of hardware for one. Nothing is

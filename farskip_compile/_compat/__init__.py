@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every private or semi-private PyTorch API that this package touches, and nothing else.
 
 Contract: other modules import these names from this folder only, so that a new PyTorch release is checked in one place.

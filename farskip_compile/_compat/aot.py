@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ATen graphs that AOTAutograd makes of a graph of Dynamo, without compiling it; a part of `_compat`.
 
 Checked by running on torch 2.13.0.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The functional collectives that the models and `comm` call; a part of `_compat`.
 
 Checked by running on torch 2.11.0, 2.13.0 and 2.15.0; presence and signatures by reading on 2.12 and 2.14.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The private PyTorch APIs behind the cost model; a part of `_compat`.
 
 Contract: sizes are read off expressions, never compared or converted as symbolic numbers: that would install guards.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The private Inductor APIs behind CUDA graphs; a part of `_compat`.
 
 With `graph_partition` Inductor captures each longest run of kernels that it can as a CUDA graph, and calls what is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Watching the operators that run eagerly.
 
 Contract: `OperatorMode` is a base class, within an object of which each operator passes `__torch_dispatch__`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fake tensors: the mode that they belong to, and sizes that data decides which a call has made."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What stands in for the real thing: tensors without data, ranks without others; a part of `_compat`."""
 
 from __future__ import annotations

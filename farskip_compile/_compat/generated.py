@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Let Inductor compile down to the order of its kernels, and build and run nothing; a part of `_compat`.
 
 Checked by running on torch 2.11.0, 2.13.0 and 2.15.0.

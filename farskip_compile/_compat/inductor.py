@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The private Inductor APIs behind scheduling; a part of `_compat`.
 
 Contract: other modules see Inductor's scheduler nodes ("kernels") only through these functions.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Inductor with something of ours around the compile of each graph; a part of `_compat`.
 
 A training graph comes in two: Inductor compiles the forward graph at once, inside the call of the backend, and the

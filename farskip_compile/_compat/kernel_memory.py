@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The private Inductor APIs behind the account of memory; a part of `_compat`.
 
 In:    Inductor's kernels after fusion, in any order that respects their dependences.

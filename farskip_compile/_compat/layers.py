@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How Dynamo treats layers that are compiled one by one; a part of `_compat`.
 
 Checked by running on torch 2.13.0.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Marks on the nodes of a graph: of ours, those that `_compat` reads, too, and of PyTorch, those that we read."""
 
 from __future__ import annotations

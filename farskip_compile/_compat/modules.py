@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The private parts of modules: what PyTorch keeps about them, their parameters, and their being compiled.
 
 Contract: for comparing a model, or a graph of it, with names and shapes that were written down; nothing is decided by

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What this package takes from PyTorch by names that no import shows: data only, and nothing of torch is imported.
 
 Contract: `_compat` reads these attributes of private objects, and these keys of configurations, and no others; a test

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which backend a compile is for, and what passes by the wrapper that `torch.compile(module)` returns.
 
 Contract: nothing is decided here, and nothing changes for modules whose watcher returns None. Checked by running on

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The private parts of registered operators, tensors, their storages and the nodes of autograd."""
 
 from __future__ import annotations

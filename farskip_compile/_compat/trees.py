@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trees of values: what PyTorch takes apart and puts together again; a part of `_compat`.
 
 Checked by running on torch 2.13.0.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measures the machine at hand, and makes a hardware profile of it.
 
     profile = calibrate()                                   # on every rank of an initialised process group, or on one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measures the collectives of one link: seconds by kind and size, and how much compute slows meanwhile.
 
 In:    ranks that share one link, message sizes, a budget.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What calibration found, and the profile made of it.
 
 In:    a profile whose figures were not measured, and what was measured.

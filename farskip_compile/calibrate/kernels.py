@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measures kernels: products by their shape, what is bound by memory by its bytes, and small fixed costs.
 
 In:    a stopwatch, a type, the grids, a budget.

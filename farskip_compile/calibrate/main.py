@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calibration: measures a machine on the ranks it runs on, and makes a hardware profile of it.
 
 Contract: collective over the group; every rank gets the same profile, rank 0's. All ranks measure at the same time, so

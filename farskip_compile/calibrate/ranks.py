@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ranks that calibrate together: who they are, how they agree, and how rank 0's findings reach the others.
 
 Contract: everything here is collective over the group: all its ranks call the same things in the same order. Without a

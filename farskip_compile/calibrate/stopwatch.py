@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is measured and how often, and the seconds of calls on one device.
 
 In:    a device, a budget in seconds; callables that work on tensors of the device.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What calibration found, on a terminal.
 
 Contract: a renderable for a `rich` console of any width from 80 columns on, understandable without colours. Of grids

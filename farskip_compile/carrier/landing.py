@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The operator `farskip::land_if_recomputed`: waits for what a graph returns in flight, where nobody else will.
 
 Contract: `torch.utils.checkpoint` runs a layer's forward again during the backward pass, and drops what it returns. A

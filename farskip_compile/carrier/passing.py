@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Around a compiled part of a model: what it returns in parts becomes a carrier.
 
 Contract: `carrying` is given what the inner backend made of a graph that `boundary.depart` has cut. What comes out is

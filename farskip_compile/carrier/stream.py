@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The residual stream between two layers that are compiled one by one: its parts, and how they make the whole.
 
 Contract: a `Carrier` stands where a tensor of the model's would. The next layer takes its parts, some of them still in

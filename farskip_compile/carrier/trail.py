@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which parts of a model have run, in their order: from it the table of the whole model is put together.
 
 Contract: kept for each thread between `begin` and `end`, around one call of a model; what is recomputed for a backward

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A causal model and batches of tokens, on one rank or several: how it is asked, and what its answers are worth.
 
 batches       what a batch is, a stream of them with a position, how a model is called with one

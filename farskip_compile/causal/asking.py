@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a model is asked about a batch so that its logits are never whole.
 
 In:    a model and its output head (`head`), if there is one that can be run by itself; layers whose stream is wanted.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a batch is, how a stream of them is traversed, and how a causal model is called with one.
 
 In:    an iterable of batches: token ids [B, T], or a mapping with `input_ids` and, if given, `attention_mask` and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far the student is from its teacher on batches that it is not trained on.
 
 In:    the student as a function of a batch, held-out batches, and the teacher.

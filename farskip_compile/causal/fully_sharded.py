@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models whose parameters are sharded by `fully_shard` (FSDP2): one shard on each rank, whole only while they are used.
 
 In:    a model that may have such units; each of them is sharded over all ranks of the default process group.

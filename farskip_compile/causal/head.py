@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The output head of a causal model: the module that turns hidden states into logits, found by dataflow.
 
 In:    a model, and a few tokens to run it on, once, eagerly.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which model it is: a hash of all that decides its logits.
 
 In:    a module, before its first training step.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far a student is from its teacher, or from the text.
 
 In:    what a student and its teacher said: logits [B, T, V], hidden states from which logits can be computed, or of a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training on several ranks: who has what, and how gradients are combined.
 
 In:    a model on each rank of the default process group, each with data of its own; parameters are either the same on

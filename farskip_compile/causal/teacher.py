@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The teacher: what the original model says about a batch.
 
 In:    the model, before its first training step.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensors on disk: files of safetensors, with a seal that is kept elsewhere.
 
 In:    tensors by name, of any device, or the local parts of DTensors; or a file and its seal.

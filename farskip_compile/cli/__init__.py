@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line, one file a command: `farskip explain MODEL`, `farskip demo`, ...
 
 Contract: exit status 0 if all went well, 1 if a model was refused or a check failed, 2 for wrong usage. Errors of this

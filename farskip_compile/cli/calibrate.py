@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command `farskip calibrate FILE`: measure this machine, and write its hardware profile.
 
 Contract: under torchrun all ranks measure together and rank 0 writes and prints; alone, one process measures compute.

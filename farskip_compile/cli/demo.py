@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command `farskip demo`: rewire models on two ranks of this machine, check them, and write a report.
 
 Contract: exit status 0 if every check passed, 1 if one failed, 2 if the report can't be written. With `--json`, what

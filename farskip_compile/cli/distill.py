@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command `farskip distill CONFIG`: heal a model under another connectivity, on text.
 
 Contract: exit status 0 if there is a checkpoint, 1 if the model was refused or training could not go on, 2 for wrong

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command `farskip evaluate ORIGINAL HEALED --tasks ...`: what healing left of a model's scores, by lm-eval.
 
 Contract: exit status 0 if no metric dropped by more than its limit, 1 if one did or a model did not run as its

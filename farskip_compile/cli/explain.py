@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command `farskip explain MODEL`: what the backend finds in a model, and what it would change.
 
 Contract: the model is captured, not run. Exit status 0 if it would be rewired, 1 if it is refused, 2 for wrong usage.

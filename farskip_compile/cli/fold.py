@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command `farskip fold CHECKPOINT --data TEXT --out FOLDER`: repair a rewired model in closed form.
 
 Contract: exit status 0 if there is a checkpoint, 1 if the model was refused, 2 for wrong usage. A fold that was

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command `farskip heal CHECKPOINT --data TEXT... --out FOLDER`: from a checkpoint to a healed one.
 
 Contract: exit status 0 if there is a healed checkpoint, 1 if the model was refused, training could not go on, or the

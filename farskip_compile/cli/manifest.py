@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command `farskip manifest MODEL`: write down which FarSkip form of a model a checkpoint is for.
 
 Contract: the model is captured, not run. Exit status 0 if there is a manifest, 1 if the model was refused, 2 for wrong

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What commands that take a MODEL have in common: the model itself, `--connectivity` and `--layers`.
 
 Contract: wrong usage ends the command with status 2, what the user's own code raises with status 1; both as a short

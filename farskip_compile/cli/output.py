@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all commands share: `--json`, errors as a short panel, exit statuses.
 
 Contract: a command gives its result to `show`; with `--json`, stdout holds one JSON document and nothing else. All is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command `farskip overlap TRACE...`: how much communication a profile shows, and how much of it is exposed.
 
 Contract: exit status 0 if there is a report, 1 if no trace holds a collective, 2 if a file is not a usable trace or the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command `farskip simulate MODEL --device PROFILE`: what FarSkip will bring, without the hardware.
 
 Contract: exit status 0 if there is a prediction, 1 if the model was refused, 2 for wrong usage. With `--json`, stdout

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The console that every command prints on.
 
 Contract: what is given as a string is text, whatever is in it: no markup of Rich (`[/x]` in the name of a kernel or a

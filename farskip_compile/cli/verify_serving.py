@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command `farskip verify-serving CHECKPOINT`: does vLLM answer as transformers does, in the wiring asked for?
 
 Contract: exit status 0 if it does, 1 if it does not or does not start, 2 for wrong usage. With `--json`, stdout holds

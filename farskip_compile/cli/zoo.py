@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command `farskip zoo [FAMILY...]`: how this package handles every MoE model of the installed transformers.
 
 Contract: exit status 0 if no family is wrong or unchecked and, with `--against`, none that worked before stopped

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What operators and collectives cost, estimated without running anything.
 
 Contract: pure functions of a graph and a hardware profile. Nothing is run, measured or sent, so all ranks that use one

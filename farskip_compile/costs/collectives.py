@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a launch of a collective moves, how long that takes, and how a link is fitted to measured times.
 
 In:    a call of a functional collective in an ATen graph, with fake values in `meta["val"]`; a hardware profile.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measured rates by size: what refines the scalar efficiencies of a profile, where somebody has measured.
 
 In:    a grid of sizes and the rate measured at each point; then a size.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The profile of the device that a graph is for.
 
 In:    a graph with fake values. The device need not be there: on a machine without it a plan can be asked for, too.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cost model as the scheduler asks for it: seconds of graph nodes, of launches and of Inductor's kernels.
 
 Contract: like everything in this package, a function of the graph, the profile and the options alone.

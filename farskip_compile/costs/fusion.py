@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which bytes remain once Inductor has fused pointwise operators and reductions, and which memory is new.
 
 In:    a node of an ATen graph; for new memory, the graph in the order of its nodes.

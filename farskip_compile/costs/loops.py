@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What pointwise operators, reductions and the kernels fused from them do, besides the bytes they move.
 
 In:    a node of an ATen graph; for a kernel, the nodes of each loop that was fused into it.

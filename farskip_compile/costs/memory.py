@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many bytes fake tensors stand for, and which of them an operator moves.
 
 In:    fake tensors; nodes of an ATen graph.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one operator computes, reads and writes, and how long that takes: the roofline model.
 
 In:    a node of an ATen graph, forward or backward, with fake values in `meta["val"]`.

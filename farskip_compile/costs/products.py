@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many floating-point operations a product takes, by torch's own formulas, and its sizes.
 
 In:    a node of an ATen graph with fake values in `meta["val"]`.

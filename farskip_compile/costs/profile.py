@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The figures of one kind of hardware, how they are read from and written to JSON, and which of them fit a device.
 
 In:    a JSON file, figures that somebody measured, or the name of a profile that comes with the package.

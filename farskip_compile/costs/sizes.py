@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbers for symbolic sizes, good enough to estimate costs with.
 
 In:    an ATen graph, forward or backward.

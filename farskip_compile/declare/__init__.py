@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a user knows of an operator or a module and no graph shows: that it is an attention, a mixer, routed experts.
 
 Contract: `declare_op` notes a fact about an operator of this process, before anything is compiled; `all_declared` gives

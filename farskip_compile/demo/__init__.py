@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`farskip demo`: rewire models, compare them with hand-written FarSkip forms, and show what overlaps.
 
 Contract: `run_demo` needs no GPU and no network. It starts two gloo ranks on this machine, then checks an unmodified

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Start the demo's ranks on this machine through torchrun's launcher, and follow what they do.
 
 Contract: `run_on_ranks` calls `done` with each case as soon as all ranks have finished it. If a rank fails, the cases

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo's overlap part: one model, compiled in three ways, recorded on every rank and compared.
 
 Contract: `run_overlap` is called on every rank of a group with the same case. It compiles one model by plain Inductor

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each rank of the demo runs: MoE models with their experts spread over the ranks, compiled and compared with
 their hand-written FarSkip forms: the same weights, the same tokens.
 

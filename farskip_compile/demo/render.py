@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo on the terminal and as one HTML page: what was rewired in each case, and how it compares with the oracle.
 
 Contract: takes the records of a demo, draws nothing that is not in them. Text for rich is readable at 80 columns. The

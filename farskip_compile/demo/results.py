@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the demo found out: plain records, made by the ranks and by the parent, shown by the renderers.
 
 Contract: a check compares the compiled model with its hand-written FarSkip form, and with its own plain wiring. It

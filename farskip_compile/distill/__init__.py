@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Heal a rewired model by self-distillation (FCSD, arXiv 2511.11505, sections 2.2 and 3.1).
 
     config        the options

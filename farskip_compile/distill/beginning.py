@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run does before its first step, once: the fold, and trials of learning rates.
 
 In:    a run that has not taken a step, and was evaluated; its data can be started anew.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The best weights of a run, and when to give it up (arXiv 2511.11505, section 5.1: late collapse is known).
 
 Contract: keeps copies of trained parameters on the CPU, of the evaluation with the least score, for `restore`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The healed model on disk.
 
 In:    a healed model and its manifest.

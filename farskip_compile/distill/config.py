@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The options of a self-distillation: one frozen configuration, checked before anything runs.
 
 Contract: `DistillConfig` holds every option; a wrong value is a `ConfigError` that names it. `digest` covers what

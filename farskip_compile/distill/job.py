@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A distillation as a file, which `farskip distill CONFIG` reads.
 
 In:    a TOML file.

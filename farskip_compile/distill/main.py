@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`self_distill`: a trained model learns to be itself under another connectivity (FCSD, arXiv 2511.11505, section 2.2).
 
 In:    a causal model with trained weights, batches of token ids, a configuration.

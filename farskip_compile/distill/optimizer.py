@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AdamW as a run uses it: its parameters, the learning rate of each step, and what depends on the size of a step.
 
 In:    a model, a configuration, the number of target tokens of a step.

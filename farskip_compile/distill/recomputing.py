@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gradient checkpointing of a model of transformers, for the duration of a run.
 
 In:    a model with transformers' method for it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run reports while it goes on: JSON lines, a progress bar, TensorBoard.
 
 In:    a dictionary of numbers for each reported step.

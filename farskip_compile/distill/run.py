@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run: the student, its teacher and its optimizer, taken from step to step.
 
 In:    a model that can be rewired as asked, data, and a configuration.

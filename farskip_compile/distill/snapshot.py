@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tensors of a run that change, taken out of it and put back.
 
 In:    a model that is trained, its optimizer and its best weights; or a state that was read from disk.

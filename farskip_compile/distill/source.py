@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A checkpoint as a causal model that can be captured, and its tokenizer.
 
 Contract: from local folders, or a MODEL as `farskip explain` takes it; what is missing is a `ConfigError`.

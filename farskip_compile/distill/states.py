@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The state of a run on disk, from which a later run continues to the same result.
 
 In:    everything that changes during a run: tensors by name, and numbers (`Progress`).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The student's residual stream held to the teacher's: a further part of the loss, on request.
 
 In:    a model; what student and teacher left behind each of its layers for a batch (`asking`).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The student: the model that is trained, in its FarSkip form.
 
 In:    a model as written, and a configuration.

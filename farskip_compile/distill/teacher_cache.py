@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A teacher on disk: what the original model said about each sequence, written before the first training step.
 
 In:    a folder; whose logits they are; all batches that it will be asked about, once, and the original.

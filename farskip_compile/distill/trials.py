@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A learning rate by trial: short runs with different rates, from the same start.
 
 In:    a run that has not taken a step.

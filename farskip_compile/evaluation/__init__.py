@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluation by lm-eval: a checkpoint in the wiring that its manifest describes, and beside the original.
 
     found       the manifest of a checkpoint, if it has one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m farskip_compile.evaluation ...`: the command `lm_eval ...`, where `--model farskip` is known.
 
 lm-eval finds models of other packages by their entry point (`lm_eval.models`) from the release after 0.4.13 on. Until

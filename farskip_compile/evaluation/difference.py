@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two results of lm-eval, of the original and of the healed model, as differences with their errors.
 
 In:    both results, with the samples that lm-eval logs; how each metric sums samples up; limits.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """That a model ran rewired, and in no other way.
 
 In:    a model that is compiled in place, the manifest, and the reports of its graphs as they are compiled.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manifest of a checkpoint, wherever it came from.
 
 Contract: of a local folder `farskip.json`, else what its `config.json` holds; of a checkpoint of the Hub, or of a model

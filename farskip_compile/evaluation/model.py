@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """lm-eval's model `farskip`: a checkpoint in the wiring that its manifest describes.
 
 In:    a checkpoint with a manifest, or a model of transformers in memory; lm-eval's arguments of its model `hf`.

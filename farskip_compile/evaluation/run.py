@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two checkpoints on the same tasks of lm-eval.
 
 In:    an original, a healed checkpoint, names of tasks, settings.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A comparison as a table: a line for each metric, under the name of its task.
 
 Contract: fits 80 columns. The verdict is there if there is a limit: `ok`, `FAIL`, or either with a question mark where

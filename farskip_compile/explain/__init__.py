@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What would `torch.compile(model, backend="farskip")` do to this model? Ask without compiling or running it.
 
 Contract: `explain` captures the model once, as `torch.compile(fullgraph=True)` does, rewires the captured graph, and

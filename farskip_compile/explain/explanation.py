@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `explain` finds in a model: plain records.
 
 Contract: an `Explanation` holds the report of one capture, or a `Refusal` that says why there is none. Nothing here

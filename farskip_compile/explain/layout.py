@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a connectivity table is laid out for a reader, whatever it is drawn with: text, picture or page.
 
 Contract: takes a `Table`, gives plain data; draws nothing.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What may be computed while a term is in flight: the reason for rewiring at all.
 
 Contract: looks at the table only. A term's communication (dispatch, combine, all-reduce) can run beside every term

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HTML pages and drawings from the templates of this folder; connectivity tables as vector drawings for them.
 
 Contract: `render` fills a template and escapes every value that is not markup itself, control characters too. What

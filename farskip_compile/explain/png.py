@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A connectivity table as a picture.
 
 Contract: `draw` writes one picture of the whole table, readable from one layer to about a hundred. Up to `MOST_NAMED`

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A connectivity table in a terminal.
 
 Contract: gives renderables for a `rich` console of any width from 80 columns on, understandable without colours, and

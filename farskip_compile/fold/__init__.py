@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Repair most of what rewiring damages without any training: the fold.
 
 A sub-block that leaves out terms reads another value than before. The best linear guess of what it read before, from

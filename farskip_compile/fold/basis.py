@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A change of basis that floating point computes exactly: a permutation, with signs and powers of two.
 
 Contract: `Basis` changes values along one axis (`value @ M`) and parameters along one (`weight @ M.T`), by copies; both

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Held-out KL from the original, at any point of a fold.
 
 In:    twins, held-out batches; the original's logits for them are asked for once, before anything is changed, and of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Experiments: what a node would be if other values were different.
 
 In:    a graph and one batch, run through it step by step.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`fold`: closed-form repair of a rewired model, sub-block by sub-block.
 
 In:    a causal model with trained weights, the connectivity that it is to have, a few batches of token ids.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A matrix multiplied into a parameter along one axis, in place.
 
 In:    a parameter, or a distributed one; the axis that meets the features of a value; a matrix [H, H].

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a fold did: plain data.
 
 Contract: names and numbers; to JSON for `--json`, manifests and states.

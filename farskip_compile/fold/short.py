@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """By how much the stream of the rewired model is short of the original's: a sum over the terms so far.
 
 In:    the tables of both graphs, and tapes of both for each batch.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a fold can change weights: what changed rows read, and what they add.
 
 In:    twins, and what their placeholders are for one batch.

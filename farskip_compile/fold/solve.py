@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The matrix of a fold: what a value was, from what it is.
 
 In:    pairs of rows, [tokens, H] as the rewired model has them and as the original has them, in batches, on all ranks.

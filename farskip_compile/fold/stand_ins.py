@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parameters of a model, and plain stand-ins for those that are distributed tensors.
 
 In:    a model whose parameters are plain tensors, or parts of distributed ones (FSDP2, tensor parallelism by DTensor).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fold on disk, from which a later one continues to the same result.
 
 In:    what the fold is of (plain data), and each read when it is done: its record, and the parameters if it was

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One batch on its way through a graph, node by node.
 
 In:    a graph module, and the values of its placeholders.

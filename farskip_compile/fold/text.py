@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fold as a table for the terminal.
 
 Contract: from a `Folded` alone; a line for each value that is read and each term that is added, and below it what was

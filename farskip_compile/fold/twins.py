@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The graph of a model as it is written, the rewired one, and what a batch gives to both.
 
 In:    a model, and the configuration that it is to be rewired with.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which parameters write a term linearly: found by experiment, for any operator.
 
 In:    a graph, what its nodes are for one batch, the node that holds a term.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model that is to run rewired does not run in its original wiring without a word.
 
 compilers     is a backend ours, and is this code being traced for it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Transformers' Auto classes load guarded checkpoints, as models that run rewired or not at all.
 
 Contract: `register_model_types` makes the types `farskip_*` known to transformers, through its own registries; it is

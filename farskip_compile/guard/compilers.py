@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which backends are this package's.
 
 Contract: by the object that Dynamo calls, so that code which another backend traces, `torch.export` included, is not

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model whose forward runs rewired or not at all.
 
 Contract: `guard` gives the model, and each model of transformers in it, a forward that does what it did if Dynamo

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`generate(compile_config=CompileConfig(backend="farskip"))` does not generate with half of a rewired model.
 
 transformers compiles decode steps only with that configuration, and none at all where `disable_compile` is set (by

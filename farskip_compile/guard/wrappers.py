@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `torch.compile(model, backend="farskip")` hands to the model in it does not run that model unnoticed.
 
 The wrapper that `torch.compile` returns has the attributes of the model in it, so that `generate` is the model's own,

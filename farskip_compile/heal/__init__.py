@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a checkpoint to a healed one, in steps that are kept on disk.
 
     settings   what is asked for; `recipes`: as options of `self_distill`

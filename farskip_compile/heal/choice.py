@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The damage by row, and which rows to rewire.
 
 In:    the model and held-out text by which weights are chosen; settings; for `budget` and `free` a hardware profile,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a healing will take: tokens, hours, memory and disk, before it begins.
 
 In:    material, settings, and the steps of training.

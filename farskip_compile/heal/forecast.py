@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What rewiring brings to the checkpoint, on hardware that is not here.
 
 In:    settings with a hardware profile.

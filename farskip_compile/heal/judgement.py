@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Original, rewired, folded and healed, on text that nothing was chosen by.
 
 In:    the original checkpoint; the folder of a healing that is done; the half of the held-out text that judges.

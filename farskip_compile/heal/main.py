@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`farskip heal`: from a checkpoint to a healed one.
 
 In:    `Settings`; functions that show what is found, and ask whether to go on.

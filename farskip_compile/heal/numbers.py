@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures in words: times, bytes, counts.
 
 Contract: text of a number, and nothing else.

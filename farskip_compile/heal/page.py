@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The result of a healing on one page: in a terminal of 80 columns, in Markdown, and as JSON.
 
 In:    what the steps found, as `main` has put it together: plain data.

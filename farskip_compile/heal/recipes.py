@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recipes: what `self_distill` is called with.
 
 In:    `Settings`, the number of targets in the training text, and the rows that are rewired.

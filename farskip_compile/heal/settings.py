@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `farskip heal` is asked for: one frozen record, checked before anything is read.
 
 In:    options as the command has them.

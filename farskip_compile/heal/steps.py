@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The steps of a healing on disk: what each found, and what it was found for.
 
 In:    a folder; for each step its name, what it depends on (plain data), and a function that does it.

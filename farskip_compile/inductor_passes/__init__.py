@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The passes that Inductor runs for us: on the post-grad graph, and on its kernels before and after fusion.
 
 Contract: configuration is bound at construction; equal passes make equal schedules on every rank; all are part of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is cut before differentiation: the batch in parts, exchanges without drops in pieces.
 
 In:    the module of a Dynamo graph, rewired or not; the plan.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """With CUDA graphs: no collective is in flight where one of them begins or ends.
 
 In:    the kernels of a graph in their final order, inside the compile whose options have `cuda_graphs.LEFT_OUT`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The operators `farskip::to_host` and `farskip::on_host`: numbers on their way from a device to the host.
 
 In:    `to_host(Tensor numbers) -> Tensor`: numbers on a device. `on_host(Tensor copy, Tensor[] held) -> Tensor`: what

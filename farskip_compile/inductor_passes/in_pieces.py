@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exchanges in pieces: how many, cut, verified, and what stays whole said.
 
 In:    a post-grad graph; the number of pieces that the user asked for, or "auto".

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is a launch and a wait besides PyTorch's own collectives is marked, before anything else is done to a graph.
 
 In:    a post-grad graph; the plan, with what was declared about operators.

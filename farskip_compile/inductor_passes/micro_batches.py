@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The batch in parts: cut before differentiation, verified; refused, or said, where it can't be.
 
 In:    the module of a Dynamo graph, rewired or not; in how many parts.

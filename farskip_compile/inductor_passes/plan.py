@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a graph is scheduled: what all ranks know alike before they compile it.
 
 In:    the configuration; a graph from Dynamo, for its device; of a part of a model, what it is run among.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The operator `farskip::wait_for(Tensor result, Tensor[] held, str operator) -> Tensor`: a wait of the user's own.
 
 In:    what a launch has returned, what it reads and makes besides, and the name of the operator that waits for it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exchanges without drops in pieces: how many, cut before differentiation, verified, and what stays whole said.
 
 In:    the module of a Dynamo graph, rewired or not; what was asked for.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Manifests: which FarSkip form a checkpoint was trained in, written beside it, and held against what is compiled.
 
 FarSkip keeps names and shapes of all parameters, so that the weights of a FarSkip model load into the plain model

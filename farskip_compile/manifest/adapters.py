@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parameters of a model that adapters (LoRA) were put around, by the names that they had without.
 
 In:    names of parameters of a graph, and those of a manifest.

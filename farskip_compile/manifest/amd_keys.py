@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AMD's FarSkip keys in a Hugging Face configuration, as Instella-MoE has them, read as a manifest.
 
 Contract: `from_amd_keys` takes a configuration and gives a manifest that says connectivity and layers, for there is no

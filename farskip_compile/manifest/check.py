@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hold a graph against the manifest of the checkpoint that it is compiled for.
 
 In:    a manifest, the table of the graph as written, the graph's parameters; later the table that was asked for.

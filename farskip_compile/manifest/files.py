@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Manifests on disk: a file of their own, one beside a checkpoint, or a key of a Hugging Face `config.json`.
 
 Contract: a path is one of three things.

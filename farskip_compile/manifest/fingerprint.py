@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fingerprint of a model: names and shapes of its parameters.
 
 Contract: `Fingerprint` keeps every name, so that a mismatch can name the first wrong parameter, and it keeps apart the

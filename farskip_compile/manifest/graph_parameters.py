@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which parameters a Dynamo graph shows, and which of them the sub-blocks of the residual stack use.
 
 In:    a graph as a `Reading`.

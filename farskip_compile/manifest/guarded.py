@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A `config.json` that no loader takes for the one of the original model.
 
 Contract: text in, text out. `guarded` gives the model a type of its own, so that a loader which knows nothing of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """JSON as text: written readably, and edited in place without touching what stands around.
 
 Contract: `compact` writes what fits on one line on one line, and no character that a terminal would obey. `with_key`

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of parameters in a few lines: `layers.{0-60}.norm.weight` stands for 61 of them.
 
 Contract: `grouped` takes names with shapes and gives patterns with shapes; `expanded` gives the names back, all of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a manifest says: the connectivity that a checkpoint was trained in, and the model that this means.
 
 Contract: an immutable record, and its JSON form. `from_json` accepts what `to_json` gave and nothing else: an unknown

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Convert only what pays: which rows of a model to rewire (arXiv 2511.11505, section 5.1, converts the last layers).
 
     damage     what each row does to held-out text when it is rewired alone: one capture, many connectivities

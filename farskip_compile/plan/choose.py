@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which rows to rewire: as much communication hidden, by estimate, for as little damage as possible.
 
 In:    the damage of each row alone, and what a set of rows leaves exposed: a function that estimates it, or the model

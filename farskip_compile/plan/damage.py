@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The damage: what it costs to rewire each sub-block alone.
 
 In:    a causal model with trained weights, held-out batches, and the connectivity whose rows are candidates.

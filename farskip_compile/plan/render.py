@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The front as a table in the terminal, and as a picture.
 
 Contract: from a `Front` alone, and what was measured of its sets, if anything was. The table has a line for each set:

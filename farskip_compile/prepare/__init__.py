@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`prepare(model)`: what a model needs before `torch.compile` can capture it as one graph.
 
 Contract: an unmodified model of `transformers` or any other module comes in; it is changed in place, and a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PEFT's adapters on experts: their weights are added without registering a parametrization in each call.
 
 Contract: a model comes in, changes go out. PEFT adapts a stacked weight (`target_parameters`) by a wrapper, which in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two things that transformers does by itself and that get in the way: hooks that record outputs, and compiling decode.
 
 Contract: a model comes in, the changes go out.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does Dynamo take a module as one graph? Asked of a copy, on its own.
 
 Contract: a module and arguments of a call come in; None goes out if it is one graph, or what is in the way, with its

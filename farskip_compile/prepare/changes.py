@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `prepare` did, and the way back.
 
 Contract: plain records. A `Change` says what was set, from what to what, and why; a `Preparation` is all of them, in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tests in Python source that ask how large a selection of tokens is.
 
 Contract: the expression of an `if` in a loop comes in; out goes its value for a small selection (an empty one, or one

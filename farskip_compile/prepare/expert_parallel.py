@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Expert parallelism of transformers, in a form that torch.compile captures whole.
 
     register_expert_parallel()

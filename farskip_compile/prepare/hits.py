@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loops over the experts that were hit, in Python source.
 
 Contract: `lists_hits` says whether an expression lists what occurs in data, which no graph knows the length of;

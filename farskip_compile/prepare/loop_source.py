@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loops over experts that depend on data, in the source of a method, and the same method without them.
 
 Contract: a function comes in; out go the sites in its loops that a graph can't hold (`read`), and functions compiled

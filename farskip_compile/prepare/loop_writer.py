@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finds what depends on data in the loops of a syntax tree, and writes it otherwise.
 
 Contract: the tree of a function comes in, a rewritten copy goes out (`Writer.rewrite`); what was found is in `found`

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Experts that capture, in place of a loop over the experts that were hit, whose length depends on data.
 
 Contract: a model comes in, changes and notes go out. No model is known by name.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`prepare`: the steps in their order. See the package for the contract."""
 
 from __future__ import annotations

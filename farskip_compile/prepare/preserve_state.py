@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Call a model to see what it returns, or for what it makes in its first call, and leave it as it was.
 
 Contract: within `state_kept`, random numbers may be drawn, buffers written and modes switched; afterwards they are what

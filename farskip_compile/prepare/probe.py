@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Are two ways to compute a module's experts the same function? Decided by running both.
 
 Contract: an experts module with the interface forward(hidden_states, top_k_index, top_k_weights) and stacked weights

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Inputs on which two ways to compute a module are compared, and copies of it to run them on.
 
 Contract: a model comes in, `Call`s of its parts go out: arguments that a part accepts, in many variations. What is run

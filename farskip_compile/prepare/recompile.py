@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A function once more, from another syntax tree.
 
 Contract: a function and a tree of its source come in, a function goes out that is what Python would have made of the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loops over experts in modules of any kind, without what in them depends on data.
 
 Contract: a model comes in, changes go out, and what stays, with the reason. A loop is rewritten in the source of its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Do two copies of a module compute the same, to the last bit? Decided by running both.
 
 Contract: two modules that share parameters, and calls for them, come in; None goes out if they agree, or the reason why

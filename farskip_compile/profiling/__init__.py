@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a profile shows: communication, how much of it was exposed, and what hid the rest.
 
     report = record(step, path="trace{rank}.json")              # on every rank; this rank's report

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads a Chrome trace file: JSON, or JSON in gzip, as `torch.profiler` exports it.
 
 Contract: gives the document as a dictionary whose `traceEvents` is a list, or raises a `TraceError` that names the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The events of a Chrome trace of `torch.profiler`, as a `Trace`.
 
 In:    a document that `chrome.load` gave.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a profile holds, and what is reported about it, as data.
 
 Contract: nothing is judged here: `read.py` fills a `Trace`, `measure.py` and `estimated.py` make the reports. Times are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A database of SQLite that others may have written: the rows of its plain tables.
 
 In:    the path of a file, and the tables and columns that are asked for.

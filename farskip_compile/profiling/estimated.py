@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The scheduler's estimates next to what the trace shows, for each compiled graph and in total.
 
 In:    traces that hold the schedules of the process that was profiled (`record` writes them into the trace), each with

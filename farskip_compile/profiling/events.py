@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a profiler event on the host is, by its category and name; `gpu_names.py` answers for work on a GPU.
 
 Contract: pure questions about names; no trace is walked here. The names are those observed from `torch.profiler` on

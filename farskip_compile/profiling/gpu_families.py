@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernels that communicate, by the names that their projects give them: data, and nothing else.
 
 In:    nothing.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What work on a GPU is, by its name; and which collective a launch is, by the name of what launched it.
 
 In:    names of kernels and copies, as CUPTI, roctracer or Nsight Systems report them; names of operators, of titles of

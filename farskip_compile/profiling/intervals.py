@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sets of time intervals, and how they are drawn with as few shapes as a picture has room for.
 
 Contract: an interval is `(start, end)` in whole nanoseconds, half open, `start <= end`. A *union* is a list of

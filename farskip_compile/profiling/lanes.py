@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One thread or stream: nested, overlapping events cut into stretches that each belong to one event, and its launches.
 
 In:    the events of one lane, `(start, end, name)` in nanoseconds; collectives as the trace shows them, the operators

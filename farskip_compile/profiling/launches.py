@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which collective a kernel or a copy belongs to: what the launching side says.
 
 In:    GPU work with the ids that tie it to its launch; the operators, titles and ranges of the host's threads.

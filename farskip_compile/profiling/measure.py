@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The overlap report: exposed and hidden communication by rank, collective, kind and layer, and what hid it.
 
 In:    the traces of one or several ranks.

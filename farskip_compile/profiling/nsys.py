@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads a profile of Nsight Systems: the database that `nsys export --type sqlite` writes.
 
 In:    the path of the database.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The overlap report as one HTML page: a timeline, and its numbers as tables.
 
 In:    an `OverlapReport`; for a timeline alone also a `Trace` to report on.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long each collective waited for the last rank to join it.
 
 In:    the traces of several ranks.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The events of one rank, sorted in by whoever reads a profile, and the `Trace` made of them.
 
 In:    operators, ranges, works of collectives, kernels and copies, in any order; times in nanoseconds since the epoch,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads profiles: a Chrome trace file, an export of Nsight Systems, or a `torch.profiler` object.
 
 In:    the path of a trace that `torch.profiler` exported (`.json`, `.json.gz`) or of a database that Nsight Systems did

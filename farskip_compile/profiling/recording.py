@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes Chrome traces: of a callable on the current rank, and of several ranks in one file.
 
 Contract: `record` runs the callable `warmup` times, and once under the profiler, with the settings that the overlap

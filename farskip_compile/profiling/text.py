@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The overlap report on a terminal.
 
 Contract: gives a renderable for a `rich` console of any width from 80 columns on; understandable without colours, and

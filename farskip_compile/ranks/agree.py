@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All ranks must launch the same collectives in the same order: checked once for each graph, at its first run.
 
 In:    an `Announcement`, out of the compiled graph itself, so that it is there on a warm cache too.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The operator `farskip::announce`: a compiled graph says what it launches, before the first launch.
 
 In:    a scheduled graph and an `Announcement`.

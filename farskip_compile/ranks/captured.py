@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A graph without an announcement compares its collectives across ranks all the same, at its first run.
 
 Contract: for graphs that are not scheduled (`schedule=False`, or an inner backend other than Inductor), into which no

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all ranks of a process group must have in common, beyond the collectives that they launch.
 
 In:    the configuration, and the report of the graph that was rewired by it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A rank that fails leaves a note in the store, so that ranks that wait for it raise at once.
 
 Contract: `report_failure` goes around whatever other ranks may come to wait for: compiling, and comparing collectives

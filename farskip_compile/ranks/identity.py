@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Let Inductor's caches tell our compiles apart.
 
 Contract: one hash that covers everything that decides the result but is not visible in the code of the graph: the

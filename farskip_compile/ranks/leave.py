@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Leave the default process group such that the interpreter can end afterwards.
 
 In:    the default process group, joined by this process.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A compiled graph that comes from a cache must have been made by a compile that this process has asked for.
 
 Contract: what a compile was for (its identity, and its options) travels in the compiled graph (`ranks.announce`). The

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files that others may have written, read within bounds.
 
 Contract: what is not as it should be is an error, soon, and before it has cost much memory: `files` bounds what is read

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The bytes of a file, packed or not, within a bound.
 
 In:    a path.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """JSON that says one thing only, and no more of it than can be handled.
 
 In:    text.

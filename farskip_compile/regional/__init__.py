@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers compiled one by one: `farskip_compile.regional(model)`, in place of `torch.compile(model, backend="farskip")`.
 
 Contract: the layers of the model are found, each gets a forward that takes the stream in parts and leaves it in parts

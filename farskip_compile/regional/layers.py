@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which modules are the layers of a model: members of one container, that the residual stream passes.
 
 Contract: chosen by the tree of modules and by how much of the model each container holds, never by names; what is

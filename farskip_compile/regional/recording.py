@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What transformers records of layers while a model runs, also of those that are compiled by themselves.
 
 Contract: hooks inside of a layer ask a context variable whether to record, which Dynamo can't trace. transformers keeps

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a rank holds beside a layer while the layer runs: the parameters of the rest of the model.
 
 Contract: read when a layer is compiled, since layers may have been sharded since. Of a sharded parameter it is one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The forward of a layer that is compiled by itself: takes the stream in parts, and marks where it leaves.
 
 Contract: `stand_in` gives a function that does what the layer's own forward does. While this package's backend traces

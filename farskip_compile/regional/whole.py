@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of a model whose layers were compiled one by one must be what was asked of the whole.
 
 Contract: `check_whole` is given the table put together, and the configuration. It asks what a compile of the whole

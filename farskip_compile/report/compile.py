@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What happened in each compile: one plain record, kept for the user and written to the structured trace.
 
 Contract: a report is made for every graph that the backend receives, rewired or not, refused or not, also when the

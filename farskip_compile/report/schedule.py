@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What scheduling did to one compiled graph, as plain numbers.
 
 Contract: the report travels inside the compiled graph (see `ranks.announce`), so it is published at the graph's first

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Name the wiring that a table shows: standard, parallel, shortcut, or a FarSkip form.
 
 Contract: looks at the cells only. A parallel block and the connectivity `mlp` are the same cells (each feed-forward

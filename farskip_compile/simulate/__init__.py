@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What FarSkip will bring on hardware that is not here: models at full size, on fake tensors and fake ranks.
 
     scenario -> rank_model -> graphs -> programs -> orders -> results

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The attention of a rank as one fused kernel, for models of transformers that are captured and not run.
 
 In:    queries, keys and values as transformers hands them to an attention function: [B, heads, T, width].

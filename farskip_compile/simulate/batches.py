@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A step in two micro-batches, from what one of them does: its tasks twice, one's launches beside the other's compute.
 
 In:    the program of one graph for half of the sequences, and orders of it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensor parallelism by shapes: what one rank holds of each matrix, and where partial sums are reduced.
 
 In:    a model of transformers on fake tensors, its plan for tensor parallelism, and the ranks.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The experts of a rank, and how tokens get to them.
 
 In:    a model of transformers on fake tensors, and the ranks among which experts are cut.

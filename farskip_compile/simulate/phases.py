@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The graphs of a step as programs: as the model has them, on slower compute, and for two micro-batches.
 
 In:    the ATen graphs of one capture, and its scenario.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A prediction as a picture: a part of the step in two orders, and what the whole step is made of.
 
 Contract: from a `Prediction` alone, as a PNG.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Predict one step of a scenario: as the model is written, and under FarSkip by AMD's placement and by ours.
 
 In:    a `Scenario`.

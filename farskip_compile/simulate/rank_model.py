@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model of one rank, at full size and without memory: code of transformers on fake tensors, cut and wired.
 
 In:    a `Scenario`, within `farskip_compile.testing.fake_ranks` of its ranks.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a prediction holds: one step in several orders, as data, as JSON, and by kind of collective.
 
 Contract: plain data; seconds and bytes, nothing rounded. What is exposed, and why, is read off the order, not guessed.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is to be predicted: a model, a cluster, and the work of one step.
 
 Contract: data, checked at construction: what is impossible is refused here, before anything is built or downloaded.

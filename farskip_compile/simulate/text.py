@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A prediction in the terminal.
 
 Contract: from a `Prediction` alone, for a `rich` console of any width from 80 columns on; understandable without

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A prediction as a Chrome trace, for ui.perfetto.dev or chrome://tracing.
 
 Contract: from a `Prediction` alone. The trace has one process for each order, with a lane for compute and one for each

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Assertions for the tests of models that are compiled with farskip.
 
 Contract: plain functions, for pytest, unittest or a script; a failure is an `AssertionError` whose text fits a terminal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How two results are compared: bit for bit, or relative to the largest entry.
 
 Contract: `differences` gives one `Difference` for each pair of values that do not agree, with a figure by which the

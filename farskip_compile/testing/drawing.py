@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A connectivity table in which the wrong cells are marked, for the text of a failed assertion.
 
 Contract: plain characters without colours, `failure.WIDTH` columns at most. Of a large model it shows the first wrong

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Do two models compute the same: outputs, gradients, and what they write?
 
 Contract: both are run once, with the same random numbers, on copies of the same inputs; gradients, buffers, modes and

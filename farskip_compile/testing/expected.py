@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each sub-block has to read, worked out from the kinds and layers of the rows, as the paper states it.
 
 Contract: in come a report (which rows there are, in which layer, of which kind, and what they read as written) and a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all assertions share: a model is captured, and what a failed one says.
 
 Contract: nothing is run (see `farskip_compile.capture`); refusals of the compiler are failures of the assertion. Text

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One process that passes for one rank of many, so that a parallel model can be compiled in a test without the others.
 
 Contract: within the block `torch.distributed` is initialised with as many ranks as asked for; collectives send nothing

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all ranks of a model must have in common, as lines of text that can be compared and shown.
 
 Contract: from a capture to a `Fingerprint`. Left out is what ranks may differ in: numbers (a rank's own slice, its

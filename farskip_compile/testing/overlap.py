@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Is there enough to compute while the collectives of the routed experts are on their way?
 
 Contract: the model is captured and compiled by Inductor, forward and backward, down to the order of its kernels;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Do all ranks compile the same model in the same way? Asked before anything runs, so that nothing can hang.
 
 Contract: every rank of a process group calls the assertion and captures its model, which is not run. What the ranks

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run a model once, forward and backward, and bring back everything that it computes.
 
 Contract: out come outputs, gradients and what was written, by name. The model is left as it was found: gradients,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does each sub-block read what the paper says? Asserted of what the compiler makes, or of a model written by hand.
 
 Contract: a model is captured once and not run. What each sub-block reads is read off the graph; what it has to read is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Local files of text as batches of tokens.
 
 documents       text, prompts with completions, conversations; the split by document

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tokens of a conversation, or of a prompt with its completion, are targets.
 
 In:    a tokenizer of `transformers`; the messages of a conversation, or a prompt and a completion.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Held-out text that is in the training text, too: a model that has seen it is judged too well.
 
 In:    the training text and the held-out text, as `TextBatches` of one tokenizer.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Documents of local files: plain text, and JSON Lines of text, of prompts with completions, or of conversations.
 
 In:    files in UTF-8; which format they have, or None: by the suffix.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of text or of conversations as batches of token ids.
 
 In:    files (`documents` says which), a tokenizer of `transformers`, a length and a batch size.

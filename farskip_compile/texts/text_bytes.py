@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many bytes of the text each token stands for, for bits per byte.
 
 In:    a text; a tokenizer of `transformers` that says which characters a token holds (all of the library `tokenizers`).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A post-grad graph as it was before scheduling, for `verify.schedule` to compare with afterwards.
 
 Contract: `remember` is called before anything is moved or changed. It looks at the graph only, changes nothing, and

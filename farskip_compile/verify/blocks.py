@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Proof of exchanges in pieces by expert: the old graph and the new one send labelled rows among ranks in memory.
 
 Contract: compares the graph before (a record) with the graph after; shares no code with the pass that cut it, and asks

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Proof of a cut: the parts that a graph returns, put together by their tail, are the stream that it returned before.
 
 Contract: `record` is called before the cut, `verify_cut` after it, on the graph and the tail as they are; what `depart`

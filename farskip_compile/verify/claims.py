@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an edited graph claims: that a new value is what an old one was.
 
 Contract: nodes that are in both graphs, by name, must make the same call. Where one of them is given a new value in

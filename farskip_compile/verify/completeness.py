@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A graph must hold the whole residual stack: FarSkip connects two layers, so a part of a model can't be rewired.
 
 In:    a normalised graph from Dynamo, and what was read off it, or the error because of which that is nothing.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The numbers that the values of a graph must have once some sub-blocks leave terms out of what they read.
 
 Contract: `read_wiring` records a graph before it is rewired; `Expected` says what must come out, from the terms that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbers of a prime field for what a graph is written with: texts, Python numbers, shapes, parts of a dimension.
 
 Contract: pure functions, the same in every process and on every rank. A number for a text is random: two texts have

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Proof that the waits of declared collectives are the user's own, and hold what their launches have in flight.
 
 Contract: looks at the graph before and after, never at how it was changed, and changes nothing.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Proof that the host reads the numbers that it read before.
 
 Contract: looks at the graph before and after, never at how it was changed, and changes nothing. Offsets are not looked

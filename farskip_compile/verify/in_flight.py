@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Proof that a graph returns what it did, some of it in flight: what nothing here reads, and the next graph waits for.
 
 Contract: `returned` is called before waits are left to the next graph, `verify_in_flight` after it; graphs are looked

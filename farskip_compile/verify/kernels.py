@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Proof of the final order: the kernels that run are those that Inductor has made, each after what it needs.
 
 Contract: looks at the dependences that Inductor itself keeps, not at the program that the order was made from; changes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A part: which rows of an old value a node of a graph in pieces is.
 
 Contract: plain data, and what follows from it. It says nothing of how the rows came to be: `pieces` shows that.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether products of fewer rows give the same rows to the last bit, on the device at hand.
 
 Contract: libraries choose kernels by shape, so this is measured, not proven: each different product that was cut is

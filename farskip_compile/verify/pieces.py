@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Proof of the pieces: each value that is left of the old graph is what it was, computed from rows in pieces.
 
 Contract: compares the graph before (a record) with the graph after; shares no code with the pass that cut it. What the

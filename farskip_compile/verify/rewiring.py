@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Proof of the rewiring: read what the graph is wired like once more, and that it still computes all else.
 
 Contract: runs after every compile. Uses graphs only (never a record of what `rewire` meant to do), and changes nothing.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Proof of the scheduling: what Inductor goes on with is the graph that came in, in an order that may replace the old.
 
 Contract: looks at graphs only (never at the program or the schedule that the order was made by), and changes nothing.

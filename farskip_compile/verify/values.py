@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each value of a graph as one number: graphs that compute the same have the same numbers, others differ by chance.
 
 Contract: `read_steps` reduces the nodes of a normalised graph to steps, `evaluate` computes the numbers of steps. Looks

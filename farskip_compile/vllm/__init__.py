@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A rewired model in vLLM, with no code for the model: an entry point of `vllm.general_plugins`.
 
     plugin          what vLLM loads

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a configuration of vLLM asks of this package, if anything.
 
 In:    a `VllmConfig`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The backend that vLLM hands to `torch.compile`, with graphs rewired before it gets them.
 
 In:    the backend that vLLM has chosen: its own in mode 3, the name of one of torch's in modes 1 and 2.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Guarded checkpoints in vLLM: configurations of a type `farskip_*` are read as those of the original type.
 
 In:    vLLM's own parser of Hugging Face configurations.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM's tokens and log-probabilities against those of transformers, with the same weights in the same wiring.
 
 In:    a checkpoint folder, prompts, keyword arguments for vLLM.

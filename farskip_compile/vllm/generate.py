@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m farskip_compile.vllm.generate REQUEST ANSWERS`: what vLLM answers, in a process that ends with it.
 
 In:    a JSON file: keyword arguments of `vllm.LLM`, prompts (ids of tokens), how many tokens to add.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where vLLM is entered: the only file that replaces something of vLLM's.
 
 Contract: `install` wraps some of its functions. Each wrapper asks first whether the configuration asks for rewiring

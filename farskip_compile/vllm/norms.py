@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM's add and norm in one operator, taken apart before the passes and put together after them.
 
 In:    a graph in which `fused_add_rms_norm(x, residual, weight, ...)` gives the norm of their sum, and the sum.

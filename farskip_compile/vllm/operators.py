@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What vLLM's operators are, said with `declare_op`: no graph shows their routers, caches and weights.
 
 In:    nothing; or a graph of vLLM's, for operators that go by their schema.

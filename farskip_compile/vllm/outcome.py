@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each worker asserts once its model is warm: what runs in it is what was asked for.
 
 In:    a worker of vLLM, after it has compiled and warmed up its model, or loaded compiled code from a cache.

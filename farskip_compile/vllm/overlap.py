@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All-reduces of tensor parallelism as a start and a wait, in the order of our scheduler.
 
 In:    a rewired graph, in which `vllm::all_reduce` blocks: what comes after it waits.

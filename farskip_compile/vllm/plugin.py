@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What vLLM loads: the entry point of `vllm.general_plugins`.
 
 Contract: `register` is called in each of vLLM's processes, and may be called again. vLLM logs a plugin that can't be

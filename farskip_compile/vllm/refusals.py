@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What vLLM can't serve rewired, or what nobody has tried: said by name, before a worker starts.
 
 Contract: `refuse_unsupported` is given a configuration that asks for rewiring, and raises for the first row of `RULES`

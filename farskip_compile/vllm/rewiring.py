@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is done to a graph that vLLM compiles, from Dynamo's hands to the compiler's.
 
 In:    a graph of a whole model, as vLLM traces it: once, for all numbers of tokens, prefill and decode.

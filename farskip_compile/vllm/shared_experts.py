@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shared experts out of the operator that hides them, where that lets their all-reduce run under the routed experts.
 
 In:    vLLM's `MoERunner`, which runs shared and routed experts in one operator and reduces their sum.

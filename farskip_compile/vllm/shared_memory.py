@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM's all-reduce over shared memory, which CPUs use, as an operator that writes nothing.
 
 In:    a graph in which `_C::shm_allreduce(handle, data!)` sums over the ranks in place: what was there is gone, so no

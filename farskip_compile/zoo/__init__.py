@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every Mixture-of-Experts language model of the installed `transformers`, as tiny random models for tests and demos.
 
 `moe_families()` lists what there is, `build_tiny(family)` builds one of them. Nothing here knows a model by name.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find the Mixture-of-Experts causal language models of the installed `transformers`, by introspection.
 
 Contract: nothing comes in; one `Family` goes out for each pair of configuration and causal language model, sorted by

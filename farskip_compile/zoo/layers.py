@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Choose a few layers that stand for all kinds of layers of a configuration, and add kinds that its default does not
 use.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The MODEL argument of the command line: a built-in name, `transformers:FAMILY`, or `package.module:callable`.
 
 Contract: `load` returns a model and example inputs, or raises a `ConfigError` that says what the argument should be.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check a family of the zoo: built, captured whole, and rewired bit for bit as the eager oracle says.
 
 Contract: a `Family` comes in, an `Entry` of the table goes out: names, numbers and reasons, which become JSON and back

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shrink the numbers of a configuration by the role that the name of a field states.
 
 Contract: the name and the value of a field come in, and the values of all fields beside it; the value for a tiny model

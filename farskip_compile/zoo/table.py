@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The zoo's table: for a terminal of 80 columns or more, as a Markdown page, and counted.
 
 Contract: entries come in, text goes out; nothing is run. The page names the versions, so that it can be compared with

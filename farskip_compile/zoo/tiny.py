@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build a tiny random model of any family, with the structure that its configuration has by default.
 
 Contract: a `Family` comes in; its model goes out in eval mode, with random weights that depend on the seed alone, a few

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A part of a model whose exchanges were cut in pieces, read once more: which of its terms is which.
 
 In:    before the cut, the stack and the names of its terms; after it, the graph.

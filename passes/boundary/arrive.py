@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write out what an earlier graph has left to do, and take off the marks where layers end.
 
 In:    a Dynamo graph, with or without the marks of `markers`.

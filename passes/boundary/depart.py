@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cut the stream at the end of a part of a model: what the next part leaves out leaves this one apart.
 
 In:    a Dynamo graph that is wired as asked, its stream and the names of its terms, its table, its `Boundary`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An exchange that leaves in flight, in the pieces that it will be cut in after differentiation: each a part by itself.
 
     one piece     launch ───────────────────► part      │ wait ──► the rest of the tail

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which nodes of a graph may run in the next one: those after the last waits of the terms that leave it apart.
 
 Contract: pure questions about a stream that is read. What is late computes a value and does nothing else, and needs no

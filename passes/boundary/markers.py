@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two marks by which a graph says that it is a part of a stack: where the stream comes in cut, and where it leaves.
 
 Contract: plain functions that Dynamo puts into its graphs as they are (`torch.compiler.allow_in_graph`, in `regional`).

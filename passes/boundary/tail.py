@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is left to do of the stream when a graph ends: a small graph of its own, which the next reader runs.
 
 A `Tail` makes the stream of its parts: of what is settled (all terms but those that the next graph leaves out), and of

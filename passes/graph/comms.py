@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How an FX node communicates with other ranks.
 
 Contract: that of `ops`: pure questions about one node, on Dynamo's graphs and on ATen's. Besides PyTorch's functional

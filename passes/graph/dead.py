@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Erase what an edit has left without users.
 
 In:    a graph, and the nodes that had users before the edit.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Facts that a user declared, noted on the nodes that they are about.
 
 Contract: `note_declared` writes them into `node.meta`, before anything is read off a graph; `declared` reads one back.

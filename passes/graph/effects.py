@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an FX node does besides computing a value, and which memory a value is in.
 
 Contract: pure questions about one node, answered from its target, its arguments and its fake value, as in `ops`.

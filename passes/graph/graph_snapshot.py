@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A graph as it was: recorded before passes edit it, and rebuilt where they fail, or to compare with what they made.
 
 Contract: no edit of the graph reaches the record, whether it adds, moves, changes or erases nodes. The graph that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which collectives a node of a Dynamo graph launches, including those that appear only after differentiation.
 
 In:    one node.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an FX node computes. Only this file, `comms` and `effects` know operator names.
 
 Contract: pure questions about one node, answered from its target and its fake value; no graph is walked or changed.

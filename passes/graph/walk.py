@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Walks over a graph, along its edges: backward from some nodes, forward from a property, into nested graphs.
 
 Contract: no walk changes the graph or knows an operator. Each visits a node at most once, so all are linear. `inputs`

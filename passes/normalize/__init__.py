@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One name for each value, and nothing hidden in nested graphs.
 
 In:    the graph that Dynamo hands to a backend.

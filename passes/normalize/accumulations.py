@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is added into a tensor, as a value of its own: `shared.index_add(0, i, routed)` is a sum of two.
 
 In:    a graph in single-assignment form.

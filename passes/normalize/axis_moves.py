@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Collectives along another dimension than the first: a chunk and a cat around a collective become a move of axes.
 
 In:    a Dynamo graph. Torch reduces, scatters and gathers along dimension 0. For another one it cuts the tensor into

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Open activation checkpoints, so that the residual stream is visible from end to end.
 
 In:    a Dynamo graph, in which each `torch.utils.checkpoint` region is one `tag_activation_checkpoint` node.

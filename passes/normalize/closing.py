@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Close again the activation checkpoints with a selective policy: it decides when AOTAutograd meets their operators.
 
 In:    a Dynamo graph in which `open_checkpoints` has noted, on each node of such a checkpoint, which one it is of.

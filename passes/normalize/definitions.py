@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What memory holds after a write that has no out-of-place form, as a value of its own.
 
 In:    a graph in which operators write to buffers that they are given: `torch.empty`, then `mylib::mm(out!, a, b)`.

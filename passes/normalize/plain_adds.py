@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One way to write a sum: `rsub(a, b)` is `b - a`, and operands that were given by keyword are given by position.
 
 In:    a Dynamo graph.

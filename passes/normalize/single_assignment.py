@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Give every mutated value a new name, so that dataflow can be read from the edges.
 
 In:    a Dynamo graph. In-place ops have no users there: later nodes go on reading the *old* node, so the written

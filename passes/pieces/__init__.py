@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Post-grad, on request: exchanges in pieces, so that one piece is on its way while experts work on another.
 
 In:    an ATen graph after differentiation, forward or backward; how many pieces.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the rows that are cut lie in a tensor: one axis of it, which may be a part of a dimension.
 
 Contract: pure functions on sizes, which may be symbolic; no guard is installed on them. What can't be said is None.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Of an exchange without drops: the blocks of rows that travel between two ranks, one for each expert of the receiver.
 
 In:    a Dynamo graph.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Before differentiation, on request: exchanges without drops in pieces, each of them the rows of some local experts.
 
 In:    a Dynamo graph; for each group of exchanges with the same sizes, in how many pieces.

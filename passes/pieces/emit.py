@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write a region in pieces: each node of it once for each piece, on the rows of that piece.
 
 In:    a graph and a `Region` of it; the rows of each piece.

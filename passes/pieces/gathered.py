@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exchanges by all-gather and reduce-scatter, found by dataflow: tokens of all ranks on each, for its own experts.
 
 In:    a Dynamo graph or a post-grad one.

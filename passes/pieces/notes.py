@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is said of a launch before differentiation, and read after it: that it is a piece, or why it stays whole.
 
 Contract: kept in `meta["custom"]`, which AOTAutograd carries over to the ATen nodes that it traces, forward and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The region of an exchange: what stands between a dispatch and its combine, if rows pass through it apart.
 
 In:    a post-grad graph, forward or backward; how many pieces are asked for.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What operators give on fake values, found out once for equal calls: the layers of a model are alike.
 
 In:    an operator, and arguments with fake tensors for tensors.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which operators keep rows apart, and where the rows are in what they give.
 
 Contract: `carry` answers for one ATen node, from where the rows are in its inputs. What is in no list here is refused:

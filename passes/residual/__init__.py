@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An analysis: read the connectivity table off a graph.
 
 In:    a normalised graph.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is known of a value that another graph has computed: the base of the stream, or a term that came in apart.
 
 Contract: such a value is an input here, so nothing shows what it is; the graph that it left has seen it. `boundary`

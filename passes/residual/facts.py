@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is known of each node before any region is named: six facts, by dataflow alone.
 
 In:    a graph and its `Stream`.

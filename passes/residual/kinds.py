@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What kind of sub-block computes a term: decided by dataflow alone.
 
 In:    the `Stream` of a graph, the `Facts` about its nodes and the `Region` of each term.

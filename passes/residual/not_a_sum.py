@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Say why the residual stream of a graph is not a sum, and which line of the model's source is the reason.
 
 In:    a graph in which sub-blocks were found that no residual sum holds.

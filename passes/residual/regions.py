@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which nodes compute each term, and which residual values it reads.
 
 In:    a graph and its `Stream`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The residual stack of a graph: the stream, and for each term what computes it and what that reads.
 
 In:    a normalised graph.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The residual stream as a sum tree: which values are residual values, and which terms each of them holds.
 
 In:    a normalised graph (single assignment, checkpoints opened) with fake values.

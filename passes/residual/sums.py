@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sums of a graph, and the one among them that is the residual stream.
 
 In:    a normalised graph.

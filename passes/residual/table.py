@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one data structure of the compiler: the connectivity table, as pure data.
 
 Rows are sub-blocks, columns are the terms of the residual sum, a cell says whether the sub-block reads the term, and a

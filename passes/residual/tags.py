@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Note on each node which terms of the residual stream it computes, in a way that differentiation keeps.
 
 In:    a Dynamo graph, its stream and regions, and a name for each term.

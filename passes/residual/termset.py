@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sets of terms as a few intervals, so that a table of n rows costs O(n) and not O(n^2).
 
 Terms are numbered along the residual stream, so what a sub-block reads is "all up to here, except one or two":

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The only pass that changes the function of the model: edit the graph to match a requested table.
 
 In:    a normalised graph as a `Reading`, and a `Request`.

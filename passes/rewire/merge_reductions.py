@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fourth pass, on request: reduce the partial sums of the attention and of what is added behind it together.
 
 In:    a graph rewired under tensor parallelism, to `full`: (x + C(a)) + (C(r) + C(s)) and (x + C(a)) + C(s);

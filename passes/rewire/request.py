@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is asked for: from a connectivity and a layer range to the terms that each sub-block leaves out.
 
 In:    the table of the graph as it is, and what the user asks for.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Split a linear collective that hides a sum: C(r + s) becomes C(r) + C(s).
 
 In:    a normalised graph as a `Reading`, and a `Request`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build "this residual value with these terms set to zero" out of nodes that the graph already has.
 
 In:    a residual value and the terms to leave out.

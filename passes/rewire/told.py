@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A connectivity by table, told to each layer of a model that is compiled by itself, in that layer's own numbers.
 
     asked of the model      attention.5 leaves out r4, moe.5 leaves out a5

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make a large program smaller for the search: what takes next to no time runs right before its only user.
 
 In:    a `Program`.

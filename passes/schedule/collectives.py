@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Post-grad: every collective is one launch with its waits, which can be moved apart.
 
 In:    an ATen graph after differentiation, forward or backward, from whatever the user called: synchronous

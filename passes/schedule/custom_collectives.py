@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Post-grad: collectives by operators of the user become launches and waits like PyTorch's own.
 
 In:    an ATen graph before it is scheduled; the operators that were declared as collectives.

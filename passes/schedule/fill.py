@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fill the gaps of an order: what can hide a collective is put between its launch and its wait.
 
 In:    a `Program`, an order of its tasks, a way to judge orders (less is better), and which orders are allowed.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read a `Program` off an ATen graph, for the scheduler.
 
 In:    a post-grad graph with fake values, and an `Estimate` of what its nodes cost.

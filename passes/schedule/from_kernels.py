@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read a `Program` off Inductor's kernels after fusion, for the same scheduler.
 
 In:    the kernels of one graph, in an order that respects their dependences; costs.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Post-grad: order an ATen graph for overlap, and pin the waits where the order puts them.
 
 In:    an ATen graph, forward or backward, with collectives as launches and waits; costs; limits on memory.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Post-grad, on a device: the numbers that the host reads come in one copy, which is launched and waited for.
 
 In:    an ATen graph before it is scheduled, such as that of experts without drops, whose counts decide sizes.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Post-grad: what a part of a model leaves to the next one is launched here and not waited for.
 
 In:    an ATen graph before it is scheduled; waits that `depart` left to the next graph say so, through differentiation.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """On Inductor's kernels: keep what hides collectives in its place through fusion, and order the fused kernels.
 
 In:    Inductor's kernels of one graph, before or after fusion, in the order that Inductor found.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An order that holds little memory: what a program needs if nothing is done to overlap.
 
 In:    a `Program`.

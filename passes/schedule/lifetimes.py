@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From which task to which each buffer of a program lives, in arrays: an order is judged without a loop over buffers.
 
 In:    the tasks and buffers of a program; the places of its tasks in an order.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One order of a program, built task by task: the list scheduler itself.
 
 In:    the `DependencyGraph` of a program, which all of its orders share, and a `Heuristic` to order it by.

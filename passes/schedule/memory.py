@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory of an order: what is alive, what is in flight, and how an order that holds too much is made to hold less.
 
 In:    a `Program`, and an order of its tasks, whole or task by task (`LiveMemory`).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The scheduler's input: tasks, what they need, and the memory they use.
 
 In:    tasks and buffers, which an adapter reads off an FX graph (`from_graph`) or off Inductor's kernels

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AMD's placement of launches and waits, as an order of the same program: where our scheduler begins.
 
 In:    the program of an ATen graph that was rewired to `full`, and its nodes.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Order a program so that collectives start early, are awaited late, and compute runs in between.
 
 In:    a `Program` and `Limits`.

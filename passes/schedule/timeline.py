@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The machine model: what an order of a program costs.
 
 In:    a `Program` and an order of its tasks.

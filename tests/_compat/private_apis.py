@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which names of PyTorch a source file uses, read off its syntax tree; nothing of the package is imported.
 
 In:    the path of a Python file.

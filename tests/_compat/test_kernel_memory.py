@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the account of memory reads off Inductor's kernels, of memory that is not one buffer of one kernel."""
 
 from __future__ import annotations

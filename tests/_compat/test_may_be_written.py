@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tensors Inductor may let an out-of-place call write to, for each way in which a graph says it."""
 
 from __future__ import annotations

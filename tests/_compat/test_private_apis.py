@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Private PyTorch APIs are used in `farskip_compile/_compat` only, and the installed torch has all of them.
 
 The package itself is not imported here: where a version of torch has dropped a name, importing it may fail for want of

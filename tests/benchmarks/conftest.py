@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Puts `benchmarks/` on the path, as running one of its scripts does."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Results of the overlap benchmark as they could be, for tests of what is said of them."""
 
 from __future__ import annotations

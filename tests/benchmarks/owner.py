@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A program that owns a network and waits to be killed: `python owner.py BENCHMARKS FOLDER network|loopback`."""
 
 from __future__ import annotations

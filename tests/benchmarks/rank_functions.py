@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the ranks of these tests run; importable by other processes, and without torch unless a function needs it."""
 
 from __future__ import annotations

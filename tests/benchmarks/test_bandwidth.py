@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The arithmetic of the bandwidth table, and the command with made-up measurements."""
 
 from __future__ import annotations

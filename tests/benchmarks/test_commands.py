@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The lists of iproute2 commands: what is built is removed, every cable is limited, the machine is not touched."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The benchmark's arithmetic, and that the passes do a linear number of operations (counted, not timed)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The experiment of benchmarks/distillation.py: its rows, its text, its judgement; and one row, run for real."""
 
 from __future__ import annotations

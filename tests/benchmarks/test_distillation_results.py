@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the experiment of benchmarks/distillation.py makes of its results: means, targets, a file, a page, a picture."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The emulated link of `gpu.py`: what arrives, how long it takes, and that a launch waits for nothing. On a CPU."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The figures of `gpu.py`: orders read off programs, targets, the file, and the page. Nothing is measured here."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`gpu.py` as a whole: its dry run, the limits of its parts, and a checkout without anything installed."""
 
 from __future__ import annotations

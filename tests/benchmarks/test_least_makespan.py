@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Least makespans anew: of the very order in the file, or of none."""
 
 from __future__ import annotations

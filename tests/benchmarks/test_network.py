@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The network itself: the way out without namespaces, and, as root with iproute2, a real one and its end."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The overlap benchmark: its grid and arguments, the rate of the network, and what ranks ask for while they run.
 
 What it measures is shown by running it; no step is timed here.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The bound: small programs with known answers, and never above the best of all orders."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the overlap benchmark measures with: the group that sends nothing, generated code, profiles.
 
 No step is timed here.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The overlap benchmark from end to end on one rank without compiling, and Inductor's own overlap in compiled code."""
 
 from __future__ import annotations

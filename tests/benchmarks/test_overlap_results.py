@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the overlap benchmark says of its measurements: medians, targets, tables, the page, the picture, the file."""
 
 from __future__ import annotations

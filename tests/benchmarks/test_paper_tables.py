@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Published and predicted: arithmetic of the comparison, its targets, its tables."""
 
 from __future__ import annotations

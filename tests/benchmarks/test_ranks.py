@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes: results come back, one that fails takes the others with it, and none is left in any case."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The benchmark of layers compiled one by one: its variants, its targets, and the page made of what is stored.
 
 No compile or step is timed here.

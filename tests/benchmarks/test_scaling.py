@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sweeps at full size: their scenarios, tables and targets."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ablation of the scheduler's search: each part is left out, and the table says what that costs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The benchmark of what scheduling costs: its arithmetic, and that it sees all parts of a compile."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measuring on an accelerator, without one: a host that launches and a device that runs, each with a clock of its own.
 
 `Machine` is the oracle: it says when each call of a stream begins and ends, from the seconds that the host needs to

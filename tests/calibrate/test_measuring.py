@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measuring with a clock that is told what to say: repetitions, medians, grids, and the profile made of them."""
 
 from __future__ import annotations

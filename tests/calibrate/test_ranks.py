@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calibration on two gloo ranks: one profile on both, links measured apart, and the command under a launcher."""
 
 from __future__ import annotations

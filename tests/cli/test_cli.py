@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line: exit statuses, JSON, text, pictures."""
 
 from __future__ import annotations

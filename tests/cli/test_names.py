@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names that others chose, through every command: shown, not obeyed, and no reason to fail after the work."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`farskip verify-serving`: its table, its exit statuses; vLLM itself is compared by `make vllm`."""
 
 from __future__ import annotations

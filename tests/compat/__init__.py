@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`make compat`: the core tests on other versions of PyTorch and transformers, each in an environment of its own.
 
     environments   which versions, and which tests are asked of each

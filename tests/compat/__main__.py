@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m tests.compat`: build each environment, ask it, write what came of it.
 
 In:    `--only NAME` (may be given more than once), `--keep`, `--workers N`.

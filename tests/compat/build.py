@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A virtual environment for one row, or why there is none.
 
 In:    an environment and a folder.

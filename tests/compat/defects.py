@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Defects of a version of PyTorch itself, which tests of ours run into.
 
 Contract: a failure counts as one of these only if its message has the defect's words in it, and if a program without

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which versions are tried, and what is asked of each.
 
 Contract: data. An environment names what pip is to install besides this package and the tools of the tests, and the

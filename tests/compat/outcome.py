@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What came of one environment, read off the reports of its tests.
 
 Contract: an outcome is one row: status, versions, figures, names of what failed. It goes to JSON and back unchanged. A

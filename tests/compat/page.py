@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/compat.json, and the table in docs/compat.md.
 
 Contract: outcomes of this run replace those of the same name, others stay with the date that they have; rows stand in

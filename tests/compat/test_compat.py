@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How `make compat` reads what tests and pip say, and what it writes. No environment is built here."""
 
 from __future__ import annotations

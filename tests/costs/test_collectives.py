@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What launches move, and the alpha-beta formulas on worked examples."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measured rates by size: interpolation, refusals, and what they do to profiles and costs."""
 
 from __future__ import annotations

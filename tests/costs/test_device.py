@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The profile of a graph is that of its device, whether this machine has one or not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is asked of a graph beside FLOPs and bytes: shapes of products, loops, transposes, new memory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Profiles that others wrote or damaged: a profile or a `ConfigError`, soon; and figures that costs can be made of."""
 
 from __future__ import annotations

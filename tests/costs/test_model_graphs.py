@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Costs of whole forward and backward graphs, as Inductor would get them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FLOPs and bytes of single operators against closed forms; the roofline."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Profiles: JSON there and back, refusals, what is shipped, what fits a device; links fitted to measurements."""
 
 from __future__ import annotations

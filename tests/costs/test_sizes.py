@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbers for symbolic sizes: example values, balanced routing, ranges, and the fallback."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether products may use TF32, by any of the settings that PyTorch has had for it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ATen graphs to ask costs of: of a function, of a model (forward and backward), and launches of collectives.
 
 No graph here is run: values are fake, and process groups are torch's `fake` ones, which talk to nobody.

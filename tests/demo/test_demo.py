@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo's own machinery, small: its cases on two ranks, and the launcher with a rank that fails."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small models and data for distillation, in float64 and with the eager inner backend: bits can be compared."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of a run that are damaged after they were written: what the tests of states, caches and metrics share."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batches, and a feed that a later run goes on from."""
 
 from __future__ import annotations

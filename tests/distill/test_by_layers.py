@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`compile="layers"`: the same healing as with the whole model compiled, and the model is left as it was."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tokens of conversations and completions are targets; the oracle is the text that they decode to."""
 
 from __future__ import annotations

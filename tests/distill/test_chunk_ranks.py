@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses in chunks where parameters are spread over ranks: gradients are those of whole logits."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses of hidden states, chunk by chunk: those of the whole logits, with their gradients, in bounded memory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Held-out text in the training text. The oracle: sets of tuples of tokens."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Damaged caches of a teacher: the old logits, or an error; never others, never another exception."""
 
 from __future__ import annotations

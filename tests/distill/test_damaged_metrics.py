@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Damaged metrics: the lines as they were written, or an error."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Damaged states: the run has the newest whole one, or an error; never other numbers, never another exception."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Documents of files: kinds, malformed lines, and a split that depends on nothing but the document."""
 
 from __future__ import annotations

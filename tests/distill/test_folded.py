@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run that begins with a fold: its student is the folded model, its teacher the original."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The output head is found by what it does; what is not of its form is told, and refused only where it is too large."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A healed model of transformers, saved, loaded and compiled by its manifest, generates what the oracle generates."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model is told from every other that says something else, and known again when it is made anew."""
 
 from __future__ import annotations

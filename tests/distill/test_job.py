@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`farskip distill CONFIG`: a model of transformers, text files, a tokenizer; and what a file can get wrong."""
 
 from __future__ import annotations

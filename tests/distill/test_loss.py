@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The losses, against their definitions."""
 
 from __future__ import annotations

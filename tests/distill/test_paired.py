@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an evaluation says of each sequence, and the standard error of a difference."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Distillation on two ranks is that of one process with the data of both."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What depends on the size of a step and of a model, and what a recipe fixes."""
 
 from __future__ import annotations

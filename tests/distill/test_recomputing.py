@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gradient checkpointing: layers are computed again, the numbers stay, and nothing of it is left in the model."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run that was interrupted goes on to the same bits, and to the same lines of metrics."""
 
 from __future__ import annotations

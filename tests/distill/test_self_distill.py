@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`self_distill` against a training loop written by hand, with the hand-written FarSkip form as the student."""
 
 from __future__ import annotations

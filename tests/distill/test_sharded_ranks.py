@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Healing of models that FSDP2 has sharded is that of one process with the data of all ranks."""
 
 from __future__ import annotations

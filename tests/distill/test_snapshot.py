@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What changes in a run is put back as it was, for spread tensors on each rank its own part."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """States of two ranks: one is whole if it is whole on both, and both go on from the same one."""
 
 from __future__ import annotations

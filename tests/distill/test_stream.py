@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stream matching against a loop written by hand, with the hand-written FarSkip form as the student."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A teacher on disk says what the copy says, of its largest logits; and of nothing that it was not asked about."""
 
 from __future__ import annotations

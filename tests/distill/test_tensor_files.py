@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensors come back from disk as they were, or not at all."""
 
 from __future__ import annotations

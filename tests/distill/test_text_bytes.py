@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bytes of the text that tokens stand for. The oracle: a byte-level token is written with one character per byte."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Documents as batches. The oracle: lists of Python that are joined and cut."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`learning_rate="auto"`: each trial is a run of its own from the same start; the run is what it would be without."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A byte-level tokenizer, chat templates and JSON Lines, for tests of text as data."""
 
 from __future__ import annotations

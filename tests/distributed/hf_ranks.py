@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tiny models of transformers on ranks: saved as a checkpoint, loaded as users load them, and what they must equal.
 
 The oracle runs in each rank, on the whole model from the same checkpoint: no parallelism and no compiler is in it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Functional collectives that read their input as late as they may: when they are waited for.
 
 Whoever reuses or overwrites memory of a collective in flight then gets a wrong result. A launch only notes what to do

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run one function on several gloo ranks of this machine, and bring their results or their errors back."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Collectives by operators of the user on real gloo ranks: the same results, and orders that are compared."""
 
 from __future__ import annotations

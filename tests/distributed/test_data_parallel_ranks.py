@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data parallelism around models of transformers: DDP, FSDP at the root, sharding inside of the graph; and refusals.
 
 The oracle is the whole model in eager mode, its gradients averaged over the ranks, each of which has tokens of its own.

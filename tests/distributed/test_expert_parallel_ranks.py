@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our all-to-all for experts of transformers against theirs: bit for bit, eager and compiled, also without tokens."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generated architectures on two real ranks, in every way to be parallel, against the hand-written form."""
 
 from __future__ import annotations

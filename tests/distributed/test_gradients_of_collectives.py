@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What docs/collectives.md says about gradients: eager and compiled differ where autograd does not see the call."""
 
 from __future__ import annotations

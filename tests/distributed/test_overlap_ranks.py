@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scheduled models on real gloo ranks: results, gradients, and memory of collectives in flight."""
 
 from __future__ import annotations

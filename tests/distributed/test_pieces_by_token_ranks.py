@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exchanges in pieces by token on real ranks: outputs and gradients are those of whole ones.
 
 Models whose experts have products of their own are compiled by Inductor. The others run eagerly under AOTAutograd,

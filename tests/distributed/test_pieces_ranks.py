@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exchanges in pieces on real ranks, compiled by Inductor: outputs and gradients are those of whole exchanges."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers compiled one by one on real gloo ranks: what is in flight between them, and how people shard and recompute."""
 
 from __future__ import annotations

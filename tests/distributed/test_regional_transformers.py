@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers of transformers compiled one by one under transformers' own parallelism, against the whole model without any.
 
 DTensor reduces by itself: its collectives are seen after differentiation alone, and cross to the next layer even so.

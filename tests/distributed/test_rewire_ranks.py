@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rewired models on real gloo ranks against the hand-written form: expert, tensor and both parallelisms."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torchtitan's parallel models on two gloo ranks: its own `parallelize` and all-to-all dispatcher.
 
 Expert parallelism: each rank has tokens of its own and half of the experts. The graph is captured and rewired, and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torchtitan's trainer, as its command runs it, on two gloo ranks: FSDP2, expert parallelism, full checkpointing.
 
 Each run is given the arguments of the command and a configuration of `tests/models/titan_wired.py`, and is compared in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models of transformers under Inductor on two ranks: results, and what runs while the routed experts communicate."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models of transformers, loaded in parallel from a checkpoint, compiled whole, against the whole model in eager mode.
 
 The oracle is independent of all that is tested here: the unsharded checkpoint, no ranks, no compiler. float64; norms

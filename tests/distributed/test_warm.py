@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the server of forked ranks has compiled leaves no trace in them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Imported by the server that ranks are forked from: what a first compile of a process fills is filled once.
 
 Operators' schemas, decompositions, patterns, and what sympy remembers take each process about 2 s. One small model is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/ARCHITECTURE.md runs as it stands, prints what it says, and names places that exist."""
 
 from __future__ import annotations

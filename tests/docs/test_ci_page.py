@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/ci.md is true: its programs run as they stand, its workflow runs just these, its failure is the real one."""
 
 from __future__ import annotations

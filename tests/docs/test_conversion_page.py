@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/conversion.md is true: its files and commands run as they stand, in their order, on a folder of their own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/evaluation.md is true: its files and commands run as they stand, and the table is the one on the page."""
 
 from __future__ import annotations

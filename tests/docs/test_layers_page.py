@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/layers.md runs as it stands, and the tests that it names are there."""
 
 from __future__ import annotations

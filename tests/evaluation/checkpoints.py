@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two tiny checkpoints with a tokenizer: an original, and one with other weights and a manifest."""
 
 from __future__ import annotations

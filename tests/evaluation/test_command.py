@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`farskip evaluate`: its numbers against both models by hand, its exit statuses, its table in 80 and 120 columns."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Differences of two results: their errors against textbook formulas, limits, and what is not comparable."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """lm-eval's model `farskip`: log-likelihoods and texts of the FarSkip form by hand, rewired or not at all."""
 
 from __future__ import annotations

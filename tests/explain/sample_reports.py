@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reports made by hand: the table of a model of any depth, without capturing one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`explain`: captures without running, keeps refusals, leaves the model alone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How tables and reports look: as text, as a picture, as a page."""
 
 from __future__ import annotations

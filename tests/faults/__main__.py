@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m tests.faults`: make every fault, and print what became of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prints the table of faults behind the tests of this folder: `pytest -s tests/faults`, `python -m tests.faults`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run ranks in which something goes wrong, and tell how each of them ended.
 
 In:    scenes: functions at the top level of a module, called one after the other in every rank, in step.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a process does in the tests of faults that need no other rank: scenes for `run_scenes`.
 
 Where a process group is needed so that scheduling runs, it has one rank. Each scene returns what the test judges.

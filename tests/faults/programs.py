@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ranks do in the tests of faults, and where something goes wrong in it: scenes for `run_scenes`.
 
 `step` is one training step of a small model with exchanges in it. Its products and exchanges are calls of libraries,

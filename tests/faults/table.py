@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What became of each fault, as text of 80 columns.
 
 In:    rows: the fault, how it was made, how each rank ended, what the disk is like.

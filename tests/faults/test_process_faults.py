@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Interrupts, no memory, threads, and a cache that can't be written or read: an error or the right result.
 
 Each test has a process of its own, so that nothing that one of them breaks is left to the next.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A rank dies, hangs, fails, or is about something else: every living rank gets a clear error, and soon.
 
 Soon: where nobody waits for a timeout, that of the process group is longer than any scene may take (`outcomes`); where

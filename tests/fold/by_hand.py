@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small MoE model and its fold, written by hand: every value is computed anew for every question, by plain loops."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`farskip fold`: from a checkpoint and text to a repaired checkpoint, against the FarSkip form by hand."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fold of a whole model, against one by hand."""
 
 from __future__ import annotations

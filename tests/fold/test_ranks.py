@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fold on two ranks is that of one process with all the data, however parameters are spread."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which parameters read a value, or write a term, linearly: whatever the operator is."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The matrix of a fold, against least squares by a library."""
 
 from __future__ import annotations

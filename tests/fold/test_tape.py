@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A batch on its way through a graph: runs ahead of it leave it as it is, and it keeps no more than it needs."""
 
 from __future__ import annotations

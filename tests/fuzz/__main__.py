@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m tests.fuzz`: generate, check, count, and print what failed; `--replay` makes it small.
 
 Exit status 0: every demand was met; 1: not (also if a process died). `--seconds` stops early, and says so.

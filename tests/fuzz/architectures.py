@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generated decoders through Dynamo and the backend: what is demanded of each.
 
 In:    a `Case`: a decoder, an input, a connectivity and a range.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Any number of examples from one seed, in chunks, in processes that are renewed now and then.
 
 In:    how many examples of each kind, a seed, a number of processes, and a time limit if there is one.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The four kinds of examples, and what is demanded of each.
 
 `graphs`         networks whose table is known by construction (`described`): the table read is that one, or the network

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Operators that no pass has heard of, as a user's extension registers them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every graph may demand of the pipeline, whatever it is: an answer or a reasoned refusal, and then no trace.
 
 `attempt` runs the pipeline on a copy. A refusal must be a `FarSkipError` with a reason, must not be a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks whose table is known by construction: what is demanded of each.
 
 In:    a `Described`: a network, and a number from which ranges and user tables follow.

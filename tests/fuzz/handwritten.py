@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decoders whose layers are each written in another style: rewired as by hand, or refused, never something in between.
 
 In:    a `Styles`: for each layer how tokens are mixed, how experts are written, and how the residual is added; and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run an FX graph node by node, with chosen values replaced.
 
 In:    a graph module and its arguments (which are never changed: each run gets copies).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a connectivity table says about a graph, tried out on the graph: the criterion for graphs nobody described.
 
 In:    a normalised graph and the table that was read off it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What layers stand in, other than one plain stack: a part of a model, a higher-order operator, two stacks.
 
 Contract: takes a `Decoder` of `tests.handwritten`, and gives a model with its layers, and what it is called with. Each

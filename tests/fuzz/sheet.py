@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A captured graph on the table, to be spoiled: choose nodes, insert others, make fake values anew.
 
 In:    a `Network`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Valid captured graphs, made odd: edits that real models make, and some that no model should.
 
 `spoiled()` draws a `Spoiled`: a network and a few edits, each a name in `EDITS` and a number from which the edit takes

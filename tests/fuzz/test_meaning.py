@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The criterion of the fuzzing: it agrees with right tables and with right graphs, and with no others."""
 
 from __future__ import annotations

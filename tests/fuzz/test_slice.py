@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Some of the fuzzing, always the same, in each run of the tests; the whole of it is `make fuzz`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is asked of one table: named connectivities, one of them in a range of layers, and tables of a user."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A kernel of the user's, which writes in place, 64 numbers at a time. Needs Triton: for processes that have it.
 
 It has no constant among its parameters: Inductor hands those over wrongly to the interpreter (torch 2.13).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """To be called before torch is imported: from then on a CPU build of torch has a CUDA device for fake tensors.
 
 In:    g++ and the headers of the torch that is installed.

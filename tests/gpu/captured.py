@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m tests.gpu.captured SPEC`: where launches and waits are in a program with CUDA graphs, and what it gives.
 
 SPEC is JSON: `mode` (how experts are parallel), `inductor` (more of its options). Prints JSON: for the forward and the

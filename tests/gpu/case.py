@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m tests.gpu.case SPECS FOLDER`: models for devices, in a process of their own; prints JSON, by name.
 
 SPECS is JSON, for each name: `device`; `mode` (how experts or products are parallel); `dtype`; `variant`, see

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A program for a GPU, run on the CPU: the same kernels, order of calls and memory plan, with real numbers.
 
 In:    the source of a program that `programs.generate` gave; Triton in interpreter mode (`TRITON_INTERPRET=1`).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m tests.gpu.kernels FOLDER`: compile the kernels of the programs in FOLDER/DEVICE/ for each DEVICE.
 
 Prints JSON: for each device how many different kernels there were, how many compiled to the device's own code, and what

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention as a GPU has it, on the CPU: operators that a program calls and that a CPU build does not have.
 
 In:    nothing; torch is imported.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a program calls its kernels in the order that was decided.
 
 In:    within `watching()`: compiles of this package's backend. Then the source of a program, and what was decided.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Let Inductor compile for a GPU that is not there.
 
 In:    a process in which `before_torch.load_device` was called, and triton can be imported; the name of a device.

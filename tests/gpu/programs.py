@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The programs that Inductor generates for a device, and what is to be given to them.
 
 In:    what builds a model on the CPU, its input, a backend; within `pretended.pretended`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernels by which `benchmarks/gpu.py` emulates a link: compiled for a GPU without one, and as it launches them.
 
 Triton compiles for a target that it is told; the oracle is the assembler's text, and our reports, which must take the

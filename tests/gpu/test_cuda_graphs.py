@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CUDA graphs in programs for a GPU: no collective is in flight where one begins or ends, and part by part they compute
 what eager does."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention of a GPU on the CPU, against PyTorch's own on the CPU and its derivative."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The check of the order in which a program calls its kernels: it is silent on that order, and on no other."""
 
 from __future__ import annotations

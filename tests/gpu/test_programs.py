@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs for GPUs: run by an interpreter over links that use their buffers to the last, and compiled for each device.
 
 Each group of programs is a process of its own, since a device has to be there before torch is imported. `make

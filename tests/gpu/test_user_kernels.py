@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a user's own Triton kernel writes in place is not in flight; plain Inductor lets it write there."""
 
 from __future__ import annotations

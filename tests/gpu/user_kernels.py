@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m tests.gpu.user_kernels generate|run FOLDER`: a kernel of the user's writes in place beside an exchange.
 
 A copy of what is sent is written to by the kernel, and there is a product to put under the exchange. `generate` writes

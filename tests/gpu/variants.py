@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Operators that programs for a GPU are made of, put into the models of this package.
 
 In:    a model whose attention is latent, on the CPU; the name of a variant.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A checkpoint with a manifest is refused without this package, and with it runs rewired or not at all."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`generate` that would compile decode steps only, with this backend, is refused."""
 
 from __future__ import annotations

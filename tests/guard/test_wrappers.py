@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `torch.compile(model)` hands to the model in it: refused once it would run the model, and only then."""
 
 from __future__ import annotations

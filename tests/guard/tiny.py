@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model of transformers with two layers, and its checkpoint with a manifest."""
 
 from __future__ import annotations

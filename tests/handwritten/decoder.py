@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A decoder whose parts are given, and its FarSkip form written by hand.
 
 Contract: `Decoder` is what a user compiles. `farskip_form` computes, with the same weights and in the same order of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How attention is written by hand."""
 
 from __future__ import annotations

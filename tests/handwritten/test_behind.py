@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A convolution along tokens, applied to what attention, a feed-forward network or experts give, is part of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How experts are written by hand: how tokens reach them, and how their output meets the shared experts'."""
 
 from __future__ import annotations

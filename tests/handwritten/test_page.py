@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/handwritten.md: its programs run, and the places that it names exist."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A checkpoint, its tokenizer and text for `farskip heal`, small enough for a test."""
 
 from __future__ import annotations

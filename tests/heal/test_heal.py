@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`farskip heal` from end to end: every figure on its page is computed again by hand."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ends `farskip heal` before anything is written; and its options."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`farskip heal` that is killed before and within steps, and called again: none is done twice, to the same bits."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Collectives by operators of a user, over functional ones, and a model whose experts exchange rows by them.
 
 `by_hand` is its form in `full`, by the same modules.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a program that Inductor generated holds, read off its text: the oracle of the scheduler's account of memory.
 
 In:    the text of one graph's program, for a CPU; what was saved for backward, as it was in a run.

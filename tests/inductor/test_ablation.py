@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Passes inside Inductor that are left out: the same bits, another order, and a report that says so."""
 
 from __future__ import annotations

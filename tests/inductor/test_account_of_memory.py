@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The scheduler's account of memory against the program that Inductor generates: what is promised is what is held."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Collectives in one operator keep their place among those of their process group, and the report names them."""
 
 from __future__ import annotations

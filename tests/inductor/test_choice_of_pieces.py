@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many pieces "auto" takes, by the schedules in one, two and four: time first, within the limit on memory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """However a model writes a collective, it ends as a launch and a wait with compute between, forward and backward."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """No collective is in flight where a CUDA graph begins or ends, in any order of launches, waits and other kernels.
 
 Kernels are stand-ins here: a letter for what each does. `tests/gpu/test_cuda_graphs.py` has real ones.

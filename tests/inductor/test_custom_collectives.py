@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Collectives by operators of the user, with a launch and a wait, are overlapped as PyTorch's own are.
 
 The operators run over a link that uses its buffers from launch to wait (`tests.late_link`).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What Inductor generates under our schedule uses no buffer that is freed, or has become another one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What Inductor generates: launch, then the compute that should hide it, then the wait, forward and backward."""
 
 from __future__ import annotations

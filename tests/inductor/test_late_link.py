@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """No buffer in flight is written to, or read early, under every allocation plan: links that use theirs to the last."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernels that are built as one file are the kernels that are built alone."""
 
 from __future__ import annotations

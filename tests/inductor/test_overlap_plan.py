@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """For which device a graph is scheduled."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exchanges in pieces, in what Inductor generates: dispatches first, products in between, each phase."""
 
 from __future__ import annotations

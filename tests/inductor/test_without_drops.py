@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many pieces "auto" takes for an exchange without drops, and that dynamic numbers of tokens stay whole."""
 
 from __future__ import annotations

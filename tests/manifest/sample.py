@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model of these tests, and how it is compiled."""
 
 from __future__ import annotations

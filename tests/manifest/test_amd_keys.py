@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AMD's keys: every combination against what their model does with them, layer by layer, and against the oracle."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The option `manifest`: it says what is rewired, in every form in which it can be given."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`farskip manifest MODEL`."""
 
 from __future__ import annotations

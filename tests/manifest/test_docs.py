@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/manifest.md runs as shown, and prints what it shows."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Manifests that earlier versions wrote still load, and mean what they meant."""
 
 from __future__ import annotations

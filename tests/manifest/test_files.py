@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """On disk: three kinds of places, nothing else touched, and nothing lost if a write fails."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names and shapes of parameters, whatever stands around the model, and how two sets of names are laid side by side."""
 
 from __future__ import annotations

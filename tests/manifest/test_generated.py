@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generated architectures: a manifest is accepted by its own model, and refused by every other one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Manifests that others wrote or damaged: a manifest or a `ManifestError`, soon, whatever is in the file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A graph that is not the manifest's is refused, and the first thing that differs is named with both values."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """On two ranks: a manifest of the whole model holds for what each rank has of it."""
 
 from __future__ import annotations

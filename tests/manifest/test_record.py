@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The record: what it says, its JSON form, and that nothing else is taken for one."""
 
 from __future__ import annotations

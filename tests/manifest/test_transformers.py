@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model of transformers, saved and loaded as its users do it, with the manifest in its `config.json`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The order of launches, waits and matrix products of a model, as it runs: no clocks.
 
 Collectives of `torch.distributed` that are called with `async_op=True` are done as late as they may be, when they are

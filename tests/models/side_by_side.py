@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small `transformers` models, and a loop that trains one of them next to its eager FarSkip form.
 
 In:    a model, the function that runs it (compiled), the same model before that, and batches of token ids.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapters of PEFT: rewired like the model that they adapt, merged or not, and under its manifest."""
 
 from __future__ import annotations

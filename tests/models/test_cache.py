@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decode steps with a cache of fixed size: the same function as one forward over all tokens, eager and compiled."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The form with exchanges in chunks by hand: the plain decoder's function, each exchange launched in chunks."""
 
 from __future__ import annotations

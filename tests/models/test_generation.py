@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`generate` on rewired models: prefill and decode steps through one compiled forward, against the eager oracle."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The oracle for all families: equal to the forms written by hand, and to the compiled model."""
 
 from __future__ import annotations

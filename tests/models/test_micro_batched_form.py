@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The form with two micro-batches by hand: the plain decoder's function of each half of the batch."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plain models on one process, and the hand-written FarSkip forms."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A parallel run is the one-process model: same outputs, and each slice gets its slice of the gradient."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The form overlapped by hand: the function of `FarSkipForm`, and the order of its launches, work and waits."""
 
 from __future__ import annotations

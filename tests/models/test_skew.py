@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Skewed routers: popular experts by Zipf's law, the same on every rank, and nothing at all without a skew."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torchtitan's models, a second code base beside transformers: its own attention, router, dispatcher and counters.
 
 Inner compiler is "eager": outputs are bit-equal to the hand-written form. Gradients sum in an order of their own. They

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training `transformers` models with the backend, next to an eager FarSkip form that is trained on the same batches.
 
 Each test takes five optimizer steps with three models of equal parameters:

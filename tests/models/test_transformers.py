@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Unmodified `transformers` models: capture, rewiring, training, checkpointing, caches.
 
 The oracles here are eager loops over the model's own sub-modules, and use nothing of the compiler.

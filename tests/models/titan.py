@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torchtitan's mixture-of-experts models on a CPU, and their FarSkip form written by hand: an oracle.
 
 Contract: `build_deepseek_v3` and `build_qwen3` give the library's own debug models with seeded weights and example

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torchtitan's own trainer on a CPU: what a machine without an accelerator needs, and small configurations.
 
 Contract: `losses` runs the library's trainer as its command does, from the same arguments, and returns what it logs.

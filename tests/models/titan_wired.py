@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small configurations of torchtitan's trainer in each wiring, by functions such as `--config` names.
 
 Contract: `by_hand` is the FarSkip form, written out for each block and run by the trainer as it runs any other: the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Print the whole kill table: `python -m tests.mutation`. The exit status is 0 only if nothing survives."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a fault is applied and judged.
 
 Every fault must show that it is one, and every checker that it lets pass what is right:

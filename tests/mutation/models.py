@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small models to plant faults in, each with what some faults need: caches, masks, multipliers, reductions, dropout.
 
 A `Base` is a model and the inputs of one call. Those with a form written by hand have an oracle too.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Graphs to schedule, and how a fault in their order is planted and judged.
 
 `schedule_post_grad` checks what it has done itself, so a fault goes between: into the graph, when it is scheduled and

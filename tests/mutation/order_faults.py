@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Faults in the order of a scheduled graph, forward and backward, and in the passes that make it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Faults in the passes that rewire: one line of a function is another. Where the table that the compile is verified
 against comes from a faulty pass, `farskip_compile.testing` must see it."""
 

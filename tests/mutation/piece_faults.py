@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Faults in the passes that cut exchanges in pieces: one line is another, and rows go elsewhere, silently. What was cut
 is right by shape in each of them; the proof must refuse it."""
 

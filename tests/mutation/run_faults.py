@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Faults that show when compiled graphs meet: kernels, other ranks, caches, the backward graph."""
 
 from __future__ import annotations

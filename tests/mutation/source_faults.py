@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Faults in the source itself, for files that no table of faulty graphs covers: one line is changed, a test must fail.
 
 Contract: `FAULTS` is data: a file, what stands in it, what is put in its place, and the tests that must notice. It runs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kill table: every fault with its judge's verdict, in 80 columns."""
 
 from __future__ import annotations

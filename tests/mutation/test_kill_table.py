@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every fault is noticed, and what is right passes every checker."""
 
 from __future__ import annotations

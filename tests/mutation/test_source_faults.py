@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each fault in the source still has its place."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Faults that leave the connectivity table as it should be: coefficients, caches, masks, random numbers, collectives.
 Planted in a rewired graph."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Faults in what sub-blocks read and what is summed, planted in a rewired graph. `tests.mutation.value_faults` has
 those that leave the connectivity table as it should be."""
 

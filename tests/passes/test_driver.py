@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of passes and the driver: contracts, order, log, trace, verification; and passes left out."""
 
 from __future__ import annotations

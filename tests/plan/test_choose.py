@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The choice of rows, where what each set frees is known."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The damage of each row, against the hand-written FarSkip form."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exposure by the cost model, and the front of a model on ranks that send nothing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The front as a person sees it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Blocks of experts with loops that depend on data, in the styles of public code.
 
 Contract: each is a module for `tests.handwritten.decoder.Decoder`. Attributes have names of their own on purpose:

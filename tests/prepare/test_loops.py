@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Experts with a loop of their own: what computes the same becomes the interface's kernel, the rest is left alone."""
 
 from __future__ import annotations

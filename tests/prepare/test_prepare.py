@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`prepare`: what it changes makes models capture, changes no result, and goes back."""
 
 from __future__ import annotations

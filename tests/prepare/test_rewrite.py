@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loops of any module: rewritten where that is the same function, and left alone where not."""
 
 from __future__ import annotations

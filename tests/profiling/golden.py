@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Traces of GPU programs as real ones look, made by hand, with the times that follow from them.
 
 The form is kineto's (libkineto/src/output_json.cpp: events, their order, `External id`, what it repeats at kernels;

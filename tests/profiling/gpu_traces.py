@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernels of constructed GPU traces, as `torch.profiler` would show them. Times are in microseconds.
 
 Needs nothing but the standard library: `hta_reference.py` uses it in another environment.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prints what HolisticTraceAnalysis says of the constructed GPU traces, for `test_gpu.py`.
 
 A script, not a test: HolisticTraceAnalysis brings JupyterLab and plotly, some 475 MB. In an environment of its own:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exports of Nsight Systems, made by hand: the schema that `nsys export --type sqlite` writes, and a golden trace.
 
 The tables are those of a version 3 export (Nsight Systems 2025; "SQLite Schema Reference" of its User Guide), with all

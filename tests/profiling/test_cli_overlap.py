@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`farskip overlap`: exit statuses, text, JSON, and the files that it writes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The scheduler's estimates next to the measurement: which run belongs to which schedule, means, text, JSON, page."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Golden traces: the times computed by hand are the times that are reported, and all is called by its name."""
 
 from __future__ import annotations

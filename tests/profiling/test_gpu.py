@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CUDA and HIP streams, on constructed traces, and agreement with HolisticTraceAnalysis."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of kernels as profiles show them: what communicates, what does not, and how it is called."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which collective a kernel belongs to: each thing that says so, which of them is believed, and what says nothing."""
 
 from __future__ import annotations

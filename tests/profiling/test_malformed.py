@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Traces that others wrote or damaged: a report or a `TraceError`, soon."""
 
 from __future__ import annotations

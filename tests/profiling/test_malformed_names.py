@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names, files and options as nobody should write them, in the command and on the page: shown and not obeyed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report on constructed traces: against an oracle that looks at every nanosecond, and with known answers."""
 
 from __future__ import annotations

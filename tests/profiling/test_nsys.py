@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Profiles of Nsight Systems: what is reported is that of a Chrome trace; processes, versions; files that are none."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Waiting for late ranks: what can be told from the traces of all ranks, and what can't."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What counts as compute, communication and waiting in a CPU trace; launches and layers; files that are no traces."""
 
 from __future__ import annotations

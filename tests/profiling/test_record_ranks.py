@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real profiles of two ranks with gloo, eager and compiled by Inductor."""
 
 from __future__ import annotations

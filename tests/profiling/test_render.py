@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report as text, timeline, page and JSON; the merged trace."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shapes of a timeline: few enough, and true to proportions."""
 
 from __future__ import annotations

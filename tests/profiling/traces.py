@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Constructed Chrome traces of CPU programs, as `torch.profiler` would write them. Times are in microseconds."""
 
 from __future__ import annotations

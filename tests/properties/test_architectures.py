@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generated architectures against the hand-written FarSkip form: the central claim of the package."""
 
 from __future__ import annotations

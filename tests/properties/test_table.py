@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The connectivity table and its rewiring on graphs whose table is known by construction (`strategies.networks`)."""
 
 from __future__ import annotations

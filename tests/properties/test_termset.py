@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`TermSet` behaves as a Python set of integers, and keeps its intervals canonical."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ranks that would launch different collectives raise, all of them and at once, instead of hanging."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Inductor's caches stay on and stay right: warm in a second process, never stale after a change."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files as nobody should write them: what tests of readers share.
 
 `bounded` runs a reader within the time and memory that a refusal may take; `mutated` and `damaged` draw documents and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of others: regular ones only, within a size, packed or not; JSON that says one thing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each test begins and ends with nothing compiled and nothing reported."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers called in another order, twice or not at all, strangers between them, carriers that are copied or sent: they
 are handled as in a compile of the whole model, or are an error that says what is wrong. No part of the stream is lost
 or doubled."""

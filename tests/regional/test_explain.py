@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is said of layers compiled one by one is what is said of the whole model."""
 
 from __future__ import annotations

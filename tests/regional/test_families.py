@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Families of transformers, layer by layer: the table of the whole model, and its logits, bit for bit."""
 
 from __future__ import annotations

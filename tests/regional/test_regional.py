@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers compiled one by one compute what the form by hand does, bit for bit, in each way in which people call them."""
 
 from __future__ import annotations

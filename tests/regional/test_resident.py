@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a layer's graph does not know: the memory of the rest of the model, and how late what comes in is."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A connectivity by table, asked of layers compiled one by one: what the whole graph and a sum by hand give."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reports of schedules reach whoever reads them."""
 
 from __future__ import annotations

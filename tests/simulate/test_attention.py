@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The operators that stand for fused attention: shapes, FLOPs, gradients."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two micro-batches from the program of one: small ones by hand, and any program at all."""
 
 from __future__ import annotations

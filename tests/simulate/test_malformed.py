@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configurations and loads that others wrote: a model to predict or a `ConfigError`, whatever is in the file."""
 
 from __future__ import annotations

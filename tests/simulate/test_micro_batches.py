@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The batch in two parts through the whole stack: against sums done by hand, and against the whole batch."""
 
 from __future__ import annotations

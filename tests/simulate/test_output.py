@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What people see: reasons, tables at 80 and 120 columns, the trace, the picture, the command."""
 
 from __future__ import annotations

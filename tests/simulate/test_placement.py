@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AMD's placement: what the published text says of the order, read off predictions; and any program at all."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Predictions: against sums done by hand, and against each other."""
 
 from __future__ import annotations

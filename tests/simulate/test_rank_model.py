@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one rank holds of a model: shapes, and that all ranks together hold all of it."""
 
 from __future__ import annotations

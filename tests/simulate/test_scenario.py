@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What can't be is refused before anything is built, in words that help."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The load of the fullest rank."""
 
 from __future__ import annotations

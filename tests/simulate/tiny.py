@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small models in the shape of large ones, each predicted once for all tests."""
 
 from __future__ import annotations

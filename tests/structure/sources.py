@@ -1,14 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sources of this repository, as the tests of this folder read them: nothing is imported."""
 
 from __future__ import annotations
 
 import ast
+import functools
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 PLACES = {"farskip_compile": ROOT / "farskip_compile", "passes": ROOT / "passes", "models": ROOT / "models"}
 """Where the code of the package stands; the last two are installed inside the first."""
+
+SOURCES = ROOT / "farskip_compile.egg-info" / "SOURCES.txt"
+"""In an unpacked sdist, its own list."""
+
+
+def is_checkout() -> bool:
+    """Whether this is a repository, and not an unpacked sdist."""
+    return (ROOT / ".git").exists()
+
+
+@functools.cache
+def own_files() -> tuple[str, ...]:
+    """The files that belong here, as paths from the root: what git does not ignore, or what the sdist lists."""
+    if is_checkout():
+        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    else:
+        names = SOURCES.read_text(encoding="utf-8").splitlines()
+    return tuple(sorted(name for name in names if (ROOT / name).is_file()))
 
 
 def modules() -> dict[str, Path]:

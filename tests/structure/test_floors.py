@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which module may import which, at the top or lazily: the arrows run one way."""
 
 from __future__ import annotations

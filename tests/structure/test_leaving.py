@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who ends a process group does it so that the interpreter can end (see farskip_compile/ranks/leave.py)."""
 
 from __future__ import annotations

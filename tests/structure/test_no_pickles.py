@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nothing that is read from a disk can run code: no pickle, and `torch.load` of tensors only."""
 
 from __future__ import annotations

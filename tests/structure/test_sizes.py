@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Passes and the core stay short, and the root of the package stays a short list."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`capture`: the rewired graph of a model, compiled or not, and nothing is computed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The measure behind tolerances."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`assert_equivalent` and `assert_unchanged`: what is compared, what is kept, and what a failure says."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flights: what runs between a launch and its wait, by the definition, and what the wire exposes."""
 
 from __future__ import annotations

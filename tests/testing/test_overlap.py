@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`assert_overlappable`, and the terms by which it knows the collectives of routed experts, forward and backward."""
 
 from __future__ import annotations

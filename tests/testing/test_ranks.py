@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`assert_same_on_all_ranks` on two gloo ranks: passes or fails on both of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The public strategies: importable without tests of ours, with a clear error where hypothesis is missing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each collective knows the terms that it is a part of, forward and backward, however it came about."""
 
 from __future__ import annotations

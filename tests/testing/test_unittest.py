@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The assertions in the tests of someone who uses unittest: a failure is a failure, not an error."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`assert_rewired` and `assert_wiring`: pass for what the paper says, fail for everything else and show where."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is demanded of the text of every failure."""
 
 from __future__ import annotations

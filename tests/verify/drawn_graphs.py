@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Graphs that are drawn by calling operators, with a value beside each node, as Dynamo leaves them.
 
 Contract: `Drawing` holds a graph over a stream `x` and other inputs. What is called on its proxies is run at once; a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small MoE models written as others write them: one layer of a plain stack in another form.
 
 Contract: `Net(layers, ...)` is a decoder of attention, then experts, with plain residual adds. `add`, `mixers`,

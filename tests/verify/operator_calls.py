@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ways to call each operator that the account of rows has a rule for.
 
 `CALLS` has, for each name, expressions over `v` (a value), `o` (another one), `w`, `w3`, `z` (numbers), `i`, `i3`

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `read_rows` says of a graph, held against numbers: change one row of the stream, and see what else changes.
 
 Contract: `disagreements` runs a graph of Dynamo node by node: as it is, and with one row of one residual value changed

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model is rewired as a whole, or refused: whatever form one of its layers has."""
 
 from __future__ import annotations

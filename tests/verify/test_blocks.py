@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The proof of exchanges in pieces by expert: whatever is done to the graph in pieces is noticed.
 
 Each fault is applied to a graph that was cut and is right; that the right one passes is the first test.

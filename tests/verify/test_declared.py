@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a user declares of an operator or a module."""
 
 from __future__ import annotations

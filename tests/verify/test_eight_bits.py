@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Products in 8 bits, by a scale for each row, and operators inside an `autograd.Function`."""
 
 from __future__ import annotations

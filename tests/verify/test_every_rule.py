@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every rule of the account of rows, held against numbers: each operator in many ways to call it, alone and in chains.
 
 Sizes are often equal, or 1: that is where a layout that is wrong by a dimension looks right.

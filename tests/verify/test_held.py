@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Marking the collectives of custom operators changes their waits alone, and these hold what is in flight."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Labels of rows: what is made of other entries, or of the same ones in another order, has another label."""
 
 from __future__ import annotations

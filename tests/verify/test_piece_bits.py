@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether products in pieces have the same bits is measured, for each different product once."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The account of pieces: whatever is wrong with a graph that was cut is seen, whoever cut it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the verifier says, and that it accepts one table of a graph only. `tests.mutation` plants faults for it."""
 
 from __future__ import annotations

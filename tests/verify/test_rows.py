@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which rows of the stream a value depends on: every claim against numbers, and the claims that a proof needs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The proof of exchanges in pieces by token: each fault in a cut graph is noticed, and what is right passes."""
 
 from __future__ import annotations

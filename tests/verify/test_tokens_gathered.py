@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The proof of exchanges by all-gather in pieces by token: faults in a cut graph are noticed, what is right passes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The numbers of parts: a whole put together from all of its parts is that whole, and nothing else is."""
 
 from __future__ import annotations

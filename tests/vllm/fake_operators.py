@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM's operators, with its schemas and plain implementations, for processes without vLLM.
 
 Contract: `register` defines them; a second call changes nothing. What vLLM keeps by the name of a layer (weights,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A plugin of vLLM for tests: on a CPU, the graphs that a GPU gets, in mode 3.
 
 And mode 1, which vLLM's runner for CPUs leaves out.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m tests.vllm.page`: the table of what the real vLLM has served, printed and written into docs/serving.md.
 
 In:    what the tests in `tests/vllm/real` have left in `.compat/served`, one file for each version of vLLM.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a configuration asks for, and that it is told apart from all else: without vLLM."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What becomes of the backend that vLLM has chosen: without vLLM."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A manifest compared with a model that holds several parameters in one, as vLLM does."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Operators of vLLM by their schemas, norms that are joined again, all-reduces over shared memory: graph by graph."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What workers assert once they are warm, and what graphs say of themselves: without vLLM."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All-reduces as a start and a wait: the order that comes out, and that it computes the same."""
 
 from __future__ import annotations

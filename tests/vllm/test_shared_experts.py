@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shared experts out of the operator that hides them: with a stand-in for vLLM's runner."""
 
 from __future__ import annotations

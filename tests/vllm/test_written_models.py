@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Graphs as vLLM has them, rewired: equal to the form by hand, bit for bit, with fake operators of its schemas."""
 
 from __future__ import annotations

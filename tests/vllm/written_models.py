@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models as vLLM writes them, in several styles, and their FarSkip forms by hand.
 
 Contract: `Model(Style(...))` is traced to a graph like those that vLLM makes of Qwen3-MoE, Mixtral, gpt-oss or

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Families are found by the shape of their configuration, and their tiny models run and have the family's structure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fixed quarter of the zoo: no family may be worse than docs/zoo.json says; and how the table is made."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hypothesis strategies: generated models and graphs, as this package's own tests use them.
 
     cases, configs            decoders of every sort with routed experts, and wishes for their connectivity

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Strategies: generated MoE architectures, and wishes for their connectivity."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A residual network as a description: sub-blocks, and the sums between them.
 
 Contract: data only. What its connectivity table must be is known by construction (`rows`, `kind_of`); `network_graph`

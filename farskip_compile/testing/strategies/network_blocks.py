@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is inside the sub-blocks of a described network: attention, dense and routed feed-forwards, norms.
 
 Contract: the operations are called through an `Eager`, which computes them at once, or a recorder, which writes them

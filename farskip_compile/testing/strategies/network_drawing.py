@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Strategy: residual networks of any wiring, with sums and casts in every form that models write them in."""
 
 from __future__ import annotations

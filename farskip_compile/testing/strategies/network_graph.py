@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A described network as an FX graph, as Dynamo would hand it over, and as a function.
 
 Contract: `capture` writes torch IR with fake values, in-place adds without users, and states as inputs or attributes;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Strategies: random programs for a scheduler.
 
 Times are multiples of a tenth of a second: ties are as important as differences.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Account for everything: each sub-block is what it was taken for, and everything else that has weights may be there.
 
     whole      all of it, in the order of the most telling errors

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the rows of the stream begin.
 
 Contract: given the base and the residual values, as claims; shares no code with detection.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A graph without a residual stack: a part of a model with layers in it, or something that has none.
 
 Contract: `check_fragment` is given a normalised graph of which no residual sum was read. It passes a loss, a sampler,

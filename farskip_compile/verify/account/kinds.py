@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kinds of all terms once more, from the other side: what a sub-block does to rows must fit what it was taken for.
 
 Contract: `check_kinds` is given the terms, what computes each, and the `Rows` of all nodes. It raises, or says nothing.

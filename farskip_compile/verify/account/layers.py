@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What shows a layer that no sum holds: something added to what it was computed from, in whatever form.
 
 Contract: looks at edges, shapes and weights only; shares no code with detection.

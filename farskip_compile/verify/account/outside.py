@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Account for everything: what has weights lies in a sub-block, in front of the stream, or behind it.
 
 Contract: `check_account` is given a normalised graph, and what was read off it as plain claims: the residual values,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where weights of the model are applied, where activations begin, and which weights are given chosen rows.
 
 Contract: pure questions about nodes; shares no code with detection.

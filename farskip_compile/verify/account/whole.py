@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything that a reading must pass before anything is rewired: it is whole, and accounts for the rest of the graph.
 
 Contract: `account_for` puts the claims of a reading before the checks that share no code with it, in the order in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which rows of the residual stream each value depends on: `read` walks a graph, `rules` has a rule for each operator.
 
 state                                      what is known of one value

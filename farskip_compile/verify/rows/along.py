@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How operators pass rows on that work at each place by itself, or along dimensions.
 
 Contract: as in `rules`.

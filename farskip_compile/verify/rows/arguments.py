@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How calls give their arguments: by position, or by any of the names that PyTorch takes.
 
 Contract: pure questions about one node. NumPy's names are accepted by PyTorch, too: `x` or `a` for `input`, `axis` for

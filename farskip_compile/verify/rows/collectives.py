@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How collectives pass rows on: to other ranks, from them, or added up with theirs.
 
 Contract: as in `rules`. The rank is an index of rows, too: a gather puts it in front of the first dimension, a scatter

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the rows of the stream are in a tensor: for each dimension the axes that it runs over.
 
 Contract: pure functions on layouts and shapes; sizes may be symbolic, and no guard is installed on them. What can't be

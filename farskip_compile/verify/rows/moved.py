@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows that were moved: where they are in a tensor, and how they are passed on.
 
 Contract: pure functions. Rows that were picked, permuted or summed as decisions say are rows still: operators pass them

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Operators without a rule of their own: nothing is known of them, or what a user declared.
 
 Contract: as in `rules`.

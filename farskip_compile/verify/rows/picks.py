@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How indexing and writes pass rows on: entries at places that something names.
 
 Contract: as in `rules`.

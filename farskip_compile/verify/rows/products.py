@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How products pass rows on: sums over the dimensions that the result does not have.
 
 Contract: as in `rules`.

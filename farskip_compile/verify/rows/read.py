@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which rows of the residual stream each value of a graph depends on.
 
 Contract: `read_rows` gives a `Rows` for each node of a normalised graph. It is told where rows begin: at the residual

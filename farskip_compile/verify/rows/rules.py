@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How an operator passes rows on: a rule for each family of operators.
 
 Contract: `apply` says what is known of a node from what is known of its arguments; less than is true in doubt, never

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is known of one value of a graph: on which rows of the residual stream a row of it depends.
 
 Contract: pure data, and how several pieces of it are put together. A row of the stream is what one token has: an index

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How views pass rows on: the same entries in another shape, order or number.
 
 Contract: as in `rules`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a claim says, without names: two claims that say the same need one proof. Models have many layers alike.
 
 Contract: two keys are equal only if both pairs of graphs make the same calls, on the same constants, of values of the

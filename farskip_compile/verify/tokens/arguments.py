@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The arguments of an operator, with labels in place of tensors.
 
 Contract: pure functions. A tensor among the arguments is one whose numbers are known.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What collectives do to the rows of all ranks at once.
 
 Contract: from the arguments on each rank, in order, to the result on each rank. A sum over ranks has a label made of

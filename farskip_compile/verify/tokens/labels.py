@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a value is, row by row, without its numbers: a label for each row.
 
 A `Labels` stands for a tensor. Two rows with the same label are the same numbers; whatever is computed of a row has a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Operators that move rows: views, parts, joins, and new tensors.
 
 Contract: as in `rules`.

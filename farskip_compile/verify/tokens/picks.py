@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Operators that pick rows by indices, write them, choose them, or multiply them by the matrix of their expert.
 
 Contract: as in `rules`. Indices are numbers: they were computed. What is chosen is drawn.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A graph run on all ranks at once, in memory: rows as labels, counts and places as numbers.
 
 Contract: runs what it is asked for and what that needs, in the order of the graph, once. Values that are given are not

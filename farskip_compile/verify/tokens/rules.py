@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an operator does to labels: a rule for each family; of what has none, every row of the result is made of all.
 
 Contract: no rule says that rows stay apart where they may meet. In doubt a result is one label, of all that goes in:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Before differentiation, on request: exchanges without drops in pieces, each of them the rows of some tokens.
 
 By all-to-all or by all-gather and reduce-scatter.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Before differentiation, on request: the batch in parts through the whole stack, each with collectives of its own.
 
 In:    a Dynamo graph whose exchanges have no drops, or whose sums over ranks are all-reduces; in how many parts.

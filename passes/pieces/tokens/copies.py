@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A region once for each piece of its rows.
 
 In:    a region; how many pieces.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where some rows are given up for others, for want of room: then tokens can't be cut.
 
 In:    what is made of rows of which a rank has all, gathered ones or those of slices, in order; how many they are.

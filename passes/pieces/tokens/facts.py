@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Of a graph, what all regions need to know, and the parts of it in which each is looked for.
 
 Contract: read once; walks stay inside of a window, so that all of them together are linear in the graph. A window goes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What must be there once for each piece, if tokens are gathered, and sums over ranks scattered: all between the two.
 
 In:    a Dynamo graph.

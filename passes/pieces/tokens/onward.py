@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pieces of tokens that come in from another layer's graph go on, each by itself, to this layer's exchange.
 
     as it comes in    p1 ─┐                            ┌─► narrow 1 ──► dispatch 1

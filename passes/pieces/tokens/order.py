@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which operators leave the rows of their arguments in order, and which bring rows together.
 
 Contract: pure questions about one node, by its canonical name and the dimensions that it is given. They decide what is

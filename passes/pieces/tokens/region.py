@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What must be there once for each piece, if the tokens of an exchange are cut: from the choice of experts to the place
 where every token has what its experts made of it.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbers in calls that count gathered rows, as they are for a piece: sizes, room for experts, places in it.
 
 In:    a call on the rows of all tokens; how many these are, and how many a piece has.

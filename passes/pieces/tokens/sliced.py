@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where rows leave the order of the tokens and come back, with nothing exchanged: each rank has a slice of all experts.
 
 In:    a graph, as `Facts`, without exchanges of tokens.

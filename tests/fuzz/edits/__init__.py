@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What can be done to a captured graph, by name: `EDITS`. Each takes a `Sheet`, and its choices from `sheet.rng`.
 
 An edit raises `Unfit` where it finds no place. It need not keep the function of the graph; the graph has to run.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes, views and aliases: through the tensor, through a view, by unknown operators, to inputs, into the outputs."""
 
 from __future__ import annotations

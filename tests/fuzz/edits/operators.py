@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Operators that a pass may not expect, bystanders, other orders, and what a graph may lack."""
 
 from __future__ import annotations

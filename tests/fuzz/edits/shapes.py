@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Other shapes, number formats and places of tokens on the way, there and back or for good; symbolic sizes."""
 
 from __future__ import annotations

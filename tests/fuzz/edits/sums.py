@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stream is no sum any more, or only seemingly; or a sum that is written in another way."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A layer whose exchanges were cut is read once more: terms are known by core or parameters, and must read the same."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A stream that is cut: what leaves apart, what is late, what the tail is called, and what the proof notices."""
 
 from __future__ import annotations

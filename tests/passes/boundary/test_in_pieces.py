@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which waits leave in pieces, and as which rows."""
 
 from __future__ import annotations

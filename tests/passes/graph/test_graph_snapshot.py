@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `GraphSnapshot` builds is the graph as it was, whatever has been done to it since."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Collectives that a graph does not show yet: in bodies of functions, and between placements of a DTensor."""
 
 from __future__ import annotations

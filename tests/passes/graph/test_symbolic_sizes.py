@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Symbolic sizes are equal if the graph's guards say so, whatever their expressions look like; asking adds no guard."""
 
 from __future__ import annotations

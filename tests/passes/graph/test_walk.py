@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Walks give each node once, in depth-first order, and stop where they are asked to."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which calls are sums of what they are given and what they add; all others are values of their own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A chunk and a cat around a collective become a move of axes: same bits, and nothing else is touched."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoint bodies are opened, tagged, and recompute as before; selective ones are closed again."""
 
 from __future__ import annotations

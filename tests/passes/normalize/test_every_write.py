@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every method of a tensor that writes in place, on floats: normalised, it computes the same bits, of the same type."""
 
 from __future__ import annotations

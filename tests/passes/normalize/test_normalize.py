@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pass as a whole: counts what it did, and has nothing to do the second time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Single assignment changes no bit, whatever is written where; and leaves alone what must stay in place."""
 
 from __future__ import annotations

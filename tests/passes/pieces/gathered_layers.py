@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers of experts whose tokens are gathered on all ranks: what is cut by token, and what is refused.
 
 Like `layers_without_drops`, whose `captured` gives the Dynamo graph of one. Each rank runs its own experts, and the

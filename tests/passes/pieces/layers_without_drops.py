@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers of experts without drops, as they are written in several places: what is cut by token, and what is refused.
 
 All take tokens [T, WIDTH], of which the first entries are scores for experts, and choose two experts for each. Sizes

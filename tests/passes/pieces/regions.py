@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generated regions of an exchange, as ATen graphs: dispatch, what experts do, combine. Nothing of the pass is used.
 
 A graph is run in one process, where an exchange puts the equal blocks of one tensor in another order.

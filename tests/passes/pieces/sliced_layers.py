@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stacks whose matrices are cut among ranks, which sum up what each makes: what a batch in parts does, and is refused.
 
 Like `layers_without_drops`, whose `captured` gives the Dynamo graph of one. All take a batch of sequences, [B, TOKENS,

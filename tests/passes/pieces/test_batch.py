@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The batch in parts: what is there once for each part, what stays whole, and what is refused.
 
 That results are the same on real ranks is shown in tests/distributed/test_pieces_by_token_ranks.py.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exchanges without drops in pieces by expert: what both ends can tell apart is cut, everything else refused by name.
 
 That results are the same on real ranks is shown in tests/distributed/test_pieces_ranks.py.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exchanges without drops in pieces by token: what is cut, in which order, and what is refused by the proof.
 
 That results are the same on real ranks is shown in tests/distributed/test_pieces_by_token_ranks.py.

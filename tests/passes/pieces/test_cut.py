@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exchanges in pieces: what can be kept apart is cut and computes the same, everything else is refused by name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exchanges by all-gather: found where experts are chosen between gather and scatter, and nowhere else."""
 
 from __future__ import annotations

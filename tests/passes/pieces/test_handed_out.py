@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who splits what comes back into the rows of the pieces is handed the pieces; the proof knows which is which."""
 
 from __future__ import annotations

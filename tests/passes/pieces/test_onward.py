@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pieces of tokens that come in go on to the exchanges of their layer, each by itself, where that can be shown."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a call gives on fake values is the same, remembered or made: size, strides, place, type, device and memory."""
 
 from __future__ import annotations

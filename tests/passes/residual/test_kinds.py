@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kinds are decided by dataflow alone: the same operators in another role must not fool them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Streams that are not a sum: the error says what takes the place of the stream, and in which line."""
 
 from __future__ import annotations

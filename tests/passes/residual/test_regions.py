@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What belongs to a sub-block and what it reads: shared norms, side channels, sums inside a sub-block."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The residual sum: what is found as a sum, and what is refused because it is none."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table as data: to JSON and back, with cells taken away and put back, equal by its wiring alone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a wish to the terms that each row leaves out: the rules of the paper, ranges, and what is refused."""
 
 from __future__ import annotations

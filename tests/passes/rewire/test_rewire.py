@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The edit itself: who gets a copy, what stays untouched, what can't be copied."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Inner values that several sub-blocks use: whose they are once only some of these read less of the stream."""
 
 from __future__ import annotations

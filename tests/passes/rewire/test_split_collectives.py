@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Linear collectives are split where a request needs it, and nowhere else; other reductions never."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs that the tests of the scheduler share."""
 
 from __future__ import annotations

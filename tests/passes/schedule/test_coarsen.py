@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Smaller programs for the search: groups are short, keep every dependence, and cost what their tasks cost."""
 
 from __future__ import annotations

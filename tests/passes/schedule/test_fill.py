@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gaps that an order has left: what is put into them, and that nothing is given up for it."""
 
 from __future__ import annotations

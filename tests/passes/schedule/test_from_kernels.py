@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What kernels would hold in the order of the graph before it was scheduled; and pins that end with fusion."""
 
 from __future__ import annotations

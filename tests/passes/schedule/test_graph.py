@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scheduled graphs compute the same values, bit for bit, also with collectives that read their input at the wait."""
 
 from __future__ import annotations

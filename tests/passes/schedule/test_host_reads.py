@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the host reads of a device comes in one copy for each tensor, and is what it read before."""
 
 from __future__ import annotations

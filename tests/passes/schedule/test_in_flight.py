@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Waits that are left to the next graph, and waits for what an earlier one has launched."""
 
 from __future__ import annotations

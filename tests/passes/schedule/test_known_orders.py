@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the scheduler goes by besides the tasks: issue order on a channel, and orders that are known already."""
 
 from __future__ import annotations

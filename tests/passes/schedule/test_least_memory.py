@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The order that holds little: it is valid, and holds less than one that nobody thought about."""
 
 from __future__ import annotations

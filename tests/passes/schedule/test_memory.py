@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Orders that hold too much memory: what is moved, and that nothing else changes."""
 
 from __future__ import annotations

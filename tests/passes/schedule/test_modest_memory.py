@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Orders that take most of what the limit on memory allows, where others do with less."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The list scheduler on random programs and on small ones with a known best order."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The list scheduler where memory is scarce: what the limits forbid, and what is found within them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The machine model by which orders are compared, and the programs that it takes."""
 
 from __future__ import annotations

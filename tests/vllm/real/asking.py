@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints that ask for rewiring, in each way in which one can."""
 
 from __future__ import annotations

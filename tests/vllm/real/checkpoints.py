@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small checkpoints with random weights, as transformers saves them, for vLLM to serve.
 
 Contract: `make` writes one into a folder, the same weights each time; with a tokenizer that was trained on

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The real vLLM: these tests run where it is installed, in an environment that `make vllm` builds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What can't be served rewired does not start: an error before the server is ready, by name, with a way out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM serves the rewired model: the same tokens and log-probabilities as transformers with this package's backend.
 
 Each test starts vLLM in processes of its own, on prompts of different lengths, in batches, prefill and decode.
