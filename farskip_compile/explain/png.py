@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from farskip_compile.errors import ConfigError
 from farskip_compile.explain.layout import LIGHT, Cell, cells, layer_of_term, present
+from farskip_compile.extras import need
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.text_utils import printable
 
@@ -32,13 +33,13 @@ def draw(table: Table, path: Path, title: str) -> None:
     """Write `table`, which has rows, to `path`, whose suffix decides the format, under a title of one or two lines.
 
     Raises:
-        ConfigError: matplotlib is missing or does not know the format, or the file can't be written.
+        ConfigError: matplotlib does not know the format, or the file can't be written.
+        MissingPackageError: there is no matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("a picture needs matplotlib", way_out="pip install 'farskip-compile[plot]'") from error
+    need("a picture", "matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     is_named = len(table.terms) <= MOST_NAMED
     columns, rows = len(table.terms), len(table.rows)
     cell = CELL_INCHES if is_named else 12.0 / columns

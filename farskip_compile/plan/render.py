@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from farskip_compile.extras import need
 from farskip_compile.plan.choose import Front, Point
 
 INK, LINE, SUM, CHOSEN = "#1d2126", "#8a929b", "#0b3d91", "#d9480f"
@@ -56,8 +57,9 @@ def draw_front(
     """Hidden communication over damage, as PNG.
 
     Raises:
-        ImportError: there is no matplotlib.
+        MissingPackageError: there is no matplotlib.
     """
+    need("a picture", "matplotlib")
     import matplotlib
 
     matplotlib.use("Agg")

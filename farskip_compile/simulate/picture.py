@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from farskip_compile.errors import ConfigError
+from farskip_compile.extras import need
 from farskip_compile.passes.schedule.program import Role
 from farskip_compile.simulate.results import Prediction
 from farskip_compile.simulate.text import NAMES, heading
@@ -23,12 +24,12 @@ def draw_prediction(found: Prediction, path: Path) -> None:
     """Draw `found` into `path`.
 
     Raises:
-        ConfigError: matplotlib is missing, or the file can't be written.
+        ConfigError: the file can't be written.
+        MissingPackageError: there is no matplotlib.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise ConfigError("a picture needs matplotlib", way_out="pip install matplotlib") from None
+    need("a picture", "matplotlib")
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
