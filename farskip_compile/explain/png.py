@@ -53,6 +53,7 @@ def draw(table: Table, path: Path, title: str) -> None:
     _cells(axes, table, range(rows), range(columns), lines=1.2 if is_named else 0.0)
     if is_named:
         _name_axes(axes, table, range(rows), range(columns), size=9)
+        _say_what_is_read(axes, "the terms that they read")
     else:
         _count_layers(axes, table)
         _magnify(figure, axes, table)
@@ -102,6 +103,11 @@ def _name_axes(axes: Axes, table: Table, rows: range, columns: range, size: floa
     axes.set_yticks(list(rows), [table.rows[r].name for r in rows], fontsize=size)
 
 
+def _say_what_is_read(axes: Axes, what: str) -> None:
+    axes.set_xlabel(f"rows: sub-blocks; columns: {what}", fontsize=9, color=INK)
+    axes.xaxis.set_label_position("top")
+
+
 def _count_layers(axes: Axes, table: Table) -> None:
     """Layer numbers on both axes, thin lines between every ten layers."""
     first_row: dict[int, int] = {}
@@ -113,8 +119,7 @@ def _count_layers(axes: Axes, table: Table) -> None:
     marked = [layer for layer in first_row if layer % 10 == 0]
     axes.set_yticks([first_row[layer] for layer in marked], [f"layer {layer}" for layer in marked], fontsize=9)
     axes.set_xticks([first_column[layer] for layer in marked], [str(layer) for layer in marked], fontsize=9)
-    axes.set_xlabel("terms of the residual sum, by layer", fontsize=9, color=INK)
-    axes.xaxis.set_label_position("top")
+    _say_what_is_read(axes, "the terms that they read, by layer")
     for layer in marked[1:]:
         axes.axhline(first_row[layer] - 0.5, color="white", linewidth=0.6)
         axes.axvline(first_column[layer] - 0.5, color="white", linewidth=0.6)

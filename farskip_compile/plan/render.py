@@ -50,11 +50,18 @@ def draw_front(
     front: Front,
     path: Path,
     *,
+    title: str,
     chosen: Point | None = None,
     measured: Mapping[tuple[str, ...], float] | None = None,
-    title: str = "",
 ) -> None:
     """Hidden communication over damage, as PNG.
+
+    Args:
+        front: the sets.
+        path: the file.
+        title: what the estimate is of, which a front does not know: model, ranks, device, phase and batch.
+        chosen: a set to mark.
+        measured: KL of sets rewired together, nats per token.
 
     Raises:
         MissingPackageError: there is no matplotlib.
@@ -87,8 +94,7 @@ def draw_front(
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    if title:
-        axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(title, loc="left", fontsize=10, parse_math=False)  # a `$` is a `$`
     axes.legend(loc="lower right", frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

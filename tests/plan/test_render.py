@@ -34,7 +34,7 @@ def test_table(width):
 
 def test_picture(tmp_path):
     draw_front(FRONT, tmp_path / "a.png", title="T")
-    draw_front(FRONT, tmp_path / "b.png", chosen=POINTS[1], measured={(): 0.0, ("moe.1",): 0.2})
+    draw_front(FRONT, tmp_path / "b.png", title="$T", chosen=POINTS[1], measured={(): 0.0, ("moe.1",): 0.2})
     one, other = ((tmp_path / name).read_bytes() for name in ("a.png", "b.png"))
     assert one.startswith(b"\x89PNG")
     assert one != other
