@@ -143,7 +143,8 @@ def _signals() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             for name, handler in before.items():
-                signal.signal(getattr(signal, name), handler)
+                if handler is not None:  # one that Python did not install, which it can't put back
+                    signal.signal(getattr(signal, name), handler)
 
 
 def _message(error: ChildFailedError) -> str:

@@ -23,8 +23,8 @@ WHY_APART = (
     "Predicted and measured need not agree here. On a loopback no network card moves the bytes: gloo's threads copy "
     "them, on the cores and through the memory that the ranks compute with. The prediction takes the figures of the "
     "profile {profile}: another machine's, measured while it was otherwise idle. In it, transfers cost compute "
-    "nothing, and both ranks launch at the same moment; a measured exchange also waits for the rank that comes later. Compare "
-    "variants with each other, not predicted with measured."
+    "nothing, and both ranks launch at the same moment; a measured exchange also waits for the rank that comes later. "
+    "Compare variants with each other, not predicted with measured."
 )
 """Why the demo's two exposed times differ."""
 LARGEST_DIFFERENCE = 0.05
