@@ -55,10 +55,11 @@ class Continuing(Command):
 def _quiet_ends(stopped: str) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort) as error:  # the latter at a question, for Ctrl-C and for Ctrl-D
         if first_rank():
             typer.echo(f"\n{stopped}" if sys.stderr.isatty() else stopped, err=True)  # a terminal shows ^C before it
-        raise typer.Exit(STOPPED) from None
+        at_once = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
+        raise typer.Exit(STOPPED if at_once else 1) from None
     except BrokenPipeError:
         forget_stdout()
         raise typer.Exit(1) from None

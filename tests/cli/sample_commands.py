@@ -59,6 +59,11 @@ def go_on() -> None:
 
 
 @app.command(cls=Command)
+def ask(as_json: AsJson = False) -> None:
+    typer.confirm("waiting?", err=as_json)
+
+
+@app.command(cls=Command)
 def wait_with_a_spinner(as_json: AsJson = False) -> None:
     with working("first") as work:
         work("waiting")

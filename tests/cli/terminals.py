@@ -87,7 +87,9 @@ def in_terminal(
     seen, typed, end = b"", not stop_at, time.monotonic() + SECONDS
     try:
         while time.monotonic() < end:
-            if not select.select([ours], [], [], 1.0)[0]:
+            if not select.select([ours], [], [], 5.0)[0]:
+                if stop_at and typed:  # Python misses a signal that arrives just before it waits for input
+                    os.write(ours, CTRL_C)
                 continue
             try:
                 part = os.read(ours, 65536)

@@ -62,7 +62,16 @@ def test_streams_are_as_before_afterwards() -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["wait"], ["wait", "--json"], ["wait-with-a-spinner"], ["wait-with-a-spinner", "--json"]], ids=" ".join
+    "args",
+    [
+        ["wait"],
+        ["wait", "--json"],
+        ["wait-with-a-spinner"],
+        ["wait-with-a-spinner", "--json"],
+        ["ask"],
+        ["ask", "--json"],
+    ],
+    ids=" ".join,
 )
 def test_ctrl_c_in_a_terminal_is_one_line(args: list[str]) -> None:
     found = in_terminal([*SAMPLE, *args], stop_at="waiting")
