@@ -37,7 +37,7 @@ def write_plot(results: Results, path: Path) -> None:
             if not column:
                 above.set_ylabel("KL damage repaired, %")
                 below.set_ylabel("held-out loss above the teacher's, %")
-        for axes in grid.flat:
+        for axes in (one for one in grid.flat if one.lines):
             axes.legend(fontsize=8, frameon=False)
 
 
