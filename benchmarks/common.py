@@ -166,14 +166,16 @@ def write_between_marks(page: Path, script: str, lines: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def picture(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes (two-dimensional), saved as PNG at the end of the block; needs matplotlib."""
+def picture(path: Path, rows: int, columns: int, size: tuple[float, float], title: str) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes (two-dimensional), saved as PNG at the end of the block; needs matplotlib. The title says
+    what holds for all of it: device, phase, batch."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     for one in axes.flat:
         one.set_axisbelow(True)
         one.spines[["top", "right"]].set_visible(False)

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from common import DOCS, decode, facts, markdown, picture, replace, write_between_marks
-from scaling_bench.sweeps import SWEEPS, Found, Sweep, run_sweeps
+from scaling_bench.sweeps import SWEEPS, TOKENS, Found, Sweep, run_sweeps
 
 from farskip_compile.simulate.text import WORTH, duration
 
@@ -30,8 +30,15 @@ ROOM = 1.6
 SECONDS, GIB = 300.0, 20.0
 """Limits for predicting DeepSeek-V3."""
 FARSKIP, ALONE, IDEAL, GRID = "#0b3d91", "#8a929b", "#d9480f", "#e3e6ea"
-DRAWN = ("ranks-v3", "ranks-qwen3", "bandwidth", "skew")
-"""Sweeps with numbers along their axis."""
+DRAWN = {
+    "ranks-v3": "ranks, 8 in a node",
+    "ranks-qwen3": "ranks, 8 in a node",
+    "bandwidth": "bandwidth between nodes, multiples of 400 Gb/s per GPU",
+    "skew": "exponent of Zipf's law by which experts are chosen",
+}
+"""Sweeps with numbers along their axis, and what these are."""
+WORK = f"Prefill in bfloat16, one sequence of {TOKENS} tokens on each rank; predicted on the hardware profile h100"
+"""What all of them have in common."""
 
 
 def arguments() -> argparse.Namespace:
@@ -127,8 +134,10 @@ def targets(found: list[Found]) -> list[tuple[bool, str]]:
 
 
 def draw(found: list[Found], path: Path) -> None:
-    with picture(path, 2, 2, (10, 7)) as (_, grid):
-        for axes, sweep in zip(grid.flat, (SWEEPS[name] for name in DRAWN), strict=True):
+    """The sweeps in `DRAWN`, as PNG."""
+    with picture(path, 2, 2, (10, 7.6), WORK) as (_, grid):
+        for axes, (name, axis) in zip(grid.flat, DRAWN.items(), strict=True):
+            sweep = SWEEPS[name]
             rows = [one for one in found if one.sweep == sweep.name]
             places = range(len(rows))
             axes.plot(places, [one.farskip for one in rows], "o-", color=FARSKIP, label="FarSkip, our order")
@@ -137,13 +146,13 @@ def draw(found: list[Found], path: Path) -> None:
             best = [one.written / (one.written - one.communication) for one in rows]
             axes.plot(places, best, ":", color=IDEAL, label="if nothing were exposed")
             axes.set_xticks(list(places), [one.label for one in rows])
-            axes.set_xlabel(sweep.axis, fontsize=9)
+            axes.set_xlabel(axis, fontsize=9)
             axes.set_ylabel("speed-up over the model as written", fontsize=9)
-            axes.set_title(sweep.title.partition(",")[0] + ": " + sweep.name.partition("-")[0], fontsize=10, loc="left")
+            axes.set_title(", ".join(sweep.title.split(", ")[:2]), fontsize=10, loc="left")
             axes.set_ylim(0.98, 1 + ROOM * (max(one.farskip for one in rows) - 1))
             axes.grid(color=GRID, linewidth=0.8)
             axes.tick_params(labelsize=9)
-        grid.flat[0].legend(frameon=False, fontsize=8)
+            axes.legend(frameon=False, fontsize=8)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,10 @@ class ManifestError(ConfigError):
     """A manifest that can't be read or written, or that describes another model than the one being compiled."""
 
 
+class MissingPackageError(ConfigError):
+    """What was asked for needs a package that is not installed; the way out is the command that installs it."""
+
+
 class DenseModelError(FarSkipError):
     """The model has a residual stack, but no routed experts."""
 

@@ -18,7 +18,10 @@ import farskip_compile
 from farskip_compile.cli.model import BUILT_IN
 from farskip_compile.zoo.model_source import built_in_names
 
-COMMANDS = ("overlap", "zoo", "calibrate", "manifest", "distill", "simulate", "verify-serving", "explain", "demo")
+COMMANDS = (
+    *("explain", "demo", "simulate", "calibrate", "overlap", "heal"),
+    *("distill", "fold", "evaluate", "manifest", "verify-serving", "zoo"),
+)
 SHARED = ("backend", "describe", "explain", "prepare", "verify")
 """Public functions with the name of the module or package that holds them."""
 COMPILE = "torch.compile(torch.nn.Identity(), backend='farskip', options={'inner': 'eager'})(torch.ones(2))"

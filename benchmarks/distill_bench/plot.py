@@ -25,7 +25,8 @@ FOLDED = "#d9480f"
 def write_plot(results: Results, path: Path) -> None:
     """One column for each model and corpus."""
     settings = results.settings()
-    with picture(path, 2, len(settings), (3.9 * len(settings) + 0.6, 6.8)) as (_, grid):
+    title = f"Healing on one CPU process, {results.facts.get('machine', 'machine not known')}; points are teachers"
+    with picture(path, 2, len(settings), (3.9 * len(settings) + 0.6, 7.2), title) as (_, grid):
         for column, setting in enumerate(settings):
             rows = results.of(setting)
             above, below = grid[0][column], grid[1][column]
@@ -33,11 +34,11 @@ def write_plot(results: Results, path: Path) -> None:
             _lines(above, rows, ("paper", "fold+paper", "best"), lambda one, rows=rows: _repaired(one, rows))
             _lines(below, rows, tuple(COLORS), lambda one, rows=rows: _gap(one, rows))
             below.axhline(0, color=LINE, linewidth=1)
-            below.set_xlabel("tokens, % of the teacher's")
+            below.set_xlabel("tokens healed with, % of the teacher's")
             if not column:
                 above.set_ylabel("KL damage repaired, %")
                 below.set_ylabel("held-out loss above the teacher's, %")
-        for axes in (grid[0][0], grid[1][0]):
+        for axes in (one for one in grid.flat if one.lines):
             axes.legend(fontsize=8, frameon=False)
 
 

@@ -8,6 +8,7 @@ highest. Needs matplotlib.
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,17 +39,18 @@ WIDTH = 0.82
 def write_plot(results: Sequence[Result], path: Path) -> None:
     """One picture as PNG; a column for each phase that was measured."""
     phases = [phase for phase in PHASES if any(result.at.group.phase == phase for result in results)]
-    with picture(path, 2, len(phases), (2.2 + 4.3 * len(phases), 7.2)) as (figure, axes):
+    with picture(path, 2, len(phases), (2.2 + 4.3 * len(phases), 7.8), _setting(results)) as (figure, axes):
         for column, phase in enumerate(phases):
             members = [result for result in results if result.at.group.phase == phase]
             hidden, over = axes[0][column], axes[1][column]
             _marks(hidden, members, lambda result, name: result.hidden(name), 100)
             _marks(over, members, lambda result, name: result.timings[name].median / result.floor, 1)
             hidden.set_ylim(-4, 104)
-            hidden.set_title(f"{phase} ({len(members)} cell{'s' * (len(members) != 1)})", fontsize=12)
+            heading = f"{phase} ({len(members)} cell{'s' * (len(members) != 1)})"
+            hidden.set_title(f"{heading}\n{_batch(members)}", fontsize=11)
             over.set_ylim(bottom=min(0.95, over.get_ylim()[0]))
             over.axhline(1.0, color="#1d2126", linewidth=1)
-            over.set_xlabel("communication / compute")
+            over.set_xlabel("communication / compute (ratio of seconds)")
             ratios = sorted({result.at.ratio for result in members})
             _targets(hidden, phase, ratios, CUT_HIDDEN, 100)
             _targets(over, phase, ratios, OVER_FLOOR, 1)
@@ -59,6 +61,25 @@ def write_plot(results: Sequence[Result], path: Path) -> None:
         shown = {label: handle for handle, label in pairs}
         place = {"loc": "outside lower center", "ncols": 3 * len(phases)}
         figure.legend(shown.values(), shown.keys(), **place, frameon=False, fontsize=9)
+
+
+def _setting(results: Sequence[Result]) -> str:
+    """Device and network, as the cells say."""
+    hosts = " or ".join(str(number) for number in sorted({result.at.group.hosts for result in results}))
+    networks = {re.sub(r"^\d+ hosts \((.*?)\).*", r"\1", result.network) for result in results}
+    machines = "; ".join(sorted({result.machine for result in results}))
+    return f"CPU, float32: {machines}; {hosts} hosts ({', '.join(sorted(networks))}), gloo"
+
+
+def _batch(results: Sequence[Result]) -> str:
+    """What a step has to do on each host, as the cells say: `2 sequences of 96 to 512 tokens on each host`."""
+    found = [match for result in results if (match := re.search(r"(\d+ sequences of )(\d+)( tokens)?", result.about))]
+    if not found:
+        return ""
+    tokens = sorted({int(match[2]) for match in found})
+    span = f"{tokens[0]}" if len(tokens) == 1 else f"{tokens[0]} to {tokens[-1]}"
+    new = "a new token for " if "a new token" in results[0].about else ""
+    return f"{new}{found[0][1]}{span} tokens on each host"
 
 
 def _marks(axis: Any, results: Sequence[Result], figure: Callable[[Result, str], float | None], scale: int) -> None:

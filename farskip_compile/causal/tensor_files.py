@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from farskip_compile.errors import ConfigError, DistillationError
+from farskip_compile.errors import DistillationError, MissingPackageError
+from farskip_compile.extras import pip_install
 from farskip_compile.json_files import replacing
 from farskip_compile.reading import open_file
 
@@ -37,15 +38,14 @@ def library() -> Any:
     """The module `safetensors.torch`.
 
     Raises:
-        ConfigError: it, or what it needs, is not installed.
+        MissingPackageError: it, or what it needs, is not installed.
     """
     try:
         import numpy  # noqa: F401  (safetensors needs it to write tensors)
         import safetensors.torch
     except ImportError as error:
-        raise ConfigError(
-            f"states, caches and checkpoints are files of safetensors: {error}",
-            way_out="pip install 'farskip-compile[distill]'",
+        raise MissingPackageError(
+            f"states, caches and checkpoints are files of safetensors: {error}", way_out=pip_install("safetensors")
         ) from error
     return safetensors.torch
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line, one file a command: `farskip explain MODEL`, `farskip demo`, ...
 
-Contract: exit status 0 if all went well, 1 if a model was refused or a check failed, 2 for wrong usage. Errors of this
-package are a short panel, never a traceback. With `--json`, stdout holds one JSON document and nothing else. Help needs
-neither torch nor the rest of this package: each command imports what it runs when it is called.
+Contract: exit status 0 if all went well, 1 if a model was refused or a check failed, 2 for wrong usage or a missing
+package, 130 after Ctrl-C. Errors of this package are a short panel, never a traceback. With `--json`, stdout holds one
+JSON document and nothing else. Help and completion need neither torch nor the rest of this package: each command
+imports what it runs when it is called. Help is Markdown: brackets in it are brackets, in every version of typer.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Annotated
 import typer
 
 from farskip_compile.cli.calibrate import calibrate_command
+from farskip_compile.cli.command import Command, Continuing
 from farskip_compile.cli.demo import demo_command
 from farskip_compile.cli.distill import distill_command
 from farskip_compile.cli.evaluate import evaluate_command
@@ -28,21 +30,21 @@ from farskip_compile.cli.zoo import zoo_command
 app = typer.Typer(
     help="Rewires Mixture-of-Experts models to FarSkip connectivity inside torch.compile.",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
-app.command("overlap")(overlap_command)
-app.command("zoo")(zoo_command)
-app.command("calibrate")(calibrate_command)
-app.command("manifest")(manifest_command)
-app.command("distill")(distill_command)
+app.command("explain", cls=Command)(explain_command)
+app.command("demo", cls=Command)(demo_command)
+app.command("simulate", cls=Command)(simulate_command)
+app.command("calibrate", cls=Command)(calibrate_command)
+app.command("overlap", cls=Command)(overlap_command)
 app.command("heal", cls=Several)(heal_command)
-app.command("fold")(fold_command)
-app.command("simulate")(simulate_command)
-app.command("evaluate")(evaluate_command)
-app.command("verify-serving")(verify_serving_command)
-app.command("explain")(explain_command)
-app.command("demo")(demo_command)
+app.command("distill", cls=Continuing)(distill_command)
+app.command("fold", cls=Continuing)(fold_command)
+app.command("evaluate", cls=Command)(evaluate_command)
+app.command("manifest", cls=Command)(manifest_command)
+app.command("verify-serving", cls=Command)(verify_serving_command)
+app.command("zoo", cls=Command)(zoo_command)
 
 
 def _print_version(wanted: bool) -> None:

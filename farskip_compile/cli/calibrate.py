@@ -16,6 +16,8 @@ from typing import Annotated
 
 import typer
 
+from farskip_compile.cli.choices import Float, Part, among
+from farskip_compile.cli.command import first_rank
 from farskip_compile.cli.output import AsJson, cannot_write, show, shown_errors
 
 QUICK, NORMAL = 10.0, 45.0
@@ -24,16 +26,27 @@ QUICK, NORMAL = 10.0, 45.0
 def calibrate_command(
     out: Annotated[Path, typer.Argument(metavar="FILE", help="Write the profile here (.json).")],
     quick: Annotated[bool, typer.Option("--quick", help="Fewer points, in 10 seconds or so.")] = False,
-    budget: Annotated[float | None, typer.Option(metavar="SECONDS", help="How long it may take (default: 45).")] = None,
+    budget: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="How long it may take; 45 if left out.")
+    ] = None,
     dtype: Annotated[
-        list[str] | None, typer.Option(help="Type of the products, as torch calls it; may be repeated.")
+        list[Float] | None,
+        typer.Option(metavar="TYPE", help=f"Type of the products: {among(Float)}; may be repeated."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="What to measure (default: the accelerator, else cpu).")] = None,
-    ranks_per_node: Annotated[int | None, typer.Option(min=1, help="Ranks that share a node.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE",
+            help="What to measure, as torch calls it: cpu or cuda:1, for example. The "
+            "accelerator if there is one, if left out.",
+        ),
+    ] = None,
+    ranks_per_node: Annotated[int | None, typer.Option(min=1, metavar="N", help="Ranks that share a node.")] = None,
     profile: Annotated[
-        str | None, typer.Option(help="Profile that gives what is not measured: a name or a file.")
+        str | None,
+        typer.Option(metavar="PROFILE", help="What gives the figures that are not measured: a name or a file."),
     ] = None,
-    only: Annotated[str | None, typer.Option(metavar="compute|links", help="Measure only this.")] = None,
+    only: Annotated[Part | None, typer.Option(metavar="PART", help=f"Measure nothing else: {among(Part)}.")] = None,
     as_json: AsJson = False,
     everything: Annotated[bool, typer.Option("--all", help="Show every measured point.")] = False,
 ) -> None:
@@ -42,36 +55,30 @@ def calibrate_command(
 
     from farskip_compile.calibrate.main import Options, measure
     from farskip_compile.calibrate.text import calibration_text
-    from farskip_compile.cli.terminal import Terminal, plain
+    from farskip_compile.cli.progress import working
     from farskip_compile.costs import load_profile
 
-    first = os.environ.get("RANK", "0") == "0"
-    if only not in (None, "compute", "links"):
-        raise typer.BadParameter("compute or links", param_hint="--only")
-    dtypes = [one for name in dtype or () if isinstance(one := getattr(torch, name, None), torch.dtype)]
-    if len(dtypes) < len(dtype or ()):
-        raise typer.BadParameter("a type of torch: float32, bfloat16, ...", param_hint="--dtype")
+    first = first_rank()
     try:
         if first:
             out.touch()
     except OSError as error:
         raise cannot_write(out, error, "FILE") from None
-    progress = Terminal(stderr=True, quiet=not first)
     chosen: Options = {
         "device": device,
         "budget_seconds": budget if budget is not None else QUICK if quick else NORMAL,
         "ranks_per_node": ranks_per_node,
     }
-    if dtypes:
-        chosen["dtypes"] = dtypes
-    with shown_errors(silent=not first), _ranks(device), progress.status("") as status:
+    if dtype:
+        chosen["dtypes"] = [getattr(torch, one.value) for one in dtype]
+    with shown_errors(silent=not first), _ranks(device), working(quiet=not first) as work:
         if profile is not None:
             chosen["base"] = load_profile(profile)
         found = measure(
             **chosen,
-            compute=only != "links",
-            links=only != "compute",
-            tell=lambda text: status.update(plain(text)),
+            compute=only is not Part.LINKS,
+            links=only is not Part.COMPUTE,
+            tell=work,
         )
     if not first:
         return

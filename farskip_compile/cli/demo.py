@@ -7,23 +7,26 @@ happens is shown on stderr, and stdout holds one JSON document and nothing else.
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farskip_compile.cli.output import cannot_write
+from farskip_compile.cli.output import AsJson, cannot_write, show_document
+
+if TYPE_CHECKING:
+    from farskip_compile.demo.results import Case, Comparison
 
 
 def demo_command(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("out"),
+    as_json: AsJson = False,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="For the report and the traces.")] = Path("out"),
 ) -> None:
     """Rewire MoE models, on two ranks of this machine, and check them against their hand-written FarSkip forms."""
-    from farskip_compile.cli.terminal import Terminal, plain
+    from farskip_compile.cli.progress import working
+    from farskip_compile.cli.terminal import Terminal
     from farskip_compile.demo import run_demo
     from farskip_compile.demo.render import case_lines, closing, page
 
@@ -35,17 +38,18 @@ def demo_command(
     except OSError as error:
         raise cannot_write(report, error, "--out") from None
     console.print("This takes a minute or so; most of it is Inductor building kernels the first time.", style="dim")
-    with console.status("starting") as status:
-        demo = run_demo(
-            tell=lambda text: status.update(plain(text)),
-            done=lambda case: console.print(case_lines(case, console)),
-            command=shlex.join(["farskip", *sys.argv[1:]]),
-        )
+    with working("starting") as work:
+
+        def done(case: Case | Comparison) -> None:
+            with work.aside():
+                console.print(case_lines(case, console))
+
+        demo = run_demo(tell=work, done=done, command=shlex.join(["farskip", *sys.argv[1:]]))
     report.write_text(page(demo), encoding="utf-8")
     if demo.overlap is not None:
         demo.overlap.write_traces(out)
     console.print(closing(demo, report))
     if as_json:
-        typer.echo(json.dumps({**demo.to_json(), "html": str(report)}, indent=1))
+        show_document({**demo.to_json(), "html": str(report)})
     if not demo.passed:
         raise typer.Exit(1)

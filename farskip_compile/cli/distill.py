@@ -2,12 +2,12 @@
 """The command `farskip distill CONFIG`: heal a model under another connectivity, on text.
 
 Contract: exit status 0 if there is a checkpoint, 1 if the model was refused or training could not go on, 2 for wrong
-usage. Runs under torchrun, where the first rank alone prints.
+usage. Runs under torchrun, where the first rank alone prints. With `--json`, stdout holds one JSON document and nothing
+else.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -15,31 +15,50 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from farskip_compile.cli.output import AsJson, quiet, shown_errors
-
-EXAMPLE = (
-    'model = "checkpoint"; [data] train = ["*.txt"], held_out = ["held_out.txt"], sequence_length = 512, '
-    'batch_size = 8; [distill] connectivity = "full", steps = 2000, output = "healed"'
-)
-DATA = (
-    'Files are text, or JSON Lines (.jsonl) of {"text": ...}, {"prompt": ..., "completion": ...} or {"messages": '
-    '[{"role": ..., "content": ...}]}; of the latter two, only what the assistant says is a target, unless loss_on = '
-    '"all". held_out_fraction = 0.02 holds out documents of train instead of held_out. Held-out text that is in the '
-    "training text is refused (overlap_tokens = 50, overlap_limit = 0.01), unless allow_overlap = true. Also: format, "
-    "text_field, chat_template, held_out_sequences."
-)
+from farskip_compile.cli.output import AsJson, needs, quiet, show_document, shown_errors
 
 
 def distill_command(
-    config: Annotated[
-        Path, typer.Argument(metavar="CONFIG", help=f"A TOML file, such as: {escape(EXAMPLE)}. {escape(DATA)}")
-    ],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file; see above.")],
     as_json: AsJson = False,
 ) -> None:
-    """Train a model to compute under FarSkip connectivity what it computes now (self-distillation)."""
+    """Train a model to compute under FarSkip connectivity what it computes now (self-distillation).
+
+    CONFIG is a TOML file, such as:
+
+    ```toml
+    model = "checkpoint"
+
+    [data]
+    train = ["text/*.txt"]
+    held_out = ["held_out.txt"]
+    sequence_length = 512
+    batch_size = 8
+
+    [distill]
+    connectivity = "full"
+    steps = 2000
+    output = "healed"
+    ```
+
+    Text files are plain text, or JSON Lines (.jsonl) with one of these on each line:
+
+    ```json
+    {"text": ...}
+    {"prompt": ..., "completion": ...}
+    {"messages": [{"role": ..., "content": ...}]}
+    ```
+
+    Of the last two, only what the assistant says is a target, unless `loss_on = "all"`.
+
+    `held_out_fraction = 0.02` holds out documents of `train` and takes the place of `held_out`. Held-out text that is
+    in the training text is refused (`overlap_tokens = 50`, `overlap_limit = 0.01`), unless `allow_overlap = true`.
+    Further keys of `[data]`: `format`, `text_field`, `chat_template`, `held_out_sequences`. Keys of `[distill]` are the
+    options of `DistillConfig`.
+    """
+    needs("farskip distill", extra="distill")
     import torch.distributed as dist
 
     from farskip_compile.cli.terminal import Terminal
@@ -71,7 +90,7 @@ def distill_command(
         counts = {"training_text": asdict(job.data.counts), "held_out_text": asdict(job.held_out.counts)}
         data = {**counts, "bytes_per_token": job.bytes_per_token, "overlap": overlap}
         rest = {"stopped_early": done.stopped_early, "checkpoint": str(folder)}
-        typer.echo(json.dumps({**losses, **numbers, **data, **rest}))
+        show_document({**losses, **numbers, **data, **rest})
         return
     table = Table("held-out", "loss", "KL to the original", "same first token", box=None, pad_edge=False)
     for name, found in (("rewired", done.before), ("healed", done.after)):

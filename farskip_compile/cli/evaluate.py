@@ -7,48 +7,57 @@ manifest says, 2 for wrong usage. With `--json`, stdout holds one JSON document 
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from farskip_compile.cli.output import AsJson, quiet, show, shown_errors
+from farskip_compile.cli.choices import Inner, Loaded, among
+from farskip_compile.cli.output import AsJson, needs, quiet, show, shown_errors
 
 
 def evaluate_command(
     original: Annotated[str, typer.Argument(metavar="ORIGINAL", help="Checkpoint: a folder, or a name on the Hub.")],
     healed: Annotated[str, typer.Argument(metavar="HEALED", help="Checkpoint with a manifest; runs rewired.")],
-    tasks: Annotated[str, typer.Option(metavar="TASK,...", help="Tasks of lm-eval.")],
+    tasks: Annotated[str, typer.Option(metavar="TASK,...", help="Tasks of lm-eval, separated by commas.")],
     max_drop: Annotated[
         float | None,
         typer.Option(
             min=0,
+            metavar="DROP",
             help="Fail if a metric drops by more: in its own unit where more is better, as a share of the original's "
             "value where less is.",
         ),
     ] = None,
     limit_drop: Annotated[
         list[str] | None,
-        typer.Option(metavar="TASK[:METRIC]=DROP", help="The same for one task or metric; may be repeated."),
+        typer.Option(metavar="LIMIT", help="The same for one task or metric, as TASK[:METRIC]=DROP; may be repeated."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Samples of each task; all if left out.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Samples of each task; all if left out.")
+    ] = None,
     num_fewshot: Annotated[
-        int | None, typer.Option(min=0, help="Examples in a prompt; the task's if left out.")
+        int | None, typer.Option(min=0, metavar="N", help="Examples in a prompt; the task's if left out.")
     ] = None,
-    batch_size: Annotated[str, typer.Option(help="A number, or auto.")] = "1",
+    batch_size: Annotated[str, typer.Option(metavar="N", help="A number, or auto.")] = "1",
     include_path: Annotated[
-        Path | None, typer.Option(help="Folder with tasks of your own.", exists=True, file_okay=False)
+        Path | None,
+        typer.Option(metavar="FOLDER", help="With tasks of your own.", exists=True, file_okay=False),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="An accelerator if there is one, if left out.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto: as in the checkpoint.")] = "auto",
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="An accelerator if there is one, if left out.")
+    ] = None,
+    dtype: Annotated[
+        Loaded, typer.Option(metavar="TYPE", help=f"Of the parameters: {among(Loaded)}; auto: as in the checkpoint.")
+    ] = Loaded.AUTO,
     apply_chat_template: Annotated[bool, typer.Option("--apply-chat-template", help="For chat models.")] = False,
-    inner: Annotated[str, typer.Option(help="Backend that compiles the rewired graphs.")] = "inductor",
+    inner: Annotated[
+        Inner, typer.Option(metavar="BACKEND", help=f"What compiles the rewired graphs: {among(Inner)}.")
+    ] = Inner.INDUCTOR,
     as_json: AsJson = False,
 ) -> None:
     """Compare a healed model, rewired as its manifest says, with the original on tasks of lm-eval."""
-    if find_spec("lm_eval") is None:
-        raise typer.BadParameter("needs lm-eval: pip install 'farskip-compile[eval]'", param_hint="evaluate")
+    needs("farskip evaluate", extra="eval")
     named = dict(_drop(text) for text in limit_drop or ())
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
@@ -65,10 +74,10 @@ def evaluate_command(
         num_fewshot=num_fewshot,
         batch_size=batch_size if batch_size == "auto" else int(batch_size),
         device=device,
-        dtype=dtype,
+        dtype=dtype.value,
         include_path=include_path,
         apply_chat_template=apply_chat_template,
-        inner=inner,
+        inner=inner.value,
         limits=Limits(named, max_drop),
     )
     with shown_errors():

@@ -8,27 +8,23 @@ stderr, and stdout holds one JSON document and nothing else. Nothing is written 
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
-from farskip_compile.cli.model import Connectivity, layer_range
-from farskip_compile.cli.output import AsJson, quiet, shown_errors
+from farskip_compile.cli.choices import Inner, LossOn, Phase, Recipe, Rewired, Trained, among
+from farskip_compile.cli.command import Continuing
+from farskip_compile.cli.model import layer_range
+from farskip_compile.cli.output import AsJson, needs, quiet, show_document, shown_errors
 
 SEVERAL = ("--data", "--held-out")
-STOPPED = 130
-SHOWN = 400
-"""Characters of a command that is repeated."""
 FILES = "Files of text, or JSON Lines of texts, prompts with completions or conversations; patterns, too."
 
 
-class Several(TyperCommand):
+class Several(Continuing):
     """A command whose options for files take all that follow, as a pattern of the shell gives them."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -44,61 +40,136 @@ class Several(TyperCommand):
         return super().parse_args(ctx, found)
 
 
+TEXT, RECIPE, ROWS, RUN = "Text", "Recipe", "What to rewire", "How to run"
+"""Panels of the help."""
+
+
 def heal_command(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A folder from save_pretrained.")],
-    data: Annotated[list[str], typer.Option(metavar="TEXT...", help=f"To train on. {FILES}")],
+    data: Annotated[list[str], typer.Option(metavar="FILE...", help=f"To train on. {FILES}", rich_help_panel=TEXT)],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="For the healed checkpoint, the report and all states.")],
     held_out: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT...", help="To choose and to judge by; in no training text.")
+        list[str] | None,
+        typer.Option(metavar="FILE...", help="To choose and to judge by; in no training text.", rich_help_panel=TEXT),
     ] = None,
     held_out_fraction: Annotated[
-        float | None, typer.Option(help="Of the documents of --data instead; 0.02 if left out.")
+        float | None,
+        typer.Option(
+            metavar="SHARE", help="Of the documents of --data instead; 0.02 if left out.", rich_help_panel=TEXT
+        ),
     ] = None,
-    held_out_sequences: Annotated[int, typer.Option(help="At most; one half chooses, the other judges.")] = 256,
+    held_out_sequences: Annotated[
+        int,
+        typer.Option(metavar="N", help="At most; one half chooses, the other judges.", rich_help_panel=TEXT),
+    ] = 256,
     allow_overlap: Annotated[
-        bool, typer.Option("--allow-overlap", help="Don't compare held-out and training text.")
+        bool,
+        typer.Option("--allow-overlap", help="Don't compare held-out and training text.", rich_help_panel=TEXT),
     ] = False,
     loss_on: Annotated[
-        str | None, typer.Option(help="assistant or all; what the targets of conversations are.")
+        LossOn | None,
+        typer.Option(
+            metavar="PART", help=f"What the targets of conversations are: {among(LossOn)}.", rich_help_panel=TEXT
+        ),
     ] = None,
-    text_field: Annotated[str | None, typer.Option(help="Key of the text in JSON Lines.")] = None,
-    sequence_length: Annotated[int, typer.Option(help="In tokens.")] = 512,
-    batch_size: Annotated[int, typer.Option(help="Sequences; small ones are at least as good.")] = 2,
-    accumulate: Annotated[int, typer.Option(help="Batches of a step.")] = 1,
-    tokens: Annotated[int | None, typer.Option(help="To train on; all of the text once if left out.")] = None,
+    text_field: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Of the text in JSON Lines.", rich_help_panel=TEXT)
+    ] = None,
+    sequence_length: Annotated[int, typer.Option(metavar="N", help="In tokens.", rich_help_panel=TEXT)] = 512,
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", help="Sequences; small ones are at least as good.", rich_help_panel=RECIPE)
+    ] = 2,
+    accumulate: Annotated[int, typer.Option(metavar="N", help="Batches of a step.", rich_help_panel=RECIPE)] = 1,
+    tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="To train on; all of the text once if left out.", rich_help_panel=RECIPE),
+    ] = None,
     recipe: Annotated[
-        str, typer.Option(help="best (fold, stream, rate by trial), default (KL alone, rate by trial), or paper.")
-    ] = "best",
-    learning_rate: Annotated[str | None, typer.Option(help="A number, or auto; the recipe's if left out.")] = None,
-    fold: Annotated[bool | None, typer.Option("--fold/--no-fold", help="The recipe's if left out.")] = None,
-    stream_weight: Annotated[float | None, typer.Option(help="The recipe's if left out; 0: none.")] = None,
-    connectivity: Annotated[Connectivity, typer.Option(help="What to rewire.")] = Connectivity.FULL,
-    layers: Annotated[str | None, typer.Option(metavar="A:B", help="First and last layer, both inclusive.")] = None,
+        Recipe,
+        typer.Option(
+            metavar="NAME",
+            help="best (fold, stream, rate by trial), default (KL alone, rate by trial), or paper.",
+            rich_help_panel=RECIPE,
+        ),
+    ] = Recipe.BEST,
+    learning_rate: Annotated[
+        str | None,
+        typer.Option(metavar="RATE", help="A number, or auto; the recipe's if left out.", rich_help_panel=RECIPE),
+    ] = None,
+    fold: Annotated[
+        bool | None,
+        typer.Option("--fold/--no-fold", help="The recipe's if left out.", rich_help_panel=RECIPE),
+    ] = None,
+    stream_weight: Annotated[
+        float | None,
+        typer.Option(metavar="WEIGHT", help="The recipe's if left out; 0: none.", rich_help_panel=RECIPE),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the order of the text.", rich_help_panel=RECIPE)] = 0,
+    connectivity: Annotated[
+        Rewired,
+        typer.Option(metavar="FORM", help=f"What to rewire: {among(Rewired)}.", rich_help_panel=ROWS),
+    ] = Rewired.FULL,
+    layers: Annotated[
+        str | None,
+        typer.Option(metavar="A:B", help="First and last layer, both inclusive.", rich_help_panel=ROWS),
+    ] = None,
     budget: Annotated[
-        float | None, typer.Option(metavar="KL", help="Only sub-blocks that hide most for so much damage.")
+        float | None,
+        typer.Option(metavar="KL", help="Only sub-blocks that hide most for so much damage.", rich_help_panel=ROWS),
     ] = None,
     free: Annotated[
-        str | None, typer.Option(metavar="SHARE", help="Only as many as free 80% of what all of them free.")
+        str | None,
+        typer.Option(
+            metavar="SHARE", help="Only as many as free so much of what all of them free: 80%.", rich_help_panel=ROWS
+        ),
     ] = None,
     hardware: Annotated[
-        str | None, typer.Option(help="Profile to simulate with: h100, mi300x and others, or a JSON file.")
+        str | None,
+        typer.Option(
+            metavar="PROFILE",
+            help="To simulate with, for --budget and --free: h100, mi300x and others, or a JSON file.",
+            rich_help_panel=ROWS,
+        ),
     ] = None,
-    ep: Annotated[int, typer.Option(help="There: ranks that share the experts.")] = 8,
-    tp: Annotated[int, typer.Option(help="There: ranks that share the attention.")] = 1,
-    phase: Annotated[str, typer.Option(help="There: prefill, decode or train.")] = "prefill",
-    dtype: Annotated[str, typer.Option(help="Of the parameters: float32 or bfloat16.")] = "float32",
-    precision: Annotated[str, typer.Option(help="bfloat16: autocast in forward passes.")] = "float32",
+    ep: Annotated[
+        int, typer.Option(metavar="N", help="There: ranks that share the experts.", rich_help_panel=ROWS)
+    ] = 8,
+    tp: Annotated[
+        int, typer.Option(metavar="N", help="There: ranks that share the attention.", rich_help_panel=ROWS)
+    ] = 1,
+    phase: Annotated[
+        Phase, typer.Option(metavar="PHASE", help=f"There: {among(Phase)}.", rich_help_panel=ROWS)
+    ] = Phase.PREFILL,
+    dtype: Annotated[
+        Trained,
+        typer.Option(metavar="TYPE", help=f"Of the parameters: {among(Trained)}.", rich_help_panel=RUN),
+    ] = Trained.FLOAT32,
+    precision: Annotated[
+        Trained,
+        typer.Option(
+            metavar="TYPE",
+            help=f"Of forward passes: {among(Trained)}. With bfloat16 they run under autocast.",
+            rich_help_panel=RUN,
+        ),
+    ] = Trained.FLOAT32,
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
+        bool,
+        typer.Option("--gradient-checkpointing", help="Less memory, more time.", rich_help_panel=RUN),
     ] = False,
-    device: Annotated[str | None, typer.Option(help="An accelerator if there is one, if left out.")] = None,
-    inner: Annotated[str, typer.Option(help="Backend that compiles the rewired graphs.")] = "inductor",
-    seed: Annotated[int, typer.Option(help="Of the order of the text.")] = 0,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="An accelerator if there is one, if left out.", rich_help_panel=RUN),
+    ] = None,
+    inner: Annotated[
+        Inner,
+        typer.Option(metavar="BACKEND", help=f"What compiles the rewired graphs: {among(Inner)}.", rich_help_panel=RUN),
+    ] = Inner.INDUCTOR,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Heal a checkpoint under FarSkip connectivity, from end to end. The same command again continues."""
     rate, share, chosen = _rate(learning_rate), _share(free), layer_range(layers)
+    needs("farskip heal", extra="distill")
     quiet("torch", "transformers", "datasets")
     from farskip_compile.cli.terminal import Terminal
     from farskip_compile.explain import text
@@ -131,13 +202,13 @@ def heal_command(
             held_out_fraction=held_out_fraction,
             held_out_sequences=held_out_sequences,
             allow_overlap=allow_overlap,
-            loss_on=loss_on,  # type: ignore[arg-type]
+            loss_on=loss_on.value if loss_on else None,
             text_field=text_field,
             sequence_length=sequence_length,
             batch_size=batch_size,
             accumulate=accumulate,
             tokens=tokens,
-            recipe=recipe,  # type: ignore[arg-type]
+            recipe=recipe.value,
             learning_rate=rate,
             fold=fold,
             stream_weight=stream_weight,
@@ -148,12 +219,12 @@ def heal_command(
             hardware=hardware,
             ep=ep,
             tp=tp,
-            phase=phase,
-            dtype=dtype,
-            precision=precision,  # type: ignore[arg-type]
+            phase=phase.value,
+            dtype=dtype.value,
+            precision=precision.value,
             gradient_checkpointing=gradient_checkpointing,
             device=device,
-            inner=inner,  # type: ignore[arg-type]
+            inner=inner.value,
             seed=seed,
         )
         try:
@@ -161,13 +232,8 @@ def heal_command(
         except Declined:
             console.print("Nothing was written.")
             raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            command = shlex.join(["farskip", *sys.argv[1:]])
-            again = f":\n{command}" if len(command) < SHOWN else f", with --out {out}."
-            Terminal(stderr=True).print(f"\nStopped. The same command continues{again}", soft_wrap=True)
-            raise typer.Exit(STOPPED) from None
     if as_json:
-        typer.echo(json.dumps(report, indent=1))
+        show_document(report)
         return
     console.print()
     console.print(terminal_page(report))

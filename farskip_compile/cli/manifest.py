@@ -7,29 +7,35 @@ usage. Without `--out`, stdout holds the manifest and nothing else.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from farskip_compile.cli.model import Connectivity, Model, layer_range, load_model
+from farskip_compile.cli.choices import Connectivity, among
+from farskip_compile.cli.model import Model, layer_range, load_model
 from farskip_compile.cli.output import quiet, shown_errors
+from farskip_compile.cli.streams import document, documents_alone
 
 
 def manifest_command(
     model: Model,
     connectivity: Annotated[
-        Connectivity, typer.Option(help="The form that the checkpoint was trained in.")
+        Connectivity,
+        typer.Option(metavar="FORM", help=f"The form that the checkpoint was trained in: {among(Connectivity)}."),
     ] = Connectivity.FULL,
     layers: Annotated[
         str | None, typer.Option(metavar="A:B", help="First and last layer that are rewired, both inclusive.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write it there: a checkpoint folder, its config.json, or a JSON file.")
+        Path | None,
+        typer.Option(metavar="PATH", help="Write it there: a checkpoint folder, its config.json, or a JSON file."),
     ] = None,
     guard: Annotated[bool, typer.Option(help="Give a checkpoint a model_type that only farskip-compile loads.")] = True,
 ) -> None:
     """Write the manifest of a model: connectivity, sub-blocks and parameters, to be checked by the backend."""
+    from farskip_compile.cli.progress import working
     from farskip_compile.cli.terminal import Terminal
     from farskip_compile.describe import describe
     from farskip_compile.manifest import save_manifest
@@ -38,12 +44,14 @@ def manifest_command(
 
     chosen = layer_range(layers)
     quiet("torch")
-    loaded = load_model(model)
-    with shown_errors(status=1):
-        found = describe(loaded.model, *loaded.args, connectivity=connectivity.value, layers=chosen, **loaded.kwargs)
-    if out is None:
-        typer.echo(compact(found.to_json()))
-        return
+    with documents_alone() if out is None else nullcontext():
+        loaded = load_model(model)
+        asked = {"connectivity": connectivity.value, "layers": chosen}
+        with shown_errors(status=1), working(f"capturing {model}"):
+            found = describe(loaded.model, *loaded.args, **asked, **loaded.kwargs)
+        if out is None:
+            document(compact(found.to_json()))
+            return
     with shown_errors():
         written = save_manifest(found, out, guard=guard)
     Terminal().print(f"Manifest: {printable(str(written))}", soft_wrap=True)

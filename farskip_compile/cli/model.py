@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands that take a MODEL have in common: the model itself, `--connectivity` and `--layers`.
+"""What commands that take a MODEL have in common: the model itself, and `--layers`.
 
 Contract: wrong usage ends the command with status 2, what the user's own code raises with status 1; both as a short
 panel on stderr, never a traceback.
@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 import traceback
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from farskip_compile.cli.command import missing_package
 from farskip_compile.cli.output import shown_errors
 
 if TYPE_CHECKING:
@@ -22,17 +22,19 @@ if TYPE_CHECKING:
 BUILT_IN = ("deepseek_v3", "qwen3_moe", "llama4", "mixtral", "transformers:FAMILY")
 """Repeated here from `zoo.model_source.built_in_names`, which needs torch: help does not."""
 
+
+def _completed(incomplete: str) -> list[str]:
+    return [name for name in BUILT_IN if ":" not in name and name.startswith(incomplete)]
+
+
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help=f"One of {', '.join(BUILT_IN)}; or package.module:callable for one of yours."),
+    typer.Argument(
+        metavar="MODEL",
+        help=f"One of {', '.join(BUILT_IN)}; or package.module:callable for one of yours.",
+        autocompletion=_completed,
+    ),
 ]
-
-
-Connectivity = StrEnum(
-    "Connectivity",
-    {"FULL": "full", "ATTENTION": "attention", "MLP": "mlp", "LAG2": "lag2", "LADDER": "ladder", "NONE": "none"},
-)
-"""Values of --connectivity."""
 
 
 def layer_range(text: str | None) -> tuple[int, int] | None:
@@ -49,6 +51,7 @@ def layer_range(text: str | None) -> tuple[int, int] | None:
 
 def load_model(model: str) -> Loaded:
     """The model and its inputs that MODEL names."""
+    from farskip_compile.cli.progress import working
     from farskip_compile.cli.terminal import Terminal
     from farskip_compile.errors import ConfigError
     from farskip_compile.explain import Refusal
@@ -57,10 +60,13 @@ def load_model(model: str) -> Loaded:
 
     with shown_errors():
         try:
-            return load(model)
+            with working(f"building {model}"):
+                return load(model)
         except ConfigError:
             raise
         except Exception as error:
+            if missing_package(error):
+                raise
             last = traceback.extract_tb(error.__traceback__)[-1]
             raised = Refusal(type(error).__name__, f"{model} raised: {error}", f"at {last.filename}:{last.lineno}")
             Terminal(stderr=True).print(refusal(raised))

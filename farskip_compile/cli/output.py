@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all commands share: `--json`, errors as a short panel, exit statuses.
+"""What all commands share: `--json`, errors as a short panel, missing packages as a line, exit statuses.
 
 Contract: a command gives its result to `show`; with `--json`, stdout holds one JSON document and nothing else. All is
 printed on a `Terminal`. Inside `shown_errors`, an error of this package is a panel on stderr and ends the command: with
-status 2 if it was called wrongly, else with status 1; never a traceback. Nothing here imports torch before a command
-runs.
+status 2 if it was called wrongly, else with status 1; never a traceback. A package that is missing is one line and
+status 2. Nothing here imports torch before a command runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, RenderableType
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+from farskip_compile.cli.command import WRONG_USAGE, first_rank
+from farskip_compile.cli.streams import document
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 
 
 @contextmanager
@@ -27,20 +30,38 @@ def shown_errors(status: int | None = None, *, silent: bool = False) -> Iterator
     """Turn a `FarSkipError` into a panel (unless `silent`: another rank prints it) and an exit status, by default 2 for
     a `ConfigError` and 1 for any other."""
     from farskip_compile.cli.terminal import Terminal
-    from farskip_compile.errors import ConfigError, FarSkipError
+    from farskip_compile.errors import ConfigError, FarSkipError, MissingPackageError
     from farskip_compile.explain import text
 
     try:
         yield
+    except MissingPackageError as error:
+        if not silent:
+            typer.echo(f"{error.reason}: {error.way_out}", err=True)
+        raise typer.Exit(WRONG_USAGE) from None
     except FarSkipError as error:
         if not silent:
             Terminal(stderr=True).print(text.error(error))
-        raise typer.Exit(status or (2 if isinstance(error, ConfigError) else 1)) from None
+        raise typer.Exit(status or (WRONG_USAGE if isinstance(error, ConfigError) else 1)) from None
+
+
+def needs(what: str, *packages: str, extra: str = "") -> None:
+    """End the command if one of `packages`, or of what `extra` brings, is not installed: before torch is imported, and
+    before any work."""
+    from farskip_compile.extras import EXTRAS, SPELLED, is_missing, pip_install
+
+    for package in packages or EXTRAS[extra]:
+        if is_missing(package):
+            if first_rank():
+                typer.echo(
+                    f"{what} needs {SPELLED.get(package, package)}: {pip_install(package, extra=extra)}", err=True
+                )
+            raise typer.Exit(WRONG_USAGE)
 
 
 def show(
     as_json: bool,
-    document: Callable[[], Any],
+    content: Callable[[], Any],
     text: Callable[[Console], RenderableType],
     files: Iterable[tuple[str, Path | None]] = (),
 ) -> None:
@@ -49,13 +70,18 @@ def show(
     from farskip_compile.text_utils import printable
 
     if as_json:
-        typer.echo(json.dumps(document(), indent=1))
+        show_document(content())
         return
     console = Terminal()
     console.print(text(console))
     for label, path in files:
         if path is not None:
             console.print(f"{label}: {printable(str(path))}", soft_wrap=True)
+
+
+def show_document(content: Any) -> None:
+    """Print JSON."""
+    document(json.dumps(content, indent=1))
 
 
 def quiet(*loggers: str) -> None:

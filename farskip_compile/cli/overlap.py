@@ -7,13 +7,12 @@ options don't fit the traces. With `--json`, stdout holds one JSON document and 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from farskip_compile.cli.output import AsJson, cannot_write, show, shown_errors
+from farskip_compile.cli.output import AsJson, cannot_write, show, show_document, shown_errors
 
 MOST_GB = 1000
 
@@ -23,14 +22,18 @@ def overlap_command(
         list[Path],
         typer.Argument(
             metavar="TRACE",
-            help="Chrome traces of torch.profiler, one for each rank (.json or .json.gz), or profiles of Nsight "
-            "Systems (nsys export --type sqlite), of one rank or of all that a launcher started.",
+            help="Chrome traces of torch.profiler, one for each rank (.json or .json.gz), or all of them in one file, "
+            "as --merge and farskip demo write it; or profiles of Nsight Systems (nsys export --type sqlite), of one "
+            "rank or of all that a launcher started.",
         ),
     ],
     as_json: AsJson = False,
-    html: Annotated[Path | None, typer.Option(help="Write a page with the timeline into this file.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with the timeline into this file.")
+    ] = None,
     merge: Annotated[
-        Path | None, typer.Option(help="Write all ranks' Chrome traces into one for Perfetto (.json or .json.gz).")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write all ranks' Chrome traces into one for Perfetto (.json or .json.gz)."),
     ] = None,
     subtract: Annotated[
         bool,
@@ -45,6 +48,7 @@ def overlap_command(
     everything: Annotated[bool, typer.Option("--all", help="Show every rank and every collective.")] = False,
 ) -> None:
     """Show how much communication is exposed: in flight while the rank computes nothing."""
+    from farskip_compile.cli.progress import working
     from farskip_compile.profiling import NoCollectivesError, TraceError, merge_traces, overlap, read_traces
     from farskip_compile.profiling.page import overlap_page
     from farskip_compile.profiling.text import report_text
@@ -57,12 +61,17 @@ def overlap_command(
             if path is not None and any(path.resolve() == trace.resolve() for trace in traces):
                 raise TraceError(f"{path} is one of the traces to read", way_out="give another name for the output")
         try:
-            found = [trace for path in traces for trace in read_traces(path, largest=most)]
-            report = overlap(found, subtract_peer_wait=subtract, count_copies=copies)
+            with working() as work:
+                found = []
+                for number, path in enumerate(traces, 1):
+                    work(f"reading {number} of {len(traces)}: {path}")
+                    found += read_traces(path, largest=most)
+                work("comparing compute and communication")
+                report = overlap(found, subtract_peer_wait=subtract, count_copies=copies)
         except NoCollectivesError as error:
             if as_json:
                 reason = {"error": type(error).__name__, "reason": error.reason, "way_out": error.way_out}
-                typer.echo(json.dumps({"refusal": reason}, indent=1))
+                show_document({"refusal": reason})
                 raise typer.Exit(1) from None
             with shown_errors(status=1):
                 raise

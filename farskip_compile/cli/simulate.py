@@ -13,48 +13,124 @@ from typing import Annotated, Any
 
 import typer
 
-from farskip_compile.cli.output import AsJson, quiet, show, shown_errors
+from farskip_compile.cli.choices import Exchange, Phase, Products, among
+from farskip_compile.cli.output import AsJson, needs, quiet, show, shown_errors
+
+STEP, MORE, FIGURES = "The step", "What to predict beside it", "Figures that are better known"
+"""Panels of the help."""
 
 
 def simulate_command(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="deepseek-v3 and others, or a folder with a config.json.")
     ],
-    device: Annotated[str, typer.Option(help="Hardware profile: mi300x, h100 and others, or a JSON file.")],
-    ep: Annotated[int, typer.Option(help="Ranks that share the experts.")] = 8,
-    tp: Annotated[int, typer.Option(help="Ranks that share the attention; 1: data-parallel attention.")] = 1,
-    phase: Annotated[str, typer.Option(help="prefill (time to first token), decode or train.")] = "prefill",
-    prompt: Annotated[int, typer.Option(help="Tokens of a sequence; in decode, tokens in its cache.")] = 2048,
-    batch: Annotated[int, typer.Option(help="Sequences of all ranks together.")] = 8,
+    device: Annotated[
+        str, typer.Option(metavar="PROFILE", help="Of the hardware: mi300x, h100 and others, or a JSON file.")
+    ],
+    ep: Annotated[int, typer.Option(metavar="N", help="Ranks that share the experts.", rich_help_panel=STEP)] = 8,
+    tp: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Ranks that share the attention; 1: data-parallel attention.", rich_help_panel=STEP
+        ),
+    ] = 1,
+    phase: Annotated[
+        Phase,
+        typer.Option(
+            metavar="PHASE",
+            help="prefill (time to first token), decode (one token a sequence) or train.",
+            rich_help_panel=STEP,
+        ),
+    ] = Phase.PREFILL,
+    prompt: Annotated[
+        int,
+        typer.Option(metavar="N", help="Tokens of a sequence; in decode, tokens in its cache.", rich_help_panel=STEP),
+    ] = 2048,
+    batch: Annotated[int, typer.Option(metavar="N", help="Sequences of all ranks together.", rich_help_panel=STEP)] = 8,
     exchange: Annotated[
-        str | None, typer.Option(help="all-reduce, all-to-all or all-gather; by default as serving engines do.")
+        Exchange | None,
+        typer.Option(
+            metavar="KIND",
+            help=f"How tokens get to their experts: {among(Exchange)}; as serving engines do, if left out.",
+            rich_help_panel=STEP,
+        ),
     ] = None,
-    pieces: Annotated[int, typer.Option(help="Predict exchanges in so many pieces, too (all-to-all).")] = 1,
-    micro_batches: Annotated[int, typer.Option(help="2: predict the batch in two overlapped parts, too.")] = 1,
+    pieces: Annotated[
+        int,
+        typer.Option(metavar="N", help="Exchanges in so many pieces (all-to-all).", rich_help_panel=MORE),
+    ] = 1,
+    micro_batches: Annotated[
+        int, typer.Option(metavar="N", help="2: the batch in two overlapped parts.", rich_help_panel=MORE)
+    ] = 1,
     also: Annotated[
-        str, typer.Option(help="Other connectivities to predict, with commas: lag2, ladder, attention, mlp.")
+        str,
+        typer.Option(
+            metavar="FORM,...",
+            help="Other connectivities, with commas: lag2, ladder, attention, mlp.",
+            rich_help_panel=MORE,
+        ),
     ] = "",
-    products: Annotated[str, typer.Option(help="bfloat16, or float8 as engines serve 8-bit checkpoints.")] = "bfloat16",
-    skew: Annotated[float, typer.Option(help="Exponent of Zipf's law for how often experts are chosen.")] = 0.0,
+    products: Annotated[
+        Products,
+        typer.Option(
+            metavar="TYPE",
+            help="Of matrix products: bfloat16, or float8 as engines serve 8-bit checkpoints.",
+            rich_help_panel=STEP,
+        ),
+    ] = Products.BFLOAT16,
+    skew: Annotated[
+        float,
+        typer.Option(
+            metavar="EXPONENT", help="Of Zipf's law for how often experts are chosen.", rich_help_panel=FIGURES
+        ),
+    ] = 0.0,
     loads: Annotated[
-        Path | None, typer.Option(help="JSON list: how often each expert was chosen, as recorded.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="JSON list: how often each expert was chosen, as recorded.", rich_help_panel=FIGURES
+        ),
     ] = None,
-    layers: Annotated[int | None, typer.Option(help="Only this many layers, from the first on.")] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Only this many layers, from the first on.", rich_help_panel=STEP),
+    ] = None,
     interference: Annotated[
-        float | None, typer.Option(help="Fraction by which compute slows down while a collective is in flight.")
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="By which compute slows down while a collective is in flight.",
+            rich_help_panel=FIGURES,
+        ),
     ] = None,
     measured: Annotated[
-        float | None, typer.Option(help="Seconds of the step as written, if measured: the prediction starts from them.")
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Of the step as written, if measured: the prediction starts from them.",
+            rich_help_panel=FIGURES,
+        ),
     ] = None,
     slower: Annotated[
-        float | None, typer.Option(help="Compute time over the profile's, as found with --measured on another step.")
+        float | None,
+        typer.Option(
+            metavar="FACTOR",
+            help="Compute time over the profile's, as found with --measured on another step.",
+            rich_help_panel=FIGURES,
+        ),
     ] = None,
     as_json: AsJson = False,
-    trace: Annotated[Path | None, typer.Option(help="Write a Chrome trace (.json or .json.gz).")] = None,
-    png: Annotated[Path | None, typer.Option(help="Draw the prediction into this file (needs matplotlib).")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a Chrome trace (.json or .json.gz).")
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the prediction into this file (needs matplotlib).")
+    ] = None,
 ) -> None:
     """Predict what FarSkip brings to a model at full size, on hardware that is not here."""
-    from farskip_compile.cli.terminal import Terminal
+    needs("farskip simulate", extra="hf")
+    if png is not None:
+        needs("--png", extra="plot")
+    from farskip_compile.cli.progress import working
 
     quiet("torch", "transformers")
     with shown_errors():
@@ -70,14 +146,14 @@ def simulate_command(
             device=device,
             ep=ep,
             tp=tp,
-            phase=phase,
+            phase=phase.value,
             prompt=prompt,
             batch=batch,
-            exchange=exchange,  # type: ignore[arg-type]
+            exchange=exchange.value if exchange else None,
             pieces=pieces,
             micro_batches=micro_batches,
             also=tuple(filter(None, also.split(","))),  # type: ignore[arg-type]
-            products=products,  # type: ignore[arg-type]
+            products=products.value,
             skew=skew,
             loads=_loads(loads),
             layers=layers,
@@ -85,10 +161,8 @@ def simulate_command(
             measured=measured,
             slower=slower,
         )
-        status = Terminal(stderr=True).status(
-            f"{scenario.architecture.name} on {scenario.ranks} x {scenario.profile.name}"
-        )
-        with status, warnings.catch_warnings(action="ignore"):
+        what = f"{scenario.architecture.name} on {scenario.ranks} x {scenario.profile.name}"
+        with working(what), warnings.catch_warnings(action="ignore"):
             found = predict(scenario)
         if trace is not None:
             write_trace(found, trace)

@@ -13,7 +13,6 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
-from rich.status import Status
 from rich.text import Text
 
 from farskip_compile.text_utils import printable
@@ -35,11 +34,7 @@ class Terminal(Console):
             safe = segment.text if segment.control else printable(segment.text, lines=True)
             yield segment if safe == segment.text else Segment(safe, segment.style)
 
-    def status(self, status: RenderableType, **options: Any) -> Status:
-        """A line that shows what is being done; Rich itself would read markup in a string."""
-        return super().status(plain(status) if isinstance(status, str) else status, **options)
-
 
 def plain(text: str) -> Text:
-    """A string as text, for what reads markup in strings whatever the console says: titles of panels, statuses."""
+    """A string as text, for what reads markup in strings whatever the console says: titles of panels."""
     return Text(printable(text, lines=True))

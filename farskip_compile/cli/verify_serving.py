@@ -8,13 +8,13 @@ one JSON document and nothing else.
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farskip_compile.cli.output import AsJson, show, shown_errors
+from farskip_compile.cli.choices import Served, among
+from farskip_compile.cli.output import AsJson, needs, show, shown_errors
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,38 +23,42 @@ if TYPE_CHECKING:
 
 
 def verify_serving_command(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder of the checkpoint.", exists=True, file_okay=False)],
-    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="Ranks that share each layer.")] = 1,
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Its folder.", exists=True, file_okay=False)],
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, metavar="N", help="Ranks that share each layer.")] = 1,
     farskip: Annotated[
         str | None, typer.Option(metavar="JSON", help="What to ask for, if the checkpoint does not say it.")
     ] = None,
     engine: Annotated[str, typer.Option(metavar="JSON", help="Further arguments of vllm.LLM.")] = "{}",
-    tokens: Annotated[int, typer.Option(min=1, max=4096, help="Tokens that vLLM adds to each prompt.")] = 16,
-    prompts: Annotated[Path | None, typer.Option(help="A text file with a prompt in each line.", exists=True)] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    tokens: Annotated[int, typer.Option(min=1, max=4096, metavar="N", help="How many vLLM adds to each prompt.")] = 16,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text with a prompt in each line.", exists=True)
+    ] = None,
+    dtype: Annotated[
+        Served, typer.Option(metavar="TYPE", help=f"Of the parameters on both sides: {among(Served)}.")
+    ] = Served.FLOAT32,
     tolerance: Annotated[
-        float | None, typer.Option(min=0, help="Largest difference of log-probabilities; by the dtype if left out.")
+        float | None,
+        typer.Option(min=0, metavar="NUMBER", help="Largest difference of log-probabilities; by the type if left out."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare vLLM's tokens and log-probabilities with transformers', both rewired as the checkpoint says."""
-    if find_spec("vllm") is None:
-        raise typer.BadParameter("vLLM is not installed here; run this where you serve", param_hint="verify-serving")
-    from farskip_compile.vllm.compare import PROMPTS, TOLERANCE, compare
+    needs("farskip verify-serving", "vllm")
+    from farskip_compile.cli.progress import working
+    from farskip_compile.vllm.compare import PROMPTS, compare
 
-    if dtype not in TOLERANCE:
-        raise typer.BadParameter(f"one of {', '.join(TOLERANCE)}", param_hint="--dtype")
     arguments = {"tensor_parallel_size": tensor_parallel_size, **_mapping(engine, "--engine")}
     texts = PROMPTS if prompts is None else tuple(filter(None, prompts.read_text().splitlines()))
-    with shown_errors():
+    with shown_errors(), working() as work:
         found = compare(
             checkpoint,
             options=_mapping(farskip, "--farskip") if farskip is not None else None,
             engine=arguments,
             prompts=texts,
             tokens=tokens,
-            dtype=dtype,
+            dtype=dtype.value,
             tolerance=tolerance,
+            tell=work,
         )
     show(as_json, found.to_json, lambda console: _table(found, texts))
     if not found.holds:

@@ -7,7 +7,6 @@ working; 1 otherwise; 2 for wrong usage. With `--json`, stdout holds one JSON do
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import warnings
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from farskip_compile.cli.output import AsJson, cannot_write, quiet, show, shown_errors
+from farskip_compile.cli.output import AsJson, cannot_write, needs, quiet, show, show_document, shown_errors
 
 WORKS = ("rewired", "rewired in part", "recognised", "refused")
 """From best to worst; a refusal with a reason is a valid answer, too."""
@@ -29,27 +28,32 @@ def zoo_command(
     ] = None,
     as_json: AsJson = False,
     page: Annotated[
-        Path | None, typer.Option(help="Write the table as a Markdown page, and as JSON in the same folder.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the table as a Markdown page, and as JSON in the same folder."),
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(help="JSON of an earlier run; fail if a family was better there."),
+        typer.Option(metavar="FILE", help="JSON of an earlier run; fail if a family was better there."),
     ] = None,
     listing: Annotated[bool, typer.Option("--list", help="Name the families and stop.")] = False,
 ) -> None:
     """Build every MoE family of transformers tiny, capture it, rewire it, and compare it with an eager oracle."""
-    if importlib.util.find_spec("transformers") is None:
-        raise typer.BadParameter("needs transformers: pip install 'farskip-compile[hf]'")
+    needs("farskip zoo", extra="hf")
     _quiet()
-    from farskip_compile.cli.terminal import Terminal, plain
+    from farskip_compile.cli.progress import working
+    from farskip_compile.cli.terminal import Terminal
     from farskip_compile.zoo.families import moe_families
     from farskip_compile.zoo.run import Entry, check_family
     from farskip_compile.zoo.table import page as markdown
     from farskip_compile.zoo.table import summary, text
 
-    known = {family.model_type: family for family in moe_families()}
+    with working("looking for families in transformers"):
+        known = {family.model_type: family for family in moe_families()}
     if listing:
-        typer.echo("\n".join(known))
+        if as_json:
+            show_document({"families": list(known)})
+        else:
+            typer.echo("\n".join(known))
         return
     unknown = [name for name in families or [] if name not in known]
     if unknown:
@@ -59,9 +63,9 @@ def zoo_command(
         recorded = read_recorded(against) if against is not None else []  # which `page` may overwrite
     errors = Terminal(stderr=True)
     entries: list[Entry] = []
-    with errors.status("") as status:
+    with working() as work:
         for family in wanted:
-            status.update(plain(f"{len(entries) + 1} of {len(wanted)}: {family.model_type}"))
+            work(f"{len(entries) + 1} of {len(wanted)}: {family.model_type}")
             entries.append(check_family(family))
     if page is not None:
         try:

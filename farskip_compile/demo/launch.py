@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -19,7 +20,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -50,10 +51,14 @@ def run_on_ranks(cases: Sequence[RankCase | OverlapCase], ranks: int, tell: Tell
         follower = Follower(ranks, tell, done)
         problem = "the ranks ended without a result"
         try:
-            with _environment(), follower.following():
+            with _environment(), _signals(), follower.following():
                 elastic_launch(config, rank_main)(list(cases), folder, follower.writers)
         except ChildFailedError as error:
             problem = _message(error)
+        except SignalException as error:  # the launcher takes what a terminal sends, and stops the ranks
+            if error.sigval is signal.SIGINT:
+                raise KeyboardInterrupt from error
+            raise
         for case in cases[follower.finished :]:
             kind = Comparison if isinstance(case, OverlapCase) else Case
             done(kind(case.title, case.about, ranks, problem))
@@ -127,6 +132,20 @@ def _environment() -> Iterator[None]:
             logger.setLevel(level)
         for name in added:
             del os.environ[name]
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """The launcher takes signals for itself, and keeps them: what comes after it is to have them back."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
+    before = {name: signal.getsignal(getattr(signal, name)) for name in names if hasattr(signal, name)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for name, handler in before.items():
+                if handler is not None:  # one that Python did not install, which it can't put back
+                    signal.signal(getattr(signal, name), handler)
 
 
 def _message(error: ChildFailedError) -> str:

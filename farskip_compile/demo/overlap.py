@@ -119,7 +119,8 @@ def compared(per_rank: Sequence[RankOverlap]) -> Comparison:
         variants = tuple(_variant(ranks) for ranks in together)
     except FarSkipError as error:
         return Comparison(case.title, case.about, len(per_rank), problem=f"{type(error).__name__}: {error}")
-    return Comparison(case.title, case.about, len(per_rank), variants=variants)
+    setting = f"CPU, {len(per_rank)} ranks, prefill of {case.tokens} tokens on each, float32"
+    return Comparison(case.title, case.about, len(per_rank), variants=variants, setting=setting)
 
 
 def _variant(ranks: Sequence[RankVariant]) -> Variant:

@@ -47,7 +47,7 @@ def closing(demo: Demo, report: Path) -> RenderableType:
     verdict.append(f"{demo.verdict()}, {demo.seconds:.0f} s", style="default")
     lines = [verdict, Text(f"report: {report}")]
     if demo.overlap is not None and demo.overlap.variants:
-        lines.append(Text("traces of both ranks, for ui.perfetto.dev:"))
+        lines.append(Text("traces of both ranks, each for `farskip overlap` and for ui.perfetto.dev:"))
         lines += [Text(f"  {report.parent / variant.trace_name}") for variant in demo.overlap.variants]
     return Group(*lines)
 
@@ -72,7 +72,8 @@ def _comparison(found: Comparison) -> RenderableType:
             Text("pass" if variant.passed else "FAIL", style=STYLES[variant.passed]),
         )
     meaning = "predicted: exposed time by the scheduler's cost model; vs eager: the same wiring, not compiled"
-    return Group(*parts, table, Text(meaning, style="dim"), Text(found.note, style="yellow"))
+    notes = [Text(note, style="yellow") for note in (found.note, found.why_apart) if note]
+    return Group(*parts, table, Text(meaning, style="dim"), *notes)
 
 
 def _checks(checks: tuple[Check, ...]) -> Table:

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from farskip_compile.distill.config import DistillConfig
-from farskip_compile.errors import ConfigError, DistillationError
+from farskip_compile.errors import DistillationError
+from farskip_compile.extras import missing
 from farskip_compile.json_files import sealed, unsealed, write_text
 from farskip_compile.reading import read_bytes
 
@@ -44,8 +45,7 @@ class Records:
                 try:
                     from torch.utils.tensorboard import SummaryWriter
                 except ImportError as error:
-                    way_out = "pip install tensorboard, or tensorboard=False"
-                    raise ConfigError("TensorBoard is not installed", way_out=way_out) from error
+                    raise missing("tensorboard=True", "tensorboard") from error
                 self.board = SummaryWriter(str(config.output), purge_step=step + 1)
         if config.progress and sys.stderr.isatty():
             shown = TextColumn("{task.fields[shown]}")

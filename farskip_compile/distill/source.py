@@ -6,7 +6,6 @@ Contract: from local folders, or a MODEL as `farskip explain` takes it; what is 
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from farskip_compile.errors import ConfigError
+from farskip_compile.extras import need
 from farskip_compile.prepare import prepare
 from farskip_compile.zoo.model_source import load
 
@@ -34,7 +34,7 @@ def model_of(name: str, folder: Path, dtype: str | None = None) -> nn.Module:
     if not (folder / name).is_dir():
         found: Any = load(name).model
     else:
-        _need_transformers(name)
+        need(name, "transformers", extra="distill")
         from transformers import AutoModelForCausalLM
 
         found = AutoModelForCausalLM.from_pretrained(str(folder / name))
@@ -51,14 +51,9 @@ def tokenizer_of(name: str, folder: Path) -> Any:
     Raises:
         ConfigError: there is none.
     """
-    _need_transformers("a tokenizer")
+    need("a tokenizer", "transformers", extra="distill")
     from transformers import AutoTokenizer
 
     if not (folder / name).is_dir():
         raise ConfigError(f"there is no tokenizer {name}", way_out='tokenizer = "a folder from save_pretrained"')
     return AutoTokenizer.from_pretrained(str(folder / name))
-
-
-def _need_transformers(what: str) -> None:
-    if importlib.util.find_spec("transformers") is None:
-        raise ConfigError(f"{what} needs transformers", way_out="pip install 'farskip-compile[distill]'")

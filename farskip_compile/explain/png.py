@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from farskip_compile.errors import ConfigError
 from farskip_compile.explain.layout import LIGHT, Cell, cells, layer_of_term, present
+from farskip_compile.extras import need
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.text_utils import printable
 
@@ -33,13 +34,13 @@ def draw(table: Table, path: Path, title: str) -> None:
     """Write `table`, which has rows, to `path`, whose suffix decides the format, under a title of one or two lines.
 
     Raises:
-        ConfigError: matplotlib is missing or does not know the format, or the file can't be written.
+        ConfigError: matplotlib does not know the format, or the file can't be written.
+        MissingPackageError: there is no matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("a picture needs matplotlib", way_out="pip install 'farskip-compile[plot]'") from error
+    need("a picture", "matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     is_named = len(table.terms) <= MOST_NAMED
     columns, rows = len(table.terms), len(table.rows)
     cell = CELL_INCHES if is_named else 12.0 / columns
@@ -53,6 +54,7 @@ def draw(table: Table, path: Path, title: str) -> None:
     _cells(axes, table, range(rows), range(columns), lines=1.2 if is_named else 0.0)
     if is_named:
         _name_axes(axes, table, range(rows), range(columns), size=9)
+        _say_what_is_read(axes, "the terms that they read")
     else:
         _count_layers(axes, table)
         _magnify(figure, axes, table)
@@ -102,6 +104,11 @@ def _name_axes(axes: Axes, table: Table, rows: range, columns: range, size: floa
     axes.set_yticks(list(rows), [table.rows[r].name for r in rows], fontsize=size)
 
 
+def _say_what_is_read(axes: Axes, what: str) -> None:
+    axes.set_xlabel(f"rows: sub-blocks; columns: {what}", fontsize=9, color=INK)
+    axes.xaxis.set_label_position("top")
+
+
 def _count_layers(axes: Axes, table: Table) -> None:
     """Layer numbers on both axes, thin lines between every ten layers."""
     first_row: dict[int, int] = {}
@@ -113,8 +120,7 @@ def _count_layers(axes: Axes, table: Table) -> None:
     marked = [layer for layer in first_row if layer % 10 == 0]
     axes.set_yticks([first_row[layer] for layer in marked], [f"layer {layer}" for layer in marked], fontsize=9)
     axes.set_xticks([first_column[layer] for layer in marked], [str(layer) for layer in marked], fontsize=9)
-    axes.set_xlabel("terms of the residual sum, by layer", fontsize=9, color=INK)
-    axes.xaxis.set_label_position("top")
+    _say_what_is_read(axes, "the terms that they read, by layer")
     for layer in marked[1:]:
         axes.axhline(first_row[layer] - 0.5, color="white", linewidth=0.6)
         axes.axvline(first_column[layer] - 0.5, color="white", linewidth=0.6)

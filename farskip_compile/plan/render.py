@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from farskip_compile.extras import need
 from farskip_compile.plan.choose import Front, Point
 
 INK, LINE, SUM, CHOSEN = "#1d2126", "#8a929b", "#0b3d91", "#d9480f"
@@ -56,22 +57,23 @@ def draw_front(
     front: Front,
     path: Path,
     *,
+    title: str,
     chosen: Point | None = None,
     measured: Mapping[tuple[str, ...], float] | None = None,
-    title: str = "",
 ) -> None:
     """Hidden communication over damage, as PNG.
 
     Args:
-        front: of `find_front`.
-        path: the file that is written.
-        chosen: the set that is marked; None: none.
-        measured: KL of sets rewired together, nats per token, by their rows.
-        title: a line above the picture.
+        front: the sets.
+        path: the file.
+        title: what the estimate is of, which a front does not know: model, ranks, device, phase and batch.
+        chosen: a set to mark.
+        measured: KL of sets rewired together, nats per token.
 
     Raises:
-        ImportError: there is no matplotlib.
+        MissingPackageError: there is no matplotlib.
     """
+    need("a picture", "matplotlib")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -99,8 +101,7 @@ def draw_front(
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    if title:
-        axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(title, loc="left", fontsize=10, parse_math=False)  # a `$` is a `$`
     axes.legend(loc="lower right", frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

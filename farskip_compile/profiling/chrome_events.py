@@ -26,11 +26,10 @@ from farskip_compile.profiling.estimated import announced
 from farskip_compile.profiling.gpu_names import kind_of
 from farskip_compile.profiling.intervals import Span
 from farskip_compile.profiling.launches import Ids, Record
+from farskip_compile.profiling.merged import SCHEDULES, is_merged
 from farskip_compile.profiling.raw import Raw
 from farskip_compile.text_utils import printable, shortened
 
-SCHEDULES = "farskip_schedules"
-"""Where `record` puts the schedules of the process into a trace."""
 MOST_RANKS = 2**20
 
 
@@ -40,9 +39,9 @@ def from_document(document: Document, source: str, *, rank: int | None = None) -
     Raises:
         NotATraceError: its events are not those of a Chrome trace, or it holds several ranks.
     """
-    if "farskipRanks" in document:
+    if is_merged(document):
         raise NotATraceError(
-            f"{source} holds the traces of ranks {shown(document['farskipRanks'])}, merged for viewing",
+            f"{source} holds the traces of several ranks, already merged",
             way_out="give the traces that it was made of, one file for each rank",
         )
     raw = Raw()

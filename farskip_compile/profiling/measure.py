@@ -101,7 +101,8 @@ def _by_rank(traces: Sequence[Trace]) -> dict[int, Trace]:
         if rank in by_rank:
             raise TraceError(
                 f"{by_rank[rank].source} and {trace.source} are both of rank {rank}",
-                way_out="give one trace for each rank; read_trace(..., rank=) sets the rank of one that has none",
+                way_out="give the traces of one run, one for each rank; read_trace(..., rank=) sets the rank of one "
+                "that has none",
             )
         by_rank[rank] = trace
     # a rank without collectives has no kernels in a trace of the host alone: it decides nothing

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads profiles: a Chrome trace file, an export of Nsight Systems, or a `torch.profiler` object.
 
-In:    the path of a trace that `torch.profiler` exported (`.json`, `.json.gz`) or of a database that Nsight Systems did
-       (`nsys export --type sqlite`), told apart by content; or a profile that has ended.
+In:    the path of a trace that `torch.profiler` exported (`.json`, `.json.gz`), of one that `merge_traces` made of such
+       traces, or of a database that Nsight Systems exported (`nsys export --type sqlite`), told apart by content; or a
+       profile that has ended.
 Out:   a `Trace` of each rank in it.
 Never: changes the profile; keeps the raw events.
 """
@@ -18,6 +19,7 @@ from farskip_compile.profiling.chrome import LARGEST, TraceError, load
 from farskip_compile.profiling.chrome_events import from_document
 from farskip_compile.profiling.data import Trace
 from farskip_compile.profiling.database import is_database
+from farskip_compile.profiling.merged import apart, is_merged
 from farskip_compile.profiling.nsys import read_database
 
 
@@ -42,22 +44,24 @@ def read_trace(source: Source, *, rank: int | None = None, largest: int = LARGES
 
     Raises:
         TraceError: the file can't be read, it holds several ranks, or the profile has nothing to export.
-        NotATraceError: the file is neither a Chrome trace nor an export of Nsight Systems, or is of merged traces.
+        NotATraceError: the file is neither a Chrome trace nor an export of Nsight Systems.
         TruncatedTraceError: the file ends in the middle.
     """
     traces = read_traces(source, rank=rank, largest=largest)
     if len(traces) != 1:
         raise TraceError(
-            f"{source} is of {len(traces)} processes that use GPUs, each a rank",
+            f"{source} holds the traces of {len(traces)} ranks",
             way_out="read them with read_traces, which gives a trace for each",
         )
     return traces[0]
 
 
 def read_traces(source: Source, *, rank: int | None = None, largest: int = LARGEST) -> tuple[Trace, ...]:
-    """Read the profiles of all ranks in `source`: several, if Nsight Systems has profiled a launcher such as torchrun.
+    """Read the profiles of all ranks in `source`: several, if `merge_traces` made it, or if Nsight Systems has profiled
+    a launcher such as torchrun.
 
-    The ranks of several processes are not known: their order is that of the GPUs that they use.
+    Merged traces know their ranks. Nsight Systems does not know those of several processes: their order is that of the
+    GPUs that they use.
 
     Args:
         source: as in `read_trace`.
@@ -66,14 +70,18 @@ def read_traces(source: Source, *, rank: int | None = None, largest: int = LARGE
 
     Raises:
         TraceError: the file can't be read, or the profile has nothing to export.
-        NotATraceError: the file is neither a Chrome trace nor an export of Nsight Systems, or is of merged traces.
+        NotATraceError: the file is neither a Chrome trace nor an export of Nsight Systems.
         TruncatedTraceError: the file ends in the middle.
     """
     if isinstance(source, (str, PathLike)):
         path = Path(source)
         if is_database(path):
             return read_database(path, rank=rank, largest=largest)
-        return (from_document(load(path, largest=largest), str(path), rank=rank),)
+        document = load(path, largest=largest)
+        if is_merged(document):
+            parts = apart(document, str(path)).items()
+            return tuple(from_document(one, f"{path} (rank {number})", rank=number) for number, one in parts)
+        return (from_document(document, str(path), rank=rank),)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         try:

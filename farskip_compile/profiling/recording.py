@@ -12,7 +12,8 @@ inside `kernels_visible()`, they are. What was compiled before stays as it was: 
 `merge_traces` makes one trace of several, so that Perfetto or chrome://tracing shows ranks one below the other. Each
 process or GPU of each rank is a process of the trace, named after its rank; a lane of its own shows when communication
 was exposed. It never changes the times of events, beyond bringing them to one origin, and never holds more than one
-rank in memory. The clocks of ranks on different hosts are taken as they are.
+rank in memory. The clocks of ranks on different hosts are taken as they are. `read_traces` and `farskip overlap` take
+the result apart again (`merged.py`).
 """
 
 from __future__ import annotations
@@ -34,15 +35,14 @@ from farskip_compile._compat.names import KERNEL_PROFILE
 from farskip_compile.json_files import replacing
 from farskip_compile.profiling import events
 from farskip_compile.profiling.chrome import LARGEST, Document, NotATraceError, TraceError, load
-from farskip_compile.profiling.chrome_events import SCHEDULES, from_document, span_of
+from farskip_compile.profiling.chrome_events import from_document, span_of
 from farskip_compile.profiling.data import Device, OverlapReport, Trace
 from farskip_compile.profiling.intervals import difference, union
 from farskip_compile.profiling.measure import overlap
+from farskip_compile.profiling.merged import ABOUT, RANKS, SCHEDULES, STRIDE, about
 from farskip_compile.profiling.read import read_trace
 from farskip_compile.report.schedule import last_schedules
 
-STRIDE = 1000
-"""Processes that a rank may have: rank r owns the ids from r * STRIDE + 1."""
 EXPOSED_LANE = 2**31 - 2
 """Thread id of the lane of exposed communication; no Linux thread has one that high."""
 
@@ -119,6 +119,7 @@ def merge_traces(paths: Sequence[str | PathLike[str]], out: str | PathLike[str],
     if any(out.resolve() == Path(path).resolve() for path in paths):
         raise TraceError(f"{out} is one of the traces to merge", way_out="give another name for the merged trace")
     ranks: dict[int, str] = {}
+    said: dict[str, Any] = {}
     try:
         writer = gzip.open if out.suffix == ".gz" else open
         with replacing(out) as temporary, writer(temporary, "wt", encoding="utf-8") as file:
@@ -131,13 +132,14 @@ def merge_traces(paths: Sequence[str | PathLike[str]], out: str | PathLike[str],
                 rank = place if trace.rank is None else trace.rank
                 if rank in ranks:
                     raise TraceError(f"{ranks[rank]} and {path} are both of rank {rank}", way_out="give one for each")
-                ranks[rank] = str(path)
+                ranks[rank], said[str(rank)] = str(path), about(document)
                 base = document.get("baseTimeNanoseconds") or 0
                 origin = base if origin is None else origin
                 for event in _events(document, trace, rank, shift=(base - origin) / 1000, base=base):
                     file.write(("" if is_first else ",\n") + _line(event, path))
                     is_first = False
-            file.write(f'\n],"baseTimeNanoseconds":{origin or 0},"farskipRanks":{sorted(ranks)}}}\n')
+            rest = {"baseTimeNanoseconds": origin or 0, RANKS: sorted(ranks), ABOUT: said}
+            file.write(f"\n],{_line(rest, ', '.join(ranks.values()))[1:]}\n")
     except OSError as error:
         raise TraceError(f"can't write {out}: {error.strerror}", way_out="give a path that can be written") from None
     return out

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """A prediction as a picture: a part of the step in two orders, and what the whole step is made of.
 
-Contract: from a `Prediction` alone, as a PNG.
+Contract: from a `Prediction` alone, as a PNG. The title says model, phase, batch and hardware.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from farskip_compile.errors import ConfigError
+from farskip_compile.extras import need
 from farskip_compile.passes.schedule.program import Role
 from farskip_compile.simulate.results import Prediction
 from farskip_compile.simulate.text import NAMES, heading
@@ -24,12 +26,12 @@ def draw_prediction(found: Prediction, path: Path) -> None:
     """Draw `found` into `path`.
 
     Raises:
-        ConfigError: matplotlib is missing, or the file can't be written.
+        ConfigError: the file can't be written.
+        MissingPackageError: there is no matplotlib.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise ConfigError("a picture needs matplotlib", way_out="pip install matplotlib") from None
+    need("a picture", "matplotlib")
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -70,9 +72,7 @@ def _detail(axes: Any, found: Prediction) -> None:
             box = [(1e3 * (first - start), 1e3 * (last - first))]
             axes.broken_barh(box, (1.1 * (1 - place) + lane, 0.36), color=colour, linewidth=0)
         axes.text(-0.01, 1.1 * (1 - place) + 0.39, name, transform=left, ha="right", va="center", fontsize=9)
-    for label, colour in (("compute", BUSY), ("collectives", WIRE), ("idle", IDLE)):
-        axes.plot([], [], color=colour, linewidth=8, label=label)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3, frameon=False, fontsize=9)
+    _legend(axes, {"compute": BUSY, "collectives": WIRE, "idle: a wait": IDLE})
     axes.set_yticks([])
     axes.set_ylim(-0.08, 2.0)
     axes.set_xlim(left=0)
@@ -91,8 +91,16 @@ def _bars(axes: Any, found: Prediction) -> None:
         axes.text(1e3 * step.seconds, height, note, va="center", fontsize=9, color=INK)
     axes.set_yticks(heights, [NAMES.get(key, key) for key in found.orders], fontsize=9)
     axes.set_xlim(0, 1.22e3 * max(step.seconds for step in found.orders.values()))
-    axes.set_xlabel("milliseconds of the whole step: compute, and communication that is exposed", fontsize=9)
+    axes.set_xlabel("milliseconds of the whole step, and speed-up over the step as written", fontsize=9)
+    _legend(axes, {"compute": BUSY, "exposed communication": IDLE})
     _plain(axes)
+
+
+def _legend(axes: Any, colours: Mapping[str, str]) -> None:
+    """Above the axes, which are full."""
+    for label, colour in colours.items():
+        axes.plot([], [], color=colour, linewidth=8, label=label)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=len(colours), frameon=False, fontsize=9)
 
 
 def _plain(axes: Any) -> None:

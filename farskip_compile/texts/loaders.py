@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -38,6 +37,7 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Samp
 from farskip_compile._compat.distributed import world_group
 from farskip_compile.causal.batches import IGNORED
 from farskip_compile.errors import ConfigError, FarSkipError
+from farskip_compile.extras import need
 from farskip_compile.text_utils import amount
 from farskip_compile.texts import chat, documents, text_bytes
 from farskip_compile.texts.documents import Format, Kind, Part, Source, place, read_source, rows
@@ -136,11 +136,11 @@ def text_batches(
         count_bytes: so that `bytes_per_token` is known, if the tokenizer is one of the library `tokenizers`.
 
     Raises:
-        ConfigError: `datasets` is missing, a file is, a line is malformed, the chat template does not show what the
+        MissingPackageError: `datasets` is not installed.
+        ConfigError: a file is missing, a line is malformed, the chat template does not show what the
             assistant says, or there is too little text for one batch.
     """
-    if importlib.util.find_spec("datasets") is None:
-        raise ConfigError("datasets is not installed", way_out="pip install 'farskip-compile[distill]'")
+    need("text", "datasets")
     source = read_source(files, format, text_field, held_out_fraction, part)
     if loss_on is None:
         loss_on = "assistant" if source.kind in ("chat", "pairs") else "all"

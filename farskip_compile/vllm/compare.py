@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,7 @@ def compare(
     tokens: int = 16,
     dtype: str = "float32",
     tolerance: float | None = None,
+    tell: Callable[[str], None] = lambda step: None,
 ) -> Comparison:
     """See the module's contract.
 
@@ -103,6 +104,7 @@ def compare(
         tokens: how many vLLM adds to each.
         dtype: of both.
         tolerance: largest difference of log-probabilities; None: by the dtype.
+        tell: called with what is being done.
 
     Raises:
         ConfigError: vLLM is not installed, or transformers can't load the checkpoint.
@@ -121,13 +123,16 @@ def compare(
     arguments |= {"disable_log_stats": True, **(engine or {})}
     if options is not None:
         arguments["additional_config"] = {**arguments.get("additional_config", {}), ASKED: dict(options)}
+    tell("vLLM loads the model and answers")
     found = _served({"engine": arguments, "prompts": ids, "tokens": tokens})
     limit = TOLERANCE[dtype] if tolerance is None else tolerance
     asked = Options(**(options or {}))
     wanted = {"connectivity": asked.connectivity, "layers": asked.layers, "manifest": asked.manifest or None}
     if asked.manifest is None and options is None:
         wanted["manifest"] = str(checkpoint)
+    tell("transformers, rewired")
     rewired = _rows(found, _model(checkpoint, dtype, {key: value for key, value in wanted.items() if value}), limit)
+    tell("transformers, as written")
     original = _rows(found, _model(checkpoint, dtype, None), limit)
     return Comparison(rewired, original, limit)
 

@@ -8,7 +8,6 @@ What the user's callable itself raises is passed on. The current directory is im
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 from farskip_compile.errors import ConfigError
+from farskip_compile.extras import need
 from farskip_compile.models import MODELS, build
 from farskip_compile.text_utils import did_you_mean
 
@@ -61,8 +61,7 @@ def load(name: str) -> Loaded:
 
 
 def _from_zoo(name: str) -> Loaded:
-    if importlib.util.find_spec("transformers") is None:
-        raise ConfigError(f"{name} needs transformers", way_out="pip install 'farskip-compile[hf]'")
+    need(name, "transformers")
     from farskip_compile.zoo.families import moe_families
     from farskip_compile.zoo.tiny import CannotBuild, build_tiny
 

@@ -19,6 +19,8 @@ from distill_bench.results import SCHEMA, FrontPoint, FrontResult, Judged, Resul
 from distill_bench.rows import Row
 from distill_bench.targets import judge_healing, judge_targets, summary, targets_text
 
+from tests.pictures import assert_readable, kept_figures
+
 
 def result(name: str, kind="healed", loss=3.0, kl=0.0, connectivity="full", model="deepseek_v3", **more) -> Result:
     part = more.pop("part", 0.1)
@@ -143,7 +145,10 @@ def test_results_on_disk(tmp_path):
 
 
 def test_page_and_picture(tmp_path):
-    write_plot(made_up(), tmp_path / "picture.png")
+    with kept_figures() as figures:
+        write_plot(made_up(), tmp_path / "picture.png")
+    assert_readable(figures[0], "CPU", "none", "deepseek_v3, dictionary", "tokens healed with, % of the teacher's")
+    assert all(axes.get_legend() for axes in figures[0].axes)
     write_page(made_up(losses=(3.02, 3.0402)), tmp_path / "page.md", Path("results.json"), tmp_path / "picture.png")
     page = (tmp_path / "page.md").read_text()
     # 5 and 6.7 % of the damage are left; 0.67 and 1.00 % above their teachers

@@ -18,6 +18,7 @@ from overlap_bench.targets import judge, summary
 from overlap_bench.terminal import cell_text
 
 from tests.benchmarks.overlap_samples import estimate, result
+from tests.pictures import assert_readable, kept_figures
 
 TRAINING = "deepseek_v3/training/balanced/2/0.5"
 SHARDED, SHARDED_TRAINING = "llama4/prefill/balanced/2/0.5", "llama4/training/balanced/2/0.5"
@@ -279,7 +280,11 @@ def test_page_and_picture_are_made_from_the_file_alone(tmp_path, monkeypatch, ca
     monkeypatch.setattr(overlap, "PAGE", tmp_path / "benchmarks.md")
     monkeypatch.setattr(overlap, "PICTURE", tmp_path / "benchmarks.png")
     monkeypatch.setattr("sys.argv", ["overlap.py", "--table", "--plot", "--json", str(store.path)])
-    assert overlap.main() == 0
+    with kept_figures() as figures:
+        assert overlap.main() == 0
+    assert_readable(
+        figures[0], "CPU, float32: a machine; 2 or 4 hosts", "prefill (1 cell)", "training (1 cell)", "ratio"
+    )
     text = (tmp_path / "benchmarks.md").read_text()
     assert (tmp_path / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
     for part in (

@@ -10,6 +10,7 @@ from scaling import draw, tables, targets
 from scaling_bench.sweeps import SWEEPS, Found, with_bandwidth
 
 from farskip_compile.costs import load_profile
+from tests.pictures import assert_readable, kept_figures
 
 FOUND = Found(
     sweep="models",
@@ -81,5 +82,9 @@ def test_targets(changes: dict[str, object], met: list[bool]) -> None:
 def test_picture(tmp_path) -> None:
     pytest.importorskip("matplotlib")
     found = [dataclasses.replace(FOUND, sweep=name, label=str(place)) for name in SWEEPS for place in range(3)]
-    draw(found, tmp_path / "scaling.png")
+    with kept_figures() as figures:
+        draw(found, tmp_path / "scaling.png")
+    common = ("Prefill in bfloat16", "one sequence of 4096 tokens on each rank", "h100")
+    assert_readable(figures[0], *common, "DeepSeek-V3, 64 x H100", "ranks, 8 in a node", "multiples of 400 Gb/s")
+    assert all(axes.get_legend() and axes.get_ylabel() for axes in figures[0].axes)
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")

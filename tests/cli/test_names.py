@@ -93,8 +93,8 @@ def test_styles_of_this_package_stay() -> None:
     console = Terminal()
     console.file = io.StringIO()
     console._force_terminal, console._color_system = True, None
-    with console.status("[/x] working"):
-        console.print("[/x]", style="bold")
+    console.print("[/x]", style="bold")
+    assert console.file.getvalue() == "\x1b[1m[/x]\x1b[0m\n"
 
 
 def test_errors_are_safe_wherever_they_are_printed() -> None:

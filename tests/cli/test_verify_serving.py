@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from farskip_compile.cli import app, verify_serving
+from farskip_compile import extras
+from farskip_compile.cli import app
 from farskip_compile.errors import VerificationError
 from farskip_compile.vllm import compare as comparing
 from farskip_compile.vllm.compare import Comparison, Row
@@ -20,7 +21,7 @@ from farskip_compile.vllm.compare import Comparison, Row
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What `compare` was asked."""
     found: list[dict[str, Any]] = []
-    monkeypatch.setattr(verify_serving, "find_spec", lambda name: name)
+    monkeypatch.setattr(extras, "is_missing", lambda package: False)
     return found
 
 

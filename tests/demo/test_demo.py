@@ -6,12 +6,15 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.distributed as dist
+from typer.testing import CliRunner
 
+from farskip_compile.cli import app
 from farskip_compile.demo import transformers_case
 from farskip_compile.demo.launch import Follower, run_on_ranks
 from farskip_compile.demo.overlap import OVERLAP, VARIANTS, compared, run_overlap
@@ -19,6 +22,7 @@ from farskip_compile.demo.ranks import DROPLESS, PADDED, PREFILL, TRAINING, chec
 from farskip_compile.demo.render import page
 from farskip_compile.demo.results import Case, Comparison, Demo, over_ranks
 from farskip_compile.models import FarSkipForm, build
+from tests.cli.terminals import FARSKIP, in_terminal
 from tests.distributed.ranks import run_ranks
 from tests.economy import scalar_kernels
 
@@ -106,6 +110,10 @@ def test_variants_side_by_side(tmp_path):
     assert [variant.name for variant in found.variants] == list(VARIANTS)
     for variant, path in zip(found.variants, found.write_traces(tmp_path), strict=True):
         assert json.loads(path.read_text())["farskipRanks"] == [0, 1]
+        again = CliRunner().invoke(app, ["overlap", str(path), "--json"])
+        assert again.exit_code == 0, again.output
+        assert json.loads(again.stdout)["total"] == variant.report.total.to_json(), "what the page shows"
+        assert bool(json.loads(again.stdout)["estimates"]) == (variant.predicted is not None)
         assert [len(rank.collectives) for rank in variant.report.ranks] == [2, 2]  # a dispatch and a combine
         assert 0 <= variant.exposed_ns <= variant.communication_ns
     plain, *ours = found.variants
@@ -114,6 +122,9 @@ def test_variants_side_by_side(tmp_path):
     section = page(Demo((), 1.0, overlap=found))
     assert section.count("<title>all_to_all_single") + section.count("tl-picture") > len(VARIANTS)
     assert "loopback" in section
+    assert "gloo&#39;s threads copy them" in section, "why predicted and measured differ"
+    assert "the profile cpu-gloo" in section
+    assert "CPU, 2 ranks, prefill of 16 tokens on each, float32" in section
     assert "src=" not in section
     wrong = replace(found, variants=(replace(plain, difference=0.5), *ours))
     assert not wrong.passed
@@ -124,3 +135,17 @@ def test_variants_side_by_side(tmp_path):
 
 def test_a_failed_comparison_fails_the_demo():
     assert not Comparison("title", "about", 2, problem="rank 0 failed").passed
+
+
+def test_ctrl_c_stops_the_ranks_and_is_one_line(tmp_path):
+    found = in_terminal([*FARSKIP, "demo", "--out", str(tmp_path)], stop_at="prefill")
+    assert found.status == 130, found.text
+    assert [line for line in found.text.splitlines() if line.strip()][-1] == "Stopped."
+    assert "Traceback" not in found.text
+
+
+def test_ctrl_c_behind_the_launcher_is_a_keyboard_interrupt():
+    """The launcher keeps the signals that it took."""
+    before = signal.getsignal(signal.SIGINT)
+    run_on_ranks([replace(PADDED, layers=(), title="impossible")], 1, lambda step: None, lambda case: None)
+    assert signal.getsignal(signal.SIGINT) is before

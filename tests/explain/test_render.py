@@ -23,6 +23,7 @@ from farskip_compile.explain.layout import Cell, cells, counted, reads_text, sho
 from farskip_compile.explain.overlappable import independent
 from farskip_compile.passes.residual.termset import TermSet
 from tests.explain.sample_reports import check, demo, farskip_report
+from tests.pictures import assert_readable, kept_figures
 
 DEEP = farskip_report("ddd" + "m" * 58)
 SMALL = farskip_report("dmm")
@@ -138,9 +139,12 @@ def test_refusals_show_reason_place_and_way_out():
 def test_pictures_of_any_depth(tmp_path):
     render_png = pytest.importorskip("farskip_compile.explain.png")
     pytest.importorskip("matplotlib")
-    for name, report in (("small", SMALL), ("deep", DEEP)):
-        render_png.draw(report.table, tmp_path / "new" / f"{name}.png", f"{name}\nsecond line")
-        assert (tmp_path / "new" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    with kept_figures() as figures:
+        for name, report in (("small", SMALL), ("deep", DEEP)):
+            render_png.draw(report.table, tmp_path / "new" / f"{name}.png", f"{name}\nsecond line")
+            assert (tmp_path / "new" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    for figure, name in zip(figures, ("small", "deep"), strict=True):
+        assert_readable(figure, name, "second line", "rows: sub-blocks; columns: the terms that they read")
     with pytest.raises(ConfigError, match="can't be written"):
         render_png.draw(SMALL.table, tmp_path / "table.doc", "title")
 

@@ -69,7 +69,7 @@ def test_held_out_text_in_the_training_text(folder) -> None:
         (["--free", "80", "--hardware", "h100"], 2, "is not a share"),
         (["--budget", "0.1", "--free", "80%", "--hardware", "h100"], 2, "both say which rows"),
         (["--held-out-fraction", "0.1"], 2, "both say what is held out"),
-        (["--recipe", "fast"], 2, "one of best, default, paper"),
+        (["--recipe", "fast"], 2, "is not one of 'best', 'default', 'paper'"),
         (["--recipe", "paper", "--fold"], 2, "is not the paper's recipe"),
         (["--device", "nowhere"], 2, "there is no device nowhere"),
         (["--sequence-length", "1500"], 2, "held-out text has"),

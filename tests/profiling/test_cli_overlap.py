@@ -29,9 +29,10 @@ def test_text_page_and_merged_trace(traces, tmp_path):
     assert "25.0% of communication hidden: 30.0 us of 40.0 us a rank exposed (CPU, 2 ranks)" in result.stdout
     assert page.read_text().startswith("<!doctype html>")
     assert json.loads(merged.read_text())["farskipRanks"] == [0, 1]
-    again = run(merged, columns=200)
+    assert result.stdout.startswith(run(merged).stdout), "the same report, without the files"
+    again = run(merged, "--merge", tmp_path / "again.json", columns=200)
     assert again.exit_code == 2
-    assert "merged for viewing" in again.stderr
+    assert "already merged" in again.stderr
 
 
 def test_json(traces):

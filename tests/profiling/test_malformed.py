@@ -119,9 +119,16 @@ def test_a_time_that_no_clock_shows(key: str, odd: Any, folder: Path) -> None:
         ({"farskip_schedules": [{**SCHEDULE, "after": {}}]}, "KeyError"),
         ({"farskip_schedules": [{**SCHEDULE, "orders": {"0": 3}}]}, "orders are no lists"),
         ({"farskip_schedules": [{**SCHEDULE, "after": dict.fromkeys(SCHEDULE["after"], 1e308)}]}, "a schedule of"),
-        ({"farskipRanks": [EVIL]}, "merged for viewing"),
+        ({"farskipRanks": [EVIL]}, "ranks that no run has"),
+        ({"farskipRanks": [0, 0]}, "ranks that no run has"),
+        ({"farskipRanks": []}, "ranks that no run has"),
+        ({"farskipRanks": [True]}, "ranks that no run has"),
+        ({"farskipRanks": [0], "farskipTraces": {"0": [EVIL]}}, "nothing readable about its ranks"),
+        ({"farskipRanks": [0], "farskipTraces": [EVIL]}, "ranks that no run has"),
+        ({"farskipRanks": [0], "farskipTraces": {"0": {"distributedInfo": [1]}}}, "AttributeError"),
+        ({"farskipRanks": [0], "baseTimeNanoseconds": 1.5}, "is not a whole number"),
     ],
-    ids=range(10),
+    ids=range(17),
 )
 def test_what_a_trace_says_about_itself(change: dict[str, Any], says: str, folder: Path) -> None:
     found = outcome(text({**CPU, **change}), folder)

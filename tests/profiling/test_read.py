@@ -227,7 +227,8 @@ WHOLE = json.dumps(document([gloo("all_reduce", 0, 5), op("aten::mm", 0, 5)])).e
             NotATraceError,
             "that torch.profiler does not write (KeyError",
         ),
-        (b'{"traceEvents": [], "farskipRanks": [0, 1]}', NotATraceError, "merged for viewing"),
+        (b'{"traceEvents": [], "farskipRanks": [0, 1]}', TraceError, "holds the traces of 2 ranks"),
+        (b'{"traceEvents": [], "farskipRanks": 2}', NotATraceError, "is of ranks that no run has"),
         (b"[" * 100_000, NotATraceError, "nested too deeply"),
     ],
 )

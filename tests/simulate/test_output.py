@@ -19,6 +19,7 @@ from farskip_compile.simulate.picture import draw_prediction
 from farskip_compile.simulate.results import PhaseResult, exposed_rows
 from farskip_compile.simulate.text import duration, prediction_text, verdict
 from farskip_compile.simulate.trace import write_trace
+from tests.pictures import assert_readable, kept_figures
 from tests.simulate.tiny import predicted
 
 pytest.importorskip("transformers")
@@ -105,8 +106,15 @@ def test_trace(tmp_path) -> None:
 
 def test_picture(tmp_path) -> None:
     pytest.importorskip("matplotlib")
-    draw_prediction(predicted(), tmp_path / "picture.png")
+    found = predicted()
+    with kept_figures() as figures:
+        draw_prediction(found, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    asked = found.scenario
+    hardware = f"{asked.ranks} x {asked.profile.name}"
+    batch = f"{asked.batch} sequences of {asked.prompt} tokens"
+    assert_readable(figures[0], asked.architecture.name, f", {asked.phase}: ", hardware, batch, "milliseconds")
+    assert [axes.get_legend() is not None for axes in figures[0].axes] == [True, True]
 
 
 def run(*args: str):

@@ -13,7 +13,7 @@ ROOT = "farskip_compile"
 MODULES = modules()
 FLOORS = (("graph",), ("normalize",), ("residual",), ("rewire", "schedule"), ("pieces",), ("boundary",))
 """Of `passes`, from below; those of one floor do not know each other."""
-TOP = ("cli", "demo")
+TOP = ("cli", "demo", "__main__")
 
 
 @cache

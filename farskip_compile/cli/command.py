@@ -1,0 +1,94 @@
+"""What surrounds each command, so that it ends quietly whatever ends it.
+
+Contract, for every command of this class:
+- with `--json`, only the document is on stdout (`streams`);
+- Ctrl-C is one line on stderr and exit status 130;
+- a reader that went away (`| head`) is exit status 1, without a word;
+- a package that an extra would have installed, and that is missing, is one line on stderr and exit status 2;
+- where stderr is not a terminal, other packages draw no progress bars.
+
+Any other exception is a defect and passes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from farskip_compile.cli.streams import documents_alone, forget_stdout
+
+STOPPED, WRONG_USAGE = 130, 2
+NO_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+"""Variables that turn off the bars of lm-eval, transformers, huggingface_hub and datasets."""
+
+
+def first_rank() -> bool:
+    """Whether this process is the one that prints, among those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class Command(TyperCommand):
+    """A command of this package."""
+
+    stopped = "Stopped."
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it."""
+        alone = documents_alone() if ctx.params.get("as_json") else contextlib.nullcontext()
+        with _quiet_ends(self.stopped), alone, _no_bars_in_files():
+            return super().invoke(ctx)
+
+
+class Continuing(Command):
+    """A command that goes on where it stopped, if it is given again."""
+
+    stopped = "Stopped. The same command continues."
+
+
+@contextlib.contextmanager
+def _quiet_ends(stopped: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, typer.Abort) as error:  # the latter at a question, for Ctrl-C and for Ctrl-D
+        if first_rank():
+            typer.echo(f"\n{stopped}" if sys.stderr.isatty() else stopped, err=True)  # a terminal shows ^C before it
+        at_once = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
+        raise typer.Exit(STOPPED if at_once else 1) from None
+    except BrokenPipeError:
+        forget_stdout()
+        raise typer.Exit(1) from None
+    except ModuleNotFoundError as error:
+        package = missing_package(error)
+        if not package:
+            raise
+        from farskip_compile.extras import SPELLED, pip_install
+
+        if first_rank():
+            typer.echo(f"this needs {SPELLED.get(package, package)}: {pip_install(package)}", err=True)
+        raise typer.Exit(WRONG_USAGE) from None
+
+
+def missing_package(error: Exception) -> str:
+    """The package that could not be imported, if it is one that this package knows how to install."""
+    from farskip_compile.extras import INSTALLED_BY
+
+    name = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+    package = name.partition(".")[0]
+    return package if package in INSTALLED_BY else ""
+
+
+@contextlib.contextmanager
+def _no_bars_in_files() -> Iterator[None]:
+    added = [] if sys.stderr.isatty() else [name for name in NO_BARS if name not in os.environ]
+    os.environ.update(dict.fromkeys(added, "1"))
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

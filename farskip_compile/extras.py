@@ -1,0 +1,68 @@
+"""Packages that only some features need, and the command that installs each of them.
+
+In:    what needs a package, and the package's name as it is imported.
+Out:   a `MissingPackageError` whose way out is one `pip install`.
+Never: imports a package to see whether it is there; imports torch unless something is missing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from farskip_compile.errors import MissingPackageError
+
+INSTALLED_BY = {
+    "transformers": "farskip-compile[hf]",
+    "accelerate": "farskip-compile[hf]",
+    "matplotlib": "farskip-compile[plot]",
+    "datasets": "farskip-compile[distill]",
+    "safetensors": "farskip-compile[distill]",
+    "lm_eval": "farskip-compile[eval]",
+    "hypothesis": "farskip-compile[testing]",
+    "torchtitan": "farskip-compile[titan]",
+    "tensorboard": "tensorboard",
+    "triton": "triton",
+    "vllm": "vllm",
+}
+"""By name of the module: an extra of this package, or the package itself where there is no extra."""
+EXTRAS = {
+    "hf": ("transformers",),
+    "plot": ("matplotlib",),
+    "distill": ("transformers", "datasets", "safetensors"),
+    "eval": ("lm_eval", "transformers"),
+}
+"""The modules without which a command that needs an extra can do nothing."""
+SPELLED = {"lm_eval": "lm-eval", "vllm": "vLLM"}
+
+
+def is_missing(package: str) -> bool:
+    """Whether `package` can't be imported because it is not installed."""
+    return importlib.util.find_spec(package) is None
+
+
+def pip_install(package: str, *, extra: str = "") -> str:
+    """The command that installs `package`, with all that `extra` brings if that is given."""
+    return f"pip install {shlex.quote(f'farskip-compile[{extra}]' if extra else INSTALLED_BY[package])}"
+
+
+def missing(what: str, package: str, *, extra: str = "") -> MissingPackageError:
+    """The error that `what` needs `package`, to be raised."""
+    from farskip_compile.errors import MissingPackageError
+
+    return MissingPackageError(
+        f"{what} needs {SPELLED.get(package, package)}", way_out=pip_install(package, extra=extra)
+    )
+
+
+def need(what: str, *packages: str, extra: str = "") -> None:
+    """Refuse to go on without `packages`, which `extra` brings if that is given.
+
+    Raises:
+        MissingPackageError: one of them is not installed.
+    """
+    for package in packages:
+        if is_missing(package):
+            raise missing(what, package, extra=extra)
