@@ -85,7 +85,7 @@ zoo: $(VENV)/.installed
 	$(VENV)/bin/farskip zoo --against docs/zoo.json --page docs/zoo.md
 
 # The core tests on other versions of torch and transformers, in environments of their own (gigabytes each, removed at
-# once); writes docs/compat.json and the table in the README. COMPAT="--only torch-2.11 --keep" for one of them.
+# once); writes docs/compat.json and the table in docs/compat.md. COMPAT="--only torch-2.11 --keep" for one of them.
 compat:
 	$(PYTHON) -m tests.compat --workers $(WORKERS) $(COMPAT)
 

@@ -4,7 +4,7 @@
     build          a virtual environment with them, or why there is none
     defects        what is wrong with a version of PyTorch itself, shown without this package
     outcome        what the tests said, read off their reports
-    page           docs/compat.json, and the table in the README
+    page           docs/compat.json, and the table in docs/compat.md
     __main__       the command line
 
 Needs nothing but Python and an index of packages; the environments have their own pytest.

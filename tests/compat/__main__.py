@@ -1,8 +1,8 @@
 """`python -m tests.compat`: build each environment, ask it, write what came of it.
 
 In:    `--only NAME` (may be given more than once), `--keep`, `--workers N`.
-Out:   one line for each environment, docs/compat.json, the table in the README; exit status 1 if any row of this run
-       has not passed, be it for want of a version on the index.
+Out:   one line for each environment, docs/compat.json, the table in docs/compat.md; exit status 1 if any row of this
+       run has not passed, be it for want of a version on the index.
 Never: lets one environment stop the others; what it has made lies under `.compat/` only.
 
 Each environment is removed once it is done, since one takes several gigabytes, unless `--keep` is given; then the next
@@ -32,7 +32,7 @@ from tests.compat.page import load, merge, result, save, with_table
 
 FOLDER = ROOT / ".compat"
 RESULTS = ROOT / "docs" / "compat.json"
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "compat.md"
 LIMIT = 3600.0
 """Seconds after which the tests of one environment are ended."""
 
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"    {failure}", flush=True)
         rows = merge(ENVIRONMENTS, load(RESULTS), found)
         save(RESULTS, rows)
-        README.write_text(with_table(README.read_text(), rows))
+        PAGE.write_text(with_table(PAGE.read_text(), rows))
     return int(any(one.status != PASSED for one in found))
 
 

@@ -1,7 +1,7 @@
-"""docs/compat.json, and the table in the README.
+"""docs/compat.json, and the table in docs/compat.md.
 
 Contract: outcomes of this run replace those of the same name, others stay with the date that they have; rows stand in
-the order of the environments, and an environment that nobody has tried has a row that says so. In the README only what
+the order of the environments, and an environment that nobody has tried has a row that says so. In the page only what
 stands between the two markers is written, and both must be there.
 """
 

@@ -220,8 +220,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The command writes here."""
     monkeypatch.setattr(command, "FOLDER", tmp_path / ".compat")
     monkeypatch.setattr(command, "RESULTS", tmp_path / "compat.json")
-    monkeypatch.setattr(command, "README", tmp_path / "README.md")
-    (tmp_path / "README.md").write_text(f"{BEGIN}\n{END}\n")
+    monkeypatch.setattr(command, "PAGE", tmp_path / "compat.md")
+    (tmp_path / "compat.md").write_text(f"{BEGIN}\n{END}\n")
     return tmp_path
 
 
@@ -258,7 +258,7 @@ def test_a_row_that_fails_stops_no_other_and_sets_the_exit_status(elsewhere: Pat
         "vllm-0.32": PASSED,
     }
     assert [tests for name, tests in asked if name == "torch-2.11"] == [PRIVATE]  # the others would only fail, too
-    assert "`torch._x`" in (elsewhere / "README.md").read_text()
+    assert "`torch._x`" in (elsewhere / "compat.md").read_text()
     assert [one.name for one in (elsewhere / ".compat").iterdir()] == ["reports"]  # whatever came of them
     assert command.main(["--only", "torch-2.13", "--keep"]) == 0
     assert sorted(one.name for one in (elsewhere / ".compat").iterdir()) == ["reports", "torch-2.13"]
@@ -270,8 +270,8 @@ def test_what_is_asked_of_an_environment_is_there():
     assert [path for one in ENVIRONMENTS for path in (*one.tests, PRIVATE) if not (ROOT / path).exists()] == []
 
 
-def test_the_readme_has_the_table_that_was_written_last():
+def test_the_page_has_the_table_that_was_written_last():
     rows = merge(ENVIRONMENTS, load(ROOT / "docs" / "compat.json"), [])
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "compat.md").read_text()
     assert with_table(text, rows) == text
     assert all(result(row) in text for row in rows)

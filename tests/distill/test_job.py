@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -24,11 +23,11 @@ from farskip_compile.distill import text_batches
 from farskip_compile.distill.job import read_job
 from farskip_compile.models.transformers_form import TransformersFarSkipForm, tiny_deepseek_v3
 from tests.distill.text_common import PLAIN, chat_line, write_lines
+from tests.prose import PROSE as TEXT
 from tests.test_json_files import not_a_file
 
 pytestmark = pytest.mark.xdist_group("jobs")  # one worker, so that `folder` is made once
 
-TEXT = Path(__file__).parents[2].joinpath("README.md").read_text()
 JOB = """
 model = "checkpoint"
 [data]

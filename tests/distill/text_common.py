@@ -8,7 +8,9 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-TEXT = Path(__file__).parents[2].joinpath("README.md").read_text()
+from tests.prose import PROSE
+
+TEXT = PROSE
 PLAIN = (
     "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
@@ -29,7 +31,7 @@ LATE = PLAIN.replace("<s>assistant\n", "<s>assistant\n\n")
 
 
 def tokenizer(template: str | None = None, vocabulary: int = 400) -> PreTrainedTokenizerFast:
-    """Byte-level, trained on the README; `<end>` ends text, `<s>` and `</s>` are special."""
+    """Byte-level, trained on `TEXT`; `<end>` ends text, `<s>` and `</s>` are special."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special, alphabet = ["<end>", "<s>", "</s>"], pre_tokenizers.ByteLevel.alphabet()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,8 +21,8 @@ from farskip_compile.fold.record import Folded, FoldedRead, LeftAlone
 from farskip_compile.fold.text import fold_table
 from farskip_compile.models.transformers_form import TransformersFarSkipForm, tiny_deepseek_v3
 from farskip_compile.texts.loaders import text_batches
+from tests.prose import PROSE as TEXT
 
-TEXT = Path(__file__).parents[2].joinpath("README.md").read_text()
 SIZES = ["--sequence-length", "16", "--batch-size", "4", "--tokens", "1024", "--held-out-tokens", "256"]
 
 

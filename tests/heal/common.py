@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-README = Path(__file__).parents[2].joinpath("README.md").read_text().encode("ascii", "ignore").decode()
+from tests.prose import PROSE
+
+TEXT = PROSE.encode("ascii", "ignore").decode()
 LENGTH, JUDGED = 16, 8
 """Tokens of a sequence; sequences of each half of the held-out text."""
 OPTIONS: dict[str, Any] = {
@@ -24,8 +26,8 @@ def make_checkpoint(folder: Path, model: Any) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    (folder / "train.txt").write_text(README[:-3000])
-    (folder / "held.txt").write_text(README[-3000:])
+    (folder / "train.txt").write_text(TEXT[:-3000])
+    (folder / "held.txt").write_text(TEXT[-3000:])
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=model.config.vocab_size, special_tokens=["<end>"])

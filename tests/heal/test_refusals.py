@@ -20,7 +20,7 @@ from farskip_compile.heal.recipes import config_for, steps_for
 from farskip_compile.heal.settings import Settings
 from farskip_compile.manifest.guarded import guarded
 from farskip_compile.plan.choose import Exposure, Front, Point
-from tests.heal.common import LENGTH, README, make_checkpoint, tiny_qwen3_moe
+from tests.heal.common import LENGTH, TEXT, make_checkpoint, tiny_qwen3_moe
 
 pytestmark = pytest.mark.xdist_group("heal-refusals")
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.xdist_group("heal-refusals")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("refusals")
     make_checkpoint(path, tiny_qwen3_moe())
-    (path / "seen.txt").write_text("Most of it is new. " + README[1000:2500])
+    (path / "seen.txt").write_text("Most of it is new. " + TEXT[1000:2500])
     return path
 
 

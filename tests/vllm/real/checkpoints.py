@@ -1,7 +1,7 @@
 """Small checkpoints with random weights, as transformers saves them, for vLLM to serve.
 
-Contract: `make` writes one into a folder, the same weights each time; with a tokenizer that was trained on this
-project's own README.
+Contract: `make` writes one into a folder, the same weights each time; with a tokenizer that was trained on
+`tests.prose`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from tests.prose import PROSE
 
 VOCABULARY = 512
 COMMON = {
@@ -96,5 +98,5 @@ def tokenizer() -> Any:
     special = ["<bos>", "<eos>", "<pad>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet)
-    found.train_from_iterator((Path(__file__).parents[3] / "README.md").read_text().splitlines(), trainer)
+    found.train_from_iterator(PROSE.splitlines(), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=found, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
