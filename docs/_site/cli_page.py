@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Makes docs/reference/cli.md of the command line's own help: `python docs/_site/cli_page.py`, after each change of it.
 
 Comes in: `farskip_compile.cli`, which needs neither torch nor a model. Goes out: the page, as Typer's own command
@@ -15,6 +16,8 @@ from typer.cli import get_docs_for_click
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference" / "cli.md"
+COVERED = "<!-- fragments: tests/docs/test_site.py::test_the_command_line_is_what_its_page_says -->"
+"""What runs the blocks of the page (tests/docs/blocks.py)."""
 
 
 def cli_page() -> str:
@@ -26,7 +29,9 @@ def cli_page() -> str:
         first = inspect.cleandoc(command.help or "").split("\n\n")[0]
         command.short_help = " ".join(first.split())
     context = typer.Context(group, info_name="farskip")
-    return get_docs_for_click(obj=group, ctx=context, name="farskip", title="Command line")
+    page = get_docs_for_click(obj=group, ctx=context, name="farskip", title="Command line")
+    title, text = page.split("\n", 1)
+    return f"{title}\n\n{COVERED}\n{text}"
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What MkDocs does not do by itself for this repository.
 
 Comes in: the configuration of mkdocs.yml, and each page. Goes out: the same, with

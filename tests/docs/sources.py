@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pages of the root and of docs/, and the names that the package calls public: read, not imported."""
 
 from __future__ import annotations
