@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Packages that only some features need, and the command that installs each of them.
 
 In:    what needs a package, and the package's name as it is imported.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is written in pictures: figures of matplotlib are kept on their way into a file, and read."""
 
 from __future__ import annotations

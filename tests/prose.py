@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """English with code in it, about 21,000 characters, for tests of tokenizers, text loaders, folds and healing.
 
 Contract: `PROSE` never changes, so that what these tests train on does not depend on what the documentation says today.

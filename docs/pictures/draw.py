@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draws the pictures of docs/concepts.md: `python docs/pictures/draw.py`.
 
 In:    nothing; the rules of the named connectivities are written down here once more (docs/connectivities.md).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options with a fixed set of values: their names in help, in completion and in the messages about other values.
 
 Contract: data, without torch. The values are repeated from the modules that use them, which need torch; a test compares

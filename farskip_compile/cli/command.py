@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What surrounds each command, so that it ends quietly whatever ends it.
 
 Contract, for every command of this class:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a command is doing, for work that takes more than a few seconds.
 
 In:    the console for stderr; what is being done, in a few words, as it goes on.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stdout for one JSON document, stderr for everything else.
 
 In:    what a command has to say, as a document.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The traces of several ranks in one file: what `merge_traces` says about them, and the way back.
 
 In:    a document that `merge_traces` wrote and `chrome.load` gave.

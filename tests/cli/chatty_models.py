@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models of a user whose code says things, and takes its time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands that do what libraries and users do to the commands of this package; run as `python -m` this module.
 
 They stand for real ones where only what surrounds a command is tested: nothing here imports torch.

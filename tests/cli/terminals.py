@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs run as a user runs them: in a terminal of their own, or with pipes, and stopped by Ctrl-C.
 
 Nothing of the package is imported here.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The values of options with fixed values are those that the code behind them takes."""
 
 from __future__ import annotations

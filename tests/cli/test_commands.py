@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real commands in processes of their own: what models print, how they are stopped, and who reads them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How commands end and what they leave on which stream: JSON alone, Ctrl-C, `| head`, a missing package, progress."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Packages that only some commands need: what is refused without them, and what installs them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`--help` of every command: whole at any width, with its brackets and paragraphs, and plain where colours are not
 wanted."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m farskip_compile`, and completion in shells."""
 
 from __future__ import annotations

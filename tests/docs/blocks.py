@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The code blocks of README.md and docs/, and what becomes of each.
 
 In:    Markdown, as CommonMark reads it: fenced blocks and indented ones.

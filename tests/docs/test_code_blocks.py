@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every code block of README.md and docs/ runs as it stands, or says which test runs it, or is none to be run.
 
 `blocks.py` has the marks. What a block that names tests calls of this package must occur in these tests, unless they

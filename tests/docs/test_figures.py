@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The figures of README.md and docs/price.md are those of the recorded runs, computed here from what was measured."""
 
 from __future__ import annotations

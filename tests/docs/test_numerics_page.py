@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/numerics.md: the test of each row is there, compares bits if the row says so, and allows what the row says.
 
 Bits: `torch.equal`, or figures that are asserted to be equal (the losses of a trainer, verdicts of the zoo).

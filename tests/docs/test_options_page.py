@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/options.md lists each option of the backend once, with its default, and every pass that can be left out."""
 
 from __future__ import annotations

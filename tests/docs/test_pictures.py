@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pictures of docs/concepts.md are what their script draws, and show what the compiler does."""
 
 from __future__ import annotations

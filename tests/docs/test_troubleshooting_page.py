@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/troubleshooting.md: every class of error has a section, in the tree and below it; every quote is in the source.
 
 A quote is an example: where the source puts a value into a message, the page has one.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A merged trace is as good as those that it was made of: `read_traces` takes it apart, and reports come out alike."""
 
 from __future__ import annotations
