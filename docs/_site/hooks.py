@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 DOCS = "docs"
-FROM_ROOT = {"CHANGELOG.md": "changelog.md"}
+FROM_ROOT = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 """File of the root: its page."""
 INSIDE = ("passes", "models")
 """Folders of the root that are installed inside the package."""
