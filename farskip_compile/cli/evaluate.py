@@ -64,6 +64,7 @@ def evaluate_command(
     if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
         raise typer.BadParameter(f"{batch_size!r} is neither a number nor auto", param_hint="--batch-size")
     quiet("torch", "lm_eval")
+    from farskip_compile.cli.terminal import Terminal
     from farskip_compile.evaluation.difference import Limits
     from farskip_compile.evaluation.run import Settings, evaluate
     from farskip_compile.evaluation.table import comparison_table
@@ -79,8 +80,11 @@ def evaluate_command(
         inner=inner.value,
         limits=Limits(named, max_drop),
     )
+    console = Terminal(stderr=True)  # lines, no spinner: lm-eval draws bars of its own
     with shown_errors():
-        found = evaluate(original, healed, names, settings)
+        found = evaluate(
+            original, healed, names, settings, tell=lambda step: console.print(step, style="dim", soft_wrap=True)
+        )
     show(as_json, found.to_json, lambda _: comparison_table(found))
     if not found.holds:
         raise typer.Exit(1)
