@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from farskip_compile.cli.choices import Inner, Loaded, among
+from farskip_compile.cli.choices import Inner, Loaded, among, value_of
 from farskip_compile.cli.output import AsJson, needs, quiet, show, shown_errors
 
 
@@ -74,10 +74,10 @@ def evaluate_command(
         num_fewshot=num_fewshot,
         batch_size=batch_size if batch_size == "auto" else int(batch_size),
         device=device,
-        dtype=dtype.value,
+        dtype=value_of(dtype),
         include_path=include_path,
         apply_chat_template=apply_chat_template,
-        inner=inner.value,
+        inner=value_of(inner),
         limits=Limits(named, max_drop),
     )
     console = Terminal(stderr=True)  # lines, no spinner: lm-eval draws bars of its own
