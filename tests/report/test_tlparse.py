@@ -90,6 +90,7 @@ def test_reports_and_schedules_are_those_of_the_process(traced: Traced, rank: in
     schedules = [json.loads(one.text) for one in found if one.name == "farskip_schedule"]
     assert schedules == json.loads(json.dumps(said["schedules"]))
     assert sorted(one["phase"] for one in schedules) == ["backward", "forward"]
+    assert {one.compile for one in found if one.name == "farskip_schedule"} == {"-/-"}, "at the first run"
 
 
 def test_graphs_are_there_before_and_after_what_changed_them(traced: Traced) -> None:
@@ -125,4 +126,4 @@ def test_tlparse_shows_them(traced: Traced, tmp_path: Path) -> None:
         assert found == json.loads(json.dumps(traced.said[rank]["reports"][0]))
         assert sum("/farskip_schedule_" in name for name in files) == len(traced.said[rank]["schedules"])
         assert any(name.endswith(".txt") and "rewire_after" in name for name in files)
-        assert "farskip_schedule" not in page.partition("Unknown stacks")[2]
+        assert "publish_schedule" not in page, "as the stack of an entry that should have had a compile"
