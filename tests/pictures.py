@@ -38,7 +38,7 @@ def words(figure: Figure) -> str:
 def assert_readable(figure: Figure, *said: str) -> None:
     """Each panel says what it is about, and has a legend, or the figure has one for all; it says what is `said`."""
     for axes in figure.axes:
-        assert axes.get_xlabel() or axes.get_title(), axes
+        assert axes.get_xlabel() or any(axes.get_title(loc=place) for place in ("left", "center", "right")), axes
         assert axes.get_legend() is not None or figure.legends, axes
     for part in said:
         assert part in words(figure), part

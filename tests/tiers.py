@@ -19,6 +19,8 @@ WHOLE = {
     "tests/docs/": "the programs of the documentation, in processes of their own",
     "tests/manifest/test_docs.py": "a program of the documentation",
     "tests/demo/test_demo.py": "the demo as a whole",
+    "tests/cli/test_commands.py": "commands in processes of their own",
+    "tests/report/test_tlparse.py": "ranks, and Inductor's kernels, forward and backward",
     "tests/benchmarks/": "the benchmarks' own tests: networks of this machine, measured ranks",
     "tests/distill/": "training: jobs, resumed jobs, ranks",
     "tests/heal/": "checkpoints healed from end to end, and again after each step",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
+from typing import Any
 
 
 class Connectivity(StrEnum):
@@ -123,3 +124,8 @@ def among(values: Iterable[StrEnum]) -> str:
     """The values as a list in a sentence: `full, mlp or none`."""
     *most, last = (one.value for one in values)
     return f"{', '.join(most)} or {last}"
+
+
+def value_of(one: StrEnum | None) -> Any:
+    """The value itself, which the code behind an option has as a `Literal`; None: the option was left out."""
+    return None if one is None else one.value

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from farskip_compile.cli.choices import Inner, Loaded, among
+from farskip_compile.cli.choices import Inner, Loaded, among, value_of
 from farskip_compile.cli.output import AsJson, needs, quiet, show, shown_errors
 
 
@@ -65,6 +65,7 @@ def evaluate_command(
     if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
         raise typer.BadParameter(f"{batch_size!r} is neither a number nor auto", param_hint="--batch-size")
     quiet("torch", "lm_eval")
+    from farskip_compile.cli.terminal import Terminal
     from farskip_compile.evaluation.difference import Limits
     from farskip_compile.evaluation.run import Settings, evaluate
     from farskip_compile.evaluation.table import comparison_table
@@ -74,14 +75,17 @@ def evaluate_command(
         num_fewshot=num_fewshot,
         batch_size=batch_size if batch_size == "auto" else int(batch_size),
         device=device,
-        dtype=dtype.value,
+        dtype=value_of(dtype),
         include_path=include_path,
         apply_chat_template=apply_chat_template,
-        inner=inner.value,
+        inner=value_of(inner),
         limits=Limits(named, max_drop),
     )
+    console = Terminal(stderr=True)  # lines, no spinner: lm-eval draws bars of its own
     with shown_errors():
-        found = evaluate(original, healed, names, settings)
+        found = evaluate(
+            original, healed, names, settings, tell=lambda step: console.print(step, style="dim", soft_wrap=True)
+        )
     show(as_json, found.to_json, lambda _: comparison_table(found))
     if not found.holds:
         raise typer.Exit(1)

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from farskip_compile.cli.choices import Connectivity, among
+from farskip_compile.cli.choices import Connectivity, among, value_of
 from farskip_compile.cli.model import Model, layer_range, load_model
 from farskip_compile.cli.output import AsJson, needs, quiet, show, shown_errors
 
@@ -50,7 +50,9 @@ def explain_command(
         if prepared:
             Terminal(stderr=True).print(str(prepare(loaded.model)), style="dim")  # type: ignore[arg-type]
         with working(f"capturing {model}"):
-            found = explain(loaded.model, *loaded.args, connectivity=connectivity.value, layers=chosen, **loaded.kwargs)
+            found = explain(
+                loaded.model, *loaded.args, connectivity=value_of(connectivity), layers=chosen, **loaded.kwargs
+            )
         found = dataclasses.replace(found, model=model)
         if png is not None and found.report is not None and found.report.rows:
             draw(found.report.table, png, title=text.heading(found))

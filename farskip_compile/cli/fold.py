@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from farskip_compile.cli.choices import Float, Rewired, among
+from farskip_compile.cli.choices import Float, Rewired, among, value_of
 from farskip_compile.cli.output import AsJson, needs, quiet, show, shown_errors
 
 PHASES = {"search": "find readers", "fold": "fold"}
@@ -70,7 +70,7 @@ def fold_command(
 
     quiet("torch")
     with shown_errors():
-        model = model_of(str(checkpoint), Path(), dtype.value if dtype else None)
+        model = model_of(str(checkpoint), Path(), value_of(dtype))
         tokenizer = tokenizer_of(str(checkpoint), Path())
         size: dict[str, Any] = {"sequence_length": sequence_length, "batch_size": batch_size}
         size["held_out_fraction"] = None if held_out else 0.02
@@ -81,7 +81,7 @@ def fold_command(
         )  # fmt: skip
         torch.manual_seed(seed)  # a fold that continues must have the same sequences
         calibration, held = list(train), list(judged)
-        asked: dict[str, Any] = {"connectivity": connectivity.value, "layers": layers}
+        asked: dict[str, Any] = {"connectivity": value_of(connectivity), "layers": layers}
         args, kwargs = arguments(as_batch(held[0], next(model.parameters()).device), model)
         manifest = describe(model, *args, **asked, **kwargs)
         with bars(PHASES) as on_site:

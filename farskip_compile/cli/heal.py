@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from farskip_compile.cli.choices import Inner, LossOn, Phase, Recipe, Rewired, Trained, among
+from farskip_compile.cli.choices import Inner, LossOn, Phase, Recipe, Rewired, Trained, among, value_of
 from farskip_compile.cli.command import Continuing
 from farskip_compile.cli.model import layer_range
 from farskip_compile.cli.output import AsJson, needs, quiet, show_document, shown_errors
@@ -202,29 +202,29 @@ def heal_command(
             held_out_fraction=held_out_fraction,
             held_out_sequences=held_out_sequences,
             allow_overlap=allow_overlap,
-            loss_on=loss_on.value if loss_on else None,
+            loss_on=value_of(loss_on),
             text_field=text_field,
             sequence_length=sequence_length,
             batch_size=batch_size,
             accumulate=accumulate,
             tokens=tokens,
-            recipe=recipe.value,
+            recipe=value_of(recipe),
             learning_rate=rate,
             fold=fold,
             stream_weight=stream_weight,
-            connectivity=connectivity.value,
+            connectivity=value_of(connectivity),
             layers=chosen,
             budget=budget,
             free=share,
             hardware=hardware,
             ep=ep,
             tp=tp,
-            phase=phase.value,
-            dtype=dtype.value,
-            precision=precision.value,
+            phase=value_of(phase),
+            dtype=value_of(dtype),
+            precision=value_of(precision),
             gradient_checkpointing=gradient_checkpointing,
             device=device,
-            inner=inner.value,
+            inner=value_of(inner),
             seed=seed,
         )
         try:

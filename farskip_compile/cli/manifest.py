@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from farskip_compile.cli.choices import Connectivity, among
+from farskip_compile.cli.choices import Connectivity, among, value_of
 from farskip_compile.cli.model import Model, layer_range, load_model
 from farskip_compile.cli.output import quiet, shown_errors
 from farskip_compile.cli.streams import document, documents_alone
@@ -46,7 +46,7 @@ def manifest_command(
     quiet("torch")
     with documents_alone() if out is None else nullcontext():
         loaded = load_model(model)
-        asked = {"connectivity": connectivity.value, "layers": chosen}
+        asked = {"connectivity": value_of(connectivity), "layers": chosen}
         with shown_errors(status=1), working(f"capturing {model}"):
             found = describe(loaded.model, *loaded.args, **asked, **loaded.kwargs)
         if out is None:

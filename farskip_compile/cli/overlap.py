@@ -61,12 +61,12 @@ def overlap_command(
             if path is not None and any(path.resolve() == trace.resolve() for trace in traces):
                 raise TraceError(f"{path} is one of the traces to read", way_out="give another name for the output")
         try:
-            with working() as work:
+            with working(f"reading {traces[0].name}") as work:
                 found = []
                 for number, path in enumerate(traces, 1):
-                    work(f"reading {number} of {len(traces)}: {path}")
+                    if number > 1:
+                        work(f"reading {number} of {len(traces)}: {path.name}")
                     found += read_traces(path, largest=most)
-                work("comparing compute and communication")
                 report = overlap(found, subtract_peer_wait=subtract, count_copies=copies)
         except NoCollectivesError as error:
             if as_json:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from farskip_compile.cli.choices import Exchange, Phase, Products, among
+from farskip_compile.cli.choices import Exchange, Phase, Products, among, value_of
 from farskip_compile.cli.output import AsJson, needs, quiet, show, shown_errors
 
 STEP, MORE, FIGURES = "The step", "What to predict beside it", "Figures that are better known"
@@ -146,14 +146,14 @@ def simulate_command(
             device=device,
             ep=ep,
             tp=tp,
-            phase=phase.value,
+            phase=value_of(phase),
             prompt=prompt,
             batch=batch,
-            exchange=exchange.value if exchange else None,
+            exchange=value_of(exchange),
             pieces=pieces,
             micro_batches=micro_batches,
             also=tuple(filter(None, also.split(","))),  # type: ignore[arg-type]
-            products=products.value,
+            products=value_of(products),
             skew=skew,
             loads=_loads(loads),
             layers=layers,

@@ -46,11 +46,10 @@ def _real_stdout() -> Iterator[TextIO]:
     """Stdout as it was. Its descriptor is that of stderr until the block ends, so that C++ code and other processes,
     which don't know `sys.stdout`, are redirected, too."""
     ours = sys.stdout
-    numbers = _number(ours), _number(sys.stderr)
-    if numbers[0] is None or numbers[1] is None:  # a test's, in memory
+    out, errors = _number(ours), _number(sys.stderr)
+    if out is None or errors is None:  # a test's, in memory
         yield ours
         return
-    out, errors = numbers
     ours.flush()
     kept = open(os.dup(out), "w", encoding=ours.encoding, errors=ours.errors)  # noqa: SIM115 (closed below)
     os.dup2(errors, out)

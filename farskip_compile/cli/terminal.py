@@ -33,8 +33,3 @@ class Terminal(Console):
         for segment in super().render(renderable, options):
             safe = segment.text if segment.control else printable(segment.text, lines=True)
             yield segment if safe == segment.text else Segment(safe, segment.style)
-
-
-def plain(text: str) -> Text:
-    """A string as text, for what reads markup in strings whatever the console says: titles of panels."""
-    return Text(printable(text, lines=True))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farskip_compile.cli.choices import Served, among
+from farskip_compile.cli.choices import Served, among, value_of
 from farskip_compile.cli.output import AsJson, needs, show, shown_errors
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def verify_serving_command(
             engine=arguments,
             prompts=texts,
             tokens=tokens,
-            dtype=dtype.value,
+            dtype=value_of(dtype),
             tolerance=tolerance,
             tell=work,
         )

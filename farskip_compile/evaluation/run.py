@@ -19,7 +19,7 @@ import contextlib
 import difflib
 import gc
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,14 @@ class Settings:
     """How much worse metrics may become."""
 
 
-def evaluate(original: str, healed: str, tasks: Sequence[str], settings: Settings | None = None) -> Comparison:
+def evaluate(
+    original: str,
+    healed: str,
+    tasks: Sequence[str],
+    settings: Settings | None = None,
+    *,
+    tell: Callable[[str], None] = lambda step: None,
+) -> Comparison:
     """Run two checkpoints on the same tasks, one after the other.
 
     Args:
@@ -72,6 +79,7 @@ def evaluate(original: str, healed: str, tasks: Sequence[str], settings: Setting
         healed: likewise; run as its manifest says.
         tasks: names of lm-eval's tasks, or of those in `settings.include_path`.
         settings: for both; None: the defaults.
+        tell: called with what is being done.
 
     Raises:
         ConfigError: an unknown task, or a limit for one that is not measured.
@@ -80,11 +88,14 @@ def evaluate(original: str, healed: str, tasks: Sequence[str], settings: Setting
     """
     settings = settings or Settings()
     with contextlib.redirect_stdout(sys.stderr):
+        tell("tasks of lm-eval")
         manager = TaskManager(include_path=str(settings.include_path) if settings.include_path else None)
         aggregates = _aggregates(manager, tasks)
         _check_limits(settings.limits, aggregates)
         needed_manifest(healed, AutoConfig.from_pretrained(healed))  # before the original runs for hours
+        tell(f"1 of 2: {original}")
         first, how_first = _run(original, tasks, manager, settings)
+        tell(f"2 of 2: {healed}")
         second, how_second = _run(healed, tasks, manager, settings)
     return Comparison(compare(first, second, aggregates, settings.limits), how_first, how_second)
 

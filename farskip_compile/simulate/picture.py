@@ -72,7 +72,7 @@ def _detail(axes: Any, found: Prediction) -> None:
             box = [(1e3 * (first - start), 1e3 * (last - first))]
             axes.broken_barh(box, (1.1 * (1 - place) + lane, 0.36), color=colour, linewidth=0)
         axes.text(-0.01, 1.1 * (1 - place) + 0.39, name, transform=left, ha="right", va="center", fontsize=9)
-    _legend(axes, {"compute": BUSY, "collectives": WIRE, "idle: a wait": IDLE})
+    _legend(axes, {"compute": BUSY, "collectives": WIRE, "idle": IDLE})
     axes.set_yticks([])
     axes.set_ylim(-0.08, 2.0)
     axes.set_xlim(left=0)

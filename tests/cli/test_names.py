@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.color import ColorSystem
 from rich.console import Group
 from rich.panel import Panel
 from rich.table import Table
@@ -20,7 +21,7 @@ from rich.text import Text
 from typer.testing import CliRunner
 
 from farskip_compile.cli import app
-from farskip_compile.cli.terminal import Terminal, plain
+from farskip_compile.cli.terminal import Terminal
 from farskip_compile.costs import load_profile
 from farskip_compile.demo.render import page
 from farskip_compile.demo.results import Case
@@ -71,7 +72,7 @@ def table(name: str) -> Table:
 def test_a_terminal_obeys_no_name(columns: int, name: str) -> None:
     for name_of_any in (name, f"[/x]{name}", f"[red]{name}[/red]", f":smile:{name}"):
         shown = printed(
-            name_of_any, Text(name_of_any), table(name_of_any), Panel(name_of_any, title=plain(name_of_any)),
+            name_of_any, Text(name_of_any), table(name_of_any), Panel(name_of_any, title=Text(name_of_any)),
             Group(Text(name_of_any), table(name_of_any)), refusal(Refusal("Error", name_of_any, "", name_of_any)),
             width=columns,
         )  # fmt: skip
@@ -92,7 +93,7 @@ def test_what_a_terminal_shows() -> None:
 def test_styles_of_this_package_stay() -> None:
     console = Terminal()
     console.file = io.StringIO()
-    console._force_terminal, console._color_system = True, None
+    console._force_terminal, console._color_system = True, ColorSystem.STANDARD
     console.print("[/x]", style="bold")
     assert console.file.getvalue() == "\x1b[1m[/x]\x1b[0m\n"
 
