@@ -55,7 +55,9 @@ def test_what_the_experiment_must_hold():
     for label in ("paper-full", "best-full"):
         assert {row.part for row in rows if row.label.startswith(label)} == {0.03, 0.1, 0.3}
     best = {row.connectivity for row in rows if row.label.startswith("best-")}
-    assert best == {"full", "attention", "mlp", "lag2", "ladder", "plan"}
+    assert best == {"full", "attention", "mlp", "lag2", "plan"}
+    with_shared = {row.connectivity for row in rows_of("deepseek_v3", "dictionary", WHOLE) if row.kind == "healed"}
+    assert with_shared == {"full", "ladder", "plan"}
     short = {"teacher", "unhealed-full", "folded-full", "paper-full", "best-full", "control"}
     assert {row.label for row in rows_of("qwen3_moe", "kernel", WHOLE)} == short
     assert {row.label for row in rows_of("deepseek_v3", "dictionary", LARGER)} == short
