@@ -22,8 +22,9 @@ Never: depends on the speed of the machine: equal numbers, texts and versions gi
     front        no weights: what each set of sub-blocks would do to the text, and hide
     plan         the sub-blocks that free 80 % of what `full` frees, for the least damage
 
-A number behind a name is the part of the teacher's tokens in per cent; without one it is a tenth. Calibration
-tokens of a fold are taken off the tokens to train on.
+A number behind a name is the part of the teacher's tokens in per cent; without one it is a tenth. Calibration tokens of
+a fold are taken off the tokens to train on; a fold alone has 16 batches of them, a quarter of a per cent of the
+teacher's.
 
 The budget of `whole`, in seconds of one core, two processes beside each other on two cores: 0.08 for a step of the
 teacher (1024 tokens, compiled by Inductor), 0.18 of healing by KL, 0.10 of healing in batches of 512 tokens; a fold
@@ -123,7 +124,9 @@ class Scale:
     learning_rate: float = 3e-3
     """Of the teachers."""
     calibration: int = 4
-    """Batches of a fold."""
+    """Batches of a fold that is trained afterwards: they are taken off what is trained on."""
+    calibration_alone: int = 16
+    """Batches of a fold alone, which has no training to repair what too few tokens have made of it."""
     new_tokens: int = 32
     """Tokens of a text sample."""
     batch: int = 8
@@ -172,7 +175,9 @@ LARGER = Scale(
     compiled=True,
 )
 QUICK = Scale("quick", ("topics",), 3, 64, 512, 400, judged=64, validated=32, others=("lag2", "ladder"))
-SMOKE = Scale("smoke", ("topics",), 4, 32, 300, 20, judged=8, validated=8, calibration=1, new_tokens=4)
+SMOKE = Scale(
+    "smoke", ("topics",), 4, 32, 300, 20, judged=8, validated=8, calibration=1, calibration_alone=1, new_tokens=4
+)
 
 
 @dataclass(frozen=True)
