@@ -37,9 +37,9 @@ other programs ran as well, and a teacher took up to 690 (alone: 550):
     4 connectivities                    4 x (unhealed 14 + folded 32 + best 219)                    1060
     a plan                              2 x (front 234 + unhealed 18 + folded 33 + best 210)         988
 
-in all 10870; 90 minutes of two cores are 10800. So what is in the rows of one model alone is what
-the other one need not show again: the second corpus, 30 %, and the connectivities. The teachers see 6.9 million
-tokens, twice as many as those of earlier versions, and 13 of them per parameter.
+in all 10870; 90 minutes of two cores are 10800. So what is in the rows of one model alone is what the other one need
+not show again: the second corpus, 30 %, and the connectivities. The teachers see 6.9 million tokens, twice as many as
+those of earlier versions, and 13 of them per parameter.
 """
 
 from __future__ import annotations
