@@ -27,7 +27,7 @@ def fold_command(
     ] = None,
     connectivity: Annotated[str, typer.Option(help="full, attention, mlp, lag2 or ladder.")] = "full",
     layers: Annotated[tuple[int, int] | None, typer.Option(help="First and last layer that change.")] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="To fit on: ten times the width of the model, or more.")] = 65_536,
+    tokens: Annotated[int, typer.Option(min=1, help="To fit on: 100 times the width of the model, or more.")] = 65_536,
     held_out_tokens: Annotated[int, typer.Option(min=1, help="To judge each change by, at most.")] = 16_384,
     sequence_length: Annotated[int, typer.Option(min=2)] = 512,
     batch_size: Annotated[int, typer.Option(min=1)] = 4,
