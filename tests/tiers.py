@@ -361,9 +361,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "test_generate_is_bit_equal_to_the_oracle[llama4",
     ),
     "models/test_models.py": ("test_captures_whole_with_dynamic_shapes[qwen3_moe",),
-    "models/test_transformers.py": (
-        "test_family_static_cache[llama4",
-    ),
+    "models/test_transformers.py": ("test_family_static_cache[llama4",),
     "test_backend.py": (
         "test_dynamic_shapes_do_not_recompile[aot_eager",
         "test_activation_checkpointing[inductor",

@@ -14,12 +14,11 @@ import torch
 from torch import nn
 
 import farskip_compile
-from distill_bench.rows import Scale
+from distill_bench.rows import WITH_SHARED, Scale
 from farskip_compile.models import ParallelConfig, build
 
 EXPERTS, TOP_K = 8, 2
 MODELS = ("deepseek_v3", "qwen3_moe")
-WITH_SHARED = {"deepseek_v3"}
 
 
 def new_model(name: str, scale: Scale, seed: int) -> Any:

@@ -20,6 +20,8 @@ SCHEMA = 2
 FILE = "result.json"
 OF_OTHER_ROWS = ("seeds", "parts", "others", "short", "calibration", "new_tokens")
 """Fields of a scale that decide nothing about a teacher."""
+OF_FOLDED = ("calibration_alone",)
+"""Those that decide about a fold alone, and nothing else."""
 Setting = tuple[str, str]
 """A model and a corpus."""
 
@@ -147,6 +149,8 @@ class Results:
 def digest_of(row: Row, scale: Scale) -> str:
     """Equal for a kept result and the row that is asked for."""
     decides: list[Any] = [asdict(row), asdict(scale)]
+    if row.kind != "folded":
+        decides = [decides[0], {name: value for name, value in decides[1].items() if name not in OF_FOLDED}]
     if row.kind == "teacher":  # is trained for an hour: what decides about other rows does not matter
         decides = [asdict(row), {name: value for name, value in decides[1].items() if name not in OF_OTHER_ROWS}]
     elif row.recipe:

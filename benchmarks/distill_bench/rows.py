@@ -23,24 +23,24 @@ Never: depends on the speed of the machine: equal numbers, texts and versions gi
     front        no weights: what each set of sub-blocks would do to the text, and hide
     plan         the sub-blocks that free 80 % of what `full` frees, for the least damage
 
-A number behind a name is the part of the teacher's tokens in per cent; without one it is a tenth. Calibration
-tokens of a fold are taken off the tokens to train on.
+A number behind a name is the part of the teacher's tokens in per cent; without one it is a tenth. Calibration tokens of
+a fold are taken off the tokens to train on; a fold alone has 16 batches of them, a quarter of a per cent of the
+teacher's.
 
-The budget of `whole`, in seconds of one core, two processes beside each other on two cores: 0.08 for a step of the
-teacher (1024 tokens, compiled by Inductor), 0.18 of healing by KL, 0.10 of healing in batches of 512 tokens; a fold
-takes 25, and each row 10 to 50 more to start, to evaluate and to be judged:
+Seconds of one core at the scale `whole`, measured, two processes beside each other on two cores; for half of the time
+other programs ran as well, and a teacher took up to 690 (alone: 550):
 
-    7 teachers                          7 x 600                                                     4200
-    a tenth, for 7 teachers             7 x (unhealed 13 + folded 40 + best 200)                    1770
-    paper's recipe, controls            3 x (145 + 95)                                               720
-    fold + paper's, by text             2 x (170 + 95)                                               530
-    3 and 30 %                          2 x (40 + 100) + 390 + 470                                  1140
-    4 connectivities                    4 x (unhealed 13 + folded 40 + best 200)                    1010
-    a plan                              2 x (front 200 + unhealed 13 + folded 40 + best 200)         900
+    7 teachers                          7 x 631                                                     4417
+    a tenth, for 7 teachers             7 x (unhealed 16 + folded 40 + best 221)                    1934
+    paper's recipe, controls            3 x (150 + 116)                                              797
+    fold + paper's, by text             2 x (162 + 112)                                              548
+    3 and 30 %                          2 x (67 + 104) + 328 + 462                                  1130
+    4 connectivities                    4 x (unhealed 14 + folded 32 + best 219)                    1060
+    a plan                              2 x (front 234 + unhealed 18 + folded 33 + best 210)         988
 
-in all 10300 of the 10800 seconds that two cores have in 90 minutes. So what is in the rows of the last model alone is
-what the other one need not show again: the second corpus, 30 %, and the connectivities. The teachers see 6.9 million
-tokens, twice as many as those of earlier versions, and 13 of them per parameter.
+in all 10870; 90 minutes of two cores are 10800. So what is in the rows of one model alone is what the other one need
+not show again: the second corpus, 30 %, and the connectivities. The teachers see 6.9 million tokens, twice as many as
+those of earlier versions, and 13 of them per parameter.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ RANKS, TOKENS, PROFILE = 8, 4096, "h100"
 takes about a third as long as compute."""
 MEMORY_INCREASE = 0.5
 """For the plan: in a model of so few layers, what is in flight weighs more than in a deep one."""
+WITH_SHARED = frozenset({"deepseek_v3"})
+"""Models with shared experts; `ladder` is `full` in the other one."""
 WITH_ALL_ROWS = "qwen3_moe"
 """The model that has rows on the second corpus, with the largest part of the tokens, and of other connectivities."""
 LARGE_PART = 0.2
@@ -114,7 +116,7 @@ class Scale:
     parts: tuple[float, ...] = (TENTH,)
     """Of the teacher's tokens, in the curves."""
     others: tuple[Named, ...] = ()
-    """Connectivities besides `full`, of `WITH_ALL_ROWS` alone."""
+    """Connectivities besides `full`: `ladder` of models `WITH_SHARED` experts, others of `WITH_ALL_ROWS`."""
     short: bool = False
     """Whether there are the main rows alone."""
     compiled: bool = False
@@ -122,7 +124,9 @@ class Scale:
     learning_rate: float = 3e-3
     """Of the teachers."""
     calibration: int = 4
-    """Batches of a fold."""
+    """Batches of a fold that is trained afterwards: they are taken off what is trained on."""
+    calibration_alone: int = 16
+    """Batches of a fold alone, which has no training to repair what too few tokens have made of it."""
     new_tokens: int = 32
     """Tokens of a text sample."""
     batch: int = 8
@@ -170,8 +174,10 @@ LARGER = Scale(
     short=True,
     compiled=True,
 )
-QUICK = Scale("quick", ("topics",), 3, 64, 512, 400, judged=64, validated=32, others=("lag2", "ladder"))
-SMOKE = Scale("smoke", ("topics",), 4, 32, 300, 20, judged=8, validated=8, calibration=1, new_tokens=4)
+QUICK = Scale("quick", ("topics",), 3, 64, 512, 400, judged=64, validated=32)
+SMOKE = Scale(
+    "smoke", ("topics",), 4, 32, 300, 20, judged=8, validated=8, calibration=1, calibration_alone=1, new_tokens=4
+)
 
 
 @dataclass(frozen=True)
@@ -240,7 +246,9 @@ def _more(start: _Start, scale: Scale) -> Iterator[Row]:
         if part != TENTH and (part < LARGE_PART or start.model == WITH_ALL_ROWS):
             yield start.healed(PAPER, "full", part)
             yield start.healed(BEST, "full", part)
-    for connectivity in scale.others if start.model == WITH_ALL_ROWS else ():
+    for connectivity in scale.others:
+        if start.model not in (WITH_SHARED if connectivity == "ladder" else (WITH_ALL_ROWS,)):
+            continue
         yield start.row(f"unhealed-{connectivity}", "unhealed", connectivity)
         yield start.row(f"folded-{connectivity}", "folded", connectivity)
         yield start.healed(BEST, connectivity)

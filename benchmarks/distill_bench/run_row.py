@@ -242,7 +242,7 @@ def _folded(model: Any, row: Row, scale: Scale, config: FarSkipConfig, data: Tex
     from farskip_compile.fold import fold
 
     torch.manual_seed(row.seed + OTHER_SEED)
-    batches = list(itertools.islice(data.train(scale.batch), scale.calibration))
+    batches = list(itertools.islice(data.train(scale.batch), scale.calibration_alone))
     found = fold(model, batches, held_out=data.chosen_by, connectivity=config.connectivity)
     taken = sum(read.accepted for read in found.reads)
     return found.tokens, {"tokens": found.tokens, "accepted": taken, "rejected": len(found.reads) - taken}

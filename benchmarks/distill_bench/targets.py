@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 from common import Target
 
-from distill_bench.architectures import WITH_SHARED
 from distill_bench.results import FrontResult, Result, Results
-from distill_bench.rows import FREED
+from distill_bench.rows import FREED, WITH_SHARED
 
 HEALED, HEALED_WITHOUT_SHARED = 0.010, 0.012
 """Above the teacher's held-out loss, relative."""

@@ -36,7 +36,7 @@ def fold_command(
         tuple[int, int] | None, typer.Option(metavar="A B", help="First and last layer that change, both inclusive.")
     ] = None,
     tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="To fit on: ten times the width of the model, or more.")
+        int, typer.Option(min=1, metavar="N", help="To fit on: 100 times the width of the model, or more.")
     ] = 65_536,
     held_out_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="To judge each change by, at most.")

@@ -75,8 +75,8 @@ class DistillConfig:
     fold: bool = False
     """Repair what can be repaired in closed form before the first step (`farskip_compile.fold`)."""
     fold_batches: int = 16
-    """Batches of the data, on each rank, that it is fitted on: some ten times as many tokens as the stream is wide, or
-    more. They are trained on afterwards, too."""
+    """Batches of the data, on each rank, that it is fitted on: some hundred times as many tokens as the stream is
+    wide, or more. They are trained on afterwards, too."""
     stream_weight: float = 0.0
     """Weight of the mismatch between the residual streams of student and teacher behind each layer, relative to the
     teacher's: the mean over layers of sum((s - t)^2) / sum(t^2), over positions with a target. It falls in a straight

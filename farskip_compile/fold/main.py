@@ -81,8 +81,8 @@ def fold(
     Args:
         model: as in `self_distill`; not compiled. Parameters may be parts of distributed tensors (FSDP2), or of experts
             that are spread over ranks.
-        calibration: batches of token ids, as in `self_distill`, of one shape; some ten times as many tokens in all as
-            the stream is wide, or more. They are training data: take them from what healing is trained on.
+        calibration: batches of token ids, as in `self_distill`, of one shape; some hundred times as many tokens in
+            all as the stream is wide, or more. They are training data: take them from what healing is trained on.
         held_out: batches of the same shape, by which each change is judged.
         connectivity: what the model is to be compiled with, as in `FarSkipConfig`.
         layers: as in `FarSkipConfig`.

@@ -7,6 +7,7 @@ import dataclasses
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -56,7 +57,9 @@ def test_what_the_experiment_must_hold():
     for label in ("paper-full", "best-full"):
         assert {row.part for row in rows if row.label.startswith(label)} == {0.03, 0.1, 0.3}
     best = {row.connectivity for row in rows if row.label.startswith("best-")}
-    assert best == {"full", "attention", "mlp", "lag2", "ladder", "plan"}
+    assert best == {"full", "attention", "mlp", "lag2", "plan"}
+    with_shared = {row.connectivity for row in rows_of("deepseek_v3", "dictionary", WHOLE) if row.kind == "healed"}
+    assert with_shared == {"full", "ladder", "plan"}
     short = {"teacher", "unhealed-full", "folded-full", "paper-full", "best-full", "control"}
     assert {row.label for row in rows_of("qwen3_moe", "kernel", WHOLE)} == short
     assert {row.label for row in rows_of("deepseek_v3", "dictionary", LARGER)} == short
@@ -71,6 +74,23 @@ def test_no_more_is_learned_from_than_said(scale, recipe):
         calibrated = recipe.fold * scale.calibration * scale.batch * scale.sequence
         most = part * scale.steps * scale.batch * (scale.sequence - 1)
         assert most - recipe.batch * scale.sequence < trained + calibrated <= most + 1e-6
+
+
+def test_a_fold_alone_reads_its_own_number_of_tokens_and_nothing_else_depends_on_it():
+    rows = {row.label: row for row in rows_of("qwen3_moe", "dictionary", WHOLE) if row.seed == 0}
+    other = dataclasses.replace(WHOLE, calibration_alone=1)
+    changed = {
+        label for label, row in rows.items() if kept_results.digest_of(row, WHOLE) != kept_results.digest_of(row, other)
+    }
+    assert changed == {label for label in rows if label.startswith("folded-")} != set()
+    rows = {row.label: row for row in rows_of("deepseek_v3", "topics", SMOKE)}
+    model, batches = torch.nn.Module(), iter(range(100))
+    data = SimpleNamespace(train=lambda batch: batches, chosen_by=[])
+    with mock.patch("farskip_compile.fold.fold") as fold:
+        fold.return_value = SimpleNamespace(tokens=7, reads=[])
+        scale = dataclasses.replace(SMOKE, calibration_alone=5)
+        runner._folded(model, rows["folded-full"], scale, FarSkipConfig(), data)
+    assert fold.call_args.args == (model, [0, 1, 2, 3, 4])
 
 
 def test_healing_does_not_begin_as_its_teacher_did():
