@@ -1,4 +1,4 @@
-"""A fixed quarter of the zoo (with each change: half of it) is never worse than docs/zoo.json; how the table is made."""
+"""A fixed quarter of the zoo (with each change: half of it) is not worse than docs/zoo.json; how the table is made."""
 
 from __future__ import annotations
 
