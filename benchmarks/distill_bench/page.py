@@ -37,7 +37,7 @@ documentation of Linux. The trained original is the *teacher*. Every other row s
 | `text` | healed by the text alone |
 | `control` | the teacher, not rewired, trained on by the text with the optimizer of `paper` |
 
-A number behind a name is the part of the teacher's tokens in per cent; without one it is a tenth. Tokens that
+A number after a name is the part of the teacher's tokens in per cent; without one it is a tenth. Tokens that
 calibrate a fold count: a fold alone has 16 k of them, one that is trained afterwards 4 k.
 
 - **KL** is from the teacher, nats per token; **repaired**: how much of the unhealed row's KL is gone; **top-1**: how

@@ -148,12 +148,11 @@ class Results:
 
 def digest_of(row: Row, scale: Scale) -> str:
     """Equal for a kept result and the row that is asked for."""
-    decides: list[Any] = [asdict(row), asdict(scale)]
-    if row.kind != "folded":
-        decides = [decides[0], {name: value for name, value in decides[1].items() if name not in OF_FOLDED}]
+    ignored = () if row.kind == "folded" else OF_FOLDED
     if row.kind == "teacher":  # is trained for an hour: what decides about other rows does not matter
-        decides = [asdict(row), {name: value for name, value in decides[1].items() if name not in OF_OTHER_ROWS}]
-    elif row.recipe:
+        ignored += OF_OTHER_ROWS
+    decides: list[Any] = [asdict(row), {name: value for name, value in asdict(scale).items() if name not in ignored}]
+    if row.recipe:
         decides.append(asdict(RECIPES[row.recipe]))
     if row.kind == "front" or row.connectivity == "plan":
         decides += [RANKS, TOKENS, PROFILE, MEMORY_INCREASE]

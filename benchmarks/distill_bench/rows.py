@@ -23,7 +23,7 @@ Never: depends on the speed of the machine: equal numbers, texts and versions gi
     front        no weights: what each set of sub-blocks would do to the text, and hide
     plan         the sub-blocks that free 80 % of what `full` frees, for the least damage
 
-A number behind a name is the part of the teacher's tokens in per cent; without one it is a tenth. Calibration tokens of
+A number after a name is the part of the teacher's tokens in per cent; without one it is a tenth. Calibration tokens of
 a fold are taken off the tokens to train on; a fold alone has 16 batches of them, a quarter of a per cent of the
 teacher's.
 

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from tests.economy import examples
 from tests.structure.sources import ROOT
 from tests.tiers import DEEP, PARAMETERS, SHOWN_BY, WHOLE, is_deep, place
 
@@ -38,3 +39,12 @@ def test_what_is_deep_is_run_by_a_change_with_other_parameters_or_elsewhere() ->
     assert not is_deep("tests/distributed/test_transformers_ranks.py::test_two_ranks[expert parallel-qwen2_moe]")
     assert [test for tests in PARAMETERS.values() for test in tests if "[" not in test] == []
     assert [test for test in SHOWS if is_deep(test)] == []
+
+
+def test_a_release_is_held_to_all_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FARSKIP_TESTS", raising=False)
+    assert [examples(number) for number in (1, 10, 25)] == [1, 5, 13]
+    makefile = (ROOT / "Makefile").read_text()
+    ((name, value),) = re.findall(r"^test-deep: export (\w+) := (\w+)$", makefile, re.MULTILINE)
+    monkeypatch.setenv(name, value)
+    assert examples(25) == 25

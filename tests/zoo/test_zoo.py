@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fixed quarter of the zoo: no family may be worse than docs/zoo.json says; and how the table is made."""
+"""A fixed quarter of the zoo (with each change: half of it) is not worse than docs/zoo.json; how the table is made."""
 
 from __future__ import annotations
 
