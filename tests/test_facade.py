@@ -19,7 +19,7 @@ from farskip_compile.cli.model import BUILT_IN
 from farskip_compile.zoo.model_source import built_in_names
 
 COMMANDS = (
-    *("explain", "demo", "simulate", "calibrate", "overlap", "heal"),
+    *("explain", "demo", "status", "simulate", "calibrate", "overlap", "heal"),
     *("distill", "fold", "evaluate", "manifest", "verify-serving", "zoo"),
 )
 SHARED = ("backend", "describe", "explain", "prepare", "status", "verify")

@@ -119,6 +119,12 @@ class Process:
         return tuple({one.model: one for one in self.compiled if one.counts}.values())
 
     @property
+    def alike(self) -> tuple[Any, ...]:
+        """What ranks have in common."""
+        ran = tuple((one.ran, one.first_run_seconds is None, one.manifest, one.kind) for one in self.models)
+        return (tuple(one.wiring for one in self.models), ran, self.errors)
+
+    @property
     def answer(self) -> Answer:
         """Whether it runs rewired."""
         counted = [one for one in self.compiled if one.counts]

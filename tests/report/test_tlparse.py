@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`TORCH_TRACE` and tlparse show what the documentation says: reports and graphs under their compile, schedules beside
 them. Two ranks compile a model and take a training step; tlparse is run if it is installed."""
 
