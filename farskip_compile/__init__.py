@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from farskip_compile.regional import Regional, regional
     from farskip_compile.report.compile import CompileReport, Outcome, clear_reports, last_reports
     from farskip_compile.report.schedule import ScheduleReport, clear_schedules, last_schedules
+    from farskip_compile.status import Status, status
     from farskip_compile.verify.rewiring import Snapshot, Verified, snapshot, verify
 
 __all__ = [
@@ -88,6 +89,7 @@ __all__ = [
     "Regional",
     "ScheduleReport",
     "Snapshot",
+    "Status",
     "UnsupportedPatternError",
     "VerificationError",
     "Verified",
@@ -105,6 +107,7 @@ __all__ = [
     "regional",
     "save_manifest",
     "snapshot",
+    "status",
     "unguard",
     "verify",
 ]
@@ -121,6 +124,7 @@ _ELSEWHERE = {
     "regional": ("Regional", "regional"),
     "report.compile": ("CompileReport", "Outcome", "clear_reports", "last_reports"),
     "report.schedule": ("ScheduleReport", "clear_schedules", "last_schedules"),
+    "status": ("Status", "status"),
     "verify.rewiring": ("Snapshot", "Verified", "snapshot", "verify"),
 }
 """Module: its public names. All others are errors, and the warning."""

@@ -9,6 +9,7 @@ training, inference, autocast; FX-graph and AOTAutograd caches stay on.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,8 @@ from farskip_compile.ranks.failures import report_failure
 from farskip_compile.ranks.identity import identity_of, source_hash
 from farskip_compile.ranks.stale import expect
 from farskip_compile.report.compile import CompileReport, Outcome, earlier_outcome, last_reports, publish
+from farskip_compile.report.first_run import watched
+from farskip_compile.report.process_file import errors_noted
 from farskip_compile.report.schedule import late
 
 Compiled = Callable[..., Any]
@@ -136,9 +139,9 @@ class Backend:
             refuse_decode_only()
             if (receive := _receiver.get()) is not None:
                 return receive(self, module, example_inputs)
-            report = self.rewire(module)
-            publish(report, self.settings.on_report)
-            return self.compile(module, example_inputs, report)
+            with errors_noted():
+                report = publish(self.rewire(module), self.settings.on_report)
+                return self.compile(module, example_inputs, report)
 
     def rewire(self, module: fx.GraphModule) -> CompileReport:
         """Rewire `module` in place; with `strict=False`, leave it as it is and warn if that can't be done.
@@ -193,6 +196,7 @@ class Backend:
         Returns:
             What runs in place of the graph. At its first run the ranks compare their collectives and options.
         """
+        begin = time.perf_counter()
         common = common_options(self.settings, report, source_hash())
         inductor = self.settings.inner == "inductor"
         is_part = report is not None and report.departure is not None
@@ -210,6 +214,7 @@ class Backend:
         compiled = checked_at_first_run(compiled, orders, sizes, common)
         if report is None:
             return compiled
+        compiled = watched(compiled, module, example_inputs, report, time.perf_counter() - begin)
         one_node = self.settings.inner != "eager"  # all others differentiate the graph before they run it
         return carrying(compiled, report, one_node=one_node)
 

@@ -19,10 +19,10 @@ from farskip_compile.cli.model import BUILT_IN
 from farskip_compile.zoo.model_source import built_in_names
 
 COMMANDS = (
-    *("explain", "demo", "simulate", "calibrate", "overlap", "heal"),
+    *("explain", "demo", "status", "simulate", "calibrate", "overlap", "heal"),
     *("distill", "fold", "evaluate", "manifest", "verify-serving", "zoo"),
 )
-SHARED = ("backend", "describe", "explain", "prepare", "verify")
+SHARED = ("backend", "describe", "explain", "prepare", "status", "verify")
 """Public functions with the name of the module or package that holds them."""
 COMPILE = "torch.compile(torch.nn.Identity(), backend='farskip', options={'inner': 'eager'})(torch.ones(2))"
 ORDERS = [

@@ -56,6 +56,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch._dynamo.output_graph.OutputGraph": (
         "compile_subgraph_reason",
         "compiler_fn",
+        "local_scope",
+        "root_tx",
     ),  # the former also put on the graph module
     "torch._dynamo.utils.CompilationMetrics": (
         "co_filename",
@@ -80,13 +82,18 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch._TorchCompileWrapper": ("compiler_fn", "kwargs"),
     "torch._dynamo.eval_frame.OptimizedModule": ("_orig_mod", "dynamo_ctx"),
     "torch._dynamo.eval_frame.OptimizeContext": ("callback",),
-    "torch._dynamo.symbolic_convert.InstructionTranslator": ("output",),
+    "torch._dynamo.symbolic_convert.InstructionTranslator": ("f_code", "output"),
     "torch.nn.Module": ("_compiled_call_impl", "_forward_hooks", "_forward_pre_hooks", "_modules", "_parameters"),
     "torch.nn.parallel.DistributedDataParallel": (
         "_get_active_ddp_module",
         "_set_params_and_buffers_to_ignore_for_model",
         "module",
     ),
+    # what FSDP2 puts in the place of parameters
+    "torch.distributed.fsdp.FSDPModule": ("_get_fsdp_state",),
+    "torch.distributed.fsdp._fully_shard._fsdp_state.FSDPState": ("_fsdp_param_group",),
+    "torch.distributed.fsdp._fully_shard._fsdp_param_group.FSDPParamGroup": ("fsdp_params",),
+    "torch.distributed.fsdp._fully_shard._fsdp_param.FSDPParam": ("_unsharded_param", "sharded_param"),
     # process groups
     "torch.distributed.ProcessGroup": ("_device_types", "_get_backend"),
     "torch._C._distributed_c10d.ProcessGroupGloo": ("options",),  # not all kinds of groups have them
@@ -111,6 +118,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch._ops.OpOverloadPacket": ("_qualified_op_name",),
     "torch.FunctionSchema": ("arguments",),
     "torch.UntypedStorage": ("_cdata",),
+    "torch.autograd.graph.Node": ("next_functions", "register_prehook"),
     "torch._C._functions.AccumulateGrad": ("_set_sequence_nr",),  # one of many that have it
     # kernels, before and after fusion
     "torch._inductor.scheduler.BaseSchedulerNode": (

@@ -24,6 +24,7 @@ from farskip_compile.cli.heal import Several, heal_command
 from farskip_compile.cli.manifest import manifest_command
 from farskip_compile.cli.overlap import overlap_command
 from farskip_compile.cli.simulate import simulate_command
+from farskip_compile.cli.status import status_command
 from farskip_compile.cli.verify_serving import verify_serving_command
 from farskip_compile.cli.zoo import zoo_command
 
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.command("explain", cls=Command)(explain_command)
 app.command("demo", cls=Command)(demo_command)
+app.command("status", cls=Command)(status_command)
 app.command("simulate", cls=Command)(simulate_command)
 app.command("calibrate", cls=Command)(calibrate_command)
 app.command("overlap", cls=Command)(overlap_command)

@@ -6,7 +6,8 @@ Contract, for every command of this class:
 - Ctrl-C is one line on stderr and exit status 130;
 - a reader that went away (`| head`) is exit status 1, without a word;
 - a package that an extra would have installed, and that is missing, is one line on stderr and exit status 2;
-- where stderr is not a terminal, other packages draw no progress bars.
+- where stderr is not a terminal, other packages draw no progress bars;
+- models that the command compiles for itself do not announce that they are rewired.
 
 Any other exception is a defect and passes.
 """
@@ -14,6 +15,7 @@ Any other exception is a defect and passes.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -42,7 +44,7 @@ class Command(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """Run it."""
         alone = documents_alone() if ctx.params.get("as_json") else contextlib.nullcontext()
-        with _quiet_ends(self.stopped), alone, _no_bars_in_files():
+        with _quiet_ends(self.stopped), alone, _no_bars_in_files(), _no_first_step():
             return super().invoke(ctx)
 
 
@@ -93,3 +95,15 @@ def _no_bars_in_files() -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _no_first_step() -> Iterator[None]:
+    """Unless it is a warning; see `farskip_compile.report.line`."""
+    log = logging.getLogger("farskip_compile.first_step")
+    before = log.level
+    log.setLevel(before or logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(before)

@@ -19,7 +19,8 @@ from farskip_compile.capture import capture
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.declare import NOTHING
 from farskip_compile.errors import FarSkipError
-from farskip_compile.explain.explanation import Explanation, Refusal, versions
+from farskip_compile.explain.explanation import Explanation, versions
+from farskip_compile.explain.refusal import Refusal
 from farskip_compile.graph_break_hints import known_break
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.report.compile import CompileReport

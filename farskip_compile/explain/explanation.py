@@ -2,7 +2,7 @@
 """What `explain` finds in a model: plain records.
 
 Contract: an `Explanation` holds the report of one capture, or a `Refusal` that says why there is none. Nothing here
-captures anything.
+captures anything. Its text is what the command `farskip explain` prints, in 80 columns and without colours.
 """
 
 from __future__ import annotations
@@ -14,25 +14,9 @@ from typing import Any
 
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.explain.overlappable import independent
+from farskip_compile.explain.refusal import Refusal
+from farskip_compile.explain.text import explanation, plain
 from farskip_compile.report.compile import CompileReport
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a model can't be rewired as asked."""
-
-    error: str
-    """Name of the exception's class."""
-    reason: str
-    """What is wrong, one sentence."""
-    where: str = ""
-    """Layer, node and source line, as far as they are known."""
-    way_out: str = ""
-    """What the user can do about it."""
-
-    def to_json(self) -> dict[str, str]:
-        """Plain data for `json.dumps`."""
-        return {"error": self.error, "reason": self.reason, "where": self.where, "way_out": self.way_out}
 
 
 @dataclass(frozen=True)
@@ -47,6 +31,9 @@ class Explanation:
     """Rows before and after; the model as written if the rewiring is refused; None if no table could be read."""
     refusal: Refusal | None = None
     """Why it can't be rewired as asked; None: it can."""
+
+    def __str__(self) -> str:
+        return plain(lambda console: explanation(self, console))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""

@@ -7,7 +7,9 @@ in ASCII where the terminal has nothing else. Deep models show the layers that `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -15,8 +17,8 @@ from rich.panel import Panel
 from rich.table import Table as Grid
 from rich.text import Text
 
+from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import FarSkipError
-from farskip_compile.explain.explanation import Explanation, Refusal
 from farskip_compile.explain.layout import (
     Cell,
     Shown,
@@ -29,7 +31,9 @@ from farskip_compile.explain.layout import (
     shown_layers,
 )
 from farskip_compile.explain.overlappable import independent
+from farskip_compile.explain.refusal import Refusal
 from farskip_compile.passes.residual.table import SubBlock, Table
+from farskip_compile.report.compile import CompileReport
 from farskip_compile.text_utils import printable
 
 STYLES = {
@@ -44,7 +48,39 @@ ASCII = {Cell.READ: "x", Cell.LEFT_OUT: "O", Cell.SKIPPED: "-", Cell.OWN: "+", C
 INDENT = 2
 
 
-def explanation(found: Explanation, console: Console, *, everything: bool = False) -> RenderableType:
+class Explained(Protocol):
+    """An `Explanation`."""
+
+    @property
+    def model(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def config(self) -> FarSkipConfig:
+        """What was asked."""
+        ...
+
+    @property
+    def report(self) -> CompileReport | None:
+        """What was found."""
+        ...
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """Why not."""
+        ...
+
+
+def plain(render: Callable[[Console], RenderableType], width: int = 80) -> str:
+    """What `render` gives for a console without colours, as text; lines end where they have something in them."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, markup=False, emoji=False, highlight=False)
+    with console.capture() as captured:
+        console.print(render(console))
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
+
+
+def explanation(found: Explained, console: Console, *, everything: bool = False) -> RenderableType:
     """All of an `Explanation`: sub-blocks, refusal, connectivity, what can run beside what."""
     parts: list[RenderableType] = [Text(printable(heading(found), lines=True), style="bold")]
     if found.report is not None and found.report.rows:
@@ -61,7 +97,7 @@ def explanation(found: Explanation, console: Console, *, everything: bool = Fals
     return Group(*parts)
 
 
-def heading(found: Explanation) -> str:
+def heading(found: Explained) -> str:
     """Two lines: what was asked for and what came out."""
     asked = found.config.connectivity if isinstance(found.config.connectivity, str) else "a table"
     where = f", layers {found.config.layers[0]} to {found.config.layers[1]}" if found.config.layers else ""

@@ -41,7 +41,7 @@ from farskip_compile.ranks.announce import LIBRARY, Announcement, Sizes
 from farskip_compile.ranks.common import differences
 from farskip_compile.ranks.failures import failure_among, report_failure
 from farskip_compile.ranks.stale import refuse_stale
-from farskip_compile.report.schedule import publish_schedule
+from farskip_compile.report.schedule import listener, publish_schedule
 from farskip_compile.text_utils import amount
 
 POLL_SECONDS = 0.02
@@ -57,6 +57,8 @@ _seen: set[tuple[str, int, str]] = set()
 
 
 def _announce(text: str) -> None:
+    if (taken := listener()) is not None:
+        taken(Announcement.from_text(text).report)
     if _is_checked(text):
         return
     announced = Announcement.from_text(text)

@@ -36,6 +36,7 @@ from farskip_compile.regional.resident import bytes_beside
 from farskip_compile.regional.stand_in import stand_in
 from farskip_compile.regional.whole import check_whole
 from farskip_compile.report.compile import CompileReport, Outcome
+from farskip_compile.report.wholes import forget_whole, note_whole, tell_whole
 from farskip_compile.report.wiring import classify_wiring
 
 __all__ = ["Regional", "regional"]
@@ -103,6 +104,7 @@ class Regional:
 
     def undo(self) -> None:
         """Put the model back as it was."""
+        forget_whole(self._before)
         self._before.clear()
         while self._undo:
             self._undo.pop()()
@@ -137,6 +139,7 @@ class Regional:
         check_whole(table, first, self.settings, self.model)
         self._table = table
         self._known[key] = passed
+        tell_whole(self)
 
 
 def regional(
@@ -187,6 +190,7 @@ def regional(
             forwards[key] = forward
         _replace(made, layer, forwards[key])
     _watch(made, owner)
+    note_whole(made, (layer for _, layer in found))
     return made
 
 

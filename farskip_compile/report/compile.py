@@ -205,8 +205,9 @@ def clear_reports() -> None:
         _reports.clear()
 
 
-def publish(report: CompileReport, callback: Callable[[CompileReport], None] | None) -> None:
-    """Keep `report`, log it, write it to the structured trace (`TORCH_TRACE`, tlparse), and tell the user.
+def publish(report: CompileReport, callback: Callable[[CompileReport], None] | None) -> CompileReport:
+    """Keep `report`, log it, write it to the structured trace (`TORCH_TRACE`, tlparse), and tell the user; returns it,
+    with the id of the compile.
 
     Dynamo may analyse a frame twice in one compile; the second report then takes the place of the first.
     """
@@ -220,3 +221,4 @@ def publish(report: CompileReport, callback: Callable[[CompileReport], None] | N
     trace_artifact("farskip_report", lambda: json.dumps(report.to_json(), indent=1))
     if callback is not None:
         callback(report)
+    return report

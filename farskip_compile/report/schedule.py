@@ -11,7 +11,8 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any
 
@@ -197,6 +198,24 @@ def clear_schedules() -> None:
     """Forget all reports."""
     with _lock:
         _reports.clear()
+
+
+_here = threading.local()
+
+
+@contextmanager
+def hear(taken: Callable[[ScheduleReport], None]) -> Iterator[None]:
+    """Within the block, `taken` gets the report of each graph that runs in this thread, also of one that ran before."""
+    outer, _here.taken = listener(), taken
+    try:
+        yield
+    finally:
+        _here.taken = outer
+
+
+def listener() -> Callable[[ScheduleReport], None] | None:
+    """Who listens in this thread."""
+    return getattr(_here, "taken", None)
 
 
 def publish_schedule(report: ScheduleReport) -> None:

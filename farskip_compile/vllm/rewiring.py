@@ -28,6 +28,7 @@ from farskip_compile.backend import Backend
 from farskip_compile.errors import OriginalWiringError
 from farskip_compile.ranks.announce import LIBRARY
 from farskip_compile.report.compile import CompileReport, Outcome, publish
+from farskip_compile.report.process_file import note_report
 from farskip_compile.vllm import norms, operators, overlap, shared_memory
 from farskip_compile.vllm.asked import Asked
 
@@ -69,6 +70,7 @@ def rewire(
     module.graph.lint()
     module.recompile()
     publish(report, None)
+    note_report(report)
     return backend, report
 
 
