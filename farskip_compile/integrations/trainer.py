@@ -2,7 +2,7 @@
 """transformers' `Trainer`, and what derives from it: each step rewired, each checkpoint with its manifest.
 
 In:    a Trainer whose model is not compiled, possibly with adapters.
-Out:   the same Trainer; its model is compiled in place by this backend.
+Out:   the same Trainer; its model, or the stack in it, is compiled in place by this backend.
 Never: trains or evaluates in the original wiring: the model is guarded, so that this raises. Saves a model that it
        trained without the manifest, but for adapters that the user saves (`save_model`): `write_manifest` is for these.
 
@@ -11,6 +11,7 @@ Why not `torch_compile_backend="farskip"`: accelerate takes only the backends of
 Algorithm:
 1. When the Trainer is made, or training begins with another model (`model_init`): refuse a model that is compiled
    already, and what wraps or shards it so that it can't be compiled as one; guard, `prepare` and compile it in place.
+   Of a Trainer whose loss is computed in a forward of its own (TRL's) that is the stack alone.
 2. When a run is resumed: its rows must leave out what they left out before.
 3. After each step, evaluation and prediction: check the evidence (`guard.evidence`).
 4. After the first step: the configuration gets the manifest and the guard, so that every `save_pretrained` writes them.
@@ -58,6 +59,9 @@ class FarSkipCallback(TrainerCallback):
         guard_checkpoints: whether a checkpoint refuses to load where this package is not imported, as by
             `save_manifest`.
         dynamic: as for `torch.compile`.
+        stack_alone: compile the stack (`model.base_model`) and leave head and loss to Python, so that whatever a
+            Trainer does there works. None: if it is one of TRL's, which give the model a forward that computes the loss
+            in an operation of theirs that Dynamo can't trace.
         options: fields of `FarSkipConfig`. Without `manifest`, that of the checkpoint which the model was loaded from,
             if it has one.
 
@@ -68,7 +72,14 @@ class FarSkipCallback(TrainerCallback):
         FarSkipError: from the first step, that the model can't be rewired as asked.
     """
 
-    def __init__(self, *, guard_checkpoints: bool = True, dynamic: bool | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        guard_checkpoints: bool = True,
+        dynamic: bool | None = None,
+        stack_alone: bool | None = None,
+        **options: Any,
+    ) -> None:
         config = FarSkipConfig.from_options(options)
         if not config.strict:
             raise ConfigError("strict=False trains a model as it is written", way_out="no FarSkipCallback")
@@ -78,10 +89,11 @@ class FarSkipCallback(TrainerCallback):
                 way_out='model.compile(backend="farskip", ...) before the Trainer is made, without FarSkipCallback',
             )
         self.guard_checkpoints = guard_checkpoints
-        self._dynamic = dynamic
+        self._dynamic, self._stack_alone = dynamic, stack_alone
         self._options = options
         self._evidence: Evidence | None = None
         self._model: nn.Module | None = None
+        self._compiled: nn.Module | None = None
         self._mark: Callable[[Manifest], None] | None = None
 
     @property
@@ -174,11 +186,13 @@ class FarSkipCallback(TrainerCallback):
                 theirs(report)
 
         self._mark = guard_saves(model, guarded=self.guard_checkpoints)
-        guard(model, None, refusal=REFUSAL)
+        of_trl = any(cls.__module__.partition(".")[0] == "trl" for cls in type(args).__mro__)
+        compiled = _stack(model) if self._stack_alone or (self._stack_alone is None and of_trl) else model
+        guard(compiled, None, refusal=REFUSAL)
         prepare(model)
         options = {**self._options, "manifest": manifest, "on_report": on_report}
-        model.compile(backend="farskip", fullgraph=True, dynamic=self._dynamic, options=options)
-        self._evidence, self._model = evidence, model
+        compiled.compile(backend="farskip", fullgraph=True, dynamic=self._dynamic, options=options)
+        self._evidence, self._model, self._compiled = evidence, model, compiled
 
     def _given_manifest(self, model: nn.Module) -> Manifest | None:
         given = self._options.get("manifest")
@@ -191,13 +205,13 @@ class FarSkipCallback(TrainerCallback):
         return given
 
     def _check(self, model: nn.Module, phase: str) -> Evidence:
-        if self._evidence is None or unwrapped(model) is not self._model:
+        if self._evidence is None or self._compiled is None or unwrapped(model) is not self._model:
             raise OriginalWiringError(
                 f"{phase} did not run rewired: FarSkipCallback has not seen the model of this Trainer",
                 way_out="Trainer(..., callbacks=[FarSkipCallback()]) rather than add_callback after it was made, and "
                 "one callback for each Trainer",
             )
-        self._evidence.check(self._model, phase)
+        self._evidence.check(self._compiled, phase)
         return self._evidence
 
 
@@ -219,6 +233,18 @@ def _refuse(args: Any, model: nn.Module) -> None:
         )
     if is_compiled(model):
         raise ConfigError("the model is compiled already", way_out="give the Trainer the model as it was loaded")
+
+
+def _stack(model: nn.Module) -> nn.Module:
+    """The module that holds the layers, in adapters and head."""
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    stack = getattr(inner, "base_model", inner)
+    if not isinstance(stack, nn.Module) or stack is inner:
+        raise ConfigError(
+            f"{type(inner).__name__} has no `base_model` that could be compiled without head and loss",
+            way_out="FarSkipCallback(stack_alone=False) compiles the whole model",
+        )
+    return stack
 
 
 def _rows_of_run(state: Any) -> Mapping[str, tuple[str, ...]] | None:
