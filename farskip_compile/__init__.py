@@ -181,7 +181,8 @@ class _Once:
 
 for _once in (
     _Once("transformers.models.auto.configuration_auto", "guard.checkpoints", "register_model_types"),
-    _Once("peft.peft_model", "guard.adapters", "watch_generate"),
+    _Once("peft", "guard.adapters", "watch_generate"),
+    _Once("peft", "guard.adapter_checkpoints", "register_adapter_types"),
 ):
     if _once.module in sys.modules:
         _once.call()

@@ -41,7 +41,9 @@ def watch_generate() -> None:
 def inside(model: nn.Module) -> Iterator[nn.Module]:
     """The model itself, and the one that it calls if it is a `PeftModel`."""
     yield model
-    if (adapted := sys.modules.get("peft")) is not None and isinstance(model, adapted.PeftModel | adapted.PeftMixedModel):
+    if (adapted := sys.modules.get("peft")) is not None and isinstance(
+        model, adapted.PeftModel | adapted.PeftMixedModel
+    ):
         yield model.get_base_model()
 
 
