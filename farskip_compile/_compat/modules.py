@@ -14,8 +14,9 @@ from typing import Any
 from torch import fx, nn
 from torch._dynamo import OptimizedModule
 
-REGISTRIES = frozenset(["_modules", "_parameters", "_buffers"])
-"""Dictionaries in which `nn.Module` keeps what it has: steps of a path in a graph, no parts of a name."""
+REGISTRIES = frozenset(["_modules", "_parameters", "_buffers", "__dict__"])
+"""Dictionaries in which a module keeps what it has: steps of a path in a graph, no parts of a name. The last one is that
+of modules with a `__getattr__` of their own."""
 
 WRAPPERS = frozenset(["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
 """Attributes in which modules that PyTorch puts around others keep these."""

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._dynamo import OptimizedModule
-from torch._dynamo.eval_frame import innermost_backend, skip_code
+from torch._dynamo.eval_frame import OptimizeContext, innermost_backend, skip_code
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
 Compiler = tuple[Callable[..., Any], Mapping[str, Any]]
@@ -38,6 +38,13 @@ def tracing_for() -> Compiler | None:
 def compiled_for(wrapper: nn.Module) -> Compiler | None:
     """The backend that `torch.compile(module, backend=...)` was called with."""
     return _compiler(getattr(wrapper.dynamo_ctx, "callback", None))
+
+
+def compiled_in_place_for(module: nn.Module) -> Compiler | None:
+    """The backend that `module.compile(backend=...)` was called with, or `module.forward = torch.compile(...)`."""
+    function = getattr(module, "_compiled_call_impl", None) or module.forward
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    return next((_compiler(one.callback) for one in cells if isinstance(one, OptimizeContext)), None)
 
 
 def _compiler(callback: Any) -> Compiler | None:
