@@ -6,6 +6,7 @@ Contract: nothing is decided here. Checked by running on torch 2.13.0 only.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -74,6 +75,24 @@ def objects_changed() -> list[tuple[str, Any]]:
         if isinstance(one.mutation_type, AttributeMutationExisting | ValueMutationExisting)
     ]
     return [(name, eval(name, scope)) for name in changed]
+
+
+def write_out_sums(graph: fx.Graph) -> None:
+    """Write sums of sizes as additions: `torch.export.save` knows no `torch.sym_sum` (2.13)."""
+    for node in graph.find_nodes(op="call_function", target=torch.sym_sum):
+        first, *others = node.args[0]
+        total = first
+        with graph.inserting_before(node):
+            for other in others:
+                added = graph.call_function(operator.add, (total, other))
+                added.meta.update(node.meta, val=_value(total) + _value(other))
+                total = added
+        node.replace_all_uses_with(total)
+        graph.erase_node(node)
+
+
+def _value(size: Any) -> Any:
+    return size.meta["val"] if isinstance(size, fx.Node) else size
 
 
 class Conditions:

@@ -80,6 +80,9 @@ Result = State | Leaf | Constant | Output
 class Call:
     """A call of a model, rewired."""
 
+    args: tuple[Any, ...]
+    """As given, with tensors of their own: `torch.export`, too, takes one tensor given twice for one input."""
+    kwargs: dict[str, Any]
     graph: fx.GraphModule
     inputs: tuple[Source, ...]
     """What each placeholder of the graph gets."""
@@ -133,9 +136,11 @@ def captured_call(
     inputs = tuple(map(known.source, seen.placeholders, seen.arguments))
     conditioned = {source.number: node for source, node in zip(inputs, seen.placeholders) if isinstance(source, Leaf)}
     returned, shape = pytree.tree_flatten(found.returned)
-    results = tuple(known.result(value, varies=dynamic_shapes is not None) for value in returned)
+    results = tuple(map(known.result, returned))
     conditions = Conditions(list(conditioned.values()))
-    return Call(found.module, inputs, results, shape, conditions, tuple(conditioned), found.report)
+    return Call(
+        own_args, own_kwargs, found.module, inputs, results, shape, conditions, tuple(conditioned), found.report
+    )
 
 
 def _alias(tensor: torch.Tensor) -> torch.Tensor:
@@ -238,21 +243,16 @@ class _Known:
             where=Where(node=placeholder.name),
         )
 
-    def result(self, value: Any, *, varies: bool) -> Result:
-        """What a leaf of what the call returns is.
+    def result(self, value: Any) -> Result:
+        """What a leaf of what the call returns is; a number that may change is an output of the graph.
 
         Raises:
-            UnsupportedPatternError: an object that has no place in a program, or a number while sizes vary.
+            UnsupportedPatternError: an object that has no place in a program.
         """
         if (found := self._of.get(id(value))) is not None:
             return found
-        if value is None or isinstance(value, bool | str) or (isinstance(value, int | float) and not varies):
+        if value is None or isinstance(value, bool | int | float | str):
             return Constant(value)
-        if isinstance(value, int | float):
-            raise UnsupportedPatternError(
-                f"the call returns the number {value!r}, which may follow from a size that is to vary",
-                way_out="return tensors only, or leave out dynamic_shapes",
-            )
         what = type(value).__name__
         raise UnsupportedPatternError(
             f"the call returns {'a tensor that no graph computes' if isinstance(value, torch.Tensor) else 'a ' + what}",

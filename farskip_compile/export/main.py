@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from farskip_compile._compat.exporting import plain_shapes
+from farskip_compile._compat.exporting import plain_shapes, write_out_sums
 from farskip_compile._compat.modules import unwrapped
 from farskip_compile.capture import is_compiled_inside
 from farskip_compile.config import FarSkipConfig
@@ -77,7 +77,8 @@ def export(
             way_out="torch.export.export(model, args), if that is what is wanted",
         )
     module = as_module(inner, call)  # 2
-    program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+    program = torch.export.export(module, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
+    write_out_sums(program.graph)
     put_manifest(program, from_report(call.report, inner))  # 3
     return program
 
