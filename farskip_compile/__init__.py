@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from farskip_compile.explain import Explanation, explain
+    from farskip_compile.export import export
     from farskip_compile.guard.forward import unguard
     from farskip_compile.manifest import Manifest, load_manifest, save_manifest
     from farskip_compile.prepare import Preparation, prepare
@@ -100,6 +101,7 @@ __all__ = [
     "declare_op",
     "describe",
     "explain",
+    "export",
     "farskip",
     "last_reports",
     "last_schedules",
@@ -119,6 +121,7 @@ _ELSEWHERE = {
     "declare": ("declare_op",),
     "describe": ("describe",),
     "explain": ("Explanation", "explain"),
+    "export": ("export",),
     "guard.forward": ("unguard",),
     "manifest": ("Manifest", "load_manifest", "save_manifest"),
     "prepare": ("Preparation", "prepare"),

@@ -19,6 +19,7 @@ REORDER_PASSES = "reorder_for_compute_comm_overlap_passes"
 REUSE = "allow_buffer_reuse"
 SIMPLE_OVERLAP = "aten_distributed_optimizations.enable_simple_overlap"
 KERNEL_PROFILE = "cpp.enable_kernel_profile"
+PACKAGE_METADATA = "aot_inductor.metadata"
 NO_CACHES = "force_disable_caches"
 DDP_CUTS = "optimize_ddp"
 EAGER_BACKWARD = "force_non_lazy_backward_lowering"
@@ -40,6 +41,7 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
         SIMPLE_OVERLAP,
         KERNEL_PROFILE,
         NO_CACHES,
+        PACKAGE_METADATA,
         CUDA_GRAPHS,
         FEWER_PARTS,
         IN_PARTS,
@@ -56,9 +58,13 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch._dynamo.output_graph.OutputGraph": (
         "compile_subgraph_reason",
         "compiler_fn",
+        "global_scope",
         "local_scope",
         "root_tx",
+        "side_effects",
     ),  # the former also put on the graph module
+    "torch._dynamo.side_effects.SideEffects": ("_get_modified_vars",),
+    "torch._dynamo.variables.base.VariableTracker": ("mutation_type", "source"),
     "torch._dynamo.utils.CompilationMetrics": (
         "co_filename",
         "co_firstlineno",
@@ -72,7 +78,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch._guards.CompileContext": ("compile_id",),
     # where the inputs of a graph come from
     "torch._dynamo.variables.builder.GraphArg": ("source",),
-    "torch._guards.Source": ("guard_source",),
+    "torch._guards.Source": ("guard_source", "name"),
     "torch._dynamo.source.LocalSource": ("local_name",),
     "torch._dynamo.source.GlobalSource": ("global_name",),
     "torch._dynamo.source.AttrSource": ("base", "member"),
@@ -106,7 +112,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch.fx.experimental.symbolic_shapes.ShapeEnv": (
         "backed_var_to_val",
         "deferred_runtime_asserts",
+        "evaluate_guards_expression",
         "is_unbacked_symint",
+        "produce_guards_expression",
         "replace",
         "var_to_hint_override",
         "var_to_range",
