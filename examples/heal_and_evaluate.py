@@ -14,7 +14,7 @@ import tempfile
 from pydoc_data.topics import topics
 
 import torch
-from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import AutoModelForCausalLM, ByT5Tokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import farskip_compile
 from farskip_compile.distill import self_distill
@@ -28,7 +28,7 @@ args = parser.parse_args()
 
 def batches(documents: list[str], count: int, seed: int) -> list[torch.Tensor]:
     """`count` batches of 16 x 128 bytes from random places."""
-    text = torch.tensor(list("".join(topics[name] for name in documents).encode()))
+    text = 3 + torch.tensor(list("".join(topics[name] for name in documents).encode()))  # as ByT5's tokenizer has it
     starts = torch.randint(0, len(text) - 128, (count, 16), generator=torch.Generator().manual_seed(seed))
     return [torch.stack([text[start : start + 128] for start in row]) for row in starts.tolist()]
 
@@ -38,7 +38,7 @@ def judged(name: str, model: object, teacher: torch.nn.Module) -> None:
     sums = torch.zeros(3)
     for ids in judging:
         with torch.no_grad():
-            p, q = (one(input_ids=ids).logits[:, :-1].log_softmax(-1) for one in (teacher, model))
+            p, q = (one(input_ids=ids, use_cache=False).logits[:, :-1].log_softmax(-1) for one in (teacher, model))
         loss = -q.gather(-1, ids[:, 1:, None]).mean()
         sums += torch.stack([loss, (p.exp() * (p - q)).sum(-1).mean(), (p.argmax(-1) == q.argmax(-1)).float().mean()])
     loss, kl, same = sums / len(judging)
@@ -51,10 +51,10 @@ choosing, judging = (batches(sorted(topics)[first::8], 4, seed=first) for first 
 torch.manual_seed(0)
 sizes = {"hidden_size": 64, "moe_intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 layers = {"num_hidden_layers": 3, "head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2}
-model = Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=256, use_cache=False, **sizes, **layers))
+model = Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=259, **sizes, **layers))
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 for ids in batches(train, args.teacher_steps, seed=2):
-    model(input_ids=ids, labels=ids).loss.backward()
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     optimizer.step()
     optimizer.zero_grad()
 teacher = copy.deepcopy(model).eval()
@@ -66,6 +66,7 @@ healed = self_distill(model, batches(train, 40, seed=3), held_out=choosing, step
 folder = healed.save(args.out or tempfile.mkdtemp(prefix="healed-"))
 kl = {"rewired": healed.before.kl, "folded": healed.folded.kl, "healed": healed.after.kl}
 print("held-out KL, nats per byte:", ", ".join(f"{value:.4f} {name}" for name, value in kl.items()))
+ByT5Tokenizer(extra_ids=0).save_pretrained(folder)
 print(f"written: {folder}\n\njudged by      loss        KL  same byte")
 
 # On other text, and the healed one from its checkpoint, which is guarded: it runs as its manifest says, or not at all.
