@@ -68,11 +68,13 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch._dynamo.utils.CompilationMetrics": (
         "co_filename",
         "co_firstlineno",
+        "compile_id",
         "fail_type",
         "fail_reason",
         "fail_user_frame_filename",
         "fail_user_frame_lineno",
         "has_guarded_code",
+        "start_time",
     ),
     "torch._dynamo.exc.TorchRuntimeError": ("real_stack",),  # one of many that have it
     "torch._guards.CompileContext": ("compile_id",),
@@ -88,7 +90,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch._TorchCompileWrapper": ("compiler_fn", "kwargs"),
     "torch._dynamo.eval_frame.OptimizedModule": ("_orig_mod", "dynamo_ctx"),
     "torch._dynamo.eval_frame.OptimizeContext": ("callback",),
-    "torch._dynamo.symbolic_convert.InstructionTranslator": ("f_code", "output"),
+    "torch._dynamo.symbolic_convert.InstructionTranslator": ("output",),
     "torch.nn.Module": ("_compiled_call_impl", "_forward_hooks", "_forward_pre_hooks", "_modules", "_parameters"),
     "torch.nn.parallel.DistributedDataParallel": (
         "_get_active_ddp_module",

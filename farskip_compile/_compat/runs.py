@@ -15,29 +15,23 @@ from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.utils import get_compilation_metrics
 from torch.distributed.fsdp import FSDPModule
 
-Place = tuple[str, int]
-"""File and first line of a function's code."""
-
 COMPILED = "CompiledFunction"
 """How AOTAutograd's function is called, and so the node that runs the backward graph."""
 DEPTH = 3
 """Nodes between what a compiled graph returns and that node: views, at most."""
 
 
-def traced() -> tuple[nn.Module | None, Place]:
-    """The module whose call Dynamo traces in this thread, as far as the function that it began with names one, and
-    where that function stands; (None, ("", 0)) where Dynamo does not trace."""
+def traced() -> nn.Module | None:
+    """The module whose call Dynamo traces in this thread, as far as the function that it began with names one."""
     try:
         output = InstructionTranslator.current_tx().output
-    except AttributeError:
-        return None, ("", 0)
-    code = output.root_tx.f_code
-    place = (code.co_filename, code.co_firstlineno)
+    except AttributeError:  # Dynamo does not trace
+        return None
     for value in output.local_scope.values():
         owner = value if isinstance(value, nn.Module) else getattr(value, "__self__", None)
         if isinstance(owner, nn.Module):
-            return owner, place
-    return None, place
+            return owner
+    return None
 
 
 def class_name(module: nn.Module) -> str:
@@ -102,11 +96,16 @@ def _around_once(node: Any, begin: Callable[[], None], end: Callable[[], None]) 
     handles += [node.register_prehook(before), node.register_hook(after)]
 
 
-def given_up() -> dict[Place, str]:
-    """Functions of which Dynamo has stopped compiling new versions, among the last ones that it met: from then on they
-    run as they are written, wherever no version of before fits."""
-    return {
-        (str(one.co_filename), int(one.co_firstlineno or 0)): (one.fail_reason or "").strip().split("\n")[0]
-        for one in get_compilation_metrics()
-        if one.fail_type == "Unsupported" and "recompile limit" in (one.fail_reason or "")
-    }
+def given_up() -> dict[str, float]:
+    """Frames of which Dynamo has stopped compiling new versions, among the last compiles, by their number, and when (as
+    `time.time`): from then on they run as they are written, wherever no version of before fits."""
+    found = {}
+    for one in get_compilation_metrics():
+        if one.fail_type == "Unsupported" and "recompile limit" in (one.fail_reason or ""):
+            found[frame_of(str(one.compile_id))] = float(one.start_time or 0)
+    return found
+
+
+def frame_of(compile_id: str) -> str:
+    """The number of the frame that Dynamo's id of a compile is about: `3` of `3/1`."""
+    return compile_id.partition("_")[0].rpartition("/")[0]

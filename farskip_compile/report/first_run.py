@@ -47,13 +47,13 @@ def watched(
         report: what was done to it.
         seconds: that the inner backend has taken.
     """
-    owner, place = traced()
+    owner = traced()
     name = class_name(owner) if owner is not None else ""
     seconds += sum(report.seconds.values())
     used = set(report.sub_block_parameters)
     inside = enumerate(map(parameter_name, module.graph.find_nodes(op="placeholder")))
     stack = frozenset(number for number, known_as in inside if known_as in used)
-    graph = Graph(report, name, place, graph_break_reason(module), seconds, world_size(), stack)
+    graph = Graph(report, name, graph_break_reason(module), seconds, time.time(), world_size(), stack)
     note_graph(graph)
     places = [place for place, value in enumerate(inputs) if isinstance(value, nn.Parameter)]
     first, middle, last = (places[0], places[len(places) // 2], places[-1]) if places else (0, 0, 0)

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from farskip_compile._compat.runs import Place
 from farskip_compile.report.compile import CompileReport
 from farskip_compile.report.schedule import ScheduleReport
 
@@ -36,12 +35,12 @@ class Graph:
     report: CompileReport
     model: str
     """Class of the module that was traced; empty if no module was."""
-    place: Place
-    """Of the function that was traced."""
     ended_by: str | None
     """The graph break at its end."""
     compile_seconds: float
     """Of rewiring and of the inner backend; with Inductor, the backward graph is mostly compiled at its first run."""
+    compiled_at: float
+    """As `time.time`."""
     ranks: int
     """Of the default process group."""
     stack: frozenset[int] = frozenset()

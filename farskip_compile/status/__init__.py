@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from farskip_compile._compat.modules import is_compiled, unwrapped
-from farskip_compile._compat.runs import class_name, given_up, named_as_run
+from farskip_compile._compat.runs import class_name, frame_of, given_up, named_as_run
 from farskip_compile.errors import PartialModelError
 from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.report.expected import expected, why_none
@@ -145,11 +145,10 @@ def _against(reports: Sequence[CompileReport], graphs: Sequence[Graph]) -> str:
         )
         return others + bad[-1].summary()
     stopped = given_up()
-    place = next((one.place for one in graphs if one.place in stopped), None)
-    if place is None:
+    if not any(stopped.get(frame_of(one.report.compile_id), 0.0) > one.compiled_at for one in graphs):
         return ""
     return (
-        f"Dynamo has stopped compiling {place[0]}:{place[1]}, and runs it as it is written where no earlier graph fits "
+        "Dynamo has stopped compiling it, and runs it as it is written where no earlier graph fits "
         "(torch._dynamo.config.recompile_limit); fullgraph=True makes that an error"
     )
 

@@ -22,6 +22,7 @@ import farskip_compile
 from farskip_compile.models import ParallelConfig, build
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Stage
+from farskip_compile.report.processes import VARIABLE, read_folder
 from tests.distributed.ranks import run_ranks
 from tests.economy import scalar_kernels
 
@@ -37,6 +38,8 @@ def step(rank: int, world_size: int) -> dict[str, Any]:
     with scalar_kernels():
         compiled(torch.arange(12).view(2, 6)).sum().backward()
     return {
+        "status": farskip_compile.status(compiled).to_json(),
+        "text": str(farskip_compile.status(model)),
         "reports": [report.to_json() for report in farskip_compile.last_reports()],
         "schedules": [schedule.to_json() for schedule in farskip_compile.last_schedules()],
     }
@@ -57,6 +60,8 @@ class Traced:
     """The folder of the traces, and what each rank said."""
 
     folder: Path
+    processes: Path
+    """Where processes leave what `farskip status` reads."""
     said: list[dict[str, Any]]
 
     def artifacts(self, rank: int) -> list[Artifact]:
@@ -76,9 +81,9 @@ class Traced:
 
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Traced:
-    folder = tmp_path_factory.mktemp("traces")
-    with mock.patch.dict(os.environ, {"TORCH_TRACE": str(folder)}):
-        return Traced(folder, run_ranks(step, RANKS, fresh=True, timeout=300))
+    folder, processes = tmp_path_factory.mktemp("traces"), tmp_path_factory.mktemp("processes")
+    with mock.patch.dict(os.environ, {"TORCH_TRACE": str(folder), VARIABLE: str(processes)}):
+        return Traced(folder, processes, run_ranks(step, RANKS, fresh=True, timeout=300))
 
 
 @pytest.mark.parametrize("rank", range(RANKS))
@@ -127,3 +132,21 @@ def test_tlparse_shows_them(traced: Traced, tmp_path: Path) -> None:
         assert sum("/farskip_schedule_" in name for name in files) == len(traced.said[rank]["schedules"])
         assert any(name.endswith(".txt") and "rewire_after" in name for name in files)
         assert "publish_schedule" not in page, "as the stack of an entry that should have had a compile"
+
+
+def test_what_is_expected_of_a_model_is_what_its_schedules_say(traced: Traced) -> None:
+    """By `status`, in the text for people and in what `farskip status` reads, forward and backward."""
+    processes = read_folder(traced.processes)
+    assert processes.rewired
+    assert [(one.rank, one.ranks, one.alive) for one in processes.processes] == [(0, 2, False), (1, 2, False)]
+    for said, process in zip(traced.said, processes.processes, strict=True):
+        expected = {}
+        for schedule in said["schedules"]:
+            after = schedule["after"]
+            assert after["communication_seconds"] > 0
+            expected[schedule["phase"]] = max(0.0, 1 - after["exposed_seconds"] / after["communication_seconds"])
+        assert set(expected) == {"forward", "backward"}
+        assert {one["phase"]: one["hidden"] for one in said["status"]["overlap"]} == expected
+        assert {one.phase: one.hidden for one in process.models[0].overlap} == expected
+        assert f"expected: {expected['forward']:.0%}".replace("%", " %") in said["text"]
+        assert said["status"]["answer"] == "REWIRED"
