@@ -60,7 +60,6 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "compiler_fn",
         "global_scope",
         "local_scope",
-        "root_tx",
         "side_effects",
     ),  # the former also put on the graph module
     "torch._dynamo.side_effects.SideEffects": ("_get_modified_vars",),
@@ -90,6 +89,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch._TorchCompileWrapper": ("compiler_fn", "kwargs"),
     "torch._dynamo.eval_frame.OptimizedModule": ("_orig_mod", "dynamo_ctx"),
     "torch._dynamo.eval_frame.OptimizeContext": ("callback",),
+    "torch._dynamo.backends.distributed.DDPOptimizer": ("backend_compile_fn",),
     "torch._dynamo.symbolic_convert.InstructionTranslator": ("output",),
     "torch.nn.Module": ("_compiled_call_impl", "_forward_hooks", "_forward_pre_hooks", "_modules", "_parameters"),
     "torch.nn.parallel.DistributedDataParallel": (
