@@ -134,7 +134,8 @@ def captured_call(
         )
     known = _Known(model, leaves, seen)  # 3
     inputs = tuple(map(known.source, seen.placeholders, seen.arguments))
-    conditioned = {source.number: node for source, node in zip(inputs, seen.placeholders) if isinstance(source, Leaf)}
+    pairs = zip(inputs, seen.placeholders, strict=True)
+    conditioned = {source.number: node for source, node in pairs if isinstance(source, Leaf)}
     returned, shape = pytree.tree_flatten(found.returned)
     results = tuple(map(known.result, returned))
     conditions = Conditions(list(conditioned.values()))

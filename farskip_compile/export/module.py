@@ -18,7 +18,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
