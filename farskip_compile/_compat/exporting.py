@@ -95,6 +95,11 @@ def _value(size: Any) -> Any:
     return size.meta["val"] if isinstance(size, fx.Node) else size
 
 
+def symbol_of(size: Any) -> Any | None:
+    """What a size that may vary goes by in a graph, a key for dictionaries; None: it is a number."""
+    return size.node.expr if isinstance(size, torch.SymInt) else None
+
+
 class Conditions:
     """What a graph takes for granted of the sizes of tensors: Dynamo's guards on them.
 

@@ -72,6 +72,11 @@ def parameters_of(module: nn.Module) -> MutableMapping[str, nn.Parameter | None]
     return module._parameters
 
 
+def not_persistent(module: nn.Module) -> set[str]:
+    """Names of the buffers directly in `module` that are not a part of its state."""
+    return set(module._non_persistent_buffers_set)
+
+
 @contextmanager
 def without_fsdp_hooks(model: nn.Module) -> Iterator[None]:
     """Within a `with`, the modules of `model` gather no parameters around their forward (FSDP2)."""

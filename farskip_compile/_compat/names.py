@@ -91,7 +91,14 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch._dynamo.eval_frame.OptimizeContext": ("callback",),
     "torch._dynamo.backends.distributed.DDPOptimizer": ("backend_compile_fn",),
     "torch._dynamo.symbolic_convert.InstructionTranslator": ("output",),
-    "torch.nn.Module": ("_compiled_call_impl", "_forward_hooks", "_forward_pre_hooks", "_modules", "_parameters"),
+    "torch.nn.Module": (
+        "_compiled_call_impl",
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_modules",
+        "_non_persistent_buffers_set",
+        "_parameters",
+    ),
     "torch.nn.parallel.DistributedDataParallel": (
         "_get_active_ddp_module",
         "_set_params_and_buffers_to_ignore_for_model",
@@ -123,6 +130,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     ),
     "torch.fx.experimental.symbolic_shapes.RuntimeAssert": ("expr",),
     "torch.utils._sympy.value_ranges.ValueRanges": ("lower", "upper"),
+    "torch.export.dynamic_shapes.ShapesCollection": ("dynamic_shapes",),  # one of two that have it
     # operators, tensors and the nodes of autograd
     "torch._ops.OpOverload": ("_overloadname", "_schema"),
     "torch._ops.OpOverloadPacket": ("_qualified_op_name",),

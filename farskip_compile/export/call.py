@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from farskip_compile._compat import CAPTURE_ERRORS, BackendCompilerFailed
-from farskip_compile._compat.exporting import Conditions, each_open_size, let_vary, objects_changed
+from farskip_compile._compat.exporting import Conditions, each_open_size, let_vary, objects_changed, symbol_of
+from farskip_compile._compat.trees import Structure, leaves_of, put_together
 from farskip_compile.capture import Capture, capture
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError, FarSkipError, PartialModelError, UnsupportedPatternError, Where
@@ -88,7 +88,7 @@ class Call:
     """What each placeholder of the graph gets."""
     results: tuple[Result, ...]
     """The leaves of what the call returns."""
-    shape: pytree.TreeSpec
+    shape: Structure
     """Their structure."""
     conditions: Conditions
     """On the sizes of leaves."""
@@ -111,9 +111,9 @@ def captured_call(
         FarSkipError: it can't be rewired as asked, or does what a program can't.
         ConfigError: a size is to vary that is 0 or 1 in the example, or that of a number.
     """
-    leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+    leaves, spec = leaves_of((args, dict(kwargs)))
     leaves = [_alias(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]  # 1
-    own_args, own_kwargs = pytree.tree_unflatten(leaves, spec)
+    own_args, own_kwargs = put_together(leaves, spec)
     if dynamic_shapes is not None:
         each_open_size(_vary, model, own_args, own_kwargs, dynamic_shapes)
     seen = _Seen()
@@ -134,8 +134,9 @@ def captured_call(
         )
     known = _Known(model, leaves, seen)  # 3
     inputs = tuple(map(known.source, seen.placeholders, seen.arguments))
-    conditioned = {source.number: node for source, node in zip(inputs, seen.placeholders) if isinstance(source, Leaf)}
-    returned, shape = pytree.tree_flatten(found.returned)
+    pairs = zip(inputs, seen.placeholders, strict=True)
+    conditioned = {source.number: node for source, node in pairs if isinstance(source, Leaf)}
+    returned, shape = leaves_of(found.returned)
     results = tuple(map(known.result, returned))
     conditions = Conditions(list(conditioned.values()))
     return Call(
@@ -221,8 +222,8 @@ class _Known:
             leaf = self._of.get(id(argument))
             if isinstance(leaf, Leaf):
                 for dimension, size in enumerate(node.meta["example_value"].shape):
-                    if isinstance(size, torch.SymInt):
-                        self._sizes.setdefault(size.node.expr, Size(leaf.number, dimension))
+                    if (symbol := symbol_of(size)) is not None:
+                        self._sizes.setdefault(symbol, Size(leaf.number, dimension))
 
     def source(self, placeholder: fx.Node, value: Any) -> Source:
         """What a placeholder gets.
@@ -234,8 +235,7 @@ class _Known:
             return found
         if isinstance(value, torch.Tensor):
             return Constant(value)
-        size = placeholder.meta.get("example_value")
-        if isinstance(size, torch.SymInt) and (of := self._sizes.get(size.node.expr)) is not None:
+        if (of := self._sizes.get(symbol_of(placeholder.meta.get("example_value")))) is not None:
             return of
         raise UnsupportedPatternError(
             f"the rewired graph takes {value!r}, which is neither a tensor nor the size of one that it takes",

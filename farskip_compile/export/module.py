@@ -18,10 +18,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
+from farskip_compile._compat.modules import not_persistent
+from farskip_compile._compat.trees import leaves_of, put_together
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.export.call import Call, Constant, Leaf, Output, Size, State
 
@@ -41,8 +41,9 @@ def _with_states_of(model: nn.Module) -> nn.Module:
         found.add_module(name, _with_states_of(child))
     for name, parameter in model.named_parameters(recurse=False, remove_duplicate=False):
         found.register_parameter(name, parameter)
+    left_out = not_persistent(model)
     for name, buffer in model.named_buffers(recurse=False, remove_duplicate=False):
-        found.register_buffer(name, buffer, persistent=name not in model._non_persistent_buffers_set)
+        found.register_buffer(name, buffer, persistent=name not in left_out)
     return found
 
 
@@ -62,7 +63,7 @@ def _forward(model: nn.Module, call: Call) -> Callable[..., Any]:
                 return outputs[number]
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        leaves = pytree.tree_leaves((args, kwargs))
+        leaves, _ = leaves_of((args, kwargs))
         if not call.conditions.hold([leaves[number] for number in call.conditioned]):  # 1
             raise UnsupportedPatternError(
                 f"the sizes are not such as the program is made for: {call.conditions.text}",
@@ -70,7 +71,7 @@ def _forward(model: nn.Module, call: Call) -> Callable[..., Any]:
             )
         inputs = [value(self, leaves, [], source) for source in call.inputs]  # 2
         outputs = list(call.graph.forward(*inputs))
-        return pytree.tree_unflatten([value(self, leaves, outputs, one) for one in call.results], call.shape)  # 3
+        return put_together([value(self, leaves, outputs, one) for one in call.results], call.shape)  # 3
 
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     signature = inspect.signature(model.forward)

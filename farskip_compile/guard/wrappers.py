@@ -69,7 +69,7 @@ def _exported(wrapper: nn.Module) -> None:
     compiler = compiled_for(wrapper)
     if compiler is not None and is_ours(compiler):
         reason = "torch.export of what torch.compile returned exports the model in its original wiring"
-        way_out = "export the model itself, if that is what is wanted; a rewired model can't be exported"
+        way_out = "farskip_compile.export(model, *args), or export the model itself if that is what is wanted"
         original_wiring(wrapper, reason, way_out, strict=is_strict(compiler))
 
 
