@@ -5,7 +5,8 @@ In:    options of the backend.
 Out:   what `Accelerator` takes as `dynamo_plugin`: models that it prepares are compiled by this backend, as the last of
        the things that it puts around them.
 Never: adds to accelerate's enumeration of backends, or changes anything else of it: `--dynamo_backend farskip` and
-       `torch_compile_backend="farskip"` stay errors of accelerate's.
+       `torch_compile_backend="farskip"` stay errors of accelerate's. Is made where accelerate would not look at it:
+       all accelerators of a process share what the first one was given.
 
 `TorchDynamoPlugin` turns the name of its backend into a member of that enumeration; this one keeps the name.
 """
@@ -16,9 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, TorchDynamoPlugin
 
 from farskip_compile.config import FarSkipConfig
+from farskip_compile.errors import ConfigError
 
 
 class _Name(str):
@@ -57,7 +60,17 @@ def farskip_plugin(*, dynamic: bool | None = None, **options: Any) -> TorchDynam
         options: fields of `FarSkipConfig`.
 
     Raises:
-        ConfigError: unknown or wrong options.
+        ConfigError: unknown or wrong options; or an `Accelerator` was made before, with another plugin or none, which
+            all later ones of the process share.
     """
     FarSkipConfig.from_options(options)
-    return _Plugin(dynamic=dynamic, farskip_options=options)
+    plugin = _Plugin(dynamic=dynamic, farskip_options=options)
+    shared = AcceleratorState._shared_state.get("dynamo_plugin")
+    if shared is not None and shared != plugin:
+        raise ConfigError(
+            "an Accelerator was made before in this process, and accelerate takes no plugin from a later one, whose "
+            "models would run in their original wiring",
+            way_out="give farskip_plugin to the first Accelerator (a Trainer makes one, too); or compile in place "
+            'before it is prepared: model.compile(backend="farskip", fullgraph=True)',
+        )
+    return plugin

@@ -23,6 +23,8 @@ from farskip_compile.integrations.trainer import FarSkipCallback
 from farskip_compile.models.generic_form import GenericFarSkipForm
 from tests.integrations.training import LEFT_OUT, ROUNDING, Recorder, arguments, assert_equal, by_hand, data, model
 
+pytestmark = pytest.mark.xdist_group("trained")  # one worker, so that `run` is made once
+
 
 @dataclass
 class Run:

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""accelerate with `farskip_plugin`: the training of the form by hand, and what is said where a name alone is given."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+import farskip_compile
+from farskip_compile.errors import ConfigError, OriginalWiringError
+from farskip_compile.integrations.accelerating import farskip_plugin
+from tests.guard.tiny import tiny
+from tests.integrations.training import LEFT_OUT, RATE, ROWS, assert_equal, by_hand, data, model
+
+
+def trained(**options: Any) -> tuple[Any, Any]:
+    """Two steps of one batch each: the prepared model, and the one inside."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, dynamo_plugin=farskip_plugin(inner="eager"), **options)
+    inside = tiny().train()
+    batches = torch.utils.data.DataLoader(data()[: 2 * ROWS], batch_size=ROWS)
+    prepared, optimizer, loader = accelerator.prepare(inside, torch.optim.SGD(inside.parameters(), RATE), batches)
+    for batch in loader:
+        accelerator.backward(prepared(**batch).loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    return prepared, inside
+
+
+def steps() -> list[list[dict[str, torch.Tensor]]]:
+    return [[batch] for batch in torch.utils.data.DataLoader(data()[: 2 * ROWS], batch_size=ROWS)]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_trains_as_the_form_by_hand(precision: str) -> None:
+    farskip_compile.clear_reports()
+    prepared, inside = trained(mixed_precision=precision)
+    plain = model()
+    by_hand(plain, steps(), autocast=precision == "bf16")
+    assert_equal(inside, plain)
+    assert [report.left_out for report in farskip_compile.last_reports()] == [LEFT_OUT]
+    with pytest.raises(OriginalWiringError, match="runs the model in its original wiring"):
+        prepared.generate(data()[0]["input_ids"][None], max_new_tokens=1)
+
+
+def test_wrong_options_are_refused_before_anything_is_prepared() -> None:
+    with pytest.raises(ConfigError, match="connectivty"):
+        farskip_plugin(connectivty="full")
+
+
+def test_a_plugin_that_accelerate_would_not_look_at() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    Accelerator(cpu=True, dynamo_plugin=farskip_plugin(inner="eager"))
+    Accelerator(cpu=True, dynamo_plugin=farskip_plugin(inner="eager"))  # the same: what is shared is what is asked for
+    with pytest.raises(ConfigError, match="takes no plugin from a later one"):
+        farskip_plugin(inner="eager", connectivity="attention")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    Accelerator(cpu=True)
+    with pytest.raises(ConfigError, match="takes no plugin from a later one"):
+        farskip_plugin()
+
+
+def test_the_way_by_name_is_an_error_of_accelerates() -> None:
+    """docs/integrations/accelerate.md quotes both."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match="'FARSKIP' is not a valid DynamoBackend"):
+        Accelerator(cpu=True, dynamo_backend="farskip")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--dynamo_backend", "farskip", "train.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "argument --dynamo_backend/--dynamo-backend: invalid choice: 'farskip' (choose from" in done.stderr
