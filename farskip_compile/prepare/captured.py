@@ -17,7 +17,6 @@ from farskip_compile._compat import CAPTURE_ERRORS
 from farskip_compile._compat.layers import allow_recompiles
 from farskip_compile.explain import not_captured
 
-
 MOST = 2**16
 """Modules of one class may be asked about so often: each is a recompile of the same code, and Dynamo stops after 8."""
 
