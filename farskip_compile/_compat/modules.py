@@ -15,8 +15,8 @@ from torch import fx, nn
 from torch._dynamo import OptimizedModule
 
 REGISTRIES = frozenset(["_modules", "_parameters", "_buffers", "__dict__"])
-"""Dictionaries in which a module keeps what it has: steps of a path in a graph, no parts of a name. The last one is that
-of modules with a `__getattr__` of their own."""
+"""Dictionaries in which a module keeps what it has: steps of a path in a graph, no parts of a name. The last one is met
+in modules with a `__getattr__` of their own."""
 
 WRAPPERS = frozenset(["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
 """Attributes in which modules that PyTorch puts around others keep these."""

@@ -41,9 +41,8 @@ def watch_generate() -> None:
 def inside(model: nn.Module) -> Iterator[nn.Module]:
     """The model itself, and the one that it calls if it is a `PeftModel`."""
     yield model
-    if (adapted := sys.modules.get("peft")) is not None and isinstance(
-        model, adapted.PeftModel | adapted.PeftMixedModel
-    ):
+    peft = sys.modules.get("peft")
+    if peft is not None and isinstance(model, peft.PeftModel | peft.PeftMixedModel):
         yield model.get_base_model()
 
 

@@ -5,8 +5,8 @@ Contract: a path is one of three things.
   a folder        `farskip.json` in it, beside the weights; read from its configuration if that is all there is
   `config.json`   its key `farskip`; every other character of the file stays as it was
   any other file  the manifest and nothing else
-In the first two, `config.json` is guarded (`guarded`), so that nothing loads the weights in their original wiring. So is
-`adapter_config.json`, PEFT's configuration of an adapter (`guarded_adapter`), in a folder or by its own path.
+In the first two, `config.json` is guarded (`guarded`), so that nothing loads the weights in their original wiring. The
+same goes for `adapter_config.json`, PEFT's configuration of an adapter (`guarded_adapter`).
 A write replaces the whole file or nothing (`json_files`). Never: overwrites a file that is not a manifest, or AMD's
 keys; reads what is not a regular file, or too large for a manifest (`reading`).
 """
@@ -43,8 +43,8 @@ def save_manifest(manifest: Manifest, path: str | os.PathLike[str], *, guard: bo
         manifest: what to write.
         path: the folder (`farskip.json` is written there), its `config.json` or `adapter_config.json`, or another file.
         guard: give a checkpoint of transformers a `model_type`, and an adapter of PEFT a `peft_type`, that loaders
-            without this package refuse, and that transformers and PEFT know where this package is imported. False leaves, or puts back, the original one, as for a
-            manifest under which the model computes what it does as written.
+            without this package refuse, and that both know where this package is imported. False leaves, or puts back,
+            the original one, as for a manifest under which the model computes what it does as written.
 
     Returns:
         The file that holds the manifest.

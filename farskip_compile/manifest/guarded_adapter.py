@@ -4,7 +4,7 @@
 Contract: text in, text out, as in `guarded`. An adapter that was trained on a rewired model is for the rewired model
 only, and `PeftModel.from_pretrained` would put it around the model as it is written.
   `peft_type`   `FARSKIP_LORA`; the original one is kept under `farskip_peft_type`. PEFT knows such types where this
-                package is imported (`guard/adapter_checkpoints.py`), and fails with a `KeyError` that names it elsewhere
+                package is imported (`guard/adapter_checkpoints.py`), and elsewhere raises a `KeyError` that names it
 A loader that does not read the type, and takes the adapter for one of LoRA, does not see the guard.
 """
 
