@@ -10,6 +10,7 @@ graph has no trace of it. Classes, parameters and names stay as they are. `ungua
 from __future__ import annotations
 
 import functools
+import sys
 from types import MethodType
 from typing import Any
 
@@ -24,10 +25,10 @@ MARK = "farskip_guard"
 
 def guard(model: nn.Module, manifest: str | None) -> None:
     """Refuse to run `model` in its original wiring; `manifest` is the file of its manifest, if that is at hand."""
-    from transformers import PreTrainedModel
-
+    transformers = sys.modules.get("transformers")  # where it is not imported, no model is one of its
+    theirs = transformers.PreTrainedModel if transformers is not None else ()
     for module in model.modules():
-        if module is model or isinstance(module, PreTrainedModel):
+        if module is model or isinstance(module, theirs):
             vars(module)["forward"] = MethodType(_forward(type(module), manifest), module)
 
 
