@@ -23,13 +23,20 @@ from farskip_compile.guard.compilers import traced_by_us
 MARK = "farskip_guard"
 
 
-def guard(model: nn.Module, manifest: str | None) -> None:
-    """Refuse to run `model` in its original wiring; `manifest` is the file of its manifest, if that is at hand."""
+def guard(model: nn.Module, manifest: str | None, *, trained: bool = False) -> None:
+    """Refuse to run `model` in its original wiring.
+
+    Args:
+        model: changed in place.
+        manifest: the file of its manifest, if that is at hand.
+        trained: it is about to be trained rewired, and has no manifest yet.
+    """
     transformers = sys.modules.get("transformers")  # where it is not imported, no model is one of its
     theirs = transformers.PreTrainedModel if transformers is not None else ()
+    why = _of_training() if trained else _of_a_checkpoint(manifest)
     for module in model.modules():
         if module is model or isinstance(module, theirs):
-            vars(module)["forward"] = MethodType(_forward(type(module), manifest), module)
+            vars(module)["forward"] = MethodType(_forward(type(module), *why), module)
 
 
 def unguard(model: nn.Module) -> None:
@@ -43,12 +50,33 @@ def unguard(model: nn.Module) -> None:
             del vars(module)["forward"]
 
 
-def _forward(cls: type[nn.Module], manifest: str | None) -> Any:
+def _of_a_checkpoint(manifest: str | None) -> tuple[str, str]:
+    """Why it is refused, and the way out."""
+    described = f"{manifest} describes" if manifest is not None else "the manifest in its configuration describes"
+    option = repr(manifest) if manifest is not None else "model.config.to_dict()"
+    return (
+        f"the weights are for a FarSkip form of this model, which {described}, and it is about to run in its original "
+        "wiring, where they compute something else",
+        f'model.compile(backend="farskip", fullgraph=True, options={{"manifest": {option}}}) before it is called; or, '
+        "to run it like this all the same, farskip_compile.unguard(model)",
+    )
+
+
+def _of_training() -> tuple[str, str]:
+    return (
+        "the model is trained in a FarSkip form, and is about to run in its original wiring, where its weights compute "
+        "something else",
+        "call the model itself, model(...), which is compiled in place, and not its forward; or, to run it like this "
+        "all the same, farskip_compile.unguard(model)",
+    )
+
+
+def _forward(cls: type[nn.Module], reason: str, way_out: str) -> Any:
     plain = cls.forward
 
     @functools.wraps(plain)  # `generate` passes what it finds in the signature
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        _refuse_original_wiring(manifest)
+        _refuse_original_wiring(reason, way_out)
         return plain(self, *args, **kwargs)
 
     setattr(forward, MARK, True)
@@ -56,14 +84,7 @@ def _forward(cls: type[nn.Module], manifest: str | None) -> Any:
 
 
 @torch.compiler.assume_constant_result
-def _refuse_original_wiring(manifest: str | None) -> None:
+def _refuse_original_wiring(reason: str, way_out: str) -> None:
     """Runs while Dynamo traces, or where nothing traces."""
     if not traced_by_us():
-        described = f"{manifest} describes" if manifest is not None else "the manifest in its configuration describes"
-        option = repr(manifest) if manifest is not None else "model.config.to_dict()"
-        raise OriginalWiringError(
-            f"the weights are for a FarSkip form of this model, which {described}, and it is about to run in its "
-            "original wiring, where they compute something else",
-            way_out=f'model.compile(backend="farskip", fullgraph=True, options={{"manifest": {option}}}) before it is '
-            "called; or, to run it like this all the same, farskip_compile.unguard(model)",
-        )
+        raise OriginalWiringError(reason, way_out=way_out)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
@@ -148,8 +149,10 @@ class FarSkip(Callback):
                 f"`{self.name}` is compiled already, and FarSkip is given {', '.join(self._options)}",
                 way_out="give the options to one of them",
             )
-        guard(model, None)
-        if self._before is None:
+        guard(model, None, trained=True)
+        if self._before is not None:
+            torch.compiler.reset()  # what ran before is compiled anew, so that there is a report of it
+        else:
             prepare(model)
 
             def on_report(report: CompileReport) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -104,4 +105,4 @@ def _manifest(state: Any, origin: str) -> Manifest:
         data = parse_json(bytes(state.tolist()).decode())
     except ValueError as error:
         raise ManifestError(f"the manifest in {origin} is not JSON: {error}", way_out=way_out) from error
-    return read_manifest(data if isinstance(data, Mapping) else {}, f"the manifest in {origin}")
+    return replace(read_manifest(data if isinstance(data, Mapping) else {}, origin), origin=f"in {origin}")
