@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,4 +66,4 @@ def metadata_of(program: torch.export.ExportedProgram) -> dict[str, Any]:
 def _read(found: object, place: str) -> Manifest:
     if not isinstance(found, Mapping):
         raise ManifestError(f"there is no manifest in {place}", way_out=WAY_OUT)
-    return read_manifest(found, f"the manifest in {place}")
+    return replace(read_manifest(found, place), origin=f"in {place}")

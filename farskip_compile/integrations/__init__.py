@@ -6,4 +6,5 @@ see. Loops without a module here need none: `docs/integrations` says how.
 
     trainer         transformers' Trainer, and what derives from it (TRL): a callback
     accelerating    accelerate: a plugin for `Accelerator(dynamo_plugin=...)`
+    lightning       Lightning's Trainer: a callback
 """
