@@ -7,6 +7,7 @@ DIST   := .venv-dist
 PY     := $(VENV)/bin/python
 PLAIN  := .venv-lint
 TRITON := .triton
+BESIDE := .beside
 DOCS   := .venv-docs
 # Two more than two cores: ranks wait for each other.
 WORKERS ?= 4
@@ -36,6 +37,14 @@ $(TRITON)/.installed: $(VENV)/.installed
 	$(PY) -m pip install --quiet --no-compile --no-deps --target $(TRITON) triton==3.7.1
 	touch $@
 
+# What transformers and accelerate import wherever it is installed, and talk about on stderr: in folders of their own,
+# for the processes of their own tests. DeepSpeed comes as source; on a CPU it needs none of its kernels.
+$(BESIDE)/.installed: $(VENV)/.installed
+	$(PY) -m pip install --quiet --no-compile --no-deps --target $(BESIDE)/torchao torchao==0.18.0
+	DS_BUILD_OPS=0 $(PY) -m pip install --quiet --no-compile --no-deps --no-build-isolation \
+	  --target $(BESIDE)/deepspeed deepspeed==0.19.8 hjson ninja py-cpuinfo msgpack einops
+	touch $@
+
 demo: $(VENV)/.installed ## rewire real models on two ranks of this machine, check them, write a report
 	$(VENV)/bin/farskip demo
 
@@ -43,12 +52,12 @@ demo: $(VENV)/.installed ## rewire real models on two ranks of this machine, che
 test: $(VENV)/.installed ## the quick tests
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not whole"
 
-test-all: $(VENV)/.installed $(TRITON)/.installed ## what a change must pass, with `make lint`
+test-all: $(VENV)/.installed $(TRITON)/.installed $(BESIDE)/.installed ## what a change must pass, with `make lint`
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not deep"
 
 # Every test, each property on all its examples: before a release.
 test-deep: export FARSKIP_TESTS := deep
-test-deep: $(VENV)/.installed $(TRITON)/.installed ## every test: before a release
+test-deep: $(VENV)/.installed $(TRITON)/.installed $(BESIDE)/.installed ## every test: before a release
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup
 
 # mypy can not see the package-dir mapping of an editable install, so it gets the tree as it is installed, which is what
@@ -114,4 +123,4 @@ dist: ## sdist and wheel in dist/, checked
 	$(DIST)/bin/twine check --strict dist/*
 
 clean: ## remove all that these targets have made here
-	rm -rf $(VENV) $(PLAIN) $(DIST) $(TRITON) $(DOCS) .compat build dist out site *.egg-info
+	rm -rf $(VENV) $(PLAIN) $(DIST) $(TRITON) $(BESIDE) $(DOCS) .compat build dist out site *.egg-info
