@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,9 @@ from farskip_compile.errors import ConfigError, OriginalWiringError
 from farskip_compile.integrations.accelerating import farskip_plugin
 from tests.guard.tiny import tiny
 from tests.integrations.training import LEFT_OUT, RATE, ROWS, assert_equal, by_hand, data, model
+from tests.programs import run_program
+
+PAGE = Path(__file__).parents[2] / "docs" / "integrations" / "accelerate.md"
 
 
 def trained(**options: Any) -> tuple[Any, Any]:
@@ -75,3 +80,20 @@ def test_the_way_by_name_is_an_error_of_accelerates() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "argument --dynamo_backend/--dynamo-backend: invalid choice: 'farskip' (choose from" in done.stderr
+
+
+def test_the_page_runs(tmp_path: Path) -> None:
+    """By accelerate's launcher; the other two ways of the page are those of the tests above and of `test_ranks`."""
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (tmp_path / "train.py").write_text(program)
+    done = run_program(["-m", "accelerate.commands.launch", "--cpu", "train.py"], tmp_path, 300, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == [
+        "rewired 5 of 6 sub-blocks (3 layers, 3 MoE): standard -> full, verified",
+        "  moe.0 leaves out a0",
+        "  attention.1 leaves out r0",
+        "  moe.1 leaves out a1",
+        "  attention.2 leaves out r1",
+        "  moe.2 leaves out a2",
+        "full",
+    ]

@@ -167,6 +167,18 @@ def test_mixed_precision_is_kept_around_a_model_that_is_made_for_training(tmp_pa
     assert callback.steps == 1
 
 
+def test_activation_checkpoints(tmp_path: Path) -> None:
+    collator, callback = Recorder(), FarSkipCallback(inner="aot_eager")
+    args = arguments(tmp_path, max_steps=1, activation_checkpointing=True)
+    trainer = Trainer(model(), args, data_collator=collator, train_dataset=data(), callbacks=[callback])
+    trainer.train()
+    assert trainer.model.is_activation_checkpointing
+    plain = model()
+    by_hand(plain, [collator.batches[:1]])
+    assert_equal(trainer.model, plain)
+    assert [report.left_out for report in callback.reports] == [LEFT_OUT]
+
+
 def test_adapters(tmp_path: Path) -> None:
     torch.manual_seed(0)
     adapted = peft.get_peft_model(model(), peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
