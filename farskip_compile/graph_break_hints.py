@@ -39,7 +39,7 @@ PLACES = (
     ),
     Known(
         "accelerate/hooks",
-        "accelerate's hooks move the parameters and inputs of each layer (`device_map` over several devices, offload to "
+        "accelerate's hooks move parameters and inputs of each layer (`device_map` over several devices, offload to "
         "cpu or disk), and Dynamo does not trace them, so every such layer is several graphs",
         'load the model onto one device, device_map={"": device}; or spread it with tensor or expert parallelism '
         "(docs/parallel.md), or with FSDP2 layer by layer (docs/layers.md)",

@@ -13,7 +13,6 @@ import pytest
 import torch
 import transformers
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from transformers.masking_utils import create_causal_mask
 
 import farskip_compile
 from farskip_compile import FarSkipWarning, Manifest, OriginalWiringError, PartialModelError
@@ -21,15 +20,11 @@ from farskip_compile.manifest.adapters import names_without_adapters
 from farskip_compile.models.generic_form import GenericFarSkipForm, installed
 from tests.compare import run_with_gradients
 from tests.handwritten.decoder import Decoder, Experts, farskip_form, token_ids
+from tests.integrations.qwen2_moe import COMMON, qwen2, qwen2_form
 
 IDS = torch.randint(0, 64, (2, 6), generator=torch.Generator().manual_seed(0))
 ROUTED = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 EAGER = {"inner": "eager"}
-COMMON = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "num_key_value_heads": 2, "num_experts_per_tok": 2, "initializer_range": 0.2,
-    "pad_token_id": 0, "eos_token_id": None, "bos_token_id": None, "use_cache": False,
-}  # fmt: skip
 
 
 def prepared(model: Any) -> Any:
@@ -41,31 +36,6 @@ def qwen() -> Any:
     torch.manual_seed(0)
     config = transformers.Qwen3MoeConfig(**COMMON, num_experts=4, head_dim=16)
     return prepared(transformers.Qwen3MoeForCausalLM(config).double().eval())
-
-
-def qwen2() -> Any:
-    """With shared experts. In DeepSeek-V3 PEFT 0.21 takes their layers for the routed ones, whose names they share."""
-    torch.manual_seed(0)
-    config = transformers.Qwen2MoeConfig(**COMMON, num_experts=4, shared_expert_intermediate_size=16)
-    return prepared(transformers.Qwen2MoeForCausalLM(config).double().eval())
-
-
-def qwen2_form(causal: Any, ids: torch.Tensor) -> torch.Tensor:
-    """The full FarSkip form of `qwen2()` by hand, which calls the parts of the model, whatever is around them: x is
-    everything, n is without the routed experts of the layer before."""
-    model = causal.model
-    x = n = model.embed_tokens(ids)
-    positions = torch.arange(ids.shape[1]).unsqueeze(0)
-    mask = create_causal_mask(model.config, x, None, None, position_ids=positions)
-    rope = model.rotary_emb(x, positions)
-    for layer in model.layers:
-        a, _ = layer.self_attn(hidden_states=layer.input_layernorm(n), position_embeddings=rope, attention_mask=mask)
-        h = layer.post_attention_layernorm(x).flatten(0, 1)
-        _, weights, chosen = layer.mlp.gate(h)
-        shared = torch.sigmoid(layer.mlp.shared_expert_gate(h)) * layer.mlp.shared_expert(h)
-        routed = layer.mlp.experts(h, chosen, weights)
-        x, n = (x + a) + (routed + shared).view_as(x), (x + a) + shared.view_as(x)
-    return causal.lm_head(model.norm(x))
 
 
 def adapted(model: Any, **config: Any) -> Any:
