@@ -12,7 +12,7 @@ the manifest (`state`).
 
 Algorithm:
 1. Before a checkpoint is loaded: add that submodule. What is loaded into it is the manifest to go on with.
-2. Before the first batch: guard the model; prepare and compile it in place, unless it is compiled.
+2. Before the first batch: guard the model; prepare and compile it in place, unless it is compiled already.
 3. After each batch: check the evidence (`guard.evidence`), and once the manifest that was loaded.
 """
 
@@ -137,31 +137,36 @@ class FarSkip(Callback):
         model = self._found(pl_module)
         if model is self._model:
             return
+        if is_compiled(model):
+            self._begin_compiled(model)
+            return
         options = dict(self._options)
         if self._state.loaded is not None:
             options["manifest"] = self._state.loaded
         config = FarSkipConfig.from_options(options)
-        given = resolve(config).manifest  # raises where the checkpoint contradicts the options
-        evidence = Evidence(given, WAY_OUT)
-        self._before = set(map(id, last_reports())) if is_compiled(model) else None
-        if self._before is not None and self._options:
+        evidence = Evidence(resolve(config).manifest, WAY_OUT)  # raises where the checkpoint contradicts the options
+
+        def on_report(report: CompileReport) -> None:
+            evidence.reports.append(report)
+            if config.on_report is not None:
+                config.on_report(report)
+
+        guard(model, None, trained=True)
+        prepare(model)
+        model.compile(backend="farskip", fullgraph=True, options={**options, "on_report": on_report})
+        self._evidence, self._model, self._manifest, self._before = evidence, model, None, None
+
+    def _begin_compiled(self, model: nn.Module) -> None:
+        """Of a model that others compiled; what was loaded is compared after the first batch."""
+        if self._options:
             raise ConfigError(
                 f"`{self.name}` is compiled already, and FarSkip is given {', '.join(self._options)}",
                 way_out="give the options to one of them",
             )
         guard(model, None, trained=True)
-        if self._before is not None:
-            torch.compiler.reset()  # what ran before is compiled anew, so that there is a report of it
-        else:
-            prepare(model)
-
-            def on_report(report: CompileReport) -> None:
-                evidence.reports.append(report)
-                if config.on_report is not None:
-                    config.on_report(report)
-
-            model.compile(backend="farskip", fullgraph=True, options={**options, "on_report": on_report})
-        self._evidence, self._model, self._manifest = evidence, model, None
+        torch.compiler.reset()  # what ran before is compiled anew, so that there is a report of it
+        self._before = set(map(id, last_reports()))
+        self._evidence, self._model, self._manifest = Evidence(None, WAY_OUT), model, None
 
     def _found(self, pl_module: LightningModule) -> nn.Module:
         try:
