@@ -19,6 +19,7 @@ Algorithm:
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,6 +38,15 @@ from farskip_compile.prepare.main import prepare
 from farskip_compile.report.compile import CompileReport, last_reports
 
 WAY_OUT = "leave the model as FarSkip has it; without the callback it trains as it is written"
+
+
+def _after(phase: str) -> Callable[..., None]:
+    """What the Trainer calls after a batch of `phase`."""
+
+    def after(self: FarSkip, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._check(phase)
+
+    return after
 
 
 class FarSkip(Callback):
@@ -85,11 +95,8 @@ class FarSkip(Callback):
             self._manifest = from_report(self._evidence.reports[0], self._model)
         return self._manifest
 
-    # What the Trainer calls, in this order
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Step 1."""
-        there = getattr(pl_module, NAME, None)
+    def _add_state(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        there = getattr(pl_module, NAME, None)  # 1
         if there is not None and not isinstance(there, ManifestState):
             raise ConfigError(
                 f"the LightningModule has an attribute {NAME!r}, the name under which checkpoints keep the manifest",
@@ -97,45 +104,9 @@ class FarSkip(Callback):
             )
         setattr(pl_module, NAME, self._state)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Step 2."""
-        self._begin(pl_module)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Step 2."""
-        self._begin(pl_module)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Step 2."""
-        self._begin(pl_module)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Step 2."""
-        self._begin(pl_module)
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Step 3."""
-        self._check("training")
-
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Step 3."""
-        self._check("validation")
-
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Step 3."""
-        self._check("testing")
-
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Step 3."""
-        self._check("prediction")
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint from before the first batch."""
-        _ = self.manifest
-
-    def _begin(self, pl_module: LightningModule) -> None:
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model = self._found(pl_module)
-        if model is self._model:
+        if model is self._model:  # 2
             return
         if is_compiled(model):
             self._begin_compiled(model)
@@ -186,7 +157,7 @@ class FarSkip(Callback):
     def _check(self, phase: str) -> None:
         assert self._evidence is not None
         assert self._model is not None
-        if self._before is not None:
+        if self._before is not None:  # 3
             new = [one for one in last_reports() if id(one) not in self._before]
             self._before.update(map(id, new))
             self._evidence.reports += [one for one in new if self._is_ours(one)]
@@ -195,8 +166,22 @@ class FarSkip(Callback):
 
     def _is_ours(self, report: CompileReport) -> bool:
         """Whether a report is of a graph of the model: with its parameters, or without any."""
+        assert self._model is not None
         try:
             from_report(report, self._model)
         except ManifestError:
             return not report.sub_block_parameters
         return True
+
+    def _refuse_early(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        _ = self.manifest
+
+    # What the Trainer calls, in this order
+
+    setup = _add_state
+    on_fit_start = on_validation_start = on_test_start = on_predict_start = _begin
+    on_train_batch_end = _after("training")
+    on_validation_batch_end = _after("validation")
+    on_test_batch_end = _after("testing")
+    on_predict_batch_end = _after("prediction")
+    on_save_checkpoint = _refuse_early
