@@ -30,7 +30,9 @@ WHOLE = {
     "tests/calibrate/": "measurements of this machine",
     "tests/simulate/": "predictions for models of full size",
     "tests/compat/": "the table of versions",
+    "tests/integrations/lightning/": "training by Lightning, whose import alone takes seconds",
     # generated kernels
+    "tests/integrations/export/test_aot_inductor.py": "a program that AOTInductor compiles",
     "tests/inductor/test_account_of_memory.py": "Inductor's programs, forward and backward",
     "tests/inductor/test_generated_order.py": "Inductor's code, forward and backward",
     "tests/inductor/test_freed_buffers.py": "Inductor's code, forward and backward",
@@ -57,6 +59,7 @@ WHOLE = {
     "tests/models/test_skew.py::test_loads_of_ranks_differ": "ranks that route at their own will",
     "tests/distributed/test_custom_collectives.py": "Inductor's kernels on ranks",
     # ranks
+    "tests/integrations/export/test_ranks.py": "programs of ranks, saved and loaded",
     "tests/distributed/test_transformers_inductor.py": "Inductor's kernels on ranks",
     "tests/distributed/test_transformers_ranks.py": "transformers' models on ranks",
     "tests/distributed/test_expert_parallel_ranks.py": "transformers' own parallelism",

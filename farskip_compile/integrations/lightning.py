@@ -12,13 +12,14 @@ the manifest (`state`).
 
 Algorithm:
 1. Before a checkpoint is loaded: add that submodule. What is loaded into it is the manifest to go on with.
-2. Before the first batch: guard the model; prepare and compile it in place, unless it is compiled.
+2. Before the first batch: guard the model; prepare and compile it in place, unless it is compiled already.
 3. After each batch: check the evidence (`guard.evidence`), and once the manifest that was loaded.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,6 +44,15 @@ REFUSAL = (
     "call the model itself, model(...), which is compiled in place, and not its forward; or, to run it like this all "
     "the same, farskip_compile.unguard(model)",
 )
+
+
+def _after(phase: str) -> Callable[..., None]:
+    """What the Trainer calls after a batch of `phase`."""
+
+    def after(self: FarSkip, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._check(phase)
+
+    return after
 
 
 class FarSkip(Callback):
@@ -91,11 +101,8 @@ class FarSkip(Callback):
             self._manifest = from_report(self._evidence.reports[0], self._model)
         return self._manifest
 
-    # What the Trainer calls, in this order
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Step 1."""
-        there = getattr(pl_module, NAME, None)
+    def _add_state(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        there = getattr(pl_module, NAME, None)  # 1
         if there is not None and not isinstance(there, ManifestState):
             raise ConfigError(
                 f"the LightningModule has an attribute {NAME!r}, the name under which checkpoints keep the manifest",
@@ -103,71 +110,40 @@ class FarSkip(Callback):
             )
         setattr(pl_module, NAME, self._state)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Step 2."""
-        self._begin(pl_module)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Step 2."""
-        self._begin(pl_module)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Step 2."""
-        self._begin(pl_module)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Step 2."""
-        self._begin(pl_module)
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Step 3."""
-        self._check("training")
-
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Step 3."""
-        self._check("validation")
-
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Step 3."""
-        self._check("testing")
-
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Step 3."""
-        self._check("prediction")
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint from before the first batch."""
-        _ = self.manifest
-
-    def _begin(self, pl_module: LightningModule) -> None:
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model = self._found(pl_module)
-        if model is self._model:
+        if model is self._model:  # 2
+            return
+        if is_compiled(model):
+            self._begin_compiled(model)
             return
         options = dict(self._options)
         if self._state.loaded is not None:
             options["manifest"] = self._state.loaded
         config = FarSkipConfig.from_options(options)
-        given = resolve(config).manifest  # raises where the checkpoint contradicts the options
-        evidence = Evidence(given, WAY_OUT)
-        self._before = set(map(id, last_reports())) if is_compiled(model) else None
-        if self._before is not None and self._options:
+        evidence = Evidence(resolve(config).manifest, WAY_OUT)  # raises where the checkpoint contradicts the options
+
+        def on_report(report: CompileReport) -> None:
+            evidence.reports.append(report)
+            if config.on_report is not None:
+                config.on_report(report)
+
+        guard(model, None, refusal=REFUSAL)
+        prepare(model)
+        model.compile(backend="farskip", fullgraph=True, options={**options, "on_report": on_report})
+        self._evidence, self._model, self._manifest, self._before = evidence, model, None, None
+
+    def _begin_compiled(self, model: nn.Module) -> None:
+        """Of a model that others compiled; what was loaded is compared after the first batch."""
+        if self._options:
             raise ConfigError(
                 f"`{self.name}` is compiled already, and FarSkip is given {', '.join(self._options)}",
                 way_out="give the options to one of them",
             )
         guard(model, None, refusal=REFUSAL)
-        if self._before is not None:
-            torch.compiler.reset()  # what ran before is compiled anew, so that there is a report of it
-        else:
-            prepare(model)
-
-            def on_report(report: CompileReport) -> None:
-                evidence.reports.append(report)
-                if config.on_report is not None:
-                    config.on_report(report)
-
-            model.compile(backend="farskip", fullgraph=True, options={**options, "on_report": on_report})
-        self._evidence, self._model, self._manifest = evidence, model, None
+        torch.compiler.reset()  # what ran before is compiled anew, so that there is a report of it
+        self._before = set(map(id, last_reports()))
+        self._evidence, self._model, self._manifest = Evidence(None, WAY_OUT), model, None
 
     def _found(self, pl_module: LightningModule) -> nn.Module:
         try:
@@ -187,7 +163,7 @@ class FarSkip(Callback):
     def _check(self, phase: str) -> None:
         assert self._evidence is not None
         assert self._model is not None
-        if self._before is not None:
+        if self._before is not None:  # 3
             new = [one for one in last_reports() if id(one) not in self._before]
             self._before.update(map(id, new))
             self._evidence.reports += [one for one in new if self._is_ours(one)]
@@ -196,8 +172,22 @@ class FarSkip(Callback):
 
     def _is_ours(self, report: CompileReport) -> bool:
         """Whether a report is of a graph of the model: with its parameters, or without any."""
+        assert self._model is not None
         try:
             from_report(report, self._model)
         except ManifestError:
             return not report.sub_block_parameters
         return True
+
+    def _refuse_early(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        _ = self.manifest
+
+    # What the Trainer calls, in this order
+
+    setup = _add_state
+    on_fit_start = on_validation_start = on_test_start = on_predict_start = _begin
+    on_train_batch_end = _after("training")
+    on_validation_batch_end = _after("validation")
+    on_test_batch_end = _after("testing")
+    on_predict_batch_end = _after("prediction")
+    on_save_checkpoint = _refuse_early
