@@ -29,7 +29,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and 
 def shown_errors(status: int | None = None, *, silent: bool = False) -> Iterator[None]:
     """Turn a `FarSkipError` into a panel (unless `silent`: another rank prints it) and an exit status, by default 2 for
     a `ConfigError` and 1 for any other."""
+    from farskip_compile.cli.terminal import Terminal
     from farskip_compile.errors import ConfigError, FarSkipError, MissingPackageError
+    from farskip_compile.explain import text
 
     try:
         yield
@@ -39,9 +41,6 @@ def shown_errors(status: int | None = None, *, silent: bool = False) -> Iterator
         raise typer.Exit(WRONG_USAGE) from None
     except FarSkipError as error:
         if not silent:
-            from farskip_compile.cli.terminal import Terminal
-            from farskip_compile.explain import text  # needs torch
-
             Terminal(stderr=True).print(text.error(error))
         raise typer.Exit(status or (WRONG_USAGE if isinstance(error, ConfigError) else 1)) from None
 

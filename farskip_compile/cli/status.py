@@ -3,7 +3,7 @@
 
 Contract: exit status 0 if all processes run rewired and all ranks alike, 1 if not or if it can't be told, 2 if the
 folder or a file in it can't be read. With `--json`, stdout holds one JSON document and nothing else, also for status 1.
-Processes are not touched; torch is not needed.
+Processes are not touched.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 
 In:    the folder.
 Out:   `Found`: the processes, whether each is alive and runs rewired, and in what ranks of one job differ.
-Never: needs torch; asks a process anything; takes what it can't tell for a yes.
+Never: asks a process anything; takes what it can't tell for a yes.
 
 Of several processes with one rank in one job, those that are alive count, or else the one that wrote last: the others
 were restarted.

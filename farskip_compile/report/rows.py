@@ -39,6 +39,7 @@ class Rows:
     asked: tuple[str, ...] | None
     """Those that were to change, or had the form already; None: it can't be told, since the graph was refused."""
     total: int
+    """Of the graph."""
 
     @classmethod
     def of(cls, report: CompileReport) -> Rows:

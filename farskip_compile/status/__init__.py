@@ -26,13 +26,14 @@ from farskip_compile._compat.modules import is_compiled, unwrapped
 from farskip_compile._compat.runs import class_name, frame_of, given_up, named_as_run
 from farskip_compile.errors import PartialModelError
 from farskip_compile.report.compile import CompileReport, Outcome
-from farskip_compile.report.expected import expected, why_none
+from farskip_compile.report.expected import Overlap, expected, why_none
 from farskip_compile.report.ran import Graph, graphs_of, without_parameters
+from farskip_compile.report.rows import Rows
 from farskip_compile.report.wholes import Whole, graphs_by_layer, whole_of
 from farskip_compile.status.record import Answer, How, Status
 from farskip_compile.text_utils import amount
 
-__all__ = ["Answer", "How", "Status", "status"]
+__all__ = ["Answer", "How", "Overlap", "Rows", "Status", "status"]
 
 YES = (Outcome.REWIRED, Outcome.ALREADY)
 NO_MODEL = (Outcome.NO_STACK, Outcome.FRAGMENT)

@@ -47,7 +47,9 @@ class Status:
     model: str
     """Name of its class."""
     how: How
+    """How it is compiled."""
     answer: Answer
+    """Whether it runs rewired."""
     why: str
     """What the answer rests on, if it is not a plain yes."""
     reports: tuple[CompileReport, ...]
