@@ -23,7 +23,7 @@ class Overlap:
     phase: str
     """`forward`, `backward` or `inference`."""
     communication_seconds: float
-    """Time in which any collective is in flight."""
+    """Sum over its collectives."""
     exposed_seconds: float
     """Time in which compute stands still for a collective."""
     profile: str

@@ -93,7 +93,11 @@ def watched(
     def await_backward(outputs: Any) -> None:
         if "backward" not in graph.schedules:
             listening = hear(taken)
-            before_first_backward(outputs, listening.__enter__, lambda: listening.__exit__(None, None, None))
+
+            def end() -> None:
+                listening.__exit__(None, None, None)
+
+            before_first_backward(outputs, listening.__enter__, end)
 
     def taken(schedule: ScheduleReport) -> None:
         graph.schedules[schedule.phase] = schedule
