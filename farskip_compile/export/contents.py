@@ -45,7 +45,7 @@ class Contents:
 class _Part:
     """One place in an object."""
 
-    def __init__(self, read: Callable[[], Any], write: Callable[[Any], None]) -> None:
+    def __init__(self, read: Callable[[], Any], write: Callable[[Any], object]) -> None:
         self.read = read
         self.write = write
 

@@ -28,7 +28,9 @@ CHECKED = "farskip_checked"
 def register_adapter_types() -> None:
     """Let PEFT load guarded adapters; a second call changes nothing."""
     from peft import PeftConfig, PeftModel
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as KNOWN
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    KNOWN: dict[Any, Any] = PEFT_TYPE_TO_CONFIG_MAPPING  # its keys are texts of an enumeration
 
     class Configurations(PeftConfig):
         """Stands for the configuration class of every guarded type."""
@@ -41,7 +43,8 @@ def register_adapter_types() -> None:
                     way_out="farskip_compile.save_manifest(manifest, folder, guard=False) puts its configuration back",
                 )
             config = KNOWN[name].from_peft_type(**kwargs | {TYPE: name})
-            config.__class__ = _guarded_class(type(config))
+            own: Any = type(config)
+            config.__class__ = _guarded_class(own)
             setattr(config, KEY, manifest)
             return config
 
@@ -49,7 +52,7 @@ def register_adapter_types() -> None:
         if not str.startswith(name, PREFIX):
             KNOWN.setdefault(PREFIX + str.__str__(name), Configurations)
     if not hasattr(PeftModel.load_adapter, CHECKED):
-        PeftModel.load_adapter = _guarding(PeftModel.load_adapter)
+        PeftModel.load_adapter = _guarding(PeftModel.load_adapter)  # type: ignore[method-assign]
 
 
 @functools.cache

@@ -132,14 +132,14 @@ class FarSkipCallback(TrainerCallback):
         if model is not None:
             self._attach(args, unwrapped(model))
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **more: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, *, model: Any = None, **more: Any) -> None:
         """Training begins, or is resumed; with a model that is made for it (`model_init`), or that is known."""
         if unwrapped(model) is not self._model:
             self._attach(args, unwrapped(model))
         assert self._evidence is not None
         self._evidence.rows = _rows_of_run(state)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, *, model: nn.Module, **more: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any = None, **more: Any) -> None:
         """An optimizer step was taken."""
         evidence = self._check(model, STEP)
         if self._mark is not None:
@@ -149,11 +149,11 @@ class FarSkipCallback(TrainerCallback):
             left_out = {name: list(terms) for name, terms in evidence.left_out.items()}
             state.stateful_callbacks[RUN] = {"args": {}, "attributes": {"left_out": left_out}}
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, *, model: nn.Module, **more: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, *, model: Any = None, **more: Any) -> None:
         """An evaluation has ended."""
         self._check(model, EVALUATION)
 
-    def on_predict(self, args: Any, state: Any, control: Any, *, model: nn.Module, **more: Any) -> None:
+    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, *, model: Any = None, **more: Any) -> None:
         """A prediction has ended."""
         self._check(model, PREDICTION)
 
@@ -200,7 +200,8 @@ class FarSkipCallback(TrainerCallback):
             return load_manifest(given)
         if isinstance(given, Mapping):
             return read_manifest(given, "the option manifest")
-        if given is None and hasattr(config := getattr(model, "config", None), "to_dict"):
+        config: Any = getattr(model, "config", None)
+        if given is None and hasattr(config, "to_dict"):
             return find_manifest(config.name_or_path, config)
         return given
 
@@ -237,7 +238,8 @@ def _refuse(args: Any, model: nn.Module) -> None:
 
 def _stack(model: nn.Module) -> nn.Module:
     """The module that holds the layers, in adapters and head."""
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    adapted: Any = model
+    inner = adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
     stack = getattr(inner, "base_model", inner)
     if not isinstance(stack, nn.Module) or stack is inner:
         raise ConfigError(
