@@ -52,7 +52,114 @@ RUN = "farskip"
 """Key of what the state of a run keeps, beside the state of callbacks."""
 
 
-class FarSkipCallback(TrainerCallback):
+class _Rewired(TrainerCallback):
+    """What the Trainer calls, in the order of the algorithm; `FarSkipCallback` is what users see of it."""
+
+    def __init__(
+        self, options: Mapping[str, Any], *, guard_checkpoints: bool, dynamic: bool | None, stack_alone: bool | None
+    ) -> None:
+        self.guard_checkpoints = guard_checkpoints
+        self._options, self._dynamic, self._stack_alone = options, dynamic, stack_alone
+        self._evidence: Evidence | None = None
+        self._model: nn.Module | None = None
+        self._compiled: nn.Module | None = None
+        self._mark: Callable[[Manifest], None] | None = None
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The Trainer is made: compile, so that an evaluation before any training runs rewired, too."""
+        if (model := kwargs["model"]) is not None:
+            self._attach(args, unwrapped(model))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Training begins, or is resumed; with a model that is made for it (`model_init`), or that is known."""
+        if (model := unwrapped(kwargs["model"])) is not self._model:
+            self._attach(args, model)
+        assert self._evidence is not None
+        self._evidence.rows = _rows_of_run(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """An optimizer step was taken."""
+        evidence = self._check(kwargs["model"], STEP)
+        if self._mark is not None:
+            self._mark(self._manifest())
+            self._mark = None
+        if RUN not in state.stateful_callbacks:
+            left_out = {name: list(terms) for name, terms in evidence.left_out.items()}
+            state.stateful_callbacks[RUN] = {"args": {}, "attributes": {"left_out": left_out}}
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """An evaluation has ended."""
+        self._check(kwargs["model"], EVALUATION)
+
+    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """A prediction has ended."""
+        self._check(kwargs["model"], PREDICTION)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A checkpoint was written, by one of the ranks."""
+        if not args.should_save:
+            return
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if not folder.is_dir():
+            raise ManifestError(
+                f"the checkpoint is not at {folder}, so its manifest can't be put beside it",
+                way_out="train without a search for hyperparameters, which saves elsewhere",
+            )
+        save_manifest(self._manifest(), folder, guard=self.guard_checkpoints)
+
+    def _manifest(self) -> Manifest:
+        if self._model is None or self._evidence is None or not self._evidence.reports:
+            raise ManifestError("nothing has run, so nothing was rewired yet", way_out="trainer.train() first")
+        return from_report(self._evidence.reports[0], self._model)
+
+    def _attach(self, args: Any, model: nn.Module) -> None:
+        _refuse(args, model)
+        manifest = self._given_manifest(model)
+        if manifest is not None and not manifest.changes_function:
+            raise ManifestError(
+                f"{manifest} says that nothing is rewired, so there is nothing to assert",
+                way_out="train without FarSkipCallback",
+            )
+        evidence = Evidence(manifest, WAY_OUT)
+        theirs = self._options.get("on_report")
+
+        def on_report(report: CompileReport) -> None:
+            evidence.reports.append(report)
+            if theirs is not None:
+                theirs(report)
+
+        self._mark = guard_saves(model, guarded=self.guard_checkpoints)
+        of_trl = any(cls.__module__.partition(".")[0] == "trl" for cls in type(args).__mro__)
+        compiled = _stack(model) if self._stack_alone or (self._stack_alone is None and of_trl) else model
+        guard(compiled, None, refusal=REFUSAL)
+        prepare(model)
+        options = {**self._options, "manifest": manifest, "on_report": on_report}
+        compiled.compile(backend="farskip", fullgraph=True, dynamic=self._dynamic, options=options)
+        self._evidence, self._model, self._compiled = evidence, model, compiled
+
+    def _given_manifest(self, model: nn.Module) -> Manifest | None:
+        given = self._options.get("manifest")
+        if isinstance(given, str | os.PathLike):
+            return load_manifest(given)
+        if isinstance(given, Mapping):
+            return read_manifest(given, "the option manifest")
+        config: Any = getattr(model, "config", None)
+        if given is None and hasattr(config, "to_dict"):
+            return find_manifest(config.name_or_path, config)
+        return given
+
+    def _check(self, model: nn.Module, phase: str) -> Evidence:
+        if self._evidence is None or self._compiled is None or unwrapped(model) is not self._model:
+            raise OriginalWiringError(
+                f"{phase} did not run rewired: FarSkipCallback has not seen the model of this Trainer",
+                way_out="Trainer(..., callbacks=[FarSkipCallback()]) rather than add_callback after it was made, and "
+                "one callback for each Trainer",
+            )
+        self._evidence.check(self._compiled, phase)
+        return self._evidence
+
+
+class FarSkipCallback(_Rewired):
     """`Trainer(..., callbacks=[FarSkipCallback(connectivity="full")])`.
 
     Args:
@@ -88,13 +195,7 @@ class FarSkipCallback(TrainerCallback):
                 "connectivity='none' changes no wiring, so there is nothing to assert",
                 way_out='model.compile(backend="farskip", ...) before the Trainer is made, without FarSkipCallback',
             )
-        self.guard_checkpoints = guard_checkpoints
-        self._dynamic, self._stack_alone = dynamic, stack_alone
-        self._options = options
-        self._evidence: Evidence | None = None
-        self._model: nn.Module | None = None
-        self._compiled: nn.Module | None = None
-        self._mark: Callable[[Manifest], None] | None = None
+        super().__init__(options, guard_checkpoints=guard_checkpoints, dynamic=dynamic, stack_alone=stack_alone)
 
     @property
     def reports(self) -> tuple[CompileReport, ...]:
@@ -113,106 +214,21 @@ class FarSkipCallback(TrainerCallback):
         Raises:
             ManifestError: nothing has run yet.
         """
-        if self._model is None or not self.reports:
-            raise ManifestError("nothing has run, so nothing was rewired yet", way_out="trainer.train() first")
-        return from_report(self.reports[0], self._model)
+        return self._manifest()
 
     def write_manifest(self, folder: str | os.PathLike[str]) -> Path:
         """Write the manifest beside what was saved by hand: after `trainer.save_model(folder)` of adapters.
+
+        Args:
+            folder: where it was saved.
+
+        Returns:
+            The file that holds the manifest.
 
         Raises:
             ManifestError: nothing has run yet, or it can't be written there.
         """
         return save_manifest(self.manifest, folder, guard=self.guard_checkpoints)
-
-    # What the Trainer calls
-
-    def on_init_end(self, args: Any, state: Any, control: Any, *, model: nn.Module | None = None, **more: Any) -> None:
-        """The Trainer is made: compile, so that an evaluation before any training runs rewired, too."""
-        if model is not None:
-            self._attach(args, unwrapped(model))
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **more: Any) -> None:
-        """Training begins, or is resumed; with a model that is made for it (`model_init`), or that is known."""
-        if unwrapped(model) is not self._model:
-            self._attach(args, unwrapped(model))
-        assert self._evidence is not None
-        self._evidence.rows = _rows_of_run(state)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, *, model: nn.Module, **more: Any) -> None:
-        """An optimizer step was taken."""
-        evidence = self._check(model, STEP)
-        if self._mark is not None:
-            self._mark(self.manifest)
-            self._mark = None
-        if RUN not in state.stateful_callbacks:
-            left_out = {name: list(terms) for name, terms in evidence.left_out.items()}
-            state.stateful_callbacks[RUN] = {"args": {}, "attributes": {"left_out": left_out}}
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, *, model: nn.Module, **more: Any) -> None:
-        """An evaluation has ended."""
-        self._check(model, EVALUATION)
-
-    def on_predict(self, args: Any, state: Any, control: Any, *, model: nn.Module, **more: Any) -> None:
-        """A prediction has ended."""
-        self._check(model, PREDICTION)
-
-    def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """A checkpoint was written, by one of the ranks."""
-        if not args.should_save:
-            return
-        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if not folder.is_dir():
-            raise ManifestError(
-                f"the checkpoint is not at {folder}, so its manifest can't be put beside it",
-                way_out="train without a search for hyperparameters, which saves elsewhere",
-            )
-        self.write_manifest(folder)
-
-    def _attach(self, args: Any, model: nn.Module) -> None:
-        _refuse(args, model)
-        manifest = self._given_manifest(model)
-        if manifest is not None and not manifest.changes_function:
-            raise ManifestError(
-                f"{manifest} says that nothing is rewired, so there is nothing to assert",
-                way_out="train without FarSkipCallback",
-            )
-        evidence = Evidence(manifest, WAY_OUT)
-        theirs = self._options.get("on_report")
-
-        def on_report(report: CompileReport) -> None:
-            evidence.reports.append(report)
-            if theirs is not None:
-                theirs(report)
-
-        self._mark = guard_saves(model, guarded=self.guard_checkpoints)
-        of_trl = any(cls.__module__.partition(".")[0] == "trl" for cls in type(args).__mro__)
-        compiled = _stack(model) if self._stack_alone or (self._stack_alone is None and of_trl) else model
-        guard(compiled, None, refusal=REFUSAL)
-        prepare(model)
-        options = {**self._options, "manifest": manifest, "on_report": on_report}
-        compiled.compile(backend="farskip", fullgraph=True, dynamic=self._dynamic, options=options)
-        self._evidence, self._model, self._compiled = evidence, model, compiled
-
-    def _given_manifest(self, model: nn.Module) -> Manifest | None:
-        given = self._options.get("manifest")
-        if isinstance(given, str | os.PathLike):
-            return load_manifest(given)
-        if isinstance(given, Mapping):
-            return read_manifest(given, "the option manifest")
-        if given is None and hasattr(config := getattr(model, "config", None), "to_dict"):
-            return find_manifest(config.name_or_path, config)
-        return given
-
-    def _check(self, model: nn.Module, phase: str) -> Evidence:
-        if self._evidence is None or self._compiled is None or unwrapped(model) is not self._model:
-            raise OriginalWiringError(
-                f"{phase} did not run rewired: FarSkipCallback has not seen the model of this Trainer",
-                way_out="Trainer(..., callbacks=[FarSkipCallback()]) rather than add_callback after it was made, and "
-                "one callback for each Trainer",
-            )
-        self._evidence.check(self._compiled, phase)
-        return self._evidence
 
 
 def _refuse(args: Any, model: nn.Module) -> None:
@@ -237,7 +253,8 @@ def _refuse(args: Any, model: nn.Module) -> None:
 
 def _stack(model: nn.Module) -> nn.Module:
     """The module that holds the layers, in adapters and head."""
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole: Any = model
+    inner = whole.get_base_model() if hasattr(model, "get_base_model") else whole
     stack = getattr(inner, "base_model", inner)
     if not isinstance(stack, nn.Module) or stack is inner:
         raise ConfigError(
