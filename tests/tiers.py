@@ -24,6 +24,7 @@ WHOLE = {
     "tests/benchmarks/": "the benchmarks' own tests: networks of this machine, measured ranks",
     "tests/distill/": "training: jobs, resumed jobs, ranks",
     "tests/heal/": "checkpoints healed from end to end, and again after each step",
+    "tests/integrations/": "training loops of others, and ranks",
     "tests/evaluation/": "models evaluated by lm-eval, whose import alone takes seconds",
     "tests/fold/test_command.py": "checkpoints, folded",
     "tests/fold/test_ranks.py": "folds of spread models on ranks",

@@ -52,112 +52,50 @@ RUN = "farskip"
 """Key of what the state of a run keeps, beside the state of callbacks."""
 
 
-class FarSkipCallback(TrainerCallback):
-    """`Trainer(..., callbacks=[FarSkipCallback(connectivity="full")])`.
-
-    Args:
-        guard_checkpoints: whether a checkpoint refuses to load where this package is not imported, as by
-            `save_manifest`.
-        dynamic: as for `torch.compile`.
-        stack_alone: compile the stack (`model.base_model`) and leave head and loss to Python, so that whatever a
-            Trainer does there works. None: if it is one of TRL's, which give the model a forward that computes the loss
-            in an operation of theirs that Dynamo can't trace.
-        options: fields of `FarSkipConfig`. Without `manifest`, that of the checkpoint which the model was loaded from,
-            if it has one.
-
-    Raises:
-        ConfigError: unknown or wrong options; from the Trainer, a model that is compiled already, or a run that was
-            begun without this callback.
-        OriginalWiringError: after a step, an evaluation or a prediction, that it may not have run rewired.
-        FarSkipError: from the first step, that the model can't be rewired as asked.
-    """
+class _Rewired(TrainerCallback):
+    """What the Trainer calls, in the order of the algorithm; `FarSkipCallback` is what users see of it."""
 
     def __init__(
-        self,
-        *,
-        guard_checkpoints: bool = True,
-        dynamic: bool | None = None,
-        stack_alone: bool | None = None,
-        **options: Any,
+        self, options: Mapping[str, Any], *, guard_checkpoints: bool, dynamic: bool | None, stack_alone: bool | None
     ) -> None:
-        config = FarSkipConfig.from_options(options)
-        if not config.strict:
-            raise ConfigError("strict=False trains a model as it is written", way_out="no FarSkipCallback")
-        if config.connectivity == "none":
-            raise ConfigError(
-                "connectivity='none' changes no wiring, so there is nothing to assert",
-                way_out='model.compile(backend="farskip", ...) before the Trainer is made, without FarSkipCallback',
-            )
         self.guard_checkpoints = guard_checkpoints
-        self._dynamic, self._stack_alone = dynamic, stack_alone
-        self._options = options
+        self._options, self._dynamic, self._stack_alone = options, dynamic, stack_alone
         self._evidence: Evidence | None = None
         self._model: nn.Module | None = None
         self._compiled: nn.Module | None = None
         self._mark: Callable[[Manifest], None] | None = None
 
-    @property
-    def reports(self) -> tuple[CompileReport, ...]:
-        """Of the graphs of the model that is trained, in the order in which they were compiled."""
-        return tuple(self._evidence.reports) if self._evidence is not None else ()
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps that ran rewired."""
-        return self._evidence.calls.get(STEP, 0) if self._evidence is not None else 0
-
-    @property
-    def manifest(self) -> Manifest:
-        """Of the model that is trained.
-
-        Raises:
-            ManifestError: nothing has run yet.
-        """
-        if self._model is None or not self.reports:
-            raise ManifestError("nothing has run, so nothing was rewired yet", way_out="trainer.train() first")
-        return from_report(self.reports[0], self._model)
-
-    def write_manifest(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the manifest beside what was saved by hand: after `trainer.save_model(folder)` of adapters.
-
-        Raises:
-            ManifestError: nothing has run yet, or it can't be written there.
-        """
-        return save_manifest(self.manifest, folder, guard=self.guard_checkpoints)
-
-    # What the Trainer calls
-
-    def on_init_end(self, args: Any, state: Any, control: Any, *, model: nn.Module | None = None, **more: Any) -> None:
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The Trainer is made: compile, so that an evaluation before any training runs rewired, too."""
-        if model is not None:
+        if (model := kwargs["model"]) is not None:
             self._attach(args, unwrapped(model))
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, *, model: Any = None, **more: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Training begins, or is resumed; with a model that is made for it (`model_init`), or that is known."""
-        if unwrapped(model) is not self._model:
-            self._attach(args, unwrapped(model))
+        if (model := unwrapped(kwargs["model"])) is not self._model:
+            self._attach(args, model)
         assert self._evidence is not None
         self._evidence.rows = _rows_of_run(state)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any = None, **more: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An optimizer step was taken."""
-        evidence = self._check(model, STEP)
+        evidence = self._check(kwargs["model"], STEP)
         if self._mark is not None:
-            self._mark(self.manifest)
+            self._mark(self._manifest())
             self._mark = None
         if RUN not in state.stateful_callbacks:
             left_out = {name: list(terms) for name, terms in evidence.left_out.items()}
             state.stateful_callbacks[RUN] = {"args": {}, "attributes": {"left_out": left_out}}
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, *, model: Any = None, **more: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An evaluation has ended."""
-        self._check(model, EVALUATION)
+        self._check(kwargs["model"], EVALUATION)
 
-    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, *, model: Any = None, **more: Any) -> None:
+    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """A prediction has ended."""
-        self._check(model, PREDICTION)
+        self._check(kwargs["model"], PREDICTION)
 
-    def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A checkpoint was written, by one of the ranks."""
         if not args.should_save:
             return
@@ -167,7 +105,12 @@ class FarSkipCallback(TrainerCallback):
                 f"the checkpoint is not at {folder}, so its manifest can't be put beside it",
                 way_out="train without a search for hyperparameters, which saves elsewhere",
             )
-        self.write_manifest(folder)
+        save_manifest(self._manifest(), folder, guard=self.guard_checkpoints)
+
+    def _manifest(self) -> Manifest:
+        if self._model is None or self._evidence is None or not self._evidence.reports:
+            raise ManifestError("nothing has run, so nothing was rewired yet", way_out="trainer.train() first")
+        return from_report(self._evidence.reports[0], self._model)
 
     def _attach(self, args: Any, model: nn.Module) -> None:
         _refuse(args, model)
@@ -216,6 +159,78 @@ class FarSkipCallback(TrainerCallback):
         return self._evidence
 
 
+class FarSkipCallback(_Rewired):
+    """`Trainer(..., callbacks=[FarSkipCallback(connectivity="full")])`.
+
+    Args:
+        guard_checkpoints: whether a checkpoint refuses to load where this package is not imported, as by
+            `save_manifest`.
+        dynamic: as for `torch.compile`.
+        stack_alone: compile the stack (`model.base_model`) and leave head and loss to Python, so that whatever a
+            Trainer does there works. None: if it is one of TRL's, which give the model a forward that computes the loss
+            in an operation of theirs that Dynamo can't trace.
+        options: fields of `FarSkipConfig`. Without `manifest`, that of the checkpoint which the model was loaded from,
+            if it has one.
+
+    Raises:
+        ConfigError: unknown or wrong options; from the Trainer, a model that is compiled already, or a run that was
+            begun without this callback.
+        OriginalWiringError: after a step, an evaluation or a prediction, that it may not have run rewired.
+        FarSkipError: from the first step, that the model can't be rewired as asked.
+    """
+
+    def __init__(
+        self,
+        *,
+        guard_checkpoints: bool = True,
+        dynamic: bool | None = None,
+        stack_alone: bool | None = None,
+        **options: Any,
+    ) -> None:
+        config = FarSkipConfig.from_options(options)
+        if not config.strict:
+            raise ConfigError("strict=False trains a model as it is written", way_out="no FarSkipCallback")
+        if config.connectivity == "none":
+            raise ConfigError(
+                "connectivity='none' changes no wiring, so there is nothing to assert",
+                way_out='model.compile(backend="farskip", ...) before the Trainer is made, without FarSkipCallback',
+            )
+        super().__init__(options, guard_checkpoints=guard_checkpoints, dynamic=dynamic, stack_alone=stack_alone)
+
+    @property
+    def reports(self) -> tuple[CompileReport, ...]:
+        """Of the graphs of the model that is trained, in the order in which they were compiled."""
+        return tuple(self._evidence.reports) if self._evidence is not None else ()
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that ran rewired."""
+        return self._evidence.calls.get(STEP, 0) if self._evidence is not None else 0
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the model that is trained.
+
+        Raises:
+            ManifestError: nothing has run yet.
+        """
+        return self._manifest()
+
+    def write_manifest(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the manifest beside what was saved by hand: after `trainer.save_model(folder)` of adapters.
+
+        Args:
+            folder: where it was saved.
+
+        Returns:
+            The file that holds the manifest.
+
+        Raises:
+            ManifestError: nothing has run yet, or it can't be written there.
+        """
+        return save_manifest(self.manifest, folder, guard=self.guard_checkpoints)
+
+
 def _refuse(args: Any, model: nn.Module) -> None:
     """What compiles, copies or shards the model in a way of its own."""
     if args.torch_compile:
@@ -238,8 +253,8 @@ def _refuse(args: Any, model: nn.Module) -> None:
 
 def _stack(model: nn.Module) -> nn.Module:
     """The module that holds the layers, in adapters and head."""
-    adapted: Any = model
-    inner = adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
+    whole: Any = model
+    inner = whole.get_base_model() if hasattr(model, "get_base_model") else whole
     stack = getattr(inner, "base_model", inner)
     if not isinstance(stack, nn.Module) or stack is inner:
         raise ConfigError(

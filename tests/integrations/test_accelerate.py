@@ -24,13 +24,19 @@ from tests.programs import run_program
 PAGE = Path(__file__).parents[2] / "docs" / "integrations" / "accelerate.md"
 
 
+def batches() -> Any:
+    """Two."""
+    rows: Any = data()[: 2 * ROWS]
+    return torch.utils.data.DataLoader(rows, batch_size=ROWS)
+
+
 def trained(**options: Any) -> tuple[Any, Any]:
     """Two steps of one batch each: the prepared model, and the one inside."""
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True, dynamo_plugin=farskip_plugin(inner="eager"), **options)
     inside = tiny().train()
-    batches = torch.utils.data.DataLoader(data()[: 2 * ROWS], batch_size=ROWS)
-    prepared, optimizer, loader = accelerator.prepare(inside, torch.optim.SGD(inside.parameters(), RATE), batches)
+    optimizer = torch.optim.SGD(inside.parameters(), RATE)
+    prepared, optimizer, loader = accelerator.prepare(inside, optimizer, batches())
     for batch in loader:
         accelerator.backward(prepared(**batch).loss)
         optimizer.step()
@@ -38,16 +44,12 @@ def trained(**options: Any) -> tuple[Any, Any]:
     return prepared, inside
 
 
-def steps() -> list[list[dict[str, torch.Tensor]]]:
-    return [[batch] for batch in torch.utils.data.DataLoader(data()[: 2 * ROWS], batch_size=ROWS)]
-
-
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_trains_as_the_form_by_hand(precision: str) -> None:
     farskip_compile.clear_reports()
     prepared, inside = trained(mixed_precision=precision)
     plain = model()
-    by_hand(plain, steps(), autocast=precision == "bf16")
+    by_hand(plain, [[batch] for batch in batches()], autocast=precision == "bf16")
     assert_equal(inside, plain)
     assert [report.left_out for report in farskip_compile.last_reports()] == [LEFT_OUT]
     with pytest.raises(OriginalWiringError, match="runs the model in its original wiring"):

@@ -31,7 +31,7 @@ class Run:
     """What the first test's training left; others resume it and load what it saved."""
 
     folder: Path
-    trainer: Trainer
+    trainer: Any
     callback: FarSkipCallback
     batches: list[Any]
     before: float
@@ -126,7 +126,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(run: Run, tmp_path: Path) -> Non
 
 def test_transformers_resumes_no_experts(run: Run, tmp_path: Path) -> None:
     """docs/integrations/transformers.md says so: this fails once it is no longer true."""
-    trainer = Trainer(model(), arguments(tmp_path), train_dataset=data())
+    trainer: Any = Trainer(model(), arguments(tmp_path), train_dataset=data())
     trainer._load_from_checkpoint(str(run.folder / "checkpoint-1"))
     expected = transformers.AutoModelForCausalLM.from_pretrained(run.folder / "checkpoint-1").state_dict()
     different = [name for name, value in trainer.model.state_dict().items() if not torch.equal(value, expected[name])]
@@ -170,7 +170,7 @@ def test_mixed_precision_is_kept_around_a_model_that_is_made_for_training(tmp_pa
 def test_activation_checkpoints(tmp_path: Path) -> None:
     collator, callback = Recorder(), FarSkipCallback(inner="aot_eager")
     args = arguments(tmp_path, max_steps=1, activation_checkpointing=True)
-    trainer = Trainer(model(), args, data_collator=collator, train_dataset=data(), callbacks=[callback])
+    trainer: Any = Trainer(model(), args, data_collator=collator, train_dataset=data(), callbacks=[callback])
     trainer.train()
     assert trainer.model.is_activation_checkpointing
     plain = model()
@@ -253,7 +253,8 @@ def test_a_checkpoint_elsewhere_is_not_left_without_a_manifest(run: Run, tmp_pat
 
 
 def test_a_step_in_the_original_wiring_is_an_error(tmp_path: Path) -> None:
-    trainer = Trainer(model(), arguments(tmp_path), train_dataset=data(), callbacks=[FarSkipCallback(inner="eager")])
+    callbacks = [FarSkipCallback(inner="eager")]
+    trainer: Any = Trainer(model(), arguments(tmp_path), train_dataset=data(), callbacks=callbacks)
     with (
         torch.compiler.set_stance("force_eager"),
         pytest.raises(OriginalWiringError, match="trains this model rewired"),

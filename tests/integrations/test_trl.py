@@ -15,7 +15,8 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.nn import functional
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 import farskip_compile
 from farskip_compile.integrations.trainer import FarSkipCallback
