@@ -69,12 +69,12 @@ def objects_changed() -> list[tuple[str, Any]]:
     """
     output = InstructionTranslator.current_tx().output
     scope = {"L": output.local_scope, "G": output.global_scope}
-    changed = []
-    for one in output.side_effects._get_modified_vars():
-        if isinstance(one.mutation_type, AttributeMutationExisting | ValueMutationExisting):
-            assert one.source is not None, "what was there before has a source"
-            changed.append(one.source.name)
-    return [(name, eval(name, scope)) for name in changed]
+    sources = [
+        one.source
+        for one in output.side_effects._get_modified_vars()
+        if isinstance(one.mutation_type, AttributeMutationExisting | ValueMutationExisting)
+    ]
+    return [("an object", None) if one is None else (one.name, eval(one.name, scope)) for one in sources]
 
 
 def write_out_sums(graph: fx.Graph) -> None:
@@ -118,6 +118,4 @@ class Conditions:
     def hold(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether they hold for these tensors, in the order of the placeholders. Of symbolic sizes, this adds a guard
         to theirs."""
-        if self._env is None or not self.text:
-            return True
-        return bool(self._env.evaluate_guards_expression(self.text, tensors))
+        return self._env is None or not self.text or bool(self._env.evaluate_guards_expression(self.text, tensors))

@@ -52,7 +52,13 @@ class _Part:
 
 def _parts(value: Any) -> list[_Part]:
     if isinstance(value, ContextVar):
-        return [_Part(lambda: value.get(NOTHING), lambda before: None if before is NOTHING else value.set(before))]
+        variable = value
+
+        def put(before: Any) -> None:
+            if before is not NOTHING:
+                variable.set(before)
+
+        return [_Part(lambda: variable.get(NOTHING), put)]
     if isinstance(value, CellType):
         return [_Part(lambda: value.cell_contents, lambda before: setattr(value, "cell_contents", before))]
     found = [_container(value)] if isinstance(value, list | deque | dict | set) else []

@@ -43,7 +43,7 @@ def manifest_of(exported: Any) -> Manifest:
     if isinstance(exported, torch.export.ExportedProgram):
         found = exported.graph_module.meta.get(CUSTOM, {}).get(KEY)
         return _read(found, "the program")
-    metadata: dict[str, str] = getattr(exported, "get_metadata", dict)()
+    metadata: Mapping[str, str] = getattr(exported, "get_metadata", dict)()
     try:
         found = parse_json(metadata.get(KEY, "null"))
     except ValueError as error:

@@ -27,6 +27,7 @@ COMES_WITH = {
 BROUGHT_BY_THE_USER = {
     "vllm": "docs/serving.md",  # its wheel is chosen by machine: `pip install vllm farskip-compile`
     "peft": "docs/handwritten.md",  # imported only once a model with adapters has done so
+    "lightning": "docs/integrations/lightning.md",  # who uses the callback has it
 }
 """What no extra installs, and the page that says it."""
 OURS = {"farskip_compile", "tests", "benchmarks"}

@@ -89,8 +89,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_that_compiles_itself(tmp_path: Path) -> None:
     lit, farskip = Lit("itself", connectivity="attention"), FarSkip()
     lit.configure_model()
-    with torch.no_grad():
-        lit.model(batches()[0])  # before the callback is there
+    lit.model(batches()[0])  # before the callback is there
     run = trainer(tmp_path, farskip)
     run.fit(lit, loader())
     assert farskip.batches == {"training": BATCHES}
