@@ -253,7 +253,7 @@ def test_a_checkpoint_elsewhere_is_not_left_without_a_manifest(run: Run, tmp_pat
 
 
 def test_a_step_in_the_original_wiring_is_an_error(tmp_path: Path) -> None:
-    callbacks = [FarSkipCallback(inner="eager")]
+    callbacks: list[Any] = [FarSkipCallback(inner="eager")]
     trainer: Any = Trainer(model(), arguments(tmp_path), train_dataset=data(), callbacks=callbacks)
     with (
         torch.compiler.set_stance("force_eager"),
