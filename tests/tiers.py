@@ -188,6 +188,10 @@ WHOLE = {
 
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
+    "integrations/test_trl.py": (
+        "test_losses_of_the_form_by_hand[texts",
+        "test_losses_of_the_form_by_hand[packed and cut",
+    ),
     "fold/test_ranks.py": ("test_two_ranks_are_one_process_with_all_data[copies",),
     "distributed/test_expert_parallel_ranks.py": (
         "test_equal_to_theirs_bit_for_bit[4",
@@ -434,6 +438,7 @@ SHOWN_BY = {
     "simulate/test_predict.py::test_it_starts": "simulate/test_predict.py::test_several_from_one_capture",
     "docs/test_conversion_page.py": "distill/test_job.py::test_a_checkpoint_is_healed",
     "docs/test_evaluation_page.py": "evaluation/test_command.py",
+    "integrations/test_accelerate.py::test_trains_as_the_form_by_hand[no": "integrations/test_ranks.py",
     "docs/test_ci_page.py::test_the_tests": "testing/test_equivalence.py::test_a_rewired_model",
     "benchmarks/test_distillation.py::test_rows_are_run": "distill/test_job.py::test_a_checkpoint_is_healed",
     "demo/test_demo.py::test_a_failing_rank": "demo/test_demo.py::test_cases_on_two_ranks",

@@ -75,6 +75,11 @@ def test_trains_as_the_form_by_hand(run: Run) -> None:
     assert_equal(run.trainer.model, plain)
     assert run.losses[0] == pytest.approx(float(losses[0]), abs=0)
     assert run.losses[1] == pytest.approx(float(losses[1]), rel=1e-6)
+    predicted = run.trainer.predict(data()[:2]).predictions
+    with torch.no_grad():
+        expected = GenericFarSkipForm(plain.eval())(input_ids=evaluated()).logits
+    logits = torch.from_numpy(predicted[0] if isinstance(predicted, tuple) else predicted)
+    assert (logits - expected).abs().max() < 1e-5
     assert run.callback.steps == 2
     # one graph to train with and one to evaluate with: what is saved in between changes nothing that is compiled
     assert [report.left_out for report in run.callback.reports] == [LEFT_OUT] * 2
@@ -253,7 +258,7 @@ def test_a_checkpoint_elsewhere_is_not_left_without_a_manifest(run: Run, tmp_pat
 
 
 def test_a_step_in_the_original_wiring_is_an_error(tmp_path: Path) -> None:
-    callbacks = [FarSkipCallback(inner="eager")]
+    callbacks: list[Any] = [FarSkipCallback(inner="eager")]
     trainer: Any = Trainer(model(), arguments(tmp_path), train_dataset=data(), callbacks=callbacks)
     with (
         torch.compiler.set_stance("force_eager"),
