@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `farskip status` prints.
 
-Contract: a renderable for a `rich` console of any width from 80 columns on, understandable without colours.
+Contract: a renderable for a `Terminal`, which escapes what others have written, of any width from 80 columns on; it is
+understandable without colours.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from farskip_compile.report.processes import Compiled, Found, Hidden, Process
-from farskip_compile.text_utils import amount, printable, shortened
+from farskip_compile.text_utils import amount, shortened
 
 STYLES = {"rewired": "green", "NOT REWIRED": "bold red", "unknown": "yellow"}
 INDENT = 2
@@ -31,8 +32,8 @@ def table(found: Found) -> RenderableType:
     parts: list[RenderableType] = []
     for members in alike.values():
         parts.append(_head(members))
-        parts += [Padding(Text(printable(line)), (0, 0, 0, INDENT), expand=False) for line in _lines(members)]
-    parts += [Text(f"error: {printable(problem)}", style="bold red") for problem in found.problems]
+        parts += [Padding(Text(line), (0, 0, 0, INDENT), expand=False) for line in _lines(members)]
+    parts += [Text(f"error: {problem}", style="bold red") for problem in found.problems]
     parts.append(Text(_last(found), style="bold"))
     return Group(*parts)
 
@@ -46,7 +47,7 @@ def _head(members: Sequence[Process]) -> Text:
     hosts = ", ".join(dict.fromkeys(one.host for one in members))
     named = f"process {first.pid}" if len(members) == 1 else f"{len(members)} processes"
     life = {True: "alive", False: "ended", None: "on another host"}[first.alive]
-    text = Text(printable(f"{ranks}{named} on {hosts}, {life}: "))
+    text = Text(f"{ranks}{named} on {hosts}, {life}: ")
     return text.append(first.answer, style=STYLES[first.answer])
 
 

@@ -182,8 +182,14 @@ def test_a_process_without_the_variable(monkeypatch: pytest.MonkeyPatch) -> None
             process.kill()
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"schema": 2}\n', "[]\n", '{"schema": 1, "pid": "x"}\n'])
+@pytest.mark.parametrize("text", ["", "{", "[]\n", '{"schema": 1, "pid": "x"}\n'])
 def test_damaged_files_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "vm-1.jsonl").write_text(text)
     with pytest.raises(ConfigError, match=r"vm-1\.jsonl"):
+        read_folder(tmp_path)
+
+
+def test_files_of_another_version_are_named(tmp_path: Path) -> None:
+    leave(tmp_path, 0, 1, GRAPH, schema=2)
+    with pytest.raises(ConfigError, match=r"here-100000000\.jsonl: schema is 2"):
         read_folder(tmp_path)
