@@ -16,6 +16,7 @@ WHOLE = {
     "tests/fuzz/test_slice.py": "a slice of the fuzzing: 110 generated graphs and models",
     "tests/mutation/": "every fault that was put in by hand must be noticed",
     "tests/faults/": "processes and ranks that fail, and what they leave",
+    "tests/examples/": "the scripts of examples/, in processes and on ranks of their own",
     "tests/docs/": "the programs of the documentation, in processes of their own",
     "tests/manifest/test_docs.py": "a program of the documentation",
     "tests/demo/test_demo.py": "the demo as a whole",
