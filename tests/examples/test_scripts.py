@@ -9,18 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples.running import EXAMPLES, ROOT, output_of
+from tests.examples.running import output_of
 
 pytest.importorskip("transformers")
 
-LONGEST = 80
-SCRIPTS = {
-    "rewire_transformers.py",
-    "train_two_ranks.py",
-    "heal_and_evaluate.py",
-    "regional_fsdp2.py",
-    "serve.py",
-}
 ALL_BUT_FIRST = "rewired 7 of 8 sub-blocks (4 layers, 4 MoE): standard -> full, verified"
 
 
@@ -31,18 +23,6 @@ def left_out(text: str) -> dict[str, str]:
 FULL = {f"moe.{layer}": f"a{layer}" for layer in range(4)} | {
     f"attention.{layer}": f"r{layer - 1}" for layer in (1, 2, 3)
 }
-
-
-def test_each_is_short_and_named_where_it_is_run() -> None:
-    assert {file.name for file in EXAMPLES.glob("*.py")} == SCRIPTS
-    page, makefile = (EXAMPLES / "README.md").read_text(), (ROOT / "Makefile").read_text()
-    for script in SCRIPTS:
-        text = (EXAMPLES / script).read_text()
-        assert len(text.splitlines()) <= LONGEST
-        command = re.search(r"^    ((?:python|torchrun .*) examples/\w+\.py)", text, re.MULTILINE)
-        assert command is not None
-        assert command[1] in page
-        assert command[1].replace("python ", "$(PY) ").replace("torchrun", "$(VENV)/bin/torchrun") in makefile
 
 
 def test_a_model_of_transformers_is_explained_and_runs_rewired(tmp_path: Path) -> None:
@@ -82,20 +62,28 @@ def test_layers_under_fsdp_learn_rewired(tmp_path: Path) -> None:
     assert left_out(said) == FULL
 
 
-def test_what_is_healed_is_nearer_to_the_original_and_can_be_served(tmp_path: Path) -> None:
-    healed = tmp_path / "healed"
-    (heal := tmp_path / "heal").mkdir()
-    (serve := tmp_path / "serve").mkdir()
-    sizes = ("--teacher-steps", "40", "--steps", "10")
-    said = output_of("heal_and_evaluate.py", *sizes, "--out", str(healed), folder=heal)
+def heal(folder: Path, *, teacher_steps: int, steps: int) -> tuple[Path, str]:
+    """The folder of a checkpoint, and what was printed."""
+    sizes = ("--teacher-steps", str(teacher_steps), "--steps", str(steps))
+    healed = folder / "healed"
+    return healed, output_of("heal_and_evaluate.py", *sizes, "--out", str(healed), folder=folder)
+
+
+def test_what_is_healed_is_nearer_to_the_original(tmp_path: Path) -> None:
+    healed, said = heal(tmp_path, teacher_steps=40, steps=10)
     kl = {name: float(value) for value, name in re.findall(r"(\d\.\d{4}) (rewired|folded|healed)", said)}
     assert kl["rewired"] > kl["folded"] > kl["healed"] > 0
-    rows = {name: [float(one.rstrip("%")) for one in rest.split()] for name, rest in
-            re.findall(r"^(original|rewired|healed) +(.*)$", said, re.MULTILINE)}  # fmt: skip
+    lines = re.findall(r"^(original|rewired|healed) +(\S+) +(\S+) +(\S+)%$", said, re.MULTILINE)
+    rows = {name: [float(one) for one in figures] for name, *figures in lines}
     assert rows["original"][1:] == [0, 100]
     assert rows["rewired"][1] > rows["healed"][1] > 0
     assert rows["original"][0] < rows["healed"][0] < rows["rewired"][0]
     assert json.loads((healed / "config.json").read_text())["model_type"] == "farskip_qwen3_moe"
+
+
+def test_what_was_healed_is_served(tmp_path: Path) -> None:
+    healed, _ = heal(tmp_path, teacher_steps=40, steps=1)
+    (serve := tmp_path / "serve").mkdir()
     served(output_of("serve.py", str(healed), folder=serve), str(healed))
 
 
