@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # The tests' ranks and Inductor's builds must not oversubscribe the machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all test-deep lint docs links bench gpu zoo compat vllm fuzz clean
+.PHONY: demo examples test test-all test-deep lint docs links bench gpu zoo compat vllm fuzz clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | sort -u | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -47,6 +47,15 @@ $(BESIDE)/.installed: $(VENV)/.installed
 
 demo: $(VENV)/.installed ## rewire real models on two ranks of this machine, check them, write a report
 	$(VENV)/bin/farskip demo
+
+# As examples/README.md says it. The notebooks are held to the outputs that stand in them.
+examples: $(VENV)/.installed ## the scripts and notebooks of examples/
+	$(PY) examples/rewire_transformers.py
+	$(VENV)/bin/torchrun --nproc-per-node 2 examples/train_two_ranks.py
+	$(PY) examples/heal_and_evaluate.py
+	$(VENV)/bin/torchrun --nproc-per-node 2 examples/regional_fsdp2.py
+	$(PY) examples/serve.py
+	$(PY) -m tests.examples.notebooks
 
 # tests/tiers.py says what `test` leaves to `test-all`, and that to `test-deep`.
 test: $(VENV)/.installed ## the quick tests

@@ -47,7 +47,7 @@ with torch.no_grad():
 
 # 4. What ran, and how far it is from the original: these weights were not trained for it, heal_and_evaluate.py does.
 report = farskip_compile.last_reports()[-1]
-print(f"\nthis ran: {report.summary()}")
+print(f"\nThis ran:\n{report.summary()}")
 for row, terms in report.left_out.items():
     print(f"  {row} leaves out {', '.join(terms)}")
 kl = (as_written.exp() * (as_written - rewired)).sum(-1).mean()

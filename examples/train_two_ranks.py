@@ -21,7 +21,7 @@ from farskip_compile.models import ParallelConfig, build
 from farskip_compile.profiling import OverlapReport, kernels_visible, overlap, read_trace, record
 from farskip_compile.profiling.text import headline, report_text
 
-STEPS = 12
+STEPS = 8
 dist.init_process_group("gloo")
 text = torch.tensor(list("".join(topics.values()).encode()))
 rank, ranks = dist.get_rank(), dist.get_world_size()
@@ -33,7 +33,7 @@ dist.broadcast_object_list(folder)
 def train(name: str, **how: object) -> OverlapReport:
     """Train a new model, compiled by `torch.compile(model, **how)`, and profile one step more on all ranks."""
     parallel = ParallelConfig(ep_group=dist.group.WORLD, ep_mode="padded")  # each rank has half of the experts
-    sizes = {"vocab_size": 256, "hidden_size": 256, "moe_intermediate_size": 256}
+    sizes = {"vocab_size": 256, "hidden_size": 128, "moe_intermediate_size": 128}
     model = build("mixtral", layers=("moe", "moe"), parallel=parallel, **sizes)
     compiled = torch.compile(model, fullgraph=True, **how)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -66,8 +66,8 @@ def train(name: str, **how: object) -> OverlapReport:
 
 plain = train("plain")
 rewired = train("rewired", backend="farskip", options={"memory_increase": 1.0})
-console.print(f"this ran: {farskip_compile.last_reports()[-1].summary()}\n")
-console.print(f"plain: {headline(plain)}\n\nrewired:", report_text(rewired, console))
-console.print(f"\nfarskip overlap {folder[0]}/rewired*.json\nshows the profile again, ui.perfetto.dev draws its files.")
+console.print(f"{farskip_compile.last_reports()[-1].summary()}\n")
+console.print("plain:", headline(plain), "\nrewired:", report_text(rewired, console), sep="\n")
+console.print(f"\nfarskip overlap {folder[0]}/rewired*.json\nshows this again; ui.perfetto.dev draws the files")
 dist.barrier()
 dist.destroy_process_group()

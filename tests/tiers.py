@@ -16,6 +16,7 @@ WHOLE = {
     "tests/fuzz/test_slice.py": "a slice of the fuzzing: 110 generated graphs and models",
     "tests/mutation/": "every fault that was put in by hand must be noticed",
     "tests/faults/": "processes and ranks that fail, and what they leave",
+    "tests/examples/test_scripts.py": "the scripts of examples/, in processes and on ranks of their own",
     "tests/docs/": "the programs of the documentation, in processes of their own",
     "tests/manifest/test_docs.py": "a program of the documentation",
     "tests/demo/test_demo.py": "the demo as a whole",
@@ -500,6 +501,8 @@ SHOWN_BY = {
     "simulate/test_placement.py::test_every_exchange": "simulate/test_placement.py::test_inference_by_all_gather",
     "regional/test_regional.py::test_autocast": "models/test_training.py::test_autocast",
     "regional/test_regional.py::test_generate": "models/test_generation.py::test_generate_is_bit_equal",
+    "examples/test_scripts.py::test_what_was_healed": "examples/test_scripts.py::test_a_checkpoint",
+    "examples/test_notebooks.py::test_a_new_run": "examples/test_scripts.py::test_what_is_healed",
     "properties/test_architectures.py::test_aot": "properties/test_architectures.py::test_inductor_is_close",
 }
 """Of a whole test, or all of a file, where a change runs the same in a smaller form."""
