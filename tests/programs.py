@@ -51,6 +51,7 @@ def _be(command: list[str], folder: str, environment: Mapping[str, str], *files:
     os.environ.update(environment)
     os.chdir(folder)
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", "1")))
+    sys.path[0:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     first, *rest = command
     if first == "-m":
         module, *rest = rest

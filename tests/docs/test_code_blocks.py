@@ -24,6 +24,7 @@ from typer.main import get_command
 
 from farskip_compile.cli import app
 from tests.docs.blocks import PAGES, ROOT, Block, Unclear, all_blocks, blocks, commands, inline_code
+from tests.integrations.libraries import LIBRARIES, beside
 from tests.programs import run_program
 
 BLOCKS = all_blocks()
@@ -44,6 +45,9 @@ def test_it_runs(block: Block, says: str, tmp_path: Path) -> None:
     if "transformers" in block.text:
         pytest.importorskip("transformers")
     settings = {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    for library in LIBRARIES:
+        if re.search(rf"^\s*(from|import) {library}\b", block.text, re.MULTILINE):
+            settings["PYTHONPATH"] = beside(library)
     if block.language == "python":
         (tmp_path / "block.py").write_text(block.text)
         done = run_program(["block.py"], tmp_path, LIMIT, **settings)

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Libraries that transformers and accelerate import wherever they are installed: their tests, in processes of their own.
+
+`make .beside/.installed` puts each into a folder. There the other tests, and what they say of stderr, don't see it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integrations.libraries import LIBRARIES, beside
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_its_tests_pass(library: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"tests/integrations/beside/{library}.py",
+    ]
+    environment = {**os.environ, "PYTHONPATH": beside(library)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=590, check=False)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
