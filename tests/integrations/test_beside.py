@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Libraries that transformers and accelerate import wherever they are installed: their tests, in processes of their own.
+"""What transformers and accelerate import wherever it is installed is tested in processes of its own.
 
-`make .beside/.installed` puts each into a folder. There the other tests, and what they say of stderr, don't see it.
+`make .beside/.installed` puts each library into a folder, where the other tests don't see it.
 """
 
 from __future__ import annotations
