@@ -7,4 +7,5 @@ see. Loops without a module here need none: `docs/integrations` says how.
     trainer         transformers' Trainer, and what derives from it (TRL): a callback
     accelerating    accelerate: a plugin for `Accelerator(dynamo_plugin=...)`
     lightning       Lightning's Trainer: a callback
+    state           the manifest as the extra state of a module, in checkpoints that hold nothing but states
 """

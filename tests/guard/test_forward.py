@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guarded models, where transformers is not installed and while they are trained."""
+"""Guarded models, where transformers is not installed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def test_a_model_is_guarded_without_transformers(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "transformers", None)
     model, ids = build("mixtral", layers=("moe",), vocab_size=32, hidden_size=32), torch.ones(1, 4, dtype=torch.long)
     expected = model(ids)
-    guard(model, None, trained=True)
-    with pytest.raises(OriginalWiringError, match="is trained in a FarSkip form") as caught:
+    guard(model, None, refusal=("it is trained rewired", "call it"))
+    with pytest.raises(OriginalWiringError, match="it is trained rewired") as caught:
         model(ids)
-    assert "model(...)" in caught.value.way_out
+    assert caught.value.way_out == "call it"
     unguard(model)
     assert torch.equal(model(ids), expected)
