@@ -7,6 +7,7 @@ DIST   := .venv-dist
 PY     := $(VENV)/bin/python
 PLAIN  := .venv-lint
 TRITON := .triton
+BESIDE := .beside
 DOCS   := .venv-docs
 # Two more than two cores: ranks wait for each other.
 WORKERS ?= 4
@@ -15,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # The tests' ranks and Inductor's builds must not oversubscribe the machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all test-deep lint docs links bench gpu zoo compat vllm fuzz clean
+.PHONY: demo examples test test-all test-deep lint docs links bench gpu zoo compat vllm fuzz clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | sort -u | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -36,19 +37,36 @@ $(TRITON)/.installed: $(VENV)/.installed
 	$(PY) -m pip install --quiet --no-compile --no-deps --target $(TRITON) triton==3.7.1
 	touch $@
 
+# What transformers and accelerate import wherever it is installed, and talk about on stderr: in folders of their own,
+# for the processes of their own tests. DeepSpeed comes as source; on a CPU it needs none of its kernels.
+$(BESIDE)/.installed: $(VENV)/.installed
+	$(PY) -m pip install --quiet --no-compile --no-deps --target $(BESIDE)/torchao torchao==0.18.0
+	DS_BUILD_OPS=0 $(PY) -m pip install --quiet --no-compile --no-deps --no-build-isolation \
+	  --target $(BESIDE)/deepspeed deepspeed==0.19.8 hjson ninja py-cpuinfo msgpack einops
+	touch $@
+
 demo: $(VENV)/.installed ## rewire real models on two ranks of this machine, check them, write a report
 	$(VENV)/bin/farskip demo
+
+# As examples/README.md says it. The notebooks are held to the outputs that stand in them.
+examples: $(VENV)/.installed ## the scripts and notebooks of examples/
+	$(PY) examples/rewire_transformers.py
+	$(VENV)/bin/torchrun --nproc-per-node 2 examples/train_two_ranks.py
+	$(PY) examples/heal_and_evaluate.py
+	$(VENV)/bin/torchrun --nproc-per-node 2 examples/regional_fsdp2.py
+	$(PY) examples/serve.py
+	$(PY) -m tests.examples.notebooks
 
 # tests/tiers.py says what `test` leaves to `test-all`, and that to `test-deep`.
 test: $(VENV)/.installed ## the quick tests
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not whole"
 
-test-all: $(VENV)/.installed $(TRITON)/.installed ## what a change must pass, with `make lint`
+test-all: $(VENV)/.installed $(TRITON)/.installed $(BESIDE)/.installed ## what a change must pass, with `make lint`
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not deep"
 
 # Every test, each property on all its examples: before a release.
 test-deep: export FARSKIP_TESTS := deep
-test-deep: $(VENV)/.installed $(TRITON)/.installed ## every test: before a release
+test-deep: $(VENV)/.installed $(TRITON)/.installed $(BESIDE)/.installed ## every test: before a release
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup
 
 # mypy can not see the package-dir mapping of an editable install, so it gets the tree as it is installed, which is what
@@ -114,4 +132,4 @@ dist: ## sdist and wheel in dist/, checked
 	$(DIST)/bin/twine check --strict dist/*
 
 clean: ## remove all that these targets have made here
-	rm -rf $(VENV) $(PLAIN) $(DIST) $(TRITON) $(DOCS) .compat build dist out site *.egg-info
+	rm -rf $(VENV) $(PLAIN) $(DIST) $(TRITON) $(BESIDE) $(DOCS) .compat build dist out site *.egg-info

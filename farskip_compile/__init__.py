@@ -7,8 +7,9 @@ tensor-parallel communication no longer stands in the way of compute. Weights st
 
 Contract: `import farskip_compile` loads nothing else, not even torch: every name is loaded from its module when it is
 first used. Once transformers is imported as well, before or after, its Auto classes load the checkpoints that only this
-package may load (`guard`). Some functions share their name with the module that holds them (`explain`, `prepare`, ...);
-as attributes of this package these names are the functions, in whatever order modules are imported.
+package may load; once PEFT is, its `generate` does not pass by what is compiled (`guard`). Some functions share their
+name with the module that holds them (`explain`, `prepare`, ...); as attributes of this package these names are the
+functions, in whatever order modules are imported.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from farskip_compile.explain import Explanation, explain
+    from farskip_compile.export import export
     from farskip_compile.guard.forward import unguard
     from farskip_compile.manifest import Manifest, load_manifest, save_manifest
     from farskip_compile.prepare import Preparation, prepare
@@ -99,6 +101,7 @@ __all__ = [
     "declare_op",
     "describe",
     "explain",
+    "export",
     "farskip",
     "last_reports",
     "last_schedules",
@@ -118,6 +121,7 @@ _ELSEWHERE = {
     "declare": ("declare_op",),
     "describe": ("describe",),
     "explain": ("Explanation", "explain"),
+    "export": ("export",),
     "guard.forward": ("unguard",),
     "manifest": ("Manifest", "load_manifest", "save_manifest"),
     "prepare": ("Preparation", "prepare"),
@@ -155,34 +159,39 @@ class _Package(ModuleType):
 sys.modules[__name__].__class__ = _Package
 
 
-class _Registration:
-    """Finds nothing; once transformers has loaded the registry of model types, guarded ones are put there."""
+class _Once:
+    """Finds nothing; once a module of another package is loaded, a function of ours is called."""
 
-    REGISTRY = "transformers.models.auto.configuration_auto"
+    def __init__(self, module: str, home: str, function: str) -> None:
+        self.module, self.home, self.function = module, home, function
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != self.REGISTRY:
+        if name != self.module:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
             load = spec.loader.exec_module
 
-            def load_and_register(module: ModuleType) -> None:
+            def load_and_call(module: ModuleType) -> None:
                 load(module)
-                self.register()
+                self.call()
 
-            spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
+            spec.loader.exec_module = load_and_call  # type: ignore[method-assign]
         return spec
 
-    @staticmethod
-    def register() -> None:
-        importlib.import_module(f"{__name__}.guard.checkpoints").register_model_types()
+    def call(self) -> None:
+        getattr(importlib.import_module(f"{__name__}.{self.home}"), self.function)()
 
 
-if _Registration.REGISTRY in sys.modules:
-    _Registration.register()
-else:
-    sys.meta_path.insert(0, _Registration())
+for _once in (
+    _Once("transformers.models.auto.configuration_auto", "guard.checkpoints", "register_model_types"),
+    _Once("peft", "guard.adapters", "watch_generate"),
+    _Once("peft", "guard.adapter_checkpoints", "register_adapter_types"),
+):
+    if _once.module in sys.modules:
+        _once.call()
+    else:
+        sys.meta_path.insert(0, _once)

@@ -128,6 +128,10 @@ class Backend:
         """The configuration, with everything looked up that it names."""
         return resolve(self.config)
 
+    def __deepcopy__(self, _: dict[int, Any]) -> Backend:
+        """It does not change, and may hold what can't be copied: Lightning copies what `torch.compile` is given."""
+        return self
+
     @property
     def __name__(self) -> str:
         """Dynamo names the backend in its messages."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -51,6 +51,8 @@ class Capture:
     """The graph after rewiring, before differentiation. Its fake values are good for shapes and types."""
     backend: Backend
     """With the configuration that was in force."""
+    returned: Any = None
+    """What the call returned, if something ran in place of the graph."""
 
 
 Then = Callable[[Capture, Sequence[Any]], None]
@@ -64,13 +66,15 @@ def capture(
     config: FarSkipConfig | None = None,
     *,
     then: Then | None = None,
+    instead: Compiled | None = None,
     parts: bool = False,
 ) -> Capture:
     """Capture the call `model(*args, **kwargs)` of a module or a function that calls one, and rewire its graph.
 
     `config` is what the backend is asked for, whatever the model may have been compiled with. None: the model is
-    compiled with this backend, and captured as it was compiled. `then` is called with the capture. `parts`: under
-    `none`, also of a graph that isn't a whole stack (`Outcome.FRAGMENT`).
+    compiled with this backend, and captured as it was compiled. `then` is called with the capture. `instead`
+    runs in place of the graph, with its inputs; None: the call ends there. `parts`: under `none`, also of a graph that
+    isn't a whole stack (`Outcome.FRAGMENT`).
 
     Raises:
         FarSkipError: the model can't be rewired as asked.
@@ -97,9 +101,9 @@ def capture(
         found.append(Capture(report, module, backend))
         if then is not None:
             then(found[-1], inputs)
-        return _stop
+        return instead or _stop
 
-    _call(model, args, kwargs or {}, Backend(config) if config is not None else None, receive)
+    returned = _call(model, args, kwargs or {}, Backend(config) if config is not None else None, receive)
     if not received and config is None:
         raise PartialModelError(
             "farskip received no graph of this model: it is compiled with another backend, or Dynamo met a graph break "
@@ -111,7 +115,7 @@ def capture(
             "the model has no residual stack: no sum that a sub-block reads from",
             way_out="give the whole model, from token ids to logits",
         )
-    return found[-1]
+    return replace(found[-1], returned=returned)
 
 
 @dataclass(frozen=True)
@@ -186,15 +190,18 @@ def _call(
     kwargs: Mapping[str, Any],
     backend: Backend | None,
     receive: Receive,
-) -> None:
-    """Call a model, compiled with `backend` or (None) as it is, until it runs a captured graph."""
+) -> Any:
+    """Call a model, compiled with `backend` or (None) as it is, until it runs a captured graph.
+
+    Returns what the call returns, if something else runs in place of that graph.
+    """
     torch.compiler.reset()
     try:
         called = model if backend is None else compiled_with(model, backend)
         with intercept(receive), unreported():
-            called(*args, **kwargs)
+            return called(*args, **kwargs)
     except _Captured:
-        pass
+        return None
     finally:
         torch.compiler.reset()
 

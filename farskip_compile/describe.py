@@ -20,6 +20,7 @@ from farskip_compile.config import FarSkipConfig
 from farskip_compile.declare import NOTHING
 from farskip_compile.errors import FarSkipError, ManifestError
 from farskip_compile.explain import not_captured, versions
+from farskip_compile.manifest.adapters import without_adapters
 from farskip_compile.manifest.fingerprint import Fingerprint, align, parameters_of
 from farskip_compile.manifest.record import Manifest
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
@@ -81,7 +82,9 @@ def from_report(report: CompileReport, model: Callable[..., Any]) -> Manifest:
         )
     shapes = parameters_of(_module(model))
     rename = align(report.sub_block_parameters, shapes)
-    used = {rename(name) for name in report.sub_block_parameters}
+    renamed = [rename(name) for name in report.sub_block_parameters]
+    adapted = without_adapters(renamed, shapes)
+    used = {outside for name in renamed if (outside := adapted.get(name, name)) is not None}
     for name in sorted(used):
         if name not in shapes:
             raise ManifestError(

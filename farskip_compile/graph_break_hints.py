@@ -33,6 +33,18 @@ PLACES = (
         "that gathers DTensor parameters inside the graph (docs/parallel.md)",
     ),
     Known(
+        "peft/utils/integrations",
+        "PEFT's DoRA asks for the name of a parameter's class in each call, which Dynamo does not trace",
+        "train plain LoRA (use_dora=False); or model.merge_and_unload(), and compile what it returns",
+    ),
+    Known(
+        "accelerate/hooks",
+        "accelerate's hooks move parameters and inputs of each layer (`device_map` over several devices, offload to "
+        "cpu or disk), and Dynamo does not trace them, so every such layer is several graphs",
+        'load the model onto one device, device_map={"": device}; or spread it with tensor or expert parallelism '
+        "(docs/parallel.md), or with FSDP2 layer by layer (docs/layers.md)",
+    ),
+    Known(
         "transformers/distributed/expert_parallel",
         "the all-to-all expert parallelism of transformers branches on how many tokens a rank got, which no graph can",
         "farskip_compile.prepare(model) replaces it; or register_expert_parallel() of farskip_compile.prepare and "

@@ -22,7 +22,7 @@ COMMANDS = (
     *("explain", "demo", "status", "simulate", "calibrate", "overlap", "heal"),
     *("distill", "fold", "evaluate", "manifest", "verify-serving", "zoo"),
 )
-SHARED = ("backend", "describe", "explain", "prepare", "status", "verify")
+SHARED = ("backend", "describe", "explain", "export", "prepare", "status", "verify")
 """Public functions with the name of the module or package that holds them."""
 COMPILE = "torch.compile(torch.nn.Identity(), backend='farskip', options={'inner': 'eager'})(torch.ones(2))"
 ORDERS = [

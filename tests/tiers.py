@@ -16,6 +16,7 @@ WHOLE = {
     "tests/fuzz/test_slice.py": "a slice of the fuzzing: 110 generated graphs and models",
     "tests/mutation/": "every fault that was put in by hand must be noticed",
     "tests/faults/": "processes and ranks that fail, and what they leave",
+    "tests/examples/test_scripts.py": "the scripts of examples/, in processes and on ranks of their own",
     "tests/docs/": "the programs of the documentation, in processes of their own",
     "tests/manifest/test_docs.py": "a program of the documentation",
     "tests/demo/test_demo.py": "the demo as a whole",
@@ -24,13 +25,16 @@ WHOLE = {
     "tests/benchmarks/": "the benchmarks' own tests: networks of this machine, measured ranks",
     "tests/distill/": "training: jobs, resumed jobs, ranks",
     "tests/heal/": "checkpoints healed from end to end, and again after each step",
+    "tests/integrations/": "training loops of others, and ranks",
     "tests/evaluation/": "models evaluated by lm-eval, whose import alone takes seconds",
     "tests/fold/test_command.py": "checkpoints, folded",
     "tests/fold/test_ranks.py": "folds of spread models on ranks",
     "tests/calibrate/": "measurements of this machine",
     "tests/simulate/": "predictions for models of full size",
     "tests/compat/": "the table of versions",
+    "tests/integrations/lightning/": "training by Lightning, whose import alone takes seconds",
     # generated kernels
+    "tests/integrations/export/test_aot_inductor.py": "a program that AOTInductor compiles",
     "tests/inductor/test_account_of_memory.py": "Inductor's programs, forward and backward",
     "tests/inductor/test_generated_order.py": "Inductor's code, forward and backward",
     "tests/inductor/test_freed_buffers.py": "Inductor's code, forward and backward",
@@ -57,6 +61,7 @@ WHOLE = {
     "tests/models/test_skew.py::test_loads_of_ranks_differ": "ranks that route at their own will",
     "tests/distributed/test_custom_collectives.py": "Inductor's kernels on ranks",
     # ranks
+    "tests/integrations/export/test_ranks.py": "programs of ranks, saved and loaded",
     "tests/distributed/test_transformers_inductor.py": "Inductor's kernels on ranks",
     "tests/distributed/test_transformers_ranks.py": "transformers' models on ranks",
     "tests/distributed/test_expert_parallel_ranks.py": "transformers' own parallelism",
@@ -184,6 +189,10 @@ WHOLE = {
 
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
+    "integrations/test_trl.py": (
+        "test_losses_of_the_form_by_hand[texts",
+        "test_losses_of_the_form_by_hand[packed and cut",
+    ),
     "fold/test_ranks.py": ("test_two_ranks_are_one_process_with_all_data[copies",),
     "distributed/test_expert_parallel_ranks.py": (
         "test_equal_to_theirs_bit_for_bit[4",
@@ -212,8 +221,8 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "test_sharded_layer_by_layer[outside checkpoint shard",
         "test_bit_equal_to_the_form_by_hand[dropless",
         "test_bit_equal_to_the_form_by_hand[tp]",
-        "test_each_piece_crosses_in_flight[dropless-tokens",
-        "test_each_piece_crosses_in_flight[padded-auto",
+        "test_each_piece_crosses_in_flight[dropless-",
+        "test_each_piece_crosses_in_flight[padded-auto-4",
         "test_sharded_layer_by_layer[checkpoint",
         "test_sharded_layer_by_layer[loop compile",
         "test_sharded_layer_by_layer[shard",
@@ -225,6 +234,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "regional/test_families.py": (
         "test_the_table_is_that_of_the_whole_model[qwen3_next",
         "test_all_other_families[",
+        "test_the_table_is_that_of_the_whole_model[llama4_text",
         "test_the_table_is_that_of_the_whole_model[gemma4_text",
         "test_the_table_is_that_of_the_whole_model[nemotron_h",
     ),
@@ -329,6 +339,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "test_it_is_one_process_with_all_data[resharded root",
         "test_it_is_one_process_with_all_data[by layers, in chunks",
         "test_it_is_one_process_with_all_data[folded",
+        "test_it_is_one_process_with_all_data[experts apart",
     ),
     "distill/test_chunks.py": ("test_in_the_graph_of_a_rewired_model[inductor",),
     "distill/test_self_distill.py": (
@@ -349,6 +360,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "test_dynamic_lengths[granite_hybrid",
         "test_loss_inside_the_graph_then_validation[mixtral",
         "test_loss_inside_the_graph_then_validation[qwen2_moe",
+        "test_loss_inside_the_graph_then_validation[granite_hybrid",
     ),
     "models/test_adapters.py": (
         "test_merged_equals_unmerged[attention",
@@ -420,11 +432,14 @@ SHOWN_BY = {
     "benchmarks/test_gpu_run.py::test_a_dry_run": "gpu/test_programs.py::test_output_and_gradients",
     "demo/test_demo.py::test_variants": "demo/test_demo.py::test_cases_on_two_ranks",
     "inductor/test_pieces.py::test_an_exchange_by_gather_is_not": "inductor/test_pieces.py::test_an_exchange_by",
+    "inductor/test_generated_order.py::test_the_fullest": "simulate/test_skew.py",
+    "distill/test_by_layers.py::test_fold_and_trials": "distill/test_trials.py::test_each_trial_is_a_short_run",
     "inductor/test_generated_order.py::test_weight": "inductor/test_generated_order.py::test_rewired_models_hide",
     "inductor/test_generated_order.py::test_without_a_schedule": "inductor/test_generated_order.py::test_reports_say",
     "simulate/test_predict.py::test_it_starts": "simulate/test_predict.py::test_several_from_one_capture",
     "docs/test_conversion_page.py": "distill/test_job.py::test_a_checkpoint_is_healed",
     "docs/test_evaluation_page.py": "evaluation/test_command.py",
+    "integrations/test_accelerate.py::test_trains_as_the_form_by_hand[no": "integrations/test_ranks.py",
     "docs/test_ci_page.py::test_the_tests": "testing/test_equivalence.py::test_a_rewired_model",
     "benchmarks/test_distillation.py::test_rows_are_run": "distill/test_job.py::test_a_checkpoint_is_healed",
     "demo/test_demo.py::test_a_failing_rank": "demo/test_demo.py::test_cases_on_two_ranks",
@@ -486,6 +501,8 @@ SHOWN_BY = {
     "simulate/test_placement.py::test_every_exchange": "simulate/test_placement.py::test_inference_by_all_gather",
     "regional/test_regional.py::test_autocast": "models/test_training.py::test_autocast",
     "regional/test_regional.py::test_generate": "models/test_generation.py::test_generate_is_bit_equal",
+    "examples/test_scripts.py::test_what_was_healed": "examples/test_scripts.py::test_a_checkpoint",
+    "examples/test_notebooks.py::test_a_new_run": "examples/test_scripts.py::test_what_is_healed",
     "properties/test_architectures.py::test_aot": "properties/test_architectures.py::test_inductor_is_close",
 }
 """Of a whole test, or all of a file, where a change runs the same in a smaller form."""

@@ -14,8 +14,9 @@ from typing import Any
 from torch import fx, nn
 from torch._dynamo import OptimizedModule
 
-REGISTRIES = frozenset(["_modules", "_parameters", "_buffers"])
-"""Dictionaries in which `nn.Module` keeps what it has: steps of a path in a graph, no parts of a name."""
+REGISTRIES = frozenset(["_modules", "_parameters", "_buffers", "__dict__"])
+"""Dictionaries in which a module keeps what it has: steps of a path in a graph, no parts of a name. The last one is met
+in modules with a `__getattr__` of their own."""
 
 WRAPPERS = frozenset(["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
 """Attributes in which modules that PyTorch puts around others keep these."""
@@ -69,6 +70,11 @@ def forward_hooks(module: nn.Module) -> MutableMapping[int, Any]:
 def parameters_of(module: nn.Module) -> MutableMapping[str, nn.Parameter | None]:
     """The parameters directly in `module`, by name; what is put there is the module's from then on."""
     return module._parameters
+
+
+def not_persistent(module: nn.Module) -> set[str]:
+    """Names of the buffers directly in `module` that are not a part of its state."""
+    return set(module._non_persistent_buffers_set)
 
 
 @contextmanager

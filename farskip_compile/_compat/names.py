@@ -19,6 +19,7 @@ REORDER_PASSES = "reorder_for_compute_comm_overlap_passes"
 REUSE = "allow_buffer_reuse"
 SIMPLE_OVERLAP = "aten_distributed_optimizations.enable_simple_overlap"
 KERNEL_PROFILE = "cpp.enable_kernel_profile"
+PACKAGE_METADATA = "aot_inductor.metadata"
 NO_CACHES = "force_disable_caches"
 DDP_CUTS = "optimize_ddp"
 EAGER_BACKWARD = "force_non_lazy_backward_lowering"
@@ -40,6 +41,7 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
         SIMPLE_OVERLAP,
         KERNEL_PROFILE,
         NO_CACHES,
+        PACKAGE_METADATA,
         CUDA_GRAPHS,
         FEWER_PARTS,
         IN_PARTS,
@@ -56,8 +58,12 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch._dynamo.output_graph.OutputGraph": (
         "compile_subgraph_reason",
         "compiler_fn",
+        "global_scope",
         "local_scope",
+        "side_effects",
     ),  # the former also put on the graph module
+    "torch._dynamo.side_effects.SideEffects": ("_get_modified_vars",),
+    "torch._dynamo.variables.base.VariableTracker": ("mutation_type", "source"),
     "torch._dynamo.utils.CompilationMetrics": (
         "co_filename",
         "co_firstlineno",
@@ -73,7 +79,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch._guards.CompileContext": ("compile_id",),
     # where the inputs of a graph come from
     "torch._dynamo.variables.builder.GraphArg": ("source",),
-    "torch._guards.Source": ("guard_source",),
+    "torch._guards.Source": ("guard_source", "name"),
     "torch._dynamo.source.LocalSource": ("local_name",),
     "torch._dynamo.source.GlobalSource": ("global_name",),
     "torch._dynamo.source.AttrSource": ("base", "member"),
@@ -83,8 +89,16 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch._TorchCompileWrapper": ("compiler_fn", "kwargs"),
     "torch._dynamo.eval_frame.OptimizedModule": ("_orig_mod", "dynamo_ctx"),
     "torch._dynamo.eval_frame.OptimizeContext": ("callback",),
+    "torch._dynamo.backends.distributed.DDPOptimizer": ("backend_compile_fn",),
     "torch._dynamo.symbolic_convert.InstructionTranslator": ("output",),
-    "torch.nn.Module": ("_compiled_call_impl", "_forward_hooks", "_forward_pre_hooks", "_modules", "_parameters"),
+    "torch.nn.Module": (
+        "_compiled_call_impl",
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_modules",
+        "_non_persistent_buffers_set",
+        "_parameters",
+    ),
     "torch.nn.parallel.DistributedDataParallel": (
         "_get_active_ddp_module",
         "_set_params_and_buffers_to_ignore_for_model",
@@ -107,13 +121,16 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch.fx.experimental.symbolic_shapes.ShapeEnv": (
         "backed_var_to_val",
         "deferred_runtime_asserts",
+        "evaluate_guards_expression",
         "is_unbacked_symint",
+        "produce_guards_expression",
         "replace",
         "var_to_hint_override",
         "var_to_range",
     ),
     "torch.fx.experimental.symbolic_shapes.RuntimeAssert": ("expr",),
     "torch.utils._sympy.value_ranges.ValueRanges": ("lower", "upper"),
+    "torch.export.dynamic_shapes.ShapesCollection": ("dynamic_shapes",),  # one of two that have it
     # operators, tensors and the nodes of autograd
     "torch._ops.OpOverload": ("_overloadname", "_schema"),
     "torch._ops.OpOverloadPacket": ("_qualified_op_name",),

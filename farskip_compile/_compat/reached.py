@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch._dynamo import OptimizedModule
-from torch._dynamo.eval_frame import innermost_backend, skip_code
+from torch._dynamo.backends.distributed import DDPOptimizer
+from torch._dynamo.eval_frame import OptimizeContext, innermost_backend, skip_code
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
 Compiler = tuple[Callable[..., Any], Mapping[str, Any]]
@@ -40,10 +41,19 @@ def compiled_for(wrapper: nn.Module) -> Compiler | None:
     return _compiler(getattr(wrapper.dynamo_ctx, "callback", None))
 
 
+def compiled_in_place_for(module: nn.Module) -> Compiler | None:
+    """The backend that `module.compile(backend=...)` was called with, or `module.forward = torch.compile(...)`."""
+    function = getattr(module, "_compiled_call_impl", None) or module.forward
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    return next((_compiler(one.callback) for one in cells if isinstance(one, OptimizeContext)), None)
+
+
 def _compiler(callback: Any) -> Compiler | None:
     if not callable(callback):
         return None
     backend = innermost_backend(callback)
+    if isinstance(owner := getattr(backend, "__self__", None), DDPOptimizer):  # cuts the graph, for this backend
+        backend = innermost_backend(owner.backend_compile_fn)
     if isinstance(backend, torch._TorchCompileWrapper):
         return backend.compiler_fn, backend.kwargs
     return backend, {}

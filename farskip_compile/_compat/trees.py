@@ -6,11 +6,24 @@ Checked by running on torch 2.13.0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch.utils import _pytree
+
+Structure = _pytree.TreeSpec
+
+
+def leaves_of(tree: Any) -> tuple[list[Any], Structure]:
+    """What a structure of known classes holds, and the structure without it."""
+    leaves, structure = _pytree.tree_flatten(tree)
+    return leaves, structure
+
+
+def put_together(leaves: Iterable[Any], structure: Structure) -> Any:
+    """The opposite of `leaves_of`."""
+    return _pytree.tree_unflatten(leaves, structure)
 
 
 def register_tree(

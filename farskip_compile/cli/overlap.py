@@ -49,7 +49,7 @@ def overlap_command(
 ) -> None:
     """Show how much communication is exposed: in flight while the rank computes nothing."""
     from farskip_compile.cli.progress import working
-    from farskip_compile.profiling import NoCollectivesError, TraceError, merge_traces, overlap, read_traces
+    from farskip_compile.profiling import NoCollectivesError, Trace, TraceError, merge_traces, overlap, read_traces
     from farskip_compile.profiling.page import overlap_page
     from farskip_compile.profiling.text import report_text
 
@@ -62,7 +62,7 @@ def overlap_command(
                 raise TraceError(f"{path} is one of the traces to read", way_out="give another name for the output")
         try:
             with working(f"reading {traces[0].name}") as work:
-                found = []
+                found: list[Trace] = []
                 for number, path in enumerate(traces, 1):
                     if number > 1:
                         work(f"reading {number} of {len(traces)}: {path.name}")

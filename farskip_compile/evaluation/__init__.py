@@ -2,7 +2,6 @@
 """Evaluation by lm-eval: a checkpoint in the wiring that its manifest describes, and beside the original.
 
     found       the manifest of a checkpoint, if it has one
-    evidence    every graph of the run left out what the manifest says
     model       `FarSkipLM`, which lm-eval knows as the model `farskip`
     difference  two results sample by sample: differences, their standard errors, limits
     run         both checkpoints on the same tasks

@@ -14,7 +14,7 @@ Algorithm:
    padding, so no batch has either: it is padded to two rows and two tokens, and a prompt by one masked token. That
    makes three graphs: log-likelihoods, prefill, decode steps; with Inductor a fourth one, for the first decode step,
    whose cache has the strides that the prefill's kernels chose.
-4. After every batch, check the evidence (`evidence`).
+4. After every batch, check the evidence (`guard.evidence`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from transformers import PreTrainedModel
 
 from farskip_compile._compat.modules import is_compiled
 from farskip_compile.errors import ConfigError, OriginalWiringError
-from farskip_compile.evaluation.evidence import Evidence
 from farskip_compile.evaluation.found import needed_manifest
+from farskip_compile.guard.evidence import Evidence
 from farskip_compile.guard.forward import MARK, guard
 from farskip_compile.manifest.record import Manifest
 from farskip_compile.prepare.main import prepare
@@ -41,6 +41,7 @@ LOG_LIKELIHOODS = "log-likelihoods"
 GENERATION = "generation"
 LEAST = 2
 """Rows, and tokens of a row."""
+WAY_OUT = "leave the model of a FarSkipLM as it is; to evaluate the original wiring, use lm-eval's own model: hf"
 UNTRIED = ("peft", "delta", "autogptq", "gptqmodel", "gguf_file", "parallelize", "tp_plan")
 """Arguments of `HFLM` that put something around the model or change how it is loaded."""
 
@@ -81,7 +82,7 @@ class FarSkipLM(HFLM):
         model: nn.Module = self.model
         _guard(model, self.manifest)
         prepare(model)
-        self.evidence = Evidence(self.manifest)
+        self.evidence = Evidence(self.manifest, WAY_OUT)
         options = {"manifest": self.manifest, "inner": inner, "on_report": self.evidence.reports.append}
         model.compile(backend="farskip", fullgraph=True, dynamic=True, options=options)
 

@@ -33,8 +33,9 @@ from transformers import AutoConfig
 
 from farskip_compile.errors import ConfigError
 from farskip_compile.evaluation.difference import Aggregate, Comparison, Limits, compare, mean
-from farskip_compile.evaluation.found import find_manifest, needed_manifest
+from farskip_compile.evaluation.found import needed_manifest
 from farskip_compile.evaluation.model import FarSkipLM, default_device
+from farskip_compile.manifest.found import find_manifest
 
 BOOTSTRAPS = 1000
 """For lm-eval's standard errors of what is not a mean; its own default (100,000) takes minutes for each."""

@@ -5,7 +5,8 @@ Contract: `register_model_types` makes the types `farskip_*` known to transforme
 called when both packages are imported (`farskip_compile/__init__.py`).
 `AutoConfig` then gives a configuration of a subclass of the original one, which guards what it saves; the Auto classes
 for models give the original class with its weights, guarded (`forward`). A class that is called by its own name
-(`DeepseekV3ForCausalLM.from_pretrained`) asks no registry, and warns of another type, no more.
+(`DeepseekV3ForCausalLM.from_pretrained`) asks no registry, and warns of another type, no more. `guard_saves` gives a
+model that is trained rewired such a configuration.
 
 A type is needed before its checkpoint is known, so all types of transformers get one; original configurations are
 imported once they are needed.
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,10 @@ from torch import nn
 from farskip_compile.errors import ManifestError
 from farskip_compile.guard.forward import guard
 from farskip_compile.json_files import write_text
-from farskip_compile.manifest.files import CONFIG, FILE, WRITABLE
+from farskip_compile.manifest.amd_keys import has_amd_keys
+from farskip_compile.manifest.files import CONFIG, FILE, KEY, WRITABLE
 from farskip_compile.manifest.guarded import ORIGINAL_TYPE, PREFIX, guarded, original
+from farskip_compile.manifest.record import Manifest
 
 CLASS_PREFIX = "FarSkip"
 
@@ -39,6 +44,26 @@ def register_model_types() -> None:
     for name in list(CONFIG_MAPPING):
         if not name.startswith(PREFIX) and PREFIX + name not in CONFIG_MAPPING:
             AutoConfig.register(PREFIX + name, _Configurations)
+
+
+def guard_saves(model: nn.Module, *, guarded: bool = True) -> Callable[[Manifest], None]:
+    """Let `save_pretrained` write a manifest and the guard into `config.json`, whoever calls it.
+
+    Args:
+        model: the module. Its configuration is changed in place, so this comes before the model is compiled.
+        guarded: False: the manifest alone.
+
+    Returns:
+        What is called with the manifest when there is one; until then nothing is guarded. It does nothing for a model
+        without a configuration of transformers, which has none to save, and one that is marked by AMD's keys.
+    """
+    config: Any = getattr(model, "config", None)
+    kind = getattr(sys.modules.get("transformers"), "PreTrainedConfig", None)
+    if kind is None or not isinstance(config, kind) or has_amd_keys(config.to_dict()):
+        return lambda manifest: None
+    if guarded and type(config).__module__ != __name__:
+        config.__class__ = _guarded_class(type(config))
+    return lambda manifest: setattr(config, KEY, manifest.to_json())
 
 
 class _Configurations:
@@ -69,6 +94,8 @@ def _guarded_class(config_class: Any) -> Any:
 
     def save_pretrained(self: Any, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         config_class.save_pretrained(self, save_directory, *args, **kwargs)
+        if not hasattr(self, KEY):  # it was made by `guard_saves`, and nothing was trained yet
+            return
         path = Path(save_directory) / CONFIG
         write_text(path, guarded(path.read_text()), way_out=WRITABLE, error=ManifestError)
 

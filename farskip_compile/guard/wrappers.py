@@ -14,8 +14,7 @@ are not looked after.
 from __future__ import annotations
 
 import functools
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -25,14 +24,13 @@ from torch import nn
 
 from farskip_compile._compat.modules import is_compiled, unwrapped
 from farskip_compile._compat.reached import Method, compiled_for, watch_wrappers
-from farskip_compile.errors import FarSkipWarning, OriginalWiringError
+from farskip_compile.guard import adapters
 from farskip_compile.guard.compilers import is_ours, is_strict, traced_by_us
+from farskip_compile.guard.report import original_wiring
 
 Report = Callable[[], None]
 _reached: ContextVar[Report | None] = ContextVar("farskip_reached", default=None)
 """What to do if the model is called: set while a method of the wrapper runs."""
-WARNED = "farskip_warned"
-"""Attribute of a wrapper that has given its warning."""
 
 
 def watch() -> None:
@@ -42,19 +40,24 @@ def watch() -> None:
 
 def _around(wrapper: nn.Module, name: str) -> Callable[[Method], Method] | None:
     compiler, model = compiled_for(wrapper), unwrapped(wrapper)
-    if compiler is None or not is_ours(compiler) or is_compiled(model):
+    if compiler is None or not is_ours(compiler) or any(map(is_compiled, adapters.inside(model))):
         return None
     reason = (
         f"`{name}` runs the model in its original wiring: the wrapper that torch.compile returns hands it to the model "
         "in it, and only a call of the wrapper itself runs rewired"
     )
-    way_out = 'model.compile(backend="farskip", fullgraph=True), in place, and use the model itself'
-    report = functools.partial(_report, wrapper, reason, way_out, strict=is_strict(compiler))
+    called = [*adapters.inside(model)]
+    way_out = (
+        'model.compile(backend="farskip", fullgraph=True), in place, and use the model itself'
+        if called == [model]
+        else adapters.WAY_OUT
+    )
+    report = functools.partial(original_wiring, wrapper, reason, way_out, strict=is_strict(compiler))
 
     def around(method: Method) -> Method:
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            with _watched(model, report):
+            with _watched(called, report):
                 return method(*args, **kwargs)
 
         return call
@@ -66,19 +69,20 @@ def _exported(wrapper: nn.Module) -> None:
     compiler = compiled_for(wrapper)
     if compiler is not None and is_ours(compiler):
         reason = "torch.export of what torch.compile returned exports the model in its original wiring"
-        way_out = "export the model itself, if that is what is wanted; a rewired model can't be exported"
-        _report(wrapper, reason, way_out, strict=is_strict(compiler))
+        way_out = "farskip_compile.export(model, *args), or export the model itself if that is what is wanted"
+        original_wiring(wrapper, reason, way_out, strict=is_strict(compiler))
 
 
 @contextmanager
-def _watched(model: nn.Module, report: Report) -> Iterator[None]:
-    handle = model.register_forward_pre_hook(_called)
+def _watched(models: Sequence[nn.Module], report: Report) -> Iterator[None]:
+    handles = [model.register_forward_pre_hook(_called) for model in models]
     token = _reached.set(report)
     try:
         yield
     finally:
         _reached.reset(token)
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _called(_: nn.Module, __: Any) -> None:
@@ -89,11 +93,3 @@ def _called(_: nn.Module, __: Any) -> None:
 def _refuse_unless_traced() -> None:
     if (report := _reached.get()) is not None and not traced_by_us():
         report()
-
-
-def _report(wrapper: nn.Module, reason: str, way_out: str, *, strict: bool) -> None:
-    if strict:
-        raise OriginalWiringError(reason, way_out=way_out)
-    if not vars(wrapper).get(WARNED, False):
-        vars(wrapper)[WARNED] = True
-        warnings.warn(f"{reason}\n  way out: {way_out}", FarSkipWarning, stacklevel=3)

@@ -8,6 +8,7 @@ silently, and compute something else. A manifest says which form they are for: J
     fingerprint        names and shapes of the parameters; `patterns` writes them in a few lines
     graph_parameters   which parameters a Dynamo graph shows
     files              to and from disk: a file of its own, a checkpoint folder, a Hugging Face `config.json`
+    found              of a checkpoint or a model in memory, wherever it is kept
     amd_keys           AMD's keys in a `config.json`, which say connectivity and layers only
     check              a graph against a manifest
 

@@ -1,30 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters of a model that adapters (LoRA) were put around, by the names that they had without.
 
-In:    names of parameters of a graph, and those of a manifest.
-Out:   for each name that the manifest does not have, the one that it stands for; None: it is the adapter's own.
-Never: knows what an adapter's own parts are called.
+In:    a model (`names_without_adapters`); or names of parameters of a graph, and those of a manifest
+       (`without_adapters`), where the model is not at hand.
+Out:   for each name, the one that it stands for; None: it is the adapter's own. So a manifest has the names of the
+       base model, and holds for it, for the model with any adapters, and for the one that these were merged into.
+Never: changes anything; imports PEFT, unless somebody has. Of a graph, knows what an adapter's own parts are called.
 
 An adapter takes the place of a module and holds it: `q_proj.weight` becomes `q_proj.base_layer.weight`, one component
-more, or the same one several times. Everything else in its place is its own: `q_proj.lora_A.default.weight`.
+more, or the same one several times. Everything else in its place is its own: `q_proj.lora_A.default.weight`. A module
+that is trained as a whole (`modules_to_save`) is copied: `gate.weight` becomes `gate.modules_to_save.default.weight`,
+two components more, and nothing in the graph stands for it besides.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable
+
+from torch import nn
+
+
+def names_without_adapters(model: nn.Module) -> dict[str, str | None]:
+    """Each name of a parameter of `model`, and the name that it has in the model without adapters.
+
+    None: there is no such parameter there, because it is an adapter's own, or a copy that is trained in its place.
+    """
+    places = {name: inner for name, module in model.named_modules(remove_duplicate=False) if (inner := _inner(module))}
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    return {name: _outside(name, places) if places else name for name in names}
 
 
 def without_adapters(names: Iterable[str], known: Collection[str]) -> dict[str, str | None]:
     """See the module's contract; a name that is neither is left out."""
+    names = list(names)
     strange = [name for name in names if name not in known]
     found: dict[str, str | None] = {}
+    taken = set(names) - set(strange)
     places: set[str] = set()
-    for name in strange:
-        for place, inner in _shorter(name.split(".")):
-            if inner in known:
-                found[name] = inner
-                places.add(place)
-                break
+    for more in (1, 2):
+        for name in strange:
+            for place, inner in _shorter(name.split("."), more) if name not in found else ():
+                if inner in known and (more == 1 or inner not in taken):
+                    found[name] = inner
+                    places.add(place)
+                    break
+        taken |= {inner for inner in found.values() if inner is not None}
     for name in strange:
         parts = name.split(".")
         if name not in found and any(".".join(parts[:count]) in places for count in range(1, len(parts))):
@@ -32,10 +53,42 @@ def without_adapters(names: Iterable[str], known: Collection[str]) -> dict[str, 
     return found
 
 
-def _shorter(parts: list[str]) -> Iterable[tuple[str, str]]:
-    """Each prefix of a name, and the name without the component (or run of equal ones) that follows the prefix."""
-    for start in range(1, len(parts) - 1):
-        end = start + 1
-        while end < len(parts) - 1 and parts[end] == parts[start]:
+def _shorter(parts: list[str], more: int) -> Iterable[tuple[str, str]]:
+    """Each prefix of a name, and the name without the components that follow the prefix: so many `more`, or one and
+    its repetitions."""
+    for start in range(1, len(parts) - more):
+        end = start + more
+        while more == 1 and end < len(parts) - 1 and parts[end] == parts[start]:
             end += 1
         yield ".".join(parts[:start]), ".".join([*parts[:start], *parts[end:]])
+
+
+def _inner(module: nn.Module) -> str:
+    """Where a module of PEFT keeps the one in whose place it is; empty: it is in nobody's place."""
+    if "peft" not in sys.modules:
+        return ""
+    from peft import PeftMixedModel, PeftModel
+    from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+
+    inner = {
+        PeftModel: "base_model",
+        PeftMixedModel: "base_model",
+        BaseTuner: "model",
+        BaseTunerLayer: "base_layer",
+        ModulesToSaveWrapper: "original_module",
+        TrainableTokensWrapper: "token_adapter",
+    }
+    return next((name for kind, name in inner.items() if isinstance(module, kind)), "")
+
+
+def _outside(name: str, places: dict[str, str]) -> str | None:
+    """The name without the components that lead into what is in each of `places`; None: it leads elsewhere."""
+    parts, kept = name.split("."), []
+    for at, part in enumerate(parts):
+        inner = places.get(".".join(parts[:at]))
+        if inner is None:
+            kept.append(part)
+        elif part != inner:
+            return None
+    return ".".join(kept)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Manifests on disk: a file of their own, one beside a checkpoint, or a key of a Hugging Face `config.json`.
+"""Manifests on disk: a file of their own, one beside a checkpoint, or a key of its `config.json`.
 
 Contract: a path is one of three things.
-  a folder        `farskip.json` in it, beside the weights; read from `config.json` if that is all there is
+  a folder        `farskip.json` in it, beside the weights; read from its configuration if that is all there is
   `config.json`   its key `farskip`; every other character of the file stays as it was
   any other file  the manifest and nothing else
-In the first two, `config.json` is guarded (`guarded`), so that nothing loads the weights in their original wiring.
+In the first two, `config.json` is guarded (`guarded`), so that nothing loads the weights in their original wiring. The
+same goes for `adapter_config.json`, PEFT's configuration of an adapter (`guarded_adapter`).
 A write replaces the whole file or nothing (`json_files`). Never: overwrites a file that is not a manifest, or AMD's
 keys; reads what is not a regular file, or too large for a manifest (`reading`).
 """
@@ -21,15 +22,17 @@ from farskip_compile.errors import ManifestError
 from farskip_compile.json_files import write_text
 from farskip_compile.manifest.amd_keys import AMD_KEYS, from_amd_keys, has_amd_keys
 from farskip_compile.manifest.guarded import guarded, is_guarded, unguarded
-from farskip_compile.manifest.json_text import compact, with_key
+from farskip_compile.manifest.guarded_adapter import guarded_adapter, is_guarded_adapter, unguarded_adapter
+from farskip_compile.manifest.json_text import compact, with_key, without_key
 from farskip_compile.manifest.record import Manifest
 from farskip_compile.reading import DOCUMENT_BYTES, parse_json, read_bytes
 
 FILE = "farskip.json"
 """The manifest's name in a checkpoint folder."""
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
 KEY = "farskip"
-"""Of the manifest in a `config.json`."""
+"""Of the manifest in a configuration."""
 WRITABLE = "give an existing folder with the right to write; what was there before is unchanged"
 
 
@@ -38,10 +41,10 @@ def save_manifest(manifest: Manifest, path: str | os.PathLike[str], *, guard: bo
 
     Args:
         manifest: what to write.
-        path: the folder (`farskip.json` is written there), its `config.json`, or another file.
-        guard: give a checkpoint of transformers a `model_type` that loaders without this package refuse, and that
-            transformers knows where this package is imported. False leaves, or puts back, the original one, as for a
-            manifest under which the model computes what it does as written.
+        path: the folder (`farskip.json` is written there), its `config.json` or `adapter_config.json`, or another file.
+        guard: give a checkpoint of transformers a `model_type`, and an adapter of PEFT a `peft_type`, that loaders
+            without this package refuse, and that both know where this package is imported. False leaves, or puts back,
+            the original one, as for a manifest under which the model computes what it does as written.
 
     Returns:
         The file that holds the manifest.
@@ -51,37 +54,45 @@ def save_manifest(manifest: Manifest, path: str | os.PathLike[str], *, guard: bo
     """
     target = Path(path)
     file = target / FILE if target.is_dir() else target
-    config = file.with_name(CONFIG)
-    if target.is_dir() or file == config:
-        edited = _with_manifest(config, manifest, guard=guard, needed=file == config)  # refused before any write
-    else:
-        edited = None
-    if file != config:
+    edited: dict[Path, str] = {}
+    for config in (file.with_name(CONFIG), file.with_name(ADAPTER)):
+        if file == config or (target.is_dir() and config.exists()):
+            text = _with_manifest(config, manifest, guard=guard, needed=file == config)  # refused before any write
+            edited |= {config: text} if text is not None else {}
+    if file.name not in (CONFIG, ADAPTER):
         if file.exists() and "schema" not in _read(file)[1]:
             raise ManifestError(
                 f"{file} exists and is not a manifest", way_out="give another name, or the folder of the checkpoint"
             )
         write_text(file, compact(manifest.to_json()) + "\n", way_out=WRITABLE, error=ManifestError)
-    if edited is not None:
-        write_text(config, edited, way_out=WRITABLE, error=ManifestError)
+    for config, text in edited.items():
+        write_text(config, text, way_out=WRITABLE, error=ManifestError)
     return file
 
 
 def _with_manifest(config: Path, manifest: Manifest, *, guard: bool, needed: bool) -> str | None:
-    """The text of a `config.json` with its guard, or without it; None: it stays as it is.
+    """The text of a configuration with its guard, or without it; None: it stays as it is.
 
     The manifest is in it if it is `needed`, if there was one, and if it is guarded, to go along when the model is saved
     elsewhere.
     """
-    if not needed and not config.exists():
-        return None
     text, content = _read(config)
     if needed:
         _refuse_amd_keys(config, content)
-    edited = guarded(text) if guard and manifest.changes_function else unguarded(text)
-    if needed or is_guarded(edited) or isinstance(content.get(KEY), Mapping):
+    put, away, has = _GUARDS[config.name]
+    edited = put(text) if guard and manifest.changes_function else away(text)
+    if needed or has(edited) or (config.name == CONFIG and isinstance(content.get(KEY), Mapping)):
         return with_key(edited, KEY, manifest.to_json())
+    if config.name == ADAPTER:  # of a key that it does not know PEFT warns
+        edited = without_key(edited, KEY)
     return edited if edited != text else None
+
+
+_GUARDS = {
+    CONFIG: (guarded, unguarded, is_guarded),
+    ADAPTER: (guarded_adapter, unguarded_adapter, is_guarded_adapter),
+}
+"""Configuration -> what guards its text, what takes the guard away, and whether there is one."""
 
 
 def _refuse_amd_keys(target: Path, config: Mapping[str, Any]) -> None:
@@ -97,17 +108,22 @@ def load_manifest(path: str | os.PathLike[str], *, largest: int = DOCUMENT_BYTES
     """Read a manifest from disk.
 
     Args:
-        path: a checkpoint folder (`farskip.json`, else `config.json` with our key or AMD's), or a file.
+        path: a checkpoint folder (`farskip.json`, else `config.json` with our key or AMD's, else `adapter_config.json`
+            with our key), or a file.
         largest: bytes that the file may have.
 
     Raises:
         ManifestError: there is none, or it is damaged or too large; names the file and the key.
     """
     target = Path(path)
-    files = [file for file in (target / FILE, target / CONFIG) if file.exists()] if target.is_dir() else [target]
+    files = (
+        [file for file in (target / FILE, target / CONFIG, target / ADAPTER) if file.exists()]
+        if target.is_dir()
+        else [target]
+    )
     if not files:
         raise ManifestError(
-            f"there is no manifest in {target}: neither {FILE} nor {CONFIG}",
+            f"there is no manifest in {target}: neither {FILE} nor {CONFIG} nor {ADAPTER}",
             way_out="make one: farskip_compile.save_manifest(farskip_compile.describe(model, ...), folder)",
         )
     return read_manifest(_read(files[0], largest)[1], str(files[0]))

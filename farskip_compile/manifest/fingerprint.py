@@ -8,8 +8,9 @@ names are grouped (`patterns`), so that 61 layers of 256 experts take about as m
 a hash alone would be smaller still, and could only say "something is different". It is there besides, so that a file
 that was edited or damaged is noticed.
 
-Names are compared without the wrappers of PyTorch (`torch.compile`, DDP, FSDP, checkpoints), and without what stands in
-front of all of them: a graph begins at whatever was compiled, which may be a module around the model, or inside of it.
+Names are compared without the wrappers of PyTorch (`torch.compile`, DDP, FSDP, checkpoints) and without adapters
+(`adapters`), and without what stands in front of all of them: a graph begins at whatever was compiled, which may be a
+module around the model, or inside of it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from farskip_compile._compat.modules import plain_name, unwrapped
 from farskip_compile.errors import ManifestError
 from farskip_compile.json_files import Reader
 from farskip_compile.manifest import patterns
+from farskip_compile.manifest.adapters import names_without_adapters
 from farskip_compile.manifest.patterns import Shape
 
 MOST_CANDIDATES = 16
@@ -108,7 +110,7 @@ class Fingerprint:
 
 
 def parameters_of(model: nn.Module) -> dict[str, Shape]:
-    """Names and shapes of all parameters of `model`; of a distributed tensor the shape of the whole.
+    """Names and shapes of all parameters of `model`, without adapters; of a distributed tensor the shape of the whole.
 
     A tied parameter is listed under each of its names: a graph shows it under any one of them.
 
@@ -116,10 +118,14 @@ def parameters_of(model: nn.Module) -> dict[str, Shape]:
         ManifestError: a parameter has no shape yet, or there are more than a manifest may hold.
     """
     shapes: dict[str, Shape] = {}
+    names = names_without_adapters(unwrapped(model))
     for name, parameter in unwrapped(model).named_parameters(remove_duplicate=False):
+        outside = names[name]
+        if outside is None:
+            continue
         if nn.parameter.is_lazy(parameter):
             raise ManifestError(f"the parameter {name!r} has no shape yet", way_out="run the model once before")
-        shapes[plain_name(name)] = tuple(parameter.shape)
+        shapes[plain_name(outside)] = tuple(parameter.shape)
     if len(shapes) > MOST_PARAMETERS or sum(map(len, shapes)) > MOST_CHARACTERS:
         raise ManifestError(
             f"the model has {len(shapes):,} parameters, and a manifest holds {MOST_PARAMETERS:,}",

@@ -10,6 +10,7 @@ merged, PEFT's forward runs, which then registers nothing.
 
 from __future__ import annotations
 
+import sys
 from types import MethodType
 from typing import Any
 
@@ -19,6 +20,15 @@ from torch import nn
 from farskip_compile.prepare.changes import Change, named
 
 MARK = "farskip_adapted"
+
+
+def is_adapter(module: nn.Module) -> bool:
+    """Whether PEFT has put it around another module."""
+    if "peft" not in sys.modules:
+        return False
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(module, BaseTunerLayer)
 
 
 def keep_parametrizations(model: nn.Module) -> list[Change]:

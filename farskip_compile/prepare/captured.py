@@ -14,7 +14,11 @@ import torch
 from torch import nn
 
 from farskip_compile._compat import CAPTURE_ERRORS
+from farskip_compile._compat.layers import allow_recompiles
 from farskip_compile.explain import not_captured
+
+MOST = 2**16
+"""Modules of one class may be asked about so often: each is a recompile of the same code, and Dynamo stops after 8."""
 
 
 class _Whole(BaseException):
@@ -27,6 +31,7 @@ def _stop(*_: Any) -> NoReturn:
 
 def why_not_captured(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
     """Why `fullgraph=True` fails for a call of a module, or None."""
+    limits_back = allow_recompiles(MOST)
     try:
         with torch.no_grad():
             torch.compile(module, backend=lambda graph, inputs: _stop, fullgraph=True)(*args, **kwargs)
@@ -35,4 +40,6 @@ def why_not_captured(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[s
     except CAPTURE_ERRORS as error:
         why = not_captured(error)
         return f"{why.reason} ({why.where})" if why.where else why.reason
+    finally:
+        limits_back()
     return "Dynamo skips it"

@@ -26,6 +26,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from farskip_compile.prepare.adapters import is_adapter
 from farskip_compile.prepare.captured import why_not_captured
 from farskip_compile.prepare.changes import Change, Left, joined, named
 from farskip_compile.prepare.loop_source import Source, methods
@@ -81,11 +82,13 @@ def rewrite_loops(model: nn.Module, example: Call | None, before: list[Left]) ->
 
 
 def _groups(model: nn.Module) -> list[Group]:
-    """Modules with loops of their own in Python that nobody has replaced."""
+    """Modules with loops of their own in Python that nobody has replaced; PEFT's are over adapters, not experts."""
     groups: dict[Hashable, Group] = {}
     known: dict[type, dict[str, Source]] = {}
     for name, module in model.named_modules():
         kind = type(module)
+        if is_adapter(module):
+            continue
         if kind not in known:
             known[kind] = methods(kind)
         sources = {key: source for key, source in known[kind].items() if key not in vars(module)}

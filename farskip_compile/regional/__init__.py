@@ -10,6 +10,7 @@ error.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -212,9 +213,14 @@ def _plain(name: str, layer: nn.Module) -> Callable[..., Any]:
         return type(layer).forward
     if isinstance(own, MethodType) and own.__self__ is layer:
         return own.__func__
+    function = own
+    while isinstance(function, functools.partial):
+        function = function.func
+    called = f"{function.__module__}.{function.__qualname__}" if hasattr(function, "__qualname__") else type(own)
     raise ConfigError(
-        f"the forward of {name!r} was replaced by {own!r}, which is not one of its methods",
-        way_out="call farskip_compile.regional first",
+        f"the forward of {name!r} was replaced by {called}, which is not one of its methods",
+        way_out="call farskip_compile.regional first; layers with hooks of accelerate (`device_map` over several "
+        "devices, offload) can't be captured at all: load the model onto one device",
         where=Where(node=name),
     )
 

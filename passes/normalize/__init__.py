@@ -62,11 +62,19 @@ def _refuse_unknown_values(module: fx.GraphModule) -> None:
             continue
         if node.op == "get_attr" and not isinstance(attrgetter(str(node.target))(module), torch.Tensor):
             continue  # the body of a higher-order operator
+        if _made_of_constants(node):
+            continue  # settings that a function takes, such as a named tuple: no data are in it
         raise UnsupportedPatternError(
             f"nothing is known about the value of {node.name!r}: it carries no fake value",
             way_out="hand over the graph as Dynamo made it, with node.meta['example_value']",
             where=ops.where(node),
         )
+
+
+def _made_of_constants(node: fx.Node) -> bool:
+    """Whether it is an object of a Python class that was called with nothing but constants, and such objects."""
+    makes = node.op == "call_function" and isinstance(node.target, type)
+    return makes and all(map(_made_of_constants, node.all_input_nodes))
 
 
 def _needs_data(user: fx.Node) -> bool:

@@ -39,7 +39,8 @@ def test_ctrl_c_while_a_model_is_built(more: list[str]) -> None:
 
 @pytest.mark.parametrize("more", [["--json"], ["--all"]], ids=" ".join)
 def test_a_report_whose_reader_leaves(more: list[str], tmp_path: Path) -> None:
-    events = [gloo("all_reduce", 10 * n, 10 * n + 5) for n in range(1000)] + [op("aten::mm", 0, 10)]
+    many = [gloo("all_reduce", 10 * n, 10 * n + 5) for n in range(5000)]  # lines for more than a pipe holds
+    events = [*many, op("aten::mm", 0, 10)]
     line, errors, status = read_a_line_and_leave([*FARSKIP, "overlap", str(write(tmp_path / "0.json", events)), *more])
     assert line.strip()
     assert (errors, status) == ("", 1)

@@ -33,14 +33,11 @@ COMBINED = {"combo_kernels": True}
 HALVES = {"dtype": "bfloat16", "sizes": {"value_head_dim": 24}, "beside": True}
 GROUPS: dict[str, dict[str, Any]] = {
     # what a change runs
-    "two vendors": {
-        "padded": {"device": "mi300x"},
-        "together": {"variant": "flex", "inductor": {**TEMPLATES, **COMBINED}},
-    },
-    "halves": {"flash": HALVES},
+    "together": {"together": {"variant": "flex", "inductor": {**TEMPLATES, **COMBINED}}},
     # the rest, which is deep; what has no drops is run with CUDA graphs (test_cuda_graphs.py)
     "alone: without drops": {"dropless": {"mode": "dropless"}},
-    "alone: devices": {"h100": {}, "b200": {"device": "b200"}},
+    "halves": {"flash": HALVES},
+    "alone: devices": {"h100": {}, "b200": {"device": "b200"}, "mi300x": {"device": "mi300x"}},
     "alone: layouts": {
         "allgather": {"mode": "allgather"},
         "tp": {"mode": "tp"},

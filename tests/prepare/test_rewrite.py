@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import farskip_compile
 from farskip_compile import prepare
 from farskip_compile.prepare import main
+from farskip_compile.prepare.captured import why_not_captured
 from tests.handwritten.decoder import MLP, WIDTH, Decoder, farskip_form, token_ids
 from tests.prepare.loop_styles import STYLES, Block, Capacity, Counted, Hit, Skips, Stacked
 
@@ -333,3 +334,10 @@ def test_a_shape_that_depends_on_data_is_a_refusal_with_its_line() -> None:
     assert "farskip_compile.prepare(model)" in refusal.way_out
     with pytest.raises(farskip_compile.ManifestError, match="depends on values"):
         farskip_compile.describe(Decoder(Counted), token_ids())
+
+
+def test_modules_of_one_class_are_asked_about_one_by_one() -> None:
+    """More of them than Dynamo compiles one function for: each has a shape of its own, and may have another answer."""
+    for width in range(2, 14):
+        assert why_not_captured(nn.Linear(width, width), (torch.zeros(1, width),), {}) is None
+    assert torch._dynamo.config.recompile_limit < 12

@@ -70,7 +70,7 @@ def test_a_launcher_with_several_ranks(tmp_path: Path) -> None:
     assert [(rank.rank, rank.exposed_ns) for rank in report.ranks] == [(0, 15_000), (1, 10_000)]
     assert [rank.collectives[0].layer for rank in report.ranks] == [3, None]
     assert [one.source for one in report.traces] == [f"{path} (process 5000)", f"{path} (process 4000)"]
-    with pytest.raises(TraceError, match="is of 2 processes"):
+    with pytest.raises(TraceError, match="holds the traces of 2 ranks"):
         read_trace(path)
     with pytest.raises(TraceError, match="is of 2 processes, not of one rank"):
         read_traces(path, rank=3)

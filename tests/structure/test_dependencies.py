@@ -27,6 +27,7 @@ COMES_WITH = {
 BROUGHT_BY_THE_USER = {
     "vllm": "docs/serving.md",  # its wheel is chosen by machine: `pip install vllm farskip-compile`
     "peft": "docs/handwritten.md",  # imported only once a model with adapters has done so
+    "lightning": "docs/integrations/lightning.md",  # who uses the callback has it
 }
 """What no extra installs, and the page that says it."""
 OURS = {"farskip_compile", "tests", "benchmarks"}
@@ -89,12 +90,12 @@ def test_each_package_that_is_always_installed_is_imported() -> None:
 
 def test_without_extras_nothing_else_is_imported_at_once() -> None:
     """Modules that need an extra import it inside functions, or are themselves what the extra is for."""
-    whole = ("farskip_compile/evaluation/", "farskip_compile/testing/strategies/", "farskip_compile/vllm/")
+    whole = ("evaluation/", "integrations/", "testing/strategies/", "vllm/")
     for place, text in package().items():
         tree = ast.parse(text)
         top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
         extra = unasked(foreign({place: ast.unparse(top)}), asked_for())
-        assert not extra or place.startswith(whole), extra
+        assert not extra or place.startswith(tuple(f"farskip_compile/{folder}" for folder in whole)), extra
 
 
 def test_the_benchmarks_import_what_the_development_environment_has() -> None:
