@@ -10,7 +10,6 @@ import pytest
 from typer.testing import CliRunner
 
 from farskip_compile.cli import app
-from tests.cli.terminals import COLOURS, FARSKIP, in_terminal, with_pipes
 from tests.report.test_processes import GRAPH, leave
 
 OVERLAP = {"phase": "forward", "hidden": 0.634, "communication_seconds": 1.0, "exposed_seconds": 0.366}
@@ -75,16 +74,9 @@ def test_names_of_others_do_nothing_to_a_terminal(tmp_path: Path) -> None:
 
 def test_json_is_alone_on_stdout(tmp_path: Path) -> None:
     leave(tmp_path, 0, 1, {**WITH_OVERLAP, "outcome": "unchanged as asked"})
-    done = with_pipes([*FARSKIP, "status", str(tmp_path), "--json"])
+    done = CliRunner().invoke(app, ["status", str(tmp_path), "--json"])
     said = json.loads(done.stdout)
-    assert (done.returncode, said["rewired"]) == (1, False)
+    assert (done.exit_code, said["rewired"]) == (1, False)
     assert said["processes"][0]["answer"] == "NOT REWIRED"
     assert said["processes"][0]["compiled"][0]["overlap"][0]["hidden"] == OVERLAP["hidden"]
     assert done.stderr == ""
-
-
-def test_colours_in_a_terminal_and_none_without(tmp_path: Path) -> None:
-    leave(tmp_path, 0, 1, GRAPH)
-    command = [*FARSKIP, "status", str(tmp_path)]
-    assert COLOURS.search(in_terminal(command).raw)
-    assert not COLOURS.search(in_terminal(["env", "NO_COLOR=1", *command]).raw)

@@ -247,5 +247,5 @@ def test_colours_differ_in_lightness_too():
 def test_the_text_of_an_explanation_is_what_the_command_prints():
     reason = Refusal("DenseModelError", "no routed experts", way_out="another model")
     for report, refusal in ((DEEP, None), (DEEP, reason), (None, reason)):
-        expected = [line.rstrip() for line in explained(report, refusal).strip("\n").splitlines()]
-        assert str(Explanation("model", FarSkipConfig(), report, refusal)).splitlines() == expected
+        expected = "\n".join(line.rstrip() for line in explained(report, refusal).splitlines())
+        assert str(Explanation("model", FarSkipConfig(), report, refusal)) == expected.strip("\n")
