@@ -70,8 +70,8 @@ def _unsharded(module: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]
 def before_first_backward(outputs: Any, begin: Callable[[], None], end: Callable[[], None]) -> None:
     """Call `begin` and `end` around the next run of the compiled backward graph of `outputs`, in its thread.
 
-    Nothing if they need no gradient, or nothing compiled computes it; nor under compiled autograd, which would trace the
-    hooks and cut its graph there.
+    Nothing if they need no gradient, or nothing compiled computes it; nor under compiled autograd, which would trace
+    the hooks and cut its graph there.
     """
     if compiled_autograd.compiled_autograd_enabled or getattr(dynamo_config, COMPILED_AUTOGRAD):
         return
