@@ -22,6 +22,7 @@ KERNEL_PROFILE = "cpp.enable_kernel_profile"
 PACKAGE_METADATA = "aot_inductor.metadata"
 NO_CACHES = "force_disable_caches"
 DDP_CUTS = "optimize_ddp"
+COMPILED_AUTOGRAD = "compiled_autograd"
 EAGER_BACKWARD = "force_non_lazy_backward_lowering"
 CUDA_GRAPHS = "triton.cudagraphs"
 FEWER_PARTS = "triton.reorder_for_reducing_graph_partitions"
@@ -48,7 +49,7 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
         LEFT_OUT,
     ),
     "torch._functorch.config": (EAGER_BACKWARD,),
-    "torch._dynamo.config": (DDP_CUTS,),
+    "torch._dynamo.config": (COMPILED_AUTOGRAD, DDP_CUTS),
 }
 """Configuration -> its keys."""
 

@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+import torch._dynamo.config as dynamo_config
 from torch import nn
+from torch._dynamo import compiled_autograd
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.utils import get_compilation_metrics
 from torch.distributed.fsdp import FSDPModule
+
+from farskip_compile._compat.names import COMPILED_AUTOGRAD
 
 COMPILED = "CompiledFunction"
 """How AOTAutograd's function is called, and so the node that runs the backward graph."""
@@ -66,8 +70,11 @@ def _unsharded(module: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]
 def before_first_backward(outputs: Any, begin: Callable[[], None], end: Callable[[], None]) -> None:
     """Call `begin` and `end` around the next run of the compiled backward graph of `outputs`, in its thread.
 
-    Nothing if they need no gradient, or nothing compiled computes it.
+    Nothing if they need no gradient, or nothing compiled computes it; nor under compiled autograd, which would trace
+    the hooks and cut its graph there.
     """
+    if compiled_autograd.compiled_autograd_enabled or getattr(dynamo_config, COMPILED_AUTOGRAD):
+        return
     nodes = [one.grad_fn for one in _tensors(outputs) if one.grad_fn is not None]
     for _ in range(DEPTH):
         found = next((node for node in nodes if node.name().startswith(COMPILED)), None)
