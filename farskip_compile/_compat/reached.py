@@ -12,8 +12,9 @@ where one compiled module calls another. So two methods of the class are replace
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -43,8 +44,8 @@ def compiled_for(wrapper: nn.Module) -> Compiler | None:
 def compiled_in_place_for(module: nn.Module) -> Compiler | None:
     """The backend that `module.compile(backend=...)` was called with, or `module.forward = torch.compile(...)`."""
     function = getattr(module, "_compiled_call_impl", None) or module.forward
-    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    return next((_compiler(one.callback) for one in cells if isinstance(one, OptimizeContext)), None)
+    held = inspect.getclosurevars(function).nonlocals.values() if isinstance(function, FunctionType) else ()
+    return next((_compiler(one.callback) for one in held if isinstance(one, OptimizeContext)), None)
 
 
 def _compiler(callback: Any) -> Compiler | None:
