@@ -38,11 +38,18 @@ PLACES = (
         "train plain LoRA (use_dora=False); or model.merge_and_unload(), and compile what it returns",
     ),
     Known(
+        "deepspeed/runtime/zero",
+        "DeepSpeed's ZeRO-3 gathers the parameters of each module in hooks that Dynamo does not trace, so every such "
+        "module is a graph of its own",
+        "ZeRO-1 or ZeRO-2, or FSDP2 layer by layer (docs/layers.md); and torch.compiler.reset() before compiling again",
+    ),
+    Known(
         "accelerate/hooks",
         "accelerate's hooks move parameters and inputs of each layer (`device_map` over several devices, offload to "
         "cpu or disk), and Dynamo does not trace them, so every such layer is several graphs",
         'load the model onto one device, device_map={"": device}; or spread it with tensor or expert parallelism '
-        "(docs/parallel.md), or with FSDP2 layer by layer (docs/layers.md)",
+        "(docs/parallel.md), or with FSDP2 layer by layer (docs/layers.md); and torch.compiler.reset() before compiling "
+        "again",
     ),
     Known(
         "transformers/distributed/expert_parallel",

@@ -14,13 +14,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import nn
 from torch._dynamo import OptimizedModule
-from torch._dynamo.backends.distributed import DDPOptimizer
 from torch._dynamo.eval_frame import OptimizeContext, innermost_backend, skip_code
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
@@ -45,9 +44,7 @@ def compiled_for(wrapper: nn.Module) -> Compiler | None:
 def compiled_in_place_for(module: nn.Module) -> Compiler | None:
     """The backend that `module.compile(backend=...)` was called with, or `module.forward = torch.compile(...)`."""
     function = getattr(module, "_compiled_call_impl", None) or module.forward
-    if not inspect.isroutine(function):
-        return None
-    held = inspect.getclosurevars(function).nonlocals.values()
+    held = inspect.getclosurevars(function).nonlocals.values() if isinstance(function, FunctionType) else ()
     return next((_compiler(one.callback) for one in held if isinstance(one, OptimizeContext)), None)
 
 
@@ -55,8 +52,6 @@ def _compiler(callback: Any) -> Compiler | None:
     if not callable(callback):
         return None
     backend = innermost_backend(callback)
-    if isinstance(owner := getattr(backend, "__self__", None), DDPOptimizer):  # cuts the graph, for this backend
-        backend = innermost_backend(owner.backend_compile_fn)
     if isinstance(backend, torch._TorchCompileWrapper):
         return backend.compiler_fn, backend.kwargs
     return backend, {}

@@ -62,6 +62,11 @@ def cut_inside_a_layer(module: fx.GraphModule, error: NotASumError) -> PartialMo
     return _cut("inside a layer", ends.cut, error.where.node) if ends.broken or ends.resumed else None
 
 
+def known_cut(module: fx.GraphModule, node: str | None) -> PartialModelError | None:
+    """The error for a graph break with a known way out, at either end of `module`; `node` is where it shows."""
+    return known_break(_Ends(module, None).cut, node)
+
+
 @dataclass(frozen=True)
 class _Ends:
     """How a graph begins and ends."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from torch import fx
 
+from farskip_compile.errors import PartialModelError
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual import Reading
 from farskip_compile.verify.account.begins import rows_begin
 from farskip_compile.verify.account.fragment import check_fragment
 from farskip_compile.verify.account.kinds import Claim, check_kinds
 from farskip_compile.verify.account.outside import Beside, Claims, check_account
-from farskip_compile.verify.completeness import check_complete, check_part
+from farskip_compile.verify.completeness import check_complete, check_part, known_cut
 from farskip_compile.verify.rows.read import read_rows
 
 
@@ -33,7 +34,10 @@ def account_for(module: fx.GraphModule, reading: Reading | None, part: bool) -> 
         check_complete(module, reading)
     graph = module.graph
     if reading is None:
-        check_fragment(graph)
+        try:
+            check_fragment(graph)
+        except PartialModelError as error:
+            raise known_cut(module, error.where.node) or error from None
         return ()
     stream = reading.stream
     rows = read_rows(graph.nodes, rows_begin(graph, stream.base, stream.values))
