@@ -37,12 +37,9 @@ $(TRITON)/.installed: $(VENV)/.installed
 	$(PY) -m pip install --quiet --no-compile --no-deps --target $(TRITON) triton==3.7.1
 	touch $@
 
-# What transformers and accelerate import wherever it is installed, and talk about on stderr: in folders of their own,
-# for the processes of their own tests. DeepSpeed comes as source; on a CPU it needs none of its kernels.
+# What transformers imports wherever it is installed, and what then talks on stderr: for the processes of its own tests.
 $(BESIDE)/.installed: $(VENV)/.installed
 	$(PY) -m pip install --quiet --no-compile --no-deps --target $(BESIDE)/torchao torchao==0.18.0
-	DS_BUILD_OPS=0 $(PY) -m pip install --quiet --no-compile --no-deps --no-build-isolation \
-	  --target $(BESIDE)/deepspeed deepspeed==0.19.8 hjson ninja py-cpuinfo msgpack einops
 	touch $@
 
 demo: $(VENV)/.installed ## rewire real models on two ranks of this machine, check them, write a report
