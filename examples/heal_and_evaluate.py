@@ -20,8 +20,8 @@ import farskip_compile
 from farskip_compile.distill import self_distill
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-parser.add_argument("--teacher-steps", type=int, default=240, help="of training the original")
-parser.add_argument("--steps", type=int, default=50, help="of healing")
+parser.add_argument("--teacher-steps", type=int, default=200, help="of training the original")
+parser.add_argument("--steps", type=int, default=40, help="of healing")
 parser.add_argument("--out", default=None, help="folder of the checkpoint; a temporary one if left out")
 args = parser.parse_args()
 
@@ -61,7 +61,7 @@ teacher = copy.deepcopy(model).eval()
 eager = {"inner": "aot_eager"}  # so small a model runs in less time than Inductor takes to compile it
 
 farskip_compile.prepare(model)
-recipe = {"fold": True, "learning_rate": 1e-3, "warm_up_steps": 5, "evaluate_every": 25, "progress": False}
+recipe = {"fold": True, "learning_rate": 1e-3, "warm_up_steps": 5, "evaluate_every": 20, "progress": False}
 healed = self_distill(model, batches(train, 40, seed=3), held_out=choosing, steps=args.steps, options=eager, **recipe)
 folder = healed.save(args.out or tempfile.mkdtemp(prefix="healed-"))
 kl = {"rewired": healed.before.kl, "folded": healed.folded.kl, "healed": healed.after.kl}

@@ -62,27 +62,27 @@ def test_layers_under_fsdp_learn_rewired(tmp_path: Path) -> None:
     assert left_out(said) == FULL
 
 
-def heal(folder: Path, *, teacher_steps: int, steps: int) -> tuple[Path, str]:
+def heal(folder: Path, *sizes: str) -> tuple[Path, str]:
     """The folder of a checkpoint, and what was printed."""
-    sizes = ("--teacher-steps", str(teacher_steps), "--steps", str(steps))
     healed = folder / "healed"
     return healed, output_of("heal_and_evaluate.py", *sizes, "--out", str(healed), folder=folder)
 
 
 def test_what_is_healed_is_nearer_to_the_original(tmp_path: Path) -> None:
-    healed, said = heal(tmp_path, teacher_steps=40, steps=10)
+    healed, said = heal(tmp_path)
     kl = {name: float(value) for value, name in re.findall(r"(\d\.\d{4}) (rewired|folded|healed)", said)}
-    assert kl["rewired"] > kl["folded"] > kl["healed"] > 0
+    assert kl["rewired"] > 2 * kl["folded"] > 2 * 1.5 * kl["healed"] > 0
     lines = re.findall(r"^(original|rewired|healed) +(\S+) +(\S+) +(\S+)%$", said, re.MULTILINE)
     rows = {name: [float(one) for one in figures] for name, *figures in lines}
     assert rows["original"][1:] == [0, 100]
-    assert rows["rewired"][1] > rows["healed"][1] > 0
+    assert rows["rewired"][1] > 3 * rows["healed"][1] > 0
     assert rows["original"][0] < rows["healed"][0] < rows["rewired"][0]
+    assert rows["rewired"][2] < rows["healed"][2] < 100
     assert json.loads((healed / "config.json").read_text())["model_type"] == "farskip_qwen3_moe"
 
 
 def test_what_was_healed_is_served(tmp_path: Path) -> None:
-    healed, _ = heal(tmp_path, teacher_steps=40, steps=1)
+    healed, _ = heal(tmp_path, "--teacher-steps", "40", "--steps", "1")
     (serve := tmp_path / "serve").mkdir()
     served(output_of("serve.py", str(healed), folder=serve), str(healed))
 
