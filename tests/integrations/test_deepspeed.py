@@ -23,7 +23,7 @@ from tests.programs import run_program
 
 ROOT = Path(__file__).parents[2]
 EAGER = {"inner": "eager"}
-STEPS = 2
+STEPS = 4
 
 
 def tokens(rank: int) -> torch.Tensor:
@@ -43,6 +43,7 @@ def engine_of(model: nn.Module, stage: int) -> Any:
         "zero_optimization": {"stage": stage},
         "zero_allow_untested_optimizer": True,
         "gradient_clipping": 0.0,
+        "timers": {"throughput": {"enabled": False}},
     }
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     return deepspeed.initialize(model=model, config=config, optimizer=optimizer)[0]
@@ -104,8 +105,7 @@ def on_a_rank(rank: int, world_size: int) -> dict[str, Any]:
         train(engine, rank)
     except torch._dynamo.exc.Unsupported as error:
         found["stage 3, fullgraph"] = str(error)
-    for experts_parallel in (1, 2):
-        found[f"MoE {experts_parallel}"] = deepspeed_experts(experts_parallel)
+    found["MoE"] = deepspeed_experts(world_size)
     return found
 
 
@@ -149,9 +149,10 @@ def test_two_ranks() -> None:
             assert "ZeRO-3 gathers" in found[f"stage 3, {attempt}"]
             assert "ZeRO-1 or ZeRO-2" in found[f"stage 3, {attempt}"]
         assert "deepspeed" in found["stage 3, fullgraph"]
-        for experts_parallel in (1, 2):
-            assert found[f"MoE {experts_parallel}"][:2] == (True, True)
-        assert any("all_to_all" in name for row in found["MoE 2"][2] for name in row), found["MoE 2"]
+        equal, another, rows = found["MoE"]
+        assert equal
+        assert another, "as written it is another function"
+        assert all(any("all_to_all" in name for name in row) for row in rows), rows
 
 
 def test_the_page_runs(tmp_path: Path) -> None:
