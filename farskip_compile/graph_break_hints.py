@@ -48,7 +48,7 @@ PLACES = (
         "accelerate's hooks move parameters and inputs of each layer (`device_map` over several devices, offload to "
         "cpu or disk), and Dynamo does not trace them, so every such layer is several graphs",
         'load the model onto one device, device_map={"": device}; or spread it with tensor or expert parallelism '
-        "(docs/parallel.md), or with FSDP2 layer by layer (docs/layers.md); then torch.compiler.reset()",
+        "(docs/parallel.md), FSDP2 layer by layer (docs/layers.md); and torch.compiler.reset() before compiling again",
     ),
     Known(
         "transformers/distributed/expert_parallel",

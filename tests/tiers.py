@@ -69,6 +69,10 @@ WHOLE = {
     "tests/distributed/test_torchtitan_trainer.py": "torchtitan's trainer on ranks",
     "tests/distributed/test_data_parallel_ranks.py": "wrappers that run data-parallel",
     "tests/distributed/test_overlap_ranks.py": "Inductor's kernels on ranks",
+    "tests/integrations/test_deepspeed.py": "DeepSpeed, on ranks and in a process of its own",
+    "tests/integrations/test_device_map.py::test_hooks": "models in many graphs, each way of hooks",
+    "tests/integrations/test_torchao.py::test_training": "two compiles, with tensors that are more than tensors",
+    "tests/integrations/test_peft.py::test_adapters_everywhere": "a model with adapters on all of its layers",
     "tests/distributed/test_regional_ranks.py": "layers compiled one by one on ranks",
     "tests/distributed/test_regional_transformers.py": "the same of transformers' models",
     "tests/regional/test_table.py::test_equals": "models compiled in two ways, under each table",
@@ -426,6 +430,12 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     ),
     "manifest/test_mismatch.py": ("test_shards_divide_the_whole[tp",),
     "prepare/test_prepare.py": ("test_nested_models_are_found[itself",),
+    "integrations/test_device_map.py": (
+        "test_hooks_are_refused[forced",
+        "test_hooks_are_refused[cpu",
+        "test_one_device_needs_no_hooks[one",
+        "test_one_device_needs_no_hooks[each",
+    ),
 }
 
 SHOWN_BY = {

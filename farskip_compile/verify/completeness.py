@@ -62,9 +62,10 @@ def cut_inside_a_layer(module: fx.GraphModule, error: NotASumError) -> PartialMo
     return _cut("inside a layer", ends.cut, error.where.node) if ends.broken or ends.resumed else None
 
 
-def known_cut(module: fx.GraphModule, node: str | None) -> PartialModelError | None:
-    """The error for a graph break with a known way out, at either end of `module`; `node` is where it shows."""
-    return known_break(_Ends(module, None).cut, node)
+def known_cut(module: fx.GraphModule, found: Where) -> PartialModelError | None:
+    """The error for a graph break with a known way out, by the break at either end of `module`, or by the line of what
+    was `found` in it."""
+    return known_break(f"{_Ends(module, None).cut or ''} {found.source or ''}", found.node)
 
 
 @dataclass(frozen=True)

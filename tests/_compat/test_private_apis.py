@@ -52,7 +52,7 @@ PUBLIC_NAMES = frozenset(
         *("is_Integer", "is_integer", "free_symbols", "lhs", "rhs", "xreplace"),  # of sympy's expressions
         *("filename", "lineno", "line"),  # of traceback's frames
         *("total_seconds",),  # of a timedelta
-        *("nonlocals",),  # of inspect's variables of a closure
+        *("nonlocals",),  # of inspect's closures
     ]
 )
 OWN_OPERATORS = ("torch.ops.farskip.", "torch.ops.vllm.", "torch.ops.vllm_ir.", "torch.ops._C.")

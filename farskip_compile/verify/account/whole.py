@@ -37,7 +37,7 @@ def account_for(module: fx.GraphModule, reading: Reading | None, part: bool) -> 
         try:
             check_fragment(graph)
         except PartialModelError as error:
-            raise known_cut(module, error.where.node) or error from None
+            raise known_cut(module, error.where) or error from None
         return ()
     stream = reading.stream
     rows = read_rows(graph.nodes, rows_begin(graph, stream.base, stream.values))
