@@ -226,7 +226,7 @@ FAULTS = (
     # adapters, and what ranks send
     SourceFault(
         "farskip_compile/manifest/adapters.py",
-        "while end < len(parts) - 1 and parts[end] == parts[start]:",
+        "while more == 1 and end < len(parts) - 1 and parts[end] == parts[start]:",
         "while False:",
         "tests/models/test_adapters.py",
     ),
