@@ -27,7 +27,7 @@ from farskip_compile.costs.estimates import Estimates
 from farskip_compile.errors import ConfigError
 from farskip_compile.inductor_passes.cuda_graphs import Captured, keep_flights_whole
 from farskip_compile.inductor_passes.in_pieces import cut_in_pieces
-from farskip_compile.inductor_passes.marked import EARLIER, communicates, mark
+from farskip_compile.inductor_passes.marked import EARLIER, MARKING, communicates, mark
 from farskip_compile.inductor_passes.plan import Plan
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Stage
@@ -141,7 +141,7 @@ def schedule_post_grad(graph: fx.Graph, plan: Plan, identity: str = "") -> Sched
 def _leave_in_flight(graph: fx.Graph, phase: str, plan: Plan) -> tuple[int, tuple[str, ...]]:
     """Leave the waits to the next graph that are its, and verify that. How many, and those that are still here."""
     facts = {"graph": graph, "training": phase == "forward"}
-    driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, *EARLIER} - {"in_flight"})
+    driver = Driver(PASSES, Stage.POST_GRAD, facts, {*plan.skip, *MARKING, "pieces"})
     before = driver.step("remember", returned, graph)
     driver.run(through="in_flight")
     driver.verify(verify_in_flight, graph, before)

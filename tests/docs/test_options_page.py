@@ -13,8 +13,6 @@ from tests.docs.blocks import ROOT
 
 TEXT = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
 ROWS = dict(re.findall(r"^\| `(\w+)` \| (.*?) \| .* \|$", TEXT, re.MULTILINE))
-WITHOUT_EFFECT = {"in_flight"}
-"""May be named, and is done all the same: layer by layer nothing else would hand over what is in flight."""
 
 
 def test_each_option_is_listed_once() -> None:
@@ -35,4 +33,4 @@ def test_defaults_are_those_of_the_code() -> None:
 def test_passes_that_can_be_left_out() -> None:
     (row,) = (line for line in TEXT.splitlines() if line.startswith("| `disable_passes` |"))
     named = set(re.findall(r"`(\w+)`", row.split("|")[3]))
-    assert named == {one.name for one in PASSES if not why_indispensable(PASSES, one.name)} - WITHOUT_EFFECT
+    assert named == {one.name for one in PASSES if not why_indispensable(PASSES, one.name)}

@@ -12,7 +12,10 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 import farskip_compile.carrier.landing  # noqa: F401 (an operator)
+from farskip_compile.costs.profile import load_profile
 from farskip_compile.errors import VerificationError
+from farskip_compile.inductor_passes import schedule_post_grad
+from farskip_compile.inductor_passes.plan import Plan
 from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS, FLIGHT, LANDED
 from farskip_compile.passes.schedule.from_graph import read_program
@@ -27,6 +30,7 @@ from farskip_compile.passes.schedule.in_flight import (
 from farskip_compile.passes.schedule.program import Role
 from farskip_compile.passes.schedule.search import Limits
 from farskip_compile.verify.in_flight import returned, verify_in_flight
+from tests.costs.traced import fake_ranks
 from tests.passes.schedule.test_graph import Constant
 
 aten, c10d = torch.ops.aten, torch.ops._c10d_functional
@@ -67,6 +71,17 @@ def test_a_wait_that_only_the_next_graph_needs_is_left_to_it(training: bool) -> 
     assert departs(launch)
     assert next(iter(graph.find_nodes(op="output"))).args[0][1] is launch
     assert bool(graph.find_nodes(op="call_function", target=land_if_recomputed())) is training
+
+
+@pytest.mark.parametrize("skip", [(), ("in_flight",)])
+def test_the_pass_can_be_left_out(skip: tuple[str, ...]) -> None:
+    graph = layer(backward=True)
+    (launch,) = graph.find_nodes(op="call_function", target=c10d.all_reduce.default)
+    with fake_ranks(2) as world:
+        launch.update_arg(2, world.group_name)
+        report = schedule_post_grad(graph, Plan(load_profile("cpu-gloo"), check_order=False, skip=skip))
+    assert report.left_in_flight == (0 if skip else 1)
+    assert ("wait_tensor_default_1" in names(graph)) is bool(skip)
 
 
 def test_a_wait_that_is_read_stays() -> None:
