@@ -21,9 +21,9 @@ from farskip_compile.declare import NOTHING
 from farskip_compile.errors import FarSkipError
 from farskip_compile.explain.explanation import Explanation, versions
 from farskip_compile.explain.refusal import Refusal
-from farskip_compile.graph_break_hints import known_break
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.report.compile import CompileReport
+from farskip_compile.verify.graph_break_hints import known_break
 
 __all__ = ["Explanation", "Refusal", "explain", "not_captured", "versions"]
 

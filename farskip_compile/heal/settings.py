@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from farskip_compile.config.checks import Inner
 from farskip_compile.distill.config import AUTO, Precision
 from farskip_compile.errors import ConfigError
-from farskip_compile.option_checks import Inner
 from farskip_compile.passes.rewire.request import LayerRange, Named
 from farskip_compile.texts.documents import Format
 from farskip_compile.texts.loaders import LossOn

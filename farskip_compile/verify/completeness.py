@@ -18,11 +18,11 @@ from torch import fx
 
 from farskip_compile._compat import callers_graph_break, graph_break_reason, is_module_state, is_resumed
 from farskip_compile.errors import FarSkipError, NotASumError, PartialModelError, Where
-from farskip_compile.graph_break_hints import known_break
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.not_a_sum import not_a_sum
 from farskip_compile.verify.account.fragment import another_form
+from farskip_compile.verify.graph_break_hints import known_break
 
 
 def check_complete(module: fx.GraphModule, reading: Reading | None) -> None:

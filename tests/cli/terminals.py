@@ -73,6 +73,7 @@ def in_terminal(
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
 
     def lead() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell lets what it starts with & ignore it
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
@@ -86,10 +87,12 @@ def in_terminal(
     )
     os.close(theirs)
     seen, typed, end = b"", not stop_at, time.monotonic() + SECONDS
+    before = 0
     try:
         while time.monotonic() < end:
             if not select.select([ours], [], [], 5.0)[0]:
-                if stop_at and typed:  # Python misses a signal that arrives just before it waits for input
+                # Python misses a signal that arrives just before it waits; a second one would interrupt the end
+                if stop_at and typed and not seen[before:].replace(b"^C", b"").strip():
                     os.write(ours, CTRL_C)
                 continue
             try:
@@ -101,7 +104,7 @@ def in_terminal(
             seen += part
             if not typed and stop_at in ESCAPES.sub("", seen.decode(errors="replace")):
                 os.write(ours, CTRL_C)
-                typed = True
+                typed, before = True, len(seen)
         status = process.wait(max(1.0, end - time.monotonic()))
     finally:
         process.kill()

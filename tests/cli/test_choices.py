@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from farskip_compile.cli import choices
+from farskip_compile.config.checks import Inner
 from farskip_compile.distill.config import Precision
 from farskip_compile.heal.settings import DTYPES, RecipeName
-from farskip_compile.option_checks import Inner
 from farskip_compile.passes.rewire.request import Named
 from farskip_compile.simulate.scenario import Exchange, Phase, Products
 from farskip_compile.texts.loaders import LossOn

@@ -158,7 +158,7 @@ UNLIMITED = Comparison(tuple(replace(one, limit=None) for one in FINE.lines), EV
 
 
 def printed(found: Comparison, columns: int, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr("farskip_compile.evaluation.run.evaluate", lambda *_: found)
+    monkeypatch.setattr("farskip_compile.evaluation.run.evaluate", lambda *_, **__: found)
     result = run("one", "other", "--tasks", "x", columns=columns)
     assert result.exit_code == (0 if found.holds else 1)
     assert not UNPRINTABLE.search(result.output)

@@ -212,7 +212,7 @@ FAULTS = (
         "tests/verify/test_declared.py",
     ),
     SourceFault(
-        "farskip_compile/config.py",
+        "farskip_compile/config/__init__.py",
         '            "declared": {fact.name: fact.to_json() for fact in self.declared},\n',
         "",
         "tests/verify/test_declared.py",

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from farskip_compile._compat import CustomGraphPass
+from farskip_compile.config.checks import Inner, Pieces, PiecesAlong, check_options, group_name
 from farskip_compile.costs import HardwareProfile, load_profile
 from farskip_compile.declare import all_declared
 from farskip_compile.errors import ConfigError
 from farskip_compile.manifest import Manifest, load_manifest, read_manifest
-from farskip_compile.option_checks import Inner, Pieces, PiecesAlong, check_options, group_name
 from farskip_compile.passes.graph.declared import Declared
 from farskip_compile.passes.rewire.request import Connectivity
 from farskip_compile.passes.schedule.search import Limits
