@@ -11,6 +11,7 @@ cluster: `cuda`, "nccl", and a model of yours. Most of the time goes to Inductor
 import tempfile
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,7 +31,7 @@ folder = [tempfile.mkdtemp(prefix="farskip-traces-") if rank == 0 else ""]
 dist.broadcast_object_list(folder)
 
 
-def train(name: str, **how: object) -> OverlapReport:
+def train(name: str, **how: Any) -> OverlapReport:
     """Train a new model, compiled by `torch.compile(model, **how)`, and profile one step more on all ranks."""
     parallel = ParallelConfig(ep_group=dist.group.WORLD, ep_mode="padded")  # each rank has half of the experts
     sizes = {"vocab_size": 256, "hidden_size": 128, "moe_intermediate_size": 128}

@@ -28,6 +28,20 @@ def kept_figures() -> Iterator[list[Figure]]:
         yield kept
 
 
+@contextmanager
+def backend_kept() -> Iterator[None]:
+    """Fails if the block changes how other figures are shown: a notebook would show none of its own any more."""
+    import matplotlib
+
+    others = matplotlib.get_backend()
+    matplotlib.use("svg")
+    try:
+        yield
+        assert matplotlib.get_backend() == "svg"
+    finally:
+        matplotlib.use(others)
+
+
 def words(figure: Figure) -> str:
     """All text in a figure."""
     from matplotlib.text import Text

@@ -74,12 +74,10 @@ def draw_front(
         MissingPackageError: there is no matplotlib.
     """
     need("a picture", "matplotlib")
-    import matplotlib
+    from matplotlib.figure import Figure  # without pyplot, whose backend is a notebook's own
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7.2, 4.6), layout="constrained")
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.subplots()
     hidden = [100 * point.exposure.hidden for point in front.points]
     damage = [point.damage for point in front.points]
     axes.step(damage, hidden, where="post", color=SUM, marker="o", label="sum of the rows' damages")
@@ -104,4 +102,3 @@ def draw_front(
     axes.set_title(title, loc="left", fontsize=10, parse_math=False)  # a `$` is a `$`
     axes.legend(loc="lower right", frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)

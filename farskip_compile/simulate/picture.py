@@ -30,12 +30,10 @@ def draw_prediction(found: Prediction, path: Path) -> None:
         MissingPackageError: there is no matplotlib.
     """
     need("a picture", "matplotlib")
-    import matplotlib
+    from matplotlib.figure import Figure  # without pyplot, whose backend is a notebook's own
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (detail, bars) = pyplot.subplots(2, 1, figsize=(9.6, 6.2), layout="constrained", height_ratios=(1.1, 1))
+    figure = Figure(figsize=(9.6, 6.2), layout="constrained")
+    detail, bars = figure.subplots(2, 1, height_ratios=(1.1, 1))
     _detail(detail, found)
     _bars(bars, found)
     title = printable(heading(found).rpartition("\n")[0], lines=True)
@@ -46,8 +44,6 @@ def draw_prediction(found: Prediction, path: Path) -> None:
         raise ConfigError(f"can't write {path}: {error.strerror}") from None
     except ValueError as error:  # the suffix
         raise ConfigError(f"can't write {path}: {error}") from None
-    finally:
-        pyplot.close(figure)
 
 
 def _detail(axes: Any, found: Prediction) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from farskip_compile.plan.choose import Exposure, Front, Point
 from farskip_compile.plan.render import draw_front, front_table
-from tests.pictures import assert_readable, kept_figures
+from tests.pictures import assert_readable, backend_kept, kept_figures
 
 POINTS = (
     Point((), 0.0, Exposure(10.0, 8.0, 9.0)),
@@ -35,7 +35,7 @@ def test_table(width):
 
 
 def test_picture(tmp_path):
-    with kept_figures() as figures:
+    with kept_figures() as figures, backend_kept():
         draw_front(FRONT, tmp_path / "a.png", title="8 x h100, prefill of 4 x 256 tokens")
     assert_readable(figures[0], "8 x h100, prefill of 4 x 256 tokens", "nats per token", "%")
     draw_front(FRONT, tmp_path / "b.png", title="$T", chosen=POINTS[1], measured={(): 0.0, ("moe.1",): 0.2})

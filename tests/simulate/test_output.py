@@ -19,7 +19,7 @@ from farskip_compile.simulate.picture import draw_prediction
 from farskip_compile.simulate.results import PhaseResult, exposed_rows
 from farskip_compile.simulate.text import duration, prediction_text, verdict
 from farskip_compile.simulate.trace import write_trace
-from tests.pictures import assert_readable, kept_figures
+from tests.pictures import assert_readable, backend_kept, kept_figures
 from tests.simulate.tiny import predicted
 
 pytest.importorskip("transformers")
@@ -107,7 +107,7 @@ def test_trace(tmp_path) -> None:
 def test_picture(tmp_path) -> None:
     pytest.importorskip("matplotlib")
     found = predicted()
-    with kept_figures() as figures:
+    with kept_figures() as figures, backend_kept():
         draw_prediction(found, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     asked = found.scenario
