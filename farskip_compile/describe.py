@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from farskip_compile._compat import CAPTURE_ERRORS, BackendCompilerFailed
-from farskip_compile._compat.modules import unwrapped
+from farskip_compile._compat.modules import plain_name, unwrapped
 from farskip_compile.capture import capture
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.declare import NOTHING
 from farskip_compile.errors import FarSkipError, ManifestError
 from farskip_compile.explain import not_captured, versions
-from farskip_compile.manifest.adapters import without_adapters
+from farskip_compile.manifest.adapters import names_without_adapters
 from farskip_compile.manifest.fingerprint import Fingerprint, align, parameters_of
 from farskip_compile.manifest.record import Manifest
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
@@ -81,16 +81,17 @@ def from_report(report: CompileReport, model: Callable[..., Any]) -> Manifest:
             way_out="give the report of the model's own graph; farskip_compile.last_reports() has one for each graph",
         )
     shapes = parameters_of(_module(model))
-    rename = align(report.sub_block_parameters, shapes)
-    renamed = [rename(name) for name in report.sub_block_parameters]
-    adapted = without_adapters(renamed, shapes)
-    used = {outside for name in renamed if (outside := adapted.get(name, name)) is not None}
-    for name in sorted(used):
-        if name not in shapes:
+    names = names_without_adapters(_module(model))
+    outside = {plain_name(name): plain_name(inner) if inner else None for name, inner in names.items()}
+    rename = align(report.sub_block_parameters, outside)
+    used = set()
+    for name in sorted(map(rename, report.sub_block_parameters)):
+        if name not in outside:
             raise ManifestError(
                 f"the report is of another model: {name!r}, which its sub-blocks use, is not a parameter of this one",
                 way_out="give the module that was compiled, with all of its parameters",
             )
+        used.add(outside[name])  # None for what is an adapter's own
     connectivity, layers = report.config["connectivity"], report.config["layers"]
     if not isinstance(connectivity, str):
         connectivity = {row: tuple(terms) for row, terms in connectivity.items()}

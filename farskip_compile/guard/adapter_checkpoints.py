@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from farskip_compile.errors import ManifestError
 from farskip_compile.guard.forward import guard
@@ -30,29 +31,29 @@ def register_adapter_types() -> None:
     from peft import PeftConfig, PeftModel
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    KNOWN: dict[Any, Any] = PEFT_TYPE_TO_CONFIG_MAPPING  # its keys are texts of an enumeration
+    known: dict[Any, Any] = PEFT_TYPE_TO_CONFIG_MAPPING  # by names, of which PEFT's own are an enumeration
+    adapted: Any = PeftModel
 
     class Configurations(PeftConfig):
         """Stands for the configuration class of every guarded type."""
 
         def __new__(cls, **kwargs: Any) -> Any:
             manifest, name = kwargs.pop(KEY, None), kwargs.pop(ORIGINAL_TYPE, "")
-            if name not in KNOWN:
+            if name not in known:
                 raise ManifestError(
                     f"this guarded adapter is of the type {name!r}, which PEFT does not know",
                     way_out="farskip_compile.save_manifest(manifest, folder, guard=False) puts its configuration back",
                 )
-            config = KNOWN[name].from_peft_type(**kwargs | {TYPE: name})
-            own: Any = type(config)
-            config.__class__ = _guarded_class(own)
+            config = known[name].from_peft_type(**kwargs | {TYPE: name})
+            config.__class__ = _guarded_class(cast(Hashable, type(config)))
             setattr(config, KEY, manifest)
             return config
 
-    for name in list(KNOWN):
+    for name in list(known):
         if not str.startswith(name, PREFIX):
-            KNOWN.setdefault(PREFIX + str.__str__(name), Configurations)
-    if not hasattr(PeftModel.load_adapter, CHECKED):
-        PeftModel.load_adapter = _guarding(PeftModel.load_adapter)  # type: ignore[method-assign]
+            known.setdefault(PREFIX + str.__str__(name), Configurations)
+    if not hasattr(adapted.load_adapter, CHECKED):
+        adapted.load_adapter = _guarding(adapted.load_adapter)
 
 
 @functools.cache

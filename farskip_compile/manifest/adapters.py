@@ -20,11 +20,15 @@ from collections.abc import Collection, Iterable
 
 from torch import nn
 
+ORIGINAL, COPIES = "original_module", "modules_to_save"
+"""Where PEFT keeps a module that is trained as a whole, and its copies by the names of adapters."""
+
 
 def names_without_adapters(model: nn.Module) -> dict[str, str | None]:
     """Each name of a parameter of `model`, and the name that it has in the model without adapters.
 
-    None: there is no such parameter there, because it is an adapter's own, or a copy that is trained in its place.
+    None: there is no such parameter there, because it is an adapter's own. A copy that is trained in the place of a
+    module has the name of what it stands for.
     """
     places = {name: inner for name, module in model.named_modules(remove_duplicate=False) if (inner := _inner(module))}
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
@@ -76,7 +80,7 @@ def _inner(module: nn.Module) -> str:
         PeftMixedModel: "base_model",
         BaseTuner: "model",
         BaseTunerLayer: "base_layer",
-        ModulesToSaveWrapper: "original_module",
+        ModulesToSaveWrapper: ORIGINAL,
         TrainableTokensWrapper: "token_adapter",
     }
     return next((name for kind, name in inner.items() if isinstance(module, kind)), "")
@@ -84,11 +88,16 @@ def _inner(module: nn.Module) -> str:
 
 def _outside(name: str, places: dict[str, str]) -> str | None:
     """The name without the components that lead into what is in each of `places`; None: it leads elsewhere."""
-    parts, kept = name.split("."), []
-    for at, part in enumerate(parts):
+    parts = name.split(".")
+    kept: list[str] = []
+    at = 0
+    while at < len(parts):
         inner = places.get(".".join(parts[:at]))
         if inner is None:
-            kept.append(part)
-        elif part != inner:
+            kept.append(parts[at])
+        elif inner == ORIGINAL and parts[at] == COPIES:
+            at += 1  # the adapter's name
+        elif parts[at] != inner:
             return None
+        at += 1
     return ".".join(kept)

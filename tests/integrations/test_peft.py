@@ -194,10 +194,12 @@ def test_dora_is_refused() -> None:
 
 def test_names_come_from_where_adapters_are() -> None:
     """Not from what they are called: a module of the model's own may be called like PEFT's."""
-    model = torch.nn.ModuleDict({"base_layer": torch.nn.Linear(2, 2), "other": torch.nn.Embedding(3, 2)})
-    found = peft.get_peft_model(
-        model, peft.LoraConfig(r=1, target_modules=["base_layer"], trainable_token_indices={"other": [0]})
-    )
+
+    def model() -> torch.nn.Module:
+        return torch.nn.ModuleDict({"base_layer": torch.nn.Linear(2, 2), "other": torch.nn.Embedding(3, 2)})
+
+    tokens = peft.LoraConfig(r=1, target_modules=["base_layer"], trainable_token_indices={"other": [0]})
+    found = peft.get_peft_model(model(), tokens)
     names = names_without_adapters(found)
     assert {outside for outside in names.values() if outside is not None} == {
         "base_layer.weight",
@@ -206,6 +208,10 @@ def test_names_come_from_where_adapters_are() -> None:
     }
     assert names["base_model.model.base_layer.base_layer.weight"] == "base_layer.weight"
     assert names["base_model.model.base_layer.lora_A.default.weight"] is None
+    saved = peft.LoraConfig(r=1, target_modules=["base_layer"], modules_to_save=["other"])
+    names = names_without_adapters(peft.get_peft_model(model(), saved))
+    assert names["base_model.model.other.modules_to_save.default.weight"] == "other.weight"
+    assert names["base_model.model.other.original_module.weight"] == "other.weight"
 
 
 def _types(folder: Path) -> tuple[str, str]:

@@ -338,6 +338,7 @@ def test_a_shape_that_depends_on_data_is_a_refusal_with_its_line() -> None:
 
 def test_modules_of_one_class_are_asked_about_one_by_one() -> None:
     """More of them than Dynamo compiles one function for: each has a shape of its own, and may have another answer."""
-    for width in range(2, 14):
-        assert why_not_captured(nn.Linear(width, width), (torch.zeros(1, width),), {}) is None
-    assert torch._dynamo.config.recompile_limit < 12
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for width in range(2, 8):
+            assert why_not_captured(nn.Linear(width, width), (torch.zeros(1, width),), {}) is None
+        assert torch._dynamo.config.recompile_limit == 2
