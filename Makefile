@@ -40,6 +40,9 @@ $(TRITON)/.installed: $(VENV)/.installed
 # What transformers imports wherever it is installed, and what then talks on stderr: for the processes of its own tests.
 $(BESIDE)/.installed: $(VENV)/.installed
 	$(PY) -m pip install --quiet --no-compile --no-deps --target $(BESIDE)/torchao torchao==0.18.0
+	# a source distribution that imports torch; without the kernels that it compiles for GPUs
+	DS_BUILD_OPS=0 $(PY) -m pip install --quiet --no-compile --no-deps --no-build-isolation --target $(BESIDE)/deepspeed \
+	  deepspeed==0.19.8 hjson ninja py-cpuinfo msgpack einops
 	touch $@
 
 demo: $(VENV)/.installed ## rewire real models on two ranks of this machine, check them, write a report

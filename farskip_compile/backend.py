@@ -37,6 +37,7 @@ from farskip_compile.carrier.passing import carrying
 from farskip_compile.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, FarSkipWarning, PartialModelError
 from farskip_compile.guard.generation import refuse_decode_only
+from farskip_compile.guard.limit import watch as watch_limit
 from farskip_compile.guard.wrappers import watch as watch_wrappers
 from farskip_compile.inductor_passes import KernelPass, PostGradPass, pin_before_fusion
 from farskip_compile.inductor_passes.before_differentiation import PartInPieces, cut_before_differentiation
@@ -291,6 +292,7 @@ def forget(name: str) -> None:
     _prepared.pop(name, None)
 
 
+watch_limit()
 watch_wrappers()
 
 # For `farskip_compile.capture` alone

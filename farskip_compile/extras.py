@@ -28,7 +28,7 @@ INSTALLED_BY = {
     "triton": "triton",
     "vllm": "vllm",
 }
-"""By name of the module: an extra of this package, or the package itself where there is no extra."""
+"""By name of the module: an extra of this package, or the package itself where no extra brings it."""
 EXTRAS = {
     "hf": ("transformers",),
     "plot": ("matplotlib",),

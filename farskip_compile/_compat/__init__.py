@@ -144,7 +144,7 @@ def is_resumed(module: fx.GraphModule) -> bool:
 def trace_artifact(name: str, payload: Callable[[], str], *, encoding: str = "json") -> None:
     """Write an artifact to the structured trace (`TORCH_TRACE`), where tlparse shows it: `json`, or plain `string`.
 
-    It belongs to the compile in progress. Outside of one it belongs to none, which is no mistake of the caller's.
+    It belongs to the compile in progress. Outside of one it belongs to none, and that is fine.
     """
     about = {"name": name, "encoding": encoding}
     trace_structured("artifact", metadata_fn=lambda: about, payload_fn=payload, expect_trace_id=False)

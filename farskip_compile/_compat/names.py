@@ -203,10 +203,18 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 """Class -> attributes and methods of its objects. What an object has got from elsewhere stands in `MARKS`."""
 
 MARKS: dict[str, tuple[str, ...]] = {
+    "torch._dynamo.convert_frame._compile": (
+        "cache_size",
+        "code",
+        "compile_id",
+        "compiler_fn",
+        "one_graph",
+        "recompile_reason",
+    ),
     "torch._dynamo.output_graph": ("_dynamo_source", "compile_subgraph_reason"),
     "torch._dynamo.eval_frame": ("_torchdynamo_disable", "_torchdynamo_orig_callable"),
 }
-"""Module -> attributes that it sets on objects of other classes: its source has to name them."""
+"""Module -> attributes that it sets on objects of other classes; function -> local variables: its source names them."""
 
 CLASSES: dict[str, str] = {"torch._inductor.virtualized.V.graph": "torch._inductor.graph.GraphLowering"}
 """What is there only inside a compile -> the class that it then has."""

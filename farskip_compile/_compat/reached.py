@@ -33,22 +33,23 @@ def tracing_for() -> Compiler | None:
         output = InstructionTranslator.current_tx().output
     except AttributeError:  # Dynamo does not trace in this thread
         return None
-    return _compiler(output.compiler_fn)
+    return compiler_of(output.compiler_fn)
 
 
 def compiled_for(wrapper: nn.Module) -> Compiler | None:
     """The backend that `torch.compile(module, backend=...)` was called with."""
-    return _compiler(getattr(wrapper.dynamo_ctx, "callback", None))
+    return compiler_of(getattr(wrapper.dynamo_ctx, "callback", None))
 
 
 def compiled_in_place_for(module: nn.Module) -> Compiler | None:
     """The backend that `module.compile(backend=...)` was called with, or `module.forward = torch.compile(...)`."""
     function = getattr(module, "_compiled_call_impl", None) or module.forward
     held = inspect.getclosurevars(function).nonlocals.values() if isinstance(function, FunctionType) else ()
-    return next((_compiler(one.callback) for one in held if isinstance(one, OptimizeContext)), None)
+    return next((compiler_of(one.callback) for one in held if isinstance(one, OptimizeContext)), None)
 
 
-def _compiler(callback: Any) -> Compiler | None:
+def compiler_of(callback: Any) -> Compiler | None:
+    """The backend in what Dynamo calls; None if that is nothing that can be called."""
     if not callable(callback):
         return None
     backend = innermost_backend(callback)

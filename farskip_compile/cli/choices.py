@@ -127,5 +127,5 @@ def among(values: Iterable[StrEnum]) -> str:
 
 
 def value_of(one: StrEnum | None) -> Any:
-    """The value itself, which the code behind an option has as a `Literal`; None: the option was left out."""
+    """The value itself, as the `Literal` of the function that takes it; None: the option was left out."""
     return None if one is None else one.value

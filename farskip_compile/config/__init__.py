@@ -147,7 +147,7 @@ class FarSkipConfig:
         """Everything that decides the result, as plain data (also the cache identity of the configuration).
 
         Raises:
-            ConfigError: there is no such manifest or profile, or the manifest contradicts another option.
+            ConfigError: the manifest or profile does not exist, or the manifest contradicts another option.
         """
         return resolve(self).to_json()
 
@@ -186,7 +186,7 @@ def resolve(config: FarSkipConfig) -> Resolved:
     """What the backend uses: the manifest and the profile are read, and the process group goes by its name.
 
     Raises:
-        ConfigError: there is no such manifest or profile, or what the manifest says contradicts another option.
+        ConfigError: the manifest or profile does not exist, or what the manifest says contradicts another option.
     """
     if isinstance(config, Resolved):
         return config

@@ -35,7 +35,7 @@ def draw(table: Table, path: Path, title: str) -> None:
 
     Raises:
         ConfigError: matplotlib does not know the format, or the file can't be written.
-        MissingPackageError: there is no matplotlib.
+        MissingPackageError: matplotlib is not installed.
     """
     need("a picture", "matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -141,7 +141,7 @@ class FarSkip(Callback):
                 way_out="give the options to one of them",
             )
         guard(model, None, refusal=REFUSAL)
-        # else Dynamo runs what it compiled earlier, be it of another model like this one, and there is no report of it
+        # else Dynamo runs what it compiled earlier, be it of another model like this one, and reports nothing
         torch.compiler.reset()
         self._before = set(map(id, last_reports()))
         self._evidence, self._model, self._manifest = Evidence(None, WAY_OUT), model, None

@@ -9,7 +9,7 @@ a hash alone would be smaller still, and could only say "something is different"
 that was edited or damaged is noticed.
 
 Names are compared without the wrappers of PyTorch (`torch.compile`, DDP, FSDP, checkpoints) and without adapters
-(`adapters`), and without what stands in front of all of them: a graph begins at whatever was compiled, which may be a
+(`adapters`), and without the prefix that all of them share: a graph begins at whatever was compiled, which may be a
 module around the model, or inside of it.
 """
 

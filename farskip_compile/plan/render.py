@@ -71,7 +71,7 @@ def draw_front(
         measured: KL of sets rewired together, nats per token.
 
     Raises:
-        MissingPackageError: there is no matplotlib.
+        MissingPackageError: matplotlib is not installed.
     """
     need("a picture", "matplotlib")
     from matplotlib.figure import Figure  # without pyplot, whose backend is a notebook's own

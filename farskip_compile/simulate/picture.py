@@ -27,7 +27,7 @@ def draw_prediction(found: Prediction, path: Path) -> None:
 
     Raises:
         ConfigError: the file can't be written.
-        MissingPackageError: there is no matplotlib.
+        MissingPackageError: matplotlib is not installed.
     """
     need("a picture", "matplotlib")
     from matplotlib.figure import Figure  # without pyplot, whose backend is a notebook's own

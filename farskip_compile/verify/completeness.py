@@ -119,7 +119,8 @@ class _Ends:
 def _cut(place: str, reason: str | None, node: str | None) -> PartialModelError:
     return known_break(reason, node) or PartialModelError(
         f"a graph break cuts the residual stack {place}: {reason or 'reason unknown'}",
-        way_out="remove the break or move it out of the model; torch.compile(..., fullgraph=True) shows it as an error",
+        way_out="remove the break or move it out of the model; after torch.compiler.reset(), "
+        "torch.compile(..., fullgraph=True) shows it as an error",
         where=Where(node=node),
     )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The values of options with fixed values are those that the code behind them takes."""
+"""The values of options with fixed values are those that the functions they go to take."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ In:    Markdown, as CommonMark reads it: fenced blocks and indented ones.
 Out:   a `Block` for each, with what its mark says of it.
 Never: runs anything, or imports more than a parser.
 
-A mark is an HTML comment right in front of a block, so nobody sees it on a page:
+A mark is an HTML comment right before a block, so nobody sees it on a page:
 
     <!-- fragment: tests/FILE.py::TEST -->    a part of a program; these tests run it or the same
     <!-- shown -->                            a picture, a format, a file, or something printed: not run

@@ -52,7 +52,7 @@ def links(page: Path) -> Iterator[str]:
 
 
 def anchors(page: Path) -> list[str]:
-    """What a link may have behind its `#`: headings, as GitHub names them, and what a reference page documents."""
+    """What a link may have after its `#`: headings, as GitHub names them, and what a reference page documents."""
     found = []
     parsed = tokens(page)
     for token, text in itertools.pairwise(parsed):

@@ -140,10 +140,10 @@ def test_every_field_is_explained() -> None:
     missing = []
     for name, node in documented_nodes().items():
         body = node.body if isinstance(node, ast.ClassDef) else []
-        for part, behind in itertools.pairwise([*body, None]):
+        for part, following in itertools.pairwise([*body, None]):
             if isinstance(part, ast.AnnAssign):
                 field = ast.unparse(part.target)
-                explained = isinstance(behind, ast.Expr) and isinstance(behind.value, ast.Constant)
+                explained = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
                 missing += [] if field.startswith("_") or explained else [f"{name}.{field}"]
     assert missing == []
 

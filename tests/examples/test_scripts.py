@@ -45,7 +45,7 @@ def test_two_ranks_train_and_the_profile_says_what_was_exposed(tmp_path: Path) -
     assert losses["plain"] != losses["rewired"]
     assert "rewired 3 of 4 sub-blocks (2 layers, 2 MoE): standard -> full, verified" in said
     hidden = [float(one) for one in re.findall(r"(\S+)% of communication hidden", said)]
-    assert hidden[0] == 0, "Inductor waits right behind the launch"
+    assert hidden[0] == 0, "Inductor waits right after the launch"
     assert hidden[1] > 0
     assert re.search(r"^ all_to_all_single +8 ", said, re.MULTILINE)
     (traces,) = tmp_path.glob("farskip-traces-*")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-LIBRARIES = ("torchao",)
+LIBRARIES = ("torchao", "deepspeed")
 FOLDER = Path(__file__).parents[2] / ".beside"
 
 

@@ -56,6 +56,8 @@ def test_hooks_are_refused(how: str, tmp_path: Path) -> None:
         torch.compile(model, backend="farskip", options=EAGER)(IDS)
     assert "onto one device" in caught.value.way_out
     assert "torch.compiler.reset()" in caught.value.way_out
+    with pytest.raises(PartialModelError):
+        torch.compile(model, backend="farskip", options=EAGER)(IDS)
     torch.compiler.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="AlignDevicesHook"):
         torch.compile(model, backend="farskip", fullgraph=True, options=EAGER)(IDS)

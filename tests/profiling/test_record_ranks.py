@@ -82,7 +82,7 @@ def test_profiles_of_two_ranks(tmp_path):
         for report in (blind, seeing):
             (found,) = report.ranks
             assert [one.kind for one in found.collectives] == ["all_gather_into_tensor"]
-            assert found.hidden_ns == 0, "Inductor waits right behind the launch"
+            assert found.hidden_ns == 0, "Inductor waits right after the launch"
         names = {name for trace in seeing.traces for lane in trace.work.values() for _, _, name in lane}
         assert any("cpp_fused" in name and "tanh" in name for name in names)
         assert "aten::mm" in names

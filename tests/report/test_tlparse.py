@@ -65,7 +65,7 @@ class Traced:
     said: list[dict[str, Any]]
 
     def artifacts(self, rank: int) -> list[Artifact]:
-        """Those of this package, read as the format is described: a line of JSON, then its payload behind tabs."""
+        """Those of this package, read as the format is described: a line of JSON, then a payload, indented by tabs."""
         (file,) = self.folder.glob(f"*rank_{rank}_*.log")
         found: list[Artifact] = []
         for record in re.split(r"^(?=V\d{4} )", file.read_text(), flags=re.MULTILINE)[1:]:

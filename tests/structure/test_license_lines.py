@@ -17,4 +17,4 @@ def test_each_file_begins_with_it() -> None:
     files = [name for name in own_files() if name.endswith(".py") and (ROOT / name).stat().st_size]
     assert len(files) > 900
     without = [name for name in files if not (ROOT / name).read_text(encoding="utf-8").startswith(LINE)]
-    assert not without, f"put {LINE.strip()!r} in front of the first line of {', '.join(without)}"
+    assert not without, f"put {LINE.strip()!r} before the first line of {', '.join(without)}"
