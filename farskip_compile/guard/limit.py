@@ -14,6 +14,7 @@ import warnings
 from farskip_compile._compat.limit import GivenUp, before_dynamo_gives_up
 from farskip_compile.errors import FarSkipWarning, PartialModelError, Where
 from farskip_compile.guard.compilers import is_ours, is_strict
+from farskip_compile.verify.graph_break_hints import known_break
 
 WAY_OUT = (
     "calls that differ less (torch.compile(..., dynamic=True), torch._dynamo.mark_dynamic); a higher "
@@ -29,10 +30,11 @@ def watch() -> None:
 def _refuse(found: GivenUp) -> None:
     if not is_ours(found.compiler):
         return
-    error = PartialModelError(
+    why = (found.reason or "").partition("\n")[0].partition(" #")[0].strip()
+    error = known_break(found.source) or PartialModelError(
         f"Dynamo has compiled {found.name!r} as often as it may ({found.limit} = {found.versions}), and would from now "
         "on run it, and all that it calls, as it is written, not rewired"
-        + (f"; the last version did not fit because {found.reason}" if found.reason else ""),
+        + (f"; the last version did not fit: {why}" if why else ""),
         way_out=WAY_OUT.format(limit=found.limit),
         where=Where(source=found.source),
     )
