@@ -38,9 +38,12 @@ $(TRITON)/.installed: $(VENV)/.installed
 	touch $@
 
 # What transformers imports wherever it is installed, and what then talks on stderr: for the processes of its own tests.
-$(BESIDE)/.installed: $(VENV)/.installed
+$(BESIDE)/torchao.installed: $(VENV)/.installed
 	$(PY) -m pip install --quiet --no-compile --no-deps --target $(BESIDE)/torchao torchao==0.18.0
-	# a source distribution that imports torch; without the kernels that it compiles for GPUs
+	touch $@
+
+# A source distribution that imports torch; without the kernels that it compiles for GPUs.
+$(BESIDE)/deepspeed.installed: $(VENV)/.installed
 	DS_BUILD_OPS=0 $(PY) -m pip install --quiet --no-compile --no-deps --no-build-isolation --target $(BESIDE)/deepspeed \
 	  deepspeed==0.19.8 hjson ninja py-cpuinfo msgpack einops
 	touch $@
@@ -61,12 +64,12 @@ examples: $(VENV)/.installed ## the scripts and notebooks of examples/
 test: $(VENV)/.installed ## the quick tests
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not whole"
 
-test-all: $(VENV)/.installed $(TRITON)/.installed $(BESIDE)/.installed ## what a change must pass, with `make lint`
+test-all: $(VENV)/.installed $(TRITON)/.installed $(BESIDE)/torchao.installed ## what a change must pass, with `make lint`
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not deep"
 
 # Every test, each property on all its examples: before a release.
 test-deep: export FARSKIP_TESTS := deep
-test-deep: $(VENV)/.installed $(TRITON)/.installed $(BESIDE)/.installed ## every test: before a release
+test-deep: $(VENV)/.installed $(TRITON)/.installed $(addprefix $(BESIDE)/,torchao.installed deepspeed.installed) ## every test: before a release
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup
 
 # mypy can not see the package-dir mapping of an editable install, so it gets the tree as it is installed, which is what

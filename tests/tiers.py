@@ -191,6 +191,7 @@ WHOLE = {
 
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
+    "integrations/test_beside.py": ("test_its_tests_pass[deepspeed",),
     "integrations/test_trl.py": (
         "test_losses_of_the_form_by_hand[texts",
         "test_losses_of_the_form_by_hand[packed and cut",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What transformers and accelerate import wherever it is installed is tested in processes of its own.
 
-`make .beside/.installed` puts each library into a folder, where the other tests don't see it.
+`make .beside/torchao.installed`, and the same for each, puts the library into a folder that other tests don't see.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from tests.structure.project import (
 )
 from tests.structure.sources import ROOT, own_files
 
-FILES = {".venv/.installed", ".triton/.installed", ".beside/.installed"}
+FILES = {".venv/.installed", ".triton/.installed", ".beside/torchao.installed"}
 """Targets that are files, and named somewhere."""
 NOT_EXTRAS = {"dev"}
 """What only people who work on this package install."""
