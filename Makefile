@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # The tests' ranks and Inductor's builds must not oversubscribe the machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo examples test test-all test-deep lint docs links bench gpu zoo compat vllm fuzz clean
+.PHONY: demo examples pages test test-all test-deep lint docs links bench gpu zoo compat vllm fuzz clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | sort -u | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -80,6 +80,11 @@ lint: $(VENV)/.installed ## ruff and mypy
 	rm -rf $(PLAIN) && mkdir -p $(PLAIN)
 	cp -R farskip_compile $(PLAIN) && cp -R passes models $(PLAIN)/farskip_compile
 	cd $(PLAIN) && MYPYPATH=. ../$(PY) -m mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache -p farskip_compile
+
+# What `test-all` leaves out of three folders, too: it runs beside it, with each change.
+pages: export FARSKIP_TESTS := deep
+pages: $(VENV)/.installed $(addprefix $(BESIDE)/,torchao.installed deepspeed.installed) ## each program of docs/
+	$(PY) -m pytest -n $(WORKERS) --dist loadgroup tests/docs tests/examples tests/integrations
 
 # The site, in site/. It needs no torch: sources are read, not imported. `$(DOCS)/bin/mkdocs serve` shows it while it is
 # written.

@@ -11,13 +11,14 @@ import torch
 import torch.multiprocessing
 from hypothesis import HealthCheck, settings
 
-from tests.economy import collect_rarely, link_quickly, probe_once, trace_nothing
+from tests.economy import collect_rarely, examples, link_quickly, probe_once, trace_nothing
 from tests.tiers import DEEP, WHOLE, is_deep, place
 
 # The package is imported by the fixtures: where it can not be, `test_private_apis.py` says why, and must be collected.
 
 settings.register_profile(
     "suite",
+    max_examples=examples(100),
     deadline=None,
     derandomize=True,
     database=None,

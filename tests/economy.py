@@ -24,7 +24,7 @@ def held_to_all() -> bool:
 
 
 def examples(number: int) -> int:
-    """How many generated examples a long property is held to: all of them before a release, half with each change."""
+    """How many generated examples a property is held to: all of them before a release, half with each change."""
     return number if held_to_all() else -(-number // 2)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._dynamo import OptimizedModule
+from torch._dynamo.backends.distributed import DDPOptimizer
 from torch._dynamo.eval_frame import OptimizeContext, innermost_backend, skip_code
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
@@ -53,6 +54,8 @@ def compiler_of(callback: Any) -> Compiler | None:
     if not callable(callback):
         return None
     backend = innermost_backend(callback)
+    if isinstance(owner := getattr(backend, "__self__", None), DDPOptimizer):  # cuts the graph, for this backend
+        backend = innermost_backend(owner.backend_compile_fn)
     if isinstance(backend, torch._TorchCompileWrapper):
         return backend.compiler_fn, backend.kwargs
     return backend, {}

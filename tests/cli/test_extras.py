@@ -22,6 +22,7 @@ CORE = {"torch", "numpy", "typer", "rich", "jinja2"}
 COMES_WITH = {
     **{"sympy": "torch", "functorch": "torch", "markupsafe": "jinja2", "tokenizers": "transformers"},
     "peft": "a model that has its adapters",
+    "lightning": "a Trainer of its own, to which a callback is given",
 }
 """Imported where it is there already, and why."""
 WITHOUT = (

@@ -12,7 +12,7 @@ from tests.fuzz.batch import Chunk, chunks, run_chunk
 from tests.fuzz.checks import KINDS
 from tests.fuzz.edits import EDITS
 
-SLICE = {"graphs": examples(24), "spoiled": 70, "architectures": examples(6), "styles": examples(10)}
+SLICE = {"graphs": examples(24), "spoiled": examples(96), "architectures": examples(6), "styles": examples(10)}
 SEED = 20_251_111
 LEAST = {
     "graphs": (0.8, 0.98, 0.3),

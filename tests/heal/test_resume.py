@@ -18,8 +18,8 @@ from tests.economy import held_to_all
 from tests.heal.common import OPTIONS, make_checkpoint, tiny_qwen3_moe
 
 STEPS = ("explain", "estimate", "forecast", "damage_of", "choose_rows", "self_distill", "judge")
-# before the question, in what follows it, within the training and after it; a release is killed before each step
-KILLED_AT = (*STEPS[1:-1], "within", STEPS[-1]) if held_to_all() else ("estimate", "choose_rows", "within", "judge")
+# before the question, within the training and after it; a release is killed before each step
+KILLED_AT = (*STEPS[1:-1], "within", STEPS[-1]) if held_to_all() else ("estimate", "within", "judge")
 LAST = 12
 """The step of training after which a run is killed; states are written each time that weights are evaluated."""
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where libraries are that stand beside the environment; see `make .beside/torchao.installed`."""
+"""Libraries that are tested in processes of their own, and where those are that stand beside the environment.
+
+Each of them changes what other tests would see: transformers imports it wherever it is installed, or it replaces
+`torch.compile`. See `make .beside/torchao.installed`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,9 @@ import os
 from pathlib import Path
 
 LIBRARIES = ("torchao", "deepspeed")
+"""In folders, beside the environment."""
+INSTALLED = ("lightning",)
+"""In the environment."""
 FOLDER = Path(__file__).parents[2] / ".beside"
 
 

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What transformers and accelerate import wherever it is installed is tested in processes of its own.
-
-`make .beside/torchao.installed`, and the same for each, puts the library into a folder that other tests don't see.
-"""
+"""Libraries whose import changes what other tests would see are tested in processes of their own."""
 
 from __future__ import annotations
 
@@ -13,22 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.integrations.libraries import LIBRARIES, beside
+from tests.integrations.libraries import INSTALLED, LIBRARIES, beside
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("library", [*LIBRARIES, *INSTALLED])
 def test_its_tests_pass(library: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        f"tests/integrations/beside/{library}.py",
-    ]
-    environment = {**os.environ, "PYTHONPATH": beside(library)}
+    place = Path(__file__).parent / "beside" / library
+    files = sorted(place.glob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, files)]
+    environment = {**os.environ, "PYTHONPATH": beside(library)} if library in LIBRARIES else dict(os.environ)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=590, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -35,8 +35,8 @@ def test_what_breaks_most_is_quick() -> None:
 
 
 def test_what_is_deep_is_run_by_a_change_with_other_parameters_or_elsewhere() -> None:
-    assert is_deep("tests/distributed/test_transformers_ranks.py::test_two_ranks[expert parallel-deepseek_v3]")
-    assert not is_deep("tests/distributed/test_transformers_ranks.py::test_two_ranks[expert parallel-qwen2_moe]")
+    assert is_deep("tests/distributed/test_expert_parallel_ranks.py::test_equal_to_theirs_bit_for_bit[4-2]")
+    assert not is_deep("tests/distributed/test_expert_parallel_ranks.py::test_equal_to_theirs_bit_for_bit[2-1]")
     assert [test for tests in PARAMETERS.values() for test in tests if "[" not in test] == []
     assert [test for test in SHOWS if is_deep(test)] == []
 

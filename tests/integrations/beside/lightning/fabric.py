@@ -16,7 +16,7 @@ import farskip_compile
 from farskip_compile import CompileReport
 from farskip_compile.models import FarSkipForm
 from tests.distributed.ranks import run_ranks
-from tests.integrations.lightning.steps import batches, equal, loss_of, optimizer_of, small, trained_by_hand
+from tests.integrations.beside.lightning.steps import batches, equal, loss_of, optimizer_of, small, trained_by_hand
 
 REWIRED = ["rewired 3 of 4 sub-blocks (2 layers, 2 MoE): standard -> full, verified"]
 

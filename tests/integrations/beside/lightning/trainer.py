@@ -22,7 +22,15 @@ from farskip_compile import ConfigError, ManifestError, OriginalWiringError
 from farskip_compile.integrations.lightning import FarSkip
 from farskip_compile.integrations.state import KEY, manifest_of_checkpoint
 from tests.distributed.ranks import run_ranks
-from tests.integrations.lightning.steps import BATCHES, batches, equal, loss_of, optimizer_of, small, trained_by_hand
+from tests.integrations.beside.lightning.steps import (
+    BATCHES,
+    batches,
+    equal,
+    loss_of,
+    optimizer_of,
+    small,
+    trained_by_hand,
+)
 
 
 @pytest.fixture(autouse=True)
