@@ -190,7 +190,7 @@ WHOLE = {
 
 
 PARAMETERS: dict[str, tuple[str, ...]] = {
-    "integrations/test_beside.py": ("test_its_tests_pass[deepspeed",),
+    "integrations/test_beside.py": ("test_its_tests_pass[deepspeed", "test_its_tests_pass[lightning"),
     "integrations/test_trl.py": (
         "test_losses_of_the_form_by_hand[texts",
         "test_losses_of_the_form_by_hand[packed and cut",
@@ -428,6 +428,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "test_it_runs[docs/index",
         "test_it_runs[docs/integrations",
         "test_it_runs[docs/pays",
+        "test_it_runs[docs/status",
     ),
     "docs/test_pictures.py": (
         "test_the_rules_are_those_of_the_compiler[none",
@@ -459,6 +460,9 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 }
 
 SHOWN_BY = {
+    "inductor/test_generated_order.py::test_a_pass_of": "inductor/test_generated_order.py::test_rewired_models_hide",
+    "cli/test_commands.py::test_a_report_is_whole": "cli/test_commands.py::test_what_a_model_prints",
+    "simulate/test_output.py::test_command": "simulate/test_output.py::test_text",
     "integrations/export/test_aot_inductor.py": "integrations/export/test_program.py::test_it_equals",
     "integrations/export/test_ranks.py": "integrations/export/test_program.py::test_round_trip",
     "models/test_models_distributed.py::test_two_ranks": "distributed/test_rewire_ranks.py::test_two_ranks_bit_equal",
@@ -472,7 +476,7 @@ SHOWN_BY = {
     "simulate/test_malformed.py::test_the_name_of_a_folder": "cli/test_names.py",
     "fold/test_command.py::test_a_checkpoint_is_folded": "fold/test_fold.py",
     "distributed/test_rewire_ranks.py::test_reports_name": "distributed/test_rewire_ranks.py::test_two_ranks_bit_equal",
-    "cli/test_commands.py::test_a_report_whose": "cli/test_commands.py::test_a_report_is_whole",
+    "cli/test_commands.py::test_a_report_whose": "cli/test_commands.py::test_what_a_model_prints",
     "test_facade.py::test_functions_win": "test_facade.py",
     "inductor/test_generated_order.py::test_a_watched": "inductor/test_generated_order.py::test_rewired_models_hide",
     "report/test_tlparse.py::test_tlparse_shows": "report/test_tlparse.py::test_reports_and_schedules",
