@@ -14,10 +14,12 @@ just before it looks at its limit, so the same question is asked there, of what 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
+import torch
 import torch._dynamo.config as dynamo_config
 from torch._dynamo.cache_size import exceeds_recompile_limit
 from torch._dynamo.utils import register_hook_for_recompile_user_context
@@ -26,6 +28,7 @@ from farskip_compile._compat.reached import Compiler, compiler_of
 
 COMPILES = "_compile"
 """The function of Dynamo that asks for the description, and whose arguments say what is compiled."""
+ARGUMENTS = ("cache_size", "code", "compile_id", "compiler_fn", "one_graph")
 DEPTH = 3
 """It, and before Python 3.12 the comprehension in it, stand above the hook."""
 
@@ -67,6 +70,9 @@ def _given_up(frame: FrameType | None) -> GivenUp | None:
         return None  # asked by something else
     assert frame is not None
     known = frame.f_locals
+    if not known.keys() >= {*ARGUMENTS}:  # of a torch that this was not written for: no compile may fail for it
+        warnings.warn(f"torch {torch.__version__}: functions beyond Dynamo's limit are not watched", stacklevel=1)
+        return None
     exceeded, limit = exceeds_recompile_limit(known["cache_size"], known["compile_id"])
     compiler = compiler_of(known["compiler_fn"])
     if not exceeded or compiler is None or known["one_graph"] or dynamo_config.fail_on_recompile_limit_hit:

@@ -8,11 +8,13 @@ in ASCII where the terminal has nothing else. Deep models show the layers that `
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.measure import Measurement
 from rich.panel import Panel
 from rich.table import Table as Grid
 from rich.text import Text
@@ -150,10 +152,30 @@ def sub_blocks(table: Table, shown: Shown, width: int) -> Grid:
             "reads": reads_text(table, row.reads_as_written),
             "after rewiring": Text(after, "bold yellow") if row.left_out else Text("unchanged", "dim"),
             "collectives": counted(table.collectives(row)),
-            "where": short_place(table.where(row)),
+            "where": PlaceText(short_place(table.where(row))),
         }
         grid.add_row(str(row.layer), row.name, *[content[name] for name, is_there in columns if is_there])
     return grid
+
+
+class PlaceText:
+    """`file:line`, broken after slashes where a column is narrow."""
+
+    def __init__(self, place: str) -> None:
+        self.parts = [Text(part) for part in re.findall(r"[^/]*/|[^/]+", printable(place))]
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        sizes = [part.cell_len for part in self.parts] or [0]
+        return Measurement(max(sizes), sum(sizes)).with_maximum(options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        line = Text(overflow="fold")
+        for part in self.parts:
+            if line.cell_len and line.cell_len + part.cell_len > options.max_width:
+                yield line
+                line = Text(overflow="fold")
+            line.append_text(part)
+        yield line
 
 
 def _visible(table: Table, shown: Shown) -> Iterator[SubBlock | str]:

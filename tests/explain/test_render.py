@@ -249,3 +249,13 @@ def test_the_text_of_an_explanation_is_what_the_command_prints():
     for report, refusal in ((DEEP, None), (DEEP, reason), (None, reason)):
         expected = "\n".join(line.rstrip() for line in explained(report, refusal).splitlines())
         assert str(Explanation("model", FarSkipConfig(), report, refusal)) == expected.strip("\n")
+
+
+@pytest.mark.parametrize("width", [1, 8, 30, 80])
+def test_places_break_after_slashes(width: int) -> None:
+    place = "transformers/integrations/sdpa_attention.py:182"
+    lines = render_text.plain(lambda _: render_text.PlaceText(place), width).splitlines()
+    assert "".join(line.strip() for line in lines) == place
+    if width >= len("sdpa_attention.py:182"):
+        assert all(line.endswith("/") for line in lines[:-1])
+    assert len(lines) == {30: 2, 80: 1}.get(width, len(lines))

@@ -90,3 +90,12 @@ def test_other_backends_are_left_alone(one_version: None) -> None:
         warnings.simplefilter("error", FarSkipWarning)
         assert torch.equal(compiled(IDS).logits, expected[0])
         assert torch.equal(compiled(LONGER).logits, expected[1])
+
+
+@torch.no_grad()
+def test_a_torch_that_is_written_otherwise_is_said_and_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farskip_compile._compat.limit.ARGUMENTS", ("of_another_torch",))
+    compiled = torch.compile(tiny(), backend="farskip", fullgraph=True, options=EAGER)
+    with pytest.warns(UserWarning, match="are not watched"):
+        compiled(IDS)
+    assert farskip_compile.last_reports()[-1].left_out["attention.1"] == ("r0",)
