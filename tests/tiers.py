@@ -185,6 +185,22 @@ WHOLE = {
     "tests/testing/test_term_tags.py::test_what_is_recomputed": "a backward graph",
     "tests/test_backend.py::test_named": "models compiled in each way",
     "tests/test_backend.py::test_activation_checkpointing[aot": "backward graphs",
+    # many small ones, of parts whose use in a whole model is quick
+    "tests/passes/pieces/": "each way to cut an exchange, each kind of products between its halves",
+    "tests/handwritten/": "models that others write, style by style",
+    "tests/vllm/": "models as vLLM writes them",
+    "tests/explain/test_explain.py": "models explained in each state",
+    "tests/regional/": "layers compiled one by one",
+    "tests/cli/": "what the command line prints, at each width",
+    "tests/report/": "what is said of models that ran",
+    "tests/fold/": "folds by hand",
+    "tests/verify/test_tokens.py": "faults in pieces",
+    "tests/verify/test_tokens_gathered.py": "faults in pieces that were gathered",
+    "tests/manifest/test_malformed.py": "files that others may have written",
+    "tests/manifest/test_amd_keys.py": "ranges of layers, each compiled",
+    "tests/manifest/test_mismatch.py": "pairs of models",
+    "tests/prepare/test_prepare.py": "models prepared in each state",
+    "tests/inductor/": "programs for Inductor, or parts of them",
 }
 """What `make test` leaves out, and of what kind it is."""
 
