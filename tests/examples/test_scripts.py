@@ -82,22 +82,25 @@ def test_what_is_healed_is_nearer_to_the_original(tmp_path: Path) -> None:
 
 
 def test_what_was_healed_is_served(tmp_path: Path) -> None:
+    """After so few steps its text is blanks in either wiring: that the two are told apart is for random weights."""
     healed, _ = heal(tmp_path, "--teacher-steps", "40", "--steps", "1")
     (serve := tmp_path / "serve").mkdir()
     served(output_of("serve.py", str(healed), folder=serve), str(healed))
 
 
 def test_a_checkpoint_is_converted_and_served(tmp_path: Path) -> None:
-    served(output_of("serve.py", folder=tmp_path), str(tmp_path))
+    said = output_of("serve.py", folder=tmp_path)
+    served(said, str(tmp_path))
+    assert int(re.search(r"without a cache, as written: (\d+) of 32$", said, re.MULTILINE)[1]) < 30
 
 
 def served(said: str, folder: str) -> None:
-    """Holds that all tokens are those of the rewired model, and not those of the model as written."""
+    """Holds that all tokens are those of the rewired model."""
     assert "without farskip_compile: The checkpoint you are trying to load has model type `farskip_qwen3_moe`" in said
     assert "not compiled: the weights are for a FarSkip form of this model" in said
     assert said.count("rewired 5 of 6 sub-blocks (3 layers, 3 MoE): standard -> full, verified") == 2
     assert "without a cache, rewired: 32 of 32\n" in said
-    assert int(re.search(r"without a cache, as written: (\d+) of 32$", said, re.MULTILINE)[1]) < 30
+    assert re.search(r"without a cache, as written: \d+ of 32$", said, re.MULTILINE)
     commands = re.findall(r"^(?:vllm serve|farskip verify-serving) (.*)$", said, re.MULTILINE)
     assert len(commands) == 2
     assert all(one.startswith(folder) for one in commands)
