@@ -82,7 +82,7 @@ def test_what_is_healed_is_nearer_to_the_original(tmp_path: Path) -> None:
 
 
 def test_what_was_healed_is_served(tmp_path: Path) -> None:
-    """After so few steps its text is blanks in either wiring: that the two are told apart is for random weights."""
+    """Hardly trained, it may write the same in either wiring: that these are told apart is for random weights."""
     healed, _ = heal(tmp_path, "--teacher-steps", "40", "--steps", "1")
     (serve := tmp_path / "serve").mkdir()
     served(output_of("serve.py", str(healed), folder=serve), str(healed))
