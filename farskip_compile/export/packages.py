@@ -65,5 +65,5 @@ def metadata_of(program: torch.export.ExportedProgram) -> dict[str, Any]:
 
 def _read(found: object, place: str) -> Manifest:
     if not isinstance(found, Mapping):
-        raise ManifestError(f"there is no manifest in {place}", way_out=WAY_OUT)
+        raise ManifestError(f"no manifest in {place}", way_out=WAY_OUT)
     return replace(read_manifest(found, place), origin=f"in {place}")

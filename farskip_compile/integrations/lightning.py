@@ -64,8 +64,8 @@ class FarSkip(Callback):
             `self.model.compile(backend="farskip", ...)`: its own hold. A checkpoint that is resumed says `manifest`.
 
     Raises:
-        ConfigError: unknown or wrong options; before the first batch, that the attribute is not there, or is no model
-            that can be compiled in place.
+        ConfigError: unknown or wrong options; before the first batch, that the attribute is missing, or is
+            not a model that can be compiled in place.
         OriginalWiringError: after a batch, that it may not have run rewired.
         ManifestError: a checkpoint is for another form, or is written before any batch ran.
         FarSkipError: the model can't be rewired as asked.

@@ -91,7 +91,7 @@ def manifest_of_checkpoint(path: str | os.PathLike[str]) -> Manifest:
     state = found.get("state_dict", found) if isinstance(found, Mapping) else {}
     if KEY not in state or not len(state[KEY]):
         raise ManifestError(
-            f"there is no manifest in {path}",
+            f"no manifest in {path}",
             way_out="train with the callback farskip_compile.integrations.lightning.FarSkip, which writes it",
         )
     return _manifest(state[KEY], str(path))

@@ -194,11 +194,11 @@ def read_folder(folder: Path, pid: int | None = None) -> Found:
     and the other ranks beside it.
 
     Raises:
-        ConfigError: there is no such folder, or a file in it is damaged.
+        ConfigError: the folder does not exist, or a file in it is damaged.
     """
     if not folder.is_dir():
         raise ConfigError(
-            f"there is no folder {str(folder)!r}",
+            f"the folder {str(folder)!r} does not exist",
             way_out=f"start the program with {VARIABLE} set, and give that folder",
         )
     every = [_read(path) for path in sorted(folder.glob(f"*{SUFFIX}")) if not path.name.startswith(".")]
@@ -217,7 +217,7 @@ def folder_of(pid: int) -> Path:
     """The folder that a running process writes into.
 
     Raises:
-        ConfigError: there is no such process, it may not be asked, or it writes none.
+        ConfigError: the process does not exist, may not be asked, or writes none.
     """
     way_out = f"start it with {VARIABLE}=FOLDER, and give the folder or the number of the process"
     try:

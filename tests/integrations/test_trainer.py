@@ -130,7 +130,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(run: Run, tmp_path: Path) -> Non
 
 
 def test_transformers_resumes_no_experts(run: Run, tmp_path: Path) -> None:
-    """docs/integrations/transformers.md says so: this fails once it is no longer true."""
+    """docs/integrations/transformers.md says so: this fails once that has changed."""
     trainer: Any = Trainer(model(), arguments(tmp_path), train_dataset=data())
     trainer._load_from_checkpoint(str(run.folder / "checkpoint-1"))
     expected = transformers.AutoModelForCausalLM.from_pretrained(run.folder / "checkpoint-1").state_dict()
