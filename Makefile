@@ -60,7 +60,7 @@ examples: $(VENV)/.installed ## the scripts and notebooks of examples/
 	$(PY) examples/serve.py
 	$(PY) -m tests.examples.notebooks
 
-# tests/tiers.py says what `test` leaves to `test-all`, and that to `test-deep`.
+# tests/tiers says what `test` leaves to `test-all`, and that to `test-deep`.
 test: $(VENV)/.installed ## the quick tests
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not whole"
 

@@ -80,7 +80,7 @@ class FarSkip(Callback):
         self._evidence: Evidence | None = None
         self._model: nn.Module | None = None
         self._manifest: Manifest | None = None
-        self._before: set[int] | None = None
+        self._before: tuple[CompileReport, ...] | None = None
         """Reports that are not looked at, of a model that others compiled; None: FarSkip compiled it."""
 
     @property
@@ -143,7 +143,7 @@ class FarSkip(Callback):
         guard(model, None, refusal=REFUSAL)
         # else Dynamo runs what it compiled earlier, be it of another model like this one, and reports nothing
         torch.compiler.reset()
-        self._before = set(map(id, last_reports()))
+        self._before = last_reports()
         self._evidence, self._model, self._manifest = Evidence(None, WAY_OUT), model, None
 
     def _found(self, pl_module: LightningModule) -> nn.Module:
@@ -165,8 +165,9 @@ class FarSkip(Callback):
         assert self._evidence is not None
         assert self._model is not None
         if self._before is not None:  # 3
-            new = [one for one in last_reports() if id(one) not in self._before]
-            self._before.update(map(id, new))
+            seen, now = set(map(id, self._before)), last_reports()  # kept, so that no id comes again
+            new = [one for one in now if id(one) not in seen]
+            self._before = now
             self._evidence.reports += [one for one in new if self._is_ours(one)]
         self._evidence.check(self._model, phase)
         self._state.compare(self.manifest)

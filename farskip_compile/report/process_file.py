@@ -11,6 +11,7 @@ Never: writes anything if the variable is not set; fails a run because a file ca
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -22,7 +23,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torch import nn
 
 from farskip_compile._compat.distributed import world_group, world_size
@@ -31,6 +31,7 @@ from farskip_compile.errors import ConfigError, FarSkipError
 from farskip_compile.json_files import write_text
 from farskip_compile.report.compile import CompileReport
 from farskip_compile.report.expected import Overlap, expected
+from farskip_compile.report.line import rank
 from farskip_compile.report.processes import SCHEMA, VARIABLE, started
 from farskip_compile.report.ran import Graph
 from farskip_compile.report.rows import Rows, in_words
@@ -45,6 +46,8 @@ LONGEST = 500
 
 _lines: dict[str | int, dict[str, Any]] = {}
 """What each line is about -> the line."""
+_numbers = itertools.count(1)
+"""Of what is told once; ids come again, and the line would stay where the first one stood."""
 _lock = threading.Lock()
 _warned = False
 
@@ -62,7 +65,7 @@ def note_graph(graph: Graph) -> None:
 def note_report(report: CompileReport) -> None:
     """A graph was compiled whose runs are not watched."""
     if _folder() is not None:
-        _put(f"report {id(report)}", _line("graph", "", report, ()) | {"ran": None})
+        _put(f"report {next(_numbers)}", _line("graph", "", report, ()) | {"ran": None})
 
 
 def note_whole_model(model: nn.Module, report: CompileReport, overlap: tuple[Overlap, ...]) -> None:
@@ -79,7 +82,7 @@ def errors_noted() -> Iterator[None]:
     except FarSkipError as error:
         if _folder() is not None:
             _put(
-                f"error {len(_lines)} {id(error)}",
+                f"error {next(_numbers)}",
                 {"kind": "error", "error": type(error).__name__, "reason": shortened(str(error), LONGEST)},
             )
         raise
@@ -141,7 +144,7 @@ def _process() -> dict[str, Any]:
         "pid": os.getpid(),
         "parent": os.getppid(),
         "started": started(os.getpid()),
-        "rank": dist.get_rank() if world_group() is not None else int(number("RANK", "0") or 0),
+        "rank": rank(),
         "ranks": world_size() if world_group() is not None else int(number("WORLD_SIZE", "1") or 1),
         "job": number("TORCHELASTIC_RUN_ID", ""),
         "command": shortened(" ".join(sys.argv), 200),

@@ -233,12 +233,12 @@ def folder_of(pid: int) -> Path:
 
 
 def _read(path: Path) -> Process:
-    reader = Reader(str(path), way_out="remove the file: `farskip status` reads what processes have written themselves")
+    way_out = "remove the file: `farskip status` reads what processes have written themselves"
     try:
         head, *rest = [parse_json(line) for line in read_bytes(path).decode().splitlines()] or [None]
     except (OSError, ValueError) as error:
         raise ConfigError(f"can't read {str(path)!r}: {error}", way_out="remove the file") from error
-    reader = Reader(reader.origin, way_out=reader.way_out, accepts_null=True)
+    reader = Reader(str(path), way_out=way_out, accepts_null=True)
     plain: Mapping[str, Any] = reader.version(head, (SCHEMA,))
     compiled: list[Compiled] = []
     errors: list[Refused] = []

@@ -18,7 +18,7 @@ import farskip_compile
 from farskip_compile.errors import ConfigError, DenseModelError
 from farskip_compile.models import build
 from farskip_compile.report import process_file
-from farskip_compile.report.compile import Outcome
+from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.report.processes import REFUSED, REWIRED, SILENT, VARIABLE, folder_of, read_folder, started
 
 IDS = torch.arange(8).view(1, 8)
@@ -77,6 +77,21 @@ def test_a_folder_that_can_not_be_written_is_no_error_of_the_run(
     monkeypatch.setattr(process_file, "_warned", False)
     model_of()(IDS)
     assert caplog.text.count("will not see this process") == 1
+
+
+def test_an_error_that_comes_again_is_the_last_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the oldest lines go, and its id is that of an earlier one."""
+    monkeypatch.setattr(process_file, "MOST", 2)
+    report = CompileReport(Outcome.NO_STACK, nodes=1, config={})
+    error = DenseModelError("the same")
+    for again in range(3):
+        with pytest.raises(DenseModelError), process_file.errors_noted():
+            raise error
+        if again < 2:
+            process_file.note_report(report)
+    (process,) = read_folder(folder).processes
+    assert process.error_is_last
+    assert process.answer == "NOT REWIRED"
 
 
 def test_outcomes_are_those_of_reports() -> None:
