@@ -27,8 +27,7 @@ ORIGINAL, COPIES = "original_module", "modules_to_save"
 def names_without_adapters(model: nn.Module) -> dict[str, str | None]:
     """Each name of a parameter of `model`, and the name that it has in the model without adapters.
 
-    None: it is an adapter's own. A copy that is trained in the place of a
-    module has the name of what it stands for.
+    None: it is an adapter's own. A copy that is trained in the place of a module has the name of what it stands for.
     """
     places = {name: inner for name, module in model.named_modules(remove_duplicate=False) if (inner := _inner(module))}
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]

@@ -7,6 +7,7 @@ module that holds one of the layers; `tell_whole` tells the user, at the first s
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterable
 from typing import Protocol
@@ -62,7 +63,7 @@ def graphs_by_layer(whole: Whole) -> list[tuple[Graph, ...]]:
     """For each layer, the graphs that have run with its parameters."""
     found: dict[str, list[torch.Tensor]] = {name: [] for name in whole.names}
     for name, tensors in named_as_run(whole.model):
-        layer = next((one for one in whole.names if name.startswith(f"{one}.")), None)
+        layer = next((one for one in itertools.accumulate(name.split("."), "{}.{}".format) if one in found), None)
         if layer is not None:
             found[layer] += tensors
     return [graphs_of(tensors) for tensors in found.values()]
