@@ -27,12 +27,18 @@ from farskip_compile.verify.account.weights import begins_rows, has_weights
 from farskip_compile.verify.rows.rules import is_contraction, is_state, is_unknown
 
 JOINS = frozenset(
-    "cat concat concatenate stack where masked_scatter index_put index_copy index_add scatter scatter_add "
-    "scatter_reduce setitem copy added_alone after_write".split()
+    [
+        *("cat", "concat", "concatenate", "stack", "where", "masked_scatter", "setitem", "copy"),
+        *("index_put", "index_copy", "index_add", "scatter", "scatter_add", "scatter_reduce"),
+        *("added_alone", "after_write"),
+    ]
 )
 """Operators that put rows of several values into one, as rows of images among those of tokens."""
 REDUCTIONS = frozenset(
-    "mean sum var std var_mean std_mean amax amin max min logsumexp prod norm linalg_vector_norm linalg_norm".split()
+    [
+        *("mean", "sum", "prod", "var", "std", "var_mean", "std_mean", "logsumexp", "max", "min", "amax", "amin"),
+        *("norm", "linalg_norm", "linalg_vector_norm"),
+    ]
 )
 
 
