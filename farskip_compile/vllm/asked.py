@@ -71,7 +71,7 @@ class Asked:
             layers=tuple(own.layers) if own.layers is not None else None,
             manifest=replace(self.manifest, fused=True) if self.manifest is not None else None,
             merge_reductions=own.merge_reductions,
-            kinds=dict(own.kinds or {}),
+            kinds={"*inputs_embeds*": "embedding", **(own.kinds or {})},  # with images; a pipeline stage is refused
             **options,
         )
 
