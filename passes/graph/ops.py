@@ -28,6 +28,9 @@ AXIS_MOVES = frozenset(["squeeze", "unsqueeze", "movedim", "moveaxis", "transpos
 SHAPE_OPS = VIEWS | COPIES | AXIS_MOVES | {"detach"}
 CAST_OPS = frozenset(["to", "float", "double", "half", "bfloat16", "type", "type_as", "_to_copy"])
 SELECTION_OPS = frozenset(["topk", "argmax", "argmin", "argsort", "sort", "msort", "multinomial", "kthvalue"])
+EXTREMES = frozenset(["max", "min", "median", "nanmedian", "mode", "cummax", "cummin"])
+"""Along one dimension they return values and the indices of these. The values alone decide nothing: a softmax by hand
+subtracts a maximum."""
 INDEX_OPS = frozenset(["getitem", "index", "index_select", "embedding", "gather", "take_along_dim"])
 LIKE = frozenset(
     [
@@ -209,9 +212,21 @@ def _names_scan(name: str) -> bool:
 
 
 def is_selection(node: fx.Node) -> bool:
-    """Picks indices by value: the decision of a router (also of a sparse attention's indexer, or inside what was
-    declared as routed)."""
-    return declared(node) == "routed" or _any_name(node, SELECTION_OPS.__contains__)
+    """Return whether `node` picks indices by value: the decision of a router (also of a sparse attention's indexer, or
+    inside what was declared as routed). Of an extreme (`torch.max(p, -1)`) that is the second member of the result."""
+    if declared(node) == "routed" or _is_index_of_extreme(node):
+        return True
+    name = op_name(node)
+    if not name.startswith("higher_order::"):
+        return name in SELECTION_OPS
+    return any(op_name(inner) in SELECTION_OPS or _is_index_of_extreme(inner) for inner in _nodes_inside(node))
+
+
+def _is_index_of_extreme(node: fx.Node) -> bool:
+    if op_name(node) != "getitem" or node.args[1] != 1:
+        return False
+    source = node.args[0]
+    return isinstance(source, fx.Node) and op_name(source) in EXTREMES and isinstance(fake(source), tuple | list)
 
 
 def is_norm(node: fx.Node) -> bool:
@@ -248,15 +263,15 @@ def where(node: fx.Node, layer: int | None = None) -> Where:
 
 
 def _any_name(node: fx.Node, holds: Callable[[str], bool]) -> bool:
-    """Whether `holds` is true of the operator of `node` or of one inside it."""
+    """Return whether `holds` is true of the operator of `node` or of one inside `node`."""
     name = op_name(node)
-    return any(map(holds, _names_inside(node))) if name.startswith("higher_order::") else holds(name)
+    return any(map(holds, map(op_name, _nodes_inside(node)))) if name.startswith("higher_order::") else holds(name)
 
 
-def _names_inside(node: fx.Node) -> Iterator[str]:
-    """Operator name of `node` and, for a higher-order operator, of all nodes in its bodies."""
-    yield op_name(node)
+def _nodes_inside(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield `node` and, for a higher-order operator, all nodes in its bodies."""
+    yield node
     if op_name(node).startswith("higher_order::"):
         for body in bodies(node):
             for inner in body.graph.nodes:
-                yield from _names_inside(inner)
+                yield from _nodes_inside(inner)
