@@ -24,6 +24,7 @@ from farskip_compile.passes.graph.walk import bodies
 
 VIEWS = frozenset(["view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten", "unflatten"])
 COPIES = frozenset(["contiguous", "clone", "alias"])
+REPEATS = frozenset(["expand", "expand_as", "broadcast_to", "repeat", "tile", "repeat_interleave"])
 AXIS_MOVES = frozenset(["squeeze", "unsqueeze", "movedim", "moveaxis", "transpose", "permute", "swapaxes", "swapdims"])
 SHAPE_OPS = VIEWS | COPIES | AXIS_MOVES | {"detach"}
 CAST_OPS = frozenset(["to", "float", "double", "half", "bfloat16", "type", "type_as", "_to_copy"])
@@ -129,6 +130,16 @@ def is_per_token(node: fx.Node) -> bool:
     """Whether the value of `node` is one number for each token: its last dimension is 1."""
     value = tensor(node)
     return value is not None and value.dim() > 0 and same_dim(value.shape[-1], 1)
+
+
+def repeats_along_features(node: fx.Node) -> bool:
+    """Return whether the value of `node` is one number for each token, repeated along the last dimension."""
+    value = tensor(node)
+    if value is None or value.dim() < 2 or is_per_token(node):
+        return False
+    if same_dim(value.stride(-1), 0):
+        return True
+    return op_name(node) in REPEATS and isinstance(source := node.args[0], fx.Node) and is_per_token(source)
 
 
 def same_shape(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -34,7 +34,9 @@ from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.residual.sums import images_of
 from farskip_compile.passes.residual.table import Kind
 
-PICKS_ROWS = frozenset(["index", "getitem", "index_select"])
+PICKS_ROWS = frozenset(["index", "getitem", "index_select", "embedding"])
+PICKS_ENTRIES = frozenset(["gather", "take_along_dim"])
+"""They pick rows only by an index that is the same for all features."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,15 @@ def _picks_weight(facts: Facts, node: fx.Node) -> bool:
 
 def _picks_token_rows(facts: Facts, node: fx.Node) -> bool:
     data = _data_picked_by_selection(facts, node)
-    if data is None or data in facts.weight or ops.op_name(node) not in PICKS_ROWS:
+    if data is None or data in facts.weight or not _picks_whole_rows(node):
         return False
     return data in facts.projected or data in facts.stream.depends
+
+
+def _picks_whole_rows(node: fx.Node) -> bool:
+    if ops.op_name(node) in PICKS_ENTRIES:
+        return any(ops.repeats_along_features(arg) for arg in node.all_input_nodes if not ops.is_floating(arg))
+    return ops.op_name(node) in PICKS_ROWS
 
 
 def _data_picked_by_selection(facts: Facts, node: fx.Node) -> fx.Node | None:
