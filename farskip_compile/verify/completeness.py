@@ -22,7 +22,7 @@ from farskip_compile.passes.graph import ops
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.not_a_sum import not_a_sum
 from farskip_compile.verify.account.fragment import another_form
-from farskip_compile.verify.graph_break_hints import known_break
+from farskip_compile.verify.graph_break_hints import REGIONAL, known_break, stated
 
 
 def check_complete(module: fx.GraphModule, reading: Reading | None) -> None:
@@ -46,7 +46,7 @@ def check_part(module: fx.GraphModule, reading: Reading | None) -> None:
     """
     ends = _Ends(module, reading)
     if ends.broken or ends.resumed:
-        raise _cut("inside a layer", ends.cut, ends.mixer.name if ends.mixer is not None else None)
+        raise _cut(INSIDE, ends.cut, ends.mixer.name if ends.mixer is not None else None)
     if reading is None:
         raise not_a_sum(module.graph) or PartialModelError(
             "a layer that is compiled by itself has no residual stream: nothing in it is computed from a value and "
@@ -59,7 +59,7 @@ def check_part(module: fx.GraphModule, reading: Reading | None) -> None:
 def cut_inside_a_layer(module: fx.GraphModule, error: NotASumError) -> PartialModelError | None:
     """The error for a stream that can't be read because of a graph break; None if there was none."""
     ends = _Ends(module, None)
-    return _cut("inside a layer", ends.cut, error.where.node) if ends.broken or ends.resumed else None
+    return _cut(INSIDE, ends.cut, error.where.node) if ends.broken or ends.resumed else None
 
 
 def known_cut(module: fx.GraphModule, found: Where) -> PartialModelError | None:
@@ -116,17 +116,22 @@ class _Ends:
         return self.reading is not None and all(user.op == "output" for user in self.reading.stream.root.users)
 
 
+INSIDE = "inside a layer"
+
+
 def _cut(place: str, reason: str | None, node: str | None) -> PartialModelError:
+    said, source = stated(reason or "")
+    at = f", at {source}" if source else ""
+    way_out = "remove the break; torch.compiler.reset() before compiling again"
     return known_break(reason, node) or PartialModelError(
-        f"a graph break cuts the residual stack {place}: {reason or 'reason unknown'}",
-        way_out="remove the break or move it out of the model; after torch.compiler.reset(), "
-        "torch.compile(..., fullgraph=True) shows it as an error",
-        where=Where(node=node),
+        f"a graph break cuts the residual stack {place}: {said or 'reason unknown'}{at}",
+        way_out=way_out if place == INSIDE else f"{way_out}; {REGIONAL}",
+        where=Where(node=node, source=source),
     )
 
 
 def _no_stream_in_a_part(ends: _Ends) -> FarSkipError:
-    return _cut("inside a layer", ends.cut, ends.mixer.name if ends.mixer is not None else None)
+    return _cut(INSIDE, ends.cut, ends.mixer.name if ends.mixer is not None else None)
 
 
 def _no_stream(ends: _Ends) -> FarSkipError:
@@ -160,13 +165,16 @@ def _cut_before_its_beginning(ends: _Ends) -> FarSkipError:
 def _single_layer(ends: _Ends) -> FarSkipError:
     assert ends.reading is not None
     cut, base, rows = callers_graph_break(), ends.reading.stream.base, ends.reading.table.rows
+    said, source = stated(cut or "")
+    why = f", because Dynamo met a graph break: {said}" + (f", at {source}" if source else "")
     return known_break(cut, base.name) or PartialModelError(
         f"the graph begins and ends with the raw residual stream ({len(rows)} sub-blocks in it): layers "
-        "seem to be compiled one by one, and FarSkip connects two layers"
-        + (f", because Dynamo met a graph break: {cut}" if cut else ""),
-        way_out='compile the whole model: torch.compile(model, backend="farskip", fullgraph=True); or prepare its '
+        f"seem to be compiled one by one, and FarSkip connects two layers{why if cut else ''}",
+        way_out=f"remove the break; torch.compiler.reset() before compiling again; {REGIONAL}"
+        if cut
+        else 'compile the whole model: torch.compile(model, backend="farskip", fullgraph=True); or prepare its '
         "layers before they are compiled: farskip_compile.regional(model, compile=False)",
-        where=ops.where(base),
+        where=Where(node=base.name, source=source) if source else ops.where(base),
     )
 
 
