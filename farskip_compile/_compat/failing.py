@@ -4,6 +4,8 @@
 Contract: `before_dynamo_raises` registers what is told so, with the error and the backend that the compile is for; the
 error reaches the caller in any case, and may be given notes. Nothing is told without `fullgraph=True`, where Dynamo
 goes on. Checked by running on torch 2.13.0.
+
+`torch.compiler.reset()` forgets callbacks, so each compile registers ours again, before it begins.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from torch._dynamo.callback import CallbackArgs, callback_handler
+from torch._dynamo.utils import register_hook_for_recompile_user_context
 
 from farskip_compile._compat.limit import COMPILES
 from farskip_compile._compat.reached import Compiler, compiler_of
@@ -30,7 +33,12 @@ def before_dynamo_raises(tell: Callable[[Exception, Compiler], None]) -> None:
         if isinstance(error, Exception) and compiler is not None:
             tell(error, compiler)
 
-    callback_handler.register_end_callback(callback)
+    def register() -> str:
+        if callback not in callback_handler.end_callbacks:
+            callback_handler.register_end_callback(callback)
+        return ""
+
+    register_hook_for_recompile_user_context(register)
 
 
 def _compiler_of_one_graph(frame: FrameType | None) -> Compiler | None:
