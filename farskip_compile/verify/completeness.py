@@ -46,7 +46,7 @@ def check_part(module: fx.GraphModule, reading: Reading | None) -> None:
     """
     ends = _Ends(module, reading)
     if ends.broken or ends.resumed:
-        raise _cut(INSIDE, ends.cut, ends.mixer.name if ends.mixer is not None else None)
+        raise _cut(INSIDE, ends.cut, ops.name_written(ends.mixer) if ends.mixer is not None else None)
     if reading is None:
         raise not_a_sum(module.graph) or PartialModelError(
             "a layer that is compiled by itself has no residual stream: nothing in it is computed from a value and "
@@ -131,7 +131,7 @@ def _cut(place: str, reason: str | None, node: str | None) -> PartialModelError:
 
 
 def _no_stream_in_a_part(ends: _Ends) -> FarSkipError:
-    return _cut(INSIDE, ends.cut, ends.mixer.name if ends.mixer is not None else None)
+    return _cut(INSIDE, ends.cut, ops.name_written(ends.mixer) if ends.mixer is not None else None)
 
 
 def _no_stream(ends: _Ends) -> FarSkipError:
@@ -154,12 +154,12 @@ def _no_stream(ends: _Ends) -> FarSkipError:
 
 def _cut_before_its_end(ends: _Ends) -> FarSkipError:
     assert ends.reading is not None
-    return _cut("before its end", ends.broken, ends.reading.stream.root.name)
+    return _cut("before its end", ends.broken, ops.name_written(ends.reading.stream.root))
 
 
 def _cut_before_its_beginning(ends: _Ends) -> FarSkipError:
     assert ends.reading is not None
-    return _cut("before its beginning", callers_graph_break(), ends.reading.stream.base.name)
+    return _cut("before its beginning", callers_graph_break(), ops.name_written(ends.reading.stream.base))
 
 
 def _single_layer(ends: _Ends) -> FarSkipError:
@@ -167,14 +167,14 @@ def _single_layer(ends: _Ends) -> FarSkipError:
     cut, base, rows = callers_graph_break(), ends.reading.stream.base, ends.reading.table.rows
     said, source = stated(cut or "")
     why = f", because Dynamo met a graph break: {said}" + (f", at {source}" if source else "")
-    return known_break(cut, base.name) or PartialModelError(
+    return known_break(cut, ops.name_written(base)) or PartialModelError(
         f"the graph begins and ends with the raw residual stream ({len(rows)} sub-blocks in it): layers "
         f"seem to be compiled one by one, and FarSkip connects two layers{why if cut else ''}",
         way_out=f"remove the break; torch.compiler.reset() before compiling again; {REGIONAL}"
         if cut
         else 'compile the whole model: torch.compile(model, backend="farskip", fullgraph=True); or prepare its '
         "layers before they are compiled: farskip_compile.regional(model, compile=False)",
-        where=Where(node=base.name, source=source) if source else ops.where(base),
+        where=Where(node=ops.name_written(base), source=source) if source else ops.where(base),
     )
 
 

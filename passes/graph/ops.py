@@ -255,6 +255,43 @@ def is_inactive_dropout(node: fx.Node) -> bool:
     return training is False or (isinstance(probability, int | float) and probability == 0)
 
 
+WRITTEN = "farskip_written"
+"""In the meta of a node: the name and the operator of the node of Dynamo's graph that it was made of. Metas are copied
+with nodes, so what a pass makes of a user's call still knows that call."""
+SPELLED = {
+    "setitem": "x[...] = y",
+    "getitem": "x[...]",
+    "truediv": "/",
+    "iadd": "+=",
+    "isub": "-=",
+    "imul": "*=",
+    "itruediv": "/=",
+}
+"""Python's operators that are not called by the name which they have in `operator`."""
+
+
+def note_written(graph: fx.Graph) -> None:
+    """Note the name and the operator of each node as the user's call, unless an earlier one is noted there."""
+    for node in graph.nodes:
+        if WRITTEN not in node.meta:
+            node.meta[WRITTEN] = node.name, _spelled(node)
+
+
+def _spelled(node: fx.Node) -> str:
+    name = op_name(node)
+    return SPELLED.get(name, name) if getattr(node.target, "__module__", "") == "_operator" else name
+
+
+def name_written(node: fx.Node) -> str:
+    """Return the name, in Dynamo's graph, of the user's call that `node` was made of."""
+    return str(node.meta[WRITTEN][0]) if WRITTEN in node.meta else node.name
+
+
+def shown(node: fx.Node) -> str:
+    """Return the operator of `node` for a message, as it stands in the user's code."""
+    return str(node.meta[WRITTEN][1]) if WRITTEN in node.meta else _spelled(node)
+
+
 def source_line(node: fx.Node) -> str | None:
     """`file:line` of the innermost frame outside torch that made `node`."""
     lines = source_lines(node)
@@ -269,8 +306,8 @@ def source_lines(node: fx.Node) -> list[str]:
 
 
 def where(node: fx.Node, layer: int | None = None) -> Where:
-    """The place of `node`, for an error."""
-    return Where(layer=layer, node=node.name, source=source_line(node))
+    """Return the place of `node`, for an error: of the call in the user's code that it was made of."""
+    return Where(layer=layer, node=name_written(node), source=source_line(node))
 
 
 def _any_name(node: fx.Node, holds: Callable[[str], bool]) -> bool:

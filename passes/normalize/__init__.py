@@ -9,7 +9,7 @@ A node whose value is used must carry a fake value, as Dynamo leaves it: without
 memory, and what is a sum. A graph that lost some is refused.
 
 Algorithm:
-1. Open activation checkpoints (`checkpoints`).
+1. Open activation checkpoints (`checkpoints`); note the user's call at each node, for messages.
 2. Write collectives along inner dimensions as moves of axes (`axis_moves`), and calls in one way (`plain_calls`).
 3. Single assignment (`single_assignment`).
 4. Mark what accumulations add (`accumulations`). The driver lints the graph.
@@ -49,6 +49,7 @@ def normalize(module: fx.GraphModule) -> Normalized:
     """
     _refuse_unknown_values(module)
     opened = open_checkpoints(module)  # 1
+    ops.note_written(module.graph)
     move_axes(module.graph)  # 2
     write_plain_calls(module.graph)
     replaced = assign_once(module.graph)  # 3

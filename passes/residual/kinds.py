@@ -185,13 +185,13 @@ def classify(stream: Stream, facts: Facts, region: Region) -> Finding:
         raise UnsupportedPatternError(
             f"one term of the residual stream holds routed experts ({routing.evidence}) and mixes tokens "
             f"({mixing.evidence}), so it is neither an attention nor a MoE sub-block",
-            way_out="leave this layer out with `layers`, or add the two parts to the stream one by one",
+            way_out="add the two parts to the stream one by one",
             where=ops.where(mixing.node or region.leaf),
         )
     if routing is not None:
         return _with_shared_inside(facts, region, routing)
     if behind:
-        return Finding(Kind.DENSE, f"{ops.op_name(behind[0])} along tokens behind a feed-forward network", behind[0])
+        return Finding(Kind.DENSE, f"{ops.shown(behind[0])} along tokens behind a feed-forward network", behind[0])
     return mixing or Finding(Kind.DENSE, "no token mixing, no selection", region.leaf)
 
 
@@ -223,7 +223,7 @@ def _first(evidence: Iterable[Evidence], kind: Kind, facts: Facts, nodes: Iterab
     """What the first node shows that shows anything."""
     found = ((one, node) for node in nodes for one in evidence if one.holds(facts, node))
     first = next(found, None)
-    return None if first is None else Finding(kind, first[0].text.format(operator=ops.op_name(first[1])), first[1])
+    return None if first is None else Finding(kind, first[0].text.format(operator=ops.shown(first[1])), first[1])
 
 
 # Step 2
