@@ -36,6 +36,7 @@ from farskip_compile._compat.names import JOINT_FOLDING, POST_GRAD
 from farskip_compile.carrier.passing import carrying
 from farskip_compile.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, FarSkipWarning, PartialModelError
+from farskip_compile.guard.capture_errors import watch as watch_captures
 from farskip_compile.guard.generation import refuse_decode_only
 from farskip_compile.guard.limit import watch as watch_limit
 from farskip_compile.guard.wrappers import watch as watch_wrappers
@@ -292,6 +293,7 @@ def forget(name: str) -> None:
     _prepared.pop(name, None)
 
 
+watch_captures()
 watch_limit()
 watch_wrappers()
 

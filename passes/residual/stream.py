@@ -309,7 +309,7 @@ def _refuse_written_in_place(stream: Stream) -> None:
             victim = memory.get(effects.storage(base))
             if victim is not None and stream.order[victim] < stream.order[node]:
                 raise UnsupportedPatternError(
-                    f"{ops.op_name(node)!r} writes into the residual stream and has no out-of-place form",
+                    f"{ops.shown(node)!r} writes into the residual stream and has no out-of-place form",
                     way_out="write the model with out-of-place operations on the residual stream",
                     where=ops.where(node),
                 )

@@ -36,14 +36,11 @@ def find_layer(
             combined.add(node)
         if _keeps_shape(node, shape):
             if is_unknown(node) and has_weights(node):
-                return node, f"{ops.op_name(node)!r}, of which nothing is known, is given weights"
+                return node, f"{ops.shown(node)!r}, of which nothing is known, is given weights"
             if is_unknown(node) and _combines(node, plain, weighted):
-                return (
-                    node,
-                    f"{ops.op_name(node)!r}, of which nothing is known, may add a value to what comes of it",
-                )
+                return node, f"{ops.shown(node)!r}, of which nothing is known, may add a value to what comes of it"
             if node in combined:
-                return node, f"{ops.op_name(node)!r} combines a value and what is computed from it with weights"
+                return node, f"{ops.shown(node)!r} combines a value and what is computed from it with weights"
         if contracts or not weighted.isdisjoint(inputs):
             weighted.add(node)
         if not contracts and not plain.isdisjoint(inputs):
