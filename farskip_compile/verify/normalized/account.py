@@ -7,7 +7,7 @@ made with the same `Numbers` compute the same, to the bit and in their gradients
 Each value has a number: of its operator and of the numbers that it reads, at the time at which it reads them. These are
 taken for equal, and nothing else:
 1. An operator that writes in place, and its twin whose result is written, cast to the type of the memory. Not where
-   gradients differ (a write without gradients keeps those of the old value), or autocast casts what the twin alone reads.
+   gradients differ (a write without gradients keeps those of the old value), or autocast casts what the twin is given.
 2. A tensor in another shape, in the order that it had; a copy; a cast to the type that it has; one out of a list.
 3. `copy_` of a tensor of the same shape, and a cast; `x[indices] = y`, and `index_put`.
 4. `rsub(a, b)` and `b - a`; operands of a sum by keyword and by position.
@@ -32,11 +32,11 @@ from farskip_compile._compat import split_checkpoint_kwargs
 from farskip_compile.passes.boundary.markers import is_arrival, is_departure
 from farskip_compile.passes.boundary.tail import tail_of
 from farskip_compile.passes.graph import ops
-from farskip_compile.verify.normalized.callees import Callee, callee_of
-from farskip_compile.verify.normalized.forms import in_plain_words, is_cast, is_copy, joined, noted
-from farskip_compile.verify.normalized.memory import Memory, Numbers, View, allocate, narrow, read, write
-from farskip_compile.verify.normalized.sharing import KEEPS_ORDER, Shares, Sharing
-from farskip_compile.verify.normalized.twins import Autocast, Twins
+from farskip_compile.verify.normalized.forms import in_plain_words, noted
+from farskip_compile.verify.normalized.memory import Memory, Numbers, View, allocate, narrow, write
+from farskip_compile.verify.normalized.numbering import Numbering
+from farskip_compile.verify.normalized.sharing import Shares, Sharing
+from farskip_compile.verify.normalized.twins import Autocast
 from farskip_compile.verify.normalized.values import Known, leaves, mapped, with_fake_values
 
 
@@ -78,23 +78,19 @@ class Account:
     ) -> None:
         self.numbers, self.sharing, self.after, self.keep = numbers, sharing, after, keep
         self.ledger = Ledger()
-        self.autocasts: list[Autocast] = [autocast]
-        self.gradients = True
-        self.mode = numbers.of("mode")
+        self.numbering = Numbering(numbers, autocast)
         self.draws = 0
-        self.twins = Twins()
-        self.callees: dict[object, tuple[object, Callee]] = {}
         self.outside: dict[object, Memory] = {}
-        self.shapes: dict[int, tuple[object, int]] = {}
 
     def run(self, nodes: Iterable[Any], module: Any) -> Ledger:
         """Account for a whole graph: its nodes, or what was recorded of them."""
-        mine: dict[int, int] = {}
+        mine: dict[int, Hashable] = {}
         for one in leaves(self._walk(nodes, module, {})):
             whose: Hashable = None
             if isinstance(one, View):
-                whose = one.memory.outside or mine.setdefault(id(one.memory), len(mine))
-            self.ledger.returned.append((self._key(one), whose))
+                own = mine.setdefault(id(one.memory), len(mine))
+                whose = one.memory.outside or own
+            self.ledger.returned.append((self.numbering.key(one), whose))
         for memory in self.outside.values():
             self.ledger.left[memory.outside] = memory.holds.number
         return self.ledger
@@ -124,7 +120,7 @@ class Account:
                 value = self._call(node, record, values, module, own)
             values[node] = value
             if self.keep:
-                self.ledger.values.setdefault(record.name, self._key(value))
+                self.ledger.values.setdefault(record.name, self.numbering.key(value))
         return None
 
     # what comes from outside
@@ -140,7 +136,7 @@ class Account:
             lens = memory.root
         else:
             lens = narrow(memory.root, number, self.numbers, fake)
-        return View(memory, lens, self._shape(fake), fake, fake.requires_grad)
+        return View(memory, lens, self.numbering.shape(fake), fake, fake.requires_grad)
 
     def _attribute(self, record: Any, module: Any) -> Any:
         found, fake = attrgetter(str(record.target))(module), ops.fake(record)
@@ -152,22 +148,17 @@ class Account:
 
     def _call(self, node: Any, record: Any, values: dict[Any, Any], module: Any, own: bool) -> Any:
         name = ops.op_name(record)
-        if is_departure(record):
-            return mapped(record.args[0], values)
         if is_arrival(record):
             return self._arrive(record, values)
         if name == "higher_order::tag_activation_checkpoint":
             return self._checkpoint(record, values, module)
         if name == "added_alone" and not node.users:
             return Known(self.numbers.of("mark"))  # it never runs: a claim about what an accumulation adds
-        if name == "after_write":
-            return replace(mapped(record.args[0], values), seen=record.args[1])
-        if name == "getitem" and isinstance(record.args[1], int):
-            found, fake = mapped(record.args[0], values), ops.fake(record)
-            if isinstance(found, tuple):
-                one = found[record.args[1]]
-                return replace(one, fake=fake) if isinstance(one, View) and isinstance(fake, torch.Tensor) else one
-        return self._compute(node, record, values, own)
+        if name == "after_write" or is_departure(record):
+            given = mapped(record.args[0], values)
+            return replace(given, seen=record.args[1]) if name == "after_write" else given
+        taken = _taken(record, values) if name == "getitem" else None
+        return taken if taken is not None else self._compute(node, record, values, own)
 
     def _checkpoint(self, record: Any, values: dict[Any, Any], module: Any) -> Any:
         body = getattr(module, str(record.args[0].target))
@@ -187,14 +178,14 @@ class Account:
         return self._walk(with_fake_values(tail.graph, parts), tail, parts, own=False)
 
     def _compute(self, node: Any, record: Any, values: dict[Any, Any], own: bool) -> Any:
-        callee, fake = self._callee(record), ops.fake(record)
+        callee, fake = self.numbering.callee(record), ops.fake(record)
         args, kwargs = mapped(tuple(record.args), values), mapped(dict(record.kwargs), values)
         written = [one for one in leaves(callee.writes_to(args, kwargs)) if isinstance(one, View)]
         name, args, kwargs = in_plain_words(callee.name, args, kwargs, callee.flag)
         views = [one for one in leaves((args, kwargs)) if isinstance(one, View)]
         self._check_order(views if name not in ("view_as", "reshape_as") else views[:1], node)
-        known, shares = self.sharing.of(node, name, fake, views, self.gradients or bool(written), own)
-        number, step = self._number_of(name, args, kwargs, views, shares, fake)
+        known, shares = self.sharing.of(node, name, fake, views, self.numbering.gradients or bool(written), own)
+        number, step = self.numbering.of_call(name, args, kwargs, views, shares, fake)
         if name.startswith("as_strided") and views and views[0].memory.is_new:
             # it goes by the layout of memory that nothing is known of
             number = step = self.numbers.of("unknown layout")
@@ -205,8 +196,10 @@ class Account:
         if callee.is_random or callee.is_ordered or is_switch:
             self.ledger.acts.append((number, record.name))
         if is_switch:
-            self._switch(name, args, number)
-        stored = self._stored(callee, name, args, kwargs, number) if callee.replaces_first or callee.flag else None
+            self.numbering.switch(name, args, number)
+        stored = (
+            self.numbering.stored(callee, name, args, kwargs, number) if callee.replaces_first or callee.flag else None
+        )
         for place, view in enumerate(written):
             write(view, stored if stored is not None else self.numbers.of("writes", place, number), self.numbers)
             view.memory.last_write = node
@@ -220,65 +213,6 @@ class Account:
             if name in ("view_as", "reshape_as"):
                 result.shape = views[1].shape
         return noted(name, args, kwargs, result, node)
-
-    def _number_of(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], views: list[View], shares: Any, fake: Any
-    ) -> tuple[int, int]:
-        """Return the number of what a call computes; and, if its result is a view, that of the step to it."""
-        numbers = self.numbers
-        if (found := joined(name, args, kwargs)) is not None:
-            source, how = found
-            step = numbers.of("step", how, source.shape)
-            return numbers.of("part", step, read(source, numbers)), step
-        if is_cast(name, args, kwargs) and views:
-            return self._cast(views[0], args[1]), numbers.of("cast", str(args[1]))
-        if name in KEEPS_ORDER and views and isinstance(fake, torch.Tensor) and fake.dtype == views[0].fake.dtype:
-            return (number := read(views[0], numbers)), number
-        step = 0
-        if shares is not None:
-            source = views[shares.operand if isinstance(shares, Shares) else 0]
-            step = numbers.of("step", name, self._key(args, source), self._key(kwargs, source), source.shape)
-        return numbers.of("call", name, self.mode, self._key(args), self._key(kwargs)), step
-
-    def _cast(self, view: View, dtype: torch.dtype, device: str = "") -> int:
-        number = read(view, self.numbers)
-        if view.fake.dtype == dtype and not device:
-            return number
-        return self.numbers.of("cast", number, str(dtype), device)
-
-    def _stored(
-        self, callee: Callee, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], number: int
-    ) -> int | None:
-        """Return the number of what an operator that writes in place leaves in its first argument (rules 1 and 3)."""
-        target = args[0] if args else None
-        if not isinstance(target, View):
-            return None
-        to = target.fake.dtype
-        if is_copy(name, args):
-            device = str(target.fake.device) if target.fake.device != args[1].fake.device else ""
-            number = self._cast(args[1], to, device)
-        elif callee.twin is not None:
-            plain = self.twins.type_of(callee, args, kwargs, None)
-            if plain is not None and plain != to:
-                number = self.numbers.of("cast", number, str(to), "")
-            autocast = self.autocasts[-1]
-            if autocast is not None and self.twins.type_of(callee, args, kwargs, autocast) != plain:
-                number = self.numbers.of("not cast by autocast", number)
-        if target.differentiable and not self.gradients:
-            number = self.numbers.of("with the gradients of", read(target, self.numbers), number)
-        return number
-
-    def _switch(self, name: str, args: tuple[Any, ...], number: int) -> None:
-        """Whatever runs from here on runs in another mode: autocast, gradients, what else there is."""
-        self.mode = self.numbers.of("mode", self.mode, number)
-        if name == "_set_grad_enabled":
-            self.gradients = bool(args[0])
-        elif name == "_enter_autocast":
-            device, dtype, enabled = (*args, *("cpu", None, True)[len(args) :])[:3]
-            on = (device, dtype or torch.get_autocast_dtype(device)) if enabled else None
-            self.autocasts.append(on)
-        elif name == "_exit_autocast" and len(self.autocasts) > 1:
-            self.autocasts.pop()
 
     def _result(self, fake: Any, shares: Any, number: int, step: int, views: list[View], known: bool) -> Any:
         if isinstance(fake, tuple | list) and any(isinstance(one, torch.Tensor) for one in fake):
@@ -296,47 +230,13 @@ class Account:
             )
         if not isinstance(fake, torch.Tensor):
             return Known(number, fake)
-        through = fake.requires_grad if known else self.gradients and any(one.differentiable for one in views)
+        through = fake.requires_grad if known else self.numbering.gradients and any(one.differentiable for one in views)
         if shares is None:
             memory = allocate(number, is_new=not known)
-            return View(memory, memory.root, self._shape(fake), fake, through)
+            return View(memory, memory.root, self.numbering.shape(fake), fake, through)
         source = views[shares.operand]
         lens = source.lens if shares.is_all else narrow(source.lens, step, self.numbers, fake if known else None)
-        return View(source.memory, lens, self._shape(fake), fake, through, source.seen)
-
-    # helpers
-
-    def _callee(self, record: Any) -> Callee:
-        key = record.target if record.op == "call_method" else id(record.target)
-        known = self.callees.get(key)
-        if known is None:
-            known = self.callees[key] = record.target, callee_of(record.target, record.op == "call_method")
-        return known[1]
-
-    def _shape(self, fake: torch.Tensor) -> int:
-        known = self.shapes.get(id(fake))
-        if known is None:
-            sizes = tuple(one if isinstance(one, int) else str(one) for one in fake.shape)
-            known = self.shapes[id(fake)] = fake, self.numbers.of("shape", sizes)
-        return known[1]
-
-    def _key(self, value: Any, source: View | None = None) -> Hashable:
-        """Return what makes two arguments the same; `source` is left out."""
-        if isinstance(value, View):
-            return 0 if value is source else self.numbers.of("tensor", read(value, self.numbers), value.shape)
-        if isinstance(value, Known):
-            return value.number
-        if isinstance(value, tuple | list):
-            return ("list", *(self._key(one, source) for one in value))
-        if isinstance(value, dict):
-            return ("names", *((name, self._key(one, source)) for name, one in value.items()))
-        if isinstance(value, slice):
-            return ("slice", *(self._key(one, source) for one in (value.start, value.stop, value.step)))
-        if value is None or isinstance(value, bool | int | str):
-            return type(value).__name__, value
-        if isinstance(value, float | complex | torch.device | torch.SymInt | torch.SymFloat | torch.SymBool):
-            return type(value).__name__, repr(value)
-        return type(value).__name__, id(value)
+        return View(source.memory, lens, self.numbering.shape(fake), fake, through, source.seen)
 
     def _check_order(self, views: Sequence[View], node: Any) -> None:
         """Note the first node that reads what was written, and does not depend on the write for anybody to see."""
@@ -346,3 +246,12 @@ class Account:
             last: Any = view.memory.last_write
             if last is not None and last is not view.seen and last not in self.after.get(node, ()):
                 self.ledger.unordered = (node.name, last.name)
+
+
+def _taken(record: Any, values: Mapping[Any, Any]) -> Any:
+    """Return the value that is taken out of a list; None if it is no list, or not one value."""
+    found, place, fake = mapped(record.args[0], values), record.args[1], ops.fake(record)
+    if not isinstance(found, tuple) or not isinstance(place, int):
+        return None
+    one = found[place]
+    return replace(one, fake=fake) if isinstance(one, View) and isinstance(fake, torch.Tensor) else one

@@ -6,8 +6,8 @@ promises of its name and parameters. Says more writes than there are in doubt: o
 may write to everything that it is given.
 
 The operator that writes in place and the one that does not have one name here, without the trailing underscore of
-`add_`, the `i` of `operator.iadd`, the parameter `inplace`: torch promises that they compute the same, and that the first
-then casts to the type of what it writes to.
+`add_`, the `i` of `operator.iadd`, the parameter `inplace`: torch promises that they compute the same, and that the
+first then casts to the type of what it writes to.
 """
 
 from __future__ import annotations
@@ -81,6 +81,10 @@ def callee_of(target: Any, is_method: bool) -> Callee:
         return _of_schema(target)
     if isinstance(target, HigherOrderOperator):
         return Callee(f"higher_order::{target.name()}", may_write_all=True, is_ordered=True)
+    return _of_function(target)
+
+
+def _of_function(target: Any) -> Callee:
     name = str(getattr(target, "__name__", target))
     module = str(getattr(target, "__module__", None) or "builtins")
     if module.partition(".")[0] not in OWN:
@@ -111,23 +115,24 @@ def _of_torch(plain: str, writes_first: bool, twin: Any) -> Callee:
 
 
 def _of_schema(target: OpOverload | OpOverloadPacket) -> Callee:
-    is_packet = isinstance(target, OpOverloadPacket)
-    overloads = [getattr(target, name) for name in target.overloads()] if is_packet else [target]
+    if isinstance(target, OpOverload):
+        packet, overload, overloads = target.overloadpacket, overload_name(target), [target]
+    else:
+        packet, overload, overloads = target, "", [getattr(target, name) for name in target.overloads()]
     written = {
         (10**6 if argument.kwarg_only else place, argument.name): None
         for overload in overloads
         for place, argument in enumerate(parameters(overload))
         if argument.alias_info is not None and argument.alias_info.is_write
     }
-    namespace, _, name = qualified_name(target if is_packet else target.overloadpacket).partition("::")
+    namespace, _, name = qualified_name(packet).partition("::")
     if namespace not in ("aten", "prims"):
-        overload = "" if is_packet else f".{overload_name(target)}"
-        return Callee(f"{namespace}::{name}{overload}", tuple(written), is_ordered=True)
+        return Callee(f"{namespace}::{name}.{overload}", tuple(written), is_ordered=True)
     replaces_first = [place for place, _ in written] == [0] and writes_by_name(name)
     plain = name.removesuffix("_") if replaces_first else name
     twin = getattr(torch.ops.aten, plain, None) if replaces_first else None
-    if twin is not None and not is_packet:
-        twin = getattr(twin, overload_name(target), None)
+    if twin is not None and overload:
+        twin = getattr(twin, overload, None)
     return Callee(plain, tuple(written), replaces_first, is_random=_is_random(plain), twin=twin)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare the graph that Dynamo made with the one that `normalize` made of it.
 
-Contract: runs in every compile, after `arrive` and `normalize`, and on what they made alone. Shares no code with either,
-nor with detection, and changes nothing. Linear.
+Contract: runs in every compile, after `arrive` and `normalize`, and on what they made alone. Shares no code with
+either, nor with detection, and changes nothing. Linear.
 
 Algorithm:
 1. A graph of the same nodes, none of them changed and none of which writes, computes the same.
@@ -93,9 +93,9 @@ def _difference(graph: fx.Graph, old: Ledger, new: Ledger) -> VerificationError:
         longer, what = (old, "is no longer there") if len(old.acts) > len(new.acts) else (new, "was not there before")
         name = longer.acts[min(len(old.acts), len(new.acts))][1]
         return _error(graph, name, f"does more than compute a value, and {what}")
-    for name in {**old.left, **new.left}:
-        if old.left.get(name) != new.left.get(name):
-            return _error(graph, "output", f"comes when {name[-1]!r} holds something else than it did")  # type: ignore[index]
+    for held in {**old.left, **new.left}:
+        if old.left.get(held) != new.left.get(held):
+            return _error(graph, "output", f"comes when {held} holds something else than it did")
     return _error(graph, "output", "returns other values, or other memory, than in the graph that Dynamo made")
 
 

@@ -92,11 +92,15 @@ def noted(name: str, args: Sequence[Any], kwargs: dict[str, Any], result: Any, t
         if isinstance(cut, int):
             notes = (("chunk", token, source, cut % dims, len(result), place) for place in range(len(result)))
             return tuple(replace(one, note=note) for one, note in zip(result, notes, strict=True))
-    if name == "unflatten" and len(args) == 3 and isinstance(args[1], int) and isinstance(args[2], tuple):
-        if len(args[2]) == 2 and args[2][1] == -1:
-            return replace(result, note=("unflattened", source, args[1] % dims, args[2][0]))
+    if name == "unflatten" and len(args) == 3 and isinstance(args[1], int) and _is_pair(args[2]):
+        return replace(result, note=("unflattened", source, args[1] % dims, args[2][0]))
     if name == "movedim" and source.note[:1] == ("unflattened",) and len(args) == 3:
         _, whole, cut, chunks = source.note
         if args[1] == cut and isinstance(args[2], int):
             return replace(result, note=("moved", whole, cut, args[2] % dims, chunks))
     return result
+
+
+def _is_pair(sizes: Any) -> bool:
+    """Return whether `sizes` are a number of chunks, and what is left."""
+    return isinstance(sizes, tuple) and len(sizes) == 2 and isinstance(sizes[0], int) and sizes[1] == -1

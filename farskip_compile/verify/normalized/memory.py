@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What memory holds while a graph runs, as numbers; tensors are views of it.
 
-Contract: knows no operator and computes no tensor. `Numbers` gives equal structures equal numbers, and no others. `read`
-and `write` follow one law, and nothing else is ever taken for equal: a part that was written holds what was written to
-it last, seen through itself or through any part of it.
+Contract: knows no operator and computes no tensor. `Numbers` gives equal structures equal numbers, and no others.
+`read` and `write` follow one law, and nothing else is ever taken for equal: a part that was written holds what was
+written to it last, seen through itself or through any part of it.
 
 Two views hold the same elements if the same steps lead to both, or if their fake tensors say so: same offset, sizes and
 strides, or one contiguous range.
@@ -94,8 +94,8 @@ def allocate(number: int, outside: Hashable = None, *, is_new: bool = False) -> 
     return Memory(Lens(None, 0, 0), Region(number), outside, is_new)
 
 
-def narrow(view: Lens, step: int, numbers: Numbers, fake: torch.Tensor) -> Lens:
-    """Return what `step` makes of `view`."""
+def narrow(view: Lens, step: int, numbers: Numbers, fake: torch.Tensor | None) -> Lens:
+    """Return what `step` makes of `view`; `fake`: the tensor that says where it lies, if there is one."""
     return Lens(view, step, numbers.of("path", view.path, step), fake)
 
 
@@ -170,7 +170,7 @@ def spot_of(value: torch.Tensor) -> tuple[Hashable, ...]:
     strides = value.stride()
     for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
         flat = flat and (same_dim(size, 1) or same_dim(stride, expected))
-        expected = expected * size  # type: ignore[assignment]
+        expected = expected * size
     start = (str(value.storage_offset()), value.dtype)
     if flat:
         return (*start, str(expected))

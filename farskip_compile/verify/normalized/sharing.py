@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from farskip_compile._compat.tensors import storage_identity
+from farskip_compile._compat.tensors import memory_of
 from farskip_compile.verify.normalized.memory import View, same_elements
 
 KEEPS_ORDER = frozenset(
@@ -96,15 +95,5 @@ class Sharing:
         """Return the identity of the memory of a fake tensor; of a wrapper, of the first tensor that it wraps."""
         known = self._memories.get(id(fake))
         if known is None:
-            known = self._memories[id(fake)] = fake, _memory_of(fake)
+            known = self._memories[id(fake)] = fake, memory_of(fake)
         return known[1]
-
-
-def _memory_of(value: torch.Tensor) -> object:
-    if is_traceable_wrapper_subclass(value):
-        names, _ = value.__tensor_flatten__()  # type: ignore[attr-defined]
-        return _memory_of(getattr(value, names[0])) if names else id(value)
-    try:
-        return storage_identity(value)
-    except (NotImplementedError, RuntimeError):
-        return id(value)

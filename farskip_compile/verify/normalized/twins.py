@@ -44,7 +44,8 @@ def _kind(value: Any) -> Hashable:
         return tuple(map(_kind, value))
     if isinstance(value, dict):
         return tuple((key, _kind(one)) for key, one in value.items())
-    return type(value) if isinstance(value, int | float | torch.SymInt | torch.SymFloat) else str(value)
+    is_number = isinstance(value, int | float | torch.SymInt | torch.SymFloat)
+    return type(value).__name__ if is_number else str(value)
 
 
 def _call(twin: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any], autocast: Autocast) -> Any:
