@@ -53,3 +53,9 @@ def set_sequence_number(node: Any, number: int) -> None:
 def in_backward() -> bool:
     """Whether autograd is running a backward pass in this thread: what runs now is a recomputed forward."""
     return bool(torch._C._current_graph_task_id() != -1)
+
+
+def local_part(value: torch.Tensor) -> torch.Tensor:
+    """Return what this rank holds of a `DTensor`; any other tensor as it is."""
+    local: torch.Tensor = getattr(value, "_local_tensor", value)
+    return local
