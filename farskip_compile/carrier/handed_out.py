@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 
 from farskip_compile._compat.dispatch import without_modes
-from farskip_compile._compat.tensors import in_backward, local_part
+from farskip_compile._compat.tensors import awaits_gradient, in_backward, local_part
 from farskip_compile._compat.trees import is_alias
 from farskip_compile.errors import PartialModelError, Where, refuse
 from farskip_compile.passes.boundary.tail import tail_of
@@ -87,7 +87,7 @@ class HandedOut:
 
     def changes(self) -> str:
         """Return what was done to the stream since, or an empty text."""
-        if self.whole._backward_hooks or self.whole.retains_grad or self.whole.requires_grad != self.requires_grad:
+        if awaits_gradient(self.whole) or self.whole.requires_grad != self.requires_grad:
             return "was asked for its gradient"
         return "" if _have_same_bits(self.whole.detach(), self.before) else "was written to"
 

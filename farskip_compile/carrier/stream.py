@@ -82,7 +82,7 @@ class Carrier:
         if not torch.compiler.is_compiling():
             return self.rest.whole()
         if _is_traced_for_another_backend():
-            torch._dynamo.graph_break("the residual stream between two layers of farskip_compile.regional is read")
+            torch._dynamo.graph_break(msg="the residual stream between two layers of farskip_compile.regional is read")
         return arrive(self.rest.key, self.base, *self.rest.others)
 
     @property
