@@ -31,22 +31,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import itertools
 import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from farskip_compile._compat.distributed import StoreClient, StoreLost, process_group_store
+from farskip_compile._compat.distributed import StoreLost, process_group_store
 from farskip_compile.errors import OrderMismatchError, RankFailedError
 from farskip_compile.ranks.announce import LIBRARY, Announcement, Sizes
-from farskip_compile.ranks.compiles import Epoch, Frame, agree_on, frame_of, next_number
+from farskip_compile.ranks.compiles import Frame, agree_on, frame_of
 from farskip_compile.ranks.failures import failure_among, report_failure
 from farskip_compile.ranks.mismatch import changed, mismatch, numbered
+from farskip_compile.ranks.place import Place, at, have_reached, place_of
 from farskip_compile.ranks.stale import refuse_stale
 from farskip_compile.report.schedule import listener, publish_schedule
 
@@ -59,7 +57,6 @@ WARN_SECONDS = 30.0
 _lock = threading.Lock()
 _locks: dict[str, threading.Lock] = {}
 """One for each text: a check waits for other ranks, and must not keep other threads from checking other graphs."""
-_waits = itertools.count(1)
 _seen: set[tuple[str, int, str]] = set()
 """Process group, rank, and the place of that rank about which this one has raised."""
 
@@ -103,104 +100,6 @@ def check_once(frame: Frame, text: str, run: Callable[[], None]) -> None:
         frame.note(text)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where this rank stands on one process group."""
-
-    client: StoreClient
-    order: str
-    """As JSON: the phase, the launches, what the ranks must have in common, and the sizes."""
-    frame: Frame
-    epoch: Epoch
-    left: Epoch | None
-    """The epoch before, if this one begins here."""
-    new: frozenset[str]
-    """Keys of this place that this rank has not noted before."""
-
-    @property
-    def name(self) -> str:
-        """The name in the store: `EPOCH/ORDER/SIZES`."""
-        return _name(self.epoch.number, self.order)
-
-    @property
-    def me(self) -> int:
-        """The global number of this rank."""
-        return self.client.ranks[self.client.rank]
-
-    def enter(self) -> None:
-        """Step 1."""
-        for key in self.new:
-            self.client.set(key, "1")
-        self._stand(next(_waits))
-
-    def leave(self, *, still_waiting: bool = False, failed: bool = False) -> None:
-        """Step 4."""
-        if not still_waiting:
-            self._stand(0)
-        if failed:
-            for key in self.new:
-                self.client.remove(key)
-
-    def _stand(self, wait: int) -> None:
-        left = self.left.number if self.left is not None else 0
-        note = {"wait": wait, "epoch": self.epoch.number, "left": left, "run": self.frame.runs, "order": self.order}
-        self.client.set(_at(self.client.rank), json.dumps(note))
-
-    def excludes(self, note: str) -> bool:
-        """Return whether this rank can't go on while another rank is where `note` says: step 3."""
-        if not note:
-            return False
-        there = json.loads(note)
-        mine, left = self.epoch.number, self.left.number if self.left is not None else 0
-        if left == there["epoch"] and there["run"] >= self.frame.runs:
-            return True
-        if not there["wait"]:
-            return False
-        reached = _have_reached(self.client, [self.client.rank], _name(there["epoch"], there["order"]))
-        return not reached or (there["left"] == mine and there["run"] <= self.frame.runs)
-
-
-ANY = "any"
-"""In the name of a place whose sizes are not fixed."""
-
-
-def _place(client: StoreClient, order: str, frame: Frame) -> _Place:
-    known = frame.epochs.get(client.group)
-    is_new = known is None or known.options != frame.options
-    epoch = Epoch(next_number(client.group), frame.options) if known is None or is_new else known
-    name = _name(epoch.number, order)
-    keys = {_got(name.rpartition("/")[0], client.rank), _got(name, client.rank)}
-    new = frozenset(key for key in keys if not client.has(key))
-    return _Place(client, order, frame, epoch, known if is_new else None, new)
-
-
-def _name(epoch: int, order: str) -> str:
-    *what, sizes = json.loads(order)
-    return f"{epoch}/{_hash(what)}/{_hash(sizes) if sizes is not None else ANY}"
-
-
-def _hash(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-
-
-def _have_reached(client: StoreClient, ranks: Sequence[int], name: str) -> bool:
-    """Whether all of `ranks` have been at the place `name`, or at one that may be the same."""
-    base, _, sizes = name.rpartition("/")
-    if client.has(*(_got(base if sizes == ANY else name, rank) for rank in ranks)):
-        return True
-    return sizes != ANY and all(
-        client.has(_got(name, rank)) or client.has(_got(f"{base}/{ANY}", rank)) for rank in ranks
-    )
-
-
-def _got(name: str, rank: int) -> str:
-    return f"farskip/got/{name}/{rank}"
-
-
-def _at(rank: int) -> str:
-    return f"farskip/at/{rank}"
-
-
 def check_across_ranks(
     orders: Mapping[str, list[str]],
     phase: str,
@@ -222,7 +121,7 @@ def check_across_ranks(
         OrderMismatchError: a rank waits at another order, or at other sizes.
         RankFailedError: a rank has failed, or did not arrive within the timeout of the group; or the store is lost.
     """
-    places: list[_Place] = []
+    places: list[Place] = []
     frame = frame if frame is not None else frame_of((), backward=True)
     frame.forget_other_worlds()
     with report_failure("gave up"):
@@ -231,7 +130,7 @@ def check_across_ranks(
                 client = process_group_store(group)
                 if client is not None:  # None: one rank, or a group that does not communicate
                     what = [phase, orders[group], dict(common or {}), (sizes or {}).get(group)]
-                    places.append(_place(client, json.dumps(what, sort_keys=True), frame))
+                    places.append(place_of(client, json.dumps(what, sort_keys=True), frame))
                     places[-1].enter()
             for place in places:
                 _wait_for_all(place)
@@ -250,23 +149,23 @@ def check_across_ranks(
             raise
 
 
-def _wait_for_all(place: _Place) -> None:
+def _wait_for_all(place: Place) -> None:
     client, name = place.client, place.name
     others = [rank for rank in range(len(client.ranks)) if rank != client.rank]
     begin, pause, warned = time.monotonic(), POLL_SECONDS[0], False
-    for rank in others:  # that may have left this epoch while this rank met a graph of it anew
-        there = client.get(_at(rank))
-        if there and json.loads(there)["left"] == place.epoch.number:
-            _raise_if_excluded(place, rank, there)
-    while not _have_reached(client, others, name):
-        missing = [rank for rank in others if not _have_reached(client, [rank], name)]
+    for rank in others:
+        there = client.get(at(rank))
+        if place.is_left_by(there):  # it waits for this rank, which has met a graph of an earlier epoch anew
+            _raise_about(place, rank, there)
+    while not have_reached(client, others, name):
+        missing = [rank for rank in others if not have_reached(client, [rank], name)]
         # read before the places: a rank notes where it stands before it fails, and a mismatch says more than a failure
         failure = failure_among([client.ranks[rank] for rank in missing])
         for rank in missing:
-            there = client.get(_at(rank))
+            there = client.get(at(rank))
             # asked again: it may have been here, found everybody, and gone on to where it is since `missing` was made
-            if place.excludes(there) and not _have_reached(client, [rank], name):
-                _raise_if_excluded(place, rank, there)
+            if place.excludes(there) and not have_reached(client, [rank], name):
+                _raise_about(place, rank, there)
         if failure is not None:
             raise RankFailedError(
                 f"rank {failure[0]} {failure[1]}\nrank {place.me} waits for it in vain, {_doing(place)}",
@@ -290,24 +189,24 @@ def _wait_for_all(place: _Place) -> None:
         pause = min(2 * pause, POLL_SECONDS[1])
 
 
-def _raise_if_excluded(place: _Place, rank: int, note: str) -> None:
-    """Raise if this rank has not raised about the same note of `rank` before."""
+def _raise_about(place: Place, rank: int, note: str) -> None:
+    """Raise, unless this rank has raised about the same note of `rank` before."""
     seen = (place.client.group, rank, note)
-    if seen in _seen or not place.excludes(note):
+    if seen in _seen:
         return
     _seen.add(seen)
     raise mismatch(place.client.group, place.me, place.order, place.client.ranks[rank], json.loads(note)["order"])
 
 
-def _listed(place: _Place, ranks: Sequence[int]) -> str:
+def _listed(place: Place, ranks: Sequence[int]) -> str:
     return ", ".join(str(place.client.ranks[rank]) for rank in ranks)
 
 
-def _doing(place: _Place) -> str:
+def _doing(place: Place) -> str:
     return f"to run a graph with these collectives of process group {place.client.group!r}:\n{numbered(place.order)}"
 
 
-def _alone(place: _Place, missing: Sequence[int]) -> str:
+def _alone(place: Place, missing: Sequence[int]) -> str:
     """Return the options that this rank has changed since all ranks compared the same function of this model."""
     if place.left is None:
         return ""
