@@ -50,8 +50,9 @@ from farskip_compile.passes.boundary.markers import prepared_for
 from farskip_compile.passes.graph import ops
 from farskip_compile.pipeline import run
 from farskip_compile.ranks.announce import collective_orders, collective_sizes
-from farskip_compile.ranks.captured import checked_at_first_run
+from farskip_compile.ranks.captured import check_of
 from farskip_compile.ranks.common import common_options
+from farskip_compile.ranks.compiles import counted, traced_frame
 from farskip_compile.ranks.failures import report_failure
 from farskip_compile.ranks.identity import identity_of, source_hash
 from farskip_compile.ranks.stale import expect
@@ -208,7 +209,7 @@ class Backend:
         Returns:
             What runs in place of the graph. At its first run the ranks compare their collectives and options.
         """
-        begin = time.perf_counter()
+        begin, frame = time.perf_counter(), traced_frame()
         common = common_options(self.settings, report, source_hash())
         inductor = self.settings.inner == "inductor"
         is_part = report is not None and report.departure is not None
@@ -223,7 +224,10 @@ class Backend:
             compiled = compile_inside(compiler, module, example_inputs, report_failed_compile)
         else:
             compiled = lookup_backend(self.settings.inner)(module, list(example_inputs))
-        compiled = checked_at_first_run(compiled, orders, sizes, common)
+        if orders:
+            compiled = counted(compiled, frame, common, check_of(orders, sizes, common))
+        elif plan is not None and plan.check_order:
+            compiled = counted(compiled, frame, plan.common)
         if report is None:
             return compiled
         compiled = watched(compiled, module, example_inputs, report, time.perf_counter() - begin)
