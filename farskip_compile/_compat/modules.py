@@ -44,6 +44,15 @@ def parameter_name(placeholder: fx.Node) -> str | None:
     return plain_name(".".join(part for part in reversed(parts) if part not in REGISTRIES))
 
 
+def parameter_itself(placeholder: fx.Node) -> nn.Parameter | None:
+    """Return the parameter that a Dynamo placeholder stands for: the model's own, with what others put on it.
+
+    None: no parameter, or the graph is no longer being compiled, so that Dynamo has let go of it.
+    """
+    found = getattr(placeholder.meta.get("grapharg"), "example", None)
+    return found if isinstance(found, nn.Parameter) else None
+
+
 def plain_name(name: str) -> str:
     """The name of a parameter without what PyTorch's wrappers put in between."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
