@@ -189,6 +189,8 @@ class _Once:
 for _once in (
     _Once("transformers.configuration_utils", "guard.checkpoints", "watch_configurations"),
     _Once("transformers.modeling_utils", "guard.checkpoints", "watch_models"),
+    _Once("transformers.modeling_utils", "guard.adapter_checkpoints", "watch_models"),
+    _Once("transformers.trainer", "integrations.resume", "watch_resume"),
     _Once("peft", "guard.adapters", "watch_generate"),
     _Once("peft", "guard.adapter_checkpoints", "register_adapter_types"),
 ):

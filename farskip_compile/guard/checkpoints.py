@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ WATCHED = "farskip_watched"
 """Attribute of a method that is wrapped already."""
 INFO = "output_loading_info"
 """Argument of `from_pretrained`: return the names of missing weights beside the model."""
+
+SAVES = "farskip_saves"
+"""Attribute of a model that has no configuration of transformers: the manifest of its adapters, and the guard."""
 
 _read: ContextVar[list[Mapping[str, Any]] | None] = ContextVar("farskip_read", default=None)
 """The guarded configurations that were read since a model's `from_pretrained` began."""
@@ -104,10 +107,12 @@ def watch_models() -> None:
         return model
 
     setattr(from_pretrained, WATCHED, True)
-    models.from_pretrained, models._from_config = classmethod(from_pretrained), classmethod(_from_config)
+    for method in (from_pretrained, _from_config):
+        found: Any = method
+        setattr(models, found.__name__, classmethod(found))
 
 
-def guard_saves(model: nn.Module, *, guarded: bool = True) -> Callable[[Manifest], None]:
+def guard_saves(model: Any, *, guarded: bool = True) -> Callable[[Manifest], None]:
     """Let `save_pretrained` write a manifest and the guard into `config.json`, whoever calls it.
 
     Args:
@@ -115,20 +120,27 @@ def guard_saves(model: nn.Module, *, guarded: bool = True) -> Callable[[Manifest
         guarded: False: the manifest alone.
 
     Returns:
-        A function to be called with the manifest when there is one; until then nothing is guarded. It does nothing for
-        a model without a configuration of transformers, which has none to save, and one that is marked by AMD's keys.
+        A function to be called with the manifest when there is one; until then nothing is guarded. For a model without
+        a configuration of transformers only its adapters are guarded. It does nothing for a model that is marked by
+        AMD's keys.
     """
     config: Any = getattr(model, "config", None)
     kind = getattr(sys.modules.get("transformers"), "PreTrainedConfig", None)
-    if kind is None or not isinstance(config, kind) or has_amd_keys(config.to_dict()):
+    if kind is None or not isinstance(config, kind):
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return lambda manifest: vars(base).update({SAVES: (manifest, guarded)})
+    if has_amd_keys(config.to_dict()):
         return lambda manifest: None
     return lambda manifest: _mark(model, manifest.to_json(), guarded=guarded)
 
 
 def manifest_of_saves(model: nn.Module) -> tuple[Manifest, bool] | None:
-    """Return the manifest that `save_pretrained` of `model` writes, and whether it writes the guard; None: neither."""
+    """Return the manifest that is saved with `model` or its adapters, and whether the guard is; None: neither."""
+    if SAVES in vars(model):
+        saves: tuple[Manifest, bool] = vars(model)[SAVES]
+        return saves
     config = getattr(model, "config", None)
-    found = vars(config).get(KEY) if config is not None and hasattr(config, "__dict__") else None
+    found = getattr(config, "__dict__", {}).get(KEY)
     if not isinstance(found, Mapping):
         return None
     return read_manifest({KEY: found}, "the model's configuration"), _is_marked(config)
@@ -154,7 +166,8 @@ def _is_marked(config: Any) -> bool:
 
 def _mark(model: nn.Module, manifest: Any, *, guarded: bool) -> None:
     """Give the manifest, and the key of guarded configurations, to the configurations of the model and its parts."""
-    for config in _configurations(model) if guarded else [model.config]:
+    configs: Iterable[Any] = _configurations(model) if guarded else [model.config]
+    for config in configs:
         if manifest is not None:
             setattr(config, KEY, manifest)
         if guarded:
@@ -174,15 +187,16 @@ def _finish(model: nn.Module, content: Mapping[str, Any], subfolder: str, info: 
     """Check that all weights were loaded, and guard the model and what it saves."""
     config: Any = model.config
     place = str(config.name_or_path)
-    known = _file(Path(place) / subfolder)
-    manifest = None
-    if known is not None or isinstance(content.get(KEY), Mapping):
-        manifest = load_manifest(known) if known is not None else read_manifest(content, f"the configuration of {place}")
+    folder, manifest = Path(place) / subfolder, None
+    if (folder / FILE).exists():
+        manifest = load_manifest(folder)
+    elif isinstance(content.get(KEY), Mapping):
+        manifest = read_manifest(content, f"the configuration of {place}")
     names = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     if lost := of_model(manifest, names):
         refuse_lost(lost, f"the checkpoint {place}")
     _mark(model, manifest.to_json() if manifest is not None else None, guarded=True)
-    guard(model, known)
+    guard(model, _file(folder))
 
 
 def _file(folder: Path) -> str | None:
@@ -195,10 +209,11 @@ def _guarded_config(place: str, kwargs: Mapping[str, Any]) -> list[Mapping[str, 
 
     Transformers does not read it where the caller gives another configuration.
     """
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
-    options = {name: kwargs[name] for name in ("cache_dir", "revision", "subfolder") if kwargs.get(name)}
-    ignored = {f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")}
+    options: dict[str, Any] = {name: kwargs[name] for name in ("cache_dir", "revision", "subfolder") if name in kwargs}
+    problems = ("gated_repo", "missing_entries", "connection_errors")
+    ignored = {f"_raise_exceptions_for_{problem}": False for problem in problems}
     file = cached_file(place, CONFIG, local_files_only=True, **options, **ignored)
     if file is None:
         return []

@@ -34,9 +34,9 @@ CODE = "auto_map"
 ORIGINAL_CODE = PREFIX + CODE
 DTYPE = "dtype"
 ORIGINAL_DTYPE = PREFIX + DTYPE
-REFUSAL = (
-    "farskip: these weights are for a FarSkip form of the model, so import farskip_compile before they are loaded"
-)
+PART = "_config"
+"""How keys of the configurations of parts end; not all of them have a type."""
+REFUSAL = "farskip: these weights are for a FarSkip form of the model, so import farskip_compile before they are loaded"
 """The `dtype` of a guarded configuration: the words of the error that constructing the configuration raises."""
 
 
@@ -51,7 +51,8 @@ def guarded(text: str) -> str:
     if not isinstance(name, str) or name.startswith(PREFIX) or has_amd_keys(config):
         return text
     for key, part in _parts(config).items():
-        text = with_key(text, key, _with_refusal({name: one for name, one in part.items() if not name.startswith(OURS)}))
+        own = {name: value for name, value in part.items() if not name.startswith(OURS)}
+        text = with_key(text, key, _with_refusal(own))
     text = with_key(text, TYPE, PREFIX + name)
     if isinstance(names := config.get(CLASSES), list):
         text = with_key(text, CLASSES, [CLASS_PREFIX + str(name).removeprefix(CLASS_PREFIX) for name in names])
@@ -95,8 +96,9 @@ def original(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parts(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the configurations of parts: transformers lets the class of a part load the checkpoint of the whole."""
-    return {key: value for key, value in config.items() if isinstance(value, dict) and TYPE in value}
+    """Return the configurations of parts, which transformers lets a part's own class take out of that of the whole."""
+    dicts = {key: value for key, value in config.items() if isinstance(value, dict)}
+    return {key: value for key, value in dicts.items() if TYPE in value or key.endswith(PART)}
 
 
 def _with_refusal(part: dict[str, Any]) -> dict[str, Any]:

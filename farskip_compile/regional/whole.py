@@ -30,7 +30,8 @@ def check_whole(table: Table, connectivity: Connectivity, settings: Resolved, mo
     written = table.as_written()
     if settings.manifest is not None:
         shapes = parameters_of(model)
-        check_as_written(settings.manifest, written, GraphParameters(dict(shapes), tuple(shapes), new_parameters(model)))
+        parameters = GraphParameters(dict(shapes), tuple(shapes), new_parameters(model))
+        check_as_written(settings.manifest, written, parameters)
     wanted = ask(written, connectivity, settings.layers).wanted(written)
     for row, should in zip(table.rows, wanted.rows, strict=True):
         if row.reads != should.reads:
