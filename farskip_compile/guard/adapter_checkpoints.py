@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from farskip_compile.errors import ManifestError
-from farskip_compile.guard.checkpoints import WATCHED, check_loaded, guard_saves, manifest_of_saves
+from farskip_compile.guard.checkpoints import WATCHED, guard_saves, manifest_of_saves
 from farskip_compile.guard.forward import guard
 from farskip_compile.json_files import write_text
 from farskip_compile.manifest.adapters import COPIES, names_without_adapters
@@ -107,7 +107,6 @@ def _loading(plain: Any) -> Any:
     @functools.wraps(plain)
     def load_adapter(self: Any, *args: Any, **kwargs: Any) -> Any:
         base = _base(self)
-        check_loaded(base)
         result = plain(self, *args, **kwargs)
         given = signature.bind(self, *args, **kwargs).arguments
         place = str(given.get("model_id", given.get("peft_model_id")))

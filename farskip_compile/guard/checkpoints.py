@@ -27,7 +27,7 @@ from farskip_compile.json_files import write_text
 from farskip_compile.manifest.amd_keys import has_amd_keys
 from farskip_compile.manifest.files import CONFIG, FILE, KEY, WRITABLE, load_manifest, read_manifest
 from farskip_compile.manifest.guarded import ORIGINAL_TYPE, PREFIX, TYPE, guarded, original
-from farskip_compile.manifest.lost import new_parameters, of_model, refuse_lost
+from farskip_compile.manifest.lost import new_parameters, newly_initialised, of_model, refuse_lost
 from farskip_compile.manifest.record import Manifest
 from farskip_compile.reading import parse_json
 
@@ -146,20 +146,6 @@ def manifest_of_saves(model: nn.Module) -> tuple[Manifest, bool] | None:
     return read_manifest({KEY: found}, "the model's configuration"), _is_marked(config)
 
 
-def check_loaded(model: nn.Module) -> None:
-    """Refuse a model of a guarded checkpoint to which transformers has not loaded all parameters.
-
-    Raises:
-        ManifestError: names the parameters.
-    """
-    config: Any = getattr(model, "config", None)
-    manifest = manifest_of_saves(model)
-    if manifest is not None and manifest[0].fingerprint is not None:
-        lost = of_model(manifest[0], new_parameters(model))
-        if lost:
-            refuse_lost(lost, f"the checkpoint {config.name_or_path}")
-
-
 def _is_marked(config: Any) -> bool:
     return isinstance(getattr(config, "__dict__", {}).get(ORIGINAL_TYPE), str)
 
@@ -193,6 +179,8 @@ def _finish(model: nn.Module, content: Mapping[str, Any], subfolder: str, info: 
     elif isinstance(content.get(KEY), Mapping):
         manifest = read_manifest(content, f"the configuration of {place}")
     names = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    if manifest is not None and manifest.fingerprint is not None:  # also what transformers is told not to miss
+        names |= {*new_parameters(model), *newly_initialised(model.state_dict(keep_vars=True))}
     if lost := of_model(manifest, names):
         refuse_lost(lost, f"the checkpoint {place}")
     _mark(model, manifest.to_json() if manifest is not None else None, guarded=True)

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from typing import NoReturn
 
+import torch
 from torch import nn
 
 from farskip_compile._compat.modules import plain_name, unwrapped
@@ -58,14 +59,15 @@ def of_model(manifest: Manifest | None, names: Iterable[str]) -> list[str]:
 
 
 def newly_initialised(parameters: Mapping[str, object]) -> list[str]:
-    """Return the names of parameters that transformers did not load, although it loaded others of them.
+    """Return the names of parameters and buffers that transformers did not load, although it loaded others of them.
 
     Args:
-        parameters: by name. Those of another class than `nn.Parameter` (quantized, distributed) are left alone.
+        parameters: by name. Those of a class of their own (quantized, distributed) are left alone.
     """
     if not any(hasattr(one, LOADED) for one in parameters.values()):
         return []
-    return [name for name, one in parameters.items() if type(one) is nn.Parameter and not hasattr(one, LOADED)]
+    kinds = (nn.Parameter, torch.Tensor)
+    return [name for name, one in parameters.items() if type(one) in kinds and not hasattr(one, LOADED)]
 
 
 def new_parameters(model: nn.Module) -> frozenset[str]:

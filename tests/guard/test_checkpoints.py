@@ -30,6 +30,7 @@ from farskip_compile import (
     save_manifest,
     unguard,
 )
+from farskip_compile.distill.source import whole_model
 from farskip_compile.models.generic_form import GenericFarSkipForm
 from tests.guard.tiny import IDS, checkpoint, compiled, tiny
 
@@ -62,13 +63,13 @@ def test_imported_in_either_order_it_is_known(folder: Path, first: tuple[str, st
         f"import sys\nimport {first[0]}, {first[1]}\nfrom transformers import AutoConfig, AutoModelForCausalLM\n"
         "print(AutoConfig.from_pretrained(sys.argv[1]).farskip_model_type)\n"
         "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)\n"
-        "print([finder for finder in sys.meta_path if type(finder).__module__ == 'farskip_compile'])"
+        "print([finder.module for finder in sys.meta_path if type(finder).__module__ == 'farskip_compile'])"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", script, str(folder)], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.split("\n")[:3] == ["mixtral", "MixtralForCausalLM", "[]"]
+    assert done.stdout.split("\n")[:3] == ["mixtral", "MixtralForCausalLM", "['transformers.trainer']"]
 
 
 def test_names_are_kept_and_come_back(model: Any, folder: Path, tmp_path: Path) -> None:
@@ -174,6 +175,8 @@ def test_weights_that_the_checkpoint_lost(model: Any, folder: Path, guard: bool,
             with pytest.raises(ManifestError, match=LOST):
                 loader.from_pretrained(tmp_path)
         return
+    with pytest.raises(ManifestError, match=LOST):
+        whole_model(tmp_path)  # as heal and distill load the original
     lost = type(model).from_pretrained(tmp_path).eval()
     prepare(lost)
     with pytest.raises(ManifestError, match=LOST):

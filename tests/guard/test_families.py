@@ -21,10 +21,12 @@ import torch
 pytest.importorskip("transformers")
 
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from farskip_compile import Manifest, ManifestError, save_manifest
 from farskip_compile.guard.forward import is_guarded
+from farskip_compile.manifest import Fingerprint
 from farskip_compile.zoo import Family, build_tiny, moe_families
 
 FAMILIES = {family.model_type: family for family in moe_families()}
@@ -133,3 +135,16 @@ def test_parts_of_a_guarded_model(tmp_path: Path) -> None:
     assert is_guarded(Qwen3VLMoeTextModel.from_pretrained(tmp_path / "part"))
     save_manifest(Manifest("full"), tmp_path, guard=False)
     assert {key: value for key, value in content(tmp_path).items() if key != "farskip"} == before
+
+
+def test_a_buffer_that_transformers_does_not_miss(tmp_path: Path) -> None:
+    """The bias of a router is no parameter in this family, which tells transformers that a checkpoint may lack it."""
+    model = saved(FAMILIES["axk1"], tmp_path)
+    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    save_manifest(Manifest("full", fingerprint=Fingerprint(shapes, {})), tmp_path)
+    AutoModelForCausalLM.from_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    kept = {name: value for name, value in load_file(file).items() if "e_score_correction_bias" not in name}
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(ManifestError, match=r"no weights of the right shape for '.*\.gate\.e_score_correction_bias'"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
