@@ -73,6 +73,15 @@ def _dotted(expression: str) -> str:
     return plain_name(".".join(part for part in parts if part and part not in REGISTRIES))
 
 
+def parameter_itself(placeholder: fx.Node) -> nn.Parameter | None:
+    """Return the parameter that a Dynamo placeholder stands for: the model's own, with what others put on it.
+
+    None: no parameter, or the graph is no longer being compiled, so that Dynamo has let go of it.
+    """
+    found = getattr(placeholder.meta.get("grapharg"), "example", None)
+    return found if isinstance(found, nn.Parameter) else None
+
+
 def plain_name(name: str) -> str:
     """The name of a parameter without what PyTorch's wrappers put in between."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
