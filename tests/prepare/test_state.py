@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-import farskip_compile
+from farskip_compile import prepare
 from farskip_compile.causal.batches import as_batch
 from farskip_compile.causal.asking import Asking
 from farskip_compile.testing import assert_equivalent
@@ -85,7 +85,7 @@ def test_prepare_leaves_what_a_forward_writes_alone(name: str) -> None:
     torch.manual_seed(0)
     model = Experts(*WAYS[name])
     before = everything_of(model)
-    farskip_compile.prepare(model).undo()
+    prepare(model).undo()
     assert everything_of(model) == before
 
 
@@ -95,7 +95,7 @@ def test_a_closure_over_the_module_itself_is_undone_too() -> None:
     model = Experts(lambda copied: copied.reach())
     model.reach = lambda: [way(model) for way in (*WAYS["memory"], WAYS["objects"][0])]
     before = everything_of(model)
-    farskip_compile.prepare(model).undo()
+    prepare(model).undo()
     assert everything_of(model) == before
 
 
@@ -104,14 +104,14 @@ def test_the_call_with_example_inputs_leaves_parameters_and_buffers_alone(name: 
     torch.manual_seed(0)
     model, x = Experts(*WAYS[name]), torch.randn(2, 5, 8)
     before = everything_of(model)
-    farskip_compile.prepare(model, x).undo()
+    prepare(model, x).undo()
     assert everything_of(model) == before
 
 
 def test_what_is_written_into_parameters_does_not_stand_between_two_runs() -> None:
     """Original and rewritten loop begin with the same numbers, though each run writes: the loop is replaced."""
     torch.manual_seed(0)
-    (change,) = farskip_compile.prepare(Experts(*WAYS["memory"])).changes
+    (change,) = prepare(Experts(*WAYS["memory"])).changes
     assert change.what == "loop over experts in the model itself"
 
 
