@@ -67,7 +67,9 @@ def rewrite_loops(model: nn.Module, example: Call | None, before: list[Left]) ->
     """
     groups = _groups(model)
     changes, left = [], list(before)
-    with everything_kept([model] if groups else [], attributes=True, compiles=True):  # a closure may run the model itself
+    with everything_kept(
+        [model] if groups else [], attributes=True, compiles=True
+    ):  # a closure may run the model itself
         calls, why_none = _calls(model, [group.members[0] for group in groups], example) if groups else ({}, "")
     for group in groups:
         name, module = group.members[0]

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Do two copies of a module compute the same, to the last bit? Decided by running both.
 
-Contract: two modules that share parameters, and calls for them, come in; None goes out if they agree, or the reason why
-not. Compared are, in training and in evaluation mode, with the same random numbers: what is returned, gradients of
-inputs and parameters, buffers, what the modules keep in attributes, and parameters that the call writes. A parameter without a gradient counts as one
-with zeros: experts without tokens have one or the other. Calls that the first module itself does not take are left out,
-but for the first one.
+Contract: two modules that share the memory of their parameters, and calls for them, come in; None goes out if they
+agree, or the reason why not. Compared are, in training and in evaluation mode, with the same random numbers: what is
+returned, gradients of inputs and parameters, buffers, what the modules keep in attributes, and what they write into
+parameters, which is put back. A parameter without a gradient counts as one with zeros: experts without tokens have one
+or the other. Calls that the first module itself does not take are left out, but for the first one.
 """
 
 from __future__ import annotations

@@ -39,8 +39,9 @@ def assert_equivalent(
     """Assert that `model` computes what `reference` computes.
 
     Compared are all outputs, however nested; if they have gradients, those of all parameters and of the inputs that
-    require one; inputs, buffers and parameters that are written. A gradient that is missing counts as zero. Parameters belong
-    together if they are the same object, else if they have the same name; a function has those of the other model.
+    require one; inputs, buffers and parameters that are written. A gradient that is missing counts as zero. Parameters
+    belong together if they are the same object, else if they have the same name; a function has those of the other
+    model.
 
     Args:
         model: a module or a function, compiled or not.
