@@ -14,6 +14,7 @@ import warnings
 from farskip_compile._compat.limit import GivenUp, before_dynamo_gives_up
 from farskip_compile.errors import FarSkipWarning, PartialModelError, Where
 from farskip_compile.guard.compilers import is_ours, is_strict
+from farskip_compile.report.process_file import note_failure
 from farskip_compile.verify.graph_break_hints import known_break
 
 WAY_OUT = (
@@ -38,6 +39,8 @@ def _refuse(found: GivenUp) -> None:
         way_out=WAY_OUT.format(limit=found.limit),
         where=Where(source=found.source),
     )
-    if is_strict(found.compiler):
+    strict = is_strict(found.compiler)
+    note_failure("error" if strict else "stopped", error, found.module)
+    if strict:
         raise error
     warnings.warn(f"farskip lets Dynamo go on (strict=False): {error}", FarSkipWarning, stacklevel=2)
