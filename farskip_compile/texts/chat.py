@@ -30,7 +30,7 @@ from farskip_compile.errors import ConfigError
 GENERATION = re.compile(r"\{%[-+]?\s*generation\b")
 ALL = 'loss_on = "all"'
 MOST_TOKENIZED = 2**26
-"""Characters, about half a minute: a hundred messages of a megabyte altogether, or a thousand of a hundred kilobytes."""
+"""Characters, about half a minute: a hundred messages of a megabyte in all, or a thousand of a hundred kilobytes."""
 
 
 def check_tokenizer(tokenizer: Any, kind: str, loss_on: str) -> None:
