@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch._dynamo import OptimizedModule
 
@@ -108,6 +109,11 @@ def forward_hooks(module: nn.Module) -> MutableMapping[int, Any]:
 def parameters_of(module: nn.Module) -> MutableMapping[str, nn.Parameter | None]:
     """The parameters directly in `module`, by name; what is put there is the module's from then on."""
     return module._parameters
+
+
+def buffers_of(module: nn.Module) -> MutableMapping[str, torch.Tensor | None]:
+    """The buffers directly in `module`, by name; what is put there is the module's from then on."""
+    return module._buffers
 
 
 def not_persistent(module: nn.Module) -> set[str]:

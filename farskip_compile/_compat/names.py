@@ -100,6 +100,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "_modules",
         "_non_persistent_buffers_set",
         "_parameters",
+        "_buffers",
     ),
     "torch.nn.parallel.DistributedDataParallel": (
         "_get_active_ddp_module",
