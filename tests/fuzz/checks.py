@@ -27,6 +27,8 @@ from tests.fuzz.architectures import check_architecture
 from tests.fuzz.described import check_described, described
 from tests.fuzz.handwritten import check_styles, styles
 from tests.fuzz.spoiled import check_spoiled, spoiled
+from tests.fuzz.streams.check import check_graph, check_model
+from tests.fuzz.streams.description import descriptions
 
 
 @dataclass(frozen=True)
@@ -43,4 +45,6 @@ KINDS = {
     "spoiled": Kind(spoiled, check_spoiled, 100),
     "architectures": Kind(cases, check_architecture, 25),
     "styles": Kind(styles, check_styles, 25),
+    "streams": Kind(descriptions, check_graph, 100),
+    "models": Kind(descriptions, check_model, 25),
 }
