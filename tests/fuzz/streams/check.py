@@ -12,26 +12,20 @@ back as it was, without an error, is a fault, as is one of which some layers are
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from farskip_compile import FarSkipError
 from tests.compare import far_gradients, run_with_gradients
-from tests.compile_each import compile_each
-from tests.fuzz.demands import Broken, attempt, check_refusal, demand
-from tests.fuzz.machine import run_nodes
+from tests.fuzz.captured import Function, NotCaptured, Wish, capture
+from tests.fuzz.demands import Broken, demand
 from tests.fuzz.streams.by_hand import compute
 from tests.fuzz.streams.description import FORMS, Description, Unfit
-from tests.fuzz.streams.graph import trace
 from tests.fuzz.streams.source import build
 
 TOLERANCE = 1e-12
-Layers = tuple[int, int] | None
-Wish = tuple[str, Layers]
-Function = Callable[..., Tensor]
 
 
 def wishes(description: Description) -> list[Wish]:
@@ -47,68 +41,43 @@ def check_graph(description: Description) -> Counter[str]:
     Raises:
         Broken: a demand is not met.
     """
-    try:
-        model, arguments = build(description)
-        with torch.no_grad():
-            plain = model(*arguments)
-    except (Unfit, RuntimeError):
-        return Counter({"no program": 1})
-    with torch.no_grad():
-        demand(torch.equal(compute(description, model, arguments[0], "none"), plain), "the form by hand is wrong")
-        module = trace(model, arguments)
-        made = attempt(module, "none", kind=fx.GraphModule)
-        found = run_nodes(made.module, arguments).outputs[0]
-        demand(torch.equal(found, plain), "`none` changed the function")
-    counts: Counter[str] = Counter()
-    for wish in wishes(description):
-        made = attempt(module, *wish, kind=fx.GraphModule)
-        if made.error is not None:
-            counts[f"{wish[0]}: {type(made.error).__name__}"] += 1
-            continue
-        run = made.module
-        counts += _judge(description, model, arguments, wish, lambda *given, run=run: run(*given)[0])
-    return _verdict(counts)
+    return _check(description, dynamo=False)
 
 
 def check_model(description: Description) -> Counter[str]:
-    """Check one model through Dynamo, captured once for all wishes.
+    """Check one model through Dynamo.
 
     Raises:
         Broken: a demand is not met.
     """
+    return _check(description, dynamo=True)
+
+
+def _check(description: Description, *, dynamo: bool) -> Counter[str]:
     try:
         model, arguments = build(description)
         with torch.no_grad():
             plain = model(*arguments)
     except (Unfit, RuntimeError):
         return Counter({"no program": 1})
-    torch.compiler.reset()
     asked = wishes(description)
-    options = [_options(wish) for wish in [("none", None), *asked]]
+    with torch.no_grad():
+        demand(torch.equal(compute(description, model, arguments[0], "none"), plain), "the form by hand is wrong")
+    try:
+        none, *found = capture(model, arguments, [("none", None), *asked], dynamo=dynamo)
+    except NotCaptured:
+        return Counter({"not captured": 1})
+    demand(not isinstance(none, FarSkipError), f"`none` is refused: {none}")
+    with torch.no_grad():
+        demand(torch.equal(none(*arguments), plain), "`none` changed the function")
     counts: Counter[str] = Counter()
-    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True):
-        try:
-            none, *compiled = compile_each(model, options)
-            with torch.no_grad():
-                demand(torch.equal(none(*arguments), plain), "`none` changed the function")
-        except torch._dynamo.exc.Unsupported:
-            return Counter({"not captured": 1})
-        for wish, function in zip(asked, compiled, strict=True):
-            try:
-                with torch.no_grad():
-                    function(*arguments)
-            except FarSkipError as error:
-                check_refusal(error)
-                counts[f"{wish[0]}: {type(error).__name__}"] += 1
-                continue
-            counts += _judge(description, model, arguments, wish, function)
+    for wish, made in zip(asked, found, strict=True):
+        if isinstance(made, FarSkipError):
+            counts[f"{wish[0]}: {type(made).__name__}"] += 1
+        else:
+            counts += _judge(description, model, arguments, wish, made)
     torch.compiler.reset()
     return _verdict(counts)
-
-
-def _options(wish: Wish) -> dict[str, Any]:
-    connectivity, layers = wish
-    return {"inner": "eager", "connectivity": connectivity, **({} if layers is None else {"layers": layers})}
 
 
 def _judge(

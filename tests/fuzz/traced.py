@@ -75,4 +75,6 @@ def trace(model: nn.Module, arguments: Sequence[torch.Tensor]) -> fx.GraphModule
     output = next(iter(reversed(graph.nodes)))
     if not isinstance(output.args[0], tuple):
         output.args = ((output.args[0],),)
+    else:
+        output.meta["returns"] = output.args[0]
     return fx.GraphModule(model, graph)
