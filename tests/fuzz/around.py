@@ -245,7 +245,7 @@ def _suppressed(desk: Desk) -> None:
 
 
 def _disabled(desk: Desk) -> None:
-    desk.call(torch.compiler.disable(lambda ids: desk.model(ids)), seen=False)
+    desk.call(torch.compiler.disable(desk.model), seen=False)
 
 
 def _functional(desk: Desk) -> None:

@@ -54,18 +54,18 @@ class Step:
     reads: tuple[str, ...]
     makes: str
     inside: bool = True
-    """Whether it is a part of a sub-block, or of the sum."""
+    """Whether it is attention, or has routed experts: a network of anything else alone is like any other."""
 
 
 def steps(feed_forwards: tuple[str, ...], loss: bool) -> list[Step]:
-    """The statements of a decoder. A dense feed-forward by itself is a network like any other."""
+    """The statements of a decoder."""
     made = [Step("x = self.embed(ids)", ("ids",), "x", inside=False)]
     for layer, kind in enumerate(feed_forwards):
         for norm, block in (("before", "attention"), ("between", "feed_forward")):
             made += [
                 Step(f"h = self.{norm}[{layer}](x)", ("x",), "h", inside=False),
                 Step(f"y = self.{block}[{layer}](h)", ("h",), "y", block == "attention" or kind != "dense"),
-                Step("x = x + y", ("x", "y"), "x"),
+                Step("x = x + y", ("x", "y"), "x", inside=False),
             ]
     made += [
         Step("x = self.last(x)", ("x",), "x", inside=False),

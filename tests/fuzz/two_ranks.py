@@ -29,6 +29,10 @@ from tests.fuzz.streams.by_hand import compute
 from tests.fuzz.streams.source import token_ids
 
 
+SECONDS = 60.0
+"""After which ranks that wait for each other are a failure."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """What two ranks ask for, compile by compile."""
@@ -88,7 +92,7 @@ def check_pair(example: Pair) -> Counter[str]:
         Broken: a demand is not met.
     """
     try:
-        ranks = run_ranks(_session, 2, example)
+        ranks = run_ranks(_session, 2, example, timeout=SECONDS)
     except RankError as error:
         return Counter({f"PyTorch's errors: {str(error).splitlines()[-1][:60]}": 1})
     unlike = next((number for number, (one, other) in enumerate(example.asked) if one != other), None)
