@@ -28,7 +28,6 @@ from tests.fuzz.streams.blocks import MLP, Experts
 from tests.fuzz.streams.by_hand import compute
 from tests.fuzz.streams.source import token_ids
 
-
 SECONDS = 60.0
 """After which ranks that wait for each other are a failure."""
 
