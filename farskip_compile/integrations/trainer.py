@@ -4,8 +4,8 @@
 In:    a Trainer whose model is not compiled, possibly with adapters.
 Out:   the same Trainer; its model, or the stack in it, is compiled in place by this backend.
 Never: trains or evaluates in the original wiring: the model is guarded, so that this raises. Saves a model that it
-       trained, or its adapters, without the manifest (`guard`), but for a model that is not of transformers and that the
-       user saves (`save_model`): `write_manifest` is for these.
+       trained, or its adapters, without the manifest (`guard`), but for a model that is not of transformers and that
+       the user saves (`save_model`): `write_manifest` is for these.
 
 Why not `torch_compile_backend="farskip"`: accelerate takes only the backends of an enumeration of its own.
 
