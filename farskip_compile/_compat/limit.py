@@ -3,8 +3,8 @@
 
 Contract: `before_dynamo_gives_up` registers what is told so, with the backend that the version is compiled for; what it
 raises reaches who called the compiled model, and Dynamo then marks nothing, so that the next call meets it again.
-Nothing is decided here, and nothing is told where Dynamo itself raises: with `fullgraph=True`, or
-`fail_on_recompile_limit_hit`. Checked by running on torch 2.13.0.
+Nothing is decided here. Where Dynamo itself would raise (`fullgraph=True`, `fail_on_recompile_limit_hit`), `is_error`
+says so. Checked by running on torch 2.13.0.
 
 Dynamo tells nobody: it marks the function and all that it calls, in every model of the process, and writes a line into
 its log. But it asks for a description of what surrounds each compile (`register_hook_for_recompile_user_context`)
@@ -49,6 +49,8 @@ class GivenUp:
     """Its value."""
     reason: str | None
     """Which guard of the last version failed, in Dynamo's words."""
+    is_error: bool
+    """Dynamo raises an error of its own next, and runs nothing."""
     module: nn.Module | None
     """That the function is called with, if any."""
 
@@ -79,7 +81,7 @@ def _given_up(frame: FrameType | None) -> GivenUp | None:
         return None
     exceeded, limit = exceeds_recompile_limit(known["cache_size"], known["compile_id"])
     compiler = compiler_of(known["compiler_fn"])
-    if not exceeded or compiler is None or known["one_graph"] or dynamo_config.fail_on_recompile_limit_hit:
+    if not exceeded or compiler is None:
         return None
     code = known["code"]
     return GivenUp(
@@ -89,5 +91,6 @@ def _given_up(frame: FrameType | None) -> GivenUp | None:
         limit,
         getattr(dynamo_config, limit),
         known.get("recompile_reason"),
+        bool(known["one_graph"] or dynamo_config.fail_on_recompile_limit_hit),
         module_among(known["locals"].values()),
     )

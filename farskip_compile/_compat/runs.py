@@ -43,6 +43,16 @@ def module_among(values: Iterable[Any]) -> nn.Module | None:
     return None
 
 
+def traced_function() -> str:
+    """Return the place of the function that Dynamo compiles in this thread, also of one that it made of the rest of a
+    function after a graph break; empty if Dynamo does not trace."""
+    try:
+        code = InstructionTranslator.current_tx().output.root_tx.f_code
+    except AttributeError:
+        return ""
+    return f"{code.co_filename}:{code.co_firstlineno}:{code.co_name}"
+
+
 def class_name(module: nn.Module) -> str:
     """The name of the class of `module`, without what FSDP2 makes of it."""
     cls = type(module)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -122,8 +122,8 @@ def random_rows(module: nn.Module) -> Call | None:
 def variations(call: Call) -> Iterator[Call]:
     """The call itself, and others of the same structure."""
     yield call
-    rows = next((t for t in call.tensors() if t.is_floating_point()), next(iter(call.tensors()), None))
-    if rows is None or rows.dim() == 0:
+    rows = _rows_of(call)
+    if rows is None:
         return
     generator = _seeded()
 
@@ -134,15 +134,7 @@ def variations(call: Call) -> Iterator[Call]:
         return tensor
 
     def taken(dims: int, choose: Callable[[int], torch.Tensor]) -> Call:
-        """The rows that `choose` chooses of so many, along the first `dims` dimensions."""
-
-        def take(tensor: torch.Tensor) -> torch.Tensor:
-            same = [dim for dim in range(dims) if tensor.shape[: dim + 1] == rows.shape[: dim + 1]]
-            for dim in same:
-                tensor = tensor.index_select(dim, choose(rows.shape[dim]).to(tensor.device))
-            return tensor
-
-        return call.map(take)
+        return _taken(call, rows, dims, choose)
 
     yield call.map(fresh)
     yield call.map(fresh)
@@ -155,10 +147,37 @@ def variations(call: Call) -> Iterator[Call]:
     yield taken(dims, lambda n: torch.arange(2 * n) % n)
 
 
+def without_rows(call: Call) -> Call | None:
+    """Return the same call with no row at all, as a rank without tokens makes it; None if no argument has rows."""
+    rows = _rows_of(call)
+    return None if rows is None else _taken(call, rows, 1, lambda _: torch.arange(0))
+
+
+def _rows_of(call: Call) -> torch.Tensor | None:
+    """The tensor whose leading dimensions say what a row is."""
+    tensors = call.tensors()
+    rows = next((t for t in tensors if t.is_floating_point()), next(iter(tensors), None))
+    return None if rows is None or rows.dim() == 0 else rows
+
+
+def _taken(call: Call, rows: torch.Tensor, dims: int, choose: Callable[[int], torch.Tensor]) -> Call:
+    """The same call with the rows that `choose` chooses of so many, along the first `dims` dimensions."""
+
+    def take(tensor: torch.Tensor) -> torch.Tensor:
+        same = [dim for dim in range(dims) if tensor.shape[: dim + 1] == rows.shape[: dim + 1]]
+        for dim in same:
+            tensor = tensor.index_select(dim, choose(rows.shape[dim]).to(tensor.device))
+        return tensor
+
+    return call.map(take)
+
+
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Tensors in tuples, lists and dictionaries."""
+    """Yield the tensors in tuples, lists, dictionaries and dataclasses."""
     if isinstance(value, torch.Tensor):
         yield value
+    elif is_dataclass(value) and not isinstance(value, type | dict):
+        yield from tensors_in([getattr(value, one.name, None) for one in fields(value)])
     elif isinstance(value, tuple | list | dict):
         for part in value.values() if isinstance(value, dict) else value:
             yield from tensors_in(part)

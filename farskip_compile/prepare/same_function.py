@@ -100,7 +100,9 @@ def run(module: nn.Module, call: Call, training: bool, backward: bool = True) ->
 def _gradients(outputs: list[torch.Tensor], leaves: list[torch.Tensor]) -> list[Any]:
     roots = [o for o in outputs if o.requires_grad and o.is_floating_point()]
     leaves = [leaf for leaf in leaves if leaf.requires_grad]
-    if not roots or not leaves:
+    if not roots:  # nothing that has a gradient had a part in it, such as experts that got no tokens
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    if not leaves:
         return []
     generator = torch.Generator().manual_seed(1)
     pulls = [torch.randn(root.shape, generator=generator).to(root) for root in roots]
