@@ -21,14 +21,21 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from farskip_compile.errors import ConfigError
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None  # type: ignore[assignment]
 
+def _posix() -> Any:
+    try:
+        import fcntl
+    except ImportError:  # another system
+        return None
+    return fcntl
+
+
+fcntl = _posix()
+"""The module; None where there is none."""
 FILE = ".farskip-lock"
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12,16}\.writing")
 """Names of files and folders that are being written."""

@@ -102,11 +102,11 @@ class FolderInTheMaking:
             if _order(name):
                 (self.target / name).unlink()
                 flush(self.target)
-        for name in sorted(_files(self.path), key=lambda one: _order(one.name)):
-            (self.target / name).parent.mkdir(parents=True, exist_ok=True)
-            if _order(name.name):
+        for file in sorted(_files(self.path), key=lambda one: _order(one.name)):
+            (self.target / file).parent.mkdir(parents=True, exist_ok=True)
+            if _order(file.name):
                 flush(self.target)  # what came before is on the disk
-            os.replace(self.path / name, self.target / name)
+            os.replace(self.path / file, self.target / file)
         flush(self.target)
 
 

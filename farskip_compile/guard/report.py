@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model is about to run in its original wiring: an error, or with `strict=False` one warning for each model.
 
-Contract: `original_wiring` raises, or warns and counts; it changes no module. `as_written` is the count, for `status`.
+Contract: `original_wiring` raises, or warns and counts, and tells `farskip status`; it changes no module. `as_written`
+is the count, for `status`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from farskip_compile.errors import FarSkipWarning, OriginalWiringError
+from farskip_compile.report.process_file import note_failure
 
 
 @dataclass
@@ -38,9 +40,12 @@ def original_wiring(module: nn.Module, reason: str, way_out: str, *, strict: boo
     Raises:
         OriginalWiringError: `strict`.
     """
+    error = OriginalWiringError(reason, way_out=way_out)
     if strict:
-        raise OriginalWiringError(reason, way_out=way_out)
+        note_failure("error", error, module)
+        raise error
     known = _as_written.get(module)
     _as_written[module] = AsWritten(known.calls + 1 if known is not None else 1, reason)
     if known is None:
+        note_failure("stopped", error, module)
         warnings.warn(f"{reason}\n  way out: {way_out}", FarSkipWarning, stacklevel=4)

@@ -224,8 +224,10 @@ def _read(path: Path, sign: float, clock: float | None) -> Process:
     lines: list[Line] = []
     for text in rest:
         line = parse_json(text)
-        failed = isinstance(line, dict) and line.get("kind") in ("error", "stopped")
-        lines.append(reader.decode(Failure if failed else CompiledGraph, line))
+        if isinstance(line, dict) and line.get("kind") in ("error", "stopped"):
+            lines.append(reader.decode(Failure, line))
+        else:
+            lines.append(reader.decode(CompiledGraph, line))
     life = life_of(head.place, head.pid, head.started, sign, clock)
     return Process(head, life, max(0.0, clock - sign) if clock is not None else None, tuple(lines))
 

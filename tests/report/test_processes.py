@@ -7,6 +7,7 @@ more than itself.
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
@@ -120,6 +121,21 @@ def test_beyond_dynamos_limit(folder: Path, strict: bool) -> None:
         torch.compiler.reset()
         model(IDS[:, :7])
         assert read_folder(folder).status == 0, "it was compiled anew"
+
+
+def test_a_copy_that_runs_as_it_is_written(folder: Path) -> None:
+    """A copy loses what `model.compile` made: it is warned of once, and `farskip status` says so until it is gone."""
+    model = build("mixtral", vocab_size=16, hidden_size=32, layers=("moe", "moe"))
+    model.compile(backend="farskip", options={"inner": "eager", "strict": False})
+    model(IDS)
+    twin = copy.deepcopy(model)
+    with pytest.warns(FarSkipWarning, match="original wiring"):
+        twin(IDS)
+    (process,) = read_folder(folder).processes
+    assert ([one.error for one in process.failures], process.verdict) == (["OriginalWiringError"], "NOT REWIRED")
+    twin.compile(backend="farskip", options={"inner": "eager", "strict": False})
+    twin(IDS[:, :7])
+    assert read_folder(folder).status == 0, "the copy is compiled, too"
 
 
 def test_a_forked_process_does_not_speak_for_its_parent(folder: Path) -> None:
