@@ -82,6 +82,13 @@ def test_the_verifier_does_not_know_what_it_verifies() -> None:
     assert arrows(verifiers, [one for one in MODULES if within(one, "passes.rewire")]) == []
 
 
+def test_the_check_of_normalize_shares_no_code_with_it() -> None:
+    checks = [one for one in MODULES if within(one, "verify.normalized")]
+    others = [one for one in MODULES if within(one, "passes.normalize", "passes.residual", "passes.rewire")]
+    assert checks
+    assert arrows(checks, others) == []
+
+
 def test_nothing_knows_the_commands_or_the_demo() -> None:
     below = [one for one in MODULES if not within(one, *TOP)]
     assert arrows(below, [one for one in MODULES if within(one, *TOP)]) == []
