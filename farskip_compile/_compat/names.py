@@ -102,6 +102,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "_parameters",
         "_buffers",
     ),
+    "torch.distributed.tensor.DTensor": ("__tensor_flatten__",),  # one of many wrappers that have it
     "torch.nn.parallel.DistributedDataParallel": (
         "_get_active_ddp_module",
         "_set_params_and_buffers_to_ignore_for_model",

@@ -70,7 +70,11 @@ def judge(program: Program, function: Callable[..., Any], old: str, new: str) ->
 
 def fault(program: Program, function: Callable[..., Any], old: str, new: str) -> Fault:
     place = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
-    return Fault(f"{program.__name__}: {new.strip()[:50]}", place, lambda: judge(program, function, old, new))
+    return Fault(
+        f"{program.__name__}: {old.strip()[:36]} -> {new.strip()[:40]}",
+        place,
+        lambda: judge(program, function, old, new),
+    )
 
 
 FAULTS = [

@@ -7,7 +7,15 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tests.mutation import order_faults, pass_faults, piece_faults, run_faults, value_faults, wiring_faults
+from tests.mutation import (
+    normalize_faults,
+    order_faults,
+    pass_faults,
+    piece_faults,
+    run_faults,
+    value_faults,
+    wiring_faults,
+)
 from tests.mutation.bench import Fault, Verdict
 
 WIDTH = 80
@@ -17,6 +25,7 @@ MOST_LINES = 3
 PARTS: dict[str, Sequence[Fault]] = {
     "what sub-blocks read": wiring_faults.FAULTS,
     "coefficients, caches and side effects": value_faults.FAULTS,
+    "single assignment": normalize_faults.FAULTS,
     "passes on the model's graph": pass_faults.FAULTS,
     "exchanges in pieces": piece_faults.FAULTS,
     "order, forward and backward": order_faults.FAULTS,

@@ -99,6 +99,13 @@ def test_what_the_proof_shares_with_detection_is_what_the_pages_say() -> None:
     assert shared - data == {"passes.residual.stack", "passes.residual.regions", "passes.residual.sums"}
 
 
+def test_the_check_of_normalize_shares_no_code_with_it() -> None:
+    checks = [one for one in MODULES if within(one, "verify.normalized")]
+    others = [one for one in MODULES if within(one, "passes.normalize", "passes.residual", "passes.rewire")]
+    assert checks
+    assert arrows(checks, others) == []
+
+
 def test_nothing_knows_the_commands_or_the_demo() -> None:
     below = [one for one in MODULES if not within(one, *TOP)]
     assert arrows(below, [one for one in MODULES if within(one, *TOP)]) == []
