@@ -132,7 +132,7 @@ def note_declared(graph: fx.Graph, facts: Sequence[Declared], name_of: Any) -> t
             node.meta[COMMUNICATES] = "launch" if fact.wait else "blocking"
             node.meta[GROUP] = fact.group
         if fact is None and by_module:
-            paths = list(_modules_of(node))
+            paths = list(modules_of(node))
             matches = ((one, path) for one in by_module for path in paths if fnmatchcase(path, one.name))
             fact, name = next(matches, (None, name))
         if fact is not None:
@@ -221,7 +221,7 @@ def outputs_of(node: fx.Node) -> tuple[DeclaredKind, ...]:
     return tuple(node.meta.get(OUTPUTS, ()))
 
 
-def _modules_of(node: fx.Node) -> Iterator[str]:
+def modules_of(node: fx.Node) -> Iterator[str]:
     """Yield paths in the model of the modules that `node` was traced in: `layers.3.mixer`."""
     stack = node.meta.get("nn_module_stack") or {}
     for entry in stack.values():

@@ -26,7 +26,7 @@ from torch import fx
 
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import comms, ops
-from farskip_compile.passes.graph.declared import declared
+from farskip_compile.passes.graph.declared import declared, declared_name
 from farskip_compile.passes.residual.carried import Carried, carried
 from farskip_compile.passes.residual.facts import Facts, picked_data
 from farskip_compile.passes.residual.regions import Region
@@ -59,7 +59,7 @@ class Evidence:
     """What a node may show about the kind of the term that it computes."""
 
     text: str
-    """For reports; may name the `{operator}`."""
+    """For reports; may name the `{operator}`, and what was `{declared}`."""
     holds: Callable[[Facts, fx.Node], bool]
 
 
@@ -143,6 +143,7 @@ ATTENTION = (
     Evidence("softmax of a product of two activations", _is_softmax_of_scores),
 )
 MIXER = (
+    Evidence("{operator} in {declared}, declared as a mixer", lambda facts, node: declared(node) == "mixer"),
     Evidence("{operator} along tokens", lambda facts, node: ops.is_scan(node)),
     Evidence("product of two activations", _is_product_of_activations),
     Evidence("cumsum along tokens", _is_cumsum_along_tokens),
@@ -185,7 +186,7 @@ def classify(stream: Stream, facts: Facts, region: Region) -> Finding:
         raise UnsupportedPatternError(
             f"one term of the residual stream holds routed experts ({routing.evidence}) and mixes tokens "
             f"({mixing.evidence}), so it is neither an attention nor a MoE sub-block",
-            way_out="add the two parts to the stream one by one",
+            way_out=_drop(mixing) + "add the two parts to the stream one by one",
             where=ops.where(mixing.node or region.leaf),
         )
     if routing is not None:
@@ -193,6 +194,12 @@ def classify(stream: Stream, facts: Facts, region: Region) -> Finding:
     if behind:
         return Finding(Kind.DENSE, f"{ops.shown(behind[0])} along tokens behind a feed-forward network", behind[0])
     return mixing or Finding(Kind.DENSE, "no token mixing, no selection", region.leaf)
+
+
+def _drop(mixing: Finding) -> str:
+    if mixing.node is None or declared(mixing.node) != "mixer":
+        return ""
+    return f"drop {declared_name(mixing.node)!r} from `kinds` if it does not mix tokens; "
 
 
 def _are_behind_experts(facts: Facts, scans: Collection[fx.Node]) -> bool:
@@ -223,7 +230,10 @@ def _first(evidence: Iterable[Evidence], kind: Kind, facts: Facts, nodes: Iterab
     """What the first node shows that shows anything."""
     found = ((one, node) for node in nodes for one in evidence if one.holds(facts, node))
     first = next(found, None)
-    return None if first is None else Finding(kind, first[0].text.format(operator=ops.shown(first[1])), first[1])
+    if first is None:
+        return None
+    evidence, node = first
+    return Finding(kind, evidence.text.format(operator=ops.shown(node), declared=declared_name(node)), node)
 
 
 # Step 2

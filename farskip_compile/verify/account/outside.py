@@ -12,7 +12,7 @@ three ways:
     it adds to what it is computed from, in whatever form: a value of the stream's shape is made of x as it is, and of
     f(x), with weights in f (`find_layer`)
     one operator that nothing is known about, given weights, returns a value of the stream's shape (`find_layer`)
-    with weights, it decides about rows, as a router does (`routes`)
+    with weights, it decides about rows, as a router does (`routes`, and behind what mixes rows `find_experts`)
 
 Algorithm (linear), for all nodes outside of the claims that something uses:
 1. Which side each is on: in front of the base, behind a residual value, or apart from both.
@@ -23,17 +23,18 @@ Algorithm (linear), for all nodes outside of the claims that something uses:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field
 
 from torch import fx
 
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import effects, ops
-from farskip_compile.passes.graph.walk import spread, walk_back
+from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.verify.account.begins import first_with_rows_of, shape_of
 from farskip_compile.verify.account.layers import find_layer, find_layer_with_other_rows
-from farskip_compile.verify.account.weights import begins_rows, has_weights, is_activation, routes, weighted_sources
+from farskip_compile.verify.account.routers import find_experts
+from farskip_compile.verify.account.weights import begins_rows, has_weights, routes, weighted_sources
 from farskip_compile.verify.rows.read import begin, read_rows
 from farskip_compile.verify.rows.rules import is_contraction, is_state
 from farskip_compile.verify.rows.state import FREE, Rows, State
@@ -168,25 +169,11 @@ class _Sides:
             self.alone = read_rows(self.graph.nodes, begin(node for node in self.apart if begins_rows(node)))
             for node in routes(self.apart, self.alone):
                 raise _second_stack(node)
-        if any(map(self._continues_another_stream, self.behind)):
-            for node in self._choices_behind():
-                raise _second_stack(node)
-
-    def _choices_behind(self) -> Iterator[fx.Node]:
-        """Values behind the stack, on the way to more weights, that are made by integers which weights have made.
-
-        Rows say nothing here: behind a reader that mixes them, nothing is known of them.
-        """
-        weighted = spread(self.behind, has_weights)
-        chosen = spread(
-            [node for node in self.behind if ops.tensor(node) is not None and not ops.is_floating(node)],
-            lambda node: not weighted.isdisjoint(node.all_input_nodes),
-        )
-        decided = {node for node in self.behind if ops.is_floating(node)} & {
-            user for node in chosen for user in node.users
-        }
-        leads_on = set(walk_back(arg for node in self.behind if has_weights(node) for arg in node.all_input_nodes))
-        return (node for node in self.behind if node in decided and node in leads_on)
+        several = {*self.in_front, *self.behind, *self.apart}
+        outside = [node for node in self.graph.nodes if node in several]
+        experts = find_experts(self.graph, outside, self.claims.values)
+        if experts is not None:
+            raise _second_stack(experts)
 
     def beside(self) -> tuple[Beside, ...]:
         """Step 4."""
@@ -198,15 +185,6 @@ class _Sides:
                 mixes = any(rows.get(node, FREE).state >= State.MIXED for node in products)
                 found.append(Beside(place, len(products), mixes, ops.source_line(products[0])))
         return tuple(found)
-
-    def _continues_another_stream(self, node: fx.Node) -> bool:
-        """An add of what mixes the stream's rows to an activation that does not come from the stream."""
-        value = ops.tensor(node)
-        if value is None or value.dim() < 2 or ops.op_name(node) not in ("add", "sub", "iadd", "add_"):
-            return False
-        args = [arg for arg in node.all_input_nodes if ops.is_floating(arg)]
-        states = [self.rows[arg].state for arg in args]
-        return State.FREE in states and max(states) >= State.MIXED and any(map(is_activation, args))
 
 
 def _plain_sources(node: fx.Node) -> set[fx.Node]:

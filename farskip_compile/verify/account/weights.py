@@ -72,12 +72,6 @@ def _is_held(node: fx.Node) -> bool:
     return all(map(is_state, (one for one in walk_back([node]) if not one.all_input_nodes)))
 
 
-def is_activation(node: fx.Node) -> bool:
-    """Made of weights and of an input of the call."""
-    sources = [one for one in walk_back([node]) if not one.all_input_nodes]
-    return any(map(is_state, sources)) and any(one.op == "placeholder" and not is_state(one) for one in sources)
-
-
 def begins_rows(node: fx.Node) -> bool:
     """Whether rows begin here: an activation that is an input of the call, or picked from a table by one."""
     value = ops.tensor(node)

@@ -50,7 +50,7 @@ def pointwise(node: fx.Node, given: Given) -> Rows:
         return Rows(State.MIXED, at=node)
     if any(one.summed and not covers(one.layout, layout) for one in rows):
         return Rows(State.MIXED, at=node)
-    scales = ops.op_name(node) not in ("add", "sub", "add_", "sub_")
+    scales = ops.op_name(node) not in ("add", "sub", "add_", "sub_") and is_data(value)  # a comparison scales nothing
     gates = [(arg, one) for arg, one in args if scales and (one.picked or one.state is State.DECISION)]
     decided = (
         any(one.decided for one in rows)

@@ -13,7 +13,7 @@ until the next write.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -41,8 +41,20 @@ def begin(nodes: Iterable[fx.Node], indices: int | None = None) -> dict[fx.Node,
     }
 
 
-def read_rows(nodes: Iterable[fx.Node], begins: Mapping[fx.Node, Rows]) -> dict[fx.Node, Rows]:
-    """`Rows` for each of `nodes`, which are in the order of their graph; those of `begins` are what is said there."""
+Again = Callable[[fx.Node, Rows], Rows]
+"""What is to be taken for known of a node, given what its rule has found."""
+
+
+def read_rows(
+    nodes: Iterable[fx.Node], begins: Mapping[fx.Node, Rows], again: Again = lambda node, found: found
+) -> dict[fx.Node, Rows]:
+    """`Rows` for each of `nodes`, which are in the order of their graph; those of `begins` are what is said there.
+
+    Args:
+        nodes: all that are to be read, and what they are given.
+        begins: where rows begin.
+        again: where they may begin once more, behind what has mixed them.
+    """
     nodes = list(nodes)
     writes = effects.writers(nodes)
     known: dict[fx.Node, Rows] = {}
@@ -58,7 +70,7 @@ def read_rows(nodes: Iterable[fx.Node], begins: Mapping[fx.Node, Rows]) -> dict[
         elif ops.op_name(node).startswith("higher_order::"):
             known[node] = _inside(node, given)
         else:
-            known[node] = apply(node, given)
+            known[node] = again(node, apply(node, given))
         if ops.op_name(node) == "after_write":
             current[effects.storage(node)] = {node}
         elif current:
