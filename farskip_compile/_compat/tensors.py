@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def qualified_name(packet: OpOverloadPacket) -> str:
@@ -37,6 +38,18 @@ def storage_identity(value: torch.Tensor) -> int:
         NotImplementedError, RuntimeError: a wrapper subclass, which owns no storage.
     """
     return int(value.untyped_storage()._cdata)
+
+
+def memory_of(value: torch.Tensor) -> object:
+    """The identity of the memory of `value`, for a wrapper that of the first tensor that it wraps."""
+    wrapper: Any = value
+    if is_traceable_wrapper_subclass(wrapper):
+        names, _ = wrapper.__tensor_flatten__()
+        return memory_of(getattr(wrapper, names[0])) if names else id(value)
+    try:
+        return storage_identity(value)
+    except (NotImplementedError, RuntimeError):
+        return id(value)
 
 
 def without_subclass_functions() -> AbstractContextManager[None]:
