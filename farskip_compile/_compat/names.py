@@ -109,6 +109,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "module",
     ),
     # what FSDP2 puts in the place of parameters
+    "torch.distributed.tensor.DTensor": ("_local_tensor",),
     "torch.distributed.fsdp.FSDPModule": ("_get_fsdp_state",),
     "torch.distributed.fsdp._fully_shard._fsdp_state.FSDPState": ("_fsdp_param_group",),
     "torch.distributed.fsdp._fully_shard._fsdp_param_group.FSDPParamGroup": ("fsdp_params",),

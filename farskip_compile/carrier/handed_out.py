@@ -41,8 +41,12 @@ class Rest:
         """Further parts: terms that are settled, in flight, or needed for these."""
         self.handed_out: HandedOut | None = None
 
+    @torch.compiler.disable(reason="the residual stream between two layers of farskip_compile.regional is read")
     def whole(self) -> torch.Tensor:
-        """Return the whole stream, each time the same tensor, with the gradients that a plain model's would have."""
+        """Return the whole stream, each time the same tensor, with the gradients that a plain model's would have.
+
+        Dynamo does not trace this, for whatever backend: the identity of a part is that of the tensor which runs.
+        """
         if self.handed_out is None:
             self.handed_out = HandedOut(self.fresh())
             for part in (self.base, *self.others):

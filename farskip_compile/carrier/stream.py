@@ -79,11 +79,9 @@ class Carrier:
         Gradients reach it from what is computed of it alone, not from later layers. If it is written to, the next layer
         raises a `PartialModelError`.
         """
-        if not torch.compiler.is_compiling():
-            return self.rest.whole()
-        if _is_traced_for_another_backend():
-            torch._dynamo.graph_break(msg="the residual stream between two layers of farskip_compile.regional is read")
-        return arrive(self.rest.key, self.base, *self.rest.others)
+        if torch.compiler.is_compiling() and _is_traced_by_us():
+            return arrive(self.rest.key, self.base, *self.rest.others)
+        return self.rest.whole()
 
     @property
     def __class__(self) -> Any:  # type: ignore[override]
@@ -163,9 +161,9 @@ def _call(carrier: Carrier, method: Callable[..., Any], *args: Any, **kwargs: An
 
 
 @torch.compiler.assume_constant_result
-def _is_traced_for_another_backend() -> bool:
-    """Return whether Dynamo traces for another backend, to which a write into the stream it makes would be harmless."""
-    return not traced_by_us()
+def _is_traced_by_us() -> bool:
+    """Return whether Dynamo traces for this backend, which sees a write into the stream in its graph."""
+    return traced_by_us()
 
 
 def _refuse_if_changing(name: str, *, needs_gradient: bool) -> None:

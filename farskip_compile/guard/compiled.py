@@ -6,7 +6,7 @@ copies (`copy.deepcopy`, `AveragedModel`) and pickles; `model.forward(...)`, an 
 `torch.export` and a stance pass by it. `UNSEEN` is the list of what passes by the guard as well.
 
 Contract: `watch` lets each module that is compiled in place with this backend get a guard (`forward`), and each model
-of transformers in it; not where the options keep the function (`connectivity="none"`). If its forward is about to run in
+of transformers in it; not where the options keep the function (`connectivity="none"`). If a forward is about to run in
 its original wiring, that is an `OriginalWiringError` under `strict`, where the weights are for another one: a manifest
 describes them, the model ran rewired before, or the model that it is a copy of did and they were written to since, as
 `AveragedModel` does. Otherwise it is one `FarSkipWarning` for each copy, and is counted for `farskip_compile.status`.
@@ -35,7 +35,7 @@ UNSEEN = (
     "weights that were copied into a model that was never compiled (`load_state_dict`, a state dict on disk without a "
     "manifest)",
 )
-"""What runs a model as it is written, or weights of the rewired form in another model, and no hook of PyTorch tells of."""
+"""Ways to run a model as it is written, or its weights in another model, that no hook of PyTorch tells of."""
 UNGUARD = "; farskip_compile.unguard(model) where the original function is wanted"
 
 

@@ -122,12 +122,20 @@ def attach(module: nn.Module, guard: Guard) -> None:
     if hasattr(given, MARK):
         given = getattr(given, MARK)
     vars(module)[GUARD] = guard  # before the forward: a pickle looks that up in what it has built already
-    vars(module)["forward"] = MethodType(_forward(module, given), module)
+    own = _guarded(type(module).forward) if given is None else _guarded_given(given, module)
+    vars(module)["forward"] = MethodType(own, module)
 
 
-def _forward(module: nn.Module, given: Callable[..., Any] | None) -> Any:
-    """Guards the forward that the module was `given`, or else that of its class."""
-    plain = _unbound(given, module) if given is not None else type(module).forward
+def _guarded_given(given: Callable[..., Any], module: nn.Module) -> Any:
+    """Guards the forward that one module was given."""
+    own = _guarded.__wrapped__(_unbound(given, module))
+    setattr(own, MARK, given)
+    return own
+
+
+@functools.lru_cache(maxsize=256)
+def _guarded(plain: Callable[..., Any]) -> Any:
+    """Guards the forward of a class, for all of its modules: they share what Dynamo compiles."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         getattr(self, GUARD).check()
@@ -138,7 +146,7 @@ def _forward(module: nn.Module, given: Callable[..., Any] | None) -> Any:
     functools.update_wrapper(own, plain)
     del own.__wrapped__  # accelerate takes a forward apart by it, down to the class's
     own.__name__, own.__signature__ = "forward", inspect.signature(plain)  # `generate` passes what it finds there
-    setattr(own, MARK, given)
+    setattr(own, MARK, None)
     return own
 
 

@@ -104,6 +104,10 @@ def saved_and_written_later(x: Any) -> None:
     kept[1].data.zero_()
 
 
+def doubled(x: Any) -> None:
+    x.data.mul_(2)
+
+
 READS: dict[str, Touch] = {
     "a norm for a log, without gradients": lambda x: kept.append(without_gradients(x)),
     "contiguous": lambda x: x.contiguous(),
@@ -131,6 +135,7 @@ WRITES: dict[str, Touch] = {
     "the storage": lambda x: kept.append(x.untyped_storage().fill_(0)),
     "copied into": lambda x: kept.append(x.data.copy_(x.detach() + 1)),
     "one row, from a list": saved_and_written_later,
+    "a function that another backend compiles": torch.compile(doubled, backend="eager"),
     "minus zero": lambda x: kept.append(x.data[..., 0].fill_(-0.0)),
 }
 GRADIENTS: dict[str, Touch] = {

@@ -64,6 +64,8 @@ WHOLE = {
     "tests/distributed/test_regional_ranks.py": "layers compiled one by one on ranks",
     "tests/distributed/test_regional_transformers.py": "the same of transformers' models",
     "tests/regional/test_table.py::test_equals": "models compiled in two ways, under each table",
+    "tests/regional/test_touched_stream.py::test_under_none": "every touch of a tensor that is one",
+    "tests/guard/test_compiled.py::test_what_runs": "models compiled in each way that says nothing",
     "tests/regional/test_table.py::test_a_manifest": "a model captured, then compiled in two ways",
     "tests/regional/test_regional.py::test_generate": "a model at two lengths of its layers",
     "tests/regional/test_regional.py::test_lengths": "layers at several lengths",
