@@ -36,6 +36,11 @@ from farskip_compile._compat.names import JOINT_FOLDING, POST_GRAD
 from farskip_compile.carrier.passing import carrying
 from farskip_compile.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, FarSkipWarning, PartialModelError
+from farskip_compile.guard.activity import counted as counted_as_active
+from farskip_compile.guard.activity import note_activity
+from farskip_compile.guard.capture_errors import watch as watch_captures
+from farskip_compile.guard.compiled import note_rewired
+from farskip_compile.guard.compiled import watch as watch_compiled
 from farskip_compile.guard.generation import refuse_decode_only
 from farskip_compile.guard.limit import watch as watch_limit
 from farskip_compile.guard.wrappers import watch as watch_wrappers
@@ -143,11 +148,14 @@ class Backend:
         """Rewire `module` and compile it with the inner backend."""
         with report_failed_compile():
             refuse_decode_only()
+            note_activity()
             if (receive := _receiver.get()) is not None:
                 return receive(self, module, example_inputs)
             with errors_noted():
                 report = publish(self.rewire(module), self.settings.on_report)
-                return self.compile(module, example_inputs, report)
+                if report.outcome is Outcome.REWIRED:
+                    note_rewired()
+                return counted_as_active(self.compile(module, example_inputs, report))
 
     def rewire(self, module: fx.GraphModule) -> CompileReport:
         """Rewire `module` in place; with `strict=False`, leave it as it is and warn if that can't be done.
@@ -302,8 +310,10 @@ def forget(name: str) -> None:
     _prepared.pop(name, None)
 
 
+watch_captures()
 watch_limit()
 watch_wrappers()
+watch_compiled()
 
 # For `farskip_compile.capture` alone
 

@@ -80,7 +80,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch._dynamo.exc.TorchRuntimeError": ("real_stack",),  # one of many that have it
     "torch._guards.CompileContext": ("compile_id",),
     # where the inputs of a graph come from
-    "torch._dynamo.variables.builder.GraphArg": ("source",),
+    "torch._dynamo.variables.builder.GraphArg": ("example", "source"),
     "torch._guards.Source": ("guard_source", "name"),
     "torch._dynamo.source.LocalSource": ("local_name",),
     "torch._dynamo.source.GlobalSource": ("global_name",),
@@ -100,6 +100,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "_modules",
         "_non_persistent_buffers_set",
         "_parameters",
+        "_buffers",
     ),
     "torch.nn.parallel.DistributedDataParallel": (
         "_get_active_ddp_module",

@@ -31,7 +31,12 @@ def traced() -> nn.Module | None:
         output = InstructionTranslator.current_tx().output
     except AttributeError:  # Dynamo does not trace
         return None
-    for value in output.local_scope.values():
+    return module_among(output.local_scope.values())
+
+
+def module_among(values: Iterable[Any]) -> nn.Module | None:
+    """The first of the `values`, local variables of a function, that is a module, or a method of one."""
+    for value in values:
         owner = value if isinstance(value, nn.Module) else getattr(value, "__self__", None)
         if isinstance(owner, nn.Module):
             return owner

@@ -9,7 +9,8 @@ Algorithm:
 1. Sub-blocks, pairwise and in order: name, kind, layer, terms, what is read in the model as written.
 2. Parameters: each one of the graph must be in the manifest, with its shape; each one that the manifest's sub-blocks
    use must be used in the graph. On one of several ranks it may be a shard, whose sizes divide those of the manifest,
-   and experts of other ranks may be missing. What an adapter adds in the place of a module is not looked at.
+   and experts of other ranks may be missing. What an adapter adds in the place of a module is not looked at. None that
+   a sub-block uses may be one that the checkpoint did not have (`lost`).
    Of a model that holds several parameters in one (`Manifest.fused`), those with a name in the manifest are compared,
    and there must be some. Such a model may have more rows in a matrix that no sub-block uses (the table of the
    embedding): padding up to the next multiple of `Manifest.rows_multiple`.
@@ -26,9 +27,10 @@ from itertools import islice, zip_longest
 
 from farskip_compile._compat.distributed import world_group
 from farskip_compile.errors import ManifestError, Where
-from farskip_compile.manifest.adapters import without_adapters
+from farskip_compile.manifest.adapters import COPIES, without_adapters
 from farskip_compile.manifest.fingerprint import Fingerprint, align
 from farskip_compile.manifest.graph_parameters import GraphParameters, GraphShape
+from farskip_compile.manifest.lost import refuse_lost
 from farskip_compile.manifest.patterns import Shape
 from farskip_compile.manifest.record import Manifest
 from farskip_compile.passes.residual.table import SubBlock, Table
@@ -149,7 +151,7 @@ def _of_one_name(manifest: Manifest, known: Fingerprint, graph: GraphParameters)
     shapes = {name: shape for name, shape in graph.shapes.items() if aligned(name) in known.shapes}
     if not shapes:
         raise _nothing_in_common(manifest, graph.shapes)
-    return GraphParameters(shapes, graph.used)
+    return GraphParameters(shapes, graph.used, graph.new)
 
 
 def _nothing_in_common(manifest: Manifest, names: Iterable[str]) -> ManifestError:
@@ -165,9 +167,13 @@ def _check_parameters(
     sharded = ranks > 1
     aligned = align(tuple(graph.shapes), known.shapes)
     adapted = without_adapters(map(aligned, graph.shapes), known.shapes)
+
+    def seen_as(name: str) -> str | None:
+        return adapted.get(aligned(name), aligned(name))
+
     seen: dict[str, str] = {}
     for name, shape in graph.shapes.items():
-        theirs = adapted.get(aligned(name), aligned(name))
+        theirs = seen_as(name)
         if theirs is None:
             continue
         if theirs not in known.shapes or theirs in seen:
@@ -181,7 +187,10 @@ def _check_parameters(
                 f"{_listed(known.shapes[theirs])}{may_be}",
                 way_out=WAY_OUT,
             )
-    used = {adapted.get(aligned(name), aligned(name)) for name in graph.used}
+    used = {seen_as(name) for name in graph.used}
+    lost = {theirs for name in graph.new if (theirs := seen_as(name)) in known.used and COPIES not in name.split(".")}
+    if lost:
+        refuse_lost(sorted(map(str, lost)), "the checkpoint that the model was loaded from")
     missing = next((name for name in known.used if name not in used), None)
     if missing is not None and not sharded and (whole or not manifest.fused):
         raise ManifestError(

@@ -75,7 +75,7 @@ class Asked:
                 replace(self.manifest, fused=True, rows_multiple=ROWS_MULTIPLE) if self.manifest is not None else None
             ),
             merge_reductions=own.merge_reductions,
-            kinds=dict(own.kinds or {}),
+            kinds={"*inputs_embeds*": "embedding", **(own.kinds or {})},  # with images; a pipeline stage is refused
             **options,
         )
 

@@ -163,8 +163,8 @@ FAULTS = (
         "tests/passes/normalize tests/handwritten",
     ),
     SourceFault(
-        "passes/normalize/plain_adds.py",
-        "            operands = operands[::-1]\n",
+        "passes/normalize/plain_calls.py",
+        "        operands = operands[::-1]\n",
         "",
         "tests/passes/normalize tests/handwritten",
     ),
