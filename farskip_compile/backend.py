@@ -198,7 +198,12 @@ class Backend:
         return PartInPieces(plan) if plan is not None else None
 
     def compile(
-        self, module: fx.GraphModule, example_inputs: Sequence[Any], report: CompileReport | None = None
+        self,
+        module: fx.GraphModule,
+        example_inputs: Sequence[Any],
+        report: CompileReport | None = None,
+        *,
+        bare: bool = False,
     ) -> Compiled:
         """Compile a graph that is rewired already with the inner backend.
 
@@ -206,6 +211,7 @@ class Backend:
             module: the graph, as `rewire` left it.
             example_inputs: its example inputs.
             report: what `rewire` returned; None: of a graph that this backend did not rewire.
+            bare: return what Inductor returns, which the caller can serialise; its runs are not counted.
 
         Returns:
             What runs in place of the graph. At its first run the ranks compare their collectives and options.
@@ -227,9 +233,9 @@ class Backend:
             compiled = lookup_backend(self.settings.inner)(module, list(example_inputs))
         if orders:
             compiled = counted(compiled, frame, common, check_of(orders, sizes, common))
-        elif plan is not None and plan.check_order:
+        elif plan is not None and plan.check_order and not bare:
             compiled = counted(compiled, frame, plan.common)
-        if report is None:
+        if report is None or bare:
             return compiled
         compiled = watched(compiled, module, example_inputs, report, time.perf_counter() - begin)
         one_node = self.settings.inner != "eager"  # all others differentiate the graph before they run it

@@ -45,12 +45,14 @@ def module_among(values: Iterable[Any]) -> nn.Module | None:
 
 def traced_function() -> str:
     """Return the place of the function that Dynamo compiles in this thread, also of one that it made of the rest of a
-    function after a graph break; empty if Dynamo does not trace."""
+    function after a graph break; empty if Dynamo does not trace. Generated code (compiled autograd's) has another file
+    name in each compile, which does not count."""
     try:
         code = InstructionTranslator.current_tx().output.root_tx.f_code
     except AttributeError:
         return ""
-    return f"{code.co_filename}:{code.co_firstlineno}:{code.co_name}"
+    file = "" if code.co_filename.startswith("<") else code.co_filename
+    return f"{file}:{code.co_firstlineno}:{code.co_name}"
 
 
 def class_name(module: nn.Module) -> str:

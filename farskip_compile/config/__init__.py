@@ -108,7 +108,7 @@ class FarSkipConfig:
     their own group: `farskip_compile.comm.expert_group(group)`. None: they stay where they are."""
 
     check_order: bool = True
-    """Compare the order of collectives, and the options, across the ranks at the first run of each graph, and raise
+    """Compare the order of collectives, and the options, across the ranks at the first run of each compile, and raise
     instead of hanging or computing with different models. The same on all ranks."""
 
     kinds: Mapping[str, str] = field(default_factory=dict)

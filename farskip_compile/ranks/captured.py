@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A graph without an announcement compares its collectives across ranks all the same, at its first run.
+"""A graph without an announcement compares its collectives across ranks all the same, at the first run of each compile.
 
 Contract: for graphs that are not scheduled (`schedule=False`, or an inner backend other than Inductor), into which no
 pass writes an announcement (`ranks.announce`). What Dynamo has captured is compared, in its order: the options and the

@@ -91,6 +91,8 @@ WHOLE = {
     "tests/_compat/test_kernel_memory.py::test_results_of_a_call": "Inductor's kernels",
     "tests/properties/test_table.py::test_any_table": "generated models, under generated tables",
     "tests/ranks/test_agree.py::test_on_a_warm_cache": "caches of Inductor, filled twice by fresh ranks",
+    "tests/ranks/test_compiles.py::test_models_in_unlike_wiring[inductor": "Inductor's kernels on ranks",
+    "tests/ranks/test_compiles.py::test_one_model_trained_again": "Inductor's kernels on ranks",
     "tests/ranks/test_agree.py::test_compiled_models_that_differ": "Inductor's kernels on fresh ranks",
     "tests/models/test_models_distributed.py::test_two_ranks": "the models that others are compared with, on ranks",
     "tests/manifest/test_ranks.py": "a manifest of two ranks",
