@@ -21,14 +21,16 @@ from types import FrameType
 
 import torch
 import torch._dynamo.config as dynamo_config
+from torch import nn
 from torch._dynamo.cache_size import exceeds_recompile_limit
 from torch._dynamo.utils import register_hook_for_recompile_user_context
 
 from farskip_compile._compat.reached import Compiler, compiler_of
+from farskip_compile._compat.runs import module_among
 
 COMPILES = "_compile"
 """The function of Dynamo that asks for the description, and whose arguments say what is compiled."""
-ARGUMENTS = ("cache_size", "code", "compile_id", "compiler_fn", "one_graph")
+ARGUMENTS = ("cache_size", "code", "compile_id", "compiler_fn", "locals", "one_graph")
 DEPTH = 3
 """It, and before Python 3.12 the comprehension in it, stand above the hook."""
 
@@ -49,6 +51,8 @@ class GivenUp:
     """Which guard of the last version failed, in Dynamo's words."""
     is_error: bool
     """Dynamo raises an error of its own next, and runs nothing."""
+    module: nn.Module | None
+    """That the function is called with, if any."""
 
 
 def before_dynamo_gives_up(tell: Callable[[GivenUp], None]) -> None:
@@ -88,4 +92,5 @@ def _given_up(frame: FrameType | None) -> GivenUp | None:
         getattr(dynamo_config, limit),
         known.get("recompile_reason"),
         bool(known["one_graph"] or dynamo_config.fail_on_recompile_limit_hit),
+        module_among(known["locals"].values()),
     )

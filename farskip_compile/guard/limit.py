@@ -15,6 +15,7 @@ import warnings
 from farskip_compile._compat.limit import GivenUp, before_dynamo_gives_up
 from farskip_compile.errors import FarSkipWarning, PartialModelError, Where
 from farskip_compile.guard.compilers import is_ours, is_strict
+from farskip_compile.report.process_file import note_failure
 from farskip_compile.verify.graph_break_hints import known_break
 
 WAY_OUT = (
@@ -41,6 +42,8 @@ def _refuse(found: GivenUp) -> None:
         way_out=WAY_OUT.format(limit=found.limit),
         where=Where(source=found.source),
     )
-    if found.is_error or is_strict(found.compiler):
+    strict = found.is_error or is_strict(found.compiler)
+    note_failure("error" if strict else "stopped", error, found.module)
+    if strict:
         raise error
     warnings.warn(f"farskip lets Dynamo go on (strict=False): {error}", FarSkipWarning, stacklevel=2)

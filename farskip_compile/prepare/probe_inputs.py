@@ -2,8 +2,9 @@
 """Inputs on which two ways to compute a module are compared, and copies of it to run them on.
 
 Contract: a model comes in, `Call`s of its parts go out: arguments that a part accepts, in many variations. What is run
-are copies that share the parameters and nothing else (`isolated`), without hooks, so neither buffers nor attributes nor
-anything that hooks would write to are touched. Names of arguments play no role.
+are copies that share the memory of the parameters and nothing else (`isolated`), without hooks, so neither buffers nor
+attributes nor anything that hooks would write to are touched; what they write into parameters is put back
+(`everything_kept`). Names of arguments play no role.
 
 Where the arguments come from, in this order:
 1. example inputs of the model: what reaches the part in that call;
@@ -25,7 +26,7 @@ import torch
 from torch import nn
 
 from farskip_compile._compat.modules import clear_hooks
-from farskip_compile.prepare.preserve_state import copied, state_kept
+from farskip_compile.prepare.preserve_state import copied, everything_kept
 
 Map = Callable[[torch.Tensor], torch.Tensor]
 ROWS = (2, 5)
@@ -51,7 +52,9 @@ class Call:
 
 
 def isolated(module: nn.Module) -> nn.Module:
-    """A copy with the same parameters, but buffers and attributes of its own, and no hooks.
+    """A copy whose parameters are the same memory, but with buffers and attributes of its own, and no hooks.
+
+    Run it within `everything_kept`: a forward may write into its parameters.
 
     Raises:
         Exception: whatever parts raise that can't be copied.
@@ -83,7 +86,7 @@ def calls_in(model: nn.Module, names: Iterable[str], call: Call) -> dict[str, Ca
         part = twin.get_submodule(name)
         part.register_forward_pre_hook(begin(name), with_kwargs=True)
         part.register_forward_hook(lambda *_, name=name: found.setdefault(name, begun[name]) and None)
-    with state_kept([twin], call.tensors()), torch.no_grad():
+    with everything_kept([twin], call.tensors()), torch.no_grad():
         args, kwargs, _ = copied(call.args, call.kwargs, call.tensors())
         try:
             twin(*args, **kwargs)
@@ -107,8 +110,9 @@ def random_rows(module: nn.Module) -> Call | None:
         for shape in ((*ROWS, width), (ROWS[1], width)):
             call = Call((torch.randn(shape, generator=_seeded()).to(_device(module), weights[0].dtype),), {})
             try:
-                with state_kept([module]), torch.no_grad():
-                    isolated(module)(*call.args)
+                twin = isolated(module)
+                with everything_kept([twin]), torch.no_grad():
+                    twin(*call.args)
             except Exception:  # another width, or no module that takes rows
                 continue
             return call

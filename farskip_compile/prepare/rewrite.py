@@ -34,6 +34,7 @@ from farskip_compile.prepare.changes import Change, Left, joined, named
 from farskip_compile.prepare.loop_source import Source, methods
 from farskip_compile.prepare.loop_writer import Request, Site
 from farskip_compile.prepare.loops import alike, is_dispatched
+from farskip_compile.prepare.preserve_state import everything_kept
 from farskip_compile.prepare.probe_inputs import (
     Call,
     calls_in,
@@ -76,13 +77,17 @@ def rewrite_loops(model: nn.Module, example: Call | None, before: list[Left]) ->
     """
     groups = _groups(model)
     changes, left = [], list(before)
-    calls, why_none = _calls(model, [group.members[0] for group in groups], example) if groups else ({}, "")
+    with everything_kept(
+        [model] if groups else [], attributes=True, compiles=True
+    ):  # a closure may run the model itself
+        calls, why_none = _calls(model, [group.members[0] for group in groups], example) if groups else ({}, "")
     for group in groups:
         name, module = group.members[0]
         if name not in calls:
             left.append(Left(group.names, why_none))
             continue
-        found = _rewritten(module, group.sources, calls[name])
+        with everything_kept([module], attributes=True, compiles=True):
+            found = _rewritten(module, group.sources, calls[name])
         if isinstance(found, str):
             left.append(Left(group.names, found))
         elif found is not None:

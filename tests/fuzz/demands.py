@@ -63,7 +63,8 @@ def attempt(
     """
     made = Attempt(duplicate(module, kind))
     before = fingerprint(made.module)
-    config = FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager", schedule=False)
+    whole = {"*": "embedding", "return": "final"}  # the networks begin with inputs, and some end without a norm
+    config = FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager", schedule=False, kinds=whole)
     try:
         made.report = run(made.module, config)
     except FarSkipError as error:

@@ -227,6 +227,8 @@ setitem: d.write(v, (0,), o[0]); d.write(v, (Ellipsis, 0), o[..., 0]);
     d.write(v, (slice(None), 0), 1.0); d.write(torch.zeros_like(v), o > 0, 2.0) * v
 copy: v.clone().copy_(o); torch.zeros_like(v).copy_(o); d.through(v, o); d.through(torch.zeros_like(v), o);
     d.through(z, o); d.part(z, o); d.part(v, o); d.part(torch.zeros_like(v), v)
+put_sum: d.call(put_sum, v, (i,), o[0], 'picked + added'); d.call(put_sum, v, (None, i), o[:, :1], 'picked - added');
+    d.call(put_sum, o, (i, i), v[0, 0], 'added + picked')
 added_alone: d.call(added_alone_on, v, i, o); d.call(added_alone_on, v, i, v)
 after_write: d.call(after_write, v, o); d.call(after_write, v.flatten(0, 1), o) * 2
 _scaled_mm: d.call(scaled, v, w, v[:, :1], w[:1]); d.call(scaled, v, w, v[:1, :1], w[:1]); d.call(scaled, v, w, o, w);

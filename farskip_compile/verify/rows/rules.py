@@ -269,7 +269,8 @@ RULES: dict[str, Rule] = _table(
     (picks.embedded, "embedding"),
     (
         picks.written,
-        "scatter scatter_add scatter_reduce index_add index_copy index_put index_fill masked_scatter setitem copy",
+        "scatter scatter_add scatter_reduce index_add index_copy index_put put_sum index_fill masked_scatter setitem "
+        "copy",
     ),
     (picks.added, "added_alone"),
     # operators of libraries that do the same in one kernel
