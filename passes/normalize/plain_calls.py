@@ -50,16 +50,13 @@ def _give_first_by_position(node: fx.Node) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _takes_it_first(target: object, key: str) -> bool:
     """Return whether the first parameter of a function is the one that callers may name `key`."""
-    if isinstance(target, FunctionType):
-        return next(iter(inspect.signature(target).parameters), None) == key
-    packet = target if isinstance(target, OpOverload) else getattr(torch.ops.aten, ops.function_name(target), None)
-    if isinstance(packet, OpOverload):
-        overloads = [packet]
-    elif isinstance(packet, OpOverloadPacket):
-        overloads = [getattr(packet, name) for name in packet.overloads()]
-    else:
+    if isinstance(target, FunctionType):  # of a user's function nothing is known
+        of_torch = target.__module__.startswith("torch.")
+        return of_torch and next(iter(inspect.signature(target).parameters), None) == key
+    packet = getattr(torch.ops.aten, ops.function_name(target), None)
+    if isinstance(target, OpOverload | OpOverloadPacket) or not isinstance(packet, OpOverloadPacket):
         return False
-    firsts = [next(iter(parameters(one)), None) for one in overloads]
+    firsts = [next(iter(parameters(getattr(packet, name))), None) for name in packet.overloads()]
     return all(first is not None and first.name in ("self", "input") for first in firsts)
 
 

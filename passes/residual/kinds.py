@@ -11,7 +11,8 @@ Algorithm:
      ATTENTION  a fused attention operator, or a softmax of scores;
      MIXER      a scan or convolution along tokens, or a product of two unselected activations;
      EXPERTS    an all-to-all; or, in a selected term, where expert weights are reached: stacked (3-D) weights, a weight
-                or token rows picked by the selection, an unselected product scaled per token by a selected gate.
+                or token rows picked by the selection, an unselected product scaled per token by a selected gate; or,
+                if none is, tokens or a weight that such a gate scales as they are (experts that copy, constant ones).
    Without evidence it is dense.
 2. A routed term may hold its shared expert inside: a sum of a selected and an unselected product.
 """
@@ -119,13 +120,30 @@ def _data_picked_by_selection(facts: Facts, node: fx.Node) -> fx.Node | None:
 
 
 def _scales_by_selected_gate(facts: Facts, node: fx.Node) -> bool:
-    if ops.op_name(node) != "mul" or len(node.args) != 2:
-        return False
+    return any(value in facts.projected for value in _scaled_by_selected_gates(facts, node))
+
+
+def _scales_tokens_by_selected_gate(facts: Facts, node: fx.Node) -> bool:
+    stream = facts.stream
     return any(
-        gate in facts.selected and ops.is_per_token(gate) and value in facts.projected and value not in facts.selected
-        for gate, value in (node.args, node.args[::-1])
-        if isinstance(gate, fx.Node) and isinstance(value, fx.Node)
+        one in stream.depends or stream.is_residual(one) or one in facts.weight or ops.is_zeros(one)
+        for one in _scaled_by_selected_gates(facts, node)
     )
+
+
+def _scaled_by_selected_gates(facts: Facts, node: fx.Node) -> list[fx.Node]:
+    """Return what a product scales by one number for each token that depends on a selection, as the value does not."""
+    if ops.op_name(node) != "mul" or len(node.args) != 2:
+        return []
+    return [
+        value
+        for gate, value in (node.args, node.args[::-1])
+        if isinstance(gate, fx.Node)
+        and isinstance(value, fx.Node)
+        and gate in facts.selected
+        and ops.is_per_token(gate)
+        and value not in facts.selected
+    ]
 
 
 def _meets_selected_mask(facts: Facts, node: fx.Node) -> bool:
@@ -161,6 +179,8 @@ EXPERTS = (
     Evidence("a selected mask meets the tokens, or what experts made of them", _meets_selected_mask),
     Evidence("a selected gate scales an expert's output per token", _scales_by_selected_gate),
 )
+COPIES = (Evidence("a selected gate scales tokens, a weight or zeros as they are", _scales_tokens_by_selected_gate),)
+"""Experts without computation, if a term shows no others."""
 
 
 def classify(stream: Stream, facts: Facts, region: Region) -> Finding:
@@ -180,7 +200,7 @@ def classify(stream: Stream, facts: Facts, region: Region) -> Finding:
     mixing = _first(MIXER, Kind.MIXER, facts, nodes)
     routing = _first(EXCHANGE, Kind.ROUTED, facts, region.owned)
     if routing is None and region.leaf in facts.selected:
-        routing = _first(EXPERTS, Kind.ROUTED, facts, nodes)
+        routing = _first(EXPERTS, Kind.ROUTED, facts, nodes) or _first(COPIES, Kind.ROUTED, facts, nodes)
     behind = _scans_behind(facts, nodes)
     if mixing is not None and routing is not None and not _are_behind_experts(facts, behind):
         raise UnsupportedPatternError(

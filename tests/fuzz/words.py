@@ -73,11 +73,38 @@ def _sources() -> Iterator[ast.Module]:
 
 
 def _created(node: ast.AST) -> Iterator[str]:
-    """The last name of what a call that creates a node creates."""
-    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CREATES):
-        return
-    target = node.args[1 if node.func.attr == "create_node" else 0]
-    if isinstance(target, ast.Constant):
-        yield str(target.value)
-    elif isinstance(target, ast.Name | ast.Attribute):
-        yield target.id if isinstance(target, ast.Name) else target.attr
+    """The names of what a statement or call writes into a graph: by a new node, or as the target of an old one."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CREATES:
+        yield from _names(node.args[1 if node.func.attr == "create_node" else 0])
+    elif isinstance(node, ast.Assign):
+        for target in node.targets:
+            several = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
+            pairs = zip(target.elts, node.value.elts, strict=True) if several else [(target, node.value)]  # type: ignore[attr-defined]
+            for one, value in pairs:
+                if isinstance(one, ast.Attribute) and one.attr == "target":
+                    yield from _names(value)
+
+
+def _names(value: ast.expr) -> Iterator[str]:
+    """The last names of what an expression may be: `index_put` of `torch.ops.aten.index_put.default`."""
+    if isinstance(value, ast.Constant):
+        yield str(value.value)
+    elif isinstance(value, ast.Name):
+        yield value.id
+    elif isinstance(value, ast.Attribute):
+        yield from _names(value.value) if value.attr == "default" else [value.attr]
+    elif isinstance(value, ast.IfExp):
+        yield from (*_names(value.body), *_names(value.orelse))
+    elif isinstance(value, ast.Call) and isinstance(value.func, ast.Name):
+        for returned in _returned().get(value.func.id, ()):
+            yield from _names(returned)
+
+
+@functools.cache
+def _returned() -> dict[str, list[ast.expr]]:
+    """What each function of the passes returns, by its name."""
+    functions = [node for tree in _sources() for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return {
+        one.name: [line.value for line in ast.walk(one) if isinstance(line, ast.Return) and line.value is not None]
+        for one in functions
+    }

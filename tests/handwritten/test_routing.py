@@ -86,6 +86,67 @@ def test_the_values_of_a_maximum_decide_nothing() -> None:
     assert report.terms == ("e", "a0", "r0", "a1", "m1", "a2", "r2")
 
 
+class Copies(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Constant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.randn(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.value
+
+
+class Nothing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+class WithoutComputation(Experts):
+    """MoE++: experts that copy, that are constant and that are null beside one that computes, all on all tokens."""
+
+    has_shared = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([self.experts[0], Copies(), Constant(), Nothing()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.choose(x)
+        gates = [(weights * (chosen == number)).sum(-1, keepdim=True) for number in range(EXPERTS)]
+        found = [gate * expert(x) for gate, expert in zip(gates, self.experts, strict=True)]
+        return found[0] + found[1] + found[2] + found[3]
+
+
+class Identities(Experts):
+    """LongCat: tokens whose choice is no expert's index are added as they are, scaled, beside shared experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(WIDTH, EXPERTS + 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.shared is not None
+        flat = x.flatten(0, 1)
+        weights, chosen = self.choose(flat)
+        y = torch.zeros_like(flat)
+        for number, expert in enumerate(self.experts):
+            tokens, place = torch.where(chosen == number)
+            y[tokens] += weights[tokens, place, None] * expert(flat[tokens])
+        y = y + flat * weights.masked_fill(chosen < EXPERTS, 0.0).sum(-1, keepdim=True)
+        return y.view_as(x) + self.shared(x)
+
+
+def test_experts_without_computation_are_routed() -> None:
+    """What they give is neither dense nor shared: the next attention does not read it, as it reads no expert's."""
+    report = assert_is_the_form_by_hand(Decoder([WithoutComputation, Identities], layers=2))
+    assert [term[:2] for term in report.terms if term[0] == "s"] == ["s1"]
+    assert {term[:2] for term in report.left_out["attention.1"]} == {"r0"}
+
+
 class Gathered(Experts):
     """torchtune: rows sorted by expert are gathered and scattered by an index that is repeated for each feature."""
 
