@@ -6,8 +6,9 @@ raises a `FarSkipError` and leaves the graph as it was. A graph without a residu
 
 Algorithm:
 1. Record the graph, in case it has to be restored.
-2. Read the table off it; it must be complete, account for all weights of the graph, and be the one that the manifest
-   describes, if there is a manifest. Under `none` nothing is rewired, so a part of a model is let pass, and reported.
+2. Normalise it, and verify that. Read the table off it; it must be complete, account for all weights of the graph, and
+   be the one that the manifest describes, if there is a manifest. Under `none` nothing is rewired, so a part of a model
+   is let pass, and reported.
 3. Translate the request, and record what rewiring must keep.
 4. Rewire, and verify.
 5. Tag the nodes and report.
@@ -51,6 +52,7 @@ from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.normalize.accumulations import lower, mark_accumulations
 from farskip_compile.passes.normalize.closing import close_checkpoints
 from farskip_compile.passes.normalize.definitions import lower_definitions
+from farskip_compile.passes.normalize.single_assignment import mutation_edges
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire.request import Request
@@ -61,6 +63,7 @@ from farskip_compile.verify.account.outside import Beside
 from farskip_compile.verify.account.whole import account_for
 from farskip_compile.verify.boundary import record, verify_closed, verify_cut
 from farskip_compile.verify.completeness import cut_inside_a_layer
+from farskip_compile.verify.normalized.check import verify_normalized
 from farskip_compile.verify.rewiring import Verified, snapshot, verify
 
 
@@ -98,6 +101,7 @@ def _run_or_restore(module: fx.GraphModule, config: Resolved, in_pieces: InPiece
     }
     driver = Driver(PASSES, Stage.DYNAMO, facts, config.disable_passes)
     backup, attributes = driver.step("backup", GraphSnapshot, module.graph), child_names(module)  # 1
+    driver.facts["backup"] = backup
     report = None
     try:
         report = _run(module, config, driver, in_pieces)
@@ -241,6 +245,8 @@ def _read_whole(module: fx.GraphModule, driver: Driver, config: Resolved) -> tup
     """
     try:
         driver.run(through="normalize")
+        after = mutation_edges(module.graph)
+        driver.verify(verify_normalized, module, driver.facts["backup"], after, driver.facts["autocast"])
         part = driver.facts["boundary"].part
         driver.facts["declared"] = driver.step("declare", note_declared, module.graph, config.declared, ops.op_name)
         driver.run(through="residual")

@@ -32,7 +32,7 @@ from farskip_compile.verify.rows.state import Rows, State
 ALONE = frozenset([Kind.DENSE, Kind.SHARED])
 WAY_OUT = (
     "say what it is: farskip_compile.declare_op for a custom operator, options={'kinds': {...}} for any other or for a "
-    "module; or leave the layer out with `layers`"
+    "module, as in {'layers.*.moe': 'routed'}"
 )
 
 
@@ -67,7 +67,7 @@ def check_kinds(claims: Sequence[Claim], base: fx.Node, rows: Mapping[fx.Node, R
             complaint, node = _reads_cache(claim, caches)
         if complaint is not None:
             raise UnsupportedPatternError(
-                f"{term.name} was taken for {term.kind} ({term.evidence}), but {complaint.format(ops.op_name(node))}",
+                f"{term.name} was taken for {term.kind} ({term.evidence}), but {complaint.format(ops.shown(node))}",
                 way_out=WAY_OUT,
                 where=ops.where(node, term.layer),
             )
