@@ -148,7 +148,7 @@ FAULTS = (
         "tests/passes/normalize tests/handwritten",
     ),
     SourceFault(
-        "passes/normalize/accumulations.py",
+        "passes/normalize/puts.py",
         " or node.args[0] is not base",
         "",
         "tests/passes/normalize tests/handwritten",
