@@ -8,6 +8,7 @@ from tests.mutation.source_fault import SourceFault
 SOLVE, MATCH = "tests/fold/test_solve.py", "tests/distill/test_mismatch.py"
 COMPARING, READING = "tests/testing/test_comparing.py", "tests/reading/test_reading.py"
 ORDERS = "tests/passes/schedule/test_search.py tests/passes/schedule/test_known_orders.py"
+RULES = "tests/passes/schedule/test_list_order.py"
 
 FURTHER = (
     # folds
@@ -96,12 +97,12 @@ FURTHER = (
         "tests/costs/test_sizes.py",
     ),
     # orders
-    SourceFault("passes/schedule/list_scheduler.py", "self.waits[0][0] <= self.now", "False", ORDERS),
+    SourceFault("passes/schedule/list_scheduler.py", "self.waits[0][0] <= self.now", "False", RULES),
     SourceFault("passes/schedule/list_scheduler.py", "self.launches and self._fits_in_flight(", "False and (", ORDERS),
     SourceFault(
         "passes/schedule/lifetimes.py",
-        "(maker, *buffer.users, *buffer.parts)",
-        "(maker, *buffer.users)",
+        "_Groups([(maker, *buffer.parts)",
+        "_Groups([(maker,)",
         "tests/passes/schedule/test_memory.py",
     ),
     SourceFault(
@@ -111,7 +112,7 @@ FURTHER = (
         "passes/schedule/published.py",
         '"combined")[min(upstream.exchanges, 2)]',
         '"combined")[min(upstream.exchanges, 1)]',
-        ORDERS,
+        RULES,
     ),
     SourceFault(
         "passes/schedule/timeline.py", "exposed + (makespan - now)", "exposed", "tests/passes/schedule/test_timeline.py"
@@ -133,20 +134,21 @@ FURTHER = (
     ),
     # streams in parts
     SourceFault(
-        "passes/boundary/tail.py", " {node.meta.get(KEY)} {node.meta.get(FLIGHT)}", "", "tests/passes/boundary"
+        "passes/boundary/tail.py",
+        " {node.meta.get(KEY)} {node.meta.get(FLIGHT)}",
+        "",
+        "tests/passes/boundary/test_keys.py",
     ),
     SourceFault(
         "passes/boundary/tail.py",
         "[*_lines(graph), str(autocast), str(dtype)]",
         "[*_lines(graph), str(dtype)]",
-        "tests/passes/boundary",
+        "tests/passes/boundary/test_keys.py",
     ),
     SourceFault(
         "passes/boundary/in_pieces.py", "or is_piece(launch) or", "or", "tests/passes/boundary/test_in_pieces.py"
     ),
-    SourceFault(
-        "passes/boundary/in_pieces.py", "found.count(-1) < 2", "True", "tests/passes/boundary/test_in_pieces.py"
-    ),
+    SourceFault("passes/boundary/in_pieces.py", "found.count(-1) < 2", "True", "tests/passes/boundary/test_keys.py"),
     # manifests, guards, prepare
     SourceFault(
         "farskip_compile/manifest/fingerprint.py",
