@@ -162,9 +162,7 @@ FURTHER = (
         "\\n",
         "tests/manifest/test_fingerprint.py",
     ),
-    SourceFault(
-        "farskip_compile/guard/report.py", "    if strict:\n", "    if False:\n", "tests/guard/test_forward.py"
-    ),
+    SourceFault("farskip_compile/guard/report.py", "    if strict:\n", "    if False:\n", "tests/guard/test_report.py"),
     SourceFault(
         "farskip_compile/guard/limit.py",
         "    if not is_ours(found.compiler):\n",
@@ -196,7 +194,7 @@ FURTHER = (
         "tests/verify/test_declared.py",
     ),
     SourceFault(
-        "farskip_compile/guard/report.py", "    if known is None:\n", "    if True:\n", "tests/guard/test_forward.py"
+        "farskip_compile/guard/report.py", "    if known is None:\n", "    if True:\n", "tests/guard/test_report.py"
     ),
     SourceFault(
         "farskip_compile/guard/limit.py",

@@ -21,7 +21,7 @@ DEEP = (
     *(f"tests/{test}" for test in SHOWN_BY),
 )
 """What `make test-all` leaves out, too."""
-QUICK = ("tests/distill/test_mismatch.py", "tests/fold/test_solve.py")
+QUICK = ("tests/distill/test_mismatch.py", "tests/fold/test_solve.py", "tests/guard/test_report.py")
 """What is quick in a folder that is not: the only tests of its code that `make test` has."""
 
 
