@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The four kinds of examples, and what is demanded of each.
+"""The kinds of examples, and what is demanded of each.
 
 `graphs`         networks whose table is known by construction (`described`): the table read is that one, or the network
                  is refused; under every connectivity the graph computes bit for bit what the description says.
@@ -8,6 +8,12 @@
 `architectures`  decoders through Dynamo (`architectures`): bit-equal to the FarSkip form written by hand, gradients up
                  to rounding; refused exactly where nothing could be left out.
 `styles`         decoders of which each layer is written in another style (`handwritten`): as by hand, or refused.
+`streams`        decoders whose stream is written to, selected from and reshaped (`streams`): as by hand, or refused.
+`models`         the same through Dynamo.
+`stacks`         decoders with a second stack before, beside or behind (`stacks`): both as by hand, or refused.
+`parts`          decoders that are compiled in parts, cut at any edge (`parts`): together as by hand, or refused.
+`sessions`       what a user does around a compile (`around`): as by hand, or an error, or said to be uncompiled.
+`ranks`          two ranks that compile with the same options, or not (`two_ranks`): as by hand, or both raise.
 
 Of all of them: no exception but a `FarSkipError` with a reason, and never a `VerificationError`, which says itself that
 it is a defect (`demands`).
