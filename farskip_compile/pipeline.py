@@ -6,8 +6,9 @@ raises a `FarSkipError` and leaves the graph as it was. A graph without a residu
 
 Algorithm:
 1. Record the graph, in case it has to be restored.
-2. Read the table off it; it must be complete, account for all weights of the graph, and be the one that the manifest
-   describes, if there is a manifest. Under `none` nothing is rewired, so a part of a model is let pass, and reported.
+2. Normalise it, and verify that. Read the table off it; it must be complete, account for all weights of the graph, and
+   be the one that the manifest describes, if there is a manifest. Under `none` nothing is rewired, so a part of a model
+   is let pass, and reported.
 3. Translate the request, and record what rewiring must keep.
 4. Rewire, and verify.
 5. Tag the nodes and report.
@@ -48,9 +49,10 @@ from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.declared import note_declared
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
-from farskip_compile.passes.normalize.accumulations import lower, mark_accumulations
+from farskip_compile.passes.normalize.accumulations import addends, lower, mark_accumulations
 from farskip_compile.passes.normalize.closing import close_checkpoints
 from farskip_compile.passes.normalize.definitions import lower_definitions
+from farskip_compile.passes.normalize.single_assignment import mutation_edges
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire.request import Request
@@ -59,8 +61,9 @@ from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.report.wiring import classify_wiring
 from farskip_compile.verify.account.outside import Beside
 from farskip_compile.verify.account.whole import account_for
-from farskip_compile.verify.boundary import record, verify_closed, verify_cut
+from farskip_compile.verify.boundary import record, verify_closed, verify_cut, verify_lowered
 from farskip_compile.verify.completeness import cut_inside_a_layer
+from farskip_compile.verify.normalized.check import verify_normalized
 from farskip_compile.verify.rewiring import Verified, snapshot, verify
 
 
@@ -98,6 +101,7 @@ def _run_or_restore(module: fx.GraphModule, config: Resolved, in_pieces: InPiece
     }
     driver = Driver(PASSES, Stage.DYNAMO, facts, config.disable_passes)
     backup, attributes = driver.step("backup", GraphSnapshot, module.graph), child_names(module)  # 1
+    driver.facts["backup"] = backup
     report = None
     try:
         report = _run(module, config, driver, in_pieces)
@@ -148,8 +152,7 @@ def _run(module: fx.GraphModule, config: Resolved, driver: Driver, in_pieces: In
     facts.update(stream=found.stack.stream, regions=found.stack.regions, term_names=found.names)  # 5
     driver.run(through="tags")
     departure = _depart(module, driver, found, in_pieces) if boundary.part else None  # 6
-    driver.step("lower", lower, module.graph)
-    driver.step("lower", lower_definitions, module.graph)
+    _lower(module, driver)
     if boundary.arrivals and in_pieces is not None:
         in_pieces.hand_on(module)
         driver.facts["graph"] = module.graph
@@ -214,6 +217,15 @@ def _depart(module: fx.GraphModule, driver: Driver, found: Verified, in_pieces: 
     return departure
 
 
+def _lower(module: fx.GraphModule, driver: Driver) -> None:
+    """Write out the marks of accumulations and of definitions, and check that the first add what they added."""
+    before = record(module.graph) if addends(module.graph) else None
+    driver.step("lower", lower, module.graph)
+    if before is not None:
+        driver.verify(verify_lowered, module.graph, before)
+    driver.step("lower", lower_definitions, module.graph)
+
+
 def _close_checkpoints(module: fx.GraphModule, driver: Driver) -> None:
     """Close those with a selective policy, and check that they open to what was there."""
     before = record(module.graph)
@@ -241,6 +253,8 @@ def _read_whole(module: fx.GraphModule, driver: Driver, config: Resolved) -> tup
     """
     try:
         driver.run(through="normalize")
+        after = mutation_edges(module.graph)
+        driver.verify(verify_normalized, module, driver.facts["backup"], after, driver.facts["autocast"])
         part = driver.facts["boundary"].part
         driver.facts["declared"] = driver.step("declare", note_declared, module.graph, config.declared, ops.op_name)
         driver.run(through="residual")

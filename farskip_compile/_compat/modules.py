@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch._dynamo import OptimizedModule
 
@@ -73,6 +74,15 @@ def _dotted(expression: str) -> str:
     return plain_name(".".join(part for part in parts if part and part not in REGISTRIES))
 
 
+def parameter_itself(placeholder: fx.Node) -> nn.Parameter | None:
+    """Return the parameter that a Dynamo placeholder stands for: the model's own, with what others put on it.
+
+    None: no parameter, or the graph is no longer being compiled, so that Dynamo has let go of it.
+    """
+    found = getattr(placeholder.meta.get("grapharg"), "example", None)
+    return found if isinstance(found, nn.Parameter) else None
+
+
 def plain_name(name: str) -> str:
     """The name of a parameter without what PyTorch's wrappers put in between."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
@@ -99,6 +109,11 @@ def forward_hooks(module: nn.Module) -> MutableMapping[int, Any]:
 def parameters_of(module: nn.Module) -> MutableMapping[str, nn.Parameter | None]:
     """The parameters directly in `module`, by name; what is put there is the module's from then on."""
     return module._parameters
+
+
+def buffers_of(module: nn.Module) -> MutableMapping[str, torch.Tensor | None]:
+    """The buffers directly in `module`, by name; what is put there is the module's from then on."""
+    return module._buffers
 
 
 def not_persistent(module: nn.Module) -> set[str]:

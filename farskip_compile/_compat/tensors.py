@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def qualified_name(packet: OpOverloadPacket) -> str:
@@ -39,6 +40,18 @@ def storage_identity(value: torch.Tensor) -> int:
     return int(value.untyped_storage()._cdata)
 
 
+def memory_of(value: torch.Tensor) -> object:
+    """The identity of the memory of `value`, for a wrapper that of the first tensor that it wraps."""
+    wrapper: Any = value
+    if is_traceable_wrapper_subclass(wrapper):
+        names, _ = wrapper.__tensor_flatten__()
+        return memory_of(getattr(wrapper, names[0])) if names else id(value)
+    try:
+        return storage_identity(value)
+    except (NotImplementedError, RuntimeError):
+        return id(value)
+
+
 def without_subclass_functions() -> AbstractContextManager[None]:
     """Inside, operators take subclasses of tensors for tensors: no `__torch_function__` of theirs is called."""
     context: AbstractContextManager[None] = torch._C.DisableTorchFunctionSubclass()
@@ -53,3 +66,19 @@ def set_sequence_number(node: Any, number: int) -> None:
 def in_backward() -> bool:
     """Whether autograd is running a backward pass in this thread: what runs now is a recomputed forward."""
     return bool(torch._C._current_graph_task_id() != -1)
+
+
+def was_written(value: torch.Tensor) -> bool:
+    """Return whether something was written into `value` since it was made, as far as PyTorch counts that."""
+    return value.is_inference() or value._version > 0
+
+
+def awaits_gradient(value: torch.Tensor) -> bool:
+    """Return whether a hook on `value` waits for its gradient, or it is to be kept."""
+    return bool(value._backward_hooks) or value.retains_grad
+
+
+def local_part(value: torch.Tensor) -> torch.Tensor:
+    """Return what this rank holds of a `DTensor`; any other tensor as it is."""
+    local: torch.Tensor = getattr(value, "_local_tensor", value)
+    return local

@@ -3,6 +3,8 @@
 
 compilers     is a backend ours, and is this code being traced for it
 forward       a model whose forward runs rewired or not at all
+compiled      a model that is compiled in place, and whose forward runs uncompiled
+activity      how often this backend was called or a graph of it ran, in this thread
 evidence      that every graph of a model which runs in a loop of others was rewired, as it must be
 checkpoints   transformers' Auto classes load checkpoints that `manifest/guarded.py` has marked, as such models
 limit         functions of which Dynamo compiles no further version

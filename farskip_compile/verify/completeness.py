@@ -27,7 +27,7 @@ from farskip_compile.passes.residual.table import Kind
 from farskip_compile.text_utils import amount
 from farskip_compile.verify.account.ends import open_beginning, open_end
 from farskip_compile.verify.account.fragment import another_form
-from farskip_compile.verify.graph_break_hints import known_break
+from farskip_compile.verify.graph_break_hints import REGIONAL, known_break, stated
 
 
 def check_complete(module: fx.GraphModule, reading: Reading | None) -> None:
@@ -51,7 +51,7 @@ def check_part(module: fx.GraphModule, reading: Reading | None) -> None:
     """
     ends = _Ends(module, reading)
     if ends.broken or ends.resumed:
-        raise _cut("inside a layer", ends.cut, ends.mixer.name if ends.mixer is not None else None)
+        raise _cut(INSIDE, ends.cut, ops.name_written(ends.mixer) if ends.mixer is not None else None)
     if reading is None:
         raise not_a_sum(module.graph) or PartialModelError(
             "a layer that is compiled by itself has no residual stream: nothing in it is computed from a value and "
@@ -64,7 +64,7 @@ def check_part(module: fx.GraphModule, reading: Reading | None) -> None:
 def cut_inside_a_layer(module: fx.GraphModule, error: NotASumError) -> PartialModelError | None:
     """The error for a stream that can't be read because of a graph break; None if there was none."""
     ends = _Ends(module, None)
-    return _cut("inside a layer", ends.cut, error.where.node) if ends.broken or ends.resumed else None
+    return _cut(INSIDE, ends.cut, error.where.node) if ends.broken or ends.resumed else None
 
 
 def known_cut(module: fx.GraphModule, found: Where) -> PartialModelError | None:
@@ -120,17 +120,22 @@ class _Ends:
         return open_end(self.module.graph, {stream.root, *whole})
 
 
+INSIDE = "inside a layer"
+
+
 def _cut(place: str, reason: str | None, node: str | None) -> PartialModelError:
+    said, source = stated(reason or "")
+    at = f", at {source}" if source else ""
+    way_out = "remove the break; torch.compiler.reset() before compiling again"
     return known_break(reason, node) or PartialModelError(
-        f"a graph break cuts the residual stack {place}: {reason or 'reason unknown'}",
-        way_out="remove the break or move it out of the model; after torch.compiler.reset(), "
-        "torch.compile(..., fullgraph=True) shows it as an error",
-        where=Where(node=node),
+        f"a graph break cuts the residual stack {place}: {said or 'reason unknown'}{at}",
+        way_out=way_out if place == INSIDE else f"{way_out}; {REGIONAL}",
+        where=Where(node=node, source=source),
     )
 
 
 def _no_stream_in_a_part(ends: _Ends) -> FarSkipError:
-    return _cut("inside a layer", ends.cut, ends.mixer.name if ends.mixer is not None else None)
+    return _cut(INSIDE, ends.cut, ops.name_written(ends.mixer) if ends.mixer is not None else None)
 
 
 def _no_stream(ends: _Ends) -> FarSkipError:
@@ -153,18 +158,18 @@ def _no_stream(ends: _Ends) -> FarSkipError:
 
 def _cut_before_its_end(ends: _Ends) -> FarSkipError:
     assert ends.reading is not None
-    return _cut("before its end", ends.broken, ends.reading.stream.root.name)
+    return _cut("before its end", ends.broken, ops.name_written(ends.reading.stream.root))
 
 
 def _cut_before_its_beginning(ends: _Ends) -> FarSkipError:
     assert ends.reading is not None
-    return _cut("before its beginning", callers_graph_break(), ends.reading.stream.base.name)
+    return _cut("before its beginning", callers_graph_break(), ops.name_written(ends.reading.stream.base))
 
 
 def _part(ends: _Ends) -> FarSkipError:
     assert ends.reading is not None
     cut, base, rows = callers_graph_break(), ends.reading.stream.base, ends.reading.table.rows
-    if (known := known_break(cut, base.name)) is not None:
+    if (known := known_break(cut, ops.name_written(base))) is not None:
         return known
     count = amount(len(rows), "sub-block")
     inputs = [input_path(one) for one in ends.open_inputs]
@@ -172,15 +177,19 @@ def _part(ends: _Ends) -> FarSkipError:
     begins = [f'"{name}": "embedding"' for name in names]
     said = ", ".join([*begins, *(['"return": "final"'] if ends.open_end is not None else [])])
     say_so = f'say so: options={{"kinds": {{{said}}}}}'
-    break_met = f", because Dynamo met a graph break: {cut}" if cut else ""
+    said_of_break, source = stated(cut or "")
+    at = f", at {source}" if source else ""
+    break_met = f", because Dynamo met a graph break: {said_of_break}{at}" if cut else ""
     if ends.open_inputs and ends.open_end is not None:
         return PartialModelError(
             f"the graph begins and ends with the raw residual stream ({count} in it): layers seem to be compiled one "
             f"by one, and FarSkip connects two layers{break_met}",
-            way_out='compile the whole model: torch.compile(model, backend="farskip", fullgraph=True); or prepare its '
+            way_out=f"remove the break; torch.compiler.reset() before compiling again; {REGIONAL}"
+            if cut
+            else 'compile the whole model: torch.compile(model, backend="farskip", fullgraph=True); or prepare its '
             "layers before they are compiled: farskip_compile.regional(model, compile=False); if this is a whole "
             f"model, from its embedding to its end, {say_so}",
-            where=ops.where(base),
+            where=Where(node=ops.name_written(base), source=source) if source else ops.where(base),
         )
     whole = "compile the whole model, without pipeline stages"
     if ends.open_end is not None:

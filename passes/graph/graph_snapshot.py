@@ -9,7 +9,7 @@ copy.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from torch import fx
@@ -38,6 +38,18 @@ class GraphSnapshot:
             for node in graph.nodes
         ]
         self._codegen = codegen_of(graph)
+
+    @property
+    def records(self) -> Sequence[_Record]:
+        """The nodes as they were, in order: `op`, `name`, `target`, `args`, `kwargs`, `meta`, and the `node` itself."""
+        return self._records
+
+    def shows(self, graph: fx.Graph, besides: Callable[[fx.Node], bool]) -> bool:
+        """Return whether `graph`, the one recorded, is as it was, but for metadata and new nodes `besides`."""
+        nodes = [node for node in graph.nodes if not besides(node)]
+        return len(nodes) == len(self._records) and all(
+            record.node is node and _is_as_it_was(record) for node, record in zip(nodes, self._records, strict=True)
+        )
 
     def restore(self, without: Collection[str] = ()) -> fx.Graph:
         """A new graph, equal to the old one as it was.

@@ -32,11 +32,13 @@ from farskip_compile._compat.tensors import is_of_a_vmap, overload_name
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.graph.walk import fresh_like
 from farskip_compile.passes.normalize.definitions import DEFINED, define
+from farskip_compile.passes.normalize.modes import Autocast, Modes
+from farskip_compile.passes.normalize.puts import as_indices, put_function
 
 
 def assign_once(graph: fx.Graph) -> int:
     """Bring `graph` to single-assignment form; returns how many writes were replaced."""
-    if not effects.writers(graph.nodes):
+    if not (writers := effects.writers(graph.nodes)):
         return 0
     order = {node: index for index, node in enumerate(graph.nodes)}
     last_use = {node: max((order[user] for user in node.users), default=-1) for node in graph.nodes}
@@ -44,7 +46,9 @@ def assign_once(graph: fx.Graph) -> int:
     names: dict[fx.Node, fx.Node] = {}
     same_memory: dict[int | None, list[fx.Node]] = defaultdict(list)
     replaced: list[fx.Node] = []
+    modes = Modes()
     for node in list(graph.nodes):
+        modes.enter(node, writes=node in writers)
         # 1
         for arg in node.all_input_nodes:
             if arg in names:
@@ -56,8 +60,10 @@ def assign_once(graph: fx.Graph) -> int:
             if written in kept:
                 continue
             later = [n for n in same_memory[written] if n is not node and last_use.get(n, -1) > order[node]]
-            if _replace_write(graph, node, base, later, names):
+            if _replace_write(graph, node, base, later, names, modes):
                 replaced.append(node)
+            for old in (base, *later):
+                modes.stand_for(names.get(old, old), old)
     for node in reversed(replaced):
         graph.erase_node(node)
     return len(replaced)
@@ -87,15 +93,16 @@ def mutation_edges(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
 
 
 def _replace_write(
-    graph: fx.Graph, write: fx.Node, base: fx.Node, later: list[fx.Node], names: dict[fx.Node, fx.Node]
+    graph: fx.Graph, write: fx.Node, base: fx.Node, later: list[fx.Node], names: dict[fx.Node, fx.Node], modes: Modes
 ) -> bool:
     """Replace `write` to `base` and enter the new names of everything in `later`; False if it must stay in place."""
     others = [node for node in later if names.get(node, node) is not base]
     same = [node for node in later if node not in others]
     value = ops.tensor(base)
     assert value is not None
-    functional = _out_of_place(write, base)
-    anew = all(_same_elements(ops.tensor(node), value) for node in others)
+    connected = modes.are_one_in_gradients(base, later)
+    functional = _out_of_place(write, base, modes.autocast(value.device.type)) if connected else None
+    anew = connected and all(_same_elements(ops.tensor(node), value) for node in others)
     if functional is None or not anew:
         new = _result_in_place(graph, write, base)
         if anew and new is not write:
@@ -144,8 +151,8 @@ def _cast(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
     return cast
 
 
-def _out_of_place(write: fx.Node, base: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
-    """A builder of the out-of-place form of `write` to `base`, or None if the operator has none."""
+def _out_of_place(write: fx.Node, base: fx.Node, autocast: Autocast) -> Callable[[fx.Graph], fx.Node] | None:
+    """A builder of the out-of-place form of `write` to `base`, or None if there is none, also because of `autocast`."""
     name = ops.op_name(write)
     if name == "copy_":
         return _copy_source(write)
@@ -163,9 +170,13 @@ def _out_of_place(write: fx.Node, base: fx.Node) -> Callable[[fx.Graph], fx.Node
             args[position] = False
     else:
         target = _functional_target(write, name)
-    value = _try(write.op, target, args, kwargs, base) if target is not None else None
+    value = _try(write.op, target, args, kwargs, base, None) if target is not None else None
     if value is None:
         return None
+    if autocast is not None:
+        cast = _try(write.op, target, args, kwargs, base, autocast)
+        if cast is None or cast.dtype != value.dtype:
+            return None
 
     def build(graph: fx.Graph) -> fx.Node:
         new = graph.create_node(write.op, target, tuple(args), kwargs)
@@ -200,11 +211,16 @@ def _copy_source(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
     if not isinstance(source, fx.Node) or not isinstance(base, fx.Node):
         return None
     value, new = ops.tensor(base), ops.tensor(source)
-    if value is None or new is None or not ops.same_shape(value, new):
+    if value is None or new is None or not ops.same_shape(value, new) or value.device != new.device:
         return None
+    layout = {}
+    if not all(map(same_dim, value.stride(), new.stride())):
+        if not value.is_contiguous():
+            return None
+        layout = {"memory_format": torch.contiguous_format}
 
     def build(graph: fx.Graph) -> fx.Node:
-        copy = graph.call_method("to", (source, value.dtype), {"copy": True})
+        copy = graph.call_method("to", (source, value.dtype), {"copy": True, **layout})
         copy.meta = {**write.meta, "example_value": value}
         return copy
 
@@ -214,24 +230,24 @@ def _copy_source(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
 def _put_at_indices(write: fx.Node, base: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
     """`a[i] = b` with tensors of indices, or a mask: what the routed experts of a loop do."""
     target, key, value = write.args
-    indices = key if isinstance(key, tuple) else (key,)
-    if not all(isinstance(index, fx.Node) and ops.tensor(index) is not None for index in indices):
-        return None
-    if not isinstance(value, fx.Node) or (found := ops.tensor(value)) is None:
+    indices = as_indices(key)
+    if indices is None or not isinstance(value, fx.Node) or (found := ops.tensor(value)) is None:
         return None
     old = ops.tensor(base)
     if old is None or found.dtype != old.dtype or is_of_a_vmap(old):
         return None
 
     def build(graph: fx.Graph) -> fx.Node:
-        new = graph.call_function(torch.index_put, (target, indices, value))
+        new = graph.call_function(put_function(indices), (target, indices, value))
         new.meta = {**write.meta, "example_value": fresh_like(old)}
         return new
 
     return build
 
 
-def _try(kind: str, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], base: fx.Node) -> torch.Tensor | None:
+def _try(
+    kind: str, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], base: fx.Node, autocast: Autocast
+) -> torch.Tensor | None:
     """What the out-of-place form gives on fake values: its type may be another one, of a comparison for example.
 
     None if it can't be told, or is no tensor of the shape of `base`.
@@ -240,7 +256,11 @@ def _try(kind: str, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any],
     old = _without_data(base)
     assert isinstance(old, torch.Tensor)
     try:
-        with getattr(old, "fake_mode", None) or nullcontext():
+        device, dtype = autocast or (old.device.type, None)
+        with (
+            getattr(old, "fake_mode", None) or nullcontext(),
+            torch.autocast(device, dtype, enabled=autocast is not None),
+        ):
             result = (
                 getattr(given[0], target)(*given[1:], **named) if kind == "call_method" else target(*given, **named)
             )

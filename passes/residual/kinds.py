@@ -34,7 +34,9 @@ from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.residual.sums import images_of
 from farskip_compile.passes.residual.table import Kind
 
-PICKS_ROWS = frozenset(["index", "getitem", "index_select"])
+PICKS_ROWS = frozenset(["index", "getitem", "index_select", "embedding"])
+PICKS_ENTRIES = frozenset(["gather", "take_along_dim"])
+"""They pick rows only by an index that is the same for all features."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,15 @@ def _picks_weight(facts: Facts, node: fx.Node) -> bool:
 
 def _picks_token_rows(facts: Facts, node: fx.Node) -> bool:
     data = _data_picked_by_selection(facts, node)
-    if data is None or data in facts.weight or ops.op_name(node) not in PICKS_ROWS:
+    if data is None or data in facts.weight or not _picks_whole_rows(node):
         return False
     return data in facts.projected or data in facts.stream.depends
+
+
+def _picks_whole_rows(node: fx.Node) -> bool:
+    if ops.op_name(node) in PICKS_ENTRIES:
+        return any(ops.repeats_along_features(arg) for arg in node.all_input_nodes if not ops.is_floating(arg))
+    return ops.op_name(node) in PICKS_ROWS
 
 
 def _data_picked_by_selection(facts: Facts, node: fx.Node) -> fx.Node | None:
@@ -178,13 +186,13 @@ def classify(stream: Stream, facts: Facts, region: Region) -> Finding:
         raise UnsupportedPatternError(
             f"one term of the residual stream holds routed experts ({routing.evidence}) and mixes tokens "
             f"({mixing.evidence}), so it is neither an attention nor a MoE sub-block",
-            way_out=_drop(mixing) + "leave this layer out with `layers`, or add the two parts to the stream one by one",
+            way_out=_drop(mixing) + "add the two parts to the stream one by one",
             where=ops.where(mixing.node or region.leaf),
         )
     if routing is not None:
         return _with_shared_inside(facts, region, routing)
     if behind:
-        return Finding(Kind.DENSE, f"{ops.op_name(behind[0])} along tokens behind a feed-forward network", behind[0])
+        return Finding(Kind.DENSE, f"{ops.shown(behind[0])} along tokens behind a feed-forward network", behind[0])
     return mixing or Finding(Kind.DENSE, "no token mixing, no selection", region.leaf)
 
 
@@ -225,7 +233,7 @@ def _first(evidence: Iterable[Evidence], kind: Kind, facts: Facts, nodes: Iterab
     if first is None:
         return None
     evidence, node = first
-    return Finding(kind, evidence.text.format(operator=ops.op_name(node), declared=declared_name(node)), node)
+    return Finding(kind, evidence.text.format(operator=ops.shown(node), declared=declared_name(node)), node)
 
 
 # Step 2

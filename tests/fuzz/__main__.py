@@ -49,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--spoiled", type=int, default=2_000, help="networks made odd")
     parser.add_argument("--architectures", type=int, default=2_000, help="decoders through Dynamo")
     parser.add_argument("--styles", type=int, default=1_000, help="decoders in the styles of others")
+    parser.add_argument("--streams", type=int, default=3_000, help="graphs whose stream is written to and reshaped")
+    parser.add_argument("--models", type=int, default=1_000, help="the same through Dynamo")
     parser.add_argument("--seed", type=int, default=0, help="which examples")
     parser.add_argument("--seconds", type=float, default=0.0, help="stop after this time")
     parser.add_argument("--jobs", type=int, default=2, help="processes")

@@ -24,9 +24,15 @@ from hypothesis import strategies as st
 
 from farskip_compile.testing.strategies import cases
 from tests.fuzz.architectures import check_architecture
+from tests.fuzz.around import check_session, sessions
 from tests.fuzz.described import check_described, described
 from tests.fuzz.handwritten import check_styles, styles
+from tests.fuzz.parts import check_cut, cuts
 from tests.fuzz.spoiled import check_spoiled, spoiled
+from tests.fuzz.stacks import check_two_stacks, two_stacks
+from tests.fuzz.streams.check import check_graph, check_model
+from tests.fuzz.streams.description import descriptions
+from tests.fuzz.two_ranks import check_pair, pairs
 
 
 @dataclass(frozen=True)
@@ -43,4 +49,10 @@ KINDS = {
     "spoiled": Kind(spoiled, check_spoiled, 100),
     "architectures": Kind(cases, check_architecture, 25),
     "styles": Kind(styles, check_styles, 25),
+    "streams": Kind(descriptions, check_graph, 100),
+    "models": Kind(descriptions, check_model, 25),
+    "stacks": Kind(two_stacks, check_two_stacks, 50),
+    "parts": Kind(cuts, check_cut, 50),
+    "sessions": Kind(sessions, check_session, 25),
+    "ranks": Kind(pairs, check_pair, 5),
 }

@@ -163,8 +163,8 @@ FAULTS = (
         "tests/passes/normalize tests/handwritten",
     ),
     SourceFault(
-        "passes/normalize/plain_adds.py",
-        "            operands = operands[::-1]\n",
+        "passes/normalize/plain_calls.py",
+        "        operands = operands[::-1]\n",
         "",
         "tests/passes/normalize tests/handwritten",
     ),
@@ -246,8 +246,8 @@ FAULTS = (
         "farskip_compile/ranks/announce.py", "if len(set(shares)) <= 1 else None", "", "tests/ranks/test_agree.py"
     ),
     SourceFault(
-        "farskip_compile/ranks/agree.py",
-        'client.has(_got(f"{base}/{ANY}", rank))',
+        "farskip_compile/ranks/place.py",
+        'client.has(got(f"{base}/{ANY}", rank))',
         "False",
         "tests/ranks/test_agree.py",
     ),

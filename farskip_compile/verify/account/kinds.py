@@ -30,7 +30,7 @@ from farskip_compile.verify.account.weights import has_weights
 from farskip_compile.verify.rows.rules import is_contraction, never_mixes
 from farskip_compile.verify.rows.state import Rows, State
 
-LEAVE = "leave the layer out with `layers`; or let the router read the stream, which is another model"
+LEAVE = 'connectivity="none", which rewires nothing; or let the router read the stream, which is another model'
 DECIDED = (
     "a decision is made about whole rows of it, or about what its weights are given, and not by a known selection of "
     "experts; features that are picked, as by top-k, look the same"
@@ -42,7 +42,7 @@ UNDECIDED = (
 ALONE = frozenset([Kind.DENSE, Kind.SHARED])
 WAY_OUT = (
     "say what it is: farskip_compile.declare_op for a custom operator, options={'kinds': {...}} for any other or for a "
-    "module; or leave the layer out with `layers`"
+    "module, as in {'layers.*.moe': 'routed'}"
 )
 
 
@@ -80,7 +80,7 @@ def check_kinds(claims: Sequence[Claim], base: fx.Node, rows: Mapping[fx.Node, R
                 f'if each token picks features of its own: options={{"kinds": {{"{_module(claim.leaf)}": "dense"}}}}; '
             )
             raise UnsupportedPatternError(
-                f"{term.name} was taken for {term.kind} ({term.evidence}), but {complaint.format(ops.op_name(node))}",
+                f"{term.name} was taken for {term.kind} ({term.evidence}), but {complaint.format(ops.shown(node))}",
                 way_out=(picks if complaint is DECIDED else "") + (WAY_OUT if complaint is not UNDECIDED else LEAVE),
                 where=ops.where(node, term.layer),
             )

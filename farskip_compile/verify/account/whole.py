@@ -53,4 +53,9 @@ def account_for(module: fx.GraphModule, reading: Reading | None, part: bool) -> 
     if part:
         came_in = [leaf for leaf, region in zip(stream.leaves, reading.regions, strict=True) if not region.owned]
         owned.update(walk_back(came_in))
-    return check_account(graph, Claims(stream.base, stream.root, stream.values, owned), rows)
+    given = [
+        region.leaf
+        for term, region in zip(reading.table.terms[1:], reading.regions[1:], strict=True)
+        if not region.owned and not term.carried
+    ]
+    return check_account(graph, Claims(stream.base, stream.root, stream.values, owned, given), rows)

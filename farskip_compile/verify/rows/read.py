@@ -73,8 +73,8 @@ def read_rows(
             known[node] = again(node, apply(node, given))
         if ops.op_name(node) == "after_write":
             current[effects.storage(node)] = {node}
-        elif current and not current.get(memory := effects.storage(node), NOTHING).isdisjoint(node.all_input_nodes):
-            current[memory].add(node)
+        elif current:
+            _inherit(node, current)
         for base in writes.get(node, ()):
             memory = effects.storage(base)
             current.pop(memory, None)
@@ -85,6 +85,16 @@ def read_rows(
                     after if before is None else Written(merged([known[node], before.seen_by(base)], node), base)
                 )
     return known
+
+
+def _inherit(node: fx.Node, current: Mapping[int | None, set[fx.Node]]) -> None:
+    """Enter `node` in `current` if it is a view of an entry, or a tuple of views such as a `chunk`, which has no memory
+    of its own."""
+    memory = effects.storage(node)
+    memories = map(effects.storage, node.all_input_nodes) if isinstance(ops.fake(node), tuple | list) else (memory,)
+    for one in memories:
+        if one in current and not current[one].isdisjoint(node.all_input_nodes):
+            current[one].add(node)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compare the graph that Dynamo made with the one that `normalize` made of it.
+
+Contract: runs in every compile, after `arrive` and `normalize`, and on what they made alone. Shares no code with
+either, nor with detection, and changes nothing. Linear.
+
+Algorithm:
+1. A graph of the same nodes, none of them changed and none of which writes, computes the same.
+2. Of any other, make an account of memory (`account`) before and after. What is returned, what is left in the memory of
+   inputs, and what is done besides must be equal.
+3. A read of memory that was written must depend on the last write by an edge, or by the edges of memory that the passes
+   after this one use. Detection follows these, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import fx
+
+from farskip_compile.errors import VerificationError, Where
+from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
+from farskip_compile.verify.normalized.account import Account, Ledger
+from farskip_compile.verify.normalized.callees import callee_of
+from farskip_compile.verify.normalized.memory import Numbers
+from farskip_compile.verify.normalized.sharing import Sharing
+from farskip_compile.verify.normalized.twins import Autocast
+
+
+def verify_normalized(
+    module: fx.GraphModule,
+    before: GraphSnapshot,
+    after: Mapping[fx.Node, Sequence[fx.Node]],
+    autocast: Autocast = None,
+) -> None:
+    """Check that the graph of `module` computes what it did when it was recorded.
+
+    Args:
+        module: what was normalised.
+        before: its graph as Dynamo made it.
+        after: for each node the writes to memory that it is known to come after, although no edge says so.
+        autocast: device type and type of the autocast that the graph will run under.
+
+    Raises:
+        VerificationError: naming the first node whose value is another one, or an effect that is.
+    """
+    graph = module.graph
+    if before.shows(graph, besides=_is_mark) and not after and not any(map(_may_write, graph.nodes)):  # 1
+        return
+    old, new = _ledgers(module, before, after, autocast)  # 2
+    if new.unordered is not None:  # 3
+        reader, writer = new.unordered
+        raise _error(graph, reader, f"reads memory that {writer!r} has written, and does not depend on it")
+    if (old.returned, old.left, [one for one, _ in old.acts]) != (new.returned, new.left, [one for one, _ in new.acts]):
+        raise _difference(graph, *_ledgers(module, before, after, autocast, keep=True))
+
+
+def _ledgers(
+    module: fx.GraphModule,
+    before: GraphSnapshot,
+    after: Mapping[fx.Node, Sequence[fx.Node]],
+    autocast: Autocast,
+    *,
+    keep: bool = False,
+) -> tuple[Ledger, Ledger]:
+    numbers, sharing = Numbers(), Sharing()
+    old = Account(numbers, sharing, autocast, keep=keep).run(before.records, module)
+    sharing.complete = True
+    return old, Account(numbers, sharing, autocast, after, keep=keep).run(module.graph.nodes, module)
+
+
+def _is_mark(node: fx.Node) -> bool:
+    return ops.op_name(node) == "added_alone" and not node.users
+
+
+def _may_write(node: fx.Node) -> bool:
+    if node.op not in ("call_function", "call_method"):
+        return False
+    callee = callee_of(node.target, node.op == "call_method")
+    return bool(callee.written) or bool(callee.writes_to(node.args, node.kwargs))
+
+
+def _difference(graph: fx.Graph, old: Ledger, new: Ledger) -> VerificationError:
+    """Name the first node that has another value than before; else the effect, or the output."""
+    for node in graph.nodes:
+        if node.name in old.values and new.values.get(node.name, 0) != old.values[node.name]:
+            return _error(graph, node.name, "has another value than in the graph that Dynamo made")
+    for (one, name), (other, then) in zip(new.acts, old.acts, strict=False):
+        if one != other:
+            return _error(graph, name, f"does something else, or at another time, than {then!r} did")
+    if len(old.acts) != len(new.acts):
+        longer, what = (old, "is no longer there") if len(old.acts) > len(new.acts) else (new, "was not there before")
+        name = longer.acts[min(len(old.acts), len(new.acts))][1]
+        return _error(graph, name, f"does more than compute a value, and {what}")
+    for held in {**old.left, **new.left}:
+        if old.left.get(held) != new.left.get(held):
+            return _error(graph, "output", f"comes when {held} holds something else than it did")
+    return _error(graph, "output", "returns other values, or other memory, than in the graph that Dynamo made")
+
+
+def _error(graph: fx.Graph, name: str, what: str) -> VerificationError:
+    node = next((one for one in graph.nodes if one.name == name), None)
+    return VerificationError(
+        f"bringing the graph to single-assignment form changed it: {name!r} {what}",
+        way_out="nothing was compiled; please report this: it is a defect of farskip-compile",
+        where=ops.where(node) if node is not None else Where(node=name),
+    )
