@@ -102,14 +102,13 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "_parameters",
         "_buffers",
     ),
-    "torch.distributed.tensor.DTensor": ("__tensor_flatten__",),  # one of many wrappers that have it
     "torch.nn.parallel.DistributedDataParallel": (
         "_get_active_ddp_module",
         "_set_params_and_buffers_to_ignore_for_model",
         "module",
     ),
     # what FSDP2 puts in the place of parameters
-    "torch.distributed.tensor.DTensor": ("_local_tensor",),
+    "torch.distributed.tensor.DTensor": ("__tensor_flatten__", "_local_tensor"),  # one of many wrappers that flatten
     "torch.distributed.fsdp.FSDPModule": ("_get_fsdp_state",),
     "torch.distributed.fsdp._fully_shard._fsdp_state.FSDPState": ("_fsdp_param_group",),
     "torch.distributed.fsdp._fully_shard._fsdp_param_group.FSDPParamGroup": ("fsdp_params",),

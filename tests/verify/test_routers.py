@@ -185,7 +185,8 @@ def _captured() -> object:
 def test_experts_behind_an_attention_are_seen_wherever_they_are(how: str, where: str) -> None:
     error = refusal_of(WithTower(Tower(ROUTED[how](), adds=True), where), inputs(), frames())
     assert isinstance(error, UnsupportedPatternError)
-    assert "a second stack with routed experts" in error.reason, error
+    # what is cut out of the stream's own rows may be named first
+    assert "a second stack with routed experts" in error.reason or "a layer with other rows" in error.reason, error
 
 
 def test_experts_of_a_parallel_block_are_seen() -> None:

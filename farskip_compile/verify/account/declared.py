@@ -50,7 +50,7 @@ def _refuted(claims: Sequence[Claim], base: fx.Node, rows: Mapping[fx.Node, Rows
         found, kind = rows[claim.leaf], claim.term.kind
         does = {State.MOVED: "moves", State.MIXED: "mixes"}.get(found.state)
         if does is not None and found.at is not None and declared(found.at) in REFUTED_BY[does]:
-            yield found.at, f"{ops.op_name(found.at)!r} in it {does} rows"
+            yield found.at, f"{ops.shown(found.at)!r} in it {does} rows"
         for node in claim.owned if found.state <= State.MOVED and not kind.mixes_tokens else ():
             if declared(node) != "dense":
                 continue
