@@ -36,7 +36,7 @@ from farskip_compile._compat.names import JOINT_FOLDING, POST_GRAD
 from farskip_compile.carrier.passing import carrying
 from farskip_compile.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, FarSkipWarning, PartialModelError
-from farskip_compile.guard.activity import counted as counting_runs
+from farskip_compile.guard.activity import counted as counted_as_active
 from farskip_compile.guard.activity import note_activity
 from farskip_compile.guard.capture_errors import watch as watch_captures
 from farskip_compile.guard.compiled import note_rewired
@@ -155,7 +155,7 @@ class Backend:
                 report = publish(self.rewire(module), self.settings.on_report)
                 if report.outcome is Outcome.REWIRED:
                     note_rewired()
-                return counting_runs(self.compile(module, example_inputs, report))
+                return counted_as_active(self.compile(module, example_inputs, report))
 
     def rewire(self, module: fx.GraphModule) -> CompileReport:
         """Rewire `module` in place; with `strict=False`, leave it as it is and warn if that can't be done.

@@ -21,7 +21,7 @@ Two different polynomials agree at a random point with a probability of about th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -57,6 +57,8 @@ class Rule(Enum):
     """key * product of inputs"""
     QUOTIENT = 3
     """key * product of inputs but the last / the last"""
+    ADDED = 4
+    """the first input + a hash of key and the other inputs"""
 
 
 @dataclass(slots=True)
@@ -75,6 +77,9 @@ class Step:
         """The number of the node, from those of others by place."""
         if self.rule is Rule.HASH:
             return hash((self.key, *map(of, self.inputs), *map(of, self.after))) % PRIME
+        if self.rule is Rule.ADDED:
+            base, *rest = map(of, self.inputs)
+            return (base + hash((self.key, *rest, *map(of, self.after)))) % PRIME
         if self.rule is Rule.AFFINE:
             number = self.key + sum(weight * of(place) for weight, place in zip(self.weights, self.inputs, strict=True))
         else:
@@ -116,7 +121,7 @@ def read_steps(flow: Dataflow) -> Steps:
         writes = flow.after.get(node)
         if writes:
             step.after = tuple(place_of[write] for write in writes)
-        if step.rule is Rule.HASH:
+        if step.rule in (Rule.HASH, Rule.ADDED):
             step.after += last_switch
         writes_memory = node in written
         if effects.is_random(node):
@@ -188,11 +193,14 @@ def _given(node: fx.Node, place: int, name: str, default: object) -> object:
 
 
 def _addend(node: fx.Node, name: str, place_of: Mapping[fx.Node, int]) -> Step | None:
-    """Rule 3 for a mark, and for an accumulation into zeros: the addend alone; None for any other node."""
+    """Rule 3 for a mark, and for an accumulation into zeros: the addend alone. Rule 1 for any other accumulation."""
     if name == "added_alone":
         target = node.meta[STANDS_FOR][1]
         return _adds(node, target if isinstance(target, str) else ops.function_name(target), place_of)
-    return _adds(node, name, place_of) if node.args and ops.is_zeros(node.args[0]) else None
+    found = _adds(node, name, place_of)
+    if found is None or ops.is_zeros(node.args[0]) or not isinstance(node.args[0], fx.Node):
+        return found
+    return replace(found, rule=Rule.ADDED, inputs=(place_of[node.args[0]], *found.inputs))
 
 
 def _accumulation(node: fx.Node, mark: fx.Node, addend: Step, place_of: Mapping[fx.Node, int]) -> Step:
@@ -214,7 +222,7 @@ def _accumulation(node: fx.Node, mark: fx.Node, addend: Step, place_of: Mapping[
 def _adds(node: fx.Node, name: str, place_of: Mapping[fx.Node, int]) -> Step | None:
     """The addend of an accumulation, by its own arguments; None if it is none."""
     value = ops.tensor(node)
-    if value is None or not _accumulates(node, name):
+    if not _accumulates(node, name) or value is None:
         return None
     constants = [number_of(f"added by {name}"), number_of(f"{tuple(value.shape)} {value.dtype}")]
     inputs: list[int] = []

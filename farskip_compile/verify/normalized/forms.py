@@ -33,15 +33,28 @@ def in_plain_words(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], fla
             return "sub", args[::-1], {}
     if name == "setitem" and is_put(args):
         target, key, value = args
-        return "index_put", (target, key if isinstance(key, tuple) else (key,), value), {}
+        return "index_put", (target, indices_of(key), value), {}
+    if name == "getitem" and len(args) == 2 and indices_of(args[1]):
+        return "index", (args[0], indices_of(args[1])), kwargs
     return name, args, kwargs
+
+
+def indices_of(key: Any) -> tuple[Any, ...]:
+    """Return the tensors of `a[key]`, None for a dimension that is taken whole; nothing if it has other parts."""
+    parts = list(key) if isinstance(key, tuple) else [key]
+    while parts and (parts[-1] is Ellipsis or parts[-1] == slice(None)):
+        parts.pop()
+    found = tuple(None if isinstance(one, slice) and one == slice(None) else one for one in parts)
+    tensors = [one for one in found if isinstance(one, View)]
+    return found if tensors and len(tensors) + found.count(None) == len(found) else ()
 
 
 def is_put(args: Sequence[Any]) -> bool:
     """Return whether `a[key] = value` picks elements by tensors, and casts nothing."""
     target, key, value = args
-    picks = key if isinstance(key, tuple) else (key,)
-    return all(isinstance(one, View) for one in (target, value, *picks)) and value.fake.dtype == target.fake.dtype
+    if not indices_of(key) or not isinstance(target, View) or not isinstance(value, View):
+        return False
+    return bool(value.fake.dtype == target.fake.dtype)
 
 
 def is_cast(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
