@@ -187,7 +187,10 @@ class _Once:
 
 
 for _once in (
-    _Once("transformers.models.auto.configuration_auto", "guard.checkpoints", "register_model_types"),
+    _Once("transformers.configuration_utils", "guard.checkpoints", "watch_configurations"),
+    _Once("transformers.modeling_utils", "guard.checkpoints", "watch_models"),
+    _Once("transformers.modeling_utils", "guard.adapter_checkpoints", "watch_models"),
+    _Once("transformers.trainer", "integrations.resume", "watch_resume"),
     _Once("peft", "guard.adapters", "watch_generate"),
     _Once("peft", "guard.adapter_checkpoints", "register_adapter_types"),
 ):

@@ -36,6 +36,11 @@ from farskip_compile._compat.names import JOINT_FOLDING, POST_GRAD
 from farskip_compile.carrier.passing import carrying
 from farskip_compile.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, FarSkipWarning, PartialModelError
+from farskip_compile.guard.activity import counted as counting_runs
+from farskip_compile.guard.activity import note_activity
+from farskip_compile.guard.capture_errors import watch as watch_captures
+from farskip_compile.guard.compiled import note_rewired
+from farskip_compile.guard.compiled import watch as watch_compiled
 from farskip_compile.guard.generation import refuse_decode_only
 from farskip_compile.guard.limit import watch as watch_limit
 from farskip_compile.guard.wrappers import watch as watch_wrappers
@@ -46,8 +51,9 @@ from farskip_compile.passes.boundary.markers import prepared_for
 from farskip_compile.passes.graph import ops
 from farskip_compile.pipeline import run
 from farskip_compile.ranks.announce import collective_orders, collective_sizes
-from farskip_compile.ranks.captured import checked_at_first_run
+from farskip_compile.ranks.captured import check_of
 from farskip_compile.ranks.common import common_options
+from farskip_compile.ranks.compiles import counted, traced_frame
 from farskip_compile.ranks.failures import report_failure
 from farskip_compile.ranks.identity import identity_of, source_hash
 from farskip_compile.ranks.stale import expect
@@ -142,11 +148,14 @@ class Backend:
         """Rewire `module` and compile it with the inner backend."""
         with report_failed_compile():
             refuse_decode_only()
+            note_activity()
             if (receive := _receiver.get()) is not None:
                 return receive(self, module, example_inputs)
             with errors_noted():
                 report = publish(self.rewire(module), self.settings.on_report)
-                return self.compile(module, example_inputs, report)
+                if report.outcome is Outcome.REWIRED:
+                    note_rewired()
+                return counting_runs(self.compile(module, example_inputs, report))
 
     def rewire(self, module: fx.GraphModule) -> CompileReport:
         """Rewire `module` in place; with `strict=False`, leave it as it is and warn if that can't be done.
@@ -189,7 +198,12 @@ class Backend:
         return PartInPieces(plan) if plan is not None else None
 
     def compile(
-        self, module: fx.GraphModule, example_inputs: Sequence[Any], report: CompileReport | None = None
+        self,
+        module: fx.GraphModule,
+        example_inputs: Sequence[Any],
+        report: CompileReport | None = None,
+        *,
+        bare: bool = False,
     ) -> Compiled:
         """Compile a graph that is rewired already with the inner backend.
 
@@ -197,11 +211,12 @@ class Backend:
             module: the graph, as `rewire` left it.
             example_inputs: its example inputs.
             report: what `rewire` returned; None: of a graph that this backend did not rewire.
+            bare: return what Inductor returns, which the caller can serialise; its runs are not counted.
 
         Returns:
             What runs in place of the graph. At its first run the ranks compare their collectives and options.
         """
-        begin = time.perf_counter()
+        begin, frame = time.perf_counter(), traced_frame()
         common = common_options(self.settings, report, source_hash())
         inductor = self.settings.inner == "inductor"
         is_part = report is not None and report.departure is not None
@@ -216,8 +231,11 @@ class Backend:
             compiled = compile_inside(compiler, module, example_inputs, report_failed_compile)
         else:
             compiled = lookup_backend(self.settings.inner)(module, list(example_inputs))
-        compiled = checked_at_first_run(compiled, orders, sizes, common)
-        if report is None:
+        if orders:
+            compiled = counted(compiled, frame, common, check_of(orders, sizes, common))
+        elif plan is not None and plan.check_order and not bare:
+            compiled = counted(compiled, frame, plan.common)
+        if report is None or bare:
             return compiled
         compiled = watched(compiled, module, example_inputs, report, time.perf_counter() - begin)
         one_node = self.settings.inner != "eager"  # all others differentiate the graph before they run it
@@ -292,8 +310,10 @@ def forget(name: str) -> None:
     _prepared.pop(name, None)
 
 
+watch_captures()
 watch_limit()
 watch_wrappers()
+watch_compiled()
 
 # For `farskip_compile.capture` alone
 

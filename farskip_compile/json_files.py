@@ -262,9 +262,10 @@ def write_text(path: Path, text: str, *, way_out: str = "", error: type[FarSkipE
 def replacing(path: Path) -> Iterator[Path]:
     """Give the name of a temporary file, which takes the place of `path` if the block ends without an exception.
 
-    Both are on the disk then, the content and the name.
+    Both are on the disk then, the content and the name. What a killed process leaves has a name that `locks.TEMPORARY`
+    knows.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.writing")
     try:
         yield temporary
         flush(temporary)

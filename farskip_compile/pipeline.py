@@ -49,7 +49,7 @@ from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.declared import note_declared
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
-from farskip_compile.passes.normalize.accumulations import lower, mark_accumulations
+from farskip_compile.passes.normalize.accumulations import addends, lower, mark_accumulations
 from farskip_compile.passes.normalize.closing import close_checkpoints
 from farskip_compile.passes.normalize.definitions import lower_definitions
 from farskip_compile.passes.normalize.single_assignment import mutation_edges
@@ -61,7 +61,7 @@ from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.report.wiring import classify_wiring
 from farskip_compile.verify.account.outside import Beside
 from farskip_compile.verify.account.whole import account_for
-from farskip_compile.verify.boundary import record, verify_closed, verify_cut
+from farskip_compile.verify.boundary import record, verify_closed, verify_cut, verify_lowered
 from farskip_compile.verify.completeness import cut_inside_a_layer
 from farskip_compile.verify.normalized.check import verify_normalized
 from farskip_compile.verify.rewiring import Verified, snapshot, verify
@@ -152,8 +152,7 @@ def _run(module: fx.GraphModule, config: Resolved, driver: Driver, in_pieces: In
     facts.update(stream=found.stack.stream, regions=found.stack.regions, term_names=found.names)  # 5
     driver.run(through="tags")
     departure = _depart(module, driver, found, in_pieces) if boundary.part else None  # 6
-    driver.step("lower", lower, module.graph)
-    driver.step("lower", lower_definitions, module.graph)
+    _lower(module, driver)
     if boundary.arrivals and in_pieces is not None:
         in_pieces.hand_on(module)
         driver.facts["graph"] = module.graph
@@ -216,6 +215,15 @@ def _depart(module: fx.GraphModule, driver: Driver, found: Verified, in_pieces: 
     departure = replace(driver.facts["departure"], came=driver.facts["boundary"].came)
     driver.verify(verify_cut, module.graph, departure, before)
     return departure
+
+
+def _lower(module: fx.GraphModule, driver: Driver) -> None:
+    """Write out the marks of accumulations and of definitions, and check that the first add what they added."""
+    before = record(module.graph) if addends(module.graph) else None
+    driver.step("lower", lower, module.graph)
+    if before is not None:
+        driver.verify(verify_lowered, module.graph, before)
+    driver.step("lower", lower_definitions, module.graph)
 
 
 def _close_checkpoints(module: fx.GraphModule, driver: Driver) -> None:

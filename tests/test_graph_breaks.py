@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._dynamo.exc import Unsupported
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import farskip_compile
@@ -40,6 +41,44 @@ class Breaking(Wrapped):
 def test_graph_break_inside_the_stack() -> None:
     error = assert_refused(Breaking(), PartialModelError, "graph break cuts the residual stack", fullgraph=False)
     assert "test_graph_breaks.py" in error.reason
+
+
+class Branching(Wrapped):
+    """minimind: a branch on a buffer between the embedding and the layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.ones(2, 2))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden = self.decoder.token_embedding(ids)
+        if self.table[0, 0] == 0:
+            self.table = torch.ones(2, 2)
+        rope = self.decoder.rope(hidden, hidden.shape[1])
+        for layer in self.decoder.layers:
+            hidden = layer(hidden, rope)
+        return self.decoder.lm_head(self.decoder.final_norm(hidden))
+
+
+def test_a_branch_outside_of_the_layers_names_the_way_that_works() -> None:
+    """In this package's error, beside Dynamo's own, and by `explain`; what all three name is tried."""
+    error = assert_refused(Branching(), PartialModelError, "a branch depends on data", fullgraph=False)
+    line = inspect.getsourcelines(Branching.forward)[1] + 2
+    assert str(error.where.source).endswith(f"test_graph_breaks.py:{line}")
+    assert "Hint" not in error.reason
+    torch.compiler.reset()
+    with pytest.raises(Unsupported) as caught:
+        compile_and_run(Branching())
+    (note,) = caught.value.__notes__
+    refusal = farskip_compile.explain(Branching(), IDS).refusal
+    assert refusal is not None
+    for text in (error.way_out, note, refusal.way_out):
+        assert "farskip_compile.regional(model)" in text
+    torch.compiler.reset()
+    model = Branching()
+    expected = compile_and_run(model.decoder)
+    farskip_compile.regional(model, inner="eager")
+    assert torch.equal(model(IDS), expected)
 
 
 def test_graph_break_inside_a_layer() -> None:

@@ -218,7 +218,7 @@ def test_content_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypat
     for name in names:
         monkeypatch.setattr(os, name, watched(name))
     write_text(tmp_path / "one", "1")
-    assert [re.sub(r"\.one\.\w+", "temporary", one) for one in seen] == [
+    assert [re.sub(r"\.one\.\w+\.writing", "temporary", one) for one in seen] == [
         "fsync temporary",
         "replace one",
         f"fsync {tmp_path.name}",

@@ -3,8 +3,8 @@
 
 Contract: `before_dynamo_gives_up` registers what is told so, with the backend that the version is compiled for; what it
 raises reaches who called the compiled model, and Dynamo then marks nothing, so that the next call meets it again.
-Nothing is decided here, and nothing is told where Dynamo itself raises: with `fullgraph=True`, or
-`fail_on_recompile_limit_hit`. Checked by running on torch 2.13.0.
+Nothing is decided here. Where Dynamo itself would raise (`fullgraph=True`, `fail_on_recompile_limit_hit`), `is_error`
+says so. Checked by running on torch 2.13.0.
 
 Dynamo tells nobody: it marks the function and all that it calls, in every model of the process, and writes a line into
 its log. But it asks for a description of what surrounds each compile (`register_hook_for_recompile_user_context`)
@@ -21,14 +21,16 @@ from types import FrameType
 
 import torch
 import torch._dynamo.config as dynamo_config
+from torch import nn
 from torch._dynamo.cache_size import exceeds_recompile_limit
 from torch._dynamo.utils import register_hook_for_recompile_user_context
 
 from farskip_compile._compat.reached import Compiler, compiler_of
+from farskip_compile._compat.runs import module_among
 
 COMPILES = "_compile"
 """The function of Dynamo that asks for the description, and whose arguments say what is compiled."""
-ARGUMENTS = ("cache_size", "code", "compile_id", "compiler_fn", "one_graph")
+ARGUMENTS = ("cache_size", "code", "compile_id", "compiler_fn", "locals", "one_graph")
 DEPTH = 3
 """It, and before Python 3.12 the comprehension in it, stand above the hook."""
 
@@ -47,6 +49,10 @@ class GivenUp:
     """Its value."""
     reason: str | None
     """Which guard of the last version failed, in Dynamo's words."""
+    is_error: bool
+    """Dynamo raises an error of its own next, and runs nothing."""
+    module: nn.Module | None
+    """That the function is called with, if any."""
 
 
 def before_dynamo_gives_up(tell: Callable[[GivenUp], None]) -> None:
@@ -75,7 +81,7 @@ def _given_up(frame: FrameType | None) -> GivenUp | None:
         return None
     exceeded, limit = exceeds_recompile_limit(known["cache_size"], known["compile_id"])
     compiler = compiler_of(known["compiler_fn"])
-    if not exceeded or compiler is None or known["one_graph"] or dynamo_config.fail_on_recompile_limit_hit:
+    if not exceeded or compiler is None:
         return None
     code = known["code"]
     return GivenUp(
@@ -85,4 +91,6 @@ def _given_up(frame: FrameType | None) -> GivenUp | None:
         limit,
         getattr(dynamo_config, limit),
         known.get("recompile_reason"),
+        bool(known["one_graph"] or dynamo_config.fail_on_recompile_limit_hit),
+        module_among(known["locals"].values()),
     )

@@ -7,10 +7,12 @@ what a name says. Checked by running on torch 2.11.0, 2.13.0 and 2.15.0; presenc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch._dynamo import OptimizedModule
 
@@ -29,8 +31,16 @@ def parameter_name(placeholder: fx.Node) -> str | None:
     for a model or a module around it. None: no parameter.
     """
     value = placeholder.meta.get("example_value", placeholder.meta.get("val"))
-    if not isinstance(value, nn.Parameter):
-        return None
+    return plain_name(_path(placeholder)) if isinstance(value, nn.Parameter) else None
+
+
+def input_path(placeholder: fx.Node) -> str:
+    """Return the dotted path by which the traced code reaches an input of the call: `ids`, `kwargs.inputs_embeds` for
+    a forward that takes `**kwargs`, `args.0`. The name of the node if Dynamo has noted none."""
+    return _path(placeholder) or placeholder.name
+
+
+def _path(placeholder: fx.Node) -> str:
     source = getattr(placeholder.meta.get("grapharg"), "source", None) or getattr(placeholder, "_dynamo_source", None)
     parts: list[str] = []
     while (base := getattr(source, "base", None)) is not None:
@@ -41,7 +51,36 @@ def parameter_name(placeholder: fx.Node) -> str | None:
     root = getattr(source, "local_name", getattr(source, "global_name", None))
     if root is not None:  # tells two modules apart that one function calls
         parts.append(str(root))
-    return plain_name(".".join(part for part in reversed(parts) if part not in REGISTRIES))
+    return ".".join(part for part in reversed(parts) if part not in REGISTRIES)
+
+
+def module_paths(expression: str) -> tuple[str, ...]:
+    """Return the paths of a module in its model, for the Python expression by which Dynamo reached the module.
+
+    The variable that holds the model is no part of a path, whatever its name is: `L['self'].layers[0]` and
+    `G['model'].layers[0]` are `layers.0`. An index behind the variable may be a container around the model, or a part
+    of the path, so `L['models'][0].head` is both `0.head` and `head`.
+    """
+    text, before = expression, ""
+    while text != before:
+        before, text = text, re.sub(r"getattr\(([^(),]*), '([^']*)'\)", r"\1.\2", text)
+    root = re.match(r"[LG]\['[^']*'\]((?:\['?[^\]']*'?\])*)", text)
+    rests = (text,) if root is None else (text[root.start(1) :], text[root.end() :])
+    return tuple(dict.fromkeys(_dotted(rest) for rest in rests))
+
+
+def _dotted(expression: str) -> str:
+    parts = re.sub(r"\['?([^\]']*)'?\]", r".\1", expression).split(".")
+    return plain_name(".".join(part for part in parts if part and part not in REGISTRIES))
+
+
+def parameter_itself(placeholder: fx.Node) -> nn.Parameter | None:
+    """Return the parameter that a Dynamo placeholder stands for: the model's own, with what others put on it.
+
+    None: no parameter, or the graph is no longer being compiled, so that Dynamo has let go of it.
+    """
+    found = getattr(placeholder.meta.get("grapharg"), "example", None)
+    return found if isinstance(found, nn.Parameter) else None
 
 
 def plain_name(name: str) -> str:
@@ -70,6 +109,11 @@ def forward_hooks(module: nn.Module) -> MutableMapping[int, Any]:
 def parameters_of(module: nn.Module) -> MutableMapping[str, nn.Parameter | None]:
     """The parameters directly in `module`, by name; what is put there is the module's from then on."""
     return module._parameters
+
+
+def buffers_of(module: nn.Module) -> MutableMapping[str, torch.Tensor | None]:
+    """The buffers directly in `module`, by name; what is put there is the module's from then on."""
+    return module._buffers
 
 
 def not_persistent(module: nn.Module) -> set[str]:

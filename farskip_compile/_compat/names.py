@@ -61,6 +61,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "compiler_fn",
         "global_scope",
         "local_scope",
+        "root_tx",
         "side_effects",
     ),  # the former also put on the graph module
     "torch._dynamo.side_effects.SideEffects": ("_get_modified_vars",),
@@ -79,7 +80,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch._dynamo.exc.TorchRuntimeError": ("real_stack",),  # one of many that have it
     "torch._guards.CompileContext": ("compile_id",),
     # where the inputs of a graph come from
-    "torch._dynamo.variables.builder.GraphArg": ("source",),
+    "torch._dynamo.variables.builder.GraphArg": ("example", "source"),
     "torch._guards.Source": ("guard_source", "name"),
     "torch._dynamo.source.LocalSource": ("local_name",),
     "torch._dynamo.source.GlobalSource": ("global_name",),
@@ -91,7 +92,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch._dynamo.eval_frame.OptimizedModule": ("_orig_mod", "dynamo_ctx"),
     "torch._dynamo.eval_frame.OptimizeContext": ("callback",),
     "torch._dynamo.backends.distributed.DDPOptimizer": ("backend_compile_fn",),
-    "torch._dynamo.symbolic_convert.InstructionTranslator": ("output",),
+    "torch._dynamo.symbolic_convert.InstructionTranslator": ("f_code", "output"),
     "torch.nn.Module": (
         "_compiled_call_impl",
         "_forward_hooks",
@@ -99,6 +100,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "_modules",
         "_non_persistent_buffers_set",
         "_parameters",
+        "_buffers",
     ),
     "torch.distributed.tensor.DTensor": ("__tensor_flatten__",),  # one of many wrappers that have it
     "torch.nn.parallel.DistributedDataParallel": (
@@ -107,6 +109,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "module",
     ),
     # what FSDP2 puts in the place of parameters
+    "torch.distributed.tensor.DTensor": ("_local_tensor",),
     "torch.distributed.fsdp.FSDPModule": ("_get_fsdp_state",),
     "torch.distributed.fsdp._fully_shard._fsdp_state.FSDPState": ("_fsdp_param_group",),
     "torch.distributed.fsdp._fully_shard._fsdp_param_group.FSDPParamGroup": ("fsdp_params",),

@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo import OptimizedModule
+from torch._dynamo import OptimizedModule, eval_frame
 from torch._dynamo.backends.distributed import DDPOptimizer
 from torch._dynamo.eval_frame import OptimizeContext, innermost_backend, skip_code
 from torch._dynamo.symbolic_convert import InstructionTranslator
+from torch._dynamo.variables.builder import VariableBuilder
 
 Compiler = tuple[Callable[..., Any], Mapping[str, Any]]
 """A backend, and what `torch.compile` calls it with: `options`, `mode`."""
@@ -35,6 +37,33 @@ def tracing_for() -> Compiler | None:
     except AttributeError:  # Dynamo does not trace in this thread
         return None
     return compiler_of(output.compiler_fn)
+
+
+def tracing() -> Any:
+    """What Dynamo traces into in this thread, an object of its own for each attempt; None: it does not trace."""
+    try:
+        return InstructionTranslator.current_tx().output
+    except AttributeError:
+        return None
+
+
+def stance() -> str:
+    """What `torch.compiler.set_stance` was last called with; `default`: Dynamo compiles."""
+    return str(eval_frame._stance.stance)
+
+
+def watch_compiles(watch: Callable[[nn.Module, Compiler], None]) -> None:
+    """Call `watch` with each module that `module.compile(...)` is called of, before it is compiled."""
+    plain = OptimizeContext.__call__
+
+    @functools.wraps(plain)
+    def call_watched(self: Any, fn: Any) -> Any:
+        owner, compiler = getattr(fn, "__self__", None), compiler_of(self.callback)
+        if compiler is not None and isinstance(owner, nn.Module) and fn.__func__ is nn.Module._call_impl:
+            watch(owner, compiler)
+        return plain(self, fn)
+
+    OptimizeContext.__call__ = call_watched  # type: ignore[method-assign]
 
 
 def compiled_for(wrapper: nn.Module) -> Compiler | None:
@@ -66,9 +95,20 @@ Watch = Callable[[nn.Module, str], Callable[[Method], Method] | None]
 """Gets a wrapper, and the name of a method of the module in it; returns what puts something around it, or None."""
 
 
-def watch_wrappers(watch: Watch, exported: Callable[[nn.Module], None]) -> None:
-    """Let `watch` see each method of a module that is reached through its wrapper, and `exported` each wrapper that
-    `torch.export` is about to see through: it calls it, or takes the module out."""
+def watch_wrappers(
+    watch: Watch,
+    exported: Callable[[nn.Module], None],
+    traced: Callable[[nn.Module], None],
+    around_call: Callable[[nn.Module, Callable[[], Any]], Any],
+) -> None:
+    """Replace what passes by wrappers.
+
+    Args:
+        watch: sees each method of a module that is reached through its wrapper.
+        exported: sees each wrapper that `torch.export` is about to see through: it calls it, or takes the module out.
+        traced: sees each wrapper that Dynamo traces through, which drops the wrapper's own backend.
+        around_call: is called in place of each wrapper that is called, with what calls it.
+    """
     read, call = OptimizedModule.__getattr__, OptimizedModule.__call__
 
     @functools.wraps(read)
@@ -77,6 +117,8 @@ def watch_wrappers(watch: Watch, exported: Callable[[nn.Module], None]) -> None:
         if name == "_orig_mod":
             if torch.compiler.is_exporting():
                 exported(self)
+            elif sys._getframe(1).f_globals.get("__name__") == VariableBuilder.__module__:
+                traced(self)
         elif isinstance(found, MethodType) and found.__self__ is read(self, "_orig_mod"):
             around = watch(self, name)
             return found if around is None else around(found)
@@ -86,7 +128,7 @@ def watch_wrappers(watch: Watch, exported: Callable[[nn.Module], None]) -> None:
     def call_watched(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_exporting():
             exported(self)
-        return call(self, *args, **kwargs)
+        return around_call(self, functools.partial(call, self, *args, **kwargs))
 
     watchers: tuple[Any, ...] = (getattr_watched, call_watched)
     for watched in watchers:

@@ -31,11 +31,28 @@ def traced() -> nn.Module | None:
         output = InstructionTranslator.current_tx().output
     except AttributeError:  # Dynamo does not trace
         return None
-    for value in output.local_scope.values():
+    return module_among(output.local_scope.values())
+
+
+def module_among(values: Iterable[Any]) -> nn.Module | None:
+    """The first of the `values`, local variables of a function, that is a module, or a method of one."""
+    for value in values:
         owner = value if isinstance(value, nn.Module) else getattr(value, "__self__", None)
         if isinstance(owner, nn.Module):
             return owner
     return None
+
+
+def traced_function() -> str:
+    """Return the place of the function that Dynamo compiles in this thread, also of one that it made of the rest of a
+    function after a graph break; empty if Dynamo does not trace. Generated code (compiled autograd's) has another file
+    name in each compile, which does not count."""
+    try:
+        code = InstructionTranslator.current_tx().output.root_tx.f_code
+    except AttributeError:
+        return ""
+    file = "" if code.co_filename.startswith("<") else code.co_filename
+    return f"{file}:{code.co_firstlineno}:{code.co_name}"
 
 
 def class_name(module: nn.Module) -> str:

@@ -66,3 +66,19 @@ def set_sequence_number(node: Any, number: int) -> None:
 def in_backward() -> bool:
     """Whether autograd is running a backward pass in this thread: what runs now is a recomputed forward."""
     return bool(torch._C._current_graph_task_id() != -1)
+
+
+def was_written(value: torch.Tensor) -> bool:
+    """Return whether something was written into `value` since it was made, as far as PyTorch counts that."""
+    return value.is_inference() or value._version > 0
+
+
+def awaits_gradient(value: torch.Tensor) -> bool:
+    """Return whether a hook on `value` waits for its gradient, or it is to be kept."""
+    return bool(value._backward_hooks) or value.retains_grad
+
+
+def local_part(value: torch.Tensor) -> torch.Tensor:
+    """Return what this rank holds of a `DTensor`; any other tensor as it is."""
+    local: torch.Tensor = getattr(value, "_local_tensor", value)
+    return local

@@ -42,3 +42,9 @@ def is_alias(one: torch.Tensor, other: torch.Tensor) -> bool:
 def map_over(cls: type[Any], function: Callable[[Any], Any], tree: Any) -> Any:
     """`tree` with each object of `cls` in it replaced by what `function` makes of it."""
     return _pytree.tree_map_only(cls, function, tree, is_leaf=lambda value: type(value) is cls)
+
+
+def leaves_of_type(cls: type[Any], tree: Any) -> list[Any]:
+    """Return each object of `cls` in `tree`."""
+    leaves = _pytree.tree_leaves(tree, is_leaf=lambda value: type(value) is cls)
+    return [leaf for leaf in leaves if type(leaf) is cls]

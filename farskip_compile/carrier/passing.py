@@ -14,8 +14,10 @@ from typing import Any
 import torch
 
 from farskip_compile._compat.aot import keep_sizes_open
-from farskip_compile.carrier.stream import Carrier, Rest
+from farskip_compile.carrier.handed_out import Rest, refuse_if_changed
+from farskip_compile.carrier.stream import Carrier
 from farskip_compile.carrier.trail import Passed, note
+from farskip_compile.errors import Where
 from farskip_compile.report.compile import CompileReport
 
 
@@ -28,8 +30,11 @@ def carrying(compiled: Callable[..., Any], report: CompileReport, *, one_node: b
     if departure is None:
         return compiled
     passed = Passed(report.table, departure.apart, report.config["connectivity"])
+    first = next(iter(report.table.rows), None)
+    where = Where(source=report.table.where(first) if first is not None else None)
 
     def run(*args: Any) -> Any:
+        refuse_if_changed(args, where)
         outputs = compiled(*args)
         note(passed)
         if not departure.tail:

@@ -4,20 +4,26 @@
 Contract: a `Carrier` stands where a tensor of the model's would. The next layer takes its parts, some of them still in
 flight. Whoever else reads it, a hook, a norm, a layer that is not compiled, `copy.deepcopy` or `pickle`, gets the whole
 stream, a plain tensor, without knowing. A carrier is complete in itself, so that no order of calls loses or doubles a
-part. Asking for its shape, type or device waits for nothing. Writing into it is an error.
+part. Asking for its shape, type or device waits for nothing. Writing into it, or asking for its gradient, is an error:
+at once where the carrier is named, else when the next layer takes it (`handed_out`).
 """
 
 from __future__ import annotations
 
 import copy
+import functools
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from farskip_compile._compat.trees import is_alias, map_over, register_tree
+from farskip_compile._compat.trees import is_alias, leaves_of_type, map_over, register_tree
+from farskip_compile.carrier.asked import class_for
+from farskip_compile.carrier.handed_out import Rest, refuse_change
 from farskip_compile.errors import PartialModelError
+from farskip_compile.guard.compilers import traced_by_us
 from farskip_compile.passes.boundary.markers import arrive
 from farskip_compile.passes.boundary.tail import tail_of
 
@@ -29,18 +35,9 @@ WRITES = tuple(
     f"__{name}__" for name in ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imatmul")
 )
 """Operators that write into a tensor."""
-
-
-class Rest:
-    """What a carrier holds besides its base. No dataclass: no walk over structures is to look into it."""
-
-    def __init__(self, key: str, base: torch.Tensor, others: tuple[Any, ...]) -> None:
-        self.key = key
-        """Of the tail that makes the stream of the parts."""
-        self.base = base
-        """As it left the graph: what somebody puts in its place is compared with it."""
-        self.others = others
-        """Further parts: terms that are settled, in flight, or needed for these."""
+OF_GRADIENTS = frozenset(["register_hook", "register_post_accumulate_grad_hook", "retain_grad", "grad_fn"])
+"""Attributes through which somebody sees the gradient of a tensor: that of the whole stream is never computed, since
+later layers take the parts."""
 
 
 @dataclass(eq=False, repr=False)
@@ -77,23 +74,45 @@ class Carrier:
         )
 
     def whole(self) -> torch.Tensor:
-        """The stream, for whoever is not a layer that takes it in parts."""
-        if torch.compiler.is_compiling():
+        """Return the stream, for whoever is not a layer that takes it in parts; always the same tensor.
+
+        Gradients reach it from what is computed of it alone, not from later layers. If it is written to, the next layer
+        raises a `PartialModelError`.
+        """
+        if torch.compiler.is_compiling() and _is_traced_by_us():
             return arrive(self.rest.key, self.base, *self.rest.others)
-        return tail_of(self.rest.key)(self.base, *self.rest.others)  # not kept: checkpoints count what is saved
+        return self.rest.whole()
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        """The class that `isinstance` sees where a carrier is no instance of the class that is asked for."""
+        return class_for(sys._getframe(1), Carrier, type(self.base))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("base", "rest"):
+            refuse_change(f"{name} = ...")
+        object.__setattr__(self, name, value)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the whole stream."""
+        """The type of the whole stream's elements."""
         return tail_of(self.rest.key).dtype
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)  # what Python and PyTorch look up on their own is given below, or absent
-        if name.endswith("_") and not name.startswith("_"):
-            _refuse_write(name)
-        known = name in KNOWN or name in ASKED
-        return getattr(self.base if known else self.whole(), name)
+        if name in KNOWN or name in ASKED:
+            return getattr(self.base, name)
+        _refuse_if_changing(name, needs_gradient=self.base.requires_grad)
+        whole = self.whole()
+        found = getattr(whole, name)
+        if torch.compiler.is_compiling():
+            return found
+        return functools.partial(_call, self, found) if callable(found) else self._unless_same(found)
+
+    def _unless_same(self, found: Any) -> Any:
+        """Return `found`, or this carrier in place of its stream, which `contiguous()` and others give back."""
+        return self if self.rest.is_whole(found) else found
 
     @classmethod
     def __torch_function__(
@@ -105,18 +124,22 @@ class Carrier:
     ) -> Any:
         kwargs = dict(kwargs or {})
         name = getattr(function, "__name__", "")
-        written = name in WRITES or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace")
-        targets = (*(args[:1] if written else ()), kwargs.get("out"))
-        if any(isinstance(target, cls) for target in targets):
-            _refuse_write(name)
-        args, kwargs = map_over(cls, cls.whole, (args, kwargs))
-        return function(*args, **kwargs)
+        changed = name in WRITES or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace")
+        targets = [*(args[:1] if changed or name in OF_GRADIENTS else ()), kwargs.get("out"), kwargs.get("inputs")]
+        if function is torch.autograd.grad:
+            targets += args[1:2]
+        if leaves_of_type(cls, targets):
+            refuse_change(name)
+        found: list[Carrier] = []
+        args, kwargs = map_over(cls, functools.partial(_noted, found), (args, kwargs))
+        result = function(*args, **kwargs)
+        return next((carrier for carrier in found if carrier.rest.is_whole(result)), result)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
-        return copy.deepcopy(self.whole(), memo)
+        return copy.deepcopy(self.rest.fresh(), memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.whole().__reduce_ex__(protocol)
+        return self.rest.fresh().__reduce_ex__(protocol)
 
     def __len__(self) -> int:
         return len(self.base)
@@ -126,19 +149,34 @@ class Carrier:
         return f"Carrier({parts} parts, {tuple(self.base.shape)}, {self.dtype}, tail {self.rest.key})"
 
 
-def _refuse_write(name: str) -> NoReturn:
-    """What is written into the whole stream, a new tensor, would be lost: the next layer reads the parts."""
-    raise PartialModelError(
-        f"{name!r} would write into the residual stream between two layers that are compiled one by one",
-        way_out="return a new tensor from the hook, or from whatever stands between the layers: x = x + y, not x += y",
-    )
+def _noted(found: list[Carrier], carrier: Carrier) -> torch.Tensor:
+    found.append(carrier)
+    return carrier.whole()
+
+
+def _call(carrier: Carrier, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a method of the whole stream of `carrier`."""
+    args, kwargs = map_over(Carrier, Carrier.whole, (args, kwargs))
+    return carrier._unless_same(method(*args, **kwargs))
+
+
+@torch.compiler.assume_constant_result
+def _is_traced_by_us() -> bool:
+    """Return whether Dynamo traces for this backend, which sees a write into the stream in its graph."""
+    return traced_by_us()
+
+
+def _refuse_if_changing(name: str, *, needs_gradient: bool) -> None:
+    written = name.endswith("_") and not name.startswith("_")
+    if written or (needs_gradient and name in OF_GRADIENTS):
+        refuse_change(name)
 
 
 def _written(name: str) -> Callable[..., Any]:
     """An operator that writes into the stream."""
 
     def method(self: Carrier, *args: Any) -> Any:
-        _refuse_write(name)
+        refuse_change(name)
 
     return method
 
@@ -148,7 +186,8 @@ def _through(name: str) -> Callable[..., Any]:
 
     def method(self: Carrier, *args: Any) -> Any:
         others = map_over(Carrier, Carrier.whole, args)
-        return getattr(self.whole(), name)(*others)
+        result = getattr(self.whole(), name)(*others)
+        return result if torch.compiler.is_compiling() else self._unless_same(result)
 
     return method
 

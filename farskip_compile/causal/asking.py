@@ -28,7 +28,7 @@ from torch import nn
 from farskip_compile.causal.batches import Batch, caller
 from farskip_compile.causal.head import Head, find_head, whole
 from farskip_compile.errors import ConfigError
-from farskip_compile.prepare.preserve_state import state_kept
+from farskip_compile.prepare.preserve_state import everything_kept
 
 MEMORY = 2**28
 """Bytes that the logits of a chunk may take."""
@@ -109,7 +109,7 @@ class Asking:
         self, model: nn.Module, batch: Batch, memory: int | None = None, layers: Sequence[nn.Module] = ()
     ) -> None:
         self.model, self.memory = model, memory
-        with state_kept([model], batch.inputs.values()):
+        with everything_kept([model], batch.inputs.values()):
             found = find_head(model, batch)
         self.head: Head | None = found if isinstance(found, Head) else None
         self.reason = found if isinstance(found, str) else ""

@@ -118,7 +118,7 @@ def find_head(model: nn.Module, batch: Batch) -> Head | str:
     """The head of `model`; a string: why there is none that can be run by itself.
 
     Args:
-        model: run once, without gradients, in the mode that it has; its buffers may change.
+        model: run once, without gradients, in the mode that it has; its state may change.
         batch: whose first tokens it is run on.
     """
     with torch.no_grad(), _Trace() as trace, trace.watching(model):

@@ -17,9 +17,11 @@ of themselves.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +35,7 @@ from farskip_compile.causal.fully_sharded import held, units
 from farskip_compile.causal.identity import bytes_of
 from farskip_compile.causal.tensor_files import local
 from farskip_compile.errors import ConfigError
+from farskip_compile.locks import exclusive
 
 Sharded = Callable[[str, nn.Parameter], bool]
 
@@ -126,6 +129,26 @@ class Ranks:
                     way_out="self_distill(..., sharded=lambda name, parameter: ...), if it is a part of experts whose "
                     "tokens come from all ranks",
                 )
+
+
+@contextlib.contextmanager
+def run_alone(folder: Path | None, ranks: Ranks, way_out: str) -> Iterator[None]:
+    """Have `folder` for this run alone (`locks.exclusive`): the first rank locks it, and all hear if it can't.
+
+    Raises:
+        ConfigError: another process writes into the folder, or it can't be written.
+    """
+    refused: ConfigError | None = None
+    with contextlib.ExitStack() as stack:
+        if folder is not None and ranks.rank == 0:
+            try:
+                stack.enter_context(exclusive(folder, way_out))
+            except ConfigError as error:
+                refused = error
+        (against,) = ranks.sum(refused is not None)
+        if against:
+            raise refused or ConfigError(f"the first rank could not lock {folder}", way_out=way_out)
+        yield
 
 
 def _detected(model: nn.Module) -> list[str]:

@@ -61,6 +61,7 @@ def distill_command(
     needs("farskip distill", extra="distill")
     import torch.distributed as dist
 
+    from farskip_compile.cli.progress import Heartbeat
     from farskip_compile.cli.terminal import Terminal
     from farskip_compile.distill import self_distill
     from farskip_compile.distill.job import read_job
@@ -77,7 +78,9 @@ def distill_command(
         job = read_job(config)
         if job.config.output is None:
             raise ConfigError(f"{config} has no distill.output", way_out='output = "a folder for the checkpoint"')
-        done = self_distill(job.model, job.data, job.config, held_out=job.held_out)
+        with Heartbeat(Terminal(stderr=True, quiet=not first)) as heart:
+            heart.begin(f"distilling into {job.config.output}", shown=False)
+            done = self_distill(job.model, job.data, job.config, held_out=job.held_out)
         if first:
             job.tokenizer.save_pretrained(job.config.output / "model")
     if not first:

@@ -7,6 +7,7 @@ manifest says, 2 for wrong usage. With `--json`, stdout holds one JSON document 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -65,6 +66,7 @@ def evaluate_command(
     if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
         raise typer.BadParameter(f"{batch_size!r} is neither a number nor auto", param_hint="--batch-size")
     quiet("torch", "lm_eval")
+    from farskip_compile.cli.progress import Heartbeat
     from farskip_compile.cli.terminal import Terminal
     from farskip_compile.evaluation.difference import Limits
     from farskip_compile.evaluation.run import Settings, evaluate
@@ -81,11 +83,14 @@ def evaluate_command(
         inner=value_of(inner),
         limits=Limits(named, max_drop),
     )
-    console = Terminal(stderr=True)  # lines, no spinner: lm-eval draws bars of its own
-    with shown_errors():
-        found = evaluate(
-            original, healed, names, settings, tell=lambda step: console.print(step, style="dim", soft_wrap=True)
-        )
+    console = Terminal(stderr=True)  # lines, no spinner: lm-eval draws bars of its own on a terminal
+    with shown_errors(), Heartbeat(Terminal(stderr=True, quiet=sys.stderr.isatty())) as heart:
+
+        def tell(step: str) -> None:
+            console.print(step, style="dim", soft_wrap=True)
+            heart.begin(step)
+
+        found = evaluate(original, healed, names, settings, tell=tell)
     show(as_json, found.to_json, lambda _: comparison_table(found))
     if not found.holds:
         raise typer.Exit(1)

@@ -95,8 +95,8 @@ def fold_command(
                 **asked,
             )
         notes = {"fold": {"kl_before": found.kl_before, "kl_after": found.kl_after, "tokens": found.tokens}}
-        save_checkpoint(model, dataclasses.replace(manifest, healing=notes), out / "model", Ranks(model))
-        tokenizer.save_pretrained(out / "model")
+        healed = dataclasses.replace(manifest, healing=notes)
+        save_checkpoint(model, healed, out / "model", Ranks(model), also=tokenizer.save_pretrained)
     show(as_json, found.to_json, lambda _: fold_table(found), [("Checkpoint and manifest", out / "model")])
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import RenderableType
 
 from farskip_compile.cli.choices import Inner, LossOn, Phase, Recipe, Rewired, Trained, among, value_of
 from farskip_compile.cli.command import Continuing
@@ -171,6 +172,7 @@ def heal_command(
     rate, share, chosen = _rate(learning_rate), _share(free), layer_range(layers)
     needs("farskip heal", extra="distill")
     quiet("torch", "transformers", "datasets")
+    from farskip_compile.cli.progress import Heartbeat
     from farskip_compile.cli.terminal import Terminal
     from farskip_compile.explain import text
     from farskip_compile.heal.main import Declined, Talk, heal
@@ -184,16 +186,27 @@ def heal_command(
             return True
         if not sys.stdin.isatty():
             raise typer.BadParameter("there is nobody to answer the question; nothing was written", param_hint="--yes")
+        heart.begin("")  # whoever is asked may think
         return typer.confirm("Continue?", default=False, err=as_json)
 
+    heart = Heartbeat(Terminal(stderr=True))
+
+    def step(line: str) -> None:
+        console.print(f"\n{line}", style="bold")
+        heart.begin(line)
+
+    def show(found: RenderableType) -> None:
+        console.print(found)
+        heart.again()
+
     talk = Talk(
-        step=lambda line: console.print(f"\n{line}", style="bold"),
-        say=console.print,
-        show=console.print,
-        explained=lambda found: console.print(text.explanation(found, console)),
+        step=step,
+        say=show,
+        show=show,
+        explained=lambda found: show(text.explanation(found, console)),
         agrees=agrees,
     )
-    with shown_errors():
+    with shown_errors(), heart:
         settings = Settings(
             checkpoint=checkpoint,
             data=_files(data, "--data"),

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `farskip status DIR`: what running processes have compiled, by the files that they leave in a folder.
+"""The command `farskip status DIR`: what running processes run, by the files that they leave in a folder.
 
-Contract: exit status 0 if all processes run rewired and all ranks alike, 1 if not or if it can't be told, 2 if the
-folder or a file in it can't be read. With `--json`, stdout holds one JSON document and nothing else, also for status 1.
-Processes are not touched.
+Contract: exit status 0 if every model of every process that lives runs every row that was asked for, and all ranks
+alike; 1 if one does not, or has not run yet, or a rank is missing; 2 if nothing runs, or if the folder or a file in it
+can't be read. With `--json`, stdout holds one JSON document and nothing else, whatever the status. Processes are not
+touched.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ def status_command(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Show whether running processes run rewired: what each has compiled, and in what ranks differ."""
+    """Show whether running processes run rewired: what each has compiled, and in what ranks differ.
+
+    Exit status 0: every model of every process that lives runs every row that was asked for. 1: one does not, or has
+    not run yet, or ranks differ or are missing. 2: nothing runs there, or a file can't be read.
+    """
     from farskip_compile.report.processes import folder_of, read_folder
     from farskip_compile.report.processes_text import table
 
@@ -35,5 +40,5 @@ def status_command(
     with shown_errors(status=2):
         found = read_folder(folder_of(pid) if pid is not None else Path(where), pid)
     show(as_json, found.to_json, lambda _: table(found))
-    if not found.rewired:
-        raise typer.Exit(1)
+    if found.status:
+        raise typer.Exit(found.status)

@@ -108,12 +108,14 @@ class FarSkipConfig:
     their own group: `farskip_compile.comm.expert_group(group)`. None: they stay where they are."""
 
     check_order: bool = True
-    """Compare the order of collectives, and the options, across the ranks at the first run of each graph, and raise
+    """Compare the order of collectives, and the options, across the ranks at the first run of each compile, and raise
     instead of hanging or computing with different models. The same on all ranks."""
 
     kinds: Mapping[str, str] = field(default_factory=dict)
     """What operators or modules are that nothing is known about: `{"mylib::wkv": "mixer", "layers.*.pool": "mixer"}`;
-    `attention`, `mixer`, `dense`, `routed` or `reduction`, as in `farskip_compile.declare_op`."""
+    `attention`, `mixer`, `dense`, `routed` or `reduction`, as in `farskip_compile.declare_op`. And the ends of a model
+    that can't be told from a part of one: `{"inputs_embeds": "embedding"}` for an input of the call that the residual
+    stream begins with, `{"return": "final"}` where the stream is returned without a norm or a head."""
 
     disable_passes: Sequence[str] = ()
     """Names of passes to leave out, for ablation: those of `farskip_compile.passes.PASSES` that keep the function of

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from farskip_compile.errors import ConfigError
-from farskip_compile.passes.graph.declared import OPERATOR, Declared, DeclaredKind
+from farskip_compile.passes.graph.declared import ENDS, OPERATOR, Declared, DeclaredKind
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 """Of the option `kinds`."""
@@ -92,16 +92,25 @@ def check_kinds_option(kinds: object) -> None:
     if not isinstance(kinds, Mapping):
         raise ConfigError(f"kinds={kinds!r} is not a mapping", way_out='kinds={"mylib::wkv": "mixer"}')
     for key, kind in kinds.items():
-        _fact(key, kind, way_out='"mylib::wkv", an operator of torch ("fft_fft"), or a module: "layers.*.mixer"')
+        _fact(
+            key,
+            kind,
+            way_out='"mylib::wkv", an operator of torch ("fft_fft"), or a module ("layers.*.mixer"); '
+            '{"inputs_embeds": "embedding"} for an input of the call, and {"return": "final"}',
+        )
 
 
 def check_kinds_used(kinds: Mapping[str, Any], used: Sequence[Declared]) -> None:
     """Refuse what `kinds` says of something that the graph of a model does not hold: most often a misspelt name.
 
+    An end of the model may be missing, because a model is called in several ways: `generate(inputs_embeds=...)` goes on
+    with token ids. A misspelt one is noticed by the end itself, which is then open.
+
     Raises:
         ConfigError: it does.
     """
-    for name in sorted(set(kinds) - {fact.name for fact in used}):
+    asked = {name for name, kind in kinds.items() if kind not in ENDS}
+    for name in sorted(asked - {fact.name for fact in used}):
         raise ConfigError(
             f"kinds names {name!r}, and the model has no such operator or module",
             way_out="an operator as an error names it, or the path of a module as in named_modules(), * for any part",

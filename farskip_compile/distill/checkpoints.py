@@ -7,11 +7,13 @@ Out:   a checkpoint of the model's own kind. A model with `save_pretrained` (tra
        guarded: only this package loads it (`guard/`). Any other: `model.safetensors`, or one file for each rank if
        parameters are spread over ranks, and `farskip.json`. Distributed tensors are put together, one at a time on all
        ranks; the first rank, which writes, keeps them in the memory of its CPU until then.
-Never: a checkpoint without its manifest: in the original wiring, healed weights give fluent nonsense.
+Never: a checkpoint without its manifest: in the original wiring, healed weights give fluent nonsense. The folder
+       appears whole or not at all (`whole_folders`), whatever ends the process.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +23,66 @@ from torch import nn
 from farskip_compile.causal.fully_sharded import at_rest
 from farskip_compile.causal.ranks import Ranks
 from farskip_compile.causal.tensor_files import library
+from farskip_compile.errors import ManifestError
 from farskip_compile.json_files import replacing
 from farskip_compile.manifest import Manifest, save_manifest
 from farskip_compile.manifest.files import CONFIG
+from farskip_compile.whole_folders import FolderInTheMaking
 
 
-def save_checkpoint(model: nn.Module, manifest: Manifest, folder: Path, ranks: Ranks) -> None:
+def save_checkpoint(
+    model: nn.Module,
+    manifest: Manifest,
+    folder: Path,
+    ranks: Ranks,
+    *,
+    also: Callable[[Path], Any] = lambda folder: None,
+) -> None:
     """Write `model`, on all ranks.
+
+    Args:
+        model: healed.
+        manifest: which form its weights are for.
+        folder: it appears when all is in it. An earlier checkpoint in it is replaced, other files stay.
+        ranks: all of them call.
+        also: writes what else belongs into the folder that it is given, on the first rank: the tokenizer.
 
     Raises:
         ConfigError: safetensors is missing.
         ManifestError: the folder can't be written.
     """
     first = ranks.rank == 0
-    if first:
-        folder.mkdir(parents=True, exist_ok=True)
-    ranks.barrier()
-    at_rest(model)
+    library()
+    from safetensors import SafetensorError
+
+    making = FolderInTheMaking.of(folder)
+    token, is_there = ranks.sum(*((int(making.token, 16), making.is_there) if first else (0, 0)))
+    making = FolderInTheMaking(making.target, f"{int(token):012x}", bool(is_there))  # as the first rank has it
+    try:
+        if first:
+            making.begin()
+        ranks.barrier()
+        at_rest(model)
+        _write(model, making.path, ranks)
+        ranks.barrier()
+        if first:
+            also(making.path)
+            save_manifest(manifest, making.path)
+            if (config := making.path / CONFIG).exists():
+                save_manifest(manifest, config)
+            making.finish()
+        ranks.barrier()
+    except (OSError, SafetensorError) as error:
+        raise ManifestError(
+            f"can't write the checkpoint {folder}: {error}", way_out="room on the disk, and the right to write there"
+        ) from error
+    finally:
+        if first:
+            making.end()
+
+
+def _write(model: nn.Module, folder: Path, ranks: Ranks) -> None:
+    first = ranks.rank == 0
     state = _whole(model, keep=first or bool(ranks.parts)) if ranks.is_sharded else None
     pretrained: Any = getattr(model, "save_pretrained", None)
     if not callable(pretrained):
@@ -46,12 +91,6 @@ def save_checkpoint(model: nn.Module, manifest: Manifest, folder: Path, ranks: R
         pretrained(folder, is_main_process=first)
     elif first:
         pretrained(folder, state_dict=state)
-    ranks.barrier()
-    if first:
-        save_manifest(manifest, folder)
-        if (config := folder / CONFIG).exists():
-            save_manifest(manifest, config)
-    ranks.barrier()
 
 
 def _save_tensors(model: nn.Module, folder: Path, ranks: Ranks) -> None:

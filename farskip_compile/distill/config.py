@@ -195,7 +195,9 @@ class DistillConfig:
 
     def backend_config(self) -> FarSkipConfig:
         """What the student is compiled with."""
-        asked = {"connectivity": self.connectivity, "layers": self.layers}
+        asked: dict[str, Any] = {"connectivity": self.connectivity, "layers": self.layers}
+        if self.stream_weight:  # the stream behind the last layer is an output, too
+            asked["kinds"] = {**self.options.get("kinds", {}), "return": "final"}
         return FarSkipConfig.from_options({**self.options, **asked})
 
     def digest(self) -> str:

@@ -30,7 +30,7 @@ from torch import nn
 from farskip_compile.causal.batches import arguments, as_batch
 from farskip_compile.causal.evaluate import HeldOut
 from farskip_compile.causal.fully_sharded import at_rest, recover
-from farskip_compile.causal.ranks import Ranks, Sharded
+from farskip_compile.causal.ranks import Ranks, Sharded, run_alone
 from farskip_compile.describe import describe
 from farskip_compile.distill.beginning import begin, folded_of, numbers_of, trials_of
 from farskip_compile.distill.checkpoints import save_checkpoint
@@ -38,6 +38,7 @@ from farskip_compile.distill.config import AUTO, DistillConfig
 from farskip_compile.distill.recomputing import check_recomputing, recomputing
 from farskip_compile.distill.records import Records
 from farskip_compile.distill.run import Run
+from farskip_compile.distill.states import ANEW
 from farskip_compile.distill.student import check_units
 from farskip_compile.distill.trials import Trial, check_restartable
 from farskip_compile.errors import ConfigError
@@ -119,7 +120,8 @@ def self_distill(
         **options: fields of `DistillConfig`.
 
     Raises:
-        ConfigError: wrong options, data or model; or `output` holds the state of another run.
+        ConfigError: wrong options, data or model; `output` holds the state of another run, or another process writes
+            into it.
         DistillationError: the loss is no longer finite; or all states in `output`, or a file of
             its cached teacher, are damaged.
         FarSkipError: the model can't be rewired as asked.
@@ -143,12 +145,13 @@ def self_distill(
         at_rest(model)
         with Parameters(model).as_plain():  # whole shapes, and one graph, whatever FSDP2 has made of the model
             found = describe(model, *args, connectivity=config.connectivity, layers=config.layers, **kwargs)
-        run = Run(model, data, held_out, config, sharded)
-        try:
-            with recomputing(model, wanted=config.gradient_checkpointing):
-                return _take_steps(run, found)
-        finally:
-            run.end()
+        with run_alone(config.output, Ranks(model, lambda name, parameter: False), ANEW):
+            run = Run(model, data, held_out, config, sharded)
+            try:
+                with recomputing(model, wanted=config.gradient_checkpointing):
+                    return _take_steps(run, found)
+            finally:
+                run.end()
 
 
 def _take_steps(run: Run, manifest: Manifest) -> Distilled:

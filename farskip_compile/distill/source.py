@@ -14,6 +14,7 @@ from torch import nn
 
 from farskip_compile.errors import ConfigError
 from farskip_compile.extras import need
+from farskip_compile.manifest.lost import new_parameters, refuse_lost
 from farskip_compile.prepare import prepare
 from farskip_compile.zoo.model_source import load
 
@@ -35,14 +36,26 @@ def model_of(name: str, folder: Path, dtype: str | None = None) -> nn.Module:
         found: Any = load(name).model
     else:
         need(name, "transformers", extra="distill")
-        from transformers import AutoModelForCausalLM
-
-        found = AutoModelForCausalLM.from_pretrained(str(folder / name))
+        found = whole_model(folder / name)
     if not isinstance(found, nn.Module):
         raise ConfigError(f"{name} is {type(found).__name__}, not a module", way_out="a checkpoint folder, or a MODEL")
     model = found.to(kind) if kind is not None else found
     prepare(model)
     return model
+
+
+def whole_model(folder: Path) -> Any:
+    """Return the causal model of transformers in a folder from `save_pretrained`, with all of its weights.
+
+    Raises:
+        ManifestError: names weights that the folder does not have, which transformers would make up.
+    """
+    from transformers import AutoModelForCausalLM
+
+    found = AutoModelForCausalLM.from_pretrained(str(folder))
+    if new := new_parameters(found):
+        refuse_lost(sorted(new), f"the checkpoint {folder}")
+    return found
 
 
 def tokenizer_of(name: str, folder: Path) -> Any:

@@ -24,7 +24,7 @@ from farskip_compile.causal.head import few
 from farskip_compile.causal.ranks import Ranks
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.errors import ConfigError, PartialModelError
-from farskip_compile.prepare.preserve_state import state_kept
+from farskip_compile.prepare.preserve_state import everything_kept
 from farskip_compile.regional.layers import find_layers
 
 WITHOUT = "stream_weight=0"
@@ -54,7 +54,7 @@ def stream_layers(model: nn.Module, batch: Batch) -> list[nn.Module]:
         for at, layer in enumerate(layers)
     ]
     try:
-        with state_kept([model], batch.inputs.values()), torch.no_grad():
+        with everything_kept([model], batch.inputs.values()), torch.no_grad():
             caller(model, model)(few(batch))
     finally:
         for hook in hooks:

@@ -36,6 +36,7 @@ from farskip_compile.evaluation.difference import Aggregate, Comparison, Limits,
 from farskip_compile.evaluation.found import needed_manifest
 from farskip_compile.evaluation.model import FarSkipLM, default_device
 from farskip_compile.manifest.found import find_manifest
+from farskip_compile.manifest.lost import new_parameters, refuse_lost
 
 BOOTSTRAPS = 1000
 """For lm-eval's standard errors of what is not a mean; its own default (100,000) takes minutes for each."""
@@ -109,6 +110,8 @@ def _run(
     common: dict[str, Any] = {"device": device, "dtype": settings.dtype, "batch_size": settings.batch_size}
     if find_manifest(checkpoint, AutoConfig.from_pretrained(checkpoint)) is None:
         model = HFLM(checkpoint, **common)
+        if new := new_parameters(model.model):
+            refuse_lost(sorted(new), f"the checkpoint {checkpoint}")
     else:
         model = FarSkipLM(checkpoint, inner=settings.inner, **common)
     result = lm_eval.simple_evaluate(

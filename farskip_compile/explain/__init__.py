@@ -23,7 +23,7 @@ from farskip_compile.explain.explanation import Explanation, versions
 from farskip_compile.explain.refusal import Refusal
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.report.compile import CompileReport
-from farskip_compile.verify.graph_break_hints import known_break
+from farskip_compile.verify.graph_break_hints import DEPENDS_ON_DATA, depends_on_data, known_break
 
 __all__ = ["Explanation", "Refusal", "explain", "not_captured", "versions"]
 
@@ -85,13 +85,10 @@ def not_captured(error: Exception) -> Refusal:
     explanations = [line.removeprefix("Explanation:").strip() for line in lines if line.startswith("Explanation:")]
     reason = ": ".join([*lines[:1], *explanations])
     way_out = " ".join(hints) or "torch.compile(model, fullgraph=True) shows the whole message"
-    if "data-dependent" in reason:
-        stated = next(line for line in lines if "data-dependent" in line).split(" (unhinted")[0]
-        reason = f"A loop or a branch depends on values that are only known when the model runs. {stated}"
-        way_out = (
-            "write this step so that its shape does not depend on values; where it is a loop over experts, "
-            "farskip_compile.prepare(model) replaces it by the same function without, or says in its notes why it can't"
-        )
+    if depends_on_data(reason):
+        said = next(line for line in lines if depends_on_data(line)).split(" (unhinted")[0]
+        reason = f"A loop or a branch depends on values that are only known when the model runs. {said}"
+        way_out = DEPENDS_ON_DATA
     return Refusal(
         type(error).__name__,
         f"torch.compile can't capture the model as one graph. {reason}",

@@ -36,7 +36,7 @@ from torch import nn
 
 from farskip_compile.causal.batches import Batch, as_batch
 from farskip_compile.causal.identity import bytes_of, checksum
-from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.ranks import Ranks, run_alone
 from farskip_compile.causal.teacher import evaluating
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError, UnsupportedPatternError
@@ -46,7 +46,7 @@ from farskip_compile.fold.record import Folded, FoldedRead
 from farskip_compile.fold.short import Shortfall
 from farskip_compile.fold.sites import Search, Site
 from farskip_compile.fold.solve import Pairs
-from farskip_compile.fold.states import States, numbers_of, put_back
+from farskip_compile.fold.states import ANEW, States, numbers_of, put_back
 from farskip_compile.fold.tape import Tape
 from farskip_compile.fold.twins import Twins
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
@@ -92,7 +92,7 @@ def fold(
         on_site: called with what is done (`search`, `fold`), how many rows or sites of it, and of how many.
 
     Raises:
-        ConfigError: no batches, or of several shapes; or `folder` holds another fold.
+        ConfigError: no batches, or of several shapes; `folder` holds another fold, or another process writes into it.
         UnsupportedPatternError: nothing that changes has a linear reader.
         FarSkipError: the model can't be rewired as asked.
     """
@@ -108,13 +108,14 @@ def fold(
         "number of ranks": ranks.size,
         "text": _hash([*batches, *judged]),
     }
-    states = States(Path(folder) if folder is not None else None, about, ranks)
-    torch.compiler.reset()
-    try:
-        with torch.random.fork_rng(), torch.no_grad(), evaluating(model):
-            return _Fold(model, _Text(batches, judged, ranks), config, states, outputs, on_site).run()
-    finally:
+    with run_alone(Path(folder) if folder is not None else None, ranks, ANEW):
+        states = States(Path(folder) if folder is not None else None, about, ranks)
         torch.compiler.reset()
+        try:
+            with torch.random.fork_rng(), torch.no_grad(), evaluating(model):
+                return _Fold(model, _Text(batches, judged, ranks), config, states, outputs, on_site).run()
+        finally:
+            torch.compiler.reset()
 
 
 class _Fold:

@@ -25,12 +25,22 @@ def is_ours(compiler: Compiler | None) -> bool:
 
 def is_strict(compiler: Compiler) -> bool:
     """Whether what can't be rewired as asked is an error."""
+    return bool(option(compiler, "strict", True))
+
+
+def changes_function(compiler: Compiler) -> bool:
+    """Whether its options ask for another function than that of the model as it is written."""
+    return option(compiler, "connectivity") != "none" or option(compiler, "manifest") is not None
+
+
+def option(compiler: Compiler, name: str, default: Any = None) -> Any:
+    """The option `name` of `FarSkipConfig` as it was given, or `default`."""
     function, arguments = compiler
     options = arguments.get("options") or {}
     if isinstance(function, functools.partial):
         options = function.keywords.get("options") or options
     config = getattr(_function(function), "config", None)
-    return bool(config.strict if config is not None else options.get("strict", True))
+    return getattr(config, name) if config is not None else options.get(name, default)
 
 
 def traced_by_us() -> bool:

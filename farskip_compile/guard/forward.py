@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model whose forward runs rewired or not at all.
+"""A model whose forward knows when it is about to run in its original wiring.
 
-Contract: `guard` gives the model, and each model of transformers in it, a forward that does what it did if Dynamo
-traces it for our backend, and raises an `OriginalWiringError` otherwise: when it is called as it is, when a graph break
-leaves it to Python, when another backend or `torch.export` traces it. While it is traced it is a constant, so that the
-graph has no trace of it. Classes, parameters and names stay as they are, and so does a forward that others gave the
-model itself, as accelerate does for mixed precision: it is called in place of the class's. `unguard` is the way back.
+Contract: `attach` gives a module a forward that asks the module's `Guard`, and then does what it did before. Where
+Dynamo traces the forward for our backend, nothing happens, and the graph has no trace of the question. Everywhere else
+the guard decides: when the forward is called as it is, when a graph break leaves it to Python, when another backend or
+`torch.export` traces it, when a stance keeps Dynamo from compiling. `guard` attaches one that always raises an
+`OriginalWiringError` (`compiled` has one that asks first whether the weights need it) to a model, and to each model of
+transformers in it. Copies and pickles of a module are guarded as the module is. Classes, parameters and names stay as
+they are, and so does a forward that others gave the module, as accelerate does for mixed precision: it is called in
+place of the class's. `unguard` is the way back.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Iterator
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -23,10 +27,46 @@ from farskip_compile.errors import OriginalWiringError
 from farskip_compile.guard.compilers import traced_by_us
 
 MARK = "farskip_guard"
-
+"""Attribute of a guarded forward: the forward that the module had of its own before, or None."""
+GUARD = "farskip_guarded_by"
+"""Attribute of a guarded module: its guard."""
+REFUSES = "farskip_refuses"
+"""Attribute of a forward that refuses its original wiring by itself, as a layer of `regional` does."""
 
 Refusal = tuple[str, str]
 """Reason and way out of the error."""
+
+
+class Guard:
+    """What a module does when its forward is about to run in its original wiring; this one raises."""
+
+    def __init__(self, module: nn.Module, refusal: Refusal) -> None:
+        self.module = module
+        self.refusal = refusal
+
+    @torch.compiler.assume_constant_result
+    def check(self) -> None:
+        """Runs while Dynamo traces, or where nothing traces."""
+        if traced_by_us():
+            self.rewired()
+        else:
+            self.original()
+
+    def rewired(self) -> None:
+        """The forward is traced for our backend."""
+
+    def original(self) -> None:
+        """The forward is about to run in its original wiring.
+
+        Raises:
+            OriginalWiringError: it must not.
+        """
+        reason, way_out = self.refusal
+        raise OriginalWiringError(reason, way_out=way_out)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        attach(self.module, self)  # of a copy, or from a pickle, which has no functions
 
 
 def guard(model: nn.Module, manifest: str | None, *, refusal: Refusal | None = None) -> None:
@@ -37,21 +77,20 @@ def guard(model: nn.Module, manifest: str | None, *, refusal: Refusal | None = N
         manifest: the file of its manifest, if that is at hand.
         refusal: what the error says; None: that the weights are for the form that the manifest describes.
     """
-    for module in _with_parts(model):
-        given = vars(module).get("forward")
-        if is_ours := hasattr(given, MARK):
-            given = getattr(given, MARK)
-        if not is_ours or refusal is None:  # else it is guarded by its checkpoint, which says more
-            vars(module)["forward"] = MethodType(_forward(module, given, refusal or _of_weights(manifest)), module)
+    for module in with_parts(model):
+        if refusal is None or not refuses(module):  # else it is guarded by its checkpoint, which says more
+            attach(module, Guard(module, refusal or _of_weights(manifest)))
 
 
 def unguard(model: nn.Module) -> None:
-    """Let a model from a guarded checkpoint run in its original wiring too, to look into what that computes.
+    """Let a model that would refuse it, or warn, run in its original wiring too, to look into what that computes.
 
     Args:
-        model: the module; changed in place. One that is not guarded stays as it is.
+        model: the module, from a guarded checkpoint, or compiled in place at some time, or a copy of such; changed
+            in place. One that is not guarded stays as it is.
     """
     for module in model.modules():
+        vars(module).pop(GUARD, None)
         if hasattr(found := vars(module).get("forward"), MARK):
             del vars(module)["forward"]
             if (given := getattr(found, MARK)) is not None:
@@ -63,26 +102,52 @@ def is_guarded(model: nn.Module) -> bool:
 
     What others put around the forward of the model later, as TRL does for its loss, calls the one inside.
     """
-    return any(hasattr(vars(module).get("forward"), MARK) for module in _with_parts(model))
+    return any(refuses(module) and hasattr(vars(module).get("forward"), MARK) for module in with_parts(model))
 
 
-def _with_parts(model: nn.Module) -> Iterator[nn.Module]:
+def refuses(module: nn.Module) -> bool:
+    """Whether a guard of the module raises in all cases."""
+    return type(vars(module).get(GUARD)) is Guard
+
+
+def with_parts(model: nn.Module) -> Iterator[nn.Module]:
     """The model, and the models of transformers in it."""
     of_transformers = getattr(sys.modules.get("transformers"), "PreTrainedModel", ())
     return (module for module in model.modules() if module is model or isinstance(module, of_transformers))
 
 
-def _forward(module: nn.Module, given: Callable[..., Any] | None, refusal: Refusal) -> Any:
-    """Guards the forward that the module was `given`, or else that of its class."""
-    plain = _unbound(given, module) if given is not None else type(module).forward
+def attach(module: nn.Module, guard: Guard) -> None:
+    """Let `guard` decide when the forward of `module` is about to run in its original wiring."""
+    given = vars(module).pop("forward", None)
+    if hasattr(given, MARK):
+        given = getattr(given, MARK)
+    vars(module)[GUARD] = guard  # before the forward: a pickle looks that up in what it has built already
+    own = _guarded(type(module).forward) if given is None else _guarded_given(given, module)
+    vars(module)["forward"] = MethodType(own, module)
 
-    @functools.wraps(plain)  # `generate` passes what it finds in the signature
+
+def _guarded_given(given: Callable[..., Any], module: nn.Module) -> Any:
+    """Guards the forward that one module was given."""
+    own = _guarded.__wrapped__(_unbound(given, module))
+    setattr(own, MARK, given)
+    return own
+
+
+@functools.lru_cache(maxsize=256)
+def _guarded(plain: Callable[..., Any]) -> Any:
+    """Guards the forward of a class, for all of its modules: they share what Dynamo compiles."""
+
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        _refuse_original_wiring(*refusal)
+        getattr(self, GUARD).check()
         return plain(self, *args, **kwargs)
 
-    setattr(forward, MARK, given)
-    return forward
+    code = forward.__code__.replace()  # a copy: Dynamo counts recompilations by code
+    own: Any = FunctionType(code, forward.__globals__, "forward", None, forward.__closure__)
+    functools.update_wrapper(own, plain)
+    del own.__wrapped__  # accelerate takes a forward apart by it, down to the class's
+    own.__name__, own.__signature__ = "forward", inspect.signature(plain)  # `generate` passes what it finds there
+    setattr(own, MARK, None)
+    return own
 
 
 def _unbound(given: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
@@ -94,6 +159,7 @@ def _unbound(given: Callable[..., Any], module: nn.Module) -> Callable[..., Any]
     def plain(_: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return given(*args, **kwargs)
 
+    del plain.__wrapped__
     return plain
 
 
@@ -106,10 +172,3 @@ def _of_weights(manifest: str | None) -> Refusal:
         f'model.compile(backend="farskip", fullgraph=True, options={{"manifest": {option}}}) before it is '
         "called; or, to run it like this all the same, farskip_compile.unguard(model)",
     )
-
-
-@torch.compiler.assume_constant_result
-def _refuse_original_wiring(reason: str, way_out: str) -> None:
-    """Runs while Dynamo traces, or where nothing traces."""
-    if not traced_by_us():
-        raise OriginalWiringError(reason, way_out=way_out)

@@ -1,19 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model is about to run in its original wiring: an error, or with `strict=False` one warning for each model.
 
-Contract: `original_wiring` raises or warns; it changes nothing but a mark on the module that has warned.
+Contract: `original_wiring` raises, or warns and counts, and tells `farskip status`; it changes no module. `as_written`
+is the count, for `status`.
 """
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from farskip_compile.errors import FarSkipWarning, OriginalWiringError
+from farskip_compile.report.process_file import note_failure
 
-WARNED = "farskip_warned"
-"""Attribute of a module that has given its warning."""
+
+@dataclass
+class AsWritten:
+    """Calls of one module that ran in its original wiring, though it was compiled to run rewired."""
+
+    calls: int
+    reason: str
+    """The last reason."""
+
+
+_as_written: WeakKeyDictionary[nn.Module, AsWritten] = WeakKeyDictionary()
+
+
+def as_written(module: nn.Module) -> AsWritten | None:
+    """The calls of `module` that ran in its original wiring; None: none is known of."""
+    return _as_written.get(module)
 
 
 def original_wiring(module: nn.Module, reason: str, way_out: str, *, strict: bool) -> None:
@@ -22,8 +40,12 @@ def original_wiring(module: nn.Module, reason: str, way_out: str, *, strict: boo
     Raises:
         OriginalWiringError: `strict`.
     """
+    error = OriginalWiringError(reason, way_out=way_out)
     if strict:
-        raise OriginalWiringError(reason, way_out=way_out)
-    if not vars(module).get(WARNED, False):
-        vars(module)[WARNED] = True
+        note_failure("error", error, module)
+        raise error
+    known = _as_written.get(module)
+    _as_written[module] = AsWritten(known.calls + 1 if known is not None else 1, reason)
+    if known is None:
+        note_failure("stopped", error, module)
         warnings.warn(f"{reason}\n  way out: {way_out}", FarSkipWarning, stacklevel=4)

@@ -4,11 +4,14 @@
 The wrapper that `torch.compile` returns has the attributes of the model in it, so that `generate` is the model's own,
 and calls the model as it is; `torch.export` switches compiling off and does the same.
 
+An outer `torch.compile` with another backend traces through the wrapper, and a stance keeps it from compiling.
+
 Contract: for wrappers with this backend alone, of models that are not compiled in place as well. A method that is
 reached through the wrapper stays what it is until it calls the model, in this thread, in code that is not traced for
-this backend: then an `OriginalWiringError`, or with `strict=False` one `FarSkipWarning` for each wrapper. What does not
-call the model (`save_pretrained`, `to`, `config`) works. Parts that are taken out of the model (`wrapper.model(...)`)
-are not looked after.
+this backend: then an `OriginalWiringError`, or with `strict=False` one `FarSkipWarning` for each wrapper. So is a call
+of the wrapper in which no graph of this backend ran and nothing was traced for it, and a trace through the wrapper for
+another backend, unless the options keep the function. What does not call the model (`save_pretrained`, `to`, `config`)
+works. Parts that are taken out of the model (`wrapper.model(...)`) are not looked after.
 """
 
 from __future__ import annotations
@@ -23,9 +26,10 @@ import torch
 from torch import nn
 
 from farskip_compile._compat.modules import is_compiled, unwrapped
-from farskip_compile._compat.reached import Method, compiled_for, watch_wrappers
+from farskip_compile._compat.reached import Compiler, Method, compiled_for, stance, watch_wrappers
 from farskip_compile.guard import adapters
-from farskip_compile.guard.compilers import is_ours, is_strict, traced_by_us
+from farskip_compile.guard.activity import activity
+from farskip_compile.guard.compilers import changes_function, is_ours, is_strict, traced_by_us
 from farskip_compile.guard.report import original_wiring
 
 Report = Callable[[], None]
@@ -35,13 +39,14 @@ _reached: ContextVar[Report | None] = ContextVar("farskip_reached", default=None
 
 def watch() -> None:
     """Watch all wrappers, from now on. Called once, with the import of the backend."""
-    watch_wrappers(_around, _exported)
+    watch_wrappers(_around, _exported, _traced, _call)
 
 
 def _around(wrapper: nn.Module, name: str) -> Callable[[Method], Method] | None:
     compiler, model = compiled_for(wrapper), unwrapped(wrapper)
-    if compiler is None or not is_ours(compiler) or any(map(is_compiled, adapters.inside(model))):
+    if not _rewires(compiler) or any(map(is_compiled, adapters.inside(model))):
         return None
+    assert compiler is not None
     reason = (
         f"`{name}` runs the model in its original wiring: the wrapper that torch.compile returns hands it to the model "
         "in it, and only a call of the wrapper itself runs rewired"
@@ -67,10 +72,39 @@ def _around(wrapper: nn.Module, name: str) -> Callable[[Method], Method] | None:
 
 def _exported(wrapper: nn.Module) -> None:
     compiler = compiled_for(wrapper)
-    if compiler is not None and is_ours(compiler):
+    if compiler is not None and _rewires(compiler):
         reason = "torch.export of what torch.compile returned exports the model in its original wiring"
         way_out = "farskip_compile.export(model, *args), or export the model itself if that is what is wanted"
         original_wiring(wrapper, reason, way_out, strict=is_strict(compiler))
+
+
+def _traced(wrapper: nn.Module) -> None:
+    compiler = compiled_for(wrapper)
+    if compiler is not None and _rewires(compiler) and not traced_by_us():
+        reason = (
+            "a torch.compile with another backend traces through what torch.compile returned, drops that, and compiles "
+            "the model in its original wiring"
+        )
+        way_out = "compile what is around it with this backend, or leave it uncompiled, and the model in it compiled"
+        original_wiring(wrapper, reason, way_out, strict=is_strict(compiler))
+
+
+def _call(wrapper: nn.Module, call: Callable[[], Any]) -> Any:
+    before = activity()
+    result = call()
+    if activity() == before and not torch.compiler.is_compiling():
+        compiler = compiled_for(wrapper)
+        if compiler is not None and _rewires(compiler):
+            reason = "what torch.compile returned was called, and ran the model in its original wiring: "
+            reason += (
+                f"torch.compiler.set_stance({name!r})" if (name := stance()) != "default" else "no graph of it ran"
+            )
+            original_wiring(wrapper, reason, "call it outside of the stance", strict=is_strict(compiler))
+    return result
+
+
+def _rewires(compiler: Compiler | None) -> bool:
+    return compiler is not None and is_ours(compiler) and changes_function(compiler)
 
 
 @contextmanager

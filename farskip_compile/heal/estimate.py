@@ -18,6 +18,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from farskip_compile.errors import ConfigError
 from farskip_compile.heal.material import Material
 from farskip_compile.heal.settings import Settings
 from farskip_compile.prepare.preserve_state import state_kept
+from farskip_compile.prepare.writes import Writes
 
 MEASURED = 3
 """Steps that are timed."""
@@ -161,7 +163,9 @@ def estimate(material: Material, settings: Settings, config: DistillConfig, rows
 def _measure(material: Material, config: DistillConfig) -> tuple[float, float, int | None, int]:
     """Seconds of a forward and of a batch with its backward, and bytes of activations and of a batch's logits."""
     model, device = material.model, material.device
-    with torch.random.fork_rng(), state_kept([model]):
+    writes = Writes(model.parameters())
+    with torch.random.fork_rng(), state_kept([model]), ExitStack() as stack:
+        stack.callback(writes.undo)
         feed = Feed(material.train, device)
         batches = [next(feed) for _ in range(MEASURED + 1)]
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
@@ -177,10 +181,11 @@ def _measure(material: Material, config: DistillConfig) -> tuple[float, float, i
             forward = whole = 0.0
             for number, batch in enumerate(batches):
                 began = _now(device)
-                known = teacher(batch)
-                said = _now(device)
-                loss = forward_kl(student(batch).said, known, batch.targets, config.logits_memory)
-                loss.backward()
+                with nullcontext() if number else writes:  # which slows it down: the first one is not counted
+                    known = teacher(batch)
+                    said = _now(device)
+                    loss = forward_kl(student(batch).said, known, batch.targets, config.logits_memory)
+                    loss.backward()
                 ended = _now(device)
                 if number:
                     forward, whole = forward + said - began, whole + ended - began

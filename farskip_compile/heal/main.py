@@ -20,6 +20,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +39,9 @@ from farskip_compile.heal.material import Half, Material, load_material
 from farskip_compile.heal.page import bits_per_byte, damage_page, estimate_page, markdown
 from farskip_compile.heal.recipes import config_for, options_of, steps_for
 from farskip_compile.heal.settings import Settings
-from farskip_compile.heal.steps import Steps
+from farskip_compile.heal.steps import ANEW, STEPS, Steps
 from farskip_compile.json_files import write_text
+from farskip_compile.locks import exclusive
 from farskip_compile.manifest import load_manifest, save_manifest
 from farskip_compile.manifest.files import CONFIG
 from farskip_compile.text_utils import amount
@@ -72,12 +74,19 @@ def heal(settings: Settings, talk: Talk) -> dict[str, Any]:
     Raises:
         Declined: the question was answered with no; nothing is written.
         ConfigError: wrong arguments, or others than those that FOLDER was made with; text that is too short, or in two
-            parts.
+            parts; or another healing writes into FOLDER.
         DistillationError: the loss is no longer finite, or a file is damaged.
         FarSkipError: the model can't be rewired as asked.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("farskip heal runs in one process", way_out="on several ranks: farskip distill CONFIG")
+    with ExitStack() as alone:
+        if (settings.out / STEPS).exists():  # else nothing is written yet
+            alone.enter_context(exclusive(settings.out, ANEW))
+        return _heal(settings, talk, alone)
+
+
+def _heal(settings: Settings, talk: Talk, alone: ExitStack) -> dict[str, Any]:
     talk.step("model and text")  # 1
     material = load_material(settings)
     steps = Steps(settings.out)
@@ -90,6 +99,7 @@ def heal(settings: Settings, talk: Talk) -> dict[str, Any]:
     wanted = _estimated(settings, material, steps, number, len(rewired["rows"]), talk)  # 2
     if not has_begun and "estimate" in steps.done and not talk.agrees():
         raise Declined
+    alone.enter_context(exclusive(settings.out, ANEW))
     steps.release()
     words = in_words(_forecast(settings, material, steps, talk))  # 3
     talk.say(words)

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from farskip_compile.causal.identity import bytes_of, checksum
-from farskip_compile.distill.source import model_of, tokenizer_of
+from farskip_compile.distill.source import model_of, tokenizer_of, whole_model
 from farskip_compile.errors import ConfigError
 from farskip_compile.heal.settings import LEAST_HELD_OUT, Settings
 from farskip_compile.manifest.files import CONFIG
@@ -109,9 +109,7 @@ def check_checkpoint(folder: Path) -> None:
 
 def plain_model(settings: Settings) -> Any:
     """The model as it is written, as transformers loads it, on its device."""
-    from transformers import AutoModelForCausalLM
-
-    found: Any = AutoModelForCausalLM.from_pretrained(str(settings.checkpoint))
+    found = whole_model(settings.checkpoint)
     return found.to(getattr(torch, settings.dtype)).to(device_of(settings))
 
 

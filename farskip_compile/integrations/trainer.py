@@ -4,7 +4,8 @@
 In:    a Trainer whose model is not compiled, possibly with adapters.
 Out:   the same Trainer; its model, or the stack in it, is compiled in place by this backend.
 Never: trains or evaluates in the original wiring: the model is guarded, so that this raises. Saves a model that it
-       trained without the manifest, but for adapters that the user saves (`save_model`): `write_manifest` is for these.
+       trained, or its adapters, without the manifest (`guard`), but for a model that is not of transformers and that
+       the user saves (`save_model`): `write_manifest` is for these.
 
 Why not `torch_compile_backend="farskip"`: accelerate takes only the backends of an enumeration of its own.
 
@@ -14,7 +15,8 @@ Algorithm:
    Of a Trainer whose loss is computed in a forward of its own (TRL's) that is the stack alone.
 2. When a run is resumed: its rows must leave out what they left out before.
 3. After each step, evaluation and prediction: check the evidence (`guard.evidence`).
-4. After the first step: the configuration gets the manifest and the guard, so that every `save_pretrained` writes them.
+4. After the first step: the configuration gets the manifest and the guard, so that every `save_pretrained` writes them,
+   that of adapters too.
    At each checkpoint of the Trainer: the manifest beside the weights.
 """
 
@@ -217,7 +219,8 @@ class FarSkipCallback(_Rewired):
         return self._manifest()
 
     def write_manifest(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the manifest beside what was saved by hand: after `trainer.save_model(folder)` of adapters.
+        """Write the manifest beside what was saved without a configuration: after `trainer.save_model(folder)` of a
+        model that is not of transformers.
 
         Args:
             folder: where it was saved.

@@ -9,6 +9,8 @@ silently, and compute something else. A manifest says which form they are for: J
     graph_parameters   which parameters a Dynamo graph shows
     files              to and from disk: a file of its own, a checkpoint folder, a Hugging Face `config.json`
     found              of a checkpoint or a model in memory, wherever it is kept
+    guarded            a `config.json` that only this package loads; `guarded_adapter`, the same of an adapter
+    lost               weights that a checkpoint did not have
     amd_keys           AMD's keys in a `config.json`, which say connectivity and layers only
     check              a graph against a manifest
 

@@ -9,9 +9,11 @@ Algorithm:
 1. Sub-blocks, pairwise and in order: name, kind, layer, terms, what is read in the model as written.
 2. Parameters: each one of the graph must be in the manifest, with its shape; each one that the manifest's sub-blocks
    use must be used in the graph. On one of several ranks it may be a shard, whose sizes divide those of the manifest,
-   and experts of other ranks may be missing. What an adapter adds in the place of a module is not looked at.
+   and experts of other ranks may be missing. What an adapter adds in the place of a module is not looked at. None that
+   a sub-block uses may be one that the checkpoint did not have (`lost`).
    Of a model that holds several parameters in one (`Manifest.fused`), those with a name in the manifest are compared,
-   and there must be some: norms, in all that is known.
+   and there must be some. Such a model may have more rows in a matrix that no sub-block uses (the table of the
+   embedding): padding up to the next multiple of `Manifest.rows_multiple`.
 3. What each sub-block reads after rewiring.
 A manifest without rows or without fingerprint (AMD's keys) says nothing about them, so nothing is compared.
 """
@@ -19,14 +21,16 @@ A manifest without rows or without fingerprint (AMD's keys) says nothing about t
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from itertools import islice, zip_longest
 
 from farskip_compile._compat.distributed import world_group
 from farskip_compile.errors import ManifestError, Where
-from farskip_compile.manifest.adapters import without_adapters
+from farskip_compile.manifest.adapters import COPIES, without_adapters
 from farskip_compile.manifest.fingerprint import Fingerprint, align
 from farskip_compile.manifest.graph_parameters import GraphParameters, GraphShape
+from farskip_compile.manifest.lost import refuse_lost
 from farskip_compile.manifest.patterns import Shape
 from farskip_compile.manifest.record import Manifest
 from farskip_compile.passes.residual.table import SubBlock, Table
@@ -35,6 +39,8 @@ from farskip_compile.passes.residual.termset import TermSet
 WAY_OUT = (
     "compile the model that the manifest was made for, or make one of this model: farskip_compile.describe(model, ...)"
 )
+
+_NUMBER = re.compile(r"\d+")
 
 MOST_COMPARED = 2000
 """Names of parameters that an error looks for a close one among."""
@@ -50,10 +56,33 @@ def check_as_written(manifest: Manifest, table: Table, parameters: GraphParamete
         _check_rows(manifest, table)
     if manifest.fingerprint is not None:
         world = world_group()
-        sharded = world is not None and world.size() > 1
         if manifest.fused:
             parameters = _of_one_name(manifest, manifest.fingerprint, parameters)
-        _check_parameters(manifest, manifest.fingerprint, parameters, sharded=sharded)
+        _check_parameters(manifest, manifest.fingerprint, parameters, ranks=world.size() if world is not None else 1)
+
+
+def check_whole(manifest: Manifest, shapes: Mapping[str, Shape]) -> None:
+    """Compare the parameters of a whole model, which no graph shows yet.
+
+    Parameters of the model that the manifest does not have are allowed if they look like none of its sub-blocks' (a
+    head, a vision tower): the manifest may be that of a part.
+
+    Raises:
+        ManifestError: the manifest is that of another model.
+    """
+    known = manifest.fingerprint
+    if known is None:
+        return
+    aligned = align(tuple(shapes), known.shapes)
+    numbered = {_NUMBER.sub("#", name) for name in known.used}
+    kept = {
+        name: shape
+        for name, shape in shapes.items()
+        if aligned(name) in known.shapes or _NUMBER.sub("#", aligned(name)) in numbered
+    }
+    if known.used and not kept:
+        raise _nothing_in_common(manifest, shapes)
+    _check_parameters(manifest, known, GraphParameters(kept, tuple(kept)), ranks=1, whole=True)
 
 
 def check_rewired(manifest: Manifest, wanted: Table) -> None:
@@ -121,35 +150,49 @@ def _of_one_name(manifest: Manifest, known: Fingerprint, graph: GraphParameters)
     aligned = align(tuple(graph.shapes), known.shapes)
     shapes = {name: shape for name, shape in graph.shapes.items() if aligned(name) in known.shapes}
     if not shapes:
-        raise ManifestError(
-            f"no parameter that the graph shows has a name in {manifest}: it shows "
-            f"{', '.join(islice(graph.shapes, 3)) or 'none'}",
-            way_out=WAY_OUT,
-        )
-    return GraphParameters(shapes, graph.used)
+        raise _nothing_in_common(manifest, graph.shapes)
+    return GraphParameters(shapes, graph.used, graph.new)
 
 
-def _check_parameters(manifest: Manifest, known: Fingerprint, graph: GraphParameters, *, sharded: bool) -> None:
+def _nothing_in_common(manifest: Manifest, names: Iterable[str]) -> ManifestError:
+    return ManifestError(
+        f"no parameter of the model has a name in {manifest}: the model has {', '.join(islice(names, 3)) or 'none'}",
+        way_out=WAY_OUT,
+    )
+
+
+def _check_parameters(
+    manifest: Manifest, known: Fingerprint, graph: GraphParameters, *, ranks: int, whole: bool = False
+) -> None:
+    sharded = ranks > 1
     aligned = align(tuple(graph.shapes), known.shapes)
     adapted = without_adapters(map(aligned, graph.shapes), known.shapes)
+
+    def seen_as(name: str) -> str | None:
+        return adapted.get(aligned(name), aligned(name))
+
     seen: dict[str, str] = {}
     for name, shape in graph.shapes.items():
-        theirs = adapted.get(aligned(name), aligned(name))
+        theirs = seen_as(name)
         if theirs is None:
             continue
         if theirs not in known.shapes or theirs in seen:
             raise _unknown(manifest, theirs, shape, known.shapes, seen)
         seen[theirs] = name
-        if not _fits(shape, known.shapes[theirs], sharded=sharded):
+        multiple = manifest.rows_multiple if theirs in known.others else 1
+        if not _fits(shape, known.shapes[theirs], ranks, multiple):
             may_be = ", or a shard of it" if sharded else ""
             raise ManifestError(
                 f"the parameter {theirs!r} has shape {_listed(shape)} in the model; in {manifest} it has shape "
                 f"{_listed(known.shapes[theirs])}{may_be}",
                 way_out=WAY_OUT,
             )
-    used = {adapted.get(aligned(name), aligned(name)) for name in graph.used}
+    used = {seen_as(name) for name in graph.used}
+    lost = {theirs for name in graph.new if (theirs := seen_as(name)) in known.used and COPIES not in name.split(".")}
+    if lost:
+        refuse_lost(sorted(map(str, lost)), "the checkpoint that the model was loaded from")
     missing = next((name for name in known.used if name not in used), None)
-    if missing is not None and not sharded and not manifest.fused:
+    if missing is not None and not sharded and (whole or not manifest.fused):
         raise ManifestError(
             f"no sub-block of the model uses a parameter {missing!r}; those of {manifest} do, and its shape is "
             f"{_listed(known.shapes[missing])} there",
@@ -171,13 +214,17 @@ def _unknown(
     )
 
 
-def _fits(shape: GraphShape, whole: Shape, *, sharded: bool) -> bool:
+def _fits(shape: GraphShape, whole: Shape, ranks: int, multiple: int) -> bool:
+    """Return whether a parameter of shape `whole` may have `shape` on one of `ranks`: as a shard, and as a matrix whose
+    rows are padded to a multiple."""
     if len(shape) != len(whole):
         return False
-    return all(
-        size is None or size == full or (sharded and size > 0 and full % size == 0)
-        for size, full in zip(shape, whole, strict=True)
-    )
+    sizes = list(zip(shape, whole, strict=True))
+    if multiple > 1 and len(whole) > 1 and (rows := shape[0]) is not None and rows > 0:
+        padded = -(-whole[0] // multiple) * multiple
+        if padded % rows == 0 and ranks % (padded // rows) == 0:
+            sizes = sizes[1:]
+    return all(size is None or size == full or (ranks > 1 and size > 0 and full % size == 0) for size, full in sizes)
 
 
 def _listed(shape: GraphShape) -> str:

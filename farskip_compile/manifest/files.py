@@ -59,14 +59,15 @@ def save_manifest(manifest: Manifest, path: str | os.PathLike[str], *, guard: bo
         if file == config or (target.is_dir() and config.exists()):
             text = _with_manifest(config, manifest, guard=guard, needed=file == config)  # refused before any write
             edited |= {config: text} if text is not None else {}
-    if file.name not in (CONFIG, ADAPTER):
-        if file.exists() and "schema" not in _read(file)[1]:
-            raise ManifestError(
-                f"{file} exists and is not a manifest", way_out="give another name, or the folder of the checkpoint"
-            )
-        write_text(file, compact(manifest.to_json()) + "\n", way_out=WRITABLE, error=ManifestError)
-    for config, text in edited.items():
+    is_own = file.name not in (CONFIG, ADAPTER)
+    if is_own and file.exists() and "schema" not in _read(file)[1]:
+        raise ManifestError(
+            f"{file} exists and is not a manifest", way_out="give another name, or the folder of the checkpoint"
+        )
+    for config, text in edited.items():  # first: a process that ends behind it leaves a guarded checkpoint
         write_text(config, text, way_out=WRITABLE, error=ManifestError)
+    if is_own:
+        write_text(file, compact(manifest.to_json()) + "\n", way_out=WRITABLE, error=ManifestError)
     return file
 
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from farskip_compile._compat.modules import parameter_name
+from farskip_compile._compat.modules import parameter_itself, parameter_name
+from farskip_compile.manifest.lost import newly_initialised
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual import Reading
@@ -35,6 +36,8 @@ class GraphParameters:
     """All of them, in graph order; of a distributed tensor the shape of the whole."""
     used: tuple[str, ...]
     """Those that sub-blocks use, in graph order."""
+    new: frozenset[str] = frozenset()
+    """Those that transformers initialised although it loaded others from a checkpoint."""
 
 
 def graph_parameters(reading: Reading) -> GraphParameters:
@@ -53,7 +56,9 @@ def graph_parameters(reading: Reading) -> GraphParameters:
     read = [arg for node in inside for arg in stream.inputs(node)]
     held = _held(stream)
     seen = set(walk_back(read, lambda node: node not in held, stream.inputs))
-    return GraphParameters(shapes, tuple(name for node, name in names.items() if node in seen))
+    used = tuple(name for node, name in names.items() if node in seen)
+    new = newly_initialised({name: parameter_itself(node) for node, name in names.items()})
+    return GraphParameters(shapes, used, frozenset(new))
 
 
 def _held(stream: Stream) -> set[fx.Node]:

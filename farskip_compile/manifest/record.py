@@ -56,6 +56,8 @@ class Manifest:
     fused: bool = field(default=False, compare=False, repr=False)
     """Whether it is compared with a model that holds several parameters in one, as engines that serve do: then only
     parameters that go by the same name in both are. Not a part of the JSON."""
+    rows_multiple: int = field(default=1, compare=False, repr=False)
+    """The multiple to which that model pads the rows of its tables of tokens. Not a part of the JSON."""
 
     def __str__(self) -> str:
         return f"the manifest {self.origin}" if self.origin else "the manifest"

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Set
 
 MEASURES = {"any", "numel", "nelement", "sum", "item", "size", "count_nonzero", "len", "max"}
 """Functions and methods that are false or zero for an empty selection."""
+LENGTHS = {"numel", "nelement", "size", "len"}
+"""Those that read a shape, not data."""
 NUMBERS: dict[type[ast.cmpop], dict[int, bool]] = {
     ast.Eq: {0: True},
     ast.NotEq: {0: False},
@@ -53,6 +55,21 @@ def empty_when(test: ast.expr, data: Set[str]) -> bool | None:
     if isinstance(test, ast.Call) and callee(test) == "bool" and len(test.args) == 1:
         return empty_when(test.args[0], data)
     return False if _is_measure(test) or isinstance(test, ast.Name) else None
+
+
+def asks_for_a_length(test: ast.expr) -> bool:
+    """Return whether a test compares a length with zero: `x.numel() > 0`, `len(x) == 0`, `x.shape[0] != 0`."""
+    if not isinstance(test, ast.Compare) or len(test.ops) != 1:
+        return False
+    sides = (test.left, test.comparators[0])
+    zero = any(isinstance(side, ast.Constant) and side.value == 0 for side in sides)
+    return zero and any(_is_length(side) for side in sides)
+
+
+def _is_length(node: ast.expr) -> bool:
+    if isinstance(node, ast.Subscript):
+        return isinstance(node.value, ast.Attribute) and node.value.attr == "shape"
+    return isinstance(node, ast.Call) and callee(node) in LENGTHS
 
 
 def measures(test: ast.expr, data: Set[str]) -> bool:

@@ -7,7 +7,8 @@ a new function is the same one is decided elsewhere (`same_function`). Names of 
 role, only Python and methods of tensors.
 
     site    before                                             after
-    guard   `if idx.numel() == 0: continue`, `if mask.any():`  what is done for a selection that is not empty
+    guard   `if idx.numel() == 0: continue`, `if mask.any():`  what is done for a selection that is not empty; outside
+                                                              of loops only of a test that asks for a length
     hit     `for e in mask.sum((-1, -2)).nonzero():`           `for e in range(experts):`
     count   `torch.bincount(chosen, minlength=n)`              a sum into n zeros, of fixed length
     list    `idx = idx.tolist()`, used as an index only        `idx = idx`
@@ -81,7 +82,7 @@ def methods(kind: type) -> dict[str, Source]:
         names += [called for called in _called(tree) if called not in names]
         finder = Writer(Request())
         finder.rewrite(tree)
-        if finder.looped and (finder.found or finder.cant):
+        if finder.found or (finder.looped and finder.cant):
             found[name] = Source(function, tree, tuple(finder.found), tuple(finder.cant))
     return found
 

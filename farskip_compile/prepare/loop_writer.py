@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from farskip_compile.prepare.emptiness import callee, empty_when, given, measures, names_in, on_data
+from farskip_compile.prepare.emptiness import asks_for_a_length, callee, empty_when, given, measures, names_in, on_data
 from farskip_compile.prepare.hits import OneElement, calling, lists_hits
 
 SAW, COUNTS = "_farskip_saw", "_farskip_counts"
@@ -90,7 +90,9 @@ class Writer(ast.NodeTransformer):
         return bool(names_in(node) & self.data) and lists_hits(node, self.values)
 
     def _empty_when(self, test: ast.expr) -> bool | None:
-        if not self.depth or (isinstance(test, ast.Name) and test.id in self.given):  # an option
+        if isinstance(test, ast.Name) and test.id in self.given:  # an option
+            return None
+        if not self.depth and not asks_for_a_length(test):
             return None
         return empty_when(test, self.data)
 

@@ -35,6 +35,7 @@ import torch
 from torch import nn
 
 from farskip_compile.prepare.changes import Change, Left, named
+from farskip_compile.prepare.preserve_state import everything_kept
 from farskip_compile.prepare.probe import HIDDEN, INTERMEDIATE, Experts, difference
 
 INTERFACE = ("hidden_states", "top_k_index", "top_k_weights")
@@ -175,7 +176,8 @@ def replace_loops(model: nn.Module) -> tuple[list[Change], list[Left]]:
             continue
         key = alike(module)
         if key not in known:
-            known[key] = _find(module)
+            with everything_kept([module], attributes=True, compiles=True):  # a closure may run the module itself
+                known[key] = _find(module)
         groups.setdefault(known[key], []).append((name, module))
     changes, left = [], []
     for layout, group in groups.items():

@@ -15,7 +15,7 @@ from farskip_compile.prepare.bookkeeping import install_recording, keep_generate
 from farskip_compile.prepare.changes import Change, Left, Preparation
 from farskip_compile.prepare.expert_parallel import switch_expert_parallel
 from farskip_compile.prepare.loops import choose_implementation, replace_loops
-from farskip_compile.prepare.preserve_state import warm_up
+from farskip_compile.prepare.preserve_state import state_kept, warm_up
 from farskip_compile.prepare.probe_inputs import Call
 from farskip_compile.prepare.rewrite import rewrite_loops
 
@@ -33,6 +33,11 @@ def prepare(model: nn.Module, *args: Any, **kwargs: Any) -> Preparation:
             passed on, after all changes are undone.
     """
     _refuse_compiled(model)
+    with state_kept([model]):  # what is imported on the way may draw random numbers, too
+        return _prepare(model, args, kwargs)
+
+
+def _prepare(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Preparation:
     changes: list[Change] = []
     left: list[Left] = []
     if "transformers" in sys.modules:  # else no part of the model can come from it

@@ -4,7 +4,7 @@
 Contract: an experts module with the interface forward(hidden_states, top_k_index, top_k_weights) and stacked weights
 comes in, and a function that might replace its forward; None goes out if they agree, or the reason why not. The
 module's weights are not read: both compute on small random ones, on the CPU, so the size and the place of the model
-don't matter. State stays as it was: weights, mode, random numbers.
+don't matter. What runs is a copy, so that state stays as it was: weights, mode, attributes, random numbers.
 
 1. Every index that the weights have room for is routed to, from tokens of very different sizes (clamps and limits
    show at the large ones), in training and in evaluation mode.
@@ -20,7 +20,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from farskip_compile.prepare.preserve_state import state_kept
+from farskip_compile.prepare.preserve_state import everything_kept
+from farskip_compile.prepare.probe_inputs import isolated
 
 Experts = Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """A forward: module, tokens [T, D], indices [T, K], routing weights [T, K] to [T, D]."""
@@ -54,11 +55,12 @@ def difference(
         dtype: in which both compute.
     """
     try:
-        with state_kept([module]):
+        twin = isolated(module)
+        with everything_kept([twin]):
             for training in (False, True):
-                module.train(training)
+                twin.train(training)
                 for top_k in sorted({min(2, indices), min(3, indices)}):  # one: some loops squeeze it away
-                    expected, found = (_run(module, f, shapes, indices, top_k, dtype) for f in (old, new))
+                    expected, found = (_run(twin, f, shapes, indices, top_k, dtype) for f in (old, new))
                     if reason := _compare(expected, found, TOLERANCES[dtype]):
                         return f"{reason} in {'training' if training else 'evaluation'} mode"
     except Exception as error:  # whatever a foreign forward raises on such input means: can't tell

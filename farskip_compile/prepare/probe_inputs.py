@@ -2,8 +2,9 @@
 """Inputs on which two ways to compute a module are compared, and copies of it to run them on.
 
 Contract: a model comes in, `Call`s of its parts go out: arguments that a part accepts, in many variations. What is run
-are copies that share the parameters and nothing else (`isolated`), without hooks, so neither buffers nor attributes nor
-anything that hooks would write to are touched. Names of arguments play no role.
+are copies that share the memory of the parameters and nothing else (`isolated`), without hooks, so neither buffers nor
+attributes nor anything that hooks would write to are touched; what they write into parameters is put back
+(`everything_kept`). Names of arguments play no role.
 
 Where the arguments come from, in this order:
 1. example inputs of the model: what reaches the part in that call;
@@ -18,14 +19,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from farskip_compile._compat.modules import clear_hooks
-from farskip_compile.prepare.preserve_state import copied, state_kept
+from farskip_compile.prepare.preserve_state import copied, everything_kept
 
 Map = Callable[[torch.Tensor], torch.Tensor]
 ROWS = (2, 5)
@@ -51,7 +52,9 @@ class Call:
 
 
 def isolated(module: nn.Module) -> nn.Module:
-    """A copy with the same parameters, but buffers and attributes of its own, and no hooks.
+    """A copy whose parameters are the same memory, but with buffers and attributes of its own, and no hooks.
+
+    Run it within `everything_kept`: a forward may write into its parameters.
 
     Raises:
         Exception: whatever parts raise that can't be copied.
@@ -83,7 +86,7 @@ def calls_in(model: nn.Module, names: Iterable[str], call: Call) -> dict[str, Ca
         part = twin.get_submodule(name)
         part.register_forward_pre_hook(begin(name), with_kwargs=True)
         part.register_forward_hook(lambda *_, name=name: found.setdefault(name, begun[name]) and None)
-    with state_kept([twin], call.tensors()), torch.no_grad():
+    with everything_kept([twin], call.tensors()), torch.no_grad():
         args, kwargs, _ = copied(call.args, call.kwargs, call.tensors())
         try:
             twin(*args, **kwargs)
@@ -107,8 +110,9 @@ def random_rows(module: nn.Module) -> Call | None:
         for shape in ((*ROWS, width), (ROWS[1], width)):
             call = Call((torch.randn(shape, generator=_seeded()).to(_device(module), weights[0].dtype),), {})
             try:
-                with state_kept([module]), torch.no_grad():
-                    isolated(module)(*call.args)
+                twin = isolated(module)
+                with everything_kept([twin]), torch.no_grad():
+                    twin(*call.args)
             except Exception:  # another width, or no module that takes rows
                 continue
             return call
@@ -118,8 +122,8 @@ def random_rows(module: nn.Module) -> Call | None:
 def variations(call: Call) -> Iterator[Call]:
     """The call itself, and others of the same structure."""
     yield call
-    rows = next((t for t in call.tensors() if t.is_floating_point()), next(iter(call.tensors()), None))
-    if rows is None or rows.dim() == 0:
+    rows = _rows_of(call)
+    if rows is None:
         return
     generator = _seeded()
 
@@ -130,15 +134,7 @@ def variations(call: Call) -> Iterator[Call]:
         return tensor
 
     def taken(dims: int, choose: Callable[[int], torch.Tensor]) -> Call:
-        """The rows that `choose` chooses of so many, along the first `dims` dimensions."""
-
-        def take(tensor: torch.Tensor) -> torch.Tensor:
-            same = [dim for dim in range(dims) if tensor.shape[: dim + 1] == rows.shape[: dim + 1]]
-            for dim in same:
-                tensor = tensor.index_select(dim, choose(rows.shape[dim]).to(tensor.device))
-            return tensor
-
-        return call.map(take)
+        return _taken(call, rows, dims, choose)
 
     yield call.map(fresh)
     yield call.map(fresh)
@@ -151,10 +147,37 @@ def variations(call: Call) -> Iterator[Call]:
     yield taken(dims, lambda n: torch.arange(2 * n) % n)
 
 
+def without_rows(call: Call) -> Call | None:
+    """Return the same call with no row at all, as a rank without tokens makes it; None if no argument has rows."""
+    rows = _rows_of(call)
+    return None if rows is None else _taken(call, rows, 1, lambda _: torch.arange(0))
+
+
+def _rows_of(call: Call) -> torch.Tensor | None:
+    """The tensor whose leading dimensions say what a row is."""
+    tensors = call.tensors()
+    rows = next((t for t in tensors if t.is_floating_point()), next(iter(tensors), None))
+    return None if rows is None or rows.dim() == 0 else rows
+
+
+def _taken(call: Call, rows: torch.Tensor, dims: int, choose: Callable[[int], torch.Tensor]) -> Call:
+    """The same call with the rows that `choose` chooses of so many, along the first `dims` dimensions."""
+
+    def take(tensor: torch.Tensor) -> torch.Tensor:
+        same = [dim for dim in range(dims) if tensor.shape[: dim + 1] == rows.shape[: dim + 1]]
+        for dim in same:
+            tensor = tensor.index_select(dim, choose(rows.shape[dim]).to(tensor.device))
+        return tensor
+
+    return call.map(take)
+
+
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Tensors in tuples, lists and dictionaries."""
+    """Yield the tensors in tuples, lists, dictionaries and dataclasses."""
     if isinstance(value, torch.Tensor):
         yield value
+    elif is_dataclass(value) and not isinstance(value, type | dict):
+        yield from tensors_in([getattr(value, one.name, None) for one in fields(value)])
     elif isinstance(value, tuple | list | dict):
         for part in value.values() if isinstance(value, dict) else value:
             yield from tensors_in(part)

@@ -9,7 +9,8 @@ them, a single token. What is run are copies.
 1. Loops with guards, over hits, or with counts are found in the source of each module's forward and of the methods that
    it calls on itself.
 2. The original is watched on all inputs. A guard is one if data decide it: it says "empty" for some inputs, and not
-   for others of the same shape. Anything else stays as it is.
+   for others of the same shape. If that is not enough for a capture, so is one that says "empty" where there are no
+   rows at all: of a sum of sizes that data decide, no graph knows that it is not zero. Anything else stays as it is.
 3. A loop over hits becomes one over all experts. Their number is the largest of the module's own numbers (of parts,
    sizes of parameters, integers it keeps) for which the loop runs.
 4. The rewritten module is captured once, on its own, so that what else is in the way can be said.
@@ -18,11 +19,12 @@ them, a single token. What is run are copies.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -32,7 +34,16 @@ from farskip_compile.prepare.changes import Change, Left, joined, named
 from farskip_compile.prepare.loop_source import Source, methods
 from farskip_compile.prepare.loop_writer import Request, Site
 from farskip_compile.prepare.loops import alike, is_dispatched
-from farskip_compile.prepare.probe_inputs import Call, calls_in, isolated, random_ids, random_rows, variations
+from farskip_compile.prepare.preserve_state import everything_kept
+from farskip_compile.prepare.probe_inputs import (
+    Call,
+    calls_in,
+    isolated,
+    random_ids,
+    random_rows,
+    variations,
+    without_rows,
+)
 from farskip_compile.prepare.same_function import difference, first_line, run
 
 Functions = Mapping[str, Callable[..., Any]]
@@ -66,13 +77,17 @@ def rewrite_loops(model: nn.Module, example: Call | None, before: list[Left]) ->
     """
     groups = _groups(model)
     changes, left = [], list(before)
-    calls, why_none = _calls(model, [group.members[0] for group in groups], example) if groups else ({}, "")
+    with everything_kept(
+        [model] if groups else [], attributes=True, compiles=True
+    ):  # a closure may run the model itself
+        calls, why_none = _calls(model, [group.members[0] for group in groups], example) if groups else ({}, "")
     for group in groups:
         name, module = group.members[0]
         if name not in calls:
             left.append(Left(group.names, why_none))
             continue
-        found = _rewritten(module, group.sources, calls[name])
+        with everything_kept([module], attributes=True, compiles=True):
+            found = _rewritten(module, group.sources, calls[name])
         if isinstance(found, str):
             left.append(Left(group.names, found))
         elif found is not None:
@@ -103,10 +118,17 @@ def _has_experts(module: nn.Module, sources: Mapping[str, Source]) -> bool:
         return True
     for part in module.modules():
         shapes = [[p.shape for p in child.parameters()] for child in part.children()]
-        equal = len(shapes) > 1 and bool(shapes[0]) and all(one == shapes[0] for one in shapes)
-        if equal or any(p.dim() > 2 for p in part.parameters(recurse=False)):
+        if _are_equal(shapes) or any(p.dim() > 2 for p in part.parameters(recurse=False)):
+            return True
+        lists = isinstance(part, nn.ParameterList | nn.ParameterDict)
+        if lists and _are_equal([[p.shape] for p in part.parameters(recurse=False)]):
             return True
     return False
+
+
+def _are_equal(shapes: list[list[torch.Size]]) -> bool:
+    """Return whether there are several parts, and all have parameters of the same shapes."""
+    return len(shapes) > 1 and bool(shapes[0]) and all(one == shapes[0] for one in shapes)
 
 
 def _calls(model: nn.Module, members: list[tuple[str, nn.Module]], example: Call | None) -> tuple[dict[str, Call], str]:
@@ -141,20 +163,34 @@ def _rewritten(module: nn.Module, sources: dict[str, Source], call: Call) -> _Fo
     """The methods that take the place of the module's own; or why there are none; or None if nothing is in the way."""
     try:
         calls = list(variations(call))
-        guards = _guards_on_data(module, sources, calls)
+        by_data, by_rows = _guards(module, sources, calls, without_rows(call))
     except Exception as error:  # whatever a foreign module raises, in copying too
         return f"it could not be run on its own ({first_line(error)})"
     cant = "; ".join(reason for source in sources.values() for reason in source.cant)
-    every = {name: [s for s in source.sites if s.kind != "guard" or s in guards] for name, source in sources.items()}
-    reason = cant or "no input left an expert without tokens"
-    if any(every.values()) and not cant:
-        found = _proven(module, sources, every, calls)
+    found: _Found | str = cant or "no input left an expert without tokens"
+    if not cant and any(sites := _sites(sources, by_data)):
+        found = _proven(module, sources, sites, calls)
         if isinstance(found, _Found):
             return found
-        reason = found
     # what looked like one may be no loop over experts at all
     why = why_not_captured(isolated(module), call.args, call.kwargs)
-    return f"{reason}. {why}" if why else None
+    if why is None:
+        return None
+    if not cant and by_rows - by_data:
+        also = _proven(module, sources, _sites(sources, by_data | by_rows), [*calls, *_some(without_rows(call))])
+        if isinstance(also, _Found):
+            return also
+    return f"{found}. {why}"
+
+
+def _sites(sources: Mapping[str, Source], guards: Set[Site]) -> dict[str, list[Site]]:
+    """For each method the sites to rewrite: all that are no guards, and the guards among `guards`."""
+    every = {name: [s for s in source.sites if s.kind != "guard" or s in guards] for name, source in sources.items()}
+    return {name: sites for name, sites in every.items() if sites}
+
+
+def _some(call: Call | None) -> list[Call]:
+    return [] if call is None else [call]
 
 
 def _proven(
@@ -168,9 +204,7 @@ def _proven(
         ran = False
         for rows in (False, True) if hits else (False,):
             functions = {
-                name: sources[name].compiled(Request(frozenset(found), experts, rows))
-                for name, found in every.items()
-                if found
+                name: sources[name].compiled(Request(frozenset(found), experts, rows)) for name, found in every.items()
             }
             different = difference(isolated(module), _twin(module, functions), calls)
             if different is None:
@@ -182,8 +216,10 @@ def _proven(
     return reason
 
 
-def _guards_on_data(module: nn.Module, sources: dict[str, Source], calls: list[Call]) -> set[Site]:
-    """The guards that data decide."""
+def _guards(
+    module: nn.Module, sources: dict[str, Source], calls: list[Call], empty: Call | None
+) -> tuple[set[Site], set[Site]]:
+    """Return the guards that data decide, and those that say "empty" for no rows at all and for some rows don't."""
     now: dict[Site, list[bool]] = defaultdict(list)
 
     def watch(site: Site, value: Any) -> Any:
@@ -192,8 +228,9 @@ def _guards_on_data(module: nn.Module, sources: dict[str, Source], calls: list[C
 
     twin = _twin(module, {name: source.compiled(Request(watch=watch)) for name, source in sources.items()})
     seen: dict[tuple[Site, bool, Hashable], set[tuple[bool, ...]]] = defaultdict(set)
+    values: dict[Site, set[bool]] = defaultdict(set)
     for training in (False, True):
-        for number, call in enumerate(calls):
+        for number, call in enumerate([*calls, *_some(empty)]):
             now.clear()
             try:
                 run(twin, call, training, backward=False)
@@ -201,10 +238,12 @@ def _guards_on_data(module: nn.Module, sources: dict[str, Source], calls: list[C
                 if number == 0:
                     raise
                 continue
-            for site, values in now.items():
+            for site, outcomes in now.items():
                 shapes = tuple(tensor.shape for tensor in call.tensors())
-                seen[site, training, shapes].add(tuple(values))
-    return {site for (site, _, _), outcomes in seen.items() if len(outcomes) > 1}
+                seen[site, training, shapes].add(tuple(outcomes))
+                values[site] |= {*outcomes}
+    by_data = {site for (site, _, _), outcomes in seen.items() if len(outcomes) > 1}
+    return by_data, {site for site, outcomes in values.items() if len(outcomes) > 1}
 
 
 def _numbers(module: nn.Module) -> set[int]:

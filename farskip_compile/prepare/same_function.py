@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Do two copies of a module compute the same, to the last bit? Decided by running both.
 
-Contract: two modules that share parameters, and calls for them, come in; None goes out if they agree, or the reason why
-not. Compared are, in training and in evaluation mode, with the same random numbers: what is returned, gradients of
-inputs and parameters, buffers, and what the modules keep in attributes. A parameter without a gradient counts as one
-with zeros: experts without tokens have one or the other. Calls that the first module itself does not take are left out,
-but for the first one.
+Contract: two modules that share the memory of their parameters, and calls for them, come in; None goes out if they
+agree, or the reason why not. Compared are, in training and in evaluation mode, with the same random numbers: what is
+returned, gradients of inputs and parameters, buffers, what the modules keep in attributes, and what they write into
+parameters, which is put back. A parameter without a gradient counts as one with zeros: experts without tokens have one
+or the other. Calls that the first module itself does not take are left out, but for the first one.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from farskip_compile.prepare.preserve_state import state_kept
+from farskip_compile.prepare.preserve_state import everything_kept
 from farskip_compile.prepare.probe_inputs import Call, tensors_in
+from farskip_compile.prepare.writes import Writes
 
 LARGE = 2**30
 """Bytes of parameters above which gradients are compared for some parameters of each shape only."""
@@ -71,7 +72,7 @@ Found = dict[str, list[Any]]
 
 def run(module: nn.Module, call: Call, training: bool, backward: bool = True) -> Found:
     """Outputs, gradients and state after one call."""
-    with state_kept([module], call.tensors()):
+    with everything_kept([module], call.tensors()) as writes:
         torch.manual_seed(0)
         module.train(training)
         leaves: list[torch.Tensor] = []
@@ -92,14 +93,16 @@ def run(module: nn.Module, call: Call, training: bool, backward: bool = True) ->
         return {
             "outputs": [o.detach() for o in outputs],
             "gradients": gradients,
-            "state": [torch.get_rng_state(), *_state(module)],
+            "state": [torch.get_rng_state(), *_state(module), *_written(module, writes)],
         }
 
 
 def _gradients(outputs: list[torch.Tensor], leaves: list[torch.Tensor]) -> list[Any]:
     roots = [o for o in outputs if o.requires_grad and o.is_floating_point()]
     leaves = [leaf for leaf in leaves if leaf.requires_grad]
-    if not roots or not leaves:
+    if not roots:  # nothing that has a gradient had a part in it, such as experts that got no tokens
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    if not leaves:
         return []
     generator = torch.Generator().manual_seed(1)
     pulls = [torch.randn(root.shape, generator=generator).to(root) for root in roots]
@@ -129,6 +132,11 @@ def _state(module: nn.Module) -> Iterator[Any]:
                 yield name, value
             else:
                 yield from (t.detach().clone() for t in tensors_in(value) if not isinstance(t, nn.Parameter))
+
+
+def _written(module: nn.Module, writes: Writes) -> Iterator[torch.Tensor]:
+    """Parameters that the call has written into, as it left them."""
+    return (one.detach().clone() for one in module.parameters() if writes.has_changed(one))
 
 
 def _unlike(expected: Found, found: Found) -> str | None:

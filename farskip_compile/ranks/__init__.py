@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks in agreement: what each compiled graph launches, and with which options, compared at its first run."""
+"""Ranks in agreement: what each compile launches, and with which options, compared at its first run."""

@@ -173,7 +173,7 @@ def regional(
         ConnectivityError: a table names what is not a sub-block or a term.
     """
     config = FarSkipConfig.from_options({"connectivity": connectivity, "layers": layers, **options})
-    owner, found = find_layers(model, stack)
+    owners, found = find_layers(model, stack)
     backend = Backend(config, mode, partial(bytes_beside, model, [layer for _, layer in found]))
     made = Regional(model, tuple(name for name, _ in found), backend.settings)
     wish, layers = backend.settings.connectivity, backend.settings.layers  # those of a manifest, if there is one
@@ -190,7 +190,8 @@ def regional(
                 forward = torch.compile(forward, backend=backend, fullgraph=fullgraph, dynamic=dynamic)
             forwards[key] = forward
         _replace(made, layer, forwards[key])
-    _watch(made, owner)
+    for owner in owners:
+        _watch(made, owner)
     note_whole(made, (layer for _, layer in found))
     return made
 
@@ -239,7 +240,7 @@ def _replace(made: Regional, layer: nn.Module, forward: Callable[..., Any]) -> N
 
 
 def _watch(made: Regional, owner: nn.Module) -> None:
-    """Look at what runs in each call of the module that holds the layers. Meanwhile, no graph is cut."""
+    """Look at what runs in each call of a module that holds the layers. Meanwhile, no graph is cut."""
     calls: list[AbstractContextManager[None]] = []
 
     def before(*_: Any) -> None:

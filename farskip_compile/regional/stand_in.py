@@ -19,6 +19,7 @@ import torch
 from farskip_compile.carrier.stream import Carrier
 from farskip_compile.errors import OriginalWiringError
 from farskip_compile.guard.compilers import traced_by_us
+from farskip_compile.guard.forward import REFUSES
 from farskip_compile.passes.boundary.markers import arrive, depart
 
 Forward = Callable[..., Any]
@@ -42,6 +43,7 @@ def stand_in(plain: Forward, *, here: bool | str, later: bool | str, prepared: s
 
     code = forward.__code__.replace()  # a copy: Dynamo counts recompilations by code
     own = FunctionType(code, forward.__globals__, forward.__name__, None, forward.__closure__)
+    setattr(own, REFUSES, True)
     return functools.wraps(plain)(own)
 
 

@@ -14,6 +14,7 @@ from farskip_compile.errors import PartialModelError, Where
 from farskip_compile.manifest.check import check_as_written, check_rewired
 from farskip_compile.manifest.fingerprint import parameters_of
 from farskip_compile.manifest.graph_parameters import GraphParameters
+from farskip_compile.manifest.lost import new_parameters
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire.request import Connectivity, ask
 
@@ -29,7 +30,8 @@ def check_whole(table: Table, connectivity: Connectivity, settings: Resolved, mo
     written = table.as_written()
     if settings.manifest is not None:
         shapes = parameters_of(model)
-        check_as_written(settings.manifest, written, GraphParameters(dict(shapes), tuple(shapes)))
+        parameters = GraphParameters(dict(shapes), tuple(shapes), new_parameters(model))
+        check_as_written(settings.manifest, written, parameters)
     wanted = ask(written, connectivity, settings.layers).wanted(written)
     for row, should in zip(table.rows, wanted.rows, strict=True):
         if row.reads != should.reads:

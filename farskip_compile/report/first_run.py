@@ -16,6 +16,7 @@ node that runs it gets a hook, once.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,6 +55,7 @@ def watched(
     inside = enumerate(map(parameter_name, module.graph.find_nodes(op="placeholder")))
     stack = frozenset(number for number, known_as in inside if known_as in used)
     graph = Graph(report, name, graph_break_reason(module), seconds, time.time(), world_size(), stack)
+    graph.owner = weakref.ref(owner) if owner is not None else None
     note_graph(graph)
     places = [place for place, value in enumerate(inputs) if isinstance(value, nn.Parameter)]
     first, middle, last = (places[0], places[len(places) // 2], places[-1]) if places else (0, 0, 0)

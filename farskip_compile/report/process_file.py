@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this process has compiled, in a file that `farskip status` reads: only if FARSKIP_STATUS_DIR names a folder.
+"""What this process runs, in a file that `farskip status` reads: only if FARSKIP_STATUS_DIR names a folder.
 
 In:    graphs when they are compiled and when they have run first, whole models whose layers are compiled one by one,
-       errors that ended a compile.
-Out:   one small file of JSON lines for each process, `HOST-PID.jsonl`: the process, then a line for each of them. It is
-       replaced as a whole, at those moments only.
-Never: writes anything if the variable is not set; fails a run because a file can't be written (a warning says so).
+       errors that ended a compile, and what Dynamo compiles no further version of.
+Out:   one small file of JSON lines for each process, `HOST-PID-PLACE.jsonl`: the process, then a line for each of them.
+       It is replaced as a whole, at those moments; in between a thread touches it, which other hosts take for a sign of
+       life, and takes out what is about modules that are gone.
+Never: writes anything if the variable is not set; fails a run because a file can't be written (a warning says so);
+       writes a parent's lines for a process that was forked.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import logging
@@ -19,20 +22,23 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from farskip_compile._compat.distributed import world_group, world_size
-from farskip_compile._compat.runs import class_name
+from farskip_compile._compat.runs import class_name, traced
 from farskip_compile.errors import ConfigError, FarSkipError
 from farskip_compile.json_files import write_text
 from farskip_compile.report.compile import CompileReport
 from farskip_compile.report.expected import Overlap, expected
 from farskip_compile.report.line import rank
-from farskip_compile.report.processes import SCHEMA, VARIABLE, started
+from farskip_compile.report.living import BEAT, place, started
+from farskip_compile.report.processes import SCHEMA, SUFFIX, VARIABLE
 from farskip_compile.report.ran import Graph
 from farskip_compile.report.rows import Rows, in_words
 from farskip_compile.text_utils import shortened
@@ -40,16 +46,31 @@ from farskip_compile.text_utils import shortened
 log = logging.getLogger("farskip_compile")
 
 MOST = 256
-"""Lines of a file; the oldest go first."""
+"""Lines of a file; the oldest go first, those of parts before others."""
 LONGEST = 500
 """Most characters of a reason."""
+MOST_ROWS = 8
+"""Rows that are named because they do not read what was asked for."""
 
-_lines: dict[str | int, dict[str, Any]] = {}
-"""What each line is about -> the line."""
+
+@dataclass(frozen=True)
+class _Noted:
+    """A line of the file."""
+
+    line: dict[str, Any]
+    is_current: Callable[[], bool]
+    """False once what the line is about is gone: the module, or what was compiled."""
+
+
+_lines: dict[str | int, _Noted] = {}
+"""What each line is about -> the line, oldest first."""
+_owners: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+"""Module that something was compiled of -> its number."""
 _numbers = itertools.count(1)
-"""Of what is told once; ids come again, and the line would stay where the first one stood."""
+"""Of modules, and of what is told once; ids come again, and the line would stay where the first one stood."""
 _lock = threading.Lock()
 _warned = False
+_beating = False
 
 
 def note_graph(graph: Graph) -> None:
@@ -59,19 +80,33 @@ def note_graph(graph: Graph) -> None:
     line = _line("part" if graph.is_part else "graph", graph.model, graph.report, expected([[graph]]))
     line |= {"compile_seconds": graph.compile_seconds, "first_run_seconds": graph.first_seconds}
     line["ended_by"] = shortened(graph.ended_by or "", LONGEST)
-    _put(graph.number, line | {"ran": graph.runs > 0})
+    owner = graph.owner() if graph.owner is not None else None
+    known = weakref.ref(graph)
+    _put(graph.number, line | {"ran": graph.runs > 0}, owner, lambda: _may_run(known()))
 
 
 def note_report(report: CompileReport) -> None:
     """A graph was compiled whose runs are not watched."""
     if _folder() is not None:
-        _put(f"report {next(_numbers)}", _line("graph", "", report, ()) | {"ran": None})
+        _put(f"report {next(_numbers)}", _line("graph", "", report, ()) | {"ran": None}, None)
 
 
 def note_whole_model(model: nn.Module, report: CompileReport, overlap: tuple[Overlap, ...]) -> None:
     """A model has run whose layers are compiled one by one."""
     if _folder() is not None:
-        _put(f"layers of {id(model)}", _line("layers", class_name(model), report, overlap) | {"ran": True})
+        line = _line("layers", class_name(model), report, overlap)
+        _put(f"layers of {id(model)}", line | {"ran": True}, model)
+
+
+def note_failure(kind: Literal["error", "stopped"], error: FarSkipError, module: nn.Module | None) -> None:
+    """An error ended a compile of `module`; or Dynamo compiles no further version of something that `module` runs."""
+    if _folder() is not None:
+        line = {"kind": kind, "error": type(error).__name__, "reason": shortened(str(error), LONGEST)}
+        named = {"model": class_name(module)} if module is not None else {}
+        about = f"{kind} {id(module)} {error.reason}"
+        with _lock:
+            _lines.pop(about, None)  # one that comes again is the last one
+        _put(about, line | named, module)
 
 
 @contextlib.contextmanager
@@ -80,11 +115,7 @@ def errors_noted() -> Iterator[None]:
     try:
         yield
     except FarSkipError as error:
-        if _folder() is not None:
-            _put(
-                f"error {next(_numbers)}",
-                {"kind": "error", "error": type(error).__name__, "reason": shortened(str(error), LONGEST)},
-            )
+        note_failure("error", error, traced())
         raise
 
 
@@ -95,13 +126,15 @@ def _folder() -> Path | None:
 
 def _line(kind: str, model: str, report: CompileReport, overlap: tuple[Overlap, ...]) -> dict[str, Any]:
     rows = Rows.of(report)
+    asked = rows.asked or ()
     return {
         "kind": kind,
         "model": model,
         "outcome": str(report.outcome),
-        "connectivity": report.config.get("connectivity"),
+        "connectivity": _comparable(report.config.get("connectivity"), report.config.get("layers")),
         "rows_rewired": len(rows.rewired),
-        "rows_asked": len(rows.asked) if rows.asked is not None else None,
+        "rows_asked": len(asked) if rows.asked is not None else None,
+        "rows_missing": [name for name in asked if name not in {*rows.rewired}][:MOST_ROWS],
         "rows": rows.total,
         "left_out": list(in_words(report.table)),
         "manifest": report.config.get("manifest"),
@@ -111,27 +144,90 @@ def _line(kind: str, model: str, report: CompileReport, overlap: tuple[Overlap, 
     }
 
 
-def _put(about: str | int, line: dict[str, Any]) -> None:
+def _comparable(*options: Any) -> str:
+    """Options as a text that is equal for equal ones, and short: a table may name hundreds of rows."""
+    text = " ".join(json.dumps(one, sort_keys=True) for one in options if one is not None)
+    return text if len(text) <= LONGEST else hashlib.sha256(text.encode()).hexdigest()
+
+
+def _put(
+    about: str | int, line: dict[str, Any], owner: nn.Module | None, is_current: Callable[[], bool] | None = None
+) -> None:
     with _lock:
-        _lines[about] = line
+        if owner is not None:
+            line["owner"] = _owners.setdefault(owner, next(_numbers))
+            known = weakref.ref(owner)
+            is_current = is_current or (lambda: known() is not None)
+        _lines[about] = _Noted(line, is_current or (lambda: True))
         while len(_lines) > MOST:
-            del _lines[next(iter(_lines))]
+            parts = (key for key, one in _lines.items() if one.line["kind"] == "part")
+            del _lines[next(parts, next(iter(_lines)))]
         _write()
+        _begin_to_beat()
+
+
+def _may_run(graph: Graph | None) -> bool:
+    """Whether a graph may run again: PyTorch keeps it, and a model that it has run with, or was made of, is there."""
+    if graph is None:
+        return False
+    return graph.owner is None or graph.owner() is not None or len(graph.given) > 0
+
+
+def _forget() -> bool:
+    """Take out lines about what is gone; whether there were any."""
+    gone = [about for about, one in _lines.items() if not one.is_current()]
+    for about in gone:
+        del _lines[about]
+    return bool(gone)
 
 
 def _write() -> None:
     global _warned
     folder = _folder()
-    assert folder is not None
-    text = "".join(f"{json.dumps(line)}\n" for line in (_process(), *_lines.values()))
-    path = folder / f"{platform.node()}-{os.getpid()}.jsonl"
+    if folder is None:
+        return
+    _forget()
+    text = "".join(f"{json.dumps(line)}\n" for line in (_process(), *(one.line for one in _lines.values())))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
+        write_text(_path(folder), text)
     except (OSError, ConfigError) as error:
         if not _warned:
             log.warning("%s=%s: `farskip status` will not see this process: %s", VARIABLE, folder, error)
         _warned = True
+
+
+def _path(folder: Path) -> Path:
+    return folder / f"{platform.node()}-{os.getpid()}-{place()}{SUFFIX}"
+
+
+def _begin_to_beat() -> None:
+    global _beating
+    if not _beating:
+        _beating = True
+        threading.Thread(target=_beat, name="farskip status", daemon=True).start()
+
+
+def _beat() -> None:
+    while True:
+        time.sleep(BEAT)
+        folder = _folder()
+        if folder is None:
+            continue
+        with _lock, contextlib.suppress(OSError):
+            if _forget():
+                _write()
+            os.utime(_path(folder))
+
+
+def _after_fork() -> None:
+    global _lock, _beating
+    _lock, _beating = threading.Lock(), False
+    _lines.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _process() -> dict[str, Any]:
@@ -141,6 +237,7 @@ def _process() -> dict[str, Any]:
         "schema": SCHEMA,
         "kind": "process",
         "host": platform.node(),
+        "place": place(),
         "pid": os.getpid(),
         "parent": os.getppid(),
         "started": started(os.getpid()),
@@ -148,5 +245,4 @@ def _process() -> dict[str, Any]:
         "ranks": world_size() if world_group() is not None else int(number("WORLD_SIZE", "1") or 1),
         "job": number("TORCHELASTIC_RUN_ID", ""),
         "command": shortened(" ".join(sys.argv), 200),
-        "written": time.time(),
     }

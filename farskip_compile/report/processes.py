@@ -1,143 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that processes leave in FARSKIP_STATUS_DIR: what is in them, and what they say together.
+"""The files that processes leave in FARSKIP_STATUS_DIR, and what they say together of what runs now.
 
 In:    the folder.
-Out:   `Found`: the processes, whether each is alive and runs rewired, and in what ranks of one job differ.
-Never: asks a process anything; takes what it can't tell for a yes.
+Out:   `Found`: the processes, which of them live, which models of these run every row that was asked for, in what the
+       ranks of one job differ, and files that can't be read.
+Never: asks a process anything; takes what it can't tell for a yes; reads more than `MOST_FILES` files, or of one more
+       than `reading.DOCUMENT_BYTES`. Does work in proportion to a number in a file. Lets one file hide the others.
 
-Of several processes with one rank in one job, those that are alive count, or else the one that wrote last: the others
-were restarted.
+Only processes that live count. Of those with one rank in one job, the others were restarted, or have ended. Whoever can
+write into the folder is believed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from farskip_compile.errors import ConfigError
-from farskip_compile.json_files import Reader, encode
+from farskip_compile.json_files import Reader
 from farskip_compile.reading import parse_json, read_bytes
-from farskip_compile.text_utils import amount
+from farskip_compile.report.living import Life, clock_of, life_of, place
+from farskip_compile.report.process_records import CompiledGraph, Failure, Line, Process, ProcessHead
+from farskip_compile.text_utils import amount, shortened
 
 VARIABLE = "FARSKIP_STATUS_DIR"
-SCHEMA = 1
+SCHEMA = 2
 SUFFIX = ".jsonl"
-REWIRED = ("rewired", "already in the form asked for")
-REFUSED = "refused, compiled unchanged"
-SILENT = ("no residual stack", "not a whole residual stack, unchanged as asked")
-"""Values of `Outcome`."""
-
-Answer = Literal["rewired", "NOT REWIRED", "unknown"]
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """An `Overlap`."""
-
-    phase: str
-    communication_seconds: float
-    exposed_seconds: float
-    profile: str
-    hidden: float | None = None
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """A graph, or a model whose layers are compiled one by one (`layers`), whose graphs are the `part`s."""
-
-    kind: Literal["graph", "part", "layers"]
-    model: str
-    outcome: str
-    rows_rewired: int
-    rows: int
-    left_out: tuple[str, ...]
-    overlap: tuple[Hidden, ...]
-    reason: str
-    compile_id: str
-    connectivity: Any = None
-    rows_asked: int | None = None
-    manifest: str | None = None
-    ran: bool | None = None
-    """None: its runs are not watched."""
-    compile_seconds: float | None = None
-    first_run_seconds: float | None = None
-    ended_by: str = ""
-
-    @property
-    def counts(self) -> bool:
-        """Whether it is a model, and not a loss or a part of a model."""
-        return self.kind != "part" and self.outcome not in SILENT
-
-    @property
-    def wiring(self) -> tuple[Any, ...]:
-        """What ranks have in common."""
-        return (self.model, self.outcome, str(self.connectivity), self.rows_rewired, self.rows_asked, self.left_out)
-
-
-@dataclass(frozen=True)
-class Refused:
-    """An error that ended a compile."""
-
-    kind: Literal["error"]
-    error: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process, and what it has compiled, oldest first."""
-
-    kind: Literal["process"]
-    host: str
-    pid: int
-    parent: int
-    started: str
-    rank: int
-    ranks: int
-    job: str
-    command: str
-    written: float
-    compiled: tuple[Compiled, ...] = ()
-    errors: tuple[Refused, ...] = ()
-    error_is_last: bool = False
-
-    @cached_property
-    def alive(self) -> bool | None:
-        """None: it ran on another host."""
-        if self.host != platform.node():
-            return None
-        return bool(self.started) and started(self.pid) == self.started
-
-    @property
-    def models(self) -> tuple[Compiled, ...]:
-        """The last graph of each model."""
-        return tuple({one.model: one for one in self.compiled if one.counts}.values())
-
-    @property
-    def alike(self) -> tuple[Any, ...]:
-        """What ranks have in common."""
-        ran = tuple((one.ran, one.first_run_seconds is None, one.manifest, one.kind) for one in self.models)
-        return (tuple(one.wiring for one in self.models), ran, self.errors)
-
-    @property
-    def answer(self) -> Answer:
-        """Whether it runs rewired."""
-        counted = [one for one in self.compiled if one.counts]
-        if self.error_is_last or any(one.outcome == REFUSED for one in counted):
-            return "NOT REWIRED"
-        rewired = [one for one in self.models if one.outcome in REWIRED]
-        if any(one.ran is not False for one in rewired):
-            return "rewired"
-        return "NOT REWIRED" if counted and not rewired else "unknown"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dumps`."""
-        return {**encode(self), "alive": self.alive, "answer": self.answer}
+MOST_FILES = 20_000
+"""The newest ones are read."""
+WAY_OUT = "remove the file: `farskip status` reads what processes have written themselves"
+MOST_NAMED = 6
+"""Ranges of ranks that are named."""
+LONGEST = 200
+"""Characters of a reason."""
 
 
 @dataclass(frozen=True)
@@ -145,72 +45,157 @@ class Found:
     """What a folder says."""
 
     processes: tuple[Process, ...]
-    """Those that count, by job and rank."""
-    earlier: int
-    """Files of processes that were restarted since."""
+    """Those that live, and of each rank without one the last, by job and rank."""
+    earlier: int = 0
+    """Files of processes that have ended, and in whose place others live or ended later."""
+    unreadable: tuple[str, ...] = ()
+    """Files that can't be read, and why."""
+
+    @property
+    def alive(self) -> tuple[Process, ...]:
+        """Those that live."""
+        return tuple(one for one in self.processes if one.is_alive)
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """In what ranks differ, and which have left nothing."""
+        """In what ranks of one job differ, and which do not run, or have left nothing; of jobs that live."""
         jobs: dict[tuple[str, int], list[Process]] = {}
         for one in self.processes:
-            jobs.setdefault((one.job, one.ranks), []).append(one)
-        return tuple(text for members in jobs.values() for text in _problems(members))
+            jobs.setdefault((one.head.job, one.head.ranks), []).append(one)
+        return tuple(
+            text for members in jobs.values() if any(one.is_alive for one in members) for text in _problems(members)
+        )
 
     @property
     def rewired(self) -> bool:
-        """Whether all of them run rewired, and alike."""
-        return bool(self.processes) and not self.problems and all(one.answer == "rewired" for one in self.processes)
+        """Whether every model of every process that lives runs every row that was asked for."""
+        return self.status == 0
+
+    @property
+    def status(self) -> int:
+        """The exit status of `farskip status`: 0 rewired, 1 something is not, 2 nothing runs, or it can't be told."""
+        if self.problems or any(one.verdict != "rewired" for one in self.alive):
+            return 1
+        return 0 if self.alive and not self.unreadable else 2
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
         return {
             "rewired": self.rewired,
+            "status": self.status,
             "problems": list(self.problems),
+            "unreadable": list(self.unreadable),
             "earlier": self.earlier,
             "processes": [one.to_json() for one in self.processes],
         }
 
 
-def _problems(members: list[Process]) -> Iterable[str]:
-    first = members[0]
-    wiring = sorted(one.wiring for one in first.models)
-    for one in members[1:]:
-        if sorted(other.wiring for other in one.models) != wiring or one.answer != first.answer:
-            yield f"rank {one.rank} differs from rank {first.rank}: {_short(one)}; rank {first.rank}: {_short(first)}"
-    missing = sorted({*range(first.ranks)} - {one.rank for one in members})
-    if missing:
-        which = f"rank {missing[0]}" if len(missing) == 1 else f"ranks {', '.join(map(str, missing))}"
-        yield f"{which} of {first.ranks} left no file: no graph has reached farskip there, or it writes elsewhere"
+def _problems(members: Sequence[Process]) -> Iterator[str]:
+    alive = [one for one in members if one.is_alive]
+    first = alive[0]
+    for one in alive[1:]:
+        if one.wirings != first.wirings or one.verdict != first.verdict:
+            yield (
+                f"rank {one.head.rank} differs from rank {first.head.rank}: {_short(one)}; "
+                f"rank {first.head.rank}: {_short(first)}"
+            )
+    living = {one.head.rank for one in alive}
+    for life in Life:
+        if gone := sorted({one.head.rank for one in members if one.life is life} - living):
+            yield f"{_ranks(_ranges(gone))} of {first.head.ranks}: {life}"
+    if missing := list(_gaps(sorted({one.head.rank for one in members}), first.head.ranks)):
+        text = f"{_ranks(missing)} of {first.head.ranks} left no file: no graph has reached farskip there, or "
+        yield f"{text}{'they write' if len(missing) > 1 or missing[0][0] < missing[0][1] else 'it writes'} elsewhere"
+
+
+def _gaps(ranks: Sequence[int], count: int) -> Iterator[tuple[int, int]]:
+    """Ranges of the ranks below `count` that are not among `ranks`, which are sorted."""
+    for before, after in zip((-1, *ranks), (*ranks, count), strict=True):
+        if after - before > 1:
+            yield before + 1, after - 1
+
+
+def _ranges(ranks: Iterable[int]) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    for rank in ranks:
+        if found and rank == found[-1][1] + 1:
+            found[-1] = (found[-1][0], rank)
+        else:
+            found.append((rank, rank))
+    return found
+
+
+def _ranks(ranges: Sequence[tuple[int, int]]) -> str:
+    texts = [f"{first} to {last}" if last > first + 1 else f"{first}, {last}" if last > first else str(first)
+             for first, last in ranges[:MOST_NAMED]]  # fmt: skip
+    several = len(ranges) > 1 or ranges[0][0] < ranges[0][1]
+    return f"{'ranks' if several else 'rank'} {', '.join(texts)}{' and others' if len(ranges) > MOST_NAMED else ''}"
 
 
 def _short(process: Process) -> str:
-    models = (f"{one.model} {one.outcome}, {one.rows_rewired} of {amount(one.rows, 'row')}" for one in process.models)
-    return ", ".join(models) or (process.errors[-1].error if process.errors else "nothing compiled")
+    models = ", ".join(shortened(str(one), LONGEST) for one in process.models[:3])
+    return (
+        ", ".join([*([models] if models else []), *(one.error for one in process.failures[:1])]) or "nothing compiled"
+    )
 
 
 def read_folder(folder: Path, pid: int | None = None) -> Found:
-    """What the processes have left in `folder`; with `pid`, those of its job alone: the process, what it has started,
-    and the other ranks beside it.
+    """What the processes have left in `folder`.
+
+    Args:
+        folder: that FARSKIP_STATUS_DIR named.
+        pid: of a process on this machine: its job alone is looked at, which is what it has started, and the other
+            ranks beside it.
 
     Raises:
-        ConfigError: the folder does not exist, or a file in it is damaged.
+        ConfigError: the folder does not exist, or can't be read.
     """
-    if not folder.is_dir():
+    try:
+        files = [path for path in folder.iterdir() if path.suffix == SUFFIX and not path.name.startswith(".")]
+    except OSError as error:
         raise ConfigError(
-            f"the folder {str(folder)!r} does not exist",
+            f"can't read the folder {str(folder)!r}: {error.strerror}",
             way_out=f"start the program with {VARIABLE} set, and give that folder",
-        )
-    every = [_read(path) for path in sorted(folder.glob(f"*{SUFFIX}")) if not path.name.startswith(".")]
+        ) from error
+    clock = clock_of(folder)
+    signs: dict[Path, float] = {}
+    for path in files:
+        with contextlib.suppress(OSError):  # removed meanwhile, or a link that leads nowhere
+            signs[path] = path.stat().st_mtime
+    every: list[tuple[float, Process]] = []
+    unreadable: list[str] = []
+    for path in sorted(signs, key=lambda one: (-signs[one], one.name)):
+        if len(every) + len(unreadable) == MOST_FILES:
+            unreadable.append(f"{amount(len(signs) - MOST_FILES, 'older file')}: more than {MOST_FILES} are not read")
+            break
+        try:
+            every.append((signs[path], _read(path, signs[path], clock)))
+        except (ConfigError, OSError, ValueError) as error:
+            unreadable.append(f"{path.name}: {_reason(error)}")
     if pid is not None:
-        ours = {(one.job, one.ranks, one.parent) for one in every if pid in (one.pid, one.parent)}
-        every = [one for one in every if (one.job, one.ranks, one.parent) in ours]
-    places: dict[tuple[str, int, int], list[Process]] = {}
-    for one in sorted(every, key=lambda one: (one.job, one.ranks, one.rank, one.written)):
-        places.setdefault((one.job, one.ranks, one.rank), []).append(one)
-    counting = [[one for one in same if one.alive] or same[-1:] for same in places.values()]
-    chosen = tuple(one for same in counting for one in same)
-    return Found(chosen, len(every) - len(chosen))
+        every = _job_of(pid, every)
+    chosen = _chosen(every)
+    return Found(chosen, len(every) - len(chosen), tuple(unreadable))
+
+
+def _job_of(pid: int, every: Sequence[tuple[float, Process]]) -> list[tuple[float, Process]]:
+    def job(head: ProcessHead) -> tuple[object, ...]:
+        return (head.job, head.ranks) if head.job else (head.place, head.parent, head.ranks)
+
+    here = place()
+    ours = {job(one.head) for _, one in every if one.head.place == here and pid in (one.head.pid, one.head.parent)}
+    return [(sign, one) for sign, one in every if job(one.head) in ours]
+
+
+def _chosen(every: Sequence[tuple[float, Process]]) -> tuple[Process, ...]:
+    ranks: dict[tuple[str, int, int], list[tuple[float, Process]]] = {}
+    for sign, one in every:
+        ranks.setdefault((one.head.job, one.head.ranks, one.head.rank), []).append((sign, one))
+    found: list[Process] = []
+    for key in sorted(ranks):
+        same = sorted(ranks[key], key=lambda signed: signed[0])
+        found += [one for _, one in same if one.is_alive] or [same[-1][1]]
+    return tuple(found)
 
 
 def folder_of(pid: int) -> Path:
@@ -232,42 +217,25 @@ def folder_of(pid: int) -> Path:
     raise ConfigError(f"process {pid} was started without {VARIABLE}, so it writes nothing down", way_out=way_out)
 
 
-def _read(path: Path) -> Process:
-    way_out = "remove the file: `farskip status` reads what processes have written themselves"
-    try:
-        head, *rest = [parse_json(line) for line in read_bytes(path).decode().splitlines()] or [None]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"can't read {str(path)!r}: {error}", way_out="remove the file") from error
-    reader = Reader(str(path), way_out=way_out, accepts_null=True)
-    plain: Mapping[str, Any] = reader.version(head, (SCHEMA,))
-    compiled: list[Compiled] = []
-    errors: list[Refused] = []
-    last = False
-    for line in rest:
-        last = isinstance(line, dict) and line.get("kind") == "error"
-        if last:
-            errors.append(reader.decode(Refused, line))
+def _read(path: Path, sign: float, clock: float | None) -> Process:
+    first, *rest = read_bytes(path).decode().removesuffix("\n").split("\n")
+    reader = Reader("the file", way_out=WAY_OUT, accepts_null=True)
+    head = reader.decode(ProcessHead, reader.version(parse_json(first), (SCHEMA,)))
+    lines: list[Line] = []
+    for text in rest:
+        line = parse_json(text)
+        if isinstance(line, dict) and line.get("kind") in ("error", "stopped"):
+            lines.append(reader.decode(Failure, line))
         else:
-            compiled.append(reader.decode(Compiled, line))
-    found = {"compiled": (), "errors": (), "error_is_last": last, **plain}
-    process = reader.decode(Process, found)
-    return Process(**{**vars(process), "compiled": tuple(compiled), "errors": tuple(errors)})
+            lines.append(reader.decode(CompiledGraph, line))
+    life = life_of(head.place, head.pid, head.started, sign, clock)
+    return Process(head, life, max(0.0, clock - sign) if clock is not None else None, tuple(lines))
 
 
-def started(pid: int) -> str:
-    """When process `pid` of this host began, in a form that tells it from an earlier one with its number; empty: there
-    is none."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-        return text.rpartition(")")[2].split()[19]
-    except OSError:
-        pass
-    if Path("/proc/self/stat").exists():
-        return ""
-    try:
-        os.kill(pid, 0)  # nothing is sent
-    except ProcessLookupError:
-        return ""
-    except OSError:  # somebody else's
-        pass
-    return "some time"
+def _reason(error: Exception) -> str:
+    text = error.reason if isinstance(error, ConfigError) else str(error)
+    if isinstance(error, OSError):
+        text = error.strerror or text
+    if isinstance(error, json.JSONDecodeError):
+        text = f"it is damaged: {text}"
+    return shortened(text, LONGEST)

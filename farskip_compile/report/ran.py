@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from farskip_compile.report.compile import CompileReport
@@ -52,6 +53,8 @@ class Graph:
     runs: int = 0
     last: int = 0
     """When it ran last, see `ticks`."""
+    owner: weakref.ref[nn.Module] | None = None
+    """The module that was traced."""
     number: int = field(default_factory=itertools.count(1).__next__)
     """Among those of this process."""
     first_seconds: float | None = None

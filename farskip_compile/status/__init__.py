@@ -11,6 +11,7 @@ Algorithm:
    the options of the one that ran last. For a model compiled layer by layer, its report is put together.
 3. The answer is yes if all of them that hold a residual stack have the form that was asked for, and Dynamo has not
    stopped compiling what they are of. It is unknown if nothing has run.
+4. It is no if a call was seen that ran as the model is written (`guard`), or a stance lets every call run so.
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ import torch
 from torch import nn
 
 from farskip_compile._compat.modules import is_compiled, unwrapped
+from farskip_compile._compat.reached import stance
 from farskip_compile._compat.runs import class_name, frame_of, given_up, named_as_run
 from farskip_compile.errors import PartialModelError
+from farskip_compile.guard.compiled import UNSEEN
+from farskip_compile.guard.forward import with_parts
+from farskip_compile.guard.report import as_written
 from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.report.expected import Overlap, expected, why_none
 from farskip_compile.report.ran import Graph, graphs_of, without_parameters
@@ -54,6 +59,8 @@ def status(model: nn.Module) -> Status:
     how = _how(model, inner, whole, graphs)  # 1
     found = _found(inner, whole, graphs, tensors)  # 2
     answer, why = _answer(how, found, graphs)  # 3
+    if answer is not Answer.NOT_REWIRED and (against := _ran_as_written(model, inner)):
+        answer, why = Answer.NOT_REWIRED, against  # 4
     overlap = expected(found.places)
     return Status(
         model=class_name(inner),
@@ -68,6 +75,7 @@ def status(model: nn.Module) -> Status:
         graph_breaks=tuple(dict.fromkeys(one.ended_by for one in graphs if one.ended_by)),
         outside=tuple(name for name, alike in named if not graphs_of(alike)),
         parameters=len(named),
+        unseen=UNSEEN if how in (How.IN_PLACE, How.WRAPPED, How.INSIDE) else (),
     )
 
 
@@ -135,6 +143,15 @@ def _answer(how: How, found: _Found, graphs: Sequence[Graph]) -> tuple[Answer, s
     if number := without_parameters():
         text += f"; {amount(number, 'graph')} ran with no parameters at all, whose they are can't be told"
     return Answer.UNKNOWN, text
+
+
+def _ran_as_written(model: nn.Module, inner: nn.Module) -> str:
+    if (name := stance()) == "force_eager":
+        return f"torch.compiler.set_stance({name!r}) lets it run as it is written"
+    for module in dict.fromkeys([model, inner, *with_parts(inner)]):
+        if (found := as_written(module)) is not None:
+            return f"{amount(found.calls, 'call')} ran as it is written; the last one: {found.reason}"
+    return ""
 
 
 def _against(reports: Sequence[CompileReport], graphs: Sequence[Graph]) -> str:

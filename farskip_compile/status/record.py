@@ -70,6 +70,8 @@ class Status:
     were added or replaced since."""
     parameters: int
     """How many it has."""
+    unseen: tuple[str, ...] = ()
+    """What would run it as it is written without a trace; see docs/training.md."""
 
     @property
     def rewired(self) -> bool:
@@ -120,6 +122,8 @@ class Status:
         facts += [("break", text) for text in self.graph_breaks]
         if self.outside and self.graphs:
             facts.append(("outside", self._outside()))
+        if self.unseen and self.rewired:
+            facts.append(("unseen", f"calls past what is compiled, in {len(self.unseen)} ways (`unseen`)"))
         return facts
 
     def _outside(self) -> str:
@@ -146,5 +150,6 @@ class Status:
             "graph_breaks": list(self.graph_breaks),
             "outside": list(self.outside),
             "parameters": self.parameters,
+            "unseen": list(self.unseen),
             "reports": [report.to_json() for report in self.reports],
         }

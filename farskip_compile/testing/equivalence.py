@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Do two models compute the same: outputs, gradients, and what they write?
 
-Contract: both are run once, with the same random numbers, on copies of the same inputs; gradients, buffers, modes and
-random numbers are afterwards as before. A failure names what differs most, and by how much.
+Contract: both are run once, with the same random numbers, on copies of the same inputs; parameters, gradients, buffers,
+modes and random numbers are afterwards as before. A failure names what differs most, and by how much.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ def assert_equivalent(
     """Assert that `model` computes what `reference` computes.
 
     Compared are all outputs, however nested; if they have gradients, those of all parameters and of the inputs that
-    require one; inputs and buffers that are written. A gradient that is missing counts as zero. Parameters belong
-    together if they are the same object, else if they have the same name; a function has those of the other model.
+    require one; inputs, buffers and parameters that are written. A gradient that is missing counts as zero. Parameters
+    belong together if they are the same object, else if they have the same name; a function has those of the other
+    model.
 
     Args:
         model: a module or a function, compiled or not.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a model once, forward and backward, and bring back everything that it computes.
 
-Contract: out come outputs, gradients and what was written, by name. The model is left as it was found: gradients,
-buffers, modes and random numbers, inputs too (it gets copies). Two runs draw the same random numbers.
+Contract: out come outputs, gradients and what was written, by name. The model is left as it was found: parameters,
+gradients, buffers, modes and random numbers, inputs too (it gets copies). Two runs draw the same random numbers. While
+it runs, a copy of the parameters is in memory: compiled code may write into any of them.
 
 Algorithm: for the backward pass every output that has a gradient gets a fixed one of its own, different in each entry,
 so that no two errors cancel by symmetry. Without gradients (`torch.no_grad`, frozen parameters) there is no backward.
@@ -11,7 +12,7 @@ so that no two errors cancel by symmetry. Without gradients (`torch.no_grad`, fr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ class Run:
     """What one call of a model has computed."""
 
     values: Mapping[str, Any]
-    """Outputs, and inputs and buffers as the call left them; of tensors, copies."""
+    """Outputs, and inputs, buffers and changed parameters as the call left them; of tensors, copies."""
     gradients: Mapping[str, torch.Tensor]
     """Of parameters and inputs; zero where there is none."""
     flows: frozenset[str]
@@ -57,7 +58,7 @@ def run(
         modules: whose state is to be kept.
     """
     given = {name: leaf for name, leaf in leaves((args, dict(kwargs)), "") if isinstance(leaf, torch.Tensor)}
-    with state_kept(modules, given.values()), _gradients_kept(parameters.values()):
+    with state_kept(modules, given.values()), _kept(parameters) as before:
         args, kwargs, copies = copied(args, kwargs, given.values())
         inputs = {_input_name(name): copy for name, copy in zip(given, copies, strict=True)}
         output = function(*args, **kwargs)
@@ -69,6 +70,9 @@ def run(
         gradients = {f"gradient of {name}": _gradient(one) for name, one in leaf_of.items() if one.requires_grad}
         found |= {f"{name} afterwards": one for name, one in inputs.items()}
         found |= {f"buffer {name} afterwards": one for name, one in buffers.items()}
+        found |= {
+            f"parameter {name} afterwards": one for name, one in parameters.items() if not _same(one, before[name])
+        }
         values = {n: local(leaf).clone() if isinstance(leaf, torch.Tensor) else leaf for n, leaf in found.items()}
     return Run(values, gradients, frozenset(with_gradient))
 
@@ -114,16 +118,30 @@ def named_buffers(module: object) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def _gradients_kept(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
-    """Gradients are None at the beginning of the block, and what they were after it."""
-    before = [(parameter, parameter.grad) for parameter in parameters]
-    for parameter, _ in before:
+def _kept(parameters: Mapping[str, torch.Tensor]) -> Iterator[Mapping[str, torch.Tensor]]:
+    """Yield copies of the parameters. Gradients are None at the beginning of the block; afterwards they, and the
+    parameters, are what they were."""
+    gradients = [(parameter, parameter.grad) for parameter in parameters.values()]
+    copies = {name: local(parameter).detach().clone() for name, parameter in parameters.items()}
+    for parameter, _ in gradients:
         parameter.grad = None
     try:
-        yield
+        yield copies
     finally:
-        for parameter, gradient in before:
+        for parameter, gradient in gradients:
             parameter.grad = gradient
+        with torch.no_grad():
+            for name, before in copies.items():
+                if not _same(parameters[name], before):
+                    local(parameters[name]).copy_(before)
+
+
+def _same(parameter: torch.Tensor, before: torch.Tensor) -> bool:
+    """Return whether a parameter is what it was, to the bit."""
+    now = local(parameter).detach()
+    if now.shape != before.shape or now.dtype != before.dtype:
+        return False
+    return torch.equal(now.reshape(-1).view(torch.uint8), before.reshape(-1).view(torch.uint8))
 
 
 def _cotangent(leaf: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,8 @@ themselves. Steps:
    prompt), to the messages through it, and to all. Each must begin with the tokens of the one before; then the tokens
    that the turn adds after the header are its targets, with the mark that ends it. A template that writes earlier
    turns in another way than the last one is refused: some leave out what was thought, or add an empty thought.
+   The beginning is tokenized again for each turn, which grows with the square of the length: a conversation for which
+   that is more than `MOST_TOKENIZED` characters is refused before it begins.
 
 A completion follows its prompt directly, and both are tokenized together. Tokens that hold a character of the
 completion are targets, and so is the end-of-text token after it, if the tokenizer has one.
@@ -27,6 +29,8 @@ from farskip_compile.errors import ConfigError
 
 GENERATION = re.compile(r"\{%[-+]?\s*generation\b")
 ALL = 'loss_on = "all"'
+MOST_TOKENIZED = 2**26
+"""Characters, about half a minute: a hundred messages of a megabyte in all, or a thousand of a hundred kilobytes."""
 
 
 def check_tokenizer(tokenizer: Any, kind: str, loss_on: str) -> None:
@@ -67,6 +71,7 @@ def conversation(tokenizer: Any, chat: Mapping[str, Any], where: str, loss_on: s
             )
         found = _apply(tokenizer, messages, tools, where, return_assistant_tokens_mask=True)
         return found["input_ids"], [bool(one) for one in found["assistant_masks"]]
+    _check_work(messages, where)
     ids = _apply(tokenizer, messages, tools, where)["input_ids"]
     is_target = [False] * len(ids)
     for number, message in enumerate(messages):
@@ -92,6 +97,26 @@ def conversation(tokenizer: Any, chat: Mapping[str, Any], where: str, loss_on: s
             )
         is_target[len(before) : len(through)] = [True] * (len(through) - len(before))
     return ids, is_target
+
+
+def _check_work(messages: Sequence[Mapping[str, Any]], where: str) -> None:
+    """A `ConfigError` if finding the targets would take too long."""
+    length = work = 0
+    for message in messages:
+        before, length = (
+            length,
+            length + len(str(message.get("content") or "")) + len(str(message.get("tool_calls", ""))),
+        )
+        if message["role"] == "assistant":
+            work += before + length
+    if work > MOST_TOKENIZED:
+        raise ConfigError(
+            f"{where}: {len(messages)} messages of {length:,} characters. To find what the assistant says, the chat "
+            f"template would be applied to the beginning before each turn: {work:,} characters, and {MOST_TOKENIZED:,} "
+            "is the limit",
+            way_out="shorter conversations, or chat_template = a file with {% generation %} around what the assistant "
+            f"says, which is applied once, or {ALL}",
+        )
 
 
 def completion(tokenizer: Any, pair: Mapping[str, str], loss_on: str) -> tuple[list[int], list[bool]]:

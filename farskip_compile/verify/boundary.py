@@ -77,6 +77,18 @@ def verify_closed(module: fx.GraphModule, before: Returned) -> None:
         raise _error("its selective checkpoints do not hold what they held")
 
 
+def verify_lowered(graph: fx.Graph, before: Returned) -> None:
+    """Check that `graph`, whose marks were erased or written out, computes what it did with them.
+
+    Raises:
+        VerificationError: it does not.
+    """
+    marked = copy.deepcopy(graph)
+    mark_accumulations(marked)
+    if record(marked) != before:
+        raise _error("its accumulations do not add what they added", "a graph that is written out")
+
+
 def _with_tail(graph: fx.Graph, departure: Departure) -> fx.Graph:
     whole = fx.Graph(graph.owning_module)
     copies: dict[fx.Node, Any] = {}
@@ -112,9 +124,9 @@ def _value(node: fx.Node) -> Any:
     return call(*args, **kwargs)
 
 
-def _error(reason: str) -> VerificationError:
+def _error(reason: str, what: str = "a layer that is cut off at its end") -> VerificationError:
     return VerificationError(
-        f"a layer that is cut off at its end: {reason}",
+        f"{what}: {reason}",
         way_out="nothing was compiled; please report this: it is a defect of farskip-compile",
         where=Where(),
     )

@@ -5,7 +5,8 @@ In:    a normalised graph from Dynamo, and what was read off it, or the error be
 Out:   nothing, or the error that says what cuts the stack.
 Never: changes the graph.
 
-Algorithm: note how the graph begins and ends (`_Ends`); the first condition of `RULES` that holds gives the error.
+Algorithm: note how the graph begins and ends (`_Ends`); the first condition of `RULES` that holds gives the error. A
+graph is a whole stack only by proof: of its beginning and of its end (`account.ends`).
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ from functools import cached_property
 
 from torch import fx
 
-from farskip_compile._compat import callers_graph_break, graph_break_reason, is_module_state, is_resumed
+from farskip_compile._compat import callers_graph_break, graph_break_reason, is_resumed
+from farskip_compile._compat.modules import input_path
 from farskip_compile.errors import FarSkipError, NotASumError, PartialModelError, Where
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.not_a_sum import not_a_sum
+from farskip_compile.passes.residual.table import Kind
+from farskip_compile.text_utils import amount
+from farskip_compile.verify.account.ends import open_beginning, open_end
 from farskip_compile.verify.account.fragment import another_form
-from farskip_compile.verify.graph_break_hints import known_break
+from farskip_compile.verify.graph_break_hints import REGIONAL, known_break, stated
 
 
 def check_complete(module: fx.GraphModule, reading: Reading | None) -> None:
@@ -46,7 +51,7 @@ def check_part(module: fx.GraphModule, reading: Reading | None) -> None:
     """
     ends = _Ends(module, reading)
     if ends.broken or ends.resumed:
-        raise _cut("inside a layer", ends.cut, ends.mixer.name if ends.mixer is not None else None)
+        raise _cut(INSIDE, ends.cut, ops.name_written(ends.mixer) if ends.mixer is not None else None)
     if reading is None:
         raise not_a_sum(module.graph) or PartialModelError(
             "a layer that is compiled by itself has no residual stream: nothing in it is computed from a value and "
@@ -59,7 +64,7 @@ def check_part(module: fx.GraphModule, reading: Reading | None) -> None:
 def cut_inside_a_layer(module: fx.GraphModule, error: NotASumError) -> PartialModelError | None:
     """The error for a stream that can't be read because of a graph break; None if there was none."""
     ends = _Ends(module, None)
-    return _cut("inside a layer", ends.cut, error.where.node) if ends.broken or ends.resumed else None
+    return _cut(INSIDE, ends.cut, error.where.node) if ends.broken or ends.resumed else None
 
 
 def known_cut(module: fx.GraphModule, found: Where) -> PartialModelError | None:
@@ -96,37 +101,41 @@ class _Ends:
         return next((node for node in self.module.graph.nodes if ops.is_attention(node)), None)
 
     @cached_property
-    def begins_open(self) -> bool:
-        """The residual stream comes in as an input of the call."""
-        base = self.reading.stream.base if self.reading is not None else None
-        return base is not None and base.op == "placeholder" and not is_module_state(base)
+    def open_inputs(self) -> list[fx.Node]:
+        """The inputs of the call that nothing shows to be embeddings, and that the residual stream begins with."""
+        if self.reading is None:
+            return []
+        terms, stream = self.reading.table.terms, self.reading.stream
+        first = next((term.index for term in terms if term.kind is not Kind.EMBEDDING), len(terms))
+        bases = [value for value, held in stream.values.items() if held.newest < first]
+        return open_beginning(self.module.graph, [*stream.leaves[:first], *bases])
 
     @cached_property
-    def ends_open(self) -> bool:
-        """The residual stream is returned as it is."""
+    def open_end(self) -> fx.Node | None:
+        """The value by which the residual stream is returned as it is."""
         if self.reading is None:
-            return False
+            return None
         stream, everything = self.reading.stream, self.reading.table.everything
-        whole = {stream.root, *(value for value in stream.values if stream.values[value] == everything)}
-        return not whole.isdisjoint(next(iter(reversed(self.module.graph.nodes))).all_input_nodes)
+        whole = (value for value in stream.values if stream.values[value] == everything)
+        return open_end(self.module.graph, {stream.root, *whole})
 
-    @property
-    def only_returned(self) -> bool:
-        """Nothing but the caller uses the end of the stream."""
-        return self.reading is not None and all(user.op == "output" for user in self.reading.stream.root.users)
+
+INSIDE = "inside a layer"
 
 
 def _cut(place: str, reason: str | None, node: str | None) -> PartialModelError:
+    said, source = stated(reason or "")
+    at = f", at {source}" if source else ""
+    way_out = "remove the break; torch.compiler.reset() before compiling again"
     return known_break(reason, node) or PartialModelError(
-        f"a graph break cuts the residual stack {place}: {reason or 'reason unknown'}",
-        way_out="remove the break or move it out of the model; after torch.compiler.reset(), "
-        "torch.compile(..., fullgraph=True) shows it as an error",
-        where=Where(node=node),
+        f"a graph break cuts the residual stack {place}: {said or 'reason unknown'}{at}",
+        way_out=way_out if place == INSIDE else f"{way_out}; {REGIONAL}",
+        where=Where(node=node, source=source),
     )
 
 
 def _no_stream_in_a_part(ends: _Ends) -> FarSkipError:
-    return _cut("inside a layer", ends.cut, ends.mixer.name if ends.mixer is not None else None)
+    return _cut(INSIDE, ends.cut, ops.name_written(ends.mixer) if ends.mixer is not None else None)
 
 
 def _no_stream(ends: _Ends) -> FarSkipError:
@@ -149,23 +158,52 @@ def _no_stream(ends: _Ends) -> FarSkipError:
 
 def _cut_before_its_end(ends: _Ends) -> FarSkipError:
     assert ends.reading is not None
-    return _cut("before its end", ends.broken, ends.reading.stream.root.name)
+    return _cut("before its end", ends.broken, ops.name_written(ends.reading.stream.root))
 
 
 def _cut_before_its_beginning(ends: _Ends) -> FarSkipError:
     assert ends.reading is not None
-    return _cut("before its beginning", callers_graph_break(), ends.reading.stream.base.name)
+    return _cut("before its beginning", callers_graph_break(), ops.name_written(ends.reading.stream.base))
 
 
-def _single_layer(ends: _Ends) -> FarSkipError:
+def _part(ends: _Ends) -> FarSkipError:
     assert ends.reading is not None
     cut, base, rows = callers_graph_break(), ends.reading.stream.base, ends.reading.table.rows
-    return known_break(cut, base.name) or PartialModelError(
-        f"the graph begins and ends with the raw residual stream ({len(rows)} sub-blocks in it): layers "
-        "seem to be compiled one by one, and FarSkip connects two layers"
-        + (f", because Dynamo met a graph break: {cut}" if cut else ""),
-        way_out='compile the whole model: torch.compile(model, backend="farskip", fullgraph=True); or prepare its '
-        "layers before they are compiled: farskip_compile.regional(model, compile=False)",
+    if (known := known_break(cut, ops.name_written(base))) is not None:
+        return known
+    count = amount(len(rows), "sub-block")
+    inputs = [input_path(one) for one in ends.open_inputs]
+    names = [path if (last := path.rpartition(".")[-1]).isdigit() else last for path in inputs]
+    begins = [f'"{name}": "embedding"' for name in names]
+    said = ", ".join([*begins, *(['"return": "final"'] if ends.open_end is not None else [])])
+    say_so = f'say so: options={{"kinds": {{{said}}}}}'
+    said_of_break, source = stated(cut or "")
+    at = f", at {source}" if source else ""
+    break_met = f", because Dynamo met a graph break: {said_of_break}{at}" if cut else ""
+    if ends.open_inputs and ends.open_end is not None:
+        return PartialModelError(
+            f"the graph begins and ends with the raw residual stream ({count} in it): layers seem to be compiled one "
+            f"by one, and FarSkip connects two layers{break_met}",
+            way_out=f"remove the break; torch.compiler.reset() before compiling again; {REGIONAL}"
+            if cut
+            else 'compile the whole model: torch.compile(model, backend="farskip", fullgraph=True); or prepare its '
+            "layers before they are compiled: farskip_compile.regional(model, compile=False); if this is a whole "
+            f"model, from its embedding to its end, {say_so}",
+            where=Where(node=ops.name_written(base), source=source) if source else ops.where(base),
+        )
+    whole = "compile the whole model, without pipeline stages"
+    if ends.open_end is not None:
+        return PartialModelError(
+            f"the raw residual stream is returned, {count} in it: the graph may be the first part of a model, such as "
+            f"a pipeline stage{break_met}",
+            way_out=f"{whole}, together with its final norm or its head; if all of it ends like this, or returns its "
+            f"last hidden state besides, {say_so}",
+            where=ops.where(ends.open_end),
+        )
+    return PartialModelError(
+        f"the residual stream begins with an input of the call, {', '.join(map(repr, names))}, and {count} follow: the "
+        f"graph may be the last part of a model, such as a pipeline stage{break_met}",
+        way_out=f"{whole}; if this input is an embedding, as inputs_embeds is, {say_so}",
         where=ops.where(base),
     )
 
@@ -173,8 +211,8 @@ def _single_layer(ends: _Ends) -> FarSkipError:
 RULES: tuple[tuple[Callable[[_Ends], object], Callable[[_Ends], FarSkipError]], ...] = (
     (lambda e: e.reading is None and e.mixer and (e.broken or e.resumed), _no_stream_in_a_part),
     (lambda e: e.reading is None and e.mixer, _no_stream),
-    (lambda e: e.broken and e.ends_open, _cut_before_its_end),
-    (lambda e: e.resumed and e.begins_open, _cut_before_its_beginning),
-    (lambda e: e.begins_open and e.ends_open and e.only_returned, _single_layer),
+    (lambda e: e.broken and e.open_end is not None, _cut_before_its_end),
+    (lambda e: e.resumed and e.open_inputs, _cut_before_its_beginning),
+    (lambda e: e.open_inputs or e.open_end is not None, _part),
 )
 """(condition, error), in order of precedence. Anything else is a whole stack, or a graph without one."""

@@ -6,13 +6,15 @@ each sub-block leaves out. Nothing here looks at the rewired graph, or at what `
 
 Algorithm: the graph before rewiring is evaluated (`values`) in its order, with one difference. Where a sub-block
 that changes reads a residual value, it gets the number of that value with the terms that it leaves out set to zero, by
-the coefficients that they have in it. A node through which several sub-blocks read, such as the one norm of a parallel
-block, has a number for each of them. Linear in the graph and in the sums that change.
+the coefficients that they have in it. Whatever lies between these terms and the value, and belongs to no sub-block, is
+evaluated anew with them set to zero: also an index, a mask, or rows that were picked to be written back. A node through
+which several sub-blocks read, such as the one norm of a parallel block, has a number for each of them. Linear in the
+graph and in the sums that change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from torch import fx
@@ -38,8 +40,8 @@ class Wiring:
     """Residual values."""
     terms: Mapping[int, TermSet]
     """What residual values and all other sums of terms hold."""
-    below: Mapping[int, tuple[int, ...]]
-    """What these are sums or linear images of."""
+    between: Set[int]
+    """What lies between residual values and belongs to no sub-block."""
     reads: Mapping[str, TermSet]
     """What each sub-block reads."""
 
@@ -58,9 +60,23 @@ def read_wiring(reading: Reading) -> Wiring:
         _visitors(reading, owner),
         frozenset(place_of[node] for node in stream.values),
         {place_of[node]: held for node, held in sums.items()},
-        {place_of[node]: tuple(place_of[arg] for arg in stream.below[node]) for node in sums},
+        _between(program, {place_of[node] for node in sums}, {place_of[node] for node in owner}),
         {row.name: row.reads for row in rows},
     )
+
+
+def _between(program: Steps, sums: Set[int], owned: Set[int]) -> Set[int]:
+    """Find the nodes that depend on one of `sums`, lead to another, and are not `owned`."""
+    behind: set[int] = set()
+    for place, step in enumerate(program.steps):
+        if place not in owned and any(one in sums or one in behind for one in (*step.inputs, *step.after)):
+            behind.add(place)
+    leads_on: set[int] = set()
+    for place in reversed(range(len(program.steps))):
+        if place in sums or place in leads_on:
+            step = program.steps[place]
+            leads_on.update(one for one in (*step.inputs, *step.after) if one in behind and one not in sums)
+    return leads_on
 
 
 def _visitors(reading: Reading, owner: Mapping[fx.Node, str]) -> dict[int, list[str]]:
@@ -125,28 +141,41 @@ class Expected:
 
     def _without(self, place: int, dropped: TermSet) -> int:
         """The number of a sum with terms set to zero."""
-        terms, below = self._wiring.terms, self._wiring.below
+        steps = self._wiring.program.steps
         needed = [place]
         for one in needed:  # grows
-            if self._is_changed(one, dropped) and (one, dropped & terms[one]) not in self._reduced:
-                needed.extend(below[one])
+            if self._is_new(one, dropped) and (one, self._gone(one, dropped)) not in self._reduced:
+                needed.extend(arg for arg in (*steps[one].inputs, *steps[one].after) if self._holds(arg))
 
         def of(arg: int) -> int:
-            gone = dropped & terms[arg] if arg in terms else TermSet()
+            gone = self._gone(arg, dropped)
             if not gone:
                 return self._own[arg]
-            return self._reduced[arg, gone] if terms[arg] - gone else 0
+            return 0 if self._is_whole(arg, dropped) else self._reduced[arg, gone]
 
         for one in sorted(set(needed)):
-            key = one, dropped & terms[one]
-            if self._is_changed(one, dropped) and key not in self._reduced:
-                summands = below[one]
-                self._reduced[key] = self._wiring.program.steps[one].number(
-                    lambda arg, own=summands: of(arg) if arg in own else self._own[arg]  # type: ignore[misc]
-                )
+            key = one, self._gone(one, dropped)
+            if self._is_new(one, dropped) and key not in self._reduced:
+                self._reduced[key] = steps[one].number(of)
         return of(place)
 
-    def _is_changed(self, place: int, dropped: TermSet) -> bool:
-        """Whether some of the terms are in the sum, and others stay."""
-        held = self._wiring.terms[place]
+    def _holds(self, place: int) -> bool:
+        """Return whether a value is a sum of terms, or lies between two of them."""
+        return place in self._wiring.terms or place in self._wiring.between
+
+    def _gone(self, place: int, dropped: TermSet) -> TermSet:
+        """The terms that are to be set to zero in a value; all of them in one that is no sum."""
+        if place in self._wiring.between:
+            return dropped
+        return dropped & self._wiring.terms[place] if place in self._wiring.terms else TermSet()
+
+    def _is_whole(self, place: int, dropped: TermSet) -> bool:
+        """Return whether all terms of a sum are to be set to zero."""
+        return place in self._wiring.terms and not self._wiring.terms[place] - dropped
+
+    def _is_new(self, place: int, dropped: TermSet) -> bool:
+        """Return whether a value has another number without the terms, and is not zero."""
+        if place in self._wiring.between:
+            return True
+        held = self._wiring.terms.get(place, TermSet())
         return bool(held & dropped) and bool(held - dropped)

@@ -58,6 +58,20 @@ PLACES = (
     ),
 )
 
+REGIONAL = (
+    "outside of the layers it may stay: farskip_compile.regional(model) compiles these one by one, and what is around "
+    "them runs as it is written (docs/layers.md)"
+)
+DEPENDS_ON_DATA = (
+    "write this step so that its shape does not depend on values; a loop over experts is replaced by "
+    f"farskip_compile.prepare(model), or its notes say why not; {REGIONAL}"
+)
+"""The way out of a branch or a shape that depends on data."""
+BRANCH = "a branch depends on data, whose values are only known when the model runs"
+"""`generic_jump TensorVariable()`, in words."""
+EXPLANATION = (" The branch condition involves", " Hint:", " Developer debug context:")
+"""Where Dynamo's account of a graph break has said what happened, and goes on to what it knows of it."""
+
 FUNCTIONAL = {
     "all_to_all_single": "all_to_all_single(input, output_splits, input_splits, group)",
     "all_reduce": 'all_reduce(tensor, "sum", group)',
@@ -77,6 +91,23 @@ def known_break(reason: str | None, node: str | None = None) -> PartialModelErro
     path = text.replace("\\", "/")
     known = next((one for one in PLACES if one.path in path), None)
     return PartialModelError(known.reason, way_out=known.way_out, where=Where(node=node)) if known is not None else None
+
+
+def stated(reason: str) -> tuple[str, str | None]:
+    """What a text of Dynamo says happened, without its hints, and the line `file:line` of the user's code."""
+    end = min((reason.find(mark) for mark in EXPLANATION if mark in reason), default=len(reason))
+    place = LINE.search(reason)
+    end = min(end, place.start()) if place is not None else end
+    said = BRANCH if reason.startswith("generic_jump") else reason[:end].strip()
+    return said, place.group(1) if place is not None else None
+
+
+def depends_on_data(text: str) -> bool:
+    """Return whether a text of Dynamo is about a branch or a shape that depends on data."""
+    return "data-dependent" in text.lower()
+
+
+LINE = re.compile(r" \(([^()\s]+:\d+): ")
 
 
 def _async_collective(reason: str, node: str | None) -> AsyncCollectiveError | None:

@@ -21,13 +21,15 @@ Two different polynomials agree at a random point with a probability of about th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
 from torch import fx
 
+from farskip_compile.errors import VerificationError
 from farskip_compile.passes.graph import comms, effects, ops
+from farskip_compile.passes.normalize.accumulations import STANDS_FOR
 from farskip_compile.passes.residual.sums import Dataflow
 from farskip_compile.verify.field import PRIME, fraction, inverse, joining, number_of, taking
 
@@ -55,6 +57,8 @@ class Rule(Enum):
     """key * product of inputs"""
     QUOTIENT = 3
     """key * product of inputs but the last / the last"""
+    ADDED = 4
+    """the first input + a hash of key and the other inputs"""
 
 
 @dataclass(slots=True)
@@ -73,6 +77,9 @@ class Step:
         """The number of the node, from those of others by place."""
         if self.rule is Rule.HASH:
             return hash((self.key, *map(of, self.inputs), *map(of, self.after))) % PRIME
+        if self.rule is Rule.ADDED:
+            base, *rest = map(of, self.inputs)
+            return (base + hash((self.key, *rest, *map(of, self.after)))) % PRIME
         if self.rule is Rule.AFFINE:
             number = self.key + sum(weight * of(place) for weight, place in zip(self.weights, self.inputs, strict=True))
         else:
@@ -109,13 +116,12 @@ def read_steps(flow: Dataflow) -> Steps:
     written = effects.writers(flow.nodes)
     for place, node in enumerate(flow.nodes):
         step = _read(node, place_of)
-        if node in flow.addends:  # the sum of its base and of what it adds
-            base = place_of[node.args[0]]  # type: ignore[index]
-            step = Step(node.name, Rule.AFFINE, 0, (base, place_of[flow.addends[node]]), (1, 1))
+        if (mark := flow.addends.get(node)) is not None:
+            step = _accumulation(node, mark, steps[place_of[mark]], place_of)
         writes = flow.after.get(node)
         if writes:
             step.after = tuple(place_of[write] for write in writes)
-        if step.rule is Rule.HASH:
+        if step.rule in (Rule.HASH, Rule.ADDED):
             step.after += last_switch
         writes_memory = node in written
         if effects.is_random(node):
@@ -156,7 +162,8 @@ def _read(node: fx.Node, place_of: Mapping[fx.Node, int]) -> Step:
             return step
     if name in SIZES and ops.tensor(node) is None:
         return Step(node.name, Rule.HASH, number_of(f"{name} {ops.fake(node)}"), ())
-    if name in ("cat", "getitem") and (step := _of_parts(node, name, place_of)) is not None:
+    step = _of_parts(node, name, place_of) if name in ("cat", "getitem") else _addend(node, name, place_of)
+    if step is not None:
         return step
     linear = ops.may_be_linear(name) or ("::" in name and comms.is_linear_collective(node))
     factor = _factor(node, name) if linear else None
@@ -164,12 +171,62 @@ def _read(node: fx.Node, place_of: Mapping[fx.Node, int]) -> Step:
         return Step(node.name, Rule.AFFINE, 0, (place_of[node.args[0]],), (factor,))  # type: ignore[index]
     constants = [number_of(name)]
     inputs: list[int] = []
-    shape_only = name in ops.LIKE or name == "added_alone"
-    if shape_only:
+    if name in ops.LIKE:
         constants.append(number_of(str(ops.fake(node))))
-    _scan(node.args[1:] if shape_only else node.args, place_of, inputs, constants)
+    _scan(node.args[1:] if name in ops.LIKE else node.args, place_of, inputs, constants)
     if node.kwargs:
         _scan(node.kwargs, place_of, inputs, constants)
+    return Step(node.name, Rule.HASH, hash(tuple(constants)), tuple(inputs))
+
+
+def _accumulates(node: fx.Node, name: str) -> bool:
+    """Return whether `node`, a call of the operator `name`, adds what its other arguments say to the first one."""
+    if name == "scatter_reduce":
+        return _given(node, 4, "reduce", None) == "sum" and _given(node, 5, "include_self", True) is True
+    if name == "index_put":
+        return _given(node, 3, "accumulate", False) is True
+    return name in ("index_add", "scatter_add", "put_sum")
+
+
+def _given(node: fx.Node, place: int, name: str, default: object) -> object:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+
+
+def _addend(node: fx.Node, name: str, place_of: Mapping[fx.Node, int]) -> Step | None:
+    """Rule 3 for a mark, and for an accumulation into zeros: the addend alone. Rule 1 for any other accumulation."""
+    if name == "added_alone":
+        target = node.meta[STANDS_FOR][1]
+        return _adds(node, target if isinstance(target, str) else ops.function_name(target), place_of)
+    found = _adds(node, name, place_of)
+    if found is None or ops.is_zeros(node.args[0]) or not isinstance(node.args[0], fx.Node):
+        return found
+    return replace(found, rule=Rule.ADDED, inputs=(place_of[node.args[0]], *found.inputs))
+
+
+def _accumulation(node: fx.Node, mark: fx.Node, addend: Step, place_of: Mapping[fx.Node, int]) -> Step:
+    """Rule 1 for an accumulation with a mark, whose step is `addend`: the sum of the base and the addend.
+
+    Raises:
+        VerificationError: the mark says another addend than the accumulation's own arguments do.
+    """
+    own = _adds(node, ops.op_name(node), place_of)
+    if own is None or (own.key, own.inputs) != (addend.key, addend.inputs):
+        raise VerificationError(
+            f"{ops.op_name(node)!r} was taken for the sum of its base and of something that its arguments do not say",
+            way_out="nothing was compiled; please report this: it is a defect of farskip-compile",
+            where=ops.where(node),
+        )
+    return Step(node.name, Rule.AFFINE, 0, (place_of[node.args[0]], place_of[mark]), (1, 1))  # type: ignore[index]
+
+
+def _adds(node: fx.Node, name: str, place_of: Mapping[fx.Node, int]) -> Step | None:
+    """The addend of an accumulation, by its own arguments; None if it is none."""
+    value = ops.tensor(node)
+    if not _accumulates(node, name) or value is None:
+        return None
+    constants = [number_of(f"added by {name}"), number_of(f"{tuple(value.shape)} {value.dtype}")]
+    inputs: list[int] = []
+    _scan((node.args[1:], dict(node.kwargs)), place_of, inputs, constants)
     return Step(node.name, Rule.HASH, hash(tuple(constants)), tuple(inputs))
 
 

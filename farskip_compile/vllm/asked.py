@@ -37,6 +37,8 @@ from farskip_compile.text_utils import did_you_mean
 
 ASKED = "farskip"
 """Key in `additional_config`."""
+ROWS_MULTIPLE = 64
+"""Vocabularies are padded to it: `DEFAULT_VOCAB_PADDING_SIZE` of vLLM, which none of its models changes."""
 SETTLED = "settled"
 """Key there for what `settle` found."""
 
@@ -69,9 +71,11 @@ class Asked:
         return FarSkipConfig(
             connectivity=own.connectivity,
             layers=tuple(own.layers) if own.layers is not None else None,
-            manifest=replace(self.manifest, fused=True) if self.manifest is not None else None,
+            manifest=(
+                replace(self.manifest, fused=True, rows_multiple=ROWS_MULTIPLE) if self.manifest is not None else None
+            ),
             merge_reductions=own.merge_reductions,
-            kinds=dict(own.kinds or {}),
+            kinds={"*inputs_embeds*": "embedding", **(own.kinds or {})},  # with images; a pipeline stage is refused
             **options,
         )
 

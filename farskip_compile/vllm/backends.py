@@ -43,7 +43,7 @@ class _Whole:
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         options = {"inner": self.inner, "inductor": self.inductor, "schedule": self.asked.options.overlap}
         backend, report = rewire(module, self.asked, options, order=self.inner != INDUCTOR)
-        return backend.compile(module, example_inputs, report)
+        return backend.compile(module, example_inputs, report, bare=True)  # vLLM serialises it
 
 
 def _in_pieces(cls: Any, asked: Asked) -> Any:

@@ -4,7 +4,8 @@
 Contract: `install` wraps some of its functions. Each wrapper asks first whether the configuration asks for rewiring
 (`asked.settle`), and calls the original at once if it does not. What is not loaded yet is wrapped once it is needed.
 
-    EngineArgs.create_engine_config            refuse what can't be served, before any process starts
+    EngineArgs.create_engine_config            refuse what can't be served, and the manifest of another model, before
+                                               any process starts
     HFConfigParser                             guarded checkpoints (`checkpoints`)
     VllmConfig.compute_hash                    of a configuration that EngineArgs has not made
     CompilationConfig.init_backend             the backend gets graphs rewired: whole, before vLLM splits them
@@ -56,8 +57,10 @@ def _arguments(module: Any) -> None:
         found = plain(self, *args, **kwargs)
         if (asked := _settled(found)) is not None:
             from farskip_compile.vllm.refusals import refuse_unsupported
+            from farskip_compile.vllm.same_model import refuse_other_model
 
             refuse_unsupported(found, asked)
+            refuse_other_model(found, asked)
             _wrap(WORKERS)  # the engine may run in this process
         return found
 

@@ -15,10 +15,11 @@ from farskip_compile.vllm.asked import Asked
 
 VERSIONS = ("0.31", "0.32")
 """Minor versions of vLLM that this was run on."""
-EAGER = (
-    "without enforce_eager, --enforce-eager or -O0; on a CPU without LoRA, for which vLLM compiles nothing. "
-    "Compiled are the modes 1, 2 and 3"
-)
+EAGER = "without enforce_eager, --enforce-eager or -O0. Compiled are the modes 1, 2 and 3"
+SECOND_MODEL = ("draft_model", "medusa", "mlp_speculator", "eagle", "eagle3", "mtp", "dflash", "dspark")
+"""Methods of speculation that run a second model, or a head of the first one, after vLLM's own names."""
+TRIED = ("ngram",)
+"""Methods of speculation that were tried: they guess tokens from the prompt, and compile nothing of their own."""
 
 
 def refuse_unsupported(vllm_config: Any, asked: Asked) -> None:
@@ -43,6 +44,21 @@ def _is_eager(config: Any, _: Asked) -> bool:
     return config.model_config.enforce_eager or not config.compilation_config.mode
 
 
+def _has_lora_on_a_cpu(config: Any, _: Asked) -> bool:
+    return config.lora_config is not None and str(config.device_config.device_type) == "cpu"
+
+
+def _speculates(config: Any, _: Asked) -> bool:
+    return config.speculative_config is not None and config.speculative_config.method not in TRIED
+
+
+def _why_not_speculate(config: Any) -> str:
+    method = config.speculative_config.method
+    if method in SECOND_MODEL or method.endswith("_mtp"):
+        return f"speculation by {method!r} compiles a second model, which was not tried"
+    return f"speculation by {method!r} was not tried"
+
+
 def _dispatches_inside(config: Any, asked: Asked) -> bool:
     parallel = config.parallel_config
     return asked.options.overlap and parallel.enable_expert_parallel and parallel.data_parallel_size > 1
@@ -55,6 +71,12 @@ RULES: tuple[Rule, ...] = (
         ConfigError,
         lambda config: f"this is vLLM {version()}, on which it was not tried; it was on {' and '.join(VERSIONS)}",
         "install one of these",
+    ),
+    (
+        _has_lora_on_a_cpu,
+        OriginalWiringError,
+        lambda config: "on a CPU vLLM compiles no model that is served with LoRA: it would run in its original wiring",
+        "merge the adapter into the weights, and serve these without LoRA",
     ),
     (
         _is_eager,
@@ -98,10 +120,10 @@ RULES: tuple[Rule, ...] = (
         "leave --enable-dbo out",
     ),
     (
-        lambda config, asked: config.speculative_config is not None,
+        _speculates,
         ConfigError,
-        lambda config: "speculative decoding compiles a second model, which was not tried",
-        "leave --speculative-config out",
+        _why_not_speculate,
+        f"speculation by {', '.join(TRIED)}, or leave --speculative-config out",
     ),
 )
 """(whether it holds, error, reason, way out)."""

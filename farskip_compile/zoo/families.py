@@ -24,8 +24,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from farskip_compile.manifest.guarded import PREFIX
-
 CAUSAL_LM = "ForCausalLM"
 _COUNT = re.compile(r"^(?=.*experts)(?=.*(^|_)(n|num)_)(?!.*(shared|per_tok|top_?k|group|layer))")
 
@@ -70,8 +68,6 @@ def _found() -> tuple[Family, ...]:
 
     found = []
     for model_type in CONFIG_MAPPING:
-        if model_type.startswith(PREFIX):  # of guarded checkpoints: the same families once more
-            continue
         try:
             config_class = CONFIG_MAPPING[model_type]
         except Exception:  # a configuration that can't be imported has no fields to judge by

@@ -3,27 +3,37 @@
 
 Contract: `note_declared` writes them into `node.meta`, before anything is read off a graph; `declared` reads one back.
 No other place knows of them. A fact about a module holds for all nodes that Dynamo traced in it. A collective that was
-declared with its wait is a launch and a wait like PyTorch's own; without, it is one operator that blocks.
+declared with its wait is a launch and a wait like PyTorch's own; without, it is one operator that blocks. A fact may
+also be about an end of the model: an input of the call that is an embedding, or what the call returns.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 from torch import fx
 
+from farskip_compile._compat import is_module_state
 from farskip_compile._compat.marks import COMMUNICATES
+from farskip_compile._compat.modules import input_path, module_paths
 from farskip_compile.passes.graph.walk import bodies
 
-DeclaredKind = Literal["attention", "mixer", "dense", "routed", "reduction", "exchange"]
+DeclaredKind = Literal["attention", "mixer", "dense", "routed", "reduction", "exchange", "embedding", "final"]
 KINDS = get_args(DeclaredKind)
 COLLECTIVES = ("reduction", "exchange")
+ENDS = ("embedding", "final")
+"""Kinds of the ends of a model: an input of the call that the residual stream begins with; its end, if a model returns
+that without a norm."""
+RETURN = "return"
+"""The name of what a call returns, as in `__annotations__`."""
 Part = Literal["launch", "wait", "blocking"]
 KEY = "farskip_declared"
+END = "farskip_declared_end"
+NAME = "farskip_declared_name"
 GROUP = "farskip_declared_group"
 OUTPUTS = "farskip_declared_outputs"
 PICKED = "farskip_declared_output"
@@ -36,7 +46,8 @@ class Declared:
     """What an operator, or a module, was declared to be."""
 
     name: str
-    """`namespace::operator`, an operator of torch, or the path of a module with `*` for a part of it."""
+    """`namespace::operator`, an operator of torch, the path of a module with `*` for a part of it, an input of the
+    call, or `return`."""
     kind: DeclaredKind | None
     outputs: tuple[DeclaredKind, ...] = ()
     """The kind of each tensor that it returns, if they differ; `kind` is None then."""
@@ -54,6 +65,13 @@ class Declared:
         for kind in (self.kind,) if self.kind is not None else self.outputs:
             if kind not in KINDS:
                 raise ValueError(f"{self.name}: {kind!r} is no kind; one of {', '.join(KINDS)}")
+        ends = {self.kind, *self.outputs} & set(ENDS)
+        if (ends or self.name == RETURN) and (self.kind == "final") != (self.name == RETURN):
+            raise ValueError(f"{self.name} can't be {self.kind}: 'return' is 'final', and nothing else is either")
+        if ends and ("::" in self.name or self.outputs):
+            raise ValueError(
+                f"{self.name} can't be {', '.join(sorted(ends))}: only an input of the call is an embedding"
+            )
         if not all(isinstance(text, str) for text in (self.wait, self.group)):
             raise ValueError(f"{self.name}: wait={self.wait!r} and group={self.group!r} are names")
         if (self.wait or self.group) and (self.kind not in COLLECTIVES or "::" not in self.name):
@@ -97,12 +115,13 @@ def note_declared(graph: fx.Graph, facts: Sequence[Declared], name_of: Any) -> t
 
     `name_of` gives the name of an operator.
     """
-    by_operator = {fact.name: fact for fact in facts}
+    by_operator = {fact.name: fact for fact in facts if fact.kind not in ENDS}
     by_wait = {fact.wait: fact for fact in facts if fact.wait}
-    by_module = [fact for fact in facts if "::" not in fact.name and fact.kind is not None]
+    ends = [fact for fact in facts if fact.kind in ENDS]
+    by_module = [fact for fact in facts if "::" not in fact.name and fact.kind is not None and fact not in ends]
     if not facts:
         return ()
-    used: set[Declared] = set()
+    used = set(_note_ends(graph, ends))
     for node in _calls(graph):
         name = name_of(node)
         if name in by_wait:
@@ -113,15 +132,38 @@ def note_declared(graph: fx.Graph, facts: Sequence[Declared], name_of: Any) -> t
             node.meta[COMMUNICATES] = "launch" if fact.wait else "blocking"
             node.meta[GROUP] = fact.group
         if fact is None and by_module:
-            paths = list(_modules_of(node))
-            fact = next((one for one in by_module if any(fnmatchcase(path, one.name) for path in paths)), None)
+            paths = list(modules_of(node))
+            matches = ((one, path) for one in by_module for path in paths if fnmatchcase(path, one.name))
+            fact, name = next(matches, (None, name))
         if fact is not None:
             used.add(fact)
-            node.meta[KEY] = fact.kind
+            node.meta[KEY], node.meta[NAME] = fact.kind, name
             if fact.kind is None:
                 node.meta[OUTPUTS] = fact.outputs
                 _note_outputs(node, fact.outputs)
     return tuple(fact for fact in facts if fact in used)
+
+
+def _note_ends(graph: fx.Graph, facts: Sequence[Declared]) -> Iterator[Declared]:
+    """Note `facts` on the inputs of the call and on its output; yield those that are about one."""
+    for fact in facts:
+        nodes = graph.find_nodes(op="output" if fact.name == RETURN else "placeholder")
+        found = [node for node in nodes if fact.name == RETURN or _is_input(node, fact.name)]
+        for node in found:
+            node.meta[END] = fact.kind
+        if found:
+            yield fact
+
+
+def _is_input(node: fx.Node, name: str) -> bool:
+    path = input_path(node)
+    return not is_module_state(node) and any(fnmatchcase(one, name) for one in (path, path.rpartition(".")[-1]))
+
+
+def declared_end(node: fx.Node) -> DeclaredKind | None:
+    """Return the kind that an input of the call, or its output, was declared to be."""
+    end: DeclaredKind | None = node.meta.get(END)
+    return end
 
 
 def _calls(graph: fx.Graph) -> Iterator[fx.Node]:
@@ -169,14 +211,18 @@ def declared(node: fx.Node) -> DeclaredKind | None:
     return kind
 
 
+def declared_name(node: fx.Node) -> str:
+    """Return the operator, or the path of the module, by which something was declared of `node`."""
+    return str(node.meta.get(NAME, ""))
+
+
 def outputs_of(node: fx.Node) -> tuple[DeclaredKind, ...]:
     """Of an operator whose outputs were declared one by one."""
     return tuple(node.meta.get(OUTPUTS, ()))
 
 
-def _modules_of(node: fx.Node) -> Iterable[str]:
-    """Paths of the modules that `node` was traced in: `layers.3.mixer`."""
+def modules_of(node: fx.Node) -> Iterator[str]:
+    """Yield paths in the model of the modules that `node` was traced in: `layers.3.mixer`."""
     stack = node.meta.get("nn_module_stack") or {}
     for entry in stack.values():
-        path = entry[0] if isinstance(entry, tuple) else str(entry)
-        yield re.sub(r"\['?([^\]']*)'?\]", r".\1", str(path)).removeprefix("L.self").lstrip(".")
+        yield from module_paths(str(entry[0] if isinstance(entry, tuple) else entry))

@@ -24,10 +24,14 @@ from farskip_compile.passes.graph.walk import bodies
 
 VIEWS = frozenset(["view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten", "unflatten"])
 COPIES = frozenset(["contiguous", "clone", "alias"])
+REPEATS = frozenset(["expand", "expand_as", "broadcast_to", "repeat", "tile", "repeat_interleave"])
 AXIS_MOVES = frozenset(["squeeze", "unsqueeze", "movedim", "moveaxis", "transpose", "permute", "swapaxes", "swapdims"])
 SHAPE_OPS = VIEWS | COPIES | AXIS_MOVES | {"detach"}
 CAST_OPS = frozenset(["to", "float", "double", "half", "bfloat16", "type", "type_as", "_to_copy"])
 SELECTION_OPS = frozenset(["topk", "argmax", "argmin", "argsort", "sort", "msort", "multinomial", "kthvalue"])
+EXTREMES = frozenset(["max", "min", "median", "nanmedian", "mode", "cummax", "cummin"])
+"""Along one dimension they return values and the indices of these. The values alone decide nothing: a softmax by hand
+subtracts a maximum."""
 INDEX_OPS = frozenset(["getitem", "index", "index_select", "embedding", "gather", "take_along_dim"])
 LIKE = frozenset(
     [
@@ -128,6 +132,16 @@ def is_per_token(node: fx.Node) -> bool:
     return value is not None and value.dim() > 0 and same_dim(value.shape[-1], 1)
 
 
+def repeats_along_features(node: fx.Node) -> bool:
+    """Return whether the value of `node` is one number for each token, repeated along the last dimension."""
+    value = tensor(node)
+    if value is None or value.dim() < 2 or is_per_token(node):
+        return False
+    if same_dim(value.stride(-1), 0):
+        return True
+    return op_name(node) in REPEATS and isinstance(source := node.args[0], fx.Node) and is_per_token(source)
+
+
 def same_shape(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal shapes, decided without installing a guard on a symbolic size."""
     left, right = a.shape, b.shape
@@ -209,9 +223,21 @@ def _names_scan(name: str) -> bool:
 
 
 def is_selection(node: fx.Node) -> bool:
-    """Picks indices by value: the decision of a router (also of a sparse attention's indexer, or inside what was
-    declared as routed)."""
-    return declared(node) == "routed" or _any_name(node, SELECTION_OPS.__contains__)
+    """Return whether `node` picks indices by value: the decision of a router (also of a sparse attention's indexer, or
+    inside what was declared as routed). Of an extreme (`torch.max(p, -1)`) that is the second member of the result."""
+    if declared(node) == "routed" or _is_index_of_extreme(node):
+        return True
+    name = op_name(node)
+    if not name.startswith("higher_order::"):
+        return name in SELECTION_OPS
+    return any(op_name(inner) in SELECTION_OPS or _is_index_of_extreme(inner) for inner in _nodes_inside(node))
+
+
+def _is_index_of_extreme(node: fx.Node) -> bool:
+    if op_name(node) != "getitem" or node.args[1] != 1:
+        return False
+    source = node.args[0]
+    return isinstance(source, fx.Node) and op_name(source) in EXTREMES and isinstance(fake(source), tuple | list)
 
 
 def is_norm(node: fx.Node) -> bool:
@@ -229,6 +255,43 @@ def is_inactive_dropout(node: fx.Node) -> bool:
     return training is False or (isinstance(probability, int | float) and probability == 0)
 
 
+WRITTEN = "farskip_written"
+"""In the meta of a node: the name and the operator of the node of Dynamo's graph that it was made of. Metas are copied
+with nodes, so what a pass makes of a user's call still knows that call."""
+SPELLED = {
+    "setitem": "x[...] = y",
+    "getitem": "x[...]",
+    "truediv": "/",
+    "iadd": "+=",
+    "isub": "-=",
+    "imul": "*=",
+    "itruediv": "/=",
+}
+"""Python's operators that are not called by the name which they have in `operator`."""
+
+
+def note_written(graph: fx.Graph) -> None:
+    """Note the name and the operator of each node as the user's call, unless an earlier one is noted there."""
+    for node in graph.nodes:
+        if WRITTEN not in node.meta:
+            node.meta[WRITTEN] = node.name, _spelled(node)
+
+
+def _spelled(node: fx.Node) -> str:
+    name = op_name(node)
+    return SPELLED.get(name, name) if getattr(node.target, "__module__", "") == "_operator" else name
+
+
+def name_written(node: fx.Node) -> str:
+    """Return the name, in Dynamo's graph, of the user's call that `node` was made of."""
+    return str(node.meta[WRITTEN][0]) if WRITTEN in node.meta else node.name
+
+
+def shown(node: fx.Node) -> str:
+    """Return the operator of `node` for a message, as it stands in the user's code."""
+    return str(node.meta[WRITTEN][1]) if WRITTEN in node.meta else _spelled(node)
+
+
 def source_line(node: fx.Node) -> str | None:
     """`file:line` of the innermost frame outside torch that made `node`."""
     lines = source_lines(node)
@@ -243,20 +306,20 @@ def source_lines(node: fx.Node) -> list[str]:
 
 
 def where(node: fx.Node, layer: int | None = None) -> Where:
-    """The place of `node`, for an error."""
-    return Where(layer=layer, node=node.name, source=source_line(node))
+    """Return the place of `node`, for an error: of the call in the user's code that it was made of."""
+    return Where(layer=layer, node=name_written(node), source=source_line(node))
 
 
 def _any_name(node: fx.Node, holds: Callable[[str], bool]) -> bool:
-    """Whether `holds` is true of the operator of `node` or of one inside it."""
+    """Return whether `holds` is true of the operator of `node` or of one inside `node`."""
     name = op_name(node)
-    return any(map(holds, _names_inside(node))) if name.startswith("higher_order::") else holds(name)
+    return any(map(holds, map(op_name, _nodes_inside(node)))) if name.startswith("higher_order::") else holds(name)
 
 
-def _names_inside(node: fx.Node) -> Iterator[str]:
-    """Operator name of `node` and, for a higher-order operator, of all nodes in its bodies."""
-    yield op_name(node)
+def _nodes_inside(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield `node` and, for a higher-order operator, all nodes in its bodies."""
+    yield node
     if op_name(node).startswith("higher_order::"):
         for body in bodies(node):
             for inner in body.graph.nodes:
-                yield from _names_inside(inner)
+                yield from _nodes_inside(inner)

@@ -9,8 +9,8 @@ A node whose value is used must carry a fake value, as Dynamo leaves it: without
 memory, and what is a sum. A graph that lost some is refused.
 
 Algorithm:
-1. Open activation checkpoints (`checkpoints`).
-2. Write collectives along inner dimensions as moves of axes (`axis_moves`), and sums in one way (`plain_adds`).
+1. Open activation checkpoints (`checkpoints`); note the user's call at each node, for messages.
+2. Write collectives along inner dimensions as moves of axes (`axis_moves`), and calls in one way (`plain_calls`).
 3. Single assignment (`single_assignment`).
 4. Mark what accumulations add (`accumulations`). The driver lints the graph.
 """
@@ -28,7 +28,7 @@ from farskip_compile.passes.graph import ops
 from farskip_compile.passes.normalize.accumulations import mark_accumulations
 from farskip_compile.passes.normalize.axis_moves import move_axes
 from farskip_compile.passes.normalize.checkpoints import open_checkpoints
-from farskip_compile.passes.normalize.plain_adds import write_plain_adds
+from farskip_compile.passes.normalize.plain_calls import write_plain_calls
 from farskip_compile.passes.normalize.single_assignment import assign_once
 
 
@@ -49,8 +49,9 @@ def normalize(module: fx.GraphModule) -> Normalized:
     """
     _refuse_unknown_values(module)
     opened = open_checkpoints(module)  # 1
+    ops.note_written(module.graph)
     move_axes(module.graph)  # 2
-    write_plain_adds(module.graph)
+    write_plain_calls(module.graph)
     replaced = assign_once(module.graph)  # 3
     mark_accumulations(module.graph)  # 4
     return Normalized(checkpoints_opened=opened, writes_replaced=replaced)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is added into a tensor, as a value of its own: `shared.index_add(0, i, routed)` is a sum of two.
+"""Marks for the addends of accumulations: `shared.index_add(0, i, routed)` is a sum of two.
 
 In:    a graph in single-assignment form.
-Out:   the same graph, and in front of each accumulation a mark: what it adds, on zeros. Nobody uses a mark, so nothing
-       changes; with it the accumulation can be read as the sum of its base and the mark (`addends`), and either part be
-       left out of what a sub-block reads.
-       `lower` erases the marks, and writes those that came to be used as the accumulation that they stand for.
+Out:   the same graph. The put of a sum with the rows that it replaces (`a[i] += x`) is one call (`puts`). In front of
+       each accumulation stands a mark, the addend on zeros, which nothing uses: with it the accumulation can be read as
+       the sum of its base and the mark (`addends`), and either part be left out of a sub-block's reads.
+       `lower` erases unused marks, writes used ones as the accumulation that they stand for, and puts out.
 Never: touches an accumulation into zeros, which is a value of its own already.
 
-Accumulations are `index_add`, `scatter_add`, `scatter_reduce` of a sum, `index_put` with `accumulate`, and the put of
-`a[i] + x` at the places `i` of `a`, which is what `a[i] += x` means.
+Accumulations are `index_add`, `scatter_add`, `scatter_reduce` of a sum, `index_put` with `accumulate`, and `put_sum`. A
+mark is a claim: `verify.values` compares its arguments with those of the accumulation.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from torch import fx
 
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.walk import fresh_like
+from farskip_compile.passes.normalize.puts import join_put_of_sum, part_put_of_sum, put_of_sum, put_sum
 
 MARK = "farskip_adds"
 """In the meta of an accumulation: the name of its mark."""
 STANDS_FOR = "farskip_accumulation"
 """In the meta of a mark: kind and target of the node that it stands for."""
-ADDING = frozenset(["index_add", "scatter_add", "scatter_reduce", "index_put"])
+ADDING = frozenset(["index_add", "scatter_add", "scatter_reduce", "index_put", "put_sum"])
 """Operators that may be accumulations."""
 
 
@@ -45,6 +46,12 @@ def mark_accumulations(graph: fx.Graph) -> int:
         base = node.args[0] if node.args else None
         if ops.is_zeros(node) or (name in ops.SHAPE_OPS and base in empty):
             empty.add(node)
+        if name == "index_put" and (found := put_of_sum(node)) is not None:
+            if base in empty:
+                empty.add(node)
+                continue
+            join_put_of_sum(node, *found)
+            name = "put_sum"
         if name not in ADDING or not isinstance(base, fx.Node) or not ops.is_floating(node):
             continue
         added = _added(node, name)
@@ -74,7 +81,7 @@ def addends(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
 
 
 def lower(graph: fx.Graph) -> int:
-    """Erase the marks of `graph`; returns how many of them were used, and are accumulations into zeros now."""
+    """Erase the marks of `graph`, and write out `put_sum`; returns how many marks were used."""
     used = 0
     for node in list(graph.nodes):
         node.meta.pop(MARK, None)
@@ -84,6 +91,8 @@ def lower(graph: fx.Graph) -> int:
             _write_out(graph, node)
             used += 1
         graph.erase_node(node)
+    for node in graph.find_nodes(op="call_function", target=put_sum):
+        part_put_of_sum(graph, node)
     return used
 
 
@@ -106,31 +115,10 @@ def _added(node: fx.Node, name: str) -> tuple[Any, tuple[Any, ...], Mapping[str,
     if len(node.args) > 3 or "accumulate" in node.kwargs:
         accumulates = node.args[3] if len(node.args) > 3 else node.kwargs["accumulate"]
         return (node.target, node.args[1:], node.kwargs) if accumulates is True else None
-    return _put_of_sum(node)
+    return None
 
 
 def _sums(node: fx.Node) -> bool:
     reduce = node.args[4] if len(node.args) > 4 else node.kwargs.get("reduce")
     include = node.args[5] if len(node.args) > 5 else node.kwargs.get("include_self", True)
     return reduce == "sum" and include is True
-
-
-def _put_of_sum(node: fx.Node) -> tuple[Any, tuple[Any, ...], Mapping[str, Any]] | None:
-    """`put(a, i, a[i] + x)`: at each place of `i` one of the `x` is added, whichever is written last."""
-    if len(node.args) != 3 or node.kwargs:
-        return None
-    base, indices, value = node.args
-    if not isinstance(value, fx.Node) or not ops.is_sum(value) or ops.op_name(value) != "add":
-        return None
-    for picked, added in (value.args, value.args[::-1]):
-        if isinstance(picked, fx.Node) and _picks(picked, base, indices):
-            return node.target, (indices, added), {}
-    return None
-
-
-def _picks(node: fx.Node, base: object, indices: object) -> bool:
-    """Whether `node` is `base[indices]`."""
-    if ops.op_name(node) not in ("getitem", "index") or len(node.args) != 2 or node.args[0] is not base:
-        return False
-    index = node.args[1]
-    return (tuple(index) if isinstance(index, tuple | list) else (index,)) == indices

@@ -16,10 +16,13 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from farskip_compile.passes.graph import effects
+from farskip_compile.passes.graph import effects, ops
 
 DEFINED = "farskip_defined"
 """In the meta of a write: the memories whose later readers all read marks."""
+
+OF_THE_WRITE = (ops.WRITTEN, "stack_trace")
+"""Entries of the meta of a mark that say where the user wrote to the buffer."""
 
 
 def after_write(buffer: torch.Tensor, write: object) -> torch.Tensor:
@@ -31,7 +34,8 @@ def define(graph: fx.Graph, write: fx.Node, buffer: fx.Node) -> fx.Node:
     """The mark of what `buffer` holds after `write`."""
     with graph.inserting_after(write):
         mark = graph.call_function(after_write, (buffer, write))
-    mark.meta = {**buffer.meta, "farskip_storage": effects.storage(buffer)}
+    mark.meta = {**buffer.meta, **{key: write.meta[key] for key in OF_THE_WRITE if key in write.meta}}
+    mark.meta["farskip_storage"] = effects.storage(buffer)
     return mark
 
 

@@ -33,6 +33,7 @@ from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.graph.walk import fresh_like
 from farskip_compile.passes.normalize.definitions import DEFINED, define
 from farskip_compile.passes.normalize.modes import Autocast, Modes
+from farskip_compile.passes.normalize.puts import as_indices, put_function
 
 
 def assign_once(graph: fx.Graph) -> int:
@@ -229,17 +230,15 @@ def _copy_source(write: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
 def _put_at_indices(write: fx.Node, base: fx.Node) -> Callable[[fx.Graph], fx.Node] | None:
     """`a[i] = b` with tensors of indices, or a mask: what the routed experts of a loop do."""
     target, key, value = write.args
-    indices = key if isinstance(key, tuple) else (key,)
-    if not all(isinstance(index, fx.Node) and ops.tensor(index) is not None for index in indices):
-        return None
-    if not isinstance(value, fx.Node) or (found := ops.tensor(value)) is None:
+    indices = as_indices(key)
+    if indices is None or not isinstance(value, fx.Node) or (found := ops.tensor(value)) is None:
         return None
     old = ops.tensor(base)
     if old is None or found.dtype != old.dtype or is_of_a_vmap(old):
         return None
 
     def build(graph: fx.Graph) -> fx.Node:
-        new = graph.call_function(torch.index_put, (target, indices, value))
+        new = graph.call_function(put_function(indices), (target, indices, value))
         new.meta = {**write.meta, "example_value": fresh_like(old)}
         return new
 

@@ -169,7 +169,7 @@ def _name_terms(
 
 
 def _step(node: fx.Node | None, layer: int) -> Step | None:
-    return Step(ops.op_name(node), ops.where(node, layer)) if node is not None else None
+    return Step(ops.shown(node), ops.where(node, layer)) if node is not None else None
 
 
 def _collectives(stream: Stream, region: Region) -> tuple[str, ...]:

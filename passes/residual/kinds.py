@@ -11,7 +11,8 @@ Algorithm:
      ATTENTION  a fused attention operator, or a softmax of scores;
      MIXER      a scan or convolution along tokens, or a product of two unselected activations;
      EXPERTS    an all-to-all; or, in a selected term, where expert weights are reached: stacked (3-D) weights, a weight
-                or token rows picked by the selection, an unselected product scaled per token by a selected gate.
+                or token rows picked by the selection, an unselected product scaled per token by a selected gate; or,
+                if none is, tokens or a weight that such a gate scales as they are (experts that copy, constant ones).
    Without evidence it is dense.
 2. A routed term may hold its shared expert inside: a sum of a selected and an unselected product.
 """
@@ -26,7 +27,7 @@ from torch import fx
 
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import comms, ops
-from farskip_compile.passes.graph.declared import declared
+from farskip_compile.passes.graph.declared import declared, declared_name
 from farskip_compile.passes.residual.carried import Carried, carried
 from farskip_compile.passes.residual.facts import Facts, picked_data
 from farskip_compile.passes.residual.regions import Region
@@ -34,7 +35,9 @@ from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.residual.sums import images_of
 from farskip_compile.passes.residual.table import Kind
 
-PICKS_ROWS = frozenset(["index", "getitem", "index_select"])
+PICKS_ROWS = frozenset(["index", "getitem", "index_select", "embedding"])
+PICKS_ENTRIES = frozenset(["gather", "take_along_dim"])
+"""They pick rows only by an index that is the same for all features."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Evidence:
     """What a node may show about the kind of the term that it computes."""
 
     text: str
-    """For reports; may name the `{operator}`."""
+    """For reports; may name the `{operator}`, and what was `{declared}`."""
     holds: Callable[[Facts, fx.Node], bool]
 
 
@@ -97,9 +100,15 @@ def _picks_weight(facts: Facts, node: fx.Node) -> bool:
 
 def _picks_token_rows(facts: Facts, node: fx.Node) -> bool:
     data = _data_picked_by_selection(facts, node)
-    if data is None or data in facts.weight or ops.op_name(node) not in PICKS_ROWS:
+    if data is None or data in facts.weight or not _picks_whole_rows(node):
         return False
     return data in facts.projected or data in facts.stream.depends
+
+
+def _picks_whole_rows(node: fx.Node) -> bool:
+    if ops.op_name(node) in PICKS_ENTRIES:
+        return any(ops.repeats_along_features(arg) for arg in node.all_input_nodes if not ops.is_floating(arg))
+    return ops.op_name(node) in PICKS_ROWS
 
 
 def _data_picked_by_selection(facts: Facts, node: fx.Node) -> fx.Node | None:
@@ -111,13 +120,30 @@ def _data_picked_by_selection(facts: Facts, node: fx.Node) -> fx.Node | None:
 
 
 def _scales_by_selected_gate(facts: Facts, node: fx.Node) -> bool:
-    if ops.op_name(node) != "mul" or len(node.args) != 2:
-        return False
+    return any(value in facts.projected for value in _scaled_by_selected_gates(facts, node))
+
+
+def _scales_tokens_by_selected_gate(facts: Facts, node: fx.Node) -> bool:
+    stream = facts.stream
     return any(
-        gate in facts.selected and ops.is_per_token(gate) and value in facts.projected and value not in facts.selected
-        for gate, value in (node.args, node.args[::-1])
-        if isinstance(gate, fx.Node) and isinstance(value, fx.Node)
+        one in stream.depends or stream.is_residual(one) or one in facts.weight or ops.is_zeros(one)
+        for one in _scaled_by_selected_gates(facts, node)
     )
+
+
+def _scaled_by_selected_gates(facts: Facts, node: fx.Node) -> list[fx.Node]:
+    """Return what a product scales by one number for each token that depends on a selection, as the value does not."""
+    if ops.op_name(node) != "mul" or len(node.args) != 2:
+        return []
+    return [
+        value
+        for gate, value in (node.args, node.args[::-1])
+        if isinstance(gate, fx.Node)
+        and isinstance(value, fx.Node)
+        and gate in facts.selected
+        and ops.is_per_token(gate)
+        and value not in facts.selected
+    ]
 
 
 def _meets_selected_mask(facts: Facts, node: fx.Node) -> bool:
@@ -135,6 +161,7 @@ ATTENTION = (
     Evidence("softmax of a product of two activations", _is_softmax_of_scores),
 )
 MIXER = (
+    Evidence("{operator} in {declared}, declared as a mixer", lambda facts, node: declared(node) == "mixer"),
     Evidence("{operator} along tokens", lambda facts, node: ops.is_scan(node)),
     Evidence("product of two activations", _is_product_of_activations),
     Evidence("cumsum along tokens", _is_cumsum_along_tokens),
@@ -152,6 +179,8 @@ EXPERTS = (
     Evidence("a selected mask meets the tokens, or what experts made of them", _meets_selected_mask),
     Evidence("a selected gate scales an expert's output per token", _scales_by_selected_gate),
 )
+COPIES = (Evidence("a selected gate scales tokens, a weight or zeros as they are", _scales_tokens_by_selected_gate),)
+"""Experts without computation, if a term shows no others."""
 
 
 def classify(stream: Stream, facts: Facts, region: Region) -> Finding:
@@ -171,20 +200,26 @@ def classify(stream: Stream, facts: Facts, region: Region) -> Finding:
     mixing = _first(MIXER, Kind.MIXER, facts, nodes)
     routing = _first(EXCHANGE, Kind.ROUTED, facts, region.owned)
     if routing is None and region.leaf in facts.selected:
-        routing = _first(EXPERTS, Kind.ROUTED, facts, nodes)
+        routing = _first(EXPERTS, Kind.ROUTED, facts, nodes) or _first(COPIES, Kind.ROUTED, facts, nodes)
     behind = _scans_behind(facts, nodes)
     if mixing is not None and routing is not None and not _are_behind_experts(facts, behind):
         raise UnsupportedPatternError(
             f"one term of the residual stream holds routed experts ({routing.evidence}) and mixes tokens "
             f"({mixing.evidence}), so it is neither an attention nor a MoE sub-block",
-            way_out="leave this layer out with `layers`, or add the two parts to the stream one by one",
+            way_out=_drop(mixing) + "add the two parts to the stream one by one",
             where=ops.where(mixing.node or region.leaf),
         )
     if routing is not None:
         return _with_shared_inside(facts, region, routing)
     if behind:
-        return Finding(Kind.DENSE, f"{ops.op_name(behind[0])} along tokens behind a feed-forward network", behind[0])
+        return Finding(Kind.DENSE, f"{ops.shown(behind[0])} along tokens behind a feed-forward network", behind[0])
     return mixing or Finding(Kind.DENSE, "no token mixing, no selection", region.leaf)
+
+
+def _drop(mixing: Finding) -> str:
+    if mixing.node is None or declared(mixing.node) != "mixer":
+        return ""
+    return f"drop {declared_name(mixing.node)!r} from `kinds` if it does not mix tokens; "
 
 
 def _are_behind_experts(facts: Facts, scans: Collection[fx.Node]) -> bool:
@@ -215,7 +250,10 @@ def _first(evidence: Iterable[Evidence], kind: Kind, facts: Facts, nodes: Iterab
     """What the first node shows that shows anything."""
     found = ((one, node) for node in nodes for one in evidence if one.holds(facts, node))
     first = next(found, None)
-    return None if first is None else Finding(kind, first[0].text.format(operator=ops.op_name(first[1])), first[1])
+    if first is None:
+        return None
+    evidence, node = first
+    return Finding(kind, evidence.text.format(operator=ops.shown(node), declared=declared_name(node)), node)
 
 
 # Step 2

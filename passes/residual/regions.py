@@ -25,6 +25,8 @@ from operator import or_
 
 from torch import fx
 
+from farskip_compile.errors import UnsupportedPatternError
+from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.residual.termset import TermSet
@@ -78,7 +80,21 @@ def find_regions(stream: Stream, side: SideChannels = NO_SIDE_CHANNELS) -> list[
         known = side.get(stream.cores[index].name, frozenset())
         met_values = {node: None if node.name in known else newest.get(node) for node in met if node not in others}
         _split_met(stream, region, direct, met_values)
+        _refuse_rows_of_later_layers(stream, region)
     return regions
+
+
+def _refuse_rows_of_later_layers(stream: Stream, region: Region) -> None:
+    """Refuse a sub-block that takes rows as later layers do: it mixes tokens where rows seem to begin anew."""
+    own = stream.segments[stream.parents[stream.up_to_chain(region.leaf)[-1]]]
+    for value in region.read_values:
+        if stream.segments[value] > own:
+            raise UnsupportedPatternError(
+                f"a sub-block reads the stream through {ops.op_name(value)!r}, which takes the rows that later layers "
+                "have",
+                way_out="take these rows of what the sub-block computes, not of the stream",
+                where=ops.where(value),
+            )
 
 
 def rank(stream: Stream, value: fx.Node) -> tuple[int, int]:

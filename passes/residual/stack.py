@@ -9,7 +9,7 @@ Algorithm:
 1. `stream`:  the residual sum, its terms and its residual values.
 2. `regions`: what computes each term, and what that reads. Terms of one branch are one term, if one uses the other
    directly (an inner `h + f(h)`), or both what one attention, or the same experts, compute (an adapter on an output
-   projection): take their sum as a whole and start again, once.
+   projection): take the smallest sum that holds two of them as a whole and start again.
 3. A second stack in the graph is refused: the stream would be cut.
 """
 
@@ -21,7 +21,7 @@ from functools import cached_property
 
 from torch import fx
 
-from farskip_compile.errors import NotASumError, Where
+from farskip_compile.errors import NotASumError, UnsupportedPatternError, Where
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual.facts import Facts, gather_facts, is_result
@@ -69,7 +69,9 @@ def read_stack(graph: fx.Graph, side: SideChannels = NO_SIDE_CHANNELS) -> Stack 
     if stream is None:
         return None
     found = Stack(stream, find_regions(stream, side))
-    if whole := _entangled_sums(found):
+    whole: set[fx.Node] = set()
+    while smallest := _smallest_entangled_sums(found) - whole:
+        whole |= smallest
         stream = read_stream(graph, whole)
         if stream is None:
             return None
@@ -89,15 +91,38 @@ def read_stack(graph: fx.Graph, side: SideChannels = NO_SIDE_CHANNELS) -> Stack 
     return found
 
 
-def _entangled_sums(stack: Stack) -> set[fx.Node]:
-    """For each branch in which two terms are one: the smallest sum that holds both."""
-    whole: set[fx.Node] = set()
+def _smallest_entangled_sums(stack: Stack) -> set[fx.Node]:
+    """Find the sums of two terms that are one, without those that hold another such sum.
+
+    A shared expert that reads a skip connection of the routed part is not entangled with that part once the part counts
+    as one term.
+
+    Raises:
+        UnsupportedPatternError: routed and shared experts read a skip connection that is added to neither alone.
+    """
+    found: dict[fx.Node, list[tuple[int, int]]] = {}
     for index, other in _entangled(stack):
         node = stack.leaf(index)
         while other not in stack.stream.terms_of(node):
             node = stack.stream.parents[node]
-        whole.add(node)
-    return whole
+        found.setdefault(node, []).append((index, other))
+    smallest = {node for node in found if found.keys().isdisjoint(_below(stack.stream, node))}
+    for node in smallest:
+        for _, other in found[node]:
+            readers = [index for index, read in found[node] if read == other]
+            if len({stack.leaf(index) in stack.facts.selected for index in readers}) > 1:
+                raise UnsupportedPatternError(
+                    "routed and shared experts read a value that is added beside them: whose skip connection it is "
+                    "can't be told",
+                    way_out="add the skip connection to one of them first: shared(f) + (f + experts(f))",
+                    where=stack.place(other),
+                )
+    return smallest
+
+
+def _below(stream: Stream, node: fx.Node) -> Iterator[fx.Node]:
+    """The nodes that `node` is a sum of, partial sums included; not `node` itself."""
+    return walk_back(stream.below[node], inputs=stream.below.__getitem__)
 
 
 def _entangled(stack: Stack) -> Iterator[tuple[int, int]]:

@@ -15,7 +15,8 @@ Algorithm (linear in the graph for each sum that step 1 or step 3 tries):
 4. Number the leaves, the terms, along the main chain: the path from the base to the root. Each other leaf is what a
    sub-block adds, and is identified by its core: the node below its linear unary ops.
 5. Side sums: a residual value is a node of the main chain, or any other sum (or linear image) of tree nodes that holds
-   the base, such as the stream without the routed experts in a graph that is in FarSkip form already.
+   the base, such as the stream without the routed experts in a graph that is in FarSkip form already. The row maps of
+   the main chain (`row_maps`) part it into segments with rows of their own; a side sum goes through the same row maps.
 6. Refuse a stream that is written in place: its readers would see two values under one name.
 """
 
@@ -30,11 +31,12 @@ from torch import fx
 from farskip_compile.errors import NotASumError, UnsupportedPatternError
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.graph.walk import walk_back
-from farskip_compile.passes.residual.carried import carried
+from farskip_compile.passes.residual.row_maps import RowMaps, row_maps_of_stream, rows_taken, step_of
 from farskip_compile.passes.residual.sums import (
     Dataflow,
     Summands,
     SumTree,
+    choose_base,
     depends_on,
     find_root,
     gates,
@@ -70,6 +72,8 @@ class Stream:
     """All nodes of the sum, leaves and partial sums without the base included, with the terms that they hold."""
     side_sums: dict[fx.Node, TermSet]
     """Sums and linear images of tree nodes outside the tree, residual values among them."""
+    segments: dict[fx.Node, int]
+    """For each residual value the number of row maps in front of it."""
 
     @property
     def base(self) -> fx.Node:
@@ -127,11 +131,12 @@ def read_stream(graph: fx.Graph, whole: Set[fx.Node] = frozenset()) -> Stream | 
     """
     flow = read_dataflow(graph)
     # 1, 2
-    found = _find_sum(flow, whole)
+    row_maps = row_maps_of_stream(flow, whole)
+    found = _find_sum(flow, whole, row_maps)
     # 3
     while found is not None and (gated := _gated(found)):
         whole = {*whole, *gated}
-        found = _find_sum(flow, whole)
+        found = _find_sum(flow, whole, row_maps)
     if found is None:
         return None
     # 4
@@ -146,8 +151,9 @@ def read_stream(graph: fx.Graph, whole: Set[fx.Node] = frozenset()) -> Stream | 
     cores = [image[-1] for image in images]
     _refuse_two_multipliers(leaves, cores)
     # 5
-    side_sums = _find_side_sums(found, tree, images)
-    stream = Stream(flow, below, found.tree.root, leaves, cores, joins, parents, tree, side_sums)
+    segments = _segments(chain, row_maps)
+    side_sums = _find_side_sums(found, tree, images, row_maps, segments)
+    stream = Stream(flow, below, found.tree.root, leaves, cores, joins, parents, tree, side_sums, segments)
     # 6
     _refuse_written_in_place(stream)
     return stream
@@ -168,9 +174,9 @@ class _Sum:
     """Parts of the sum, and all that depends on them."""
 
 
-def _find_sum(flow: Dataflow, whole: Set[fx.Node]) -> _Sum | None:
+def _find_sum(flow: Dataflow, whole: Set[fx.Node], row_maps: RowMaps) -> _Sum | None:
     """Steps 1 and 2."""
-    below = summands_of(flow, whole)
+    below = summands_of(flow, whole, row_maps)
     size = sizes_of(flow.nodes, below)
     tree = find_root(flow, below, size)
     if tree is None:
@@ -183,19 +189,8 @@ def _find_sum(flow: Dataflow, whole: Set[fx.Node]) -> _Sum | None:
         )
     parts = tree.parts()
     depends = depends_on(flow, parts)
-    base = _choose_base(flow, tree, depends)
+    base = choose_base(flow, tree)
     return None if base is None else _Sum(flow, below, size, tree, base, {*parts, *depends})
-
-
-def _choose_base(flow: Dataflow, tree: SumTree, depends: Set[fx.Node]) -> fx.Node | None:
-    for leaf, images in tree.images.items():
-        if (known := carried(images)) is not None and not known.places and known.is_base:
-            return leaf
-    return max(
-        (leaf for leaf, images in tree.images.items() if images[-1] not in depends),
-        key=lambda leaf: (leaf not in flow.constant, tree.depth[leaf], -flow.order[leaf]),
-        default=None,
-    )
 
 
 def _gated(found: _Sum) -> set[fx.Node]:
@@ -245,14 +240,27 @@ def _refuse_two_multipliers(leaves: Sequence[fx.Node], cores: Sequence[fx.Node])
         known.add(core)
 
 
+def _segments(chain: Sequence[fx.Node], row_maps: RowMaps) -> dict[fx.Node, int]:
+    segments, passed = {}, 0
+    for node in chain:
+        passed += node in row_maps
+        segments[node] = passed
+    return segments
+
+
 def _find_side_sums(
-    found: _Sum, tree: Mapping[fx.Node, TermSet], images: Sequence[Sequence[fx.Node]]
+    found: _Sum,
+    tree: Mapping[fx.Node, TermSet],
+    images: Sequence[Sequence[fx.Node]],
+    row_maps: RowMaps,
+    segments: dict[fx.Node, int],
 ) -> dict[fx.Node, TermSet]:
-    """Sums and linear images of tree nodes that are not in the tree themselves.
+    """Find the sums and linear images of tree nodes that are not in the tree; enter the segment of each.
 
     A side sum may hold a term through another cast, view or multiplier than the main chain does; not through a gate of
-    its own that depends on the stream.
+    its own that depends on the stream, nor through a row map that the main chain does not go through.
     """
+    steps = {(segments[rows], *step_of(node, rows)) for node, rows in row_maps.items()}
     side_sums: dict[fx.Node, TermSet] = {}
     for index, path in enumerate(images[1:], start=1):
         side_sums.update(dict.fromkeys(path[1:], TermSet.of([index])))
@@ -260,12 +268,18 @@ def _find_side_sums(
     foreign = found.moving - own_gates
     known = {**tree, **side_sums}
     for node in found.flow.nodes:
-        summands = found.below[node]
-        if not summands or node in known:
+        if node in known:
             continue
-        terms = _sum_of(summands, known)
+        rows = rows_taken(node, segments.keys()) if steps else None
+        if rows is not None and (segments[rows], *step_of(node, rows)) in steps:
+            found.below[node] = (rows,)
+        else:
+            rows = None
+        terms = _sum_of(found.below[node], known)
         if terms and foreign.isdisjoint(gates(node, found.below)):
             known[node] = side_sums[node] = terms
+            if 0 in terms:
+                segments[node] = max(segments.get(arg, 0) for arg in found.below[node]) + (rows is not None)
     return side_sums
 
 
@@ -295,7 +309,7 @@ def _refuse_written_in_place(stream: Stream) -> None:
             victim = memory.get(effects.storage(base))
             if victim is not None and stream.order[victim] < stream.order[node]:
                 raise UnsupportedPatternError(
-                    f"{ops.op_name(node)!r} writes into the residual stream and has no out-of-place form",
+                    f"{ops.shown(node)!r} writes into the residual stream and has no out-of-place form",
                     way_out="write the model with out-of-place operations on the residual stream",
                     where=ops.where(node),
                 )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from torch import fx
 
@@ -22,6 +23,7 @@ from farskip_compile.passes.graph.declared import declared
 from farskip_compile.passes.graph.walk import spread
 from farskip_compile.passes.normalize.accumulations import addends
 from farskip_compile.passes.normalize.single_assignment import mutation_edges
+from farskip_compile.passes.residual.carried import carried
 
 Summands = dict[fx.Node, tuple[fx.Node, ...]]
 Uses = dict[fx.Node, tuple[fx.Node, ...]]
@@ -73,9 +75,13 @@ def read_dataflow(graph: fx.Graph) -> Dataflow:
     return Dataflow(nodes, order, after, uses, frozenset(constant), addends(graph))
 
 
-def summands_of(flow: Dataflow, whole: Container[fx.Node] = ()) -> Summands:
-    """The summands of each node; none of those in `whole`."""
-    return {node: () if node in whole else operands(node, flow) for node in flow.nodes}
+def summands_of(
+    flow: Dataflow, whole: Container[fx.Node] = (), row_maps: Mapping[fx.Node, fx.Node] = MappingProxyType({})
+) -> Summands:
+    """Map each node to its summands: none for a node in `whole`, the node whose rows are taken for a row map."""
+    below = {node: () if node in whole else operands(node, flow) for node in flow.nodes}
+    below.update((node, (rows,)) for node, rows in row_maps.items())
+    return below
 
 
 def operands(node: fx.Node, flow: Dataflow) -> tuple[fx.Node, ...]:
@@ -230,7 +236,7 @@ def find_root(flow: Dataflow, below: Summands, size: Mapping[fx.Node, int]) -> S
     """
     without_choice: SumTree | None = None
     second_best: SumTree | None = None
-    chooses = any(map(_is_choice, flow.nodes))
+    chooses = any(map(is_choice, flow.nodes))
     added = parts_of_sums(flow.nodes, below)
     tops = [node for node in flow.nodes if len(below[node]) == 2 and node not in added]
     for root in sorted(tops, key=lambda node: -size[node]):
@@ -244,14 +250,14 @@ def find_root(flow: Dataflow, below: Summands, size: Mapping[fx.Node, int]) -> S
         weighted = spread((node for node in span if node in depends), flow.has_weight, flow.uses.__getitem__)
         if tree.twice is not None or cores.isdisjoint(weighted):
             second_best = second_best or tree
-        elif not chooses or not cores.isdisjoint(spread(span, _is_choice, flow.uses.__getitem__)):
+        elif not chooses or not cores.isdisjoint(spread(span, is_choice, flow.uses.__getitem__)):
             return tree
         else:
             without_choice = without_choice or tree
     return without_choice or second_best
 
 
-def _is_choice(node: fx.Node) -> bool:
+def is_choice(node: fx.Node) -> bool:
     """What routes: a selection, or an exchange of tokens."""
     return ops.is_selection(node) or comms.is_all_to_all(node) or declared(node) == "exchange"
 
@@ -261,3 +267,19 @@ def depends_on(flow: Dataflow, sources: Iterable[fx.Node], span: Iterable[fx.Nod
     begin, uses = frozenset(sources), flow.uses
     nodes = flow.nodes if span is None else span
     return spread(nodes, lambda node: not begin.isdisjoint(uses[node]), uses.__getitem__)
+
+
+def choose_base(flow: Dataflow, tree: SumTree) -> fx.Node | None:
+    """Return the leaf that the stream begins with: the deepest one that depends on no other part of the sum.
+
+    A parameter, such as learned positions, is chosen only if there is no other. In a part of a model it is marked.
+    """
+    for leaf, images in tree.images.items():
+        if (known := carried(images)) is not None and not known.places and known.is_base:
+            return leaf
+    depends = depends_on(flow, tree.parts())
+    return max(
+        (leaf for leaf, images in tree.images.items() if images[-1] not in depends),
+        key=lambda leaf: (leaf not in flow.constant, tree.depth[leaf], -flow.order[leaf]),
+        default=None,
+    )

@@ -104,7 +104,8 @@ class _Edit:
             if uses := region.direct & dropped:
                 term = self.reading.leaf(next(iter(uses)))
                 raise UnsupportedPatternError(
-                    f"{row.name} uses what another sub-block adds ({term.name!r}) as it is, not through the stream",
+                    f"{row.name} uses what another sub-block adds ({ops.name_written(term)!r}) as it is, not through "
+                    "the stream",
                     way_out="it can't be left out without another model; leave this sub-block as it is",
                     where=ops.where(term, row.layer),
                 )
@@ -112,7 +113,8 @@ class _Edit:
                 new = self.substitution.without(value, dropped)
                 if new is None:
                     raise UnsupportedPatternError(
-                        f"{row.name} would read nothing through {value.name!r}", where=ops.where(value, row.layer)
+                        f"{row.name} would read nothing through {ops.name_written(value)!r}",
+                        where=ops.where(value, row.layer),
                     )
                 if new is not value:
                     replacement[value] = new
@@ -157,7 +159,7 @@ def _is_functional_collective(node: fx.Node) -> bool:
 def _copy(graph: fx.Graph, node: fx.Node, replacement: Mapping[fx.Node, fx.Node], row: SubBlock) -> fx.Node:
     if not effects.is_pure(node) and not _is_functional_collective(node):
         raise UnsupportedPatternError(
-            f"{row.name} shares {ops.op_name(node)!r} with a sub-block that keeps what it reads, and it can't be "
+            f"{row.name} shares {ops.shown(node)!r} with a sub-block that keeps what it reads, and it can't be "
             "computed twice",
             way_out="give each sub-block its own copy of this step in the model",
             where=ops.where(node, row.layer),

@@ -80,7 +80,7 @@ def _comes_before(node: fx.Node, other: fx.Node) -> bool:
 
 def _error(node: fx.Node, reason: str) -> UnsupportedPatternError:
     return UnsupportedPatternError(
-        f"{ops.op_name(node)!r} can't be overlapped as it was declared: {reason}",
+        f"{ops.shown(node)!r} can't be overlapped as it was declared: {reason}",
         way_out="a wait that takes one tensor of the launch and returns a new one; or declare_op without wait=: then "
         "it blocks, and stays where it is",
         where=ops.where(node),

@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import sys
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from farskip_compile.cli import progress
 from tests.cli.sample_commands import LARGE, app
 from tests.cli.terminals import COLOURS, ESCAPES, environment, in_terminal, read_a_line_and_leave, with_pipes
 
@@ -172,3 +178,34 @@ def test_progress_goes_to_stderr_and_bars_of_others_stay_away() -> None:
         assert json.load(file) == {"bars": None}, "on a terminal they may draw"
     assert "two" in found.text
     assert "{" not in found.text
+
+
+def test_a_long_silence_is_broken_where_no_spinner_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the first compile: the step that is not shown at once, then that it goes on, less and less often."""
+    monkeypatch.setattr(progress, "UNSHOWN", 0.02)
+    monkeypatch.setattr(progress, "SILENT", 0.05)
+    threads = threading.active_count()
+    with contextlib.redirect_stderr(io.StringIO()) as shown:
+        with progress.working("capturing [/x]") as work:
+            _wait_for(lambda: shown.getvalue().count("so far") > 1)
+            work("a step that shows something")
+            work("another")
+        quick = shown.getvalue()
+        with progress.working("nothing"):
+            pass
+        with progress.working("nothing", quiet=True):
+            time.sleep(0.1)
+    assert shown.getvalue() == quick
+    first, *others = lines(quick)
+    assert first == "capturing [/x]"
+    assert others[0] == "capturing [/x]: 0 s so far"
+    assert others[-2:] == ["a step that shows something", "another"]
+    assert threading.active_count() == threads
+
+
+def _wait_for(holds: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if holds():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came")

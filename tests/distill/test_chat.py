@@ -110,3 +110,12 @@ def test_what_a_tokenizer_must_say():
         conversation(Slow(), chat_line("a", "b"), "here", "assistant")
     check_tokenizer(Slow(), "pairs", "all")
     check_tokenizer(tokenizer(PLAIN), "chat", "assistant")
+
+
+def test_a_conversation_whose_targets_would_take_too_long_is_refused_at_once():
+    """Time that grows with the square of a line's length; a template with marks is applied once."""
+    line = chat_line(*("x" * 8000,) * 200)
+    with pytest.raises(ConfigError, match=r"200 messages of 1,600,000 characters\. .* 160,800,000 characters") as error:
+        conversation(tokenizer(PLAIN), line, "file.jsonl, line 7", "assistant")
+    assert "{% generation %}" in error.value.way_out
+    assert targets(tokenizer(MARKED), *conversation(tokenizer(MARKED), line, "here", "assistant")).count("</s>") == 100

@@ -18,6 +18,7 @@ from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.pipeline import run
 from farskip_compile.report.compile import CompileReport, Outcome
 from tests.fuzz.machine import Unwritten, duplicate, fingerprint
+from tests.fuzz.words import complaints
 
 
 class Broken(AssertionError):
@@ -62,20 +63,25 @@ def attempt(
     """
     made = Attempt(duplicate(module, kind))
     before = fingerprint(made.module)
-    config = FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager", schedule=False)
+    whole = {"*": "embedding", "return": "final"}  # the networks begin with inputs, and some end without a norm
+    config = FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager", schedule=False, kinds=whole)
     try:
         made.report = run(made.module, config)
     except FarSkipError as error:
-        check_refusal(error)
+        check_refusal(error, module.graph)
         made.error = error
     if made.report is None or made.report.outcome in (Outcome.NO_STACK, Outcome.FRAGMENT):
         demand(fingerprint(made.module) == before, f"{made.said}: the graph is not as it was")
     return made
 
 
-def check_refusal(error: FarSkipError) -> None:
-    """Raises:
-    Broken: this is no refusal, but a defect; or it gives no reason.
+def check_refusal(error: FarSkipError, graph: fx.Graph | None = None) -> None:
+    """Check the text of a refusal of `graph`.
+
+    Raises:
+        Broken: this is no refusal, but a defect; it gives no reason; or it names what only a pass knows.
     """
     demand(not isinstance(error, VerificationError), f"the rewired graph did not verify: {error}")
     demand(bool(error.reason.strip()), f"{type(error).__name__} without a reason")
+    unknown = complaints(error, graph)
+    demand(not unknown, f"an error speaks of what a user can't know: {'; '.join(unknown)}: {error}")

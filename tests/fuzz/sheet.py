@@ -11,7 +11,6 @@ then once on fake tensors, which notes shapes, dtypes and shared memory.
 
 from __future__ import annotations
 
-import operator
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,12 +18,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._dynamo.source import LocalSource
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from farskip_compile._compat.fakes import FakeTensorMode
 from farskip_compile.testing.strategies import Network, capture
 from farskip_compile.testing.strategies.network import WIDTH, state
+from tests.fuzz.fakes import set_fake_values
 from tests.fuzz.machine import run_nodes
 
 IN_PLACE_NAMES = ("add_", "mul_", "copy_", "iadd", "imul")
@@ -163,38 +160,8 @@ class Sheet:
         """
         self.graph.lint()
         run_nodes(self.module, self.arguments)
-        self._fake()
+        set_fake_values(self.module, self.arguments, symbolic=self.symbolic)
         for node in self.without_meta:
             node.meta.pop("example_value", None)
         self.module.recompile()
         return self.module
-
-    def _fake(self) -> None:
-        mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv() if self.symbolic else None)
-        values: dict[fx.Node, Any] = {}
-        supply = iter(self.arguments)
-        for node in self.graph.nodes:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-            if node.op == "placeholder":
-                value = self._fake_input(mode, node, next(supply), first=not values)
-            elif node.op == "get_attr":
-                value = mode.from_tensor(operator.attrgetter(str(node.target))(self.module), static_shapes=True)
-            elif node.op == "output":
-                continue
-            else:
-                with mode:
-                    if node.op == "call_method":
-                        value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-                    else:
-                        value = node.target(*args, **kwargs)  # type: ignore[operator]
-            values[node] = value
-            node.meta = {} if value is None else {"example_value": value}
-
-    def _fake_input(self, mode: FakeTensorMode, node: fx.Node, value: torch.Tensor, *, first: bool) -> Any:
-        if self.symbolic and first:
-            dynamic = [DimDynamic.DYNAMIC, DimDynamic.DYNAMIC, DimDynamic.STATIC][: value.dim()]
-            context = StatelessSymbolicContext(dynamic_sizes=dynamic, constraint_sizes=[None] * value.dim())
-            return mode.from_tensor(value, symbolic_context=context, source=LocalSource(node.name))
-        if isinstance(node.meta.get("example_value"), nn.Parameter):
-            value = nn.Parameter(value, requires_grad=False)
-        return mode.from_tensor(value, static_shapes=True)

@@ -11,11 +11,12 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from torch._dynamo import config as dynamo_config
-from torch._dynamo.exc import FailOnRecompileLimitHit
 
 import farskip_compile
 from farskip_compile import FarSkipWarning, PartialModelError
 from tests.guard.tiny import IDS, tiny
+from tests.handwritten.decoder import Decoder, token_ids
+from tests.handwritten.test_experts import Masks
 
 EAGER = {"inner": "eager"}
 LONGER = torch.cat([IDS, IDS], 1)
@@ -75,11 +76,25 @@ def test_not_strict_says_so(one_version: None) -> None:
         assert torch.equal(compiled(LONGER).logits, expected)
 
 
-def test_dynamo_has_its_own_error(one_version: None) -> None:
-    model = torch.compile(tiny(), backend="farskip", fullgraph=True, options=EAGER)
-    model(IDS)
-    with pytest.raises(FailOnRecompileLimitHit):
-        model(LONGER)
+def test_with_fullgraph_the_limit_and_the_ways_out_are_named(one_version: None) -> None:
+    """Dynamo's own error there names neither. Each way out is tried; `strict` makes no difference."""
+    original, longer = Decoder(Masks, layers=2), torch.cat([token_ids(), token_ids()], 1)
+    options = {**EAGER, "strict": False}
+    model = torch.compile(original, backend="farskip", fullgraph=True, options=options)
+    model(token_ids())
+    with pytest.raises(
+        PartialModelError, match=r"recompile_limit = 1\), and fullgraph=True makes that an error"
+    ) as caught:
+        model(longer)
+    assert caught.value.where.source is not None
+    with dynamo_config.patch(recompile_limit=2):
+        expected = model(longer)
+    torch.compiler.reset()
+    assert torch.equal(model(longer), expected)
+    torch.compiler.reset()
+    dynamic = torch.compile(original, backend="farskip", fullgraph=True, dynamic=True, options=options)
+    dynamic(token_ids())
+    assert torch.equal(dynamic(longer), expected)
 
 
 def test_other_backends_are_left_alone(one_version: None) -> None:

@@ -19,12 +19,13 @@ PAGE = (ROOT / "docs" / "handwritten.md").read_text()
 
 def test_its_programs_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(declare, "_declared", {})
-    declaring, compiling, collectives = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    declaring, compiling, ends, collectives = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     exec(declaring, {})
     assert len(declare.all_declared({})) == 2
     exec("import farskip_compile\n" + collectives, {})
     assert [fact.wait for fact in declare.all_declared({}) if fact.wait] == ["mylib::combined", "mylib::dispatched"]
-    exec(compiling, {"torch": torch, "model": Decoder(TwoBranches)})
+    for program in (compiling, ends):
+        exec(program, {"torch": torch, "model": Decoder(TwoBranches)})
 
 
 def test_its_places_exist() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer
 
@@ -124,19 +126,36 @@ def resumed(run: Run, trained: Any, folder: Path, **options: Any) -> Trainer:
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(run: Run, tmp_path: Path) -> None:
-    """The model is loaded from the checkpoint: transformers 5.24 resumes experts under names that they don't have."""
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(run.folder / "checkpoint-1")
-    assert_equal(resumed(run, loaded, tmp_path).model, run.trainer.model)
+    """A Trainer that loads weights without the conversion of `from_pretrained` leaves experts as they were."""
+    other = model()
+    torch.nn.init.normal_(other.model.layers[1].mlp.experts.down_proj)
+    assert_equal(resumed(run, other, tmp_path).model, run.trainer.model)
 
 
-def test_transformers_resumes_no_experts(run: Run, tmp_path: Path) -> None:
-    """docs/integrations/transformers.md says so: this fails once that has changed."""
-    trainer: Any = Trainer(model(), arguments(tmp_path), train_dataset=data())
-    trainer._load_from_checkpoint(str(run.folder / "checkpoint-1"))
-    expected = transformers.AutoModelForCausalLM.from_pretrained(run.folder / "checkpoint-1").state_dict()
-    different = [name for name, value in trainer.model.state_dict().items() if not torch.equal(value, expected[name])]
-    parts = ("mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj")
-    assert different == [f"model.layers.{layer}.{part}" for layer in (0, 1) for part in parts]
+def test_weights_that_a_checkpoint_lost_are_not_resumed(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.folder / "checkpoint-1", tmp_path / "checkpoint-1")
+    file = tmp_path / "checkpoint-1" / "model.safetensors"
+    kept = {name: value for name, value in load_file(file).items() if "layers.1.block_sparse_moe" not in name}
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(ManifestError, match=r"no weights of the right shape for 'model\.layers\.1\.mlp\.experts"):
+        resumed(Run(tmp_path, None, run.callback, [], 0.0, []), model(), tmp_path)
+
+
+def test_the_best_checkpoint_is_loaded_whole(run: Run, tmp_path: Path) -> None:
+    trainer: Any = Trainer(model(), arguments(tmp_path), train_dataset=data(), callbacks=[FarSkipCallback()])
+    trainer.state.best_model_checkpoint = str(run.folder / "checkpoint-2")
+    trainer._load_best_model()
+    assert_equal(trainer.model, run.trainer.model)
+
+
+def test_a_rewired_run_is_not_resumed_in_the_original_wiring(run: Run, tmp_path: Path) -> None:
+    """Neither with this package imported nor, where only the files can say so, without."""
+    checkpoint = run.folder / "checkpoint-1"
+    with pytest.raises(OriginalWiringError, match="this Trainer would train it on in its original wiring"):
+        Trainer(model(), arguments(tmp_path), train_dataset=data()).train(resume_from_checkpoint=str(checkpoint))
+    content = json.loads((checkpoint / "config.json").read_text())
+    with pytest.raises(AttributeError, match="import farskip_compile before they are loaded"):
+        transformers.PreTrainedConfig(**content)  # as a Trainer reads it
 
 
 def test_a_resumed_run_keeps_its_wiring(run: Run, tmp_path: Path) -> None:
@@ -199,8 +218,8 @@ def test_adapters(tmp_path: Path) -> None:
         "trainer_state.json",
     ]
     trainer.save_model(str(tmp_path / "mine"))
-    assert not (tmp_path / "mine" / "farskip.json").exists()  # the page says so
-    assert callback.write_manifest(tmp_path / "mine").exists()
+    assert json.loads((tmp_path / "mine" / "adapter_config.json").read_text())["peft_type"] == "FARSKIP_LORA"
+    assert farskip_compile.load_manifest(tmp_path / "mine") == callback.manifest
 
 
 # What is refused

@@ -7,6 +7,7 @@ that each logged loss is that of the first weights.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,17 @@ def test_adapters_that_it_adds(tmp_path: Path) -> None:
     manifest = farskip_compile.load_manifest(tmp_path / "checkpoint-1")
     assert manifest == callback.manifest
     assert manifest.connectivity == "full"
+    trainer.save_model(str(tmp_path / "mine"))
+    assert farskip_compile.load_manifest(tmp_path / "mine") == manifest
+    assert json.loads((tmp_path / "mine" / "adapter_config.json").read_text())["peft_type"] == "FARSKIP_LORA"
+
+
+def test_a_guarded_checkpoint_by_its_name(tmp_path: Path) -> None:
+    """TRL loads it by the class that its configuration names."""
+    saved = model()
+    saved.save_pretrained(tmp_path)
+    farskip_compile.save_manifest(farskip_compile.Manifest("full"), tmp_path)
+    trainer, _, _ = trainer_of(TEXTS, tmp_path / "run", str(tmp_path))
+    assert type(trainer.model) is type(saved)
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, saved.state_dict()[name]), name

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from farskip_compile import Manifest, ManifestError, describe, load_manifest, save_manifest
 from farskip_compile.manifest.json_text import with_key
+from tests.interrupted import interrupted
 from tests.manifest.sample import IDS, small
 
 
@@ -198,3 +201,18 @@ def test_permissions(manifest: Manifest, tmp_path: Path) -> None:
 def test_text_that_is_no_object_is_not_edited(text: str) -> None:
     with pytest.raises((ValueError, IndexError)):
         with_key(text, "farskip", 1)
+
+
+def test_a_checkpoint_is_guarded_before_the_manifest_is_beside_it(manifest: Manifest, tmp_path: Path) -> None:
+    """A process that ends between two files of a manifest must not leave weights that load as the original model."""
+
+    def fresh() -> Iterator[Path]:
+        for number in itertools.count():
+            (tmp_path / str(number)).mkdir()
+            (tmp_path / str(number) / "config.json").write_text('{"model_type": "mixtral"}')
+            yield tmp_path / str(number)
+
+    for _, folder in interrupted(lambda: save_manifest(manifest, "."), fresh(), full=False):
+        guarded = json.loads((folder / "config.json").read_text())["model_type"] == "farskip_mixtral"
+        assert guarded or not (folder / "farskip.json").exists()
+        assert not guarded or load_manifest(folder) == manifest

@@ -32,8 +32,8 @@ def test_saved_loaded_and_compiled(tmp_path: Path) -> None:
     before = json.loads((tmp_path / "config.json").read_text())
     save_manifest(describe(model, IDS), tmp_path / "config.json")
     after = json.loads((tmp_path / "config.json").read_text())
-    assert list(after) == [*before, "farskip_model_type", "farskip"]
-    assert {key for key, value in before.items() if after[key] != value} == {"architectures", "model_type"}
+    assert list(after) == [*before, "farskip_dtype", "farskip_model_type", "farskip"]
+    assert {key for key, value in before.items() if after[key] != value} == {"architectures", "dtype", "model_type"}
 
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     logits = compiled(loaded, manifest=tmp_path)

@@ -15,25 +15,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+
+from tests.mutation.further_faults import FURTHER
+from tests.mutation.source_fault import SourceFault
 
 ROOT = Path(__file__).parents[2]
 ACCOUNT = "farskip_compile/verify/account/"
 ROWS = "farskip_compile/verify/rows/"
 TOKENS = "farskip_compile/verify/tokens/"
 SEEN_BY_THE_ACCOUNT = "tests/verify tests/handwritten"
-
-
-@dataclass(frozen=True)
-class SourceFault:
-    """One line that is wrong."""
-
-    file: str
-    old: str
-    new: str
-    tests: str
-    """Arguments of pytest."""
 
 
 FAULTS = (
@@ -157,14 +148,14 @@ FAULTS = (
         "tests/passes/normalize tests/handwritten",
     ),
     SourceFault(
-        "passes/normalize/accumulations.py",
+        "passes/normalize/puts.py",
         " or node.args[0] is not base",
         "",
         "tests/passes/normalize tests/handwritten",
     ),
     SourceFault(
-        "passes/normalize/plain_adds.py",
-        "            operands = operands[::-1]\n",
+        "passes/normalize/plain_calls.py",
+        "        operands = operands[::-1]\n",
         "",
         "tests/passes/normalize tests/handwritten",
     ),
@@ -246,8 +237,8 @@ FAULTS = (
         "farskip_compile/ranks/announce.py", "if len(set(shares)) <= 1 else None", "", "tests/ranks/test_agree.py"
     ),
     SourceFault(
-        "farskip_compile/ranks/agree.py",
-        'client.has(_got(f"{base}/{ANY}", rank))',
+        "farskip_compile/ranks/place.py",
+        'client.has(got(f"{base}/{ANY}", rank))',
         "False",
         "tests/ranks/test_agree.py",
     ),
@@ -309,6 +300,7 @@ FAULTS = (
         "if False and any(effects.storage(arg) in written",
         "tests/verify/test_tokens.py",
     ),
+    *FURTHER,
 )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.mutation.source_faults import FAULTS, SourceFault, place
+from tests.mutation.source_fault import SourceFault
+from tests.mutation.source_faults import FAULTS, place
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.file}:{fault.old.strip()[:40]}")

@@ -7,6 +7,7 @@ nothing may depend on them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -239,6 +240,77 @@ class Bracketed(Block):
         return torch.zeros_like(flat).index_add(0, order // self.top, rows).view_as(x)
 
 
+class Chooses(Block):
+    """makeMoE: the capacity by a conditional expression; small batches have none at all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, chosen = self.choose(x)
+        gates = self.router(x).softmax(-1).view(-1, EXPERTS)
+        flat = x.view(-1, x.size(-1))
+        capacity = int(x.shape[0] * x.shape[1] * self.top / EXPERTS)
+        updates = torch.zeros_like(flat)
+        for e, expert in enumerate(self.experts):
+            found = torch.nonzero((chosen == e).any(dim=-1).view(-1)).squeeze(-1)
+            limited = found[:capacity] if found.numel() > capacity else found
+            if limited.numel() > 0:
+                updates.index_add_(0, limited, expert(flat[limited]) * gates[limited, e].unsqueeze(1))
+        return updates.view_as(x)
+
+
+@dataclass
+class Calculated:
+    """What `ParameterLists` gives."""
+
+    states: Tensor
+    dropped: Tensor
+
+
+class ParameterLists(Block):
+    """LLaMA-MoE: a list of parameters for each projection, a loop in brackets, outputs in a dataclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = None
+        self.up = nn.ParameterList([nn.Parameter(torch.randn(WIDTH + 1, WIDTH) / 4) for _ in range(EXPERTS)])
+        self.down = nn.ParameterList([nn.Parameter(torch.randn(WIDTH, WIDTH + 1) / 4) for _ in range(EXPERTS)])
+
+    def expert(self, x: Tensor, e: int) -> Tensor:
+        return F.linear(F.silu(F.linear(x, self.up[e])), self.down[e])
+
+    def calculate(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Calculated:
+        tokens = torch.arange(len(x)).repeat_interleave(chosen.size(1))
+        _, order = chosen.flatten().sort(0)
+        tokens, weights = tokens.index_select(0, order), weights.flatten().index_select(0, order)
+        counts = chosen.flatten().bincount(minlength=EXPERTS).tolist()
+        split = torch.split(x.index_select(0, tokens), counts, dim=0)
+        outputs = [self.expert(split[i], i) for i in range(EXPERTS) if split[i].shape[0] > 0]
+        scaled = torch.mul(torch.cat(outputs, 0), weights.reshape(-1, 1))
+        return Calculated(torch.zeros_like(x).index_add(0, tokens, scaled), torch.tensor(-1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(0, 1)
+        weights, chosen = self.choose(flat)
+        return self.calculate(flat, chosen, weights).states.view_as(x)
+
+
+class SkipsNoRows(Block):
+    """torchtune: what all experts give is added if a rank has any of it, which no graph knows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(0, 1)
+        weights, chosen = self.choose(flat)
+        counts = torch.histc(chosen.view(-1).float(), bins=EXPERTS, min=0, max=EXPERTS).long()
+        order = torch.argsort(chosen.view(-1), stable=True)
+        tokens = (order // self.top).reshape(-1, 1).expand(-1, WIDTH)
+        parts = torch.gather(flat, dim=0, index=tokens).split(counts.tolist())
+        rows = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
+        rows = rows * weights.view(-1)[order].unsqueeze(-1)
+        out = torch.zeros_like(flat)
+        if rows.numel() > 0:
+            out = torch.scatter_add(input=out, dim=0, index=tokens, src=rows)
+        return out.view_as(x)
+
+
 STYLES: tuple[type[Block], ...] = (
     Skips,
     Asks,
@@ -252,4 +324,7 @@ STYLES: tuple[type[Block], ...] = (
     Sliced,
     Capacity,
     Bracketed,
+    Chooses,
+    ParameterLists,
+    SkipsNoRows,
 )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import time
 from pathlib import Path
@@ -19,8 +20,9 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 import farskip_compile
 from farskip_compile._compat.distributed import StoreClient
 from farskip_compile.errors import OrderMismatchError
-from farskip_compile.ranks import agree, announce
+from farskip_compile.ranks import agree, announce, place
 from farskip_compile.ranks.agree import check_across_ranks
+from farskip_compile.ranks.compiles import Frame
 from tests.distributed.ranks import run_ranks
 
 
@@ -74,17 +76,21 @@ class PassingRank:
 
     def get(self, key: str) -> str:
         for order in (HERE, ELSEWHERE):
-            self.values[agree._got(agree._name(order).partition("/")[0], 1)] = "1"
-        return f"2 {agree._name(ELSEWHERE)} {ELSEWHERE}"
+            self.values[place.got(place.name_of(1, order).rpartition("/")[0], 1)] = "1"
+        return waiting_elsewhere(2)
 
 
 HERE = '["inference", [], {}, null]'
 ELSEWHERE = '["inference", ["all_to_all_single float32"], {}, null]'
 
 
+def waiting_elsewhere(wait: int) -> str:
+    return json.dumps({"wait": wait, "epoch": 1, "left": 0, "run": 0, "order": ELSEWHERE})
+
+
 def test_a_rank_that_went_on_in_between_is_not_taken_for_one_that_is_elsewhere() -> None:
     client = cast(StoreClient, PassingRank())
-    agree._wait_for_all(agree._place(client, HERE))
+    agree._wait_for_all(place.place_of(client, HERE, Frame()))
 
 
 class RaisingRank(PassingRank):
@@ -93,7 +99,7 @@ class RaisingRank(PassingRank):
     raised = False
 
     def get(self, key: str) -> str:
-        there = f"1 {agree._name(ELSEWHERE)} {ELSEWHERE}" if self.raised else ""
+        there = waiting_elsewhere(1) if self.raised else ""
         self.raised = True
         return there
 
@@ -102,7 +108,7 @@ def test_what_a_rank_raised_about_both_is_not_taken_for_a_failure_of_its_own(mon
     client = RaisingRank()
     monkeypatch.setattr(agree, "failure_among", lambda ranks: (1, "gave up") if client.raised else None)
     with pytest.raises(OrderMismatchError, match="all_to_all_single"):
-        agree._wait_for_all(agree._place(cast(StoreClient, client), HERE))
+        agree._wait_for_all(place.place_of(cast(StoreClient, client), HERE, Frame()))
 
 
 REDUCED = ["all_reduce sum float32", "all_gather_into_tensor float32"]

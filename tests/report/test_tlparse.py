@@ -137,8 +137,10 @@ def test_tlparse_shows_them(traced: Traced, tmp_path: Path) -> None:
 def test_what_is_expected_of_a_model_is_what_its_schedules_say(traced: Traced) -> None:
     """By `status`, in the text for people and in what `farskip status` reads, forward and backward."""
     processes = read_folder(traced.processes)
-    assert processes.rewired
-    assert [(one.rank, one.ranks, one.alive) for one in processes.processes] == [(0, 2, False), (1, 2, False)]
+    assert processes.status == 2, "they have ended"
+    assert [(one.head.rank, one.head.ranks, one.verdict) for one in processes.processes] == [
+        (rank, 2, "rewired") for rank in range(2)
+    ]
     for said, process in zip(traced.said, processes.processes, strict=True):
         expected = {}
         for schedule in said["schedules"]:
@@ -147,6 +149,6 @@ def test_what_is_expected_of_a_model_is_what_its_schedules_say(traced: Traced) -
             expected[schedule["phase"]] = max(0.0, 1 - after["exposed_seconds"] / after["communication_seconds"])
         assert set(expected) == {"forward", "backward"}
         assert {one["phase"]: one["hidden"] for one in said["status"]["overlap"]} == expected
-        assert {one.phase: one.hidden for one in process.models[0].overlap} == expected
+        assert {one.phase: one.hidden for one in process.models[0].last.overlap} == expected
         assert f"expected: {expected['forward']:.0%}".replace("%", " %") in said["text"]
         assert said["status"]["answer"] == "REWIRED"

@@ -82,6 +82,23 @@ def test_the_verifier_does_not_know_what_it_verifies() -> None:
     assert arrows(verifiers, [one for one in MODULES if within(one, "passes.rewire")]) == []
 
 
+def test_the_account_knows_detection_by_its_claims_alone() -> None:
+    """What the pages say: the account, the rows and the check of `normalize` share no code with what they check."""
+    independent = [one for one in MODULES if within(one, "verify.account", "verify.rows", "verify.normalized")]
+    detection = [one for one in MODULES if within(one, "passes.residual", "passes.normalize")]
+    known = {target.partition(".")[2] for _, target in arrows(independent, detection)}
+    assert known <= {"passes.residual", "passes.residual.table"}  # `Reading` and `Table`, which hold what was claimed
+
+
+def test_what_the_proof_shares_with_detection_is_what_the_pages_say() -> None:
+    """`docs/concepts.md` names the reader of the table and the edges of a graph."""
+    prover = [one for one in MODULES if within(one, "verify.rewiring", "verify.values", "verify.expected")]
+    detection = [one for one in MODULES if within(one, "passes.residual")]
+    shared = {target.partition(".")[2] for _, target in arrows(prover, detection)}
+    data = {"passes.residual", "passes.residual.table", "passes.residual.termset"}
+    assert shared - data == {"passes.residual.stack", "passes.residual.regions", "passes.residual.sums"}
+
+
 def test_the_check_of_normalize_shares_no_code_with_it() -> None:
     checks = [one for one in MODULES if within(one, "verify.normalized")]
     others = [one for one in MODULES if within(one, "passes.normalize", "passes.residual", "passes.rewire")]

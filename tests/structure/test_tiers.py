@@ -9,12 +9,12 @@ import pytest
 
 from tests.economy import examples
 from tests.structure.sources import ROOT
-from tests.tiers import DEEP, PARAMETERS, SHOWN_BY, WHOLE, is_deep, place
+from tests.tiers import DEEP, PARAMETERS, QUICK, SHOWN_BY, WHOLE, is_deep, place
 
 SHOWS = [f"tests/{test}" for test in SHOWN_BY.values()]
 
 
-@pytest.mark.parametrize("start", [*WHOLE, *DEEP, *SHOWS])
+@pytest.mark.parametrize("start", [*WHOLE, *DEEP, *QUICK, *SHOWS])
 def test_what_is_listed_is_there(start: str) -> None:
     path, _, name = start.partition("[")[0].partition("::")
     assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file()
@@ -29,6 +29,7 @@ def test_what_breaks_most_is_quick() -> None:
         "tests/models/test_transformers.py",
         "tests/distributed/test_rewire_ranks.py::test_two_ranks_bit_equal[tp]",
         "tests/structure/test_tiers.py",
+        *QUICK,
     )
     assert [one for one in quick if place(one) is not None] == []
     assert place("tests/faults/test_rank_faults.py::test_x") is not None

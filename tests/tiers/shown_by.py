@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 SHOWN_BY = {
+    "guard/test_families.py::test_all_families": "guard/test_families.py::test_it_loads_to_the_bit",
     "inductor/test_generated_order.py::test_a_pass_of": "inductor/test_generated_order.py::test_rewired_models_hide",
     "cli/test_commands.py::test_a_report_is_whole": "cli/test_commands.py::test_what_a_model_prints",
     "simulate/test_output.py::test_command": "simulate/test_output.py::test_text",

@@ -79,7 +79,8 @@ argsort: v.argsort(); v.argsort(1).double() * v; v.argsort(stable=True, dim=0) *
 msort: torch.msort(v); v.msort()
 glu: F.glu(v); F.glu(v, 1); F.glu(v, dim=0)
 topk: v.topk(1)[0]; v.topk(1, 1)[0]; torch.topk(v, k=1, dim=0)[0]; v.topk(2, -1)[1] * o; v.topk(2)[0] * o
-kthvalue: v.kthvalue(1)[0]; v.kthvalue(1, 1)[0]; torch.kthvalue(v, 1, dim=0, keepdim=True)[0]
+kthvalue: v.kthvalue(1)[0]; v.kthvalue(1, 1)[0]; torch.kthvalue(v, 1, dim=0, keepdim=True)[0];
+    v.kthvalue(1, -1, True)[1] * o; v.kthvalue(1)[0].unsqueeze(-1) * o
 sum: v.sum(); v.sum(0); v.sum(dim=1); v.sum(dim=[]); v.sum(()); v.sum([0, -1], True); torch.sum(v, (1, 2));
     torch.sum(v, axis=-1); torch.sum(input=v, dim=0, keepdim=True); torch.sum(a=v, axis=1); torch.sum(x=v, dim=-1);
     v.sum(-1, keepdim=True) * o; v.sum(dtype=torch.float32); (v > 0).sum(1, keepdim=True) * o
@@ -102,8 +103,12 @@ min: v.min(); v.min(-1)[0]; torch.min(v, o); torch.min(w[0], v); torch.min(z, v)
 argmax: v.argmax(); v.argmax(-1); v.argmax(1).unsqueeze(-1) * o; v.argmax(-1).unsqueeze(-1) * o;
     v.argmax(dim=0, keepdim=True) * o
 argmin: v.argmin(-1, True) * o
-median: v.median(); v.median(1)[0]; v.median(-1)[0]
-mode: v.mode()[0]; v.mode(1)[0]
+median: v.median(); v.median(1)[0]; v.median(-1)[0]; v.median(-1, True)[1] * o
+nanmedian: v.nanmedian(); v.nanmedian(1)[0]; v.nanmedian(-1, True)[1] * o
+mode: v.mode()[0]; v.mode(1)[0]; torch.mode(v, -1, True)[1] * o
+aminmax: v.aminmax()[0]; v.aminmax(dim=1)[1]; torch.aminmax(v, dim=-1, keepdim=True)[1] + o
+cummax: v.cummax(-1)[0]; v.cummax(1)[0]; torch.cummax(v, dim=-1)[1] * o
+cummin: v.cummin(0)[0]; v.cummin(-1)[1] * o
 norm: v.norm(); v.norm(2, -1); v.norm(dim=1); torch.norm(v, p=2, dim=-1, keepdim=True); v.norm(1)
 linalg_vector_norm: torch.linalg.vector_norm(v); torch.linalg.vector_norm(v, 2, -1);
     torch.linalg.vector_norm(v, dim=1)
@@ -222,6 +227,8 @@ setitem: d.write(v, (0,), o[0]); d.write(v, (Ellipsis, 0), o[..., 0]);
     d.write(v, (slice(None), 0), 1.0); d.write(torch.zeros_like(v), o > 0, 2.0) * v
 copy: v.clone().copy_(o); torch.zeros_like(v).copy_(o); d.through(v, o); d.through(torch.zeros_like(v), o);
     d.through(z, o); d.part(z, o); d.part(v, o); d.part(torch.zeros_like(v), v)
+put_sum: d.call(put_sum, v, (i,), o[0], 'picked + added'); d.call(put_sum, v, (None, i), o[:, :1], 'picked - added');
+    d.call(put_sum, o, (i, i), v[0, 0], 'added + picked')
 added_alone: d.call(added_alone_on, v, i, o); d.call(added_alone_on, v, i, v)
 after_write: d.call(after_write, v, o); d.call(after_write, v.flatten(0, 1), o) * 2
 _scaled_mm: d.call(scaled, v, w, v[:, :1], w[:1]); d.call(scaled, v, w, v[:1, :1], w[:1]); d.call(scaled, v, w, o, w);

@@ -298,3 +298,62 @@ def test_a_dense_block_that_keeps_a_state_is_refused_also_when_it_decodes_one_to
     with torch.no_grad():
         error = refusal_of(WithState(), inputs()[:1, :1], torch.zeros(1, 1, nets.EXPERTS))
     assert "reads or writes a cache in it" in error.reason
+
+
+@torch.library.custom_op("farskip_tests::add_and_norm", mutates_args=())
+def add_and_norm(h: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    total = h + y
+    return torch.nn.functional.layer_norm(total, total.shape[-1:], weight), total
+
+
+@add_and_norm.register_fake
+def _(h: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(h), torch.empty_like(h)
+
+
+@torch.library.custom_op("farskip_tests::add_and_norm_", mutates_args=("h", "y"))
+def add_and_norm_(h: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> None:
+    h += y
+    y.copy_(torch.nn.functional.layer_norm(h, h.shape[-1:], weight))
+
+
+class Fused(Net):
+    """Some layers add and normalise in one operator, which nobody declared, with a weight of one dimension."""
+
+    def __init__(self, fused: tuple[int, ...], in_place: bool) -> None:
+        super().__init__()
+        self.fused, self.in_place = fused, in_place
+
+    def layer(self, number: int, h: torch.Tensor) -> torch.Tensor:
+        if number not in self.fused:
+            return super().layer(number, h)
+        y, norm = self.mixers[number](self.norms[2 * number](h)), self.norms[2 * number + 1]
+        if self.in_place:
+            h, f = h.clone(), y.clone()
+            add_and_norm_(h, f, norm.weight)
+        else:
+            f, h = add_and_norm(h, y, norm.weight)
+        return h + self.experts[number](f)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("fused", [(0,), (0, 1), (1,), (2,)])
+def test_layers_that_a_fused_operator_hides_are_refused(fused: tuple[int, ...], in_place: bool) -> None:
+    """Class: a sum inside an operator; the layers on its other side would stay as they are."""
+    refusal_of(Fused(fused, in_place))
+
+
+def test_a_sub_block_that_read_the_embedding_before_it_was_written_to_is_no_embedding() -> None:
+    """Class: a term that nothing of the stream reaches, since the stream begins behind what it reads."""
+
+    class Written(Net):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            h = self.embed(ids)
+            y = self.mixers[0](self.norms[0](h))
+            h = h.clone()
+            h[..., 2] = 0.0
+            h = h + y
+            h = h + self.experts[0](self.norms[1](h))
+            return self.head(self.norms[-1](self.layer(1, h)))
+
+    assert "is computed from it, with weights" in refusal_of(Written()).reason

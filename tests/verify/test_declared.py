@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from farskip_compile import (
     testing,
 )
 from farskip_compile.passes.graph.declared import Declared
+from tests.verify import nets
 from tests.verify.nets import WIDTH, Net
 from tests.verify.test_account import inputs, refusal_of, report_of
 
@@ -188,3 +191,138 @@ def test_a_manifest_that_declares_nothing(kinds: object) -> None:
     data = Manifest("full").to_json() | {"declared": {"mylib::wkv": kinds}}
     with pytest.raises(ManifestError, match="declared"):
         Manifest.from_json(data)
+
+
+# What rows refute
+
+
+class Shared(nn.Module):
+    """A shared expert beside routed ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.routed = nn.Linear(WIDTH, WIDTH), nets.Experts(nets.top_2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shared(x) + self.routed(x)
+
+
+class WrittenOut(nn.Module):
+    """An attention without a fused operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return (q @ k.mT).softmax(-1) @ v
+
+
+@pytest.mark.parametrize(
+    ("net", "name", "kind", "shown"),
+    [
+        ({"experts": {1: Shared}}, "experts.1.shared", "mixer", "each row of it is computed by itself"),
+        ({}, "experts.1", "attention", "each row of it is computed by itself"),
+        ({}, "mixers.1", "dense", "'scaled_dot_product_attention' in it mixes rows"),
+        ({}, "scaled_dot_product_attention", "dense", "'scaled_dot_product_attention' in it mixes rows"),
+        ({"mixers": {1: WrittenOut}}, "mixers.1", "dense", "'matmul' in it mixes rows"),
+        ({"mixers": {1: lambda: nets.Mixer(nets.running_mean)}}, "mixers.1", "dense", "'mean' in it mixes rows"),
+        ({"mixers": {1: lambda: nets.Mixer(nets.shift)}}, "mixers.1", "dense", "'pad' in it moves rows"),
+        (
+            {"experts": {1: lambda: nets.Experts(nets.top_2)}},
+            "experts.1",
+            "dense",
+            "a decision is made about whole rows",
+        ),
+        (
+            {"experts": {1: lambda: nets.Experts(nets.over_threshold)}},
+            "experts.1",
+            "dense",
+            "a decision is made about whole rows",
+        ),
+        ({}, "mixers.1", "routed", "'scaled_dot_product_attention' in it mixes rows"),
+        (
+            {"experts": {1: lambda: nn.Linear(WIDTH, WIDTH)}},
+            "experts.1",
+            "routed",
+            "no decision is made about its rows",
+        ),
+    ],
+)
+def test_a_declaration_that_rows_refute_is_an_error_that_names_it(
+    net: dict[str, Any], name: str, kind: str, shown: str
+) -> None:
+    changed = {part: {layer: make() for layer, make in layers.items()} for part, layers in net.items()}
+    error = refusal_of(Net(2, **changed), kinds={name: kind})
+    assert isinstance(error, UnsupportedPatternError)
+    assert f"{name!r} was declared as {kind}, but {shown}" in error.reason
+    assert name in error.way_out
+
+
+def test_a_module_with_experts_that_was_declared_a_mixer_is_named() -> None:
+    error = refusal_of(Net(2), kinds={"experts.1": "mixer"})
+    assert "einsum in experts.1, declared as a mixer" in error.reason
+    assert "drop 'experts.1' from `kinds`" in error.way_out
+
+
+@pytest.mark.parametrize("how", nets.MIXERS)
+def test_a_mixer_of_any_form_may_be_declared(how: str) -> None:
+    model = Net(2, mixers={1: nets.Mixer(nets.MIXERS[how])})
+    assert report_of(model, kinds={"mixers.1": "mixer"}).left_out["mixer.1"] == ("r0",)
+
+
+class PickedFeatures(nn.Module):
+    """Each token keeps the largest of its own features."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.up, self.down, self.how = nn.Linear(WIDTH, 32), nn.Linear(32, WIDTH), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x).relu()
+        values, chosen = h.topk(4, -1)
+        if self.how == "scatter":
+            return self.down(torch.zeros_like(h).scatter(-1, chosen, values))
+        return self.down(h * (h >= values[..., -1:]))
+
+
+@pytest.mark.parametrize("how", ["scatter", "threshold"])
+def test_features_that_are_picked_are_dense_if_it_is_said_and_the_error_says_how(how: str) -> None:
+    model = Net(2, experts={1: PickedFeatures(how)})
+    error = refusal_of(model)
+    assert "features that are picked, as by top-k, look the same" in error.reason
+    (path,) = re.findall(r'"kinds": {"(.*?)": "dense"}', error.way_out)
+    for said in (path, "experts.1"):
+        assert report_of(model, kinds={said: "dense"}).outcome is Outcome.REWIRED
+
+
+class ByToken(Net):
+    """A router that reads the token ids, through a table of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.table = nn.Embedding(nets.VOCABULARY, nets.EXPERTS)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.layer(0, self.embed(ids))
+        h = h + self.mixers[1](self.norms[2](h))
+        hidden = torch.einsum("bsd,edf->bsef", self.norms[3](h), self.experts[1].up).relu()
+        gates = nets.top_2(self.table(ids)).unsqueeze(-1)
+        h = h + (torch.einsum("bsef,efd->bsed", hidden, self.experts[1].down) * gates).sum(2)
+        return self.head(self.norms[-1](h))
+
+
+def test_a_router_that_reads_the_token_is_refused_with_the_reason() -> None:
+    assert "a router that reads token ids through a table of its own" in refusal_of(ByToken()).reason
+
+
+@pytest.mark.parametrize("how", ["another name", "a function"])
+def test_the_path_of_a_module_depends_on_nothing_around_the_model(how: str) -> None:
+    class Named(Net):
+        def forward(model, ids: Tensor) -> Tensor:
+            return Net.forward(model, ids)
+
+    model = Named(2, mixers={1: Custom()})
+    called: Any = (lambda ids: model(ids)) if how == "a function" else model
+    assert report_of(called, kinds={"mixers.1": "mixer"}).left_out["mixer.1"] == ("r0",)

@@ -19,6 +19,7 @@ from torch import fx
 
 from farskip_compile.passes.normalize.accumulations import added_alone
 from farskip_compile.passes.normalize.definitions import after_write
+from farskip_compile.passes.normalize.puts import put_sum
 from farskip_compile.verify.rows.along import is_pointwise
 from farskip_compile.verify.rows.layout import of_stream
 from farskip_compile.verify.rows.read import begin, read_rows
@@ -74,6 +75,7 @@ class Calls:
             "F": F,
             "operator": operator,
             "added_alone_on": added_alone_on,
+            "put_sum": put_sum,
             "after_write": after_write,
             "grouped": grouped,
             "scaled": scaled,

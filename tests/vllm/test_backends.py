@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import importlib
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import fx, nn
 
+from farskip_compile import FarSkipConfig
+from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.vllm import backends, overlap
 from farskip_compile.vllm.asked import Asked, Options
 
@@ -20,6 +24,17 @@ def test_whole_graphs_go_to_one_of_torchs_backends(given, inner):
     whole = backends.rewiring_backend(given, compilation, FULL)
     assert whole.inner == inner
     assert whole.inductor == (compilation.inductor_compile_config if inner == "inductor" else {})
+
+
+def test_vllm_gets_compiled_code_as_it_is(monkeypatch):
+    """A function around the compiled code can't be serialised, and vLLM would not start."""
+    compiled = object()
+    module = importlib.import_module("farskip_compile.backend")
+    monkeypatch.setattr(module, "lookup_backend", lambda name: lambda graph, inputs: compiled)
+    known = (module.Backend(FarSkipConfig(inner="eager")), CompileReport(Outcome.REWIRED, 0, {}))
+    monkeypatch.setattr(backends, "rewire", lambda *_, **__: known)
+    whole = backends.rewiring_backend("eager", SimpleNamespace(inductor_compile_config={}), FULL)
+    assert whole(fx.symbolic_trace(nn.Identity()), ()) is compiled
 
 
 class Pieces:

@@ -39,7 +39,7 @@ def check_fragment(graph: fx.Graph) -> None:
     for node in graph.nodes:
         at = rows[node].at
         if has_weights(node) and rows[node].state >= State.MIXED and at is not None and _may_attend(at):
-            raise _error(at, f"weights are given rows that {ops.op_name(at)!r} may have mixed, as an attention does")
+            raise _error(at, f"weights are given rows that {ops.shown(at)!r} may have mixed, as an attention does")
     found = another_form(graph)
     if found is not None:
         raise _error(*found)

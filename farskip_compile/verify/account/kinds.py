@@ -23,16 +23,26 @@ from torch import fx
 from farskip_compile._compat import is_module_state, same_dim
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph.declared import modules_of
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual.table import Kind, Term
 from farskip_compile.verify.account.weights import has_weights
 from farskip_compile.verify.rows.rules import is_contraction, never_mixes
 from farskip_compile.verify.rows.state import Rows, State
 
+LEAVE = "let the router read the stream, which is another model; or leave the model as it is"
+DECIDED = (
+    "a decision is made about whole rows of it, or about what its weights are given, and not by a known selection of "
+    "experts; features that are picked, as by top-k, look the same"
+)
+UNDECIDED = (
+    "no decision is made about its rows that the residual stream has a part in: the experts are chosen by something "
+    "else, such as a router that reads token ids through a table of its own"
+)
 ALONE = frozenset([Kind.DENSE, Kind.SHARED])
 WAY_OUT = (
     "say what it is: farskip_compile.declare_op for a custom operator, options={'kinds': {...}} for any other or for a "
-    "module; or leave the layer out with `layers`"
+    "module, as in {'layers.*.moe': 'routed'}"
 )
 
 
@@ -54,7 +64,7 @@ def check_kinds(claims: Sequence[Claim], base: fx.Node, rows: Mapping[fx.Node, R
     """
     graph = base.graph
     caches = _caches(graph)
-    one_token = _has_rows_of_one(base)
+    one_token = has_rows_of_one(base)
     for claim in claims:
         term = claim.term
         if term.kind is Kind.EMBEDDING:
@@ -66,9 +76,12 @@ def check_kinds(claims: Sequence[Claim], base: fx.Node, rows: Mapping[fx.Node, R
         if complaint is None and caches and alone:
             complaint, node = _reads_cache(claim, caches)
         if complaint is not None:
+            picks = (
+                f'if each token picks features of its own: options={{"kinds": {{"{_module(claim.leaf)}": "dense"}}}}; '
+            )
             raise UnsupportedPatternError(
-                f"{term.name} was taken for {term.kind} ({term.evidence}), but {complaint.format(ops.op_name(node))}",
-                way_out=WAY_OUT,
+                f"{term.name} was taken for {term.kind} ({term.evidence}), but {complaint.format(ops.shown(node))}",
+                way_out=(picks if complaint is DECIDED else "") + (WAY_OUT if complaint is not UNDECIDED else LEAVE),
                 where=ops.where(node, term.layer),
             )
 
@@ -83,10 +96,10 @@ def _complaint(kind: Kind, rows: Rows, leaf: fx.Node, one_token: bool) -> tuple[
     if rows.state is State.MIXED:
         return "{!r} mixes rows in it, and is not a known attention or mixer", at
     if kind is Kind.ROUTED:
-        return (None if rows.decided else "no decision is made about its rows"), at
+        return (None if rows.decided else UNDECIDED), at
     if rows.state is State.MOVED:
         return "{!r} moves rows in it", at
-    return ("a decision is made about whole rows of it, but not by a known selection" if rows.decided else None), at
+    return (DECIDED if rows.decided else None), at
 
 
 def _is_behind_a_network(claim: Claim, rows: Mapping[fx.Node, Rows]) -> bool:
@@ -109,6 +122,11 @@ def _is_behind_a_network(claim: Claim, rows: Mapping[fx.Node, Rows]) -> bool:
     return bool(products(arg for node in first for arg in node.all_input_nodes))
 
 
+def _module(node: fx.Node) -> str:
+    """The path of the module that `node` was traced in, for an example."""
+    return next(iter([*modules_of(node)][::-1]), "") or "path.of.the.module"
+
+
 def _about_mixer(kind: Kind, rows: Rows, one_token: bool) -> str | None:
     if rows.state <= State.MOVED:
         return None if one_token else "each row of it is computed by itself"
@@ -123,7 +141,8 @@ def is_known_mixer(node: fx.Node) -> bool:
     return is_contraction(node) or ops.is_scan(node) or ops.op_name(node) == "cumsum"
 
 
-def _has_rows_of_one(base: fx.Node) -> bool:
+def has_rows_of_one(base: fx.Node) -> bool:
+    """Whether the stream has one token, or one sequence: then mixing can't be seen along that dimension."""
     value = ops.tensor(base)
     assert value is not None
     return any(same_dim(size, 1) for size in value.shape[:-1])

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import same_dim
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import effects, ops
 from farskip_compile.verify.account.weights import has_weights
 from farskip_compile.verify.rows.rules import is_contraction, is_unknown
 
@@ -36,14 +36,50 @@ def find_layer(
             combined.add(node)
         if _keeps_shape(node, shape):
             if is_unknown(node) and has_weights(node):
-                return node, f"{ops.op_name(node)!r}, of which nothing is known, is given weights"
+                return node, f"{ops.shown(node)!r}, of which nothing is known, is given weights"
+            if is_unknown(node) and _combines(node, plain, weighted):
+                return node, f"{ops.shown(node)!r}, of which nothing is known, may add a value to what comes of it"
             if node in combined:
-                return node, f"{ops.op_name(node)!r} combines a value and what is computed from it with weights"
+                return node, f"{ops.shown(node)!r} combines a value and what is computed from it with weights"
         if contracts or not weighted.isdisjoint(inputs):
             weighted.add(node)
         if not contracts and not plain.isdisjoint(inputs):
             plain.add(node)
     return None
+
+
+def find_layer_with_other_rows(nodes: Iterable[fx.Node], plain: Set[fx.Node]) -> fx.Node | None:
+    """Return the first value, in any shape, that a layer makes.
+
+    It is made of a value in `plain` and of what is computed from such values with weights and by mixing tokens or
+    choosing experts.
+
+    Heads that work on each row by itself may have skip connections, too, and are left alone.
+    """
+    weighted, works = set[fx.Node](), set[fx.Node]()
+    for node in nodes:
+        inputs = node.all_input_nodes
+        depends = not plain.isdisjoint(inputs) or not weighted.isdisjoint(inputs)
+        if not works.isdisjoint(inputs) or (depends and _mixes_or_chooses(node)):
+            works.add(node)
+        if not weighted.isdisjoint(inputs) or (depends and has_weights(node)):
+            weighted.add(node)
+        value = ops.tensor(node)
+        if value is None or value.dim() < 2 or not value.is_floating_point() or is_contraction(node):
+            continue
+        if ops.op_name(node) in PRODUCTS:
+            continue
+        if any(arg in plain and arg not in weighted for arg in inputs) and any(
+            arg in works and arg in weighted for arg in inputs
+        ):
+            return node
+    return None
+
+
+def _mixes_or_chooses(node: fx.Node) -> bool:
+    if ops.is_attention(node) or ops.is_scan(node) or ops.is_selection(node):
+        return True
+    return is_contraction(node) and not has_weights(node)
 
 
 def _combines(node: fx.Node, plain: Set[fx.Node], weighted: Set[fx.Node]) -> bool:
@@ -55,9 +91,9 @@ def _combines(node: fx.Node, plain: Set[fx.Node], weighted: Set[fx.Node]) -> boo
 
 
 def _keeps_shape(node: fx.Node, shape: Sequence[int | torch.SymInt]) -> bool:
-    """Whether the value of `node`, or one of several, has the stream's shape."""
+    """Return whether the value of `node`, one of several, or what it writes to has the stream's shape."""
     found = ops.fake(node)
-    values = found if isinstance(found, tuple | list) else [found]
+    values = [*(found if isinstance(found, tuple | list) else [found]), *map(ops.tensor, effects.mutated_args(node))]
     return any(
         isinstance(value, torch.Tensor)
         and value.is_floating_point()

@@ -12,7 +12,7 @@ three ways:
     it adds to what it is computed from, in whatever form: a value of the stream's shape is made of x as it is, and of
     f(x), with weights in f (`find_layer`)
     one operator that nothing is known about, given weights, returns a value of the stream's shape (`find_layer`)
-    with weights, it decides about rows, as a router does (`routes`)
+    with weights, it decides about rows, as a router does (`routes`, and behind what mixes rows `find_experts`)
 
 Algorithm (linear), for all nodes outside of the claims that something uses:
 1. Which side each is on: in front of the base, behind a residual value, or apart from both.
@@ -23,18 +23,20 @@ Algorithm (linear), for all nodes outside of the claims that something uses:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field
 
 from torch import fx
 
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import effects, ops
-from farskip_compile.passes.graph.walk import spread, walk_back
+from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.verify.account.begins import first_with_rows_of, shape_of
-from farskip_compile.verify.account.layers import find_layer
-from farskip_compile.verify.account.weights import begins_rows, has_weights, is_activation, routes
+from farskip_compile.verify.account.layers import find_layer, find_layer_with_other_rows
+from farskip_compile.verify.account.routers import find_experts
+from farskip_compile.verify.account.weights import begins_rows, has_weights, routes, weighted_sources
 from farskip_compile.verify.rows.read import begin, read_rows
+from farskip_compile.verify.rows.rules import is_contraction, is_state
 from farskip_compile.verify.rows.state import FREE, Rows, State
 
 
@@ -48,6 +50,8 @@ class Claims:
     """Residual values."""
     owned: Set[fx.Node]
     """Nodes of sub-blocks, and of the sum."""
+    given: Collection[fx.Node] = ()
+    """Terms beside the base that no sub-block adds, such as position embeddings."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,37 @@ class _Sides:
             for node in routes(nodes, read_rows(nodes, begin([first]))):
                 raise _refusal(node, "experts are chosen in front of the residual sum, with weights")
         self._refuse(find_layer(self.behind, self.claims.values, shape), "behind")
+        self._refuse_sub_blocks_in_the_embedding()
+        self._refuse_layers_with_other_rows()
+
+    def _refuse_sub_blocks_in_the_embedding(self) -> None:
+        """Refuse a term that no sub-block adds, and that weights make of what another such term is made of."""
+        terms = [self.claims.base, *self.claims.given]
+        sources = {node: _plain_sources(node) for node in terms} if len(terms) > 1 else {}
+        for node in sources:
+            others = set().union(*(sources[other] for other in terms if other is not node))
+            if not others.isdisjoint(weighted_sources(node)):
+                raise _refusal(node, "a value that is added to the embedding is computed from it, with weights")
+
+    def _refuse_layers_with_other_rows(self) -> None:
+        """Refuse layers that the stream comes from, or reaches, without weights in between: in whatever shape, they are
+        a part of the stack, and the rows of the stream were changed in a way that the residual sum does not go through.
+        """
+        leads_on = _plain_sources(self.claims.base)
+        goes_on = set(self.claims.values)
+        for node in self.behind:
+            if not goes_on.isdisjoint(node.all_input_nodes) and not is_contraction(node):
+                goes_on.add(node)
+        for nodes, plain, place in ((self.in_front, leads_on, "in front of"), (self.behind, goes_on, "behind")):
+            found = find_layer_with_other_rows(nodes, plain)
+            if found is not None:
+                raise UnsupportedPatternError(
+                    f"{place} the residual sum stands a layer with other rows, and no weights between the two: the "
+                    "stream's rows are changed there in a way that the sum does not go through",
+                    way_out="take rows by indices that do not depend on the stream, by one operator (x[:, i], "
+                    "index_select, gather, a cat with other rows); or compile the two parts apart from each other",
+                    where=ops.where(found),
+                )
 
     @staticmethod
     def _refuse(found: tuple[fx.Node, str] | None, place: str) -> None:
@@ -134,25 +169,11 @@ class _Sides:
             self.alone = read_rows(self.graph.nodes, begin(node for node in self.apart if begins_rows(node)))
             for node in routes(self.apart, self.alone):
                 raise _second_stack(node)
-        if any(map(self._continues_another_stream, self.behind)):
-            for node in self._choices_behind():
-                raise _second_stack(node)
-
-    def _choices_behind(self) -> Iterator[fx.Node]:
-        """Values behind the stack, on the way to more weights, that are made by integers which weights have made.
-
-        Rows say nothing here: behind a reader that mixes them, nothing is known of them.
-        """
-        weighted = spread(self.behind, has_weights)
-        chosen = spread(
-            [node for node in self.behind if ops.tensor(node) is not None and not ops.is_floating(node)],
-            lambda node: not weighted.isdisjoint(node.all_input_nodes),
-        )
-        decided = {node for node in self.behind if ops.is_floating(node)} & {
-            user for node in chosen for user in node.users
-        }
-        leads_on = set(walk_back(arg for node in self.behind if has_weights(node) for arg in node.all_input_nodes))
-        return (node for node in self.behind if node in decided and node in leads_on)
+        several = {*self.in_front, *self.behind, *self.apart}
+        outside = [node for node in self.graph.nodes if node in several]
+        experts = find_experts(self.graph, outside, self.claims.values)
+        if experts is not None:
+            raise _second_stack(experts)
 
     def beside(self) -> tuple[Beside, ...]:
         """Step 4."""
@@ -165,14 +186,11 @@ class _Sides:
                 found.append(Beside(place, len(products), mixes, ops.source_line(products[0])))
         return tuple(found)
 
-    def _continues_another_stream(self, node: fx.Node) -> bool:
-        """An add of what mixes the stream's rows to an activation that does not come from the stream."""
-        value = ops.tensor(node)
-        if value is None or value.dim() < 2 or ops.op_name(node) not in ("add", "sub", "iadd", "add_"):
-            return False
-        args = [arg for arg in node.all_input_nodes if ops.is_floating(arg)]
-        states = [self.rows[arg].state for arg in args]
-        return State.FREE in states and max(states) >= State.MIXED and any(map(is_activation, args))
+
+def _plain_sources(node: fx.Node) -> set[fx.Node]:
+    """Find the activations that `node` is made of without weights in between, `node` included."""
+    found = walk_back([node], lambda one: one is not node and is_contraction(one))
+    return {one for one in found if ops.is_floating(one) and not is_state(one)}
 
 
 def _used(graph: fx.Graph) -> set[fx.Node]:

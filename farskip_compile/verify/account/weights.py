@@ -32,6 +32,20 @@ def routes(nodes: Iterable[fx.Node], rows: Mapping[fx.Node, Rows]) -> Iterator[f
                 yield node
 
 
+def weighted_sources(node: fx.Node) -> Iterator[fx.Node]:
+    """Find what weights are applied to on the way to `node`, and all that this is computed from."""
+    products = [one for one in walk_back([node], inputs=_read) if has_weights(one)]
+    return walk_back((arg for one in products for arg in one.all_input_nodes), inputs=_read)
+
+
+def _read(node: fx.Node) -> list[fx.Node]:
+    """The nodes whose data `node` reads: none whose shape alone counts."""
+    if ops.op_name(node) in ops.LIKE:
+        return []
+    skipped = node.args[0] if ops.op_name(node) == "added_alone" else None
+    return [arg for arg in node.all_input_nodes if arg is not skipped]
+
+
 def has_weights(node: fx.Node) -> bool:
     """A product with weights of the model; or an operator that nothing is known about, and that is given some; or one
     that was declared to be a network, and is given none that show: it finds them by itself."""
@@ -56,12 +70,6 @@ def _is_held(node: fx.Node) -> bool:
     if not ops.is_floating(node):
         return False
     return all(map(is_state, (one for one in walk_back([node]) if not one.all_input_nodes)))
-
-
-def is_activation(node: fx.Node) -> bool:
-    """Made of weights and of an input of the call."""
-    sources = [one for one in walk_back([node]) if not one.all_input_nodes]
-    return any(map(is_state, sources)) and any(one.op == "placeholder" and not is_state(one) for one in sources)
 
 
 def begins_rows(node: fx.Node) -> bool:

@@ -13,6 +13,7 @@ from farskip_compile.errors import PartialModelError
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual import Reading
 from farskip_compile.verify.account.begins import rows_begin
+from farskip_compile.verify.account.declared import check_declared
 from farskip_compile.verify.account.fragment import check_fragment
 from farskip_compile.verify.account.kinds import Claim, check_kinds
 from farskip_compile.verify.account.outside import Beside, Claims, check_account
@@ -46,9 +47,15 @@ def account_for(module: fx.GraphModule, reading: Reading | None, part: bool) -> 
         for term, region in zip(reading.table.terms, reading.regions, strict=True)
         if not term.carried  # what came in was looked at in the graph that it comes from
     ]
+    check_declared(claims, stream.base, rows)
     check_kinds(claims, stream.base, rows)
     owned = {node for region in reading.regions for node in region.owned} | set(stream.tree) | set(stream.values)
     if part:
         came_in = [leaf for leaf, region in zip(stream.leaves, reading.regions, strict=True) if not region.owned]
         owned.update(walk_back(came_in))
-    return check_account(graph, Claims(stream.base, stream.root, stream.values, owned), rows)
+    given = [
+        region.leaf
+        for term, region in zip(reading.table.terms[1:], reading.regions[1:], strict=True)
+        if not region.owned and not term.carried
+    ]
+    return check_account(graph, Claims(stream.base, stream.root, stream.values, owned, given), rows)

@@ -9,7 +9,8 @@ taken for equal, and nothing else:
 1. An operator that writes in place, and its twin whose result is written, cast to the type of the memory. Not where
    gradients differ (a write without gradients keeps those of the old value), or autocast casts what the twin is given.
 2. A tensor in another shape, in the order that it had; a copy; a cast to the type that it has; one out of a list.
-3. `copy_` of a tensor of the same shape, and a cast; `x[indices] = y`, and `index_put`.
+3. `copy_` of a tensor of the same shape, and a cast; `x[indices] = y`, and `index_put`; a `put_sum`, and the calls that
+   it means.
 4. `rsub(a, b)` and `b - a`; operands of a sum by keyword and by position.
 5. All chunks of a tensor concatenated along another dimension, and unflatten, movedim, flatten.
 6. A checkpoint and its body; a stream that comes in as parts, and the sum that its tail makes of them.
@@ -35,9 +36,13 @@ from farskip_compile.passes.graph import ops
 from farskip_compile.verify.normalized.forms import in_plain_words, noted
 from farskip_compile.verify.normalized.memory import Memory, Numbers, View, allocate, narrow, write
 from farskip_compile.verify.normalized.numbering import Numbering
+from farskip_compile.verify.normalized.puts import written_out
 from farskip_compile.verify.normalized.sharing import Shares, Sharing
 from farskip_compile.verify.normalized.twins import Autocast
 from farskip_compile.verify.normalized.values import Known, leaves, mapped, with_fake_values
+
+CHECKS = ("_check", "_assert", "assert", "sym_constrain")
+"""How the names of operators begin that raise or do nothing: what runs after one computes what it did before."""
 
 
 @dataclass
@@ -157,6 +162,10 @@ class Account:
         if name == "after_write" or is_departure(record):
             given = mapped(record.args[0], values)
             return replace(given, seen=record.args[1]) if name == "after_write" else given
+        if name == "put_sum":
+            for step in written_out(record):
+                values[step.node] = self._compute(step.node, step, values, own)
+            return values[node]
         taken = _taken(record, values) if name == "getitem" else None
         return taken if taken is not None else self._compute(node, record, values, own)
 
@@ -195,7 +204,7 @@ class Account:
             number, self.draws = self.numbers.of("draw", self.draws, number), self.draws + 1
         if callee.is_random or callee.is_ordered or is_switch:
             self.ledger.acts.append((number, record.name))
-        if is_switch:
+        if is_switch and not name.startswith(CHECKS):
             self.numbering.switch(name, args, number)
         stored = (
             self.numbering.stored(callee, name, args, kwargs, number) if callee.replaces_first or callee.flag else None

@@ -6,16 +6,23 @@ Contract: pure functions of the name of an operator and of the values that it is
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from types import FunctionType
 from typing import Any
 
 import torch
 
+from farskip_compile._compat import OpOverloadPacket
+from farskip_compile._compat.tensors import parameters
 from farskip_compile.passes.graph import ops
 from farskip_compile.verify.normalized.memory import View
 
 OPERANDS = ("self", "input", "other")
+FIRST = ("self", "input", "x", "a", "x1")
+"""How the first operand may be named: by torch, and as NumPy does."""
 Arguments = tuple[str, tuple[Any, ...], dict[str, Any]]
 """The name of an operator, and what it is given."""
 
@@ -25,6 +32,11 @@ def in_plain_words(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], fla
     if flag is not None:
         args = tuple(False if place == flag else one for place, one in enumerate(args))
         kwargs = {key: one for key, one in kwargs.items() if key != "inplace"}
+    first = next((key for key in FIRST if key in kwargs), "")
+    if first and not args and takes_first(name, first):
+        args, kwargs = (kwargs[first],), {key: one for key, one in kwargs.items() if key != first}
+    if name in ("mul", "div") and kwargs.keys() == {"other"}:
+        args, kwargs = (*args, kwargs["other"]), {}
     if name in ("add", "sub", "rsub"):
         kwargs = {key: one for key, one in kwargs.items() if key != "alpha" or one != 1}
         if not kwargs.keys() - {*OPERANDS}:
@@ -33,15 +45,41 @@ def in_plain_words(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], fla
             return "sub", args[::-1], {}
     if name == "setitem" and is_put(args):
         target, key, value = args
-        return "index_put", (target, key if isinstance(key, tuple) else (key,), value), {}
+        return "index_put", (target, indices_of(key), value), {}
+    if name == "getitem" and len(args) == 2 and indices_of(args[1]):
+        return "index", (args[0], indices_of(args[1])), kwargs
     return name, args, kwargs
+
+
+@functools.lru_cache(maxsize=4096)
+def takes_first(name: str, key: str) -> bool:
+    """Return whether the first parameter of a function of torch is the one that callers may name `key`."""
+    for module in (torch.nn.functional, torch):
+        function = getattr(module, name, None)
+        if isinstance(function, FunctionType):
+            return next(iter(inspect.signature(function).parameters), "") == key
+    packet = getattr(torch.ops.aten, name, None)
+    overloads = packet.overloads() if isinstance(packet, OpOverloadPacket) else []
+    firsts = {one.name for overload in overloads for one in parameters(getattr(packet, overload))[:1]}
+    return bool(firsts) and firsts <= {"self", "input"}
+
+
+def indices_of(key: Any) -> tuple[Any, ...]:
+    """Return the tensors of `a[key]`, None for a dimension that is taken whole; nothing if it has other parts."""
+    parts = list(key) if isinstance(key, tuple) else [key]
+    while parts and (parts[-1] is Ellipsis or parts[-1] == slice(None)):
+        parts.pop()
+    found = tuple(None if isinstance(one, slice) and one == slice(None) else one for one in parts)
+    tensors = [one for one in found if isinstance(one, View)]
+    return found if tensors and len(tensors) + found.count(None) == len(found) else ()
 
 
 def is_put(args: Sequence[Any]) -> bool:
     """Return whether `a[key] = value` picks elements by tensors, and casts nothing."""
     target, key, value = args
-    picks = key if isinstance(key, tuple) else (key,)
-    return all(isinstance(one, View) for one in (target, value, *picks)) and value.fake.dtype == target.fake.dtype
+    if not indices_of(key) or not isinstance(target, View) or not isinstance(value, View):
+        return False
+    return bool(value.fake.dtype == target.fake.dtype)
 
 
 def is_cast(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:

@@ -50,7 +50,7 @@ def pointwise(node: fx.Node, given: Given) -> Rows:
         return Rows(State.MIXED, at=node)
     if any(one.summed and not covers(one.layout, layout) for one in rows):
         return Rows(State.MIXED, at=node)
-    scales = ops.op_name(node) not in ("add", "sub", "add_", "sub_")
+    scales = ops.op_name(node) not in ("add", "sub", "add_", "sub_") and is_data(value)  # a comparison scales nothing
     gates = [(arg, one) for arg, one in args if scales and (one.picked or one.state is State.DECISION)]
     decided = (
         any(one.decided for one in rows)
@@ -136,8 +136,9 @@ def _not_first(node: fx.Node, given: Given) -> Rows:
     return unknown(node, given) if found.state is State.ROWS else found
 
 
-def reduces(position: int, default: Sequence[int] | None = None) -> Rule:
-    """Entries along some dimensions meet, which go: a sum, a maximum."""
+def reduces(position: int, default: Sequence[int] | None = None, *, picks: bool = False) -> Rule:
+    """Return the rule of an operator that removes the dimensions along which entries meet: a sum, a maximum. With
+    `picks`, the result is one of the entries, chosen by all of them."""
 
     def rule(node: fx.Node, given: Given) -> Rows:
         source, rows = first_of(node, given)
@@ -147,6 +148,8 @@ def reduces(position: int, default: Sequence[int] | None = None) -> Rule:
             return _tuple(node, _not_first(node, given))
         dims = dims_of(node, position, default, len(rows.layout))
         added = layouts.along(rows.layout, dims)
+        if added and picks:
+            return _tuple(node, _chosen(node, rows))
         if added and not are_summed(node, rows, dims):
             return _tuple(node, Rows(State.MIXED, at=node))
         value = result(node)
@@ -156,7 +159,7 @@ def reduces(position: int, default: Sequence[int] | None = None) -> Rule:
             layout = tuple(() if place in dims else dim for place, dim in enumerate(rows.layout))
         else:
             layout = tuple(dim for place, dim in enumerate(rows.layout) if place not in dims)
-        return _tuple(node, Rows(State.ROWS, layout, rows.picked, rows.decided, added or rows.summed))
+        return _tuple(node, Rows(State.ROWS, layout, rows.picked or picks, rows.decided, added or rows.summed))
 
     return rule
 

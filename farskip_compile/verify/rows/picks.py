@@ -256,7 +256,7 @@ def _layout_of_written(node: fx.Node, kept: Sequence[Rows]) -> Layout:
     shape = value.shape
     where = node.args[1] if len(node.args) > 1 else None
     dims: list[int] = []
-    if name in ("index_put", "setitem") or (name == "added_alone" and isinstance(where, tuple | list)):
+    if name in ("index_put", "setitem", "put_sum") or (name == "added_alone" and isinstance(where, tuple | list)):
         entries = list(where) if isinstance(where, tuple | list) else [where]
         entries = [slice(None) if entry is None and name != "setitem" else entry for entry in entries]
         if any(isinstance(entry, EllipsisType) or entry is None for entry in entries):

@@ -13,7 +13,7 @@ until the next write.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -41,8 +41,20 @@ def begin(nodes: Iterable[fx.Node], indices: int | None = None) -> dict[fx.Node,
     }
 
 
-def read_rows(nodes: Iterable[fx.Node], begins: Mapping[fx.Node, Rows]) -> dict[fx.Node, Rows]:
-    """`Rows` for each of `nodes`, which are in the order of their graph; those of `begins` are what is said there."""
+Again = Callable[[fx.Node, Rows], Rows]
+"""What is to be taken for known of a node, given what its rule has found."""
+
+
+def read_rows(
+    nodes: Iterable[fx.Node], begins: Mapping[fx.Node, Rows], again: Again = lambda node, found: found
+) -> dict[fx.Node, Rows]:
+    """`Rows` for each of `nodes`, which are in the order of their graph; those of `begins` are what is said there.
+
+    Args:
+        nodes: all that are to be read, and what they are given.
+        begins: where rows begin.
+        again: where they may begin once more, behind what has mixed them.
+    """
     nodes = list(nodes)
     writes = effects.writers(nodes)
     known: dict[fx.Node, Rows] = {}
@@ -58,11 +70,11 @@ def read_rows(nodes: Iterable[fx.Node], begins: Mapping[fx.Node, Rows]) -> dict[
         elif ops.op_name(node).startswith("higher_order::"):
             known[node] = _inside(node, given)
         else:
-            known[node] = apply(node, given)
+            known[node] = again(node, apply(node, given))
         if ops.op_name(node) == "after_write":
             current[effects.storage(node)] = {node}
-        elif current and not current.get(memory := effects.storage(node), NOTHING).isdisjoint(node.all_input_nodes):
-            current[memory].add(node)
+        elif current:
+            _inherit(node, current)
         for base in writes.get(node, ()):
             memory = effects.storage(base)
             current.pop(memory, None)
@@ -73,6 +85,16 @@ def read_rows(nodes: Iterable[fx.Node], begins: Mapping[fx.Node, Rows]) -> dict[
                     after if before is None else Written(merged([known[node], before.seen_by(base)], node), base)
                 )
     return known
+
+
+def _inherit(node: fx.Node, current: Mapping[int | None, set[fx.Node]]) -> None:
+    """Enter `node` in `current` if it is a view of an entry, or a tuple of views such as a `chunk`, which has no memory
+    of its own."""
+    memory = effects.storage(node)
+    memories = map(effects.storage, node.all_input_nodes) if isinstance(ops.fake(node), tuple | list) else (memory,)
+    for one in memories:
+        if one in current and not current[one].isdisjoint(node.all_input_nodes):
+            current[one].add(node)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 """How an operator passes rows on: a rule for each family of operators.
 
 Contract: `apply` says what is known of a node from what is known of its arguments; less than is true in doubt, never
-more. Operators go by their canonical names, pointwise ones by the tag of their ATen operator; what a user declared goes
-before both.
+more. Operators go by their canonical names, pointwise ones by the tag of their ATen operator. What a user declared
+fills in what no rule knows; where a rule is sure, the rule holds, and whoever compares can see that they differ.
 """
 
 from __future__ import annotations
@@ -37,8 +37,15 @@ def apply(node: fx.Node, given: Given) -> Rows:
         chosen = any(one.picked for one in args) or (name in CHOICES and _chooses(node))
         return CHOSEN if chosen and not is_contraction(node) else FREE
     if is_declared(node):
-        return _as_declared(node, given)
-    if name == "after_write":  # the buffer, which `read_rows` gives as what was written to it: integers may be data
+        return _as_declared(node, given, args)
+    return _undeclared(node, given, args)
+
+
+def _undeclared(node: fx.Node, given: Given, args: Sequence[Rows]) -> Rows:
+    """What is known of the value of `node` by the rule of its operator."""
+    found = worst(args)
+    if ops.op_name(node) == "after_write":
+        # the buffer, which `read_rows` gives as what was written to it: integers may be data
         return views.same(node, given)
     if found.state is State.DECISION:
         about_themselves = all(one.layout for one in args if one.state is State.DECISION)
@@ -129,12 +136,26 @@ def _as_rows(given: Given) -> Given:
     return read
 
 
-def _as_declared(node: fx.Node, given: Given) -> Rows:
+def _as_declared(node: fx.Node, given: Given, args: Sequence[Rows]) -> Rows:
     """One output, or several of which each was declared."""
-    if (kind := declared(node)) is not None:
-        return DECLARED[kind](node, given)
-    parts = tuple(DECLARED[kind](node, given) for kind in outputs_of(node))
-    return worst(parts)._replace(parts=parts)
+    if (kind := declared(node)) is None:
+        parts = tuple(DECLARED[kind](node, given) for kind in outputs_of(node))
+        return worst(parts)._replace(parts=parts)
+    found = _undeclared(node, given, args)
+    if kind == "dense" and sum(one.state is State.ROWS for one in args) == 1 and ops.op_name(node) in CONTRACTIONS:
+        # weights are given features that a decision picked: those of the row itself, the user says
+        found = found._replace(decided=any(one.decided for one in args))
+    return found if _is_sure(node, kind, found, args) else DECLARED[kind](node, given)
+
+
+def _is_sure(node: fx.Node, kind: str, found: Rows, args: Sequence[Rows]) -> bool:
+    """Whether the rule of an operator, which has `found` something, goes before what was declared."""
+    from_rows = all(one.state <= State.ROWS for one in args)
+    if kind in ("attention", "mixer"):
+        return from_rows and (found.state in (State.FREE, State.ROWS) or bool(found.layout))
+    if found.state is State.MIXED and from_rows:
+        return kind == "dense" or (kind == "routed" and (ops.is_attention(node) or ops.is_scan(node)))
+    return found.state <= State.MOVED
 
 
 def _chooses(node: fx.Node) -> bool:
@@ -230,16 +251,17 @@ RULES: dict[str, Rule] = _table(
     (pointwise, "contiguous clone alias detach silu log_sigmoid relu6 hardswish hardsigmoid softplus"),
     (one_hot, "one_hot"),
     (pointwise, "_c10d_functional::wait_tensor _c10d_functional::all_reduce _c10d_functional::all_reduce_"),
-    (keeps(1), "softmax log_softmax _softmax _log_softmax cumsum cumprod logcumsumexp"),
+    (keeps(1), "softmax log_softmax _softmax _log_softmax cumsum cumprod logcumsumexp cummax cummin"),
     (keeps(1, [0]), "slice"),
     (reduces(1, [0]), "select"),
     (keeps(1, several=True), "flip"),
     (keeps(2), "roll"),
     (keeps(1, [-1]), "sort argsort glu"),
     (keeps(1, [0]), "msort"),
-    (keeps(2, [-1], picks=True), "topk kthvalue"),
+    (keeps(2, [-1], picks=True), "topk"),
+    (reduces(2, [-1], picks=True), "kthvalue"),
     (reduces(1), "sum mean prod any all amax amin logsumexp var std var_mean nansum count_nonzero"),
-    (reduces(1), "max min argmax argmin median mode"),
+    (reduces(1), "max min argmax argmin median nanmedian mode aminmax"),
     (reduces(2), "norm linalg_vector_norm"),
     (normalises, "layer_norm rms_norm native_layer_norm"),
     (linear, "linear"),
@@ -268,7 +290,8 @@ RULES: dict[str, Rule] = _table(
     (picks.embedded, "embedding"),
     (
         picks.written,
-        "scatter scatter_add scatter_reduce index_add index_copy index_put index_fill masked_scatter setitem copy",
+        "scatter scatter_add scatter_reduce index_add index_copy index_put put_sum index_fill masked_scatter setitem "
+        "copy",
     ),
     (picks.added, "added_alone"),
     # operators of libraries that do the same in one kernel

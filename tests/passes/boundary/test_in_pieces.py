@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from farskip_compile.passes.boundary.in_pieces import in_pieces
+from farskip_compile.passes.pieces.notes import note
 
 
 def waiting(shape: tuple[int, ...], splits: Any, dtype: torch.dtype = torch.float32) -> fx.Node:
@@ -50,3 +51,9 @@ def test_rows_of_each_rank_or_slots(number: int, shape: list[int], dim: int, len
 
 def test_one_piece_is_the_whole() -> None:
     assert in_pieces(waiting((8, 3, 4), [4, 4]), lambda launch: 1) is None
+
+
+def test_a_piece_is_not_cut_again() -> None:
+    wait = waiting((8, 3, 4), [4, 4])
+    note(wait.all_input_nodes[0], "2")
+    assert in_pieces(wait, refuse) is None

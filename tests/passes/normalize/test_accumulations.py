@@ -28,12 +28,14 @@ SUMS: dict[str, Call] = {
     "index_put by keyword": lambda a, i, x: a.index_put((i,), x, accumulate=True),
     "put of a sum": lambda a, i, x: a.index_put((i,), a[i] + x),
     "put of a sum, the other way round": lambda a, i, x: a.index_put((i,), x + a[i]),
+    "put of a difference": lambda a, i, x: a.index_put((i,), a[i] - x),
+    "put of a sum with a copy of the rows": lambda a, i, x: a.index_put((i,), a[i, :].clone() + x),
 }
 OTHERS: dict[str, Call] = {
     "index_put": lambda a, i, x: a.index_put((i,), x),
     "index_put that replaces": lambda a, i, x: a.index_put((i,), x, False),
     "index_put that replaces, by keyword": lambda a, i, x: a.index_put((i,), x, accumulate=False),
-    "put of a difference": lambda a, i, x: a.index_put((i,), a[i] - x),
+    "put of a difference, the other way round": lambda a, i, x: a.index_put((i,), x - a[i]),
     "put of a sum with rows from elsewhere": lambda a, i, x: a.index_put((i,), (a * 2)[i] + x),
     "put of a sum with other rows": lambda a, i, x: a.index_put((i,), a[i.flip(0)] + x),
     "largest": lambda a, i, x: a.scatter_reduce(0, spread(i, x), x, "amax"),

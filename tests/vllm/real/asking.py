@@ -9,17 +9,20 @@ from typing import Any
 import torch
 
 import farskip_compile
-from tests.vllm.real.checkpoints import edit, make
+from tests.vllm.real.checkpoints import VOCABULARY, edit, make
 
 
-def asking(root: Path, family: str, by: str, **options: Any) -> Path:
-    """The folder of a checkpoint that asks by `options` of vLLM (so not at all), by a `manifest`, guarded or `plain`,
-    or by AMD's keys (`amd`)."""
-    name = "-".join([family, by, *map(str, options.values())])
+def asking(root: Path, family: str, by: str, *, vocabulary: int = VOCABULARY, **options: Any) -> Path:
+    """Make a checkpoint with `vocabulary` tokens, once, and return its folder.
+
+    The checkpoint asks for rewiring by `options` of vLLM (so not at all), by a `manifest`, guarded or `plain`, or by
+    AMD's keys (`amd`).
+    """
+    name = "-".join([family, by, str(vocabulary), *map(str, options.values())])
     folder = root / name
     if folder.exists():
         return folder
-    model = make(family, folder)
+    model = make(family, folder, vocab_size=vocabulary)
     if by == "amd":
         edit(folder, {"farskip": True})
     elif by in ("manifest", "plain"):

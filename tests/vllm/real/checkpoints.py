@@ -38,6 +38,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "mixtral": ("Mixtral", {**GROUPED, "intermediate_size": 64, "num_local_experts": 8}, {}),
     "gpt_oss": ("GptOss", {**GROUPED, "intermediate_size": 64, "num_local_experts": 8, "sliding_window": 64}, {}),
+    "granitemoe": (
+        "GraniteMoe",
+        {"num_key_value_heads": 2, "intermediate_size": 64, "num_local_experts": 8, "residual_multiplier": 0.5},
+        {},
+    ),
     "deepseek_v3": (
         "DeepseekV3",
         {
@@ -77,7 +82,9 @@ def make(family: str, folder: Path, **changes: Any) -> Any:
             if "correction_bias" in name:
                 buffer.normal_(0, 0.05)
     model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    words = tokenizer()
+    words.add_tokens([f"<added_{number}>" for number in range(config.vocab_size - VOCABULARY)])
+    words.save_pretrained(folder)
     edit(folder, extra)
     return model
 

@@ -35,6 +35,16 @@ def configured(folder: Path, **engine: Any) -> Any:
     [
         ({**FULL, "enforce_eager": True}, OriginalWiringError, "told to compile nothing"),
         ({**FULL, "compilation_config": {"mode": 0}}, OriginalWiringError, "told to compile nothing"),
+        (
+            {**FULL, "enable_lora": True},
+            OriginalWiringError,
+            "on a CPU vLLM compiles no model that is served with LoRA",
+        ),
+        (
+            {**FULL, "speculative_config": {"method": "suffix", "num_speculative_tokens": 2}},
+            ConfigError,
+            "speculation by 'suffix' was not tried",
+        ),
         ({**FULL, "pipeline_parallel_size": 2}, ParallelismError, "pipeline_parallel_size is 2"),
         (
             {**OVERLAP, "enable_expert_parallel": True, "data_parallel_size": 2},
@@ -50,6 +60,14 @@ def configured(folder: Path, **engine: Any) -> Any:
 def test_a_configuration(checkpoint, engine, error, match):
     with pytest.raises(error, match=match):
         configured(checkpoint("qwen3_moe"), **engine)
+
+
+def test_a_second_model(checkpoint, tmp_path):
+    """A draft model is a second one to compile; speculation without one is served (test_served)."""
+    make("qwen3_moe", tmp_path / "draft", num_hidden_layers=1)
+    draft = {"method": "draft_model", "model": str(tmp_path / "draft"), "num_speculative_tokens": 2}
+    with pytest.raises(ConfigError, match="speculation by 'draft_model' compiles a second model"):
+        configured(checkpoint("qwen3_moe"), **FULL, speculative_config=draft)
 
 
 def test_eager_is_refused_for_a_checkpoint_that_says_what_it_is(checkpoint):
@@ -110,17 +128,22 @@ def run(folder: Path, engine: dict[str, Any], **variables: str) -> subprocess.Co
     return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
 
 
-def test_a_manifest_of_another_model(checkpoint, tmp_path):
-    """With the same names, layers and sub-blocks: its norms are of another width."""
+OTHERS = [{"hidden_size": 64}, {"num_hidden_layers": 3}, {"num_hidden_layers": 5}, {"vocab_size": 576}]
+OTHERS += [{"num_local_experts": 4}]
+
+
+@pytest.mark.parametrize("changes", OTHERS, ids=str)
+def test_a_manifest_of_another_model(changes, checkpoint, tmp_path):
+    """A manifest beside weights of other sizes, or another number of layers, is refused before anything is loaded."""
     folder = shutil.copytree(checkpoint("mixtral"), tmp_path / "wrong")
-    make("mixtral", tmp_path / "other", hidden_size=64)
+    make("mixtral", tmp_path / "other", **changes)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "other").eval()
     farskip_compile.prepare(model)
     manifest = farskip_compile.describe(model, torch.tensor([[5, 6, 7, 8]]))
     farskip_compile.save_manifest(manifest, folder / "farskip.json", guard=False)
-    done = run(folder, {"compilation_config": {"backend": "eager"}})
-    assert done.returncode
-    assert "ManifestError: the parameter" in done.stdout + done.stderr
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ManifestError, match="parameter"):
+        configured(folder)
 
 
 def test_a_model_that_is_not_warmed_up(checkpoint):

@@ -88,6 +88,36 @@ def test_two_ranks_under_inductor(checkpoint, note, two_ranks):
     note("qwen3_moe, overlap", "2, Inductor", 2, found)
 
 
+VOCABULARIES = [("qwen3_moe", 600), ("granitemoe", 49155)]
+"""Families, and numbers of tokens that are no multiple of 64: vLLM pads the table of the embedding."""
+
+
+@pytest.mark.parametrize(("family", "vocabulary"), VOCABULARIES)
+def test_a_vocabulary_of_any_size(family, vocabulary, checkpoint, note):
+    """A table that is longer than the manifest says, by vLLM's padding, is the model's."""
+    note(
+        f"{family}, {vocabulary} tokens",
+        "2, Inductor",
+        1,
+        served(checkpoint(family, "manifest", vocabulary=vocabulary)),
+    )
+
+
+@pytest.mark.usefixtures("like_a_gpu")
+@pytest.mark.parametrize(("family", "vocabulary"), VOCABULARIES)
+def test_a_vocabulary_of_any_size_on_two_ranks(family, vocabulary, checkpoint, note, two_ranks):
+    """Each rank holds half of the padded table."""
+    found = served(checkpoint(family, "manifest", vocabulary=vocabulary), **two_ranks)
+    note(f"{family}, {vocabulary} tokens", "3, pieces", 2, found)
+
+
+def test_speculation_by_ngrams(checkpoint, note):
+    """The model checks several tokens in each step; no second model is compiled."""
+    speculative = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+    found = served(checkpoint("qwen3_moe"), {"connectivity": "full"}, speculative_config=speculative)
+    note("qwen3_moe, n-grams", "2, Inductor", 1, found)
+
+
 @pytest.mark.usefixtures("like_a_gpu")
 def test_one_all_reduce_for_each_layer(checkpoint, note, two_ranks):
     options = {"connectivity": "mlp", "merge_reductions": True}

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How often, in this thread, this backend was called or a graph of it ran.
+
+Contract: a number that only grows. A call of a compiled model in which it does not grow ran the model as it is written.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class _Local(threading.local):
+    count = 0
+
+
+_local = _Local()
+
+
+def activity() -> int:
+    """Return the number."""
+    return _local.count
+
+
+def note_activity() -> None:
+    """The backend is called."""
+    _local.count += 1
+
+
+def counted(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `compiled`, a graph, whose runs are counted."""
+
+    def run(*args: Any) -> Any:
+        _local.count += 1
+        return compiled(*args)
+
+    return run
