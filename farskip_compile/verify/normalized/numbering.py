@@ -109,8 +109,8 @@ class Numbering:
         """Return the number of the shape of a fake tensor."""
         known = self._shapes.get(id(fake))
         if known is None:
-            sizes = tuple(one if isinstance(one, int) else str(one) for one in fake.shape)
-            known = self._shapes[id(fake)] = fake, self.numbers.of("shape", sizes)
+            # as text: a size may be an int in one graph, and a symbol that stands for that int in the other
+            known = self._shapes[id(fake)] = fake, self.numbers.of("shape", str(tuple(fake.shape)))
         return known[1]
 
     def callee(self, record: Any) -> Callee:
