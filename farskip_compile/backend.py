@@ -36,7 +36,7 @@ from farskip_compile._compat.names import JOINT_FOLDING, POST_GRAD
 from farskip_compile.carrier.passing import carrying
 from farskip_compile.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, FarSkipWarning, PartialModelError
-from farskip_compile.guard.activity import counted as counted_as_active
+from farskip_compile.guard.activity import counted as counting_runs
 from farskip_compile.guard.activity import note_activity
 from farskip_compile.guard.capture_errors import watch as watch_captures
 from farskip_compile.guard.compiled import note_rewired
@@ -155,7 +155,7 @@ class Backend:
                 report = publish(self.rewire(module), self.settings.on_report)
                 if report.outcome is Outcome.REWIRED:
                     note_rewired()
-                return counted_as_active(self.compile(module, example_inputs, report))
+                return counting_runs(self.compile(module, example_inputs, report))
 
     def rewire(self, module: fx.GraphModule) -> CompileReport:
         """Rewire `module` in place; with `strict=False`, leave it as it is and warn if that can't be done.
@@ -198,7 +198,12 @@ class Backend:
         return PartInPieces(plan) if plan is not None else None
 
     def compile(
-        self, module: fx.GraphModule, example_inputs: Sequence[Any], report: CompileReport | None = None
+        self,
+        module: fx.GraphModule,
+        example_inputs: Sequence[Any],
+        report: CompileReport | None = None,
+        *,
+        bare: bool = False,
     ) -> Compiled:
         """Compile a graph that is rewired already with the inner backend.
 
@@ -206,6 +211,7 @@ class Backend:
             module: the graph, as `rewire` left it.
             example_inputs: its example inputs.
             report: what `rewire` returned; None: of a graph that this backend did not rewire.
+            bare: return what Inductor returns, which the caller can serialise; its runs are not counted.
 
         Returns:
             What runs in place of the graph. At its first run the ranks compare their collectives and options.
@@ -227,9 +233,9 @@ class Backend:
             compiled = lookup_backend(self.settings.inner)(module, list(example_inputs))
         if orders:
             compiled = counted(compiled, frame, common, check_of(orders, sizes, common))
-        elif plan is not None and plan.check_order:
+        elif plan is not None and plan.check_order and not bare:
             compiled = counted(compiled, frame, plan.common)
-        if report is None:
+        if report is None or bare:
             return compiled
         compiled = watched(compiled, module, example_inputs, report, time.perf_counter() - begin)
         one_node = self.settings.inner != "eager"  # all others differentiate the graph before they run it

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -124,7 +124,7 @@ def refuse_if_changed(inputs: Sequence[Any], where: Where) -> None:
             )
 
 
-def refuse_change(name: str) -> NoReturn:
+def refuse_change(name: str) -> None:
     """Raise the error for `name`, a method or function that changes the stream or looks at its gradient."""
     refuse(
         PartialModelError,

@@ -83,8 +83,8 @@ class Carrier:
             return arrive(self.rest.key, self.base, *self.rest.others)
         return self.rest.whole()
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
         """The class that `isinstance` sees where a carrier is no instance of the class that is asked for."""
         return class_for(sys._getframe(1), Carrier, type(self.base))
 

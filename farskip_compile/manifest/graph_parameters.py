@@ -13,6 +13,7 @@ The embedding is not a sub-block.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import fx
@@ -32,7 +33,7 @@ GraphShape = tuple[int | None, ...]
 class GraphParameters:
     """Parameters by the names under which the traced code reached them."""
 
-    shapes: dict[str, GraphShape]
+    shapes: Mapping[str, GraphShape]
     """All of them, in graph order; of a distributed tensor the shape of the whole."""
     used: tuple[str, ...]
     """Those that sub-blocks use, in graph order."""

@@ -70,7 +70,7 @@ class Declared:
             raise ValueError(f"{self.name} can't be {self.kind}: 'return' is 'final', and nothing else is either")
         if ends and ("::" in self.name or self.outputs):
             raise ValueError(
-                f"{self.name} can't be {', '.join(sorted(ends))}: only an input of the call is an embedding"
+                f"{self.name} can't be {', '.join(sorted(map(str, ends)))}: only an input of the call is an embedding"
             )
         if not all(isinstance(text, str) for text in (self.wait, self.group)):
             raise ValueError(f"{self.name}: wait={self.wait!r} and group={self.group!r} are names")

@@ -252,8 +252,8 @@ def _first(evidence: Iterable[Evidence], kind: Kind, facts: Facts, nodes: Iterab
     first = next(found, None)
     if first is None:
         return None
-    evidence, node = first
-    return Finding(kind, evidence.text.format(operator=ops.shown(node), declared=declared_name(node)), node)
+    shown, node = first
+    return Finding(kind, shown.text.format(operator=ops.shown(node), declared=declared_name(node)), node)
 
 
 # Step 2
