@@ -55,7 +55,7 @@ class Ledger:
     """What the memory of each graph input and attribute holds at the end."""
     acts: list[tuple[int, str]] = field(default_factory=list)
     """What is done besides computing and writing, in order: a number, and the name of the node."""
-    values: dict[str, int] = field(default_factory=dict)
+    values: dict[str, Hashable] = field(default_factory=dict)
     """The number of each node."""
     unordered: tuple[str, str] | None = None
     """The first node that reads memory after a write although no edge says so, and that write."""
