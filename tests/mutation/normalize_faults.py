@@ -22,7 +22,7 @@ from farskip_compile.passes.normalize import (
     definitions,
     modes,
     normalize,
-    plain_adds,
+    plain_calls,
 )
 from farskip_compile.passes.normalize import single_assignment as assignment
 from farskip_compile.verify.normalized.check import verify_normalized
@@ -183,7 +183,7 @@ FAULTS = [
     ),
     fault(programs.out_of_order, axis_moves._chunk_of, "piece.args != (chunk, index)", "False"),
     # sums
-    fault(programs.differences, plain_adds.write_plain_adds, "operands = operands[::-1]", "pass"),
-    fault(programs.differences, plain_adds.write_plain_adds, "operator.sub", "operator.add"),
-    fault(programs.differences, plain_adds.write_plain_adds, 'node.kwargs.get("alpha", 1) != 1 or ', ""),
+    fault(programs.differences, plain_calls._write_binary, "operands = operands[::-1]", "pass"),
+    fault(programs.differences, plain_calls._write_binary, "operator.sub", "operator.add"),
+    fault(programs.differences, plain_calls._write_binary, 'node.kwargs.get("alpha", 1) != 1 or ', ""),
 ]

@@ -93,8 +93,7 @@ class Account:
         for one in leaves(self._walk(nodes, module, {})):
             whose: Hashable = None
             if isinstance(one, View):
-                own = mine.setdefault(id(one.memory), len(mine))
-                whose = one.memory.outside or own
+                whose = one.memory.outside or mine.setdefault(id(one.memory), len(mine))
             self.ledger.returned.append((self.numbering.key(one), whose))
         for memory in self.outside.values():
             self.ledger.left[memory.outside] = memory.holds.number

@@ -22,7 +22,7 @@ from farskip_compile.errors import VerificationError, Where
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.verify.normalized.account import Account, Ledger
-from farskip_compile.verify.normalized.callees import callee_of
+from farskip_compile.verify.normalized.callees import Callee, callee_of
 from farskip_compile.verify.normalized.memory import Numbers
 from farskip_compile.verify.normalized.sharing import Sharing
 from farskip_compile.verify.normalized.twins import Autocast
@@ -46,7 +46,7 @@ def verify_normalized(
         VerificationError: naming the first node whose value is another one, or an effect that is.
     """
     graph = module.graph
-    if before.shows(graph, besides=_is_mark) and not after and not any(map(_may_write, graph.nodes)):  # 1
+    if before.shows(graph, besides=_is_mark) and not after and not _writes(graph):  # 1
         return
     old, new = _ledgers(module, before, after, autocast)  # 2
     if new.unordered is not None:  # 3
@@ -74,11 +74,19 @@ def _is_mark(node: fx.Node) -> bool:
     return ops.op_name(node) == "added_alone" and not node.users
 
 
-def _may_write(node: fx.Node) -> bool:
-    if node.op not in ("call_function", "call_method"):
-        return False
-    callee = callee_of(node.target, node.op == "call_method")
-    return bool(callee.written) or bool(callee.writes_to(node.args, node.kwargs))
+def _writes(graph: fx.Graph) -> bool:
+    """Return whether a node of `graph` writes to an argument; each target is looked at once."""
+    known: dict[object, Callee] = {}
+    for node in graph.nodes:
+        if node.op not in ("call_function", "call_method"):
+            continue
+        key = node.target if isinstance(node.target, str) else id(node.target)
+        callee = known.get(key)
+        if callee is None:
+            callee = known[key] = callee_of(node.target, node.op == "call_method")
+        if callee.written or ((callee.flag is not None or node.kwargs) and callee.writes_to(node.args, node.kwargs)):
+            return True
+    return False
 
 
 def _difference(graph: fx.Graph, old: Ledger, new: Ledger) -> VerificationError:
