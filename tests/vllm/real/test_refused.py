@@ -41,9 +41,9 @@ def configured(folder: Path, **engine: Any) -> Any:
             "on a CPU vLLM compiles no model that is served with LoRA",
         ),
         (
-            {**FULL, "speculative_config": {"method": "suffix", "num_speculative_tokens": 2}},
+            {**FULL, "speculative_config": {"method": "ngram_gpu", "num_speculative_tokens": 2}},
             ConfigError,
-            "speculation by 'suffix' was not tried",
+            "speculation by 'ngram_gpu' was not tried",
         ),
         ({**FULL, "pipeline_parallel_size": 2}, ParallelismError, "pipeline_parallel_size is 2"),
         (
