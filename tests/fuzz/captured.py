@@ -43,7 +43,7 @@ def capture(
     single = not isinstance(next(iter(reversed(module.graph.nodes))).meta.get("returns"), tuple)
     found: list[Function | FarSkipError] = []
     for wish in wishes:
-        made = attempt(module, *wish, kind=fx.GraphModule)
+        made = attempt(module, *wish, kind=fx.GraphModule, kinds={})
         found.append(made.error if made.error is not None else _called(made.module, single))
     return found
 

@@ -8,6 +8,7 @@ answers that there is no residual stack, or (under `none`) no whole one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import fx
@@ -19,6 +20,9 @@ from farskip_compile.pipeline import run
 from farskip_compile.report.compile import CompileReport, Outcome
 from tests.fuzz.machine import Unwritten, duplicate, fingerprint
 from tests.fuzz.words import complaints
+
+WHOLE = {"*": "embedding", "return": "final"}
+"""What is declared of generated networks: they begin with inputs, and some end without a norm."""
 
 
 class Broken(AssertionError):
@@ -54,6 +58,7 @@ def attempt(
     connectivity: Connectivity,
     layers: LayerRange = None,
     kind: type[fx.GraphModule] = Unwritten,
+    kinds: Mapping[str, str] = WHOLE,
 ) -> Attempt:
     """Ask the pipeline for `connectivity`, on a copy of `module`, which is called afterwards only if `kind` says so.
 
@@ -63,8 +68,7 @@ def attempt(
     """
     made = Attempt(duplicate(module, kind))
     before = fingerprint(made.module)
-    whole = {"*": "embedding", "return": "final"}  # the networks begin with inputs, and some end without a norm
-    config = FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager", schedule=False, kinds=whole)
+    config = FarSkipConfig(connectivity=connectivity, layers=layers, inner="eager", schedule=False, kinds=kinds)
     try:
         made.report = run(made.module, config)
     except FarSkipError as error:

@@ -17,12 +17,6 @@ SLICE = {
     "spoiled": examples(96),
     "architectures": examples(6),
     "styles": examples(10),
-    "streams": examples(60),
-    "models": examples(6),
-    "stacks": examples(12),
-    "parts": examples(12),
-    "sessions": examples(10),
-    "ranks": examples(2),
 }
 SEED = 20_251_111
 LEAST = {
@@ -30,12 +24,6 @@ LEAST = {
     "spoiled": (0.7, 0.5, 0.15),
     "architectures": (0.8, 0.98, 0.3),
     "styles": (0.8, 0.3, 0.3),
-    "streams": (0.6, 0.2, 0.2),
-    "models": (0.5, 0.1, 0.1),
-    "stacks": (0.5, 0.1, 0.1),
-    "parts": (0.5, 0.1, 0.1),
-    "sessions": (0.5, 0.1, 0.1),
-    "ranks": (0.0, 0.5, -1.0),
 }
 """Parts that must differ from all before, be accepted, and be rewired to `full`: neither one example again and again,
 nor refusals, which meet every demand."""

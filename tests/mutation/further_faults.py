@@ -54,12 +54,18 @@ FURTHER = (
     ),
     SourceFault("farskip_compile/testing/comparing.py", "VANISHING * max(", "max(", COMPARING),
     SourceFault(
-        "farskip_compile/testing/expected.py", "<= row.layer <= layers[1]", "<= row.layer < layers[1]", "tests/testing"
+        "farskip_compile/testing/expected.py",
+        "<= row.layer <= layers[1]",
+        "<= row.layer < layers[1]",
+        "tests/testing/test_wiring.py",
     ),
     SourceFault(
-        "farskip_compile/testing/expected.py", "late.get(row.layer - 1, ())", "late.get(row.layer, ())", "tests/testing"
+        "farskip_compile/testing/expected.py",
+        "late.get(row.layer - 1, ())",
+        "late.get(row.layer, ())",
+        "tests/testing/test_wiring.py",
     ),
-    SourceFault("farskip_compile/testing/expected.py", ", *lagging}", "}", "tests/testing"),
+    SourceFault("farskip_compile/testing/expected.py", ", *lagging}", "}", "tests/testing/test_wiring.py"),
     SourceFault(
         "farskip_compile/testing/wiring.py", "    if wrong:\n", "    if False:\n", "tests/testing/test_wiring.py"
     ),
