@@ -219,7 +219,7 @@ def _outer_of_ours(desk: Desk) -> None:
 
 
 def _export(desk: Desk) -> None:
-    desk.call(torch.export.export(desk.model, (desk.ids,)).module())
+    desk.call(lambda ids: torch.export.export(desk.model, (ids,)).module()(ids))
 
 
 def _stance(name: str) -> Callable[[Desk], None]:

@@ -17,6 +17,11 @@ SLICE = {
     "spoiled": examples(96),
     "architectures": examples(6),
     "styles": examples(10),
+    "streams": examples(60),
+    "models": examples(6),
+    "stacks": examples(12),
+    "parts": examples(12),
+    "sessions": examples(10),
 }
 SEED = 20_251_111
 LEAST = {
@@ -24,9 +29,14 @@ LEAST = {
     "spoiled": (0.7, 0.5, 0.15),
     "architectures": (0.8, 0.98, 0.3),
     "styles": (0.8, 0.3, 0.3),
+    "streams": (0.8, 0.15, 0.15),
+    "models": (0.5, 0.1, 0.1),
+    "stacks": (0.5, 0.1, 0.1),
+    "parts": (0.5, 0.1, -1.0),
+    "sessions": (0.4, 0.1, 0.1),
 }
 """Parts that must differ from all before, be accepted, and be rewired to `full`: neither one example again and again,
-nor refusals, which meet every demand."""
+nor refusals, which meet every demand. Most parts of a model are refused."""
 
 
 @pytest.mark.parametrize("chunk", chunks(SLICE, SEED), ids=lambda chunk: f"{chunk.kind}-{chunk.number}")

@@ -66,3 +66,9 @@ def test_large_integers_are_compared_as_integers():
     big = torch.tensor([2**60])
     assert differences({"n": big}, {"n": big}) == []
     assert len(differences({"n": big}, {"n": big + 1})) == 1
+
+
+def test_the_same_numbers_of_another_type_differ():
+    (one,) = differences({"a": torch.ones(2)}, {"a": torch.ones(2, dtype=torch.float64)}, tolerance=1.0)
+    assert one.by == float("inf")
+    assert "float32 [2] against float64 [2]" in one.detail

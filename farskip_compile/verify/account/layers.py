@@ -51,29 +51,34 @@ def find_layer(
 def find_layer_with_other_rows(nodes: Iterable[fx.Node], plain: Set[fx.Node]) -> fx.Node | None:
     """Return the first value, in any shape, that a layer makes.
 
-    It is made of a value in `plain` and of what is computed from such values with weights and by mixing tokens or
-    choosing experts.
-
+    It is in `plain`, the values that the stream is made of, or that are made of it, without weights in between; and it
+    is made of such a value and of what is computed from one with weights and by mixing tokens or choosing experts.
     Heads that work on each row by itself may have skip connections, too, and are left alone.
     """
-    weighted, works = set[fx.Node](), set[fx.Node]()
+    carried, weighted, works = set(plain), set[fx.Node](), set[fx.Node]()
     for node in nodes:
         inputs = node.all_input_nodes
-        depends = not plain.isdisjoint(inputs) or not weighted.isdisjoint(inputs)
+        depends = not carried.isdisjoint(inputs) or not weighted.isdisjoint(inputs)
         if not works.isdisjoint(inputs) or (depends and _mixes_or_chooses(node)):
             works.add(node)
         if not weighted.isdisjoint(inputs) or (depends and has_weights(node)):
             weighted.add(node)
-        value = ops.tensor(node)
-        if value is None or value.dim() < 2 or not value.is_floating_point() or is_contraction(node):
+        elif depends and not is_contraction(node):
+            carried.add(node)
+        if node not in plain or ops.op_name(node) in PRODUCTS:
             continue
-        if ops.op_name(node) in PRODUCTS:
-            continue
-        if any(arg in plain and arg not in weighted for arg in inputs) and any(
+        if any(arg in carried and arg not in weighted for arg in inputs) and any(
             arg in works and arg in weighted for arg in inputs
         ):
             return node
     return None
+
+
+def is_normed(node: fx.Node, activations: Set[fx.Node]) -> bool:
+    """Return whether `node` normalises, in one operator or by a product with a statistic of the same values."""
+    if ops.op_name(node).endswith("norm"):
+        return True
+    return ops.op_name(node) in PRODUCTS and sum(arg in activations for arg in node.all_input_nodes) > 1
 
 
 def _mixes_or_chooses(node: fx.Node) -> bool:

@@ -23,16 +23,16 @@ Algorithm (linear), for all nodes outside of the claims that something uses:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass, field
 
 from torch import fx
 
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import effects, ops
-from farskip_compile.passes.graph.walk import walk_back
+from farskip_compile.passes.graph.walk import spread, walk_back
 from farskip_compile.verify.account.begins import first_with_rows_of, shape_of
-from farskip_compile.verify.account.layers import find_layer, find_layer_with_other_rows
+from farskip_compile.verify.account.layers import find_layer, find_layer_with_other_rows, is_normed
 from farskip_compile.verify.account.routers import find_experts
 from farskip_compile.verify.account.weights import begins_rows, has_weights, routes, weighted_sources
 from farskip_compile.verify.rows.read import begin, read_rows
@@ -141,11 +141,17 @@ class _Sides:
     def _refuse_layers_with_other_rows(self) -> None:
         """Refuse layers that the stream comes from, or reaches, without weights in between: in whatever shape, they are
         a part of the stack, and the rows of the stream were changed in a way that the residual sum does not go through.
+        A tower or a head of its own is told by a norm or a product with weights in between.
         """
-        leads_on = _plain_sources(self.claims.base)
+        activations = spread(self.graph.nodes, begins_rows)
+
+        def parts_stacks(node: fx.Node) -> bool:
+            return is_contraction(node) or is_normed(node, activations)
+
+        leads_on = _plain_sources(self.claims.base, parts_stacks)
         goes_on = set(self.claims.values)
         for node in self.behind:
-            if not goes_on.isdisjoint(node.all_input_nodes) and not is_contraction(node):
+            if not goes_on.isdisjoint(node.all_input_nodes) and not parts_stacks(node):
                 goes_on.add(node)
         for nodes, plain, place in ((self.in_front, leads_on, "in front of"), (self.behind, goes_on, "behind")):
             found = find_layer_with_other_rows(nodes, plain)
@@ -187,9 +193,9 @@ class _Sides:
         return tuple(found)
 
 
-def _plain_sources(node: fx.Node) -> set[fx.Node]:
-    """Find the activations that `node` is made of without weights in between, `node` included."""
-    found = walk_back([node], lambda one: one is not node and is_contraction(one))
+def _plain_sources(node: fx.Node, parts: Callable[[fx.Node], bool] = is_contraction) -> set[fx.Node]:
+    """Find the activations that `node` is made of without an operator that `parts` in between, `node` included."""
+    found = walk_back([node], lambda one: one is not node and parts(one))
     return {one for one in found if ops.is_floating(one) and not is_state(one)}
 
 
