@@ -65,7 +65,10 @@ def module_paths(expression: str) -> tuple[str, ...]:
     while text != before:
         before, text = text, re.sub(r"getattr\(([^(),]*), '([^']*)'\)", r"\1.\2", text)
     root = re.match(r"[LG]\['[^']*'\]((?:\['?[^\]']*'?\])*)", text)
-    rests = (text,) if root is None else (text[root.start(1) :], text[root.end() :])
+    rests = (text,)
+    if root is not None:
+        path = root.group(1)
+        rests = (path + text[len(root.group(0)) :], text[len(root.group(0)) :])
     return tuple(dict.fromkeys(_dotted(rest) for rest in rests))
 
 
@@ -79,7 +82,10 @@ def parameter_itself(placeholder: fx.Node) -> nn.Parameter | None:
 
     None: no parameter, or the graph is no longer being compiled, so that Dynamo has let go of it.
     """
-    found = getattr(placeholder.meta.get("grapharg"), "example", None)
+    try:
+        found = getattr(placeholder.meta.get("grapharg"), "example", None)
+    except AssertionError:  # Dynamo holds it by a weak reference, and the model is gone
+        return None
     return found if isinstance(found, nn.Parameter) else None
 
 
