@@ -116,7 +116,8 @@ def watch() -> None:
 
 def note_rewired() -> None:
     """The graph that Dynamo has just traced was rewired."""
-    families: list[Family] = _traced.get(tracing(), [])
+    traced = tracing()
+    families: list[Family] = _traced.get(traced, []) if traced is not None else []
     for family in families:
         family.rewired = True
 
