@@ -182,7 +182,7 @@ def _part(ends: _Ends) -> FarSkipError:
     break_met = f", because Dynamo met a graph break: {said_of_break}{at}" if cut else ""
     if ends.open_inputs and ends.open_end is not None:
         return PartialModelError(
-            f"the graph begins and ends with the raw residual stream ({len(rows)} sub-blocks in it): layers seem to be compiled one "
+            f"the graph begins and ends with the raw residual stream ({count} in it): layers seem to be compiled one "
             f"by one, and FarSkip connects two layers{break_met}",
             way_out=f"remove the break; torch.compiler.reset() before compiling again; {REGIONAL}"
             if cut

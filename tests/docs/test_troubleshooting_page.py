@@ -31,7 +31,7 @@ FIXED = 14
 
 
 def messages(file: Path) -> Iterator[re.Pattern[str]]:
-    """Strings of a source file, with anything for values; of one with several lines the first."""
+    """Yield the strings of a source file, with anything for values, which may be empty; the first line of several."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.JoinedStr):
             parts = [str(part.value) if isinstance(part, ast.Constant) else None for part in node.values]
@@ -41,7 +41,7 @@ def messages(file: Path) -> Iterator[re.Pattern[str]]:
             continue
         first, _, _ = "".join("\0" if part is None else part for part in parts).partition("\n")
         if len(first.replace("\0", "")) >= FIXED:
-            yield re.compile(re.escape(first).replace(re.escape("\0"), ".+?"))
+            yield re.compile(re.escape(first).replace(re.escape("\0"), ".*?"))
 
 
 MESSAGES = [
