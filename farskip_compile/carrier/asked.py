@@ -30,7 +30,7 @@ def class_for(frame: FrameType, own: type, as_tensor: type) -> Any:
     Raises:
         PartialModelError: an `autograd.Function` takes or returns the stream while gradients are computed.
     """
-    if frame.f_code is APPLY and torch.is_grad_enabled():
+    if frame.f_code is APPLY and torch.is_grad_enabled() and not _is_fsdp(frame.f_back):
         raise PartialModelError(
             "a torch.autograd.Function, or a checkpoint with use_reentrant=True, takes or returns the residual "
             "stream between two layers that are compiled one by one: its gradient would not pass the function",
@@ -40,6 +40,11 @@ def class_for(frame: FrameType, own: type, as_tensor: type) -> Any:
     if frame.f_code is IS_TENSOR or (_outside(frame) and _is_isinstance(frame)):
         return as_tensor
     return own
+
+
+def _is_fsdp(frame: FrameType | None) -> bool:
+    """Return whether FSDP2 asks, whose function passes on what is no tensor, and looks at no gradient's value."""
+    return frame is not None and str(frame.f_globals.get("__name__", "")).startswith("torch.distributed.fsdp.")
 
 
 def _outside(frame: FrameType) -> bool:

@@ -103,6 +103,8 @@ class Carrier:
             raise AttributeError(name)  # what Python and PyTorch look up on their own is given below, or absent
         if name in KNOWN or name in ASKED:
             return getattr(self.base, name)
+        if name == "register_hook" and str(sys._getframe(1).f_globals.get("__name__")).startswith("torch."):
+            return self.base.register_hook  # FSDP2's, to gather parameters in time: the gradient's value is not asked
         _refuse_if_changing(name, needs_gradient=self.base.requires_grad)
         whole = self.whole()
         found = getattr(whole, name)

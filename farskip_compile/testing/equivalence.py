@@ -16,6 +16,7 @@ from torch import nn
 from farskip_compile.backend import backend
 from farskip_compile.capture import compiled_with
 from farskip_compile.errors import ConfigError, NoResidualStackError, PartialModelError
+from farskip_compile.guard.activity import original_on_purpose
 from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.testing.comparing import differences, scale_of_gradients
 from farskip_compile.testing.failure import failure, refusals_fail, some
@@ -88,7 +89,7 @@ def assert_unchanged(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Co
     reports: list[CompileReport] = []
 
     def original(*args: Any, **kwargs: Any) -> Any:
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), original_on_purpose():
             return model(*args, **kwargs)
 
     torch.compiler.reset()
