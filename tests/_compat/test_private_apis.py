@@ -43,7 +43,7 @@ VLLMS = frozenset(
 """vLLM's, which its plugin alone may touch; whether they are there is for `make vllm` to see."""
 PUBLIC = (
     *(str, bytes, int, dict, list, set, frozenset, tuple),
-    *(types.FrameType, types.CodeType, types.MethodType, types.FunctionType, BaseException, logging.Logger),
+    *(types.FrameType, types.CodeType, types.MethodType, types.FunctionType, BaseException, logging.Logger, re.Match),
     *(fx.Node, fx.Graph, fx.GraphModule, nn.Module, torch.Tensor, torch.SymInt, dist.ProcessGroup, dist.Store),
 )
 """Classes whose attributes may be read."""

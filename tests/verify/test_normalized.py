@@ -228,3 +228,21 @@ def test_a_part_holds_what_was_written_to_it_last() -> None:
     again = view(narrow(memory.root, numbers.of("the first three"), numbers, fake.view(-1)[:3]))
     write(row, 1005, numbers)
     assert read(again, numbers) == 1005  # the same elements, by another way
+
+
+PAIRS = torch.library.Library("farskip_pairs", "DEF")
+PAIRS.define("pair(int size) -> (Tensor, Tensor)")
+PAIRS.impl("pair", lambda size: (torch.ones(size), torch.zeros(size)), "CompositeExplicitAutograd")
+torch.library.register_fake("farskip_pairs::pair", lambda size: (torch.ones(size), torch.ones(size)), lib=PAIRS)
+
+
+def test_an_operator_may_return_several_tensors_and_take_none() -> None:
+    """Engines have such ones: buffers that a library hands out."""
+
+    def function(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        one, two = torch.ops.farskip_pairs.pair(3)
+        x = x * one
+        x += s * two
+        return x
+
+    checked(copy(function))

@@ -46,7 +46,7 @@ class Numbering:
         if name in KEEPS_ORDER and views and isinstance(fake, torch.Tensor) and fake.dtype == views[0].fake.dtype:
             return (number := read(views[0], numbers)), number
         step = 0
-        if shares is not None:
+        if shares is not None and views:  # an operator that takes no tensor may return several
             source = views[shares.operand if isinstance(shares, Shares) else 0]
             step = numbers.of("step", name, self.key(args, source), self.key(kwargs, source), source.shape)
         return numbers.of("call", name, self._mode, self.key(args), self.key(kwargs)), step
