@@ -86,7 +86,9 @@ def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         for name in names:
-            yield from plain_tensors(getattr(tensor, name))
+            part = getattr(tensor, name)
+            if isinstance(part, torch.Tensor):  # a DTensor names its device mesh, too
+                yield from plain_tensors(part)
     elif tensor.layout == torch.strided:
         yield tensor
 
